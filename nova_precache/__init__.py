@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image pre-caching for Nova's compute hosts: tracked, durable, bounded."""
+
+from nova_precache import concurrency
+
+concurrency.use_native_threads()

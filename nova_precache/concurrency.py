@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads: which kind oslo.messaging is to use, and work that is done periodically.
+
+oslo.messaging imports oslo.service, which takes eventlet unless it has been told
+otherwise by then. So the choice is made before it is imported anywhere.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterable
+from concurrent import futures
+from typing import Any, Protocol
+
+from oslo_service import backend
+
+with warnings.catch_warnings():
+    # futurist looks whether eventlet is there, which warns about itself.
+    warnings.filterwarnings('ignore', message=r'\s*Eventlet is deprecated')
+    import futurist
+    from futurist import periodics
+
+Work = Callable[[], object]
+
+PERIODIC_THREADS = 4
+
+
+def use_native_threads() -> None:
+    """Have oslo.service use native threads unless the process has chosen already."""
+    backend.register_backend_default_hook(lambda: backend.BackendType.THREADING)
+
+
+class Periodic:
+    """Does several things, each every so many seconds; a failure is logged and tried again.
+
+    They run in threads of their own, so that a slow one does not delay the others.
+    """
+
+    def __init__(self, name: str, work: Iterable[tuple[float, Work]]) -> None:
+        self._worker = periodics.PeriodicWorker(
+            [_every(seconds, each) for seconds, each in work],
+            executor_factory=lambda: futurist.ThreadPoolExecutor(PERIODIC_THREADS),
+        )
+        self._thread = threading.Thread(target=self._worker.start, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and wait for what is being done."""
+        if self._thread.ident is not None:
+            self._worker.stop()
+            self._thread.join()
+
+
+class Stoppable(Protocol):
+    """Something that runs until it is stopped."""
+
+    def stop(self) -> None:
+        """Stop, and return when nothing of it runs any more."""
+
+
+def stop_all(parts: Collection[Stoppable]) -> None:
+    """Stop several things at once; each may take a moment."""
+    if not parts:
+        return
+    with futures.ThreadPoolExecutor(len(parts)) as pool:
+        for stopped in [pool.submit(part.stop) for part in parts]:
+            stopped.result()
+
+
+def _every(seconds: float, work: Work) -> tuple[Any, tuple[()], dict[str, Any]]:
+    @periodics.periodic(seconds)
+    def run() -> None:
+        work()
+
+    return run, (), {}

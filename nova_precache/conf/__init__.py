@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options, one module a group; each is registered on a conf passed in."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from keystoneauth1 import loading
+from oslo_config import cfg
+from oslo_db import options as db_options
+from oslo_log import log
+from oslo_messaging import opts as messaging_opts
+from oslo_messaging._metrics import client as messaging_metrics
+from oslo_messaging._tracing import client as messaging_tracing
+
+from nova_precache.conf import (
+    api,
+    compute,
+    conductor,
+    glance,
+    image_cache,
+    libvirt,
+    service,
+    upgrade_levels,
+)
+
+MODULES: tuple[ModuleType, ...] = (
+    service,
+    api,
+    compute,
+    conductor,
+    glance,
+    image_cache,
+    libvirt,
+    upgrade_levels,
+)
+
+
+def new(args: Sequence[str] = (), config_files: Sequence[str] | None = None) -> cfg.ConfigOpts:
+    """Make a conf of its own with every option registered.
+
+    :param args: command line arguments, such as ``--config-file PATH``
+    :param config_files: files to read instead of the default ones
+    :raises oslo_config.cfg.Error: for an unknown argument or a bad value
+    """
+    conf = cfg.ConfigOpts()
+    register(conf)
+    conf(
+        list(args),
+        project='nova-precache',
+        default_config_files=None if config_files is None else list(config_files),
+    )
+    return conf
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Register every option of the service, and of the libraries it configures."""
+    log.register_options(conf)
+    for module in MODULES:
+        # By its name: a group passed as an object would share its values with every other conf.
+        name = None if module.GROUP is None else module.GROUP.name
+        conf.register_opts(module.OPTIONS, group=name)
+    loading.register_session_conf_options(conf, glance.GROUP.name)
+    loading.register_auth_conf_options(conf, glance.GROUP.name)
+    conf.register_opts(db_options.database_opts, group='database')
+    _register_messaging(conf)
+
+
+def _register_messaging(conf: cfg.ConfigOpts) -> None:
+    """Register what oslo.messaging registers too late, or on the global object alone."""
+    for group, options in messaging_opts.list_opts():
+        if group is None:
+            conf.register_opts(options)
+    conf.register_opts(messaging_metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
+    conf.register_opts(messaging_tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """Give the options to oslo.config's sample generator and Sphinx extension."""
+    options = [(_group_name(module), list(module.OPTIONS)) for module in MODULES]
+    for index, (name, opts) in enumerate(options):
+        if name == glance.GROUP.name:
+            options[index] = (name, opts + glance.library_options())
+    return options
+
+
+def _group_name(module: ModuleType) -> str:
+    group = module.GROUP
+    return 'DEFAULT' if group is None else str(group.name)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""[DEFAULT]: what every process of the service shares."""
+
+import socket
+
+from oslo_config import cfg
+
+GROUP = None
+
+OPTIONS = [
+    cfg.HostAddressOpt(
+        'host',
+        default=socket.gethostname(),
+        sample_default='<current_hostname>',
+        help="""
+Name of this host in host mappings, aggregates and RPC. Beside nova-compute it
+must be the host name that nova-compute uses.
+""",
+    ),
+    cfg.StrOpt(
+        'state_path',
+        default='/var/lib/nova-precache',
+        help='Directory of this host for state that must outlive a restart.',
+    ),
+    cfg.FloatOpt(
+        'long_rpc_timeout',
+        default=1800,
+        min=1,
+        help='Seconds that a call to a compute may take, heartbeats or not, before it is repeated.',
+    ),
+    cfg.FloatOpt(
+        'report_interval',
+        default=10,
+        min=0.1,
+        help='Seconds between two reports of a compute about its state.',
+    ),
+    cfg.FloatOpt(
+        'service_down_time',
+        default=60,
+        min=0.2,
+        help='Seconds after its last report from which a compute counts as down.',
+    ),
+]

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""[upgrade_levels]: RPC versions to send while releases are mixed."""
+
+from oslo_config import cfg
+
+GROUP = cfg.OptGroup('upgrade_levels', title='RPC version pins')
+
+OPTIONS = [
+    cfg.StrOpt('compute', help='Highest version of the compute RPC API to send, such as 1.0.'),
+    cfg.StrOpt('conductor', help='Highest version of the conductor RPC API to send, such as 1.0.'),
+]

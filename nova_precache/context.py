@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asks: the request context, from the API to Glance's log."""
+
+from typing import Any
+
+from oslo_context import context
+
+
+class RequestContext(context.RequestContext):
+    """An oslo.context request context that knows whether its user is an admin.
+
+    ``auth_token`` lives in memory only: :meth:`to_wire` leaves it out.
+    """
+
+    def to_wire(self) -> dict[str, Any]:
+        """Give what may leave the process: ids and roles, no token."""
+        return {
+            'request_id': self.request_id,
+            'global_request_id': self.global_request_id,
+            'user_id': self.user_id,
+            'project_id': self.project_id,
+            'roles': list(self.roles),
+            'is_admin': self.is_admin,
+        }
+
+    @classmethod
+    def from_wire(cls, values: dict[str, Any]) -> 'RequestContext':
+        return cls(
+            request_id=values.get('request_id'),
+            global_request_id=values.get('global_request_id'),
+            user_id=values.get('user_id'),
+            project_id=values.get('project_id'),
+            roles=values.get('roles') or [],
+            is_admin=bool(values.get('is_admin')),
+            overwrite=False,
+        )
+
+
+def admin_context(request_id: str | None = None) -> RequestContext:
+    """The service's own identity, for work that no user waits for."""
+    return RequestContext(is_admin=True, roles=['admin'], request_id=request_id, overwrite=False)

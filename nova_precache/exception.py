@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of the service.
+
+::
+
+    PrecacheError
+    ├── InvalidInput
+    │   ├── ImageNotUsable
+    │   ├── InvalidAggregateAction
+    │   ├── RootDiskTooSmall
+    │   └── TooMany
+    ├── NotFound
+    │   ├── AggregateNotFound
+    │   ├── AggregateHostNotFound
+    │   ├── AggregateMetadataNotFound
+    │   ├── ComputeHostNotFound
+    │   ├── CellNotFound
+    │   └── RequestNotFound
+    ├── Conflict
+    │   ├── AggregateNameExists
+    │   ├── AggregateHostExists
+    │   ├── InvalidHost
+    │   ├── AgentConflict
+    │   ├── CellExists
+    │   └── RootDiskExists
+    ├── Forbidden
+    │   ├── PolicyNotAuthorized
+    │   └── ReadOnlyInventory
+    ├── ImageServiceUnavailable
+    ├── ConfigError
+    ├── CellUnreachable
+    └── CacheError
+        ├── ImageGone
+        ├── ImageUnauthorized
+        ├── UnsafeImage
+        ├── UnverifiedImage
+        ├── ImageMismatch
+        ├── DownloadInterrupted
+        ├── NotEnoughSpace
+        ├── StorageError
+        ├── ConversionFailed
+        ├── ShuttingDown
+        └── BackendUnsupported
+
+Domain errors know no HTTP: ``api/faults.py`` has the one table that maps them.
+Errors of other libraries are translated where they are called.
+"""
+
+import errno
+from typing import ClassVar
+
+from nova_precache import model
+
+
+class PrecacheError(Exception):
+    """Anything that this service raises on purpose."""
+
+
+class InvalidInput(PrecacheError):
+    """What was asked for cannot be; the message names the field."""
+
+
+class ImageNotUsable(InvalidInput):
+    """An image is unknown, not visible to whoever asked, or not active."""
+
+    def __init__(self, image_id: str, why: str) -> None:
+        super().__init__(f'Image {image_id} {why}')
+        self.image_id = image_id
+
+
+class InvalidAggregateAction(InvalidInput):
+    """An aggregate may not be changed or deleted like this."""
+
+
+class RootDiskTooSmall(InvalidInput):
+    """A root disk was to be smaller than what its image holds."""
+
+    def __init__(self, image_id: str, size_bytes: int, virtual_size_bytes: int) -> None:
+        super().__init__(
+            f'Image {image_id} needs a root disk of at least {virtual_size_bytes} bytes, '
+            f'{size_bytes} asked'
+        )
+
+
+class TooMany(InvalidInput):
+    """A configured limit would be exceeded; the message names it."""
+
+    def __init__(self, what: str, asked: int, limit_name: str, limit: int) -> None:
+        super().__init__(f'Too many {what}: {asked} asked, {limit_name} is {limit}')
+
+
+class NotFound(PrecacheError):
+    """Something that was named does not exist."""
+
+
+class AggregateNotFound(NotFound):
+    """No aggregate has this id."""
+
+    def __init__(self, aggregate_id: object) -> None:
+        super().__init__(f'Aggregate {aggregate_id} could not be found.')
+
+
+class AggregateHostNotFound(NotFound):
+    """The aggregate does not hold this host."""
+
+    def __init__(self, aggregate_id: int, host: str) -> None:
+        super().__init__(f'Aggregate {aggregate_id} has no host {host}.')
+
+
+class AggregateMetadataNotFound(NotFound):
+    """The aggregate has no metadata of this key."""
+
+    def __init__(self, aggregate_id: int, key: str) -> None:
+        super().__init__(f'Aggregate {aggregate_id} has no metadata with key {key}.')
+
+
+class ComputeHostNotFound(NotFound):
+    """No compute host of this name is mapped to a cell."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f'Compute host {host} could not be found.')
+
+
+class CellNotFound(NotFound):
+    """No cell mapping has this uuid or name."""
+
+    def __init__(self, cell: str) -> None:
+        super().__init__(f'Cell {cell} has no mapping.')
+
+
+class RequestNotFound(NotFound):
+    """No cache request has this id, or it is another project's."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f'Cache request {request_id} could not be found.')
+
+
+class Conflict(PrecacheError):
+    """What exists already stands in the way."""
+
+
+class AggregateNameExists(Conflict):
+    """Another aggregate has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'Aggregate {name} already exists.')
+
+
+class AggregateHostExists(Conflict):
+    """The aggregate holds this host already."""
+
+    def __init__(self, aggregate_id: int, host: str) -> None:
+        super().__init__(f'Aggregate {aggregate_id} already has host {host}.')
+
+
+class InvalidHost(Conflict):
+    """A host may not be where it was to be put."""
+
+    def __init__(self, aggregate_id: int, why: str) -> None:
+        super().__init__(f'Cannot add host to aggregate {aggregate_id}. Reason: {why}.')
+
+
+class AgentConflict(Conflict):
+    """Another living agent reports under the same host name, or in another cell."""
+
+
+class CellExists(Conflict):
+    """Another cell has this name or these URLs."""
+
+
+class RootDiskExists(Conflict):
+    """The instance has a root disk, which is never overwritten."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f'Root disk {path} exists already.')
+
+
+class Forbidden(PrecacheError):
+    """Whoever asked may not do this."""
+
+
+class PolicyNotAuthorized(Forbidden):
+    """A policy rule forbids it."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"Policy doesn't allow {rule} to be performed.")
+        self.rule = rule
+
+
+class ReadOnlyInventory(Forbidden):
+    """Aggregates belong to Nova's database, which this service never writes."""
+
+
+class ImageServiceUnavailable(PrecacheError):
+    """Glance could not be reached or answered with a server error."""
+
+    retry_after_seconds: ClassVar[int] = 10
+
+
+class ConfigError(PrecacheError):
+    """The configuration contradicts itself or the machine; names the option."""
+
+
+class CellUnreachable(PrecacheError):
+    """A cell's broker takes no message."""
+
+
+class CacheError(PrecacheError):
+    """Caching one image on one host failed; ``retry`` says whether it can pass."""
+
+    retry: ClassVar[model.Retry] = model.Retry.NEVER
+
+
+class ImageGone(CacheError):
+    """The image was deleted, deactivated or hidden while it was wanted."""
+
+
+class ImageUnauthorized(CacheError):
+    """Glance refused the token, a fresh one too."""
+
+    retry = model.Retry.BACKOFF
+
+
+class UnsafeImage(CacheError):
+    """The image could reach files of the host, or is not what it says it is."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f'unsafe image: {why}')
+
+
+class UnverifiedImage(CacheError):
+    """Glance knows no hash of the image, so its bytes cannot be verified."""
+
+
+class ImageMismatch(CacheError):
+    """The bytes that came are not those that Glance hashed."""
+
+    retry = model.Retry.ONCE
+
+
+class DownloadInterrupted(CacheError):
+    """The connection to the source of the bytes broke or stalled."""
+
+    retry = model.Retry.BACKOFF
+
+
+class NotEnoughSpace(CacheError):
+    """The file system has no room for the image and the reserve."""
+
+
+class StorageError(CacheError):
+    """The file system refused a write, a rename or a lock."""
+
+    retry = model.Retry.BACKOFF
+
+
+def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
+    """Make the error for what the operating system refused while ``doing``."""
+    reason = f'{doing}: {error.strerror or error}'
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NotEnoughSpace(reason)
+    return StorageError(reason)
+
+
+class ConversionFailed(CacheError):
+    """qemu-img could not read or convert the image within its limits."""
+
+
+class BackendUnsupported(CacheError):
+    """The driver or its image backend keeps no image cache."""
+
+
+class ShuttingDown(CacheError):
+    """The compute stops; whoever asks again later gets the image."""
+
+    retry = model.Retry.BACKOFF

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns of the service: what crosses a boundary between its parts.
+
+Everything here is immutable and knows no database, HTTP or RPC. States are
+strings, so that a value that a newer release wrote passes through an older one.
+"""
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class RequestStatus(enum.StrEnum):
+    """Where a request stands; the second group is final."""
+
+    ACCEPTED = 'accepted'
+    PLANNED = 'planned'
+    RUNNING = 'running'
+    PAUSED = 'paused'
+    CANCELLING = 'cancelling'
+
+    COMPLETED = 'completed'
+    PARTIAL = 'partial'
+    FAILED = 'failed'
+    CANCELLED = 'cancelled'
+    EXPIRED = 'expired'
+
+
+class TaskStatus(enum.StrEnum):
+    """Where a (request, host, image) or a job stands; the second group is final.
+
+    The words cached, existing, unsupported, error and skipped mean what they
+    mean in Nova.
+    """
+
+    QUEUED = 'queued'
+    RETRY_WAIT = 'retry_wait'
+    DOWNLOADING = 'downloading'
+    VERIFYING = 'verifying'
+    CONVERTING = 'converting'
+
+    CACHED = 'cached'
+    EXISTING = 'existing'
+    UNSUPPORTED = 'unsupported'
+    ERROR = 'error'
+    SKIPPED = 'skipped'
+    CANCELLED = 'cancelled'
+    EXPIRED = 'expired'
+
+
+REQUEST_ACTIVE = frozenset(
+    {
+        RequestStatus.ACCEPTED,
+        RequestStatus.PLANNED,
+        RequestStatus.RUNNING,
+        RequestStatus.PAUSED,
+        RequestStatus.CANCELLING,
+    }
+)
+TASK_WAITING = frozenset({TaskStatus.QUEUED, TaskStatus.RETRY_WAIT})
+TASK_WORKING = frozenset({TaskStatus.DOWNLOADING, TaskStatus.VERIFYING, TaskStatus.CONVERTING})
+TASK_IN_FLIGHT = TASK_WAITING | TASK_WORKING
+TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
+
+
+class Retry(enum.StrEnum):
+    """Whether an outcome that is not a success may be tried again."""
+
+    NEVER = 'never'
+    ONCE = 'once'
+    BACKOFF = 'backoff'
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far the work on one image has come; sizes in bytes."""
+
+    status: TaskStatus
+    bytes_done: int
+    bytes_total: int | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheResult:
+    """What a driver did for one image: a file was there, or bytes were moved."""
+
+    existing: bool
+    bytes_done: int = 0
+    bytes_total: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOutcome:
+    """How one attempt at (host, image) ended, as a compute reports it."""
+
+    status: str
+    reason: str | None = None
+    retry: str = Retry.NEVER
+    bytes_done: int = 0
+    bytes_total: int | None = None
+
+    def to_wire(self) -> Json:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_wire(cls, payload: Mapping[str, Any]) -> 'ImageOutcome':
+        """Read a payload of this or another release; unknown keys are ignored."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in payload.items() if key in known})
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image as Glance describes it; ``size`` and ``virtual_size`` in bytes.
+
+    ``id`` is in the spelling that Glance returns, from which Nova derives the
+    name of the base file.
+    """
+
+    id: str
+    name: str | None = None
+    status: str = 'active'
+    size: int | None = None
+    virtual_size: int | None = None
+    disk_format: str | None = None
+    container_format: str | None = None
+    visibility: str = 'private'
+    owner: str | None = None
+    checksum: str | None = None
+    hash_algo: str | None = None
+    hash_value: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregate:
+    """A host aggregate; hosts are in the order in which they were added."""
+
+    id: int
+    uuid: str
+    name: str
+    hosts: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    created_at: datetime.datetime | None = None
+    updated_at: datetime.datetime | None = None
+
+    @property
+    def availability_zone(self) -> str | None:
+        return self.metadata.get('availability_zone')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell mapping. The URLs hold passwords and stay out of every repr."""
+
+    uuid: str
+    name: str
+    transport_url: str = dataclasses.field(repr=False)
+    database_connection: str = dataclasses.field(default='', repr=False)
+    disabled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """A compute host's agent as it last reported itself; sizes in bytes."""
+
+    host: str
+    agent_id: str
+    cell_uuid: str
+    boot_id: str | None = None
+    version: str | None = None
+    driver: str | None = None
+    store_id: str | None = None
+    cache_bytes: int | None = None
+    free_bytes: int | None = None
+    capabilities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    started_at: datetime.datetime | None = None
+    seen_at: datetime.datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheRequest:
+    """What somebody asked for, and where it stands.
+
+    ``counts`` maps a task status to a number of tasks; they add up to the
+    number of tasks. ``images`` are Glance ids.
+    """
+
+    id: str
+    status: str
+    aggregate_id: int
+    aggregate_uuid: str
+    aggregate_name: str
+    images: tuple[str, ...]
+    project_id: str | None
+    user_id: str | None
+    request_id: str | None
+    priority: int = 0
+    reason: str | None = None
+    created_at: datetime.datetime | None = None
+    planned_at: datetime.datetime | None = None
+    started_at: datetime.datetime | None = None
+    finished_at: datetime.datetime | None = None
+    hosts_total: int = 0
+    hosts_done: int = 0
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One (request, host, image) and its outcome; sizes in bytes."""
+
+    id: int
+    request_id: str
+    host: str
+    cell_uuid: str | None
+    image_id: str
+    status: str
+    reason: str | None = None
+    attempts: int = 0
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    next_attempt_at: datetime.datetime | None = None
+    created_at: datetime.datetime | None = None
+    started_at: datetime.datetime | None = None
+    finished_at: datetime.datetime | None = None
