@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agents: who reports under which host name, and who is alive."""
+
+import dataclasses
+import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.db import models
+from nova_precache.db import session as db_session
+
+_CHUNK = 500
+_REPORTED = (
+    'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
+)  # fmt: skip
+
+
+class Agents:
+    """The agents in the database; every method is one short transaction."""
+
+    def __init__(self, database: db_session.Database, down_seconds: float) -> None:
+        self._database = database
+        self._down = datetime.timedelta(seconds=down_seconds)
+
+    def register(self, agent: model.Agent) -> None:
+        """Let an agent report under its host name.
+
+        :raises nova_precache.exception.AgentConflict: another agent, still alive, has the name
+        """
+        self._database.write(lambda session: self._register(session, agent))
+
+    def report(self, agents: Collection[model.Agent]) -> None:
+        """Write reports in bulk; one whose agent is not the registered one is left out."""
+
+        def work(session: orm.Session) -> None:
+            now = db_session.now(session)
+            for agent in agents:
+                session.execute(
+                    db_session.update(models.Agent)
+                    .where(models.Agent.host == agent.host)
+                    .where(models.Agent.agent_id == agent.agent_id)
+                    .values(seen_at=now, **_reported(agent))
+                )
+
+        self._database.write(work)
+
+    def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]:
+        """Map host names to their agents; a host that never had one is left out."""
+        found: dict[str, model.Agent] = {}
+        with self._database.reader() as session:
+            for names in _chunks(sorted(hosts)):
+                query = sa.select(models.Agent).where(models.Agent.host.in_(names))
+                found.update((row.host, _agent(row)) for row in session.scalars(query))
+        return found
+
+    def down(self, hosts: Collection[str]) -> Mapping[str, str]:
+        """Map those of the hosts that are down to the reason, by the database's clock."""
+        agents = self.get(hosts)
+        with self._database.reader() as session:
+            now = db_session.now(session)
+        reasons = ((host, self._why_down(agents.get(host), now)) for host in hosts)
+        return {host: reason for host, reason in reasons if reason is not None}
+
+    def list(self) -> Sequence[model.Agent]:
+        """Give every agent, by host name."""
+        with self._database.reader() as session:
+            query = sa.select(models.Agent).order_by(models.Agent.host)
+            return [_agent(row) for row in session.scalars(query)]
+
+    def _register(self, session: orm.Session, agent: model.Agent) -> None:
+        now = db_session.now(session)
+        row = session.get(models.Agent, agent.host, with_for_update=False)
+        if row is None:
+            row = models.Agent(host=agent.host)
+            session.add(row)
+        elif row.agent_id != agent.agent_id and self._why_down(_agent(row), now) is None:
+            raise exception.AgentConflict(
+                f'Host {agent.host} has an agent with another id that reported at '
+                f'{row.seen_at} UTC; two hosts may not have one name'
+            )
+        row.agent_id = agent.agent_id
+        row.cell_uuid = agent.cell_uuid
+        row.started_at = now
+        row.seen_at = now
+        for name, value in _reported(agent).items():
+            setattr(row, name, value)
+
+    def _why_down(self, agent: model.Agent | None, now: datetime.datetime) -> str | None:
+        if agent is None or agent.seen_at is None:
+            return 'host down: it has never reported'
+        if now - agent.seen_at > self._down:
+            return f'host down: last report at {agent.seen_at:%Y-%m-%dT%H:%M:%SZ}'
+        return None
+
+
+def _reported(agent: model.Agent) -> dict[str, object]:
+    values = {name: getattr(agent, name) for name in _REPORTED}
+    return {**values, 'capabilities': dict(agent.capabilities)}
+
+
+def _agent(row: models.Agent) -> model.Agent:
+    names = [field.name for field in dataclasses.fields(model.Agent)]
+    return model.Agent(**{name: getattr(row, name) for name in names})
+
+
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))

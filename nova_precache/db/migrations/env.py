@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs migrations on the connection that ``db.schema`` opened."""
+
+from alembic import context
+
+from nova_precache.db import models, schema
+
+context.configure(
+    connection=context.config.attributes['connection'],
+    target_metadata=models.Base.metadata,
+    version_table=schema.VERSION_TABLE,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,610 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and their tasks: accepted, planned, listed, completed."""
+
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.db import jobs as db_jobs
+from nova_precache.db import models
+from nova_precache.db import session as db_session
+
+PLAN_LEASE_SECONDS = 60
+_RACES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Against abuse; each name is that of its option in ``[image_cache]``."""
+
+    max_images_per_request: int
+    max_tasks_per_request: int
+    max_active_requests_per_project: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRequest:
+    """What somebody asks for, checked at the door."""
+
+    aggregate: model.Aggregate
+    images: tuple[str, ...]
+    project_id: str | None = None
+    user_id: str | None = None
+    is_admin: bool = False
+    request_id: str | None = None
+    priority: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTask:
+    """One (host, image) of a plan: queued, or with its outcome already known."""
+
+    host: str
+    cell_uuid: str | None
+    image_id: str
+    status: str = model.TaskStatus.QUEUED
+    reason: str | None = None
+    bytes_total: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ToPlan:
+    """A request whose planning this conductor holds."""
+
+    request: model.CacheRequest
+    is_admin: bool
+
+
+class Requests:
+    """The requests in the database; every method is one short transaction."""
+
+    def __init__(self, database: db_session.Database, limits: Limits) -> None:
+        self._database = database
+        self._limits = limits
+
+    def accept(self, new: NewRequest) -> model.CacheRequest:
+        """Save a request; from here on it cannot be lost.
+
+        :raises nova_precache.exception.TooMany: a limit of ``[image_cache]`` would be exceeded
+        """
+        self._check_size(new)
+        return self._database.write(lambda session: self._accept(session, new))
+
+    def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
+        """Give a request with its counts; ``project_id`` None means any project's.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        """
+        with self._database.reader() as session:
+            row = _load(session, request_id, project_id)
+            return _to_models(session, [row])[0]
+
+    def list(
+        self,
+        project_id: str | None = None,
+        status: str | None = None,
+        limit: int = 1000,
+        marker: str | None = None,
+    ) -> Sequence[model.CacheRequest]:
+        """Give requests, the newest first, from after ``marker`` on.
+
+        :raises nova_precache.exception.RequestNotFound: the marker is unknown
+        """
+        query = sa.select(models.CacheRequest).order_by(models.CacheRequest.number.desc())
+        if project_id is not None:
+            query = query.where(models.CacheRequest.project_id == project_id)
+        if status is not None:
+            query = query.where(models.CacheRequest.status == status)
+        with self._database.reader() as session:
+            if marker is not None:
+                number = _load(session, marker, project_id).number
+                query = query.where(models.CacheRequest.number < number)
+            return _to_models(session, session.scalars(query.limit(limit)).all())
+
+    def tasks(
+        self, request_id: str, limit: int = 1000, marker: int | None = None
+    ) -> Sequence[model.Task]:
+        """Give the tasks of a request in the order of the plan, from after ``marker`` on."""
+        query = (
+            sa.select(models.Task)
+            .where(models.Task.request_id == request_id)
+            .order_by(models.Task.id)
+            .limit(limit)
+        )
+        if marker is not None:
+            query = query.where(models.Task.id > marker)
+        with self._database.reader() as session:
+            return [_task(row) for row in session.scalars(query)]
+
+    def next_to_plan(self, conductor_id: str) -> ToPlan | None:
+        """Take the oldest unplanned request for this conductor, for a while."""
+        return self._database.write(lambda session: _next_to_plan(session, conductor_id))
+
+    def postpone_plan(self, request_id: str, conductor_id: str, seconds: float) -> None:
+        """Leave a request to be planned later, by whichever conductor comes first."""
+
+        def work(session: orm.Session) -> None:
+            later = db_session.now(session) + datetime.timedelta(seconds=seconds)
+            session.execute(
+                _planned_by(request_id, conductor_id).values(
+                    planner=str(uuid.uuid4()), planner_lease_until=later
+                )
+            )
+
+        self._database.write(work)
+
+    def add_tasks(self, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]) -> bool:
+        """Write one chunk of a plan; what an earlier try wrote stays as it is.
+
+        :returns: False when another conductor has taken the planning over
+        """
+        for _ in range(_RACES):
+            try:
+                return self._database.write(
+                    lambda session: _add_tasks(session, request_id, conductor_id, tasks)
+                )
+            except db_exception.DBDuplicateEntry:
+                continue  # another request's plan made the same job; join it
+        raise exception.PrecacheError(f'Request {request_id}: its jobs keep being made by others')
+
+    def mark_planned(self, request_id: str, conductor_id: str) -> Sequence[str] | None:
+        """Close the plan; None when another conductor has taken it over.
+
+        :returns: the hosts with nothing in flight even now, in the order of the plan
+        """
+
+        def work(session: orm.Session) -> Sequence[str] | None:
+            planned = session.execute(
+                _planned_by(request_id, conductor_id).values(
+                    status=model.RequestStatus.PLANNED, planner=None, planner_lease_until=None
+                )
+            )
+            if db_session.rowcount(planned) != 1:
+                return None
+            return _open(session, request_id)
+
+        return self._database.write(work)
+
+    def fail(self, request_id: str, conductor_id: str, reason: str) -> bool:
+        """End a request that cannot be planned, with what an earlier try at it has planned."""
+        planned = models.Task.request_id == request_id
+        outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
+
+        def work(session: orm.Session) -> bool:
+            changed = session.execute(
+                _planned_by(request_id, conductor_id).values(
+                    status=model.RequestStatus.FAILED,
+                    reason=reason,
+                    finished_at=db_session.now(session),
+                )
+            )
+            if db_session.rowcount(changed) != 1:
+                return False
+            db_jobs.give_up(session, planned, outcome)
+            return True
+
+        return self._database.write(work)
+
+    def complete(self, request_id: str) -> bool:
+        """End the request if none of its tasks is in flight; True for whoever ended it."""
+        return self._database.write(lambda session: _complete(session, request_id))
+
+    def ids_to_complete(self) -> Sequence[str]:
+        """Give the planned requests without a task in flight."""
+        in_flight = (
+            sa.select(models.Task.id)
+            .where(models.Task.request_id == models.CacheRequest.id)
+            .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
+        )
+        query = sa.select(models.CacheRequest.id).where(
+            models.CacheRequest.status.in_(_COMPLETABLE), ~in_flight.exists()
+        )
+        with self._database.reader() as session:
+            return session.scalars(query).all()
+
+    def active_aggregates(self) -> Mapping[str, int]:
+        """Map the planned requests with waiting tasks to their aggregates."""
+        waiting = (
+            sa.select(models.Task.id)
+            .where(models.Task.request_id == models.CacheRequest.id)
+            .where(models.Task.status.in_(model.TASK_WAITING))
+        )
+        query = sa.select(models.CacheRequest.id, models.CacheRequest.aggregate_id).where(
+            models.CacheRequest.status.in_(_COMPLETABLE), waiting.exists()
+        )
+        with self._database.reader() as session:
+            return {row.id: row.aggregate_id for row in session.execute(query)}
+
+    def waiting_hosts(self, request_id: str) -> Sequence[str]:
+        """Give the hosts with tasks of the request that no compute has begun."""
+        query = (
+            sa.select(models.Task.host)
+            .where(models.Task.request_id == request_id)
+            .where(models.Task.status.in_(model.TASK_WAITING))
+            .distinct()
+        )
+        with self._database.reader() as session:
+            return session.scalars(query).all()
+
+    def host_outcomes(self, request_id: str, host: str) -> Mapping[str, str]:
+        """Map the images of a (request, host) to the statuses of their tasks."""
+        query = (
+            sa.select(models.Task.image_id, models.Task.status)
+            .where(models.Task.request_id == request_id, models.Task.host == host)
+            .order_by(models.Task.id)
+        )
+        with self._database.reader() as session:
+            return {row.image_id: row.status for row in session.execute(query)}
+
+    def purge(self, retention_days: int) -> int:
+        """Delete requests that ended longer ago, with their tasks and jobs nobody refers to."""
+        return self._database.write(lambda session: _purge(session, retention_days))
+
+    def _check_size(self, new: NewRequest) -> None:
+        images, tasks = len(new.images), len(new.images) * len(new.aggregate.hosts)
+        limits = self._limits
+        if images > limits.max_images_per_request:
+            raise exception.TooMany(
+                'images', images, 'max_images_per_request', limits.max_images_per_request
+            )
+        if tasks > limits.max_tasks_per_request:
+            raise exception.TooMany(
+                'tasks', tasks, 'max_tasks_per_request', limits.max_tasks_per_request
+            )
+
+    def _accept(self, session: orm.Session, new: NewRequest) -> model.CacheRequest:
+        number = _next_number(session)
+        self._check_active(session, new.project_id)
+        row = models.CacheRequest(
+            id=str(uuid.uuid4()),
+            number=number,
+            status=model.RequestStatus.ACCEPTED,
+            aggregate_id=new.aggregate.id,
+            aggregate_uuid=new.aggregate.uuid,
+            aggregate_name=new.aggregate.name,
+            images=list(new.images),
+            options={},
+            priority=new.priority,
+            project_id=new.project_id,
+            user_id=new.user_id,
+            is_admin=new.is_admin,
+            request_id=new.request_id,
+            hosts_total=0,
+            hosts_done=0,
+            created_at=db_session.now(session),
+        )
+        session.add(row)
+        session.flush()
+        return _to_models(session, [row])[0]
+
+    def _check_active(self, session: orm.Session, project_id: str | None) -> None:
+        active = session.scalars(
+            sa.select(sa.func.count())
+            .select_from(models.CacheRequest)
+            .where(models.CacheRequest.project_id == project_id)
+            .where(models.CacheRequest.status.in_(model.REQUEST_ACTIVE))
+        ).one()
+        limit = self._limits.max_active_requests_per_project
+        if active >= limit:
+            raise exception.TooMany(
+                'unfinished requests', active + 1, 'max_active_requests_per_project', limit
+            )
+
+
+_COMPLETABLE = frozenset(
+    {
+        model.RequestStatus.PLANNED,
+        model.RequestStatus.RUNNING,
+        model.RequestStatus.PAUSED,
+        model.RequestStatus.CANCELLING,
+    }
+)
+
+
+def _next_number(session: orm.Session) -> int:
+    """Hand out the next request's number; the row lock makes acceptance take turns."""
+    counter = db_session.update(models.Counter).where(models.Counter.name == 'requests')
+    session.execute(counter.values(value=models.Counter.value + 1))
+    return session.scalars(
+        sa.select(models.Counter.value).where(models.Counter.name == 'requests')
+    ).one()
+
+
+def _load(session: orm.Session, request_id: str, project_id: str | None) -> models.CacheRequest:
+    row = session.get(models.CacheRequest, request_id)
+    if row is None or (project_id is not None and row.project_id != project_id):
+        raise exception.RequestNotFound(request_id)
+    return row
+
+
+def _next_to_plan(session: orm.Session, conductor_id: str) -> ToPlan | None:
+    now = db_session.now(session)
+    request = models.CacheRequest
+    unheld = sa.or_(
+        request.planner.is_(None),
+        request.planner == conductor_id,
+        request.planner_lease_until < now,
+    )
+    query = (
+        sa.select(request)
+        .where(request.status == model.RequestStatus.ACCEPTED, unheld)
+        .order_by(request.priority.desc(), request.number)
+        .limit(1)
+    )
+    row = session.scalars(query).first()
+    if row is None:
+        return None
+    taken = session.execute(
+        db_session.update(request)
+        .where(request.id == row.id, request.status == model.RequestStatus.ACCEPTED, unheld)
+        .values(
+            planner=conductor_id,
+            planner_lease_until=now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS),
+        )
+    )
+    if db_session.rowcount(taken) != 1:
+        return None
+    return ToPlan(request=_to_models(session, [row])[0], is_admin=row.is_admin)
+
+
+def _planned_by(request_id: str, conductor_id: str) -> sa.Update:
+    return (
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .where(models.CacheRequest.planner == conductor_id)
+        .where(models.CacheRequest.status == model.RequestStatus.ACCEPTED)
+    )
+
+
+def _add_tasks(
+    session: orm.Session, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]
+) -> bool:
+    now = db_session.now(session)
+    lease = now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS)
+    held = session.execute(_planned_by(request_id, conductor_id).values(planner_lease_until=lease))
+    if db_session.rowcount(held) != 1:
+        return False
+    new = _not_yet_planned(session, request_id, tasks)
+    priority = session.scalars(
+        sa.select(models.CacheRequest.priority).where(models.CacheRequest.id == request_id)
+    ).one()
+    jobs = _join_jobs(session, [t for t in new if _is_queued(t)], priority, now)
+    rows = [_task_row(request_id, task, jobs, now) for task in new]
+    if rows:
+        session.execute(sa.insert(models.Task), rows)
+    return True
+
+
+def _is_queued(task: PlannedTask) -> bool:
+    return task.status == model.TaskStatus.QUEUED
+
+
+def _active_key(host: str, image_id: str) -> str:
+    return f'{host}/{image_id}'
+
+
+def _not_yet_planned(
+    session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
+) -> list[PlannedTask]:
+    hosts = {task.host for task in tasks}
+    query = sa.select(models.Task.host, models.Task.image_id).where(
+        models.Task.request_id == request_id, models.Task.host.in_(hosts)
+    )
+    known = {(row.host, row.image_id) for row in session.execute(query)}
+    return [task for task in tasks if (task.host, task.image_id) not in known]
+
+
+def _join_jobs(
+    session: orm.Session, tasks: Sequence[PlannedTask], priority: int, now: datetime.datetime
+) -> dict[str, str]:
+    """Map each task's active key to the uuid of the job that does its work.
+
+    The update comes first: it locks the jobs that are active, so that none of
+    them can end between here and the insert of the tasks that join it.
+    """
+    keys = [_active_key(task.host, task.image_id) for task in tasks]
+    session.execute(
+        db_session.update(models.Job)
+        .where(models.Job.active_key.in_(keys))
+        .values(
+            priority=sa.case((models.Job.priority < priority, priority), else_=models.Job.priority)
+        )
+    )
+    active = sa.select(models.Job.active_key, models.Job.uuid).where(
+        models.Job.active_key.in_(keys)
+    )
+    jobs = {row.active_key: row.uuid for row in session.execute(active)}
+    rows = [
+        _job_row(task, priority, now)
+        for task, key in zip(tasks, keys, strict=True)
+        if key not in jobs
+    ]
+    if rows:
+        session.execute(sa.insert(models.Job), rows)
+    return {**jobs, **{row['active_key']: row['uuid'] for row in rows}}
+
+
+def _job_row(task: PlannedTask, priority: int, now: datetime.datetime) -> model.Json:
+    return {
+        'uuid': str(uuid.uuid4()),
+        'active_key': _active_key(task.host, task.image_id),
+        'host': task.host,
+        'cell_uuid': task.cell_uuid,
+        'image_id': task.image_id,
+        'status': model.TaskStatus.QUEUED,
+        'priority': priority,
+        'ready': False,
+        'attempts': 0,
+        'mismatches': 0,
+        'bytes_done': 0,
+        'bytes_total': task.bytes_total,
+        'progress_sequence': 0,
+        'created_at': now,
+    }
+
+
+def _task_row(
+    request_id: str, task: PlannedTask, jobs: Mapping[str, str], now: datetime.datetime
+) -> model.Json:
+    return {
+        'request_id': request_id,
+        'host': task.host,
+        'cell_uuid': task.cell_uuid,
+        'image_id': task.image_id,
+        'job_uuid': jobs.get(_active_key(task.host, task.image_id)) if _is_queued(task) else None,
+        'status': task.status,
+        'reason': task.reason,
+        'attempts': 0,
+        'bytes_done': 0,
+        'bytes_total': task.bytes_total,
+        'created_at': now,
+        'finished_at': None if _is_queued(task) else now,
+    }
+
+
+def _open(session: orm.Session, request_id: str) -> Sequence[str]:
+    """Let the jobs of a complete plan be claimed; the caller holds the request's row lock."""
+    hosts = _hosts_in_flight(session, request_id)
+    done = [host for host, in_flight in hosts.items() if not in_flight]
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .values(planned_at=db_session.now(session), hosts_total=len(hosts), hosts_done=len(done))
+    )
+    wanted = sa.select(models.Task.job_uuid).where(
+        models.Task.request_id == request_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
+    )
+    session.execute(
+        db_session.update(models.Job).where(models.Job.uuid.in_(wanted)).values(ready=True)
+    )
+    return done
+
+
+def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
+    """Map the hosts of a request, in the order of the plan, to their tasks in flight."""
+    task = models.Task
+    in_flight = sa.func.sum(sa.case((task.status.in_(model.TASK_IN_FLIGHT), 1), else_=0))
+    query = (
+        sa.select(task.host, in_flight)
+        .where(task.request_id == request_id)
+        .group_by(task.host)
+        .order_by(sa.func.min(task.id))
+    )
+    return {host: int(count or 0) for host, count in session.execute(query)}
+
+
+def _complete(session: orm.Session, request_id: str) -> bool:
+    counts = _counts(session, [request_id]).get(request_id, {})
+    if any(status in model.TASK_IN_FLIGHT for status in counts):
+        return False
+    changed = session.execute(
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .where(models.CacheRequest.status.in_(_COMPLETABLE))
+        .values(status=final_status(counts), finished_at=db_session.now(session))
+    )
+    return db_session.rowcount(changed) == 1
+
+
+def final_status(counts: Mapping[str, int]) -> model.RequestStatus:
+    """Say how a request ended, from its final tasks by status.
+
+    Without a task there was nothing to do, which is completed.
+    """
+    total = sum(counts.values())
+    succeeded = sum(n for status, n in counts.items() if status in model.TASK_SUCCEEDED)
+    if succeeded == total:
+        return model.RequestStatus.COMPLETED
+    if succeeded:
+        return model.RequestStatus.PARTIAL
+    return model.RequestStatus.FAILED
+
+
+def _purge(session: orm.Session, retention_days: int) -> int:
+    before = db_session.now(session) - datetime.timedelta(days=retention_days)
+    deleted = session.execute(
+        sa.delete(models.CacheRequest).where(models.CacheRequest.finished_at < before)
+    )
+    orphans = ~sa.exists().where(models.Task.job_uuid == models.Job.uuid)
+    session.execute(
+        sa.delete(models.Job).where(
+            models.Job.active_key.is_(None), models.Job.finished_at < before, orphans
+        )
+    )
+    return db_session.rowcount(deleted)
+
+
+def _counts(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+    return {
+        request_id: {status: total.tasks for status, total in by_status.items()}
+        for request_id, by_status in _totals(session, request_ids).items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Total:
+    tasks: int
+    bytes_done: int
+    bytes_total: int
+
+
+def _totals(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, _Total]]:
+    task = models.Task
+    query = (
+        sa.select(
+            task.request_id,
+            task.status,
+            sa.func.count(),
+            sa.func.coalesce(sa.func.sum(task.bytes_done), 0),
+            sa.func.coalesce(sa.func.sum(task.bytes_total), 0),
+        )
+        .where(task.request_id.in_(list(request_ids)))
+        .group_by(task.request_id, task.status)
+    )
+    totals: dict[str, dict[str, _Total]] = {}
+    for request_id, status, count, done, total in session.execute(query):
+        totals.setdefault(request_id, {})[status] = _Total(count, int(done), int(total or 0))
+    return totals
+
+
+def _to_models(
+    session: orm.Session, rows: Sequence[models.CacheRequest]
+) -> list[model.CacheRequest]:
+    totals = _totals(session, [row.id for row in rows])
+    return [_request(row, totals.get(row.id, {})) for row in rows]
+
+
+def _request(row: models.CacheRequest, totals: Mapping[str, _Total]) -> model.CacheRequest:
+    return model.CacheRequest(
+        id=row.id,
+        status=row.status,
+        aggregate_id=row.aggregate_id,
+        aggregate_uuid=row.aggregate_uuid,
+        aggregate_name=row.aggregate_name,
+        images=tuple(row.images),
+        project_id=row.project_id,
+        user_id=row.user_id,
+        request_id=row.request_id,
+        priority=row.priority,
+        reason=row.reason,
+        created_at=row.created_at,
+        planned_at=row.planned_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        hosts_total=row.hosts_total,
+        hosts_done=row.hosts_done,
+        counts={status: total.tasks for status, total in sorted(totals.items())},
+        bytes_done=sum(total.bytes_done for total in totals.values()),
+        bytes_total=sum(total.bytes_total for total in totals.values()),
+    )
+
+
+def _task(row: models.Task) -> model.Task:
+    names = [field.name for field in dataclasses.fields(model.Task)]
+    return model.Task(**{name: getattr(row, name) for name in names})

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a database to the current schema, and keeps away from Nova's."""
+
+import pathlib
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+
+from nova_precache import exception
+from nova_precache.db import session as db_session
+
+VERSION_TABLE = 'precache_alembic_version'
+_NOVA_TABLE = 'request_specs'
+_MIGRATIONS = pathlib.Path(__file__).parent / 'migrations'
+
+
+def sync(database: db_session.Database) -> None:
+    """Run the migrations that the database has not seen; safe to repeat.
+
+    :raises nova_precache.exception.ConfigError: the database is Nova's
+    """
+    if sa.inspect(database.engine).has_table(_NOVA_TABLE):
+        raise exception.ConfigError(
+            '[database] connection names a database of Nova (it has a table '
+            f'{_NOVA_TABLE}); this service needs a database of its own'
+        )
+    with database.engine.begin() as connection:
+        config = alembic.config.Config()
+        config.set_main_option('script_location', str(_MIGRATIONS))
+        config.attributes['connection'] = connection
+        alembic.command.upgrade(config, 'head')

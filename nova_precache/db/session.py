@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short transactions on SQLite, MariaDB or PostgreSQL.
+
+No RPC and no HTTP happen inside a transaction. A write on SQLite takes the
+write lock at its first statement (BEGIN IMMEDIATE): a deferred transaction that
+reads and then writes fails at once when another one wrote in between.
+"""
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from oslo_config import cfg
+from oslo_db import api as db_api
+from oslo_db.sqlalchemy import engines
+from sqlalchemy import orm
+from sqlalchemy.ext import compiler
+from sqlalchemy.sql import functions
+
+T = TypeVar('T')
+
+BUSY_TIMEOUT_MS = 30_000
+
+
+class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
+    """The database's own clock in UTC, the only one that leases are measured by."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiler.compiles(database_now, 'sqlite')
+def _sqlite_now(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+@compiler.compiles(database_now, 'mysql')
+@compiler.compiles(database_now, 'mariadb')
+def _mysql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return 'UTC_TIMESTAMP(6)'
+
+
+@compiler.compiles(database_now, 'postgresql')
+def _postgresql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return "(clock_timestamp() AT TIME ZONE 'UTC')"
+
+
+def now(session: orm.Session) -> datetime.datetime:
+    """Read the database's clock, in UTC without a time zone."""
+    return session.scalars(sa.select(database_now())).one()
+
+
+class Database:
+    """Where transactions are made; one for each process and database."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        if engine.dialect.name == 'sqlite':
+            _prepare_sqlite(engine)
+        self._write_options = _write_options(engine.dialect.name)
+        self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[orm.Session]:
+        """A transaction that only reads."""
+        with self._sessions() as session:
+            yield session
+
+    def write(self, work: Callable[[orm.Session], T]) -> T:
+        """Run ``work`` in a transaction of its own and commit it.
+
+        It runs again from the start when the database reports a deadlock or a
+        lost connection, so it must have no effect but on the session.
+        """
+        return self._write(work)  # type: ignore[no-any-return]
+
+    @db_api.wrap_db_retry(max_retries=8, retry_on_deadlock=True, retry_on_disconnect=True)  # type: ignore[untyped-decorator]
+    def _write(self, work: Callable[[orm.Session], T]) -> T:
+        with self._sessions() as session:
+            session.connection(execution_options=self._write_options)
+            result = work(session)
+            session.commit()
+            return result
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def connect(conf: cfg.ConfigOpts) -> Database:
+    """Open the database that ``[database]`` names."""
+    options = conf.database
+    return Database(
+        engines.create_engine(
+            options.connection,
+            sqlite_fk=True,
+            connection_recycle_time=options.connection_recycle_time,
+            max_pool_size=options.max_pool_size,
+            max_overflow=options.max_overflow,
+            pool_timeout=options.pool_timeout,
+            max_retries=options.max_retries,
+            retry_interval=options.retry_interval,
+        )
+    )
+
+
+def update(entity: type[Any]) -> sa.Update:
+    """An UPDATE that leaves the objects in the session alone."""
+    return sa.update(entity).execution_options(synchronize_session=False)
+
+
+def rowcount(result: sa.Result[Any]) -> int:
+    """How many rows a statement changed: the answer of a compare-and-set."""
+    return int(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _write_options(dialect: str) -> dict[str, Any]:
+    if dialect == 'sqlite':
+        return {'writes': True}
+    # A row lock is followed by a look at what others committed meanwhile, which
+    # a snapshot that MariaDB took at the first statement would hide.
+    return {'isolation_level': 'READ COMMITTED'}
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """Have readers not wait for writers, and writers wait their turn."""
+
+    @sa.event.listens_for(engine, 'connect')
+    def _set_pragmas(connection: Any, record: Any) -> None:
+        connection.execute(f'PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}')
+        connection.execute('PRAGMA journal_mode = WAL')
+
+    # oslo.db's own listener ran before and began a deferred transaction, in
+    # which nothing was read yet.
+    @sa.event.listens_for(engine, 'begin')
+    def _begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get('writes'):
+            connection.exec_driver_sql('ROLLBACK')
+            connection.exec_driver_sql('BEGIN IMMEDIATE')

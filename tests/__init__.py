@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests: unit mirrors the package; contract, functional and integration use real servers."""

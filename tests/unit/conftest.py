@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real database for each test, and short words for what tests do with it."""
+
+import dataclasses
+import datetime
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import conf as options
+from nova_precache import model
+from nova_precache.cells import inventory
+from nova_precache.db import agents, jobs, models, requests, schema, session
+
+LIMITS = requests.Limits(
+    max_images_per_request=3,
+    max_tasks_per_request=5000,
+    max_active_requests_per_project=100,
+)
+LEASE_SECONDS = 30
+DOWN_SECONDS = 60
+PLANNER = 'planner'
+LONG_AGO = datetime.datetime(2001, 1, 1)  # noqa: DTZ001 - as the database keeps it
+CACHED = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=100, bytes_total=100)
+BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'the line is dead', model.Retry.BACKOFF)
+
+
+@dataclasses.dataclass
+class World:
+    """The stores on one database, with one cell."""
+
+    database: session.Database
+    inventory: inventory.Inventory
+    requests: requests.Requests
+    jobs: jobs.Jobs
+    agents: agents.Agents
+    cell: model.Cell
+
+    def aggregate(self, hosts: Sequence[str], cell: model.Cell | None = None) -> model.Aggregate:
+        """Make an aggregate of living hosts."""
+        made = self.inventory.create_aggregate(f'aggregate-{"-".join(hosts)}')
+        for host in hosts:
+            self.living(host, cell)
+            made = self.inventory.add_host(made.id, host)
+        return made
+
+    def living(self, host: str, cell: model.Cell | None = None) -> None:
+        """Have a host with an agent that has just reported."""
+        cell_uuid = (cell or self.cell).uuid
+        self.inventory.map_host(host, cell_uuid)
+        self.agents.register(model.Agent(host, f'agent-{host}', cell_uuid))
+
+    def dead(self, host: str) -> None:
+        """Have the agent of a host be silent for long."""
+        self.change(models.Agent, models.Agent.host == host, seen_at=LONG_AGO)
+
+    def accept(
+        self, hosts: Sequence[str], images: Sequence[str], **fields: Any
+    ) -> model.CacheRequest:
+        """Save a request for an aggregate that only the request knows."""
+        aggregate = model.Aggregate(1, 'uuid-1', 'edge', tuple(hosts))
+        return self.requests.accept(
+            requests.NewRequest(**{'aggregate': aggregate, 'images': tuple(images), **fields})
+        )
+
+    def plan(
+        self,
+        request: model.CacheRequest,
+        hosts: Sequence[str],
+        cell_uuid: str | None = None,
+        images: Sequence[str] | None = None,
+    ) -> bool:
+        """Write a part of a plan; every task of it is queued."""
+        return self.requests.add_tasks(
+            request.id,
+            PLANNER,
+            [
+                requests.PlannedTask(host, cell_uuid or self.cell.uuid, image, bytes_total=100)
+                for host in hosts
+                for image in images or request.images
+            ],
+        )
+
+    def planned(
+        self,
+        hosts: Sequence[str],
+        images: Sequence[str],
+        cell_uuid: str | None = None,
+        **fields: Any,
+    ) -> model.CacheRequest:
+        """Save a request and plan it; nothing else may wait to be planned."""
+        request = self.accept(hosts, images, **fields)
+        taken = self.requests.next_to_plan(PLANNER)
+        assert taken is not None
+        assert taken.request.id == request.id
+        assert self.plan(request, hosts, cell_uuid)
+        assert self.requests.mark_planned(request.id, PLANNER) is not None
+        return self.requests.get(request.id)
+
+    def begun(self, conductor: str = 'c1') -> jobs.Assignment:
+        """Claim a host, assign a job and have the compute begin it."""
+        claim = self.jobs.claim(conductor, limit=100)
+        assert claim is not None
+        assigned = self.jobs.assign(conductor, claim.host)
+        assert assigned is not None
+        assert self.jobs.begin(assigned.job_id, assigned.epoch)
+        return assigned
+
+    def job(self, job_id: str) -> models.Job:
+        with self.database.reader() as reader:
+            return reader.scalars(sa.select(models.Job).where(models.Job.uuid == job_id)).one()
+
+    def all_jobs(self) -> Sequence[models.Job]:
+        with self.database.reader() as reader:
+            return reader.scalars(sa.select(models.Job).order_by(models.Job.id)).all()
+
+    def claimed(self) -> int:
+        """The counter that the limit is compared with."""
+        with self.database.reader() as reader:
+            row = reader.get(models.Counter, jobs.CLAIMED_HOSTS)
+            assert row is not None
+            return row.value
+
+    def tasks(self, request: model.CacheRequest) -> dict[tuple[str, str], model.Task]:
+        """The tasks of a request by host and image."""
+        return {(t.host, t.image_id): t for t in self.requests.tasks(request.id)}
+
+    def statuses(self, request: model.CacheRequest) -> dict[tuple[str, str], str]:
+        return {key: task.status for key, task in self.tasks(request).items()}
+
+    def status(self, request: model.CacheRequest) -> str:
+        return self.requests.get(request.id).status
+
+    def expire(self, host: str) -> None:
+        """Have the lease of a host's claim run out."""
+        self.change(models.Claim, models.Claim.host == host, lease_expires_at=LONG_AGO)
+
+    def make_due(self) -> None:
+        """Have every job that waits for its next attempt wait no longer."""
+        waits = models.Job.next_attempt_at.is_not(None)
+        self.change(models.Job, waits, next_attempt_at=LONG_AGO)
+
+    def change(self, table: type[Any], which: sa.ColumnElement[bool], **values: Any) -> None:
+        self.database.write(lambda s: s.execute(session.update(table).where(which).values(values)))
+
+
+@pytest.fixture(scope='session')
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A migrated SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp('schema') / 'empty.sqlite'
+    made = open_database(path)
+    schema.sync(made)
+    made.dispose()
+    return path
+
+
+@pytest.fixture
+def database_path(empty_database: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / 'precache.sqlite'
+    shutil.copyfile(empty_database, path)
+    return path
+
+
+@pytest.fixture
+def database(database_path: pathlib.Path) -> Iterator[session.Database]:
+    """A migrated database of the test's own, which need not outlive a loss of power."""
+    made = open_database(database_path)
+    made.dispose()
+
+    @sa.event.listens_for(made.engine, 'connect')
+    def _do_not_wait_for_the_disk(connection: Any, record: Any) -> None:
+        connection.execute('PRAGMA synchronous = OFF')
+
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def world(database: session.Database) -> World:
+    """The stores on the database, with one cell and no hosts."""
+    stock = inventory.Inventory(database)
+    return World(
+        database=database,
+        inventory=stock,
+        requests=requests.Requests(database, LIMITS),
+        jobs=jobs.Jobs(database, LEASE_SECONDS),
+        agents=agents.Agents(database, DOWN_SECONDS),
+        cell=stock.create_cell('cell1', 'fake:///cell1'),
+    )
+
+
+def open_database(path: pathlib.Path) -> session.Database:
+    conf = options.new(config_files=[])
+    conf.set_override('connection', f'sqlite:///{path}', 'database')
+    return session.connect(conf)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who reports under which host name, and who is alive."""
+
+import dataclasses
+import datetime
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.db import models
+from tests.unit.conftest import LONG_AGO, World
+
+AGENT = model.Agent(
+    host='host1',
+    agent_id='agent-1',
+    cell_uuid='cell-1',
+    boot_id='boot-1',
+    version='1.2',
+    driver='libvirt.LibvirtDriver',
+    store_id='store-1',
+    cache_bytes=10,
+    free_bytes=2**40,
+    capabilities={'supports_cache_image': True},
+)
+OTHER = dataclasses.replace(AGENT, agent_id='agent-2', boot_id='boot-2')
+
+
+def test_a_registered_agent_is_kept_with_all_that_it_said(world: World) -> None:
+    world.agents.register(AGENT)
+
+    [kept] = world.agents.list()
+    assert dataclasses.replace(kept, started_at=None, seen_at=None) == AGENT
+    assert kept.started_at == kept.seen_at is not None
+
+
+def test_a_second_agent_of_a_living_host_is_refused_and_changes_nothing(world: World) -> None:
+    world.agents.register(AGENT)
+
+    with pytest.raises(exception.AgentConflict, match='host1 has an agent with another id'):
+        world.agents.register(OTHER)
+
+    assert world.agents.get(['host1'])['host1'].boot_id == 'boot-1'
+
+
+def test_an_agent_may_register_again_after_a_restart(world: World) -> None:
+    world.agents.register(AGENT)
+
+    world.agents.register(dataclasses.replace(AGENT, boot_id='boot-9'))
+
+    assert world.agents.get(['host1'])['host1'].boot_id == 'boot-9'
+
+
+def test_another_agent_may_take_the_name_of_a_host_that_is_down(world: World) -> None:
+    world.agents.register(AGENT)
+    world.dead('host1')
+
+    world.agents.register(OTHER)
+
+    assert world.agents.get(['host1'])['host1'].agent_id == 'agent-2'
+    assert world.agents.down(['host1']) == {}
+
+
+def test_a_report_keeps_a_host_alive_and_updates_what_it_says(world: World) -> None:
+    world.agents.register(AGENT)
+    world.dead('host1')
+
+    world.agents.report([dataclasses.replace(AGENT, free_bytes=5)])
+
+    assert world.agents.down(['host1']) == {}
+    assert world.agents.get(['host1'])['host1'].free_bytes == 5
+
+
+def test_the_report_of_an_agent_that_lost_its_name_is_left_out(world: World) -> None:
+    world.agents.register(AGENT)
+    world.dead('host1')
+
+    world.agents.report([OTHER])
+
+    assert world.agents.get(['host1'])['host1'].boot_id == 'boot-1'
+    assert 'host1' in world.agents.down(['host1'])
+
+
+def test_hosts_that_are_down_come_with_the_reason(world: World) -> None:
+    for host in ('host1', 'host2'):
+        world.agents.register(dataclasses.replace(AGENT, host=host))
+    world.dead('host2')
+
+    down = world.agents.down(['host1', 'host2', 'host3'])
+
+    assert down == {
+        'host2': f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}',
+        'host3': 'host down: it has never reported',
+    }
+
+
+def test_a_host_is_down_only_after_the_whole_time_without_a_report(world: World) -> None:
+    world.agents.register(AGENT)
+    seen_at = world.agents.list()[0].seen_at
+    assert seen_at is not None
+    almost = seen_at - datetime.timedelta(seconds=50)
+    world.change(models.Agent, models.Agent.host == 'host1', seen_at=almost)
+
+    assert world.agents.down(['host1']) == {}
+
+
+def test_more_hosts_can_be_asked_for_than_one_query_takes(world: World) -> None:
+    world.agents.register(AGENT)
+    hosts = [f'host{number}' for number in range(1, 2001)]
+
+    assert set(world.agents.get(hosts)) == {'host1'}
+    assert set(world.agents.down(hosts)) == set(hosts) - {'host1'}
+
+
+def test_agents_are_listed_by_host(world: World) -> None:
+    for host in ('b', 'c', 'a'):
+        world.agents.register(dataclasses.replace(AGENT, host=host))
+
+    assert [agent.host for agent in world.agents.list()] == ['a', 'b', 'c']

@@ -1,0 +1,804 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims and jobs: the limit, the fences, and that every task gets its outcome once."""
+
+import collections
+import datetime
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+
+import pytest
+
+from nova_precache import model
+from nova_precache.db import jobs, models, session
+from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
+
+
+def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> jobs.Claim:
+    claim = world.jobs.claim(conductor, limit)
+    assert claim is not None
+    return claim
+
+
+def _assign(world: World, conductor: str = 'c1', host: str = 'h1') -> jobs.Assignment:
+    assigned = world.jobs.assign(conductor, host)
+    assert assigned is not None
+    return assigned
+
+
+def _report(
+    assigned: jobs.Assignment, sequence: int, done: int, status: str = 'downloading'
+) -> jobs.ProgressReport:
+    progress = model.Progress(model.TaskStatus(status), done, 100)
+    return jobs.ProgressReport(assigned.job_id, assigned.epoch, sequence, progress)
+
+
+def _finish(
+    world: World, assigned: jobs.Assignment, outcome: model.ImageOutcome = CACHED
+) -> jobs.Recorded:
+    return world.jobs.finish(assigned.job_id, assigned.epoch, outcome)
+
+
+# Claims
+
+
+def test_the_limit_counts_the_claimed_hosts_of_all_conductors(world: World) -> None:
+    world.planned(['h1', 'h2', 'h3'], ['i1'])
+
+    claims = [world.jobs.claim(conductor, limit=2) for conductor in ('c1', 'c2', 'c3')]
+
+    assert [claim and claim.host for claim in claims] == ['h1', 'h2', None]
+    assert world.claimed() == 2
+
+
+def test_a_host_is_claimed_once_however_much_work_it_has(world: World) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    world.planned(['h1'], ['i3'])
+    _claim(world)
+
+    assert world.jobs.claim('c1', limit=100) is None
+    assert world.jobs.claim('c2', limit=100) is None
+
+
+def test_a_released_host_leaves_its_slot_to_another_one(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    assert world.jobs.claim('c1', limit=1)
+    assigned = _assign(world)
+    assert world.jobs.begin(assigned.job_id, assigned.epoch)
+    _finish(world, assigned)
+
+    assert world.jobs.release('c1', 'h1')
+
+    assert world.claimed() == 0
+    assert _claim(world, 'c2', limit=1).host == 'h2'
+
+
+def test_the_most_urgent_work_is_claimed_first_then_the_oldest(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    world.planned(['h3'], ['i1'], priority=5)
+
+    assert [_claim(world).host for _ in range(3)] == ['h3', 'h1', 'h2']
+
+
+def test_a_host_whose_bytes_still_move_is_claimed_before_any_other(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    world.planned(['h3'], ['i1'], priority=5)
+    world.change(models.Job, models.Job.host == 'h2', status='converting')
+
+    assert _claim(world).host == 'h2'
+
+
+def test_the_hosts_of_a_cell_that_is_to_be_avoided_are_not_claimed(world: World) -> None:
+    world.planned(['h1'], ['i1'], cell_uuid='dead')
+    world.planned(['h2'], ['i1'], cell_uuid='alive')
+
+    claim = world.jobs.claim('c1', limit=5, avoid_cells={'dead'})
+
+    assert claim == jobs.Claim('h2', 'alive', epoch=1)
+    assert world.jobs.claim('c1', limit=5, avoid_cells={'dead', 'alive'}) is None
+
+
+def test_every_claim_of_a_host_has_a_higher_epoch(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    epochs = []
+    for conductor in ('c1', 'c2', 'c1'):
+        epochs.append(_claim(world, conductor).epoch)
+        world.jobs.release(conductor, 'h1')
+
+    assert epochs == sorted(set(epochs))
+
+
+def test_a_living_claim_is_not_taken_over(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+
+    assert world.jobs.take_over('c2') is None
+
+
+def test_an_expired_claim_is_taken_over_with_its_slot_and_a_higher_epoch(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    lost = _claim(world)
+    world.expire('h1')
+
+    assert world.jobs.claim('c2', limit=1) is None
+    taken = world.jobs.take_over('c2')
+
+    assert taken is not None
+    assert (taken.host, taken.cell_uuid) == ('h1', world.cell.uuid)
+    assert taken.epoch > lost.epoch
+    assert world.claimed() == 1
+    assert world.jobs.take_over('c3') is None
+
+
+def test_a_conductor_that_lost_a_host_can_neither_release_nor_use_nor_renew_it(
+    world: World,
+) -> None:
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    world.expire('h1')
+    assert world.jobs.take_over('c2')
+
+    assert not world.jobs.release('c1', 'h1')
+    assert world.jobs.assign('c1', 'h1') is None
+    assert world.jobs.renew('c1') == []
+    assert world.jobs.claimed_hosts('c2') == ['h1']
+
+
+def test_a_conductor_does_not_take_over_from_itself(world: World) -> None:
+    """Its worker still serves the host: two would call it at once."""
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    world.expire('h1')
+
+    assert world.jobs.take_over('c1') is None
+    assert world.jobs.renew('c1') == ['h1']
+    assert world.jobs.take_over('c2') is None
+
+
+def test_a_renewed_lease_is_measured_by_the_clock_of_the_database(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    _claim(world)
+    _claim(world, 'c2')
+    for host in ('h1', 'h2'):
+        world.expire(host)
+
+    assert world.jobs.renew('c1') == ['h1']
+
+    with world.database.reader() as reader:
+        expires = reader.get_one(models.Claim, 'h1').lease_expires_at
+        assert expires is not None
+        left = expires - session.now(reader)
+    assert datetime.timedelta(seconds=20) < left <= datetime.timedelta(seconds=30)
+    taken = world.jobs.take_over('c3')
+    assert taken is not None
+    assert taken.host == 'h2'
+
+
+def test_a_conductor_that_stops_gives_back_its_own_hosts_alone(world: World) -> None:
+    world.planned(['h1', 'h2', 'h3'], ['i1'])
+    for conductor in ('c1', 'c2', 'c1'):
+        _claim(world, conductor)
+
+    world.jobs.release_all('c1')
+
+    assert world.jobs.claimed_hosts() == ['h2']
+    assert world.claimed() == 1
+
+
+@pytest.mark.parametrize('wrong', [-3, 50])
+def test_a_counter_that_went_wrong_is_put_right_from_the_living_claims(
+    world: World, wrong: int
+) -> None:
+    world.planned(['h1', 'h2', 'h3'], ['i1'])
+    _claim(world)
+    world.change(models.Counter, models.Counter.name == jobs.CLAIMED_HOSTS, value=wrong)
+
+    assert world.jobs.claim('c2', limit=2) is not None
+    assert world.jobs.claim('c2', limit=2) is None
+
+    assert world.claimed() == 2
+
+
+# Assignment
+
+
+def test_the_jobs_of_a_host_come_by_urgency_then_age(world: World) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    world.planned(['h1'], ['i3'], priority=9)
+    _claim(world)
+    order = []
+    while (assigned := world.jobs.assign('c1', 'h1')) is not None:
+        order.append(assigned.image_id)
+        _finish(world, assigned)
+
+    assert order == ['i3', 'i1', 'i2']
+
+
+def test_a_job_in_work_comes_before_all_others_of_its_host(world: World) -> None:
+    """Else a host that was taken over would download two images at once."""
+    world.planned(['h1'], ['i1'])
+    in_work = world.begun()
+    world.planned(['h1'], ['i2'], priority=9)
+    world.expire('h1')
+    assert world.jobs.take_over('c2')
+
+    joined = _assign(world, 'c2')
+
+    assert joined.job_id == in_work.job_id
+    assert joined.joins
+
+
+def test_an_attempt_is_counted_when_it_is_assigned_and_shown_in_the_tasks(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _claim(world)
+
+    assigned = _assign(world)
+
+    assert (assigned.attempts, assigned.mismatches, assigned.joins) == (1, 0, False)
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.attempts) == ('queued', 1)
+
+
+def test_a_job_in_work_that_is_called_again_counts_no_attempt(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    again = world.jobs.assign_again('c1', begun)
+
+    assert again is not None
+    assert (again.job_id, again.attempts, again.joins) == (begun.job_id, 1, True)
+    assert again.epoch > begun.epoch
+
+
+def test_calling_again_fences_the_older_call(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    old = world.begun()
+    new = world.jobs.assign_again('c1', old)
+    assert new is not None
+
+    assert not world.jobs.begin(old.job_id, old.epoch)
+    assert not _finish(world, old).current
+    assert world.jobs.begin(new.job_id, new.epoch)
+    assert _finish(world, new).current
+
+
+def test_a_job_that_ended_is_not_called_again(world: World) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    begun = world.begun()
+    _finish(world, begun)
+
+    assert world.jobs.assign_again('c1', begun) is None
+
+
+def test_nothing_is_assigned_on_a_host_that_is_not_claimed(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+
+    assert world.jobs.assign('c1', 'h1') is None
+    assert world.all_jobs()[0].attempts == 0
+
+
+# The fence
+
+
+def test_a_begun_job_shows_in_its_tasks_and_starts_its_request(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    world.begun()
+
+    assert world.statuses(request) == {('h1', 'i1'): 'downloading', ('h2', 'i1'): 'queued'}
+    assert world.tasks(request)['h1', 'i1'].started_at is not None
+    started = world.requests.get(request.id)
+    assert started.status == 'running'
+    assert started.started_at is not None
+
+
+def test_a_call_of_a_released_claim_may_not_begin(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    assigned = _assign(world)
+    world.jobs.release('c1', 'h1')
+
+    assert not world.jobs.begin(assigned.job_id, assigned.epoch)
+
+
+def test_a_call_of_a_claim_that_was_taken_over_may_not_begin(world: World) -> None:
+    """Not even before its new owner has assigned the job anew, or has chosen another one."""
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    lost = _assign(world)
+    world.expire('h1')
+    assert world.jobs.take_over('c2')
+    assert not world.jobs.begin(lost.job_id, lost.epoch)
+
+    world.planned(['h1'], ['i2'], priority=9)
+    assert _assign(world, 'c2').image_id == 'i2'
+
+    assert not world.jobs.begin(lost.job_id, lost.epoch)
+
+
+def test_a_stale_call_can_do_nothing(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    stale = world.begun()
+    world.expire('h1')
+    assert world.jobs.take_over('c2')
+    current = _assign(world, 'c2')
+    before = world.tasks(request)
+
+    assert not world.jobs.begin(stale.job_id, stale.epoch)
+    assert world.jobs.record_progress([_report(stale, 9, 50)]) == 0
+    assert not world.jobs.retry(stale.job_id, stale.epoch, BROKEN, 0)
+    assert _finish(world, stale) == jobs.STALE
+
+    assert world.tasks(request) == before
+    assert world.jobs.begin(current.job_id, current.epoch)
+
+
+def test_an_unknown_job_may_not_begin(world: World) -> None:
+    assert not world.jobs.begin('none', 1)
+
+
+def test_a_job_that_waits_for_its_next_attempt_may_not_begin(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    assigned = world.begun()
+    assert world.jobs.retry(assigned.job_id, assigned.epoch, BROKEN, 0)
+
+    assert not world.jobs.begin(assigned.job_id, assigned.epoch)
+
+
+def test_a_second_start_keeps_the_time_of_the_first(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    world.begun()
+    for table in (models.Job, models.Task):
+        world.change(table, table.host == 'h1', started_at=LONG_AGO)
+    world.expire('h1')
+    assert world.jobs.take_over('c2')
+    again = _assign(world, 'c2')
+
+    assert world.jobs.begin(again.job_id, again.epoch)
+
+    assert world.job(again.job_id).started_at == LONG_AGO
+    assert world.tasks(request)['h1', 'i1'].started_at == LONG_AGO
+
+
+# Progress
+
+
+def test_progress_shows_in_the_tasks_and_the_request(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    assert world.jobs.record_progress([_report(begun, 1, 40, 'verifying')]) == 1
+
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.bytes_done, task.bytes_total) == ('verifying', 40, 100)
+    assert world.requests.get(request.id).bytes_done == 40
+
+
+def test_progress_only_grows(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    world.jobs.record_progress([_report(begun, 1, 40)])
+
+    assert world.jobs.record_progress([_report(begun, 2, 30)]) == 1
+
+    assert world.tasks(request)['h1', 'i1'].bytes_done == 40
+    assert world.job(begun.job_id).bytes_done == 40
+
+
+@pytest.mark.parametrize('sequence', [1, 2])
+def test_progress_that_comes_late_or_twice_changes_nothing(world: World, sequence: int) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    world.jobs.record_progress([_report(begun, 2, 40, 'converting')])
+
+    assert world.jobs.record_progress([_report(begun, sequence, 90)]) == 0
+
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.bytes_done) == ('converting', 40)
+
+
+def test_progress_counts_from_one_again_under_a_new_epoch(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    world.jobs.record_progress([_report(begun, 500, 40)])
+    again = world.jobs.assign_again('c1', begun)
+    assert again is not None
+
+    assert world.jobs.record_progress([_report(again, 1, 50)]) == 1
+
+
+def test_progress_after_the_end_changes_nothing(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    _finish(world, begun)
+
+    assert world.jobs.record_progress([_report(begun, 5, 1)]) == 0
+
+    assert world.statuses(request) == {('h1', 'i1'): 'cached'}
+
+
+def test_a_status_that_this_release_does_not_know_leaves_the_job_in_work(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    progress = model.Progress('polishing', 60, 100)  # type: ignore[arg-type]
+    report = jobs.ProgressReport(begun.job_id, begun.epoch, 1, progress)
+
+    assert world.jobs.record_progress([report]) == 1
+
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.bytes_done) == ('downloading', 60)
+    assert _finish(world, begun).current
+
+
+def test_one_bad_report_of_many_does_not_hold_up_the_others(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    first, second = world.begun(), world.begun()
+    _finish(world, first)
+
+    assert world.jobs.record_progress([_report(first, 1, 5), _report(second, 1, 7)]) == 1
+
+    assert world.job(second.job_id).bytes_done == 7
+
+
+def test_a_job_moves_while_its_progress_is_young(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    assert world.jobs.is_moving(begun.job_id, within_seconds=30)
+
+    world.change(models.Job, models.Job.uuid == begun.job_id, progress_at=LONG_AGO)
+    assert not world.jobs.is_moving(begun.job_id, within_seconds=30)
+
+    world.jobs.record_progress([_report(begun, 1, 0)])
+    assert world.jobs.is_moving(begun.job_id, within_seconds=30)
+
+
+def test_a_job_that_was_never_begun_does_not_move(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+
+    assert not world.jobs.is_moving(world.all_jobs()[0].uuid, within_seconds=1e6)
+    assert not world.jobs.is_moving('none', within_seconds=1e6)
+
+
+# Outcomes
+
+
+def test_all_requests_that_want_a_job_get_its_outcome(world: World) -> None:
+    first = world.planned(['h1'], ['i1'])
+    second = world.planned(['h1', 'h2'], ['i1'])
+    begun = world.begun()
+
+    recorded = _finish(world, begun)
+
+    assert set(recorded.requests) == {first.id, second.id}
+    for request in (first, second):
+        task = world.tasks(request)['h1', 'i1']
+        assert (task.status, task.bytes_done, task.bytes_total) == ('cached', 100, 100)
+        assert task.finished_at is not None
+
+
+def test_a_late_result_after_the_final_one_changes_no_row(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    assert _finish(world, begun).current
+    before = world.tasks(request)
+
+    assert _finish(world, begun, BROKEN) == jobs.STALE
+    assert not world.jobs.retry(begun.job_id, begun.epoch, BROKEN, 0)
+
+    assert world.tasks(request) == before
+
+
+def test_a_failure_keeps_its_reason(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+
+    _finish(world, world.begun(), BROKEN)
+
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.reason) == ('error', 'the line is dead')
+    assert world.all_jobs()[0].reason == 'the line is dead'
+
+
+def test_the_hosts_of_a_request_are_counted_as_they_get_done(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1', 'i2'])
+    order: list[jobs.HostDone] = []
+    for _ in range(2):
+        claim = _claim(world)
+        while (assigned := world.jobs.assign('c1', claim.host)) is not None:
+            order += _finish(world, assigned).hosts_done
+
+    assert order == [jobs.HostDone(request.id, 'h1', 1), jobs.HostDone(request.id, 'h2', 2)]
+    assert world.requests.get(request.id).hosts_done == 2
+
+
+def test_a_job_that_waits_for_its_next_attempt_holds_no_slot(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    begun = world.begun()
+    assert world.jobs.retry(begun.job_id, begun.epoch, BROKEN, delay_seconds=100)
+    assert world.jobs.assign('c1', 'h1') is None
+    world.jobs.release('c1', 'h1')
+
+    claims = [world.jobs.claim('c2', limit=1), world.jobs.claim('c2', limit=100)]
+
+    assert [claim and claim.host for claim in claims] == ['h2', None]
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.reason, task.attempts) == ('retry_wait', 'the line is dead', 1)
+    assert task.next_attempt_at is not None
+
+
+def test_a_job_whose_wait_is_over_is_a_new_attempt(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    mismatch = model.ImageOutcome('error', 'wrong hash', model.Retry.ONCE)
+    world.jobs.retry(begun.job_id, begun.epoch, mismatch, delay_seconds=100)
+    world.make_due()
+
+    again = _assign(world)
+
+    assert (again.attempts, again.mismatches, again.joins) == (2, 1, False)
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.attempts, task.next_attempt_at) == ('queued', 2, None)
+
+
+# Requests that no longer want a job
+
+
+def test_ending_the_tasks_of_one_request_leaves_the_transfer_to_the_other(world: World) -> None:
+    first = world.planned(['h1'], ['i1'], project_id='p1')
+    second = world.planned(['h1'], ['i1'], is_admin=True)
+    begun = world.begun()
+    asked = {asker.request_id: asker for asker in world.jobs.askers(begun.job_id)}
+    assert asked[first.id] == jobs.Asker(first.id, 'p1', is_admin=False)
+    assert asked[second.id] == jobs.Asker(second.id, None, is_admin=True)
+
+    recorded = world.jobs.end_tasks(begun.job_id, [first.id], BROKEN)
+
+    assert recorded.hosts_done == (jobs.HostDone(first.id, 'h1', 1),)
+    assert world.statuses(first) == {('h1', 'i1'): 'error'}
+    assert world.statuses(second) == {('h1', 'i1'): 'downloading'}
+    assert [asker.request_id for asker in world.jobs.askers(begun.job_id)] == [second.id]
+    assert _finish(world, begun).requests == (second.id,)
+    assert world.statuses(first) == {('h1', 'i1'): 'error'}
+
+
+def test_a_waiting_job_ends_with_the_last_task_that_wants_it(world: World) -> None:
+    request = world.planned(['h1'], ['i1', 'i2'])
+    job_id = world.all_jobs()[0].uuid
+
+    world.jobs.end_tasks(job_id, [request.id], BROKEN)
+
+    assert [job.status for job in world.all_jobs()] == ['skipped', 'queued']
+    assert world.all_jobs()[0].active_key is None
+
+
+def test_the_waiting_tasks_of_hosts_that_left_end_skipped_and_those_in_work_go_on(
+    world: World,
+) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1', 'i2'])
+    begun = world.begun()
+
+    recorded = world.jobs.skip_waiting(request.id, {'h1', 'h2'}, 'host left')
+
+    assert world.statuses(request) == {
+        ('h1', 'i1'): 'downloading',
+        ('h1', 'i2'): 'skipped',
+        ('h2', 'i1'): 'skipped',
+        ('h2', 'i2'): 'skipped',
+        ('h3', 'i1'): 'queued',
+        ('h3', 'i2'): 'queued',
+    }
+    assert recorded.hosts_done == (jobs.HostDone(request.id, 'h2', 1),)
+    assert world.tasks(request)['h2', 'i1'].reason == 'host left'
+    assert _finish(world, begun).hosts_done == (jobs.HostDone(request.id, 'h1', 2),)
+    assert world.jobs.depth() == 2
+
+
+def test_a_job_that_another_request_wants_is_not_skipped_with_the_first(world: World) -> None:
+    first = world.planned(['h1', 'h2'], ['i1'])
+    second = world.planned(['h1'], ['i1'])
+
+    world.jobs.skip_waiting(first.id, {'h1', 'h2'}, 'host left')
+
+    assert world.statuses(second) == {('h1', 'i1'): 'queued'}
+    assert [job.status for job in world.all_jobs()] == ['queued', 'skipped']
+
+
+def test_a_call_for_a_job_that_was_skipped_meanwhile_may_not_begin(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _claim(world)
+    assigned = _assign(world)
+
+    world.jobs.skip_waiting(request.id, {'h1'}, 'host left')
+
+    assert not world.jobs.begin(assigned.job_id, assigned.epoch)
+    assert _finish(world, assigned) == jobs.STALE
+
+
+def test_thousands_of_hosts_that_leave_at_once_end_skipped(world: World) -> None:
+    hosts = [f'h{number}' for number in range(1200)]
+    request = world.planned(hosts, ['i1'])
+
+    recorded = world.jobs.skip_waiting(request.id, hosts, 'host left')
+
+    assert len(recorded.hosts_done) == 1200
+    assert world.requests.get(request.id).counts == {'skipped': 1200}
+    assert world.jobs.depth() == 0
+
+
+# A cell that is dead
+
+
+def test_the_due_jobs_of_a_cell_are_those_that_nobody_has_claimed(world: World) -> None:
+    world.planned(['h1', 'h2', 'h3'], ['i1'], cell_uuid='dead')
+    world.planned(['h4'], ['i1'], cell_uuid='alive')
+    waiting = world.begun()
+    world.jobs.retry(waiting.job_id, waiting.epoch, BROKEN, delay_seconds=100)
+    world.jobs.release('c1', 'h1')
+    _claim(world)
+
+    assert [job.host for job in world.jobs.due_in_cell('dead')] == ['h3']
+
+
+def test_an_attempt_that_was_not_made_is_counted(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    [job] = world.jobs.due_in_cell(world.cell.uuid)
+
+    world.jobs.fail_unclaimed(job.job_id, BROKEN, delay_seconds=100)
+
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.attempts, task.reason) == ('retry_wait', 1, 'the line is dead')
+    assert world.job(job.job_id).attempts == 1
+    assert world.jobs.claim('c1', limit=5) is None
+
+
+def test_the_last_attempt_that_was_not_made_ends_the_job(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    [job] = world.jobs.due_in_cell(world.cell.uuid)
+
+    recorded = world.jobs.fail_unclaimed(job.job_id, BROKEN, delay_seconds=None)
+
+    assert recorded.hosts_done == (jobs.HostDone(request.id, 'h1', 1),)
+    assert world.statuses(request) == {('h1', 'i1'): 'error'}
+
+
+@pytest.mark.parametrize('delay', [None, 100.0])
+def test_a_job_that_was_claimed_meanwhile_is_left_to_its_conductor(
+    world: World, delay: float | None
+) -> None:
+    request = world.planned(['h1'], ['i1'])
+    [job] = world.jobs.due_in_cell(world.cell.uuid)
+    _claim(world)
+    assigned = _assign(world)
+
+    assert world.jobs.fail_unclaimed(job.job_id, BROKEN, delay) == jobs.STALE
+
+    assert world.statuses(request) == {('h1', 'i1'): 'queued'}
+    assert world.jobs.begin(assigned.job_id, assigned.epoch)
+
+
+def test_the_depth_is_the_number_of_jobs_in_flight(world: World) -> None:
+    world.planned(['h1', 'h2', 'h3'], ['i1'])
+    world.planned(['h1'], ['i1'])
+    _finish(world, world.begun())
+    waiting = world.begun()
+    world.jobs.retry(waiting.job_id, waiting.epoch, BROKEN, 100)
+
+    assert world.jobs.depth() == 2
+
+
+# Many conductors at once
+
+
+LIMIT = 3
+
+
+class _Watch:
+    """Counts, apart from the database, who works on what at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.busy: collections.Counter[str] = collections.Counter()
+        self.most_hosts = 0
+        self.most_on_one_host = 0
+        self.ended: collections.Counter[str] = collections.Counter()
+
+    def enter(self, host: str) -> None:
+        with self.lock:
+            self.busy[host] += 1
+            self.most_hosts = max(self.most_hosts, sum(self.busy.values()))
+            self.most_on_one_host = max(self.most_on_one_host, self.busy[host])
+
+    def leave(self, host: str) -> None:
+        with self.lock:
+            self.busy[host] -= 1
+
+    def end(self, job_id: str) -> None:
+        with self.lock:
+            self.ended[job_id] += 1
+
+
+def _conduct(world: World, conductor: str, watch: _Watch, together: threading.Barrier) -> None:
+    """Be a conductor until nothing is in flight."""
+    together.wait(10)
+    while world.jobs.depth():
+        claim = world.jobs.claim(conductor, LIMIT)
+        if claim is None:
+            continue
+        watch.enter(claim.host)
+        while (assigned := world.jobs.assign(conductor, claim.host)) is not None:
+            if not world.jobs.begin(assigned.job_id, assigned.epoch):
+                continue
+            if assigned.attempts == 1 and assigned.image_id == 'i2':
+                world.jobs.retry(assigned.job_id, assigned.epoch, BROKEN, 0)
+            elif _finish(world, assigned).current:
+                watch.end(assigned.job_id)
+        watch.leave(claim.host)
+        world.jobs.release(conductor, claim.host)
+
+
+def test_conductors_that_race_never_exceed_the_limit_and_do_each_job_once(world: World) -> None:
+    hosts = [f'h{number}' for number in range(8)]
+    asked: Sequence[model.CacheRequest] = [
+        world.planned(hosts, ['i1', 'i2']),
+        world.planned(hosts[4:], ['i2', 'i3']),
+    ]
+    watch, together = _Watch(), threading.Barrier(5)
+
+    with futures.ThreadPoolExecutor(5) as pool:
+        names = [f'c{number}' for number in range(5)]
+        for each in [pool.submit(_conduct, world, name, watch, together) for name in names]:
+            each.result()
+
+    assert watch.most_hosts <= LIMIT
+    assert watch.most_on_one_host == 1
+    assert watch.ended == collections.Counter(job.uuid for job in world.all_jobs())
+    assert len(watch.ended) == 20
+    assert world.claimed() == 0
+    for request in asked:
+        assert set(world.statuses(request).values()) == {'cached'}
+        shown = world.requests.get(request.id)
+        assert shown.hosts_done == shown.hosts_total
+        assert world.requests.complete(request.id)
+
+
+def test_hosts_are_taken_over_once_when_many_conductors_try(world: World) -> None:
+    hosts = [f'h{number}' for number in range(6)]
+    world.planned(hosts, ['i1'])
+    for _ in hosts:
+        _claim(world, 'dead')
+    world.change(models.Claim, models.Claim.conductor_id == 'dead', lease_expires_at=LONG_AGO)
+    together = threading.Barrier(4)
+
+    def take_all(conductor: str) -> list[str]:
+        together.wait(10)
+        taken = []
+        while (claim := world.jobs.take_over(conductor)) is not None:
+            taken.append(claim.host)
+        return taken
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        each = [pool.submit(take_all, f'c{number}') for number in range(4)]
+        taken = [host for future in each for host in future.result()]
+
+    assert sorted(taken) == hosts
+    assert world.claimed() == 6
+
+
+def test_two_plans_that_make_the_same_jobs_at_once_share_them(world: World) -> None:
+    hosts = [f'h{number}' for number in range(50)]
+    asked = [world.accept(hosts, ['i1']) for _ in range(2)]
+    for number in range(2):
+        assert world.requests.next_to_plan(f'p{number}')
+        world.change(
+            models.CacheRequest, models.CacheRequest.planner == f'p{number}', planner=PLANNER
+        )
+    together = threading.Barrier(2)
+
+    def plan(request: model.CacheRequest) -> bool:
+        together.wait(10)
+        return all(world.plan(request, hosts[at : at + 5]) for at in range(0, 50, 5))
+
+    with futures.ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(plan, asked))
+
+    assert len(world.all_jobs()) == 50
+    for request in asked:
+        assert len(world.tasks(request)) == 50

@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests: accepted within limits, planned once by whoever, listed, ended, purged."""
+
+import dataclasses
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import exception, model
+from nova_precache.db import models, requests
+from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
+
+
+def _expire_planning(world: World, request: model.CacheRequest) -> None:
+    this = models.CacheRequest.id == request.id
+    world.change(models.CacheRequest, this, planner_lease_until=LONG_AGO)
+
+
+def _finish_all(world: World, *outcomes: model.ImageOutcome) -> None:
+    """Have each job of the plan end with one of the outcomes, in its order."""
+    for outcome in outcomes:
+        assigned = world.begun()
+        assert world.jobs.finish(assigned.job_id, assigned.epoch, outcome).current
+        world.jobs.release('c1', assigned.host)
+
+
+# Acceptance
+
+
+def test_an_accepted_request_is_kept_as_it_was_asked(world: World) -> None:
+    accepted = world.accept(
+        ['h1'],
+        ['i1', 'i2'],
+        project_id='p1',
+        user_id='u1',
+        request_id='req-1',
+        priority=3,
+    )
+
+    kept = world.requests.get(accepted.id)
+    assert kept == accepted
+    assert (kept.status, kept.images, kept.priority) == ('accepted', ('i1', 'i2'), 3)
+    assert (kept.project_id, kept.user_id, kept.request_id) == ('p1', 'u1', 'req-1')
+    assert (kept.aggregate_id, kept.aggregate_uuid, kept.aggregate_name) == (1, 'uuid-1', 'edge')
+    assert kept.created_at is not None
+    assert (kept.counts, kept.bytes_done, kept.bytes_total) == ({}, 0, 0)
+
+
+def test_too_many_images_are_refused_by_the_name_of_the_option(world: World) -> None:
+    with pytest.raises(exception.TooMany, match='4 asked, max_images_per_request is 3'):
+        world.accept(['h1'], ['i1', 'i2', 'i3', 'i4'])
+
+    assert world.requests.list() == []
+
+
+def test_too_many_tasks_are_refused_by_the_name_of_the_option(world: World) -> None:
+    hosts = [f'h{number}' for number in range(2501)]
+
+    with pytest.raises(exception.TooMany, match='5002 asked, max_tasks_per_request is 5000'):
+        world.accept(hosts, ['i1', 'i2'])
+
+    assert world.requests.list() == []
+
+
+@pytest.mark.parametrize('project', ['p1', None])
+def test_a_project_with_too_many_unfinished_requests_is_refused(
+    world: World, project: str | None
+) -> None:
+    limits = dataclasses.replace(LIMITS, max_active_requests_per_project=1)
+    world.requests = requests.Requests(world.database, limits)
+    world.accept(['h1'], ['i1'], project_id=project)
+
+    with pytest.raises(exception.TooMany, match='2 asked, max_active_requests_per_project is 1'):
+        world.accept(['h1'], ['i1'], project_id=project)
+
+    assert len(world.requests.list()) == 1
+    assert world.accept(['h1'], ['i1'], project_id='another')
+
+
+def test_an_ended_request_no_longer_counts_against_its_project(world: World) -> None:
+    limits = dataclasses.replace(LIMITS, max_active_requests_per_project=1)
+    world.requests = requests.Requests(world.database, limits)
+    ended = world.planned([], ['i1'], project_id='p1')
+    assert world.requests.complete(ended.id)
+
+    assert world.accept(['h1'], ['i1'], project_id='p1')
+
+
+def test_an_unknown_request_is_not_found(world: World) -> None:
+    with pytest.raises(exception.RequestNotFound):
+        world.requests.get('none')
+
+
+def test_another_projects_request_is_not_found(world: World) -> None:
+    request = world.accept(['h1'], ['i1'], project_id='p1')
+
+    assert world.requests.get(request.id, 'p1') == request
+    with pytest.raises(exception.RequestNotFound):
+        world.requests.get(request.id, 'p2')
+
+
+# Planning
+
+
+def test_a_request_is_planned_by_one_conductor_at_a_time(world: World) -> None:
+    request = world.accept(['h1'], ['i1'], is_admin=True)
+
+    taken = world.requests.next_to_plan('c1')
+
+    assert taken == requests.ToPlan(request, is_admin=True)
+    assert world.requests.next_to_plan('c2') is None
+
+
+def test_a_request_whose_planner_died_is_planned_by_another_one(world: World) -> None:
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan('c1')
+    _expire_planning(world, request)
+
+    taken = world.requests.next_to_plan('c2')
+
+    assert taken is not None
+    assert taken.request.id == request.id
+    assert not world.requests.add_tasks(
+        request.id, 'c1', [requests.PlannedTask('h1', world.cell.uuid, 'i1')]
+    )
+    assert world.requests.mark_planned(request.id, 'c1') is None
+    assert not world.requests.fail(request.id, 'c1', 'too late')
+    assert world.requests.get(request.id).status == 'accepted'
+    assert world.tasks(request) == {}
+
+
+def test_a_planner_that_works_on_keeps_its_lease(world: World) -> None:
+    request = world.accept(['h1'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    _expire_planning(world, request)
+
+    assert world.plan(request, ['h1'])
+
+    assert world.requests.next_to_plan('c2') is None
+
+
+def test_the_most_urgent_request_is_planned_first_then_the_oldest(world: World) -> None:
+    asked = [world.accept(['h1'], ['i1'], priority=priority) for priority in (0, 5, 5)]
+
+    order = [world.requests.next_to_plan(f'c{number}') for number in range(3)]
+
+    assert [taken and taken.request.id for taken in order] == [
+        asked[1].id,
+        asked[2].id,
+        asked[0].id,
+    ]
+
+
+def test_a_postponed_request_is_left_alone_for_a_while_and_then_taken_by_anybody(
+    world: World,
+) -> None:
+    request = world.accept(['h1'], ['i1'])
+    assert world.requests.next_to_plan('c1')
+
+    world.requests.postpone_plan(request.id, 'c1', seconds=100)
+
+    assert world.requests.next_to_plan('c1') is None
+    assert world.requests.next_to_plan('c2') is None
+    _expire_planning(world, request)
+    assert world.requests.next_to_plan('c2') is not None
+
+
+def test_planning_again_adds_only_what_is_missing(world: World) -> None:
+    request = world.accept(['h1', 'h2', 'h3'], ['i1', 'i2'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1'])
+    world.plan(request, ['h2'], images=['i1'])
+    before = world.tasks(request)
+
+    world.plan(request, ['h1', 'h2', 'h3'])
+
+    tasks = world.tasks(request)
+    assert set(tasks) == {(h, i) for h in ('h1', 'h2', 'h3') for i in ('i1', 'i2')}
+    assert {key: tasks[key] for key in before} == before
+    assert len(world.all_jobs()) == 6
+
+
+def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1'])
+    assert world.jobs.claim('c1', limit=5) is None
+
+    world.plan(request, ['h2'])
+    assert world.requests.mark_planned(request.id, PLANNER) == []
+
+    assert world.jobs.claim('c1', limit=5) is not None
+
+
+def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) -> None:
+    request = world.accept(['h2', 'h1'], ['i1', 'i2'])
+    assert world.requests.next_to_plan(PLANNER)
+    task = requests.PlannedTask('h2', None, 'i1', 'skipped', 'host down')
+    tasks = [task, dataclasses.replace(task, image_id='i2')]
+    world.requests.add_tasks(request.id, PLANNER, tasks)
+    world.plan(request, ['h1'])
+
+    assert world.requests.mark_planned(request.id, PLANNER) == ['h2']
+
+    planned = world.requests.get(request.id)
+    assert (planned.status, planned.hosts_total, planned.hosts_done) == ('planned', 2, 1)
+    assert planned.planned_at is not None
+    assert planned.counts == {'queued': 2, 'skipped': 2}
+    skipped = world.tasks(request)['h2', 'i2']
+    assert (skipped.reason, skipped.cell_uuid) == ('host down', None)
+    assert skipped.finished_at is not None
+
+
+def test_two_requests_for_one_host_and_image_share_one_job(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+
+    world.planned(['h1'], ['i1', 'i2'])
+
+    jobs = [(job.host, job.image_id) for job in world.all_jobs()]
+    assert jobs == [('h1', 'i1'), ('h2', 'i1'), ('h1', 'i2')]
+
+
+def test_a_job_that_ended_is_not_joined_but_made_anew(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    _finish_all(world, CACHED)
+
+    second = world.planned(['h1'], ['i1'])
+
+    assert len(world.all_jobs()) == 2
+    assert world.statuses(second) == {('h1', 'i1'): 'queued'}
+
+
+def test_a_joined_job_becomes_as_urgent_as_the_more_urgent_of_its_requests(world: World) -> None:
+    world.planned(['h1'], ['i1'], priority=2)
+
+    world.planned(['h1'], ['i1'], priority=7)
+    world.planned(['h1'], ['i1'], priority=1)
+
+    assert [job.priority for job in world.all_jobs()] == [7]
+
+
+def test_joining_the_job_of_an_unfinished_plan_opens_it_with_the_first_complete_one(
+    world: World,
+) -> None:
+    unfinished = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(unfinished, ['h1', 'h2'])
+    world.requests.postpone_plan(unfinished.id, PLANNER, seconds=100)
+
+    world.planned(['h1'], ['i1'])
+
+    assert [(job.host, job.ready) for job in world.all_jobs()] == [('h1', True), ('h2', False)]
+
+
+def test_a_host_that_ends_during_the_planning_is_counted_once_when_the_plan_is_complete(
+    world: World,
+) -> None:
+    world.planned(['h1'], ['i1'])
+    second = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(second, ['h1'])
+    assigned = world.begun()
+
+    recorded = world.jobs.finish(assigned.job_id, assigned.epoch, CACHED)
+    world.plan(second, ['h2'])
+    hosts_done = world.requests.mark_planned(second.id, PLANNER)
+
+    assert second.id not in {done.request_id for done in recorded.hosts_done}
+    assert hosts_done == ['h1']
+    assert world.requests.get(second.id).hosts_done == 1
+
+
+def test_a_request_that_cannot_be_planned_fails_with_the_reason(world: World) -> None:
+    request = world.accept(['h1'], ['i1'])
+    assert world.requests.next_to_plan('c1')
+
+    assert world.requests.fail(request.id, 'c1', 'the aggregate was deleted')
+
+    failed = world.requests.get(request.id)
+    assert (failed.status, failed.reason) == ('failed', 'the aggregate was deleted')
+    assert failed.finished_at is not None
+
+
+def test_a_request_that_fails_in_the_middle_of_its_plan_leaves_nothing_in_flight(
+    world: World,
+) -> None:
+    other = world.planned(['h1'], ['i1'])
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1', 'h2'])
+
+    assert world.requests.fail(request.id, PLANNER, 'the aggregate was deleted')
+
+    tasks = world.tasks(request)
+    assert {task.status for task in tasks.values()} == {'error'}
+    assert {task.reason for task in tasks.values()} == {'the aggregate was deleted'}
+    assert world.statuses(other) == {('h1', 'i1'): 'queued'}
+    assert [(job.host, job.status) for job in world.all_jobs()] == [
+        ('h1', 'queued'),
+        ('h2', 'skipped'),
+    ]
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ('outcomes', 'status'),
+    [
+        ((CACHED, CACHED), 'completed'),
+        ((CACHED, model.ImageOutcome('existing')), 'completed'),
+        ((CACHED, BROKEN), 'partial'),
+        ((model.ImageOutcome('skipped'), CACHED), 'partial'),
+        ((BROKEN, model.ImageOutcome('unsupported')), 'failed'),
+    ],
+)
+def test_a_request_ends_as_its_tasks_did(
+    world: World, outcomes: tuple[model.ImageOutcome, ...], status: str
+) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    _finish_all(world, *outcomes)
+    assert world.requests.ids_to_complete() == [request.id]
+
+    assert world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert ended.status == status
+    assert ended.finished_at is not None
+    assert world.requests.ids_to_complete() == []
+
+
+def test_a_request_without_a_task_is_completed(world: World) -> None:
+    request = world.planned([], ['i1'])
+
+    assert world.requests.ids_to_complete() == [request.id]
+    assert world.requests.complete(request.id)
+
+    assert world.status(request) == 'completed'
+
+
+def test_a_request_with_work_in_flight_does_not_end(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    _finish_all(world, CACHED)
+
+    assert world.requests.ids_to_complete() == []
+    assert not world.requests.complete(request.id)
+
+    assert world.status(request) == 'running'
+
+
+def test_a_request_ends_once(world: World) -> None:
+    request = world.planned([], ['i1'])
+
+    assert [world.requests.complete(request.id) for _ in range(2)] == [True, False]
+
+
+def test_a_request_that_was_not_planned_yet_does_not_end(world: World) -> None:
+    request = world.accept([], ['i1'])
+
+    assert world.requests.ids_to_complete() == []
+    assert not world.requests.complete(request.id)
+    assert world.status(request) == 'accepted'
+
+
+# What is shown
+
+
+def test_requests_are_listed_the_newest_first_page_by_page(world: World) -> None:
+    asked = [world.accept(['h1'], ['i1']).id for _ in range(5)]
+
+    first = [request.id for request in world.requests.list(limit=2)]
+    second = [request.id for request in world.requests.list(limit=10, marker=first[-1])]
+
+    assert first + second == asked[::-1]
+
+
+def test_requests_are_listed_by_project_and_by_status(world: World) -> None:
+    done = world.planned([], ['i1'], project_id='p1')
+    world.requests.complete(done.id)
+    open_ = world.accept(['h1'], ['i1'], project_id='p1')
+    other = world.accept(['h1'], ['i1'], project_id='p2')
+
+    def ids(**filters: str) -> list[str]:
+        return [request.id for request in world.requests.list(**filters)]
+
+    assert ids() == [other.id, open_.id, done.id]
+    assert ids(project_id='p1') == [open_.id, done.id]
+    assert ids(project_id='p1', status='completed') == [done.id]
+    with pytest.raises(exception.RequestNotFound):
+        ids(project_id='p1', marker=other.id)
+
+
+def test_tasks_are_listed_in_the_order_of_the_plan_page_by_page(world: World) -> None:
+    request = world.planned(['h2', 'h1'], ['i2', 'i1'])
+
+    first = world.requests.tasks(request.id, limit=3)
+    second = world.requests.tasks(request.id, limit=3, marker=first[-1].id)
+
+    assert [(task.host, task.image_id) for task in [*first, *second]] == [
+        ('h2', 'i2'),
+        ('h2', 'i1'),
+        ('h1', 'i2'),
+        ('h1', 'i1'),
+    ]
+
+
+def test_the_counts_and_bytes_of_a_request_add_up_from_its_tasks(world: World) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+    _finish_all(world, CACHED, BROKEN)
+
+    shown = world.requests.get(request.id)
+
+    assert shown.counts == {'cached': 1, 'error': 1, 'queued': 1}
+    assert (shown.bytes_done, shown.bytes_total) == (100, 300)
+    assert world.requests.list() == [shown]
+
+
+def test_the_outcomes_of_a_host_are_given_by_image(world: World) -> None:
+    request = world.planned(['h1'], ['i1', 'i2'])
+    _finish_all(world, CACHED)
+
+    assert world.requests.host_outcomes(request.id, 'h1') == {'i1': 'cached', 'i2': 'queued'}
+
+
+def test_the_hosts_that_wait_are_those_no_compute_has_begun_with(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    world.begun()
+
+    assert world.requests.waiting_hosts(request.id) == ['h2']
+    assert world.requests.active_aggregates() == {request.id: 1}
+
+
+def test_a_request_without_waiting_tasks_asks_for_no_look_at_its_aggregate(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    world.begun()
+    world.accept(['h2'], ['i1'])
+
+    assert world.requests.active_aggregates() == {}
+
+
+def test_only_requests_that_ended_long_ago_are_purged_with_their_tasks_and_jobs(
+    world: World,
+) -> None:
+    old = world.planned(['h1'], ['i1'])
+    _finish_all(world, CACHED)
+    new = world.planned(['h2'], ['i1'])
+    _finish_all(world, CACHED)
+    for request in (old, new):
+        world.requests.complete(request.id)
+    world.change(models.CacheRequest, models.CacheRequest.id == old.id, finished_at=LONG_AGO)
+    world.change(models.Job, models.Job.host == 'h1', finished_at=LONG_AGO)
+    waiting = world.planned(['h3'], ['i1'])
+
+    assert world.requests.purge(retention_days=30) == 1
+
+    assert [request.id for request in world.requests.list()] == [waiting.id, new.id]
+    assert [job.host for job in world.all_jobs()] == ['h2', 'h3']
+    with world.database.reader() as reader:
+        assert set(reader.scalars(sa.select(models.Task.host))) == {'h2', 'h3'}
+
+
+def test_a_job_that_a_younger_request_refers_to_is_not_purged(world: World) -> None:
+    old = world.planned(['h1'], ['i1'])
+    young = world.planned(['h1'], ['i1'])
+    _finish_all(world, CACHED)
+    for request in (old, young):
+        world.requests.complete(request.id)
+    world.change(models.CacheRequest, models.CacheRequest.id == old.id, finished_at=LONG_AGO)
+    world.change(models.Job, models.Job.host == 'h1', finished_at=LONG_AGO)
+
+    world.requests.purge(retention_days=30)
+
+    assert len(world.all_jobs()) == 1
+    assert world.statuses(young) == {('h1', 'i1'): 'cached'}

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The migrations make what the models say, and never touch Nova's database."""
+
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from alembic import autogenerate
+from alembic.runtime import migration
+
+from nova_precache import exception
+from nova_precache.cells import models as cell_models
+from nova_precache.db import jobs, models, schema, session
+from tests.unit.conftest import open_database
+
+
+@pytest.fixture
+def new_database(tmp_path: pathlib.Path) -> Iterator[session.Database]:
+    made = open_database(tmp_path / 'new.sqlite')
+    yield made
+    made.dispose()
+
+
+def _tables(database: session.Database) -> set[str]:
+    return set(sa.inspect(database.engine).get_table_names())
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_models(
+    new_database: session.Database,
+) -> None:
+    schema.sync(new_database)
+
+    everything = sa.MetaData()
+    for base in (models.Base, cell_models.Base):
+        for table in base.metadata.tables.values():
+            table.to_metadata(everything)
+    with new_database.engine.connect() as connection:
+        context = migration.MigrationContext.configure(
+            connection,
+            opts={'version_table': schema.VERSION_TABLE, 'compare_type': True},
+        )
+        assert autogenerate.compare_metadata(context, everything) == []
+
+
+def test_the_counters_that_transactions_compare_are_there(new_database: session.Database) -> None:
+    schema.sync(new_database)
+
+    with new_database.reader() as reader:
+        rows = reader.scalars(sa.select(models.Counter)).all()
+    assert {row.name: row.value for row in rows} == dict.fromkeys(jobs.COUNTERS, 0)
+
+
+def test_a_second_sync_changes_nothing(new_database: session.Database) -> None:
+    schema.sync(new_database)
+    new_database.write(
+        lambda writer: writer.execute(session.update(models.Counter).values(value=7))
+    )
+    before = _tables(new_database)
+
+    schema.sync(new_database)
+
+    assert _tables(new_database) == before
+    with new_database.reader() as reader:
+        assert set(reader.scalars(sa.select(models.Counter.value))) == {7}
+
+
+def test_the_database_of_a_nova_is_refused_and_left_as_it_is(
+    new_database: session.Database,
+) -> None:
+    with new_database.engine.begin() as connection:
+        connection.execute(sa.text('CREATE TABLE request_specs (id INTEGER)'))
+
+    with pytest.raises(exception.ConfigError, match=r'\[database\] connection .*request_specs'):
+        schema.sync(new_database)
+
+    assert _tables(new_database) == {'request_specs'}

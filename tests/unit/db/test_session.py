@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transactions take turns, see what others committed, and are made again."""
+
+import datetime
+import pathlib
+import threading
+from concurrent import futures
+
+import pytest
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+from sqlalchemy import orm
+from sqlalchemy.dialects import mysql, postgresql
+
+from nova_precache.db import models, session
+from tests.unit.conftest import open_database
+
+
+def _value(reader: orm.Session) -> int:
+    return reader.scalars(sa.select(models.Counter.value)).first() or 0
+
+
+def _add_one(writer: orm.Session) -> None:
+    value = _value(writer)
+    writer.execute(session.update(models.Counter).values(value=value + 1))
+
+
+def _read(database: session.Database) -> int:
+    with database.reader() as reader:
+        return _value(reader)
+
+
+def test_writers_that_first_read_take_turns_and_none_finds_the_database_locked(
+    database: session.Database,
+) -> None:
+    together = threading.Barrier(4)
+
+    def add_many() -> None:
+        together.wait(10)
+        for _ in range(25):
+            database.write(_add_one)
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(add_many) for _ in range(4)]:
+            each.result()
+
+    assert _read(database) == 100
+
+
+def test_a_reader_does_not_wait_for_a_writer_and_sees_what_was_committed(
+    database: session.Database,
+) -> None:
+    seen = []
+
+    def work(writer: orm.Session) -> None:
+        _add_one(writer)
+        with futures.ThreadPoolExecutor(1) as pool:
+            seen.append(pool.submit(_read, database).result(10))
+
+    database.write(work)
+
+    assert seen == [0]
+    assert _read(database) == 1
+
+
+@pytest.mark.parametrize('error', [db_exception.DBDeadlock, db_exception.DBConnectionError])
+def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_from_its_start(
+    database: session.Database,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr('oslo_db.api.time.sleep', lambda seconds: None)
+    failures = [error(), error()]
+
+    def work(writer: orm.Session) -> str:
+        _add_one(writer)
+        if failures:
+            raise failures.pop()
+        return 'done'
+
+    assert database.write(work) == 'done'
+    assert _read(database) == 1
+
+
+def test_a_transaction_that_fails_leaves_nothing(database: session.Database) -> None:
+    def work(writer: orm.Session) -> None:
+        _add_one(writer)
+        raise ValueError('no')
+
+    with pytest.raises(ValueError, match='no'):
+        database.write(work)
+
+    assert _read(database) == 0
+
+
+def test_sqlite_keeps_what_was_committed_through_a_loss_of_power(
+    database_path: pathlib.Path,
+) -> None:
+    database = open_database(database_path)
+    with database.reader() as reader:
+        assert reader.scalar(sa.text('PRAGMA journal_mode')) == 'wal'
+        assert reader.scalar(sa.text('PRAGMA synchronous')) == 2  # FULL
+        assert reader.scalar(sa.text('PRAGMA foreign_keys')) == 1
+    database.dispose()
+
+
+def test_the_clock_of_the_database_is_in_utc_without_a_zone(database: session.Database) -> None:
+    here = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+
+    with database.reader() as reader:
+        now = session.now(reader)
+
+    assert abs(now - here) < datetime.timedelta(seconds=10)
+
+
+def test_a_time_that_was_stored_compares_with_the_clock_of_the_database(
+    database: session.Database,
+) -> None:
+    """SQLite compares text, so the spelling must be the same to the last digit."""
+
+    def work(writer: orm.Session) -> tuple[bool, bool]:
+        now = session.now(writer).replace(microsecond=0)
+        later = now + datetime.timedelta(seconds=60)
+        clock = session.database_now()
+        return (
+            writer.scalars(sa.select(sa.literal(now, sa.DateTime()) <= clock)).one(),
+            writer.scalars(sa.select(sa.literal(later, sa.DateTime()) <= clock)).one(),
+        )
+
+    assert database.write(work) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ('dialect', 'spelling'),
+    [
+        (mysql.dialect(), 'UTC_TIMESTAMP(6)'),
+        (postgresql.dialect(), "(clock_timestamp() AT TIME ZONE 'UTC')"),
+    ],
+)
+def test_each_database_is_asked_for_its_utc_with_fractions(
+    dialect: sa.Dialect, spelling: str
+) -> None:
+    assert spelling in str(sa.select(session.database_now()).compile(dialect=dialect))
