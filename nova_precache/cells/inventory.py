@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inventory: which hosts are in which aggregate and in which cell.
+
+Its tables are Nova's. Standalone they are in this service's own database and
+are written here; beside Nova they are in Nova's and are only read.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar, Unpack
+
+from oslo_db import exception as db_exception
+from oslo_utils import uuidutils
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.cells import aggregates, mappings
+from nova_precache.db import session as db_session
+
+T = TypeVar('T')
+
+_RACES = 5
+
+
+class Inventory:
+    """Aggregates, cells and host mappings; every method is one short transaction.
+
+    Each method that writes raises ``ReadOnlyInventory`` where the tables are Nova's.
+    """
+
+    def __init__(self, database: db_session.Database, writable: bool = True) -> None:
+        self._database = database
+        self._writable = writable
+
+    def list_aggregates(self) -> Sequence[model.Aggregate]:
+        """Give all aggregates, the oldest first."""
+        with self._database.reader() as session:
+            return aggregates.load_all(session)
+
+    def get_aggregate(self, aggregate_id: int) -> model.Aggregate:
+        """Give one aggregate.
+
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        """
+        with self._database.reader() as session:
+            return aggregates.load(session, aggregate_id)
+
+    def create_aggregate(self, name: str, availability_zone: str | None = None) -> model.Aggregate:
+        """Make an aggregate without hosts.
+
+        :raises nova_precache.exception.AggregateNameExists: another one has this name
+        """
+        return self._write_again(
+            lambda session: aggregates.create(session, name, availability_zone)
+        )
+
+    def update_aggregate(
+        self, aggregate_id: int, **changes: Unpack[aggregates.Changes]
+    ) -> model.Aggregate:
+        """Change the name or the availability zone, both or neither.
+
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        :raises nova_precache.exception.AggregateNameExists: another one has this name
+        :raises nova_precache.exception.InvalidAggregateAction: the zone is empty, or a host
+            is in another one
+        """
+        return self._write_again(lambda session: aggregates.update(session, aggregate_id, changes))
+
+    def delete_aggregate(self, aggregate_id: int) -> None:
+        """Delete an aggregate that has no hosts any more.
+
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        :raises nova_precache.exception.InvalidAggregateAction: it has hosts
+        """
+        self._write_again(lambda session: aggregates.delete(session, aggregate_id))
+
+    def add_host(self, aggregate_id: int, host: str) -> model.Aggregate:
+        """Put a host into an aggregate.
+
+        :raises nova_precache.exception.ComputeHostNotFound: the host is mapped to no cell
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        :raises nova_precache.exception.AggregateHostExists: it is there already
+        :raises nova_precache.exception.InvalidHost: it is in another availability zone
+        """
+        return self._write_again(lambda session: _add_host(session, aggregate_id, host))
+
+    def remove_host(self, aggregate_id: int, host: str) -> model.Aggregate:
+        """Take a host out of an aggregate, whether it is still mapped to a cell or not.
+
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        :raises nova_precache.exception.AggregateHostNotFound: the host is not in it
+        """
+        return self._write(lambda session: aggregates.remove_host(session, aggregate_id, host))
+
+    def set_metadata(
+        self, aggregate_id: int, metadata: Mapping[str, str | None]
+    ) -> model.Aggregate:
+        """Set each key to its value, or remove it where the value is None.
+
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        :raises nova_precache.exception.InvalidAggregateAction: the availability zone is
+            empty, or a host is in another one
+        """
+        return self._write_again(
+            lambda session: aggregates.set_metadata(session, aggregate_id, metadata)
+        )
+
+    def list_cells(self) -> Sequence[model.Cell]:
+        """Give all cells that hold hosts, disabled ones too; cell0 holds none."""
+        with self._database.reader() as session:
+            return mappings.load_cells(session)
+
+    def get_cell(self, cell: str) -> model.Cell:
+        """Give a cell by its uuid or its name.
+
+        :raises nova_precache.exception.CellNotFound: there is none
+        """
+        with self._database.reader() as session:
+            return mappings.to_cell(mappings.load_cell(session, cell))
+
+    def create_cell(
+        self,
+        name: str,
+        transport_url: str,
+        database_connection: str = '',
+        uuid: str | None = None,
+    ) -> model.Cell:
+        """Map a cell.
+
+        :raises nova_precache.exception.CellExists: another one has this name, uuid or broker
+        """
+        cell = model.Cell(
+            uuid or uuidutils.generate_uuid(), name, transport_url, database_connection
+        )
+        return self._write_again(lambda session: mappings.create_cell(session, cell))
+
+    def map_host(self, host: str, cell_uuid: str) -> None:
+        """Map a host to its cell; nothing happens where it is so already.
+
+        :raises nova_precache.exception.CellNotFound: no cell has this uuid
+        :raises nova_precache.exception.AgentConflict: the host is in another cell
+        """
+        with self._database.reader() as session:
+            if mappings.is_mapped(session, host, cell_uuid):
+                return
+        self._write_again(lambda session: mappings.map_host(session, host, cell_uuid))
+
+    def cell_of_hosts(self, hosts: Collection[str]) -> Mapping[str, str]:
+        """Map hosts to the uuids of their cells; those without a cell are left out."""
+        with self._database.reader() as session:
+            return mappings.cell_of_hosts(session, hosts)
+
+    def list_host_mappings(self) -> Sequence[tuple[str, model.Cell]]:
+        """Give every mapped host with its cell, sorted by host."""
+        with self._database.reader() as session:
+            return mappings.load_hosts(session)
+
+    def _write_again(self, work: Callable[[orm.Session], T]) -> T:
+        """Write; where somebody else was quicker, look again and find what is in the way."""
+        for _ in range(_RACES - 1):
+            try:
+                return self._write(work)
+            except (db_exception.DBDuplicateEntry, db_exception.DBReferenceError):
+                continue
+        return self._write(work)
+
+    def _write(self, work: Callable[[orm.Session], T]) -> T:
+        if not self._writable:
+            raise exception.ReadOnlyInventory(
+                'Aggregates, cells and host mappings are kept in the database of Nova; '
+                'change them there.'
+            )
+        return self._database.write(work)
+
+
+def _add_host(session: orm.Session, aggregate_id: int, host: str) -> model.Aggregate:
+    mappings.refuse_unmapped(session, host)
+    return aggregates.add_host(session, aggregate_id, host)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cell and host mappings in a session: which cells there are, and who lives in which."""
+
+from collections.abc import Collection
+
+import sqlalchemy as sa
+from oslo_utils import timeutils
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.cells import models
+
+CELL0_UUID = '00000000-0000-0000-0000-000000000000'
+
+_CHUNK = 500
+
+
+def load_cells(session: orm.Session) -> list[model.Cell]:
+    cell = models.CellMapping
+    query = sa.select(cell).where(cell.uuid != CELL0_UUID).order_by(cell.id)
+    return [to_cell(row) for row in session.scalars(query)]
+
+
+def load_cell(session: orm.Session, uuid_or_name: str) -> models.CellMapping:
+    cell = models.CellMapping
+    query = sa.select(cell).where(sa.or_(cell.uuid == uuid_or_name, cell.name == uuid_or_name))
+    found = session.scalars(query.order_by(cell.id)).all()
+    # A uuid means the cell that has it, whatever another one is called.
+    for row in sorted(found, key=lambda row: row.uuid != uuid_or_name):
+        return row
+    raise exception.CellNotFound(uuid_or_name)
+
+
+def to_cell(row: models.CellMapping) -> model.Cell:
+    return model.Cell(
+        uuid=row.uuid,
+        name=row.name or '',
+        transport_url=row.transport_url or '',
+        database_connection=row.database_connection or '',
+        disabled=bool(row.disabled),
+    )
+
+
+def create_cell(session: orm.Session, cell: model.Cell) -> model.Cell:
+    for other in session.scalars(sa.select(models.CellMapping)):
+        _refuse_same(cell, other)
+    session.add(
+        models.CellMapping(
+            uuid=cell.uuid,
+            name=cell.name,
+            transport_url=cell.transport_url,
+            database_connection=cell.database_connection,
+            disabled=cell.disabled,
+            created_at=timeutils.utcnow(),
+        )
+    )
+    session.flush()
+    return cell
+
+
+def _refuse_same(cell: model.Cell, other: models.CellMapping) -> None:
+    if cell.uuid == other.uuid or cell.name == other.name:
+        raise exception.CellExists(f'Cell {other.name} ({other.uuid}) exists already.')
+    # Cells in memory are told apart by their exchanges.
+    in_memory = cell.transport_url.startswith('fake:')
+    if cell.transport_url == other.transport_url and not in_memory:
+        raise exception.CellExists(f'Cell {other.name} has this transport URL already.')
+
+
+def map_host(session: orm.Session, host: str, cell_uuid: str) -> None:
+    cell = load_cell(session, cell_uuid)
+    if not is_mapped(session, host, cell_uuid):
+        now = timeutils.utcnow()
+        session.add(models.HostMapping(host=host, cell_id=cell.id, created_at=now))
+        session.flush()
+
+
+def is_mapped(session: orm.Session, host: str, cell_uuid: str) -> bool:
+    """Tell whether the host is in the cell.
+
+    :raises nova_precache.exception.AgentConflict: it is in another one
+    """
+    mapped_to = cell_of_hosts(session, [host]).get(host)
+    if mapped_to not in {None, cell_uuid}:
+        raise exception.AgentConflict(
+            f'Host {host} is mapped to cell {mapped_to}, not to {cell_uuid}.'
+        )
+    return mapped_to is not None
+
+
+def refuse_unmapped(session: orm.Session, host: str) -> None:
+    if not cell_of_hosts(session, [host]):
+        raise exception.ComputeHostNotFound(host)
+
+
+def cell_of_hosts(session: orm.Session, hosts: Collection[str]) -> dict[str, str]:
+    names, found = sorted(set(hosts)), {}
+    for start in range(0, len(names), _CHUNK):
+        query = (
+            sa.select(models.HostMapping.host, models.CellMapping.uuid)
+            .join(models.CellMapping, models.CellMapping.id == models.HostMapping.cell_id)
+            .where(models.HostMapping.host.in_(names[start : start + _CHUNK]))
+        )
+        found.update({row.host: row.uuid for row in session.execute(query)})
+    # Not every database distinguishes case, but RPC does.
+    return {host: found[host] for host in names if host in found}
+
+
+def load_hosts(session: orm.Session) -> list[tuple[str, model.Cell]]:
+    query = (
+        sa.select(models.HostMapping.host, models.CellMapping)
+        .join(models.CellMapping, models.CellMapping.id == models.HostMapping.cell_id)
+        .order_by(models.HostMapping.host)
+    )
+    return [(host, to_cell(row)) for host, row in session.execute(query)]
