@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a cut connection is opened again within one attempt."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import tenacity
+
+from nova_precache import exception
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumePolicy:
+    """How often, and how soon, a download goes on at the byte where it was cut.
+
+    It smooths over what passes in seconds, such as a restart of Glance; what
+    takes longer is for the next attempt.
+    """
+
+    max_opens: int = 5
+    first_delay_seconds: float = 0.5
+    max_delay_seconds: float = 8
+    sleep: Callable[[float], None] = time.sleep
+
+    def opens(self) -> tenacity.Retrying:
+        """Iterate over the opens; the last error is raised as it is."""
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(exception.DownloadInterrupted),
+            stop=tenacity.stop_after_attempt(self.max_opens),
+            wait=tenacity.wait_exponential(
+                multiplier=self.first_delay_seconds, max=self.max_delay_seconds
+            ),
+            sleep=self.sleep,
+            reraise=True,
+        )

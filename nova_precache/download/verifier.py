@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the bytes that came are those that Glance hashed when they were uploaded."""
+
+import hashlib
+import hmac
+
+from nova_precache import exception, model
+
+
+class Verifier:
+    """Adds up the bytes of one image, in the order of the image.
+
+    Glance's multihash decides; the older MD5 checksum does where there is none.
+
+    :raises nova_precache.exception.UnverifiedImage: there is neither, or not one that can
+        be computed here, and ``allow_unverified`` is not set
+    """
+
+    def __init__(self, image: model.Image, *, allow_unverified: bool) -> None:
+        self.bytes_done = 0
+        self._image = image
+        self._algorithm, self._expected = _known_hash(image)
+        self._hash = _new_hash(self._algorithm)
+        if self._hash is None and not allow_unverified:
+            raise exception.UnverifiedImage(_why_unverified(image))
+
+    def update(self, chunk: bytes) -> None:
+        """Count and hash what follows.
+
+        :raises nova_precache.exception.ImageMismatch: it is more than the image has
+        """
+        self.bytes_done += len(chunk)
+        size = self._image.size
+        if size is not None and self.bytes_done > size:
+            raise exception.ImageMismatch(f'Image {self._image.id} has more than {size} bytes')
+        if self._hash is not None:
+            self._hash.update(chunk)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all the bytes came, as far as the size is known."""
+        return self._image.size is None or self.bytes_done == self._image.size
+
+    def check(self) -> None:
+        """Compare what came with what Glance knows.
+
+        :raises nova_precache.exception.ImageMismatch: they differ
+        """
+        if self._hash is None:
+            return
+        found = self._hash.hexdigest()
+        if not hmac.compare_digest(found, self._expected.lower()):
+            raise exception.ImageMismatch(
+                f'Image {self._image.id}: {self._algorithm} of the {self.bytes_done} bytes that '
+                f'came is {found[:16]}…, Glance has {self._expected[:16]}…'
+            )
+
+
+def _known_hash(image: model.Image) -> tuple[str, str]:
+    if image.hash_algo and image.hash_value:
+        return image.hash_algo, image.hash_value
+    return ('md5', image.checksum) if image.checksum else ('', '')
+
+
+def _new_hash(algorithm: str) -> 'hashlib._Hash | None':
+    try:
+        found = hashlib.new(algorithm, usedforsecurity=False)
+    except ValueError:
+        return None
+    # The shake functions have no length of their own, so Glance cannot have used one.
+    return found if found.digest_size else None
+
+
+def _why_unverified(image: model.Image) -> str:
+    if image.hash_algo and image.hash_value:
+        return f'Image {image.id} is hashed with {image.hash_algo}, which is not known here'
+    return f'Glance has no hash of image {image.id}'

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image service over the Glance client: the only module that imports it.
+
+Metadata come through the client. Image data are read from the client's HTTP
+session, since its ``images.data()`` knows no offset.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import glanceclient
+import glanceclient.exc
+import requests
+from keystoneauth1 import adapter, plugin
+from keystoneauth1 import exceptions as ksa_exceptions
+from keystoneauth1 import session as ksa_session
+from oslo_config import cfg
+
+from nova_precache import exception, model
+
+LOG = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1024**2
+
+# Glance accepts no other spelling of an id, and nothing else gets into a URL.
+_IMAGE_ID = re.compile(r'[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}')
+_CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
+_VERSION_SUFFIX = re.compile(r'/v\d+(\.\d+)?/*$')
+_RETRIED_STATUS_CODES = [500, 502, 503, 504]
+
+
+@dataclasses.dataclass(frozen=True)
+class GlanceSettings:
+    """How Glance is reached; the defaults are those of the options."""
+
+    endpoint_override: str | None = None
+    region_name: str | None = None
+    interfaces: tuple[str, ...] = ('internal', 'public')
+    connect_timeout_seconds: float = 10
+    read_timeout_seconds: float = 60
+    num_retries: int = 3
+    verify: bool | str = True
+    client_certificate: tuple[str, str] | str | None = None
+
+    @classmethod
+    def from_conf(cls, conf: cfg.ConfigOpts) -> 'GlanceSettings':
+        group = conf.glance
+        certificate = (group.certfile, group.keyfile) if group.keyfile else group.certfile
+        return cls(
+            endpoint_override=group.endpoint_override,
+            region_name=group.region_name,
+            interfaces=tuple(group.valid_interfaces),
+            connect_timeout_seconds=group.connect_timeout_seconds,
+            read_timeout_seconds=group.read_timeout_seconds,
+            num_retries=group.num_retries,
+            verify=not group.insecure and (group.cafile or True),
+            client_certificate=certificate,
+        )
+
+
+def new_session(settings: GlanceSettings) -> ksa_session.Session:
+    """Make a session, which may serve many callers of one process."""
+    return ksa_session.Session(verify=settings.verify, cert=settings.client_certificate)
+
+
+class GlanceImageService:
+    """Glance as one caller may see it; stands behind ``image.service.ImageService``.
+
+    :param auth: credentials of the caller, as keystoneauth has them
+    :param session: a session to share connections with other callers
+    """
+
+    def __init__(
+        self,
+        settings: GlanceSettings,
+        auth: plugin.BaseAuthPlugin,
+        session: ksa_session.Session | None = None,
+    ) -> None:
+        self._settings = settings
+        self._auth = auth
+        self._session = session or new_session(settings)
+
+    @classmethod
+    def with_token(
+        cls,
+        settings: GlanceSettings,
+        *,
+        endpoint: str | None,
+        token: str | None,
+        fresh_token: Callable[[], str | None] | None = None,
+        session: ksa_session.Session | None = None,
+    ) -> 'GlanceImageService':
+        """Make the service of a caller who holds a token, or of a Glance that asks for none.
+
+        :param endpoint: where Glance is, unless ``[glance] endpoint_override`` says it
+        :param fresh_token: asked once for another token by each request that is refused
+        :raises nova_precache.exception.ConfigError: nothing says where Glance is
+        """
+        url = settings.endpoint_override or endpoint
+        if not url:
+            raise exception.ConfigError(
+                '[glance] endpoint_override is not set, and no endpoint came with the request'
+            )
+        return cls(settings, _TokenAuth(url, token, fresh_token), session)
+
+    def endpoint(self) -> str:
+        """Give Glance's URL without version: configured, or from the service catalog.
+
+        :raises nova_precache.exception.ImageServiceUnavailable: the catalog has none
+        """
+        with _keystone_errors():
+            url = self._settings.endpoint_override or self._session.get_endpoint(
+                self._auth,
+                service_type='image',
+                interface=list(self._settings.interfaces),
+                region_name=self._settings.region_name,
+            )
+        if not url:
+            raise exception.ImageServiceUnavailable(
+                'The service catalog has no endpoint of the image service'
+            )
+        return _VERSION_SUFFIX.sub('', url).rstrip('/')
+
+    def token(self, *, fresh: bool = False) -> str | None:
+        """Give a token of these credentials, such as another process may use.
+
+        :param fresh: the last one was refused
+        :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
+        :raises nova_precache.exception.ImageServiceUnavailable: Keystone gives no answer
+        """
+        with _keystone_errors():
+            if fresh:
+                self._auth.invalidate()
+            return self._session.get_token(self._auth)
+
+    def show(self, image_id: str) -> model.Image:
+        if not _IMAGE_ID.fullmatch(image_id):
+            raise exception.ImageNotUsable(repr(image_id), 'is not the id of an image')
+        document = self._get(image_id, f'/v2/images/{image_id}')
+        with _show_errors(image_id):
+            return _image(document)
+
+    def is_member(self, image_id: str, project_id: str) -> bool:
+        image = self.show(image_id)
+        # Glance tells members of shared images only.
+        if image.visibility != 'shared' or project_id in {'', '.', '..'}:
+            return False
+        member = urllib.parse.quote(project_id, safe='')
+        try:
+            found = self._get(image_id, f'/v2/images/{image_id}/members/{member}')
+        except exception.ImageNotUsable:
+            return False
+        return bool(found.get('status') == 'accepted')
+
+    @contextlib.contextmanager
+    def open(self, image_id: str, offset_bytes: int = 0) -> Iterator[Iterator[bytes]]:
+        if not _IMAGE_ID.fullmatch(image_id):
+            raise exception.ImageGone(f'{image_id!r} is not the id of an image')
+        # Without close() the socket would stay open until the rest has come.
+        with contextlib.closing(self._get_data(image_id, offset_bytes)) as response:
+            _check_data(response, image_id)
+            start = _start_of(response, image_id, offset_bytes)
+            yield _skip(_chunks(response, image_id), offset_bytes - start)
+
+    def _get(self, image_id: str, path: str) -> dict[str, Any]:
+        """Ask for a JSON document about an image."""
+        with _show_errors(image_id):
+            http: Any = self._http()  # Its get() gives an answer and a document.
+            _, document = http.get(
+                path,
+                timeout=self._timeouts(),
+                connect_retries=self._settings.num_retries,
+                status_code_retries=self._settings.num_retries,
+                retriable_status_codes=_RETRIED_STATUS_CODES,
+            )
+        if not isinstance(document, dict):
+            raise exception.ImageServiceUnavailable(f'Glance has no answer about image {image_id}')
+        return document
+
+    def _get_data(self, image_id: str, offset_bytes: int) -> requests.Response:
+        # Compressed data would have other offsets.
+        headers = {'Accept-Encoding': 'identity'}
+        if offset_bytes:
+            headers['Range'] = f'bytes={offset_bytes}-'
+        LOG.debug('Reading image %s from byte %d on', image_id, offset_bytes)
+        with _open_errors(image_id):
+            # The client's own get() reads what is not an octet stream into memory,
+            # and a proxy may well label it otherwise.
+            return adapter.Adapter.request(
+                self._http(),
+                f'/v2/images/{image_id}/file',
+                'GET',
+                headers=headers,
+                stream=True,
+                raise_exc=False,
+                log=False,
+                timeout=self._timeouts(),
+            )
+
+    def _http(self) -> adapter.Adapter:
+        client = glanceclient.Client(
+            '2', session=self._session, auth=self._auth, endpoint_override=self.endpoint()
+        )
+        http: adapter.Adapter = client.http_client
+        return http
+
+    def _timeouts(self) -> tuple[float, float]:
+        return self._settings.connect_timeout_seconds, self._settings.read_timeout_seconds
+
+
+class _TokenAuth(plugin.FixedEndpointPlugin):
+    """A token that came with a call; keystoneauth invalidates it once a request on a 401."""
+
+    def __init__(
+        self, endpoint: str, token: str | None, fresh_token: Callable[[], str | None] | None
+    ) -> None:
+        super().__init__(endpoint)
+        self._token = token
+        self._fresh_token = fresh_token
+
+    def get_token(self, session: ksa_session.Session) -> str | None:
+        return self._token
+
+    def get_headers(self, session: ksa_session.Session) -> dict[str, str]:
+        """Also without a token the request is to be sent: Glance may ask for none."""
+        return {plugin.IDENTITY_AUTH_HEADER_NAME: self._token} if self._token else {}
+
+    def invalidate(self) -> bool:
+        if self._fresh_token is None:
+            return False
+        self._token = self._fresh_token()
+        return self._token is not None
+
+
+def _image(document: dict[str, Any]) -> model.Image:
+    return model.Image(
+        id=document['id'],
+        name=document.get('name'),
+        status=document['status'],
+        size=document.get('size'),
+        virtual_size=document.get('virtual_size'),
+        disk_format=document.get('disk_format'),
+        container_format=document.get('container_format'),
+        visibility=document.get('visibility', 'private'),
+        owner=document.get('owner'),
+        checksum=document.get('checksum'),
+        hash_algo=document.get('os_hash_algo'),
+        hash_value=document.get('os_hash_value'),
+    )
+
+
+@contextlib.contextmanager
+def _keystone_errors() -> Iterator[None]:
+    try:
+        yield
+    except ksa_exceptions.Unauthorized as exc:
+        raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except ksa_exceptions.ClientException as exc:
+        raise exception.ImageServiceUnavailable(f'Keystone: {exc}') from exc
+
+
+@contextlib.contextmanager
+def _show_errors(image_id: str) -> Iterator[None]:
+    try:
+        yield
+    except glanceclient.exc.HTTPException as exc:
+        raise _show_failure(image_id, exc) from exc
+    except ksa_exceptions.Unauthorized as exc:
+        raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except (
+        glanceclient.exc.BaseException,
+        ksa_exceptions.ClientException,
+        requests.RequestException,
+    ) as exc:
+        raise exception.ImageServiceUnavailable(f'Glance does not answer: {exc}') from exc
+    except (AttributeError, LookupError, ValueError) as exc:
+        # The client trips over an error whose body is not what Glance would send.
+        raise exception.ImageServiceUnavailable(
+            f'Something other than Glance answered about image {image_id}'
+        ) from exc
+
+
+def _show_failure(image_id: str, error: glanceclient.exc.HTTPException) -> exception.PrecacheError:
+    if error.code == requests.codes.unauthorized:
+        return exception.ImageUnauthorized(f'Glance refuses the token for image {image_id}')
+    if error.code in {requests.codes.forbidden, requests.codes.not_found}:
+        return exception.ImageNotUsable(image_id, 'could not be found.')
+    return exception.ImageServiceUnavailable(f'Glance answered about image {image_id}: {error}')
+
+
+@contextlib.contextmanager
+def _open_errors(image_id: str) -> Iterator[None]:
+    try:
+        yield
+    except ksa_exceptions.Unauthorized as exc:
+        raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except (
+        ksa_exceptions.ClientException,
+        requests.RequestException,
+        exception.ImageServiceUnavailable,
+    ) as exc:
+        raise exception.DownloadInterrupted(f'Image {image_id} cannot be read: {exc}') from exc
+
+
+def _check_data(response: requests.Response, image_id: str) -> None:
+    """Let pass an answer that carries data only."""
+    code = response.status_code
+    empty = response.headers.get('Content-Length') == '0'
+    if code == requests.codes.no_content or (code == requests.codes.ok and empty):
+        raise exception.ImageGone(f'Image {image_id} has no data')
+    if code in {requests.codes.ok, requests.codes.partial_content}:
+        return
+    if code == requests.codes.unauthorized:
+        raise exception.ImageUnauthorized(f'Glance refuses the token for image {image_id}')
+    if code in {requests.codes.forbidden, requests.codes.not_found, requests.codes.gone}:
+        raise exception.ImageGone(
+            f'Image {image_id} was deleted, deactivated or hidden (HTTP {code})'
+        )
+    raise exception.DownloadInterrupted(f'Image {image_id} cannot be read: HTTP {code}')
+
+
+def _start_of(response: requests.Response, image_id: str, offset_bytes: int) -> int:
+    """Tell with which byte the answer begins; it must not be one after the offset."""
+    if response.status_code == requests.codes.ok:
+        return 0
+    content_range = response.headers.get('Content-Range', '')
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None or int(match[1]) != offset_bytes:
+        raise exception.DownloadInterrupted(
+            f'Image {image_id} was asked from byte {offset_bytes} on, '
+            f'the answer has Content-Range {content_range!r}'
+        )
+    return offset_bytes
+
+
+def _chunks(response: requests.Response, image_id: str) -> Iterator[bytes]:
+    try:
+        yield from response.iter_content(CHUNK_BYTES)
+    except requests.RequestException as exc:
+        raise exception.DownloadInterrupted(f'Image {image_id} was cut: {exc}') from exc
+
+
+def _skip(chunks: Iterator[bytes], skip_bytes: int) -> Iterator[bytes]:
+    """Leave out what was not asked for: a proxy may answer a range with the whole."""
+    for chunk in chunks:
+        if skip_bytes < len(chunk):
+            yield chunk[skip_bytes:]
+        skip_bytes = max(0, skip_bytes - len(chunk))

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""qemu-img, run within limits: what it reads was written by somebody unknown.
+
+The format of its input is always named, so that qemu-img never guesses it from
+the content. Paths are absolute, since a relative one with a colon would be read
+as a protocol.
+"""
+
+import dataclasses
+import errno
+import logging
+import os
+import re
+import shutil
+import subprocess
+from typing import Any
+
+from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_serialization import jsonutils
+
+from nova_precache import exception
+
+LOG = logging.getLogger(__name__)
+
+# A disk that is slow or busy uses time but not CPU time.
+WALL_SECONDS_PER_CPU_SECOND = 4
+# How qemu-img ends when it says why; otherwise it was ended, by a limit most likely.
+_EXIT_ERROR = 1
+_REASON_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+@dataclasses.dataclass(frozen=True)
+class QemuImgLimits:
+    """What one run of qemu-img may use; the defaults are those of the options."""
+
+    address_space_bytes: int = 4 * 1024**3
+    convert_cpu_seconds: int = 1800
+    inspect_cpu_seconds: int = 30
+
+    @classmethod
+    def from_conf(cls, conf: cfg.ConfigOpts) -> 'QemuImgLimits':
+        return cls(
+            address_space_bytes=conf.image_cache.convert_address_space_bytes,
+            convert_cpu_seconds=conf.image_cache.convert_cpu_seconds,
+            inspect_cpu_seconds=conf.image_cache.inspect_cpu_seconds,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskInfo:
+    """What qemu-img tells about a file."""
+
+    format: str
+    virtual_size_bytes: int
+    backing_file: str | None
+    data_file: str | None
+    encrypted: bool
+    create_type: str | None
+    extents: tuple[str, ...]
+
+
+class QemuImg:
+    """The program, with its limits."""
+
+    def __init__(self, limits: QemuImgLimits | None = None, program: str = 'qemu-img') -> None:
+        self._limits = limits or QemuImgLimits()
+        self._program = program
+
+    def check_installed(self) -> None:
+        """See that the program is there.
+
+        :raises nova_precache.exception.ConfigError: it is not
+        """
+        if shutil.which(self._program) is None:
+            raise exception.ConfigError(f'{self._program} is not installed on this host')
+
+    def info(self, path: str, qemu_format: str) -> DiskInfo:
+        """Describe a file that is to be read in the format named.
+
+        :raises nova_precache.exception.UnsafeImage: it cannot be read in that format
+        :raises nova_precache.exception.ConversionFailed: not within the limits
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        try:
+            output = self._run(
+                self._limits.inspect_cpu_seconds,
+                *('info', '--output=json', '-f', qemu_format, os.path.abspath(path)),
+            )
+        except QemuImgFailed as exc:
+            raise exception.UnsafeImage(f'qemu-img cannot read it as {qemu_format}: {exc}') from exc
+        return _disk_info(jsonutils.loads(output))
+
+    def convert_to_raw(self, source: str, source_format: str, target: str) -> None:
+        """Write the content of a disk as a raw file; not synchronised with the disk.
+
+        :raises nova_precache.exception.ConversionFailed: it cannot be read to its end,
+            or not within the limits
+        :raises nova_precache.exception.NotEnoughSpace: the file system is full
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        try:
+            self._run(
+                self._limits.convert_cpu_seconds,
+                *('convert', '-f', source_format, '-O', 'raw'),
+                *(os.path.abspath(source), os.path.abspath(target)),
+            )
+        except QemuImgFailed as exc:
+            raise exception.ConversionFailed(f'qemu-img could not convert: {exc}') from exc
+
+    def create_overlay(
+        self, target: str, backing_file: str, backing_format: str, size_bytes: int
+    ) -> None:
+        """Make a qcow2 disk over a backing file.
+
+        :raises nova_precache.exception.StorageError: qemu-img could not
+        """
+        try:
+            self._run(
+                self._limits.inspect_cpu_seconds,
+                *('create', '-q', '-f', 'qcow2', '-b', os.path.abspath(backing_file)),
+                *('-F', backing_format, os.path.abspath(target), str(size_bytes)),
+            )
+        except QemuImgFailed as exc:
+            raise exception.StorageError(f'qemu-img could not create {target}: {exc}') from exc
+
+    def _run(self, cpu_seconds: int, *arguments: str) -> str:
+        """Run the program to its end.
+
+        :raises QemuImgFailed: it did not like its input
+        """
+        wall_seconds = cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            output, _ = processutils.execute(
+                self._program,
+                *arguments,
+                # Its messages tell what the file system refused.
+                env_variables={**os.environ, 'LC_ALL': 'C'},
+                prlimit=processutils.ProcessLimits(
+                    address_space=self._limits.address_space_bytes, cpu_time=cpu_seconds
+                ),
+                timeout=wall_seconds,
+                on_execute=started.append,
+            )
+        except subprocess.TimeoutExpired as exc:
+            _kill(started)
+            raise exception.ConversionFailed(
+                f'qemu-img {arguments[0]} took more than {wall_seconds} s'
+            ) from exc
+        except processutils.ProcessExecutionError as exc:
+            raise self._failure(arguments[0], exc, cpu_seconds) from exc
+        except OSError as exc:
+            raise exception.storage_failure('Starting qemu-img', exc) from exc
+        return output
+
+    def _failure(
+        self, command: str, error: processutils.ProcessExecutionError, cpu_seconds: int
+    ) -> Exception:
+        """Tell the limits and the file system's refusals from a fault of the image."""
+        reason = _last_line(error.stderr or '')
+        if error.exit_code != _EXIT_ERROR:
+            return exception.ConversionFailed(
+                f'qemu-img {command} broke off with {error.exit_code}, having '
+                f'{self._limits.address_space_bytes} bytes of address space and '
+                f'{cpu_seconds} s of CPU time: {reason}'
+            )
+        for number in _REASON_ERRNOS:
+            if os.strerror(number) in reason:
+                refusal = OSError(number, os.strerror(number))
+                return exception.storage_failure(f'qemu-img {command}', refusal)
+        return QemuImgFailed(reason)
+
+
+class QemuImgFailed(Exception):
+    """qemu-img ended with an error about what it was given."""
+
+
+def _kill(started: list[subprocess.Popen[bytes]]) -> None:
+    """End what ran out of time: the library leaves it running."""
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _last_line(stderr: str) -> str:
+    """Give the message without the program's name and the paths of this host."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    message = lines[-1] if lines else 'no message'
+    return re.sub(r"^qemu-img: (Could not open '[^']*': )?", '', message)
+
+
+def _disk_info(document: dict[str, Any]) -> DiskInfo:
+    details = (document.get('format-specific') or {}).get('data') or {}
+    return DiskInfo(
+        format=document['format'],
+        virtual_size_bytes=document['virtual-size'],
+        backing_file=document.get('backing-filename'),
+        data_file=details.get('data-file'),
+        encrypted=bool(document.get('encrypted')),
+        create_type=details.get('create-type'),
+        extents=tuple(extent['filename'] for extent in details.get('extents') or ()),
+    )

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every image service does: Glance and the one in memory pass the same tests."""
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+import requests
+
+from nova_precache import exception
+from nova_precache.image import fake, glance, service
+
+DATA = hashlib.sha512(b'seed').digest() * 50_000
+
+
+class Backend(Protocol):
+    """An image service with the hands of its operator."""
+
+    @property
+    def images(self) -> service.ImageService: ...
+
+    def add(self, data: bytes, **fields: Any) -> str: ...
+
+    def delete(self, image_id: str) -> None: ...
+
+    def deactivate(self, image_id: str) -> None: ...
+
+    def share(self, image_id: str, project_id: str, *, accepted: bool) -> None: ...
+
+
+class FakeBackend:
+    def __init__(self) -> None:
+        self.images = fake.FakeImageService()
+
+    def add(self, data: bytes, **fields: Any) -> str:
+        return self.images.add(data, **fields).id
+
+    def delete(self, image_id: str) -> None:
+        self.images.delete(image_id)
+
+    def deactivate(self, image_id: str) -> None:
+        self.images.update(image_id, status='deactivated')
+
+    def share(self, image_id: str, project_id: str, *, accepted: bool) -> None:
+        if accepted:
+            self.images.accept(image_id, project_id)
+
+
+class GlanceBackend:
+    def __init__(self, url: str, upload: Callable[..., str]) -> None:
+        self._url = url
+        self.add = upload
+        self.images = glance.GlanceImageService.with_token(
+            glance.GlanceSettings(num_retries=0), endpoint=url, token=None
+        )
+
+    def delete(self, image_id: str) -> None:
+        self._call('DELETE', image_id)
+
+    def deactivate(self, image_id: str) -> None:
+        self._call('POST', f'{image_id}/actions/deactivate')
+
+    def share(self, image_id: str, project_id: str, *, accepted: bool) -> None:
+        self._call('POST', f'{image_id}/members', {'member': project_id})
+        if accepted:
+            self._call('PUT', f'{image_id}/members/{project_id}', {'status': 'accepted'})
+
+    def _call(self, method: str, path: str, document: object = None) -> None:
+        url = f'{self._url}/v2/images/{path}'
+        requests.request(method, url, json=document, timeout=30).raise_for_status()
+
+
+@pytest.fixture(params=['fake', 'glance'])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == 'fake':
+        return FakeBackend()
+    server = request.getfixturevalue('glance')
+    return GlanceBackend(server.url, request.getfixturevalue('upload_image'))
+
+
+def read(images: service.ImageService, image_id: str, offset_bytes: int = 0) -> bytes:
+    with images.open(image_id, offset_bytes) as chunks:
+        return b''.join(chunks)
+
+
+def test_an_uploaded_image_is_described(backend: Backend) -> None:
+    image_id = backend.add(DATA, disk_format='raw', name='n', visibility='private')
+    image = backend.images.show(image_id)
+    assert image.id == image_id
+    assert (image.name, image.status, image.visibility) == ('n', 'active', 'private')
+    assert (image.disk_format, image.container_format) == ('raw', 'bare')
+    assert image.size == len(DATA)
+    assert (image.hash_algo, image.hash_value) == ('sha512', hashlib.sha512(DATA).hexdigest())
+    assert image.checksum == hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize('offset_bytes', [0, 1, 65_536, len(DATA) - 1])
+def test_the_data_are_given_from_any_offset(backend: Backend, offset_bytes: int) -> None:
+    image_id = backend.add(DATA)
+    assert read(backend.images, image_id, offset_bytes) == DATA[offset_bytes:]
+
+
+def test_a_reader_may_leave_early_and_read_again(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    with backend.images.open(image_id) as chunks:
+        first = next(chunks)
+    assert DATA.startswith(first)
+    assert read(backend.images, image_id) == DATA
+
+
+def test_there_is_nothing_behind_the_end(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    with pytest.raises(exception.DownloadInterrupted):
+        read(backend.images, image_id, len(DATA))
+
+
+def test_an_unknown_image_is_not_usable_and_has_no_data(backend: Backend) -> None:
+    unknown = str(uuid.uuid4())
+    with pytest.raises(exception.ImageNotUsable, match=unknown):
+        backend.images.show(unknown)
+    with pytest.raises(exception.ImageNotUsable, match=unknown):
+        backend.images.is_member(unknown, 'p1')
+    with pytest.raises(exception.ImageGone, match=unknown):
+        read(backend.images, unknown)
+
+
+def test_what_is_not_an_id_is_not_usable(backend: Backend) -> None:
+    with pytest.raises(exception.ImageNotUsable):
+        backend.images.show('../tasks')
+    with pytest.raises(exception.ImageGone):
+        read(backend.images, '../tasks')
+
+
+def test_a_deleted_image_is_gone(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    backend.delete(image_id)
+    with pytest.raises(exception.ImageNotUsable):
+        backend.images.show(image_id)
+    with pytest.raises(exception.ImageGone):
+        read(backend.images, image_id)
+
+
+def test_a_deactivated_image_says_so(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    backend.deactivate(image_id)
+    assert backend.images.show(image_id).status == 'deactivated'
+
+
+def test_an_image_without_data_is_gone(backend: Backend) -> None:
+    image_id = backend.add(b'')
+    with pytest.raises(exception.ImageGone, match='has no data'):
+        read(backend.images, image_id)
+
+
+def test_members_are_those_who_accepted(backend: Backend) -> None:
+    image_id = backend.add(DATA, visibility='shared')
+    backend.share(image_id, 'p1', accepted=True)
+    backend.share(image_id, 'p2', accepted=False)
+    assert backend.images.is_member(image_id, 'p1')
+    assert not backend.images.is_member(image_id, 'p2')
+    assert not backend.images.is_member(image_id, 'p3')
+
+
+def test_an_image_that_is_not_shared_has_no_members(backend: Backend) -> None:
+    image_id = backend.add(DATA, visibility='public')
+    assert not backend.images.is_member(image_id, 'p1')

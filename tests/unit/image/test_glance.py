@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the answers of a Glance, or of what stands before it, become.
+
+The server here is a real one that says what each test has it say; what a real
+Glance says is in the contract tests.
+"""
+
+import contextlib
+import dataclasses
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from keystoneauth1 import noauth
+
+from nova_precache import conf as precache_conf
+from nova_precache import exception
+from nova_precache.image import glance
+
+IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
+DATA = bytes(range(256)) * 16384
+SETTINGS = glance.GlanceSettings(connect_timeout_seconds=5, read_timeout_seconds=5, num_retries=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer of the server; ``length`` is what it claims to send."""
+
+    status: int = 200
+    body: bytes = b''
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    length: int | None = None
+    content_type: str | None = 'application/octet-stream'
+    hang: bool = False
+
+
+@dataclasses.dataclass
+class Server:
+    """Gives its answers in order, and keeps what it was asked."""
+
+    url: str
+    answers: list[Answer] = dataclasses.field(default_factory=list)
+    requests: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
+    connection_closed: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def tokens(self) -> list[str | None]:
+        return [headers.get('x-auth-token') for _, headers in self.requests]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the answers of :class:`Server`."""
+
+    protocol_version = 'HTTP/1.1'
+    server: Any
+
+    def do_GET(self) -> None:
+        script: Server = self.server.script
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        script.requests.append((self.path, headers))
+        answer = script.answers.pop(0)
+        self._send(answer)
+        if answer.hang:
+            self._wait_until_client_closes()
+            script.connection_closed.set()
+        self.close_connection = True
+
+    def _wait_until_client_closes(self) -> None:
+        self.connection.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert self.connection.recv(1) == b''
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        length = len(answer.body) if answer.length is None else answer.length
+        self.send_header('Content-Length', str(length))
+        if answer.content_type is not None:
+            self.send_header('Content-Type', answer.content_type)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(answer.body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep the output of the tests clean."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as listener:
+        script = Server(f'http://127.0.0.1:{listener.server_port}')
+        listener.script = script  # type: ignore[attr-defined]
+        thread = threading.Thread(target=listener.serve_forever, kwargs={'poll_interval': 0.01})
+        thread.start()
+        yield script
+        listener.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def images(server: Server) -> glance.GlanceImageService:
+    return with_token(server)
+
+
+def with_token(
+    server: Server,
+    token: str | None = 'secret-token',
+    fresh_token: Callable[[], str | None] | None = None,
+    settings: glance.GlanceSettings = SETTINGS,
+) -> glance.GlanceImageService:
+    return glance.GlanceImageService.with_token(
+        settings, endpoint=server.url, token=token, fresh_token=fresh_token
+    )
+
+
+def document(**fields: object) -> Answer:
+    body = json.dumps({'id': IMAGE_ID, 'status': 'active', **fields}).encode()
+    return Answer(body=body, content_type='application/json')
+
+
+def read(images: glance.GlanceImageService, offset_bytes: int = 0) -> bytes:
+    with images.open(IMAGE_ID, offset_bytes) as chunks:
+        return b''.join(chunks)
+
+
+def test_metadata_are_read_with_the_token(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [document(size=7, os_hash_algo='sha512', os_hash_value='abc', owner='p1')]
+    image = images.show(IMAGE_ID)
+    assert (image.id, image.size, image.hash_algo, image.hash_value, image.owner) == (
+        IMAGE_ID,
+        7,
+        'sha512',
+        'abc',
+        'p1',
+    )
+    assert server.requests[0][0] == f'/v2/images/{IMAGE_ID}'
+    assert server.tokens() == ['secret-token']
+
+
+def test_without_a_token_none_is_sent(server: Server) -> None:
+    server.answers = [document()]
+    with_token(server, token=None).show(IMAGE_ID)
+    assert server.tokens() == [None]
+
+
+def test_the_version_at_the_end_of_an_endpoint_is_left_out(server: Server) -> None:
+    server.answers = [document()]
+    glance.GlanceImageService.with_token(SETTINGS, endpoint=f'{server.url}/v2/', token=None).show(
+        IMAGE_ID
+    )
+    assert server.requests[0][0] == f'/v2/images/{IMAGE_ID}'
+
+
+def test_a_configured_endpoint_takes_precedence_over_that_of_the_call(server: Server) -> None:
+    server.answers = [document()]
+    settings = dataclasses.replace(SETTINGS, endpoint_override=server.url)
+    glance.GlanceImageService.with_token(settings, endpoint='http://127.0.0.1:1', token=None).show(
+        IMAGE_ID
+    )
+    assert len(server.requests) == 1
+
+
+def test_without_any_endpoint_the_option_is_named() -> None:
+    with pytest.raises(exception.ConfigError, match='endpoint_override'):
+        glance.GlanceImageService.with_token(SETTINGS, endpoint=None, token='t')
+
+
+def test_credentials_of_keystoneauth_serve_as_well(server: Server) -> None:
+    server.answers = [document()]
+    images = glance.GlanceImageService(SETTINGS, noauth.NoAuth(f'{server.url}/v2'))
+    assert images.show(IMAGE_ID).id == IMAGE_ID
+    assert images.endpoint() == server.url
+    assert images.token() == 'notused'
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        '',
+        '..',
+        '../../v2/tasks',
+        f'{IMAGE_ID}/file',
+        f'{IMAGE_ID}?limit=1',
+        f'{IMAGE_ID}\n',
+        f'{IMAGE_ID}%2f',
+        'b6a9a5cc3b7e4b8e9d3e0c5bb8f4d5a1',
+        '\uff426a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1',
+    ],
+)
+def test_what_is_not_an_image_id_does_not_reach_a_url(
+    server: Server, images: glance.GlanceImageService, odd: str
+) -> None:
+    with pytest.raises(exception.ImageNotUsable, match='is not the id of an image'):
+        images.show(odd)
+    with (
+        pytest.raises(exception.ImageGone, match='is not the id of an image'),
+        images.open(odd),
+    ):
+        pass
+    assert server.requests == []
+
+
+@pytest.mark.parametrize('project', ['', '.', '..'])
+def test_what_is_not_a_project_is_no_member(
+    server: Server, images: glance.GlanceImageService, project: str
+) -> None:
+    server.answers = [document(visibility='shared')]
+    assert images.is_member(IMAGE_ID, project) is False
+
+
+def test_a_project_is_quoted(server: Server, images: glance.GlanceImageService) -> None:
+    server.answers = [
+        document(visibility='shared'),
+        Answer(body=b'{"status": "accepted"}', content_type='application/json'),
+    ]
+    assert images.is_member(IMAGE_ID, 'a/b?c') is True
+    assert server.requests[1][0] == f'/v2/images/{IMAGE_ID}/members/a%2Fb%3Fc'
+
+
+@pytest.mark.parametrize(
+    ('answer', 'error'),
+    [
+        (Answer(404), exception.ImageNotUsable),
+        (Answer(403), exception.ImageNotUsable),
+        (Answer(401), exception.ImageUnauthorized),
+        (Answer(500), exception.ImageServiceUnavailable),
+        (Answer(503), exception.ImageServiceUnavailable),
+        (Answer(502, b'\xff\xfe', content_type=None), exception.ImageServiceUnavailable),
+        (Answer(502, b'[1]', content_type='application/json'), exception.ImageServiceUnavailable),
+        (Answer(200, b'<p>', content_type='text/html'), exception.ImageServiceUnavailable),
+        (Answer(200, b'{}', content_type='application/json'), exception.ImageServiceUnavailable),
+        (
+            Answer(200, b'{"id"', content_type='application/json', length=99),
+            exception.ImageServiceUnavailable,
+        ),
+    ],
+)
+def test_an_answer_without_metadata_has_its_own_error(
+    server: Server, images: glance.GlanceImageService, answer: Answer, error: type[Exception]
+) -> None:
+    server.answers = [answer]
+    with pytest.raises(error):
+        images.show(IMAGE_ID)
+
+
+def test_a_short_request_is_repeated_when_the_service_fails(server: Server) -> None:
+    server.answers = [
+        Answer(503, headers={'Retry-After': '0'}),
+        Answer(502, headers={'Retry-After': '0'}),
+        document(),
+    ]
+    settings = dataclasses.replace(SETTINGS, num_retries=2)
+    assert with_token(server, settings=settings).show(IMAGE_ID).id == IMAGE_ID
+
+
+def test_a_service_that_is_not_there_is_unavailable(free_port: Callable[[], int]) -> None:
+    images = glance.GlanceImageService.with_token(
+        SETTINGS, endpoint=f'http://127.0.0.1:{free_port()}', token='t'
+    )
+    with pytest.raises(exception.ImageServiceUnavailable):
+        images.show(IMAGE_ID)
+    with pytest.raises(exception.DownloadInterrupted):
+        read(images)
+
+
+def test_data_are_read_whole_and_from_an_offset(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    total = len(DATA)
+    server.answers = [
+        Answer(body=DATA),
+        Answer(206, DATA[100:], {'Content-Range': f'bytes 100-{total - 1}/{total}'}),
+    ]
+    assert read(images) == DATA
+    assert read(images, 100) == DATA[100:]
+    assert [headers.get('range') for _, headers in server.requests] == [None, 'bytes=100-']
+
+
+def test_a_whole_answer_to_a_range_is_read_from_the_offset_on(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [Answer(body=DATA)]
+    assert read(images, 3_000_001) == DATA[3_000_001:]
+
+
+@pytest.mark.parametrize('content_range', [None, 'bytes 99-4194303/4194304', 'bytes */100'])
+def test_an_answer_with_another_range_is_not_read(
+    server: Server, images: glance.GlanceImageService, content_range: str | None
+) -> None:
+    headers = {'Content-Range': content_range} if content_range else {}
+    server.answers = [Answer(206, DATA[100:], headers)]
+    with pytest.raises(exception.DownloadInterrupted, match='Content-Range'):
+        read(images, 100)
+
+
+@pytest.mark.parametrize(
+    ('status', 'error'),
+    [
+        (204, exception.ImageGone),
+        (404, exception.ImageGone),
+        (403, exception.ImageGone),
+        (410, exception.ImageGone),
+        (401, exception.ImageUnauthorized),
+        (416, exception.DownloadInterrupted),
+        (500, exception.DownloadInterrupted),
+        (503, exception.DownloadInterrupted),
+    ],
+)
+def test_an_answer_without_data_has_its_own_error(
+    server: Server, images: glance.GlanceImageService, status: int, error: type[Exception]
+) -> None:
+    server.answers = [Answer(status)]
+    with pytest.raises(error, match=IMAGE_ID):
+        read(images)
+
+
+def test_an_answer_that_is_cut_is_an_interruption(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [Answer(body=DATA[:1000], length=len(DATA))]
+    with pytest.raises(exception.DownloadInterrupted, match='was cut'):
+        read(images)
+
+
+def test_an_answer_that_stalls_is_an_interruption(server: Server) -> None:
+    server.answers = [Answer(body=DATA[:1000], length=len(DATA), hang=True)]
+    impatient = dataclasses.replace(SETTINGS, read_timeout_seconds=0.2)
+    with pytest.raises(exception.DownloadInterrupted, match='timed out'):
+        read(with_token(server, settings=impatient))
+
+
+def test_leaving_closes_the_connection_at_once(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True)]
+    with images.open(IMAGE_ID) as chunks:
+        assert next(chunks)
+        assert not server.connection_closed.is_set()
+    assert server.connection_closed.wait(20)
+
+
+@pytest.mark.parametrize('content_type', ['text/html', 'text/plain', 'application/json', None])
+def test_data_of_any_content_type_are_streamed(
+    server: Server,
+    images: glance.GlanceImageService,
+    caplog: pytest.LogCaptureFixture,
+    content_type: str | None,
+) -> None:
+    """An answer that never ends is not read before its first chunk is given, nor logged."""
+    caplog.set_level(logging.DEBUG)
+    server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True, content_type=content_type)]
+    with images.open(IMAGE_ID) as chunks:
+        assert next(chunks) == DATA[: glance.CHUNK_BYTES]
+
+
+def test_a_refused_token_is_replaced_once_and_the_request_goes_on(server: Server) -> None:
+    fresh = iter(['second', 'third'])
+    images = with_token(server, 'first', lambda: next(fresh))
+    server.answers = [Answer(401), document(), Answer(body=DATA), Answer(401), Answer(body=DATA)]
+    images.show(IMAGE_ID)
+    assert read(images) == DATA
+    assert read(images) == DATA
+    assert server.tokens() == ['first', 'second', 'second', 'second', 'third']
+
+
+def test_a_fresh_token_that_is_refused_too_ends_it(server: Server) -> None:
+    asked: list[str] = []
+
+    def fresh_token() -> str:
+        asked.append('again')
+        return 'no-better'
+
+    server.answers = [Answer(401), Answer(401)]
+    with pytest.raises(exception.ImageUnauthorized):
+        read(with_token(server, 'first', fresh_token))
+    assert asked == ['again']
+
+
+def test_without_a_fresh_token_a_refusal_ends_it(server: Server) -> None:
+    server.answers = [Answer(401)]
+    with pytest.raises(exception.ImageUnauthorized):
+        read(with_token(server, 'first', lambda: None))
+    assert len(server.requests) == 1
+
+
+def test_no_token_gets_into_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    images = with_token(server, 'first-secret', lambda: 'second-secret')
+    server.answers = [Answer(401), document(), Answer(body=DATA), Answer(500)]
+    images.show(IMAGE_ID)
+    read(images)
+    with pytest.raises(exception.DownloadInterrupted):
+        read(images)
+    assert IMAGE_ID in caplog.text
+    assert 'secret' not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('options', 'verify', 'certificate'),
+    [
+        ({}, True, None),
+        ({'insecure': True}, False, None),
+        ({'cafile': '/ca.pem'}, '/ca.pem', None),
+        ({'certfile': '/c.pem', 'keyfile': '/k.pem'}, True, ('/c.pem', '/k.pem')),
+    ],
+)
+def test_settings_are_those_of_the_options(
+    options: dict[str, object], verify: bool | str, certificate: tuple[str, str] | None
+) -> None:
+    conf = precache_conf.new([], [])
+    for name, value in options.items():
+        conf.set_override(name, value, 'glance')
+    settings = glance.GlanceSettings.from_conf(conf)
+    assert settings == glance.GlanceSettings(verify=verify, client_certificate=certificate)
+    assert glance.new_session(settings).verify == verify

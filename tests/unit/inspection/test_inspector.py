@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images are accepted, which refused, and for what reason."""
+
+import json
+import pathlib
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from oslo_utils.imageutils import format_inspector
+
+from nova_precache import exception
+from nova_precache.inspection import convert, formats, qemu_img
+from tests import disk_images
+
+pytestmark = pytest.mark.usefixtures('qemu_img')
+
+VMDK_TYPES = ('streamOptimized', 'monolithicSparse')
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / 'image'
+
+
+@pytest.fixture
+def inspector() -> formats.ImageInspector:
+    return formats.ImageInspector(qemu_img.QemuImg(), VMDK_TYPES)
+
+
+def refusal(inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str | None) -> str:
+    """Inspect a file that must be refused as unsafe, and give the reason."""
+    with pytest.raises(exception.UnsafeImage) as caught:
+        inspector.inspect(str(path), disk_format)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('disk_format', 'qemu_format', 'options'),
+    [
+        ('qcow2', 'qcow2', ()),
+        ('qcow2', 'qcow2', ('-o', 'compat=0.10')),
+        ('qcow2', 'qcow2', ('-c',)),
+        ('vhd', 'vpc', ('-o', 'subformat=dynamic,force_size=on')),
+        ('vhdx', 'vhdx', ()),
+        ('vmdk', 'vmdk', ('-o', 'subformat=monolithicSparse')),
+        ('vmdk', 'vmdk', ('-o', 'subformat=streamOptimized')),
+        ('vdi', 'vdi', ()),
+    ],
+)
+def test_an_image_of_each_supported_format_is_accepted(
+    inspector: formats.ImageInspector,
+    path: pathlib.Path,
+    disk_format: str,
+    qemu_format: str,
+    options: tuple[str, ...],
+) -> None:
+    disk_images.converted(path, qemu_format, *options)
+    found = inspector.inspect(str(path), disk_format)
+    assert found.qemu_format == qemu_format
+    assert found.virtual_size_bytes >= disk_images.MIB
+
+
+@pytest.mark.parametrize('disk_format', ['raw', 'ami', 'ari', 'aki'])
+@pytest.mark.parametrize('make', [disk_images.raw, disk_images.gpt])
+def test_data_and_partitioned_disks_are_raw(
+    inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str, make: type
+) -> None:
+    make(path)
+    assert inspector.inspect(str(path), disk_format) == formats.InspectedImage('raw', 1024**2)
+
+
+@pytest.mark.parametrize('disk_format', ['iso', 'ami'])
+def test_an_iso_is_raw_to_qemu(
+    inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str
+) -> None:
+    assert inspector.inspect(str(disk_images.iso(path)), disk_format).qemu_format == 'raw'
+
+
+@pytest.mark.parametrize(
+    ('disk_format', 'make', 'content'),
+    [
+        ('raw', 'qcow2', 'qcow2'),
+        ('raw', 'iso', 'iso'),
+        ('raw', 'vmdk', 'vmdk'),
+        ('ami', 'qcow2', 'qcow2'),
+        ('iso', 'raw', 'raw'),
+        ('iso', 'gpt', 'gpt'),
+        ('qcow2', 'raw', 'raw'),
+        ('vmdk', 'qcow2', 'qcow2'),
+        ('vhd', 'vhdx', 'vhdx'),
+        ('raw', 'parallels', 'parallels'),
+    ],
+)
+def test_content_of_another_format_than_glance_says_is_refused(
+    inspector: formats.ImageInspector,
+    path: pathlib.Path,
+    disk_format: str,
+    make: str,
+    content: str,
+) -> None:
+    by_hand = {'iso': disk_images.iso, 'raw': disk_images.raw, 'gpt': disk_images.gpt}
+    if make in by_hand:
+        by_hand[make](path)
+    else:
+        disk_images.converted(path, make)
+    assert refusal(inspector, path, disk_format) == (
+        f'unsafe image: disk_format is {disk_format}, but the content is {content}'
+    )
+
+
+def test_a_raw_image_that_begins_with_the_qcow2_magic_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.patched(disk_images.raw(path), 0, b'QFI\xfb\x00\x00\x00\x02')
+    assert refusal(inspector, path, 'raw') == (
+        'unsafe image: disk_format is raw, but the content is qcow2'
+    )
+
+
+def test_an_iso_with_a_partition_table_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.iso_with_gpt(path)
+    assert 'Multiple formats detected' in refusal(inspector, path, 'iso')
+
+
+def test_a_backing_file_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    backing = disk_images.raw(tmp_path / 'secret')
+    disk_images.qcow2_with_backing_file(path, backing)
+    assert 'Image has a backing file' in refusal(inspector, path, 'qcow2')
+
+
+def test_a_data_file_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    disk_images.qcow2_with_data_file(path, tmp_path / 'secret')
+    assert 'Image has data_file set' in refusal(inspector, path, 'qcow2')
+
+
+def test_an_unknown_feature_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.qcow2_with_unknown_feature(path)
+    assert 'Unknown QCOW2 features found' in refusal(inspector, path, 'qcow2')
+
+
+def test_extended_l2_entries_are_refused_as_in_nova(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.converted(path, 'qcow2', '-o', 'extended_l2=on')
+    assert 'Unknown QCOW2 features found' in refusal(inspector, path, 'qcow2')
+
+
+def test_an_absurd_table_is_refused_by_qemu_img(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.qcow2_with_absurd_l1_size(path)
+    assert 'qemu-img cannot read it as qcow2' in refusal(inspector, path, 'qcow2')
+
+
+def test_a_header_that_is_cut_off_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.truncated(disk_images.converted(path, 'qcow2'), 300)
+    assert refusal(inspector, path, 'qcow2') == (
+        'unsafe image: disk_format is qcow2, but the content is raw'
+    )
+
+
+def test_an_encrypted_qcow2_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    assert 'it is encrypted' in refusal(inspector, disk_images.qcow2_encrypted(path), 'qcow2')
+
+
+@pytest.mark.parametrize('disk_format', ['raw', 'ami'])
+def test_luks_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str
+) -> None:
+    assert 'LUKS-encrypted' in refusal(inspector, disk_images.luks(path), disk_format)
+
+
+@pytest.mark.parametrize('disk_format', ['ploop', 'luks', 'qed', 'gpt', '', None])
+def test_a_format_that_nova_does_not_boot_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str | None
+) -> None:
+    disk_images.raw(path)
+    assert refusal(inspector, path, disk_format) == (
+        f'unsafe image: disk_format {disk_format} is not supported'
+    )
+
+
+def test_a_vmdk_of_several_files_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    assert 'Unsupported subformat' in refusal(inspector, disk_images.vmdk_flat(path), 'vmdk')
+
+
+def test_a_vmdk_whose_extent_is_a_path_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    disk_images.vmdk_with_extent_path(path)
+    assert 'Invalid extent filenames found' in refusal(inspector, path, 'vmdk')
+
+
+def test_a_vmdk_type_that_is_not_allowed_is_refused(path: pathlib.Path) -> None:
+    strict = formats.ImageInspector(qemu_img.QemuImg(), ['monolithicSparse'])
+    disk_images.converted(path, 'vmdk', '-o', 'subformat=streamOptimized')
+    assert refusal(strict, path, 'vmdk') == (
+        'unsafe image: VMDK create type streamOptimized is not in vmdk_allowed_types'
+    )
+
+
+def test_a_vmdk_with_a_parent_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    parent = disk_images.converted(tmp_path / 'parent', 'vmdk')
+    disk_images.qemu_img('create', '-f', 'vmdk', '-b', str(parent), '-F', 'vmdk', str(path))
+    assert refusal(inspector, path, 'vmdk').startswith('unsafe image: ')
+
+
+@pytest.mark.parametrize(
+    ('magic', 'name'),
+    [
+        (b'WithoutFreeSpace', 'parallels'),
+        (b'WithouFreSpacExt', 'parallels'),
+        (b'#!/bin/sh\n#V2.0 Format\nmodprobe cloop', 'cloop'),
+    ],
+)
+def test_what_only_qemu_recognises_is_not_raw(
+    inspector: formats.ImageInspector, path: pathlib.Path, magic: bytes, name: str
+) -> None:
+    disk_images.patched(disk_images.raw(path), 0, magic)
+    assert f'the content is {name}' in refusal(inspector, path, 'raw')
+
+
+def test_pieces_of_any_size_lead_the_inspector_to_the_same_format(path: pathlib.Path) -> None:
+    for qemu_format in ('qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi'):
+        disk_images.converted(path, qemu_format, size_bytes=4 * disk_images.MIB)
+        expected = format_inspector.detect_file_format(str(path))
+        assert str(formats._detect(str(path))) == str(expected) != 'raw'
+
+
+@pytest.mark.parametrize(
+    ('told', 'reason'),
+    [
+        ({'backing-filename': '/etc/passwd'}, 'backing file'),
+        ({'format-specific': {'data': {'data-file': '/etc/passwd'}}}, 'data file'),
+        ({'encrypted': True}, 'encrypted'),
+        ({'format': 'vmdk'}, 'create type None'),
+        (
+            {
+                'format': 'vmdk',
+                'format-specific': {
+                    'data': {
+                        'create-type': 'monolithicSparse',
+                        'extents': [{'filename': '/etc/passwd'}],
+                    }
+                },
+            },
+            'extents in other files',
+        ),
+    ],
+)
+def test_what_only_qemu_img_sees_is_refused_too(
+    path: pathlib.Path, tmp_path: pathlib.Path, told: dict[str, object], reason: str
+) -> None:
+    """A program in its place tells what no image gets past the inspector with."""
+    document = {'format': 'raw', 'virtual-size': 1, **told}
+    program = tmp_path / 'stand-in'
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(document)}\nEND\n")
+    program.chmod(0o755)
+    inspector = formats.ImageInspector(qemu_img.QemuImg(program=str(program)), VMDK_TYPES)
+    disk_images.raw(path)
+    assert reason in refusal(inspector, path, 'raw')
+
+
+@pytest.mark.parametrize(
+    ('make', 'qemu_format'),
+    [
+        (disk_images.raw, 'raw'),
+        (disk_images.gpt, 'raw'),
+        (disk_images.iso, 'raw'),
+        (disk_images.iso_with_gpt, 'raw'),
+        (lambda path: disk_images.converted(path, 'qcow2'), 'qcow2'),
+        (lambda path: disk_images.converted(path, 'vpc'), 'vpc'),
+    ],
+)
+def test_a_base_file_is_what_qemu_takes_it_for(
+    inspector: formats.ImageInspector,
+    path: pathlib.Path,
+    make: Callable[[pathlib.Path], pathlib.Path],
+    qemu_format: str,
+) -> None:
+    assert inspector.inspect_base(str(make(path))).qemu_format == qemu_format
+
+
+def test_a_base_file_that_reaches_other_files_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    disk_images.qcow2_with_data_file(path, tmp_path / 'secret')
+    with pytest.raises(exception.UnsafeImage, match='data_file'):
+        inspector.inspect_base(str(path))
+
+
+def test_a_file_that_is_not_there_is_a_fault_of_the_storage(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    with pytest.raises(exception.StorageError, match='No such file'):
+        inspector.inspect(str(path), 'raw')
+
+
+def test_a_converted_image_is_what_qemu_img_makes_of_it(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    disk_images.converted(path, 'qcow2')
+    target = tmp_path / 'target'
+    inspected = inspector.inspect(str(path), 'qcow2')
+    convert.Converter(qemu_img.QemuImg(), inspector).to_raw(str(path), inspected, str(target))
+    assert target.read_bytes() == disk_images.content(disk_images.MIB)
+
+
+def test_an_image_within_an_image_is_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    secret = disk_images.raw(tmp_path / 'secret')
+    inner = disk_images.qcow2_with_backing_file(tmp_path / 'inner', secret)
+    disk_images.qcow2_of(path, inner.read_bytes())
+    inspected = inspector.inspect(str(path), 'qcow2')
+    converter = convert.Converter(qemu_img.QemuImg(), inspector)
+    with pytest.raises(exception.UnsafeImage, match='converted to raw, its content is qcow2'):
+        converter.to_raw(str(path), inspected, str(tmp_path / 'target'))
+
+
+def test_a_boot_sector_without_partitions_within_an_image_is_raw_to_qemu(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    boot_sector = bytes(510) + b'\x55\xaa'
+    disk_images.qcow2_of(path, boot_sector + bytes(disk_images.MIB - 512))
+    target = tmp_path / 'target'
+    inspected = inspector.inspect(str(path), 'qcow2')
+    convert.Converter(qemu_img.QemuImg(), inspector).to_raw(str(path), inspected, str(target))
+    assert target.read_bytes()[:512] == boot_sector
+
+
+def test_every_format_that_qemu_guesses_is_known_to_the_inspector(path: pathlib.Path) -> None:
+    """A base file that qemu would take for anything but raw must not pass for raw."""
+    for qemu_format in ('qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi', 'qed', 'parallels', 'qcow'):
+        try:
+            disk_images.converted(path, qemu_format)
+        except subprocess.CalledProcessError:
+            continue  # This qemu-img cannot write it.
+        try:
+            found = formats._qemu_content(str(path), check_safety=False)
+        except exception.UnsafeImage:
+            continue
+        assert found != 'raw', qemu_format
