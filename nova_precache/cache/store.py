@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of base files: what is in it, what fits into it, how it grows.
+
+A base file appears by one rename, whole and synchronised with the disk. Until
+then it has a unique name that no boot looks for.
+"""
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+
+from nova_precache import exception
+from nova_precache.cache import layout, locks
+
+LOG = logging.getLogger(__name__)
+
+# Where files are to be raw, one of these is left from a time when they were not.
+_IMAGE_MAGICS = (b'QFI\xfb', b'KDMV', b'# Disk DescriptorFile')
+_BLOCK_BYTES = 512
+
+
+class CacheStore:
+    """One cache on a file system.
+
+    :param force_raw: base files are raw, one that is not counts as absent
+    :param reserved_bytes: what downloads leave free
+    """
+
+    def __init__(
+        self, paths: layout.CacheLayout, *, force_raw: bool = True, reserved_bytes: int = 0
+    ) -> None:
+        self.layout = paths
+        self._force_raw = force_raw
+        self._reserved_bytes = reserved_bytes
+        self._reservations: set[Reservation] = set()
+        self._reservations_lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Make the directories, with the modes that Nova would give them.
+
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        with storage_errors(f'Making {self.layout.base_directory}'):
+            os.makedirs(self.layout.base_directory, exist_ok=True)
+            os.makedirs(self.layout.lock_directory, exist_ok=True)
+
+    def store_id(self) -> str:
+        """Give the id of this store, the same for all hosts that share it.
+
+        :raises nova_precache.exception.StorageError: it can be neither read nor made
+        """
+        path = self.layout.store_id_path
+        with storage_errors(f'Reading {path}'):
+            if not os.path.exists(path):
+                _create_whole(path, str(uuid.uuid4()))
+            with open(path, encoding='ascii') as file:
+                return file.read()
+
+    def check_there(self) -> None:
+        """See that the directory is there: an unmounted file system must not be filled.
+
+        :raises nova_precache.exception.StorageError: it is not
+        """
+        with storage_errors(f'Looking at {self.layout.base_directory}'):
+            os.stat(self.layout.base_directory)
+
+    def is_hit(self, image_id: str) -> bool:
+        """Tell whether the base file is there and one that a boot can use.
+
+        :raises nova_precache.exception.StorageError: it cannot be read
+        """
+        path = self.layout.base_path(image_id)
+        with storage_errors(f'Reading {path}'):
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                return False
+            if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+                return False
+            return not (self._force_raw and _is_image(path))
+
+    def touch(self, image_id: str) -> None:
+        """Make the base file young: the age of unused ones counts from its mtime.
+
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        path = self.layout.base_path(image_id)
+        with storage_errors(f'Touching {path}'):
+            os.utime(path)
+
+    @contextlib.contextmanager
+    def partial(self, image_id: str, suffix: str) -> Iterator[str]:
+        """Give a name for a temporary file, which is gone on leaving unless published."""
+        path = self.layout.new_partial_path(image_id, suffix)
+        try:
+            yield path
+        finally:
+            remove_if_there(path)
+
+    def publish(self, path: str, image_id: str) -> None:
+        """Make a finished temporary file the base file of an image.
+
+        :raises nova_precache.exception.NotEnoughSpace: the file system is full
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        target = self.layout.base_path(image_id)
+        with storage_errors(f'Publishing {target}'):
+            synchronise(path)
+            os.rename(path, target)
+            synchronise(self.layout.base_directory)
+
+    @contextlib.contextmanager
+    def reserve(self, needed_bytes: int, paths: Sequence[str]) -> 'Iterator[Reservation]':
+        """Set space apart for files that are to be written.
+
+        :raises nova_precache.exception.NotEnoughSpace: there is not enough
+        :raises nova_precache.exception.StorageError: the file system cannot be asked
+        """
+        reservation = Reservation(self, paths)
+        try:
+            self.require(reservation, needed_bytes)
+            yield reservation
+        finally:
+            with self._reservations_lock:
+                self._reservations.discard(reservation)
+
+    def require(self, reservation: 'Reservation', needed_bytes: int) -> None:
+        """Have a reservation hold at least so much; raises as :meth:`reserve`."""
+        with self._reservations_lock:
+            others = sum(item.outstanding_bytes() for item in self._reservations - {reservation})
+            free = self.free_bytes() - others
+            still_needed = needed_bytes - reservation.written_bytes() + self._reserved_bytes
+            if still_needed > free:
+                raise exception.NotEnoughSpace(
+                    f'needs {still_needed} bytes ({self._reserved_bytes} of them stay free), '
+                    f'{max(0, free)} free'
+                )
+            reservation.needed_bytes = needed_bytes
+            self._reservations.add(reservation)
+
+    def free_bytes(self) -> int:
+        """Tell how many bytes the file system has left for us.
+
+        :raises nova_precache.exception.StorageError: it cannot be asked
+        """
+        with storage_errors(f'Looking at {self.layout.base_directory}'):
+            status = os.statvfs(self.layout.base_directory)
+        return status.f_bavail * status.f_frsize
+
+    def cache_bytes(self) -> int:
+        """Tell how many bytes on disk the files of the cache take.
+
+        :raises nova_precache.exception.StorageError: they cannot be listed
+        """
+        directory = self.layout.base_directory
+        with storage_errors(f'Listing {directory}'):
+            paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+            return sum(map(_bytes_on_disk, paths))
+
+    def sweep(self, image_locks: locks.ImageLocks) -> int:
+        """Remove partial files whose maker is gone, and give their number.
+
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        swept = 0
+        with storage_errors(f'Sweeping {self.layout.base_directory}'):
+            names = sorted(os.listdir(self.layout.base_directory))
+        for name in names:
+            base_name = layout.base_name_of_partial(name)
+            if base_name is not None:
+                swept += self._sweep_one(name, base_name, image_locks)
+        return swept
+
+    def _sweep_one(self, name: str, base_name: str, image_locks: locks.ImageLocks) -> bool:
+        with image_locks.try_hold(base_name) as held:
+            if held:
+                LOG.info('Removing %s, which was left unfinished', name)
+                remove_if_there(os.path.join(self.layout.base_directory, name))
+        return held
+
+
+class Reservation:
+    """Space that one piece of work has set apart; what it wrote counts no longer."""
+
+    def __init__(self, store: CacheStore, paths: Sequence[str]) -> None:
+        self.needed_bytes = 0
+        self._store = store
+        self._paths = tuple(paths)
+
+    def require(self, needed_bytes: int) -> None:
+        """Reserve more, once more is known; raises as :meth:`CacheStore.reserve`."""
+        self._store.require(self, max(needed_bytes, self.needed_bytes))
+
+    def written_bytes(self) -> int:
+        return sum(map(_bytes_on_disk, self._paths))
+
+    def outstanding_bytes(self) -> int:
+        return max(0, self.needed_bytes - self.written_bytes())
+
+
+@contextlib.contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Translate what the operating system refuses; ``doing`` begins the reason."""
+    try:
+        yield
+    except OSError as exc:
+        raise exception.storage_failure(doing, exc) from exc
+
+
+def synchronise(path: str) -> None:
+    """Have a file, or a directory's names, on the disk; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_if_there(path: str) -> None:
+    """Remove a temporary file; what cannot be removed is left for the next sweep."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        LOG.warning('%s cannot be removed: %s', path, exc)
+
+
+def _is_image(path: str) -> bool:
+    with open(path, 'rb') as file:
+        return file.read(max(map(len, _IMAGE_MAGICS))).startswith(_IMAGE_MAGICS)
+
+
+def _bytes_on_disk(path: str) -> int:
+    try:
+        return os.stat(path).st_blocks * _BLOCK_BYTES
+    except FileNotFoundError:
+        return 0
+
+
+def _create_whole(path: str, text: str) -> None:
+    """Create a file with its content at once; whoever comes second changes nothing."""
+    temporary = f'{path}.{uuid.uuid4().hex}'
+    try:
+        with open(temporary, 'x', encoding='ascii') as file:
+            file.write(text)
+        synchronise(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+        synchronise(os.path.dirname(path))
+    finally:
+        remove_if_there(temporary)

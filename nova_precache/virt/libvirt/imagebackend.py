@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The boot side: makes root disks from the cache.
+
+On a miss it fills the cache by the same routine and under the same lock as a
+precache request, so a boot joins a download that is under way. What a killed
+process leaves of a disk goes with the directory of its instance.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator
+
+from oslo_concurrency import processutils
+
+from nova_precache import exception, model
+from nova_precache.cache import filler
+from nova_precache.cache import store as cache_store
+from nova_precache.image import service
+from nova_precache.inspection import formats, qemu_img
+from nova_precache.virt import driver
+
+LOG = logging.getLogger(__name__)
+
+DISK_NAME = 'disk'
+
+_INSTANCE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,254}')
+
+
+class RootDiskMaker:
+    """Makes root disks in the directories of instances.
+
+    :param overlay: make qcow2 overlays; else raw copies
+    """
+
+    def __init__(
+        self,
+        *,
+        store: cache_store.CacheStore,
+        cache_filler: filler.CacheFiller,
+        inspector: formats.ImageInspector,
+        qemu: qemu_img.QemuImg,
+        overlay: bool,
+    ) -> None:
+        self._store = store
+        self._filler = cache_filler
+        self._inspector = inspector
+        self._qemu = qemu
+        self._overlay = overlay
+
+    def create(
+        self,
+        images: service.ImageService,
+        image_id: str,
+        instance: str,
+        size_bytes: int | None,
+        progress: model.ProgressCallback,
+    ) -> driver.RootDisk:
+        """Make a root disk, as :meth:`nova_precache.virt.driver.ComputeDriver.create_root_disk`."""
+        path = self._disk_path(instance)
+        if os.path.lexists(path):
+            raise exception.RootDiskExists(path)
+        filled = self._filler.fill(images, image_id, progress)
+        base_path = self._store.layout.base_path(image_id)
+        base = self._inspector.inspect_base(base_path)
+        size_bytes = _disk_size(image_id, size_bytes, base.virtual_size_bytes)
+        with _new_file(path) as temporary:
+            if self._overlay:
+                self._qemu.create_overlay(temporary, base_path, base.qemu_format, size_bytes)
+            else:
+                self._copy(base_path, base, temporary, size_bytes)
+        LOG.info('Root disk %s of image %s is made, %d bytes', path, image_id, size_bytes)
+        return driver.RootDisk(
+            path=path,
+            format='qcow2' if self._overlay else 'raw',
+            size_bytes=size_bytes,
+            backing_file=base_path if self._overlay else None,
+            image_existing=filled.existing,
+        )
+
+    def _disk_path(self, instance: str) -> str:
+        layout = self._store.layout
+        taken = {layout.subdirectory_name, os.path.basename(layout.lock_directory)}
+        if not _INSTANCE_NAME.fullmatch(instance) or instance in taken:
+            raise exception.InvalidInput(f'instance: {instance!r} is not the name of an instance')
+        return os.path.join(layout.instances_path, instance, DISK_NAME)
+
+    def _copy(
+        self, base_path: str, base: formats.InspectedImage, target: str, size_bytes: int
+    ) -> None:
+        """Copy the content of the base file, holes as holes, and grow it."""
+        with self._store.reserve(base.virtual_size_bytes, [target]):
+            if base.qemu_format == 'raw':
+                _copy_sparse(base_path, target)
+            else:
+                self._qemu.convert_to_raw(base_path, base.qemu_format, target)
+        with cache_store.storage_errors(f'Growing {target}'):
+            os.truncate(target, size_bytes)
+
+
+def _disk_size(image_id: str, size_bytes: int | None, virtual_size_bytes: int) -> int:
+    if not size_bytes:
+        return virtual_size_bytes
+    if size_bytes < virtual_size_bytes:
+        raise exception.RootDiskTooSmall(image_id, size_bytes, virtual_size_bytes)
+    return size_bytes
+
+
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[str]:
+    """Give a name to write to; on leaving the file is at ``path``, whole and on the disk.
+
+    :raises nova_precache.exception.RootDiskExists: somebody else made it meanwhile
+    """
+    temporary = f'{path}.{uuid.uuid4().hex}.part'
+    with _directory(os.path.dirname(path)):
+        try:
+            yield temporary
+            with cache_store.storage_errors(f'Publishing {path}'):
+                _publish(temporary, path)
+        finally:
+            cache_store.remove_if_there(temporary)
+
+
+def _publish(temporary: str, path: str) -> None:
+    cache_store.synchronise(temporary)
+    try:
+        os.link(temporary, path)  # A rename would replace a disk that is there.
+    except FileExistsError as exc:
+        raise exception.RootDiskExists(path) from exc
+    cache_store.synchronise(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def _directory(path: str) -> Iterator[None]:
+    """Have a directory, which is gone again when it was made in vain."""
+    existed = os.path.isdir(path)
+    with cache_store.storage_errors(f'Making {path}'):
+        os.makedirs(path, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise
+
+
+def _copy_sparse(source: str, target: str) -> None:
+    command = ['cp', '--sparse=always', '--reflink=auto', '--', source, target]
+    try:
+        processutils.execute(*command, env_variables={**os.environ, 'LC_ALL': 'C'})
+    except processutils.ProcessExecutionError as exc:
+        reason = (exc.stderr or '').strip()
+        if os.strerror(errno.ENOSPC) in reason:
+            raise exception.NotEnoughSpace(f'Copying to {target}: {reason}') from exc
+        raise exception.StorageError(f'Copying to {target}: {reason}') from exc

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cache in a temporary directory."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from nova_precache.cache import filler, layout, locks, store
+from nova_precache.download import engine, retry
+from nova_precache.image import fake
+from nova_precache.inspection import convert, formats, qemu_img
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Have the umask under which services run."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def paths(tmp_path: pathlib.Path) -> layout.CacheLayout:
+    return layout.CacheLayout(str(tmp_path / 'instances'))
+
+
+@pytest.fixture
+def images() -> fake.FakeImageService:
+    return fake.FakeImageService()
+
+
+class Cache:
+    """A cache as a driver puts it together."""
+
+    def __init__(
+        self, paths: layout.CacheLayout, *, force_raw: bool = True, reserved_bytes: int = 0
+    ) -> None:
+        self.paths = paths
+        self.backing_files: set[str] = set()
+        self.locks = locks.ImageLocks(paths.lock_directory)
+        self.store = store.CacheStore(paths, force_raw=force_raw, reserved_bytes=reserved_bytes)
+        self.store.prepare()
+        qemu = qemu_img.QemuImg()
+        inspector = formats.ImageInspector(qemu, ['streamOptimized', 'monolithicSparse'])
+        self.filler = filler.CacheFiller(
+            store=self.store,
+            image_locks=self.locks,
+            downloader=engine.Downloader(
+                resume=retry.ResumePolicy(max_opens=2, sleep=lambda seconds: None)
+            ),
+            inspector=inspector,
+            converter=convert.Converter(qemu, inspector),
+            force_raw=force_raw,
+            is_backing=self.backing_files.__contains__,
+        )
+
+    def names(self) -> list[str]:
+        """List the directory of base files."""
+        return sorted(os.listdir(self.paths.base_directory))
+
+    def base_file(self, image_id: str) -> pathlib.Path:
+        return pathlib.Path(self.paths.base_path(image_id))
+
+
+@pytest.fixture
+def cache(paths: layout.CacheLayout) -> Cache:
+    return Cache(paths)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names on disk, which Nova must find, or must not take for its own."""
+
+import os
+
+from nova_precache.cache import layout
+
+IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
+PATHS = layout.CacheLayout('/var/lib/nova/instances')
+
+
+def test_the_base_file_is_named_by_the_sha1_of_the_image_id() -> None:
+    """As sha1sum of the id, which is what Nova names it by."""
+    assert layout.base_name(IMAGE_ID) == 'f2d1a8250ed3d4b744a8250dab8f6840179d502a'
+
+
+def test_base_files_and_locks_are_where_nova_has_them() -> None:
+    name = layout.base_name(IMAGE_ID)
+    assert PATHS.base_path(IMAGE_ID) == f'/var/lib/nova/instances/_base/{name}'
+    assert PATHS.lock_directory == '/var/lib/nova/instances/locks'
+    assert layout.LOCK_PREFIX == 'nova-'
+
+
+def test_the_directory_follows_the_option() -> None:
+    paths = layout.CacheLayout('/i', 'cache')
+    assert os.path.dirname(paths.base_path(IMAGE_ID)) == '/i/cache'
+
+
+def test_partial_files_are_unique_and_tell_their_base_file() -> None:
+    paths = {PATHS.new_partial_path(IMAGE_ID, 'part') for _ in range(10)}
+    assert len(paths) == 10
+    for path in paths:
+        name = os.path.basename(path)
+        assert layout.base_name_of_partial(name) == layout.base_name(IMAGE_ID)
+
+
+def test_the_files_of_nova_are_not_partial_files_of_ours() -> None:
+    name = layout.base_name(IMAGE_ID)
+    for other in (name, f'{name}.part', f'{name}.converted', f'{name}_20', f'{name}_resized.part'):
+        assert layout.base_name_of_partial(other) is None

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What counts as cached, how files appear, and what is cleared away."""
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import stat
+import uuid
+
+import pytest
+
+from nova_precache import exception
+from nova_precache.cache import layout, store
+from tests.unit.cache.conftest import Cache
+
+IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
+MIB = 1024**2
+
+
+def mode(path: str | pathlib.Path) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_directories_have_the_modes_that_nova_gives_them(cache: Cache) -> None:
+    assert mode(cache.paths.base_directory) == 0o755
+    assert mode(cache.paths.lock_directory) == 0o755
+
+
+@pytest.mark.parametrize(
+    ('data', 'hit_when_raw', 'hit_otherwise'),
+    [
+        (b'anything', True, True),
+        (b'', False, False),
+        (b'QFI\xfb\x00\x00\x00\x03', False, True),
+        (b'KDMV\x01', False, True),
+        (b'# Disk DescriptorFile\n', False, True),
+        (b'Q', True, True),
+    ],
+)
+def test_a_hit_is_a_file_that_a_boot_can_use(
+    cache: Cache, data: bytes, hit_when_raw: bool, hit_otherwise: bool
+) -> None:
+    cache.base_file(IMAGE_ID).write_bytes(data)
+    assert cache.store.is_hit(IMAGE_ID) is hit_when_raw
+    assert Cache(cache.paths, force_raw=False).store.is_hit(IMAGE_ID) is hit_otherwise
+
+
+def test_nothing_and_a_directory_are_no_hits(cache: Cache) -> None:
+    assert not cache.store.is_hit(IMAGE_ID)
+    cache.base_file(IMAGE_ID).mkdir()
+    assert not cache.store.is_hit(IMAGE_ID)
+
+
+def test_touching_makes_a_file_young(cache: Cache) -> None:
+    path = cache.base_file(IMAGE_ID)
+    path.write_bytes(b'data')
+    os.utime(path, (1, 1))
+    cache.store.touch(IMAGE_ID)
+    assert path.stat().st_mtime > 1_000_000_000
+
+
+def test_publishing_replaces_what_is_there(cache: Cache) -> None:
+    cache.base_file(IMAGE_ID).write_bytes(b'old')
+    with cache.store.partial(IMAGE_ID, 'part') as path:
+        pathlib.Path(path).write_bytes(b'new')
+        cache.store.publish(path, IMAGE_ID)
+    assert cache.names() == [layout.base_name(IMAGE_ID)]
+    assert cache.base_file(IMAGE_ID).read_bytes() == b'new'
+
+
+def test_a_partial_file_is_gone_when_it_was_not_published(cache: Cache) -> None:
+    with contextlib.suppress(KeyError), cache.store.partial(IMAGE_ID, 'part') as path:
+        pathlib.Path(path).write_bytes(b'half')
+        assert len(cache.names()) == 1
+        raise KeyError
+    assert cache.names() == []
+
+
+def test_what_cannot_be_published_is_a_fault_of_the_storage(cache: Cache) -> None:
+    cache.base_file(IMAGE_ID).mkdir()
+    with cache.store.partial(IMAGE_ID, 'part') as path:
+        pathlib.Path(path).write_bytes(b'new')
+        with pytest.raises(exception.StorageError, match='Is a directory'):
+            cache.store.publish(path, IMAGE_ID)
+    assert cache.names() == [layout.base_name(IMAGE_ID)]
+
+
+def test_the_store_id_stays_and_is_shared(cache: Cache) -> None:
+    stores = [store.CacheStore(cache.paths) for _ in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda item: item.store_id(), stores))
+    assert len(found) == 1
+    assert uuid.UUID(found.pop())
+    assert sorted(os.listdir(cache.paths.instances_path)) == [
+        '.nova-precache-store-id',
+        '_base',
+        'locks',
+    ]
+
+
+def test_the_cache_is_measured_as_it_is_on_disk(cache: Cache) -> None:
+    path = cache.base_file(IMAGE_ID)
+    with path.open('wb') as file:
+        file.write(os.urandom(MIB))
+        file.truncate(100 * MIB)
+        os.fsync(file.fileno())
+    assert MIB <= cache.store.cache_bytes() < 2 * MIB
+    assert cache.store.free_bytes() > 0
+
+
+def test_more_than_is_free_is_refused_with_both_numbers(cache: Cache) -> None:
+    free = cache.store.free_bytes()
+    with (
+        pytest.raises(exception.NotEnoughSpace, match=rf'needs {2 * free} bytes .* free'),
+        cache.store.reserve(2 * free, []),
+    ):
+        pass
+
+
+def test_the_reserve_stays_free(cache: Cache) -> None:
+    careful = Cache(cache.paths, reserved_bytes=cache.store.free_bytes()).store
+    with pytest.raises(exception.NotEnoughSpace), careful.reserve(100 * MIB, []):
+        pass
+
+
+def test_reservations_add_up_until_they_are_given_back(cache: Cache) -> None:
+    half = int(cache.store.free_bytes() * 0.6)
+    with (
+        cache.store.reserve(half, []),
+        pytest.raises(exception.NotEnoughSpace),
+        cache.store.reserve(half, []),
+    ):
+        pass
+    with cache.store.reserve(half, []):
+        pass
+
+
+def test_a_reservation_can_grow_as_far_as_there_is_space(cache: Cache) -> None:
+    with cache.store.reserve(MIB, []) as reservation:
+        reservation.require(2 * MIB)
+        assert reservation.outstanding_bytes() == 2 * MIB
+        with pytest.raises(exception.NotEnoughSpace):
+            reservation.require(cache.store.free_bytes() * 2)
+
+
+def test_what_was_written_counts_no_longer_as_reserved(
+    cache: Cache, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / 'file'
+    with cache.store.reserve(4 * MIB, [str(path)]) as reservation:
+        path.write_bytes(os.urandom(3 * MIB))
+        store.synchronise(str(path))
+        assert reservation.outstanding_bytes() <= MIB
+
+
+def test_partial_files_without_a_maker_are_swept_and_no_others(cache: Cache) -> None:
+    stale = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'part'))
+    running = pathlib.Path(cache.paths.new_partial_path('other', 'converted'))
+    base = cache.base_file(IMAGE_ID)
+    of_nova = base.with_name(f'{base.name}.part')
+    for path in (stale, running, base, of_nova):
+        path.write_bytes(b'data')
+    with cache.locks.hold(layout.base_name('other')):
+        assert cache.store.sweep(cache.locks) == 1
+    assert cache.names() == sorted([running.name, base.name, of_nova.name])
+
+
+def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
+    os.rmdir(cache.paths.base_directory)
+    for use in (cache.store.check_there, cache.store.free_bytes, cache.store.cache_bytes):
+        with pytest.raises(exception.StorageError, match='No such file or directory'):
+            use()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The libvirt driver: real images, from a real Glance, under the name where Nova looks."""
+
+import hashlib
+import os
+import pathlib
+import stat
+import uuid
+
+import pytest
+
+from nova_precache import conf as precache_conf
+from nova_precache import exception, model
+from nova_precache.image import fake
+from nova_precache.image import glance as glance_images
+from nova_precache.standalone.glance import GlanceServer
+from nova_precache.virt import driver, libvirt
+from tests import disk_images
+from tests.conftest import UploadImage
+from tests.unit.virt.libvirt.conftest import MakeDriver
+
+
+def ignore(progress: model.Progress) -> None:
+    """Take progress that nobody looks at."""
+
+
+def sha1(image_id: str) -> str:
+    return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+
+
+def test_an_image_of_glance_is_cached_as_qemu_img_converts_it(
+    make_driver: MakeDriver,
+    instances_path: pathlib.Path,
+    glance: GlanceServer,
+    upload_image: UploadImage,
+    tmp_path: pathlib.Path,
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2', size_bytes=64 * disk_images.MIB)
+    image_id = upload_image(path, disk_format='qcow2')
+    images = service_of(glance)
+    result = make_driver().cache_image(images, image_id, ignore)
+    assert (result.existing, result.bytes_done) == (False, path.stat().st_size)
+    assert os.listdir(instances_path / '_base') == [sha1(image_id)]
+    base = instances_path / '_base' / sha1(image_id)
+    assert base.read_bytes() == disk_images.as_raw(path, 'qcow2')
+    assert stat.S_IMODE(base.stat().st_mode) == 0o644
+    assert make_driver().cache_image(images, image_id, ignore).existing
+    assert glance.served(image_id) == 1
+
+
+def service_of(server: GlanceServer) -> glance_images.GlanceImageService:
+    return glance_images.GlanceImageService.with_token(
+        glance_images.GlanceSettings(), endpoint=server.url, token=None
+    )
+
+
+@pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
+def test_a_backend_without_files_is_unsupported(
+    make_driver: MakeDriver, instances_path: pathlib.Path, images_type: str
+) -> None:
+    without = make_driver(libvirt__images_type=images_type)
+    images = fake.FakeImageService()
+    with pytest.raises(exception.BackendUnsupported, match=f'images_type {images_type}'):
+        without.cache_image(images, images.add(b'data').id, ignore)
+    with pytest.raises(exception.BackendUnsupported, match=f'images_type {images_type}'):
+        without.create_root_disk(images, images.add(b'data').id, 'instance')
+    assert without.cache_report() == driver.CacheReport()
+    assert not instances_path.exists()
+
+
+def test_starting_makes_the_directories_and_clears_what_was_left(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    base = instances_path / '_base'
+    base.mkdir(parents=True)
+    (base / f'{sha1("i")}.{uuid.uuid4().hex}.part').write_bytes(b'half')
+    (base / sha1('i')).write_bytes(b'whole')
+    make_driver()
+    assert os.listdir(base) == [sha1('i')]
+    assert stat.S_IMODE((instances_path / 'locks').stat().st_mode) == 0o755
+
+
+def test_hosts_that_share_their_instances_path_report_the_same_store(
+    make_driver: MakeDriver, images: fake.FakeImageService
+) -> None:
+    first, second = make_driver(), make_driver()
+    first.cache_image(images, images.add(disk_images.content(disk_images.MIB)).id, ignore)
+    report = second.cache_report()
+    assert report.store_id == first.cache_report().store_id
+    assert uuid.UUID(report.store_id)
+    assert report.cache_bytes is not None
+    assert report.cache_bytes >= disk_images.MIB
+    assert report.free_bytes
+
+
+def test_a_cache_that_vanished_is_not_reported(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    started = make_driver()
+    os.rmdir(instances_path / '_base')
+    assert started.cache_report() == driver.CacheReport()
+
+
+def test_an_instances_path_that_cannot_be_used_is_told(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    instances_path.write_text('a file')
+    with pytest.raises(exception.ConfigError, match='instances_path cannot be used'):
+        make_driver()
+
+
+def test_a_missing_qemu_img_is_told(
+    make_driver: MakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('PATH', '/nonexistent')
+    with pytest.raises(exception.ConfigError, match='qemu-img is not installed'):
+        make_driver()
+
+
+def test_the_options_reach_their_parts(
+    make_driver: MakeDriver, instances_path: pathlib.Path, images: fake.FakeImageService
+) -> None:
+    data = disk_images.content(disk_images.MIB)
+    unknown = images.add(data, hash_algo=None, hash_value=None, checksum=None)
+    lenient = make_driver(
+        image_cache__allow_unverified_images=True, image_cache__subdirectory_name='other'
+    )
+    lenient.cache_image(images, unknown.id, ignore)
+    assert os.listdir(instances_path / 'other') == [sha1(unknown.id)]
+    full = make_driver(image_cache__reserved_disk_bytes=1024**5)
+    with pytest.raises(exception.NotEnoughSpace):
+        full.cache_image(images, images.add(data).id, ignore)
+
+
+def test_a_driver_is_made_without_touching_the_host(
+    instances_path: pathlib.Path, make_driver: MakeDriver
+) -> None:
+    conf = precache_conf.new([], [])
+    conf.set_override('instances_path', str(instances_path))
+    libvirt.LibvirtDriver(conf)
+    assert not instances_path.exists()

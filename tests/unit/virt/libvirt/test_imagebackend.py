@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Root disks: made from the cache, through the same download as a precache request."""
+
+import os
+import pathlib
+import stat
+import threading
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.cache import layout
+from nova_precache.image import fake
+from nova_precache.inspection import qemu_img as qemu
+from nova_precache.virt import driver
+from nova_precache.virt.libvirt import usage
+from tests import disk_images
+from tests.unit.virt.libvirt.conftest import MakeDriver
+
+MIB = disk_images.MIB
+DATA = disk_images.content(MIB)
+
+
+def ignore(progress: model.Progress) -> None:
+    """Take progress that nobody looks at."""
+
+
+def guest_content(disk: driver.RootDisk, size_bytes: int = MIB) -> bytes:
+    """Read what a guest would."""
+    return disk_images.as_raw(pathlib.Path(disk.path), disk.format)[:size_bytes]
+
+
+def base_path(instances_path: pathlib.Path, image: model.Image) -> str:
+    return layout.CacheLayout(str(instances_path)).base_path(image.id)
+
+
+def test_an_overlay_is_based_on_the_raw_base_file(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    disk = make_driver().create_root_disk(images, image.id, 'instance', 4 * MIB)
+    assert disk == driver.RootDisk(
+        path=str(instances_path / 'instance' / 'disk'),
+        format='qcow2',
+        size_bytes=4 * MIB,
+        backing_file=base_path(instances_path, image),
+        image_existing=False,
+    )
+    info = qemu.QemuImg().info(disk.path, 'qcow2')
+    assert (info.backing_file, info.virtual_size_bytes) == (disk.backing_file, 4 * MIB)
+    assert guest_content(disk) == DATA
+    assert os.listdir(instances_path / 'instance') == ['disk']
+    assert stat.S_IMODE(os.stat(disk.path).st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'libvirt__images_type': 'raw'},
+        {'libvirt__images_type': 'flat'},
+        {'use_cow_images': False},
+    ],
+)
+def test_a_flat_disk_is_a_copy_that_keeps_the_holes(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    options: dict[str, object],
+) -> None:
+    image = images.add(DATA + bytes(8 * MIB))
+    disk = make_driver(**options).create_root_disk(images, image.id, 'instance', 64 * MIB)
+    assert (disk.format, disk.backing_file, disk.size_bytes) == ('raw', None, 64 * MIB)
+    content = pathlib.Path(disk.path).read_bytes()
+    assert content == DATA + bytes(63 * MIB)
+    assert os.stat(disk.path).st_blocks * 512 < 2 * MIB
+    assert os.listdir(instances_path / 'instance') == ['disk']
+
+
+@pytest.mark.parametrize('size_bytes', [None, 0, MIB])
+def test_without_a_size_a_disk_is_as_large_as_the_image(
+    make_driver: MakeDriver, images: fake.FakeImageService, size_bytes: int | None
+) -> None:
+    image = images.add(DATA)
+    disk = make_driver().create_root_disk(images, image.id, 'instance', size_bytes)
+    assert disk.size_bytes == MIB
+
+
+@pytest.mark.parametrize('options', [{}, {'use_cow_images': False}, {'force_raw_images': False}])
+def test_a_disk_is_never_smaller_than_what_the_image_holds(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    tmp_path: pathlib.Path,
+    options: dict[str, object],
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2', '-c')
+    image = images.add(path.read_bytes(), disk_format='qcow2')
+    with pytest.raises(exception.RootDiskTooSmall, match=rf'at least {MIB} bytes, {MIB - 1} asked'):
+        make_driver(**options).create_root_disk(images, image.id, 'instance', MIB - 1)
+    assert not (instances_path / 'instance').exists()
+
+
+@pytest.mark.parametrize('images_type', ['qcow2', 'raw'])
+def test_where_raw_is_not_forced_a_disk_is_made_from_the_qcow2_base_file(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    images_type: str,
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2')
+    made = make_driver(force_raw_images=False, libvirt__images_type=images_type)
+    disk = made.create_root_disk(images, image.id, 'instance', 2 * MIB)
+    assert guest_content(disk) == DATA
+    if disk.backing_file:
+        described = disk_images.qemu_img('info', '-f', 'qcow2', disk.path)
+        assert 'backing file format: qcow2' in described
+
+
+def test_a_warmed_image_is_not_read_again(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    made = make_driver()
+    made.cache_image(images, image.id, ignore)
+    os.utime(base_path(instances_path, image), (1, 1))
+    images.faults.unavailable = 99
+    assert made.create_root_disk(images, image.id, 'instance').image_existing
+    assert images.served_bytes == len(DATA)
+    assert os.stat(base_path(instances_path, image)).st_mtime > 1_000_000_000
+
+
+def test_a_boot_during_a_precache_joins_it(
+    make_driver: MakeDriver, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    gate = images.faults.gate = fake.Gate(at_byte=MIB // 2)
+    made = make_driver()
+    cached: list[model.CacheResult] = []
+    disks: list[driver.RootDisk] = []
+    precache = threading.Thread(
+        target=lambda: cached.append(made.cache_image(images, image.id, ignore))
+    )
+    boot = threading.Thread(
+        target=lambda: disks.append(made.create_root_disk(images, image.id, 'instance'))
+    )
+    precache.start()
+    gate.wait_reached()
+    boot.start()
+    gate.release()
+    precache.join(30)
+    boot.join(30)
+    assert [result.existing for result in cached] == [False]
+    assert [disk.image_existing for disk in disks] == [True]
+    assert images.served_bytes == len(DATA)
+
+
+def test_a_disk_that_is_there_is_not_touched(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    made = make_driver()
+    disk = pathlib.Path(made.create_root_disk(images, image.id, 'instance').path)
+    before = disk.read_bytes()
+    with pytest.raises(exception.RootDiskExists, match=str(disk)):
+        made.create_root_disk(images, image.id, 'instance', 9 * MIB)
+    assert disk.read_bytes() == before
+
+
+def test_of_two_makers_of_one_disk_one_fails(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    made = make_driver()
+    path = instances_path / 'instance' / 'disk'
+
+    def come_first(progress: model.Progress) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'disk of another')
+
+    with pytest.raises(exception.RootDiskExists):
+        made.create_root_disk(images, image.id, 'instance', None, come_first)
+    assert path.read_bytes() == b'disk of another'
+    assert os.listdir(path.parent) == ['disk']
+
+
+@pytest.mark.parametrize('name', ['', '.', '..', '_base', 'locks', 'a/b', '../x', '.hidden', 'a\n'])
+def test_what_is_not_a_name_of_an_instance_is_refused(
+    make_driver: MakeDriver, images: fake.FakeImageService, name: str
+) -> None:
+    with pytest.raises(exception.InvalidInput, match='instance'):
+        make_driver().create_root_disk(images, images.add(DATA).id, name)
+    assert images.opens == []
+
+
+def test_a_failed_download_leaves_no_instance(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    images.faults.corrupt = 1
+    with pytest.raises(exception.ImageMismatch):
+        make_driver().create_root_disk(images, image.id, 'instance')
+    assert not (instances_path / 'instance').exists()
+
+
+def test_a_disk_that_cannot_be_copied_leaves_no_instance(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    make_driver().cache_image(images, image.id, ignore)
+    full = make_driver(use_cow_images=False, image_cache__reserved_disk_bytes=1024**5)
+    with pytest.raises(exception.NotEnoughSpace, match='needs'):
+        full.create_root_disk(images, image.id, 'instance')
+    assert not (instances_path / 'instance').exists()
+
+
+def test_a_base_file_is_in_use_while_a_disk_is_based_on_it(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    used, unused = images.add(DATA), images.add(DATA)
+    made = make_driver()
+    disk = made.create_root_disk(images, used.id, 'instance')
+    made.cache_image(images, unused.id, ignore)
+    disk_usage = usage.DiskUsage(str(instances_path))
+    assert disk_usage.is_backing(base_path(instances_path, used))
+    assert not disk_usage.is_backing(base_path(instances_path, unused))
+    os.unlink(disk.path)
+    assert not disk_usage.is_backing(base_path(instances_path, used))
+
+
+def test_a_qcow2_base_file_with_disks_stays_when_raw_comes_to_be_forced(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    """A raw file in its place would keep the instance from starting again."""
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2')
+    disk = make_driver(force_raw_images=False).create_root_disk(images, image.id, 'instance')
+    with pytest.raises(exception.StorageError, match='backing file of a disk'):
+        make_driver().cache_image(images, image.id, ignore)
+    assert guest_content(disk) == DATA
+    os.unlink(disk.path)
+    assert not make_driver().cache_image(images, image.id, ignore).existing

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which driver a name loads, and what the ones without a hypervisor do."""
+
+import pytest
+
+from nova_precache import conf as precache_conf
+from nova_precache import exception, model
+from nova_precache.image import fake as fake_images
+from nova_precache.virt import driver, fake, libvirt
+
+
+def ignore(progress: model.Progress) -> None:
+    """Take progress that nobody looks at."""
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [
+        ('libvirt.LibvirtDriver', libvirt.LibvirtDriver),
+        ('fake.FakeDriver', fake.FakeDriver),
+        ('fake.FakeDriverWithCaching', fake.FakeDriverWithCaching),
+    ],
+)
+def test_a_driver_is_loaded_by_its_name(name: str, kind: type) -> None:
+    assert type(driver.load_driver(name, precache_conf.new([], []))) is kind
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['', 'libvirt', 'libvirt.NoDriver', 'nothing.Driver', 'os.system', '.', 'driver.CacheReport'],
+)
+def test_a_name_without_a_driver_is_told_with_its_option(name: str) -> None:
+    with pytest.raises(exception.ConfigError, match=f'compute_driver {name!r}'):
+        driver.load_driver(name, precache_conf.new([], []))
+
+
+def test_a_driver_caches_nothing_unless_it_says_how() -> None:
+    plain = fake.FakeDriver(precache_conf.new([], []))
+    plain.init_host()
+    assert plain.capabilities['supports_cache_image'] is False
+    assert plain.cache_report() == driver.CacheReport()
+    with pytest.raises(NotImplementedError):
+        plain.cache_image(fake_images.FakeImageService(), 'i', ignore)
+    with pytest.raises(exception.BackendUnsupported, match='FakeDriver makes no root disks'):
+        plain.create_root_disk(fake_images.FakeImageService(), 'i', 'instance')
+
+
+def test_the_fake_driver_caches_each_image_once() -> None:
+    images = fake_images.FakeImageService()
+    image = images.add(b'data')
+    caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
+    assert caching.capabilities['supports_cache_image'] is True
+    assert not caching.cache_image(images, image.id, ignore).existing
+    assert caching.cache_image(images, image.id, ignore).existing
+    assert caching.cached_images == {image.id}
+
+
+def test_the_fake_driver_tells_why_an_image_is_not_cached() -> None:
+    caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
+    with pytest.raises(exception.ImageGone, match='could not be found'):
+        caching.cache_image(fake_images.FakeImageService(), 'unknown', ignore)
+    assert caching.cached_images == set()
