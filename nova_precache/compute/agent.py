@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compute as a running whole: registered, serving, reporting, until stopped."""
+
+import contextlib
+import logging
+import pathlib
+import threading
+import uuid
+from collections.abc import Iterator
+
+import tenacity
+
+from nova_precache import concurrency, exception, model, rpc
+from nova_precache.compute import reporter, transfers
+from nova_precache.virt import driver as virt_driver
+
+LOG = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 1.0
+_REGISTER_WAIT_SECONDS = 2.0
+
+
+def agent_id(state_path: pathlib.Path) -> str:
+    """Read this host's agent id from its state directory, or make one there.
+
+    :raises nova_precache.exception.ConfigError: the directory cannot be written
+    """
+    path = state_path / 'agent_id'
+    try:
+        state_path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), path.open('x') as new:
+            new.write(str(uuid.uuid4()))
+        return path.read_text().strip()
+    except OSError as exc:
+        raise exception.ConfigError(f'state_path {state_path}: {exc.strerror}') from exc
+
+
+class Agent:
+    """Announces a host to its cell's conductors, then serves and reports."""
+
+    def __init__(
+        self,
+        identity: model.Json,
+        driver: virt_driver.ComputeDriver,
+        conductor: reporter.Reporter,
+        server: rpc.Server,
+        running: transfers.Transfers,
+        report_seconds: float,
+    ) -> None:
+        self._identity = identity
+        self._driver = driver
+        self._conductor = conductor
+        self._server = server
+        self._transfers = running
+        self._stopping = threading.Event()
+        self._registered = threading.Event()
+        self._registering = threading.Thread(
+            target=self._register_and_serve, name=f'register-{self.host}', daemon=True
+        )
+        self._periodic = concurrency.Periodic(
+            f'report-{self.host}',
+            [
+                (report_seconds, self.report_state),
+                (PROGRESS_SECONDS, self.report_progress),
+            ],
+        )
+
+    @property
+    def host(self) -> str:
+        return str(self._identity['host'])
+
+    def start(self) -> None:
+        """Prepare the host, then register in the background for as long as it takes.
+
+        :raises nova_precache.exception.ConfigError: the host cannot be used as configured
+        """
+        self._driver.init_host()
+        self._registering.start()
+
+    def wait_registered(self, timeout_seconds: float) -> bool:
+        """Wait until a conductor knows this host."""
+        return self._registered.wait(timeout_seconds)
+
+    def stop(self) -> None:
+        """Stop reporting, cut the transfers, and take no more calls."""
+        self._stopping.set()
+        self._transfers.stop()
+        if self._registering.ident is not None:
+            self._registering.join()
+        self._periodic.stop()
+        if self._registered.is_set():
+            self._server.stop()
+
+    def state(self) -> model.Json:
+        """What every report of this agent says."""
+        report = self._driver.cache_report()
+        return {
+            **self._identity,
+            'driver': type(self._driver).__name__,
+            'capabilities': dict(self._driver.capabilities),
+            'store_id': report.store_id,
+            'cache_bytes': report.cache_bytes,
+            'free_bytes': report.free_bytes,
+        }
+
+    def _register_and_serve(self) -> None:
+        for attempt in self._attempts():
+            with attempt:
+                self._conductor.register(self.state())
+        if self._stopping.is_set():
+            return
+        self._server.start()
+        self._registered.set()
+        LOG.info('Host %s is registered and serves', self.host)
+        self._periodic.start()
+
+    def _attempts(self) -> Iterator[tenacity.AttemptManager]:
+        return iter(
+            tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(Exception),
+                wait=tenacity.wait_fixed(_REGISTER_WAIT_SECONDS),
+                sleep=tenacity.sleep_using_event(self._stopping),
+                stop=tenacity.stop_when_event_set(self._stopping),
+                before_sleep=self._log_refusal,
+                retry_error_callback=lambda state: None,  # stopped before it was registered
+            )
+        )
+
+    def _log_refusal(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        level = logging.ERROR if isinstance(error, exception.AgentConflict) else logging.WARNING
+        LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
+
+    def report_state(self) -> None:
+        """Tell the conductors that this host is alive."""
+        try:
+            self._conductor.report_state(self.state())
+        except exception.PrecacheError as exc:
+            LOG.warning('The state of host %s was not reported: %s', self.host, exc)
+
+    def report_progress(self) -> None:
+        """Tell how far each running transfer has come; what is lost, the next one repeats."""
+        try:
+            for following in self._transfers.to_report():
+                self._conductor.report_progress(
+                    following.job_id, following.epoch, following.sequence, following.progress
+                )
+        except exception.PrecacheError as exc:
+            LOG.debug('Progress of host %s was not reported: %s', self.host, exc)

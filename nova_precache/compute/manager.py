@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compute's RPC endpoint: fenced, joined, and never without an outcome."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from nova_precache import context, exception, model, rpc
+from nova_precache.compute import outcomes, reporter, transfers
+from nova_precache.image import service
+from nova_precache.virt import driver as virt_driver
+
+LOG = logging.getLogger(__name__)
+
+ImagesFor = Callable[[str | None, str | None, Callable[[], str | None]], service.ImageService]
+"""Makes an image service of an endpoint, a token, and a way to fetch a fresh token."""
+
+
+class ComputeManager(rpc.Endpoint):
+    """Serves ``rpcapi.ComputeAPI``; each call waits in a thread of its own."""
+
+    def __init__(
+        self,
+        host: str,
+        driver: virt_driver.ComputeDriver,
+        conductor: reporter.Reporter,
+        images_for: ImagesFor,
+        running: transfers.Transfers,
+    ) -> None:
+        self._host = host
+        self._driver = driver
+        self._driver_name = type(driver).__name__
+        self._conductor = conductor
+        self._images_for = images_for
+        self._transfers = running
+        self._warned = False
+
+    def cache_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        image_id: str,
+        image_endpoint: str | None = None,
+        token: str | None = None,
+        **unknown: Any,
+    ) -> model.Json | None:
+        """Cache an image; None when the conductor says that the call no longer counts."""
+        kept = self._transfers.kept_outcome(job_id)
+        if kept is not None:
+            return kept.to_wire()
+        if not self._may_begin(job_id, epoch, image_id):
+            return None
+        images = self._images_for(image_endpoint, token, self._conductor.get_token)
+        outcome = self._transfers.run(
+            job_id, epoch, image_id, lambda progress: self._cache(images, image_id, progress)
+        )
+        LOG.info(
+            'Image %s on host %s (job %s): %s%s',
+            image_id,
+            self._host,
+            job_id,
+            outcome.status,
+            f', {outcome.reason}' if outcome.reason else '',
+        )
+        return outcome.to_wire()
+
+    def _may_begin(self, job_id: str, epoch: int, image_id: str) -> bool:
+        starts = not self._transfers.is_running(image_id)
+        try:
+            begun = self._conductor.begin_job(job_id, epoch, starts)
+        except Exception as exc:  # noqa: BLE001 - whatever it was, it is no confirmation
+            LOG.warning('Job %s is not begun, no conductor confirms it: %s', job_id, exc)
+            return False
+        if not begun:
+            LOG.info('Job %s is not begun, its call of epoch %d is stale', job_id, epoch)
+        return begun
+
+    def _cache(
+        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
+    ) -> model.ImageOutcome:
+        try:
+            return outcomes.of_result(self._driver.cache_image(images, image_id, progress))
+        except NotImplementedError as exc:
+            self._warn_once()
+            return outcomes.of_error(exc, self._driver_name)
+        except exception.PrecacheError as exc:
+            return outcomes.of_error(exc, self._driver_name)
+        except Exception as exc:
+            LOG.exception('Caching image %s on host %s failed', image_id, self._host)
+            return outcomes.of_error(exc, self._driver_name)
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            LOG.warning('Driver %s cannot cache images', self._driver_name)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How what a driver did becomes the outcome that the conductor records."""
+
+from nova_precache import exception, model
+
+
+def of_result(result: model.CacheResult) -> model.ImageOutcome:
+    status = model.TaskStatus.EXISTING if result.existing else model.TaskStatus.CACHED
+    return model.ImageOutcome(status, bytes_done=result.bytes_done, bytes_total=result.bytes_total)
+
+
+def of_error(error: Exception, driver: str) -> model.ImageOutcome:
+    """Keep the reason; an error of ours says itself whether it can pass."""
+    if isinstance(error, NotImplementedError):
+        return model.ImageOutcome(
+            model.TaskStatus.UNSUPPORTED, f'driver {driver} cannot cache images'
+        )
+    if isinstance(error, exception.BackendUnsupported):
+        return model.ImageOutcome(model.TaskStatus.UNSUPPORTED, str(error))
+    if isinstance(error, exception.CacheError):
+        return model.ImageOutcome(model.TaskStatus.ERROR, str(error), error.retry)
+    if isinstance(error, exception.ImageServiceUnavailable | exception.CellUnreachable):
+        return model.ImageOutcome(model.TaskStatus.ERROR, str(error), model.Retry.BACKOFF)
+    if isinstance(error, exception.PrecacheError):
+        return model.ImageOutcome(model.TaskStatus.ERROR, str(error))
+    return model.ImageOutcome(model.TaskStatus.ERROR, f'unexpected {type(error).__name__}: {error}')

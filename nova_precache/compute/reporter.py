@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compute tells and asks its conductors, as a protocol of its own.
+
+The compute imports nothing of the conductor; the wiring injects a client.
+"""
+
+from typing import Protocol
+
+from nova_precache import model
+
+
+class Reporter(Protocol):
+    """The conductor, as a compute sees it. Each raises PrecacheError when unreachable."""
+
+    def register(self, state: model.Json) -> None:
+        """Announce this agent and have its host mapped to the cell.
+
+        :raises nova_precache.exception.AgentConflict: another agent has this host name
+        """
+
+    def report_state(self, state: model.Json) -> None:
+        """Say that this agent is alive, and how its cache stands; not answered."""
+
+    def report_progress(
+        self, job_id: str, epoch: int, sequence: int, progress: model.Progress
+    ) -> None:
+        """Say how far a job has come; not answered, and lost without harm."""
+
+    def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
+        """Ask whether this call still counts; False means that nothing may be done.
+
+        :param starts: nothing of the image's transfer runs here that the call could join
+        """
+
+    def get_token(self) -> str | None:
+        """Fetch a fresh token for the image service, None where none is needed."""

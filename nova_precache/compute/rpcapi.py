@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compute RPC API, from the side that calls.
+
+History:
+
+* 1.0 - ``cache_image``
+"""
+
+import dataclasses
+from typing import Any
+
+from nova_precache import context, model, rpc
+
+TOPIC = 'precache_compute'
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheImageCall:
+    """The arguments of one call, fenced by the epoch; the token is in no repr."""
+
+    job_id: str
+    epoch: int
+    image_id: str
+    image_endpoint: str | None
+    token: str | None = dataclasses.field(default=None, repr=False)
+
+
+class ComputeAPI:
+    """Calls the computes of one cell."""
+
+    def __init__(
+        self,
+        transport: rpc.Transport,
+        version_cap: str | None,
+        connect_retries: int,
+        timeout_seconds: float,
+        monitor_seconds: float,
+    ) -> None:
+        self._client = transport.client(TOPIC, version_cap, connect_retries)
+        self._timeout_seconds = timeout_seconds
+        self._monitor_seconds = monitor_seconds
+
+    def can_cache_image(self) -> bool:
+        """Tell whether the RPC pin lets ``cache_image`` be sent."""
+        return self._client.can_send('1.0')
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: CacheImageCall
+    ) -> model.ImageOutcome | None:
+        """Have a host cache an image and wait for the outcome.
+
+        :returns: None when the compute refused the call as stale
+        :raises TimeoutError: no answer in time, or no heartbeat of the call
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        """
+        answer: dict[str, Any] | None = self._client.call(
+            ctxt,
+            'cache_image',
+            '1.0',
+            server=host,
+            timeout_seconds=self._timeout_seconds,
+            monitor_seconds=self._monitor_seconds,
+            **dataclasses.asdict(call),
+        )
+        return None if answer is None else model.ImageOutcome.from_wire(answer)
