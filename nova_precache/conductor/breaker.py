@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaves a cell alone whose broker takes no messages, so that it holds no slots."""
+
+import threading
+from collections.abc import Callable, Collection
+
+
+class CellBreakers:
+    """One circuit breaker a cell: open for a while, then one call probes it.
+
+    :param rest_seconds: how long a cell is left alone after it failed
+    :param clock: seconds that only grow
+    """
+
+    def __init__(self, rest_seconds: float, clock: Callable[[], float]) -> None:
+        self._rest_seconds = rest_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open_until: dict[str, float] = {}
+        self._probing: set[str] = set()
+
+    def avoid(self) -> Collection[str]:
+        """Give the cells of which no host is to be claimed now."""
+        now = self._clock()
+        with self._lock:
+            resting = {cell for cell, until in self._open_until.items() if until > now}
+            return resting | self._probing
+
+    def enter(self, cell_uuid: str) -> None:
+        """Note that a host of the cell is claimed; after a failure, as the only probe."""
+        with self._lock:
+            if cell_uuid in self._open_until:
+                self._probing.add(cell_uuid)
+
+    def leave(self, cell_uuid: str) -> None:
+        """Note that the work on a host of the cell has ended, however it did."""
+        with self._lock:
+            self._probing.discard(cell_uuid)
+
+    def failed(self, cell_uuid: str) -> None:
+        """Leave the cell alone from now on, for a while."""
+        with self._lock:
+            self._open_until[cell_uuid] = self._clock() + self._rest_seconds
+
+    def succeeded(self, cell_uuid: str) -> None:
+        """Take the cell back."""
+        with self._lock:
+            self._open_until.pop(cell_uuid, None)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work on one claimed host: its due jobs, one long call after the other."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from nova_precache import context, exception, model
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import breaker, tracker, visibility
+from nova_precache.db import agents, jobs
+from nova_precache.image import service
+
+LOG = logging.getLogger(__name__)
+
+MOVING_WITHIN_SECONDS = 30.0
+
+
+class ComputeClient(Protocol):
+    """What is called on a host; ``compute.rpcapi.ComputeAPI`` is the real one."""
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        """As ``compute.rpcapi.ComputeAPI.cache_image``."""
+
+
+class HostCaller:
+    """Serves a claim until nothing is due on its host.
+
+    :param computes: gives the client of a cell by its uuid
+    :param access: gives the image endpoint and a fresh token for a call
+    """
+
+    def __init__(
+        self,
+        conductor_id: str,
+        job_store: jobs.Jobs,
+        agent_store: agents.Agents,
+        track: tracker.Tracker,
+        computes: Callable[[str], ComputeClient],
+        images: Callable[[], service.ImageService],
+        access: Callable[[], tuple[str | None, str | None]],
+        breakers: breaker.CellBreakers,
+    ) -> None:
+        self._conductor_id = conductor_id
+        self._jobs = job_store
+        self._agents = agent_store
+        self._tracker = track
+        self._computes = computes
+        self._images = images
+        self._access = access
+        self._breakers = breakers
+
+    def serve(self, claim: jobs.Claim, is_stopping: Callable[[], bool]) -> None:
+        """Call the host for each of its due jobs, then give it back."""
+        try:
+            while not is_stopping():
+                assignment = self._jobs.assign(self._conductor_id, claim.host)
+                if assignment is None or not self._attempt(assignment):
+                    break
+        finally:
+            self._jobs.release(self._conductor_id, claim.host)
+
+    def _attempt(self, assignment: jobs.Assignment) -> bool:
+        """Make one attempt; False when the host is better left for now."""
+        if assignment.attempts > 1 and not assignment.joins and not self._is_wanted(assignment):
+            return True
+        down = self._agents.down([assignment.host])
+        if down:
+            self._tracker.attempted(assignment, _error(down[assignment.host]))
+            return False
+        return self._call(assignment)
+
+    def _call(self, assignment: jobs.Assignment) -> bool:
+        """Call, and call again for as long as the bytes still move.
+
+        The second call joins the transfer under a newer epoch; it is no attempt. Whatever
+        goes wrong is the outcome of an attempt, else the job would be due again at once.
+        """
+        try:
+            outcome = self._call_once(assignment)
+        except TimeoutError:
+            again = self._assign_again(assignment)
+            if again is not None and again.attempts == assignment.attempts:
+                return self._call(again)
+            # An attempt was counted meanwhile: the compute has started anew, and is silent again.
+            assignment = again or assignment
+            outcome = _error('no answer from the compute')
+        except exception.CellUnreachable as exc:
+            self._leave_cell(assignment, str(exc))
+            return False
+        except exception.PrecacheError as exc:
+            outcome = _error(str(exc))
+        except Exception as exc:
+            LOG.exception('The call for job %s failed', assignment.job_id)
+            outcome = _error(f'unexpected {type(exc).__name__}: {exc}')
+        self._tracker.attempted(assignment, outcome)
+        return outcome.retry != model.Retry.BACKOFF
+
+    def _assign_again(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
+        self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
+        if not self._jobs.is_moving(assignment.job_id, MOVING_WITHIN_SECONDS):
+            return None
+        LOG.info('Job %s still moves, its call is repeated', assignment.job_id)
+        return self._jobs.assign_again(self._conductor_id, assignment)
+
+    def _call_once(self, assignment: jobs.Assignment) -> model.ImageOutcome:
+        endpoint, token = self._access()
+        call = rpcapi.CacheImageCall(
+            job_id=assignment.job_id,
+            epoch=assignment.epoch,
+            image_id=assignment.image_id,
+            image_endpoint=endpoint,
+            token=token,
+        )
+        compute = self._computes(assignment.cell_uuid)
+        outcome = compute.cache_image(context.admin_context(), assignment.host, call)
+        self._breakers.succeeded(assignment.cell_uuid)
+        return outcome or _error('the compute could not confirm the call')
+
+    def _leave_cell(self, assignment: jobs.Assignment, why: str) -> None:
+        outcome = _error(f'cell {assignment.cell_uuid} is unreachable: {why}')
+        self._breakers.failed(assignment.cell_uuid)
+        self._tracker.attempted(assignment, outcome)
+        self._tracker.cell_failed(assignment.cell_uuid, outcome)
+
+    def _is_wanted(self, assignment: jobs.Assignment) -> bool:
+        """Check at a retry that the image may still be had, for each request that wants it."""
+        refused = self._refusals(assignment)
+        for request_id, reason in refused.items():
+            outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
+            self._tracker.settle(self._jobs.end_tasks(assignment.job_id, [request_id], outcome))
+        return bool(self._jobs.askers(assignment.job_id))
+
+    def _refusals(self, assignment: jobs.Assignment) -> Mapping[str, str]:
+        refused = {}
+        images = self._images()
+        for asker in self._jobs.askers(assignment.job_id):
+            try:
+                visibility.check(images, assignment.image_id, asker.project_id, asker.is_admin)
+            except exception.ImageNotUsable as exc:
+                refused[asker.request_id] = str(exc)
+            except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):
+                return {}  # the attempt itself will say so
+        return refused
+
+
+def _error(reason: str) -> model.ImageOutcome:
+    return model.ImageOutcome(model.TaskStatus.ERROR, reason, model.Retry.BACKOFF)

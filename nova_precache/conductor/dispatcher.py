@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds work, claims hosts under the limit, and has them served.
+
+The database is the truth: messages and ended work only wake the loop, which
+otherwise looks every ``poll_interval_seconds``.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+
+from nova_precache import exception
+from nova_precache.cells import inventory
+from nova_precache.conductor import breaker, caller, planning, tracker
+from nova_precache.db import jobs, requests
+
+LOG = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """One conductor's loop and its workers, a thread for each claimed host."""
+
+    def __init__(
+        self,
+        conductor_id: str,
+        job_store: jobs.Jobs,
+        request_store: requests.Requests,
+        aggregates: inventory.Inventory,
+        plans: planning.Planning,
+        hosts: caller.HostCaller,
+        track: tracker.Tracker,
+        breakers: breaker.CellBreakers,
+        limit: int,
+        poll_seconds: float,
+        stop_seconds: float,
+    ) -> None:
+        self._conductor_id = conductor_id
+        self._jobs = job_store
+        self._requests = request_store
+        self._inventory = aggregates
+        self._planning = plans
+        self._caller = hosts
+        self._tracker = track
+        self._breakers = breakers
+        self._limit = limit
+        self._poll_seconds = poll_seconds
+        self._stop_seconds = stop_seconds
+        self._in_progress: dict[futures.Future[None], str] = {}
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._pool = futures.ThreadPoolExecutor(limit, thread_name_prefix='host')
+        self._loop = threading.Thread(target=self._run, name='dispatcher')
+        self._next_sweep = 0.0
+
+    def start(self) -> None:
+        """Start to look for work."""
+        self._loop.start()
+
+    def wake(self) -> None:
+        """Have the loop look for work now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing more, wait a while for the calls in progress, give every host back.
+
+        A call that goes on is joined by whichever conductor claims its host next.
+        """
+        self._stopping.set()
+        self._wake.set()
+        if self._loop.ident is not None:
+            self._loop.join()
+        left = futures.wait(set(self._in_progress), self._stop_seconds).not_done
+        if left:
+            LOG.warning('%d calls in progress are left to another conductor', len(left))
+        self._jobs.release_all(self._conductor_id)
+        self._pool.shutdown(wait=False)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            for step in (self._sweep, self._plan, self._claim):
+                self._guarded(step)
+            self._wake.wait(self._poll_seconds)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run one step; a failure, such as a lost database, is logged and tried again later."""
+        try:
+            step()
+        except Exception:
+            LOG.exception('The dispatcher step %s failed', step.__name__)
+
+    def _plan(self) -> None:
+        while not self._stopping.is_set() and self._planning.plan_next():
+            pass
+
+    def _claim(self) -> None:
+        """Take over what other conductors left, then claim up to the limit."""
+        while not self._stopping.is_set():
+            claim = self._jobs.take_over(self._conductor_id)
+            if claim is None:
+                claim = self._jobs.claim(self._conductor_id, self._limit, self._breakers.avoid())
+            else:
+                LOG.warning('Host %s is taken over from a conductor that is gone', claim.host)
+            if claim is None:
+                return
+            self._submit(claim)
+
+    def _submit(self, claim: jobs.Claim) -> None:
+        self._breakers.enter(claim.cell_uuid)  # before the next claim looks which cells to avoid
+        done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set)
+        self._in_progress[done] = claim.host
+        done.add_done_callback(lambda future: self._served(claim, future))
+
+    def _served(self, claim: jobs.Claim, future: futures.Future[None]) -> None:
+        self._breakers.leave(claim.cell_uuid)
+        self._in_progress.pop(future, None)
+        error = future.exception()
+        if error is not None:
+            LOG.error('Serving host %s failed', claim.host, exc_info=error)
+            return  # what failed is due again at once: it waits for the next look
+        self._wake.set()
+
+    def _sweep(self) -> None:
+        """Do now and then what no message announces."""
+        if time.monotonic() < self._next_sweep:
+            return
+        self._next_sweep = time.monotonic() + self._poll_seconds
+        self._release_strays()
+        self._skip_hosts_that_left()
+        self._tracker.complete(self._requests.ids_to_complete())
+
+    def _release_strays(self) -> None:
+        """Give back the hosts whose worker could not, as when the database was lost."""
+        serving = set(self._in_progress.values())
+        for host in set(self._jobs.claimed_hosts(self._conductor_id)) - serving:
+            LOG.warning('Host %s is claimed and not served, it is given back', host)
+            self._jobs.release(self._conductor_id, host)
+
+    def _skip_hosts_that_left(self) -> None:
+        for request_id, aggregate_id in self._requests.active_aggregates().items():
+            try:
+                members = set(self._inventory.get_aggregate(aggregate_id).hosts)
+            except exception.AggregateNotFound:
+                continue  # the request goes on with what was planned
+            left = set(self._requests.waiting_hosts(request_id)) - members
+            if left:
+                reason = 'host left the aggregate'
+                self._tracker.settle(self._jobs.skip_waiting(request_id, left, reason))

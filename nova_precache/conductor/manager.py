@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conductor's RPC endpoints: thin, one for the API and one for each cell."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from nova_precache import context, model, rpc
+from nova_precache.cells import inventory
+from nova_precache.conductor import intake
+from nova_precache.db import agents, jobs
+
+LOG = logging.getLogger(__name__)
+
+
+class ApiEndpoint(rpc.Endpoint):
+    """What the API tells a conductor."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    def work_available(self, ctxt: context.RequestContext) -> None:
+        """Look for work now."""
+        self._wake()
+
+
+class CellEndpoint(rpc.Endpoint):
+    """What the computes of one cell tell and ask a conductor.
+
+    Arguments that a newer compute sends and this release does not know are ignored.
+    """
+
+    def __init__(
+        self,
+        cell_uuid: str,
+        aggregates: inventory.Inventory,
+        agent_store: agents.Agents,
+        job_store: jobs.Jobs,
+        reports: intake.Intake,
+        token: Callable[[], str | None],
+    ) -> None:
+        self._cell_uuid = cell_uuid
+        self._inventory = aggregates
+        self._agents = agent_store
+        self._jobs = job_store
+        self._intake = reports
+        self._token = token
+
+    def register(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
+        """Accept an agent and map its host to this cell.
+
+        :raises nova_precache.exception.AgentConflict: the name is taken, here or in another cell
+        """
+        agent = self._agent(state)
+        # A host of another cell is refused before it takes the name from its agent there.
+        self._inventory.map_host(agent.host, self._cell_uuid)
+        self._agents.register(agent)
+        LOG.info('Agent %s reports for host %s', agent.agent_id, agent.host)
+
+    def report_state(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
+        """Note that an agent is alive."""
+        self._intake.add_state(self._agent(state))
+
+    def report_progress(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        sequence: int,
+        progress: model.Json,
+        **unknown: Any,
+    ) -> None:
+        """Note how far a job has come."""
+        known = model.Progress(
+            progress['status'], progress['bytes_done'], progress.get('bytes_total')
+        )
+        self._intake.add_progress(jobs.ProgressReport(job_id, epoch, sequence, known))
+
+    def begin_job(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        starts: bool = False,
+        **unknown: Any,
+    ) -> bool:
+        """Say whether a call still counts, before the first byte."""
+        return self._jobs.begin(job_id, epoch, starts)
+
+    def get_token(self, ctxt: context.RequestContext, **unknown: Any) -> str | None:
+        """Give a fresh token for the image service."""
+        return self._token()
+
+    def _agent(self, state: model.Json) -> model.Agent:
+        known = {field.name for field in dataclasses.fields(model.Agent)}
+        values = {name: value for name, value in state.items() if name in known}
+        return model.Agent(**{**values, 'cell_uuid': self._cell_uuid})

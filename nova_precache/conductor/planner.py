@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request comes to: one task for each of its hosts and images.
+
+Pure: the dispatcher gathers the facts, the planner decides, the database writes.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from nova_precache import model
+from nova_precache.db import requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known when a request is planned.
+
+    :ivar hosts: of the aggregate, in its order
+    :ivar cells: host to the uuid of its cell; a host that is not mapped is not in it
+    :ivar cells_off: uuid of a cell that is disabled or unknown to the reason
+    :ivar down: host to the reason why it is down
+    :ivar images: those that may be cached, by id
+    :ivar refused: image id to the reason why it may not be cached
+    :ivar unsupported: why no compute may be called at all, such as a pinned RPC version
+    """
+
+    hosts: Sequence[str]
+    cells: Mapping[str, str]
+    down: Mapping[str, str]
+    images: Mapping[str, model.Image]
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cells_off: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unsupported: str | None = None
+
+
+def plan(request: model.CacheRequest, facts: Facts) -> Iterator[requests.PlannedTask]:
+    """Give the tasks of a request, host by host; the same facts give the same tasks."""
+    for host in facts.hosts:
+        for image_id in request.images:
+            yield _task(host, image_id, facts)
+
+
+def _task(host: str, image_id: str, facts: Facts) -> requests.PlannedTask:
+    status, reason = _known_outcome(host, image_id, facts)
+    image = facts.images.get(image_id)
+    return requests.PlannedTask(
+        host=host,
+        cell_uuid=facts.cells.get(host),
+        image_id=image_id,
+        status=status,
+        reason=reason,
+        bytes_total=image.size if image is not None else None,
+    )
+
+
+def _known_outcome(host: str, image_id: str, facts: Facts) -> tuple[str, str | None]:
+    cell = facts.cells.get(host)
+    if image_id in facts.refused:
+        return model.TaskStatus.ERROR, facts.refused[image_id]
+    if cell is None:
+        return model.TaskStatus.SKIPPED, 'host is not mapped to a cell'
+    if cell in facts.cells_off:
+        return model.TaskStatus.SKIPPED, facts.cells_off[cell]
+    if facts.unsupported is not None:
+        return model.TaskStatus.UNSUPPORTED, facts.unsupported
+    if host in facts.down:
+        return model.TaskStatus.SKIPPED, facts.down[host]
+    return model.TaskStatus.QUEUED, None

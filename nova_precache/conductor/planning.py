@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns accepted requests into tasks: gathers the facts, writes the plan in chunks."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from nova_precache import exception, model
+from nova_precache.cells import inventory
+from nova_precache.conductor import planner, tracker, visibility
+from nova_precache.db import agents, requests
+from nova_precache.image import service
+
+LOG = logging.getLogger(__name__)
+
+POSTPONE_SECONDS = 2.0
+
+
+class Planning:
+    """Plans one request after the other.
+
+    :param is_settled: whether reports of every living compute must have come in by now
+    :param unsupported: why no compute may be called at all, None when it may
+    """
+
+    def __init__(
+        self,
+        conductor_id: str,
+        request_store: requests.Requests,
+        aggregates: inventory.Inventory,
+        agent_store: agents.Agents,
+        images: Callable[[], service.ImageService],
+        track: tracker.Tracker,
+        chunk_tasks: int,
+        is_settled: Callable[[], bool],
+        unsupported: Callable[[], str | None],
+    ) -> None:
+        self._conductor_id = conductor_id
+        self._requests = request_store
+        self._inventory = aggregates
+        self._agents = agent_store
+        self._images = images
+        self._tracker = track
+        self._chunk_tasks = chunk_tasks
+        self._is_settled = is_settled
+        self._unsupported = unsupported
+
+    def plan_next(self) -> bool:
+        """Plan the oldest request that waits for it; False when none does."""
+        taken = self._requests.next_to_plan(self._conductor_id)
+        if taken is None:
+            return False
+        try:
+            self._plan(taken)
+        except exception.AggregateNotFound:
+            self._fail(taken.request.id, 'the aggregate was deleted before the request was planned')
+        except exception.PrecacheError as exc:
+            self._postpone(taken.request.id, str(exc))
+        except Exception as exc:
+            LOG.exception('Planning request %s failed', taken.request.id)
+            self._postpone(taken.request.id, f'unexpected {type(exc).__name__}')
+        return True
+
+    def _plan(self, taken: requests.ToPlan) -> None:
+        request = taken.request
+        hosts = self._inventory.get_aggregate(request.aggregate_id).hosts
+        facts = self._facts(taken, hosts)
+        if facts.down and not self._is_settled():
+            self._postpone(request.id, f'{len(facts.down)} hosts have not reported yet')
+            return
+        for chunk in _chunks(planner.plan(request, facts), self._chunk_tasks):
+            if not self._requests.add_tasks(request.id, self._conductor_id, chunk):
+                return
+        hosts_done = self._requests.mark_planned(request.id, self._conductor_id)
+        if hosts_done is not None:
+            self._tracker.planned(request.id, hosts_done)
+
+    def _facts(self, taken: requests.ToPlan, hosts: Sequence[str]) -> planner.Facts:
+        images, refused = self._check_images(taken)
+        return planner.Facts(
+            hosts=hosts,
+            cells=self._inventory.cell_of_hosts(hosts),
+            cells_off={
+                cell.uuid: f'cell {cell.name} is disabled'
+                for cell in self._inventory.list_cells()
+                if cell.disabled
+            },
+            down=self._agents.down(hosts),
+            images=images,
+            refused=refused,
+            unsupported=self._unsupported(),
+        )
+
+    def _check_images(
+        self, taken: requests.ToPlan
+    ) -> tuple[dict[str, model.Image], dict[str, str]]:
+        images: dict[str, model.Image] = {}
+        refused: dict[str, str] = {}
+        service_now = self._images()
+        for image_id in taken.request.images:
+            try:
+                images[image_id] = visibility.check(
+                    service_now, image_id, taken.request.project_id, taken.is_admin
+                )
+            except exception.ImageNotUsable as exc:
+                refused[image_id] = str(exc)
+        return images, refused
+
+    def _postpone(self, request_id: str, reason: str) -> None:
+        LOG.warning('Request %s is planned later: %s', request_id, reason)
+        self._requests.postpone_plan(request_id, self._conductor_id, POSTPONE_SECONDS)
+
+    def _fail(self, request_id: str, reason: str) -> None:
+        if self._requests.fail(request_id, self._conductor_id, reason):
+            self._tracker.failed(request_id)
+
+
+def _chunks(
+    tasks: Iterable[requests.PlannedTask], size: int
+) -> Iterator[list[requests.PlannedTask]]:
+    iterator = iter(tasks)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that records outcomes, and announces them after the commit."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from nova_precache import exception, model
+from nova_precache.cells import inventory
+from nova_precache.conductor import retry
+from nova_precache.db import jobs, requests
+from nova_precache.notifications import emitter, payloads
+
+LOG = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes what happened to the database, then tells whoever listens."""
+
+    def __init__(
+        self,
+        job_store: jobs.Jobs,
+        request_store: requests.Requests,
+        aggregates: inventory.Inventory,
+        notify: emitter.Emitter,
+        policy: retry.RetryPolicy,
+    ) -> None:
+        self._jobs = job_store
+        self._requests = request_store
+        self._inventory = aggregates
+        self._emitter = notify
+        self._policy = policy
+
+    def planned(self, request_id: str, hosts_done: Sequence[str]) -> None:
+        """Announce a planned request, and the hosts whose outcomes the plan already knew."""
+        request = self._requests.get(request_id)
+        LOG.info(
+            'Request %s is planned: %d hosts, %d tasks',
+            request.id,
+            request.hosts_total,
+            sum(request.counts.values()),
+        )
+        self._emitter.emit('aggregate.cache_images.start', self._aggregate_payload(request))
+        for index, host in enumerate(hosts_done, start=1):
+            self._announce_host(request, jobs.HostDone(request_id, host, index))
+        self.complete([request_id])
+
+    def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
+        """Record how an attempt ended: final, or to be tried again."""
+        delay = self._policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        if delay is None:
+            self.settle(self._jobs.finish(assignment.job_id, assignment.epoch, outcome))
+            return
+        if self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay):
+            LOG.warning(
+                'Job %s (image %s on host %s), attempt %d: %s; next in %g s',
+                assignment.job_id,
+                assignment.image_id,
+                assignment.host,
+                assignment.attempts,
+                outcome.reason,
+                delay,
+            )
+
+    def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
+        """Count an attempt for every job of a cell that would have been called in vain."""
+        for waiting in self._jobs.due_in_cell(cell_uuid):
+            delay = self._policy.delay(outcome, waiting.attempts + 1, waiting.mismatches)
+            self.settle(self._jobs.fail_unclaimed(waiting.job_id, outcome, delay))
+
+    def settle(self, recorded: jobs.Recorded) -> None:
+        """Announce what a committed outcome made final."""
+        for done in recorded.hosts_done:
+            self._announce_host(self._requests.get(done.request_id), done)
+        self.complete(recorded.requests)
+
+    def complete(self, request_ids: Iterable[str]) -> None:
+        """End the requests that have nothing in flight, each announced by whoever ends it."""
+        for request_id in request_ids:
+            if self._requests.complete(request_id):
+                self._announce_end(request_id)
+
+    def failed(self, request_id: str) -> None:
+        """Announce a request that ended without a plan."""
+        request = self._requests.get(request_id)
+        LOG.error('Request %s failed: %s', request_id, request.reason)
+        self._emitter.emit('aggregate.cache_images.start', self._aggregate_payload(request))
+        self._emitter.emit('aggregate.cache_images.end', self._aggregate_payload(request))
+
+    def _announce_end(self, request_id: str) -> None:
+        request = self._requests.get(request_id)
+        LOG.info('Request %s is %s: %s', request.id, request.status, dict(request.counts))
+        self._emitter.emit('aggregate.cache_images.end', self._aggregate_payload(request))
+
+    def _announce_host(self, request: model.CacheRequest, done: jobs.HostDone) -> None:
+        outcomes = self._requests.host_outcomes(request.id, done.host)
+        payload = payloads.host_progress(request, done.host, done.index, outcomes)
+        self._emitter.emit('aggregate.cache_images.progress', payload)
+
+    def _aggregate_payload(self, request: model.CacheRequest) -> model.Json:
+        try:
+            aggregate = self._inventory.get_aggregate(request.aggregate_id)
+        except exception.AggregateNotFound:
+            aggregate = model.Aggregate(
+                request.aggregate_id, request.aggregate_uuid, request.aggregate_name
+            )
+        return payloads.aggregate(aggregate, request.images)
