@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Authentication: who calls, by Keystone's word or, standalone, by nobody's.
+
+Either way a request context stands in the WSGI environment afterwards.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import webob
+import webob.dec
+from keystonemiddleware import auth_token
+from oslo_config import cfg
+from oslo_middleware import request_id
+
+from nova_precache import context as request_context
+from nova_precache import exception, policy
+
+ENVIRON = 'nova_precache.context'
+
+_IDENTITY = re.compile(r'([^:]+):([^:]+)(?::(.*))?')
+# As Keystone has them imply each other.
+_IMPLIED_ROLES: Mapping[str, tuple[str, ...]] = {
+    'admin': ('manager', 'member', 'reader'),
+    'manager': ('member', 'reader'),
+    'member': ('reader',),
+}
+
+Application = Callable[..., Any]
+
+
+class Unauthenticated(exception.PrecacheError):
+    """Nobody vouches for the caller."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            'This server could not verify that you are authorized to access the document '
+            'you requested.'
+        )
+
+
+def protect(
+    application: Application, conf: cfg.ConfigOpts, enforcer: policy.Enforcer
+) -> Application:
+    """Let only authenticated callers pass, by ``[api] auth_strategy``."""
+    if conf.api.auth_strategy == 'noauth2':
+        return NoAuth(application, enforcer)
+    return auth_token.AuthProtocol(  # type: ignore[no-any-return]
+        KeystoneContext(application, enforcer), {'oslo_config_config': conf}
+    )
+
+
+def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
+    """Keep a server that asks nobody for a password off the network.
+
+    :raises nova_precache.exception.ConfigError: it would listen beyond the loopback
+    """
+    if auth_strategy == 'noauth2' and not _is_loopback(bind_host):
+        raise exception.ConfigError(
+            '[api] auth_strategy = noauth2 makes every caller an admin; it may listen on the '
+            f'loopback only, and not on [api] bind_host = {bind_host}'
+        )
+
+
+def context_of(environ: Mapping[str, Any]) -> request_context.RequestContext:
+    """Give the context of the caller, an anonymous one where nobody needs to log in."""
+    context = environ.get(ENVIRON)
+    if isinstance(context, request_context.RequestContext):
+        return context
+    return request_context.RequestContext(overwrite=False)
+
+
+class NoAuth:
+    """Takes the token's word for it: ``user:project[:role,…]``; any other is an admin."""
+
+    def __init__(self, application: Application, enforcer: policy.Enforcer) -> None:
+        self._application = application
+        self._enforcer = enforcer
+
+    @webob.dec.wsgify  # type: ignore[untyped-decorator]
+    def __call__(self, request: webob.Request) -> Application:
+        token = request.headers.get('X-Auth-Token')
+        context = request_context.RequestContext(
+            auth_token=token,
+            request_id=request.environ.get(request_id.ENV_REQUEST_ID),
+            global_request_id=request.environ.get(request_id.GLOBAL_REQ_ID),
+            **_read_token(token or ''),
+        )
+        _admit(request, context, self._enforcer)
+        return self._application
+
+
+class KeystoneContext:
+    """Makes the context of what keystonemiddleware found in a token."""
+
+    def __init__(self, application: Application, enforcer: policy.Enforcer) -> None:
+        self._application = application
+        self._enforcer = enforcer
+
+    @webob.dec.wsgify  # type: ignore[untyped-decorator]
+    def __call__(self, request: webob.Request) -> Application:
+        context = request_context.RequestContext.from_environ(request.environ)
+        if context.user_id is None:
+            raise Unauthenticated
+        _admit(request, context, self._enforcer)
+        return self._application
+
+
+def _admit(
+    request: webob.Request, context: request_context.RequestContext, enforcer: policy.Enforcer
+) -> None:
+    context.is_admin = enforcer.is_admin(context)
+    request.environ[ENVIRON] = context
+
+
+def _read_token(token: str) -> dict[str, Any]:
+    identity = _IDENTITY.fullmatch(token)
+    if identity is None:
+        return {'user_id': 'admin', 'roles': _with_implied(['admin'])}
+    user, project, roles = identity.groups()
+    named = [role.strip() for role in (roles or '').split(',') if role.strip()]
+    return {'user_id': user, 'project_id': project, 'roles': _with_implied(named)}
+
+
+def _with_implied(roles: list[str]) -> list[str]:
+    implied = [other for role in roles for other in _IMPLIED_ROLES.get(role, ())]
+    return list(dict.fromkeys([*roles, *implied]))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == 'localhost':
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a WSGI request to a handler and back: route, microversion, body, handler, answer."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import routes
+import webob
+import webob.dec
+import webob.exc
+
+from nova_precache import exception
+from nova_precache.api import auth, call, microversion
+
+CONTENT_TYPES = ('application/json', 'application/vnd.openstack.compute+json')
+
+_METHODS_WITH_BODY = frozenset({'POST', 'PUT'})
+_PROJECT = '/{project_id:[0-9a-f-]+}'
+
+# A handler for a method, or one for each name of an action.
+Handlers = call.Handler | Mapping[str, call.Handler]
+Methods = Mapping[str, Handlers]
+Table = Mapping[str, Methods]
+
+
+class UnsupportedMediaType(exception.PrecacheError):
+    """The body is of a type that this API does not read."""
+
+    def __init__(self) -> None:
+        super().__init__('Unsupported Content-Type')
+
+
+class MethodNotAllowed(exception.PrecacheError):
+    """The resource knows other methods."""
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        super().__init__('The method is not allowed for this resource.')
+        self.allowed = sorted(allowed)
+
+
+class MalformedBody(exception.InvalidInput):
+    """The body is no JSON, or names no action."""
+
+    def __init__(self) -> None:
+        super().__init__('Malformed request body')
+
+
+class Dispatcher:
+    """A WSGI application over a table of paths, methods and handlers."""
+
+    def __init__(self, table: Table, services: call.Services, settings: call.Settings) -> None:
+        self._table = table
+        self._mapper = _make_mapper(table)
+        self._services = services
+        self._settings = settings
+
+    def knows(self, path: str) -> bool:
+        """Tell whether the path is in the table, with whatever method."""
+        return self._mapper.routematch(path) is not None
+
+    @webob.dec.wsgify  # type: ignore[untyped-decorator]
+    def __call__(self, request: webob.Request) -> webob.Response:
+        path = request.environ['PATH_INFO']
+        door = microversion.door_of(path)
+        found = self._mapper.routematch(path)
+        if found is None:
+            return _no_such_path(door)
+        variables, route = found
+        methods = self._table[route.name]
+        if request.method not in methods:
+            return _no_such_method(door, methods)
+        version = microversion.negotiate(request.environ, request.headers, door)
+        return self._handle(request, methods[request.method], version, variables)
+
+    def _handle(
+        self,
+        request: webob.Request,
+        handlers: Handlers,
+        version: microversion.Version,
+        variables: Mapping[str, str],
+    ) -> webob.Response:
+        _refuse_content_type(request)
+        body = _read_body(request)
+        handler = _choose(handlers, request, body)
+        context = auth.context_of(request.environ)
+        _refuse_foreign_project(context.project_id, variables.get('project_id'))
+        reply = handler(
+            call.Call(
+                services=self._services,
+                settings=self._settings,
+                context=context,
+                version=version,
+                path=variables,
+                query=_read_query(request),
+                body=body,
+                base_url=_base_url(request, self._settings),
+            )
+        )
+        return _to_response(reply, request)
+
+
+def _make_mapper(table: Table) -> routes.Mapper:
+    """Connect every path; resources of the compute API with a project in them, too."""
+    mapper = routes.Mapper(controller_scan=None, explicit=True)
+    prefix = microversion.COMPUTE.prefix
+    for path in table:
+        mapper.connect(path, path)
+        if path.startswith(f'{prefix}/') and path != f'{prefix}/':
+            mapper.connect(path, f'{prefix}{_PROJECT}{path.removeprefix(prefix)}')
+    mapper.create_regs()
+    return mapper
+
+
+def _no_such_path(door: microversion.Door) -> webob.Response:
+    # Nova leaves this answer to its framework: it is no fault.
+    if door is not microversion.PRECACHE:
+        return webob.exc.HTTPNotFound()
+    raise call.NoSuchResource
+
+
+def _no_such_method(door: microversion.Door, methods: Methods) -> webob.Response:
+    if door is not microversion.PRECACHE:
+        return webob.exc.HTTPNotFound()
+    raise MethodNotAllowed(methods)
+
+
+def _refuse_content_type(request: webob.Request) -> None:
+    if request.content_type not in {'', 'text/plain', *CONTENT_TYPES}:
+        raise UnsupportedMediaType
+
+
+def _read_body(request: webob.Request) -> Any:
+    if request.method not in _METHODS_WITH_BODY or not request.body:
+        return None
+    try:
+        return json.loads(request.body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody from error
+
+
+def _read_query(request: webob.Request) -> Mapping[str, Sequence[str]]:
+    try:
+        return dict(request.GET.dict_of_lists())
+    except UnicodeDecodeError as error:
+        raise exception.InvalidInput('The query of the URL is not UTF-8') from error
+
+
+def _choose(handlers: Handlers, request: webob.Request, body: Any) -> call.Handler:
+    if not isinstance(handlers, Mapping):
+        return handlers
+    if not request.body:
+        raise MalformedBody
+    name = _action_name(body)
+    if name not in handlers:
+        raise exception.InvalidInput(f'There is no such action: {name}')
+    return handlers[name]
+
+
+def _action_name(body: Any) -> str:
+    """Give the one key of the body; the strange cases are as strange as in Nova."""
+    if isinstance(body, dict | list | str) and len(body) != 1:
+        raise MalformedBody
+    if not isinstance(body, dict):
+        raise call.NoSuchResource
+    return str(next(iter(body)))
+
+
+def _refuse_foreign_project(own: str | None, in_path: str | None) -> None:
+    if in_path is not None and own is not None and in_path != own:
+        raise exception.InvalidInput(
+            f"Malformed request URL: URL's project_id '{in_path}' doesn't match "
+            f"Context's project_id '{own}'"
+        )
+
+
+def _base_url(request: webob.Request, settings: call.Settings) -> str:
+    return (settings.public_endpoint or str(request.application_url)).rstrip('/')
+
+
+def _to_response(reply: call.Reply, request: webob.Request) -> webob.Response:
+    offers = request.accept.acceptable_offers(CONTENT_TYPES)
+    content_type = offers[0][0] if offers else CONTENT_TYPES[0]
+    body = b'' if reply.body is None else json.dumps(reply.body).encode()
+    headers = [('Content-Type', content_type), *reply.headers.items()]
+    return webob.Response(status=reply.status, body=body, headerlist=headers)

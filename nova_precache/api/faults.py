@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors on the wire: the one table from exception to status and title, and who applies it."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import webob
+import webob.dec
+from oslo_middleware import request_id
+
+from nova_precache import exception
+from nova_precache.api import auth, dispatch, microversion
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """How a kind of error is answered."""
+
+    status: int
+    title: str
+
+
+BAD_REQUEST = Fault(400, 'badRequest')
+UNAUTHORIZED = Fault(401, 'unauthorized')
+FORBIDDEN = Fault(403, 'forbidden')
+NOT_FOUND = Fault(404, 'itemNotFound')
+BAD_METHOD = Fault(405, 'badMethod')
+NOT_ACCEPTABLE = Fault(406, 'notAcceptable')
+CONFLICT = Fault(409, 'conflictingRequest')
+OVER_LIMIT = Fault(413, 'overLimit')
+BAD_MEDIA_TYPE = Fault(415, 'badMediaType')
+UNEXPECTED = Fault(500, 'computeFault')
+UNAVAILABLE = Fault(503, 'serviceUnavailable')
+
+# The most specific class counts.
+FAULTS: Mapping[type[Exception], Fault] = {
+    exception.InvalidInput: BAD_REQUEST,
+    exception.NotFound: NOT_FOUND,
+    exception.Conflict: CONFLICT,
+    exception.Forbidden: FORBIDDEN,
+    exception.ImageUnauthorized: UNAUTHORIZED,
+    exception.ImageServiceUnavailable: UNAVAILABLE,
+    auth.Unauthenticated: UNAUTHORIZED,
+    dispatch.UnsupportedMediaType: BAD_MEDIA_TYPE,
+    dispatch.MethodNotAllowed: BAD_METHOD,
+    microversion.UnsupportedVersion: Fault(406, 'computeFault'),
+}
+PRECACHE_FAULTS: Mapping[type[Exception], Fault] = {
+    **FAULTS,
+    exception.TooMany: OVER_LIMIT,
+    microversion.UnsupportedVersion: NOT_ACCEPTABLE,
+}
+
+
+class Middleware:
+    """Answers every error that comes up from below, and names the microversion."""
+
+    def __init__(self, application: Callable[..., Any]) -> None:
+        self._application = application
+
+    @webob.dec.wsgify  # type: ignore[untyped-decorator]
+    def __call__(self, request: webob.Request) -> webob.Response:
+        try:
+            response = request.get_response(self._application)
+        except Exception as error:  # noqa: BLE001 the edge: whatever it was, it is answered
+            response = _answer(error, request)
+        microversion.announce(request.environ, response.headers)
+        return response
+
+
+def find(error: Exception, door: microversion.Door) -> Fault:
+    """Look an error up, by its class or the nearest one that it is derived from."""
+    table = PRECACHE_FAULTS if door is microversion.PRECACHE else FAULTS
+    return next((table[cls] for cls in type(error).__mro__ if cls in table), UNEXPECTED)
+
+
+def _answer(error: Exception, request: webob.Request) -> webob.Response:
+    fault = find(error, microversion.door_of(request.environ.get('PATH_INFO', '')))
+    message = str(error)
+    if fault is UNEXPECTED:
+        LOG.error('%s %s failed', request.method, request.environ.get('PATH_INFO'), exc_info=error)
+        message = _unexpected(request)
+    body = {fault.title: {'code': fault.status, 'message': message}}
+    return webob.Response(
+        status=fault.status,
+        body=json.dumps(body).encode(),
+        headerlist=[('Content-Type', 'application/json; charset=UTF-8'), *_headers(error)],
+    )
+
+
+def _unexpected(request: webob.Request) -> str:
+    """Say nothing of what went wrong, but where to look it up."""
+    number = request.environ.get(request_id.ENV_REQUEST_ID, 'unknown')
+    return f'Unexpected API Error. The log of the service tells more under {number}.'
+
+
+def _headers(error: Exception) -> list[tuple[str, str]]:
+    if isinstance(error, exception.ImageServiceUnavailable):
+        return [('Retry-After', str(error.retry_after_seconds))]
+    if isinstance(error, dispatch.MethodNotAllowed):
+        return [('Allow', ', '.join(error.allowed))]
+    return []

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The version documents, by which clients find the APIs and their microversions."""
+
+from nova_precache import model
+from nova_precache.api import microversion
+from nova_precache.api.call import Call, Reply
+
+_UPDATED = {
+    microversion.COMPUTE: '2013-07-23T11:33:21Z',
+    microversion.PRECACHE: '2026-01-01T00:00:00Z',
+}
+_IDS = {microversion.COMPUTE: 'v2.1', microversion.PRECACHE: 'v1.0'}
+_MEDIA_TYPES = {
+    microversion.COMPUTE: 'application/vnd.openstack.compute+json;version=2.1',
+    microversion.PRECACHE: 'application/json',
+}
+
+
+def index(call: Call) -> Reply:
+    """List both APIs."""
+    doors = (microversion.COMPUTE, microversion.PRECACHE)
+    return Reply(body={'versions': [_summary(call, door) for door in doors]})
+
+
+def compute(call: Call) -> Reply:
+    return Reply(body={'version': _document(call, microversion.COMPUTE)})
+
+
+def precache(call: Call) -> Reply:
+    return Reply(body={'version': _document(call, microversion.PRECACHE)})
+
+
+def _document(call: Call, door: microversion.Door) -> model.Json:
+    document = _summary(call, door)
+    document['links'].append(
+        {'rel': 'describedby', 'type': 'text/html', 'href': 'http://docs.openstack.org/'}
+    )
+    document['media-types'] = [{'base': 'application/json', 'type': _MEDIA_TYPES[door]}]
+    return document
+
+
+def _summary(call: Call, door: microversion.Door) -> model.Json:
+    return {
+        'id': _IDS[door],
+        'status': 'CURRENT',
+        'version': str(door.maximum),
+        'min_version': str(door.minimum),
+        'updated': _UPDATED[door],
+        'links': [{'rel': 'self', 'href': f'{call.base_url}{door.prefix}/'}],
+    }

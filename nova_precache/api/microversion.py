@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Microversions: which one a request asks for, and how the answer names it."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nova_precache import exception
+
+HEADER = 'OpenStack-API-Version'
+ENVIRON = 'nova_precache.microversion'
+
+_FORMAT = re.compile(r'([1-9]\d*)\.([1-9]\d*|0)')
+
+
+class InvalidVersion(exception.InvalidInput):
+    """The header does not hold a version."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f'API Version String {text} is of invalid format. Must be of format MajorNum.MinorNum.'
+        )
+
+
+class UnsupportedVersion(exception.PrecacheError):
+    """The version is outside of what this release serves."""
+
+    def __init__(self, version: 'Version', door: 'Door') -> None:
+        super().__init__(
+            f'Version {version} is not supported by the API. '
+            f'Minimum is {door.minimum} and maximum is {door.maximum}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Version:
+    """A microversion; later ones are greater."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f'{self.major}.{self.minor}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Door:
+    """One of the two APIs with the versions that it speaks."""
+
+    prefix: str
+    service_type: str
+    minimum: Version
+    maximum: Version
+    legacy_header: str | None = None
+
+
+COMPUTE = Door(
+    prefix='/v2.1',
+    service_type='compute',
+    minimum=Version(2, 1),
+    maximum=Version(2, 81),
+    legacy_header='X-OpenStack-Nova-API-Version',
+)
+PRECACHE = Door(
+    prefix='/v1',
+    service_type='image-precache',
+    minimum=Version(1, 0),
+    maximum=Version(1, 0),
+)
+# Where one learns which APIs there are.
+ROOT = Door(prefix='', service_type='', minimum=Version(0, 0), maximum=Version(0, 0))
+
+
+def door_of(path: str) -> Door:
+    """Tell which API a path belongs to."""
+    for door in (COMPUTE, PRECACHE):
+        if path == door.prefix or path.startswith(f'{door.prefix}/'):
+            return door
+    return ROOT
+
+
+def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Door) -> Version:
+    """Find the version to answer in, and note it for :func:`announce`; the root has none.
+
+    An unsupported version is noted, too: its refusal names it.
+
+    :raises InvalidVersion: what the header says is no version
+    :raises UnsupportedVersion: too old or too new
+    """
+    if door is ROOT:
+        return door.minimum
+    asked = _asked(headers, door)
+    version = _parse(asked, door)
+    environ[ENVIRON] = (door, version)
+    if not door.minimum <= version <= door.maximum:
+        raise UnsupportedVersion(version, door)
+    return version
+
+
+def announce(environ: Mapping[str, Any], headers: Any) -> None:
+    """Name the negotiated version in the headers of an answer, if there was one."""
+    if ENVIRON not in environ:
+        return
+    door, version = environ[ENVIRON]
+    headers[HEADER] = f'{door.service_type} {version}'
+    headers.add('Vary', HEADER)
+    if door.legacy_header is not None:
+        headers[door.legacy_header] = str(version)
+        headers.add('Vary', door.legacy_header)
+
+
+def _asked(headers: Mapping[str, str], door: Door) -> str | None:
+    """Give what the headers say; where they say it twice, the last one counts."""
+    for item in reversed(headers.get(HEADER, '').split(',')):
+        service_type, _, version = item.strip().partition(' ')
+        if service_type.lower() == door.service_type and version.strip():
+            return version.strip()
+    if door.legacy_header is not None and door.legacy_header in headers:
+        return headers[door.legacy_header].rpartition(',')[2].strip()
+    return None
+
+
+def _parse(asked: str | None, door: Door) -> Version:
+    if asked is None:
+        return door.minimum
+    if asked == 'latest':
+        return door.maximum
+    match = _FORMAT.fullmatch(asked)
+    if match is None:
+        raise InvalidVersion(asked)
+    return Version(int(match[1]), int(match[2]))

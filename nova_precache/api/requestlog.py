@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line in the log for each request."""
+
+import logging
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import webob
+import webob.dec
+
+LOG = logging.getLogger(__name__)
+
+
+class RequestLog:
+    """Logs who asked what, and how it was answered; never bodies, tokens or queries."""
+
+    def __init__(self, application: Callable[..., Any]) -> None:
+        self._application = application
+
+    @webob.dec.wsgify  # type: ignore[untyped-decorator]
+    def __call__(self, request: webob.Request) -> webob.Response:
+        started = time.monotonic()
+        response = request.get_response(self._application)
+        LOG.info(
+            '%s "%s %s" status: %s length: %s seconds: %.3f',
+            request.remote_addr,
+            request.method,
+            urllib.parse.quote(request.environ['PATH_INFO'], encoding='latin-1'),
+            response.status_int,
+            response.content_length,
+            time.monotonic() - started,
+        )
+        return response

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The personas that other rules refer to, named as in Nova so that policy files carry over."""
+
+from collections.abc import Sequence
+
+from oslo_policy import policy
+
+CONTEXT_IS_ADMIN = 'context_is_admin'
+
+ADMIN = f'rule:{CONTEXT_IS_ADMIN}'
+PROJECT_MEMBER_OR_ADMIN = 'rule:project_member_or_admin'
+PROJECT_READER_OR_ADMIN = 'rule:project_reader_or_admin'
+
+_RULES = (
+    policy.RuleDefault(
+        CONTEXT_IS_ADMIN, 'role:admin', 'Who is an admin: may do everything, in every project.'
+    ),
+    policy.RuleDefault(
+        'admin_api',
+        'is_admin:True',
+        'Older name of context_is_admin, for policy files that use it.',
+    ),
+    policy.RuleDefault(
+        'admin_or_owner',
+        'is_admin:True or project_id:%(project_id)s',
+        'Admins and everybody in the project, for policy files that use it.',
+    ),
+    policy.RuleDefault(
+        'project_member_api',
+        'role:member and project_id:%(project_id)s',
+        'Who may change what belongs to the project.',
+    ),
+    policy.RuleDefault(
+        'project_reader_api',
+        'role:reader and project_id:%(project_id)s',
+        'Who may see what belongs to the project.',
+    ),
+    policy.RuleDefault(
+        'project_member_or_admin',
+        f'rule:project_member_api or {ADMIN}',
+        'Members of the project, and admins.',
+    ),
+    policy.RuleDefault(
+        'project_reader_or_admin',
+        f'rule:project_reader_api or {ADMIN}',
+        'Readers of the project, and admins.',
+    ),
+)
+
+
+def list_rules() -> Sequence[policy.RuleDefault]:
+    return _RULES

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy: whether somebody may do something, by the documented rules and the operator's file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from oslo_config import cfg
+from oslo_policy import policy
+
+from nova_precache import context as request_context
+from nova_precache import exception, policies
+from nova_precache.policies import base
+
+
+class Enforcer:
+    """Holds the rules of one process; the operator's file is read again when it changes."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._enforcer = policy.Enforcer(conf)
+        self._enforcer.register_defaults(policies.list_rules())
+
+    def authorize(
+        self,
+        context: request_context.RequestContext,
+        rule: str,
+        target: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Let pass whoever may do what the rule is about.
+
+        :param target: what is acted on, such as its ``project_id``
+        :raises nova_precache.exception.PolicyNotAuthorized: it is not allowed
+        """
+        if not self._allows(context, rule, dict(target or {})):
+            raise exception.PolicyNotAuthorized(rule)
+
+    def is_admin(self, context: request_context.RequestContext) -> bool:
+        """Tell whether the rule ``context_is_admin`` is met."""
+        return self._allows(context, base.CONTEXT_IS_ADMIN, {})
+
+    def _allows(
+        self, context: request_context.RequestContext, rule: str, target: dict[str, Any]
+    ) -> bool:
+        # A plain dictionary, because is_admin is a key that oslo.context warns about.
+        credentials = {**context.to_policy_values(), 'is_admin': context.is_admin}
+        return bool(self._enforcer.authorize(rule, target, credentials))

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Aggregates at /v2.1: status codes, bodies and messages are Nova's."""
+
+import re
+from typing import Any
+
+import pytest
+
+from nova_precache.cells import inventory
+
+PATH = '/v2.1/os-aggregates'
+TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}')
+NAME_RULE = (
+    "An invalid 'name' value was provided. "
+    'The name must be: printable characters. Can not start or end with whitespace.'
+)
+ZONE_RULE = (
+    "An invalid 'name' value was provided. The name must be: "
+    'printable characters except :.Can not start or end with whitespace.'
+)
+LONG = 'x' * 256
+
+
+def message(response: Any) -> str:
+    (fault,) = response.json.values()
+    assert fault['code'] == response.status_int
+    return str(fault['message'])
+
+
+def test_a_new_aggregate_is_answered_with_200_without_hosts_and_metadata(api: Any) -> None:
+    response = api.post(PATH, {'aggregate': {'name': 'edge', 'availability_zone': 'az1'}})
+    assert response.status_int == 200
+    assert response.headers['Content-Type'] == 'application/json'
+    body = response.json['aggregate']
+    assert TIME.fullmatch(body.pop('created_at'))
+    saved = api.inventory.get_aggregate(body['id'])
+    assert body == {
+        'id': saved.id,
+        'uuid': saved.uuid,
+        'name': 'edge',
+        'availability_zone': 'az1',
+        'updated_at': None,
+        'deleted': False,
+        'deleted_at': None,
+    }
+    assert saved.metadata == {'availability_zone': 'az1'}
+
+
+def test_a_zone_may_be_null(api: Any) -> None:
+    response = api.post(PATH, {'aggregate': {'name': 'edge', 'availability_zone': None}})
+    assert response.json['aggregate']['availability_zone'] is None
+
+
+@pytest.mark.parametrize(('version', 'has_uuid'), [('2.1', False), ('2.40', False), ('2.41', True)])
+def test_the_uuid_is_told_from_2_41_on(
+    api: Any, aggregate: Any, version: str, has_uuid: bool
+) -> None:
+    made = api.post(PATH, {'aggregate': {'name': 'new'}}, version=version)
+    listed = api.get(PATH, version=version)
+    shown = api.get(f'{PATH}/{aggregate.id}', version=version)
+    assert ('uuid' in made.json['aggregate']) is has_uuid
+    assert ('uuid' in listed.json['aggregates'][0]) is has_uuid
+    assert ('uuid' in shown.json['aggregate']) is has_uuid
+
+
+def test_an_aggregate_is_shown_with_hosts_and_metadata(api: Any, aggregate: Any) -> None:
+    api.inventory.set_metadata(aggregate.id, {'ssd': 'true', 'availability_zone': 'az1'})
+    body = api.get(f'{PATH}/{aggregate.id}').json['aggregate']
+    assert body['hosts'] == ['host1', 'host2']
+    assert body['metadata'] == {'ssd': 'true', 'availability_zone': 'az1'}
+    assert body['availability_zone'] == 'az1'
+    assert TIME.fullmatch(body['updated_at'])
+    assert api.get(PATH).json == {'aggregates': [body]}
+
+
+@pytest.mark.parametrize('method', ['GET', 'DELETE'])
+@pytest.mark.parametrize('bad_id', ['edge', '1.0', '1e3', '%20x', '1' * 5000])
+def test_an_id_that_is_no_integer_is_a_bad_request(api: Any, method: str, bad_id: str) -> None:
+    response = api.call(method, f'{PATH}/{bad_id}')
+    assert response.status_int == 400
+    assert message(response) == 'Invalid input received: id must be an integer'
+
+
+@pytest.mark.parametrize('unknown', ['0', '-1', '4711', '99999999999999999999999'])
+def test_an_unknown_aggregate_is_not_found(api: Any, unknown: str) -> None:
+    body = {'aggregate': {'name': 'new'}}
+    responses = [
+        api.get(f'{PATH}/{unknown}'),
+        api.call('DELETE', f'{PATH}/{unknown}'),
+        api.call('PUT', f'{PATH}/{unknown}', body),
+        api.post(f'{PATH}/{unknown}/action', {'add_host': {'host': 'host1'}}),
+        api.post(f'{PATH}/{unknown}/action', {'set_metadata': {'metadata': {'a': 'b'}}}),
+    ]
+    assert [response.status_int for response in responses] == [404] * 5
+    assert {message(r) for r in responses} == {f'Aggregate {unknown} could not be found.'}
+
+
+@pytest.mark.parametrize(
+    ('aggregate', 'expected'),
+    [
+        (
+            {},
+            "Invalid input for field/attribute aggregate. Value: {}. 'name' is a required property",
+        ),
+        (
+            {'name': 1},
+            "Invalid input for field/attribute name. Value: 1. 1 is not of type 'string'",
+        ),
+        (
+            {'name': ''},
+            "Invalid input for field/attribute name. Value: . '' should be non-empty",
+        ),
+        (
+            {'name': LONG},
+            f"Invalid input for field/attribute name. Value: {LONG}. '{LONG}' is too long",
+        ),
+        ({'name': ' edge'}, NAME_RULE),
+        ({'name': 'edge '}, NAME_RULE),
+        ({'name': 'ed\tge'}, NAME_RULE),
+        ({'name': '\n'}, NAME_RULE),
+        ({'name': 'ed\U0001f600ge'}, NAME_RULE),
+        ({'name': 'ed\ud800ge'}, NAME_RULE),
+        (
+            {'name': 'edge', 'availability_zone': 'a:b'},
+            ZONE_RULE,
+        ),
+        (
+            {'name': 'edge', 'hosts': []},
+            (
+                'Invalid input for field/attribute aggregate. '
+                "Value: {'name': 'edge', 'hosts': []}. "
+                "Additional properties are not allowed ('hosts' was unexpected)"
+            ),
+        ),
+    ],
+)
+def test_a_bad_new_aggregate_is_refused_naming_the_field(
+    api: Any, aggregate: Any, expected: str
+) -> None:
+    response = api.post(PATH, {'aggregate': aggregate})
+    assert response.status_int == 400
+    assert message(response) == expected
+    assert api.inventory.list_aggregates() == []
+
+
+def test_a_key_beside_the_aggregate_is_refused(api: Any) -> None:
+    response = api.post(PATH, {'aggregate': {'name': 'edge'}, 'more': 1})
+    assert response.status_int == 400
+    assert message(response) == "Additional properties are not allowed ('more' was unexpected)"
+
+
+def test_names_may_have_spaces_inside_and_letters_of_any_script(api: Any) -> None:
+    response = api.post(PATH, {'aggregate': {'name': 'Rand Süd 東 1'}})
+    assert response.json['aggregate']['name'] == 'Rand Süd 東 1'
+
+
+def test_a_taken_name_is_a_conflict(api: Any, aggregate: Any) -> None:
+    other = api.inventory.create_aggregate('other')
+    made = api.post(PATH, {'aggregate': {'name': 'edge'}})
+    renamed = api.call('PUT', f'{PATH}/{other.id}', {'aggregate': {'name': 'edge'}})
+    for response in (made, renamed):
+        assert response.status_int == 409
+        assert response.json == {
+            'conflictingRequest': {'code': 409, 'message': 'Aggregate edge already exists.'}
+        }
+    assert api.inventory.get_aggregate(other.id).name == 'other'
+
+
+def test_an_update_changes_what_it_names_and_trims_the_name(api: Any, aggregate: Any) -> None:
+    response = api.call('PUT', f'{PATH}/{aggregate.id}', {'aggregate': {'name': '  core '}})
+    assert response.status_int == 200
+    assert response.json['aggregate']['name'] == 'core'
+    assert response.json['aggregate']['hosts'] == ['host1', 'host2']
+    assert response.json['aggregate']['updated_at'] is not None
+
+    zone = api.call('PUT', f'{PATH}/{aggregate.id}', {'aggregate': {'availability_zone': 'az2'}})
+    assert zone.json['aggregate']['name'] == 'core'
+    assert zone.json['aggregate']['metadata'] == {'availability_zone': 'az2'}
+
+
+@pytest.mark.parametrize('aggregate_body', [{}, {'name': '   '}, {'name': None}, {'uuid': 'x'}])
+def test_an_update_without_a_good_change_is_refused(
+    api: Any, aggregate: Any, aggregate_body: Any
+) -> None:
+    response = api.call('PUT', f'{PATH}/{aggregate.id}', {'aggregate': aggregate_body})
+    assert response.status_int == 400
+    assert api.inventory.get_aggregate(aggregate.id) == aggregate
+
+
+def test_a_zone_cannot_be_emptied(api: Any, aggregate: Any) -> None:
+    update = {'aggregate': {'name': 'renamed', 'availability_zone': None}}
+    updated = api.call('PUT', f'{PATH}/{aggregate.id}', update)
+    metadata = {'set_metadata': {'metadata': {'availability_zone': None, 'a': 'b'}}}
+    cleared = api.post(f'{PATH}/{aggregate.id}/action', metadata)
+    assert (updated.status_int, cleared.status_int) == (400, 400)
+    assert message(updated) == (
+        f'Cannot update aggregate {aggregate.id}. '
+        'Reason: Aggregate renamed does not support empty named availability zone.'
+    )
+    assert message(cleared) == (
+        f'Cannot update metadata of aggregate {aggregate.id}. '
+        'Reason: Aggregate edge does not support empty named availability zone.'
+    )
+    assert api.inventory.get_aggregate(aggregate.id) == aggregate
+
+
+def test_a_host_is_in_one_zone_only(api: Any, aggregate: Any) -> None:
+    api.inventory.update_aggregate(aggregate.id, availability_zone='az1')
+    other = api.inventory.create_aggregate('other', 'az2')
+    third = api.inventory.create_aggregate('third')
+    api.inventory.add_host(third.id, 'host1')
+
+    added = api.post(f'{PATH}/{other.id}/action', {'add_host': {'host': 'host1'}})
+    zoned = api.call('PUT', f'{PATH}/{third.id}', {'aggregate': {'availability_zone': 'az3'}})
+    metadata = {'set_metadata': {'metadata': {'availability_zone': 'az3'}}}
+    tagged = api.post(f'{PATH}/{third.id}/action', metadata)
+
+    why = "One or more hosts already in availability zone(s) ['az1']."
+    assert (added.status_int, zoned.status_int, tagged.status_int) == (409, 400, 400)
+    assert message(added) == f'Cannot add host to aggregate {other.id}. Reason: {why}'
+    assert message(zoned) == f'Cannot update aggregate {third.id}. Reason: {why}'
+    assert message(tagged) == f'Cannot update metadata of aggregate {third.id}. Reason: {why}'
+    same = api.call('PUT', f'{PATH}/{third.id}', {'aggregate': {'availability_zone': 'az1'}})
+    assert same.status_int == 200
+
+
+def test_an_empty_aggregate_is_deleted_with_200_and_nothing(api: Any) -> None:
+    made = api.inventory.create_aggregate('edge', 'az1')
+    response = api.call('DELETE', f'{PATH}/{made.id}')
+    assert (response.status_int, response.body) == (200, b'')
+    assert response.headers['Content-Length'] == '0'
+    assert api.inventory.list_aggregates() == []
+
+
+def test_an_aggregate_with_hosts_is_not_deleted(api: Any, aggregate: Any) -> None:
+    response = api.call('DELETE', f'{PATH}/{aggregate.id}')
+    assert response.status_int == 400
+    assert message(response) == (
+        f'Cannot remove host from aggregate {aggregate.id}. Reason: Host aggregate is not empty.'
+    )
+    assert api.inventory.get_aggregate(aggregate.id) == aggregate
+
+
+def test_hosts_come_and_go(api: Any, aggregate: Any) -> None:
+    action = f'{PATH}/{aggregate.id}/action'
+    added = api.post(action, {'add_host': {'host': 'host3'}})
+    assert added.status_int == 200
+    assert added.json['aggregate']['hosts'] == ['host1', 'host2', 'host3']
+    removed = api.post(action, {'remove_host': {'host': 'host1'}})
+    assert removed.status_int == 200
+    assert removed.json['aggregate']['hosts'] == ['host2', 'host3']
+
+
+def test_a_host_that_is_there_already_is_a_conflict(api: Any, aggregate: Any) -> None:
+    response = api.post(f'{PATH}/{aggregate.id}/action', {'add_host': {'host': 'host1'}})
+    assert response.status_int == 409
+    assert message(response) == f'Aggregate {aggregate.id} already has host host1.'
+
+
+def test_a_host_that_no_cell_has_is_not_found(api: Any, aggregate: Any) -> None:
+    response = api.post(f'{PATH}/{aggregate.id}/action', {'add_host': {'host': 'HOST1'}})
+    assert response.status_int == 404
+    assert message(response) == 'Compute host HOST1 could not be found.'
+
+
+@pytest.mark.parametrize('unknown_aggregate', [True, False])
+def test_a_host_that_is_not_there_cannot_be_removed(
+    api: Any, aggregate: Any, unknown_aggregate: bool
+) -> None:
+    aggregate_id = 4711 if unknown_aggregate else aggregate.id
+    response = api.post(f'{PATH}/{aggregate_id}/action', {'remove_host': {'host': 'host3'}})
+    assert response.status_int == 404
+    assert message(response) == f'Cannot remove host host3 in aggregate {aggregate_id}'
+
+
+@pytest.mark.parametrize('action', ['add_host', 'remove_host'])
+@pytest.mark.parametrize(
+    ('content', 'field'),
+    [
+        ({}, 'host'),
+        ({'host': 'a b'}, 'host'),
+        ({'host': ''}, 'host'),
+        ({'host': 5}, 'host'),
+        ({'host': 'host3', 'more': 1}, 'more'),
+        ('host3', 'host3'),
+    ],
+)
+def test_a_bad_host_is_refused_naming_the_field(
+    api: Any, aggregate: Any, action: str, content: Any, field: str
+) -> None:
+    response = api.post(f'{PATH}/{aggregate.id}/action', {action: content})
+    assert response.status_int == 400
+    assert field in message(response)
+    assert api.inventory.get_aggregate(aggregate.id) == aggregate
+
+
+def test_metadata_are_added_replaced_and_removed(api: Any, aggregate: Any) -> None:
+    action = f'{PATH}/{aggregate.id}/action'
+    api.post(action, {'set_metadata': {'metadata': {'a': '1', 'b': '2'}}})
+    response = api.post(action, {'set_metadata': {'metadata': {'a': '3', 'b': None, 'c': None}}})
+    assert response.status_int == 200
+    assert response.json['aggregate']['metadata'] == {'a': '3'}
+
+
+@pytest.mark.parametrize(
+    'metadata',
+    [{'a/b': 'c'}, {'': 'c'}, {'k' * 256: 'c'}, {'a': 1}, {'a': 'v' * 256}, {'a': '\0'}, [], None],
+)
+def test_bad_metadata_are_refused(api: Any, aggregate: Any, metadata: Any) -> None:
+    response = api.post(f'{PATH}/{aggregate.id}/action', {'set_metadata': {'metadata': metadata}})
+    assert response.status_int == 400
+    assert message(response).startswith('Invalid input for field/attribute ')
+    assert api.inventory.get_aggregate(aggregate.id).metadata == {}
+
+
+def test_beside_nova_aggregates_are_only_read(rebuild: Any, database: Any, aggregate: Any) -> None:
+    api = rebuild(inventory.Inventory(database, writable=False))
+    path = f'{PATH}/{aggregate.id}'
+    writes = [
+        api.post(PATH, {'aggregate': {'name': 'new'}}),
+        api.call('PUT', path, {'aggregate': {'name': 'new'}}),
+        api.call('DELETE', path),
+        api.post(f'{path}/action', {'add_host': {'host': 'host3'}}),
+        api.post(f'{path}/action', {'remove_host': {'host': 'host1'}}),
+        api.post(f'{path}/action', {'set_metadata': {'metadata': {'a': 'b'}}}),
+    ]
+    assert [response.status_int for response in writes] == [403] * 6
+    assert {next(iter(response.json)) for response in writes} == {'forbidden'}
+    assert api.get(path).status_int == 200
+    assert api.inventory.list_aggregates() == [aggregate]

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every request passes: ids, sizes, paths, methods, content types, accidents."""
+
+import dataclasses
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from nova_precache import exception
+from nova_precache.api import auth
+
+
+def test_every_answer_has_a_request_id_under_both_names(api: Any) -> None:
+    response = api.get('/v2.1/os-aggregates')
+    assert response.headers['x-openstack-request-id'].startswith('req-')
+    assert response.headers['x-compute-request-id'] == response.headers['x-openstack-request-id']
+
+
+def test_a_body_that_is_too_big_is_refused(api: Any) -> None:
+    response = api.post('/v2.1/os-aggregates', {'aggregate': {'name': 'x' * 200_000}})
+    assert response.status_int == 413
+    assert api.inventory.list_aggregates() == []
+
+
+def test_a_path_that_nova_does_not_have_is_no_fault_but_not_found(api: Any) -> None:
+    response = api.get('/v2.1/nothing')
+    assert response.status_int == 404
+    assert 'itemNotFound' not in response.text
+
+
+def test_a_method_that_nova_does_not_have_is_not_found(api: Any) -> None:
+    assert api.call('PATCH', '/v2.1/os-aggregates/1').status_int == 404
+
+
+def test_an_unknown_path_of_the_precache_api_is_a_fault(api: Any) -> None:
+    response = api.get('/v1/nothing')
+    assert response.status_int == 404
+    assert response.json['itemNotFound']['message'] == 'The resource could not be found.'
+
+
+def test_a_wrong_method_of_the_precache_api_names_the_right_ones(api: Any) -> None:
+    response = api.call('DELETE', '/v1/requests')
+    assert response.status_int == 405
+    assert response.json['badMethod']['code'] == 405
+    assert response.headers['Allow'] == 'GET'
+
+
+@pytest.mark.parametrize('raw', [b'{', b'nonsense', b'\xff\xfe', b'[' * 100_000])
+def test_a_body_that_is_no_json_is_malformed(api: Any, raw: bytes) -> None:
+    response = api.post('/v2.1/os-aggregates', raw=raw)
+    assert response.status_int == 400
+    assert response.json == {'badRequest': {'code': 400, 'message': 'Malformed request body'}}
+    assert api.inventory.list_aggregates() == []
+
+
+def test_a_missing_body_is_named_by_the_schema(api: Any) -> None:
+    response = api.post('/v2.1/os-aggregates')
+    assert response.status_int == 400
+    assert response.json['badRequest']['message'] == "None is not of type 'object'"
+
+
+def test_a_body_of_another_type_is_refused(api: Any) -> None:
+    response = api.post(
+        '/v2.1/os-aggregates', raw=b'<a/>', headers={'Content-Type': 'application/xml'}
+    )
+    assert response.status_int == 415
+    assert response.json == {'badMediaType': {'code': 415, 'message': 'Unsupported Content-Type'}}
+
+
+def test_the_older_content_type_is_read_and_given(api: Any) -> None:
+    older = 'application/vnd.openstack.compute+json'
+    response = api.post(
+        '/v2.1/os-aggregates',
+        raw=json.dumps({'aggregate': {'name': 'edge'}}).encode(),
+        headers={'Content-Type': older, 'Accept': older},
+    )
+    assert response.status_int == 200
+    assert response.headers['Content-Type'] == older
+
+
+@pytest.mark.parametrize('raw', [b'', b'{}', b'{"a": 1, "b": 2}', b'[]', b'"ab"', b'{'])
+def test_a_body_that_names_no_single_action_is_malformed(api: Any, raw: bytes) -> None:
+    response = api.post('/v2.1/os-aggregates/1/action', raw=raw)
+    assert response.status_int == 400
+    assert response.json['badRequest']['message'] == 'Malformed request body'
+
+
+@pytest.mark.parametrize('raw', [b'null', b'5', b'[1]', b'"a"'])
+def test_an_action_that_is_no_object_is_not_found(api: Any, raw: bytes) -> None:
+    response = api.post('/v2.1/os-aggregates/1/action', raw=raw)
+    assert response.status_int == 404
+    assert response.json['itemNotFound']['message'] == 'The resource could not be found.'
+
+
+def test_an_unknown_action_is_named(api: Any) -> None:
+    response = api.post('/v2.1/os-aggregates/1/action', {'explode': {}})
+    assert response.status_int == 400
+    assert response.json['badRequest']['message'] == 'There is no such action: explode'
+
+
+def test_a_project_in_the_path_must_be_the_callers(api: Any) -> None:
+    own = api.get('/v2.1/abc123/os-aggregates', token='u:abc123:admin')
+    assert own.status_int == 200
+    foreign = api.get('/v2.1/abc124/os-aggregates', token='u:abc123:admin')
+    assert foreign.status_int == 400
+    assert foreign.json['badRequest']['message'] == (
+        "Malformed request URL: URL's project_id 'abc124' doesn't match "
+        "Context's project_id 'abc123'"
+    )
+
+
+def test_who_has_no_project_may_name_any_in_the_path(api: Any) -> None:
+    assert api.get('/v2.1/abc123/os-aggregates').status_int == 200
+    assert api.get('/v2.1/abc123/os-aggregates/7').status_int == 404
+
+
+def test_an_accident_tells_nothing_but_where_to_look(
+    api: Any, rebuild: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = rebuild(enforcer=None)
+    response = broken.get('/v2.1/os-aggregates')
+    assert response.status_int == 500
+    fault = response.json['computeFault']
+    assert fault['code'] == 500
+    assert 'NoneType' not in fault['message']
+    assert response.headers['x-openstack-request-id'] in fault['message']
+    assert "'NoneType' object has no attribute" in caplog.text
+
+
+def test_each_request_is_logged_once_without_its_query(
+    api: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, 'nova_precache.api.requestlog'):
+        api.get('/v1/requests?limit=1', token='secret')
+    lines = [r.getMessage() for r in caplog.records if r.name == 'nova_precache.api.requestlog']
+    assert len(lines) == 1
+    assert '"GET /v1/requests" status: 200' in lines[0]
+    assert 'limit=' not in lines[0]
+    assert 'secret' not in caplog.text
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(api: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, 'nova_precache.api.requestlog'):
+        assert api.get('/v1/%0aforged%ff').status_int == 404
+    assert '"GET /v1/%0Aforged%FF" status: 404' in caplog.text
+
+
+@pytest.mark.parametrize('host', ['0.0.0.0', '::', '192.0.2.1', 'example.org', ''])
+def test_without_authentication_nobody_listens_beyond_the_loopback(host: str) -> None:
+    with pytest.raises(exception.ConfigError, match='bind_host'):
+        auth.refuse_exposure('noauth2', host)
+    auth.refuse_exposure('keystone', host)
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '127.8.8.8', '::1', 'localhost'])
+def test_without_authentication_the_loopback_will_do(host: str) -> None:
+    auth.refuse_exposure('noauth2', host)
+
+
+@dataclasses.dataclass
+class SeenContext:
+    context: Any = None
+
+    def __call__(self, context: Any) -> Any:
+        self.context = context
+        raise exception.ImageServiceUnavailable('seen')
+
+
+@pytest.mark.parametrize(
+    ('token', 'user_id', 'project_id', 'roles', 'is_admin'),
+    [
+        (None, 'admin', None, ['admin', 'manager', 'member', 'reader'], True),
+        ('notused', 'admin', None, ['admin', 'manager', 'member', 'reader'], True),
+        ('u:p:admin', 'u', 'p', ['admin', 'manager', 'member', 'reader'], True),
+    ],
+)
+def test_a_token_without_keystone_says_who_calls(
+    rebuild: Any, aggregate: Any, token: str | None, user_id: str, project_id: str | None,
+    roles: list[str], is_admin: bool,
+) -> None:  # fmt: skip
+    seen = SeenContext()
+    image = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
+    rebuild(images_for=seen).post(
+        f'/v2.1/os-aggregates/{aggregate.id}/images', {'cache': [{'id': image}]}, token=token
+    )
+    context = seen.context
+    assert (context.auth_token, context.user_id, context.project_id) == (token, user_id, project_id)
+    assert (context.roles, context.is_admin) == (roles, is_admin)
+    assert context.request_id.startswith('req-')

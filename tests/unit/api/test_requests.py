@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and tasks at /v1: their shapes, pages, and who sees which."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from nova_precache import model
+from nova_precache.db import requests as store
+
+
+@pytest.fixture
+def make(api: Any, aggregate: Any) -> Any:
+    """A function that saves a request and gives its id."""
+
+    def save(project_id: str | None = 'p1', images: int = 1) -> str:
+        ids = tuple(str(uuid.uuid4()) for _ in range(images))
+        new = store.NewRequest(
+            aggregate=aggregate, images=ids, project_id=project_id, user_id='u1', request_id='req-1'
+        )
+        return str(api.requests.accept(new).id)
+
+    return save
+
+
+def plan(api: Any, request_id: str) -> list[model.Task]:
+    """Give the request one task for each of the aggregate's hosts and images."""
+    to_plan = api.requests.next_to_plan('c1')
+    assert to_plan.request.id == request_id
+    cell = api.inventory.list_cells()[0].uuid
+    tasks = [
+        store.PlannedTask(host=host, cell_uuid=cell, image_id=image)
+        for host in ('host1', 'host2')
+        for image in to_plan.request.images
+    ]
+    assert api.requests.add_tasks(request_id, 'c1', tasks)
+    assert api.requests.mark_planned(request_id, 'c1') is not None
+    return list(api.requests.tasks(request_id))
+
+
+def ids(response: Any) -> list[str]:
+    assert response.status_int == 200
+    return [request['id'] for request in response.json['requests']]
+
+
+def follow(response: Any, collection: str) -> str:
+    (link,) = response.json[f'{collection}_links']
+    assert link['rel'] == 'next'
+    return str(link['href']).removeprefix('http://api.example:8774')
+
+
+def test_a_new_request_is_shown_in_full(api: Any, make: Any, aggregate: Any) -> None:
+    request_id = make()
+    response = api.get(f'/v1/requests/{request_id}')
+    assert response.status_int == 200
+    shown = response.json['request']
+    saved = api.requests.get(request_id)
+    assert shown.pop('created_at') == saved.created_at.isoformat(timespec='microseconds') + 'Z'
+    assert shown == {
+        'id': request_id,
+        'status': 'accepted',
+        'reason': None,
+        'aggregate': {'id': aggregate.id, 'uuid': aggregate.uuid, 'name': 'edge'},
+        'images': list(saved.images),
+        'priority': 0,
+        'project_id': 'p1',
+        'user_id': 'u1',
+        'request_id': 'req-1',
+        'planned_at': None,
+        'started_at': None,
+        'finished_at': None,
+        'hosts_total': 0,
+        'hosts_done': 0,
+        'counts': {},
+        'bytes_done': 0,
+        'bytes_total': 0,
+    }
+
+
+def test_a_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
+    request_id = make(images=2)
+    plan(api, request_id)
+    shown = api.get(f'/v1/requests/{request_id}').json['request']
+    assert shown['status'] == 'planned'
+    assert shown['counts'] == {'queued': 4}
+    assert shown['hosts_total'] == 2
+    assert shown['planned_at'].endswith('Z')
+
+
+def test_tasks_are_shown_in_full_and_in_order(api: Any, make: Any) -> None:
+    request_id = make()
+    first, second = plan(api, request_id)
+    response = api.get(f'/v1/requests/{request_id}/tasks')
+    assert response.status_int == 200
+    assert 'tasks_links' not in response.json
+    assert [task['id'] for task in response.json['tasks']] == [first.id, second.id]
+    shown = response.json['tasks'][0]
+    assert shown.pop('created_at').endswith('Z')
+    assert shown == {
+        'id': first.id,
+        'host': 'host1',
+        'cell': first.cell_uuid,
+        'image_id': first.image_id,
+        'status': 'queued',
+        'reason': None,
+        'attempts': 0,
+        'bytes_done': 0,
+        'bytes_total': None,
+        'next_attempt_at': None,
+        'started_at': None,
+        'finished_at': None,
+    }
+
+
+def test_tasks_come_in_pages(api: Any, make: Any) -> None:
+    request_id = make(images=3)
+    planned = [task.id for task in plan(api, request_id)]
+    seen, path = [], f'/v1/requests/{request_id}/tasks?limit=4'
+    first = api.get(path)
+    seen += [task['id'] for task in first.json['tasks']]
+    second = api.get(follow(first, 'tasks'))
+    seen += [task['id'] for task in second.json['tasks']]
+    assert seen == planned
+    assert 'tasks_links' not in second.json
+
+
+def test_requests_come_newest_first_and_in_pages(api: Any, make: Any) -> None:
+    made = [make() for _ in range(5)]
+    first = api.get('/v1/requests?limit=2')
+    second = api.get(follow(first, 'requests'))
+    third = api.get(follow(second, 'requests'))
+    assert ids(first) + ids(second) + ids(third) == made[::-1]
+    assert 'requests_links' not in third.json
+    assert 'requests_links' not in api.get('/v1/requests?limit=5').json
+
+
+def test_no_page_is_longer_than_max_limit(api: Any, rebuild: Any, conf: Any, make: Any) -> None:
+    conf.set_override('max_limit', 2, 'api')
+    for _ in range(3):
+        make()
+    other = rebuild()
+    assert len(ids(other.get('/v1/requests'))) == 2
+    assert len(ids(other.get('/v1/requests?limit=100'))) == 2
+
+
+def test_requests_are_filtered_by_status_over_pages(api: Any, make: Any) -> None:
+    planned = make()
+    plan(api, planned)
+    accepted = [make(), make()]
+    assert ids(api.get('/v1/requests?status=planned')) == [planned]
+    first = api.get('/v1/requests?status=accepted&limit=1')
+    assert ids(first) == [accepted[1]]
+    assert ids(api.get(follow(first, 'requests'))) == [accepted[0]]
+
+
+@pytest.mark.parametrize(
+    ('query', 'parameter'),
+    [
+        ('limit=0', 'limit'),
+        ('limit=-1', 'limit'),
+        ('limit=x', 'limit'),
+        ('limit=', 'limit'),
+        ('limit=1&limit=2', 'limit'),
+        ('marker=x', 'marker'),
+        ('marker=7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f', 'marker'),
+        ('status=strange', 'status'),
+        ('colour=red', 'colour'),
+    ],
+)
+def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str, parameter: str) -> None:
+    response = api.get(f'/v1/requests?{query}')
+    assert response.status_int == 400
+    assert parameter in response.json['badRequest']['message']
+
+
+@pytest.mark.parametrize('query', ['marker=x', 'marker=' + '9' * 30, 'status=queued', 'limit=0'])
+def test_a_bad_query_of_tasks_is_refused(api: Any, make: Any, query: str) -> None:
+    response = api.get(f'/v1/requests/{make()}/tasks?{query}')
+    assert response.status_int == 400
+    assert query.split('=')[0] in response.json['badRequest']['message']
+
+
+@pytest.mark.parametrize('unknown', ['x', '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f', '%00'])
+@pytest.mark.parametrize('rest', ['', '/tasks'])
+def test_an_unknown_request_is_not_found(api: Any, unknown: str, rest: str) -> None:
+    response = api.get(f'/v1/requests/{unknown}{rest}')
+    assert response.status_int == 404
+    assert 'itemNotFound' in response.json
+
+
+def test_a_project_sees_its_own_requests_and_an_admin_all(api: Any, make: Any) -> None:
+    own, foreign, nobodys = make('p1'), make('p2'), make(None)
+    assert ids(api.get('/v1/requests', token='u:p1:reader')) == [own]
+    assert ids(api.get('/v1/requests', token='u:p1:admin')) == [nobodys, foreign, own]
+    for rest in ('', '/tasks'):
+        assert api.get(f'/v1/requests/{own}{rest}', token='u:p1:reader').status_int == 200
+        assert api.get(f'/v1/requests/{foreign}{rest}', token='u:p1:reader').status_int == 404
+        assert api.get(f'/v1/requests/{foreign}{rest}', token='u:p1:admin').status_int == 200
+
+
+def test_a_foreign_request_is_no_marker(api: Any, make: Any) -> None:
+    foreign = make('p2')
+    response = api.get(f'/v1/requests?marker={foreign}', token='u:p1:reader')
+    assert response.status_int == 400
+    assert 'marker' in response.json['badRequest']['message']
+
+
+@pytest.mark.parametrize('rest', ['', '/7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'])
+def test_without_the_reader_role_nothing_is_seen(api: Any, rest: str) -> None:
+    response = api.get(f'/v1/requests{rest}', token='u:p1')
+    assert response.status_int == 403
+    assert "Policy doesn't allow image_precache:requests:" in response.json['forbidden']['message']
