@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-compute: caches images on this host."""
+
+import sys
+
+from nova_precache import wiring
+from nova_precache.cmd import running
+
+
+def main() -> None:
+    running.exit_with(_main)
+
+
+def _main() -> int:
+    conf = running.read_configuration(sys.argv[1:])
+    running.run([wiring.compute_agent(conf)])
+    return 0

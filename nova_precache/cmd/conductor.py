@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-conductor: plans requests and has computes cache images."""
+
+import sys
+
+from nova_precache import wiring
+from nova_precache.cmd import running
+from nova_precache.db import session
+
+
+def main() -> None:
+    running.exit_with(_main)
+
+
+def _main() -> int:
+    conf = running.read_configuration(sys.argv[1:])
+    database = session.connect(conf)
+    running.run([wiring.conductor(conf, database)])
+    database.dispose()
+    return 0

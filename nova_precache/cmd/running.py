@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command starts its parts, waits for a signal and stops them."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Protocol
+
+from oslo_config import cfg
+from oslo_log import log
+
+from nova_precache import conf as configuration
+from nova_precache import exception
+
+LOG = logging.getLogger(__name__)
+
+
+class Running(Protocol):
+    """Something that a command runs."""
+
+    def start(self) -> None:
+        """Start, and return."""
+
+    def stop(self) -> None:
+        """Stop, and return when nothing of it runs any more."""
+
+
+def read_configuration(
+    arguments: Sequence[str],
+    cli_options: Sequence[cfg.Opt] = (),
+    default_config_files: list[str] | None = None,
+) -> cfg.ConfigOpts:
+    """Read the command line and the configuration files, and set the logging up.
+
+    :param default_config_files: read unless the command line names files; None looks in
+        the usual places
+    """
+    conf = cfg.ConfigOpts()
+    configuration.register(conf)
+    conf.register_cli_opts(cli_options)
+    conf.set_default('use_stderr', True)  # what a command prints stays apart from its log
+    log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'cheroot=WARN'])
+    conf(list(arguments), project='nova-precache', default_config_files=default_config_files)
+    log.setup(conf, 'nova-precache')
+    return conf
+
+
+def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> None:
+    """Start the parts in order, wait for SIGTERM or SIGINT, stop them in reverse.
+
+    :param ready: called when every part has started
+    """
+    stopping = _stop_on_signals()
+    started: list[Running] = []
+    try:
+        for part in parts:
+            part.start()
+            started.append(part)
+        if ready is not None:
+            ready()
+        stopping.wait()
+    finally:
+        for part in reversed(started):
+            part.stop()
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Run a command and leave, whatever threads still wait for a broker or a long call."""
+    try:
+        status = main()
+    except (exception.PrecacheError, cfg.Error) as exc:
+        print(exc, file=sys.stderr)
+        status = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _lingering():
+        os._exit(status)
+    sys.exit(status)
+
+
+def _lingering() -> bool:
+    main = threading.main_thread()
+    return any(
+        thread is not main and thread.is_alive() and not thread.daemon
+        for thread in threading.enumerate()
+    )
+
+
+def _stop_on_signals() -> threading.Event:
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return stopping

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the object graphs of the API, the conductor and the compute.
+
+The only place that reads options and hands objects to each other.
+"""
+
+import functools
+import pathlib
+import time
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+
+from keystoneauth1 import loading
+from oslo_config import cfg
+
+from nova_precache import context, model, policy, rpc
+from nova_precache.api import app, auth, call
+from nova_precache.cells import inventory, transports
+from nova_precache.compute import agent, manager, transfers
+from nova_precache.compute import rpcapi as compute_rpcapi
+from nova_precache.conductor import (
+    breaker,
+    caller,
+    dispatcher,
+    intake,
+    planning,
+    retry,
+    service,
+    tracker,
+)
+from nova_precache.conductor import manager as conductor_manager
+from nova_precache.conductor import rpcapi as conductor_rpcapi
+from nova_precache.db import agents, jobs, requests
+from nova_precache.db import session as db_session
+from nova_precache.image import glance
+from nova_precache.image import service as image_service
+from nova_precache.notifications import emitter
+from nova_precache.virt import driver as virt_driver
+from nova_precache.wsgi import server
+
+
+def version() -> str:
+    """Give the version of this installation."""
+    return metadata.version('nova-precache')
+
+
+def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:
+    group = conf.image_cache
+    limits = requests.Limits(
+        max_images_per_request=group.max_images_per_request,
+        max_tasks_per_request=group.max_tasks_per_request,
+        max_active_requests_per_project=group.max_active_requests_per_project,
+    )
+    return requests.Requests(database, limits)
+
+
+def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.Agents:
+    return agents.Agents(database, conf.service_down_time)
+
+
+# The API
+
+
+def api_application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
+    """Build the WSGI application."""
+    conductor = conductor_rpcapi.ConductorAPI(rpc.connect(conf), conf.upgrade_levels.conductor)
+    services = call.Services(
+        inventory=inventory.Inventory(database),
+        requests=request_store(conf, database),
+        images_for=_callers_images(conf),
+        wake=lambda: conductor.work_available(context.admin_context()),
+        enforcer=policy.Enforcer(conf),
+    )
+    return app.build(conf, services)
+
+
+def api_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.HttpServer:
+    """Build the API in this process.
+
+    :raises nova_precache.exception.ConfigError: noauth2 would listen beyond the loopback
+    """
+    group = conf.api
+    auth.refuse_exposure(group.auth_strategy, group.bind_host)
+    application = api_application(conf, database)
+    return server.HttpServer(application, group.bind_host, group.bind_port, group.threads)
+
+
+def _callers_images(
+    conf: cfg.ConfigOpts,
+) -> Callable[[context.RequestContext], image_service.ImageService]:
+    settings = glance.GlanceSettings.from_conf(conf)
+    session = glance.new_session(settings)
+    own = service_images(conf)  # finds the endpoint in the catalog
+
+    def images_for(ctxt: context.RequestContext) -> image_service.ImageService:
+        return glance.GlanceImageService.with_token(
+            settings, endpoint=own.endpoint(), token=ctxt.auth_token, session=session
+        )
+
+    return images_for
+
+
+def service_images(conf: cfg.ConfigOpts) -> glance.GlanceImageService:
+    """Make the image service as this service's own credentials in ``[glance]`` see it.
+
+    :raises nova_precache.exception.ConfigError: neither credentials nor an endpoint are set
+    """
+    settings = glance.GlanceSettings.from_conf(conf)
+    credentials = loading.load_auth_from_conf_options(conf, 'glance')
+    if credentials is None:
+        return glance.GlanceImageService.with_token(settings, endpoint=None, token=None)
+    return glance.GlanceImageService(settings, credentials)
+
+
+# The conductor
+
+
+def conductor(conf: cfg.ConfigOpts, database: db_session.Database) -> service.Conductor:
+    """Build a conductor with an identity of its own."""
+    return _ConductorParts(conf, database).conductor()
+
+
+class _ConductorParts:
+    """What the parts of one conductor share."""
+
+    def __init__(self, conf: cfg.ConfigOpts, database: db_session.Database) -> None:
+        self.conf = conf
+        self.id = str(uuid.uuid4())
+        self.started = time.monotonic()
+        self.inventory = inventory.Inventory(database)
+        self.requests = request_store(conf, database)
+        self.agents = agent_store(conf, database)
+        self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
+        self.intake = intake.Intake(self.agents, self.jobs)
+        self.images = service_images(conf)
+        self.policy = retry.RetryPolicy(
+            conf.image_cache.precache_max_attempts,
+            conf.image_cache.retry_delay_seconds,
+            conf.image_cache.retry_max_delay_seconds,
+        )
+        self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
+        self.api_transport = rpc.connect(conf)
+        self.transports = transports.CellTransports(
+            self.inventory, functools.partial(rpc.connect, conf)
+        )
+        notify = emitter.MessagingEmitter(conf, f'nova-conductor:{conf.host}')
+        self.tracker = tracker.Tracker(
+            self.jobs, self.requests, self.inventory, notify, self.policy
+        )
+
+    def conductor(self) -> service.Conductor:
+        options = self.conf.conductor
+        return service.Conductor(
+            conductor_id=self.id,
+            dispatch=self._dispatcher(),
+            reports=self.intake,
+            job_store=self.jobs,
+            api_transport=self.api_transport,
+            cell_transports=self.transports,
+            cell_endpoint=self._cell_endpoint,
+            periods=service.Periods(
+                lease_seconds=options.claim_lease_seconds,
+                progress_seconds=options.progress_write_interval_seconds,
+                heartbeat_seconds=options.heartbeat_write_interval_seconds,
+                cells_seconds=options.cell_refresh_seconds,
+                purge=self._purge,
+            ),
+        )
+
+    def _dispatcher(self) -> dispatcher.Dispatcher:
+        return dispatcher.Dispatcher(
+            conductor_id=self.id,
+            job_store=self.jobs,
+            request_store=self.requests,
+            aggregates=self.inventory,
+            plans=self._planning(),
+            hosts=self._caller(),
+            track=self.tracker,
+            breakers=self.breakers,
+            limit=self.conf.image_cache.precache_concurrency,
+            poll_seconds=self.conf.conductor.poll_interval_seconds,
+            stop_seconds=self.conf.conductor.stop_timeout_seconds,
+        )
+
+    def _planning(self) -> planning.Planning:
+        return planning.Planning(
+            conductor_id=self.id,
+            request_store=self.requests,
+            aggregates=self.inventory,
+            agent_store=self.agents,
+            images=lambda: self.images,
+            track=self.tracker,
+            chunk_tasks=self.conf.conductor.plan_chunk_tasks,
+            is_settled=self._is_settled,
+            unsupported=self._why_no_call,
+        )
+
+    def _caller(self) -> caller.HostCaller:
+        return caller.HostCaller(
+            conductor_id=self.id,
+            job_store=self.jobs,
+            agent_store=self.agents,
+            track=self.tracker,
+            computes=self._compute,
+            images=lambda: self.images,
+            access=lambda: (self.images.endpoint(), self.images.token()),
+            breakers=self.breakers,
+        )
+
+    @functools.cache  # noqa: B019 - one client a cell, for the life of the process
+    def _compute(self, cell_uuid: str) -> compute_rpcapi.ComputeAPI:
+        return self._compute_api(self.transports.get(cell_uuid))
+
+    def _compute_api(self, transport: rpc.Transport) -> compute_rpcapi.ComputeAPI:
+        return compute_rpcapi.ComputeAPI(
+            transport,
+            version_cap=self.conf.upgrade_levels.compute,
+            connect_retries=self.conf.conductor.rpc_connect_retries,
+            timeout_seconds=self.conf.long_rpc_timeout,
+            monitor_seconds=self.conf.rpc_response_timeout,
+        )
+
+    def _cell_endpoint(self, cell_uuid: str) -> conductor_manager.CellEndpoint:
+        return conductor_manager.CellEndpoint(
+            cell_uuid,
+            self.inventory,
+            self.agents,
+            self.jobs,
+            self.intake,
+            token=lambda: self.images.token(fresh=True),
+        )
+
+    def _is_settled(self) -> bool:
+        """Every living compute has reported since this conductor started to listen."""
+        listened_seconds = time.monotonic() - self.started
+        return bool(listened_seconds > 2 * self.conf.report_interval)
+
+    def _why_no_call(self) -> str | None:
+        if self._compute_api(self.api_transport).can_cache_image():
+            return None
+        pin = self.conf.upgrade_levels.compute
+        return f'[upgrade_levels] compute = {pin} is too low for cache_image'
+
+    def _purge(self) -> None:
+        self.requests.purge(self.conf.image_cache.request_retention_days)
+
+
+# The compute
+
+
+def compute_agent(conf: cfg.ConfigOpts) -> agent.Agent:
+    """Build the compute of ``[DEFAULT] host``.
+
+    :raises nova_precache.exception.ConfigError: an option cannot be used on this host
+    """
+    transport = rpc.connect(conf)
+    reporter = conductor_rpcapi.ConductorReporter(
+        transport, conf.upgrade_levels.conductor, conf.rpc_response_timeout
+    )
+    driver = virt_driver.load_driver(conf.compute_driver, conf)
+    running = transfers.Transfers()
+    endpoint = manager.ComputeManager(conf.host, driver, reporter, _calls_images(conf), running)
+    return agent.Agent(
+        identity=_identity(conf),
+        driver=driver,
+        conductor=reporter,
+        server=transport.server(compute_rpcapi.TOPIC, conf.host, [endpoint]),
+        running=running,
+        report_seconds=conf.report_interval,
+    )
+
+
+def _identity(conf: cfg.ConfigOpts) -> model.Json:
+    return {
+        'host': conf.host,
+        'agent_id': agent.agent_id(pathlib.Path(conf.state_path)),
+        'boot_id': str(uuid.uuid4()),
+        'version': version(),
+    }
+
+
+def _calls_images(conf: cfg.ConfigOpts) -> manager.ImagesFor:
+    settings = glance.GlanceSettings.from_conf(conf)
+    session = glance.new_session(settings)
+
+    def images_for(
+        endpoint: str | None, token: str | None, fresh_token: Callable[[], str | None]
+    ) -> image_service.ImageService:
+        return glance.GlanceImageService.with_token(
+            settings, endpoint=endpoint, token=token, fresh_token=fresh_token, session=session
+        )
+
+    return images_for
