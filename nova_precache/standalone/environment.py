@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python environments for servers that must not share ours.
+
+Each OpenStack server pins what it depends on, and two of them seldom agree. So a
+server that standalone or the tests run is installed into an environment of its
+own, once per user, and kept in the user's cache directory.
+"""
+
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from oslo_concurrency import lockutils
+
+from nova_precache import exception
+from nova_precache.standalone import process
+
+LOG = logging.getLogger(__name__)
+
+_STAMP = 'complete'
+
+
+class EnvironmentFailed(exception.PrecacheError):
+    """An environment could not be built: names the command, with its last lines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonEnvironment:
+    """A virtual environment by name, and what is installed in it."""
+
+    name: str
+    requirements: tuple[str, ...]
+
+    @property
+    def path(self) -> pathlib.Path:
+        return cache_directory() / self.name
+
+    def ensure(self) -> pathlib.Path:
+        """Build the environment unless it stands already, and give its directory.
+
+        Virtual environments cannot be moved, so it is built in place: the stamp,
+        written last, tells a complete one from what an interrupted build left.
+        Whoever asks at the same time waits for the first.
+
+        :raises EnvironmentFailed: a command failed
+        """
+        with lockutils.lock(self.name, 'lock-', external=True, lock_path=str(cache_directory())):
+            if not self._is_complete():
+                self._build()
+        return self.path
+
+    def _is_complete(self) -> bool:
+        try:
+            return (self.path / _STAMP).read_text() == self._stamp()
+        except FileNotFoundError:
+            return False
+
+    def _stamp(self) -> str:
+        """What the environment was built from; without its Python it is of no use."""
+        return '\n'.join([sys.version, os.path.realpath(sys.executable), *self.requirements])
+
+    def _build(self) -> None:
+        LOG.info('Building %s with %s', self.path, ', '.join(self.requirements))
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        _run([sys.executable, '-m', 'venv', str(self.path)])
+        pip = [str(self.path / 'bin' / 'python'), '-m', 'pip', '--disable-pip-version-check']
+        _run([*pip, 'install', '--progress-bar', 'off', *self.requirements])
+        (self.path / _STAMP).write_text(self._stamp())
+
+
+def cache_directory() -> pathlib.Path:
+    """Where environments are kept: ``$XDG_CACHE_HOME/nova-precache``."""
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(base) / 'nova-precache'
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(
+        process.dies_with_parent(command, 'KILL'),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        check=False,
+    )
+    if result.returncode != 0:
+        raise EnvironmentFailed(
+            f'"{" ".join(command)}" ended with {result.returncode}:\n'
+            f'{process.last_lines(result.stdout)}'
+        )

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole service in one process: an API, a conductor, and computes in cells.
+
+Everything it keeps is in one state directory; started again on it, it goes on
+where it was. Brokers are in memory, the database is SQLite, the image service
+is a real Glance.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import socket
+import uuid
+from collections.abc import Collection, Sequence
+
+import fasteners
+import yaml
+from oslo_config import cfg
+
+from nova_precache import concurrency, exception, wiring
+from nova_precache import conf as configuration
+from nova_precache.cells import inventory
+from nova_precache.compute import agent
+from nova_precache.conductor import service as conductor_service
+from nova_precache.db import schema, session
+from nova_precache.standalone import glance
+from nova_precache.wsgi import server
+
+LOG = logging.getLogger(__name__)
+
+ADDRESS = '127.0.0.1'
+TOKEN = 'admin'  # noqa: S105 - noauth2 takes any
+REGISTER_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What to run; ``image_url`` None starts a Glance, ``config_files`` come last."""
+
+    state_dir: pathlib.Path
+    port: int = 8774
+    cells: int = 2
+    hosts_per_cell: int = 2
+    image_url: str | None = None
+    config_files: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One of the compute hosts of this process."""
+
+    name: str
+    cell: str
+
+
+class Standalone:
+    """Starts the parts in their order and stops them in reverse."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._state_dir = shape.state_dir.resolve()
+        self._lock = fasteners.InterProcessLock(str(self._state_dir / 'lock'))
+        self._glance: glance.GlanceServer | None = None
+        self._conf: cfg.ConfigOpts | None = None
+        self._database: session.Database | None = None
+        self._conductor: conductor_service.Conductor | None = None
+        self._agents: list[agent.Agent] = []
+        self._api: server.HttpServer | None = None
+        self._hosts = [
+            Host(f'{cell}-compute{number}', cell)
+            for cell in self._cells()
+            for number in range(1, shape.hosts_per_cell + 1)
+        ]
+
+    @property
+    def ready_file(self) -> pathlib.Path:
+        return self._state_dir / 'standalone.json'
+
+    @property
+    def agents(self) -> Sequence[agent.Agent]:
+        """The computes of this process."""
+        return self._agents
+
+    def hosts_down(self) -> Collection[str]:
+        """Give the hosts that count as down."""
+        if self._conf is None or self._database is None:
+            return ()
+        store = wiring.agent_store(self._conf, self._database)
+        return store.down([host.name for host in self._hosts])
+
+    def start(self) -> None:
+        """Start everything and say so in ``standalone.json``.
+
+        :raises nova_precache.exception.PrecacheError: a part cannot start; none then runs
+        """
+        self._take_state_dir()
+        try:
+            self._start_parts()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop whatever runs; the state directory keeps everything."""
+        self.ready_file.unlink(missing_ok=True)
+        if self._api is not None:
+            self._api.stop()
+        concurrency.stop_all(self._agents)
+        if self._conductor is not None:
+            self._conductor.stop()
+        if self._database is not None:
+            self._database.dispose()
+        if self._glance is not None:
+            self._glance.stop()
+        if self._lock.acquired:
+            self._lock.release()
+
+    def _take_state_dir(self) -> None:
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        if not self._lock.acquire(blocking=False):
+            raise exception.ConfigError(f'--state-dir {self._state_dir} is in use')
+        self.ready_file.unlink(missing_ok=True)
+
+    def _start_parts(self) -> None:
+        port = self._shape.port or _free_port()
+        conf_path = self._write_conf(self._start_image_service(), port)
+        conf = self._conf = self._read_conf(conf_path)
+        self._database = session.connect(conf)
+        schema.sync(self._database)
+        self._map_cells(self._database)
+        self._conductor = wiring.conductor(conf, self._database)
+        self._conductor.start()
+        self._start_agents(conf_path)
+        api = wiring.api_server(conf, self._database)
+        api.start()
+        self._api = api
+        self._write_clouds(conf, api.port)
+        self._write_ready(conf, conf_path, api.port)
+        LOG.info('Standalone is ready at http://%s:%d', ADDRESS, api.port)
+
+    def _start_image_service(self) -> str:
+        if self._shape.image_url is not None:
+            return self._shape.image_url
+        self._glance = glance.GlanceServer(self._state_dir / 'glance', port=self._glance_port())
+        self._glance.start()
+        return self._glance.url
+
+    def _glance_port(self) -> int:
+        """Keep the port of an earlier run, which clients may have noted."""
+        kept = self._state_dir / 'glance.port'
+        if kept.exists():
+            return int(kept.read_text())
+        port = _free_port()
+        kept.write_text(f'{port}\n')
+        return port
+
+    def _cells(self) -> list[str]:
+        return [f'cell{number}' for number in range(1, self._shape.cells + 1)]
+
+    def _map_cells(self, database: session.Database) -> None:
+        cells = inventory.Inventory(database)
+        known = {cell.name for cell in cells.list_cells()}
+        for name in self._cells():
+            if name not in known:
+                cells.create_cell(name, transport_url=f'fake:///{self._exchange(name)}')
+
+    def _exchange(self, name: str) -> str:
+        """Name an exchange of this state directory alone: they are shared by a whole process."""
+        return f'{uuid.uuid5(uuid.NAMESPACE_URL, str(self._state_dir))}-{name}'
+
+    def _start_agents(self, conf_path: pathlib.Path) -> None:
+        for host in self._hosts:
+            conf = self._read_conf(conf_path)
+            conf.set_override('host', host.name)
+            conf.set_override('transport_url', f'fake:///{self._exchange(host.cell)}')
+            compute = wiring.compute_agent(conf)
+            compute.start()
+            self._agents.append(compute)
+        for compute in self._agents:
+            if not compute.wait_registered(REGISTER_SECONDS):
+                raise exception.ConfigError(
+                    f'Host {compute.host} was not registered in {REGISTER_SECONDS:g} s; see the log'
+                )
+
+    def _read_conf(self, path: pathlib.Path) -> cfg.ConfigOpts:
+        return configuration.new(config_files=[str(path), *self._shape.config_files])
+
+    def _write_conf(self, image_url: str, port: int) -> pathlib.Path:
+        path = self._state_dir / 'nova-precache.conf'
+        path.write_text(
+            f"""\
+# Written at each start.
+[DEFAULT]
+transport_url = fake:///{self._exchange('api')}
+state_path = {self._state_dir}/hosts/$host
+[api]
+auth_strategy = noauth2
+bind_host = {ADDRESS}
+bind_port = {port}
+[conductor]
+claim_lease_seconds = 10
+poll_interval_seconds = 1
+[database]
+connection = sqlite:///{self._state_dir}/nova-precache.sqlite
+[glance]
+endpoint_override = {image_url}
+"""
+        )
+        return path
+
+    def _write_clouds(self, conf: cfg.ConfigOpts, port: int) -> None:
+        base = f'http://{ADDRESS}:{port}'
+        cloud = {
+            'auth_type': 'none',
+            'auth': {'endpoint': f'{base}/v2.1'},
+            'compute_endpoint_override': f'{base}/v2.1',
+            'image_precache_endpoint_override': f'{base}/v1',
+            'image_endpoint_override': conf.glance.endpoint_override,
+        }
+        _write_whole(
+            self._state_dir / 'clouds.yaml', yaml.safe_dump({'clouds': {'precache': cloud}})
+        )
+
+    def _write_ready(self, conf: cfg.ConfigOpts, conf_path: pathlib.Path, port: int) -> None:
+        ready = {
+            'compute_url': f'http://{ADDRESS}:{port}/v2.1',
+            'precache_url': f'http://{ADDRESS}:{port}/v1',
+            'image_url': conf.glance.endpoint_override,
+            'token': TOKEN,
+            'conf': str(conf_path),
+            'hosts': [
+                {
+                    'name': host.name,
+                    'cell': host.cell,
+                    'instances_path': str(self._state_dir / 'hosts' / host.name / 'instances'),
+                }
+                for host in self._hosts
+            ],
+        }
+        _write_whole(self.ready_file, json.dumps(ready, indent=2) + '\n')
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Write a file that others wait for: it is there whole or not at all."""
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return int(probe.getsockname()[1])
