@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The one lint run: format, style, types, the import map, shell, release notes.
+# Everything is run, and it fails when any of it failed.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# Under tox, its environment has been set up already.
+if [[ ${1:-} != --installed ]]; then
+    setup lint
+fi
+cd "$ROOT"
+failed=0
+
+check() {
+    say "$*"
+    "$@" || failed=1
+}
+
+check ruff format --check .
+check ruff check .
+check mypy
+check lint-imports --no-logo
+check shellcheck tools/*.sh .ci/run
+check reno --quiet lint
+exit $failed

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows the service at work, from the outside: commands, HTTP, files and a log.
+
+It starts nova-precache-standalone, uploads an image to the real Glance that comes
+with it, caches the image on the four hosts of an aggregate through the unmodified
+openstack client, watches that, and makes a root disk from the cache.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import requests
+from rich import console, progress, table
+
+from nova_precache.standalone import glance, process
+
+STATE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.quickstart'
+BINARIES = pathlib.Path(sys.executable).parent
+NAME = 'quickstart'
+IMAGE_MIB = 256
+START_SECONDS = 120
+CACHE_SECONDS = 300
+POLL_SECONDS = 0.3
+IN_FLIGHT = ('queued', 'retry_wait', 'downloading', 'verifying', 'converting')
+SUCCEEDED = ('cached', 'existing')
+
+CONSOLE = console.Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
+)
+Json = dict[str, Any]
+
+
+class QuickstartFailed(Exception):
+    """A step went wrong; the message says which and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A running standalone service, as its standalone.json describes it."""
+
+    directory: pathlib.Path
+    description: Json
+
+    @property
+    def hosts(self) -> list[Json]:
+        return list(self.description['hosts'])
+
+    def openstack(self, *arguments: str) -> str:
+        """Run the unmodified openstack client, showing what is run."""
+        return _run(['openstack', '--os-cloud', 'precache', *arguments], self._environment())
+
+    def manage(self, *arguments: str) -> str:
+        configuration = str(self.description['conf'])
+        return _run(['nova-precache-manage', '--config-file', configuration, *arguments])
+
+    def get(self, path: str) -> Json:
+        """Ask the service's own API."""
+        answer = requests.get(
+            f'{self.description["precache_url"]}{path}',
+            headers={'X-Auth-Token': self.description['token']},
+            timeout=30,
+        )
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def cached_file(self, host: str, image_id: str) -> pathlib.Path:
+        """Where Nova's libvirt driver looks for an image on a host."""
+        paths = {item['name']: pathlib.Path(item['instances_path']) for item in self.hosts}
+        name = hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+        return paths[host] / '_base' / name
+
+    def _environment(self) -> dict[str, str]:
+        return {'OS_CLIENT_CONFIG_FILE': str(self.directory / 'clouds.yaml')}
+
+
+def main() -> int:
+    keep = _parse_arguments().keep
+    # Whoever stops this script stops what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with started(STATE_DIRECTORY, keep=keep) as service:
+            show(service)
+    except (QuickstartFailed, requests.RequestException) as exc:
+        _show_failure(exc)
+        return 1
+    except KeyboardInterrupt:
+        print('Interrupted; everything is stopped.', file=sys.stderr)
+        return 130
+    if keep:
+        _show_what_to_try(service)
+    return 0
+
+
+@contextlib.contextmanager
+def started(directory: pathlib.Path, *, keep: bool) -> Iterator[Service]:
+    """Run the service; it is left running only on success, when it is to be kept."""
+    _refuse_a_second(directory)
+    directory.mkdir(exist_ok=True)
+    child = _spawn(directory, keep=keep)
+    stop = True
+    try:
+        yield Service(directory, _wait_until_ready(directory, child))
+        stop = not keep
+    finally:
+        if stop:
+            _stop(directory, child)
+
+
+def show(service: Service) -> None:
+    """Go through the tour, step by step."""
+    _step(f'The service runs, with {len(service.hosts)} compute hosts in two cells')
+    image_id = ensure_image(service)
+    ensure_aggregate(service)
+    _step('Cache the image on all hosts of the aggregate')
+    service.openstack('aggregate', 'cache', 'image', NAME, NAME)
+    tasks = watch(service)
+    show_outcomes(service, tasks)
+    boot(service, image_id)
+    failed = [task for task in tasks if task['status'] not in SUCCEEDED]
+    if failed:
+        raise QuickstartFailed(f'{len(failed)} of {len(tasks)} hosts have no cached image')
+
+
+def ensure_image(service: Service) -> str:
+    """Upload an image of random data, unless an earlier run did; give its id."""
+    filters = ['--name', NAME, '--status', 'active']
+    found = json.loads(service.openstack('image', 'list', *filters, '-f', 'json'))
+    if found:
+        return str(found[0]['ID'])
+    _step(f'Upload a qcow2 image with {IMAGE_MIB} MiB of data to the image service')
+    with _random_qcow2(service.directory) as file:
+        image = ['--disk-format', 'qcow2', '--file', str(file), '--public', NAME]
+        created = service.openstack('image', 'create', *image, '-f', 'json')
+    return str(json.loads(created)['id'])
+
+
+def ensure_aggregate(service: Service) -> None:
+    """Have an aggregate of all hosts."""
+    _step('An aggregate holds the hosts')
+    aggregates = json.loads(service.openstack('aggregate', 'list', '-f', 'json'))
+    if NAME not in [aggregate['Name'] for aggregate in aggregates]:
+        service.openstack('aggregate', 'create', NAME)
+    aggregate = json.loads(service.openstack('aggregate', 'show', NAME, '-f', 'json'))
+    for host in service.hosts:
+        if host['name'] not in aggregate['hosts']:
+            service.openstack('aggregate', 'add', 'host', NAME, host['name'])
+
+
+def watch(service: Service) -> list[Json]:
+    """Show how the newest request goes on until it is over; give its tasks."""
+    [request] = service.get('/requests?limit=1')['requests']
+    deadline = time.monotonic() + CACHE_SECONDS
+    with _reporter() as report:
+        while True:
+            tasks = list(service.get(f'/requests/{request["id"]}/tasks')['tasks'])
+            report(tasks)
+            status = service.get(f'/requests/{request["id"]}')['request']['status']
+            if status not in ('accepted', 'planned', 'running'):
+                break
+            if time.monotonic() > deadline:
+                raise QuickstartFailed(f'the request is still {status} after {CACHE_SECONDS} s')
+            time.sleep(POLL_SECONDS)
+    return list(service.get(f'/requests/{request["id"]}/tasks')['tasks'])
+
+
+def show_outcomes(service: Service, tasks: Sequence[Json]) -> None:
+    outcomes = table.Table('Host', 'Image', 'Status', 'Size', 'Time')
+    for task in tasks:
+        file = service.cached_file(task['host'], task['image_id'])
+        size = f'{file.stat().st_size / 2**20:.0f} MiB' if file.exists() else '-'
+        status = task['status'] if not task['reason'] else f'{task["status"]}: {task["reason"]}'
+        outcomes.add_row(task['host'], task['image_id'], status, size, _duration(task))
+    CONSOLE.print(outcomes)
+
+
+def boot(service: Service, image_id: str) -> None:
+    """Make a root disk as a boot does, and show that Glance was not asked for data."""
+    _step('Make a root disk on a warmed host: nothing is downloaded')
+    server = glance.GlanceServer(service.directory / 'glance')
+    before = server.served(image_id)
+    host = service.hosts[0]
+    instance = f'{NAME}-{secrets.token_hex(4)}'
+    directory = pathlib.Path(host['instances_path']) / instance
+    arguments = ['--host', host['name'], '--image', image_id, '--instance', instance]
+    try:
+        service.manage('root-disk', 'create', *arguments, '--size-gib', '1')
+        for line in _run(['qemu-img', 'info', str(directory / 'disk')]).splitlines():
+            if line.startswith(('virtual size', 'disk size', 'backing file:')):
+                CONSOLE.print(f'  {line}', markup=False)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    after = server.served(image_id)
+    CONSOLE.print(
+        f'Glance has served the image {before} times in all; for the root disk {after - before}.'
+    )
+    if after != before:
+        raise QuickstartFailed('the root disk was not made from the cache')
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='tools/quickstart.sh', description=__doc__)
+    parser.add_argument(
+        '--keep', action='store_true', help='leave the service running, and say how to stop it'
+    )
+    return parser.parse_args()
+
+
+def _refuse_a_second(directory: pathlib.Path) -> None:
+    pid_file = directory / 'standalone.pid'
+    if pid_file.exists() and _is_alive(int(pid_file.read_text())):
+        sys.exit(f'A service of an earlier run is still up. Stop it first: kill $(cat {pid_file})')
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether the process is there and still a standalone service."""
+    try:
+        command = pathlib.Path('/proc', str(pid), 'cmdline').read_bytes()
+    except FileNotFoundError:
+        return False
+    return b'nova-precache-standalone' in command
+
+
+def _spawn(directory: pathlib.Path, *, keep: bool) -> subprocess.Popen[bytes]:
+    (directory / 'standalone.json').unlink(missing_ok=True)
+    with socket.create_server((glance.HOST, 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [
+        str(BINARIES / 'nova-precache-standalone'),
+        *('--state-dir', str(directory), '--port', str(port)),
+    ]
+    with (directory / 'standalone.log').open('wb') as log:
+        child = subprocess.Popen(
+            command if keep else process.dies_with_parent(command, 'TERM'),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    (directory / 'standalone.pid').write_text(str(child.pid))
+    return child
+
+
+def _wait_until_ready(directory: pathlib.Path, child: subprocess.Popen[bytes]) -> Json:
+    """Wait for the file that the service writes last."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return dict(json.loads((directory / 'standalone.json').read_text()))
+        if child.poll() is not None:
+            raise QuickstartFailed(f'the service ended with {child.returncode}')
+        if time.monotonic() > deadline:
+            raise QuickstartFailed(f'the service was not ready after {START_SECONDS} s')
+        time.sleep(0.1)
+
+
+def _stop(directory: pathlib.Path, child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    (directory / 'standalone.pid').unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _random_qcow2(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    raw, qcow2 = directory / 'random.raw', directory / 'random.qcow2'
+    try:
+        with raw.open('wb') as file:
+            for _ in range(IMAGE_MIB):
+                file.write(os.urandom(2**20))
+        _run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', str(raw), str(qcow2)])
+        yield qcow2
+    finally:
+        raw.unlink(missing_ok=True)
+        qcow2.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _reporter() -> Iterator[Callable[[Sequence[Json]], None]]:
+    """Give a function that shows tasks: as bars in a terminal, else as lines."""
+    if not CONSOLE.is_terminal:
+        yield _line_reporter()
+        return
+    columns = (
+        progress.TextColumn('{task.description}'),
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TextColumn('{task.fields[status]}'),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=CONSOLE) as bars:
+        yield _bar_reporter(bars)
+
+
+def _line_reporter() -> Callable[[Sequence[Json]], None]:
+    shown: dict[str, str] = {}
+
+    def report(tasks: Sequence[Json]) -> None:
+        for task in tasks:
+            if shown.get(task['host']) != task['status']:
+                shown[task['host']] = task['status']
+                CONSOLE.print(f'  {task["host"]}: {task["status"]}')
+
+    return report
+
+
+def _bar_reporter(bars: progress.Progress) -> Callable[[Sequence[Json]], None]:
+    known: dict[str, progress.TaskID] = {}
+
+    def report(tasks: Sequence[Json]) -> None:
+        for task in tasks:
+            host, status = task['host'], task['status']
+            if host not in known:
+                known[host] = bars.add_task(host, start=False, total=None, status=status)
+            if status != 'queued':
+                bars.start_task(known[host])
+            total = task['bytes_total']
+            done = total if status in SUCCEEDED else task['bytes_done']
+            bars.update(known[host], total=total, completed=done or 0, status=status)
+            if status not in IN_FLIGHT:
+                bars.stop_task(known[host])
+
+    return report
+
+
+def _duration(task: Json) -> str:
+    if not task['started_at'] or not task['finished_at']:
+        return '-'
+    started_at = datetime.datetime.fromisoformat(task['started_at'])
+    finished_at = datetime.datetime.fromisoformat(task['finished_at'])
+    return f'{(finished_at - started_at).total_seconds():.1f} s'
+
+
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    """Show a command, run it, and give what it printed."""
+    CONSOLE.print(f'$ {" ".join(command)}', style='dim', markup=False)
+    path = f'{BINARIES}{os.pathsep}{os.environ["PATH"]}'
+    result = subprocess.run(
+        command,
+        env={**os.environ, 'PATH': path, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        said = process.last_lines(result.stdout + result.stderr)
+        raise QuickstartFailed(f'"{" ".join(command)}" failed:\n{said}')
+    return result.stdout
+
+
+def _step(title: str) -> None:
+    CONSOLE.print(f'\n{title}', style='bold', markup=False)
+
+
+def _show_failure(error: Exception) -> None:
+    for log in ('standalone.log', 'glance/glance.log'):
+        path = STATE_DIRECTORY / log
+        print(f'--- the end of {path}:\n{process.tail(path)}\n', file=sys.stderr)
+    print(f'The quick start failed: {error}', file=sys.stderr)
+
+
+def _show_what_to_try(service: Service) -> None:
+    clouds = service.directory / 'clouds.yaml'
+    _step('The service is left running. To try:')
+    for line in (
+        f'export OS_CLIENT_CONFIG_FILE={clouds} PATH={BINARIES}:$PATH',
+        'openstack --os-cloud precache image create --disk-format qcow2 --file FILE --public NAME',
+        f'openstack --os-cloud precache aggregate cache image {NAME} NAME',
+        f'curl {service.description["precache_url"]}/requests',
+        f'less {service.directory}/standalone.log',
+        f'kill $(cat {service.directory}/standalone.pid)   # stops it',
+    ):
+        CONSOLE.print(f'  {line}', markup=False)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
