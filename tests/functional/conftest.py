@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole service in this process, before a real Glance on a link that tests control."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pytest
+
+from nova_precache.standalone import glance as glance_server
+from nova_precache.standalone import service as standalone
+from tests import gateway as site_link
+from tests import service
+
+Options = dict[str, dict[str, Any]]
+
+QUICK: Options = {
+    'DEFAULT': {'report_interval': 1},
+    'conductor': {
+        'poll_interval_seconds': 0.2,
+        'progress_write_interval_seconds': 0.1,
+        'heartbeat_write_interval_seconds': 0.1,
+    },
+    'image_cache': {'retry_delay_seconds': 0.2, 'reserved_disk_bytes': 0},
+}
+
+
+@pytest.fixture
+def gateway(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
+    """The site's link to Glance, open and fast until a test says otherwise."""
+    with site_link.Gateway(glance.url) as link:
+        yield link
+
+
+@dataclasses.dataclass
+class Started:
+    """A standalone that runs in this process, and its doors."""
+
+    standalone: standalone.Standalone
+    service: service.Service
+    conf: str
+
+    def stop(self) -> None:
+        self.standalone.stop()
+
+
+class Start(Protocol):
+    """Starts a standalone with options on top of quick ones; see :func:`start`."""
+
+    def __call__(self, **options: dict[str, Any]) -> Started: ...
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path, gateway: site_link.Gateway) -> Iterator[Start]:
+    """A function that starts a standalone, again and again on one state directory."""
+    running: list[Started] = []
+
+    def begin(**options: dict[str, Any]) -> Started:
+        conf = tmp_path / 'options.conf'
+        conf.write_text(_render(options))
+        shape = standalone.Shape(
+            state_dir=tmp_path / 'state', port=0, image_url=gateway.url, config_files=[str(conf)]
+        )
+        whole = standalone.Standalone(shape)
+        whole.start()
+        ready = json.loads(whole.ready_file.read_text())
+        hosts = tuple(service.Host(**host) for host in ready['hosts'])
+        doors = service.Service(ready['compute_url'], ready['precache_url'], hosts)
+        running.append(Started(whole, doors, ready['conf']))
+        return running[-1]
+
+    yield begin
+    gateway.release()
+    for started in running:
+        started.stop()
+
+
+def _render(options: Options) -> str:
+    groups = {name: dict(values) for name, values in QUICK.items()}
+    for name, values in options.items():
+        groups.setdefault(name, {}).update(values)
+    return '\n'.join(
+        f'[{name}]\n' + '\n'.join(f'{key} = {value}' for key, value in values.items())
+        for name, values in groups.items()
+    )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real Glance starts, serves ranges, keeps its images and leaves no process."""
+
+import pathlib
+
+import psutil
+import requests
+
+from nova_precache.standalone import glance as glance_server
+from tests.conftest import UploadImage
+
+
+def test_glance_serves_a_range_and_counts_it(
+    glance: glance_server.GlanceServer, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(b'0123456789')
+    url = f'{glance.url}/v2/images/{image_id}/file'
+
+    answer = requests.get(url, headers={'Range': 'bytes=4-'}, timeout=30)
+
+    assert (answer.status_code, answer.content) == (206, b'456789')
+    assert glance.served(image_id) == 1
+
+
+def test_glance_hashes_what_is_uploaded(
+    glance: glance_server.GlanceServer, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(b'0123456789', disk_format='qcow2', name='ten')
+
+    image = requests.get(f'{glance.url}/v2/images/{image_id}', timeout=30).json()
+
+    assert (image['status'], image['name'], image['size']) == ('active', 'ten', 10)
+    assert image['os_hash_algo'] == 'sha512'
+
+
+def test_a_glance_leaves_no_process_and_comes_back_with_its_images(
+    glance: glance_server.GlanceServer, tmp_path: pathlib.Path
+) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    server = glance_server.GlanceServer(tmp_path / 'glance')
+    with server:
+        url = server.url
+        started = set(psutil.Process().children(recursive=True)) - before
+        image = {'name': 'kept', 'disk_format': 'raw', 'container_format': 'bare'}
+        image_id = requests.post(f'{url}/v2/images', json=image, timeout=30).json()['id']
+
+    assert started
+    assert [child for child in started if child.is_running()] == []
+    with server:
+        assert server.url == url
+        assert requests.get(f'{url}/v2/images/{image_id}', timeout=30).json()['name'] == 'kept'

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input and bad days: each ends in a true outcome, and leaves nothing behind."""
+
+import logging
+import os
+import pathlib
+import subprocess
+
+import pytest
+import requests
+
+from tests import gateway as site_link
+from tests.conftest import UploadImage
+from tests.functional.conftest import Start
+from tests.service import wait_until
+
+MIB = 1024**2
+
+
+def test_an_aggregate_without_hosts_completes_at_once_with_zero_tasks(
+    start: Start, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    service = start().service
+
+    request = service.wait(service.cache(service.aggregate('empty', ()), image_id))
+
+    assert (request['status'], request['counts'], request['hosts_total']) == ('completed', {}, 0)
+
+
+def test_an_image_service_out_of_reach_while_asking_is_503_and_nothing_is_saved(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    service = start(glance={'num_retries': 0, 'endpoint_override': 'http://127.0.0.1:1'}).service
+
+    answer = service.ask(service.aggregate('rollout'), image_id)
+
+    assert answer.status_code == 503
+    assert int(answer.headers['Retry-After']) > 0
+    assert service.get('/requests')['requests'] == []
+
+
+def test_an_unknown_image_is_400_naming_it_and_nothing_is_saved(start: Start) -> None:
+    unknown = '11111111-2222-4333-8444-555555555555'
+    service = start().service
+
+    answer = service.ask(service.aggregate('rollout'), unknown)
+
+    assert answer.status_code == 400
+    assert unknown in answer.json()['badRequest']['message']
+    assert service.get('/requests')['requests'] == []
+
+
+def test_a_host_that_is_down_is_skipped_with_that_reason_and_the_others_go_on(
+    start: Start, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    started = start(DEFAULT={'report_interval': 0.2, 'service_down_time': 2})
+    gone = started.standalone.agents[0]
+    gone.stop()
+    wait_until(lambda: gone.host in started.standalone.hosts_down(), 'the host counts as down')
+
+    request_id = started.service.cache(started.service.aggregate('rollout'), image_id)
+    request = started.service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('partial', {'cached': 3, 'skipped': 1})
+    skipped = [t for t in started.service.tasks(request_id) if t['status'] == 'skipped']
+    assert skipped[0]['host'] == gone.host
+    assert skipped[0]['reason'].startswith('host down: last report at ')
+
+
+def test_a_cut_download_goes_on_from_the_byte_where_it_stopped(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    service = start().service
+    gateway.cuts = [3 * MIB]
+
+    request = service.wait(service.cache(service.aggregate('one', service.hosts[:1]), image_id))
+
+    assert request['counts'] == {'cached': 1}
+    first, second = gateway.served(image_id)
+    assert (first.requested_range, first.bytes_sent) == (None, 3 * MIB)
+    assert second.requested_range == f'bytes={3 * MIB}-'
+    assert second.bytes_sent == MIB
+
+
+def test_a_wrong_hash_gets_one_fresh_retry(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = start().service
+    gateway.spoil = 1
+
+    request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+
+    assert service.wait(request_id)['counts'] == {'cached': 1}
+    assert service.tasks(request_id)[0]['attempts'] == 2
+    assert service.hosts[0].base_files() == [service.hosts[0].base_path(image_id).name]
+
+
+def test_a_hash_that_stays_wrong_is_an_error_after_the_second_try_and_leaves_nothing(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = start().service
+    gateway.spoil = 10
+
+    request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+
+    assert service.wait(request_id)['status'] == 'failed'
+    task = service.tasks(request_id)[0]
+    assert (task['status'], task['attempts']) == ('error', 2)
+    assert 'sha512' in task['reason']
+    assert len(gateway.served(image_id)) == 2
+    assert service.hosts[0].base_files() == []
+
+
+def test_an_image_that_is_deleted_during_the_work_is_an_error_with_that_reason(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    service = start().service
+    gateway.hold(at_byte=MIB)
+    gateway.cuts = [2 * MIB]
+    request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+    gateway.wait_for(1)
+
+    requests.delete(f'{gateway.url}/v2/images/{image_id}', timeout=30).raise_for_status()
+    gateway.release()
+
+    assert service.wait(request_id)['status'] == 'failed'
+    task = service.tasks(request_id)[0]
+    assert task['status'] == 'error'
+    assert image_id in task['reason']
+    assert service.hosts[0].base_files() == []
+
+
+def test_an_unsafe_image_is_an_error_without_a_second_try_and_leaves_nothing(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway, tmp_path: pathlib.Path
+) -> None:
+    image = tmp_path / 'liar.qcow2'
+    subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', str(image), '1M'], check=True)
+    image_id = upload_image(image, disk_format='raw')
+    service = start().service
+
+    request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+
+    assert service.wait(request_id)['status'] == 'failed'
+    task = service.tasks(request_id)[0]
+    assert (task['status'], task['attempts']) == ('error', 1)
+    assert task['reason'].startswith('unsafe image: ')
+    assert service.hosts[0].base_files() == []
+
+
+def test_too_little_disk_is_an_error_that_says_how_much_is_needed_before_the_first_byte(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    service = start(image_cache={'reserved_disk_bytes': 2**60}).service
+
+    request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+
+    assert service.wait(request_id)['status'] == 'failed'
+    assert 'needs' in service.tasks(request_id)[0]['reason']
+    assert 'free' in service.tasks(request_id)[0]['reason']
+    assert gateway.downloads == []
+
+
+def test_a_driver_without_cache_image_is_unsupported_and_warns_once(
+    start: Start, upload_image: UploadImage, caplog: pytest.LogCaptureFixture
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    service = start(DEFAULT={'compute_driver': 'fake.FakeDriver'}).service
+    aggregate_id = service.aggregate('one', service.hosts[:1])
+
+    with caplog.at_level(logging.WARNING):
+        first = service.cache(aggregate_id, image_id)
+        service.wait(first)
+        service.wait(service.cache(aggregate_id, image_id))
+
+    assert service.outcomes(first) == {('unsupported', 'driver FakeDriver cannot cache images')}
+    warnings = [r for r in caplog.records if 'cannot cache images' in r.getMessage()]
+    assert len(warnings) == 1
+
+
+def test_a_pinned_rpc_version_makes_all_tasks_unsupported_and_contacts_no_compute(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    service = start(upgrade_levels={'compute': '0.9'}).service
+
+    request_id = service.cache(service.aggregate('rollout'), image_id)
+
+    assert service.wait(request_id)['counts'] == {'unsupported': 4}
+    reason = '[upgrade_levels] compute = 0.9 is too low for cache_image'
+    assert service.outcomes(request_id) == {('unsupported', reason)}
+    assert gateway.downloads == []
+
+
+def test_an_image_service_that_fails_is_tried_again_and_then_an_error_with_its_reason(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(1024))
+    service = start(image_cache={'precache_max_attempts': 2}).service
+    gateway.refuse = 503
+
+    request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+
+    assert service.wait(request_id)['status'] == 'failed'
+    task = service.tasks(request_id)[0]
+    assert (task['status'], task['attempts']) == ('error', 2)
+    assert '503' in task['reason']
+    assert service.hosts[0].base_files() == []
+
+
+def test_a_host_that_leaves_the_aggregate_has_its_waiting_tasks_skipped(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = start().service
+    staying, leaving = service.hosts[:2]
+    aggregate_id = service.aggregate('rollout', (staying, leaving))
+    gateway.hold()
+    request_id = service.cache(aggregate_id, image_id)
+    gateway.wait_for(1)
+
+    service.post(f'/os-aggregates/{aggregate_id}/action', {'remove_host': {'host': leaving.name}})
+    wait_until(lambda: service.request(request_id)['hosts_done'] == 1, 'the host is skipped')
+    gateway.release()
+
+    assert service.wait(request_id)['counts'] == {'cached': 1, 'skipped': 1}
+    assert ('skipped', 'host left the aggregate') in service.outcomes(request_id)
+    assert len(gateway.served(image_id)) == 1
+
+
+def test_a_request_goes_on_when_its_aggregate_is_deleted(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = start().service
+    aggregate_id = service.aggregate('rollout', service.hosts[:2])
+    gateway.hold()
+    request_id = service.cache(aggregate_id, image_id)
+    gateway.wait_for(1)
+
+    for host in service.hosts[:2]:
+        service.post(f'/os-aggregates/{aggregate_id}/action', {'remove_host': {'host': host.name}})
+    assert service.delete(f'/os-aggregates/{aggregate_id}').status_code == 200
+    gateway.release()
+
+    request = service.wait(request_id)
+    assert sum(request['counts'].values()) == 2
+    assert request['counts']['cached'] >= 1
+
+
+def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    started = start()
+    request_id = started.service.cache(started.service.aggregate('rollout'), image_id)
+    wait_until(
+        lambda: started.service.request(request_id)['counts'].get('cached', 0) >= 1,
+        'the first host is warm',
+    )
+    started.stop()
+
+    service = start().service
+    request = service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    for host in service.hosts:
+        assert host.base_files() == [host.base_path(image_id).name]

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's link to a real Glance: an HTTP proxy that tests slow down, cut and watch.
+
+Everything is Glance's own answer; only the data of images can be held at a byte,
+cut after one, or spoiled on the way.
+"""
+
+import dataclasses
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any, Self
+
+import requests
+
+_DATA = re.compile(r'^/v2/images/([0-9a-f-]{36})/file$')
+_CHUNK_BYTES = 64 * 1024
+_HOLD_SECONDS = 60
+
+
+@dataclasses.dataclass(eq=False)
+class Download:
+    """One answer with data: which image, from where on, and how far it came."""
+
+    image_id: str
+    requested_range: str | None
+    status: int = 0
+    bytes_sent: int = 0
+    is_over: bool = False
+
+
+class Gateway:
+    """Stands before Glance at ``url``; the attributes say what is to happen to downloads.
+
+    :ivar cuts: bytes after which each of the next downloads is cut
+    :ivar spoil: how many of the next downloads have their first byte wrong
+    :ivar refuse: status that every next download is answered with instead of data
+    """
+
+    def __init__(self, glance_url: str) -> None:
+        self._glance_url = glance_url
+        self._changed = threading.Condition()
+        self._hold_at_byte: int | None = None
+        self._let_pass = 0
+        self.downloads: list[Download] = []
+        self.most_at_once = 0
+        self.cuts: list[int] = []
+        self.spoil = 0
+        self.refuse: int | None = None
+        gateway = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = 'HTTP/1.1'
+
+            def do_GET(self) -> None:
+                gateway.serve(self)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f'http://127.0.0.1:{self._server.server_port}'
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def hold(self, at_byte: int = 0, let_pass: int = 0) -> None:
+        """Hold each download, but for so many first ones, when so many bytes were sent."""
+        with self._changed:
+            self._hold_at_byte = at_byte
+            self._let_pass = len(self.downloads) + let_pass
+
+    def release(self) -> None:
+        """Let every download go on, and hold no other."""
+        with self._changed:
+            self._hold_at_byte = None
+            self._changed.notify_all()
+
+    def running(self) -> list[Download]:
+        """Give the downloads that are going on."""
+        with self._changed:
+            return [download for download in self.downloads if not download.is_over]
+
+    def wait_for(self, count: int, timeout_seconds: float = 30) -> None:
+        """Wait until so many downloads go on at once, each held where it is to be held."""
+        with self._changed:
+            reached = self._changed.wait_for(
+                lambda: sum(self._is_held(each) for each in self.downloads) >= count,
+                timeout_seconds,
+            )
+        assert reached, f'{count} downloads were not held: {self.downloads}'
+
+    def served(self, image_id: str) -> list[Download]:
+        """Give the downloads of an image that were answered with data."""
+        return [
+            each
+            for each in self.downloads
+            if each.image_id == image_id and each.status in (200, 206)
+        ]
+
+    def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        data = _DATA.match(handler.path)
+        if data is None:
+            self._pass(handler)
+            return
+        download = Download(data.group(1), handler.headers.get('Range'))
+        with self._changed:
+            self.downloads.append(download)
+        try:
+            self._serve_data(handler, download)
+        finally:
+            with self._changed:
+                download.is_over = True
+                self._changed.notify_all()
+
+    def _pass(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        length = int(handler.headers.get('Content-Length') or 0)
+        answer = requests.request(
+            handler.command,
+            self._glance_url + handler.path,
+            headers=_end_to_end(dict(handler.headers)),
+            data=handler.rfile.read(length),
+            timeout=60,
+        )
+        handler.send_response(answer.status_code)
+        for name, value in _end_to_end(dict(answer.headers)).items():
+            handler.send_header(name, value)
+        handler.send_header('Content-Length', str(len(answer.content)))
+        handler.end_headers()
+        handler.wfile.write(answer.content)
+
+    def _serve_data(self, handler: http.server.BaseHTTPRequestHandler, download: Download) -> None:
+        if self.refuse is not None:
+            download.status = self.refuse
+            handler.send_response(self.refuse)
+            handler.send_header('Content-Length', '0')
+            handler.end_headers()
+            return
+        with requests.get(
+            self._glance_url + handler.path,
+            headers=_end_to_end(dict(handler.headers)),
+            stream=True,
+            timeout=60,
+        ) as answer:
+            download.status = answer.status_code
+            handler.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                if name.lower() not in ('connection', 'transfer-encoding', 'server', 'date'):
+                    handler.send_header(name, value)
+            handler.end_headers()
+            self._send(handler, download, answer.iter_content(_CHUNK_BYTES))
+
+    def _send(
+        self,
+        handler: http.server.BaseHTTPRequestHandler,
+        download: Download,
+        chunks: Iterator[bytes],
+    ) -> None:
+        with self._changed:
+            cut = self.cuts.pop(0) if self.cuts else None
+            spoil, self.spoil = self.spoil > 0, max(self.spoil - 1, 0)
+        self._note(download, 0)
+        for chunk in chunks:
+            self._wait_while_held(download)
+            sent = chunk
+            if spoil and download.bytes_sent == 0:
+                sent = bytes([chunk[0] ^ 0xFF]) + chunk[1:]
+            if cut is not None and download.bytes_sent + len(sent) > cut:
+                handler.wfile.write(sent[: cut - download.bytes_sent])
+                handler.wfile.flush()
+                self._note(download, cut - download.bytes_sent)
+                handler.close_connection = True
+                return
+            handler.wfile.write(sent)
+            self._note(download, len(sent))
+
+    def _note(self, download: Download, count: int) -> None:
+        with self._changed:
+            download.bytes_sent += count
+            going_on = sum(not each.is_over and each.status != 0 for each in self.downloads)
+            self.most_at_once = max(self.most_at_once, going_on)
+            self._changed.notify_all()
+
+    def _is_held(self, download: Download) -> bool:
+        return (
+            self._hold_at_byte is not None
+            and download not in self.downloads[: self._let_pass]
+            and not download.is_over
+            and download.status in (200, 206)
+            and download.bytes_sent >= self._hold_at_byte
+        )
+
+    def _wait_while_held(self, download: Download) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_held(download), _HOLD_SECONDS)
+
+
+def _end_to_end(headers: dict[str, str]) -> dict[str, str]:
+    hop_by_hop = {'connection', 'host', 'content-length', 'transfer-encoding', 'keep-alive'}
+    also = {'accept-encoding', 'content-encoding', 'server', 'date'}
+    return {k: v for k, v in headers.items() if k.lower() not in hop_by_hop | also}
