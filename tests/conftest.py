@@ -125,6 +125,10 @@ class RabbitMQ:
     driver: pifpaf_rabbitmq.RabbitMQDriver
     nodename: str
 
+    def remove_vhost(self, url: str) -> None:
+        """Take a virtual host away, with all connections to it."""
+        self.driver.rabbitmqctl(self.nodename, ['delete_vhost', url.rsplit('/', 1)[1]])
+
     def make_vhost(self) -> str:
         """Make an empty virtual host and give its transport URL."""
         name = uuid.uuid4().hex

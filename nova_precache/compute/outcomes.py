@@ -5,8 +5,12 @@ from nova_precache import exception, model
 
 
 def of_result(result: model.CacheResult) -> model.ImageOutcome:
-    status = model.TaskStatus.EXISTING if result.existing else model.TaskStatus.CACHED
-    return model.ImageOutcome(status, bytes_done=result.bytes_done, bytes_total=result.bytes_total)
+    """Where the image was there, no bytes had to be moved."""
+    if result.existing:
+        return model.ImageOutcome(model.TaskStatus.EXISTING, bytes_total=0)
+    return model.ImageOutcome(
+        model.TaskStatus.CACHED, bytes_done=result.bytes_done, bytes_total=result.bytes_total
+    )
 
 
 def of_error(error: Exception, driver: str) -> model.ImageOutcome:

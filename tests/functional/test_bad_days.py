@@ -273,3 +273,26 @@ def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})
     for host in service.hosts:
         assert host.base_files() == [host.base_path(image_id).name]
+
+
+def test_a_call_that_times_out_while_bytes_move_is_repeated_and_counts_no_attempt(
+    start: Start,
+    upload_image: UploadImage,
+    gateway: site_link.Gateway,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    service = start(DEFAULT={'long_rpc_timeout': 1}).service
+    gateway.hold(at_byte=MIB)
+
+    with caplog.at_level(logging.INFO):
+        request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
+        wait_until(
+            lambda: sum('still moves' in r.getMessage() for r in caplog.records) >= 2,
+            'the call was repeated twice',
+        )
+    gateway.release()
+
+    assert service.wait(request_id)['counts'] == {'cached': 1}
+    assert service.tasks(request_id)[0]['attempts'] == 1
+    assert len(gateway.served(image_id)) == 1

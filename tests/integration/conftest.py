@@ -30,6 +30,7 @@ class Deployment:
     gateway: site_link.Gateway
     rabbitmq: RabbitMQ
     api_port: int
+    cell_urls: dict[str, str] = dataclasses.field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -50,7 +51,7 @@ class Deployment:
         self._write('central', self.rabbitmq.make_vhost())
         self.manage('db', 'sync')
         for cell in CELLS:
-            url = self.rabbitmq.make_vhost()
+            url = self.cell_urls[cell] = self.rabbitmq.make_vhost()
             self.manage('cell', 'create', '--name', cell, '--transport-url', url)
             for host in self.hosts:
                 if host.cell == cell:
@@ -128,6 +129,7 @@ connection = sqlite:///{self.directory}/precache.sqlite
 endpoint_override = {self.gateway.url}
 [image_cache]
 retry_delay_seconds = 1
+precache_max_attempts = 3
 reserved_disk_bytes = 0
 """
         )
