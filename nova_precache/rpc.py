@@ -185,7 +185,7 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
         raw = messaging.get_rpc_transport(
             conf, url=parsed, allowed_remote_exmods=_REMOTE_EXCEPTIONS
         )
-    except (messaging.InvalidTransportURL, messaging.DriverLoadFailure) as exc:
+    except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
     return Transport(raw, exchange_of(parsed))
 

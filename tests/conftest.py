@@ -23,6 +23,7 @@ from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 
 from nova_precache.standalone import environment
 from nova_precache.standalone import glance as glance_server
+from tests import keystone as keystone_server
 
 
 def pytest_configure() -> None:
@@ -76,6 +77,18 @@ def glance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[glance_server.G
         require_server('Glance', False, str(exc))
     directory = tmp_path_factory.mktemp('glance')
     with glance_server.GlanceServer(directory, check_formats=False) as server:
+        yield server
+
+
+@pytest.fixture(scope='session')
+def keystone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[keystone_server.KeystoneServer]:
+    """A real Keystone for all tests of the session; a service is registered by who needs it."""
+    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
+    try:
+        keystone_server.ENVIRONMENT.ensure()
+    except environment.EnvironmentFailed as exc:
+        require_server('Keystone', False, str(exc))
+    with keystone_server.KeystoneServer(tmp_path_factory.mktemp('keystone')) as server:
         yield server
 
 

@@ -9,4 +9,5 @@ setup test
 cd "$ROOT"
 # Built here, since it takes longer than a test may.
 python -W ignore -m nova_precache.standalone.glance --build
+python -W ignore -m tests.keystone --build
 exec pytest "$@"

@@ -3,7 +3,9 @@
 
 import contextlib
 import logging
+import os
 import pathlib
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -28,11 +30,23 @@ def agent_id(state_path: pathlib.Path) -> str:
     path = state_path / 'agent_id'
     try:
         state_path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), path.open('x') as new:
-            new.write(str(uuid.uuid4()))
+        if path.exists() and path.stat().st_size == 0:
+            path.unlink()
+        if not path.exists():
+            _publish(path, str(uuid.uuid4()))
         return path.read_text().strip()
     except OSError as exc:
         raise exception.ConfigError(f'state_path {state_path}: {exc.strerror}') from exc
+
+
+def _publish(path: pathlib.Path, text: str) -> None:
+    """Have the file with all of its text or not at all: cut short, it would name any host."""
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'{path.name}.') as new:
+        new.write(text)
+        new.flush()
+        os.fsync(new.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(new.name, path)
 
 
 class Agent:

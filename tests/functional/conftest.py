@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole service in this process, before a real Glance on a link that tests control."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -55,13 +56,21 @@ class Start(Protocol):
 @pytest.fixture
 def start(tmp_path: pathlib.Path, gateway: site_link.Gateway) -> Iterator[Start]:
     """A function that starts a standalone, again and again on one state directory."""
+    with starting(tmp_path, gateway.url) as begin:
+        yield begin
+        gateway.release()
+
+
+@contextlib.contextmanager
+def starting(directory: pathlib.Path, image_url: str) -> Iterator[Start]:
+    """Give a function as :func:`start` does; what it started is stopped in the end."""
     running: list[Started] = []
 
     def begin(**options: dict[str, Any]) -> Started:
-        conf = tmp_path / 'options.conf'
+        conf = directory / 'options.conf'
         conf.write_text(_render(options))
         shape = standalone.Shape(
-            state_dir=tmp_path / 'state', port=0, image_url=gateway.url, config_files=[str(conf)]
+            state_dir=directory / 'state', port=0, image_url=image_url, config_files=[str(conf)]
         )
         whole = standalone.Standalone(shape)
         whole.start()
@@ -71,10 +80,11 @@ def start(tmp_path: pathlib.Path, gateway: site_link.Gateway) -> Iterator[Start]
         running.append(Started(whole, doors, ready['conf']))
         return running[-1]
 
-    yield begin
-    gateway.release()
-    for started in running:
-        started.stop()
+    try:
+        yield begin
+    finally:
+        for started in running:
+            started.stop()
 
 
 def _render(options: Options) -> str:

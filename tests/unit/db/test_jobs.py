@@ -359,6 +359,34 @@ def test_a_second_start_keeps_the_time_of_the_first(world: World) -> None:
     assert world.tasks(request)['h1', 'i1'].started_at == LONG_AGO
 
 
+def test_a_job_whose_compute_started_anew_counts_an_attempt(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    again = world.jobs.assign_again('c1', begun)
+    assert again is not None
+
+    assert world.jobs.begin(again.job_id, again.epoch, starts=True)
+
+    assert world.job(again.job_id).attempts == 2
+    assert world.tasks(request)['h1', 'i1'].attempts == 2
+
+
+@pytest.mark.parametrize('calls', [1, 2])
+def test_a_job_that_starts_or_is_joined_counts_no_attempt_beyond_its_first(
+    world: World, calls: int
+) -> None:
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    assigned = _assign(world)
+    assert world.jobs.begin(assigned.job_id, assigned.epoch, starts=True)
+    for _ in range(calls - 1):
+        again = world.jobs.assign_again('c1', assigned)
+        assert again is not None
+        assert world.jobs.begin(again.job_id, again.epoch, starts=False)
+
+    assert world.job(assigned.job_id).attempts == 1
+
+
 # Progress
 
 

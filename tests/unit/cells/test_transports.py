@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to each cell's broker, made when it is first needed."""
+
+import pytest
+
+from nova_precache import exception, rpc
+from nova_precache.cells import models as cell_models
+from nova_precache.cells import transports
+from tests.unit.conftest import World
+
+
+class Broker:
+    """Makes transports that know whether they were closed."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.closed: list[str] = []
+        self.broken: set[str] = set()
+
+    def connect(self, url: str) -> rpc.Transport:
+        if url in self.broken:
+            raise exception.ConfigError('transport_url: InvalidTransportURL')
+        self.made.append(url)
+        broker = self
+
+        class Transport(rpc.Transport):
+            def __init__(self) -> None:
+                super().__init__(raw=None, exchange=url)
+
+            def close(self) -> None:
+                broker.closed.append(url)
+
+        return Transport()
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def cells(world: World, broker: Broker) -> transports.CellTransports:
+    return transports.CellTransports(world.inventory, broker.connect)
+
+
+def test_nothing_is_connected_before_it_is_needed(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    assert cells.cells() == [world.cell]
+    assert broker.made == []
+
+
+def test_a_cell_is_connected_once(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    first = cells.get(world.cell.uuid)
+
+    assert cells.get(world.cell.uuid) is first
+    assert broker.made == ['fake:///cell1']
+
+
+def test_only_enabled_cells_with_a_broker_are_served(
+    world: World, cells: transports.CellTransports
+) -> None:
+    off = world.inventory.create_cell('off', 'fake:///off')
+    world.inventory.create_cell('without', '')
+    world.change(cell_models.CellMapping, cell_models.CellMapping.uuid == off.uuid, disabled=True)
+
+    assert [cell.name for cell in cells.cells()] == ['cell1']
+
+
+def test_a_cell_that_was_added_later_is_found(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    cells.get(world.cell.uuid)
+    added = world.inventory.create_cell('cell2', 'fake:///cell2')
+
+    assert [cell.name for cell in cells.cells()] == ['cell1', 'cell2']
+    cells.get(added.uuid)
+    assert broker.made == ['fake:///cell1', 'fake:///cell2']
+
+
+def test_an_unknown_cell_is_not_found(cells: transports.CellTransports) -> None:
+    with pytest.raises(exception.CellNotFound):
+        cells.get('none')
+
+
+def test_a_cell_whose_url_was_wrong_is_tried_again(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    broker.broken.add('fake:///cell1')
+    with pytest.raises(exception.ConfigError):
+        cells.get(world.cell.uuid)
+    broker.broken.clear()
+
+    assert cells.get(world.cell.uuid).exchange == 'fake:///cell1'
+
+
+def test_closing_closes_every_connection_and_a_later_need_connects_anew(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    cells.get(world.cell.uuid)
+
+    cells.close()
+
+    assert broker.closed == ['fake:///cell1']
+    cells.get(world.cell.uuid)
+    assert broker.made == ['fake:///cell1'] * 2

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conductor as a compute sees it, in memory."""
+
+import threading
+
+import pytest
+
+from nova_precache import model
+
+WAIT_SECONDS = 20
+
+
+class FakeReporter:
+    """Stands behind ``compute.reporter.Reporter``; errors are used up from the front.
+
+    ``current`` maps a job to the epoch that may begin; ``started`` has what each call said
+    about whether it starts a transfer.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self.current: dict[str, int] = {}
+        self.register_errors: list[Exception] = []
+        self.begin_errors: list[Exception] = []
+        self.report_errors: list[Exception] = []
+        self.registered: list[model.Json] = []
+        self.states: list[model.Json] = []
+        self.started: list[bool] = []
+        self.progress: list[tuple[str, int, int, model.Progress]] = []
+
+    def register(self, state: model.Json) -> None:
+        if self.register_errors:
+            raise self.register_errors.pop(0)
+        with self._condition:
+            self.registered.append(state)
+
+    def report_state(self, state: model.Json) -> None:
+        if self.report_errors:
+            raise self.report_errors.pop(0)
+        with self._condition:
+            self.states.append(state)
+            self._condition.notify_all()
+
+    def report_progress(
+        self, job_id: str, epoch: int, sequence: int, progress: model.Progress
+    ) -> None:
+        if self.report_errors:
+            raise self.report_errors.pop(0)
+        self.progress.append((job_id, epoch, sequence, progress))
+
+    def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
+        with self._condition:
+            self.started.append(starts)
+            self._condition.notify_all()
+        if self.begin_errors:
+            raise self.begin_errors.pop(0)
+        return self.current.get(job_id) == epoch
+
+    def get_token(self) -> str | None:
+        return 'fresh-token'
+
+    def wait_begun(self, count: int) -> None:
+        """Wait until so many calls have asked whether they may begin."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.started) >= count, WAIT_SECONDS)
+
+    def wait_reported(self, count: int) -> None:
+        """Wait until so many states were reported."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.states) >= count, WAIT_SECONDS)
+
+
+@pytest.fixture
+def conductor() -> FakeReporter:
+    return FakeReporter()

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compute registers for as long as it takes, serves, reports, and stops."""
+
+import logging
+import pathlib
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nova_precache import conf, exception, model
+from nova_precache.compute import agent, transfers
+from nova_precache.virt import driver as virt_driver
+from nova_precache.virt import fake as fake_driver
+from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
+
+
+class FakeServer:
+    """Knows whether it serves."""
+
+    def __init__(self) -> None:
+        self.serves = False
+
+    def start(self) -> None:
+        self.serves = True
+
+    def stop(self) -> None:
+        self.serves = False
+
+
+class Driver(fake_driver.FakeDriverWithCaching):
+    def cache_report(self) -> virt_driver.CacheReport:
+        return virt_driver.CacheReport('store-1', cache_bytes=5, free_bytes=10)
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    return FakeServer()
+
+
+@pytest.fixture
+def running() -> transfers.Transfers:
+    return transfers.Transfers()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, '_REGISTER_WAIT_SECONDS', 0.001)
+
+
+@pytest.fixture
+def compute(
+    conductor: FakeReporter, server: FakeServer, running: transfers.Transfers
+) -> Iterator[agent.Agent]:
+    made = agent.Agent(
+        identity={'host': 'h1', 'agent_id': 'agent-1', 'boot_id': 'boot-1', 'version': '1.2'},
+        driver=Driver(conf.new(config_files=[])),
+        conductor=conductor,
+        server=server,  # type: ignore[arg-type]
+        running=running,
+        report_seconds=0.05,
+    )
+    yield made
+    made.stop()
+
+
+def _errors(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def test_a_compute_registers_with_what_it_is_and_then_serves(
+    compute: agent.Agent, conductor: FakeReporter, server: FakeServer
+) -> None:
+    compute.start()
+
+    assert compute.wait_registered(WAIT_SECONDS)
+    assert server.serves
+    assert conductor.registered == [
+        {
+            'host': 'h1',
+            'agent_id': 'agent-1',
+            'boot_id': 'boot-1',
+            'version': '1.2',
+            'driver': 'Driver',
+            'capabilities': {'supports_cache_image': True},
+            'store_id': 'store-1',
+            'cache_bytes': 5,
+            'free_bytes': 10,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    'error',
+    [exception.CellUnreachable('no conductor answered'), RuntimeError('its database is away')],
+)
+def test_a_compute_registers_for_as_long_as_it_takes(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    conductor.register_errors = [error, error]
+
+    compute.start()
+
+    assert compute.wait_registered(WAIT_SECONDS)
+    assert server.serves
+    assert (
+        _errors(caplog, logging.WARNING)
+        == [
+            f'Host h1 is not registered yet: {error}',
+        ]
+        * 2
+    )
+
+
+def test_a_name_that_is_taken_is_logged_as_an_error(
+    compute: agent.Agent, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    conductor.register_errors = [exception.AgentConflict('another agent has this name')]
+
+    compute.start()
+
+    assert compute.wait_registered(WAIT_SECONDS)
+    assert _errors(caplog, logging.ERROR) == [
+        'Host h1 is not registered yet: another agent has this name'
+    ]
+
+
+def test_a_registered_compute_goes_on_reporting_through_failures(
+    compute: agent.Agent, conductor: FakeReporter
+) -> None:
+    conductor.report_errors = [exception.CellUnreachable('the broker is away')]
+
+    compute.start()
+
+    conductor.wait_reported(2)
+    assert conductor.states[0]['host'] == 'h1'
+    assert conductor.report_errors == []
+
+
+def test_the_progress_of_every_transfer_is_reported(
+    compute: agent.Agent, conductor: FakeReporter, running: transfers.Transfers
+) -> None:
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 4, 9)
+
+    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+        note(progress)
+        compute.report_progress()
+        return model.ImageOutcome('cached')
+
+    running.run('j1', 3, 'i1', work)
+
+    assert conductor.progress == [('j1', 3, 1, progress)]
+
+
+def test_progress_that_cannot_be_reported_does_no_harm(
+    compute: agent.Agent, conductor: FakeReporter, running: transfers.Transfers
+) -> None:
+    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+        conductor.report_errors = [exception.CellUnreachable('the broker is away')]
+        compute.report_progress()
+        compute.report_progress()
+        return model.ImageOutcome('cached')
+
+    assert running.run('j1', 1, 'i1', work).status == 'cached'
+    assert [sequence for _, _, sequence, _ in conductor.progress] == [2]
+
+
+def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
+    compute: agent.Agent, server: FakeServer, running: transfers.Transfers
+) -> None:
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+
+    compute.stop()
+
+    assert not server.serves
+    with pytest.raises(exception.ShuttingDown):
+        running.run('j1', 1, 'i1', _move_a_byte)
+
+
+def _move_a_byte(note: model.ProgressCallback) -> model.ImageOutcome:
+    note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
+    return model.ImageOutcome('cached')
+
+
+def test_a_compute_can_stop_while_nobody_answers(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = threading.Event()
+
+    def refuse(state: model.Json) -> None:
+        asked.set()
+        raise exception.CellUnreachable('no conductor answered')
+
+    monkeypatch.setattr(conductor, 'register', refuse)
+    compute.start()
+    assert asked.wait(WAIT_SECONDS)
+
+    compute.stop()
+
+    assert not compute.wait_registered(0)
+    assert not server.serves
+
+
+def test_a_compute_that_never_started_can_stop(compute: agent.Agent, server: FakeServer) -> None:
+    compute.stop()
+
+    assert not server.serves
+
+
+def test_a_host_that_cannot_be_used_does_not_register(
+    compute: agent.Agent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any) -> None:
+        raise exception.ConfigError('instances_path cannot be written')
+
+    monkeypatch.setattr(Driver, 'init_host', refuse, raising=False)
+
+    with pytest.raises(exception.ConfigError, match='instances_path'):
+        compute.start()
+
+    assert conductor.registered == []
+
+
+def test_the_agent_id_of_a_host_outlives_its_process(tmp_path: pathlib.Path) -> None:
+    state = tmp_path / 'not' / 'there' / 'yet'
+
+    first = agent.agent_id(state)
+
+    assert str(uuid.UUID(first)) == first
+    assert agent.agent_id(state) == first
+
+
+def test_an_agent_id_that_was_cut_short_is_made_anew(tmp_path: pathlib.Path) -> None:
+    """An empty one would be that of every host that lost its own like this."""
+    (tmp_path / 'agent_id').touch()
+
+    made = agent.agent_id(tmp_path)
+
+    assert str(uuid.UUID(made)) == made
+    assert agent.agent_id(tmp_path) == made
+
+
+def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'file').touch()
+
+    with pytest.raises(exception.ConfigError, match=f'state_path {tmp_path}/file'):
+        agent.agent_id(tmp_path / 'file')

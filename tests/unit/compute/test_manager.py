@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call on a compute: fenced before the first byte, and never without an outcome."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent import futures
+
+import pytest
+
+from nova_precache import conf, context, exception, model
+from nova_precache.compute import manager, transfers
+from nova_precache.image import fake as fake_images
+from nova_precache.image import service
+from nova_precache.virt import driver as virt_driver
+from nova_precache.virt import fake as fake_driver
+from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
+
+CTXT = context.admin_context()
+
+
+class ScriptedDriver(virt_driver.ComputeDriver):
+    """Does what the test says, and remembers for which images it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(conf.new(config_files=[]))
+        self.asked: list[str] = []
+        self.error: Exception | None = None
+        self.begun = threading.Event()
+        self.opened = threading.Event()
+        self.opened.set()
+
+    def cache_image(
+        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
+    ) -> model.CacheResult:
+        self.asked.append(image_id)
+        self.begun.set()
+        assert self.opened.wait(WAIT_SECONDS)
+        if self.error is not None:
+            raise self.error
+        return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)
+
+
+@pytest.fixture
+def driver() -> ScriptedDriver:
+    return ScriptedDriver()
+
+
+class Access:
+    """Gives an image service, and remembers what it was to be made of."""
+
+    def __init__(self) -> None:
+        self.endpoint: str | None = None
+        self.token: str | None = None
+        self.fresh_token: Callable[[], str | None] | None = None
+
+    def __call__(
+        self, endpoint: str | None, token: str | None, fresh_token: Callable[[], str | None]
+    ) -> service.ImageService:
+        self.endpoint, self.token, self.fresh_token = endpoint, token, fresh_token
+        return fake_images.FakeImageService()
+
+
+@pytest.fixture
+def access() -> Access:
+    return Access()
+
+
+def _manager(
+    driver: virt_driver.ComputeDriver, conductor: FakeReporter, access: Access | None = None
+) -> manager.ComputeManager:
+    running = transfers.Transfers()
+    return manager.ComputeManager('h1', driver, conductor, access or Access(), running)
+
+
+def _call(
+    compute: manager.ComputeManager, job_id: str = 'j1', epoch: int = 1, image_id: str = 'i1'
+) -> model.ImageOutcome | None:
+    answer = compute.cache_image(CTXT, job_id, epoch, image_id)
+    return None if answer is None else model.ImageOutcome.from_wire(answer)
+
+
+def test_a_confirmed_call_gives_the_outcome_of_the_driver(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 1}
+
+    outcome = _call(_manager(driver, conductor))
+
+    assert outcome == model.ImageOutcome('cached', bytes_done=7, bytes_total=7)
+
+
+def test_a_stale_call_does_not_reach_the_driver(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 2}
+
+    assert _call(_manager(driver, conductor), epoch=1) is None
+    assert driver.asked == []
+
+
+@pytest.mark.parametrize(
+    'error',
+    [exception.CellUnreachable('no conductor answered'), RuntimeError('its database is away')],
+)
+def test_a_call_that_no_conductor_confirms_does_not_reach_the_driver(
+    driver: ScriptedDriver, conductor: FakeReporter, error: Exception
+) -> None:
+    conductor.current = {'j1': 1}
+    conductor.begin_errors = [error]
+
+    assert _call(_manager(driver, conductor)) is None
+    assert driver.asked == []
+
+
+def test_a_call_with_arguments_of_a_newer_release_is_served(
+    driver: ScriptedDriver, conductor: FakeReporter, access: Access
+) -> None:
+    conductor.current = {'j1': 1}
+    compute = _manager(driver, conductor, access)
+
+    answer = compute.cache_image(CTXT, 'j1', 1, 'i1', 'http://glance', 'token-1', rate_limit=5)
+
+    assert answer is not None
+    assert (access.endpoint, access.token) == ('http://glance', 'token-1')
+    assert access.fresh_token is not None
+    assert access.fresh_token() == 'fresh-token'
+
+
+def test_a_repeated_call_joins_the_one_transfer(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    compute = _manager(driver, conductor)
+    driver.opened.clear()
+    with futures.ThreadPoolExecutor(2) as pool:
+        conductor.current = {'j1': 1}
+        first = pool.submit(_call, compute, epoch=1)
+        assert driver.begun.wait(WAIT_SECONDS)
+        conductor.current = {'j1': 2}
+        second = pool.submit(_call, compute, epoch=2)
+        conductor.wait_begun(2)
+        driver.opened.set()
+
+        outcomes = [each.result(WAIT_SECONDS) for each in (first, second)]
+
+    assert [outcome and outcome.status for outcome in outcomes] == ['cached', 'cached']
+    assert driver.asked == ['i1']
+    assert conductor.started == [True, False]
+
+
+def test_a_call_repeated_after_the_end_gets_the_same_outcome(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    compute = _manager(driver, conductor)
+    conductor.current = {'j1': 1}
+    first = _call(compute, epoch=1)
+    conductor.current = {'j1': 2}
+
+    assert _call(compute, epoch=2) == first
+    assert driver.asked == ['i1']
+
+
+def test_an_outcome_that_came_while_the_conductor_was_asked_is_repeated(
+    driver: ScriptedDriver, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = _manager(driver, conductor)
+    driver.opened.clear()
+    conductor.current = {'j1': 1}
+    with futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_call, compute, epoch=1)
+        assert driver.begun.wait(WAIT_SECONDS)
+
+        def answer_late(job_id: str, epoch: int, starts: bool) -> bool:
+            driver.opened.set()
+            first.result(WAIT_SECONDS)
+            return True
+
+        monkeypatch.setattr(conductor, 'begin_job', answer_late)
+
+        assert _call(compute, epoch=2) == first.result()
+    assert driver.asked == ['i1']
+
+
+def test_a_driver_without_a_cache_is_unsupported_and_warned_of_once(
+    conductor: FakeReporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    conductor.current = {'j1': 1, 'j2': 1}
+    compute = _manager(fake_driver.FakeDriver(conf.new(config_files=[])), conductor)
+
+    with caplog.at_level(logging.WARNING):
+        outcomes = [_call(compute, job_id, image_id=job_id) for job_id in ('j1', 'j2')]
+
+    expected = model.ImageOutcome('unsupported', 'driver FakeDriver cannot cache images')
+    assert outcomes == [expected, expected]
+    assert [record.message for record in caplog.records] == [
+        'Driver FakeDriver cannot cache images'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('error', 'retry'),
+    [
+        (exception.DownloadInterrupted('the line is dead'), model.Retry.BACKOFF),
+        (exception.ImageMismatch('the line is dead'), model.Retry.ONCE),
+        (exception.ImageGone('the line is dead'), model.Retry.NEVER),
+        (exception.ImageServiceUnavailable('the line is dead'), model.Retry.BACKOFF),
+    ],
+)
+def test_an_error_on_purpose_is_the_outcome_and_is_not_logged_as_a_fault(
+    driver: ScriptedDriver,
+    conductor: FakeReporter,
+    error: Exception,
+    retry: model.Retry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    conductor.current = {'j1': 1}
+    driver.error = error
+
+    outcome = _call(_manager(driver, conductor))
+
+    assert outcome == model.ImageOutcome('error', 'the line is dead', retry)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_an_unexpected_error_is_the_outcome_with_its_reason_and_is_logged(
+    driver: ScriptedDriver, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    conductor.current = {'j1': 1}
+    driver.error = ValueError('a bug')
+
+    outcome = _call(_manager(driver, conductor))
+
+    assert outcome == model.ImageOutcome('error', 'unexpected ValueError: a bug')
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert record.message == 'Caching image i1 on host h1 failed'
+
+
+def test_an_attempt_that_failed_for_a_while_can_be_made_again(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    compute = _manager(driver, conductor)
+    conductor.current = {'j1': 1}
+    driver.error = exception.DownloadInterrupted('cut')
+    assert _call(compute, epoch=1) is not None
+    conductor.current, driver.error = {'j1': 2}, None
+
+    outcome = _call(compute, epoch=2)
+
+    assert outcome is not None
+    assert outcome.status == 'existing'
+    assert driver.asked == ['i1', 'i1']

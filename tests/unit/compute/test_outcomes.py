@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver did or could not do, in the words that the conductor records."""
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.compute import outcomes
+
+
+def test_moved_bytes_are_cached_and_a_file_that_was_there_is_existing() -> None:
+    moved = model.CacheResult(existing=False, bytes_done=5, bytes_total=5)
+    there = model.CacheResult(existing=True)
+
+    assert outcomes.of_result(moved) == model.ImageOutcome('cached', bytes_done=5, bytes_total=5)
+    assert outcomes.of_result(there) == model.ImageOutcome('existing', bytes_total=0)
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (NotImplementedError(), ('unsupported', 'driver Xen cannot cache images', 'never')),
+        (
+            exception.BackendUnsupported('rbd has no cache'),
+            ('unsupported', 'rbd has no cache', 'never'),
+        ),
+        (exception.UnsafeImage('backing file'), ('error', 'unsafe image: backing file', 'never')),
+        (exception.ImageGone('deleted'), ('error', 'deleted', 'never')),
+        (exception.NotEnoughSpace('needs 5, 4 free'), ('error', 'needs 5, 4 free', 'never')),
+        (exception.ImageMismatch('wrong hash'), ('error', 'wrong hash', 'once')),
+        (exception.DownloadInterrupted('cut'), ('error', 'cut', 'backoff')),
+        (exception.ShuttingDown('stops'), ('error', 'stops', 'backoff')),
+        (exception.ImageServiceUnavailable('away'), ('error', 'away', 'backoff')),
+        (exception.CellUnreachable('no conductor'), ('error', 'no conductor', 'backoff')),
+        (exception.ImageNotUsable('i1', 'is gone'), ('error', 'Image i1 is gone', 'never')),
+        (ValueError('a bug'), ('error', 'unexpected ValueError: a bug', 'never')),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_keeps_its_reason_and_says_whether_it_can_pass(
+    error: Exception, expected: tuple[str, str, str]
+) -> None:
+    outcome = outcomes.of_error(error, 'Xen')
+
+    assert (outcome.status, outcome.reason, outcome.retry) == expected

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conductor's parts on a real database, with a compute that does what a test scripts."""
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache import context, model
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import breaker, caller, dispatcher, planning, retry, tracker
+from nova_precache.image import fake
+from nova_precache.notifications import emitter
+from tests.unit.conftest import CACHED, World
+
+WAIT_SECONDS = 20
+REST_SECONDS = 10.0
+POLICY = retry.RetryPolicy(max_attempts=3, delay_seconds=10, max_delay_seconds=15)
+
+Step = Callable[[str, rpcapi.CacheImageCall], model.ImageOutcome | None]
+
+
+class FakeCompute:
+    """Every compute of every cell: begins each job, and answers ``cached`` unless scripted.
+
+    ``script`` holds steps by (host, image), used up from the front; a step is called
+    with the host and the call, and returns the answer or raises.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._condition = threading.Condition()
+        self._script: dict[tuple[str, str], list[Step]] = collections.defaultdict(list)
+        self.calls: list[tuple[str, rpcapi.CacheImageCall]] = []
+
+    def script(self, host: str, image_id: str, *steps: Step) -> None:
+        self._script[host, image_id] += steps
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        with self._condition:
+            self.calls.append((host, call))
+            steps = self._script[host, call.image_id]
+            step = steps.pop(0) if steps else self.answers(CACHED)
+            self._condition.notify_all()
+        return step(host, call)
+
+    def answers(self, outcome: model.ImageOutcome) -> Step:
+        """A step that begins the job and ends it with the outcome."""
+
+        def step(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome | None:
+            return outcome if self._world.jobs.begin(call.job_id, call.epoch) else None
+
+        return step
+
+    def fails(self, error: Exception, begins: bool = False) -> Step:
+        """A step that raises, having begun the job or not."""
+
+        def step(host: str, call: rpcapi.CacheImageCall) -> None:
+            if begins:
+                assert self._world.jobs.begin(call.job_id, call.epoch)
+            raise error
+
+        return step
+
+    def called(self) -> list[tuple[str, str]]:
+        """The (host, image) of each call so far."""
+        with self._condition:
+            return [(host, call.image_id) for host, call in self.calls]
+
+    def wait_called(self, count: int) -> None:
+        """Wait until so many calls have come in."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.calls) >= count, WAIT_SECONDS)
+
+
+class Announcements(emitter.RecordingEmitter):
+    """What was announced; a test can wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = threading.Condition()
+
+    def emit(self, event_type: str, payload: model.Json) -> None:
+        with self._condition:
+            super().emit(event_type, payload)
+            self._condition.notify_all()
+
+    def events(self) -> list[str]:
+        return [event.removeprefix('aggregate.cache_images.') for event, _ in self.emitted]
+
+    def wait(self, event: str, count: int = 1) -> None:
+        """Wait until there were so many of these events."""
+        with self._condition:
+            came = self._condition.wait_for(
+                lambda: self.events().count(event) >= count, WAIT_SECONDS
+            )
+        assert came, self.events()
+
+
+@dataclasses.dataclass
+class Parts:
+    """The parts of conductors that share one database, one clock and one compute."""
+
+    world: World
+    compute: FakeCompute
+    announced: Announcements
+    images: fake.FakeImageService
+    breakers: breaker.CellBreakers
+    tracker: tracker.Tracker
+    now: list[float]
+    settled: bool = True
+    why_no_call: Callable[[], str | None] = lambda: None
+    access: Callable[[], tuple[str | None, str | None]] = lambda: ('http://glance', 'token-1')
+    compute_of: Callable[[str], caller.ComputeClient] | None = None
+
+    def caller(self, conductor: str = 'c1') -> caller.HostCaller:
+        return caller.HostCaller(
+            conductor_id=conductor,
+            job_store=self.world.jobs,
+            agent_store=self.world.agents,
+            track=self.tracker,
+            computes=self.compute_of or (lambda cell_uuid: self.compute),
+            images=lambda: self.images,
+            access=self.access,
+            breakers=self.breakers,
+        )
+
+    def planning(self, conductor: str = 'c1', chunk_tasks: int = 1000) -> planning.Planning:
+        return planning.Planning(
+            conductor_id=conductor,
+            request_store=self.world.requests,
+            aggregates=self.world.inventory,
+            agent_store=self.world.agents,
+            images=lambda: self.images,
+            track=self.tracker,
+            chunk_tasks=chunk_tasks,
+            is_settled=lambda: self.settled,
+            unsupported=self.why_no_call,
+        )
+
+    def dispatcher(
+        self, conductor: str = 'c1', limit: int = 1, stop_seconds: float = WAIT_SECONDS
+    ) -> dispatcher.Dispatcher:
+        return dispatcher.Dispatcher(
+            conductor_id=conductor,
+            job_store=self.world.jobs,
+            request_store=self.world.requests,
+            aggregates=self.world.inventory,
+            plans=self.planning(conductor),
+            hosts=self.caller(conductor),
+            track=self.tracker,
+            breakers=self.breakers,
+            limit=limit,
+            poll_seconds=0.05,
+            stop_seconds=stop_seconds,
+        )
+
+    def serve(self, conductor: str = 'c1') -> str:
+        """Claim the next host and serve it to the end; gives its name."""
+        claim = self.world.jobs.claim(conductor, 100, self.breakers.avoid())
+        assert claim is not None
+        assignments = iter(range(50))
+        self.caller(conductor).serve(claim, lambda: next(assignments, None) is None)
+        assert next(assignments, None) is not None, 'the host was served without end'
+        return claim.host
+
+
+@pytest.fixture
+def parts(world: World) -> Parts:
+    now = [1000.0]
+    announced = Announcements()
+    return Parts(
+        world=world,
+        compute=FakeCompute(world),
+        announced=announced,
+        images=fake.FakeImageService(),
+        breakers=breaker.CellBreakers(REST_SECONDS, lambda: now[0]),
+        tracker=tracker.Tracker(world.jobs, world.requests, world.inventory, announced, POLICY),
+        now=now,
+    )

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conductors at work: real threads and a real database, and computes behind gates."""
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+from oslo_db import exception as db_exception
+
+from nova_precache import exception, model
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import dispatcher
+from nova_precache.db import requests
+from tests.unit.conductor.conftest import REST_SECONDS, WAIT_SECONDS, Parts
+from tests.unit.conftest import CACHED
+
+
+class Running:
+    """Starts dispatchers, and stops them with the test."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._started: list[dispatcher.Dispatcher] = []
+
+    def start(
+        self, conductor: str = 'c1', limit: int = 1, stop_seconds: float = WAIT_SECONDS
+    ) -> dispatcher.Dispatcher:
+        made = self._parts.dispatcher(conductor, limit, stop_seconds)
+        made.start()
+        self._started.append(made)
+        return made
+
+    def stop(self) -> None:
+        for each in self._started:
+            each.stop()
+
+
+@pytest.fixture
+def running(parts: Parts) -> Iterator[Running]:
+    made = Running(parts)
+    yield made
+    made.stop()
+
+
+class Crowd:
+    """Steps of a compute that note how many work at once.
+
+    :param full: the first calls wait until so many are at work together
+    """
+
+    def __init__(self, parts: Parts, full: int) -> None:
+        self._answer = parts.compute.answers(CACHED)
+        self._full = full
+        self._condition = threading.Condition()
+        self._working: list[str] = []
+        self.most = 0
+        self.most_on_a_host = 0
+
+    def step(self, host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome | None:
+        with self._condition:
+            self._working.append(host)
+            self.most = max(self.most, len(self._working))
+            self.most_on_a_host = max(self.most_on_a_host, self._working.count(host))
+            self._condition.notify_all()
+            assert self._condition.wait_for(lambda: self.most >= self._full, WAIT_SECONDS)
+        outcome = self._answer(host, call)
+        with self._condition:
+            self._working.remove(host)
+        return outcome
+
+
+class Gate:
+    """A step of a compute that begins, then waits for the test."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._answer = parts.compute.answers(CACHED)
+        self.begun = threading.Event()
+        self.opened = threading.Event()
+
+    def step(self, host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome | None:
+        outcome = self._answer(host, call)
+        self.begun.set()
+        assert self.opened.wait(WAIT_SECONDS)
+        return outcome
+
+
+def _ask(parts: Parts, hosts: Sequence[str], images: Sequence[str]) -> model.CacheRequest:
+    aggregate = parts.world.aggregate(hosts)
+    return parts.world.requests.accept(requests.NewRequest(aggregate, tuple(images), is_admin=True))
+
+
+@pytest.fixture
+def images(parts: Parts) -> list[str]:
+    return [parts.images.add(b'data').id for _ in range(2)]
+
+
+def _planned(parts: Parts, hosts: Sequence[str], image_id: str = 'i1') -> model.CacheRequest:
+    for host in hosts:
+        parts.world.living(host)
+    return parts.world.planned(hosts, [image_id])
+
+
+@pytest.mark.parametrize('limit', [1, 2, 3])
+def test_as_many_hosts_work_at_once_as_the_limit_says_and_never_more(
+    parts: Parts, running: Running, images: list[str], limit: int
+) -> None:
+    crowd = Crowd(parts, full=limit)
+    asked = [_ask(parts, hosts, images) for hosts in (['h1', 'h2'], ['h3', 'h4'], ['h5', 'h1'])]
+    hosts = [f'h{number}' for number in range(1, 6)]
+    for host in hosts:
+        for image in images:
+            parts.compute.script(host, image, crowd.step)
+
+    running.start(limit=limit)
+    parts.announced.wait('end', 3)
+
+    assert crowd.most == limit
+    assert crowd.most_on_a_host == 1
+    assert sorted(parts.compute.called()) == sorted((h, i) for h in hosts for i in images)
+    assert {parts.world.status(request) for request in asked} == {'completed'}
+
+
+def test_two_conductors_share_one_limit(parts: Parts, running: Running, images: list[str]) -> None:
+    crowd = Crowd(parts, full=2)
+    hosts = [f'h{number}' for number in range(6)]
+    request = _ask(parts, hosts, images[:1])
+    for host in hosts:
+        parts.compute.script(host, images[0], crowd.step)
+
+    for conductor in ('c1', 'c2'):
+        running.start(conductor, limit=2)
+    parts.announced.wait('end')
+
+    assert crowd.most == 2
+    assert crowd.most_on_a_host == 1
+    assert sorted(host for host, _ in parts.compute.called()) == hosts
+    assert parts.world.status(request) == 'completed'
+    assert parts.announced.events().count('start') == 1
+    assert parts.announced.events().count('end') == 1
+
+
+def test_a_request_whose_message_was_lost_is_found(
+    parts: Parts, running: Running, images: list[str]
+) -> None:
+    running.start()
+
+    _ask(parts, ['h1'], images)
+
+    parts.announced.wait('end')
+
+
+def test_the_hosts_of_a_conductor_that_died_are_taken_over(parts: Parts, running: Running) -> None:
+    request = _planned(parts, ['h1', 'h2'])
+    parts.world.begun('dead')
+    parts.world.expire('h1')
+
+    started = running.start(limit=1)
+    parts.announced.wait('end')
+    started.stop()
+
+    assert parts.compute.called() == [('h1', 'i1'), ('h2', 'i1')]
+    assert [task.attempts for task in parts.world.requests.tasks(request.id)] == [1, 1]
+    assert parts.world.claimed() == 0
+
+
+def test_a_conductor_that_stops_gives_back_a_host_whose_call_goes_on(
+    parts: Parts, running: Running
+) -> None:
+    request = _planned(parts, ['h1'])
+    gate = Gate(parts)
+    parts.compute.script('h1', 'i1', gate.step)
+    stopping = running.start('c1', stop_seconds=0)
+    assert gate.begun.wait(WAIT_SECONDS)
+
+    stopping.stop()
+
+    assert parts.world.jobs.claimed_hosts() == []
+    running.start('c2')
+    parts.announced.wait('end')
+    gate.opened.set()
+    assert parts.world.status(request) == 'completed'
+    assert [task.attempts for task in parts.world.requests.tasks(request.id)] == [1]
+
+
+def test_a_conductor_that_stops_waits_for_its_calls_and_makes_no_more(
+    parts: Parts, running: Running
+) -> None:
+    request = _planned(parts, ['h1', 'h2'])
+    gate = Gate(parts)
+    parts.compute.script('h1', 'i1', gate.step)
+    stopping = running.start()
+    assert gate.begun.wait(WAIT_SECONDS)
+    stopped = threading.Thread(target=stopping.stop)
+
+    stopped.start()
+    gate.opened.set()
+    stopped.join(WAIT_SECONDS)
+
+    assert not stopped.is_alive()
+    assert parts.world.claimed() == 0
+    assert parts.world.statuses(request)['h1', 'i1'] == 'cached'
+
+
+def test_a_host_that_could_not_be_given_back_is_given_back_later(
+    parts: Parts, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = _planned(parts, ['h1', 'h2'])
+    release = parts.world.jobs.release
+    failures = [db_exception.DBConnectionError('the database is away')]
+
+    def release_or_fail(conductor_id: str, host: str) -> bool:
+        if failures:
+            raise failures.pop()
+        return release(conductor_id, host)
+
+    monkeypatch.setattr(parts.world.jobs, 'release', release_or_fail)
+
+    running.start(limit=1)
+    parts.announced.wait('end')
+
+    assert parts.world.status(request) == 'completed'
+    assert not failures
+
+
+def test_a_step_that_fails_does_not_end_the_loop(
+    parts: Parts, running: Running, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_to_plan = parts.world.requests.next_to_plan
+    failures = [db_exception.DBConnectionError('the database is away')]
+
+    def next_or_fail(conductor_id: str) -> requests.ToPlan | None:
+        if failures:
+            raise failures.pop()
+        return next_to_plan(conductor_id)
+
+    monkeypatch.setattr(parts.world.requests, 'next_to_plan', next_or_fail)
+    _ask(parts, ['h1'], images)
+
+    running.start()
+    parts.announced.wait('end')
+
+    assert not failures
+
+
+def test_a_host_that_leaves_the_aggregate_is_skipped_unless_its_transfer_runs(
+    parts: Parts, running: Running, images: list[str]
+) -> None:
+    gate = Gate(parts)
+    request = _ask(parts, ['h1', 'h2', 'h3'], images[:1])
+    parts.compute.script('h1', images[0], gate.step)
+    running.start()
+    assert gate.begun.wait(WAIT_SECONDS)
+
+    for host in ('h1', 'h2'):
+        parts.world.inventory.remove_host(request.aggregate_id, host)
+    parts.announced.wait('progress')
+    gate.opened.set()
+    parts.announced.wait('end')
+
+    tasks = {
+        task.host: (task.status, task.reason) for task in parts.world.requests.tasks(request.id)
+    }
+    assert tasks == {
+        'h1': ('cached', None),
+        'h2': ('skipped', 'host left the aggregate'),
+        'h3': ('cached', None),
+    }
+    assert parts.world.status(request) == 'partial'
+
+
+def test_a_request_whose_aggregate_is_deleted_goes_on_with_what_was_planned(
+    parts: Parts, running: Running
+) -> None:
+    request = _planned(parts, ['h1', 'h2'])  # of an aggregate that never was
+
+    running.start()
+    parts.announced.wait('end')
+
+    assert parts.world.status(request) == 'completed'
+
+
+def test_a_request_that_nobody_ended_is_ended(parts: Parts, running: Running) -> None:
+    request = _planned(parts, ['h1'])
+    assigned = parts.world.begun('dead')
+    parts.world.jobs.finish(assigned.job_id, assigned.epoch, CACHED)
+
+    running.start()
+    parts.announced.wait('end')
+
+    assert parts.world.status(request) == 'completed'
+
+
+def test_a_dead_cell_holds_up_no_other_and_is_probed_by_one_call(
+    parts: Parts, running: Running
+) -> None:
+    dead = _planned(parts, ['d1', 'd2', 'd3'])
+    cell = parts.world.inventory.create_cell('cell2', 'fake:///cell2')
+    for host in ('a1', 'a2'):
+        parts.world.living(host, cell)
+    parts.world.planned(['a1', 'a2'], ['i1'], cell_uuid=cell.uuid)
+    parts.breakers.failed(parts.world.cell.uuid)
+    gate = Gate(parts)
+    parts.compute.script('d1', 'i1', gate.step)
+
+    running.start(limit=3)
+    parts.announced.wait('end')
+    assert sorted(parts.compute.called()) == [('a1', 'i1'), ('a2', 'i1')]
+    assert set(parts.world.statuses(dead).values()) == {'queued'}
+
+    parts.now[0] += REST_SECONDS + 1
+    assert gate.begun.wait(WAIT_SECONDS)
+    assert parts.world.jobs.claimed_hosts() == ['d1']
+
+    gate.opened.set()
+    parts.announced.wait('end', 2)
+
+
+def test_with_free_slots_a_cell_is_still_probed_by_one_call(parts: Parts, running: Running) -> None:
+    """The claims of one look must not all go to the cell before the first has failed."""
+    _planned(parts, ['d1', 'd2', 'd3'])
+    parts.breakers.failed(parts.world.cell.uuid)
+    parts.now[0] += REST_SECONDS + 1
+    unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
+    for host in ('d1', 'd2', 'd3'):
+        parts.compute.script(host, 'i1', unreachable)
+
+    stopping = running.start(limit=3)
+    parts.compute.wait_called(1)
+    stopping.stop()
+
+    assert len(parts.compute.calls) == 1

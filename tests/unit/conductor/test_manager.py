@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What computes tell and ask a conductor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nova_precache import context, exception, model
+from nova_precache.conductor import intake, manager
+from tests.unit.conftest import World
+
+CTXT = context.admin_context()
+STATE = {
+    'host': 'h1',
+    'agent_id': 'agent-1',
+    'boot_id': 'boot-1',
+    'version': '1.2',
+    'driver': 'FakeDriver',
+    'capabilities': {'supports_cache_image': True},
+    'free_bytes': 10,
+}
+
+
+@pytest.fixture
+def reports(world: World) -> intake.Intake:
+    return intake.Intake(world.agents, world.jobs)
+
+
+@pytest.fixture
+def endpoint_of(world: World, reports: intake.Intake) -> Callable[[str], manager.CellEndpoint]:
+    def build(cell_uuid: str) -> manager.CellEndpoint:
+        return manager.CellEndpoint(
+            cell_uuid, world.inventory, world.agents, world.jobs, reports, lambda: 'fresh-token'
+        )
+
+    return build
+
+
+@pytest.fixture
+def endpoint(
+    world: World, endpoint_of: Callable[[str], manager.CellEndpoint]
+) -> manager.CellEndpoint:
+    return endpoint_of(world.cell.uuid)
+
+
+def test_a_cast_of_the_api_wakes_the_conductor() -> None:
+    woken: list[bool] = []
+
+    manager.ApiEndpoint(lambda: woken.append(True)).work_available(CTXT)
+
+    assert woken == [True]
+
+
+def test_a_registered_agent_is_alive_and_its_host_mapped_to_the_cell(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    endpoint.register(CTXT, STATE)
+
+    assert world.inventory.cell_of_hosts(['h1']) == {'h1': world.cell.uuid}
+    agent = world.agents.get(['h1'])['h1']
+    assert (agent.agent_id, agent.cell_uuid, agent.free_bytes) == ('agent-1', world.cell.uuid, 10)
+    assert world.agents.down(['h1']) == {}
+
+
+def test_what_a_newer_compute_says_beyond_what_is_known_is_ignored(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    endpoint.register(CTXT, {**STATE, 'mood': 'fine'}, priority=3)
+
+    assert world.agents.get(['h1'])['h1'].agent_id == 'agent-1'
+
+
+def test_a_second_agent_of_a_living_host_is_refused(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    endpoint.register(CTXT, STATE)
+
+    with pytest.raises(exception.AgentConflict, match='another id'):
+        endpoint.register(CTXT, {**STATE, 'agent_id': 'agent-2'})
+
+
+def test_a_host_of_another_cell_is_refused_and_does_not_take_the_name_of_a_silent_one(
+    world: World,
+    endpoint: manager.CellEndpoint,
+    endpoint_of: Callable[[str], manager.CellEndpoint],
+) -> None:
+    endpoint.register(CTXT, STATE)
+    world.dead('h1')
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+
+    with pytest.raises(exception.AgentConflict, match='is mapped to cell'):
+        endpoint_of(other.uuid).register(CTXT, {**STATE, 'agent_id': 'agent-2'})
+
+    agent = world.agents.get(['h1'])['h1']
+    assert (agent.agent_id, agent.cell_uuid) == ('agent-1', world.cell.uuid)
+    assert 'h1' in world.agents.down(['h1'])
+
+
+def test_a_report_keeps_a_host_alive(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    endpoint.register(CTXT, STATE)
+    world.dead('h1')
+
+    endpoint.report_state(CTXT, {**STATE, 'free_bytes': 5, 'mood': 'fine'})
+    reports.write_states()
+
+    assert world.agents.down(['h1']) == {}
+    assert world.agents.get(['h1'])['h1'].free_bytes == 5
+
+
+@pytest.mark.parametrize('total', [{'bytes_total': 80}, {}])
+def test_progress_reaches_the_job(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake, total: dict[str, Any]
+) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    progress = {'status': 'converting', 'bytes_done': 40, 'speed': 3, **total}
+
+    endpoint.report_progress(CTXT, begun.job_id, begun.epoch, 1, progress, mood='fine')
+    reports.write_progress()
+
+    job = world.job(begun.job_id)
+    assert (job.status, job.bytes_done) == ('converting', 40)
+    assert job.bytes_total == total.get('bytes_total', 100)
+
+
+def test_a_job_may_begin_under_its_epoch_alone(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    world.planned(['h1'], ['i1'])
+    world.jobs.claim('c1', limit=1)
+    assigned = world.jobs.assign('c1', 'h1')
+    assert assigned is not None
+
+    assert not endpoint.begin_job(CTXT, assigned.job_id, assigned.epoch - 1)
+    assert world.job(assigned.job_id).status == model.TaskStatus.QUEUED
+    assert endpoint.begin_job(CTXT, assigned.job_id, assigned.epoch, mood='fine')
+    assert world.job(assigned.job_id).status == model.TaskStatus.DOWNLOADING
+
+
+def test_a_token_is_fresh(endpoint: manager.CellEndpoint) -> None:
+    assert endpoint.get_token(CTXT) == 'fresh-token'

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an accepted request becomes tasks, on good days and on bad ones."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import exception, model
+from nova_precache.cells import models as cell_models
+from nova_precache.db import models, requests
+from tests.unit.conductor.conftest import Parts
+from tests.unit.conftest import LONG_AGO
+
+
+@dataclasses.dataclass
+class _Asked:
+    request: model.CacheRequest
+    aggregate: model.Aggregate
+    images: list[str]
+
+
+def _ask(parts: Parts, hosts: Sequence[str], images: int = 1, **fields: object) -> _Asked:
+    aggregate = parts.world.aggregate(hosts)
+    made = [parts.images.add(b'some data').id for _ in range(images)]
+    new = requests.NewRequest(aggregate, tuple(made), **fields)  # type: ignore[arg-type]
+    return _Asked(parts.world.requests.accept(new), aggregate, made)
+
+
+def _reasons(parts: Parts, asked: _Asked) -> dict[str, tuple[str, str | None]]:
+    tasks = parts.world.requests.tasks(asked.request.id)
+    return {task.host: (task.status, task.reason) for task in tasks}
+
+
+def _make_plannable(parts: Parts) -> None:
+    """Have every postponed request wait no longer."""
+    is_held = models.CacheRequest.planner_lease_until.is_not(None)
+    parts.world.change(models.CacheRequest, is_held, planner_lease_until=LONG_AGO)
+
+
+def test_nothing_waits_to_be_planned(parts: Parts) -> None:
+    assert not parts.planning().plan_next()
+
+
+def test_a_plan_has_a_task_for_each_host_and_image_with_the_size(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2'], images=2)
+
+    assert parts.planning().plan_next()
+
+    planned = parts.world.requests.get(asked.request.id)
+    assert (planned.status, planned.hosts_total, planned.counts) == ('planned', 2, {'queued': 4})
+    assert planned.bytes_total == 4 * len(b'some data')
+    tasks = parts.world.tasks(planned)
+    assert set(tasks) == {(host, image) for host in ('h1', 'h2') for image in asked.images}
+    assert {task.cell_uuid for task in tasks.values()} == {parts.world.cell.uuid}
+    assert parts.announced.events() == ['start']
+    assert not parts.planning().plan_next()
+
+
+def test_a_plan_in_many_chunks_is_whole(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2', 'h3'], images=3)
+
+    assert parts.planning(chunk_tasks=2).plan_next()
+
+    assert parts.world.requests.get(asked.request.id).counts == {'queued': 9}
+
+
+def test_a_request_for_no_hosts_completes_at_once(parts: Parts) -> None:
+    asked = _ask(parts, [])
+
+    parts.planning().plan_next()
+
+    assert parts.world.status(asked.request) == 'completed'
+    assert parts.announced.events() == ['start', 'end']
+
+
+def test_hosts_that_cannot_be_called_are_skipped_with_the_reason_and_announced(
+    parts: Parts,
+) -> None:
+    asked = _ask(parts, ['up', 'down', 'unmapped'])
+    parts.world.dead('down')
+    parts.world.database.write(
+        lambda s: s.execute(
+            sa.delete(cell_models.HostMapping).where(cell_models.HostMapping.host == 'unmapped')
+        )
+    )
+
+    parts.planning().plan_next()
+
+    assert _reasons(parts, asked) == {
+        'up': ('queued', None),
+        'down': ('skipped', f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}'),
+        'unmapped': ('skipped', 'host is not mapped to a cell'),
+    }
+    progress = [
+        payload['nova_object.data'] for event, payload in parts.announced.emitted if 'prog' in event
+    ]
+    assert [(data['host'], data['index'], data['total']) for data in progress] == [
+        ('down', 1, 3),
+        ('unmapped', 2, 3),
+    ]
+
+
+def test_the_hosts_of_a_disabled_cell_are_skipped(parts: Parts) -> None:
+    asked = _ask(parts, ['h1'])
+    is_it = cell_models.CellMapping.uuid == parts.world.cell.uuid
+    parts.world.change(cell_models.CellMapping, is_it, disabled=True)
+
+    parts.planning().plan_next()
+
+    assert _reasons(parts, asked) == {'h1': ('skipped', 'cell cell1 is disabled')}
+    assert parts.world.status(asked.request) == 'failed'
+
+
+def test_an_image_that_was_deleted_since_is_an_error_and_the_others_go_on(parts: Parts) -> None:
+    asked = _ask(parts, ['h1'], images=2)
+    parts.images.delete(asked.images[0])
+
+    parts.planning().plan_next()
+
+    tasks = parts.world.tasks(asked.request)
+    gone, kept = (tasks['h1', image] for image in asked.images)
+    assert (gone.status, kept.status) == ('error', 'queued')
+    assert gone.reason == f'Image {asked.images[0]} could not be found.'
+
+
+def test_an_image_hidden_from_the_project_since_is_an_error(parts: Parts) -> None:
+    asked = _ask(parts, ['h1'], project_id='p1')
+    parts.images.update(asked.images[0], visibility='private', owner='p2')
+
+    parts.planning().plan_next()
+
+    [(status, reason)] = _reasons(parts, asked).values()
+    assert (status, reason) == ('error', f'Image {asked.images[0]} is not visible to project p1')
+
+
+def test_with_a_pin_that_is_too_low_the_request_ends_unsupported(parts: Parts) -> None:
+    asked = _ask(parts, ['h1'])
+    parts.why_no_call = lambda: 'the pin is too low'
+
+    parts.planning().plan_next()
+
+    assert _reasons(parts, asked) == {'h1': ('unsupported', 'the pin is too low')}
+    assert parts.world.jobs.depth() == 0
+
+
+def test_while_the_image_service_is_away_a_request_waits_and_is_not_lost(parts: Parts) -> None:
+    asked = _ask(parts, ['h1'])
+    parts.images.faults.unavailable = 1
+
+    assert parts.planning().plan_next()
+    assert parts.world.status(asked.request) == 'accepted'
+    assert not parts.planning().plan_next()
+
+    _make_plannable(parts)
+    assert parts.planning('c2').plan_next()
+    assert parts.world.status(asked.request) == 'planned'
+
+
+def test_before_all_computes_had_time_to_report_a_silent_host_makes_the_plan_wait(
+    parts: Parts,
+) -> None:
+    asked = _ask(parts, ['h1', 'h2'])
+    parts.world.dead('h2')
+    parts.settled = False
+
+    assert parts.planning().plan_next()
+    assert parts.world.status(asked.request) == 'accepted'
+
+    _make_plannable(parts)
+    parts.world.living('h2')
+    assert parts.planning().plan_next()
+    assert _reasons(parts, asked) == {'h1': ('queued', None), 'h2': ('queued', None)}
+
+
+def test_a_request_whose_aggregate_was_deleted_fails_with_the_reason(parts: Parts) -> None:
+    asked = _ask(parts, [])
+    parts.world.inventory.delete_aggregate(asked.aggregate.id)
+
+    parts.planning().plan_next()
+
+    failed = parts.world.requests.get(asked.request.id)
+    assert failed.status == 'failed'
+    assert failed.reason == 'the aggregate was deleted before the request was planned'
+    assert parts.announced.events() == ['start', 'end']
+
+
+@pytest.mark.parametrize(
+    'error', [exception.ImageUnauthorized('the token was refused'), RuntimeError('a bug')]
+)
+def test_a_request_that_cannot_be_planned_now_does_not_hold_up_the_others(
+    parts: Parts,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad, good = _ask(parts, ['h1']), _ask(parts, ['h2'])
+    show = parts.images.show
+
+    def show_or_fail(image_id: str) -> model.Image:
+        if image_id in bad.images:
+            raise error
+        return show(image_id)
+
+    monkeypatch.setattr(parts.images, 'show', show_or_fail)
+    planning = parts.planning()
+
+    with caplog.at_level(logging.WARNING):
+        assert [planning.plan_next() for _ in range(3)] == [True, True, False]
+
+    assert parts.world.status(bad.request) == 'accepted'
+    assert parts.world.status(good.request) == 'planned'
+    assert f'Request {bad.request.id} is planned later' in caplog.text
+
+
+def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2'])
+    taken_over: list[requests.ToPlan | None] = []
+
+    def lose() -> str | None:
+        """Stand in for a long look at the pin, during which the lease runs out."""
+        _make_plannable(parts)
+        taken_over.append(parts.world.requests.next_to_plan('c2'))
+        return None
+
+    parts.why_no_call = lose
+
+    parts.planning('c1').plan_next()
+
+    assert taken_over[0] is not None
+    assert parts.world.tasks(asked.request) == {}
+    assert parts.announced.events() == []
+    parts.why_no_call = lambda: None
+    assert parts.planning('c2').plan_next()
+    assert parts.world.requests.get(asked.request.id).counts == {'queued': 2}
+
+
+def test_a_plan_broken_off_in_its_middle_is_completed_by_another_conductor(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2', 'h3'])
+    assert parts.world.requests.next_to_plan('dead')
+    done = requests.PlannedTask('h1', parts.world.cell.uuid, asked.images[0])
+    assert parts.world.requests.add_tasks(asked.request.id, 'dead', [done])
+    _make_plannable(parts)
+
+    assert parts.planning().plan_next()
+
+    assert _reasons(parts, asked) == dict.fromkeys(('h1', 'h2', 'h3'), ('queued', None))
+    assert len(parts.world.all_jobs()) == 3

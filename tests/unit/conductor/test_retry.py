@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which outcomes are tried again, and after how long."""
+
+import pytest
+
+from nova_precache import model
+from nova_precache.conductor import retry
+
+POLICY = retry.RetryPolicy(max_attempts=5, delay_seconds=10, max_delay_seconds=35)
+
+
+def _error(how: str) -> model.ImageOutcome:
+    return model.ImageOutcome(model.TaskStatus.ERROR, 'why', how)
+
+
+def test_the_delay_doubles_up_to_its_maximum_and_ends_with_the_last_attempt() -> None:
+    delays = [POLICY.delay(_error('backoff'), attempts, 0) for attempts in range(1, 7)]
+
+    assert delays == [10, 20, 35, 35, None, None]
+
+
+def test_a_mismatch_is_tried_once_more_at_once() -> None:
+    assert POLICY.delay(_error('once'), attempts=1, mismatches=0) == 0
+    assert POLICY.delay(_error('once'), attempts=2, mismatches=1) is None
+
+
+def test_a_mismatch_after_other_errors_is_still_tried_once_more() -> None:
+    assert POLICY.delay(_error('once'), attempts=3, mismatches=0) == 0
+
+
+def test_a_mismatch_at_the_last_attempt_is_final() -> None:
+    assert POLICY.delay(_error('once'), attempts=5, mismatches=0) is None
+
+
+@pytest.mark.parametrize('how', ['never', 'a word of a newer release'])
+def test_an_error_that_cannot_pass_is_final(how: str) -> None:
+    assert POLICY.delay(_error(how), attempts=1, mismatches=0) is None
+
+
+@pytest.mark.parametrize('status', ['cached', 'existing', 'unsupported', 'skipped'])
+def test_whatever_is_no_error_is_final(status: str) -> None:
+    outcome = model.ImageOutcome(status, retry=model.Retry.BACKOFF)
+
+    assert POLICY.delay(outcome, attempts=1, mismatches=0) is None
+
+
+def test_without_a_delay_the_next_attempt_comes_at_once() -> None:
+    policy = retry.RetryPolicy(max_attempts=2, delay_seconds=0, max_delay_seconds=0)
+
+    assert policy.delay(_error('backoff'), attempts=1, mismatches=0) == 0

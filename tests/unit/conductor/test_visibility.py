@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may have which image, decided without the token of whoever asked."""
+
+from typing import Any
+
+import pytest
+
+from nova_precache import exception
+from nova_precache.conductor import visibility
+from nova_precache.image import fake
+
+
+@pytest.fixture
+def images() -> fake.FakeImageService:
+    return fake.FakeImageService()
+
+
+def _is_usable(images: fake.FakeImageService, project: str | None, **fields: Any) -> bool:
+    image = images.add(b'data', **fields)
+    try:
+        return visibility.check(images, image.id, project, is_admin=False) == image
+    except exception.ImageNotUsable:
+        return False
+
+
+@pytest.mark.parametrize('project', ['p1', None])
+@pytest.mark.parametrize('visible_to', ['public', 'community'])
+def test_an_image_that_is_open_to_all_may_be_had_by_anybody(
+    images: fake.FakeImageService, visible_to: str, project: str | None
+) -> None:
+    assert _is_usable(images, project, visibility=visible_to)
+
+
+@pytest.mark.parametrize('visible_to', ['private', 'shared'])
+def test_an_owner_may_have_the_own_image(images: fake.FakeImageService, visible_to: str) -> None:
+    assert _is_usable(images, 'p1', visibility=visible_to, owner='p1')
+
+
+@pytest.mark.parametrize('visible_to', ['private', 'shared'])
+def test_another_project_may_not_have_it(images: fake.FakeImageService, visible_to: str) -> None:
+    assert not _is_usable(images, 'p2', visibility=visible_to, owner='p1')
+
+
+@pytest.mark.parametrize('visible_to', ['private', 'shared'])
+def test_nobodys_image_may_not_be_had_without_a_project(
+    images: fake.FakeImageService, visible_to: str
+) -> None:
+    assert not _is_usable(images, None, visibility=visible_to, owner=None)
+
+
+def test_a_member_may_have_a_shared_image_that_it_has_accepted(
+    images: fake.FakeImageService,
+) -> None:
+    image = images.add(b'data', visibility='shared', owner='p1')
+    images.accept(image.id, 'p2')
+
+    assert visibility.check(images, image.id, 'p2', is_admin=False) == image
+
+
+def test_a_member_of_an_image_that_became_private_may_not_have_it(
+    images: fake.FakeImageService,
+) -> None:
+    image = images.add(b'data', visibility='private', owner='p1')
+    images.accept(image.id, 'p2')
+
+    with pytest.raises(exception.ImageNotUsable, match='not visible to project p2'):
+        visibility.check(images, image.id, 'p2', is_admin=False)
+
+
+def test_an_admin_may_have_every_active_image(images: fake.FakeImageService) -> None:
+    image = images.add(b'data', visibility='private', owner='p1')
+
+    assert visibility.check(images, image.id, 'p2', is_admin=True) == image
+
+
+@pytest.mark.parametrize('status', ['queued', 'deactivated', 'deleted', 'importing'])
+def test_an_image_that_is_not_active_may_be_had_by_nobody(
+    images: fake.FakeImageService, status: str
+) -> None:
+    image = images.add(b'data', status=status)
+
+    with pytest.raises(exception.ImageNotUsable, match=f'is {status}, not active'):
+        visibility.check(images, image.id, 'p1', is_admin=True)
+
+
+def test_an_unknown_image_may_be_had_by_nobody(images: fake.FakeImageService) -> None:
+    with pytest.raises(exception.ImageNotUsable, match='could not be found'):
+        visibility.check(images, 'none', 'p1', is_admin=True)
+
+
+def test_without_an_answer_nothing_is_decided(images: fake.FakeImageService) -> None:
+    image = images.add(b'data')
+    images.faults.unavailable = 1
+
+    with pytest.raises(exception.ImageServiceUnavailable):
+        visibility.check(images, image.id, 'p1', is_admin=False)

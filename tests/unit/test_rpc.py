@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brokers in memory: apart by URL, with contexts but no tokens, and errors of our own."""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import oslo_messaging as messaging
+import pytest
+
+from nova_precache import conf as options
+from nova_precache import context, exception, rpc
+
+TOPIC = 'precache_test'
+CTXT = context.admin_context()
+WAIT_SECONDS = 20
+
+
+class Endpoint(rpc.Endpoint):
+    """Answers with its name, and remembers who asked."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.asked_by: list[context.RequestContext] = []
+        self.cast = threading.Event()
+
+    def name(self, ctxt: context.RequestContext) -> str:
+        self.asked_by.append(ctxt)
+        return self._name
+
+    def echo(self, ctxt: context.RequestContext, what: Any) -> Any:
+        return what
+
+    def note(self, ctxt: context.RequestContext) -> None:
+        self.cast.set()
+
+    def conflict(self, ctxt: context.RequestContext) -> None:
+        raise exception.AgentConflict('another agent has this name')
+
+    def _hidden(self, ctxt: context.RequestContext) -> str:
+        return 'hidden'
+
+
+Serve = Callable[..., Endpoint]
+
+
+@pytest.fixture
+def conf() -> Any:
+    return options.new(config_files=[])
+
+
+@pytest.fixture
+def connect(conf: Any) -> Callable[[str], rpc.Transport]:
+    """A function that connects to a broker in memory of the test's own, by a name."""
+    own = uuid.uuid4().hex
+    return lambda name: rpc.connect(conf, f'fake:///{own}-{name}')
+
+
+@pytest.fixture
+def serve(connect: Callable[[str], rpc.Transport]) -> Iterator[Serve]:
+    """A function that serves an endpoint on a broker."""
+    with contextlib.ExitStack() as stack:
+
+        def run(broker: str, server_name: str = 'server1') -> Endpoint:
+            endpoint = Endpoint(f'{broker}/{server_name}')
+            server = connect(broker).server(TOPIC, server_name, [endpoint])
+            server.start()
+            stack.callback(server.stop)
+            return endpoint
+
+        yield run
+
+
+def _call(client: rpc.Client, method: str, **arguments: Any) -> Any:
+    return client.call(CTXT, method, '1.0', timeout_seconds=WAIT_SECONDS, **arguments)
+
+
+def test_each_in_memory_url_has_an_exchange_of_its_own(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    serve('a')
+    serve('b')
+
+    assert _call(connect('a').client(TOPIC), 'name') == 'a/server1'
+    assert _call(connect('b').client(TOPIC), 'name') == 'b/server1'
+
+
+def test_a_call_to_a_server_reaches_that_one(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    for server in ('host1', 'host2'):
+        serve('a', server)
+    client = connect('a').client(TOPIC)
+
+    assert _call(client, 'name', server='host2') == 'a/host2'
+    assert _call(client, 'name', server='host1') == 'a/host1'
+
+
+def test_a_cast_arrives(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
+    endpoint = serve('a')
+
+    connect('a').client(TOPIC).cast(CTXT, 'note', '1.0')
+
+    assert endpoint.cast.wait(WAIT_SECONDS)
+
+
+def test_arguments_and_answers_are_as_they_were_sent(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    serve('a')
+    sent = {'text': 'ä', 'number': 2**40, 'nothing': None, 'list': [1, 'b']}
+
+    assert _call(connect('a').client(TOPIC), 'echo', what=sent) == sent
+
+
+def test_the_context_crosses_the_wire_without_its_token(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    endpoint = serve('a')
+    ctxt = context.RequestContext(
+        auth_token='secret',
+        user_id='u1',
+        project_id='p1',
+        roles=['reader'],
+        request_id='req-1',
+        global_request_id=f'req-{uuid.uuid4()}',
+        overwrite=False,
+    )
+
+    connect('a').client(TOPIC).call(ctxt, 'name', '1.0', timeout_seconds=WAIT_SECONDS)
+
+    [arrived] = endpoint.asked_by
+    assert arrived.to_wire() == ctxt.to_wire()
+    assert (arrived.user_id, arrived.project_id, arrived.roles) == ('u1', 'p1', ['reader'])
+    assert not arrived.is_admin
+    assert arrived.auth_token is None
+    assert 'secret' not in repr(rpc.ContextSerializer().serialize_context(ctxt))
+
+
+def test_the_services_own_context_stays_an_admin(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    endpoint = serve('a')
+
+    _call(connect('a').client(TOPIC), 'name')
+
+    assert endpoint.asked_by[0].is_admin
+
+
+def test_a_call_that_nobody_answers_times_out(
+    connect: Callable[[str], rpc.Transport],
+) -> None:
+    client = connect('nobody').client(TOPIC)
+
+    with pytest.raises(TimeoutError):
+        client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
+
+
+def test_an_error_of_ours_arrives_as_itself(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    serve('a')
+
+    with pytest.raises(exception.AgentConflict, match='another agent has this name'):
+        _call(connect('a').client(TOPIC), 'conflict')
+
+
+def test_an_error_of_anybody_else_is_an_error_of_ours(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect('a').client(TOPIC)
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise messaging.RemoteError('DBConnectionError', 'the database is away', ['a trace'])
+
+    monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
+
+    with pytest.raises(exception.PrecacheError, match='the database is away') as caught:
+        _call(client, 'name')
+    assert 'a trace' not in str(caught.value)
+
+
+def test_a_broker_that_takes_nothing_is_a_cell_that_cannot_be_reached(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect('a').client(TOPIC)
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise messaging.MessageDeliveryFailure('no route to host')
+
+    monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'cast', fail)
+    monkeypatch.setattr(messaging.rpc.client._CallContext, 'cast', fail, raising=False)
+
+    for attempt in (
+        lambda: _call(client, 'name'),
+        lambda: client.cast(CTXT, 'note', '1.0'),
+    ):
+        with pytest.raises(exception.CellUnreachable, match='no route to host'):
+            attempt()
+
+
+def test_what_is_not_public_cannot_be_called(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    serve('a')
+
+    with pytest.raises(exception.PrecacheError):
+        _call(connect('a').client(TOPIC), '_hidden')
+
+
+def test_a_version_beyond_the_pin_cannot_be_sent(
+    connect: Callable[[str], rpc.Transport],
+) -> None:
+    pinned = connect('a').client(TOPIC, version_cap='1.3')
+
+    assert [pinned.can_send(version) for version in ('1.0', '1.3', '1.4', '2.0')] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_server_started_in_the_background_serves_and_stops(
+    connect: Callable[[str], rpc.Transport],
+) -> None:
+    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+
+    server.start_in_background()
+
+    assert _call(connect('a').client(TOPIC), 'name') == 'a'
+    server.stop()
+
+
+@pytest.mark.parametrize('url', ['nonsense://host/', 'rabbit://u:secret@host:port/'])
+def test_a_url_that_cannot_be_used_names_the_option_and_shows_no_password(
+    conf: Any, url: str
+) -> None:
+    with pytest.raises(exception.ConfigError, match='transport_url') as caught:
+        rpc.connect(conf, url)
+    assert 'secret' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('url', 'exchange'),
+    [
+        ('fake:///cell1', 'nova-precache-cell1'),
+        ('fake:///', 'nova-precache-api'),
+        ('fake://', 'nova-precache-api'),
+        ('rabbit://u:p@host/cell1', None),
+    ],
+)
+def test_only_a_url_in_memory_names_an_exchange(conf: Any, url: str, exchange: str | None) -> None:
+    assert rpc.exchange_of(messaging.TransportURL.parse(conf, url)) == exchange
