@@ -475,11 +475,14 @@ def _begin(session: orm.Session, job_id: str, epoch: int, starts: bool) -> bool:
     begun = session.execute(
         db_session.update(models.Job)
         .where(_current(job_id, epoch), held)
-        .values(
-            status=sa.case((waiting, model.TaskStatus.DOWNLOADING), else_=models.Job.status),
-            attempts=models.Job.attempts + sa.case((waiting, 0), else_=int(starts)),
-            started_at=sa.func.coalesce(models.Job.started_at, now),
-            progress_at=now,
+        .ordered_values(  # MariaDB assigns from left to right, and sees what it has assigned
+            (models.Job.attempts, models.Job.attempts + sa.case((waiting, 0), else_=int(starts))),
+            (
+                models.Job.status,
+                sa.case((waiting, model.TaskStatus.DOWNLOADING), else_=models.Job.status),
+            ),
+            (models.Job.started_at, sa.func.coalesce(models.Job.started_at, now)),
+            (models.Job.progress_at, now),
         )
     )
     if db_session.rowcount(begun) != 1:
@@ -689,36 +692,40 @@ def give_up(
 ) -> Recorded:
     """Make those chosen tasks final that are in flight, and end the jobs nobody wants then."""
     wanted = (
-        sa.select(models.Task.job_uuid)
+        sa.select(models.Job.active_key)
+        .join(models.Task, models.Task.job_uuid == models.Job.uuid)
         .where(chosen, models.Task.status.in_(model.TASK_IN_FLIGHT))
         .distinct()
     )
-    job_ids = sorted(filter(None, session.scalars(wanted)))
-    _lock_jobs(session, job_ids)
+    keys = sorted(filter(None, session.scalars(wanted)))
+    _lock_jobs(session, keys)
     recorded = _end_tasks(session, chosen, outcome)
-    _end_unwanted_jobs(session, job_ids)
+    _end_unwanted_jobs(session, keys)
     return recorded
 
 
-def _lock_jobs(session: orm.Session, job_ids: Sequence[str]) -> None:
-    """Keep a plan from joining jobs while it is decided whether they are still wanted."""
-    for chunk in _chunks(job_ids):
+def _lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
+    """Keep a plan from joining jobs while it is decided whether they are still wanted.
+
+    By their active keys, as a plan locks them: in another order they might deadlock.
+    """
+    for chunk in _chunks(keys):
         session.execute(
             db_session.update(models.Job)
-            .where(models.Job.uuid.in_(chunk))
+            .where(models.Job.active_key.in_(chunk))
             .values(priority=models.Job.priority)
         )
 
 
-def _end_unwanted_jobs(session: orm.Session, job_ids: Sequence[str]) -> None:
+def _end_unwanted_jobs(session: orm.Session, keys: Sequence[str]) -> None:
     """End those waiting jobs that no task in flight wants; the caller holds their row locks."""
     wanted = sa.exists().where(
         models.Task.job_uuid == models.Job.uuid, models.Task.status.in_(model.TASK_IN_FLIGHT)
     )
-    for chunk in _chunks(job_ids):
+    for chunk in _chunks(keys):
         session.execute(
             db_session.update(models.Job)
-            .where(models.Job.uuid.in_(chunk))
+            .where(models.Job.active_key.in_(chunk))
             .where(models.Job.status.in_(model.TASK_WAITING), ~wanted)
             .values(
                 status=model.TaskStatus.SKIPPED,
@@ -729,5 +736,5 @@ def _end_unwanted_jobs(session: orm.Session, job_ids: Sequence[str]) -> None:
         )
 
 
-def _chunks(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (job_ids[start : start + _CHUNK] for start in range(0, len(job_ids), _CHUNK))
+def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))

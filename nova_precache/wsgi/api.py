@@ -11,15 +11,21 @@ from oslo_log import log
 
 from nova_precache import conf as configuration
 from nova_precache import wiring
+from nova_precache.api import auth
 from nova_precache.db import session
 from nova_precache.wsgi import server
 
 
 def build() -> server.Application:
-    """Build the application from the configuration files."""
+    """Build the application from the configuration files.
+
+    :raises nova_precache.exception.ConfigError: noauth2 is set; where the server of this
+        application listens cannot be known here
+    """
     named = os.environ.get('NOVA_PRECACHE_CONFIG_FILE')
     conf = configuration.new(config_files=[named] if named else None)
     log.setup(conf, 'nova-precache')
+    auth.refuse_exposure(conf.api.auth_strategy, 'wherever the WSGI server listens')
     return wiring.api_application(conf, session.connect(conf))
 
 

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from nova_precache import conf as options
 from nova_precache import model
 from nova_precache.cells import inventory
-from nova_precache.db import agents, jobs, models, requests, schema, session
+from nova_precache.db import agents, models, requests, schema, session
+from nova_precache.db import jobs as db_jobs
 
 LIMITS = requests.Limits(
     max_images_per_request=3,
@@ -36,7 +37,7 @@ class World:
     database: session.Database
     inventory: inventory.Inventory
     requests: requests.Requests
-    jobs: jobs.Jobs
+    jobs: db_jobs.Jobs
     agents: agents.Agents
     cell: model.Cell
 
@@ -101,7 +102,7 @@ class World:
         assert self.requests.mark_planned(request.id, PLANNER) is not None
         return self.requests.get(request.id)
 
-    def begun(self, conductor: str = 'c1') -> jobs.Assignment:
+    def begun(self, conductor: str = 'c1') -> db_jobs.Assignment:
         """Claim a host, assign a job and have the compute begin it."""
         claim = self.jobs.claim(conductor, limit=100)
         assert claim is not None
@@ -121,7 +122,7 @@ class World:
     def claimed(self) -> int:
         """The counter that the limit is compared with."""
         with self.database.reader() as reader:
-            row = reader.get(models.Counter, jobs.CLAIMED_HOSTS)
+            row = reader.get(models.Counter, db_jobs.CLAIMED_HOSTS)
             assert row is not None
             return row.value
 
@@ -187,7 +188,7 @@ def world(database: session.Database) -> World:
         database=database,
         inventory=stock,
         requests=requests.Requests(database, LIMITS),
-        jobs=jobs.Jobs(database, LEASE_SECONDS),
+        jobs=db_jobs.Jobs(database, LEASE_SECONDS),
         agents=agents.Agents(database, DOWN_SECONDS),
         cell=stock.create_cell('cell1', 'fake:///cell1'),
     )

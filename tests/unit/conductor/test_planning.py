@@ -188,11 +188,13 @@ def test_a_request_whose_aggregate_was_deleted_fails_with_the_reason(parts: Part
 
 
 @pytest.mark.parametrize(
-    'error', [exception.ImageUnauthorized('the token was refused'), RuntimeError('a bug')]
+    ('error', 'traces'),
+    [(exception.ImageUnauthorized('the token was refused'), 0), (RuntimeError('a bug'), 1)],
 )
 def test_a_request_that_cannot_be_planned_now_does_not_hold_up_the_others(
     parts: Parts,
     error: Exception,
+    traces: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -213,6 +215,7 @@ def test_a_request_that_cannot_be_planned_now_does_not_hold_up_the_others(
     assert parts.world.status(bad.request) == 'accepted'
     assert parts.world.status(good.request) == 'planned'
     assert f'Request {bad.request.id} is planned later' in caplog.text
+    assert len([record for record in caplog.records if record.exc_info]) == traces
 
 
 def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:

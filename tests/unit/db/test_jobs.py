@@ -830,3 +830,31 @@ def test_two_plans_that_make_the_same_jobs_at_once_share_them(world: World) -> N
     assert len(world.all_jobs()) == 50
     for request in asked:
         assert len(world.tasks(request)) == 50
+
+
+def test_a_plan_that_joins_jobs_while_they_are_given_up_loses_none(world: World) -> None:
+    hosts = [f'h{number}' for number in range(20)]
+    together = threading.Barrier(2)
+
+    def give_up(request: model.CacheRequest) -> None:
+        together.wait(10)
+        world.jobs.skip_waiting(request.id, hosts, 'hosts left')
+
+    def join(request: model.CacheRequest) -> bool:
+        together.wait(10)
+        return world.plan(request, hosts)
+
+    for number in range(8):
+        leaving = world.planned(hosts, [f'i{number}'])
+        joining = world.accept(hosts, [f'i{number}'])
+        assert world.requests.next_to_plan(PLANNER)
+        with futures.ThreadPoolExecutor(2) as pool:
+            left, joined = pool.submit(give_up, leaving), pool.submit(join, joining)
+            left.result()
+            assert joined.result()
+        assert world.requests.mark_planned(joining.id, PLANNER) is not None
+
+        assert set(world.statuses(leaving).values()) == {'skipped'}
+        assert set(world.statuses(joining).values()) == {'queued'}
+        wanted = {job.host for job in world.all_jobs() if job.active_key == f'{job.host}/i{number}'}
+        assert wanted == set(hosts)

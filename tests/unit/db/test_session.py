@@ -133,11 +133,11 @@ def test_a_time_that_was_stored_compares_with_the_clock_of_the_database(
 @pytest.mark.parametrize(
     ('dialect', 'spelling'),
     [
-        (mysql.dialect(), 'UTC_TIMESTAMP(6)'),
-        (postgresql.dialect(), "(clock_timestamp() AT TIME ZONE 'UTC')"),
+        (mysql.dialect, 'UTC_TIMESTAMP(6)'),
+        (postgresql.dialect, "(clock_timestamp() AT TIME ZONE 'UTC')"),
     ],
 )
 def test_each_database_is_asked_for_its_utc_with_fractions(
-    dialect: sa.Dialect, spelling: str
+    dialect: type[sa.Dialect], spelling: str
 ) -> None:
-    assert spelling in str(sa.select(session.database_now()).compile(dialect=dialect))
+    assert spelling in str(sa.select(session.database_now()).compile(dialect=dialect()))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The application for foreign WSGI servers is built from a file, and never for noauth2."""
+
+import importlib
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import webob
+
+from nova_precache import exception
+
+MODULE = 'nova_precache.wsgi.api'
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """The application sets the logging up for its whole process; this one has others in it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _import(monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path, strategy: str) -> Any:
+    conf = directory / 'nova-precache.conf'
+    conf.write_text(
+        f"""\
+[DEFAULT]
+transport_url = fake:///wsgi
+[api]
+auth_strategy = {strategy}
+[database]
+connection = sqlite:///{directory}/precache.sqlite
+[glance]
+endpoint_override = http://127.0.0.1:1
+[keystone_authtoken]
+auth_type = none
+endpoint = http://127.0.0.1:1
+"""
+    )
+    monkeypatch.setenv('NOVA_PRECACHE_CONFIG_FILE', str(conf))
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    return importlib.import_module(MODULE)
+
+
+def test_the_application_answers_with_its_versions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    module = _import(monkeypatch, tmp_path, 'keystone')
+
+    answer = webob.Request.blank('/').get_response(module.application)
+
+    assert answer.status_int == 200
+    assert {version['id'] for version in answer.json['versions']} >= {'v2.1'}
+
+
+def test_noauth2_is_refused_because_nobody_knows_where_the_server_listens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(exception.ConfigError, match='auth_strategy = noauth2'):
+        _import(monkeypatch, tmp_path, 'noauth2')
