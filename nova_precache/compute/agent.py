@@ -19,6 +19,7 @@ from nova_precache.virt import driver as virt_driver
 LOG = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
+REGISTER_STOP_SECONDS = 2.0
 _REGISTER_WAIT_SECONDS = 2.0
 
 
@@ -100,7 +101,7 @@ class Agent:
         self._stopping.set()
         self._transfers.stop()
         if self._registering.ident is not None:
-            self._registering.join()
+            self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._periodic.stop()
         if self._registered.is_set():
             self._server.stop()

@@ -8,7 +8,7 @@ from typing import Protocol
 from nova_precache import context, exception, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import breaker, tracker, visibility
-from nova_precache.db import agents, jobs
+from nova_precache.db import agents, claims, jobs
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class HostCaller:
         self._access = access
         self._breakers = breakers
 
-    def serve(self, claim: jobs.Claim, is_stopping: Callable[[], bool]) -> None:
+    def serve(self, claim: claims.Claim, is_stopping: Callable[[], bool]) -> None:
         """Call the host for each of its due jobs, then give it back."""
         try:
             while not is_stopping():

@@ -5,6 +5,7 @@ The database is the truth: messages and ended work only wake the loop, which
 otherwise looks every ``poll_interval_seconds``.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -14,9 +15,11 @@ from concurrent import futures
 from nova_precache import exception
 from nova_precache.cells import inventory
 from nova_precache.conductor import breaker, caller, planning, tracker
-from nova_precache.db import jobs, requests
+from nova_precache.db import claims, jobs, requests
 
 LOG = logging.getLogger(__name__)
+
+SKIP_BATCH_HOSTS = 500
 
 
 class Dispatcher:
@@ -107,13 +110,13 @@ class Dispatcher:
                 return
             self._submit(claim)
 
-    def _submit(self, claim: jobs.Claim) -> None:
+    def _submit(self, claim: claims.Claim) -> None:
         self._breakers.enter(claim.cell_uuid)  # before the next claim looks which cells to avoid
         done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set)
         self._in_progress[done] = claim.host
         done.add_done_callback(lambda future: self._served(claim, future))
 
-    def _served(self, claim: jobs.Claim, future: futures.Future[None]) -> None:
+    def _served(self, claim: claims.Claim, future: futures.Future[None]) -> None:
         self._breakers.leave(claim.cell_uuid)
         self._in_progress.pop(future, None)
         error = future.exception()
@@ -144,7 +147,7 @@ class Dispatcher:
                 members = set(self._inventory.get_aggregate(aggregate_id).hosts)
             except exception.AggregateNotFound:
                 continue  # the request goes on with what was planned
-            left = set(self._requests.waiting_hosts(request_id)) - members
-            if left:
+            left = iter(sorted(set(self._requests.waiting_hosts(request_id)) - members))
+            while hosts := list(itertools.islice(left, SKIP_BATCH_HOSTS)):
                 reason = 'host left the aggregate'
-                self._tracker.settle(self._jobs.skip_waiting(request_id, left, reason))
+                self._tracker.settle(self._jobs.skip_waiting(request_id, hosts, reason))

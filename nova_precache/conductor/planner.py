@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from nova_precache import model
-from nova_precache.db import requests
+from nova_precache.db import plans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Facts:
     unsupported: str | None = None
 
 
-def plan(request: model.CacheRequest, facts: Facts) -> Iterator[requests.PlannedTask]:
+def plan(request: model.CacheRequest, facts: Facts) -> Iterator[plans.PlannedTask]:
     """Give the tasks of a request, host by host; the same facts give the same tasks."""
     for host in facts.hosts:
         for image_id in request.images:
             yield _task(host, image_id, facts)
 
 
-def _task(host: str, image_id: str, facts: Facts) -> requests.PlannedTask:
+def _task(host: str, image_id: str, facts: Facts) -> plans.PlannedTask:
     status, reason = _known_outcome(host, image_id, facts)
     image = facts.images.get(image_id)
-    return requests.PlannedTask(
+    return plans.PlannedTask(
         host=host,
         cell_uuid=facts.cells.get(host),
         image_id=image_id,

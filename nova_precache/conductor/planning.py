@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from nova_precache import exception, model
 from nova_precache.cells import inventory
 from nova_precache.conductor import planner, tracker, visibility
-from nova_precache.db import agents, requests
+from nova_precache.db import agents, plans, requests
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ class Planning:
             self._tracker.failed(request_id)
 
 
-def _chunks(
-    tasks: Iterable[requests.PlannedTask], size: int
-) -> Iterator[list[requests.PlannedTask]]:
+def _chunks(tasks: Iterable[plans.PlannedTask], size: int) -> Iterator[list[plans.PlannedTask]]:
     iterator = iter(tasks)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk

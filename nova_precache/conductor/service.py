@@ -14,6 +14,7 @@ LOG = logging.getLogger(__name__)
 
 
 PURGE_SECONDS = 3600.0
+API = 'api'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Conductor:
     def start(self) -> None:
         """Start everything; brokers are waited for in the background."""
         api = manager.ApiEndpoint(self._dispatcher.wake)
-        self._serve('api', self._api_transport, api)
+        self._serve(API, self._api_transport, api)
         self.serve_cells()
         self._periodic.start()
         self._dispatcher.start()
@@ -77,8 +78,11 @@ class Conductor:
         LOG.info('Conductor %s has stopped', self._conductor_id)
 
     def serve_cells(self) -> None:
-        """Serve the cells that are not served yet."""
-        for cell in self._transports.cells():
+        """Serve the cells that were added, and no longer those that were disabled."""
+        enabled = {cell.uuid: cell for cell in self._transports.cells()}
+        for gone in self._servers.keys() - enabled.keys() - {API}:
+            self._servers.pop(gone).stop()
+        for cell in enabled.values():
             if cell.uuid in self._servers:
                 continue
             try:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place that records outcomes, and announces them after the commit."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 
 from nova_precache import exception, model
 from nova_precache.cells import inventory
 from nova_precache.conductor import retry
-from nova_precache.db import jobs, requests
+from nova_precache.db import jobs, recording, requests
 from nova_precache.notifications import emitter, payloads
 
 LOG = logging.getLogger(__name__)
+
+CELL_BATCH_JOBS = 500
 
 
 class Tracker:
@@ -41,7 +44,7 @@ class Tracker:
         )
         self._emitter.emit('aggregate.cache_images.start', self._aggregate_payload(request))
         for index, host in enumerate(hosts_done, start=1):
-            self._announce_host(request, jobs.HostDone(request_id, host, index))
+            self._announce_host(request, recording.HostDone(request_id, host, index))
         self.complete([request_id])
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
@@ -63,15 +66,19 @@ class Tracker:
 
     def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
         """Count an attempt for every job of a cell that would have been called in vain."""
-        for waiting in self._jobs.due_in_cell(cell_uuid):
-            delay = self._policy.delay(outcome, waiting.attempts + 1, waiting.mismatches)
-            self.settle(self._jobs.fail_unclaimed(waiting.job_id, outcome, delay))
+        due = iter(self._jobs.due_in_cell(cell_uuid))
+        while batch := list(itertools.islice(due, CELL_BATCH_JOBS)):
+            failures = [
+                (job.job_id, self._policy.delay(outcome, job.attempts + 1, job.mismatches))
+                for job in batch
+            ]
+            self.settle(*self._jobs.fail_unclaimed(failures, outcome))
 
-    def settle(self, recorded: jobs.Recorded) -> None:
-        """Announce what a committed outcome made final."""
-        for done in recorded.hosts_done:
+    def settle(self, *recorded: recording.Recorded) -> None:
+        """Announce what committed outcomes made final: hosts first, then whole requests."""
+        for done in itertools.chain.from_iterable(each.hosts_done for each in recorded):
             self._announce_host(self._requests.get(done.request_id), done)
-        self.complete(recorded.requests)
+        self.complete(sorted({request for each in recorded for request in each.requests}))
 
     def complete(self, request_ids: Iterable[str]) -> None:
         """End the requests that have nothing in flight, each announced by whoever ends it."""
@@ -91,7 +98,7 @@ class Tracker:
         LOG.info('Request %s is %s: %s', request.id, request.status, dict(request.counts))
         self._emitter.emit('aggregate.cache_images.end', self._aggregate_payload(request))
 
-    def _announce_host(self, request: model.CacheRequest, done: jobs.HostDone) -> None:
+    def _announce_host(self, request: model.CacheRequest, done: recording.HostDone) -> None:
         outcomes = self._requests.host_outcomes(request.id, done.host)
         payload = payloads.host_progress(request, done.host, done.index, outcomes)
         self._emitter.emit('aggregate.cache_images.progress', payload)

@@ -3,16 +3,16 @@
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
+from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model
 from nova_precache.db import models
 from nova_precache.db import session as db_session
 
-_CHUNK = 500
 _REPORTED = (
     'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
 )  # fmt: skip
@@ -28,22 +28,25 @@ class Agents:
     def register(self, agent: model.Agent) -> None:
         """Let an agent report under its host name.
 
+        A compare-and-set: of two agents that ask at once for a name that is free, one gets it.
+
         :raises nova_precache.exception.AgentConflict: another agent, still alive, has the name
         """
-        self._database.write(lambda session: self._register(session, agent))
+        try:
+            self._database.write(lambda session: self._register(session, agent))
+        except db_exception.DBDuplicateEntry as exc:
+            raise exception.AgentConflict(
+                f'Host {agent.host} was taken by another agent at this moment'
+            ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> None:
         """Write reports in bulk; one whose agent is not the registered one is left out."""
 
         def work(session: orm.Session) -> None:
-            now = db_session.now(session)
             for agent in agents:
-                session.execute(
-                    db_session.update(models.Agent)
-                    .where(models.Agent.host == agent.host)
-                    .where(models.Agent.agent_id == agent.agent_id)
-                    .values(seen_at=now, **_reported(agent))
-                )
+                known = _update(session, agent, models.Agent.agent_id == agent.agent_id)
+                if not known and session.get(models.Agent, agent.host) is None:
+                    _add(session, agent)  # an older database was restored
 
         self._database.write(work)
 
@@ -51,7 +54,7 @@ class Agents:
         """Map host names to their agents; a host that never had one is left out."""
         found: dict[str, model.Agent] = {}
         with self._database.reader() as session:
-            for names in _chunks(sorted(hosts)):
+            for names in db_session.chunks(sorted(hosts)):
                 query = sa.select(models.Agent).where(models.Agent.host.in_(names))
                 found.update((row.host, _agent(row)) for row in session.scalars(query))
         return found
@@ -72,21 +75,18 @@ class Agents:
 
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)
-        row = session.get(models.Agent, agent.host, with_for_update=False)
-        if row is None:
-            row = models.Agent(host=agent.host)
-            session.add(row)
-        elif row.agent_id != agent.agent_id and self._why_down(_agent(row), now) is None:
+        free = sa.or_(
+            models.Agent.agent_id == agent.agent_id, models.Agent.seen_at < now - self._down
+        )
+        if _update(session, agent, free, agent_id=agent.agent_id, started_at=now):
+            return
+        other = session.get(models.Agent, agent.host)
+        if other is not None:
             raise exception.AgentConflict(
                 f'Host {agent.host} has an agent with another id that reported at '
-                f'{row.seen_at} UTC; two hosts may not have one name'
+                f'{other.seen_at} UTC; two hosts may not have one name'
             )
-        row.agent_id = agent.agent_id
-        row.cell_uuid = agent.cell_uuid
-        row.started_at = now
-        row.seen_at = now
-        for name, value in _reported(agent).items():
-            setattr(row, name, value)
+        _add(session, agent)
 
     def _why_down(self, agent: model.Agent | None, now: datetime.datetime) -> str | None:
         if agent is None or agent.seen_at is None:
@@ -94,6 +94,39 @@ class Agents:
         if now - agent.seen_at > self._down:
             return f'host down: last report at {agent.seen_at:%Y-%m-%dT%H:%M:%SZ}'
         return None
+
+
+def _add(session: orm.Session, agent: model.Agent) -> None:
+    now = db_session.now(session)
+    session.add(
+        models.Agent(
+            host=agent.host,
+            agent_id=agent.agent_id,
+            cell_uuid=agent.cell_uuid,
+            started_at=now,
+            seen_at=now,
+            **_reported(agent),
+        )
+    )
+
+
+def _update(
+    session: orm.Session,
+    agent: model.Agent,
+    which: sa.ColumnElement[bool],
+    **values: object,
+) -> bool:
+    updated = session.execute(
+        db_session.update(models.Agent)
+        .where(models.Agent.host == agent.host, which)
+        .values(
+            seen_at=db_session.now(session),
+            cell_uuid=agent.cell_uuid,
+            **_reported(agent),
+            **values,
+        )
+    )
+    return db_session.rowcount(updated) == 1
 
 
 def _reported(agent: model.Agent) -> dict[str, object]:
@@ -104,7 +137,3 @@ def _reported(agent: model.Agent) -> dict[str, object]:
 def _agent(row: models.Agent) -> model.Agent:
     names = [field.name for field in dataclasses.fields(model.Agent)]
     return model.Agent(**{name: getattr(row, name) for name in names})
-
-
-def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))

@@ -1,40 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims on hosts, and the jobs done under them.
+"""The jobs, and the claims on hosts under which they are done.
 
 Every step is a compare-and-set. A claim's epoch grows with each claim and with
 each call under it; a job remembers the epoch of its last call. Whatever carries
 another epoch (a call that lay in a dead broker's queue, a late progress, the
 result of a conductor that lost its lease) changes no row.
-
-The parallelism limit is the row ``claimed_hosts`` of ``counters``, changed in
-the transaction that makes or ends a claim. That row is locked first by each of
-them, which makes them take turns on every database.
 """
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import models
+from nova_precache.db import claims, models, recording
 from nova_precache.db import session as db_session
-
-CLAIMED_HOSTS = 'claimed_hosts'
-COUNTERS = (CLAIMED_HOSTS, 'requests')
-
-_CHUNK = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A host that this conductor may call until the lease runs out."""
-
-    host: str
-    cell_uuid: str
-    epoch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +34,6 @@ class Assignment:
     attempts: int
     mismatches: int
     joins: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class HostDone:
-    """A (request, host) whose last task has become final; the index-th host that did."""
-
-    request_id: str
-    host: str
-    index: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """What an outcome changed: nothing when its call no longer counted."""
-
-    current: bool
-    requests: tuple[str, ...] = ()
-    hosts_done: tuple[HostDone, ...] = ()
-
-
-STALE = Recorded(current=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,23 +62,23 @@ class Jobs:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
 
-    # Claims
-
     def claim(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()
-    ) -> Claim | None:
+    ) -> claims.Claim | None:
         """Lease the host of the most urgent job that waits, if the limit allows.
 
         :param limit: most hosts claimed at once over all conductors
         :param avoid_cells: uuids of cells that are not to be called now
         """
         return self._database.write(
-            lambda session: self._claim(session, conductor_id, limit, avoid_cells)
+            lambda session: claims.claim(session, conductor_id, limit, avoid_cells, self._lease)
         )
 
-    def take_over(self, conductor_id: str) -> Claim | None:
+    def take_over(self, conductor_id: str) -> claims.Claim | None:
         """Take over a claim that another conductor let expire; it goes on counting."""
-        return self._database.write(lambda session: self._take_over(session, conductor_id))
+        return self._database.write(
+            lambda session: claims.take_over(session, conductor_id, self._lease)
+        )
 
     def renew(self, conductor_id: str) -> Sequence[str]:
         """Extend the leases of this conductor; gives the hosts that it still holds."""
@@ -134,32 +95,13 @@ class Jobs:
 
     def release(self, conductor_id: str, host: str) -> bool:
         """Give a host back; False when another conductor has taken it over."""
-
-        def work(session: orm.Session) -> bool:
-            _lock_counter(session)
-            released = session.execute(
-                db_session.update(models.Claim)
-                .where(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
-                .values(conductor_id=None, lease_expires_at=None)
-            )
-            _recount(session)
-            return db_session.rowcount(released) == 1
-
-        return self._database.write(work)
+        held = sa.and_(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
+        return self._database.write(lambda session: claims.release(session, held) == 1)
 
     def release_all(self, conductor_id: str) -> None:
         """Give back every host of a conductor that stops."""
-
-        def work(session: orm.Session) -> None:
-            _lock_counter(session)
-            session.execute(
-                db_session.update(models.Claim)
-                .where(models.Claim.conductor_id == conductor_id)
-                .values(conductor_id=None, lease_expires_at=None)
-            )
-            _recount(session)
-
-        self._database.write(work)
+        held = models.Claim.conductor_id == conductor_id
+        self._database.write(lambda session: claims.release(session, held))
 
     def claimed_hosts(self, conductor_id: str | None = None) -> Sequence[str]:
         """Give the hosts that are claimed by one conductor, or by any."""
@@ -168,62 +110,6 @@ class Jobs:
             query = query.where(models.Claim.conductor_id == conductor_id)
         with self._database.reader() as session:
             return session.scalars(query).all()
-
-    def _claim(
-        self, session: orm.Session, conductor_id: str, limit: int, avoid_cells: Collection[str]
-    ) -> Claim | None:
-        _lock_counter(session)
-        if _recount(session) >= limit:
-            return None
-        now = db_session.now(session)
-        job = session.execute(_next_claimable(now, avoid_cells)).first()
-        if job is None:
-            return None
-        epoch = self._lease_host(session, conductor_id, job.host, job.cell_uuid, now)
-        _recount(session)
-        return Claim(job.host, job.cell_uuid, epoch)
-
-    def _lease_host(
-        self,
-        session: orm.Session,
-        conductor_id: str,
-        host: str,
-        cell_uuid: str,
-        now: datetime.datetime,
-    ) -> int:
-        lease = {
-            'conductor_id': conductor_id,
-            'cell_uuid': cell_uuid,
-            'lease_expires_at': now + self._lease,
-        }
-        epoch = session.scalars(
-            sa.select(models.Claim.epoch).where(models.Claim.host == host)
-        ).first()
-        if epoch is None:
-            session.execute(sa.insert(models.Claim).values(host=host, epoch=1, **lease))
-            return 1
-        session.execute(
-            db_session.update(models.Claim)
-            .where(models.Claim.host == host)
-            .values(epoch=models.Claim.epoch + 1, **lease)
-        )
-        return epoch + 1
-
-    def _take_over(self, session: orm.Session, conductor_id: str) -> Claim | None:
-        _lock_counter(session)
-        now = db_session.now(session)
-        expired = session.execute(
-            sa.select(models.Claim.host, models.Claim.cell_uuid)
-            .where(models.Claim.conductor_id != conductor_id, models.Claim.lease_expires_at < now)
-            .order_by(models.Claim.lease_expires_at)
-            .limit(1)
-        ).first()
-        if expired is None:
-            return None
-        epoch = self._lease_host(session, conductor_id, expired.host, expired.cell_uuid, now)
-        return Claim(expired.host, expired.cell_uuid, epoch)
-
-    # Jobs under a claim
 
     def assign(self, conductor_id: str, host: str) -> Assignment | None:
         """Choose the host's next job and fence it with a new epoch.
@@ -268,10 +154,10 @@ class Jobs:
 
         return self._database.write(work)
 
-    def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> Recorded:
+    def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> recording.Recorded:
         """Make a job and all tasks that want it final."""
         return self._database.write(
-            lambda session: _finish(session, _current(job_id, epoch), job_id, outcome)
+            lambda session: recording.finish(session, _current(job_id, epoch), job_id, outcome)
         )
 
     def retry(
@@ -279,7 +165,9 @@ class Jobs:
     ) -> bool:
         """Have a job wait for its next attempt, holding no slot; False when stale."""
         return self._database.write(
-            lambda session: _retry(session, job_id, epoch, outcome, delay_seconds)
+            lambda session: recording.wait(
+                session, _current(job_id, epoch), job_id, outcome, delay_seconds
+            )
         )
 
     def askers(self, job_id: str) -> Sequence[Asker]:
@@ -297,15 +185,17 @@ class Jobs:
 
     def end_tasks(
         self, job_id: str, request_ids: Collection[str], outcome: model.ImageOutcome
-    ) -> Recorded:
+    ) -> recording.Recorded:
         """Make the tasks of some requests final and leave the job to the others."""
 
         chosen = sa.and_(
             models.Task.job_uuid == job_id, models.Task.request_id.in_(list(request_ids))
         )
-        return self._database.write(lambda session: give_up(session, chosen, outcome))
+        return self._database.write(lambda session: recording.give_up(session, chosen, outcome))
 
-    def skip_waiting(self, request_id: str, hosts: Collection[str], reason: str) -> Recorded:
+    def skip_waiting(
+        self, request_id: str, hosts: Collection[str], reason: str
+    ) -> recording.Recorded:
         """End the tasks of some hosts that no compute has begun, and jobs nobody wants now."""
 
         chosen = sa.and_(
@@ -314,7 +204,7 @@ class Jobs:
             models.Task.status.in_(model.TASK_WAITING),
         )
         outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, reason)
-        return self._database.write(lambda session: give_up(session, chosen, outcome))
+        return self._database.write(lambda session: recording.give_up(session, chosen, outcome))
 
     def due_in_cell(self, cell_uuid: str) -> Sequence[Assignment]:
         """Give the jobs of a cell that would be called now, without claiming them."""
@@ -322,28 +212,23 @@ class Jobs:
             now = db_session.now(session)
             rows = session.scalars(
                 sa.select(models.Job)
-                .where(models.Job.cell_uuid == cell_uuid, _due(now), _unclaimed())
+                .where(models.Job.cell_uuid == cell_uuid, claims.due(now), claims.unclaimed())
                 .order_by(models.Job.id)
             ).all()
             return [_assignment(row, row.epoch or 0) for row in rows]
 
     def fail_unclaimed(
-        self, job_id: str, outcome: model.ImageOutcome, delay_seconds: float | None
-    ) -> Recorded:
-        """Count an attempt that was not made because the cell is unreachable.
+        self, failures: Sequence[tuple[str, float | None]], outcome: model.ImageOutcome
+    ) -> Sequence[recording.Recorded]:
+        """Count attempts that were not made because the cell is unreachable.
 
-        :param delay_seconds: None ends the job
+        :param failures: ids of jobs, each with the seconds to its next attempt, None to end it
         """
-        waiting = models.Job.status.in_(model.TASK_WAITING)
-        free = sa.and_(models.Job.uuid == job_id, waiting, _unclaimed())
-
-        def work(session: orm.Session) -> Recorded:
-            counted = _wait(session, free, job_id, outcome, delay_seconds or 0, attempts=1)
-            if not counted or delay_seconds is not None:
-                return STALE
-            return _finish(session, free, job_id, outcome)
-
-        return self._database.write(work)
+        return self._database.write(
+            lambda session: [
+                _fail_unclaimed(session, job_id, outcome, delay) for job_id, delay in failures
+            ]
+        )
 
     def depth(self) -> int:
         """Count the jobs in flight."""
@@ -355,71 +240,18 @@ class Jobs:
             ).one()
 
 
-def _lock_counter(session: orm.Session) -> None:
-    session.execute(
-        db_session.update(models.Counter)
-        .where(models.Counter.name == CLAIMED_HOSTS)
-        .values(value=models.Counter.value)
-    )
-
-
-def _recount(session: orm.Session) -> int:
-    """Set the counter from the live claims; the caller holds its row lock."""
-    live = session.scalars(
-        sa.select(sa.func.count())
-        .select_from(models.Claim)
-        .where(models.Claim.conductor_id.is_not(None))
-    ).one()
-    session.execute(
-        db_session.update(models.Counter)
-        .where(models.Counter.name == CLAIMED_HOSTS)
-        .values(value=live)
-    )
-    return live
-
-
-def _due(now: datetime.datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        models.Job.ready,
-        models.Job.status.in_(model.TASK_IN_FLIGHT),
-        sa.or_(models.Job.next_attempt_at.is_(None), models.Job.next_attempt_at <= now),
-    )
-
-
-def _unclaimed() -> sa.ColumnElement[bool]:
-    return ~sa.exists().where(
-        models.Claim.host == models.Job.host, models.Claim.conductor_id.is_not(None)
-    )
-
-
-def _urgency() -> tuple[sa.ColumnElement[int], ...]:
-    """What bytes already move for comes first: it is joined, so that nothing runs beside it."""
-    is_moving = sa.case((models.Job.status.in_(model.TASK_WORKING), 0), else_=1)
-    return is_moving, models.Job.priority.desc(), models.Job.id.asc()
-
-
-def _next_claimable(now: datetime.datetime, avoid_cells: Collection[str]) -> sa.Select[str, str]:
-    query = sa.select(models.Job.host, models.Job.cell_uuid).where(_due(now), _unclaimed())
-    if avoid_cells:
-        query = query.where(models.Job.cell_uuid.not_in(list(avoid_cells)))
-    return query.order_by(*_urgency()).limit(1)
-
-
 def _assign(
     session: orm.Session, conductor_id: str, host: str, job_id: str | None
 ) -> Assignment | None:
-    fenced = session.execute(
-        db_session.update(models.Claim)
-        .where(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
-        .values(epoch=models.Claim.epoch + 1)
-    )
-    if db_session.rowcount(fenced) != 1:
+    epoch = claims.fence(session, conductor_id, host)
+    if epoch is None:
         return None
-    epoch = session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).one()
-    query = sa.select(models.Job).where(models.Job.host == host, _due(db_session.now(session)))
+    query = sa.select(models.Job).where(
+        models.Job.host == host, claims.due(db_session.now(session))
+    )
     if job_id is not None:
         query = query.where(models.Job.uuid == job_id)
-    job = session.scalars(query.order_by(*_urgency()).limit(1)).first()
+    job = session.scalars(query.order_by(*claims.urgency()).limit(1)).first()
     if job is None:
         return None
     attempt: dict[str, object] = {}
@@ -438,7 +270,7 @@ def _assign(
     if db_session.rowcount(assigned) != 1:
         return None  # it has ended, or was begun, since it was chosen
     if attempt:
-        _mirror(session, job.uuid, **attempt)
+        recording.mirror(session, job.uuid, **attempt)
     session.refresh(job)
     return _assignment(job, epoch)
 
@@ -491,7 +323,9 @@ def _begin(session: orm.Session, job_id: str, epoch: int, starts: bool) -> bool:
         sa.select(models.Job.status, models.Job.attempts).where(models.Job.uuid == job_id)
     ).one()
     started_at = sa.func.coalesce(models.Task.started_at, now)
-    _mirror(session, job_id, status=job.status, attempts=job.attempts, started_at=started_at)
+    recording.mirror(
+        session, job_id, status=job.status, attempts=job.attempts, started_at=started_at
+    )
     _start_requests(session, job_id, now)
     return True
 
@@ -508,16 +342,6 @@ def _start_requests(session: orm.Session, job_id: str, now: datetime.datetime) -
     )
 
 
-def _mirror(session: orm.Session, job_id: str, **values: object) -> None:
-    """Show a job's state in the tasks that want it."""
-    session.execute(
-        db_session.update(models.Task)
-        .where(models.Task.job_uuid == job_id)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .values(**values)
-    )
-
-
 def _record_progress(session: orm.Session, report: ProgressReport, now: datetime.datetime) -> bool:
     progress = report.progress
     job = models.Job
@@ -531,210 +355,28 @@ def _record_progress(session: orm.Session, report: ProgressReport, now: datetime
             status=progress.status if known else job.status,
             progress_sequence=report.sequence,
             progress_at=now,
-            bytes_done=_at_least(job.bytes_done, progress.bytes_done),
+            bytes_done=recording.at_least(job.bytes_done, progress.bytes_done),
             bytes_total=sa.func.coalesce(progress.bytes_total, job.bytes_total),
         )
     )
     if db_session.rowcount(changed) != 1:
         return False
-    _mirror(
+    recording.mirror(
         session,
         report.job_id,
         status=progress.status if known else models.Task.status,
-        bytes_done=_at_least(models.Task.bytes_done, progress.bytes_done),
+        bytes_done=recording.at_least(models.Task.bytes_done, progress.bytes_done),
         bytes_total=sa.func.coalesce(progress.bytes_total, models.Task.bytes_total),
     )
     return True
 
 
-def _at_least(column: orm.InstrumentedAttribute[int], value: int) -> sa.Case[int]:
-    return sa.case((column < value, value), else_=column)
-
-
-def _finish(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
-    outcome: model.ImageOutcome,
-) -> Recorded:
-    ended = session.execute(
-        db_session.update(models.Job)
-        .where(which)
-        .values(
-            status=outcome.status,
-            reason=outcome.reason,
-            active_key=None,
-            bytes_done=_at_least(models.Job.bytes_done, outcome.bytes_done),
-            bytes_total=sa.func.coalesce(outcome.bytes_total, models.Job.bytes_total),
-            next_attempt_at=None,
-            finished_at=db_session.now(session),
-        )
-    )
-    if db_session.rowcount(ended) != 1:
-        return STALE
-    return _end_tasks(session, models.Task.job_uuid == job_id, outcome)
-
-
-def _end_tasks(
-    session: orm.Session, which: sa.ColumnElement[bool], outcome: model.ImageOutcome
-) -> Recorded:
-    in_flight = models.Task.status.in_(model.TASK_IN_FLIGHT)
-    wanting = sa.select(models.Task.request_id).where(which, in_flight).distinct()
-    requests = tuple(sorted(session.scalars(wanting)))
-    _lock_requests(session, requests)
-    # Only now: whoever held a request's lock may have ended some of these tasks.
-    pairs = sa.select(models.Task.request_id, models.Task.host).where(which, in_flight).distinct()
-    touched = sorted((row.request_id, row.host) for row in session.execute(pairs))
-    session.execute(
-        db_session.update(models.Task)
-        .where(which, in_flight)
-        .values(
-            status=outcome.status,
-            reason=outcome.reason,
-            bytes_done=_at_least(models.Task.bytes_done, outcome.bytes_done),
-            bytes_total=sa.func.coalesce(outcome.bytes_total, models.Task.bytes_total),
-            next_attempt_at=None,
-            finished_at=db_session.now(session),
-        )
-    )
-    return Recorded(
-        current=True,
-        requests=requests,
-        hosts_done=tuple(
-            done for pair in touched if (done := _host_done(session, *pair)) is not None
-        ),
-    )
-
-
-def _lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
-    """Have those who end tasks of one request take turns, so that hosts_done adds up."""
-    for request_id in request_ids:
-        session.execute(
-            db_session.update(models.CacheRequest)
-            .where(models.CacheRequest.id == request_id)
-            .values(hosts_done=models.CacheRequest.hosts_done)
-        )
-
-
-def _host_done(session: orm.Session, request_id: str, host: str) -> HostDone | None:
-    """Count the host as done for the request when nothing of it is in flight.
-
-    Before the plan is complete nobody knows that; whoever completes it counts these hosts.
-    """
-    still = (
-        sa.select(models.Task.id)
-        .where(models.Task.request_id == request_id, models.Task.host == host)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .limit(1)
-    )
-    if session.scalars(still).first() is not None:
-        return None
-    this = models.CacheRequest.id == request_id
-    counted = session.execute(
-        db_session.update(models.CacheRequest)
-        .where(this, models.CacheRequest.status != model.RequestStatus.ACCEPTED)
-        .values(hosts_done=models.CacheRequest.hosts_done + 1)
-    )
-    if db_session.rowcount(counted) != 1:
-        return None
-    index = session.scalars(sa.select(models.CacheRequest.hosts_done).where(this)).one()
-    return HostDone(request_id, host, index)
-
-
-def _retry(
-    session: orm.Session,
-    job_id: str,
-    epoch: int,
-    outcome: model.ImageOutcome,
-    delay_seconds: float,
-) -> bool:
-    return _wait(session, _current(job_id, epoch), job_id, outcome, delay_seconds)
-
-
-def _wait(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
-    outcome: model.ImageOutcome,
-    delay_seconds: float,
-    attempts: int = 0,
-) -> bool:
-    """Put a job and its tasks into retry_wait; without an epoch no call of it counts."""
-    due = db_session.now(session) + datetime.timedelta(seconds=delay_seconds)
-    mismatches = 1 if outcome.retry == model.Retry.ONCE else 0
-    waits = session.execute(
-        db_session.update(models.Job)
-        .where(which)
-        .values(
-            status=model.TaskStatus.RETRY_WAIT,
-            reason=outcome.reason,
-            epoch=None,
-            attempts=models.Job.attempts + attempts,
-            mismatches=models.Job.mismatches + mismatches,
-            next_attempt_at=due,
-        )
-    )
-    if db_session.rowcount(waits) != 1:
-        return False
-    _mirror(
-        session,
-        job_id,
-        status=model.TaskStatus.RETRY_WAIT,
-        reason=outcome.reason,
-        attempts=models.Task.attempts + attempts,
-        next_attempt_at=due,
-    )
-    return True
-
-
-def give_up(
-    session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
-) -> Recorded:
-    """Make those chosen tasks final that are in flight, and end the jobs nobody wants then."""
-    wanted = (
-        sa.select(models.Job.active_key)
-        .join(models.Task, models.Task.job_uuid == models.Job.uuid)
-        .where(chosen, models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .distinct()
-    )
-    keys = sorted(filter(None, session.scalars(wanted)))
-    _lock_jobs(session, keys)
-    recorded = _end_tasks(session, chosen, outcome)
-    _end_unwanted_jobs(session, keys)
-    return recorded
-
-
-def _lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
-    """Keep a plan from joining jobs while it is decided whether they are still wanted.
-
-    By their active keys, as a plan locks them: in another order they might deadlock.
-    """
-    for chunk in _chunks(keys):
-        session.execute(
-            db_session.update(models.Job)
-            .where(models.Job.active_key.in_(chunk))
-            .values(priority=models.Job.priority)
-        )
-
-
-def _end_unwanted_jobs(session: orm.Session, keys: Sequence[str]) -> None:
-    """End those waiting jobs that no task in flight wants; the caller holds their row locks."""
-    wanted = sa.exists().where(
-        models.Task.job_uuid == models.Job.uuid, models.Task.status.in_(model.TASK_IN_FLIGHT)
-    )
-    for chunk in _chunks(keys):
-        session.execute(
-            db_session.update(models.Job)
-            .where(models.Job.active_key.in_(chunk))
-            .where(models.Job.status.in_(model.TASK_WAITING), ~wanted)
-            .values(
-                status=model.TaskStatus.SKIPPED,
-                active_key=None,
-                next_attempt_at=None,
-                finished_at=db_session.now(session),
-            )
-        )
-
-
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))
+def _fail_unclaimed(
+    session: orm.Session, job_id: str, outcome: model.ImageOutcome, delay_seconds: float | None
+) -> recording.Recorded:
+    waiting = models.Job.status.in_(model.TASK_WAITING)
+    free = sa.and_(models.Job.uuid == job_id, waiting, claims.unclaimed())
+    counted = recording.wait(session, free, job_id, outcome, delay_seconds or 0, attempts=1)
+    if not counted or delay_seconds is not None:
+        return recording.STALE
+    return recording.finish(session, free, job_id, outcome)

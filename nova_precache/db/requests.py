@@ -11,11 +11,9 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import jobs as db_jobs
-from nova_precache.db import models
+from nova_precache.db import models, plans, recording
 from nova_precache.db import session as db_session
 
-PLAN_LEASE_SECONDS = 60
 _RACES = 5
 
 
@@ -42,18 +40,6 @@ class NewRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedTask:
-    """One (host, image) of a plan: queued, or with its outcome already known."""
-
-    host: str
-    cell_uuid: str | None
-    image_id: str
-    status: str = model.TaskStatus.QUEUED
-    reason: str | None = None
-    bytes_total: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class ToPlan:
     """A request whose planning this conductor holds."""
 
@@ -74,7 +60,9 @@ class Requests:
         :raises nova_precache.exception.TooMany: a limit of ``[image_cache]`` would be exceeded
         """
         self._check_size(new)
-        return self._database.write(lambda session: self._accept(session, new))
+        # Made here: a commit whose answer was lost is tried again, and found done.
+        request_id = str(uuid.uuid4())
+        return self._database.write(lambda session: self._accept(session, request_id, new))
 
     def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
         """Give a request with its counts; ``project_id`` None means any project's.
@@ -124,7 +112,14 @@ class Requests:
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
         """Take the oldest unplanned request for this conductor, for a while."""
-        return self._database.write(lambda session: _next_to_plan(session, conductor_id))
+
+        def work(session: orm.Session) -> ToPlan | None:
+            row = plans.take_next(session, conductor_id)
+            if row is None:
+                return None
+            return ToPlan(request=_to_models(session, [row])[0], is_admin=row.is_admin)
+
+        return self._database.write(work)
 
     def postpone_plan(self, request_id: str, conductor_id: str, seconds: float) -> None:
         """Leave a request to be planned later, by whichever conductor comes first."""
@@ -132,14 +127,16 @@ class Requests:
         def work(session: orm.Session) -> None:
             later = db_session.now(session) + datetime.timedelta(seconds=seconds)
             session.execute(
-                _planned_by(request_id, conductor_id).values(
+                plans.planned_by(request_id, conductor_id).values(
                     planner=str(uuid.uuid4()), planner_lease_until=later
                 )
             )
 
         self._database.write(work)
 
-    def add_tasks(self, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]) -> bool:
+    def add_tasks(
+        self, request_id: str, conductor_id: str, tasks: Sequence[plans.PlannedTask]
+    ) -> bool:
         """Write one chunk of a plan; what an earlier try wrote stays as it is.
 
         :returns: False when another conductor has taken the planning over
@@ -147,7 +144,7 @@ class Requests:
         for _ in range(_RACES):
             try:
                 return self._database.write(
-                    lambda session: _add_tasks(session, request_id, conductor_id, tasks)
+                    lambda session: plans.add_tasks(session, request_id, conductor_id, tasks)
                 )
             except db_exception.DBDuplicateEntry:
                 continue  # another request's plan made the same job; join it
@@ -161,13 +158,13 @@ class Requests:
 
         def work(session: orm.Session) -> Sequence[str] | None:
             planned = session.execute(
-                _planned_by(request_id, conductor_id).values(
+                plans.planned_by(request_id, conductor_id).values(
                     status=model.RequestStatus.PLANNED, planner=None, planner_lease_until=None
                 )
             )
             if db_session.rowcount(planned) != 1:
                 return None
-            return _open(session, request_id)
+            return plans.open_jobs(session, request_id)
 
         return self._database.write(work)
 
@@ -178,7 +175,7 @@ class Requests:
 
         def work(session: orm.Session) -> bool:
             changed = session.execute(
-                _planned_by(request_id, conductor_id).values(
+                plans.planned_by(request_id, conductor_id).values(
                     status=model.RequestStatus.FAILED,
                     reason=reason,
                     finished_at=db_session.now(session),
@@ -186,7 +183,7 @@ class Requests:
             )
             if db_session.rowcount(changed) != 1:
                 return False
-            db_jobs.give_up(session, planned, outcome)
+            recording.give_up(session, planned, outcome)
             return True
 
         return self._database.write(work)
@@ -243,8 +240,14 @@ class Requests:
             return {row.image_id: row.status for row in session.execute(query)}
 
     def purge(self, retention_days: int) -> int:
-        """Delete requests that ended longer ago, with their tasks and jobs nobody refers to."""
-        return self._database.write(lambda session: _purge(session, retention_days))
+        """Delete requests that ended longer ago, with their tasks, and the jobs they leave.
+
+        One request a transaction, since one may have many tasks.
+        """
+        purged = 0
+        while self._database.write(lambda session: _purge_oldest(session, retention_days)):
+            purged += 1
+        return purged
 
     def _check_size(self, new: NewRequest) -> None:
         images, tasks = len(new.images), len(new.images) * len(new.aggregate.hosts)
@@ -258,11 +261,14 @@ class Requests:
                 'tasks', tasks, 'max_tasks_per_request', limits.max_tasks_per_request
             )
 
-    def _accept(self, session: orm.Session, new: NewRequest) -> model.CacheRequest:
+    def _accept(self, session: orm.Session, request_id: str, new: NewRequest) -> model.CacheRequest:
+        saved = session.get(models.CacheRequest, request_id)
+        if saved is not None:
+            return _to_models(session, [saved])[0]
         number = _next_number(session)
         self._check_active(session, new.project_id)
         row = models.CacheRequest(
-            id=str(uuid.uuid4()),
+            id=request_id,
             number=number,
             status=model.RequestStatus.ACCEPTED,
             aggregate_id=new.aggregate.id,
@@ -323,182 +329,6 @@ def _load(session: orm.Session, request_id: str, project_id: str | None) -> mode
     return row
 
 
-def _next_to_plan(session: orm.Session, conductor_id: str) -> ToPlan | None:
-    now = db_session.now(session)
-    request = models.CacheRequest
-    unheld = sa.or_(
-        request.planner.is_(None),
-        request.planner == conductor_id,
-        request.planner_lease_until < now,
-    )
-    query = (
-        sa.select(request)
-        .where(request.status == model.RequestStatus.ACCEPTED, unheld)
-        .order_by(request.priority.desc(), request.number)
-        .limit(1)
-    )
-    row = session.scalars(query).first()
-    if row is None:
-        return None
-    taken = session.execute(
-        db_session.update(request)
-        .where(request.id == row.id, request.status == model.RequestStatus.ACCEPTED, unheld)
-        .values(
-            planner=conductor_id,
-            planner_lease_until=now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS),
-        )
-    )
-    if db_session.rowcount(taken) != 1:
-        return None
-    return ToPlan(request=_to_models(session, [row])[0], is_admin=row.is_admin)
-
-
-def _planned_by(request_id: str, conductor_id: str) -> sa.Update:
-    return (
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id == request_id)
-        .where(models.CacheRequest.planner == conductor_id)
-        .where(models.CacheRequest.status == model.RequestStatus.ACCEPTED)
-    )
-
-
-def _add_tasks(
-    session: orm.Session, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]
-) -> bool:
-    now = db_session.now(session)
-    lease = now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS)
-    held = session.execute(_planned_by(request_id, conductor_id).values(planner_lease_until=lease))
-    if db_session.rowcount(held) != 1:
-        return False
-    new = _not_yet_planned(session, request_id, tasks)
-    priority = session.scalars(
-        sa.select(models.CacheRequest.priority).where(models.CacheRequest.id == request_id)
-    ).one()
-    jobs = _join_jobs(session, [t for t in new if _is_queued(t)], priority, now)
-    rows = [_task_row(request_id, task, jobs, now) for task in new]
-    if rows:
-        session.execute(sa.insert(models.Task), rows)
-    return True
-
-
-def _is_queued(task: PlannedTask) -> bool:
-    return task.status == model.TaskStatus.QUEUED
-
-
-def _active_key(host: str, image_id: str) -> str:
-    return f'{host}/{image_id}'
-
-
-def _not_yet_planned(
-    session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
-) -> list[PlannedTask]:
-    hosts = {task.host for task in tasks}
-    query = sa.select(models.Task.host, models.Task.image_id).where(
-        models.Task.request_id == request_id, models.Task.host.in_(hosts)
-    )
-    known = {(row.host, row.image_id) for row in session.execute(query)}
-    return [task for task in tasks if (task.host, task.image_id) not in known]
-
-
-def _join_jobs(
-    session: orm.Session, tasks: Sequence[PlannedTask], priority: int, now: datetime.datetime
-) -> dict[str, str]:
-    """Map each task's active key to the uuid of the job that does its work.
-
-    The update comes first: it locks the jobs that are active, so that none of
-    them can end between here and the insert of the tasks that join it.
-    """
-    keys = [_active_key(task.host, task.image_id) for task in tasks]
-    session.execute(
-        db_session.update(models.Job)
-        .where(models.Job.active_key.in_(keys))
-        .values(
-            priority=sa.case((models.Job.priority < priority, priority), else_=models.Job.priority)
-        )
-    )
-    active = sa.select(models.Job.active_key, models.Job.uuid).where(
-        models.Job.active_key.in_(keys)
-    )
-    jobs = {row.active_key: row.uuid for row in session.execute(active)}
-    rows = [
-        _job_row(task, priority, now)
-        for task, key in zip(tasks, keys, strict=True)
-        if key not in jobs
-    ]
-    if rows:
-        session.execute(sa.insert(models.Job), rows)
-    return {**jobs, **{row['active_key']: row['uuid'] for row in rows}}
-
-
-def _job_row(task: PlannedTask, priority: int, now: datetime.datetime) -> model.Json:
-    return {
-        'uuid': str(uuid.uuid4()),
-        'active_key': _active_key(task.host, task.image_id),
-        'host': task.host,
-        'cell_uuid': task.cell_uuid,
-        'image_id': task.image_id,
-        'status': model.TaskStatus.QUEUED,
-        'priority': priority,
-        'ready': False,
-        'attempts': 0,
-        'mismatches': 0,
-        'bytes_done': 0,
-        'bytes_total': task.bytes_total,
-        'progress_sequence': 0,
-        'created_at': now,
-    }
-
-
-def _task_row(
-    request_id: str, task: PlannedTask, jobs: Mapping[str, str], now: datetime.datetime
-) -> model.Json:
-    return {
-        'request_id': request_id,
-        'host': task.host,
-        'cell_uuid': task.cell_uuid,
-        'image_id': task.image_id,
-        'job_uuid': jobs.get(_active_key(task.host, task.image_id)) if _is_queued(task) else None,
-        'status': task.status,
-        'reason': task.reason,
-        'attempts': 0,
-        'bytes_done': 0,
-        'bytes_total': task.bytes_total,
-        'created_at': now,
-        'finished_at': None if _is_queued(task) else now,
-    }
-
-
-def _open(session: orm.Session, request_id: str) -> Sequence[str]:
-    """Let the jobs of a complete plan be claimed; the caller holds the request's row lock."""
-    hosts = _hosts_in_flight(session, request_id)
-    done = [host for host, in_flight in hosts.items() if not in_flight]
-    session.execute(
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id == request_id)
-        .values(planned_at=db_session.now(session), hosts_total=len(hosts), hosts_done=len(done))
-    )
-    wanted = sa.select(models.Task.job_uuid).where(
-        models.Task.request_id == request_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
-    )
-    session.execute(
-        db_session.update(models.Job).where(models.Job.uuid.in_(wanted)).values(ready=True)
-    )
-    return done
-
-
-def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
-    """Map the hosts of a request, in the order of the plan, to their tasks in flight."""
-    task = models.Task
-    in_flight = sa.func.sum(sa.case((task.status.in_(model.TASK_IN_FLIGHT), 1), else_=0))
-    query = (
-        sa.select(task.host, in_flight)
-        .where(task.request_id == request_id)
-        .group_by(task.host)
-        .order_by(sa.func.min(task.id))
-    )
-    return {host: int(count or 0) for host, count in session.execute(query)}
-
-
 def _complete(session: orm.Session, request_id: str) -> bool:
     counts = _counts(session, [request_id]).get(request_id, {})
     if any(status in model.TASK_IN_FLIGHT for status in counts):
@@ -526,18 +356,29 @@ def final_status(counts: Mapping[str, int]) -> model.RequestStatus:
     return model.RequestStatus.FAILED
 
 
-def _purge(session: orm.Session, retention_days: int) -> int:
+def _purge_oldest(session: orm.Session, retention_days: int) -> bool:
     before = db_session.now(session) - datetime.timedelta(days=retention_days)
-    deleted = session.execute(
-        sa.delete(models.CacheRequest).where(models.CacheRequest.finished_at < before)
+    request_id = session.scalars(
+        sa.select(models.CacheRequest.id)
+        .where(models.CacheRequest.finished_at < before)
+        .order_by(models.CacheRequest.finished_at)
+        .limit(1)
+    ).first()
+    if request_id is None:
+        return False
+    jobs = session.scalars(
+        sa.select(models.Task.job_uuid).where(models.Task.request_id == request_id)
     )
-    orphans = ~sa.exists().where(models.Task.job_uuid == models.Job.uuid)
-    session.execute(
-        sa.delete(models.Job).where(
-            models.Job.active_key.is_(None), models.Job.finished_at < before, orphans
+    orphans = sorted({job for job in jobs if job is not None})
+    session.execute(sa.delete(models.CacheRequest).where(models.CacheRequest.id == request_id))
+    for chunk in db_session.chunks(orphans):
+        wanted = sa.exists().where(models.Task.job_uuid == models.Job.uuid)
+        session.execute(
+            sa.delete(models.Job).where(
+                models.Job.uuid.in_(chunk), models.Job.active_key.is_(None), ~wanted
+            )
         )
-    )
-    return db_session.rowcount(deleted)
+    return True
 
 
 def _counts(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, int]]:

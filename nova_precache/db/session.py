@@ -8,7 +8,7 @@ reads and then writes fails at once when another one wrote in between.
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -22,6 +22,7 @@ from sqlalchemy.sql import functions
 T = TypeVar('T')
 
 BUSY_TIMEOUT_MS = 30_000
+CHUNK_KEYS = 500
 
 
 class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
@@ -109,6 +110,11 @@ def connect(conf: cfg.ConfigOpts) -> Database:
 def update(entity: type[Any]) -> sa.Update:
     """An UPDATE that leaves the objects in the session alone."""
     return sa.update(entity).execution_options(synchronize_session=False)
+
+
+def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
+    """Split keys for IN clauses, of which databases take so many at a time."""
+    return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 def rowcount(result: sa.Result[Any]) -> int:

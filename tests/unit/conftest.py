@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from nova_precache import conf as options
 from nova_precache import model
 from nova_precache.cells import inventory
-from nova_precache.db import agents, models, requests, schema, session
+from nova_precache.db import agents, claims, models, plans, requests, schema, session
 from nova_precache.db import jobs as db_jobs
 
 LIMITS = requests.Limits(
@@ -80,7 +80,7 @@ class World:
             request.id,
             PLANNER,
             [
-                requests.PlannedTask(host, cell_uuid or self.cell.uuid, image, bytes_total=100)
+                plans.PlannedTask(host, cell_uuid or self.cell.uuid, image, bytes_total=100)
                 for host in hosts
                 for image in images or request.images
             ],
@@ -122,7 +122,7 @@ class World:
     def claimed(self) -> int:
         """The counter that the limit is compared with."""
         with self.database.reader() as reader:
-            row = reader.get(models.Counter, db_jobs.CLAIMED_HOSTS)
+            row = reader.get(models.Counter, claims.CLAIMED_HOSTS)
             assert row is not None
             return row.value
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nova_precache import model
+from nova_precache.db import plans
 from nova_precache.db import requests as store
 
 
@@ -30,7 +31,7 @@ def plan(api: Any, request_id: str) -> list[model.Task]:
     assert to_plan.request.id == request_id
     cell = api.inventory.list_cells()[0].uuid
     tasks = [
-        store.PlannedTask(host=host, cell_uuid=cell, image_id=image)
+        plans.PlannedTask(host=host, cell_uuid=cell, image_id=image)
         for host in ('host1', 'host2')
         for image in to_plan.request.images
     ]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import models, requests
+from nova_precache.db import models, plans, requests
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import LONG_AGO
 
@@ -243,7 +243,7 @@ def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:
 def test_a_plan_broken_off_in_its_middle_is_completed_by_another_conductor(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'])
     assert parts.world.requests.next_to_plan('dead')
-    done = requests.PlannedTask('h1', parts.world.cell.uuid, asked.images[0])
+    done = plans.PlannedTask('h1', parts.world.cell.uuid, asked.images[0])
     assert parts.world.requests.add_tasks(asked.request.id, 'dead', [done])
     _make_plannable(parts)
 

@@ -4,7 +4,7 @@
 from typing import Any
 
 from nova_precache import model
-from nova_precache.db import jobs, requests
+from nova_precache.db import jobs, plans, requests
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import BROKEN, CACHED, PLANNER
 
@@ -126,7 +126,7 @@ def test_a_request_that_could_not_be_planned_has_a_start_and_an_end(parts: Parts
 def test_hosts_known_at_planning_are_counted_before_those_that_come_later(parts: Parts) -> None:
     request = parts.world.accept(['h1', 'h2'], ['i1'])
     parts.world.requests.next_to_plan(PLANNER)
-    down = requests.PlannedTask('h2', parts.world.cell.uuid, 'i1', 'skipped', 'host down')
+    down = plans.PlannedTask('h2', parts.world.cell.uuid, 'i1', 'skipped', 'host down')
     parts.world.requests.add_tasks(request.id, PLANNER, [down])
     parts.world.plan(request, ['h1'])
     hosts_done = parts.world.requests.mark_planned(request.id, PLANNER)

@@ -116,3 +116,11 @@ def test_agents_are_listed_by_host(world: World) -> None:
         world.agents.register(dataclasses.replace(AGENT, host=host))
 
     assert [agent.host for agent in world.agents.list()] == ['a', 'b', 'c']
+
+
+def test_a_living_agent_is_there_again_after_an_older_database_was_restored(world: World) -> None:
+    world.agents.report([AGENT])
+
+    [kept] = world.agents.list()
+    assert (kept.host, kept.agent_id) == ('host1', 'agent-1')
+    assert world.agents.down(['host1']) == {}

@@ -10,11 +10,11 @@ from concurrent import futures
 import pytest
 
 from nova_precache import model
-from nova_precache.db import jobs, models, session
+from nova_precache.db import claims, jobs, models, recording, session
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
 
-def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> jobs.Claim:
+def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> claims.Claim:
     claim = world.jobs.claim(conductor, limit)
     assert claim is not None
     return claim
@@ -35,7 +35,7 @@ def _report(
 
 def _finish(
     world: World, assigned: jobs.Assignment, outcome: model.ImageOutcome = CACHED
-) -> jobs.Recorded:
+) -> recording.Recorded:
     return world.jobs.finish(assigned.job_id, assigned.epoch, outcome)
 
 
@@ -45,9 +45,9 @@ def _finish(
 def test_the_limit_counts_the_claimed_hosts_of_all_conductors(world: World) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
 
-    claims = [world.jobs.claim(conductor, limit=2) for conductor in ('c1', 'c2', 'c3')]
+    made = [world.jobs.claim(conductor, limit=2) for conductor in ('c1', 'c2', 'c3')]
 
-    assert [claim and claim.host for claim in claims] == ['h1', 'h2', None]
+    assert [claim and claim.host for claim in made] == ['h1', 'h2', None]
     assert world.claimed() == 2
 
 
@@ -94,7 +94,7 @@ def test_the_hosts_of_a_cell_that_is_to_be_avoided_are_not_claimed(world: World)
 
     claim = world.jobs.claim('c1', limit=5, avoid_cells={'dead'})
 
-    assert claim == jobs.Claim('h2', 'alive', epoch=1)
+    assert claim == claims.Claim('h2', 'alive', epoch=1)
     assert world.jobs.claim('c1', limit=5, avoid_cells={'dead', 'alive'}) is None
 
 
@@ -191,7 +191,7 @@ def test_a_counter_that_went_wrong_is_put_right_from_the_living_claims(
 ) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
     _claim(world)
-    world.change(models.Counter, models.Counter.name == jobs.CLAIMED_HOSTS, value=wrong)
+    world.change(models.Counter, models.Counter.name == claims.CLAIMED_HOSTS, value=wrong)
 
     assert world.jobs.claim('c2', limit=2) is not None
     assert world.jobs.claim('c2', limit=2) is None
@@ -326,7 +326,7 @@ def test_a_stale_call_can_do_nothing(world: World) -> None:
     assert not world.jobs.begin(stale.job_id, stale.epoch)
     assert world.jobs.record_progress([_report(stale, 9, 50)]) == 0
     assert not world.jobs.retry(stale.job_id, stale.epoch, BROKEN, 0)
-    assert _finish(world, stale) == jobs.STALE
+    assert _finish(world, stale) == recording.STALE
 
     assert world.tasks(request) == before
     assert world.jobs.begin(current.job_id, current.epoch)
@@ -509,7 +509,7 @@ def test_a_late_result_after_the_final_one_changes_no_row(world: World) -> None:
     assert _finish(world, begun).current
     before = world.tasks(request)
 
-    assert _finish(world, begun, BROKEN) == jobs.STALE
+    assert _finish(world, begun, BROKEN) == recording.STALE
     assert not world.jobs.retry(begun.job_id, begun.epoch, BROKEN, 0)
 
     assert world.tasks(request) == before
@@ -527,13 +527,16 @@ def test_a_failure_keeps_its_reason(world: World) -> None:
 
 def test_the_hosts_of_a_request_are_counted_as_they_get_done(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
-    order: list[jobs.HostDone] = []
+    order: list[recording.HostDone] = []
     for _ in range(2):
         claim = _claim(world)
         while (assigned := world.jobs.assign('c1', claim.host)) is not None:
             order += _finish(world, assigned).hosts_done
 
-    assert order == [jobs.HostDone(request.id, 'h1', 1), jobs.HostDone(request.id, 'h2', 2)]
+    assert order == [
+        recording.HostDone(request.id, 'h1', 1),
+        recording.HostDone(request.id, 'h2', 2),
+    ]
     assert world.requests.get(request.id).hosts_done == 2
 
 
@@ -544,9 +547,9 @@ def test_a_job_that_waits_for_its_next_attempt_holds_no_slot(world: World) -> No
     assert world.jobs.assign('c1', 'h1') is None
     world.jobs.release('c1', 'h1')
 
-    claims = [world.jobs.claim('c2', limit=1), world.jobs.claim('c2', limit=100)]
+    made = [world.jobs.claim('c2', limit=1), world.jobs.claim('c2', limit=100)]
 
-    assert [claim and claim.host for claim in claims] == ['h2', None]
+    assert [claim and claim.host for claim in made] == ['h2', None]
     task = world.tasks(request)['h1', 'i1']
     assert (task.status, task.reason, task.attempts) == ('retry_wait', 'the line is dead', 1)
     assert task.next_attempt_at is not None
@@ -579,7 +582,7 @@ def test_ending_the_tasks_of_one_request_leaves_the_transfer_to_the_other(world:
 
     recorded = world.jobs.end_tasks(begun.job_id, [first.id], BROKEN)
 
-    assert recorded.hosts_done == (jobs.HostDone(first.id, 'h1', 1),)
+    assert recorded.hosts_done == (recording.HostDone(first.id, 'h1', 1),)
     assert world.statuses(first) == {('h1', 'i1'): 'error'}
     assert world.statuses(second) == {('h1', 'i1'): 'downloading'}
     assert [asker.request_id for asker in world.jobs.askers(begun.job_id)] == [second.id]
@@ -613,9 +616,9 @@ def test_the_waiting_tasks_of_hosts_that_left_end_skipped_and_those_in_work_go_o
         ('h3', 'i1'): 'queued',
         ('h3', 'i2'): 'queued',
     }
-    assert recorded.hosts_done == (jobs.HostDone(request.id, 'h2', 1),)
+    assert recorded.hosts_done == (recording.HostDone(request.id, 'h2', 1),)
     assert world.tasks(request)['h2', 'i1'].reason == 'host left'
-    assert _finish(world, begun).hosts_done == (jobs.HostDone(request.id, 'h1', 2),)
+    assert _finish(world, begun).hosts_done == (recording.HostDone(request.id, 'h1', 2),)
     assert world.jobs.depth() == 2
 
 
@@ -637,7 +640,7 @@ def test_a_call_for_a_job_that_was_skipped_meanwhile_may_not_begin(world: World)
     world.jobs.skip_waiting(request.id, {'h1'}, 'host left')
 
     assert not world.jobs.begin(assigned.job_id, assigned.epoch)
-    assert _finish(world, assigned) == jobs.STALE
+    assert _finish(world, assigned) == recording.STALE
 
 
 def test_thousands_of_hosts_that_leave_at_once_end_skipped(world: World) -> None:
@@ -669,7 +672,7 @@ def test_an_attempt_that_was_not_made_is_counted(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
 
-    world.jobs.fail_unclaimed(job.job_id, BROKEN, delay_seconds=100)
+    world.jobs.fail_unclaimed([(job.job_id, 100)], BROKEN)
 
     task = world.tasks(request)['h1', 'i1']
     assert (task.status, task.attempts, task.reason) == ('retry_wait', 1, 'the line is dead')
@@ -681,9 +684,9 @@ def test_the_last_attempt_that_was_not_made_ends_the_job(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
 
-    recorded = world.jobs.fail_unclaimed(job.job_id, BROKEN, delay_seconds=None)
+    [recorded] = world.jobs.fail_unclaimed([(job.job_id, None)], BROKEN)
 
-    assert recorded.hosts_done == (jobs.HostDone(request.id, 'h1', 1),)
+    assert recorded.hosts_done == (recording.HostDone(request.id, 'h1', 1),)
     assert world.statuses(request) == {('h1', 'i1'): 'error'}
 
 
@@ -696,7 +699,7 @@ def test_a_job_that_was_claimed_meanwhile_is_left_to_its_conductor(
     _claim(world)
     assigned = _assign(world)
 
-    assert world.jobs.fail_unclaimed(job.job_id, BROKEN, delay) == jobs.STALE
+    assert world.jobs.fail_unclaimed([(job.job_id, delay)], BROKEN) == [recording.STALE]
 
     assert world.statuses(request) == {('h1', 'i1'): 'queued'}
     assert world.jobs.begin(assigned.job_id, assigned.epoch)
@@ -858,3 +861,18 @@ def test_a_plan_that_joins_jobs_while_they_are_given_up_loses_none(world: World)
         assert set(world.statuses(joining).values()) == {'queued'}
         wanted = {job.host for job in world.all_jobs() if job.active_key == f'{job.host}/i{number}'}
         assert wanted == set(hosts)
+
+
+def test_a_request_that_joins_a_running_transfer_shows_it_at_once(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 5, 10)
+    world.jobs.record_progress([jobs.ProgressReport(begun.job_id, begun.epoch, 1, progress)])
+
+    second = world.planned(['h1'], ['i1'])
+
+    task = world.tasks(second)['h1', 'i1']
+    assert (task.status, task.bytes_done, task.bytes_total) == ('downloading', 5, 10)
+    assert (task.attempts, task.started_at is not None) == (1, True)
+    request = world.requests.get(second.id)
+    assert (request.status, request.started_at is not None) == ('running', True)

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import models, requests
+from nova_precache.db import models, plans, requests
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 
 
@@ -122,7 +122,7 @@ def test_a_request_whose_planner_died_is_planned_by_another_one(world: World) ->
     assert taken is not None
     assert taken.request.id == request.id
     assert not world.requests.add_tasks(
-        request.id, 'c1', [requests.PlannedTask('h1', world.cell.uuid, 'i1')]
+        request.id, 'c1', [plans.PlannedTask('h1', world.cell.uuid, 'i1')]
     )
     assert world.requests.mark_planned(request.id, 'c1') is None
     assert not world.requests.fail(request.id, 'c1', 'too late')
@@ -196,7 +196,7 @@ def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
 def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) -> None:
     request = world.accept(['h2', 'h1'], ['i1', 'i2'])
     assert world.requests.next_to_plan(PLANNER)
-    task = requests.PlannedTask('h2', None, 'i1', 'skipped', 'host down')
+    task = plans.PlannedTask('h2', None, 'i1', 'skipped', 'host down')
     tasks = [task, dataclasses.replace(task, image_id='i2')]
     world.requests.add_tasks(request.id, PLANNER, tasks)
     world.plan(request, ['h1'])

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims on hosts, inside a transaction: which host a conductor may call, and for how long.
+
+The parallelism limit is the row ``claimed_hosts`` of ``counters``, changed in
+the transaction that makes or ends a claim. That row is locked first by each of
+them, which makes them take turns on every database.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Collection
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import models
+from nova_precache.db import session as db_session
+
+CLAIMED_HOSTS = 'claimed_hosts'
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A host that this conductor may call until the lease runs out."""
+
+    host: str
+    cell_uuid: str
+    epoch: int
+
+
+def claim(
+    session: orm.Session,
+    conductor_id: str,
+    limit: int,
+    avoid_cells: Collection[str],
+    lease: datetime.timedelta,
+) -> Claim | None:
+    _lock_counter(session)
+    if _recount(session) >= limit:
+        return None
+    now = db_session.now(session)
+    job = session.execute(_next_claimable(now, avoid_cells)).first()
+    if job is None:
+        return None
+    epoch = _lease_host(session, conductor_id, job.host, job.cell_uuid, now + lease)
+    _recount(session)
+    return Claim(job.host, job.cell_uuid, epoch)
+
+
+def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> Claim | None:
+    _lock_counter(session)
+    now = db_session.now(session)
+    expired = session.execute(
+        sa.select(models.Claim.host, models.Claim.cell_uuid)
+        .where(models.Claim.conductor_id != conductor_id, models.Claim.lease_expires_at < now)
+        .order_by(models.Claim.lease_expires_at)
+        .limit(1)
+    ).first()
+    if expired is None:
+        return None
+    epoch = _lease_host(session, conductor_id, expired.host, expired.cell_uuid, now + lease)
+    return Claim(expired.host, expired.cell_uuid, epoch)
+
+
+def release(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
+    """Give the chosen claims back; tells how many there were."""
+    _lock_counter(session)
+    released = session.execute(
+        db_session.update(models.Claim)
+        .where(which)
+        .values(conductor_id=None, lease_expires_at=None)
+    )
+    _recount(session)
+    return db_session.rowcount(released)
+
+
+def fence(session: orm.Session, conductor_id: str, host: str) -> int | None:
+    """Give a claim its next epoch; None when the conductor does not hold the host."""
+    fenced = session.execute(
+        db_session.update(models.Claim)
+        .where(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
+        .values(epoch=models.Claim.epoch + 1)
+    )
+    if db_session.rowcount(fenced) != 1:
+        return None
+    return session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).one()
+
+
+def _lease_host(
+    session: orm.Session,
+    conductor_id: str,
+    host: str,
+    cell_uuid: str,
+    expires_at: datetime.datetime,
+) -> int:
+    lease = {
+        'conductor_id': conductor_id,
+        'cell_uuid': cell_uuid,
+        'lease_expires_at': expires_at,
+    }
+    epoch = session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).first()
+    if epoch is None:
+        session.execute(sa.insert(models.Claim).values(host=host, epoch=1, **lease))
+        return 1
+    session.execute(
+        db_session.update(models.Claim)
+        .where(models.Claim.host == host)
+        .values(epoch=models.Claim.epoch + 1, **lease)
+    )
+    return epoch + 1
+
+
+def _lock_counter(session: orm.Session) -> None:
+    session.execute(
+        db_session.update(models.Counter)
+        .where(models.Counter.name == CLAIMED_HOSTS)
+        .values(value=models.Counter.value)
+    )
+
+
+def _recount(session: orm.Session) -> int:
+    """Set the counter from the live claims; the caller holds its row lock."""
+    live = session.scalars(
+        sa.select(sa.func.count())
+        .select_from(models.Claim)
+        .where(models.Claim.conductor_id.is_not(None))
+    ).one()
+    session.execute(
+        db_session.update(models.Counter)
+        .where(models.Counter.name == CLAIMED_HOSTS)
+        .values(value=live)
+    )
+    return live
+
+
+def due(now: datetime.datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        models.Job.ready,
+        models.Job.status.in_(model.TASK_IN_FLIGHT),
+        sa.or_(models.Job.next_attempt_at.is_(None), models.Job.next_attempt_at <= now),
+    )
+
+
+def unclaimed() -> sa.ColumnElement[bool]:
+    return ~sa.exists().where(
+        models.Claim.host == models.Job.host, models.Claim.conductor_id.is_not(None)
+    )
+
+
+def urgency() -> tuple[sa.ColumnElement[int], ...]:
+    """What bytes already move for comes first: it is joined, so that nothing runs beside it."""
+    is_moving = sa.case((models.Job.status.in_(model.TASK_WORKING), 0), else_=1)
+    return is_moving, models.Job.priority.desc(), models.Job.id.asc()
+
+
+def _next_claimable(now: datetime.datetime, avoid_cells: Collection[str]) -> sa.Select[str, str]:
+    query = sa.select(models.Job.host, models.Job.cell_uuid).where(due(now), unclaimed())
+    if avoid_cells:
+        query = query.where(models.Job.cell_uuid.not_in(list(avoid_cells)))
+    return query.order_by(*urgency()).limit(1)
