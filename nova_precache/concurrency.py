@@ -68,6 +68,14 @@ def stop_all(parts: Collection[Stoppable]) -> None:
             stopped.result()
 
 
+def stop_within(seconds: float, part: Stoppable) -> bool:
+    """Stop something and wait for it, but only so long; False when it still runs then."""
+    thread = threading.Thread(target=part.stop, name='stop', daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
 def _every(seconds: float, work: Work) -> tuple[Any, tuple[()], dict[str, Any]]:
     @periodics.periodic(seconds)
     def run() -> None:

@@ -273,4 +273,4 @@ class BackendUnsupported(CacheError):
 class ShuttingDown(CacheError):
     """The compute stops; whoever asks again later gets the image."""
 
-    retry = model.Retry.BACKOFF
+    retry = model.Retry.LATER

@@ -73,6 +73,7 @@ class Retry(enum.StrEnum):
     NEVER = 'never'
     ONCE = 'once'
     BACKOFF = 'backoff'
+    LATER = 'later'  # nothing was tried: it does not count as an attempt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,9 @@ URL. So a URL such as ``fake:///cell1`` gets an exchange of the name of its
 virtual host; a real broker's URL keeps ``[DEFAULT] control_exchange``.
 """
 
+import logging
 import threading
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,9 @@ from oslo_config import cfg
 
 from nova_precache import context, exception
 
+LOG = logging.getLogger(__name__)
+
+UNREADABLE = '<unreadable>'
 _REMOTE_EXCEPTIONS = ['nova_precache.exception']
 
 
@@ -132,23 +137,40 @@ class Server:
             serializer=ContextSerializer(),
             access_policy=messaging.DefaultRPCAccessPolicy,
         )
-        self._starting: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._is_serving = False
+        self._is_stopped = False
+        self.has_failed = False
 
     def start(self) -> None:
         """Start to serve, waiting for the broker for as long as that takes."""
         self._server.start()
+        with self._lock:
+            self._is_serving = True
+            is_late = self._is_stopped
+        if is_late:
+            self._close()
 
     def start_in_background(self) -> None:
         """Start to serve when the broker can be reached; a dead one delays nobody."""
-        self._starting = threading.Thread(
-            target=self._server.start, name='rpc-server-start', daemon=True
-        )
-        self._starting.start()
+        threading.Thread(target=self._try_to_start, name='rpc-server-start', daemon=True).start()
 
     def stop(self) -> None:
         """Take no more messages and wait for the calls being served."""
-        if self._starting is not None and self._starting.is_alive():
-            return
+        with self._lock:
+            self._is_stopped = True
+            is_serving = self._is_serving
+        if is_serving:
+            self._close()
+
+    def _try_to_start(self) -> None:
+        try:
+            self.start()
+        except Exception:
+            LOG.exception('An RPC server could not be started')
+            self.has_failed = True
+
+    def _close(self) -> None:
         self._server.stop()
         self._server.wait()
 
@@ -168,11 +190,6 @@ class Transport:
 
     def server(self, topic: str, name: str, endpoints: Sequence[object]) -> Server:
         return Server(self, topic, name, endpoints)
-
-    def close(self) -> None:
-        """Close the connections; the in-memory exchanges are everybody's and stay."""
-        if self.exchange is None:
-            self.raw.cleanup()
 
 
 def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
@@ -195,6 +212,32 @@ def exchange_of(url: messaging.TransportURL) -> str | None:
     if url.transport not in ('fake', 'kombu+memory'):
         return None
     return f'nova-precache-{url.virtual_host or "api"}'
+
+
+def describe_url(conf: cfg.ConfigOpts, url: str) -> str:
+    """Tell where a URL leads, and nothing of who logs in there.
+
+    In a password that was not quoted, a separator makes the rest look like a host or a
+    virtual host; a URL that could be such a one is ``<unreadable>``.
+    """
+    if not url:
+        return ''  # which oslo.messaging would take for [DEFAULT] transport_url
+    try:
+        if not _is_quoted(url):
+            return UNREADABLE
+        parsed = messaging.TransportURL.parse(conf, url)
+    except (messaging.InvalidTransportURL, ValueError):
+        return UNREADABLE
+    parsed.hosts = [messaging.TransportHost(host.hostname, host.port) for host in parsed.hosts]
+    parsed.query = {}
+    return str(parsed)
+
+
+def _is_quoted(url: str) -> bool:
+    """Tell that no ``@`` follows what cannot be part of a user or a password."""
+    netloc = urllib.parse.urlsplit(url).netloc
+    have_users = ['@' in host for host in netloc.split(',')]
+    return netloc.count('@') == url.count('@') and have_users == sorted(have_users, reverse=True)
 
 
 def _first_line(exc: Exception) -> str:

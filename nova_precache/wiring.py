@@ -14,7 +14,7 @@ from importlib import metadata
 from keystoneauth1 import loading
 from oslo_config import cfg
 
-from nova_precache import context, model, policy, rpc
+from nova_precache import context, exception, model, policy, rpc
 from nova_precache.api import app, auth, call
 from nova_precache.cells import inventory, transports
 from nova_precache.compute import agent, manager, transfers
@@ -94,8 +94,14 @@ def _callers_images(
     own = service_images(conf)  # finds the endpoint in the catalog
 
     def images_for(ctxt: context.RequestContext) -> image_service.ImageService:
+        try:
+            endpoint = own.endpoint()
+        except exception.ImageUnauthorized as exc:  # of this service, and not of the caller
+            raise exception.ImageServiceUnavailable(
+                'The image service cannot be found: the credentials of [glance] are refused'
+            ) from exc
         return glance.GlanceImageService.with_token(
-            settings, endpoint=own.endpoint(), token=ctxt.auth_token, session=session
+            settings, endpoint=endpoint, token=ctxt.auth_token, session=session
         )
 
     return images_for

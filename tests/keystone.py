@@ -11,25 +11,20 @@ import logging
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import uuid
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import requests
 
-from nova_precache import exception
 from nova_precache.standalone import environment, process
 
 VERSION = '30.0.0'
 ENVIRONMENT = environment.PythonEnvironment(
     name=f'keystone-{VERSION}', requirements=(f'keystone=={VERSION}', 'waitress~=3.0')
 )
-HOST = '127.0.0.1'
 REGION = 'RegionOne'
-START_SECONDS = 60
-STOP_SECONDS = 15
 
 # Keystone takes the arguments of its program for its own, so none may be left.
 _SERVE = """\
@@ -59,10 +54,6 @@ password_hash_rounds = 4
 """
 
 
-class KeystoneFailed(exception.PrecacheError):
-    """Keystone could not be set up or started; the message has the last lines of its log."""
-
-
 @dataclasses.dataclass(frozen=True)
 class User:
     """Who logs in, and to which project; all are of the default domain."""
@@ -72,65 +63,21 @@ class User:
     project: str
 
 
-class KeystoneServer:
+class KeystoneServer(process.ServerProcess):
     """A Keystone on a free port of the loopback, with its administrator and no services.
 
     :param directory: an empty one, for its configuration, database, keys and log
     """
 
+    name = 'Keystone'
+
     def __init__(self, directory: pathlib.Path) -> None:
-        self.directory = directory.resolve()
-        self.log = self.directory / 'keystone.log'
+        super().__init__(directory)
         self.admin = User('admin', uuid.uuid4().hex, 'admin')
-        self._port = 0
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f'http://{HOST}:{self._port}/v3'
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Set Keystone up and start it, and return when it answers.
-
-        :raises KeystoneFailed: a command failed, or it did not come up
-        :raises nova_precache.standalone.environment.EnvironmentFailed: it is not installed
-            and could not be
-        """
-        home = ENVIRONMENT.ensure()
-        # Taken here, so that nobody else can between choosing the port and using it.
-        with socket.create_server((HOST, 0), backlog=128) as listener:
-            self._port = listener.getsockname()[1]
-            self._set_up(home)
-            self._process = self._spawn(home, listener)
-        try:
-            self._wait_until_it_answers()
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Stop Keystone, with force when it takes too long; nothing when it does not run."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        return f'{super().url}/v3'
 
     def register(self, service_type: str, url: str) -> None:
         """Have the catalog name one public endpoint for a service, whatever it named before.
@@ -174,7 +121,10 @@ class KeystoneServer:
             'OS_REGION_NAME': REGION,
         }
 
-    def _set_up(self, home: pathlib.Path) -> None:
+    def _install(self) -> pathlib.Path:
+        return ENVIRONMENT.ensure()
+
+    def _prepare(self, home: pathlib.Path) -> None:
         """Make the configuration, the database, the keys of tokens and the administrator."""
         (self.directory / 'keystone.conf').write_text(_CONFIGURATION.format(data=self.directory))
         self._manage(home, 'db_sync')
@@ -200,40 +150,13 @@ class KeystoneServer:
             f'--config-file={self.directory}/keystone.conf',
             *arguments,
         ]
-        with self.log.open('ab') as log:
-            result = subprocess.run(
-                process.dies_with_parent(command, 'KILL'),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
-        if result.returncode != 0:
-            raise KeystoneFailed(
-                f'keystone-manage {arguments[0]} failed:\n{process.tail(self.log)}'
-            )
+        self._run(command, f'keystone-manage {arguments[0]}')
 
-    def _spawn(self, home: pathlib.Path, listener: socket.socket) -> subprocess.Popen[bytes]:
-        command = [str(home / 'bin' / 'python'), '-c', _SERVE, str(listener.fileno())]
-        with self.log.open('ab') as log:
-            # A session of its own: a Ctrl-C in the terminal reaches the tests, which
-            # stop Keystone last.
-            return subprocess.Popen(
-                process.dies_with_parent(command, 'TERM'),
-                env={**os.environ, 'OS_KEYSTONE_CONFIG_DIR': str(self.directory)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[listener.fileno()],
-                start_new_session=True,
-            )
+    def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
+        return [str(home / 'bin' / 'python'), '-c', _SERVE, str(listener.fileno())]
 
-    def _wait_until_it_answers(self) -> None:
-        """Ask once: the port is open already, and only Keystone holds it now."""
-        try:
-            requests.get(self.url, timeout=START_SECONDS).raise_for_status()
-        except requests.RequestException as exc:
-            raise KeystoneFailed(f'Keystone did not come up:\n{process.tail(self.log)}') from exc
+    def _variables(self) -> Mapping[str, str]:
+        return {'OS_KEYSTONE_CONFIG_DIR': str(self.directory)}
 
 
 class _Client:

@@ -110,7 +110,7 @@ def main() -> int:
 def started(directory: pathlib.Path, *, keep: bool) -> Iterator[Service]:
     """Run the service; it is left running only on success, when it is to be kept."""
     _refuse_a_second(directory)
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     child = _spawn(directory, keep=keep)
     stop = True
     try:
@@ -237,7 +237,7 @@ def _is_alive(pid: int) -> bool:
 
 def _spawn(directory: pathlib.Path, *, keep: bool) -> subprocess.Popen[bytes]:
     (directory / 'standalone.json').unlink(missing_ok=True)
-    with socket.create_server((glance.HOST, 0)) as listener:
+    with socket.create_server((process.HOST, 0)) as listener:
         port = listener.getsockname()[1]
     command = [
         str(BINARIES / 'nova-precache-standalone'),

@@ -64,6 +64,18 @@ def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
         )
 
 
+def refuse_foreign_server(auth_strategy: str) -> None:
+    """Keep a server that asks nobody for a password out of servers that are not our own.
+
+    :raises nova_precache.exception.ConfigError: it would listen nobody knows where
+    """
+    if auth_strategy == 'noauth2':
+        raise exception.ConfigError(
+            '[api] auth_strategy = noauth2 makes every caller an admin, and where another WSGI '
+            'server listens is not known here; use keystone, or run nova-precache-api'
+        )
+
+
 def context_of(environ: Mapping[str, Any]) -> request_context.RequestContext:
     """Give the context of the caller, an anonymous one where nobody needs to log in."""
     context = environ.get(ENVIRON)

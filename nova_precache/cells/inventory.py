@@ -36,13 +36,17 @@ class Inventory:
         with self._database.reader() as session:
             return aggregates.load_all(session)
 
-    def get_aggregate(self, aggregate_id: int) -> model.Aggregate:
+    def get_aggregate(self, aggregate_id: int, uuid: str | None = None) -> model.Aggregate:
         """Give one aggregate.
 
-        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
+        :param uuid: what it must have too, since a database may give an id out again
+        :raises nova_precache.exception.AggregateNotFound: no aggregate is that one
         """
         with self._database.reader() as session:
-            return aggregates.load(session, aggregate_id)
+            aggregate = aggregates.load(session, aggregate_id)
+        if uuid not in (None, aggregate.uuid):
+            raise exception.AggregateNotFound(aggregate_id)
+        return aggregate
 
     def create_aggregate(self, name: str, availability_zone: str | None = None) -> model.Aggregate:
         """Make an aggregate without hosts.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cell and host mappings in a session: which cells there are, and who lives in which."""
 
+import urllib.parse
 from collections.abc import Collection
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from nova_precache.cells import models
 CELL0_UUID = '00000000-0000-0000-0000-000000000000'
 
 _CHUNK = 500
+_DEFAULT_PORT = 5672  # RabbitMQ's
 
 
 def load_cells(session: orm.Session) -> list[model.Cell]:
@@ -61,10 +63,27 @@ def create_cell(session: orm.Session, cell: model.Cell) -> model.Cell:
 def _refuse_same(cell: model.Cell, other: models.CellMapping) -> None:
     if cell.uuid == other.uuid or cell.name == other.name:
         raise exception.CellExists(f'Cell {other.name} ({other.uuid}) exists already.')
-    # Cells in memory are told apart by their exchanges.
-    in_memory = cell.transport_url.startswith('fake:')
-    if cell.transport_url == other.transport_url and not in_memory:
-        raise exception.CellExists(f'Cell {other.name} has this transport URL already.')
+    if _brokers(cell.transport_url) & _brokers(other.transport_url or ''):
+        raise exception.CellExists(f'Cell {other.name} has this broker and virtual host already.')
+
+
+def _brokers(url: str) -> set[str]:
+    """Spell each broker of a transport URL with its virtual host in the one way.
+
+    Cells in memory have none: they are told apart by their exchanges.
+    """
+    try:
+        scheme, netloc, path = urllib.parse.urlsplit(url)[:3]
+        if scheme == 'fake':
+            return set()
+        virtual_host = urllib.parse.unquote(path[1:]) or '/'
+        hosts = [urllib.parse.urlsplit(f'//{host}') for host in netloc.split(',')]
+        return {
+            f'{scheme}://{host.hostname or "localhost"}:{host.port or _DEFAULT_PORT}/{virtual_host}'
+            for host in hosts
+        }
+    except ValueError:  # no cell is reached by it, but nor is it taken twice
+        return {url}
 
 
 def map_host(session: orm.Session, host: str, cell_uuid: str) -> None:

@@ -9,7 +9,7 @@ from nova_precache.cells import inventory
 
 
 class CellTransports:
-    """The transports of the cells that are mapped and not disabled.
+    """The transports of the cells that are mapped.
 
     :param connect: connects to a transport URL
     """
@@ -41,10 +41,3 @@ class CellTransports:
                 url = self._inventory.get_cell(cell_uuid).transport_url
                 self._transports[cell_uuid] = self._connect(url)
             return self._transports[cell_uuid]
-
-    def close(self) -> None:
-        """Close every connection."""
-        with self._lock:
-            for transport in self._transports.values():
-                transport.close()
-            self._transports.clear()

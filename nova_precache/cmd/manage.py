@@ -2,7 +2,6 @@
 """nova-precache-manage: the database, the cells, the hosts, and root disks, from the shell."""
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 import prettytable
 from oslo_config import cfg
 
-from nova_precache import wiring
+from nova_precache import rpc, wiring
 from nova_precache.cells import inventory
 from nova_precache.cmd import running
 from nova_precache.db import schema, session
 from nova_precache.virt import driver as virt_driver
 
 Command = Callable[[cfg.ConfigOpts], int]
-
-_PASSWORD = re.compile(r'([/,][^/,:@]*:)[^/,@]+(?=@)')
 
 
 def main() -> None:
@@ -43,7 +40,7 @@ def _add_commands(subparsers: Any) -> None:
         '--transport-url', dest='cell_transport_url', required=True, help="URL of the cell's broker"
     )
     create.add_argument('--uuid', dest='cell_uuid', help='uuid of the cell, else a new one')
-    _command(cells, 'list', _list_cells, 'show the cells, passwords masked')
+    _command(cells, 'list', _list_cells, 'show the cells, without who logs in to their brokers')
     hosts = _group(subparsers, 'host', 'the compute hosts')
     _command(hosts, 'list', _list_hosts, 'show the hosts that are mapped to a cell')
     disks = _group(subparsers, 'root-disk', 'root disks of instances on this host')
@@ -79,7 +76,7 @@ def _sync(conf: cfg.ConfigOpts) -> int:
 
 def _create_cell(conf: cfg.ConfigOpts) -> int:
     arguments = conf.command
-    cells = inventory.Inventory(session.connect(conf))
+    cells = inventory.Inventory(_database(conf))
     cell = cells.create_cell(
         arguments.cell_name, transport_url=arguments.cell_transport_url, uuid=arguments.cell_uuid
     )
@@ -88,14 +85,14 @@ def _create_cell(conf: cfg.ConfigOpts) -> int:
 
 
 def _list_cells(conf: cfg.ConfigOpts) -> int:
-    cells = inventory.Inventory(session.connect(conf)).list_cells()
-    rows = [(c.name, c.uuid, mask_passwords(c.transport_url), c.disabled) for c in cells]
+    cells = inventory.Inventory(_database(conf)).list_cells()
+    rows = [(c.name, c.uuid, rpc.describe_url(conf, c.transport_url), c.disabled) for c in cells]
     _show(('Name', 'UUID', 'Transport URL', 'Disabled'), rows)
     return 0
 
 
 def _list_hosts(conf: cfg.ConfigOpts) -> int:
-    database = session.connect(conf)
+    database = _database(conf)
     mappings = inventory.Inventory(database).list_host_mappings()
     store = wiring.agent_store(conf, database)
     known = {agent.host: agent for agent in store.list()}
@@ -128,9 +125,10 @@ def _create_root_disk(conf: cfg.ConfigOpts) -> int:
     return 0
 
 
-def mask_passwords(url: str) -> str:
-    """Show a URL, of one host or several, without its passwords."""
-    return _PASSWORD.sub(r'\1****', url)
+def _database(conf: cfg.ConfigOpts) -> session.Database:
+    database = session.connect(conf)
+    schema.require(database)
+    return database
 
 
 def _show(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -20,6 +20,7 @@ LOG = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
+SERVER_STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
 
 
@@ -104,7 +105,7 @@ class Agent:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._periodic.stop()
         if self._registered.is_set():
-            self._server.stop()
+            concurrency.stop_within(SERVER_STOP_SECONDS, self._server)
 
     def state(self) -> model.Json:
         """What every report of this agent says."""

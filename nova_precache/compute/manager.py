@@ -49,6 +49,9 @@ class ComputeManager(rpc.Endpoint):
         kept = self._transfers.kept_outcome(job_id)
         if kept is not None:
             return kept.to_wire()
+        if self._transfers.is_stopping:
+            stopping = exception.ShuttingDown('the compute is shutting down')
+            return outcomes.of_error(stopping, self._driver_name).to_wire()
         if not self._may_begin(job_id, epoch, image_id):
             return None
         images = self._images_for(image_endpoint, token, self._conductor.get_token)

@@ -25,6 +25,7 @@ class Transfer:
     progress: model.Progress
     epochs: dict[str, int] = dataclasses.field(default_factory=dict)
     sequence: int = 0
+    reported: model.Progress | None = None
     outcome: futures.Future[model.ImageOutcome] = dataclasses.field(default_factory=futures.Future)
 
 
@@ -43,7 +44,7 @@ class Transfers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stopping = False
+        self.is_stopping = False
         self._running: dict[str, Transfer] = {}
         self._kept: collections.OrderedDict[str, model.ImageOutcome] = collections.OrderedDict()
 
@@ -72,16 +73,23 @@ class Transfers:
 
     def stop(self) -> None:
         """Have every transfer end at its next sign of progress, and start no more."""
-        self._stopping = True
+        self.is_stopping = True
 
     def to_report(self) -> list[Following]:
-        """Give the progress of every followed job, each time with a higher sequence."""
+        """Give the progress of every followed job that has come further since the last time.
+
+        A download that stands still, or waits for a lock, has nothing to report: so the
+        conductor learns that it does not move. Steps without signs of their own, which
+        have a time limit, are reported each time.
+        """
         with self._lock:
-            for transfer in self._running.values():
+            moving = [each for each in self._running.values() if _has_moved(each)]
+            for transfer in moving:
                 transfer.sequence += 1
+                transfer.reported = transfer.progress
             return [
                 Following(job_id, epoch, transfer.sequence, transfer.progress)
-                for transfer in self._running.values()
+                for transfer in moving
                 for job_id, epoch in transfer.epochs.items()
             ]
 
@@ -94,6 +102,7 @@ class Transfers:
             transfer = self._running.setdefault(image_id, started)
             is_first = transfer is started
             transfer.epochs[job_id] = max(epoch, transfer.epochs.get(job_id, 0))
+            transfer.reported = None  # whoever follows anew is told where it stands
             return transfer, is_first
 
     def _do(
@@ -103,7 +112,7 @@ class Transfers:
     ) -> None:
         def note(progress: model.Progress) -> None:
             transfer.progress = progress
-            if self._stopping:
+            if self.is_stopping:
                 raise exception.ShuttingDown('the compute is shutting down')
 
         try:
@@ -124,3 +133,8 @@ class Transfers:
                 self._kept[job_id] = outcome
             while len(self._kept) > KEPT_OUTCOMES:
                 self._kept.popitem(last=False)
+
+
+def _has_moved(transfer: Transfer) -> bool:
+    progress = transfer.progress
+    return progress != transfer.reported or progress.status != model.TaskStatus.DOWNLOADING

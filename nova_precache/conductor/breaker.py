@@ -37,10 +37,13 @@ class CellBreakers:
         with self._lock:
             self._probing.discard(cell_uuid)
 
-    def failed(self, cell_uuid: str) -> None:
-        """Leave the cell alone from now on, for a while."""
+    def failed(self, cell_uuid: str) -> bool:
+        """Leave the cell alone from now on, for a while; False when it was left already."""
+        now = self._clock()
         with self._lock:
-            self._open_until[cell_uuid] = self._clock() + self._rest_seconds
+            opens = self._open_until.get(cell_uuid, now) <= now
+            self._open_until[cell_uuid] = now + self._rest_seconds
+            return opens
 
     def succeeded(self, cell_uuid: str) -> None:
         """Take the cell back."""

@@ -14,6 +14,8 @@ from nova_precache.image import service
 LOG = logging.getLogger(__name__)
 
 MOVING_WITHIN_SECONDS = 30.0
+# After these, the host's other jobs would fare no better now.
+_HOST_IS_LEFT = frozenset({model.Retry.BACKOFF, model.Retry.LATER})
 
 
 class ComputeClient(Protocol):
@@ -75,28 +77,29 @@ class HostCaller:
     def _call(self, assignment: jobs.Assignment) -> bool:
         """Call, and call again for as long as the bytes still move.
 
-        The second call joins the transfer under a newer epoch; it is no attempt. Whatever
+        A further call joins the transfer under a newer epoch; it is no attempt. Whatever
         goes wrong is the outcome of an attempt, else the job would be due again at once.
         """
-        try:
-            outcome = self._call_once(assignment)
-        except TimeoutError:
-            again = self._assign_again(assignment)
-            if again is not None and again.attempts == assignment.attempts:
-                return self._call(again)
-            # An attempt was counted meanwhile: the compute has started anew, and is silent again.
-            assignment = again or assignment
-            outcome = _error('no answer from the compute')
-        except exception.CellUnreachable as exc:
-            self._leave_cell(assignment, str(exc))
-            return False
-        except exception.PrecacheError as exc:
-            outcome = _error(str(exc))
-        except Exception as exc:
-            LOG.exception('The call for job %s failed', assignment.job_id)
-            outcome = _error(f'unexpected {type(exc).__name__}: {exc}')
-        self._tracker.attempted(assignment, outcome)
-        return outcome.retry != model.Retry.BACKOFF
+        while True:
+            try:
+                outcome = self._call_once(assignment)
+            except TimeoutError:
+                again = self._assign_again(assignment)
+                if again is not None and self._tracker.has_attempts_left(again):
+                    assignment = again
+                    continue
+                assignment = again or assignment
+                outcome = _error('no answer from the compute')
+            except exception.CellUnreachable as exc:
+                self._leave_cell(assignment, str(exc))
+                return False
+            except exception.PrecacheError as exc:
+                outcome = _error(str(exc))
+            except Exception as exc:
+                LOG.exception('The call for job %s failed', assignment.job_id)
+                outcome = _error(f'unexpected {type(exc).__name__}: {exc}')
+            self._tracker.attempted(assignment, outcome)
+            return outcome.retry not in _HOST_IS_LEFT
 
     def _assign_again(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
         self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
@@ -121,9 +124,10 @@ class HostCaller:
 
     def _leave_cell(self, assignment: jobs.Assignment, why: str) -> None:
         outcome = _error(f'cell {assignment.cell_uuid} is unreachable: {why}')
-        self._breakers.failed(assignment.cell_uuid)
+        opens = self._breakers.failed(assignment.cell_uuid)
         self._tracker.attempted(assignment, outcome)
-        self._tracker.cell_failed(assignment.cell_uuid, outcome)
+        if opens:
+            self._tracker.cell_failed(assignment.cell_uuid, outcome)
 
     def _is_wanted(self, assignment: jobs.Assignment) -> bool:
         """Check at a retry that the image may still be had, for each request that wants it."""
@@ -131,7 +135,11 @@ class HostCaller:
         for request_id, reason in refused.items():
             outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
             self._tracker.settle(self._jobs.end_tasks(assignment.job_id, [request_id], outcome))
-        return bool(self._jobs.askers(assignment.job_id))
+        if self._jobs.askers(assignment.job_id):
+            return True
+        unwanted = model.ImageOutcome(model.TaskStatus.SKIPPED, 'no request wants it any more')
+        self._tracker.settle(self._jobs.finish(assignment.job_id, assignment.epoch, unwanted))
+        return False
 
     def _refusals(self, assignment: jobs.Assignment) -> Mapping[str, str]:
         refused = {}

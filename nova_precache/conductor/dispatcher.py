@@ -23,7 +23,7 @@ SKIP_BATCH_HOSTS = 500
 
 
 class Dispatcher:
-    """One conductor's loop and its workers, a thread for each claimed host."""
+    """One conductor's loops, of which one plans, and a worker for each claimed host."""
 
     def __init__(
         self,
@@ -55,25 +55,34 @@ class Dispatcher:
         self._stopping = threading.Event()
         self._pool = futures.ThreadPoolExecutor(limit, thread_name_prefix='host')
         self._loop = threading.Thread(target=self._run, name='dispatcher')
+        self._plan_wake = threading.Event()
+        self._planner = threading.Thread(target=self._run_planner, name='planner', daemon=True)
         self._next_sweep = 0.0
 
     def start(self) -> None:
         """Start to look for work."""
         self._loop.start()
+        self._planner.start()
 
     def wake(self) -> None:
-        """Have the loop look for work now."""
+        """Have both loops look for work now."""
+        self._plan_wake.set()
         self._wake.set()
+
+    def stop_claiming(self) -> None:
+        """Start nothing more, and go on with what runs."""
+        self._stopping.set()
+        self.wake()
 
     def stop(self) -> None:
         """Claim nothing more, wait a while for the calls in progress, give every host back.
 
         A call that goes on is joined by whichever conductor claims its host next.
         """
-        self._stopping.set()
-        self._wake.set()
+        self.stop_claiming()
         if self._loop.ident is not None:
             self._loop.join()
+            self._planner.join(self._stop_seconds)  # it may wait for the image service
         left = futures.wait(set(self._in_progress), self._stop_seconds).not_done
         if left:
             LOG.warning('%d calls in progress are left to another conductor', len(left))
@@ -83,9 +92,16 @@ class Dispatcher:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
-            for step in (self._sweep, self._plan, self._claim):
+            for step in (self._sweep, self._claim):
                 self._guarded(step)
             self._wake.wait(self._poll_seconds)
+
+    def _run_planner(self) -> None:
+        """Plan in a thread of its own: a slow image service must not hold up claims."""
+        while not self._stopping.is_set():
+            self._plan_wake.clear()
+            self._guarded(self._plan)
+            self._plan_wake.wait(self._poll_seconds)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """Run one step; a failure, such as a lost database, is logged and tried again later."""
@@ -96,7 +112,7 @@ class Dispatcher:
 
     def _plan(self) -> None:
         while not self._stopping.is_set() and self._planning.plan_next():
-            pass
+            self._wake.set()
 
     def _claim(self) -> None:
         """Take over what other conductors left, then claim up to the limit."""
@@ -142,12 +158,15 @@ class Dispatcher:
             self._jobs.release(self._conductor_id, host)
 
     def _skip_hosts_that_left(self) -> None:
-        for request_id, aggregate_id in self._requests.active_aggregates().items():
+        for request in self._requests.with_waiting_tasks():
             try:
-                members = set(self._inventory.get_aggregate(aggregate_id).hosts)
+                aggregate = self._inventory.get_aggregate(
+                    request.aggregate_id, request.aggregate_uuid
+                )
             except exception.AggregateNotFound:
                 continue  # the request goes on with what was planned
-            left = iter(sorted(set(self._requests.waiting_hosts(request_id)) - members))
+            waiting = set(self._requests.waiting_hosts(request.id))
+            left = iter(sorted(waiting - set(aggregate.hosts)))
             while hosts := list(itertools.islice(left, SKIP_BATCH_HOSTS)):
                 reason = 'host left the aggregate'
-                self._tracker.settle(self._jobs.skip_waiting(request_id, hosts, reason))
+                self._tracker.settle(self._jobs.skip_waiting(request.id, hosts, reason))

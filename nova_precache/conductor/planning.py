@@ -63,7 +63,8 @@ class Planning:
 
     def _plan(self, taken: requests.ToPlan) -> None:
         request = taken.request
-        hosts = self._inventory.get_aggregate(request.aggregate_id).hosts
+        aggregate = self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid)
+        hosts = aggregate.hosts
         facts = self._facts(taken, hosts)
         if facts.down and not self._is_settled():
             self._postpone(request.id, f'{len(facts.down)} hosts have not reported yet')
@@ -108,7 +109,7 @@ class Planning:
 
     def _postpone(self, request_id: str, reason: str) -> None:
         LOG.warning('Request %s is planned later: %s', request_id, reason)
-        self._requests.postpone_plan(request_id, self._conductor_id, POSTPONE_SECONDS)
+        self._requests.postpone_plan(request_id, self._conductor_id, POSTPONE_SECONDS, reason)
 
     def _fail(self, request_id: str, reason: str) -> None:
         if self._requests.fail(request_id, self._conductor_id, reason):

@@ -20,7 +20,11 @@ class RetryPolicy:
         :param attempts: how many were made, this one included
         :param mismatches: how many of the earlier ones ended in an error that is tried once more
         """
-        if outcome.status != model.TaskStatus.ERROR or attempts >= self.max_attempts:
+        if outcome.status != model.TaskStatus.ERROR:
+            return None
+        if outcome.retry == model.Retry.LATER:
+            return self.delay_seconds
+        if attempts >= self.max_attempts:
             return None
         if outcome.retry == model.Retry.ONCE:
             return 0 if mismatches == 0 else None

@@ -12,13 +12,15 @@ from typing import Any
 from nova_precache import context, exception, model, rpc
 
 TOPIC = 'precache_conductor'
+# Of its own: on one broker, servers of one topic share one queue, whatever they serve.
+API_TOPIC = 'precache_conductor_api'
 
 
 class ConductorAPI:
     """Wakes the conductors when a request was saved."""
 
     def __init__(self, transport: rpc.Transport, version_cap: str | None = None) -> None:
-        self._client = transport.client(TOPIC, version_cap, retries=0)
+        self._client = transport.client(API_TOPIC, version_cap, retries=0)
 
     def work_available(self, ctxt: context.RequestContext) -> None:
         """Cast "work is here", once; conductors also find it by themselves.

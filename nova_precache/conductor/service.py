@@ -64,11 +64,15 @@ class Conductor:
     def start(self) -> None:
         """Start everything; brokers are waited for in the background."""
         api = manager.ApiEndpoint(self._dispatcher.wake)
-        self._serve(API, self._api_transport, api)
+        self._serve(API, self._api_transport.server(rpcapi.API_TOPIC, self._conductor_id, [api]))
         self.serve_cells()
         self._periodic.start()
         self._dispatcher.start()
         LOG.info('Conductor %s runs', self._conductor_id)
+
+    def stop_claiming(self) -> None:
+        """Start nothing more, and go on with what runs."""
+        self._dispatcher.stop_claiming()
 
     def stop(self) -> None:
         """Hand back the claims, write what was reported, close the servers."""
@@ -82,6 +86,8 @@ class Conductor:
         enabled = {cell.uuid: cell for cell in self._transports.cells()}
         for gone in self._servers.keys() - enabled.keys() - {API}:
             self._servers.pop(gone).stop()
+        for failed in [key for key, server in self._servers.items() if server.has_failed]:
+            del self._servers[failed]  # it is tried again below
         for cell in enabled.values():
             if cell.uuid in self._servers:
                 continue
@@ -90,10 +96,10 @@ class Conductor:
             except exception.PrecacheError as exc:
                 LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
                 continue
-            self._serve(cell.uuid, transport, self._cell_endpoint(cell.uuid))
+            endpoint = self._cell_endpoint(cell.uuid)
+            self._serve(cell.uuid, transport.server(rpcapi.TOPIC, self._conductor_id, [endpoint]))
 
-    def _serve(self, key: str, transport: rpc.Transport, endpoint: rpc.Endpoint) -> None:
-        server = transport.server(rpcapi.TOPIC, self._conductor_id, [endpoint])
+    def _serve(self, key: str, server: rpc.Server) -> None:
         server.start_in_background()
         self._servers[key] = server
 

@@ -68,16 +68,21 @@ class Tracker:
         """Count an attempt for every job of a cell that would have been called in vain."""
         due = iter(self._jobs.due_in_cell(cell_uuid))
         while batch := list(itertools.islice(due, CELL_BATCH_JOBS)):
-            failures = [
-                (job.job_id, self._policy.delay(outcome, job.attempts + 1, job.mismatches))
-                for job in batch
-            ]
-            self.settle(*self._jobs.fail_unclaimed(failures, outcome))
+            missed = [self._missed(job, outcome) for job in batch]
+            self.settle(*self._jobs.fail_unclaimed(missed, outcome))
+
+    def _missed(self, job: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.MissedCall:
+        delay = self._policy.delay(outcome, job.attempts + 1, job.mismatches)
+        return jobs.MissedCall(job.job_id, job.attempts, delay)
+
+    def has_attempts_left(self, assignment: jobs.Assignment) -> bool:
+        """Tell whether the attempt that runs is one of those that the policy allows."""
+        return assignment.attempts <= self._policy.max_attempts
 
     def settle(self, *recorded: recording.Recorded) -> None:
         """Announce what committed outcomes made final: hosts first, then whole requests."""
         for done in itertools.chain.from_iterable(each.hosts_done for each in recorded):
-            self._announce_host(self._requests.get(done.request_id), done)
+            self._announce_host(self._requests.outline(done.request_id), done)
         self.complete(sorted({request for each in recorded for request in each.requests}))
 
     def complete(self, request_ids: Iterable[str]) -> None:
@@ -105,7 +110,7 @@ class Tracker:
 
     def _aggregate_payload(self, request: model.CacheRequest) -> model.Json:
         try:
-            aggregate = self._inventory.get_aggregate(request.aggregate_id)
+            aggregate = self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid)
         except exception.AggregateNotFound:
             aggregate = model.Aggregate(
                 request.aggregate_id, request.aggregate_uuid, request.aggregate_name

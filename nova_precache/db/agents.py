@@ -43,12 +43,15 @@ class Agents:
         """Write reports in bulk; one whose agent is not the registered one is left out."""
 
         def work(session: orm.Session) -> None:
-            for agent in agents:
+            for agent in sorted(agents, key=lambda each: each.host):  # one order for all
                 known = _update(session, agent, models.Agent.agent_id == agent.agent_id)
                 if not known and session.get(models.Agent, agent.host) is None:
                     _add(session, agent)  # an older database was restored
 
-        self._database.write(work)
+        try:
+            self._database.write(work)
+        except db_exception.DBDuplicateEntry:
+            self._database.write(work)  # another conductor added the same lost agent first
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]:
         """Map host names to their agents; a host that never had one is left out."""

@@ -47,6 +47,18 @@ class ProgressReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class MissedCall:
+    """A due job whose call was not made, as its attempts stood then.
+
+    :ivar delay_seconds: to its next attempt, None to end it
+    """
+
+    job_id: str
+    attempts: int
+    delay_seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Asker:
     """Whose request wants a job; decides which images it may have."""
 
@@ -150,7 +162,8 @@ class Jobs:
 
         def work(session: orm.Session) -> int:
             now = db_session.now(session)
-            return sum(_record_progress(session, report, now) for report in reports)
+            ordered = sorted(reports, key=lambda report: report.job_id)  # one order for all
+            return sum(_record_progress(session, report, now) for report in ordered)
 
         return self._database.write(work)
 
@@ -164,9 +177,10 @@ class Jobs:
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
     ) -> bool:
         """Have a job wait for its next attempt, holding no slot; False when stale."""
+        uncounted = -1 if outcome.retry == model.Retry.LATER else 0
         return self._database.write(
             lambda session: recording.wait(
-                session, _current(job_id, epoch), job_id, outcome, delay_seconds
+                session, _current(job_id, epoch), job_id, outcome, delay_seconds, uncounted
             )
         )
 
@@ -218,26 +232,15 @@ class Jobs:
             return [_assignment(row, row.epoch or 0) for row in rows]
 
     def fail_unclaimed(
-        self, failures: Sequence[tuple[str, float | None]], outcome: model.ImageOutcome
+        self, missed: Sequence[MissedCall], outcome: model.ImageOutcome
     ) -> Sequence[recording.Recorded]:
         """Count attempts that were not made because the cell is unreachable.
 
-        :param failures: ids of jobs, each with the seconds to its next attempt, None to end it
+        What was claimed or counted by others meanwhile is left alone.
         """
         return self._database.write(
-            lambda session: [
-                _fail_unclaimed(session, job_id, outcome, delay) for job_id, delay in failures
-            ]
+            lambda session: [_fail_unclaimed(session, each, outcome) for each in missed]
         )
-
-    def depth(self) -> int:
-        """Count the jobs in flight."""
-        with self._database.reader() as session:
-            return session.scalars(
-                sa.select(sa.func.count())
-                .select_from(models.Job)
-                .where(models.Job.status.in_(model.TASK_IN_FLIGHT))
-            ).one()
 
 
 def _assign(
@@ -372,11 +375,16 @@ def _record_progress(session: orm.Session, report: ProgressReport, now: datetime
 
 
 def _fail_unclaimed(
-    session: orm.Session, job_id: str, outcome: model.ImageOutcome, delay_seconds: float | None
+    session: orm.Session, missed: MissedCall, outcome: model.ImageOutcome
 ) -> recording.Recorded:
     waiting = models.Job.status.in_(model.TASK_WAITING)
-    free = sa.and_(models.Job.uuid == job_id, waiting, claims.unclaimed())
-    counted = recording.wait(session, free, job_id, outcome, delay_seconds or 0, attempts=1)
-    if not counted or delay_seconds is not None:
+    free = sa.and_(models.Job.uuid == missed.job_id, waiting, claims.unclaimed())
+    as_it_stood = sa.and_(
+        free, models.Job.attempts == missed.attempts, claims.due(db_session.now(session))
+    )
+    delay = missed.delay_seconds
+    if not recording.wait(session, as_it_stood, missed.job_id, outcome, delay or 0, attempts=1):
         return recording.STALE
-    return recording.finish(session, free, job_id, outcome)
+    if delay is not None:
+        return recording.STALE
+    return recording.finish(session, free, missed.job_id, outcome)

@@ -73,6 +73,14 @@ class Requests:
             row = _load(session, request_id, project_id)
             return _to_models(session, [row])[0]
 
+    def outline(self, request_id: str) -> model.CacheRequest:
+        """Give a request without its counts, which cost a look at each of its tasks.
+
+        :raises nova_precache.exception.RequestNotFound: unknown
+        """
+        with self._database.reader() as session:
+            return _request(_load(session, request_id, None), {})
+
     def list(
         self,
         project_id: str | None = None,
@@ -121,14 +129,16 @@ class Requests:
 
         return self._database.write(work)
 
-    def postpone_plan(self, request_id: str, conductor_id: str, seconds: float) -> None:
-        """Leave a request to be planned later, by whichever conductor comes first."""
+    def postpone_plan(
+        self, request_id: str, conductor_id: str, seconds: float, reason: str
+    ) -> None:
+        """Leave a request to be planned later, by whichever conductor comes first, and say why."""
 
         def work(session: orm.Session) -> None:
             later = db_session.now(session) + datetime.timedelta(seconds=seconds)
             session.execute(
                 plans.planned_by(request_id, conductor_id).values(
-                    planner=str(uuid.uuid4()), planner_lease_until=later
+                    planner=str(uuid.uuid4()), planner_lease_until=later, reason=reason
                 )
             )
 
@@ -159,7 +169,10 @@ class Requests:
         def work(session: orm.Session) -> Sequence[str] | None:
             planned = session.execute(
                 plans.planned_by(request_id, conductor_id).values(
-                    status=model.RequestStatus.PLANNED, planner=None, planner_lease_until=None
+                    status=model.RequestStatus.PLANNED,
+                    reason=None,
+                    planner=None,
+                    planner_lease_until=None,
                 )
             )
             if db_session.rowcount(planned) != 1:
@@ -205,18 +218,18 @@ class Requests:
         with self._database.reader() as session:
             return session.scalars(query).all()
 
-    def active_aggregates(self) -> Mapping[str, int]:
-        """Map the planned requests with waiting tasks to their aggregates."""
+    def with_waiting_tasks(self) -> Sequence[model.CacheRequest]:
+        """Give the planned requests with tasks that no compute has begun, without counts."""
         waiting = (
             sa.select(models.Task.id)
             .where(models.Task.request_id == models.CacheRequest.id)
             .where(models.Task.status.in_(model.TASK_WAITING))
         )
-        query = sa.select(models.CacheRequest.id, models.CacheRequest.aggregate_id).where(
+        query = sa.select(models.CacheRequest).where(
             models.CacheRequest.status.in_(_COMPLETABLE), waiting.exists()
         )
         with self._database.reader() as session:
-            return {row.id: row.aggregate_id for row in session.execute(query)}
+            return [_request(row, {}) for row in session.scalars(query)]
 
     def waiting_hosts(self, request_id: str) -> Sequence[str]:
         """Give the hosts with tasks of the request that no compute has begun."""
@@ -330,9 +343,15 @@ def _load(session: orm.Session, request_id: str, project_id: str | None) -> mode
 
 
 def _complete(session: orm.Session, request_id: str) -> bool:
+    in_flight = (
+        sa.select(models.Task.id)
+        .where(models.Task.request_id == request_id)
+        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
+        .limit(1)
+    )
+    if session.scalars(in_flight).first() is not None:
+        return False  # most often so, and found without counting
     counts = _counts(session, [request_id]).get(request_id, {})
-    if any(status in model.TASK_IN_FLIGHT for status in counts):
-        return False
     changed = session.execute(
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id)

@@ -15,6 +15,17 @@ _NOVA_TABLE = 'request_specs'
 _MIGRATIONS = pathlib.Path(__file__).parent / 'migrations'
 
 
+def require(database: db_session.Database) -> None:
+    """Refuse a database that was never brought to a schema of this service.
+
+    :raises nova_precache.exception.ConfigError: it has no tables of this service
+    """
+    if not sa.inspect(database.engine).has_table(VERSION_TABLE):
+        raise exception.ConfigError(
+            'the database has no tables of this service; run nova-precache-manage db sync'
+        )
+
+
 def sync(database: db_session.Database) -> None:
     """Run the migrations that the database has not seen; safe to repeat.
 

@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from oslo_config import cfg
 from oslo_db import api as db_api
+from oslo_db import exception as db_exception
 from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
 from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
+
+from nova_precache import exception
 
 T = TypeVar('T')
 
@@ -91,20 +94,19 @@ class Database:
 
 
 def connect(conf: cfg.ConfigOpts) -> Database:
-    """Open the database that ``[database]`` names."""
-    options = conf.database
-    return Database(
-        engines.create_engine(
-            options.connection,
-            sqlite_fk=True,
-            connection_recycle_time=options.connection_recycle_time,
-            max_pool_size=options.max_pool_size,
-            max_overflow=options.max_overflow,
-            pool_timeout=options.pool_timeout,
-            max_retries=options.max_retries,
-            retry_interval=options.retry_interval,
-        )
-    )
+    """Open the database that ``[database]`` names.
+
+    :raises nova_precache.exception.ConfigError: the option is unset or malformed, or the
+        database cannot be opened
+    """
+    url = conf.database.connection
+    if not url:
+        raise exception.ConfigError('[database] connection is not set')
+    try:
+        return _open(url, conf)
+    except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
+        # Not chained: a part of the password may be in the message.
+        raise exception.ConfigError(f'[database] connection {_what_is_wrong(url, exc)}') from None
 
 
 def update(entity: type[Any]) -> sa.Update:
@@ -120,6 +122,33 @@ def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str
 def rowcount(result: sa.Result[Any]) -> int:
     """How many rows a statement changed: the answer of a compare-and-set."""
     return int(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _open(url: str, conf: cfg.ConfigOpts) -> Database:
+    options = conf.database
+    database = Database(
+        engines.create_engine(
+            url,
+            sqlite_fk=True,
+            connection_recycle_time=options.connection_recycle_time,
+            max_pool_size=options.max_pool_size,
+            max_overflow=options.max_overflow,
+            pool_timeout=options.pool_timeout,
+            max_retries=options.max_retries,
+            retry_interval=options.retry_interval,
+        )
+    )
+    with database.engine.connect():  # as every later one, with our own settings
+        return database
+
+
+def _what_is_wrong(url: str, error: Exception) -> str:
+    """Say why a database cannot be had, without its URL, which has a password."""
+    # Of a password that has an @ of its own, the rest is taken for the host.
+    is_telling = isinstance(error, db_exception.DBError | ImportError | sa.exc.NoSuchModuleError)
+    if is_telling and url.count('@') <= 1:
+        return f'cannot be used: {str(error).splitlines()[0]}'
+    return 'is no usable URL of a database; what is not a letter or a digit in a password is quoted'
 
 
 def _write_options(dialect: str) -> dict[str, Any]:

@@ -107,6 +107,8 @@ class Standalone:
         self.ready_file.unlink(missing_ok=True)
         if self._api is not None:
             self._api.stop()
+        if self._conductor is not None:
+            self._conductor.stop_claiming()
         concurrency.stop_all(self._agents)
         if self._conductor is not None:
             self._conductor.stop()
@@ -118,8 +120,15 @@ class Standalone:
             self._lock.release()
 
     def _take_state_dir(self) -> None:
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        if not self._lock.acquire(blocking=False):
+        try:
+            # Other users of the machine may not read what is a private image in Glance.
+            self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            is_ours = self._lock.acquire(blocking=False)
+        except OSError as exc:
+            raise exception.ConfigError(
+                f'--state-dir {self._state_dir} cannot be used: {exc.strerror}'
+            ) from exc
+        if not is_ours:
             raise exception.ConfigError(f'--state-dir {self._state_dir} is in use')
         self.ready_file.unlink(missing_ok=True)
 
@@ -150,11 +159,12 @@ class Standalone:
     def _glance_port(self) -> int:
         """Keep the port of an earlier run, which clients may have noted."""
         kept = self._state_dir / 'glance.port'
-        if kept.exists():
+        try:
             return int(kept.read_text())
-        port = _free_port()
-        kept.write_text(f'{port}\n')
-        return port
+        except (FileNotFoundError, ValueError):
+            port = _free_port()
+            _write_whole(kept, f'{port}\n')
+            return port
 
     def _cells(self) -> list[str]:
         return [f'cell{number}' for number in range(1, self._shape.cells + 1)]

@@ -12,21 +12,22 @@ from oslo_log import log
 from nova_precache import conf as configuration
 from nova_precache import wiring
 from nova_precache.api import auth
-from nova_precache.db import session
+from nova_precache.db import schema, session
 from nova_precache.wsgi import server
 
 
 def build() -> server.Application:
     """Build the application from the configuration files.
 
-    :raises nova_precache.exception.ConfigError: noauth2 is set; where the server of this
-        application listens cannot be known here
+    :raises nova_precache.exception.ConfigError: noauth2 is set, or the database cannot be used
     """
     named = os.environ.get('NOVA_PRECACHE_CONFIG_FILE')
     conf = configuration.new(config_files=[named] if named else None)
     log.setup(conf, 'nova-precache')
-    auth.refuse_exposure(conf.api.auth_strategy, 'wherever the WSGI server listens')
-    return wiring.api_application(conf, session.connect(conf))
+    auth.refuse_foreign_server(conf.api.auth_strategy)
+    database = session.connect(conf)
+    schema.require(database)
+    return wiring.api_application(conf, database)
 
 
 application = build()

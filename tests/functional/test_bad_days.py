@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import subprocess
+from concurrent import futures
 
 import pytest
 import requests
@@ -260,17 +261,22 @@ def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
     started = start()
+    gateway.hold(at_byte=MIB, let_pass=1)
     request_id = started.service.cache(started.service.aggregate('rollout'), image_id)
-    wait_until(
-        lambda: started.service.request(request_id)['counts'].get('cached', 0) >= 1,
-        'the first host is warm',
-    )
-    started.stop()
+    gateway.wait_for(1)
+    with futures.ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(started.stop)
+        wait_until(lambda: not started.standalone.ready_file.exists(), 'it is stopping')
+        gateway.release()
+        stopped.result(60)
 
     service = start().service
     request = service.wait(request_id)
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert [task['attempts'] for task in service.tasks(request_id)] == [1, 1, 1, 1]
+    # Once each, and once more for the transfer that was cut.
+    assert len(gateway.served(image_id)) <= 5
     for host in service.hosts:
         assert host.base_files() == [host.base_path(image_id).name]
 

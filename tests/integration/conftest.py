@@ -48,10 +48,11 @@ class Deployment:
 
     def set_up(self) -> None:
         """Write the configuration, make the database and the cells, start everything."""
-        self._write('central', self.rabbitmq.make_vhost())
+        self.cell_urls = {cell: self.rabbitmq.make_vhost() for cell in CELLS}
+        # The API has its broker in common with the last cell, which is allowed.
+        self._write('central', self.cell_urls[CELLS[-1]])
         self.manage('db', 'sync')
-        for cell in CELLS:
-            url = self.cell_urls[cell] = self.rabbitmq.make_vhost()
+        for cell, url in self.cell_urls.items():
             self.manage('cell', 'create', '--name', cell, '--transport-url', url)
             for host in self.hosts:
                 if host.cell == cell:

@@ -29,5 +29,6 @@ def test_a_cell_without_its_broker_ends_in_errors_and_does_not_hold_up_the_other
         if host.cell == 'cell1':
             assert 'unreachable' in task['reason'] or 'down' in task['reason']
             assert task['attempts'] == 3
+    assert any('unreachable' in (task['reason'] or '') for task in by_host.values())
     first_error = min(t['finished_at'] for t in by_host.values() if t['status'] == 'error')
     assert all(t['finished_at'] < first_error for t in by_host.values() if t['status'] == 'cached')

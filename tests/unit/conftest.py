@@ -5,7 +5,8 @@ import dataclasses
 import datetime
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ LIMITS = requests.Limits(
     max_tasks_per_request=5000,
     max_active_requests_per_project=100,
 )
+WAIT_SECONDS = 20
 LEASE_SECONDS = 30
 DOWN_SECONDS = 60
 PLANNER = 'planner'
@@ -114,6 +116,19 @@ class World:
     def job(self, job_id: str) -> models.Job:
         with self.database.reader() as reader:
             return reader.scalars(sa.select(models.Job).where(models.Job.uuid == job_id)).one()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until the database says so."""
+        pause = threading.Event()
+        for _ in range(WAIT_SECONDS * 50):
+            if condition():
+                return
+            pause.wait(0.02)
+        raise AssertionError('it did not become so')
+
+    def depth(self) -> int:
+        """Count the jobs in flight."""
+        return sum(job.status in model.TASK_IN_FLIGHT for job in self.all_jobs())
 
     def all_jobs(self) -> Sequence[models.Job]:
         with self.database.reader() as reader:

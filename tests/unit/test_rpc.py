@@ -254,3 +254,67 @@ def test_a_url_that_cannot_be_used_names_the_option_and_shows_no_password(
 )
 def test_only_a_url_in_memory_names_an_exchange(conf: Any, url: str, exchange: str | None) -> None:
     assert rpc.exchange_of(messaging.TransportURL.parse(conf, url)) == exchange
+
+
+def test_a_server_that_cannot_start_says_so(
+    connect: Callable[[str], rpc.Transport],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+    failed = threading.Event()
+
+    def refuse() -> None:
+        failed.set()
+        raise OSError('no such file')
+
+    monkeypatch.setattr(server, 'start', refuse)
+    server.start_in_background()
+
+    assert failed.wait(WAIT_SECONDS)
+    for _ in range(WAIT_SECONDS * 100):
+        if server.has_failed:
+            break
+        threading.Event().wait(0.01)
+    assert server.has_failed
+    assert 'An RPC server could not be started' in caplog.text
+
+
+def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
+    connect: Callable[[str], rpc.Transport],
+) -> None:
+    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+    server.stop()
+
+    server.start()
+
+    client = connect('a').client(TOPIC)
+    with pytest.raises(TimeoutError):
+        client.call(CTXT, 'name', '1.0', timeout_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    ('url', 'shown'),
+    [
+        ('rabbit://user:secret@host/v', 'rabbit://host/v'),
+        ('rabbit://user:se:cret@host:5672/v?ssl=1', 'rabbit://host:5672/v'),
+        ('rabbit://user:s%40cret@host/v', 'rabbit://host/v'),
+        ('rabbit://user:p@ss@host/', 'rabbit://host/'),
+        ('rabbit://a:secret@h1:5672,b:secret@h2/v', 'rabbit://h1:5672,h2/v'),
+        ('rabbit://a:secret@h1,h2/v', 'rabbit://h1,h2/v'),
+        ('rabbit://a:secret@[::1]:5672/v', 'rabbit://[::1]:5672/v'),
+        ('rabbit://host', 'rabbit://host/'),
+        ('fake:///cell1', 'fake:///cell1'),
+        ('', ''),
+        # What was not quoted: /, ?, # and a comma, before which is what could be a port.
+        ('rabbit://user:pa/ss@host/', '<unreadable>'),
+        ('rabbit://user:12/ss@host/v', '<unreadable>'),
+        ('rabbit://user:12?ss@host/v', '<unreadable>'),
+        ('rabbit://user:12#ss@host/v', '<unreadable>'),
+        ('rabbit://user:12,ss@host/v', '<unreadable>'),
+        ('rabbit://user:[ss@host/v', '<unreadable>'),
+        ('secret', '<unreadable>'),
+    ],
+)
+def test_a_url_is_shown_without_who_logs_in(conf: Any, url: str, shown: str) -> None:
+    assert rpc.describe_url(conf, url) == shown

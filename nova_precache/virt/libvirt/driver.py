@@ -127,7 +127,7 @@ class LibvirtDriver(driver.ComputeDriver):
                 cache_bytes=self._store.cache_bytes(),
                 free_bytes=self._store.free_bytes(),
             )
-        except exception.StorageError as exc:
+        except exception.CacheError as exc:  # a full disk takes no new store id
             LOG.warning('The cache cannot be reported: %s', exc)
             return driver.CacheReport()
 

@@ -159,6 +159,13 @@ def test_without_authentication_the_loopback_will_do(host: str) -> None:
     auth.refuse_exposure('noauth2', host)
 
 
+def test_without_authentication_no_other_server_runs_the_application() -> None:
+    with pytest.raises(exception.ConfigError, match='another WSGI server') as refused:
+        auth.refuse_foreign_server('noauth2')
+    assert 'bind_host' not in str(refused.value)
+    auth.refuse_foreign_server('keystone')
+
+
 @dataclasses.dataclass
 class SeenContext:
     context: Any = None

@@ -64,6 +64,35 @@ def test_no_two_cells_share_a_name_a_broker_or_a_uuid(
     assert len(inventory.list_cells()) == 1
 
 
+@pytest.mark.parametrize(
+    'url',
+    [
+        'rabbit://other:secret@one:5672,two:5673/',
+        'rabbit://u:p@two:5673,u:p@one/',
+        'rabbit://u:p@ONE',
+        'rabbit://u:s@cret@one/%2F',
+        'rabbit://u:p@two:5673/?ssl=1',
+    ],
+)
+def test_no_two_cells_share_a_broker_however_it_is_spelled(
+    inventory: cells_inventory.Inventory, url: str
+) -> None:
+    inventory.create_cell('cell1', 'rabbit://u:p@one,u:p@two:5673/')
+    with pytest.raises(exception.CellExists, match='broker'):
+        inventory.create_cell('cell2', url)
+
+
+@pytest.mark.parametrize(
+    'url', ['rabbit://u:p@one:5673/', 'rabbit://u:p@one/v', 'rabbit://u:p@three/', 'rabbit://[:x/']
+)
+def test_another_port_virtual_host_or_name_is_another_broker(
+    inventory: cells_inventory.Inventory, url: str
+) -> None:
+    inventory.create_cell('cell1', 'rabbit://u:p@one,u:p@two:5673/')
+    inventory.create_cell('cell2', url)
+    assert len(inventory.list_cells()) == 2
+
+
 def test_cells_in_memory_may_have_one_url(inventory: cells_inventory.Inventory) -> None:
     inventory.create_cell('cell1', 'fake:///')
     inventory.create_cell('cell2', 'fake:///')
@@ -223,3 +252,16 @@ def test_who_is_overtaken_between_look_and_write_finds_what_is_in_the_way(
         with pytest.raises(exception.AggregateNotFound):
             inventory.set_metadata(taken.id, {'a': 'b'})
     assert not blind
+
+
+def test_an_aggregate_that_got_a_freed_id_is_not_taken_for_the_old_one(
+    inventory: cells_inventory.Inventory,
+) -> None:
+    old = inventory.create_aggregate('old')
+    inventory.delete_aggregate(old.id)
+    new = inventory.create_aggregate('new')
+    assert new.id == old.id
+
+    assert inventory.get_aggregate(new.id, new.uuid).name == 'new'
+    with pytest.raises(exception.AggregateNotFound):
+        inventory.get_aggregate(old.id, old.uuid)

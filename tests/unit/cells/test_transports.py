@@ -94,15 +94,3 @@ def test_a_cell_whose_url_was_wrong_is_tried_again(
     broker.broken.clear()
 
     assert cells.get(world.cell.uuid).exchange == 'fake:///cell1'
-
-
-def test_closing_closes_every_connection_and_a_later_need_connects_anew(
-    world: World, cells: transports.CellTransports, broker: Broker
-) -> None:
-    cells.get(world.cell.uuid)
-
-    cells.close()
-
-    assert broker.closed == ['fake:///cell1']
-    cells.get(world.cell.uuid)
-    assert broker.made == ['fake:///cell1'] * 2

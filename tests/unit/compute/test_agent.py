@@ -163,7 +163,9 @@ def test_progress_that_cannot_be_reported_does_no_harm(
 ) -> None:
     def work(note: model.ProgressCallback) -> model.ImageOutcome:
         conductor.report_errors = [exception.CellUnreachable('the broker is away')]
+        note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
         compute.report_progress()
+        note(model.Progress(model.TaskStatus.DOWNLOADING, 2))
         compute.report_progress()
         return model.ImageOutcome('cached')
 

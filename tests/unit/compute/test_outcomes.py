@@ -28,7 +28,7 @@ def test_moved_bytes_are_cached_and_a_file_that_was_there_is_existing() -> None:
         (exception.NotEnoughSpace('needs 5, 4 free'), ('error', 'needs 5, 4 free', 'never')),
         (exception.ImageMismatch('wrong hash'), ('error', 'wrong hash', 'once')),
         (exception.DownloadInterrupted('cut'), ('error', 'cut', 'backoff')),
-        (exception.ShuttingDown('stops'), ('error', 'stops', 'backoff')),
+        (exception.ShuttingDown('stops'), ('error', 'stops', 'later')),
         (exception.ImageServiceUnavailable('away'), ('error', 'away', 'backoff')),
         (exception.CellUnreachable('no conductor'), ('error', 'no conductor', 'backoff')),
         (exception.ImageNotUsable('i1', 'is gone'), ('error', 'Image i1 is gone', 'never')),

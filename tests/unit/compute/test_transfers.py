@@ -16,7 +16,10 @@ EXISTING = model.ImageOutcome('existing')
 
 
 class Held:
-    """Work on an image that goes on until the test opens its gate."""
+    """Work on an image that goes on until the test opens its gate.
+
+    It is past its download, and so reported each time that somebody asks.
+    """
 
     def __init__(self, outcome: model.ImageOutcome = CACHED) -> None:
         self.outcome = outcome
@@ -27,7 +30,7 @@ class Held:
 
     def __call__(self, progress: model.ProgressCallback) -> model.ImageOutcome:
         self.times += 1
-        progress(model.Progress(model.TaskStatus.DOWNLOADING, 4, 9))
+        progress(model.Progress(model.TaskStatus.VERIFYING, 4, 9))
         self.begun.set()
         assert self.opened.wait(WAIT_SECONDS)
         if self.error is not None:
@@ -138,10 +141,62 @@ def test_progress_is_reported_with_a_growing_sequence(
 
     [first], [second] = running.to_report(), running.to_report()
 
-    assert first.progress == model.Progress(model.TaskStatus.DOWNLOADING, 4, 9)
+    assert first.progress == model.Progress(model.TaskStatus.VERIFYING, 4, 9)
     assert (first.job_id, first.epoch) == ('j1', 3)
     assert second.sequence > first.sequence
     work.opened.set()
+
+
+def test_a_download_that_stands_still_is_not_reported_and_a_conversion_is(
+    running: transfers.Transfers,
+) -> None:
+    seen = []
+
+    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+        for status in (model.TaskStatus.DOWNLOADING, model.TaskStatus.CONVERTING):
+            note(model.Progress(status, 5, 5))
+            seen.append([len(running.to_report()), len(running.to_report())])
+        return CACHED
+
+    running.run('j1', 1, 'i1', work)
+
+    assert seen == [[1, 0], [1, 1]]
+
+
+def test_whoever_joins_a_download_that_stands_still_has_it_reported_again(
+    running: transfers.Transfers,
+) -> None:
+    seen: list[tuple[str, int]] = []
+    joined: list[threading.Thread] = []
+
+    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+        assert len(running.to_report()) == 1
+        joined.append(threading.Thread(target=running.run, args=('j2', 4, 'i1', work)))
+        joined[0].start()
+        for _ in range(WAIT_SECONDS * 100):
+            seen.extend((each.job_id, each.epoch) for each in running.to_report())
+            if seen:
+                break
+            threading.Event().wait(0.01)
+        return CACHED
+
+    running.run('j1', 1, 'i1', work)
+    joined[0].join(WAIT_SECONDS)
+
+    assert seen == [('j1', 1), ('j2', 4)]
+
+
+def test_a_stopping_compute_ends_its_transfers_so_that_they_count_as_no_attempt(
+    running: transfers.Transfers,
+) -> None:
+    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+        running.stop()
+        with pytest.raises(exception.ShuttingDown) as stopped:
+            note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
+        assert stopped.value.retry == model.Retry.LATER
+        return CACHED
+
+    assert running.run('j1', 1, 'i1', work) == CACHED
 
 
 def test_the_outcome_of_an_ended_job_is_repeated(running: transfers.Transfers) -> None:

@@ -402,7 +402,7 @@ def test_an_image_that_nobody_may_have_any_more_is_not_tried_again(parts: Parts)
     assert parts.compute.called() == [('h1', 'i2')]
     task = parts.world.tasks(request)['h1', image.id]
     assert (task.status, task.reason) == ('error', f'Image {image.id} is deactivated, not active')
-    assert parts.world.jobs.depth() == 0
+    assert parts.world.depth() == 0
 
 
 def test_a_transfer_in_work_is_joined_though_its_image_was_hidden_since(parts: Parts) -> None:
@@ -439,3 +439,46 @@ def test_a_retry_goes_on_while_visibility_cannot_be_asked_for(
     parts.serve()
 
     assert _task(parts, request).status == 'cached'
+
+
+def test_a_compute_that_restarted_and_moves_again_is_called_again(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def start_anew(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch, starts=True)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', start_anew, start_anew)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts, len(parts.compute.calls)) == ('cached', 2, 3)
+
+
+def test_a_compute_that_restarts_at_each_call_ends_in_an_error(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def start_anew(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch, starts=True)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', *[start_anew] * 20)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.reason) == ('error', 'no answer from the compute')
+    assert len(parts.compute.calls) == POLICY.max_attempts + 1
+
+
+def test_a_compute_that_shuts_down_counts_no_attempt_and_the_host_is_left(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    stops = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
+    parts.compute.script('h1', 'i1', lambda host, call: stops)
+
+    parts.serve()
+
+    waiting, other = parts.world.requests.tasks(request.id)
+    assert (waiting.status, waiting.attempts) == ('retry_wait', 0)
+    assert (other.status, parts.compute.called()) == ('queued', [('h1', 'i1')])

@@ -116,7 +116,8 @@ def test_as_many_hosts_work_at_once_as_the_limit_says_and_never_more(
 
     assert crowd.most == limit
     assert crowd.most_on_a_host == 1
-    assert sorted(parts.compute.called()) == sorted((h, i) for h in hosts for i in images)
+    # A request that is planned when a host is done already has it looked at once more.
+    assert set(parts.compute.called()) == {(h, i) for h in hosts for i in images}
     assert {parts.world.status(request) for request in asked} == {'completed'}
 
 
@@ -306,6 +307,7 @@ def test_a_dead_cell_holds_up_no_other_and_is_probed_by_one_call(
     parts.announced.wait('end')
     assert sorted(parts.compute.called()) == [('a1', 'i1'), ('a2', 'i1')]
     assert set(parts.world.statuses(dead).values()) == {'queued'}
+    parts.world.wait(lambda: parts.world.jobs.claimed_hosts() == [])
 
     parts.now[0] += REST_SECONDS + 1
     assert gate.begun.wait(WAIT_SECONDS)
@@ -329,3 +331,47 @@ def test_with_free_slots_a_cell_is_still_probed_by_one_call(parts: Parts, runnin
     stopping.stop()
 
     assert len(parts.compute.calls) == 1
+
+
+def test_one_outage_of_a_cell_counts_one_attempt_however_many_calls_it_ends(
+    parts: Parts, running: Running
+) -> None:
+    hosts = [f'd{number}' for number in range(1, 9)]
+    request = _planned(parts, hosts)
+    together = threading.Barrier(4)
+
+    def die(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        together.wait(WAIT_SECONDS)
+        raise exception.CellUnreachable('the broker is away')
+
+    for host in hosts[:4]:
+        parts.compute.script(host, 'i1', die)
+
+    running.start(limit=4)
+    parts.world.wait(lambda: set(parts.world.statuses(request).values()) == {'retry_wait'})
+
+    assert [task.attempts for task in parts.world.requests.tasks(request.id)] == [1] * 8
+
+
+def test_an_image_service_that_gives_no_answer_holds_up_no_claim(
+    parts: Parts, running: Running, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = _planned(parts, ['h1'])
+    asked, answered = threading.Event(), threading.Event()
+
+    def show(image_id: str) -> model.Image:
+        asked.set()
+        answered.wait(WAIT_SECONDS)
+        raise exception.ImageServiceUnavailable('no answer')
+
+    monkeypatch.setattr(parts.images, 'show', show)
+    stuck = _ask(parts, ['h1'], images)
+
+    running.start()
+    assert asked.wait(WAIT_SECONDS)
+    parts.announced.wait('end')
+
+    assert parts.world.status(ready) == 'completed'
+    assert parts.world.status(stuck) == 'accepted'
+    answered.set()
+    parts.world.wait(lambda: parts.world.requests.get(stuck.id).reason == 'no answer')

@@ -143,7 +143,7 @@ def test_with_a_pin_that_is_too_low_the_request_ends_unsupported(parts: Parts) -
     parts.planning().plan_next()
 
     assert _reasons(parts, asked) == {'h1': ('unsupported', 'the pin is too low')}
-    assert parts.world.jobs.depth() == 0
+    assert parts.world.depth() == 0
 
 
 def test_while_the_image_service_is_away_a_request_waits_and_is_not_lost(parts: Parts) -> None:

@@ -619,7 +619,7 @@ def test_the_waiting_tasks_of_hosts_that_left_end_skipped_and_those_in_work_go_o
     assert recorded.hosts_done == (recording.HostDone(request.id, 'h2', 1),)
     assert world.tasks(request)['h2', 'i1'].reason == 'host left'
     assert _finish(world, begun).hosts_done == (recording.HostDone(request.id, 'h1', 2),)
-    assert world.jobs.depth() == 2
+    assert world.depth() == 2
 
 
 def test_a_job_that_another_request_wants_is_not_skipped_with_the_first(world: World) -> None:
@@ -651,7 +651,7 @@ def test_thousands_of_hosts_that_leave_at_once_end_skipped(world: World) -> None
 
     assert len(recorded.hosts_done) == 1200
     assert world.requests.get(request.id).counts == {'skipped': 1200}
-    assert world.jobs.depth() == 0
+    assert world.depth() == 0
 
 
 # A cell that is dead
@@ -672,7 +672,7 @@ def test_an_attempt_that_was_not_made_is_counted(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
 
-    world.jobs.fail_unclaimed([(job.job_id, 100)], BROKEN)
+    world.jobs.fail_unclaimed([jobs.MissedCall(job.job_id, job.attempts, 100)], BROKEN)
 
     task = world.tasks(request)['h1', 'i1']
     assert (task.status, task.attempts, task.reason) == ('retry_wait', 1, 'the line is dead')
@@ -684,7 +684,9 @@ def test_the_last_attempt_that_was_not_made_ends_the_job(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
 
-    [recorded] = world.jobs.fail_unclaimed([(job.job_id, None)], BROKEN)
+    [recorded] = world.jobs.fail_unclaimed(
+        [jobs.MissedCall(job.job_id, job.attempts, None)], BROKEN
+    )
 
     assert recorded.hosts_done == (recording.HostDone(request.id, 'h1', 1),)
     assert world.statuses(request) == {('h1', 'i1'): 'error'}
@@ -699,7 +701,9 @@ def test_a_job_that_was_claimed_meanwhile_is_left_to_its_conductor(
     _claim(world)
     assigned = _assign(world)
 
-    assert world.jobs.fail_unclaimed([(job.job_id, delay)], BROKEN) == [recording.STALE]
+    assert world.jobs.fail_unclaimed(
+        [jobs.MissedCall(job.job_id, job.attempts, delay)], BROKEN
+    ) == [recording.STALE]
 
     assert world.statuses(request) == {('h1', 'i1'): 'queued'}
     assert world.jobs.begin(assigned.job_id, assigned.epoch)
@@ -712,7 +716,7 @@ def test_the_depth_is_the_number_of_jobs_in_flight(world: World) -> None:
     waiting = world.begun()
     world.jobs.retry(waiting.job_id, waiting.epoch, BROKEN, 100)
 
-    assert world.jobs.depth() == 2
+    assert world.depth() == 2
 
 
 # Many conductors at once
@@ -749,7 +753,7 @@ class _Watch:
 def _conduct(world: World, conductor: str, watch: _Watch, together: threading.Barrier) -> None:
     """Be a conductor until nothing is in flight."""
     together.wait(10)
-    while world.jobs.depth():
+    while world.depth():
         claim = world.jobs.claim(conductor, LIMIT)
         if claim is None:
             continue
@@ -876,3 +880,14 @@ def test_a_request_that_joins_a_running_transfer_shows_it_at_once(world: World) 
     assert (task.attempts, task.started_at is not None) == (1, True)
     request = world.requests.get(second.id)
     assert (request.status, request.started_at is not None) == ('running', True)
+
+
+def test_a_missed_call_is_counted_once_though_two_workers_saw_it(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    [job] = world.jobs.due_in_cell(world.cell.uuid)
+    missed = [jobs.MissedCall(job.job_id, job.attempts, 0)]
+
+    world.jobs.fail_unclaimed(missed, BROKEN)
+    world.jobs.fail_unclaimed(missed, BROKEN)
+
+    assert world.tasks(request)['h1', 'i1'].attempts == 1

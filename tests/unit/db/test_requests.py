@@ -158,7 +158,7 @@ def test_a_postponed_request_is_left_alone_for_a_while_and_then_taken_by_anybody
     request = world.accept(['h1'], ['i1'])
     assert world.requests.next_to_plan('c1')
 
-    world.requests.postpone_plan(request.id, 'c1', seconds=100)
+    world.requests.postpone_plan(request.id, 'c1', seconds=100, reason='no answer')
 
     assert world.requests.next_to_plan('c1') is None
     assert world.requests.next_to_plan('c2') is None
@@ -246,7 +246,7 @@ def test_joining_the_job_of_an_unfinished_plan_opens_it_with_the_first_complete_
     unfinished = world.accept(['h1', 'h2'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
     world.plan(unfinished, ['h1', 'h2'])
-    world.requests.postpone_plan(unfinished.id, PLANNER, seconds=100)
+    world.requests.postpone_plan(unfinished.id, PLANNER, seconds=100, reason='no answer')
 
     world.planned(['h1'], ['i1'])
 
@@ -428,7 +428,7 @@ def test_the_hosts_that_wait_are_those_no_compute_has_begun_with(world: World) -
     world.begun()
 
     assert world.requests.waiting_hosts(request.id) == ['h2']
-    assert world.requests.active_aggregates() == {request.id: 1}
+    assert [each.id for each in world.requests.with_waiting_tasks()] == [request.id]
 
 
 def test_a_request_without_waiting_tasks_asks_for_no_look_at_its_aggregate(world: World) -> None:
@@ -436,7 +436,7 @@ def test_a_request_without_waiting_tasks_asks_for_no_look_at_its_aggregate(world
     world.begun()
     world.accept(['h2'], ['i1'])
 
-    assert world.requests.active_aggregates() == {}
+    assert world.requests.with_waiting_tasks() == []
 
 
 def test_only_requests_that_ended_long_ago_are_purged_with_their_tasks_and_jobs(
@@ -473,3 +473,15 @@ def test_a_job_that_a_younger_request_refers_to_is_not_purged(world: World) -> N
 
     assert len(world.all_jobs()) == 1
     assert world.statuses(young) == {('h1', 'i1'): 'cached'}
+
+
+def test_a_request_whose_plan_is_postponed_says_why_until_it_is_planned(world: World) -> None:
+    request = world.accept(['h1'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER) is not None
+    world.requests.postpone_plan(request.id, PLANNER, seconds=-1, reason='no answer')
+    assert world.requests.get(request.id).reason == 'no answer'
+
+    assert world.requests.next_to_plan(PLANNER) is not None
+    assert world.requests.mark_planned(request.id, PLANNER) == []
+
+    assert world.requests.get(request.id).reason is None

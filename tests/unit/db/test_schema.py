@@ -65,6 +65,15 @@ def test_a_second_sync_changes_nothing(new_database: session.Database) -> None:
         assert set(reader.scalars(sa.select(models.Counter.value))) == {7}
 
 
+def test_a_database_is_refused_until_it_was_synced(new_database: session.Database) -> None:
+    with pytest.raises(exception.ConfigError, match='run nova-precache-manage db sync'):
+        schema.require(new_database)
+
+    schema.sync(new_database)
+
+    schema.require(new_database)
+
+
 def test_the_database_of_a_nova_is_refused_and_left_as_it_is(
     new_database: session.Database,
 ) -> None:

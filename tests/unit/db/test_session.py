@@ -12,6 +12,8 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 from sqlalchemy.dialects import mysql, postgresql
 
+from nova_precache import conf as options
+from nova_precache import exception
 from nova_precache.db import models, session
 from tests.unit.conftest import open_database
 
@@ -141,3 +143,57 @@ def test_each_database_is_asked_for_its_utc_with_fractions(
     dialect: type[sa.Dialect], spelling: str
 ) -> None:
     assert spelling in str(sa.select(session.database_now()).compile(dialect=dialect()))
+
+
+def _connect(url: str | None) -> session.Database:
+    conf = options.new(config_files=[])
+    conf.set_override('connection', url, 'database')
+    conf.set_override('max_retries', 0, 'database')
+    return session.connect(conf)
+
+
+@pytest.mark.parametrize(
+    ('url', 'why'),
+    [
+        (None, 'is not set'),
+        ('', 'is not set'),
+        ('nonsense', 'is no usable URL'),
+        ('sqlite+pysqlite://user:pass@host:word/name', 'is no usable URL'),
+        ('sqlite+pysqlite:////nonexistent/precache.sqlite', 'unable to open database file'),
+        ('nodb://user:password@host/name', 'nodb'),
+        ('mysql+nodriver://user:password@host/name', 'nodriver'),
+    ],
+)
+def test_a_database_that_cannot_be_had_is_told_by_its_option_without_its_password(
+    url: str | None, why: str
+) -> None:
+    with pytest.raises(exception.ConfigError, match=r'^\[database\] connection ') as refused:
+        _connect(url)
+
+    message = str(refused.value)
+    assert why in message
+    assert '\n' not in message
+    assert 'word' not in message.removesuffix('in a password is quoted')
+
+
+def test_what_a_driver_says_is_told_unless_it_takes_a_part_of_the_password_for_a_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def open_nothing(url: str, **options: object) -> None:
+        raise db_exception.DBConnectionError(OSError(f'no host {url.split("@", 1)[1]}'))
+
+    monkeypatch.setattr(session.engines, 'create_engine', open_nothing)
+
+    with pytest.raises(exception.ConfigError, match='cannot be used: no host host/name'):
+        _connect('mysql+pymysql://user:pass@host/name')
+    with pytest.raises(exception.ConfigError) as refused:
+        _connect('mysql+pymysql://user:pass@word@host/name')
+    assert 'word@host' not in str(refused.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / 'precache.sqlite'
+    path.write_text('A letter. ' * 1000)
+
+    with pytest.raises(exception.ConfigError, match='is not a database'):
+        open_database(path)

@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from nova_precache.standalone import environment, glance
+from nova_precache.standalone import environment, glance, process
 
 IMAGE = '0b5f5b6c-4d0a-4a3b-9a53-0c7a3a1f0a11'
 
@@ -44,7 +44,7 @@ def test_a_glance_that_dies_is_reported_with_its_last_words(
 ) -> None:
     stub.put('gunicorn', 'echo no such paste file; exit 3')
 
-    with pytest.raises(glance.GlanceFailed, match='no such paste file'):
+    with pytest.raises(process.ServerFailed, match='no such paste file'):
         glance.GlanceServer(tmp_path / 'glance').start()
 
 
@@ -52,10 +52,10 @@ def test_a_glance_that_never_answers_is_given_up_and_killed(
     stub: StubEnvironment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub.put('gunicorn', 'trap "" QUIT TERM; echo $$ > "$OS_GLANCE_CONFIG_DIR/pid"; exec sleep 60')
-    monkeypatch.setattr(glance, 'START_SECONDS', 0.5)
-    monkeypatch.setattr(glance, 'STOP_SECONDS', 0.1)
+    monkeypatch.setattr(process, 'START_SECONDS', 0.5)
+    monkeypatch.setattr(process, 'STOP_SECONDS', 0.1)
 
-    with pytest.raises(glance.GlanceFailed, match='did not come up'):
+    with pytest.raises(process.ServerFailed, match='did not come up'):
         glance.GlanceServer(tmp_path / 'glance').start()
 
     pid = (tmp_path / 'glance' / 'pid').read_text().strip()
@@ -69,15 +69,15 @@ def test_a_failed_schema_is_reported_and_made_again_at_the_next_start(
     server = glance.GlanceServer(tmp_path / 'glance')
 
     for _ in range(2):
-        with pytest.raises(glance.GlanceFailed, match='table is locked'):
+        with pytest.raises(process.ServerFailed, match='table is locked'):
             server.start()
 
 
 def test_a_port_that_is_taken_is_named(stub: StubEnvironment, tmp_path: pathlib.Path) -> None:
-    with socket.create_server((glance.HOST, 0)) as taken:
+    with socket.create_server((process.HOST, 0)) as taken:
         port = taken.getsockname()[1]
 
-        with pytest.raises(glance.GlanceFailed, match=str(port)):
+        with pytest.raises(process.ServerFailed, match=str(port)):
             glance.GlanceServer(tmp_path, port).start()
 
 

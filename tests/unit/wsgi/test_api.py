@@ -26,6 +26,12 @@ def _root_logger_as_it_was() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture
+def directory(database_path: pathlib.Path) -> pathlib.Path:
+    """Where a database is that was synced."""
+    return database_path.parent
+
+
 def _import(monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path, strategy: str) -> Any:
     conf = directory / 'nova-precache.conf'
     conf.write_text(
@@ -49,9 +55,9 @@ endpoint = http://127.0.0.1:1
 
 
 def test_the_application_answers_with_its_versions(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path
 ) -> None:
-    module = _import(monkeypatch, tmp_path, 'keystone')
+    module = _import(monkeypatch, directory, 'keystone')
 
     answer = webob.Request.blank('/').get_response(module.application)
 
@@ -60,7 +66,14 @@ def test_the_application_answers_with_its_versions(
 
 
 def test_noauth2_is_refused_because_nobody_knows_where_the_server_listens(
+    monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path
+) -> None:
+    with pytest.raises(exception.ConfigError, match='another WSGI server listens is not known'):
+        _import(monkeypatch, directory, 'noauth2')
+
+
+def test_a_database_that_was_never_synced_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    with pytest.raises(exception.ConfigError, match='auth_strategy = noauth2'):
-        _import(monkeypatch, tmp_path, 'noauth2')
+    with pytest.raises(exception.ConfigError, match='run nova-precache-manage db sync'):
+        _import(monkeypatch, tmp_path, 'keystone')

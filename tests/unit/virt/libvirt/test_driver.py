@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The libvirt driver: real images, from a real Glance, under the name where Nova looks."""
 
+import errno
 import hashlib
 import os
 import pathlib
@@ -98,6 +99,18 @@ def test_a_cache_that_vanished_is_not_reported(
 ) -> None:
     started = make_driver()
     os.rmdir(instances_path / '_base')
+    assert started.cache_report() == driver.CacheReport()
+
+
+def test_a_disk_too_full_for_a_new_store_id_leaves_the_host_reporting(
+    make_driver: MakeDriver, instances_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    started = make_driver()
+    (instances_path / '.nova-precache-store-id').unlink()
+    monkeypatch.setattr('nova_precache.cache.store._create_whole', full)
     assert started.cache_report() == driver.CacheReport()
 
 

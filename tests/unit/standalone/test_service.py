@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What standalone does with its state directory before anything of it runs."""
+
+import pathlib
+import stat
+from typing import NoReturn
+
+import pytest
+
+from nova_precache import exception
+from nova_precache.standalone import glance, service
+
+
+class StartedGlance(exception.PrecacheError):
+    """Standalone came as far as its Glance."""
+
+
+@pytest.fixture
+def glance_ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ports that a Glance was to be started on, of which none comes up."""
+    ports: list[int] = []
+
+    def start(server: glance.GlanceServer) -> NoReturn:
+        ports.append(server.port)
+        raise StartedGlance
+
+    monkeypatch.setattr(glance.GlanceServer, 'start', start)
+    return ports
+
+
+def _start(state_dir: pathlib.Path) -> None:
+    with pytest.raises(StartedGlance):
+        service.Standalone(service.Shape(state_dir)).start()
+
+
+def test_only_its_owner_can_look_into_a_state_directory(
+    tmp_path: pathlib.Path, glance_ports: list[int]
+) -> None:
+    _start(tmp_path / 'state')
+
+    assert stat.S_IMODE((tmp_path / 'state').stat().st_mode) == 0o700
+
+
+def test_a_state_directory_that_cannot_be_made_is_told_by_its_option(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / 'file').touch()
+
+    with pytest.raises(exception.ConfigError, match=r'^--state-dir .*/file/state cannot be used'):
+        service.Standalone(service.Shape(tmp_path / 'file' / 'state')).start()
+
+
+def test_the_port_of_glance_is_kept(tmp_path: pathlib.Path, glance_ports: list[int]) -> None:
+    _start(tmp_path)
+    _start(tmp_path)
+
+    first, second = glance_ports
+    assert first == second
+
+
+@pytest.mark.parametrize('content', [b'', b'nonsense', b'\xff'])
+def test_a_port_of_glance_that_cannot_be_read_is_chosen_again(
+    tmp_path: pathlib.Path, glance_ports: list[int], content: bytes
+) -> None:
+    kept = tmp_path / 'glance.port'
+    kept.write_bytes(content)
+
+    _start(tmp_path)
+
+    assert glance_ports == [int(kept.read_text())]
