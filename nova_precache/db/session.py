@@ -147,8 +147,9 @@ def _what_is_wrong(url: str, error: Exception) -> str:
     # Of a password that has an @ of its own, the rest is taken for the host.
     is_telling = isinstance(error, db_exception.DBError | ImportError | sa.exc.NoSuchModuleError)
     if is_telling and url.count('@') <= 1:
-        return f'cannot be used: {str(error).splitlines()[0]}'
-    return 'is no usable URL of a database; what is not a letter or a digit in a password is quoted'
+        first_line, _, _ = str(error).partition('\n')
+        return f'cannot be used: {first_line}'
+    return 'cannot be used; is it a URL, and its password quoted?'
 
 
 def _write_options(dialect: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+import os
 import pathlib
 import shutil
 import threading
@@ -162,6 +163,14 @@ class World:
 
     def change(self, table: type[Any], which: sa.ColumnElement[bool], **values: Any) -> None:
         self.database.write(lambda s: s.execute(session.update(table).where(which).values(values)))
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Have the umask under which services run."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope='session')

@@ -3,7 +3,6 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,14 +10,6 @@ from nova_precache.cache import filler, layout, locks, store
 from nova_precache.download import engine, retry
 from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
-
-
-@pytest.fixture(autouse=True)
-def umask() -> Iterator[None]:
-    """Have the umask under which services run."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A libvirt driver over a temporary instances path."""
 
-import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -12,14 +11,6 @@ from nova_precache.image import fake
 from nova_precache.virt import libvirt
 
 MakeDriver = Callable[..., libvirt.LibvirtDriver]
-
-
-@pytest.fixture(autouse=True)
-def umask() -> Iterator[None]:
-    """Have the umask under which services run."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture
