@@ -12,7 +12,6 @@
     ├── NotFound
     │   ├── AggregateNotFound
     │   ├── AggregateHostNotFound
-    │   ├── AggregateMetadataNotFound
     │   ├── ComputeHostNotFound
     │   ├── CellNotFound
     │   └── RequestNotFound
@@ -105,13 +104,6 @@ class AggregateHostNotFound(NotFound):
 
     def __init__(self, aggregate_id: int, host: str) -> None:
         super().__init__(f'Aggregate {aggregate_id} has no host {host}.')
-
-
-class AggregateMetadataNotFound(NotFound):
-    """The aggregate has no metadata of this key."""
-
-    def __init__(self, aggregate_id: int, key: str) -> None:
-        super().__init__(f'Aggregate {aggregate_id} has no metadata with key {key}.')
 
 
 class ComputeHostNotFound(NotFound):

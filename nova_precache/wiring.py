@@ -195,7 +195,7 @@ class _ConductorParts:
             request_store=self.requests,
             aggregates=self.inventory,
             agent_store=self.agents,
-            images=lambda: self.images,
+            images=self.images,
             track=self.tracker,
             chunk_tasks=self.conf.conductor.plan_chunk_tasks,
             is_settled=self._is_settled,
@@ -209,7 +209,7 @@ class _ConductorParts:
             agent_store=self.agents,
             track=self.tracker,
             computes=self._compute,
-            images=lambda: self.images,
+            images=self.images,
             access=lambda: (self.images.endpoint(), self.images.token()),
             breakers=self.breakers,
         )

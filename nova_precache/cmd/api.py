@@ -5,7 +5,7 @@ import sys
 
 from nova_precache import wiring
 from nova_precache.cmd import running
-from nova_precache.db import schema, session
+from nova_precache.db import schema
 
 
 def main() -> None:
@@ -14,8 +14,7 @@ def main() -> None:
 
 def _main() -> int:
     conf = running.read_configuration(sys.argv[1:])
-    database = session.connect(conf)
-    schema.require(database)
+    database = schema.open_current(conf)
     running.run([wiring.api_server(conf, database)])
     database.dispose()
     return 0

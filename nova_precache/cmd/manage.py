@@ -76,7 +76,7 @@ def _sync(conf: cfg.ConfigOpts) -> int:
 
 def _create_cell(conf: cfg.ConfigOpts) -> int:
     arguments = conf.command
-    cells = inventory.Inventory(_database(conf))
+    cells = inventory.Inventory(schema.open_current(conf))
     cell = cells.create_cell(
         arguments.cell_name, transport_url=arguments.cell_transport_url, uuid=arguments.cell_uuid
     )
@@ -85,14 +85,14 @@ def _create_cell(conf: cfg.ConfigOpts) -> int:
 
 
 def _list_cells(conf: cfg.ConfigOpts) -> int:
-    cells = inventory.Inventory(_database(conf)).list_cells()
+    cells = inventory.Inventory(schema.open_current(conf)).list_cells()
     rows = [(c.name, c.uuid, rpc.describe_url(conf, c.transport_url), c.disabled) for c in cells]
     _show(('Name', 'UUID', 'Transport URL', 'Disabled'), rows)
     return 0
 
 
 def _list_hosts(conf: cfg.ConfigOpts) -> int:
-    database = _database(conf)
+    database = schema.open_current(conf)
     mappings = inventory.Inventory(database).list_host_mappings()
     store = wiring.agent_store(conf, database)
     known = {agent.host: agent for agent in store.list()}
@@ -123,12 +123,6 @@ def _create_root_disk(conf: cfg.ConfigOpts) -> int:
     )
     print(disk.path)
     return 0
-
-
-def _database(conf: cfg.ConfigOpts) -> session.Database:
-    database = session.connect(conf)
-    schema.require(database)
-    return database
 
 
 def _show(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

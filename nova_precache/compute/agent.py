@@ -104,8 +104,10 @@ class Agent:
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._periodic.stop()
-        if self._registered.is_set():
-            concurrency.stop_within(SERVER_STOP_SECONDS, self._server)
+        if self._registered.is_set() and not concurrency.stop_within(
+            SERVER_STOP_SECONDS, self._server
+        ):
+            LOG.warning('Host %s stops while a call is being served', self.host)
 
     def state(self) -> model.Json:
         """What every report of this agent says."""

@@ -41,7 +41,7 @@ class HostCaller:
         agent_store: agents.Agents,
         track: tracker.Tracker,
         computes: Callable[[str], ComputeClient],
-        images: Callable[[], service.ImageService],
+        images: service.ImageService,
         access: Callable[[], tuple[str | None, str | None]],
         breakers: breaker.CellBreakers,
     ) -> None:
@@ -143,10 +143,11 @@ class HostCaller:
 
     def _refusals(self, assignment: jobs.Assignment) -> Mapping[str, str]:
         refused = {}
-        images = self._images()
         for asker in self._jobs.askers(assignment.job_id):
             try:
-                visibility.check(images, assignment.image_id, asker.project_id, asker.is_admin)
+                visibility.check(
+                    self._images, assignment.image_id, asker.project_id, asker.is_admin
+                )
             except exception.ImageNotUsable as exc:
                 refused[asker.request_id] = str(exc)
             except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):

@@ -29,7 +29,7 @@ class Planning:
         request_store: requests.Requests,
         aggregates: inventory.Inventory,
         agent_store: agents.Agents,
-        images: Callable[[], service.ImageService],
+        images: service.ImageService,
         track: tracker.Tracker,
         chunk_tasks: int,
         is_settled: Callable[[], bool],
@@ -97,11 +97,10 @@ class Planning:
     ) -> tuple[dict[str, model.Image], dict[str, str]]:
         images: dict[str, model.Image] = {}
         refused: dict[str, str] = {}
-        service_now = self._images()
         for image_id in taken.request.images:
             try:
                 images[image_id] = visibility.check(
-                    service_now, image_id, taken.request.project_id, taken.is_admin
+                    self._images, image_id, taken.request.project_id, taken.is_admin
                 )
             except exception.ImageNotUsable as exc:
                 refused[image_id] = str(exc)

@@ -12,7 +12,6 @@ from nova_precache.db import jobs
 
 LOG = logging.getLogger(__name__)
 
-
 PURGE_SECONDS = 3600.0
 API = 'api'
 

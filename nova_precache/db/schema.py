@@ -6,6 +6,7 @@ import pathlib
 import alembic.command
 import alembic.config
 import sqlalchemy as sa
+from oslo_config import cfg
 
 from nova_precache import exception
 from nova_precache.db import session as db_session
@@ -24,6 +25,16 @@ def require(database: db_session.Database) -> None:
         raise exception.ConfigError(
             'the database has no tables of this service; run nova-precache-manage db sync'
         )
+
+
+def open_current(conf: cfg.ConfigOpts) -> db_session.Database:
+    """Open the configured database, which has been brought to a schema of this service.
+
+    :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
+    """
+    database = db_session.connect(conf)
+    require(database)
+    return database
 
 
 def sync(database: db_session.Database) -> None:

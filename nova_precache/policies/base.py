@@ -8,7 +8,6 @@ from oslo_policy import policy
 CONTEXT_IS_ADMIN = 'context_is_admin'
 
 ADMIN = f'rule:{CONTEXT_IS_ADMIN}'
-PROJECT_MEMBER_OR_ADMIN = 'rule:project_member_or_admin'
 PROJECT_READER_OR_ADMIN = 'rule:project_reader_or_admin'
 
 _RULES = (

@@ -13,7 +13,7 @@ import os
 import pathlib
 import socket
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import fasteners
 import yaml
@@ -63,7 +63,6 @@ class Standalone:
         self._state_dir = shape.state_dir.resolve()
         self._lock = fasteners.InterProcessLock(str(self._state_dir / 'lock'))
         self._glance: glance.GlanceServer | None = None
-        self._conf: cfg.ConfigOpts | None = None
         self._database: session.Database | None = None
         self._conductor: conductor_service.Conductor | None = None
         self._agents: list[agent.Agent] = []
@@ -82,13 +81,6 @@ class Standalone:
     def agents(self) -> Sequence[agent.Agent]:
         """The computes of this process."""
         return self._agents
-
-    def hosts_down(self) -> Collection[str]:
-        """Give the hosts that count as down."""
-        if self._conf is None or self._database is None:
-            return ()
-        store = wiring.agent_store(self._conf, self._database)
-        return store.down([host.name for host in self._hosts])
 
     def start(self) -> None:
         """Start everything and say so in ``standalone.json``.
@@ -135,7 +127,7 @@ class Standalone:
     def _start_parts(self) -> None:
         port = self._shape.port or _free_port()
         conf_path = self._write_conf(self._start_image_service(), port)
-        conf = self._conf = self._read_conf(conf_path)
+        conf = self._read_conf(conf_path)
         self._database = session.connect(conf)
         schema.sync(self._database)
         self._map_cells(self._database)

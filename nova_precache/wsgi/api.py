@@ -12,7 +12,7 @@ from oslo_log import log
 from nova_precache import conf as configuration
 from nova_precache import wiring
 from nova_precache.api import auth
-from nova_precache.db import schema, session
+from nova_precache.db import schema
 from nova_precache.wsgi import server
 
 
@@ -25,9 +25,7 @@ def build() -> server.Application:
     conf = configuration.new(config_files=[named] if named else None)
     log.setup(conf, 'nova-precache')
     auth.refuse_foreign_server(conf.api.auth_strategy)
-    database = session.connect(conf)
-    schema.require(database)
-    return wiring.api_application(conf, database)
+    return wiring.api_application(conf, schema.open_current(conf))
 
 
 application = build()

@@ -10,6 +10,8 @@ from concurrent import futures
 import pytest
 import requests
 
+from nova_precache import conf as configuration
+from nova_precache.db import agents, session
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
@@ -57,10 +59,14 @@ def test_a_host_that_is_down_is_skipped_with_that_reason_and_the_others_go_on(
     start: Start, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(1024))
-    started = start(DEFAULT={'report_interval': 0.2, 'service_down_time': 2})
+    down_seconds = 2
+    started = start(DEFAULT={'report_interval': 0.2, 'service_down_time': down_seconds})
     gone = started.standalone.agents[0]
     gone.stop()
-    wait_until(lambda: gone.host in started.standalone.hosts_down(), 'the host counts as down')
+    database = session.connect(configuration.new(config_files=[started.conf]))
+    known = agents.Agents(database, down_seconds)
+    wait_until(lambda: known.down([gone.host]), 'the host counts as down')
+    database.dispose()
 
     request_id = started.service.cache(started.service.aggregate('rollout'), image_id)
     request = started.service.wait(request_id)

@@ -124,7 +124,7 @@ class Parts:
             agent_store=self.world.agents,
             track=self.tracker,
             computes=self.compute_of or (lambda cell_uuid: self.compute),
-            images=lambda: self.images,
+            images=self.images,
             access=self.access,
             breakers=self.breakers,
         )
@@ -135,7 +135,7 @@ class Parts:
             request_store=self.world.requests,
             aggregates=self.world.inventory,
             agent_store=self.world.agents,
-            images=lambda: self.images,
+            images=self.images,
             track=self.tracker,
             chunk_tasks=chunk_tasks,
             is_settled=lambda: self.settled,

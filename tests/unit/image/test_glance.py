@@ -77,6 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(answer.status)
         length = len(answer.body) if answer.length is None else answer.length
         self.send_header('Content-Length', str(length))
+        self.send_header('Connection', 'close')  # else the client may ask again while it closes
         if answer.content_type is not None:
             self.send_header('Content-Type', answer.content_type)
         for name, value in answer.headers.items():
