@@ -2,16 +2,13 @@
 """A real Keystone as a child process, for clients that log in and read a catalog.
 
 It keeps users and endpoints in a directory of its own and forgets nothing while it
-runs. Run as a module, ``--build`` prepares its environment and ends.
+runs.
 """
 
-import argparse
 import dataclasses
-import logging
 import os
 import pathlib
 import socket
-import sys
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -194,20 +191,3 @@ class _Client:
         )
         answer.raise_for_status()
         return answer
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m tests.keystone')
-    parser.add_argument(
-        '--build', action='store_true', required=True, help='build the environment of Keystone'
-    )
-    parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
-        ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        sys.exit(str(exc))
-
-
-if __name__ == '__main__':
-    main()

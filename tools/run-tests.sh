@@ -8,6 +8,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 setup test
 cd "$ROOT"
 # Built here, since it takes longer than a test may.
-python -W ignore -m nova_precache.standalone.glance --build
-python -W ignore -m tests.keystone --build
+python -W ignore -m tests.environments
 exec pytest "$@"
