@@ -70,10 +70,7 @@ class CacheFiller:
             return self._fill(source.ImageServiceSource.find(images, image_id), progress)
 
     def _is_there(self, image_id: str) -> bool:
-        if not self._store.is_hit(image_id):
-            return False
-        self._store.touch(image_id)
-        return True
+        return self._store.is_hit(image_id) and self._store.touch(image_id)
 
     def _fill(self, origin: source.Source, progress: model.ProgressCallback) -> model.CacheResult:
         image = origin.image

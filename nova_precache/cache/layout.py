@@ -2,8 +2,8 @@
 """Where things of the cache are on disk, such that Nova finds them.
 
 Names that Nova shares with us: the base file and the lock. Ours are the partial
-files, whose names Nova's cache manager takes for nothing of its own, and the
-store id.
+files, whose names Nova's cache manager takes for nothing that it has to keep, and
+the store id.
 """
 
 import dataclasses
@@ -12,10 +12,14 @@ import os
 import re
 import uuid
 
-PARTIAL_SUFFIXES = ('part', 'converted')
+PARTIAL_SUFFIXES = ('part', 'converted', 'expired')
 LOCK_PREFIX = 'nova-'
 
-_PARTIAL_NAME = re.compile(rf'([0-9a-f]{{40}})\.[0-9a-f]{{32}}\.({"|".join(PARTIAL_SUFFIXES)})')
+_ORIGINAL = '[0-9a-f]{40}'
+_RESIZED = f'{_ORIGINAL}_[0-9]+'
+_PARTIAL_NAME = re.compile(
+    rf'({_ORIGINAL}|{_RESIZED})\.[0-9a-f]{{32}}\.({"|".join(PARTIAL_SUFFIXES)})'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +41,48 @@ class CacheLayout:
     def store_id_path(self) -> str:
         return os.path.join(self.instances_path, '.nova-precache-store-id')
 
+    @property
+    def nova_marks(self) -> tuple[str, ...]:
+        """Files that a nova-compute with this instances path leaves behind.
+
+        Its image cache manager registers in the first; the second, in the state
+        directory, is there from its first start.
+        """
+        return (
+            os.path.join(self.instances_path, 'compute_nodes'),
+            os.path.join(os.path.dirname(self.instances_path), 'compute_id'),
+        )
+
     def base_path(self, image_id: str) -> str:
-        return os.path.join(self.base_directory, base_name(image_id))
+        return self.path_of(base_name(image_id))
+
+    def path_of(self, name: str) -> str:
+        return os.path.join(self.base_directory, name)
 
     def new_partial_path(self, image_id: str, suffix: str) -> str:
         """Give a name that nobody else has, in the directory of the base file."""
-        return os.path.join(
-            self.base_directory, f'{base_name(image_id)}.{uuid.uuid4().hex}.{suffix}'
-        )
+        return self.new_path_beside(base_name(image_id), suffix)
+
+    def new_path_beside(self, name: str, suffix: str) -> str:
+        return self.path_of(f'{name}.{uuid.uuid4().hex}.{suffix}')
 
 
 def base_name(image_id: str) -> str:
     """Name the base file and, with the prefix, the lock of an image, as Nova does."""
     return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+
+
+def is_base_name(name: str) -> bool:
+    """Tell whether a file of this name is an image, as it came or resized.
+
+    Others, such as Nova's ``swap_512`` and ``ephemeral_20_40d1d2c``, are not ours.
+    """
+    return re.fullmatch(_ORIGINAL, name) is not None or is_resized_name(name)
+
+
+def is_resized_name(name: str) -> bool:
+    """Tell whether a file of this name is what Nova once resized for overlays."""
+    return re.fullmatch(_RESIZED, name) is not None
 
 
 def base_name_of_partial(name: str) -> str | None:

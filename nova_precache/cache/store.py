@@ -6,6 +6,7 @@ then it has a unique name that no boot looks for.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import stat
@@ -21,6 +22,19 @@ LOG = logging.getLogger(__name__)
 # Where files are to be raw, one of these is left from a time when they were not.
 _IMAGE_MAGICS = (b'QFI\xfb', b'KDMV', b'# Disk DescriptorFile')
 _BLOCK_BYTES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseFile:
+    """A base file, as it was when somebody looked; another inode is another file."""
+
+    name: str
+    inode: int
+    mtime_ns: int
+    bytes_on_disk: int
+
+    def age_seconds(self, now: float) -> float:
+        return now - self.mtime_ns / 1e9
 
 
 class CacheStore:
@@ -77,20 +91,65 @@ class CacheStore:
         with storage_errors(f'Reading {path}'):
             try:
                 status = os.stat(path)
-            except FileNotFoundError:
+                if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+                    return False
+                return not (self._force_raw and _is_image(path))
+            except FileNotFoundError:  # It may also expire between the two looks.
                 return False
-            if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-                return False
-            return not (self._force_raw and _is_image(path))
 
-    def touch(self, image_id: str) -> None:
-        """Make the base file young: the age of unused ones counts from its mtime.
+    def touch(self, image_id: str) -> bool:
+        """Make the base file young, as :meth:`touch_file`."""
+        return self.touch_file(layout.base_name(image_id))
 
+    def touch_file(self, name: str) -> bool:
+        """Make a file young: the age of unused ones counts from their mtime.
+
+        :returns: whether it is there, and so will be for a while
         :raises nova_precache.exception.StorageError: the file system refused
         """
-        path = self.layout.base_path(image_id)
+        path = self.layout.path_of(name)
         with storage_errors(f'Touching {path}'):
-            os.utime(path)
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+            except PermissionError:
+                # libvirt gives a base file to the user of the machines while they run.
+                LOG.warning('%s keeps its age: it belongs to another user', path)
+            # What was touched may have been put aside just before, see remove_unchanged.
+            return os.path.exists(path)
+
+    def base_files(self) -> list[BaseFile]:
+        """List the images in the cache; what else is there is not ours to judge.
+
+        :raises nova_precache.exception.StorageError: they cannot be listed
+        """
+        directory = self.layout.base_directory
+        with storage_errors(f'Listing {directory}'):
+            names = sorted(filter(layout.is_base_name, os.listdir(directory)))
+            found = [_base_file(name, self.layout.path_of(name)) for name in names]
+        return [file for file in found if file is not None]
+
+    def remove_unchanged(self, file: BaseFile) -> bool:
+        """Remove a base file unless it was touched or replaced since it was listed.
+
+        It is put aside before the last look at it. Whoever touches it without the
+        lock did so before, and is seen, or finds no file any more.
+
+        :returns: whether it was removed
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        path = self.layout.path_of(file.name)
+        aside = self.layout.new_path_beside(file.name, 'expired')
+        with storage_errors(f'Removing {path}'):
+            if _base_file(file.name, path) != file:
+                return False
+            os.rename(path, aside)
+            if _base_file(file.name, aside) != file:
+                os.rename(aside, path)
+                return False
+            os.unlink(aside)
+            return True
 
     @contextlib.contextmanager
     def partial(self, image_id: str, suffix: str) -> Iterator[str]:
@@ -233,6 +292,16 @@ def remove_if_there(path: str) -> None:
 def _is_image(path: str) -> bool:
     with open(path, 'rb') as file:
         return file.read(max(map(len, _IMAGE_MAGICS))).startswith(_IMAGE_MAGICS)
+
+
+def _base_file(name: str, path: str) -> BaseFile | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return BaseFile(name, status.st_ino, status.st_mtime_ns, status.st_blocks * _BLOCK_BYTES)
 
 
 def _bytes_on_disk(path: str) -> int:

@@ -22,6 +22,7 @@ PROGRESS_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
 SERVER_STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
+_NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
 
 
 def agent_id(state_path: pathlib.Path) -> str:
@@ -51,8 +52,18 @@ def _publish(path: pathlib.Path, text: str) -> None:
             os.link(new.name, path)
 
 
+def cache_seconds(manager_interval: int) -> float | None:
+    """Read ``[image_cache] manager_interval`` as Nova does; None is never."""
+    if manager_interval < 0:
+        return None
+    return manager_interval or _NOVAS_PERIOD_SECONDS
+
+
 class Agent:
-    """Announces a host to its cell's conductors, then serves and reports."""
+    """Announces a host to its cell's conductors, then serves and reports.
+
+    :param cache_seconds: how often unused images are looked for; None for never
+    """
 
     def __init__(
         self,
@@ -62,6 +73,7 @@ class Agent:
         server: rpc.Server,
         running: transfers.Transfers,
         report_seconds: float,
+        cache_seconds: float | None,
     ) -> None:
         self._identity = identity
         self._driver = driver
@@ -73,13 +85,13 @@ class Agent:
         self._registering = threading.Thread(
             target=self._register_and_serve, name=f'register-{self.host}', daemon=True
         )
-        self._periodic = concurrency.Periodic(
-            f'report-{self.host}',
-            [
-                (report_seconds, self.report_state),
-                (PROGRESS_SECONDS, self.report_progress),
-            ],
-        )
+        work: list[tuple[float, concurrency.Work]] = [
+            (report_seconds, self.report_state),
+            (PROGRESS_SECONDS, self.report_progress),
+        ]
+        if cache_seconds is not None:
+            work.append((cache_seconds, self.manage_image_cache))
+        self._periodic = concurrency.Periodic(f'periodic-{self.host}', work)
 
     @property
     def host(self) -> str:
@@ -165,3 +177,10 @@ class Agent:
                 )
         except exception.PrecacheError as exc:
             LOG.debug('Progress of host %s was not reported: %s', self.host, exc)
+
+    def manage_image_cache(self) -> None:
+        """Have the driver remove images that nobody needs."""
+        try:
+            self._driver.manage_image_cache()
+        except exception.PrecacheError as exc:
+            LOG.warning('No image of host %s was removed: %s', self.host, exc)

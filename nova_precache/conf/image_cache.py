@@ -60,6 +60,33 @@ OPTIONS = [
         help='Directory of the cache below ``instances_path``.',
     ),
     cfg.IntOpt(
+        'manager_interval',
+        default=2400,
+        min=-1,
+        help="""
+Seconds between two rounds in which a compute looks for unused images. As in
+Nova, 0 means every 60 seconds and -1 never.
+""",
+    ),
+    cfg.BoolOpt(
+        'remove_unused_base_images',
+        default=True,
+        help="""
+Remove images that no disk is based on, once they are old enough. Unless it
+is set, a compute leaves this to a nova-compute with the same instances_path.
+""",
+    ),
+    cfg.IntOpt(
+        'remove_unused_original_minimum_age_seconds',
+        default=24 * 3600,
+        help='Seconds since its last use for which an unused image stays.',
+    ),
+    cfg.IntOpt(
+        'remove_unused_resized_minimum_age_seconds',
+        default=3600,
+        help='The same for images that an old Nova resized, ``<sha1>_<size>``.',
+    ),
+    cfg.IntOpt(
         'reserved_disk_bytes',
         default=1024**3,
         min=0,

@@ -82,6 +82,12 @@ class ComputeDriver:
         """
         raise exception.BackendUnsupported(f'{type(self).__name__} makes no root disks')
 
+    def manage_image_cache(self) -> None:
+        """Remove what no disk uses and nobody asked for in a while; by default nothing.
+
+        :raises nova_precache.exception.CacheError: nothing was removed, for this reason
+        """
+
     def cache_report(self) -> CacheReport:
         """Describe the cache; called with every report of the compute."""
         return CacheReport()

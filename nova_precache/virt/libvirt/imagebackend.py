@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from oslo_concurrency import processutils
 
 from nova_precache import exception, model
-from nova_precache.cache import filler
+from nova_precache.cache import filler, layout, locks
 from nova_precache.cache import store as cache_store
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img
@@ -40,12 +40,14 @@ class RootDiskMaker:
         self,
         *,
         store: cache_store.CacheStore,
+        image_locks: locks.ImageLocks,
         cache_filler: filler.CacheFiller,
         inspector: formats.ImageInspector,
         qemu: qemu_img.QemuImg,
         overlay: bool,
     ) -> None:
         self._store = store
+        self._locks = image_locks
         self._filler = cache_filler
         self._inspector = inspector
         self._qemu = qemu
@@ -67,10 +69,11 @@ class RootDiskMaker:
         base_path = self._store.layout.base_path(image_id)
         base = self._inspector.inspect_base(base_path)
         size_bytes = _disk_size(image_id, size_bytes, base.virtual_size_bytes)
-        with _new_file(path) as temporary:
-            if self._overlay:
+        if self._overlay:
+            with self._kept(image_id), _new_file(path) as temporary:
                 self._qemu.create_overlay(temporary, base_path, base.qemu_format, size_bytes)
-            else:
+        else:
+            with _new_file(path) as temporary:
                 self._copy(base_path, base, temporary, size_bytes)
         LOG.info('Root disk %s of image %s is made, %d bytes', path, image_id, size_bytes)
         return driver.RootDisk(
@@ -82,11 +85,23 @@ class RootDiskMaker:
         )
 
     def _disk_path(self, instance: str) -> str:
-        layout = self._store.layout
-        taken = {layout.subdirectory_name, os.path.basename(layout.lock_directory)}
+        paths = self._store.layout
+        taken = {paths.subdirectory_name, os.path.basename(paths.lock_directory)}
         if not _INSTANCE_NAME.fullmatch(instance) or instance in taken:
             raise exception.InvalidInput(f'instance: {instance!r} is not the name of an instance')
-        return os.path.join(layout.instances_path, instance, DISK_NAME)
+        return os.path.join(paths.instances_path, instance, DISK_NAME)
+
+    @contextlib.contextmanager
+    def _kept(self, image_id: str) -> Iterator[None]:
+        """Keep a base file from expiring until the disk that is based on it can be seen."""
+        with self._locks.hold(layout.base_name(image_id)):
+            if not self._store.touch(image_id):
+                raise exception.StorageError(
+                    f'The base file of image {image_id} was removed meanwhile'
+                )
+            yield
+            # A round that listed the file before the disk was there leaves it alone now.
+            self._store.touch(image_id)
 
     def _copy(
         self, base_path: str, base: formats.InspectedImage, target: str, size_bytes: int

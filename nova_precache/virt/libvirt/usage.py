@@ -1,51 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which base files the disks of instances are based on."""
+"""Which base files the disks of instances are based on.
 
+Headers are read here and not by qemu-img: there may be thousands. Whatever cannot be
+read might be based on anything, so it is an error and never "not based".
+"""
+
+import json
 import os
 import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
-from nova_precache.cache import store
+from nova_precache import exception
+from nova_precache.cache import layout, store
+
+_ROOT_DISK = 'disk'
+_DISK_FORMATS = 'disk.info'
+_DISK_FORMATS_MAX_BYTES = 64 * 1024
 
 # Magic, version, offset and length of the backing file's name.
 _QCOW2_HEADER = struct.Struct('>4sIQI')
 _QCOW2_MAGIC = b'QFI\xfb'
+_QCOW2_VERSIONS = (1, 2, 3)
+_MAX_NAME_BYTES = 1023
 
 
 class DiskUsage:
     """What the disks below an instances path use."""
 
-    def __init__(self, instances_path: str) -> None:
-        self._instances_path = instances_path
+    def __init__(self, paths: layout.CacheLayout) -> None:
+        self._paths = paths
 
     def is_backing(self, path: str) -> bool:
-        """Tell whether the disk of some instance has this file as its backing file.
+        """Tell whether the disk of some instance is based on this base file.
 
         :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
         """
-        wanted = os.path.realpath(path)
-        with store.storage_errors(f'Looking for disks based on {path}'):
-            return any(_backing_file(disk) == wanted for disk in self._files())
+        return os.path.basename(path) in self.backing_names()
 
-    def _files(self) -> list[str]:
-        with os.scandir(self._instances_path) as entries:
-            directories = [entry.path for entry in entries if entry.is_dir()]
-        files: list[str] = []
-        for directory in directories:
-            with os.scandir(directory) as entries:
-                files += [entry.path for entry in entries if entry.is_file()]
-        return files
+    def backing_names(self) -> frozenset[str]:
+        """Name the files that disks are based on, wherever these say that they are.
+
+        A disk that was moved, or sees its base file through another mount, is based
+        on the file of the same name; so it is for Nova.
+
+        :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
+        """
+        return frozenset(name for path in self._directories() for name in _names_in(path))
+
+    def _directories(self) -> list[str]:
+        """Give the directories of instances, also of those being resized or deleted."""
+        others = {self._paths.base_directory, self._paths.lock_directory}
+        with store.storage_errors(f'Looking for disks in {self._paths.instances_path}'):
+            entries = _entries(self._paths.instances_path)
+            return [entry.path for entry in entries if entry.is_dir() and entry.path not in others]
 
 
-def _backing_file(path: str) -> str | None:
-    """Read the backing file's path from a qcow2 header; None: there is none."""
+def _names_in(directory: str) -> Iterator[str]:
+    with store.storage_errors(f'Looking for disks in {directory}'):
+        try:
+            files = [entry for entry in _entries(directory) if entry.is_file()]
+        except FileNotFoundError:
+            return  # The instance was deleted meanwhile.
+    formats = _disk_formats(os.path.join(directory, _DISK_FORMATS))
+    for entry in files:
+        yield from _backing_names(entry, formats.get(entry.name))
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as scanned:
+        entries = list(scanned)
+    for entry in entries:
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise exception.StorageError(f'{entry.path} leads to where nothing is')
+    return entries
+
+
+def _disk_formats(path: str) -> dict[str, Any]:
+    """Read which formats Nova notes for an instance's disks, by the disks' names."""
+    with store.storage_errors(f'Reading {path}'):
+        try:
+            with open(path, 'rb') as file:
+                text = file.read(_DISK_FORMATS_MAX_BYTES)
+        except FileNotFoundError:
+            return {}
     try:
-        with open(path, 'rb') as file:
-            header = file.read(_QCOW2_HEADER.size)
-            if len(header) < _QCOW2_HEADER.size or not header.startswith(_QCOW2_MAGIC):
-                return None
-            _, _, offset, length = _QCOW2_HEADER.unpack(header)
-            file.seek(offset)
-            name = os.fsdecode(file.read(length)) if offset else ''
-    except FileNotFoundError:
-        return None  # The instance was deleted meanwhile.
-    return os.path.realpath(os.path.join(os.path.dirname(path), name)) if name else None
+        return {os.path.basename(disk): name for disk, name in json.loads(text or b'{}').items()}
+    except (ValueError, AttributeError, RecursionError) as exc:
+        raise exception.StorageError(f'{path} cannot be read: {exc}') from exc
+
+
+def _backing_names(disk: os.DirEntry[str], noted_format: Any) -> set[str]:
+    with store.storage_errors(f'Reading the header of {disk.path}'):
+        try:
+            with open(disk.path, 'rb') as file:
+                paths = _backing_paths(file, disk.name, noted_format)
+        except FileNotFoundError:
+            return set()  # The instance was deleted meanwhile.
+        except (ValueError, RecursionError) as exc:
+            raise exception.StorageError(
+                f'The header of {disk.path} cannot be read: {exc}'
+            ) from exc
+        found = [os.path.join(os.path.dirname(disk.path), path) for path in paths]
+        return {os.path.basename(each) for path in found for each in (path, os.path.realpath(path))}
+
+
+def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:
+    """Read the backing file from a qcow2 header; ValueError says that it cannot be one."""
+    header = disk.read(_QCOW2_HEADER.size)
+    if not header.startswith(_QCOW2_MAGIC):
+        if noted_format == 'qcow2':
+            raise ValueError('it is not qcow2 any more')
+        if name == _ROOT_DISK and len(header) < _QCOW2_HEADER.size:
+            raise ValueError('it is cut off')
+        return []
+    if len(header) < _QCOW2_HEADER.size:
+        raise ValueError('it is cut off')
+    _, version, offset, length = _QCOW2_HEADER.unpack(header)
+    if version not in _QCOW2_VERSIONS:
+        raise ValueError(f'its version is {version}')
+    if not offset or not length:
+        return []
+    if length > _MAX_NAME_BYTES:
+        raise ValueError(f'the name of its backing file has {length} bytes')
+    disk.seek(offset)
+    backing_file = disk.read(length)
+    if len(backing_file) < length or b'\0' in backing_file:
+        raise ValueError('the name of its backing file is cut off')
+    return _paths_in(os.fsdecode(backing_file))
+
+
+def _paths_in(backing_file: str) -> list[str]:
+    """Give the paths that qemu's name of a backing file may mean."""
+    if backing_file.startswith('json:'):
+        return list(_strings(json.loads(backing_file.removeprefix('json:'))))
+    return [backing_file.removeprefix('file:')]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)

@@ -3,6 +3,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +12,28 @@ from nova_precache.cache import filler, layout, locks, store
 from nova_precache.download import engine, retry
 from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
+
+# Another process that takes the lock as Nova does, says so, and holds it until told.
+_HOLDER = """
+import sys
+from oslo_concurrency import lockutils
+with lockutils.lock(sys.argv[2], 'nova-', external=True, lock_path=sys.argv[1]):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def held_by_another_process(directory: str | pathlib.Path, name: str) -> subprocess.Popen[str]:
+    """Have a lock held until the process is talked to."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', _HOLDER, str(directory), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'held\n'
+    return process
 
 
 @pytest.fixture

@@ -134,7 +134,6 @@ def hostile_images() -> dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Pa
         'absurd table': ('qcow2', disk_images.qcow2_with_absurd_l1_size, 'qemu-img cannot read'),
         'flat extent': ('vmdk', disk_images.vmdk_flat, 'subformat'),
         'extent path': ('vmdk', disk_images.vmdk_with_extent_path, 'extent'),
-        'iso with gpt': ('iso', disk_images.iso_with_gpt, 'Multiple formats'),
         'luks': ('raw', disk_images.luks, 'LUKS'),
         'encrypted': ('qcow2', disk_images.qcow2_encrypted, 'encrypted'),
         'nested': (
@@ -274,6 +273,24 @@ def test_a_base_file_that_a_disk_needs_is_not_replaced(
         cache.filler.fill(images, image.id, ignore)
     assert base.read_bytes().startswith(b'QFI\xfb')
     assert images.opens == []
+
+
+def test_a_file_that_expires_while_it_is_found_is_downloaded_again(
+    cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = images.add(DATA)
+    cache.filler.fill(images, image.id, ignore)
+    touch = os.utime
+
+    def expire_first(path: str) -> None:
+        monkeypatch.setattr(os, 'utime', touch)
+        os.unlink(path)
+        touch(path)
+
+    monkeypatch.setattr(os, 'utime', expire_first)
+    assert not cache.filler.fill(images, image.id, ignore).existing
+    assert cache.names() == [cache.base_file(image.id).name]
+    assert len(images.opens) == 2
 
 
 def test_a_cache_that_vanished_is_not_made_anew(

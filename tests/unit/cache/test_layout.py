@@ -38,3 +38,19 @@ def test_the_files_of_nova_are_not_partial_files_of_ours() -> None:
     name = layout.base_name(IMAGE_ID)
     for other in (name, f'{name}.part', f'{name}.converted', f'{name}_20', f'{name}_resized.part'):
         assert layout.base_name_of_partial(other) is None
+
+
+def test_what_is_put_aside_tells_its_base_file_also_when_that_was_resized() -> None:
+    for name in (layout.base_name(IMAGE_ID), f'{layout.base_name(IMAGE_ID)}_20'):
+        path = PATHS.new_path_beside(name, 'expired')
+        assert layout.base_name_of_partial(os.path.basename(path)) == name
+
+
+def test_images_are_told_from_what_else_nova_keeps_there() -> None:
+    name = layout.base_name(IMAGE_ID)
+    assert layout.is_base_name(name)
+    assert not layout.is_resized_name(name)
+    assert layout.is_base_name(f'{name}_20')
+    assert layout.is_resized_name(f'{name}_20')
+    for other in ('swap_512', 'ephemeral_20_40d1d2c', f'{name}_sm', f'{name}.part', name.upper()):
+        assert not layout.is_base_name(other)

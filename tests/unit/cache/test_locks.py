@@ -3,37 +3,15 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import threading
 
 import pytest
 
 from nova_precache import exception
 from nova_precache.cache import locks
+from tests.unit.cache.conftest import held_by_another_process
 
 NAME = 'd45dc8a0f9f8ba9b7ea3a7e4a0c3c57c5de0d9d5'
-
-# Another process that takes the lock as Nova does, says so, and holds it until told.
-_HOLDER = """
-import sys
-from oslo_concurrency import lockutils
-with lockutils.lock(sys.argv[2], 'nova-', external=True, lock_path=sys.argv[1]):
-    print('held', flush=True)
-    sys.stdin.read()
-"""
-
-
-def held_by_another_process(directory: pathlib.Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, '-c', _HOLDER, str(directory), NAME],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == 'held\n'
-    return process
 
 
 def test_the_lock_file_has_the_name_that_nova_uses(tmp_path: pathlib.Path) -> None:
@@ -76,7 +54,7 @@ def test_a_lock_of_another_process_is_not_taken_and_waited_for(tmp_path: pathlib
         with image_locks.hold(NAME):
             got.set()
 
-    with held_by_another_process(tmp_path) as process:
+    with held_by_another_process(tmp_path, NAME) as process:
         with image_locks.try_hold(NAME) as held:
             assert not held
         waiting = threading.Thread(target=wait)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import stat
 import uuid
+from collections.abc import Callable
 
 import pytest
 
@@ -52,12 +53,158 @@ def test_nothing_and_a_directory_are_no_hits(cache: Cache) -> None:
     assert not cache.store.is_hit(IMAGE_ID)
 
 
+def test_a_file_that_goes_while_it_is_looked_at_is_no_hit(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cache.base_file(IMAGE_ID)
+    path.write_bytes(b'data')
+    look = os.stat
+
+    def look_then_remove(looked_at: str) -> os.stat_result:
+        found = look(looked_at)
+        monkeypatch.setattr(os, 'stat', look)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(os, 'stat', look_then_remove)
+    assert not cache.store.is_hit(IMAGE_ID)
+
+
 def test_touching_makes_a_file_young(cache: Cache) -> None:
     path = cache.base_file(IMAGE_ID)
     path.write_bytes(b'data')
     os.utime(path, (1, 1))
-    cache.store.touch(IMAGE_ID)
+    assert cache.store.touch(IMAGE_ID)
     assert path.stat().st_mtime > 1_000_000_000
+
+
+def test_what_is_gone_cannot_be_touched(cache: Cache) -> None:
+    assert not cache.store.touch(IMAGE_ID)
+    assert cache.names() == []
+
+
+def test_a_file_of_another_user_keeps_its_age(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libvirt gives base files away; one is a hit all the same."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(1, 'Operation not permitted', path)
+
+    monkeypatch.setattr(os, 'utime', refuse)
+    cache.base_file(IMAGE_ID).write_bytes(b'data')
+    assert cache.store.touch(IMAGE_ID)
+    assert f'{cache.base_file(IMAGE_ID)} keeps its age' in caplog.text
+
+
+def old_file(cache: Cache, data: bytes = b'data') -> store.BaseFile:
+    path = cache.base_file(IMAGE_ID)
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    [file] = cache.store.base_files()
+    return file
+
+
+def test_the_listing_of_base_files_tells_their_ages_and_their_size_on_disk(cache: Cache) -> None:
+    pathlib.Path(cache.paths.path_of('swap_512')).write_bytes(b'swap')
+    file = old_file(cache, os.urandom(MIB))
+    assert (file.name, file.age_seconds(now=11)) == (layout.base_name(IMAGE_ID), 10)
+    assert file.bytes_on_disk == cache.base_file(IMAGE_ID).stat().st_blocks * 512
+
+
+def test_a_file_as_it_was_listed_is_removed(cache: Cache) -> None:
+    file = old_file(cache)
+    assert cache.store.remove_unchanged(file)
+    assert cache.names() == []
+    assert not cache.store.remove_unchanged(file)
+
+
+def test_a_file_that_was_touched_or_replaced_since_it_was_listed_stays(cache: Cache) -> None:
+    path = cache.base_file(IMAGE_ID)
+    file = old_file(cache)
+    cache.store.touch(IMAGE_ID)
+    assert not cache.store.remove_unchanged(file)
+
+    file = old_file(cache)
+    replacement = path.with_name('replacement')
+    replacement.write_bytes(b'new')
+    os.utime(replacement, (1, 1))
+    replacement.rename(path)
+    assert not cache.store.remove_unchanged(file)
+    assert path.read_bytes() == b'new'
+
+
+def test_a_touch_at_the_last_moment_saves_the_file(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = old_file(cache)
+    touched: list[bool] = []
+    _around_rename(monkeypatch, before=lambda: touched.append(cache.store.touch(IMAGE_ID)))
+    assert not cache.store.remove_unchanged(file)
+    assert touched == [True]
+    assert cache.names() == [file.name]
+    assert cache.base_file(IMAGE_ID).read_bytes() == b'data'
+
+
+def test_a_touch_that_comes_too_late_finds_nothing(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = old_file(cache)
+    touched: list[bool] = []
+    _around_rename(monkeypatch, after=lambda: touched.append(cache.store.touch(IMAGE_ID)))
+    assert cache.store.remove_unchanged(file)
+    assert touched == [False]
+    assert cache.names() == []
+
+
+def test_a_touch_of_what_is_just_put_aside_finds_nothing(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel had found the file before it was renamed, and set its time after the last look."""
+    file = old_file(cache)
+    touch = os.utime
+
+    def touch_then_remove(path: str) -> None:
+        monkeypatch.setattr(os, 'utime', touch)
+        assert cache.store.remove_unchanged(file)
+
+    monkeypatch.setattr(os, 'utime', touch_then_remove)
+    assert not cache.store.touch(IMAGE_ID)
+
+
+def _around_rename(
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """Have something happen around the next rename."""
+    rename = os.rename
+
+    def renaming(source: str, target: str) -> None:
+        monkeypatch.setattr(os, 'rename', rename)
+        before()
+        rename(source, target)
+        after()
+
+    monkeypatch.setattr(os, 'rename', renaming)
+
+
+def test_what_a_killed_round_put_aside_is_swept(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        """Ends the process."""
+
+    def kill() -> None:
+        raise KilledError
+
+    file = old_file(cache)
+    _around_rename(monkeypatch, after=kill)
+    with pytest.raises(KilledError):
+        cache.store.remove_unchanged(file)
+    assert [name.endswith('.expired') for name in cache.names()] == [True]
+    assert cache.store.sweep(cache.locks) == 1
+    assert cache.names() == []
 
 
 def test_publishing_replaces_what_is_there(cache: Cache) -> None:

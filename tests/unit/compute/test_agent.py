@@ -5,7 +5,7 @@ import logging
 import pathlib
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +31,25 @@ class FakeServer:
 
 
 class Driver(fake_driver.FakeDriverWithCaching):
+    """Counts how often its cache is managed; errors are used up from the front."""
+
+    def __init__(self) -> None:
+        super().__init__(conf.new(config_files=[]))
+        self.managed = 0
+        self.cache_errors: list[Exception] = []
+        self._condition = threading.Condition()
+
+    def manage_image_cache(self) -> None:
+        with self._condition:
+            self.managed += 1
+            self._condition.notify_all()
+        if self.cache_errors:
+            raise self.cache_errors.pop(0)
+
+    def wait_managed(self, count: int) -> None:
+        with self._condition:
+            assert self._condition.wait_for(lambda: self.managed >= count, WAIT_SECONDS)
+
     def cache_report(self) -> virt_driver.CacheReport:
         return virt_driver.CacheReport('store-1', cache_bytes=5, free_bytes=10)
 
@@ -51,19 +70,46 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def compute(
-    conductor: FakeReporter, server: FakeServer, running: transfers.Transfers
-) -> Iterator[agent.Agent]:
-    made = agent.Agent(
-        identity={'host': 'h1', 'agent_id': 'agent-1', 'boot_id': 'boot-1', 'version': '1.2'},
-        driver=Driver(conf.new(config_files=[])),
-        conductor=conductor,
-        server=server,  # type: ignore[arg-type]
-        running=running,
-        report_seconds=0.05,
-    )
-    yield made
-    made.stop()
+def driver() -> Driver:
+    return Driver()
+
+
+MakeCompute = Callable[..., agent.Agent]
+
+
+@pytest.fixture
+def make_compute(
+    conductor: FakeReporter, server: FakeServer, running: transfers.Transfers, driver: Driver
+) -> Iterator[MakeCompute]:
+    made: list[agent.Agent] = []
+
+    def make(cache_seconds: float | None) -> agent.Agent:
+        made.append(
+            agent.Agent(
+                identity={
+                    'host': 'h1',
+                    'agent_id': 'agent-1',
+                    'boot_id': 'boot-1',
+                    'version': '1.2',
+                },
+                driver=driver,
+                conductor=conductor,
+                server=server,  # type: ignore[arg-type]
+                running=running,
+                report_seconds=0.05,
+                cache_seconds=cache_seconds,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+@pytest.fixture
+def compute(make_compute: MakeCompute) -> agent.Agent:
+    return make_compute(cache_seconds=0.05)
 
 
 def _errors(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -171,6 +217,36 @@ def test_progress_that_cannot_be_reported_does_no_harm(
 
     assert running.run('j1', 1, 'i1', work).status == 'cached'
     assert [sequence for _, _, sequence, _ in conductor.progress] == [2]
+
+
+def test_the_image_cache_is_managed_again_and_again_through_failures(
+    compute: agent.Agent, driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.cache_errors = [
+        exception.StorageError('The header of /i/disk cannot be read'),
+        RuntimeError('a fault'),
+    ]
+
+    compute.start()
+
+    driver.wait_managed(3)
+    assert _errors(caplog, logging.WARNING) == [
+        'No image of host h1 was removed: The header of /i/disk cannot be read'
+    ]
+
+
+@pytest.mark.parametrize(('interval', 'seconds'), [(-1, None), (0, 60), (1, 1), (2400, 2400)])
+def test_the_interval_means_what_it_means_in_nova(interval: int, seconds: float | None) -> None:
+    assert agent.cache_seconds(interval) == seconds
+
+
+def test_an_image_cache_that_is_not_to_be_managed_is_left_alone(
+    make_compute: MakeCompute, driver: Driver, conductor: FakeReporter
+) -> None:
+    make_compute(cache_seconds=None).start()
+
+    conductor.wait_reported(5)
+    assert driver.managed == 0
 
 
 def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(

@@ -39,6 +39,7 @@ def test_a_driver_caches_nothing_unless_it_says_how() -> None:
     plain.init_host()
     assert plain.capabilities['supports_cache_image'] is False
     assert plain.cache_report() == driver.CacheReport()
+    plain.manage_image_cache()
     with pytest.raises(NotImplementedError):
         plain.cache_image(fake_images.FakeImageService(), 'i', ignore)
     with pytest.raises(exception.BackendUnsupported, match='FakeDriver makes no root disks'):
@@ -52,6 +53,7 @@ def test_the_fake_driver_caches_each_image_once() -> None:
     assert caching.capabilities['supports_cache_image'] is True
     assert not caching.cache_image(images, image.id, ignore).existing
     assert caching.cache_image(images, image.id, ignore).existing
+    caching.manage_image_cache()
     assert caching.cached_images == {image.id}
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import stat
+import time
 import uuid
 
 import pytest
@@ -152,3 +153,120 @@ def test_a_driver_is_made_without_touching_the_host(
     conf.set_override('instances_path', str(instances_path))
     libvirt.LibvirtDriver(conf)
     assert not instances_path.exists()
+
+
+def two_days_old(instances_path: pathlib.Path, image_id: str) -> pathlib.Path:
+    """Age the base file of an image."""
+    path = instances_path / '_base' / sha1(image_id)
+    then = time.time() - 2 * 86400
+    os.utime(path, (then, then))
+    return path
+
+
+@pytest.fixture
+def old_image(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> pathlib.Path:
+    """An image that was cached two days ago and used by nobody since."""
+    image = images.add(disk_images.content(disk_images.MIB))
+    make_driver().cache_image(images, image.id, ignore)
+    return two_days_old(instances_path, image.id)
+
+
+def test_an_image_goes_when_it_is_a_day_old_and_comes_again(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(disk_images.content(disk_images.MIB))
+    made = make_driver()
+    made.cache_image(images, image.id, ignore)
+    made.manage_image_cache()
+    assert made.cache_image(images, image.id, ignore).existing
+
+    path = two_days_old(instances_path, image.id)
+    made.manage_image_cache()
+    assert not path.exists()
+    assert made.cache_report().cache_bytes == 0
+    assert not made.cache_image(images, image.id, ignore).existing
+    assert path.exists()
+
+
+def test_the_image_of_a_disk_stays_and_is_young_when_the_disk_goes(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(disk_images.content(disk_images.MIB))
+    made = make_driver()
+    disk = made.create_root_disk(images, image.id, 'instance')
+    path = two_days_old(instances_path, image.id)
+    made.manage_image_cache()
+    os.unlink(disk.path)
+    made.manage_image_cache()
+    assert path.exists()
+    two_days_old(instances_path, image.id)
+    made.manage_image_cache()
+    assert not path.exists()
+
+
+def test_a_resized_image_goes_at_an_age_of_its_own(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    made = make_driver(image_cache__remove_unused_resized_minimum_age_seconds=10**8)
+    resized = instances_path / '_base' / f'{sha1("i")}_20'
+    resized.write_bytes(b'data')
+    os.utime(resized, (time.time() - 2 * 86400,) * 2)
+    made.manage_image_cache()
+    assert resized.exists()
+    make_driver().manage_image_cache()
+    assert not resized.exists()
+
+
+def test_a_corrupt_disk_ends_the_round(
+    make_driver: MakeDriver, instances_path: pathlib.Path, old_image: pathlib.Path
+) -> None:
+    disk = instances_path / 'instance' / 'disk'
+    disk.parent.mkdir()
+    disk.write_bytes(b'QFI\xfb')
+    with pytest.raises(exception.StorageError, match=str(disk)):
+        make_driver().manage_image_cache()
+    assert old_image.exists()
+    disk.unlink()
+    make_driver().manage_image_cache()
+    assert not old_image.exists()
+
+
+@pytest.mark.parametrize('mark', ['instances/compute_nodes', 'compute_id'])
+def test_beside_nova_compute_images_are_left_to_it_unless_the_option_is_set(
+    make_driver: MakeDriver, tmp_path: pathlib.Path, old_image: pathlib.Path, mark: str
+) -> None:
+    (tmp_path / mark).touch()
+    make_driver().manage_image_cache()
+    assert old_image.exists()
+    make_driver(image_cache__remove_unused_base_images=True).manage_image_cache()
+    assert not old_image.exists()
+
+
+def test_an_option_in_a_file_is_set(
+    make_driver: MakeDriver, tmp_path: pathlib.Path, old_image: pathlib.Path
+) -> None:
+    (tmp_path / 'compute_id').touch()
+    file = tmp_path / 'nova-precache.conf'
+    file.write_text(
+        f'[DEFAULT]\ninstances_path = {tmp_path}/instances\n'
+        '[image_cache]\nremove_unused_base_images = true\n'
+    )
+    libvirt.LibvirtDriver(precache_conf.new([], [str(file)])).manage_image_cache()
+    assert not old_image.exists()
+
+
+def test_nothing_is_removed_where_the_option_says_so(
+    make_driver: MakeDriver, old_image: pathlib.Path
+) -> None:
+    make_driver(image_cache__remove_unused_base_images=False).manage_image_cache()
+    assert old_image.exists()
+
+
+@pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
+def test_a_backend_without_files_has_no_cache_to_manage(
+    make_driver: MakeDriver, old_image: pathlib.Path, images_type: str
+) -> None:
+    make_driver(libvirt__images_type=images_type).manage_image_cache()
+    assert old_image.exists()

@@ -11,6 +11,7 @@ import pytest
 from nova_precache import exception, model
 from nova_precache.cache import layout
 from nova_precache.image import fake
+from nova_precache.inspection import formats
 from nova_precache.inspection import qemu_img as qemu
 from nova_precache.virt import driver
 from nova_precache.virt.libvirt import usage
@@ -19,6 +20,7 @@ from tests.unit.virt.libvirt.conftest import MakeDriver
 
 MIB = disk_images.MIB
 DATA = disk_images.content(MIB)
+EXPIRES_AT_ONCE: dict[str, object] = {'image_cache__remove_unused_original_minimum_age_seconds': 0}
 
 
 def ignore(progress: model.Progress) -> None:
@@ -214,18 +216,74 @@ def test_a_disk_that_cannot_be_copied_leaves_no_instance(
     assert not (instances_path / 'instance').exists()
 
 
-def test_a_base_file_is_in_use_while_a_disk_is_based_on_it(
-    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+def test_a_base_file_does_not_expire_while_a_disk_is_being_based_on_it(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    used, unused = images.add(DATA), images.add(DATA)
-    made = make_driver()
-    disk = made.create_root_disk(images, used.id, 'instance')
-    made.cache_image(images, unused.id, ignore)
-    disk_usage = usage.DiskUsage(str(instances_path))
-    assert disk_usage.is_backing(base_path(instances_path, used))
-    assert not disk_usage.is_backing(base_path(instances_path, unused))
-    os.unlink(disk.path)
-    assert not disk_usage.is_backing(base_path(instances_path, used))
+    image = images.add(DATA)
+    made = make_driver(**EXPIRES_AT_ONCE)
+    create = qemu.QemuImg.create_overlay
+
+    def create_between_rounds(*arguments: object) -> None:
+        made.manage_image_cache()
+        create(*arguments)  # type: ignore[arg-type]
+        made.manage_image_cache()
+
+    monkeypatch.setattr(qemu.QemuImg, 'create_overlay', create_between_rounds)
+    disk = made.create_root_disk(images, image.id, 'instance')
+    made.manage_image_cache()
+    assert guest_content(disk) == DATA
+
+
+def test_a_base_file_does_not_expire_by_a_round_that_looked_before_the_disk_was_there(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = images.add(DATA)
+    looked, based = threading.Event(), threading.Event()
+    look, create = usage.DiskUsage.backing_names, qemu.QemuImg.create_overlay
+
+    def look_and_wait(disk_usage: usage.DiskUsage) -> frozenset[str]:
+        found = look(disk_usage)
+        looked.set()
+        assert based.wait(30)
+        return found
+
+    def create_after_a_look(*arguments: object) -> None:
+        a_round.start()
+        assert looked.wait(30)
+        create(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(usage.DiskUsage, 'backing_names', look_and_wait)
+    monkeypatch.setattr(qemu.QemuImg, 'create_overlay', create_after_a_look)
+    made = make_driver(**EXPIRES_AT_ONCE)
+    a_round = threading.Thread(target=made.manage_image_cache)
+    disk = made.create_root_disk(images, image.id, 'instance')
+    based.set()
+    a_round.join(30)
+    assert guest_content(disk) == DATA
+
+
+def test_a_base_file_that_expires_before_a_disk_is_based_on_it_is_told(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = images.add(DATA)
+    inspect = formats.ImageInspector.inspect_base
+
+    def inspect_then_expire(*arguments: object) -> formats.InspectedImage:
+        found = inspect(*arguments)  # type: ignore[arg-type]
+        os.unlink(base_path(instances_path, image))
+        return found
+
+    monkeypatch.setattr(formats.ImageInspector, 'inspect_base', inspect_then_expire)
+    with pytest.raises(exception.StorageError, match='removed meanwhile'):
+        make_driver().create_root_disk(images, image.id, 'instance')
+    assert not (instances_path / 'instance').exists()
 
 
 def test_a_qcow2_base_file_with_disks_stays_when_raw_comes_to_be_forced(

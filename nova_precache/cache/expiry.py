@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which base files nobody needs any more, and how they go.
+
+The mtime is the clock, as in Nova: a boot, a precache request and every round in
+which some disk is based on the file set it anew. What is old then is unused.
+"""
+
+import dataclasses
+import enum
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+
+from nova_precache import exception
+from nova_precache.cache import layout, locks
+from nova_precache.cache import store as cache_store
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpiryRules:
+    """From which age on unused files go; ``remove`` false keeps them all."""
+
+    original_age_seconds: float
+    resized_age_seconds: float
+    remove: bool = True
+
+
+class Verdict(enum.StrEnum):
+    """What becomes of a base file."""
+
+    USED = 'used'
+    KEPT = 'kept'
+    EXPIRED = 'expired'
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A verdict on a file, and why."""
+
+    file: cache_store.BaseFile
+    verdict: Verdict
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpiryResult:
+    """What a round removed."""
+
+    removed: tuple[str, ...] = ()
+    freed_bytes: int = 0
+
+
+class CacheExpirer:
+    """The image cache manager of one cache.
+
+    :param used_names: names of the base files that disks are based on; an error says
+        that nobody knows, and then nothing is removed
+    :param clock: seconds since the epoch
+    """
+
+    def __init__(
+        self,
+        *,
+        store: cache_store.CacheStore,
+        image_locks: locks.ImageLocks,
+        rules: ExpiryRules,
+        used_names: Callable[[], Collection[str]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._locks = image_locks
+        self._rules = rules
+        self._used_names = used_names
+        self._clock = clock
+
+    def run(self) -> ExpiryResult:
+        """Do one round: touch what is used, remove what is old.
+
+        :raises nova_precache.exception.CacheError: nothing was removed, for this reason
+        """
+        # Before the disks are looked at: who bases one on a file afterwards touches it.
+        files = self._store.base_files()
+        used = self._used_names() if files else ()
+        decisions = decide(files, used, self._clock(), self._rules)
+        removed = [each.file for each in decisions if self._act(each)]
+        result = ExpiryResult(
+            tuple(file.name for file in removed), sum(file.bytes_on_disk for file in removed)
+        )
+        if removed:
+            LOG.info('Removed unused base files, %d bytes: %s', result.freed_bytes, result.removed)
+        return result
+
+    def _act(self, decision: Decision) -> bool:
+        name = decision.file.name
+        LOG.debug('Base file %s is %s: %s', name, decision.verdict, decision.reason)
+        try:
+            if decision.verdict is Verdict.USED:
+                self._store.touch_file(name)
+            return decision.verdict is Verdict.EXPIRED and self._remove(decision.file)
+        except exception.CacheError as exc:  # of this file alone
+            LOG.warning('Base file %s was not managed: %s', name, exc)
+            return False
+
+    def _remove(self, file: cache_store.BaseFile) -> bool:
+        with self._locks.try_hold(file.name) as held:
+            removed = held and self._store.remove_unchanged(file)
+        if not removed:
+            LOG.debug('Base file %s stays: it is %s', file.name, 'touched' if held else 'locked')
+        return removed
+
+
+def decide(
+    files: Iterable[cache_store.BaseFile],
+    used_names: Collection[str],
+    now: float,
+    rules: ExpiryRules,
+) -> list[Decision]:
+    """Give a verdict on each file."""
+    return [Decision(file, *_verdict(file, used_names, now, rules)) for file in files]
+
+
+def _verdict(
+    file: cache_store.BaseFile, used_names: Collection[str], now: float, rules: ExpiryRules
+) -> tuple[Verdict, str]:
+    if file.name in used_names:
+        return Verdict.USED, 'a disk is based on it'
+    resized = layout.is_resized_name(file.name)
+    limit = rules.resized_age_seconds if resized else rules.original_age_seconds
+    age = f'{file.age_seconds(now):.0f} s old, {limit:g} s may be'
+    if file.age_seconds(now) < limit:
+        return Verdict.KEPT, age
+    if not rules.remove:
+        return Verdict.KEPT, f'{age}, but none is removed'
+    return Verdict.EXPIRED, age

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What disks are based on, read from real overlays and from broken ones."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache import exception
+from nova_precache.cache import layout
+from nova_precache.virt.libvirt import usage
+from tests import disk_images
+
+NAME = layout.base_name('image')
+
+
+@pytest.fixture
+def paths(instances_path: pathlib.Path, qemu_img: str) -> layout.CacheLayout:
+    found = layout.CacheLayout(str(instances_path))
+    os.makedirs(found.base_directory)
+    os.makedirs(found.lock_directory)
+    return found
+
+
+@pytest.fixture
+def base(paths: layout.CacheLayout) -> pathlib.Path:
+    return disk_images.raw(pathlib.Path(paths.path_of(NAME)))
+
+
+@pytest.fixture
+def disk(instances_path: pathlib.Path, base: pathlib.Path) -> pathlib.Path:
+    """An instance's root disk, an overlay over the base file."""
+    directory = instances_path / 'instance'
+    directory.mkdir()
+    return disk_images.qcow2_with_backing_file(directory / 'disk', base)
+
+
+def backing_names(paths: layout.CacheLayout) -> frozenset[str]:
+    return usage.DiskUsage(paths).backing_names()
+
+
+def test_without_disks_nothing_is_used(paths: layout.CacheLayout, base: pathlib.Path) -> None:
+    assert backing_names(paths) == frozenset()
+
+
+def test_what_an_overlay_is_based_on_is_used_until_the_overlay_is_gone(
+    paths: layout.CacheLayout, base: pathlib.Path, disk: pathlib.Path
+) -> None:
+    assert backing_names(paths) == {NAME}
+    assert usage.DiskUsage(paths).is_backing(str(base))
+    assert not usage.DiskUsage(paths).is_backing(paths.base_path('other'))
+    shutil.rmtree(disk.parent)
+    assert backing_names(paths) == frozenset()
+
+
+@pytest.mark.parametrize('directory', ['instance_resize', 'instance_del', 'snapshots'])
+@pytest.mark.parametrize('file', ['disk', 'disk.rescue', 'disk.swap', 'delta'])
+def test_every_file_of_every_directory_counts(
+    paths: layout.CacheLayout, disk: pathlib.Path, directory: str, file: str
+) -> None:
+    (disk.parent.with_name(directory)).mkdir()
+    disk.rename(disk.parent.with_name(directory) / file)
+    assert backing_names(paths) == {NAME}
+
+
+def test_every_part_of_a_chain_is_used(paths: layout.CacheLayout, disk: pathlib.Path) -> None:
+    snapshot = disk.with_name('disk.snapshot')
+    disk_images.qemu_img(
+        'create', '-f', 'qcow2', '-b', str(disk), '-F', 'qcow2', '-u', str(snapshot), '1M'
+    )
+    assert backing_names(paths) == {NAME, 'disk'}
+
+
+def test_an_overlay_of_what_was_resized_uses_that_alone(
+    paths: layout.CacheLayout, base: pathlib.Path, instances_path: pathlib.Path
+) -> None:
+    resized = disk_images.raw(base.with_name(f'{NAME}_20'))
+    (instances_path / 'instance').mkdir()
+    disk_images.qcow2_with_backing_file(instances_path / 'instance' / 'disk', resized)
+    assert backing_names(paths) == {f'{NAME}_20'}
+
+
+@pytest.mark.parametrize(
+    'backing_file',
+    [
+        f'../_base/{NAME}',
+        f'file:/elsewhere/_base/{NAME}',
+        f'file:{NAME}',
+        f'/mounted/elsewhere/_base/{NAME}',
+        'json:' + json.dumps({'driver': 'raw', 'file': {'filename': f'/instances/_base/{NAME}'}}),
+        'json:' + json.dumps({'driver': 'raw', 'file.filename': f'/instances/_base/{NAME}'}),
+        'json:' + json.dumps({'children': [{'file': {'filename': f'/instances/_base/{NAME}'}}]}),
+    ],
+)
+def test_a_base_file_is_known_however_a_disk_spells_it(
+    paths: layout.CacheLayout, disk: pathlib.Path, backing_file: str
+) -> None:
+    disk_images.qemu_img('rebase', '-u', '-f', 'qcow2', '-F', 'raw', '-b', backing_file, str(disk))
+    assert NAME in backing_names(paths)
+
+
+def test_a_link_to_a_base_file_is_followed_to_its_name(
+    paths: layout.CacheLayout, disk: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / 'link').symlink_to(base)
+    disk_images.qemu_img(
+        'rebase', '-u', '-f', 'qcow2', '-F', 'raw', '-b', str(tmp_path / 'link'), str(disk)
+    )
+    assert backing_names(paths) == {NAME, 'link'}
+
+
+def test_disks_behind_a_link_count(
+    paths: layout.CacheLayout, disk: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    disk.parent.rename(tmp_path / 'big-disk')
+    disk.parent.symlink_to(tmp_path / 'big-disk')
+    assert backing_names(paths) == {NAME}
+
+
+def test_raw_encrypted_and_whole_disks_are_based_on_nothing(
+    paths: layout.CacheLayout, instances_path: pathlib.Path
+) -> None:
+    directory = instances_path / 'instance'
+    directory.mkdir()
+    disk_images.raw(directory / 'disk')
+    disk_images.luks(directory / 'disk.eph0')
+    disk_images.converted(directory / 'disk.eph1', 'qcow2')
+    (directory / 'console.log').write_bytes(b'')
+    os.mkfifo(directory / 'console.fifo')
+    assert backing_names(paths) == frozenset()
+
+
+def test_downloads_and_locks_are_not_taken_for_disks(
+    paths: layout.CacheLayout, base: pathlib.Path, disk: pathlib.Path
+) -> None:
+    """A hostile image that is being downloaded would end every round."""
+    shutil.copy(disk, paths.new_partial_path('hostile', 'part'))
+    (base.parent / 'cut.part').write_bytes(b'QFI\xfb')
+    disk.unlink()
+    assert backing_names(paths) == frozenset()
+
+
+def name_offset(disk: pathlib.Path) -> int:
+    return int.from_bytes(disk.read_bytes()[8:16])
+
+
+Break = Callable[[pathlib.Path], object]
+BROKEN: dict[str, tuple[Break, str]] = {
+    'nothing left': (lambda disk: disk_images.truncated(disk, 0), 'it is cut off'),
+    'cut header': (lambda disk: disk_images.truncated(disk, 10), 'it is cut off'),
+    'cut name': (
+        lambda disk: disk_images.truncated(disk, name_offset(disk) + 9),
+        'name of its backing file is cut',
+    ),
+    'version': (lambda disk: disk_images.patched(disk, 4, bytes([0, 0, 0, 9])), 'version is 9'),
+    'far offset': (
+        lambda disk: disk_images.patched(disk, 8, (1 << 40).to_bytes(8)),
+        'name of its backing file is cut',
+    ),
+    'absurd offset': (lambda disk: disk_images.patched(disk, 8, b'\xff' * 8), 'offset'),
+    'absurd length': (
+        lambda disk: disk_images.patched(disk, 16, b'\xff' * 4),
+        'name of its backing file has 4294967295 bytes',
+    ),
+    'zeros in the name': (
+        lambda disk: disk_images.patched(disk, name_offset(disk), bytes(4)),
+        'name of its backing file is cut',
+    ),
+}
+
+
+@pytest.mark.parametrize('how', BROKEN)
+def test_a_broken_header_is_an_error_that_names_the_disk(
+    paths: layout.CacheLayout, disk: pathlib.Path, how: str
+) -> None:
+    break_it, reason = BROKEN[how]
+    break_it(disk)
+    with pytest.raises(
+        exception.StorageError, match=f'header of {disk} cannot be read: .*{reason}'
+    ):
+        backing_names(paths)
+
+
+@pytest.mark.parametrize('backing_file', ['json:{', 'json:' + 1018 * '['])
+def test_a_name_that_cannot_be_understood_is_an_error(
+    paths: layout.CacheLayout, disk: pathlib.Path, backing_file: str
+) -> None:
+    disk_images.patched(disk, 16, len(backing_file).to_bytes(4))
+    disk_images.patched(disk, name_offset(disk), backing_file.encode())
+    with pytest.raises(exception.StorageError, match=f'The header of {disk} cannot be read'):
+        backing_names(paths)
+
+
+def test_a_disk_that_nova_notes_as_qcow2_and_is_not_is_an_error(
+    paths: layout.CacheLayout, disk: pathlib.Path
+) -> None:
+    """Zeroed by a crash it would pass for raw, based on nothing."""
+    notes = disk.with_name('disk.info')
+    notes.write_text(json.dumps({f'/before/the/resize/{disk.name}': 'qcow2'}))
+    assert backing_names(paths) == {NAME}
+    disk_images.patched(disk, 0, bytes(512))
+    with pytest.raises(exception.StorageError, match=f'{disk} cannot be read: it is not qcow2'):
+        backing_names(paths)
+    notes.write_text(json.dumps({str(disk): 'raw'}))
+    assert backing_names(paths) == frozenset()
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '"qcow2"'])
+def test_notes_of_nova_that_cannot_be_read_are_an_error(
+    paths: layout.CacheLayout, disk: pathlib.Path, text: str
+) -> None:
+    notes = disk.with_name('disk.info')
+    notes.write_text(text)
+    with pytest.raises(exception.StorageError, match=f'{notes} cannot be read'):
+        backing_names(paths)
+    notes.write_text('')  # Nova makes it so, and fills it in afterwards.
+    assert backing_names(paths) == {NAME}
+
+
+@pytest.mark.parametrize('error', [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_disk_that_the_system_will_not_read_is_an_error(
+    paths: layout.CacheLayout,
+    disk: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+) -> None:
+    def refuse(path: str, mode: str) -> None:
+        raise OSError(error, os.strerror(error), path)
+
+    monkeypatch.setattr(usage, 'open', refuse, raising=False)
+    disk.with_name('disk.info').unlink(missing_ok=True)
+    with pytest.raises(exception.StorageError, match=os.strerror(error)):
+        backing_names(paths)
+
+
+def test_a_disk_that_is_deleted_meanwhile_is_no_error(
+    paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_first(path: str, mode: str) -> object:
+        if path == str(disk):
+            disk.unlink()
+        return open(path, mode)
+
+    monkeypatch.setattr(usage, 'open', delete_first, raising=False)
+    assert backing_names(paths) == frozenset()
+
+
+def test_an_instance_that_is_deleted_meanwhile_is_no_error(
+    paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def delete_first(path: str) -> object:
+        if path == str(disk.parent):
+            shutil.rmtree(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', delete_first)
+    assert backing_names(paths) == frozenset()
+
+
+@pytest.mark.parametrize('what', ['disk', 'instance'])
+def test_a_link_to_what_is_not_mounted_is_an_error(
+    paths: layout.CacheLayout, disk: pathlib.Path, tmp_path: pathlib.Path, what: str
+) -> None:
+    link = disk if what == 'disk' else disk.parent
+    link.rename(tmp_path / 'unmounted')
+    link.symlink_to(tmp_path / 'not-there')
+    with pytest.raises(exception.StorageError, match=f'{link} leads to where nothing is'):
+        backing_names(paths)
+
+
+def test_an_instances_path_that_is_gone_is_an_error(paths: layout.CacheLayout) -> None:
+    shutil.rmtree(paths.instances_path)
+    with pytest.raises(exception.StorageError, match='No such file or directory'):
+        backing_names(paths)
