@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: the request context, from the API to Glance's log."""
 
-from typing import Any
+from typing import Any, Self
 
 from oslo_context import context
 
@@ -10,7 +10,11 @@ class RequestContext(context.RequestContext):
     """An oslo.context request context that knows whether its user is an admin.
 
     ``auth_token`` lives in memory only: :meth:`to_wire` leaves it out.
+
+    :ivar is_of_any_project: nobody said which, so the URL may say it
     """
+
+    is_of_any_project = False
 
     def to_wire(self) -> dict[str, Any]:
         """Give what may leave the process: ids and roles, no token."""
@@ -22,6 +26,10 @@ class RequestContext(context.RequestContext):
             'roles': list(self.roles),
             'is_admin': self.is_admin,
         }
+
+    def redacted_copy(self, **kwargs: Any) -> Self:
+        """Copy it without its token; this thread's log goes on under its own context."""
+        return super().redacted_copy(overwrite=False, **kwargs)
 
     @classmethod
     def from_wire(cls, values: dict[str, Any]) -> 'RequestContext':

@@ -52,6 +52,14 @@ class TaskStatus(enum.StrEnum):
     EXPIRED = 'expired'
 
 
+class Phase(enum.StrEnum):
+    """What is announced of a request, in the order in which it happens; Nova's words."""
+
+    START = 'start'
+    PROGRESS = 'progress'
+    END = 'end'
+
+
 REQUEST_ACTIVE = frozenset(
     {
         RequestStatus.ACCEPTED,

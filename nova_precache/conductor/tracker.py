@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that records outcomes, and announces them after the commit."""
+"""The one place that records outcomes; what they change is announced after the commit."""
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
-from nova_precache import exception, model
-from nova_precache.cells import inventory
+from nova_precache import model
 from nova_precache.conductor import retry
 from nova_precache.db import jobs, recording, requests
-from nova_precache.notifications import emitter, payloads
 
 LOG = logging.getLogger(__name__)
 
@@ -17,24 +15,25 @@ CELL_BATCH_JOBS = 500
 
 
 class Tracker:
-    """Writes what happened to the database, then tells whoever listens."""
+    """Writes what happened to the database.
+
+    :param announce: called when that wrote something to be announced
+    """
 
     def __init__(
         self,
         job_store: jobs.Jobs,
         request_store: requests.Requests,
-        aggregates: inventory.Inventory,
-        notify: emitter.Emitter,
+        announce: Callable[[], None],
         policy: retry.RetryPolicy,
     ) -> None:
         self._jobs = job_store
         self._requests = request_store
-        self._inventory = aggregates
-        self._emitter = notify
+        self._announce = announce
         self._policy = policy
 
-    def planned(self, request_id: str, hosts_done: Sequence[str]) -> None:
-        """Announce a planned request, and the hosts whose outcomes the plan already knew."""
+    def planned(self, request_id: str) -> None:
+        """Go on with a planned request, which has ended if the plan knew every outcome."""
         request = self._requests.get(request_id)
         LOG.info(
             'Request %s is planned: %d hosts, %d tasks',
@@ -42,10 +41,8 @@ class Tracker:
             request.hosts_total,
             sum(request.counts.values()),
         )
-        self._emitter.emit('aggregate.cache_images.start', self._aggregate_payload(request))
-        for index, host in enumerate(hosts_done, start=1):
-            self._announce_host(request, recording.HostDone(request_id, host, index))
         self.complete([request_id])
+        self._announce()
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record how an attempt ended: final, or to be tried again."""
@@ -80,39 +77,21 @@ class Tracker:
         return assignment.attempts <= self._policy.max_attempts
 
     def settle(self, *recorded: recording.Recorded) -> None:
-        """Announce what committed outcomes made final: hosts first, then whole requests."""
-        for done in itertools.chain.from_iterable(each.hosts_done for each in recorded):
-            self._announce_host(self._requests.outline(done.request_id), done)
-        self.complete(sorted({request for each in recorded for request in each.requests}))
+        """Go on from committed outcomes, which may have made whole requests final."""
+        touched = sorted({request for each in recorded for request in each.requests})
+        self.complete(touched)
+        if touched:
+            self._announce()
 
     def complete(self, request_ids: Iterable[str]) -> None:
-        """End the requests that have nothing in flight, each announced by whoever ends it."""
+        """End the requests that have nothing in flight."""
         for request_id in request_ids:
             if self._requests.complete(request_id):
-                self._announce_end(request_id)
+                request = self._requests.get(request_id)
+                LOG.info('Request %s is %s: %s', request.id, request.status, dict(request.counts))
+                self._announce()
 
     def failed(self, request_id: str) -> None:
-        """Announce a request that ended without a plan."""
-        request = self._requests.get(request_id)
-        LOG.error('Request %s failed: %s', request_id, request.reason)
-        self._emitter.emit('aggregate.cache_images.start', self._aggregate_payload(request))
-        self._emitter.emit('aggregate.cache_images.end', self._aggregate_payload(request))
-
-    def _announce_end(self, request_id: str) -> None:
-        request = self._requests.get(request_id)
-        LOG.info('Request %s is %s: %s', request.id, request.status, dict(request.counts))
-        self._emitter.emit('aggregate.cache_images.end', self._aggregate_payload(request))
-
-    def _announce_host(self, request: model.CacheRequest, done: recording.HostDone) -> None:
-        outcomes = self._requests.host_outcomes(request.id, done.host)
-        payload = payloads.host_progress(request, done.host, done.index, outcomes)
-        self._emitter.emit('aggregate.cache_images.progress', payload)
-
-    def _aggregate_payload(self, request: model.CacheRequest) -> model.Json:
-        try:
-            aggregate = self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid)
-        except exception.AggregateNotFound:
-            aggregate = model.Aggregate(
-                request.aggregate_id, request.aggregate_uuid, request.aggregate_name
-            )
-        return payloads.aggregate(aggregate, request.images)
+        """Tell of a request that ended without a plan."""
+        LOG.error('Request %s failed: %s', request_id, self._requests.get(request_id).reason)
+        self._announce()

@@ -125,6 +125,20 @@ class Task(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
+class Announcement(Base):
+    """A notification that is still to be sent; see :mod:`nova_precache.db.announcements`."""
+
+    __tablename__ = 'announcements'
+
+    request_id: Mapped[str] = mapped_column(
+        Uuid, sa.ForeignKey('cache_requests.id', ondelete='CASCADE'), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    phase: Mapped[str] = mapped_column(Status)
+    host: Mapped[str | None] = mapped_column(Host)
+    taken_until: Mapped[datetime.datetime | None]
+
+
 class Claim(Base):
     """A conductor's lease on a host. The row stays, so that its epoch only grows."""
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import models
+from nova_precache.db import announcements, models
 from nova_precache.db import session as db_session
 
 PLAN_LEASE_SECONDS = 60
@@ -197,18 +197,14 @@ def _task_row(
     return row
 
 
-def open_jobs(session: orm.Session, request_id: str) -> Sequence[str]:
-    """Let the jobs of a complete plan be claimed; the caller holds the request's row lock.
-
-    :returns: the hosts with nothing in flight, in the order of the plan
-    """
-    hosts = _hosts_in_flight(session, request_id)
-    done = [host for host, in_flight in hosts.items() if not in_flight]
+def open_jobs(session: orm.Session, request_id: str) -> None:
+    """Let the jobs of a complete plan be claimed; the caller holds the request's row lock."""
     session.execute(
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id)
-        .values(planned_at=db_session.now(session), hosts_total=len(hosts), hosts_done=len(done))
+        .values(planned_at=db_session.now(session))
     )
+    start(session, request_id)
     wanted = sa.select(models.Task.job_uuid).where(
         models.Task.request_id == request_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
     )
@@ -216,7 +212,18 @@ def open_jobs(session: orm.Session, request_id: str) -> Sequence[str]:
         db_session.update(models.Job).where(models.Job.uuid.in_(wanted)).values(ready=True)
     )
     _start_if_begun(session, request_id)
-    return done
+
+
+def start(session: orm.Session, request_id: str) -> None:
+    """Count a request's hosts and those with nothing in flight, and have them announced."""
+    hosts = _hosts_in_flight(session, request_id)
+    done = [host for host, in_flight in hosts.items() if not in_flight]
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .values(hosts_total=len(hosts), hosts_done=len(done))
+    )
+    announcements.add_start(session, request_id, done)
 
 
 def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outcomes, inside a transaction: jobs, and the tasks that want them, become final or wait.
 
-Each is a compare-and-set on the job; what it changed is told, for others to announce.
+Each is a compare-and-set on the job; what it changed is told, and has to be announced.
 """
 
 import dataclasses
@@ -12,26 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import models
+from nova_precache.db import announcements, models
 from nova_precache.db import session as db_session
 
 
 @dataclasses.dataclass(frozen=True)
-class HostDone:
-    """A (request, host) whose last task has become final; the index-th host that did."""
-
-    request_id: str
-    host: str
-    index: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Recorded:
-    """What an outcome changed: nothing when its call no longer counted."""
+    """Whose tasks an outcome has ended: nobody's when its call no longer counted."""
 
     current: bool
     requests: tuple[str, ...] = ()
-    hosts_done: tuple[HostDone, ...] = ()
 
 
 STALE = Recorded(current=False)
@@ -83,13 +73,9 @@ def _end_tasks(
             finished_at=db_session.now(session),
         )
     )
-    return Recorded(
-        current=True,
-        requests=requests,
-        hosts_done=tuple(
-            done for pair in touched if (done := _host_done(session, *pair)) is not None
-        ),
-    )
+    for request_id, host in touched:
+        _count_if_done(session, request_id, host)
+    return Recorded(current=True, requests=requests)
 
 
 def _lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
@@ -102,7 +88,7 @@ def _lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
         )
 
 
-def _host_done(session: orm.Session, request_id: str, host: str) -> HostDone | None:
+def _count_if_done(session: orm.Session, request_id: str, host: str) -> None:
     """Count the host as done for the request when nothing of it is in flight.
 
     Before the plan is complete nobody knows that; whoever completes it counts these hosts.
@@ -114,7 +100,7 @@ def _host_done(session: orm.Session, request_id: str, host: str) -> HostDone | N
         .limit(1)
     )
     if session.scalars(still).first() is not None:
-        return None
+        return
     this = models.CacheRequest.id == request_id
     counted = session.execute(
         db_session.update(models.CacheRequest)
@@ -122,9 +108,9 @@ def _host_done(session: orm.Session, request_id: str, host: str) -> HostDone | N
         .values(hosts_done=models.CacheRequest.hosts_done + 1)
     )
     if db_session.rowcount(counted) != 1:
-        return None
+        return
     index = session.scalars(sa.select(models.CacheRequest.hosts_done).where(this)).one()
-    return HostDone(request_id, host, index)
+    announcements.add_host(session, request_id, host, index)
 
 
 def wait(

@@ -11,7 +11,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import models, plans, recording
+from nova_precache.db import announcements, models, plans, recording
 from nova_precache.db import session as db_session
 
 _RACES = 5
@@ -160,13 +160,10 @@ class Requests:
                 continue  # another request's plan made the same job; join it
         raise exception.PrecacheError(f'Request {request_id}: its jobs keep being made by others')
 
-    def mark_planned(self, request_id: str, conductor_id: str) -> Sequence[str] | None:
-        """Close the plan; None when another conductor has taken it over.
+    def mark_planned(self, request_id: str, conductor_id: str) -> bool:
+        """Close the plan; False when another conductor has taken it over."""
 
-        :returns: the hosts with nothing in flight even now, in the order of the plan
-        """
-
-        def work(session: orm.Session) -> Sequence[str] | None:
+        def work(session: orm.Session) -> bool:
             planned = session.execute(
                 plans.planned_by(request_id, conductor_id).values(
                     status=model.RequestStatus.PLANNED,
@@ -176,8 +173,9 @@ class Requests:
                 )
             )
             if db_session.rowcount(planned) != 1:
-                return None
-            return plans.open_jobs(session, request_id)
+                return False
+            plans.open_jobs(session, request_id)
+            return True
 
         return self._database.write(work)
 
@@ -185,18 +183,17 @@ class Requests:
         """End a request that cannot be planned, with what an earlier try at it has planned."""
         planned = models.Task.request_id == request_id
         outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
+        held = plans.planned_by(request_id, conductor_id)
 
         def work(session: orm.Session) -> bool:
-            changed = session.execute(
-                plans.planned_by(request_id, conductor_id).values(
-                    status=model.RequestStatus.FAILED,
-                    reason=reason,
-                    finished_at=db_session.now(session),
-                )
-            )
-            if db_session.rowcount(changed) != 1:
+            if db_session.rowcount(session.execute(held.values(reason=reason))) != 1:
                 return False
             recording.give_up(session, planned, outcome)
+            plans.start(session, request_id)
+            session.execute(
+                held.values(status=model.RequestStatus.FAILED, finished_at=db_session.now(session))
+            )
+            announcements.add_end(session, request_id)
             return True
 
         return self._database.write(work)
@@ -238,6 +235,17 @@ class Requests:
             .where(models.Task.request_id == request_id)
             .where(models.Task.status.in_(model.TASK_WAITING))
             .distinct()
+        )
+        with self._database.reader() as session:
+            return session.scalars(query).all()
+
+    def planned_hosts(self, request_id: str) -> Sequence[str]:
+        """Give the hosts that a request was planned for, in the order of the plan."""
+        query = (
+            sa.select(models.Task.host)
+            .where(models.Task.request_id == request_id)
+            .group_by(models.Task.host)
+            .order_by(sa.func.min(models.Task.id))
         )
         with self._database.reader() as session:
             return session.scalars(query).all()
@@ -358,7 +366,10 @@ def _complete(session: orm.Session, request_id: str) -> bool:
         .where(models.CacheRequest.status.in_(_COMPLETABLE))
         .values(status=final_status(counts), finished_at=db_session.now(session))
     )
-    return db_session.rowcount(changed) == 1
+    if db_session.rowcount(changed) != 1:
+        return False
+    announcements.add_end(session, request_id)
+    return True
 
 
 def final_status(counts: Mapping[str, int]) -> model.RequestStatus:

@@ -5,7 +5,9 @@ import pathlib
 
 import alembic.command
 import alembic.config
+import alembic.script
 import sqlalchemy as sa
+from alembic.runtime import migration
 from oslo_config import cfg
 
 from nova_precache import exception
@@ -17,18 +19,32 @@ _MIGRATIONS = pathlib.Path(__file__).parent / 'migrations'
 
 
 def require(database: db_session.Database) -> None:
-    """Refuse a database that was never brought to a schema of this service.
+    """Refuse a database that has not been brought to the schema of this release.
 
-    :raises nova_precache.exception.ConfigError: it has no tables of this service
+    One that a later release has brought further is taken: releases are mixed while
+    a service is upgraded.
+
+    :raises nova_precache.exception.ConfigError: it has no tables of this service, or old ones
     """
-    if not sa.inspect(database.engine).has_table(VERSION_TABLE):
+    scripts = alembic.script.ScriptDirectory.from_config(_alembic_config())
+    with database.engine.connect() as connection:
+        options = {'version_table': VERSION_TABLE}
+        found = migration.MigrationContext.configure(connection, opts=options)
+        revision = found.get_current_revision()
+    if revision is None:
         raise exception.ConfigError(
             'the database has no tables of this service; run nova-precache-manage db sync'
+        )
+    older = {each.revision for each in scripts.walk_revisions()} - set(scripts.get_heads())
+    if revision in older:
+        raise exception.ConfigError(
+            f'the tables of this service are of an earlier release (revision {revision}); '
+            'run nova-precache-manage db sync'
         )
 
 
 def open_current(conf: cfg.ConfigOpts) -> db_session.Database:
-    """Open the configured database, which has been brought to a schema of this service.
+    """Open the configured database, which has been brought to the schema of this release.
 
     :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
     """
@@ -48,7 +64,12 @@ def sync(database: db_session.Database) -> None:
             f'{_NOVA_TABLE}); this service needs a database of its own'
         )
     with database.engine.begin() as connection:
-        config = alembic.config.Config()
-        config.set_main_option('script_location', str(_MIGRATIONS))
+        config = _alembic_config()
         config.attributes['connection'] = connection
         alembic.command.upgrade(config, 'head')
+
+
+def _alembic_config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option('script_location', str(_MIGRATIONS))
+    return config

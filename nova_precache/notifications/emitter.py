@@ -1,49 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends notifications after the commit: best effort, the database is the truth."""
+"""Sends notifications: best effort, the database is the truth."""
 
-import logging
 from typing import Protocol
 
 import oslo_messaging as messaging
 from oslo_config import cfg
+from oslo_utils import timeutils
 
-from nova_precache import model
-
-LOG = logging.getLogger(__name__)
-
-TOPIC = 'versioned_notifications'
+from nova_precache import context, model
+from nova_precache.notifications import payloads
 
 
 class Emitter(Protocol):
     """Where notifications go."""
 
-    def emit(self, event_type: str, payload: model.Json) -> None:
-        """Send a notification; a failure is logged and nothing else."""
+    def emit(self, notification: payloads.Notification) -> None:
+        """Send a notification; one that cannot be sent is an error in the log."""
 
 
 class MessagingEmitter:
-    """Sends to the drivers of ``[oslo_messaging_notifications]``, none by default."""
+    """Sends to the drivers of ``[oslo_messaging_notifications]``, none by default.
 
-    def __init__(self, conf: cfg.ConfigOpts, publisher_id: str) -> None:
+    While a broker is away it waits, for as many tries as ``retry`` there says.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._host = conf.host
         self._notifier = messaging.Notifier(
             messaging.get_notification_transport(conf),
-            publisher_id,
-            topics=[TOPIC],
-            retry=0,
+            driver='noop' if conf.notifications.notification_format == 'unversioned' else None,
+            serializer=_NovasContext(),
+            topics=conf.notifications.versioned_notifications_topics,
         )
+        if self._notifier.retry < 0:
+            # Without end, which a first connection takes -1 for only when it is None.
+            self._notifier.retry = None
 
-    def emit(self, event_type: str, payload: model.Json) -> None:
-        try:
-            self._notifier.info({}, event_type, payload)
-        except messaging.MessagingException as exc:
-            LOG.warning('Notification %s was not sent: %s', event_type, exc)
+    def emit(self, notification: payloads.Notification) -> None:
+        notifier = self._notifier.prepare(publisher_id=f'{notification.source}:{self._host}')
+        notifier.info(notification.asker, notification.event_type, notification.payload)
 
 
 class RecordingEmitter:
     """Keeps what would be sent, in memory."""
 
     def __init__(self) -> None:
-        self.emitted: list[tuple[str, model.Json]] = []
+        self.emitted: list[payloads.Notification] = []
 
-    def emit(self, event_type: str, payload: model.Json) -> None:
-        self.emitted.append((event_type, payload))
+    def emit(self, notification: payloads.Notification) -> None:
+        self.emitted.append(notification)
+
+
+class _NovasContext(messaging.NoOpSerializer):  # type: ignore[misc]
+    """Writes a context in Nova's keys; what this service does not know is empty."""
+
+    def serialize_context(self, ctxt: context.RequestContext) -> model.Json:
+        return {
+            **ctxt.to_dict(),
+            'user_id': ctxt.user_id,
+            'user_name': ctxt.user_name,
+            'project_name': ctxt.project_name,
+            'service_catalog': [],
+            'read_deleted': 'no',
+            'remote_address': None,
+            'quota_class': None,
+            'timestamp': timeutils.utcnow().isoformat(timespec='microseconds'),
+        }

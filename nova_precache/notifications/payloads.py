@@ -1,14 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The payloads, field by field as Nova's notification objects serialise them."""
+"""The notifications, field by field as Nova serialises its own."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import enum
+from collections.abc import Mapping
 
-from nova_precache import model
+from nova_precache import context, model
 
 
-def aggregate(aggregate: model.Aggregate, image_ids: Sequence[str]) -> model.Json:
-    """An ``AggregatePayload`` 1.1."""
-    return _versioned(
+class Source(enum.StrEnum):
+    """Who a notification says it is from, before the host, whichever process sends it."""
+
+    API = 'nova-api'
+    CONDUCTOR = 'nova-conductor'
+
+
+@dataclasses.dataclass(frozen=True)
+class Notification:
+    """A notification, and on whose behalf it is sent."""
+
+    phase: model.Phase
+    source: Source
+    payload: model.Json
+    asker: context.RequestContext
+
+    @property
+    def event_type(self) -> str:
+        return f'aggregate.cache_images.{self.phase}'
+
+
+def whole_request(
+    phase: model.Phase, aggregate: model.Aggregate, asker: context.RequestContext
+) -> Notification:
+    """The start or the end of a request: an ``AggregatePayload`` 1.1."""
+    payload = _versioned(
         'AggregatePayload',
         '1.1',
         {
@@ -17,21 +42,25 @@ def aggregate(aggregate: model.Aggregate, image_ids: Sequence[str]) -> model.Jso
             'name': aggregate.name,
             'hosts': list(aggregate.hosts),
             'metadata': dict(aggregate.metadata),
-            'image_uuids': list(image_ids),
         },
     )
+    return Notification(phase, Source.API, payload, asker)
 
 
 def host_progress(
-    request: model.CacheRequest, host: str, index: int, outcomes: Mapping[str, str]
-) -> model.Json:
-    """An ``AggregateCachePayload`` 1.0.
+    request: model.CacheRequest,
+    host: str,
+    index: int,
+    outcomes: Mapping[str, str],
+    asker: context.RequestContext,
+) -> Notification:
+    """The progress of a request by one host: an ``AggregateCachePayload`` 1.0.
 
     :param index: this host is the index-th that is done, counted from 1
     :param outcomes: image id to final task status
     """
     cached = [image for image, status in outcomes.items() if status in model.TASK_SUCCEEDED]
-    return _versioned(
+    payload = _versioned(
         'AggregateCachePayload',
         '1.0',
         {
@@ -45,6 +74,7 @@ def host_progress(
             'total': request.hosts_total,
         },
     )
+    return Notification(model.Phase.PROGRESS, Source.CONDUCTOR, payload, asker)
 
 
 def _versioned(name: str, version: str, data: model.Json) -> model.Json:

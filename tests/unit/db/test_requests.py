@@ -124,7 +124,7 @@ def test_a_request_whose_planner_died_is_planned_by_another_one(world: World) ->
     assert not world.requests.add_tasks(
         request.id, 'c1', [plans.PlannedTask('h1', world.cell.uuid, 'i1')]
     )
-    assert world.requests.mark_planned(request.id, 'c1') is None
+    assert not world.requests.mark_planned(request.id, 'c1')
     assert not world.requests.fail(request.id, 'c1', 'too late')
     assert world.requests.get(request.id).status == 'accepted'
     assert world.tasks(request) == {}
@@ -188,7 +188,7 @@ def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
     assert world.jobs.claim('c1', limit=5) is None
 
     world.plan(request, ['h2'])
-    assert world.requests.mark_planned(request.id, PLANNER) == []
+    assert world.requests.mark_planned(request.id, PLANNER)
 
     assert world.jobs.claim('c1', limit=5) is not None
 
@@ -201,8 +201,9 @@ def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) 
     world.requests.add_tasks(request.id, PLANNER, tasks)
     world.plan(request, ['h1'])
 
-    assert world.requests.mark_planned(request.id, PLANNER) == ['h2']
+    assert world.requests.mark_planned(request.id, PLANNER)
 
+    assert world.to_announce(request) == ['start', 'h2']
     planned = world.requests.get(request.id)
     assert (planned.status, planned.hosts_total, planned.hosts_done) == ('planned', 2, 1)
     assert planned.planned_at is not None
@@ -262,12 +263,12 @@ def test_a_host_that_ends_during_the_planning_is_counted_once_when_the_plan_is_c
     world.plan(second, ['h1'])
     assigned = world.begun()
 
-    recorded = world.jobs.finish(assigned.job_id, assigned.epoch, CACHED)
+    world.jobs.finish(assigned.job_id, assigned.epoch, CACHED)
+    assert world.to_announce(second) == []
     world.plan(second, ['h2'])
-    hosts_done = world.requests.mark_planned(second.id, PLANNER)
+    world.requests.mark_planned(second.id, PLANNER)
 
-    assert second.id not in {done.request_id for done in recorded.hosts_done}
-    assert hosts_done == ['h1']
+    assert world.to_announce(second) == ['start', 'h1']
     assert world.requests.get(second.id).hosts_done == 1
 
 
@@ -280,6 +281,7 @@ def test_a_request_that_cannot_be_planned_fails_with_the_reason(world: World) ->
     failed = world.requests.get(request.id)
     assert (failed.status, failed.reason) == ('failed', 'the aggregate was deleted')
     assert failed.finished_at is not None
+    assert world.to_announce(request) == ['start', 'end']
 
 
 def test_a_request_that_fails_in_the_middle_of_its_plan_leaves_nothing_in_flight(
@@ -300,6 +302,9 @@ def test_a_request_that_fails_in_the_middle_of_its_plan_leaves_nothing_in_flight
         ('h1', 'queued'),
         ('h2', 'skipped'),
     ]
+    failed = world.requests.get(request.id)
+    assert (failed.hosts_total, failed.hosts_done) == (2, 2)
+    assert world.to_announce(request) == ['start', 'h1', 'h2', 'end']
 
 
 # The end
@@ -482,6 +487,6 @@ def test_a_request_whose_plan_is_postponed_says_why_until_it_is_planned(world: W
     assert world.requests.get(request.id).reason == 'no answer'
 
     assert world.requests.next_to_plan(PLANNER) is not None
-    assert world.requests.mark_planned(request.id, PLANNER) == []
+    assert world.requests.mark_planned(request.id, PLANNER)
 
     assert world.requests.get(request.id).reason is None

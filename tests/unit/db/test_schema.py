@@ -12,7 +12,7 @@ from alembic.runtime import migration
 from nova_precache import exception
 from nova_precache.cells import models as cell_models
 from nova_precache.db import models, schema, session
-from tests.unit.conftest import open_database
+from tests.unit.conftest import CACHED, World, open_database
 
 
 @pytest.fixture
@@ -63,6 +63,42 @@ def test_a_second_sync_changes_nothing(new_database: session.Database) -> None:
     assert _tables(new_database) == before
     with new_database.reader() as reader:
         assert set(reader.scalars(sa.select(models.Counter.value))) == {7}
+
+
+def _set_revision(database: session.Database, revision: str) -> None:
+    version = sa.table(schema.VERSION_TABLE, sa.column('version_num'))
+    with database.engine.begin() as connection:
+        connection.execute(sa.update(version).values(version_num=revision))
+
+
+def test_the_tables_of_an_earlier_release_are_refused(new_database: session.Database) -> None:
+    schema.sync(new_database)
+    _set_revision(new_database, '0001')
+
+    with pytest.raises(exception.ConfigError, match=r'revision 0001\); run nova-precache-manage'):
+        schema.require(new_database)
+
+
+def test_the_tables_of_a_later_release_are_taken(new_database: session.Database) -> None:
+    schema.sync(new_database)
+    _set_revision(new_database, '9999')
+
+    schema.require(new_database)
+
+
+def test_an_older_database_is_brought_up_to_date_with_what_is_in_it(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    with world.database.engine.begin() as connection:
+        connection.execute(sa.text('DROP TABLE announcements'))
+    _set_revision(world.database, '0001')
+
+    schema.sync(world.database)
+
+    assert world.to_announce(request) == []
+    begun = world.begun()
+    world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    assert world.requests.complete(request.id)
+    assert world.to_announce(request) == ['h1', 'end']
 
 
 def test_a_database_is_refused_until_it_was_synced(new_database: session.Database) -> None:

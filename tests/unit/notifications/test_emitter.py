@@ -1,92 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notifications reach the bus when it is there, and hurt nobody when it is not."""
 
+import dataclasses
 import logging
-import pathlib
-import queue
 from typing import Any
 
 import oslo_messaging as messaging
 import pytest
+from oslo_context import context as oslo_context
+from oslo_messaging.notify import _impl_noop
 
-from nova_precache import conf as options
-from nova_precache.notifications import emitter
+from nova_precache import context, model
+from nova_precache.notifications import emitter, payloads
+from tests.unit.notifications.conftest import Configure, Heard, Listener
 
-EVENT = 'aggregate.cache_images.start'
-WAIT_SECONDS = 20
-
-
-class Listener:
-    """A consumer of notifications."""
-
-    def __init__(self) -> None:
-        self.heard: queue.Queue[tuple[str, str, Any]] = queue.Queue()
-
-    def info(
-        self, ctxt: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any
-    ) -> None:
-        self.heard.put((publisher_id, event_type, payload))
+TOPIC = 'versioned_notifications'
+ASKER = context.RequestContext(
+    user_id='u1',
+    project_id='p1',
+    request_id='req-1',
+    is_admin=True,
+    auth_token='the-token-of-the-caller',
+    overwrite=False,
+)
+START = payloads.Notification(model.Phase.START, payloads.Source.API, {'a': 1}, ASKER)
+PROGRESS = dataclasses.replace(START, phase=model.Phase.PROGRESS, source=payloads.Source.CONDUCTOR)
 
 
-def test_a_notification_is_sent_to_the_topic_of_the_versioned_ones(
-    tmp_path: pathlib.Path,
+def _sent(configure: Configure, *notifications: payloads.Notification) -> list[Heard]:
+    conf = configure()
+    made = emitter.MessagingEmitter(conf)
+    with Listener(conf, TOPIC) as listener:
+        for notification in notifications:
+            made.emit(notification)
+        return [listener.next() for _ in notifications]
+
+
+def test_notifications_are_sent_as_from_novas_services_on_this_host(configure: Configure) -> None:
+    start, progress = _sent(configure, START, PROGRESS)
+
+    assert start.event_type == 'aggregate.cache_images.start'
+    assert progress.event_type == 'aggregate.cache_images.progress'
+    assert start.publisher_id == 'nova-api:controller-1'
+    assert progress.publisher_id == 'nova-conductor:controller-1'
+    assert start.payload == {'a': 1}
+    assert (start.priority, progress.priority) == ('INFO', 'INFO')
+
+
+def test_the_context_says_who_asked_and_keeps_the_token_back(configure: Configure) -> None:
+    [start] = _sent(configure, START)
+
+    asked = {key: start.context[key] for key in ('user_id', 'project_id', 'request_id')}
+    assert asked == {'user_id': 'u1', 'project_id': 'p1', 'request_id': 'req-1'}
+    assert start.context['is_admin'] is True
+    assert start.context['auth_token'] is None
+    assert 'the-token-of-the-caller' not in str(start)
+
+
+def test_what_is_logged_afterwards_is_not_logged_as_the_askers(configure: Configure) -> None:
+    before = oslo_context.get_current()
+
+    _sent(configure, START)
+
+    assert oslo_context.get_current() is before
+
+
+def test_every_topic_of_the_option_gets_them(configure: Configure) -> None:
+    conf = configure('[notifications]\nversioned_notifications_topics = mine,yours\n')
+
+    emitter.MessagingEmitter(conf).emit(START)
+
+    for topic in ('mine', 'yours'):
+        with Listener(conf, topic) as listener:
+            assert listener.next().payload == {'a': 1}
+
+
+@pytest.mark.parametrize('form', ['versioned', 'both'])
+def test_they_are_sent_in_novas_forms_with_versions(configure: Configure, form: str) -> None:
+    conf = configure(f'[notifications]\nnotification_format = {form}\n')
+
+    emitter.MessagingEmitter(conf).emit(START)
+
+    with Listener(conf, TOPIC) as listener:
+        assert listener.next().payload == {'a': 1}
+
+
+@pytest.mark.parametrize(
+    ('sections', 'driver'),
+    [('[notifications]\nnotification_format = unversioned\n', 'driver = messagingv2'), ('', '')],
+)
+def test_they_are_not_sent_without_versions_or_without_a_driver(
+    configure: Configure, sections: str, driver: str
 ) -> None:
-    file = tmp_path / 'nova-precache.conf'
-    file.write_text(
-        '[oslo_messaging_notifications]\ndriver = messagingv2\ntransport_url = fake:///\n'
-    )
-    conf = options.new(config_files=[str(file)])
-    made = emitter.MessagingEmitter(conf, 'nova-conductor:host1')
-    listener = Listener()
-    server = messaging.get_notification_listener(
-        messaging.get_notification_transport(conf),
-        [messaging.Target(topic=emitter.TOPIC)],
-        [listener],
-        executor='threading',
-    )
-    server.start()
-    try:
-        made.emit(EVENT, {'a': 1})
+    emitter.MessagingEmitter(configure(sections, driver)).emit(START)
+    conf = configure()
+    emitter.MessagingEmitter(conf).emit(PROGRESS)
 
-        assert listener.heard.get(timeout=WAIT_SECONDS) == (
-            'nova-conductor:host1',
-            EVENT,
-            {'a': 1},
-        )
-    finally:
-        server.stop()
-        server.wait()
+    with Listener(conf, TOPIC) as listener:
+        assert listener.next().event_type == PROGRESS.event_type
 
 
-def test_without_a_driver_nothing_is_sent_and_nothing_fails() -> None:
-    conf = options.new(config_files=[])
-    conf.set_override('transport_url', 'fake:///')
-
-    emitter.MessagingEmitter(conf, 'nova-conductor:host1').emit(EVENT, {})
-
-
-def test_a_notification_that_cannot_be_sent_is_logged_and_nothing_else(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_the_tries_while_a_broker_is_away_are_those_of_the_option(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conf = options.new(config_files=[])
-    conf.set_override('transport_url', 'fake:///')
-    made = emitter.MessagingEmitter(conf, 'nova-conductor:host1')
+    tries: list[int | None] = []
 
-    def refuse(*arguments: Any) -> None:
+    def notify(self: object, ctxt: Any, message: Any, priority: str, retry: int | None) -> None:
+        tries.append(retry)
+
+    monkeypatch.setattr(_impl_noop.NoOpDriver, 'notify', notify)
+
+    for retry in ('', 'retry = -1', 'retry = 0', 'retry = 3'):
+        emitter.MessagingEmitter(configure(driver=f'driver = noop\n{retry}')).emit(START)
+
+    assert tries == [None, None, 0, 3]
+
+
+def test_a_notification_that_cannot_be_sent_is_logged_without_the_token(
+    configure: Configure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
         raise messaging.MessageDeliveryFailure('the broker is away')
 
-    monkeypatch.setattr(messaging.Notifier, 'info', refuse)
+    monkeypatch.setattr(messaging.transport.Transport, '_send_notification', refuse)
 
-    with caplog.at_level(logging.WARNING):
-        made.emit(EVENT, {})
+    with caplog.at_level(logging.ERROR):
+        emitter.MessagingEmitter(configure()).emit(START)
 
-    assert caplog.messages == [f'Notification {EVENT} was not sent: the broker is away']
+    [message] = caplog.messages
+    assert message.startswith(f'Could not send notification to {TOPIC}')
+    assert 'the-token-of-the-caller' not in caplog.text
 
 
 def test_the_recording_emitter_keeps_the_order() -> None:
     made = emitter.RecordingEmitter()
 
-    for number in range(2):
-        made.emit(EVENT, {'number': number})
+    made.emit(START)
+    made.emit(PROGRESS)
 
-    assert made.emitted == [(EVENT, {'number': 0}), (EVENT, {'number': 1})]
+    assert made.emitted == [START, PROGRESS]

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Notifications that conductors still owe: by whom and in which order they are sent."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache import model
+from nova_precache.conductor import announcer
+from nova_precache.db import announcements, models
+from nova_precache.notifications import emitter, payloads
+from tests.unit.conductor.conftest import WAIT_SECONDS, Announcements, Parts
+from tests.unit.conftest import CACHED, LONG_AGO
+
+
+class Killed(BaseException):
+    """What ends a conductor in the middle of its work."""
+
+
+class Broker(emitter.RecordingEmitter):
+    """Does something each time that a notification is sent."""
+
+    def __init__(self, then: Callable[[payloads.Notification], None]) -> None:
+        super().__init__()
+        self._then = then
+
+    def emit(self, notification: payloads.Notification) -> None:
+        self._then(notification)
+        super().emit(notification)
+
+
+def _announcer(parts: Parts, broker: emitter.Emitter) -> announcer.Announcer:
+    return announcer.Announcer(
+        announcements.Announcements(parts.world.database),
+        parts.world.requests,
+        parts.world.inventory,
+        broker,
+        poll_seconds=0.05,
+    )
+
+
+def _all_taken_long_ago(parts: Parts) -> None:
+    """Have whoever took an announcement be gone."""
+    taken = models.Announcement.taken_until.is_not(None)
+    parts.world.change(models.Announcement, taken, taken_until=LONG_AGO)
+
+
+def _done(parts: Parts, *hosts: str) -> model.CacheRequest:
+    """A request that is over, of which nothing was announced."""
+    request = parts.world.planned(hosts, ['i1'])
+    for _ in hosts:
+        begun = parts.world.begun()
+        parts.world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+        parts.world.jobs.release('c1', begun.host)
+    assert parts.world.requests.complete(request.id)
+    return request
+
+
+def test_what_a_conductor_did_not_come_to_announce_another_one_announces(parts: Parts) -> None:
+    _done(parts, 'h1', 'h2')
+
+    parts.announcer.announce()
+
+    assert parts.announced.events() == ['start', 'progress', 'progress', 'end']
+    assert [(data['host'], data['index']) for data in parts.announced.data('progress')] == [
+        ('h1', 1),
+        ('h2', 2),
+    ]
+
+
+def test_everything_is_announced_once(parts: Parts) -> None:
+    request = _done(parts, 'h1')
+    parts.announcer.announce()
+    before = list(parts.announced.emitted)
+
+    parts.announcer.announce()
+
+    assert parts.announced.emitted == before
+    assert parts.world.to_announce(request) == []
+
+
+def test_a_notification_tells_who_asked_and_has_no_token(parts: Parts) -> None:
+    parts.world.planned(
+        ['h1'], ['i1'], project_id='p1', user_id='u1', request_id='req-1', is_admin=True
+    )
+
+    parts.announcer.announce()
+
+    [start] = parts.announced.emitted
+    asker = start.asker
+    assert (asker.project_id, asker.user_id, asker.request_id) == ('p1', 'u1', 'req-1')
+    assert asker.is_admin
+    assert asker.auth_token is None
+
+
+def test_while_one_conductor_sends_no_other_sends_what_comes_after(parts: Parts) -> None:
+    request = _done(parts, 'h1')
+    other = Announcements()
+    broker = Broker(lambda notification: _announcer(parts, other).announce())
+
+    _announcer(parts, broker).announce()
+
+    assert [each.phase for each in broker.emitted] == ['start', 'progress', 'end']
+    assert other.events() == []
+    assert parts.world.to_announce(request) == []
+
+
+def test_a_conductor_that_dies_while_it_sends_is_made_up_for(parts: Parts) -> None:
+    def die(notification: payloads.Notification) -> None:
+        if notification.phase == model.Phase.PROGRESS:
+            raise Killed
+
+    request = _done(parts, 'h1')
+    with pytest.raises(Killed):
+        _announcer(parts, Broker(die)).announce()
+    parts.announcer.announce()
+    assert parts.announced.events() == []
+    assert parts.world.to_announce(request) == ['h1', 'end']
+
+    _all_taken_long_ago(parts)
+    parts.announcer.announce()
+
+    assert parts.announced.events() == ['progress', 'end']
+
+
+def test_a_request_that_cannot_be_announced_does_not_hold_up_the_others(parts: Parts) -> None:
+    stuck, fine = sorted((_done(parts, 'h1'), _done(parts, 'h1')), key=lambda each: each.id)
+    announce = _announcer(parts, parts.announced)
+    parts.world.change(
+        models.Announcement, models.Announcement.request_id == stuck.id, phase='new word'
+    )
+
+    with pytest.raises(ValueError, match='new word'):
+        announce.announce()
+    announce.announce()
+
+    assert parts.announced.events() == ['start', 'progress', 'end']
+    assert parts.world.to_announce(fine) == []
+
+
+def test_a_failure_is_logged_and_tried_again(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([RuntimeError('the database is away')])
+
+    def fail_once(notification: payloads.Notification) -> None:
+        error = next(failures, None)
+        if error is not None:
+            _all_taken_long_ago(parts)
+            raise error
+
+    broker = Broker(fail_once)
+    request = _done(parts, 'h1')
+    running = _announcer(parts, broker)
+    running.start()
+    try:
+        parts.world.wait(lambda: parts.world.to_announce(request) == [])
+    finally:
+        running.stop()
+
+    assert [each.phase for each in broker.emitted] == ['start', 'progress', 'end']
+    assert 'Notifications could not be sent now, they are tried again' in caplog.messages
+
+
+def test_a_broker_that_takes_nothing_does_not_hold_up_the_stop(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, 'STOP_SECONDS', 0.1)
+    reached, released = threading.Event(), threading.Event()
+
+    def block(notification: payloads.Notification) -> None:
+        reached.set()
+        assert released.wait(WAIT_SECONDS)
+
+    request = _done(parts, 'h1')
+    broker = Broker(block)
+    running = _announcer(parts, broker)
+    running.start()
+    assert reached.wait(WAIT_SECONDS)
+
+    running.stop()
+
+    assert broker.emitted == []
+    released.set()
+    parts.world.wait(lambda: parts.world.to_announce(request) == ['h1', 'end'])
+
+
+def test_a_deleted_request_is_announced_no_more(parts: Parts) -> None:
+    request = _done(parts, 'h1')
+    parts.world.change(
+        models.CacheRequest, models.CacheRequest.id == request.id, finished_at=LONG_AGO
+    )
+
+    assert parts.world.requests.purge(retention_days=1) == 1
+    parts.announcer.announce()
+
+    assert parts.announced.events() == []
