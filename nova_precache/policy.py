@@ -13,11 +13,23 @@ from nova_precache.policies import base
 
 
 class Enforcer:
-    """Holds the rules of one process; the operator's file is read again when it changes."""
+    """Holds the rules of one process; the operator's file is read again when it changes.
+
+    :raises nova_precache.exception.ConfigError: the file cannot be read
+    """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._enforcer = policy.Enforcer(conf)
         self._enforcer.register_defaults(policies.list_rules())
+        # Rules that this service does not know are no error: the file may be Nova's.
+        try:
+            self._enforcer.load_rules()
+        except (ValueError, TypeError, AttributeError) as exc:
+            path = conf.oslo_policy.policy_file
+            reason = ' '.join(str(exc).split())
+            raise exception.ConfigError(
+                f'[oslo_policy] policy_file = {path} cannot be read: {reason}'
+            ) from exc
 
     def authorize(
         self,
@@ -35,7 +47,8 @@ class Enforcer:
 
     def is_admin(self, context: request_context.RequestContext) -> bool:
         """Tell whether the rule ``context_is_admin`` is met."""
-        return self._allows(context, base.CONTEXT_IS_ADMIN, {})
+        own = {'project_id': context.project_id, 'user_id': context.user_id}
+        return self._allows(context, base.CONTEXT_IS_ADMIN, own)
 
     def _allows(
         self, context: request_context.RequestContext, rule: str, target: dict[str, Any]

@@ -6,6 +6,7 @@ runs.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import socket
@@ -76,12 +77,16 @@ class KeystoneServer(process.ServerProcess):
     def url(self) -> str:
         return f'{super().url}/v3'
 
+    @functools.cached_property
+    def _client(self) -> '_Client':
+        return _Client(self.url, self.admin)
+
     def register(self, service_type: str, url: str) -> None:
         """Have the catalog name one public endpoint for a service, whatever it named before.
 
         :param url: may have ``$(project_id)s`` in it, for the project that logs in
         """
-        client = _Client(self.url, self.admin)
+        client = self._client
         for service in client.get('/services', type=service_type)['services']:
             client.delete(f'/services/{service["id"]}')
         service = client.post('/services', service={'type': service_type, 'name': service_type})
@@ -93,15 +98,39 @@ class KeystoneServer(process.ServerProcess):
         }
         client.post('/endpoints', endpoint=endpoint)
 
-    def make_user(self, role: str) -> User:
-        """Make a user with one of Keystone's own roles in a new project."""
-        client = _Client(self.url, self.admin)
-        user = User(f'user-{uuid.uuid4().hex}', uuid.uuid4().hex, f'project-{uuid.uuid4().hex}')
-        project_id = client.post('/projects', project={'name': user.project})['id']
+    def make_user(self, *roles: str, project: str | None = None) -> User:
+        """Make a user with roles in a project, a new one unless named; and what is missing."""
+        client = self._client
+        name = uuid.uuid4().hex
+        user = User(f'user-{name}', uuid.uuid4().hex, project or f'project-{name}')
+        project_id = client.find_or_make('project', user.project)
         user_id = client.post('/users', user={'name': user.name, 'password': user.password})['id']
-        (found,) = client.get('/roles', name=role)['roles']
-        client.put(f'/projects/{project_id}/users/{user_id}/roles/{found["id"]}')
+        for role in roles:
+            role_id = client.find_or_make('role', role)
+            client.put(f'/projects/{project_id}/users/{user_id}/roles/{role_id}')
         return user
+
+    def disable(self, user: User) -> None:
+        """Have Keystone take no password and no token of a user any more."""
+        client = self._client
+        user_id = client.find_or_make('user', user.name)
+        client.patch(f'/users/{user_id}', user={'enabled': False})
+
+    def make_admin_of_system(self, user: User) -> None:
+        client = self._client
+        user_id = client.find_or_make('user', user.name)
+        client.put(f'/system/users/{user_id}/roles/{client.find_or_make("role", "admin")}')
+
+    def project_id(self, user: User) -> str:
+        return self._client.find_or_make('project', user.project)
+
+    def token(self, user: User, scope: str = 'project') -> str:
+        """Log in to the user's project, the ``system`` or ``unscoped``, and give the token."""
+        return _log_in(self.url, user, scope)
+
+    def revoke(self, token: str) -> None:
+        """Have Keystone take a token no longer, as if its time were over."""
+        self._client.delete('/auth/tokens', {'X-Subject-Token': token})
 
     def environment(self, user: User) -> dict[str, str]:
         """Give our environment variables, with those by which clients log in as a user."""
@@ -138,6 +167,8 @@ class KeystoneServer(process.ServerProcess):
             f'--bootstrap-password={self.admin.password}',
             f'--bootstrap-project-name={self.admin.project}',
             f'--bootstrap-region-id={REGION}',
+            # The middleware of a service asks for the internal endpoint.
+            f'--bootstrap-internal-url={self.url}',
             f'--bootstrap-public-url={self.url}',
         )
 
@@ -161,15 +192,12 @@ class _Client:
 
     def __init__(self, url: str, user: User) -> None:
         self._url = url
-        domain = {'id': 'default'}
-        login = {'name': user.name, 'password': user.password, 'domain': domain}
-        body = {
-            'identity': {'methods': ['password'], 'password': {'user': login}},
-            'scope': {'project': {'name': user.project, 'domain': domain}},
-        }
-        answer = requests.post(f'{url}/auth/tokens', json={'auth': body}, timeout=30)
-        answer.raise_for_status()
-        self._headers = {'X-Auth-Token': answer.headers['X-Subject-Token']}
+        self._headers = {'X-Auth-Token': _log_in(url, user, 'project')}
+
+    def find_or_make(self, kind: str, name: str) -> str:
+        """Give the id of the project, role or user of a name."""
+        found = self.get(f'/{kind}s', name=name)[f'{kind}s']
+        return str((found[0] if found else self.post(f'/{kind}s', **{kind: {'name': name}}))['id'])
 
     def get(self, path: str, **query: str) -> Any:
         return self._ask('GET', path, params=query).json()
@@ -182,12 +210,39 @@ class _Client:
     def put(self, path: str) -> None:
         self._ask('PUT', path)
 
-    def delete(self, path: str) -> None:
-        self._ask('DELETE', path)
+    def patch(self, path: str, **body: dict[str, Any]) -> None:
+        self._ask('PATCH', path, json=body)
 
-    def _ask(self, method: str, path: str, **arguments: Any) -> requests.Response:
+    def delete(self, path: str, headers: Mapping[str, str] | None = None) -> None:
+        self._ask('DELETE', path, headers=headers)
+
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **arguments: Any
+    ) -> requests.Response:
         answer = requests.request(
-            method, self._url + path, headers=self._headers, timeout=30, **arguments
+            method,
+            self._url + path,
+            headers={**self._headers, **(headers or {})},
+            timeout=30,
+            **arguments,
         )
         answer.raise_for_status()
         return answer
+
+
+def _log_in(url: str, user: User, scope: str) -> str:
+    """Give a token for the user's project, the system or nothing."""
+    domain = {'id': 'default'}
+    scopes: dict[str, Any] = {
+        'project': {'project': {'name': user.project, 'domain': domain}},
+        'system': {'system': {'all': True}},
+        'unscoped': 'unscoped',
+    }
+    login = {'name': user.name, 'password': user.password, 'domain': domain}
+    body = {
+        'identity': {'methods': ['password'], 'password': {'user': login}},
+        'scope': scopes[scope],
+    }
+    answer = requests.post(f'{url}/auth/tokens', json={'auth': body}, timeout=30)
+    answer.raise_for_status()
+    return answer.headers['X-Subject-Token']

@@ -4,6 +4,7 @@
 Either way a request context stands in the WSGI environment afterwards.
 """
 
+import importlib.util
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 import webob
 import webob.dec
+import webob.exc
+from keystoneauth1 import exceptions as ksa_exceptions
 from keystonemiddleware import auth_token
 from oslo_config import cfg
 from oslo_middleware import request_id
@@ -31,25 +34,24 @@ _IMPLIED_ROLES: Mapping[str, tuple[str, ...]] = {
 Application = Callable[..., Any]
 
 
-class Unauthenticated(exception.PrecacheError):
-    """Nobody vouches for the caller."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            'This server could not verify that you are authorized to access the document '
-            'you requested.'
-        )
-
-
 def protect(
     application: Application, conf: cfg.ConfigOpts, enforcer: policy.Enforcer
 ) -> Application:
-    """Let only authenticated callers pass, by ``[api] auth_strategy``."""
+    """Let only authenticated callers pass, by ``[api] auth_strategy``.
+
+    :raises nova_precache.exception.ConfigError: ``[keystone_authtoken]`` is of no use
+    """
     if conf.api.auth_strategy == 'noauth2':
         return NoAuth(application, enforcer)
-    return auth_token.AuthProtocol(  # type: ignore[no-any-return]
-        KeystoneContext(application, enforcer), {'oslo_config_config': conf}
-    )
+    try:
+        protected: Application = auth_token.AuthProtocol(
+            KeystoneContext(application, enforcer), {'oslo_config_config': conf}
+        )
+    except ksa_exceptions.ClientException as exc:
+        raise exception.ConfigError(f'[keystone_authtoken] cannot be used: {exc}') from exc
+    _require_credentials(conf)
+    _require_cache_client(conf.keystone_authtoken)
+    return protected
 
 
 def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
@@ -100,6 +102,7 @@ class NoAuth:
             global_request_id=request.environ.get(request_id.GLOBAL_REQ_ID),
             **_read_token(token or ''),
         )
+        context.is_of_any_project = context.project_id is None
         _admit(request, context, self._enforcer)
         return self._application
 
@@ -115,9 +118,33 @@ class KeystoneContext:
     def __call__(self, request: webob.Request) -> Application:
         context = request_context.RequestContext.from_environ(request.environ)
         if context.user_id is None:
-            raise Unauthenticated
+            # With delay_auth_decision nobody has refused yet. The middleware adds to
+            # this answer where one logs in, which it cannot do to an error.
+            refused: Application = webob.exc.HTTPUnauthorized()
+            return refused
         _admit(request, context, self._enforcer)
         return self._application
+
+
+def _require_credentials(conf: cfg.ConfigOpts) -> None:
+    """Find at the start what would be an error of the server for each caller with a token."""
+    group = conf.keystone_authtoken.auth_section or 'keystone_authtoken'
+    if conf[group].auth_type is None:
+        raise exception.ConfigError(
+            f'[{group}] auth_type is not set: without credentials of its own the API cannot '
+            'ask Keystone whose a token is'
+        )
+
+
+def _require_cache_client(options: cfg.ConfigOpts.GroupAttr) -> None:
+    """Find at the start, too, what the middleware imports when the first token comes."""
+    secured = options.memcache_sasl_enabled or options.memcache_tls_enabled
+    client = 'bmemcached' if secured else 'memcache'
+    if options.memcached_servers and importlib.util.find_spec(client) is None:
+        raise exception.ConfigError(
+            f'[keystone_authtoken] memcached_servers needs the Python module {client}: install '
+            'nova-precache[memcache]'
+        )
 
 
 def _admit(

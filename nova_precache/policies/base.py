@@ -25,6 +25,11 @@ _RULES = (
         'Admins and everybody in the project, for policy files that use it.',
     ),
     policy.RuleDefault(
+        'project_manager_api',
+        'role:manager and project_id:%(project_id)s',
+        'Who may manage what belongs to the project, for policy files that use it.',
+    ),
+    policy.RuleDefault(
         'project_member_api',
         'role:member and project_id:%(project_id)s',
         'Who may change what belongs to the project.',
@@ -35,6 +40,16 @@ _RULES = (
         'Who may see what belongs to the project.',
     ),
     policy.RuleDefault(
+        'service_api',
+        'role:service',
+        'Other services, for policy files that use it.',
+    ),
+    policy.RuleDefault(
+        'project_manager_or_admin',
+        f'rule:project_manager_api or {ADMIN}',
+        'Managers of the project, and admins, for policy files that use it.',
+    ),
+    policy.RuleDefault(
         'project_member_or_admin',
         f'rule:project_member_api or {ADMIN}',
         'Members of the project, and admins.',
@@ -43,6 +58,11 @@ _RULES = (
         'project_reader_or_admin',
         f'rule:project_reader_api or {ADMIN}',
         'Readers of the project, and admins.',
+    ),
+    policy.RuleDefault(
+        'service_or_admin',
+        f'rule:service_api or {ADMIN}',
+        'Other services, and admins, for policy files that use it.',
     ),
 )
 

@@ -1,86 +1,207 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule, for every kind of caller; and the operator's file."""
+"""Every rule for every kind of caller, at the door; and the operator's file."""
 
+import dataclasses
+import os
 import pathlib
+import re
 from typing import Any
 
 import pytest
+from oslo_policy import policy as oslo_policy
 
-from nova_precache import conf as options
+from nova_precache import conf as configuration
 from nova_precache import context as request_context
 from nova_precache import exception, policies, policy
+from nova_precache.api import routes
 from nova_precache.policies import aggregates, base, requests
+from tests.unit.policies.conftest import FREE_HOST, HOST, IMAGE, PROJECT, MakeSite, Site
 
-ADMIN_RULES = [rule.name for rule in aggregates.list_rules()]
-READER_RULES = [rule.name for rule in requests.list_rules()]
+# The token that each kind of caller sends, as noauth2 reads it.
+TOKENS: dict[str, str | None] = {
+    'admin': f'u:{PROJECT}:admin',
+    'manager': f'u:{PROJECT}:manager',
+    'member': f'u:{PROJECT}:member',
+    'reader': f'u:{PROJECT}:reader',
+    'a role that means nothing': f'u:{PROJECT}:dreamer',
+    'no role': f'u:{PROJECT}:',
+    'noauth': None,
+}
+ADMINS = {'admin', 'noauth'}
+READERS = ADMINS | {'manager', 'member', 'reader'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a rule guards, who may do it by default, and what it answers them."""
+
+    method: str
+    path: str
+    body: Any
+    status: int
+    allowed: frozenset[str]
+
+
+def row(
+    method: str, path: str, body: Any = None, *, status: int = 200, allowed: set[str] = ADMINS
+) -> Row:
+    return Row(method, path, body, status, frozenset(allowed))
+
+
+AGGREGATE = '/v2.1/os-aggregates/{aggregate}'
+ROWS = {
+    aggregates.INDEX: row('GET', '/v2.1/os-aggregates'),
+    aggregates.SHOW: row('GET', AGGREGATE),
+    aggregates.CREATE: row('POST', '/v2.1/os-aggregates', {'aggregate': {'name': 'new'}}),
+    aggregates.UPDATE: row('PUT', AGGREGATE, {'aggregate': {'name': 'other'}}),
+    aggregates.DELETE: row('DELETE', '/v2.1/os-aggregates/{empty}'),
+    aggregates.ADD_HOST: row('POST', f'{AGGREGATE}/action', {'add_host': {'host': FREE_HOST}}),
+    aggregates.REMOVE_HOST: row('POST', f'{AGGREGATE}/action', {'remove_host': {'host': HOST}}),
+    aggregates.SET_METADATA: row(
+        'POST', f'{AGGREGATE}/action', {'set_metadata': {'metadata': {'a': 'b'}}}
+    ),
+    aggregates.IMAGES: row('POST', f'{AGGREGATE}/images', {'cache': [{'id': IMAGE}]}, status=202),
+    requests.LIST: row('GET', '/v1/requests', allowed=READERS),
+    requests.SHOW: row('GET', '/v1/requests/{request}', allowed=READERS),
+    requests.TASKS: row('GET', '/v1/requests/{request}/tasks', allowed=READERS),
+}
+
+OPERATIONS = [
+    rule for rule in policies.list_rules() if isinstance(rule, oslo_policy.DocumentedRuleDefault)
+]
+
+
+@pytest.mark.parametrize('persona', TOKENS)
+@pytest.mark.parametrize('rule', [rule.name for rule in OPERATIONS])
+def test_each_rule_lets_pass_whom_it_should(make_site: MakeSite, rule: str, persona: str) -> None:
+    site, guarded = make_site(), ROWS[rule]
+    before = _everything(site)
+
+    answer = site.ask(guarded.method, guarded.path, guarded.body, TOKENS[persona])
+
+    if persona in guarded.allowed:
+        assert answer.status_int == guarded.status, answer.text
+    else:
+        assert answer.status_int == 403
+        assert answer.json == {
+            'forbidden': {
+                'code': 403,
+                'message': f"Policy doesn't allow {rule} to be performed.",
+            }
+        }
+        assert _everything(site) == before
+
+
+def _everything(site: Site) -> tuple[Any, ...]:
+    return site.api.inventory.list_aggregates(), site.api.saved_requests()
+
+
+def test_every_operation_has_a_rule_and_every_rule_an_operation() -> None:
+    served = {
+        (method, re.sub(r'\{\w+\}', '{}', path), action)
+        for path, methods in routes.RESOURCES.items()
+        if '{project_id' not in path and path != '/v2.1/'  # a document is for everybody
+        for method, handlers in methods.items()
+        for action in (handlers if isinstance(handlers, dict) else [None])
+    }
+    ruled = {
+        _parse(operation['method'], operation['path'])
+        for rule in OPERATIONS
+        for operation in rule.operations
+    }
+    assert ruled == served
+
+
+def _parse(method: str, documented: str) -> tuple[str, str, str | None]:
+    """Take a rule's path apart: Nova's way names an action in brackets, and no version."""
+    found = re.fullmatch(r'(\S+)(?: \((\w+)\))?', documented)
+    assert found is not None, documented
+    path = re.sub(r'\{\w+\}', '{}', found[1])
+    return method, path if path.startswith('/v1/') else f'/v2.1{path}', found[2]
+
+
+@pytest.mark.parametrize('path', ['/v1/requests/{request}', '/v1/requests/{request}/tasks'])
+def test_a_request_of_another_project_is_there_for_admins_only(
+    make_site: MakeSite, path: str
+) -> None:
+    site = make_site()
+    assert site.ask('GET', path, None, 'u:p2:admin').status_int == 200
+    assert site.ask('GET', path, None, 'u:p2:member').status_int == 404
+
+
+def test_only_admins_list_the_requests_of_other_projects(make_site: MakeSite) -> None:
+    site = make_site()
+
+    def listed(token: str) -> list[str]:
+        return [
+            each['id'] for each in site.ask('GET', '/v1/requests', None, token).json['requests']
+        ]
+
+    assert listed('u:p2:admin') == listed(f'u:{PROJECT}:reader') == [site.request.id]
+    assert listed('u:p2:member') == []
+
+
+# The rules that other rules refer to: who meets them, in one's own project.
+PERSONAS = {
+    'context_is_admin': {'admin'},
+    'admin_api': {'admin'},
+    'admin_or_owner': {'admin', 'manager', 'member', 'reader', 'service', 'none'},
+    'project_manager_api': {'admin', 'manager'},
+    'project_member_api': {'admin', 'manager', 'member'},
+    'project_reader_api': {'admin', 'manager', 'member', 'reader'},
+    'service_api': {'service'},
+    'project_manager_or_admin': {'admin', 'manager'},
+    'project_member_or_admin': {'admin', 'manager', 'member'},
+    'project_reader_or_admin': {'admin', 'manager', 'member', 'reader'},
+    'service_or_admin': {'admin', 'service'},
+}
 ROLES = {
-    'admin': ['admin', 'member', 'reader'],
+    'admin': ['admin', 'manager', 'member', 'reader'],
+    'manager': ['manager', 'member', 'reader'],
     'member': ['member', 'reader'],
     'reader': ['reader'],
+    'service': ['service'],
     'none': [],
 }
+# Those of them that mean as much in any project.
+ANYWHERE = {'context_is_admin', 'admin_api', 'service_api', 'service_or_admin'}
 
 
 @pytest.fixture
 def enforcer() -> policy.Enforcer:
-    return policy.Enforcer(options.new(config_files=[]))
+    return policy.Enforcer(configuration.new(config_files=[]))
 
 
-def caller(persona: str, **more: Any) -> request_context.RequestContext:
-    return request_context.RequestContext(
-        user_id='u1', project_id='p1', roles=ROLES[persona], overwrite=False, **more
-    )
+@pytest.mark.parametrize('rule', [rule.name for rule in base.list_rules()])
+def test_each_persona_is_who_it_should_be(enforcer: policy.Enforcer, rule: str) -> None:
+    def met(project_id: str) -> set[str]:
+        return {each for each in ROLES if _may(enforcer, each, rule, project_id)}
+
+    assert met(PROJECT) == PERSONAS[rule]
+    admins = {'admin'} if rule.endswith(('_or_admin', '_or_owner')) else set()
+    assert met('p2') == (PERSONAS[rule] if rule in ANYWHERE else admins)
 
 
-def may(
-    enforcer: policy.Enforcer, persona: str, rule: str, project_id: str = 'p1', **more: Any
+@pytest.mark.parametrize('rule', [rule.name for rule in OPERATIONS])
+@pytest.mark.parametrize('scope', [{'system_scope': 'all'}, {'domain_id': 'default'}])
+def test_a_token_for_the_system_or_a_domain_is_none_for_a_project(
+    enforcer: policy.Enforcer, rule: str, scope: dict[str, str]
+) -> None:
+    assert _may(enforcer, 'admin', rule, PROJECT)
+    assert not _may(enforcer, 'admin', rule, PROJECT, project_id=None, **scope)
+
+
+def _may(
+    enforcer: policy.Enforcer, persona: str, rule: str, target: str, **more: str | None
 ) -> bool:
+    values: dict[str, Any] = {'project_id': PROJECT, 'roles': ROLES[persona], **more}
+    caller = request_context.RequestContext(user_id='u1', overwrite=False, **values)
+    caller.is_admin = enforcer.is_admin(caller)
     try:
-        enforcer.authorize(caller(persona, **more), rule, {'project_id': project_id})
+        enforcer.authorize(caller, rule, {'project_id': target})
     except exception.PolicyNotAuthorized:
         return False
     return True
-
-
-@pytest.mark.parametrize('rule', ADMIN_RULES)
-def test_only_admins_touch_aggregates(enforcer: policy.Enforcer, rule: str) -> None:
-    assert [may(enforcer, persona, rule) for persona in ROLES] == [True, False, False, False]
-
-
-@pytest.mark.parametrize('rule', READER_RULES)
-def test_readers_see_the_requests_of_their_project(enforcer: policy.Enforcer, rule: str) -> None:
-    assert [may(enforcer, persona, rule) for persona in ROLES] == [True, True, True, False]
-    assert [may(enforcer, persona, rule, 'p2') for persona in ROLES] == [True, False, False, False]
-
-
-@pytest.mark.parametrize('rule', ADMIN_RULES + READER_RULES)
-def test_a_token_for_the_system_is_no_token_for_a_project(
-    enforcer: policy.Enforcer, rule: str
-) -> None:
-    assert not may(enforcer, 'admin', rule, system_scope='all')
-
-
-def test_a_refusal_names_the_rule(enforcer: policy.Enforcer) -> None:
-    with pytest.raises(exception.PolicyNotAuthorized) as refused:
-        enforcer.authorize(caller('member'), aggregates.INDEX)
-    assert str(refused.value) == (
-        "Policy doesn't allow os_compute_api:os-aggregates:index to be performed."
-    )
-
-
-def test_the_rules_of_aggregates_have_novas_names() -> None:
-    root = 'os_compute_api:os-aggregates:'
-    assert sorted(ADMIN_RULES) == [
-        'compute:aggregates:images',
-        f'{root}add_host',
-        f'{root}create',
-        f'{root}delete',
-        f'{root}index',
-        f'{root}remove_host',
-        f'{root}set_metadata',
-        f'{root}show',
-        f'{root}update',
-    ]
 
 
 def test_every_rule_is_listed_once_and_described() -> None:
@@ -89,23 +210,106 @@ def test_every_rule_is_listed_once_and_described() -> None:
     assert all(rule.description for rule in rules)
 
 
-def test_a_policy_file_of_nova_carries_over(tmp_path: pathlib.Path) -> None:
-    (tmp_path / 'policy.yaml').write_text(
-        '"os_compute_api:os-aggregates:index": "rule:project_reader_api"\n'
+# As an operator of Nova may have one: rules of its other resources, older names,
+# references to rules that only Nova has, and what nobody has.
+NOVAS_FILE = """\
+"context_is_admin": "role:admin or role:operator"
+"admin_api": "is_admin:True"
+"admin_or_owner": "is_admin:True or project_id:%(project_id)s"
+"operators": "role:operator or rule:nobody_knows_this_one"
+"os_compute_api:os-aggregates": "rule:admin_api"
+"os_compute_api:os-aggregates:discoverable": "@"
+"os_compute_api:servers:index": "rule:project_reader_or_admin"
+"os_compute_api:os-hypervisors:list": "rule:service_or_admin"
+"os_compute_api:os-migrate-server:migrate_live": "rule:project_manager_or_admin"
+"os_compute_api:os-aggregates:index": "@"
+"os_compute_api:os-aggregates:show": "rule:admin_or_owner"
+"os_compute_api:os-aggregates:create": "rule:operators"
+"os_compute_api:os-aggregates:delete": "!"
+"os_compute_api:os-aggregates:update": [["role:updater"], ["rule:admin_api"]]
+"os_compute_api:os-aggregates:set_metadata": "rule:project_manager_or_admin"
+"compute:aggregates:images": "role:precacher or (role:member and not role:trainee)"
+"""
+TO_DO = {
+    'index': aggregates.INDEX,
+    'show': aggregates.SHOW,
+    'create': aggregates.CREATE,
+    'delete': aggregates.DELETE,
+    'update': aggregates.UPDATE,
+    'set_metadata': aggregates.SET_METADATA,
+    'add_host': aggregates.ADD_HOST,
+    'images': aggregates.IMAGES,
+}
+
+
+@pytest.mark.parametrize(
+    ('roles', 'may'),
+    [
+        ('', 'index'),
+        ('reader', 'index'),
+        # The target of aggregates has no project, in Nova too: nobody owns one.
+        ('member', 'index images'),
+        ('manager', 'index images'),
+        ('precacher', 'index images'),
+        ('member,trainee', 'index'),
+        ('updater', 'index update'),
+        ('operator', 'index show create update set_metadata add_host'),
+        ('admin', 'index show update set_metadata add_host images'),
+    ],
+)
+def test_a_policy_file_of_nova_carries_over(make_site: MakeSite, roles: str, may: str) -> None:
+    site = make_site(NOVAS_FILE)
+    allowed = []
+    for action, rule in TO_DO.items():
+        to_do = ROWS[rule]
+        answer = site.ask(to_do.method, to_do.path, to_do.body, f'u:{PROJECT}:{roles}')
+        assert answer.status_int in (to_do.status, 403), answer.text
+        allowed += [action] if answer.status_int != 403 else []
+    assert sorted(allowed) == sorted(may.split())
+
+
+def test_who_is_an_admin_by_the_file_sees_the_requests_of_all(make_site: MakeSite) -> None:
+    path = '/v1/requests/{request}'
+    site = make_site(NOVAS_FILE)
+    assert site.ask('GET', path, None, 'u:p2:operator').status_int == 200
+    assert site.ask('GET', path, None, 'u:p2:precacher').status_int == 403
+
+
+def test_who_is_an_admin_may_depend_on_who_and_where(make_site: MakeSite) -> None:
+    site = make_site(
+        '"context_is_admin": "role:member and project_id:%(project_id)s"\n'
         '"os_compute_api:os-aggregates:show": "rule:admin_api"\n'
-        '"compute:aggregates:images": "role:precacher or rule:context_is_admin"\n'
-        '"os_compute_api:servers:index": "@"\n'
     )
-    (tmp_path / 'own.conf').write_text(f'[oslo_policy]\npolicy_file = {tmp_path}/policy.yaml\n')
-    own = policy.Enforcer(options.new(config_files=[f'{tmp_path}/own.conf']))
-    assert may(own, 'reader', aggregates.INDEX)
-    assert not may(own, 'reader', aggregates.SHOW)
-    assert may(own, 'none', aggregates.SHOW, is_admin=True)
-    assert not may(own, 'reader', aggregates.IMAGES)
-    precacher = request_context.RequestContext(roles=['precacher'], overwrite=False)
-    own.authorize(precacher, aggregates.IMAGES)
+    assert site.ask('GET', AGGREGATE, None, 'u:p2:member').status_int == 200
+    assert site.ask('GET', AGGREGATE, None, 'u:p2:reader').status_int == 403
 
 
-def test_who_is_an_admin_is_a_rule_too(enforcer: policy.Enforcer) -> None:
-    assert [enforcer.is_admin(caller(persona)) for persona in ROLES] == [True, False, False, False]
-    assert base.CONTEXT_IS_ADMIN in {rule.name for rule in base.list_rules()}
+def test_a_role_of_the_operators_own_may_see_the_requests_of_its_project(
+    make_site: MakeSite,
+) -> None:
+    site = make_site('"image_precache:requests:show": "role:watcher"')
+    path = '/v1/requests/{request}'
+    assert site.ask('GET', path, None, f'u:{PROJECT}:watcher').status_int == 200
+    assert site.ask('GET', path, None, 'u:p2:watcher').status_int == 404
+    assert site.ask('GET', path, None, 'u:p2:admin').status_int == 403
+
+
+def test_a_changed_file_counts_from_the_next_request_on(
+    make_site: MakeSite, tmp_path: pathlib.Path
+) -> None:
+    site = make_site('"os_compute_api:os-aggregates:show": "@"')
+    assert site.ask('GET', AGGREGATE, None, f'u:{PROJECT}').status_int == 200
+    file = tmp_path / 'policy.yaml'
+    later = file.stat().st_mtime + 10
+    file.write_text('"os_compute_api:os-aggregates:show": "!"')
+    os.utime(file, (later, later))
+    assert site.ask('GET', AGGREGATE, None, f'u:{PROJECT}').status_int == 403
+
+
+@pytest.mark.parametrize('text', ['"a": [', '- "a"', '"a"', '"a": 5'])
+def test_a_file_that_is_no_policy_is_an_error_at_the_start(make_site: MakeSite, text: str) -> None:
+    with pytest.raises(
+        exception.ConfigError, match=r'^\[oslo_policy\] policy_file = .*'
+    ) as refused:
+        make_site(text)
+    assert '\n' not in str(refused.value)

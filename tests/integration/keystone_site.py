@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site as an operator has one: Keystone's catalog names Glance and us, and both ask it.
+
+The API, the conductor and two computes are processes of their own. Credentials are
+in the file of the control plane only.
+"""
+
+import dataclasses
+import http.server
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import uuid
+from typing import Any
+
+import requests
+
+from nova_precache import model
+from nova_precache.standalone import glance as glance_server
+from nova_precache.standalone import process
+from tests import gateway as site_link
+from tests import keystone as keystone_server
+from tests import service
+from tests.service import wait_until
+
+BIN = pathlib.Path(sys.executable).parent
+# The role of the operator's own in the policy file below.
+PRECACHER = 'precacher'
+
+_CREDENTIALS = """
+auth_type = password
+auth_url = {url}
+username = {user.name}
+password = {user.password}
+project_name = {user.project}
+user_domain_id = default
+project_domain_id = default
+region_name = {region}
+"""
+_KEYSTONE_AUTHTOKEN = """
+[keystone_authtoken]
+www_authenticate_uri = {url}
+service_token_roles_required = true
+# Nobody's word is kept, so that a revoked token is found out at once.
+token_cache_time = -1
+"""
+_POLICY = f"""\
+"os_compute_api:os-aggregates:index": "role:{PRECACHER} or rule:context_is_admin"
+"os_compute_api:os-aggregates:show": "role:{PRECACHER} or rule:context_is_admin"
+"compute:aggregates:images": "role:{PRECACHER} or rule:context_is_admin"
+"os_compute_api:servers:index": "rule:project_reader_or_admin"
+"""
+
+
+def credentials(keystone: keystone_server.KeystoneServer, user: keystone_server.User) -> str:
+    """Give the options by which a service logs in."""
+    return _CREDENTIALS.format(url=keystone.url, user=user, region=keystone_server.REGION)
+
+
+def middleware(keystone: keystone_server.KeystoneServer, user: keystone_server.User) -> str:
+    """Give the section by which a service asks Keystone about tokens."""
+    section = _KEYSTONE_AUTHTOKEN.format(url=keystone.url).rstrip()
+    return section + credentials(keystone, user)
+
+
+class GlanceUnderKeystone(glance_server.GlanceServer):
+    """A Glance that knows nobody but by a token of Keystone's."""
+
+    def __init__(self, directory: pathlib.Path, keystone: keystone_server.KeystoneServer) -> None:
+        super().__init__(directory, check_formats=False)
+        self._keystone = keystone
+        self._user = keystone.make_user('service', project='service')
+
+    def _write_configuration(self, home: pathlib.Path) -> None:
+        super()._write_configuration(home)
+        (self.directory / 'policy.yaml').write_text('')
+        path = self.directory / 'glance-api.conf'
+        open_to_all = path.read_text()
+        assert '\nflavor =\n' in open_to_all
+        guarded = open_to_all.replace('\nflavor =\n', '\nflavor = keystone\n')
+        path.write_text(guarded + middleware(self._keystone, self._user))
+
+
+class Gateway(site_link.Gateway):
+    """A link to Glance that notes with which tokens an image was asked for."""
+
+    def __init__(self, glance_url: str) -> None:
+        super().__init__(glance_url)
+        self.tokens: list[tuple[str, str]] = []
+
+    def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        if token := handler.headers.get('X-Auth-Token'):
+            self.tokens.append((handler.path, token))
+        super().serve(handler)
+
+    def download_tokens(self, image_id: str) -> list[str]:
+        """Give the tokens of the downloads of an image, in their order."""
+        return [token for path, token in self.tokens if path == f'/v2/images/{image_id}/file']
+
+
+@dataclasses.dataclass
+class Site:
+    """Everything that runs, and what its users do."""
+
+    directory: pathlib.Path
+    keystone: keystone_server.KeystoneServer
+    glance: GlanceUnderKeystone
+    gateway: Gateway
+    api_broker: str
+    cell_broker: str
+    port: int
+    admin: keystone_server.User = dataclasses.field(init=False)
+    service_user: keystone_server.User = dataclasses.field(init=False)
+    processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
+    _tokens: dict[tuple[keystone_server.User, str], str] = dataclasses.field(default_factory=dict)
+    _passwords: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.admin = self.user('admin')
+        self.service_user = self.user('admin', project='service')
+
+    @property
+    def compute_url(self) -> str:
+        return f'http://127.0.0.1:{self.port}/v2.1'
+
+    @property
+    def hosts(self) -> tuple[service.Host, ...]:
+        names = ('host1', 'host2')
+        return tuple(
+            service.Host(name, 'cell1', str(self.directory / name / 'instances')) for name in names
+        )
+
+    # What runs
+
+    def set_up(self) -> None:
+        """Write the configuration, make the database and the cell, start everything."""
+        self.keystone.register('image', self.gateway.url)
+        self.keystone.register('compute', self.compute_url)
+        (self.directory / 'policy.yaml').write_text(_POLICY)
+        self._write('control', self.api_broker, self._control())
+        for host in self.hosts:
+            self._write(host.name, self.cell_broker, '[image_cache]\nreserved_disk_bytes = 0\n')
+        self._manage('db', 'sync')
+        self._manage('cell', 'create', '--name', 'cell1', '--transport-url', self.cell_broker)
+        self._start('conductor', 'control')
+        self._start('api', 'control')
+        for host in self.hosts:
+            self._start('compute', host.name)
+        self._wait_until_ready()
+
+    def tear_down(self) -> None:
+        """Stop everything as an operator would; whatever does not stop is a failure."""
+        for each in self.processes.values():
+            each.send_signal(signal.SIGTERM)
+        statuses = {name: each.wait(60) for name, each in self.processes.items()}
+        assert set(statuses.values()) <= {0}, statuses
+
+    def secrets(self) -> set[str]:
+        """Give every password and token that anybody used."""
+        in_use = {token for _, token in self.gateway.tokens}
+        return self._passwords | set(self._tokens.values()) | in_use
+
+    def logs(self) -> dict[str, str]:
+        return {path.stem: path.read_text() for path in self.directory.glob('*.log')}
+
+    def _control(self) -> str:
+        return (
+            f'[api]\nbind_port = {self.port}\n'
+            '[conductor]\npoll_interval_seconds = 0.5\nheartbeat_write_interval_seconds = 0.5\n'
+            f'[database]\nconnection = sqlite:///{self.directory}/precache.sqlite\n'
+            f'[glance]\n{credentials(self.keystone, self.service_user)}'
+            f'[oslo_policy]\npolicy_file = {self.directory}/policy.yaml\n'
+            + middleware(self.keystone, self.service_user)
+        )
+
+    def _write(self, name: str, broker: str, options: str) -> None:
+        (self.directory / f'{name}.conf').write_text(
+            f'[DEFAULT]\nhost = {name}\nstate_path = {self.directory / name}\n'
+            f'transport_url = {broker}\nreport_interval = 1\nrpc_response_timeout = 6\n'
+            # All that there is to log, of the libraries too.
+            f'debug = true\ndefault_log_levels = root=DEBUG\n{options}'
+        )
+
+    def _manage(self, *arguments: str) -> str:
+        command = [BIN / 'nova-precache-manage', '--config-file', self.directory / 'control.conf']
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _start(self, kind: str, name: str) -> None:
+        command = [str(BIN / f'nova-precache-{kind}'), '--config-file']
+        command.append(str(self.directory / f'{name}.conf'))
+        with (self.directory / f'{kind}-{name}.log').open('ab') as log:
+            self.processes[f'{kind}-{name}'] = subprocess.Popen(
+                process.dies_with_parent(command, 'KILL'), stdout=log, stderr=log
+            )
+
+    def _wait_until_ready(self) -> None:
+        wait_until(self._answers, f'the API answers; logs in {self.directory}')
+        for host in self.hosts:
+            log = self.directory / f'compute-{host.name}.log'
+            serves = f'Host {host.name} is registered and serves'
+            wait_until(lambda log=log, serves=serves: serves in log.read_text(), serves)
+
+    def _answers(self) -> bool:
+        try:
+            return requests.get(self.compute_url, timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    # What its users do
+
+    def user(self, *roles: str, project: str | None = None) -> keystone_server.User:
+        user = self.keystone.make_user(*roles, project=project)
+        self._passwords.add(user.password)
+        return user
+
+    def token(self, user: keystone_server.User, scope: str = 'project') -> str:
+        """Log in, once for each user and scope."""
+        if (user, scope) not in self._tokens:
+            self._tokens[user, scope] = self.keystone.token(user, scope)
+        return self._tokens[user, scope]
+
+    def ask(
+        self,
+        token: str | None,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+    ) -> requests.Response:
+        """Send a request to the API; ``path`` begins with /v2.1 or /v1."""
+        sent = {'OpenStack-API-Version': 'compute 2.81', **(headers or {})}
+        if token is not None:
+            sent['X-Auth-Token'] = token
+        url = f'http://127.0.0.1:{self.port}{path}'
+        return requests.request(method, url, json=body, headers=sent, timeout=60)
+
+    def aggregate(self, name: str, *hosts: service.Host) -> int:
+        token = self.token(self.admin)
+        body = {'aggregate': {'name': name}}
+        made = self.ask(token, 'POST', '/v2.1/os-aggregates', body).json()['aggregate']
+        for host in hosts:
+            action = {'add_host': {'host': host.name}}
+            answer = self.ask(token, 'POST', f'/v2.1/os-aggregates/{made["id"]}/action', action)
+            answer.raise_for_status()
+        return int(made['id'])
+
+    def cache(self, token: str, aggregate_id: int, image_id: str) -> requests.Response:
+        body = {'cache': [{'id': image_id}]}
+        return self.ask(token, 'POST', f'/v2.1/os-aggregates/{aggregate_id}/images', body)
+
+    def upload(self, user: keystone_server.User, visibility: str, size_bytes: int = 1024) -> str:
+        """Put an image into Glance as a user does, and give its id."""
+        headers = {'X-Auth-Token': self.token(user)}
+        image_id = str(uuid.uuid4())
+        description = {
+            'id': image_id,
+            'name': f'image-{image_id}',
+            'visibility': visibility,
+            'container_format': 'bare',
+            'disk_format': 'raw',
+        }
+        images = f'{self.glance.url}/v2/images'
+        requests.post(images, json=description, headers=headers, timeout=60).raise_for_status()
+        requests.put(
+            f'{images}/{image_id}/file',
+            data=os.urandom(size_bytes),
+            headers={**headers, 'Content-Type': 'application/octet-stream'},
+            timeout=60,
+        ).raise_for_status()
+        return image_id
+
+    def requests_for(self, image_id: str) -> list[dict[str, Any]]:
+        answer = self.ask(self.token(self.admin), 'GET', '/v1/requests')
+        return [each for each in answer.json()['requests'] if each['images'] == [image_id]]
+
+    def outcome(self, image_id: str) -> dict[str, int]:
+        """Wait until the one request for an image has ended, and count its tasks by status."""
+
+        def ended() -> dict[str, Any] | None:
+            (request,) = self.requests_for(image_id)
+            return None if request['status'] in model.REQUEST_ACTIVE else request
+
+        return dict(wait_until(ended, f'the request for {image_id} ended')['counts'])
+
+    def tasks(self, image_id: str) -> list[dict[str, Any]]:
+        (request,) = self.requests_for(image_id)
+        path = f'/v1/requests/{request["id"]}/tasks'
+        return list(self.ask(self.token(self.admin), 'GET', path).json()['tasks'])
+
+
+class Commands:
+    """The unmodified commands of one user, who logs in with name and password."""
+
+    def __init__(self, site: Site, user: keystone_server.User) -> None:
+        self._site = site
+        self._environment = site.keystone.environment(user)
+
+    def catalog_names(self, suffix: str) -> None:
+        """Have the catalog name the URL of compute with something at its end."""
+        self._site.keystone.register('compute', self._site.compute_url + suffix)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / command[0], *command[1:]],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def output(self, *command: str) -> str:
+        """Run a command, which must succeed, and give what it printed."""
+        done = self.run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def rows(self, *command: str) -> list[dict[str, str]]:
+        """Run a command that prints a table among other things, and give its rows."""
+        lines = [line for line in self.output(*command).splitlines() if line.startswith('|')]
+        names, *rows = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines]
+        return [dict(zip(names, row, strict=True)) for row in rows]

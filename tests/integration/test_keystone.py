@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole service, and Glance, under a real Keystone; real users with their commands."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests import keystone as keystone_server
+from tests.conftest import RabbitMQ
+from tests.integration.keystone_site import (
+    PRECACHER,
+    Commands,
+    Gateway,
+    GlanceUnderKeystone,
+    Site,
+)
+
+MIB = 1024**2
+UNAUTHENTICATED = {
+    'error': {
+        'code': 401,
+        'title': 'Unauthorized',
+        'message': 'The request you have made requires authentication.',
+    }
+}
+
+
+@pytest.fixture(scope='module')
+def site(
+    keystone: keystone_server.KeystoneServer,
+    rabbitmq: RabbitMQ,
+    tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
+) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp('site')
+    with (
+        GlanceUnderKeystone(directory / 'glance', keystone) as glance,
+        Gateway(glance.url) as gateway,
+    ):
+        brokers = rabbitmq.make_vhost(), rabbitmq.make_vhost()
+        whole = Site(directory, keystone, glance, gateway, *brokers, free_port())
+        try:
+            whole.set_up()
+            yield whole
+        finally:
+            gateway.release()
+            whole.tear_down()
+
+
+@pytest.fixture
+def commands(site: Site) -> Commands:
+    return Commands(site, site.admin)
+
+
+# The commands
+
+
+def test_nova_caches_an_image_by_id_on_an_aggregate_that_it_made(
+    site: Site, commands: Commands
+) -> None:
+    image_id = site.upload(site.admin, 'public')
+    host = site.hosts[0]
+    commands.catalog_names('/$(project_id)s')
+
+    (made,) = commands.rows('nova', 'aggregate-create', 'racks')
+    assert (made['Name'], made['Availability Zone'], made['Hosts']) == ('racks', '-', '')
+    (filled,) = commands.rows('nova', 'aggregate-add-host', 'racks', host.name)
+    assert filled == {**made, 'Hosts': f"'{host.name}'"}
+
+    assert commands.output('nova', 'aggregate-cache-images', 'racks', image_id) == ''
+
+    assert site.outcome(image_id) == {'cached': 1}
+    assert host.base_path(image_id).exists()
+
+
+def test_nova_lists_shows_empties_and_deletes_an_aggregate(site: Site, commands: Commands) -> None:
+    host = site.hosts[0]
+    aggregate_id = str(site.aggregate('old', host))
+    commands.catalog_names('')
+
+    listed = {row['Id']: row['Name'] for row in commands.rows('nova', 'aggregate-list')}
+    assert listed[aggregate_id] == 'old'
+    (shown,) = commands.rows('nova', 'aggregate-show', 'old')
+    assert (shown['Id'], shown['Hosts']) == (aggregate_id, f"'{host.name}'")
+    (emptied,) = commands.rows('nova', 'aggregate-remove-host', 'old', host.name)
+    assert emptied == {**shown, 'Hosts': ''}
+
+    said = commands.output('nova', 'aggregate-delete', 'old')
+
+    assert said == f'Aggregate {aggregate_id} has been successfully deleted.\n'
+    assert aggregate_id not in {row['Id'] for row in commands.rows('nova', 'aggregate-list')}
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'image'),
+    [('', 'image-{}'), ('/$(project_id)s', '{}')],
+    ids=['by-name', 'by-id-with-the-project-in-the-url'],
+)
+def test_openstack_caches_an_image_through_the_catalog(
+    site: Site, commands: Commands, suffix: str, image: str
+) -> None:
+    image_id = site.upload(site.admin, 'private')
+    name = f'aggregate-of-{image_id}'
+    site.aggregate(name, *site.hosts)
+    commands.catalog_names(suffix)
+
+    said = commands.output('openstack', 'aggregate', 'cache', 'image', name, image.format(image_id))
+
+    assert said == ''
+    assert site.outcome(image_id) == {'cached': 2}
+    assert all(host.base_path(image_id).stat().st_size == 1024 for host in site.hosts)
+
+
+def test_openstack_says_who_may_not(site: Site) -> None:
+    member = Commands(site, site.user('member'))
+    member.catalog_names('')
+
+    done = member.run('openstack', 'aggregate', 'list')
+
+    assert done.returncode == 1
+    assert "Policy doesn't allow os_compute_api:os-aggregates:index to be performed" in done.stderr
+    assert '403' in done.stderr
+
+
+# Who may do what
+
+
+@pytest.mark.parametrize(
+    ('role', 'aggregates', 'requests'),
+    [
+        ('admin', 200, 200),
+        ('manager', 403, 200),
+        ('member', 403, 200),
+        ('reader', 403, 200),
+        ('service', 403, 403),
+        (PRECACHER, 200, 403),
+        ('dreamer', 403, 403),
+    ],
+)
+def test_a_role_is_worth_what_the_policy_says(
+    site: Site, role: str, aggregates: int, requests: int
+) -> None:
+    token = site.token(site.user(role))
+    assert site.ask(token, 'GET', '/v2.1/os-aggregates').status_code == aggregates
+    assert site.ask(token, 'GET', '/v1/requests').status_code == requests
+    made = site.ask(token, 'POST', '/v2.1/os-aggregates', {'aggregate': {'name': f'of-{role}'}})
+    assert made.status_code == (200 if role == 'admin' else 403)
+
+
+def test_the_owner_of_a_private_image_has_it_cached_and_watches_it(site: Site) -> None:
+    owner = site.user('member', PRECACHER)
+    image_id = site.upload(owner, 'private')
+    token = site.token(owner)
+
+    answer = site.cache(token, site.aggregate('private', site.hosts[0]), image_id)
+
+    assert (answer.status_code, answer.text) == (202, '')
+    assert site.outcome(image_id) == {'cached': 1}
+    path = '/v1/requests/' + answer.headers['Location'].rsplit('/', 1)[1]
+    seen = site.ask(token, 'GET', path).json()['request']
+    assert (seen['status'], seen['project_id']) == ('completed', site.keystone.project_id(owner))
+    stranger = site.token(site.user('member'))
+    assert site.ask(stranger, 'GET', path).status_code == 404
+
+
+def test_a_private_image_of_another_project_is_not_to_be_found(site: Site) -> None:
+    image_id = site.upload(site.user('member'), 'private')
+    stranger = site.token(site.user('member', PRECACHER))
+
+    answer = site.cache(stranger, site.aggregate('foreign', site.hosts[0]), image_id)
+
+    assert answer.status_code == 400
+    assert answer.json()['badRequest']['message'] == f'Image {image_id} could not be found.'
+    assert site.requests_for(image_id) == []
+    assert site.gateway.served(image_id) == []
+
+
+# Whose token is good
+
+
+def test_version_documents_are_for_everybody(site: Site) -> None:
+    for path in ('/', '/v2.1', '/v2.1/', '/v1', '/v1/'):
+        for token in (None, 'garbage'):
+            assert site.ask(token, 'GET', path).status_code == 200, path
+
+
+def _revoked(site: Site) -> str:
+    token = site.token(site.user('admin'))
+    site.keystone.revoke(token)
+    return token
+
+
+def _of_a_disabled_user(site: Site) -> str:
+    user = site.user('admin')
+    token = site.token(user)
+    site.keystone.disable(user)
+    return token
+
+
+@pytest.mark.parametrize(
+    'token',
+    [lambda site: None, lambda site: 'garbage', lambda site: '', _revoked, _of_a_disabled_user],
+    ids=['none', 'garbage', 'empty', 'revoked', 'disabled'],
+)
+@pytest.mark.parametrize('path', ['/v2.1/os-aggregates', '/v2.1/abc/os-aggregates', '/v1/requests'])
+def test_without_a_good_token_there_is_nothing(
+    site: Site, token: Callable[[Site], str | None], path: str
+) -> None:
+    answer = site.ask(token(site), 'GET', path)
+    assert answer.status_code == 401
+    assert answer.headers['WWW-Authenticate'] == f'Keystone uri="{site.keystone.url}"'
+    assert answer.headers['Content-Type'] == 'application/json'
+    assert answer.json() == UNAUTHENTICATED
+
+
+def test_roles_are_those_of_the_token_whatever_a_header_says(site: Site) -> None:
+    forged = {'X-Roles': 'admin', 'X-Is-Admin-Project': 'True', 'X-User-Id': 'somebody'}
+    token = site.token(site.user('member'))
+    assert site.ask(token, 'GET', '/v2.1/os-aggregates', headers=forged).status_code == 403
+
+
+def test_the_project_in_the_path_must_be_that_of_the_token(site: Site) -> None:
+    token, own = site.token(site.admin), site.keystone.project_id(site.admin)
+    assert site.ask(token, 'GET', f'/v2.1/{own}/os-aggregates').status_code == 200
+    answer = site.ask(token, 'GET', '/v2.1/abc/os-aggregates')
+    assert answer.status_code == 400
+    assert answer.json()['badRequest']['message'] == (
+        f"Malformed request URL: URL's project_id 'abc' doesn't match Context's project_id '{own}'"
+    )
+
+
+@pytest.mark.parametrize('scope', ['system', 'unscoped'])
+def test_a_token_for_no_project_is_good_for_nothing_here(site: Site, scope: str) -> None:
+    user = site.user('admin')
+    site.keystone.make_admin_of_system(user)
+    token = site.token(user, scope)
+    for path in ('/v2.1/os-aggregates', '/v1/requests'):
+        assert site.ask(token, 'GET', path).status_code == 403
+    answer = site.ask(token, 'GET', '/v2.1/abc/os-aggregates')
+    assert answer.status_code == 400
+    assert answer.json()['badRequest']['message'] == (
+        "Malformed request URL: URL's project_id 'abc' doesn't match Context's project_id 'None'"
+    )
+
+
+@pytest.mark.parametrize(
+    ('role', 'status'), [('service', 200), ('member', 401), (None, 401)], ids=str
+)
+def test_a_service_that_asks_for_a_user_must_be_one(
+    site: Site, role: str | None, status: int
+) -> None:
+    service_token = site.token(site.user(role)) if role else 'garbage'
+    answer = site.ask(
+        site.token(site.admin),
+        'GET',
+        '/v2.1/os-aggregates',
+        headers={'X-Service-Token': service_token},
+    )
+    assert answer.status_code == status
+
+
+# The service's own credentials
+
+
+def test_a_download_whose_token_ends_goes_on_with_another(site: Site) -> None:
+    image_id = site.upload(site.admin, 'private', 4 * MIB)
+    host = site.hosts[0]
+    site.gateway.hold(at_byte=MIB)
+    site.gateway.cuts.append(2 * MIB)
+    aggregate_id = site.aggregate('long', host)
+    assert site.cache(site.token(site.admin), aggregate_id, image_id).status_code == 202
+    site.gateway.wait_for(1)
+
+    (token,) = site.gateway.download_tokens(image_id)
+    site.keystone.revoke(token)
+    site.gateway.release()
+
+    assert site.outcome(image_id) == {'cached': 1}
+    assert host.base_path(image_id).stat().st_size == 4 * MIB
+    assert [task['attempts'] for task in site.tasks(image_id)] == [1]
+    refused, fresh = site.gateway.download_tokens(image_id)[1:]
+    assert refused == token != fresh
+
+
+def test_computes_hold_no_credentials(site: Site) -> None:
+    for host in site.hosts:
+        configuration = (site.directory / f'{host.name}.conf').read_text()
+        assert 'auth_' not in configuration
+        assert '[database]' not in configuration
+
+
+def test_no_secret_is_in_a_log(site: Site) -> None:
+    def whole_story() -> dict[str, Any]:
+        image_id = site.upload(site.admin, 'public')
+        site.ask(_revoked(site), 'GET', '/v2.1/os-aggregates')
+        site.cache(site.token(site.admin), site.aggregate('story', site.hosts[0]), image_id)
+        return site.outcome(image_id)
+
+    assert whole_story() == {'cached': 1}
+    secrets, logs = site.secrets(), site.logs()
+    assert len(secrets) > 5
+    assert sorted(logs) == ['api-control', 'compute-host1', 'compute-host2', 'conductor-control']
+    assert 'keystonemiddleware' in logs['api-control']
+    assert 'X-Auth-Token' in logs['conductor-control']
+    told = {(name, secret) for name, log in logs.items() for secret in secrets if secret in log}
+    assert told == set()

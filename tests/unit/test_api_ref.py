@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference of the REST API: each route is in it, and each sample is what is said.
+
+Samples are read and compared field by field; ids and times, which differ each time,
+only by their form.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from nova_precache import model
+from nova_precache.api import dispatch, routes
+from nova_precache.db import jobs
+from nova_precache.image import fake
+from tests.unit.api import conftest as api_parts
+from tests.unit.conftest import CACHED, World
+
+API_REF = pathlib.Path(__file__).resolve().parents[2] / 'doc' / 'api-ref'
+SAMPLES = API_REF / 'samples'
+PAGES = {path.name: path.read_text() for path in (API_REF / 'source').glob('*.rst')}
+
+PROJECT = '5b6b7f9e3c5d4a1f8f0e2d4c6b8a9f01'
+TOKEN = f'operator:{PROJECT}:admin'
+IMAGE = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
+
+_FORMS = {
+    'a UUID': re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'),
+    'a request id': re.compile(r'req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'),
+    'a time of /v1': re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z'),
+    'a time of Nova': re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}'),
+}
+# What is the same each time, though it has such a form.
+_FIXED = {IMAGE}
+
+
+class Player:
+    """Plays the samples against the API: each is sent, or compared with what comes."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.played: set[str] = set()
+
+    def play(
+        self,
+        method: str,
+        path: str,
+        answer: str | None = None,
+        *,
+        asks: str | None = None,
+        status: int = 200,
+        token: str = TOKEN,
+    ) -> Any:
+        """Send a request with the sample ``asks``; it is answered with the sample ``answer``."""
+        body = None if asks is None else self._sample(asks)
+        response = self._api.call(method, path, body, token=token)
+        assert response.status_int == status, response.text
+        if answer is not None:
+            assert _by_form(response.json) == _by_form(self._sample(answer))
+        return response
+
+    def _sample(self, name: str) -> Any:
+        self.played.add(name)
+        return json.loads((SAMPLES / f'{name}.json').read_text())
+
+
+def _by_form(value: Any) -> Any:
+    """Have the form stand for each id and time in a document."""
+    if isinstance(value, Mapping):
+        return {key: _by_form(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_form(item) for item in value]
+    if not isinstance(value, str) or value in _FIXED:
+        return value
+    for form, pattern in _FORMS.items():
+        if pattern.fullmatch(value):
+            return form
+    return _FORMS['a UUID'].sub('a UUID', value)
+
+
+@pytest.fixture
+def player(world: World, tmp_path: pathlib.Path) -> Player:
+    images = fake.FakeImageService()
+    images.add(b'data', id=IMAGE)
+    images_for: Callable[[Any], fake.FakeImageService] = lambda context: images  # noqa: E731
+    conf = api_parts.make_conf(tmp_path / 'precache.sqlite')
+    api = api_parts.make_api(conf, world.database, world.inventory, images_for=images_for)
+    return Player(api)
+
+
+def test_every_sample_is_what_the_service_takes_and_gives(player: Player, world: World) -> None:
+    _versions(player)
+    _aggregates(player, world)
+    _requests(player, world)
+    assert player.played == {
+        str(path.relative_to(SAMPLES).with_suffix('')) for path in SAMPLES.rglob('*.json')
+    }
+
+
+def _versions(player: Player) -> None:
+    player.play('GET', '/', 'versions/list-response')
+    player.play('GET', '/v3/servers', 'versions/choices-response', status=300)
+    player.play('GET', '/v2.1/', 'versions/compute-response')
+    player.play('GET', '/v1/', 'versions/precache-response')
+
+
+def _aggregates(player: Player, world: World) -> None:
+    for host in ('compute-1', 'compute-2'):
+        world.living(host)
+    path = '/v2.1/os-aggregates'
+    player.play('POST', path, 'aggregates/create-response', asks='aggregates/create-request')
+    one, action = f'{path}/1', f'{path}/1/action'
+    player.play('POST', action, 'aggregates/add-host-response', asks='aggregates/add-host-request')
+    player.play(
+        'POST', action, 'aggregates/set-metadata-response', asks='aggregates/set-metadata-request'
+    )
+    player.play('GET', one, 'aggregates/show-response')
+    player.play('GET', path, 'aggregates/list-response')
+    player.play('GET', path, 'faults/forbidden-response', status=403, token=f'u:{PROJECT}:member')
+    player.play('PUT', one, 'aggregates/update-response', asks='aggregates/update-request')
+    player.play(
+        'POST', action, 'aggregates/remove-host-response', asks='aggregates/remove-host-request'
+    )
+
+
+def _requests(player: Player, world: World) -> None:
+    cached = player.play(
+        'POST', '/v2.1/os-aggregates/1/images', asks='aggregates/cache-request', status=202
+    )
+    assert cached.body == b''
+    taken = world.requests.next_to_plan('planner')
+    assert taken is not None
+    hosts = ('compute-1', 'compute-2')
+    assert world.plan(taken.request, hosts)
+    assert world.requests.mark_planned(taken.request.id, 'planner')
+    done, going_on = world.begun(), world.begun('c2')
+    world.jobs.finish(done.job_id, done.epoch, CACHED)
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 40, 100)
+    report = jobs.ProgressReport(going_on.job_id, going_on.epoch, 1, progress)
+    assert world.jobs.record_progress([report]) == 1
+    one = '/v1/' + cached.headers['Location'].partition('/v1/')[2]
+    player.play('GET', '/v1/requests?limit=1', 'requests/list-response')
+    player.play('GET', one, 'requests/show-response')
+    player.play('GET', f'{one}/tasks?limit=1', 'requests/tasks-response')
+
+
+def test_a_sample_that_differs_is_found_out() -> None:
+    assert _by_form({'id': IMAGE, 'n': 1}) != _by_form({'id': IMAGE, 'n': 2})
+    other = IMAGE.replace('7', '8')
+    assert _by_form([other]) == _by_form([IMAGE.replace('7', '9')])
+    assert _by_form(['2026-01-01T00:00:00.000000']) != _by_form(['2026-01-01T00:00:00.000000Z'])
+    assert _by_form([f'http://x/{other}']) == ['http://x/a UUID']
+
+
+def test_every_route_is_in_the_reference_and_nothing_else() -> None:
+    documented = {tuple(found) for page in PAGES.values() for found in _METHOD.findall(page)}
+    assert {(method, _variables(path)) for method, path in documented} == set(_served())
+
+
+_METHOD = re.compile(r'^\.\. rest_method:: (\w+) (\S+)$', re.MULTILINE)
+# They mean what the route without the slash, or with one, means.
+_SAME = {'/v2.1', '/v1'}
+
+
+def _served() -> Iterator[tuple[str, str]]:
+    for table in (routes.VERSION_DOCUMENTS, routes.CHOICES, routes.RESOURCES):
+        for path, methods in table.items():
+            if path in _SAME or '{project_id' in path:
+                continue
+            for method in methods:
+                if method != 'HEAD':
+                    read = 'GET' if method == dispatch.ANY_METHOD else method
+                    yield read, _variables(path)
+
+
+def _variables(path: str) -> str:
+    return re.sub(r'\{[^{}]+\}', '{}', path)
+
+
+def test_every_action_is_in_the_reference() -> None:
+    actions = {
+        name
+        for methods in routes.RESOURCES.values()
+        for handlers in methods.values()
+        if isinstance(handlers, Mapping)
+        for name in handlers
+    }
+    titles = set(re.findall(r'^.* \((\w+)\)\n=+$', PAGES['aggregates.rst'], re.MULTILINE))
+    assert actions == titles
+
+
+def test_every_sample_is_shown() -> None:
+    shown = {name for page in PAGES.values() for name in re.findall(r':: \.\./samples/(\S+)', page)}
+    assert shown == {str(path.relative_to(SAMPLES)) for path in SAMPLES.rglob('*.json')}
+
+
+def test_every_field_of_an_answer_is_explained() -> None:
+    for page in PAGES.values():
+        explained = set(re.findall(r'^   - ([\w-]+): \w+$', page, re.MULTILINE))
+        for name in re.findall(r':: \.\./samples/(\S+-response\.json)', page):
+            if not name.startswith('faults/'):
+                fields = set(_fields(json.loads((SAMPLES / name).read_text())))
+                assert fields <= explained, name
+
+
+def _fields(value: Any) -> Iterator[str]:
+    """Give the names of fields, but for those of free form and those inside of links."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _fields(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            if not key.endswith('links') and key not in ('counts', 'metadata', 'media-types'):
+                yield from _fields(item)
