@@ -1,17 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """The WSGI application: the order in which a request passes its parts."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import oslo_middleware
 from oslo_config import cfg
-from oslo_middleware import http_proxy_to_wsgi, request_id
+from oslo_middleware import cors, http_proxy_to_wsgi, request_id
 
-from nova_precache.api import auth, call, dispatch, faults, requestlog, routes
+from nova_precache.api import auth, call, dispatch, faults, microversion, requestlog, routes
 from nova_precache.api.call import Services as Services
 
 Application = Callable[..., Any]
+
+_SLASHES = re.compile('/{2,}')
+_CORS_DEFAULTS = {
+    'allow_methods': ['GET', 'PUT', 'POST', 'DELETE', 'PATCH'],
+    'allow_headers': [
+        'X-Auth-Token',
+        'X-Openstack-Request-Id',
+        'X-Identity-Status',
+        'X-Roles',
+        'X-Service-Catalog',
+        'X-User-Id',
+        'X-Tenant-Id',
+        'X-OpenStack-Nova-API-Version',
+        'OpenStack-API-Version',
+    ],
+    'expose_headers': [
+        'X-Auth-Token',
+        'X-Openstack-Request-Id',
+        'X-Subject-Token',
+        'X-Service-Token',
+        'X-OpenStack-Nova-API-Version',
+        'OpenStack-API-Version',
+    ],
+}
 
 
 class RequestId(request_id.RequestId):
@@ -25,6 +50,7 @@ class RequestId(request_id.RequestId):
 def build(conf: cfg.ConfigOpts, services: call.Services) -> Application:
     """Build the application; what comes first here sees a request first."""
     layers: list[Callable[[Application], Application]] = [
+        lambda inner: _cors(inner, conf),
         lambda inner: RequestId(inner, conf),
         lambda inner: http_proxy_to_wsgi.HTTPProxyToWSGI(inner, conf),
         requestlog.RequestLog,
@@ -37,15 +63,31 @@ def build(conf: cfg.ConfigOpts, services: call.Services) -> Application:
     return application
 
 
+def _cors(application: Application, conf: cfg.ConfigOpts) -> Application:
+    """Let browsers of ``[cors] allowed_origin`` in, with the headers that Nova knows.
+
+    To anybody else, too, it answers each OPTIONS.
+    """
+    conf.register_opts(cors.OPTS, 'cors')
+    for name, value in _CORS_DEFAULTS.items():
+        conf.set_default(name, value, 'cors')
+    return cors.CORS(application, conf)
+
+
 def _doors(conf: cfg.ConfigOpts, services: call.Services) -> Application:
     """The version documents are for everybody, the rest for those who have logged in."""
     settings = call.Settings.from_conf(conf)
     documents = dispatch.Dispatcher(routes.VERSION_DOCUMENTS, services, settings)
+    choices = dispatch.Dispatcher(routes.CHOICES, services, settings)
     resources = dispatch.Dispatcher(routes.RESOURCES, services, settings)
     protected = auth.protect(resources, conf, services.enforcer)
 
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        is_document = documents.knows(environ['PATH_INFO'])
-        return (documents if is_document else protected)(environ, start_response)
+        # As Nova's URL map has it.
+        path = environ['PATH_INFO'] = _SLASHES.sub('/', environ['PATH_INFO']) or '/'
+        if documents.knows(path):
+            return documents(environ, start_response)
+        is_anywhere = microversion.door_of(path) is microversion.ROOT
+        return (choices if is_anywhere else protected)(environ, start_response)
 
     return choose

@@ -2,6 +2,8 @@
 """From a WSGI request to a handler and back: route, microversion, body, handler, answer."""
 
 import json
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +11,20 @@ import routes
 import webob
 import webob.dec
 import webob.exc
+from webob import acceptparse
 
 from nova_precache import exception
 from nova_precache.api import auth, call, microversion
+from nova_precache.context import RequestContext
 
 CONTENT_TYPES = ('application/json', 'application/vnd.openstack.compute+json')
 
+ANY_METHOD = '*'
+
 _METHODS_WITH_BODY = frozenset({'POST', 'PUT'})
-_PROJECT = '/{project_id:[0-9a-f-]+}'
+_METHODS_WITH_QUERY = frozenset({'GET', 'HEAD'})
+# A parameter of a media type, such as version=2.1, which says nothing here; not its weight.
+_PARAMETER = re.compile(r';(?!\s*q=)[^;,]*')
 
 # A handler for a method, or one for each name of an action.
 Handlers = call.Handler | Mapping[str, call.Handler]
@@ -46,6 +54,15 @@ class MalformedBody(exception.InvalidInput):
         super().__init__('Malformed request body')
 
 
+class Request(webob.Request):  # type: ignore[misc]
+    """A request whose body stays in memory: a file, as webob takes, nobody would close.
+
+    How long a body may be is limited before it comes here.
+    """
+
+    request_body_tempfile_limit = sys.maxsize
+
+
 class Dispatcher:
     """A WSGI application over a table of paths, methods and handlers."""
 
@@ -59,7 +76,7 @@ class Dispatcher:
         """Tell whether the path is in the table, with whatever method."""
         return self._mapper.routematch(path) is not None
 
-    @webob.dec.wsgify  # type: ignore[untyped-decorator]
+    @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         path = request.environ['PATH_INFO']
         door = microversion.door_of(path)
@@ -68,10 +85,11 @@ class Dispatcher:
             return _no_such_path(door)
         variables, route = found
         methods = self._table[route.name]
-        if request.method not in methods:
+        handlers = methods.get(request.method, methods.get(ANY_METHOD))
+        if handlers is None:
             return _no_such_method(door, methods)
         version = microversion.negotiate(request.environ, request.headers, door)
-        return self._handle(request, methods[request.method], version, variables)
+        return self._handle(request, handlers, version, variables)
 
     def _handle(
         self,
@@ -84,7 +102,7 @@ class Dispatcher:
         body = _read_body(request)
         handler = _choose(handlers, request, body)
         context = auth.context_of(request.environ)
-        _refuse_foreign_project(context.project_id, variables.get('project_id'))
+        _refuse_foreign_project(context, variables.get('project_id'))
         reply = handler(
             call.Call(
                 services=self._services,
@@ -101,13 +119,9 @@ class Dispatcher:
 
 
 def _make_mapper(table: Table) -> routes.Mapper:
-    """Connect every path; resources of the compute API with a project in them, too."""
     mapper = routes.Mapper(controller_scan=None, explicit=True)
-    prefix = microversion.COMPUTE.prefix
     for path in table:
         mapper.connect(path, path)
-        if path.startswith(f'{prefix}/') and path != f'{prefix}/':
-            mapper.connect(path, f'{prefix}{_PROJECT}{path.removeprefix(prefix)}')
     mapper.create_regs()
     return mapper
 
@@ -134,16 +148,18 @@ def _read_body(request: webob.Request) -> Any:
     if request.method not in _METHODS_WITH_BODY or not request.body:
         return None
     try:
-        return json.loads(request.body)
+        return json.loads(request.body.decode())
     except (ValueError, RecursionError) as error:
         raise MalformedBody from error
 
 
 def _read_query(request: webob.Request) -> Mapping[str, Sequence[str]]:
+    if request.method not in _METHODS_WITH_QUERY:
+        return {}
     try:
         return dict(request.GET.dict_of_lists())
     except UnicodeDecodeError as error:
-        raise exception.InvalidInput('The query of the URL is not UTF-8') from error
+        raise exception.InvalidInput('Query string is not UTF-8 encoded') from error
 
 
 def _choose(handlers: Handlers, request: webob.Request, body: Any) -> call.Handler:
@@ -166,11 +182,13 @@ def _action_name(body: Any) -> str:
     return str(next(iter(body)))
 
 
-def _refuse_foreign_project(own: str | None, in_path: str | None) -> None:
-    if in_path is not None and own is not None and in_path != own:
+def _refuse_foreign_project(context: RequestContext, in_path: str | None) -> None:
+    if in_path is None or context.is_of_any_project:
+        return
+    if in_path != context.project_id:
         raise exception.InvalidInput(
             f"Malformed request URL: URL's project_id '{in_path}' doesn't match "
-            f"Context's project_id '{own}'"
+            f"Context's project_id '{context.project_id}'"
         )
 
 
@@ -179,8 +197,12 @@ def _base_url(request: webob.Request, settings: call.Settings) -> str:
 
 
 def _to_response(reply: call.Reply, request: webob.Request) -> webob.Response:
-    offers = request.accept.acceptable_offers(CONTENT_TYPES)
-    content_type = offers[0][0] if offers else CONTENT_TYPES[0]
     body = b'' if reply.body is None else json.dumps(reply.body).encode()
-    headers = [('Content-Type', content_type), *reply.headers.items()]
+    headers = [('Content-Type', _content_type(request)), *reply.headers.items()]
     return webob.Response(status=reply.status, body=body, headerlist=headers)
+
+
+def _content_type(request: webob.Request) -> str:
+    accepted = _PARAMETER.sub('', request.headers.get('Accept', '*/*'))
+    offers = acceptparse.create_accept_header(accepted).acceptable_offers(CONTENT_TYPES)
+    return str(offers[0][0]) if offers else CONTENT_TYPES[0]

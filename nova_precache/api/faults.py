@@ -12,7 +12,7 @@ import webob.dec
 from oslo_middleware import request_id
 
 from nova_precache import exception
-from nova_precache.api import auth, dispatch, microversion
+from nova_precache.api import dispatch, microversion
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ FAULTS: Mapping[type[Exception], Fault] = {
     exception.Forbidden: FORBIDDEN,
     exception.ImageUnauthorized: UNAUTHORIZED,
     exception.ImageServiceUnavailable: UNAVAILABLE,
-    auth.Unauthenticated: UNAUTHORIZED,
     dispatch.UnsupportedMediaType: BAD_MEDIA_TYPE,
     dispatch.MethodNotAllowed: BAD_METHOD,
     microversion.UnsupportedVersion: Fault(406, 'computeFault'),

@@ -113,9 +113,9 @@ def announce(environ: Mapping[str, Any], headers: Any) -> None:
 def _asked(headers: Mapping[str, str], door: Door) -> str | None:
     """Give what the headers say; where they say it twice, the last one counts."""
     for item in reversed(headers.get(HEADER, '').split(',')):
-        service_type, _, version = item.strip().partition(' ')
-        if service_type.lower() == door.service_type and version.strip():
-            return version.strip()
+        service_type, *version = item.split(maxsplit=1)[:2] or ['']
+        if service_type.lower() == door.service_type and version:
+            return version[0].strip()
     if door.legacy_header is not None and door.legacy_header in headers:
         return headers[door.legacy_header].rpartition(',')[2].strip()
     return None

@@ -59,10 +59,7 @@ def to_integer(text: str, name: str) -> int:
 
 def _find_error(instance: Any, schema: model.Json) -> jsonschema.ValidationError | None:
     validator = jsonschema.Draft202012Validator(schema, format_checker=_FORMATS)
-    error: jsonschema.ValidationError | None = jsonschema.exceptions.best_match(
-        validator.iter_errors(instance)
-    )
-    return error
+    return next(validator.iter_errors(instance), None)
 
 
 def _to_invalid(

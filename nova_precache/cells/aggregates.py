@@ -6,8 +6,9 @@ writers meet: its unique constraints and foreign keys raise, and whoever called
 looks again.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import sqlalchemy as sa
 from oslo_utils import timeutils, uuidutils
@@ -58,22 +59,21 @@ def create(session: orm.Session, name: str, zone: str | None) -> model.Aggregate
 
 def update(session: orm.Session, aggregate_id: int, changes: Changes) -> model.Aggregate:
     aggregate = load(session, aggregate_id)
-    if 'name' in changes:
+    if changes.get('name', aggregate.name) != aggregate.name:
         _refuse_taken(session, changes['name'], but_by=aggregate_id)
-        _touch(session, aggregate_id, name=changes['name'])
+        _rename(session, aggregate_id, changes['name'])
         aggregate = load(session, aggregate_id)
     if 'availability_zone' in changes:
         zone = {AVAILABILITY_ZONE: changes['availability_zone']}
-        _change_metadata(session, aggregate, zone, 'Cannot update aggregate')
-    return load(session, aggregate_id)
+        return _change_metadata(session, aggregate, zone, 'Cannot update aggregate')
+    return aggregate
 
 
 def set_metadata(
     session: orm.Session, aggregate_id: int, metadata: Mapping[str, str | None]
 ) -> model.Aggregate:
     aggregate = load(session, aggregate_id)
-    _change_metadata(session, aggregate, metadata, 'Cannot update metadata of aggregate')
-    return load(session, aggregate_id)
+    return _change_metadata(session, aggregate, metadata, 'Cannot update metadata of aggregate')
 
 
 def delete(session: orm.Session, aggregate_id: int) -> None:
@@ -155,14 +155,19 @@ def _refuse_taken(session: orm.Session, name: str, but_by: int | None = None) ->
             raise exception.AggregateNameExists(name)
 
 
-def _touch(session: orm.Session, aggregate_id: int, **values: str) -> None:
+def _rename(session: orm.Session, aggregate_id: int, name: str) -> None:
+    _change(session, aggregate_id, name=name, updated_at=timeutils.utcnow())
+
+
+def _lock(session: orm.Session, aggregate_id: int) -> None:
+    """Have whoever else changes the aggregate wait, as a change to its row would."""
+    _change(session, aggregate_id, name=models.Aggregate.name)
+
+
+def _change(session: orm.Session, aggregate_id: int, **values: Any) -> None:
     row = models.Aggregate
-    touched = session.execute(
-        db_session.update(row)
-        .where(row.id == aggregate_id)
-        .values(updated_at=timeutils.utcnow(), **values)
-    )
-    if db_session.rowcount(touched) == 0:
+    changed = session.execute(db_session.update(row).where(row.id == aggregate_id).values(**values))
+    if db_session.rowcount(changed) == 0:
         raise exception.AggregateNotFound(aggregate_id)
 
 
@@ -171,13 +176,15 @@ def _change_metadata(
     aggregate: model.Aggregate,
     metadata: Mapping[str, str | None],
     refusal: str,
-) -> None:
+) -> model.Aggregate:
+    """Give the aggregate with a time of update that, as in Nova, nobody sees again."""
     if AVAILABILITY_ZONE in metadata:
         why = _why_not_in(session, aggregate, metadata[AVAILABILITY_ZONE])
         if why is not None:
             raise exception.InvalidAggregateAction(f'{refusal} {aggregate.id}. Reason: {why}.')
-    _touch(session, aggregate.id)
+    _lock(session, aggregate.id)
     _put_metadata(session, aggregate.id, metadata)
+    return dataclasses.replace(load(session, aggregate.id), updated_at=timeutils.utcnow())
 
 
 def _why_not_in(session: orm.Session, aggregate: model.Aggregate, zone: str | None) -> str | None:

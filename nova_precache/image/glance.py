@@ -140,7 +140,7 @@ class GlanceImageService:
 
     def show(self, image_id: str) -> model.Image:
         if not _IMAGE_ID.fullmatch(image_id):
-            raise exception.ImageNotUsable(repr(image_id), 'is not the id of an image')
+            raise exception.ImageNotUsable(image_id, 'could not be found.')
         document = self._get(image_id, f'/v2/images/{image_id}')
         with _show_errors(image_id):
             return _image(document)

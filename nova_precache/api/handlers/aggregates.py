@@ -4,7 +4,9 @@
 Status codes are Nova's: 200 where 201 or 204 would be expected.
 """
 
+import contextlib
 import datetime
+from collections.abc import Iterator
 
 from nova_precache import exception, model
 from nova_precache.api import microversion, validation
@@ -23,7 +25,8 @@ def index(call: Call) -> Reply:
 
 def show(call: Call) -> Reply:
     call.authorize(policies.SHOW)
-    return _reply(call, call.services.inventory.get_aggregate(to_id(call)))
+    with named(call) as aggregate_id:
+        return _reply(call, call.services.inventory.get_aggregate(aggregate_id))
 
 
 def create(call: Call) -> Reply:
@@ -40,49 +43,60 @@ def create(call: Call) -> Reply:
 def update(call: Call) -> Reply:
     validation.check_body(call.body, schemas.UPDATE)
     call.authorize(policies.UPDATE)
-    aggregate_id = to_id(call)
     changes = dict(call.body['aggregate'])
     if 'name' in changes:
         changes['name'] = changes['name'].strip()
-    return _reply(call, call.services.inventory.update_aggregate(aggregate_id, **changes))
+    with named(call) as aggregate_id:
+        return _reply(call, call.services.inventory.update_aggregate(aggregate_id, **changes))
 
 
 def delete(call: Call) -> Reply:
     call.authorize(policies.DELETE)
-    call.services.inventory.delete_aggregate(to_id(call))
+    with named(call) as aggregate_id:
+        call.services.inventory.delete_aggregate(aggregate_id)
     return Reply()
 
 
 def add_host(call: Call) -> Reply:
     validation.check_body(call.body, schemas.ADD_HOST)
     call.authorize(policies.ADD_HOST)
-    aggregate_id, host = to_id(call), call.body['add_host']['host']
-    return _reply(call, call.services.inventory.add_host(aggregate_id, host))
+    host = call.body['add_host']['host']
+    with named(call) as aggregate_id:
+        return _reply(call, call.services.inventory.add_host(aggregate_id, host))
 
 
 def remove_host(call: Call) -> Reply:
     validation.check_body(call.body, schemas.REMOVE_HOST)
     call.authorize(policies.REMOVE_HOST)
-    aggregate_id, host = to_id(call), call.body['remove_host']['host']
+    host = call.body['remove_host']['host']
     try:
-        aggregate = call.services.inventory.remove_host(aggregate_id, host)
+        with named(call) as aggregate_id:
+            return _reply(call, call.services.inventory.remove_host(aggregate_id, host))
     except exception.NotFound as error:
         raise exception.NotFound(
-            f'Cannot remove host {host} in aggregate {aggregate_id}'
+            f'Cannot remove host {host} in aggregate {call.path["id"]}'
         ) from error
-    return _reply(call, aggregate)
 
 
 def set_metadata(call: Call) -> Reply:
     validation.check_body(call.body, schemas.SET_METADATA)
     call.authorize(policies.SET_METADATA)
-    aggregate_id, metadata = to_id(call), call.body['set_metadata']['metadata']
-    return _reply(call, call.services.inventory.set_metadata(aggregate_id, metadata))
+    metadata = call.body['set_metadata']['metadata']
+    with named(call) as aggregate_id:
+        return _reply(call, call.services.inventory.set_metadata(aggregate_id, metadata))
 
 
-def to_id(call: Call) -> int:
-    """Give the id of the aggregate that the path names."""
-    return validation.to_integer(call.path['id'], 'id')
+@contextlib.contextmanager
+def named(call: Call) -> Iterator[int]:
+    """Give the id that the path names; who is told that there is none reads it as it was."""
+    asked = call.path['id']
+    aggregate_id = validation.to_integer(asked, 'id')
+    if '_' in asked:  # 1_0 is ten for Python, and for no database
+        raise exception.AggregateNotFound(asked)
+    try:
+        yield aggregate_id
+    except exception.AggregateNotFound as error:
+        raise exception.AggregateNotFound(asked) from error
 
 
 def _reply(call: Call, aggregate: model.Aggregate) -> Reply:

@@ -19,9 +19,9 @@ def create(call: Call) -> Reply:
     call.require_version(2, 81)
     validation.check_body(call.body, schemas.CACHE)
     call.authorize(policies.IMAGES)
-    aggregate_id = aggregates.to_id(call)
-    asked = _asked_ids(call)
-    aggregate = call.services.inventory.get_aggregate(aggregate_id)
+    with aggregates.named(call) as aggregate_id:
+        asked = _asked_ids(call)
+        aggregate = call.services.inventory.get_aggregate(aggregate_id)
     images = _usable_ids(call, asked)
     request = _accept(call, aggregate, images)
     _wake(call, request)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The version documents, by which clients find the APIs and their microversions."""
 
+import urllib.parse
+
 from nova_precache import model
 from nova_precache.api import microversion
 from nova_precache.api.call import Call, Reply
@@ -14,12 +16,19 @@ _MEDIA_TYPES = {
     microversion.COMPUTE: 'application/vnd.openstack.compute+json;version=2.1',
     microversion.PRECACHE: 'application/json',
 }
+_DOORS = (microversion.COMPUTE, microversion.PRECACHE)
+# What a URL's path may hold as it is.
+_SAFE = "/~!$&'()*+,;=:@"
 
 
 def index(call: Call) -> Reply:
     """List both APIs."""
-    doors = (microversion.COMPUTE, microversion.PRECACHE)
-    return Reply(body={'versions': [_summary(call, door) for door in doors]})
+    return Reply(body={'versions': [_summary(call, door) for door in _DOORS]})
+
+
+def choices(call: Call) -> Reply:
+    """Tell who names no API where what was asked for might be."""
+    return Reply(status=300, body={'choices': [_choice(call, door) for door in _DOORS]})
 
 
 def compute(call: Call) -> Reply:
@@ -30,12 +39,26 @@ def precache(call: Call) -> Reply:
     return Reply(body={'version': _document(call, microversion.PRECACHE)})
 
 
+def _choice(call: Call, door: microversion.Door) -> model.Json:
+    path = urllib.parse.quote(call.path['path'].strip('/'), _SAFE, encoding='latin-1')
+    return {
+        'id': _IDS[door],
+        'status': 'CURRENT',
+        'links': [{'rel': 'self', 'href': f'{call.base_url}{door.prefix}/{path}'}],
+        'media-types': _media_types(door),
+    }
+
+
+def _media_types(door: microversion.Door) -> list[model.Json]:
+    return [{'base': 'application/json', 'type': _MEDIA_TYPES[door]}]
+
+
 def _document(call: Call, door: microversion.Door) -> model.Json:
     document = _summary(call, door)
     document['links'].append(
         {'rel': 'describedby', 'type': 'text/html', 'href': 'http://docs.openstack.org/'}
     )
-    document['media-types'] = [{'base': 'application/json', 'type': _MEDIA_TYPES[door]}]
+    document['media-types'] = _media_types(door)
     return document
 
 

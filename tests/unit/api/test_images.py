@@ -52,13 +52,6 @@ def test_a_request_is_saved_and_answered_with_202_and_where_to_look(
     assert len(api.wakes) == 1
 
 
-def test_the_location_can_be_followed(api: Any, aggregate: Any) -> None:
-    image = api.images.add(b'1').id
-    location = api.post(path(aggregate), asking_for(image)).headers['Location']
-    shown = api.get(location.removeprefix('http://api.example:8774'))
-    assert shown.json['request']['images'] == [image]
-
-
 def test_the_project_may_be_in_the_path(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'1').id
     response = api.post(

@@ -36,7 +36,7 @@ def plan(api: Any, request_id: str) -> list[model.Task]:
         for image in to_plan.request.images
     ]
     assert api.requests.add_tasks(request_id, 'c1', tasks)
-    assert api.requests.mark_planned(request_id, 'c1') is not None
+    assert api.requests.mark_planned(request_id, 'c1')
     return list(api.requests.tasks(request_id))
 
 
