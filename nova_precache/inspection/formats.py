@@ -6,8 +6,9 @@ the bytes; the ``disk_format`` that Glance has; and qemu-img, which comes last
 since it opens what an image names. Whatever they disagree about is refused:
 
 - raw is content that nobody recognises, or a partition table;
-- ami, ari, aki and iso are raw to qemu; an ISO that has a partition table too is
-  two formats at once and refused, as in Nova;
+- ami, ari, aki and iso are raw to qemu;
+- two formats at once are refused, but for an ISO that has a partition table too, as
+  those have that also boot from a stick: it is an ISO;
 - LUKS is refused: only the owner has the key, so its content can neither be
   checked nor converted.
 """
@@ -171,9 +172,16 @@ def _detect(path: str, among: Sequence[str] | None = None) -> format_inspector.F
             file, allowed_formats=None if among is None else list(among)
         )
         while wrapper.read(READ_BYTES):
-            if wrapper.format is not None:
-                return wrapper.format
+            if wrapper.formats is not None:
+                return _the_one(wrapper)
         wrapper.close()
+    return _the_one(wrapper)
+
+
+def _the_one(wrapper: format_inspector.InspectWrapper) -> format_inspector.FileInspector:
+    found = {str(each): each for each in wrapper.formats or ()}
+    if found.keys() == {'iso', 'gpt'}:
+        return found['iso']
     if wrapper.format is None:
         raise format_inspector.ImageFormatError('its format cannot be told')
     return wrapper.format

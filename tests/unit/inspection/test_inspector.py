@@ -118,10 +118,22 @@ def test_a_raw_image_that_begins_with_the_qcow2_magic_is_refused(
     )
 
 
-def test_an_iso_with_a_partition_table_is_refused(
+def test_an_iso_with_a_partition_table_is_an_iso(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     disk_images.iso_with_gpt(path)
+    assert inspector.inspect(str(path), 'iso').qemu_format == 'raw'
+    assert refusal(inspector, path, 'raw') == (
+        'unsafe image: disk_format is raw, but the content is iso'
+    )
+
+
+def test_two_formats_at_once_are_refused(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
+    iso = disk_images.iso(path).read_bytes()
+    disk_images.converted(path, 'qcow2')
+    disk_images.patched(path, 32 * 1024, iso[32 * 1024 : 32 * 1024 + 6])
     assert 'Multiple formats detected' in refusal(inspector, path, 'iso')
 
 

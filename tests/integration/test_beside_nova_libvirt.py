@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On one directory: our libvirt driver, and stock Nova's own code beside it.
+
+Nova answers what only it can: whether our base file is its own to it, whether its
+boot takes the file without a download, and whether its lock and ours are one.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import pytest
+
+from nova_precache import conf as precache_conf
+from nova_precache import exception, model
+from nova_precache.image import glance as glance_images
+from nova_precache.standalone import environment
+from nova_precache.standalone import glance as glance_server
+from nova_precache.virt import libvirt
+from tests import disk_images, nova
+from tests import gateway as site_link
+from tests import service as doors
+from tests.conftest import UploadImage, require_server
+from tests.nova import libvirt_compute
+
+pytestmark = pytest.mark.usefixtures('qemu_img')
+
+MIB = disk_images.MIB
+GIB = 1024**3
+DAY_SECONDS = 86400
+
+
+@pytest.fixture(scope='module')
+def link(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
+    """The way to Glance that Nova and we have in common; it counts the downloads."""
+    with site_link.Gateway(glance.url) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope='module')
+def compute(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[libvirt_compute.LibvirtCompute]:
+    """Stock Nova's libvirt driver, in a process of its own."""
+    try:
+        nova.ENVIRONMENT.ensure()
+    except environment.EnvironmentFailed as exc:
+        require_server('Nova', False, str(exc))
+    with libvirt_compute.LibvirtCompute(tmp_path_factory.mktemp('nova')) as started:
+        yield started
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A directory of instances, seen through our driver and through Nova's."""
+
+    compute: libvirt_compute.LibvirtCompute
+    link: site_link.Gateway
+    instances_path: pathlib.Path
+    force_raw: bool = True
+
+    def ours(self) -> libvirt.LibvirtDriver:
+        """Start our driver on the directory."""
+        conf = precache_conf.new([], [])
+        conf.set_override('instances_path', str(self.instances_path))
+        conf.set_override('force_raw_images', self.force_raw)
+        conf.set_override('reserved_disk_bytes', 0, 'image_cache')
+        driver = libvirt.LibvirtDriver(conf)
+        driver.init_host()
+        return driver
+
+    def cache_image(self, image_id: str) -> model.CacheResult:
+        """Cache an image in our way."""
+        return self.ours().cache_image(self._images(), image_id, lambda progress: None)
+
+    def nova_caches(self, image_id: str, glance_url: str | None = None) -> str:
+        """Have Nova cache an image; gives the outcome. No URL: Glance is out of its reach."""
+        outcome = self.compute.call('cache_image', self._options(), glance_url, image_id=image_id)
+        return str(outcome)
+
+    def nova_boots(
+        self,
+        image_id: str,
+        *,
+        images_type: str = 'qcow2',
+        root_gib: int = 1,
+        glance_url: str | None = None,
+        instance: str | None = None,
+    ) -> pathlib.Path:
+        """Have Nova make a root disk; gives its path."""
+        path = self.compute.call(
+            'make_root_disk',
+            self._options(images_type),
+            glance_url,
+            image_id=image_id,
+            instance=instance or str(uuid.uuid4()),
+            root_gb=root_gib,
+        )
+        return pathlib.Path(path)
+
+    def nova_cleans(self, instances: dict[str, str] | None = None) -> None:
+        """Have Nova's image cache manager go round; it knows these instances' images."""
+        self.compute.call('manage_image_cache', self._options(), None, instances=instances or {})
+
+    def base(self, image_id: str) -> pathlib.Path:
+        return self.instances_path / '_base' / _sha1(image_id)
+
+    def lock_file(self, image_id: str) -> pathlib.Path:
+        return self.instances_path / 'locks' / f'nova-{_sha1(image_id)}'
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.instances_path / '_base'))
+
+    def _images(self) -> glance_images.GlanceImageService:
+        return glance_images.GlanceImageService.with_token(
+            glance_images.GlanceSettings(), endpoint=self.link.url, token=None
+        )
+
+    def _options(self, images_type: str = 'qcow2') -> libvirt_compute.Options:
+        return {
+            'DEFAULT': {
+                'instances_path': str(self.instances_path),
+                'force_raw_images': self.force_raw,
+            },
+            'libvirt': {'images_type': images_type},
+        }
+
+
+def _sha1(image_id: str) -> str:
+    return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def host(
+    compute: libvirt_compute.LibvirtCompute, link: site_link.Gateway, tmp_path: pathlib.Path
+) -> Iterator[Host]:
+    """A host without instances, as Nova and we are configured by default."""
+    yield Host(compute, link, tmp_path / 'instances')
+    link.release()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of image: Glance's name of its format, and how one is made."""
+
+    disk_format: str
+    qemu_format: str
+    make: Callable[[pathlib.Path], pathlib.Path]
+
+
+def _converted(disk_format: str, qemu_format: str, *options: str) -> Kind:
+    return Kind(
+        disk_format,
+        qemu_format,
+        lambda path: disk_images.converted(path, qemu_format, *options),
+    )
+
+
+KINDS = {
+    'raw': Kind('raw', 'raw', disk_images.raw),
+    'partitioned raw': Kind('raw', 'raw', disk_images.gpt),
+    'ami': Kind('ami', 'raw', disk_images.raw),
+    'iso': Kind('iso', 'raw', disk_images.iso),
+    'iso with partitions': Kind('iso', 'raw', disk_images.iso_with_gpt),
+    'qcow2': _converted('qcow2', 'qcow2'),
+    'compressed qcow2': _converted('qcow2', 'qcow2', '-c'),
+    'sparse vmdk': _converted('vmdk', 'vmdk', '-o', 'subformat=monolithicSparse'),
+    'stream vmdk': _converted('vmdk', 'vmdk', '-o', 'subformat=streamOptimized'),
+    'vdi': _converted('vdi', 'vdi'),
+    'vhdx': _converted('vhdx', 'vhdx'),
+}
+FILLINGS = [
+    *((kind, True) for kind in KINDS),
+    *((kind, False) for kind in ('raw', 'qcow2', 'compressed qcow2')),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A host on which we cached an image."""
+
+    host: Host
+    kind: Kind
+    image_id: str
+    original: pathlib.Path
+
+
+@pytest.fixture(
+    scope='module',
+    params=FILLINGS,
+    ids=[f'{kind}{"" if force_raw else ", kept"}' for kind, force_raw in FILLINGS],
+)
+def filled(
+    request: pytest.FixtureRequest,
+    compute: libvirt_compute.LibvirtCompute,
+    link: site_link.Gateway,
+    upload_image: UploadImage,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Filled:
+    """An image of each kind that Nova boots, cached by us; raw is forced or not."""
+    name, force_raw = request.param
+    directory = tmp_path_factory.mktemp('filled')
+    kind = KINDS[name]
+    original = kind.make(directory / 'original')
+    image_id = upload_image(original, disk_format=kind.disk_format)
+    host = Host(compute, link, directory / 'instances', force_raw)
+    assert not host.cache_image(image_id).existing
+    return Filled(host, kind, image_id, original)
+
+
+def test_our_base_file_exists_to_nova_which_makes_it_young(filled: Filled) -> None:
+    base = filled.host.base(filled.image_id)
+    os.utime(base, (1, 1))
+    before = base.read_bytes()
+    assert filled.host.nova_caches(filled.image_id) == 'existing'
+    assert time.time() - base.stat().st_mtime < DAY_SECONDS
+    assert base.read_bytes() == before
+
+
+def test_nova_boots_an_overlay_of_our_base_file_without_a_download(filled: Filled) -> None:
+    disk = filled.host.nova_boots(filled.image_id, images_type='qcow2')
+    info = describe(disk)
+    assert info['format'] == 'qcow2'
+    assert info['backing-filename'] == str(filled.host.base(filled.image_id))
+    assert info['virtual-size'] == GIB
+    assert_same_guest_content(disk, 'qcow2', filled)
+    assert len(filled.host.link.served(filled.image_id)) == 1
+
+
+def test_nova_boots_a_copy_of_our_base_file_without_a_download(filled: Filled) -> None:
+    disk = filled.host.nova_boots(filled.image_id, images_type='raw')
+    info = describe(disk)
+    kept = not filled.host.force_raw
+    assert info['format'] == (filled.kind.qemu_format if kept else 'raw')
+    assert 'backing-filename' not in info
+    assert_same_guest_content(disk, str(info['format']), filled)
+    assert len(filled.host.link.served(filled.image_id)) == 1
+
+
+def describe(disk: pathlib.Path) -> dict[str, Any]:
+    return dict(json.loads(disk_images.qemu_img('info', '--output=json', str(disk))))
+
+
+def assert_same_guest_content(disk: pathlib.Path, qemu_format: str, filled: Filled) -> None:
+    """See that a guest finds the image on its disk, and nothing behind it."""
+    formats = ('-f', qemu_format, '-F', filled.kind.qemu_format)
+    disk_images.qemu_img('compare', *formats, str(disk), str(filled.original))
+
+
+def test_our_files_are_those_that_nova_makes(filled: Filled, tmp_path: pathlib.Path) -> None:
+    ours = filled.host
+    theirs = dataclasses.replace(ours, instances_path=tmp_path / 'instances')
+    outcome = theirs.nova_caches(filled.image_id, ours.link.url)
+    assert outcome == 'cached'
+    assert theirs.names() == ours.names() == [_sha1(filled.image_id)]
+    theirs.nova_boots(filled.image_id)  # takes the lock, which Nova's caching does not
+    assert ours.base(filled.image_id).read_bytes() == theirs.base(filled.image_id).read_bytes()
+    for path in ('_base', 'locks'):
+        assert access(ours.instances_path / path) == access(theirs.instances_path / path)
+    for find in (Host.base, Host.lock_file):
+        assert access(find(ours, filled.image_id)) == access(find(theirs, filled.image_id))
+
+
+def access(path: pathlib.Path) -> tuple[str, int, int]:
+    """Give what decides who may use a file: its mode and owners."""
+    status = path.stat()
+    return stat.filemode(status.st_mode), status.st_uid, status.st_gid
+
+
+def test_nova_boots_an_overlay_of_a_vmdk_that_is_kept(
+    compute: libvirt_compute.LibvirtCompute,
+    link: site_link.Gateway,
+    upload_image: UploadImage,
+    tmp_path: pathlib.Path,
+) -> None:
+    """A copy it makes of none but raw and qcow2 files, its own included."""
+    kind = KINDS['stream vmdk']
+    original = kind.make(tmp_path / 'original')
+    image_id = upload_image(original, disk_format='vmdk')
+    host = Host(compute, link, tmp_path / 'instances', force_raw=False)
+    host.cache_image(image_id)
+    disk = host.nova_boots(image_id)
+    assert describe(disk)['backing-filename-format'] == 'vmdk'
+    assert_same_guest_content(disk, 'qcow2', Filled(host, kind, image_id, original))
+    with pytest.raises(libvirt_compute.NovaError, match='InvalidImageFormat'):
+        host.nova_boots(image_id, images_type='raw')
+
+
+def test_an_image_that_only_we_accept_boots_in_nova(
+    host: Host, upload_image: UploadImage, tmp_path: pathlib.Path
+) -> None:
+    """Nova and qemu call it by different names, on which Nova's check of a download stumbles."""
+    original = disk_images.converted(tmp_path / 'original', 'vpc', '-o', 'force_size=on')
+    image_id = upload_image(original, disk_format='vhd')
+    with pytest.raises(libvirt_compute.NovaError, match='does not match disk_format'):
+        host.nova_caches(image_id, host.link.url)
+    host.cache_image(image_id)
+    assert host.nova_caches(image_id) == 'existing'
+    kind = Kind('vhd', 'vpc', disk_images.raw)
+    assert_same_guest_content(
+        host.nova_boots(image_id), 'qcow2', Filled(host, kind, image_id, original)
+    )
+
+
+HOSTILE: dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Path]]] = {
+    'qcow2 that says raw': ('raw', lambda path: disk_images.converted(path, 'qcow2')),
+    'raw that says qcow2': ('qcow2', disk_images.raw),
+    'iso that says raw': ('raw', disk_images.iso),
+    'iso with partitions that says raw': ('raw', disk_images.iso_with_gpt),
+    'encrypted qcow2': ('qcow2', disk_images.qcow2_encrypted),
+    'luks that says raw': ('raw', disk_images.luks),
+    'unknown format': ('ploop', disk_images.raw),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_what_nova_refuses_we_refuse(
+    host: Host, upload_image: UploadImage, tmp_path: pathlib.Path, name: str
+) -> None:
+    disk_format, make = HOSTILE[name]
+    image_id = upload_image(make(tmp_path / 'original'), disk_format=disk_format)
+    with pytest.raises(libvirt_compute.NovaError, match=r'ImageUnacceptable|InvalidDiskInfo'):
+        host.nova_caches(image_id, host.link.url)
+    with pytest.raises(exception.UnsafeImage):
+        host.cache_image(image_id)
+    assert host.names() == []
+
+
+def test_a_root_disk_below_the_virtual_size_of_our_base_file_is_refused_by_nova(
+    host: Host, upload_image: UploadImage, tmp_path: pathlib.Path
+) -> None:
+    original = tmp_path / 'original'
+    disk_images.qemu_img('create', '-f', 'qcow2', str(original), str(2 * GIB))
+    image_id = upload_image(original, disk_format='qcow2')
+    host.cache_image(image_id)
+    with pytest.raises(libvirt_compute.NovaError, match='FlavorDiskSmallerThanImage'):
+        host.nova_boots(image_id, root_gib=1)
+    assert describe(host.nova_boots(image_id, root_gib=2))['virtual-size'] == 2 * GIB
+
+
+# The image cache manager of Nova, on our files
+
+
+@pytest.fixture
+def image_id(upload_image: UploadImage) -> str:
+    """A raw image of a few pieces, as they pass the link."""
+    return upload_image(disk_images.content(MIB))
+
+
+def age(path: pathlib.Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_novas_manager_removes_what_is_old_and_unused_and_we_cache_it_again(
+    host: Host, image_id: str
+) -> None:
+    host.cache_image(image_id)
+    age(host.base(image_id), DAY_SECONDS - 60)
+    host.nova_cleans()
+    assert host.names() == [_sha1(image_id)]
+    age(host.base(image_id), DAY_SECONDS + 60)
+    host.nova_cleans()
+    assert host.names() == []
+    assert not host.lock_file(image_id).exists()
+    assert not host.cache_image(image_id).existing
+    assert host.names() == [_sha1(image_id)]
+
+
+def test_asking_again_keeps_a_base_file_from_novas_manager(host: Host, image_id: str) -> None:
+    host.cache_image(image_id)
+    age(host.base(image_id), DAY_SECONDS + 60)
+    assert host.cache_image(image_id).existing
+    host.nova_cleans()
+    assert host.names() == [_sha1(image_id)]
+
+
+def test_novas_manager_keeps_our_base_file_while_an_instance_needs_it(
+    host: Host, image_id: str
+) -> None:
+    """Either way: the instance is based on the file, or was made from the image."""
+    host.cache_image(image_id)
+    instance = str(uuid.uuid4())
+    host.nova_boots(image_id, instance=instance)
+    age(host.base(image_id), DAY_SECONDS + 60)
+    host.nova_cleans({instance: str(uuid.uuid4())})
+    assert host.names() == [_sha1(image_id)]
+    host.nova_cleans({str(uuid.uuid4()): image_id})
+    assert time.time() - host.base(image_id).stat().st_mtime < DAY_SECONDS
+
+
+def test_novas_manager_leaves_our_other_files_alone(host: Host, image_id: str) -> None:
+    host.cache_image(image_id)
+    ours = host.ours()
+    store_id = ours.cache_report().store_id
+    partials = [
+        host.base(image_id).with_name(f'{_sha1(image_id)}.{uuid.uuid4().hex}.{suffix}')
+        for suffix in ('part', 'converted')
+    ]
+    for path in partials:
+        path.write_bytes(b'half')
+        age(path, 30 * DAY_SECONDS)
+    age(host.base(image_id), DAY_SECONDS + 60)
+    host.nova_cleans()
+    assert host.names() == sorted(path.name for path in partials)
+    assert ours.cache_report().store_id == store_id
+
+
+def test_our_manager_keeps_what_a_disk_of_nova_is_based_on(host: Host, image_id: str) -> None:
+    host.cache_image(image_id)
+    disk = host.nova_boots(image_id)
+    age(host.base(image_id), DAY_SECONDS + 60)
+    host.ours().manage_image_cache()
+    assert time.time() - host.base(image_id).stat().st_mtime < DAY_SECONDS
+    shutil.rmtree(disk.parent)
+    age(host.base(image_id), DAY_SECONDS + 60)
+    host.ours().manage_image_cache()
+    assert host.names() == []
+
+
+# The lock, taken by each in its own way
+
+
+@contextlib.contextmanager
+def downloads_held(link: site_link.Gateway) -> Iterator[None]:
+    """Hold each download before its first byte, until released."""
+    link.hold()
+    try:
+        yield
+    finally:
+        link.release()
+
+
+def waits_for(process_id: int, lock_file: pathlib.Path) -> bool:
+    """Tell whether a process that does not hold the lock is at it: its file is open then."""
+    files = pathlib.Path(f'/proc/{process_id}/fd')
+    with contextlib.suppress(FileNotFoundError):  # closed while they were listed
+        return any(os.readlink(each) == str(lock_file) for each in files.iterdir())
+    return False
+
+
+def test_a_boot_of_nova_that_downloads_holds_us_off(host: Host, image_id: str) -> None:
+    host.ours()
+    with futures.ThreadPoolExecutor() as pool, downloads_held(host.link):
+        boot = pool.submit(host.nova_boots, image_id, glance_url=host.link.url)
+        host.link.wait_for(1)
+        asked = pool.submit(host.cache_image, image_id)
+        doors.wait_until(
+            lambda: waits_for(os.getpid(), host.lock_file(image_id)), 'we are at the lock'
+        )
+        assert not asked.done()
+        host.link.release()
+        assert asked.result(60) == model.CacheResult(existing=True)
+        assert describe(boot.result(60))['backing-filename'] == str(host.base(image_id))
+    assert len(host.link.served(image_id)) == 1
+
+
+def test_our_download_holds_a_boot_of_nova_off(host: Host, image_id: str) -> None:
+    with futures.ThreadPoolExecutor() as pool, downloads_held(host.link):
+        asked = pool.submit(host.cache_image, image_id)
+        host.link.wait_for(1)
+        boot = pool.submit(host.nova_boots, image_id)
+        doors.wait_until(
+            lambda: waits_for(host.compute.pid, host.lock_file(image_id)), 'Nova is at the lock'
+        )
+        assert not boot.done()
+        host.link.release()
+        assert not asked.result(60).existing
+        assert describe(boot.result(60))['backing-filename'] == str(host.base(image_id))
+    assert len(host.link.served(image_id)) == 1
+
+
+def test_a_precache_of_nova_which_takes_no_lock_does_ours_no_harm(
+    host: Host, image_id: str
+) -> None:
+    with futures.ThreadPoolExecutor() as pool, downloads_held(host.link):
+        asked = pool.submit(host.cache_image, image_id)
+        host.link.wait_for(1)
+        nova_asked = pool.submit(host.nova_caches, image_id, host.link.url)
+        host.link.wait_for(2)
+        host.link.release()
+        assert not asked.result(60).existing
+        assert nova_asked.result(60) == 'cached'
+    assert host.names() == [_sha1(image_id)]
+    assert host.base(image_id).read_bytes() == disk_images.content(MIB)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock Nova's libvirt driver, asked line by line: a command in, its result out, as JSON.
+
+Runs with the Python of Nova's environment, and imports nothing of ours. There is no
+libvirt beside it: an empty module stands in its place, so whatever would need the
+hypervisor fails, and what is asked here is seen to need none.
+"""
+
+import json
+import os
+import sys
+import types
+
+os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
+sys.modules['libvirt'] = types.ModuleType('libvirt')
+
+import nova.conf  # noqa: E402
+import nova.privsep  # noqa: E402
+from nova import context, objects  # noqa: E402
+from nova.db.main import api as main_db  # noqa: E402
+from nova.db.main import models  # noqa: E402
+from nova.virt import fake  # noqa: E402
+from nova.virt.libvirt import driver as libvirt_driver  # noqa: E402
+from nova.virt.libvirt import utils as libvirt_utils  # noqa: E402
+from oslo_utils import fileutils  # noqa: E402
+
+CONF = nova.conf.CONF
+
+
+def main() -> None:
+    CONF(sys.argv[1:], project='nova', default_config_files=[])
+    objects.register_all()
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)  # without a daemon of root's
+    main_db.configure(CONF)
+    with main_db.context_manager.writer.using(caller()) as session:
+        models.BlockDeviceMapping.metadata.create_all(session.connection())
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + '\n')
+        sys.stdout.flush()
+
+
+def answer(command: dict) -> dict:
+    for group, options in command.pop('options').items():
+        for name, value in options.items():
+            CONF.set_override(name, value, None if group == 'DEFAULT' else group)
+    work = COMMANDS[command.pop('do')]
+    driver = libvirt_driver.LibvirtDriver(fake.FakeVirtAPI())
+    try:
+        return {'result': work(driver, **command)}
+    except Exception as exc:  # noqa: BLE001 - whatever Nova raises is the answer
+        return {'error': type(exc).__name__, 'message': str(exc)}
+
+
+def cache_image(driver: libvirt_driver.LibvirtDriver, image_id: str) -> str:
+    """Do what nova-compute does on a precache request, and name the outcome as it does."""
+    fetched = driver.cache_image(caller(), image_id)
+    return 'cached' if fetched else 'existing'
+
+
+def make_root_disk(
+    driver: libvirt_driver.LibvirtDriver, image_id: str, instance: str, root_gb: int
+) -> str:
+    """Take the part of a boot that makes the root disk, and give its path."""
+    directory = libvirt_utils.get_instance_path(new_instance(instance, image_id))
+    fileutils.ensure_tree(directory)
+    driver._create_and_inject_local_root(
+        caller(),
+        new_instance(instance, image_id, root_gb),
+        disk_mapping={'disk': {'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}},
+        booted_from_volume=False,
+        suffix='',
+        disk_images={'image_id': image_id, 'kernel_id': '', 'ramdisk_id': ''},
+        injection_info=None,
+        fallback_from_host=None,
+    )
+    return os.path.join(directory, 'disk')
+
+
+def manage_image_cache(driver: libvirt_driver.LibvirtDriver, instances: dict) -> None:
+    """Take one round of the image cache manager.
+
+    :param instances: image by uuid of those that nova-compute knows on this host
+    """
+    known = [new_instance(uuid, image_id) for uuid, image_id in instances.items()]
+    driver.manage_image_cache(caller(), known)
+
+
+def caller() -> context.RequestContext:
+    """Somebody with a token, whatever it is: Glance asks for none."""
+    return context.RequestContext(is_admin=True, auth_token='none')
+
+
+def new_instance(uuid: str, image_id: str, root_gb: int = 0) -> objects.Instance:
+    return objects.Instance(
+        id=1,
+        uuid=uuid,
+        host=CONF.host,
+        image_ref=image_id,
+        kernel_id='',
+        ramdisk_id='',
+        vm_state='active',
+        task_state=None,
+        config_drive='True',
+        system_metadata={},
+        trusted_certs=None,
+        migration_context=None,
+        flavor=objects.Flavor(root_gb=root_gb),
+    )
+
+
+COMMANDS = {each.__name__: each for each in (cache_image, make_root_disk, manage_image_cache)}
+
+if __name__ == '__main__':
+    main()
