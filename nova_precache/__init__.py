@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image pre-caching for Nova's compute hosts: tracked, durable, bounded."""
 
-from nova_precache import concurrency
+from nova_precache import backend
 
-concurrency.use_native_threads()
+backend.tell_oslo_service()

@@ -1,32 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads: which kind oslo.messaging is to use, and work that is done periodically.
+"""Threads, whatever they are: work that is done periodically, and how things are stopped.
 
-oslo.messaging imports oslo.service, which takes eventlet unless it has been told
-otherwise by then. So the choice is made before it is imported anywhere.
+``backend`` chooses what they are.
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from concurrent import futures
 from typing import Any, Protocol
 
-from oslo_service import backend
-
-with warnings.catch_warnings():
-    # futurist looks whether eventlet is there, which warns about itself.
-    warnings.filterwarnings('ignore', message=r'\s*Eventlet is deprecated')
-    import futurist
-    from futurist import periodics
+import futurist
+from futurist import periodics
 
 Work = Callable[[], object]
 
 PERIODIC_THREADS = 4
-
-
-def use_native_threads() -> None:
-    """Have oslo.service use native threads unless the process has chosen already."""
-    backend.register_backend_default_hook(lambda: backend.BackendType.THREADING)
 
 
 class Periodic:

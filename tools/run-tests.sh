@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run all tests: unit, contract, functional and integration. Sets up what they need;
-# further arguments go to pytest, such as "-k quota" or "tests/unit".
+# Run all tests: unit, contract, functional and integration, and those of the API and the
+# conductor once more under eventlet. Sets up what they need. With arguments, such as
+# "-k quota" or "tests/unit", these go to pytest, and nothing runs twice.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -9,4 +10,11 @@ setup test
 cd "$ROOT"
 # Built here, since it takes longer than a test may.
 python -W ignore -m tests.environments
-exec pytest "$@"
+if [[ $# -gt 0 ]]; then
+    exec pytest "$@"
+fi
+failed=0
+pytest || failed=1
+say 'Once more, under eventlet'
+python -m tests.under_eventlet || failed=1
+exit $failed

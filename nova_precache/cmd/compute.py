@@ -3,7 +3,7 @@
 
 import sys
 
-from nova_precache import wiring
+from nova_precache import backend, wiring
 from nova_precache.cmd import running
 
 
@@ -13,5 +13,6 @@ def main() -> None:
 
 def _main() -> int:
     conf = running.read_configuration(sys.argv[1:])
+    backend.refuse_eventlet(conf, 'nova-precache-compute')
     running.run([wiring.compute_agent(conf)])
     return 0

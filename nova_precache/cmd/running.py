@@ -13,10 +13,12 @@ from typing import Protocol
 from oslo_config import cfg
 from oslo_log import log
 
+from nova_precache import backend, exception
 from nova_precache import conf as configuration
-from nova_precache import exception
 
 LOG = logging.getLogger(__name__)
+
+SIGNAL_SECONDS = 1.0
 
 
 class Running(Protocol):
@@ -54,6 +56,7 @@ def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> No
 
     :param ready: called when every part has started
     """
+    LOG.info('Concurrency backend: %s', backend.current())
     stopping = _stop_on_signals()
     started: list[Running] = []
     try:
@@ -62,7 +65,9 @@ def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> No
             started.append(part)
         if ready is not None:
             ready()
-        stopping.wait()
+        # Under eventlet a signal wakes nobody, who then looks only when a time is up.
+        while not stopping.wait(SIGNAL_SECONDS):
+            pass
     finally:
         for part in reversed(started):
             part.stop()

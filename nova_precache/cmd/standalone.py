@@ -6,6 +6,7 @@ import sys
 
 from oslo_config import cfg
 
+from nova_precache import backend
 from nova_precache.cmd import running
 from nova_precache.standalone import service
 
@@ -33,6 +34,7 @@ def main() -> None:
 
 def _main() -> int:
     conf = running.read_configuration(sys.argv[1:], OPTIONS, default_config_files=[])
+    backend.refuse_eventlet(conf, 'nova-precache-standalone')
     shape = service.Shape(
         state_dir=pathlib.Path(conf.state_dir),
         port=conf.port,

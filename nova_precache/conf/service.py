@@ -5,6 +5,8 @@ import socket
 
 from oslo_config import cfg
 
+from nova_precache import backend
+
 GROUP = None
 
 OPTIONS = [
@@ -22,6 +24,8 @@ must be the host name that nova-compute uses.
         default='/var/lib/nova-precache',
         help='Directory of this host for state that must outlive a restart.',
     ),
+    # Declared where it is read, before this package can be imported.
+    backend.OPTION,
     cfg.FloatOpt(
         'long_rpc_timeout',
         default=1800,

@@ -7,25 +7,12 @@ variable ``NOVA_PRECACHE_CONFIG_FILE`` names.
 
 import os
 
-from oslo_log import log
+from nova_precache import backend
 
-from nova_precache import conf as configuration
-from nova_precache import wiring
-from nova_precache.api import auth
-from nova_precache.db import schema
-from nova_precache.wsgi import server
+_named = os.environ.get('NOVA_PRECACHE_CONFIG_FILE')
+CONFIG_FILES = [_named] if _named else None
+backend.choose_by_files(CONFIG_FILES)
 
+from nova_precache.wsgi import foreign  # noqa: E402 - it imports what has threads
 
-def build() -> server.Application:
-    """Build the application from the configuration files.
-
-    :raises nova_precache.exception.ConfigError: noauth2 is set, or the database cannot be used
-    """
-    named = os.environ.get('NOVA_PRECACHE_CONFIG_FILE')
-    conf = configuration.new(config_files=[named] if named else None)
-    log.setup(conf, 'nova-precache')
-    auth.refuse_foreign_server(conf.api.auth_strategy)
-    return wiring.api_application(conf, schema.open_current(conf))
-
-
-application = build()
+application = foreign.build(CONFIG_FILES)

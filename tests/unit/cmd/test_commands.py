@@ -1,22 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands with what they cannot use: each says so in a line and leaves."""
+"""The commands start and stop; what they cannot use, each says in a line and leaves."""
 
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import requests
+
+from nova_precache import backend
+from tests.service import wait_until
 
 
-def _run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def _command(command: str, *arguments: object) -> list[str]:
     code = f'from nova_precache.cmd import {command}; {command}.main()'
+    return [sys.executable, '-c', code, *map(str, arguments)]
+
+
+def _environment(threads: str = '') -> dict[str, str]:
+    return {**os.environ, backend.VARIABLE: threads}
+
+
+def _run(command: str, *arguments: object, threads: str = '') -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, *map(str, arguments)],
+        _command(command, *arguments),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        env=_environment(threads),
     )
+
+
+@pytest.mark.parametrize(
+    ('command', 'threads', 'option', 'variable'),
+    [
+        ('api', 'threading', '', ''),
+        ('api', 'eventlet', '', 'eventlet'),
+        ('conductor', 'threading', 'concurrency_backend = eventlet', 'threading'),
+        ('conductor', 'eventlet', 'concurrency_backend = eventlet', ''),
+    ],
+)
+def test_the_api_and_a_conductor_run_with_the_threads_that_were_chosen_and_stop_when_told(
+    database_path: pathlib.Path,
+    free_port: Callable[[], int],
+    command: str,
+    threads: str,
+    option: str,
+    variable: str,
+) -> None:
+    port = free_port()
+    conf = database_path.parent / 'nova-precache.conf'
+    conf.write_text(
+        f"""\
+[DEFAULT]
+{option}
+transport_url = fake:///
+[api]
+auth_strategy = noauth2
+bind_port = {port}
+[database]
+connection = sqlite:///{database_path}
+[glance]
+endpoint_override = http://127.0.0.1:1
+"""
+    )
+
+    log = conf.parent / 'log'
+
+    def runs() -> bool:
+        if command == 'conductor':
+            return ' runs' in log.read_text()
+        try:
+            return requests.get(f'http://127.0.0.1:{port}/', timeout=30).ok
+        except requests.ConnectionError:
+            return False
+
+    started = _command(command, '--config-file', conf)
+    with (
+        log.open('w') as said,
+        subprocess.Popen(started, stderr=said, env=_environment(variable)) as process,
+    ):
+        try:
+            wait_until(runs, f'{command} runs')
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(60)
+        finally:
+            process.kill()
+
+    assert status == 0, log.read_text()
+    assert f'Concurrency backend: {threads}\n' in log.read_text()
+    assert {line.split()[3] for line in log.read_text().splitlines()} == {'INFO'}
+
+
+@pytest.mark.parametrize('threads', list(backend.Backend))
+def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None:
+    code = (
+        'from nova_precache import backend; backend.choose_by_environment()\n'
+        'from nova_precache.cmd import running; import threading\n'
+        # A green thread begins when the process waits.
+        'told = threading.Thread(target=print, args=("waits",), kwargs={"flush": True})\n'
+        'running.run([], ready=told.start)'
+    )
+    with subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, env=_environment(threads)
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b'waits\n'
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0  # eventlet's hub sleeps for 60 s
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize('command', ['compute', 'standalone'])
+def test_what_runs_with_native_threads_alone_refuses_eventlet(
+    tmp_path: pathlib.Path, command: str
+) -> None:
+    conf = tmp_path / 'nova-precache.conf'
+    conf.write_text('[DEFAULT]\nconcurrency_backend = eventlet\n')
+    reason = f'eventlet: nova-precache-{command} runs with native threads only'
+
+    by_option = _run(command, '--config-file', conf)
+    by_variable = _run(command, threads='eventlet')
+
+    assert (by_option.returncode, by_variable.returncode) == (1, 1)
+    assert by_option.stderr == f'[DEFAULT] concurrency_backend = {reason}\n'
+    assert by_variable.stderr == f'NOVA_PRECACHE_CONCURRENCY = {reason}\n'
+
+
+@pytest.mark.parametrize('command', ['conductor', 'compute'])
+def test_threads_that_nobody_has_are_told_in_a_line(command: str) -> None:
+    ended = _run(command, threads='gevent')
+
+    assert ended.returncode == 1
+    assert ended.stderr == ('NOVA_PRECACHE_CONCURRENCY = gevent: it can be threading or eventlet\n')
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 
 import importlib
 import logging
+import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import webob
 
-from nova_precache import exception
+from nova_precache import backend, exception
 
 MODULE = 'nova_precache.wsgi.api'
 
@@ -33,11 +35,18 @@ def directory(database_path: pathlib.Path) -> pathlib.Path:
 
 
 def _import(monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path, strategy: str) -> Any:
+    monkeypatch.setenv('NOVA_PRECACHE_CONFIG_FILE', str(_configure(directory, strategy)))
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    return importlib.import_module(MODULE)
+
+
+def _configure(directory: pathlib.Path, strategy: str, threads: str = '') -> pathlib.Path:
     conf = directory / 'nova-precache.conf'
     conf.write_text(
         f"""\
 [DEFAULT]
 transport_url = fake:///wsgi
+{threads}
 [api]
 auth_strategy = {strategy}
 [database]
@@ -49,9 +58,7 @@ auth_type = none
 endpoint = http://127.0.0.1:1
 """
     )
-    monkeypatch.setenv('NOVA_PRECACHE_CONFIG_FILE', str(conf))
-    monkeypatch.delitem(sys.modules, MODULE, raising=False)
-    return importlib.import_module(MODULE)
+    return conf
 
 
 def test_the_application_answers_with_its_versions(
@@ -63,6 +70,25 @@ def test_the_application_answers_with_its_versions(
 
     assert answer.status_int == 200
     assert {version['id'] for version in answer.json['versions']} >= {'v2.1'}
+
+
+def test_the_application_has_the_threads_that_the_configuration_names(
+    directory: pathlib.Path,
+) -> None:
+    conf = _configure(directory, 'keystone', 'concurrency_backend = eventlet')
+    code = f'import {MODULE}; from nova_precache import backend; print(backend.current())'
+
+    ran = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, 'NOVA_PRECACHE_CONFIG_FILE': str(conf), backend.VARIABLE: ''},
+    )
+
+    assert ran.stdout.splitlines()[-1] == 'eventlet'
+    assert 'Concurrency backend: eventlet' in ran.stdout
 
 
 def test_noauth2_is_refused_because_nobody_knows_where_the_server_listens(

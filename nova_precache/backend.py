@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native threads or eventlet: a process chooses before it imports anything that has threads.
+
+Eventlet replaces what is in the modules ``threading``, ``socket``, ``time`` and so on.
+Whoever took something out of them earlier, or made a lock or a thread's local data,
+keeps the native one, on which all green threads wait, or which they share. So
+
+- the environment is looked at first of all, which needs no other module;
+- a command that finds the choice in its configuration starts itself again with that
+  environment: to read its command line takes oslo.log, which keeps too much;
+- a foreign WSGI server cannot be started again, but its application has no command
+  line: oslo.config alone reads the files, and keeps nothing native (a test looks).
+
+oslo.service, which oslo.messaging imports, takes eventlet unless it is told otherwise.
+It is told what the process chose. It and futurist import eventlet wherever it is
+installed, which without that patch changes nothing.
+"""
+
+import dataclasses
+import enum
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from oslo_config import cfg
+from oslo_service import backend
+
+from nova_precache import exception
+
+VARIABLE = 'NOVA_PRECACHE_CONCURRENCY'
+
+
+class Backend(enum.StrEnum):
+    """What the threads of a process are."""
+
+    THREADING = 'threading'
+    EVENTLET = 'eventlet'
+
+
+OPTION = cfg.StrOpt(
+    'concurrency_backend',
+    default=Backend.THREADING,
+    choices=[
+        (Backend.THREADING, 'Native threads; the only ones of a compute and of standalone.'),
+        (Backend.EVENTLET, 'Green threads, for the API and the conductor; needs eventlet.'),
+    ],
+    help=f"""
+What the threads of the API and the conductor are. The environment variable
+{VARIABLE} says the same and wins.
+""",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A backend, and the option or variable that names it."""
+
+    backend: Backend
+    named_by: str
+
+    def __str__(self) -> str:
+        return f'{self.named_by} = {self.backend}'
+
+
+def choose_by_environment() -> None:
+    """Give this process the threads that its environment names, if it names any.
+
+    :raises nova_precache.exception.ConfigError: there are none such, they are not
+        installed, or the process has others already
+    """
+    chosen = _named_by_environment()
+    if chosen is not None:
+        _become(chosen)
+
+
+def choose_by_files(config_files: Sequence[str] | None) -> None:
+    """Give this process the threads that its environment or its configuration names.
+
+    :param config_files: None looks in the usual places
+    :raises nova_precache.exception.ConfigError: as for the environment
+    """
+    conf = cfg.ConfigOpts()
+    conf.register_opt(OPTION)
+    files = None if config_files is None else list(config_files)
+    try:
+        conf([], project='nova-precache', default_config_files=files)
+        chosen = _chosen(conf)
+    except cfg.Error as exc:
+        raise exception.ConfigError(str(exc)) from exc
+    _become(chosen)
+
+
+def restart_if_chosen(conf: cfg.ConfigOpts) -> None:
+    """Start this command again when its configuration names eventlet and it has none yet.
+
+    :raises nova_precache.exception.ConfigError: eventlet is not installed
+    """
+    chosen = _chosen(conf)
+    if chosen.backend is Backend.EVENTLET and current() is not Backend.EVENTLET:
+        _import_eventlet(chosen)
+        os.environ[VARIABLE] = chosen.backend
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def current() -> Backend:
+    """Tell what the threads of this process are."""
+    patcher = sys.modules.get('eventlet.patcher')
+    is_green = patcher is not None and patcher.is_monkey_patched('thread')
+    return Backend.EVENTLET if is_green else Backend.THREADING
+
+
+def refuse_eventlet(conf: cfg.ConfigOpts, command: str) -> None:
+    """Have a command that is for native threads alone not run as if it were not.
+
+    :raises nova_precache.exception.ConfigError: eventlet is chosen
+    """
+    chosen = _chosen(conf)
+    if chosen.backend is Backend.EVENTLET:
+        raise exception.ConfigError(f'{chosen}: {command} runs with native threads only')
+
+
+def tell_oslo_service() -> None:
+    """Have oslo.service ask what the threads of this process are, once it needs to know."""
+    # Whoever runs this service can do nothing about what libraries import.
+    warnings.filterwarnings('ignore', message=r'\s*Eventlet is deprecated')
+    backend.register_backend_default_hook(lambda: backend.BackendType(current().value))
+
+
+def _chosen(conf: cfg.ConfigOpts) -> Choice:
+    return _named_by_environment() or Choice(
+        Backend(conf.concurrency_backend), '[DEFAULT] concurrency_backend'
+    )
+
+
+def _named_by_environment() -> Choice | None:
+    named = os.environ.get(VARIABLE)
+    if not named:
+        return None
+    if named not in set(Backend):
+        raise exception.ConfigError(f'{VARIABLE} = {named}: it can be {" or ".join(Backend)}')
+    return Choice(Backend(named), VARIABLE)
+
+
+def _become(chosen: Choice) -> None:
+    if chosen.backend is Backend.EVENTLET:
+        _import_eventlet(chosen).monkey_patch()
+    elif current() is Backend.EVENTLET:
+        raise exception.ConfigError(f'{chosen}, and this process runs under eventlet already')
+
+
+def _import_eventlet(chosen: Choice) -> Any:
+    # Its own resolver knows less than the system's of what a host is called.
+    os.environ.setdefault('EVENTLET_NO_GREENDNS', 'yes')
+    try:
+        import eventlet
+    except ImportError as exc:
+        raise exception.ConfigError(f'{chosen}: eventlet is not installed') from exc
+    return eventlet

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the application that a foreign WSGI server serves, whose threads are chosen already."""
+
+import logging
+from collections.abc import Sequence
+
+from oslo_log import log
+
+from nova_precache import backend, wiring
+from nova_precache import conf as configuration
+from nova_precache.api import auth
+from nova_precache.db import schema
+from nova_precache.wsgi import server
+
+LOG = logging.getLogger(__name__)
+
+
+def build(config_files: Sequence[str] | None) -> server.Application:
+    """Build the application from the configuration files; None looks in the usual places.
+
+    :raises nova_precache.exception.ConfigError: noauth2 is set, or the database cannot be used
+    """
+    conf = configuration.new(config_files=config_files)
+    log.setup(conf, 'nova-precache')
+    LOG.info('Concurrency backend: %s', backend.current())
+    auth.refuse_foreign_server(conf.api.auth_strategy)
+    return wiring.api_application(conf, schema.open_current(conf))

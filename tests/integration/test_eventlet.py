@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API and the conductors under eventlet do over RabbitMQ what they do with native threads.
+
+The computes have native threads, as they always do.
+"""
+
+import os
+
+from nova_precache import backend
+from tests.conftest import UploadImage
+from tests.integration.conftest import API, CONDUCTORS, Deployment
+
+MIB = 1024**2
+CONTROL_PLANE = {API, *CONDUCTORS}
+CONTROL_ENVIRONMENT = {backend.VARIABLE: str(backend.Backend.EVENTLET)}
+
+
+def test_images_get_onto_every_host_of_two_cells(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    images = [os.urandom(MIB), os.urandom(MIB)]
+    image_ids = [upload_image(data) for data in images]
+    service = deployment.service
+
+    request = service.wait(service.cache(service.aggregate('green'), *image_ids))
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 8})
+    for image_id, data in zip(image_ids, images, strict=True):
+        deployment.assert_cached(image_id, data, service.hosts)
+    deployment.assert_tidy()
+    chosen = {name: _chosen(deployment, name) for name in deployment.names}
+    assert {name for name, threads in chosen.items() if threads == ['eventlet']} == CONTROL_PLANE
+    assert [chosen[host.name] for host in service.hosts] == [['threading']] * 4
+    assert [name for name in deployment.names if 'Traceback' in deployment.log(name)] == []
+
+
+def test_another_conductor_joins_the_transfer_of_one_that_was_killed(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    service = deployment.service
+    deployment.gateway.hold(at_byte=MIB)
+    request_id = service.cache(service.aggregate('killed', service.hosts[:1]), image_id)
+    deployment.gateway.wait_for(1)
+    [(claimer,)] = deployment.query('SELECT conductor_id FROM claims WHERE conductor_id NOT NULL')
+    killed = deployment.conductor_of(claimer)
+
+    deployment.kill(killed)
+    deployment.wait_for_log(deployment.other_conductor(killed), 'is taken over')
+    deployment.gateway.release()
+
+    assert service.wait(request_id)['counts'] == {'cached': 1}
+    assert len(deployment.gateway.served(image_id)) == 1
+
+
+def _chosen(deployment: Deployment, name: str) -> list[str]:
+    """Tell which threads a process had, each time that it was started."""
+    lines = deployment.log(name).splitlines()
+    return [line.split()[-1] for line in lines if 'Concurrency backend: ' in line]

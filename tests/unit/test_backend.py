@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process has the threads that the environment or its configuration names, from the start."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from nova_precache import backend
+
+CHOOSE = """
+from nova_precache import backend, exception
+try:
+    backend.choose_by_files(sys.argv[1:])
+except exception.ConfigError as exc:
+    sys.exit(f'refused: {exc}')
+print(backend.current())
+"""
+KEPT = """
+import importlib, types
+from nova_precache import backend
+
+canary = sys.modules['canary'] = types.ModuleType('canary')
+exec('from time import sleep; from threading import *; lock, mine = Lock(), local()', vars(canary))
+names = ('_thread', 'queue', 'select', 'selectors', 'socket', 'threading', 'time')
+modules = [importlib.import_module(name) for name in names]
+native = {id(thing) for module in modules for thing in vars(module).values()}
+kinds = (type(canary.Lock()), type(canary.RLock()), canary.local)
+before = [each for each in sys.modules if each.split('.')[0] not in sys.stdlib_module_names]
+backend.choose_by_files(sys.argv[1:])
+native -= {id(thing) for module in modules for thing in vars(module).values()}
+for name in before:
+    for attribute, thing in list(vars(sys.modules[name]).items()):
+        if name != '__main__' and (id(thing) in native or isinstance(thing, kinds)):
+            print(name, attribute)
+print(backend.current(), 'oslo_config.cfg' in before)
+"""
+
+
+def _python(
+    code: str, *arguments: object, variable: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, whose threads nobody chose before."""
+    environment = {name: value for name, value in os.environ.items() if name != backend.VARIABLE}
+    if variable is not None:
+        environment[backend.VARIABLE] = variable
+    return subprocess.run(
+        [sys.executable, '-c', f'import sys\n{code}', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
+    )
+
+
+@pytest.fixture
+def conf(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A file that selects eventlet."""
+    path = tmp_path / 'nova-precache.conf'
+    path.write_text('[DEFAULT]\nconcurrency_backend = eventlet\n')
+    return path
+
+
+def test_nobody_who_says_nothing_gets_eventlet_though_it_is_installed() -> None:
+    code = f'import eventlet\n{CHOOSE}\nimport socket; print(socket.socket.__module__)'
+
+    ran = _python(code)
+
+    assert ran.stdout.split() == ['threading', 'socket']
+
+
+def test_the_variable_selects_eventlet() -> None:
+    code = f'{CHOOSE}\nimport socket, threading, time\n'
+    code += 'for each in (socket.socket, threading.Lock, time.sleep): print(each.__module__)'
+
+    ran = _python(code, variable='eventlet')
+
+    assert ran.stdout.split() == [
+        'eventlet',
+        'eventlet.greenio.base',
+        'eventlet.green.thread',
+        'eventlet.greenthread',
+    ]
+    assert ran.stderr == ''
+
+
+def test_the_option_selects_eventlet(conf: pathlib.Path) -> None:
+    ran = _python(CHOOSE, conf)
+
+    assert (ran.stdout, ran.stderr) == ('eventlet\n', '')
+
+
+def test_the_variable_wins_over_the_option(conf: pathlib.Path) -> None:
+    assert _python(CHOOSE, conf, variable='threading').stdout == 'threading\n'
+
+
+def test_an_empty_variable_says_nothing(conf: pathlib.Path) -> None:
+    assert _python(CHOOSE, conf, variable='').stdout == 'eventlet\n'
+
+
+def test_another_word_in_the_variable_is_refused_and_the_right_ones_are_named() -> None:
+    ran = _python(CHOOSE, variable='gevent')
+
+    assert ran.stderr == (
+        'refused: NOVA_PRECACHE_CONCURRENCY = gevent: it can be threading or eventlet\n'
+    )
+
+
+def test_another_word_in_the_option_is_refused_and_the_right_ones_are_named(
+    conf: pathlib.Path,
+) -> None:
+    conf.write_text('[DEFAULT]\nconcurrency_backend = gevent\n')
+
+    ran = _python(CHOOSE, conf)
+
+    assert ran.stderr.startswith('refused: Value for option concurrency_backend from ')
+    assert "Valid values are [threading, eventlet], but found 'gevent'" in ran.stderr
+
+
+def test_eventlet_that_is_not_installed_is_refused() -> None:
+    ran = _python(f"sys.modules['eventlet'] = None\n{CHOOSE}", variable='eventlet')
+
+    assert ran.stderr == (
+        'refused: NOVA_PRECACHE_CONCURRENCY = eventlet: eventlet is not installed\n'
+    )
+
+
+def test_a_process_that_another_has_put_under_eventlet_is_not_taken_for_a_native_one() -> None:
+    ran = _python(f'import eventlet; eventlet.monkey_patch()\n{CHOOSE}', variable='threading')
+
+    assert ran.stderr.splitlines()[-1] == (
+        'refused: NOVA_PRECACHE_CONCURRENCY = threading, and this process runs under eventlet '
+        'already'
+    )
+
+
+def test_what_is_imported_to_read_the_choice_keeps_nothing_native(conf: pathlib.Path) -> None:
+    ran = _python(KEPT, conf)
+
+    kept = ran.stdout.splitlines()
+    # The canary is there to be found.
+    assert {line for line in kept if not line.startswith('canary ')} == {'eventlet True'}
+    assert {'canary sleep', 'canary Lock', 'canary lock', 'canary mine'} <= set(kept)
+    assert ran.stderr == ''
+
+
+@pytest.mark.parametrize('variable', list(backend.Backend))
+def test_oslo_service_and_oslo_messaging_have_the_threads_that_were_chosen(variable: str) -> None:
+    ran = _python(
+        f'{CHOOSE}\n'
+        'import oslo_messaging; from oslo_messaging import _utils\n'
+        'from oslo_service import backend as theirs\n'
+        'print(theirs.get_backend_type().value, _utils.get_executor_with_context())',
+        variable=variable,
+    )
+
+    assert ran.stdout.split() == [variable] * 3
+    assert ran.stderr == ''

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work is done periodically and stopped, whatever the threads of this process are."""
+
+import os
+import threading
+
+import pytest
+
+from nova_precache import backend, concurrency
+
+WAIT_SECONDS = 20
+
+
+class Worker:
+    """Counts how often it worked, and goes on with it until it may end."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.works = threading.Event()
+        self.may_end = threading.Event()
+        self._condition = threading.Condition()
+
+    def work(self) -> None:
+        with self._condition:
+            self.done += 1
+            self._condition.notify_all()
+
+    def wait_done(self, count: int) -> None:
+        with self._condition:
+            assert self._condition.wait_for(lambda: self.done >= count, WAIT_SECONDS)
+
+    def work_long(self) -> None:
+        self.works.set()
+        assert self.may_end.wait(WAIT_SECONDS)
+        self.work()
+
+    def stop(self) -> None:
+        self.work_long()
+
+
+def test_this_process_has_the_threads_that_its_environment_names() -> None:
+    assert backend.current() == os.environ.get(backend.VARIABLE, backend.Backend.THREADING)
+
+
+def test_something_slow_does_not_delay_what_else_is_done_periodically() -> None:
+    slow, quick = Worker(), Worker()
+    periodic = concurrency.Periodic('test', [(0.01, slow.work_long), (0.01, quick.work)])
+
+    periodic.start()
+    assert slow.works.wait(WAIT_SECONDS)
+    quick.wait_done(quick.done + 3)
+
+    assert slow.done == 0
+    slow.may_end.set()
+    periodic.stop()
+
+
+def test_what_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker()
+
+    def fail() -> None:
+        worker.work()
+        raise RuntimeError('the disk is full')
+
+    periodic = concurrency.Periodic('test', [(0.01, fail)])
+    periodic.start()
+    worker.wait_done(3)
+    periodic.stop()
+
+    assert 'the disk is full' in caplog.text
+
+
+def test_stopping_waits_for_what_is_being_done() -> None:
+    worker = Worker()
+    periodic = concurrency.Periodic('test', [(0.01, worker.work_long)])
+    periodic.start()
+    assert worker.works.wait(WAIT_SECONDS)
+
+    threading.Timer(0.05, worker.may_end.set).start()
+    periodic.stop()
+    done = worker.done
+
+    assert done >= 1
+
+
+def test_what_was_never_started_can_be_stopped() -> None:
+    concurrency.Periodic('test', [(0.01, Worker().work)]).stop()
+
+
+def test_several_things_are_stopped_at_once() -> None:
+    workers = [Worker(), Worker()]
+    stopping = threading.Thread(target=concurrency.stop_all, args=(workers,))
+    stopping.start()
+
+    assert all(worker.works.wait(WAIT_SECONDS) for worker in workers)
+    for worker in workers:
+        worker.may_end.set()
+    stopping.join(WAIT_SECONDS)
+
+    assert [worker.done for worker in workers] == [1, 1]
+
+
+def test_what_does_not_stop_in_time_is_left() -> None:
+    worker = Worker()
+
+    assert not concurrency.stop_within(0.05, worker)
+
+    worker.may_end.set()
+    worker.wait_done(1)
+
+
+def test_what_stops_in_time_is_waited_for() -> None:
+    worker = Worker()
+    worker.may_end.set()
+
+    assert concurrency.stop_within(WAIT_SECONDS, worker)
+    assert worker.done == 1
