@@ -21,7 +21,8 @@
     │   ├── InvalidHost
     │   ├── AgentConflict
     │   ├── CellExists
-    │   └── RootDiskExists
+    │   ├── RootDiskExists
+    │   └── VersionUnsupported
     ├── Forbidden
     │   ├── PolicyNotAuthorized
     │   └── ReadOnlyInventory
@@ -165,6 +166,10 @@ class RootDiskExists(Conflict):
 
     def __init__(self, path: str) -> None:
         super().__init__(f'Root disk {path} exists already.')
+
+
+class VersionUnsupported(Conflict):
+    """A call may not be sent at its version, or whoever was called does not know that."""
 
 
 class Forbidden(PrecacheError):

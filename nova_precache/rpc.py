@@ -6,12 +6,16 @@ URL. So a URL such as ``fake:///cell1`` gets an exchange of the name of its
 virtual host; a real broker's URL keeps ``[DEFAULT] control_exchange``.
 """
 
+import contextlib
 import logging
+import re
 import threading
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import amqp
+import kombu.exceptions
 import oslo_messaging as messaging
 from oslo_config import cfg
 
@@ -20,7 +24,10 @@ from nova_precache import context, exception
 LOG = logging.getLogger(__name__)
 
 UNREADABLE = '<unreadable>'
-_REMOTE_EXCEPTIONS = ['nova_precache.exception']
+AUTO = 'auto'
+# Raised as it is where a new connection cannot be made.
+_NO_CONNECTION = (kombu.exceptions.KombuError, amqp.AMQPError)
+_REMOTE_EXCEPTIONS = ['nova_precache.exception', 'oslo_messaging.rpc.dispatcher']
 
 
 class Endpoint:
@@ -55,8 +62,9 @@ class Client:
         self, transport: 'Transport', topic: str, version_cap: str | None, retries: int | None
     ) -> None:
         target = messaging.Target(exchange=transport.exchange, topic=topic, version='1.0')
+        self._transport = transport
         self._client = messaging.get_rpc_client(
-            transport.raw,
+            transport.calling,
             target,
             version_cap=version_cap,
             serializer=ContextSerializer(),
@@ -82,6 +90,7 @@ class Client:
 
         :raises TimeoutError: nobody answered in time
         :raises nova_precache.exception.CellUnreachable: the broker took no message
+        :raises nova_precache.exception.VersionUnsupported: here or there the version is too new
         :raises nova_precache.exception.PrecacheError: whoever was called failed
         """
         prepared = self._client.prepare(
@@ -90,15 +99,9 @@ class Client:
             timeout=timeout_seconds,
             call_monitor_timeout=monitor_seconds,
         )
-        try:
+        with self._transport.used_to_call(), _own_errors(f'{method} {version}'):
             self._probe(ctxt, server)
             return prepared.call(ctxt, method, **arguments)
-        except messaging.MessagingTimeout as exc:
-            raise TimeoutError(str(exc)) from exc
-        except messaging.MessageDeliveryFailure as exc:
-            raise exception.CellUnreachable(_first_line(exc)) from exc
-        except messaging.MessagingException as exc:
-            raise exception.PrecacheError(_first_line(exc)) from exc
 
     def _probe(self, ctxt: context.RequestContext, server: str | None) -> None:
         """Fail on a dead broker before the first call.
@@ -116,11 +119,29 @@ class Client:
         """Send and do not wait.
 
         :raises nova_precache.exception.CellUnreachable: the broker took no message
+        :raises nova_precache.exception.VersionUnsupported: the pin forbids the version
         """
-        try:
+        with self._transport.used_to_call(), _own_errors(f'{method} {version}'):
             self._client.prepare(version=version).cast(ctxt, method, **arguments)
-        except messaging.MessageDeliveryFailure as exc:
-            raise exception.CellUnreachable(_first_line(exc)) from exc
+
+
+@contextlib.contextmanager
+def _own_errors(what: str) -> Iterator[None]:
+    """Translate what oslo.messaging raises; ``what`` is called or cast."""
+    try:
+        yield
+    except messaging.MessagingTimeout as exc:
+        raise TimeoutError(str(exc)) from exc
+    except (messaging.MessageDeliveryFailure, *_NO_CONNECTION) as exc:
+        raise exception.CellUnreachable(_first_line(exc)) from exc
+    except messaging.RPCVersionCapError as exc:
+        raise exception.VersionUnsupported(
+            f'{what} may not be sent, the pin is {exc.version_cap}'
+        ) from exc
+    except (messaging.UnsupportedVersion, messaging.NoSuchMethod) as exc:
+        raise exception.VersionUnsupported(f'{what} is not known to whoever was called') from exc
+    except messaging.MessagingException as exc:
+        raise exception.PrecacheError(_first_line(exc)) from exc
 
 
 class Server:
@@ -131,7 +152,7 @@ class Server:
     ) -> None:
         target = messaging.Target(exchange=transport.exchange, topic=topic, server=name)
         self._server = messaging.get_rpc_server(
-            transport.raw,
+            transport.serving,
             target,
             list(endpoints),
             serializer=ContextSerializer(),
@@ -176,11 +197,22 @@ class Server:
 
 
 class Transport:
-    """A connection to one broker."""
+    """The way to one broker, with connections for calls apart from those for servers.
 
-    def __init__(self, raw: messaging.Transport, exchange: str | None) -> None:
-        self.raw = raw
+    When a broker is lost, oslo.messaging reconnects a connection that is not in use and
+    lets nobody have it until then: for a server's answers without end, so that a call
+    that is to fail soon would wait for one of these as long as the broker is away.
+    """
+
+    def __init__(
+        self, calling: messaging.Transport, serving: messaging.Transport, exchange: str | None
+    ) -> None:
+        self.calling = calling
+        self.serving = serving
         self.exchange = exchange
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._is_retired = False
 
     def client(
         self, topic: str, version_cap: str | None = None, retries: int | None = None
@@ -191,6 +223,43 @@ class Transport:
     def server(self, topic: str, name: str, endpoints: Sequence[object]) -> Server:
         return Server(self, topic, name, endpoints)
 
+    @contextlib.contextmanager
+    def used_to_call(self) -> Iterator[None]:
+        """Keep the connections open for one call.
+
+        :raises nova_precache.exception.PrecacheError: the transport is retired
+        """
+        with self._lock:
+            if self._is_retired:
+                raise exception.PrecacheError('The broker is no longer used')
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                is_over = self._is_retired and self._calls == 0
+            if is_over:
+                self._close()
+
+    def retire(self) -> None:
+        """Make no more calls, and close the connections after the last answer.
+
+        The servers must have been stopped.
+        """
+        with self._lock:
+            self._is_retired = True
+            is_over = self._calls == 0
+        if is_over:
+            self._close()
+
+    def _close(self) -> None:
+        """Close in the background: a connection to a dead broker does not let go soon."""
+        if self.exchange is not None:
+            return  # in memory: closing one empties the exchanges of all
+        for raw in (self.calling, self.serving):
+            threading.Thread(target=raw.cleanup, name='transport-close', daemon=True).start()
+
 
 def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
     """Connect to the broker of ``url``, or of ``[DEFAULT] transport_url``.
@@ -199,12 +268,37 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
     """
     try:
         parsed = messaging.TransportURL.parse(conf, url)
-        raw = messaging.get_rpc_transport(
-            conf, url=parsed, allowed_remote_exmods=_REMOTE_EXCEPTIONS
+        calling, serving = (
+            messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=_REMOTE_EXCEPTIONS)
+            for _ in range(2)
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
-    return Transport(raw, exchange_of(parsed))
+    return Transport(calling, serving, exchange_of(parsed))
+
+
+def version_cap(option: str, pin: str | None, newest: str, oldest: str = '0.0') -> str | None:
+    """Read a pin in ``[upgrade_levels]``: the highest version to send, None for any.
+
+    :param newest: the version of this release
+    :param oldest: under which nothing works
+    :raises nova_precache.exception.ConfigError: it is no version, or one that cannot be
+    """
+    if not pin or pin == AUTO:
+        return None
+    shown = f'[upgrade_levels] {option} = {pin}'
+    if not re.fullmatch(r'[0-9]{1,5}\.[0-9]{1,5}', pin):
+        raise exception.ConfigError(f'{shown} is neither {AUTO} nor a version such as {newest}')
+    if _version(pin) < _version(oldest):
+        raise exception.ConfigError(f'{shown} is too low, the oldest version is {oldest}')
+    if _version(pin)[0] > _version(newest)[0]:
+        raise exception.ConfigError(f'{shown} is not known, the newest version is {newest}')
+    return pin
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split('.')
+    return int(major), int(minor)
 
 
 def exchange_of(url: messaging.TransportURL) -> str | None:

@@ -138,6 +138,14 @@ class RabbitMQ:
     driver: pifpaf_rabbitmq.RabbitMQDriver
     nodename: str
 
+    def kill(self) -> None:
+        """Kill the node at once, as a lost machine would; what is durable stays on its disk."""
+        self.driver.kill_node(self.nodename, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Start the killed node again and wait until it serves."""
+        self.driver.start_node(self.nodename)
+
     def remove_vhost(self, url: str) -> None:
         """Take a virtual host away, with all connections to it."""
         self.driver.rabbitmqctl(self.nodename, ['delete_vhost', url.rsplit('/', 1)[1]])

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection to each cell's broker, made when it is first needed."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
 from nova_precache import model, rpc
 from nova_precache.cells import inventory
+
+
+@dataclasses.dataclass(frozen=True)
+class _Connected:
+    """A transport, and the URL that it was made from."""
+
+    url: str = dataclasses.field(repr=False)
+    transport: rpc.Transport
 
 
 class CellTransports:
@@ -20,15 +29,24 @@ class CellTransports:
         self._inventory = aggregates
         self._connect = connect
         self._lock = threading.Lock()
-        self._transports: dict[str, rpc.Transport] = {}
+        self._connected: dict[str, _Connected] = {}
 
-    def cells(self) -> Sequence[model.Cell]:
-        """Give the cells whose computes may be called."""
-        return [
+    def refresh(self) -> Sequence[model.Cell]:
+        """Give the cells whose computes may be called, and forget the transports of old URLs.
+
+        Whoever uses one of these retires it.
+        """
+        cells = [
             cell
             for cell in self._inventory.list_cells()
             if not cell.disabled and cell.transport_url
         ]
+        with self._lock:
+            for cell in cells:
+                connected = self._connected.get(cell.uuid)
+                if connected is not None and connected.url != cell.transport_url:
+                    del self._connected[cell.uuid]
+        return cells
 
     def get(self, cell_uuid: str) -> rpc.Transport:
         """Give the transport of a cell.
@@ -37,7 +55,7 @@ class CellTransports:
         :raises nova_precache.exception.ConfigError: its transport URL cannot be used
         """
         with self._lock:
-            if cell_uuid not in self._transports:
+            if cell_uuid not in self._connected:
                 url = self._inventory.get_cell(cell_uuid).transport_url
-                self._transports[cell_uuid] = self._connect(url)
-            return self._transports[cell_uuid]
+                self._connected[cell_uuid] = _Connected(url, self._connect(url))
+            return self._connected[cell_uuid].transport

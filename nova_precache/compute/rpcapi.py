@@ -3,15 +3,20 @@
 
 History:
 
-* 1.0 - ``cache_image``
+* 1.0 - ``cache_image``: gives the outcome, or None when the call no longer counts
+
+A new minor version adds methods or arguments; a compute ignores arguments that it does
+not know, a conductor keys of the outcome. A call is sent at the lowest version that
+knows all of it, so that ``[upgrade_levels] compute`` forbids no more than it must.
 """
 
 import dataclasses
 from typing import Any
 
-from nova_precache import context, model, rpc
+from nova_precache import context, exception, model, rpc
 
 TOPIC = 'precache_compute'
+VERSION = '1.0'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +42,15 @@ class ComputeAPI:
         monitor_seconds: float,
     ) -> None:
         self._client = transport.client(TOPIC, version_cap, connect_retries)
+        self._version_cap = version_cap
         self._timeout_seconds = timeout_seconds
         self._monitor_seconds = monitor_seconds
 
-    def can_cache_image(self) -> bool:
-        """Tell whether the RPC pin lets ``cache_image`` be sent."""
-        return self._client.can_send('1.0')
+    def why_unsupported(self) -> str | None:
+        """Tell why ``cache_image`` may be sent to no compute, None when it may."""
+        if self._client.can_send('1.0'):
+            return None
+        return f'[upgrade_levels] compute = {self._version_cap} is too low for cache_image'
 
     def cache_image(
         self, ctxt: context.RequestContext, host: str, call: CacheImageCall
@@ -52,7 +60,11 @@ class ComputeAPI:
         :returns: None when the compute refused the call as stale
         :raises TimeoutError: no answer in time, or no heartbeat of the call
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
+        unsupported = self.why_unsupported()
+        if unsupported is not None:
+            raise exception.VersionUnsupported(unsupported)
         answer: dict[str, Any] | None = self._client.call(
             ctxt,
             'cache_image',

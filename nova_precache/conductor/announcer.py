@@ -54,10 +54,14 @@ class Announcer:
             self._loop.join(STOP_SECONDS)
 
     def announce(self) -> None:
-        """Send everything that is due, each request's in its order."""
-        while not self._stopping.is_set() and (due := self._due.take()) is not None:
-            self._emitter.emit(self._notification(due))
-            self._due.remove(due)
+        """Send everything that is due: the requests take turns, each one's come in order."""
+        if self._emitter.is_silent:
+            self._due.drop()
+            return
+        last = ''
+        while not self._stopping.is_set() and (due := self._due.take(last)) is not None:
+            self._send(due)
+            last = due.request_id
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -67,6 +71,14 @@ class Announcer:
             except Exception:
                 LOG.exception('Notifications could not be sent now, they are tried again')
             self._wake.wait(self._poll_seconds)
+
+    def _send(self, due: announcements.Due) -> None:
+        try:
+            self._emitter.emit(self._notification(due))
+        except Exception:  # of this request alone, or the next cannot be taken either
+            LOG.exception('Request %s: its notification %d waits', due.request_id, due.position)
+            return
+        self._due.remove(due)
 
     def _notification(self, due: announcements.Due) -> payloads.Notification:
         request = self._requests.outline(due.request_id)

@@ -18,6 +18,10 @@ MOVING_WITHIN_SECONDS = 30.0
 _HOST_IS_LEFT = frozenset({model.Retry.BACKOFF, model.Retry.LATER})
 
 
+class _Unconfirmed(Exception):
+    """A compute did nothing, since no conductor confirmed the call to it."""
+
+
 class ComputeClient(Protocol):
     """What is called on a host; ``compute.rpcapi.ComputeAPI`` is the real one."""
 
@@ -79,7 +83,10 @@ class HostCaller:
 
         A further call joins the transfer under a newer epoch; it is no attempt. Whatever
         goes wrong is the outcome of an attempt, else the job would be due again at once.
+        What a conductor was asked while it stopped may be lost: so the first call that
+        nobody confirmed is repeated, too.
         """
+        may_ask_again = True
         while True:
             try:
                 outcome = self._call_once(assignment)
@@ -90,9 +97,18 @@ class HostCaller:
                     continue
                 assignment = again or assignment
                 outcome = _error('no answer from the compute')
+            except _Unconfirmed:
+                again = self._repeat(assignment) if may_ask_again else None
+                may_ask_again = False
+                if again is not None:
+                    assignment = again
+                    continue
+                outcome = _error('the compute could not confirm the call')
             except exception.CellUnreachable as exc:
                 self._leave_cell(assignment, str(exc))
                 return False
+            except exception.VersionUnsupported as exc:
+                outcome = model.ImageOutcome(model.TaskStatus.UNSUPPORTED, str(exc))
             except exception.PrecacheError as exc:
                 outcome = _error(str(exc))
             except Exception as exc:
@@ -105,7 +121,10 @@ class HostCaller:
         self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
         if not self._jobs.is_moving(assignment.job_id, MOVING_WITHIN_SECONDS):
             return None
-        LOG.info('Job %s still moves, its call is repeated', assignment.job_id)
+        return self._repeat(assignment)
+
+    def _repeat(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
+        LOG.info('The call for job %s is repeated', assignment.job_id)
         return self._jobs.assign_again(self._conductor_id, assignment)
 
     def _call_once(self, assignment: jobs.Assignment) -> model.ImageOutcome:
@@ -120,7 +139,9 @@ class HostCaller:
         compute = self._computes(assignment.cell_uuid)
         outcome = compute.cache_image(context.admin_context(), assignment.host, call)
         self._breakers.succeeded(assignment.cell_uuid)
-        return outcome or _error('the compute could not confirm the call')
+        if outcome is None:
+            raise _Unconfirmed
+        return outcome
 
     def _leave_cell(self, assignment: jobs.Assignment, why: str) -> None:
         outcome = _error(f'cell {assignment.cell_uuid} is unreachable: {why}')

@@ -111,7 +111,8 @@ class Dispatcher:
             LOG.exception('The dispatcher step %s failed', step.__name__)
 
     def _plan(self) -> None:
-        while not self._stopping.is_set() and self._planning.plan_next():
+        is_stopping = self._stopping.is_set
+        while not is_stopping() and self._planning.plan_next(is_stopping):
             self._wake.set()
 
     def _claim(self) -> None:

@@ -20,7 +20,7 @@ class ApiEndpoint(rpc.Endpoint):
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
 
-    def work_available(self, ctxt: context.RequestContext) -> None:
+    def work_available(self, ctxt: context.RequestContext, **unknown: Any) -> None:
         """Look for work now."""
         self._wake()
 

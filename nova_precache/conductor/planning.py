@@ -45,13 +45,16 @@ class Planning:
         self._is_settled = is_settled
         self._unsupported = unsupported
 
-    def plan_next(self) -> bool:
-        """Plan the oldest request that waits for it; False when none does."""
+    def plan_next(self, is_stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Plan the oldest request that waits for it; False when none does.
+
+        :param is_stopping: when it says so, what is left of a plan is handed back
+        """
         taken = self._requests.next_to_plan(self._conductor_id)
         if taken is None:
             return False
         try:
-            self._plan(taken)
+            self._plan(taken, is_stopping)
         except exception.AggregateNotFound:
             self._fail(taken.request.id, 'the aggregate was deleted before the request was planned')
         except exception.PrecacheError as exc:
@@ -61,7 +64,7 @@ class Planning:
             self._postpone(taken.request.id, f'unexpected {type(exc).__name__}')
         return True
 
-    def _plan(self, taken: requests.ToPlan) -> None:
+    def _plan(self, taken: requests.ToPlan, is_stopping: Callable[[], bool]) -> None:
         request = taken.request
         aggregate = self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid)
         hosts = aggregate.hosts
@@ -70,11 +73,13 @@ class Planning:
             self._postpone(request.id, f'{len(facts.down)} hosts have not reported yet')
             return
         for chunk in _chunks(planner.plan(request, facts), self._chunk_tasks):
+            if is_stopping():
+                self._postpone(request.id, 'the conductor that planned it was stopped', seconds=0)
+                return
             if not self._requests.add_tasks(request.id, self._conductor_id, chunk):
                 return
-        hosts_done = self._requests.mark_planned(request.id, self._conductor_id)
-        if hosts_done is not None:
-            self._tracker.planned(request.id, hosts_done)
+        if self._requests.mark_planned(request.id, self._conductor_id):
+            self._tracker.planned(request.id)
 
     def _facts(self, taken: requests.ToPlan, hosts: Sequence[str]) -> planner.Facts:
         images, refused = self._check_images(taken)
@@ -106,9 +111,9 @@ class Planning:
                 refused[image_id] = str(exc)
         return images, refused
 
-    def _postpone(self, request_id: str, reason: str) -> None:
+    def _postpone(self, request_id: str, reason: str, seconds: float = POSTPONE_SECONDS) -> None:
         LOG.warning('Request %s is planned later: %s', request_id, reason)
-        self._requests.postpone_plan(request_id, self._conductor_id, POSTPONE_SECONDS, reason)
+        self._requests.postpone_plan(request_id, self._conductor_id, seconds, reason)
 
     def _fail(self, request_id: str, reason: str) -> None:
         if self._requests.fail(request_id, self._conductor_id, reason):

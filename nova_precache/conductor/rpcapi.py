@@ -5,8 +5,13 @@ History:
 
 * 1.0 - ``work_available``, ``register``, ``report_state``, ``report_progress``,
   ``begin_job``, ``get_token``
+
+A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
+a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
+may be lower.
 """
 
+import threading
 from typing import Any
 
 from nova_precache import context, exception, model, rpc
@@ -14,6 +19,8 @@ from nova_precache import context, exception, model, rpc
 TOPIC = 'precache_conductor'
 # Of its own: on one broker, servers of one topic share one queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
+VERSION = '1.0'
+WAKE_SECONDS = 2.0
 
 
 class ConductorAPI:
@@ -21,13 +28,43 @@ class ConductorAPI:
 
     def __init__(self, transport: rpc.Transport, version_cap: str | None = None) -> None:
         self._client = transport.client(API_TOPIC, version_cap, retries=0)
+        self._lock = threading.Lock()
+        self._last: _Cast | None = None
 
     def work_available(self, ctxt: context.RequestContext) -> None:
         """Cast "work is here", once; conductors also find it by themselves.
 
-        :raises nova_precache.exception.CellUnreachable: the broker took no message
+        A broker that went silent takes a minute to be given up, which nobody waits for.
+        What was asked for meanwhile is found with what the waiting cast tells of.
+
+        :raises nova_precache.exception.CellUnreachable: the broker took no message so far
         """
-        self._client.cast(ctxt, 'work_available', '1.0')
+        with self._lock:
+            if self._last is None or not self._last.is_alive():
+                self._last = _Cast(self._client, ctxt)
+                self._last.start()
+            cast = self._last
+        cast.join(WAKE_SECONDS)
+        if cast.is_alive():
+            raise exception.CellUnreachable(f'no answer from the broker in {WAKE_SECONDS:g} s')
+        if cast.error is not None:
+            raise cast.error
+
+
+class _Cast(threading.Thread):
+    """One cast on its way, with the error that it ended in."""
+
+    def __init__(self, client: rpc.Client, ctxt: context.RequestContext) -> None:
+        super().__init__(name='wake', daemon=True)
+        self._client = client
+        self._context = ctxt
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._client.cast(self._context, 'work_available', '1.0')
+        except Exception as exc:  # noqa: BLE001 - whatever it was, whoever waits is told
+            self.error = exc
 
 
 class ConductorReporter:

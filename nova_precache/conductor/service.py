@@ -3,16 +3,18 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable
 
-from nova_precache import concurrency, exception, rpc
+from nova_precache import concurrency, exception, model, rpc
 from nova_precache.cells import transports
-from nova_precache.conductor import dispatcher, intake, manager, rpcapi
+from nova_precache.conductor import announcer, dispatcher, intake, manager, rpcapi
 from nova_precache.db import jobs
 
 LOG = logging.getLogger(__name__)
 
 PURGE_SECONDS = 3600.0
+SERVER_STOP_SECONDS = 10.0
 API = 'api'
 
 
@@ -27,6 +29,18 @@ class Periods:
     purge: Callable[[], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Served:
+    """A server, and the transport that it was made on."""
+
+    server: rpc.Server
+    transport: rpc.Transport
+
+    def stop(self) -> None:
+        if not concurrency.stop_within(SERVER_STOP_SECONDS, self.server):
+            LOG.warning('An RPC server is left to itself: its broker does not let it stop')
+
+
 class Conductor:
     """Serves the API and every enabled cell, and does the work that they leave."""
 
@@ -34,6 +48,7 @@ class Conductor:
         self,
         conductor_id: str,
         dispatch: dispatcher.Dispatcher,
+        announce: announcer.Announcer,
         reports: intake.Intake,
         job_store: jobs.Jobs,
         api_transport: rpc.Transport,
@@ -43,12 +58,13 @@ class Conductor:
     ) -> None:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
+        self._announcer = announce
         self._intake = reports
         self._jobs = job_store
         self._api_transport = api_transport
         self._transports = cell_transports
         self._cell_endpoint = cell_endpoint
-        self._servers: dict[str, rpc.Server] = {}
+        self._served: dict[str, _Served] = {}
         self._periodic = concurrency.Periodic(
             'periodic',
             [
@@ -63,9 +79,10 @@ class Conductor:
     def start(self) -> None:
         """Start everything; brokers are waited for in the background."""
         api = manager.ApiEndpoint(self._dispatcher.wake)
-        self._serve(API, self._api_transport.server(rpcapi.API_TOPIC, self._conductor_id, [api]))
+        self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
         self.serve_cells()
         self._periodic.start()
+        self._announcer.start()
         self._dispatcher.start()
         LOG.info('Conductor %s runs', self._conductor_id)
 
@@ -76,31 +93,47 @@ class Conductor:
     def stop(self) -> None:
         """Hand back the claims, write what was reported, close the servers."""
         self._dispatcher.stop()
-        concurrency.stop_all([self._periodic, *self._servers.values()])
+        concurrency.stop_all([self._announcer, self._periodic, *self._served.values()])
         self._intake.write_progress()
         LOG.info('Conductor %s has stopped', self._conductor_id)
 
     def serve_cells(self) -> None:
-        """Serve the cells that were added, and no longer those that were disabled."""
-        enabled = {cell.uuid: cell for cell in self._transports.cells()}
-        for gone in self._servers.keys() - enabled.keys() - {API}:
-            self._servers.pop(gone).stop()
-        for failed in [key for key, server in self._servers.items() if server.has_failed]:
-            del self._servers[failed]  # it is tried again below
+        """Serve the cells that were added, at the URL of now, and not those that were disabled."""
+        enabled = {cell.uuid: cell for cell in self._transports.refresh()}
+        for gone in self._served.keys() - enabled.keys() - {API}:
+            self._in_background(self._served.pop(gone).stop)
+        for failed in [key for key, each in self._served.items() if each.server.has_failed]:
+            del self._served[failed]  # it is tried again below
         for cell in enabled.values():
-            if cell.uuid in self._servers:
-                continue
             try:
-                transport = self._transports.get(cell.uuid)
+                self._serve_cell(cell)
             except exception.PrecacheError as exc:
                 LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
-                continue
-            endpoint = self._cell_endpoint(cell.uuid)
-            self._serve(cell.uuid, transport.server(rpcapi.TOPIC, self._conductor_id, [endpoint]))
 
-    def _serve(self, key: str, server: rpc.Server) -> None:
+    def _serve_cell(self, cell: model.Cell) -> None:
+        transport = self._transports.get(cell.uuid)
+        served = self._served.get(cell.uuid)
+        if served is not None and served.transport is transport:
+            return
+        if served is not None:
+            LOG.info('Cell %s (%s) has another broker now', cell.name, cell.uuid)
+            self._in_background(lambda: self._leave(served))
+        self._serve(cell.uuid, transport, rpcapi.TOPIC, self._cell_endpoint(cell.uuid))
+
+    def _serve(
+        self, key: str, transport: rpc.Transport, topic: str, endpoint: rpc.Endpoint
+    ) -> None:
+        server = transport.server(topic, self._conductor_id, [endpoint])
         server.start_in_background()
-        self._servers[key] = server
+        self._served[key] = _Served(server, transport)
+
+    def _leave(self, served: _Served) -> None:
+        served.stop()
+        served.transport.retire()
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        """A broker that is gone holds up nobody else's."""
+        threading.Thread(target=work, name='rpc-server-stop', daemon=True).start()
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)

@@ -6,6 +6,20 @@ from oslo_config import cfg
 GROUP = cfg.OptGroup('upgrade_levels', title='RPC version pins')
 
 OPTIONS = [
-    cfg.StrOpt('compute', help='Highest version of the compute RPC API to send, such as 1.0.'),
-    cfg.StrOpt('conductor', help='Highest version of the conductor RPC API to send, such as 1.0.'),
+    cfg.StrOpt(
+        'compute',
+        help="""
+Highest version of the compute RPC API to send, such as 1.0; read by conductors.
+What needs a higher one ends ``unsupported``, and no compute is called. ``auto`` is as
+unset: what an older compute does not know ends ``unsupported`` there. Names of
+releases are not known.
+""",
+    ),
+    cfg.StrOpt(
+        'conductor',
+        help="""
+Highest version of the conductor RPC API to send, such as 1.0, which is the lowest;
+read by the API and by computes. ``auto`` is as unset.
+""",
+    ),
 ]

@@ -1,37 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service as processes of their own over a real RabbitMQ, a virtual host for each cell."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import pytest
 import requests
 
+from nova_precache import conf as options
+from nova_precache.cells import inventory
+from nova_precache.db import schema
+from nova_precache.db import session as db_session
 from nova_precache.standalone import glance as glance_server
 from nova_precache.standalone import process
 from tests import gateway as site_link
 from tests import service as doors
 from tests.conftest import RabbitMQ
+from tests.integration import link
 
 BIN = pathlib.Path(sys.executable).parent
 CELLS = ('cell1', 'cell2')
+CONDUCTORS = ('conductor1', 'conductor2')
+API = 'api'
+
+Changes = Mapping[str, Mapping[str, object]]
 
 
 @dataclasses.dataclass
 class Deployment:
-    """An API, a conductor and a compute for each host, all on this machine."""
+    """An API, two conductors and a compute for each host, each configured from a file of its own.
+
+    Every broker (a virtual host) is reached through a link, which can be taken away.
+
+    :ivar api_broker: the broker of the API; that of a cell is shared with it
+    :ivar control_environment: what is in the environment of the API and the conductors alone
+    """
 
     directory: pathlib.Path
     gateway: site_link.Gateway
     rabbitmq: RabbitMQ
-    api_port: int
-    cell_urls: dict[str, str] = dataclasses.field(default_factory=dict)
+    free_port: Callable[[], int]
+    api_broker: str = API
+    control_environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    urls: dict[str, str] = dataclasses.field(default_factory=dict)
+    links: dict[str, link.Link] = dataclasses.field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.api_port = self.free_port()
 
     @property
     def service(self) -> doors.Service:
@@ -46,36 +72,63 @@ class Deployment:
             for n in (1, 2)
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All processes, in the order in which they are started."""
+        return (*CONDUCTORS, API, *(host.name for host in self.hosts))
+
     def set_up(self) -> None:
         """Write the configuration, make the database and the cells, start everything."""
-        self.cell_urls = {cell: self.rabbitmq.make_vhost() for cell in CELLS}
-        # The API has its broker in common with the last cell, which is allowed.
-        self._write('central', self.cell_urls[CELLS[-1]])
-        self.manage('db', 'sync')
-        for cell, url in self.cell_urls.items():
-            self.manage('cell', 'create', '--name', cell, '--transport-url', url)
-            for host in self.hosts:
-                if host.cell == cell:
-                    self._write(host.name, url, host)
-        for name in ('conductor', 'api', *(host.name for host in self.hosts)):
+        for broker in dict.fromkeys((self.api_broker, *CELLS)):
+            self.urls[broker], self.links[broker] = self._connect(self.rabbitmq.make_vhost())
+        for name in self.names:
+            self.configure(name)
+        database = self.connect_database()
+        schema.sync(database)
+        for cell in CELLS:
+            inventory.Inventory(database).create_cell(cell, self.urls[cell])
+        database.dispose()
+        for name in self.names:
             self.start(name)
         self.wait_until_hosts_are_up()
 
-    def manage(self, *arguments: str) -> str:
-        command = [BIN / 'nova-precache-manage', '--config-file', self.directory / 'central.conf']
-        done = subprocess.run([*command, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-        return done.stdout
+    def _connect(self, url: str) -> tuple[str, link.Link]:
+        """Give the URL of a broker behind a link of its own."""
+        opened = link.Link(self.free_port(), self.rabbitmq.driver.port)
+        opened.restore()
+        return url.replace(f':{self.rabbitmq.driver.port}/', f':{opened.port}/'), opened
 
-    def start(self, name: str) -> None:
-        """Start the conductor, the API or the compute of a host."""
-        conf = name if name not in ('api', 'conductor') else 'central'
-        kind = name if name in ('api', 'conductor') else 'compute'
-        command = [str(BIN / f'nova-precache-{kind}'), '--config-file']
-        command.append(str(self.directory / f'{conf}.conf'))
+    def connect_database(self) -> db_session.Database:
+        arguments = ('--config-file', str(self.directory / 'conductor1.conf'))
+        return db_session.connect(options.new(arguments))
+
+    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Look into the database behind everybody's back."""
+        with contextlib.closing(sqlite3.connect(self.directory / 'precache.sqlite')) as database:
+            rows = database.execute(sql, values).fetchall()
+            database.commit()
+            return rows
+
+    def kind(self, name: str) -> str:
+        """Tell whose command a process runs."""
+        if name == API:
+            return 'api'
+        return 'conductor' if name in CONDUCTORS else 'compute'
+
+    def start(self, name: str, **environment: str) -> None:
+        """Start a conductor, the API or the compute of a host."""
+        command = [str(BIN / f'nova-precache-{self.kind(name)}'), '--config-file']
+        command.append(str(self.directory / f'{name}.conf'))
         with (self.directory / f'{name}.log').open('ab') as log:
             self.processes[name] = subprocess.Popen(
-                process.dies_with_parent(command, 'KILL'), stdout=log, stderr=log
+                process.dies_with_parent(command, 'KILL'),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment(name), **environment},
             )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        return {} if self.kind(name) == 'compute' else self.control_environment
 
     def kill(self, name: str) -> None:
         """Kill a process at once, as a lost machine would."""
@@ -83,19 +136,49 @@ class Deployment:
         killed.kill()
         killed.wait()
 
-    def tear_down(self) -> None:
-        """Stop everything as an operator would; whatever does not stop is a failure."""
-        for each in self.processes.values():
+    def stop(self, *names: str) -> None:
+        """Stop processes as an operator would; what does not stop well is a failure."""
+        stopped = {name: self.processes.pop(name) for name in names}
+        for each in stopped.values():
+            each.send_signal(signal.SIGCONT)
+            doors.wait_until(functools.partial(_can_stop, each), 'it has come to serve')
             each.send_signal(signal.SIGTERM)
-        statuses = {name: each.wait(60) for name, each in self.processes.items()}
+        statuses = {name: each.wait(60) for name, each in stopped.items()}
         assert set(statuses.values()) <= {0}, statuses
+
+    def tear_down(self) -> None:
+        try:
+            self.stop(*self.processes)
+        finally:
+            for each in self.links.values():
+                each.cut()
+
+    def mend(self) -> None:
+        """Have everything run again, as each test expects it."""
+        self.gateway.release()
+        for broker in self.links.values():
+            broker.restore()
+        for each in self.processes.values():
+            each.send_signal(signal.SIGCONT)
+        for name in self.names:
+            if name not in self.processes:
+                self.start(name)
+        self.wait_until_hosts_are_up()
 
     def log(self, name: str) -> str:
         return (self.directory / f'{name}.log').read_text()
 
+    def wait_for_log(self, name: str, text: str) -> None:
+        doors.wait_until(lambda: text in self.log(name), f'{name} logs "{text}"')
+
     def wait_until_hosts_are_up(self) -> None:
+        """Wait until everybody answers: each host reports again, from now on."""
+        fresh = "SELECT host FROM agents WHERE seen_at > datetime('now', '-2 seconds')"
+
         def are_up() -> bool:
-            return self.manage('host', 'list').count('| up') == len(self.hosts)
+            ended = {name: each.poll() for name, each in self.processes.items()}
+            assert set(ended.values()) == {None}, f'{ended}; logs in {self.directory}'
+            return {host.name for host in self.hosts} <= {host for (host,) in self.query(fresh)}
 
         doors.wait_until(are_up, f'all hosts are up; logs in {self.directory}')
         doors.wait_until(self._answers, 'the API answers')
@@ -106,53 +189,141 @@ class Deployment:
         except requests.ConnectionError:
             return False
 
-    def _write(self, name: str, transport_url: str, host: doors.Host | None = None) -> None:
-        state_path = self.directory / name
-        (self.directory / f'{name}.conf').write_text(
-            f"""\
-[DEFAULT]
-host = {host.name if host else 'central'}
-state_path = {state_path}
-transport_url = {transport_url}
-report_interval = 1
-rpc_response_timeout = 6
-[api]
-auth_strategy = noauth2
-bind_port = {self.api_port}
-[conductor]
-claim_lease_seconds = 3
-poll_interval_seconds = 0.5
-heartbeat_write_interval_seconds = 0.5
-rpc_connect_retries = 0
-[database]
-connection = sqlite:///{self.directory}/precache.sqlite
-[glance]
-endpoint_override = {self.gateway.url}
-[image_cache]
-retry_delay_seconds = 1
-precache_max_attempts = 3
-reserved_disk_bytes = 0
-"""
-        )
+    def claimed_hosts(self) -> list[str]:
+        found = self.query('SELECT host FROM claims WHERE conductor_id IS NOT NULL')
+        return [host for (host,) in found]
+
+    def epochs(self) -> dict[str, int]:
+        return dict(self.query('SELECT host, epoch FROM claims'))
+
+    def assert_tidy(self) -> None:
+        """Nothing is claimed or counted any more, and no host has a partial file."""
+        doors.wait_until(lambda: not self.claimed_hosts(), 'every claim was given back')
+        counted = self.query("SELECT value FROM counters WHERE name = 'claimed_hosts'")
+        assert counted == [(0,)]
+        assert self.query('SELECT host, status FROM jobs WHERE active_key IS NOT NULL') == []
+        for host in self.hosts:
+            if host.base_directory.exists():
+                assert all(_BASE_FILE.fullmatch(name) for name in host.base_files()), host
+
+    def assert_cached(self, image_id: str, data: bytes, hosts: Iterable[doors.Host]) -> None:
+        """The hosts have the image byte for byte."""
+        for host in hosts:
+            assert host.base_path(image_id).read_bytes() == data, host.name
+
+    def conductor_of(self, conductor_id: str) -> str:
+        """Name the process of a conductor that calls itself by this id."""
+        return next(name for name in CONDUCTORS if conductor_id in self.log(name))
+
+    def other_conductor(self, name: str) -> str:
+        return next(each for each in CONDUCTORS if each != name)
+
+    def configure(self, name: str, changes: Changes | None = None) -> None:
+        """Write the file of one process, with some options changed."""
+        changes = changes or {}
+        lines = []
+        own = self._options(name)
+        for group in {**own, **changes}:
+            lines.append(f'[{group}]')
+            wanted = {**own.get(group, {}), **changes.get(group, {})}
+            lines += [f'{option} = {value}' for option, value in wanted.items()]
+        (self.directory / f'{name}.conf').write_text('\n'.join(lines))
+
+    @contextlib.contextmanager
+    def configured(self, names: Iterable[str], changes: Changes) -> Iterator[None]:
+        """Restart some processes with other options; the next test has them as they were."""
+        self.stop(*names)
+        for name in names:
+            self.configure(name, changes)
+            self.start(name)
+        try:
+            yield
+        finally:
+            self.stop(*(name for name in names if name in self.processes))
+            for name in names:
+                self.configure(name)
+
+    def _options(self, name: str) -> dict[str, dict[str, object]]:
+        host = next((host for host in self.hosts if host.name == name), None)
+        return {
+            'DEFAULT': {
+                'host': name,
+                'state_path': self.directory / name,
+                'transport_url': self.urls[host.cell if host else self.api_broker],
+                'report_interval': 1,
+                'service_down_time': 20,
+                'rpc_response_timeout': 6,
+            },
+            'api': {'auth_strategy': 'noauth2', 'bind_port': self.api_port},
+            'conductor': {
+                'claim_lease_seconds': 3,
+                'poll_interval_seconds': 0.5,
+                'heartbeat_write_interval_seconds': 0.5,
+                'cell_refresh_seconds': 1,
+                'rpc_connect_retries': 0,
+                'stop_timeout_seconds': 1,
+                'plan_chunk_tasks': 1,
+            },
+            'database': {'connection': f'sqlite:///{self.directory}/precache.sqlite'},
+            'glance': {'endpoint_override': self.gateway.url},
+            'image_cache': {
+                'retry_delay_seconds': 1,
+                'retry_max_delay_seconds': 2,
+                'precache_max_attempts': 20,
+                'reserved_disk_bytes': 0,
+            },
+            'oslo_messaging_rabbit': {
+                'heartbeat_timeout_threshold': 6,
+                'rabbit_interval_max': 1,
+                'kombu_reconnect_delay': 0.1,
+            },
+        }
+
+
+def _can_stop(started: subprocess.Popen[bytes]) -> bool:
+    """Tell whether a process that has just been started handles SIGTERM by now."""
+    if started.poll() is not None:
+        return True
+    status = pathlib.Path(f'/proc/{started.pid}/status').read_text()
+    caught = int(re.search(r'^SigCgt:\s*(\w+)$', status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    return bool(caught & 1 << (signal.SIGTERM - 1))
+
+
+_BASE_FILE = re.compile('[0-9a-f]{40}')
 
 
 @pytest.fixture(scope='module')
-def deployment(
+def whole_deployment(
+    request: pytest.FixtureRequest,
     glance: glance_server.GlanceServer,
     rabbitmq: RabbitMQ,
     tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
 ) -> Iterator[Deployment]:
-    """A deployment that the tests of one module share, each with images of its own."""
+    """What the tests of one module share.
+
+    ``API_BROKER`` there names the broker of its API, ``CONTROL_ENVIRONMENT`` is what is in
+    the environment of its API and conductors.
+    """
     with site_link.Gateway(glance.url) as gateway:
         directory = tmp_path_factory.mktemp('deployment')
-        whole = Deployment(directory, gateway, rabbitmq, free_port())
+        api_broker = getattr(request.module, 'API_BROKER', API)
+        environment = getattr(request.module, 'CONTROL_ENVIRONMENT', {})
+        whole = Deployment(directory, gateway, rabbitmq, free_port, api_broker, environment)
         try:
             whole.set_up()
             yield whole
         finally:
             gateway.release()
             whole.tear_down()
+
+
+@pytest.fixture
+def deployment(whole_deployment: Deployment) -> Deployment:
+    """A deployment of which everything runs; each test uses images of its own."""
+    whole_deployment.mend()
+    whole_deployment.gateway.most_at_once = 0
+    return whole_deployment
 
 
 @pytest.fixture(autouse=True)

@@ -4,31 +4,60 @@
 import os
 
 from tests.conftest import UploadImage
-from tests.integration.conftest import Deployment
+from tests.integration.conftest import CONDUCTORS, Deployment
 
 MIB = 1024**2
+ATTEMPTS = 3
+# The API has its broker in common with the other cell, which is allowed.
+API_BROKER = 'cell2'
+IMPATIENT = {'image_cache': {'precache_max_attempts': ATTEMPTS}}
 
 
-def test_a_cell_without_its_broker_ends_in_errors_and_does_not_hold_up_the_other(
+def test_a_cell_away_for_longer_than_the_retries_ends_in_errors_and_can_be_asked_again(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    data = os.urandom(MIB)
+    image_id = upload_image(data)
+    service = deployment.service
+    aggregate_id = service.aggregate('away')
+    with deployment.configured(CONDUCTORS, IMPATIENT):
+        deployment.links['cell1'].cut()
+        request_id = service.cache(aggregate_id, image_id)
+        _assert_that_only_cell1_failed(deployment, request_id)
+        assert len(deployment.gateway.served(image_id)) == 2
+        deployment.links['cell1'].restore()
+        deployment.wait_until_hosts_are_up()
+        again = service.wait(service.cache(aggregate_id, image_id))
+
+    assert again['counts'] == {'cached': 2, 'existing': 2}
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
+
+
+def test_a_cell_without_its_virtual_host_ends_in_errors_and_does_not_hold_up_the_other(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
     service = deployment.service
     aggregate_id = service.aggregate('both-cells')
-    # The dead cell's hosts were added first, and count as up until their reports are missed.
-    deployment.rabbitmq.remove_vhost(deployment.cell_urls['cell1'])
+    with deployment.configured(CONDUCTORS, IMPATIENT):
+        # The dead cell's hosts were added first, and count as up until their reports are missed.
+        deployment.rabbitmq.remove_vhost(deployment.urls['cell1'])
+        _assert_that_only_cell1_failed(deployment, service.cache(aggregate_id, image_id))
+        deployment.assert_tidy()
 
-    request_id = service.cache(aggregate_id, image_id)
+
+def _assert_that_only_cell1_failed(deployment: Deployment, request_id: str) -> None:
+    service = deployment.service
     request = service.wait(request_id, timeout_seconds=120)
-
-    assert request['counts'] == {'cached': 2, 'error': 2}
+    assert (request['status'], request['counts']) == ('partial', {'cached': 2, 'error': 2})
     by_host = {task['host']: task for task in service.tasks(request_id)}
     for host in service.hosts:
         task = by_host[host.name]
         assert task['status'] == ('error' if host.cell == 'cell1' else 'cached')
         if host.cell == 'cell1':
             assert 'unreachable' in task['reason'] or 'down' in task['reason']
-            assert task['attempts'] == 3
+            assert task['attempts'] == ATTEMPTS
     assert any('unreachable' in (task['reason'] or '') for task in by_host.values())
     first_error = min(t['finished_at'] for t in by_host.values() if t['status'] == 'error')
     assert all(t['finished_at'] < first_error for t in by_host.values() if t['status'] == 'cached')

@@ -2,9 +2,12 @@
 """Processes die in mid-request; every task still gets its one true outcome."""
 
 import os
+import pathlib
+import shutil
 
+from tests import disk_images
 from tests.conftest import UploadImage
-from tests.integration.conftest import Deployment
+from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.service import wait_until
 
 MIB = 1024**2
@@ -13,59 +16,49 @@ MIB = 1024**2
 def test_separate_processes_cache_an_image_in_two_cells(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
-    image_id = upload_image(os.urandom(MIB))
+    data = os.urandom(MIB)
+    image_id = upload_image(data)
     service = deployment.service
 
     request = service.wait(service.cache(service.aggregate('plain'), image_id))
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})
     assert len(deployment.gateway.served(image_id)) == 4
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
 
 
-def test_a_killed_conductor_loses_nothing_and_each_host_is_served_once(
+def test_when_all_conductors_are_killed_nothing_is_lost_and_each_host_is_served_once(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
-    image_id = upload_image(os.urandom(MIB))
+    data = os.urandom(MIB)
+    image_id = upload_image(data)
     service = deployment.service
     deployment.gateway.hold(let_pass=2)
-    request_id = service.cache(service.aggregate('conductor'), image_id)
+    request_id = service.cache(service.aggregate('conductors'), image_id)
     deployment.gateway.wait_for(1)
     wait_until(
         lambda: service.request(request_id)['counts'].get('cached') == 2, 'half of it is done'
     )
 
-    deployment.kill('conductor')
+    for name in CONDUCTORS:
+        deployment.kill(name)
     deployment.gateway.release()
-    deployment.start('conductor')
+    deployment.start(CONDUCTORS[0])
     request = service.wait(request_id)
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})
     assert len(deployment.gateway.served(image_id)) == 4
     assert [task['attempts'] for task in service.tasks(request_id)] == [1, 1, 1, 1]
-
-
-def test_a_conductor_killed_while_bytes_move_finds_the_transfer_and_joins_it(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
-    image_id = upload_image(os.urandom(4 * MIB))
-    service = deployment.service
-    deployment.gateway.hold(at_byte=MIB)
-    request_id = service.cache(service.aggregate('join', service.hosts[:1]), image_id)
-    deployment.gateway.wait_for(1)
-
-    deployment.kill('conductor')
-    deployment.start('conductor')
-    wait_until(lambda: 'taken over' in deployment.log('conductor'), 'the claim was taken over')
-    deployment.gateway.release()
-
-    assert service.wait(request_id)['counts'] == {'cached': 1}
-    assert len(deployment.gateway.served(image_id)) == 1
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
 
 
 def test_a_killed_compute_is_tried_again_and_leaves_no_partial_file(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
-    image_id = upload_image(os.urandom(4 * MIB))
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
     service = deployment.service
     host = service.hosts[0]
     deployment.gateway.hold(at_byte=MIB)
@@ -80,5 +73,72 @@ def test_a_killed_compute_is_tried_again_and_leaves_no_partial_file(
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 1})
     assert service.tasks(request_id)[0]['attempts'] == 2
-    assert host.base_path(image_id).stat().st_size == 4 * MIB
-    assert all('.' not in name for name in host.base_files())
+    deployment.assert_cached(image_id, data, [host])
+    deployment.assert_tidy()
+
+
+def test_a_compute_that_stops_while_it_is_waited_for_is_served_when_it_is_back(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    data = os.urandom(MIB)
+    image_id = upload_image(data)
+    service = deployment.service
+    first, second = service.hosts[:2]
+    deployment.gateway.hold()
+    request_id = service.cache(service.aggregate('queued', (first, second)), image_id)
+    deployment.gateway.wait_for(1)
+    [busy] = deployment.claimed_hosts()
+    queued = second if busy == first.name else first
+
+    deployment.stop(queued.name)
+    deployment.gateway.release()
+    wait_until(
+        lambda: ('retry_wait', 'no answer from the compute') in service.outcomes(request_id),
+        'its call was missed',
+    )
+    deployment.start(queued.name)
+    request = service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 2})
+    assert service.outcomes(request_id) == {('cached', None)}
+    assert len(deployment.gateway.served(image_id)) == 2
+    deployment.assert_cached(image_id, data, (first, second))
+    deployment.assert_tidy()
+
+
+def test_a_compute_killed_while_it_converts_leaves_nothing_and_converts_again(
+    deployment: Deployment, upload_image: UploadImage, qemu_img: str, tmp_path: pathlib.Path
+) -> None:
+    raw = disk_images.raw(tmp_path / 'source')
+    image = disk_images.qcow2_of(tmp_path / 'image', raw.read_bytes())
+    image_id = upload_image(image, 'qcow2')
+    service = deployment.service
+    host = service.hosts[0]
+    converting = _slow_converter(tmp_path, qemu_img)
+    deployment.stop(host.name)
+    deployment.start(host.name, PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    request_id = service.cache(service.aggregate('convert', (host,)), image_id)
+    wait_until(converting.exists, 'the conversion runs')
+
+    deployment.kill(host.name)
+    assert not host.base_path(image_id).exists()
+    assert host.base_files(), 'nothing was left to be removed'
+    deployment.start(host.name)
+    request = service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 1})
+    deployment.assert_cached(image_id, raw.read_bytes(), [host])
+    deployment.assert_tidy()
+
+
+def _slow_converter(directory: pathlib.Path, qemu_img: str) -> pathlib.Path:
+    """Put a qemu-img there that never ends a conversion; gives what tells that it is at one."""
+    converting = directory / 'converting'
+    program = directory / 'qemu-img'
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" != convert ] || {{ touch {converting}; exec sleep 600; }}\n'
+        f'exec {qemu_img} "$@"\n'
+    )
+    program.chmod(0o755)
+    assert shutil.which('qemu-img', path=str(directory)) == str(program)
+    return converting

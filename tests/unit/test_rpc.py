@@ -201,6 +201,19 @@ def test_a_broker_that_takes_nothing_is_a_cell_that_cannot_be_reached(
             attempt()
 
 
+def test_a_broker_that_refuses_the_first_connection_is_a_cell_that_cannot_be_reached(
+    conf: Any, free_port: Callable[[], int]
+) -> None:
+    transport = rpc.connect(conf, f'rabbit://127.0.0.1:{free_port()}/')
+
+    for attempt in (
+        lambda: _call(transport.client(TOPIC, retries=0), 'name'),
+        lambda: transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0'),
+    ):
+        with pytest.raises(exception.CellUnreachable, match=r'(?i)refused'):
+            attempt()
+
+
 def test_what_is_not_public_cannot_be_called(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
@@ -221,6 +234,89 @@ def test_a_version_beyond_the_pin_cannot_be_sent(
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize('pin', [None, '', 'auto'])
+def test_without_a_pin_any_version_may_be_sent(pin: str | None) -> None:
+    assert rpc.version_cap('compute', pin, newest='1.2') is None
+
+
+@pytest.mark.parametrize('pin', ['0.9', '1.0', '1.2', '1.7'])
+def test_a_pin_is_a_version_even_one_that_is_too_low_or_not_there_yet(pin: str) -> None:
+    assert rpc.version_cap('compute', pin, newest='1.2') == pin
+
+
+@pytest.mark.parametrize(
+    ('pin', 'why'),
+    [
+        ('abc', 'neither auto nor a version such as 1.2'),
+        ('1.x', 'neither auto nor a version such as 1.2'),
+        ('1', 'neither auto nor a version such as 1.2'),
+        ('1.0\n', 'neither auto nor a version such as 1.2'),
+        ('-1.0', 'neither auto nor a version such as 1.2'),
+        ('2.0', 'not known, the newest version is 1.2'),
+        ('0.9', 'too low, the oldest version is 1.0'),
+    ],
+)
+def test_a_pin_that_cannot_be_is_refused_with_its_option(pin: str, why: str) -> None:
+    with pytest.raises(exception.ConfigError) as caught:
+        rpc.version_cap('conductor', pin, newest='1.2', oldest='1.0')
+    assert str(caught.value).startswith(f'[upgrade_levels] conductor = {pin} is ')
+    assert why in str(caught.value)
+
+
+def test_what_the_pin_forbids_is_not_sent(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    endpoint = serve('a')
+    pinned = connect('a').client(TOPIC, version_cap='0.9')
+
+    for send in (
+        lambda: _call(pinned, 'name'),
+        lambda: pinned.cast(CTXT, 'note', '1.0'),
+    ):
+        with pytest.raises(exception.VersionUnsupported, match=r'1\.0 may not be sent'):
+            send()
+    assert endpoint.asked_by == []
+    assert not endpoint.cast.is_set()
+
+
+def test_what_an_older_server_does_not_know_is_told(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    serve('a')
+    client = connect('a').client(TOPIC)
+
+    with pytest.raises(exception.VersionUnsupported, match=r'name 1\.1 is not known'):
+        client.call(CTXT, 'name', '1.1', timeout_seconds=WAIT_SECONDS)
+    with pytest.raises(exception.VersionUnsupported, match=r'added 1\.0 is not known'):
+        client.call(CTXT, 'added', '1.0', timeout_seconds=WAIT_SECONDS)
+
+
+def test_a_call_and_an_answer_share_no_connection(
+    connect: Callable[[str], rpc.Transport],
+) -> None:
+    transport = connect('a')
+
+    assert transport.calling._driver is not transport.serving._driver
+
+
+def test_a_retired_transport_is_closed_after_its_last_answer(
+    conf: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = threading.Semaphore(0)
+    transport = rpc.connect(conf, 'rabbit://nowhere/')
+    for raw in (transport.calling, transport.serving):
+        monkeypatch.setattr(raw, 'cleanup', closed.release)
+
+    with transport.used_to_call():
+        transport.retire()
+        assert not closed.acquire(blocking=False)
+
+    assert closed.acquire(timeout=WAIT_SECONDS)
+    assert closed.acquire(timeout=WAIT_SECONDS)
+    with pytest.raises(exception.PrecacheError, match='no longer used'):
+        transport.client(TOPIC).cast(CTXT, 'note', '1.0')
 
 
 def test_a_server_started_in_the_background_serves_and_stops(

@@ -10,25 +10,20 @@ from tests.unit.conftest import World
 
 
 class Broker:
-    """Makes transports that know whether they were closed."""
+    """Makes transports, and remembers of which URLs."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
-        self.closed: list[str] = []
         self.broken: set[str] = set()
 
     def connect(self, url: str) -> rpc.Transport:
         if url in self.broken:
             raise exception.ConfigError('transport_url: InvalidTransportURL')
         self.made.append(url)
-        broker = self
 
         class Transport(rpc.Transport):
             def __init__(self) -> None:
-                super().__init__(raw=None, exchange=url)
-
-            def close(self) -> None:
-                broker.closed.append(url)
+                super().__init__(calling=None, serving=None, exchange=url)
 
         return Transport()
 
@@ -46,7 +41,7 @@ def cells(world: World, broker: Broker) -> transports.CellTransports:
 def test_nothing_is_connected_before_it_is_needed(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
-    assert cells.cells() == [world.cell]
+    assert cells.refresh() == [world.cell]
     assert broker.made == []
 
 
@@ -66,7 +61,7 @@ def test_only_enabled_cells_with_a_broker_are_served(
     world.inventory.create_cell('without', '')
     world.change(cell_models.CellMapping, cell_models.CellMapping.uuid == off.uuid, disabled=True)
 
-    assert [cell.name for cell in cells.cells()] == ['cell1']
+    assert [cell.name for cell in cells.refresh()] == ['cell1']
 
 
 def test_a_cell_that_was_added_later_is_found(
@@ -75,9 +70,25 @@ def test_a_cell_that_was_added_later_is_found(
     cells.get(world.cell.uuid)
     added = world.inventory.create_cell('cell2', 'fake:///cell2')
 
-    assert [cell.name for cell in cells.cells()] == ['cell1', 'cell2']
+    assert [cell.name for cell in cells.refresh()] == ['cell1', 'cell2']
     cells.get(added.uuid)
     assert broker.made == ['fake:///cell1', 'fake:///cell2']
+
+
+def test_a_cell_whose_url_has_changed_is_connected_anew_after_a_refresh(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    old = cells.get(world.cell.uuid)
+    this = cell_models.CellMapping.uuid == world.cell.uuid
+    world.change(cell_models.CellMapping, this, transport_url='fake:///moved')
+    assert cells.get(world.cell.uuid) is old
+
+    cells.refresh()
+
+    assert cells.get(world.cell.uuid).exchange == 'fake:///moved'
+    assert cells.get(world.cell.uuid) is cells.get(world.cell.uuid)
+    assert broker.made == ['fake:///cell1', 'fake:///moved']
+    assert 'moved' not in repr(cells._connected)
 
 
 def test_an_unknown_cell_is_not_found(cells: transports.CellTransports) -> None:

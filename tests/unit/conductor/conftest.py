@@ -10,9 +10,18 @@ import pytest
 
 from nova_precache import context, model
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import breaker, caller, dispatcher, planning, retry, tracker
+from nova_precache.conductor import (
+    announcer,
+    breaker,
+    caller,
+    dispatcher,
+    planning,
+    retry,
+    tracker,
+)
+from nova_precache.db import announcements
 from nova_precache.image import fake
-from nova_precache.notifications import emitter
+from nova_precache.notifications import emitter, payloads
 from tests.unit.conftest import CACHED, World
 
 WAIT_SECONDS = 20
@@ -84,13 +93,21 @@ class Announcements(emitter.RecordingEmitter):
         super().__init__()
         self._condition = threading.Condition()
 
-    def emit(self, event_type: str, payload: model.Json) -> None:
+    def emit(self, notification: payloads.Notification) -> None:
         with self._condition:
-            super().emit(event_type, payload)
+            super().emit(notification)
             self._condition.notify_all()
 
     def events(self) -> list[str]:
-        return [event.removeprefix('aggregate.cache_images.') for event, _ in self.emitted]
+        return [notification.phase.value for notification in self.emitted]
+
+    def data(self, phase: str) -> list[model.Json]:
+        """What the notifications of one kind carried."""
+        return [
+            notification.payload['nova_object.data']
+            for notification in self.emitted
+            if notification.phase == phase
+        ]
 
     def wait(self, event: str, count: int = 1) -> None:
         """Wait until there were so many of these events."""
@@ -110,6 +127,7 @@ class Parts:
     announced: Announcements
     images: fake.FakeImageService
     breakers: breaker.CellBreakers
+    announcer: announcer.Announcer
     tracker: tracker.Tracker
     now: list[float]
     settled: bool = True
@@ -173,12 +191,21 @@ class Parts:
 def parts(world: World) -> Parts:
     now = [1000.0]
     announced = Announcements()
+    announce = announcer.Announcer(
+        announcements.Announcements(world.database),
+        world.requests,
+        world.inventory,
+        announced,
+        poll_seconds=0.05,
+    )
     return Parts(
         world=world,
         compute=FakeCompute(world),
         announced=announced,
         images=fake.FakeImageService(),
         breakers=breaker.CellBreakers(REST_SECONDS, lambda: now[0]),
-        tracker=tracker.Tracker(world.jobs, world.requests, world.inventory, announced, POLICY),
+        announcer=announce,
+        # At once, in the thread that recorded it.
+        tracker=tracker.Tracker(world.jobs, world.requests, announce.announce, POLICY),
         now=now,
     )

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.conductor import announcer
@@ -124,19 +125,50 @@ def test_a_conductor_that_dies_while_it_sends_is_made_up_for(parts: Parts) -> No
     assert parts.announced.events() == ['progress', 'end']
 
 
-def test_a_request_that_cannot_be_announced_does_not_hold_up_the_others(parts: Parts) -> None:
+def test_a_request_that_cannot_be_announced_does_not_hold_up_the_others(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
     stuck, fine = sorted((_done(parts, 'h1'), _done(parts, 'h1')), key=lambda each: each.id)
-    announce = _announcer(parts, parts.announced)
     parts.world.change(
         models.Announcement, models.Announcement.request_id == stuck.id, phase='new word'
     )
 
-    with pytest.raises(ValueError, match='new word'):
-        announce.announce()
-    announce.announce()
+    parts.announcer.announce()
 
     assert parts.announced.events() == ['start', 'progress', 'end']
     assert parts.world.to_announce(fine) == []
+    assert parts.world.to_announce(stuck) == ['new word', 'h1', 'new word']
+    assert f'Request {stuck.id}: its notification 0 waits' in caplog.messages
+
+
+def test_requests_take_turns_so_that_a_large_one_does_not_hold_up_the_others(
+    parts: Parts,
+) -> None:
+    _done(parts, 'h1', 'h2', 'h3')
+    _done(parts, 'h1')
+
+    parts.announcer.announce()
+
+    events = parts.announced.events()
+    assert events[:2] == ['start', 'start']
+    assert events.index('end') == 5
+    assert events[6:] == ['progress', 'end']
+
+
+def test_where_nobody_listens_nothing_is_left_to_announce(parts: Parts) -> None:
+    class Silent(emitter.RecordingEmitter):
+        is_silent = True
+
+    broker = Silent()
+    requests = [_done(parts, 'h1', 'h2'), _done(parts, 'h1')]
+    commits: list[sa.Connection] = []
+    sa.event.listen(parts.world.database.engine, 'commit', commits.append)
+
+    _announcer(parts, broker).announce()
+
+    assert [parts.world.to_announce(request) for request in requests] == [[], []]
+    assert broker.emitted == []
+    assert len(commits) == 1
 
 
 def test_a_failure_is_logged_and_tried_again(

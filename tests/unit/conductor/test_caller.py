@@ -116,14 +116,44 @@ def test_a_mismatch_may_be_followed_by_a_success(parts: Parts) -> None:
     assert _task(parts, request).status == 'cached'
 
 
-def test_a_call_that_the_compute_could_not_confirm_is_tried_again_later(parts: Parts) -> None:
+def test_a_call_that_the_compute_could_not_confirm_is_repeated_at_once(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.compute.script('h1', 'i1', lambda host, call: None)
 
     parts.serve()
 
     task = _task(parts, request)
+    assert (task.status, task.attempts) == ('cached', 1)
+    first, second = (call.epoch for _, call in parts.compute.calls)
+    assert first < second
+
+
+def test_a_call_that_the_compute_could_not_confirm_twice_is_tried_again_later(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.compute.script('h1', 'i1', *[lambda host, call: None] * 2)
+
+    parts.serve()
+
+    task = _task(parts, request)
     assert (task.status, task.reason) == ('retry_wait', 'the compute could not confirm the call')
+
+
+def test_a_version_that_may_not_be_sent_or_is_not_known_there_is_unsupported_and_not_retried(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    too_old = exception.VersionUnsupported('cache_image 1.0 is not known to whoever was called')
+    parts.compute.script('h1', 'i1', parts.compute.fails(too_old))
+
+    parts.serve()
+
+    tasks = {task.image_id: task for task in parts.world.requests.tasks(request.id)}
+    assert (tasks['i1'].status, tasks['i1'].reason) == ('unsupported', str(too_old))
+    assert tasks['i1'].attempts == 1
+    assert tasks['i2'].status == 'cached'
+    assert parts.compute.called() == [('h1', 'i1'), ('h1', 'i2')]
 
 
 def test_the_answer_to_a_call_that_was_fenced_meanwhile_changes_nothing(parts: Parts) -> None:

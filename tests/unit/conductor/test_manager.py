@@ -47,7 +47,7 @@ def endpoint(
 def test_a_cast_of_the_api_wakes_the_conductor() -> None:
     woken: list[bool] = []
 
-    manager.ApiEndpoint(lambda: woken.append(True)).work_available(CTXT)
+    manager.ApiEndpoint(lambda: woken.append(True)).work_available(CTXT, why='of a newer API')
 
     assert woken == [True]
 
@@ -124,6 +124,23 @@ def test_progress_reaches_the_job(
     job = world.job(begun.job_id)
     assert (job.status, job.bytes_done) == ('converting', 40)
     assert job.bytes_total == total.get('bytes_total', 100)
+
+
+def test_a_step_that_only_a_newer_compute_knows_counts_its_bytes_and_ends_nothing(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    request = world.planned(['h1'], ['i1'])
+    world.jobs.claim('c1', 1)
+    job = world.jobs.assign('c1', 'h1')
+    assert job is not None
+    assert endpoint.begin_job(CTXT, job.job_id, job.epoch, mood='fine')
+    progress = {'status': 'polishing', 'bytes_done': 5, 'bytes_total': 9, 'gloss': 1}
+
+    endpoint.report_progress(CTXT, job.job_id, job.epoch, 1, progress, mood='fine')
+    reports.write_progress()
+
+    [task] = world.requests.tasks(request.id)
+    assert (task.status, task.bytes_done, task.bytes_total) == ('downloading', 5, 9)
 
 
 def test_a_job_may_begin_under_its_epoch_alone(

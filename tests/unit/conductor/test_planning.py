@@ -67,6 +67,20 @@ def test_a_plan_in_many_chunks_is_whole(parts: Parts) -> None:
     assert parts.world.requests.get(asked.request.id).counts == {'queued': 9}
 
 
+def test_a_conductor_that_stops_hands_its_plan_back_at_once(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2', 'h3'])
+    stops = iter([False, True])
+
+    parts.planning('c1', chunk_tasks=1).plan_next(lambda: next(stops))
+
+    begun = parts.world.requests.get(asked.request.id)
+    assert (begun.status, begun.counts) == ('accepted', {'queued': 1})
+    assert begun.reason == 'the conductor that planned it was stopped'
+    assert parts.planning('c2').plan_next()
+    whole = parts.world.requests.get(asked.request.id)
+    assert (whole.status, whole.counts, whole.reason) == ('planned', {'queued': 3}, None)
+
+
 def test_a_request_for_no_hosts_completes_at_once(parts: Parts) -> None:
     asked = _ask(parts, [])
 
@@ -94,9 +108,7 @@ def test_hosts_that_cannot_be_called_are_skipped_with_the_reason_and_announced(
         'down': ('skipped', f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}'),
         'unmapped': ('skipped', 'host is not mapped to a cell'),
     }
-    progress = [
-        payload['nova_object.data'] for event, payload in parts.announced.emitted if 'prog' in event
-    ]
+    progress = parts.announced.data('progress')
     assert [(data['host'], data['index'], data['total']) for data in progress] == [
         ('down', 1, 3),
         ('unmapped', 2, 3),

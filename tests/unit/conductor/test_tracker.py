@@ -1,20 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is announced: a start, each host once, and always an end."""
 
-from typing import Any
-
 from nova_precache import model
 from nova_precache.db import jobs, plans, requests
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import BROKEN, CACHED, PLANNER
-
-
-def _data(parts: Parts, event: str) -> list[dict[str, Any]]:
-    return [
-        payload['nova_object.data']
-        for name, payload in parts.announced.emitted
-        if name == f'aggregate.cache_images.{event}'
-    ]
 
 
 def _attempt(parts: Parts, outcome: model.ImageOutcome) -> jobs.Assignment:
@@ -32,21 +22,21 @@ def test_a_planned_request_is_announced_with_the_aggregate_as_it_is(parts: Parts
     parts.world.plan(request, ['h1'])
     parts.world.requests.mark_planned(request.id, PLANNER)
 
-    parts.tracker.planned(request.id, [])
+    parts.tracker.planned(request.id)
 
     assert parts.announced.events() == ['start']
-    [start] = _data(parts, 'start')
-    assert (start['name'], start['hosts'], start['image_uuids']) == (aggregate.name, ['h1'], ['i1'])
+    [start] = parts.announced.data('start')
+    assert (start['name'], start['hosts']) == (aggregate.name, ['h1'])
 
 
 def test_a_request_of_a_deleted_aggregate_is_announced_with_what_is_known(parts: Parts) -> None:
-    request = parts.world.planned(['h1'], ['i1'])
+    request = parts.world.planned(['h2', 'h1'], ['i1'])
 
-    parts.tracker.planned(request.id, [])
+    parts.tracker.planned(request.id)
 
-    [start] = _data(parts, 'start')
+    [start] = parts.announced.data('start')
     assert (start['id'], start['uuid'], start['name']) == (1, 'uuid-1', 'edge')
-    assert (start['hosts'], start['metadata']) == ([], {})
+    assert (start['hosts'], start['metadata']) == (['h2', 'h1'], {})
 
 
 def test_each_host_is_announced_once_when_its_last_image_is_done(parts: Parts) -> None:
@@ -54,15 +44,15 @@ def test_each_host_is_announced_once_when_its_last_image_is_done(parts: Parts) -
     for outcome in (CACHED, BROKEN, CACHED):
         _attempt(parts, outcome if outcome is CACHED else model.ImageOutcome('error', 'unsafe'))
 
-    assert parts.announced.events() == ['progress']
-    [host] = _data(parts, 'progress')
+    assert parts.announced.events() == ['start', 'progress']
+    [host] = parts.announced.data('progress')
     assert (host['host'], host['index'], host['total']) == ('h1', 1, 2)
     assert (host['images_cached'], host['images_failed']) == (['i1'], ['i2'])
 
     _attempt(parts, CACHED)
 
-    assert parts.announced.events() == ['progress', 'progress', 'end']
-    assert [host['index'] for host in _data(parts, 'progress')] == [1, 2]
+    assert parts.announced.events() == ['start', 'progress', 'progress', 'end']
+    assert [host['index'] for host in parts.announced.data('progress')] == [1, 2]
     assert parts.world.status(request) == 'partial'
 
 
@@ -72,15 +62,17 @@ def test_both_requests_that_share_a_job_are_announced(parts: Parts) -> None:
 
     _attempt(parts, CACHED)
 
-    assert sorted(parts.announced.events()) == ['end', 'end', 'progress', 'progress']
+    events = ['start', 'progress', 'end']
+    assert sorted(parts.announced.events()) == sorted(events * 2)
 
 
 def test_an_attempt_that_will_be_made_again_is_not_announced(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     _attempt(parts, BROKEN)
+    parts.announcer.announce()
 
-    assert parts.announced.events() == []
+    assert parts.announced.events() == ['start']
     assert parts.world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
 
 
@@ -89,7 +81,7 @@ def test_a_request_ends_and_is_announced_though_every_task_failed(parts: Parts) 
 
     _attempt(parts, model.ImageOutcome('error', 'unsafe image'))
 
-    assert parts.announced.events() == ['progress', 'end']
+    assert parts.announced.events() == ['start', 'progress', 'end']
     assert parts.world.status(request) == 'failed'
 
 
@@ -110,7 +102,7 @@ def test_an_end_is_announced_by_whoever_ends_the_request(parts: Parts) -> None:
     for _ in range(2):
         parts.tracker.complete([request.id])
 
-    assert parts.announced.events() == ['end']
+    assert parts.announced.events() == ['start', 'end']
 
 
 def test_a_request_that_could_not_be_planned_has_a_start_and_an_end(parts: Parts) -> None:
@@ -129,13 +121,12 @@ def test_hosts_known_at_planning_are_counted_before_those_that_come_later(parts:
     down = plans.PlannedTask('h2', parts.world.cell.uuid, 'i1', 'skipped', 'host down')
     parts.world.requests.add_tasks(request.id, PLANNER, [down])
     parts.world.plan(request, ['h1'])
-    hosts_done = parts.world.requests.mark_planned(request.id, PLANNER)
-    assert hosts_done is not None
+    parts.world.requests.mark_planned(request.id, PLANNER)
 
-    parts.tracker.planned(request.id, hosts_done)
+    parts.tracker.planned(request.id)
     _attempt(parts, CACHED)
 
-    assert [(host['host'], host['index']) for host in _data(parts, 'progress')] == [
+    assert [(host['host'], host['index']) for host in parts.announced.data('progress')] == [
         ('h2', 1),
         ('h1', 2),
     ]
@@ -150,4 +141,4 @@ def test_a_dead_cell_ends_the_jobs_that_have_no_attempt_left(parts: Parts) -> No
         parts.world.make_due()
 
     assert set(parts.world.statuses(request).values()) == {'error'}
-    assert parts.announced.events() == ['progress', 'progress', 'end']
+    assert parts.announced.events() == ['start', 'progress', 'progress', 'end']

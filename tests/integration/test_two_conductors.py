@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two conductors share the work: under one limit, and each goes on where the other ended."""
+
+import os
+import signal
+import sqlite3
+
+import pytest
+
+from tests.conftest import UploadImage
+from tests.integration.conftest import CONDUCTORS, Deployment
+from tests.service import wait_until
+
+MIB = 1024**2
+UNMAPPED_HOSTS = 150
+
+
+def _holder(deployment: Deployment) -> str:
+    """Name the conductor that holds the one claim."""
+    held = 'SELECT conductor_id FROM claims WHERE conductor_id IS NOT NULL'
+    [(conductor_id,)] = deployment.query(held)
+    return deployment.conductor_of(conductor_id)
+
+
+def test_the_limit_holds_over_two_conductors_and_two_requests(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    data = [os.urandom(2 * MIB), os.urandom(2 * MIB)]
+    images = [upload_image(each) for each in data]
+    service, gateway = deployment.service, deployment.gateway
+    aggregate_id = service.aggregate('limit')
+    with deployment.configured(CONDUCTORS, {'image_cache': {'precache_concurrency': 2}}):
+        gateway.hold(at_byte=MIB)
+        request_ids = [service.cache(aggregate_id, image_id) for image_id in images]
+        gateway.wait_for(2)
+        assert len(deployment.claimed_hosts()) == 2
+        gateway.release()
+        requests = [service.wait(request_id) for request_id in request_ids]
+
+        assert [request['counts'] for request in requests] == [{'cached': 4}] * 2
+        assert gateway.most_at_once == 2
+        for image_id, each in zip(images, data, strict=True):
+            assert len(gateway.served(image_id)) == 4
+            deployment.assert_cached(image_id, each, deployment.hosts)
+        deployment.assert_tidy()
+
+
+def test_what_a_killed_conductor_held_is_taken_over_and_joined(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
+    service, gateway = deployment.service, deployment.gateway
+    gateway.hold(at_byte=MIB)
+    request_id = service.cache(service.aggregate('killed'), image_id)
+    gateway.wait_for(1)
+    killed = _holder(deployment)
+    before = deployment.epochs()
+
+    deployment.kill(killed)
+    other = deployment.other_conductor(killed)
+    deployment.wait_for_log(other, 'taken over')
+    gateway.release()
+    request = service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert [task['attempts'] for task in service.tasks(request_id)] == [1, 1, 1, 1]
+    assert len(gateway.served(image_id)) == 4
+    assert gateway.most_at_once == 1
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
+    assert all(epoch >= before.get(host, 0) for host, epoch in deployment.epochs().items())
+
+
+def test_a_stopped_conductor_hands_its_host_back_at_once(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
+    service, gateway = deployment.service, deployment.gateway
+    gateway.hold(at_byte=MIB)
+    request_id = service.cache(service.aggregate('stopped'), image_id)
+    gateway.wait_for(1)
+    stopped = _holder(deployment)
+    other = deployment.other_conductor(stopped)
+    takeovers = deployment.log(other).count('taken over')
+
+    deployment.stop(stopped)
+    wait_until(deployment.claimed_hosts, 'the other conductor claims the host')
+    gateway.release()
+    request = service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert [task['attempts'] for task in service.tasks(request_id)] == [1, 1, 1, 1]
+    assert deployment.log(other).count('taken over') == takeovers
+    assert len(gateway.served(image_id)) == 4
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
+
+
+def test_a_conductor_that_stood_still_changes_nothing_when_it_goes_on(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
+    service, gateway = deployment.service, deployment.gateway
+    gateway.hold(at_byte=MIB)
+    request_id = service.cache(service.aggregate('stood still'), image_id)
+    gateway.wait_for(1)
+    still = _holder(deployment)
+    other = deployment.other_conductor(still)
+    takeovers = deployment.log(other).count('taken over')
+
+    wait_until(lambda: _stands_still(deployment, still), 'it stands still')
+    wait_until(lambda: deployment.log(other).count('taken over') > takeovers, 'it is taken over')
+    gateway.release()
+    request = service.wait(request_id, timeout_seconds=120)
+    tasks = service.tasks(request_id)
+    deployment.processes[still].send_signal(signal.SIGCONT)
+    next_id = service.cache(service.aggregate('goes on'), image_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert service.wait(next_id)['counts'] == {'existing': 4}
+    assert service.tasks(request_id) == tasks
+    assert len(gateway.served(image_id)) == 4
+    assert gateway.most_at_once == 1
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
+
+
+def _stands_still(deployment: Deployment, name: str) -> bool:
+    """Halt a process, but not in the middle of a write: SQLite would then halt everybody."""
+    deployment.processes[name].send_signal(signal.SIGSTOP)
+    try:
+        deployment.query('BEGIN IMMEDIATE')
+    except sqlite3.OperationalError:
+        deployment.processes[name].send_signal(signal.SIGCONT)
+        return False
+    return True
+
+
+@pytest.mark.parametrize('is_killed', [True, False], ids=['killed', 'stopped'])
+def test_a_plan_that_a_conductor_began_is_ended_by_the_other(
+    deployment: Deployment, upload_image: UploadImage, is_killed: bool
+) -> None:
+    data = os.urandom(MIB)
+    image_id = upload_image(data)
+    service = deployment.service
+    aggregate_id = service.aggregate(f'large {image_id}')
+    _add_unmapped_hosts(deployment, aggregate_id)
+    request_id = service.cache(aggregate_id, image_id)
+    wait_until(lambda: _tasks(deployment, request_id) > 1, 'the plan is begun')
+    planner = 'SELECT planner FROM cache_requests WHERE id = ? AND status = ?'
+    [(conductor_id,)] = deployment.query(planner, request_id, 'accepted')
+    name = deployment.conductor_of(conductor_id)
+    if is_killed:
+        deployment.kill(name)
+        _end_the_lease(deployment, request_id)
+    else:
+        deployment.stop(name)
+    planned = _tasks(deployment, request_id)
+    request = service.wait(request_id)
+
+    assert planned < UNMAPPED_HOSTS
+    assert request['counts'] == {'cached': 4, 'skipped': UNMAPPED_HOSTS}
+    assert len(deployment.gateway.served(image_id)) == 4
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    deployment.assert_tidy()
+
+
+def _add_unmapped_hosts(deployment: Deployment, aggregate_id: int) -> None:
+    deployment.query(
+        'INSERT INTO aggregate_hosts (host, aggregate_id) WITH RECURSIVE numbers (n) AS '
+        '(SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) '
+        "SELECT 'unmapped' || n, ? FROM numbers",
+        UNMAPPED_HOSTS,
+        aggregate_id,
+    )
+
+
+def _tasks(deployment: Deployment, request_id: str) -> int:
+    count_all = 'SELECT count(*) FROM cache_tasks WHERE request_id = ?'
+    [(count,)] = deployment.query(count_all, request_id)
+    return int(count)
+
+
+def _end_the_lease(deployment: Deployment, request_id: str) -> None:
+    """Have the time pass after which a plan is taken over."""
+    past = 'UPDATE cache_requests SET planner_lease_until = ? WHERE id = ?'
+    deployment.query(past, '2026-01-01 00:00:00.000000', request_id)
