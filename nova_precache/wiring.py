@@ -20,6 +20,7 @@ from nova_precache.cells import inventory, transports
 from nova_precache.compute import agent, manager, transfers
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import (
+    announcer,
     breaker,
     caller,
     dispatcher,
@@ -31,7 +32,7 @@ from nova_precache.conductor import (
 )
 from nova_precache.conductor import manager as conductor_manager
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.db import agents, jobs, requests
+from nova_precache.db import agents, announcements, jobs, requests
 from nova_precache.db import session as db_session
 from nova_precache.image import glance
 from nova_precache.image import service as image_service
@@ -55,6 +56,11 @@ def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> reques
     return requests.Requests(database, limits)
 
 
+def _conductor_cap(conf: cfg.ConfigOpts) -> str | None:
+    oldest = newest = conductor_rpcapi.VERSION
+    return rpc.version_cap('conductor', conf.upgrade_levels.conductor, newest, oldest)
+
+
 def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.Agents:
     return agents.Agents(database, conf.service_down_time)
 
@@ -64,7 +70,7 @@ def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.A
 
 def api_application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
     """Build the WSGI application."""
-    conductor = conductor_rpcapi.ConductorAPI(rpc.connect(conf), conf.upgrade_levels.conductor)
+    conductor = conductor_rpcapi.ConductorAPI(rpc.connect(conf), _conductor_cap(conf))
     services = call.Services(
         inventory=inventory.Inventory(database),
         requests=request_store(conf, database),
@@ -132,6 +138,9 @@ class _ConductorParts:
 
     def __init__(self, conf: cfg.ConfigOpts, database: db_session.Database) -> None:
         self.conf = conf
+        self.compute_cap = rpc.version_cap(
+            'compute', conf.upgrade_levels.compute, compute_rpcapi.VERSION
+        )
         self.id = str(uuid.uuid4())
         self.started = time.monotonic()
         self.inventory = inventory.Inventory(database)
@@ -150,16 +159,21 @@ class _ConductorParts:
         self.transports = transports.CellTransports(
             self.inventory, functools.partial(rpc.connect, conf)
         )
-        notify = emitter.MessagingEmitter(conf, f'nova-conductor:{conf.host}')
-        self.tracker = tracker.Tracker(
-            self.jobs, self.requests, self.inventory, notify, self.policy
+        self.announcer = announcer.Announcer(
+            announcements.Announcements(database),
+            self.requests,
+            self.inventory,
+            emitter.MessagingEmitter(conf),
+            conf.conductor.poll_interval_seconds,
         )
+        self.tracker = tracker.Tracker(self.jobs, self.requests, self.announcer.wake, self.policy)
 
     def conductor(self) -> service.Conductor:
         options = self.conf.conductor
         return service.Conductor(
             conductor_id=self.id,
             dispatch=self._dispatcher(),
+            announce=self.announcer,
             reports=self.intake,
             job_store=self.jobs,
             api_transport=self.api_transport,
@@ -214,14 +228,14 @@ class _ConductorParts:
             breakers=self.breakers,
         )
 
-    @functools.cache  # noqa: B019 - one client a cell, for the life of the process
     def _compute(self, cell_uuid: str) -> compute_rpcapi.ComputeAPI:
         return self._compute_api(self.transports.get(cell_uuid))
 
+    @functools.cache  # noqa: B019 - one client a transport, for the life of the process
     def _compute_api(self, transport: rpc.Transport) -> compute_rpcapi.ComputeAPI:
         return compute_rpcapi.ComputeAPI(
             transport,
-            version_cap=self.conf.upgrade_levels.compute,
+            version_cap=self.compute_cap,
             connect_retries=self.conf.conductor.rpc_connect_retries,
             timeout_seconds=self.conf.long_rpc_timeout,
             monitor_seconds=self.conf.rpc_response_timeout,
@@ -243,10 +257,7 @@ class _ConductorParts:
         return bool(listened_seconds > 2 * self.conf.report_interval)
 
     def _why_no_call(self) -> str | None:
-        if self._compute_api(self.api_transport).can_cache_image():
-            return None
-        pin = self.conf.upgrade_levels.compute
-        return f'[upgrade_levels] compute = {pin} is too low for cache_image'
+        return self._compute_api(self.api_transport).why_unsupported()
 
     def _purge(self) -> None:
         self.requests.purge(self.conf.image_cache.request_retention_days)
@@ -262,7 +273,7 @@ def compute_agent(conf: cfg.ConfigOpts) -> agent.Agent:
     """
     transport = rpc.connect(conf)
     reporter = conductor_rpcapi.ConductorReporter(
-        transport, conf.upgrade_levels.conductor, conf.rpc_response_timeout
+        transport, _conductor_cap(conf), conf.rpc_response_timeout
     )
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     running = transfers.Transfers()
@@ -274,6 +285,7 @@ def compute_agent(conf: cfg.ConfigOpts) -> agent.Agent:
         server=transport.server(compute_rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
         report_seconds=conf.report_interval,
+        cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )
 
 

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from types import ModuleType
 
+import oslo_messaging
 from keystoneauth1 import loading
 from oslo_config import cfg
 from oslo_db import options as db_options
@@ -19,6 +20,7 @@ from nova_precache.conf import (
     glance,
     image_cache,
     libvirt,
+    notifications,
     service,
     upgrade_levels,
 )
@@ -31,8 +33,11 @@ MODULES: tuple[ModuleType, ...] = (
     glance,
     image_cache,
     libvirt,
+    notifications,
     upgrade_levels,
 )
+# Nova's: whoever listens to its notifications there gets ours, too.
+EXCHANGE = 'nova'
 
 
 def new(args: Sequence[str] = (), config_files: Sequence[str] | None = None) -> cfg.ConfigOpts:
@@ -67,11 +72,17 @@ def register(conf: cfg.ConfigOpts) -> None:
 
 def _register_messaging(conf: cfg.ConfigOpts) -> None:
     """Register what oslo.messaging registers too late, or on the global object alone."""
+    set_defaults()
     for group, options in messaging_opts.list_opts():
         if group is None:
             conf.register_opts(options)
     conf.register_opts(messaging_metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
     conf.register_opts(messaging_tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
+
+
+def set_defaults() -> None:
+    """Change defaults of the libraries; oslo.config's sample generator calls this, too."""
+    oslo_messaging.set_transport_defaults(EXCHANGE)
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:

@@ -102,7 +102,7 @@ class World:
         assert taken is not None
         assert taken.request.id == request.id
         assert self.plan(request, hosts, cell_uuid)
-        assert self.requests.mark_planned(request.id, PLANNER) is not None
+        assert self.requests.mark_planned(request.id, PLANNER)
         return self.requests.get(request.id)
 
     def begun(self, conductor: str = 'c1') -> db_jobs.Assignment:
@@ -151,6 +151,13 @@ class World:
 
     def status(self, request: model.CacheRequest) -> str:
         return self.requests.get(request.id).status
+
+    def to_announce(self, request: model.CacheRequest) -> list[str]:
+        """What of a request is still to be announced: phases, and hosts for their progress."""
+        row = models.Announcement
+        query = sa.select(row).where(row.request_id == request.id).order_by(row.position)
+        with self.database.reader() as reader:
+            return [due.host or due.phase for due in reader.scalars(query)]
 
     def expire(self, host: str) -> None:
         """Have the lease of a host's claim run out."""

@@ -197,7 +197,7 @@ def test_credentials_of_keystoneauth_serve_as_well(server: Server) -> None:
 def test_what_is_not_an_image_id_does_not_reach_a_url(
     server: Server, images: glance.GlanceImageService, odd: str
 ) -> None:
-    with pytest.raises(exception.ImageNotUsable, match='is not the id of an image'):
+    with pytest.raises(exception.ImageNotUsable, match='could not be found'):
         images.show(odd)
     with (
         pytest.raises(exception.ImageGone, match='is not the id of an image'),
