@@ -38,9 +38,12 @@ class Announcements:
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
 
-    def take(self) -> Due | None:
-        """Take one to send it; None when there is none that another does not hold."""
-        return self._database.write(_take)
+    def take(self, after: str = '') -> Due | None:
+        """Take one to send it, if there is one that no other conductor holds.
+
+        :param after: the request whose turn it was; that of the next comes first
+        """
+        return self._database.write(lambda session: _take(session, after))
 
     def remove(self, sent: Due) -> None:
         """Forget one that was sent; the next of its request may follow."""
@@ -49,6 +52,10 @@ class Announcements:
             row.request_id == sent.request_id, row.position == sent.position
         )
         self._database.write(lambda session: session.execute(gone))
+
+    def drop(self) -> None:
+        """Forget all of them: nobody listens."""
+        self._database.write(lambda session: session.execute(sa.delete(models.Announcement)))
 
 
 def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) -> None:
@@ -76,16 +83,13 @@ def _add(session: orm.Session, request_id: str, *new: tuple[int, str, str | None
     session.execute(sa.insert(models.Announcement), rows)
 
 
-def _take(session: orm.Session) -> Due | None:
+def _take(session: orm.Session, after: str) -> Due | None:
     now = db_session.now(session)
-    row, earlier = models.Announcement, orm.aliased(models.Announcement)
-    is_first = ~sa.exists().where(
-        earlier.request_id == row.request_id, earlier.position < row.position
-    )
+    row = models.Announcement
     is_free = sa.or_(row.taken_until.is_(None), row.taken_until < now)
-    due = session.scalars(
-        sa.select(row).where(is_first, is_free).order_by(row.request_id, row.position).limit(1)
-    ).first()
+    due = _first(session, is_free, row.request_id > after) or _first(
+        session, is_free, row.request_id <= after
+    )
     if due is None:
         return None
     taken = session.execute(
@@ -99,3 +103,13 @@ def _take(session: orm.Session) -> Due | None:
         models.CacheRequest.id == due.request_id
     )
     return Due(due.request_id, due.position, due.phase, due.host, session.scalars(is_admin).one())
+
+
+def _first(session: orm.Session, *which: sa.ColumnElement[bool]) -> models.Announcement | None:
+    """Give the one that is next of the first request by id, of those chosen."""
+    row, earlier = models.Announcement, orm.aliased(models.Announcement)
+    is_first = ~sa.exists().where(
+        earlier.request_id == row.request_id, earlier.position < row.position
+    )
+    query = sa.select(row).where(is_first, *which).order_by(row.request_id).limit(1)
+    return session.scalars(query).first()

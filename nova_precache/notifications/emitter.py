@@ -14,6 +14,10 @@ from nova_precache.notifications import payloads
 class Emitter(Protocol):
     """Where notifications go."""
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether none goes anywhere."""
+
     def emit(self, notification: payloads.Notification) -> None:
         """Send a notification; one that cannot be sent is an error in the log."""
 
@@ -26,15 +30,17 @@ class MessagingEmitter:
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._host = conf.host
+        is_off = conf.notifications.notification_format == 'unversioned'
         self._notifier = messaging.Notifier(
             messaging.get_notification_transport(conf),
-            driver='noop' if conf.notifications.notification_format == 'unversioned' else None,
+            driver='noop' if is_off else None,
             serializer=_NovasContext(),
             topics=conf.notifications.versioned_notifications_topics,
         )
         if self._notifier.retry < 0:
             # Without end, which a first connection takes -1 for only when it is None.
             self._notifier.retry = None
+        self.is_silent = is_off or not set(conf.oslo_messaging_notifications.driver) - {'noop'}
 
     def emit(self, notification: payloads.Notification) -> None:
         notifier = self._notifier.prepare(publisher_id=f'{notification.source}:{self._host}')
@@ -43,6 +49,8 @@ class MessagingEmitter:
 
 class RecordingEmitter:
     """Keeps what would be sent, in memory."""
+
+    is_silent = False
 
     def __init__(self) -> None:
         self.emitted: list[payloads.Notification] = []

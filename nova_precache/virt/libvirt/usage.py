@@ -7,6 +7,7 @@ read might be based on anything, so it is an error and never "not based".
 
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -17,6 +18,10 @@ from nova_precache.cache import layout, store
 _ROOT_DISK = 'disk'
 _DISK_FORMATS = 'disk.info'
 _DISK_FORMATS_MAX_BYTES = 64 * 1024
+
+# No disks, and of other users: libvirt's, and root's where a file system is mounted.
+_CONSOLE_LOG = re.compile(r'console\.log(\.[0-9]+)?')
+_RECOVERED = 'lost+found'
 
 # Magic, version, offset and length of the backing file's name.
 _QCOW2_HEADER = struct.Struct('>4sIQI')
@@ -50,7 +55,8 @@ class DiskUsage:
 
     def _directories(self) -> list[str]:
         """Give the directories of instances, also of those being resized or deleted."""
-        others = {self._paths.base_directory, self._paths.lock_directory}
+        recovered = os.path.join(self._paths.instances_path, _RECOVERED)
+        others = {self._paths.base_directory, self._paths.lock_directory, recovered}
         with store.storage_errors(f'Looking for disks in {self._paths.instances_path}'):
             entries = _entries(self._paths.instances_path)
             return [entry.path for entry in entries if entry.is_dir() and entry.path not in others]
@@ -59,12 +65,17 @@ class DiskUsage:
 def _names_in(directory: str) -> Iterator[str]:
     with store.storage_errors(f'Looking for disks in {directory}'):
         try:
-            files = [entry for entry in _entries(directory) if entry.is_file()]
+            files = [entry for entry in _entries(directory) if _may_be_disk(entry)]
         except FileNotFoundError:
             return  # The instance was deleted meanwhile.
     formats = _disk_formats(os.path.join(directory, _DISK_FORMATS))
     for entry in files:
         yield from _backing_names(entry, formats.get(entry.name))
+
+
+def _may_be_disk(entry: os.DirEntry[str]) -> bool:
+    """Tell a disk from what else is there, such as a log in which a guest writes what it likes."""
+    return entry.is_file() and not _CONSOLE_LOG.fullmatch(entry.name)
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:

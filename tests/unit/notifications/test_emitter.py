@@ -87,14 +87,22 @@ def test_they_are_sent_in_novas_forms_with_versions(configure: Configure, form: 
 
 @pytest.mark.parametrize(
     ('sections', 'driver'),
-    [('[notifications]\nnotification_format = unversioned\n', 'driver = messagingv2'), ('', '')],
+    [
+        ('[notifications]\nnotification_format = unversioned\n', 'driver = messagingv2'),
+        ('', ''),
+        ('', 'driver = noop'),
+    ],
 )
 def test_they_are_not_sent_without_versions_or_without_a_driver(
     configure: Configure, sections: str, driver: str
 ) -> None:
-    emitter.MessagingEmitter(configure(sections, driver)).emit(START)
+    silent = emitter.MessagingEmitter(configure(sections, driver))
+    assert silent.is_silent
+    silent.emit(START)
     conf = configure()
-    emitter.MessagingEmitter(conf).emit(PROGRESS)
+    heard = emitter.MessagingEmitter(conf)
+    assert not heard.is_silent
+    heard.emit(PROGRESS)
 
     with Listener(conf, TOPIC) as listener:
         assert listener.next().event_type == PROGRESS.event_type

@@ -140,6 +140,7 @@ def test_downloads_and_locks_are_not_taken_for_disks(
     """A hostile image that is being downloaded would end every round."""
     shutil.copy(disk, paths.new_partial_path('hostile', 'part'))
     (base.parent / 'cut.part').write_bytes(b'QFI\xfb')
+    shutil.copy(disk, paths.lock_directory)
     disk.unlink()
     assert backing_names(paths) == frozenset()
 
@@ -235,6 +236,32 @@ def test_a_disk_that_the_system_will_not_read_is_an_error(
     disk.with_name('disk.info').unlink(missing_ok=True)
     with pytest.raises(exception.StorageError, match=os.strerror(error)):
         backing_names(paths)
+
+
+@pytest.mark.parametrize('log', ['console.log', 'console.log.0'])
+def test_a_console_log_is_no_disk_whatever_the_guest_writes_there(
+    paths: layout.CacheLayout, disk: pathlib.Path, log: str
+) -> None:
+    disk.with_name(log).write_bytes(b'QFI\xfb' + bytes(3))
+    assert backing_names(paths) == {NAME}
+
+
+def test_what_belongs_to_libvirt_or_root_and_is_no_disk_is_not_looked_into(
+    paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, recovered = disk.with_name('console.log'), disk.parent.with_name('lost+found')
+    log.write_bytes(b'Linux')
+    recovered.mkdir()
+    scan = os.scandir
+
+    def refuse(path: str, mode: str = '') -> object:
+        if path in (str(log), str(recovered)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open(path, mode) if mode else scan(path)
+
+    monkeypatch.setattr(usage, 'open', refuse, raising=False)
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert backing_names(paths) == {NAME}
 
 
 def test_a_disk_that_is_deleted_meanwhile_is_no_error(
