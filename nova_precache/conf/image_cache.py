@@ -57,12 +57,16 @@ OPTIONS = [
     cfg.StrOpt(
         'subdirectory_name',
         default='_base',
+        deprecated_name='image_cache_subdirectory_name',
+        deprecated_group='DEFAULT',
         help='Directory of the cache below ``instances_path``.',
     ),
     cfg.IntOpt(
         'manager_interval',
         default=2400,
         min=-1,
+        deprecated_name='image_cache_manager_interval',
+        deprecated_group='DEFAULT',
         help="""
 Seconds between two rounds in which a compute looks for unused images. As in
 Nova, 0 means every 60 seconds and -1 never.
@@ -71,6 +75,7 @@ Nova, 0 means every 60 seconds and -1 never.
     cfg.BoolOpt(
         'remove_unused_base_images',
         default=True,
+        deprecated_group='DEFAULT',
         help="""
 Remove images that no disk is based on, once they are old enough. Unless it
 is set, a compute leaves this to a nova-compute with the same instances_path.
@@ -79,11 +84,13 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
     cfg.IntOpt(
         'remove_unused_original_minimum_age_seconds',
         default=24 * 3600,
+        deprecated_group='DEFAULT',
         help='Seconds since its last use for which an unused image stays.',
     ),
     cfg.IntOpt(
         'remove_unused_resized_minimum_age_seconds',
         default=3600,
+        deprecated_group='libvirt',
         help='The same for images that an old Nova resized, ``<sha1>_<size>``.',
     ),
     cfg.IntOpt(

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from nova_precache import exception
@@ -106,14 +106,19 @@ def _backing_names(disk: os.DirEntry[str], noted_format: Any) -> set[str]:
         try:
             with open(disk.path, 'rb') as file:
                 paths = _backing_paths(file, disk.name, noted_format)
+            return _names(os.path.join(os.path.dirname(disk.path), path) for path in paths)
         except FileNotFoundError:
             return set()  # The instance was deleted meanwhile.
         except (ValueError, RecursionError) as exc:
+            if noted_format == 'raw':
+                return set()  # Its guest writes there what it likes.
             raise exception.StorageError(
                 f'The header of {disk.path} cannot be read: {exc}'
             ) from exc
-        found = [os.path.join(os.path.dirname(disk.path), path) for path in paths]
-        return {os.path.basename(each) for path in found for each in (path, os.path.realpath(path))}
+
+
+def _names(paths: Iterable[str]) -> set[str]:
+    return {os.path.basename(each) for path in paths for each in (path, os.path.realpath(path))}
 
 
 def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:

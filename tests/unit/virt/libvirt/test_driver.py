@@ -257,6 +257,21 @@ def test_an_option_in_a_file_is_set(
     assert not old_image.exists()
 
 
+def test_an_option_is_also_set_by_the_name_that_nova_had_for_it_once(
+    make_driver: MakeDriver, tmp_path: pathlib.Path, old_image: pathlib.Path
+) -> None:
+    file = tmp_path / 'nova.conf'
+    file.write_text(
+        f'[DEFAULT]\ninstances_path = {tmp_path}/instances\nremove_unused_base_images = false\n'
+    )
+    libvirt.LibvirtDriver(precache_conf.new([], [str(file)])).manage_image_cache()
+    assert old_image.exists()
+    (tmp_path / 'compute_id').touch()
+    file.write_text(file.read_text().replace('false', 'true'))
+    libvirt.LibvirtDriver(precache_conf.new([], [str(file)])).manage_image_cache()
+    assert not old_image.exists()
+
+
 def test_nothing_is_removed_where_the_option_says_so(
     make_driver: MakeDriver, old_image: pathlib.Path
 ) -> None:

@@ -186,7 +186,9 @@ def test_a_broken_header_is_an_error_that_names_the_disk(
         backing_names(paths)
 
 
-@pytest.mark.parametrize('backing_file', ['json:{', 'json:' + 1018 * '['])
+@pytest.mark.parametrize(
+    'backing_file', ['json:{', 'json:' + 1018 * '[', r'json:["a\u0000"]', r'json:["\ud800"]']
+)
 def test_a_name_that_cannot_be_understood_is_an_error(
     paths: layout.CacheLayout, disk: pathlib.Path, backing_file: str
 ) -> None:
@@ -208,6 +210,17 @@ def test_a_disk_that_nova_notes_as_qcow2_and_is_not_is_an_error(
         backing_names(paths)
     notes.write_text(json.dumps({str(disk): 'raw'}))
     assert backing_names(paths) == frozenset()
+
+
+def test_what_a_guest_writes_to_its_raw_disk_ends_no_round(
+    paths: layout.CacheLayout, disk: pathlib.Path
+) -> None:
+    raw = disk_images.raw(disk.with_name('disk.local'))
+    disk_images.patched(raw, 0, b'QFI\xfb' + bytes(512))
+    with pytest.raises(exception.StorageError, match=str(raw)):
+        backing_names(paths)
+    disk.with_name('disk.info').write_text(json.dumps({str(raw): 'raw'}))
+    assert backing_names(paths) == {NAME}
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '"qcow2"'])
