@@ -73,8 +73,8 @@ class Dispatcher:
         self._settings = settings
 
     def knows(self, path: str) -> bool:
-        """Tell whether the path is in the table, with whatever method."""
-        return self._mapper.routematch(path) is not None
+        """Tell whether the table names just this path, with whatever method."""
+        return path in self._table
 
     @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
@@ -85,22 +85,21 @@ class Dispatcher:
             return _no_such_path(door)
         variables, route = found
         methods = self._table[route.name]
-        handlers = methods.get(request.method, methods.get(ANY_METHOD))
-        if handlers is None:
+        if methods.keys().isdisjoint({request.method, ANY_METHOD}):
             return _no_such_method(door, methods)
         version = microversion.negotiate(request.environ, request.headers, door)
-        return self._handle(request, handlers, version, variables)
+        return self._handle(request, methods, version, variables)
 
     def _handle(
         self,
         request: webob.Request,
-        handlers: Handlers,
+        methods: Methods,
         version: microversion.Version,
         variables: Mapping[str, str],
     ) -> webob.Response:
         _refuse_content_type(request)
         body = _read_body(request)
-        handler = _choose(handlers, request, body)
+        handler = _choose(methods.get(request.method) or methods[ANY_METHOD], request, body)
         context = auth.context_of(request.environ)
         _refuse_foreign_project(context, variables.get('project_id'))
         reply = handler(
@@ -110,7 +109,7 @@ class Dispatcher:
                 context=context,
                 version=version,
                 path=variables,
-                query=_read_query(request),
+                query=_read_query(request, methods),
                 body=body,
                 base_url=_base_url(request, self._settings),
             )
@@ -145,16 +144,18 @@ def _refuse_content_type(request: webob.Request) -> None:
 
 
 def _read_body(request: webob.Request) -> Any:
-    if request.method not in _METHODS_WITH_BODY or not request.body:
+    if request.method not in _METHODS_WITH_BODY:
         return None
     try:
+        if not request.body:
+            return None
         return json.loads(request.body.decode())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise MalformedBody from error
 
 
-def _read_query(request: webob.Request) -> Mapping[str, Sequence[str]]:
-    if request.method not in _METHODS_WITH_QUERY:
+def _read_query(request: webob.Request, methods: Methods) -> Mapping[str, Sequence[str]]:
+    if request.method not in _METHODS_WITH_QUERY and ANY_METHOD not in methods:
         return {}
     try:
         return dict(request.GET.dict_of_lists())

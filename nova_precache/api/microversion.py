@@ -11,7 +11,8 @@ from nova_precache import exception
 HEADER = 'OpenStack-API-Version'
 ENVIRON = 'nova_precache.microversion'
 
-_FORMAT = re.compile(r'([1-9]\d*)\.([1-9]\d*|0)')
+# Python reads no number of more than 4300 digits.
+_FORMAT = re.compile(r'([1-9]\d{0,999})\.([1-9]\d{0,999}|0)')
 
 
 class InvalidVersion(exception.InvalidInput):

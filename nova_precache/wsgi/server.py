@@ -4,7 +4,9 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from cheroot import server as cheroot_server
 from cheroot import wsgi
 
 from nova_precache import exception
@@ -13,6 +15,11 @@ LOG = logging.getLogger(__name__)
 
 Application = Callable[..., Iterable[bytes]]
 
+# A token of Keystone's has a few thousand at most.
+MAX_HEADER_BYTES = 64 * 1024
+# The server itself would take the last of several. Lengths that differ are none then.
+_JOINED = (b'Openstack-Api-Version', b'X-Openstack-Nova-Api-Version', b'Content-Length')
+
 
 class HttpServer:
     """A threaded HTTP server; port 0 takes a free one."""
@@ -20,6 +27,8 @@ class HttpServer:
     def __init__(self, application: Application, host: str, port: int, threads: int) -> None:
         self._server = wsgi.Server((host, port), application, numthreads=threads)
         setattr(self._server, 'error_log', _log_error)  # noqa: B010 - as cheroot documents
+        self._server.max_request_header_size = MAX_HEADER_BYTES
+        self._server.ConnectionClass = _Connection
         self._thread = threading.Thread(target=self._server.serve, name='http', daemon=True)
 
     @property
@@ -42,6 +51,44 @@ class HttpServer:
         """Close the port and let the requests being served end."""
         self._server.stop()
         self._thread.join()
+
+
+class _Headers(dict[bytes, bytes]):
+    """The headers of a request; what is said twice is one list, as for other servers."""
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        if name in _JOINED and name in self:
+            value = self[name] + b', ' + value
+        super().__setitem__(name, value)
+
+
+class _HeaderReader(cheroot_server.HeaderReader):
+    """Drops names with an underscore: WSGI could not tell ``X_A`` from the ``X-A`` of a proxy."""
+
+    def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> Any:
+        found = {} if hdict is None else hdict
+        found.update(super().__call__(rfile, _Headers()))
+        return found
+
+    def _allow_header(self, key_name: bytes) -> bool:
+        return b'_' not in key_name
+
+
+class _Request(cheroot_server.HTTPRequest):
+    """A request after which nothing of its body is taken for another one."""
+
+    header_reader = _HeaderReader()
+
+    def read_request_headers(self) -> bool:
+        is_good = bool(super().read_request_headers())  # type: ignore[no-untyped-call]
+        if is_good and self.chunked_read:
+            # What the application leaves unread of such a body, nobody skips.
+            self.close_connection = True
+        return is_good
+
+
+class _Connection(cheroot_server.HTTPConnection):
+    RequestHandlerClass = _Request
 
 
 def _log_error(message: str = '', level: int = logging.INFO, traceback: bool = False) -> None:

@@ -63,6 +63,8 @@ def _shorten(text: bytes) -> str:
 NOT_UTF8 = Difference('Nova fails where the body is not UTF-8', 400, 'Malformed request body')
 UNREAD = Difference('Nova reads, and fails on, a body that nobody asked for', 200)
 UNREAD_TOO = Difference(UNREAD.why, 400)
+UNSTORABLE = Difference('the database of Nova keeps it or fails', 400)
+OVERRIDDEN = Difference("Nova's framework takes the method from the query", 200)
 TOO_DEEP = Difference('Nova fails where the body is nested too deep', 400, 'Malformed request body')
 UNDONE = Difference('Nova renames an aggregate whose update it then refuses', 200)
 AS_A_NUMBER = Difference(
@@ -272,7 +274,8 @@ PATHS = (
     '/v2.1/os%2Daggregates', '/v2%2E1/os-aggregates', '/v2.1/os-aggregates/1/../2', '/v2.1/nothing',
     '/v2.1/nothing/1', '/v2.1/%FF', '/v2.1/%00', '/v2.1x', '/V2.1', '/nothing', '/v3', '/v2.2/',
     '/v2.10', '/favicon.ico', '/v2.1/versions', '/os-aggregates', '/.', '/v2.1/.',
-    '/healthcheck',
+    '/healthcheck', '/%0A', '/v2.1%0A', '/v2.1/%0A', '/v2.1/os-aggregates%0A',
+    '/v2.1/os-aggregates/1%0A',
 )  # fmt: skip
 METHODS = (
     'GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'TRACE', 'PROPFIND',
@@ -495,6 +498,11 @@ def _paths() -> Iterator[tuple[str, list[Ask]]]:
             ),
             *(raw('POST', f'{AGGREGATES}/1/images?{q}', b'{"cache": []}') for q in ('x', 'x=%FF')),
             *(delete(f'{AGGREGATES}/1?{q}') for q in ('x', 'x=%FF')),
+            *(
+                Ask(method, f'{path}?x=%FF', headers=NEWEST)
+                for method in ('POST', 'DELETE', 'PATCH')
+                for path in ('/', '/x', '/v2.1', '/v2.1/', '/v2.1/x')
+            ),
         ],
     )
     yield (
@@ -505,6 +513,7 @@ def _paths() -> Iterator[tuple[str, list[Ask]]]:
             for rest in ('', '/', '/os-aggregates/2')
         ],
     )
+    yield 'methods in queries', [differing(get(f'{AGGREGATES}?_method=PUT'), OVERRIDDEN)]
     yield (
         'changes in projects',
         [
@@ -698,6 +707,17 @@ def _fields() -> Iterator[tuple[str, list[Ask]]]:
     yield 'hosts added', [add_host(3, host) for host in HOST_NAMES]
     yield 'hosts removed', [remove_host(2, host) for host in HOST_NAMES[::2]]
     yield 'metadata', [set_metadata(3, metadata) for metadata in METADATA]
+    yield (
+        'metadata that not every database keeps',
+        [
+            *(
+                differing(set_metadata(n, {key: value}), UNSTORABLE)
+                for n, key in ((3, 'a'), (4711, 'a'), (4711, 'availability_zone'))
+                for value in ('\x00', 'a\x00b', '\ud800')
+            ),
+            set_metadata(3, {'a': None}),
+        ],
+    )
 
 
 def _images() -> Iterator[tuple[str, list[Ask]]]:

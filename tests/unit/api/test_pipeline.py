@@ -2,11 +2,13 @@
 """What every request passes: ids, sizes, paths, methods, content types, accidents."""
 
 import dataclasses
+import io
 import json
 import logging
 from typing import Any
 
 import pytest
+import webob
 
 from nova_precache import exception
 from nova_precache.api import auth
@@ -38,6 +40,24 @@ def test_a_body_that_is_too_big_is_refused(api: Any) -> None:
     response = api.post('/v2.1/os-aggregates', {'aggregate': {'name': 'x' * 200_000}})
     assert response.status_int == 413
     assert api.inventory.list_aggregates() == []
+
+
+class BrokenOff(io.RawIOBase):
+    """A body that ends before the length that was announced, as servers tell it."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        raise OSError('the client went away')
+
+
+def test_a_body_that_breaks_off_is_malformed(api: Any) -> None:
+    request = webob.Request.blank('/v2.1/os-aggregates', method='POST')
+    request.body_file, request.content_length = BrokenOff(), 20
+    response = request.get_response(api.application)
+    assert response.status_int == 400
+    assert response.json == {'badRequest': {'code': 400, 'message': 'Malformed request body'}}
 
 
 def test_an_unknown_path_of_the_precache_api_is_a_fault(api: Any) -> None:

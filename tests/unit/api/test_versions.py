@@ -29,6 +29,18 @@ def test_links_follow_a_proxy_where_its_headers_are_trusted(
     assert href == 'https://cloud.example/v1/'
 
 
+@pytest.mark.parametrize(
+    ('path', 'service'), [('/v2.1/os-aggregates', 'compute'), ('/v1/requests', 'image-precache')]
+)
+@pytest.mark.parametrize('version', ['2.' + '1' * 5000, '1' * 5000 + '.1'])
+def test_a_number_longer_than_python_reads_is_no_version(
+    api: Any, path: str, service: str, version: str
+) -> None:
+    response = api.get(path, headers={'OpenStack-API-Version': f'{service} {version}'})
+    assert response.status_int == 400
+    assert 'is of invalid format' in response.json['badRequest']['message']
+
+
 def test_the_precache_api_has_versions_of_its_own(api: Any) -> None:
     both = {'OpenStack-API-Version': 'compute 2.81, image-precache latest'}
     response = api.get('/v1/requests', headers=both)

@@ -284,6 +284,26 @@ def test_who_is_an_admin_may_depend_on_who_and_where(make_site: MakeSite) -> Non
     assert site.ask('GET', AGGREGATE, None, 'u:p2:reader').status_int == 403
 
 
+@pytest.mark.parametrize(
+    ('project', 'status', 'listed'), [(PROJECT, 200, 1), ('p2', 404, 0)], ids=['own', 'other']
+)
+def test_who_is_an_admin_in_a_project_sees_its_requests_and_no_others(
+    make_site: MakeSite, project: str, status: int, listed: int
+) -> None:
+    site = make_site('"context_is_admin": "role:operator and project_id:%(project_id)s"')
+    token = f'u:{project}:operator'
+    for path in ('/v1/requests/{request}', '/v1/requests/{request}/tasks'):
+        assert site.ask('GET', path, None, token).status_int == status
+    assert len(site.ask('GET', '/v1/requests', None, token).json['requests']) == listed
+
+
+def test_an_admin_whom_the_rule_leaves_out_is_a_reader_of_the_project(make_site: MakeSite) -> None:
+    site = make_site('"image_precache:requests:list": "rule:project_reader_api"')
+    assert len(site.ask('GET', '/v1/requests', None, TOKENS['admin']).json['requests']) == 1
+    assert site.ask('GET', '/v1/requests', None, 'u:p2:admin').json['requests'] == []
+    assert site.ask('GET', '/v1/requests', None, TOKENS['noauth']).status_int == 403
+
+
 def test_a_role_of_the_operators_own_may_see_the_requests_of_its_project(
     make_site: MakeSite,
 ) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server of the API serves many at once, and lets them end when it stops."""
 
+import contextlib
+import http.client
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +29,10 @@ class Application:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
+        if environ['PATH_INFO'] == '/headers':
+            start_response('200 OK', [('Content-Type', 'application/json')])
+            said = {name: environ[name] for name in environ if name.startswith('HTTP_')}
+            return [json.dumps(said).encode()]
         if environ['PATH_INFO'] != '/quick':
             self.waits.set()
             assert self.may_answer.wait(WAIT_SECONDS)
@@ -49,6 +56,56 @@ def serving(application: Application) -> Iterator[server.HttpServer]:
 
 def _get(serving: server.HttpServer, path: str) -> str:
     return requests.get(f'http://127.0.0.1:{serving.port}{path}', timeout=WAIT_SECONDS).text
+
+
+def _send(
+    serving: server.HttpServer, *headers: tuple[str, str], method: str = 'GET', body: bytes = b''
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection('127.0.0.1', serving.port, timeout=WAIT_SECONDS)
+    with contextlib.closing(connection):
+        connection.putrequest(method, '/headers', skip_accept_encoding=True)
+        for name, value in headers:
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def test_versions_of_two_services_may_have_a_header_each(serving: server.HttpServer) -> None:
+    name = 'OpenStack-API-Version'
+    _, said = _send(serving, (name, 'compute 2.81'), (name, 'image-precache 1.0'))
+    assert json.loads(said)['HTTP_OPENSTACK_API_VERSION'] == 'compute 2.81, image-precache 1.0'
+
+
+def test_a_header_with_an_underscore_is_not_taken_for_that_of_a_proxy(
+    serving: server.HttpServer,
+) -> None:
+    _, said = _send(serving, ('X-Forwarded-Host', 'proxy'), ('X_Forwarded_Host', 'somebody'))
+    assert json.loads(said)['HTTP_X_FORWARDED_HOST'] == 'proxy'
+
+
+def test_two_lengths_are_none(serving: server.HttpServer) -> None:
+    lengths = [('Content-Length', '2'), ('Content-Length', '4')]
+    status, _ = _send(serving, *lengths, method='POST', body=b'{}  ')
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    ('length', 'status'), [(server.MAX_HEADER_BYTES - 1000, 200), (server.MAX_HEADER_BYTES, 413)]
+)
+def test_headers_have_a_limit(serving: server.HttpServer, length: int, status: int) -> None:
+    assert _send(serving, ('X-Auth-Token', 'x' * length))[0] == status
+
+
+def test_what_is_unread_of_a_body_is_no_other_request(serving: server.HttpServer) -> None:
+    head = b'POST /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
+    # The line before a chunk may look like one that begins a request.
+    unread = b'F;X /quick HTTP/1.1\r\n' + b'Host: x\r\nX: x\r\n' + b'\r\n0\r\n\r\n'
+    with socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS) as sender:
+        sender.sendall(head + unread)
+        answers = b''.join(iter(lambda: sender.recv(65536), b''))
+    assert answers.count(b'HTTP/1.1 ') == 1
+    assert b'\r\nConnection: close\r\n' in answers
 
 
 def test_a_slow_request_does_not_hold_up_another(
