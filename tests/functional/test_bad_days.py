@@ -300,7 +300,7 @@ def test_a_call_that_times_out_while_bytes_move_is_repeated_and_counts_no_attemp
     with caplog.at_level(logging.INFO):
         request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
         wait_until(
-            lambda: sum('still moves' in r.getMessage() for r in caplog.records) >= 2,
+            lambda: sum('is repeated' in r.getMessage() for r in caplog.records) >= 2,
             'the call was repeated twice',
         )
     gateway.release()

@@ -443,10 +443,15 @@ def downloads_held(link: site_link.Gateway) -> Iterator[None]:
 
 def waits_for(process_id: int, lock_file: pathlib.Path) -> bool:
     """Tell whether a process that does not hold the lock is at it: its file is open then."""
-    files = pathlib.Path(f'/proc/{process_id}/fd')
-    with contextlib.suppress(FileNotFoundError):  # closed while they were listed
-        return any(os.readlink(each) == str(lock_file) for each in files.iterdir())
-    return False
+    descriptors = pathlib.Path(f'/proc/{process_id}/fd')
+    return any(_leads_to(each, lock_file) for each in descriptors.iterdir())
+
+
+def _leads_to(descriptor: pathlib.Path, file: pathlib.Path) -> bool:
+    try:
+        return os.readlink(descriptor) == str(file)
+    except FileNotFoundError:  # closed while they were listed, as that of the list is
+        return False
 
 
 def test_a_boot_of_nova_that_downloads_holds_us_off(host: Host, image_id: str) -> None:
