@@ -6,6 +6,7 @@ test is skipped and says what to install; where ``NOVA_PRECACHE_REQUIRE_SERVERS`
 is set to 1, as in CI, it fails.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -146,19 +147,29 @@ class RabbitMQ:
         """Start the killed node again and wait until it serves."""
         self.driver.start_node(self.nodename)
 
-    def remove_vhost(self, url: str) -> None:
-        """Take a virtual host away, with all connections to it."""
-        self.driver.rabbitmqctl(self.nodename, ['delete_vhost', url.rsplit('/', 1)[1]])
+    @contextlib.contextmanager
+    def without_vhost(self, url: str) -> Iterator[None]:
+        """Take a virtual host away, with all connections to it, and make it again afterwards."""
+        name = url.rsplit('/', 1)[1]
+        self.driver.rabbitmqctl(self.nodename, ['delete_vhost', name])
+        try:
+            yield
+        finally:
+            self._add_vhost(name)
 
     def make_vhost(self) -> str:
         """Make an empty virtual host and give its transport URL."""
         name = uuid.uuid4().hex
-        user = self.driver.username
+        self._add_vhost(name)
+        login = f'{self.driver.username}:{self.driver.password}'
+        return f'rabbit://{login}@127.0.0.1:{self.driver.port}/{name}'
+
+    def _add_vhost(self, name: str) -> None:
         self.driver.rabbitmqctl(self.nodename, ['add_vhost', name])
         self.driver.rabbitmqctl(
-            self.nodename, ['set_permissions', '-p', name, user, '.*', '.*', '.*']
+            self.nodename,
+            ['set_permissions', '-p', name, self.driver.username, '.*', '.*', '.*'],
         )
-        return f'rabbit://{user}:{self.driver.password}@127.0.0.1:{self.driver.port}/{name}'
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command starts its parts, waits for a signal and stops them."""
 
+import _thread
 import logging
 import os
 import signal
@@ -99,9 +100,13 @@ def _lingering() -> bool:
 def _stop_on_signals() -> threading.Event:
     stopping = threading.Event()
 
+    def wake() -> None:
+        stopping.set()
+
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        stopping.set()
+        # Not from here: whoever was interrupted may hold the lock that this takes.
+        _thread.start_new_thread(wake, ())  # eventlet's takes a method for its Thread's
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

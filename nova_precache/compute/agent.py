@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
-SERVER_STOP_SECONDS = 10.0
+STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
 _NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
 
@@ -115,11 +115,14 @@ class Agent:
         self._transfers.stop()
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
-        self._periodic.stop()
-        if self._registered.is_set() and not concurrency.stop_within(
-            SERVER_STOP_SECONDS, self._server
-        ):
-            LOG.warning('Host %s stops while a call is being served', self.host)
+        self._stop_soon(self._periodic, 'what it does periodically goes on')
+        if self._registered.is_set():
+            self._stop_soon(self._server, 'a call is being served')
+
+    def _stop_soon(self, part: concurrency.Stoppable, otherwise: str) -> None:
+        """Stop, but wait neither for a long call nor for a broker that went silent."""
+        if not concurrency.stop_within(STOP_SECONDS, part):
+            LOG.warning('Host %s stops while %s', self.host, otherwise)
 
     def state(self) -> model.Json:
         """What every report of this agent says."""

@@ -71,16 +71,14 @@ class Conductor:
                 (periods.lease_seconds / 3, self._renew),
                 (periods.progress_seconds, reports.write_progress),
                 (periods.heartbeat_seconds, reports.write_states),
-                (periods.cells_seconds, self.serve_cells),
+                (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
             ],
         )
 
     def start(self) -> None:
         """Start everything; brokers are waited for in the background."""
-        api = manager.ApiEndpoint(self._dispatcher.wake)
-        self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
-        self.serve_cells()
+        self.serve_all()
         self._periodic.start()
         self._announcer.start()
         self._dispatcher.start()
@@ -97,13 +95,16 @@ class Conductor:
         self._intake.write_progress()
         LOG.info('Conductor %s has stopped', self._conductor_id)
 
-    def serve_cells(self) -> None:
-        """Serve the cells that were added, at the URL of now, and not those that were disabled."""
+    def serve_all(self) -> None:
+        """Serve the API and the enabled cells, each at the URL of now, and no disabled one."""
         enabled = {cell.uuid: cell for cell in self._transports.refresh()}
         for gone in self._served.keys() - enabled.keys() - {API}:
             self._in_background(self._served.pop(gone).stop)
         for failed in [key for key, each in self._served.items() if each.server.has_failed]:
             del self._served[failed]  # it is tried again below
+        if API not in self._served:
+            api = manager.ApiEndpoint(self._dispatcher.wake)
+            self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
         for cell in enabled.values():
             try:
                 self._serve_cell(cell)

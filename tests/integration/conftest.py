@@ -41,20 +41,16 @@ class Deployment:
     """An API, two conductors and a compute for each host, each configured from a file of its own.
 
     Every broker (a virtual host) is reached through a link, which can be taken away.
-
-    :ivar api_broker: the broker of the API; that of a cell is shared with it
-    :ivar control_environment: what is in the environment of the API and the conductors alone
     """
 
     directory: pathlib.Path
     gateway: site_link.Gateway
     rabbitmq: RabbitMQ
     free_port: Callable[[], int]
-    api_broker: str = API
-    control_environment: dict[str, str] = dataclasses.field(default_factory=dict)
     urls: dict[str, str] = dataclasses.field(default_factory=dict)
     links: dict[str, link.Link] = dataclasses.field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
+    forgotten: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.api_port = self.free_port()
@@ -79,7 +75,7 @@ class Deployment:
 
     def set_up(self) -> None:
         """Write the configuration, make the database and the cells, start everything."""
-        for broker in dict.fromkeys((self.api_broker, *CELLS)):
+        for broker in (API, *CELLS):
             self.urls[broker], self.links[broker] = self._connect(self.rabbitmq.make_vhost())
         for name in self.names:
             self.configure(name)
@@ -88,8 +84,12 @@ class Deployment:
         for cell in CELLS:
             inventory.Inventory(database).create_cell(cell, self.urls[cell])
         database.dispose()
-        for name in self.names:
+        for name in (*CONDUCTORS, API):
             self.start(name)
+        for name in CONDUCTORS:  # before the computes: what nobody hears is repeated late
+            self.wait_for_log(name, ' runs')
+        for host in self.hosts:
+            self.start(host.name)
         self.wait_until_hosts_are_up()
 
     def _connect(self, url: str) -> tuple[str, link.Link]:
@@ -124,11 +124,8 @@ class Deployment:
                 process.dies_with_parent(command, 'KILL'),
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment(name), **environment},
+                env={**os.environ, **environment},
             )
-
-    def _environment(self, name: str) -> dict[str, str]:
-        return {} if self.kind(name) == 'compute' else self.control_environment
 
     def kill(self, name: str) -> None:
         """Kill a process at once, as a lost machine would."""
@@ -145,6 +142,9 @@ class Deployment:
             each.send_signal(signal.SIGTERM)
         statuses = {name: each.wait(60) for name, each in stopped.items()}
         assert set(statuses.values()) <= {0}, statuses
+
+    def _stop_running(self, names: Iterable[str]) -> None:
+        self.stop(*(name for name in names if name in self.processes))
 
     def tear_down(self) -> None:
         try:
@@ -166,6 +166,14 @@ class Deployment:
         self.wait_until_hosts_are_up()
 
     def log(self, name: str) -> str:
+        """Give what a process has logged since the test began."""
+        return self.whole_log(name)[self.forgotten.get(name, 0) :]
+
+    def forget_logs(self) -> None:
+        """Have the next test see only what is logged from now on."""
+        self.forgotten = {name: len(self.whole_log(name)) for name in self.names}
+
+    def whole_log(self, name: str) -> str:
         return (self.directory / f'{name}.log').read_text()
 
     def wait_for_log(self, name: str, text: str) -> None:
@@ -213,7 +221,7 @@ class Deployment:
 
     def conductor_of(self, conductor_id: str) -> str:
         """Name the process of a conductor that calls itself by this id."""
-        return next(name for name in CONDUCTORS if conductor_id in self.log(name))
+        return next(name for name in CONDUCTORS if conductor_id in self.whole_log(name))
 
     def other_conductor(self, name: str) -> str:
         return next(each for each in CONDUCTORS if each != name)
@@ -232,14 +240,16 @@ class Deployment:
     @contextlib.contextmanager
     def configured(self, names: Iterable[str], changes: Changes) -> Iterator[None]:
         """Restart some processes with other options; the next test has them as they were."""
-        self.stop(*names)
+        self._stop_running(names)
         for name in names:
             self.configure(name, changes)
             self.start(name)
+        if API in names:
+            doors.wait_until(self._answers, 'the API answers')
         try:
             yield
         finally:
-            self.stop(*(name for name in names if name in self.processes))
+            self._stop_running(names)
             for name in names:
                 self.configure(name)
 
@@ -249,7 +259,7 @@ class Deployment:
             'DEFAULT': {
                 'host': name,
                 'state_path': self.directory / name,
-                'transport_url': self.urls[host.cell if host else self.api_broker],
+                'transport_url': self.urls[host.cell if host else API],
                 'report_interval': 1,
                 'service_down_time': 20,
                 'rpc_response_timeout': 6,
@@ -292,24 +302,17 @@ def _can_stop(started: subprocess.Popen[bytes]) -> bool:
 _BASE_FILE = re.compile('[0-9a-f]{40}')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def whole_deployment(
-    request: pytest.FixtureRequest,
     glance: glance_server.GlanceServer,
     rabbitmq: RabbitMQ,
     tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
 ) -> Iterator[Deployment]:
-    """What the tests of one module share.
-
-    ``API_BROKER`` there names the broker of its API, ``CONTROL_ENVIRONMENT`` is what is in
-    the environment of its API and conductors.
-    """
+    """What all tests share; whoever changes its configuration changes it back."""
     with site_link.Gateway(glance.url) as gateway:
         directory = tmp_path_factory.mktemp('deployment')
-        api_broker = getattr(request.module, 'API_BROKER', API)
-        environment = getattr(request.module, 'CONTROL_ENVIRONMENT', {})
-        whole = Deployment(directory, gateway, rabbitmq, free_port, api_broker, environment)
+        whole = Deployment(directory, gateway, rabbitmq, free_port)
         try:
             whole.set_up()
             yield whole
@@ -320,8 +323,9 @@ def whole_deployment(
 
 @pytest.fixture
 def deployment(whole_deployment: Deployment) -> Deployment:
-    """A deployment of which everything runs; each test uses images of its own."""
+    """A deployment of which everything runs; images and aggregates are each test's own."""
     whole_deployment.mend()
+    whole_deployment.forget_logs()
     whole_deployment.gateway.most_at_once = 0
     return whole_deployment
 

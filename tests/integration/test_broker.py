@@ -105,7 +105,7 @@ def test_a_conductor_stops_though_the_broker_of_a_cell_is_away(
     service, gateway = deployment.service, deployment.gateway
     host = deployment.hosts[0]
     gateway.hold(at_byte=MIB)
-    request_id = service.cache(service.aggregate('stopped', (host,)), image_id)
+    request_id = service.cache(service.aggregate('stopped without its broker', (host,)), image_id)
     gateway.wait_for(1)
     claim = deployment.query('SELECT conductor_id FROM claims WHERE conductor_id IS NOT NULL')
     name = deployment.conductor_of(claim[0][0])

@@ -4,13 +4,19 @@
 import os
 
 from tests.conftest import UploadImage
-from tests.integration.conftest import CONDUCTORS, Deployment
+from tests.integration.conftest import API, CONDUCTORS, Changes, Deployment
 
 MIB = 1024**2
 ATTEMPTS = 3
-# The API has its broker in common with the other cell, which is allowed.
-API_BROKER = 'cell2'
-IMPATIENT = {'image_cache': {'precache_max_attempts': ATTEMPTS}}
+CONTROL_PLANE = (API, *CONDUCTORS)
+
+
+def _impatient(deployment: Deployment) -> Changes:
+    """The API has its broker in common with the other cell, which is allowed."""
+    return {
+        'DEFAULT': {'transport_url': deployment.urls['cell2']},
+        'image_cache': {'precache_max_attempts': ATTEMPTS},
+    }
 
 
 def test_a_cell_away_for_longer_than_the_retries_ends_in_errors_and_can_be_asked_again(
@@ -20,7 +26,7 @@ def test_a_cell_away_for_longer_than_the_retries_ends_in_errors_and_can_be_asked
     image_id = upload_image(data)
     service = deployment.service
     aggregate_id = service.aggregate('away')
-    with deployment.configured(CONDUCTORS, IMPATIENT):
+    with deployment.configured(CONTROL_PLANE, _impatient(deployment)):
         deployment.links['cell1'].cut()
         request_id = service.cache(aggregate_id, image_id)
         _assert_that_only_cell1_failed(deployment, request_id)
@@ -40,9 +46,11 @@ def test_a_cell_without_its_virtual_host_ends_in_errors_and_does_not_hold_up_the
     image_id = upload_image(os.urandom(MIB))
     service = deployment.service
     aggregate_id = service.aggregate('both-cells')
-    with deployment.configured(CONDUCTORS, IMPATIENT):
+    with (
+        deployment.configured(CONTROL_PLANE, _impatient(deployment)),
+        deployment.rabbitmq.without_vhost(deployment.urls['cell1']),
+    ):
         # The dead cell's hosts were added first, and count as up until their reports are missed.
-        deployment.rabbitmq.remove_vhost(deployment.urls['cell1'])
         _assert_that_only_cell1_failed(deployment, service.cache(aggregate_id, image_id))
         deployment.assert_tidy()
 

@@ -5,14 +5,23 @@ The computes have native threads, as they always do.
 """
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 from nova_precache import backend
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Deployment
 
 MIB = 1024**2
-CONTROL_PLANE = {API, *CONDUCTORS}
-CONTROL_ENVIRONMENT = {backend.VARIABLE: str(backend.Backend.EVENTLET)}
+CONTROL_PLANE = (API, *CONDUCTORS)
+GREEN = {'DEFAULT': {'concurrency_backend': backend.Backend.EVENTLET}}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _under_eventlet(whole_deployment: Deployment) -> Iterator[None]:
+    with whole_deployment.configured(CONTROL_PLANE, GREEN):
+        yield
 
 
 def test_images_get_onto_every_host_of_two_cells(
@@ -28,10 +37,12 @@ def test_images_get_onto_every_host_of_two_cells(
     for image_id, data in zip(image_ids, images, strict=True):
         deployment.assert_cached(image_id, data, service.hosts)
     deployment.assert_tidy()
-    chosen = {name: _chosen(deployment, name) for name in deployment.names}
-    assert {name for name, threads in chosen.items() if threads == ['eventlet']} == CONTROL_PLANE
-    assert [chosen[host.name] for host in service.hosts] == [['threading']] * 4
-    assert [name for name in deployment.names if 'Traceback' in deployment.log(name)] == []
+    chosen = {name: _last_run(deployment, name).splitlines()[0] for name in deployment.names}
+    assert chosen == {
+        **dict.fromkeys(CONTROL_PLANE, 'eventlet'),
+        **{host.name: 'threading' for host in service.hosts},
+    }
+    assert [name for name in CONTROL_PLANE if 'Traceback' in _last_run(deployment, name)] == []
 
 
 def test_another_conductor_joins_the_transfer_of_one_that_was_killed(
@@ -40,7 +51,9 @@ def test_another_conductor_joins_the_transfer_of_one_that_was_killed(
     image_id = upload_image(os.urandom(4 * MIB))
     service = deployment.service
     deployment.gateway.hold(at_byte=MIB)
-    request_id = service.cache(service.aggregate('killed', service.hosts[:1]), image_id)
+    request_id = service.cache(
+        service.aggregate('killed under eventlet', service.hosts[:1]), image_id
+    )
     deployment.gateway.wait_for(1)
     [(claimer,)] = deployment.query('SELECT conductor_id FROM claims WHERE conductor_id NOT NULL')
     killed = deployment.conductor_of(claimer)
@@ -53,7 +66,6 @@ def test_another_conductor_joins_the_transfer_of_one_that_was_killed(
     assert len(deployment.gateway.served(image_id)) == 1
 
 
-def _chosen(deployment: Deployment, name: str) -> list[str]:
-    """Tell which threads a process had, each time that it was started."""
-    lines = deployment.log(name).splitlines()
-    return [line.split()[-1] for line in lines if 'Concurrency backend: ' in line]
+def _last_run(deployment: Deployment, name: str) -> str:
+    """Give what a process has logged since it was started, its threads first."""
+    return deployment.whole_log(name).rpartition('Concurrency backend: ')[2]

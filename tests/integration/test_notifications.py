@@ -124,11 +124,8 @@ def notified(
             'driver': 'messagingv2',
             'transport_url': url.replace(f':{port}/', f':{link.port}/'),
         }
-        whole_deployment.stop(*CONDUCTORS)
-        for name in CONDUCTORS:
-            whole_deployment.configure(name, {'oslo_messaging_notifications': options})
-            whole_deployment.start(name)
-        yield Announcing(whole_deployment, link, consumer)
+        with whole_deployment.configured(CONDUCTORS, {'oslo_messaging_notifications': options}):
+            yield Announcing(whole_deployment, link, consumer)
 
 
 @pytest.fixture
@@ -230,7 +227,7 @@ def test_what_conductors_owed_when_they_died_is_announced_when_one_runs_again(
 ) -> None:
     deployment, service = announcing.deployment, announcing.service
     image_id = upload_image(os.urandom(KIB))
-    aggregate_id = service.aggregate('killed')
+    aggregate_id = service.aggregate('announced late')
     announcing.link.cut()
     request_id = service.cache(aggregate_id, image_id)
     service.wait(request_id)

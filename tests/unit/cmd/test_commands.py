@@ -117,6 +117,32 @@ def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None
             process.kill()
 
 
+@pytest.mark.parametrize('threads', list(backend.Backend))
+def test_a_signal_that_comes_just_when_a_process_begins_to_wait_ends_it(threads: str) -> None:
+    code = (
+        'from nova_precache import backend; backend.choose_by_environment()\n'
+        'from nova_precache.cmd import running; import os, signal, sys, threading\n'
+        'def at_a_line(frame, event, argument):\n'
+        '    if event == "line" and "signaled" in frame.f_locals:  # it holds the lock\n'
+        '        sys.settrace(None)\n'
+        '        os.kill(os.getpid(), signal.SIGTERM)\n'
+        '    return at_a_line\n'
+        'waits = threading.Event.wait.__code__\n'
+        'at_a_call = lambda frame, *_: at_a_line if frame.f_code is waits else None\n'
+        'running.run([], ready=lambda: sys.settrace(at_a_call))\n'
+        'print(sys.gettrace())'
+    )
+    ended = subprocess.run(
+        [sys.executable, '-c', code],
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+        env=_environment(threads),
+    )
+
+    assert (ended.returncode, ended.stdout) == (0, b'None\n')
+
+
 @pytest.mark.parametrize('command', ['compute', 'standalone'])
 def test_what_runs_with_native_threads_alone_refuses_eventlet(
     tmp_path: pathlib.Path, command: str

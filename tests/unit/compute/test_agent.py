@@ -289,6 +289,35 @@ def test_a_compute_can_stop_while_nobody_answers(
     assert not server.serves
 
 
+def test_a_compute_stops_though_a_silent_broker_takes_no_report(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reports, answers, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(state: model.Json) -> None:
+        reports.set()
+        answers.wait(2 * WAIT_SECONDS)
+
+    def stop() -> None:
+        compute.stop()
+        stopped.set()
+
+    monkeypatch.setattr(agent, 'STOP_SECONDS', 0.01)
+    monkeypatch.setattr(conductor, 'report_state', wait)
+    compute.start()
+    assert reports.wait(WAIT_SECONDS)
+
+    threading.Thread(target=stop, daemon=True).start()
+    has_stopped = stopped.wait(WAIT_SECONDS)
+    answers.set()
+
+    assert has_stopped
+    assert not server.serves
+
+
 def test_a_compute_that_never_started_can_stop(compute: agent.Agent, server: FakeServer) -> None:
     compute.stop()
 

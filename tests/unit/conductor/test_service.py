@@ -38,7 +38,7 @@ def conf() -> Any:
 @pytest.fixture
 def conductor(world: World, conf: Any) -> service.Conductor:
     connect = functools.partial(rpc.connect, conf)
-    nothing: Any = types.SimpleNamespace(write_progress=None, write_states=None)
+    nothing: Any = types.SimpleNamespace(write_progress=None, write_states=None, wake=None)
     return service.Conductor(
         conductor_id=str(uuid.uuid4()),
         dispatch=nothing,
@@ -65,16 +65,41 @@ def _answers(conf: Any, url: str) -> str | None:
         return None
 
 
+class FailsAtFirst:
+    """The transport of the API, whose first server cannot start."""
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+
+    def server(self, topic: str, name: str, endpoints: object) -> types.SimpleNamespace:
+        self.topics.append(topic)
+        return types.SimpleNamespace(
+            has_failed=len(self.topics) == 1, start_in_background=lambda: None
+        )
+
+
+def test_a_server_of_the_api_that_could_not_start_is_tried_again_and_then_left(
+    conductor: service.Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = FailsAtFirst()
+    monkeypatch.setattr(conductor, '_api_transport', transport)
+
+    for _ in range(3):
+        conductor.serve_all()
+
+    assert transport.topics == [rpcapi.API_TOPIC] * 2
+
+
 def test_a_cell_whose_url_changes_is_served_there_and_no_longer_where_it_was(
     world: World, conductor: service.Conductor, conf: Any
 ) -> None:
     old, new = (f'fake:///{uuid.uuid4().hex}' for _ in range(2))
     _move(world, transport_url=old)
-    conductor.serve_cells()
+    conductor.serve_all()
     wait_until(lambda: _answers(conf, old) == world.cell.uuid, 'the cell is served')
 
     _move(world, transport_url=new)
-    conductor.serve_cells()
+    conductor.serve_all()
 
     wait_until(lambda: _answers(conf, new) == world.cell.uuid, 'the cell is served anew')
     wait_until(lambda: _answers(conf, old) is None, 'the old broker is left')
@@ -85,13 +110,13 @@ def test_a_disabled_cell_is_no_longer_served_and_an_enabled_one_again(
 ) -> None:
     url = f'fake:///{uuid.uuid4().hex}'
     _move(world, transport_url=url)
-    conductor.serve_cells()
+    conductor.serve_all()
     wait_until(lambda: _answers(conf, url) == world.cell.uuid, 'the cell is served')
 
     _move(world, disabled=True)
-    conductor.serve_cells()
+    conductor.serve_all()
     wait_until(lambda: _answers(conf, url) is None, 'the cell is left')
     _move(world, disabled=False)
-    conductor.serve_cells()
+    conductor.serve_all()
 
     wait_until(lambda: _answers(conf, url) == world.cell.uuid, 'the cell is served again')
