@@ -84,17 +84,9 @@ def exit_with(main: Callable[[], int]) -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    if _lingering():
-        os._exit(status)
+    if threading.active_count() > 1:
+        os._exit(status)  # daemons are waited for, too, by the libraries that made them
     sys.exit(status)
-
-
-def _lingering() -> bool:
-    main = threading.main_thread()
-    return any(
-        thread is not main and thread.is_alive() and not thread.daemon
-        for thread in threading.enumerate()
-    )
 
 
 def _stop_on_signals() -> threading.Event:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import kombu
 import requests
 
 from nova_precache.standalone import process
@@ -230,7 +231,16 @@ class NovaCloud:
         return any(service['state'] == 'up' for service in services)
 
     def _are_up(self) -> bool:
-        return all(self.is_up(host) for host in self.hosts)
+        return all(self.is_up(host) and self._listens(host) for host in self.hosts)
+
+    def _listens(self, host: str) -> bool:
+        """Tell whether a compute can be called; its record is there before, and says "up"."""
+        with kombu.Connection(self.transport_url.replace('rabbit://', 'amqp://')) as connection:
+            try:
+                queue = connection.channel().queue_declare(f'compute.{host}', passive=True)
+            except connection.channel_errors:
+                return False
+        return bool(queue.consumer_count)
 
     def _configure(self) -> None:
         self._write(CENTRAL, _CONFIGURATION + _DATABASES)

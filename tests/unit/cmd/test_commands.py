@@ -143,6 +143,29 @@ def test_a_signal_that_comes_just_when_a_process_begins_to_wait_ends_it(threads:
     assert (ended.returncode, ended.stdout) == (0, b'None\n')
 
 
+@pytest.mark.parametrize('pool', ['futurist', 'concurrent.futures'])
+def test_a_command_leaves_though_a_thread_is_at_work_that_python_would_wait_for(pool: str) -> None:
+    code = (
+        f'import threading, {pool}; from nova_precache.cmd import running\n'
+        'works = threading.Event()\n'
+        'def work():\n'
+        '    works.set()\n'
+        '    threading.Event().wait()\n'
+        'def main():\n'
+        f'    {pool}.ThreadPoolExecutor(1).submit(work)\n'
+        '    works.wait()\n'
+        '    print("done")\n'
+        '    return 3\n'
+        'running.exit_with(main)'
+    )
+
+    ended = subprocess.run(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=30, check=False
+    )
+
+    assert (ended.returncode, ended.stdout) == (3, b'done\n')
+
+
 @pytest.mark.parametrize('command', ['compute', 'standalone'])
 def test_what_runs_with_native_threads_alone_refuses_eventlet(
     tmp_path: pathlib.Path, command: str

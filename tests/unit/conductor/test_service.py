@@ -2,6 +2,7 @@
 """Which brokers a conductor serves: the one of each enabled cell, at the URL of now."""
 
 import functools
+import threading
 import types
 import uuid
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from nova_precache import conf as options
-from nova_precache import context, rpc
+from nova_precache import context, exception, rpc
 from nova_precache.cells import models as cell_models
 from nova_precache.cells import transports
 from nova_precache.conductor import rpcapi, service
@@ -36,8 +37,12 @@ def conf() -> Any:
 
 
 @pytest.fixture
-def conductor(world: World, conf: Any) -> service.Conductor:
-    connect = functools.partial(rpc.connect, conf)
+def brokers(world: World, conf: Any) -> transports.CellTransports:
+    return transports.CellTransports(world.inventory, functools.partial(rpc.connect, conf))
+
+
+@pytest.fixture
+def conductor(world: World, conf: Any, brokers: transports.CellTransports) -> service.Conductor:
     nothing: Any = types.SimpleNamespace(write_progress=None, write_states=None, wake=None)
     return service.Conductor(
         conductor_id=str(uuid.uuid4()),
@@ -45,8 +50,8 @@ def conductor(world: World, conf: Any) -> service.Conductor:
         announce=nothing,
         reports=nothing,
         job_store=world.jobs,
-        api_transport=connect('fake:///api'),
-        cell_transports=transports.CellTransports(world.inventory, connect),
+        api_transport=rpc.connect(conf, 'fake:///api'),
+        cell_transports=brokers,
         cell_endpoint=Endpoint,  # type: ignore[arg-type]
         periods=service.Periods(60, 60, 60, 60, purge=lambda: None),
     )
@@ -91,18 +96,48 @@ def test_a_server_of_the_api_that_could_not_start_is_tried_again_and_then_left(
 
 
 def test_a_cell_whose_url_changes_is_served_there_and_no_longer_where_it_was(
-    world: World, conductor: service.Conductor, conf: Any
+    world: World, conductor: service.Conductor, conf: Any, brokers: transports.CellTransports
 ) -> None:
     old, new = (f'fake:///{uuid.uuid4().hex}' for _ in range(2))
     _move(world, transport_url=old)
     conductor.serve_all()
     wait_until(lambda: _answers(conf, old) == world.cell.uuid, 'the cell is served')
+    left = brokers.get(world.cell.uuid)
 
     _move(world, transport_url=new)
     conductor.serve_all()
 
     wait_until(lambda: _answers(conf, new) == world.cell.uuid, 'the cell is served anew')
     wait_until(lambda: _answers(conf, old) is None, 'the old broker is left')
+    wait_until(lambda: _is_retired(left), 'its connections are closed')
+
+
+def _is_retired(transport: rpc.Transport) -> bool:
+    try:
+        with transport.used_to_call():
+            return False
+    except exception.PrecacheError:
+        return True
+
+
+def test_a_broker_that_does_not_let_go_is_not_waited_for(
+    world: World, conductor: service.Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lets_go, is_left = threading.Event(), threading.Event()
+
+    def stop(served: object) -> None:
+        lets_go.wait(WAIT_SECONDS)
+        is_left.set()
+
+    monkeypatch.setattr(service._Served, 'stop', stop)
+    conductor.serve_all()
+    for change in ({'transport_url': 'fake:///moved'}, {'disabled': True}):
+        _move(world, **change)
+        conductor.serve_all()
+
+    assert not is_left.is_set()
+    lets_go.set()
+    assert is_left.wait(WAIT_SECONDS)
 
 
 def test_a_disabled_cell_is_no_longer_served_and_an_enabled_one_again(
