@@ -154,7 +154,12 @@ class Deployment:
                 each.cut()
 
     def mend(self) -> None:
-        """Have everything run again, as each test expects it."""
+        """Have everything run again, as each test expects it; one that ended is told of once."""
+        ended = {name: each.poll() for name, each in self.processes.items()}
+        ended = {name: status for name, status in ended.items() if status is not None}
+        for name in ended:
+            del self.processes[name]
+        assert not ended, f'{ended}; logs in {self.directory}'
         self.gateway.release()
         for broker in self.links.values():
             broker.restore()
@@ -180,12 +185,14 @@ class Deployment:
         doors.wait_until(lambda: text in self.log(name), f'{name} logs "{text}"')
 
     def wait_until_hosts_are_up(self) -> None:
-        """Wait until everybody answers: each host reports again, from now on."""
+        """Wait until all have read their files and answer, and each host reports from now on."""
         fresh = "SELECT host FROM agents WHERE seen_at > datetime('now', '-2 seconds')"
 
         def are_up() -> bool:
             ended = {name: each.poll() for name, each in self.processes.items()}
             assert set(ended.values()) == {None}, f'{ended}; logs in {self.directory}'
+            if not all(map(_can_stop, self.processes.values())):
+                return False
             return {host.name for host in self.hosts} <= {host for (host,) in self.query(fresh)}
 
         doors.wait_until(are_up, f'all hosts are up; logs in {self.directory}')
