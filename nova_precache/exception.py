@@ -39,8 +39,12 @@
         ├── NotEnoughSpace
         ├── StorageError
         ├── ConversionFailed
-        ├── ShuttingDown
-        └── BackendUnsupported
+        ├── BackendUnsupported
+        └── TransferStopped
+            ├── Cancelled
+            ├── DeadlinePassed
+            ├── Paused
+            └── ShuttingDown
 
 Domain errors know no HTTP: ``api/faults.py`` has the one table that maps them.
 Errors of other libraries are translated where they are called.
@@ -203,9 +207,13 @@ class CellUnreachable(PrecacheError):
 
 
 class CacheError(PrecacheError):
-    """Caching one image on one host failed; ``retry`` says whether it can pass."""
+    """Caching one image on one host failed; ``retry`` says whether it can pass.
+
+    ``keeps_partial`` says whether the bytes that came are of use to another attempt.
+    """
 
     retry: ClassVar[model.Retry] = model.Retry.NEVER
+    keeps_partial: bool = False
 
 
 class ImageGone(CacheError):
@@ -216,6 +224,7 @@ class ImageUnauthorized(CacheError):
     """Glance refused the token, a fresh one too."""
 
     retry = model.Retry.BACKOFF
+    keeps_partial = True
 
 
 class UnsafeImage(CacheError):
@@ -239,6 +248,7 @@ class DownloadInterrupted(CacheError):
     """The connection to the source of the bytes broke or stalled."""
 
     retry = model.Retry.BACKOFF
+    keeps_partial = True
 
 
 class NotEnoughSpace(CacheError):
@@ -267,7 +277,31 @@ class BackendUnsupported(CacheError):
     """The driver or its image backend keeps no image cache."""
 
 
-class ShuttingDown(CacheError):
+class TransferStopped(CacheError):
+    """Somebody had the work end before it was done."""
+
+    keeps_partial = True
+
+
+class Cancelled(TransferStopped):
+    """The image is not wanted any more."""
+
+    def __init__(self, why: str, *, keep_partial: bool = False) -> None:
+        super().__init__(why)
+        self.keeps_partial = keep_partial
+
+
+class DeadlinePassed(TransferStopped):
+    """The time in which the image was to come is over; another window goes on from here."""
+
+
+class Paused(TransferStopped):
+    """The work is to go on later from where it stopped."""
+
+    retry = model.Retry.LATER
+
+
+class ShuttingDown(TransferStopped):
     """The compute stops; whoever asks again later gets the image."""
 
     retry = model.Retry.LATER

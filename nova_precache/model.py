@@ -97,6 +97,20 @@ ProgressCallback = Callable[[Progress], None]
 
 
 @dataclasses.dataclass(frozen=True)
+class TransferOptions:
+    """How the work on one image is to be done, as whoever asks a compute for it says.
+
+    :ivar max_rate_bytes: a second; beside what the host allows all transfers together
+    :ivar deadline_seconds: from now on; what has come by then is kept
+    :ivar is_last_attempt: no other will follow by itself, so nothing unfinished is kept
+    """
+
+    max_rate_bytes: int | None = None
+    deadline_seconds: float | None = None
+    is_last_attempt: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class CacheResult:
     """What a driver did for one image: a file was there, or bytes were moved."""
 

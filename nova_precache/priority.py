@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work for precaching gives way to all else on the disk and the CPUs, until it is urgent.
+
+What reads and writes does so in the idle I/O class; programs of their own run with the
+lowest niceness too. Where the operating system has no such thing, or refuses it, the
+work goes on without.
+
+The kernel keeps both of them for each thread, and hands them on to what a thread starts.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from nova_precache import control as controls
+
+LOG = logging.getLogger(__name__)
+
+IDLE_NICENESS = 19
+_IDLE_LAUNCHERS = (('nice', '-n', str(IDLE_NICENESS)), ('ionice', '-c', '3'))
+# A launcher becomes the program within milliseconds, unless the CPUs are very busy.
+_LAUNCH_SECONDS = 2.0
+_LAUNCH_POLL_SECONDS = 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class Priority:
+    """What the kernel makes of a thread's claims; None: unknown, or to be left alone."""
+
+    io_class: int | None = None
+    io_level: int = 0
+    niceness: int | None = None
+
+    @classmethod
+    def of(cls, thread_id: int) -> 'Priority':
+        """Look at a thread; a process id is that of its first thread."""
+        try:
+            thread = psutil.Process(thread_id)
+            io = thread.ionice()
+            return cls(io.ioclass, io.value, thread.nice())
+        except (psutil.Error, OSError, AttributeError) as exc:
+            LOG.debug('The priority of thread %d is unknown: %s', thread_id, exc)
+            return cls()
+
+    def without_niceness(self) -> 'Priority':
+        return dataclasses.replace(self, niceness=None)
+
+    def give(self, thread_id: int) -> None:
+        """Have a thread get it as far as the operating system allows."""
+        with _refusals_noted(thread_id):
+            if self.io_class is not None:
+                psutil.Process(thread_id).ionice(self.io_class, self._settable_level())
+        with _refusals_noted(thread_id):
+            if self.niceness is not None:
+                psutil.Process(thread_id).nice(self.niceness)
+
+    def _settable_level(self) -> int:
+        """Drop the level that some kernels tell for classes which have none."""
+        classless = (psutil.IOPRIO_CLASS_NONE, psutil.IOPRIO_CLASS_IDLE)
+        return 0 if self.io_class in classless else self.io_level
+
+
+@contextlib.contextmanager
+def idle_io(control: controls.Control) -> Iterator[None]:
+    """Have the calling thread do its I/O in the idle class while the work is not urgent.
+
+    Its niceness stays as it is: a thread that holds the interpreter's lock, and does not
+    get a CPU, keeps all others of the process waiting, those that serve boots too.
+    """
+    thread_id = threading.get_native_id()
+    before = Priority.of(thread_id).without_niceness()
+    if before.io_class is None:
+        yield
+        return
+    idle = _idle().without_niceness()
+    try:
+        with control.at_urgency(lambda urgent: (before if urgent else idle).give(thread_id)):
+            yield
+    finally:
+        before.give(thread_id)
+
+
+def idle_command(command: list[str]) -> list[str]:
+    """Give the command that starts a program in the idle class and with the lowest niceness.
+
+    It becomes the program and keeps its process id. Nothing is to be put before it:
+    :func:`follow` knows it only as the first thing that runs in its process.
+    """
+    prefix: list[str] = []
+    for launcher in _IDLE_LAUNCHERS:
+        if shutil.which(launcher[0]) is None:
+            LOG.debug('%s is not installed, %s runs without it', launcher[0], command[0])
+        else:
+            prefix += launcher
+    return prefix + command
+
+
+@contextlib.contextmanager
+def follow(pid: int, control: controls.Control) -> Iterator[None]:
+    """Have a program run with the priority of this process for as long as the work is urgent.
+
+    Otherwise it is as :func:`idle_command` started it. Its I/O is lifted in any case;
+    its niceness only with the capability CAP_SYS_NICE, or a resource limit RLIMIT_NICE
+    that reaches the niceness of this process (20 for 0).
+    """
+    program = _Program(pid)
+    with control.at_urgency(program.set_urgent):
+        yield
+
+
+class _Program:
+    """A program that may have ended, and whose id may be another's by now."""
+
+    def __init__(self, pid: int) -> None:
+        self._process: psutil.Process | None = None
+        self._lifted = False
+        with contextlib.suppress(psutil.Error, OSError):
+            self._process = psutil.Process(pid)
+
+    def set_urgent(self, is_urgent: bool) -> None:
+        if is_urgent == self._lifted:
+            return
+        self._lifted = is_urgent
+        if is_urgent:
+            self._wait_for_launch()
+        self._give(Priority.of(os.getpid()) if is_urgent else _idle())
+
+    def _wait_for_launch(self) -> None:
+        """Wait until it is the program: its launchers would lower what is lifted now."""
+        launchers = {launcher[0] for launcher in _IDLE_LAUNCHERS}
+        end = time.monotonic() + _LAUNCH_SECONDS
+        while self._name() in launchers and time.monotonic() < end:
+            time.sleep(_LAUNCH_POLL_SECONDS)
+
+    def _name(self) -> str | None:
+        with contextlib.suppress(psutil.Error, OSError):
+            return self._process.name() if self._process else None
+        return None
+
+    def _give(self, priority: Priority) -> None:
+        """Reach its threads, those too that others of them start meanwhile."""
+        seen: set[int] = set()
+        while fresh := self._thread_ids() - seen:
+            for thread_id in fresh:
+                priority.give(thread_id)
+            seen |= fresh
+
+    def _thread_ids(self) -> set[int]:
+        with contextlib.suppress(psutil.Error, OSError):
+            if self._process is not None and self._process.is_running():
+                return {thread.id for thread in self._process.threads()}
+        return set()
+
+
+def _idle() -> Priority:
+    return Priority(getattr(psutil, 'IOPRIO_CLASS_IDLE', None), 0, IDLE_NICENESS)
+
+
+@contextlib.contextmanager
+def _refusals_noted(thread_id: int) -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        pass  # It has ended.
+    except (psutil.Error, OSError, AttributeError) as exc:
+        LOG.debug('The priority of thread %d stays as it is: %s', thread_id, exc)
