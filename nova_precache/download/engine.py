@@ -1,83 +1,289 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the bytes of an image from a source into a file, verified on their way."""
+"""Brings the bytes of an image from a source to where they stay, verified on their way.
 
-import io
+::
+
+    source ─► receive ─► inspect ─┬─► hash ──┐
+              (caller's thread)   └─► write ─┴─► finish ─► compare the hash
+
+What is there from an earlier time is read, inspected and hashed again, and the source is
+asked for the rest.
+"""
+
+import contextlib
+import dataclasses
 import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from nova_precache import exception, model
-from nova_precache.download import retry, verifier
+from nova_precache import control as controls
+from nova_precache import exception, model, priority
+from nova_precache.download import pipeline, retry, verifier
 from nova_precache.download.source import Source
+from nova_precache.download.target import Target
+from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
 
+FILL_SECONDS = 0.25  # for which a slow link may fill a buffer, before it is passed on
 
+
+class Watcher(Protocol):
+    """Looks at the bytes of an image while they come."""
+
+    def feed(self, data: memoryview) -> None:
+        """Look at the bytes that follow; they change once it returned.
+
+        :raises nova_precache.exception.CacheError: the image is not to be had
+        """
+
+    def restart(self) -> None:
+        """Know that the image comes from its first byte on again."""
+
+
+class Pace(Protocol):
+    """How fast bytes may come; ``pace.HostPace`` stands behind it."""
+
+    def read_bytes(self, control: controls.Control) -> int:
+        """Tell how many bytes to read before the next :meth:`take`."""
+
+    def take(self, control: controls.Control, count_bytes: int) -> None:
+        """Note bytes that came, and wait until more may come."""
+
+
+class _Unpaced:
+    """No limits."""
+
+    def read_bytes(self, control: controls.Control) -> int:
+        return pipeline.BUFFER_BYTES
+
+    def take(self, control: controls.Control, count_bytes: int) -> None:
+        pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Downloader:
     """Downloads whole images; it does not know what kind of source it reads.
 
-    :param allow_unverified: take images of which no hash is known
+    :ivar allow_unverified: take images of which no hash is known
+    :ivar pace: None: as fast as they come
+    :ivar idle_priority: write only when the disk has nothing else to do, unless urgent
     """
 
-    def __init__(
-        self, *, allow_unverified: bool = False, resume: retry.ResumePolicy | None = None
-    ) -> None:
-        self._allow_unverified = allow_unverified
-        self._resume = resume or retry.ResumePolicy()
+    allow_unverified: bool = False
+    resume: retry.ResumePolicy | None = None
+    pace: Pace | None = None
+    idle_priority: bool = False
+    buffer_bytes: int = pipeline.BUFFER_BYTES
+    clock: Callable[[], float] = time.monotonic
 
-    def download(self, source: Source, file: io.FileIO, progress: model.ProgressCallback) -> int:
-        """Write the image into an empty file, and give the number of its bytes.
+    def download(
+        self,
+        source: Source,
+        target: Target,
+        watcher: Watcher,
+        control: controls.Control,
+        progress: model.ProgressCallback,
+    ) -> int:
+        """Bring the image to its target, and give the number of its bytes.
 
-        A cut connection is resumed where it broke. The file is verified but not
-        synchronised with the disk: whoever publishes it does that.
+        A cut connection is resumed where it broke. Where the work fails in a way that
+        another attempt may go on from, and there may be one, the target is told to keep
+        what came.
 
         :raises nova_precache.exception.UnverifiedImage: no hash of the image is known
         :raises nova_precache.exception.ImageMismatch: other bytes came than Glance hashed
         :raises nova_precache.exception.DownloadInterrupted: cut, also after resuming
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
-        :raises nova_precache.exception.StorageError: the file cannot be written
-        :raises nova_precache.exception.CacheError: as the source has it
+        :raises nova_precache.exception.StorageError: the target cannot be written
+        :raises nova_precache.exception.TransferStopped: as the control was
+        :raises nova_precache.exception.CacheError: as the source and the watcher have it
         """
-        check = verifier.Verifier(source.image, allow_unverified=self._allow_unverified)
-        for attempt in self._resume.opens():
-            with attempt:
-                _receive(source, file, check, progress)
-        progress(_progress(model.TaskStatus.VERIFYING, source.image, check))
+        check = verifier.Verifier(source.image, allow_unverified=self.allow_unverified)
+        download = _Download(
+            by=self,
+            source=source,
+            target=target,
+            watcher=watcher,
+            control=control,
+            progress=progress,
+            check=check,
+        )
+        download.run(self.resume or retry.ResumePolicy())
+        target.finish(check.bytes_done)
+        progress(download.progress_now(model.TaskStatus.VERIFYING))
         check.check()
         return check.bytes_done
 
 
-def _receive(
-    source: Source,
-    file: io.FileIO,
-    check: verifier.Verifier,
-    progress: model.ProgressCallback,
-) -> None:
-    """Read what is still to come, until the source ends."""
-    if check.bytes_done:
-        if check.bytes_done == source.image.size:
-            return  # The connection broke after the last byte.
-        LOG.info('Image %s is resumed at byte %d', source.image.id, check.bytes_done)
-    with source.open(check.bytes_done) as chunks:
-        for chunk in chunks:
-            check.update(chunk)
-            _write(file, chunk)
-            progress(_progress(model.TaskStatus.DOWNLOADING, source.image, check))
-    if not check.complete:
-        raise exception.DownloadInterrupted(
-            f'Image {source.image.id} ended after {check.bytes_done} of {source.image.size} bytes'
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Download:
+    """One download on its way."""
+
+    by: Downloader
+    source: Source
+    target: Target
+    watcher: Watcher
+    control: controls.Control
+    progress: model.ProgressCallback
+    check: verifier.Verifier
+
+    def __post_init__(self) -> None:
+        self._image = self.source.image
+        self._pace = self.by.pace or _Unpaced()
+        self._hash = pipeline.Stage('hash', self._hash_piece)
+        self._write = pipeline.Stage('write', self._write_piece, self._at_priority)
+        self._line = pipeline.Pipeline(
+            (self._hash, self._write), self.control, buffer_bytes=self.by.buffer_bytes
         )
 
+    def run(self, resume: retry.ResumePolicy) -> None:
+        """Have all bytes at the target, and hashed."""
+        try:
+            self._line.start()
+            self._replay_kept()
+            for attempt in resume.opens(self.control.wait):
+                with attempt:
+                    self._receive_rest()
+            self._line.drain()
+        except BaseException as exc:
+            keeps = self._is_worth_keeping(exc)
+            self._line.close(drop=not keeps)
+            if keeps and not self._line.has_failed:
+                self._keep()
+            raise
+        self._line.close(drop=False)
 
-def _write(file: io.FileIO, chunk: bytes) -> None:
-    """Write all of a chunk: without a buffer, one write may take only a part."""
-    rest = memoryview(chunk)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as exc:
-        raise exception.storage_failure(f'Writing {file.name!r}', exc) from exc
+    def progress_now(self, status: model.TaskStatus) -> model.Progress:
+        return model.Progress(status, self.check.bytes_done, self._image.size)
 
+    def _replay_kept(self) -> None:
+        """Pass on what the target has from an earlier time."""
+        kept_bytes = self.target.kept_bytes
+        if kept_bytes > (self._image.size or 0):
+            self._start_over()
+            return
+        while self.check.bytes_done < kept_bytes:
+            piece = self._line.empty()
+            piece.length = self.target.read_kept(memoryview(piece.buffer), self.check.bytes_done)
+            if not piece.length:
+                raise exception.StorageError(
+                    f'Only {self.check.bytes_done} of {kept_bytes} bytes that were kept are left'
+                )
+            self.check.count(piece.length)
+            self._pass_on(piece, (self._hash,), model.TaskStatus.VERIFYING)
 
-def _progress(
-    status: model.TaskStatus, image: model.Image, check: verifier.Verifier
-) -> model.Progress:
-    return model.Progress(status, check.bytes_done, image.size)
+    def _receive_rest(self) -> None:
+        """Receive what is still to come, until the source ends."""
+        if self.check.is_complete:
+            return  # All was kept, or the connection broke after the last byte.
+        if self.check.bytes_done:
+            LOG.info('Image %s is resumed at byte %d', self._image.id, self.check.bytes_done)
+        with self._open() as connection:
+            self._agree_on_start(connection.start_bytes)
+            while self._receive_piece(connection):
+                pass
+        if self._image.size is not None and not self.check.is_complete:
+            raise exception.DownloadInterrupted(
+                f'Image {self._image.id} ended after {self.check.bytes_done} '
+                f'of {self._image.size} bytes'
+            )
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[service.Connection]:
+        """Open the source where the bytes end that are here; cut it when the work is stopped."""
+        opening = self.source.open(self.check.bytes_done)
+
+        def close(_: object) -> None:
+            opening.__exit__(None, None, None)
+
+        self.control.check()
+        connection = self.control.leave_when_stopped(opening.__enter__, close)
+        try:
+            with self.control.at_stop(connection.cut):
+                yield connection
+        except exception.DownloadInterrupted:
+            self.control.check()  # It may be cut because the work was stopped.
+            raise
+        finally:
+            close(connection)
+
+    def _agree_on_start(self, start_bytes: int | None) -> None:
+        if start_bytes == self.check.bytes_done:
+            return
+        LOG.info('Image %s starts over: its source gives no part of it', self._image.id)
+        self._start_over()
+        if start_bytes != 0:
+            raise exception.DownloadInterrupted(
+                f'Image {self._image.id} came from another byte on than was asked for'
+            )
+
+    def _start_over(self) -> None:
+        self._line.drain()
+        self.check.restart()
+        self.watcher.restart()
+        self.target.restart()
+
+    def _receive_piece(self, connection: service.Connection) -> bool:
+        """Receive bytes and pass them on, also those before a cut; False: it has ended."""
+        piece = self._line.empty()
+        until = self.by.clock() + FILL_SECONDS
+        goes_on = True
+        try:
+            while goes_on and piece.length < len(piece.buffer) and self.by.clock() < until:
+                goes_on = self._receive_share(piece, connection, until)
+        finally:
+            self._pass_on(piece, (self._hash, self._write), model.TaskStatus.DOWNLOADING)
+        return goes_on
+
+    def _receive_share(
+        self, piece: pipeline.Piece, connection: service.Connection, until: float
+    ) -> bool:
+        """Receive as much as may come before the pace is asked again; False: it has ended."""
+        start = piece.length
+        end = min(start + self._pace.read_bytes(self.control), len(piece.buffer))
+        count = 1
+        while count and piece.length < end and self.by.clock() < until:
+            count = connection.read_into(memoryview(piece.buffer)[piece.length : end])
+            self.check.count(count)
+            piece.length += count
+        self._pace.take(self.control, piece.length - start)
+        return count > 0
+
+    def _pass_on(
+        self,
+        piece: pipeline.Piece,
+        stages: tuple[pipeline.Stage, ...],
+        status: model.TaskStatus,
+    ) -> None:
+        if not piece.length:
+            self._line.give_back(piece)
+            return
+        piece.offset_bytes = self.check.bytes_done - piece.length
+        self.watcher.feed(piece.view())
+        self._line.put(piece, stages)
+        self.progress(self.progress_now(status))
+
+    def _at_priority(self) -> AbstractContextManager[object]:
+        return priority.idle_io(self.control) if self.by.idle_priority else contextlib.nullcontext()
+
+    def _hash_piece(self, piece: pipeline.Piece) -> None:
+        self.check.hash(piece.view())
+
+    def _write_piece(self, piece: pipeline.Piece) -> None:
+        self.target.write(piece.buffer, piece.length, piece.offset_bytes)
+
+    def _is_worth_keeping(self, error: BaseException) -> bool:
+        return (
+            isinstance(error, exception.CacheError)
+            and error.keeps_partial
+            and not self.control.is_last_attempt
+        )
+
+    def _keep(self) -> None:
+        try:
+            self.target.keep()
+        except exception.CacheError as exc:
+            LOG.warning('What came of image %s is not kept: %s', self._image.id, exc)

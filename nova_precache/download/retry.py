@@ -2,7 +2,6 @@
 """When a cut connection is opened again within one attempt."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import tenacity
@@ -21,16 +20,18 @@ class ResumePolicy:
     max_opens: int = 5
     first_delay_seconds: float = 0.5
     max_delay_seconds: float = 8
-    sleep: Callable[[float], None] = time.sleep
 
-    def opens(self) -> tenacity.Retrying:
-        """Iterate over the opens; the last error is raised as it is."""
+    def opens(self, sleep: Callable[[float], None]) -> tenacity.Retrying:
+        """Iterate over the opens; the last error is raised as it is.
+
+        :param sleep: waits so many seconds; what it raises ends it
+        """
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(exception.DownloadInterrupted),
             stop=tenacity.stop_after_attempt(self.max_opens),
             wait=tenacity.wait_exponential(
                 multiplier=self.first_delay_seconds, max=self.max_delay_seconds
             ),
-            sleep=self.sleep,
+            sleep=sleep,
             reraise=True,
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the bytes of one image come from: Glance today, peers of the site later."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -16,8 +17,8 @@ class Source(Protocol):
     def image(self) -> model.Image:
         """The image: size, hash and format to verify against."""
 
-    def open(self, offset_bytes: int = 0) -> AbstractContextManager[Iterator[bytes]]:
-        """Open the bytes from an offset on; leaving the context cuts the connection.
+    def open(self, offset_bytes: int = 0) -> AbstractContextManager[service.Connection]:
+        """Open the bytes from an offset on; leaving the context closes the connection.
 
         :raises nova_precache.exception.CacheError: as the kind of source has it
         """
@@ -38,17 +39,30 @@ class ImageServiceSource:
         :raises nova_precache.exception.ImageUnauthorized: the token was refused
         :raises nova_precache.exception.DownloadInterrupted: the image service gives no answer
         """
-        try:
-            image = images.show(image_id)
-        except exception.ImageNotUsable as exc:
-            raise exception.ImageGone(str(exc)) from exc
-        except exception.ImageServiceUnavailable as exc:
-            raise exception.DownloadInterrupted(str(exc)) from exc
-        _check_usable(image, image_id)
-        return cls(images, image)
+        return cls(images, _look_up(images, image_id))
 
-    def open(self, offset_bytes: int = 0) -> AbstractContextManager[Iterator[bytes]]:
-        return self._images.open(self.image.id, offset_bytes)
+    @contextlib.contextmanager
+    def open(self, offset_bytes: int = 0) -> Iterator[service.Connection]:
+        """Open the bytes; those that are here already must still be of the same image.
+
+        :raises nova_precache.exception.ImageMismatch: the image has changed since it was found
+        :raises nova_precache.exception.CacheError: as :meth:`find` and the image service have it
+        """
+        if offset_bytes:
+            _check_same(self.image, _look_up(self._images, self.image.id))
+        with self._images.open(self.image.id, offset_bytes, self.image.size) as connection:
+            yield connection
+
+
+def _look_up(images: service.ImageService, image_id: str) -> model.Image:
+    try:
+        image = images.show(image_id)
+    except exception.ImageNotUsable as exc:
+        raise exception.ImageGone(str(exc)) from exc
+    except exception.ImageServiceUnavailable as exc:
+        raise exception.DownloadInterrupted(str(exc)) from exc
+    _check_usable(image, image_id)
+    return image
 
 
 def _check_usable(image: model.Image, image_id: str) -> None:
@@ -59,3 +73,14 @@ def _check_usable(image: model.Image, image_id: str) -> None:
         raise exception.ImageGone(f'Image {image_id} is {image.status}')
     if image.size == 0:
         raise exception.ImageGone(f'Image {image_id} has no data')
+
+
+def _check_same(begun: model.Image, now: model.Image) -> None:
+    if _content(now) != _content(begun):
+        raise exception.ImageMismatch(
+            f'Image {begun.id} has another size or hash than when its download began'
+        )
+
+
+def _content(image: model.Image) -> tuple[object, ...]:
+    return image.size, image.hash_algo, image.hash_value, image.checksum

@@ -10,7 +10,8 @@ from nova_precache import exception, model
 class Verifier:
     """Adds up the bytes of one image, in the order of the image.
 
-    Glance's multihash decides; the older MD5 checksum does where there is none.
+    Glance's multihash decides; the older MD5 checksum does where there is none. One
+    thread may count what another one hashes later.
 
     :raises nova_precache.exception.UnverifiedImage: there is neither, or not one that can
         be computed here, and ``allow_unverified`` is not set
@@ -24,22 +25,30 @@ class Verifier:
         if self._hash is None and not allow_unverified:
             raise exception.UnverifiedImage(_why_unverified(image))
 
-    def update(self, chunk: bytes) -> None:
-        """Count and hash what follows.
+    def restart(self) -> None:
+        """Forget all bytes."""
+        self.bytes_done = 0
+        self._hash = _new_hash(self._algorithm)
+
+    def count(self, length: int) -> None:
+        """Count what follows.
 
         :raises nova_precache.exception.ImageMismatch: it is more than the image has
         """
-        self.bytes_done += len(chunk)
         size = self._image.size
-        if size is not None and self.bytes_done > size:
+        if size is not None and self.bytes_done + length > size:
             raise exception.ImageMismatch(f'Image {self._image.id} has more than {size} bytes')
+        self.bytes_done += length
+
+    def hash(self, data: memoryview) -> None:
+        """Hash what follows."""
         if self._hash is not None:
-            self._hash.update(chunk)
+            self._hash.update(data)
 
     @property
-    def complete(self) -> bool:
-        """Whether all the bytes came, as far as the size is known."""
-        return self._image.size is None or self.bytes_done == self._image.size
+    def is_complete(self) -> bool:
+        """Whether all the bytes are known to have come."""
+        return self.bytes_done == self._image.size
 
     def check(self) -> None:
         """Compare what came with what Glance knows.

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from oslo_utils import uuidutils
@@ -25,23 +25,36 @@ class Gate:
 
     def __init__(self, at_byte: int = 0) -> None:
         self.at_byte = at_byte
-        self._reached = threading.Event()
-        self._opened = threading.Event()
+        self._changed = threading.Condition()
+        self._is_reached = False
+        self._is_open = False
 
     def wait_reached(self) -> None:
         """Wait until a download stands at the gate."""
-        if not self._reached.wait(GATE_TIMEOUT_SECONDS):
-            raise TimeoutError('no download reached the gate')
+        self._wait(lambda: self._is_reached, 'no download reached the gate')
 
     def release(self) -> None:
         """Let this download, and each later one, pass."""
-        self._opened.set()
+        with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
 
-    def hold(self) -> None:
+    def hold(self, is_cut: Callable[[], bool]) -> None:
         """Stand at the gate: called by the image service."""
-        self._reached.set()
-        if not self._opened.wait(GATE_TIMEOUT_SECONDS):
-            raise TimeoutError('the gate was not released')
+        with self._changed:
+            self._is_reached = True
+            self._changed.notify_all()
+        self._wait(lambda: self._is_open or is_cut(), 'the gate was not released')
+
+    def look(self) -> None:
+        """Have whoever stands here look whether it was cut."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(condition, GATE_TIMEOUT_SECONDS):
+                raise TimeoutError(complaint)
 
 
 @dataclasses.dataclass
@@ -52,6 +65,8 @@ class Faults:
     :param unauthorized: opens that find the token refused
     :param unavailable: shows and opens that find no service
     :param corrupt: opens whose first byte is wrong
+    :param whole: opens from an offset on that are answered with the whole image
+    :param elsewhere: opens whose answer begins with another byte than was asked for
     :param gate: where every open is held
     """
 
@@ -59,6 +74,8 @@ class Faults:
     unauthorized: int = 0
     unavailable: int = 0
     corrupt: int = 0
+    whole: int = 0
+    elsewhere: int = 0
     gate: Gate | None = None
 
 
@@ -119,15 +136,32 @@ class FakeImageService:
         return image.visibility == 'shared' and (image_id, project_id) in self._members
 
     @contextlib.contextmanager
-    def open(self, image_id: str, offset_bytes: int = 0) -> Iterator[Iterator[bytes]]:
+    def open(
+        self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
+    ) -> Iterator['FakeConnection']:
         self._check_open(image_id, offset_bytes)
         with self._lock:
             self.opens.append((image_id, offset_bytes))
             cut_bytes = self.faults.cuts.pop(0) if self.faults.cuts else None
         data = self._data[image_id]
+        start = self._start_of(data, offset_bytes, size_bytes)
         if self._strikes('corrupt'):
             data = bytes([data[0] ^ 0xFF]) + data[1:]
-        yield self._chunks(data, offset_bytes, cut_bytes)
+        connection = FakeConnection(data, start, cut_bytes, self.faults.gate, self._count)
+        try:
+            yield connection
+        finally:
+            connection.cut()
+
+    def _start_of(self, data: bytes, offset_bytes: int, size_bytes: int | None) -> int | None:
+        if offset_bytes and self._strikes('whole'):
+            return 0
+        is_other = offset_bytes and size_bytes is not None and size_bytes != len(data)
+        return None if self._strikes('elsewhere') or is_other else offset_bytes
+
+    def _count(self, served_bytes: int) -> None:
+        with self._lock:
+            self.served_bytes += served_bytes
 
     def _check_open(self, image_id: str, offset_bytes: int) -> None:
         if self._strikes('unavailable'):
@@ -147,18 +181,39 @@ class FakeImageService:
             setattr(self.faults, fault, max(0, left - 1))
             return left > 0
 
-    def _chunks(self, data: bytes, offset_bytes: int, cut_bytes: int | None) -> Iterator[bytes]:
-        end = len(data) if cut_bytes is None else min(len(data), offset_bytes + cut_bytes)
-        for start in range(offset_bytes, end, CHUNK_BYTES):
-            chunk = data[start : min(start + CHUNK_BYTES, end)]
-            self._stand_at_gate(start, len(chunk))
-            with self._lock:
-                self.served_bytes += len(chunk)
-            yield chunk
-        if cut_bytes is not None:
-            raise exception.DownloadInterrupted('The connection was cut')
 
-    def _stand_at_gate(self, start: int, length: int) -> None:
-        gate = self.faults.gate
-        if gate is not None and start <= gate.at_byte < start + length:
-            gate.hold()
+class FakeConnection:
+    """Gives the bytes of an image; stands behind ``image.service.Connection``."""
+
+    def __init__(
+        self,
+        data: bytes,
+        start_bytes: int | None,
+        cut_bytes: int | None,
+        gate: Gate | None,
+        count: Callable[[int], None],
+    ) -> None:
+        self.start_bytes = start_bytes
+        self._data = data
+        self._at = start_bytes or 0
+        self._end = len(data) if cut_bytes is None else min(len(data), self._at + cut_bytes)
+        self._breaks = cut_bytes is not None
+        self._gate = gate
+        self._count = count
+        self._is_cut = False
+
+    def read_into(self, buffer: memoryview) -> int:
+        length = min(len(buffer), CHUNK_BYTES, self._end - self._at)
+        if self._gate is not None and self._at <= self._gate.at_byte < self._at + length:
+            self._gate.hold(lambda: self._is_cut)
+        if self._is_cut or (self._breaks and not length):
+            raise exception.DownloadInterrupted('The connection was cut')
+        buffer[:length] = self._data[self._at : self._at + length]
+        self._at += length
+        self._count(length)
+        return length
+
+    def cut(self) -> None:
+        self._is_cut = True
+        if self._gate is not None:
+            self._gate.look()

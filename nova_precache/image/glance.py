@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import glanceclient
 import glanceclient.exc
 import requests
+import urllib3.exceptions
 from keystoneauth1 import adapter, plugin
 from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
@@ -24,8 +26,6 @@ from oslo_config import cfg
 from nova_precache import exception, model
 
 LOG = logging.getLogger(__name__)
-
-CHUNK_BYTES = 1024**2
 
 # Glance accepts no other spelling of an id, and nothing else gets into a URL.
 _IMAGE_ID = re.compile(r'[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}')
@@ -158,14 +158,17 @@ class GlanceImageService:
         return bool(found.get('status') == 'accepted')
 
     @contextlib.contextmanager
-    def open(self, image_id: str, offset_bytes: int = 0) -> Iterator[Iterator[bytes]]:
+    def open(
+        self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
+    ) -> Iterator['GlanceConnection']:
         if not _IMAGE_ID.fullmatch(image_id):
             raise exception.ImageGone(f'{image_id!r} is not the id of an image')
+        response = self._get_data(image_id, offset_bytes)
+        start = _start_of(response, offset_bytes, size_bytes)
         # Without close() the socket would stay open until the rest has come.
-        with contextlib.closing(self._get_data(image_id, offset_bytes)) as response:
+        with contextlib.closing(GlanceConnection(response, image_id, start)) as connection:
             _check_data(response, image_id)
-            start = _start_of(response, image_id, offset_bytes)
-            yield _skip(_chunks(response, image_id), offset_bytes - start)
+            yield connection
 
     def _get(self, image_id: str, path: str) -> dict[str, Any]:
         """Ask for a JSON document about an image."""
@@ -183,7 +186,6 @@ class GlanceImageService:
         return document
 
     def _get_data(self, image_id: str, offset_bytes: int) -> requests.Response:
-        # Compressed data would have other offsets.
         headers = {'Accept-Encoding': 'identity'}
         if offset_bytes:
             headers['Range'] = f'bytes={offset_bytes}-'
@@ -211,6 +213,44 @@ class GlanceImageService:
 
     def _timeouts(self) -> tuple[float, float]:
         return self._settings.connect_timeout_seconds, self._settings.read_timeout_seconds
+
+
+class GlanceConnection:
+    """An answer with the data of an image; stands behind ``image.service.Connection``."""
+
+    def __init__(self, response: requests.Response, image_id: str, start_bytes: int | None) -> None:
+        self.start_bytes = start_bytes
+        self._response = response
+        self._image_id = image_id
+        self._is_cut = False
+        self._shutting = threading.Lock()
+
+    def read_into(self, buffer: memoryview) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def cut(self) -> None:
+        self._is_cut = True
+        # It may have been closed, or all may have come: then nobody waits for it.
+        with self._shutting, contextlib.suppress(OSError, RuntimeError, ValueError):
+            self._response.raw.shutdown()
+
+    def close(self) -> None:
+        with self._shutting:
+            self._response.close()
+
+    def _read(self, most_bytes: int) -> bytes:
+        """Give what is there, or wait for it."""
+        try:
+            data: bytes = self._response.raw.read1(most_bytes, decode_content=False)
+        # The latter two are of a socket that is shut down at just this moment.
+        except (urllib3.exceptions.HTTPError, OSError, AttributeError, ValueError) as exc:
+            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut: {exc}') from exc
+        # What a TLS socket gives after its shutdown is encrypted still.
+        if self._is_cut:
+            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut from here')
+        return data
 
 
 class _TokenAuth(plugin.FixedEndpointPlugin):
@@ -314,6 +354,7 @@ def _check_data(response: requests.Response, image_id: str) -> None:
     if code == requests.codes.no_content or (code == requests.codes.ok and empty):
         raise exception.ImageGone(f'Image {image_id} has no data')
     if code in {requests.codes.ok, requests.codes.partial_content}:
+        _check_encoding(response, image_id)
         return
     if code == requests.codes.unauthorized:
         raise exception.ImageUnauthorized(f'Glance refuses the token for image {image_id}')
@@ -324,30 +365,21 @@ def _check_data(response: requests.Response, image_id: str) -> None:
     raise exception.DownloadInterrupted(f'Image {image_id} cannot be read: HTTP {code}')
 
 
-def _start_of(response: requests.Response, image_id: str, offset_bytes: int) -> int:
-    """Tell with which byte the answer begins; it must not be one after the offset."""
-    if response.status_code == requests.codes.ok:
-        return 0
-    content_range = response.headers.get('Content-Range', '')
-    match = _CONTENT_RANGE.fullmatch(content_range)
-    if match is None or int(match[1]) != offset_bytes:
+def _check_encoding(response: requests.Response, image_id: str) -> None:
+    """Compressed data are not what Glance hashed, and have other offsets."""
+    encoding = response.headers.get('Content-Encoding', 'identity')
+    if encoding != 'identity':
         raise exception.DownloadInterrupted(
-            f'Image {image_id} was asked from byte {offset_bytes} on, '
-            f'the answer has Content-Range {content_range!r}'
+            f'Image {image_id} comes with Content-Encoding {encoding!r}, which was not asked for'
         )
-    return offset_bytes
 
 
-def _chunks(response: requests.Response, image_id: str) -> Iterator[bytes]:
-    try:
-        yield from response.iter_content(CHUNK_BYTES)
-    except requests.RequestException as exc:
-        raise exception.DownloadInterrupted(f'Image {image_id} was cut: {exc}') from exc
-
-
-def _skip(chunks: Iterator[bytes], skip_bytes: int) -> Iterator[bytes]:
-    """Leave out what was not asked for: a proxy may answer a range with the whole."""
-    for chunk in chunks:
-        if skip_bytes < len(chunk):
-            yield chunk[skip_bytes:]
-        skip_bytes = max(0, skip_bytes - len(chunk))
+def _start_of(response: requests.Response, offset_bytes: int, size_bytes: int | None) -> int | None:
+    """Tell with which byte of the image the answer begins, if that makes sense."""
+    if response.status_code != requests.codes.partial_content:
+        return 0
+    match = _CONTENT_RANGE.fullmatch(response.headers.get('Content-Range', ''))
+    if match is None or match[1] != str(offset_bytes):
+        return None
+    is_other = size_bytes is not None and match[2] not in {'*', str(size_bytes)}
+    return None if is_other else offset_bytes

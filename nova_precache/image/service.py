@@ -1,11 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam to the image service; ``glance`` and ``fake`` stand behind it."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from nova_precache import model
+
+
+class Connection(Protocol):
+    """An open connection, over which the bytes of an image come."""
+
+    @property
+    def start_bytes(self) -> int | None:
+        """With which byte of the image it begins; None: with none that the answer tells.
+
+        It is the one that was asked for, or 0 where all of the image comes instead. With
+        None there is nothing to read: whoever asked opens it again from 0 on.
+        """
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Wait for bytes, and give the number of those that came, at least one; 0 is the end.
+
+        :raises nova_precache.exception.DownloadInterrupted: it broke, stalled or was cut
+        """
+
+    def cut(self) -> None:
+        """Break it, from whatever thread and at whatever time: whoever reads is told at once."""
 
 
 class ImageService(Protocol):
@@ -25,13 +45,16 @@ class ImageService(Protocol):
         Raises as :meth:`show`.
         """
 
-    def open(self, image_id: str, offset_bytes: int = 0) -> AbstractContextManager[Iterator[bytes]]:
-        """Open the image's data from ``offset_bytes`` on, as chunks.
+    def open(
+        self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
+    ) -> AbstractContextManager[Connection]:
+        """Open the image's data from ``offset_bytes`` on.
 
-        Leaving the context closes the connection at once.
+        Entering the context asks for them; leaving it closes the connection at once.
 
+        :param size_bytes: how many the image has; an answer with a part of another number
+            of bytes begins with none that is wanted
         :raises nova_precache.exception.ImageGone: deleted, deactivated or without data
         :raises nova_precache.exception.ImageUnauthorized: the token was refused
-        :raises nova_precache.exception.DownloadInterrupted: no connection, or it broke while
-            chunks were read
+        :raises nova_precache.exception.DownloadInterrupted: no connection
         """

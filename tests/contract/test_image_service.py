@@ -81,8 +81,17 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def read(images: service.ImageService, image_id: str, offset_bytes: int = 0) -> bytes:
-    with images.open(image_id, offset_bytes) as chunks:
-        return b''.join(chunks)
+    with images.open(image_id, offset_bytes) as connection:
+        assert connection.start_bytes == offset_bytes
+        return rest(connection)
+
+
+def rest(connection: service.Connection, buffer_bytes: int = 1024**2) -> bytes:
+    buffer = bytearray(buffer_bytes)
+    read = bytearray()
+    while count := connection.read_into(memoryview(buffer)):
+        read += buffer[:count]
+    return bytes(read)
 
 
 def test_an_uploaded_image_is_described(backend: Backend) -> None:
@@ -104,10 +113,60 @@ def test_the_data_are_given_from_any_offset(backend: Backend, offset_bytes: int)
 
 def test_a_reader_may_leave_early_and_read_again(backend: Backend) -> None:
     image_id = backend.add(DATA)
-    with backend.images.open(image_id) as chunks:
-        first = next(chunks)
-    assert DATA.startswith(first)
+    buffer = bytearray(1000)
+    with backend.images.open(image_id) as connection:
+        count = connection.read_into(memoryview(buffer))
+    assert DATA.startswith(buffer[:count])
     assert read(backend.images, image_id) == DATA
+
+
+@pytest.mark.parametrize('buffer_bytes', [7777, 65_536, len(DATA) + 1])
+def test_a_buffer_may_have_any_size(backend: Backend, buffer_bytes: int) -> None:
+    image_id = backend.add(DATA)
+    with backend.images.open(image_id) as connection:
+        assert rest(connection, buffer_bytes) == DATA
+
+
+def test_behind_the_end_there_is_the_end_again(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    with backend.images.open(image_id) as connection:
+        assert rest(connection) == DATA
+        assert rest(connection) == b''
+
+
+@pytest.mark.parametrize('read_bytes', [0, 1000])
+def test_a_cut_connection_gives_no_more(backend: Backend, read_bytes: int) -> None:
+    image_id = backend.add(DATA)
+    buffer = memoryview(bytearray(1000))
+    with backend.images.open(image_id) as connection:
+        if read_bytes:
+            assert connection.read_into(buffer[:read_bytes])
+        connection.cut()
+        with pytest.raises(exception.DownloadInterrupted, match='cut'):
+            connection.read_into(buffer)
+    assert read(backend.images, image_id) == DATA
+
+
+def test_cutting_may_come_too_late_and_more_than_once(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    with backend.images.open(image_id) as connection:
+        assert rest(connection) == DATA
+        connection.cut()
+    connection.cut()
+    connection.cut()
+    with backend.images.open(image_id) as connection:
+        connection.cut()
+        connection.cut()
+    connection.cut()
+    assert read(backend.images, image_id) == DATA
+
+
+def test_a_part_of_an_image_of_another_size_begins_nowhere(backend: Backend) -> None:
+    image_id = backend.add(DATA)
+    with backend.images.open(image_id, 1000, len(DATA)) as connection:
+        assert connection.start_bytes == 1000
+    with backend.images.open(image_id, 1000, len(DATA) + 1) as connection:
+        assert connection.start_bytes is None
 
 
 def test_there_is_nothing_behind_the_end(backend: Backend) -> None:

@@ -1,155 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
 """What arrives in the file, what is refused, and how often a cut is resumed."""
 
+import contextlib
 import dataclasses
+import gc
 import hashlib
-import io
-import pathlib
-from collections.abc import Iterator
+import itertools
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
-from nova_precache import exception, model
-from nova_precache.download import engine, retry, source
-from nova_precache.image import fake
+from nova_precache import control as controls
+from nova_precache import exception, model, priority
+from nova_precache.download import engine, pipeline, retry
+from nova_precache.image import fake, service
+from tests.service import wait_until
+from tests.unit.download.conftest import (
+    Attempt,
+    FileTarget,
+    MakeTarget,
+    NewAttempt,
+    Reins,
+    Running,
+    image_of,
+)
 
 DATA = bytes(range(256)) * 2048
+CANCELLED = exception.Cancelled('nobody wants it')
+PAUSED = exception.Paused('later')
 
 
-@pytest.fixture
-def images() -> fake.FakeImageService:
-    return fake.FakeImageService()
-
-
-@pytest.fixture
-def file(tmp_path: pathlib.Path) -> Iterator[io.FileIO]:
-    with (tmp_path / 'file').open('w+b', buffering=0) as opened:
-        yield opened
-
-
-@dataclasses.dataclass
-class Attempt:
-    """One download with what it told on the way."""
-
-    images: fake.FakeImageService
-    delays: list[float] = dataclasses.field(default_factory=list)
-    progress: list[model.Progress] = dataclasses.field(default_factory=list)
-
-    def run(self, image: model.Image, file: io.FileIO, *, allow_unverified: bool = False) -> int:
-        downloader = engine.Downloader(
-            allow_unverified=allow_unverified,
-            resume=retry.ResumePolicy(max_opens=3, sleep=self.delays.append),
-        )
-        origin = source.ImageServiceSource(self.images, image)
-        return downloader.download(origin, file, self.progress.append)
-
-
-@pytest.fixture
-def attempt(images: fake.FakeImageService) -> Attempt:
-    return Attempt(images)
-
-
-def written(file: io.FileIO) -> bytes:
-    return pathlib.Path(str(file.name)).read_bytes()
-
-
-def test_the_file_holds_the_image(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA)
-    assert attempt.run(image, file) == len(DATA)
-    assert written(file) == DATA
+def test_the_file_holds_the_image(attempt: Attempt, images: fake.FakeImageService) -> None:
+    image = images.add(DATA)
+    assert attempt.run(images, image) == len(DATA)
+    assert attempt.target.content == DATA
 
 
 def test_progress_counts_up_to_the_size_and_ends_with_verifying(
-    attempt: Attempt, file: io.FileIO
+    attempt: Attempt, images: fake.FakeImageService
 ) -> None:
-    attempt.run(attempt.images.add(DATA), file)
+    attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
     *downloading, last = attempt.progress
     counts = [step.bytes_done for step in downloading]
     assert counts == sorted(set(counts))
+    assert len(counts) == 8
     assert downloading[-1] == model.Progress(model.TaskStatus.DOWNLOADING, len(DATA), len(DATA))
     assert last == model.Progress(model.TaskStatus.VERIFYING, len(DATA), len(DATA))
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA)
-    attempt.images.faults.cuts = [1000, 70_000]
-    attempt.run(image, file)
-    assert written(file) == DATA
-    assert [offset for _, offset in attempt.images.opens] == [0, 1000, 71_000]
-    assert attempt.images.served_bytes == len(DATA)
+def test_a_cut_download_goes_on_where_it_was_cut(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.cuts = [1000, 70_000]
+    attempt.run(images, image)
+    assert attempt.target.content == DATA
+    assert [offset for _, offset in images.opens] == [0, 1000, 71_000]
+    assert images.served_bytes == len(DATA)
 
 
-def test_a_cut_behind_the_last_byte_costs_no_second_open(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA)
-    attempt.images.faults.cuts = [len(DATA)]
-    attempt.run(image, file)
-    assert written(file) == DATA
-    assert len(attempt.images.opens) == 1
+def test_a_cut_behind_the_last_byte_costs_no_second_open(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.cuts = [len(DATA)]
+    attempt.run(images, image)
+    assert attempt.target.content == DATA
+    assert len(images.opens) == 1
 
 
-def test_a_download_that_is_cut_again_and_again_ends(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA)
-    attempt.images.faults.cuts = [10] * 9
+def test_a_download_that_is_cut_again_and_again_ends(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.cuts = [10] * 9
     with pytest.raises(exception.DownloadInterrupted, match='cut'):
-        attempt.run(image, file)
-    assert len(attempt.images.opens) == 3
-    assert attempt.delays == [0.5, 1.0]
+        attempt.run(images, image)
+    assert len(images.opens) == 3
+    assert attempt.control.pauses == [0.5, 1.0]
 
 
-def test_an_image_that_is_gone_is_not_tried_again(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA)
-    attempt.images.delete(image.id)
+def test_an_image_that_is_gone_is_not_tried_again(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.delete(image.id)
     with pytest.raises(exception.ImageGone):
-        attempt.run(image, file)
-    assert attempt.delays == []
+        attempt.run(images, image)
+    assert attempt.control.pauses == []
 
 
-def test_wrong_bytes_are_a_mismatch(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA)
-    attempt.images.faults.corrupt = 1
+def test_wrong_bytes_are_a_mismatch(attempt: Attempt, images: fake.FakeImageService) -> None:
+    image = images.add(DATA)
+    images.faults.corrupt = 1
     with pytest.raises(exception.ImageMismatch, match='sha512'):
-        attempt.run(image, file)
+        attempt.run(images, image)
 
 
-def test_a_source_that_gives_too_much_is_stopped_at_once(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA, size=100_000)
+def test_a_source_that_gives_too_much_is_stopped_at_once(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA, size=100_000)
     with pytest.raises(exception.ImageMismatch, match='more than 100000 bytes'):
-        attempt.run(image, file)
-    assert len(written(file)) <= 100_000
-    assert attempt.images.served_bytes < len(DATA)
+        attempt.run(images, image)
+    assert len(attempt.target.content) <= 100_000
+    assert images.served_bytes < len(DATA)
 
 
-def test_a_source_that_ends_early_is_an_interruption(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA, size=len(DATA) + 1)
+def test_a_source_that_ends_early_is_an_interruption(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA, size=len(DATA) + 1)
     with pytest.raises(exception.DownloadInterrupted):
-        attempt.run(image, file)
+        attempt.run(images, image)
 
 
-def test_an_image_without_size_is_verified_by_its_hash(attempt: Attempt, file: io.FileIO) -> None:
-    image = attempt.images.add(DATA, size=None)
-    assert attempt.run(image, file) == len(DATA)
-    attempt.images.faults.corrupt = 1
+def test_an_image_without_size_is_verified_by_its_hash(
+    new_attempt: NewAttempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA, size=None)
+    assert new_attempt().run(images, image) == len(DATA)
+    images.faults.corrupt = 1
     with pytest.raises(exception.ImageMismatch):
-        attempt.run(image, file)
+        new_attempt().run(images, image)
 
 
 @pytest.mark.parametrize('algorithm', ['sha256', 'sha512', 'sha3_512', 'blake2b'])
-def test_glance_may_choose_the_algorithm(attempt: Attempt, file: io.FileIO, algorithm: str) -> None:
+def test_glance_may_choose_the_algorithm(
+    new_attempt: NewAttempt, images: fake.FakeImageService, algorithm: str
+) -> None:
     value = hashlib.new(algorithm, DATA).hexdigest()
-    image = attempt.images.add(DATA, hash_algo=algorithm, hash_value=value, checksum='0' * 32)
-    assert attempt.run(image, file) == len(DATA)
-    attempt.images.faults.corrupt = 1
+    image = images.add(DATA, hash_algo=algorithm, hash_value=value, checksum='0' * 32)
+    assert new_attempt().run(images, image) == len(DATA)
+    images.faults.corrupt = 1
     with pytest.raises(exception.ImageMismatch, match=algorithm):
-        attempt.run(image, file)
+        new_attempt().run(images, image)
 
 
 def test_the_md5_checksum_decides_where_there_is_no_multihash(
-    attempt: Attempt, file: io.FileIO
+    new_attempt: NewAttempt, images: fake.FakeImageService
 ) -> None:
-    image = attempt.images.add(DATA, hash_algo=None, hash_value=None)
-    assert attempt.run(image, file) == len(DATA)
+    image = images.add(DATA, hash_algo=None, hash_value=None)
+    assert new_attempt().run(images, image) == len(DATA)
     with pytest.raises(exception.ImageMismatch, match='md5'):
-        attempt.run(dataclasses.replace(image, checksum='0' * 32), file)
+        new_attempt().run(images, dataclasses.replace(image, checksum='0' * 32))
 
 
 @pytest.mark.parametrize(
@@ -161,60 +159,434 @@ def test_the_md5_checksum_decides_where_there_is_no_multihash(
     ],
 )
 def test_an_image_that_cannot_be_verified_is_refused_before_the_first_byte(
-    attempt: Attempt, file: io.FileIO, known: dict[str, str | None]
+    attempt: Attempt, images: fake.FakeImageService, known: dict[str, str | None]
 ) -> None:
-    image = attempt.images.add(DATA, **known)
+    image = images.add(DATA, **known)
     with pytest.raises(exception.UnverifiedImage, match=image.id):
-        attempt.run(image, file)
-    assert attempt.images.opens == []
+        attempt.run(images, image)
+    assert images.opens == []
 
 
 def test_an_image_that_cannot_be_verified_is_taken_where_that_is_allowed(
-    attempt: Attempt, file: io.FileIO
+    attempt: Attempt, images: fake.FakeImageService
 ) -> None:
-    image = attempt.images.add(DATA, hash_algo=None, hash_value=None, checksum=None)
-    assert attempt.run(image, file, allow_unverified=True) == len(DATA)
+    image = images.add(DATA, hash_algo=None, hash_value=None, checksum=None)
+    assert attempt.run(images, image, allow_unverified=True) == len(DATA)
 
 
 def test_a_wrong_hash_is_refused_also_where_unverified_images_are_allowed(
-    attempt: Attempt, file: io.FileIO
+    attempt: Attempt, images: fake.FakeImageService
 ) -> None:
-    image = attempt.images.add(DATA)
-    attempt.images.faults.corrupt = 1
+    image = images.add(DATA)
+    images.faults.corrupt = 1
     with pytest.raises(exception.ImageMismatch):
-        attempt.run(image, file, allow_unverified=True)
+        attempt.run(images, image, allow_unverified=True)
 
 
-def test_a_full_disk_is_told(attempt: Attempt) -> None:
-    image = attempt.images.add(DATA)
-    with (
-        open('/dev/full', 'wb', buffering=0) as full,
-        pytest.raises(exception.NotEnoughSpace, match='No space left on device'),
-    ):
-        attempt.run(image, full)
+def test_a_full_disk_is_told(attempt: Attempt, images: fake.FakeImageService) -> None:
+    attempt.target.refuse_at = 100_000
+    with pytest.raises(exception.NotEnoughSpace, match='No space left on device'):
+        attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
+    assert attempt.target.log == []
 
 
-@pytest.mark.parametrize(
-    ('status', 'reason'), [('deactivated', 'is deactivated'), ('queued', 'is queued')]
+def test_what_is_kept_is_read_again_and_only_the_rest_is_asked_for(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    attempt = Attempt(make_target(DATA[:300_001]))
+    attempt.run(images, image, buffer_bytes=100_000)
+    assert attempt.target.content == attempt.watcher.seen == DATA
+    assert images.opens == [(image.id, 300_001)]
+    steps = [(step.status, step.bytes_done) for step in attempt.progress]
+    assert steps[:4] == [
+        (model.TaskStatus.VERIFYING, 100_000),
+        (model.TaskStatus.VERIFYING, 200_000),
+        (model.TaskStatus.VERIFYING, 300_000),
+        (model.TaskStatus.VERIFYING, 300_001),
+    ]
+    assert steps[4][0] == model.TaskStatus.DOWNLOADING
+
+
+def test_where_all_is_kept_nothing_is_asked_for(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    attempt = Attempt(make_target(DATA))
+    assert attempt.run(images, image) == len(DATA)
+    assert attempt.watcher.seen == DATA
+    assert images.opens == []
+    assert attempt.target.log == [('finish', len(DATA))]
+
+
+def test_kept_bytes_that_have_changed_are_a_mismatch(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    attempt = Attempt(make_target(b'x' + DATA[1:70_000]))
+    with pytest.raises(exception.ImageMismatch, match='sha512'):
+        attempt.run(images, images.add(DATA))
+
+
+@pytest.mark.parametrize('size', [69_999, None])
+def test_more_kept_than_the_image_has_is_forgotten(
+    make_target: MakeTarget, images: fake.FakeImageService, size: int | None
+) -> None:
+    data = DATA[:69_999]
+    attempt = Attempt(make_target(DATA[:70_000]))
+    attempt.run(images, images.add(data, size=size))
+    assert attempt.target.content == attempt.watcher.seen == data
+    assert attempt.target.log == ['restart', ('finish', len(data))]
+
+
+def test_kept_bytes_that_are_not_there_are_an_error(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    attempt = Attempt(make_target(DATA[:1000]))
+    attempt.target.kept_bytes = 1001
+    with pytest.raises(exception.StorageError, match='Only 1000 of 1001 bytes'):
+        attempt.run(images, images.add(DATA))
+
+
+def test_kept_bytes_of_an_unsafe_image_cost_no_open(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    attempt = Attempt(make_target(DATA[:1000]))
+    attempt.watcher.refuse_at = 500
+    with pytest.raises(exception.UnsafeImage):
+        attempt.run(images, images.add(DATA))
+    assert images.opens == []
+
+
+def test_an_image_that_has_changed_is_not_gone_on_with(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.update(image.id, hash_value='0' * 128)
+    attempt = Attempt(make_target(DATA[:1000]))
+    with pytest.raises(exception.ImageMismatch, match='another size or hash'):
+        attempt.run(images, image)
+    assert images.opens == []
+    assert attempt.target.log == []
+
+
+def test_a_whole_answer_to_the_question_for_the_rest_is_taken_from_its_first_byte(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.whole = 1
+    attempt = Attempt(make_target(b'x' * 1000))
+    attempt.run(images, image)
+    assert attempt.target.content == attempt.watcher.seen == DATA
+    assert images.opens == [(image.id, 1000)]
+    assert attempt.target.log == ['restart', ('finish', len(DATA))]
+
+
+def test_an_answer_that_begins_elsewhere_is_not_read_and_all_is_asked_for_anew(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.elsewhere = 1
+    attempt = Attempt(make_target(b'x' * 1000))
+    attempt.run(images, image)
+    assert attempt.target.content == attempt.watcher.seen == DATA
+    assert images.opens == [(image.id, 1000), (image.id, 0)]
+    assert images.served_bytes == len(DATA)
+
+
+def test_all_that_came_is_written_before_it_starts_over(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.cuts = [1000]
+    images.faults.whole = 1
+    attempt.target.stop_at = 0
+    running = Running(lambda: attempt.run(images, image))
+    wait_until(lambda: len(images.opens) == 2, 'the whole image is there')
+    assert attempt.target.log == []
+    attempt.target.go_on()
+    assert running.failure() is None
+    assert attempt.target.content == attempt.watcher.seen == DATA
+
+
+def test_what_came_is_kept_where_another_attempt_may_go_on(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    images.faults.cuts = [1000, 70_000]
+    with pytest.raises(exception.DownloadInterrupted):
+        attempt.run(images, images.add(DATA), opens=2)
+    assert attempt.target.log == [('keep', 71_000)]
+    assert attempt.target.content == DATA[:71_000]
+
+
+def test_nothing_is_kept_after_the_last_attempt(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    attempt.control = Reins(is_last_attempt=True)
+    images.faults.cuts = [1000]
+    with pytest.raises(exception.DownloadInterrupted):
+        attempt.run(images, images.add(DATA), opens=1)
+    assert attempt.target.log == []
+
+
+def test_nothing_of_an_image_that_is_gone_is_kept(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    images.faults.cuts = [1000]
+    attempt.control.on_pause = lambda: images.delete(image.id)
+    with pytest.raises(exception.ImageGone):
+        attempt.run(images, image)
+    assert attempt.target.log == []
+
+
+def test_a_target_that_cannot_keep_hides_no_error(
+    attempt: Attempt, images: fake.FakeImageService, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt.target.keep_error = exception.StorageError('the disk is gone')
+    images.faults.cuts = [1000]
+    with pytest.raises(exception.DownloadInterrupted):
+        attempt.run(images, images.add(DATA), opens=1)
+    assert 'is not kept: the disk is gone' in caplog.text
+
+
+def test_an_unsafe_image_ends_it_at_once(attempt: Attempt, images: fake.FakeImageService) -> None:
+    attempt.watcher.refuse_at = 100_000
+    with pytest.raises(exception.UnsafeImage):
+        attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
+    assert images.served_bytes == 128 * 1024
+    assert attempt.target.log == []
+
+
+def test_a_fault_of_our_own_in_a_thread_is_told(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    attempt.target.raises = ZeroDivisionError('a fault')
+    with pytest.raises(exception.CacheError, match=r"write failed: ZeroDivisionError\('a fault'\)"):
+        attempt.run(images, images.add(DATA))
+    assert attempt.target.log == []
+
+
+def test_a_listener_that_fails_ends_it(attempt: Attempt, images: fake.FakeImageService) -> None:
+    attempt.progress = Refusing()
+    with pytest.raises(ZeroDivisionError):
+        attempt.run(images, images.add(DATA))
+
+
+def test_pieces_are_as_big_as_the_buffers_whatever_a_read_gives(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    attempt.run(images, images.add(DATA), buffer_bytes=200_000)
+    assert attempt.watcher.pieces == [200_000, 200_000, len(DATA) - 400_000]
+    assert [length for _, length in attempt.target.written] == attempt.watcher.pieces
+
+
+def test_a_slow_link_fills_a_buffer_for_a_moment_only(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    def clock() -> float:
+        return images.served_bytes / (64 * 1024) * engine.FILL_SECONDS / 2
+
+    attempt.run(images, images.add(DATA), clock=clock)
+    assert attempt.watcher.pieces == [128 * 1024] * 4
+    assert attempt.target.content == DATA
+
+
+def test_the_pace_is_asked_before_and_told_after_each_share(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    pace = SmallSteps(50_000)
+    attempt.run(images, images.add(DATA), pace=pace)
+    assert sum(pace.taken) == len(DATA)
+    assert set(pace.taken[:10]) == {50_000}
+    assert attempt.watcher.pieces == [len(DATA)]
+
+
+def test_a_stop_while_the_pace_holds_it_up_keeps_what_came(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    pace = SmallSteps(50_000)
+    pace.then = lambda: attempt.control.stop(PAUSED)
+    with pytest.raises(exception.Paused):
+        attempt.run(images, images.add(DATA), pace=pace)
+    assert attempt.target.content == DATA[:50_000]
+    assert attempt.target.log == [('keep', 50_000)]
+
+
+def test_a_stop_while_it_waits_to_open_again_keeps_what_came(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    images.faults.cuts = [1000]
+    attempt.control.on_pause = lambda: attempt.control.stop(PAUSED)
+    with pytest.raises(exception.Paused):
+        attempt.run(images, images.add(DATA))
+    assert len(images.opens) == 1
+    assert attempt.target.log == [('keep', 1000)]
+
+
+def test_a_stop_while_what_is_kept_is_read_again_keeps_it(
+    make_target: MakeTarget, images: fake.FakeImageService
+) -> None:
+    attempt = Attempt(make_target(DATA[:200_000]))
+    attempt.progress = Calling(lambda: attempt.control.stop(PAUSED))
+    with pytest.raises(exception.Paused):
+        attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
+    assert images.opens == []
+    assert attempt.target.log == [('keep', 200_000)]
+
+
+def test_a_stop_before_the_start_opens_nothing(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    attempt.control.stop(CANCELLED)
+    with pytest.raises(exception.Cancelled):
+        attempt.run(images, images.add(DATA))
+    assert images.opens == []
+    assert attempt.target.log == []
+
+
+def test_a_cancelled_image_is_not_kept(attempt: Attempt, images: fake.FakeImageService) -> None:
+    attempt.progress = Calling(lambda: attempt.control.stop(CANCELLED))
+    with pytest.raises(exception.Cancelled):
+        attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
+    assert attempt.target.log == []
+
+
+def test_the_writer_alone_works_at_idle_priority(
+    attempt: Attempt, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within: list[str] = []
+
+    @contextlib.contextmanager
+    def idle_io(control: object) -> Iterator[None]:
+        assert control is attempt.control
+        within.append(threading.current_thread().name)
+        yield
+
+    monkeypatch.setattr(priority, 'idle_io', idle_io)
+    attempt.run(images, images.add(DATA), idle_priority=True)
+    assert set(within) == attempt.target.writers == {'image-write'}
+
+
+def test_its_buffers_do_not_stay_until_garbage_is_collected(
+    attempt: Attempt, images: fake.FakeImageService, no_collection: None
+) -> None:
+    image = images.add(DATA)
+    tracemalloc.start()
+    try:
+        attempt.run(images, image)
+        left_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes > pipeline.BUFFERS * pipeline.BUFFER_BYTES > 8 * left_bytes
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    size=strategies.integers(1, 5000),
+    kept=strategies.integers(0, 5000),
+    cuts=strategies.lists(strategies.integers(0, 2000), max_size=5),
+    reads=strategies.lists(strategies.integers(1, 700), min_size=1, max_size=5),
+    buffer_bytes=strategies.integers(1, 900),
 )
-def test_an_image_that_is_not_active_is_not_looked_for(
-    images: fake.FakeImageService, status: str, reason: str
+def test_wherever_it_is_cut_each_byte_is_asked_for_once_and_arrives(
+    tmp_path_factory: pytest.TempPathFactory,
+    size: int,
+    kept: int,
+    cuts: list[int],
+    reads: list[int],
+    buffer_bytes: int,
 ) -> None:
-    image = images.add(DATA, status=status)
-    with pytest.raises(exception.ImageGone, match=reason):
-        source.ImageServiceSource.find(images, image.id)
+    data = DATA[100 : 100 + size]
+    kept = min(kept, size)
+    path = tmp_path_factory.mktemp('cuts') / 'file'
+    attempt = Attempt(FileTarget(path, data[:kept]))
+    origin = OddSource(data, cuts, reads)
+    downloader = engine.Downloader(
+        resume=retry.ResumePolicy(max_opens=len(cuts) + 1), buffer_bytes=buffer_bytes
+    )
+    done = downloader.download(
+        origin, attempt.target, attempt.watcher, attempt.control, attempt.progress.append
+    )
+    assert done == size
+    assert attempt.target.content == attempt.watcher.seen == data
+    expected = list(itertools.accumulate(cuts, initial=kept))
+    assert origin.opens == [offset for offset in expected if offset < size]
 
 
-def test_an_unknown_image_is_gone_and_a_silent_service_an_interruption(
-    images: fake.FakeImageService,
-) -> None:
-    with pytest.raises(exception.ImageGone, match='could not be found'):
-        source.ImageServiceSource.find(images, 'unknown')
-    images.faults.unavailable = 1
-    with pytest.raises(exception.DownloadInterrupted, match='does not answer'):
-        source.ImageServiceSource.find(images, 'unknown')
+class SmallSteps:
+    """A pace that allows a little at a time."""
+
+    def __init__(self, step_bytes: int) -> None:
+        self.taken: list[int] = []
+        self.then: Callable[[], object] = lambda: None
+        self._step_bytes = step_bytes
+
+    def read_bytes(self, control: controls.Control) -> int:
+        return self._step_bytes
+
+    def take(self, control: controls.Control, count_bytes: int) -> None:
+        self.taken.append(count_bytes)
+        self.then()
+        control.check()
 
 
-def test_an_empty_image_is_gone(images: fake.FakeImageService) -> None:
-    with pytest.raises(exception.ImageGone, match='has no data'):
-        source.ImageServiceSource.find(images, images.add(b'').id)
+class Calling(list[model.Progress]):
+    """Does something when it is told of progress."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__()
+        self._call = call
+
+    def append(self, progress: model.Progress) -> None:
+        super().append(progress)
+        self._call()
+
+
+class Refusing(list[model.Progress]):
+    def append(self, progress: model.Progress) -> None:
+        raise ZeroDivisionError
+
+
+class OddSource:
+    """Gives so many bytes a read, and is cut after so many."""
+
+    def __init__(self, data: bytes, cuts: list[int], reads: list[int]) -> None:
+        self.image = image_of(data)
+        self.opens: list[int] = []
+        self._data = data
+        self._cuts = list(cuts)
+        self._reads = itertools.cycle(reads)
+
+    @contextlib.contextmanager
+    def open(self, offset_bytes: int = 0) -> Iterator[service.Connection]:
+        self.opens.append(offset_bytes)
+        yield OddConnection(self._data, offset_bytes, self._cuts, self._reads)
+
+
+class OddConnection:
+    def __init__(
+        self, data: bytes, start_bytes: int, cuts: list[int], reads: Iterator[int]
+    ) -> None:
+        self.start_bytes = start_bytes
+        self._left = memoryview(data)[start_bytes:]
+        self._until_cut = cuts.pop(0) if cuts else len(data) + 1
+        self._reads = reads
+
+    def read_into(self, buffer: memoryview) -> int:
+        if not self._until_cut:
+            raise exception.DownloadInterrupted('The connection was cut')
+        count = min(next(self._reads), len(buffer), len(self._left), self._until_cut)
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        self._until_cut -= count
+        return count
+
+    def cut(self) -> None:
+        """Nobody does that here."""

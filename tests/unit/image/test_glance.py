@@ -7,23 +7,31 @@ Glance says is in the contract tests.
 
 import contextlib
 import dataclasses
+import gzip
 import http.server
 import json
 import logging
+import pathlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import trustme
 from keystoneauth1 import noauth
 
 from nova_precache import conf as precache_conf
 from nova_precache import exception
-from nova_precache.image import glance
+from nova_precache.image import glance, service
 
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
 DATA = bytes(range(256)) * 16384
+CHUNKED = {'Transfer-Encoding': 'chunked'}
+WAIT_SECONDS = 20
 SETTINGS = glance.GlanceSettings(connect_timeout_seconds=5, read_timeout_seconds=5, num_retries=0)
+
+PATIENT = dataclasses.replace(SETTINGS, read_timeout_seconds=3 * WAIT_SECONDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +78,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _wait_until_client_closes(self) -> None:
         self.connection.settimeout(20)
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError, ssl.SSLError):
             assert self.connection.recv(1) == b''
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
         length = len(answer.body) if answer.length is None else answer.length
-        self.send_header('Content-Length', str(length))
+        if 'Transfer-Encoding' not in answer.headers:
+            self.send_header('Content-Length', str(length))
         self.send_header('Connection', 'close')  # else the client may ask again while it closes
         if answer.content_type is not None:
             self.send_header('Content-Type', answer.content_type)
@@ -92,8 +101,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with serving() as script:
+        yield script
+
+
+@pytest.fixture(scope='module')
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(authority: trustme.CA) -> Iterator[Server]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('127.0.0.1').configure_cert(context)
+    with serving(context) as script:
+        yield script
+
+
+@contextlib.contextmanager
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as listener:
-        script = Server(f'http://127.0.0.1:{listener.server_port}')
+        scheme = 'http'
+        if tls is not None:
+            scheme = 'https'
+            listener.socket = tls.wrap_socket(listener.socket, server_side=True)
+        script = Server(f'{scheme}://127.0.0.1:{listener.server_port}')
         listener.script = script  # type: ignore[attr-defined]
         thread = threading.Thread(target=listener.serve_forever, kwargs={'poll_interval': 0.01})
         thread.start()
@@ -118,14 +150,33 @@ def with_token(
     )
 
 
+def chunked(data: bytes, chunk_bytes: int) -> bytes:
+    """Encode data as an answer without length has them."""
+    chunks = [data[at : at + chunk_bytes] for at in range(0, len(data), chunk_bytes)]
+    return b''.join(b'%x\r\n%s\r\n' % (len(chunk), chunk) for chunk in [*chunks, b''])
+
+
 def document(**fields: object) -> Answer:
     body = json.dumps({'id': IMAGE_ID, 'status': 'active', **fields}).encode()
     return Answer(body=body, content_type='application/json')
 
 
 def read(images: glance.GlanceImageService, offset_bytes: int = 0) -> bytes:
-    with images.open(IMAGE_ID, offset_bytes) as chunks:
-        return b''.join(chunks)
+    with images.open(IMAGE_ID, offset_bytes) as connection:
+        assert connection.start_bytes == offset_bytes
+        return read_on(connection)
+
+
+def read_on(connection: service.Connection, most_bytes: int | None = None) -> bytes:
+    """Read to the end, or so many bytes."""
+    buffer = memoryview(bytearray(1024**2))
+    data = bytearray()
+    while most_bytes is None or len(data) < most_bytes:
+        count = connection.read_into(buffer)
+        if not count:
+            break
+        data += buffer[:count]
+    return bytes(data)
 
 
 def test_metadata_are_read_with_the_token(
@@ -283,21 +334,51 @@ def test_data_are_read_whole_and_from_an_offset(
     assert [headers.get('range') for _, headers in server.requests] == [None, 'bytes=100-']
 
 
-def test_a_whole_answer_to_a_range_is_read_from_the_offset_on(
+def test_a_whole_answer_to_a_range_begins_with_the_first_byte(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(body=DATA)]
-    assert read(images, 3_000_001) == DATA[3_000_001:]
+    with images.open(IMAGE_ID, 3_000_001) as connection:
+        assert connection.start_bytes == 0
+        assert read_on(connection) == DATA
 
 
-@pytest.mark.parametrize('content_range', [None, 'bytes 99-4194303/4194304', 'bytes */100'])
-def test_an_answer_with_another_range_is_not_read(
-    server: Server, images: glance.GlanceImageService, content_range: str | None
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {},
+        {'Content-Range': 'bytes 99-4194303/4194304'},
+        {'Content-Range': 'bytes 100-4194303/4194305'},
+        {'Content-Range': 'bytes */100'},
+        {'Content-Range': 'bytes ' + '1' * 5000 + '-4194303/4194304'},
+        {'Content-Range': 'items 100-4194303/4194304'},
+        {'Content-Type': 'multipart/byteranges; boundary=b'},
+    ],
+)
+def test_an_answer_with_another_range_begins_nowhere(
+    server: Server, images: glance.GlanceImageService, headers: dict[str, str]
 ) -> None:
-    headers = {'Content-Range': content_range} if content_range else {}
+    server.answers = [Answer(206, DATA[100:], headers, content_type=None)]
+    with images.open(IMAGE_ID, 100, len(DATA)) as connection:
+        assert connection.start_bytes is None
+
+
+@pytest.mark.parametrize('size_bytes', [None, len(DATA)])
+@pytest.mark.parametrize('total', ['*', str(len(DATA))])
+def test_an_answer_need_not_tell_the_size(
+    server: Server, images: glance.GlanceImageService, total: str, size_bytes: int | None
+) -> None:
+    headers = {'Content-Range': f'bytes 100-4194303/{total}'}
     server.answers = [Answer(206, DATA[100:], headers)]
-    with pytest.raises(exception.DownloadInterrupted, match='Content-Range'):
-        read(images, 100)
+    with images.open(IMAGE_ID, 100, size_bytes) as connection:
+        assert connection.start_bytes == 100
+
+
+def test_compressed_data_are_not_taken(server: Server, images: glance.GlanceImageService) -> None:
+    server.answers = [Answer(body=gzip.compress(DATA), headers={'Content-Encoding': 'gzip'})]
+    with pytest.raises(exception.DownloadInterrupted, match="Content-Encoding 'gzip'"):
+        read(images)
+    assert server.requests[0][1]['accept-encoding'] == 'identity'
 
 
 @pytest.mark.parametrize(
@@ -340,10 +421,94 @@ def test_leaving_closes_the_connection_at_once(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True)]
-    with images.open(IMAGE_ID) as chunks:
-        assert next(chunks)
+    with images.open(IMAGE_ID) as connection:
+        assert read_on(connection, 1)
         assert not server.connection_closed.is_set()
     assert server.connection_closed.wait(20)
+
+
+def test_what_is_there_is_given_before_the_buffer_is_full(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [Answer(body=DATA[:1000], length=len(DATA), hang=True)]
+    with images.open(IMAGE_ID) as connection:
+        assert read_on(connection, 1000) == DATA[:1000]
+
+
+@pytest.mark.parametrize('chunk_bytes', [1, 1000, 100_000])
+def test_data_without_length_are_read_to_their_end(
+    server: Server, images: glance.GlanceImageService, chunk_bytes: int
+) -> None:
+    data = DATA[:300_000] if chunk_bytes > 1 else DATA[:1000]
+    server.answers = [Answer(body=chunked(data, chunk_bytes), headers=CHUNKED)]
+    assert read(images) == data
+
+
+def test_data_without_length_that_are_cut_are_an_interruption(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    body = chunked(DATA[:3000], 1000)
+    for length in (len(body) - 5, len(body) - 500):
+        server.answers = [Answer(body=body[:length], headers=CHUNKED)]
+        with pytest.raises(exception.DownloadInterrupted, match='was cut'):
+            read(images)
+
+
+def test_whoever_reads_from_a_silent_server_is_told_of_a_cut_at_once(
+    server: Server,
+) -> None:
+    check_cut_while_reading(server, with_token(server, settings=PATIENT))
+
+
+def test_a_cut_ends_a_read_over_tls_too(
+    tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path
+) -> None:
+    check_cut_while_reading(tls_server, trusting(tls_server, authority, tmp_path))
+
+
+def test_after_a_cut_nothing_encrypted_is_given(
+    tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path
+) -> None:
+    """A socket that is shut down forgets its encryption, while there are data in it."""
+    images = trusting(tls_server, authority, tmp_path)
+    tls_server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True)]
+    with images.open(IMAGE_ID) as connection:
+        assert DATA.startswith(read_on(connection, 1))
+        connection.cut()
+        for _ in range(3):
+            with pytest.raises(exception.DownloadInterrupted):
+                read_on(connection, 1)
+
+
+def check_cut_while_reading(server: Server, images: glance.GlanceImageService) -> None:
+    server.answers = [Answer(body=DATA[:1000], length=len(DATA), hang=True)]
+    has_read = threading.Event()
+    failures: list[exception.DownloadInterrupted] = []
+
+    def read_all(connection: service.Connection) -> None:
+        read_on(connection, 1000)
+        has_read.set()
+        try:
+            read_on(connection)
+        except exception.DownloadInterrupted as exc:
+            failures.append(exc)
+
+    with images.open(IMAGE_ID) as connection:
+        reader = threading.Thread(target=read_all, args=(connection,), daemon=True)
+        reader.start()
+        assert has_read.wait(20)
+        connection.cut()
+        reader.join(WAIT_SECONDS)
+        assert not reader.is_alive()
+    assert len(failures) == 1
+
+
+def trusting(
+    server: Server, authority: trustme.CA, tmp_path: pathlib.Path
+) -> glance.GlanceImageService:
+    certificate = tmp_path / 'ca.pem'
+    authority.cert_pem.write_to_path(certificate)
+    return with_token(server, settings=dataclasses.replace(PATIENT, verify=str(certificate)))
 
 
 @pytest.mark.parametrize('content_type', ['text/html', 'text/plain', 'application/json', None])
@@ -353,11 +518,11 @@ def test_data_of_any_content_type_are_streamed(
     caplog: pytest.LogCaptureFixture,
     content_type: str | None,
 ) -> None:
-    """An answer that never ends is not read before its first chunk is given, nor logged."""
+    """An answer that never ends is not read before its first bytes are given, nor logged."""
     caplog.set_level(logging.DEBUG)
     server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True, content_type=content_type)]
-    with images.open(IMAGE_ID) as chunks:
-        assert next(chunks) == DATA[: glance.CHUNK_BYTES]
+    with images.open(IMAGE_ID) as connection:
+        assert DATA.startswith(read_on(connection, 100_000))
 
 
 def test_a_refused_token_is_replaced_once_and_the_request_goes_on(server: Server) -> None:
@@ -368,6 +533,18 @@ def test_a_refused_token_is_replaced_once_and_the_request_goes_on(server: Server
     assert read(images) == DATA
     assert read(images) == DATA
     assert server.tokens() == ['first', 'second', 'second', 'second', 'third']
+
+
+def test_a_token_that_is_refused_for_the_rest_is_replaced_and_the_rest_comes(
+    server: Server,
+) -> None:
+    images = with_token(server, 'first', lambda: 'second')
+    total = len(DATA)
+    headers = {'Content-Range': f'bytes 100-{total - 1}/{total}'}
+    server.answers = [Answer(401), Answer(206, DATA[100:], headers)]
+    assert read(images, 100) == DATA[100:]
+    assert [asked.get('range') for _, asked in server.requests] == ['bytes=100-', 'bytes=100-']
+    assert server.tokens() == ['first', 'second']
 
 
 def test_a_fresh_token_that_is_refused_too_ends_it(server: Server) -> None:

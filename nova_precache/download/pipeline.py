@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of an image's bytes through several threads at once.
+
+Each stage is a native thread that does one thing with every piece, in their order:
+hashing, writing. The buffers are few and used again and again, so whoever fills them
+waits for the slowest stage, and memory stays the same whatever the size of the image.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from nova_precache import control as controls
+from nova_precache import exception
+
+LOG = logging.getLogger(__name__)
+
+BUFFER_BYTES = 1024**2
+BUFFERS = 16
+
+
+@dataclasses.dataclass(eq=False)
+class Piece:
+    """Bytes of an image that follow each other, in one of the buffers."""
+
+    buffer: bytearray
+    offset_bytes: int = 0
+    length: int = 0
+    stages_left: int = 0
+
+    def view(self) -> memoryview:
+        return memoryview(self.buffer)[: self.length]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """What a thread does with each piece.
+
+    :ivar around: what the thread does it within
+    """
+
+    name: str
+    work: Callable[[Piece], None]
+    around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    queue: 'queue.SimpleQueue[Piece | None]' = dataclasses.field(default_factory=queue.SimpleQueue)
+
+
+class Pipeline:
+    """Passes pieces on to stages; one thread fills them.
+
+    A stage that fails stops the whole work, as whoever holds the control would.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        control: controls.Control,
+        *,
+        buffers: int = BUFFERS,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        self.has_failed = False
+        self._control = control
+        self._changed = threading.Condition()
+        self._pieces = [Piece(bytearray(buffer_bytes)) for _ in range(buffers)]
+        self._free = list(self._pieces)
+        self._is_stopped = False
+        self._is_dropping = False
+        self._stages = stages
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the threads; :meth:`close` is to be called whatever comes of it."""
+        for stage in self._stages:
+            thread = threading.Thread(
+                target=self._run, args=(stage,), name=f'image-{stage.name}', daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self, *, drop: bool) -> None:
+        """Wait until every stage has ended; unless dropped, all that was passed on is worked on."""
+        self._is_dropping = self._is_dropping or drop
+        for stage in self._stages:
+            stage.queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        for piece in self._pieces:
+            piece.buffer = bytearray()  # It would stay until somebody collects the garbage.
+
+    def empty(self) -> Piece:
+        """Wait for a buffer to fill, and give it as a piece without bytes.
+
+        :raises nova_precache.exception.CacheError: what the work was stopped with
+        """
+        self._wait_for_free(1)
+        with self._changed:
+            piece = self._free.pop()
+        piece.length = 0
+        return piece
+
+    def put(self, piece: Piece, stages: Sequence[Stage]) -> None:
+        """Pass a piece on to some of the stages; afterwards its buffer is free again."""
+        piece.stages_left = len(stages)
+        for stage in stages:
+            stage.queue.put(piece)
+
+    def give_back(self, piece: Piece) -> None:
+        """Have the buffer of a piece filled anew."""
+        with self._changed:
+            self._free.append(piece)
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Wait until all that was passed on has been worked on.
+
+        :raises nova_precache.exception.CacheError: what the work was stopped with
+        """
+        self._wait_for_free(len(self._pieces))
+
+    def _wait_for_free(self, count: int) -> None:
+        with self._control.at_stop(self._stop_waiting), self._changed:
+            self._changed.wait_for(lambda: len(self._free) >= count or self._is_stopped)
+        self._control.check()
+
+    def _stop_waiting(self) -> None:
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def _run(self, stage: Stage) -> None:
+        try:
+            with stage.around():
+                for piece in iter(stage.queue.get, None):
+                    if not self._is_dropping:
+                        stage.work(piece)
+                    self._leave(piece)
+        except exception.CacheError as exc:
+            self._fail(exc)
+        except Exception as exc:  # It is raised where the work is waited for.
+            LOG.debug('Stage %s failed', stage.name, exc_info=True)
+            failure = exception.CacheError(f'{stage.name} failed: {exc!r}')
+            failure.__cause__ = exc
+            self._fail(failure)
+
+    def _fail(self, error: exception.CacheError) -> None:
+        self.has_failed = True
+        self._control.stop(error)
+
+    def _leave(self, piece: Piece) -> None:
+        with self._changed:
+            piece.stages_left -= 1
+            is_last = not piece.stages_left
+        if is_last:
+            self.give_back(piece)

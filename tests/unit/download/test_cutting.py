@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downloads over real sockets that are cut, stopped or refused, wherever they stand.
+
+Whatever happens, no thread and no descriptor is left of them.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from nova_precache import control as controls
+from nova_precache import exception
+from nova_precache.download import pace, pipeline
+from nova_precache.image import glance, service
+from tests.service import wait_until
+from tests.unit.download.conftest import DATA, Attempt, Link, MakeTarget, Running, image_of
+
+MIB = 1024**2
+CANCELLED = exception.Cancelled('nobody wants it')
+PAUSED = exception.Paused('later')
+
+pytestmark = pytest.mark.usefixtures('link', 'nothing_left')
+
+
+def test_an_image_comes_whole(link: Link, attempt: Attempt) -> None:
+    assert attempt.run(link.images(), link.image) == len(DATA)
+    assert attempt.target.content == attempt.watcher.seen == DATA
+
+
+def test_each_cut_is_gone_on_from_at_exactly_its_byte(link: Link, attempt: Attempt) -> None:
+    link.cuts = [1, 70_000, 2 * MIB, 3]
+    attempt.run(link.images(), link.image, opens=5)
+    assert attempt.target.content == attempt.watcher.seen == DATA
+    at = [1, 70_001, 70_001 + 2 * MIB, 70_004 + 2 * MIB]
+    assert link.ranges == [None, *(f'bytes={offset}-' for offset in at)]
+
+
+def test_a_token_that_ran_out_is_replaced_where_it_is_gone_on(link: Link, attempt: Attempt) -> None:
+    link.accepted = {'first'}
+    link.cuts = [70_000]
+
+    def fresh_token() -> str:
+        link.accepted = {'second'}
+        return 'second'
+
+    attempt.control.on_pause = link.accepted.clear
+    images = link.images(token='first', fresh_token=fresh_token)
+    attempt.run(images, link.image)
+    assert attempt.target.content == DATA
+    assert link.ranges == [None, 'bytes=70000-']
+    assert link.tokens[0] == 'first'
+    assert link.tokens[-1] == 'second'
+
+
+def test_a_token_that_stays_refused_ends_it_and_what_came_is_kept(
+    link: Link, attempt: Attempt
+) -> None:
+    link.accepted = {'first'}
+    link.cuts = [70_000]
+    attempt.control.on_pause = link.accepted.clear
+    with pytest.raises(exception.ImageUnauthorized):
+        attempt.run(link.images(token='first'), link.image)
+    assert attempt.target.log == [('keep', 70_000)]
+
+
+def test_an_image_that_changes_on_the_way_is_not_gone_on_with(link: Link, attempt: Attempt) -> None:
+    image = link.image
+    link.cuts = [70_000]
+    attempt.control.on_pause = lambda: setattr(link, 'shown', image_of(DATA[:-1]))
+    with pytest.raises(exception.ImageMismatch, match='another size or hash'):
+        attempt.run(link.images(), image)
+    assert link.ranges == [None]
+    assert attempt.target.log == []
+
+
+def test_an_image_that_is_longer_than_known_is_not_gone_on_with(
+    link: Link, make_target: MakeTarget
+) -> None:
+    """Its metadata are those of before, but the answer is about other data."""
+    image = link.image
+    link.shown = image
+    link.data = DATA + b'more'
+    attempt = Attempt(make_target(DATA[:70_000]))
+    with pytest.raises(exception.ImageMismatch, match='more than'):
+        attempt.run(link.images(), image)
+    assert link.ranges == ['bytes=70000-', None]
+
+
+@pytest.mark.parametrize('silent_at', [0, 1000, 2 * MIB + 5])
+def test_cancelled_while_the_server_is_silent_it_ends_at_once(
+    link: Link, attempt: Attempt, silent_at: int
+) -> None:
+    link.silent_at = silent_at
+    running = Running(lambda: attempt.run(link.images(), link.image, opens=1))
+    assert link.has_fallen_silent.wait(20)
+    attempt.control.stop(CANCELLED)
+    assert running.failure() is CANCELLED
+    link.wait_closed()
+    assert attempt.target.log == []
+
+
+@pytest.mark.parametrize('silent_at', [1000, MIB, 2 * MIB + 5])
+def test_paused_while_the_server_is_silent_all_that_came_is_kept(
+    link: Link, attempt: Attempt, silent_at: int
+) -> None:
+    link.silent_at = silent_at
+    images = Overheard(link.images())
+    running = Running(lambda: attempt.run(images, link.image))
+    # It may not have filled a buffer, so nothing else tells of it.
+    wait_until(lambda: images.count_bytes == silent_at, 'all that was sent has come')
+    attempt.control.stop(PAUSED)
+    assert running.failure() is PAUSED
+    link.wait_closed()
+    assert attempt.target.log == [('keep', silent_at)]
+    assert attempt.target.content == attempt.watcher.seen == DATA[:silent_at]
+
+
+def test_cancelled_while_there_is_no_answer_it_ends_at_once(link: Link, attempt: Attempt) -> None:
+    link.silent_at = -1
+    running = Running(lambda: attempt.run(link.images(), link.image))
+    assert link.has_fallen_silent.wait(20)
+    attempt.control.stop(CANCELLED)
+    assert running.failure() is CANCELLED
+    assert attempt.target.log == []
+    link.late.set()  # the answer that nobody wants any more is closed when it comes
+
+
+def test_cancelled_while_it_connects_it_ends_at_once(
+    dead_end: str, attempt: Attempt, link: Link
+) -> None:
+    settings = glance.GlanceSettings(connect_timeout_seconds=2)
+    images = Overheard(glance.GlanceImageService.with_token(settings, endpoint=dead_end, token='t'))
+    running = Running(lambda: attempt.run(images, link.image))
+    wait_until(lambda: images.is_opening, 'the connection is being opened')
+    attempt.control.stop(CANCELLED)
+    assert running.failure() is CANCELLED
+
+
+def test_cancelled_while_it_waits_for_a_buffer_it_ends_as_soon_as_the_write_does(
+    link: Link, attempt: Attempt
+) -> None:
+    link.data = DATA * 8  # more than the sockets hold
+    attempt.target.stop_at = 0
+    running = Running(lambda: attempt.run(link.images(), link.image, buffer_bytes=64 * 1024))
+    attempt.target.wait_until_stopped()
+    wait_until(lambda: len(attempt.progress) == pipeline.BUFFERS, 'every buffer is full')
+    attempt.control.stop(CANCELLED)
+    wait_until(lambda: not link.going_on, 'the connection is cut before the write has ended')
+    attempt.target.go_on()
+    assert running.failure() is CANCELLED
+    assert attempt.target.content == DATA[: 64 * 1024]
+
+
+def test_cancelled_while_the_pace_holds_it_up_it_ends_at_once(link: Link, attempt: Attempt) -> None:
+    attempt.control = controls.Control()
+    host = pace.HostPace(max_rate_bytes=1)
+    running = Running(lambda: attempt.run(link.images(), link.image, pace=host))
+    wait_until(lambda: link.ranges, 'the image is asked for')
+    attempt.control.stop(CANCELLED)
+    assert running.failure() is CANCELLED
+
+
+def test_a_full_disk_cuts_a_connection_that_would_stay(link: Link, attempt: Attempt) -> None:
+    link.silent_at = 2 * MIB
+    attempt.target.refuse_at = MIB + MIB // 2
+    with pytest.raises(exception.NotEnoughSpace):
+        attempt.run(link.images(), link.image, buffer_bytes=64 * 1024)
+    link.wait_closed()
+    assert attempt.target.log == []
+
+
+def test_an_unsafe_image_cuts_a_connection_that_would_stay(link: Link, attempt: Attempt) -> None:
+    link.silent_at = 2 * MIB
+    attempt.watcher.refuse_at = MIB
+    with pytest.raises(exception.UnsafeImage):
+        attempt.run(link.images(), link.image, buffer_bytes=64 * 1024)
+    link.wait_closed()
+
+
+def test_too_many_bytes_cut_a_connection_that_would_stay(link: Link, attempt: Attempt) -> None:
+    link.silent_at = 2 * MIB
+    with pytest.raises(exception.ImageMismatch, match='more than 1048576 bytes'):
+        attempt.run(link.images(), image_of(DATA[:MIB]))
+    link.wait_closed()
+    assert len(attempt.target.content) <= MIB
+
+
+def test_a_full_disk_while_what_came_is_kept_keeps_nothing(link: Link, attempt: Attempt) -> None:
+    link.silent_at = 2 * MIB
+    attempt.target.refuse_at = MIB + 1
+    attempt.target.stop_at = MIB + 1
+    running = Running(lambda: attempt.run(link.images(), link.image))
+    attempt.target.wait_until_stopped()
+    attempt.control.stop(PAUSED)
+    attempt.target.go_on()
+    assert running.failure() is PAUSED
+    assert attempt.target.log == []
+
+
+def test_a_server_that_stays_silent_for_too_long_is_an_interruption(
+    link: Link, attempt: Attempt
+) -> None:
+    link.silent_at = 0
+    settings = glance.GlanceSettings(read_timeout_seconds=0.5)
+    images = glance.GlanceImageService.with_token(settings, endpoint=link.url, token=None)
+    with pytest.raises(exception.DownloadInterrupted, match='timed out'):
+        attempt.run(images, link.image, opens=2)
+    assert attempt.target.log == [('keep', 0)]
+    link.wait_closed(2)
+
+
+class Overheard:
+    """An image service whose answers are counted as they are read."""
+
+    def __init__(self, images: service.ImageService) -> None:
+        self.is_opening = False
+        self.count_bytes = 0
+        self.show = images.show
+        self.is_member = images.is_member
+        self._images = images
+
+    @contextlib.contextmanager
+    def open(
+        self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
+    ) -> Iterator[service.Connection]:
+        self.is_opening = True
+        with self._images.open(image_id, offset_bytes, size_bytes) as connection:
+            yield OverheardConnection(connection, self)
+
+
+class OverheardConnection:
+    def __init__(self, connection: service.Connection, by: Overheard) -> None:
+        self.start_bytes = connection.start_bytes
+        self.cut = connection.cut
+        self._connection = connection
+        self._by = by
+
+    def read_into(self, buffer: memoryview) -> int:
+        count = self._connection.read_into(buffer)
+        self._by.count_bytes += count
+        return count
