@@ -8,6 +8,9 @@ import subprocess
 
 MIB = 1024**2
 
+# Where a VMDK made by qemu-img has its descriptor.
+_VMDK_DESCRIPTOR = slice(0x200, 0x200 + 20 * 512)
+
 
 def content(size_bytes: int, seed: int = 1) -> bytes:
     """Give bytes that do not compress and are the same for the same seed."""
@@ -59,13 +62,24 @@ def qcow2_with_absurd_l1_size(path: pathlib.Path) -> pathlib.Path:
     return patched(path, 36, struct.pack('>I', 0x7FFFFFFF))
 
 
-def qcow2_encrypted(path: pathlib.Path) -> pathlib.Path:
+def qcow2_encrypted(path: pathlib.Path, method: int = 1) -> pathlib.Path:
+    """Make an image that says it is encrypted, with AES or (2) as LUKS is."""
     converted(path, 'qcow2')
-    return patched(path, 32, struct.pack('>I', 1))
+    return patched(path, 32, struct.pack('>I', method))
 
 
-def luks(path: pathlib.Path) -> pathlib.Path:
-    return patched(raw(path), 0, b'LUKS\xba\xbe' + struct.pack('>H', 1) + bytes(1024))
+def qcow2_with_snapshots(path: pathlib.Path) -> pathlib.Path:
+    converted(path, 'qcow2')
+    qemu_img('snapshot', '-c', 'first', str(path))
+    qemu_img('snapshot', '-c', 'second', str(path))
+    return path
+
+
+def luks(path: pathlib.Path, version: int = 1) -> pathlib.Path:
+    header = struct.pack(
+        '>6sH32s32s32sII', b'LUKS\xba\xbe', version, b'aes', b'xts-plain64', b'sha256', 4096, 64
+    )
+    return patched(raw(path), 0, header.ljust(1024, b'\0'))
 
 
 def vmdk_flat(path: pathlib.Path) -> pathlib.Path:
@@ -77,13 +91,15 @@ def vmdk_flat(path: pathlib.Path) -> pathlib.Path:
 def vmdk_with_extent_path(path: pathlib.Path) -> pathlib.Path:
     """Make a sparse VMDK whose descriptor names a file of the host."""
     converted(path, 'vmdk')
-    data = path.read_bytes()
-    old = f'"{path.name}"'.encode()
-    assert old in data
-    new = b'"/etc/hostname"'
-    # What follows moves within the sectors of the descriptor, which end in zeros.
-    descriptor = data[0x200 : 0x200 + 20 * 512].replace(old, new)[: 20 * 512]
-    return patched(path, 0x200, descriptor.ljust(20 * 512, b'\0'))
+    return with_vmdk_descriptor(path, f'"{path.name}"', '"/etc/hostname"')
+
+
+def with_vmdk_descriptor(path: pathlib.Path, old: str, new: str) -> pathlib.Path:
+    """Replace a part of a descriptor; what follows moves, but not what is after it."""
+    descriptor = path.read_bytes()[_VMDK_DESCRIPTOR]
+    assert old.encode() in descriptor
+    replaced = descriptor.replace(old.encode(), new.encode())[: len(descriptor)]
+    return patched(path, _VMDK_DESCRIPTOR.start, replaced.ljust(len(descriptor), b'\0'))
 
 
 def iso(path: pathlib.Path) -> pathlib.Path:
@@ -132,5 +148,11 @@ def as_raw(path: pathlib.Path, qemu_format: str) -> bytes:
 
 
 def qemu_img(*arguments: str) -> str:
-    result = subprocess.run(['qemu-img', *arguments], check=True, capture_output=True, text=True)
+    result = subprocess.run(['qemu-img', *arguments], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise QemuImgError(result.stderr)
     return result.stdout
+
+
+class QemuImgError(Exception):
+    """qemu-img did not do what was asked of it."""

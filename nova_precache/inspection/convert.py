@@ -2,7 +2,10 @@
 """Makes the raw file that a hypervisor boots from an image that was inspected."""
 
 import logging
+import os
 
+from nova_precache import exception
+from nova_precache.control import Control
 from nova_precache.inspection import formats, qemu_img
 
 LOG = logging.getLogger(__name__)
@@ -15,14 +18,35 @@ class Converter:
         self._qemu = qemu
         self._inspector = inspector
 
-    def to_raw(self, source: str, inspected: formats.InspectedImage, target: str) -> None:
+    def to_raw(
+        self,
+        source: str,
+        inspected: formats.InspectedImage,
+        target: str,
+        control: Control | None = None,
+    ) -> None:
         """Convert an inspected image into a new file, which is not yet synchronised.
 
+        :param control: ends the conversion at once when stopped
         :raises nova_precache.exception.UnsafeImage: its content is an image again
         :raises nova_precache.exception.ConversionFailed: qemu-img could not
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
+        :raises nova_precache.exception.TransferStopped: as the control has it
         """
         LOG.debug('Converting %s from %s to raw', source, inspected.qemu_format)
-        self._qemu.convert_to_raw(source, inspected.qemu_format, target)
+        self._qemu.convert_to_raw(source, inspected.qemu_format, target, control)
+        _cut_to_size(target, inspected.virtual_size_bytes)
         self._inspector.check_converted(target)
+
+
+def _cut_to_size(path: str, size_bytes: int) -> None:
+    """Take off the zeros that qemu-img adds to fill a block, past the page cache.
+
+    It does so where it cannot find out how short a write may be, on tmpfs and NFS.
+    """
+    try:
+        if os.stat(path).st_size > size_bytes:
+            os.truncate(path, size_bytes)
+    except OSError as exc:
+        raise exception.storage_failure(f'Cutting {path}', exc) from exc

@@ -8,20 +8,18 @@ as a protocol.
 
 import dataclasses
 import errno
-import logging
 import os
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from typing import Any
 
-from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_serialization import jsonutils
 
 from nova_precache import exception
-
-LOG = logging.getLogger(__name__)
+from nova_precache.control import Control
+from nova_precache.inspection import limited, pagecache
 
 # A disk that is slow or busy uses time but not CPU time.
 WALL_SECONDS_PER_CPU_SECOND = 4
@@ -61,52 +59,72 @@ class DiskInfo:
 
 
 class QemuImg:
-    """The program, with its limits."""
+    """The program, with its limits.
 
-    def __init__(self, limits: QemuImgLimits | None = None, program: str = 'qemu-img') -> None:
+    :param idle_priority: run it only while there is nothing else to do, until it is urgent
+    """
+
+    def __init__(
+        self,
+        limits: QemuImgLimits | None = None,
+        program: str = 'qemu-img',
+        *,
+        idle_priority: bool = False,
+    ) -> None:
         self._limits = limits or QemuImgLimits()
         self._program = program
+        self._idle_priority = idle_priority
 
     def check_installed(self) -> None:
-        """See that the program is there.
+        """See that the program is there, and what runs it within limits.
 
         :raises nova_precache.exception.ConfigError: it is not
         """
-        if shutil.which(self._program) is None:
-            raise exception.ConfigError(f'{self._program} is not installed on this host')
+        for program in (self._program, *limited.PROGRAMS):
+            if shutil.which(program) is None:
+                raise exception.ConfigError(f'{program} is not installed on this host')
 
-    def info(self, path: str, qemu_format: str) -> DiskInfo:
+    def info(self, path: str, qemu_format: str, control: Control | None = None) -> DiskInfo:
         """Describe a file that is to be read in the format named.
 
         :raises nova_precache.exception.UnsafeImage: it cannot be read in that format
         :raises nova_precache.exception.ConversionFailed: not within the limits
         :raises nova_precache.exception.StorageError: the file system refused
+        :raises nova_precache.exception.TransferStopped: as the control has it
         """
         try:
             output = self._run(
                 self._limits.inspect_cpu_seconds,
                 *('info', '--output=json', '-f', qemu_format, os.path.abspath(path)),
+                control=control,
             )
         except QemuImgFailed as exc:
             raise exception.UnsafeImage(f'qemu-img cannot read it as {qemu_format}: {exc}') from exc
         return _disk_info(jsonutils.loads(output))
 
-    def convert_to_raw(self, source: str, source_format: str, target: str) -> None:
-        """Write the content of a disk as a raw file; not synchronised with the disk.
+    def convert_to_raw(
+        self, source: str, source_format: str, target: str, control: Control | None = None
+    ) -> None:
+        """Write the content of a disk as a new raw file; not synchronised with the disk.
 
         :raises nova_precache.exception.ConversionFailed: it cannot be read to its end,
             or not within the limits
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
+        :raises nova_precache.exception.TransferStopped: as the control has it
         """
         try:
             self._run(
                 self._limits.convert_cpu_seconds,
-                *('convert', '-f', source_format, '-O', 'raw'),
+                *('convert', '-f', source_format, '-O', 'raw', '-W'),
+                *_cache_modes(source, target),
                 *(os.path.abspath(source), os.path.abspath(target)),
+                control=control,
             )
         except QemuImgFailed as exc:
             raise exception.ConversionFailed(f'qemu-img could not convert: {exc}') from exc
+        except OSError as exc:
+            raise exception.storage_failure(f'Converting into {target}', exc) from exc
 
     def create_overlay(
         self, target: str, backing_file: str, backing_format: str, size_bytes: int
@@ -124,44 +142,35 @@ class QemuImg:
         except QemuImgFailed as exc:
             raise exception.StorageError(f'qemu-img could not create {target}: {exc}') from exc
 
-    def _run(self, cpu_seconds: int, *arguments: str) -> str:
+    def _run(self, cpu_seconds: int, *arguments: str, control: Control | None = None) -> str:
         """Run the program to its end.
 
         :raises QemuImgFailed: it did not like its input
         """
         wall_seconds = cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
-        started: list[subprocess.Popen[bytes]] = []
         try:
-            output, _ = processutils.execute(
-                self._program,
-                *arguments,
-                # Its messages tell what the file system refused.
-                env_variables={**os.environ, 'LC_ALL': 'C'},
-                prlimit=processutils.ProcessLimits(
-                    address_space=self._limits.address_space_bytes, cpu_time=cpu_seconds
-                ),
-                timeout=wall_seconds,
-                on_execute=started.append,
+            ended = limited.run(
+                [self._program, *arguments],
+                limited.Limits(self._limits.address_space_bytes, cpu_seconds, wall_seconds),
+                control,
+                idle_priority=self._idle_priority,
             )
-        except subprocess.TimeoutExpired as exc:
-            _kill(started)
+        except TimeoutError as exc:
             raise exception.ConversionFailed(
                 f'qemu-img {arguments[0]} took more than {wall_seconds} s'
             ) from exc
-        except processutils.ProcessExecutionError as exc:
-            raise self._failure(arguments[0], exc, cpu_seconds) from exc
         except OSError as exc:
             raise exception.storage_failure('Starting qemu-img', exc) from exc
-        return output
+        if ended.exit_code != 0:
+            raise self._failure(arguments[0], ended, cpu_seconds)
+        return ended.output
 
-    def _failure(
-        self, command: str, error: processutils.ProcessExecutionError, cpu_seconds: int
-    ) -> Exception:
+    def _failure(self, command: str, ended: limited.Ended, cpu_seconds: int) -> Exception:
         """Tell the limits and the file system's refusals from a fault of the image."""
-        reason = _last_line(error.stderr or '')
-        if error.exit_code != _EXIT_ERROR:
+        reason = _last_line(ended.errors)
+        if ended.exit_code != _EXIT_ERROR or os.strerror(errno.ENOMEM) in reason:
             return exception.ConversionFailed(
-                f'qemu-img {command} broke off with {error.exit_code}, having '
+                f'qemu-img {command} broke off with {ended.exit_code}, having '
                 f'{self._limits.address_space_bytes} bytes of address space and '
                 f'{cpu_seconds} s of CPU time: {reason}'
             )
@@ -176,18 +185,22 @@ class QemuImgFailed(Exception):
     """qemu-img ended with an error about what it was given."""
 
 
-def _kill(started: list[subprocess.Popen[bytes]]) -> None:
-    """End what ran out of time: the library leaves it running."""
-    for process in started:
-        process.kill()
-        process.communicate()
+def _cache_modes(source: str, target: str) -> Iterator[str]:
+    """Keep what is converted out of the page cache, which the guests of a host need.
+
+    What the download left of the source there is read from there, at half the time.
+    """
+    if pagecache.takes_direct_writes(target):
+        yield from ('-t', 'none')
+        if not pagecache.is_mostly_cached(source):
+            yield from ('-T', 'none')
 
 
 def _last_line(stderr: str) -> str:
     """Give the message without the program's name and the paths of this host."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     message = lines[-1] if lines else 'no message'
-    return re.sub(r"^qemu-img: (Could not open '[^']*': )?", '', message)
+    return re.sub(r"^qemu-img: (Could not open '[^']*': )*", '', message)
 
 
 def _disk_info(document: dict[str, Any]) -> DiskInfo:

@@ -2,12 +2,12 @@
 """Which images are accepted, which refused, and for what reason."""
 
 import json
+import os
 import pathlib
-import subprocess
+import tempfile
 from collections.abc import Callable
 
 import pytest
-from oslo_utils.imageutils import format_inspector
 
 from nova_precache import exception
 from nova_precache.inspection import convert, formats, qemu_img
@@ -134,7 +134,7 @@ def test_two_formats_at_once_are_refused(
     iso = disk_images.iso(path).read_bytes()
     disk_images.converted(path, 'qcow2')
     disk_images.patched(path, 32 * 1024, iso[32 * 1024 : 32 * 1024 + 6])
-    assert 'Multiple formats detected' in refusal(inspector, path, 'iso')
+    assert 'several formats at once: iso, qcow2' in refusal(inspector, path, 'iso')
 
 
 def test_a_backing_file_is_refused(
@@ -171,15 +171,6 @@ def test_an_absurd_table_is_refused_by_qemu_img(
 ) -> None:
     disk_images.qcow2_with_absurd_l1_size(path)
     assert 'qemu-img cannot read it as qcow2' in refusal(inspector, path, 'qcow2')
-
-
-def test_a_header_that_is_cut_off_is_refused(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
-    disk_images.truncated(disk_images.converted(path, 'qcow2'), 300)
-    assert refusal(inspector, path, 'qcow2') == (
-        'unsafe image: disk_format is qcow2, but the content is raw'
-    )
 
 
 def test_an_encrypted_qcow2_is_refused(
@@ -222,7 +213,7 @@ def test_a_vmdk_type_that_is_not_allowed_is_refused(path: pathlib.Path) -> None:
     strict = formats.ImageInspector(qemu_img.QemuImg(), ['monolithicSparse'])
     disk_images.converted(path, 'vmdk', '-o', 'subformat=streamOptimized')
     assert refusal(strict, path, 'vmdk') == (
-        'unsafe image: VMDK create type streamOptimized is not in vmdk_allowed_types'
+        'unsafe image: VMDK create type streamoptimized is not in vmdk_allowed_types'
     )
 
 
@@ -247,13 +238,6 @@ def test_what_only_qemu_recognises_is_not_raw(
 ) -> None:
     disk_images.patched(disk_images.raw(path), 0, magic)
     assert f'the content is {name}' in refusal(inspector, path, 'raw')
-
-
-def test_pieces_of_any_size_lead_the_inspector_to_the_same_format(path: pathlib.Path) -> None:
-    for qemu_format in ('qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi'):
-        disk_images.converted(path, qemu_format, size_bytes=4 * disk_images.MIB)
-        expected = format_inspector.detect_file_format(str(path))
-        assert str(formats._detect(str(path))) == str(expected) != 'raw'
 
 
 @pytest.mark.parametrize(
@@ -335,6 +319,35 @@ def test_a_converted_image_is_what_qemu_img_makes_of_it(
     assert target.read_bytes() == disk_images.content(disk_images.MIB)
 
 
+@pytest.mark.parametrize('directory', [None, '/dev/shm'])  # noqa: S108 - another file system
+def test_a_disk_of_any_size_keeps_it(
+    inspector: formats.ImageInspector, path: pathlib.Path, directory: str | None
+) -> None:
+    """Some file systems lead qemu-img to fill the last block."""
+    if directory is not None and not os.path.isdir(directory):
+        pytest.skip('no such file system')
+    size_bytes = disk_images.MIB + 512
+    disk_images.converted(path, 'qcow2', size_bytes=size_bytes)
+    inspected = inspector.inspect(str(path), 'qcow2')
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        target = pathlib.Path(place, 'target')
+        convert.Converter(qemu_img.QemuImg(), inspector).to_raw(str(path), inspected, str(target))
+        assert target.read_bytes() == disk_images.content(size_bytes)
+
+
+def test_what_qemu_img_adds_to_a_disk_is_taken_off(
+    inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    program = tmp_path / 'stand-in'
+    program.write_text('#!/bin/sh\nfor target; do :; done\nhead -c 8192 /dev/zero > "$target"\n')
+    program.chmod(0o755)
+    converter = convert.Converter(qemu_img.QemuImg(program=str(program)), inspector)
+    target = tmp_path / 'target'
+    disk_images.raw(path)
+    converter.to_raw(str(path), formats.InspectedImage('qcow2', 4608), str(target))
+    assert target.stat().st_size == 4608
+
+
 def test_an_image_within_an_image_is_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -358,15 +371,11 @@ def test_a_boot_sector_without_partitions_within_an_image_is_raw_to_qemu(
     assert target.read_bytes()[:512] == boot_sector
 
 
-def test_every_format_that_qemu_guesses_is_known_to_the_inspector(path: pathlib.Path) -> None:
+def test_every_format_that_qemu_guesses_is_known_to_the_inspector(
+    inspector: formats.ImageInspector, path: pathlib.Path
+) -> None:
     """A base file that qemu would take for anything but raw must not pass for raw."""
     for qemu_format in ('qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi', 'qed', 'parallels', 'qcow'):
-        try:
-            disk_images.converted(path, qemu_format)
-        except subprocess.CalledProcessError:
-            continue  # This qemu-img cannot write it.
-        try:
-            found = formats._qemu_content(str(path), check_safety=False)
-        except exception.UnsafeImage:
-            continue
-        assert found != 'raw', qemu_format
+        disk_images.converted(path, qemu_format)
+        with pytest.raises(exception.UnsafeImage, match='converted to raw, its content is'):
+            inspector.check_converted(str(path))

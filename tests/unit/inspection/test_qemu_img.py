@@ -3,13 +3,16 @@
 
 import os
 import pathlib
+import subprocess
+import sys
+from concurrent import futures
 
 import psutil
 import pytest
 
-from nova_precache import exception
-from nova_precache.inspection import qemu_img
-from tests import disk_images
+from nova_precache import control, exception, priority
+from nova_precache.inspection import pagecache, qemu_img
+from tests import disk_images, service
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -76,10 +79,139 @@ def test_a_program_that_hangs_is_ended(
 ) -> None:
     monkeypatch.setattr(qemu_img, 'WALL_SECONDS_PER_CPU_SECOND', 1)
     program = stand_in(tmp_path, f'echo $$ > {tmp_path}/pid; exec sleep 600')
-    hanging = qemu_img.QemuImg(qemu_img.QemuImgLimits(inspect_cpu_seconds=1), program)
+    slow = qemu_img.QemuImg(qemu_img.QemuImgLimits(inspect_cpu_seconds=1), program)
     with pytest.raises(exception.ConversionFailed, match='took more than 1 s'):
-        hanging.info(str(image), 'qcow2')
+        slow.info(str(image), 'qcow2')
     assert not psutil.pid_exists(int((tmp_path / 'pid').read_text()))
+
+
+def test_memory_that_is_used_up_on_the_way_is_told_from_a_fault_of_the_image(
+    image: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    program = stand_in(tmp_path, 'echo "qemu-img: Cannot allocate memory" >&2; exit 1')
+    with pytest.raises(exception.ConversionFailed, match='bytes of address space'):
+        qemu_img.QemuImg(program=program).info(str(image), 'qcow2')
+
+
+def hanging(tmp_path: pathlib.Path, **arguments: bool) -> tuple[qemu_img.QemuImg, pathlib.Path]:
+    """Make a program that writes its process id into a file and never ends."""
+    ready = tmp_path / 'pid'
+    script = f'echo $$ > {tmp_path}/new; mv {tmp_path}/new {ready}; exec sleep 600'
+    return qemu_img.QemuImg(program=stand_in(tmp_path, script), **arguments), ready
+
+
+@pytest.mark.parametrize('command', ['info', 'convert'])
+@pytest.mark.parametrize('idle_priority', [False, True])
+def test_a_program_ends_at_once_when_the_work_is_stopped(
+    image: pathlib.Path, tmp_path: pathlib.Path, command: str, idle_priority: bool
+) -> None:
+    endless, ready = hanging(tmp_path, idle_priority=idle_priority)
+    held = control.Control()
+    run = {
+        'info': lambda: endless.info(str(image), 'qcow2', held),
+        'convert': lambda: endless.convert_to_raw(str(image), 'qcow2', f'{image}.raw', held),
+    }[command]
+    with futures.ThreadPoolExecutor() as threads:
+        running = threads.submit(run)
+        service.wait_until(ready.exists, 'the program runs')
+        held.stop(exception.Cancelled('not wanted any more'))
+        with pytest.raises(exception.Cancelled, match='not wanted any more'):
+            running.result(timeout=60)
+    assert not psutil.pid_exists(int(ready.read_text()))
+
+
+def test_no_program_is_started_for_work_that_was_stopped(
+    image: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    never, ready = hanging(tmp_path)
+    held = control.Control()
+    held.stop(exception.Paused('later'))
+    with pytest.raises(exception.Paused, match='later'):
+        never.info(str(image), 'qcow2', held)
+    assert not ready.exists()
+
+
+_PARENT = """
+import sys
+from nova_precache.inspection import qemu_img
+qemu_img.QemuImg(program=sys.argv[1]).info('image', 'raw')
+"""
+
+
+def test_a_program_ends_with_the_process_that_started_it(tmp_path: pathlib.Path) -> None:
+    endless, ready = hanging(tmp_path)
+    parent = subprocess.Popen([sys.executable, '-c', _PARENT, endless._program])
+    try:
+        service.wait_until(ready.exists, 'the program runs')
+    finally:
+        parent.kill()
+        parent.wait()
+    program = int(ready.read_text())
+    service.wait_until(lambda: not psutil.pid_exists(program), 'the program has ended')
+
+
+def test_an_idle_program_gives_way_until_it_is_urgent(
+    image: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    endless, ready = hanging(tmp_path, idle_priority=True)
+    held = control.Control()
+    with futures.ThreadPoolExecutor() as threads:
+        running = threads.submit(endless.info, str(image), 'qcow2', held)
+        service.wait_until(ready.exists, 'the program runs')
+        program = psutil.Process(int(ready.read_text()))
+        assert program.nice() == priority.IDLE_NICENESS
+        assert program.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+        with held.waited_for():
+            service.wait_until(
+                lambda: program.ionice().ioclass != psutil.IOPRIO_CLASS_IDLE, 'it is lifted'
+            )
+        held.stop(exception.Cancelled('enough'))
+        with pytest.raises(exception.Cancelled):
+            running.result(timeout=60)
+
+
+def told_to_convert(tmp_path: pathlib.Path, source: pathlib.Path, target: pathlib.Path) -> str:
+    """Convert with a program that only writes down how it was called."""
+    program = stand_in(tmp_path, f'echo "$@" > {tmp_path}/arguments')
+    qemu_img.QemuImg(program=program).convert_to_raw(str(source), 'qcow2', str(target))
+    return (tmp_path / 'arguments').read_text()
+
+
+def test_what_is_converted_stays_out_of_the_page_cache(
+    image: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a source that is there from the download is read from there."""
+    monkeypatch.setattr(pagecache, 'takes_direct_writes', lambda path: True)
+    target = tmp_path / 'target'
+    monkeypatch.setattr(pagecache, 'is_mostly_cached', lambda path: True)
+    assert ' -W -t none /' in told_to_convert(tmp_path, image, target)
+    monkeypatch.setattr(pagecache, 'is_mostly_cached', lambda path: False)
+    assert ' -W -t none -T none /' in told_to_convert(tmp_path, image, target)
+
+
+def test_a_file_system_without_direct_writes_is_written_to_as_any(
+    image: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagecache, 'takes_direct_writes', lambda path: False)
+    target = tmp_path / 'target'
+    assert ' -W /' in told_to_convert(tmp_path, image, target)
+
+
+def test_a_target_that_cannot_be_made_is_a_fault_of_the_storage(image: pathlib.Path) -> None:
+    with pytest.raises(exception.StorageError, match='No such file'):
+        qemu_img.QemuImg().convert_to_raw(str(image), 'qcow2', '/no-such-directory/target')
+
+
+def test_a_large_disk_is_converted_within_the_limits_and_stays_sparse(
+    image: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    disk_images.qemu_img('resize', str(image), '10G')
+    target = tmp_path / 'target'
+    qemu_img.QemuImg().convert_to_raw(str(image), 'qcow2', str(target))
+    assert target.stat().st_size == 10 * 1024**3
+    assert target.stat().st_blocks * 512 <= 2 * disk_images.MIB
+    with target.open('rb') as file:
+        assert file.read(disk_images.MIB) == disk_images.content(disk_images.MIB)
 
 
 @pytest.mark.parametrize(

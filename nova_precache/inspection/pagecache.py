@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page cache holds of a file, and whether files can do without it."""
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+
+# The smallest piece that a disk may end with: an image's size is a multiple of it.
+_SECTOR_BYTES = 512
+_SAMPLES = 64
+
+
+def takes_direct_writes(path: str) -> bool:
+    """Try to write into a new file past the page cache, where not all file systems can.
+
+    The file is there then, and empty.
+
+    :raises OSError: the file system takes no write at all
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        try:
+            # Views of the page that an error still knew would keep it from being closed.
+            with (
+                contextlib.closing(mmap.mmap(-1, mmap.PAGESIZE)) as page,
+                memoryview(page) as whole,
+                whole[:_SECTOR_BYTES] as sector,
+            ):
+                return os.write(file, sector) == _SECTOR_BYTES
+        finally:
+            os.ftruncate(file, 0)
+            os.close(file)
+    except OSError as exc:
+        if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+
+
+def is_mostly_cached(path: str) -> bool:
+    """Look whether half of a file can be read without its disk.
+
+    :raises OSError: it cannot be read
+    """
+    with open(path, 'rb', buffering=0) as file:
+        step = max(1, os.fstat(file.fileno()).st_size // _SAMPLES)
+        # A page that was looked at is there the next time: others are looked at then.
+        first = secrets.randbelow(step)
+        found = [_is_cached(file.fileno(), first + number * step) for number in range(_SAMPLES)]
+    return sum(found) * 2 >= len(found)
+
+
+def _is_cached(file: int, offset: int) -> bool:
+    try:
+        os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:  # as network file systems answer
+            raise
+    return True

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at the bytes of an image while they arrive, to refuse it within the first few MiB.
+
+What can be told from its beginning is told here; the whole file is inspected after
+the download all the same. Once all is told, further bytes cost nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+from nova_precache.inspection import content, headers
+
+# Headers end before: the tables of a VHDX, the farthest, within its third MiB.
+MAX_BYTES = 4 * 1024**2
+
+
+class ImageWatch:
+    """Watches one image arrive.
+
+    :param on_virtual_size: told the size of the disk, as soon as the header has it
+    :raises nova_precache.exception.UnsafeImage: the disk_format is not supported
+    """
+
+    def __init__(
+        self,
+        disk_format: str | None,
+        vmdk_allowed_types: Sequence[str],
+        on_virtual_size: Callable[[int], None],
+    ) -> None:
+        headers.check_supported(disk_format)
+        self._disk_format = str(disk_format)
+        self._vmdk_allowed_types = vmdk_allowed_types
+        self._on_virtual_size = on_virtual_size
+        self._told_bytes: int | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again: the next byte is the image's first."""
+        self._recogniser: content.Recogniser | None = content.Recogniser()
+        self._piece = bytearray()
+
+    def feed(self, data: memoryview) -> None:
+        """Look at the bytes that come next.
+
+        :raises nova_precache.exception.UnsafeImage: with what they say
+        """
+        while data and self._recogniser is not None:
+            missing = self._recogniser.wanted_bytes - len(self._piece)
+            self._piece += data[:missing]
+            data = data[missing:]
+            if len(self._piece) == self._recogniser.wanted_bytes:
+                self._recogniser.take(bytes(self._piece))
+                self._piece.clear()
+                self._look(self._recogniser)
+
+    def _look(self, recogniser: content.Recogniser) -> None:
+        if self._is_all_told(recogniser) or recogniser.position >= MAX_BYTES:
+            self._recogniser = None
+
+    def _is_all_told(self, recogniser: content.Recogniser) -> bool:
+        if not recogniser.is_named:
+            return False
+        found = recogniser.content()
+        headers.check_format(found, self._disk_format)
+        if not headers.is_read(found):
+            return False
+        headers.check_header(found, self._vmdk_allowed_types)
+        self._tell(headers.virtual_size_bytes(found))
+        return True
+
+    def _tell(self, virtual_size_bytes: int | None) -> None:
+        """Say the size, if it was not said before a restart."""
+        if virtual_size_bytes is not None and virtual_size_bytes != self._told_bytes:
+            self._told_bytes = virtual_size_bytes
+            self._on_virtual_size(virtual_size_bytes)

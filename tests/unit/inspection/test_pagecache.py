@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page cache holds of real files, and what file systems do without it."""
+
+import errno
+import os
+import pathlib
+
+import pytest
+
+from nova_precache.inspection import pagecache
+from tests import disk_images
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / 'file'
+
+
+def refuse_direct(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    real = os.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, 'open', refusing)
+
+
+def test_trying_leaves_an_empty_file(path: pathlib.Path) -> None:
+    assert pagecache.takes_direct_writes(str(path)) in (True, False)
+    assert path.read_bytes() == b''
+
+
+@pytest.mark.parametrize('number', [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_takes_no_direct_write_is_found_out(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_direct(monkeypatch, number)
+    assert not pagecache.takes_direct_writes(str(path))
+
+
+def test_another_refusal_is_passed_on(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_direct(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match='Input/output error'):
+        pagecache.takes_direct_writes(str(path))
+
+
+def test_what_was_just_written_is_cached_and_what_was_dropped_is_not(path: pathlib.Path) -> None:
+    disk_images.raw(path, 32 * disk_images.MIB)
+    assert pagecache.is_mostly_cached(str(path))
+    with path.open('rb') as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if pagecache.is_mostly_cached(str(path)):
+        pytest.skip('this file system lives in memory, or does not tell')
+    # Looking at it does not bring it there.
+    assert not any(pagecache.is_mostly_cached(str(path)) for _ in range(4))
+
+
+def test_an_empty_file_is_cached(path: pathlib.Path) -> None:
+    path.touch()
+    assert pagecache.is_mostly_cached(str(path))
