@@ -3,7 +3,7 @@
 
 Names that Nova shares with us: the base file and the lock. Ours are the partial
 files, whose names Nova's cache manager takes for nothing that it has to keep, and
-the store id.
+the store id. Partial files of one piece of work have one stem and differ by suffix.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import os
 import re
 import uuid
 
-PARTIAL_SUFFIXES = ('part', 'converted', 'expired')
+JOURNAL_SUFFIX = 'journal'
+PARTIAL_SUFFIXES = ('part', 'converted', 'expired', JOURNAL_SUFFIX)
 LOCK_PREFIX = 'nova-'
 
 _ORIGINAL = '[0-9a-f]{40}'
@@ -89,3 +90,13 @@ def base_name_of_partial(name: str) -> str | None:
     """Tell to which base file a partial file of ours belongs; None: it is not ours."""
     match = _PARTIAL_NAME.fullmatch(name)
     return match[1] if match else None
+
+
+def base_name_of_journal(name: str) -> str | None:
+    """Tell to which base file a journal belongs; None: it is not one of ours."""
+    return base_name_of_partial(name) if name.endswith(f'.{JOURNAL_SUFFIX}') else None
+
+
+def sibling(path: str, suffix: str) -> str:
+    """Name the file of another suffix with the same stem as a partial file or journal."""
+    return f'{path.rpartition(".")[0]}.{suffix}'

@@ -2,7 +2,8 @@
 """The directory of base files: what is in it, what fits into it, how it grows.
 
 A base file appears by one rename, whole and synchronised with the disk. Until
-then it has a unique name that no boot looks for.
+then it has a unique name that no boot looks for. What of that is left behind by work
+that ended is swept away, unless another attempt may go on from it.
 """
 
 import contextlib
@@ -11,10 +12,12 @@ import logging
 import os
 import stat
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from nova_precache import exception
+from nova_precache.cache import journal as journals
 from nova_precache.cache import layout, locks
 
 LOG = logging.getLogger(__name__)
@@ -42,14 +45,25 @@ class CacheStore:
 
     :param force_raw: base files are raw, one that is not counts as absent
     :param reserved_bytes: what downloads leave free
+    :param partial_max_age_seconds: for how long a download that was broken off can be
+        gone on with; counts from the last bytes that came
+    :param clock: seconds since the epoch
     """
 
     def __init__(
-        self, paths: layout.CacheLayout, *, force_raw: bool = True, reserved_bytes: int = 0
+        self,
+        paths: layout.CacheLayout,
+        *,
+        force_raw: bool = True,
+        reserved_bytes: int = 0,
+        partial_max_age_seconds: float = 24 * 3600,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.layout = paths
         self._force_raw = force_raw
         self._reserved_bytes = reserved_bytes
+        self._partial_max_age_seconds = partial_max_age_seconds
+        self._clock = clock
         self._reservations: set[Reservation] = set()
         self._reservations_lock = threading.Lock()
 
@@ -77,10 +91,12 @@ class CacheStore:
     def check_there(self) -> None:
         """See that the directory is there: an unmounted file system must not be filled.
 
+        Opening it also has NFS look anew for a file that was not there a moment ago.
+
         :raises nova_precache.exception.StorageError: it is not
         """
         with storage_errors(f'Looking at {self.layout.base_directory}'):
-            os.stat(self.layout.base_directory)
+            os.close(os.open(self.layout.base_directory, os.O_RDONLY | os.O_DIRECTORY))
 
     def is_hit(self, image_id: str) -> bool:
         """Tell whether the base file is there and one that a boot can use.
@@ -89,13 +105,16 @@ class CacheStore:
         """
         path = self.layout.base_path(image_id)
         with storage_errors(f'Reading {path}'):
-            try:
-                status = os.stat(path)
-                if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-                    return False
-                return not (self._force_raw and _is_image(path))
-            except FileNotFoundError:  # It may also expire between the two looks.
+            return self._is_bootable(path)
+
+    def _is_bootable(self, path: str) -> bool:
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                 return False
+            return not (self._force_raw and _is_image(path))
+        except FileNotFoundError:  # It may also expire between the two looks.
+            return False
 
     def touch(self, image_id: str) -> bool:
         """Make the base file young, as :meth:`touch_file`."""
@@ -151,35 +170,41 @@ class CacheStore:
             os.unlink(aside)
             return True
 
-    @contextlib.contextmanager
-    def partial(self, image_id: str, suffix: str) -> Iterator[str]:
-        """Give a name for a temporary file, which is gone on leaving unless published."""
-        path = self.layout.new_partial_path(image_id, suffix)
-        try:
-            yield path
-        finally:
-            remove_if_there(path)
-
     def publish(self, path: str, image_id: str) -> None:
         """Make a finished temporary file the base file of an image.
+
+        Its pages leave the page cache, which is for what guests read.
 
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
         """
         target = self.layout.base_path(image_id)
         with storage_errors(f'Publishing {target}'):
-            synchronise(path)
-            os.rename(path, target)
-            synchronise(self.layout.base_directory)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+                os.rename(path, target)
+                synchronise(self.layout.base_directory)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
     @contextlib.contextmanager
-    def reserve(self, needed_bytes: int, paths: Sequence[str]) -> 'Iterator[Reservation]':
+    def reserve(
+        self,
+        needed_bytes: int,
+        paths: Sequence[str],
+        passed_bytes: Callable[[], int] = lambda: 0,
+    ) -> 'Iterator[Reservation]':
         """Set space apart for files that are to be written.
 
+        :param paths: what these take on the disk is no longer needed
+        :param passed_bytes: nor is this: what came for files of which nobody knows before
+            how much of them will be holes
         :raises nova_precache.exception.NotEnoughSpace: there is not enough
         :raises nova_precache.exception.StorageError: the file system cannot be asked
         """
-        reservation = Reservation(self, paths)
+        reservation = Reservation(self, paths, passed_bytes)
         try:
             self.require(reservation, needed_bytes)
             yield reservation
@@ -188,7 +213,7 @@ class CacheStore:
                 self._reservations.discard(reservation)
 
     def require(self, reservation: 'Reservation', needed_bytes: int) -> None:
-        """Have a reservation hold at least so much; raises as :meth:`reserve`."""
+        """Have a reservation hold so much; raises as :meth:`reserve`."""
         with self._reservations_lock:
             others = sum(item.outstanding_bytes() for item in self._reservations - {reservation})
             free = self.free_bytes() - others
@@ -221,41 +246,75 @@ class CacheStore:
             return sum(map(_bytes_on_disk, paths))
 
     def sweep(self, image_locks: locks.ImageLocks) -> int:
-        """Remove partial files whose maker is gone, and give their number.
+        """Remove what work left that has ended, and give the number of files.
+
+        Downloads that were broken off stay until they are too old to be gone on with, or the
+        image is there, such as by a boot of Nova's.
 
         :raises nova_precache.exception.StorageError: the file system refused
         """
-        swept = 0
         with storage_errors(f'Sweeping {self.layout.base_directory}'):
             names = sorted(os.listdir(self.layout.base_directory))
-        for name in names:
-            base_name = layout.base_name_of_partial(name)
-            if base_name is not None:
-                swept += self._sweep_one(name, base_name, image_locks)
+            by_base_name: dict[str, list[str]] = {}
+            for name in names:
+                base_name = layout.base_name_of_partial(name)
+                if base_name is not None:
+                    by_base_name.setdefault(base_name, []).append(name)
+            swept = sum(
+                self._sweep_image(base_name, found, image_locks)
+                for base_name, found in by_base_name.items()
+            )
+        if swept:
+            LOG.info('Removed %d files that were left unfinished', swept)
         return swept
 
-    def _sweep_one(self, name: str, base_name: str, image_locks: locks.ImageLocks) -> bool:
+    def _sweep_image(self, base_name: str, names: list[str], image_locks: locks.ImageLocks) -> int:
         with image_locks.try_hold(base_name) as held:
-            if held:
-                LOG.info('Removing %s, which was left unfinished', name)
-                remove_if_there(os.path.join(self.layout.base_directory, name))
-        return held
+            if not held:
+                return 0
+            is_wanted = not self._is_bootable(self.layout.path_of(base_name))
+            journal_names = {layout.sibling(name, layout.JOURNAL_SUFFIX) for name in names}
+            return sum(
+                self._sweep_stem(self.layout.path_of(name), is_wanted=is_wanted)
+                for name in journal_names
+            )
+
+    def _sweep_stem(self, journal_path: str, *, is_wanted: bool) -> int:
+        """Remove the files with the stem of a journal, but for what can be gone on with."""
+        journal = journals.Journal.own(journal_path)
+        if journal is None:
+            return 0 if os.path.exists(journal_path) else _remove_stem(journal_path)
+        with contextlib.closing(journal):
+            stays = is_wanted and self._can_be_gone_on_with(journal)
+            return _remove_stem(journal_path, ('part', layout.JOURNAL_SUFFIX) if stays else ())
+
+    def _can_be_gone_on_with(self, journal: journals.Journal) -> bool:
+        age_seconds = self._clock() - journal.mtime
+        is_young = age_seconds <= self._partial_max_age_seconds
+        return (
+            is_young
+            and journal.is_resumable
+            and os.path.exists(layout.sibling(journal.path, 'part'))
+        )
 
 
 class Reservation:
     """Space that one piece of work has set apart; what it wrote counts no longer."""
 
-    def __init__(self, store: CacheStore, paths: Sequence[str]) -> None:
+    def __init__(
+        self, store: CacheStore, paths: Sequence[str], passed_bytes: Callable[[], int]
+    ) -> None:
         self.needed_bytes = 0
         self._store = store
         self._paths = tuple(paths)
+        self._passed_bytes = passed_bytes
 
     def require(self, needed_bytes: int) -> None:
-        """Reserve more, once more is known; raises as :meth:`CacheStore.reserve`."""
-        self._store.require(self, max(needed_bytes, self.needed_bytes))
+        """Reserve more or less, once more is known; raises as :meth:`CacheStore.reserve`."""
+        self._store.require(self, needed_bytes)
 
     def written_bytes(self) -> int:
-        return sum(map(_bytes_on_disk, self._paths))
+        return self._passed_bytes() + sum(map(_bytes_on_disk, self._paths))
 
     def outstanding_bytes(self) -> int:
         return max(0, self.needed_bytes - self.written_bytes())
@@ -279,14 +338,29 @@ def synchronise(path: str) -> None:
         os.close(descriptor)
 
 
-def remove_if_there(path: str) -> None:
+def remove_if_there(path: str) -> bool:
     """Remove a temporary file; what cannot be removed is left for the next sweep."""
     try:
         os.unlink(path)
     except FileNotFoundError:
-        pass
+        return False
     except OSError as exc:
         LOG.warning('%s cannot be removed: %s', path, exc)
+        return False
+    return True
+
+
+def discard(journal: journals.Journal) -> None:
+    """Remove what belongs to an owned journal, then the journal, and give it up."""
+    with contextlib.closing(journal):
+        _remove_stem(journal.path)
+
+
+def _remove_stem(path: str, kept_suffixes: Sequence[str] = ()) -> int:
+    """Remove the files with the stem of one, and give their number; the journal goes last."""
+    suffixes = [each for each in layout.PARTIAL_SUFFIXES if each not in kept_suffixes]
+    found = [layout.sibling(path, each) for each in suffixes]
+    return sum(map(remove_if_there, found))
 
 
 def _is_image(path: str) -> bool:

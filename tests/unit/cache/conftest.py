@@ -5,13 +5,19 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 
-from nova_precache.cache import filler, layout, locks, store
-from nova_precache.download import engine, retry
+from nova_precache.cache import filler, layout, locks, partials, store
+from nova_precache.download import engine, pace, retry
 from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
+
+MAX_PARALLEL = 8
+# Small enough that tiny images go through all of it.
+SYNC_RULES = partials.SyncRules(write_back_bytes=64 * 1024, sync_bytes=256 * 1024)
 
 # Another process that takes the lock as Nova does, says so, and holds it until told.
 _HOLDER = """
@@ -50,30 +56,59 @@ class Cache:
     """A cache as a driver puts it together."""
 
     def __init__(
-        self, paths: layout.CacheLayout, *, force_raw: bool = True, reserved_bytes: int = 0
+        self,
+        paths: layout.CacheLayout,
+        *,
+        force_raw: bool = True,
+        reserved_bytes: int = 0,
+        max_virtual_size_bytes: int = 0,
+        allow_unverified: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.paths = paths
         self.backing_files: set[str] = set()
         self.locks = locks.ImageLocks(paths.lock_directory)
-        self.store = store.CacheStore(paths, force_raw=force_raw, reserved_bytes=reserved_bytes)
+        self.store = store.CacheStore(
+            paths,
+            force_raw=force_raw,
+            reserved_bytes=reserved_bytes,
+            partial_max_age_seconds=100,
+            clock=clock,
+        )
         self.store.prepare()
+        self.partials = partials.Partials(paths, SYNC_RULES)
+        self.pace = pace.HostPace(max_parallel=MAX_PARALLEL)
         qemu = qemu_img.QemuImg()
-        inspector = formats.ImageInspector(qemu, ['streamOptimized', 'monolithicSparse'])
+        self.inspector = formats.ImageInspector(qemu, ['streamOptimized', 'monolithicSparse'])
         self.filler = filler.CacheFiller(
             store=self.store,
             image_locks=self.locks,
             downloader=engine.Downloader(
-                resume=retry.ResumePolicy(max_opens=2, sleep=lambda seconds: None)
+                allow_unverified=allow_unverified,
+                resume=retry.ResumePolicy(max_opens=2, first_delay_seconds=0),
+                pace=self.pace,
             ),
-            inspector=inspector,
-            converter=convert.Converter(qemu, inspector),
+            inspector=self.inspector,
+            converter=convert.Converter(qemu, self.inspector),
+            pace=self.pace,
             force_raw=force_raw,
             is_backing=self.backing_files.__contains__,
+            max_virtual_size_bytes=max_virtual_size_bytes,
+            sync_rules=SYNC_RULES,
         )
 
     def names(self) -> list[str]:
         """List the directory of base files."""
         return sorted(os.listdir(self.paths.base_directory))
+
+    def suffixes(self) -> list[str]:
+        """List the kinds of partial files that are there."""
+        return [name.rpartition('.')[2] for name in self.names() if '.' in name]
+
+    def file_of(self, suffix: str) -> pathlib.Path:
+        """Give the only partial file of a kind."""
+        [name] = [name for name in self.names() if name.endswith(f'.{suffix}')]
+        return pathlib.Path(self.paths.path_of(name))
 
     def base_file(self, image_id: str) -> pathlib.Path:
         return pathlib.Path(self.paths.base_path(image_id))
@@ -82,3 +117,44 @@ class Cache:
 @pytest.fixture
 def cache(paths: layout.CacheLayout) -> Cache:
     return Cache(paths)
+
+
+def cached_bytes(path: str | os.PathLike[str]) -> int:
+    """Tell how much of a file is in the page cache."""
+    result = subprocess.run(
+        ['fincore', '--bytes', '--noheadings', '--output', 'RES', str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        pytest.skip(f'the page cache cannot be looked at here: {result.stderr.strip()}')
+    return int(result.stdout)
+
+
+@pytest.fixture
+def drops_pages(cache: Cache) -> None:
+    """Skip on a file system that is nothing but page cache."""
+    probe = pathlib.Path(cache.paths.instances_path, 'probe')
+    with probe.open('wb') as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_bytes(probe):
+        pytest.skip('this file system lives in the page cache')
+
+
+class Refusal:
+    """Has an operation of the system fail while it is on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+        self.is_on = False
+        self._error = OSError(number, os.strerror(number))
+        self._real = getattr(os, name)
+        monkeypatch.setattr(os, name, self)
+
+    def __call__(self, *arguments: object) -> object:
+        if self.is_on:
+            raise self._error
+        return self._real(*arguments)

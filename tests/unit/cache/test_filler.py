@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image ends up in the cache whole, once, or nothing of it does."""
 
+import concurrent.futures
 import contextlib
+import errno
+import itertools
+import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -12,18 +17,22 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from nova_precache import exception, model
+from nova_precache import control, exception, model
 from nova_precache.cache import layout
 from nova_precache.image import fake
+from nova_precache.inspection import formats
 from tests import disk_images
-from tests.unit.cache.conftest import Cache
+from tests.service import wait_until
+from tests.unit.cache.conftest import MAX_PARALLEL, Cache, Refusal, cached_bytes
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
 DATA = disk_images.content(1024**2)
+LONG_DATA = disk_images.content(4 * 1024**2)  # which comes in several pieces
 
 
 def ignore(progress: model.Progress) -> None:
@@ -129,7 +138,7 @@ def hostile_images() -> dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Pa
         'cut header': (
             'qcow2',
             lambda path: disk_images.truncated(disk_images.converted(path, 'qcow2'), 100),
-            'content is raw',
+            'content is piece of qcow2',
         ),
         'absurd table': ('qcow2', disk_images.qcow2_with_absurd_l1_size, 'qemu-img cannot read'),
         'flat extent': ('vmdk', disk_images.vmdk_flat, 'subformat'),
@@ -157,17 +166,6 @@ def test_a_hostile_image_is_refused_and_nothing_is_left(
     with pytest.raises(exception.UnsafeImage, match=reason) as caught:
         cache.filler.fill(images, image.id, ignore)
     assert caught.value.retry == model.Retry.NEVER
-    assert cache.names() == []
-
-
-def test_an_image_that_claims_to_be_huge_is_refused_and_nothing_is_left(
-    cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
-) -> None:
-    path = tmp_path / 'image'
-    disk_images.qemu_img('create', '-f', 'qcow2', str(path), '1P')
-    image = images.add(path.read_bytes(), disk_format='qcow2', virtual_size=None)
-    with pytest.raises(exception.NotEnoughSpace, match=r'needs \d{16} bytes'):
-        cache.filler.fill(images, image.id, ignore)
     assert cache.names() == []
 
 
@@ -216,33 +214,35 @@ def forget_hash(images: fake.FakeImageService, image_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('fault', 'error', 'retry'),
+    ('fault', 'error', 'retry', 'left'),
     [
-        (corrupt, exception.ImageMismatch, model.Retry.ONCE),
-        (cut, exception.DownloadInterrupted, model.Retry.BACKOFF),
-        (refuse, exception.ImageUnauthorized, model.Retry.BACKOFF),
-        (delete, exception.ImageGone, model.Retry.NEVER),
-        (deactivate, exception.ImageGone, model.Retry.NEVER),
-        (forget_hash, exception.UnverifiedImage, model.Retry.NEVER),
+        (corrupt, exception.ImageMismatch, model.Retry.ONCE, []),
+        (cut, exception.DownloadInterrupted, model.Retry.BACKOFF, ['journal', 'part']),
+        (refuse, exception.ImageUnauthorized, model.Retry.BACKOFF, []),
+        (delete, exception.ImageGone, model.Retry.NEVER, []),
+        (deactivate, exception.ImageGone, model.Retry.NEVER, []),
+        (forget_hash, exception.UnverifiedImage, model.Retry.NEVER, []),
     ],
 )
-def test_a_failed_download_leaves_nothing_and_can_be_repeated(
+def test_a_failed_download_leaves_only_what_is_of_use_and_can_be_repeated(
     cache: Cache,
     images: fake.FakeImageService,
     fault: Callable[[fake.FakeImageService, str], None],
     error: type[exception.CacheError],
     retry: model.Retry,
+    left: list[str],
 ) -> None:
     image = images.add(DATA)
     fault(images, image.id)
     with pytest.raises(error) as caught:
         cache.filler.fill(images, image.id, ignore)
     assert caught.value.retry == retry
-    assert cache.names() == []
+    assert sorted(cache.suffixes()) == left
     healthy = fake.FakeImageService()
     healthy.add(DATA, id=image.id)
     assert not cache.filler.fill(healthy, image.id, ignore).existing
     assert cache.base_file(image.id).read_bytes() == DATA
+    assert cache.names() == [layout.base_name(image.id)]
 
 
 def test_an_empty_image_is_not_cached(cache: Cache, images: fake.FakeImageService) -> None:
@@ -359,11 +359,11 @@ class Peer:
         from nova_precache.cache import layout
         from nova_precache.image import fake
         from tests.unit.cache.conftest import Cache
-        from tests.unit.cache.test_filler import DATA, ignore
+        from tests.unit.cache.test_filler import LONG_DATA, ignore
 
         images = fake.FakeImageService()
-        images.add(DATA, id=sys.argv[2])
-        gate = images.faults.gate = fake.Gate(len(DATA) // 2)
+        images.add(LONG_DATA, id=sys.argv[2])
+        gate = images.faults.gate = fake.Gate(len(LONG_DATA) - 1)
 
         def tell():
             gate.wait_reached()
@@ -398,7 +398,7 @@ class Peer:
 
 
 def test_two_processes_download_once(cache: Cache, images: fake.FakeImageService) -> None:
-    image = images.add(DATA)
+    image = images.add(LONG_DATA)
     peer = Peer(cache, image.id)
     results: list[model.CacheResult] = []
     thread = threading.Thread(
@@ -412,25 +412,55 @@ def test_two_processes_download_once(cache: Cache, images: fake.FakeImageService
     assert images.opens == []
 
 
-def test_what_a_killed_process_leaves_is_never_published_and_is_swept(
+def test_a_download_of_a_killed_process_is_gone_on_with(
     cache: Cache, images: fake.FakeImageService
 ) -> None:
-    image = images.add(DATA)
-    Peer(cache, image.id).kill()
-    (left,) = cache.names()
-    assert layout.base_name_of_partial(left) == layout.base_name(image.id)
+    image = images.add(LONG_DATA)
+    peer = Peer(cache, image.id)
+    wait_until(lambda: b'synced_bytes' in cache.file_of('journal').read_bytes(), 'it is noted')
+    peer.kill()
+    assert sorted(cache.suffixes()) == ['journal', 'part']
     assert not cache.store.is_hit(image.id)
-    assert cache.store.sweep(cache.locks) == 1
-    assert cache.names() == []
+    noted = json.loads(cache.file_of('journal').read_bytes().splitlines()[-1])['synced_bytes']
+
     assert not cache.filler.fill(images, image.id, ignore).existing
+
+    assert images.opens == [(image.id, noted)]
+    assert images.served_bytes == len(LONG_DATA) - noted
+    assert cache.base_file(image.id).read_bytes() == LONG_DATA
+    assert cache.names() == [layout.base_name(image.id)]
+
+
+def unlink_lock_file(cache: Cache, image_id: str) -> None:
+    """Do what Nova's cache manager may do to a lock that somebody holds."""
+    name = f'{layout.LOCK_PREFIX}{layout.base_name(image_id)}'
+    os.unlink(os.path.join(cache.paths.lock_directory, name))
 
 
 def test_a_running_download_of_another_process_is_not_swept(
     cache: Cache, images: fake.FakeImageService
 ) -> None:
-    peer = Peer(cache, images.add(DATA).id)
+    image = images.add(LONG_DATA)
+    peer = Peer(cache, image.id)
+    assert cache.store.sweep(cache.locks) == 0
+    unlink_lock_file(cache, image.id)
     assert cache.store.sweep(cache.locks) == 0
     assert peer.finish() == 'cached'
+    assert cache.names() == [layout.base_name(image.id)]
+
+
+def test_two_who_hold_the_lock_at_once_do_each_other_no_harm(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(LONG_DATA)
+    peer = Peer(cache, image.id)
+    unlink_lock_file(cache, image.id)
+    assert not cache.filler.fill(images, image.id, ignore).existing
+    assert images.opens == [(image.id, 0)]
+    assert sorted(cache.suffixes()) == ['journal', 'part']
+    assert peer.finish() == 'cached'
+    assert cache.names() == [layout.base_name(image.id)]
+    assert cache.base_file(image.id).read_bytes() == LONG_DATA
 
 
 @pytest.fixture
@@ -497,3 +527,541 @@ def test_a_hit_that_cannot_be_made_young_is_told(
     subprocess.run(['mount', '-o', 'remount,ro', str(small_file_system)], check=True)
     with pytest.raises(exception.StorageError, match='Read-only file system'):
         cache.filler.fill(images, image.id, ignore)
+
+
+def paused_at(
+    cache: Cache, images: fake.FakeImageService, image_id: str, at_byte: int
+) -> exception.CacheError:
+    """Have a download stopped when so much of it came, to be gone on with later."""
+    return stopped_at(
+        cache, images, image_id, at_byte, control.Control(), exception.Paused('later')
+    )
+
+
+def stopped_at(
+    cache: Cache,
+    images: fake.FakeImageService,
+    image_id: str,
+    at_byte: int,
+    reins: control.Control,
+    error: exception.CacheError,
+) -> exception.CacheError:
+    gate = images.faults.gate = fake.Gate(at_byte)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        filling = thread.submit(cache.filler.fill, images, image_id, ignore, reins)
+        gate.wait_reached()
+        reins.stop(error)
+        ended = filling.exception(30)
+    images.faults.gate = None
+    assert isinstance(ended, exception.CacheError)
+    return ended
+
+
+def assert_unlocked(cache: Cache, image_id: str) -> None:
+    with cache.locks.try_hold(layout.base_name(image_id)) as held:
+        assert held
+
+
+def test_a_paused_download_goes_on_at_its_byte(cache: Cache, images: fake.FakeImageService) -> None:
+    image = images.add(DATA)
+    error = paused_at(cache, images, image.id, 400_000)
+    assert isinstance(error, exception.Paused)
+    assert sorted(cache.suffixes()) == ['journal', 'part']
+    assert_unlocked(cache, image.id)
+    came = images.served_bytes
+    assert 0 < came < len(DATA)
+
+    result = cache.filler.fill(images, image.id, ignore)
+
+    assert (result.bytes_done, result.bytes_total) == (len(DATA), len(DATA))
+    assert images.opens == [(image.id, 0), (image.id, came)]
+    assert images.served_bytes == len(DATA)
+    assert cache.base_file(image.id).read_bytes() == DATA
+    assert cache.names() == [layout.base_name(image.id)]
+
+
+def test_a_download_of_another_process_is_gone_on_with_after_a_sweep(
+    paths: layout.CacheLayout, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    paused_at(Cache(paths), images, image.id, 400_000)
+    restarted = Cache(paths)
+    assert restarted.store.sweep(restarted.locks) == 0
+    restarted.filler.fill(images, image.id, ignore)
+    assert images.served_bytes == len(DATA)
+
+
+def test_an_image_that_was_uploaded_anew_is_downloaded_from_its_first_byte_on(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    paused_at(cache, images, image.id, 400_000)
+    other = disk_images.content(len(DATA), seed=2)
+    images.add(other, id=image.id)
+    cache.filler.fill(images, image.id, ignore)
+    assert images.opens == [(image.id, 0), (image.id, 0)]
+    assert cache.base_file(image.id).read_bytes() == other
+
+
+def test_an_image_without_a_hash_is_not_gone_on_with(
+    paths: layout.CacheLayout, images: fake.FakeImageService
+) -> None:
+    cache = Cache(paths, allow_unverified=True)
+    image = images.add(DATA, hash_algo=None, hash_value=None, checksum=None)
+    paused_at(cache, images, image.id, 400_000)
+    assert cache.names() == []
+
+
+def test_bytes_that_rot_while_they_are_kept_are_found_out_and_fetched_again(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    paused_at(cache, images, image.id, 400_000)
+    disk_images.patched(cache.file_of('part'), 100_000, bytes([DATA[100_000] ^ 1]))
+    with pytest.raises(exception.ImageMismatch):
+        cache.filler.fill(images, image.id, ignore)
+    assert cache.names() == []
+    cache.filler.fill(images, image.id, ignore)
+    assert images.opens[-1] == (image.id, 0)
+    assert cache.base_file(image.id).read_bytes() == DATA
+
+
+def test_a_conversion_that_was_paused_needs_no_second_download(
+    cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2')
+    reins = control.Control()
+
+    def pause(progress: model.Progress) -> None:
+        if progress.status == model.TaskStatus.CONVERTING:
+            reins.stop(exception.Paused('later'))
+
+    with pytest.raises(exception.Paused):
+        cache.filler.fill(images, image.id, pause, reins)
+    assert sorted(cache.suffixes()) == ['journal', 'part']
+    cache.filler.fill(images, image.id, ignore)
+    assert len(images.opens) == 1
+    assert cache.base_file(image.id).read_bytes() == disk_images.as_raw(path, 'qcow2')
+    assert cache.names() == [layout.base_name(image.id)]
+
+
+@pytest.mark.parametrize(
+    ('is_last_attempt', 'error'),
+    [(False, exception.Cancelled('not wanted')), (True, exception.ShuttingDown('bye'))],
+)
+def test_what_nobody_will_go_on_with_is_gone(
+    cache: Cache, images: fake.FakeImageService, is_last_attempt: bool, error: exception.CacheError
+) -> None:
+    image = images.add(DATA)
+    reins = control.Control(is_last_attempt=is_last_attempt)
+    assert stopped_at(cache, images, image.id, 400_000, reins, error) is error
+    assert cache.names() == []
+    assert_unlocked(cache, image.id)
+
+
+def test_a_cancelled_download_is_kept_where_another_may_want_it(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    error = exception.Cancelled('not wanted', keep_partial=True)
+    stopped_at(cache, images, image.id, 400_000, control.Control(), error)
+    assert sorted(cache.suffixes()) == ['journal', 'part']
+
+
+@pytest.mark.parametrize(('is_last_attempt', 'left'), [(False, ['journal', 'part']), (True, [])])
+def test_a_last_attempt_that_never_began_clears_away_what_others_left(
+    cache: Cache, images: fake.FakeImageService, is_last_attempt: bool, left: list[str]
+) -> None:
+    image = images.add(DATA)
+    paused_at(cache, images, image.id, 400_000)
+    images.faults.unavailable = 1
+    with pytest.raises(exception.DownloadInterrupted):
+        cache.filler.fill(
+            images, image.id, ignore, control.Control(is_last_attempt=is_last_attempt)
+        )
+    assert sorted(cache.suffixes()) == left
+
+
+def test_an_image_that_is_gone_takes_along_what_came_of_it(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    paused_at(cache, images, image.id, 400_000)
+    images.delete(image.id)
+    with pytest.raises(exception.ImageGone):
+        cache.filler.fill(images, image.id, ignore)
+    assert cache.names() == []
+
+
+def test_what_was_stopped_before_is_not_begun(cache: Cache, images: fake.FakeImageService) -> None:
+    image = images.add(DATA)
+    reins = control.Control()
+    reins.stop(exception.Cancelled('not wanted'))
+    with pytest.raises(exception.Cancelled):
+        cache.filler.fill(images, image.id, ignore, reins)
+    assert images.opens == []
+
+
+def test_a_cancelled_wait_for_the_lock_ends_at_once(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    reins = control.Control()
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as thread,
+        cache.locks.hold(layout.base_name(image.id)),
+    ):
+        filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
+        reins.stop(exception.Cancelled('not wanted'))
+        assert isinstance(filling.exception(30), exception.Cancelled)
+    assert_unlocked(cache, image.id)
+    assert images.opens == []
+
+
+@contextlib.contextmanager
+def all_slots_taken(cache: Cache) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_PARALLEL):
+            stack.enter_context(cache.pace.slot(control.Control()))
+        yield
+
+
+def test_a_cancelled_wait_for_a_slot_ends_at_once(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    reins = control.Control()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread, all_slots_taken(cache):
+        filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
+        wait_until(lambda: is_locked(cache, image.id), 'the lock is held')
+        reins.stop(exception.Cancelled('not wanted'))
+        assert isinstance(filling.exception(30), exception.Cancelled)
+    assert_unlocked(cache, image.id)
+
+
+def is_locked(cache: Cache, image_id: str) -> bool:
+    with cache.locks.try_hold(layout.base_name(image_id)) as held:
+        return not held
+
+
+def test_a_boot_waits_for_no_slot_and_hastens_who_does(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image, other = images.add(DATA), images.add(DATA)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads, all_slots_taken(cache):
+        boot = control.Control(is_boot=True)
+        assert not cache.filler.fill(images, image.id, ignore, boot).existing
+        precaching = threads.submit(cache.filler.fill, images, other.id, ignore, control.Control())
+        wait_until(lambda: is_locked(cache, other.id), 'the lock is held')
+        joining = control.Control(is_boot=True)
+        assert cache.filler.fill(images, other.id, ignore, joining).existing
+        assert not precaching.result(30).existing
+
+
+class HangingImageService(fake.FakeImageService):
+    """Gives no answer until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+
+    def show(self, image_id: str) -> model.Image:
+        self.asked.set()
+        assert self.answers.wait(30)
+        return super().show(image_id)
+
+
+def test_a_cancelled_look_up_ends_at_once(cache: Cache) -> None:
+    images = HangingImageService()
+    image = images.add(DATA)
+    reins = control.Control()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
+        assert images.asked.wait(30)
+        reins.stop(exception.Cancelled('not wanted'))
+        assert isinstance(filling.exception(30), exception.Cancelled)
+    images.answers.set()
+    assert_unlocked(cache, image.id)
+    assert cache.names() == []
+
+
+@pytest.mark.parametrize('status', list(model.TASK_WORKING))
+@pytest.mark.parametrize(
+    ('error', 'left'),
+    [
+        (exception.Cancelled('not wanted'), []),
+        (exception.ShuttingDown('bye'), ['journal', 'part']),
+    ],
+)
+def test_what_is_stopped_at_a_step_leaves_nothing_but_what_can_be_gone_on_with(
+    cache: Cache,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    status: model.TaskStatus,
+    error: exception.CacheError,
+    left: list[str],
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2')
+    reins = control.Control()
+
+    def stop(progress: model.Progress) -> None:
+        if progress.status == status:
+            reins.stop(error)
+
+    with pytest.raises(type(error)):
+        cache.filler.fill(images, image.id, stop, reins)
+    assert sorted(cache.suffixes()) == left
+    assert not cache.store.is_hit(image.id)
+    assert_unlocked(cache, image.id)
+
+
+def test_what_is_stopped_just_before_it_is_published_is_not_published(
+    cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = images.add(DATA)
+    reins = control.Control()
+    inspect = cache.inspector.inspect
+
+    def stop_afterwards(*arguments: Any) -> formats.InspectedImage:
+        inspected = inspect(*arguments)
+        reins.stop(exception.Cancelled('not wanted'))
+        return inspected
+
+    monkeypatch.setattr(cache.inspector, 'inspect', stop_afterwards)
+    with pytest.raises(exception.Cancelled):
+        cache.filler.fill(images, image.id, ignore, reins)
+    assert cache.names() == []
+
+
+def huge_qcow2(path: pathlib.Path, virtual_size: str) -> bytes:
+    """Make an image whose header comes long before its end."""
+    disk_images.qemu_img('create', '-f', 'qcow2', str(path), virtual_size)
+    return path.read_bytes() + disk_images.content(8 * 1024**2)
+
+
+def test_a_disk_that_cannot_fit_is_refused_as_soon_as_the_header_tells(
+    cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
+) -> None:
+    data = huge_qcow2(tmp_path / 'image', '1P')
+    image = images.add(data, disk_format='qcow2', virtual_size=1024**2)
+    images.faults.gate = fake.Gate(6 * 1024**2)
+    with pytest.raises(exception.NotEnoughSpace, match=r'needs \d{16} bytes'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.served_bytes < len(data)
+    assert cache.names() == []
+
+
+def test_a_disk_that_is_too_large_is_refused_as_soon_as_the_header_tells(
+    paths: layout.CacheLayout, images: fake.FakeImageService, tmp_path: pathlib.Path
+) -> None:
+    cache = Cache(paths, max_virtual_size_bytes=10 * 1024**2)
+    data = huge_qcow2(tmp_path / 'image', '11M')
+    image = images.add(data, disk_format='qcow2', virtual_size=1024**2)
+    images.faults.gate = fake.Gate(6 * 1024**2)
+    with pytest.raises(exception.UnsafeImage, match='max_virtual_size_bytes'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.served_bytes < len(data)
+    assert cache.names() == []
+
+
+@pytest.mark.parametrize('disk_format', ['raw', 'iso', 'ami'])
+def test_a_raw_disk_that_is_too_large_is_refused_before_the_first_byte(
+    paths: layout.CacheLayout, images: fake.FakeImageService, disk_format: str
+) -> None:
+    cache = Cache(paths, max_virtual_size_bytes=len(DATA) - 1)
+    image = images.add(DATA, disk_format=disk_format)
+    with pytest.raises(exception.UnsafeImage, match='max_virtual_size_bytes'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.opens == []
+
+
+@pytest.mark.parametrize('disk_format', ['vhd', 'vmdk', 'vdi', 'vhdx'])
+@pytest.mark.parametrize('force_raw', [True, False])
+def test_a_disk_that_is_too_large_is_refused_in_every_format(
+    paths: layout.CacheLayout,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    disk_format: str,
+    force_raw: bool,
+) -> None:
+    cache = Cache(paths, max_virtual_size_bytes=len(DATA) - 1, force_raw=force_raw)
+    qemu_format = {'vhd': 'vpc'}.get(disk_format, disk_format)
+    path = disk_images.converted(tmp_path / 'image', qemu_format)
+    image = images.add(path.read_bytes(), disk_format=disk_format)
+    with pytest.raises(exception.UnsafeImage, match='max_virtual_size_bytes'):
+        cache.filler.fill(images, image.id, ignore)
+    assert cache.names() == []
+
+
+@pytest.mark.parametrize('virtual_size', [None, 1, 100 * 1024**2])
+def test_the_bytes_say_how_large_a_disk_is_and_not_the_metadata(
+    cache: Cache,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    virtual_size: int | None,
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2', virtual_size=virtual_size)
+    cache.filler.fill(images, image.id, ignore)
+    assert cache.base_file(image.id).read_bytes() == disk_images.as_raw(path, 'qcow2')
+
+
+def test_what_came_before_needs_no_space(
+    cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = images.add(DATA)
+    paused_at(cache, images, image.id, 800_000)
+    other = images.add(DATA)
+    monkeypatch.setattr(cache.store, 'free_bytes', lambda: len(DATA) // 2)
+    with pytest.raises(exception.NotEnoughSpace):
+        cache.filler.fill(images, other.id, ignore)
+    assert not cache.filler.fill(images, image.id, ignore).existing
+
+
+def test_downloads_side_by_side_share_the_space(
+    cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one of them has not yet received is not free for the other."""
+    monkeypatch.setattr(cache.store, 'free_bytes', lambda: len(DATA) * 3 // 2)
+    image, others = images.add(DATA), fake.FakeImageService()
+    other = others.add(DATA)
+    gate = images.faults.gate = fake.Gate()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        filling = thread.submit(cache.filler.fill, images, image.id, ignore)
+        gate.wait_reached()
+        with pytest.raises(exception.NotEnoughSpace):
+            cache.filler.fill(others, other.id, ignore)
+        gate.release()
+        filling.result(30)
+    assert not cache.filler.fill(others, other.id, ignore).existing
+
+
+@pytest.mark.parametrize('is_converted', [False, True])
+def test_holes_stay_holes(
+    cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, is_converted: bool
+) -> None:
+    data = DATA + bytes(30 * 1024**2)
+    path = tmp_path / 'image'
+    if is_converted:
+        image = images.add(disk_images.qcow2_of(path, data).read_bytes(), disk_format='qcow2')
+    else:
+        image = images.add(data)
+    cache.filler.fill(images, image.id, ignore)
+    status = cache.base_file(image.id).stat()
+    assert status.st_size == len(data)
+    assert status.st_blocks * 512 <= 2 * len(DATA)
+    assert cache.base_file(image.id).read_bytes() == data
+
+
+@pytest.mark.usefixtures('drops_pages')
+@pytest.mark.parametrize('qemu_format', ['raw', 'qcow2'])
+def test_what_is_cached_leaves_the_page_cache_to_the_guests(
+    cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, qemu_format: str
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', qemu_format)
+    image = images.add(path.read_bytes(), disk_format=qemu_format)
+    cache.filler.fill(images, image.id, ignore)
+    assert cached_bytes(cache.base_file(image.id)) == 0
+
+
+@pytest.mark.parametrize(
+    ('number', 'error'),
+    [
+        (errno.EIO, exception.StorageError),
+        (errno.EROFS, exception.StorageError),
+        (errno.ENOSPC, exception.NotEnoughSpace),
+        (errno.EDQUOT, exception.NotEnoughSpace),
+    ],
+)
+@pytest.mark.parametrize('name', ['pwrite', 'fdatasync', 'ftruncate', 'fsync', 'rename'])
+def test_what_the_disk_refuses_is_told_and_leaves_nothing(
+    cache: Cache,
+    images: fake.FakeImageService,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+    error: type[exception.CacheError],
+) -> None:
+    image = images.add(DATA)
+    Refusal(monkeypatch, name, number).is_on = True
+    with pytest.raises(error, match=os.strerror(number)):
+        cache.filler.fill(images, image.id, ignore)
+    assert cache.names() == []
+    monkeypatch.undo()
+    assert not cache.filler.fill(images, image.id, ignore).existing
+
+
+# A server that has all imported forks a process in no time, and has no threads.
+_processes = multiprocessing.get_context('forkserver')
+_processes.set_forkserver_preload([__name__])
+
+IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
+
+
+def fill_until_killed(instances_path: str, data: bytes, name: str, after: int) -> None:
+    """Be killed at one of the calls of an operation of the system, or at a step."""
+    calls = itertools.count()
+
+    def count() -> None:
+        if next(calls) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def tell(progress: model.Progress) -> None:
+        if progress.status == name:
+            count()
+
+    if hasattr(os, name):
+        real = getattr(os, name)
+
+        def deadly(*arguments: Any) -> Any:
+            count()
+            return real(*arguments)
+
+        setattr(os, name, deadly)
+    images = fake.FakeImageService()
+    images.add(data, id=IMAGE_ID, disk_format='qcow2')
+    Cache(layout.CacheLayout(instances_path)).filler.fill(images, IMAGE_ID, tell)
+
+
+@pytest.mark.parametrize(
+    ('name', 'after'),
+    [
+        *((str(status), 0) for status in sorted(model.TASK_WORKING)),
+        ('fsync', 0),
+        ('rename', 0),
+        ('fsync', 1),
+        ('listdir', 1),
+        ('unlink', 0),
+        ('unlink', 1),
+    ],
+)
+def test_a_process_that_is_killed_at_a_step_leaves_nothing_half(
+    cache: Cache,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    name: str,
+    after: int,
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    expected = disk_images.as_raw(path, 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2', id=IMAGE_ID)
+    process = _processes.Process(
+        target=fill_until_killed,
+        args=(cache.paths.instances_path, path.read_bytes(), name, after),
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    if cache.store.is_hit(image.id):
+        assert cache.base_file(image.id).read_bytes() == expected
+
+    cache.store.sweep(cache.locks)
+    assert set(cache.suffixes()) in (set(), {'journal', 'part'})
+    cache.filler.fill(images, image.id, ignore)
+
+    assert cache.base_file(image.id).read_bytes() == expected
+    cache.store.sweep(cache.locks)
+    assert set(cache.suffixes()) in (set(), {'journal', 'part'})

@@ -54,3 +54,16 @@ def test_images_are_told_from_what_else_nova_keeps_there() -> None:
     assert layout.is_resized_name(f'{name}_20')
     for other in ('swap_512', 'ephemeral_20_40d1d2c', f'{name}_sm', f'{name}.part', name.upper()):
         assert not layout.is_base_name(other)
+
+
+def test_the_journal_of_a_partial_file_has_its_name() -> None:
+    path = PATHS.new_partial_path(IMAGE_ID, 'part')
+    journal = layout.sibling(path, layout.JOURNAL_SUFFIX)
+    assert journal == path.removesuffix('part') + 'journal'
+    assert layout.base_name_of_journal(os.path.basename(journal)) == layout.base_name(IMAGE_ID)
+    assert layout.base_name_of_journal(os.path.basename(path)) is None
+
+
+def test_a_journal_of_somebody_else_is_none_of_ours() -> None:
+    assert layout.base_name_of_journal('system.journal') is None
+    assert layout.base_name_of_journal(f'{layout.base_name(IMAGE_ID)}.journal') is None

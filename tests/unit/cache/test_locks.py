@@ -1,17 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who waits for whom: threads, processes, and hosts that share one process."""
 
+import contextlib
+import errno
 import os
 import pathlib
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from nova_precache import exception
-from nova_precache.cache import locks
+from nova_precache import control, exception
+from nova_precache.cache import locks, waiting
+from tests.service import wait_until
 from tests.unit.cache.conftest import held_by_another_process
 
 NAME = 'd45dc8a0f9f8ba9b7ea3a7e4a0c3c57c5de0d9d5'
+OTHER_NAME = '0123456789abcdef0123456789abcdef01234567'
+
+# Another process that waits for a lock as Nova does, and leaves when it has it.
+_WAITER = """
+import sys
+from oslo_concurrency import lockutils
+print('starts', flush=True)
+with lockutils.lock(sys.argv[2], 'nova-', external=True, lock_path=sys.argv[1]):
+    print('held', flush=True)
+"""
+
+# Another process that gives up waiting when it is talked to, and then stays.
+_IMPATIENT = """
+import sys
+from oslo_concurrency import lockutils
+lock = lockutils.external_lock(sys.argv[2], 'nova-', sys.argv[1])
+lock.acquire(blocking=False)
+sys.stdin.readline()
+lock.lockfile.close()
+sys.stdin.readline()
+"""
+
+# Another process that opens and closes a lock file, as fast as it can.
+_RESTLESS = """
+import sys
+for _ in range(20000):
+    open(f'{sys.argv[1]}/nova-{sys.argv[2]}', 'a').close()
+"""
 
 
 def test_the_lock_file_has_the_name_that_nova_uses(tmp_path: pathlib.Path) -> None:
@@ -93,6 +127,391 @@ def test_an_error_within_is_not_changed(tmp_path: pathlib.Path) -> None:
         raise FileNotFoundError
 
 
+@pytest.fixture
+def image_locks(tmp_path: pathlib.Path) -> locks.ImageLocks:
+    return locks.ImageLocks(str(tmp_path))
+
+
+@contextlib.contextmanager
+def _process(
+    script: str, directory: pathlib.Path, name: str = NAME
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a script on a lock of another process than this."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', script, str(directory), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Waiting:
+    """A thread that waits for a lock, and what it was stopped with."""
+
+    def __init__(self, image_locks: locks.ImageLocks, reins: control.Control) -> None:
+        self.got = threading.Event()
+        self.error: Exception | None = None
+        self._locks, self._control = image_locks, reins
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self._locks.hold(NAME, self._control):
+                self.got.set()
+        except exception.CacheError as exc:
+            self.error = exc
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+class Registering(control.Control):
+    """Tells when somebody wants to hear of a stop: who waits for another thread does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waiting = threading.Event()
+
+    @contextlib.contextmanager
+    def at_stop(self, callback: object) -> Iterator[None]:
+        with super().at_stop(callback):  # type: ignore[arg-type]
+            self.is_waiting.set()
+            yield
+
+
+def test_a_stop_ends_the_wait_for_another_thread(image_locks: locks.ImageLocks) -> None:
+    reins = Registering()
+    with image_locks.hold(NAME):
+        waiting_thread = Waiting(image_locks, reins)
+        reins.is_waiting.wait(20)
+        reins.stop(exception.Cancelled('not wanted'))
+        waiting_thread.join()
+    assert isinstance(waiting_thread.error, exception.Cancelled)
+    assert not waiting_thread.got.is_set()
+
+
+def test_a_stop_ends_the_wait_for_another_process(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    with held_by_another_process(tmp_path, NAME) as process:
+        waiting_thread = Waiting(image_locks, reins)
+        wait_until(lambda: _is_open(tmp_path / f'nova-{NAME}'), 'it waits for the file')
+        reins.stop(exception.Cancelled('not wanted'))
+        waiting_thread.join()
+        assert isinstance(waiting_thread.error, exception.Cancelled)
+        assert not _is_open(tmp_path / f'nova-{NAME}')
+        process.communicate()
+    with image_locks.try_hold(NAME) as held:
+        assert held
+
+
+def test_whoever_is_stopped_does_not_get_a_lock_that_is_free(
+    image_locks: locks.ImageLocks,
+) -> None:
+    reins = control.Control()
+    reins.stop(exception.Cancelled('not wanted'))
+    with pytest.raises(exception.Cancelled), image_locks.hold(NAME, reins):
+        pass
+    with image_locks.try_hold(NAME) as held:
+        assert held
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_not_held(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / f'nova-{NAME}'
+    held, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with image_locks.hold(NAME):
+            held.set()
+            leave.wait(20)
+
+    with held_by_another_process(tmp_path, NAME) as process:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        wait_until(lambda: _is_open(path), 'it waits for the file')
+        path.unlink()
+        process.communicate()
+    assert held.wait(20)
+    # Whoever comes now, and finds the file by its name, finds it locked.
+    with _process(_WAITER, tmp_path) as waiter:
+        assert waiter.stdout is not None
+        assert waiter.stdout.readline() == 'starts\n'
+        wait_until(lambda: _has_open(waiter.pid, path), 'it waits for the file')
+        assert waiter.poll() is None
+        leave.set()
+        thread.join(20)
+        assert waiter.communicate()[0] == 'held\n'
+
+
+def test_a_lock_file_that_is_always_another_is_a_fault_of_the_storage(
+    image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, 'samestat', lambda *_: False)
+    with pytest.raises(exception.StorageError, match='being replaced'), image_locks.hold(NAME):
+        pass
+
+
+def test_nobody_is_waited_for_without_a_reason(image_locks: locks.ImageLocks) -> None:
+    reins = control.Control()
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        assert not reins.is_urgent
+
+
+def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
+    reins = control.Control()
+    with image_locks.hold(NAME, reins):
+        with image_locks.hastening(NAME, reins):
+            boot = Waiting(image_locks, control.Control(is_boot=True))
+            wait_until(lambda: reins.is_urgent, 'the boot waits')
+        assert not reins.is_urgent
+    boot.join()
+    assert boot.got.is_set()
+
+
+def test_a_boot_that_waits_already_hastens_from_the_start(image_locks: locks.ImageLocks) -> None:
+    reins = control.Control()
+    with image_locks.hold(NAME, reins):
+        with image_locks.hastening(NAME, reins):
+            boot = Waiting(image_locks, control.Control(is_boot=True))
+            wait_until(lambda: reins.is_urgent, 'the boot waits')
+        with image_locks.hastening(NAME, reins):
+            assert reins.is_urgent
+    boot.join()
+
+
+def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.ImageLocks) -> None:
+    reins, boots = control.Control(), control.Control(is_boot=True)
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        boot = Waiting(image_locks, boots)
+        wait_until(lambda: reins.is_urgent, 'the boot waits')
+        boots.stop(exception.Cancelled('not wanted'))
+        boot.join()
+        assert not reins.is_urgent
+
+
+def test_a_boot_of_another_cache_with_the_same_locks_hastens(tmp_path: pathlib.Path) -> None:
+    first, second = (locks.ImageLocks(str(tmp_path)) for _ in range(2))
+    reins = control.Control()
+    with first.hold(NAME, reins), first.hastening(NAME, reins):
+        boot = Waiting(second, control.Control(is_boot=True))
+        wait_until(lambda: reins.is_urgent, 'the boot waits')
+    boot.join()
+
+
+def test_precaching_that_waits_does_not_hasten(image_locks: locks.ImageLocks) -> None:
+    reins, precaching = control.Control(), Registering()
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        other = Waiting(image_locks, precaching)
+        precaching.is_waiting.wait(20)
+        assert not reins.is_urgent
+    other.join()
+    assert other.got.is_set()
+
+
+def test_another_process_hastens_while_it_waits_and_is_killed(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        with _process(_WAITER, tmp_path) as waiter:
+            wait_until(lambda: reins.is_urgent, 'the process waits')
+            waiter.kill()
+            wait_until(lambda: not reins.is_urgent, 'the process is gone')
+        assert not reins.is_urgent
+
+
+@pytest.fixture(params=['leases', 'events'])
+def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernel tell who has a file open, or refuse it, as it does over NFS."""
+    if request.param == 'events':
+        monkeypatch.setattr(waiting, '_leases_work', lambda directory: False)
+
+
+@pytest.mark.usefixtures('telling')
+def test_another_process_hastens_until_it_gives_up(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    with (
+        image_locks.hold(NAME, reins),
+        image_locks.hastening(NAME, reins),
+        _process(_IMPATIENT, tmp_path) as waiter,
+    ):
+        assert waiter.stdin is not None
+        wait_until(lambda: reins.is_urgent, 'the process waits')
+        waiter.stdin.write('\n')
+        waiter.stdin.flush()
+        wait_until(lambda: not reins.is_urgent, 'the process has given up')
+        assert waiter.poll() is None
+
+
+@pytest.mark.usefixtures('telling')
+def test_two_processes_hasten_until_the_last_is_gone(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins, path = control.Control(), tmp_path / f'nova-{NAME}'
+    told: list[bool] = []
+    with (
+        image_locks.hold(NAME, reins),
+        image_locks.hastening(NAME, reins),
+        _process(_WAITER, tmp_path) as first,
+    ):
+        wait_until(lambda: reins.is_urgent, 'the first waits')
+        with _process(_WAITER, tmp_path) as second:
+            wait_until(lambda: _has_open(second.pid, path), 'the second waits')
+            with reins.at_urgency(told.append):
+                first.kill()
+                first.wait()
+                # Its end is told, at the latest, when that of another file is.
+                with _process(_IMPATIENT, tmp_path, NAME) as third:
+                    wait_until(lambda: _has_open(third.pid, path), 'the third has it open')
+                assert told == [True]
+        wait_until(lambda: not reins.is_urgent, 'both are gone')
+
+
+def test_a_process_that_waits_already_hastens_from_the_start(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins, path = control.Control(), tmp_path / f'nova-{NAME}'
+    with image_locks.hold(NAME, reins), _process(_WAITER, tmp_path) as waiter:
+        wait_until(lambda: _has_open(waiter.pid, path), 'the process waits')
+        with image_locks.hastening(NAME, reins):
+            assert reins.is_urgent
+        assert not reins.is_urgent
+
+
+def test_a_process_that_waits_gets_the_lock(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    with _process(_WAITER, tmp_path) as waiter:
+        with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+            wait_until(lambda: reins.is_urgent, 'the process waits')
+        assert waiter.communicate(timeout=20)[0] == 'starts\nheld\n'
+
+
+@pytest.mark.usefixtures('telling')
+def test_a_process_that_waits_for_another_lock_does_not_hasten(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    told: list[bool] = []
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        with reins.at_urgency(told.append):
+            os.listdir(tmp_path)
+            with held_by_another_process(tmp_path, OTHER_NAME) as other:
+                other.communicate()
+            with _process(_IMPATIENT, tmp_path):
+                wait_until(lambda: reins.is_urgent, 'all before has been told')
+            wait_until(lambda: not reins.is_urgent, 'the process is gone')
+        assert told == [False, True, False]
+
+
+def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    told: list[bool] = []
+    with image_locks.hold(NAME, reins):
+        with image_locks.hastening(NAME, reins), reins.at_urgency(told.append):
+            (tmp_path / f'nova-{NAME}').unlink()
+            with held_by_another_process(tmp_path, NAME) as other:
+                other.communicate()
+        assert told == [False]
+    with (
+        image_locks.hold(NAME, reins),
+        image_locks.hastening(NAME, reins),
+        _process(_WAITER, tmp_path),
+    ):
+        wait_until(lambda: reins.is_urgent, 'the process waits')
+
+
+def test_looking_who_waits_harms_neither_side(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        with _process(_RESTLESS, tmp_path) as restless:
+            assert restless.wait(60) == 0
+        wait_until(lambda: not reins.is_urgent, 'the process is gone')
+        with _process(_WAITER, tmp_path) as waiter:
+            wait_until(lambda: reins.is_urgent, 'the lock is still held')
+            assert waiter.poll() is None
+
+
+def test_hastening_leaves_nothing_behind(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
+) -> None:
+    reins = control.Control()
+    with image_locks.hold(NAME, reins):
+        before = (os.listdir('/proc/self/fd'), threading.active_count(), os.listdir(tmp_path))
+        for _ in range(20):
+            with image_locks.hastening(NAME, reins):
+                pass
+        with pytest.raises(ValueError), image_locks.hastening(NAME, reins):
+            raise ValueError
+        after = (os.listdir('/proc/self/fd'), threading.active_count(), os.listdir(tmp_path))
+    assert after == before
+    assert not reins.is_urgent
+
+
+def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> None:
+    image_locks, reins = locks.ImageLocks(str(tmp_path / 'locks')), control.Control()
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        (tmp_path / 'locks' / f'nova-{NAME}').unlink()
+        (tmp_path / 'locks').rmdir()
+    assert not reins.is_urgent
+
+
+def test_what_cannot_be_watched_is_said_once_and_boots_hasten_all_the_same(
+    image_locks: locks.ImageLocks,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr(waiting.inotify_simple, 'INotify', refuse)
+    reins = control.Control()
+    for _ in range(2):
+        with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+            boot = Waiting(image_locks, control.Control(is_boot=True))
+            wait_until(lambda: reins.is_urgent, 'the boot waits')
+        boot.join()
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert 'Too many open files' in caplog.text
+
+
+def test_work_goes_on_where_there_is_no_inotify(
+    image_locks: locks.ImageLocks,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse() -> None:
+        raise AttributeError('inotify_init1')
+
+    monkeypatch.setattr(waiting.inotify_simple, 'INotify', refuse)
+    reins = control.Control()
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        assert not reins.is_urgent
+    assert 'Function not implemented' in caplog.text
+
+
 def _is_open(path: pathlib.Path) -> bool:
-    links = [os.path.join('/proc/self/fd', name) for name in os.listdir('/proc/self/fd')]
+    return _has_open(os.getpid(), path)
+
+
+def _has_open(pid: int, path: pathlib.Path) -> bool:
+    directory = f'/proc/{pid}/fd'
+    links = [os.path.join(directory, name) for name in os.listdir(directory)]
     return any(os.path.lexists(link) and os.path.realpath(link) == str(path) for link in links)

@@ -8,12 +8,13 @@ import pathlib
 import stat
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from nova_precache import exception
-from nova_precache.cache import layout, store
-from tests.unit.cache.conftest import Cache
+from nova_precache.cache import journal, layout, store
+from tests.unit.cache.conftest import Cache, cached_bytes
 
 IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 MIB = 1024**2
@@ -207,30 +208,54 @@ def test_what_a_killed_round_put_aside_is_swept(
     assert cache.names() == []
 
 
+def finished(cache: Cache, data: bytes = b'new') -> str:
+    """Make a file that is ready to be published."""
+    path = cache.paths.new_partial_path(IMAGE_ID, 'part')
+    pathlib.Path(path).write_bytes(data)
+    return path
+
+
 def test_publishing_replaces_what_is_there(cache: Cache) -> None:
     cache.base_file(IMAGE_ID).write_bytes(b'old')
-    with cache.store.partial(IMAGE_ID, 'part') as path:
-        pathlib.Path(path).write_bytes(b'new')
-        cache.store.publish(path, IMAGE_ID)
+    cache.store.publish(finished(cache), IMAGE_ID)
     assert cache.names() == [layout.base_name(IMAGE_ID)]
     assert cache.base_file(IMAGE_ID).read_bytes() == b'new'
 
 
-def test_a_partial_file_is_gone_when_it_was_not_published(cache: Cache) -> None:
-    with contextlib.suppress(KeyError), cache.store.partial(IMAGE_ID, 'part') as path:
-        pathlib.Path(path).write_bytes(b'half')
-        assert len(cache.names()) == 1
-        raise KeyError
-    assert cache.names() == []
-
-
 def test_what_cannot_be_published_is_a_fault_of_the_storage(cache: Cache) -> None:
     cache.base_file(IMAGE_ID).mkdir()
-    with cache.store.partial(IMAGE_ID, 'part') as path:
-        pathlib.Path(path).write_bytes(b'new')
-        with pytest.raises(exception.StorageError, match='Is a directory'):
-            cache.store.publish(path, IMAGE_ID)
-    assert cache.names() == [layout.base_name(IMAGE_ID)]
+    with pytest.raises(exception.StorageError, match='Is a directory'):
+        cache.store.publish(finished(cache), IMAGE_ID)
+    assert cache.base_file(IMAGE_ID).is_dir()
+
+
+@pytest.mark.usefixtures('drops_pages')
+def test_what_is_published_leaves_the_page_cache(cache: Cache) -> None:
+    path = finished(cache, os.urandom(MIB))
+    assert cached_bytes(path) == MIB
+    cache.store.publish(path, IMAGE_ID)
+    assert cached_bytes(cache.base_file(IMAGE_ID)) == 0
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finished(cache)
+    steps: list[str] = []
+    synchronise, rename = os.fsync, os.rename
+
+    def noting_fsync(descriptor: int) -> None:
+        steps.append(os.readlink(f'/proc/self/fd/{descriptor}'))
+        synchronise(descriptor)
+
+    def noting_rename(source: str, target: str) -> None:
+        steps.append('rename')
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'fsync', noting_fsync)
+    monkeypatch.setattr(os, 'rename', noting_rename)
+    cache.store.publish(path, IMAGE_ID)
+    assert steps == [path, 'rename', cache.paths.base_directory]
 
 
 def test_the_store_id_stays_and_is_shared(cache: Cache) -> None:
@@ -291,6 +316,12 @@ def test_a_reservation_can_grow_as_far_as_there_is_space(cache: Cache) -> None:
             reservation.require(cache.store.free_bytes() * 2)
 
 
+def test_a_reservation_can_shrink_when_less_is_needed(cache: Cache) -> None:
+    with cache.store.reserve(2 * MIB, []) as reservation:
+        reservation.require(MIB)
+        assert reservation.outstanding_bytes() == MIB
+
+
 def test_what_was_written_counts_no_longer_as_reserved(
     cache: Cache, tmp_path: pathlib.Path
 ) -> None:
@@ -301,16 +332,126 @@ def test_what_was_written_counts_no_longer_as_reserved(
         assert reservation.outstanding_bytes() <= MIB
 
 
-def test_partial_files_without_a_maker_are_swept_and_no_others(cache: Cache) -> None:
-    stale = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'part'))
-    running = pathlib.Path(cache.paths.new_partial_path('other', 'converted'))
+def test_what_came_counts_no_longer_as_reserved_where_it_was_holes(cache: Cache) -> None:
+    with cache.store.reserve(4 * MIB, [], lambda: 3 * MIB) as reservation:
+        assert reservation.outstanding_bytes() == MIB
+
+
+def test_what_is_here_from_an_earlier_time_needs_no_space(cache: Cache) -> None:
+    size = 2 * cache.store.free_bytes()
+    with cache.store.reserve(size, [], lambda: size - MIB) as reservation:
+        assert reservation.outstanding_bytes() == MIB
+
+
+def leave(
+    cache: Cache, *, synced_bytes: int = 10, part: bool = True, hash_value: str | None = 'ab'
+) -> list[str]:
+    """Leave a partial file with its journal, and give their names."""
+    path = cache.paths.new_partial_path(IMAGE_ID, 'journal')
+    identity = journal.Identity(IMAGE_ID, 100, 'sha512', hash_value, None)
+    created = journal.Journal.create(path, identity)
+    assert created is not None
+    with contextlib.closing(created):
+        if synced_bytes:
+            created.note(synced_bytes)
+    if part:
+        pathlib.Path(layout.sibling(path, 'part')).write_bytes(bytes(20))
+    suffixes = ['journal', 'part'] if part else ['journal']
+    return [os.path.basename(layout.sibling(path, suffix)) for suffix in suffixes]
+
+
+def test_young_downloads_that_can_be_gone_on_with_are_not_swept(cache: Cache) -> None:
+    kept = leave(cache)
+    assert cache.store.sweep(cache.locks) == 0
+    assert cache.names() == kept
+
+
+@pytest.mark.parametrize(
+    ('left', 'swept'),
+    [
+        ({'synced_bytes': 0}, 2),
+        ({'part': False}, 1),
+        ({'hash_value': None}, 2),
+    ],
+)
+def test_what_nobody_can_go_on_with_is_swept(
+    cache: Cache, left: dict[str, Any], swept: int
+) -> None:
+    leave(cache, **left)
+    assert cache.store.sweep(cache.locks) == swept
+    assert cache.names() == []
+
+
+def test_a_download_whose_journal_is_not_understood_is_swept(cache: Cache) -> None:
+    name, _ = leave(cache)
+    pathlib.Path(cache.paths.path_of(name)).write_text('another release wrote this\n')
+    assert cache.store.sweep(cache.locks) == 2
+    assert cache.names() == []
+
+
+@pytest.mark.parametrize(('age_seconds', 'swept'), [(99, 0), (101, 2)])
+def test_a_download_that_nobody_went_on_with_is_swept_at_its_age(
+    paths: layout.CacheLayout, age_seconds: float, swept: int
+) -> None:
+    cache = Cache(paths, clock=lambda: 1_000_000)
+    for name in leave(cache):
+        os.utime(paths.path_of(name), (1_000_000 - age_seconds,) * 2)
+    assert cache.store.sweep(cache.locks) == swept
+
+
+def test_the_age_of_a_download_counts_from_its_last_note(paths: layout.CacheLayout) -> None:
+    cache = Cache(paths, clock=lambda: 1_000_000)
+    journal_name, part_name = leave(cache)
+    os.utime(paths.path_of(part_name), (1_000_000, 1_000_000))
+    os.utime(paths.path_of(journal_name), (1, 1))
+    assert cache.store.sweep(cache.locks) == 2
+
+
+@pytest.mark.parametrize(('data', 'swept'), [(b'data', 2), (b'QFI\xfb', 0), (b'', 0)])
+def test_a_download_of_what_is_there_meanwhile_is_swept(
+    cache: Cache, data: bytes, swept: int
+) -> None:
+    leave(cache)
+    cache.base_file(IMAGE_ID).write_bytes(data)
+    assert cache.store.sweep(cache.locks) == swept
+
+
+def test_half_a_conversion_is_swept_and_its_download_stays(cache: Cache) -> None:
+    kept = leave(cache)
+    converted = cache.file_of('part').with_suffix('.converted')
+    converted.write_bytes(b'half')
+    assert cache.store.sweep(cache.locks) == 1
+    assert cache.names() == kept
+
+
+@pytest.mark.parametrize('suffix', ['part', 'converted', 'expired'])
+def test_files_without_a_journal_are_swept_and_no_others(cache: Cache, suffix: str) -> None:
+    stale = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, suffix))
     base = cache.base_file(IMAGE_ID)
     of_nova = base.with_name(f'{base.name}.part')
-    for path in (stale, running, base, of_nova):
+    for path in (stale, base, of_nova):
         path.write_bytes(b'data')
-    with cache.locks.hold(layout.base_name('other')):
-        assert cache.store.sweep(cache.locks) == 1
-    assert cache.names() == sorted([running.name, base.name, of_nova.name])
+    assert cache.store.sweep(cache.locks) == 1
+    assert cache.names() == sorted([base.name, of_nova.name])
+
+
+def test_what_belongs_to_a_locked_image_is_not_swept(cache: Cache) -> None:
+    running = leave(cache, synced_bytes=0)
+    with cache.locks.hold(layout.base_name(IMAGE_ID)):
+        assert cache.store.sweep(cache.locks) == 0
+    assert cache.names() == running
+    assert cache.store.sweep(cache.locks) == 2
+
+
+def test_what_somebody_writes_is_not_swept_though_the_lock_file_is_gone(cache: Cache) -> None:
+    """Nova's cache manager may unlink it, and a new one is free."""
+    running = leave(cache, synced_bytes=0)
+    owned = journal.Journal.own(str(cache.file_of('journal')))
+    assert owned is not None
+    with contextlib.closing(owned):
+        assert cache.store.sweep(cache.locks) == 0
+        assert cache.names() == running
+    assert cache.store.sweep(cache.locks) == 2
 
 
 def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are on their way into the cache, and what of them outlives a broken download.
+
+A partial file has a journal beside it, which tells of what image its bytes are and how
+many of them are on the disk. A later attempt goes on from there: what was written after
+that may or may not have reached the disk, and is cut off.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+from nova_precache import exception, model
+from nova_precache.cache import journal as journals
+from nova_precache.cache import layout
+from nova_precache.cache import store as cache_store
+
+LOG = logging.getLogger(__name__)
+
+# Blocks of zeros are left out: what a file system, and qemu-img, counts holes in.
+BLOCK_BYTES = 4096
+_ZEROS = bytes(BLOCK_BYTES)
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncRules:
+    """When what came is brought to the disk.
+
+    :ivar write_back_bytes: after so many, the kernel is asked to begin writing them
+    :ivar sync_bytes: after so many, they are waited for and noted
+    :ivar sync_seconds: likewise, where bytes come slowly
+    """
+
+    write_back_bytes: int = 8 * 1024**2
+    sync_bytes: int = 64 * 1024**2
+    sync_seconds: float = 5
+    clock: Callable[[], float] = time.monotonic
+
+
+class Partials:
+    """The partial files of one cache; to be used with the lock of the image held.
+
+    :param rules: None: the usual ones
+    """
+
+    def __init__(self, paths: layout.CacheLayout, rules: SyncRules | None = None) -> None:
+        self._layout = paths
+        self._rules = rules or SyncRules()
+
+    @contextlib.contextmanager
+    def open(self, image: model.Image, *, keep_pages: bool = False) -> 'Iterator[Partial]':
+        """Give the partial file to go on from, or a new one; others of the image go.
+
+        It stays when it is left if it can be gone on with then: :meth:`clear` removes it.
+
+        :param keep_pages: leave it in the page cache, since it is read again at once
+        :raises nova_precache.exception.NotEnoughSpace: the file system is full
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        with contextlib.ExitStack() as stack:
+            with cache_store.storage_errors(f'Opening a partial file of image {image.id}'):
+                journal = self._best(image) or self._new(image)
+                stack.callback(_leave, journal)
+                partial = Partial(journal, self._rules, keep_pages=keep_pages)
+                stack.callback(partial.close)
+            yield partial
+
+    def clear(self, image_id: str) -> None:
+        """Remove what is unfinished of an image, and used by nobody.
+
+        What cannot be removed is left for the next sweep.
+        """
+        try:
+            with cache_store.storage_errors(f'Clearing image {image_id} away'):
+                for journal in self._owned(image_id):
+                    cache_store.discard(journal)
+        except exception.CacheError as exc:  # the work has ended as it has
+            LOG.warning('%s', exc)
+
+    def _best(self, image: model.Image) -> journals.Journal | None:
+        """Take the partial file with the most bytes of those that fit; remove the rest."""
+        identity = journals.Identity.of(image)
+        owned = self._owned(image.id)
+        fitting = [each for each in owned if _fits(each, identity)]
+        best = max(fitting, key=lambda each: each.synced_bytes, default=None)
+        for journal in owned:
+            if journal is not best:
+                cache_store.discard(journal)
+        return best
+
+    def _owned(self, image_id: str) -> list[journals.Journal]:
+        """Take every journal of an image that nobody uses."""
+        base_name = layout.base_name(image_id)
+        with contextlib.ExitStack() as stack:
+            owned = []
+            for name in os.listdir(self._layout.base_directory):
+                if layout.base_name_of_journal(name) == base_name:
+                    journal = journals.Journal.own(self._layout.path_of(name))
+                    if journal is not None:
+                        stack.callback(journal.close)
+                        owned.append(journal)
+            stack.pop_all()
+            return owned
+
+    def _new(self, image: model.Image) -> journals.Journal:
+        identity = journals.Identity.of(image)
+        while True:
+            path = self._layout.new_partial_path(image.id, layout.JOURNAL_SUFFIX)
+            journal = journals.Journal.create(path, identity)
+            if journal is not None:
+                return journal
+
+
+class Partial:
+    """One partial file, whose journal is owned; stands behind ``download.target.Target``.
+
+    :ivar path: the file
+    :ivar converted_path: where what is made of it goes, and is cleared away with it
+    """
+
+    def __init__(self, journal: journals.Journal, rules: SyncRules, *, keep_pages: bool) -> None:
+        self.path = layout.sibling(journal.path, 'part')
+        self.converted_path = layout.sibling(journal.path, 'converted')
+        self._journal = journal
+        self._rules = rules
+        self._keeps_pages = keep_pages
+        self._sync: futures.Future[None] | None = None
+        self._descriptor = _open_cut(self.path, journal.synced_bytes)
+        self._start_at(journal.synced_bytes)
+        cache_store.remove_if_there(self.converted_path)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._kept_bytes
+
+    @property
+    def passed_bytes(self) -> int:
+        """How many bytes of the image came; holes take less on the disk."""
+        return self._position
+
+    def read_kept(self, buffer: memoryview, offset_bytes: int) -> int:
+        wanted = max(0, min(len(buffer), self._kept_bytes - offset_bytes))
+        with cache_store.storage_errors(f'Reading {self.path}'):
+            count = os.preadv(self._descriptor, [buffer[:wanted]], offset_bytes)
+            self._drop_pages(offset_bytes, count)
+        return count
+
+    def write(self, buffer: bytearray, length: int, offset_bytes: int) -> None:
+        with cache_store.storage_errors(f'Writing {self.path}'):
+            for start, end in data_ranges(buffer, length, offset_bytes):
+                self._write_all(buffer, start, end, offset_bytes)
+            self._position = offset_bytes + length
+            self._write_back()
+            if self._position >= self._due_bytes or self._rules.clock() >= self._due_at:
+                self._begin_sync()
+
+    def restart(self) -> None:
+        with cache_store.storage_errors(f'Emptying {self.path}'):
+            self._end_sync()
+            # Noted first: after a crash, no bytes must count that are not there.
+            self._journal.note(0)
+            os.ftruncate(self._descriptor, 0)
+        self._start_at(0)
+
+    def finish(self, size_bytes: int) -> None:
+        with cache_store.storage_errors(f'Writing {self.path}'):
+            self._end_sync()
+            os.ftruncate(self._descriptor, size_bytes)
+
+    def keep(self) -> None:
+        with cache_store.storage_errors(f'Keeping {self.path}'):
+            self._end_sync()
+            if self._position > self._journal.synced_bytes:
+                self._begin_sync()
+                self._end_sync()
+
+    def close(self) -> None:
+        """Close the file; its journal is closed by whoever opened it."""
+        if self._sync is not None:
+            futures.wait([self._sync])  # it uses the descriptor
+        os.close(self._descriptor)
+
+    def _start_at(self, position: int) -> None:
+        self._kept_bytes = self._position = self._written_back_bytes = position
+        self._set_due()
+
+    def _set_due(self) -> None:
+        self._due_bytes = self._position + self._rules.sync_bytes
+        self._due_at = self._rules.clock() + self._rules.sync_seconds
+
+    def _write_all(self, buffer: bytearray, start: int, end: int, offset_bytes: int) -> None:
+        """Write a range of a buffer whose first byte belongs at an offset."""
+        with memoryview(buffer) as view:
+            while start < end:  # One write may take only a part.
+                with view[start:end] as rest:
+                    start += os.pwrite(self._descriptor, rest, offset_bytes + start)
+
+    def _write_back(self) -> None:
+        """Have the kernel begin to write what came, and drop what it has written before."""
+        if self._position - self._written_back_bytes >= self._rules.write_back_bytes:
+            start = max(0, self._written_back_bytes - self._rules.write_back_bytes)
+            self._drop_pages(start, self._position - start)
+            self._written_back_bytes = self._position
+
+    def _begin_sync(self) -> None:
+        """Bring what came to the disk and note it, while more is written.
+
+        A thread for each time has the I/O class that the writer has by then. It is waited
+        for before the next, so that the dirty pages stay few.
+        """
+        self._end_sync()
+        os.ftruncate(self._descriptor, self._position)  # A hole at the end counts too.
+        self._set_due()
+        done: futures.Future[None] = futures.Future()
+        threading.Thread(
+            target=self._bring_to_disk, args=(self._position, done), name='image-sync'
+        ).start()
+        self._sync = done
+
+    def _end_sync(self) -> None:
+        """Wait for what was begun; once it failed, each time fails again."""
+        if self._sync is not None:
+            self._sync.result()
+            self._sync = None
+
+    def _bring_to_disk(self, position: int, done: 'futures.Future[None]') -> None:
+        try:
+            os.fdatasync(self._descriptor)
+            noted_bytes = self._journal.synced_bytes
+            self._journal.note(position)
+            self._drop_pages(noted_bytes, position - noted_bytes)
+            done.set_result(None)
+        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+            done.set_exception(exc)
+
+    def _drop_pages(self, offset_bytes: int, length: int) -> None:
+        """Give the page cache back to the guests; pages that are dirty begin to be written."""
+        if length and not self._keeps_pages:
+            os.posix_fadvise(self._descriptor, offset_bytes, length, os.POSIX_FADV_DONTNEED)
+
+
+def data_ranges(buffer: bytearray, length: int, offset_bytes: int) -> Iterator[tuple[int, int]]:
+    """Tell where in a buffer there is data: blocks of zeros are left to be holes.
+
+    Blocks are those of the file, in which the buffer's first byte is at an offset.
+    """
+    first = -offset_bytes % BLOCK_BYTES
+    last = length - BLOCK_BYTES
+    blocks = range(first, last + 1, BLOCK_BYTES)
+    start = 0
+    for hole in [block for block in blocks if buffer.startswith(_ZEROS, block)]:
+        if start < hole:
+            yield start, hole
+        start = hole + BLOCK_BYTES
+    if start < length:
+        yield start, length
+
+
+def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:
+    """Tell whether an image's download can go on from what is here."""
+    if not journal.is_resumable or journal.identity != identity:
+        return False
+    try:
+        size_bytes = os.stat(layout.sibling(journal.path, 'part')).st_size
+    except OSError:
+        return False
+    return size_bytes >= journal.synced_bytes
+
+
+def _leave(journal: journals.Journal) -> None:
+    cache_store.remove_if_there(layout.sibling(journal.path, 'converted'))
+    if journal.is_resumable:
+        journal.close()
+    else:
+        cache_store.discard(journal)
+
+
+def _open_cut(path: str, size_bytes: int) -> int:
+    """Open a partial file that ends after so many bytes; without any, a new one."""
+    if not size_bytes:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
