@@ -31,9 +31,15 @@ _REMOTE_EXCEPTIONS = ['nova_precache.exception', 'oslo_messaging.rpc.dispatcher'
 
 
 class Endpoint:
-    """The base of endpoints: answers the probe that precedes a client's first call."""
+    """The base of endpoints: answers the probe that precedes a client's first call.
+
+    The class of an endpoint names the version that it serves.
+    """
 
     target = messaging.Target(version='1.0')
+
+    def __init_subclass__(cls, version: str = '1.0') -> None:
+        cls.target = messaging.Target(version=version)
 
     def ping(self, ctxt: context.RequestContext) -> None:
         """Do nothing; that the message could be sent was the question."""

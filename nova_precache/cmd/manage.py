@@ -9,9 +9,10 @@ from typing import Any
 import prettytable
 from oslo_config import cfg
 
-from nova_precache import rpc, wiring
+from nova_precache import exception, rpc, wiring
 from nova_precache.cells import inventory
 from nova_precache.cmd import running
+from nova_precache.control import Control
 from nova_precache.db import schema, session
 from nova_precache.virt import driver as virt_driver
 
@@ -118,8 +119,11 @@ def _create_root_disk(conf: cfg.ConfigOpts) -> int:
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     driver.init_host()
     size_bytes = None if arguments.size_gib is None else arguments.size_gib * 1024**3
+    boot = Control(is_boot=True)
+    interrupted = exception.Cancelled('interrupted, no root disk was made', keep_partial=True)
+    running.on_stop_signals(lambda: boot.stop(interrupted))
     disk = driver.create_root_disk(
-        wiring.service_images(conf), arguments.image, arguments.instance, size_bytes
+        wiring.service_images(conf), arguments.image, arguments.instance, size_bytes, control=boot
     )
     print(disk.path)
     return 0

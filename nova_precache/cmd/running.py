@@ -58,7 +58,8 @@ def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> No
     :param ready: called when every part has started
     """
     LOG.info('Concurrency backend: %s', backend.current())
-    stopping = _stop_on_signals()
+    stopping = threading.Event()
+    on_stop_signals(stopping.set)
     started: list[Running] = []
     try:
         for part in parts:
@@ -74,6 +75,21 @@ def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> No
             part.stop()
 
 
+def on_stop_signals(call: Callable[[], None]) -> None:
+    """Have something called, in a thread of its own, at the first SIGTERM or SIGINT."""
+
+    def wake() -> None:
+        call()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        # Not from here: whoever was interrupted may hold the lock that this takes.
+        _thread.start_new_thread(wake, ())  # eventlet's takes a method for its Thread's
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
 def exit_with(main: Callable[[], int]) -> None:
     """Run a command and leave, whatever threads still wait for a broker or a long call."""
     try:
@@ -87,19 +103,3 @@ def exit_with(main: Callable[[], int]) -> None:
     if threading.active_count() > 1:
         os._exit(status)  # daemons are waited for, too, by the libraries that made them
     sys.exit(status)
-
-
-def _stop_on_signals() -> threading.Event:
-    stopping = threading.Event()
-
-    def wake() -> None:
-        stopping.set()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        # Not from here: whoever was interrupted may hold the lock that this takes.
-        _thread.start_new_thread(wake, ())  # eventlet's takes a method for its Thread's
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    return stopping

@@ -22,6 +22,7 @@ PROGRESS_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
 STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
+LEFTOVERS_SECONDS = 2400.0
 _NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
 
 
@@ -62,7 +63,8 @@ def cache_seconds(manager_interval: int) -> float | None:
 class Agent:
     """Announces a host to its cell's conductors, then serves and reports.
 
-    :param cache_seconds: how often unused images are looked for; None for never
+    :param cache_seconds: how often unused images are looked for; None for never, but for what
+        unfinished downloads left
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class Agent:
         ]
         if cache_seconds is not None:
             work.append((cache_seconds, self.manage_image_cache))
+        else:
+            work.append((LEFTOVERS_SECONDS, self.remove_leftovers))
         self._periodic = concurrency.Periodic(f'periodic-{self.host}', work)
 
     @property
@@ -187,3 +191,10 @@ class Agent:
             self._driver.manage_image_cache()
         except exception.PrecacheError as exc:
             LOG.warning('No image of host %s was removed: %s', self.host, exc)
+
+    def remove_leftovers(self) -> None:
+        """Have the driver remove what unfinished downloads left, where no round does it."""
+        try:
+            self._driver.remove_leftovers()
+        except exception.PrecacheError as exc:
+            LOG.warning('Unfinished downloads of host %s may be left: %s', self.host, exc)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compute's RPC endpoint: fenced, joined, and never without an outcome."""
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc
-from nova_precache.compute import outcomes, reporter, transfers
+from nova_precache.compute import options as transfer_options
+from nova_precache.compute import outcomes, reporter, rpcapi, transfers
+from nova_precache.control import Control
 from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver
 
@@ -16,7 +19,7 @@ ImagesFor = Callable[[str | None, str | None, Callable[[], str | None]], service
 """Makes an image service of an endpoint, a token, and a way to fetch a fresh token."""
 
 
-class ComputeManager(rpc.Endpoint):
+class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     """Serves ``rpcapi.ComputeAPI``; each call waits in a thread of its own."""
 
     def __init__(
@@ -43,6 +46,7 @@ class ComputeManager(rpc.Endpoint):
         image_id: str,
         image_endpoint: str | None = None,
         token: str | None = None,
+        options: object = None,
         **unknown: Any,
     ) -> model.Json | None:
         """Cache an image; None when the conductor says that the call no longer counts."""
@@ -51,12 +55,16 @@ class ComputeManager(rpc.Endpoint):
             return kept.to_wire()
         if self._transfers.is_stopping:
             stopping = exception.ShuttingDown('the compute is shutting down')
-            return outcomes.of_error(stopping, self._driver_name).to_wire()
+            return outcomes.of_stop(stopping).to_wire()
+        try:
+            wanted = transfer_options.read(options)
+        except exception.InvalidInput as exc:
+            return outcomes.of_error(exc, self._driver_name).to_wire()
         if not self._may_begin(job_id, epoch, image_id):
             return None
         images = self._images_for(image_endpoint, token, self._conductor.get_token)
         outcome = self._transfers.run(
-            job_id, epoch, image_id, lambda progress: self._cache(images, image_id, progress)
+            job_id, epoch, image_id, functools.partial(self._cache, images, image_id), wanted
         )
         LOG.info(
             'Image %s on host %s (job %s): %s%s',
@@ -67,6 +75,29 @@ class ComputeManager(rpc.Endpoint):
             f', {outcome.reason}' if outcome.reason else '',
         )
         return outcome.to_wire()
+
+    def stop_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        why: str,
+        keep_partial: bool = False,
+        **unknown: Any,
+    ) -> bool:
+        """Have a job leave its transfer; False when no call of that epoch is being worked on.
+
+        :raises nova_precache.exception.InvalidInput: nobody knows that ``why``
+        """
+        left = self._transfers.leave(job_id, epoch, _stop(why, keep_partial))
+        LOG.info(
+            'Job %s of host %s is stopped (%s): %s',
+            job_id,
+            self._host,
+            why,
+            'it was at work' if left else 'nothing runs for it',
+        )
+        return left
 
     def _may_begin(self, job_id: str, epoch: int, image_id: str) -> bool:
         starts = not self._transfers.is_running(image_id)
@@ -80,10 +111,15 @@ class ComputeManager(rpc.Endpoint):
         return begun
 
     def _cache(
-        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: Control,
     ) -> model.ImageOutcome:
         try:
-            return outcomes.of_result(self._driver.cache_image(images, image_id, progress))
+            result = self._driver.cache_image(images, image_id, progress, control)
+            return outcomes.of_result(result)
         except NotImplementedError as exc:
             self._warn_once()
             return outcomes.of_error(exc, self._driver_name)
@@ -97,3 +133,14 @@ class ComputeManager(rpc.Endpoint):
         if not self._warned:
             self._warned = True
             LOG.warning('Driver %s cannot cache images', self._driver_name)
+
+
+def _stop(why: str, keep_partial: bool) -> exception.TransferStopped:
+    match why:
+        case rpcapi.StopWhy.CANCELLED:
+            return exception.Cancelled('the request was cancelled', keep_partial=keep_partial)
+        case rpcapi.StopWhy.PAUSED:
+            return exception.Paused('the request is paused')
+        case rpcapi.StopWhy.DEADLINE:
+            return exception.DeadlinePassed('the deadline of the request passed')
+    raise exception.InvalidInput(f'why: {why!r} is no reason to stop an image')

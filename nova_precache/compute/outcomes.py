@@ -13,6 +13,16 @@ def of_result(result: model.CacheResult) -> model.ImageOutcome:
     )
 
 
+def of_stop(error: exception.TransferStopped) -> model.ImageOutcome:
+    """Tell for what an end was made of the work; final, unless it is to go on later."""
+    status = model.TaskStatus.ERROR
+    if isinstance(error, exception.Cancelled):
+        status = model.TaskStatus.CANCELLED
+    elif isinstance(error, exception.DeadlinePassed):
+        status = model.TaskStatus.EXPIRED
+    return model.ImageOutcome(status, str(error), error.retry)
+
+
 def of_error(error: Exception, driver: str) -> model.ImageOutcome:
     """Keep the reason; an error of ours says itself whether it can pass."""
     if isinstance(error, NotImplementedError):
@@ -21,6 +31,8 @@ def of_error(error: Exception, driver: str) -> model.ImageOutcome:
         )
     if isinstance(error, exception.BackendUnsupported):
         return model.ImageOutcome(model.TaskStatus.UNSUPPORTED, str(error))
+    if isinstance(error, exception.TransferStopped):
+        return of_stop(error)
     if isinstance(error, exception.CacheError):
         return model.ImageOutcome(model.TaskStatus.ERROR, str(error), error.retry)
     if isinstance(error, exception.ImageServiceUnavailable | exception.CellUnreachable):

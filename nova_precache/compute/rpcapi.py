@@ -4,6 +4,7 @@
 History:
 
 * 1.0 - ``cache_image``: gives the outcome, or None when the call no longer counts
+* 1.1 - ``stop_image``; ``cache_image`` takes ``options``, which a compute of 1.0 ignores
 
 A new minor version adds methods or arguments; a compute ignores arguments that it does
 not know, a conductor keys of the outcome. A call is sent at the lowest version that
@@ -11,12 +12,21 @@ knows all of it, so that ``[upgrade_levels] compute`` forbids no more than it mu
 """
 
 import dataclasses
+import enum
 from typing import Any
 
 from nova_precache import context, exception, model, rpc
 
 TOPIC = 'precache_compute'
-VERSION = '1.0'
+VERSION = '1.1'
+
+
+class StopWhy(enum.StrEnum):
+    """Why a job is to leave its transfer, which says how it ends and what becomes of its file."""
+
+    CANCELLED = 'cancelled'
+    PAUSED = 'paused'
+    DEADLINE = 'deadline'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +38,7 @@ class CacheImageCall:
     image_id: str
     image_endpoint: str | None
     token: str | None = dataclasses.field(default=None, repr=False)
+    options: model.TransferOptions = dataclasses.field(default_factory=model.TransferOptions)
 
 
 class ComputeAPI:
@@ -75,3 +86,37 @@ class ComputeAPI:
             **dataclasses.asdict(call),
         )
         return None if answer is None else model.ImageOutcome.from_wire(answer)
+
+    def stop_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        job_id: str,
+        epoch: int,
+        why: StopWhy,
+        keep_partial: bool = False,
+    ) -> bool:
+        """Have a job leave its transfer, which ends at once when no other job wants it.
+
+        The outcome is the answer to the call of ``cache_image`` that waits for it.
+
+        :param epoch: of the job's last call; a newer one is left alone
+        :param keep_partial: of one that is cancelled: leave the unfinished file to others
+        :returns: False when the host does not work on the job
+        :raises TimeoutError: no answer in time
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        """
+        return bool(
+            self._client.call(
+                ctxt,
+                'stop_image',
+                '1.1',
+                server=host,
+                timeout_seconds=self._monitor_seconds,
+                job_id=job_id,
+                epoch=epoch,
+                why=why.value,
+                keep_partial=keep_partial,
+            )
+        )

@@ -4,6 +4,10 @@
 A repeated call joins the running transfer under its newer epoch. The outcomes of
 ended jobs are kept for a while and repeated, so that a reply that was lost does
 not turn ``cached`` into ``existing``.
+
+A job leaves its transfer when it is cancelled or paused, or when its deadline passes,
+and is told so at once. The transfer goes on for the others; the last one to leave
+stops it, and is told how it then ended, which may be well.
 """
 
 import collections
@@ -13,20 +17,50 @@ from collections.abc import Callable
 from concurrent import futures
 
 from nova_precache import exception, model
+from nova_precache.compute import options as transfer_options
+from nova_precache.compute import outcomes
+from nova_precache.control import Control
 
 KEPT_OUTCOMES = 1000
 
+Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(eq=False)
+class Follower:
+    """A job that wants a transfer, as its newest call says."""
+
+    epoch: int
+    options: model.TransferOptions
+    deadline: threading.Timer | None = None
+    outcome: futures.Future[model.ImageOutcome] = dataclasses.field(default_factory=futures.Future)
+
+    def forget_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+
+
+@dataclasses.dataclass(eq=False)
 class Transfer:
-    """The work on one image, and the jobs that follow it with their newest epochs."""
+    """The work on one image, and the jobs that follow it."""
 
     image_id: str
     progress: model.Progress
-    epochs: dict[str, int] = dataclasses.field(default_factory=dict)
+    control: Control = dataclasses.field(default_factory=Control)
+    followers: dict[str, Follower] = dataclasses.field(default_factory=dict)
     sequence: int = 0
     reported: model.Progress | None = None
-    outcome: futures.Future[model.ImageOutcome] = dataclasses.field(default_factory=futures.Future)
+
+    def stop(self, error: exception.TransferStopped) -> None:
+        """End the work; it is no attempt that failed, so the error alone says what is kept."""
+        self.control.is_last_attempt = False
+        self.control.stop(error)
+
+    def adjust(self) -> None:
+        """Do the work as those want it who follow now."""
+        wanted = [follower.options for follower in self.followers.values()]
+        self.control.max_rate_bytes = transfer_options.rate_for_all(wanted)
+        self.control.is_last_attempt = transfer_options.is_last_for_all(wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +88,7 @@ class Transfers:
             return self._kept.get(job_id)
 
     def is_running(self, image_id: str) -> bool:
-        """Tell whether the image is being worked on."""
+        """Tell whether the image is being worked on, so that a call would join."""
         with self._lock:
             return image_id in self._running
 
@@ -63,17 +97,39 @@ class Transfers:
         job_id: str,
         epoch: int,
         image_id: str,
-        work: Callable[[model.ProgressCallback], model.ImageOutcome],
+        work: Work,
+        options: model.TransferOptions | None = None,
     ) -> model.ImageOutcome:
-        """Do the work, or wait for whoever does it already; both get its outcome."""
-        transfer, is_first = self._follow(job_id, epoch, image_id)
-        if is_first:
-            self._do(transfer, work)
-        return transfer.outcome.result()
+        """Have the work done, or wait until it is that others began; all get its outcome."""
+        return self._follow(job_id, epoch, image_id, work, options).result()
+
+    def leave(self, job_id: str, epoch: int, error: exception.TransferStopped) -> bool:
+        """Have a job want its transfer no more, which is stopped when no other wants it.
+
+        :param epoch: of the job's call; that of an older one than runs changes nothing
+        :returns: whether the job was running
+        """
+        with self._lock:
+            transfer = self._followed_by(job_id)
+            if transfer is None or transfer.followers[job_id].epoch > epoch:
+                return False
+            is_last = len(transfer.followers) == 1
+            if is_last:
+                # Whoever wants the image from now on must not get this end of it.
+                del self._running[transfer.image_id]
+            else:
+                self._part(transfer, job_id, outcomes.of_stop(error))
+        if is_last:
+            transfer.stop(error)
+        return True
 
     def stop(self) -> None:
-        """Have every transfer end at its next sign of progress, and start no more."""
-        self.is_stopping = True
+        """Stop every transfer at once, and let no more begin."""
+        with self._lock:
+            self.is_stopping = True
+            running = list(self._running.values())
+        for transfer in running:
+            transfer.stop(_shutting_down())
 
     def to_report(self) -> list[Following]:
         """Give the progress of every followed job that has come further since the last time.
@@ -88,51 +144,109 @@ class Transfers:
                 transfer.sequence += 1
                 transfer.reported = transfer.progress
             return [
-                Following(job_id, epoch, transfer.sequence, transfer.progress)
+                Following(job_id, follower.epoch, transfer.sequence, transfer.progress)
                 for transfer in moving
-                for job_id, epoch in transfer.epochs.items()
+                for job_id, follower in transfer.followers.items()
             ]
 
-    def _follow(self, job_id: str, epoch: int, image_id: str) -> tuple[Transfer, bool]:
-        started = Transfer(image_id, model.Progress(model.TaskStatus.DOWNLOADING, 0))
+    def _follow(
+        self,
+        job_id: str,
+        epoch: int,
+        image_id: str,
+        work: Work,
+        options: model.TransferOptions | None,
+    ) -> futures.Future[model.ImageOutcome]:
         with self._lock:
             if job_id in self._kept:  # it ended while the conductor was asked for this call
-                started.outcome.set_result(self._kept[job_id])
-                return started, False
-            transfer = self._running.setdefault(image_id, started)
-            is_first = transfer is started
-            transfer.epochs[job_id] = max(epoch, transfer.epochs.get(job_id, 0))
-            transfer.reported = None  # whoever follows anew is told where it stands
-            return transfer, is_first
+                return _already(self._kept[job_id])
+            if self.is_stopping:
+                return _already(outcomes.of_stop(_shutting_down()))
+            transfer = self._running.get(image_id)
+            is_first = transfer is None
+            if transfer is None:
+                started = model.Progress(model.TaskStatus.DOWNLOADING, 0)
+                transfer = self._running[image_id] = Transfer(image_id, started)
+            follower = self._join(transfer, job_id, epoch, options or model.TransferOptions())
+        if is_first:
+            # Not in the thread of the call, whose job may leave what others still want.
+            threading.Thread(
+                target=self._do, args=(transfer, work), name=f'transfer-{image_id}', daemon=True
+            ).start()
+        return follower.outcome
 
-    def _do(
-        self,
-        transfer: Transfer,
-        work: Callable[[model.ProgressCallback], model.ImageOutcome],
-    ) -> None:
+    def _join(
+        self, transfer: Transfer, job_id: str, epoch: int, options: model.TransferOptions
+    ) -> Follower:
+        follower = transfer.followers.setdefault(job_id, Follower(epoch, options))
+        if epoch >= follower.epoch:  # an older one comes late
+            follower.epoch, follower.options = epoch, options
+            follower.forget_deadline()
+            follower.deadline = self._start_deadline(job_id, epoch, options.deadline_seconds)
+        transfer.adjust()
+        transfer.reported = None  # whoever follows anew is told where it stands
+        return follower
+
+    def _start_deadline(
+        self, job_id: str, epoch: int, seconds: float | None
+    ) -> threading.Timer | None:
+        if seconds is None:
+            return None
+        passed = exception.DeadlinePassed('the deadline passed before the image was cached')
+        in_reach = max(0, min(seconds, threading.TIMEOUT_MAX))
+        timer = threading.Timer(in_reach, self.leave, (job_id, epoch, passed))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _followed_by(self, job_id: str) -> Transfer | None:
+        return next((each for each in self._running.values() if job_id in each.followers), None)
+
+    def _part(self, transfer: Transfer, job_id: str, outcome: model.ImageOutcome) -> None:
+        follower = transfer.followers.pop(job_id)
+        follower.forget_deadline()
+        transfer.adjust()
+        self._keep(job_id, outcome)
+        follower.outcome.set_result(outcome)
+
+    def _do(self, transfer: Transfer, work: Work) -> None:
         def note(progress: model.Progress) -> None:
             transfer.progress = progress
-            if self.is_stopping:
-                raise exception.ShuttingDown('the compute is shutting down')
 
         try:
-            outcome = work(note)
-        except BaseException as error:
-            self._end(transfer, None)
-            transfer.outcome.set_exception(error)
-            raise
-        self._end(transfer, outcome)
-        transfer.outcome.set_result(outcome)
+            outcome = work(note, transfer.control)
+        except BaseException as error:  # noqa: BLE001 - raised where the calls wait
+            for follower in self._end(transfer, None):
+                follower.outcome.set_exception(error)
+            return
+        for follower in self._end(transfer, outcome):
+            follower.outcome.set_result(outcome)
 
-    def _end(self, transfer: Transfer, outcome: model.ImageOutcome | None) -> None:
+    def _end(self, transfer: Transfer, outcome: model.ImageOutcome | None) -> list[Follower]:
         with self._lock:
-            del self._running[transfer.image_id]
-            if outcome is None or outcome.retry != model.Retry.NEVER:
-                return  # the job will come again and must then be tried anew
-            for job_id in transfer.epochs:
-                self._kept[job_id] = outcome
-            while len(self._kept) > KEPT_OUTCOMES:
-                self._kept.popitem(last=False)
+            if self._running.get(transfer.image_id) is transfer:
+                del self._running[transfer.image_id]
+            for job_id, follower in transfer.followers.items():
+                follower.forget_deadline()
+                self._keep(job_id, outcome)
+            return list(transfer.followers.values())
+
+    def _keep(self, job_id: str, outcome: model.ImageOutcome | None) -> None:
+        if outcome is None or outcome.retry != model.Retry.NEVER:
+            return  # the job will come again and must then be tried anew
+        self._kept[job_id] = outcome
+        while len(self._kept) > KEPT_OUTCOMES:
+            self._kept.popitem(last=False)
+
+
+def _shutting_down() -> exception.ShuttingDown:
+    return exception.ShuttingDown('the compute is shutting down')
+
+
+def _already(outcome: model.ImageOutcome) -> futures.Future[model.ImageOutcome]:
+    done: futures.Future[model.ImageOutcome] = futures.Future()
+    done.set_result(outcome)
+    return done
 
 
 def _has_moved(transfer: Transfer) -> bool:

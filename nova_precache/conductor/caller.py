@@ -135,6 +135,9 @@ class HostCaller:
             image_id=assignment.image_id,
             image_endpoint=endpoint,
             token=token,
+            options=model.TransferOptions(
+                is_last_attempt=self._tracker.is_last_attempt(assignment)
+            ),
         )
         compute = self._computes(assignment.cell_uuid)
         outcome = compute.cache_image(context.admin_context(), assignment.host, call)

@@ -24,10 +24,19 @@ class RetryPolicy:
             return None
         if outcome.retry == model.Retry.LATER:
             return self.delay_seconds
-        if attempts >= self.max_attempts:
+        if self.is_last(attempts):
             return None
         if outcome.retry == model.Retry.ONCE:
             return 0 if mismatches == 0 else None
         if outcome.retry == model.Retry.BACKOFF:
             return min(self.delay_seconds * 2.0 ** (attempts - 1), self.max_delay_seconds)
         return None
+
+    def is_last(self, attempts: int) -> bool:
+        """Tell whether whatever error ends this attempt is final.
+
+        An attempt that a compute breaks off because it stops is none, and is made again.
+
+        :param attempts: how many were made, this one included
+        """
+        return attempts >= self.max_attempts

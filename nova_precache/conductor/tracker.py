@@ -76,6 +76,10 @@ class Tracker:
         """Tell whether the attempt that runs is one of those that the policy allows."""
         return assignment.attempts <= self._policy.max_attempts
 
+    def is_last_attempt(self, assignment: jobs.Assignment) -> bool:
+        """Tell whether the job ends with the attempt that runs, however it ends."""
+        return self._policy.is_last(assignment.attempts)
+
     def settle(self, *recorded: recording.Recorded) -> None:
         """Go on from committed outcomes, which may have made whole requests final."""
         touched = sorted({request for each in recorded for request in each.requests})

@@ -68,8 +68,9 @@ OPTIONS = [
         deprecated_name='image_cache_manager_interval',
         deprecated_group='DEFAULT',
         help="""
-Seconds between two rounds in which a compute looks for unused images. As in
-Nova, 0 means every 60 seconds and -1 never.
+Seconds between two rounds in which a compute looks for unused images, and for what
+unfinished downloads left. As in Nova, 0 means every 60 seconds and -1 never; what
+unfinished downloads left is then looked for every 2400 seconds all the same.
 """,
     ),
     cfg.BoolOpt(
@@ -98,6 +99,62 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
         default=1024**3,
         min=0,
         help='Bytes of the file system that a download leaves free.',
+    ),
+    cfg.IntOpt(
+        'max_rate_bytes',
+        default=0,
+        min=0,
+        help="""
+Bytes a second that all precaching downloads of a host may take together; 0 sets
+no limit. A download that a boot waits for is not limited.
+""",
+    ),
+    cfg.IntOpt(
+        'max_parallel_downloads',
+        default=1,
+        min=1,
+        help="""
+Precaching downloads of a host at a time; the others wait. One that a boot waits for
+does not, and neither does the boot's own.
+""",
+    ),
+    cfg.IntOpt(
+        'yield_share_percent',
+        default=25,
+        min=1,
+        max=100,
+        help="""
+While a boot through this service waits for the download of another image, in whatever
+process, the precaching downloads of the host slow down to this share of the rate that
+the host reached before, or of ``max_rate_bytes`` where that is less. 100 does not slow
+them down. Of boots of Nova, only those are known that wait for the same image.
+""",
+    ),
+    cfg.BoolOpt(
+        'idle_priority',
+        default=True,
+        help="""
+Write and convert images for precaching only when the disk and the CPUs have
+nothing else to do, until a boot waits for them.
+""",
+    ),
+    cfg.IntOpt(
+        'partial_max_age_seconds',
+        default=24 * 3600,
+        min=0,
+        help="""
+Seconds since its last byte for which the unfinished file of a download that was
+broken off stays, so that a later attempt, request or boot goes on from it. It is
+removed by the first round after that, see ``manager_interval``, or at the start of
+the compute, whoever else removes unused images. 0 keeps none for longer than that.
+What ended for good is removed at once. It counts as space in use.
+""",
+    ),
+    cfg.IntOpt(
+        'max_virtual_size_bytes',
+        default=0,
+        min=0,
+        help='Largest disk that an image may hold, however small its file; 0 sets no limit.',
     ),
     cfg.BoolOpt(
         'allow_unverified_images',

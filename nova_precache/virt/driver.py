@@ -7,6 +7,7 @@ from oslo_config import cfg
 from oslo_utils import importutils
 
 from nova_precache import exception, model
+from nova_precache.control import Control
 from nova_precache.image import service
 
 _NAMESPACE = 'nova_precache.virt'
@@ -50,7 +51,11 @@ class ComputeDriver:
         """
 
     def cache_image(
-        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: Control | None = None,
     ) -> model.CacheResult:
         """Have the image cached, so that a boot does not touch the image service.
 
@@ -58,6 +63,7 @@ class ComputeDriver:
 
         :param images: the image service, as whoever asked may see it
         :param progress: called from the thread that does the work, often
+        :param control: stops and hastens the work, from whatever thread
         :raises nova_precache.exception.CacheError: with the reason why it is not cached
         :raises NotImplementedError: this driver cannot
         """
@@ -70,11 +76,13 @@ class ComputeDriver:
         instance: str,
         size_bytes: int | None = None,
         progress: model.ProgressCallback = lambda progress: None,
+        control: Control | None = None,
     ) -> RootDisk:
         """Make the root disk of an instance from the cache, filling it in on a miss.
 
         :param instance: name of the instance's directory, in Nova its uuid
         :param size_bytes: None or 0 makes it as large as the image is
+        :param control: that of a boot; None for one that nobody stops
         :raises nova_precache.exception.InvalidInput: no name of an instance
         :raises nova_precache.exception.RootDiskExists: the instance has a root disk
         :raises nova_precache.exception.RootDiskTooSmall: the image holds more
@@ -86,6 +94,14 @@ class ComputeDriver:
         """Remove what no disk uses and nobody asked for in a while; by default nothing.
 
         :raises nova_precache.exception.CacheError: nothing was removed, for this reason
+        """
+
+    def remove_leftovers(self) -> None:
+        """Remove what broken-off work left and nobody went on with; by default nothing.
+
+        It is a part of ``manage_image_cache``, for hosts on which that is never done.
+
+        :raises nova_precache.exception.CacheError: something may be left, for this reason
         """
 
     def cache_report(self) -> CacheReport:

@@ -6,6 +6,7 @@ import threading
 from oslo_config import cfg
 
 from nova_precache import model
+from nova_precache.control import Control
 from nova_precache.download import source
 from nova_precache.image import service
 from nova_precache.virt import driver
@@ -26,8 +27,14 @@ class FakeDriverWithCaching(FakeDriver):
         self._lock = threading.Lock()
 
     def cache_image(
-        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: Control | None = None,
     ) -> model.CacheResult:
+        if control is not None:
+            control.check()
         with self._lock:
             if image_id in self.cached_images:
                 return model.CacheResult(existing=True)

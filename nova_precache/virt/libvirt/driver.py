@@ -8,8 +8,9 @@ import os
 from oslo_config import cfg
 
 from nova_precache import exception, model
-from nova_precache.cache import expiry, filler, layout, locks, store
-from nova_precache.download import engine
+from nova_precache.cache import boots, expiry, filler, layout, locks, store
+from nova_precache.control import Control
+from nova_precache.download import engine, pace
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats, qemu_img
 from nova_precache.virt import driver
@@ -29,7 +30,13 @@ class LibvirtSettings:
     force_raw_images: bool
     use_cow_images: bool
     reserved_disk_bytes: int
+    max_virtual_size_bytes: int
+    partial_max_age_seconds: int
     allow_unverified_images: bool
+    max_rate_bytes: int
+    max_parallel_downloads: int
+    yield_share: float
+    idle_priority: bool
     expiry: expiry.ExpiryRules
     expiry_set: bool
     vmdk_allowed_types: tuple[str, ...]
@@ -46,7 +53,13 @@ class LibvirtSettings:
             force_raw_images=conf.force_raw_images,
             use_cow_images=conf.use_cow_images,
             reserved_disk_bytes=group.reserved_disk_bytes,
+            max_virtual_size_bytes=group.max_virtual_size_bytes,
+            partial_max_age_seconds=group.partial_max_age_seconds,
             allow_unverified_images=group.allow_unverified_images,
+            max_rate_bytes=group.max_rate_bytes,
+            max_parallel_downloads=group.max_parallel_downloads,
+            yield_share=group.yield_share_percent / 100,
+            idle_priority=group.idle_priority,
             expiry=expiry.ExpiryRules(
                 original_age_seconds=group.remove_unused_original_minimum_age_seconds,
                 resized_age_seconds=group.remove_unused_resized_minimum_age_seconds,
@@ -80,34 +93,49 @@ class LibvirtDriver(driver.ComputeDriver):
             settings.layout,
             force_raw=settings.force_raw_images,
             reserved_bytes=settings.reserved_disk_bytes,
+            partial_max_age_seconds=settings.partial_max_age_seconds,
         )
         disk_usage = usage.DiskUsage(settings.layout)
-        inspector = formats.ImageInspector(self._qemu, settings.vmdk_allowed_types)
-        self._filler = filler.CacheFiller(
-            store=self._store,
-            image_locks=self._locks,
-            downloader=engine.Downloader(allow_unverified=settings.allow_unverified_images),
-            inspector=inspector,
-            converter=convert.Converter(self._qemu, inspector),
-            force_raw=settings.force_raw_images,
-            is_backing=disk_usage.is_backing,
-        )
+        self._filler = self._cache_filler(disk_usage)
         self._expirer = expiry.CacheExpirer(
             store=self._store,
             image_locks=self._locks,
             rules=settings.expiry,
             used_names=disk_usage.backing_names,
         )
-        self._root_disks = self._root_disk_maker(inspector)
-
-    def _root_disk_maker(self, inspector: formats.ImageInspector) -> imagebackend.RootDiskMaker:
-        return imagebackend.RootDiskMaker(
+        self._root_disks = imagebackend.RootDiskMaker(
             store=self._store,
             image_locks=self._locks,
             cache_filler=self._filler,
-            inspector=inspector,
+            inspector=formats.ImageInspector(self._qemu, settings.vmdk_allowed_types),
             qemu=self._qemu,
-            overlay=self._settings.overlay,
+            overlay=settings.overlay,
+        )
+
+    def _cache_filler(self, disk_usage: usage.DiskUsage) -> filler.CacheFiller:
+        settings = self._settings
+        host_pace = pace.HostPace(
+            max_rate_bytes=settings.max_rate_bytes,
+            max_parallel=settings.max_parallel_downloads,
+            yield_share=settings.yield_share,
+            elsewhere=boots.WaitingBoots(settings.layout.lock_directory),
+        )
+        qemu = qemu_img.QemuImg(settings.qemu_img_limits, idle_priority=settings.idle_priority)
+        inspector = formats.ImageInspector(qemu, settings.vmdk_allowed_types)
+        return filler.CacheFiller(
+            store=self._store,
+            image_locks=self._locks,
+            downloader=engine.Downloader(
+                allow_unverified=settings.allow_unverified_images,
+                pace=host_pace,
+                idle_priority=settings.idle_priority,
+            ),
+            inspector=inspector,
+            converter=convert.Converter(qemu, inspector),
+            force_raw=settings.force_raw_images,
+            is_backing=disk_usage.is_backing,
+            pace=host_pace,
+            max_virtual_size_bytes=settings.max_virtual_size_bytes,
         )
 
     def init_host(self) -> None:
@@ -122,10 +150,14 @@ class LibvirtDriver(driver.ComputeDriver):
             raise exception.ConfigError(f'instances_path cannot be used: {exc}') from exc
 
     def cache_image(
-        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: Control | None = None,
     ) -> model.CacheResult:
         self._check_backend()
-        return self._filler.fill(images, image_id, progress)
+        return self._filler.fill(images, image_id, progress, control)
 
     def create_root_disk(
         self,
@@ -134,17 +166,24 @@ class LibvirtDriver(driver.ComputeDriver):
         instance: str,
         size_bytes: int | None = None,
         progress: model.ProgressCallback = lambda progress: None,
+        control: Control | None = None,
     ) -> driver.RootDisk:
         self._check_backend()
-        return self._root_disks.create(images, image_id, instance, size_bytes, progress)
+        boot = control or Control(is_boot=True)
+        return self._root_disks.create(images, image_id, instance, size_bytes, progress, boot)
 
     def manage_image_cache(self) -> None:
         if not self._has_file_cache():
             return
+        self._store.sweep(self._locks)
         if not self._settings.expiry_set and _is_novas(self._settings.layout):
             LOG.debug('Unused base files are left to nova-compute, whose cache this is too')
             return
         self._expirer.run()
+
+    def remove_leftovers(self) -> None:
+        if self._has_file_cache():
+            self._store.sweep(self._locks)
 
     def cache_report(self) -> driver.CacheReport:
         if not self._has_file_cache():

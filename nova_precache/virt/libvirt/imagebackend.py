@@ -11,14 +11,14 @@ import errno
 import logging
 import os
 import re
+import subprocess
 import uuid
 from collections.abc import Iterator
-
-from oslo_concurrency import processutils
 
 from nova_precache import exception, model
 from nova_precache.cache import filler, layout, locks
 from nova_precache.cache import store as cache_store
+from nova_precache.control import Control
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img
 from nova_precache.virt import driver
@@ -60,21 +60,22 @@ class RootDiskMaker:
         instance: str,
         size_bytes: int | None,
         progress: model.ProgressCallback,
+        control: Control,
     ) -> driver.RootDisk:
         """Make a root disk, as :meth:`nova_precache.virt.driver.ComputeDriver.create_root_disk`."""
         path = self._disk_path(instance)
         if os.path.lexists(path):
             raise exception.RootDiskExists(path)
-        filled = self._filler.fill(images, image_id, progress)
+        filled = self._filler.fill(images, image_id, progress, control)
         base_path = self._store.layout.base_path(image_id)
         base = self._inspector.inspect_base(base_path)
         size_bytes = _disk_size(image_id, size_bytes, base.virtual_size_bytes)
         if self._overlay:
-            with self._kept(image_id), _new_file(path) as temporary:
+            with self._kept(image_id, control), _new_file(path) as temporary:
                 self._qemu.create_overlay(temporary, base_path, base.qemu_format, size_bytes)
         else:
             with _new_file(path) as temporary:
-                self._copy(base_path, base, temporary, size_bytes)
+                self._copy(base_path, base, temporary, size_bytes, control)
         LOG.info('Root disk %s of image %s is made, %d bytes', path, image_id, size_bytes)
         return driver.RootDisk(
             path=path,
@@ -92,9 +93,9 @@ class RootDiskMaker:
         return os.path.join(paths.instances_path, instance, DISK_NAME)
 
     @contextlib.contextmanager
-    def _kept(self, image_id: str) -> Iterator[None]:
+    def _kept(self, image_id: str, control: Control) -> Iterator[None]:
         """Keep a base file from expiring until the disk that is based on it can be seen."""
-        with self._locks.hold(layout.base_name(image_id)):
+        with self._locks.hold(layout.base_name(image_id), control):
             if not self._store.touch(image_id):
                 raise exception.StorageError(
                     f'The base file of image {image_id} was removed meanwhile'
@@ -104,14 +105,19 @@ class RootDiskMaker:
             self._store.touch(image_id)
 
     def _copy(
-        self, base_path: str, base: formats.InspectedImage, target: str, size_bytes: int
+        self,
+        base_path: str,
+        base: formats.InspectedImage,
+        target: str,
+        size_bytes: int,
+        control: Control,
     ) -> None:
         """Copy the content of the base file, holes as holes, and grow it."""
         with self._store.reserve(base.virtual_size_bytes, [target]):
             if base.qemu_format == 'raw':
-                _copy_sparse(base_path, target)
+                _copy_sparse(base_path, target, control)
             else:
-                self._qemu.convert_to_raw(base_path, base.qemu_format, target)
+                self._qemu.convert_to_raw(base_path, base.qemu_format, target, control)
         with cache_store.storage_errors(f'Growing {target}'):
             os.truncate(target, size_bytes)
 
@@ -164,12 +170,22 @@ def _directory(path: str) -> Iterator[None]:
         raise
 
 
-def _copy_sparse(source: str, target: str) -> None:
+def _copy_sparse(source: str, target: str, control: Control) -> None:
     command = ['cp', '--sparse=always', '--reflink=auto', '--', source, target]
-    try:
-        processutils.execute(*command, env_variables={**os.environ, 'LC_ALL': 'C'})
-    except processutils.ProcessExecutionError as exc:
-        reason = (exc.stderr or '').strip()
+    copying = subprocess.Popen(
+        command,
+        env={**os.environ, 'LC_ALL': 'C'},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors='replace',
+        process_group=0,  # a Ctrl-C in the terminal is for this process, which ends it
+    )
+    with copying, control.at_stop(copying.kill):
+        _, errors = copying.communicate()
+    control.check()
+    if copying.returncode != 0:
+        reason = errors.strip()
         if os.strerror(errno.ENOSPC) in reason:
-            raise exception.NotEnoughSpace(f'Copying to {target}: {reason}') from exc
-        raise exception.StorageError(f'Copying to {target}: {reason}') from exc
+            raise exception.NotEnoughSpace(f'Copying to {target}: {reason}')
+        raise exception.StorageError(f'Copying to {target}: {reason}')

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conductor as a compute sees it, in memory."""
+"""What a compute stands between: a conductor in memory, and a driver that a test scripts."""
 
 import threading
 
 import pytest
 
-from nova_precache import model
+from nova_precache import conf, model
+from nova_precache.control import Control
+from nova_precache.image import service
+from nova_precache.virt import driver as virt_driver
 
 WAIT_SECONDS = 20
 
@@ -70,6 +73,42 @@ class FakeReporter:
             assert self._condition.wait_for(lambda: len(self.states) >= count, WAIT_SECONDS)
 
 
+class ScriptedDriver(virt_driver.ComputeDriver):
+    """Does what the test says, and remembers for which images it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(conf.new(config_files=[]))
+        self.asked: list[str] = []
+        self.controls: list[Control] = []
+        self.error: Exception | None = None
+        self.begun = threading.Event()
+        self.opened = threading.Event()
+        self.opened.set()
+
+    def cache_image(
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: Control | None = None,
+    ) -> model.CacheResult:
+        assert control is not None
+        self.asked.append(image_id)
+        self.controls.append(control)
+        self.begun.set()
+        with control.at_stop(self.opened.set):
+            assert self.opened.wait(WAIT_SECONDS)
+        control.check()
+        if self.error is not None:
+            raise self.error
+        return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)
+
+
 @pytest.fixture
 def conductor() -> FakeReporter:
     return FakeReporter()
+
+
+@pytest.fixture
+def driver() -> ScriptedDriver:
+    return ScriptedDriver()

@@ -6,12 +6,14 @@ import pathlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import pytest
 
 from nova_precache import conf, exception, model
 from nova_precache.compute import agent, transfers
+from nova_precache.control import Control
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
@@ -36,6 +38,7 @@ class Driver(fake_driver.FakeDriverWithCaching):
     def __init__(self) -> None:
         super().__init__(conf.new(config_files=[]))
         self.managed = 0
+        self.swept = 0
         self.cache_errors: list[Exception] = []
         self._condition = threading.Condition()
 
@@ -46,9 +49,20 @@ class Driver(fake_driver.FakeDriverWithCaching):
         if self.cache_errors:
             raise self.cache_errors.pop(0)
 
+    def remove_leftovers(self) -> None:
+        with self._condition:
+            self.swept += 1
+            self._condition.notify_all()
+        if self.cache_errors:
+            raise self.cache_errors.pop(0)
+
     def wait_managed(self, count: int) -> None:
         with self._condition:
             assert self._condition.wait_for(lambda: self.managed >= count, WAIT_SECONDS)
+
+    def wait_swept(self, count: int) -> None:
+        with self._condition:
+            assert self._condition.wait_for(lambda: self.swept >= count, WAIT_SECONDS)
 
     def cache_report(self) -> virt_driver.CacheReport:
         return virt_driver.CacheReport('store-1', cache_bytes=5, free_bytes=10)
@@ -194,7 +208,7 @@ def test_the_progress_of_every_transfer_is_reported(
 ) -> None:
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 4, 9)
 
-    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+    def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         note(progress)
         compute.report_progress()
         return model.ImageOutcome('cached')
@@ -207,7 +221,7 @@ def test_the_progress_of_every_transfer_is_reported(
 def test_progress_that_cannot_be_reported_does_no_harm(
     compute: agent.Agent, conductor: FakeReporter, running: transfers.Transfers
 ) -> None:
-    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+    def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         conductor.report_errors = [exception.CellUnreachable('the broker is away')]
         note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
         compute.report_progress()
@@ -240,13 +254,22 @@ def test_the_interval_means_what_it_means_in_nova(interval: int, seconds: float 
     assert agent.cache_seconds(interval) == seconds
 
 
-def test_an_image_cache_that_is_not_to_be_managed_is_left_alone(
-    make_compute: MakeCompute, driver: Driver, conductor: FakeReporter
+def test_an_image_cache_that_is_not_to_be_managed_loses_only_what_was_left_unfinished(
+    make_compute: MakeCompute,
+    driver: Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(agent, 'LEFTOVERS_SECONDS', 0.05)
+    driver.cache_errors = [exception.StorageError('the directory is gone')]
+
     make_compute(cache_seconds=None).start()
 
-    conductor.wait_reported(5)
+    driver.wait_swept(3)
     assert driver.managed == 0
+    assert _errors(caplog, logging.WARNING) == [
+        'Unfinished downloads of host h1 may be left: the directory is gone'
+    ]
 
 
 def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
@@ -258,13 +281,28 @@ def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
     compute.stop()
 
     assert not server.serves
-    with pytest.raises(exception.ShuttingDown):
-        running.run('j1', 1, 'i1', _move_a_byte)
+    outcome = running.run('j1', 1, 'i1', lambda note, control: model.ImageOutcome('cached'))
+    assert (outcome.status, outcome.retry) == ('error', model.Retry.LATER)
 
 
-def _move_a_byte(note: model.ProgressCallback) -> model.ImageOutcome:
-    note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
-    return model.ImageOutcome('cached')
+def test_a_compute_that_stops_ends_a_transfer_that_stands_still(
+    compute: agent.Agent, running: transfers.Transfers
+) -> None:
+    begun = threading.Event()
+
+    def stand_still(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
+        begun.set()
+        with pytest.raises(exception.ShuttingDown):
+            control.wait(WAIT_SECONDS)
+        return model.ImageOutcome('error', 'stopped', model.Retry.LATER)
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(running.run, 'j1', 1, 'i1', stand_still)
+        assert begun.wait(WAIT_SECONDS)
+
+        compute.stop()
+
+        assert made.result(WAIT_SECONDS).reason == 'stopped'
 
 
 def test_a_compute_can_stop_while_nobody_answers(

@@ -2,7 +2,6 @@
 """A call on a compute: fenced before the first byte, and never without an outcome."""
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent import futures
 
@@ -14,36 +13,9 @@ from nova_precache.image import fake as fake_images
 from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
-from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
+from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
 
 CTXT = context.admin_context()
-
-
-class ScriptedDriver(virt_driver.ComputeDriver):
-    """Does what the test says, and remembers for which images it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(conf.new(config_files=[]))
-        self.asked: list[str] = []
-        self.error: Exception | None = None
-        self.begun = threading.Event()
-        self.opened = threading.Event()
-        self.opened.set()
-
-    def cache_image(
-        self, images: service.ImageService, image_id: str, progress: model.ProgressCallback
-    ) -> model.CacheResult:
-        self.asked.append(image_id)
-        self.begun.set()
-        assert self.opened.wait(WAIT_SECONDS)
-        if self.error is not None:
-            raise self.error
-        return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)
-
-
-@pytest.fixture
-def driver() -> ScriptedDriver:
-    return ScriptedDriver()
 
 
 class Access:
@@ -250,3 +222,123 @@ def test_an_attempt_that_failed_for_a_while_can_be_made_again(
     assert outcome is not None
     assert outcome.status == 'existing'
     assert driver.asked == ['i1', 'i1']
+
+
+# Stopping, and options
+
+
+def test_a_stopped_job_is_cancelled_and_so_its_call_is_answered(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    compute = _manager(driver, conductor)
+    driver.opened.clear()
+    conductor.current = {'j1': 4}
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(_call, compute, epoch=4)
+        assert driver.begun.wait(WAIT_SECONDS)
+
+        assert not compute.stop_image(CTXT, 'j1', 3, 'cancelled')
+        assert compute.stop_image(CTXT, 'j1', 4, 'cancelled', added_later=1)
+
+        assert made.result(WAIT_SECONDS) == model.ImageOutcome(
+            'cancelled', 'the request was cancelled'
+        )
+    assert not compute.stop_image(CTXT, 'j1', 4, 'cancelled')
+
+
+@pytest.mark.parametrize(
+    ('why', 'keep_partial', 'status', 'retry', 'keeps'),
+    [
+        ('cancelled', False, 'cancelled', 'never', False),
+        ('cancelled', True, 'cancelled', 'never', True),
+        ('paused', False, 'error', 'later', True),
+        ('deadline', False, 'expired', 'never', True),
+    ],
+)
+def test_why_a_job_is_stopped_says_how_it_ends_and_what_is_kept(
+    driver: ScriptedDriver,
+    conductor: FakeReporter,
+    why: str,
+    keep_partial: bool,
+    status: str,
+    retry: str,
+    keeps: bool,
+) -> None:
+    compute = _manager(driver, conductor)
+    driver.opened.clear()
+    conductor.current = {'j1': 1}
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(_call, compute)
+        assert driver.begun.wait(WAIT_SECONDS)
+        assert compute.stop_image(CTXT, 'j1', 1, why, keep_partial)
+        outcome = made.result(WAIT_SECONDS)
+
+    assert outcome is not None
+    assert (outcome.status, outcome.retry) == (status, retry)
+    with pytest.raises(exception.TransferStopped) as stopped:
+        driver.controls[0].check()
+    assert stopped.value.keeps_partial == keeps
+
+
+def test_a_stop_for_a_reason_of_a_newer_release_is_refused(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    with pytest.raises(exception.InvalidInput, match="why: 'whim'"):
+        _manager(driver, conductor).stop_image(CTXT, 'j1', 1, 'whim')
+
+
+def test_the_options_of_a_call_steer_its_transfer(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 1}
+    wanted = {'max_rate_bytes': 1024, 'is_last_attempt': True, 'deadline_seconds': None, 'new': 1}
+
+    answer = _manager(driver, conductor).cache_image(CTXT, 'j1', 1, 'i1', options=wanted)
+
+    assert answer is not None
+    assert answer['status'] == 'cached'
+    [control] = driver.controls
+    assert (control.max_rate_bytes, control.is_last_attempt, control.is_boot) == (1024, True, False)
+
+
+def test_a_call_whose_deadline_has_passed_expires(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 1}
+    driver.opened.clear()
+
+    answer = _manager(driver, conductor).cache_image(
+        CTXT, 'j1', 1, 'i1', options={'deadline_seconds': 0}
+    )
+
+    assert answer is not None
+    assert answer['status'] == 'expired'
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'field'),
+    [
+        (['max_rate_bytes'], 'options'),
+        ({'max_rate_bytes': 0}, 'options.max_rate_bytes'),
+        ({'max_rate_bytes': '5'}, 'options.max_rate_bytes'),
+        ({'max_rate_bytes': True}, 'options.max_rate_bytes'),
+        ({'max_rate_bytes': 1.5}, 'options.max_rate_bytes'),
+        ({'deadline_seconds': '5'}, 'options.deadline_seconds'),
+        ({'deadline_seconds': True}, 'options.deadline_seconds'),
+        ({'deadline_seconds': float('nan')}, 'options.deadline_seconds'),
+        ({'deadline_seconds': float('inf')}, 'options.deadline_seconds'),
+        ({'is_last_attempt': 1}, 'options.is_last_attempt'),
+    ],
+)
+def test_options_that_cannot_be_are_an_error_that_names_them_and_nothing_is_done(
+    driver: ScriptedDriver, conductor: FakeReporter, wrong: object, field: str
+) -> None:
+    conductor.current = {'j1': 1}
+
+    answer = _manager(driver, conductor).cache_image(CTXT, 'j1', 1, 'i1', options=wrong)
+
+    assert answer is not None
+    assert answer['status'] == 'error'
+    assert answer['reason'].startswith(f'{field}: ')
+    assert driver.asked == []
+    assert conductor.started == []

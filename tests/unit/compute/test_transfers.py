@@ -4,11 +4,13 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.compute import transfers
+from nova_precache.compute import outcomes, transfers
+from nova_precache.control import Control
 
 WAIT_SECONDS = 20
 CACHED = model.ImageOutcome('cached', bytes_done=9, bytes_total=9)
@@ -16,26 +18,40 @@ EXISTING = model.ImageOutcome('existing')
 
 
 class Held:
-    """Work on an image that goes on until the test opens its gate.
+    """Work on an image that goes on until the test opens its gate, or somebody stops it.
 
     It is past its download, and so reported each time that somebody asks.
     """
 
-    def __init__(self, outcome: model.ImageOutcome = CACHED) -> None:
+    def __init__(self, outcome: model.ImageOutcome = CACHED, heeds_stops: bool = True) -> None:
         self.outcome = outcome
         self.error: BaseException | None = None
         self.times = 0
         self.begun = threading.Event()
         self.opened = threading.Event()
+        self.control = Control()
+        self._heeds_stops = heeds_stops
 
-    def __call__(self, progress: model.ProgressCallback) -> model.ImageOutcome:
+    def __call__(self, progress: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         self.times += 1
+        self.control = control
         progress(model.Progress(model.TaskStatus.VERIFYING, 4, 9))
         self.begun.set()
-        assert self.opened.wait(WAIT_SECONDS)
+        try:
+            self._wait(control)
+        except exception.TransferStopped as stopped:
+            return outcomes.of_stop(stopped)
         if self.error is not None:
             raise self.error
         return self.outcome
+
+    def _wait(self, control: Control) -> None:
+        if not self._heeds_stops:
+            assert self.opened.wait(WAIT_SECONDS)
+            return
+        with control.at_stop(self.opened.set):
+            assert self.opened.wait(WAIT_SECONDS)
+        control.check()
 
 
 Call = Callable[..., 'futures.Future[model.ImageOutcome]']
@@ -52,9 +68,10 @@ def call(running: transfers.Transfers) -> Iterator[Call]:
     with futures.ThreadPoolExecutor(8) as pool:
 
         def run(
-            job_id: str, epoch: int, work: Held, image_id: str = 'i1'
+            job_id: str, epoch: int, work: Held, image_id: str = 'i1', **options: Any
         ) -> futures.Future[model.ImageOutcome]:
-            made = pool.submit(running.run, job_id, epoch, image_id, work)
+            wanted = model.TransferOptions(**options)
+            made = pool.submit(running.run, job_id, epoch, image_id, work, wanted)
             _wait_followed(running, job_id, epoch)
             assert work.begun.wait(WAIT_SECONDS)
             return made
@@ -75,8 +92,12 @@ def _reported(running: transfers.Transfers) -> set[tuple[str, int]]:
     return {(following.job_id, following.epoch) for following in running.to_report()}
 
 
-def _done(outcome: model.ImageOutcome) -> Callable[[model.ProgressCallback], model.ImageOutcome]:
-    return lambda progress: outcome
+def _done(outcome: model.ImageOutcome) -> transfers.Work:
+    return lambda progress, control: outcome
+
+
+def _cancelled() -> exception.Cancelled:
+    return exception.Cancelled('not wanted')
 
 
 def test_the_outcome_of_the_work_is_given(running: transfers.Transfers) -> None:
@@ -152,7 +173,7 @@ def test_a_download_that_stands_still_is_not_reported_and_a_conversion_is(
 ) -> None:
     seen = []
 
-    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+    def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         for status in (model.TaskStatus.DOWNLOADING, model.TaskStatus.CONVERTING):
             note(model.Progress(status, 5, 5))
             seen.append([len(running.to_report()), len(running.to_report())])
@@ -169,7 +190,7 @@ def test_whoever_joins_a_download_that_stands_still_has_it_reported_again(
     seen: list[tuple[str, int]] = []
     joined: list[threading.Thread] = []
 
-    def work(note: model.ProgressCallback) -> model.ImageOutcome:
+    def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         assert len(running.to_report()) == 1
         joined.append(threading.Thread(target=running.run, args=('j2', 4, 'i1', work)))
         joined[0].start()
@@ -184,19 +205,6 @@ def test_whoever_joins_a_download_that_stands_still_has_it_reported_again(
     joined[0].join(WAIT_SECONDS)
 
     assert seen == [('j1', 1), ('j2', 4)]
-
-
-def test_a_stopping_compute_ends_its_transfers_so_that_they_count_as_no_attempt(
-    running: transfers.Transfers,
-) -> None:
-    def work(note: model.ProgressCallback) -> model.ImageOutcome:
-        running.stop()
-        with pytest.raises(exception.ShuttingDown) as stopped:
-            note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
-        assert stopped.value.retry == model.Retry.LATER
-        return CACHED
-
-    assert running.run('j1', 1, 'i1', work) == CACHED
 
 
 def test_the_outcome_of_an_ended_job_is_repeated(running: transfers.Transfers) -> None:
@@ -251,23 +259,208 @@ def test_an_error_reaches_all_who_wait_and_the_next_call_starts_anew(
     assert running.run('j1', 2, 'i1', _done(CACHED)) == CACHED
 
 
-def test_a_compute_that_stops_cuts_a_transfer_at_its_next_progress(
-    running: transfers.Transfers,
+# Stopping
+
+
+def test_a_compute_that_stops_stops_every_transfer_so_that_they_count_as_no_attempt(
+    running: transfers.Transfers, call: Call
 ) -> None:
-    begun, stopped = threading.Event(), threading.Event()
+    made = [call('j1', 1, Held(), 'i1'), call('j2', 1, Held(), 'i2')]
 
-    def work(progress: model.ProgressCallback) -> model.ImageOutcome:
-        progress(model.Progress(model.TaskStatus.DOWNLOADING, 1, 9))
-        begun.set()
-        assert stopped.wait(WAIT_SECONDS)
-        progress(model.Progress(model.TaskStatus.DOWNLOADING, 2, 9))
-        return CACHED
+    running.stop()
 
-    with futures.ThreadPoolExecutor(1) as pool:
-        made = pool.submit(running.run, 'j1', 1, 'i1', work)
-        assert begun.wait(WAIT_SECONDS)
-        running.stop()
-        stopped.set()
+    stopped = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
+    assert [each.result(WAIT_SECONDS) for each in made] == [stopped, stopped]
+    assert running.kept_outcome('j1') is None
 
-        with pytest.raises(exception.ShuttingDown):
-            made.result(WAIT_SECONDS)
+
+def test_a_compute_that_stops_begins_nothing(running: transfers.Transfers) -> None:
+    work = Held()
+    running.stop()
+
+    assert running.run('j1', 1, 'i1', work).retry == model.Retry.LATER
+    assert work.times == 0
+
+
+def test_the_only_job_that_leaves_stops_the_transfer_and_is_told_how_it_ended(
+    running: transfers.Transfers, call: Call
+) -> None:
+    made = call('j1', 3, Held())
+
+    assert running.leave('j1', 3, _cancelled())
+
+    assert made.result(WAIT_SECONDS) == model.ImageOutcome('cancelled', 'not wanted')
+    assert running.kept_outcome('j1') == made.result()
+
+
+def test_work_that_was_done_before_it_felt_the_stop_counts_as_done(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held(heeds_stops=False)
+    made = call('j1', 3, work)
+
+    assert running.leave('j1', 3, _cancelled())
+    assert not made.done()
+    work.opened.set()
+
+    assert made.result(WAIT_SECONDS) == CACHED
+
+
+def test_a_job_that_leaves_others_is_told_at_once_and_the_transfer_goes_on(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    first, second = call('j1', 1, work), call('j2', 1, work)
+
+    assert running.leave('j1', 1, _cancelled())
+
+    assert first.result(WAIT_SECONDS) == model.ImageOutcome('cancelled', 'not wanted')
+    assert _reported(running) == {('j2', 1)}
+    assert not second.done()
+    work.opened.set()
+    assert second.result(WAIT_SECONDS) == CACHED
+    assert running.kept_outcome('j1') == first.result()
+
+
+def test_the_last_of_those_who_leave_stops_the_transfer(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    made = [call('j1', 1, work), call('j2', 1, work)]
+
+    assert running.leave('j1', 1, _cancelled())
+    assert running.leave('j2', 1, exception.Paused('later'))
+
+    assert [each.result(WAIT_SECONDS).status for each in made] == ['cancelled', 'error']
+    assert made[1].result().retry == model.Retry.LATER
+    assert running.kept_outcome('j2') is None, 'it could not be gone on with'
+
+
+def test_a_stop_of_an_older_call_than_runs_is_ignored(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    made = call('j1', 5, work)
+
+    assert not running.leave('j1', 4, _cancelled())
+    assert _reported(running) == {('j1', 5)}
+
+    assert running.leave('j1', 6, _cancelled())
+    assert made.result(WAIT_SECONDS).status == 'cancelled'
+
+
+def test_a_job_that_does_not_run_has_nothing_to_leave(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    made = call('j1', 1, work)
+
+    assert not running.leave('j2', 9, _cancelled())
+
+    work.opened.set()
+    assert made.result(WAIT_SECONDS) == CACHED
+    assert not running.leave('j1', 9, _cancelled())
+    assert running.kept_outcome('j1') == CACHED
+
+
+def test_whoever_comes_while_a_stopped_transfer_still_ends_gets_one_of_its_own(
+    running: transfers.Transfers, call: Call
+) -> None:
+    stopped, fresh = Held(heeds_stops=False), Held()
+    stopped.outcome = outcomes.of_stop(_cancelled())
+    first = call('j1', 1, stopped)
+    running.leave('j1', 1, _cancelled())
+    assert not running.is_running('i1')
+
+    second = call('j2', 1, fresh)
+    stopped.opened.set()
+
+    assert first.result(WAIT_SECONDS).status == 'cancelled'
+    assert _reported(running) == {('j2', 1)}
+    fresh.opened.set()
+    assert second.result(WAIT_SECONDS) == CACHED
+
+
+# Options
+
+
+def test_a_transfer_is_stopped_when_its_deadline_passes(running: transfers.Transfers) -> None:
+    at_once = model.TransferOptions(deadline_seconds=-1)
+
+    outcome = running.run('j1', 1, 'i1', Held(), at_once)
+
+    assert outcome == model.ImageOutcome(
+        'expired', 'the deadline passed before the image was cached'
+    )
+    assert running.kept_outcome('j1') == outcome
+
+
+def test_a_transfer_goes_on_for_whoever_has_more_time(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    patient = call('j1', 1, work, deadline_seconds=1e300)
+
+    hasty = running.run('j2', 1, 'i1', work, model.TransferOptions(deadline_seconds=0))
+
+    assert hasty.status == 'expired'
+    assert _reported(running) == {('j1', 1)}
+    work.opened.set()
+    assert patient.result(WAIT_SECONDS) == CACHED
+
+
+def test_the_deadline_of_a_newer_call_replaces_that_of_the_older_one(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    first = call('j1', 1, work, deadline_seconds=3600)
+
+    second = running.run('j1', 2, 'i1', work, model.TransferOptions(deadline_seconds=0))
+
+    assert second.status == 'expired'
+    assert first.result(WAIT_SECONDS) == second
+
+
+def test_no_timer_outlives_its_transfer(running: transfers.Transfers) -> None:
+    in_time = model.TransferOptions(deadline_seconds=3600)
+
+    assert running.run('j1', 1, 'i1', _done(CACHED), in_time) == CACHED
+
+    timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+    for timer in timers:
+        timer.join(WAIT_SECONDS)
+    assert not any(timer.is_alive() for timer in timers)
+
+
+def test_a_transfer_is_as_fast_as_the_fastest_of_those_who_want_it(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    call('j1', 1, work, max_rate_bytes=5)
+    assert work.control.max_rate_bytes == 5
+    call('j2', 1, work, max_rate_bytes=7)
+    assert work.control.max_rate_bytes == 7
+    call('j3', 1, work)
+    assert work.control.max_rate_bytes is None
+
+    running.leave('j3', 1, _cancelled())
+    running.leave('j2', 1, _cancelled())
+
+    assert work.control.max_rate_bytes == 5
+    work.opened.set()
+
+
+def test_a_transfer_is_the_last_attempt_only_when_it_is_for_everybody(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held()
+    call('j1', 1, work, is_last_attempt=True)
+    assert work.control.is_last_attempt
+    call('j2', 1, work)
+    assert not work.control.is_last_attempt
+
+    running.leave('j2', 1, _cancelled())
+
+    assert work.control.is_last_attempt
+    running.stop()
+    assert not work.control.is_last_attempt, 'what is made again could not go on from it'

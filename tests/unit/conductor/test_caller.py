@@ -68,6 +68,51 @@ def test_an_error_that_can_pass_waits_for_its_next_attempt_and_the_host_is_left(
     assert parts.world.claimed() == 0
 
 
+def test_a_compute_is_told_which_attempt_is_the_last_one(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    for _ in range(POLICY.max_attempts):
+        parts.compute.script('h1', image.id, parts.compute.answers(BROKEN))
+        parts.serve()
+        parts.world.make_due()
+
+    told = [call.options.is_last_attempt for _, call in parts.compute.calls]
+    assert told == [False] * (POLICY.max_attempts - 1) + [True]
+    assert _task(parts, request).status == 'error'
+
+
+def test_an_attempt_that_a_stopping_compute_gave_up_is_told_again_to_be_the_last_one(
+    parts: Parts,
+) -> None:
+    image = parts.images.add(b'data')
+    parts.world.planned(['h1'], [image.id])
+    stopping = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
+    for outcome in (BROKEN, BROKEN, stopping, CACHED):
+        parts.compute.script('h1', image.id, parts.compute.answers(outcome))
+        parts.serve()
+        parts.world.make_due()
+
+    told = [call.options.is_last_attempt for _, call in parts.compute.calls]
+    assert told == [False, False, True, True]
+
+
+@pytest.mark.parametrize('status', ['cancelled', 'expired'])
+def test_what_was_stopped_on_its_host_is_final_with_its_reason_and_no_attempt_follows(
+    parts: Parts, status: str
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    stopped = model.ImageOutcome(status, 'somebody stopped it')
+    parts.compute.script('h1', 'i1', parts.compute.answers(stopped))
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.reason) == (status, 'somebody stopped it')
+    assert parts.world.requests.get(request.id).counts == {status: 1}
+    assert parts.world.status(request) not in model.REQUEST_ACTIVE
+    assert parts.world.depth() == 0
+
+
 def test_an_error_that_can_pass_is_final_after_the_last_attempt(parts: Parts) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])

@@ -37,7 +37,9 @@ def test_an_error_that_cannot_pass_is_final(how: str) -> None:
     assert POLICY.delay(_error(how), attempts=1, mismatches=0) is None
 
 
-@pytest.mark.parametrize('status', ['cached', 'existing', 'unsupported', 'skipped'])
+@pytest.mark.parametrize(
+    'status', ['cached', 'existing', 'unsupported', 'skipped', 'cancelled', 'expired']
+)
 def test_whatever_is_no_error_is_final(status: str) -> None:
     outcome = model.ImageOutcome(status, retry=model.Retry.BACKOFF)
 
@@ -48,3 +50,12 @@ def test_without_a_delay_the_next_attempt_comes_at_once() -> None:
     policy = retry.RetryPolicy(max_attempts=2, delay_seconds=0, max_delay_seconds=0)
 
     assert policy.delay(_error('backoff'), attempts=1, mismatches=0) == 0
+
+
+@pytest.mark.parametrize('attempts', range(1, 8))
+def test_an_attempt_is_the_last_one_when_no_error_that_ends_it_is_tried_again(
+    attempts: int,
+) -> None:
+    delays = [POLICY.delay(_error(how), attempts, 0) for how in ('backoff', 'once', 'never')]
+
+    assert POLICY.is_last(attempts) == (delays == [None, None, None])

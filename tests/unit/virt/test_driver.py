@@ -4,7 +4,7 @@
 import pytest
 
 from nova_precache import conf as precache_conf
-from nova_precache import exception, model
+from nova_precache import control, exception, model
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver, fake, libvirt
 
@@ -40,6 +40,7 @@ def test_a_driver_caches_nothing_unless_it_says_how() -> None:
     assert plain.capabilities['supports_cache_image'] is False
     assert plain.cache_report() == driver.CacheReport()
     plain.manage_image_cache()
+    plain.remove_leftovers()
     with pytest.raises(NotImplementedError):
         plain.cache_image(fake_images.FakeImageService(), 'i', ignore)
     with pytest.raises(exception.BackendUnsupported, match='FakeDriver makes no root disks'):
@@ -55,6 +56,17 @@ def test_the_fake_driver_caches_each_image_once() -> None:
     assert caching.cache_image(images, image.id, ignore).existing
     caching.manage_image_cache()
     assert caching.cached_images == {image.id}
+
+
+def test_the_fake_driver_does_nothing_when_it_is_stopped() -> None:
+    images = fake_images.FakeImageService()
+    image = images.add(b'data')
+    caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
+    stopped = control.Control()
+    stopped.stop(exception.ShuttingDown('stops'))
+    with pytest.raises(exception.ShuttingDown):
+        caching.cache_image(images, image.id, ignore, stopped)
+    assert caching.cached_images == set()
 
 
 def test_the_fake_driver_tells_why_an_image_is_not_cached() -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from nova_precache import conf as precache_conf
 from nova_precache import exception, model
+from nova_precache.cache import boots
+from nova_precache.control import Control
 from nova_precache.image import fake
 from nova_precache.image import glance as glance_images
 from nova_precache.standalone.glance import GlanceServer
@@ -144,6 +146,107 @@ def test_the_options_reach_their_parts(
     full = make_driver(image_cache__reserved_disk_bytes=1024**5)
     with pytest.raises(exception.NotEnoughSpace):
         full.cache_image(images, images.add(data).id, ignore)
+
+
+def test_an_image_with_a_larger_disk_than_is_allowed_is_refused(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(disk_images.content(disk_images.MIB))
+    strict = make_driver(image_cache__max_virtual_size_bytes=disk_images.MIB - 1)
+    with pytest.raises(exception.UnsafeImage, match='max_virtual_size_bytes'):
+        strict.cache_image(images, image.id, ignore)
+    assert os.listdir(instances_path / '_base') == []
+
+
+def test_precaching_is_limited_and_can_be_stopped_and_a_boot_is_not_limited(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(disk_images.content(disk_images.MIB))
+    slow = make_driver(image_cache__max_rate_bytes=2048)  # it would take 8 minutes
+    control = Control()
+    stopped = exception.Cancelled('not wanted')
+    with pytest.raises(exception.Cancelled):
+        slow.cache_image(images, image.id, lambda progress: control.stop(stopped), control)
+    assert os.listdir(instances_path / '_base') == []
+    assert not slow.create_root_disk(images, image.id, 'instance').image_existing
+
+
+def test_precaching_gives_way_to_a_boot_that_is_seen_on_the_host(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(disk_images.content(disk_images.MIB))
+    told: list[int] = []
+    elsewhere = boots.WaitingBoots(str(instances_path / 'locks'))
+    made = make_driver()
+    with elsewhere.wait():
+        made.cache_image(images, image.id, lambda progress: told.append(progress.bytes_done))
+    assert told[0] < disk_images.MIB // 2, 'the first bytes came at once'
+
+
+# What is left unfinished
+
+
+@pytest.fixture
+def unfinished(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> str:
+    """The id of an image whose download was broken off in the middle."""
+    image = images.add(disk_images.content(4 * disk_images.MIB))
+    control = Control()
+
+    def stop(progress: model.Progress) -> None:
+        if progress.bytes_done >= 2 * disk_images.MIB:
+            control.stop(exception.ShuttingDown('stops'))
+
+    with pytest.raises(exception.ShuttingDown):
+        make_driver().cache_image(images, image.id, stop, control)
+    assert len(os.listdir(instances_path / '_base')) == 2
+    return image.id
+
+
+def test_what_is_unfinished_is_gone_on_with(
+    make_driver: MakeDriver, images: fake.FakeImageService, unfinished: str
+) -> None:
+    make_driver().manage_image_cache()
+    make_driver().cache_image(images, unfinished, ignore)
+    [(_, first), (_, second)] = images.opens
+    assert first == 0
+    assert second >= 2 * disk_images.MIB
+
+
+@pytest.mark.parametrize('when', ['init_host', 'manage_image_cache', 'remove_leftovers'])
+@pytest.mark.parametrize(
+    ('options', 'leaves'),
+    [
+        ({}, False),
+        ({'image_cache__remove_unused_base_images': False}, False),
+        ({'image_cache__partial_max_age_seconds': 10**6}, True),
+    ],
+)
+def test_what_is_unfinished_goes_when_it_is_too_old_beside_nova_compute_too(
+    make_driver: MakeDriver,
+    instances_path: pathlib.Path,
+    tmp_path: pathlib.Path,
+    unfinished: str,
+    when: str,
+    options: dict[str, object],
+    leaves: bool,
+) -> None:
+    (tmp_path / 'compute_id').touch()
+    driver = make_driver(**options)
+    assert os.listdir(instances_path / '_base') != []
+    for path in (instances_path / '_base').iterdir():
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    getattr(driver, when)()
+    assert (os.listdir(instances_path / '_base') != []) == leaves
+
+
+@pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
+def test_a_backend_without_files_has_nothing_left_unfinished(
+    make_driver: MakeDriver, instances_path: pathlib.Path, images_type: str
+) -> None:
+    make_driver(libvirt__images_type=images_type).remove_leftovers()
+    assert not instances_path.exists()
 
 
 def test_a_driver_is_made_without_touching_the_host(

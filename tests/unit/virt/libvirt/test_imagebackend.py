@@ -10,12 +10,14 @@ import pytest
 
 from nova_precache import exception, model
 from nova_precache.cache import layout
+from nova_precache.control import Control
 from nova_precache.image import fake
 from nova_precache.inspection import formats
 from nova_precache.inspection import qemu_img as qemu
 from nova_precache.virt import driver
 from nova_precache.virt.libvirt import usage
 from tests import disk_images
+from tests.service import wait_until
 from tests.unit.virt.libvirt.conftest import MakeDriver
 
 MIB = disk_images.MIB
@@ -213,6 +215,47 @@ def test_a_disk_that_cannot_be_copied_leaves_no_instance(
     full = make_driver(use_cow_images=False, image_cache__reserved_disk_bytes=1024**5)
     with pytest.raises(exception.NotEnoughSpace, match='needs'):
         full.create_root_disk(images, image.id, 'instance')
+    assert not (instances_path / 'instance').exists()
+
+
+def test_a_boot_that_is_stopped_while_its_disk_is_copied_ends_at_once_and_leaves_no_instance(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = images.add(DATA)
+    boot, copying = Control(is_boot=True), tmp_path / 'copying'
+    slow = tmp_path / 'bin' / 'cp'
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ntouch "$6"\ntouch {copying}\nexec sleep 600\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{slow.parent}{os.pathsep}{os.environ["PATH"]}')
+
+    def stop_the_copying() -> None:
+        wait_until(copying.exists, 'the disk is being copied')
+        boot.stop(exception.Cancelled('not wanted'))
+
+    stopping = threading.Thread(target=stop_the_copying)
+    stopping.start()
+    with pytest.raises(exception.Cancelled):
+        make_driver(use_cow_images=False).create_root_disk(
+            images, image.id, 'instance', control=boot
+        )
+    stopping.join(30)
+    assert not (instances_path / 'instance').exists()
+
+
+def test_a_boot_that_is_stopped_before_it_begins_does_nothing(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image = images.add(DATA)
+    boot = Control(is_boot=True)
+    boot.stop(exception.Cancelled('not wanted'))
+    with pytest.raises(exception.Cancelled):
+        make_driver().create_root_disk(images, image.id, 'instance', control=boot)
+    assert images.opens == []
     assert not (instances_path / 'instance').exists()
 
 

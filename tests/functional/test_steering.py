@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transfers are stopped, hastened and gone on with, whatever the link to Glance does."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent import futures
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import conf as configuration
+from nova_precache import context, model, rpc, wiring
+from nova_precache.cells import inventory
+from nova_precache.compute import rpcapi
+from nova_precache.db import models, session
+from nova_precache.virt import driver as virt_driver
+from tests import gateway as site_link
+from tests.conftest import UploadImage
+from tests.functional.conftest import Start, Started
+from tests.service import Host, wait_until
+
+MIB = 1024**2
+CTXT = context.admin_context()
+WAIT_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A request for one image on one host, whose download is held after its first bytes."""
+
+    started: Started
+    gateway: site_link.Gateway
+    host: Host
+    image_id: str
+    data: bytes
+    request_id: str
+    job_id: str
+    epoch: int
+
+    @contextlib.contextmanager
+    def compute(self) -> Iterator[rpcapi.ComputeAPI]:
+        """The computes of the host's cell, as a conductor calls them."""
+        with _database(self.started) as database:
+            [cell] = [
+                each
+                for each in inventory.Inventory(database).list_cells()
+                if each.name == self.host.cell
+            ]
+        transport = rpc.connect(_conf(self.started), cell.transport_url)
+        yield rpcapi.ComputeAPI(transport, None, 0, WAIT_SECONDS, WAIT_SECONDS)
+        transport.retire()
+
+    def stop(self, why: rpcapi.StopWhy, keep_partial: bool = False) -> bool:
+        with self.compute() as api:
+            return api.stop_image(CTXT, self.host.name, self.job_id, self.epoch, why, keep_partial)
+
+    def ranges(self) -> list[str | None]:
+        """What was asked of Glance."""
+        return [each.requested_range for each in self.gateway.served(self.image_id)]
+
+    def has_no_partial(self) -> bool:
+        return all('.' not in name for name in self.host.base_files())
+
+
+def _conf(started: Started) -> configuration.cfg.ConfigOpts:
+    return configuration.new(config_files=[started.conf])
+
+
+@contextlib.contextmanager
+def _database(started: Started) -> Iterator[session.Database]:
+    database = session.connect(_conf(started))
+    try:
+        yield database
+    finally:
+        database.dispose()
+
+
+def _boot_here(started: Started, host: Host, image_id: str) -> virt_driver.RootDisk:
+    """Make a root disk in this process."""
+    conf = _conf(started)
+    conf.set_override('host', host.name)
+    driver = virt_driver.load_driver(conf.compute_driver, conf)
+    return driver.create_root_disk(wiring.service_images(conf), image_id, 'vm-here')
+
+
+def _boot(started: Started, host: Host, image_id: str) -> 'subprocess.Popen[str]':
+    """Make a root disk in a process of its own."""
+    command = ['nova-precache-manage', '--config-file', started.conf, 'root-disk', 'create']
+    return subprocess.Popen(
+        [*command, '--host', host.name, '--image', image_id, '--instance', 'vm-1'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def held(start: Start, upload_image: UploadImage, gateway: site_link.Gateway) -> Held:
+    """A download that stands still after 2 of 4 MiB, all of which have arrived."""
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
+    started = start()
+    service, host = started.service, started.service.hosts[0]
+    gateway.hold(at_byte=2 * MIB)
+    request_id = service.cache(service.aggregate('one', (host,)), image_id)
+    gateway.wait_for(1)
+    wait_until(
+        lambda: service.tasks(request_id)[0]['bytes_done'] == 2 * MIB, 'what was sent has arrived'
+    )
+    with _database(started) as database, database.reader() as reader:
+        job = reader.scalars(sa.select(models.Job).where(models.Job.image_id == image_id)).one()
+        assert job.epoch is not None
+        return Held(started, gateway, host, image_id, data, request_id, job.uuid, job.epoch)
+
+
+# Computes that stop
+
+
+def test_a_compute_that_stops_on_a_silent_link_ends_its_download_at_once_and_goes_on_later(
+    held: Held, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        held.started.stop()
+    assert not [r for r in caplog.records if 'stops while' in r.getMessage()]
+    [cut] = held.gateway.running()
+    served_bytes = cut.bytes_sent
+    assert not held.has_no_partial()
+
+    held.gateway.release()
+    again = start().service
+    request = again.wait(held.request_id)
+
+    assert request['counts'] == {'cached': 1}
+    assert again.tasks(held.request_id)[0]['attempts'] == 1
+    assert held.ranges() == [None, f'bytes={2 * MIB}-']
+    assert served_bytes + held.gateway.served(held.image_id)[1].bytes_sent == 4 * MIB
+    assert held.host.base_path(held.image_id).read_bytes() == held.data
+    assert held.has_no_partial()
+
+
+# Jobs that are stopped
+
+
+def test_a_cancelled_job_cuts_its_download_and_leaves_nothing(held: Held) -> None:
+    assert held.stop(rpcapi.StopWhy.CANCELLED)
+
+    request = held.started.service.wait(held.request_id)
+    assert request['counts'] == {'cancelled': 1}
+    assert held.started.service.outcomes(held.request_id) == {
+        ('cancelled', 'the request was cancelled')
+    }
+    assert held.gateway.running(), 'it was not the stop that ended it'
+    assert held.host.base_files() == []
+
+    held.gateway.release()
+    assert not _boot_here(held.started, held.host, held.image_id).image_existing
+    assert held.ranges() == [None, None]
+
+
+def test_a_cancelled_job_may_leave_what_came_to_whoever_wants_the_image_next(held: Held) -> None:
+    assert held.stop(rpcapi.StopWhy.CANCELLED, keep_partial=True)
+    held.started.service.wait(held.request_id)
+    assert not held.has_no_partial()
+
+    held.gateway.release()
+    assert not _boot_here(held.started, held.host, held.image_id).image_existing
+
+    assert held.ranges() == [None, f'bytes={2 * MIB}-']
+    assert held.host.base_path(held.image_id).read_bytes() == held.data
+    assert held.has_no_partial()
+
+
+def test_a_paused_job_goes_on_from_what_came(held: Held) -> None:
+    assert held.stop(rpcapi.StopWhy.PAUSED)
+    # No conductor knows pauses yet: it comes again by itself.
+    wait_until(lambda: len(held.gateway.downloads) == 2, 'it was called again')
+    held.gateway.release()
+
+    request = held.started.service.wait(held.request_id)
+
+    assert request['counts'] == {'cached': 1}
+    assert held.started.service.tasks(held.request_id)[0]['attempts'] == 1
+    assert held.ranges() == [None, f'bytes={2 * MIB}-']
+
+
+def test_a_stop_of_an_older_call_or_an_unknown_job_stops_nothing(held: Held) -> None:
+    for stale in (
+        dataclasses.replace(held, epoch=held.epoch - 1),
+        dataclasses.replace(held, job_id='unknown'),
+    ):
+        assert not stale.stop(rpcapi.StopWhy.CANCELLED)
+
+    held.gateway.release()
+    assert held.started.service.wait(held.request_id)['counts'] == {'cached': 1}
+    assert held.ranges() == [None]
+
+
+def test_a_download_ends_when_its_deadline_passes_and_what_came_is_kept(held: Held) -> None:
+    call = rpcapi.CacheImageCall(
+        held.job_id,
+        held.epoch,
+        held.image_id,
+        held.gateway.url,
+        options=model.TransferOptions(deadline_seconds=0.1),
+    )
+    with held.compute() as api:
+        outcome = api.cache_image(CTXT, held.host.name, call)
+
+    assert outcome is not None
+    assert outcome.status == 'expired'
+    request = held.started.service.wait(held.request_id)
+    assert request['counts'] == {'expired': 1}
+    assert held.gateway.running(), 'it was not the deadline that ended it'
+    assert not held.has_no_partial()
+
+
+# Attempts
+
+
+@pytest.mark.parametrize(('max_attempts', 'status'), [(1, 'error'), (2, 'retry_wait')])
+def test_the_last_attempt_leaves_nothing_and_one_before_it_what_came(
+    start: Start,
+    upload_image: UploadImage,
+    gateway: site_link.Gateway,
+    max_attempts: int,
+    status: str,
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    service = start(
+        image_cache={'precache_max_attempts': max_attempts, 'retry_delay_seconds': 3600}
+    ).service
+    host = service.hosts[0]
+    gateway.cuts = [2 * MIB]
+    gateway.hold(at_byte=MIB)
+    request_id = service.cache(service.aggregate('one', (host,)), image_id)
+    gateway.wait_for(1)
+
+    gateway.refuse = 401
+    gateway.release()
+    wait_until(lambda: service.tasks(request_id)[0]['status'] == status, 'the attempt has ended')
+
+    assert len(gateway.served(image_id)) == 1
+    assert (host.base_files() == []) == (status == 'error')
+
+
+# Boots
+
+
+def test_a_boot_hastens_the_precaching_of_its_image(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    data = os.urandom(8 * MIB)
+    image_id = upload_image(data)
+    started = start(image_cache={'max_rate_bytes': 16 * 1024})  # it would take 8 minutes
+    service, host = started.service, started.service.hosts[0]
+    request_id = service.cache(service.aggregate('one', (host,)), image_id)
+    wait_until(lambda: service.request(request_id)['bytes_done'] > 0, 'it has begun')
+
+    disk, errors = _boot(started, host, image_id).communicate(timeout=WAIT_SECONDS)
+
+    assert pathlib.Path(disk.strip()).exists(), errors
+    assert service.wait(request_id)['counts'] == {'cached': 1}
+    assert len(gateway.served(image_id)) == 1
+    assert host.base_path(image_id).read_bytes() == data
+
+
+def test_a_boot_that_is_interrupted_ends_at_once_and_holds_no_lock(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
+    started = start()
+    host = started.service.hosts[0]
+    gateway.hold(at_byte=2 * MIB)
+    boot = _boot(started, host, image_id)
+    gateway.wait_for(1)
+
+    boot.send_signal(signal.SIGINT)
+    disk, errors = boot.communicate(timeout=WAIT_SECONDS)
+
+    assert (boot.returncode, disk) == (1, '')
+    assert errors.endswith('interrupted, no root disk was made\n')
+    assert 'Traceback' not in errors
+    assert not (pathlib.Path(host.instances_path) / 'vm-1').exists()
+    assert gateway.running(), 'it was not the signal that ended it'
+    gateway.release()
+    assert not _boot_here(started, host, image_id).image_existing
+    assert host.base_path(image_id).read_bytes() == data
+
+
+def test_a_boot_that_waits_for_a_precache_can_be_interrupted_and_the_precache_goes_on(
+    held: Held,
+) -> None:
+    boot = _boot(held.started, held.host, held.image_id)
+    with futures.ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(boot.communicate, timeout=WAIT_SECONDS)
+        _wait_until_it_waits(held, boot)
+        boot.send_signal(signal.SIGTERM)
+        _, errors = ended.result(WAIT_SECONDS)
+
+    assert boot.returncode == 1
+    assert errors.endswith('interrupted, no root disk was made\n')
+    held.gateway.release()
+    assert held.started.service.wait(held.request_id)['counts'] == {'cached': 1}
+    assert held.ranges() == [None]
+
+
+def _wait_until_it_waits(held: Held, boot: 'subprocess.Popen[str]') -> None:
+    """Wait until the process has the image's lock file open, which it tries to lock then."""
+    lock = (
+        pathlib.Path(held.host.instances_path)
+        / 'locks'
+        / (f'nova-{held.host.base_path(held.image_id).name}')
+    )
+
+    def has_it_open() -> bool:
+        for descriptor in pathlib.Path(f'/proc/{boot.pid}/fd').iterdir():
+            with contextlib.suppress(OSError):
+                if descriptor.resolve() == lock.resolve():
+                    return True
+        return False
+
+    wait_until(has_it_open, 'the boot waits for the lock')

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What conductors say to computes on the wire, to computes of this release and older ones."""
+
+import uuid
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import pytest
+
+from nova_precache import conf as options
+from nova_precache import context, exception, model, rpc
+from nova_precache.compute import manager, rpcapi, transfers
+from nova_precache.image import fake as fake_images
+from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
+
+CTXT = context.admin_context()
+CALL = rpcapi.CacheImageCall('j1', 1, 'i1', 'http://glance', 'token-1')
+
+
+class OldCompute(rpc.Endpoint):
+    """A compute of the first release, which knows neither ``stop_image`` nor options."""
+
+    def __init__(self) -> None:
+        self.ignored: dict[str, Any] = {}
+
+    def cache_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        image_id: str,
+        image_endpoint: str | None = None,
+        token: str | None = None,
+        **unknown: Any,
+    ) -> model.Json:
+        self.ignored = unknown
+        return {'status': 'cached'}
+
+
+@pytest.fixture
+def transport() -> rpc.Transport:
+    return rpc.connect(options.new(config_files=[]), f'fake:///{uuid.uuid4().hex}')
+
+
+@pytest.fixture
+def old(transport: rpc.Transport) -> Iterator[OldCompute]:
+    """A compute of the first release, which serves host ``old``."""
+    compute = OldCompute()
+    server = transport.server(rpcapi.TOPIC, 'old', [compute])
+    server.start()
+    yield compute
+    server.stop()
+
+
+@pytest.fixture
+def served(
+    transport: rpc.Transport, driver: ScriptedDriver, conductor: FakeReporter
+) -> Iterator[ScriptedDriver]:
+    """The driver of a compute of this release, which serves host ``h1``."""
+    compute = manager.ComputeManager(
+        'h1',
+        driver,
+        conductor,
+        lambda *access: fake_images.FakeImageService(),
+        transfers.Transfers(),
+    )
+    conductor.current = {'j1': 1}
+    server = transport.server(rpcapi.TOPIC, 'h1', [compute])
+    server.start()
+    yield driver
+    driver.opened.set()
+    server.stop()
+
+
+def _api(transport: rpc.Transport, cap: str | None = None) -> rpcapi.ComputeAPI:
+    return rpcapi.ComputeAPI(
+        transport,
+        cap,
+        connect_retries=0,
+        timeout_seconds=WAIT_SECONDS,
+        monitor_seconds=WAIT_SECONDS,
+    )
+
+
+def test_the_options_of_a_call_reach_the_transfer(
+    transport: rpc.Transport, served: ScriptedDriver
+) -> None:
+    wanted = model.TransferOptions(max_rate_bytes=7, is_last_attempt=True)
+    call = rpcapi.CacheImageCall('j1', 1, 'i1', None, options=wanted)
+
+    outcome = _api(transport).cache_image(CTXT, 'h1', call)
+
+    assert outcome is not None
+    assert outcome.status == 'cached'
+    [control] = served.controls
+    assert (control.max_rate_bytes, control.is_last_attempt) == (7, True)
+
+
+@pytest.mark.parametrize('cap', [None, '1.0', '1.1'])
+def test_a_compute_of_the_first_release_ignores_options(
+    transport: rpc.Transport, old: OldCompute, cap: str | None
+) -> None:
+    outcome = _api(transport, cap).cache_image(CTXT, 'old', CALL)
+
+    assert outcome == model.ImageOutcome('cached')
+    assert set(old.ignored) == {'options'}
+
+
+def test_a_stop_ends_the_call_that_waits(transport: rpc.Transport, served: ScriptedDriver) -> None:
+    served.opened.clear()
+    api = _api(transport)
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(api.cache_image, CTXT, 'h1', CALL)
+        assert served.begun.wait(WAIT_SECONDS)
+
+        assert api.stop_image(CTXT, 'h1', 'j1', 1, rpcapi.StopWhy.DEADLINE)
+
+        outcome = made.result(WAIT_SECONDS)
+    assert outcome == model.ImageOutcome('expired', 'the deadline of the request passed')
+
+
+def test_a_stop_of_what_does_not_run_is_told(
+    transport: rpc.Transport, served: ScriptedDriver
+) -> None:
+    assert not _api(transport).stop_image(CTXT, 'h1', 'j9', 1, rpcapi.StopWhy.CANCELLED)
+
+
+def test_a_compute_of_the_first_release_cannot_be_asked_to_stop(
+    transport: rpc.Transport, old: OldCompute
+) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'stop_image 1\.1 is not known'):
+        _api(transport).stop_image(CTXT, 'old', 'j1', 1, rpcapi.StopWhy.CANCELLED)
+
+
+def test_a_pin_keeps_a_stop_from_being_sent(transport: rpc.Transport) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.0'):
+        _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, rpcapi.StopWhy.PAUSED)
