@@ -8,7 +8,9 @@ that may or may not have reached the disk, and is cut off.
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import mmap
 import os
 import threading
 import time
@@ -131,6 +133,7 @@ class Partial:
         self._keeps_pages = keep_pages
         self._sync: futures.Future[None] | None = None
         self._descriptor = _open_cut(self.path, journal.synced_bytes)
+        self._direct = None if keep_pages else _open_direct(self.path)
         self._start_at(journal.synced_bytes)
         cache_store.remove_if_there(self.converted_path)
 
@@ -150,7 +153,7 @@ class Partial:
             self._drop_pages(offset_bytes, count)
         return count
 
-    def write(self, buffer: bytearray, length: int, offset_bytes: int) -> None:
+    def write(self, buffer: bytearray | mmap.mmap, length: int, offset_bytes: int) -> None:
         with cache_store.storage_errors(f'Writing {self.path}'):
             for start, end in data_ranges(buffer, length, offset_bytes):
                 self._write_all(buffer, start, end, offset_bytes)
@@ -183,7 +186,8 @@ class Partial:
         """Close the file; its journal is closed by whoever opened it."""
         if self._sync is not None:
             futures.wait([self._sync])  # it uses the descriptor
-        os.close(self._descriptor)
+        self._write_through_pages()
+        _close(self._descriptor)
 
     def _start_at(self, position: int) -> None:
         self._kept_bytes = self._position = self._written_back_bytes = position
@@ -193,12 +197,36 @@ class Partial:
         self._due_bytes = self._position + self._rules.sync_bytes
         self._due_at = self._rules.clock() + self._rules.sync_seconds
 
-    def _write_all(self, buffer: bytearray, start: int, end: int, offset_bytes: int) -> None:
+    def _write_all(
+        self, buffer: bytearray | mmap.mmap, start: int, end: int, offset_bytes: int
+    ) -> None:
         """Write a range of a buffer whose first byte belongs at an offset."""
         with memoryview(buffer) as view:
             while start < end:  # One write may take only a part.
                 with view[start:end] as rest:
-                    start += os.pwrite(self._descriptor, rest, offset_bytes + start)
+                    start += self._write_some(rest, start, offset_bytes + start)
+
+    def _write_some(self, data: memoryview, start: int, position: int) -> int:
+        """Write past the page cache what begins with a page, in the buffer and in the file.
+
+        That takes the CPU half the time, and no pages from the guests.
+        """
+        whole = len(data) - len(data) % BLOCK_BYTES
+        if self._direct is not None and whole and not (start | position) % BLOCK_BYTES:
+            try:
+                with data[:whole] as pages:
+                    return os.pwrite(self._direct, pages, position)
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:
+                    raise
+                # The disk has other blocks, or the buffer begins amid one.
+                self._write_through_pages()
+        return os.pwrite(self._descriptor, data, position)
+
+    def _write_through_pages(self) -> None:
+        if self._direct is not None:
+            _close(self._direct)
+            self._direct = None
 
     def _write_back(self) -> None:
         """Have the kernel begin to write what came, and drop what it has written before."""
@@ -244,7 +272,9 @@ class Partial:
             os.posix_fadvise(self._descriptor, offset_bytes, length, os.POSIX_FADV_DONTNEED)
 
 
-def data_ranges(buffer: bytearray, length: int, offset_bytes: int) -> Iterator[tuple[int, int]]:
+def data_ranges(
+    buffer: bytearray | mmap.mmap, length: int, offset_bytes: int
+) -> Iterator[tuple[int, int]]:
     """Tell where in a buffer there is data: blocks of zeros are left to be holes.
 
     Blocks are those of the file, in which the buffer's first byte is at an offset.
@@ -253,12 +283,16 @@ def data_ranges(buffer: bytearray, length: int, offset_bytes: int) -> Iterator[t
     last = length - BLOCK_BYTES
     blocks = range(first, last + 1, BLOCK_BYTES)
     start = 0
-    for hole in [block for block in blocks if buffer.startswith(_ZEROS, block)]:
+    for hole in [block for block in blocks if _is_zero(buffer, block)]:
         if start < hole:
             yield start, hole
         start = hole + BLOCK_BYTES
     if start < length:
         yield start, length
+
+
+def _is_zero(buffer: bytearray | mmap.mmap, block: int) -> bool:
+    return buffer.find(_ZEROS, block, block + BLOCK_BYTES) == block
 
 
 def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:
@@ -291,3 +325,20 @@ def _open_cut(path: str, size_bytes: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _close(descriptor: int) -> None:
+    """Close a file, of which NFS may tell only now what it could not write.
+
+    What of it counts was synchronised before.
+    """
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def _open_direct(path: str) -> int | None:
+    """Open a file to write past the page cache; None: not on its file system."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None

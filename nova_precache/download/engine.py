@@ -13,6 +13,7 @@ asked for the rest.
 import contextlib
 import dataclasses
 import logging
+import mmap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -229,24 +230,36 @@ class _Download:
     def _receive_piece(self, connection: service.Connection) -> bool:
         """Receive bytes and pass them on, also those before a cut; False: it has ended."""
         piece = self._line.empty()
+        room = self._room(piece)
         until = self.by.clock() + FILL_SECONDS
         goes_on = True
         try:
-            while goes_on and piece.length < len(piece.buffer) and self.by.clock() < until:
-                goes_on = self._receive_share(piece, connection, until)
+            while goes_on and piece.length < len(room) and self.by.clock() < until:
+                goes_on = self._receive_share(piece, room, connection, until)
         finally:
             self._pass_on(piece, (self._hash, self._write), model.TaskStatus.DOWNLOADING)
         return goes_on
 
+    def _room(self, piece: pipeline.Piece) -> memoryview:
+        """Give the part of a buffer that is to be filled: the next piece begins with a page."""
+        room = memoryview(piece.buffer)
+        start = self.check.bytes_done
+        end = (start + len(room)) // mmap.PAGESIZE * mmap.PAGESIZE
+        return room[: end - start] if end > start else room
+
     def _receive_share(
-        self, piece: pipeline.Piece, connection: service.Connection, until: float
+        self,
+        piece: pipeline.Piece,
+        room: memoryview,
+        connection: service.Connection,
+        until: float,
     ) -> bool:
         """Receive as much as may come before the pace is asked again; False: it has ended."""
         start = piece.length
-        end = min(start + self._pace.read_bytes(self.control), len(piece.buffer))
+        end = min(start + self._pace.read_bytes(self.control), len(room))
         count = 1
         while count and piece.length < end and self.by.clock() < until:
-            count = connection.read_into(memoryview(piece.buffer)[piece.length : end])
+            count = connection.read_into(room[piece.length : end])
             self.check.count(count)
             piece.length += count
         self._pace.take(self.control, piece.length - start)

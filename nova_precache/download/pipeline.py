@@ -9,6 +9,7 @@ waits for the slowest stage, and memory stays the same whatever the size of the 
 import contextlib
 import dataclasses
 import logging
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -25,9 +26,12 @@ BUFFERS = 16
 
 @dataclasses.dataclass(eq=False)
 class Piece:
-    """Bytes of an image that follow each other, in one of the buffers."""
+    """Bytes of an image that follow each other, in one of the buffers.
 
-    buffer: bytearray
+    Buffers begin with a page of memory, as whoever writes past the page cache needs it.
+    """
+
+    buffer: mmap.mmap
     offset_bytes: int = 0
     length: int = 0
     stages_left: int = 0
@@ -66,7 +70,7 @@ class Pipeline:
         self.has_failed = False
         self._control = control
         self._changed = threading.Condition()
-        self._pieces = [Piece(bytearray(buffer_bytes)) for _ in range(buffers)]
+        self._pieces = [Piece(mmap.mmap(-1, buffer_bytes)) for _ in range(buffers)]
         self._free = list(self._pieces)
         self._is_stopped = False
         self._is_dropping = False
@@ -90,7 +94,9 @@ class Pipeline:
         for thread in self._threads:
             thread.join()
         for piece in self._pieces:
-            piece.buffer = bytearray()  # It would stay until somebody collects the garbage.
+            # An error may still know a view of it; then it goes when that is forgotten.
+            with contextlib.suppress(BufferError):
+                piece.buffer.close()
 
     def empty(self) -> Piece:
         """Wait for a buffer to fill, and give it as a piece without bytes.

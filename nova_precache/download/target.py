@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the bytes of one image go: a file on disk, and what of it outlives a crash."""
 
+import mmap
 from typing import Protocol
 
 
@@ -18,8 +19,10 @@ class Target(Protocol):
     def read_kept(self, buffer: memoryview, offset_bytes: int) -> int:
         """Read from what is kept, and give the number of bytes; 0 after the last one."""
 
-    def write(self, buffer: bytearray, length: int, offset_bytes: int) -> None:
+    def write(self, buffer: bytearray | mmap.mmap, length: int, offset_bytes: int) -> None:
         """Take the first ``length`` bytes of a buffer, which follow those that are here.
+
+        Large pieces begin at a whole page of the file where the last one ended with one.
 
         Every now and then all that came so far is brought to the disk and noted.
         """

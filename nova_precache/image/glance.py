@@ -7,6 +7,7 @@ session, since its ``images.data()`` knows no offset.
 
 import contextlib
 import dataclasses
+import io
 import logging
 import re
 import threading
@@ -224,11 +225,19 @@ class GlanceConnection:
         self._image_id = image_id
         self._is_cut = False
         self._shutting = threading.Lock()
+        self._body = _plain_body(response)
 
     def read_into(self, buffer: memoryview) -> int:
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        """Wait for bytes, as :meth:`nova_precache.image.service.Connection.read_into`."""
+        try:
+            count = self._read(buffer)
+        # The latter two are of a socket that is shut down at just this moment.
+        except (urllib3.exceptions.HTTPError, OSError, AttributeError, ValueError) as exc:
+            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut: {exc}') from exc
+        # What a TLS socket gives after its shutdown is encrypted still.
+        if self._is_cut:
+            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut from here')
+        return count
 
     def cut(self) -> None:
         self._is_cut = True
@@ -240,17 +249,55 @@ class GlanceConnection:
         with self._shutting:
             self._response.close()
 
-    def _read(self, most_bytes: int) -> bytes:
-        """Give what is there, or wait for it."""
-        try:
-            data: bytes = self._response.raw.read1(most_bytes, decode_content=False)
-        # The latter two are of a socket that is shut down at just this moment.
-        except (urllib3.exceptions.HTTPError, OSError, AttributeError, ValueError) as exc:
-            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut: {exc}') from exc
-        # What a TLS socket gives after its shutdown is encrypted still.
-        if self._is_cut:
-            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut from here')
-        return data
+    def _read(self, buffer: memoryview) -> int:
+        if self._body is not None:
+            return self._body.read_into(buffer)
+        data: bytes = self._response.raw.read1(len(buffer), decode_content=False)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _PlainBody:
+    """A body of known length, whose bytes the kernel puts where they are wanted.
+
+    ``read1`` of urllib3 gives the same bytes; to copy them takes the CPU longer than to
+    receive them.
+    """
+
+    def __init__(self, stream: io.BufferedReader, length: int) -> None:
+        self._stream = stream
+        self._left = length
+        self._may_be_buffered = True  # what came together with the headers
+
+    def read_into(self, buffer: memoryview) -> int:
+        wanted = buffer[: self._left]
+        if not wanted:
+            return 0
+        count = self._read_buffered(wanted) if self._may_be_buffered else self._receive(wanted)
+        if not count:
+            raise ConnectionError(f'it ended {self._left} bytes early')
+        self._left -= count
+        return count
+
+    def _read_buffered(self, wanted: memoryview) -> int:
+        data = self._stream.read1(len(wanted))
+        wanted[: len(data)] = data
+        self._may_be_buffered = len(data) == len(wanted)
+        return len(data)
+
+    def _receive(self, wanted: memoryview) -> int:
+        stream: Any = self._stream.raw
+        count: int = stream.readinto(wanted)
+        return count
+
+
+def _plain_body(response: requests.Response) -> _PlainBody | None:
+    """Give the body of an answer; None where its bytes are framed, or end with the connection."""
+    plain = getattr(response.raw, '_original_response', None)
+    stream, length = getattr(plain, 'fp', None), getattr(plain, 'length', None)
+    if not length or getattr(plain, 'chunked', True) or not isinstance(stream, io.BufferedReader):
+        return None
+    return _PlainBody(stream, length)
 
 
 class _TokenAuth(plugin.FixedEndpointPlugin):

@@ -2,7 +2,9 @@
 """What is on its way into the cache: written with its holes, gone on with, cleared away."""
 
 import errno
+import fcntl
 import itertools
+import mmap
 import multiprocessing
 import os
 import pathlib
@@ -38,7 +40,14 @@ def put(
     """Write data as an engine does, with buffers that hold something else behind it."""
     for start in range(0, len(data), piece_bytes):
         piece = data[start : start + piece_bytes]
-        partial.write(bytearray(piece + b'left from before'), len(piece), offset_bytes + start)
+        partial.write(in_pages(piece + b'left from before'), len(piece), offset_bytes + start)
+
+
+def in_pages(data: bytes) -> mmap.mmap:
+    """Have data in memory as an engine has them."""
+    buffer = mmap.mmap(-1, len(data))
+    buffer[:] = data
+    return buffer
 
 
 def leave(cache: Cache, data: bytes = DATA, image: model.Image = IMAGE) -> None:
@@ -80,6 +89,73 @@ def test_writes_that_take_only_a_part_are_gone_on_with(
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA)
         assert pathlib.Path(partial.path).read_bytes() == DATA
+
+
+def test_whole_pages_are_written_past_the_page_cache(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = note_writes(monkeypatch)
+    with cache.partials.open(IMAGE) as partial:
+        put(partial, DATA[:100_000])
+        put(partial, DATA[100_000:100_100], 100_000)
+        put(partial, DATA[100_100:], 100_100)
+        assert pathlib.Path(partial.path).read_bytes() == DATA
+    assert written[:3] == [(64 * KIB, True), (32 * KIB, True), (100_000 - 96 * KIB, False)]
+    assert not any(is_direct for _, is_direct in written[3:]), 'these begin amid a page'
+
+
+def test_what_is_read_again_at_once_is_written_through_the_page_cache(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = note_writes(monkeypatch)
+    with cache.partials.open(IMAGE, keep_pages=True) as partial:
+        put(partial, DATA)
+    assert written == [(64 * KIB, False)] * 16
+
+
+def test_a_disk_that_wants_other_blocks_is_written_through_the_page_cache(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = note_writes(monkeypatch, refuse_direct=True)
+    with cache.partials.open(IMAGE) as partial:
+        put(partial, DATA)
+        assert pathlib.Path(partial.path).read_bytes() == DATA
+    assert written == [(64 * KIB, False)] * 16
+
+
+def test_a_file_system_that_has_only_its_page_cache_will_do(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_open = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return really_open(path, flags, mode)
+
+    monkeypatch.setattr(os, 'open', refuse)
+    with cache.partials.open(IMAGE) as partial:
+        put(partial, DATA)
+        assert pathlib.Path(partial.path).read_bytes() == DATA
+
+
+def note_writes(
+    monkeypatch: pytest.MonkeyPatch, *, refuse_direct: bool = False
+) -> list[tuple[int, bool]]:
+    """Note how many bytes each write takes, and whether past the page cache."""
+    noted = []
+    write = os.pwrite
+
+    def note(descriptor: int, data: memoryview, at: int) -> int:
+        is_direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+        if is_direct and refuse_direct:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if data[:1] != b'{':  # a line of the journal
+            noted.append((len(data), is_direct))
+        return write(descriptor, data, at)
+
+    monkeypatch.setattr(os, 'pwrite', note)
+    return noted
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -344,6 +420,26 @@ def test_bytes_that_never_reached_the_disk_are_not_noted_later(
                 use()
             refusal.is_on = False
     assert take(cache) == b''
+
+
+def test_what_is_refused_when_a_file_is_closed_does_not_hide_why_it_is_left(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS may tell only then what it could not write."""
+    close = os.close
+
+    def refuse(descriptor: int) -> None:
+        path = os.readlink(f'/proc/self/fd/{descriptor}')
+        close(descriptor)
+        if path.endswith('.part'):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with pytest.raises(exception.Paused), cache.partials.open(IMAGE) as partial:
+        put(partial, DATA[:1000])
+        partial.keep()
+        monkeypatch.setattr(os, 'close', refuse)
+        raise exception.Paused('for now')
+    assert take(cache) == DATA[:1000]
 
 
 def test_the_writer_goes_on_while_the_disk_is_waited_for(

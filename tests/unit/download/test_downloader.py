@@ -3,11 +3,10 @@
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import itertools
+import mmap
 import threading
-import tracemalloc
 from collections.abc import Callable, Iterator
 
 import hypothesis
@@ -375,9 +374,17 @@ def test_a_listener_that_fails_ends_it(attempt: Attempt, images: fake.FakeImageS
 def test_pieces_are_as_big_as_the_buffers_whatever_a_read_gives(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
-    attempt.run(images, images.add(DATA), buffer_bytes=200_000)
-    assert attempt.watcher.pieces == [200_000, 200_000, len(DATA) - 400_000]
+    attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024)
+    assert attempt.watcher.pieces == [200 * 1024, 200 * 1024, len(DATA) - 400 * 1024]
     assert [length for _, length in attempt.target.written] == attempt.watcher.pieces
+
+
+def test_after_a_cut_amid_a_page_the_next_piece_but_one_begins_with_a_page(
+    attempt: Attempt, images: fake.FakeImageService
+) -> None:
+    images.faults.cuts = [1000]
+    attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024)
+    assert [start for start, _ in attempt.target.written] == [0, 1000, 200 * 1024, 400 * 1024]
 
 
 def test_a_slow_link_fills_a_buffer_for_a_moment_only(
@@ -467,24 +474,27 @@ def test_the_writer_alone_works_at_idle_priority(
     assert set(within) == attempt.target.writers == {'image-write'}
 
 
-def test_its_buffers_do_not_stay_until_garbage_is_collected(
-    attempt: Attempt, images: fake.FakeImageService, no_collection: None
+@pytest.mark.parametrize('cuts', [[], [1000] * 9])
+def test_its_buffers_go_when_it_has_ended(
+    attempt: Attempt,
+    images: fake.FakeImageService,
+    monkeypatch: pytest.MonkeyPatch,
+    cuts: list[int],
 ) -> None:
-    image = images.add(DATA)
-    tracemalloc.start()
-    try:
-        attempt.run(images, image)
-        left_bytes, peak_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak_bytes > pipeline.BUFFERS * pipeline.BUFFER_BYTES > 8 * left_bytes
+    made = []
 
+    def make(*arguments: int) -> mmap.mmap:
+        made.append(really_make(*arguments))
+        return made[-1]
 
-@pytest.fixture
-def no_collection() -> Iterator[None]:
-    gc.disable()
-    yield
-    gc.enable()
+    really_make = mmap.mmap
+    monkeypatch.setattr(mmap, 'mmap', make)
+    images.faults.cuts = list(cuts)
+    with contextlib.suppress(exception.DownloadInterrupted):
+        attempt.run(images, images.add(DATA))
+    still_open = [buffer for buffer in made if not buffer.closed]
+    assert len(made) == pipeline.BUFFERS
+    assert len(still_open) <= bool(cuts), 'an error knows what it struck in'
 
 
 @hypothesis.settings(deadline=None, max_examples=60)
