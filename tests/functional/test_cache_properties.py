@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever befalls a cache, it holds only whole images, and what can be gone on with.
+
+Hypothesis looks for a sequence of cuts, kills, losses of power, full disks and changed
+images after which that is not so. Each run tries the same sequences; with
+``NOVA_PRECACHE_EXAMPLES`` set to a number, it tries that many new ones.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import pathlib
+import random
+import shutil
+import tempfile
+import threading
+from concurrent import futures
+
+import hypothesis
+import pytest
+from hypothesis import stateful
+from hypothesis import strategies as st
+from oslo_utils import uuidutils
+
+from nova_precache import exception, model
+from nova_precache.cache import layout, locks
+from nova_precache.download import pipeline
+from nova_precache.image import fake
+from tests import disk_images
+from tests.functional import mortal, rough_link
+from tests.functional.mortal import When
+from tests.functional.rough_link import Kind, Trouble
+from tests.service import wait_until
+
+EXAMPLES = os.environ.get('NOVA_PRECACHE_EXAMPLES')
+BUFFER_BYTES = pipeline.BUFFER_BYTES
+NOT_NOW = 'not wanted now'
+DAY_SECONDS = 24 * 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An image as the service has it; ``raw`` is None where it must never be cached."""
+
+    data: bytes
+    disk_format: str
+    raw: bytes | None
+
+
+def _plain(size_bytes: int) -> Made:
+    data = disk_images.content(max(512, size_bytes), seed=size_bytes)[:size_bytes]
+    return Made(data, 'raw', data)
+
+
+def _with_holes() -> Made:
+    piece = 220_000  # so the last bytes make less than what is noted at a time
+    data = b''.join(disk_images.content(piece, seed) + bytes(piece) for seed in range(5)) + b'end'
+    return Made(data, 'raw', data)
+
+
+def _qcow2(size_bytes: int) -> Made:
+    with tempfile.TemporaryDirectory() as directory:
+        raw = disk_images.content(size_bytes, seed=size_bytes)
+        image = disk_images.qcow2_of(pathlib.Path(directory, 'image'), raw)
+        return Made(image.read_bytes(), 'qcow2', raw)
+
+
+def _unsafe() -> Made:
+    with tempfile.TemporaryDirectory() as directory:
+        backing = disk_images.raw(pathlib.Path(directory, 'backing'))
+        image = disk_images.qcow2_with_backing_file(pathlib.Path(directory, 'image'), backing)
+        return Made(image.read_bytes(), 'qcow2', None)
+
+
+MAKERS = {
+    'empty': lambda: Made(b'', 'raw', None),
+    'one byte': functools.partial(_plain, 1),
+    'no sector': functools.partial(_plain, 511),
+    'one sector': functools.partial(_plain, 512),
+    'less than a buffer': functools.partial(_plain, BUFFER_BYTES - 1),
+    'a buffer': functools.partial(_plain, BUFFER_BYTES),
+    'more than a buffer': functools.partial(_plain, BUFFER_BYTES + 1),
+    'some buffers': functools.partial(_plain, 3 * BUFFER_BYTES + 7),
+    'with holes': _with_holes,
+    'small qcow2': functools.partial(_qcow2, 64 * 1024),
+    'large qcow2': functools.partial(_qcow2, 2 * BUFFER_BYTES),
+    'unsafe': _unsafe,
+}
+MOST_BYTES = 3 * BUFFER_BYTES + 8
+made = functools.cache(lambda kind: MAKERS[kind]())
+
+kinds = st.sampled_from(sorted(MAKERS))
+slots = st.integers(0, 1)
+at_bytes = st.one_of(
+    st.integers(0, 2000),
+    st.sampled_from([BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 2 * BUFFER_BYTES]),
+    st.integers(0, MOST_BYTES),
+)
+_befalling = [Kind.CUT, Kind.SPOIL, Kind.REFUSED, Kind.SILENT, Kind.WHOLE, Kind.ELSEWHERE]
+troubles = st.lists(
+    st.builds(Trouble, st.sampled_from([*_befalling, Kind.SHORT]), at_bytes), max_size=6
+)
+deaths = st.one_of(
+    st.builds(
+        mortal.Death,
+        st.sampled_from([When.BEFORE, When.WITHIN, When.AFTER]),
+        st.integers(1, 40),
+    ),
+    st.builds(mortal.Death, st.just(When.LINE), st.integers(1, 1500)),
+)
+stops = st.sampled_from(
+    [
+        exception.Cancelled('not wanted'),
+        exception.Cancelled(NOT_NOW, keep_partial=True),
+        exception.DeadlinePassed('too late'),
+        exception.Paused('later'),
+        exception.ShuttingDown('the compute stops'),
+    ]
+)
+faults = st.builds(
+    mortal.Fault,
+    st.sampled_from([errno.ENOSPC, errno.EIO, errno.EROFS]),
+    st.integers(1, 40),
+    st.booleans(),
+)
+
+_KEEP = ('DownloadInterrupted', 'ImageUnauthorized', 'DeadlinePassed', 'Paused', 'ShuttingDown')
+_GOOD = ('cached', 'existing')
+
+
+class CacheMachine(stateful.RuleBasedStateMachine):
+    """One cache, two images, and everything that happens to them.
+
+    :ivar spoiled: images of which wrong bytes may be kept, which nobody can see before the end
+    """
+
+    @stateful.initialize(first=kinds, second=kinds, force_raw=st.booleans())
+    def begin(self, first: str, second: str, force_raw: bool) -> None:
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='cache-'))
+        self.options = {'force_raw_images': force_raw}
+        self.images = fake.FakeImageService()
+        self.ids = [uuidutils.generate_uuid(), uuidutils.generate_uuid()]
+        self.made: dict[str, Made] = {}
+        self.allowed: dict[str, list[bytes]] = {}
+        self.spoiled: set[str] = set()
+        self.is_swept = True
+        self.threads = set(threading.enumerate())
+        for image_id, kind in zip(self.ids, (first, second), strict=True):
+            self._put(image_id, made(kind))
+        self.start()
+
+    # What happens
+
+    @stateful.rule(slot=slots, befalling=troubles, is_last=st.booleans())
+    def cache(self, slot: int, befalling: list[Trouble], is_last: bool) -> None:
+        self._forget(slot)
+        link = rough_link.RoughLink(self.images, self._within(slot, befalling))
+        control = mortal.QuickControl(is_last_attempt=is_last)
+        self._attempt(slot, link, control=control, is_clean=not befalling)
+
+    @stateful.rule(slot=slots, error=stops, at_byte=at_bytes)
+    def stop(self, slot: int, error: exception.CacheError, at_byte: int) -> None:
+        self._forget(slot)
+        control = mortal.QuickControl()
+        stop = self._within(slot, [Trouble(Kind.STOP, at_byte)])
+        link = rough_link.RoughLink(self.images, stop, struck=lambda: control.stop(error))
+        status = self._attempt(slot, link, control=control)
+        assert status in {type(error).__name__, *_GOOD, 'UnsafeImage', 'ImageGone', 'ImageMismatch'}
+
+    @stateful.rule(slot=slots, error=stops, step=st.sampled_from(['verifying', 'converting']))
+    def stop_after_the_download(self, slot: int, error: exception.CacheError, step: str) -> None:
+        self._forget(slot)
+        control = mortal.QuickControl()
+
+        def progress(seen: model.Progress) -> None:
+            if seen.status == step:
+                control.stop(error)
+
+        self._attempt(slot, rough_link.RoughLink(self.images), control=control, progress=progress)
+
+    @stateful.rule(slot=slots, fault=faults)
+    def have_the_disk_fail(self, slot: int, fault: mortal.Fault) -> None:
+        self._forget(slot)
+        with mortal.Disk(str(self.directory), fault=fault).watched():
+            self._attempt(slot, rough_link.RoughLink(self.images), breaks=True)
+        self.is_swept = False  # what cannot be removed is left to the next start
+
+    @stateful.rule(
+        slot=slots,
+        death=deaths,
+        befalling=troubles,
+        init_host=st.booleans(),
+        power=st.none() | st.integers(0, 999).map(random.Random),
+    )
+    def kill(
+        self,
+        slot: int,
+        death: mortal.Death,
+        befalling: list[Trouble],
+        init_host: bool,
+        power: random.Random | None,
+    ) -> None:
+        image_id = self.ids[slot]
+        self._forget(slot)
+        synced = self._synced()
+        noted = mortal.noted_bytes(self.base_directory, self.images.show(image_id))
+        attempt = mortal.Attempt(
+            str(self.directory),
+            self.images.show(image_id),
+            self.made[image_id].data,
+            tuple(self._within(slot, befalling)),
+            death,
+            tuple(self.options.items()),
+            init_host,
+            str(synced),
+        )
+        ended = mortal.run(attempt)
+        hypothesis.note(f'{ended}')
+        assert ended.opens[:1] in ([], [noted])
+        if ended.status != 'died':
+            assert befalling or ended.status in self._right_outcomes(image_id), ended
+        self._note_spoiled(image_id, befalling)
+        if ended.status != 'died':
+            return
+        self.is_swept = False
+        if power is not None:
+            mortal.lose_power(self.base_directory, synced, power)
+
+    @stateful.rule(slot=slots, befalling=troubles)
+    def ask_from_many_sides(self, slot: int, befalling: list[Trouble]) -> None:
+        """Two computes that share the directory, and one of them twice."""
+        other = mortal.make_driver(str(self.directory), **self.options)
+        befalling = self._within(slot, befalling)
+        links = [rough_link.RoughLink(self.images, each) for each in (befalling, [], [])]
+        drivers = (self.driver, other, other)
+        ask = functools.partial(mortal.try_to_cache, image_id=self.ids[slot])
+        with futures.ThreadPoolExecutor(len(links)) as pool:
+            told = [status for status, _ in pool.map(ask, drivers, links)]
+        self._note_spoiled(self.ids[slot], befalling)
+        hypothesis.note(f'{told}; opens {[link.opens for link in links]}')
+        if not self.spoiled and self.made[self.ids[slot]].raw is not None:
+            assert set(told[1:]) <= set(_GOOD), told
+            assert told.count('cached') <= 1, told
+        if set(told) & set(_GOOD) and self.is_swept:
+            assert self._partials(self.ids[slot]) == []
+
+    @stateful.rule(slot=slots, kind=kinds)
+    def change(self, slot: int, kind: str) -> None:
+        self._put(self.ids[slot], made(kind))
+
+    @stateful.rule()
+    def start(self) -> None:
+        self.driver = mortal.make_driver(str(self.directory), **self.options)
+        self.driver.init_host()
+        self.is_swept = True
+
+    @stateful.rule()
+    def expire(self) -> None:
+        """Whatever is there is too old now."""
+        old = os.stat(self.directory).st_mtime - 30 * DAY_SECONDS
+        for path in self.base_directory.iterdir():
+            os.utime(path, (old, old))
+        self.driver.manage_image_cache()
+        if self.is_swept:
+            assert _names(self.base_directory) == []
+        self.spoiled.clear()
+
+    # What is to be so
+
+    @stateful.invariant()
+    def every_image_is_whole(self) -> None:
+        for name in filter(layout.is_base_name, _names(self.base_directory)):
+            content = (self.base_directory / name).read_bytes()
+            assert content in self.allowed.get(name, []), f'{name} has {len(content)} wrong bytes'
+
+    @stateful.invariant()
+    def nothing_is_held(self) -> None:
+        wait_until(lambda: set(threading.enumerate()) <= self.threads, 'all threads ended', 10)
+        wait_until(lambda: not self._open_files(), 'all files are closed', 10)
+        image_locks = locks.ImageLocks(str(self.directory / 'locks'))
+        for image_id in self.ids:
+            with image_locks.try_hold(layout.base_name(image_id)) as held:
+                assert held, 'a lock is held'
+
+    def teardown(self) -> None:
+        if not hasattr(self, 'driver'):
+            return
+        try:
+            self.start()
+            self._end_well()
+        finally:
+            shutil.rmtree(self.directory)
+
+    def _end_well(self) -> None:
+        """Without trouble every image comes, and nothing else is left."""
+        for slot, image_id in enumerate(self.ids):
+            was_spoiled = image_id in self.spoiled
+            status = self._attempt(slot, rough_link.RoughLink(self.images), is_clean=True)
+            if was_spoiled and status == 'ImageMismatch':
+                self._attempt(slot, rough_link.RoughLink(self.images), is_clean=True)
+            self.every_image_is_whole()
+            self._boot(slot)
+        assert all(map(layout.is_base_name, _names(self.base_directory)))
+
+    def _boot(self, slot: int) -> None:
+        """What is cached is bootable, and needs no image service any more."""
+        path = self.base_directory / layout.base_name(self.ids[slot])
+        if path.exists():
+            link = rough_link.RoughLink(self.images)
+            disk = self.driver.create_root_disk(link, self.ids[slot], f'machine-{slot}')
+            assert (disk.backing_file, link.opens) == (str(path), [])
+
+    # How
+
+    @property
+    def base_directory(self) -> pathlib.Path:
+        return self.directory / '_base'
+
+    def _put(self, image_id: str, image: Made) -> None:
+        if self.made.get(image_id) != image:
+            self.spoiled.discard(image_id)  # nobody goes on with what came of another
+        self.made[image_id] = image
+        self.images.add(image.data, id=image_id, disk_format=image.disk_format)
+        if image.raw is not None:
+            is_kept = image.disk_format == 'raw' or not self.options['force_raw_images']
+            form = image.data if is_kept else image.raw
+            self.allowed.setdefault(layout.base_name(image_id), []).append(form)
+
+    def _attempt(
+        self,
+        slot: int,
+        link: rough_link.RoughLink,
+        *,
+        control: mortal.QuickControl | None = None,
+        progress: model.ProgressCallback = lambda progress: None,
+        is_clean: bool = False,
+        breaks: bool = False,
+    ) -> str:
+        image_id = self.ids[slot]
+        befalling = link.troubles
+        image = self.images.show(image_id)
+        noted = mortal.noted_bytes(self.base_directory, image)
+        status, reason = mortal.try_to_cache(self.driver, link, image_id, control, progress)
+        hypothesis.note(f'{status}: {reason}; opens {link.opens}, served {link.served_bytes}')
+        if is_clean:
+            assert status in self._right_outcomes(image_id), (status, reason)
+        may_keep = control is None or not control.is_last_attempt
+        keeps = may_keep and (status in _KEEP or reason == NOT_NOW)
+        if keeps:
+            self._note_spoiled(image_id, befalling)
+        else:
+            self.spoiled.discard(image_id)
+        if link.opens and not breaks:
+            assert link.opens[0] == noted, 'it does not go on where it was'
+        if keeps and not breaks:
+            came = link.position if link.opens else noted
+            assert mortal.noted_bytes(self.base_directory, image) == came, 'not all is kept'
+        if status == 'cached':
+            name = layout.base_name(image_id)
+            content = (self.base_directory / name).read_bytes()
+            assert content == self.allowed[name][-1], 'cached, but not what it is now'
+        if self.is_swept and not keeps and not breaks:
+            assert self._partials(image_id) == [], status
+        return status
+
+    def _right_outcomes(self, image_id: str) -> set[str]:
+        image = self.made[image_id]
+        right = set(_GOOD) if image.raw is not None else {'existing'}
+        if image.raw is None:
+            right.add('UnsafeImage' if image.data else 'ImageGone')
+        return right | ({'ImageMismatch', 'UnsafeImage'} if image_id in self.spoiled else set())
+
+    def _note_spoiled(self, image_id: str, befalling: list[Trouble]) -> None:
+        if any(each.kind is Kind.SPOIL for each in befalling):
+            self.spoiled.add(image_id)
+
+    def _partials(self, image_id: str) -> list[str]:
+        name = layout.base_name(image_id)
+        return [
+            each for each in _names(self.base_directory) if each.startswith(name) and each != name
+        ]
+
+    def _open_files(self) -> list[str]:
+        """Name the files of the cache, and the watches, that this process has open."""
+        found = []
+        for descriptor in os.listdir('/proc/self/fd'):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f'/proc/self/fd/{descriptor}'))
+        return [each for each in found if str(self.directory) in each or 'inotify' in each]
+
+    def _within(self, slot: int, befalling: list[Trouble]) -> list[Trouble]:
+        """Have each trouble strike somewhere within the image."""
+        most = len(self.made[self.ids[slot]].data) + 1
+        return [dataclasses.replace(each, at_byte=each.at_byte % most) for each in befalling]
+
+    def _forget(self, slot: int) -> None:
+        """Have an image expire, else it would have to come but once."""
+        (self.base_directory / layout.base_name(self.ids[slot])).unlink(missing_ok=True)
+
+    def _synced(self) -> pathlib.Path:
+        """Give a directory that holds what is on the disk by now."""
+        directory = self.directory / 'synced'
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(self.base_directory, directory)
+        return directory
+
+
+def _names(directory: pathlib.Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(qemu_img: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes are made often, as for large images; conversions are real ones."""
+    mortal.note_often(monkeypatch.setattr)
+
+
+class TestCache(CacheMachine.TestCase):  # type: ignore[misc, name-defined]
+    settings = hypothesis.settings(
+        max_examples=int(EXAMPLES or 60),
+        stateful_step_count=10,
+        derandomize=EXAMPLES is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+@pytest.mark.parametrize(
+    ('kind', 'power'), [('with holes', random.Random(1)), ('small qcow2', None)]
+)
+def test_a_process_may_die_at_any_operation_on_its_files(
+    tmp_path: pathlib.Path, kind: str, power: random.Random | None
+) -> None:
+    """It dies within each; what was noted before is not fetched again."""
+    image = made(kind)
+    nth = 0
+    while True:
+        nth += 1
+        cache = _Cache(tmp_path / str(nth), image)
+        ended = cache.die(mortal.Death(When.WITHIN, nth), power)
+        if ended.status != 'died':
+            break
+        cache.assert_recovers()
+    assert ended.status == 'cached', ended.reason
+    assert nth > 10, 'it did not die at all'
+
+
+@pytest.mark.parametrize('kind', ['some buffers', 'small qcow2'])
+def test_two_processes_at_once_do_each_other_no_harm_when_somebody_removed_the_lock_file(
+    tmp_path: pathlib.Path, kind: str
+) -> None:
+    """Nova's cache manager does that; the other one comes while the first is at work."""
+    cache = _Cache(tmp_path, made(kind))
+    others: list[mortal.Ended] = []
+
+    def come() -> None:
+        for lock in (tmp_path / 'locks').iterdir():
+            lock.unlink()
+        others.append(mortal.run(cache.attempt()))
+
+    link = rough_link.RoughLink(cache.images, [Trouble(Kind.CALL, 20_000)], struck=come)
+    status, _ = mortal.try_to_cache(cache.driver, link, cache.image.id)
+
+    assert [other.status for other in others] == ['cached']
+    assert status == 'cached'
+    cache.assert_recovers()
+
+
+def test_what_stands_behind_the_noted_bytes_of_an_unfinished_file_counts_for_nothing(
+    tmp_path: pathlib.Path,
+) -> None:
+    cache = _Cache(tmp_path, made('with holes'))
+    noted_bytes = cache.interrupt(BUFFER_BYTES // 2)
+    [unfinished] = cache.base_directory.glob('*.part')
+    with unfinished.open('r+b') as file:
+        file.seek(noted_bytes)
+        file.write(b'\xaa' * (len(cache.made.data) - noted_bytes))
+
+    cache.assert_recovers()
+
+
+def test_an_image_that_became_another_one_is_fetched_from_its_begin(
+    tmp_path: pathlib.Path,
+) -> None:
+    cache = _Cache(tmp_path, made('with holes'))
+    cache.interrupt(BUFFER_BYTES)
+    data = bytes(reversed(cache.made.data))
+    cache.made = Made(data, 'raw', data)
+    cache.image = cache.images.add(data, id=cache.image.id)
+
+    cache.assert_recovers()
+
+
+class _Cache:
+    """A cache whose process dies."""
+
+    def __init__(self, directory: pathlib.Path, image: Made) -> None:
+        self.directory = directory
+        self.base_directory = directory / '_base'
+        self.images = fake.FakeImageService()
+        self.image = self.images.add(image.data, disk_format=image.disk_format)
+        self.made = image
+        self.start()
+
+    def start(self) -> None:
+        self.driver = mortal.make_driver(str(self.directory))
+        self.driver.init_host()
+
+    def attempt(self) -> mortal.Attempt:
+        return mortal.Attempt(str(self.directory), self.image, self.made.data)
+
+    def interrupt(self, at_byte: int) -> int:
+        """Have a download that is to go on later from a byte, which is given."""
+        control = mortal.QuickControl()
+        pause = functools.partial(control.stop, exception.Paused('later'))
+        link = rough_link.RoughLink(self.images, [Trouble(Kind.STOP, at_byte)], struck=pause)
+        assert mortal.try_to_cache(self.driver, link, self.image.id, control)[0] == 'Paused'
+        assert mortal.noted_bytes(self.base_directory, self.image) == at_byte
+        return at_byte
+
+    def die(self, death: mortal.Death, power: random.Random | None) -> mortal.Ended:
+        synced = self.directory / 'synced'
+        synced.mkdir()
+        ended = mortal.run(dataclasses.replace(self.attempt(), death=death, synced=str(synced)))
+        if power is not None and ended.status == 'died':
+            mortal.lose_power(self.base_directory, synced, power)
+        return ended
+
+    def assert_recovers(self) -> None:
+        """The next process clears up, goes on with what is noted, and has the image."""
+        name = layout.base_name(self.image.id)
+        path = self.base_directory / name
+        assert not path.exists() or path.read_bytes() == self.made.raw
+        self.start()
+        noted_bytes = mortal.noted_bytes(self.base_directory, self.image)
+        link = rough_link.RoughLink(self.images)
+        status, _ = mortal.try_to_cache(self.driver, link, self.image.id)
+        assert status in _GOOD
+        is_whole = status == 'existing' or noted_bytes == self.image.size
+        assert link.opens == ([] if is_whole else [noted_bytes])
+        assert _names(self.base_directory) == [name]
+        assert path.read_bytes() == self.made.raw
