@@ -5,20 +5,19 @@ Whoever holds it downloads, and whoever waits finds the file there afterwards. I
 only saves work: unique names and an atomic rename keep the cache right without it.
 """
 
-import collections
 import contextlib
+import errno
 import logging
 import os
 import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import fasteners
 from oslo_concurrency import lockutils
 
 from nova_precache import control as controls
 from nova_precache import exception
-from nova_precache.cache import layout, waiting
+from nova_precache.cache import layout, turns, waiting
 
 LOG = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class ImageLocks:
 
     def __init__(self, lock_directory: str) -> None:
         self._directory = lock_directory
-        self._threads = _threads_at(os.path.realpath(lock_directory))
+        self._turns = turns.of(os.path.realpath(lock_directory))
         self._held: dict[str, fasteners.InterProcessLock] = {}
         self._has_warned = False
 
@@ -47,8 +46,8 @@ class ImageLocks:
         """
         control = control or controls.Control()
         with contextlib.ExitStack() as stack:
-            with self._threads.waiting(base_name, control):
-                stack.enter_context(self._threads.turn(base_name, control))
+            with self._turns.boot_waiting(base_name, control):
+                stack.enter_context(self._turns.wait_for(base_name, control))
                 stack.enter_context(self._file_lock(base_name, control))
             yield
 
@@ -64,24 +63,16 @@ class ImageLocks:
 
     def _acquire(self, base_name: str, control: controls.Control) -> fasteners.InterProcessLock:
         for _ in range(_MAX_REPLACEMENTS):
-            lock = self._wait_for_file(base_name, control)
-            if _is_in_place(lock):
-                return lock
+            lock = self._lock(base_name)
+            with contextlib.ExitStack() as stack:
+                stack.callback(_close, lock)
+                while not _try_acquire(lock, base_name):
+                    control.wait(_POLL_SECONDS)
+                if _is_in_place(lock, base_name):
+                    stack.pop_all()
+                    return lock
             # It was removed while we waited: whoever comes now takes another.
-            _close(lock)
         raise exception.StorageError(f'Locking {base_name}: the lock file keeps being replaced')
-
-    def _wait_for_file(
-        self, base_name: str, control: controls.Control
-    ) -> fasteners.InterProcessLock:
-        lock = self._lock(base_name)
-        try:
-            while not _try_acquire(lock, base_name):
-                control.wait(_POLL_SECONDS)
-        except BaseException:
-            _close(lock)
-            raise
-        return lock
 
     @contextlib.contextmanager
     def try_hold(self, base_name: str) -> Iterator[bool]:
@@ -89,7 +80,7 @@ class ImageLocks:
 
         :raises nova_precache.exception.StorageError: the lock file cannot be used
         """
-        with self._threads.try_turn(base_name) as is_ours:
+        with self._turns.try_have(base_name) as is_ours:
             if not is_ours:
                 yield False
                 return
@@ -101,7 +92,7 @@ class ImageLocks:
         lock = self._lock(base_name)
         try:
             # Whoever replaces the file just now has use for it.
-            yield _try_acquire(lock, base_name) and _is_in_place(lock)
+            yield _try_acquire(lock, base_name) and _is_in_place(lock, base_name)
         finally:
             _close(lock)
 
@@ -117,7 +108,7 @@ class ImageLocks:
         """
         lock_file = self._held[base_name].lockfile
         with (
-            self._threads.hastening(base_name, control) as hastening,
+            self._turns.hastening(base_name, control) as hastening,
             contextlib.ExitStack() as stack,
         ):
             try:
@@ -147,150 +138,18 @@ def _try_acquire(lock: fasteners.InterProcessLock, base_name: str) -> bool:
         raise exception.StorageError(f'Locking {base_name}: {exc}') from exc
 
 
-def _is_in_place(lock: fasteners.InterProcessLock) -> bool:
+def _is_in_place(lock: fasteners.InterProcessLock, base_name: str) -> bool:
     """Tell whether the file that is locked is the one at which others look for the lock."""
     try:
         return os.path.samestat(os.fstat(lock.lockfile.fileno()), os.stat(lock.path))
-    except FileNotFoundError:
-        return False
+    except OSError as exc:
+        # Over NFS a file that another machine removed is stale.
+        if exc.errno in (errno.ENOENT, errno.ESTALE):
+            return False
+        raise exception.storage_failure(f'Locking {base_name}', exc) from exc
 
 
 def _close(lock: fasteners.InterProcessLock) -> None:
     """Close the file, and with it let go of the lock, where it is held."""
     if lock.lockfile is not None:
         lock.lockfile.close()
-
-
-class _Threads:
-    """Who among the threads of this process has, and waits for, the locks of one directory.
-
-    The kernel gives a file's lock to a process, not to a thread, and takes it away when
-    the process closes the file, however often it has it open: only the one whose turn it
-    is touches the file.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._held: set[str] = set()
-        self._boots: collections.Counter[str] = collections.Counter()
-        self._hastenings: dict[str, _Hastening] = {}
-
-    @contextlib.contextmanager
-    def turn(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Wait for the turn, and have it."""
-        with control.at_stop(self._wake), self._changed:
-            self._changed.wait_for(lambda: self._is_free(base_name, control))
-            self._held.add(base_name)
-        try:
-            yield
-        finally:
-            self._give_up(base_name)
-
-    @contextlib.contextmanager
-    def try_turn(self, base_name: str) -> Iterator[bool]:
-        """Have the turn unless another thread has it; gives whether it is so."""
-        with self._changed:
-            is_ours = base_name not in self._held
-            self._held.add(base_name)
-        try:
-            yield is_ours
-        finally:
-            if is_ours:
-                self._give_up(base_name)
-
-    def _is_free(self, base_name: str, control: controls.Control) -> bool:
-        control.check()
-        return base_name not in self._held
-
-    def _give_up(self, base_name: str) -> None:
-        with self._changed:
-            self._held.remove(base_name)
-            self._changed.notify_all()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def waiting(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Have a boot hasten whoever has the turn, while it waits for it."""
-        if not control.is_boot:
-            yield
-            return
-        self._count_boots(base_name, +1)
-        try:
-            yield
-        finally:
-            self._count_boots(base_name, -1)
-
-    def _count_boots(self, base_name: str, step: int) -> None:
-        with self._changed:
-            self._boots[base_name] += step
-            # Without a boot there is no entry.
-            self._boots += collections.Counter()
-            hastening = self._hastenings.get(base_name)
-        if hastening is not None:
-            hastening.update()
-
-    def _do_boots_wait(self, base_name: str) -> bool:
-        with self._changed:
-            return self._boots[base_name] > 0
-
-    @contextlib.contextmanager
-    def hastening(self, base_name: str, control: controls.Control) -> Iterator['_Hastening']:
-        """Hasten the work of the one whose turn it is while boots wait for it."""
-        hastening = _Hastening(control, lambda: self._do_boots_wait(base_name))
-        with self._changed:
-            self._hastenings[base_name] = hastening
-        try:
-            hastening.update()
-            yield hastening
-        finally:
-            with self._changed:
-                del self._hastenings[base_name]
-            hastening.end()
-
-
-class _Hastening:
-    """Has a control waited for while boots, or others, wait."""
-
-    def __init__(self, control: controls.Control, do_boots_wait: Callable[[], bool]) -> None:
-        self._control = control
-        self._do_boots_wait = do_boots_wait
-        self._do_others_wait = False
-        self._has_ended = False
-        self._lock = threading.Lock()
-        self._waited_for: contextlib.ExitStack | None = None
-
-    def set_others(self, do_wait: bool) -> None:
-        self._do_others_wait = do_wait
-        self.update()
-
-    def end(self) -> None:
-        self._has_ended = True
-        self.update()
-
-    def update(self) -> None:
-        """Have the control waited for, or not, as things are now, whoever tells of them first."""
-        with self._lock:
-            waits = not self._has_ended and (self._do_others_wait or self._do_boots_wait())
-            if waits and self._waited_for is None:
-                self._waited_for = contextlib.ExitStack()
-                self._waited_for.enter_context(self._control.waited_for())
-            elif not waits and self._waited_for is not None:
-                self._waited_for.close()
-                self._waited_for = None
-
-
-# Caches of one process that share a directory have to share this; those of others must
-# not wait for each other, whose images have the same names.
-_threads: weakref.WeakValueDictionary[str, _Threads] = weakref.WeakValueDictionary()
-_threads_lock = threading.Lock()
-
-
-def _threads_at(directory: str) -> _Threads:
-    with _threads_lock:
-        found = _threads.get(directory)
-        if found is None:
-            found = _threads[directory] = _Threads()
-        return found

@@ -214,7 +214,7 @@ class CacheStore:
 
     def require(self, reservation: 'Reservation', needed_bytes: int) -> None:
         """Have a reservation hold so much; raises as :meth:`reserve`."""
-        with self._reservations_lock:
+        with self._reservations_lock, storage_errors(f'Looking at {self.layout.base_directory}'):
             others = sum(item.outstanding_bytes() for item in self._reservations - {reservation})
             free = self.free_bytes() - others
             still_needed = needed_bytes - reservation.written_bytes() + self._reserved_bytes
@@ -269,15 +269,19 @@ class CacheStore:
         return swept
 
     def _sweep_image(self, base_name: str, names: list[str], image_locks: locks.ImageLocks) -> int:
-        with image_locks.try_hold(base_name) as held:
-            if not held:
-                return 0
-            is_wanted = not self._is_bootable(self.layout.path_of(base_name))
-            journal_names = {layout.sibling(name, layout.JOURNAL_SUFFIX) for name in names}
-            return sum(
-                self._sweep_stem(self.layout.path_of(name), is_wanted=is_wanted)
-                for name in journal_names
-            )
+        journal_names = {layout.sibling(name, layout.JOURNAL_SUFFIX) for name in names}
+        try:
+            with storage_errors(f'Sweeping {base_name}'), image_locks.try_hold(base_name) as held:
+                if not held:
+                    return 0
+                is_wanted = not self._is_bootable(self.layout.path_of(base_name))
+                return sum(
+                    self._sweep_stem(self.layout.path_of(name), is_wanted=is_wanted)
+                    for name in journal_names
+                )
+        except exception.CacheError as exc:  # of this image alone
+            LOG.warning('What is unfinished is left: %s', exc)
+            return 0
 
     def _sweep_stem(self, journal_path: str, *, is_wanted: bool) -> int:
         """Remove the files with the stem of a journal, but for what can be gone on with."""

@@ -79,12 +79,6 @@ class HostPace:
         )
         self._meter = Meter(clock())
 
-    def limit(self, max_rate_bytes: int) -> None:
-        """Set another limit of all precaching together; 0 for none."""
-        with self._changed:
-            self._host.pay(self._clock(), self._host_rate())
-            self._max_rate_bytes = max_rate_bytes
-
     @contextlib.contextmanager
     def boot(self) -> Iterator[None]:
         """Have precaching yield while within: an instance waits for an image."""

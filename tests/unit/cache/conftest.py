@@ -16,8 +16,10 @@ from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
 
 MAX_PARALLEL = 8
-# Small enough that tiny images go through all of it.
-SYNC_RULES = partials.SyncRules(write_back_bytes=64 * 1024, sync_bytes=256 * 1024)
+# Small enough that tiny images go through all of it, however slow the disk is.
+SYNC_RULES = partials.SyncRules(
+    write_back_bytes=64 * 1024, sync_bytes=256 * 1024, sync_seconds=3600
+)
 
 # Another process that takes the lock as Nova does, says so, and holds it until told.
 _HOLDER = """

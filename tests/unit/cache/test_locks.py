@@ -40,11 +40,11 @@ lock.lockfile.close()
 sys.stdin.readline()
 """
 
-# Another process that opens and closes a lock file, as fast as it can.
+# Another process that opens and closes a lock file, as fast as it can, and never waits for it.
 _RESTLESS = """
-import sys
+import os, sys
 for _ in range(20000):
-    open(f'{sys.argv[1]}/nova-{sys.argv[2]}', 'a').close()
+    os.close(os.open(f'{sys.argv[1]}/nova-{sys.argv[2]}', os.O_WRONLY | os.O_NONBLOCK))
 """
 
 
@@ -261,6 +261,36 @@ def test_a_lock_file_that_is_always_another_is_a_fault_of_the_storage(
         pass
 
 
+def test_a_lock_file_that_another_machine_removed_is_replaced(
+    image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = os.path.samestat
+
+    def stale(*of: os.stat_result) -> bool:
+        monkeypatch.setattr(os.path, 'samestat', compare)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os.path, 'samestat', stale)
+    with image_locks.hold(NAME), image_locks.try_hold(NAME) as held:
+        assert not held
+
+
+def test_a_lock_file_that_cannot_be_looked_at_is_a_fault_of_the_storage(
+    image_locks: locks.ImageLocks, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*of: os.stat_result) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os.path, 'samestat', refuse)
+    for use in (image_locks.hold, image_locks.try_hold):
+        with pytest.raises(exception.StorageError, match=f'Locking {NAME}: Input'), use(NAME):
+            pass
+    assert not _is_open(tmp_path / f'nova-{NAME}')
+    monkeypatch.undo()
+    with image_locks.try_hold(NAME) as held:
+        assert held
+
+
 def test_nobody_is_waited_for_without_a_reason(image_locks: locks.ImageLocks) -> None:
     reins = control.Control()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
@@ -330,14 +360,6 @@ def test_another_process_hastens_while_it_waits_and_is_killed(
         assert not reins.is_urgent
 
 
-@pytest.fixture(params=['leases', 'events'])
-def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernel tell who has a file open, or refuse it, as it does over NFS."""
-    if request.param == 'events':
-        monkeypatch.setattr(waiting, '_leases_work', lambda directory: False)
-
-
-@pytest.mark.usefixtures('telling')
 def test_another_process_hastens_until_it_gives_up(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
@@ -355,7 +377,6 @@ def test_another_process_hastens_until_it_gives_up(
         assert waiter.poll() is None
 
 
-@pytest.mark.usefixtures('telling')
 def test_two_processes_hasten_until_the_last_is_gone(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
@@ -379,15 +400,20 @@ def test_two_processes_hasten_until_the_last_is_gone(
         wait_until(lambda: not reins.is_urgent, 'both are gone')
 
 
-def test_a_process_that_waits_already_hastens_from_the_start(
+def test_a_process_that_came_before_hastens_nobody_nor_hides_who_comes(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins, path = control.Control(), tmp_path / f'nova-{NAME}'
-    with image_locks.hold(NAME, reins), _process(_WAITER, tmp_path) as waiter:
-        wait_until(lambda: _has_open(waiter.pid, path), 'the process waits')
-        with image_locks.hastening(NAME, reins):
-            assert reins.is_urgent
-        assert not reins.is_urgent
+    told: list[bool] = []
+    with image_locks.hold(NAME, reins), _process(_WAITER, tmp_path) as early:
+        wait_until(lambda: _has_open(early.pid, path), 'it waits')
+        with image_locks.hastening(NAME, reins), reins.at_urgency(told.append):
+            early.kill()
+            early.wait()
+            with _process(_WAITER, tmp_path):
+                wait_until(lambda: reins.is_urgent, 'the other waits')
+            wait_until(lambda: not reins.is_urgent, 'both are gone')
+        assert told == [False, True, False]
 
 
 def test_a_process_that_waits_gets_the_lock(
@@ -400,7 +426,6 @@ def test_a_process_that_waits_gets_the_lock(
         assert waiter.communicate(timeout=20)[0] == 'starts\nheld\n'
 
 
-@pytest.mark.usefixtures('telling')
 def test_a_process_that_waits_for_another_lock_does_not_hasten(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
@@ -436,7 +461,7 @@ def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
         wait_until(lambda: reins.is_urgent, 'the process waits')
 
 
-def test_looking_who_waits_harms_neither_side(
+def test_looking_who_waits_holds_nobody_up(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = control.Control()
@@ -471,6 +496,26 @@ def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> N
         (tmp_path / 'locks' / f'nova-{NAME}').unlink()
         (tmp_path / 'locks').rmdir()
     assert not reins.is_urgent
+
+
+def test_hastening_ends_where_the_watch_ended_before(
+    image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(waiting.inotify_simple.INotify):
+        """Ends a watch at once, as the kernel does when the file system is unmounted."""
+
+        def add_watch(self, path: str, mask: int) -> int:
+            watched = int(super().add_watch(path, mask))
+            super().rm_watch(watched)
+            return watched
+
+    reins = control.Control()
+    monkeypatch.setattr(waiting.inotify_simple, 'INotify', Ending)
+    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        for thread in threading.enumerate():
+            if thread.name == 'waiting':
+                thread.join(20)
+                assert not thread.is_alive()
 
 
 def test_what_cannot_be_watched_is_said_once_and_boots_hasten_all_the_same(

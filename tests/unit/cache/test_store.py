@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import os
 import pathlib
 import stat
@@ -14,7 +15,7 @@ import pytest
 
 from nova_precache import exception
 from nova_precache.cache import journal, layout, store
-from tests.unit.cache.conftest import Cache, cached_bytes
+from tests.unit.cache.conftest import Cache, Refusal, cached_bytes
 
 IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 MIB = 1024**2
@@ -332,6 +333,18 @@ def test_what_was_written_counts_no_longer_as_reserved(
         assert reservation.outstanding_bytes() <= MIB
 
 
+def test_what_was_written_and_cannot_be_looked_at_is_a_fault_of_the_storage(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        cache.store.reserve(1, [cache.paths.path_of('written')]) as space,
+        monkeypatch.context() as patched,
+    ):
+        Refusal(patched, 'stat', errno.ESTALE).is_on = True
+        with pytest.raises(exception.StorageError, match=os.strerror(errno.ESTALE)):
+            space.require(2)
+
+
 def test_what_came_counts_no_longer_as_reserved_where_it_was_holes(cache: Cache) -> None:
     with cache.store.reserve(4 * MIB, [], lambda: 3 * MIB) as reservation:
         assert reservation.outstanding_bytes() == MIB
@@ -452,6 +465,17 @@ def test_what_somebody_writes_is_not_swept_though_the_lock_file_is_gone(cache: C
         assert cache.store.sweep(cache.locks) == 0
         assert cache.names() == running
     assert cache.store.sweep(cache.locks) == 2
+
+
+def test_one_image_that_cannot_be_swept_keeps_no_other(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, _ = leave(cache, synced_bytes=0)
+    unreadable = f'{"0" * 40}{name[40:]}'
+    os.mkdir(cache.paths.path_of(unreadable))
+    assert cache.store.sweep(cache.locks) == 2
+    assert cache.names() == [unreadable]
+    assert 'Is a directory' in caplog.text
 
 
 def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:

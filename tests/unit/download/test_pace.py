@@ -173,19 +173,6 @@ def test_a_download_has_a_limit_where_the_host_has_none(time: SimulatedTime) -> 
     assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
 
 
-def test_another_limit_holds_from_when_it_is_set(time: SimulatedTime) -> None:
-    host = pace.HostPace(max_rate_bytes=10 * MEGA, clock=time)
-    download = Download(time, host)
-
-    def change() -> None:
-        time.sleep(5)
-        host.limit(MEGA)
-
-    time.run([download.run, change])
-    assert download.bytes_between(0, 5) == pytest.approx(5 * 10 * MEGA, rel=0.05)
-    assert download.bytes_between(6, 10) == pytest.approx(4 * MEGA, rel=0.05)
-
-
 def test_a_boot_is_not_limited_and_takes_nothing_from_the_limit_of_others(
     time: SimulatedTime,
 ) -> None:
