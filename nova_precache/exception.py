@@ -39,6 +39,7 @@
         ├── NotEnoughSpace
         ├── StorageError
         ├── ConversionFailed
+        │   └── ConversionTimedOut
         ├── BackendUnsupported
         └── TransferStopped
             ├── Cancelled
@@ -271,6 +272,13 @@ def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError
 
 class ConversionFailed(CacheError):
     """qemu-img could not read or convert the image within its limits."""
+
+
+class ConversionTimedOut(ConversionFailed):
+    """qemu-img took too long, as it may on a host that is busy; what came can be used again."""
+
+    retry = model.Retry.BACKOFF
+    keeps_partial = True
 
 
 class BackendUnsupported(CacheError):

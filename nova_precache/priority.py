@@ -24,7 +24,7 @@ from nova_precache import control as controls
 LOG = logging.getLogger(__name__)
 
 IDLE_NICENESS = 19
-_IDLE_LAUNCHERS = (('nice', '-n', str(IDLE_NICENESS)), ('ionice', '-c', '3'))
+_IDLE_LAUNCHERS = (('nice', '-n', str(IDLE_NICENESS)), ('ionice', '-t', '-c', '3'))
 # A launcher becomes the program within milliseconds, unless the CPUs are very busy.
 _LAUNCH_SECONDS = 2.0
 _LAUNCH_POLL_SECONDS = 0.005

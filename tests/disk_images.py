@@ -75,6 +75,29 @@ def qcow2_with_snapshots(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def qcow2_with_long_snapshot_names(path: pathlib.Path, count: int) -> pathlib.Path:
+    """Make an image of as many snapshots, each with a name of 255 bytes."""
+    converted(path, 'qcow2')
+    (l1_offset,) = struct.unpack_from('>Q', path.read_bytes(), 40)
+    fields = (l1_offset, 1, 1, 255, 0, 0, 0, 0, 16, 0, MIB)
+    snapshot = struct.pack('>QIHHIIQIIQQ', *fields) + b'1' + b'n' * 255
+    table = snapshot.ljust(-(-len(snapshot) // 8) * 8, b'\0') * count
+    offset = 2 * MIB
+    patched(path, offset, table)
+    return patched(path, 60, struct.pack('>IQ', count, offset))
+
+
+def qcow2_with_bad_compressed_data(path: pathlib.Path) -> pathlib.Path:
+    source = path.with_suffix('.source')
+    source.write_bytes(b'words ' * MIB)
+    qemu_img('convert', '-f', 'raw', '-O', 'qcow2', '-c', str(source), str(path))
+    source.unlink()
+    (l1_offset,) = struct.unpack_from('>Q', path.read_bytes(), 40)
+    (l2_entry,) = struct.unpack_from('>Q', path.read_bytes(), l1_offset)
+    (entry,) = struct.unpack_from('>Q', path.read_bytes(), l2_entry & 0xFFFFFFFFFFFE00)
+    return patched(path, entry & (1 << 54) - 1, b'\xff' * 64)
+
+
 def luks(path: pathlib.Path, version: int = 1) -> pathlib.Path:
     header = struct.pack(
         '>6sH32s32s32sII', b'LUKS\xba\xbe', version, b'aes', b'xts-plain64', b'sha256', 4096, 64

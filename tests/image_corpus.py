@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 
 from tests import disk_images
 
-DISK_FORMATS = ('raw', 'ami', 'iso', 'qcow2', 'vmdk', 'vhd', 'vhdx', 'vdi')
-QEMU_FORMATS = {**dict.fromkeys(('raw', 'ami', 'iso'), 'raw'), 'vhd': 'vpc'}
+RAW_FORMATS = ('raw', 'ami', 'iso')
+DISK_FORMATS = (*RAW_FORMATS, 'qcow2', 'vmdk', 'vhd', 'vhdx', 'vdi')
+QEMU_FORMATS = {**dict.fromkeys(RAW_FORMATS, 'raw'), 'vhd': 'vpc'}
 
 Make = Callable[[pathlib.Path], pathlib.Path]
 
@@ -245,6 +246,7 @@ _VMDK = _image('vmdk')
 _STREAM = _image('vmdk', '-o', 'subformat=streamOptimized')
 _VMDK_CAPACITY = 12
 _VMDK_GD_OFFSET = 56
+VMDK_FOOTER_AT_END = b'\xff' * 8
 _SPARSE = 'createType="monolithicSparse"'
 
 
@@ -275,7 +277,7 @@ def _vmdk_with_footer(path: pathlib.Path, sectors: int = 2048) -> pathlib.Path:
     data = bytearray(_STREAM(path).read_bytes())
     footer = bytearray(data[:512])
     struct.pack_into('<Q', footer, _VMDK_CAPACITY, sectors)
-    data[_VMDK_GD_OFFSET : _VMDK_GD_OFFSET + 8] = b'\xff' * 8
+    data[_VMDK_GD_OFFSET : _VMDK_GD_OFFSET + 8] = VMDK_FOOTER_AT_END
     marker = struct.pack('<QII', 1, 0, 3).ljust(512, b'\0')
     path.write_bytes(data + marker + footer + bytes(512))
     return path
@@ -326,7 +328,7 @@ VMDK = {
     'vmdk without its footer': _of(
         'vmdk',
         late('Header and footer signature do not match'),
-        _patched(_STREAM, _VMDK_GD_OFFSET, b'\xff' * 8),
+        _patched(_STREAM, _VMDK_GD_OFFSET, VMDK_FOOTER_AT_END),
     ),
     'vmdk with another size in its footer': _of(
         'vmdk', late('qemu-img finds a disk of 524288'), _vmdk_with_smaller_footer
@@ -455,6 +457,7 @@ OTHERS = {
     ),
     'vdi, blocks of nothing': _of('vdi', late(_CANNOT), _patched(_VDI, 0x178, bytes(4))),
     'vdi with parent': _of('vdi', late(_CANNOT), _patched(_VDI, 0x1A8, b'\1' * 32)),
+    'vdi, header cut': Case(_cut(_VDI, 511), 'piece of vdi', {}, early=False),
     'qed': Case(_image('qed'), 'qed', {}),
     'qed, header cut': Case(_cut(_image('qed'), 100), 'piece of qed', {}, early=False),
     'luks': _always(early('LUKS-encrypted'), disk_images.luks),
@@ -468,6 +471,14 @@ OTHERS = {
     ),
 }
 _TEXT = b'A disk image of words. ' * 400
+# Which qemu takes the file for that has it at its start.
+_FLAT = _descriptor('monolithicFlat', 'RW 1 FLAT "/etc/hostname" 0') + b'#'
+
+
+def _beginning(start: bytes, make: Make) -> Make:
+    return _patched(make, 0, start)
+
+
 RAW = {
     'raw': _raw(disk_images.raw),
     'zeros': _raw(_bytes(bytes(300_000))),
@@ -497,6 +508,20 @@ RAW = {
     ),
     'vmdk and iso': _always(
         early('several formats at once: iso, vmdk'), _patched(_VMDK, 32 * 1024, b'\1CD001')
+    ),
+    'gpt and vmdk descriptor': _always(
+        early('several formats at once: gpt, vmdk descriptor'), _beginning(_FLAT, disk_images.gpt)
+    ),
+    'iso and vmdk descriptor': _always(
+        early('several formats at once: iso, vmdk descriptor'), _beginning(_FLAT, disk_images.iso)
+    ),
+    'gpt and vmdk of version 3': _always(
+        early('several formats at once: gpt, vmdk of version 3'),
+        _beginning(b'COWD\1', disk_images.gpt),
+    ),
+    'vdi and vmdk descriptor': _always(
+        early('several formats at once: vdi, vmdk descriptor'),
+        _beginning(b'#\nversion=1\n', _image('vdi')),
     ),
     'raw that begins as qcow2': _of(
         'qcow2', late(_CANNOT), _patched(disk_images.raw, 0, b'QFI\xfb\0\0\0\2')

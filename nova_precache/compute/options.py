@@ -6,6 +6,7 @@ refused before anything is done: a limit that somebody counts on must not be los
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,16 +30,19 @@ def read(payload: object) -> model.TransferOptions:
 
 
 def _rate(value: Any) -> int | None:
-    if value is None or (type(value) is int and value > 0):
+    if value is None or (type(value) is int and 0 < value <= sys.maxsize):
         return value
-    raise exception.InvalidInput(f'options.max_rate_bytes: {value!r} is not a number above 0')
+    raise exception.InvalidInput(
+        f'options.max_rate_bytes: {value!r:.40} is not a number from 1 to {sys.maxsize}'
+    )
 
 
 def _seconds(value: Any) -> float | None:
     if value is None:
         return None
-    if type(value) in (int, float) and math.isfinite(value):
-        return float(value)
+    # A whole number may be too large to be a float.
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return float(max(-sys.maxsize, min(value, sys.maxsize)))
     raise exception.InvalidInput(f'options.deadline_seconds: {value!r} is not a number')
 
 

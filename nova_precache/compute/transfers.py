@@ -128,6 +128,7 @@ class Transfers:
         with self._lock:
             self.is_stopping = True
             running = list(self._running.values())
+            self._running.clear()  # whoever leaves now must not change how they end
         for transfer in running:
             transfer.stop(_shutting_down())
 
@@ -162,18 +163,16 @@ class Transfers:
                 return _already(self._kept[job_id])
             if self.is_stopping:
                 return _already(outcomes.of_stop(_shutting_down()))
-            transfer = self._running.get(image_id)
-            is_first = transfer is None
-            if transfer is None:
-                started = model.Progress(model.TaskStatus.DOWNLOADING, 0)
-                transfer = self._running[image_id] = Transfer(image_id, started)
+            started = model.Progress(model.TaskStatus.DOWNLOADING, 0)
+            transfer = self._running.get(image_id) or Transfer(image_id, started)
             follower = self._join(transfer, job_id, epoch, options or model.TransferOptions())
-        if is_first:
-            # Not in the thread of the call, whose job may leave what others still want.
-            threading.Thread(
-                target=self._do, args=(transfer, work), name=f'transfer-{image_id}', daemon=True
-            ).start()
-        return follower.outcome
+            if image_id not in self._running:
+                # Not in the thread of the call, whose job may leave what others still want.
+                threading.Thread(
+                    target=self._do, args=(transfer, work), name=f'transfer-{image_id}', daemon=True
+                ).start()
+                self._running[image_id] = transfer  # where no thread starts, nobody must join it
+            return follower.outcome
 
     def _join(
         self, transfer: Transfer, job_id: str, epoch: int, options: model.TransferOptions

@@ -171,7 +171,10 @@ What ended for good is removed at once. It counts as space in use.
         'convert_cpu_seconds',
         default=1800,
         min=1,
-        help='CPU time that qemu-img may use to convert an image.',
+        help="""
+CPU time that qemu-img may use to convert an image. Where it has waited so long for the
+CPUs and the disk that four times as much has passed, it is ended and tried again.
+""",
     ),
     cfg.IntOpt(
         'inspect_cpu_seconds',

@@ -37,7 +37,10 @@ _QEMU_ONLY = {
     'vmdk descriptor': re.compile(rb'(?:#[^\n]*\n| +\r?\n)*version=[123]\r?\n'),
     'piece of qcow2': re.compile(rb'QFI\xfb'),
     'piece of qed': re.compile(rb'QED\0'),
+    'piece of vdi': re.compile(rb'(?s:.{64}\x7f\x10\xda\xbe.{,443})\Z'),
 }
+# Their magic is further on in the image, which may begin as something else.
+_BEGIN_AS_ANY = frozenset({'gpt', 'iso', 'vdi'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +132,13 @@ class Recogniser:
         found = {each.NAME: each for each in self._inspectors if _matches(each)}
         if found.keys() == {'iso', 'gpt'}:
             del found['gpt']
-        if len(found) > 1:
-            raise exception.UnsafeImage(f'several formats at once: {", ".join(sorted(found))}')
+        only_qemu = self._qemu_only_format() if found.keys() <= _BEGIN_AS_ANY else None
+        names = [*found, only_qemu] if only_qemu else [*found]
+        if len(names) > 1:
+            raise exception.UnsafeImage(f'several formats at once: {", ".join(sorted(names))}')
         for name, inspector in found.items():
             return Content(name, inspector)
-        return Content(self._qemu_only_format() or 'raw')
+        return Content(only_qemu or 'raw')
 
     def _qemu_only_format(self) -> str | None:
         found = (name for name, start in _QEMU_ONLY.items() if start.match(self._start))
@@ -149,10 +154,15 @@ def _matches(inspector: format_inspector.FileInspector) -> bool:
 
 
 def recognise(
-    path: str, among: Sequence[str] | None = None, control: Control | None = None
+    path: str,
+    among: Sequence[str] | None = None,
+    control: Control | None = None,
+    *,
+    only_name: bool = False,
 ) -> Content:
     """Read a file as far as is needed: 256 KiB of most, all of some.
 
+    :param only_name: no more is needed than to name the content
     :raises nova_precache.exception.UnsafeImage: several formats at once
     :raises nova_precache.exception.StorageError: the file could not be read
     :raises nova_precache.exception.TransferStopped: as the control has it
@@ -164,7 +174,7 @@ def recognise(
                 if control is not None:
                     control.check()
                 recogniser.take(piece)
-                if recogniser.is_done:
+                if recogniser.is_done or (only_name and recogniser.is_named):
                     return recogniser.content()
     except OSError as exc:
         raise exception.storage_failure(f'Reading {path}', exc) from exc

@@ -37,7 +37,7 @@ class Converter:
         LOG.debug('Converting %s from %s to raw', source, inspected.qemu_format)
         self._qemu.convert_to_raw(source, inspected.qemu_format, target, control)
         _cut_to_size(target, inspected.virtual_size_bytes)
-        self._inspector.check_converted(target)
+        self._inspector.check_converted(target, control)
 
 
 def _cut_to_size(path: str, size_bytes: int) -> None:

@@ -94,13 +94,14 @@ class ImageInspector:
         headers.check_header(found, self._vmdk_allowed_types)
         return self._ask_qemu(path, found)
 
-    def check_converted(self, path: str) -> None:
+    def check_converted(self, path: str, control: Control | None = None) -> None:
         """See that what came out of a conversion is raw, and not another image within.
 
         :raises nova_precache.exception.UnsafeImage: a nested image
         :raises nova_precache.exception.StorageError: the file could not be read
+        :raises nova_precache.exception.TransferStopped: as the control has it
         """
-        found = content.recognise(path, _QEMU_FORMATS)
+        found = content.recognise(path, _QEMU_FORMATS, control, only_name=True)
         if found.name != 'raw':
             raise exception.UnsafeImage(f'converted to raw, its content is {found.name}')
 

@@ -10,21 +10,27 @@ import dataclasses
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from nova_precache import priority
 from nova_precache.control import Control
 
 # Part of util-linux, as what makes a program idle is.
 PROGRAMS = ('setpriv', 'prlimit')
+LAUNCHERS = (*PROGRAMS, 'ionice')
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program may use."""
+    """What a program may use.
+
+    :ivar file_bytes: to which a file may grow that it writes, and what it prints
+    """
 
     address_space_bytes: int
     cpu_seconds: int
     wall_seconds: float
+    file_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,30 +60,40 @@ def run(
     control = control or Control()
     control.check()
     idle_priority = idle_priority and not control.is_boot  # niceness is not always given back
-    process = subprocess.Popen(
-        _command(command, limits, idle_priority),
+    with open(os.memfd_create('output'), 'r+b') as output:  # a file, of which the size is limited
+        process = _start(_command(command, limits, idle_priority), output)
+        following = (
+            priority.follow(process.pid, control) if idle_priority else contextlib.nullcontext()
+        )
+        with process, _ended(process), control.at_stop(process.kill), following:
+            try:
+                _, errors = process.communicate(timeout=limits.wall_seconds)
+            except subprocess.TimeoutExpired as exc:
+                raise TimeoutError from exc
+        control.check()
+        output.seek(0)
+        return Ended(process.returncode, _text(output.read()), _text(errors))
+
+
+def _start(command: Sequence[str], output: BinaryIO) -> 'subprocess.Popen[bytes]':
+    return subprocess.Popen(
+        command,
         # Its messages tell what the file system refused. Each thread's arena would
         # take of the address space as much as many images need.
         env={**os.environ, 'LC_ALL': 'C', 'MALLOC_ARENA_MAX': '2'},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.PIPE,
         process_group=0,  # a Ctrl-C in the terminal is for this process, which ends it
     )
-    following = priority.follow(process.pid, control) if idle_priority else contextlib.nullcontext()
-    with process, _ended(process), control.at_stop(process.kill), following:
-        try:
-            output, errors = process.communicate(timeout=limits.wall_seconds)
-        except subprocess.TimeoutExpired as exc:
-            raise TimeoutError from exc
-    control.check()
-    return Ended(process.returncode, _text(output), _text(errors))
 
 
 def _command(command: Sequence[str], limits: Limits, idle_priority: bool) -> list[str]:
+    file_limit = [] if limits.file_bytes is None else [f'--fsize={limits.file_bytes}']
     limited = [
         *('setpriv', '--pdeathsig', 'KILL'),
         *('prlimit', f'--as={limits.address_space_bytes}', f'--cpu={limits.cpu_seconds}'),
+        *('--core=0', *file_limit),
         *command,
     ]
     return priority.idle_command(limited) if idle_priority else limited

@@ -21,18 +21,17 @@ def takes_direct_writes(path: str) -> bool:
     """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
     try:
-        file = os.open(path, os.O_WRONLY | os.O_DIRECT)
-        try:
-            # Views of the page that an error still knew would keep it from being closed.
-            with (
-                contextlib.closing(mmap.mmap(-1, mmap.PAGESIZE)) as page,
-                memoryview(page) as whole,
-                whole[:_SECTOR_BYTES] as sector,
-            ):
-                return os.write(file, sector) == _SECTOR_BYTES
-        finally:
-            os.ftruncate(file, 0)
-            os.close(file)
+        with open(os.open(path, os.O_WRONLY | os.O_DIRECT), 'wb', buffering=0) as file:
+            try:
+                # Views of the page that an error still knew would keep it from being closed.
+                with (
+                    contextlib.closing(mmap.mmap(-1, mmap.PAGESIZE)) as page,
+                    memoryview(page) as whole,
+                    whole[:_SECTOR_BYTES] as sector,
+                ):
+                    return file.write(sector) == _SECTOR_BYTES
+            finally:
+                file.truncate(0)
     except OSError as exc:
         if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             return False

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,11 @@ from nova_precache.inspection import limited, pagecache
 WALL_SECONDS_PER_CPU_SECOND = 4
 # How qemu-img ends when it says why; otherwise it was ended, by a limit most likely.
 _EXIT_ERROR = 1
+_LAUNCHER = re.compile(rf'({"|".join(limited.LAUNCHERS)}): ')
+# An image may hold thousands of snapshots, whose names it tells.
+_MAX_INFO_BYTES = 1024**2
+# Data that cannot be decompressed is an input/output error, too.
+_BAD_CONTENT = 'error while reading'
 _REASON_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -76,13 +82,17 @@ class QemuImg:
         self._idle_priority = idle_priority
 
     def check_installed(self) -> None:
-        """See that the program is there, and what runs it within limits.
+        """See that the program is there, and what runs it, and that it runs within limits.
 
-        :raises nova_precache.exception.ConfigError: it is not
+        :raises nova_precache.exception.ConfigError: it is not, or does not
         """
         for program in (self._program, *limited.PROGRAMS):
             if shutil.which(program) is None:
                 raise exception.ConfigError(f'{program} is not installed on this host')
+        try:
+            self._run(self._limits.inspect_cpu_seconds, '--version')
+        except (exception.CacheError, QemuImgFailed) as exc:
+            raise exception.ConfigError(f'qemu-img cannot be run on this host: {exc}') from exc
 
     def info(self, path: str, qemu_format: str, control: Control | None = None) -> DiskInfo:
         """Describe a file that is to be read in the format named.
@@ -97,6 +107,7 @@ class QemuImg:
                 self._limits.inspect_cpu_seconds,
                 *('info', '--output=json', '-f', qemu_format, os.path.abspath(path)),
                 control=control,
+                file_bytes=_MAX_INFO_BYTES,
             )
         except QemuImgFailed as exc:
             raise exception.UnsafeImage(f'qemu-img cannot read it as {qemu_format}: {exc}') from exc
@@ -142,21 +153,27 @@ class QemuImg:
         except QemuImgFailed as exc:
             raise exception.StorageError(f'qemu-img could not create {target}: {exc}') from exc
 
-    def _run(self, cpu_seconds: int, *arguments: str, control: Control | None = None) -> str:
+    def _run(
+        self,
+        cpu_seconds: int,
+        *arguments: str,
+        control: Control | None = None,
+        file_bytes: int | None = None,
+    ) -> str:
         """Run the program to its end.
 
         :raises QemuImgFailed: it did not like its input
         """
         wall_seconds = cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
+        limits = limited.Limits(
+            self._limits.address_space_bytes, cpu_seconds, wall_seconds, file_bytes
+        )
         try:
             ended = limited.run(
-                [self._program, *arguments],
-                limited.Limits(self._limits.address_space_bytes, cpu_seconds, wall_seconds),
-                control,
-                idle_priority=self._idle_priority,
+                [self._program, *arguments], limits, control, idle_priority=self._idle_priority
             )
         except TimeoutError as exc:
-            raise exception.ConversionFailed(
+            raise exception.ConversionTimedOut(
                 f'qemu-img {arguments[0]} took more than {wall_seconds} s'
             ) from exc
         except OSError as exc:
@@ -168,12 +185,17 @@ class QemuImg:
     def _failure(self, command: str, ended: limited.Ended, cpu_seconds: int) -> Exception:
         """Tell the limits and the file system's refusals from a fault of the image."""
         reason = _last_line(ended.errors)
-        if ended.exit_code != _EXIT_ERROR or os.strerror(errno.ENOMEM) in reason:
+        if ended.exit_code == -signal.SIGXFSZ:
+            return QemuImgFailed(f'it has more than {_MAX_INFO_BYTES} bytes to tell')
+        was_ended = ended.exit_code != _EXIT_ERROR or _LAUNCHER.match(reason)
+        if was_ended or os.strerror(errno.ENOMEM) in reason:
             return exception.ConversionFailed(
                 f'qemu-img {command} broke off with {ended.exit_code}, having '
                 f'{self._limits.address_space_bytes} bytes of address space and '
                 f'{cpu_seconds} s of CPU time: {reason}'
             )
+        if reason.startswith(_BAD_CONTENT):
+            return QemuImgFailed(reason)
         for number in _REASON_ERRNOS:
             if os.strerror(number) in reason:
                 refusal = OSError(number, os.strerror(number))

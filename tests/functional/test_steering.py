@@ -53,8 +53,10 @@ class Held:
                 if each.name == self.host.cell
             ]
         transport = rpc.connect(_conf(self.started), cell.transport_url)
-        yield rpcapi.ComputeAPI(transport, None, 0, WAIT_SECONDS, WAIT_SECONDS)
-        transport.retire()
+        try:
+            yield rpcapi.ComputeAPI(transport, None, 0, WAIT_SECONDS, WAIT_SECONDS)
+        finally:
+            transport.retire()
 
     def stop(self, why: rpcapi.StopWhy, keep_partial: bool = False) -> bool:
         with self.compute() as api:

@@ -315,6 +315,20 @@ def test_a_call_whose_deadline_has_passed_expires(
     assert answer['status'] == 'expired'
 
 
+@pytest.mark.parametrize('seconds', [10**400, 1e308, 2**63], ids=['whole', 'float', 'int64'])
+def test_a_deadline_may_be_as_far_away_as_numbers_go(
+    driver: ScriptedDriver, conductor: FakeReporter, seconds: float
+) -> None:
+    conductor.current = {'j1': 1}
+
+    answer = _manager(driver, conductor).cache_image(
+        CTXT, 'j1', 1, 'i1', options={'deadline_seconds': seconds}
+    )
+
+    assert answer is not None
+    assert answer['status'] == 'cached'
+
+
 @pytest.mark.parametrize(
     ('wrong', 'field'),
     [
@@ -323,6 +337,8 @@ def test_a_call_whose_deadline_has_passed_expires(
         ({'max_rate_bytes': '5'}, 'options.max_rate_bytes'),
         ({'max_rate_bytes': True}, 'options.max_rate_bytes'),
         ({'max_rate_bytes': 1.5}, 'options.max_rate_bytes'),
+        ({'max_rate_bytes': -1}, 'options.max_rate_bytes'),
+        ({'max_rate_bytes': 2**63}, 'options.max_rate_bytes'),
         ({'deadline_seconds': '5'}, 'options.deadline_seconds'),
         ({'deadline_seconds': True}, 'options.deadline_seconds'),
         ({'deadline_seconds': float('nan')}, 'options.deadline_seconds'),

@@ -259,6 +259,21 @@ def test_an_error_reaches_all_who_wait_and_the_next_call_starts_anew(
     assert running.run('j1', 2, 'i1', _done(CACHED)) == CACHED
 
 
+def test_a_transfer_for_which_there_is_no_thread_fails_and_the_next_call_starts_anew(
+    running: transfers.Transfers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as refused:
+        refused.setattr(threading.Thread, 'start', refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            running.run('j1', 1, 'i1', _done(CACHED))
+
+    assert not running.is_running('i1')
+    assert running.run('j1', 2, 'i1', _done(CACHED)) == CACHED
+
+
 # Stopping
 
 
@@ -272,6 +287,21 @@ def test_a_compute_that_stops_stops_every_transfer_so_that_they_count_as_no_atte
     stopped = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
     assert [each.result(WAIT_SECONDS) for each in made] == [stopped, stopped]
     assert running.kept_outcome('j1') is None
+
+
+def test_whoever_leaves_while_the_compute_stops_does_not_change_what_is_kept(
+    running: transfers.Transfers, call: Call
+) -> None:
+    work = Held(heeds_stops=False)
+    work.outcome = outcomes.of_stop(exception.ShuttingDown('soon'))
+    call('j1', 1, work)
+    call('j2', 1, work, is_last_attempt=True)
+    running.stop()
+
+    assert not running.leave('j1', 1, _cancelled())
+
+    assert not work.control.is_last_attempt
+    work.opened.set()
 
 
 def test_a_compute_that_stops_begins_nothing(running: transfers.Transfers) -> None:

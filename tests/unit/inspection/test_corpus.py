@@ -116,7 +116,8 @@ def test_an_accepted_image_becomes_what_qemu_img_makes_of_it(
 
 def test_what_is_taken_for_raw_is_raw_to_qemu_too(image: pathlib.Path, name: str) -> None:
     """A machine whose disk names no format would else see another disk."""
-    if image_corpus.CASES[name].verdict('raw') == image_corpus.ACCEPTED:
+    verdicts = [image_corpus.CASES[name].verdict(each) for each in image_corpus.RAW_FORMATS]
+    if image_corpus.ACCEPTED in verdicts:
         guessed = json.loads(disk_images.qemu_img('info', '--output=json', str(image)))
         assert guessed['format'] == 'raw'
 
@@ -124,7 +125,9 @@ def test_what_is_taken_for_raw_is_raw_to_qemu_too(image: pathlib.Path, name: str
 def test_the_inspectors_say_what_the_library_would_have_them_say(image: pathlib.Path) -> None:
     try:
         found = content.recognise(str(image)).inspector
-    except exception.UnsafeImage:
+    except exception.UnsafeImage as exc:
+        if any(name in str(exc) for name in content._QEMU_ONLY):
+            return  # which the library does not know
         found = None
     assert str(found or 'raw') == (library_verdict(image) or 'raw')
 
@@ -150,6 +153,7 @@ REFUSED_ONLY_HERE = {
     'qcow2, encrypted': ('qcow2',),
     'qcow2 of no size': ('qcow2',),
     'vmdk with another size in its footer': ('vmdk',),
+    'vdi and vmdk descriptor': ('vdi',),  # of two that fit, qemu takes the one it asks first
     'no byte': ('raw', 'ami'),
     # Their magic is there, but not all that qemu looks at.
     **dict.fromkeys(

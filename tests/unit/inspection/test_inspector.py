@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from nova_precache import exception
+from nova_precache import control, exception
 from nova_precache.inspection import convert, formats, qemu_img
-from tests import disk_images
+from tests import disk_images, image_corpus
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -358,6 +358,21 @@ def test_an_image_within_an_image_is_refused(
     converter = convert.Converter(qemu_img.QemuImg(), inspector)
     with pytest.raises(exception.UnsafeImage, match='converted to raw, its content is qcow2'):
         converter.to_raw(str(path), inspected, str(tmp_path / 'target'))
+
+
+@pytest.mark.parametrize('is_stopped', [False, True])
+def test_what_came_out_of_a_conversion_is_read_no_further_than_is_needed(
+    inspector: formats.ImageInspector, path: pathlib.Path, is_stopped: bool
+) -> None:
+    """The end of some images tells something, but a sparse disk may be of many TiB."""
+    disk_images.patched(disk_images.converted(path, 'vmdk'), 56, image_corpus.VMDK_FOOTER_AT_END)
+    disk_images.truncated(path, 1024**4)
+    held = control.Control()
+    if is_stopped:
+        held.stop(exception.Cancelled('not wanted any more'))
+    expected = exception.Cancelled if is_stopped else exception.UnsafeImage
+    with pytest.raises(expected, match='not wanted any more' if is_stopped else 'is vmdk'):
+        inspector.check_converted(str(path), held)
 
 
 def test_a_boot_sector_without_partitions_within_an_image_is_raw_to_qemu(

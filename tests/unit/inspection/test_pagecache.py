@@ -46,6 +46,21 @@ def test_another_refusal_is_passed_on(path: pathlib.Path, monkeypatch: pytest.Mo
         pagecache.takes_direct_writes(str(path))
 
 
+def test_a_disk_that_refuses_all_leaves_no_open_file(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def broken(path: str, flags: int, mode: int = 0o777) -> int:
+        return real('/dev/full' if flags & os.O_DIRECT else path, flags & ~os.O_DIRECT, mode)
+
+    before = os.listdir('/proc/self/fd')
+    with monkeypatch.context() as patched:
+        patched.setattr(os, 'open', broken)
+        assert not pagecache.takes_direct_writes(str(path))
+    assert os.listdir('/proc/self/fd') == before
+
+
 def test_what_was_just_written_is_cached_and_what_was_dropped_is_not(path: pathlib.Path) -> None:
     disk_images.raw(path, 32 * disk_images.MIB)
     assert pagecache.is_mostly_cached(str(path))

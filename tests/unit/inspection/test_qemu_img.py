@@ -10,7 +10,7 @@ from concurrent import futures
 import psutil
 import pytest
 
-from nova_precache import control, exception, priority
+from nova_precache import control, exception, model, priority
 from nova_precache.inspection import pagecache, qemu_img
 from tests import disk_images, service
 
@@ -80,8 +80,9 @@ def test_a_program_that_hangs_is_ended(
     monkeypatch.setattr(qemu_img, 'WALL_SECONDS_PER_CPU_SECOND', 1)
     program = stand_in(tmp_path, f'echo $$ > {tmp_path}/pid; exec sleep 600')
     slow = qemu_img.QemuImg(qemu_img.QemuImgLimits(inspect_cpu_seconds=1), program)
-    with pytest.raises(exception.ConversionFailed, match='took more than 1 s'):
+    with pytest.raises(exception.ConversionTimedOut, match='took more than 1 s') as caught:
         slow.info(str(image), 'qcow2')
+    assert (caught.value.retry, caught.value.keeps_partial) == (model.Retry.BACKOFF, True)
     assert not psutil.pid_exists(int((tmp_path / 'pid').read_text()))
 
 
@@ -214,6 +215,41 @@ def test_a_large_disk_is_converted_within_the_limits_and_stays_sparse(
         assert file.read(disk_images.MIB) == disk_images.content(disk_images.MIB)
 
 
+def test_an_image_that_has_endlessly_much_to_tell_is_cut_short(
+    tmp_path: pathlib.Path,
+) -> None:
+    """What it tells is held in memory, ours too."""
+    image = disk_images.qcow2_with_long_snapshot_names(tmp_path / 'image', 4000)
+    with pytest.raises(exception.UnsafeImage, match='has more than 1048576 bytes to tell'):
+        qemu_img.QemuImg().info(str(image), 'qcow2')
+    assert os.listdir(tmp_path) == ['image']
+
+
+def test_data_that_cannot_be_decompressed_is_a_fault_of_the_image(tmp_path: pathlib.Path) -> None:
+    """To qemu-img it is an input/output error, but another attempt would meet it again."""
+    image = disk_images.qcow2_with_bad_compressed_data(tmp_path / 'image')
+    with pytest.raises(exception.ConversionFailed, match='error while reading'):
+        qemu_img.QemuImg().convert_to_raw(str(image), 'qcow2', str(tmp_path / 'target'))
+
+
+@pytest.mark.parametrize('launcher', ['setpriv', 'prlimit', 'ionice'])
+def test_what_keeps_it_from_being_run_is_not_the_fault_of_the_image(
+    image: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: str,
+) -> None:
+    """A container, or a unit with limits of its own, may refuse."""
+    refusing = pathlib.Path(stand_in(tmp_path, f'echo "{launcher}: refused" >&2; exit 1'))
+    refusing.rename(tmp_path / launcher)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    run = qemu_img.QemuImg(idle_priority=True)
+    with pytest.raises(exception.ConversionFailed, match=f'{launcher}: refused'):
+        run.info(str(image), 'qcow2')
+    with pytest.raises(exception.ConfigError, match=f'cannot be run .* {launcher}: refused'):
+        run.check_installed()
+
+
 @pytest.mark.parametrize(
     ('message', 'error'),
     [
@@ -229,6 +265,10 @@ def test_a_refusal_of_the_file_system_is_told_from_a_fault_of_the_image(
     program = stand_in(tmp_path, f'echo "qemu-img: error while writing: {message}" >&2; exit 1')
     with pytest.raises(error, match=message):
         qemu_img.QemuImg(program=program).convert_to_raw(str(image), 'qcow2', f'{image}.raw')
+
+
+def test_the_program_that_is_installed_runs() -> None:
+    qemu_img.QemuImg().check_installed()
 
 
 def test_a_program_that_is_not_installed_is_named() -> None:
