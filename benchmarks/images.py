@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that are measured with, and the Glance that has them."""
+
+import os
+import pathlib
+import random
+import subprocess
+import uuid
+
+import requests
+
+from nova_precache.standalone import glance, process
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+_UPLOAD_SECONDS = 1800
+# Glance writes no zeros then, so that an image with holes takes no more disk there.
+_THIN = """
+[local]
+filesystem_thin_provisioning = true
+"""
+
+
+class Glance(glance.GlanceServer):
+    """A real Glance that keeps holes as holes."""
+
+    def stored(self, image_id: str) -> pathlib.Path:
+        """Give the file in which it has the data of an image."""
+        return self.directory / 'images' / image_id
+
+    def upload(self, path: pathlib.Path, disk_format: str) -> str:
+        """Put a file into it as a public image, and give its id."""
+        image_id = str(uuid.uuid4())
+        images = f'{self.url}/v2/images'
+        description = {
+            'id': image_id,
+            'name': path.name,
+            'visibility': 'public',
+            'container_format': 'bare',
+            'disk_format': disk_format,
+        }
+        requests.post(images, json=description, timeout=60).raise_for_status()
+        with path.open('rb') as file:
+            requests.put(
+                f'{images}/{image_id}/file',
+                data=file,
+                headers={'Content-Type': 'application/octet-stream'},
+                timeout=_UPLOAD_SECONDS,
+            ).raise_for_status()
+        return image_id
+
+    def _write_configuration(self, home: pathlib.Path) -> None:
+        super()._write_configuration(home)
+        with (self.directory / 'glance-api.conf').open('a') as file:
+            file.write(_THIN)
+
+
+def random_data(path: pathlib.Path, size_bytes: int, seed: int) -> pathlib.Path:
+    """Make a raw image that is full of what does not compress."""
+    return holes(path, size_bytes, size_bytes, seed)
+
+
+def holes(path: pathlib.Path, size_bytes: int, data_bytes: int, seed: int) -> pathlib.Path:
+    """Make a raw image with its data in pieces of at most 1 MiB, holes of one size between.
+
+    Pieces begin where a file system's block does. The first sector is zero, so that
+    nobody finds a format in it by chance.
+    """
+    random_bytes = random.Random(seed).randbytes  # noqa: S311 - the same for the same seed
+    count = -(-data_bytes // MIB)
+    stride = size_bytes // count // (4 * KIB) * (4 * KIB)
+    with path.open('wb') as file:
+        file.truncate(size_bytes)
+        for number in range(count):
+            file.seek(number * stride)
+            file.write(random_bytes(min(MIB, data_bytes - number * MIB)))
+        file.seek(0)
+        file.write(bytes(512))
+    return path
+
+
+def converted(source: pathlib.Path, path: pathlib.Path, *options: str) -> pathlib.Path:
+    """Make an image of another format around a raw one; the options name the format."""
+    command = ['qemu-img', 'convert', '-f', 'raw', *options, str(source), str(path)]
+    subprocess.run(process.dies_with_parent(command, 'KILL'), check=True)
+    return path
+
+
+def warm(path: pathlib.Path) -> None:
+    """Have a file in the page cache: whoever serves it is not to wait for a disk."""
+    buffer = bytearray(MIB)
+    with path.open('rb', buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def drop_page_cache() -> bool:
+    """Write back what is dirty, and drop the page cache; tells whether it may."""
+    os.sync()
+    try:
+        pathlib.Path('/proc/sys/vm/drop_caches').write_text('1')
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the steps of the plan, and keeps account of what came of each."""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
+
+from benchmarks import compute, images, observed
+from benchmarks.images import MIB
+from benchmarks.soak import judge, link, site
+from benchmarks.soak.plan import Step, What
+from nova_precache.cache import layout, locks
+
+LOG = logging.getLogger(__name__)
+
+_MOST_AT_ONCE = 8
+_MOST_INSTANCES = 24
+_HUNG_SECONDS = 120
+_LONGEST_STALL_SECONDS = 6
+_LONGEST_FULL_SECONDS = 4
+_MOST_LEFT_FREE_BYTES = 48 * MIB
+_FINAL_ATTEMPTS = 4
+_SETTLE_SECONDS = 30
+
+
+@dataclasses.dataclass(eq=False)
+class Errand:
+    """Something that a compute was asked for."""
+
+    image: site.SoakImage
+    compute: compute.Compute
+    answer: 'futures.Future[Any]'
+    asked_at: float
+    transfer: str | None = None
+
+
+class Story:
+    """One soak: the first compute lives all the time, the others are killed at random.
+
+    :ivar wrong: what must never be, in words
+    """
+
+    def __init__(
+        self,
+        *,
+        disk: site.Disk,
+        glance: images.Glance,
+        way: link.Link,
+        computes: Sequence[compute.Compute],
+        soak_images: Sequence[site.SoakImage],
+    ) -> None:
+        self._disk = disk
+        self._glance = glance
+        self._way = way
+        self._computes = computes
+        self._images = soak_images
+        self._paths = site.cache_layout(disk.path)
+        self._locks = locks.ImageLocks(self._paths.lock_directory)
+        self._errands: list[Errand] = []
+        self._disks: dict[pathlib.Path, site.SoakImage] = {}
+        self._removed_at: dict[str, float] = {}
+        self._killed: set[Errand] = set()
+        self._full_until: float | None = None
+        self._flipped = 0
+        self.wrong: list[str] = []
+        self.done: collections.Counter[str] = collections.Counter()
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.memory: list[tuple[float, int]] = []
+        self._handles: list[str] = []
+        self._acts: dict[What, Callable[[Step], bool]] = {
+            What.CACHE: self._cache,
+            What.BOOT: self._boot,
+            What.STOP: self._stop,
+            What.CUT: self._cut,
+            What.STALL: self._stall,
+            What.SPOIL: self._spoil,
+            What.KILL: self._kill,
+            What.RESTART_GLANCE: self._restart_glance,
+            What.FILL: self._fill,
+            What.FLIP: self._flip,
+            What.REMOVE: self._remove,
+            What.DELETE_INSTANCE: self._delete_instance,
+            What.CLEAN: self._clean,
+            What.REST: self._rest,
+        }
+
+    def begin(self) -> None:
+        """Have the long-lived compute do all it ever does once, and see what it has open."""
+        for image in self._images:
+            self._computes[0].call('cache_image', image_id=image.id)
+        self._handles = observed.open_files(self._computes[0].pid)
+
+    def take(self, step: Step) -> None:
+        """Do a step, and look at what has come of the earlier ones."""
+        LOG.info('%s', step)
+        happened = self._acts[step.what](step)
+        self.done[step.what if happened else f'{step.what} (nothing to do)'] += 1
+        if self._full_until is not None and time.monotonic() > self._full_until:
+            self._empty_disk()
+        self._collect()
+
+    def end(self) -> None:
+        """Let everything come to an end, and see that all is right."""
+        self._way.heal()
+        self._empty_disk()
+        self._wait_for_errands()
+        left = judge.leftovers(self._paths, finished=False)
+        self.wrong += [f'left while nothing runs: {name}' for name in left]
+        self.wrong += judge.wrong_files(self._images, self._paths)
+        self._finish_images()
+        self._check_finished()
+        self._check_handles()
+
+    def _check_finished(self) -> None:
+        """See that all is there, and nothing but that, once a compute has swept."""
+        self._computes[1].kill()
+        self._computes[1].start()
+        for image in self._images:
+            if not judge.is_right(image, self._paths):
+                self.wrong.append(f'{image.name} is not there, or wrong, in the end')
+        left = judge.leftovers(self._paths, finished=True)
+        self.wrong += [f'left when all is done: {name}' for name in left]
+        self.wrong += judge.wrong_disks(self._disks)
+        mistaken = sum(self.outcomes[name] for name in ('ImageMismatch', 'UnsafeImage'))
+        if mistaken > self._way.spoiled + self._flipped:
+            self.wrong.append(f'{mistaken} images were found wrong that were not')
+        growth = judge.growth_bytes(self.memory)
+        if growth > judge.FLAT_GROWTH_BYTES:
+            self.wrong.append(f'the memory grew by {growth / MIB:.1f} MiB')
+
+    def report(self) -> str:
+        """Say what happened, and what is wrong."""
+        resumed = self._glance.access_log.read_text().count('/file 206 ')
+        slope = judge.slope_bytes_per_minute(self.memory) / MIB
+        growth = judge.growth_bytes(self.memory) / MIB
+        lines = [
+            'Steps: ' + _counts(self.done),
+            'Outcomes: ' + _counts(self.outcomes),
+            f'Downloads that Glance went on with from a byte: {resumed}',
+            f'Bytes spoiled on their way: {self._way.spoiled}, on the disk: {self._flipped}',
+            f'Memory of the long-lived compute: {slope:+.2f} MiB a minute ({growth:+.1f} MiB)',
+            f'Root disks compared: {len(self._disks)}',
+            '',
+            f'Wrong: {len(self.wrong)}',
+            *(f'  {each}' for each in self.wrong),
+        ]
+        return '\n'.join(lines)
+
+    # What may happen; each tells whether it did.
+
+    def _cache(self, step: Step) -> bool:
+        transfer = str(uuid.uuid4())
+        image = self._image(step)
+        return self._ask(step, image, 'steered', image_id=image.id, transfer=transfer)
+
+    def _boot(self, step: Step) -> bool:
+        if len(self._disks) >= _MOST_INSTANCES:
+            return False
+        image = self._image(step)
+        return self._ask(step, image, 'boot', image_id=image.id, instance=str(uuid.uuid4()))
+
+    def _ask(self, step: Step, image: site.SoakImage, what: str, **arguments: str) -> bool:
+        if len(self._errands) >= _MOST_AT_ONCE:
+            return False
+        asked = self._computes[step.compute]
+        answer = asked.ask(what, **arguments)
+        transfer = arguments.get('transfer')
+        self._errands.append(Errand(image, asked, answer, time.monotonic(), transfer))
+        return True
+
+    def _stop(self, step: Step) -> bool:
+        running = [each for each in self._errands if each.transfer and not each.answer.done()]
+        if not running:
+            return False
+        errand = running[int(step.choice * len(running))]
+        stopped = errand.compute.ask('stop', transfer=errand.transfer, error=step.error)
+        return bool(stopped.result())
+
+    def _cut(self, step: Step) -> bool:
+        return self._way.cut(reset=step.amount < 0.5) > 0
+
+    def _stall(self, step: Step) -> bool:
+        self._way.stall(step.amount * _LONGEST_STALL_SECONDS)
+        return True
+
+    def _spoil(self, step: Step) -> bool:
+        self._way.spoil()
+        return True
+
+    def _kill(self, step: Step) -> bool:
+        victim = self._computes[1]
+        self._killed |= {each for each in self._errands if each.compute is victim}
+        victim.kill()
+        victim.start()
+        return True
+
+    def _restart_glance(self, step: Step) -> bool:
+        self._glance.stop()
+        time.sleep(step.amount)
+        self._glance.start()
+        return True
+
+    def _fill(self, step: Step) -> bool:
+        if self._full_until is not None or not self._disk.is_own:
+            return False
+        self._disk.fill(int(step.amount * _MOST_LEFT_FREE_BYTES))
+        self._full_until = time.monotonic() + step.choice * _LONGEST_FULL_SECONDS
+        return True
+
+    def _flip(self, step: Step) -> bool:
+        """Turn a byte of what was kept, as a bad disk might, while nobody writes there."""
+        parts = [
+            name
+            for name in sorted(os.listdir(self._paths.base_directory))
+            if name.endswith(f'.{judge.PART_SUFFIX}')
+        ]
+        if not parts:
+            return False
+        name = parts[int(step.choice * len(parts))]
+        with self._locks.try_hold(str(layout.base_name_of_partial(name))) as held:
+            turned = held and _turn_byte(self._paths.path_of(name), step.amount)
+        self._flipped += turned
+        return turned
+
+    def _remove(self, step: Step) -> bool:
+        image = self._image(step)
+        self._removed_at[image.id] = time.monotonic()
+        try:
+            os.unlink(self._paths.base_path(image.id))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _delete_instance(self, step: Step) -> bool:
+        if not self._disks:
+            return False
+        path = list(self._disks)[int(step.choice * len(self._disks))]
+        del self._disks[path]
+        shutil.rmtree(path.parent)
+        return True
+
+    def _clean(self, step: Step) -> bool:
+        asked = self._computes[step.compute]
+        with contextlib.suppress(compute.CommandFailed):  # as on a full disk
+            asked.call('clean')
+        return True
+
+    def _rest(self, step: Step) -> bool:
+        futures.wait([each.answer for each in self._errands], _HUNG_SECONDS)
+        resident = observed.memory(self._computes[0].pid).resident_bytes
+        self.memory.append((time.monotonic(), resident))
+        LOG.info('Resident: %.1f MiB', resident / MIB)
+        return True
+
+    # What comes of it.
+
+    def _image(self, step: Step) -> site.SoakImage:
+        return self._images[int(step.choice * len(self._images))]
+
+    def _empty_disk(self) -> None:
+        self._disk.empty()
+        self._full_until = None
+
+    def _collect(self) -> None:
+        for errand in [each for each in self._errands if each.answer.done()]:
+            self._errands.remove(errand)
+            self._account(errand)
+        for errand in self._errands:
+            if time.monotonic() - errand.asked_at > _HUNG_SECONDS:
+                self.wrong.append(f'{errand.image.name} hangs since {_HUNG_SECONDS} s')
+                errand.asked_at = float('inf')  # said once
+
+    def _account(self, errand: Errand) -> None:
+        try:
+            outcome = errand.answer.result()
+        except compute.WorkerGone as exc:
+            self.outcomes['killed'] += 1
+            if errand not in self._killed:
+                self.wrong.append(f'the compute died: {exc}')
+            return
+        except compute.CommandFailed as exc:
+            self.outcomes[exc.error] += 1
+            if not exc.is_known:
+                self.wrong.append(f'{errand.image.name}: {exc}')
+            return
+        if errand.transfer is None:
+            self._disks[pathlib.Path(outcome)] = errand.image
+            outcome = 'booted'
+        self.outcomes[outcome] += 1
+        self._check_image(errand, outcome)
+
+    def _check_image(self, errand: Errand, outcome: str) -> None:
+        """See that an image that is said to be there is, unless it was removed since."""
+        right = judge.is_right(errand.image, self._paths)
+        removed = self._removed_at.get(errand.image.id, 0.0) >= errand.asked_at
+        if right is False or (right is None and not removed):
+            state = 'wrong' if right is False else 'missing'
+            self.wrong.append(f'{errand.image.name} is {state} after "{outcome}"')
+
+    def _wait_for_errands(self) -> None:
+        futures.wait([each.answer for each in self._errands], _HUNG_SECONDS)
+        self._collect()
+        self.wrong += [f'{each.image.name} never ended' for each in self._errands]
+
+    def _finish_images(self) -> None:
+        """Have every image there; what was spoiled before may cost an attempt."""
+        for image in self._images:
+            for attempt in range(_FINAL_ATTEMPTS):
+                try:
+                    self._computes[0].call('cache_image', image_id=image.id)
+                    break
+                except compute.CommandFailed as exc:
+                    self.outcomes[exc.error] += 1
+                    if attempt + 1 == _FINAL_ATTEMPTS:
+                        self.wrong.append(f'{image.name} cannot be cached in the end: {exc}')
+
+    def _check_handles(self) -> None:
+        """See what is open, and what runs, once what was cut has been cleared away."""
+        end = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            after = observed.open_files(self._computes[0].pid)
+            leaked = judge.leaked_handles(self._handles, after)
+            known = [os.getpid(), *(each.pid for each in self._computes)]
+            left = judge.left_processes(self._disk.path, known)
+            if not (leaked or left) or time.monotonic() > end:
+                break
+            time.sleep(0.5)
+        self.wrong += [f'left open: {each}' for each in leaked]
+        self.wrong += [f'left running: {each}' for each in left]
+
+
+def _turn_byte(path: str, where: float) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(path, 'r+b', buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return False
+        position = int(where * size)
+        file.seek(position)
+        (byte,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte ^ 0xFF]))
+        return True
+    return False
+
+
+def _counts(counted: 'collections.Counter[str]') -> str:
+    return ', '.join(f'{name} {count}' for name, count in sorted(counted.items())) or 'none'

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our libvirt driver in a process of its own: a command a line in, its result a line out.
+
+A compute without its conductor, so that one thing is measured at a time. Commands
+run at once, each in a thread, as the compute's do; the answers carry their ids.
+"""
+
+import contextlib
+import functools
+import hashlib
+import http.client
+import json
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+from typing import Any
+
+from nova_precache import conf as precache_conf
+from nova_precache import control, exception, model
+from nova_precache.image import glance
+from nova_precache.virt import libvirt
+
+PIECE_BYTES = 1024**2
+
+
+class Worker:
+    """The driver, and what can be asked of it; the public methods are the commands."""
+
+    def __init__(self, glance_url: str, options: dict[str, dict[str, Any]]) -> None:
+        conf = precache_conf.new([], [])
+        for group, values in options.items():
+            for name, value in values.items():
+                conf.set_override(name, value, None if group == 'DEFAULT' else group)
+        self._glance_url = glance_url
+        self._glance = glance.GlanceSettings.from_conf(conf)
+        self._session = glance.new_session(self._glance)
+        self._driver = libvirt.LibvirtDriver(conf)
+        self._driver.init_host()
+        self._running: dict[str, control.Control] = {}
+
+    def cache_image(self, image_id: str) -> str:
+        """Do what a compute does on a precache request."""
+        result = self._driver.cache_image(self._images(), image_id, lambda progress: None)
+        return 'existing' if result.existing else 'cached'
+
+    def steered(self, image_id: str, transfer: str) -> str:
+        """Do the same, such that :meth:`stop` can reach it."""
+        reins = self._running[transfer] = control.Control()
+        try:
+            result = self._driver.cache_image(
+                self._images(), image_id, lambda progress: None, reins
+            )
+        finally:
+            del self._running[transfer]
+        return 'existing' if result.existing else 'cached'
+
+    def stop(self, transfer: str, error: str) -> bool:
+        """Stop such a transfer, if it still runs, with an error of this name."""
+        reins = self._running.get(transfer)
+        if reins is None:
+            return False
+        reins.stop(getattr(exception, error)(f'{error} by the soak'))
+        return True
+
+    def boot(self, image_id: str, instance: str) -> str:
+        """Take the part of a boot that makes the root disk, and give its path."""
+        return self._driver.create_root_disk(self._images(), image_id, instance).path
+
+    def clean(self) -> None:
+        """Take one round of the image cache manager."""
+        self._driver.manage_image_cache()
+
+    def touches(self, image_id: str, count: int) -> float:
+        """Cache a cached image many times, and give the median of seconds a call."""
+        images = self._images()
+        taken = []
+        for _ in range(count):
+            start = time.perf_counter()
+            result = self._driver.cache_image(images, image_id, lambda progress: None)
+            taken.append(time.perf_counter() - start)
+            if not result.existing:
+                raise ValueError(f'image {image_id} was not cached')
+        return statistics.median(taken)
+
+    def receive(self, image_id: str) -> None:
+        """Read an image and forget it: how fast Glance sends."""
+        url = urllib.parse.urlsplit(self._glance_url)
+        connection = http.client.HTTPConnection(url.netloc)
+        with contextlib.closing(connection):
+            connection.request('GET', f'/v2/images/{image_id}/file')
+            answer = connection.getresponse()
+            piece = bytearray(PIECE_BYTES)
+            while answer.readinto(piece):
+                pass
+
+    def hash_file(self, path: str) -> float:
+        """Hash a file that is in memory, and give the seconds of that alone."""
+        with open(path, 'rb') as file:
+            pieces = list(iter(functools.partial(file.read, PIECE_BYTES), b''))
+        start = time.perf_counter()
+        found = hashlib.sha512()
+        for piece in pieces:
+            found.update(piece)
+        found.digest()
+        return time.perf_counter() - start
+
+    def write_file(self, path: str, target: str) -> None:
+        """Copy a file that is in memory, and have the copy on the disk."""
+        piece = bytearray(PIECE_BYTES)
+        with open(path, 'rb', buffering=0) as source, open(target, 'wb', buffering=0) as file:
+            while count := source.readinto(piece):
+                file.write(memoryview(piece)[:count])
+            os.fsync(file.fileno())
+
+    def _images(self) -> glance.GlanceImageService:
+        return glance.GlanceImageService.with_token(
+            self._glance, endpoint=self._glance_url, token=None, session=self._session
+        )
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
+    # A line of the service says what it does, one of urllib3 that a pool is full.
+    logging.getLogger('urllib3').setLevel(logging.ERROR)
+    worker = Worker(**json.loads(sys.argv[1]))
+    answers = threading.Lock()
+    _say(answers, {'id': 0, 'result': None})
+    for line in sys.stdin:
+        command = json.loads(line)
+        threading.Thread(target=_run, args=(worker, command, answers), daemon=True).start()
+    os._exit(0)  # Whoever gave the commands is gone, and waits for none.
+
+
+def _run(worker: Worker, command: dict[str, Any], answers: threading.Lock) -> None:
+    number = command.pop('id')
+    work = getattr(worker, command.pop('do'))
+    try:
+        answer = {'result': work(**command)}
+    except Exception as exc:  # noqa: BLE001 - whatever is raised is the answer
+        is_known = isinstance(exc, exception.PrecacheError)
+        if not is_known:
+            traceback.print_exc()
+        retry = getattr(exc, 'retry', model.Retry.NEVER)
+        answer = {
+            'error': type(exc).__name__,
+            'message': str(exc),
+            'is_known': is_known,
+            'can_pass': retry is not model.Retry.NEVER,
+        }
+    _say(answers, {'id': number, **answer})
+
+
+def _say(answers: threading.Lock, answer: dict[str, Any]) -> None:
+    with answers:
+        sys.stdout.write(json.dumps(answer) + '\n')
+        sys.stdout.flush()
+
+
+if __name__ == '__main__':
+    main()
