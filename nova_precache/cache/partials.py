@@ -292,7 +292,8 @@ def data_ranges(
 
 
 def _is_zero(buffer: bytearray | mmap.mmap, block: int) -> bool:
-    return buffer.find(_ZEROS, block, block + BLOCK_BYTES) == block
+    # Most blocks of data end with the first look.
+    return not buffer[block] and buffer.find(_ZEROS, block, block + BLOCK_BYTES) == block
 
 
 def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:

@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 import subprocess
-from concurrent import futures
 
 import pytest
 import requests
@@ -270,11 +269,8 @@ def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
     gateway.hold(at_byte=MIB, let_pass=1)
     request_id = started.service.cache(started.service.aggregate('rollout'), image_id)
     gateway.wait_for(1)
-    with futures.ThreadPoolExecutor(1) as pool:
-        stopped = pool.submit(started.stop)
-        wait_until(lambda: not started.standalone.ready_file.exists(), 'it is stopping')
-        gateway.release()
-        stopped.result(60)
+    started.stop()  # the download that is held is cut
+    gateway.release()
 
     service = start().service
     request = service.wait(request_id)

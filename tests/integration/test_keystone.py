@@ -279,8 +279,9 @@ def test_a_download_whose_token_ends_goes_on_with_another(site: Site) -> None:
     assert site.outcome(image_id) == {'cached': 1}
     assert host.base_path(image_id).stat().st_size == 4 * MIB
     assert [task['attempts'] for task in site.tasks(image_id)] == [1]
-    refused, fresh = site.gateway.download_tokens(image_id)[1:]
-    assert refused == token != fresh
+    # The first one is refused when the image is looked up again before the rest is read.
+    (fresh,) = site.gateway.download_tokens(image_id)[1:]
+    assert fresh != token
 
 
 def test_computes_hold_no_credentials(site: Site) -> None:
