@@ -87,6 +87,27 @@ def idle_io(control: controls.Control) -> Iterator[None]:
         before.give(thread_id)
 
 
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """Have the calling thread, when it wakes up, not take the CPU from another that computes.
+
+    It gets its share of the CPUs all the same, and so does what waits for a lock that it
+    holds. Where threads take turns with one that computes all the time, as with the hash
+    of an image, that one is the slowest, and each turn taken from it is lost to all.
+    """
+    thread_id = threading.get_native_id()
+    if not hasattr(os, 'SCHED_BATCH') or os.sched_getscheduler(thread_id) != os.SCHED_OTHER:
+        yield
+        return
+    with _refusals_noted(thread_id):
+        os.sched_setscheduler(thread_id, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with _refusals_noted(thread_id):
+            os.sched_setscheduler(thread_id, os.SCHED_OTHER, os.sched_param(0))
+
+
 def idle_command(command: list[str]) -> list[str]:
     """Give the command that starts a program in the idle class and with the lowest niceness.
 

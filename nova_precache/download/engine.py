@@ -16,7 +16,6 @@ import logging
 import mmap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 from nova_precache import control as controls
@@ -143,12 +142,13 @@ class _Download:
     def run(self, resume: retry.ResumePolicy) -> None:
         """Have all bytes at the target, and hashed."""
         try:
-            self._line.start()
-            self._replay_kept()
-            for attempt in resume.opens(self.control.wait):
-                with attempt:
-                    self._receive_rest()
-            self._line.drain()
+            self._line.start()  # Before this thread is unhurried: theirs would be as it is.
+            with priority.unhurried():
+                self._replay_kept()
+                for attempt in resume.opens(self.control.wait):
+                    with attempt:
+                        self._receive_rest()
+                self._line.drain()
         except BaseException as exc:
             keeps = self._is_worth_keeping(exc)
             self._line.close(drop=not keeps)
@@ -279,8 +279,13 @@ class _Download:
         self._line.put(piece, stages)
         self.progress(self.progress_now(status))
 
-    def _at_priority(self) -> AbstractContextManager[object]:
-        return priority.idle_io(self.control) if self.by.idle_priority else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _at_priority(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(priority.unhurried())
+            if self.by.idle_priority:
+                stack.enter_context(priority.idle_io(self.control))
+            yield
 
     def _hash_piece(self, piece: pipeline.Piece) -> None:
         self.check.hash(piece.view())

@@ -188,6 +188,36 @@ def test_work_goes_on_where_the_operating_system_has_no_classes(
     assert done == ['work']
 
 
+def test_an_unhurried_thread_is_so_until_it_is_done() -> None:
+    with priority.unhurried():
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        with priority.unhurried():
+            assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_work_is_hurried_where_the_operating_system_refuses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError('not here')
+
+    monkeypatch.setattr(os, 'sched_setscheduler', refuse)
+    caplog.set_level(logging.DEBUG, 'nova_precache.priority')
+    with priority.unhurried():
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert 'stays as it is: not here' in caplog.text
+
+
+def test_work_goes_on_where_the_operating_system_knows_no_such_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, 'SCHED_BATCH')
+    with priority.unhurried():
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 def test_a_program_starts_in_the_idle_class_and_nice() -> None:
     with _idle_program() as pid:
         assert _threads(pid) == {(IDLE, 19)}

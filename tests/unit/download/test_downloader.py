@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import itertools
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies
 
 from nova_precache import control as controls
 from nova_precache import exception, model, priority
-from nova_precache.download import engine, pipeline, retry
+from nova_precache.download import engine, pipeline, retry, verifier
 from nova_precache.image import fake, service
 from tests.service import wait_until
 from tests.unit.download.conftest import (
@@ -472,6 +474,28 @@ def test_the_writer_alone_works_at_idle_priority(
     monkeypatch.setattr(priority, 'idle_io', idle_io)
     attempt.run(images, images.add(DATA), idle_priority=True)
     assert set(within) == attempt.target.writers == {'image-write'}
+
+
+def test_the_hash_is_not_held_up_by_the_threads_beside_it(
+    attempt: Attempt, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unhurried = {}
+
+    def note(function: str, within: type) -> None:
+        really = getattr(within, function)
+
+        def noting(*arguments: Any) -> Any:
+            unhurried[function] = os.sched_getscheduler(0) == os.SCHED_BATCH
+            return really(*arguments)
+
+        monkeypatch.setattr(within, function, noting)
+
+    note('hash', verifier.Verifier)
+    note('count', verifier.Verifier)
+    note('write', type(attempt.target))
+    attempt.run(images, images.add(DATA))
+    assert unhurried == {'hash': False, 'count': True, 'write': True}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize('cuts', [[], [1000] * 9])
