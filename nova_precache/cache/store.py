@@ -35,6 +35,7 @@ class BaseFile:
     inode: int
     mtime_ns: int
     bytes_on_disk: int
+    size_bytes: int
 
     def age_seconds(self, now: float) -> float:
         return now - self.mtime_ns / 1e9
@@ -268,6 +269,29 @@ class CacheStore:
             LOG.info('Removed %d files that were left unfinished', swept)
         return swept
 
+    def forget(self, image_id: str, image_locks: locks.ImageLocks) -> bool:
+        """Remove what is unfinished of an image, unless somebody works on it.
+
+        :returns: whether nothing is left
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        base_name = layout.base_name(image_id)
+        with (
+            storage_errors(f'Clearing image {image_id} away'),
+            image_locks.try_hold(base_name) as held,
+        ):
+            if not held:
+                return False
+            for path in self._journal_paths(base_name):
+                self._sweep_stem(path, is_wanted=False)
+            return not self._journal_paths(base_name)
+
+    def _journal_paths(self, base_name: str) -> set[str]:
+        """Name the journals, there or not, of all that is unfinished of an image."""
+        names = os.listdir(self.layout.base_directory)
+        found = [each for each in names if layout.base_name_of_partial(each) == base_name]
+        return {self.layout.path_of(layout.sibling(each, layout.JOURNAL_SUFFIX)) for each in found}
+
     def _sweep_image(self, base_name: str, names: list[str], image_locks: locks.ImageLocks) -> int:
         journal_names = {layout.sibling(name, layout.JOURNAL_SUFFIX) for name in names}
         try:
@@ -379,7 +403,13 @@ def _base_file(name: str, path: str) -> BaseFile | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return BaseFile(name, status.st_ino, status.st_mtime_ns, status.st_blocks * _BLOCK_BYTES)
+    return BaseFile(
+        name=name,
+        inode=status.st_ino,
+        mtime_ns=status.st_mtime_ns,
+        bytes_on_disk=status.st_blocks * _BLOCK_BYTES,
+        size_bytes=status.st_size,
+    )
 
 
 def _bytes_on_disk(path: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import tenacity
 
 from nova_precache import concurrency, exception, model, rpc
-from nova_precache.compute import reporter, transfers
+from nova_precache.compute import inventory, reporter, transfers
 from nova_precache.virt import driver as virt_driver
 
 LOG = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Agent:
         conductor: reporter.Reporter,
         server: rpc.Server,
         running: transfers.Transfers,
+        images: inventory.Inventory,
         report_seconds: float,
         cache_seconds: float | None,
     ) -> None:
@@ -82,6 +83,7 @@ class Agent:
         self._conductor = conductor
         self._server = server
         self._transfers = running
+        self._inventory = images
         self._stopping = threading.Event()
         self._registered = threading.Event()
         self._registering = threading.Thread(
@@ -90,6 +92,7 @@ class Agent:
         work: list[tuple[float, concurrency.Work]] = [
             (report_seconds, self.report_state),
             (PROGRESS_SECONDS, self.report_progress),
+            (PROGRESS_SECONDS, self.report_images),
         ]
         if cache_seconds is not None:
             work.append((cache_seconds, self.manage_image_cache))
@@ -184,6 +187,13 @@ class Agent:
                 )
         except exception.PrecacheError as exc:
             LOG.debug('Progress of host %s was not reported: %s', self.host, exc)
+
+    def report_images(self) -> None:
+        """Tell what is in the cache, as far as that is due."""
+        try:
+            self._inventory.report(self._transfers.ended)
+        except exception.PrecacheError as exc:
+            LOG.debug('What host %s has cached was not reported: %s', self.host, exc)
 
     def manage_image_cache(self) -> None:
         """Have the driver remove images that nobody needs."""

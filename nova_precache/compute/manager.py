@@ -29,6 +29,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         conductor: reporter.Reporter,
         images_for: ImagesFor,
         running: transfers.Transfers,
+        measured: Callable[[transfers.Work], transfers.Work] = lambda work: work,
     ) -> None:
         self._host = host
         self._driver = driver
@@ -36,6 +37,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         self._conductor = conductor
         self._images_for = images_for
         self._transfers = running
+        self._measured = measured
         self._warned = False
 
     def cache_image(
@@ -64,7 +66,11 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             return None
         images = self._images_for(image_endpoint, token, self._conductor.get_token)
         outcome = self._transfers.run(
-            job_id, epoch, image_id, functools.partial(self._cache, images, image_id), wanted
+            job_id,
+            epoch,
+            image_id,
+            self._measured(functools.partial(self._cache, images, image_id)),
+            wanted,
         )
         LOG.info(
             'Image %s on host %s (job %s): %s%s',
@@ -98,6 +104,19 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             'it was at work' if left else 'nothing runs for it',
         )
         return left
+
+    def forget_image(self, ctxt: context.RequestContext, image_id: str, **unknown: Any) -> bool:
+        """Remove what an unfinished download left; False while somebody works on the image."""
+        if self._transfers.is_running(image_id):
+            return False
+        forgotten = self._driver.forget_image(image_id)
+        LOG.info(
+            'What is unfinished of image %s on host %s %s',
+            image_id,
+            self._host,
+            'is removed' if forgotten else 'stays: it is in use',
+        )
+        return forgotten
 
     def _may_begin(self, job_id: str, epoch: int, image_id: str) -> bool:
         starts = not self._transfers.is_running(image_id)

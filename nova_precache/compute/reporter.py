@@ -4,9 +4,26 @@
 The compute imports nothing of the conductor; the wiring injects a client.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from nova_precache import model
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheNews:
+    """What is in a cache, or a part of it: images that are new or have changed, names gone.
+
+    :ivar full: what is not in ``images`` is gone, of the names that follow ``after`` up to
+        ``until``; None: from the first, and to the last
+    """
+
+    images: Sequence[model.CachedImage]
+    removed: Sequence[str] = ()
+    full: bool = False
+    after: str | None = None
+    until: str | None = None
 
 
 class Reporter(Protocol):
@@ -25,6 +42,9 @@ class Reporter(Protocol):
         self, job_id: str, epoch: int, sequence: int, progress: model.Progress
     ) -> None:
         """Say how far a job has come; not answered, and lost without harm."""
+
+    def report_images(self, host: str, agent_id: str, news: CacheNews) -> None:
+        """Say what is in the cache; not answered, and lost until all of it is told again."""
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
         """Ask whether this call still counts; False means that nothing may be done.

@@ -5,6 +5,7 @@ History:
 
 * 1.0 - ``cache_image``: gives the outcome, or None when the call no longer counts
 * 1.1 - ``stop_image``; ``cache_image`` takes ``options``, which a compute of 1.0 ignores
+* 1.2 - ``forget_image``
 
 A new minor version adds methods or arguments; a compute ignores arguments that it does
 not know, a conductor keys of the outcome. A call is sent at the lowest version that
@@ -18,7 +19,7 @@ from typing import Any
 from nova_precache import context, exception, model, rpc
 
 TOPIC = 'precache_compute'
-VERSION = '1.1'
+VERSION = '1.2'
 
 
 class StopWhy(enum.StrEnum):
@@ -118,5 +119,29 @@ class ComputeAPI:
                 epoch=epoch,
                 why=why.value,
                 keep_partial=keep_partial,
+            )
+        )
+
+    def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
+        """Have a host remove what an unfinished download of an image left there.
+
+        Nobody has to ask again, whatever comes of it: what is left goes with the host's next
+        round that finds it too old.
+
+        :returns: whether nothing is left; False: somebody works on the image, who goes on
+            from it, or it cannot be removed
+        :raises TimeoutError: no answer in time
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        :raises nova_precache.exception.StorageError: the host's file system refused
+        """
+        return bool(
+            self._client.call(
+                ctxt,
+                'forget_image',
+                '1.2',
+                server=host,
+                timeout_seconds=self._monitor_seconds,
+                image_id=image_id,
             )
         )

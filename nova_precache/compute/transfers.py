@@ -13,15 +13,18 @@ stops it, and is told how it then ended, which may be well.
 import collections
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 
 from nova_precache import exception, model
+from nova_precache.compute import meter, outcomes
 from nova_precache.compute import options as transfer_options
-from nova_precache.compute import outcomes
 from nova_precache.control import Control
 
 KEPT_OUTCOMES = 1000
+# How a job leaves its transfer that another request may have come to want meanwhile.
+_LEFT = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 
 Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
 
@@ -46,10 +49,20 @@ class Transfer:
 
     image_id: str
     progress: model.Progress
+    speed: meter.Meter
     control: Control = dataclasses.field(default_factory=Control)
     followers: dict[str, Follower] = dataclasses.field(default_factory=dict)
     sequence: int = 0
     reported: model.Progress | None = None
+
+    def note(self, progress: model.Progress) -> None:
+        """Note how far the work has come."""
+        self.speed.note(self.progress, progress)
+        self.progress = progress
+
+    def measured(self) -> model.Progress:
+        """Tell how far the work has come, and how fast it goes on."""
+        return dataclasses.replace(self.progress, rate_bytes=self.speed.rate())
 
     def stop(self, error: exception.TransferStopped) -> None:
         """End the work; it is no attempt that failed, so the error alone says what is kept."""
@@ -74,11 +87,16 @@ class Following:
 
 
 class Transfers:
-    """Which images are being worked on; safe to use from many threads."""
+    """Which images are being worked on; safe to use from many threads.
 
-    def __init__(self) -> None:
+    :ivar ended: how many transfers have ended
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self.is_stopping = False
+        self.ended = 0
         self._running: dict[str, Transfer] = {}
         self._kept: collections.OrderedDict[str, model.ImageOutcome] = collections.OrderedDict()
 
@@ -135,19 +153,16 @@ class Transfers:
     def to_report(self) -> list[Following]:
         """Give the progress of every followed job that has come further since the last time.
 
-        A download that stands still, or waits for a lock, has nothing to report: so the
-        conductor learns that it does not move. Steps without signs of their own, which
-        have a time limit, are reported each time.
+        To be called each second or so. A download that stands still, or waits for a lock,
+        has nothing to report but, once, that it has no speed any more: so the conductor
+        learns that it does not move. Steps without signs of their own, which have a time
+        limit, are reported each time.
         """
         with self._lock:
-            moving = [each for each in self._running.values() if _has_moved(each)]
-            for transfer in moving:
-                transfer.sequence += 1
-                transfer.reported = transfer.progress
             return [
-                Following(job_id, follower.epoch, transfer.sequence, transfer.progress)
-                for transfer in moving
-                for job_id, follower in transfer.followers.items()
+                following
+                for transfer in self._running.values()
+                for following in _report(transfer, transfer.measured())
             ]
 
     def _follow(
@@ -163,8 +178,7 @@ class Transfers:
                 return _already(self._kept[job_id])
             if self.is_stopping:
                 return _already(outcomes.of_stop(_shutting_down()))
-            started = model.Progress(model.TaskStatus.DOWNLOADING, 0)
-            transfer = self._running.get(image_id) or Transfer(image_id, started)
+            transfer = self._running.get(image_id) or self._transfer(image_id)
             follower = self._join(transfer, job_id, epoch, options or model.TransferOptions())
             if image_id not in self._running:
                 # Not in the thread of the call, whose job may leave what others still want.
@@ -173,6 +187,10 @@ class Transfers:
                 ).start()
                 self._running[image_id] = transfer  # where no thread starts, nobody must join it
             return follower.outcome
+
+    def _transfer(self, image_id: str) -> Transfer:
+        started = model.Progress(model.TaskStatus.DOWNLOADING, 0)
+        return Transfer(image_id, started, meter.Meter(self._clock))
 
     def _join(
         self, transfer: Transfer, job_id: str, epoch: int, options: model.TransferOptions
@@ -209,11 +227,8 @@ class Transfers:
         follower.outcome.set_result(outcome)
 
     def _do(self, transfer: Transfer, work: Work) -> None:
-        def note(progress: model.Progress) -> None:
-            transfer.progress = progress
-
         try:
-            outcome = work(note, transfer.control)
+            outcome = work(transfer.note, transfer.control)
         except BaseException as error:  # noqa: BLE001 - raised where the calls wait
             for follower in self._end(transfer, None):
                 follower.outcome.set_exception(error)
@@ -225,14 +240,15 @@ class Transfers:
         with self._lock:
             if self._running.get(transfer.image_id) is transfer:
                 del self._running[transfer.image_id]
+            self.ended += 1
             for job_id, follower in transfer.followers.items():
                 follower.forget_deadline()
                 self._keep(job_id, outcome)
             return list(transfer.followers.values())
 
     def _keep(self, job_id: str, outcome: model.ImageOutcome | None) -> None:
-        if outcome is None or outcome.retry != model.Retry.NEVER:
-            return  # the job will come again and must then be tried anew
+        if outcome is None or outcome.retry != model.Retry.NEVER or outcome.status in _LEFT:
+            return  # the job may come again and must then be tried anew
         self._kept[job_id] = outcome
         while len(self._kept) > KEPT_OUTCOMES:
             self._kept.popitem(last=False)
@@ -248,6 +264,20 @@ def _already(outcome: model.ImageOutcome) -> futures.Future[model.ImageOutcome]:
     return done
 
 
-def _has_moved(transfer: Transfer) -> bool:
-    progress = transfer.progress
-    return progress != transfer.reported or progress.status != model.TaskStatus.DOWNLOADING
+def _report(transfer: Transfer, progress: model.Progress) -> list[Following]:
+    """Tell the progress to all who follow, if there is something to tell."""
+    if not _has_moved(transfer.reported, progress):
+        return []
+    transfer.sequence += 1
+    transfer.reported = progress
+    return [
+        Following(job_id, follower.epoch, transfer.sequence, progress)
+        for job_id, follower in transfer.followers.items()
+    ]
+
+
+def _has_moved(reported: model.Progress | None, progress: model.Progress) -> bool:
+    if reported is None or progress.status != model.TaskStatus.DOWNLOADING:
+        return True
+    has_stopped = progress.rate_bytes == 0 and reported.rate_bytes != 0
+    return has_stopped or progress != dataclasses.replace(reported, rate_bytes=progress.rate_bytes)

@@ -2,20 +2,30 @@
 """Gathers what computes report, so that it is written in bulk and not one by one."""
 
 import threading
+from collections.abc import Sequence
 
 from nova_precache import model
-from nova_precache.db import agents, jobs
+from nova_precache.db import agents, caches, jobs
+
+# So many images in memory are written at once, by whoever tells of the last one.
+MAX_IMAGES = 20_000
 
 
 class Intake:
-    """The newest report of each agent and each job since the last write."""
+    """What was reported since the last write: of each agent and each job the newest."""
 
-    def __init__(self, agent_store: agents.Agents, job_store: jobs.Jobs) -> None:
+    def __init__(
+        self, agent_store: agents.Agents, job_store: jobs.Jobs, cache_store: caches.Caches
+    ) -> None:
         self._agents = agent_store
         self._jobs = job_store
+        self._caches = cache_store
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], model.Agent] = {}
         self._progress: dict[str, jobs.ProgressReport] = {}
+        self._images: list[tuple[str, caches.Report]] = []
+        self._images_count = 0
+        self._writing_images = threading.Lock()
 
     def add_state(self, agent: model.Agent) -> None:
         """Note a heartbeat."""
@@ -28,6 +38,15 @@ class Intake:
             known = self._progress.get(report.job_id)
             if known is None or _order(report) > _order(known):
                 self._progress[report.job_id] = report
+
+    def add_images(self, agent_id: str, report: caches.Report) -> None:
+        """Note what is in a cache, as an agent tells."""
+        with self._lock:
+            self._images.append((agent_id, report))
+            self._images_count += len(report.images)
+            is_full = self._images_count >= MAX_IMAGES
+        if is_full:
+            self.write_images()
 
     def write_states(self) -> None:
         """Write the heartbeats gathered so far."""
@@ -42,6 +61,22 @@ class Intake:
             progress, self._progress = self._progress, {}
         if progress:
             self._jobs.record_progress(progress.values())
+
+    def write_images(self) -> None:
+        """Write what is in the caches, of hosts whose registered agents have told."""
+        with self._writing_images:  # or what was told later might be written first
+            with self._lock:
+                told, self._images, self._images_count = self._images, [], 0
+            if told:
+                self._record_images(told)
+
+    def _record_images(self, told: Sequence[tuple[str, caches.Report]]) -> None:
+        registered = self._agents.get({report.host for _, report in told})
+        self._caches.record_all(
+            report
+            for agent_id, report in told
+            if report.host in registered and registered[report.host].agent_id == agent_id
+        )
 
 
 def _order(report: jobs.ProgressReport) -> tuple[int, int]:

@@ -2,14 +2,15 @@
 """The conductor's RPC endpoints: thin, one for the API and one for each cell."""
 
 import dataclasses
+import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nova_precache import context, model, rpc
 from nova_precache.cells import inventory
-from nova_precache.conductor import intake
-from nova_precache.db import agents, jobs
+from nova_precache.conductor import intake, rpcapi
+from nova_precache.db import agents, caches, jobs
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class ApiEndpoint(rpc.Endpoint):
         self._wake()
 
 
-class CellEndpoint(rpc.Endpoint):
+class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     """What the computes of one cell tell and ask a conductor.
 
     Arguments that a newer compute sends and this release does not know are ignored.
@@ -73,9 +74,31 @@ class CellEndpoint(rpc.Endpoint):
     ) -> None:
         """Note how far a job has come."""
         known = model.Progress(
-            progress['status'], progress['bytes_done'], progress.get('bytes_total')
+            progress['status'],
+            progress['bytes_done'],
+            progress.get('bytes_total'),
+            progress.get('rate_bytes'),
         )
         self._intake.add_progress(jobs.ProgressReport(job_id, epoch, sequence, known))
+
+    def report_images(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        agent_id: str,
+        images: Sequence[model.Json],
+        removed: Sequence[str],
+        full: bool,
+        after: str | None = None,
+        until: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Note what is in the cache of a host, if its agent is the one that may tell."""
+        known = [_cached_image(host, image) for image in images if _is_name(image['name'])]
+        self._intake.add_images(
+            agent_id,
+            caches.Report(host, known, removed, full=full, after=after, until=until),
+        )
 
     def begin_job(
         self,
@@ -96,3 +119,21 @@ class CellEndpoint(rpc.Endpoint):
         known = {field.name for field in dataclasses.fields(model.Agent)}
         values = {name: value for name, value in state.items() if name in known}
         return model.Agent(**{**values, 'cell_uuid': self._cell_uuid})
+
+
+def _is_name(name: str) -> bool:
+    """Tell whether the database can keep a name, which on a disk may have any length."""
+    return 0 < len(name) <= caches.NAME_MAX
+
+
+def _cached_image(host: str, image: model.Json) -> model.CachedImage:
+    touched_at = datetime.datetime.fromisoformat(image['touched_at'])
+    return model.CachedImage(
+        host=host,
+        name=image['name'],
+        image_id=None,
+        size_bytes=image['size_bytes'],
+        disk_bytes=image['disk_bytes'],
+        touched_at=touched_at.astimezone(datetime.UTC).replace(tzinfo=None),
+        used_by=image.get('used_by'),
+    )

@@ -5,6 +5,7 @@ History:
 
 * 1.0 - ``work_available``, ``register``, ``report_state``, ``report_progress``,
   ``begin_job``, ``get_token``
+* 1.1 - ``report_images``; a progress has ``rate_bytes``
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
@@ -15,11 +16,13 @@ import threading
 from typing import Any
 
 from nova_precache import context, exception, model, rpc
+from nova_precache.compute import reporter
 
 TOPIC = 'precache_conductor'
 # Of its own: on one broker, servers of one topic share one queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
-VERSION = '1.0'
+VERSION = '1.1'
+OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
 
 
@@ -96,7 +99,24 @@ class ConductorReporter:
                 'status': progress.status,
                 'bytes_done': progress.bytes_done,
                 'bytes_total': progress.bytes_total,
+                'rate_bytes': progress.rate_bytes,
             },
+        )
+
+    def report_images(self, host: str, agent_id: str, news: reporter.CacheNews) -> None:
+        if not self._client.can_send('1.1'):
+            return  # conductors that do not know of it keep no inventory
+        self._client.cast(
+            context.admin_context(),
+            'report_images',
+            '1.1',
+            host=host,
+            agent_id=agent_id,
+            images=[_to_wire(image) for image in news.images],
+            removed=list(news.removed),
+            full=news.full,
+            after=news.after,
+            until=news.until,
         )
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
@@ -117,3 +137,13 @@ class ConductorReporter:
             )
         except TimeoutError as exc:
             raise exception.CellUnreachable(f'no conductor answered {method}: {exc}') from exc
+
+
+def _to_wire(image: model.CachedImage) -> model.Json:
+    return {
+        'name': image.name,
+        'size_bytes': image.size_bytes,
+        'disk_bytes': image.disk_bytes,
+        'touched_at': f'{image.touched_at.isoformat()}Z',
+        'used_by': image.used_by,
+    }

@@ -76,6 +76,28 @@ class Agents:
             query = sa.select(models.Agent).order_by(models.Agent.host)
             return [_agent(row) for row in session.scalars(query)]
 
+    def list_page(
+        self,
+        limit: int | None = None,
+        marker: str | None = None,
+        up: bool | None = None,
+        cell_uuid: str | None = None,
+    ) -> Sequence[model.Agent]:
+        """Give agents by host name, those after the host that marker names.
+
+        :param up: only those that report, or only those that do not, by the database's clock
+        """
+        with self._database.reader() as session:
+            query = sa.select(models.Agent).order_by(models.Agent.host).limit(limit)
+            if marker is not None:
+                query = query.where(models.Agent.host > marker)
+            if up is not None:
+                reports = models.Agent.seen_at >= db_session.now(session) - self._down
+                query = query.where(reports if up else sa.not_(reports))
+            if cell_uuid is not None:
+                query = query.where(models.Agent.cell_uuid == cell_uuid)
+            return [_agent(row) for row in session.scalars(query)]
+
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)
         free = sa.or_(

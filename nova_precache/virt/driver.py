@@ -2,6 +2,7 @@
 """The base of all virt drivers, and how one is loaded by its configured name."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from oslo_config import cfg
 from oslo_utils import importutils
@@ -103,6 +104,24 @@ class ComputeDriver:
 
         :raises nova_precache.exception.CacheError: something may be left, for this reason
         """
+
+    def forget_image(self, image_id: str) -> bool:
+        """Remove what an unfinished download of the image left; by default none leaves any.
+
+        :returns: whether nothing is left; False: somebody works on the image, or it cannot
+            be removed
+        :raises nova_precache.exception.CacheError: something may be left, for this reason
+        """
+        return True
+
+    def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
+        """List the images in the cache, but for the host and their ids; by default none.
+
+        :param recount: look at the disks, to tell how many are based on each image; else
+            that is as it was when they were looked at last
+        :raises nova_precache.exception.CacheError: the cache cannot be looked at
+        """
+        return ()
 
     def cache_report(self) -> CacheReport:
         """Describe the cache; called with every report of the compute."""

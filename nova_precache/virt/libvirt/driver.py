@@ -2,8 +2,10 @@
 """Caches images as the files that Nova's libvirt driver boots instances from."""
 
 import dataclasses
+import datetime
 import logging
 import os
+from collections.abc import Mapping, Sequence
 
 from oslo_config import cfg
 
@@ -19,6 +21,9 @@ from nova_precache.virt.libvirt import imagebackend, usage
 LOG = logging.getLogger(__name__)
 
 _WITHOUT_FILE_CACHE = frozenset({'lvm', 'rbd', 'ploop'})
+_EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - in UTC, as times are kept
+_LATEST = datetime.datetime(9999, 12, 31)  # noqa: DTZ001
+_LAST_MICROSECOND = (_LATEST - _EPOCH) // datetime.timedelta(microseconds=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,8 @@ class LibvirtDriver(driver.ComputeDriver):
             reserved_bytes=settings.reserved_disk_bytes,
             partial_max_age_seconds=settings.partial_max_age_seconds,
         )
-        disk_usage = usage.DiskUsage(settings.layout)
+        self._usage = disk_usage = usage.DiskUsage(settings.layout)
+        self._used_by: Mapping[str, int] | None = None
         self._filler = self._cache_filler(disk_usage)
         self._expirer = expiry.CacheExpirer(
             store=self._store,
@@ -185,6 +191,27 @@ class LibvirtDriver(driver.ComputeDriver):
         if self._has_file_cache():
             self._store.sweep(self._locks)
 
+    def forget_image(self, image_id: str) -> bool:
+        return not self._has_file_cache() or self._store.forget(image_id, self._locks)
+
+    def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
+        if not self._has_file_cache():
+            return ()
+        if recount:
+            self._used_by = self._count_disks()
+        used_by = self._used_by
+        return [
+            _cached_image(file, None if used_by is None else used_by.get(file.name, 0))
+            for file in self._store.base_files()
+        ]
+
+    def _count_disks(self) -> Mapping[str, int] | None:
+        try:
+            return self._usage.counts()
+        except exception.StorageError as exc:
+            LOG.debug('Nobody knows how many disks are based on each image: %s', exc)
+            return None
+
     def cache_report(self) -> driver.CacheReport:
         if not self._has_file_cache():
             return driver.CacheReport()
@@ -206,6 +233,24 @@ class LibvirtDriver(driver.ComputeDriver):
             raise exception.BackendUnsupported(
                 f'[libvirt] images_type {self._settings.images_type} keeps no image cache in files'
             )
+
+
+def _cached_image(file: store.BaseFile, used_by: int | None) -> model.CachedImage:
+    return model.CachedImage(
+        host='',
+        name=file.name,
+        image_id=None,
+        size_bytes=file.size_bytes,
+        disk_bytes=file.bytes_on_disk,
+        touched_at=_utc(file.mtime_ns),
+        used_by=used_by,
+    )
+
+
+def _utc(mtime_ns: int) -> datetime.datetime:
+    """Give a file's time in UTC; of one that no calendar has, what comes next to it."""
+    microseconds = max(0, min(mtime_ns // 1000, _LAST_MICROSECOND))
+    return _EPOCH + datetime.timedelta(microseconds=microseconds)
 
 
 def _is_novas(paths: layout.CacheLayout) -> bool:

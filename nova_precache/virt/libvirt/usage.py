@@ -5,11 +5,12 @@ Headers are read here and not by qemu-img: there may be thousands. Whatever cann
 read might be based on anything, so it is an error and never "not based".
 """
 
+import collections
 import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from nova_precache import exception
@@ -51,7 +52,14 @@ class DiskUsage:
 
         :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
         """
-        return frozenset(name for path in self._directories() for name in _names_in(path))
+        return frozenset(self.counts())
+
+    def counts(self) -> Mapping[str, int]:
+        """Count the disks that are based on each file, by its name; others have no entry.
+
+        :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
+        """
+        return collections.Counter(name for path in self._directories() for name in _names_in(path))
 
     def _directories(self) -> list[str]:
         """Give the directories of instances, also of those being resized or deleted."""

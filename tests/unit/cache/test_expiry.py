@@ -18,7 +18,7 @@ RESIZED = f'{ORIGINAL}_20'
 
 
 def listed(name: str, age_seconds: float) -> store.BaseFile:
-    return store.BaseFile(name, 1, int((NOW - age_seconds) * 1e9), 512)
+    return store.BaseFile(name, 1, int((NOW - age_seconds) * 1e9), 512, 512)
 
 
 def put(cache: Cache, name: str, age_seconds: float, data: bytes = b'data') -> pathlib.Path:

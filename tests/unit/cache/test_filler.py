@@ -787,7 +787,7 @@ def test_a_cancelled_look_up_ends_at_once(cache: Cache) -> None:
     assert cache.names() == []
 
 
-@pytest.mark.parametrize('status', list(model.TASK_WORKING))
+@pytest.mark.parametrize('status', sorted(model.TASK_WORKING))
 @pytest.mark.parametrize(
     ('error', 'left'),
     [

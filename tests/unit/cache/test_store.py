@@ -15,7 +15,7 @@ import pytest
 
 from nova_precache import exception
 from nova_precache.cache import journal, layout, store
-from tests.unit.cache.conftest import Cache, Refusal, cached_bytes
+from tests.unit.cache.conftest import Cache, Refusal, cached_bytes, held_by_another_process
 
 IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 MIB = 1024**2
@@ -483,3 +483,67 @@ def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
     for use in (cache.store.check_there, cache.store.free_bytes, cache.store.cache_bytes):
         with pytest.raises(exception.StorageError, match='No such file or directory'):
             use()
+
+
+def test_what_is_unfinished_of_an_image_is_forgotten_and_nothing_else(cache: Cache) -> None:
+    leave(cache)
+    cache.file_of('part').with_suffix('.converted').write_bytes(b'half')
+    pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'part')).write_bytes(b'no journal')
+    other = pathlib.Path(cache.paths.new_partial_path('other', 'part'))
+    base = cache.base_file('whole')
+    for path in (other, base):
+        path.write_bytes(b'data')
+
+    assert cache.store.forget(IMAGE_ID, cache.locks)
+
+    assert cache.names() == sorted([other.name, base.name])
+    assert cache.store.forget(IMAGE_ID, cache.locks), 'nothing is left'
+
+
+def test_the_base_file_of_an_image_is_not_forgotten(cache: Cache) -> None:
+    cache.base_file(IMAGE_ID).write_bytes(b'data')
+    assert cache.store.forget(IMAGE_ID, cache.locks)
+    assert cache.base_file(IMAGE_ID).read_bytes() == b'data'
+
+
+def test_what_another_process_works_on_is_not_forgotten(cache: Cache) -> None:
+    kept = leave(cache)
+    holder = held_by_another_process(cache.paths.lock_directory, layout.base_name(IMAGE_ID))
+    try:
+        assert not cache.store.forget(IMAGE_ID, cache.locks)
+        assert cache.names() == kept
+    finally:
+        holder.communicate('done')
+    assert cache.store.forget(IMAGE_ID, cache.locks)
+    assert cache.names() == []
+
+
+def test_what_somebody_writes_is_not_forgotten_though_the_lock_file_is_gone(cache: Cache) -> None:
+    running = leave(cache)
+    owned = journal.Journal.own(str(cache.file_of('journal')))
+    assert owned is not None
+    with contextlib.closing(owned):
+        assert not cache.store.forget(IMAGE_ID, cache.locks)
+        assert cache.names() == running
+    assert cache.store.forget(IMAGE_ID, cache.locks)
+
+
+def test_what_cannot_be_removed_is_not_forgotten(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(cache)
+    refusal = Refusal(monkeypatch, 'unlink', errno.EROFS)
+    refusal.is_on = True
+    assert not cache.store.forget(IMAGE_ID, cache.locks)
+
+
+def test_a_file_that_vanishes_while_the_cache_is_listed_is_left_out(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image_id in ('a', 'b'):
+        cache.base_file(image_id).write_bytes(b'data')
+    listed = os.listdir(cache.paths.base_directory)
+    cache.base_file('a').unlink()
+    monkeypatch.setattr(os, 'listdir', lambda path: listed)
+    [file] = cache.store.base_files()
+    assert (file.name, file.size_bytes) == (layout.base_name('b'), 4)

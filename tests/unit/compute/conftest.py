@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from nova_precache import conf, model
+from nova_precache.compute import reporter
 from nova_precache.control import Control
 from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver
@@ -30,6 +31,7 @@ class FakeReporter:
         self.states: list[model.Json] = []
         self.started: list[bool] = []
         self.progress: list[tuple[str, int, int, model.Progress]] = []
+        self.images: list[tuple[str, str, reporter.CacheNews]] = []
 
     def register(self, state: model.Json) -> None:
         if self.register_errors:
@@ -51,6 +53,13 @@ class FakeReporter:
             raise self.report_errors.pop(0)
         self.progress.append((job_id, epoch, sequence, progress))
 
+    def report_images(self, host: str, agent_id: str, news: reporter.CacheNews) -> None:
+        if self.report_errors:
+            raise self.report_errors.pop(0)
+        with self._condition:
+            self.images.append((host, agent_id, news))
+            self._condition.notify_all()
+
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
         with self._condition:
             self.started.append(starts)
@@ -67,6 +76,11 @@ class FakeReporter:
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.started) >= count, WAIT_SECONDS)
 
+    def wait_images(self, count: int) -> None:
+        """Wait until so many reports of what is in the cache came."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.images) >= count, WAIT_SECONDS)
+
     def wait_reported(self, count: int) -> None:
         """Wait until so many states were reported."""
         with self._condition:
@@ -81,6 +95,8 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         self.asked: list[str] = []
         self.controls: list[Control] = []
         self.error: Exception | None = None
+        self.forgotten: list[str] = []
+        self.forgets = True
         self.begun = threading.Event()
         self.opened = threading.Event()
         self.opened.set()
@@ -102,6 +118,12 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         if self.error is not None:
             raise self.error
         return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)
+
+    def forget_image(self, image_id: str) -> bool:
+        self.forgotten.append(image_id)
+        if self.error is not None:
+            raise self.error
+        return self.forgets
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from nova_precache import conf, exception, model
-from nova_precache.compute import agent, transfers
+from nova_precache.compute import agent, inventory, transfers
 from nova_precache.control import Control
+from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
@@ -81,6 +82,7 @@ def running() -> transfers.Transfers:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, '_REGISTER_WAIT_SECONDS', 0.001)
+    monkeypatch.setattr(agent, 'PROGRESS_SECONDS', 0.02)
 
 
 @pytest.fixture
@@ -110,6 +112,7 @@ def make_compute(
                 conductor=conductor,
                 server=server,  # type: ignore[arg-type]
                 running=running,
+                images=inventory.Inventory('h1', 'agent-1', driver, conductor, 3600, 3600),
                 report_seconds=0.05,
                 cache_seconds=cache_seconds,
             )
@@ -231,6 +234,41 @@ def test_progress_that_cannot_be_reported_does_no_harm(
 
     assert running.run('j1', 1, 'i1', work).status == 'cached'
     assert [sequence for _, _, sequence, _ in conductor.progress] == [2]
+
+
+def test_what_is_cached_is_told_after_the_registration_and_after_each_transfer(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    running: transfers.Transfers,
+    driver: Driver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = fake_images.FakeImageService()
+    image = service.add(b'data')
+
+    def cache(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
+        driver.cache_image(service, image.id, note, control)
+        return model.ImageOutcome('cached')
+
+    compute.start()
+    conductor.wait_images(1)
+    running.run('j1', 1, image.id, cache)
+    conductor.wait_images(2)
+
+    assert conductor.registered
+    [whole, news] = [news for _, _, news in conductor.images]
+    assert (whole.full, len(whole.images)) == (True, 0)
+    assert (news.full, [each.size_bytes for each in news.images]) == (False, [4])
+
+
+def test_what_is_cached_and_could_not_be_told_does_no_harm(
+    compute: agent.Agent, conductor: FakeReporter
+) -> None:
+    conductor.report_errors = [exception.CellUnreachable('the broker is away')]
+
+    compute.report_images()
+
+    assert conductor.report_errors == []
 
 
 def test_the_image_cache_is_managed_again_and_again_through_failures(

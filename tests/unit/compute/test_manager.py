@@ -358,3 +358,23 @@ def test_options_that_cannot_be_are_an_error_that_names_them_and_nothing_is_done
     assert answer['reason'].startswith(f'{field}: ')
     assert driver.asked == []
     assert conductor.started == []
+
+
+def test_what_is_unfinished_of_an_image_is_forgotten_unless_it_is_being_worked_on(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 1}
+    compute = _manager(driver, conductor)
+    driver.opened.clear()
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(_call, compute)
+        assert driver.begun.wait(WAIT_SECONDS)
+
+        assert not compute.forget_image(CTXT, 'i1')
+        assert driver.forgotten == []
+        assert compute.forget_image(CTXT, 'i2', added_later=1)
+
+        driver.opened.set()
+        made.result(WAIT_SECONDS)
+    assert compute.forget_image(CTXT, 'i1')
+    assert driver.forgotten == ['i2', 'i1']

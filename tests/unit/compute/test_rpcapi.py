@@ -136,3 +136,34 @@ def test_a_compute_of_the_first_release_cannot_be_asked_to_stop(
 def test_a_pin_keeps_a_stop_from_being_sent(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.0'):
         _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, rpcapi.StopWhy.PAUSED)
+
+
+@pytest.mark.parametrize('is_forgotten', [True, False])
+def test_a_compute_forgets_what_is_unfinished_of_an_image(
+    transport: rpc.Transport, served: ScriptedDriver, is_forgotten: bool
+) -> None:
+    served.forgets = is_forgotten
+
+    assert _api(transport).forget_image(CTXT, 'h1', 'i1') is is_forgotten
+    assert served.forgotten == ['i1']
+
+
+def test_what_keeps_a_compute_from_forgetting_is_told(
+    transport: rpc.Transport, served: ScriptedDriver
+) -> None:
+    served.error = exception.StorageError('Read-only file system')
+
+    with pytest.raises(exception.StorageError, match='Read-only'):
+        _api(transport).forget_image(CTXT, 'h1', 'i1')
+
+
+def test_an_older_compute_cannot_be_asked_to_forget(
+    transport: rpc.Transport, old: OldCompute
+) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'forget_image 1\.2 is not known'):
+        _api(transport).forget_image(CTXT, 'old', 'i1')
+
+
+def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transport) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
+        _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')

@@ -124,3 +124,28 @@ def test_a_living_agent_is_there_again_after_an_older_database_was_restored(worl
     [kept] = world.agents.list()
     assert (kept.host, kept.agent_id) == ('host1', 'agent-1')
     assert world.agents.down(['host1']) == {}
+
+
+def test_agents_come_in_pages(world: World) -> None:
+    for number in range(5):
+        world.agents.register(dataclasses.replace(AGENT, host=f'host{number}'))
+
+    first = world.agents.list_page(limit=3)
+    second = world.agents.list_page(limit=3, marker=first[-1].host)
+
+    assert [agent.host for agent in (*first, *second)] == [f'host{n}' for n in range(5)]
+    assert len(first) == 3
+
+
+def test_agents_are_listed_that_report_or_that_do_not_or_of_a_cell(world: World) -> None:
+    for host, cell_uuid in (('a', 'cell-1'), ('b', 'cell-2'), ('c', 'cell-1')):
+        world.agents.register(dataclasses.replace(AGENT, host=host, cell_uuid=cell_uuid))
+    world.dead('c')
+
+    def hosts(**which: object) -> list[str]:
+        return [agent.host for agent in world.agents.list_page(**which)]  # type: ignore[arg-type]
+
+    assert hosts(up=True) == ['a', 'b']
+    assert hosts(up=False) == ['c'] == list(world.agents.down(['a', 'b', 'c']))
+    assert hosts(cell_uuid='cell-1') == ['a', 'c']
+    assert hosts(cell_uuid='cell-1', up=True) == ['a']

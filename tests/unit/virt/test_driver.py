@@ -5,6 +5,7 @@ import pytest
 
 from nova_precache import conf as precache_conf
 from nova_precache import control, exception, model
+from nova_precache.cache import layout
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver, fake, libvirt
 
@@ -41,6 +42,8 @@ def test_a_driver_caches_nothing_unless_it_says_how() -> None:
     assert plain.cache_report() == driver.CacheReport()
     plain.manage_image_cache()
     plain.remove_leftovers()
+    assert plain.cached_images() == ()
+    assert plain.forget_image('i'), 'nothing is left'
     with pytest.raises(NotImplementedError):
         plain.cache_image(fake_images.FakeImageService(), 'i', ignore)
     with pytest.raises(exception.BackendUnsupported, match='FakeDriver makes no root disks'):
@@ -55,7 +58,7 @@ def test_the_fake_driver_caches_each_image_once() -> None:
     assert not caching.cache_image(images, image.id, ignore).existing
     assert caching.cache_image(images, image.id, ignore).existing
     caching.manage_image_cache()
-    assert caching.cached_images == {image.id}
+    assert [each.name for each in caching.cached_images()] == [layout.base_name(image.id)]
 
 
 def test_the_fake_driver_does_nothing_when_it_is_stopped() -> None:
@@ -66,11 +69,23 @@ def test_the_fake_driver_does_nothing_when_it_is_stopped() -> None:
     stopped.stop(exception.ShuttingDown('stops'))
     with pytest.raises(exception.ShuttingDown):
         caching.cache_image(images, image.id, ignore, stopped)
-    assert caching.cached_images == set()
+    assert caching.cached_images() == []
 
 
 def test_the_fake_driver_tells_why_an_image_is_not_cached() -> None:
     caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
     with pytest.raises(exception.ImageGone, match='could not be found'):
         caching.cache_image(fake_images.FakeImageService(), 'unknown', ignore)
-    assert caching.cached_images == set()
+    assert caching.cached_images() == []
+
+
+def test_the_fake_driver_lists_what_it_has_and_when_it_was_asked_for_last() -> None:
+    images = fake_images.FakeImageService()
+    image = images.add(b'data')
+    caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
+    caching.cache_image(images, image.id, ignore)
+    [before] = caching.cached_images()
+    caching.cache_image(images, image.id, ignore)
+    [after] = caching.cached_images()
+    assert (before.size_bytes, before.used_by, before.image_id) == (4, 0, None)
+    assert after.touched_at > before.touched_at

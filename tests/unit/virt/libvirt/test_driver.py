@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The libvirt driver: real images, from a real Glance, under the name where Nova looks."""
 
+import datetime
 import errno
 import hashlib
 import os
@@ -19,6 +20,7 @@ from nova_precache.image import fake
 from nova_precache.image import glance as glance_images
 from nova_precache.standalone.glance import GlanceServer
 from nova_precache.virt import driver, libvirt
+from nova_precache.virt.libvirt import driver as driver_module
 from tests import disk_images
 from tests.conftest import UploadImage
 from tests.unit.virt.libvirt.conftest import MakeDriver
@@ -388,3 +390,97 @@ def test_a_backend_without_files_has_no_cache_to_manage(
 ) -> None:
     make_driver(libvirt__images_type=images_type).manage_image_cache()
     assert old_image.exists()
+
+
+# What is in the cache
+
+
+def test_what_is_cached_is_listed_with_its_sizes_its_age_and_its_disks(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    sparse = images.add(b'data' + bytes(8 * disk_images.MIB))
+    made = make_driver()
+    made.cache_image(images, sparse.id, ignore)
+    for instance in ('one', 'two'):
+        made.create_root_disk(images, sparse.id, instance)
+    path = instances_path / '_base' / sha1(sparse.id)
+    os.utime(path, ns=(0, 1_767_323_045_678_901_234))
+    (path.parent / 'swap_512').write_bytes(b'of Nova')
+
+    [found] = made.cached_images()
+
+    assert found == model.CachedImage(
+        host='',
+        name=sha1(sparse.id),
+        image_id=None,
+        size_bytes=8 * disk_images.MIB + 4,
+        disk_bytes=path.stat().st_blocks * 512,
+        touched_at=datetime.datetime(2026, 1, 2, 3, 4, 5, 678901),  # noqa: DTZ001
+        used_by=2,
+    )
+    assert found.disk_bytes < disk_images.MIB
+
+
+def test_disks_are_counted_when_that_is_asked_for_alone(
+    make_driver: MakeDriver, images: fake.FakeImageService
+) -> None:
+    image = images.add(disk_images.content(disk_images.MIB))
+    made = make_driver()
+    disk = made.create_root_disk(images, image.id, 'instance')
+    assert [each.used_by for each in made.cached_images(recount=False)] == [None]
+    assert [each.used_by for each in made.cached_images()] == [1]
+    os.unlink(disk.path)
+    assert [each.used_by for each in made.cached_images(recount=False)] == [1]
+    assert [each.used_by for each in made.cached_images()] == [0]
+
+
+def test_a_disk_that_cannot_be_read_leaves_the_use_of_all_images_unknown(
+    make_driver: MakeDriver, instances_path: pathlib.Path, old_image: pathlib.Path
+) -> None:
+    (instances_path / 'instance').mkdir()
+    (instances_path / 'instance' / 'disk').write_bytes(b'QFI\xfb')
+    [found] = make_driver().cached_images()
+    assert (found.name, found.used_by) == (old_image.name, None)
+
+
+@pytest.mark.parametrize(('seconds', 'year'), [(-(2**33), 1970), (2**33, 2242), (2**60, 9999)])
+def test_a_time_that_no_calendar_has_is_told_as_the_nearest(seconds: int, year: int) -> None:
+    assert driver_module._utc(seconds * 10**9).year == year
+
+
+def test_an_image_that_goes_is_not_listed_any_more(
+    make_driver: MakeDriver, old_image: pathlib.Path
+) -> None:
+    made = make_driver()
+    assert [each.name for each in made.cached_images()] == [old_image.name]
+    made.manage_image_cache()
+    assert made.cached_images() == []
+
+
+def test_a_cache_that_vanished_is_not_an_empty_one(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    made = make_driver()
+    os.rmdir(instances_path / '_base')
+    with pytest.raises(exception.StorageError, match='No such file'):
+        made.cached_images()
+
+
+def test_what_is_unfinished_is_forgotten_unless_the_image_is_locked(
+    make_driver: MakeDriver, instances_path: pathlib.Path, unfinished: str
+) -> None:
+    made, other = make_driver(), make_driver()
+    with other._locks.hold(sha1(unfinished)):
+        assert not made.forget_image(unfinished)
+    assert len(os.listdir(instances_path / '_base')) == 2
+    assert made.forget_image(unfinished)
+    assert os.listdir(instances_path / '_base') == []
+
+
+def test_a_backend_without_files_has_nothing_to_tell_or_forget(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    without = make_driver(libvirt__images_type='rbd')
+    assert without.cached_images() == ()
+    assert without.forget_image('image')
+    assert not instances_path.exists()

@@ -318,3 +318,18 @@ def test_an_instances_path_that_is_gone_is_an_error(paths: layout.CacheLayout) -
     shutil.rmtree(paths.instances_path)
     with pytest.raises(exception.StorageError, match='No such file or directory'):
         backing_names(paths)
+
+
+def test_the_disks_that_are_based_on_each_file_are_counted(
+    paths: layout.CacheLayout,
+    base: pathlib.Path,
+    disk: pathlib.Path,
+    instances_path: pathlib.Path,
+) -> None:
+    other = disk_images.raw(pathlib.Path(paths.path_of(layout.base_name('other'))))
+    for instance, backing in (('second', base), ('third', other)):
+        (instances_path / instance).mkdir()
+        disk_images.qcow2_with_backing_file(instances_path / instance / 'disk', backing)
+    assert usage.DiskUsage(paths).counts() == {NAME: 2, other.name: 1}
+    shutil.rmtree(disk.parent)
+    assert usage.DiskUsage(paths).counts() == {NAME: 1, other.name: 1}

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the bytes of a transfer come.
+
+Only bytes that are downloaded count: what is read again from an earlier attempt is verified
+at the speed of the disk, and would promise an end that does not come.
+"""
+
+import math
+import threading
+from collections.abc import Callable
+
+from nova_precache import model
+
+SMOOTHING_SECONDS = 5.0
+# A shorter time says little: bytes come in pieces of up to a MiB.
+_LEAST_SECONDS = 0.5
+_STILL_SECONDS = 10.0
+
+
+class Meter:
+    """Measures one transfer; noted in the thread that does it, read in others.
+
+    :param clock: seconds, from whenever
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._is_downloading = True
+        self._since: float | None = None
+        self._came_at = 0.0
+        self._bytes = 0
+        self._measured_seconds = 0.0
+        self._rate: float | None = None
+
+    def note(self, before: model.Progress, after: model.Progress) -> None:
+        """Note a step of the work."""
+        with self._lock:
+            self._is_downloading = after.status == model.TaskStatus.DOWNLOADING
+            if not self._is_downloading:
+                self._stop()
+            elif after.bytes_done > before.bytes_done:
+                self._count(after.bytes_done - before.bytes_done)
+
+    def rate(self) -> int | None:
+        """Give the bytes a second of the last seconds; 0 while none come, None: not known yet."""
+        with self._lock:
+            if not self._is_downloading:
+                return 0
+            if self._since is None:
+                return None
+            now = self._clock()
+            if now - self._since >= _LEAST_SECONDS:
+                self._smooth(now - self._since)
+                self._since, self._bytes = now, 0
+            if now - self._came_at >= _STILL_SECONDS:
+                return 0
+            return None if self._rate is None else round(self._rate)
+
+    def _stop(self) -> None:
+        self._since = self._rate = None
+        self._bytes = 0
+        self._measured_seconds = 0.0
+
+    def _count(self, count_bytes: int) -> None:
+        """Count bytes from the first ones on: nobody knows for how long these were coming."""
+        self._came_at = self._clock()
+        if self._since is None:
+            self._since = self._came_at
+        else:
+            self._bytes += count_bytes
+
+    def _smooth(self, seconds: float) -> None:
+        """Let the last seconds count among all, or those that are smoothed."""
+        self._measured_seconds += seconds
+        share = max(-math.expm1(-seconds / SMOOTHING_SECONDS), seconds / self._measured_seconds)
+        known = self._rate or 0.0
+        self._rate = known + (self._bytes / seconds - known) * share

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compute tells Prometheus: of its cache, and of what it moved.
+
+A process may have several computes, as the standalone one has: each is a ``host``.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import prometheus_client
+from prometheus_client import core, registry
+
+from nova_precache import model
+from nova_precache.compute import transfers
+from nova_precache.control import Control
+from nova_precache.metrics import DOWNLOAD_BUCKETS_SECONDS
+from nova_precache.virt import driver
+
+REPORTED_FOR_SECONDS = 5.0
+_PREFIX = 'nova_precache_compute'
+
+
+class Computes:
+    """The metrics of the computes of a process."""
+
+    def __init__(
+        self, metrics: registry.CollectorRegistry, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._caches = _Caches(clock)
+        self._hits = self._counter(metrics, 'cache_hits', 'Images that were there already.')
+        self._misses = self._counter(
+            metrics, 'cache_misses', 'Images that were not there, whatever came of it.'
+        )
+        self._bytes = self._counter(
+            metrics, 'downloaded_bytes', 'Bytes that were received, those given up included.'
+        )
+        self._seconds = prometheus_client.Histogram(
+            f'{_PREFIX}_download_seconds',
+            'Seconds that it took to have an image verified, converted and in the cache.',
+            ['host'],
+            registry=metrics,
+            buckets=DOWNLOAD_BUCKETS_SECONDS,
+        )
+        self._running = prometheus_client.Gauge(
+            f'{_PREFIX}_transfers_running',
+            'Images that are being worked on.',
+            ['host'],
+            registry=metrics,
+        )
+        metrics.register(self._caches)
+
+    def host(self, name: str, report: Callable[[], driver.CacheReport]) -> 'Meter':
+        """Give the meter of a further host; ``report`` describes its cache."""
+        self._caches.add(name, report)
+        return Meter(
+            clock=self._clock,
+            hits=self._hits.labels(name),
+            misses=self._misses.labels(name),
+            bytes_received=self._bytes.labels(name),
+            seconds=self._seconds.labels(name),
+            running=self._running.labels(name),
+        )
+
+    def _counter(
+        self, metrics: registry.CollectorRegistry, name: str, help_text: str
+    ) -> prometheus_client.Counter:
+        return prometheus_client.Counter(f'{_PREFIX}_{name}', help_text, ['host'], registry=metrics)
+
+
+class Meter:
+    """Measures the transfers of one host."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        hits: prometheus_client.Counter,
+        misses: prometheus_client.Counter,
+        bytes_received: prometheus_client.Counter,
+        seconds: prometheus_client.Histogram,
+        running: prometheus_client.Gauge,
+    ) -> None:
+        self._clock = clock
+        self._hits = hits
+        self._misses = misses
+        self._bytes = bytes_received
+        self._seconds = seconds
+        self._running = running
+
+    def measured(self, work: transfers.Work) -> transfers.Work:
+        """Give work that does the same and is measured."""
+
+        def measure(progress: model.ProgressCallback, control: Control) -> model.ImageOutcome:
+            began = self._clock()
+            with self._running.track_inprogress():
+                outcome = work(self._counting(progress), control)
+            self._ended(outcome, self._clock() - began)
+            return outcome
+
+        return measure
+
+    def _counting(self, progress: model.ProgressCallback) -> model.ProgressCallback:
+        """Count the bytes that come; those of an earlier time are read again, as verifying."""
+        known_bytes = 0
+
+        def count(now: model.Progress) -> None:
+            nonlocal known_bytes
+            if now.status == model.TaskStatus.DOWNLOADING:
+                self._bytes.inc(max(0, now.bytes_done - known_bytes))
+            known_bytes = now.bytes_done
+            progress(now)
+
+        return count
+
+    def _ended(self, outcome: model.ImageOutcome, seconds: float) -> None:
+        if outcome.status == model.TaskStatus.EXISTING:
+            self._hits.inc()
+        elif outcome.status != model.TaskStatus.UNSUPPORTED:
+            self._misses.inc()
+        if outcome.status == model.TaskStatus.CACHED:
+            self._seconds.observe(seconds)
+
+
+class _Caches(registry.Collector):
+    """The sizes of the caches, looked at when they are asked for, and not each time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._hosts: dict[str, Callable[[], driver.CacheReport]] = {}
+        self._reported: dict[str, driver.CacheReport] = {}
+        self._stale_at = 0.0
+
+    def add(self, host: str, report: Callable[[], driver.CacheReport]) -> None:
+        with self._lock:
+            self._hosts[host] = report
+            self._stale_at = 0.0
+
+    def collect(self) -> Iterator[core.Metric]:
+        used = core.GaugeMetricFamily(
+            f'{_PREFIX}_cache_bytes', 'What the cache takes on the disk.', labels=['host']
+        )
+        free = core.GaugeMetricFamily(
+            f'{_PREFIX}_free_bytes', 'What is free on the disk of the cache.', labels=['host']
+        )
+        for host, report in self._recent().items():
+            if report.cache_bytes is not None:
+                used.add_metric([host], report.cache_bytes)
+            if report.free_bytes is not None:
+                free.add_metric([host], report.free_bytes)
+        yield used
+        yield free
+
+    def _recent(self) -> dict[str, driver.CacheReport]:
+        with self._lock:
+            if self._clock() >= self._stale_at:
+                self._reported = {host: report() for host, report in self._hosts.items()}
+                self._stale_at = self._clock() + REPORTED_FOR_SECONDS
+            return self._reported

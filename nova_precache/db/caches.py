@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the caches of the hosts, as their computes tell.
+
+A row without a name stands for the cache itself: it is there once its host has told of
+all that is in it, and when it did so last. So an empty cache is one that is known.
+"""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import models
+from nova_precache.db import session as db_session
+
+NAME_MAX = 64
+# Few statements for a whole fleet, each far below what a database takes for one.
+_HOSTS_AT_ONCE = 2000
+_ROWS_AT_ONCE = 2000
+_WHOLE = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a host told of its cache: what is new or has changed, and what is gone.
+
+    :ivar full: what is not in ``images`` is gone, of the names that follow ``after`` up to
+        ``until``; None: from the first, and to the last
+    """
+
+    host: str
+    images: Sequence[model.CachedImage]
+    removed: Sequence[str] = ()
+    full: bool = False
+    after: str | None = None
+    until: str | None = None
+
+    def covers(self, name: str) -> bool:
+        """Tell whether it says of a name that it is there, or else is not."""
+        follows = self.after is None or name > self.after
+        return self.full and follows and (self.until is None or name <= self.until)
+
+
+class Caches:
+    """The caches in the database; every method is one short transaction, or a few."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._database = database
+
+    def record(
+        self,
+        host: str,
+        images: Sequence[model.CachedImage],
+        removed: Sequence[str] = (),
+        full: bool = False,
+    ) -> None:
+        """Note what a host has; a full report replaces all that was known of it."""
+        self.record_all([Report(host, images, removed, full)])
+
+    def record_all(self, reports: Iterable[Report]) -> None:
+        """Note reports in bulk; of one host, later ones count."""
+        for some in _portions(reports):
+            try:
+                self._database.write(functools.partial(_record, reports=some))
+            except db_exception.DBDuplicateEntry:  # another conductor added the same first
+                self._database.write(functools.partial(_record, reports=some))
+
+    def of_host(
+        self, host: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        """Give the files in a host's cache by name, those after the one that marker names."""
+        query = _FILES.where(_ROW.host == host).order_by(_ROW.name).limit(limit)
+        if marker is not None:
+            query = query.where(_ROW.name > marker)
+        with self._database.reader() as session:
+            rows = session.execute(query).all()
+            ids = _image_ids(session, [row.name for row in rows])
+            return list(_cached_images(session, rows, ids))
+
+    def hosts_of(
+        self, image_id: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        """Give the files of an image by host, those after the host that marker names."""
+        name = _base_name(image_id)
+        query = _FILES.where(_ROW.name == name).order_by(_ROW.host).limit(limit)
+        if marker is not None:
+            query = query.where(_ROW.host > marker)
+        with self._database.reader() as session:
+            rows = session.execute(query).all()
+            return list(_cached_images(session, rows, {name: image_id}))
+
+    def present(
+        self, hosts: Collection[str], image_ids: Collection[str]
+    ) -> Mapping[tuple[str, str], model.CachedImage]:
+        """Map (host, image) to the file, where the host has one."""
+        ids = {_base_name(image_id): image_id for image_id in image_ids}
+        found: dict[tuple[str, str], model.CachedImage] = {}
+        with self._database.reader() as session:
+            for names in db_session.chunks(sorted(ids)):
+                for some in db_session.chunks(sorted(hosts), _HOSTS_AT_ONCE):
+                    query = _FILES.where(_ROW.host.in_(some), _ROW.name.in_(names))
+                    rows = session.execute(query).all()
+                    for file in _cached_images(session, rows, ids):
+                        found[file.host, ids[file.name]] = file
+        return found
+
+    def known_hosts(self) -> frozenset[str]:
+        """Name the hosts that have told of all that is in their caches."""
+        query = sa.select(_ROW.host).where(_ROW.name == _WHOLE)
+        with self._database.reader() as session:
+            return frozenset(session.scalars(query))
+
+
+_ROW = models.CachedImage
+# Columns and no objects: there may be a hundred thousand.
+_FILES = sa.select(
+    _ROW.host,
+    _ROW.name,
+    _ROW.size_bytes,
+    _ROW.disk_bytes,
+    _ROW.touched_at,
+    _ROW.used_by,
+    _ROW.reported_at,
+).where(_ROW.name != _WHOLE)
+_Found = sa.Row[str, str, int, int, datetime.datetime, int | None, datetime.datetime]
+
+
+def _base_name(image_id: str) -> str:
+    return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+
+
+def _cached_images(
+    session: orm.Session, rows: Sequence[_Found], ids: Mapping[str, str]
+) -> Iterator[model.CachedImage]:
+    told = _told(session, {row.host for row in rows})
+    for host, name, size_bytes, disk_bytes, touched_at, used_by, reported_at in rows:
+        yield model.CachedImage(
+            host=host,
+            name=name,
+            image_id=ids.get(name),
+            size_bytes=size_bytes,
+            disk_bytes=disk_bytes,
+            touched_at=touched_at,
+            used_by=used_by,
+            # What had not changed when all was told again was not written again.
+            reported_at=max(reported_at, told.get(host, reported_at)),
+        )
+
+
+def _told(session: orm.Session, hosts: Collection[str]) -> Mapping[str, datetime.datetime]:
+    """Map hosts to when they told last of all that is in their caches."""
+    told: dict[str, datetime.datetime] = {}
+    for some in db_session.chunks(sorted(hosts), _HOSTS_AT_ONCE):
+        query = sa.select(_ROW.host, _ROW.reported_at).where(
+            _ROW.name == _WHOLE, _ROW.host.in_(some)
+        )
+        told.update((host, reported_at) for host, reported_at in session.execute(query))
+    return told
+
+
+def _image_ids(session: orm.Session, names: Iterable[str]) -> Mapping[str, str]:
+    """Map names of files, resized ones too, to the images that somebody here asked for."""
+    base_names = {name: name.partition('_')[0] for name in names}
+    ids: dict[str, str] = {}
+    for some in db_session.chunks(sorted(set(base_names.values()))):
+        query = sa.select(models.ImageName).where(models.ImageName.name.in_(some))
+        ids.update((row.name, row.image_id) for row in session.scalars(query))
+    return {name: ids[base] for name, base in base_names.items() if base in ids}
+
+
+def _portions(reports: Iterable[Report]) -> Iterator[list[Report]]:
+    """Split reports such that no transaction takes long; in one order for all conductors."""
+    some: list[Report] = []
+    for report in sorted(reports, key=lambda each: each.host):
+        if some and sum(len(each.images) for each in some) >= _ROWS_AT_ONCE:
+            yield some
+            some = []
+        some.append(report)
+    if some:
+        yield some
+
+
+_Values = tuple[int, int, datetime.datetime, int | None]
+_Files = dict[str, _Values]
+_Row = dict[str, object]
+_NOTHING: _Values = (0, 0, datetime.datetime(1970, 1, 1), None)  # noqa: DTZ001
+
+
+def _values(image: model.CachedImage) -> _Values:
+    return image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
+
+
+def _record(session: orm.Session, reports: Sequence[Report]) -> None:
+    """Write what reports change."""
+    hosts = sorted({report.host for report in reports})
+    _take_turns(session, hosts)
+    now = db_session.now(session)
+    before = _known(session, hosts)
+    after = {host: dict(files) for host, files in before.items()}
+    for report in reports:
+        _apply(report, after[report.host])
+    for host, files in before.items():
+        _delete(session, host, sorted(files.keys() - after[host].keys()))
+    new: list[_Row] = []
+    changed: list[_Row] = []
+    for host, files in after.items():
+        for name, values in sorted(files.items()):
+            if before[host].get(name) != values:
+                rows = changed if name in before[host] else new
+                rows.append(_row(host, name, values, now))
+    if new:
+        session.execute(sa.insert(_ROW), new)
+    _update(session, changed)
+    _note_told(session, [report.host for report in reports if _tells_all(report)], now)
+
+
+def _take_turns(session: orm.Session, hosts: Sequence[str]) -> None:
+    """Have conductors that write of the same hosts do so one after the other.
+
+    Else they would deadlock over the files of these hosts, and add some twice.
+    """
+    for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
+        query = sa.select(models.Agent.host).where(models.Agent.host.in_(some))
+        session.execute(query.order_by(models.Agent.host).with_for_update()).all()
+
+
+def _known(session: orm.Session, hosts: Sequence[str]) -> dict[str, _Files]:
+    """Read what is there of hosts."""
+    known: dict[str, _Files] = {host: {} for host in hosts}
+    for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
+        query = sa.select(
+            _ROW.host, _ROW.name, _ROW.size_bytes, _ROW.disk_bytes, _ROW.touched_at, _ROW.used_by
+        ).where(_ROW.host.in_(some))
+        for host, name, size_bytes, disk_bytes, touched_at, used_by in session.execute(query):
+            known[host][name] = (size_bytes, disk_bytes, touched_at, used_by)
+    return known
+
+
+def _apply(report: Report, files: _Files) -> None:
+    for name in [name for name in files if name != _WHOLE and report.covers(name)]:
+        del files[name]
+    for name in report.removed:
+        files.pop(name, None)
+    files.update({image.name: _values(image) for image in report.images})
+    if _tells_all(report):
+        files.setdefault(_WHOLE, _NOTHING)
+
+
+def _tells_all(report: Report) -> bool:
+    """Tell whether a report is the last part of a full one."""
+    return report.full and report.until is None
+
+
+def _row(host: str, name: str, values: _Values, now: datetime.datetime) -> _Row:
+    size_bytes, disk_bytes, touched_at, used_by = values
+    return {
+        'host': host,
+        'name': name,
+        'size_bytes': size_bytes,
+        'disk_bytes': disk_bytes,
+        'touched_at': touched_at,
+        'used_by': used_by,
+        'reported_at': now,
+    }
+
+
+def _delete(session: orm.Session, host: str, names: Sequence[str]) -> None:
+    for some in db_session.chunks(names):
+        session.execute(
+            sa.delete(_ROW)
+            .where(_ROW.host == host, _ROW.name.in_(some))
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _update(session: orm.Session, rows: Sequence[_Row]) -> None:
+    """Change rows by their keys; one that another conductor removed is left out."""
+    if not rows:
+        return
+    statement = (
+        sa.update(_ROW)
+        .where(_ROW.host == sa.bindparam('its_host'), _ROW.name == sa.bindparam('its_name'))
+        .values({name: sa.bindparam(name) for name in rows[0] if name not in ('host', 'name')})
+    )
+    session.connection().execute(
+        statement, [{**row, 'its_host': row['host'], 'its_name': row['name']} for row in rows]
+    )
+
+
+def _note_told(session: orm.Session, hosts: Sequence[str], now: datetime.datetime) -> None:
+    for some in db_session.chunks(sorted(set(hosts))):
+        session.execute(
+            db_session.update(_ROW)
+            .where(_ROW.host.in_(some), _ROW.name == _WHOLE)
+            .values(reported_at=now)
+        )

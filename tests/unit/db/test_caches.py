@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the caches of hosts: replaced, changed, found by host and by image."""
+
+import dataclasses
+import datetime
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import model
+from nova_precache.db import caches, models, session
+from tests.unit.conftest import LONG_AGO, World
+
+TOUCHED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001 - as the database keeps it
+
+
+def name_of(image_id: str) -> str:
+    return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+
+
+def file(image_id: str, size_bytes: int = 2**40, used_by: int | None = 1) -> model.CachedImage:
+    """A file as a compute tells of it."""
+    name = name_of(image_id)
+    return model.CachedImage('', name, None, size_bytes, 5, TOUCHED, used_by)
+
+
+@pytest.fixture
+def store(database: session.Database) -> caches.Caches:
+    return caches.Caches(database)
+
+
+def sizes(store: caches.Caches, host: str) -> dict[str, int]:
+    return {each.name: each.size_bytes for each in store.of_host(host)}
+
+
+def named(image_ids: Iterable[str], size_bytes: int = 2**40) -> dict[str, int]:
+    return {name_of(image_id): size_bytes for image_id in image_ids}
+
+
+def test_a_file_is_kept_with_all_that_was_told_of_it(store: caches.Caches) -> None:
+    store.record('h1', [file('i1'), file('i2', used_by=None)], full=True)
+
+    found = {each.name: each for each in store.of_host('h1')}
+
+    assert found.keys() == {name_of('i1'), name_of('i2')}
+    first = found[name_of('i1')]
+    assert first.reported_at is not None
+    assert dataclasses.replace(first, reported_at=None) == dataclasses.replace(
+        file('i1'), host='h1'
+    )
+    assert found[name_of('i2')].used_by is None
+
+
+def test_a_full_report_replaces_all_that_was_known_of_its_host_alone(store: caches.Caches) -> None:
+    for host in ('h1', 'h2'):
+        store.record(host, [file('i1'), file('i2')], full=True)
+
+    store.record('h1', [file('i2', 7), file('i3')], full=True)
+
+    assert sizes(store, 'h1') == {name_of('i2'): 7, **named(['i3'])}
+    assert sizes(store, 'h2') == named(['i1', 'i2'])
+
+
+def test_a_change_leaves_the_rest_as_it_was(store: caches.Caches) -> None:
+    store.record('h1', [file('i1'), file('i2'), file('i3')], full=True)
+
+    store.record('h1', [file('i2', 7), file('i4')], removed=[name_of('i1'), name_of('i9')])
+
+    assert sizes(store, 'h1') == {name_of('i2'): 7, **named(['i3', 'i4'])}
+
+
+def test_an_empty_cache_is_one_that_is_known(store: caches.Caches) -> None:
+    store.record('empty', [], full=True)
+    store.record('changing', [file('i1')])
+
+    assert store.known_hosts() == {'empty'}
+    assert store.of_host('empty') == []
+
+
+def test_each_part_of_a_full_report_replaces_its_own_span_in_whatever_order(
+    store: caches.Caches,
+) -> None:
+    names = sorted(named(['i1', 'i2', 'i3', 'i4']))
+    of_name = {each.name: each for each in map(file, ('i1', 'i2', 'i3', 'i4'))}
+    store.record('h1', list(of_name.values()), full=True)
+    first = caches.Report('h1', [of_name[names[1]]], full=True, until=names[1])
+    second = caches.Report('h1', [of_name[names[3]]], full=True, after=names[1])
+
+    for parts in ([second], [first]):
+        store.record_all(parts)
+
+    assert list(sizes(store, 'h1')) == [names[1], names[3]]
+    assert store.known_hosts() == {'h1'}
+
+
+def test_only_the_last_part_of_a_full_report_makes_a_cache_known(store: caches.Caches) -> None:
+    store.record_all([caches.Report('h1', [file('i1')], full=True, until='9')])
+    assert store.known_hosts() == frozenset()
+
+    store.record_all([caches.Report('h1', [], full=True, after='9')])
+    assert store.known_hosts() == {'h1'}
+
+
+def test_of_reports_that_are_written_together_the_later_one_counts(store: caches.Caches) -> None:
+    store.record_all(
+        [
+            caches.Report('h2', [file('i1', 1)], full=True),
+            caches.Report('h1', [file('i1', 1), file('i2')], full=True),
+            caches.Report('h1', [file('i1', 2)], [name_of('i2')]),
+            caches.Report('h2', [], full=True),
+        ]
+    )
+
+    assert sizes(store, 'h1') == {name_of('i1'): 2}
+    assert sizes(store, 'h2') == {}
+
+
+def test_many_reports_are_written_in_transactions_of_some_rows(
+    store: caches.Caches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, '_ROWS_AT_ONCE', 2)
+    reports = [caches.Report(f'h{n}', [file('i1'), file('i2')], full=True) for n in range(5)]
+
+    store.record_all(reports)
+
+    assert store.known_hosts() == {f'h{n}' for n in range(5)}
+    assert all(sizes(store, f'h{n}') == named(['i1', 'i2']) for n in range(5))
+
+
+def test_what_is_told_again_is_new_though_it_did_not_change(
+    world: World, store: caches.Caches
+) -> None:
+    store.record('h1', [file('i1')], full=True)
+    world.change(models.CachedImage, models.CachedImage.host == 'h1', reported_at=LONG_AGO)
+    [before] = store.of_host('h1')
+    assert before.reported_at == LONG_AGO
+
+    written = _writes(world.database)
+    store.record('h1', [file('i1')], full=True)
+
+    [after] = store.of_host('h1')
+    assert after.reported_at is not None
+    assert after.reported_at > LONG_AGO
+    assert [each.partition(' SET ')[0] for each in written] == ['UPDATE cached_images']
+
+
+def _writes(database: session.Database) -> list[str]:
+    """Note what is written from now on."""
+    written: list[str] = []
+
+    @sa.event.listens_for(database.engine, 'before_cursor_execute')
+    def _note(_1: object, _2: object, statement: str, *_: object) -> None:
+        if not statement.startswith(('SELECT', 'BEGIN', 'ROLLBACK', 'PRAGMA')):
+            written.append(statement)
+
+    return written
+
+
+def test_files_have_the_ids_of_images_that_somebody_asked_for(
+    world: World, store: caches.Caches
+) -> None:
+    _remember(world, ['i1'])
+    resized = dataclasses.replace(file('i1'), name=f'{name_of("i1")}_20')
+
+    store.record('h1', [file('i1'), file('i2'), resized], full=True)
+
+    ids = {each.name: each.image_id for each in store.of_host('h1')}
+    assert ids == {name_of('i1'): 'i1', name_of('i2'): None, resized.name: 'i1'}
+
+
+def _remember(world: World, image_ids: Sequence[str]) -> None:
+    rows = [{'name': name_of(image_id), 'image_id': image_id} for image_id in image_ids]
+    world.database.write(lambda s: s.execute(sa.insert(models.ImageName), rows))
+
+
+def test_the_files_of_a_host_come_in_pages(store: caches.Caches) -> None:
+    names = sorted(named(['i1', 'i2', 'i3', 'i4', 'i5']))
+    store.record('h1', [file(f'i{n}') for n in range(1, 6)], full=True)
+    store.record('h2', [file('i6')], full=True)
+
+    pages, marker = [], None
+    while page := [each.name for each in store.of_host('h1', 2, marker)]:
+        pages.append(page)
+        marker = page[-1]
+
+    assert pages == [names[:2], names[2:4], names[4:]]
+
+
+def test_the_hosts_of_an_image_come_in_pages(store: caches.Caches) -> None:
+    for number in range(5):
+        store.record(f'h{number}', [file('i1', number), file('i2')], full=True)
+    store.record('without', [file('i2')], full=True)
+
+    first = store.hosts_of('i1', 3)
+    second = store.hosts_of('i1', 3, first[-1].host)
+
+    assert [(each.host, each.size_bytes) for each in (*first, *second)] == [
+        (f'h{number}', number) for number in range(5)
+    ]
+    assert {each.image_id for each in first} == {'i1'}
+    assert store.hosts_of('i3') == []
+
+
+def test_what_hosts_have_of_images_is_found(store: caches.Caches) -> None:
+    store.record('h1', [file('i1', 1), file('i2', 2)], full=True)
+    store.record('h2', [file('i2', 3), file('i3', 4)], full=True)
+    store.record('h3', [file('i1', 5)], full=True)
+
+    found = store.present(['h1', 'h2', 'h9'], ['i1', 'i2', 'i9'])
+
+    assert {key: each.size_bytes for key, each in found.items()} == {
+        ('h1', 'i1'): 1,
+        ('h1', 'i2'): 2,
+        ('h2', 'i2'): 3,
+    }
+    assert {(each.host, each.image_id) for each in found.values()} == set(found)
+    assert store.present([], ['i1']) == store.present(['h1'], []) == {}
+
+
+def test_a_fleet_is_asked_about_in_a_few_statements(world: World, store: caches.Caches) -> None:
+    store.record('h7', [file('i1')], full=True)
+    asked: list[str] = []
+    sa.event.listen(
+        world.database.engine, 'before_cursor_execute', lambda *given: asked.append(given[2])
+    )
+
+    found = store.present([f'h{n}' for n in range(10_000)], [f'i{n}' for n in range(32)])
+
+    assert set(found) == {('h7', 'i1')}
+    assert len([each for each in asked if each.startswith('SELECT')]) <= 10
+
+
+def test_a_file_that_another_conductor_added_at_the_same_moment_is_there_once(
+    world: World, store: caches.Caches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, calls = caches._known, []
+
+    def look_too_early(reader: object, hosts: Sequence[str]) -> dict[str, object]:
+        calls.append(hosts)
+        seen = known(reader, hosts)  # type: ignore[arg-type]
+        return {host: {} for host in hosts} if len(calls) == 1 else dict(seen)
+
+    store.record('h1', [file('i1', 1)])
+    monkeypatch.setattr(caches, '_known', look_too_early)
+
+    store.record('h1', [file('i1', 2)])
+
+    assert sizes(store, 'h1') == {name_of('i1'): 2}
+    assert len(calls) == 2
