@@ -14,7 +14,8 @@
     │   ├── AggregateHostNotFound
     │   ├── ComputeHostNotFound
     │   ├── CellNotFound
-    │   └── RequestNotFound
+    │   ├── RequestNotFound
+    │   └── PinNotFound
     ├── Conflict
     │   ├── AggregateNameExists
     │   ├── AggregateHostExists
@@ -22,6 +23,7 @@
     │   ├── AgentConflict
     │   ├── CellExists
     │   ├── RootDiskExists
+    │   ├── StatusConflict
     │   └── VersionUnsupported
     ├── Forbidden
     │   ├── PolicyNotAuthorized
@@ -133,6 +135,13 @@ class RequestNotFound(NotFound):
         super().__init__(f'Cache request {request_id} could not be found.')
 
 
+class PinNotFound(NotFound):
+    """No pin has this id, or it is another project's."""
+
+    def __init__(self, pin_id: str) -> None:
+        super().__init__(f'Pin {pin_id} could not be found.')
+
+
 class Conflict(PrecacheError):
     """What exists already stands in the way."""
 
@@ -171,6 +180,13 @@ class RootDiskExists(Conflict):
 
     def __init__(self, path: str) -> None:
         super().__init__(f'Root disk {path} exists already.')
+
+
+class StatusConflict(Conflict):
+    """Something is not in the state for what was asked of it."""
+
+    def __init__(self, what: str, name: str, status: str, action: str) -> None:
+        super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
 
 
 class VersionUnsupported(Conflict):

@@ -52,12 +52,24 @@ class TaskStatus(enum.StrEnum):
     EXPIRED = 'expired'
 
 
+class PinStatus(enum.StrEnum):
+    """Where a pin stands."""
+
+    ACTIVE = 'active'
+    ENDED = 'ended'
+
+
 class Phase(enum.StrEnum):
-    """What is announced of a request, in the order in which it happens; Nova's words."""
+    """What is announced of a request; the first three are Nova's words, in Nova's order."""
 
     START = 'start'
     PROGRESS = 'progress'
     END = 'end'
+
+    CANCEL = 'cancel'
+    PAUSE = 'pause'
+    RESUME = 'resume'
+    RETRY = 'retry'
 
 
 REQUEST_ACTIVE = frozenset(
@@ -86,11 +98,12 @@ class Retry(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far the work on one image has come; sizes in bytes."""
+    """How far the work on one image has come; sizes in bytes, the rate in bytes a second."""
 
     status: TaskStatus
     bytes_done: int
     bytes_total: int | None = None
+    rate_bytes: int | None = None
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -208,18 +221,65 @@ class Agent:
 
 
 @dataclasses.dataclass(frozen=True)
+class CachedImage:
+    """A file in the cache of a host, as its compute last reported it; sizes in bytes.
+
+    :ivar name: of the file: the SHA-1 of the image's id, ``<sha1>_<size>`` of a resized one
+    :ivar image_id: None where nobody here ever heard of an image of that name
+    :ivar disk_bytes: what it takes on the disk
+    :ivar touched_at: when it was last used or asked for, by the clock of the host
+    :ivar used_by: number of disks that are based on it, None where that is not known
+    """
+
+    host: str
+    name: str
+    image_id: str | None
+    size_bytes: int
+    disk_bytes: int
+    touched_at: datetime.datetime
+    used_by: int | None = None
+    reported_at: datetime.datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestOptions:
+    """How a request is to be worked on; None sets no limit.
+
+    :ivar max_parallel_hosts: that work on it at a time, never above the configured limit
+    :ivar max_rate_bytes: a second, on each host
+    :ivar not_before: no task starts earlier; UTC
+    :ivar deadline: what is not done by then ends expired, and keeps its bytes; UTC
+    :ivar wait_for_down_hosts: their tasks wait for them until the deadline
+    :ivar canary: so many hosts must succeed before the others start
+    :ivar max_failures: when more tasks failed, those that have not begun are cancelled
+    """
+
+    max_parallel_hosts: int | None = None
+    max_rate_bytes: int | None = None
+    not_before: datetime.datetime | None = None
+    deadline: datetime.datetime | None = None
+    wait_for_down_hosts: bool = False
+    canary: int | None = None
+    max_failures: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class CacheRequest:
     """What somebody asked for, and where it stands.
 
     ``counts`` maps a task status to a number of tasks; they add up to the
-    number of tasks. ``images`` are Glance ids.
+    number of tasks. ``images`` are Glance ids. Either it is for the hosts of an
+    aggregate, or ``hosts`` names them.
+
+    :ivar rate_bytes: a second, of all transfers that run for it
+    :ivar bytes_to_come: of its tasks in flight
     """
 
     id: str
     status: str
-    aggregate_id: int
-    aggregate_uuid: str
-    aggregate_name: str
+    aggregate_id: int | None
+    aggregate_uuid: str | None
+    aggregate_name: str | None
     images: tuple[str, ...]
     project_id: str | None
     user_id: str | None
@@ -235,6 +295,18 @@ class CacheRequest:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bytes_done: int = 0
     bytes_total: int = 0
+    rate_bytes: int = 0
+    bytes_to_come: int = 0
+    hosts: tuple[str, ...] | None = None
+    options: RequestOptions = dataclasses.field(default_factory=RequestOptions)
+    description: str | None = None
+    client_request_id: str | None = None
+    pin_id: str | None = None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until all its bytes are there, at the rate of now; None while nothing moves."""
+        return _eta(self.bytes_to_come, self.rate_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,3 +327,43 @@ class Task:
     created_at: datetime.datetime | None = None
     started_at: datetime.datetime | None = None
     finished_at: datetime.datetime | None = None
+    rate_bytes: int | None = None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until its bytes are there, at the rate of now; None while none move."""
+        if self.status not in TASK_WORKING or self.bytes_total is None:
+            return None
+        return _eta(self.bytes_total - self.bytes_done, self.rate_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """Images that are kept cached on every host of an aggregate, those too that join later.
+
+    :ivar until: when it ends; None: when somebody ends it
+    :ivar reason: why it ended, or what is wrong with it now
+    :ivar images_gone: those of ``images`` that can no longer be had, with the reason
+    """
+
+    id: str
+    status: str
+    aggregate_id: int
+    aggregate_uuid: str
+    aggregate_name: str
+    images: tuple[str, ...]
+    project_id: str | None = None
+    user_id: str | None = None
+    is_admin: bool = False
+    request_id: str | None = None
+    until: datetime.datetime | None = None
+    description: str | None = None
+    reason: str | None = None
+    images_gone: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    created_at: datetime.datetime | None = None
+    checked_at: datetime.datetime | None = None
+    ended_at: datetime.datetime | None = None
+
+
+def _eta(bytes_to_come: int, rate_bytes: int | None) -> float | None:
+    return max(0, bytes_to_come) / rate_bytes if rate_bytes else None

@@ -47,6 +47,13 @@ def load(session: orm.Session, aggregate_id: int) -> model.Aggregate:
     raise exception.AggregateNotFound(aggregate_id)
 
 
+def ids_of_host(session: orm.Session, host: str) -> list[int]:
+    member = models.AggregateHost
+    query = sa.select(member.aggregate_id, member.host).where(member.host == host)
+    # Not every database distinguishes case, but RPC does.
+    return [row.aggregate_id for row in session.execute(query) if row.host == host]
+
+
 def create(session: orm.Session, name: str, zone: str | None) -> model.Aggregate:
     _refuse_taken(session, name)
     row = models.Aggregate(uuid=uuidutils.generate_uuid(), name=name, created_at=timeutils.utcnow())

@@ -48,6 +48,11 @@ class Inventory:
             raise exception.AggregateNotFound(aggregate_id)
         return aggregate
 
+    def aggregates_of_host(self, host: str) -> Collection[int]:
+        """Give the ids of the aggregates that hold a host."""
+        with self._database.reader() as session:
+            return aggregates.ids_of_host(session, host)
+
     def create_aggregate(self, name: str, availability_zone: str | None = None) -> model.Aggregate:
         """Make an aggregate without hosts.
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is to be announced: written in the transaction that makes it true, removed once sent.
 
-A request's rows are numbered in the order in which they are sent: 0 is its start, then
-come its hosts as they were done, then its end. Whoever sends one takes it first, and
-only the first that is left can be taken. One that was taken by a conductor that died
-is sent by another: each is sent at least once, and more than once only then.
+A request's rows are numbered in the order in which they are sent: its start, its hosts as
+they were done, its end, and in between what was done to it; after a retry all of it again.
+Whoever sends one takes it first, and only the first that is left can be taken. One that
+was taken by a conductor that died is sent by another: each is sent at least once, and more
+than once only then.
 """
 
 import dataclasses
@@ -20,16 +21,19 @@ from nova_precache.db import session as db_session
 
 TAKEN_SECONDS = 60
 
+_New = tuple[model.Phase, str | None, int | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """A taken announcement; of a host, ``position`` says the how-manieth it is."""
+    """A taken announcement; of a host, ``host_index`` says the how-manieth that is done it is."""
 
     request_id: str
     position: int
     phase: str
     host: str | None
     is_admin: bool
+    host_index: int | None = None
 
 
 class Announcements:
@@ -58,27 +62,70 @@ class Announcements:
         self._database.write(lambda session: session.execute(sa.delete(models.Announcement)))
 
 
+def add(session: orm.Session, request_id: str, phase: model.Phase) -> None:
+    """Have a phase of a request as a whole announced."""
+    _reserve(session, request_id, 1)
+    _insert(session, request_id, _counted(session, request_id).announced, [(phase, None, None)])
+
+
 def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) -> None:
     """Have a request's start announced, and the hosts that were done by then."""
-    hosts = [(index, model.Phase.PROGRESS, host) for index, host in enumerate(hosts_done, start=1)]
-    _add(session, request_id, (0, model.Phase.START, None), *hosts)
+    _reserve(session, request_id, 1 + len(hosts_done))
+    announced = _counted(session, request_id).announced
+    new = [(model.Phase.START, None, None), *_progress(hosts_done, 0)]
+    _insert(session, request_id, announced, new)
 
 
-def add_host(session: orm.Session, request_id: str, host: str, index: int) -> None:
-    """Have it announced that a host is done, the index-th of the request."""
-    _add(session, request_id, (index, model.Phase.PROGRESS, host))
+def add_hosts(session: orm.Session, request_id: str, hosts: Sequence[str]) -> None:
+    """Count hosts that are done, and have them announced.
+
+    Before the plan is complete nobody knows that they are; whoever completes it counts them.
+    """
+    request, count = models.CacheRequest, len(hosts)
+    counted = session.execute(
+        db_session.update(request)
+        .where(request.id == request_id, request.is_planned)
+        .values(hosts_done=request.hosts_done + count, announced=request.announced + count)
+    )
+    if db_session.rowcount(counted) != 1:
+        return
+    now = _counted(session, request_id)
+    _insert(session, request_id, now.announced, _progress(hosts, now.hosts_done - count))
 
 
-def add_end(session: orm.Session, request_id: str) -> None:
-    """Have a request's end announced, all of whose hosts are done."""
-    total = sa.select(models.CacheRequest.hosts_total).where(models.CacheRequest.id == request_id)
-    _add(session, request_id, (session.scalars(total).one() + 1, model.Phase.END, None))
+def _counted(session: orm.Session, request_id: str) -> sa.Row[int, int]:
+    request = models.CacheRequest
+    query = sa.select(request.hosts_done, request.announced).where(request.id == request_id)
+    return session.execute(query).one()
 
 
-def _add(session: orm.Session, request_id: str, *new: tuple[int, str, str | None]) -> None:
+def _progress(hosts: Sequence[str], done_before: int) -> list[_New]:
+    return [
+        (model.Phase.PROGRESS, host, index)
+        for index, host in enumerate(hosts, start=done_before + 1)
+    ]
+
+
+def _reserve(session: orm.Session, request_id: str, count: int) -> None:
+    request = models.CacheRequest
+    session.execute(
+        db_session.update(request)
+        .where(request.id == request_id)
+        .values(announced=request.announced + count)
+    )
+
+
+def _insert(session: orm.Session, request_id: str, announced: int, new: Sequence[_New]) -> None:
+    """Write those for which the last positions were reserved."""
     rows = [
-        {'request_id': request_id, 'position': position, 'phase': phase, 'host': host}
-        for position, phase, host in new
+        {
+            'request_id': request_id,
+            'position': position,
+            'phase': phase,
+            'host': host,
+            'host_index': host_index,
+        }
+        for position, (phase, host, host_index) in enumerate(new, start=announced - len(new))
     ]
     session.execute(sa.insert(models.Announcement), rows)
 
@@ -102,7 +149,14 @@ def _take(session: orm.Session, after: str) -> Due | None:
     is_admin = sa.select(models.CacheRequest.is_admin).where(
         models.CacheRequest.id == due.request_id
     )
-    return Due(due.request_id, due.position, due.phase, due.host, session.scalars(is_admin).one())
+    return Due(
+        request_id=due.request_id,
+        position=due.position,
+        phase=due.phase,
+        host=due.host,
+        is_admin=session.scalars(is_admin).one(),
+        host_index=due.host_index,
+    )
 
 
 def _first(session: orm.Session, *which: sa.ColumnElement[bool]) -> models.Announcement | None:

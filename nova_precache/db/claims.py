@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import models
+from nova_precache.db import models, parallel
 from nova_precache.db import session as db_session
 
 CLAIMED_HOSTS = 'claimed_hosts'
@@ -36,20 +36,22 @@ def claim(
     avoid_cells: Collection[str],
     lease: datetime.timedelta,
 ) -> Claim | None:
-    _lock_counter(session)
-    if _recount(session) >= limit:
+    lock_counter(session)
+    claimed = _count(session)
+    if claimed >= limit:
         return None
     now = db_session.now(session)
-    job = session.execute(_next_claimable(now, avoid_cells)).first()
-    if job is None:
+    found = _next_claimable(session, now, avoid_cells)
+    if found is None:
         return None
-    epoch = _lease_host(session, conductor_id, job.host, job.cell_uuid, now + lease)
-    _recount(session)
-    return Claim(job.host, job.cell_uuid, epoch)
+    host, cell_uuid = found
+    epoch = _lease_host(session, conductor_id, host, cell_uuid, now + lease)
+    _set_counter(session, claimed + 1)
+    return Claim(host, cell_uuid, epoch)
 
 
 def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> Claim | None:
-    _lock_counter(session)
+    lock_counter(session)
     now = db_session.now(session)
     expired = session.execute(
         sa.select(models.Claim.host, models.Claim.cell_uuid)
@@ -65,13 +67,13 @@ def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta
 
 def release(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
     """Give the chosen claims back; tells how many there were."""
-    _lock_counter(session)
+    lock_counter(session)
     released = session.execute(
         db_session.update(models.Claim)
         .where(which)
         .values(conductor_id=None, lease_expires_at=None)
     )
-    _recount(session)
+    _set_counter(session, _count(session))
     return db_session.rowcount(released)
 
 
@@ -111,7 +113,8 @@ def _lease_host(
     return epoch + 1
 
 
-def _lock_counter(session: orm.Session) -> None:
+def lock_counter(session: orm.Session) -> None:
+    """Have those who claim hosts, and who call jobs under a limit, take turns."""
     session.execute(
         db_session.update(models.Counter)
         .where(models.Counter.name == CLAIMED_HOSTS)
@@ -119,25 +122,31 @@ def _lock_counter(session: orm.Session) -> None:
     )
 
 
-def _recount(session: orm.Session) -> int:
-    """Set the counter from the live claims; the caller holds its row lock."""
-    live = session.scalars(
+def _count(session: orm.Session) -> int:
+    """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
+    return session.scalars(
         sa.select(sa.func.count())
         .select_from(models.Claim)
         .where(models.Claim.conductor_id.is_not(None))
     ).one()
+
+
+def _set_counter(session: orm.Session, value: int) -> None:
     session.execute(
         db_session.update(models.Counter)
         .where(models.Counter.name == CLAIMED_HOSTS)
-        .values(value=live)
+        .values(value=value)
     )
-    return live
 
 
-def due(now: datetime.datetime) -> sa.ColumnElement[bool]:
+def due(
+    now: datetime.datetime | db_session.database_now,
+    statuses: Collection[str] = model.TASK_IN_FLIGHT,
+) -> sa.ColumnElement[bool]:
+    """Of a job: it may be called now. One that is to stop is not ready."""
     return sa.and_(
         models.Job.ready,
-        models.Job.status.in_(model.TASK_IN_FLIGHT),
+        models.Job.status.in_(statuses),
         sa.or_(models.Job.next_attempt_at.is_(None), models.Job.next_attempt_at <= now),
     )
 
@@ -154,8 +163,34 @@ def urgency() -> tuple[sa.ColumnElement[int], ...]:
     return is_moving, models.Job.priority.desc(), models.Job.id.asc()
 
 
-def _next_claimable(now: datetime.datetime, avoid_cells: Collection[str]) -> sa.Select[str, str]:
-    query = sa.select(models.Job.host, models.Job.cell_uuid).where(due(now), unclaimed())
-    if avoid_cells:
-        query = query.where(models.Job.cell_uuid.not_in(list(avoid_cells)))
-    return query.order_by(*urgency()).limit(1)
+def _next_claimable(
+    session: orm.Session, now: datetime.datetime, avoid_cells: Collection[str]
+) -> tuple[str, str] | None:
+    """Give the host and cell of the most urgent job; each status has an index in that order."""
+    limited = parallel.limits(session)
+    full = parallel.full_to_claim(session, limited) if limited else []
+    hosts = parallel.free_hosts(session, full) if full else None
+    if hosts is not None and not hosts:
+        return None
+    firsts = []
+    for statuses in (model.TASK_WORKING, *([status] for status in model.TASK_WAITING)):
+        query = sa.select(
+            models.Job.host,
+            models.Job.cell_uuid,
+            models.Job.status,
+            models.Job.priority,
+            models.Job.id,
+        ).where(due(now, statuses), unclaimed())
+        if avoid_cells:
+            query = query.where(models.Job.cell_uuid.not_in(list(avoid_cells)))
+        if full:
+            query = query.where(parallel.lets_run(full))
+        if hosts is not None:
+            query = query.where(models.Job.host.in_(hosts))
+        first = query.order_by(models.Job.priority.desc(), models.Job.id).limit(1).subquery()
+        firsts.append(sa.select(first))
+    found = session.execute(sa.union_all(*firsts)).all()
+    if not found:
+        return None
+    next_one = min(found, key=lambda job: (job.status in model.TASK_WAITING, -job.priority, job.id))
+    return next_one.host, next_one.cell_uuid

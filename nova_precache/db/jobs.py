@@ -9,41 +9,18 @@ result of a conductor that lost its lease) changes no row.
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import claims, models, recording
+from nova_precache.db import calls, claims, demand, models, recording, stops, terms
 from nova_precache.db import session as db_session
 
-
-@dataclasses.dataclass(frozen=True)
-class Assignment:
-    """A job about to be called, under the epoch that fences the call.
-
-    ``joins`` tells that a compute works on it already, so that the call is no attempt.
-    """
-
-    job_id: str
-    host: str
-    cell_uuid: str
-    image_id: str
-    epoch: int
-    attempts: int
-    mismatches: int
-    joins: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ProgressReport:
-    """The last progress of a job that came in since the last bulk write."""
-
-    job_id: str
-    epoch: int
-    sequence: int
-    progress: model.Progress
+Assignment = calls.Assignment
+ProgressReport = calls.ProgressReport
+Terms = terms.Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +107,12 @@ class Jobs:
         called again to join it, which is no attempt. None when nothing is due
         on the host or the claim is lost.
         """
-        return self._database.write(lambda session: _assign(session, conductor_id, host, None))
+        return self._database.write(lambda session: calls.assign(session, conductor_id, host, None))
 
     def assign_again(self, conductor_id: str, assignment: Assignment) -> Assignment | None:
         """Fence a job anew whose call timed out while its bytes were still moving."""
         return self._database.write(
-            lambda session: _assign(session, conductor_id, assignment.host, assignment.job_id)
+            lambda session: calls.assign(session, conductor_id, assignment.host, assignment.job_id)
         )
 
     def begin(self, job_id: str, epoch: int, starts: bool = False) -> bool:
@@ -144,7 +121,7 @@ class Jobs:
         :param starts: the compute has no transfer to join. For a job that was begun
             before, its compute has restarted meanwhile, which is counted as an attempt.
         """
-        return self._database.write(lambda session: _begin(session, job_id, epoch, starts))
+        return self._database.write(lambda session: calls.begin(session, job_id, epoch, starts))
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
         """Tell whether progress of a job came in of late."""
@@ -163,26 +140,42 @@ class Jobs:
         def work(session: orm.Session) -> int:
             now = db_session.now(session)
             ordered = sorted(reports, key=lambda report: report.job_id)  # one order for all
-            return sum(_record_progress(session, report, now) for report in ordered)
+            return sum(calls.record_progress(session, report, now) for report in ordered)
 
         return self._database.write(work)
 
     def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> recording.Recorded:
-        """Make a job and all tasks that want it final."""
-        return self._database.write(
-            lambda session: recording.finish(session, _current(job_id, epoch), job_id, outcome)
-        )
+        """Make a job and all tasks that want it final.
+
+        One that its compute has left, since it was told to, ends for those who no longer
+        want it. If others do, it waits to be called again, which is no attempt.
+        """
+        current = calls.current(job_id, epoch)
+        end = stops.leave if outcome.status in stops.OUTCOMES else recording.finish
+        return self._database.write(lambda session: end(session, current, job_id, outcome))
 
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
-    ) -> bool:
-        """Have a job wait for its next attempt, holding no slot; False when stale."""
+    ) -> recording.Recorded:
+        """Have a job wait for its next attempt, holding no slot, unless it was to stop."""
         uncounted = -1 if outcome.retry == model.Retry.LATER else 0
+        current = calls.current(job_id, epoch)
         return self._database.write(
-            lambda session: recording.wait(
-                session, _current(job_id, epoch), job_id, outcome, delay_seconds, uncounted
-            )
+            lambda session: stops.retry(session, current, job_id, outcome, delay_seconds, uncounted)
         )
+
+    def terms(self, job_id: str) -> Terms:
+        """Give under which terms a job may be done that is about to be called."""
+        with self._database.reader() as session:
+            return terms.terms(session, job_id)
+
+    def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]:
+        """Map hosts to the bytes a second at which images of late came to be cached on them.
+
+        A host on which no byte was moved of late is left out.
+        """
+        with self._database.reader() as session:
+            return terms.measured_rates(session, hosts)
 
     def askers(self, job_id: str) -> Sequence[Asker]:
         """Give the requests that still want a job."""
@@ -205,7 +198,7 @@ class Jobs:
         chosen = sa.and_(
             models.Task.job_uuid == job_id, models.Task.request_id.in_(list(request_ids))
         )
-        return self._database.write(lambda session: recording.give_up(session, chosen, outcome))
+        return self._database.write(lambda session: demand.give_up(session, chosen, outcome))
 
     def skip_waiting(
         self, request_id: str, hosts: Collection[str], reason: str
@@ -218,18 +211,25 @@ class Jobs:
             models.Task.status.in_(model.TASK_WAITING),
         )
         outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, reason)
-        return self._database.write(lambda session: recording.give_up(session, chosen, outcome))
+        return self._database.write(lambda session: demand.give_up(session, chosen, outcome))
 
-    def due_in_cell(self, cell_uuid: str) -> Sequence[Assignment]:
-        """Give the jobs of a cell that would be called now, without claiming them."""
+    def due_in_cell(
+        self, cell_uuid: str, limit: int = 1000, after: str = ''
+    ) -> Sequence[Assignment]:
+        """Give the jobs of a cell that would be called now, without claiming them.
+
+        :param after: the id of the last job of the page before
+        """
         with self._database.reader() as session:
             now = db_session.now(session)
             rows = session.scalars(
                 sa.select(models.Job)
-                .where(models.Job.cell_uuid == cell_uuid, claims.due(now), claims.unclaimed())
-                .order_by(models.Job.id)
+                .where(models.Job.cell_uuid == cell_uuid, models.Job.uuid > after)
+                .where(claims.due(now), claims.unclaimed())
+                .order_by(models.Job.uuid)
+                .limit(limit)
             ).all()
-            return [_assignment(row, row.epoch or 0) for row in rows]
+            return [calls.assignment(row, row.epoch or 0) for row in rows]
 
     def fail_unclaimed(
         self, missed: Sequence[MissedCall], outcome: model.ImageOutcome
@@ -241,137 +241,6 @@ class Jobs:
         return self._database.write(
             lambda session: [_fail_unclaimed(session, each, outcome) for each in missed]
         )
-
-
-def _assign(
-    session: orm.Session, conductor_id: str, host: str, job_id: str | None
-) -> Assignment | None:
-    epoch = claims.fence(session, conductor_id, host)
-    if epoch is None:
-        return None
-    query = sa.select(models.Job).where(
-        models.Job.host == host, claims.due(db_session.now(session))
-    )
-    if job_id is not None:
-        query = query.where(models.Job.uuid == job_id)
-    job = session.scalars(query.order_by(*claims.urgency()).limit(1)).first()
-    if job is None:
-        return None
-    attempt: dict[str, object] = {}
-    if job.status in model.TASK_WAITING and job_id is None:
-        attempt = {
-            'status': model.TaskStatus.QUEUED,
-            'attempts': job.attempts + 1,
-            'next_attempt_at': None,
-        }
-    same = model.TASK_WAITING if job.status in model.TASK_WAITING else model.TASK_WORKING
-    assigned = session.execute(
-        db_session.update(models.Job)
-        .where(models.Job.id == job.id, models.Job.status.in_(same))
-        .values(epoch=epoch, progress_sequence=0, **attempt)
-    )
-    if db_session.rowcount(assigned) != 1:
-        return None  # it has ended, or was begun, since it was chosen
-    if attempt:
-        recording.mirror(session, job.uuid, **attempt)
-    session.refresh(job)
-    return _assignment(job, epoch)
-
-
-def _assignment(job: models.Job, epoch: int) -> Assignment:
-    return Assignment(
-        job_id=job.uuid,
-        host=job.host,
-        cell_uuid=job.cell_uuid,
-        image_id=job.image_id,
-        epoch=epoch,
-        attempts=job.attempts,
-        mismatches=job.mismatches,
-        joins=job.status in model.TASK_WORKING,
-    )
-
-
-def _current(job_id: str, epoch: int) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        models.Job.uuid == job_id,
-        models.Job.epoch == epoch,
-        models.Job.status.in_(model.TASK_IN_FLIGHT),
-    )
-
-
-def _begin(session: orm.Session, job_id: str, epoch: int, starts: bool) -> bool:
-    now = db_session.now(session)
-    held = sa.exists().where(
-        models.Claim.host == models.Job.host,
-        models.Claim.conductor_id.is_not(None),
-        models.Claim.epoch == epoch,
-    )
-    waiting = models.Job.status.in_(model.TASK_WAITING)
-    begun = session.execute(
-        db_session.update(models.Job)
-        .where(_current(job_id, epoch), held)
-        .ordered_values(  # MariaDB assigns from left to right, and sees what it has assigned
-            (models.Job.attempts, models.Job.attempts + sa.case((waiting, 0), else_=int(starts))),
-            (
-                models.Job.status,
-                sa.case((waiting, model.TaskStatus.DOWNLOADING), else_=models.Job.status),
-            ),
-            (models.Job.started_at, sa.func.coalesce(models.Job.started_at, now)),
-            (models.Job.progress_at, now),
-        )
-    )
-    if db_session.rowcount(begun) != 1:
-        return False
-    job = session.execute(
-        sa.select(models.Job.status, models.Job.attempts).where(models.Job.uuid == job_id)
-    ).one()
-    started_at = sa.func.coalesce(models.Task.started_at, now)
-    recording.mirror(
-        session, job_id, status=job.status, attempts=job.attempts, started_at=started_at
-    )
-    _start_requests(session, job_id, now)
-    return True
-
-
-def _start_requests(session: orm.Session, job_id: str, now: datetime.datetime) -> None:
-    wanting = sa.select(models.Task.request_id).where(
-        models.Task.job_uuid == job_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
-    )
-    session.execute(
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id.in_(wanting))
-        .where(models.CacheRequest.status == model.RequestStatus.PLANNED)
-        .values(status=model.RequestStatus.RUNNING, started_at=now)
-    )
-
-
-def _record_progress(session: orm.Session, report: ProgressReport, now: datetime.datetime) -> bool:
-    progress = report.progress
-    job = models.Job
-    # A word that this release does not know must not make the job look ended.
-    known = progress.status in model.TASK_WORKING
-    changed = session.execute(
-        db_session.update(job)
-        .where(_current(report.job_id, report.epoch), job.progress_sequence < report.sequence)
-        .where(job.status.in_(model.TASK_WORKING))
-        .values(
-            status=progress.status if known else job.status,
-            progress_sequence=report.sequence,
-            progress_at=now,
-            bytes_done=recording.at_least(job.bytes_done, progress.bytes_done),
-            bytes_total=sa.func.coalesce(progress.bytes_total, job.bytes_total),
-        )
-    )
-    if db_session.rowcount(changed) != 1:
-        return False
-    recording.mirror(
-        session,
-        report.job_id,
-        status=progress.status if known else models.Task.status,
-        bytes_done=recording.at_least(models.Task.bytes_done, progress.bytes_done),
-        bytes_total=sa.func.coalesce(progress.bytes_total, models.Task.bytes_total),
-    )
-    return True
 
 
 def _fail_unclaimed(

@@ -27,13 +27,23 @@ class Base(orm.DeclarativeBase):
 
 
 class CacheRequest(Base):
-    """What somebody asked for."""
+    """What somebody asked for.
+
+    Of one for explicit hosts, ``aggregate_id`` is 0 and its uuid and name are empty: SQLite
+    cannot take a NOT NULL from a column that rows of other tables depend on. ``client_key``
+    is a hash of the client's own id and its project, which no collation takes for another.
+    ``is_planned`` says that its plan is complete, ``not_before`` is empty once it has passed.
+    ``announced`` numbers what is announced.
+    """
 
     __tablename__ = 'cache_requests'
     __table_args__ = (
         sa.Index('cache_requests_status_idx', 'status'),
         sa.Index('cache_requests_project_idx', 'project_id', 'status'),
         sa.Index('cache_requests_created_idx', 'created_at'),
+        sa.Index('cache_requests_aggregate_idx', 'aggregate_id'),
+        sa.Index('cache_requests_pin_idx', 'pin_id'),
+        sa.Index('cache_requests_client_idx', 'client_key', unique=True),
     )
 
     id: Mapped[str] = mapped_column(Uuid, primary_key=True)
@@ -52,6 +62,18 @@ class CacheRequest(Base):
     request_id: Mapped[str | None] = mapped_column(sa.String(255))
     hosts_total: Mapped[int] = mapped_column(sa.Integer, default=0)
     hosts_done: Mapped[int] = mapped_column(sa.Integer, default=0)
+    hosts: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    description: Mapped[str | None] = mapped_column(sa.Text)
+    client_request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    client_key: Mapped[str | None] = mapped_column(sa.String(64))
+    pin_id: Mapped[str | None] = mapped_column(Uuid)
+    not_before: Mapped[datetime.datetime | None]
+    deadline: Mapped[datetime.datetime | None]
+    max_parallel_hosts: Mapped[int | None] = mapped_column(sa.Integer)
+    max_failures: Mapped[int | None] = mapped_column(sa.Integer)
+    is_planned: Mapped[bool] = mapped_column(sa.Boolean, default=False, server_default=sa.false())
+    canary_passed: Mapped[bool] = mapped_column(sa.Boolean, default=True, server_default=sa.true())
+    announced: Mapped[int] = mapped_column(BigId, default=0, server_default='0')
     planner: Mapped[str | None] = mapped_column(Uuid)
     planner_lease_until: Mapped[datetime.datetime | None]
     created_at: Mapped[datetime.datetime]
@@ -60,17 +82,31 @@ class CacheRequest(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
+class RequestImage(Base):
+    """An image that a request names, to find requests by it."""
+
+    __tablename__ = 'cache_request_images'
+    __table_args__ = (sa.Index('cache_request_images_image_idx', 'image_id'),)
+
+    request_id: Mapped[str] = mapped_column(
+        Uuid, sa.ForeignKey('cache_requests.id', ondelete='CASCADE'), primary_key=True
+    )
+    image_id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+
+
 class Job(Base):
     """The work on one (host, image).
 
-    ``active_key`` makes it unique while active; it may be claimed once it is
-    ``ready``, which it is when the plan that made it is complete.
+    ``active_key`` makes it unique while active; it may be claimed while it is ``ready``:
+    some task in flight of a complete plan wants it and is ``open``. ``stop_why`` says that
+    what a compute may be working on is to stop, and why; of one that has ended, that what
+    is left of it on its host is to be removed.
     """
 
     __tablename__ = 'jobs'
     __table_args__ = (
-        sa.Index('jobs_active_idx', 'status', 'priority', 'id'),
         sa.Index('jobs_host_idx', 'host', 'status'),
+        sa.Index('jobs_stop_idx', 'stop_why'),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -88,6 +124,9 @@ class Job(Base):
     mismatches: Mapped[int] = mapped_column(sa.Integer, default=0)
     bytes_done: Mapped[int] = mapped_column(Bytes, default=0)
     bytes_total: Mapped[int | None] = mapped_column(Bytes)
+    rate_bytes: Mapped[int | None] = mapped_column(Bytes)
+    stop_why: Mapped[str | None] = mapped_column(Status)
+    stop_keep: Mapped[bool] = mapped_column(sa.Boolean, default=False, server_default=sa.false())
     progress_sequence: Mapped[int] = mapped_column(BigId, default=0)
     progress_at: Mapped[datetime.datetime | None]
     next_attempt_at: Mapped[datetime.datetime | None]
@@ -96,8 +135,16 @@ class Job(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
+# In the order in which they are claimed, so that the next one is found without looking at all.
+sa.Index('jobs_due_idx', Job.status, Job.ready, Job.priority.desc(), Job.id)
+
+
 class Task(Base):
-    """One (request, host, image): a snapshot of names, and its outcome."""
+    """One (request, host, image): a snapshot of names, and its outcome.
+
+    ``open`` says that its request lets it be worked on now: it is not paused, its window
+    has begun, its canary has passed or its host is one.
+    """
 
     __tablename__ = 'cache_tasks'
     __table_args__ = (
@@ -119,6 +166,8 @@ class Task(Base):
     attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
     bytes_done: Mapped[int] = mapped_column(Bytes, default=0)
     bytes_total: Mapped[int | None] = mapped_column(Bytes)
+    rate_bytes: Mapped[int | None] = mapped_column(Bytes)
+    open: Mapped[bool] = mapped_column(sa.Boolean, default=True, server_default=sa.true())
     next_attempt_at: Mapped[datetime.datetime | None]
     created_at: Mapped[datetime.datetime]
     started_at: Mapped[datetime.datetime | None]
@@ -136,6 +185,7 @@ class Announcement(Base):
     position: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
     phase: Mapped[str] = mapped_column(Status)
     host: Mapped[str | None] = mapped_column(Host)
+    host_index: Mapped[int | None] = mapped_column(sa.Integer)
     taken_until: Mapped[datetime.datetime | None]
 
 
@@ -177,3 +227,58 @@ class Agent(Base):
     capabilities: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     started_at: Mapped[datetime.datetime]
     seen_at: Mapped[datetime.datetime]
+
+
+class CachedImage(Base):
+    """A file in the cache of a host, as its compute last reported it."""
+
+    __tablename__ = 'cached_images'
+    __table_args__ = (sa.Index('cached_images_name_idx', 'name'),)
+
+    host: Mapped[str] = mapped_column(Host, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(Bytes)
+    disk_bytes: Mapped[int] = mapped_column(Bytes)
+    touched_at: Mapped[datetime.datetime]
+    used_by: Mapped[int | None] = mapped_column(sa.Integer)
+    reported_at: Mapped[datetime.datetime]
+
+
+class ImageName(Base):
+    """Which image a file in a cache is of: its name is a hash, which tells nobody."""
+
+    __tablename__ = 'image_names'
+
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    image_id: Mapped[str] = mapped_column(Uuid)
+
+
+class Pin(Base):
+    """Images that are kept cached on the hosts of an aggregate."""
+
+    __tablename__ = 'pins'
+    __table_args__ = (
+        sa.Index('pins_status_idx', 'status', 'checked_at'),
+        sa.Index('pins_aggregate_idx', 'aggregate_id'),
+    )
+
+    id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    number: Mapped[int] = mapped_column(BigId, unique=True)
+    status: Mapped[str] = mapped_column(Status)
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    aggregate_id: Mapped[int] = mapped_column(sa.Integer)
+    aggregate_uuid: Mapped[str] = mapped_column(Uuid)
+    aggregate_name: Mapped[str] = mapped_column(sa.String(255))
+    images: Mapped[list[str]] = mapped_column(sa.JSON)
+    images_gone: Mapped[dict[str, str]] = mapped_column(sa.JSON)
+    description: Mapped[str | None] = mapped_column(sa.Text)
+    project_id: Mapped[str | None] = mapped_column(sa.String(255))
+    user_id: Mapped[str | None] = mapped_column(sa.String(255))
+    is_admin: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    until: Mapped[datetime.datetime | None]
+    created_at: Mapped[datetime.datetime]
+    checked_at: Mapped[datetime.datetime | None]
+    ended_at: Mapped[datetime.datetime | None]
+    keeper: Mapped[str | None] = mapped_column(Uuid)
+    keeper_lease_until: Mapped[datetime.datetime | None]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import announcements, models
+from nova_precache.db import announcements, demand, gates, models, recording, stops
 from nova_precache.db import session as db_session
 
 PLAN_LEASE_SECONDS = 60
@@ -21,6 +21,7 @@ _MIRRORED = (
     'attempts',
     'bytes_done',
     'bytes_total',
+    'rate_bytes',
     'next_attempt_at',
     'started_at',
 )
@@ -38,6 +39,14 @@ class PlannedTask:
     bytes_total: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Jobs:
+    """What tasks show of their jobs, by active key; some of these were to stop."""
+
+    shown: Mapping[str, model.Json]
+    stopping: Sequence[str] = ()
+
+
 def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | None:
     """Lease the planning of the oldest request that nobody plans, the most urgent first."""
     now = db_session.now(session)
@@ -49,7 +58,7 @@ def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | 
     )
     query = (
         sa.select(request)
-        .where(request.status == model.RequestStatus.ACCEPTED, unheld)
+        .where(gates.awaits_plan(), unheld)
         .order_by(request.priority.desc(), request.number)
         .limit(1)
     )
@@ -58,7 +67,7 @@ def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | 
         return None
     taken = session.execute(
         db_session.update(request)
-        .where(request.id == row.id, request.status == model.RequestStatus.ACCEPTED, unheld)
+        .where(request.id == row.id, gates.awaits_plan(), unheld)
         .values(
             planner=conductor_id,
             planner_lease_until=now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS),
@@ -75,7 +84,7 @@ def planned_by(request_id: str, conductor_id: str) -> sa.Update:
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id)
         .where(models.CacheRequest.planner == conductor_id)
-        .where(models.CacheRequest.status == model.RequestStatus.ACCEPTED)
+        .where(gates.awaits_plan())
     )
 
 
@@ -88,14 +97,18 @@ def add_tasks(
     held = session.execute(planned_by(request_id, conductor_id).values(planner_lease_until=lease))
     if db_session.rowcount(held) != 1:
         return False
-    new = _not_yet_planned(session, request_id, tasks)
-    priority = session.scalars(
-        sa.select(models.CacheRequest.priority).where(models.CacheRequest.id == request_id)
-    ).one()
-    jobs = _join_jobs(session, [t for t in new if _is_queued(t)], priority, now)
-    rows = [_task_row(request_id, task, jobs, now) for task in new]
-    if rows:
-        session.execute(sa.insert(models.Task), rows)
+    request = session.get_one(models.CacheRequest, request_id)
+    new, anew = _not_yet_planned(session, request_id, tasks)
+    queued = [task for task in (*new, *anew) if _is_queued(task)]
+    jobs = _join_jobs(session, queued, request.priority, now)
+    is_open = gates.opens_at_once(request, now)
+    if new:
+        rows = [_task_row(request_id, task, jobs.shown, now) for task in new]
+        session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
+    if anew:
+        _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
+    if jobs.stopping:  # they go on, since somebody wants them again
+        demand.reconcile(session, jobs.stopping)
     return True
 
 
@@ -109,23 +122,47 @@ def _active_key(host: str, image_id: str) -> str:
 
 def _not_yet_planned(
     session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
-) -> list[PlannedTask]:
+) -> tuple[list[PlannedTask], list[PlannedTask]]:
+    """Give the tasks that are to be written, and those that a retry has queued anew."""
     hosts = {task.host for task in tasks}
-    query = sa.select(models.Task.host, models.Task.image_id).where(
-        models.Task.request_id == request_id, models.Task.host.in_(hosts)
+    row = models.Task
+    query = sa.select(row.host, row.image_id, row.status, row.job_uuid).where(
+        row.request_id == request_id, row.host.in_(hosts)
     )
-    known = {(row.host, row.image_id) for row in session.execute(query)}
-    return [task for task in tasks if (task.host, task.image_id) not in known]
+    known = {
+        (host, image_id): status == model.TaskStatus.QUEUED and job_uuid is None
+        for host, image_id, status, job_uuid in session.execute(query)
+    }
+    new = [task for task in tasks if (task.host, task.image_id) not in known]
+    return new, [task for task in tasks if known.get((task.host, task.image_id))]
+
+
+def _plan_anew(session: orm.Session, rows: Sequence[model.Json]) -> None:
+    """Plan tasks that are there; whether they are open is known already."""
+    table: sa.Table = models.Task.metadata.tables[models.Task.__tablename__]
+    which = ('request_id', 'host', 'image_id')
+    kept = {*which, 'created_at'}
+    values: dict[str, object] = {
+        name: sa.bindparam(f'new_{name}') for name in rows[0] if name not in kept
+    }
+    session.execute(
+        sa.update(table)
+        .where(*(table.c[name] == sa.bindparam(f'new_{name}') for name in which))
+        .values(values),
+        [{f'new_{name}': value for name, value in row.items()} for row in rows],
+    )
 
 
 def _join_jobs(
     session: orm.Session, tasks: Sequence[PlannedTask], priority: int, now: datetime.datetime
-) -> dict[str, model.Json]:
-    """Map each task's active key to the state of the job that does its work.
+) -> _Jobs:
+    """Find or make the jobs that do the work of tasks.
 
     The update comes first: it locks the jobs that are active, so that none of
     them can end between here and the insert of the tasks that join it.
     """
+    if not tasks:
+        return _Jobs({})
     keys = [_active_key(task.host, task.image_id) for task in tasks]
     session.execute(
         db_session.update(models.Job)
@@ -134,16 +171,19 @@ def _join_jobs(
             priority=sa.case((models.Job.priority < priority, priority), else_=models.Job.priority)
         )
     )
-    active = sa.select(models.Job).where(models.Job.active_key.in_(keys))
-    jobs = {str(job.active_key): _shown(job) for job in session.scalars(active)}
+    active = session.scalars(sa.select(models.Job).where(models.Job.active_key.in_(keys))).all()
+    joined = {str(job.active_key): _shown(job) for job in active}
     rows = [
         _job_row(task, priority, now)
         for task, key in zip(tasks, keys, strict=True)
-        if key not in jobs
+        if key not in joined
     ]
     if rows:
+        stops.keep_what_is_left(session, [row['active_key'] for row in rows])
         session.execute(sa.insert(models.Job), rows)
-    return {**jobs, **{row['active_key']: {'job_uuid': row['uuid']} for row in rows}}
+    made = {row['active_key']: {'job_uuid': row['uuid']} for row in rows}
+    stopping = sorted(str(job.active_key) for job in active if job.stop_why is not None)
+    return _Jobs({**joined, **made}, stopping)
 
 
 def _shown(job: models.Job) -> model.Json:
@@ -165,6 +205,7 @@ def _job_row(task: PlannedTask, priority: int, now: datetime.datetime) -> model.
         'mismatches': 0,
         'bytes_done': 0,
         'bytes_total': task.bytes_total,
+        'reason': task.reason,
         'progress_sequence': 0,
         'created_at': now,
     }
@@ -187,6 +228,7 @@ def _task_row(
         'attempts': 0,
         'bytes_done': 0,
         'bytes_total': task.bytes_total,
+        'rate_bytes': None,
         'next_attempt_at': None,
         'created_at': now,
         'started_at': None,
@@ -197,21 +239,53 @@ def _task_row(
     return row
 
 
-def open_jobs(session: orm.Session, request_id: str) -> None:
-    """Let the jobs of a complete plan be claimed; the caller holds the request's row lock."""
+def close(session: orm.Session, request_id: str) -> None:
+    """Complete a plan: its jobs may be claimed; the caller holds the request's row lock."""
+    _skip_what_was_left_out(session, request_id)
+    request, now = models.CacheRequest, db_session.now(session)
+    accepted = request.status == model.RequestStatus.ACCEPTED
     session.execute(
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id == request_id)
-        .values(planned_at=db_session.now(session))
+        db_session.update(request)
+        .where(request.id == request_id)
+        .values(
+            status=sa.case((accepted, model.RequestStatus.PLANNED), else_=request.status),
+            is_planned=True,
+            planned_at=now,
+            planner=None,
+            planner_lease_until=None,
+        )
     )
     start(session, request_id)
+    row = session.get_one(request, request_id)
+    gates.open_tasks(session, row, now)
+    if row.deadline is None or row.deadline > now:
+        _ready_jobs(session, request_id)
+    start_if_begun(session, request_id)
+
+
+def _skip_what_was_left_out(session: orm.Session, request_id: str) -> None:
+    """End what a retry has queued anew, and the plan does not name."""
+    unplanned = sa.and_(
+        models.Task.request_id == request_id,
+        models.Task.status == model.TaskStatus.QUEUED,
+        models.Task.job_uuid.is_(None),
+    )
+    outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, 'the plan of the retry leaves it out')
+    recording.end_tasks(session, unplanned, outcome)
+
+
+def _ready_jobs(session: orm.Session, request_id: str) -> None:
     wanted = sa.select(models.Task.job_uuid).where(
-        models.Task.request_id == request_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
+        models.Task.request_id == request_id,
+        models.Task.status.in_(model.TASK_IN_FLIGHT),
+        models.Task.open,
     )
     session.execute(
-        db_session.update(models.Job).where(models.Job.uuid.in_(wanted)).values(ready=True)
+        db_session.update(models.Job)
+        .where(models.Job.status.in_(model.TASK_IN_FLIGHT), ~models.Job.ready)
+        .where(models.Job.uuid.in_(wanted))
+        .values(ready=True, stop_why=None, stop_keep=False)
     )
-    _start_if_begun(session, request_id)
 
 
 def start(session: orm.Session, request_id: str) -> None:
@@ -239,7 +313,7 @@ def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
     return {host: int(count or 0) for host, count in session.execute(query)}
 
 
-def _start_if_begun(session: orm.Session, request_id: str) -> None:
+def start_if_begun(session: orm.Session, request_id: str) -> None:
     """Show a request as running from the start when it joined a transfer that runs."""
     begun = sa.exists().where(
         models.Task.request_id == request_id, models.Task.status.in_(model.TASK_WORKING)
@@ -247,5 +321,6 @@ def _start_if_begun(session: orm.Session, request_id: str) -> None:
     session.execute(
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id, begun)
+        .where(models.CacheRequest.status == model.RequestStatus.PLANNED)
         .values(status=model.RequestStatus.RUNNING, started_at=db_session.now(session))
     )

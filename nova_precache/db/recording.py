@@ -6,7 +6,9 @@ Each is a compare-and-set on the job; what it changed is told, and has to be ann
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -23,8 +25,18 @@ class Recorded:
     current: bool
     requests: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        return self.current
+
 
 STALE = Recorded(current=False)
+
+
+def together(recorded: Iterable[Recorded | None]) -> Recorded:
+    """Tell of several as of one; it is current when any of them is."""
+    several = [each for each in recorded if each is not None]
+    requests = {request for each in several for request in each.requests}
+    return Recorded(any(several), tuple(sorted(requests)))
 
 
 def finish(
@@ -33,6 +45,18 @@ def finish(
     job_id: str,
     outcome: model.ImageOutcome,
 ) -> Recorded:
+    if not end_job(session, which, outcome):
+        return STALE
+    return end_tasks(session, models.Task.job_uuid == job_id, outcome)
+
+
+def end_job(
+    session: orm.Session,
+    which: sa.ColumnElement[bool],
+    outcome: model.ImageOutcome,
+    stop_why: object = None,
+) -> bool:
+    """Make a job final and leave its tasks as they are; False when it was not so any more."""
     ended = session.execute(
         db_session.update(models.Job)
         .where(which)
@@ -40,23 +64,26 @@ def finish(
             status=outcome.status,
             reason=outcome.reason,
             active_key=None,
+            stop_why=stop_why,
             bytes_done=at_least(models.Job.bytes_done, outcome.bytes_done),
             bytes_total=sa.func.coalesce(outcome.bytes_total, models.Job.bytes_total),
+            rate_bytes=None,
             next_attempt_at=None,
-            finished_at=db_session.now(session),
+            finished_at=db_session.database_now(),
         )
     )
-    if db_session.rowcount(ended) != 1:
-        return STALE
-    return _end_tasks(session, models.Task.job_uuid == job_id, outcome)
+    return db_session.rowcount(ended) == 1
 
 
-def _end_tasks(
+def end_tasks(
     session: orm.Session, which: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> Recorded:
+    """Make those tasks final that are in flight, and count the hosts that are done then."""
     in_flight = models.Task.status.in_(model.TASK_IN_FLIGHT)
     wanting = sa.select(models.Task.request_id).where(which, in_flight).distinct()
     requests = tuple(sorted(session.scalars(wanting)))
+    if not requests:
+        return Recorded(current=True)
     _lock_requests(session, requests)
     # Only now: whoever held a request's lock may have ended some of these tasks.
     pairs = sa.select(models.Task.request_id, models.Task.host).where(which, in_flight).distinct()
@@ -69,12 +96,13 @@ def _end_tasks(
             reason=outcome.reason,
             bytes_done=at_least(models.Task.bytes_done, outcome.bytes_done),
             bytes_total=sa.func.coalesce(outcome.bytes_total, models.Task.bytes_total),
+            rate_bytes=None,
             next_attempt_at=None,
-            finished_at=db_session.now(session),
+            finished_at=db_session.database_now(),
         )
     )
-    for request_id, host in touched:
-        _count_if_done(session, request_id, host)
+    for request_id, hosts in itertools.groupby(touched, key=operator.itemgetter(0)):
+        _count_done(session, request_id, [host for _, host in hosts])
     return Recorded(current=True, requests=requests)
 
 
@@ -88,29 +116,19 @@ def _lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
         )
 
 
-def _count_if_done(session: orm.Session, request_id: str, host: str) -> None:
-    """Count the host as done for the request when nothing of it is in flight.
-
-    Before the plan is complete nobody knows that; whoever completes it counts these hosts.
-    """
-    still = (
-        sa.select(models.Task.id)
-        .where(models.Task.request_id == request_id, models.Task.host == host)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .limit(1)
-    )
-    if session.scalars(still).first() is not None:
-        return
-    this = models.CacheRequest.id == request_id
-    counted = session.execute(
-        db_session.update(models.CacheRequest)
-        .where(this, models.CacheRequest.status != model.RequestStatus.ACCEPTED)
-        .values(hosts_done=models.CacheRequest.hosts_done + 1)
-    )
-    if db_session.rowcount(counted) != 1:
-        return
-    index = session.scalars(sa.select(models.CacheRequest.hosts_done).where(this)).one()
-    announcements.add_host(session, request_id, host, index)
+def _count_done(session: orm.Session, request_id: str, hosts: Sequence[str]) -> None:
+    """Count those of the hosts as done for the request of which nothing is in flight."""
+    busy: set[str] = set()
+    for chunk in db_session.chunks(hosts):
+        # Not by status, or SQLite goes through all of the request that is in flight.
+        query = sa.select(models.Task.host, models.Task.status).where(
+            models.Task.request_id == request_id, models.Task.host.in_(chunk)
+        )
+        rows = session.execute(query)
+        busy.update(row.host for row in rows if row.status in model.TASK_IN_FLIGHT)
+    done = [host for host in hosts if host not in busy]
+    if done:
+        announcements.add_hosts(session, request_id, done)
 
 
 def wait(
@@ -131,8 +149,11 @@ def wait(
             status=model.TaskStatus.RETRY_WAIT,
             reason=outcome.reason,
             epoch=None,
+            stop_why=None,
+            stop_keep=False,
             attempts=models.Job.attempts + attempts,
             mismatches=models.Job.mismatches + mismatches,
+            rate_bytes=None,
             next_attempt_at=due,
         )
     )
@@ -144,58 +165,10 @@ def wait(
         status=model.TaskStatus.RETRY_WAIT,
         reason=outcome.reason,
         attempts=models.Task.attempts + attempts,
+        rate_bytes=None,
         next_attempt_at=due,
     )
     return True
-
-
-def give_up(
-    session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
-) -> Recorded:
-    """Make those chosen tasks final that are in flight, and end the jobs nobody wants then."""
-    wanted = (
-        sa.select(models.Job.active_key)
-        .join(models.Task, models.Task.job_uuid == models.Job.uuid)
-        .where(chosen, models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .distinct()
-    )
-    keys = sorted(filter(None, session.scalars(wanted)))
-    _lock_jobs(session, keys)
-    recorded = _end_tasks(session, chosen, outcome)
-    _end_unwanted_jobs(session, keys)
-    return recorded
-
-
-def _lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
-    """Keep a plan from joining jobs while it is decided whether they are still wanted.
-
-    By their active keys, as a plan locks them: in another order they might deadlock.
-    """
-    for chunk in db_session.chunks(keys):
-        session.execute(
-            db_session.update(models.Job)
-            .where(models.Job.active_key.in_(chunk))
-            .values(priority=models.Job.priority)
-        )
-
-
-def _end_unwanted_jobs(session: orm.Session, keys: Sequence[str]) -> None:
-    """End those waiting jobs that no task in flight wants; the caller holds their row locks."""
-    wanted = sa.exists().where(
-        models.Task.job_uuid == models.Job.uuid, models.Task.status.in_(model.TASK_IN_FLIGHT)
-    )
-    for chunk in db_session.chunks(keys):
-        session.execute(
-            db_session.update(models.Job)
-            .where(models.Job.active_key.in_(chunk))
-            .where(models.Job.status.in_(model.TASK_WAITING), ~wanted)
-            .values(
-                status=model.TaskStatus.SKIPPED,
-                active_key=None,
-                next_attempt_at=None,
-                finished_at=db_session.now(session),
-            )
-        )
 
 
 def mirror(session: orm.Session, job_id: str, **values: object) -> None:

@@ -4,39 +4,30 @@
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import announcements, models, plans, recording
+from nova_precache.db import (
+    accepting,
+    announcements,
+    completion,
+    demand,
+    listing,
+    models,
+    plans,
+    totals,
+)
 from nova_precache.db import session as db_session
 
 _RACES = 5
 
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Against abuse; each name is that of its option in ``[image_cache]``."""
-
-    max_images_per_request: int
-    max_tasks_per_request: int
-    max_active_requests_per_project: int
-
-
-@dataclasses.dataclass(frozen=True)
-class NewRequest:
-    """What somebody asks for, checked at the door."""
-
-    aggregate: model.Aggregate
-    images: tuple[str, ...]
-    project_id: str | None = None
-    user_id: str | None = None
-    is_admin: bool = False
-    request_id: str | None = None
-    priority: int = 0
+Limits = accepting.Limits
+NewRequest = accepting.NewRequest
+RequestFilter = listing.RequestFilter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +48,30 @@ class Requests:
     def accept(self, new: NewRequest) -> model.CacheRequest:
         """Save a request; from here on it cannot be lost.
 
+        One whose ``client_request_id`` its project has used before is not saved again.
+
+        :returns: the request, the earlier one if there is one
         :raises nova_precache.exception.TooMany: a limit of ``[image_cache]`` would be exceeded
         """
-        self._check_size(new)
+        accepting.check_size(new, self._limits)
         # Made here: a commit whose answer was lost is tried again, and found done.
         request_id = str(uuid.uuid4())
-        return self._database.write(lambda session: self._accept(session, request_id, new))
+        for _ in range(_RACES):
+            try:
+                return self._database.write(
+                    lambda session: accepting.accept(session, request_id, new, self._limits)
+                )
+            except db_exception.DBDuplicateEntry:
+                continue  # somebody was first with the client's own id, or with a file's name
+        raise exception.PrecacheError('The request could not be saved: others keep saving it')
+
+    def accepted(self, project_id: str | None, client_request_id: str) -> model.CacheRequest | None:
+        """Give the request that a project made under an id of its own, if it did."""
+        row = models.CacheRequest
+        same = row.client_key == accepting.client_key(project_id, client_request_id)
+        with self._database.reader() as session:
+            known = session.scalars(sa.select(row).where(same)).all()
+            return next(iter(totals.requests(session, known)), None)
 
     def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
         """Give a request with its counts; ``project_id`` None means any project's.
@@ -70,8 +79,7 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
-            row = _load(session, request_id, project_id)
-            return _to_models(session, [row])[0]
+            return totals.requests(session, [load(session, request_id, project_id)])[0]
 
     def outline(self, request_id: str) -> model.CacheRequest:
         """Give a request without its counts, which cost a look at each of its tasks.
@@ -79,44 +87,42 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown
         """
         with self._database.reader() as session:
-            return _request(_load(session, request_id, None), {})
+            return totals.request(load(session, request_id), {})
 
     def list(
         self,
-        project_id: str | None = None,
-        status: str | None = None,
+        filter: listing.RequestFilter | None = None,  # noqa: A002
+        sort_key: str = 'created_at',
+        descending: bool = True,
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.CacheRequest]:
-        """Give requests, the newest first, from after ``marker`` on.
+        """Give requests, the newest first if nothing else is said, from after ``marker`` on.
 
+        :param sort_key: created_at, finished_at, priority or status
+        :raises nova_precache.exception.InvalidInput: they are not sorted by this key
         :raises nova_precache.exception.RequestNotFound: the marker is unknown
         """
-        query = sa.select(models.CacheRequest).order_by(models.CacheRequest.number.desc())
-        if project_id is not None:
-            query = query.where(models.CacheRequest.project_id == project_id)
-        if status is not None:
-            query = query.where(models.CacheRequest.status == status)
+        chosen = filter or listing.RequestFilter()
+        query = listing.requests(chosen, sort_key, descending, limit, marker)
         with self._database.reader() as session:
             if marker is not None:
-                number = _load(session, marker, project_id).number
-                query = query.where(models.CacheRequest.number < number)
-            return _to_models(session, session.scalars(query.limit(limit)).all())
+                load(session, marker, chosen.project_id)
+            return totals.requests(session, session.scalars(query).all())
 
     def tasks(
-        self, request_id: str, limit: int = 1000, marker: int | None = None
+        self,
+        request_id: str,
+        limit: int = 1000,
+        marker: int | None = None,
+        status: str | None = None,
+        host: str | None = None,
+        image_id: str | None = None,
     ) -> Sequence[model.Task]:
         """Give the tasks of a request in the order of the plan, from after ``marker`` on."""
-        query = (
-            sa.select(models.Task)
-            .where(models.Task.request_id == request_id)
-            .order_by(models.Task.id)
-            .limit(limit)
-        )
-        if marker is not None:
-            query = query.where(models.Task.id > marker)
+        query = listing.tasks(request_id, limit, marker, status, host, image_id)
         with self._database.reader() as session:
-            return [_task(row) for row in session.scalars(query)]
+            return [totals.task(row) for row in session.scalars(query)]
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
         """Take the oldest unplanned request for this conductor, for a while."""
@@ -125,7 +131,7 @@ class Requests:
             row = plans.take_next(session, conductor_id)
             if row is None:
                 return None
-            return ToPlan(request=_to_models(session, [row])[0], is_admin=row.is_admin)
+            return ToPlan(totals.requests(session, [row])[0], row.is_admin)
 
         return self._database.write(work)
 
@@ -164,17 +170,10 @@ class Requests:
         """Close the plan; False when another conductor has taken it over."""
 
         def work(session: orm.Session) -> bool:
-            planned = session.execute(
-                plans.planned_by(request_id, conductor_id).values(
-                    status=model.RequestStatus.PLANNED,
-                    reason=None,
-                    planner=None,
-                    planner_lease_until=None,
-                )
-            )
-            if db_session.rowcount(planned) != 1:
+            held = plans.planned_by(request_id, conductor_id).values(reason=None)
+            if db_session.rowcount(session.execute(held)) != 1:
                 return False
-            plans.open_jobs(session, request_id)
+            plans.close(session, request_id)
             return True
 
         return self._database.write(work)
@@ -188,19 +187,26 @@ class Requests:
         def work(session: orm.Session) -> bool:
             if db_session.rowcount(session.execute(held.values(reason=reason))) != 1:
                 return False
-            recording.give_up(session, planned, outcome)
+            demand.give_up(session, planned, outcome)
             plans.start(session, request_id)
             session.execute(
-                held.values(status=model.RequestStatus.FAILED, finished_at=db_session.now(session))
+                held.values(
+                    status=completion.failed_status(totals.counts(session, request_id)),
+                    finished_at=db_session.now(session),
+                    is_planned=True,
+                )
             )
-            announcements.add_end(session, request_id)
+            announcements.add(session, request_id, model.Phase.END)
             return True
 
         return self._database.write(work)
 
     def complete(self, request_id: str) -> bool:
         """End the request if none of its tasks is in flight; True for whoever ended it."""
-        return self._database.write(lambda session: _complete(session, request_id))
+        with self._database.reader() as session:
+            if completion.has_work(session, request_id):
+                return False  # and nobody had to wait for the lock of a writer
+        return self._database.write(lambda session: completion.complete(session, request_id))
 
     def ids_to_complete(self) -> Sequence[str]:
         """Give the planned requests without a task in flight."""
@@ -210,7 +216,7 @@ class Requests:
             .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
         )
         query = sa.select(models.CacheRequest.id).where(
-            models.CacheRequest.status.in_(_COMPLETABLE), ~in_flight.exists()
+            completion.is_completable(), ~in_flight.exists()
         )
         with self._database.reader() as session:
             return session.scalars(query).all()
@@ -222,11 +228,9 @@ class Requests:
             .where(models.Task.request_id == models.CacheRequest.id)
             .where(models.Task.status.in_(model.TASK_WAITING))
         )
-        query = sa.select(models.CacheRequest).where(
-            models.CacheRequest.status.in_(_COMPLETABLE), waiting.exists()
-        )
+        query = sa.select(models.CacheRequest).where(completion.is_completable(), waiting.exists())
         with self._database.reader() as session:
-            return [_request(row, {}) for row in session.scalars(query)]
+            return [totals.request(row, {}) for row in session.scalars(query)]
 
     def waiting_hosts(self, request_id: str) -> Sequence[str]:
         """Give the hosts with tasks of the request that no compute has begun."""
@@ -268,122 +272,17 @@ class Requests:
         purged = 0
         while self._database.write(lambda session: _purge_oldest(session, retention_days)):
             purged += 1
+        self._database.write(lambda session: _purge_left_jobs(session, retention_days))
         return purged
 
-    def _check_size(self, new: NewRequest) -> None:
-        images, tasks = len(new.images), len(new.images) * len(new.aggregate.hosts)
-        limits = self._limits
-        if images > limits.max_images_per_request:
-            raise exception.TooMany(
-                'images', images, 'max_images_per_request', limits.max_images_per_request
-            )
-        if tasks > limits.max_tasks_per_request:
-            raise exception.TooMany(
-                'tasks', tasks, 'max_tasks_per_request', limits.max_tasks_per_request
-            )
 
-    def _accept(self, session: orm.Session, request_id: str, new: NewRequest) -> model.CacheRequest:
-        saved = session.get(models.CacheRequest, request_id)
-        if saved is not None:
-            return _to_models(session, [saved])[0]
-        number = _next_number(session)
-        self._check_active(session, new.project_id)
-        row = models.CacheRequest(
-            id=request_id,
-            number=number,
-            status=model.RequestStatus.ACCEPTED,
-            aggregate_id=new.aggregate.id,
-            aggregate_uuid=new.aggregate.uuid,
-            aggregate_name=new.aggregate.name,
-            images=list(new.images),
-            options={},
-            priority=new.priority,
-            project_id=new.project_id,
-            user_id=new.user_id,
-            is_admin=new.is_admin,
-            request_id=new.request_id,
-            hosts_total=0,
-            hosts_done=0,
-            created_at=db_session.now(session),
-        )
-        session.add(row)
-        session.flush()
-        return _to_models(session, [row])[0]
-
-    def _check_active(self, session: orm.Session, project_id: str | None) -> None:
-        active = session.scalars(
-            sa.select(sa.func.count())
-            .select_from(models.CacheRequest)
-            .where(models.CacheRequest.project_id == project_id)
-            .where(models.CacheRequest.status.in_(model.REQUEST_ACTIVE))
-        ).one()
-        limit = self._limits.max_active_requests_per_project
-        if active >= limit:
-            raise exception.TooMany(
-                'unfinished requests', active + 1, 'max_active_requests_per_project', limit
-            )
-
-
-_COMPLETABLE = frozenset(
-    {
-        model.RequestStatus.PLANNED,
-        model.RequestStatus.RUNNING,
-        model.RequestStatus.PAUSED,
-        model.RequestStatus.CANCELLING,
-    }
-)
-
-
-def _next_number(session: orm.Session) -> int:
-    """Hand out the next request's number; the row lock makes acceptance take turns."""
-    counter = db_session.update(models.Counter).where(models.Counter.name == 'requests')
-    session.execute(counter.values(value=models.Counter.value + 1))
-    return session.scalars(
-        sa.select(models.Counter.value).where(models.Counter.name == 'requests')
-    ).one()
-
-
-def _load(session: orm.Session, request_id: str, project_id: str | None) -> models.CacheRequest:
+def load(
+    session: orm.Session, request_id: str, project_id: str | None = None
+) -> models.CacheRequest:
     row = session.get(models.CacheRequest, request_id)
     if row is None or (project_id is not None and row.project_id != project_id):
         raise exception.RequestNotFound(request_id)
     return row
-
-
-def _complete(session: orm.Session, request_id: str) -> bool:
-    in_flight = (
-        sa.select(models.Task.id)
-        .where(models.Task.request_id == request_id)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .limit(1)
-    )
-    if session.scalars(in_flight).first() is not None:
-        return False  # most often so, and found without counting
-    counts = _counts(session, [request_id]).get(request_id, {})
-    changed = session.execute(
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id == request_id)
-        .where(models.CacheRequest.status.in_(_COMPLETABLE))
-        .values(status=final_status(counts), finished_at=db_session.now(session))
-    )
-    if db_session.rowcount(changed) != 1:
-        return False
-    announcements.add_end(session, request_id)
-    return True
-
-
-def final_status(counts: Mapping[str, int]) -> model.RequestStatus:
-    """Say how a request ended, from its final tasks by status.
-
-    Without a task there was nothing to do, which is completed.
-    """
-    total = sum(counts.values())
-    succeeded = sum(n for status, n in counts.items() if status in model.TASK_SUCCEEDED)
-    if succeeded == total:
-        return model.RequestStatus.COMPLETED
-    if succeeded:
-        return model.RequestStatus.PARTIAL
-    return model.RequestStatus.FAILED
 
 
 def _purge_oldest(session: orm.Session, retention_days: int) -> bool:
@@ -400,7 +299,11 @@ def _purge_oldest(session: orm.Session, retention_days: int) -> bool:
         sa.select(models.Task.job_uuid).where(models.Task.request_id == request_id)
     )
     orphans = sorted({job for job in jobs if job is not None})
-    session.execute(sa.delete(models.CacheRequest).where(models.CacheRequest.id == request_id))
+    session.execute(  # unless it is retried just now
+        sa.delete(models.CacheRequest).where(
+            models.CacheRequest.id == request_id, models.CacheRequest.finished_at < before
+        )
+    )
     for chunk in db_session.chunks(orphans):
         wanted = sa.exists().where(models.Task.job_uuid == models.Job.uuid)
         session.execute(
@@ -411,71 +314,12 @@ def _purge_oldest(session: orm.Session, retention_days: int) -> bool:
     return True
 
 
-def _counts(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-    return {
-        request_id: {status: total.tasks for status, total in by_status.items()}
-        for request_id, by_status in _totals(session, request_ids).items()
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Total:
-    tasks: int
-    bytes_done: int
-    bytes_total: int
-
-
-def _totals(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, _Total]]:
-    task = models.Task
-    query = (
-        sa.select(
-            task.request_id,
-            task.status,
-            sa.func.count(),
-            sa.func.coalesce(sa.func.sum(task.bytes_done), 0),
-            sa.func.coalesce(sa.func.sum(task.bytes_total), 0),
+def _purge_left_jobs(session: orm.Session, retention_days: int) -> None:
+    """Delete the jobs of attempts that a retry has left behind: no task tells of them."""
+    before = db_session.now(session) - datetime.timedelta(days=retention_days)
+    wanted = sa.exists().where(models.Task.job_uuid == models.Job.uuid)
+    session.execute(
+        sa.delete(models.Job).where(
+            models.Job.active_key.is_(None), models.Job.finished_at < before, ~wanted
         )
-        .where(task.request_id.in_(list(request_ids)))
-        .group_by(task.request_id, task.status)
     )
-    totals: dict[str, dict[str, _Total]] = {}
-    for request_id, status, count, done, total in session.execute(query):
-        totals.setdefault(request_id, {})[status] = _Total(count, int(done), int(total or 0))
-    return totals
-
-
-def _to_models(
-    session: orm.Session, rows: Sequence[models.CacheRequest]
-) -> list[model.CacheRequest]:
-    totals = _totals(session, [row.id for row in rows])
-    return [_request(row, totals.get(row.id, {})) for row in rows]
-
-
-def _request(row: models.CacheRequest, totals: Mapping[str, _Total]) -> model.CacheRequest:
-    return model.CacheRequest(
-        id=row.id,
-        status=row.status,
-        aggregate_id=row.aggregate_id,
-        aggregate_uuid=row.aggregate_uuid,
-        aggregate_name=row.aggregate_name,
-        images=tuple(row.images),
-        project_id=row.project_id,
-        user_id=row.user_id,
-        request_id=row.request_id,
-        priority=row.priority,
-        reason=row.reason,
-        created_at=row.created_at,
-        planned_at=row.planned_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        hosts_total=row.hosts_total,
-        hosts_done=row.hosts_done,
-        counts={status: total.tasks for status, total in sorted(totals.items())},
-        bytes_done=sum(total.bytes_done for total in totals.values()),
-        bytes_total=sum(total.bytes_total for total in totals.values()),
-    )
-
-
-def _task(row: models.Task) -> model.Task:
-    names = [field.name for field in dataclasses.fields(model.Task)]
-    return model.Task(**{name: getattr(row, name) for name in names})

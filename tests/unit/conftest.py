@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from nova_precache import conf as options
 from nova_precache import model
 from nova_precache.cells import inventory
-from nova_precache.db import agents, claims, models, plans, requests, schema, session
+from nova_precache.db import agents, claims, models, plans, requests, schema, session, steering
 from nova_precache.db import jobs as db_jobs
 
 LIMITS = requests.Limits(
@@ -41,6 +41,7 @@ class World:
     inventory: inventory.Inventory
     requests: requests.Requests
     jobs: db_jobs.Jobs
+    steering: steering.Steering
     agents: agents.Agents
     cell: model.Cell
 
@@ -159,6 +160,14 @@ class World:
         with self.database.reader() as reader:
             return [due.host or due.phase for due in reader.scalars(query)]
 
+    def announced(self, request: model.CacheRequest) -> list[tuple[int, str, int | None]]:
+        """The same with their positions, and the indexes of hosts."""
+        row = models.Announcement
+        query = sa.select(row).where(row.request_id == request.id).order_by(row.position)
+        with self.database.reader() as reader:
+            rows = reader.scalars(query).all()
+        return [(due.position, due.host or due.phase, due.host_index) for due in rows]
+
     def expire(self, host: str) -> None:
         """Have the lease of a host's claim run out."""
         self.change(models.Claim, models.Claim.host == host, lease_expires_at=LONG_AGO)
@@ -199,14 +208,8 @@ def database_path(empty_database: pathlib.Path, tmp_path: pathlib.Path) -> pathl
 
 @pytest.fixture
 def database(database_path: pathlib.Path) -> Iterator[session.Database]:
-    """A migrated database of the test's own, which need not outlive a loss of power."""
-    made = open_database(database_path)
-    made.dispose()
-
-    @sa.event.listens_for(made.engine, 'connect')
-    def _do_not_wait_for_the_disk(connection: Any, record: Any) -> None:
-        connection.execute('PRAGMA synchronous = OFF')
-
+    """A migrated database of the test's own."""
+    made = open_in_haste(database_path)
     yield made
     made.dispose()
 
@@ -214,12 +217,29 @@ def database(database_path: pathlib.Path) -> Iterator[session.Database]:
 @pytest.fixture
 def world(database: session.Database) -> World:
     """The stores on the database, with one cell and no hosts."""
+    return open_world(database)
+
+
+def open_in_haste(path: pathlib.Path) -> session.Database:
+    """Open a database that need not outlive a loss of power."""
+    made = open_database(path)
+    made.dispose()
+
+    @sa.event.listens_for(made.engine, 'connect')
+    def _do_not_wait_for_the_disk(connection: Any, record: Any) -> None:
+        connection.execute('PRAGMA synchronous = OFF')
+
+    return made
+
+
+def open_world(database: session.Database) -> World:
     stock = inventory.Inventory(database)
     return World(
         database=database,
         inventory=stock,
         requests=requests.Requests(database, LIMITS),
         jobs=db_jobs.Jobs(database, LEASE_SECONDS),
+        steering=steering.Steering(database),
         agents=agents.Agents(database, DOWN_SECONDS),
         cell=stock.create_cell('cell1', 'fake:///cell1'),
     )

@@ -2,14 +2,22 @@
 """Requests: accepted within limits, planned once by whoever, listed, ended, purged."""
 
 import dataclasses
+import datetime
+import hashlib
+import threading
+from concurrent import futures
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
+from nova_precache.db import jobs as db_jobs
 from nova_precache.db import models, plans, requests
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
+
+EAST = datetime.timezone(datetime.timedelta(hours=2))
+FOREVER = datetime.datetime(9999, 1, 1)  # noqa: DTZ001 - as the database keeps it
 
 
 def _expire_planning(world: World, request: model.CacheRequest) -> None:
@@ -98,6 +106,78 @@ def test_another_projects_request_is_not_found(world: World) -> None:
     assert world.requests.get(request.id, 'p1') == request
     with pytest.raises(exception.RequestNotFound):
         world.requests.get(request.id, 'p2')
+
+
+def test_a_request_keeps_how_it_is_to_be_worked_on(world: World) -> None:
+    options = model.RequestOptions(
+        max_parallel_hosts=3,
+        max_rate_bytes=5,
+        not_before=datetime.datetime(2030, 1, 1, 12, tzinfo=EAST),
+        deadline=datetime.datetime(2030, 1, 2),  # noqa: DTZ001 - UTC without a zone
+        wait_for_down_hosts=True,
+        canary=1,
+        max_failures=0,
+    )
+    asked = {'description': 'rollout', 'client_request_id': 'mine', 'pin_id': 'pin-1'}
+
+    accepted = world.accept(['h1'], ['i1'], options=options, **asked)
+
+    kept = world.requests.get(accepted.id)
+    assert kept == accepted == world.requests.outline(accepted.id)
+    in_utc = datetime.datetime(2030, 1, 1, 10)  # noqa: DTZ001 - as the database keeps it
+    assert kept.options == dataclasses.replace(options, not_before=in_utc)
+    assert (kept.description, kept.client_request_id) == ('rollout', 'mine')
+    assert (kept.pin_id, kept.hosts) == ('pin-1', None)
+
+
+def test_a_request_may_be_for_named_hosts(world: World) -> None:
+    named = requests.NewRequest(images=('i1',), hosts=('h2', 'h1'))
+
+    kept = world.requests.get(world.requests.accept(named).id)
+
+    assert kept.hosts == ('h2', 'h1')
+    assert (kept.aggregate_id, kept.aggregate_uuid, kept.aggregate_name) == (None, None, None)
+    with pytest.raises(exception.TooMany, match='max_tasks_per_request'):
+        world.requests.accept(dataclasses.replace(named, hosts=('h',) * 5001))
+
+
+def test_a_request_asked_for_again_is_the_same_in_its_project(world: World) -> None:
+    first = world.accept(['h1'], ['i1'], client_request_id='mine', project_id='p1')
+
+    again = world.accept(['h1'], ['i2'], client_request_id='mine', project_id='p1')
+    others = [
+        world.accept(['h1'], ['i1'], client_request_id='mine', project_id='p2'),
+        world.accept(['h1'], ['i1'], client_request_id='MINE', project_id='p1'),
+        world.accept(['h1'], ['i1'], client_request_id='mine'),
+        world.accept(['h1'], ['i1'], project_id='p1'),
+    ]
+
+    assert again == first
+    assert len({first.id, *(other.id for other in others)}) == 5
+
+
+def test_a_request_asked_for_many_times_at_once_is_saved_once(world: World) -> None:
+    together = threading.Barrier(6)
+
+    def ask(number: int) -> str:
+        together.wait(10)
+        return world.accept(['h1'], ['i1'], client_request_id='mine').id
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(ask, range(6)))) == 1
+    assert len(world.requests.list()) == 1
+
+
+def test_the_names_of_the_files_of_images_are_remembered(world: World) -> None:
+    for _ in range(2):
+        world.accept(['h1'], ['i1', 'i2'])
+
+    with world.database.reader() as reader:
+        names = {row.name: row.image_id for row in reader.scalars(sa.select(models.ImageName))}
+    assert names == {
+        hashlib.sha1(image.encode(), usedforsecurity=False).hexdigest(): image
+        for image in ('i1', 'i2')
+    }
 
 
 # Planning
@@ -387,13 +467,84 @@ def test_requests_are_listed_by_project_and_by_status(world: World) -> None:
     other = world.accept(['h1'], ['i1'], project_id='p2')
 
     def ids(**filters: Any) -> list[str]:
-        return [request.id for request in world.requests.list(**filters)]
+        return [request.id for request in world.requests.list(requests.RequestFilter(**filters))]
 
     assert ids() == [other.id, open_.id, done.id]
     assert ids(project_id='p1') == [open_.id, done.id]
     assert ids(project_id='p1', status='completed') == [done.id]
     with pytest.raises(exception.RequestNotFound):
-        ids(project_id='p1', marker=other.id)
+        world.requests.list(requests.RequestFilter(project_id='p1'), marker=other.id)
+
+
+def test_requests_are_listed_by_what_they_are_for(world: World) -> None:
+    first = world.accept(['h1'], ['i1', 'i2'], pin_id='pin-1')
+    named = world.requests.accept(requests.NewRequest(images=('i2',), hosts=('h1',)))
+    assert first.created_at
+
+    def ids(**filters: Any) -> list[str]:
+        return [each.id for each in world.requests.list(requests.RequestFilter(**filters))]
+
+    assert ids(image_id='i1') == [first.id]
+    assert ids(image_id='i2') == [named.id, first.id]
+    assert ids(aggregate_id=1) == [first.id]
+    assert ids(pin_id='pin-1') == [first.id]
+    assert ids(since=first.created_at) == [named.id, first.id]
+    assert ids(since=first.created_at + datetime.timedelta(days=1)) == []
+
+
+@pytest.mark.parametrize('sort_key', ['created_at', 'finished_at', 'priority', 'status'])
+@pytest.mark.parametrize('descending', [True, False])
+def test_requests_are_listed_by_any_key_page_by_page(
+    world: World, sort_key: str, descending: bool
+) -> None:
+    for priority in (3, 1, 3, 2, 1):
+        world.accept(['h1'], ['i1'], priority=priority)
+    done = world.planned([], ['i1'], priority=9)
+    world.requests.complete(done.id)
+
+    in_order = world.requests.list(None, sort_key, descending)
+    paged: list[str] = []
+    while page := world.requests.list(
+        None, sort_key, descending, limit=2, marker=paged[-1] if paged else None
+    ):
+        paged += [request.id for request in page]
+
+    assert paged == [request.id for request in in_order]
+    keys = [getattr(request, sort_key) or FOREVER for request in in_order]
+    assert keys == sorted(keys, reverse=descending)
+
+
+def test_requests_are_not_listed_by_what_they_have_not(world: World) -> None:
+    with pytest.raises(exception.InvalidInput, match='sort_key: colour is not one of created_at'):
+        world.requests.list(sort_key='colour')
+
+
+def test_tasks_are_listed_by_host_image_and_status(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1', 'i2'])
+    _finish_all(world, CACHED)
+
+    def listed(**filters: str) -> list[tuple[str, str]]:
+        return [(t.host, t.image_id) for t in world.requests.tasks(request.id, **filters)]  # type: ignore[arg-type]
+
+    assert listed(host='h1') == [('h1', 'i1'), ('h1', 'i2')]
+    assert listed(image_id='i2') == [('h1', 'i2'), ('h2', 'i2')]
+    assert listed(status='cached') == [('h1', 'i1')]
+    assert listed(status='cached', host='h2') == []
+
+
+def test_the_rate_of_a_request_is_that_of_its_transfers(world: World) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+    calls = [world.begun(), world.begun()]
+    for number, call in enumerate(calls, start=1):
+        progress = model.Progress(model.TaskStatus.DOWNLOADING, 20, 100, rate_bytes=10 * number)
+        world.jobs.record_progress([db_jobs.ProgressReport(call.job_id, call.epoch, 1, progress)])
+
+    shown = world.requests.get(request.id)
+    assert (shown.rate_bytes, shown.eta_seconds) == (30, (300 - 40) / 30)
+    assert world.tasks(request)['h2', 'i1'].eta_seconds == 80 / 20
+    world.jobs.finish(calls[0].job_id, calls[0].epoch, CACHED)
+    assert world.requests.get(request.id).rate_bytes == 20
+    assert world.tasks(request)['h1', 'i1'].rate_bytes is None
 
 
 def test_tasks_are_listed_in_the_order_of_the_plan_page_by_page(world: World) -> None:
@@ -463,6 +614,21 @@ def test_only_requests_that_ended_long_ago_are_purged_with_their_tasks_and_jobs(
     assert [job.host for job in world.all_jobs()] == ['h2', 'h3']
     with world.database.reader() as reader:
         assert set(reader.scalars(sa.select(models.Task.host))) == {'h2', 'h3'}
+
+
+def test_the_jobs_that_a_retry_left_behind_are_purged_when_they_are_old(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, BROKEN)
+    world.requests.complete(request.id)
+    world.steering.retry(request.id)
+
+    world.requests.purge(retention_days=30)
+    assert len(world.all_jobs()) == 1
+    world.change(models.Job, models.Job.host == 'h1', finished_at=LONG_AGO)
+    world.requests.purge(retention_days=30)
+
+    assert world.all_jobs() == []
+    assert world.status(request) == 'accepted'
 
 
 def test_a_job_that_a_younger_request_refers_to_is_not_purged(world: World) -> None:

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The migrations make what the models say, and never touch Nova's database."""
 
+import datetime
 import pathlib
 from collections.abc import Iterator
 
+import alembic.command
 import pytest
 import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
 
-from nova_precache import exception
+from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import models, schema, session
-from tests.unit.conftest import CACHED, World, open_database
+from nova_precache.db import models, requests, schema, session
+from tests.unit.conftest import CACHED, open_database, open_world
 
 
 @pytest.fixture
@@ -48,7 +50,11 @@ def test_the_counters_that_transactions_compare_are_there(new_database: session.
 
     with new_database.reader() as reader:
         rows = reader.scalars(sa.select(models.Counter)).all()
-    assert {row.name: row.value for row in rows} == {'claimed_hosts': 0, 'requests': 0}
+    assert {row.name: row.value for row in rows} == {
+        'claimed_hosts': 0,
+        'requests': 0,
+        'pins': 0,
+    }
 
 
 def test_a_second_sync_changes_nothing(new_database: session.Database) -> None:
@@ -86,19 +92,54 @@ def test_the_tables_of_a_later_release_are_taken(new_database: session.Database)
     schema.require(new_database)
 
 
-def test_an_older_database_is_brought_up_to_date_with_what_is_in_it(world: World) -> None:
-    request = world.planned(['h1'], ['i1'])
-    with world.database.engine.begin() as connection:
-        connection.execute(sa.text('DROP TABLE announcements'))
-    _set_revision(world.database, '0001')
+def _sync_to(database: session.Database, revision: str) -> None:
+    """Make the tables of an earlier release."""
+    with database.engine.begin() as connection:
+        config = schema._alembic_config()
+        config.attributes['connection'] = connection
+        alembic.command.upgrade(config, revision)
 
-    schema.sync(world.database)
 
-    assert world.to_announce(request) == []
+def _insert(database: session.Database, table: str, **values: object) -> None:
+    """Write a row as an earlier release would."""
+    columns = [sa.column(name, sa.JSON() if name == 'images' else None) for name in values]
+    with database.engine.begin() as connection:
+        connection.execute(sa.insert(sa.table(table, *columns)).values(**values))
+
+
+def _insert_running_request(database: session.Database) -> None:
+    """Write what 0002 has of a request for two hosts, of which one is done."""
+    now = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    asked = {'id': 'r1', 'number': 1, 'status': 'running', 'images': ['i1'], 'options': '{}'}
+    of = {'aggregate_id': 1, 'aggregate_uuid': 'uuid-1', 'aggregate_name': 'edge'}
+    counted = {'priority': 0, 'is_admin': False, 'hosts_total': 2, 'hosts_done': 1}
+    _insert(database, 'cache_requests', **asked, **of, **counted, created_at=now, planned_at=now)
+    work = {'image_id': 'i1', 'cell_uuid': 'c', 'attempts': 0, 'bytes_done': 0, 'created_at': now}
+    job = {'uuid': 'j2', 'active_key': 'h2/i1', 'priority': 0, 'ready': True}
+    done = {'mismatches': 0, 'progress_sequence': 0}
+    _insert(database, 'jobs', host='h2', status='queued', **work, **job, **done)
+    task = {'request_id': 'r1', **work}
+    _insert(database, 'cache_tasks', host='h1', status='cached', job_uuid='j1', **task)
+    _insert(database, 'cache_tasks', host='h2', status='queued', job_uuid='j2', **task)
+    _insert(database, 'announcements', request_id='r1', position=1, phase='progress', host='h1')
+
+
+def test_an_older_database_is_brought_up_to_date_with_what_is_in_it(
+    new_database: session.Database,
+) -> None:
+    _sync_to(new_database, '0002')
+    _insert_running_request(new_database)
+
+    schema.sync(new_database)
+
+    world = open_world(new_database)
+    request = world.requests.get('r1')
+    assert (request.options, request.hosts) == (model.RequestOptions(), None)
+    assert world.requests.list(requests.RequestFilter(image_id='i1')) == [request]
     begun = world.begun()
     world.jobs.finish(begun.job_id, begun.epoch, CACHED)
     assert world.requests.complete(request.id)
-    assert world.to_announce(request) == ['h1', 'end']
+    assert world.announced(request) == [(1, 'h1', 1), (4, 'h2', 2), (5, 'end', None)]
 
 
 def test_a_database_is_refused_until_it_was_synced(new_database: session.Database) -> None:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of requests, inside a transaction: once, when none of their tasks is in flight."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import announcements, models, totals
+from nova_precache.db import session as db_session
+
+
+def is_completable() -> sa.ColumnElement[bool]:
+    """Of a request: it is planned, and has not ended."""
+    return sa.and_(
+        models.CacheRequest.is_planned, models.CacheRequest.status.in_(model.REQUEST_ACTIVE)
+    )
+
+
+def has_work(session: orm.Session, request_id: str) -> bool:
+    """Tell whether something of a request is in flight, which it is most often."""
+    in_flight = (
+        sa.select(models.Task.id)
+        .where(models.Task.request_id == request_id)
+        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
+        .limit(1)
+    )
+    return session.scalars(in_flight).first() is not None
+
+
+def complete(session: orm.Session, request_id: str) -> bool:
+    if has_work(session, request_id):
+        return False
+    this = sa.and_(models.CacheRequest.id == request_id, is_completable())
+    query = sa.select(models.CacheRequest.status, models.CacheRequest.planned_at).where(this)
+    row = session.execute(query).first()
+    if row is None:
+        return False
+    is_cancelled = row.status == model.RequestStatus.CANCELLING
+    counts = totals.counts(session, request_id)
+    changed = session.execute(
+        db_session.update(models.CacheRequest)
+        .where(this, models.CacheRequest.status == row.status)
+        .values(
+            status=final_status(counts, is_cancelled, row.planned_at is not None),
+            finished_at=db_session.now(session),
+        )
+    )
+    if db_session.rowcount(changed) != 1:
+        return False
+    announcements.add(session, request_id, model.Phase.END)
+    return True
+
+
+def final_status(
+    counts: Mapping[str, int], is_cancelled: bool = False, was_planned: bool = True
+) -> model.RequestStatus:
+    """Say how a request ended, from its final tasks by status.
+
+    Without a task there was nothing to do, which is completed, if that was known: a plan
+    that was cancelled says nothing of the tasks that it would have had.
+    """
+    succeeded = sum(n for status, n in counts.items() if status in model.TASK_SUCCEEDED)
+    if succeeded == sum(counts.values()) and (was_planned or not is_cancelled):
+        return model.RequestStatus.COMPLETED
+    if is_cancelled:
+        return model.RequestStatus.CANCELLED
+    if counts.get(model.TaskStatus.EXPIRED):
+        return model.RequestStatus.EXPIRED
+    return model.RequestStatus.PARTIAL if succeeded else model.RequestStatus.FAILED
+
+
+def failed_status(counts: Mapping[str, int]) -> model.RequestStatus:
+    """Say how a request ended that could not be planned, maybe not once more."""
+    succeeded = any(counts.get(status) for status in model.TASK_SUCCEEDED)
+    return model.RequestStatus.PARTIAL if succeeded else model.RequestStatus.FAILED

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pins: made, listed, ended; and taken by the one conductor at a time that keeps them.
+
+A keeper's lease is in the pin's row and runs by the database's clock, so that the pin of
+a conductor that died is another's soon.
+"""
+
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from oslo_utils import timeutils
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.db import models
+from nova_precache.db import session as db_session
+
+LEASE_SECONDS = 120
+FAILURES_COUNT_SECONDS = 24 * 3600
+SUCCESSES_COUNT_SECONDS = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class NewPin:
+    """What somebody wants kept, checked at the door; ``until`` in UTC."""
+
+    aggregate: model.Aggregate
+    images: tuple[str, ...]
+    until: datetime.datetime | None = None
+    description: str | None = None
+    project_id: str | None = None
+    user_id: str | None = None
+    is_admin: bool = False
+    request_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """A pin that this conductor keeps for a while, and when it took it."""
+
+    pin: model.Pin
+    now: datetime.datetime
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The requests that a pin has made so far.
+
+    :ivar last_number: of the newest that is still known, 0 when none is
+    :ivar unfinished: the status of one by its id
+    """
+
+    last_number: int
+    unfinished: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What came of a pin's requests for an image on a host.
+
+    :ivar ended_at: when the last task of them ended
+    :ivar succeeded_at: when one last ended well
+    :ivar failures: that ended within a day
+    :ivar successes: that ended within an hour
+    """
+
+    ended_at: datetime.datetime
+    succeeded_at: datetime.datetime | None
+    failures: int
+    successes: int
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether the last one failed."""
+        return self.succeeded_at is None or self.succeeded_at < self.ended_at
+
+
+class Pins:
+    """The pins in the database; every method is one short transaction."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._database = database
+
+    def create(self, new: NewPin) -> model.Pin:
+        """Save a pin; the next round of some conductor begins to keep it."""
+        # Made here: a commit whose answer was lost is tried again, and found done.
+        pin_id = str(uuid.uuid4())
+        return self._database.write(lambda session: _create(session, pin_id, new))
+
+    def get(self, pin_id: str, project_id: str | None = None) -> model.Pin:
+        """Give a pin; ``project_id`` None means any project's.
+
+        :raises nova_precache.exception.PinNotFound: unknown, or another project's
+        """
+        with self._database.reader() as session:
+            return _pin(_load(session, pin_id, project_id))
+
+    def list(
+        self,
+        project_id: str | None = None,
+        status: str | None = None,
+        aggregate_id: int | None = None,
+        limit: int = 1000,
+        marker: str | None = None,
+    ) -> Sequence[model.Pin]:
+        """Give pins, the newest first, from after ``marker`` on.
+
+        :raises nova_precache.exception.PinNotFound: the marker is unknown
+        """
+        row = models.Pin
+        wanted = {row.project_id: project_id, row.status: status, row.aggregate_id: aggregate_id}
+        query = sa.select(row).order_by(row.number.desc()).limit(limit)
+        query = query.where(*(each == value for each, value in wanted.items() if value is not None))
+        with self._database.reader() as session:
+            if marker is not None:
+                query = query.where(row.number < _load(session, marker, project_id).number)
+            return [_pin(each) for each in session.scalars(query)]
+
+    def end(self, pin_id: str, reason: str, project_id: str | None = None) -> model.Pin:
+        """End a pin; what it has cached stays, and grows old.
+
+        :raises nova_precache.exception.PinNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended already
+        """
+
+        def work(session: orm.Session) -> model.Pin:
+            _load(session, pin_id, project_id)
+            active = _is_active(pin_id)
+            if not _change(session, active, **_ended(session, reason)):
+                raise exception.StatusConflict('Pin', pin_id, model.PinStatus.ENDED, 'ended')
+            return _reload(session, pin_id)
+
+        return self._database.write(work)
+
+    def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]:
+        """Map those of the aggregates that have active pins to the images that are kept there."""
+        row = models.Pin
+        query = sa.select(row.aggregate_id, row.images, row.images_gone).where(
+            row.status == model.PinStatus.ACTIVE, row.aggregate_id.in_(list(aggregate_ids))
+        )
+        found: dict[int, set[str]] = {}
+        with self._database.reader() as session:
+            for aggregate_id, images, gone in session.execute(query):
+                found.setdefault(aggregate_id, set()).update(set(images) - set(gone))
+        return {aggregate_id: frozenset(images) for aggregate_id, images in found.items()}
+
+    # For their keepers
+
+    def due(self, seconds: float) -> Sequence[str]:
+        """Give the active pins that nobody looked after for so long, the longest first."""
+        row = models.Pin
+        with self._database.reader() as session:
+            now = db_session.now(session)
+            query = (
+                sa.select(row.id)
+                .where(row.status == model.PinStatus.ACTIVE, _is_due(now, seconds), _is_free(now))
+                .order_by(row.checked_at.is_not(None), row.checked_at, row.number)
+            )
+            return session.scalars(query).all()
+
+    def take(self, pin_id: str, keeper: str, seconds: float) -> Taken | None:
+        """Lease a pin that is still due; None when it is not, or is another's."""
+
+        def work(session: orm.Session) -> Taken | None:
+            now = db_session.now(session)
+            is_mine = sa.and_(_is_active(pin_id), _is_due(now, seconds), _is_free(now))
+            if not _change(session, is_mine, keeper=keeper, keeper_lease_until=_lease(now)):
+                return None
+            return Taken(_reload(session, pin_id), now)
+
+        return self._database.write(work)
+
+    def hold(self, pin_id: str, keeper: str) -> bool:
+        """Renew the lease; False when the pin has ended or is another's."""
+
+        def work(session: orm.Session) -> bool:
+            lease = _lease(db_session.now(session))
+            return _change(session, _is_kept(pin_id, keeper), keeper_lease_until=lease)
+
+        return self._database.write(work)
+
+    def checked(
+        self, pin_id: str, keeper: str, reason: str | None, gone: Mapping[str, str]
+    ) -> bool:
+        """Hand a pin back until its next round; False when this keeper has lost it."""
+
+        def work(session: orm.Session) -> bool:
+            return _change(
+                session,
+                _is_kept(pin_id, keeper),
+                checked_at=db_session.now(session),
+                reason=reason,
+                images_gone=dict(gone),
+                keeper=None,
+                keeper_lease_until=None,
+            )
+
+        return self._database.write(work)
+
+    def close(self, pin_id: str, keeper: str, reason: str, gone: Mapping[str, str]) -> bool:
+        """End a pin that can be kept no longer; False when this keeper has lost it."""
+
+        def work(session: orm.Session) -> bool:
+            values = {**_ended(session, reason), 'images_gone': dict(gone)}
+            values['checked_at'] = values['ended_at']
+            return _change(session, _is_kept(pin_id, keeper), **values)
+
+        return self._database.write(work)
+
+    def asked(self, pin_id: str) -> Asked:
+        """Tell what requests a pin has made."""
+        row = models.CacheRequest
+        last = sa.select(sa.func.max(row.number)).where(row.pin_id == pin_id)
+        unfinished = sa.select(row.id, row.status).where(
+            row.pin_id == pin_id, row.status.in_(model.REQUEST_ACTIVE)
+        )
+        with self._database.reader() as session:
+            found = {each.id: each.status for each in session.execute(unfinished)}
+            return Asked(session.scalars(last).one() or 0, found)
+
+    def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], Tried]:
+        """Map each (host, image) of the pin's requests that ended lately to what came of it."""
+        with self._database.reader() as session:
+            query = _tried(pin_id, db_session.now(session), since_seconds)
+            return {
+                (row.host, row.image_id): Tried(
+                    row.ended_at, row.succeeded_at, row.failures, row.successes
+                )
+                for row in session.execute(query)
+            }
+
+
+def _create(session: orm.Session, pin_id: str, new: NewPin) -> model.Pin:
+    saved = session.get(models.Pin, pin_id)
+    if saved is not None:
+        return _pin(saved)
+    row = models.Pin(
+        id=pin_id,
+        number=_next_number(session),
+        status=model.PinStatus.ACTIVE,
+        aggregate_id=new.aggregate.id,
+        aggregate_uuid=new.aggregate.uuid,
+        aggregate_name=new.aggregate.name,
+        images=list(new.images),
+        images_gone={},
+        description=new.description,
+        project_id=new.project_id,
+        user_id=new.user_id,
+        is_admin=new.is_admin,
+        request_id=new.request_id,
+        until=None if new.until is None else timeutils.normalize_time(new.until),
+        created_at=db_session.now(session),
+    )
+    session.add(row)
+    session.flush()
+    return _pin(row)
+
+
+def _next_number(session: orm.Session) -> int:
+    counter = models.Counter
+    session.execute(
+        db_session.update(counter).where(counter.name == 'pins').values(value=counter.value + 1)
+    )
+    return session.scalars(sa.select(counter.value).where(counter.name == 'pins')).one()
+
+
+def _load(session: orm.Session, pin_id: str, project_id: str | None) -> models.Pin:
+    row = session.get(models.Pin, pin_id)
+    if row is None or (project_id is not None and row.project_id != project_id):
+        raise exception.PinNotFound(pin_id)
+    return row
+
+
+def _reload(session: orm.Session, pin_id: str) -> model.Pin:
+    # What the session holds may be older than what an UPDATE just wrote.
+    return _pin(session.get_one(models.Pin, pin_id, populate_existing=True))
+
+
+def _change(session: orm.Session, which: sa.ColumnElement[bool], **values: object) -> bool:
+    changed = session.execute(db_session.update(models.Pin).where(which).values(**values))
+    return db_session.rowcount(changed) == 1
+
+
+def _is_active(pin_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(models.Pin.id == pin_id, models.Pin.status == model.PinStatus.ACTIVE)
+
+
+def _is_kept(pin_id: str, keeper: str) -> sa.ColumnElement[bool]:
+    return sa.and_(_is_active(pin_id), models.Pin.keeper == keeper)
+
+
+def _is_free(now: datetime.datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(models.Pin.keeper.is_(None), models.Pin.keeper_lease_until < now)
+
+
+def _is_due(now: datetime.datetime, seconds: float) -> sa.ColumnElement[bool]:
+    checked = models.Pin.checked_at
+    return sa.or_(checked.is_(None), checked <= now - datetime.timedelta(seconds=seconds))
+
+
+def _lease(now: datetime.datetime) -> datetime.datetime:
+    return now + datetime.timedelta(seconds=LEASE_SECONDS)
+
+
+def _ended(session: orm.Session, reason: str) -> model.Json:
+    return {
+        'status': model.PinStatus.ENDED,
+        'reason': reason,
+        'ended_at': db_session.now(session),
+        'keeper': None,
+        'keeper_lease_until': None,
+    }
+
+
+def _tried(
+    pin_id: str, now: datetime.datetime, since_seconds: float
+) -> sa.Select[*tuple[Any, ...]]:
+    task, request = models.Task, models.CacheRequest
+    is_success = task.status.in_(model.TASK_SUCCEEDED)
+
+    def count(which: sa.ColumnElement[bool], seconds: float) -> sa.ColumnElement[int]:
+        is_counted = sa.and_(which, task.finished_at > now - datetime.timedelta(seconds=seconds))
+        return sa.func.count(sa.case((is_counted, 1)))
+
+    return (
+        sa.select(
+            task.host,
+            task.image_id,
+            sa.func.max(task.finished_at).label('ended_at'),
+            sa.func.max(sa.case((is_success, task.finished_at))).label('succeeded_at'),
+            count(~is_success, FAILURES_COUNT_SECONDS).label('failures'),
+            count(is_success, SUCCESSES_COUNT_SECONDS).label('successes'),
+        )
+        .join(request, request.id == task.request_id)
+        .where(request.pin_id == pin_id)
+        .where(task.finished_at > now - datetime.timedelta(seconds=since_seconds))
+        .group_by(task.host, task.image_id)
+    )
+
+
+def _pin(row: models.Pin) -> model.Pin:
+    names = [field.name for field in dataclasses.fields(model.Pin)]
+    values = {name: getattr(row, name) for name in names}
+    return model.Pin(**{**values, 'images': tuple(row.images)})

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that were accepted are steered: by whoever asked, by their windows and conditions.
+
+What is asked of a request is one transaction, which leaves tasks and jobs as they are to
+be; what conductors do is found in the database, by whichever of them looks.
+"""
+
+import datetime
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.db import demand, guards, models, recording, steps, stops, totals
+from nova_precache.db import session as db_session
+
+T = TypeVar('T')
+
+StopOrder = stops.StopOrder
+Discard = stops.Discard
+
+
+class Steering:
+    """The requests in the database, as they are steered."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._database = database
+
+    def cancel(
+        self, request_id: str, keep_partial: bool = False, project_id: str | None = None
+    ) -> model.CacheRequest:
+        """End what waits, and have computes leave what nobody else wants.
+
+        :param keep_partial: what has come is left on the hosts, for a later attempt
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended
+        """
+        return self._steer(request_id, project_id, steps.cancel, keep_partial)
+
+    def pause(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
+        """Have nothing begin, and computes leave what nobody else wants; what came is kept.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
+        """
+        return self._steer(request_id, project_id, steps.pause)
+
+    def resume(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
+        """Go on with what was paused, at once.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
+        """
+        return self._steer(request_id, project_id, steps.resume)
+
+    def retry(
+        self,
+        request_id: str,
+        not_before: datetime.datetime | None = None,
+        deadline: datetime.datetime | None = None,
+        project_id: str | None = None,
+    ) -> model.CacheRequest:
+        """Have what did not succeed planned and done anew, in another window if one is given.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has not ended, or all of it succeeded
+        """
+        return self._steer(request_id, project_id, steps.retry, not_before, deadline)
+
+    def open_windows(self) -> Sequence[str]:
+        """Let those requests be worked on whose time has come; gives their ids."""
+        row = models.CacheRequest
+        query = sa.select(row.id).where(row.status.in_(steps.STEERABLE), row.is_planned)
+        return [
+            request_id
+            for request_id in self._ids(lambda now: query.where(row.not_before <= now))
+            if self._locking(request_id, steps.open_window)
+        ]
+
+    def expire(self) -> recording.Recorded:
+        """End what waits when its deadline has passed, and have computes leave the rest."""
+        row = models.CacheRequest
+        in_flight = sa.exists().where(
+            models.Task.request_id == row.id, models.Task.status.in_(model.TASK_IN_FLIGHT)
+        )
+        query = sa.select(row.id).where(
+            row.status.in_(model.REQUEST_ACTIVE), row.is_planned, in_flight
+        )
+        return recording.together(
+            self._locking(request_id, steps.expire)
+            for request_id in self._ids(lambda now: query.where(demand.has_passed(now)))
+        )
+
+    def check(self, request_ids: Collection[str] | None = None) -> recording.Recorded:
+        """Go by how tasks ended: canaries let the other hosts start or not, failures stop them.
+
+        :param request_ids: None checks all that have such conditions
+        """
+        query = sa.select(models.CacheRequest).where(guards.is_guarded())
+        if request_ids is not None:
+            query = query.where(models.CacheRequest.id.in_(list(request_ids)))
+        with self._database.reader() as session:
+            due = [row.id for row in session.scalars(query) if guards.look(session, row)]
+        return recording.together(self._locking(request_id, guards.check) for request_id in due)
+
+    def stop_orders(self) -> Sequence[StopOrder]:
+        """Give the jobs that computes are to leave, the oldest first."""
+        with self._database.reader() as session:
+            return stops.orders(session)
+
+    def stopped(self, job_id: str, epoch: int | None) -> recording.Recorded:
+        """Record that no compute works on a job that was to stop: it ends, or waits when paused."""
+        job = models.Job
+        which = sa.and_(
+            job.uuid == job_id,
+            job.epoch.is_(None) if epoch is None else job.epoch == epoch,
+            job.active_key.is_not(None),
+        )
+        return self._database.write(lambda session: stops.stopped(session, which, job_id))
+
+    def discards(self, limit: int) -> Sequence[Discard]:
+        """Give ended jobs whose unfinished files are to be removed from their hosts."""
+        with self._database.reader() as session:
+            return stops.discards(session, limit)
+
+    def discarded(self, job_id: str) -> None:
+        """Record that nothing is left to remove."""
+        self._database.write(
+            lambda session: stops.forget_discards(session, models.Job.uuid == job_id)
+        )
+
+    def _steer(
+        self,
+        request_id: str,
+        project_id: str | None,
+        step: Callable[..., None],
+        *asked: object,
+    ) -> model.CacheRequest:
+        """Take a step with a request, and show it."""
+
+        def work(session: orm.Session) -> model.CacheRequest:
+            row, keys = steps.lock(session, request_id)
+            if row is None or (project_id is not None and row.project_id != project_id):
+                raise exception.RequestNotFound(request_id)
+            step(session, row, keys, *asked)
+            session.flush()
+            session.refresh(row)
+            return totals.requests(session, [row])[0]
+
+        return self._database.write(work)
+
+    def _locking(
+        self, request_id: str, step: Callable[[orm.Session, models.CacheRequest, Sequence[str]], T]
+    ) -> T | None:
+        """Take a step with a request, unless it was purged."""
+
+        def work(session: orm.Session) -> T | None:
+            row, keys = steps.lock(session, request_id)
+            return None if row is None else step(session, row, keys)
+
+        return self._database.write(work)
+
+    def _ids(self, query: Callable[[datetime.datetime], sa.Select[str]]) -> Sequence[str]:
+        with self._database.reader() as session:
+            return session.scalars(query(db_session.now(session))).all()

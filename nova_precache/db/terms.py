@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terms under which a job is called, and how fast jobs were done before."""
+
+import collections
+import dataclasses
+import datetime
+from collections.abc import Collection, Mapping
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import demand, models, totals
+from nova_precache.db import session as db_session
+
+_RECENT_DAYS = 30
+_RECENT_JOBS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What all tasks that want a job agree to.
+
+    :ivar max_rate_bytes: a second; None when one of them sets no limit
+    :ivar deadline_seconds: from now; None when one of them sets none
+    :ivar waits_for_host: while the host is down, the job waits for it
+    """
+
+    max_rate_bytes: int | None = None
+    deadline_seconds: float | None = None
+    waits_for_host: bool = False
+
+
+def terms(session: orm.Session, job_id: str) -> Terms:
+    request = models.CacheRequest
+    now = db_session.now(session)
+    query = (
+        sa.select(request.options, request.deadline)
+        .join(models.Task, models.Task.request_id == request.id)
+        .where(models.Task.job_uuid == job_id, demand.wants(now))
+    )
+    rows = session.execute(query).all()
+    options = [totals.options(row.options) for row in rows]
+    rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
+    deadlines = [row.deadline for row in rows if row.deadline is not None]
+    return Terms(
+        max_rate_bytes=max(rates) if rates and len(rates) == len(rows) else None,
+        deadline_seconds=(max(deadlines) - now).total_seconds()
+        if deadlines and len(deadlines) == len(rows)
+        else None,
+        waits_for_host=any(each.wait_for_down_hosts for each in options),
+    )
+
+
+def measured_rates(session: orm.Session, hosts: Collection[str]) -> Mapping[str, float]:
+    since = db_session.now(session) - datetime.timedelta(days=_RECENT_DAYS)
+    moved: collections.Counter[str] = collections.Counter()
+    seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for names in db_session.chunks(sorted(hosts)):
+        for host, bytes_done, started_at, finished_at in session.execute(_recent(names, since)):
+            moved[host] += bytes_done
+            seconds[host] += (finished_at - started_at).total_seconds()
+    return {host: moved[host] / seconds[host] for host in moved if seconds[host] > 0}
+
+
+def _recent(
+    hosts: Collection[str], since: datetime.datetime
+) -> sa.Select[str, int, datetime.datetime, datetime.datetime]:
+    """Give the last few jobs of each host that were done at the first attempt."""
+    job = models.Job
+    age = sa.func.row_number().over(partition_by=job.host, order_by=job.id.desc()).label('age')
+    done = (
+        sa.select(job.host, job.bytes_done, job.started_at, job.finished_at, age)
+        .where(job.host.in_(hosts), job.status == model.TaskStatus.CACHED)
+        .where(job.bytes_done > 0, job.attempts == 1, job.finished_at >= since)
+        .where(job.started_at.is_not(None))
+        .subquery()
+    )
+    return sa.select(done.c.host, done.c.bytes_done, done.c.started_at, done.c.finished_at).where(
+        done.c.age <= _RECENT_JOBS
+    )

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pins are found again, end once, and are kept by one conductor at a time."""
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.db import models, pins
+from tests.unit.conftest import LONG_AGO, World
+
+AGGREGATE = model.Aggregate(7, 'uuid-7', 'edge')
+HOUR = datetime.timedelta(hours=1)
+
+
+@pytest.fixture
+def store(world: World) -> pins.Pins:
+    return pins.Pins(world.database)
+
+
+def _create(store: pins.Pins, images: Sequence[str] = ('i1',), **fields: Any) -> model.Pin:
+    return store.create(pins.NewPin(**{'aggregate': AGGREGATE, 'images': tuple(images), **fields}))
+
+
+def _add_request(world: World, pin: model.Pin, number: int, status: str) -> str:
+    """Have a request of the pin, as far as a pin looks at it."""
+    request_id = str(uuid.uuid4())
+    row = models.CacheRequest(
+        id=request_id, number=number, status=status, aggregate_id=7, aggregate_uuid='uuid-7',
+        aggregate_name='edge', images=['i1'], options={}, pin_id=pin.id, created_at=LONG_AGO,
+    )  # fmt: skip
+    world.database.write(lambda session: session.add(row))
+    return request_id
+
+
+def _add_task(
+    world: World, request_id: str, status: str, finished_at: datetime.datetime | None
+) -> None:
+    row = models.Task(
+        request_id=request_id, host='h1', image_id='i1', status=status, created_at=LONG_AGO,
+        finished_at=finished_at,
+    )  # fmt: skip
+    world.database.write(lambda session: session.add(row))
+
+
+def _now(world: World) -> datetime.datetime:
+    """The database's clock, to the second."""
+    pin = pins.Pins(world.database).create(pins.NewPin(AGGREGATE, ()))
+    assert pin.created_at is not None
+    return pin.created_at.replace(microsecond=0)
+
+
+def test_a_pin_is_found_again_with_all_that_was_said(store: pins.Pins) -> None:
+    until = datetime.datetime(2040, 1, 2, 3, tzinfo=datetime.timezone(HOUR))
+
+    made = _create(
+        store, ['i1', 'i2'], until=until, description='golden', project_id='p1', user_id='u1',
+        is_admin=True, request_id='req-1',
+    )  # fmt: skip
+
+    assert store.get(made.id) == store.get(made.id, 'p1') == made
+    assert (made.status, made.images, made.images_gone) == ('active', ('i1', 'i2'), {})
+    assert (made.aggregate_id, made.aggregate_uuid, made.aggregate_name) == (7, 'uuid-7', 'edge')
+    assert made.until == datetime.datetime(2040, 1, 2, 2)  # noqa: DTZ001 - as the database keeps it
+    assert (made.project_id, made.user_id, made.is_admin) == ('p1', 'u1', True)
+    assert (made.description, made.request_id, made.reason) == ('golden', 'req-1', None)
+    assert made.created_at is not None
+
+
+def test_a_pin_of_another_project_is_not_found(store: pins.Pins) -> None:
+    made = _create(store, project_id='p1')
+
+    for attempt in (lambda: store.get(made.id, 'p2'), lambda: store.end(made.id, 'no', 'p2')):
+        with pytest.raises(exception.PinNotFound):
+            attempt()
+
+    assert store.get(made.id).status == 'active'
+
+
+def test_pins_are_listed_the_newest_first_in_pages(store: pins.Pins) -> None:
+    first, second, third = (_create(store).id for _ in range(3))
+
+    assert [pin.id for pin in store.list(limit=2)] == [third, second]
+    assert [pin.id for pin in store.list(limit=2, marker=second)] == [first]
+    with pytest.raises(exception.PinNotFound):
+        store.list(marker='unknown')
+
+
+def test_pins_are_listed_by_project_status_and_aggregate(store: pins.Pins) -> None:
+    mine = _create(store, project_id='p1').id
+    other = _create(store, project_id='p2', aggregate=model.Aggregate(8, 'uuid-8', 'core')).id
+    store.end(other, 'enough')
+
+    assert [pin.id for pin in store.list(project_id='p1')] == [mine]
+    assert [pin.id for pin in store.list(status='ended')] == [other]
+    assert [pin.id for pin in store.list(aggregate_id=8)] == [other]
+    assert store.list(project_id='p1', aggregate_id=8) == []
+
+
+def test_a_pin_ends_once_with_its_reason(store: pins.Pins) -> None:
+    made = _create(store)
+
+    ended = store.end(made.id, 'enough')
+
+    assert ended == store.get(made.id)
+    assert (ended.status, ended.reason) == ('ended', 'enough')
+    assert ended.ended_at is not None
+    with pytest.raises(exception.StatusConflict, match='is ended'):
+        store.end(made.id, 'again')
+    assert store.get(made.id) == ended
+
+
+def test_the_pinned_images_of_aggregates_are_those_that_active_pins_still_keep(
+    store: pins.Pins,
+) -> None:
+    _create(store, ['i1', 'i2'])
+    store.end(_create(store, ['i3']).id, 'enough')
+    part = _create(store, ['i2', 'i4', 'i5'])
+    assert store.take(part.id, 'c1', 0)
+    assert store.checked(part.id, 'c1', None, {'i5': 'deleted'})
+
+    assert store.pinned_images([7, 8]) == {7: {'i1', 'i2', 'i4'}}
+
+
+# For their keepers
+
+
+def test_of_two_conductors_one_gets_a_pin(store: pins.Pins) -> None:
+    made = _create(store)
+
+    taken = store.take(made.id, 'c1', 0)
+
+    assert taken is not None
+    assert taken.pin == made
+    assert taken.now >= made.created_at  # type: ignore[operator]
+    assert store.take(made.id, 'c2', 0) is None
+    assert store.due(0) == []
+
+
+def test_a_pin_is_due_again_only_after_so_many_seconds(world: World, store: pins.Pins) -> None:
+    made = _create(store)
+    assert store.take(made.id, 'c1', 60)
+    assert store.checked(made.id, 'c1', 'a host is down', {'i1': 'deleted'})
+
+    assert store.due(60) == []
+    assert store.take(made.id, 'c2', 60) is None
+    assert store.due(0) == [made.id]
+    kept = store.get(made.id)
+    assert (kept.reason, kept.images_gone) == ('a host is down', {'i1': 'deleted'})
+    world.change(models.Pin, models.Pin.id == made.id, checked_at=LONG_AGO)
+    assert store.due(60) == [made.id]
+    assert store.take(made.id, 'c2', 60)
+
+
+def test_what_was_not_looked_after_for_longest_is_due_first(world: World, store: pins.Pins) -> None:
+    ids = [_create(store).id for _ in range(3)]
+    world.change(models.Pin, models.Pin.id == ids[0], checked_at=LONG_AGO + HOUR)
+    world.change(models.Pin, models.Pin.id == ids[1], checked_at=LONG_AGO)
+
+    assert store.due(60) == [ids[2], ids[1], ids[0]]
+
+
+def test_the_pin_of_a_dead_conductor_is_taken_over_and_lost_to_it(
+    world: World, store: pins.Pins
+) -> None:
+    made = _create(store)
+    assert store.take(made.id, 'dead', 0)
+    world.change(models.Pin, models.Pin.id == made.id, keeper_lease_until=LONG_AGO)
+
+    assert store.due(0) == [made.id]
+    assert store.take(made.id, 'c2', 0)
+
+    assert not store.hold(made.id, 'dead')
+    assert not store.checked(made.id, 'dead', 'late', {})
+    assert not store.close(made.id, 'dead', 'late', {})
+    assert store.get(made.id) == made
+
+
+def test_a_lease_that_is_renewed_is_not_taken_over(world: World, store: pins.Pins) -> None:
+    made = _create(store)
+    assert store.take(made.id, 'c1', 0)
+    world.change(models.Pin, models.Pin.id == made.id, keeper_lease_until=LONG_AGO)
+
+    assert store.hold(made.id, 'c1')
+
+    assert store.take(made.id, 'c2', 0) is None
+
+
+def test_a_pin_that_somebody_ends_meanwhile_is_lost_to_its_keeper(store: pins.Pins) -> None:
+    made = _create(store)
+    assert store.take(made.id, 'c1', 0)
+    ended = store.end(made.id, 'enough')
+
+    assert not store.hold(made.id, 'c1')
+    assert not store.checked(made.id, 'c1', None, {})
+    assert not store.close(made.id, 'c1', 'gone', {})
+
+    assert store.get(made.id) == ended
+    assert store.due(0) == []
+
+
+def test_a_keeper_ends_a_pin_with_what_is_gone(store: pins.Pins) -> None:
+    made = _create(store)
+    assert store.take(made.id, 'c1', 0)
+
+    assert store.close(made.id, 'c1', 'no image is left', {'i1': 'deleted'})
+
+    ended = store.get(made.id)
+    assert (ended.status, ended.reason) == ('ended', 'no image is left')
+    assert ended.images_gone == {'i1': 'deleted'}
+    assert ended.ended_at == ended.checked_at is not None
+
+
+def test_a_pin_knows_what_it_asked_for(world: World, store: pins.Pins) -> None:
+    made, other = _create(store), _create(store)
+    assert store.asked(made.id) == pins.Asked(0, {})
+    _add_request(world, made, 3, 'completed')
+    running = _add_request(world, made, 5, 'running')
+    _add_request(world, other, 9, 'running')
+
+    assert store.asked(made.id) == pins.Asked(5, {running: 'running'})
+
+
+def test_what_came_of_a_pins_tasks_is_counted(world: World, store: pins.Pins) -> None:
+    made, now = _create(store), _now(world)
+    ended = [
+        ('cached', now - 30 * HOUR),
+        ('error', now - 26 * HOUR),
+        ('existing', now - 9 * HOUR),
+        ('error', now - 8 * HOUR),
+        ('cached', now - HOUR / 2),
+        ('skipped', now - HOUR / 4),
+        ('downloading', None),
+    ]
+    for number, (status, finished_at) in enumerate(ended, start=1):
+        _add_task(world, _add_request(world, made, number, 'partial'), status, finished_at)
+
+    _add_task(world, _add_request(world, _create(store), 99, 'failed'), 'error', now)
+
+    [(file, tried)] = store.tried(made.id, 48 * 3600).items()
+
+    assert file == ('h1', 'i1')
+    assert tried == pins.Tried(
+        ended_at=now - HOUR / 4, succeeded_at=now - HOUR / 2, failures=2, successes=1
+    )
+    assert tried.has_failed
+    assert store.tried(made.id, 600) == {}
+
+
+def test_what_succeeded_last_has_not_failed(world: World, store: pins.Pins) -> None:
+    made, now = _create(store), _now(world)
+    for number, (status, hours) in enumerate([('error', 3), ('existing', 2)], start=1):
+        _add_task(world, _add_request(world, made, number, 'failed'), status, now - hours * HOUR)
+
+    [tried] = store.tried(made.id, 24 * 3600).values()
+
+    assert not tried.has_failed
+    assert (tried.failures, tried.successes) == (1, 0)

@@ -1,0 +1,608 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that are cancelled, paused, retried; windows, deadlines, canaries, limits."""
+
+import datetime
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.db import jobs, models, plans, recording, steering
+from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
+
+FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keeps it
+REFUSED = model.ImageOutcome(model.TaskStatus.ERROR, 'refused')
+STOPPED = model.ImageOutcome(model.TaskStatus.CANCELLED, 'told to')
+
+
+def _planned(world: World, *hosts: str, **options: object) -> model.CacheRequest:
+    asked = model.RequestOptions(**options)  # type: ignore[arg-type]
+    return world.planned(hosts or ['h1'], ['i1'], options=asked)
+
+
+def _expire(world: World, request: model.CacheRequest) -> recording.Recorded:
+    world.change(models.CacheRequest, models.CacheRequest.id == request.id, deadline=LONG_AGO)
+    return world.steering.expire()
+
+
+def _finish(world: World, call: jobs.Assignment, outcome: model.ImageOutcome) -> recording.Recorded:
+    recorded = world.jobs.finish(call.job_id, call.epoch, outcome)
+    world.jobs.release('c1', call.host)
+    return recorded
+
+
+def _ended(world: World, request: model.CacheRequest) -> str:
+    assert world.requests.complete(request.id)
+    return world.status(request)
+
+
+def _plan_again(world: World, request: model.CacheRequest, *hosts: str) -> None:
+    assert world.requests.next_to_plan(PLANNER)
+    assert world.plan(request, hosts)
+    assert world.requests.mark_planned(request.id, PLANNER)
+
+
+# Cancel
+
+
+def test_what_waits_ends_cancelled_at_once(world: World) -> None:
+    request = _planned(world, 'h1', 'h2')
+
+    shown = world.steering.cancel(request.id)
+
+    assert (shown.status, shown.counts) == ('cancelling', {'cancelled': 2})
+    assert world.tasks(request)['h1', 'i1'].reason == 'the request was cancelled'
+    assert [job.status for job in world.all_jobs()] == ['cancelled', 'cancelled']
+    assert world.to_announce(request) == ['start', 'cancel', 'h1', 'h2']
+    assert _ended(world, request) == 'cancelled'
+
+
+def test_a_transfer_that_nobody_else_wants_is_told_to_stop(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+
+    world.steering.cancel(request.id, keep_partial=True)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'downloading'}
+    assert world.steering.stop_orders() == [
+        steering.StopOrder(call.job_id, 'h1', world.cell.uuid, call.epoch, 'cancelled', True)
+    ]
+    assert not world.jobs.begin(call.job_id, call.epoch)
+    assert _finish(world, call, STOPPED).requests == (request.id,)
+    assert world.steering.stop_orders() == []
+    assert world.steering.discards(10) == []
+    assert _ended(world, request) == 'cancelled'
+
+
+def test_a_transfer_that_is_done_before_it_stops_is_done(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.steering.cancel(request.id)
+
+    _finish(world, call, CACHED)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'cached'}
+    assert _ended(world, request) == 'completed'
+
+
+def test_a_transfer_that_another_request_wants_goes_on(world: World) -> None:
+    request, other = _planned(world), _planned(world)
+    call = world.begun()
+
+    world.steering.cancel(request.id)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'cancelled'}
+    assert world.steering.stop_orders() == []
+    _finish(world, call, CACHED)
+    assert world.statuses(other) == {('h1', 'i1'): 'cached'}
+
+
+def test_a_request_that_wants_what_is_being_stopped_has_it_called_again(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.steering.cancel(request.id)
+
+    other = _planned(world)
+    assert world.steering.stop_orders() == []
+    assert world.statuses(request) == {('h1', 'i1'): 'cancelled'}
+    _finish(world, call, STOPPED)
+
+    again = world.begun()
+    assert (again.job_id, again.attempts, again.joins) == (call.job_id, 1, False)
+    _finish(world, again, CACHED)
+    assert world.statuses(other) == {('h1', 'i1'): 'cached'}
+
+
+@pytest.mark.parametrize('keep_partial', [True, False])
+def test_what_a_waiting_job_left_on_its_host_is_removed_unless_it_is_kept(
+    world: World, keep_partial: bool
+) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
+
+    world.steering.cancel(request.id, keep_partial)
+
+    left = steering.Discard(call.job_id, 'h1', world.cell.uuid, 'i1')
+    assert world.steering.discards(10) == ([] if keep_partial else [left])
+    world.steering.discarded(call.job_id)
+    assert world.steering.discards(10) == []
+
+
+def test_what_is_wanted_again_is_not_removed(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
+    world.steering.cancel(request.id)
+
+    _planned(world)
+
+    assert world.steering.discards(10) == []
+
+
+@pytest.mark.parametrize('keep_partial', [True, False])
+def test_a_transfer_that_was_lost_ends_as_it_was_to_stop(world: World, keep_partial: bool) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.steering.cancel(request.id, keep_partial)
+
+    assert world.jobs.retry(call.job_id, call.epoch, BROKEN, 100).requests == (request.id,)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'cancelled'}
+    assert len(world.steering.discards(10)) == (0 if keep_partial else 1)
+
+
+def test_a_request_is_cancelled_before_it_is_planned(world: World) -> None:
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1'])
+
+    world.steering.cancel(request.id)
+
+    assert not world.plan(request, ['h2'])
+    assert not world.requests.mark_planned(request.id, PLANNER)
+    assert world.statuses(request) == {('h1', 'i1'): 'cancelled'}
+    assert _ended(world, request) == 'cancelled'
+    assert world.to_announce(request) == ['start', 'cancel', 'h1', 'end']
+
+
+def test_a_request_that_is_cancelled_before_anything_is_known_of_it_is_cancelled(
+    world: World,
+) -> None:
+    request = world.accept(['h1'], ['i1'])
+
+    world.steering.cancel(request.id)
+
+    assert _ended(world, request) == 'cancelled'
+    assert world.steering.retry(request.id).status == 'accepted'
+
+
+def test_a_request_that_ended_is_not_cancelled(world: World) -> None:
+    request = world.planned([], ['i1'])
+    world.requests.complete(request.id)
+
+    with pytest.raises(exception.StatusConflict, match='is completed: it cannot be cancelled'):
+        world.steering.cancel(request.id)
+
+
+def test_a_request_is_cancelled_once(world: World) -> None:
+    request = _planned(world)
+
+    world.steering.cancel(request.id)
+    world.steering.cancel(request.id)
+
+    assert world.to_announce(request).count('cancel') == 1
+
+
+def test_another_projects_request_is_not_found(world: World) -> None:
+    request = world.planned(['h1'], ['i1'], project_id='p1')
+
+    for step in (world.steering.pause, world.steering.resume, world.steering.retry):
+        with pytest.raises(exception.RequestNotFound):
+            step(request.id, project_id='p2')
+    with pytest.raises(exception.RequestNotFound):
+        world.steering.cancel('unknown')
+
+
+# Pause and resume
+
+
+def test_nothing_of_a_paused_request_begins_until_it_is_resumed(world: World) -> None:
+    request = _planned(world)
+
+    assert world.steering.pause(request.id).status == 'paused'
+    assert world.jobs.claim('c1', limit=5) is None
+
+    assert world.steering.resume(request.id).status == 'planned'
+    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.to_announce(request) == ['start', 'pause', 'resume']
+
+
+def test_a_paused_transfer_stops_keeps_its_bytes_and_counts_no_attempt(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 60, 100, rate_bytes=7)
+    world.jobs.record_progress([jobs.ProgressReport(call.job_id, call.epoch, 1, progress)])
+
+    world.steering.pause(request.id)
+
+    [order] = world.steering.stop_orders()
+    assert (order.why, order.keep_partial) == ('paused', True)
+    later = model.ImageOutcome(model.TaskStatus.ERROR, 'paused', model.Retry.LATER)
+    assert world.jobs.retry(call.job_id, call.epoch, later, 100)
+    world.jobs.release('c1', 'h1')
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.attempts, task.bytes_done) == ('retry_wait', 0, 60)
+    assert world.steering.stop_orders() == []
+    assert world.steering.resume(request.id).status == 'running'
+    assert world.begun().attempts == 1
+
+
+def test_a_paused_transfer_that_another_request_wants_goes_on(world: World) -> None:
+    request, _ = _planned(world), _planned(world)
+    call = world.begun()
+
+    world.steering.pause(request.id)
+
+    assert world.steering.stop_orders() == []
+    _finish(world, call, CACHED)
+    assert world.statuses(request) == {('h1', 'i1'): 'cached'}
+    assert _ended(world, request) == 'completed'
+
+
+def test_a_transfer_whose_compute_knows_nothing_of_it_waits_while_it_is_paused(
+    world: World,
+) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.steering.pause(request.id)
+
+    assert not world.steering.stopped(call.job_id, call.epoch - 1)
+    assert world.steering.stopped(call.job_id, call.epoch)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
+    assert not world.steering.stopped(call.job_id, call.epoch)
+
+
+def test_a_request_that_is_paused_before_it_is_planned_is_planned_and_waits(
+    world: World,
+) -> None:
+    request = world.accept(['h1'], ['i1'])
+    world.steering.pause(request.id)
+
+    _plan_again(world, request, 'h1')
+
+    assert world.status(request) == 'paused'
+    assert world.jobs.claim('c1', limit=5) is None
+    world.steering.resume(request.id)
+    assert world.jobs.claim('c1', limit=5) is not None
+
+
+def test_resuming_before_the_plan_has_it_planned_as_any_other(world: World) -> None:
+    request = world.accept(['h1'], ['i1'])
+    world.steering.pause(request.id)
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1'])
+
+    assert world.steering.resume(request.id).status == 'accepted'
+
+    assert world.requests.mark_planned(request.id, PLANNER)
+    assert world.jobs.claim('c1', limit=5) is not None
+
+
+def test_resuming_makes_what_waits_for_its_next_attempt_due(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
+    world.jobs.release('c1', 'h1')
+    world.steering.pause(request.id)
+
+    world.steering.resume(request.id)
+
+    assert world.jobs.claim('c1', limit=5) is not None
+
+
+def test_pausing_and_resuming_twice_changes_nothing(world: World) -> None:
+    request = _planned(world)
+
+    for step in (world.steering.pause, world.steering.pause):
+        assert step(request.id).status == 'paused'
+    for step in (world.steering.resume, world.steering.resume):
+        assert step(request.id).status == 'planned'
+
+    assert world.to_announce(request) == ['start', 'pause', 'resume']
+
+
+def test_a_request_that_is_being_cancelled_is_neither_paused_nor_resumed(world: World) -> None:
+    request = _planned(world)
+    world.steering.cancel(request.id)
+
+    for step in (world.steering.pause, world.steering.resume):
+        with pytest.raises(exception.StatusConflict, match='is cancelling'):
+            step(request.id)
+
+
+# Retry
+
+
+def test_a_retry_does_again_what_did_not_succeed(world: World) -> None:
+    request = _planned(world, 'h1', 'h2')
+    _finish(world, world.begun(), CACHED)
+    _finish(world, world.begun(), REFUSED)
+    assert _ended(world, request) == 'partial'
+
+    again = world.steering.retry(request.id)
+
+    assert (again.status, again.finished_at, again.reason) == ('accepted', None, None)
+    assert (again.hosts_total, again.hosts_done) == (2, 1)
+    assert again.counts == {'cached': 1, 'queued': 1}
+    task = world.tasks(request)['h2', 'i1']
+    assert (task.reason, task.attempts, task.finished_at) == (None, 0, None)
+    assert world.jobs.claim('c1', limit=5) is None
+    _plan_again(world, request, 'h1', 'h2')
+    _finish(world, world.begun(), CACHED)
+    assert _ended(world, request) == 'completed'
+    announced = world.announced(request)
+    assert [index for _, _, index in announced] == [None, 1, 2, None, None, None, 1, 2, None]
+    assert [word for _, word, _ in announced] == [
+        *('start', 'h1', 'h2', 'end', 'retry', 'start', 'h1', 'h2', 'end')
+    ]
+
+
+def test_what_the_plan_of_a_retry_leaves_out_is_skipped(world: World) -> None:
+    request = _planned(world, 'h1', 'h2')
+    for _ in range(2):
+        _finish(world, world.begun(), REFUSED)
+    world.requests.complete(request.id)
+    world.steering.retry(request.id)
+
+    _plan_again(world, request, 'h2')
+
+    assert world.statuses(request) == {('h1', 'i1'): 'skipped', ('h2', 'i1'): 'queued'}
+    assert world.requests.get(request.id).hosts_done == 1
+
+
+def test_a_retried_task_may_be_planned_with_its_outcome(world: World) -> None:
+    request = _planned(world)
+    _finish(world, world.begun(), REFUSED)
+    world.requests.complete(request.id)
+    world.steering.retry(request.id)
+    assert world.requests.next_to_plan(PLANNER)
+
+    down = plans.PlannedTask('h1', world.cell.uuid, 'i1', 'skipped', 'host down')
+    world.requests.add_tasks(request.id, PLANNER, [down])
+
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.reason, task.finished_at is None) == ('skipped', 'host down', False)
+
+
+def test_nothing_is_retried_where_all_succeeded_or_work_goes_on(world: World) -> None:
+    request = _planned(world)
+    with pytest.raises(exception.StatusConflict, match='is planned: it cannot be retried'):
+        world.steering.retry(request.id)
+    _finish(world, world.begun(), CACHED)
+    world.requests.complete(request.id)
+
+    with pytest.raises(exception.StatusConflict, match='is completed: it cannot be retried'):
+        world.steering.retry(request.id)
+
+
+def test_a_retry_forgets_the_deadline_that_has_passed(world: World) -> None:
+    request = _planned(world, deadline=LONG_AGO, wait_for_down_hosts=True)
+    world.steering.expire()
+    assert _ended(world, request) == 'expired'
+
+    again = world.steering.retry(request.id)
+
+    assert (again.options.deadline, again.options.wait_for_down_hosts) == (None, False)
+    _plan_again(world, request, 'h1')
+    assert world.jobs.claim('c1', limit=5) is not None
+
+
+def test_a_retry_may_have_another_window(world: World) -> None:
+    request = _planned(world, deadline=LONG_AGO)
+    world.steering.expire()
+    world.requests.complete(request.id)
+    aware = FAR_AHEAD.replace(tzinfo=datetime.UTC)
+
+    again = world.steering.retry(request.id, not_before=aware, deadline=FAR_AHEAD)
+
+    assert (again.options.not_before, again.options.deadline) == (FAR_AHEAD, FAR_AHEAD)
+    _plan_again(world, request, 'h1')
+    assert world.jobs.claim('c1', limit=5) is None
+
+
+# Windows
+
+
+def test_nothing_starts_before_the_window(world: World) -> None:
+    request = _planned(world, not_before=FAR_AHEAD)
+    assert world.jobs.claim('c1', limit=5) is None
+    assert world.steering.open_windows() == []
+    this = models.CacheRequest.id == request.id
+    world.change(models.CacheRequest, this, not_before=LONG_AGO)
+
+    assert world.steering.open_windows() == [request.id]
+
+    assert world.steering.open_windows() == []
+    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.requests.get(request.id).options.not_before == FAR_AHEAD
+
+
+def test_a_window_that_opens_while_a_request_is_paused_opens_with_it(world: World) -> None:
+    request = _planned(world, not_before=FAR_AHEAD)
+    world.steering.pause(request.id)
+    this = models.CacheRequest.id == request.id
+    world.change(models.CacheRequest, this, not_before=LONG_AGO)
+
+    assert world.steering.open_windows() == []
+    assert world.jobs.claim('c1', limit=5) is None
+
+    world.steering.resume(request.id)
+    assert world.jobs.claim('c1', limit=5) is not None
+
+
+def test_at_the_deadline_what_waits_expires_and_what_moves_keeps_its_bytes(world: World) -> None:
+    request = _planned(world, 'h1', 'h2')
+    call = world.begun()
+
+    _expire(world, request)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'downloading', ('h2', 'i1'): 'expired'}
+    [order] = world.steering.stop_orders()
+    assert (order.why, order.keep_partial) == ('deadline', True)
+    late = model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late', bytes_done=40)
+    _finish(world, call, late)
+    task = world.tasks(request)['h1', 'i1']
+    assert (task.status, task.bytes_done) == ('expired', 40)
+    assert _ended(world, request) == 'expired'
+
+
+def test_a_transfer_with_a_deadline_goes_on_for_the_request_that_has_none(world: World) -> None:
+    request, other = _planned(world), _planned(world)
+    call = world.begun()
+
+    _expire(world, request)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'expired'}
+    assert world.steering.stop_orders() == []
+    late = model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late')
+    _finish(world, call, late)
+    assert world.statuses(other) == {('h1', 'i1'): 'retry_wait'}
+    assert world.begun().attempts == 1
+
+
+# Canary and failures
+
+
+def test_the_others_start_when_the_canary_has_passed(world: World) -> None:
+    request = _planned(world, 'h1', 'h2', 'h3', canary=1)
+    call = world.begun()
+    assert call.host == 'h1'
+    assert world.jobs.claim('c1', limit=5) is None
+    _finish(world, call, CACHED)
+    assert world.jobs.claim('c1', limit=5) is None
+
+    world.steering.check([request.id])
+
+    assert {world.begun().host, world.begun().host} == {'h2', 'h3'}
+
+
+def test_a_host_without_work_is_no_canary(world: World) -> None:
+    request = world.accept(['h1', 'h2'], ['i1'], options=model.RequestOptions(canary=1))
+    assert world.requests.next_to_plan(PLANNER)
+    down = plans.PlannedTask('h1', None, 'i1', 'skipped', 'host down')
+    world.requests.add_tasks(request.id, PLANNER, [down])
+    world.plan(request, ['h2', 'h3'])
+    world.requests.mark_planned(request.id, PLANNER)
+
+    assert world.begun().host == 'h2'
+    assert world.jobs.claim('c1', limit=5) is None
+
+
+def test_the_others_are_cancelled_when_the_canary_failed(world: World) -> None:
+    request = _planned(world, 'h1', 'h2', canary=1)
+    _finish(world, world.begun(), REFUSED)
+
+    assert world.steering.check().requests == (request.id,)
+
+    task = world.tasks(request)['h2', 'i1']
+    assert (task.status, task.reason) == ('cancelled', 'canary host h1: refused')
+    assert _ended(world, request) == 'failed'
+
+
+def test_too_many_failures_cancel_what_waits_and_nothing_else(world: World) -> None:
+    request = _planned(world, 'h1', 'h2', 'h3', 'h4', max_failures=1)
+    first, second, third = world.begun(), world.begun(), world.begun()
+    _finish(world, first, REFUSED)
+    assert world.steering.check([request.id]).requests == ()
+
+    _finish(world, second, REFUSED)
+    world.steering.check([request.id])
+
+    task = world.tasks(request)['h4', 'i1']
+    assert (task.status, task.reason) == ('cancelled', '2 tasks failed, max_failures is 1')
+    assert world.statuses(request)['h3', 'i1'] == 'downloading'
+    _finish(world, third, CACHED)
+    assert _ended(world, request) == 'partial'
+
+
+# Hosts at a time
+
+
+def test_a_request_has_jobs_called_on_so_many_hosts_at_a_time(world: World) -> None:
+    _planned(world, 'h1', 'h2', 'h3', max_parallel_hosts=2)
+
+    first, second = world.begun(), world.begun()
+    assert world.jobs.claim('c1', limit=10) is None
+
+    _finish(world, first, CACHED)
+    assert world.begun().host == 'h3'
+    _finish(world, second, CACHED)
+
+
+def test_a_host_that_is_claimed_counts_before_anything_is_called_there(world: World) -> None:
+    _planned(world, 'h1', 'h2', max_parallel_hosts=1)
+
+    assert world.jobs.claim('c1', limit=10)
+
+    assert world.jobs.claim('c2', limit=10) is None
+
+
+def test_a_host_claimed_for_another_request_is_not_called_beyond_the_limit(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i2'])
+    _planned(world, 'h1', 'h2', max_parallel_hosts=1)
+    for host in ('h1', 'h2'):
+        assert world.jobs.claim('c1', limit=10)
+        call = world.jobs.assign('c1', host)
+        assert call
+        assert call.image_id == 'i2'
+        world.jobs.finish(call.job_id, call.epoch, CACHED)
+
+    assert world.jobs.assign('c1', 'h1')
+
+    assert world.jobs.assign('c1', 'h2') is None
+
+
+def test_a_job_runs_when_one_of_its_requests_lets_it(world: World) -> None:
+    _planned(world, 'h1', 'h2', max_parallel_hosts=1)
+    world.begun()
+    assert world.jobs.claim('c1', limit=10) is None
+
+    _planned(world, 'h2')
+
+    assert world.begun().host == 'h2'
+
+
+# Terms
+
+
+def test_a_job_is_called_under_terms_that_suit_all_who_want_it(world: World) -> None:
+    _planned(world, max_rate_bytes=5, deadline=FAR_AHEAD)
+    job = world.all_jobs()[0].uuid
+    terms = world.jobs.terms(job)
+    assert (terms.max_rate_bytes, terms.waits_for_host) == (5, False)
+    assert terms.deadline_seconds
+    assert terms.deadline_seconds > 1e6
+
+    later = FAR_AHEAD + datetime.timedelta(seconds=100)
+    _planned(world, max_rate_bytes=9, deadline=later, wait_for_down_hosts=True)
+    both = world.jobs.terms(job)
+    assert (both.max_rate_bytes, both.waits_for_host) == (9, True)
+    assert both.deadline_seconds
+    assert both.deadline_seconds > terms.deadline_seconds + 50
+
+    _planned(world)
+    assert world.jobs.terms(job) == jobs.Terms(None, None, waits_for_host=True)
+
+
+def test_the_rate_of_a_host_is_that_of_its_last_jobs(world: World) -> None:
+    _planned(world, 'h1', 'h2')
+    call = world.begun()
+    _finish(world, call, CACHED)
+    started = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    world.change(models.Job, models.Job.uuid == call.job_id, started_at=started)
+    finished = world.job(call.job_id).finished_at
+    assert finished
+    seconds = (finished - started).total_seconds()
+
+    assert world.jobs.measured_rates(['h1', 'h2', 'h3']) == {'h1': 100 / seconds}
