@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps what is pinned cached on every host of its aggregate, those too that join later.
+
+Each round looks at every active pin: what the caches lack, and what would soon be old
+enough to be removed, is asked for by requests of the pin, a few hosts at a time and after
+everything that people ask for. What a pin needs is decided purely, by :func:`choose`.
+"""
+
+import dataclasses
+import datetime
+import enum
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from nova_precache import exception, model
+from nova_precache.cells import inventory
+from nova_precache.conductor import visibility
+from nova_precache.db import agents, caches, pins, requests
+from nova_precache.image import service
+
+LOG = logging.getLogger(__name__)
+
+PRIORITY = -100
+FAILURE_WAIT_SECONDS = 3600.0
+REPAIR_WAIT_SECONDS = 600.0
+HOSTS_AT_ONCE = 1000
+
+_MOST_DOUBLINGS = 20
+
+File = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How pins are kept.
+
+    :ivar interval_seconds: between two rounds
+    :ivar hosts_per_round: that a pin asks for at most
+    :ivar minimum_age_seconds: after which an unused image is removed; 0 or less: at once, so
+        that it is of no use to touch it
+    """
+
+    interval_seconds: float
+    hosts_per_round: int
+    minimum_age_seconds: float
+
+    @property
+    def touch_seconds(self) -> float | None:
+        """Since its last use, after which a file is touched; None: never."""
+        return self.minimum_age_seconds / 2 if self.minimum_age_seconds > 0 else None
+
+    def wait_seconds(self, tried: pins.Tried) -> float:
+        """Say how long what was asked for is not asked for again.
+
+        What succeeded may not have been reported yet, or vanishes again and again.
+        """
+        doublings, most = max(0, tried.successes - 1), REPAIR_WAIT_SECONDS
+        if tried.has_failed:
+            doublings, most = tried.failures, FAILURE_WAIT_SECONDS
+        return min(most, self.interval_seconds * 2.0 ** min(doublings, _MOST_DOUBLINGS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of the files of a pin at the time ``now``.
+
+    :ivar present: those that the hosts told of, by (host, image)
+    :ivar tried: what came of what the pin asked for, by (host, image)
+    :ivar told: the hosts that have told of all that is in their caches
+    """
+
+    now: datetime.datetime
+    present: Mapping[File, model.CachedImage]
+    tried: Mapping[File, pins.Tried] = dataclasses.field(default_factory=dict)
+    told: Collection[str] = ()
+
+    def touched_at(self, file: File) -> datetime.datetime | None:
+        """Tell when a file was last used or asked for; None when it is not there.
+
+        Its report may be older than what was done since. Of a host that tells of nothing,
+        what it was asked for is all that is known.
+        """
+        present, tried = self.present.get(file), self.tried.get(file)
+        succeeded_at = None if tried is None else tried.succeeded_at
+        if present is not None:
+            return max(present.touched_at, succeeded_at or present.touched_at)
+        host, _ = file
+        return None if host in self.told else succeeded_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Hosts that need the same images."""
+
+    hosts: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What to ask for now; ``failing`` failed lately, and waits for another try."""
+
+    batches: Sequence[Batch]
+    failing: Sequence[File]
+
+
+class _Need(enum.Enum):
+    NOTHING = enum.auto()
+    NOW = enum.auto()
+    LATER = enum.auto()
+
+
+def lacking(
+    hosts: Sequence[str], images: Sequence[str], known: Known, rules: Rules
+) -> Sequence[File]:
+    """Give the files that are missing or old, host by host."""
+    files = ((host, image_id) for host in hosts for image_id in images)
+    return [file for file in files if not _is_young(known.touched_at(file), known.now, rules)]
+
+
+def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
+    """Choose which files to ask for, of those that seem to be missing or old.
+
+    The hosts that were asked longest ago, or never, come first.
+    """
+    needs = {file: _need(file, known, rules) for file in files}
+    wanted: dict[str, list[File]] = {}
+    for file in files:
+        if needs[file] is _Need.NOW:
+            wanted.setdefault(file[0], []).append(file)
+    first = sorted(wanted, key=lambda host: _last_tried(wanted[host], known))
+    chosen = set(first[: rules.hosts_per_round])
+    batches: dict[tuple[str, ...], list[str]] = {}
+    for host in (host for host in wanted if host in chosen):
+        batches.setdefault(tuple(image_id for _, image_id in wanted[host]), []).append(host)
+    return Choice(
+        [Batch(tuple(alike), images) for images, alike in batches.items()],
+        [file for file, need in needs.items() if need is _Need.LATER],
+    )
+
+
+class Reconciler:
+    """One conductor's rounds over the pins.
+
+    :param wake: called when there is something new to plan
+    """
+
+    def __init__(
+        self,
+        conductor_id: str,
+        request_store: requests.Requests,
+        pin_store: pins.Pins,
+        cache_store: caches.Caches,
+        aggregates: inventory.Inventory,
+        agent_store: agents.Agents,
+        images: service.ImageService,
+        rules: Rules,
+        wake: Callable[[], None],
+    ) -> None:
+        self._conductor_id = conductor_id
+        self._requests = request_store
+        self._pins = pin_store
+        self._caches = cache_store
+        self._inventory = aggregates
+        self._agents = agent_store
+        self._images = images
+        self._rules = rules
+        self._wake = wake
+
+    def run(self) -> None:
+        """Look once after each pin that no other conductor has just looked after."""
+        # Half of it: the round before this one ended later than it began.
+        due_seconds = self._rules.interval_seconds / 2
+        for pin_id in self._pins.due(due_seconds):
+            taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
+            if taken is not None:
+                self._look_after(taken)
+
+    def _look_after(self, taken: pins.Taken) -> None:
+        try:
+            self._keep(taken)
+        except exception.PrecacheError as exc:
+            self._postpone(taken.pin, str(exc))
+        except Exception as exc:
+            LOG.exception('Looking after pin %s failed', taken.pin.id)
+            self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
+
+    def _keep(self, taken: pins.Taken) -> None:
+        pin = taken.pin
+        if pin.until is not None and pin.until <= taken.now:
+            self._end(pin, 'its time is over', pin.images_gone)
+            return
+        try:
+            aggregate = self._inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid)
+        except exception.AggregateNotFound:
+            self._end(pin, 'the aggregate was deleted', pin.images_gone)
+            return
+        gone = self._gone(pin)
+        left = [image_id for image_id in pin.images if image_id not in gone]
+        if not left:
+            self._end(pin, f'no image is left: {"; ".join(gone.values())}', gone)
+            return
+        reason = self._keep_images(taken, aggregate, left)
+        self._pins.checked(pin.id, self._conductor_id, reason, gone)
+
+    def _gone(self, pin: model.Pin) -> dict[str, str]:
+        """Map the images that can no longer be had to the reason; one may come back."""
+        gone: dict[str, str] = {}
+        for image_id in pin.images:
+            try:
+                visibility.check(self._images, image_id, pin.project_id, pin.is_admin)
+            except exception.ImageNotUsable as exc:
+                gone[image_id] = str(exc)
+        return gone
+
+    def _keep_images(
+        self, taken: pins.Taken, aggregate: model.Aggregate, images: Sequence[str]
+    ) -> str | None:
+        """Ask for what is needed; gives what stands in the way of having all of it."""
+        unreached = self._unreached(aggregate.hosts)
+        hosts = [host for host in aggregate.hosts if host not in unreached]
+        asked = self._pins.asked(taken.pin.id)
+        choice = self._choose(taken, hosts, images)
+        if not asked.unfinished:
+            self._ask(taken.pin, aggregate, choice.batches, asked.last_number)
+        return _what_is_wrong(asked.unfinished, unreached, choice.failing)
+
+    def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
+        """Map the hosts that cannot be called to the reason."""
+        cells = self._inventory.cell_of_hosts(hosts)
+        off = {cell.uuid: cell.name for cell in self._inventory.list_cells() if cell.disabled}
+        unreached = dict(self._agents.down(hosts))
+        for host in hosts:
+            if host not in cells:
+                unreached[host] = 'host is not mapped to a cell'
+            elif cells[host] in off:
+                unreached[host] = f'cell {off[cells[host]]} is disabled'
+        return unreached
+
+    def _choose(self, taken: pins.Taken, hosts: Sequence[str], images: Sequence[str]) -> Choice:
+        files: list[File] = []
+        present: dict[File, model.CachedImage] = {}
+        for start in range(0, len(hosts), HOSTS_AT_ONCE):
+            some = hosts[start : start + HOSTS_AT_ONCE]
+            known = Known(taken.now, self._caches.present(some, images))
+            found = lacking(some, images, known, self._rules)
+            files += found
+            present.update((file, known.present[file]) for file in found if file in known.present)
+        if not files:
+            return Choice([], [])  # most often so: what was tried is then of no interest
+        since_seconds = max(pins.FAILURES_COUNT_SECONDS, self._rules.touch_seconds or 0)
+        tried = self._pins.tried(taken.pin.id, since_seconds)
+        known = Known(taken.now, present, tried, self._caches.known_hosts())
+        return choose(files, known, self._rules)
+
+    def _ask(
+        self,
+        pin: model.Pin,
+        aggregate: model.Aggregate,
+        batches: Sequence[Batch],
+        last_number: int,
+    ) -> None:
+        if not batches or not self._pins.hold(pin.id, self._conductor_id):
+            return
+        for index, batch in enumerate(batches):
+            # A conductor whose lease ran out here gets the requests of the one that took
+            # over, and makes none beside them.
+            key = f'pin {pin.id} after {last_number}, {index}'
+            request = self._requests.accept(_request(pin, aggregate, batch, key))
+            LOG.info('Pin %s asks for %d hosts by %s', pin.id, len(batch.hosts), request.id)
+        self._wake()
+
+    def _end(self, pin: model.Pin, reason: str, gone: Mapping[str, str]) -> None:
+        if self._pins.close(pin.id, self._conductor_id, reason, gone):
+            LOG.info('Pin %s has ended: %s', pin.id, reason)
+
+    def _postpone(self, pin: model.Pin, reason: str) -> None:
+        LOG.warning('Pin %s is looked after in the next round: %s', pin.id, reason)
+        self._pins.checked(pin.id, self._conductor_id, reason, pin.images_gone)
+
+
+def _need(file: File, known: Known, rules: Rules) -> _Need:
+    if _is_young(known.touched_at(file), known.now, rules):
+        return _Need.NOTHING
+    tried = known.tried.get(file)
+    if tried is None or _seconds(known.now - tried.ended_at) >= rules.wait_seconds(tried):
+        return _Need.NOW
+    return _Need.LATER if tried.has_failed else _Need.NOTHING
+
+
+def _is_young(touched_at: datetime.datetime | None, now: datetime.datetime, rules: Rules) -> bool:
+    """Tell whether a file is there and need not be touched."""
+    if touched_at is None:
+        return False
+    return rules.touch_seconds is None or _seconds(now - touched_at) <= rules.touch_seconds
+
+
+def _last_tried(files: Sequence[File], known: Known) -> tuple[bool, datetime.datetime]:
+    tries = [known.tried[file].ended_at for file in files if file in known.tried]
+    return bool(tries), max(tries, default=known.now)
+
+
+def _seconds(time: datetime.timedelta) -> float:
+    return time.total_seconds()
+
+
+def _request(
+    pin: model.Pin, aggregate: model.Aggregate, batch: Batch, key: str
+) -> requests.NewRequest:
+    return requests.NewRequest(
+        aggregate=dataclasses.replace(aggregate, hosts=batch.hosts),
+        hosts=batch.hosts,
+        images=batch.images,
+        description=f'pin {pin.id}',
+        client_request_id=key,
+        pin_id=pin.id,
+        project_id=pin.project_id,
+        user_id=pin.user_id,
+        is_admin=pin.is_admin,
+        request_id=pin.request_id,
+        priority=PRIORITY,
+    )
+
+
+def _what_is_wrong(
+    unfinished: Mapping[str, str], unreached: Mapping[str, str], failing: Sequence[File]
+) -> str | None:
+    """Say why not all is kept, with one example of each kind; None when nothing is wrong."""
+    wrong = [
+        f'request {request_id} is paused'
+        for request_id, status in unfinished.items()
+        if status == model.RequestStatus.PAUSED
+    ]
+    for host, why in list(unreached.items())[:1]:
+        wrong.append(f'hosts not reached: {len(unreached)}, such as {host}: {why}')
+    for host, image_id in failing[:1]:
+        wrong.append(
+            f'files that failed and are tried again later: {len(failing)}, '
+            f'such as image {image_id} on {host}'
+        )
+    return '; '.join(wrong) or None

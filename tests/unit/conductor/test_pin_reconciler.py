@@ -1,0 +1,599 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pin asks for in its rounds, what it leaves, and when it ends."""
+
+import dataclasses
+import datetime
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import model
+from nova_precache.cache import layout
+from nova_precache.cells import models as cell_models
+from nova_precache.conductor import pins as keeping
+from nova_precache.db import caches, models, pins, requests
+from nova_precache.image import fake
+from tests.unit.conftest import LIMITS, LONG_AGO, World
+
+RULES = keeping.Rules(interval_seconds=0, hosts_per_round=10, minimum_age_seconds=24 * 3600)
+NOW = datetime.datetime(2030, 1, 1)  # noqa: DTZ001 - as the database keeps it
+HOUR = datetime.timedelta(hours=1)
+MINUTE = datetime.timedelta(minutes=1)
+
+
+@dataclasses.dataclass
+class Site:
+    """Conductors that keep pins, and what they find."""
+
+    world: World
+    pins: pins.Pins
+    caches: caches.Caches
+    images: fake.FakeImageService
+    wakes: list[None]
+    rules: keeping.Rules = RULES
+
+    def reconciler(
+        self, conductor: str = 'c1', request_store: requests.Requests | None = None
+    ) -> keeping.Reconciler:
+        return keeping.Reconciler(
+            conductor_id=conductor,
+            request_store=request_store or self.world.requests,
+            pin_store=self.pins,
+            cache_store=self.caches,
+            aggregates=self.world.inventory,
+            agent_store=self.world.agents,
+            images=self.images,
+            rules=self.rules,
+            wake=lambda: self.wakes.append(None),
+        )
+
+    def round(self) -> None:
+        """Look after every pin once."""
+        self.reconciler().run()
+
+    def pin(self, hosts: Sequence[str], images: int = 1, **fields: Any) -> model.Pin:
+        """Make a pin of new images for a new aggregate of living hosts."""
+        made = tuple(self.images.add(b'some data').id for _ in range(images))
+        aggregate = self.world.aggregate(hosts)
+        new = {'aggregate': aggregate, 'images': made, 'project_id': 'p1', **fields}
+        return self.pins.create(pins.NewPin(**new))
+
+    def now(self, pin: model.Pin) -> model.Pin:
+        return self.pins.get(pin.id)
+
+    def asked(self, pin: model.Pin) -> list[model.CacheRequest]:
+        """The requests of a pin, the oldest first."""
+        row = models.CacheRequest
+        query = sa.select(row.id).where(row.pin_id == pin.id).order_by(row.number)
+        with self.world.database.reader() as reader:
+            ids = reader.scalars(query).all()
+        return [self.world.requests.get(request_id) for request_id in ids]
+
+    def files(self, pin: model.Pin) -> list[set[tuple[str, str]]]:
+        """The files that each request of a pin asked for, the oldest request first."""
+        return [
+            {(host, image) for host in request.hosts or () for image in request.images}
+            for request in self.asked(pin)
+        ]
+
+    def finish(
+        self, pin: model.Pin, outcome: str, ended_at: datetime.datetime | None = None
+    ) -> None:
+        """End what a pin has asked for, all of it with one outcome."""
+        unfinished = [each for each in self.asked(pin) if each.status in model.REQUEST_ACTIVE]
+        for request in unfinished:
+            rows = [
+                models.Task(
+                    request_id=request.id,
+                    host=host,
+                    image_id=image,
+                    status=outcome,
+                    created_at=LONG_AGO,
+                    finished_at=ended_at or LONG_AGO,
+                )
+                for host in request.hosts or ()
+                for image in request.images
+            ]
+            self.world.database.write(lambda session, rows=rows: session.add_all(rows))  # type: ignore[misc]
+            is_it = models.CacheRequest.id == request.id
+            self.world.change(models.CacheRequest, is_it, status='partial', finished_at=LONG_AGO)
+
+    def report(self, host: str, images: Sequence[str], touched_at: datetime.datetime) -> None:
+        """Have a host tell of all that it has."""
+        files = [
+            model.CachedImage(host, layout.base_name(image), image, 9, 9, touched_at)
+            for image in images
+        ]
+        self.caches.record(host, files, [], full=True)
+
+
+@pytest.fixture
+def site(world: World) -> Site:
+    return Site(
+        world=world,
+        pins=pins.Pins(world.database),
+        caches=caches.Caches(world.database),
+        images=fake.FakeImageService(),
+        wakes=[],
+    )
+
+
+def _just_now(site: Site) -> datetime.datetime:
+    """The time by the database."""
+    site.world.living('clock')
+    seen_at = site.world.agents.get(['clock'])['clock'].seen_at
+    assert seen_at is not None
+    return seen_at
+
+
+# What is asked for
+
+
+def test_a_pin_asks_for_what_its_hosts_lack_after_all_that_people_ask_for(site: Site) -> None:
+    pin = site.pin(['h1', 'h2'], images=2, user_id='u1', is_admin=True, request_id='req-1')
+
+    site.round()
+
+    [request] = site.asked(pin)
+    assert (request.hosts, request.images) == (('h1', 'h2'), pin.images)
+    assert (request.aggregate_id, request.aggregate_uuid) == (pin.aggregate_id, pin.aggregate_uuid)
+    assert (request.pin_id, request.description) == (pin.id, f'pin {pin.id}')
+    assert (request.project_id, request.user_id, request.request_id) == ('p1', 'u1', 'req-1')
+    assert request.priority < 0
+    assert len(site.wakes) == 1
+    looked_after = site.now(pin)
+    assert (looked_after.status, looked_after.reason) == ('active', None)
+    assert looked_after.checked_at is not None
+
+
+def test_what_is_there_is_not_asked_for(site: Site) -> None:
+    pin = site.pin(['h1', 'h2'], images=2)
+    site.report('h1', pin.images, _just_now(site))
+    site.report('h2', pin.images[:1], _just_now(site))
+
+    site.round()
+
+    assert site.files(pin) == [{('h2', pin.images[1])}]
+
+
+def test_where_nothing_is_missing_nothing_is_asked(site: Site) -> None:
+    pin = site.pin(['h1'])
+    site.report('h1', pin.images, _just_now(site))
+
+    site.round()
+
+    assert site.asked(pin) == []
+    assert site.wakes == []
+
+
+def test_hosts_are_looked_at_in_portions_and_all_of_them_are(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, 'HOSTS_AT_ONCE', 2)
+    pin = site.pin(['h1', 'h2', 'h3', 'h4', 'h5'])
+    for host in ('h1', 'h4'):
+        site.report(host, pin.images, _just_now(site) - 13 * HOUR * (host == 'h4'))
+
+    site.round()
+
+    assert [request.hosts for request in site.asked(pin)] == [('h2', 'h3', 'h4', 'h5')]
+
+
+def test_hosts_that_need_different_images_are_asked_for_no_more_than_they_need(
+    site: Site,
+) -> None:
+    pin = site.pin(['h1', 'h2', 'h3'], images=2)
+    site.report('h1', pin.images[:1], _just_now(site))
+    site.report('h3', pin.images[:1], _just_now(site))
+
+    site.round()
+
+    first, second = pin.images
+    assert site.files(pin) == [
+        {('h1', second), ('h3', second)},
+        {('h2', first), ('h2', second)},
+    ]
+
+
+def test_nothing_more_is_asked_for_while_a_request_of_the_pin_is_unfinished(site: Site) -> None:
+    pin = site.pin(['h1'])
+    site.round()
+    site.world.inventory.add_host(pin.aggregate_id, _living(site, 'h2'))
+
+    site.round()
+    assert len(site.asked(pin)) == 1
+
+    site.finish(pin, 'cached')
+    site.report('h1', pin.images, _just_now(site))
+    site.round()
+    assert site.files(pin)[1:] == [{('h2', pin.images[0])}]
+
+
+def test_a_paused_request_of_a_pin_is_what_is_wrong_with_it(site: Site) -> None:
+    pin = site.pin(['h1'])
+    site.round()
+    [request] = site.asked(pin)
+    site.world.change(models.CacheRequest, models.CacheRequest.id == request.id, status='paused')
+
+    site.round()
+
+    assert site.now(pin).reason == f'request {request.id} is paused'
+
+
+def test_so_many_hosts_are_asked_for_in_a_round_and_the_others_in_the_next(site: Site) -> None:
+    site.rules = dataclasses.replace(RULES, hosts_per_round=2)
+    pin = site.pin(['h1', 'h2', 'h3', 'h4', 'h5'])
+
+    for _ in range(3):
+        site.round()
+        site.finish(pin, 'cached')
+        for request in site.asked(pin):
+            for host in request.hosts or ():
+                site.report(host, pin.images, _just_now(site))
+    site.round()
+
+    assert [request.hosts for request in site.asked(pin)] == [('h1', 'h2'), ('h3', 'h4'), ('h5',)]
+
+
+def test_hosts_that_fail_do_not_keep_the_others_waiting(site: Site) -> None:
+    site.rules = dataclasses.replace(RULES, hosts_per_round=1)
+    pin = site.pin(['h1', 'h2', 'h3'])
+    began = _just_now(site) - HOUR
+
+    for minutes in range(3):
+        site.round()
+        site.finish(pin, 'error', began + minutes * MINUTE)
+
+    assert [request.hosts for request in site.asked(pin)] == [('h1',), ('h2',), ('h3',)]
+
+
+def test_hosts_that_cannot_be_reached_are_left_until_they_can(site: Site) -> None:
+    pin = site.pin(['up', 'down', 'unmapped'])
+    site.world.dead('down')
+    unmapped = cell_models.HostMapping.host == 'unmapped'
+    site.world.database.write(
+        lambda session: session.execute(sa.delete(cell_models.HostMapping).where(unmapped))
+    )
+
+    site.round()
+
+    assert site.files(pin) == [{('up', pin.images[0])}]
+    assert str(site.now(pin).reason).startswith('hosts not reached: 2, such as down: host down')
+
+    site.finish(pin, 'cached')
+    site.report('up', pin.images, _just_now(site))
+    for host in ('down', 'unmapped'):
+        site.world.living(host)
+    site.round()
+
+    assert site.files(pin)[1:] == [{(host, pin.images[0]) for host in ('down', 'unmapped')}]
+    assert site.now(pin).reason is None
+
+
+def test_the_hosts_of_a_disabled_cell_are_left(site: Site) -> None:
+    pin = site.pin(['h1'])
+    is_it = cell_models.CellMapping.uuid == site.world.cell.uuid
+    site.world.change(cell_models.CellMapping, is_it, disabled=True)
+
+    site.round()
+
+    assert site.asked(pin) == []
+    assert site.now(pin).reason == 'hosts not reached: 1, such as h1: cell cell1 is disabled'
+
+
+def test_a_file_is_touched_at_half_of_the_age_at_which_it_would_be_removed(site: Site) -> None:
+    pin = site.pin(['old', 'young'])
+    site.report('old', pin.images, _just_now(site) - 13 * HOUR)
+    site.report('young', pin.images, _just_now(site) - 11 * HOUR)
+
+    site.round()
+
+    assert site.files(pin) == [{('old', pin.images[0])}]
+
+
+def test_of_a_large_aggregate_only_the_hosts_that_are_asked_for_count(site: Site) -> None:
+    site.rules = dataclasses.replace(RULES, hosts_per_round=2)
+    pin = site.pin(['h1', 'h2', 'h3'])
+
+    site.reconciler(request_store=_limited(site, max_tasks_per_request=2)).run()
+
+    assert [request.hosts for request in site.asked(pin)] == [('h1', 'h2')]
+
+
+def test_a_pin_that_cannot_ask_says_why_and_asks_in_the_next_round(site: Site) -> None:
+    pin = site.pin(['h1'], images=2)
+
+    site.reconciler(request_store=_limited(site, max_images_per_request=1)).run()
+    assert site.asked(pin) == []
+    assert 'max_images_per_request' in str(site.now(pin).reason)
+
+    site.round()
+    assert len(site.asked(pin)) == 1
+    assert site.now(pin).reason is None
+
+
+# Conductors
+
+
+def test_conductors_that_look_at_the_same_moment_make_one_request(site: Site) -> None:
+    made = [site.pin([f'h{number}']) for number in range(4)]
+    barrier = threading.Barrier(3)
+
+    def look(conductor: str) -> None:
+        barrier.wait()
+        site.reconciler(conductor).run()
+
+    threads = [threading.Thread(target=look, args=(f'c{number}',)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [len(site.asked(pin)) for pin in made] == [1, 1, 1, 1]
+
+
+def test_a_conductor_whose_lease_ran_out_while_it_asked_asks_for_nothing_twice(
+    site: Site,
+) -> None:
+    pin = site.pin(['h1'])
+    late = _Interrupted(site.world.requests, lambda: _take_over(site, pin))
+
+    site.reconciler('late', request_store=late).run()
+
+    [request] = site.asked(pin)
+    assert late.accepted == [request.id]
+    assert site.now(pin).reason is None
+
+
+def test_a_conductor_whose_lease_ran_out_before_it_asks_asks_for_nothing(site: Site) -> None:
+    pin = site.pin(['h1'])
+    show = site.images.show
+
+    def slow(image_id: str) -> model.Image:
+        site.pins.end(pin.id, 'enough')
+        return show(image_id)
+
+    site.images.show = slow  # type: ignore[method-assign]
+    site.round()
+
+    assert site.asked(pin) == []
+    assert site.now(pin).reason == 'enough'
+
+
+# Ends
+
+
+def test_a_pin_whose_time_is_over_ends_and_asks_for_nothing(site: Site) -> None:
+    over = site.pin(['h1'], until=LONG_AGO)
+    open_until_later = site.pin(['h2'], until=LONG_AGO + 10000 * 24 * HOUR * 10)
+
+    site.round()
+
+    assert (site.now(over).status, site.now(over).reason) == ('ended', 'its time is over')
+    assert site.asked(over) == []
+    assert site.now(open_until_later).status == 'active'
+    assert len(site.asked(open_until_later)) == 1
+
+
+def test_a_pin_ends_with_its_aggregate(site: Site) -> None:
+    pin = site.pin([])
+    site.world.inventory.delete_aggregate(pin.aggregate_id)
+
+    site.round()
+
+    assert (site.now(pin).status, site.now(pin).reason) == ('ended', 'the aggregate was deleted')
+
+
+def test_a_pin_is_not_kept_on_another_aggregate_that_got_the_id(site: Site) -> None:
+    pin = site.pin(['h1'])
+    is_it = cell_models.Aggregate.id == pin.aggregate_id
+    site.world.change(cell_models.Aggregate, is_it, uuid='another')
+
+    site.round()
+
+    assert site.now(pin).status == 'ended'
+    assert site.asked(pin) == []
+
+
+def test_an_image_that_is_gone_is_no_longer_kept_and_the_others_are(site: Site) -> None:
+    pin = site.pin(['h1'], images=2)
+    site.images.delete(pin.images[0])
+
+    site.round()
+
+    looked_after = site.now(pin)
+    assert looked_after.status == 'active'
+    assert looked_after.images_gone == {pin.images[0]: f'Image {pin.images[0]} could not be found.'}
+    assert site.files(pin) == [{('h1', pin.images[1])}]
+
+
+def test_an_image_that_is_active_again_is_kept_again(site: Site) -> None:
+    pin = site.pin(['h1'], images=2)
+    site.images.update(pin.images[0], status='deactivated')
+    site.report('h1', pin.images[1:], _just_now(site))
+    site.round()
+    assert set(site.now(pin).images_gone) == {pin.images[0]}
+
+    site.images.update(pin.images[0], status='active')
+    site.round()
+
+    assert site.now(pin).images_gone == {}
+    assert site.files(pin) == [{('h1', pin.images[0])}]
+
+
+def test_a_pin_without_an_image_left_ends_and_says_why(site: Site) -> None:
+    pin = site.pin(['h1'], images=2)
+    site.images.delete(pin.images[0])
+    site.images.update(pin.images[1], visibility='private', owner='p2')
+
+    site.round()
+
+    ended = site.now(pin)
+    assert ended.status == 'ended'
+    assert set(ended.images_gone) == set(pin.images)
+    assert ended.reason == (
+        f'no image is left: Image {pin.images[0]} could not be found.; '
+        f'Image {pin.images[1]} is not visible to project p1'
+    )
+    assert site.asked(pin) == []
+
+
+def test_a_private_image_is_kept_for_an_admin(site: Site) -> None:
+    pin = site.pin(['h1'], is_admin=True)
+    site.images.update(pin.images[0], visibility='private', owner='p2')
+
+    site.round()
+
+    assert len(site.asked(pin)) == 1
+
+
+def test_nothing_is_concluded_while_the_image_service_does_not_answer(site: Site) -> None:
+    pin = site.pin(['h1'], images=2)
+    site.images.delete(pin.images[0])
+    site.round()
+    gone = site.now(pin).images_gone
+    site.finish(pin, 'cached')
+    site.images.faults.unavailable = 1
+
+    site.round()
+    assert site.now(pin).status == 'active'
+    assert site.now(pin).reason == 'The image service does not answer'
+    assert site.now(pin).images_gone == gone
+    assert len(site.asked(pin)) == 1
+
+    site.round()
+    assert site.now(pin).reason is None
+    assert len(site.asked(pin)) == 2
+
+
+def test_one_pin_that_fails_unexpectedly_does_not_stop_the_round(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = site.pin(['h1']), site.pin(['h2'])
+    show = site.images.show
+
+    def fails(image_id: str) -> model.Image:
+        if image_id in bad.images:
+            raise ZeroDivisionError
+        return show(image_id)
+
+    site.images.show = fails  # type: ignore[method-assign]
+    site.round()
+
+    assert site.now(bad).reason == 'unexpected ZeroDivisionError'
+    assert f'Looking after pin {bad.id} failed' in caplog.text
+    assert len(site.asked(good)) == 1
+
+
+# When something is tried again
+
+
+@pytest.mark.parametrize(('failures', 'minutes'), [(1, 2), (2, 4), (5, 32), (6, 60), (5000, 60)])
+def test_what_failed_is_tried_again_ever_later_up_to_an_hour(failures: int, minutes: int) -> None:
+    tried = pins.Tried(NOW, None, failures, 0)
+
+    assert _choose(NOW + (minutes - 1) * MINUTE, tried=tried) == ([], [('h1', 'i1')])
+    assert _choose(NOW + minutes * MINUTE, tried=tried) == ([('h1', 'i1')], [])
+
+
+@pytest.mark.parametrize(('successes', 'minutes'), [(0, 1), (1, 1), (2, 2), (4, 8), (9, 10)])
+def test_what_vanishes_after_it_succeeded_is_repaired_ever_later_up_to_ten_minutes(
+    successes: int, minutes: int
+) -> None:
+    tried = pins.Tried(NOW, NOW, failures=3, successes=successes)
+
+    assert _choose(NOW + (minutes - 0.5) * MINUTE, tried=tried) == ([], [])
+    assert _choose(NOW + minutes * MINUTE, tried=tried) == ([('h1', 'i1')], [])
+
+
+def test_what_was_touched_is_young_before_its_host_tells_so() -> None:
+    tried = pins.Tried(NOW, NOW, failures=0, successes=1)
+
+    old = NOW - 20 * HOUR
+    assert _choose(NOW + 11 * HOUR, present=old, tried=tried) == ([], [])
+    assert _choose(NOW + 13 * HOUR, present=old, tried=tried) == ([('h1', 'i1')], [])
+    assert _choose(NOW + 13 * HOUR, present=NOW + 2 * HOUR, tried=tried) == ([], [])
+
+
+def test_a_host_that_tells_of_nothing_has_what_it_was_given_until_it_is_to_be_touched() -> None:
+    tried = pins.Tried(NOW, NOW, failures=0, successes=1)
+
+    assert _choose(NOW + 11 * HOUR, tried=tried, has_told=False) == ([], [])
+    assert _choose(NOW + 13 * HOUR, tried=tried, has_told=False) == ([('h1', 'i1')], [])
+
+
+def test_nothing_is_touched_where_unused_images_go_at_once() -> None:
+    rules = keeping.Rules(60, 10, minimum_age_seconds=0)
+
+    assert _choose(NOW, present=LONG_AGO, rules=rules) == ([], [])
+    assert _choose(NOW, rules=rules) == ([('h1', 'i1')], [])
+
+
+def test_what_fails_is_what_is_wrong_with_a_pin(site: Site) -> None:
+    site.rules = dataclasses.replace(RULES, interval_seconds=60)
+    pin = site.pin(['h1', 'h2'])
+    site.round()
+    site.finish(pin, 'error', _just_now(site))
+    site.world.change(models.Pin, models.Pin.id == pin.id, checked_at=LONG_AGO)
+
+    site.round()
+
+    assert len(site.asked(pin)) == 1
+    assert site.now(pin).reason == (
+        f'files that failed and are tried again later: 2, such as image {pin.images[0]} on h1'
+    )
+
+
+def _choose(
+    now: datetime.datetime,
+    present: datetime.datetime | None = None,
+    tried: pins.Tried | None = None,
+    has_told: bool = True,
+    rules: keeping.Rules = keeping.Rules(60, 10, 24 * 3600),  # noqa: B008 - it is frozen
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Give what is asked for and what is failing, of one image on one host."""
+    file = ('h1', 'i1')
+    known = keeping.Known(
+        now,
+        {} if present is None else {file: model.CachedImage('h1', 'n', 'i1', 9, 9, present)},
+        {} if tried is None else {file: tried},
+        {'h1'} if has_told else set(),
+    )
+    seemingly = dataclasses.replace(known, tried={}, told=())
+    choice = keeping.choose(keeping.lacking(['h1'], ['i1'], seemingly, rules), known, rules)
+    files = [(host, i) for batch in choice.batches for host in batch.hosts for i in batch.images]
+    return files, list(choice.failing)
+
+
+def _limited(site: Site, **limits: int) -> requests.Requests:
+    return requests.Requests(site.world.database, dataclasses.replace(LIMITS, **limits))
+
+
+def _living(site: Site, host: str) -> str:
+    site.world.living(host)
+    return host
+
+
+def _take_over(site: Site, pin: model.Pin) -> None:
+    """Have another conductor look after a pin whose keeper is slow."""
+    site.world.change(models.Pin, models.Pin.id == pin.id, keeper_lease_until=LONG_AGO)
+    site.reconciler('c2').run()
+    assert len(site.asked(pin)) == 1
+
+
+class _Interrupted(requests.Requests):
+    """Accepts a request after something else has happened."""
+
+    def __init__(self, inner: requests.Requests, happens: Any) -> None:
+        self._inner = inner
+        self._happens = happens
+        self.accepted: list[str] = []
+
+    def accept(self, new: requests.NewRequest) -> model.CacheRequest:
+        self._happens()
+        request = self._inner.accept(new)
+        self.accepted.append(request.id)
+        return request
