@@ -5,8 +5,10 @@ So a broker that takes no notifications delays no work, and what a conductor did
 come to announce, another one does.
 """
 
+import dataclasses
 import logging
 import threading
+from collections.abc import Iterator
 
 from nova_precache import context, exception, model
 from nova_precache.cells import inventory
@@ -16,10 +18,14 @@ from nova_precache.notifications import emitter, payloads
 LOG = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
+_NOVAS = frozenset({model.Phase.START, model.Phase.END})
 
 
 class Announcer:
-    """One conductor's notifications; it looks for them every so often, or when woken."""
+    """One conductor's notifications; it looks for them every so often, or when woken.
+
+    :param sends_ours: beside Nova's three, which say nothing of a request without an aggregate
+    """
 
     def __init__(
         self,
@@ -28,12 +34,14 @@ class Announcer:
         aggregates: inventory.Inventory,
         notify: emitter.Emitter,
         poll_seconds: float,
+        sends_ours: bool = True,
     ) -> None:
         self._due = due
         self._requests = request_store
         self._inventory = aggregates
         self._emitter = notify
         self._poll_seconds = poll_seconds
+        self._sends_ours = sends_ours
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._loop = threading.Thread(target=self._run, name='announcer', daemon=True)
@@ -43,13 +51,14 @@ class Announcer:
         self._loop.start()
 
     def wake(self) -> None:
-        """Have the loop look now."""
-        self._wake.set()
+        """Have the loop look now; what is to be dropped can wait."""
+        if not self._emitter.is_silent:
+            self._wake.set()
 
     def stop(self) -> None:
         """Send no more; a notification that a broker does not take is not waited for."""
         self._stopping.set()
-        self.wake()
+        self._wake.set()
         if self._loop.ident is not None:
             self._loop.join(STOP_SECONDS)
 
@@ -74,13 +83,14 @@ class Announcer:
 
     def _send(self, due: announcements.Due) -> None:
         try:
-            self._emitter.emit(self._notification(due))
+            for notification in self._notifications(due):
+                self._emitter.emit(notification)
         except Exception:  # of this request alone, or the next cannot be taken either
             LOG.exception('Request %s: its notification %d waits', due.request_id, due.position)
             return
         self._due.remove(due)
 
-    def _notification(self, due: announcements.Due) -> payloads.Notification:
+    def _notifications(self, due: announcements.Due) -> Iterator[payloads.Notification]:
         request = self._requests.outline(due.request_id)
         LOG.debug('Request %s: its notification %d is sent', request.id, due.position)
         asker = context.RequestContext(
@@ -90,20 +100,45 @@ class Announcer:
             is_admin=due.is_admin,
             overwrite=False,
         )
-        if due.host is None:
-            phase = model.Phase(due.phase)
-            return payloads.whole_request(phase, self._aggregate(request), asker)
-        outcomes = self._requests.host_outcomes(request.id, due.host)
-        return payloads.host_progress(request, due.host, due.position, outcomes, asker)
+        phase = model.Phase(due.phase)
+        if due.host is not None:
+            yield from self._of_host(request, due, due.host, asker)
+            return
+        if phase in _NOVAS and request.aggregate_id is not None:
+            yield payloads.whole_request(phase, self._aggregate(request), asker)
+        if self._sends_ours:
+            yield payloads.request_state(phase, self._requests.get(request.id), asker)
+
+    def _of_host(
+        self,
+        request: model.CacheRequest,
+        due: announcements.Due,
+        host: str,
+        asker: context.RequestContext,
+    ) -> Iterator[payloads.Notification]:
+        tasks = self._requests.tasks(request.id, limit=len(request.images), host=host)
+        if request.aggregate_id is not None:
+            # One that an older release wrote has its index as its position.
+            index = due.position if due.host_index is None else due.host_index
+            outcomes = {task.image_id: task.status for task in tasks}
+            yield payloads.host_progress(request, host, index, outcomes, asker)
+        if self._sends_ours:
+            for task in tasks:
+                if task.status not in model.TASK_IN_FLIGHT:  # they may have been queued anew
+                    yield payloads.task_outcome(task, asker)
 
     def _aggregate(self, request: model.CacheRequest) -> model.Aggregate:
         """Give the aggregate as it is, or what is known of it when it was deleted."""
+        known = _named(request)
         try:
-            return self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid)
+            return self._inventory.get_aggregate(known.id, known.uuid)
         except exception.AggregateNotFound:
-            return model.Aggregate(
-                request.aggregate_id,
-                request.aggregate_uuid,
-                request.aggregate_name,
-                tuple(self._requests.planned_hosts(request.id)),
-            )
+            hosts = tuple(self._requests.planned_hosts(request.id))
+            return dataclasses.replace(known, hosts=hosts)
+
+
+def _named(request: model.CacheRequest) -> model.Aggregate:
+    """Give what a request keeps of its aggregate."""
+    return model.Aggregate(
+        request.aggregate_id or 0, request.aggregate_uuid or '', request.aggregate_name or ''
+    )

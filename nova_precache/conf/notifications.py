@@ -27,4 +27,13 @@ Topics of the versioned notifications, each of which gets all of them: in
 RabbitMQ, in a queue that is named after the topic with .info appended.
 """,
     ),
+    cfg.BoolOpt(
+        'precache_notifications',
+        default=True,
+        help="""
+Send image_precache.request.* and image_precache.task, too, beside those of
+image caching that Nova sends. Of a request for hosts that it names itself,
+without an aggregate, there are only these.
+""",
+    ),
 ]

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notifications, field by field as Nova serialises its own."""
+"""The notifications, field by field: Nova's as Nova serialises them, and in its form our own."""
 
 import dataclasses
+import datetime
 import enum
 from collections.abc import Mapping
 
 from nova_precache import context, model
+
+NOVA = 'nova'
+OURS = 'image_precache'
 
 
 class Source(enum.StrEnum):
@@ -13,20 +17,17 @@ class Source(enum.StrEnum):
 
     API = 'nova-api'
     CONDUCTOR = 'nova-conductor'
+    PRECACHE = 'nova-precache-conductor'
 
 
 @dataclasses.dataclass(frozen=True)
 class Notification:
     """A notification, and on whose behalf it is sent."""
 
-    phase: model.Phase
+    event_type: str
     source: Source
     payload: model.Json
     asker: context.RequestContext
-
-    @property
-    def event_type(self) -> str:
-        return f'aggregate.cache_images.{self.phase}'
 
 
 def whole_request(
@@ -34,6 +35,7 @@ def whole_request(
 ) -> Notification:
     """The start or the end of a request: an ``AggregatePayload`` 1.1."""
     payload = _versioned(
+        NOVA,
         'AggregatePayload',
         '1.1',
         {
@@ -44,7 +46,7 @@ def whole_request(
             'metadata': dict(aggregate.metadata),
         },
     )
-    return Notification(phase, Source.API, payload, asker)
+    return Notification(_novas_event(phase), Source.API, payload, asker)
 
 
 def host_progress(
@@ -61,6 +63,7 @@ def host_progress(
     """
     cached = [image for image, status in outcomes.items() if status in model.TASK_SUCCEEDED]
     payload = _versioned(
+        NOVA,
         'AggregateCachePayload',
         '1.0',
         {
@@ -74,13 +77,99 @@ def host_progress(
             'total': request.hosts_total,
         },
     )
-    return Notification(model.Phase.PROGRESS, Source.CONDUCTOR, payload, asker)
+    return Notification(_novas_event(model.Phase.PROGRESS), Source.CONDUCTOR, payload, asker)
 
 
-def _versioned(name: str, version: str, data: model.Json) -> model.Json:
+def request_state(
+    phase: model.Phase, request: model.CacheRequest, asker: context.RequestContext
+) -> Notification:
+    """A request as it stands after one of its phases: a ``RequestPayload`` 1.0."""
+    payload = _versioned(
+        OURS,
+        'RequestPayload',
+        '1.0',
+        {
+            'id': request.id,
+            'status': request.status,
+            'reason': request.reason,
+            'aggregate_id': request.aggregate_id,
+            'aggregate_uuid': request.aggregate_uuid,
+            'aggregate_name': request.aggregate_name,
+            'hosts': None if request.hosts is None else list(request.hosts),
+            'images': list(request.images),
+            'hosts_total': request.hosts_total,
+            'hosts_done': request.hosts_done,
+            'counts': dict(request.counts),
+            'bytes_done': request.bytes_done,
+            'bytes_total': request.bytes_total,
+            'priority': request.priority,
+            'options': _options(request.options),
+            'description': request.description,
+            'client_request_id': request.client_request_id,
+            'pin_id': request.pin_id,
+            'project_id': request.project_id,
+            'user_id': request.user_id,
+            'created_at': _time(request.created_at),
+            'planned_at': _time(request.planned_at),
+            'started_at': _time(request.started_at),
+            'finished_at': _time(request.finished_at),
+        },
+    )
+    return Notification(f'{OURS}.request.{phase}', Source.PRECACHE, payload, asker)
+
+
+def task_outcome(task: model.Task, asker: context.RequestContext) -> Notification:
+    """The final outcome of one task: a ``TaskPayload`` 1.0."""
+    payload = _versioned(
+        OURS,
+        'TaskPayload',
+        '1.0',
+        {
+            'request_id': task.request_id,
+            'host': task.host,
+            'cell_uuid': task.cell_uuid,
+            'image_id': task.image_id,
+            'status': task.status,
+            'reason': task.reason,
+            'attempts': task.attempts,
+            'bytes_done': task.bytes_done,
+            'bytes_total': task.bytes_total,
+            'seconds': _seconds(task.started_at, task.finished_at),
+            'started_at': _time(task.started_at),
+            'finished_at': _time(task.finished_at),
+        },
+    )
+    return Notification(f'{OURS}.task', Source.PRECACHE, payload, asker)
+
+
+def _options(options: model.RequestOptions) -> model.Json:
+    data = {
+        **dataclasses.asdict(options),
+        'not_before': _time(options.not_before),
+        'deadline': _time(options.deadline),
+    }
+    return _versioned(OURS, 'RequestOptionsPayload', '1.0', data)
+
+
+def _novas_event(phase: model.Phase) -> str:
+    return f'aggregate.cache_images.{phase}'
+
+
+def _time(at: datetime.datetime | None) -> str | None:
+    """Write a time in UTC as Nova's notifications do."""
+    return None if at is None else at.strftime('%Y-%m-%dT%H:%M:%SZ')
+
+
+def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float | None:
+    if start is None or end is None:
+        return None
+    return max(0.0, round((end - start).total_seconds(), 3))
+
+
+def _versioned(namespace: str, name: str, version: str, data: model.Json) -> model.Json:
     return {
         'nova_object.name': name,
-        'nova_object.namespace': 'nova',
+        'nova_object.namespace': namespace,
         'nova_object.version': version,
         'nova_object.data': data,
     }

@@ -9,10 +9,13 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.conductor import announcer
-from nova_precache.db import announcements, models
+from nova_precache.db import announcements, models, requests
 from nova_precache.notifications import emitter, payloads
 from tests.unit.conductor.conftest import WAIT_SECONDS, Announcements, Parts
-from tests.unit.conftest import CACHED, LONG_AGO
+from tests.unit.conftest import CACHED, LONG_AGO, PLANNER
+
+PROGRESS = 'aggregate.cache_images.progress'
+OURS = 'image_precache.'
 
 
 class Killed(BaseException):
@@ -31,14 +34,22 @@ class Broker(emitter.RecordingEmitter):
         super().emit(notification)
 
 
-def _announcer(parts: Parts, broker: emitter.Emitter) -> announcer.Announcer:
+def _announcer(
+    parts: Parts, broker: emitter.Emitter, sends_ours: bool = False
+) -> announcer.Announcer:
     return announcer.Announcer(
         announcements.Announcements(parts.world.database),
         parts.world.requests,
         parts.world.inventory,
         broker,
         poll_seconds=0.05,
+        sends_ours=sends_ours,
     )
+
+
+def _events(broker: emitter.RecordingEmitter) -> list[str]:
+    """The last words of what was sent."""
+    return [each.event_type.rpartition('.')[2] for each in broker.emitted]
 
 
 def _all_taken_long_ago(parts: Parts) -> None:
@@ -88,11 +99,12 @@ def test_a_notification_tells_who_asked_and_has_no_token(parts: Parts) -> None:
 
     parts.announcer.announce()
 
-    [start] = parts.announced.emitted
-    asker = start.asker
-    assert (asker.project_id, asker.user_id, asker.request_id) == ('p1', 'u1', 'req-1')
-    assert asker.is_admin
-    assert asker.auth_token is None
+    assert len(parts.announced.emitted) == 2
+    for notification in parts.announced.emitted:
+        asker = notification.asker
+        assert (asker.project_id, asker.user_id, asker.request_id) == ('p1', 'u1', 'req-1')
+        assert asker.is_admin
+        assert asker.auth_token is None
 
 
 def test_while_one_conductor_sends_no_other_sends_what_comes_after(parts: Parts) -> None:
@@ -102,14 +114,14 @@ def test_while_one_conductor_sends_no_other_sends_what_comes_after(parts: Parts)
 
     _announcer(parts, broker).announce()
 
-    assert [each.phase for each in broker.emitted] == ['start', 'progress', 'end']
+    assert _events(broker) == ['start', 'progress', 'end']
     assert other.events() == []
     assert parts.world.to_announce(request) == []
 
 
 def test_a_conductor_that_dies_while_it_sends_is_made_up_for(parts: Parts) -> None:
     def die(notification: payloads.Notification) -> None:
-        if notification.phase == model.Phase.PROGRESS:
+        if notification.event_type == PROGRESS:
             raise Killed
 
     request = _done(parts, 'h1')
@@ -192,7 +204,7 @@ def test_a_failure_is_logged_and_tried_again(
     finally:
         running.stop()
 
-    assert [each.phase for each in broker.emitted] == ['start', 'progress', 'end']
+    assert _events(broker) == ['start', 'progress', 'end']
     assert 'Notifications could not be sent now, they are tried again' in caplog.messages
 
 
@@ -229,3 +241,131 @@ def test_a_deleted_request_is_announced_no_more(parts: Parts) -> None:
     parts.announcer.announce()
 
     assert parts.announced.events() == []
+
+
+def test_each_row_carries_novas_notification_and_ours(parts: Parts) -> None:
+    request = _done(parts, 'h1', 'h2')
+
+    parts.announcer.announce()
+
+    assert [each.event_type for each in parts.announced.emitted] == [
+        'aggregate.cache_images.start',
+        'image_precache.request.start',
+        'aggregate.cache_images.progress',
+        'image_precache.task',
+        'aggregate.cache_images.progress',
+        'image_precache.task',
+        'aggregate.cache_images.end',
+        'image_precache.request.end',
+    ]
+    [end] = parts.announced.data('request.end', OURS)
+    assert (end['id'], end['status']) == (request.id, 'completed')
+    assert (end['counts'], end['bytes_done']) == ({'cached': 2}, 200)
+
+
+def test_the_outcome_of_each_task_of_a_host_is_told_with_its_reason(parts: Parts) -> None:
+    parts.world.planned(['h1'], ['i1', 'i2'])
+    lost = model.ImageOutcome('error', 'the image is gone')
+    claim = parts.world.jobs.claim('c1', limit=100)
+    assert claim is not None
+    for outcome in (CACHED, lost):
+        assigned = parts.world.jobs.assign('c1', claim.host)
+        assert assigned is not None
+        assert parts.world.jobs.begin(assigned.job_id, assigned.epoch)
+        parts.world.jobs.finish(assigned.job_id, assigned.epoch, outcome)
+
+    parts.announcer.announce()
+
+    told = parts.announced.data('task', OURS)
+    assert [(each['host'], each['image_id'], each['status']) for each in told] == [
+        ('h1', 'i1', 'cached'),
+        ('h1', 'i2', 'error'),
+    ]
+    assert [each['reason'] for each in told] == [None, 'the image is gone']
+    assert [each['bytes_done'] for each in told] == [100, 0]
+    assert all(each['seconds'] >= 0 for each in told)
+
+
+def test_a_task_that_was_queued_anew_before_it_was_told_of_is_not_told_of(parts: Parts) -> None:
+    request = _done(parts, 'h1', 'h2')
+    again = sa.and_(models.Task.request_id == request.id, models.Task.host == 'h1')
+    parts.world.change(models.Task, again, status='queued')
+
+    parts.announcer.announce()
+
+    assert [each['host'] for each in parts.announced.data('task', OURS)] == ['h2']
+    assert [each['host'] for each in parts.announced.data('progress')] == ['h1', 'h2']
+
+
+def test_where_only_novas_are_wanted_the_others_are_not_sent(parts: Parts) -> None:
+    request = _done(parts, 'h1')
+    broker = emitter.RecordingEmitter()
+
+    _announcer(parts, broker, sends_ours=False).announce()
+
+    assert [each.event_type for each in broker.emitted] == [
+        'aggregate.cache_images.start',
+        'aggregate.cache_images.progress',
+        'aggregate.cache_images.end',
+    ]
+    assert parts.world.to_announce(request) == []
+
+
+@pytest.mark.parametrize('phase', ['cancel', 'pause', 'resume', 'retry'])
+@pytest.mark.parametrize('sends_ours', [True, False])
+def test_what_nova_does_not_have_only_we_tell(parts: Parts, phase: str, sends_ours: bool) -> None:
+    request = _announcing_only(parts, phase)
+    broker = emitter.RecordingEmitter()
+
+    _announcer(parts, broker, sends_ours).announce()
+
+    ours = [f'image_precache.request.{phase}'] if sends_ours else []
+    assert [each.event_type for each in broker.emitted] == ours
+    assert parts.world.to_announce(request) == []
+
+
+def _announcing_only(parts: Parts, phase: str) -> model.CacheRequest:
+    """A request of which one phase is to be announced."""
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.world.change(models.Announcement, sa.true(), phase=phase)
+    return request
+
+
+def test_of_a_request_without_an_aggregate_only_ours_are_sent(parts: Parts) -> None:
+    request = parts.world.requests.accept(requests.NewRequest(images=('i1',), hosts=('h1',)))
+    assert parts.world.requests.next_to_plan(PLANNER) is not None
+    assert parts.world.plan(request, ['h1'])
+    assert parts.world.requests.mark_planned(request.id, PLANNER)
+    begun = parts.world.begun()
+    parts.world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    assert parts.world.requests.complete(request.id)
+
+    parts.announcer.announce()
+
+    assert [each.event_type for each in parts.announced.emitted] == [
+        'image_precache.request.start',
+        'image_precache.task',
+        'image_precache.request.end',
+    ]
+    [start] = parts.announced.data('request.start', OURS)
+    assert (start['hosts'], start['aggregate_name']) == (['h1'], None)
+
+
+def test_novas_index_is_that_of_the_host_and_not_of_the_row(parts: Parts) -> None:
+    _done(parts, 'h1')
+    of_host = models.Announcement.host == 'h1'
+    parts.world.change(models.Announcement, of_host, host_index=5)
+
+    parts.announcer.announce()
+
+    assert [data['index'] for data in parts.announced.data('progress')] == [5]
+
+
+def test_what_an_older_release_wrote_has_its_index_as_its_position(parts: Parts) -> None:
+    _done(parts, 'h1')
+    of_host = models.Announcement.host == 'h1'
+    parts.world.change(models.Announcement, of_host, host_index=None)
+
+    parts.announcer.announce()
+
+    assert [data['index'] for data in parts.announced.data('progress')] == [1]

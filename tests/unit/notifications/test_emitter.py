@@ -10,7 +10,7 @@ import pytest
 from oslo_context import context as oslo_context
 from oslo_messaging.notify import _impl_noop
 
-from nova_precache import context, model
+from nova_precache import context
 from nova_precache.notifications import emitter, payloads
 from tests.unit.notifications.conftest import Configure, Heard, Listener
 
@@ -23,8 +23,10 @@ ASKER = context.RequestContext(
     auth_token='the-token-of-the-caller',
     overwrite=False,
 )
-START = payloads.Notification(model.Phase.START, payloads.Source.API, {'a': 1}, ASKER)
-PROGRESS = dataclasses.replace(START, phase=model.Phase.PROGRESS, source=payloads.Source.CONDUCTOR)
+START = payloads.Notification('aggregate.cache_images.start', payloads.Source.API, {'a': 1}, ASKER)
+PROGRESS = dataclasses.replace(
+    START, event_type='aggregate.cache_images.progress', source=payloads.Source.CONDUCTOR
+)
 
 
 def _sent(configure: Configure, *notifications: payloads.Notification) -> list[Heard]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The payloads, as consumers of Nova's notifications read them."""
 
+import dataclasses
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,3 +82,61 @@ def test_whatever_is_not_on_the_host_counts_as_failed() -> None:
 
     assert data['images_cached'] == ['i3', 'i1']
     assert data['images_failed'] == ['i4', 'i5', 'i2']
+
+
+def test_what_is_not_novas_is_in_a_namespace_of_its_own() -> None:
+    task = model.Task(1, 'r1', 'h1', None, 'i1', 'skipped', 'host h1 is down')
+
+    for made in (
+        payloads.request_state(model.Phase.PAUSE, REQUEST, ASKER),
+        payloads.task_outcome(task, ASKER),
+    ):
+        assert made.payload['nova_object.namespace'] == 'image_precache'
+        assert made.payload['nova_object.version'] == '1.0'
+        assert made.event_type.startswith('image_precache.')
+
+
+def test_a_request_for_named_hosts_says_which_and_has_no_aggregate() -> None:
+    request = dataclasses.replace(
+        REQUEST,
+        aggregate_id=None,
+        aggregate_uuid=None,
+        aggregate_name=None,
+        hosts=('h1', 'h2'),
+    )
+
+    data = payloads.request_state(model.Phase.START, request, ASKER).payload['nova_object.data']
+
+    assert data['hosts'] == ['h1', 'h2']
+    assert data['aggregate_id'] is None
+
+
+def test_a_task_says_how_long_its_bytes_took_and_why_it_failed() -> None:
+    noon = datetime.datetime(2026, 3, 1, 12)  # noqa: DTZ001 - as the database keeps it
+    task = model.Task(
+        1,
+        'r1',
+        'h1',
+        'cell',
+        'i1',
+        'error',
+        'no space',
+        attempts=2,
+        bytes_done=5,
+        started_at=noon,
+        finished_at=noon + datetime.timedelta(seconds=90, milliseconds=500),
+    )
+
+    data = payloads.task_outcome(task, ASKER).payload['nova_object.data']
+
+    assert (data['seconds'], data['reason'], data['attempts']) == (90.5, 'no space', 2)
+    assert data['finished_at'] == '2026-03-01T12:01:30Z'
+
+
+def test_a_task_that_was_never_begun_took_no_time() -> None:
+    task = model.Task(1, 'r1', 'h1', None, 'i1', 'skipped', 'host h1 is down')
+
+    data = payloads.task_outcome(task, ASKER).payload['nova_object.data']
+
+    assert data['seconds'] is None
+    assert data['started_at'] is None

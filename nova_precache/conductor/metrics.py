@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a conductor tells Prometheus: what it did itself, and how the whole service stands.
+
+What is counted from the database is the same on every conductor: take it of one.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import prometheus_client
+from prometheus_client import core, registry
+
+from nova_precache import context, model
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import caller
+from nova_precache.db import census
+from nova_precache.metrics import DOWNLOAD_BUCKETS_SECONDS
+
+LOG = logging.getLogger(__name__)
+
+COUNTED_FOR_SECONDS = 5.0
+_PREFIX = 'nova_precache_conductor'
+
+
+class Counters:
+    """What this conductor has done since it was started."""
+
+    def __init__(self, metrics: registry.CollectorRegistry) -> None:
+        self._takeovers = prometheus_client.Counter(
+            f'{_PREFIX}_takeovers',
+            'Hosts taken over from conductors that are gone.',
+            registry=metrics,
+        )
+        self._outcomes = prometheus_client.Counter(
+            f'{_PREFIX}_task_outcomes',
+            'Tasks that ended with a call to a compute, by their final status.',
+            ['status'],
+            registry=metrics,
+        )
+        self._bytes = prometheus_client.Counter(
+            f'{_PREFIX}_cached_bytes',
+            'Bytes of the images that computes have cached.',
+            ['cell'],
+            registry=metrics,
+        )
+        self._seconds = prometheus_client.Histogram(
+            f'{_PREFIX}_download_seconds',
+            'Seconds from the call to a compute until it had cached the image.',
+            ['cell'],
+            registry=metrics,
+            buckets=DOWNLOAD_BUCKETS_SECONDS,
+        )
+
+    def taken_over(self) -> None:
+        """Count a host that was taken over."""
+        self._takeovers.inc()
+
+    def ended(self, tasks: int, outcome: model.ImageOutcome) -> None:
+        """Count the tasks that an outcome has ended."""
+        known = outcome.status in set(model.TaskStatus)
+        self._outcomes.labels(outcome.status if known else 'other').inc(tasks)
+
+    def answered(self, cell_uuid: str, outcome: model.ImageOutcome | None, seconds: float) -> None:
+        """Count what the call to a compute brought."""
+        if outcome is not None and outcome.status == model.TaskStatus.CACHED:
+            self._bytes.labels(cell_uuid).inc(outcome.bytes_done)
+            self._seconds.labels(cell_uuid).observe(seconds)
+
+
+class MeasuredCompute:
+    """The client of a cell's computes; what its calls bring is counted."""
+
+    def __init__(
+        self,
+        computes: caller.ComputeClient,
+        cell_uuid: str,
+        counters: Counters,
+        clock: Callable[[], float],
+    ) -> None:
+        self._computes = computes
+        self._cell_uuid = cell_uuid
+        self._counters = counters
+        self._clock = clock
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        began = self._clock()
+        outcome = self._computes.cache_image(ctxt, host, call)
+        self._counters.answered(self._cell_uuid, outcome, self._clock() - began)
+        return outcome
+
+
+class StateCollector(registry.Collector):
+    """How the service stands, counted when it is asked for, but not more often than needed.
+
+    :param count: counts in the database; where that fails the other metrics are served
+    """
+
+    def __init__(
+        self,
+        count: Callable[[], census.Count],
+        clock: Callable[[], float],
+        counted_for_seconds: float = COUNTED_FOR_SECONDS,
+    ) -> None:
+        self._count = count
+        self._clock = clock
+        self._counted_for_seconds = counted_for_seconds
+        self._lock = threading.Lock()
+        self._counted: census.Count | None = None
+        self._stale_at = 0.0
+
+    def collect(self) -> Iterator[core.Metric]:
+        counted = self._recent()
+        yield core.GaugeMetricFamily(
+            f'{_PREFIX}_database_up',
+            'Whether the database could be asked for what is counted there.',
+            value=float(counted is not None),
+        )
+        if counted is not None:
+            yield from _families(counted)
+
+    def _recent(self) -> census.Count | None:
+        with self._lock:  # those who ask at once wait for one count
+            if self._clock() >= self._stale_at:
+                self._counted = self._try_to_count()
+                self._stale_at = self._clock() + self._counted_for_seconds
+            return self._counted
+
+    def _try_to_count(self) -> census.Count | None:
+        try:
+            return self._count()
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with the database
+            LOG.warning('Metrics are served without those of the database: %s', exc)
+            return None
+
+
+def _families(counted: census.Count) -> Iterator[core.Metric]:
+    yield _gauge(
+        'requests',
+        'Requests that have not ended.',
+        'status',
+        {**dict.fromkeys(sorted(model.REQUEST_ACTIVE), 0), **counted.requests},
+    )
+    yield _gauge(
+        'tasks',
+        'Tasks of the requests that have not ended.',
+        'status',
+        {**dict.fromkeys(model.TaskStatus, 0), **counted.tasks},
+    )
+    yield _gauge(
+        'jobs',
+        'Jobs in flight, each the work on one image of one host.',
+        'state',
+        {
+            'ready': counted.jobs_ready,
+            'held': counted.jobs_held,
+            'retry_wait': counted.jobs_retry_wait,
+            'working': counted.jobs_working,
+        },
+    )
+    yield core.GaugeMetricFamily(
+        f'{_PREFIX}_claimed_hosts',
+        'Hosts that conductors call now, of precache_concurrency at most.',
+        value=counted.claimed_hosts,
+    )
+    yield _hosts(counted)
+
+
+def _gauge(name: str, help_text: str, label: str, values: dict[str, int]) -> core.Metric:
+    family = core.GaugeMetricFamily(f'{_PREFIX}_{name}', help_text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([str(value)], number)
+    return family
+
+
+def _hosts(counted: census.Count) -> core.Metric:
+    family = core.GaugeMetricFamily(
+        f'{_PREFIX}_hosts',
+        'Hosts whose compute has reported of late, and whose has not.',
+        labels=['cell', 'state'],
+    )
+    for cell_uuid, hosts in sorted(counted.hosts.items()):
+        family.add_metric([cell_uuid, 'up'], hosts.up)
+        family.add_metric([cell_uuid, 'down'], hosts.down)
+    return family

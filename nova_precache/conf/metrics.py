@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""[metrics]: where Prometheus finds what a process counts."""
+
+from oslo_config import cfg
+
+GROUP = cfg.OptGroup('metrics', title='Metrics for Prometheus')
+
+OPTIONS = [
+    cfg.PortOpt(
+        'port',
+        default=0,
+        help="""
+TCP port on which a conductor or a compute serves its metrics over HTTP, under
+/metrics. 0 serves none. Two processes of one host need two ports.
+""",
+    ),
+    cfg.HostAddressOpt(
+        'bind_host',
+        default='127.0.0.1',
+        help="""
+Address to serve the metrics on. They ask nobody who he is: beyond the loopback,
+a firewall must.
+""",
+    ),
+]

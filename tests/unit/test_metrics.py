@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics are served where the options say, while the process runs, and are documented."""
+
+import pathlib
+import re
+import socket
+from collections.abc import Callable, Iterator
+
+import prometheus_client
+import pytest
+import requests
+from prometheus_client import registry
+
+from nova_precache import conf as options
+from nova_precache import exception, metrics
+from nova_precache.compute import metrics as compute_metrics
+from nova_precache.conductor import metrics as conductor_metrics
+from nova_precache.db import census
+from nova_precache.virt import driver
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / 'doc' / 'source' / 'metrics.rst').read_text()
+ADDRESS = '127.0.0.1'
+
+
+@pytest.fixture
+def served(free_port: Callable[[], int]) -> Iterator[tuple[metrics.Exposition, str]]:
+    port = free_port()
+    exposed = metrics.Exposition(ADDRESS, port)
+    exposed.start()
+    yield exposed, f'http://{ADDRESS}:{port}/metrics'
+    exposed.stop()
+
+
+def test_what_is_in_the_registry_is_served(served: tuple[metrics.Exposition, str]) -> None:
+    exposed, url = served
+    prometheus_client.Counter('nova_precache_tests', 'Tests.', registry=exposed.registry).inc(3)
+
+    answer = requests.get(url, timeout=20)
+
+    assert answer.status_code == 200
+    assert 'nova_precache_tests_total 3.0' in answer.text
+    assert 'python_info' not in answer.text  # of the registry that libraries share
+
+
+def test_stopping_closes_the_port(served: tuple[metrics.Exposition, str]) -> None:
+    exposed, url = served
+
+    exposed.stop()
+
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=20)
+    exposed.stop()  # once more does no harm
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_the_option() -> None:
+    with socket.create_server((ADDRESS, 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(exception.ConfigError, match=rf'\[metrics\] port {port} of 127.0.0.1'):
+            metrics.Exposition(ADDRESS, port).start()
+
+
+def test_without_a_port_nothing_is_served_and_all_is_counted() -> None:
+    conf = options.new(config_files=[])
+    exposed = metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
+    counters = conductor_metrics.Counters(exposed.registry)
+
+    exposed.start()
+    counters.taken_over()
+    exposed.stop()
+
+    assert exposed.registry.get_sample_value('nova_precache_conductor_takeovers_total') == 1
+
+
+def test_the_loopback_alone_is_served_unless_told_otherwise() -> None:
+    assert options.new(config_files=[]).metrics.bind_host == ADDRESS
+
+
+def _everything() -> registry.CollectorRegistry:
+    """A registry with every metric of this service, each with a value."""
+    made = registry.CollectorRegistry()
+    conductor_metrics.Counters(made)
+    counted = census.Count({}, {}, 0, 0, 0, 0, 0, {'cell-1': census.HostCount(1, 0)})
+    made.register(conductor_metrics.StateCollector(lambda: counted, lambda: 0.0))
+    report = driver.CacheReport(cache_bytes=1, free_bytes=1)
+    compute_metrics.Computes(made).host('host-1', lambda: report)
+    return made
+
+
+FAMILIES = {family.name: family for family in _everything().collect()}
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_metric_is_documented_with_its_labels(name: str) -> None:
+    family = FAMILIES[name]
+    shown = f'{name}_total' if family.type == 'counter' else name
+    described = re.search(rf'^``{shown}``(?: \((.*)\))?\n    \S', GUIDE, re.MULTILINE)
+    assert described is not None, shown
+
+    labels = {label for sample in family.samples for label in sample.labels} - {'le'}
+    assert set(re.findall(r'\w+', described[1] or '')) >= labels
+
+
+def test_no_metric_is_documented_that_is_not_there() -> None:
+    shown = {f'{name}_total' if FAMILIES[name].type == 'counter' else name for name in FAMILIES}
+
+    assert set(re.findall(r'^``(nova_precache_\w+)``', GUIDE, re.MULTILINE)) == shown
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_metric_has_our_prefix_and_a_help_text(name: str) -> None:
+    assert re.match(r'nova_precache_(conductor|compute)_[a-z_]+\Z', name)
+    assert FAMILIES[name].documentation.endswith('.')
