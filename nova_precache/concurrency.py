@@ -14,7 +14,7 @@ from futurist import periodics
 
 Work = Callable[[], object]
 
-PERIODIC_THREADS = 4
+PERIODIC_THREADS = 8
 
 
 class Periodic:

@@ -26,6 +26,15 @@ class CellBreakers:
             resting = {cell for cell, until in self._open_until.items() if until > now}
             return resting | self._probing
 
+    def is_resting(self, cell_uuid: str) -> bool:
+        """Tell whether not even a short call is to be made to the cell now.
+
+        One that is probed may have it: the probe can last as long as a download.
+        """
+        now = self._clock()
+        with self._lock:
+            return self._open_until.get(cell_uuid, now) > now
+
     def enter(self, cell_uuid: str) -> None:
         """Note that a host of the cell is claimed; after a failure, as the only probe."""
         with self._lock:
@@ -49,3 +58,4 @@ class CellBreakers:
         """Take the cell back."""
         with self._lock:
             self._open_until.pop(cell_uuid, None)
+            self._probing.discard(cell_uuid)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work on one claimed host: its due jobs, one long call after the other."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -74,9 +75,16 @@ class HostCaller:
             return True
         down = self._agents.down([assignment.host])
         if down:
-            self._tracker.attempted(assignment, _error(down[assignment.host]))
-            return False
+            return self._leave_down_host(assignment, down[assignment.host])
         return self._call(assignment)
+
+    def _leave_down_host(self, assignment: jobs.Assignment, why: str) -> bool:
+        """Put a job off until its host is back, where it is waited for; else it has failed."""
+        if self._jobs.terms(assignment.job_id).waits_for_host:
+            self._tracker.put_off(assignment, why)
+            return True  # so that its other jobs wait, too, and do not have it claimed again
+        self._tracker.attempted(assignment, _error(why))
+        return False
 
     def _call(self, assignment: jobs.Assignment) -> bool:
         """Call, and call again for as long as the bytes still move.
@@ -129,6 +137,7 @@ class HostCaller:
 
     def _call_once(self, assignment: jobs.Assignment) -> model.ImageOutcome:
         endpoint, token = self._access()
+        terms = self._jobs.terms(assignment.job_id)
         call = rpcapi.CacheImageCall(
             job_id=assignment.job_id,
             epoch=assignment.epoch,
@@ -136,7 +145,9 @@ class HostCaller:
             image_endpoint=endpoint,
             token=token,
             options=model.TransferOptions(
-                is_last_attempt=self._tracker.is_last_attempt(assignment)
+                max_rate_bytes=terms.max_rate_bytes,
+                deadline_seconds=terms.deadline_seconds,
+                is_last_attempt=self._tracker.is_last_attempt(assignment),
             ),
         )
         compute = self._computes(assignment.cell_uuid)
@@ -149,7 +160,9 @@ class HostCaller:
     def _leave_cell(self, assignment: jobs.Assignment, why: str) -> None:
         outcome = _error(f'cell {assignment.cell_uuid} is unreachable: {why}')
         opens = self._breakers.failed(assignment.cell_uuid)
-        self._tracker.attempted(assignment, outcome)
+        waits = self._jobs.terms(assignment.job_id).waits_for_host
+        own = dataclasses.replace(outcome, retry=model.Retry.LATER) if waits else outcome
+        self._tracker.attempted(assignment, own)
         if opens:
             self._tracker.cell_failed(assignment.cell_uuid, outcome)
 

@@ -14,7 +14,7 @@ from concurrent import futures
 
 from nova_precache import exception
 from nova_precache.cells import inventory
-from nova_precache.conductor import breaker, caller, planning, tracker
+from nova_precache.conductor import breaker, caller, planner, planning, tracker
 from nova_precache.db import claims, jobs, requests
 
 LOG = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Dispatcher:
         limit: int,
         poll_seconds: float,
         stop_seconds: float,
+        count_takeover: Callable[[], None] = lambda: None,
     ) -> None:
         self._conductor_id = conductor_id
         self._jobs = job_store
@@ -50,6 +51,7 @@ class Dispatcher:
         self._limit = limit
         self._poll_seconds = poll_seconds
         self._stop_seconds = stop_seconds
+        self._count_takeover = count_takeover
         self._in_progress: dict[futures.Future[None], str] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -123,6 +125,7 @@ class Dispatcher:
                 claim = self._jobs.claim(self._conductor_id, self._limit, self._breakers.avoid())
             else:
                 LOG.warning('Host %s is taken over from a conductor that is gone', claim.host)
+                self._count_takeover()
             if claim is None:
                 return
             self._submit(claim)
@@ -160,6 +163,8 @@ class Dispatcher:
 
     def _skip_hosts_that_left(self) -> None:
         for request in self._requests.with_waiting_tasks():
+            if request.aggregate_id is None:
+                continue
             try:
                 aggregate = self._inventory.get_aggregate(
                     request.aggregate_id, request.aggregate_uuid
@@ -169,5 +174,4 @@ class Dispatcher:
             waiting = set(self._requests.waiting_hosts(request.id))
             left = iter(sorted(waiting - set(aggregate.hosts)))
             while hosts := list(itertools.islice(left, SKIP_BATCH_HOSTS)):
-                reason = 'host left the aggregate'
-                self._tracker.settle(self._jobs.skip_waiting(request.id, hosts, reason))
+                self._tracker.settle(self._jobs.skip_waiting(request.id, hosts, planner.LEFT))

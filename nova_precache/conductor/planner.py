@@ -5,23 +5,26 @@ Pure: the dispatcher gathers the facts, the planner decides, the database writes
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from nova_precache import model
 from nova_precache.db import plans
+
+LEFT = 'host left the aggregate'
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What is known when a request is planned.
 
-    :ivar hosts: of the aggregate, in its order
+    :ivar hosts: of the request, in its order
     :ivar cells: host to the uuid of its cell; a host that is not mapped is not in it
     :ivar cells_off: uuid of a cell that is disabled or unknown to the reason
     :ivar down: host to the reason why it is down
     :ivar images: those that may be cached, by id
     :ivar refused: image id to the reason why it may not be cached
     :ivar unsupported: why no compute may be called at all, such as a pinned RPC version
+    :ivar left: hosts of an earlier plan that are in the aggregate no more
     """
 
     hosts: Sequence[str]
@@ -31,17 +34,26 @@ class Facts:
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cells_off: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unsupported: str | None = None
+    left: Collection[str] = frozenset()
 
 
 def plan(request: model.CacheRequest, facts: Facts) -> Iterator[plans.PlannedTask]:
     """Give the tasks of a request, host by host; the same facts give the same tasks."""
     for host in facts.hosts:
         for image_id in request.images:
-            yield _task(host, image_id, facts)
+            yield _task(request, host, image_id, facts)
 
 
-def _task(host: str, image_id: str, facts: Facts) -> plans.PlannedTask:
-    status, reason = _known_outcome(host, image_id, facts)
+def replan(
+    request: model.CacheRequest, tasks: Iterable[model.Task], facts: Facts
+) -> Iterator[plans.PlannedTask]:
+    """Give those tasks of an earlier plan anew that are tried again."""
+    for task in tasks:
+        yield _task(request, task.host, task.image_id, facts)
+
+
+def _task(request: model.CacheRequest, host: str, image_id: str, facts: Facts) -> plans.PlannedTask:
+    status, reason = _known_outcome(request, host, image_id, facts)
     image = facts.images.get(image_id)
     return plans.PlannedTask(
         host=host,
@@ -53,10 +65,14 @@ def _task(host: str, image_id: str, facts: Facts) -> plans.PlannedTask:
     )
 
 
-def _known_outcome(host: str, image_id: str, facts: Facts) -> tuple[str, str | None]:
+def _known_outcome(
+    request: model.CacheRequest, host: str, image_id: str, facts: Facts
+) -> tuple[str, str | None]:
     cell = facts.cells.get(host)
     if image_id in facts.refused:
         return model.TaskStatus.ERROR, facts.refused[image_id]
+    if host in facts.left:
+        return model.TaskStatus.SKIPPED, LEFT
     if cell is None:
         return model.TaskStatus.SKIPPED, 'host is not mapped to a cell'
     if cell in facts.cells_off:
@@ -64,5 +80,6 @@ def _known_outcome(host: str, image_id: str, facts: Facts) -> tuple[str, str | N
     if facts.unsupported is not None:
         return model.TaskStatus.UNSUPPORTED, facts.unsupported
     if host in facts.down:
-        return model.TaskStatus.SKIPPED, facts.down[host]
+        waits = request.options.wait_for_down_hosts
+        return model.TaskStatus.QUEUED if waits else model.TaskStatus.SKIPPED, facts.down[host]
     return model.TaskStatus.QUEUED, None

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns accepted requests into tasks: gathers the facts, writes the plan in chunks."""
 
+import contextlib
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,13 +68,30 @@ class Planning:
 
     def _plan(self, taken: requests.ToPlan, is_stopping: Callable[[], bool]) -> None:
         request = taken.request
-        aggregate = self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid)
-        hosts = aggregate.hosts
-        facts = self._facts(taken, hosts)
-        if facts.down and not self._is_settled():
+        queued = self._queued_anew(request)
+        if queued is None:
+            facts = self._facts(taken, self._hosts(request))
+            tasks = planner.plan(request, facts)
+        else:
+            facts = self._facts_of_retry(taken, queued)
+            tasks = planner.replan(request, queued, facts)
+        if self._is_too_early(request, facts):
             self._postpone(request.id, f'{len(facts.down)} hosts have not reported yet')
             return
-        for chunk in _chunks(planner.plan(request, facts), self._chunk_tasks):
+        self._write(request, tasks, is_stopping)
+
+    def _is_too_early(self, request: model.CacheRequest, facts: planner.Facts) -> bool:
+        """Tell whether a host may count as down that has only not been heard of yet."""
+        waits = request.options.wait_for_down_hosts
+        return bool(facts.down) and not waits and not self._is_settled()
+
+    def _write(
+        self,
+        request: model.CacheRequest,
+        tasks: Iterable[plans.PlannedTask],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        for chunk in _chunks(tasks, self._chunk_tasks):
             if is_stopping():
                 self._postpone(request.id, 'the conductor that planned it was stopped', seconds=0)
                 return
@@ -80,6 +99,41 @@ class Planning:
                 return
         if self._requests.mark_planned(request.id, self._conductor_id):
             self._tracker.planned(request.id)
+
+    def _hosts(self, request: model.CacheRequest) -> Sequence[str]:
+        if request.hosts is not None:
+            return request.hosts
+        return self._aggregate_hosts(request)
+
+    def _aggregate_hosts(self, request: model.CacheRequest) -> Sequence[str]:
+        if request.aggregate_id is None:
+            raise exception.PrecacheError('the request names neither an aggregate nor hosts')
+        return self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid).hosts
+
+    def _queued_anew(self, request: model.CacheRequest) -> Sequence[model.Task] | None:
+        """Give the tasks that a retry has queued; None for a request that has no plan yet."""
+        if request.planned_at is None:
+            return None
+        queued: list[model.Task] = []
+        while page := self._requests.tasks(
+            request.id,
+            limit=self._chunk_tasks,
+            marker=queued[-1].id if queued else None,
+            status=model.TaskStatus.QUEUED,
+        ):
+            queued += page
+        return queued
+
+    def _facts_of_retry(
+        self, taken: requests.ToPlan, queued: Sequence[model.Task]
+    ) -> planner.Facts:
+        """Gather what is known of the hosts of an earlier plan, of which some may have left."""
+        hosts = list(dict.fromkeys(task.host for task in queued))
+        left: frozenset[str] = frozenset()
+        if taken.request.aggregate_id is not None:
+            with contextlib.suppress(exception.AggregateNotFound):  # it goes on as it was planned
+                left = frozenset(hosts) - set(self._aggregate_hosts(taken.request))
+        return dataclasses.replace(self._facts(taken, hosts), left=left)
 
     def _facts(self, taken: requests.ToPlan, hosts: Sequence[str]) -> planner.Facts:
         images, refused = self._check_images(taken)

@@ -5,6 +5,10 @@ import dataclasses
 
 from nova_precache import model
 
+# For a host that is down and waited for. Its jobs are due as soon as it reports; this only
+# bounds what comes of it when nobody saw that.
+HOST_SECONDS = 600.0
+
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:

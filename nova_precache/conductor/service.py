@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nova_precache import concurrency, exception, model, rpc
 from nova_precache.cells import transports
-from nova_precache.conductor import announcer, dispatcher, intake, manager, rpcapi
+from nova_precache.conductor import announcer, dispatcher, intake, manager, rpcapi, steering
 from nova_precache.db import jobs
 
 LOG = logging.getLogger(__name__)
@@ -20,13 +20,19 @@ API = 'api'
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """How often a conductor does what, in seconds; ``purge`` removes what is too old."""
+    """How often a conductor does what, in seconds.
+
+    :ivar purge: removes what is too old
+    :ivar keep_pins: asks for what pins find missing
+    """
 
     lease_seconds: float
     progress_seconds: float
     heartbeat_seconds: float
     cells_seconds: float
     purge: Callable[[], None]
+    pin_seconds: float
+    keep_pins: Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Conductor:
         self,
         conductor_id: str,
         dispatch: dispatcher.Dispatcher,
+        helm: steering.Helm,
         announce: announcer.Announcer,
         reports: intake.Intake,
         job_store: jobs.Jobs,
@@ -58,6 +65,7 @@ class Conductor:
     ) -> None:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
+        self._helm = helm
         self._announcer = announce
         self._intake = reports
         self._jobs = job_store
@@ -71,8 +79,10 @@ class Conductor:
                 (periods.lease_seconds / 3, self._renew),
                 (periods.progress_seconds, reports.write_progress),
                 (periods.heartbeat_seconds, reports.write_states),
+                (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
+                (periods.pin_seconds, periods.keep_pins),
             ],
         )
 
@@ -81,6 +91,7 @@ class Conductor:
         self.serve_all()
         self._periodic.start()
         self._announcer.start()
+        self._helm.start()
         self._dispatcher.start()
         LOG.info('Conductor %s runs', self._conductor_id)
 
@@ -91,8 +102,9 @@ class Conductor:
     def stop(self) -> None:
         """Hand back the claims, write what was reported, close the servers."""
         self._dispatcher.stop()
-        concurrency.stop_all([self._announcer, self._periodic, *self._served.values()])
+        concurrency.stop_all([self._helm, self._announcer, self._periodic, *self._served.values()])
         self._intake.write_progress()
+        self._intake.write_images()
         LOG.info('Conductor %s has stopped', self._conductor_id)
 
     def serve_all(self) -> None:
@@ -103,13 +115,19 @@ class Conductor:
         for failed in [key for key, each in self._served.items() if each.server.has_failed]:
             del self._served[failed]  # it is tried again below
         if API not in self._served:
-            api = manager.ApiEndpoint(self._dispatcher.wake)
+            api = manager.ApiEndpoint(self._wake)
             self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
         for cell in enabled.values():
             try:
                 self._serve_cell(cell)
             except exception.PrecacheError as exc:
                 LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
+
+    def _wake(self) -> None:
+        """Have everything looked at that a request may have been steered to."""
+        self._helm.wake()
+        self._dispatcher.wake()
+        self._announcer.wake()
 
     def _serve_cell(self, cell: model.Cell) -> None:
         transport = self._transports.get(cell.uuid)

@@ -1,36 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place that records outcomes; what they change is announced after the commit."""
 
-import itertools
+import functools
 import logging
 from collections.abc import Callable, Iterable
 
 from nova_precache import model
 from nova_precache.conductor import retry
-from nova_precache.db import jobs, recording, requests
+from nova_precache.db import jobs, recording, requests, steering
 
 LOG = logging.getLogger(__name__)
 
 CELL_BATCH_JOBS = 500
+GUARDED_REQUESTS = 1000
 
 
 class Tracker:
     """Writes what happened to the database.
 
     :param announce: called when that wrote something to be announced
+    :param count: told how many tasks the outcome of a call has ended
     """
 
     def __init__(
         self,
         job_store: jobs.Jobs,
         request_store: requests.Requests,
+        steering_store: steering.Steering,
         announce: Callable[[], None],
         policy: retry.RetryPolicy,
+        count: Callable[[int, model.ImageOutcome], None] = lambda tasks, outcome: None,
     ) -> None:
         self._jobs = job_store
         self._requests = request_store
+        self._steering = steering_store
         self._announce = announce
         self._policy = policy
+        self._count = count
+        # What a request was asked with does not change: one look a request, and not one a task.
+        self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(self._look_whether_guarded)
 
     def planned(self, request_id: str) -> None:
         """Go on with a planned request, which has ended if the plan knew every outcome."""
@@ -48,9 +56,22 @@ class Tracker:
         """Record how an attempt ended: final, or to be tried again."""
         delay = self._policy.delay(outcome, assignment.attempts, assignment.mismatches)
         if delay is None:
-            self.settle(self._jobs.finish(assignment.job_id, assignment.epoch, outcome))
+            recorded = self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
+            self._count(len(recorded.requests), outcome)  # a request has one task of a job
+            self.settle(recorded)
             return
-        if self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay):
+        self._record_retry(assignment, outcome, delay)
+
+    def put_off(self, assignment: jobs.Assignment, why: str) -> None:
+        """Have a job wait for its host, which is no attempt."""
+        waits = model.ImageOutcome(model.TaskStatus.ERROR, why, model.Retry.LATER)
+        self._record_retry(assignment, waits, retry.HOST_SECONDS)
+
+    def _record_retry(
+        self, assignment: jobs.Assignment, outcome: model.ImageOutcome, delay: float
+    ) -> None:
+        recorded = self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay)
+        if recorded.current:
             LOG.warning(
                 'Job %s (image %s on host %s), attempt %d: %s; next in %g s',
                 assignment.job_id,
@@ -60,16 +81,20 @@ class Tracker:
                 outcome.reason,
                 delay,
             )
+        self.settle(recorded)  # nobody may want it any more, then it has ended
 
     def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
         """Count an attempt for every job of a cell that would have been called in vain."""
-        due = iter(self._jobs.due_in_cell(cell_uuid))
-        while batch := list(itertools.islice(due, CELL_BATCH_JOBS)):
+        last = ''
+        while batch := self._jobs.due_in_cell(cell_uuid, CELL_BATCH_JOBS, last):
+            last = batch[-1].job_id
             missed = [self._missed(job, outcome) for job in batch]
             self.settle(*self._jobs.fail_unclaimed(missed, outcome))
 
     def _missed(self, job: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.MissedCall:
         delay = self._policy.delay(outcome, job.attempts + 1, job.mismatches)
+        if delay is None and self._jobs.terms(job.job_id).waits_for_host:
+            delay = self._policy.max_delay_seconds
         return jobs.MissedCall(job.job_id, job.attempts, delay)
 
     def has_attempts_left(self, assignment: jobs.Assignment) -> bool:
@@ -82,10 +107,16 @@ class Tracker:
 
     def settle(self, *recorded: recording.Recorded) -> None:
         """Go on from committed outcomes, which may have made whole requests final."""
-        touched = sorted({request for each in recorded for request in each.requests})
-        self.complete(touched)
+        touched = {request for each in recorded for request in each.requests}
+        guarded = [request for request in sorted(touched) if self._is_guarded(request)]
+        if guarded:
+            touched.update(self._steering.check(guarded).requests)
+        self.complete(sorted(touched))
         if touched:
             self._announce()
+
+    def _look_whether_guarded(self, request_id: str) -> bool:
+        return _is_guarded(self._requests.outline(request_id).options)
 
     def complete(self, request_ids: Iterable[str]) -> None:
         """End the requests that have nothing in flight."""
@@ -99,3 +130,8 @@ class Tracker:
         """Tell of a request that ended without a plan."""
         LOG.error('Request %s failed: %s', request_id, self._requests.get(request_id).reason)
         self._announce()
+
+
+def _is_guarded(options: model.RequestOptions) -> bool:
+    """Tell whether how its tasks end decides what becomes of the rest of a request."""
+    return options.canary is not None or options.max_failures is not None

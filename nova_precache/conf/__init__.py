@@ -20,6 +20,7 @@ from nova_precache.conf import (
     glance,
     image_cache,
     libvirt,
+    metrics,
     notifications,
     service,
     upgrade_levels,
@@ -33,6 +34,7 @@ MODULES: tuple[ModuleType, ...] = (
     glance,
     image_cache,
     libvirt,
+    metrics,
     notifications,
     upgrade_levels,
 )

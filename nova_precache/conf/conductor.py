@@ -60,4 +60,13 @@ What is left is handed back: another conductor joins the transfer.
         min=1,
         help='Seconds between two looks for cells that were added or disabled.',
     ),
+    cfg.FloatOpt(
+        'pin_interval_seconds',
+        default=60,
+        min=0.05,
+        help="""
+Seconds between two rounds in which the conductors look after the pins. Of several
+conductors, one at a time looks after a pin, and none again within half of it.
+""",
+    ),
 ]

@@ -54,6 +54,15 @@ OPTIONS = [
         min=1,
         help='Days for which an ended request can be looked up.',
     ),
+    cfg.IntOpt(
+        'pin_hosts_per_round',
+        default=10,
+        min=1,
+        help="""
+Hosts that a pin asks for at most in one of its rounds, see ``[conductor]
+pin_interval_seconds``, so that a rack that comes back does not storm the image service.
+""",
+    ),
     cfg.StrOpt(
         'subdirectory_name',
         default='_base',
@@ -136,6 +145,16 @@ them down. Of boots of Nova, only those are known that wait for the same image.
         help="""
 Write and convert images for precaching only when the disk and the CPUs have
 nothing else to do, until a boot waits for them.
+""",
+    ),
+    cfg.IntOpt(
+        'inventory_interval_seconds',
+        default=600,
+        min=10,
+        help="""
+Seconds between two reports in which a compute tells the conductors of every image in its
+cache, and of how many disks are based on each. What changes in between is reported after
+``[DEFAULT] report_interval``, or as soon as a transfer has ended.
 """,
     ),
     cfg.IntOpt(

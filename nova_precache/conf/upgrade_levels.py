@@ -9,10 +9,11 @@ OPTIONS = [
     cfg.StrOpt(
         'compute',
         help="""
-Highest version of the compute RPC API to send, such as 1.0; read by conductors.
-What needs a higher one ends ``unsupported``, and no compute is called. ``auto`` is as
-unset: what an older compute does not know ends ``unsupported`` there. Names of
-releases are not known.
+Highest version of the compute RPC API to send, such as 1.0; read by conductors, and
+by the API, which refuses under ``/v1`` what no compute could be called for. What needs
+a higher one ends ``unsupported``, and no compute is called. ``auto`` is as unset: what
+an older compute does not know ends ``unsupported`` there. Names of releases are not
+known.
 """,
     ),
     cfg.StrOpt(

@@ -15,14 +15,17 @@ from nova_precache.conductor import (
     breaker,
     caller,
     dispatcher,
+    orders,
     planning,
     retry,
+    steering,
     tracker,
 )
-from nova_precache.db import announcements
+from nova_precache.db import announcements, returning
+from nova_precache.db import steering as db_steering
 from nova_precache.image import fake
 from nova_precache.notifications import emitter, payloads
-from tests.unit.conftest import CACHED, World
+from tests.unit.conftest import CACHED, DOWN_SECONDS, World
 
 WAIT_SECONDS = 20
 REST_SECONDS = 10.0
@@ -31,11 +34,22 @@ POLICY = retry.RetryPolicy(max_attempts=3, delay_seconds=10, max_delay_seconds=1
 Step = Callable[[str, rpcapi.CacheImageCall], model.ImageOutcome | None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What a host was told beside its calls: to stop a job, or to forget an image."""
+
+    host: str
+    what: str
+    why: str | None = None
+    keep_partial: bool = False
+
+
 class FakeCompute:
     """Every compute of every cell: begins each job, and answers ``cached`` unless scripted.
 
     ``script`` holds steps by (host, image), used up from the front; a step is called
-    with the host and the call, and returns the answer or raises.
+    with the host and the call, and returns the answer or raises. ``answer`` holds what a
+    host answers when it is told to stop or to forget something: True unless said.
     """
 
     def __init__(self, world: World) -> None:
@@ -43,6 +57,33 @@ class FakeCompute:
         self._condition = threading.Condition()
         self._script: dict[tuple[str, str], list[Step]] = collections.defaultdict(list)
         self.calls: list[tuple[str, rpcapi.CacheImageCall]] = []
+        self.told: list[Told] = []
+        self.answer: dict[str, Callable[[], bool]] = {}
+
+    def stop_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        job_id: str,
+        epoch: int,
+        why: rpcapi.StopWhy,
+        keep_partial: bool = False,
+    ) -> bool:
+        return self._tell(Told(host, f'{job_id} {epoch}', why.value, keep_partial))
+
+    def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
+        return self._tell(Told(host, image_id))
+
+    def _tell(self, told: Told) -> bool:
+        with self._condition:
+            self.told.append(told)
+            self._condition.notify_all()
+        return self.answer.get(told.host, lambda: True)()
+
+    def wait_told(self, count: int) -> None:
+        """Wait until hosts were told so many things."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.told) >= count, WAIT_SECONDS)
 
     def script(self, host: str, image_id: str, *steps: Step) -> None:
         self._script[host, image_id] += steps
@@ -98,15 +139,17 @@ class Announcements(emitter.RecordingEmitter):
             super().emit(notification)
             self._condition.notify_all()
 
-    def events(self) -> list[str]:
-        return [notification.phase.value for notification in self.emitted]
+    def events(self, family: str = 'aggregate.cache_images.') -> list[str]:
+        """The last words of the event types that begin so: unless told otherwise, Nova's."""
+        types = [notification.event_type for notification in self.emitted]
+        return [each.removeprefix(family) for each in types if each.startswith(family)]
 
-    def data(self, phase: str) -> list[model.Json]:
+    def data(self, phase: str, family: str = 'aggregate.cache_images.') -> list[model.Json]:
         """What the notifications of one kind carried."""
         return [
             notification.payload['nova_object.data']
             for notification in self.emitted
-            if notification.phase == phase
+            if notification.event_type == f'{family}{phase}'
         ]
 
     def wait(self, event: str, count: int = 1) -> None:
@@ -128,6 +171,7 @@ class Parts:
     images: fake.FakeImageService
     breakers: breaker.CellBreakers
     announcer: announcer.Announcer
+    steering: db_steering.Steering
     tracker: tracker.Tracker
     now: list[float]
     settled: bool = True
@@ -161,7 +205,11 @@ class Parts:
         )
 
     def dispatcher(
-        self, conductor: str = 'c1', limit: int = 1, stop_seconds: float = WAIT_SECONDS
+        self,
+        conductor: str = 'c1',
+        limit: int = 1,
+        stop_seconds: float = WAIT_SECONDS,
+        count_takeover: Callable[[], None] = lambda: None,
     ) -> dispatcher.Dispatcher:
         return dispatcher.Dispatcher(
             conductor_id=conductor,
@@ -175,6 +223,29 @@ class Parts:
             limit=limit,
             poll_seconds=0.05,
             stop_seconds=stop_seconds,
+            count_takeover=count_takeover,
+        )
+
+    def orders(self, freed: Callable[[], None] = lambda: None) -> orders.Orders:
+        return orders.Orders(
+            store=self.steering,
+            job_store=self.world.jobs,
+            agent_store=self.world.agents,
+            track=self.tracker,
+            computes=lambda cell_uuid: self.compute,
+            breakers=self.breakers,
+            clock=lambda: self.now[0],
+            freed=freed,
+        )
+
+    def helm(self, freed: Callable[[], None] = lambda: None) -> steering.Helm:
+        return steering.Helm(
+            store=self.steering,
+            hosts=returning.Returning(self.world.database, DOWN_SECONDS),
+            track=self.tracker,
+            tell=self.orders(freed),
+            poll_seconds=0.05,
+            freed=freed,
         )
 
     def serve(self, conductor: str = 'c1') -> str:
@@ -198,6 +269,7 @@ def parts(world: World) -> Parts:
         announced,
         poll_seconds=0.05,
     )
+    store = db_steering.Steering(world.database)
     return Parts(
         world=world,
         compute=FakeCompute(world),
@@ -205,7 +277,8 @@ def parts(world: World) -> Parts:
         images=fake.FakeImageService(),
         breakers=breaker.CellBreakers(REST_SECONDS, lambda: now[0]),
         announcer=announce,
+        steering=store,
         # At once, in the thread that recorded it.
-        tracker=tracker.Tracker(world.jobs, world.requests, announce.announce, POLICY),
+        tracker=tracker.Tracker(world.jobs, world.requests, store, announce.announce, POLICY),
         now=now,
     )

@@ -83,3 +83,28 @@ def test_a_probe_that_succeeds_takes_the_cell_back(
     breakers.enter('a')
 
     assert breakers.avoid() == set()
+
+
+def test_a_cell_that_is_probed_may_have_short_calls_and_one_that_rests_may_not(
+    breakers: breaker.CellBreakers, clock: Clock
+) -> None:
+    assert not breakers.is_resting('a')
+    breakers.failed('a')
+    assert breakers.is_resting('a')
+
+    clock.now += 11
+    breakers.enter('a')
+
+    assert not breakers.is_resting('a')
+
+
+def test_a_short_call_that_succeeds_takes_back_a_cell_whose_probe_goes_on(
+    breakers: breaker.CellBreakers, clock: Clock
+) -> None:
+    breakers.failed('a')
+    clock.now += 11
+    breakers.enter('a')
+
+    breakers.succeeded('a')
+
+    assert breakers.avoid() == set()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work on one claimed host: what each answer, error and silence comes to."""
 
+import datetime
 import logging
 
 import pytest
@@ -96,18 +97,33 @@ def test_an_attempt_that_a_stopping_compute_gave_up_is_told_again_to_be_the_last
     assert told == [False, False, True, True]
 
 
-@pytest.mark.parametrize('status', ['cancelled', 'expired'])
+@pytest.mark.parametrize(
+    ('status', 'reason'),
+    [
+        ('cancelled', 'the request was cancelled'),
+        ('expired', 'the deadline of the request passed'),
+    ],
+)
 def test_what_was_stopped_on_its_host_is_final_with_its_reason_and_no_attempt_follows(
-    parts: Parts, status: str
+    parts: Parts, status: str, reason: str
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
-    stopped = model.ImageOutcome(status, 'somebody stopped it')
-    parts.compute.script('h1', 'i1', parts.compute.answers(stopped))
+
+    def stop(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        if status == 'cancelled':
+            parts.steering.cancel(request.id)
+        else:
+            this = models.CacheRequest.id == request.id
+            parts.world.change(models.CacheRequest, this, deadline=LONG_AGO)
+        return model.ImageOutcome(status, 'somebody stopped it')
+
+    parts.compute.script('h1', 'i1', stop)
 
     parts.serve()
 
     task = _task(parts, request)
-    assert (task.status, task.reason) == (status, 'somebody stopped it')
+    assert (task.status, task.reason) == (status, reason)
     assert parts.world.requests.get(request.id).counts == {status: 1}
     assert parts.world.status(request) not in model.REQUEST_ACTIVE
     assert parts.world.depth() == 0
@@ -557,3 +573,131 @@ def test_a_compute_that_shuts_down_counts_no_attempt_and_the_host_is_left(parts:
     waiting, other = parts.world.requests.tasks(request.id)
     assert (waiting.status, waiting.attempts) == ('retry_wait', 0)
     assert (other.status, parts.compute.called()) == ('queued', [('h1', 'i1')])
+
+
+# What a request allows
+
+
+def _in_an_hour() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=1)
+
+
+def test_a_call_carries_the_rate_and_the_time_that_its_requests_leave(parts: Parts) -> None:
+    options = model.RequestOptions(max_rate_bytes=1000, deadline=_in_an_hour())
+    parts.world.planned(['h1'], ['i1'], options=options)
+    parts.world.planned(['h2'], ['i1'], options=options)
+    parts.world.planned(['h2'], ['i1'])
+
+    parts.serve()
+    parts.serve()
+
+    first, shared = (call.options for _, call in parts.compute.calls)
+    assert first.max_rate_bytes == 1000
+    assert first.deadline_seconds is not None
+    assert 0 < first.deadline_seconds <= 3600
+    assert (shared.max_rate_bytes, shared.deadline_seconds) == (None, None)
+
+
+def test_a_host_that_is_waited_for_is_put_off_with_all_its_jobs_and_counts_no_attempt(
+    parts: Parts,
+) -> None:
+    options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
+    request = parts.world.planned(['h1'], ['i1', 'i2'], options=options)
+    parts.world.dead('h1')
+
+    parts.serve()
+
+    assert parts.compute.calls == []
+    reason = f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}'
+    for task in parts.world.requests.tasks(request.id):
+        assert (task.status, task.attempts, task.reason) == ('retry_wait', 0, reason)
+    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.breakers.avoid() == set()
+
+
+def test_a_host_that_is_waited_for_is_called_however_often_it_was_down(parts: Parts) -> None:
+    options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
+    request = parts.world.planned(['h1'], ['i1'], options=options)
+    parts.world.dead('h1')
+    for _ in range(POLICY.max_attempts + 1):
+        parts.serve()
+        parts.world.make_due()
+
+    parts.world.living('h1')
+    parts.serve()
+
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('cached', 1)
+
+
+def test_an_unreachable_cell_counts_no_attempt_for_a_job_that_waits_for_its_host(
+    parts: Parts,
+) -> None:
+    options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
+    request = parts.world.planned(['h1'], ['i1'], options=options)
+    parts.compute.script('h1', 'i1', parts.compute.fails(exception.CellUnreachable('no route')))
+
+    parts.serve()
+
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('retry_wait', 0)
+
+
+def test_a_paused_transfer_waits_uncounted_until_its_request_is_resumed(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def pause(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.steering.pause(request.id)
+        return model.ImageOutcome('error', 'the request is paused', model.Retry.LATER)
+
+    parts.compute.script('h1', 'i1', pause)
+    parts.serve()
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('retry_wait', 0)
+    assert parts.world.jobs.claim('c1', limit=5) is None
+
+    parts.steering.resume(request.id)
+    parts.serve()
+
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('cached', 1)
+
+
+def test_what_was_cancelled_by_one_and_is_wanted_by_another_is_called_again(parts: Parts) -> None:
+    first = parts.world.planned(['h1'], ['i1'])
+
+    def cancel(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        """The order is under way when another request joins the transfer."""
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.steering.cancel(first.id)
+        parts.world.planned(['h1'], ['i1'])
+        return model.ImageOutcome('cancelled', 'the request was cancelled')
+
+    parts.compute.script('h1', 'i1', cancel)
+
+    parts.serve()
+    if parts.world.depth():
+        parts.serve()
+
+    second = next(r for r in parts.world.requests.list() if r.id != first.id)
+    assert _task(parts, first).status == 'cancelled'
+    assert (_task(parts, second).status, len(parts.compute.calls)) == ('cached', 2)
+    parts.tracker.complete(parts.world.requests.ids_to_complete())  # as each sweep does
+    assert parts.world.status(first) == 'cancelled'
+    assert parts.world.status(second) == 'completed'
+
+
+def test_a_call_that_goes_wrong_while_its_job_is_cancelled_ends_it_and_is_not_repeated(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def lose(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.steering.cancel(request.id)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', lose)
+
+    parts.serve()
+
+    assert len(parts.compute.calls) == 1
+    assert _task(parts, request).status == 'cancelled'
+    assert parts.world.status(request) == 'cancelled'

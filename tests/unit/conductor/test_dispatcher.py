@@ -86,7 +86,9 @@ class Gate:
 
 def _ask(parts: Parts, hosts: Sequence[str], images: Sequence[str]) -> model.CacheRequest:
     aggregate = parts.world.aggregate(hosts)
-    return parts.world.requests.accept(requests.NewRequest(aggregate, tuple(images), is_admin=True))
+    return parts.world.requests.accept(
+        requests.NewRequest(images=tuple(images), aggregate=aggregate, is_admin=True)
+    )
 
 
 @pytest.fixture

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports are gathered and written in bulk, the newest of each."""
 
+import threading
+from collections.abc import Iterable
+
 import pytest
 
 from nova_precache import model
 from nova_precache.conductor import intake
-from nova_precache.db import jobs
-from tests.unit.conftest import World
+from nova_precache.db import caches, jobs
+from tests.unit.conftest import LONG_AGO, WAIT_SECONDS, World
 
 
 @pytest.fixture
 def reports(world: World) -> intake.Intake:
-    return intake.Intake(world.agents, world.jobs)
+    return intake.Intake(world.agents, world.jobs, caches.Caches(world.database))
 
 
 def _report(assigned: jobs.Assignment, sequence: int, done: int) -> jobs.ProgressReport:
@@ -111,3 +114,92 @@ def test_what_was_written_is_not_written_again(world: World, reports: intake.Int
     reports.write_states()
 
     assert 'h1' in world.agents.down(['h1'])
+
+
+def _told(host: str, *names: str, full: bool = True) -> caches.Report:
+    images = [model.CachedImage(host, name, None, 1, 1, LONG_AGO) for name in names]
+    return caches.Report(host, images, full=full)
+
+
+def _names(world: World, host: str) -> list[str]:
+    return [each.name for each in caches.Caches(world.database).of_host(host)]
+
+
+def test_what_hosts_have_cached_is_written_together(world: World, reports: intake.Intake) -> None:
+    for host in ('h1', 'h2'):
+        world.living(host)
+        reports.add_images(f'agent-{host}', _told(host, 'a'))
+    reports.add_images('agent-h1', _told('h1', 'b', full=False))
+    assert _names(world, 'h1') == []
+
+    reports.write_images()
+
+    assert (_names(world, 'h1'), _names(world, 'h2')) == (['a', 'b'], ['a'])
+
+
+def test_only_the_registered_agent_of_a_host_tells_what_it_has(
+    world: World, reports: intake.Intake
+) -> None:
+    world.living('h1')
+    reports.add_images('agent-h1', _told('h1', 'a'))
+    reports.add_images('impostor', _told('h1', 'b'))
+    reports.add_images('agent-h9', _told('h9', 'c'))
+
+    reports.write_images()
+
+    assert (_names(world, 'h1'), _names(world, 'h9')) == (['a'], [])
+
+
+def test_what_was_told_is_written_once(world: World, reports: intake.Intake) -> None:
+    world.living('h1')
+    reports.add_images('agent-h1', _told('h1', 'a'))
+    reports.write_images()
+    caches.Caches(world.database).record('h1', [], full=True)
+
+    reports.write_images()
+
+    assert _names(world, 'h1') == []
+
+
+def test_more_images_than_memory_is_for_are_written_at_once(
+    world: World, reports: intake.Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, 'MAX_IMAGES', 3)
+    world.living('h1')
+    reports.add_images('agent-h1', _told('h1', 'a', 'b'))
+    assert _names(world, 'h1') == []
+
+    reports.add_images('agent-h1', _told('h1', 'c', full=False))
+
+    assert _names(world, 'h1') == ['a', 'b', 'c']
+
+
+def test_what_is_told_later_is_not_written_before_what_is_being_written(
+    world: World, reports: intake.Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.living('h1')
+    record_all = caches.Caches.record_all
+    writing, may_write = threading.Event(), threading.Event()
+    written: list[list[str]] = []
+
+    def write_slowly(store: caches.Caches, told: Iterable[caches.Report]) -> None:
+        some = list(told)
+        writing.set()
+        assert may_write.wait(WAIT_SECONDS)
+        written.append([image.name for report in some for image in report.images])
+        record_all(store, some)
+
+    monkeypatch.setattr(caches.Caches, 'record_all', write_slowly)
+    reports.add_images('agent-h1', _told('h1', 'a'))
+    first = threading.Thread(target=reports.write_images)
+    first.start()
+    assert writing.wait(WAIT_SECONDS)
+    reports.add_images('agent-h1', _told('h1', 'b'))
+    second = threading.Thread(target=reports.write_images)
+    second.start()
+    may_write.set()
+    for thread in (first, second):
+        thread.join(WAIT_SECONDS)
+
+    assert written == [['a'], ['b']]
+    assert _names(world, 'h1') == ['b']

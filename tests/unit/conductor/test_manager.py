@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What computes tell and ask a conductor."""
 
+import dataclasses
+import datetime
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.conductor import intake, manager
+from nova_precache.db import caches
 from tests.unit.conftest import World
 
 CTXT = context.admin_context()
@@ -24,7 +27,7 @@ STATE = {
 
 @pytest.fixture
 def reports(world: World) -> intake.Intake:
-    return intake.Intake(world.agents, world.jobs)
+    return intake.Intake(world.agents, world.jobs, caches.Caches(world.database))
 
 
 @pytest.fixture
@@ -159,3 +162,92 @@ def test_a_job_may_begin_under_its_epoch_alone(
 
 def test_a_token_is_fresh(endpoint: manager.CellEndpoint) -> None:
     assert endpoint.get_token(CTXT) == 'fresh-token'
+
+
+@pytest.mark.parametrize(('told', 'rate'), [({'rate_bytes': 7}, 7), ({}, None)])
+def test_progress_may_tell_how_fast_it_goes_on(
+    endpoint: manager.CellEndpoint,
+    reports: intake.Intake,
+    told: dict[str, int],
+    rate: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted: list[Any] = []
+    monkeypatch.setattr(reports, 'add_progress', noted.append)
+
+    endpoint.report_progress(
+        CTXT, 'j1', 1, 1, {'status': 'downloading', 'bytes_done': 4, 'bytes_total': 9, **told}
+    )
+
+    assert [each.progress for each in noted] == [
+        model.Progress(model.TaskStatus.DOWNLOADING, 4, 9, rate)
+    ]
+
+
+IMAGE = {
+    'name': 'a',
+    'size_bytes': 2**40,
+    'disk_bytes': 5,
+    'touched_at': '2026-01-02T03:04:05.678901Z',
+    'used_by': 2,
+}
+
+
+def test_what_a_host_has_cached_is_kept(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    endpoint.register(CTXT, STATE)
+    old = {**IMAGE, 'name': 'b', 'touched_at': '2026-01-02T04:04:05+01:00', 'colour': 'blue'}
+    del old['used_by']
+
+    endpoint.report_images(CTXT, 'h1', 'agent-1', [IMAGE, old], [], True, mood='fine')
+    reports.write_images()
+
+    first, second = caches.Caches(world.database).of_host('h1')
+    touched_at = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001
+    assert dataclasses.replace(first, reported_at=None) == model.CachedImage(
+        'h1', 'a', None, 2**40, 5, touched_at, 2
+    )
+    assert (second.touched_at, second.used_by) == (touched_at.replace(microsecond=0), None)
+
+
+def test_changes_of_a_cache_and_parts_of_a_full_report_are_kept(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    def names() -> list[str]:
+        reports.write_images()
+        return [each.name for each in caches.Caches(world.database).of_host('h1')]
+
+    endpoint.register(CTXT, STATE)
+    endpoint.report_images(CTXT, 'h1', 'agent-1', [IMAGE, {**IMAGE, 'name': 'b'}], [], True)
+    assert names() == ['a', 'b']
+
+    endpoint.report_images(CTXT, 'h1', 'agent-1', [{**IMAGE, 'name': 'c'}], ['a'], False)
+    assert names() == ['b', 'c']
+
+    endpoint.report_images(CTXT, 'h1', 'agent-1', [], [], True, after='b', until=None)
+    assert names() == ['b']
+
+
+@pytest.mark.parametrize('name', ['', f'{"a" * 40}_{"9" * 24}'])
+def test_a_name_that_cannot_be_kept_keeps_no_other_from_it(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake, name: str
+) -> None:
+    endpoint.register(CTXT, STATE)
+
+    endpoint.report_images(CTXT, 'h1', 'agent-1', [{**IMAGE, 'name': name}, IMAGE], [], True)
+    reports.write_images()
+
+    assert [each.name for each in caches.Caches(world.database).of_host('h1')] == ['a']
+
+
+def test_another_agent_than_the_registered_one_tells_nothing_of_a_cache(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    endpoint.register(CTXT, STATE)
+
+    endpoint.report_images(CTXT, 'h1', 'agent-2', [IMAGE], [], True)
+    reports.write_images()
+
+    assert caches.Caches(world.database).of_host('h1') == []
+    assert caches.Caches(world.database).known_hosts() == frozenset()

@@ -104,3 +104,35 @@ def test_what_the_image_is_comes_before_what_the_host_is() -> None:
         ('h1', 'i1'): ('error', 'was deleted'),
         ('h1', 'i2'): ('unsupported', 'the pin is too low'),
     }
+
+
+def test_with_hosts_that_are_waited_for_one_that_is_down_is_queued_and_says_why() -> None:
+    waits = dataclasses.replace(REQUEST, options=model.RequestOptions(wait_for_down_hosts=True))
+    facts = dataclasses.replace(FACTS, down={'h2': 'host down: it has never reported'})
+
+    outcomes = {(t.host, t.image_id): (t.status, t.reason) for t in planner.plan(waits, facts)}
+
+    assert outcomes['h2', 'i1'] == ('queued', 'host down: it has never reported')
+    assert outcomes['h1', 'i1'] == ('queued', None)
+
+
+def test_a_host_that_is_not_mapped_is_not_waited_for() -> None:
+    waits = dataclasses.replace(REQUEST, options=model.RequestOptions(wait_for_down_hosts=True))
+    facts = dataclasses.replace(FACTS, cells={'h1': 'cell-1'}, down={'h2': 'host down'})
+
+    outcomes = {task.host: task.status for task in planner.plan(waits, facts)}
+
+    assert outcomes == {'h2': 'skipped', 'h1': 'queued'}
+
+
+def test_a_plan_made_anew_has_the_given_tasks_alone_and_skips_hosts_that_left() -> None:
+    queued = [
+        model.Task(number, 'r1', host, None, image_id, 'queued')
+        for number, (host, image_id) in enumerate([('h2', 'i2'), ('h1', 'i1')])
+    ]
+    facts = dataclasses.replace(FACTS, left={'h1'})
+
+    assert list(planner.replan(REQUEST, queued, facts)) == [
+        plans.PlannedTask('h2', 'cell-2', 'i2'),
+        plans.PlannedTask('h1', 'cell-1', 'i1', 'skipped', planner.LEFT, bytes_total=100),
+    ]

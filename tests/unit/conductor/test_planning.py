@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
+from nova_precache.conductor import planner
 from nova_precache.db import models, plans, requests
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import LONG_AGO
@@ -25,7 +26,7 @@ class _Asked:
 def _ask(parts: Parts, hosts: Sequence[str], images: int = 1, **fields: object) -> _Asked:
     aggregate = parts.world.aggregate(hosts)
     made = [parts.images.add(b'some data').id for _ in range(images)]
-    new = requests.NewRequest(aggregate, tuple(made), **fields)  # type: ignore[arg-type]
+    new = requests.NewRequest(images=tuple(made), aggregate=aggregate, **fields)  # type: ignore[arg-type]
     return _Asked(parts.world.requests.accept(new), aggregate, made)
 
 
@@ -263,3 +264,149 @@ def test_a_plan_broken_off_in_its_middle_is_completed_by_another_conductor(parts
 
     assert _reasons(parts, asked) == dict.fromkeys(('h1', 'h2', 'h3'), ('queued', None))
     assert len(parts.world.all_jobs()) == 3
+
+
+# Hosts that a request names itself
+
+
+def _ask_for_hosts(parts: Parts, *hosts: str, **options: object) -> _Asked:
+    image = parts.images.add(b'some data').id
+    new = requests.NewRequest(
+        images=(image,),
+        hosts=hosts,
+        options=model.RequestOptions(**options),  # type: ignore[arg-type]
+    )
+    aggregate = model.Aggregate(0, '', '')
+    return _Asked(parts.world.requests.accept(new), aggregate, [image])
+
+
+def test_hosts_that_a_request_names_are_planned_in_its_order_and_unknown_ones_skipped(
+    parts: Parts,
+) -> None:
+    for host in ('h1', 'h2'):
+        parts.world.living(host)
+    asked = _ask_for_hosts(parts, 'h2', 'unknown', 'h1')
+
+    assert parts.planning().plan_next()
+
+    assert list(_reasons(parts, asked).items()) == [
+        ('h2', ('queued', None)),
+        ('unknown', ('skipped', 'host is not mapped to a cell')),
+        ('h1', ('queued', None)),
+    ]
+
+
+def test_a_host_that_is_waited_for_is_planned_though_not_all_had_time_to_report(
+    parts: Parts,
+) -> None:
+    parts.world.living('h1')
+    parts.world.dead('h1')
+    parts.settled = False
+    asked = _ask_for_hosts(parts, 'h1', wait_for_down_hosts=True)
+
+    assert parts.planning().plan_next()
+
+    [(status, reason)] = _reasons(parts, asked).values()
+    assert (status, reason) == (
+        'queued',
+        f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}',
+    )
+    assert parts.world.status(asked.request) == 'planned'
+
+
+# Requests that were steered before they had a plan, or after
+
+
+def test_a_request_that_was_paused_before_is_planned_and_paused_then(parts: Parts) -> None:
+    asked = _ask(parts, ['h1'])
+    parts.world.requests.get(asked.request.id)
+    parts.steering.pause(asked.request.id)
+
+    assert parts.planning().plan_next()
+
+    assert parts.world.status(asked.request) == 'paused'
+    assert _reasons(parts, asked) == {'h1': ('queued', None)}
+    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert not parts.planning().plan_next()
+
+
+def _fail_all(parts: Parts, asked: _Asked) -> None:
+    """Have every host of a request but the first fail."""
+    parts.planning().plan_next()
+    outcomes = iter([model.ImageOutcome('cached')])
+    while (claim := parts.world.jobs.claim('c1', limit=5)) is not None:
+        assigned = parts.world.jobs.assign('c1', claim.host)
+        assert assigned is not None
+        assert parts.world.jobs.begin(assigned.job_id, assigned.epoch)
+        outcome = next(outcomes, model.ImageOutcome('error', 'unsafe image'))
+        parts.tracker.attempted(assigned, outcome)
+        parts.world.jobs.release('c1', claim.host)
+    assert parts.world.status(asked.request) == 'partial'
+
+
+def test_a_retry_plans_what_failed_and_leaves_what_succeeded(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2', 'h3'])
+    _fail_all(parts, asked)
+    parts.world.living('h4')
+    parts.world.inventory.add_host(asked.aggregate.id, 'h4')
+
+    parts.steering.retry(asked.request.id)
+    assert parts.planning(chunk_tasks=1).plan_next()
+
+    assert _reasons(parts, asked) == {
+        'h1': ('cached', None),
+        'h2': ('queued', None),
+        'h3': ('queued', None),
+    }
+    assert {parts.serve(), parts.serve()} == {'h2', 'h3'}
+    assert parts.world.status(asked.request) == 'completed'
+
+
+def test_a_retry_skips_hosts_that_left_the_aggregate_or_are_down(parts: Parts) -> None:
+    asked = _ask(parts, ['h1', 'h2', 'h3', 'h4'])
+    _fail_all(parts, asked)
+    parts.world.inventory.remove_host(asked.aggregate.id, 'h2')
+    parts.world.dead('h3')
+
+    parts.steering.retry(asked.request.id)
+    assert parts.planning().plan_next()
+
+    reasons = _reasons(parts, asked)
+    assert reasons['h2'] == ('skipped', planner.LEFT)
+    assert reasons['h3'][0] == 'skipped'
+    assert reasons['h4'] == ('queued', None)
+
+
+def test_a_retry_of_a_request_whose_aggregate_was_deleted_goes_on_as_it_was_planned(
+    parts: Parts,
+) -> None:
+    asked = _ask(parts, ['h1', 'h2'])
+    _fail_all(parts, asked)
+    for host in ('h1', 'h2'):
+        parts.world.inventory.remove_host(asked.aggregate.id, host)
+    parts.world.inventory.delete_aggregate(asked.aggregate.id)
+
+    parts.steering.retry(asked.request.id)
+    assert parts.planning().plan_next()
+
+    assert _reasons(parts, asked)['h2'] == ('queued', None)
+
+
+def test_a_request_that_is_cancelled_while_it_is_planned_ends_with_what_was_planned(
+    parts: Parts,
+) -> None:
+    asked = _ask(parts, ['h1', 'h2', 'h3'])
+    chunks = iter(range(9))
+
+    def cancel_after_the_first() -> bool:
+        if next(chunks) == 1:
+            parts.steering.cancel(asked.request.id)
+        return False
+
+    parts.planning(chunk_tasks=1).plan_next(cancel_after_the_first)
+    parts.helm().look()
+    parts.tracker.complete(parts.world.requests.ids_to_complete())
+
+    assert parts.world.requests.get(asked.request.id).counts == {'cancelled': 1}
+    assert parts.world.status(asked.request) == 'cancelled'
+    assert not parts.planning().plan_next()

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the API tells conductors of work: once, and without waiting for a silent broker."""
 
+import datetime
+import queue
 import threading
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from nova_precache import context, exception
+from nova_precache import conf as options
+from nova_precache import context, exception, model, rpc
+from nova_precache.compute import reporter
 from nova_precache.conductor import rpcapi
 
 CTXT = context.admin_context()
@@ -77,3 +83,87 @@ def test_a_silent_broker_is_not_waited_for_and_gets_one_cast_at_a_time(
     assert broker.casts == 1
     broker.answers.set()
     assert broker.done.acquire(timeout=WAIT_SECONDS)
+
+
+# What a compute tells
+
+
+class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
+    """Takes what computes tell of their caches and of their progress."""
+
+    def __init__(self) -> None:
+        self.told: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def report_images(self, ctxt: context.RequestContext, **told: Any) -> None:
+        self.told.put(told)
+
+    def report_progress(self, ctxt: context.RequestContext, **told: Any) -> None:
+        self.told.put(told)
+
+
+@pytest.fixture
+def transport() -> rpc.Transport:
+    return rpc.connect(options.new(config_files=[]), f'fake:///{uuid.uuid4().hex}')
+
+
+@pytest.fixture
+def conductor(transport: rpc.Transport) -> Iterator[Conductor]:
+    endpoint = Conductor()
+    server = transport.server(rpcapi.TOPIC, 'conductor', [endpoint])
+    server.start()
+    yield endpoint
+    server.stop()
+
+
+def _reporter(transport: rpc.Transport, cap: str | None = None) -> rpcapi.ConductorReporter:
+    return rpcapi.ConductorReporter(transport, cap, WAIT_SECONDS)
+
+
+TOUCHED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001 - in UTC
+NEWS = reporter.CacheNews(
+    [model.CachedImage('', 'b', None, 2**40, 5, TOUCHED, 2)],
+    removed=('c',),
+    full=True,
+    after='a',
+    until='d',
+)
+
+
+def test_what_is_in_a_cache_is_told_in_plain_words(
+    transport: rpc.Transport, conductor: Conductor
+) -> None:
+    _reporter(transport).report_images('h1', 'agent-1', NEWS)
+
+    assert conductor.told.get(timeout=WAIT_SECONDS) == {
+        'host': 'h1',
+        'agent_id': 'agent-1',
+        'images': [
+            {
+                'name': 'b',
+                'size_bytes': 2**40,
+                'disk_bytes': 5,
+                'touched_at': '2026-01-02T03:04:05.678901Z',
+                'used_by': 2,
+            }
+        ],
+        'removed': ['c'],
+        'full': True,
+        'after': 'a',
+        'until': 'd',
+    }
+
+
+def test_a_conductor_of_the_first_release_is_told_of_progress_and_not_of_a_cache(
+    transport: rpc.Transport, conductor: Conductor
+) -> None:
+    old = _reporter(transport, '1.0')
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 4, 9, rate_bytes=3)
+
+    old.report_images('h1', 'agent-1', NEWS)
+    old.report_progress('j1', 1, 2, progress)
+
+    told = conductor.told.get(timeout=WAIT_SECONDS)
+    assert told['progress'] == {
+        'status': 'downloading', 'bytes_done': 4, 'bytes_total': 9, 'rate_bytes': 3,
+    }  # fmt: skip
+    assert conductor.told.empty()

@@ -43,17 +43,22 @@ def brokers(world: World, conf: Any) -> transports.CellTransports:
 
 @pytest.fixture
 def conductor(world: World, conf: Any, brokers: transports.CellTransports) -> service.Conductor:
-    nothing: Any = types.SimpleNamespace(write_progress=None, write_states=None, wake=None)
+    nothing: Any = types.SimpleNamespace(
+        write_progress=None, write_states=None, write_images=None, wake=None
+    )
     return service.Conductor(
         conductor_id=str(uuid.uuid4()),
         dispatch=nothing,
+        helm=nothing,
         announce=nothing,
         reports=nothing,
         job_store=world.jobs,
         api_transport=rpc.connect(conf, 'fake:///api'),
         cell_transports=brokers,
         cell_endpoint=Endpoint,  # type: ignore[arg-type]
-        periods=service.Periods(60, 60, 60, 60, purge=lambda: None),
+        periods=service.Periods(
+            60, 60, 60, 60, purge=lambda: None, pin_seconds=60, keep_pins=lambda: None
+        ),
     )
 
 

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is announced: a start, each host once, and always an end."""
 
+import dataclasses
+import datetime
+
+import pytest
+
 from nova_precache import model
+from nova_precache.conductor import tracker
 from nova_precache.db import jobs, plans, requests
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import BROKEN, CACHED, PLANNER
+
+SOON = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=1)
 
 
 def _attempt(parts: Parts, outcome: model.ImageOutcome) -> jobs.Assignment:
@@ -16,7 +24,7 @@ def _attempt(parts: Parts, outcome: model.ImageOutcome) -> jobs.Assignment:
 
 def test_a_planned_request_is_announced_with_the_aggregate_as_it_is(parts: Parts) -> None:
     aggregate = parts.world.aggregate(['h1'])
-    new = requests.NewRequest(aggregate, ('i1',))
+    new = requests.NewRequest(images=('i1',), aggregate=aggregate)
     request = parts.world.requests.accept(new)
     parts.world.requests.next_to_plan(PLANNER)
     parts.world.plan(request, ['h1'])
@@ -142,3 +150,72 @@ def test_a_dead_cell_ends_the_jobs_that_have_no_attempt_left(parts: Parts) -> No
 
     assert set(parts.world.statuses(request).values()) == {'error'}
     assert parts.announced.events() == ['start', 'progress', 'progress', 'end']
+
+
+def test_a_dead_cell_ends_its_jobs_though_they_are_many(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, 'CELL_BATCH_JOBS', 2)
+    request = parts.world.planned([f'h{number}' for number in range(5)], ['i1'])
+
+    parts.tracker.cell_failed(parts.world.cell.uuid, BROKEN)
+
+    assert set(parts.world.statuses(request).values()) == {'retry_wait'}
+
+
+def test_the_jobs_of_a_dead_cell_that_wait_for_their_hosts_do_not_end(parts: Parts) -> None:
+    request = parts.world.planned(
+        ['h1'], ['i1'], options=model.RequestOptions(wait_for_down_hosts=True, deadline=SOON)
+    )
+    for _ in range(POLICY.max_attempts + 1):
+        parts.tracker.cell_failed(parts.world.cell.uuid, BROKEN)
+        parts.world.make_due()
+
+    assert parts.world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
+
+
+# Requests of which one task decides over the others
+
+
+def test_when_the_canary_has_failed_the_others_are_cancelled_at_once(parts: Parts) -> None:
+    request = parts.world.planned(
+        ['h1', 'h2', 'h3'], ['i1'], options=model.RequestOptions(canary=1)
+    )
+
+    _attempt(parts, model.ImageOutcome('error', 'unsafe image'))
+
+    assert parts.world.requests.get(request.id).counts == {'cancelled': 2, 'error': 1}
+    assert parts.world.status(request) == 'failed'
+    assert parts.announced.events() == ['start', *['progress'] * 3, 'end']
+
+
+def test_the_canary_that_succeeds_lets_the_others_begin(parts: Parts) -> None:
+    request = parts.world.planned(['h1', 'h2'], ['i1'], options=model.RequestOptions(canary=1))
+
+    assert [_attempt(parts, CACHED).host for _ in range(2)] == ['h1', 'h2']
+
+    assert parts.world.status(request) == 'completed'
+
+
+def test_a_request_without_such_options_is_looked_at_once_and_never_checked(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    outline = parts.world.requests.outline
+
+    def count(request_id: str) -> model.CacheRequest:
+        looked.append(request_id)
+        return outline(request_id)
+
+    quiet = tracker.Tracker(
+        parts.world.jobs, parts.world.requests, parts.steering, lambda: None, POLICY
+    )
+    parts = dataclasses.replace(parts, tracker=quiet)
+    monkeypatch.setattr(parts.world.requests, 'outline', count)
+    monkeypatch.setattr(parts.steering, 'check', None)
+    request = parts.world.planned(['h1', 'h2', 'h3'], ['i1'])
+
+    for _ in range(3):
+        _attempt(parts, CACHED)
+
+    assert looked == [request.id]
