@@ -10,14 +10,17 @@ import time
 import uuid
 from collections.abc import Callable
 from importlib import metadata
+from typing import Protocol
 
 from keystoneauth1 import loading
 from oslo_config import cfg
 
-from nova_precache import context, exception, model, policy, rpc
+from nova_precache import context, exception, metrics, model, policy, rpc
 from nova_precache.api import app, auth, call
 from nova_precache.cells import inventory, transports
 from nova_precache.compute import agent, manager, transfers
+from nova_precache.compute import inventory as compute_inventory
+from nova_precache.compute import metrics as compute_metrics
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import (
     announcer,
@@ -25,14 +28,28 @@ from nova_precache.conductor import (
     caller,
     dispatcher,
     intake,
+    orders,
     planning,
     retry,
     service,
     tracker,
 )
 from nova_precache.conductor import manager as conductor_manager
+from nova_precache.conductor import metrics as conductor_metrics
+from nova_precache.conductor import pins as conductor_pins
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.db import agents, announcements, jobs, requests
+from nova_precache.conductor import steering as conductor_steering
+from nova_precache.db import (
+    agents,
+    announcements,
+    caches,
+    census,
+    jobs,
+    pins,
+    requests,
+    returning,
+    steering,
+)
 from nova_precache.db import session as db_session
 from nova_precache.image import glance
 from nova_precache.image import service as image_service
@@ -57,8 +74,32 @@ def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> reques
 
 
 def _conductor_cap(conf: cfg.ConfigOpts) -> str | None:
-    oldest = newest = conductor_rpcapi.VERSION
+    newest, oldest = conductor_rpcapi.VERSION, conductor_rpcapi.OLDEST_VERSION
     return rpc.version_cap('conductor', conf.upgrade_levels.conductor, newest, oldest)
+
+
+def _compute_cap(conf: cfg.ConfigOpts) -> str | None:
+    return rpc.version_cap('compute', conf.upgrade_levels.compute, compute_rpcapi.VERSION)
+
+
+def _compute_api(
+    conf: cfg.ConfigOpts,
+    transport: rpc.Transport,
+    cap: str | None,
+    answer_seconds: float | None = None,
+) -> compute_rpcapi.ComputeAPI:
+    return compute_rpcapi.ComputeAPI(
+        transport,
+        version_cap=cap,
+        connect_retries=conf.conductor.rpc_connect_retries,
+        timeout_seconds=conf.long_rpc_timeout,
+        monitor_seconds=answer_seconds or conf.rpc_response_timeout,
+    )
+
+
+def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
+    """Build what serves the metrics of this process, if a port is set."""
+    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
 
 
 def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.Agents:
@@ -70,12 +111,19 @@ def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.A
 
 def api_application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
     """Build the WSGI application."""
-    conductor = conductor_rpcapi.ConductorAPI(rpc.connect(conf), _conductor_cap(conf))
+    transport = rpc.connect(conf)
+    conductor = conductor_rpcapi.ConductorAPI(transport, _conductor_cap(conf))
     services = call.Services(
         inventory=inventory.Inventory(database),
         requests=request_store(conf, database),
+        steering=steering.Steering(database),
+        agents=agent_store(conf, database),
+        caches=caches.Caches(database),
+        rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
+        pins=pins.Pins(database),
         images_for=_callers_images(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
+        why_unsupported=_compute_api(conf, transport, _compute_cap(conf)).why_unsupported,
         enforcer=policy.Enforcer(conf),
     )
     return app.build(conf, services)
@@ -128,27 +176,49 @@ def service_images(conf: cfg.ConfigOpts) -> glance.GlanceImageService:
 # The conductor
 
 
-def conductor(conf: cfg.ConfigOpts, database: db_session.Database) -> service.Conductor:
-    """Build a conductor with an identity of its own."""
-    return _ConductorParts(conf, database).conductor()
+def conductor(
+    conf: cfg.ConfigOpts,
+    database: db_session.Database,
+    exposed: metrics.Exposition | None = None,
+) -> service.Conductor:
+    """Build a conductor with an identity of its own.
+
+    :param exposed: the metrics of this process, which whoever runs it serves
+    """
+    return ConductorParts(conf, database, exposed or exposition(conf)).conductor()
 
 
-class _ConductorParts:
-    """What the parts of one conductor share."""
+class OwnImages(image_service.ImageService, Protocol):
+    """The image service as a conductor sees it, and as it lets computes see it."""
 
-    def __init__(self, conf: cfg.ConfigOpts, database: db_session.Database) -> None:
+    def endpoint(self) -> str | None:
+        """Give where it is."""
+
+    def token(self, *, fresh: bool = False) -> str | None:
+        """Give a token for it."""
+
+
+class ConductorParts:
+    """What the parts of one conductor share.
+
+    :ivar images: the image service as the conductor sees it
+    :ivar computes: gives the client of a cell's computes by its uuid
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, database: db_session.Database, exposed: metrics.Exposition
+    ) -> None:
         self.conf = conf
-        self.compute_cap = rpc.version_cap(
-            'compute', conf.upgrade_levels.compute, compute_rpcapi.VERSION
-        )
+        self.database = database
+        self.compute_cap = _compute_cap(conf)
         self.id = str(uuid.uuid4())
         self.started = time.monotonic()
         self.inventory = inventory.Inventory(database)
         self.requests = request_store(conf, database)
         self.agents = agent_store(conf, database)
         self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
-        self.intake = intake.Intake(self.agents, self.jobs)
-        self.images = service_images(conf)
+        self.intake = intake.Intake(self.agents, self.jobs, caches.Caches(database))
+        self.images: OwnImages = service_images(conf)
         self.policy = retry.RetryPolicy(
             conf.image_cache.precache_max_attempts,
             conf.image_cache.retry_delay_seconds,
@@ -165,14 +235,29 @@ class _ConductorParts:
             self.inventory,
             emitter.MessagingEmitter(conf),
             conf.conductor.poll_interval_seconds,
+            sends_ours=conf.notifications.precache_notifications,
         )
-        self.tracker = tracker.Tracker(self.jobs, self.requests, self.announcer.wake, self.policy)
+        self.steering = steering.Steering(database)
+        self.computes: Callable[[str], caller.ComputeClient] = self._measured_compute
+        self.counters = conductor_metrics.Counters(exposed.registry)
+        counted = census.Census(database, conf.service_down_time)
+        exposed.registry.register(conductor_metrics.StateCollector(counted.take, time.monotonic))
+        self.tracker = tracker.Tracker(
+            self.jobs,
+            self.requests,
+            self.steering,
+            self.announcer.wake,
+            self.policy,
+            count=self.counters.ended,
+        )
 
     def conductor(self) -> service.Conductor:
         options = self.conf.conductor
+        dispatch = self._dispatcher()
         return service.Conductor(
             conductor_id=self.id,
-            dispatch=self._dispatcher(),
+            dispatch=dispatch,
+            helm=self._helm(dispatch.wake),
             announce=self.announcer,
             reports=self.intake,
             job_store=self.jobs,
@@ -185,6 +270,8 @@ class _ConductorParts:
                 heartbeat_seconds=options.heartbeat_write_interval_seconds,
                 cells_seconds=options.cell_refresh_seconds,
                 purge=self._purge,
+                pin_seconds=options.pin_interval_seconds,
+                keep_pins=self._reconciler(dispatch.wake).run,
             ),
         )
 
@@ -201,6 +288,45 @@ class _ConductorParts:
             limit=self.conf.image_cache.precache_concurrency,
             poll_seconds=self.conf.conductor.poll_interval_seconds,
             stop_seconds=self.conf.conductor.stop_timeout_seconds,
+            count_takeover=self.counters.taken_over,
+        )
+
+    def _helm(self, freed: Callable[[], None]) -> conductor_steering.Helm:
+        return conductor_steering.Helm(
+            store=self.steering,
+            hosts=returning.Returning(self.database, self.conf.service_down_time),
+            track=self.tracker,
+            tell=orders.Orders(
+                store=self.steering,
+                job_store=self.jobs,
+                agent_store=self.agents,
+                track=self.tracker,
+                computes=self._steered_compute,
+                breakers=self.breakers,
+                clock=time.monotonic,
+                freed=freed,
+            ),
+            poll_seconds=self.conf.conductor.poll_interval_seconds,
+            freed=freed,
+        )
+
+    def _reconciler(self, wake: Callable[[], None]) -> conductor_pins.Reconciler:
+        return conductor_pins.Reconciler(
+            conductor_id=self.id,
+            request_store=self.requests,
+            pin_store=pins.Pins(self.database),
+            cache_store=caches.Caches(self.database),
+            aggregates=self.inventory,
+            agent_store=self.agents,
+            images=self.images,
+            rules=conductor_pins.Rules(
+                interval_seconds=self.conf.conductor.pin_interval_seconds,
+                hosts_per_round=self.conf.image_cache.pin_hosts_per_round,
+                minimum_age_seconds=(
+                    self.conf.image_cache.remove_unused_original_minimum_age_seconds
+                ),
+            ),
+            wake=wake,
         )
 
     def _planning(self) -> planning.Planning:
@@ -222,24 +348,25 @@ class _ConductorParts:
             job_store=self.jobs,
             agent_store=self.agents,
             track=self.tracker,
-            computes=self._compute,
+            computes=self.computes,
             images=self.images,
             access=lambda: (self.images.endpoint(), self.images.token()),
             breakers=self.breakers,
         )
 
-    def _compute(self, cell_uuid: str) -> compute_rpcapi.ComputeAPI:
-        return self._compute_api(self.transports.get(cell_uuid))
+    def _measured_compute(self, cell_uuid: str) -> caller.ComputeClient:
+        computes = self._compute_api(self.transports.get(cell_uuid))
+        return conductor_metrics.MeasuredCompute(computes, cell_uuid, self.counters, time.monotonic)
+
+    def _steered_compute(self, cell_uuid: str) -> compute_rpcapi.ComputeAPI:
+        """Give a client whose short calls are answered soon, or count as unanswered."""
+        return self._compute_api(self.transports.get(cell_uuid), orders.ANSWER_SECONDS)
 
     @functools.cache  # noqa: B019 - one client a transport, for the life of the process
-    def _compute_api(self, transport: rpc.Transport) -> compute_rpcapi.ComputeAPI:
-        return compute_rpcapi.ComputeAPI(
-            transport,
-            version_cap=self.compute_cap,
-            connect_retries=self.conf.conductor.rpc_connect_retries,
-            timeout_seconds=self.conf.long_rpc_timeout,
-            monitor_seconds=self.conf.rpc_response_timeout,
-        )
+    def _compute_api(
+        self, transport: rpc.Transport, answer_seconds: float | None = None
+    ) -> compute_rpcapi.ComputeAPI:
+        return _compute_api(self.conf, transport, self.compute_cap, answer_seconds)
 
     def _cell_endpoint(self, cell_uuid: str) -> conductor_manager.CellEndpoint:
         return conductor_manager.CellEndpoint(
@@ -266,9 +393,12 @@ class _ConductorParts:
 # The compute
 
 
-def compute_agent(conf: cfg.ConfigOpts) -> agent.Agent:
+def compute_agent(
+    conf: cfg.ConfigOpts, computes: compute_metrics.Computes | None = None
+) -> agent.Agent:
     """Build the compute of ``[DEFAULT] host``.
 
+    :param computes: measures those of this process
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
     transport = rpc.connect(conf)
@@ -277,13 +407,27 @@ def compute_agent(conf: cfg.ConfigOpts) -> agent.Agent:
     )
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     running = transfers.Transfers()
-    endpoint = manager.ComputeManager(conf.host, driver, reporter, _calls_images(conf), running)
+    measured = (computes or compute_metrics.Computes(exposition(conf).registry)).host(
+        conf.host, driver.cache_report
+    )
+    endpoint = manager.ComputeManager(
+        conf.host, driver, reporter, _calls_images(conf), running, measured.measured
+    )
+    identity = _identity(conf)
     return agent.Agent(
-        identity=_identity(conf),
+        identity=identity,
         driver=driver,
         conductor=reporter,
         server=transport.server(compute_rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
+        images=compute_inventory.Inventory(
+            host=conf.host,
+            agent_id=identity['agent_id'],
+            driver=driver,
+            conductor=reporter,
+            changes_seconds=conf.report_interval,
+            full_seconds=conf.image_cache.inventory_interval_seconds,
+        ),
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )

@@ -7,7 +7,16 @@ gets a choice of them.
 """
 
 from nova_precache.api import dispatch, microversion
-from nova_precache.api.handlers import aggregates, images, requests, versions
+from nova_precache.api.handlers import (
+    aggregates,
+    estimate,
+    hosts,
+    images,
+    openapi,
+    pins,
+    requests,
+    versions,
+)
 
 VERSION_DOCUMENTS: dispatch.Table = {
     '/': {dispatch.ANY_METHOD: versions.index},
@@ -15,6 +24,7 @@ VERSION_DOCUMENTS: dispatch.Table = {
     '/v2.1/': {dispatch.ANY_METHOD: versions.compute},
     '/v1': {'GET': versions.precache, 'HEAD': versions.precache},
     '/v1/': {'GET': versions.precache, 'HEAD': versions.precache},
+    '/v1/openapi.json': {'GET': openapi.show},
 }
 
 CHOICES: dispatch.Table = {r'/{path:[\s\S]*}': {dispatch.ANY_METHOD: versions.choices}}
@@ -38,9 +48,24 @@ _COMPUTE: dispatch.Table = {
     '/v2.1/os-aggregates/{id}/images': {'POST': images.create},
 }
 _PRECACHE: dispatch.Table = {
-    '/v1/requests': {'GET': requests.index},
+    '/v1/requests': {'GET': requests.index, 'POST': requests.create},
     '/v1/requests/{id}': {'GET': requests.show},
+    '/v1/requests/{id}/action': {
+        'POST': {
+            'cancel': requests.cancel,
+            'pause': requests.pause,
+            'resume': requests.resume,
+            'retry': requests.retry,
+        }
+    },
     '/v1/requests/{id}/tasks': {'GET': requests.tasks},
+    '/v1/estimate': {'POST': estimate.create},
+    '/v1/hosts': {'GET': hosts.index},
+    '/v1/hosts/{host}': {'GET': hosts.show},
+    '/v1/hosts/{host}/images': {'GET': hosts.images},
+    '/v1/images/{id}/hosts': {'GET': hosts.of_image},
+    '/v1/pins': {'GET': pins.index, 'POST': pins.create},
+    '/v1/pins/{id}': {'GET': pins.show, 'DELETE': pins.delete},
 }
 
 

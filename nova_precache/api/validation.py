@@ -9,6 +9,7 @@ import jsonschema
 from oslo_utils import uuidutils
 
 from nova_precache import exception, model
+from nova_precache.api import times
 
 _FORMATS = jsonschema.FormatChecker(formats=())
 # Nova's regular expressions stop short of this one, and so of all rarer scripts.
@@ -23,13 +24,24 @@ class InvalidName(exception.InvalidInput):
 
 
 def check_body(body: Any, schema: model.Json) -> None:
-    """Check the body of a request.
+    """Check the body of a request, as Nova does.
 
     :raises nova_precache.exception.InvalidInput: naming the innermost field at fault
     """
     error = _find_error(body, schema)
     if error is not None:
         field = error.path[-1] if error.path else None
+        raise _to_invalid(error, 'field/attribute', field)
+
+
+def check_document(body: Any, schema: model.Json) -> None:
+    """Check the body of a request of /v1.
+
+    :raises nova_precache.exception.InvalidInput: naming the field at fault with its path
+    """
+    error = _find_error(body, schema)
+    if error is not None:
+        field = '.'.join(map(str, error.path)) or None
         raise _to_invalid(error, 'field/attribute', field)
 
 
@@ -42,6 +54,13 @@ def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
     if error is not None:
         parameter = error.path[0] if error.path else None
         raise _to_invalid(error, 'query parameters', parameter)
+
+
+def refusal(field: str, value: object, why: str) -> exception.InvalidInput:
+    """Refuse what no schema can tell, in the words of :func:`check_body`."""
+    return exception.InvalidInput(
+        f'Invalid input for field/attribute {field}. Value: {value}. {why}'
+    )
 
 
 def to_integer(text: str, name: str) -> int:
@@ -77,6 +96,11 @@ def _to_invalid(
 @_FORMATS.checks('uuid')
 def _is_uuid(value: object) -> bool:
     return not isinstance(value, str) or uuidutils.is_uuid_like(value)
+
+
+@_FORMATS.checks('date-time', raises=ValueError)
+def _is_time(value: object) -> bool:
+    return not isinstance(value, str) or times.from_text(value) is not None
 
 
 @_FORMATS.checks('text')

@@ -5,6 +5,7 @@ import sys
 
 from nova_precache import backend, wiring
 from nova_precache.cmd import running
+from nova_precache.compute import metrics
 
 
 def main() -> None:
@@ -14,5 +15,6 @@ def main() -> None:
 def _main() -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.refuse_eventlet(conf, 'nova-precache-compute')
-    running.run([wiring.compute_agent(conf)])
+    exposed = wiring.exposition(conf)
+    running.run([exposed, wiring.compute_agent(conf, metrics.Computes(exposed.registry))])
     return 0

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from oslo_policy import policy
 
-from nova_precache.policies import aggregates, base, requests
+from nova_precache.policies import aggregates, base, estimate, hosts, pins, requests
 
 
 def list_rules() -> Sequence[policy.RuleDefault]:
     """Give every rule; also the entry point of oslo.policy's sample generator."""
-    return tuple(itertools.chain(base.list_rules(), aggregates.list_rules(), requests.list_rules()))
+    modules = (base, aggregates, requests, estimate, hosts, pins)
+    return tuple(itertools.chain.from_iterable(module.list_rules() for module in modules))

@@ -49,10 +49,4 @@ def _action_rule(name: str, description: str) -> policy.RuleDefault:
 
 
 def _admin_rule(name: str, description: str, method: str, path: str) -> policy.RuleDefault:
-    return policy.DocumentedRuleDefault(
-        name=name,
-        check_str=base.ADMIN,
-        description=description,
-        operations=[{'method': method, 'path': path}],
-        scope_types=['project'],
-    )
+    return base.operation(name, base.ADMIN, description, method, path)

@@ -9,6 +9,8 @@ CONTEXT_IS_ADMIN = 'context_is_admin'
 
 ADMIN = f'rule:{CONTEXT_IS_ADMIN}'
 PROJECT_READER_OR_ADMIN = 'rule:project_reader_or_admin'
+# Of what belongs to no project.
+READER_OR_ADMIN = f'role:reader or {ADMIN}'
 
 _RULES = (
     policy.RuleDefault(
@@ -69,3 +71,16 @@ _RULES = (
 
 def list_rules() -> Sequence[policy.RuleDefault]:
     return _RULES
+
+
+def operation(
+    name: str, check: str, description: str, method: str, path: str
+) -> policy.RuleDefault:
+    """Make the rule of one operation of the API."""
+    return policy.DocumentedRuleDefault(
+        name=name,
+        check_str=check,
+        description=description,
+        operations=[{'method': method, 'path': path}],
+        scope_types=['project'],
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see requests: readers those of their project, admins all."""
+"""Who may see and steer requests: readers see those of their project, admins do all."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,35 @@ from oslo_policy import policy
 
 from nova_precache.policies import base
 
+CREATE = 'image_precache:requests:create'
 LIST = 'image_precache:requests:list'
 SHOW = 'image_precache:requests:show'
 TASKS = 'image_precache:requests:tasks'
+CANCEL = 'image_precache:requests:cancel'
+PAUSE = 'image_precache:requests:pause'
+RESUME = 'image_precache:requests:resume'
+RETRY = 'image_precache:requests:retry'
+
+_ONE = '/v1/requests/{request_id}'
 
 
 def list_rules() -> Sequence[policy.RuleDefault]:
     return (
+        base.operation(CREATE, base.ADMIN, 'Ask for images on hosts', 'POST', '/v1/requests'),
         _reader_rule(LIST, 'List the requests', '/v1/requests'),
-        _reader_rule(SHOW, 'Show a request', '/v1/requests/{request_id}'),
-        _reader_rule(TASKS, 'List the tasks of a request', '/v1/requests/{request_id}/tasks'),
+        _reader_rule(SHOW, 'Show a request', _ONE),
+        _reader_rule(TASKS, 'List the tasks of a request', f'{_ONE}/tasks'),
+        _action_rule(CANCEL, 'Cancel a request'),
+        _action_rule(PAUSE, 'Pause a request'),
+        _action_rule(RESUME, 'Let a paused request go on'),
+        _action_rule(RETRY, 'Have what failed in a request be tried again'),
     )
 
 
 def _reader_rule(name: str, description: str, path: str) -> policy.RuleDefault:
-    return policy.DocumentedRuleDefault(
-        name=name,
-        check_str=base.PROJECT_READER_OR_ADMIN,
-        description=description,
-        operations=[{'method': 'GET', 'path': path}],
-        scope_types=['project'],
-    )
+    return base.operation(name, base.PROJECT_READER_OR_ADMIN, description, 'GET', path)
+
+
+def _action_rule(name: str, description: str) -> policy.RuleDefault:
+    action = name.rpartition(':')[2]
+    return base.operation(name, base.ADMIN, description, 'POST', f'{_ONE}/action ({action})')

@@ -19,10 +19,11 @@ import fasteners
 import yaml
 from oslo_config import cfg
 
-from nova_precache import concurrency, exception, wiring
+from nova_precache import concurrency, exception, metrics, wiring
 from nova_precache import conf as configuration
 from nova_precache.cells import inventory
 from nova_precache.compute import agent
+from nova_precache.compute import metrics as compute_metrics
 from nova_precache.conductor import service as conductor_service
 from nova_precache.db import schema, session
 from nova_precache.standalone import glance
@@ -64,6 +65,7 @@ class Standalone:
         self._lock = fasteners.InterProcessLock(str(self._state_dir / 'lock'))
         self._glance: glance.GlanceServer | None = None
         self._database: session.Database | None = None
+        self._exposed: metrics.Exposition | None = None
         self._conductor: conductor_service.Conductor | None = None
         self._agents: list[agent.Agent] = []
         self._api: server.HttpServer | None = None
@@ -104,6 +106,8 @@ class Standalone:
         concurrency.stop_all(self._agents)
         if self._conductor is not None:
             self._conductor.stop()
+        if self._exposed is not None:
+            self._exposed.stop()
         if self._database is not None:
             self._database.dispose()
         if self._glance is not None:
@@ -131,9 +135,11 @@ class Standalone:
         self._database = session.connect(conf)
         schema.sync(self._database)
         self._map_cells(self._database)
-        self._conductor = wiring.conductor(conf, self._database)
+        self._exposed = wiring.exposition(conf)
+        self._exposed.start()
+        self._conductor = wiring.conductor(conf, self._database, self._exposed)
         self._conductor.start()
-        self._start_agents(conf_path)
+        self._start_agents(conf_path, compute_metrics.Computes(self._exposed.registry))
         api = wiring.api_server(conf, self._database)
         api.start()
         self._api = api
@@ -172,12 +178,12 @@ class Standalone:
         """Name an exchange of this state directory alone: they are shared by a whole process."""
         return f'{uuid.uuid5(uuid.NAMESPACE_URL, str(self._state_dir))}-{name}'
 
-    def _start_agents(self, conf_path: pathlib.Path) -> None:
+    def _start_agents(self, conf_path: pathlib.Path, computes: compute_metrics.Computes) -> None:
         for host in self._hosts:
             conf = self._read_conf(conf_path)
             conf.set_override('host', host.name)
             conf.set_override('transport_url', f'fake:///{self._exchange(host.cell)}')
-            compute = wiring.compute_agent(conf)
+            compute = wiring.compute_agent(conf, computes)
             compute.start()
             self._agents.append(compute)
         for compute in self._agents:

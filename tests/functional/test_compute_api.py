@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compute API as its clients see it: each file of gabbits is a story of requests.
 
-A story runs against an API of its own, in this process, with three mapped hosts, two
-images that are active and one that is not.
+A story runs against an API of its own, in this process, with three mapped hosts of which
+the last never reported, two images that are active and one that is not; the first host
+has the first image.
 """
 
+import datetime
+import hashlib
 import pathlib
 import unittest
 from collections.abc import Callable, Iterator
@@ -14,10 +17,10 @@ import pytest
 from gabbi import handlers, suitemaker, utils
 
 from nova_precache import conf as options
-from nova_precache import policy
+from nova_precache import model, policy
 from nova_precache.api import app
 from nova_precache.cells import inventory
-from nova_precache.db import requests, schema, session
+from nova_precache.db import agents, caches, jobs, pins, requests, schema, session, steering
 from nova_precache.image import fake
 
 GABBITS = pathlib.Path(__file__).parent / 'gabbits'
@@ -43,18 +46,34 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
     cell = stock.create_cell('cell1', 'fake:///cell1')
     for host in HOSTS:
         stock.map_host(host, cell.uuid)
+    for host in HOSTS[:2]:
+        agents.Agents(database, 60).register(model.Agent(host, f'agent-{host}', cell.uuid))
+    caches.Caches(database).record(HOSTS[0], [_file(HOSTS[0], next(iter(IMAGES)))], full=True)
     images = fake.FakeImageService()
     for image_id, status in IMAGES.items():
         images.add(b'some bytes', id=image_id, status=status)
     services = app.Services(
         inventory=stock,
         requests=requests.Requests(database, requests.Limits(32, 1000, 100)),
+        steering=steering.Steering(database),
+        agents=agents.Agents(database, conf.service_down_time),
+        caches=caches.Caches(database),
+        pins=pins.Pins(database),
+        rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         images_for=lambda context: images,
         wake=lambda: None,
+        why_unsupported=lambda: None,
         enforcer=policy.Enforcer(conf),
     )
     yield app.build(conf, services)
     database.dispose()
+
+
+def _file(host: str, image_id: str) -> model.CachedImage:
+    """A file of the image in a cache, last touched in 2026 and used by nobody."""
+    name = hashlib.sha1(image_id.encode()).hexdigest()  # noqa: S324
+    touched_at = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    return model.CachedImage(host, name, None, 2048, 1024, touched_at, used_by=0)
 
 
 @pytest.mark.parametrize('story', sorted(GABBITS.glob('*.yaml')), ids=lambda path: path.stem)

@@ -15,7 +15,17 @@ from nova_precache import conf as options
 from nova_precache import model, policy
 from nova_precache.api import app
 from nova_precache.cells import inventory
-from nova_precache.db import models, requests, schema, session
+from nova_precache.db import (
+    agents,
+    caches,
+    jobs,
+    models,
+    pins,
+    requests,
+    schema,
+    session,
+    steering,
+)
 from nova_precache.image import fake
 
 HOSTS = ('host1', 'host2', 'host3')
@@ -140,8 +150,14 @@ def make_api(
     services = app.Services(
         inventory=stock,
         requests=store,
+        steering=steering.Steering(database),
+        agents=agents.Agents(database, conf.service_down_time),
+        caches=caches.Caches(database),
+        pins=pins.Pins(database),
+        rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         images_for=lambda context: images,
         wake=lambda: wakes.append(None),
+        why_unsupported=lambda: None,
         enforcer=policy.Enforcer(conf),
     )
     services = dataclasses.replace(services, **replaced)

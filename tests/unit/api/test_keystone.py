@@ -100,8 +100,8 @@ def test_nobody_vouches_for_himself(guarded: Any) -> None:
     assert response.status_int == 401
 
 
-@pytest.mark.parametrize('path', ['/', '/v2.1', '/v2.1/', '/v1', '/v1/'])
-def test_version_documents_need_no_token(guarded: Any, path: str) -> None:
+@pytest.mark.parametrize('path', ['/', '/v2.1', '/v2.1/', '/v1', '/v1/', '/v1/openapi.json'])
+def test_documents_need_no_token(guarded: Any, path: str) -> None:
     assert guarded.get(path).status_int == 200
     assert guarded.get(path, token='garbage').status_int == 200
 

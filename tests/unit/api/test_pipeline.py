@@ -70,7 +70,7 @@ def test_a_wrong_method_of_the_precache_api_names_the_right_ones(api: Any) -> No
     response = api.call('DELETE', '/v1/requests')
     assert response.status_int == 405
     assert response.json['badMethod']['code'] == 405
-    assert response.headers['Allow'] == 'GET'
+    assert response.headers['Allow'] == 'GET, POST'
 
 
 @pytest.mark.parametrize('raw', [b'{', b'nonsense', b'\xff\xfe', b'[' * 100_000])

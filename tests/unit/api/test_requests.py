@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and tasks at /v1: their shapes, pages, and who sees which."""
+"""Requests and tasks at /v1: their shapes, filters, pages, and who sees which."""
 
+import datetime
+import urllib.parse
 import uuid
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import plans
+from nova_precache.db import jobs, models, plans
 from nova_precache.db import requests as store
 
 
@@ -15,10 +18,13 @@ from nova_precache.db import requests as store
 def make(api: Any, aggregate: Any) -> Any:
     """A function that saves a request and gives its id."""
 
-    def save(project_id: str | None = 'p1', images: int = 1) -> str:
-        ids = tuple(str(uuid.uuid4()) for _ in range(images))
+    def save(project_id: str | None = 'p1', images: int = 1, ids: Any = (), **fields: Any) -> str:
         new = store.NewRequest(
-            aggregate=aggregate, images=ids, project_id=project_id, user_id='u1', request_id='req-1'
+            images=ids or tuple(str(uuid.uuid4()) for _ in range(images)),
+            project_id=project_id,
+            user_id='u1',
+            request_id='req-1',
+            **{'aggregate': aggregate, **fields},
         )
         return str(api.requests.accept(new).id)
 
@@ -63,8 +69,21 @@ def test_a_new_request_is_shown_in_full(api: Any, make: Any, aggregate: Any) -> 
         'status': 'accepted',
         'reason': None,
         'aggregate': {'id': aggregate.id, 'uuid': aggregate.uuid, 'name': 'edge'},
+        'hosts': None,
         'images': list(saved.images),
         'priority': 0,
+        'options': {
+            'max_parallel_hosts': None,
+            'max_rate_bytes': None,
+            'not_before': None,
+            'deadline': None,
+            'wait_for_down_hosts': False,
+            'canary': None,
+            'max_failures': None,
+        },
+        'description': None,
+        'client_request_id': None,
+        'pin_id': None,
         'project_id': 'p1',
         'user_id': 'u1',
         'request_id': 'req-1',
@@ -76,6 +95,8 @@ def test_a_new_request_is_shown_in_full(api: Any, make: Any, aggregate: Any) -> 
         'counts': {},
         'bytes_done': 0,
         'bytes_total': 0,
+        'rate_bytes': 0,
+        'eta_seconds': None,
     }
 
 
@@ -108,6 +129,8 @@ def test_tasks_are_shown_in_full_and_in_order(api: Any, make: Any) -> None:
         'attempts': 0,
         'bytes_done': 0,
         'bytes_total': None,
+        'rate_bytes': None,
+        'eta_seconds': None,
         'next_attempt_at': None,
         'started_at': None,
         'finished_at': None,
@@ -155,9 +178,103 @@ def test_requests_are_filtered_by_status_over_pages(api: Any, make: Any) -> None
     assert ids(api.get(follow(first, 'requests'))) == [accepted[0]]
 
 
+def test_while_bytes_move_their_rate_and_the_time_left_are_told(api: Any, make: Any) -> None:
+    request_id = make()
+    task, other = plan(api, request_id)
+    work = jobs.Jobs(api.database, 30)
+    assigned = work.assign('c1', work.claim('c1', limit=1).host)
+    assert work.begin(assigned.job_id, assigned.epoch)
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 40, 100, rate_bytes=7)
+    work.record_progress([jobs.ProgressReport(assigned.job_id, assigned.epoch, 1, progress)])
+
+    shown, waiting = api.get(f'/v1/requests/{request_id}/tasks').json['tasks']
+    assert (shown['id'], shown['rate_bytes'], shown['eta_seconds']) == (task.id, 7, 9)
+    assert (waiting['id'], waiting['rate_bytes'], waiting['eta_seconds']) == (other.id, None, None)
+    request = api.get(f'/v1/requests/{request_id}').json['request']
+    assert (request['bytes_done'], request['rate_bytes'], request['eta_seconds']) == (40, 7, 9)
+
+
+def test_requests_are_filtered_by_what_they_are_for(api: Any, make: Any, aggregate: Any) -> None:
+    image, pin_id = str(uuid.uuid4()), str(uuid.uuid4())
+    other = api.inventory.create_aggregate('rack & roll')
+    of_image, of_pin = make(ids=(image,)), make(pin_id=pin_id)
+    of_other = make(aggregate=other)
+    for query, request_id in (
+        (f'image={image}', of_image),
+        (f'image={image.upper()}', of_image),
+        (f'pin={pin_id}', of_pin),
+        (f'aggregate={other.id}', of_other),
+        (f'aggregate={other.uuid}', of_other),
+        (urllib.parse.urlencode({'aggregate': 'rack & roll'}), of_other),
+    ):
+        assert ids(api.get(f'/v1/requests?{query}')) == [request_id]
+    assert ids(api.get(f'/v1/requests?image={image}&pin={pin_id}')) == []
+
+
+def test_requests_of_a_deleted_aggregate_are_found_by_its_id(api: Any, make: Any) -> None:
+    gone = api.inventory.create_aggregate('gone')
+    request_id = make(aggregate=gone)
+    api.inventory.delete_aggregate(gone.id)
+    assert ids(api.get(f'/v1/requests?aggregate={gone.id}')) == [request_id]
+    assert api.get('/v1/requests?aggregate=gone').status_int == 400
+
+
+def test_requests_are_filtered_by_when_they_were_made(api: Any, make: Any) -> None:
+    old, new = make(), make()
+    long_ago = datetime.datetime(2001, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    row = models.CacheRequest
+    change = sa.update(row).where(row.id == old).values(created_at=long_ago)
+    api.database.write(lambda session: session.execute(change))
+    assert ids(api.get('/v1/requests?since=2001-01-02T00:00:00Z')) == [new]
+    assert ids(api.get('/v1/requests?since=2001-01-01T00:00:00')) == [new, old]
+    assert ids(api.get('/v1/requests?since=2001-01-01T01:00:00%2B02:00')) == [new, old]
+
+
+def test_requests_are_sorted_and_their_pages_keep_the_query(api: Any, make: Any) -> None:
+    made = [make(priority=priority) for priority in (5, -5, 0)]
+    by_priority = [made[1], made[2], made[0]]
+    assert ids(api.get('/v1/requests?sort_key=priority&sort_dir=asc')) == by_priority
+    assert ids(api.get('/v1/requests?sort_key=priority')) == by_priority[::-1]
+    assert ids(api.get('/v1/requests?sort_dir=asc')) == made
+    response = api.get('/v1/requests?sort_key=priority&sort_dir=asc&aggregate=edge&limit=1')
+    seen = ids(response)
+    while 'requests_links' in response.json:
+        link = follow(response, 'requests')
+        assert 'aggregate=edge' in link
+        response = api.get(link)
+        seen += ids(response)
+    assert seen == by_priority
+
+
+def test_tasks_are_filtered_over_pages(api: Any, make: Any) -> None:
+    request_id = make(images=3)
+    planned = plan(api, request_id)
+    path = f'/v1/requests/{request_id}/tasks'
+    of_host = [task.id for task in planned if task.host == 'host2']
+    first = api.get(f'{path}?host=host2&status=queued&limit=2')
+    second = api.get(follow(first, 'tasks'))
+    shown = first.json['tasks'] + second.json['tasks']
+    assert [task['id'] for task in shown] == of_host
+    image = planned[0].image_id
+    tasks = api.get(f'{path}?image={image.upper()}').json['tasks']
+    assert [(task['host'], task['image_id']) for task in tasks] == [
+        ('host1', image),
+        ('host2', image),
+    ]
+    assert api.get(f'{path}?status=cached').json == {'tasks': []}
+
+
 @pytest.mark.parametrize(
     ('query', 'parameter'),
     [
+        ('aggregate=nowhere', 'aggregate'),
+        ('aggregate=', 'aggregate'),
+        ('aggregate=99999999999', 'aggregate'),
+        ('image=x', 'image'),
+        ('pin=x', 'pin'),
+        ('since=yesterday', 'since'),
+        ('sort_key=id', 'sort_key'),
+        ('sort_dir=up', 'sort_dir'),
         ('limit=0', 'limit'),
         ('limit=-1', 'limit'),
         ('limit=x', 'limit'),
@@ -175,7 +292,9 @@ def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str, param
     assert parameter in response.json['badRequest']['message']
 
 
-@pytest.mark.parametrize('query', ['marker=x', 'marker=' + '9' * 30, 'status=queued', 'limit=0'])
+@pytest.mark.parametrize(
+    'query', ['marker=x', 'marker=' + '9' * 30, 'status=sad', 'image=x', 'limit=0']
+)
 def test_a_bad_query_of_tasks_is_refused(api: Any, make: Any, query: str) -> None:
     response = api.get(f'/v1/requests/{make()}/tasks?{query}')
     assert response.status_int == 400

@@ -12,7 +12,7 @@ import webob
 from nova_precache import conf as configuration
 from nova_precache import model
 from nova_precache.cells import inventory
-from nova_precache.db import requests, session
+from nova_precache.db import agents, pins, requests, session
 from nova_precache.image import fake
 from tests.unit.api import conftest as api_parts
 
@@ -23,17 +23,21 @@ HOST, FREE_HOST = 'host1', 'host2'
 
 @dataclasses.dataclass
 class Site:
-    """The API, aggregates with and without a host, a request of the project :data:`PROJECT`."""
+    """The API, aggregates with and without a host; a request and a pin of :data:`PROJECT`."""
 
     api: Any
     aggregate: model.Aggregate
     empty: model.Aggregate
     request: model.CacheRequest
+    pin: model.Pin
 
     def ask(self, method: str, path: str, body: Any, token: str | None) -> webob.Response:
-        """Send a request; ``{aggregate}``, ``{empty}`` and ``{request}`` in its path."""
+        """Send a request; ``{aggregate}``, ``{empty}``, ``{request}``, ``{pin}`` in its path."""
         named = path.format(
-            aggregate=self.aggregate.id, empty=self.empty.id, request=self.request.id
+            aggregate=self.aggregate.id,
+            empty=self.empty.id,
+            request=self.request.id,
+            pin=self.pin.id,
         )
         answer: webob.Response = self.api.call(method, named, body, token=token)
         return answer
@@ -73,5 +77,9 @@ def _populate(api: Any) -> Site:
         api.inventory.map_host(host, cell.uuid)
     aggregate = api.inventory.add_host(api.inventory.create_aggregate('edge').id, HOST)
     empty = api.inventory.create_aggregate('empty')
+    agents.Agents(api.database, 60).register(model.Agent(HOST, 'agent', cell.uuid))
     new = requests.NewRequest(aggregate=aggregate, images=(IMAGE,), project_id=PROJECT)
-    return Site(api, aggregate, empty, api.requests.accept(new))
+    pin = pins.NewPin(aggregate, (IMAGE,), project_id=PROJECT)
+    return Site(
+        api, aggregate, empty, api.requests.accept(new), pins.Pins(api.database).create(pin)
+    )

@@ -14,7 +14,8 @@ from nova_precache import conf as configuration
 from nova_precache import context as request_context
 from nova_precache import exception, policies, policy
 from nova_precache.api import routes
-from nova_precache.policies import aggregates, base, requests
+from nova_precache.db import pins as pin_store
+from nova_precache.policies import aggregates, base, estimate, hosts, pins, requests
 from tests.unit.policies.conftest import FREE_HOST, HOST, IMAGE, PROJECT, MakeSite, Site
 
 # The token that each kind of caller sends, as noauth2 reads it.
@@ -49,6 +50,8 @@ def row(
 
 
 AGGREGATE = '/v2.1/os-aggregates/{aggregate}'
+REQUEST = '/v1/requests/{request}'
+ASKED = {'request': {'aggregate': 'edge', 'images': [IMAGE]}}
 ROWS = {
     aggregates.INDEX: row('GET', '/v2.1/os-aggregates'),
     aggregates.SHOW: row('GET', AGGREGATE),
@@ -61,9 +64,26 @@ ROWS = {
         'POST', f'{AGGREGATE}/action', {'set_metadata': {'metadata': {'a': 'b'}}}
     ),
     aggregates.IMAGES: row('POST', f'{AGGREGATE}/images', {'cache': [{'id': IMAGE}]}, status=202),
+    requests.CREATE: row('POST', '/v1/requests', ASKED, status=202),
     requests.LIST: row('GET', '/v1/requests', allowed=READERS),
-    requests.SHOW: row('GET', '/v1/requests/{request}', allowed=READERS),
-    requests.TASKS: row('GET', '/v1/requests/{request}/tasks', allowed=READERS),
+    requests.SHOW: row('GET', REQUEST, allowed=READERS),
+    requests.TASKS: row('GET', f'{REQUEST}/tasks', allowed=READERS),
+    requests.CANCEL: row('POST', f'{REQUEST}/action', {'cancel': None}, status=202),
+    requests.PAUSE: row('POST', f'{REQUEST}/action', {'pause': None}, status=202),
+    requests.RESUME: row('POST', f'{REQUEST}/action', {'resume': None}, status=202),
+    # Who may do it is told that the request has not ended.
+    requests.RETRY: row('POST', f'{REQUEST}/action', {'retry': None}, status=409),
+    estimate.ESTIMATE: row('POST', '/v1/estimate', ASKED),
+    hosts.LIST: row('GET', '/v1/hosts', allowed=READERS),
+    hosts.SHOW: row('GET', f'/v1/hosts/{HOST}', allowed=READERS),
+    hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images', allowed=READERS),
+    hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts', allowed=READERS),
+    pins.CREATE: row(
+        'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201
+    ),
+    pins.LIST: row('GET', '/v1/pins', allowed=READERS),
+    pins.SHOW: row('GET', '/v1/pins/{pin}', allowed=READERS),
+    pins.DELETE: row('DELETE', '/v1/pins/{pin}', status=204),
 }
 
 OPERATIONS = [
@@ -93,7 +113,13 @@ def test_each_rule_lets_pass_whom_it_should(make_site: MakeSite, rule: str, pers
 
 
 def _everything(site: Site) -> tuple[Any, ...]:
-    return site.api.inventory.list_aggregates(), site.api.saved_requests()
+    api = site.api
+    return (
+        api.inventory.list_aggregates(),
+        api.saved_requests(),
+        api.requests.get(site.request.id),
+        pin_store.Pins(api.database).list(),
+    )
 
 
 def test_every_operation_has_a_rule_and_every_rule_an_operation() -> None:
@@ -120,10 +146,8 @@ def _parse(method: str, documented: str) -> tuple[str, str, str | None]:
     return method, path if path.startswith('/v1/') else f'/v2.1{path}', found[2]
 
 
-@pytest.mark.parametrize('path', ['/v1/requests/{request}', '/v1/requests/{request}/tasks'])
-def test_a_request_of_another_project_is_there_for_admins_only(
-    make_site: MakeSite, path: str
-) -> None:
+@pytest.mark.parametrize('path', [REQUEST, f'{REQUEST}/tasks', '/v1/pins/{pin}'])
+def test_what_is_another_projects_is_there_for_admins_only(make_site: MakeSite, path: str) -> None:
     site = make_site()
     assert site.ask('GET', path, None, 'u:p2:admin').status_int == 200
     assert site.ask('GET', path, None, 'u:p2:member').status_int == 404
@@ -312,6 +336,21 @@ def test_a_role_of_the_operators_own_may_see_the_requests_of_its_project(
     assert site.ask('GET', path, None, f'u:{PROJECT}:watcher').status_int == 200
     assert site.ask('GET', path, None, 'u:p2:watcher').status_int == 404
     assert site.ask('GET', path, None, 'u:p2:admin').status_int == 403
+
+
+def test_what_is_opened_to_members_they_do_to_what_is_their_projects(make_site: MakeSite) -> None:
+    opened = {requests.CANCEL, pins.CREATE, pins.DELETE}
+    site = make_site('\n'.join(f'"{rule}": "rule:project_member_or_admin"' for rule in opened))
+    for rule in (requests.CANCEL, pins.DELETE):
+        to_do = ROWS[rule]
+        path, body = to_do.path, to_do.body
+        assert site.ask(to_do.method, path, body, f'u:{PROJECT}:reader').status_int == 403
+        assert site.ask(to_do.method, path, body, 'u:p2:member').status_int == 404
+        done = site.ask(to_do.method, path, body, f'u:{PROJECT}:member')
+        assert done.status_int == to_do.status
+    to_do = ROWS[pins.CREATE]
+    made = site.ask(to_do.method, to_do.path, to_do.body, 'u:p2:member')
+    assert made.json['pin']['project_id'] == 'p2'
 
 
 def test_a_changed_file_counts_from_the_next_request_on(

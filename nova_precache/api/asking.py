@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a body asks for, held against what there is: aggregate, hosts, images, window.
+
+Whoever is refused is told the field, before anything is saved.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oslo_utils import timeutils, uuidutils
+
+from nova_precache import exception, model
+from nova_precache.api import times, validation
+from nova_precache.api.call import Call
+
+_LIMITS = ('max_parallel_hosts', 'max_rate_bytes', 'canary', 'max_failures')
+_GREATEST_ID = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Images for the hosts of an aggregate or for named ones, and how they are to come."""
+
+    aggregate: model.Aggregate | None
+    named_hosts: tuple[str, ...] | None
+    images: tuple[model.Image, ...]
+    options: model.RequestOptions
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        return (self.named_hosts if self.aggregate is None else self.aggregate.hosts) or ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """When work may start, and when it is over; UTC."""
+
+    not_before: datetime.datetime | None
+    deadline: datetime.datetime | None
+
+
+def read(call: Call, body: Mapping[str, Any]) -> Asked:
+    """Read what is asked for in the ``request`` of a body; what is null is as if not there.
+
+    :raises nova_precache.exception.InvalidInput: naming the field, or the host or the image
+    :raises nova_precache.exception.AggregateNotFound: there is no such aggregate
+    :raises nova_precache.exception.VersionUnsupported: no compute may be called
+    """
+    asked = {key: value for key, value in body.items() if value is not None}
+    options = _options(asked)
+    if ('aggregate' in asked) == ('hosts' in asked):
+        raise exception.InvalidInput(
+            'Invalid input for field/attribute request. One of aggregate and hosts is needed.'
+        )
+    check_images(call, asked['images'])
+    refuse_unsupported(call)
+    aggregate = find_aggregate(call, asked['aggregate']) if 'aggregate' in asked else None
+    named = _mapped_hosts(call, asked['hosts']) if 'hosts' in asked else None
+    hosts = named if aggregate is None else aggregate.hosts
+    _check_tasks(call, len(asked['images']) * len(hosts or ()))
+    return Asked(aggregate, named, usable_images(call, asked['images']), options)
+
+
+def find_aggregate(call: Call, asked: float | str) -> model.Aggregate:
+    """Find the aggregate with this id, else with this uuid, else with this name.
+
+    :raises nova_precache.exception.AggregateNotFound: there is none
+    """
+    stock = call.services.inventory
+    if _is_number(asked):
+        with contextlib.suppress(exception.AggregateNotFound):
+            return stock.get_aggregate(int(asked))
+    meant = canonical(asked) if uuidutils.is_uuid_like(asked) else None
+    known = stock.list_aggregates()
+    by_uuid = [aggregate for aggregate in known if aggregate.uuid == meant]
+    by_name = [aggregate for aggregate in known if aggregate.name == asked]
+    for aggregate in (*by_uuid, *by_name):
+        return aggregate
+    raise exception.AggregateNotFound(asked)
+
+
+def aggregate_id(call: Call, asked: str) -> int:
+    """Find the id by which a list is filtered, which may be that of a deleted aggregate.
+
+    :raises nova_precache.exception.InvalidInput: no aggregate is or was that one
+    """
+    try:
+        return find_aggregate(call, asked).id
+    except exception.AggregateNotFound as error:
+        if _is_number(asked) and int(asked) <= _GREATEST_ID:
+            return int(asked)
+        raise exception.InvalidInput(
+            f'Invalid input for query parameters aggregate. Value: {asked}. {error}'
+        ) from error
+
+
+def canonical(asked: Any) -> str:
+    """Spell a uuid as everybody does."""
+    return str(uuid.UUID(asked))
+
+
+def check_images(call: Call, asked: Sequence[str]) -> None:
+    """See that the images are not too many, and each but once.
+
+    :raises nova_precache.exception.TooMany: naming the limit
+    :raises nova_precache.exception.InvalidInput: one is there twice, in whatever spelling
+    """
+    spellings: dict[str, str] = {}
+    for image_id in asked:
+        other = spellings.setdefault(canonical(image_id), image_id)
+        if other != image_id:
+            raise exception.InvalidInput(
+                f'Duplicate images in request: {other} and {image_id} are the same'
+            )
+    if len(spellings) < len(asked):
+        raise exception.InvalidInput('Duplicate images in request')
+    limit = call.settings.max_images_per_request
+    if len(asked) > limit:
+        raise exception.TooMany('images', len(asked), 'max_images_per_request', limit)
+
+
+def usable_images(call: Call, asked: Sequence[str]) -> tuple[model.Image, ...]:
+    """Look the images up with the caller's own token.
+
+    Their ids are in the spelling of Glance, which names their files.
+
+    :raises nova_precache.exception.ImageNotUsable: one is unknown, hidden or not active
+    :raises nova_precache.exception.ImageServiceUnavailable: Glance gives no answer
+    """
+    service = call.services.images_for(call.context)
+    found = tuple(map(service.show, asked))
+    for image in found:
+        if image.status != 'active':
+            raise exception.ImageNotUsable(image.id, f'is {image.status}, not active.')
+    return found
+
+
+def refuse_unsupported(call: Call) -> None:
+    """See that computes may be called at all.
+
+    :raises nova_precache.exception.VersionUnsupported: what they are called for is above the pin
+    """
+    why = call.services.why_unsupported()
+    if why is not None:
+        raise exception.VersionUnsupported(why)
+
+
+def window(asked: Mapping[str, Any]) -> Window:
+    """Read when work may start and when it is over.
+
+    :raises nova_precache.exception.InvalidInput: it is over before it starts
+    """
+    read = Window(_time(asked.get('not_before')), _time(asked.get('deadline')))
+    if read.deadline is not None:
+        if read.deadline <= timeutils.utcnow():
+            raise validation.refusal('deadline', asked['deadline'], 'It must be later than now.')
+        if read.not_before is not None and read.deadline <= read.not_before:
+            raise validation.refusal(
+                'deadline', asked['deadline'], 'It must be later than not_before.'
+            )
+    return read
+
+
+def _is_number(asked: float | str) -> bool:
+    return not isinstance(asked, str) or (asked.isascii() and asked.isdigit())
+
+
+def _options(asked: Mapping[str, Any]) -> model.RequestOptions:
+    when = window(asked)
+    waits = asked.get('wait_for_down_hosts', False)
+    if waits and when.deadline is None:
+        raise validation.refusal('wait_for_down_hosts', waits, 'It needs a deadline.')
+    return model.RequestOptions(
+        not_before=when.not_before,
+        deadline=when.deadline,
+        wait_for_down_hosts=waits,
+        **{name: int(asked[name]) for name in _LIMITS if name in asked},
+    )
+
+
+def _time(text: str | None) -> datetime.datetime | None:
+    return None if text is None else times.from_text(text)
+
+
+def _mapped_hosts(call: Call, asked: Sequence[str]) -> tuple[str, ...]:
+    mapped = call.services.inventory.cell_of_hosts(asked)
+    for host in asked:
+        if host not in mapped:
+            raise validation.refusal('hosts', host, 'The host is not mapped to a cell.')
+    return tuple(asked)
+
+
+def _check_tasks(call: Call, tasks: int) -> None:
+    limit = call.settings.max_tasks_per_request
+    if tasks > limit:
+        raise exception.TooMany('tasks', tasks, 'max_tasks_per_request', limit)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts, what is in their caches, and which of them have an image."""
+
+import datetime
+import urllib.parse
+from collections.abc import Callable, Mapping
+
+from oslo_utils import timeutils, uuidutils
+
+from nova_precache import exception, model
+from nova_precache.api import asking, paging, times, validation
+from nova_precache.api.call import Call, Reply
+from nova_precache.api.schemas import hosts as schemas
+from nova_precache.cache import layout
+from nova_precache.policies import hosts as policies
+
+
+def index(call: Call) -> Reply:
+    """List the hosts by name."""
+    validation.check_query(call.query, schemas.INDEX)
+    call.authorize(policies.LIST)
+    status, cell = paging.first(call, 'status'), paging.first(call, 'cell')
+    found = call.services.agents.list_page(
+        limit=paging.limit(call) + 1,
+        marker=paging.first(call, 'marker'),
+        up=None if status is None else status == 'up',
+        cell_uuid=None if cell is None else asking.canonical(cell),
+    )
+    down = call.services.agents.down([agent.host for agent in found])
+    body = paging.page(
+        call,
+        '/v1/hosts',
+        'hosts',
+        found,
+        lambda agent: _host_to_json(agent, down.get(agent.host)),
+        marker_of=lambda agent: agent.host,
+    )
+    return Reply(body=body)
+
+
+def show(call: Call) -> Reply:
+    call.authorize(policies.SHOW)
+    agent = _load(call)
+    reason = call.services.agents.down([agent.host]).get(agent.host)
+    return Reply(body={'host': _host_to_json(agent, reason)})
+
+
+def images(call: Call) -> Reply:
+    """List what is in the cache of a host, by the names of the files."""
+    validation.check_query(call.query, schemas.IMAGES)
+    call.authorize(policies.IMAGES)
+    host = _load(call).host
+    limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
+    found = call.services.caches.of_host(host, limit, marker)
+    pinned, to_age = _pinned_on(call, host), _ages()
+    body = paging.page(
+        call,
+        f'/v1/hosts/{urllib.parse.quote(host, safe="")}/images',
+        'images',
+        found,
+        lambda cached: {
+            'name': cached.name,
+            'image_id': cached.image_id or pinned.get(_image_name(cached)),
+            **_file_to_json(cached, to_age),
+            'pinned': _image_name(cached) in pinned,
+        },
+        marker_of=lambda cached: cached.name,
+    )
+    return Reply(body=body)
+
+
+def of_image(call: Call) -> Reply:
+    """List the hosts that have an image in their cache, by name."""
+    validation.check_query(call.query, schemas.IMAGE_HOSTS)
+    call.authorize(policies.IMAGE_HOSTS)
+    image_id = call.path['id']
+    if not uuidutils.is_uuid_like(image_id):
+        raise exception.NotFound(f'Image {image_id} could not be found.')
+    limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
+    found = call.services.caches.hosts_of(image_id, limit, marker)
+    agents, to_age = call.services.agents.get([cached.host for cached in found]), _ages()
+    body = paging.page(
+        call,
+        f'/v1/images/{image_id}/hosts',
+        'hosts',
+        found,
+        lambda cached: {
+            'host': cached.host,
+            'cell': agents[cached.host].cell_uuid if cached.host in agents else None,
+            **_file_to_json(cached, to_age),
+        },
+        marker_of=lambda cached: cached.host,
+    )
+    return Reply(body=body)
+
+
+def _load(call: Call) -> model.Agent:
+    host = call.path['host']
+    agent = call.services.agents.get([host]).get(host)
+    if agent is None:
+        raise exception.ComputeHostNotFound(host)
+    return agent
+
+
+def _pinned_on(call: Call, host: str) -> Mapping[str, str]:
+    """Map the names of the images that some pin keeps on the host to the images."""
+    aggregates = call.services.inventory.aggregates_of_host(host)
+    pinned = call.services.pins.pinned_images(aggregates)
+    return {layout.base_name(image): image for images in pinned.values() for image in images}
+
+
+def _image_name(cached: model.CachedImage) -> str:
+    """Give the name that the file of the image has, of which this may be a resized one."""
+    return cached.name.partition('_')[0]
+
+
+def _ages() -> Callable[[datetime.datetime], int]:
+    """Have all the ages on a page be as of now."""
+    now = timeutils.utcnow()
+    return lambda touched: max(0, int((now - touched).total_seconds()))
+
+
+def _host_to_json(agent: model.Agent, reason: str | None) -> model.Json:
+    return {
+        'host': agent.host,
+        'cell': agent.cell_uuid,
+        'status': 'up' if reason is None else 'down',
+        'reason': reason,
+        'seen_at': times.to_text(agent.seen_at),
+        'version': agent.version,
+        'driver': agent.driver,
+        'store_id': agent.store_id,
+        'cache_bytes': agent.cache_bytes,
+        'free_bytes': agent.free_bytes,
+    }
+
+
+def _file_to_json(
+    cached: model.CachedImage, to_age: Callable[[datetime.datetime], int]
+) -> model.Json:
+    return {
+        'size_bytes': cached.size_bytes,
+        'disk_bytes': cached.disk_bytes,
+        'touched_at': times.to_text(cached.touched_at),
+        'age_seconds': to_age(cached.touched_at),
+        'used_by': cached.used_by,
+    }

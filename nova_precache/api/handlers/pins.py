@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pins: images that are kept cached on the hosts of an aggregate."""
+
+import datetime
+import logging
+
+from oslo_utils import timeutils, uuidutils
+
+from nova_precache import exception, model
+from nova_precache.api import asking, paging, times, validation, visibility
+from nova_precache.api.call import Call, Reply
+from nova_precache.api.schemas import pins as schemas
+from nova_precache.db import pins
+from nova_precache.policies import pins as policies
+
+LOG = logging.getLogger(__name__)
+
+
+def create(call: Call) -> Reply:
+    """Make a pin; a conductor finds it and sees to its images."""
+    validation.check_document(call.body, schemas.CREATE)
+    call.authorize(policies.CREATE, {'project_id': call.context.project_id})
+    asked = call.body['pin']
+    until = _until(asked.get('until'))
+    asking.check_images(call, asked['images'])
+    asking.refuse_unsupported(call)
+    aggregate = asking.find_aggregate(call, asked['aggregate'])
+    images = asking.usable_images(call, asked['images'])
+    pin = call.services.pins.create(
+        pins.NewPin(
+            aggregate=aggregate,
+            images=tuple(image.id for image in images),
+            until=until,
+            description=asked.get('description'),
+            project_id=call.context.project_id,
+            user_id=call.context.user_id,
+            is_admin=bool(call.context.is_admin),
+            request_id=call.context.request_id,
+        )
+    )
+    LOG.info('Pin %s: %d images in aggregate %d', pin.id, len(images), aggregate.id)
+    location = f'{call.base_url}/v1/pins/{pin.id}'
+    return Reply(
+        status=201, body={'pin': _with_coverage(call, pin)}, headers={'Location': location}
+    )
+
+
+def index(call: Call) -> Reply:
+    """List the pins, the newest first."""
+    validation.check_query(call.query, schemas.INDEX)
+    project_id = visibility.authorize(call, policies.LIST)
+    marker, aggregate = paging.first(call, 'marker'), paging.first(call, 'aggregate')
+    try:
+        found = call.services.pins.list(
+            project_id=project_id,
+            status=paging.first(call, 'status'),
+            aggregate_id=None if aggregate is None else asking.aggregate_id(call, aggregate),
+            limit=paging.limit(call) + 1,
+            marker=marker,
+        )
+    except exception.PinNotFound as error:
+        raise paging.bad_marker(marker, error) from error
+    return Reply(body=paging.page(call, '/v1/pins', 'pins', found, _to_json, lambda pin: pin.id))
+
+
+def show(call: Call) -> Reply:
+    project_id = visibility.authorize(call, policies.SHOW)
+    pin = call.services.pins.get(_pin_id(call), project_id)
+    return Reply(body={'pin': _with_coverage(call, pin)})
+
+
+def delete(call: Call) -> Reply:
+    """End a pin: its images stay until they are old enough to go."""
+    project_id = visibility.authorize(call, policies.DELETE)
+    pin_id = _pin_id(call)
+    call.services.pins.end(pin_id, f'ended by {call.context.user_id}', project_id)
+    LOG.info('Pin %s: ended', pin_id)
+    return Reply(status=204)
+
+
+def _pin_id(call: Call) -> str:
+    pin_id = call.path['id']
+    if not uuidutils.is_uuid_like(pin_id):
+        raise exception.PinNotFound(pin_id)
+    return pin_id
+
+
+def _until(text: str | None) -> datetime.datetime | None:
+    if text is None:
+        return None
+    until = times.from_text(text)
+    if until <= timeutils.utcnow():
+        raise validation.refusal('until', text, 'It must be later than now.')
+    return until
+
+
+def _with_coverage(call: Call, pin: model.Pin) -> model.Json:
+    """Tell of a pin how many of the files that it wants are there."""
+    images = [image for image in pin.images if image not in pin.images_gone]
+    try:
+        hosts = call.services.inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid).hosts
+    except exception.AggregateNotFound:
+        hosts = ()
+    cached = call.services.caches.present(hosts, images)
+    coverage = {'wanted': len(hosts) * len(images), 'cached': len(cached)}
+    return {**_to_json(pin), 'coverage': coverage}
+
+
+def _to_json(pin: model.Pin) -> model.Json:
+    return {
+        'id': pin.id,
+        'status': pin.status,
+        'reason': pin.reason,
+        'aggregate': {
+            'id': pin.aggregate_id,
+            'uuid': pin.aggregate_uuid,
+            'name': pin.aggregate_name,
+        },
+        'images': list(pin.images),
+        'images_gone': dict(pin.images_gone),
+        'until': times.to_text(pin.until),
+        'description': pin.description,
+        'project_id': pin.project_id,
+        'user_id': pin.user_id,
+        'created_at': times.to_text(pin.created_at),
+        'checked_at': times.to_text(pin.checked_at),
+        'ended_at': times.to_text(pin.ended_at),
+    }

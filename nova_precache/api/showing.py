@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and tasks as /v1 shows them; ``schemas.requests`` says the same of them."""
+
+import math
+
+from nova_precache import model
+from nova_precache.api import times
+
+
+def request_to_json(request: model.CacheRequest) -> model.Json:
+    """Show a request, but for its tasks."""
+    return {
+        'id': request.id,
+        'status': request.status,
+        'reason': request.reason,
+        'aggregate': _aggregate_to_json(request),
+        'hosts': None if request.hosts is None else list(request.hosts),
+        'images': list(request.images),
+        'priority': request.priority,
+        'options': _options_to_json(request.options),
+        'description': request.description,
+        'client_request_id': request.client_request_id,
+        'pin_id': request.pin_id,
+        'project_id': request.project_id,
+        'user_id': request.user_id,
+        'request_id': request.request_id,
+        'created_at': times.to_text(request.created_at),
+        'planned_at': times.to_text(request.planned_at),
+        'started_at': times.to_text(request.started_at),
+        'finished_at': times.to_text(request.finished_at),
+        'hosts_total': request.hosts_total,
+        'hosts_done': request.hosts_done,
+        'counts': dict(request.counts),
+        'bytes_done': request.bytes_done,
+        'bytes_total': request.bytes_total,
+        'rate_bytes': request.rate_bytes,
+        'eta_seconds': _seconds(request.eta_seconds),
+    }
+
+
+def task_to_json(task: model.Task) -> model.Json:
+    """Show a task of a request."""
+    return {
+        'id': task.id,
+        'host': task.host,
+        'cell': task.cell_uuid,
+        'image_id': task.image_id,
+        'status': task.status,
+        'reason': task.reason,
+        'attempts': task.attempts,
+        'bytes_done': task.bytes_done,
+        'bytes_total': task.bytes_total,
+        'rate_bytes': task.rate_bytes,
+        'eta_seconds': _seconds(task.eta_seconds),
+        'next_attempt_at': times.to_text(task.next_attempt_at),
+        'created_at': times.to_text(task.created_at),
+        'started_at': times.to_text(task.started_at),
+        'finished_at': times.to_text(task.finished_at),
+    }
+
+
+def _aggregate_to_json(request: model.CacheRequest) -> model.Json | None:
+    if request.aggregate_id is None:
+        return None
+    return {
+        'id': request.aggregate_id,
+        'uuid': request.aggregate_uuid,
+        'name': request.aggregate_name,
+    }
+
+
+def _options_to_json(options: model.RequestOptions) -> model.Json:
+    return {
+        'max_parallel_hosts': options.max_parallel_hosts,
+        'max_rate_bytes': options.max_rate_bytes,
+        'not_before': times.to_text(options.not_before),
+        'deadline': times.to_text(options.deadline),
+        'wait_for_down_hosts': options.wait_for_down_hosts,
+        'canary': options.canary,
+        'max_failures': options.max_failures,
+    }
+
+
+def _seconds(value: float | None) -> int | None:
+    return None if value is None else math.ceil(value)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times on the wire: RFC 3339 outside, UTC without a zone inside, as the database keeps it."""
+
+import datetime
+import re
+
+_FORMAT = re.compile(
+    r'\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)?', re.ASCII
+)
+_FIRST_YEAR = 1001  # MySQL's is 1000, and a zone may shift a time into the year before
+
+
+def to_text(value: datetime.datetime | None) -> str | None:
+    """Write a time; None, which is no time, stays so."""
+    return None if value is None else f'{value.isoformat(timespec="microseconds")}Z'
+
+
+def from_text(text: str) -> datetime.datetime:
+    """Read a time; one without a zone is UTC.
+
+    :raises ValueError: it is none, or in a year that not every database knows
+    """
+    if _FORMAT.fullmatch(text) is None:
+        raise ValueError(f'{text} is no time of RFC 3339')
+    there = datetime.datetime.fromisoformat(text.upper())
+    if not _FIRST_YEAR <= there.year < datetime.MAXYEAR:
+        raise ValueError(f'{text} is too early or too late')
+    if there.tzinfo is None:
+        return there
+    return there.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose requests and pins somebody may see or change: those of the project, or all."""
+
+import contextlib
+
+from nova_precache import exception
+from nova_precache.api.call import Call
+
+
+def authorize(call: Call, rule: str) -> str | None:
+    """Apply the rule, and give the project whose things the caller may have; None is all.
+
+    :raises nova_precache.exception.PolicyNotAuthorized: the caller may not
+    """
+    if call.context.is_admin:
+        # Where the rule asks for the caller's own project, an admin has only that, too.
+        with contextlib.suppress(exception.PolicyNotAuthorized):
+            call.authorize(rule)
+            return None
+    project_id = call.context.project_id
+    if project_id is None:
+        raise exception.PolicyNotAuthorized(rule)
+    call.authorize(rule, {'project_id': project_id})
+    return project_id

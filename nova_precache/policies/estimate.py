@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may ask what a request would cost, which tells of all the hosts."""
+
+from collections.abc import Sequence
+
+from oslo_policy import policy
+
+from nova_precache.policies import base
+
+ESTIMATE = 'image_precache:estimate'
+
+
+def list_rules() -> Sequence[policy.RuleDefault]:
+    return (
+        base.operation(
+            ESTIMATE, base.ADMIN, 'Estimate a request without making it', 'POST', '/v1/estimate'
+        ),
+    )

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may see the hosts and what is in their caches: they belong to no project."""
+
+from collections.abc import Sequence
+
+from oslo_policy import policy
+
+from nova_precache.policies import base
+
+LIST = 'image_precache:hosts:list'
+SHOW = 'image_precache:hosts:show'
+IMAGES = 'image_precache:hosts:images'
+IMAGE_HOSTS = 'image_precache:images:hosts'
+
+
+def list_rules() -> Sequence[policy.RuleDefault]:
+    return (
+        _rule(LIST, 'List the hosts', '/v1/hosts'),
+        _rule(SHOW, 'Show a host', '/v1/hosts/{host}'),
+        _rule(IMAGES, 'List the images in the cache of a host', '/v1/hosts/{host}/images'),
+        _rule(
+            IMAGE_HOSTS,
+            'List the hosts that have an image in their cache',
+            '/v1/images/{image_id}/hosts',
+        ),
+    )
+
+
+def _rule(name: str, description: str, path: str) -> policy.RuleDefault:
+    return base.operation(name, base.READER_OR_ADMIN, description, 'GET', path)

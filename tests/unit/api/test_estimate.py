@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/estimate: what is told of real hosts, and that nothing comes of it."""
+
+import datetime
+from typing import Any
+
+import jsonschema
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import model
+from nova_precache.api.schemas import requests as schemas
+from nova_precache.cache import layout
+from nova_precache.db import agents, caches, jobs, models, plans
+
+NOON = datetime.datetime(2026, 5, 1, 12)  # noqa: DTZ001 - as the database keeps it
+
+
+class Rates:
+    """What was measured of late."""
+
+    def __init__(self, rates: dict[str, float]) -> None:
+        self.rates = rates
+
+    def measured_rates(self, hosts: Any) -> dict[str, float]:
+        return {host: rate for host, rate in self.rates.items() if host in hosts}
+
+
+@pytest.fixture
+def living(api: Any) -> None:
+    """Has host1 and host2 report, host2 all that it has, which is nothing."""
+    cell = api.inventory.list_cells()[0].uuid
+    reports = agents.Agents(api.database, 60)
+    for host in ('host1', 'host2'):
+        reports.register(model.Agent(host, f'agent-{host}', cell, free_bytes=10 * 1024**3))
+    caches.Caches(api.database).record('host2', [], full=True)
+
+
+def estimate(api: Any, query: str = '', token: str | None = None, **fields: Any) -> Any:
+    return api.post(f'/v1/estimate{query}', {'request': fields}, token=token)
+
+
+def estimated(response: Any) -> Any:
+    assert response.status_int == 200, response.text
+    jsonschema.validate(response.json, schemas.ESTIMATE_ANSWER)
+    return response.json['estimate']
+
+
+@pytest.mark.usefixtures('living')
+def test_hosts_totals_and_the_load_on_glance_are_told_in_full(rebuild: Any, aggregate: Any) -> None:
+    api = rebuild(rates=Rates({'host1': 3, 'host9': 100}))
+    api.inventory.add_host(aggregate.id, 'host3')
+    image = api.images.add(b'x' * 100, disk_format='qcow2', virtual_size=1000)
+    cell = api.inventory.list_cells()[0].uuid
+    caches.Caches(api.database).record('host1', [], full=True)
+
+    told = estimated(estimate(api, aggregate='edge', images=[image.id]))
+    first, second, third = told['hosts']
+    assert first == {
+        'host': 'host1',
+        'cell': cell,
+        'status': 'up',
+        'reason': None,
+        'images': [
+            {
+                'image_id': image.id,
+                'state': 'missing',
+                'bytes_to_move': 100,
+                'space_needed_bytes': 1100,
+            }
+        ],
+        'bytes_to_move': 100,
+        'space_needed_bytes': 1100,
+        'free_bytes': 10 * 1024**3,
+        'fits': True,
+        'rate_bytes': 3,
+        'seconds': 34,
+    }
+    assert (second['host'], second['rate_bytes'], second['seconds']) == ('host2', 3, 34)
+    assert (third['status'], third['bytes_to_move']) == ('down', 0)
+    assert third['reason'] == 'host down: it has never reported'
+    assert third['images'][0]['state'] == 'unknown'
+    assert told['totals'] == {
+        'hosts': 3,
+        'hosts_down': 1,
+        'tasks': 3,
+        'tasks_cached': 0,
+        'bytes_to_move': 200,
+        'space_needed_bytes': 2200,
+        'parallel_hosts': 1,
+        'seconds': 67,
+    }
+    assert told['glance'] == {'bytes': 200, 'parallel_downloads': 1, 'rate_bytes': 3}
+
+
+@pytest.mark.usefixtures('living')
+def test_nothing_is_saved_fetched_or_told_to_conductors(api: Any, aggregate: Any) -> None:
+    image = api.images.add(b'data').id
+    estimated(estimate(api, aggregate='edge', images=[image], client_request_id='mine'))
+    assert api.saved_requests() == 0
+    assert api.wakes == []
+    assert api.images.served_bytes == 0
+
+
+@pytest.mark.usefixtures('living')
+def test_what_a_host_has_is_not_moved(api: Any, aggregate: Any) -> None:
+    image = api.images.add(b'data').id
+    name = layout.base_name(image)
+    file = model.CachedImage('host1', name, image, 4, 4096, NOON)
+    caches.Caches(api.database).record('host1', [file], full=True)
+    told = estimated(estimate(api, aggregate='edge', images=[image]))
+    assert [host['images'][0]['state'] for host in told['hosts']] == ['cached', 'missing']
+    assert (told['totals']['tasks_cached'], told['totals']['bytes_to_move']) == (1, 4)
+
+
+@pytest.mark.usefixtures('living')
+def test_without_any_measure_there_is_no_duration(api: Any, aggregate: Any) -> None:
+    told = estimated(estimate(api, aggregate='edge', images=[api.images.add(b'data').id]))
+    assert [host['seconds'] for host in told['hosts']] == [None, None]
+    assert (told['totals']['seconds'], told['glance']['rate_bytes']) == (None, None)
+
+
+@pytest.mark.usefixtures('living')
+def test_rates_are_those_of_what_was_cached_of_late(api: Any, aggregate: Any) -> None:
+    image = api.images.add(b'x' * 100).id
+    asked = {'aggregate': 'edge', 'images': [image]}
+    made = api.post('/v1/requests', {'request': asked}).json['request']
+    taken = api.requests.next_to_plan('c1')
+    cell = api.inventory.list_cells()[0].uuid
+    task = plans.PlannedTask('host1', cell, taken.request.images[0])
+    assert api.requests.add_tasks(made['id'], 'c1', [task])
+    assert api.requests.mark_planned(made['id'], 'c1')
+    work = jobs.Jobs(api.database, 30)
+    job = work.assign('c1', work.claim('c1', limit=1).host)
+    assert work.begin(job.job_id, job.epoch)
+    outcome = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=100, bytes_total=100)
+    work.finish(job.job_id, job.epoch, outcome)
+    _let_it_have_taken(api, 20)
+
+    told = estimated(estimate(api, **asked))
+    assert [host['rate_bytes'] for host in told['hosts']] == [5, 5]
+    assert [host['seconds'] for host in told['hosts']] == [20, 20]
+    assert told['totals']['seconds'] == 40
+
+
+def _let_it_have_taken(api: Any, seconds: int) -> None:
+    def work(session: Any) -> None:
+        (job,) = session.scalars(sa.select(models.Job))
+        job.started_at = job.finished_at - datetime.timedelta(seconds=seconds)
+
+    api.database.write(work)
+
+
+@pytest.mark.usefixtures('living')
+def test_hosts_that_never_did_anything_are_taken_for_others(rebuild: Any, aggregate: Any) -> None:
+    api = rebuild(rates=Rates({'host2': 2}))
+    image = api.images.add(b'data').id
+    (host,) = estimated(estimate(api, hosts=['host1'], images=[image]))['hosts']
+    assert (host['rate_bytes'], host['seconds']) == (2, 2)
+
+
+@pytest.mark.usefixtures('living')
+def test_hosts_come_in_pages_under_the_same_totals(api: Any) -> None:
+    fields = {'hosts': ['host2', 'host3', 'host1'], 'images': [api.images.add(b'data').id]}
+    first = estimate(api, '?limit=2', **fields)
+    assert [host['host'] for host in estimated(first)['hosts']] == ['host2', 'host3']
+    (link,) = first.json['hosts_links']
+    assert link['rel'] == 'next'
+    assert link['href'].startswith('http://api.example:8774/v1/estimate?')
+    second = estimate(api, f'?{link["href"].partition("?")[2]}', **fields)
+    assert [host['host'] for host in estimated(second)['hosts']] == ['host1']
+    assert 'hosts_links' not in second.json
+    assert estimated(first)['totals'] == estimated(second)['totals']
+
+
+@pytest.mark.parametrize(
+    ('query', 'field'), [('?limit=0', 'limit'), ('?marker=host9', 'marker'), ('?x=1', 'x')]
+)
+def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str, field: str) -> None:
+    response = estimate(api, query, hosts=['host1'], images=[api.images.add(b'data').id])
+    assert response.status_int == 400
+    assert field in response.json['badRequest']['message']
+
+
+def test_what_no_request_may_ask_for_is_refused_likewise(api: Any, aggregate: Any) -> None:
+    image = api.images.add(b'data').id
+    for fields, status in (
+        ({'aggregate': 'nowhere', 'images': [image]}, 404),
+        ({'aggregate': 'edge', 'images': []}, 400),
+        ({'aggregate': 'edge', 'images': [image], 'deadline': '2001-01-01T00:00:00Z'}, 400),
+        ({'hosts': ['host9'], 'images': [image]}, 400),
+    ):
+        assert estimate(api, **fields).status_int == status
+
+
+@pytest.mark.parametrize('token', ['u:p', 'u:p:reader', 'u:p:member,manager'])
+def test_who_is_no_admin_is_forbidden(api: Any, aggregate: Any, token: str) -> None:
+    image = api.images.add(b'data').id
+    response = estimate(api, token=token, aggregate='edge', images=[image])
+    assert response.status_int == 403
+    assert 'image_precache:estimate' in response.json['forbidden']['message']

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts and their caches at /v1: their shapes, pages and filters, and what is pinned."""
+
+import datetime
+import hashlib
+from typing import Any
+
+import jsonschema
+import pytest
+import sqlalchemy as sa
+from oslo_utils import timeutils
+
+from nova_precache import model
+from nova_precache.api.schemas import hosts as schemas
+from nova_precache.db import agents, caches, models, pins
+from nova_precache.db import session as db_session
+
+NOW = datetime.datetime(2030, 1, 2, 3, 4, 5)  # noqa: DTZ001 - as the database keeps it
+LONG_AGO = datetime.datetime(2001, 1, 1)  # noqa: DTZ001
+IMAGE = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
+NAME = '6a4c1f3fc77e9b6f2a1d9a3d3a1f6c0b7d2e8f90'
+
+
+@pytest.fixture
+def report(api: Any) -> Any:
+    """A function that has a host report itself."""
+    store = agents.Agents(api.database, api.conf.service_down_time)
+
+    def register(host: str, **fields: Any) -> None:
+        cell = api.inventory.list_cells()[0].uuid
+        store.register(model.Agent(host, f'agent-{host}', **{'cell_uuid': cell, **fields}))
+
+    return register
+
+
+@pytest.fixture
+def hold(api: Any) -> Any:
+    """A function that has a host tell what is in its cache, by image or else by name."""
+    store = caches.Caches(api.database)
+
+    def record(host: str, *images: str, **fields: Any) -> None:
+        files = [_file(host, image, **fields) for image in images]
+        store.record(host, files, full=True)
+        for image in images:
+            _remember(api, image)
+
+    return record
+
+
+def _file(host: str, image: str, **fields: Any) -> model.CachedImage:
+    values = {'size_bytes': 100, 'disk_bytes': 60, 'touched_at': NOW, 'used_by': 2, **fields}
+    return model.CachedImage(host=host, name=_name(image), image_id=None, **values)
+
+
+def _name(image: str) -> str:
+    return hashlib.sha1(image.encode()).hexdigest()  # noqa: S324
+
+
+def _remember(api: Any, image: str) -> None:
+    row = models.ImageName(name=_name(image), image_id=image)
+    api.database.write(lambda session: session.merge(row))
+
+
+def silence(api: Any, host: str) -> None:
+    """Have a host be silent for long."""
+    silent = db_session.update(models.Agent).where(models.Agent.host == host)
+    api.database.write(lambda session: session.execute(silent.values(seen_at=LONG_AGO)))
+
+
+def names(response: Any) -> list[str]:
+    assert response.status_int == 200, response.text
+    return [host['host'] for host in response.json['hosts']]
+
+
+def follow(response: Any, collection: str) -> str:
+    (link,) = response.json[f'{collection}_links']
+    assert link['rel'] == 'next'
+    return str(link['href']).removeprefix('http://api.example:8774')
+
+
+def pin(api: Any, aggregate: model.Aggregate, *images: str) -> str:
+    return pins.Pins(api.database).create(pins.NewPin(aggregate, images)).id
+
+
+def test_a_host_is_shown_in_full(api: Any, report: Any) -> None:
+    report('host1', version='1.0', driver='libvirt', store_id='s1', cache_bytes=7, free_bytes=2**40)
+    shown = api.get('/v1/hosts/host1').json['host']
+    jsonschema.validate(shown, schemas.HOST)
+    assert shown.pop('seen_at').endswith('Z')
+    assert shown == {
+        'host': 'host1',
+        'cell': api.inventory.list_cells()[0].uuid,
+        'status': 'up',
+        'reason': None,
+        'version': '1.0',
+        'driver': 'libvirt',
+        'store_id': 's1',
+        'cache_bytes': 7,
+        'free_bytes': 2**40,
+    }
+    assert api.get('/v1/hosts').json == {'hosts': [api.get('/v1/hosts/host1').json['host']]}
+
+
+def test_a_host_that_is_silent_is_down_and_says_since_when(api: Any, report: Any) -> None:
+    report('host1')
+    silence(api, 'host1')
+    shown = api.get('/v1/hosts/host1').json['host']
+    assert (shown['status'], shown['reason']) == (
+        'down',
+        'host down: last report at 2001-01-01T00:00:00Z',
+    )
+
+
+def test_hosts_come_by_name_and_in_pages(api: Any, report: Any) -> None:
+    for host in ('host3', 'host1', 'host2'):
+        report(host)
+    first = api.get('/v1/hosts?limit=2')
+    second = api.get(follow(first, 'hosts'))
+    assert names(first) + names(second) == ['host1', 'host2', 'host3']
+    assert 'hosts_links' not in second.json
+
+
+def test_no_page_of_hosts_is_longer_than_max_limit(
+    api: Any, rebuild: Any, conf: Any, report: Any
+) -> None:
+    conf.set_override('max_limit', 2, 'api')
+    for host in ('host1', 'host2', 'host3'):
+        report(host)
+    page = rebuild().get('/v1/hosts?limit=100')
+    assert names(page) == ['host1', 'host2']
+    assert 'limit=2&marker=host2' in follow(page, 'hosts')
+
+
+def test_hosts_are_filtered_by_status_and_cell_over_pages(api: Any, report: Any) -> None:
+    other = api.inventory.create_cell('cell2', 'fake:///cell2')
+    for host in ('host1', 'host2', 'host3'):
+        report(host)
+    report('far', cell_uuid=other.uuid)
+    silence(api, 'host2')
+    assert names(api.get('/v1/hosts?status=down')) == ['host2']
+    assert names(api.get(f'/v1/hosts?cell={other.uuid}')) == ['far']
+    first = api.get(f'/v1/hosts?status=up&cell={api.inventory.list_cells()[0].uuid}&limit=1')
+    assert names(first) == ['host1']
+    assert names(api.get(follow(first, 'hosts'))) == ['host3']
+
+
+def test_a_hosts_cache_is_shown_in_full(
+    api: Any, report: Any, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report('host1')
+    hold('host1', IMAGE, touched_at=NOW)
+    monkeypatch.setattr(timeutils, 'utcnow', lambda: NOW + datetime.timedelta(hours=1))
+    answer = api.get('/v1/hosts/host1/images')
+    jsonschema.validate(answer.json['images'][0], schemas.HOST_IMAGE)
+    assert answer.json == {
+        'images': [
+            {
+                'name': _name(IMAGE),
+                'image_id': IMAGE,
+                'size_bytes': 100,
+                'disk_bytes': 60,
+                'touched_at': '2030-01-02T03:04:05.000000Z',
+                'age_seconds': 3600,
+                'used_by': 2,
+                'pinned': False,
+            }
+        ]
+    }
+
+
+def test_a_file_of_an_image_that_nobody_asked_for_has_no_id(api: Any, report: Any) -> None:
+    report('host1')
+    file = model.CachedImage('host1', NAME, None, 1, 1, NOW)
+    caches.Caches(api.database).record('host1', [file], full=True)
+    (shown,) = api.get('/v1/hosts/host1/images').json['images']
+    assert (shown['name'], shown['image_id'], shown['used_by']) == (NAME, None, None)
+
+
+def test_no_file_is_younger_than_now(api: Any, report: Any, hold: Any) -> None:
+    report('host1')
+    hold('host1', IMAGE, touched_at=timeutils.utcnow() + datetime.timedelta(hours=1))
+    (shown,) = api.get('/v1/hosts/host1/images').json['images']
+    assert shown['age_seconds'] == 0
+
+
+def test_a_hosts_files_come_in_pages(api: Any, report: Any, hold: Any) -> None:
+    report('host1')
+    ids = [f'7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e{n:02}' for n in range(5)]
+    hold('host1', *ids)
+    seen, path = [], '/v1/hosts/host1/images?limit=2'
+    for _ in range(3):
+        page = api.get(path)
+        seen += [image['image_id'] for image in page.json['images']]
+        path = follow(page, 'images') if 'images_links' in page.json else ''
+    assert sorted(seen) == ids
+    assert path == ''
+
+
+def test_an_image_is_pinned_where_its_host_is_in_an_aggregate_that_keeps_it(
+    api: Any, aggregate: Any, report: Any, hold: Any
+) -> None:
+    other = IMAGE.replace('7', '8')
+    for host in ('host1', 'host3'):  # host3 is in no aggregate
+        report(host)
+        hold(host, IMAGE, other)
+    pin_id = pin(api, aggregate, IMAGE)
+
+    def pinned(host: str) -> set[str]:
+        found = api.get(f'/v1/hosts/{host}/images').json['images']
+        return {image['image_id'] for image in found if image['pinned']}
+
+    assert pinned('host1') == {IMAGE}
+    assert pinned('host3') == set()
+    pins.Pins(api.database).end(pin_id, 'no longer wanted')
+    assert pinned('host1') == set()
+
+
+def test_a_pinned_image_is_known_by_its_name_before_anybody_asked_for_it(
+    api: Any, aggregate: Any, report: Any
+) -> None:
+    report('host1')
+    names = [_name(IMAGE), f'{_name(IMAGE)}_10']
+    files = [model.CachedImage('host1', name, None, 1, 1, NOW) for name in names]
+    caches.Caches(api.database).record('host1', files, full=True)
+    pin(api, aggregate, IMAGE)
+    shown = api.get('/v1/hosts/host1/images').json['images']
+    assert [image['name'] for image in shown] == names
+    assert all(image['image_id'] == IMAGE and image['pinned'] for image in shown)
+
+
+def test_the_hosts_of_an_image_are_shown_in_full_and_in_pages(
+    api: Any, report: Any, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host in ('host1', 'host2', 'host3'):
+        report(host)
+        hold(host, IMAGE if host != 'host2' else IMAGE.replace('7', '8'))
+    monkeypatch.setattr(timeutils, 'utcnow', lambda: NOW)
+    first = api.get(f'/v1/images/{IMAGE}/hosts?limit=1')
+    jsonschema.validate(first.json['hosts'][0], schemas.IMAGE_HOST)
+    assert first.json['hosts'] == [
+        {
+            'host': 'host1',
+            'cell': api.inventory.list_cells()[0].uuid,
+            'size_bytes': 100,
+            'disk_bytes': 60,
+            'touched_at': '2030-01-02T03:04:05.000000Z',
+            'age_seconds': 0,
+            'used_by': 2,
+        }
+    ]
+    second = api.get(follow(first, 'hosts'))
+    assert names(second) == ['host3']
+    assert 'hosts_links' not in second.json
+
+
+def test_an_image_that_no_host_has_is_on_none(api: Any) -> None:
+    assert api.get(f'/v1/images/{IMAGE}/hosts').json == {'hosts': []}
+
+
+@pytest.mark.parametrize('path', ['/v1/hosts/nobody', '/v1/hosts/nobody/images'])
+def test_a_host_that_never_reported_is_not_found(api: Any, path: str) -> None:
+    response = api.get(path)
+    assert response.status_int == 404
+    assert response.json['itemNotFound']['message'] == 'Compute host nobody could not be found.'
+
+
+@pytest.mark.parametrize('image', ['x', '%00', 'cirros'])
+def test_what_is_no_uuid_is_no_image(api: Any, image: str) -> None:
+    assert api.get(f'/v1/images/{image}/hosts').status_int == 404
+
+
+@pytest.mark.parametrize(
+    ('path', 'query'),
+    [
+        ('/v1/hosts', 'limit=0'),
+        ('/v1/hosts', 'limit=1&limit=2'),
+        ('/v1/hosts', 'status=strange'),
+        ('/v1/hosts', 'cell=x'),
+        ('/v1/hosts', 'marker=%00'),
+        ('/v1/hosts', 'colour=red'),
+        ('/v1/hosts/host1/images', 'marker=%00'),
+        ('/v1/hosts/host1/images', 'limit=x'),
+        (f'/v1/images/{IMAGE}/hosts', 'marker=a%20b'),
+        (f'/v1/images/{IMAGE}/hosts', 'status=up'),
+    ],
+)
+def test_a_bad_query_is_refused_naming_the_parameter(api: Any, path: str, query: str) -> None:
+    response = api.get(f'{path}?{query}')
+    assert response.status_int == 400
+    assert query.split('=')[0] in response.json['badRequest']['message']
+
+
+@pytest.mark.parametrize(
+    'path',
+    ['/v1/hosts', '/v1/hosts/host1', '/v1/hosts/host1/images', f'/v1/images/{IMAGE}/hosts'],
+)
+def test_readers_of_any_project_see_hosts_and_others_do_not(
+    api: Any, report: Any, path: str
+) -> None:
+    report('host1')
+    for project in ('p1', 'p2'):
+        assert api.get(path, token=f'u:{project}:reader').status_int == 200
+    assert api.get(path, token='u:p1').status_int == 403
+
+
+def test_a_page_of_a_cache_costs_as_many_statements_whatever_it_holds(
+    api: Any, aggregate: Any, report: Any, hold: Any
+) -> None:
+    report('host1')
+    pin(api, aggregate, IMAGE)
+
+    def statements(images: int) -> int:
+        hold('host1', *(f'7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4{n:03}' for n in range(images)))
+        sent: list[str] = []
+        listen = lambda *what: sent.append(what[2])  # noqa: E731
+        sa.event.listen(api.database.engine, 'before_cursor_execute', listen)
+        page = api.get('/v1/hosts/host1/images')
+        sa.event.remove(api.database.engine, 'before_cursor_execute', listen)
+        assert len(page.json['images']) == images
+        return len(sent)
+
+    assert statements(1) == statements(300)

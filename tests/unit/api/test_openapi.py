@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OpenAPI document: it is one, it has every operation, and it says what is validated."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jsonschema
+import openapi_spec_validator
+import pytest
+
+from nova_precache.api import microversion, operations, routes
+from nova_precache.api.schemas import requests
+
+
+@pytest.fixture
+def document(api: Any) -> Any:
+    response = api.get('/v1/openapi.json')
+    assert response.status_int == 200
+    return response.json
+
+
+def test_it_is_an_openapi_document(document: Any) -> None:
+    assert document['openapi'] == '3.1.0'
+    openapi_spec_validator.validate(document)
+
+
+def test_it_says_where_it_was_served(document: Any) -> None:
+    assert document['servers'] == [{'url': 'http://api.example:8774'}]
+
+
+def test_it_has_the_operations_of_v1_and_no_others(document: Any) -> None:
+    described = {
+        (method.upper(), path) for path, methods in document['paths'].items() for method in methods
+    }
+    assert described == set(_served()) | {('GET', '/v1/openapi.json')}
+
+
+def _served() -> Iterator[tuple[str, str]]:
+    prefix = microversion.PRECACHE.prefix
+    for path, methods in routes.RESOURCES.items():
+        if path.startswith(f'{prefix}/'):
+            yield from ((method, path) for method in methods)
+
+
+def test_its_action_has_every_action_that_is_served(document: Any) -> None:
+    (actions,) = (
+        methods['POST']
+        for path, methods in routes.RESOURCES.items()
+        if path == '/v1/requests/{id}/action'
+    )
+    assert isinstance(actions, Mapping)
+    bodies = document['components']['schemas']['Action']['oneOf']
+    assert {name for body in bodies for name in body['required']} == set(actions)
+
+
+def test_every_example_of_a_body_is_one_that_is_taken(document: Any) -> None:
+    checked = 0
+    for operation in _operations(document):
+        for content in operation.get('requestBody', {}).get('content', {}).values():
+            schema = {**content['schema'], 'components': document['components']}
+            jsonschema.Draft202012Validator(schema).validate(content['example'])
+            checked += 1
+    assert checked == len([each for each in _served() if each[0] == 'POST'])
+
+
+def test_every_operation_has_its_own_name_and_tells_its_errors(document: Any) -> None:
+    names = [operation['operationId'] for operation in _operations(document)]
+    assert len(set(names)) == len(names)
+    for operation in _operations(document):
+        assert {'400', '406', '503'} <= set(operation['responses'])
+        needs_token = operation.get('security') != []
+        assert ('401' in operation['responses']) == needs_token
+        assert ('403' in operation['responses']) == needs_token
+
+
+def _operations(document: Any) -> list[Any]:
+    return [operation for methods in document['paths'].values() for operation in methods.values()]
+
+
+def test_every_error_has_the_form_that_it_is_said_to_have(api: Any, document: Any) -> None:
+    seen = set()
+    for response in (
+        api.get('/v1/pins?limit=0'),
+        api.get('/v1/pins', token='u:p1'),
+        api.get('/v1/pins/unknown'),
+        api.get('/v1/pins', headers={'OpenStack-API-Version': 'image-precache 9.0'}),
+        api.post('/v1/pins', raw=b'<pin/>', headers={'Content-Type': 'text/xml'}),
+    ):
+        name = f'Error{response.status_int}'
+        schema = {
+            '$ref': f'#/components/schemas/{name}',
+            'components': document['components'],
+        }
+        jsonschema.Draft202012Validator(schema).validate(response.json)
+        assert not jsonschema.Draft202012Validator(schema).is_valid({'other': response.json})
+        seen.add(response.status_int)
+    assert seen == {400, 403, 404, 406, 415}
+
+
+def test_its_schemas_are_those_that_validate(document: Any) -> None:
+    """A change of a schema is one of the document, but for what only this service knows."""
+    named = document['components']['schemas']['NewRequest']['properties']['request']
+    asked = requests.CREATE['properties']['request']
+    assert set(named['properties']) == set(asked['properties'])
+    assert named['properties']['priority'] == asked['properties']['priority']
+    own = re.findall(r'"format": "(\w[\w-]*)"', json.dumps(document))
+    assert set(own) == {'uuid', 'date-time', 'uri'}
+
+
+def test_it_is_the_same_for_each_who_asks(api: Any, document: Any) -> None:
+    assert api.get('/v1/openapi.json').json == document
+    assert 'servers' not in operations.document()
+
+
+def test_it_has_no_other_method(api: Any) -> None:
+    refused = api.post('/v1/openapi.json', {})
+    assert refused.status_int == 405
+    assert refused.headers['Allow'] == 'GET'

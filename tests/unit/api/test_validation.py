@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a refusal names the field, under Nova's door and under our own; which times are read."""
+
+import datetime
+from typing import Any
+
+import pytest
+
+from nova_precache import exception
+from nova_precache.api import times, validation
+
+SCHEMA: dict[str, Any] = {
+    'type': 'object',
+    'properties': {
+        'request': {
+            'type': 'object',
+            'properties': {
+                'images': {'type': 'array', 'items': {'type': 'string'}},
+                'deadline': {'type': ['string', 'null'], 'format': 'date-time'},
+            },
+            'additionalProperties': False,
+        }
+    },
+}
+
+
+def complaint(check: Any, body: Any) -> str:
+    with pytest.raises(exception.InvalidInput) as caught:
+        check(body, SCHEMA)
+    return str(caught.value)
+
+
+def test_our_own_door_names_a_field_by_its_path_and_novas_the_innermost() -> None:
+    body = {'request': {'images': ['a', 5]}}
+    rest = "Value: 5. 5 is not of type 'string'"
+    ours = complaint(validation.check_document, body)
+    assert ours == f'Invalid input for field/attribute request.images.1. {rest}'
+    assert complaint(validation.check_body, body) == f'Invalid input for field/attribute 1. {rest}'
+
+
+def test_a_key_that_is_not_known_is_named_with_where_it_is() -> None:
+    message = complaint(validation.check_document, {'request': {'colour': 'red'}})
+    assert 'field/attribute request.' in message
+    assert "'colour' was unexpected" in message
+
+
+def test_what_is_no_object_is_told_without_a_field() -> None:
+    assert complaint(validation.check_document, 5) == "5 is not of type 'object'"
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('2035-05-01T22:00:00Z', '2035-05-01T22:00:00.000000Z'),
+        ('2035-05-01t22:00:00z', '2035-05-01T22:00:00.000000Z'),
+        ('2035-05-01T22:00:00', '2035-05-01T22:00:00.000000Z'),
+        ('2035-05-01T22:00:00.1234567+02:30', '2035-05-01T19:30:00.123456Z'),
+    ],
+)
+def test_times_are_read_with_and_without_a_zone(text: str, expected: str) -> None:
+    read = times.from_text(text)
+    assert read.tzinfo is None
+    assert times.to_text(read) == expected
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        'now',
+        '2035-05-01',
+        '20350501T220000Z',
+        '2035-13-01T00:00:00Z',
+        '2035-02-30T00:00:00Z',
+        '2035-05-01T24:00:01Z',
+        '2035-05-01T23:59:60Z',
+        '2035-05-01T22:00:00+25:00',
+        '٢٠٣٥-05-01T22:00:00Z',
+        '0000-01-01T00:00:00Z',
+        '0999-12-31T00:00:00Z',
+        '9999-12-31T23:59:59-01:00',
+    ],
+)
+def test_what_is_no_time_that_every_database_keeps_is_refused(text: str) -> None:
+    message = complaint(validation.check_document, {'request': {'deadline': text}})
+    assert 'request.deadline' in message
+
+
+def test_a_time_is_compared_with_those_of_the_database() -> None:
+    naive = datetime.datetime(2035, 5, 1)  # noqa: DTZ001 - as the database keeps it
+    assert times.from_text('2035-05-01T02:00:00+02:00') == naive
+    assert times.to_text(None) is None
