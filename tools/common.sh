@@ -83,9 +83,9 @@ install_requirements() {
     local profile=$1 stamp current
     local -a what
     case $profile in
-        quickstart) what=(--editable '.[quickstart]') ;;
-        test) what=(--editable . --requirement test-requirements.txt) ;;
-        lint) what=(--editable . --requirement lint-requirements.txt) ;;
+        quickstart) what=(--editable '.[osc]') ;;
+        test) what=(--editable '.[osc]' --requirement test-requirements.txt) ;;
+        lint) what=(--editable '.[osc]' --requirement lint-requirements.txt) ;;
         *) fail "No such profile: $profile" ;;
     esac
     stamp=$VENV/installed-$profile

@@ -2,8 +2,8 @@
 """Shows the service at work, from the outside: commands, HTTP, files and a log.
 
 It starts nova-precache-standalone, uploads an image to the real Glance that comes
-with it, caches the image on the four hosts of an aggregate through the unmodified
-openstack client, watches that, and makes a root disk from the cache.
+with it, has the openstack client estimate what caching it takes, caches it on the four
+hosts of an aggregate while that is watched, and makes a root disk from the cache.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import requests
-from rich import console, progress, table
+from rich import console, table
 
 from nova_precache.standalone import glance, process
 
@@ -34,10 +34,7 @@ BINARIES = pathlib.Path(sys.executable).parent
 NAME = 'quickstart'
 IMAGE_MIB = 256
 START_SECONDS = 120
-CACHE_SECONDS = 300
-POLL_SECONDS = 0.3
-IN_FLIGHT = ('queued', 'retry_wait', 'downloading', 'verifying', 'converting')
-SUCCEEDED = ('cached', 'existing')
+COMMAND_SECONDS = 300
 
 CONSOLE = console.Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
@@ -60,9 +57,13 @@ class Service:
     def hosts(self) -> list[Json]:
         return list(self.description['hosts'])
 
-    def openstack(self, *arguments: str) -> str:
-        """Run the unmodified openstack client, showing what is run."""
-        return _run(['openstack', '--os-cloud', 'precache', *arguments], self._environment())
+    def openstack(self, *arguments: str, watched: bool = False) -> str:
+        """Run the openstack client, showing what is run."""
+        return _run(['openstack', *arguments], self._environment(), watched=watched)
+
+    def tell(self, *arguments: str) -> None:
+        """Run the openstack client and show what it prints."""
+        CONSOLE.print(self.openstack(*arguments).rstrip(), markup=False)
 
     def manage(self, *arguments: str) -> str:
         configuration = str(self.description['conf'])
@@ -85,7 +86,8 @@ class Service:
         return paths[host] / '_base' / name
 
     def _environment(self) -> dict[str, str]:
-        return {'OS_CLIENT_CONFIG_FILE': str(self.directory / 'clouds.yaml')}
+        clouds = str(self.directory / 'clouds.yaml')
+        return {'OS_CLIENT_CONFIG_FILE': clouds, 'OS_CLOUD': 'precache'}
 
 
 def main() -> int:
@@ -126,14 +128,13 @@ def show(service: Service) -> None:
     _step(f'The service runs, with {len(service.hosts)} compute hosts in two cells')
     image_id = ensure_image(service)
     ensure_aggregate(service)
-    _step('Cache the image on all hosts of the aggregate')
-    service.openstack('aggregate', 'cache', 'image', NAME, NAME)
-    tasks = watch(service)
-    show_outcomes(service, tasks)
+    _step('What would it take to have the image on all hosts of the aggregate?')
+    service.tell('precache', 'estimate', '--aggregate', NAME, NAME)
+    _step('Cache it there')
+    show_outcomes(service, cache(service))
+    _step('The hosts now')
+    service.tell('precache', 'host', 'list')
     boot(service, image_id)
-    failed = [task for task in tasks if task['status'] not in SUCCEEDED]
-    if failed:
-        raise QuickstartFailed(f'{len(failed)} of {len(tasks)} hosts have no cached image')
 
 
 def ensure_image(service: Service) -> str:
@@ -161,21 +162,14 @@ def ensure_aggregate(service: Service) -> None:
             service.openstack('aggregate', 'add', 'host', NAME, host['name'])
 
 
-def watch(service: Service) -> list[Json]:
-    """Show how the newest request goes on until it is over; give its tasks."""
-    [request] = service.get('/requests?limit=1')['requests']
-    deadline = time.monotonic() + CACHE_SECONDS
-    with _reporter() as report:
-        while True:
-            tasks = list(service.get(f'/requests/{request["id"]}/tasks')['tasks'])
-            report(tasks)
-            status = service.get(f'/requests/{request["id"]}')['request']['status']
-            if status not in ('accepted', 'planned', 'running'):
-                break
-            if time.monotonic() > deadline:
-                raise QuickstartFailed(f'the request is still {status} after {CACHE_SECONDS} s')
-            time.sleep(POLL_SECONDS)
-    return list(service.get(f'/requests/{request["id"]}/tasks')['tasks'])
+def cache(service: Service) -> list[Json]:
+    """Ask for the image and watch that until it is over; give the tasks."""
+    said = service.openstack(
+        *('precache', 'create', '--aggregate', NAME, '--wait', NAME),
+        *('-f', 'value', '-c', 'id'),
+        watched=True,
+    )
+    return list(service.get(f'/requests/{said.strip()}/tasks')['tasks'])
 
 
 def show_outcomes(service: Service, tasks: Sequence[Json]) -> None:
@@ -292,54 +286,6 @@ def _random_qcow2(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         qcow2.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _reporter() -> Iterator[Callable[[Sequence[Json]], None]]:
-    """Give a function that shows tasks: as bars in a terminal, else as lines."""
-    if not CONSOLE.is_terminal:
-        yield _line_reporter()
-        return
-    columns = (
-        progress.TextColumn('{task.description}'),
-        progress.BarColumn(),
-        progress.DownloadColumn(binary_units=True),
-        progress.TextColumn('{task.fields[status]}'),
-        progress.TimeElapsedColumn(),
-    )
-    with progress.Progress(*columns, console=CONSOLE) as bars:
-        yield _bar_reporter(bars)
-
-
-def _line_reporter() -> Callable[[Sequence[Json]], None]:
-    shown: dict[str, str] = {}
-
-    def report(tasks: Sequence[Json]) -> None:
-        for task in tasks:
-            if shown.get(task['host']) != task['status']:
-                shown[task['host']] = task['status']
-                CONSOLE.print(f'  {task["host"]}: {task["status"]}')
-
-    return report
-
-
-def _bar_reporter(bars: progress.Progress) -> Callable[[Sequence[Json]], None]:
-    known: dict[str, progress.TaskID] = {}
-
-    def report(tasks: Sequence[Json]) -> None:
-        for task in tasks:
-            host, status = task['host'], task['status']
-            if host not in known:
-                known[host] = bars.add_task(host, start=False, total=None, status=status)
-            if status != 'queued':
-                bars.start_task(known[host])
-            total = task['bytes_total']
-            done = total if status in SUCCEEDED else task['bytes_done']
-            bars.update(known[host], total=total, completed=done or 0, status=status)
-            if status not in IN_FLIGHT:
-                bars.stop_task(known[host])
-
-    return report
-
-
 def _duration(task: Json) -> str:
     if not task['started_at'] or not task['finished_at']:
         return '-'
@@ -348,20 +294,27 @@ def _duration(task: Json) -> str:
     return f'{(finished_at - started_at).total_seconds():.1f} s'
 
 
-def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """Show a command, run it, and give what it printed."""
+def _run(
+    command: Sequence[str], environment: dict[str, str] | None = None, *, watched: bool = False
+) -> str:
+    """Show a command, run it, and give what it printed; its errors are seen when watched."""
     CONSOLE.print(f'$ {" ".join(command)}', style='dim', markup=False)
     path = f'{BINARIES}{os.pathsep}{os.environ["PATH"]}'
-    result = subprocess.run(
-        command,
-        env={**os.environ, 'PATH': path, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            command,
+            env={**os.environ, 'PATH': path, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if watched else subprocess.PIPE,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise QuickstartFailed(f'"{" ".join(command)}" took too long: {exc.timeout} s') from exc
     if result.returncode != 0:
-        said = process.last_lines(result.stdout + result.stderr)
+        said = process.last_lines(result.stdout + (result.stderr or ''))
         raise QuickstartFailed(f'"{" ".join(command)}" failed:\n{said}')
     return result.stdout
 
@@ -381,9 +334,11 @@ def _show_what_to_try(service: Service) -> None:
     clouds = service.directory / 'clouds.yaml'
     _step('The service is left running. To try:')
     for line in (
-        f'export OS_CLIENT_CONFIG_FILE={clouds} PATH={BINARIES}:$PATH',
-        'openstack --os-cloud precache image create --disk-format qcow2 --file FILE --public NAME',
-        f'openstack --os-cloud precache aggregate cache image {NAME} NAME',
+        f'export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=precache PATH={BINARIES}:$PATH',
+        'openstack image create --disk-format qcow2 --file FILE --public NAME',
+        f'openstack precache create --aggregate {NAME} --wait NAME   # or, as in Nova:',
+        f'openstack aggregate cache image {NAME} NAME',
+        'openstack precache list',
         f'curl {service.description["precache_url"]}/requests',
         f'less {service.directory}/standalone.log',
         f'kill $(cat {service.directory}/standalone.pid)   # stops it',

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How values look: readable in a table, raw numbers in whatever a machine reads."""
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from cliff import columns
+from osc_lib.cli import format_columns
+from rich import filesize
+
+from nova_precache.osc.client import Json
+
+_UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB', 'ZiB', 'YiB']
+
+
+def size(value: float | None) -> str:
+    """Write bytes for people: 50.0 MiB."""
+    if value is None:
+        return ''
+    unit, suffix = filesize.pick_unit_and_suffix(int(value), _UNITS, 1024)
+    return f'{value / unit:.1f} {suffix}' if unit > 1 else f'{value:.0f} B'
+
+
+def rate(value: float | None) -> str:
+    return f'{size(value)}/s' if value else ''
+
+
+def duration(seconds: float | None) -> str:
+    """Write seconds for people: 0:01:30."""
+    return '' if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Size(columns.FormattableColumn[int | None]):
+    """Bytes."""
+
+    def human_readable(self) -> str:
+        return size(self._value)
+
+
+class Rate(columns.FormattableColumn[int | None]):
+    """Bytes a second."""
+
+    def human_readable(self) -> str:
+        return rate(self._value)
+
+
+class Duration(columns.FormattableColumn[float | None]):
+    """Seconds."""
+
+    def human_readable(self) -> str:
+        return duration(self._value)
+
+
+class Lines(columns.FormattableColumn[list[Any]]):
+    """A list, one item a line."""
+
+    def human_readable(self) -> str:
+        return '\n'.join(str(item) for item in self._value or ())
+
+
+class Nothing(columns.FormattableColumn[Any]):
+    """What need not be said when there is none of it."""
+
+    def human_readable(self) -> str:
+        return '' if self._value is None else str(self._value)
+
+
+class Mapping(format_columns.DictColumn):
+    """A mapping, in which null is nothing to tell."""
+
+    def human_readable(self) -> str:
+        said = {key: value for key, value in (self._value or {}).items() if value is not None}
+        return '\n'.join(f'{key}: {value}' for key, value in said.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a list: its title, and how its value comes from an item."""
+
+    title: str
+    value: str | Callable[[Json], Any]
+    form: Callable[[Any], columns.FormattableColumn[Any]] = Nothing
+
+    def of(self, item: Json) -> columns.FormattableColumn[Any]:
+        found = self.value(item) if callable(self.value) else item.get(self.value)
+        return self.form(found)
+
+
+Table = tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]
+
+
+def table(shown: Sequence[Column], items: Iterable[Json]) -> Table:
+    """Give a list as cliff wants it, item by item."""
+    rows = (tuple(column.of(item) for column in shown) for item in items)
+    return tuple(column.title for column in shown), rows
+
+
+def record(item: Json) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Give one thing as cliff wants it; a key's ending tells what its value is."""
+    return tuple(item), tuple(_form(key, value) for key, value in item.items())
+
+
+def _form(key: str, value: Any) -> columns.FormattableColumn[Any]:
+    if isinstance(value, dict):
+        return Mapping(value)
+    if isinstance(value, list):
+        return Lines(value)
+    if key.endswith('rate_bytes'):
+        return Rate(value)
+    if key.startswith('bytes_') or key.endswith('_bytes'):
+        return Size(value)
+    return Duration(value) if key.endswith('seconds') else Nothing(value)

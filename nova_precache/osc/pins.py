@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack precache pin create, list, show, delete: images that stay cached."""
+
+import argparse
+from typing import Any
+
+from osc_lib import exceptions
+from osc_lib.command import command
+
+from nova_precache.osc import arguments, client, columns, resolving
+
+COLUMNS = (
+    columns.Column('ID', 'id'),
+    columns.Column('Status', 'status'),
+    columns.Column('Aggregate', lambda pin: pin['aggregate']['name']),
+    columns.Column('Images', 'images', columns.Lines),
+    columns.Column('Until', 'until'),
+    columns.Column('Reason', 'reason'),
+    columns.Column('Description', 'description'),
+)
+
+
+class Create(command.ShowOne):
+    """Keep images cached on every host of an aggregate, those that join later included."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('images', metavar='<image>', nargs='+', help='images (names or IDs)')
+        parser.add_argument(
+            '--aggregate', metavar='<aggregate>', required=True, help='name, ID or UUID'
+        )
+        arguments.add_until(parser)
+        parser.add_argument('--description', metavar='<text>', help='what it is for')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        said = {
+            'aggregate': parsed_args.aggregate,
+            'images': resolving.image_ids(self.app, parsed_args.images),
+            'until': parsed_args.until,
+            'description': parsed_args.description,
+        }
+        answer = client.of(self.app).post('pins', body={'pin': arguments.given(said)})
+        return columns.record(answer['pin'])
+
+
+class List(command.Lister):
+    """List pins."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('--status', choices=('active', 'ended'), help='those that are so')
+        parser.add_argument(
+            '--aggregate', metavar='<aggregate>', help='those of it (name, ID or UUID)'
+        )
+        arguments.add_paging(parser, 'pins')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
+        query = {key: getattr(parsed_args, key) for key in ('status', 'aggregate', 'marker')}
+        found = client.of(self.app).pages(
+            'pins', collection='pins', query=query, limit=parsed_args.limit
+        )
+        return columns.table(COLUMNS, found)
+
+
+class Show(command.ShowOne):
+    """Show a pin, and how many of its images are where they shall be."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('pin', metavar='<pin>', help='pin (ID)')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        answer = client.of(self.app).get('pins', parsed_args.pin)
+        return columns.record(answer['pin'])
+
+
+class Delete(command.Command):
+    """End pins: their images stay cached until they are too old."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('pins', metavar='<pin>', nargs='+', help='pins (IDs)')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        refused = []
+        for pin in parsed_args.pins:
+            try:
+                client.of(self.app).delete('pins', pin)
+            except client.ApiError as error:
+                refused.append(str(error))
+        if refused:
+            raise exceptions.CommandError('\n'.join(refused))

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How python-openstackclient finds this plugin; the names are those that it looks for.
+
+Every ``openstack`` command imports this module, whatever it is about: so it imports
+little.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from osc_lib import utils
+
+if TYPE_CHECKING:
+    from nova_precache.osc.client import Client
+
+API_NAME = 'image_precache'
+API_VERSION_OPTION = 'os_image_precache_api_version'
+DEFAULT_API_VERSION = '1'
+API_VERSIONS = ('1', '1.0')
+
+
+def make_client(instance: Any) -> 'Client':
+    """Make the client that commands find as ``client_manager.image_precache``."""
+    from keystoneauth1 import adapter
+
+    from nova_precache.osc import client
+
+    version = str(instance._api_version[API_NAME])
+    config = instance.sdk_connection.config
+    return client.Client(
+        adapter.Adapter(
+            session=instance.session,
+            service_type=client.SERVICE_TYPE,
+            interface=instance.interface,
+            region_name=instance.region_name,
+            endpoint_override=config.get_endpoint(client.SERVICE_TYPE),
+            default_microversion=version if '.' in version else None,
+        )
+    )
+
+
+def build_option_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        '--os-image-precache-api-version',
+        metavar='<image-precache-api-version>',
+        default=utils.env('OS_IMAGE_PRECACHE_API_VERSION'),
+        help='Image pre-caching API version, '
+        f'default={DEFAULT_API_VERSION} (Env: OS_IMAGE_PRECACHE_API_VERSION)',
+    )
+    return parser

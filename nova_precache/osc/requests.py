@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack precache create, list, show, cancel, retry, pause, resume: requests."""
+
+import argparse
+from typing import Any
+
+from osc_lib.command import command
+
+from nova_precache.osc import arguments, client, columns, resolving, waiting
+from nova_precache.osc.client import Json
+
+SORT_KEYS = ('created_at', 'finished_at', 'priority', 'status')
+
+
+def _target(request: Json) -> str:
+    """Name what a request is for."""
+    if request['aggregate'] is not None:
+        return str(request['aggregate']['name'])
+    return ', '.join(request['hosts'] or ())
+
+
+COLUMNS = (
+    columns.Column('ID', 'id'),
+    columns.Column('Status', 'status'),
+    columns.Column('For', _target),
+    columns.Column('Images', lambda request: len(request['images'])),
+    columns.Column('Hosts', 'hosts_total'),
+    columns.Column('Hosts Done', 'hosts_done'),
+    columns.Column('Bytes Done', 'bytes_done', columns.Size),
+    columns.Column('Bytes Total', 'bytes_total', columns.Size),
+    columns.Column('Created At', 'created_at'),
+)
+MORE_COLUMNS = (
+    columns.Column('Finished At', 'finished_at'),
+    columns.Column('Rate', 'rate_bytes', columns.Rate),
+    columns.Column('ETA', 'eta_seconds', columns.Duration),
+    columns.Column('Priority', 'priority'),
+    columns.Column('Counts', 'counts', columns.Mapping),
+    columns.Column('Reason', 'reason'),
+    columns.Column('Description', 'description'),
+)
+
+
+class List(command.Lister):
+    """List requests, the newest first."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add = parser.add_argument
+        add('--status', metavar='<status>', help='those in this state')
+        add('--aggregate', metavar='<aggregate>', help='those for it (name, ID or UUID)')
+        add('--image', metavar='<image>', help='those with this image (name or ID)')
+        add(
+            '--since',
+            metavar='<time>',
+            type=arguments.past_moment,
+            help='those made since: ISO 8601, or how long ago, such as 2h',
+        )
+        add('--pin', metavar='<pin>', help='those that a pin made (ID)')
+        add('--sort-key', choices=SORT_KEYS, help='what they are sorted by (default: created_at)')
+        add('--sort-dir', choices=('asc', 'desc'), help='in which direction (default: desc)')
+        add('--long', action='store_true', help='with more columns')
+        arguments.add_paging(parser, 'requests')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
+        names = [] if parsed_args.image is None else [parsed_args.image]
+        images = resolving.image_ids(self.app, names)
+        query = {
+            'image': next(iter(images), None),
+            **{
+                key: getattr(parsed_args, key)
+                for key in ('status', 'aggregate', 'since', 'pin', 'sort_key', 'sort_dir', 'marker')
+            },
+        }
+        found = client.of(self.app).pages(
+            'requests', collection='requests', query=query, limit=parsed_args.limit
+        )
+        return columns.table(COLUMNS + (MORE_COLUMNS if parsed_args.long else ()), found)
+
+
+class _Followed(command.ShowOne):
+    """What gives a request, and may wait until it is over."""
+
+    _succeeded = True
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        arguments.add_wait(parser)
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        return super().run(parsed_args) or int(not self._succeeded)
+
+    def follow(self, request: Json, parsed_args: argparse.Namespace) -> Any:
+        if parsed_args.wait:
+            request, self._succeeded = waiting.to_the_end(client.of(self.app), request)
+        return columns.record(request)
+
+
+class Create(_Followed):
+    """Have images put onto hosts before they are booted from."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        arguments.add_subject(parser)
+        parser.add_argument(
+            '--client-request-id',
+            metavar='<id>',
+            help='an ID of yours: when repeated, nothing new is made',
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        images = resolving.image_ids(self.app, parsed_args.images)
+        body = arguments.subject(parsed_args, images)
+        body |= arguments.given({'client_request_id': parsed_args.client_request_id})
+        answer = client.of(self.app).post('requests', body={'request': body})
+        return self.follow(answer['request'], parsed_args)
+
+
+class Show(_Followed):
+    """Show a request: how far it is, and how fast."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        return _add_request(super().get_parser(prog_name))
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        answer = client.of(self.app).get('requests', parsed_args.request)
+        return self.follow(answer['request'], parsed_args)
+
+
+class Cancel(command.ShowOne):
+    """Cancel a request: what waits ends at once, downloads that nobody else wants stop."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = _add_request(super().get_parser(prog_name))
+        parser.add_argument(
+            '--keep-partial',
+            action='store_true',
+            help='leave on the hosts what came of images, for another request to go on from',
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        options = {'keep_partial': True} if parsed_args.keep_partial else None
+        return columns.record(_act(self, parsed_args.request, 'cancel', options))
+
+
+class Pause(command.ShowOne):
+    """Pause a request: downloads stop and keep their bytes."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        return _add_request(super().get_parser(prog_name))
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        return columns.record(_act(self, parsed_args.request, 'pause'))
+
+
+class Resume(_Followed):
+    """Have a paused request go on."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        return _add_request(super().get_parser(prog_name))
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        return self.follow(_act(self, parsed_args.request, 'resume'), parsed_args)
+
+
+class Retry(_Followed):
+    """Do again what of a request failed, was skipped, expired or was cancelled."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = _add_request(super().get_parser(prog_name))
+        arguments.add_window(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        options = arguments.window(parsed_args) or None
+        return self.follow(_act(self, parsed_args.request, 'retry', options), parsed_args)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument('request', metavar='<request>', help='request (ID)')
+    return parser
+
+
+def _act(asked: command.Command, request: str, action: str, options: Json | None = None) -> Json:
+    answer = client.of(asked.app).post('requests', request, 'action', body={action: options})
+    return dict(answer['request'])

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the names of images to their ids, as the image service knows them.
+
+Aggregates, hosts and pins are resolved by the service itself.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from openstack import exceptions
+from oslo_utils import uuidutils
+
+
+class NotFound(Exception):
+    """No image has this name, or several have it."""
+
+
+def image_ids(app: Any, names: Iterable[str]) -> list[str]:
+    """Give an id for each name; whatever looks like an id is one.
+
+    So what is asked about an image can be answered when the image service has
+    forgotten it.
+
+    :raises NotFound: names the first that is unknown or ambiguous
+    """
+    return [name if uuidutils.is_uuid_like(name) else _find(app, name) for name in names]
+
+
+def _find(app: Any, name: str) -> str:
+    try:
+        found = app.client_manager.sdk_connection.image.find_image(name)
+    except exceptions.DuplicateResource:
+        raise NotFound(f'More than one image is named {name}: give the ID of one.') from None
+    if found is None:
+        raise NotFound(f'No image has the name or ID {name}.')
+    return str(found.id)

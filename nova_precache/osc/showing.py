@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a request that is being waited for looks: bars in a terminal, else lines."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from rich import console, progress
+
+from nova_precache import model
+from nova_precache.osc import columns
+from nova_precache.osc.client import Json
+
+MAX_HOSTS = 20
+LINE_SECONDS = 5.0
+# What of a host's tasks tells how it stands: what it is at, else what went wrong.
+_ORDER = ('converting', 'verifying', 'downloading', 'retry_wait', 'queued')
+_TOTAL = 'Total'
+_WHOLE = model.TASK_SUCCEEDED | {model.RequestStatus.COMPLETED}
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A request at one moment, with all its tasks, or (not whole) some that are worked on."""
+
+    request: Json
+    tasks: Sequence[Json]
+    whole: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """What is known of a host's tasks together; sizes in bytes."""
+
+    host: str
+    status: str
+    tasks: int
+    tasks_done: int
+    bytes_done: int
+    bytes_total: int
+    rate_bytes: int
+    eta_seconds: float | None
+
+    @property
+    def words(self) -> str:
+        """Say how it stands, and how many of its images are done where it has several."""
+        return self.status if self.tasks == 1 else f'{self.status} {self.tasks_done}/{self.tasks}'
+
+
+class View(Protocol):
+    """Shows one snapshot after the other, and what else must be said."""
+
+    def show(self, snapshot: Snapshot) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@contextlib.contextmanager
+def view(screen: console.Console) -> Iterator[View]:
+    """Give the view that suits where it is shown."""
+    if not screen.is_terminal:
+        yield Lines(screen)
+        return
+    shown = (
+        progress.TextColumn('{task.description}', markup=False),
+        progress.BarColumn(),
+        progress.TextColumn('{task.fields[size]}', justify='right'),
+        progress.TextColumn('{task.fields[rate]}', justify='right'),
+        progress.TextColumn('{task.fields[eta]}', justify='right'),
+        progress.TextColumn('{task.fields[words]}', markup=False),
+    )
+    with progress.Progress(*shown, console=screen) as bars:
+        yield Bars(bars)
+
+
+class Bars:
+    """A bar for each of the hosts that matter now, and one for all."""
+
+    def __init__(self, bars: progress.Progress) -> None:
+        self._bars = bars
+        self._known: dict[str, progress.TaskID] = {}
+        self._noted = ''
+
+    def show(self, snapshot: Snapshot) -> None:
+        states = [total_state(snapshot.request), *visible(host_states(snapshot.tasks))]
+        names = {state.host for state in states}
+        for gone in self._known.keys() - names:
+            self._bars.remove_task(self._known.pop(gone))
+        for state in states:
+            self._update(state)
+
+    def note(self, text: str) -> None:
+        if text != self._noted:
+            self._noted = text
+            self._bars.console.print(text, markup=False)
+
+    def _update(self, state: HostState) -> None:
+        fields: dict[str, Any] = {
+            **_bar(state),
+            'size': _size(state),
+            'rate': columns.rate(state.rate_bytes),
+            'eta': columns.duration(state.eta_seconds),
+            'words': state.words,
+        }
+        if state.host not in self._known:
+            self._known[state.host] = self._bars.add_task(state.host, **fields)
+        self._bars.update(self._known[state.host], **fields)
+
+
+class Lines:
+    """A line when something changed: for a log, or for somebody who hears the screen."""
+
+    def __init__(
+        self, screen: console.Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._screen = screen
+        self._clock = clock
+        self._said: dict[str, str] = {}
+        self._next_total = clock()
+
+    def show(self, snapshot: Snapshot) -> None:
+        if snapshot.whole:
+            for state in visible(host_states(snapshot.tasks)):
+                self._say(state.host, state.words)
+        ended = snapshot.request['status'] not in model.REQUEST_ACTIVE
+        if ended or self._clock() >= self._next_total:
+            self._next_total = self._clock() + LINE_SECONDS
+            self._say(_TOTAL, _sentence(total_state(snapshot.request)))
+
+    def note(self, text: str) -> None:
+        self._say('', text)
+
+    def _say(self, who: str, text: str) -> None:
+        if self._said.get(who) != text:
+            self._said[who] = text
+            self._screen.print(f'{who}: {text}' if who else text, markup=False)
+
+
+def total_state(request: Json) -> HostState:
+    """Sum a request up as if it were one host."""
+    counts = request['counts']
+    return HostState(
+        host=_TOTAL,
+        status=request['status'],
+        tasks=sum(counts.values()),
+        tasks_done=sum(n for status, n in counts.items() if status not in model.TASK_IN_FLIGHT),
+        bytes_done=request['bytes_done'],
+        bytes_total=request['bytes_total'],
+        rate_bytes=request['rate_bytes'] or 0,
+        eta_seconds=request['eta_seconds'],
+    )
+
+
+def host_states(tasks: Sequence[Json]) -> Sequence[HostState]:
+    """Put the tasks of each host together, in the order of the plan."""
+    by_host: dict[str, list[Json]] = {}
+    for task in tasks:
+        by_host.setdefault(task['host'], []).append(task)
+    return [_host_state(host, its) for host, its in by_host.items()]
+
+
+def visible(states: Sequence[HostState]) -> Sequence[HostState]:
+    """Choose the hosts that there is room for: those at work first."""
+    if len(states) <= MAX_HOSTS:
+        return states
+    return sorted(states, key=lambda state: state.status not in model.TASK_WORKING)[:MAX_HOSTS]
+
+
+def _host_state(host: str, tasks: Sequence[Json]) -> HostState:
+    return HostState(
+        host=host,
+        status=_status([task['status'] for task in tasks]),
+        tasks=len(tasks),
+        tasks_done=sum(task['status'] not in model.TASK_IN_FLIGHT for task in tasks),
+        bytes_done=sum(_done(task) for task in tasks),
+        bytes_total=sum(task['bytes_total'] or 0 for task in tasks),
+        rate_bytes=sum(task['rate_bytes'] or 0 for task in tasks),
+        eta_seconds=max((task['eta_seconds'] or 0 for task in tasks), default=0) or None,
+    )
+
+
+def _status(statuses: Sequence[str]) -> str:
+    """Find the word that tells most: work, waiting, then failure, then success."""
+    for status in _ORDER:
+        if status in statuses:
+            return status
+    failed = [status for status in statuses if status not in model.TASK_SUCCEEDED]
+    return next(iter(failed), statuses[0])
+
+
+def _done(task: Json) -> int:
+    """Count an image that was there already as whole."""
+    whole = task['status'] in model.TASK_SUCCEEDED
+    return int((task['bytes_total'] if whole else None) or task['bytes_done'])
+
+
+def _bar(state: HostState) -> Mapping[str, int | None]:
+    """Tell how full the bar is: whole, too, where all was there and nothing had to come."""
+    if state.bytes_total == 0 and state.status in _WHOLE:
+        return {'completed': 1, 'total': 1}
+    return {'completed': state.bytes_done, 'total': state.bytes_total or None}
+
+
+def _size(state: HostState) -> str:
+    if state.bytes_total == 0:
+        return ''
+    return f'{columns.size(state.bytes_done)} of {columns.size(state.bytes_total)}'
+
+
+def _sentence(state: HostState) -> str:
+    if state.tasks == 0:
+        return state.status
+    said = [f'{state.status}, {state.tasks_done} of {state.tasks} done']
+    if state.bytes_total:
+        said.append(_size(state))
+    if state.rate_bytes:
+        said.append(columns.rate(state.rate_bytes))
+    if state.eta_seconds is not None:
+        said.append(f'{columns.duration(state.eta_seconds)} to go')
+    return ', '.join(said)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows a request until it is over, through restarts of the service, and says how it ended."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import tenacity
+from rich import console
+
+from nova_precache import model
+from nova_precache.osc import showing
+from nova_precache.osc.client import ApiError, Client, Json, Unavailable
+
+POLL_SECONDS = 0.5
+QUIET_POLL_SECONDS = 5.0
+PATIENCE_SECONDS = 300
+SMALL_REQUEST = 100
+LISTED_FAILURES = 50
+
+
+def to_the_end(client: Client, request: Json) -> tuple[Json, bool]:
+    """Show on stderr how a request goes on; give it as it ended, and whether all is cached.
+
+    Ctrl-C ends the waiting and not the request.
+    """
+    screen = console.Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        with showing.view(screen) as view:
+            ended = Watcher(client, view).watch(str(request['id']))
+        succeeded = ended['status'] == model.RequestStatus.COMPLETED
+        if not succeeded:
+            _tell_failures(client, screen, ended)
+    except KeyboardInterrupt:
+        _say(screen, f'Interrupted. {_how_to_go_on(request)}')
+        raise
+    except Unavailable as error:
+        raise ApiError(f'{error}\n{_how_to_go_on(request)}') from error
+    return ended, succeeded
+
+
+class Watcher:
+    """Asks again and again; how often depends on whether anything happens.
+
+    :param sleep: waits so many seconds
+    :param patience_seconds: how long nobody may answer
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        view: showing.View,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._client = client
+        self._view = view
+        self._sleep = sleep
+        self._patience_seconds = patience_seconds
+
+    def watch(self, request_id: str) -> Json:
+        """Show a request until it has ended, and give it.
+
+        :raises Unavailable: nobody answered for long
+        """
+        pause, before = POLL_SECONDS, None
+        while True:
+            snapshot = self._patiently(self._snapshot, request_id)
+            self._view.show(snapshot)
+            if snapshot.request['status'] not in model.REQUEST_ACTIVE:
+                return snapshot.request
+            pause = POLL_SECONDS if snapshot != before else min(2 * pause, QUIET_POLL_SECONDS)
+            before = snapshot
+            self._sleep(pause)
+
+    def _patiently(self, ask: Callable[[str], showing.Snapshot], of: str) -> showing.Snapshot:
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            stop=tenacity.stop_after_delay(self._patience_seconds),
+            wait=tenacity.wait_exponential(POLL_SECONDS, max=QUIET_POLL_SECONDS),
+            before_sleep=lambda state: self._view.note(_trouble(state)),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return attempts(ask, of)
+
+    def _snapshot(self, request_id: str) -> showing.Snapshot:
+        request = self._client.get('requests', request_id)['request']
+        whole = sum(request['counts'].values()) <= SMALL_REQUEST
+        statuses = [None] if whole else _working(request)
+        tasks = itertools.chain.from_iterable(
+            _tasks(self._client, request, status, SMALL_REQUEST if whole else showing.MAX_HOSTS)
+            for status in statuses
+        )
+        return showing.Snapshot(request, tuple(tasks), whole)
+
+
+def _working(request: Json) -> Sequence[str]:
+    return [status for status in request['counts'] if status in model.TASK_WORKING]
+
+
+def _tasks(client: Client, request: Json, status: str | None, limit: int) -> Sequence[Json]:
+    path = ('requests', str(request['id']), 'tasks')
+    return list(client.pages(*path, collection='tasks', query={'status': status}, limit=limit))
+
+
+def _trouble(state: tenacity.RetryCallState) -> str:
+    error = state.outcome.exception() if state.outcome else None
+    return f'{error}; asking again'
+
+
+def _tell_failures(client: Client, screen: console.Console, request: Json) -> None:
+    """Name the tasks that did not succeed, as many as one can read."""
+    failed = {
+        status: count
+        for status, count in request['counts'].items()
+        if count and status not in model.TASK_SUCCEEDED
+    }
+    why = f': {request["reason"]}' if request['reason'] else ''
+    total, missing = sum(request['counts'].values()), sum(failed.values())
+    _say(screen, f'Request {request["id"]} is {request["status"]}{why}')
+    if missing:
+        _say(screen, f'{missing} of {total} images are not cached:')
+    tasks = itertools.chain.from_iterable(
+        _tasks(client, request, status, LISTED_FAILURES) for status in failed
+    )
+    for task in itertools.islice(tasks, LISTED_FAILURES):
+        reason = f': {task["reason"]}' if task['reason'] else ''
+        _say(screen, f'  {task["host"]} {task["image_id"]} {task["status"]}{reason}')
+    if missing > LISTED_FAILURES:
+        _say(screen, f'  … See them all: openstack precache task list {request["id"]}')
+
+
+def _how_to_go_on(request: Json) -> str:
+    return (
+        f'The request goes on without you. '
+        f'To watch it again: openstack precache show --wait {request["id"]}'
+    )
+
+
+def _say(screen: console.Console, text: str) -> None:
+    screen.print(text, markup=False)

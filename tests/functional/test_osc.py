@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``openstack precache`` on the whole service: what is asked there is done here."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nova_precache.standalone import glance as glance_server
+from tests import gateway as site_link
+from tests.conftest import UploadImage
+from tests.functional.conftest import Start, Started, starting
+from tests.openstack import COMMAND, CTRL_C, OpenStack, Said, Terminal
+from tests.service import wait_until
+
+MIB = 2**20
+
+
+class Site:
+    """A running service with the openstack command before it."""
+
+    def __init__(self, started: Started, capture: pytest.CaptureFixture[str]) -> None:
+        self.service = started.service
+        self.environment = {
+            'OS_CLIENT_CONFIG_FILE': str(pathlib.Path(started.conf).parent / 'clouds.yaml')
+        }
+        self._openstack = OpenStack('precache', capture)
+
+    def __call__(self, *arguments: str) -> Any:
+        """Run a command that succeeds, and give what it printed as JSON."""
+        return self.run(*arguments, '-f', 'json').json
+
+    def run(self, *arguments: str) -> Said:
+        """Run a command in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            return self._openstack(*arguments)
+
+    @contextlib.contextmanager
+    def in_terminal(self, *arguments: str) -> Iterator[Terminal]:
+        with Terminal([COMMAND, '--os-cloud', 'precache', *arguments], self.environment) as opened:
+            yield opened
+
+    def beside(self, *arguments: str) -> subprocess.Popen[str]:
+        """Run a command as a process of its own whose output goes to pipes."""
+        return subprocess.Popen(
+            [COMMAND, '--os-cloud', 'precache', *arguments],
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture(scope='module')
+def link(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
+    """The link to Glance of the service that these tests share."""
+    with site_link.Gateway(glance.url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope='module')
+def started(link: site_link.Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    with starting(tmp_path_factory.mktemp('osc'), link.url) as begin:
+        yield begin()
+
+
+@pytest.fixture
+def site(
+    started: Started, link: site_link.Gateway, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Site]:
+    yield Site(started, capsys)
+    link.refuse = None
+    link.release()
+
+
+@pytest.fixture
+def edge(site: Site) -> str:
+    """An aggregate of all hosts, by its name."""
+    name = f'edge-{uuid.uuid4().hex}'
+    site.service.aggregate(name)
+    return name
+
+
+def test_what_is_asked_for_by_name_is_waited_for_and_found_again(
+    site: Site, edge: str, upload_image: UploadImage
+) -> None:
+    name = f'golden-{os.getpid()}'
+    image_id = upload_image(os.urandom(MIB), name=name)
+    hosts = [host.name for host in site.service.hosts]
+
+    request = site('precache', 'create', '--aggregate', edge, '--wait', name)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert site('precache', 'show', request['id'])['images'] == [image_id]
+    (listed,) = site('precache', 'list', '--aggregate', edge, '--image', name, '--since', '1h')
+    assert (listed['ID'], listed['For']) == (request['id'], edge)
+    tasks = site('precache', 'task', 'list', request['id'], '--status', 'cached')
+    assert sorted(task['Host'] for task in tasks) == hosts
+    up = site('precache', 'host', 'list', '--status', 'up')
+    assert sorted(host['Host'] for host in up) == hosts
+    _wait_for_inventory(site, image_id, hosts)
+    (held,) = site('precache', 'image', 'list', '--host', hosts[0])
+    assert (held['Image'], held['Size'], held['Pinned']) == (image_id, MIB, False)
+
+
+def test_an_estimate_is_what_then_happens(site: Site, edge: str, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    host = site.service.hosts[0].name
+    site('precache', 'create', '--host', host, '--wait', image_id)
+    _wait_for_inventory(site, image_id, [host])
+
+    estimate = site('precache', 'estimate', '--aggregate', edge, image_id)
+    request = site('precache', 'create', '--aggregate', edge, '--wait', image_id)
+
+    assert (estimate['tasks'], estimate['tasks_cached']) == (4, 1)
+    assert estimate['bytes_to_move'] == estimate['glance_bytes'] == 3 * MIB
+    assert len(estimate['by_host']) == 4
+    assert request['counts'] == {'existing': 1, 'cached': 3}
+
+
+def test_a_request_is_paused_resumed_cancelled_and_retried(
+    site: Site, upload_image: UploadImage, link: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    host = site.service.hosts[0].name
+    link.hold(MIB)
+    request_id = site('precache', 'create', '--host', host, image_id)['id']
+    link.wait_for(1)
+
+    def statuses() -> list[str]:
+        return [task['status'] for task in site.service.tasks(request_id)]
+
+    assert site('precache', 'pause', request_id)['status'] == 'paused'
+    wait_until(lambda: 'downloading' not in statuses(), 'the download stopped')
+    site('precache', 'resume', request_id)
+    wait_until(lambda: len(link.served(image_id)) == 2, 'the download went on')
+    site('precache', 'cancel', request_id)
+    assert site.service.wait(request_id)['status'] == 'cancelled'
+    link.release()
+    request = site('precache', 'retry', '--wait', '--deadline', '+1h', request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 1})
+
+
+def test_a_pin_is_made_shown_and_ended(site: Site, edge: str, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+
+    made = site(
+        *('precache', 'pin', 'create', '--aggregate', edge),
+        *('--until', '+7d', '--description', 'always', image_id),
+    )
+
+    (listed,) = site('precache', 'pin', 'list', '--status', 'active')
+    assert (listed['ID'], listed['Aggregate']) == (made['id'], edge)
+    assert site('precache', 'pin', 'show', made['id'])['coverage']['wanted'] == 4
+    ended = site.beside('precache', 'pin', 'delete', made['id'])
+    assert ended.communicate() == ('', '')
+    assert site('precache', 'pin', 'show', made['id'])['status'] == 'ended'
+
+
+def test_a_terminal_shows_bars_and_ctrl_c_leaves_the_request_running(
+    site: Site, edge: str, upload_image: UploadImage, link: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    link.hold(MIB)
+
+    with site.in_terminal(
+        'precache', 'create', '--aggregate', edge, '--wait', image_id
+    ) as terminal:
+        link.wait_for(1)
+        terminal.wait_for('downloading')
+        terminal.press(CTRL_C)
+        status = terminal.end()
+
+    assert status == 130, terminal.text
+    assert 'Total' in terminal.text
+    assert site.service.hosts[0].name in terminal.text
+    assert 'The request goes on without you.' in terminal.text
+    (request,) = site.service.get(f'/requests?image={image_id}')['requests']
+    assert f'openstack precache show --wait {request["id"]}' in terminal.text
+    link.release()
+    assert site.service.wait(request['id'])['counts'] == {'cached': 4}
+
+
+def test_a_terminal_is_told_how_a_request_ended(site: Site, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    host = site.service.hosts[0].name
+
+    with site.in_terminal('precache', 'create', '--host', host, '--wait', image_id) as terminal:
+        assert terminal.end() == 0, terminal.text
+
+    assert 'completed' in terminal.text
+    assert '1.0 MiB of 1.0 MiB' in terminal.text
+
+
+def test_a_failure_is_told_with_its_reason_and_the_exit_status(
+    site: Site, upload_image: UploadImage, link: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    host = site.service.hosts[0].name
+    link.refuse = 404
+
+    waiter = site.beside('precache', 'create', '--host', host, '--wait', image_id)
+    _, said = waiter.communicate()
+
+    assert waiter.returncode == 1
+    (request,) = site('precache', 'list', '--image', image_id)
+    (task,) = site('precache', 'task', 'list', request['ID'])
+    assert task['Status'] == 'error'
+    assert f'  {host} {image_id} error: {task["Reason"]}\n' in said
+
+
+def test_whoever_waits_outlasts_a_restart_of_the_service(
+    start: Start,
+    upload_image: UploadImage,
+    gateway: site_link.Gateway,
+    free_port: Callable[[], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port = free_port()
+    started = start(api={'bind_port': port})
+    site = Site(started, capsys)
+    image_id = upload_image(os.urandom(4 * MIB))
+    gateway.hold(MIB)
+    host = site.service.hosts[0].name
+    waiter = site.beside('precache', 'create', '--host', host, '--wait', image_id)
+    gateway.wait_for(1)
+
+    started.stop()
+    gateway.release()
+    start(api={'bind_port': port})
+    out, said = waiter.communicate(timeout=60)
+
+    assert waiter.returncode == 0, said
+    assert 'asking again' in said
+    assert 'completed' in out
+
+
+def test_what_is_unknown_is_named(site: Site, edge: str, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(1024))
+
+    for arguments, name in (
+        (('create', '--aggregate', 'nowhere', image_id), 'nowhere'),
+        (('create', '--aggregate', edge, 'no-such-image'), 'no-such-image'),
+        (('show', 'b1f1c0de-0000-4000-8000-000000000000'), 'b1f1c0de'),
+        (('image', 'list', '--host', 'nobody'), 'nobody'),
+    ):
+        said = site.run('precache', *arguments)
+        assert (said.status, said.out) == (1, '')
+        assert name in said.err
+        assert said.err.count('\n') == 1
+
+
+def _wait_for_inventory(site: Site, image_id: str, hosts: list[str]) -> None:
+    """Wait until hosts have reported that they have an image."""
+
+    def reported() -> bool:
+        having = site('precache', 'image', 'show', image_id)
+        return sorted(row['Host'] for row in having) == sorted(hosts)
+
+    wait_until(reported, f'{hosts} reported {image_id}')

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real ``openstack`` command: in this process, beside it, or in a terminal of its own."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, Self
+
+import pytest
+
+from tests.service import wait_until
+
+with warnings.catch_warnings():
+    # Those of other projects' modules as they are imported.
+    warnings.simplefilter('ignore')
+    from openstackclient import shell
+    from osc_lib import clientmanager
+
+COMMAND = str(pathlib.Path(sys.executable).parent / 'openstack')
+CTRL_C = b'\x03'
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a command said, and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+
+class OpenStack:
+    """The openstack command, run in this process: quick, since it is imported once."""
+
+    def __init__(self, cloud: str, capture: pytest.CaptureFixture[str]) -> None:
+        self._cloud = cloud
+        self._capture = capture
+
+    def __call__(self, *arguments: str) -> Said:
+        # It makes one client a process.
+        vars(clientmanager.ClientManager)['image_precache']._handle = None
+        self._capture.readouterr()
+        with _logging_kept():
+            try:
+                status = shell.main(['--os-cloud', self._cloud, *arguments])
+            except SystemExit as end:  # argparse
+                status = int(end.code or 0)
+        out, err = self._capture.readouterr()
+        return Said(status, out, err)
+
+
+class Terminal:
+    """A command in a terminal that nobody sees, where keys can be pressed."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._main, side = pty.openpty()
+        self.process = subprocess.Popen(
+            # Only the terminal of a session sends a signal when Ctrl-C is pressed.
+            ['setsid', '--ctty', '--', *command],
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            env={**os.environ, **environment, 'TERM': 'xterm', 'COLUMNS': '160'},
+        )
+        os.close(side)
+        self.text = ''
+        self._reader = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._reader.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        os.close(self._main)
+
+    def press(self, key: bytes) -> None:
+        os.write(self._main, key)
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.text, f'{text!r} is on the screen')
+
+    def end(self) -> int:
+        """Wait until the command has ended and all that it said was read; give its status."""
+        status = self.process.wait(60)
+        self._reader.join(10)
+        return status
+
+    def _read(self) -> None:
+        # Linux ends a terminal that nobody has open any more with an error.
+        with contextlib.suppress(OSError):
+            while data := os.read(self._main, 65536):
+                self.text += data.decode(errors='replace')
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Undo what the shell does to logging, which belongs to the whole process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    known = {name: logging.getLogger(name).level for name in list(root.manager.loggerDict)}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in known.items():
+        logging.getLogger(name).setLevel(before)

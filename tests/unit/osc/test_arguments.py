@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is typed: sizes, rates and times."""
+
+import argparse
+import datetime
+
+import pytest
+
+from nova_precache.osc import arguments
+
+
+@pytest.mark.parametrize(
+    ('text', 'number'),
+    [
+        ('1048576', 1048576),
+        ('50M', 50 * 2**20),
+        ('1G', 2**30),
+        ('1.5G', 3 * 2**29),
+        ('1MiB', 2**20),
+        ('0', 0),
+    ],
+)
+def test_a_size_is_bytes_or_has_a_unit(text: str, number: int) -> None:
+    assert arguments.size(text) == number
+
+
+@pytest.mark.parametrize('text', ['', 'M', 'fast', '1X', '50 Mb', '-1M', '9' * 400])
+def test_what_is_no_size_is_refused_by_its_name(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        arguments.size(text)
+    assert repr(text) in str(refused.value)
+
+
+def test_a_rate_may_say_that_it_is_one() -> None:
+    assert arguments.rate('50M/s') == arguments.rate('50M') == 50 * 2**20
+
+
+def test_a_rate_of_nothing_is_refused() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match='nothing would ever come'):
+        arguments.rate('0')
+
+
+@pytest.mark.parametrize(
+    ('text', 'iso'),
+    [
+        ('2026-05-01T22:00:00Z', '2026-05-01T22:00:00Z'),
+        ('2026-05-01T22:00', '2026-05-01T22:00:00Z'),
+        ('2026-05-01', '2026-05-01T00:00:00Z'),
+        ('2026-05-01T22:00:00+02:00', '2026-05-01T20:00:00Z'),
+    ],
+)
+def test_a_time_is_in_utc_unless_it_names_a_zone(text: str, iso: str) -> None:
+    assert arguments.moment(text) == iso
+    assert arguments.past_moment(text) == iso
+
+
+@pytest.mark.parametrize(
+    ('text', 'seconds'), [('+2h', 7200), ('2h', 7200), ('+1h30m', 5400), ('+1d', 86400), ('0', 0)]
+)
+def test_a_duration_is_counted_from_now(text: str, seconds: int) -> None:
+    before = datetime.datetime.now(datetime.UTC)
+    found = datetime.datetime.fromisoformat(arguments.moment(text))
+    after = datetime.datetime.now(datetime.UTC)
+
+    span = datetime.timedelta(seconds=seconds)
+    assert before + span <= found <= after + span
+
+
+@pytest.mark.parametrize('text', ['2h', '-2h'])
+def test_a_duration_that_asks_for_the_past_goes_back(text: str) -> None:
+    found = datetime.datetime.fromisoformat(arguments.past_moment(text))
+
+    assert found <= datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', 'tomorrow', '+2x', '2026-13-01', '+9999999999y', '+9000y', '0001-01-01T00:00+02:00'],
+)
+def test_what_is_no_time_is_refused_by_its_name(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        arguments.moment(text)
+    assert repr(text) in str(refused.value)

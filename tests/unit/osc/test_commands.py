@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands: what they ask of the service, and what they print."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.openstack import OpenStack
+from tests.unit.osc.conftest import (
+    IMAGE_ID,
+    REQUEST_ID,
+    Wire,
+    fault,
+    request,
+    task,
+)
+
+PIN = {
+    'id': 'pin-1',
+    'status': 'active',
+    'reason': None,
+    'aggregate': {'id': 1, 'uuid': 'a-uuid', 'name': 'edge'},
+    'images': [IMAGE_ID],
+    'images_gone': {},
+    'until': None,
+    'description': 'golden',
+    'coverage': {'wanted': 4, 'cached': 3},
+}
+ESTIMATED_HOST = {
+    'host': 'c1',
+    'cell': 'cell1',
+    'status': 'up',
+    'reason': None,
+    'images': [],
+    'bytes_to_move': 2**30,
+    'space_needed_bytes': 3 * 2**30,
+    'free_bytes': 2 * 2**30,
+    'fits': False,
+    'rate_bytes': 2**20,
+    'seconds': 90.0,
+}
+ESTIMATE = {
+    'totals': {'hosts': 2, 'hosts_down': 1, 'tasks': 2, 'bytes_to_move': 2**30, 'seconds': 90.0},
+    'glance': {'bytes': 2**30, 'parallel_downloads': 1, 'rate_bytes': 2**20},
+}
+
+
+def test_create_sends_only_what_was_said(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('POST', '/v1/requests', (202, {'request': request(status='accepted')}))
+
+    said = openstack('precache', 'create', '--aggregate', 'edge', IMAGE_ID, '-f', 'json')
+
+    assert said.json['status'] == 'accepted'
+    assert wire.bodies('POST', '/v1/requests') == [
+        {'request': {'aggregate': 'edge', 'images': [IMAGE_ID]}}
+    ]
+
+
+def test_create_sends_all_that_was_said(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('POST', '/v1/requests', (202, {'request': request()}))
+
+    said = openstack(
+        *('precache', 'create', '--host', 'c1', '--host', 'c2', '--priority', '-5'),
+        *('--max-parallel-hosts', '3', '--max-rate', '50M', '--wait-for-down-hosts'),
+        *('--not-before', '2026-05-01T22:00', '--deadline', '2026-05-02', '--canary', '1'),
+        *('--max-failures', '2', '--description', 'rollout', '--client-request-id', 'mine'),
+        IMAGE_ID,
+    )
+
+    assert said.status == 0, said.err
+    assert wire.bodies('POST', '/v1/requests') == [
+        {
+            'request': {
+                'hosts': ['c1', 'c2'],
+                'images': [IMAGE_ID],
+                'priority': -5,
+                'max_parallel_hosts': 3,
+                'max_rate_bytes': 52428800,
+                'not_before': '2026-05-01T22:00:00Z',
+                'deadline': '2026-05-02T00:00:00Z',
+                'wait_for_down_hosts': True,
+                'canary': 1,
+                'max_failures': 2,
+                'description': 'rollout',
+                'client_request_id': 'mine',
+            }
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [(), ('--aggregate', 'edge', '--host', 'c1'), ('--host', 'c1', '--max-rate', 'fast')],
+)
+def test_what_cannot_be_asked_is_refused_before_anybody_is(
+    wire: Wire, openstack: OpenStack, arguments: tuple[str, ...]
+) -> None:
+    said = openstack('precache', 'create', *arguments, IMAGE_ID)
+
+    assert said.status == 2
+    assert wire.asked == []
+
+
+def test_the_message_of_a_refusal_is_all_that_is_shown(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('POST', '/v1/requests', fault(400, 'badRequest', 'Image x is not active'))
+
+    said = openstack('precache', 'create', '--aggregate', 'edge', IMAGE_ID)
+
+    assert (said.status, said.out, said.err) == (1, '', 'Image x is not active\n')
+
+
+def test_the_page_of_a_proxy_is_not_shown(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', f'/v1/requests/{REQUEST_ID}', (502, '<html>Bad Gateway</html>'))
+
+    said = openstack('precache', 'show', REQUEST_ID)
+
+    assert said.status == 1
+    assert said.err == 'The image pre-caching service answered 502 Bad Gateway\n'
+
+
+def test_list_follows_every_page(wire: Wire, openstack: OpenStack) -> None:
+    link = {'rel': 'next', 'href': 'http://elsewhere.example/v1/requests?limit=1&marker=a'}
+    wire.answer(
+        *('GET', '/v1/requests'),
+        (200, {'requests': [request(id='a')], 'requests_links': [link]}),
+        (200, {'requests': [request(id='b')]}),
+    )
+
+    said = openstack('precache', 'list', '-f', 'json')
+
+    assert [row['ID'] for row in said.json] == ['a', 'b']
+    assert [query.get('marker') for query in wire.queries('/v1/requests')] == [None, 'a']
+
+
+def test_list_stops_at_its_limit(wire: Wire, openstack: OpenStack) -> None:
+    link = {'rel': 'next', 'href': 'http://elsewhere.example/v1/requests?marker=b'}
+    wire.answer(
+        *('GET', '/v1/requests'),
+        (200, {'requests': [request(id='a'), request(id='b')], 'requests_links': [link]}),
+        (200, {'requests': [request(id='c'), request(id='d')], 'requests_links': [link]}),
+    )
+
+    said = openstack('precache', 'list', '--limit', '3', '-f', 'value', '-c', 'ID')
+
+    assert said.out.split() == ['a', 'b', 'c']
+    assert [query['limit'] for query in wire.queries('/v1/requests')] == ['3', '1']
+
+
+def test_list_asks_for_what_is_wanted(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', '/v1/requests', (200, {'requests': []}))
+
+    said = openstack(
+        *('precache', 'list', '--status', 'failed', '--aggregate', 'edge', '--image', IMAGE_ID),
+        *('--since', '2026-01-01', '--sort-key', 'priority', '--sort-dir', 'asc'),
+        *('--marker', 'm', '--pin', 'p'),
+    )
+
+    assert said.status == 0, said.err
+    assert wire.queries('/v1/requests') == [
+        {
+            'status': 'failed',
+            'aggregate': 'edge',
+            'image': IMAGE_ID,
+            'since': '2026-01-01T00:00:00Z',
+            'sort_key': 'priority',
+            'sort_dir': 'asc',
+            'marker': 'm',
+            'pin': 'p',
+        }
+    ]
+
+
+def test_a_machine_reads_numbers(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', '/v1/requests', (200, {'requests': [request()]}))
+    list_them = ('precache', 'list', '--long', '-f')
+
+    (as_json,) = openstack(*list_them, 'json').json
+    (as_yaml,) = yaml.safe_load(openstack(*list_them, 'yaml').out)
+    (as_csv,) = csv.DictReader(io.StringIO(openstack(*list_them, 'csv').out))
+
+    assert as_json == as_yaml
+    assert as_json['Bytes Done'] == 157286400
+    assert as_json['Rate'] == 10485760
+    assert as_json['ETA'] == 5.0
+    assert as_json['Counts'] == {'cached': 1, 'downloading': 1}
+    assert as_csv['Bytes Done'] == '157286400'
+    assert openstack(*list_them, 'value', '-c', 'Bytes Done').out == '157286400\n'
+
+
+def test_a_person_reads_units(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', f'/v1/requests/{REQUEST_ID}', (200, {'request': request()}))
+
+    table = openstack('precache', 'show', REQUEST_ID).out
+
+    for words in ('150.0 MiB', '10.0 MiB/s', '0:00:05', 'downloading: 1', 'name: edge'):
+        assert words in table
+    assert 'None' not in table
+
+
+def test_a_request_for_named_hosts_is_listed(wire: Wire, openstack: OpenStack) -> None:
+    shown = request(aggregate=None, hosts=['c1', 'c2'])
+    wire.answer('GET', '/v1/requests', (200, {'requests': [shown]}))
+
+    assert openstack('precache', 'list', '-f', 'value', '-c', 'For').out == 'c1, c2\n'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'body'),
+    [
+        (('cancel',), {'cancel': None}),
+        (('cancel', '--keep-partial'), {'cancel': {'keep_partial': True}}),
+        (('pause',), {'pause': None}),
+        (('resume',), {'resume': None}),
+        (('retry',), {'retry': None}),
+        (
+            ('retry', '--deadline', '2026-05-02'),
+            {'retry': {'deadline': '2026-05-02T00:00:00Z'}},
+        ),
+    ],
+)
+def test_an_action_is_sent_and_the_request_shown(
+    wire: Wire, openstack: OpenStack, arguments: tuple[str, ...], body: dict[str, Any]
+) -> None:
+    path = f'/v1/requests/{REQUEST_ID}/action'
+    wire.answer('POST', path, (202, {'request': request(status='cancelling')}))
+
+    said = openstack('precache', *arguments, REQUEST_ID, '-f', 'json')
+
+    assert said.json['status'] == 'cancelling'
+    assert wire.bodies('POST', path) == [body]
+
+
+def test_tasks_are_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None:
+    path = f'/v1/requests/{REQUEST_ID}/tasks'
+    wire.answer('GET', path, (200, {'tasks': [task('c1', 'error', reason='the disk is full')]}))
+
+    said = openstack(
+        *('precache', 'task', 'list', REQUEST_ID, '--status', 'error', '--host', 'c1'),
+        *('--image', IMAGE_ID, '--long', '-f', 'json'),
+    )
+
+    (row,) = said.json
+    assert (row['Host'], row['Status'], row['Reason']) == ('c1', 'error', 'the disk is full')
+    assert wire.queries(path) == [{'status': 'error', 'host': 'c1', 'image': IMAGE_ID}]
+
+
+def test_an_estimate_tells_of_every_host(wire: Wire, openstack: OpenStack) -> None:
+    down = {**ESTIMATED_HOST, 'host': 'c2', 'status': 'down', 'reason': 'host is down'}
+    link = {'rel': 'next', 'href': 'http://elsewhere.example/v1/estimate?marker=c1'}
+    pages = (
+        (200, {'estimate': {'hosts': [ESTIMATED_HOST], **ESTIMATE}, 'hosts_links': [link]}),
+        (200, {'estimate': {'hosts': [down], **ESTIMATE}}),
+    )
+    estimate = ('precache', 'estimate', '--aggregate', 'edge', IMAGE_ID)
+
+    wire.answer('POST', '/v1/estimate', *pages)
+    table = openstack(*estimate).out
+    wire.answer('POST', '/v1/estimate', *pages)
+    raw = openstack(*estimate, '-f', 'json').json
+
+    assert 'c1: 1.0 GiB to move, 2.0 GiB free, 0:01:30, NOT ENOUGH SPACE: needs 3.0 GiB' in table
+    assert 'c2: host is down' in table
+    assert (raw['bytes_to_move'], raw['seconds'], raw['glance_bytes']) == (2**30, 90.0, 2**30)
+    assert [host['host'] for host in raw['by_host']] == ['c1', 'c2']
+    assert wire.queries('/v1/estimate')[-2:] == [{}, {'marker': 'c1'}]
+
+
+def test_hosts_and_their_images_are_listed(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', '/v1/hosts', (200, {'hosts': [{'host': 'c/1', 'cache_bytes': 2**30}]}))
+    held = {'image_id': IMAGE_ID, 'disk_bytes': 2**20, 'pinned': True}
+    wire.answer('GET', '/v1/hosts/c%2F1/images', (200, {'images': [held]}))
+
+    (host,) = openstack('precache', 'host', 'list', '--status', 'up', '-f', 'json').json
+    (image,) = openstack('precache', 'image', 'list', '--host', 'c/1', '-f', 'json').json
+
+    assert (host['Host'], host['Cache']) == ('c/1', 2**30)
+    assert (image['Image'], image['On Disk'], image['Pinned']) == (IMAGE_ID, 2**20, True)
+    assert wire.queries('/v1/hosts') == [{'status': 'up'}]
+
+
+def test_the_hosts_of_an_image_are_shown(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': [{'host': 'c1'}]}))
+
+    (row,) = openstack('precache', 'image', 'show', IMAGE_ID, '-f', 'json').json
+
+    assert row['Host'] == 'c1'
+
+
+def test_a_pin_is_made_listed_and_shown(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('POST', '/v1/pins', (201, {'pin': PIN}))
+    wire.answer('GET', '/v1/pins', (200, {'pins': [PIN]}))
+    wire.answer('GET', '/v1/pins/pin-1', (200, {'pin': PIN}))
+
+    made = openstack(
+        *('precache', 'pin', 'create', '--aggregate', 'edge', '--until', '2027-01-01'),
+        *('--description', 'golden', IMAGE_ID, '-f', 'json'),
+    )
+    listed = openstack('precache', 'pin', 'list', '--status', 'active', '-f', 'json')
+    shown = openstack('precache', 'pin', 'show', 'pin-1')
+
+    assert made.json['id'] == 'pin-1'
+    assert wire.bodies('POST', '/v1/pins') == [
+        {
+            'pin': {
+                'aggregate': 'edge',
+                'images': [IMAGE_ID],
+                'until': '2027-01-01T00:00:00Z',
+                'description': 'golden',
+            }
+        }
+    ]
+    assert [(row['ID'], row['Aggregate']) for row in listed.json] == [('pin-1', 'edge')]
+    assert 'cached: 3' in shown.out
+
+
+def test_one_pin_that_is_not_there_keeps_no_other(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('DELETE', '/v1/pins/a', fault(404, 'itemNotFound', 'Pin a could not be found.'))
+    wire.answer('DELETE', '/v1/pins/b', (204, ''))
+
+    said = openstack('precache', 'pin', 'delete', 'a', 'b')
+
+    assert (said.status, said.err) == (1, 'Pin a could not be found.\n')
+    assert [asked.path for asked in wire.asked] == ['/v1/pins/a', '/v1/pins/b']

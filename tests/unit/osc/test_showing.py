@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is on the screen while a request is waited for."""
+
+import io
+
+import pytest
+from rich import console, progress
+
+from nova_precache import model
+from nova_precache.osc import showing
+from tests.unit.osc.conftest import request, task
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def screen() -> console.Console:
+    return console.Console(file=io.StringIO(), width=150)
+
+
+def _text(screen: console.Console) -> str:
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def _snapshot(*tasks: model.Json, whole: bool = True, **fields: object) -> showing.Snapshot:
+    return showing.Snapshot(request(**fields), tasks, whole)
+
+
+def _state(*tasks: model.Json) -> showing.HostState:
+    (state,) = showing.host_states(tasks)
+    return state
+
+
+def test_a_host_is_the_sum_of_its_tasks() -> None:
+    state = _state(
+        task('c1', 'existing', bytes_done=0),
+        task('c1', 'downloading'),
+        task('c1', 'queued', bytes_done=0, bytes_total=None),
+    )
+
+    assert (state.bytes_done, state.bytes_total) == (157286400, 209715200)
+    assert (state.rate_bytes, state.eta_seconds) == (10485760, 5.0)
+    assert state.words == 'downloading 1/3'
+
+
+@pytest.mark.parametrize(
+    ('statuses', 'word'),
+    [
+        (['cached', 'queued', 'verifying'], 'verifying'),
+        (['error', 'queued'], 'queued'),
+        (['cached', 'error'], 'error'),
+        (['cached', 'existing'], 'cached'),
+        (['cached', 'what a newer release says'], 'what a newer release says'),
+    ],
+)
+def test_the_word_for_a_host_is_what_tells_most(statuses: list[str], word: str) -> None:
+    assert _state(*(task('c1', status) for status in statuses)).status == word
+
+
+def test_when_there_are_many_those_at_work_are_seen() -> None:
+    waiting = [task(f'w{number}', 'queued') for number in range(30)]
+    states = showing.host_states([*waiting, task('c1', 'downloading')])
+
+    seen = showing.visible(states)
+
+    assert len(seen) == showing.MAX_HOSTS
+    assert seen[0].host == 'c1'
+
+
+def test_a_terminal_has_a_bar_for_each_host_and_one_for_all() -> None:
+    screen = console.Console(file=io.StringIO(), force_terminal=True, width=150)
+    with showing.view(screen) as view:
+        view.show(_snapshot(task('c1', 'downloading'), task('c2', 'cached')))
+
+    for words in ('Total', 'c1', '10.0 MiB/s', '0:00:05', '50.0 MiB of 100.0 MiB', 'cached'):
+        assert words in _text(screen)
+
+
+def test_there_are_never_more_bars_than_there_is_room_for(screen: console.Console) -> None:
+    bars = progress.Progress(console=screen)
+    view = showing.Bars(bars)
+
+    for first in (0, 100, 200):
+        hosts = [task(f'c{first + number}', 'downloading') for number in range(50)]
+        view.show(_snapshot(*hosts, whole=False))
+
+    names = [bar.description for bar in bars.tasks]
+    assert names == ['Total', *(f'c{200 + number}' for number in range(showing.MAX_HOSTS))]
+
+
+def test_a_bar_is_whole_where_nothing_had_to_come(screen: console.Console) -> None:
+    bars = progress.Progress(console=screen)
+    nothing = {'bytes_done': 0, 'bytes_total': 0}
+
+    showing.Bars(bars).show(
+        _snapshot(
+            *(task('c1', 'existing', **nothing), task('c2', 'error', **nothing)),
+            status='failed',
+            **nothing,
+        )
+    )
+
+    shown = {bar.description: (bar.finished, bar.fields['size']) for bar in bars.tasks}
+    assert shown == {'Total': (False, ''), 'c1': (True, ''), 'c2': (False, '')}
+
+
+def test_a_log_has_a_line_for_each_change(screen: console.Console) -> None:
+    clock = Clock()
+    view = showing.Lines(screen, clock)
+
+    view.show(_snapshot(task('c1', 'queued')))
+    view.show(_snapshot(task('c1', 'queued'), bytes_done=104857600))
+    view.show(_snapshot(task('c1', 'downloading'), bytes_done=157286400))
+    clock.now = showing.LINE_SECONDS
+    view.show(_snapshot(task('c1', 'downloading'), bytes_done=188743680))
+    view.show(_snapshot(task('c1', 'cached'), status='completed', counts={'cached': 1}))
+
+    assert _text(screen).splitlines() == [
+        'c1: queued',
+        'Total: running, 1 of 2 done, 150.0 MiB of 200.0 MiB, 10.0 MiB/s, 0:00:05 to go',
+        'c1: downloading',
+        'Total: running, 1 of 2 done, 180.0 MiB of 200.0 MiB, 10.0 MiB/s, 0:00:05 to go',
+        'c1: cached',
+        'Total: completed, 1 of 1 done, 150.0 MiB of 200.0 MiB, 10.0 MiB/s, 0:00:05 to go',
+    ]
+
+
+def test_a_log_has_no_lines_for_the_hosts_of_a_large_request(screen: console.Console) -> None:
+    showing.Lines(screen, Clock()).show(_snapshot(task('c1', 'downloading'), whole=False))
+
+    assert _text(screen).startswith('Total: ')
+    assert 'c1' not in _text(screen)
+
+
+def test_what_is_noted_twice_in_a_row_is_said_once(screen: console.Console) -> None:
+    views: tuple[showing.View, ...] = (
+        showing.Lines(screen, Clock()),
+        showing.Bars(progress.Progress(console=screen)),
+    )
+
+    for view in views:
+        view.note('no answer; asking again')
+        view.note('no answer; asking again')
+
+    assert _text(screen) == 'no answer; asking again\n' * len(views)
+
+
+def test_before_there_is_a_plan_there_is_only_a_word(screen: console.Console) -> None:
+    showing.Lines(screen, Clock()).show(_snapshot(status='accepted', counts={}))
+
+    assert _text(screen) == 'Total: accepted\n'

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for a request: how often it asks, what it outlasts, how it ends."""
+
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache.osc import client, showing, waiting
+from tests.openstack import OpenStack
+from tests.unit.osc.conftest import (
+    IMAGE_ID,
+    REQUEST_ID,
+    Wire,
+    client_of,
+    fault,
+    request,
+    task,
+)
+
+PATH = f'/v1/requests/{REQUEST_ID}'
+RUNNING = (200, {'request': request()})
+COMPLETED = (200, {'request': request(status='completed', counts={'cached': 2})})
+RESTARTING = fault(503, 'serviceUnavailable', 'starting')
+
+
+class View:
+    """Remembers what it was to show."""
+
+    def __init__(self) -> None:
+        self.shown: list[showing.Snapshot] = []
+        self.notes: list[str] = []
+
+    def show(self, snapshot: showing.Snapshot) -> None:
+        self.shown.append(snapshot)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Watched:
+    """A watcher whose pauses take no time and are remembered."""
+
+    def __init__(self, service: client.Client, patience_seconds: float = 60) -> None:
+        self.view = View()
+        self.pauses: list[float] = []
+        self.watcher = waiting.Watcher(
+            service, self.view, sleep=self.pauses.append, patience_seconds=patience_seconds
+        )
+
+    @property
+    def statuses(self) -> list[str]:
+        return [snapshot.request['status'] for snapshot in self.view.shown]
+
+
+@pytest.fixture
+def watched(wire: Wire, service: client.Client) -> Watched:
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': [task('c1', 'downloading')]}))
+    return Watched(service)
+
+
+def test_a_request_is_shown_until_it_has_ended(wire: Wire, watched: Watched) -> None:
+    wire.answer('GET', PATH, (200, {'request': request(status='paused')}), RUNNING, COMPLETED)
+
+    ended = watched.watcher.watch(REQUEST_ID)
+
+    assert ended['status'] == 'completed'
+    assert watched.statuses == ['paused', 'running', 'completed']
+    assert [it['host'] for it in watched.view.shown[1].tasks] == ['c1']
+
+
+def test_while_nothing_happens_it_asks_less_often(wire: Wire, watched: Watched) -> None:
+    moved = (200, {'request': request(bytes_done=1)})
+    wire.answer('GET', PATH, *[RUNNING] * 6, moved, COMPLETED)
+
+    watched.watcher.watch(REQUEST_ID)
+
+    assert watched.pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 0.5]
+
+
+def test_a_restart_of_the_service_is_waited_out(wire: Wire, watched: Watched) -> None:
+    wire.answer('GET', PATH, RUNNING, RESTARTING, (502, 'bad gateway'), COMPLETED)
+
+    ended = watched.watcher.watch(REQUEST_ID)
+
+    assert ended['status'] == 'completed'
+    assert watched.view.notes == [
+        'starting; asking again',
+        'The image pre-caching service answered 502 Bad Gateway; asking again',
+    ]
+
+
+def test_a_request_that_is_gone_is_not_asked_for_again(wire: Wire, watched: Watched) -> None:
+    wire.answer('GET', PATH, RUNNING, fault(404, 'itemNotFound', 'It could not be found.'))
+
+    with pytest.raises(client.ApiError, match='could not be found') as refused:
+        watched.watcher.watch(REQUEST_ID)
+
+    assert not isinstance(refused.value, client.Unavailable)
+    assert len(wire.queries(PATH)) == 2
+
+
+def test_patience_ends(wire: Wire, service: client.Client) -> None:
+    wire.answer('GET', PATH, RESTARTING)
+
+    with pytest.raises(client.Unavailable, match='starting'):
+        Watched(service, patience_seconds=0).watcher.watch(REQUEST_ID)
+
+
+def test_a_service_that_does_not_listen_is_unavailable(free_port: Callable[[], int]) -> None:
+    url = f'http://127.0.0.1:{free_port()}'
+    nobody = client_of(url)
+
+    with pytest.raises(client.Unavailable) as refused:
+        nobody.get('requests')
+
+    assert str(refused.value) == f'Unable to establish connection to {url}/v1/requests'
+
+
+def test_of_a_large_request_only_what_is_worked_on_is_read(wire: Wire, watched: Watched) -> None:
+    counts = {'cached': 5000, 'queued': 4998, 'downloading': 1, 'converting': 1}
+    wire.answer('GET', PATH, (200, {'request': request(counts=counts)}), COMPLETED)
+
+    watched.watcher.watch(REQUEST_ID)
+
+    asked = wire.queries(f'{PATH}/tasks')[:2]
+    assert sorted(query['status'] for query in asked) == ['converting', 'downloading']
+    assert {query['limit'] for query in asked} == {'20'}
+    assert not watched.view.shown[0].whole
+
+
+def test_show_wait_ends_well_when_all_is_cached(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', PATH, COMPLETED)
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': [task('c1', 'cached')]}))
+
+    said = openstack('precache', 'show', '--wait', REQUEST_ID, '-f', 'value', '-c', 'status')
+
+    assert (said.status, said.out) == (0, 'completed\n')
+    assert 'c1: cached' in said.err
+
+
+def test_show_wait_ends_badly_and_says_what_failed(wire: Wire, openstack: OpenStack) -> None:
+    counts = {'cached': 1, 'error': 1, 'skipped': 1}
+    ended = request(status='partial', reason='a canary host failed', counts=counts)
+    wire.answer('GET', PATH, (200, {'request': ended}))
+    failed = [task('c1', 'error', reason='the disk is full')]
+    skipped = [task('c2', 'skipped')]
+    wire.answer(
+        *('GET', f'{PATH}/tasks'),
+        *((200, {'tasks': found}) for found in ([], failed, skipped)),
+    )
+
+    said = openstack('precache', 'show', '--wait', REQUEST_ID, '-f', 'json')
+
+    assert said.status == 1
+    assert said.out.startswith('{')
+    assert said.err.splitlines()[-4:] == [
+        f'Request {REQUEST_ID} is partial: a canary host failed',
+        '2 of 3 images are not cached:',
+        f'  c1 {IMAGE_ID} error: the disk is full',
+        f'  c2 {IMAGE_ID} skipped',
+    ]
+
+
+def test_many_failures_are_not_all_listed(wire: Wire, openstack: OpenStack) -> None:
+    ended = request(status='failed', counts={'error': 9000})
+    wire.answer('GET', PATH, (200, {'request': ended}))
+    failed = [task(f'c{number}', 'error') for number in range(60)]
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': failed}))
+
+    said = openstack('precache', 'show', '--wait', REQUEST_ID)
+
+    assert said.err.count(' error') == waiting.LISTED_FAILURES
+    assert f'openstack precache task list {REQUEST_ID}' in said.err
+
+
+def test_a_request_cancelled_before_its_plan_did_not_succeed(
+    wire: Wire, openstack: OpenStack
+) -> None:
+    wire.answer('GET', PATH, (200, {'request': request(status='cancelled', counts={})}))
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+
+    said = openstack('precache', 'show', '--wait', REQUEST_ID)
+
+    assert said.status == 1
+    assert said.err.splitlines()[-1] == f'Request {REQUEST_ID} is cancelled'
+
+
+def test_ctrl_c_leaves_the_request_running_and_says_so(
+    wire: Wire, openstack: OpenStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire.answer('POST', '/v1/requests', (202, {'request': request()}))
+    wire.answer('GET', PATH, RUNNING)
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+
+    def interrupted(self: object, request_id: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(waiting.Watcher, 'watch', interrupted)
+
+    said = openstack('precache', 'create', '--wait', '--aggregate', 'edge', IMAGE_ID)
+
+    assert (said.status, said.out) == (130, '')
+    assert 'The request goes on without you.' in said.err
+    assert f'openstack precache show --wait {REQUEST_ID}' in said.err
