@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Computes that are simulated: what the conductor calls, answered in its own process."""
+
+import time
+
+from nova_precache import context, model
+from nova_precache.compute import rpcapi
+from nova_precache.db import jobs
+from nova_precache.image import fake
+
+IMAGE_BYTES = 1024
+
+
+class SimulatedComputes:
+    """Stands behind ``conductor.caller.ComputeClient``: every compute of every cell.
+
+    As a real one does, each asks the conductor before the first byte, which is a
+    transaction of the conductor's; then it takes its time and has cached the image.
+    """
+
+    def __init__(self, job_store: jobs.Jobs, delay_seconds: float) -> None:
+        self._jobs = job_store
+        self._delay_seconds = delay_seconds
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        if not self._jobs.begin(call.job_id, call.epoch, starts=True):
+            return None
+        if self._delay_seconds:
+            time.sleep(self._delay_seconds)
+        return model.ImageOutcome(
+            model.TaskStatus.CACHED, bytes_done=IMAGE_BYTES, bytes_total=IMAGE_BYTES
+        )
+
+
+class Images(fake.FakeImageService):
+    """Images that nobody downloads, of an image service that gives no tokens."""
+
+    def endpoint(self) -> str | None:
+        return None
+
+    def token(self, *, fresh: bool = False) -> str | None:
+        return None

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One case in a process of its own: a case in its arguments, what was measured on its output.
+
+The conductor is the one that the service runs, with all of its loops, on a real database;
+only its computes are simulated.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import sqlalchemy as sa
+
+from benchmarks import observed
+from benchmarks.fleet import broker, site
+from benchmarks.fleet.cases import Case, Cost, Outcome
+from benchmarks.fleet.computes import IMAGE_BYTES, Images, SimulatedComputes
+from nova_precache import context, model, wiring
+from nova_precache.conductor import rpcapi as conductor_rpcapi
+from nova_precache.db import models, requests
+from nova_precache.db import session as db_session
+
+GETS = 5
+LOOK_SECONDS = 0.05
+NEVER_ENDS_SECONDS = 3600.0
+
+
+class Statements:
+    """Counts what is sent to a database."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._lock = threading.Lock()
+        self.by_verb: dict[str, int] = {}
+        sa.event.listen(database.engine, 'before_cursor_execute', self._note)
+
+    def _note(self, connection: object, cursor: object, statement: str, *rest: object) -> None:
+        verb = statement.lstrip().partition(' ')[0].upper()
+        with self._lock:
+            self.by_verb[verb] = self.by_verb.get(verb, 0) + 1
+
+    def of(self, *verbs: str) -> int:
+        return sum(self.by_verb.get(verb, 0) for verb in verbs)
+
+
+@dataclasses.dataclass
+class Meter:
+    """Reads the clocks and counts the statements of this process.
+
+    What the thread takes that measures is not counted: it waits for the end by looking.
+    """
+
+    statements: Statements
+    last: Cost = dataclasses.field(default_factory=lambda: Cost(0, 0, 0, 0, 0))
+
+    def lap(self) -> Cost:
+        """Give what it took since the last time."""
+        now = Cost(
+            wall_seconds=time.monotonic(),
+            cpu_seconds=time.process_time() - time.thread_time(),
+            reads=self.statements.of('SELECT'),
+            inserts=self.statements.of('INSERT'),
+            updates=self.statements.of('UPDATE', 'DELETE'),
+        )
+        before, self.last = self.last, now
+        names = [field.name for field in dataclasses.fields(Cost)]
+        return Cost(**{name: getattr(now, name) - getattr(before, name) for name in names})
+
+
+def measure(case: Case, database_url: str, broker_url: str | None = None) -> Outcome:
+    """Have one request worked on by a conductor, from its start to its end."""
+    transport_url = broker_url or 'fake:///fleet'
+    with tempfile.TemporaryDirectory(prefix='fleet-') as state_dir:
+        conf = site.configure(case, database_url, transport_url, state_dir)
+        database = db_session.connect(conf)
+        try:
+            aggregate = site.populate(case, database, transport_url)
+            parts = wiring.ConductorParts(conf, database, wiring.exposition(conf))
+            images = parts.images = Images()
+            ids = [images.add(b'', size=IMAGE_BYTES).id for _ in range(case.images)]
+            if not case.broker:
+                computes = SimulatedComputes(parts.jobs, case.delay_ms / 1000)
+                parts.computes = lambda cell_uuid: computes
+            with _running_computes(case, conf.transport_url, aggregate) as rpc:
+                return _measure(case, parts, database, aggregate, tuple(ids), rpc)
+        finally:
+            database.dispose()
+
+
+@contextlib.contextmanager
+def _running_computes(
+    case: Case, transport_url: str, aggregate: model.Aggregate
+) -> Iterator[broker.Computes | None]:
+    if not case.broker:
+        yield None
+        return
+    with broker.Computes(transport_url, aggregate.hosts, case.delay_ms / 1000) as computes:
+        yield computes
+
+
+def _measure(
+    case: Case,
+    parts: wiring.ConductorParts,
+    database: db_session.Database,
+    aggregate: model.Aggregate,
+    images: tuple[str, ...],
+    rpc: broker.Computes | None,
+) -> Outcome:
+    conductor = parts.conductor()
+    conductor.start()
+    try:
+        idle_bytes = _forget_peak()
+        meter = Meter(Statements(database))
+        meter.lap()
+        request = parts.requests.accept(
+            requests.NewRequest(aggregate=aggregate, images=images, is_admin=True)
+        )
+        conductor_rpcapi.ConductorAPI(parts.api_transport).work_available(context.admin_context())
+        look = _Look(database, request.id)
+        look.until(lambda status: status != model.RequestStatus.ACCEPTED)
+        plan = meter.lap()
+        look.until(lambda status: status not in model.REQUEST_ACTIVE)
+        work = meter.lap()
+        look.close()
+        peak_bytes = observed.memory(os.getpid()).peak_bytes
+        _check(case, parts.requests.get(request.id))
+        return Outcome(
+            case=case,
+            plan=plan,
+            work=work,
+            get_seconds=_time_get(parts.requests, request.id),
+            peak_bytes=peak_bytes,
+            idle_bytes=idle_bytes,
+            rpc=None if rpc is None else rpc.measure(),
+        )
+    finally:
+        conductor.stop()
+
+
+class _Look:
+    """Looks how a request stands, past the counted connections and cheaply."""
+
+    def __init__(self, database: db_session.Database, request_id: str) -> None:
+        self._engine = sa.create_engine(database.engine.url)
+        row = models.CacheRequest
+        self._query = sa.select(row.status).where(row.id == request_id)
+
+    def until(self, is_so: Callable[[str], bool]) -> None:
+        give_up_at = time.monotonic() + NEVER_ENDS_SECONDS
+        while True:
+            with self._engine.connect() as connection:
+                if is_so(connection.scalars(self._query).one()):
+                    return
+            if time.monotonic() > give_up_at:
+                raise RuntimeError('The request does not come to an end')
+            time.sleep(LOOK_SECONDS)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _check(case: Case, request: model.CacheRequest) -> None:
+    """A benchmark of what did not happen would be fast."""
+    expected = {str(model.TaskStatus.CACHED): case.tasks}
+    if request.status != model.RequestStatus.COMPLETED or dict(request.counts) != expected:
+        raise RuntimeError(f'The request ended {request.status}: {request.counts}')
+
+
+def _time_get(store: requests.Requests, request_id: str) -> float:
+    taken = []
+    for _ in range(GETS):
+        began = time.monotonic()
+        store.get(request_id)
+        taken.append(time.monotonic() - began)
+    return statistics.median(taken)
+
+
+def _forget_peak() -> int:
+    """Have the kernel forget the most that was resident so far; give what is now."""
+    pathlib.Path('/proc/self/clear_refs').write_text('5')
+    return observed.memory(os.getpid()).resident_bytes
+
+
+def main(arguments: list[str]) -> None:
+    logging.basicConfig(level=logging.ERROR)
+    found = measure(Case(**json.loads(arguments[0])), arguments[1], *arguments[2:])
+    print(json.dumps(dataclasses.asdict(found)), flush=True)
+    os._exit(0)  # the broker's connections are not waited for
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is made of the numbers of a fleet, and that a small one can be measured."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from benchmarks.fleet import __main__ as command
+from benchmarks.fleet import cases, findings, nova, worker
+
+NOTHING = cases.Cost(0, 0, 0, 0, 0)
+MIB = 1024**2
+
+
+def _outcome(case: cases.Case, cpu_ms: float, **fields: Any) -> cases.Outcome:
+    """A case that took so much CPU a task, a fifth of it to plan."""
+    seconds = cpu_ms * case.tasks / 1000
+    known: dict[str, Any] = {
+        'plan': cases.Cost(1.0, seconds / 5, 10, 2, 3),
+        'work': cases.Cost(2.0, seconds * 4 / 5, 50, 20, 15),
+        'get_seconds': 0.004,
+        'peak_bytes': 100 * MIB,
+        'idle_bytes': 90 * MIB,
+    }
+    return cases.Outcome(case=case, **{**known, **fields})
+
+
+def _missed(*outcomes: cases.Outcome) -> list[str]:
+    return [each.what for each in findings.targets(outcomes) if not each.is_met]
+
+
+SMALL, LARGE = cases.Case('sqlite', 100), cases.Case('sqlite', 10_000)
+
+
+def test_what_a_task_takes_is_that_of_planning_and_working() -> None:
+    found = _outcome(SMALL, 2.0)
+
+    assert found.cpu_ms_per_task == pytest.approx(2.0)
+    assert found.wall_ms_per_task == pytest.approx(30)
+    assert found.statements_per_task == pytest.approx(1.0)
+
+
+def test_a_fleet_that_costs_no_more_a_task_meets_the_targets() -> None:
+    assert _missed(_outcome(SMALL, 2.0), _outcome(LARGE, 2.4)) == []
+
+
+def test_a_task_that_costs_more_in_a_large_fleet_is_told() -> None:
+    assert _missed(_outcome(SMALL, 1.0), _outcome(LARGE, 1.3)) == [
+        '10,000 x 1 in 2 cells, sqlite: CPU a task, as with 100 hosts'
+    ]
+
+
+def test_fleets_that_differ_in_more_than_their_hosts_are_not_compared() -> None:
+    other = dataclasses.replace(LARGE, cells=20)
+
+    assert _missed(_outcome(SMALL, 1.0), _outcome(other, 2.4)) == []
+
+
+def test_too_much_cpu_and_memory_are_told() -> None:
+    assert _missed(_outcome(SMALL, 2.6, peak_bytes=301 * MIB)) == [
+        '100 x 1 in 2 cells, sqlite: CPU a task',
+        '100 x 1 in 2 cells, sqlite: memory, at most',
+    ]
+
+
+def test_what_rpc_itself_costs_is_told_apart() -> None:
+    case = dataclasses.replace(SMALL, broker=True)
+    rpc = cases.Rpc(made_seconds=0.002, served_seconds=0.001, made_wall_seconds=0.005)
+    found = _outcome(case, 5.4, rpc=rpc)
+
+    [cpu] = [each for each in findings.targets([found]) if 'CPU' in each.what]
+
+    assert found.rpc_ms_per_task == pytest.approx(3.0)
+    assert cpu.value == pytest.approx(2.4)
+    assert cpu.is_met
+
+
+def test_large_fleets_are_not_run_with_computes_that_take_their_time() -> None:
+    chosen = cases.choose(['sqlite', 'mariadb'], [100, 10_000], [2, 20], [1, 10], [0, 50], 16)
+
+    assert len(chosen) == 2 * 2 * (4 + 3)
+    assert max(case.tasks for case in chosen if case.delay_ms) == cases.SLOW_TASKS
+    assert chosen[-1].tasks == 100_000
+
+
+def test_the_tables_have_every_case_and_stock_nova() -> None:
+    table = findings.measured([_outcome(SMALL, 2.0)])
+    stock = findings.stock([nova.Nova(100, 10, 400, 1.0, 0.7)])
+
+    assert table.rows[0][:2] == ('100 x 1 in 2 cells, sqlite', '2.00')
+    assert len(table.rows[0]) == len(table.head)
+    assert stock.rows == (('100 x 10', '7.00', '10.00', '4.0'),)
+
+
+def test_a_small_fleet_can_be_measured(tmp_path: pathlib.Path) -> None:
+    case = cases.Case('sqlite', hosts=3, images=2, parallel=2)
+
+    found = worker.measure(case, f'sqlite:///{tmp_path}/fleet.sqlite')
+
+    assert found.case == case
+    assert found.work.statements > found.case.tasks
+    assert found.plan.inserts > 0
+    assert found.cpu_ms_per_task > 0
+    assert found.peak_bytes >= found.idle_bytes > 0
+    assert cases.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+@pytest.mark.parametrize('arguments', [['--hosts=0'], ['--database=oracle'], ['--images=ten']])
+def test_what_cannot_be_measured_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+
+    assert arguments[0].partition('=')[0] in capsys.readouterr().err
