@@ -5,17 +5,22 @@ Samples are read and compared field by field; ids and times, which differ each t
 only by their form.
 """
 
+import datetime
+import hashlib
 import json
 import pathlib
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jsonschema
 import pytest
+from oslo_utils import timeutils
 
 from nova_precache import model
-from nova_precache.api import dispatch, routes
-from nova_precache.db import jobs
+from nova_precache.api import dispatch, operations, routes
+from nova_precache.db import caches, jobs, models
 from nova_precache.image import fake
 from tests.unit.api import conftest as api_parts
 from tests.unit.conftest import CACHED, World
@@ -27,6 +32,7 @@ PAGES = {path.name: path.read_text() for path in (API_REF / 'source').glob('*.rs
 PROJECT = '5b6b7f9e3c5d4a1f8f0e2d4c6b8a9f01'
 TOKEN = f'operator:{PROJECT}:admin'
 IMAGE = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
+BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'the disk is full')
 
 _FORMS = {
     'a UUID': re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'),
@@ -60,12 +66,29 @@ class Player:
         response = self._api.call(method, path, body, token=token)
         assert response.status_int == status, response.text
         if answer is not None:
+            _check_schema(method, path, response)
             assert _by_form(response.json) == _by_form(self._sample(answer))
         return response
 
     def _sample(self, name: str) -> Any:
         self.played.add(name)
         return json.loads((SAMPLES / f'{name}.json').read_text())
+
+
+def _check_schema(method: str, path: str, response: Any) -> None:
+    """See that an answer of /v1 is as the schema of its operation says."""
+    plain = path.partition('?')[0].removeprefix('http://api.example:8774')
+    document = operations.document()
+    for template, methods in document['paths'].items():
+        if re.fullmatch(re.sub(r'\{\w+\}', '[^/]+', template), plain):
+            told = methods[method.lower()]['responses'][str(response.status_int)]
+            schema = {
+                **told['content']['application/json']['schema'],
+                'components': document['components'],
+            }
+            jsonschema.Draft202012Validator(schema).validate(response.json)
+            return
+    assert not plain.startswith('/v1/') or plain == '/v1/'
 
 
 def _by_form(value: Any) -> Any:
@@ -85,17 +108,23 @@ def _by_form(value: Any) -> Any:
 @pytest.fixture
 def player(world: World, tmp_path: pathlib.Path) -> Player:
     images = fake.FakeImageService()
-    images.add(b'data', id=IMAGE)
+    images.add(b'data', id=IMAGE, size=734003200, virtual_size=2361393152, disk_format='qcow2')
     images_for: Callable[[Any], fake.FakeImageService] = lambda context: images  # noqa: E731
     conf = api_parts.make_conf(tmp_path / 'precache.sqlite')
     api = api_parts.make_api(conf, world.database, world.inventory, images_for=images_for)
     return Player(api)
 
 
-def test_every_sample_is_what_the_service_takes_and_gives(player: Player, world: World) -> None:
+def test_every_sample_is_what_the_service_takes_and_gives(
+    player: Player, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _versions(player)
     _aggregates(player, world)
-    _requests(player, world)
+    one = _requests(player, world)
+    _actions(player, world, one)
+    _hosts(player, world, monkeypatch)
+    _estimate(player, world)
+    _pins(player)
     assert player.played == {
         str(path.relative_to(SAMPLES).with_suffix('')) for path in SAMPLES.rglob('*.json')
     }
@@ -127,7 +156,8 @@ def _aggregates(player: Player, world: World) -> None:
     )
 
 
-def _requests(player: Player, world: World) -> None:
+def _requests(player: Player, world: World) -> str:
+    """Play a request of which one host is done and the other is at work; give where it is."""
     cached = player.play(
         'POST', '/v2.1/os-aggregates/1/images', asks='aggregates/cache-request', status=202
     )
@@ -139,13 +169,94 @@ def _requests(player: Player, world: World) -> None:
     assert world.requests.mark_planned(taken.request.id, 'planner')
     done, going_on = world.begun(), world.begun('c2')
     world.jobs.finish(done.job_id, done.epoch, CACHED)
-    progress = model.Progress(model.TaskStatus.DOWNLOADING, 40, 100)
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 40, 100, rate_bytes=20)
     report = jobs.ProgressReport(going_on.job_id, going_on.epoch, 1, progress)
     assert world.jobs.record_progress([report]) == 1
     one = '/v1/' + cached.headers['Location'].partition('/v1/')[2]
     player.play('GET', '/v1/requests?limit=1', 'requests/list-response')
     player.play('GET', one, 'requests/show-response')
     player.play('GET', f'{one}/tasks?limit=1', 'requests/tasks-response')
+    return one
+
+
+def _actions(player: Player, world: World, partial: str) -> None:
+    made = player.play(
+        'POST',
+        '/v1/requests',
+        'requests/create-response',
+        asks='requests/create-request',
+        status=202,
+    )
+    action = f'/v1/requests/{made.json["request"]["id"]}/action'
+    for name in ('pause', 'resume', 'cancel'):
+        player.play(
+            'POST',
+            action,
+            f'requests/{name}-response',
+            asks=f'requests/{name}-request',
+            status=202,
+        )
+    for job in world.all_jobs():
+        if job.status in model.TASK_IN_FLIGHT:
+            world.jobs.finish(job.uuid, job.epoch or 0, BROKEN)
+    assert world.requests.complete(partial.rpartition('/')[2])
+    player.play(
+        'POST',
+        f'{partial}/action',
+        'requests/retry-response',
+        asks='requests/retry-request',
+        status=202,
+    )
+
+
+def _hosts(player: Player, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: model.Json = {'version': '1.0.0', 'driver': 'libvirt.LibvirtDriver'}
+    world.agents.report(
+        [
+            model.Agent(
+                host,
+                f'agent-{host}',
+                world.cell.uuid,
+                store_id=str(uuid.uuid5(uuid.NAMESPACE_DNS, host)),
+                cache_bytes=1073741824,
+                free_bytes=98784247808,
+                **told,
+            )
+            for host in ('compute-1', 'compute-2')
+        ]
+    )
+    name = hashlib.sha1(IMAGE.encode()).hexdigest()  # noqa: S324
+    touched_at = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    file = model.CachedImage('compute-1', name, None, 2361393152, 1073741824, touched_at, 3)
+    caches.Caches(world.database).record('compute-1', [file], full=True)
+    later = touched_at + datetime.timedelta(hours=1)
+    monkeypatch.setattr(timeutils, 'utcnow', lambda: later)
+    player.play('GET', '/v1/hosts?limit=1', 'hosts/list-response')
+    player.play('GET', '/v1/hosts/compute-1', 'hosts/show-response')
+    player.play('GET', '/v1/hosts/compute-1/images', 'hosts/images-response')
+    player.play('GET', f'/v1/images/{IMAGE}/hosts', 'hosts/of-image-response')
+
+
+def _estimate(player: Player, world: World) -> None:
+    done = next(job for job in world.all_jobs() if job.status == model.TaskStatus.CACHED)
+    assert done.finished_at is not None
+    world.change(
+        models.Job,
+        models.Job.uuid == done.uuid,
+        started_at=done.finished_at - datetime.timedelta(seconds=10),
+        bytes_done=500_000_000,
+    )
+    player.play('POST', '/v1/estimate', 'estimate/create-response', asks='estimate/create-request')
+
+
+def _pins(player: Player) -> None:
+    made = player.play(
+        'POST', '/v1/pins', 'pins/create-response', asks='pins/create-request', status=201
+    )
+    one = f'/v1/pins/{made.json["pin"]["id"]}'
+    player.play('GET', one, 'pins/show-response')
+    player.play('DELETE', one, status=204)
+    player.play('GET', '/v1/pins', 'pins/list-response')
 
 
 def test_a_sample_that_differs_is_found_out() -> None:
@@ -189,7 +300,8 @@ def test_every_action_is_in_the_reference() -> None:
         if isinstance(handlers, Mapping)
         for name in handlers
     }
-    titles = set(re.findall(r'^.* \((\w+)\)\n=+$', PAGES['aggregates.rst'], re.MULTILINE))
+    pages = PAGES['aggregates.rst'] + PAGES['requests.rst']
+    titles = set(re.findall(r'^.* \((\w+)\)\n=+$', pages, re.MULTILINE))
     assert actions == titles
 
 
@@ -207,6 +319,9 @@ def test_every_field_of_an_answer_is_explained() -> None:
                 assert fields <= explained, name
 
 
+_FREE = {'counts', 'images_gone', 'metadata', 'media-types'}
+
+
 def _fields(value: Any) -> Iterator[str]:
     """Give the names of fields, but for those of free form and those inside of links."""
     if isinstance(value, list):
@@ -215,5 +330,5 @@ def _fields(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield key
-            if not key.endswith('links') and key not in ('counts', 'metadata', 'media-types'):
+            if not key.endswith('links') and key not in _FREE:
                 yield from _fields(item)

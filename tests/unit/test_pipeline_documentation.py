@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page about the pipeline names each part of it, in order; the samples configure them."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ SAMPLE = ROOT / 'etc' / 'nova-precache' / 'nova-precache.conf.sample'
 @pytest.fixture
 def services(tmp_path: pathlib.Path) -> call.Services:
     enforcer = policy.Enforcer(configuration.new(config_files=[]))
-    unused: Any = None
-    return call.Services(unused, unused, unused, unused, enforcer)
+    unused: dict[str, Any] = {field.name: None for field in dataclasses.fields(call.Services)}
+    return call.Services(**{**unused, 'enforcer': enforcer})
 
 
 def test_the_page_names_each_part_in_its_order(services: call.Services) -> None:
