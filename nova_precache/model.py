@@ -134,13 +134,17 @@ class CacheResult:
 
 @dataclasses.dataclass(frozen=True)
 class ImageOutcome:
-    """How one attempt at (host, image) ended, as a compute reports it."""
+    """How one attempt at (host, image) ended, as a compute reports it.
+
+    :ivar at_once: of one that is made again later: as soon as it may be
+    """
 
     status: str
     reason: str | None = None
     retry: str = Retry.NEVER
     bytes_done: int = 0
     bytes_total: int | None = None
+    at_once: bool = False
 
     def to_wire(self) -> Json:
         return dataclasses.asdict(self)

@@ -41,8 +41,9 @@ class Endpoint:
     def __init_subclass__(cls, version: str = '1.0') -> None:
         cls.target = messaging.Target(version=version)
 
-    def ping(self, ctxt: context.RequestContext) -> None:
-        """Do nothing; that the message could be sent was the question."""
+    def ping(self, ctxt: context.RequestContext) -> str:
+        """Tell the version that is served; most often, that this could be sent was the question."""
+        return str(self.target.version)
 
 
 class ContextSerializer(messaging.Serializer):  # type: ignore[misc]

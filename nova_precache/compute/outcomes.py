@@ -20,7 +20,8 @@ def of_stop(error: exception.TransferStopped) -> model.ImageOutcome:
         status = model.TaskStatus.CANCELLED
     elif isinstance(error, exception.DeadlinePassed):
         status = model.TaskStatus.EXPIRED
-    return model.ImageOutcome(status, str(error), error.retry)
+    was_paused = isinstance(error, exception.Paused)  # it may have been resumed already
+    return model.ImageOutcome(status, str(error), error.retry, at_once=was_paused)
 
 
 def of_error(error: Exception, driver: str) -> model.ImageOutcome:

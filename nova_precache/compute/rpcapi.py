@@ -5,7 +5,7 @@ History:
 
 * 1.0 - ``cache_image``: gives the outcome, or None when the call no longer counts
 * 1.1 - ``stop_image``; ``cache_image`` takes ``options``, which a compute of 1.0 ignores
-* 1.2 - ``forget_image``
+* 1.2 - ``forget_image``; an outcome has ``at_once``
 
 A new minor version adds methods or arguments; a compute ignores arguments that it does
 not know, a conductor keys of the outcome. A call is sent at the lowest version that

@@ -23,6 +23,7 @@ from nova_precache.compute import options as transfer_options
 from nova_precache.control import Control
 
 KEPT_OUTCOMES = 1000
+KEPT_STOPS = 1000
 # How a job leaves its transfer that another request may have come to want meanwhile.
 _LEFT = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 
@@ -86,6 +87,14 @@ class Following:
     progress: model.Progress
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stop:
+    """What came for a job that did not run: its call of that epoch may be about to begin."""
+
+    epoch: int
+    error: exception.TransferStopped
+
+
 class Transfers:
     """Which images are being worked on; safe to use from many threads.
 
@@ -99,6 +108,7 @@ class Transfers:
         self.ended = 0
         self._running: dict[str, Transfer] = {}
         self._kept: collections.OrderedDict[str, model.ImageOutcome] = collections.OrderedDict()
+        self._stops: collections.OrderedDict[str, _Stop] = collections.OrderedDict()
 
     def kept_outcome(self, job_id: str) -> model.ImageOutcome | None:
         """Give the outcome of a job that ended here a while ago."""
@@ -124,12 +134,16 @@ class Transfers:
     def leave(self, job_id: str, epoch: int, error: exception.TransferStopped) -> bool:
         """Have a job want its transfer no more, which is stopped when no other wants it.
 
-        :param epoch: of the job's call; that of an older one than runs changes nothing
+        :param epoch: of the job's call, which begins no more if it was on its way; that of
+            an older one than runs changes nothing
         :returns: whether the job was running
         """
         with self._lock:
             transfer = self._followed_by(job_id)
-            if transfer is None or transfer.followers[job_id].epoch > epoch:
+            if transfer is None:
+                self._note_stop(job_id, _Stop(epoch, error))
+                return False
+            if transfer.followers[job_id].epoch > epoch:
                 return False
             is_last = len(transfer.followers) == 1
             if is_last:
@@ -178,6 +192,9 @@ class Transfers:
                 return _already(self._kept[job_id])
             if self.is_stopping:
                 return _already(outcomes.of_stop(_shutting_down()))
+            stop = self._stops.get(job_id)
+            if stop is not None and epoch <= stop.epoch:
+                return _already(outcomes.of_stop(stop.error))
             transfer = self._running.get(image_id) or self._transfer(image_id)
             follower = self._join(transfer, job_id, epoch, options or model.TransferOptions())
             if image_id not in self._running:
@@ -245,6 +262,11 @@ class Transfers:
                 follower.forget_deadline()
                 self._keep(job_id, outcome)
             return list(transfer.followers.values())
+
+    def _note_stop(self, job_id: str, stop: _Stop) -> None:
+        self._stops[job_id] = stop
+        while len(self._stops) > KEPT_STOPS:
+            self._stops.popitem(last=False)
 
     def _keep(self, job_id: str, outcome: model.ImageOutcome | None) -> None:
         if outcome is None or outcome.retry != model.Retry.NEVER or outcome.status in _LEFT:

@@ -133,7 +133,7 @@ class Orders:
                 rpcapi.StopWhy(order.why),
                 order.keep_partial,
             )
-        except exception.VersionUnsupported as exc:
+        except (exception.VersionUnsupported, exception.CellNotFound) as exc:
             self._has_stopped(order, f'it is left to end by itself, {exc}')
             return OUTCOME_SECONDS
         self._breakers.succeeded(order.cell_uuid)

@@ -27,7 +27,7 @@ class RetryPolicy:
         if outcome.status != model.TaskStatus.ERROR:
             return None
         if outcome.retry == model.Retry.LATER:
-            return self.delay_seconds
+            return 0 if outcome.at_once else self.delay_seconds
         if self.is_last(attempts):
             return None
         if outcome.retry == model.Retry.ONCE:

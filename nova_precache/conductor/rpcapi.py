@@ -5,7 +5,8 @@ History:
 
 * 1.0 - ``work_available``, ``register``, ``report_state``, ``report_progress``,
   ``begin_job``, ``get_token``
-* 1.1 - ``report_images``; a progress has ``rate_bytes``
+* 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` tells the version, where
+  before it told nothing
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
@@ -78,6 +79,7 @@ class ConductorReporter:
     ) -> None:
         self._client = transport.client(TOPIC, version_cap, retries=1)
         self._timeout_seconds = timeout_seconds
+        self._is_inventory_kept: bool | None = None
 
     def register(self, state: model.Json) -> None:
         self._call('register', state=state)
@@ -104,8 +106,11 @@ class ConductorReporter:
         )
 
     def report_images(self, host: str, agent_id: str, news: reporter.CacheNews) -> None:
-        if not self._client.can_send('1.1'):
-            return  # conductors that do not know of it keep no inventory
+        is_first = news.full and news.after is None
+        if self._is_inventory_kept is None or is_first:
+            self._is_inventory_kept = self._client.can_send('1.1') and self._knows_of_inventory()
+        if not self._is_inventory_kept:
+            return
         self._client.cast(
             context.admin_context(),
             'report_images',
@@ -118,6 +123,10 @@ class ConductorReporter:
             after=news.after,
             until=news.until,
         )
+
+    def _knows_of_inventory(self) -> bool:
+        """Ask, since one that does not would log an error for each message that tells of it."""
+        return self._call('ping') is not None
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
         return bool(self._call('begin_job', job_id=job_id, epoch=epoch, starts=starts))

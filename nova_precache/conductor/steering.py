@@ -65,6 +65,7 @@ class Helm:
         """Do all that is due; what fails does not hold up the rest, and is due again."""
         for step in (
             self._stop_transfers,  # first: somebody may wait for it
+            self._adopt,
             self._check,
             self._expire,
             self._stop_transfers,
@@ -90,6 +91,9 @@ class Helm:
 
     def _stop_transfers(self) -> None:
         self._is_stopping_transfers = self._orders.stop_transfers()
+
+    def _adopt(self) -> None:
+        self._tracker.settle(self._store.adopt())
 
     def _check(self) -> None:
         """Do what a conductor could not that died right after it had recorded an outcome."""

@@ -49,8 +49,7 @@ class Tracker:
             request.hosts_total,
             sum(request.counts.values()),
         )
-        self.complete([request_id])
-        self._announce()
+        self.settle(recording.Recorded(current=True, requests=(request_id,)))
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record how an attempt ended: final, or to be tried again."""

@@ -70,11 +70,11 @@ def assign(
     same = model.TASK_WAITING if job.status in model.TASK_WAITING else model.TASK_WORKING
     assigned = session.execute(
         db_session.update(models.Job)
-        .where(models.Job.id == job.id, models.Job.status.in_(same))
+        .where(models.Job.id == job.id, models.Job.status.in_(same), models.Job.ready)
         .values(epoch=epoch, progress_sequence=0, **attempt)
     )
     if db_session.rowcount(assigned) != 1:
-        return None  # it has ended, or was begun, since it was chosen
+        return None  # it has ended, was begun, or may not be called, since it was chosen
     if attempt:
         recording.mirror(session, job.uuid, **attempt)
     return dataclasses.replace(assignment(job, epoch), attempts=attempts)

@@ -151,7 +151,7 @@ class Jobs:
         want it. If others do, it waits to be called again, which is no attempt.
         """
         current = calls.current(job_id, epoch)
-        end = stops.leave if outcome.status in stops.OUTCOMES else recording.finish
+        end = stops.leave if outcome.status in stops.OUTCOMES else stops.finish
         return self._database.write(lambda session: end(session, current, job_id, outcome))
 
     def retry(

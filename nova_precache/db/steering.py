@@ -69,6 +69,14 @@ class Steering:
         """
         return self._steer(request_id, project_id, steps.retry, not_before, deadline)
 
+    def adopt(self) -> recording.Recorded:
+        """Go on with what conductors of an earlier release plan while both are at work."""
+        row = models.CacheRequest
+        query = sa.select(row.id).where(row.status.in_(steps.PLANNED), ~row.is_planned)
+        return recording.together(
+            self._locking(request_id, steps.adopt) for request_id in self._ids(lambda now: query)
+        )
+
     def open_windows(self) -> Sequence[str]:
         """Let those requests be worked on whose time has come; gives their ids."""
         row = models.CacheRequest

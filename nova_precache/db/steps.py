@@ -15,6 +15,7 @@ from nova_precache import exception, model
 from nova_precache.db import announcements, demand, gates, models, plans, recording, totals
 from nova_precache.db import session as db_session
 
+PLANNED = frozenset({model.RequestStatus.PLANNED, model.RequestStatus.RUNNING})
 STEERABLE = model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}
 _RETRIED = frozenset(
     {
@@ -84,6 +85,20 @@ def resume(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) 
     if row.is_planned:
         _open(session, row, keys, db_session.now(session))
         plans.start_if_begun(session, row.id)
+
+
+def adopt(
+    session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
+) -> recording.Recorded:
+    """Go on with what a conductor of an earlier release has planned in this database."""
+    if row.is_planned or row.status not in PLANNED:
+        return recording.Recorded(current=True)
+    row.is_planned = True
+    row.hosts_done = row.hosts_total - _hosts_in_flight(session, row.id)
+    # Beyond the numbers that release gives: to the start, each host and the end.
+    row.announced = max(row.announced, row.hosts_total + 2)
+    session.flush()
+    return demand.reconcile(session, keys)
 
 
 def open_window(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> bool:

@@ -50,16 +50,28 @@ def retry(
     attempts: int,
 ) -> recording.Recorded:
     """Have a job wait for its next attempt, unless it was to stop: that it has then."""
-    goes_on = sa.and_(which, models.Job.stop_why.is_(None))
+    goes_on = sa.and_(which, models.Job.ready, models.Job.stop_why.is_(None))
     if recording.wait(session, goes_on, job_id, outcome, delay_seconds, attempts):
         return recording.Recorded(current=True)
     return stopped(session, which, job_id)
 
 
+def finish(
+    session: orm.Session,
+    which: sa.ColumnElement[bool],
+    job_id: str,
+    outcome: model.ImageOutcome,
+) -> recording.Recorded:
+    """End a job as its last attempt did, unless what broke that off was that it was to stop."""
+    may_be_stopped = outcome.retry == model.Retry.BACKOFF
+    if may_be_stopped and (recorded := stopped(session, which, job_id)):
+        return recorded
+    return recording.finish(session, which, job_id, outcome)
+
+
 def stopped(session: orm.Session, which: sa.ColumnElement[bool], job_id: str) -> recording.Recorded:
-    """Record that no compute works on a job that was to stop."""
-    paused = sa.and_(which, models.Job.stop_why == demand.StopWhy.PAUSED)
-    if recording.wait(session, paused, job_id, _PAUSED, 0, attempts=-1):
+    """Record that no compute works on a job that was to stop, or that may not begin now."""
+    if recording.wait(session, sa.and_(which, _waits()), job_id, _PAUSED, 0, attempts=-1):
         return recording.Recorded(current=True)
     query = sa.select(models.Job.stop_why, models.Job.stop_keep).where(
         which, models.Job.stop_why.in_(demand.UNWANTED)
@@ -71,6 +83,13 @@ def stopped(session: orm.Session, which: sa.ColumnElement[bool], job_id: str) ->
         return leave(session, which, job_id, demand.EXPIRED)
     discard = None if job.stop_keep else demand.StopWhy.DISCARD
     return leave(session, which, job_id, demand.CANCELLED, discard)
+
+
+def _waits() -> sa.ColumnElement[bool]:
+    """Of a job: somebody wants it, but not now."""
+    job = models.Job
+    is_held = sa.and_(~job.ready, job.stop_why.is_(None))
+    return sa.or_(job.stop_why == demand.StopWhy.PAUSED, is_held)
 
 
 def leave(
@@ -92,9 +111,10 @@ def leave(
     )
     if session.scalars(wanting.limit(1)).first() is None:
         recording.end_job(session, which, outcome, stop_why)
-    else:
-        recording.wait(session, which, job_id, _PAUSED, 0, attempts=-1)
-    return recorded
+        return recorded
+    recording.wait(session, which, job_id, _PAUSED, 0, attempts=-1)
+    keys = demand.active_keys(session, models.Task.job_uuid == job_id)
+    return recording.together([recorded, demand.reconcile(session, keys)])
 
 
 def orders(session: orm.Session) -> list[StopOrder]:

@@ -40,6 +40,8 @@ def terms(session: orm.Session, job_id: str) -> Terms:
         .where(models.Task.job_uuid == job_id, demand.wants(now))
     )
     rows = session.execute(query).all()
+    if not rows:
+        return Terms(deadline_seconds=0)  # that of the last one has just passed
     options = [totals.options(row.options) for row in rows]
     rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
     deadlines = [row.deadline for row in rows if row.deadline is not None]

@@ -15,6 +15,11 @@ def test_moved_bytes_are_cached_and_a_file_that_was_there_is_existing() -> None:
     assert outcomes.of_result(there) == model.ImageOutcome('existing', bytes_total=0)
 
 
+def test_what_was_paused_may_have_been_resumed_already() -> None:
+    assert outcomes.of_stop(exception.Paused('paused')).at_once
+    assert not outcomes.of_stop(exception.ShuttingDown('stops')).at_once
+
+
 @pytest.mark.parametrize(
     ('error', 'expected'),
     [

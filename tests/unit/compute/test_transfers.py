@@ -406,6 +406,32 @@ def test_a_stop_of_an_older_call_than_runs_is_ignored(
     assert made.result(WAIT_SECONDS).status == 'cancelled'
 
 
+def test_a_call_that_is_stopped_on_its_way_does_not_begin_and_a_newer_one_does(
+    running: transfers.Transfers, call: Call
+) -> None:
+    assert not running.leave('j1', 3, _cancelled())
+
+    late = running.run('j1', 3, 'i1', Held())
+    assert late == model.ImageOutcome('cancelled', 'not wanted')
+    assert not running.is_running('i1')
+
+    work = Held()
+    made = call('j1', 4, work)
+    work.opened.set()
+    assert made.result(WAIT_SECONDS) == CACHED
+
+
+def test_only_so_many_stops_are_kept(running: transfers.Transfers, call: Call) -> None:
+    for number in range(transfers.KEPT_STOPS + 1):
+        running.leave(f'j{number}', 1, _cancelled())
+
+    work = Held()
+    made = call('j0', 1, work)
+    work.opened.set()
+
+    assert made.result(WAIT_SECONDS) == CACHED
+
+
 def test_a_job_that_does_not_run_has_nothing_to_leave(
     running: transfers.Transfers, call: Call
 ) -> None:

@@ -224,11 +224,18 @@ def test_a_paused_job_that_nobody_works_on_waits_and_work_may_go_on(parts: Parts
     assert parts.world.jobs.claim('c1', limit=5) is None
 
 
-def test_a_compute_that_is_too_old_to_be_stopped_is_left_to_end(
-    parts: Parts, tell: orders.Orders
+@pytest.mark.parametrize(
+    'error',
+    [
+        exception.VersionUnsupported('stop_image 1.1 is not known'),
+        exception.CellNotFound('cell1'),
+    ],
+)
+def test_a_compute_that_cannot_be_stopped_is_left_to_end(
+    parts: Parts, tell: orders.Orders, error: Exception
 ) -> None:
     running = _cancelled(parts)
-    _answers(parts, 'h1', exception.VersionUnsupported('stop_image 1.1 is not known'))
+    _answers(parts, 'h1', error)
 
     _look(parts, tell)
 

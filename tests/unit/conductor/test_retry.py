@@ -19,6 +19,13 @@ def test_the_delay_doubles_up_to_its_maximum_and_ends_with_the_last_attempt() ->
     assert delays == [10, 20, 35, 35, None, None]
 
 
+def test_what_was_not_tried_is_tried_later_or_at_once_where_it_was_only_paused() -> None:
+    paused = model.ImageOutcome('error', 'paused', model.Retry.LATER, at_once=True)
+
+    assert POLICY.delay(_error('later'), attempts=5, mismatches=0) == 10
+    assert POLICY.delay(paused, attempts=5, mismatches=0) == 0
+
+
 def test_a_mismatch_is_tried_once_more_at_once() -> None:
     assert POLICY.delay(_error('once'), attempts=1, mismatches=0) == 0
     assert POLICY.delay(_error('once'), attempts=2, mismatches=1) is None

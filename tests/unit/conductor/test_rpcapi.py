@@ -167,3 +167,41 @@ def test_a_conductor_of_the_first_release_is_told_of_progress_and_not_of_a_cache
         'status': 'downloading', 'bytes_done': 4, 'bytes_total': 9, 'rate_bytes': 3,
     }  # fmt: skip
     assert conductor.told.empty()
+
+
+class OldConductor(Conductor, version=rpcapi.OLDEST_VERSION):
+    """One that serves what the first release did, and notes what it was asked."""
+
+    def ping(self, ctxt: context.RequestContext) -> None:  # type: ignore[override]
+        self.told.put({'ping': True})
+
+
+def test_conductors_that_keep_no_inventory_are_asked_before_they_are_told_all(
+    transport: rpc.Transport,
+) -> None:
+    old = OldConductor()
+    server = transport.server(rpcapi.TOPIC, 'old', [old])
+    server.start()
+    reports = _reporter(transport)
+    everything = reporter.CacheNews(NEWS.images, full=True, until='d')
+
+    for news in (everything, NEWS, reporter.CacheNews((), removed=('b',))):
+        reports.report_images('h1', 'agent-1', news)
+    server.stop()
+
+    # The first one only precedes the first call.
+    assert [old.told.get(timeout=WAIT_SECONDS) for _ in range(2)] == [{'ping': True}] * 2
+    assert old.told.empty()
+
+
+def test_conductors_that_were_upgraded_are_told_all_the_next_time(
+    transport: rpc.Transport, conductor: Conductor
+) -> None:
+    reports = _reporter(transport)
+    reports._is_inventory_kept = False
+
+    reports.report_images('h1', 'agent-1', NEWS)
+    reports.report_images('h1', 'agent-1', reporter.CacheNews(NEWS.images, full=True))
+
+    assert conductor.told.get(timeout=WAIT_SECONDS)['after'] is None
+    assert conductor.told.empty()

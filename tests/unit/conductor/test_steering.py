@@ -107,7 +107,17 @@ def test_a_transfer_that_runs_when_its_deadline_passes_is_stopped_in_the_same_lo
     assert parts.world.statuses(request) == {('h1', 'i1'): 'downloading'}
 
 
-# What a conductor that died left
+# What a conductor that died left, or one of an earlier release
+
+
+def test_what_an_earlier_release_has_planned_is_taken_on(parts: Parts, helm: steering.Helm) -> None:
+    request = _planned(parts, 'h1')
+    _change(parts, request, is_planned=False)
+    _ends(parts, CACHED)
+
+    helm.look()
+
+    assert parts.world.requests.ids_to_complete() == [request.id]
 
 
 def test_a_canary_that_succeeded_unnoticed_lets_the_others_begin(

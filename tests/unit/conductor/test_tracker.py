@@ -37,6 +37,20 @@ def test_a_planned_request_is_announced_with_the_aggregate_as_it_is(parts: Parts
     assert (start['name'], start['hosts']) == (aggregate.name, ['h1'])
 
 
+def test_what_a_plan_finds_to_fail_counts_before_anything_is_called(parts: Parts) -> None:
+    request = parts.world.accept(['h1'], ['i1', 'i2'], options=model.RequestOptions(max_failures=0))
+    assert parts.world.requests.next_to_plan(PLANNER)
+    gone = plans.PlannedTask('h1', parts.world.cell.uuid, 'i2', 'error', 'it is gone')
+    assert parts.world.requests.add_tasks(request.id, PLANNER, [gone])
+    parts.world.plan(request, ['h1'], images=['i1'])
+    parts.world.requests.mark_planned(request.id, PLANNER)
+
+    parts.tracker.planned(request.id)
+
+    assert parts.world.statuses(request) == {('h1', 'i1'): 'cancelled', ('h1', 'i2'): 'error'}
+    assert parts.announced.events() == ['start', 'progress', 'end']
+
+
 def test_a_request_of_a_deleted_aggregate_is_announced_with_what_is_known(parts: Parts) -> None:
     request = parts.world.planned(['h2', 'h1'], ['i1'])
 

@@ -2,6 +2,7 @@
 """The migrations make what the models say, and never touch Nova's database."""
 
 import datetime
+import hashlib
 import pathlib
 from collections.abc import Iterator
 
@@ -136,6 +137,9 @@ def test_an_older_database_is_brought_up_to_date_with_what_is_in_it(
     request = world.requests.get('r1')
     assert (request.options, request.hosts) == (model.RequestOptions(), None)
     assert world.requests.list(requests.RequestFilter(image_id='i1')) == [request]
+    with new_database.reader() as reader:
+        [named] = reader.scalars(sa.select(models.ImageName))
+    assert (named.name, named.image_id) == (hashlib.sha1(b'i1').hexdigest(), 'i1')  # noqa: S324
     begun = world.begun()
     world.jobs.finish(begun.job_id, begun.epoch, CACHED)
     assert world.requests.complete(request.id)

@@ -4,6 +4,7 @@
 import datetime
 
 import pytest
+import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.db import jobs, models, plans, recording, steering
@@ -321,6 +322,74 @@ def test_a_request_that_is_being_cancelled_is_neither_paused_nor_resumed(world: 
             step(request.id)
 
 
+def test_a_last_attempt_that_a_pause_has_broken_off_is_none(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.steering.pause(request.id)
+
+    _finish(world, call, BROKEN)
+
+    assert world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
+    world.steering.resume(request.id)
+    assert world.begun().attempts == 1
+
+
+def test_a_last_attempt_that_is_lost_while_it_is_stopped_ends_as_it_was_to(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    world.steering.cancel(request.id)
+
+    _finish(world, call, BROKEN)
+
+    assert world.tasks(request)['h1', 'i1'].reason == 'the request was cancelled'
+
+
+def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_by_that(world: World) -> None:
+    request, other = _planned(world), world.accept(['h1'], ['i1'])
+    claim = world.jobs.claim('c1', limit=5)
+    assert claim is not None
+    call = world.jobs.assign('c1', claim.host)
+    assert call is not None
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(other, ['h1'])
+    world.steering.cancel(request.id)
+    assert not world.jobs.begin(call.job_id, call.epoch)
+
+    _finish(world, call, BROKEN)
+
+    assert world.requests.mark_planned(other.id, PLANNER)
+    assert world.begun().attempts == 1
+
+
+def test_a_job_that_is_paused_while_it_is_chosen_is_not_called(world: World) -> None:
+    _planned(world)
+    claim = world.jobs.claim('c1', limit=5)
+    assert claim is not None
+
+    def pause(connection: sa.Connection, _: object, statement: str, *rest: object) -> None:
+        if statement.startswith('SELECT jobs.'):  # another transaction, where they overlap
+            connection.exec_driver_sql('UPDATE jobs SET ready = 0')
+
+    sa.event.listen(world.database.engine, 'after_cursor_execute', pause)
+
+    assert world.jobs.assign('c1', claim.host) is None
+
+
+def test_what_a_deadline_leaves_to_a_paused_request_waits_for_it(world: World) -> None:
+    request = _planned(world)
+    call = world.begun()
+    other = _planned(world)
+    world.steering.pause(other.id)
+    world.change(models.CacheRequest, models.CacheRequest.id == request.id, deadline=LONG_AGO)
+
+    _finish(world, call, model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late'))
+
+    assert world.statuses(other) == {('h1', 'i1'): 'retry_wait'}
+    assert world.jobs.claim('c1', limit=5) is None
+    world.steering.resume(other.id)
+    assert world.begun().job_id == call.job_id
+
+
 # Retry
 
 
@@ -595,6 +664,13 @@ def test_a_job_is_called_under_terms_that_suit_all_who_want_it(world: World) -> 
     assert world.jobs.terms(job) == jobs.Terms(None, None, waits_for_host=True)
 
 
+def test_a_job_that_nobody_wants_any_more_is_called_for_no_time_at_all(world: World) -> None:
+    request = _planned(world, max_rate_bytes=5)
+    world.change(models.CacheRequest, models.CacheRequest.id == request.id, deadline=LONG_AGO)
+
+    assert world.jobs.terms(world.all_jobs()[0].uuid).deadline_seconds == 0
+
+
 def test_the_rate_of_a_host_is_that_of_its_last_jobs(world: World) -> None:
     _planned(world, 'h1', 'h2')
     call = world.begun()
@@ -606,3 +682,32 @@ def test_the_rate_of_a_host_is_that_of_its_last_jobs(world: World) -> None:
     seconds = (finished - started).total_seconds()
 
     assert world.jobs.measured_rates(['h1', 'h2', 'h3']) == {'h1': 100 / seconds}
+
+
+# Mixed releases
+
+
+def test_a_request_that_an_earlier_release_has_planned_goes_on_to_its_end(world: World) -> None:
+    request = _planned(world, 'h1', 'h2')
+    mine = models.CacheRequest.id == request.id
+    world.change(models.CacheRequest, mine, is_planned=False, announced=0)
+    _finish(world, world.begun(), CACHED)
+    assert not world.requests.complete(request.id)
+
+    world.steering.adopt()
+    world.steering.adopt()
+
+    assert world.requests.get(request.id).hosts_done == 1
+    _finish(world, world.begun(), CACHED)
+    assert _ended(world, request) == 'completed'
+    assert world.announced(request) == [(0, 'start', None), (4, 'h2', 2), (5, 'end', None)]
+
+
+def test_what_waits_for_a_plan_is_left_to_whoever_plans_it(world: World) -> None:
+    requests = [world.accept(['h1'], ['i1']) for _ in range(2)]
+    world.steering.pause(requests[1].id)
+
+    world.steering.adopt()
+
+    assert [world.status(each) for each in requests] == ['accepted', 'paused']
+    assert world.requests.next_to_plan(PLANNER)

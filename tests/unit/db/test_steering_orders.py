@@ -20,7 +20,7 @@ FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keep
 REFUSED = model.ImageOutcome(model.TaskStatus.ERROR, 'refused')
 CANCELLED = model.ImageOutcome(model.TaskStatus.CANCELLED, 'told to', bytes_done=30)
 EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late', bytes_done=40)
-OUTCOMES = (CACHED, CACHED, CACHED, REFUSED, CANCELLED, EXPIRED)
+OUTCOMES = (CACHED, CACHED, CACHED, REFUSED, BROKEN, CANCELLED, EXPIRED)
 
 
 class Orders:

@@ -5,6 +5,8 @@ SQLite adds columns and no more: made anew, a table would take with it the rows 
 depend on it.
 """
 
+import hashlib
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
@@ -24,6 +26,7 @@ def upgrade() -> None:
     _create_cache_request_images()
     _create_cached_images()
     _create_image_names()
+    _fill_image_names()
     _create_pins()
     op.bulk_insert(
         sa.table('counters', sa.column('name'), sa.column('value')), [{'name': 'pins', 'value': 0}]
@@ -127,6 +130,20 @@ def _create_image_names() -> None:
         sa.Column('image_id', sa.String(length=36), nullable=False),
         sa.PrimaryKeyConstraint('name'),
     )
+
+
+def _fill_image_names() -> None:
+    asked = sa.table('cache_request_images', sa.column('image_id', sa.String()))
+    image_ids = op.get_bind().scalars(sa.select(asked.c.image_id).distinct())
+    rows = [
+        {
+            'name': hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest(),
+            'image_id': image_id,
+        }
+        for image_id in image_ids
+    ]
+    names = sa.table('image_names', sa.column('name'), sa.column('image_id'))
+    op.bulk_insert(names, rows)
 
 
 def _create_pins() -> None:
