@@ -54,9 +54,9 @@ def read(call: Call, body: Mapping[str, Any]) -> Asked:
     options = _options(asked)
     if ('aggregate' in asked) == ('hosts' in asked):
         raise exception.InvalidInput(
-            'Invalid input for field/attribute request. One of aggregate and hosts is needed.'
+            'Invalid input for field/attribute request. Either aggregate or hosts is needed.'
         )
-    check_images(call, asked['images'])
+    check_images(call, [canonical(image_id) for image_id in asked['images']])
     refuse_unsupported(call)
     aggregate = find_aggregate(call, asked['aggregate']) if 'aggregate' in asked else None
     named = _mapped_hosts(call, asked['hosts']) if 'hosts' in asked else None
@@ -107,16 +107,9 @@ def check_images(call: Call, asked: Sequence[str]) -> None:
     """See that the images are not too many, and each but once.
 
     :raises nova_precache.exception.TooMany: naming the limit
-    :raises nova_precache.exception.InvalidInput: one is there twice, in whatever spelling
+    :raises nova_precache.exception.InvalidInput: one is there twice
     """
-    spellings: dict[str, str] = {}
-    for image_id in asked:
-        other = spellings.setdefault(canonical(image_id), image_id)
-        if other != image_id:
-            raise exception.InvalidInput(
-                f'Duplicate images in request: {other} and {image_id} are the same'
-            )
-    if len(spellings) < len(asked):
+    if len(set(asked)) < len(asked):
         raise exception.InvalidInput('Duplicate images in request')
     limit = call.settings.max_images_per_request
     if len(asked) > limit:
@@ -129,14 +122,22 @@ def usable_images(call: Call, asked: Sequence[str]) -> tuple[model.Image, ...]:
     Their ids are in the spelling of Glance, which names their files.
 
     :raises nova_precache.exception.ImageNotUsable: one is unknown, hidden or not active
+    :raises nova_precache.exception.InvalidInput: one is there twice, in two spellings
     :raises nova_precache.exception.ImageServiceUnavailable: Glance gives no answer
     """
     service = call.services.images_for(call.context)
-    found = tuple(map(service.show, asked))
-    for image in found:
+    found: dict[str, model.Image] = {}
+    spellings: dict[str, str] = {}
+    for spelling in asked:
+        image = service.show(spelling)
         if image.status != 'active':
             raise exception.ImageNotUsable(image.id, f'is {image.status}, not active.')
-    return found
+        if image.id in found:
+            raise exception.InvalidInput(
+                f'Duplicate images in request: {spellings[image.id]} and {spelling} are the same'
+            )
+        found[image.id], spellings[image.id] = image, spelling
+    return tuple(found.values())
 
 
 def refuse_unsupported(call: Call) -> None:

@@ -22,7 +22,7 @@ def create(call: Call) -> Reply:
     call.authorize(policies.CREATE, {'project_id': call.context.project_id})
     asked = call.body['pin']
     until = _until(asked.get('until'))
-    asking.check_images(call, asked['images'])
+    asking.check_images(call, [asking.canonical(image_id) for image_id in asked['images']])
     asking.refuse_unsupported(call)
     aggregate = asking.find_aggregate(call, asked['aggregate'])
     images = asking.usable_images(call, asked['images'])
