@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.service import wait_until
+from tests.service import Service, wait_until
 
 with warnings.catch_warnings():
     # Those of other projects' modules as they are imported.
@@ -107,6 +107,41 @@ class Terminal:
         with contextlib.suppress(OSError):
             while data := os.read(self._main, 65536):
                 self.text += data.decode(errors='replace')
+
+
+class Site:
+    """A running standalone with the openstack command before it."""
+
+    def __init__(self, service: Service, conf: str, capture: pytest.CaptureFixture[str]) -> None:
+        self.service = service
+        self.environment = {'OS_CLIENT_CONFIG_FILE': str(pathlib.Path(conf).parent / 'clouds.yaml')}
+        self._openstack = OpenStack('precache', capture)
+
+    def __call__(self, *arguments: str) -> Any:
+        """Run a command that succeeds, and give what it printed as JSON."""
+        return self.run(*arguments, '-f', 'json').json
+
+    def run(self, *arguments: str) -> Said:
+        """Run a command in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            return self._openstack(*arguments)
+
+    @contextlib.contextmanager
+    def in_terminal(self, *arguments: str) -> Iterator[Terminal]:
+        with Terminal([COMMAND, '--os-cloud', 'precache', *arguments], self.environment) as opened:
+            yield opened
+
+    def beside(self, *arguments: str) -> subprocess.Popen[str]:
+        """Run a command as a process of its own whose output goes to pipes."""
+        return subprocess.Popen(
+            [COMMAND, '--os-cloud', 'precache', *arguments],
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 @contextlib.contextmanager

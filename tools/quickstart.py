@@ -132,8 +132,9 @@ def show(service: Service) -> None:
     service.tell('precache', 'estimate', '--aggregate', NAME, NAME)
     _step('Cache it there')
     show_outcomes(service, cache(service))
-    _step('The hosts now')
-    service.tell('precache', 'host', 'list')
+    _step('Which hosts have it, by what they tell themselves')
+    wait_for_inventory(service, image_id)
+    service.tell('precache', 'image', 'show', NAME)
     boot(service, image_id)
 
 
@@ -180,6 +181,15 @@ def show_outcomes(service: Service, tasks: Sequence[Json]) -> None:
         status = task['status'] if not task['reason'] else f'{task["status"]}: {task["reason"]}'
         outcomes.add_row(task['host'], task['image_id'], status, size, _duration(task))
     CONSOLE.print(outcomes)
+
+
+def wait_for_inventory(service: Service, image_id: str) -> None:
+    """Wait until all hosts have told that they have the image, which they do in a moment."""
+    deadline = time.monotonic() + COMMAND_SECONDS
+    while len(service.get(f'/images/{image_id}/hosts')['hosts']) < len(service.hosts):
+        if time.monotonic() > deadline:
+            raise QuickstartFailed(f'not all hosts told in {COMMAND_SECONDS} s what they have')
+        time.sleep(0.5)
 
 
 def boot(service: Service, image_id: str) -> None:

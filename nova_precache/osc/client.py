@@ -64,7 +64,11 @@ class Client:
             asked['marker'] = marker
 
     def _json(self, method: str, path: tuple[str, ...], **arguments: Any) -> Json:
-        return dict(self._send(method, path, **arguments).json())
+        answer = self._send(method, path, **arguments)
+        try:
+            return dict(answer.json())
+        except (ValueError, TypeError):
+            raise ApiError(f'At {answer.url} is no image pre-caching service') from None
 
     def _send(self, method: str, path: tuple[str, ...], **arguments: Any) -> requests.Response:
         url = ''.join(f'/{urllib.parse.quote(part, safe="")}' for part in path)
@@ -84,7 +88,8 @@ class Client:
             raise Unavailable(str(error).split(': ')[0]) from error
         if answer.status_code in _PASSING:
             raise Unavailable(_message(answer))
-        if answer.status_code >= requests.codes.bad_request:
+        # Whoever offers a choice of versions was asked for one that is not there.
+        if answer.status_code >= requests.codes.multiple_choices:
             raise ApiError(_message(answer))
         return answer
 

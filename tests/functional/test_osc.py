@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``openstack precache`` on the whole service: what is asked there is done here."""
 
-import contextlib
 import os
-import pathlib
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -15,47 +11,10 @@ from nova_precache.standalone import glance as glance_server
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting
-from tests.openstack import COMMAND, CTRL_C, OpenStack, Said, Terminal
+from tests.openstack import CTRL_C, Site
 from tests.service import wait_until
 
 MIB = 2**20
-
-
-class Site:
-    """A running service with the openstack command before it."""
-
-    def __init__(self, started: Started, capture: pytest.CaptureFixture[str]) -> None:
-        self.service = started.service
-        self.environment = {
-            'OS_CLIENT_CONFIG_FILE': str(pathlib.Path(started.conf).parent / 'clouds.yaml')
-        }
-        self._openstack = OpenStack('precache', capture)
-
-    def __call__(self, *arguments: str) -> Any:
-        """Run a command that succeeds, and give what it printed as JSON."""
-        return self.run(*arguments, '-f', 'json').json
-
-    def run(self, *arguments: str) -> Said:
-        """Run a command in this process."""
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.environment.items():
-                patch.setenv(name, value)
-            return self._openstack(*arguments)
-
-    @contextlib.contextmanager
-    def in_terminal(self, *arguments: str) -> Iterator[Terminal]:
-        with Terminal([COMMAND, '--os-cloud', 'precache', *arguments], self.environment) as opened:
-            yield opened
-
-    def beside(self, *arguments: str) -> subprocess.Popen[str]:
-        """Run a command as a process of its own whose output goes to pipes."""
-        return subprocess.Popen(
-            [COMMAND, '--os-cloud', 'precache', *arguments],
-            env={**os.environ, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +34,7 @@ def started(link: site_link.Gateway, tmp_path_factory: pytest.TempPathFactory) -
 def site(
     started: Started, link: site_link.Gateway, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Site]:
-    yield Site(started, capsys)
+    yield Site(started.service, started.conf, capsys)
     link.refuse = None
     link.release()
 
@@ -226,7 +185,7 @@ def test_whoever_waits_outlasts_a_restart_of_the_service(
 ) -> None:
     port = free_port()
     started = start(api={'bind_port': port})
-    site = Site(started, capsys)
+    site = Site(started.service, started.conf, capsys)
     image_id = upload_image(os.urandom(4 * MIB))
     gateway.hold(MIB)
     host = site.service.hosts[0].name

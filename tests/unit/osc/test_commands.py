@@ -121,6 +121,24 @@ def test_the_page_of_a_proxy_is_not_shown(wire: Wire, openstack: OpenStack) -> N
     assert said.err == 'The image pre-caching service answered 502 Bad Gateway\n'
 
 
+@pytest.mark.parametrize(
+    ('answer', 'told'),
+    [
+        ((300, {'choices': []}), 'The image pre-caching service answered 300 Multiple Choices'),
+        ((200, '<html>Welcome</html>'), 'At {url}/v1/requests is no image pre-caching service'),
+        ((200, ['something else']), 'At {url}/v1/requests is no image pre-caching service'),
+    ],
+)
+def test_what_is_not_the_service_is_told_from_it(
+    answer: tuple[int, Any], told: str, wire: Wire, openstack: OpenStack
+) -> None:
+    wire.answer('GET', '/v1/requests', answer)
+
+    said = openstack('precache', 'list')
+
+    assert (said.status, said.out, said.err) == (1, '', f'{told.format(url=wire.url)}\n')
+
+
 def test_list_follows_every_page(wire: Wire, openstack: OpenStack) -> None:
     link = {'rel': 'next', 'href': 'http://elsewhere.example/v1/requests?limit=1&marker=a'}
     wire.answer(
