@@ -71,7 +71,9 @@ class Tracker:
     ) -> None:
         recorded = self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay)
         if recorded.current:
-            LOG.warning(
+            # Nothing was tried in vain where it is only put off.
+            LOG.log(
+                logging.INFO if outcome.retry == model.Retry.LATER else logging.WARNING,
                 'Job %s (image %s on host %s), attempt %d: %s; next in %g s',
                 assignment.job_id,
                 assignment.image_id,
