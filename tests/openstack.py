@@ -96,6 +96,17 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text in self.text, f'{text!r} is on the screen')
 
+    def interrupt(self) -> int:
+        """Press Ctrl-C until the command ends: Python loses one that comes at a bad moment."""
+        wait_until(self._ends_after_ctrl_c, 'the command has ended')
+        return self.end()
+
+    def _ends_after_ctrl_c(self) -> bool:
+        self.press(CTRL_C)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        return self.process.poll() is not None
+
     def end(self) -> int:
         """Wait until the command has ended and all that it said was read; give its status."""
         status = self.process.wait(60)

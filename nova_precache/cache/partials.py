@@ -292,8 +292,12 @@ def data_ranges(
 
 
 def _is_zero(buffer: bytearray | mmap.mmap, block: int) -> bool:
-    # Most blocks of data end with the first look.
-    return not buffer[block] and buffer.find(_ZEROS, block, block + BLOCK_BYTES) == block
+    # Most blocks of data end with the first look. The find() of an mmap is of no use here:
+    # it looks one byte past the last, which may belong to nobody.
+    if buffer[block]:
+        return False
+    with memoryview(buffer) as view, view[block : block + BLOCK_BYTES] as bytes_of_block:
+        return _ZEROS.startswith(bytes_of_block)
 
 
 def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:

@@ -11,7 +11,7 @@ from nova_precache.standalone import glance as glance_server
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting
-from tests.openstack import CTRL_C, Site
+from tests.openstack import Site
 from tests.service import wait_until
 
 MIB = 2**20
@@ -135,8 +135,7 @@ def test_a_terminal_shows_bars_and_ctrl_c_leaves_the_request_running(
     ) as terminal:
         link.wait_for(1)
         terminal.wait_for('downloading')
-        terminal.press(CTRL_C)
-        status = terminal.end()
+        status = terminal.interrupt()
 
     assert status == 130, terminal.text
     assert 'Total' in terminal.text

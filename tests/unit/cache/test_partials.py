@@ -10,6 +10,8 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -190,6 +192,27 @@ def test_data_is_told_from_holes(
     buffer: bytes, length: int, offset_bytes: int, ranges: list[tuple[int, int]]
 ) -> None:
     assert list(partials.data_ranges(bytearray(buffer), length, offset_bytes)) == ranges
+
+
+# A buffer of two pages, the second of which nobody may touch, with zeros but for one byte.
+_LOOK_AT_THE_LAST_BLOCK = """
+import ctypes, mmap
+from nova_precache.cache import partials
+buffer = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+whole = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+guard = ctypes.c_void_p(ctypes.addressof(whole) + mmap.PAGESIZE)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mprotect(guard, mmap.PAGESIZE, 0) == 0  # PROT_NONE
+buffer[mmap.PAGESIZE - 1] = 1
+print(list(partials.data_ranges(buffer, mmap.PAGESIZE, 0)))
+"""
+
+
+def test_nothing_is_looked_at_beyond_the_end_of_a_buffer() -> None:
+    looked = subprocess.run(
+        [sys.executable, '-c', _LOOK_AT_THE_LAST_BLOCK], capture_output=True, text=True, check=False
+    )
+    assert (looked.returncode, looked.stdout) == (0, '[(0, 4096)]\n'), looked.stderr
 
 
 def test_a_sparse_image_takes_on_the_disk_what_its_data_takes(cache: Cache) -> None:
