@@ -4,7 +4,7 @@
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
@@ -253,16 +253,6 @@ class Requests:
         )
         with self._database.reader() as session:
             return session.scalars(query).all()
-
-    def host_outcomes(self, request_id: str, host: str) -> Mapping[str, str]:
-        """Map the images of a (request, host) to the statuses of their tasks."""
-        query = (
-            sa.select(models.Task.image_id, models.Task.status)
-            .where(models.Task.request_id == request_id, models.Task.host == host)
-            .order_by(models.Task.id)
-        )
-        with self._database.reader() as session:
-            return {row.image_id: row.status for row in session.execute(query)}
 
     def purge(self, retention_days: int) -> int:
         """Delete requests that ended longer ago, with their tasks, and the jobs they leave.

@@ -572,13 +572,6 @@ def test_the_counts_and_bytes_of_a_request_add_up_from_its_tasks(world: World) -
     assert world.requests.list() == [shown]
 
 
-def test_the_outcomes_of_a_host_are_given_by_image(world: World) -> None:
-    request = world.planned(['h1'], ['i1', 'i2'])
-    _finish_all(world, CACHED)
-
-    assert world.requests.host_outcomes(request.id, 'h1') == {'i1': 'cached', 'i2': 'queued'}
-
-
 def test_the_hosts_that_wait_are_those_no_compute_has_begun_with(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     world.begun()
