@@ -17,6 +17,7 @@ from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
+from sqlalchemy.dialects import plugins
 from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
 
@@ -56,6 +57,22 @@ def now(session: orm.Session) -> datetime.datetime:
     return session.scalars(sa.select(database_now())).one()
 
 
+class _PooledFiles(sa.engine.CreateEnginePlugin):
+    """Has connections to a SQLite file kept, which oslo.db opens anew for each transaction."""
+
+    def __init__(self, url: sa.URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        # None waits for another's: one more is opened, and closed after use.
+        kwargs.update(poolclass=sa.QueuePool, max_overflow=-1)
+
+    def update_url(self, url: sa.URL) -> sa.URL:
+        return url.difference_update_query(['plugin'])
+
+
+_POOLED_FILES = 'precache_pooled_files'
+plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
+
+
 class Database:
     """Where transactions are made; one for each process and database."""
 
@@ -63,6 +80,7 @@ class Database:
         self.engine = engine
         if engine.dialect.name == 'sqlite':
             _prepare_sqlite(engine)
+            engine.dispose()  # of connections that were opened without these settings
         self._write_options = _write_options(engine.dialect.name)
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
 
@@ -128,7 +146,7 @@ def _open(url: str, conf: cfg.ConfigOpts) -> Database:
     options = conf.database
     database = Database(
         engines.create_engine(
-            url,
+            _with_pool(url),
             sqlite_fk=True,
             connection_recycle_time=options.connection_recycle_time,
             max_pool_size=options.max_pool_size,
@@ -140,6 +158,15 @@ def _open(url: str, conf: cfg.ConfigOpts) -> Database:
     )
     with database.engine.connect():  # as every later one, with our own settings
         return database
+
+
+def _with_pool(url: str) -> str:
+    """Have SQLAlchemy keep connections to a SQLite file; one in memory is kept anyway."""
+    made = sa.make_url(url)
+    if made.get_backend_name() != 'sqlite' or made.database in {None, '', ':memory:'}:
+        return url
+    pooled = made.update_query_dict({'plugin': _POOLED_FILES}, append=True)
+    return pooled.render_as_string(hide_password=False)
 
 
 def _what_is_wrong(url: str, error: Exception) -> str:
