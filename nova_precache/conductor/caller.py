@@ -9,7 +9,7 @@ from typing import Protocol
 from nova_precache import context, exception, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import breaker, tracker, visibility
-from nova_precache.db import agents, claims, jobs
+from nova_precache.db import agents, claims, jobs, recording
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -17,6 +17,7 @@ LOG = logging.getLogger(__name__)
 MOVING_WITHIN_SECONDS = 30.0
 # After these, the host's other jobs would fare no better now.
 _HOST_IS_LEFT = frozenset({model.Retry.BACKOFF, model.Retry.LATER})
+_ASK = jobs.Turned(recording.STALE)
 
 
 class _Unconfirmed(Exception):
@@ -60,33 +61,48 @@ class HostCaller:
         self._breakers = breakers
 
     def serve(self, claim: claims.Claim, is_stopping: Callable[[], bool]) -> None:
-        """Call the host for each of its due jobs, then give it back."""
+        """Call the host for each of its due jobs, then give it back.
+
+        What was assigned is called though everything is about to stop.
+        """
+        turned = _ASK
         try:
-            while not is_stopping():
-                assignment = self._jobs.assign(self._conductor_id, claim.host)
-                if assignment is None or not self._attempt(assignment):
-                    break
+            while not turned.is_over:
+                if turned.assignment is None:
+                    turned = self._jobs.turn(
+                        self._conductor_id, claim.host, goes_on=not is_stopping()
+                    )
+                else:
+                    turned = self._attempt(turned.assignment, is_stopping)
         finally:
-            self._jobs.release(self._conductor_id, claim.host)
+            if not turned.is_over:
+                self._jobs.release(self._conductor_id, claim.host)
 
-    def _attempt(self, assignment: jobs.Assignment) -> bool:
-        """Make one attempt; False when the host is better left for now."""
-        if assignment.attempts > 1 and not assignment.joins and not self._is_wanted(assignment):
-            return True
-        down = self._agents.down([assignment.host])
-        if down:
-            return self._leave_down_host(assignment, down[assignment.host])
-        return self._call(assignment)
+    def _attempt(self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]) -> jobs.Turned:
+        """Make one attempt, and give what is next."""
+        if assignment.attempts > 1 and not assignment.joins:
+            if not self._is_wanted(assignment):
+                return _ASK
+            terms = self._jobs.terms(assignment.job_id)  # to ask took a while
+            assignment = dataclasses.replace(assignment, terms=terms)
+        why_down = self._agents.why_down(assignment.seen_at, assignment.assigned_at)
+        if why_down is not None:
+            return self._leave_down_host(assignment, why_down)
+        return self._call(assignment, is_stopping)
 
-    def _leave_down_host(self, assignment: jobs.Assignment, why: str) -> bool:
+    def _leave_down_host(self, assignment: jobs.Assignment, why: str) -> jobs.Turned:
         """Put a job off until its host is back, where it is waited for; else it has failed."""
-        if self._jobs.terms(assignment.job_id).waits_for_host:
+        if assignment.terms.waits_for_host:
             self._tracker.put_off(assignment, why)
-            return True  # so that its other jobs wait, too, and do not have it claimed again
-        self._tracker.attempted(assignment, _error(why))
-        return False
+            return _ASK  # so that its other jobs wait, too, and do not have it claimed again
+        return self._leave_host(assignment, _error(why))
 
-    def _call(self, assignment: jobs.Assignment) -> bool:
+    def _leave_host(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.Turned:
+        return self._tracker.attempted_in_turn(
+            self._conductor_id, assignment, outcome, goes_on=False
+        )
+
+    def _call(self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]) -> jobs.Turned:
         """Call, and call again for as long as the bytes still move.
 
         A further call joins the transfer under a newer epoch; it is no attempt. Whatever
@@ -113,8 +129,7 @@ class HostCaller:
                     continue
                 outcome = _error('the compute could not confirm the call')
             except exception.CellUnreachable as exc:
-                self._leave_cell(assignment, str(exc))
-                return False
+                return self._leave_cell(assignment, str(exc))
             except exception.VersionUnsupported as exc:
                 outcome = model.ImageOutcome(model.TaskStatus.UNSUPPORTED, str(exc))
             except exception.PrecacheError as exc:
@@ -122,8 +137,8 @@ class HostCaller:
             except Exception as exc:
                 LOG.exception('The call for job %s failed', assignment.job_id)
                 outcome = _error(f'unexpected {type(exc).__name__}: {exc}')
-            self._tracker.attempted(assignment, outcome)
-            return outcome.retry not in _HOST_IS_LEFT
+            goes_on = outcome.retry not in _HOST_IS_LEFT and not is_stopping()
+            return self._tracker.attempted_in_turn(self._conductor_id, assignment, outcome, goes_on)
 
     def _assign_again(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
         self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
@@ -137,7 +152,7 @@ class HostCaller:
 
     def _call_once(self, assignment: jobs.Assignment) -> model.ImageOutcome:
         endpoint, token = self._access()
-        terms = self._jobs.terms(assignment.job_id)
+        terms = assignment.terms
         call = rpcapi.CacheImageCall(
             job_id=assignment.job_id,
             epoch=assignment.epoch,
@@ -157,14 +172,15 @@ class HostCaller:
             raise _Unconfirmed
         return outcome
 
-    def _leave_cell(self, assignment: jobs.Assignment, why: str) -> None:
+    def _leave_cell(self, assignment: jobs.Assignment, why: str) -> jobs.Turned:
         outcome = _error(f'cell {assignment.cell_uuid} is unreachable: {why}')
         opens = self._breakers.failed(assignment.cell_uuid)
         waits = self._jobs.terms(assignment.job_id).waits_for_host
         own = dataclasses.replace(outcome, retry=model.Retry.LATER) if waits else outcome
-        self._tracker.attempted(assignment, own)
+        turned = self._leave_host(assignment, own)
         if opens:
             self._tracker.cell_failed(assignment.cell_uuid, outcome)
+        return turned
 
     def _is_wanted(self, assignment: jobs.Assignment) -> bool:
         """Check at a retry that the image may still be had, for each request that wants it."""

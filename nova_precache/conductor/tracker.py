@@ -49,17 +49,41 @@ class Tracker:
             request.hosts_total,
             sum(request.counts.values()),
         )
-        self.settle(recording.Recorded(current=True, requests=(request_id,)))
+        alone = (request_id,)  # idle, it may be
+        self.settle(recording.Recorded(current=True, requests=alone, idle=alone))
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record how an attempt ended: final, or to be tried again."""
         delay = self._policy.delay(outcome, assignment.attempts, assignment.mismatches)
         if delay is None:
-            recorded = self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
-            self._count(len(recorded.requests), outcome)  # a request has one task of a job
-            self.settle(recorded)
+            finished = self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
+            self._settle_final(finished, outcome)
             return
         self._record_retry(assignment, outcome, delay)
+
+    def attempted_in_turn(
+        self,
+        conductor_id: str,
+        assignment: jobs.Assignment,
+        outcome: model.ImageOutcome,
+        goes_on: bool,
+    ) -> jobs.Turned:
+        """Record it, and at the same time choose the host's next job, or give the host back.
+
+        There is neither where the outcome decides on what is next: ask again.
+        """
+        delay = self._policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        if delay is not None:
+            self._record_retry(assignment, outcome, delay)
+            return self._jobs.turn(conductor_id, assignment.host, goes_on=goes_on)
+        ended = jobs.Finish(assignment.job_id, assignment.epoch, outcome)
+        turned = self._jobs.turn(conductor_id, assignment.host, ended, goes_on)
+        self._settle_final(turned.recorded, outcome)
+        return turned
+
+    def _settle_final(self, recorded: recording.Recorded, outcome: model.ImageOutcome) -> None:
+        self._count(len(recorded.requests), outcome)  # a request has one task of a job
+        self.settle(recorded)
 
     def put_off(self, assignment: jobs.Assignment, why: str) -> None:
         """Have a job wait for its host, which is no attempt."""
@@ -108,12 +132,12 @@ class Tracker:
 
     def settle(self, *recorded: recording.Recorded) -> None:
         """Go on from committed outcomes, which may have made whole requests final."""
-        touched = {request for each in recorded for request in each.requests}
-        guarded = [request for request in sorted(touched) if self._is_guarded(request)]
+        settled = recording.together(recorded)
+        guarded = [request for request in settled.requests if self._is_guarded(request)]
         if guarded:
-            touched.update(self._steering.check(guarded).requests)
-        self.complete(sorted(touched))
-        if touched:
+            settled = recording.together([settled, self._steering.check(guarded)])
+        self.complete(settled.idle)
+        if settled.requests:
             self._announce()
 
     def _look_whether_guarded(self, request_id: str) -> bool:

@@ -67,8 +67,19 @@ class Agents:
         agents = self.get(hosts)
         with self._database.reader() as session:
             now = db_session.now(session)
-        reasons = ((host, self._why_down(agents.get(host), now)) for host in hosts)
+        seen = {host: agent.seen_at for host, agent in agents.items()}
+        reasons = ((host, self.why_down(seen.get(host), now)) for host in hosts)
         return {host: reason for host, reason in reasons if reason is not None}
+
+    def why_down(
+        self, seen_at: datetime.datetime | None, now: datetime.datetime | None
+    ) -> str | None:
+        """Say why a host is down that reported last at that time, by the database's clock."""
+        if seen_at is None or now is None:
+            return 'host down: it has never reported'
+        if now - seen_at > self._down:
+            return f'host down: last report at {seen_at:%Y-%m-%dT%H:%M:%SZ}'
+        return None
 
     def list(self) -> Sequence[model.Agent]:
         """Give every agent, by host name."""
@@ -112,13 +123,6 @@ class Agents:
                 f'{other.seen_at} UTC; two hosts may not have one name'
             )
         _add(session, agent)
-
-    def _why_down(self, agent: model.Agent | None, now: datetime.datetime) -> str | None:
-        if agent is None or agent.seen_at is None:
-            return 'host down: it has never reported'
-        if now - agent.seen_at > self._down:
-            return f'host down: last report at {agent.seen_at:%Y-%m-%dT%H:%M:%SZ}'
-        return None
 
 
 def _add(session: orm.Session, agent: model.Agent) -> None:

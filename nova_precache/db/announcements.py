@@ -11,6 +11,7 @@ than once only then.
 import dataclasses
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -20,6 +21,20 @@ from nova_precache.db import models
 from nova_precache.db import session as db_session
 
 TAKEN_SECONDS = 60
+
+_REQUEST = db_session.table(models.CacheRequest)
+_COUNT_HOSTS = (
+    sa.update(_REQUEST)
+    .where(_REQUEST.c.id == sa.bindparam('request'), _REQUEST.c.is_planned)
+    .values(
+        hosts_done=_REQUEST.c.hosts_done + sa.bindparam('count', type_=sa.Integer()),
+        announced=_REQUEST.c.announced + sa.bindparam('count', type_=sa.Integer()),
+    )
+)
+_COUNTED = sa.select(_REQUEST.c.hosts_done, _REQUEST.c.announced).where(
+    _REQUEST.c.id == sa.bindparam('request')
+)
+_INSERT = sa.insert(db_session.table(models.Announcement))
 
 _New = tuple[model.Phase, str | None, int | None]
 
@@ -81,22 +96,16 @@ def add_hosts(session: orm.Session, request_id: str, hosts: Sequence[str]) -> No
 
     Before the plan is complete nobody knows that they are; whoever completes it counts them.
     """
-    request, count = models.CacheRequest, len(hosts)
-    counted = session.execute(
-        db_session.update(request)
-        .where(request.id == request_id, request.is_planned)
-        .values(hosts_done=request.hosts_done + count, announced=request.announced + count)
-    )
+    count = len(hosts)
+    counted = db_session.run(session, _COUNT_HOSTS, {'request': request_id, 'count': count})
     if db_session.rowcount(counted) != 1:
         return
     now = _counted(session, request_id)
     _insert(session, request_id, now.announced, _progress(hosts, now.hosts_done - count))
 
 
-def _counted(session: orm.Session, request_id: str) -> sa.Row[int, int]:
-    request = models.CacheRequest
-    query = sa.select(request.hosts_done, request.announced).where(request.id == request_id)
-    return session.execute(query).one()
+def _counted(session: orm.Session, request_id: str) -> sa.Row[*tuple[Any, ...]]:
+    return db_session.run(session, _COUNTED, {'request': request_id}).one()
 
 
 def _progress(hosts: Sequence[str], done_before: int) -> list[_New]:
@@ -127,7 +136,7 @@ def _insert(session: orm.Session, request_id: str, announced: int, new: Sequence
         }
         for position, (phase, host, host_index) in enumerate(new, start=announced - len(new))
     ]
-    session.execute(sa.insert(models.Announcement), rows)
+    db_session.run(session, _INSERT, rows)
 
 
 def _take(session: orm.Session, after: str) -> Due | None:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -10,6 +11,12 @@ from sqlalchemy import orm
 from nova_precache import model
 from nova_precache.db import claims, models, parallel, recording
 from nova_precache.db import session as db_session
+from nova_precache.db import terms as db_terms
+
+_NOW = sa.select(db_session.database_now())
+_SEEN = sa.select(models.Agent.host, models.Agent.seen_at).where(
+    models.Agent.host.in_(sa.bindparam('hosts', expanding=True))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +24,9 @@ class Assignment:
     """A job about to be called, under the epoch that fences the call.
 
     ``joins`` tells that a compute works on it already, so that the call is no attempt.
+
+    :ivar terms: as they stood when it was assigned
+    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``
     """
 
     job_id: str
@@ -27,6 +37,9 @@ class Assignment:
     attempts: int
     mismatches: int
     joins: bool = False
+    terms: db_terms.Terms = db_terms.NONE
+    seen_at: datetime.datetime | None = None
+    assigned_at: datetime.datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +90,24 @@ def assign(
         return None  # it has ended, was begun, or may not be called, since it was chosen
     if attempt:
         recording.mirror(session, job.uuid, **attempt)
-    return dataclasses.replace(assignment(job, epoch), attempts=attempts)
+    made = dataclasses.replace(assignment(job, epoch), attempts=attempts)
+    return complete(session, [made])[0]
+
+
+def complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignment]:
+    """Add what whoever makes the calls has to know."""
+    if not made:
+        return []
+    agreed = db_terms.terms(session, [each.job_id for each in made])
+    rows = db_session.run(session, _SEEN, {'hosts': [each.host for each in made]})
+    seen = {row.host: row.seen_at for row in rows}
+    now = db_session.run(session, _NOW).scalar_one()
+    return [
+        dataclasses.replace(
+            each, terms=agreed[each.job_id], seen_at=seen.get(each.host), assigned_at=now
+        )
+        for each in made
+    ]
 
 
 def assignment(job: models.Job, epoch: int) -> Assignment:
@@ -98,52 +128,6 @@ def current(job_id: str, epoch: int) -> sa.ColumnElement[bool]:
         models.Job.uuid == job_id,
         models.Job.epoch == epoch,
         models.Job.status.in_(model.TASK_IN_FLIGHT),
-    )
-
-
-def begin(session: orm.Session, job_id: str, epoch: int, starts: bool) -> bool:
-    now = db_session.database_now()
-    held = sa.exists().where(
-        models.Claim.host == models.Job.host,
-        models.Claim.conductor_id.is_not(None),
-        models.Claim.epoch == epoch,
-    )
-    waiting = models.Job.status.in_(model.TASK_WAITING)
-    begun = session.execute(
-        db_session.update(models.Job)
-        .where(current(job_id, epoch), held, models.Job.ready, models.Job.stop_why.is_(None))
-        .ordered_values(  # MariaDB assigns from left to right, and sees what it has assigned
-            (models.Job.attempts, models.Job.attempts + sa.case((waiting, 0), else_=int(starts))),
-            (
-                models.Job.status,
-                sa.case((waiting, model.TaskStatus.DOWNLOADING), else_=models.Job.status),
-            ),
-            (models.Job.started_at, sa.func.coalesce(models.Job.started_at, now)),
-            (models.Job.progress_at, now),
-        )
-    )
-    if db_session.rowcount(begun) != 1:
-        return False
-    job = session.execute(
-        sa.select(models.Job.status, models.Job.attempts).where(models.Job.uuid == job_id)
-    ).one()
-    started_at = sa.func.coalesce(models.Task.started_at, now)
-    recording.mirror(
-        session, job_id, status=job.status, attempts=job.attempts, started_at=started_at
-    )
-    _start_requests(session, job_id)
-    return True
-
-
-def _start_requests(session: orm.Session, job_id: str) -> None:
-    wanting = sa.select(models.Task.request_id).where(
-        models.Task.job_uuid == job_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
-    )
-    session.execute(
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id.in_(wanting))
-        .where(models.CacheRequest.status == model.RequestStatus.PLANNED)
-        .values(status=model.RequestStatus.RUNNING, started_at=db_session.database_now())
     )
 
 

@@ -8,7 +8,8 @@ them, which makes them take turns on every database.
 
 import dataclasses
 import datetime
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -18,6 +19,18 @@ from nova_precache.db import models, parallel
 from nova_precache.db import session as db_session
 
 CLAIMED_HOSTS = 'claimed_hosts'
+
+
+_CLAIM, _COUNTER = db_session.table(models.Claim), db_session.table(models.Counter)
+_HOSTS: sa.BindParameter[Any] = sa.bindparam('hosts', expanding=True)
+_IS_HELD = sa.and_(_CLAIM.c.host.in_(_HOSTS), _CLAIM.c.conductor_id == sa.bindparam('conductor'))
+_FENCE = sa.update(_CLAIM).where(_IS_HELD).values(epoch=_CLAIM.c.epoch + 1)
+_HELD = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_IS_HELD)
+_RELEASE = sa.update(_CLAIM).where(_IS_HELD).values(conductor_id=None, lease_expires_at=None)
+_COUNT = sa.select(sa.func.count()).where(_CLAIM.c.conductor_id.is_not(None))
+_IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
+_LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
+_SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +90,22 @@ def release(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
     return db_session.rowcount(released)
 
 
+def release_hosts(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> None:
+    """Give hosts back that a conductor may hold; the caller holds the counter's lock."""
+    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
+    db_session.run(session, _RELEASE, held)
+    _set_counter(session, _count(session))
+
+
+def fence_all(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
+    """Give claims their next epochs; a host that the conductor does not hold is left out."""
+    if not hosts:
+        return {}
+    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
+    db_session.run(session, _FENCE, held)
+    return {row.host: row.epoch for row in db_session.run(session, _HELD, held)}
+
+
 def fence(session: orm.Session, conductor_id: str, host: str) -> int | None:
     """Give a claim its next epoch; None when the conductor does not hold the host."""
     fenced = session.execute(
@@ -115,28 +144,16 @@ def _lease_host(
 
 def lock_counter(session: orm.Session) -> None:
     """Have those who claim hosts, and who call jobs under a limit, take turns."""
-    session.execute(
-        db_session.update(models.Counter)
-        .where(models.Counter.name == CLAIMED_HOSTS)
-        .values(value=models.Counter.value)
-    )
+    db_session.run(session, _LOCK_COUNTER)
 
 
 def _count(session: orm.Session) -> int:
     """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
-    return session.scalars(
-        sa.select(sa.func.count())
-        .select_from(models.Claim)
-        .where(models.Claim.conductor_id.is_not(None))
-    ).one()
+    return int(db_session.run(session, _COUNT).scalar_one())
 
 
 def _set_counter(session: orm.Session, value: int) -> None:
-    session.execute(
-        db_session.update(models.Counter)
-        .where(models.Counter.name == CLAIMED_HOSTS)
-        .values(value=value)
-    )
+    db_session.run(session, _SET_COUNTER, {'to_value': value})
 
 
 def due(

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import announcements, models, totals
+from nova_precache.db import announcements, models, recording, totals
 from nova_precache.db import session as db_session
 
 
@@ -18,19 +18,8 @@ def is_completable() -> sa.ColumnElement[bool]:
     )
 
 
-def has_work(session: orm.Session, request_id: str) -> bool:
-    """Tell whether something of a request is in flight, which it is most often."""
-    in_flight = (
-        sa.select(models.Task.id)
-        .where(models.Task.request_id == request_id)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .limit(1)
-    )
-    return session.scalars(in_flight).first() is not None
-
-
 def complete(session: orm.Session, request_id: str) -> bool:
-    if has_work(session, request_id):
+    if recording.has_work(session, request_id):
         return False
     this = sa.and_(models.CacheRequest.id == request_id, is_completable())
     query = sa.select(models.CacheRequest.status, models.CacheRequest.planned_at).where(this)

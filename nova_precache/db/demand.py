@@ -99,7 +99,7 @@ def is_cancelling() -> sa.ColumnElement[bool]:
     return models.CacheRequest.status == model.RequestStatus.CANCELLING
 
 
-def wants(now: datetime.datetime) -> sa.ColumnElement[bool]:
+def wants(now: datetime.datetime | db_session.database_now) -> sa.ColumnElement[bool]:
     """Of a task joined to its request: it is in flight and wants its job."""
     deadline = models.CacheRequest.deadline
     return sa.and_(

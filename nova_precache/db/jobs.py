@@ -10,17 +10,32 @@ result of a conductor that lost its lease) changes no row.
 import dataclasses
 import datetime
 from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import calls, claims, demand, models, recording, stops, terms
+from nova_precache.db import (
+    beginnings,
+    calls,
+    claims,
+    demand,
+    endings,
+    grouping,
+    models,
+    recording,
+    rounds,
+    stops,
+    terms,
+)
 from nova_precache.db import session as db_session
 
 Assignment = calls.Assignment
 ProgressReport = calls.ProgressReport
 Terms = terms.Terms
+Finish = endings.Finish
+Turned = rounds.Turned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +65,7 @@ class Jobs:
     def __init__(self, database: db_session.Database, lease_seconds: float) -> None:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
+        self._group = grouping.Group(self._play, rounds.keys)
 
     def claim(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()
@@ -121,7 +137,29 @@ class Jobs:
         :param starts: the compute has no transfer to join. For a job that was begun
             before, its compute has restarted meanwhile, which is counted as an attempt.
         """
-        return self._database.write(lambda session: calls.begin(session, job_id, epoch, starts))
+        return bool(self._group.submit(beginnings.Begin(job_id, epoch, starts)))
+
+    def turn(
+        self,
+        conductor_id: str,
+        host: str,
+        ended: endings.Finish | None = None,
+        goes_on: bool = True,
+    ) -> Turned:
+        """Record how a call ended, and choose the host's next job as ``assign`` does.
+
+        The host is given back if nothing is due, or when the worker does not go on. Where
+        the outcome may decide on what is called next, there is neither: ask again once it
+        was seen to.
+        """
+        if ended is not None and ended.outcome.status in stops.OUTCOMES:
+            recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
+            turned = self.turn(conductor_id, host, goes_on=goes_on)
+            return dataclasses.replace(turned, recorded=recorded)
+        return cast(Turned, self._group.submit(rounds.Turn(conductor_id, host, ended, goes_on)))
+
+    def _play(self, members: Sequence[rounds.Member]) -> Sequence[rounds.Result]:
+        return self._database.write(lambda session: rounds.play(session, members))
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
         """Tell whether progress of a job came in of late."""
@@ -150,9 +188,11 @@ class Jobs:
         One that its compute has left, since it was told to, ends for those who no longer
         want it. If others do, it waits to be called again, which is no attempt.
         """
+        if outcome.status not in stops.OUTCOMES:
+            finished = self._group.submit(endings.Finish(job_id, epoch, outcome))
+            return cast(recording.Recorded, finished)
         current = calls.current(job_id, epoch)
-        end = stops.leave if outcome.status in stops.OUTCOMES else stops.finish
-        return self._database.write(lambda session: end(session, current, job_id, outcome))
+        return self._database.write(lambda session: stops.leave(session, current, job_id, outcome))
 
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
@@ -167,7 +207,7 @@ class Jobs:
     def terms(self, job_id: str) -> Terms:
         """Give under which terms a job may be done that is about to be called."""
         with self._database.reader() as session:
-            return terms.terms(session, job_id)
+            return terms.terms(session, [job_id])[job_id]
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]:
         """Map hosts to the bytes a second at which images of late came to be cached on them.

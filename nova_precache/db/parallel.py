@@ -25,13 +25,15 @@ class Full:
     hosts: Collection[str]
 
 
+_REQUEST = models.CacheRequest
+_LIMITS = sa.select(_REQUEST.id, _REQUEST.max_parallel_hosts).where(
+    _REQUEST.status.in_(model.REQUEST_ACTIVE), _REQUEST.max_parallel_hosts.is_not(None)
+)
+
+
 def limits(session: orm.Session) -> dict[str, int]:
     """Map the requests that are worked on and have a limit to it."""
-    request = models.CacheRequest
-    query = sa.select(request.id, request.max_parallel_hosts).where(
-        request.status.in_(model.REQUEST_ACTIVE), request.max_parallel_hosts.is_not(None)
-    )
-    return {request_id: limit or 0 for request_id, limit in session.execute(query)}
+    return {request_id: limit or 0 for request_id, limit in db_session.run(session, _LIMITS)}
 
 
 def full_to_claim(session: orm.Session, limited: Mapping[str, int]) -> list[Full]:

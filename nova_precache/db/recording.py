@@ -17,13 +17,35 @@ from nova_precache import model
 from nova_precache.db import announcements, models
 from nova_precache.db import session as db_session
 
+_REQUEST = db_session.table(models.CacheRequest).c
+_TASK = db_session.table(models.Task).c
+_LOCK_REQUESTS = (
+    sa.update(db_session.table(models.CacheRequest))
+    .where(_REQUEST.id == sa.bindparam('request'))
+    .values(hosts_done=_REQUEST.hosts_done)
+)
+# Not by status, or SQLite goes through all of the request that is in flight.
+_ON_HOSTS = sa.select(_TASK.host, _TASK.status).where(
+    _TASK.request_id == sa.bindparam('request'),
+    _TASK.host.in_(sa.bindparam('hosts', expanding=True)),
+)
+_WORK = (
+    sa.select(_TASK.id)
+    .where(_TASK.request_id == sa.bindparam('request'), _TASK.status.in_(model.TASK_IN_FLIGHT))
+    .limit(1)
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """Whose tasks an outcome has ended: nobody's when its call no longer counted."""
+    """Whose tasks an outcome has ended: nobody's when its call no longer counted.
+
+    :ivar idle: those of the requests that have nothing in flight now
+    """
 
     current: bool
     requests: tuple[str, ...] = ()
+    idle: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __bool__(self) -> bool:
         return self.current
@@ -36,7 +58,8 @@ def together(recorded: Iterable[Recorded | None]) -> Recorded:
     """Tell of several as of one; it is current when any of them is."""
     several = [each for each in recorded if each is not None]
     requests = {request for each in several for request in each.requests}
-    return Recorded(any(several), tuple(sorted(requests)))
+    idle = {request for each in several for request in each.idle}
+    return Recorded(any(several), tuple(sorted(requests)), tuple(sorted(idle)))
 
 
 def finish(
@@ -84,7 +107,7 @@ def end_tasks(
     requests = tuple(sorted(session.scalars(wanting)))
     if not requests:
         return Recorded(current=True)
-    _lock_requests(session, requests)
+    lock_requests(session, requests)
     # Only now: whoever held a request's lock may have ended some of these tasks.
     pairs = sa.select(models.Task.request_id, models.Task.host).where(which, in_flight).distinct()
     touched = sorted((row.request_id, row.host) for row in session.execute(pairs))
@@ -101,34 +124,41 @@ def end_tasks(
             finished_at=db_session.database_now(),
         )
     )
-    for request_id, hosts in itertools.groupby(touched, key=operator.itemgetter(0)):
-        _count_done(session, request_id, [host for _, host in hosts])
-    return Recorded(current=True, requests=requests)
+    return Recorded(current=True, requests=requests, idle=count_done(session, touched))
 
 
-def _lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
+def lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
     """Have those who end tasks of one request take turns, so that hosts_done adds up."""
-    for request_id in request_ids:
-        session.execute(
-            db_session.update(models.CacheRequest)
-            .where(models.CacheRequest.id == request_id)
-            .values(hosts_done=models.CacheRequest.hosts_done)
-        )
+    db_session.run(session, _LOCK_REQUESTS, [{'request': each} for each in sorted(request_ids)])
 
 
-def _count_done(session: orm.Session, request_id: str, hosts: Sequence[str]) -> None:
-    """Count those of the hosts as done for the request of which nothing is in flight."""
+def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Count those hosts as done of which nothing is in flight for a request any more.
+
+    :param touched: each (request, host) of tasks that ended, in order
+    :returns: the requests that have nothing in flight on any host
+    """
+    idle = []
+    for request_id, pairs in itertools.groupby(touched, key=operator.itemgetter(0)):
+        done = _without_work(session, request_id, [host for _, host in pairs])
+        if done:
+            announcements.add_hosts(session, request_id, done)
+            if not has_work(session, request_id):
+                idle.append(request_id)
+    return tuple(idle)
+
+
+def has_work(session: orm.Session, request_id: str) -> bool:
+    """Tell whether something of a request is in flight, which it is most often."""
+    return db_session.run(session, _WORK, {'request': request_id}).first() is not None
+
+
+def _without_work(session: orm.Session, request_id: str, hosts: Sequence[str]) -> list[str]:
     busy: set[str] = set()
     for chunk in db_session.chunks(hosts):
-        # Not by status, or SQLite goes through all of the request that is in flight.
-        query = sa.select(models.Task.host, models.Task.status).where(
-            models.Task.request_id == request_id, models.Task.host.in_(chunk)
-        )
-        rows = session.execute(query)
+        rows = db_session.run(session, _ON_HOSTS, {'request': request_id, 'hosts': chunk})
         busy.update(row.host for row in rows if row.status in model.TASK_IN_FLIGHT)
-    done = [host for host in hosts if host not in busy]
-    if done:
-        announcements.add_hosts(session, request_id, done)
+    return [host for host in hosts if host not in busy]
 
 
 def wait(

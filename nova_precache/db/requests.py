@@ -19,6 +19,7 @@ from nova_precache.db import (
     listing,
     models,
     plans,
+    recording,
     totals,
 )
 from nova_precache.db import session as db_session
@@ -204,7 +205,7 @@ class Requests:
     def complete(self, request_id: str) -> bool:
         """End the request if none of its tasks is in flight; True for whoever ended it."""
         with self._database.reader() as session:
-            if completion.has_work(session, request_id):
+            if recording.has_work(session, request_id):
                 return False  # and nobody had to wait for the lock of a writer
         return self._database.write(lambda session: completion.complete(session, request_id))
 

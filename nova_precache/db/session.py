@@ -8,7 +8,7 @@ reads and then writes fails at once when another one wrote in between.
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -130,6 +130,25 @@ def connect(conf: cfg.ConfigOpts) -> Database:
 def update(entity: type[Any]) -> sa.Update:
     """An UPDATE that leaves the objects in the session alone."""
     return sa.update(entity).execution_options(synchronize_session=False)
+
+
+def table(entity: type[Any]) -> sa.Table:
+    """Give the bare table, of which statements are made once that run all the time."""
+    return sa.inspect(entity).local_table  # type: ignore[no-any-return]
+
+
+def run(
+    session: orm.Session,
+    statement: sa.Executable,
+    values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+) -> sa.CursorResult[*tuple[Any, ...]]:
+    """Run a statement that was made beforehand, past what the ORM would do with it."""
+    return session.connection().execute(statement, values)
+
+
+def among(column: sa.ColumnElement[Any], values: Iterable[str]) -> sa.ColumnElement[bool]:
+    """An IN that may be in a statement that is run for many rows at once."""
+    return sa.or_(*(column == str(value) for value in sorted(values)))
 
 
 def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:

@@ -56,19 +56,6 @@ def retry(
     return stopped(session, which, job_id)
 
 
-def finish(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
-    outcome: model.ImageOutcome,
-) -> recording.Recorded:
-    """End a job as its last attempt did, unless what broke that off was that it was to stop."""
-    may_be_stopped = outcome.retry == model.Retry.BACKOFF
-    if may_be_stopped and (recorded := stopped(session, which, job_id)):
-        return recorded
-    return recording.finish(session, which, job_id, outcome)
-
-
 def stopped(session: orm.Session, which: sa.ColumnElement[bool], job_id: str) -> recording.Recorded:
     """Record that no compute works on a job that was to stop, or that may not begin now."""
     if recording.wait(session, sa.and_(which, _waits()), job_id, _PAUSED, 0, attempts=-1):

@@ -4,7 +4,8 @@
 import collections
 import dataclasses
 import datetime
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -31,25 +32,37 @@ class Terms:
     waits_for_host: bool = False
 
 
-def terms(session: orm.Session, job_id: str) -> Terms:
-    request = models.CacheRequest
-    now = db_session.now(session)
-    query = (
-        sa.select(request.options, request.deadline)
-        .join(models.Task, models.Task.request_id == request.id)
-        .where(models.Task.job_uuid == job_id, demand.wants(now))
+NONE = Terms()
+
+_JOBS: sa.BindParameter[Any] = sa.bindparam('jobs', expanding=True)
+_WANTING = (
+    sa.select(
+        models.Task.job_uuid,
+        models.CacheRequest.options,
+        models.CacheRequest.deadline,
+        db_session.database_now().label('now'),
     )
-    rows = session.execute(query).all()
+    .join(models.CacheRequest, models.CacheRequest.id == models.Task.request_id)
+    .where(models.Task.job_uuid.in_(_JOBS), demand.wants(db_session.database_now()))
+)
+
+
+def terms(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Terms]:
+    """Map jobs to their terms."""
+    rows = db_session.run(session, _WANTING, {'jobs': list(job_ids)}).all()
+    wanting = {job_id: [row for row in rows if row.job_uuid == job_id] for job_id in job_ids}
+    return {job_id: _agreed(of_job) for job_id, of_job in wanting.items()}
+
+
+def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
     if not rows:
         return Terms(deadline_seconds=0)  # that of the last one has just passed
     options = [totals.options(row.options) for row in rows]
     rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
-    deadlines = [row.deadline for row in rows if row.deadline is not None]
+    left = [(row.deadline - row.now).total_seconds() for row in rows if row.deadline is not None]
     return Terms(
         max_rate_bytes=max(rates) if rates and len(rates) == len(rows) else None,
-        deadline_seconds=(max(deadlines) - now).total_seconds()
-        if deadlines and len(deadlines) == len(rows)
-        else None,
+        deadline_seconds=max(left) if left and len(left) == len(rows) else None,
         waits_for_host=any(each.wait_for_down_hosts for each in options),
     )
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next jobs of claimed hosts, inside a transaction, many hosts at once."""
+
+from collections.abc import Collection, Mapping
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import calls, claims, locks, models
+from nova_precache.db import session as db_session
+
+_JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
+_TURN = sa.func.row_number().over(partition_by=models.Job.host, order_by=claims.urgency())
+_DUE = (
+    sa.select(models.Job.uuid, models.Job.host, _TURN.label('turn'))
+    .where(
+        models.Job.host.in_(sa.bindparam('hosts', expanding=True)),
+        models.Job.uuid.not_in(sa.bindparam('ended', expanding=True)),
+        claims.due(db_session.database_now()),
+    )
+    .subquery()
+)
+_FIRST = sa.select(_DUE.c.host, _DUE.c.uuid).where(_DUE.c.turn == 1)
+_CALL = (
+    sa.update(_JOB)
+    .where(_JOB.c.uuid == sa.bindparam('job'))
+    .values(epoch=sa.bindparam('to_epoch'), progress_sequence=0)
+)
+_ATTEMPT = _CALL.values(
+    status=str(model.TaskStatus.QUEUED),
+    attempts=sa.bindparam('to_attempts'),
+    next_attempt_at=None,
+)
+_ATTEMPT_TASKS = (
+    sa.update(_TASK)
+    .where(
+        _TASK.c.job_uuid == sa.bindparam('job'),
+        db_session.among(_TASK.c.status, model.TASK_IN_FLIGHT),
+    )
+    .values(
+        status=str(model.TaskStatus.QUEUED),
+        attempts=sa.bindparam('to_attempts'),
+        next_attempt_at=None,
+    )
+)
+
+
+def choose(
+    session: orm.Session, hosts: Collection[str], ended: Collection[str]
+) -> Mapping[str, str]:
+    """Map those of the hosts that have due jobs to the most urgent.
+
+    :param ended: jobs that are about to end
+    """
+    if not hosts:
+        return {}
+    rows = db_session.run(session, _FIRST, {'hosts': sorted(hosts), 'ended': list(ended)})
+    return {row.host: row.uuid for row in rows}
+
+
+def assign(
+    session: orm.Session,
+    chosen: Mapping[str, str],
+    epochs: Mapping[str, int],
+    locked: Mapping[str, locks.Locked],
+) -> dict[str, calls.Assignment]:
+    """Fence the chosen jobs of hosts; one that is not due any more is left out."""
+    jobs = [locked[job_id] for job_id in chosen.values() if job_id in locked]
+    made = [_assignment(job, epochs[job.host]) for job in jobs if job.is_due]
+    joined = [_row(each) for each in made if each.joins]
+    attempts = [_row(each) for each in made if not each.joins]
+    if joined:
+        db_session.run(session, _CALL, joined)
+    if attempts:
+        db_session.run(session, _ATTEMPT, attempts)
+        db_session.run(session, _ATTEMPT_TASKS, attempts)
+    return {each.host: each for each in calls.complete(session, made)}
+
+
+def _assignment(job: locks.Locked, epoch: int) -> calls.Assignment:
+    joins = job.status in model.TASK_WORKING
+    return calls.Assignment(
+        job_id=job.job_id,
+        host=job.host,
+        cell_uuid=job.cell_uuid,
+        image_id=job.image_id,
+        epoch=epoch,
+        attempts=job.attempts if joins else job.attempts + 1,
+        mismatches=job.mismatches,
+        joins=joins,
+    )
+
+
+def _row(made: calls.Assignment) -> dict[str, object]:
+    row: dict[str, object] = {'job': made.job_id, 'to_epoch': made.epoch}
+    return row if made.joins else {**row, 'to_attempts': made.attempts}

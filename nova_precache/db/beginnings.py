@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that computes go on with, inside a transaction, many at once."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import locks, models
+from nova_precache.db import session as db_session
+
+
+@dataclasses.dataclass(frozen=True)
+class Begin:
+    """As ``Jobs.begin``."""
+
+    job_id: str
+    epoch: int
+    starts: bool = False
+
+
+_JOB, _TASK, _REQUEST = (
+    db_session.table(each) for each in (models.Job, models.Task, models.CacheRequest)
+)
+_BEGIN_JOBS = (
+    sa.update(_JOB)
+    .where(_JOB.c.uuid == sa.bindparam('job'))
+    .values(
+        status=sa.bindparam('to_status'),
+        attempts=sa.bindparam('to_attempts'),
+        started_at=sa.func.coalesce(_JOB.c.started_at, db_session.database_now()),
+        progress_at=db_session.database_now(),
+    )
+)
+_BEGIN_TASKS = (
+    sa.update(_TASK)
+    .where(
+        _TASK.c.job_uuid == sa.bindparam('job'),
+        db_session.among(_TASK.c.status, model.TASK_IN_FLIGHT),
+    )
+    .values(
+        status=sa.bindparam('to_status'),
+        attempts=sa.bindparam('to_attempts'),
+        started_at=sa.func.coalesce(_TASK.c.started_at, db_session.database_now()),
+    )
+)
+_NOT_STARTED = (
+    sa.select(_REQUEST.c.id)
+    .distinct()
+    .join(_TASK, _TASK.c.request_id == _REQUEST.c.id)
+    .where(
+        _TASK.c.job_uuid.in_(sa.bindparam('jobs', expanding=True)),
+        _TASK.c.status.in_(model.TASK_IN_FLIGHT),
+        _REQUEST.c.status == str(model.RequestStatus.PLANNED),
+    )
+)
+_START_REQUESTS = (
+    sa.update(_REQUEST)
+    .where(
+        _REQUEST.c.id.in_(sa.bindparam('requests', expanding=True)),
+        _REQUEST.c.status == str(model.RequestStatus.PLANNED),
+    )
+    .values(status=str(model.RequestStatus.RUNNING), started_at=db_session.database_now())
+)
+
+
+def begin(
+    session: orm.Session, begins: Sequence[Begin], locked: Mapping[str, locks.Locked]
+) -> set[str]:
+    """Let computes go on with those calls that still count; gives their jobs."""
+    rows = [_begun(each, locked[each.job_id]) for each in begins if _counts(each, locked)]
+    if not rows:
+        return set()
+    jobs = [row['job'] for row in rows]
+    db_session.run(session, _BEGIN_JOBS, rows)
+    db_session.run(session, _BEGIN_TASKS, rows)
+    planned = db_session.run(session, _NOT_STARTED, {'jobs': jobs}).scalars().all()
+    if planned:
+        db_session.run(session, _START_REQUESTS, {'requests': sorted(planned)})
+    return set(jobs)
+
+
+def _counts(begin: Begin, locked: Mapping[str, locks.Locked]) -> bool:
+    """A call counts whose job is not to stop, and whose host is held by whoever made it."""
+    job = locked.get(begin.job_id)
+    if job is None or not job.is_current(begin.epoch):
+        return False
+    return job.claim_epoch == begin.epoch and job.goes_on
+
+
+def _begun(begin: Begin, job: locks.Locked) -> dict[str, Any]:
+    if job.status in model.TASK_WAITING:
+        status, attempts = str(model.TaskStatus.DOWNLOADING), job.attempts
+    else:
+        status, attempts = job.status, job.attempts + int(begin.starts)
+    return {'job': begin.job_id, 'to_status': status, 'to_attempts': attempts}

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outcomes that are final for all who want a job, inside a transaction, many at once."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import calls, locks, models, recording, stops
+from nova_precache.db import session as db_session
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """As ``Jobs.finish``."""
+
+    job_id: str
+    epoch: int
+    outcome: model.ImageOutcome
+
+
+_JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
+
+
+def _final(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, object]:
+    """What of an outcome is in a job, and in each task."""
+    moved = sa.bindparam('moved', type_=sa.BigInteger())
+    return {
+        'status': sa.bindparam('to_status'),
+        'reason': sa.bindparam('to_reason'),
+        'bytes_done': sa.case((columns.bytes_done < moved, moved), else_=columns.bytes_done),
+        'bytes_total': sa.func.coalesce(
+            sa.bindparam('total', type_=sa.BigInteger()), columns.bytes_total
+        ),
+        'rate_bytes': None,
+        'next_attempt_at': None,
+        'finished_at': db_session.database_now(),
+    }
+
+
+_END_JOBS = (
+    sa.update(_JOB)
+    .where(_JOB.c.uuid == sa.bindparam('job'))
+    .values(active_key=None, stop_why=None, **_final(_JOB.c))
+)
+_END_TASKS = (
+    sa.update(_TASK)
+    .where(
+        _TASK.c.job_uuid == sa.bindparam('job'),
+        db_session.among(_TASK.c.status, model.TASK_IN_FLIGHT),
+    )
+    .values(**_final(_TASK.c))
+)
+_WANTING = sa.select(_TASK.c.request_id, _TASK.c.host, _TASK.c.job_uuid).where(
+    _TASK.c.job_uuid.in_(sa.bindparam('jobs', expanding=True)),
+    _TASK.c.status.in_(model.TASK_IN_FLIGHT),
+)
+
+
+def finish(
+    session: orm.Session, finishes: Sequence[Finish], locked: Mapping[str, locks.Locked]
+) -> Mapping[str, recording.Recorded]:
+    """Make jobs final and all tasks that want them; tells of those whose calls counted.
+
+    One whose last attempt was broken off since it was to stop does as it was told instead.
+    """
+    counting = [each for each in finishes if _counts(each, locked)]
+    stopped = [each for each in counting if _was_stopped(each, locked[each.job_id])]
+    if not stopped:
+        return _end(session, counting)
+    _lock_requests(session, counting)  # of both kinds, so that it is in one order
+    ended = _end(session, [each for each in counting if each not in stopped])
+    return {**ended, **{each.job_id: _stop(session, each) for each in stopped}}
+
+
+def _end(session: orm.Session, finishes: Sequence[Finish]) -> Mapping[str, recording.Recorded]:
+    if not finishes:
+        return {}
+    rows = [_row(each) for each in finishes]
+    jobs = {'jobs': [each.job_id for each in finishes]}
+    db_session.run(session, _END_JOBS, rows)
+    if not _lock_requests(session, finishes):
+        return {each.job_id: recording.Recorded(current=True) for each in finishes}
+    # Only now: whoever held a request's lock may have ended some of these tasks.
+    ended = db_session.run(session, _WANTING, jobs).all()
+    db_session.run(session, _END_TASKS, rows)
+    idle = recording.count_done(session, sorted({(row.request_id, row.host) for row in ended}))
+    return _recorded(finishes, ended, idle)
+
+
+def _stop(session: orm.Session, finish: Finish) -> recording.Recorded:
+    return stops.stopped(session, calls.current(finish.job_id, finish.epoch), finish.job_id)
+
+
+def _lock_requests(session: orm.Session, finishes: Sequence[Finish]) -> bool:
+    """Lock the requests that want some jobs; False when there is none."""
+    jobs = {'jobs': [each.job_id for each in finishes]}
+    wanting = {row.request_id for row in db_session.run(session, _WANTING, jobs)}
+    if wanting:
+        recording.lock_requests(session, sorted(wanting))
+    return bool(wanting)
+
+
+def _recorded(
+    finishes: Sequence[Finish], ended: Sequence[sa.Row[*tuple[Any, ...]]], idle: Sequence[str]
+) -> Mapping[str, recording.Recorded]:
+    requests: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
+    for row in ended:
+        requests[row.job_uuid].append(row.request_id)
+    return {
+        each.job_id: recording.Recorded(
+            current=True,
+            requests=tuple(sorted(requests[each.job_id])),
+            idle=tuple(request for request in idle if request in requests[each.job_id]),
+        )
+        for each in finishes
+    }
+
+
+def _counts(finish: Finish, locked: Mapping[str, locks.Locked]) -> bool:
+    job = locked.get(finish.job_id)
+    return job is not None and job.is_current(finish.epoch)
+
+
+def _was_stopped(finish: Finish, job: locks.Locked) -> bool:
+    """Tell whether what broke its call off may be that it was to stop, or may not begin now."""
+    return finish.outcome.retry == model.Retry.BACKOFF and not job.goes_on
+
+
+def _row(finish: Finish) -> dict[str, object]:
+    outcome = finish.outcome
+    return {
+        'job': finish.job_id,
+        'to_status': str(outcome.status),
+        'to_reason': outcome.reason,
+        'moved': outcome.bytes_done,
+        'total': outcome.bytes_total,
+    }
