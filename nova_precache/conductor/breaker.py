@@ -26,6 +26,13 @@ class CellBreakers:
             resting = {cell for cell, until in self._open_until.items() if until > now}
             return resting | self._probing
 
+    def has_to_probe(self) -> bool:
+        """Tell whether some cell may be called again, by one call only."""
+        now = self._clock()
+        with self._lock:
+            rested = {cell for cell, until in self._open_until.items() if until <= now}
+            return not rested <= self._probing
+
     def is_resting(self, cell_uuid: str) -> bool:
         """Tell whether not even a short call is to be made to the cell now.
 

@@ -118,16 +118,25 @@ class Dispatcher:
             self._wake.set()
 
     def _claim(self) -> None:
-        """Take over what other conductors left, then claim up to the limit."""
+        """Claim up to the limit."""
+        while not self._stopping.is_set() and len(self._in_progress) < self._limit:
+            most = 1 if self._breakers.has_to_probe() else self._limit
+            claimed = self._jobs.claim_several(
+                self._conductor_id, self._limit, self._breakers.avoid(), most
+            )
+            for claim in claimed:
+                self._submit(claim)
+            if not claimed:
+                return
+
+    def _take_over(self) -> None:
+        """Go on with what other conductors left, before anything else is claimed."""
         while not self._stopping.is_set():
             claim = self._jobs.take_over(self._conductor_id)
             if claim is None:
-                claim = self._jobs.claim(self._conductor_id, self._limit, self._breakers.avoid())
-            else:
-                LOG.warning('Host %s is taken over from a conductor that is gone', claim.host)
-                self._count_takeover()
-            if claim is None:
                 return
+            LOG.warning('Host %s is taken over from a conductor that is gone', claim.host)
+            self._count_takeover()
             self._submit(claim)
 
     def _submit(self, claim: claims.Claim) -> None:
@@ -150,6 +159,7 @@ class Dispatcher:
         if time.monotonic() < self._next_sweep:
             return
         self._next_sweep = time.monotonic() + self._poll_seconds
+        self._take_over()
         self._release_strays()
         self._skip_hosts_that_left()
         self._tracker.complete(self._requests.ids_to_complete())

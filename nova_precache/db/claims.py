@@ -33,6 +33,33 @@ _LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.v
 _SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
 
 
+_EPOCHS = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_CLAIM.c.host.in_(_HOSTS))
+_LEASED: dict[str, sa.BindParameter[Any]] = {
+    'conductor_id': sa.bindparam('to_conductor'),
+    'cell_uuid': sa.bindparam('to_cell'),
+    'epoch': sa.bindparam('to_epoch'),
+    'lease_expires_at': sa.bindparam('until'),
+}
+_LEASE = sa.insert(_CLAIM).values(host=sa.bindparam('of_host'), **_LEASED)
+_LEASE_AGAIN = sa.update(_CLAIM).where(_CLAIM.c.host == sa.bindparam('of_host')).values(_LEASED)
+# So many jobs are looked at for each host that is to be claimed: most have several.
+_JOBS_A_HOST = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """As many hosts as a conductor may claim at once.
+
+    :ivar limit: most hosts claimed at once over all conductors
+    """
+
+    conductor_id: str
+    limit: int
+    most: int
+    avoid_cells: Collection[str]
+    lease: datetime.timedelta
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """A host that this conductor may call until the lease runs out."""
@@ -61,6 +88,70 @@ def claim(
     epoch = _lease_host(session, conductor_id, host, cell_uuid, now + lease)
     _set_counter(session, claimed + 1)
     return Claim(host, cell_uuid, epoch)
+
+
+def claim_several(session: orm.Session, wanted: Wanted) -> list[Claim]:
+    """Lease the hosts of the most urgent jobs; the caller holds the counter's lock.
+
+    There may be more: nobody looks at jobs that are far from being the next ones.
+    """
+    claimed = _count(session)
+    free = min(wanted.limit - claimed, wanted.most)
+    hosts = _most_urgent(session, wanted.avoid_cells, free) if free > 0 else {}
+    if not hosts:
+        return []
+    expires_at = db_session.now(session) + wanted.lease
+    claims = _lease_hosts(session, wanted.conductor_id, hosts, expires_at)
+    _set_counter(session, claimed + len(claims))
+    return claims
+
+
+def _lease_hosts(
+    session: orm.Session, conductor_id: str, hosts: Mapping[str, str], expires_at: datetime.datetime
+) -> list[Claim]:
+    rows = db_session.run(session, _EPOCHS, {'hosts': sorted(hosts)})
+    known = {row.host: row.epoch for row in rows}
+    leases = [
+        {
+            'of_host': host,
+            'to_conductor': conductor_id,
+            'to_cell': cell_uuid,
+            'to_epoch': known.get(host, 0) + 1,
+            'until': expires_at,
+        }
+        for host, cell_uuid in sorted(hosts.items())
+    ]
+    again = [each for each in leases if each['of_host'] in known]
+    first = [each for each in leases if each['of_host'] not in known]
+    if again:
+        db_session.run(session, _LEASE_AGAIN, again)
+    if first:
+        db_session.run(session, _LEASE, first)
+    epochs = {str(each['of_host']): int(str(each['to_epoch'])) for each in leases}
+    return [Claim(host, cell_uuid, epochs[host]) for host, cell_uuid in hosts.items()]
+
+
+def _most_urgent(
+    session: orm.Session, avoid_cells: Collection[str], count: int
+) -> Mapping[str, str]:
+    """Map the hosts of the most urgent jobs to their cells, the most urgent first."""
+    pages = [
+        db_session.run(session, each, {'avoid': sorted(avoid_cells), 'rows': _JOBS_A_HOST * count})
+        for each in _DUE
+    ]
+    jobs = [[(_rank(row), row.host, row.cell_uuid) for row in page] for page in pages]
+    # What is less urgent than the last of a page that is full has to wait for the next page.
+    ends = [page[-1][0] for page in jobs if len(page) == _JOBS_A_HOST * count]
+    hosts: dict[str, str] = {}
+    for rank, host, cell_uuid in sorted(job for page in jobs for job in page):
+        if len(hosts) == count or (ends and rank > min(ends)):
+            break
+        hosts.setdefault(host, cell_uuid)
+    return hosts
+
+
+def _rank(job: sa.Row[*tuple[Any, ...]]) -> tuple[bool, int, int]:
+    return job.status in model.TASK_WAITING, -job.priority, job.id
 
 
 def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> Claim | None:
@@ -211,3 +302,15 @@ def _next_claimable(
         return None
     next_one = min(found, key=lambda job: (job.status in model.TASK_WAITING, -job.priority, job.id))
     return next_one.host, next_one.cell_uuid
+
+
+_DUE = [
+    sa.select(
+        models.Job.host, models.Job.cell_uuid, models.Job.status, models.Job.priority, models.Job.id
+    )
+    .where(due(db_session.database_now(), [status]), unclaimed())
+    .where(models.Job.cell_uuid.not_in(sa.bindparam('avoid', expanding=True)))
+    .order_by(models.Job.priority.desc(), models.Job.id)
+    .limit(sa.bindparam('rows', type_=sa.Integer()))
+    for status in sorted(model.TASK_IN_FLIGHT)
+]

@@ -67,6 +67,11 @@ class Group(Generic[M, R]):
             self._lead()
         return entry.result()
 
+    def gathered(self) -> int:
+        """Count those who wait for the next commit."""
+        with self._lock:
+            return len(self._waiting)
+
     def _lead(self) -> None:
         with self._lock:
             batch = self._take()

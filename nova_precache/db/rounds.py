@@ -53,8 +53,8 @@ class Turned:
     is_over: bool = False
 
 
-Member = beginnings.Begin | endings.Finish | Turn
-Result = bool | recording.Recorded | Turned
+Member = beginnings.Begin | endings.Finish | Turn | claims.Wanted
+Result = bool | recording.Recorded | Turned | Sequence[claims.Claim]
 
 _GUARDED = sa.select(models.CacheRequest.id).where(
     models.CacheRequest.id.in_(sa.bindparam('requests', expanding=True)), guards.is_guarded()
@@ -63,6 +63,8 @@ _GUARDED = sa.select(models.CacheRequest.id).where(
 
 def keys(member: Member) -> Sequence[str]:
     """Give the job and the host that a member is about."""
+    if isinstance(member, claims.Wanted):
+        return ['']  # one at a time: of two that want all that is free, one gets it
     if not isinstance(member, Turn):
         return [member.job_id]
     return [member.host] if member.ended is None else [member.host, member.ended.job_id]
@@ -74,6 +76,8 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
     turns = [each for each in members if isinstance(each, Turn)]
     finishes = [each for each in members if isinstance(each, endings.Finish)]
     finishes += [turn.ended for turn in turns if turn.ended is not None]
+    if turns or any(isinstance(each, claims.Wanted) for each in members):
+        claims.lock_counter(session)
     hosts = _Hosts(session, turns, [each.job_id for each in finishes])
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
     locked = locks.lock(session, [*jobs, *hosts.chosen.values()])
@@ -86,9 +90,20 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
             results.append(each.job_id in begun)
         elif isinstance(each, Turn):
             results.append(turned[each.host])
+        elif isinstance(each, claims.Wanted):
+            results.append(_claim(session, each))  # the last step, after hosts were given back
         else:
             results.append(recorded.get(each.job_id, recording.STALE))
     return results
+
+
+def _claim(session: orm.Session, wanted: claims.Wanted) -> Sequence[claims.Claim]:
+    if parallel.limits(session):
+        claim = claims.claim(
+            session, wanted.conductor_id, wanted.limit, wanted.avoid_cells, wanted.lease
+        )
+        return [] if claim is None else [claim]
+    return claims.claim_several(session, wanted)
 
 
 class _Hosts:
@@ -102,8 +117,6 @@ class _Hosts:
         self._turns = turns
         self._limited = bool(turns and parallel.limits(session))
         self._epochs: dict[str, int] = {}
-        if turns:
-            claims.lock_counter(session)
         if not self._limited:
             for conductor_id, hosts in _by_conductor([t for t in turns if t.goes_on]).items():
                 self._epochs.update(claims.fence_all(session, conductor_id, hosts))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What many want committed at one moment is committed together, and fails apart."""
+
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+
+import pytest
+
+from nova_precache.db import grouping
+from tests.unit.conftest import WAIT_SECONDS
+
+Group = grouping.Group[str, str]
+
+
+class Store:
+    """Commits words, the first time once the test lets it, and keeps what it committed."""
+
+    def __init__(self) -> None:
+        self.groups: list[Sequence[str]] = []
+        self.committing = threading.Event()
+        self.opened = threading.Event()
+
+    def commit(self, words: Sequence[str]) -> Sequence[str]:
+        self.committing.set()
+        assert self.opened.wait(WAIT_SECONDS)
+        if any(word.startswith('bad') for word in words):
+            raise ValueError(' '.join(words))
+        self.groups.append(words)
+        return [word.upper() for word in words]
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def group(store: Store) -> Group:
+    return Group(store.commit, lambda word: [word[-1]])
+
+
+def _submit_behind(
+    group: Group, store: Store, pool: futures.Executor, first: str, words: Sequence[str]
+) -> list[futures.Future[str]]:
+    """Have words gather in their order while the first is being committed."""
+    submitted = [pool.submit(group.submit, first)]
+    assert store.committing.wait(WAIT_SECONDS)
+    for count, word in enumerate(words, start=1):
+        submitted.append(pool.submit(group.submit, word))
+        _wait_gathered(group, count)
+    store.opened.set()
+    return submitted
+
+
+def _wait_gathered(group: Group, count: int) -> None:
+    pause = threading.Event()
+    for _ in range(WAIT_SECONDS * 500):
+        if group.gathered() == count:
+            return
+        pause.wait(0.002)
+    raise AssertionError('they did not gather')
+
+
+def test_one_that_is_alone_is_committed_by_itself_and_at_once(group: Group, store: Store) -> None:
+    store.opened.set()
+
+    assert [group.submit('a'), group.submit('b')] == ['A', 'B']
+    assert store.groups == [['a'], ['b']]
+
+
+def test_what_gathers_during_a_commit_is_committed_together_each_with_its_own_result(
+    group: Group, store: Store
+) -> None:
+    with futures.ThreadPoolExecutor(5) as pool:
+        submitted = _submit_behind(group, store, pool, 'a', ['b', 'c', 'd'])
+
+        assert [each.result(WAIT_SECONDS) for each in submitted] == ['A', 'B', 'C', 'D']
+    assert store.groups == [['a'], ['b', 'c', 'd']]
+
+
+def test_a_member_that_fails_fails_alone(group: Group, store: Store) -> None:
+    with futures.ThreadPoolExecutor(5) as pool:
+        first, good, bad, last = _submit_behind(group, store, pool, 'a', ['b', 'bad c', 'd'])
+
+        with pytest.raises(ValueError, match='^bad c$'):
+            bad.result(WAIT_SECONDS)
+        assert [each.result(WAIT_SECONDS) for each in (first, good, last)] == ['A', 'B', 'D']
+    assert store.groups == [['a'], ['b'], ['d']]
+
+
+def test_two_about_the_same_are_committed_one_after_the_other_as_they_came(
+    group: Group, store: Store
+) -> None:
+    with futures.ThreadPoolExecutor(6) as pool:
+        submitted = _submit_behind(group, store, pool, 'a', ['begin b', 'c', 'finish b', 'd'])
+
+        for each in submitted:
+            each.result(WAIT_SECONDS)
+    assert store.groups == [['a'], ['begin b', 'c'], ['finish b', 'd']]
+
+
+def test_a_group_is_of_bounded_size(group: Group, store: Store) -> None:
+    words = [chr(ord('b') + number) for number in range(grouping.MOST_MEMBERS + 1)]
+    with futures.ThreadPoolExecutor(len(words) + 1) as pool:
+        for each in _submit_behind(group, store, pool, 'a', words):
+            each.result(WAIT_SECONDS)
+
+    assert [len(each) for each in store.groups] == [1, grouping.MOST_MEMBERS, 1]
+
+
+def test_after_a_failure_others_are_committed(group: Group, store: Store) -> None:
+    store.opened.set()
+    with pytest.raises(ValueError, match='bad'):
+        group.submit('bad')
+
+    assert group.submit('a') == 'A'
