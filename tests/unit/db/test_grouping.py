@@ -83,7 +83,7 @@ def test_a_member_that_fails_fails_alone(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
         first, good, bad, last = _submit_behind(group, store, pool, 'a', ['b', 'bad c', 'd'])
 
-        with pytest.raises(ValueError, match='^bad c$'):
+        with pytest.raises(ValueError, match=r'^bad c$'):
             bad.result(WAIT_SECONDS)
         assert [each.result(WAIT_SECONDS) for each in (first, good, last)] == ['A', 'B', 'D']
     assert store.groups == [['a'], ['b'], ['d']]
