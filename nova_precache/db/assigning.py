@@ -10,7 +10,7 @@ from nova_precache import model
 from nova_precache.db import calls, claims, locks, models
 from nova_precache.db import session as db_session
 
-_JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
+_JOB, _TASK, _CLAIM = (db_session.table(each) for each in (models.Job, models.Task, models.Claim))
 _TURN = sa.func.row_number().over(partition_by=models.Job.host, order_by=claims.urgency())
 _DUE = (
     sa.select(models.Job.uuid, models.Job.host, _TURN.label('turn'))
@@ -22,10 +22,12 @@ _DUE = (
     .subquery()
 )
 _FIRST = sa.select(_DUE.c.host, _DUE.c.uuid).where(_DUE.c.turn == 1)
+# Of its host: whoever holds that has just fenced it.
+_EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
 _CALL = (
     sa.update(_JOB)
-    .where(_JOB.c.uuid == sa.bindparam('job'))
-    .values(epoch=sa.bindparam('to_epoch'), progress_sequence=0)
+    .where(_JOB.c.uuid.in_(db_session.keys()))
+    .values(epoch=_EPOCH, progress_sequence=0)
 )
 _ATTEMPT = _CALL.values(
     status=str(model.TaskStatus.QUEUED),
@@ -35,8 +37,8 @@ _ATTEMPT = _CALL.values(
 _ATTEMPT_TASKS = (
     sa.update(_TASK)
     .where(
-        _TASK.c.job_uuid == sa.bindparam('job'),
-        db_session.among(_TASK.c.status, model.TASK_IN_FLIGHT),
+        _TASK.c.job_uuid.in_(db_session.keys()),
+        _TASK.c.status.in_(model.TASK_IN_FLIGHT),
     )
     .values(
         status=str(model.TaskStatus.QUEUED),
@@ -68,13 +70,11 @@ def assign(
     """Fence the chosen jobs of hosts; one that is not due any more is left out."""
     jobs = [locked[job_id] for job_id in chosen.values() if job_id in locked]
     made = [_assignment(job, epochs[job.host]) for job in jobs if job.is_due]
-    joined = [_row(each) for each in made if each.joins]
-    attempts = [_row(each) for each in made if not each.joins]
-    if joined:
-        db_session.run(session, _CALL, joined)
-    if attempts:
-        db_session.run(session, _ATTEMPT, attempts)
-        db_session.run(session, _ATTEMPT_TASKS, attempts)
+    joined = [(each.job_id, dict[str, object]()) for each in made if each.joins]
+    attempts = [(each.job_id, {'to_attempts': each.attempts}) for each in made if not each.joins]
+    db_session.run_alike(session, _CALL, joined)
+    db_session.run_alike(session, _ATTEMPT, attempts)
+    db_session.run_alike(session, _ATTEMPT_TASKS, attempts)
     return {each.host: each for each in calls.complete(session, made)}
 
 
@@ -90,8 +90,3 @@ def _assignment(job: locks.Locked, epoch: int) -> calls.Assignment:
         mismatches=job.mismatches,
         joins=joins,
     )
-
-
-def _row(made: calls.Assignment) -> dict[str, object]:
-    row: dict[str, object] = {'job': made.job_id, 'to_epoch': made.epoch}
-    return row if made.joins else {**row, 'to_attempts': made.attempts}

@@ -27,7 +27,7 @@ _JOB, _TASK, _REQUEST = (
 )
 _BEGIN_JOBS = (
     sa.update(_JOB)
-    .where(_JOB.c.uuid == sa.bindparam('job'))
+    .where(_JOB.c.uuid.in_(db_session.keys()))
     .values(
         status=sa.bindparam('to_status'),
         attempts=sa.bindparam('to_attempts'),
@@ -38,8 +38,8 @@ _BEGIN_JOBS = (
 _BEGIN_TASKS = (
     sa.update(_TASK)
     .where(
-        _TASK.c.job_uuid == sa.bindparam('job'),
-        db_session.among(_TASK.c.status, model.TASK_IN_FLIGHT),
+        _TASK.c.job_uuid.in_(db_session.keys()),
+        _TASK.c.status.in_(model.TASK_IN_FLIGHT),
     )
     .values(
         status=sa.bindparam('to_status'),
@@ -71,12 +71,14 @@ def begin(
     session: orm.Session, begins: Sequence[Begin], locked: Mapping[str, locks.Locked]
 ) -> set[str]:
     """Let computes go on with those calls that still count; gives their jobs."""
-    rows = [_begun(each, locked[each.job_id]) for each in begins if _counts(each, locked)]
+    rows = [
+        (each.job_id, _begun(each, locked[each.job_id])) for each in begins if _counts(each, locked)
+    ]
     if not rows:
         return set()
-    jobs = [row['job'] for row in rows]
-    db_session.run(session, _BEGIN_JOBS, rows)
-    db_session.run(session, _BEGIN_TASKS, rows)
+    jobs = [job_id for job_id, _ in rows]
+    db_session.run_alike(session, _BEGIN_JOBS, rows)
+    db_session.run_alike(session, _BEGIN_TASKS, rows)
     planned = db_session.run(session, _NOT_STARTED, {'jobs': jobs}).scalars().all()
     if planned:
         db_session.run(session, _START_REQUESTS, {'requests': sorted(planned)})
@@ -96,4 +98,4 @@ def _begun(begin: Begin, job: locks.Locked) -> dict[str, Any]:
         status, attempts = str(model.TaskStatus.DOWNLOADING), job.attempts
     else:
         status, attempts = job.status, job.attempts + int(begin.starts)
-    return {'job': begin.job_id, 'to_status': status, 'to_attempts': attempts}
+    return {'to_status': status, 'to_attempts': attempts}

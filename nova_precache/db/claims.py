@@ -37,11 +37,14 @@ _EPOCHS = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_CLAIM.c.host.in_(_HOST
 _LEASED: dict[str, sa.BindParameter[Any]] = {
     'conductor_id': sa.bindparam('to_conductor'),
     'cell_uuid': sa.bindparam('to_cell'),
-    'epoch': sa.bindparam('to_epoch'),
     'lease_expires_at': sa.bindparam('until'),
 }
-_LEASE = sa.insert(_CLAIM).values(host=sa.bindparam('of_host'), **_LEASED)
-_LEASE_AGAIN = sa.update(_CLAIM).where(_CLAIM.c.host == sa.bindparam('of_host')).values(_LEASED)
+_LEASE = sa.insert(_CLAIM).values(host=sa.bindparam('of_host'), epoch=1, **_LEASED)
+_LEASE_AGAIN = (
+    sa.update(_CLAIM)
+    .where(_CLAIM.c.host.in_(db_session.keys()))
+    .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
+)
 # So many jobs are looked at for each host that is to be claimed: most have several.
 _JOBS_A_HOST = 8
 
@@ -111,24 +114,14 @@ def _lease_hosts(
 ) -> list[Claim]:
     rows = db_session.run(session, _EPOCHS, {'hosts': sorted(hosts)})
     known = {row.host: row.epoch for row in rows}
-    leases = [
-        {
-            'of_host': host,
-            'to_conductor': conductor_id,
-            'to_cell': cell_uuid,
-            'to_epoch': known.get(host, 0) + 1,
-            'until': expires_at,
-        }
-        for host, cell_uuid in sorted(hosts.items())
-    ]
-    again = [each for each in leases if each['of_host'] in known]
-    first = [each for each in leases if each['of_host'] not in known]
-    if again:
-        db_session.run(session, _LEASE_AGAIN, again)
+    lease = {'to_conductor': conductor_id, 'until': expires_at}
+    again = [(host, {**lease, 'to_cell': cell}) for host, cell in hosts.items() if host in known]
+    db_session.run_alike(session, _LEASE_AGAIN, again)
+    first = sorted(hosts.keys() - known.keys())
     if first:
-        db_session.run(session, _LEASE, first)
-    epochs = {str(each['of_host']): int(str(each['to_epoch'])) for each in leases}
-    return [Claim(host, cell_uuid, epochs[host]) for host, cell_uuid in hosts.items()]
+        new = [{**lease, 'of_host': host, 'to_cell': hosts[host]} for host in first]
+        db_session.run(session, _LEASE, new)
+    return [Claim(host, cell, known.get(host, 0) + 1) for host, cell in hosts.items()]
 
 
 def _most_urgent(

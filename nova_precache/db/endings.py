@@ -44,14 +44,14 @@ def _final(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -
 
 _END_JOBS = (
     sa.update(_JOB)
-    .where(_JOB.c.uuid == sa.bindparam('job'))
+    .where(_JOB.c.uuid.in_(db_session.keys()))
     .values(active_key=None, stop_why=None, **_final(_JOB.c))
 )
 _END_TASKS = (
     sa.update(_TASK)
     .where(
-        _TASK.c.job_uuid == sa.bindparam('job'),
-        db_session.among(_TASK.c.status, model.TASK_IN_FLIGHT),
+        _TASK.c.job_uuid.in_(db_session.keys()),
+        _TASK.c.status.in_(model.TASK_IN_FLIGHT),
     )
     .values(**_final(_TASK.c))
 )
@@ -80,14 +80,14 @@ def finish(
 def _end(session: orm.Session, finishes: Sequence[Finish]) -> Mapping[str, recording.Recorded]:
     if not finishes:
         return {}
-    rows = [_row(each) for each in finishes]
+    rows = [(each.job_id, _row(each.outcome)) for each in finishes]
     jobs = {'jobs': [each.job_id for each in finishes]}
-    db_session.run(session, _END_JOBS, rows)
+    db_session.run_alike(session, _END_JOBS, rows)
     if not _lock_requests(session, finishes):
         return {each.job_id: recording.Recorded(current=True) for each in finishes}
     # Only now: whoever held a request's lock may have ended some of these tasks.
     ended = db_session.run(session, _WANTING, jobs).all()
-    db_session.run(session, _END_TASKS, rows)
+    db_session.run_alike(session, _END_TASKS, rows)
     idle = recording.count_done(session, sorted({(row.request_id, row.host) for row in ended}))
     return _recorded(finishes, ended, idle)
 
@@ -131,10 +131,8 @@ def _was_stopped(finish: Finish, job: locks.Locked) -> bool:
     return finish.outcome.retry == model.Retry.BACKOFF and not job.goes_on
 
 
-def _row(finish: Finish) -> dict[str, object]:
-    outcome = finish.outcome
+def _row(outcome: model.ImageOutcome) -> dict[str, object]:
     return {
-        'job': finish.job_id,
         'to_status': str(outcome.status),
         'to_reason': outcome.reason,
         'moved': outcome.bytes_done,

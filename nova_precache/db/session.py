@@ -146,9 +146,26 @@ def run(
     return session.connection().execute(statement, values)
 
 
-def among(column: sa.ColumnElement[Any], values: Iterable[str]) -> sa.ColumnElement[bool]:
-    """An IN that may be in a statement that is run for many rows at once."""
-    return sa.or_(*(column == str(value) for value in sorted(values)))
+def run_alike(
+    session: orm.Session,
+    statement: sa.Executable,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+) -> None:
+    """Run a statement for many rows, once for all that are given the same values.
+
+    :param statement: its parameter ``keys`` stands for an IN clause
+    :param rows: each by its key; most often nearly all are alike
+    """
+    alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for key, values in rows:
+        alike.setdefault(tuple(sorted(values.items())), []).append(key)
+    for given, keys in alike.items():
+        run(session, statement, {**dict(given), 'keys': keys})
+
+
+def keys() -> sa.BindParameter[Any]:
+    """Give the parameter that stands for the keys of an IN clause."""
+    return sa.bindparam('keys', expanding=True)
 
 
 def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
