@@ -60,12 +60,19 @@ class HostCaller:
         self._access = access
         self._breakers = breakers
 
-    def serve(self, claim: claims.Claim, is_stopping: Callable[[], bool]) -> None:
+    def serve(
+        self,
+        claim: claims.Claim,
+        is_stopping: Callable[[], bool],
+        first: jobs.Assignment | None = None,
+    ) -> None:
         """Call the host for each of its due jobs, then give it back.
 
         What was assigned is called though everything is about to stop.
+
+        :param first: what was assigned already
         """
-        turned = _ASK
+        turned = dataclasses.replace(_ASK, assignment=first)
         try:
             while not turned.is_over:
                 if turned.assignment is None:

@@ -124,8 +124,8 @@ class Dispatcher:
             claimed = self._jobs.claim_several(
                 self._conductor_id, self._limit, self._breakers.avoid(), most
             )
-            for claim in claimed:
-                self._submit(claim)
+            for each in claimed:
+                self._submit(each.claim, each.first)
             if not claimed:
                 return
 
@@ -139,9 +139,9 @@ class Dispatcher:
             self._count_takeover()
             self._submit(claim)
 
-    def _submit(self, claim: claims.Claim) -> None:
+    def _submit(self, claim: claims.Claim, first: jobs.Assignment | None = None) -> None:
         self._breakers.enter(claim.cell_uuid)  # before the next claim looks which cells to avoid
-        done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set)
+        done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set, first)
         self._in_progress[done] = claim.host
         done.add_done_callback(lambda future: self._served(claim, future))
 

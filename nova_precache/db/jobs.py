@@ -81,13 +81,15 @@ class Jobs:
 
     def claim_several(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = (), most: int = 1
-    ) -> Sequence[claims.Claim]:
-        """Lease several hosts as ``claim`` does one; none when there is none to be had.
+    ) -> Sequence[rounds.Claimed]:
+        """Lease several hosts as ``claim`` does one, and assign the first job of each.
+
+        None when there is none to be had.
 
         :param most: so many of them
         """
         wanted = claims.Wanted(conductor_id, limit, most, tuple(avoid_cells), self._lease)
-        return cast(Sequence[claims.Claim], self._group.submit(wanted))
+        return cast(Sequence[rounds.Claimed], self._group.submit(wanted))
 
     def take_over(self, conductor_id: str) -> claims.Claim | None:
         """Take over a claim that another conductor let expire; it goes on counting."""

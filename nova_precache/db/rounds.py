@@ -53,8 +53,16 @@ class Turned:
     is_over: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Claimed:
+    """A claim, and what is to be called under it first; None when that is to be asked for."""
+
+    claim: claims.Claim
+    first: calls.Assignment | None = None
+
+
 Member = beginnings.Begin | endings.Finish | Turn | claims.Wanted
-Result = bool | recording.Recorded | Turned | Sequence[claims.Claim]
+Result = bool | recording.Recorded | Turned | Sequence[Claimed]
 
 _GUARDED = sa.select(models.CacheRequest.id).where(
     models.CacheRequest.id.in_(sa.bindparam('requests', expanding=True)), guards.is_guarded()
@@ -97,13 +105,18 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
     return results
 
 
-def _claim(session: orm.Session, wanted: claims.Wanted) -> Sequence[claims.Claim]:
+def _claim(session: orm.Session, wanted: claims.Wanted) -> Sequence[Claimed]:
     if parallel.limits(session):
         claim = claims.claim(
             session, wanted.conductor_id, wanted.limit, wanted.avoid_cells, wanted.lease
         )
-        return [] if claim is None else [claim]
-    return claims.claim_several(session, wanted)
+        return [] if claim is None else [Claimed(claim)]
+    claimed = claims.claim_several(session, wanted)
+    epochs = {claim.host: claim.epoch for claim in claimed}
+    chosen = assigning.choose(session, epochs.keys(), ended=())
+    locked = locks.lock(session, chosen.values())
+    first = assigning.assign(session, chosen, epochs, locked)
+    return [Claimed(claim, first.get(claim.host)) for claim in claimed]
 
 
 class _Hosts:

@@ -23,16 +23,15 @@ def _play(world: World, *members: rounds.Member) -> list[rounds.Result]:
 
 def _assigned(world: World, count: int, conductor: str = 'c1') -> list[jobs.Assignment]:
     claimed = world.jobs.claim_several(conductor, limit=count, most=count)
-    made = [world.jobs.assign(conductor, claim.host) for claim in claimed]
-    return [each for each in made if each is not None]
+    return [each.first for each in claimed if each.first is not None]
 
 
 def _finish(assignment: jobs.Assignment, outcome: model.ImageOutcome = CACHED) -> endings.Finish:
     return endings.Finish(assignment.job_id, assignment.epoch, outcome)
 
 
-def _hosts(claimed: Sequence[claims.Claim]) -> list[str]:
-    return [claim.host for claim in claimed]
+def _hosts(claimed: Sequence[rounds.Claimed]) -> list[str]:
+    return [each.claim.host for each in claimed]
 
 
 def test_each_of_many_ends_with_its_own_outcome(world: World) -> None:
@@ -154,6 +153,20 @@ def test_all_that_is_free_is_claimed_at_once_the_most_urgent_first(world: World)
     assert _hosts(world.jobs.claim_several('c1', limit=3, most=9)) == ['h2', 'h3', 'h1']
     assert world.jobs.claim_several('c2', limit=3, most=9) == []
     assert world.claimed() == 3
+
+
+def test_a_claimed_host_has_its_most_urgent_job_assigned_under_the_epoch_of_the_claim(
+    world: World,
+) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    world.change(models.Job, models.Job.image_id == 'i2', status='converting')
+
+    (claimed,) = world.jobs.claim_several('c1', limit=9, most=9)
+
+    assert claimed.first is not None
+    assert (claimed.first.image_id, claimed.first.joins) == ('i2', True)
+    assert claimed.first.epoch == claimed.claim.epoch
+    assert world.jobs.begin(claimed.first.job_id, claimed.first.epoch)
 
 
 def test_what_is_less_urgent_waits_though_a_host_has_more_jobs_than_are_looked_at(
