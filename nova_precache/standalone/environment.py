@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,12 @@ class PythonEnvironment:
 
     @property
     def path(self) -> pathlib.Path:
-        return cache_directory() / self.name
+        """Where it is: each Python has its own, so that none is replaced while it is used."""
+        return cache_directory() / self._own_name
+
+    @property
+    def _own_name(self) -> str:
+        return f'{self.name}-python-{platform.python_version()}'
 
     def ensure(self) -> pathlib.Path:
         """Build the environment unless it stands already, and give its directory.
@@ -48,7 +54,9 @@ class PythonEnvironment:
 
         :raises EnvironmentFailed: a command failed
         """
-        with lockutils.lock(self.name, 'lock-', external=True, lock_path=str(cache_directory())):
+        with lockutils.lock(
+            self._own_name, 'lock-', external=True, lock_path=str(cache_directory())
+        ):
             if not self._is_complete():
                 self._build()
         return self.path

@@ -2,6 +2,7 @@
 """Environments are built once, wholly or not at all; pip is real, the package tiny."""
 
 import pathlib
+import platform
 import subprocess
 import zipfile
 
@@ -38,7 +39,7 @@ def test_an_environment_holds_what_it_names_and_is_built_once(
     path = pebble.ensure()
     (path / 'witness').touch()
 
-    assert path == cache / 'pebble-1.0'
+    assert path == cache / f'pebble-1.0-python-{platform.python_version()}'
     command = [str(path / 'bin' / 'python'), '-c', 'import pebble; print(pebble.WEIGHT)']
     assert subprocess.check_output(command) == b'7\n'
     assert pebble.ensure() == path
