@@ -20,8 +20,8 @@ from nova_precache import exception
 
 LOG = logging.getLogger(__name__)
 
-BUFFER_BYTES = 1024**2
-BUFFERS = 16
+BUFFER_BYTES = 2 * 1024**2
+BUFFERS = 12
 
 
 @dataclasses.dataclass(eq=False)
