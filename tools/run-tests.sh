@@ -14,24 +14,37 @@ if [[ $# -gt 0 ]]; then
     exec pytest "$@"
 fi
 
-# Whatever ends this script ends the unit tests, too, and waits until they have tidied up.
+declare -A running=()
+logs=$(mktemp -d)
+
+# beside NAME COMMAND...: run it in the background, and keep what it prints for later.
+beside() {
+    local name=$1
+    shift
+    "$@" >"$logs/$name" 2>&1 &
+    running[$name]=$!
+}
+
+# Whatever ends this script ends these, too, and waits until they have tidied up.
 # shellcheck disable=SC2329  # the trap calls it
-end_unit_tests() {
-    kill "$unit_tests" 2>/dev/null || true
-    wait "$unit_tests" || true
-    rm -f "$log"
+end_all() {
+    kill "${running[@]}" 2>/dev/null || true
+    wait || true
+    rm -rf "$logs"
 }
 
 failed=0
-log=$(mktemp)
-say 'The unit tests run beside the others, most of which wait; what they print comes later'
-pytest tests/unit >"$log" 2>&1 &
-unit_tests=$!
-trap end_unit_tests EXIT
-pytest tests/contract tests/functional tests/integration || failed=1
-wait "$unit_tests" || failed=1
-say 'The unit tests'
-cat "$log"
+trap end_all EXIT
+say 'Three runs at once, most of which wait; what the other two print comes later'
+beside unit pytest tests/unit
+beside integration pytest tests/integration
+pytest tests/contract tests/functional || failed=1
 say 'Once more, under eventlet'
 python -m tests.under_eventlet || failed=1
+for name in unit integration; do
+    wait "${running[$name]}" || failed=1
+    unset "running[$name]"
+    say "The $name tests"
+    cat "$logs/$name"
+done
 exit $failed
