@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection
 class CellBreakers:
     """One circuit breaker a cell: open for a while, then one call probes it.
 
-    :param rest_seconds: how long a cell is left alone after it failed
+    :param rest_seconds: how long a cell is left alone after it failed; may change at any time
     :param clock: seconds that only grow
     """
 
     def __init__(self, rest_seconds: float, clock: Callable[[], float]) -> None:
-        self._rest_seconds = rest_seconds
+        self.rest_seconds = rest_seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._open_until: dict[str, float] = {}
@@ -58,7 +58,7 @@ class CellBreakers:
         now = self._clock()
         with self._lock:
             opens = self._open_until.get(cell_uuid, now) <= now
-            self._open_until[cell_uuid] = now + self._rest_seconds
+            self._open_until[cell_uuid] = now + self.rest_seconds
             return opens
 
     def succeeded(self, cell_uuid: str) -> None:

@@ -16,6 +16,16 @@ from nova_precache.db import session as db_session
 _REPORTED = (
     'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
 )  # fmt: skip
+_AGENT = db_session.table(models.Agent)
+_REPORTS: dict[str, object] = {
+    name: sa.bindparam(f'to_{name}') for name in ('cell_uuid', *_REPORTED)
+}
+# Made once, since there is a report of each host every few seconds.
+_REPORT = (
+    sa.update(_AGENT)
+    .where(_AGENT.c.host == sa.bindparam('of_host'), _AGENT.c.agent_id == sa.bindparam('of_agent'))
+    .values(seen_at=db_session.database_now(), **_REPORTS)
+)
 
 
 class Agents:
@@ -43,10 +53,13 @@ class Agents:
         """Write reports in bulk; one whose agent is not the registered one is left out."""
 
         def work(session: orm.Session) -> None:
-            for agent in sorted(agents, key=lambda each: each.host):  # one order for all
-                known = _update(session, agent, models.Agent.agent_id == agent.agent_id)
-                if not known and session.get(models.Agent, agent.host) is None:
-                    _add(session, agent)  # an older database was restored
+            ordered = sorted(agents, key=lambda each: each.host)  # one order for all
+            if ordered:
+                db_session.run(session, _REPORT, list(map(_report, ordered)))
+            known = _known(session, [agent.host for agent in ordered])
+            lost = {agent.host: agent for agent in ordered if agent.host not in known}
+            for agent in lost.values():
+                _add(session, agent)  # an older database was restored
 
         try:
             self._database.write(work)
@@ -123,6 +136,22 @@ class Agents:
                 f'{other.seen_at} UTC; two hosts may not have one name'
             )
         _add(session, agent)
+
+
+def _known(session: orm.Session, hosts: Sequence[str]) -> set[str]:
+    agent, known = models.Agent, set[str]()
+    for names in db_session.chunks(hosts):
+        known.update(session.scalars(sa.select(agent.host).where(agent.host.in_(names))))
+    return known
+
+
+def _report(agent: model.Agent) -> dict[str, object]:
+    values = {'cell_uuid': agent.cell_uuid, **_reported(agent)}
+    return {
+        'of_host': agent.host,
+        'of_agent': agent.agent_id,
+        **{f'to_{name}': value for name, value in values.items()},
+    }
 
 
 def _add(session: orm.Session, agent: model.Agent) -> None:

@@ -31,7 +31,7 @@ _COUNT_HOSTS = (
         announced=_REQUEST.c.announced + sa.bindparam('count', type_=sa.Integer()),
     )
 )
-_COUNTED = sa.select(_REQUEST.c.hosts_done, _REQUEST.c.announced).where(
+_COUNTED = sa.select(_REQUEST.c.hosts_done, _REQUEST.c.hosts_total, _REQUEST.c.announced).where(
     _REQUEST.c.id == sa.bindparam('request')
 )
 _INSERT = sa.insert(db_session.table(models.Announcement))
@@ -91,17 +91,18 @@ def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) 
     _insert(session, request_id, announced, new)
 
 
-def add_hosts(session: orm.Session, request_id: str, hosts: Sequence[str]) -> None:
-    """Count hosts that are done, and have them announced.
+def add_hosts(session: orm.Session, request_id: str, hosts: Sequence[str]) -> bool:
+    """Count hosts that are done, and have them announced; False when others are not done yet.
 
     Before the plan is complete nobody knows that they are; whoever completes it counts them.
     """
     count = len(hosts)
     counted = db_session.run(session, _COUNT_HOSTS, {'request': request_id, 'count': count})
     if db_session.rowcount(counted) != 1:
-        return
+        return True
     now = _counted(session, request_id)
     _insert(session, request_id, now.announced, _progress(hosts, now.hosts_done - count))
+    return bool(now.hosts_done >= now.hosts_total)
 
 
 def _counted(session: orm.Session, request_id: str) -> sa.Row[*tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The next jobs of claimed hosts, inside a transaction, many hosts at once."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -22,6 +22,7 @@ _DUE = (
     .subquery()
 )
 _FIRST = sa.select(_DUE.c.host, _DUE.c.uuid).where(_DUE.c.turn == 1)
+_ALL = sa.select(_DUE.c.uuid)
 # Of its host: whoever holds that has just fenced it.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
 _CALL = (
@@ -59,6 +60,14 @@ def choose(
         return {}
     rows = db_session.run(session, _FIRST, {'hosts': sorted(hosts), 'ended': list(ended)})
     return {row.host: row.uuid for row in rows}
+
+
+def due(session: orm.Session, hosts: Collection[str]) -> Sequence[str]:
+    """Give all due jobs of the hosts."""
+    if not hosts:
+        return []
+    values: dict[str, object] = {'hosts': sorted(hosts), 'ended': []}
+    return db_session.run(session, _ALL, values).scalars().all()
 
 
 def assign(

@@ -67,22 +67,37 @@ _START_REQUESTS = (
 )
 
 
-def begin(
+def to_start(
     session: orm.Session, begins: Sequence[Begin], locked: Mapping[str, locks.Locked]
+) -> Sequence[str]:
+    """Give the requests whose first calls these are."""
+    jobs = [each.job_id for each in begins if _counts(each, locked)]
+    if not jobs:
+        return []
+    return sorted(db_session.run(session, _NOT_STARTED, {'jobs': jobs}).scalars())
+
+
+def begin(
+    session: orm.Session,
+    begins: Sequence[Begin],
+    locked: Mapping[str, locks.Locked],
+    starting: Sequence[str] | None = None,
 ) -> set[str]:
-    """Let computes go on with those calls that still count; gives their jobs."""
+    """Let computes go on with those calls that still count; gives their jobs.
+
+    :param starting: the requests ``to_start``, if their locks had to be taken before
+    """
     rows = [
         (each.job_id, _begun(each, locked[each.job_id])) for each in begins if _counts(each, locked)
     ]
     if not rows:
         return set()
-    jobs = [job_id for job_id, _ in rows]
+    starting = to_start(session, begins, locked) if starting is None else starting
     db_session.run_alike(session, _BEGIN_JOBS, rows)
     db_session.run_alike(session, _BEGIN_TASKS, rows)
-    planned = db_session.run(session, _NOT_STARTED, {'jobs': jobs}).scalars().all()
-    if planned:
-        db_session.run(session, _START_REQUESTS, {'requests': sorted(planned)})
-    return set(jobs)
+    if starting:
+        db_session.run(session, _START_REQUESTS, {'requests': list(starting)})
+    return {job_id for job_id, _ in rows}
 
 
 def _counts(begin: Begin, locked: Mapping[str, locks.Locked]) -> bool:

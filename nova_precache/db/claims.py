@@ -8,7 +8,8 @@ them, which makes them take turns on every database.
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,10 +28,11 @@ _IS_HELD = sa.and_(_CLAIM.c.host.in_(_HOSTS), _CLAIM.c.conductor_id == sa.bindpa
 _FENCE = sa.update(_CLAIM).where(_IS_HELD).values(epoch=_CLAIM.c.epoch + 1)
 _HELD = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_IS_HELD)
 _RELEASE = sa.update(_CLAIM).where(_IS_HELD).values(conductor_id=None, lease_expires_at=None)
-_COUNT = sa.select(sa.func.count()).where(_CLAIM.c.conductor_id.is_not(None))
+_COUNT = sa.select(sa.func.count()).select_from(_CLAIM).where(_CLAIM.c.conductor_id.is_not(None))
 _IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
 _LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
 _SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
+_COUNT_ANEW = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNT.scalar_subquery())
 
 
 _EPOCHS = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_CLAIM.c.host.in_(_HOSTS))
@@ -45,8 +47,9 @@ _LEASE_AGAIN = (
     .where(_CLAIM.c.host.in_(db_session.keys()))
     .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
 )
-# So many jobs are looked at for each host that is to be claimed: most have several.
-_JOBS_A_HOST = 8
+# So many jobs are looked at for each host that is to be claimed: more only where hosts have
+# several, of which all but the first were read in vain.
+_JOBS_A_HOST = (2, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +96,22 @@ def claim(
     return Claim(host, cell_uuid, epoch)
 
 
-def claim_several(session: orm.Session, wanted: Wanted) -> list[Claim]:
-    """Lease the hosts of the most urgent jobs; the caller holds the counter's lock.
+def claimable(session: orm.Session, wanted: Wanted, given_back: int) -> Mapping[str, str]:
+    """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
 
     There may be more: nobody looks at jobs that are far from being the next ones.
+
+    :param given_back: so many more may be free by the time when they are claimed
     """
+    free = min(wanted.limit - _count(session) + given_back, wanted.most)
+    return _most_urgent(session, wanted.avoid_cells, free) if free > 0 else {}
+
+
+def claim_several(session: orm.Session, wanted: Wanted, among: Mapping[str, str]) -> list[Claim]:
+    """Lease as many of those hosts as are free; the caller still holds the counter's lock."""
     claimed = _count(session)
-    free = min(wanted.limit - claimed, wanted.most)
-    hosts = _most_urgent(session, wanted.avoid_cells, free) if free > 0 else {}
+    free = max(0, min(wanted.limit - claimed, wanted.most))
+    hosts = dict(itertools.islice(among.items(), free))
     if not hosts:
         return []
     expires_at = db_session.now(session) + wanted.lease
@@ -128,19 +139,39 @@ def _most_urgent(
     session: orm.Session, avoid_cells: Collection[str], count: int
 ) -> Mapping[str, str]:
     """Map the hosts of the most urgent jobs to their cells, the most urgent first."""
-    pages = [
-        db_session.run(session, each, {'avoid': sorted(avoid_cells), 'rows': _JOBS_A_HOST * count})
-        for each in _DUE
-    ]
-    jobs = [[(_rank(row), row.host, row.cell_uuid) for row in page] for page in pages]
-    # What is less urgent than the last of a page that is full has to wait for the next page.
-    ends = [page[-1][0] for page in jobs if len(page) == _JOBS_A_HOST * count]
-    hosts: dict[str, str] = {}
-    for rank, host, cell_uuid in sorted(job for page in jobs for job in page):
-        if len(hosts) == count or (ends and rank > min(ends)):
+    hosts: Mapping[str, str] = {}
+    for jobs_a_host in _JOBS_A_HOST:
+        page = jobs_a_host * count
+        given = {'avoid': sorted(avoid_cells), 'rows': page}
+        jobs = db_session.run(session, _DUE, given).all()
+        full = {status for status, rows in _by_status(jobs).items() if len(rows) == page}
+        hosts = _first_hosts(jobs, full, count)
+        if len(hosts) == count or not full:
             break
-        hosts.setdefault(host, cell_uuid)
     return hosts
+
+
+def _first_hosts(
+    jobs: Sequence[sa.Row[*tuple[Any, ...]]], full: Collection[str], count: int
+) -> Mapping[str, str]:
+    """Choose the hosts of jobs; of the statuses in ``full`` there may be more jobs."""
+    # What is less urgent than the last of a page that is full has to wait for the next page.
+    ends = [max(map(_rank, rows)) for status, rows in _by_status(jobs).items() if status in full]
+    hosts: dict[str, str] = {}
+    for job in sorted(jobs, key=_rank):
+        if len(hosts) == count or (ends and _rank(job) > min(ends)):
+            break
+        hosts.setdefault(job.host, job.cell_uuid)
+    return hosts
+
+
+def _by_status(
+    jobs: Sequence[sa.Row[*tuple[Any, ...]]],
+) -> Mapping[str, Sequence[sa.Row[*tuple[Any, ...]]]]:
+    found: dict[str, list[sa.Row[*tuple[Any, ...]]]] = {}
+    for job in jobs:
+        found.setdefault(job.status, []).append(job)
+    return found
 
 
 def _rank(job: sa.Row[*tuple[Any, ...]]) -> tuple[bool, int, int]:
@@ -170,7 +201,7 @@ def release(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
         .where(which)
         .values(conductor_id=None, lease_expires_at=None)
     )
-    _set_counter(session, _count(session))
+    db_session.run(session, _COUNT_ANEW)
     return db_session.rowcount(released)
 
 
@@ -178,7 +209,7 @@ def release_hosts(session: orm.Session, conductor_id: str, hosts: Collection[str
     """Give hosts back that a conductor may hold; the caller holds the counter's lock."""
     held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
     db_session.run(session, _RELEASE, held)
-    _set_counter(session, _count(session))
+    db_session.run(session, _COUNT_ANEW)
 
 
 def fence_all(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
@@ -297,13 +328,18 @@ def _next_claimable(
     return next_one.host, next_one.cell_uuid
 
 
-_DUE = [
-    sa.select(
-        models.Job.host, models.Job.cell_uuid, models.Job.status, models.Job.priority, models.Job.id
+def _page(status: str) -> sa.Select[*tuple[Any, ...]]:
+    """Give the most urgent jobs in one status, each of which has an index in that order."""
+    job = models.Job
+    page = (
+        sa.select(job.host, job.cell_uuid, job.status, job.priority, job.id)
+        .where(due(db_session.database_now(), [status]), unclaimed())
+        .where(job.cell_uuid.not_in(sa.bindparam('avoid', expanding=True)))
+        .order_by(job.priority.desc(), job.id)
+        .limit(sa.bindparam('rows', type_=sa.Integer()))
+        .subquery()
     )
-    .where(due(db_session.database_now(), [status]), unclaimed())
-    .where(models.Job.cell_uuid.not_in(sa.bindparam('avoid', expanding=True)))
-    .order_by(models.Job.priority.desc(), models.Job.id)
-    .limit(sa.bindparam('rows', type_=sa.Integer()))
-    for status in sorted(model.TASK_IN_FLIGHT)
-]
+    return sa.select(page)
+
+
+_DUE = sa.union_all(*(_page(status) for status in sorted(model.TASK_IN_FLIGHT)))

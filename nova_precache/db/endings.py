@@ -55,10 +55,19 @@ _END_TASKS = (
     )
     .values(**_final(_TASK.c))
 )
-_WANTING = sa.select(_TASK.c.request_id, _TASK.c.host, _TASK.c.job_uuid).where(
+_ARE_WANTED = sa.and_(
     _TASK.c.job_uuid.in_(sa.bindparam('jobs', expanding=True)),
     _TASK.c.status.in_(model.TASK_IN_FLIGHT),
 )
+_WANTING = sa.select(_TASK.c.request_id, _TASK.c.host, _TASK.c.job_uuid).where(_ARE_WANTED)
+_REQUESTS = sa.select(_TASK.c.request_id).distinct().where(_ARE_WANTED)
+
+
+def to_lock(
+    session: orm.Session, finishes: Sequence[Finish], locked: Mapping[str, locks.Locked]
+) -> Sequence[str]:
+    """Give the requests whose locks ``finish`` takes."""
+    return _wanting(session, [each for each in finishes if _counts(each, locked)])
 
 
 def finish(
@@ -98,11 +107,15 @@ def _stop(session: orm.Session, finish: Finish) -> recording.Recorded:
 
 def _lock_requests(session: orm.Session, finishes: Sequence[Finish]) -> bool:
     """Lock the requests that want some jobs; False when there is none."""
-    jobs = {'jobs': [each.job_id for each in finishes]}
-    wanting = {row.request_id for row in db_session.run(session, _WANTING, jobs)}
+    wanting = _wanting(session, finishes)
     if wanting:
-        recording.lock_requests(session, sorted(wanting))
+        recording.lock_requests(session, wanting)
     return bool(wanting)
+
+
+def _wanting(session: orm.Session, finishes: Sequence[Finish]) -> Sequence[str]:
+    jobs = {'jobs': [each.job_id for each in finishes]}
+    return db_session.run(session, _REQUESTS, jobs).scalars().all()
 
 
 def _recorded(

@@ -3,9 +3,13 @@
 
 Whoever comes while nothing is being committed commits at once, so that one alone waits for
 nobody. What gathers meanwhile is committed by the first of those who wait, for all of them.
+Where several have come together of late, it lingers for a moment before: calls that began
+together end together, and most of a commit costs the same for one as for many.
 """
 
+import collections
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Generic, TypeVar
 
@@ -13,22 +17,28 @@ M = TypeVar('M')
 R = TypeVar('R')
 
 MOST_MEMBERS = 100
+LINGER_SECONDS = 0.008
+_LATE_BATCHES = 3
 
 
 class _Entry(Generic[M, R]):
-    """A member that waits, and what came of it."""
+    """A member that waits, and what came of it.
 
-    def __init__(self, member: M) -> None:
+    :ivar woken: by whoever committed it, or since it is to lead
+    """
+
+    def __init__(self, member: M, keys: Collection[str]) -> None:
         self.member = member
+        self.keys = frozenset(keys)
         self.woken = threading.Event()
         self.is_done = False
         self._results: Sequence[R] = ()
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     def succeed(self, result: R) -> None:
         self._results, self.is_done = [result], True
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         self._error, self.is_done = error, True
 
     def result(self) -> R:
@@ -40,31 +50,44 @@ class _Entry(Generic[M, R]):
 class Group(Generic[M, R]):
     """Has members committed in groups, each of them in the order in which they came.
 
+    Whoever is interrupted, as an exiting thread is, leaves the others to the next.
+
     :param commit: commits all members it is given or none, and gives what came of each
     :param keys: what a member is about; a group has one of each, and the others follow
+    :param of_all: what no member is to blame for, so that none is tried by itself
+    :param linger: waits a moment for more to come
     """
 
     def __init__(
         self,
         commit: Callable[[Sequence[M]], Sequence[R]],
         keys: Callable[[M], Collection[str]],
+        of_all: type[Exception] | tuple[type[Exception], ...] = (),
+        linger: Callable[[], None] = lambda: time.sleep(LINGER_SECONDS),
     ) -> None:
         self._commit = commit
         self._keys = keys
+        self._of_all = of_all
+        self._linger = linger
+        self._late_sizes: collections.deque[int] = collections.deque(maxlen=_LATE_BATCHES)
         self._lock = threading.Lock()
         self._waiting: list[_Entry[M, R]] = []
         self._is_led = False
 
     def submit(self, member: M) -> R:
         """Have a member committed; what its own commit raises is raised here."""
-        entry = _Entry[M, R](member)
+        entry = _Entry[M, R](member, self._keys(member))
         with self._lock:
             self._waiting.append(entry)
-            leads, self._is_led = not self._is_led, True
-        if not leads:
+            if not self._is_led:
+                self._hand_over()
+        try:
             entry.woken.wait()
-        if not entry.is_done:
-            self._lead()
+            if not entry.is_done:
+                self._lead()
+        except BaseException:
+            self._withdraw(entry)
+            raise
         return entry.result()
 
     def gathered(self) -> int:
@@ -73,31 +96,43 @@ class Group(Generic[M, R]):
             return len(self._waiting)
 
     def _lead(self) -> None:
+        if max(self._late_sizes, default=0) > 1:
+            self._linger()
         with self._lock:
             batch = self._take()
+            self._late_sizes.append(len(batch))
         try:
             self._commit_all(batch)
         finally:
-            for entry in batch:
-                entry.woken.set()
-            self._hand_over()
+            with self._lock:
+                self._waiting[:0] = [entry for entry in batch if not entry.is_done]
+                for entry in batch:
+                    if entry.is_done:
+                        entry.woken.set()
+                self._hand_over()
 
     def _hand_over(self) -> None:
+        """Have the first who waits lead; the caller holds the lock."""
+        self._is_led = bool(self._waiting)
+        if self._waiting:
+            self._waiting[0].woken.set()
+
+    def _withdraw(self, entry: _Entry[M, R]) -> None:
+        """Take out one that nobody waits for any more; who was to lead has the next do so."""
         with self._lock:
-            heir = self._waiting[0] if self._waiting else None
-            self._is_led = heir is not None
-        if heir is not None:
-            heir.woken.set()
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                if entry.woken.is_set():
+                    self._hand_over()
 
     def _take(self) -> list[_Entry[M, R]]:
         """Take those who came first, up to one that is about the same as an earlier one."""
         about: set[str] = set()
         count = 0
         for entry in self._waiting[:MOST_MEMBERS]:
-            keys = set(self._keys(entry.member))
-            if about & keys:
+            if about & entry.keys:
                 break
-            about |= keys
+            about |= entry.keys
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
@@ -106,15 +141,12 @@ class Group(Generic[M, R]):
         try:
             results = self._commit([entry.member for entry in batch])
         except Exception as exc:  # noqa: BLE001 - raised to whoever submitted it
-            if len(batch) == 1:
-                batch[0].fail(exc)
+            if len(batch) == 1 or isinstance(exc, self._of_all):
+                for entry in batch:
+                    entry.fail(exc)
                 return
             for entry in batch:  # so that what fails fails for itself
                 self._commit_all([entry])
-        except BaseException as exc:
-            for entry in batch:
-                entry.fail(exc)
-            raise
         else:
             for entry, result in zip(batch, results, strict=True):
                 entry.succeed(result)

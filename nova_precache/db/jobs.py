@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import sqlalchemy as sa
+from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import model
@@ -23,6 +24,7 @@ from nova_precache.db import (
     demand,
     endings,
     grouping,
+    locks,
     models,
     recording,
     rounds,
@@ -65,7 +67,7 @@ class Jobs:
     def __init__(self, database: db_session.Database, lease_seconds: float) -> None:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
-        self._group = grouping.Group(self._play, rounds.keys)
+        self._group = grouping.Group(self._play, rounds.keys, of_all=db_exception.DBConnectionError)
 
     def claim(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()
@@ -101,6 +103,7 @@ class Jobs:
         """Extend the leases of this conductor; gives the hosts that it still holds."""
 
         def work(session: orm.Session) -> Sequence[str]:
+            claims.lock_counter(session)  # as whoever else changes several claims
             expires = db_session.now(session) + self._lease
             mine = models.Claim.conductor_id == conductor_id
             session.execute(
@@ -188,9 +191,10 @@ class Jobs:
         """Write progress in bulk; gives how many of the reports still counted."""
 
         def work(session: orm.Session) -> int:
+            if not locks.hold(session, [report.job_id for report in reports]):
+                return 0
             now = db_session.now(session)
-            ordered = sorted(reports, key=lambda report: report.job_id)  # one order for all
-            return sum(calls.record_progress(session, report, now) for report in ordered)
+            return sum(calls.record_progress(session, report, now) for report in reports)
 
         return self._database.write(work)
 
@@ -290,9 +294,12 @@ class Jobs:
 
         What was claimed or counted by others meanwhile is left alone.
         """
-        return self._database.write(
-            lambda session: [_fail_unclaimed(session, each, outcome) for each in missed]
-        )
+
+        def work(session: orm.Session) -> Sequence[recording.Recorded]:
+            locks.hold(session, [each.job_id for each in missed])
+            return [_fail_unclaimed(session, each, outcome) for each in missed]
+
+        return self._database.write(work)
 
 
 def _fail_unclaimed(

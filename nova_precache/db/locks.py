@@ -2,7 +2,9 @@
 """Jobs that are held while it is decided what becomes of them, inside a transaction.
 
 They are locked all at once and by their active keys, as a plan does, and looked at only
-then: what is decided of them is so until the commit.
+then: what is decided of them is so until the commit. Whoever goes by another index first
+waits for the row with that index's entry in hand, which is a deadlock on MariaDB when the
+row's holder comes to need it.
 """
 
 import dataclasses
@@ -78,11 +80,17 @@ _LOOK = (
 
 def lock(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Locked]:
     """Map those of the jobs that are active to how they are now."""
-    if not job_ids:
+    if not hold(session, job_ids):
         return {}
     jobs = {'jobs': sorted(job_ids)}
-    keys = db_session.run(session, _KEYS, jobs).scalars().all()
-    if not keys:
-        return {}
-    db_session.run(session, _LOCK, {'keys': sorted(keys)})
     return {row[0]: Locked(*row) for row in db_session.run(session, _LOOK, jobs)}
+
+
+def hold(session: orm.Session, job_ids: Collection[str]) -> bool:
+    """Lock those of the jobs that are active; False when none is."""
+    if not job_ids:
+        return False
+    keys = db_session.run(session, _KEYS, {'jobs': sorted(job_ids)}).scalars().all()
+    if keys:
+        db_session.run(session, _LOCK, {'keys': sorted(keys)})
+    return bool(keys)

@@ -4,7 +4,7 @@
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -92,6 +92,8 @@ def add_tasks(
     session: orm.Session, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]
 ) -> bool:
     """Write one chunk of a plan; False when this conductor holds the planning no more."""
+    # The jobs come first, as they do where an outcome ends tasks.
+    demand.lock_jobs(session, _keys(task for task in tasks if _is_queued(task)))
     now = db_session.now(session)
     lease = now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS)
     held = session.execute(planned_by(request_id, conductor_id).values(planner_lease_until=lease))
@@ -114,6 +116,10 @@ def add_tasks(
 
 def _is_queued(task: PlannedTask) -> bool:
     return task.status == model.TaskStatus.QUEUED
+
+
+def _keys(tasks: Iterable[PlannedTask]) -> list[str]:
+    return sorted(_active_key(task.host, task.image_id) for task in tasks)
 
 
 def _active_key(host: str, image_id: str) -> str:

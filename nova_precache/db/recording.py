@@ -141,10 +141,9 @@ def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tupl
     idle = []
     for request_id, pairs in itertools.groupby(touched, key=operator.itemgetter(0)):
         done = _without_work(session, request_id, [host for _, host in pairs])
-        if done:
-            announcements.add_hosts(session, request_id, done)
-            if not has_work(session, request_id):
-                idle.append(request_id)
+        may_be_last = bool(done) and announcements.add_hosts(session, request_id, done)
+        if may_be_last and not has_work(session, request_id):
+            idle.append(request_id)
     return tuple(idle)
 
 

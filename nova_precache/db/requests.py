@@ -20,6 +20,7 @@ from nova_precache.db import (
     models,
     plans,
     recording,
+    steps,
     totals,
 )
 from nova_precache.db import session as db_session
@@ -171,6 +172,7 @@ class Requests:
         """Close the plan; False when another conductor has taken it over."""
 
         def work(session: orm.Session) -> bool:
+            steps.lock(session, request_id)
             held = plans.planned_by(request_id, conductor_id).values(reason=None)
             if db_session.rowcount(session.execute(held)) != 1:
                 return False
@@ -186,6 +188,7 @@ class Requests:
         held = plans.planned_by(request_id, conductor_id)
 
         def work(session: orm.Session) -> bool:
+            steps.lock(session, request_id)
             if db_session.rowcount(session.execute(held.values(reason=reason))) != 1:
                 return False
             demand.give_up(session, planned, outcome)

@@ -5,16 +5,19 @@ So a host that is waited for need not be looked at again and again.
 """
 
 import datetime
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import models
+from nova_precache.db import locks, models
 from nova_precache.db import session as db_session
 
 # How the reason of what waits for such a host begins; see agents.Agents.down.
 DOWN = 'host down'
+# Of a nova-compute, see cells.services.
+DISABLED = 'host disabled'
 BATCH_JOBS = 1000
 
 
@@ -46,7 +49,41 @@ class Returning:
         return sa.select(models.Job.uuid).where(waits, is_up).limit(BATCH_JOBS)
 
 
+class Waiting:
+    """Jobs that wait for hosts of which others know whether they are back."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._database = database
+
+    def hosts(self) -> Sequence[str]:
+        """Give the hosts that are waited for."""
+        query = sa.select(models.Job.host).where(self._waits()).distinct()
+        with self._database.reader() as session:
+            return session.scalars(query).all()
+
+    def hasten(self, hosts: Collection[str]) -> int:
+        """Have the jobs of hosts that are back be due now, some at a time; gives how many."""
+        job_ids: list[str] = []
+        with self._database.reader() as session:
+            for chunk in db_session.chunks(sorted(hosts)):
+                these = sa.select(models.Job.uuid).where(models.Job.host.in_(chunk))
+                job_ids += session.scalars(these.where(self._waits()).limit(BATCH_JOBS))
+        if not job_ids:
+            return 0
+        return self._database.write(lambda session: _make_due(session, sorted(job_ids)))
+
+    def _waits(self) -> sa.ColumnElement[bool]:
+        job = models.Job
+        is_away = sa.or_(*(job.reason.startswith(word) for word in (DOWN, DISABLED)))
+        return sa.and_(
+            job.status == model.TaskStatus.RETRY_WAIT,
+            job.next_attempt_at > db_session.database_now(),
+            is_away,
+        )
+
+
 def _make_due(session: orm.Session, job_ids: list[str]) -> int:
+    locks.hold(session, job_ids)
     now = db_session.now(session)
     count = 0
     for chunk in db_session.chunks(job_ids):

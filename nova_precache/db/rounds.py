@@ -2,7 +2,8 @@
 """What workers and computes ask for at the same moment, done in one transaction for all.
 
 Each statement is for all of them, so that a task costs the fewer of them the more is done
-at once. Locks are taken in the order of everybody: the counter, claims, jobs, requests.
+at once. Locks are taken in the order of everybody: the counter, claims, jobs, requests. So
+all jobs that may be called are chosen, and locked, before the first request is.
 """
 
 import dataclasses
@@ -84,13 +85,18 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
     turns = [each for each in members if isinstance(each, Turn)]
     finishes = [each for each in members if isinstance(each, endings.Finish)]
     finishes += [turn.ended for turn in turns if turn.ended is not None]
-    if turns or any(isinstance(each, claims.Wanted) for each in members):
+    wanted = [each for each in members if isinstance(each, claims.Wanted)]
+    if turns or wanted:
         claims.lock_counter(session)
-    hosts = _Hosts(session, turns, [each.job_id for each in finishes])
+    hosts = _Hosts(session, turns, wanted, [each.job_id for each in finishes])
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
-    locked = locks.lock(session, [*jobs, *hosts.chosen.values()])
+    locked = locks.lock(session, [*jobs, *hosts.jobs])
+    starting = beginnings.to_start(session, begins, locked)
+    if starting:  # with those of what ends, so that it is in one order
+        ending = endings.to_lock(session, finishes, locked)
+        recording.lock_requests(session, sorted({*starting, *ending}))
     recorded = endings.finish(session, finishes, locked)
-    begun = beginnings.begin(session, begins, locked)
+    begun = beginnings.begin(session, begins, locked, starting)
     turned = hosts.go_on(recorded, locked)
     results: list[Result] = []
     for each in members:
@@ -99,41 +105,41 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
         elif isinstance(each, Turn):
             results.append(turned[each.host])
         elif isinstance(each, claims.Wanted):
-            results.append(_claim(session, each))  # the last step, after hosts were given back
+            results.append(hosts.claim(each, locked))  # the last step, after some were given back
         else:
             results.append(recorded.get(each.job_id, recording.STALE))
     return results
 
 
-def _claim(session: orm.Session, wanted: claims.Wanted) -> Sequence[Claimed]:
-    if parallel.limits(session):
-        claim = claims.claim(
-            session, wanted.conductor_id, wanted.limit, wanted.avoid_cells, wanted.lease
-        )
-        return [] if claim is None else [Claimed(claim)]
-    claimed = claims.claim_several(session, wanted)
-    epochs = {claim.host: claim.epoch for claim in claimed}
-    chosen = assigning.choose(session, epochs.keys(), ended=())
-    locked = locks.lock(session, chosen.values())
-    first = assigning.assign(session, chosen, epochs, locked)
-    return [Claimed(claim, first.get(claim.host)) for claim in claimed]
-
-
 class _Hosts:
-    """The hosts of turns: fenced first, and then called again or given back.
+    """The hosts of turns: fenced first, and then called again or given back; and free ones.
 
-    :ivar chosen: the job of each host that is to be called next
+    :ivar jobs: what may be called on them
     """
 
-    def __init__(self, session: orm.Session, turns: Sequence[Turn], ended: Sequence[str]) -> None:
+    def __init__(
+        self,
+        session: orm.Session,
+        turns: Sequence[Turn],
+        wanted: Sequence[claims.Wanted],
+        ended: Sequence[str],
+    ) -> None:
         self._session = session
         self._turns = turns
-        self._limited = bool(turns and parallel.limits(session))
+        self._limited = bool((turns or wanted) and parallel.limits(session))
         self._epochs: dict[str, int] = {}
-        if not self._limited:
-            for conductor_id, hosts in _by_conductor([t for t in turns if t.goes_on]).items():
-                self._epochs.update(claims.fence_all(session, conductor_id, hosts))
-        self.chosen = assigning.choose(session, self._epochs.keys(), ended)
+        self._free: dict[str, str] = {}
+        self._chosen: Mapping[str, str] = {}
+        goes_on = [turn for turn in turns if turn.goes_on]
+        if self._limited:
+            self.jobs = assigning.due(session, [turn.host for turn in goes_on])
+            return
+        for conductor_id, hosts in _by_conductor(goes_on).items():
+            self._epochs.update(claims.fence_all(session, conductor_id, hosts))
+        for each in wanted:
+            self._free.update(claims.claimable(session, each, given_back=len(turns)))
+        self._chosen = assigning.choose(session, [*self._epochs, *self._free], ended)
+        self.jobs = list(self._chosen.values())
 
     def go_on(
         self,
@@ -142,8 +148,8 @@ class _Hosts:
     ) -> Mapping[str, Turned]:
         """Give each turn its next job, or its host back."""
         held = self._held_up(recorded)
-        chosen = {host: job for host, job in self.chosen.items() if host not in held}
-        assigned = assigning.assign(self._session, chosen, self._epochs, locked)
+        epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
+        assigned = self._assign(epochs, locked)
         if self._limited:
             assigned = self._assign_limited(held)
         over = [each for each in self._turns if each.host not in {*assigned, *held}]
@@ -155,6 +161,23 @@ class _Hosts:
             )
             for each in self._turns
         }
+
+    def claim(self, wanted: claims.Wanted, locked: Mapping[str, locks.Locked]) -> Sequence[Claimed]:
+        """Claim free hosts, and assign the first job of each."""
+        if self._limited:
+            claim = claims.claim(
+                self._session, wanted.conductor_id, wanted.limit, wanted.avoid_cells, wanted.lease
+            )
+            return [] if claim is None else [Claimed(claim)]
+        claimed = claims.claim_several(self._session, wanted, self._free)
+        first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
+        return [Claimed(claim, first.get(claim.host)) for claim in claimed]
+
+    def _assign(
+        self, epochs: Mapping[str, int], locked: Mapping[str, locks.Locked]
+    ) -> dict[str, calls.Assignment]:
+        chosen = {host: job for host, job in self._chosen.items() if host in epochs}
+        return assigning.assign(self._session, chosen, epochs, locked)
 
     def _assign_limited(self, held: set[str]) -> dict[str, calls.Assignment]:
         """Assign one after the other: each call may be the last that a request may have."""

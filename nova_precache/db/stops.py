@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import demand, models, recording
+from nova_precache.db import demand, locks, models, recording
 from nova_precache.db import session as db_session
 
 # How a compute says that it has left a job since it was told to.
@@ -50,6 +50,7 @@ def retry(
     attempts: int,
 ) -> recording.Recorded:
     """Have a job wait for its next attempt, unless it was to stop: that it has then."""
+    locks.hold(session, [job_id])
     goes_on = sa.and_(which, models.Job.ready, models.Job.stop_why.is_(None))
     if recording.wait(session, goes_on, job_id, outcome, delay_seconds, attempts):
         return recording.Recorded(current=True)
@@ -87,6 +88,7 @@ def leave(
     stop_why: demand.StopWhy | None = None,
 ) -> recording.Recorded:
     """End a job that a compute has left; if somebody still wants it, it is called anew."""
+    locks.hold(session, [job_id])
     locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
     if db_session.rowcount(session.execute(locked)) != 1:
         return recording.STALE

@@ -2,7 +2,7 @@
 """Conductors at work: real threads and a real database, and computes behind gates."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from oslo_db import exception as db_exception
@@ -333,6 +333,34 @@ def test_with_free_slots_a_cell_is_still_probed_by_one_call(parts: Parts, runnin
     _planned(parts, ['d1', 'd2', 'd3'])
     parts.breakers.failed(parts.world.cell.uuid)
     parts.now[0] += REST_SECONDS + 1
+    unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
+    for host in ('d1', 'd2', 'd3'):
+        parts.compute.script(host, 'i1', unreachable)
+
+    stopping = running.start(limit=3)
+    parts.compute.wait_called(1)
+    stopping.stop()
+
+    assert len(parts.compute.calls) == 1
+
+
+def test_a_cell_whose_rest_ends_while_hosts_are_claimed_is_probed_by_one_call(
+    parts: Parts, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _planned(parts, ['d1', 'd2', 'd3'])
+    parts.breakers.failed(parts.world.cell.uuid)
+    rest = [REST_SECONDS + 1]
+
+    def ends_rest(ask: Callable[[], object]) -> Callable[[], object]:
+        def asked() -> object:
+            answer = ask()
+            parts.now[0] += rest.pop() if rest else 0
+            return answer
+
+        return asked
+
+    for name in ('avoid', 'has_to_probe'):
+        monkeypatch.setattr(parts.breakers, name, ends_rest(getattr(parts.breakers, name)))
     unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
     for host in ('d1', 'd2', 'd3'):
         parts.compute.script(host, 'i1', unreachable)

@@ -2,7 +2,7 @@
 """What many want committed at one moment is committed together, and fails apart."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent import futures
 
 import pytest
@@ -13,17 +13,30 @@ from tests.unit.conftest import WAIT_SECONDS
 Group = grouping.Group[str, str]
 
 
+class Interrupted(BaseException):
+    """What ends a thread that works."""
+
+
+class Lost(Exception):
+    """What no word is to blame for."""
+
+
 class Store:
     """Commits words, the first time once the test lets it, and keeps what it committed."""
 
     def __init__(self) -> None:
         self.groups: list[Sequence[str]] = []
+        self.errors: list[BaseException] = []
+        self.tried = 0
         self.committing = threading.Event()
         self.opened = threading.Event()
 
     def commit(self, words: Sequence[str]) -> Sequence[str]:
         self.committing.set()
         assert self.opened.wait(WAIT_SECONDS)
+        self.tried += 1
+        if self.errors:
+            raise self.errors.pop(0)
         if any(word.startswith('bad') for word in words):
             raise ValueError(' '.join(words))
         self.groups.append(words)
@@ -37,7 +50,7 @@ def store() -> Store:
 
 @pytest.fixture
 def group(store: Store) -> Group:
-    return Group(store.commit, lambda word: [word[-1]])
+    return Group(store.commit, lambda word: [word[-1]], linger=lambda: None)
 
 
 def _submit_behind(
@@ -115,3 +128,94 @@ def test_after_a_failure_others_are_committed(group: Group, store: Store) -> Non
         group.submit('bad')
 
     assert group.submit('a') == 'A'
+
+
+def test_what_no_member_is_to_blame_for_fails_all_of_them_and_none_is_tried_alone(
+    store: Store,
+) -> None:
+    group = Group(store.commit, lambda word: [word[-1]], of_all=Lost)
+    with futures.ThreadPoolExecutor(5) as pool:
+        submitted = [pool.submit(group.submit, 'a')]
+        assert store.committing.wait(WAIT_SECONDS)
+        for count, word in enumerate(['b', 'c'], start=1):
+            submitted.append(pool.submit(group.submit, word))
+            _wait_gathered(group, count)
+        store.errors = [Lost('of a'), Lost('of b and c')]
+        store.opened.set()
+
+        errors = [each.exception(WAIT_SECONDS) for each in submitted]
+    assert [str(error) for error in errors] == ['of a', 'of b and c', 'of b and c']
+    assert store.tried == 2
+    assert group.submit('d') == 'D'
+
+
+def test_whoever_is_interrupted_as_it_commits_leaves_the_others_to_the_next(
+    group: Group, store: Store
+) -> None:
+    with futures.ThreadPoolExecutor(5) as pool:
+        first = pool.submit(group.submit, 'a')
+        assert store.committing.wait(WAIT_SECONDS)
+        leader = pool.submit(group.submit, 'b')
+        _wait_gathered(group, 1)
+        other = pool.submit(group.submit, 'c')
+        _wait_gathered(group, 2)
+        store.errors = [ValueError('of a'), Interrupted()]
+        store.opened.set()
+
+        assert isinstance(first.exception(WAIT_SECONDS), ValueError)
+        assert isinstance(leader.exception(WAIT_SECONDS), Interrupted)
+        assert other.result(WAIT_SECONDS) == 'C'
+    assert store.groups == [['c']]
+
+
+@pytest.mark.parametrize('is_heir', [False, True])
+def test_one_that_is_interrupted_as_it_waits_is_not_waited_for(
+    group: Group, store: Store, monkeypatch: pytest.MonkeyPatch, is_heir: bool
+) -> None:
+    class Dying(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if is_heir:
+                assert super().wait(WAIT_SECONDS)
+            raise Interrupted
+
+    class Entry(grouping._Entry[grouping.M, grouping.R]):
+        def __init__(self, member: grouping.M, keys: Collection[str]) -> None:
+            super().__init__(member, keys)
+            if member == 'b':
+                self.woken = Dying()
+
+    monkeypatch.setattr(grouping, '_Entry', Entry)
+    with futures.ThreadPoolExecutor(5) as pool:
+        first = pool.submit(group.submit, 'a')
+        assert store.committing.wait(WAIT_SECONDS)
+        dying = pool.submit(group.submit, 'b')
+        if is_heir:
+            _wait_gathered(group, 1)
+        else:
+            assert isinstance(dying.exception(WAIT_SECONDS), Interrupted)
+        last = pool.submit(group.submit, 'c')
+        _wait_gathered(group, 1 + is_heir)
+        store.opened.set()
+
+        assert first.result(WAIT_SECONDS) == 'A'
+        assert isinstance(dying.exception(WAIT_SECONDS), Interrupted)
+        assert last.result(WAIT_SECONDS) == 'C'
+    assert store.groups == [['a'], ['c']]
+
+
+def test_it_lingers_for_more_where_several_came_of_late_and_for_nobody_who_comes_alone(
+    store: Store,
+) -> None:
+    lingered: list[int] = []
+    group: Group = Group(
+        store.commit, lambda word: [word[-1]], linger=lambda: lingered.append(len(store.groups))
+    )
+    with futures.ThreadPoolExecutor() as pool:
+        for submitted in _submit_behind(group, store, pool, 'a', ['b', 'c']):
+            submitted.result(WAIT_SECONDS)
+
+    assert store.groups == [['a'], ['b', 'c']]
+    assert lingered == []
+    for word in 'defg':
+        group.submit(word)
+    assert lingered == [2, 3, 4]

@@ -4,6 +4,7 @@
 import datetime
 import pathlib
 import threading
+import traceback
 from concurrent import futures
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.dialects import mysql, postgresql
 
 from nova_precache import conf as options
 from nova_precache import exception
+from nova_precache.cells import models as cell_models
 from nova_precache.db import models, session
 from tests.unit.conftest import open_database
 
@@ -71,7 +73,8 @@ def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_fr
     error: type[Exception],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr('oslo_db.api.time.sleep', lambda seconds: None)
+    waited: list[float] = []
+    monkeypatch.setattr('oslo_db.api.time.sleep', waited.append)
     failures = [error(), error()]
 
     def work(writer: orm.Session) -> str:
@@ -82,6 +85,7 @@ def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_fr
 
     assert database.write(work) == 'done'
     assert _read(database) == 1
+    assert max(waited) < 0.5  # many may wait for it
 
 
 def test_a_transaction_that_fails_leaves_nothing(database: session.Database) -> None:
@@ -189,6 +193,17 @@ def test_what_a_driver_says_is_told_unless_it_takes_a_part_of_the_password_for_a
     with pytest.raises(exception.ConfigError) as refused:
         _connect('mysql+pymysql://user:pass@word@host/name')
     assert 'word@host' not in str(refused.value)
+
+
+def test_what_a_statement_failed_with_does_not_tell_its_values(database: session.Database) -> None:
+    def work(writer: orm.Session) -> None:
+        writer.add(cell_models.CellMapping(uuid='u' * 36, transport_url='rabbit://u:secret@h/'))
+        writer.add(cell_models.CellMapping(uuid='u' * 36, transport_url='rabbit://u:secret@h/'))
+
+    with pytest.raises(db_exception.DBDuplicateEntry) as refused:
+        database.write(work)
+
+    assert 'secret' not in ''.join(traceback.format_exception(refused.value))
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: pathlib.Path) -> None:

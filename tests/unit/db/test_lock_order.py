@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows are locked in one order by whoever locks several, or servers find them in deadlocks.
+
+The order is that of the statements, which on SQLite are the same: the counter, claims,
+jobs by their active keys, requests by their ids.
+"""
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import model
+from nova_precache.db import claims, endings, jobs, returning, rounds
+from nova_precache.db.beginnings import Begin
+from nova_precache.db.rounds import Turn
+from tests.unit.conftest import BROKEN, CACHED, PLANNER, World
+
+ORDER = ('counters', 'claims', 'jobs', 'cache_requests')
+LEASE = datetime.timedelta(seconds=30)
+
+
+class Writes:
+    """The changes of rows that were asked for, in their order."""
+
+    def __init__(self, world: World) -> None:
+        self._statements: list[tuple[str, Any]] = []
+        sa.event.listen(world.database.engine, 'before_cursor_execute', self._note)
+
+    def _note(self, _: object, __: object, sql: str, values: Any, *rest: object) -> None:
+        if sql.startswith('UPDATE'):
+            self._statements.append((' '.join(sql.split()), values))
+
+    def forget(self) -> None:
+        self._statements.clear()
+
+    def tables(self) -> list[str]:
+        """Give the tables in the order in which each was first changed."""
+        found = dict.fromkeys(sql.split()[1] for sql, _ in self._statements)
+        return [table for table in found if table in ORDER]
+
+    def locked_jobs(self) -> list[tuple[str, ...]]:
+        """Give the active keys that were locked, by statement, before any request was."""
+        found = []
+        for sql, values in self._statements:
+            if sql.startswith('UPDATE cache_requests'):
+                break
+            if _locks_jobs(sql):
+                found.append(tuple(str(value) for value in values))
+        return found
+
+    def locks_of_jobs(self) -> int:
+        return sum(_locks_jobs(sql) for sql, _ in self._statements)
+
+    def locked_requests(self) -> list[str]:
+        """Give the requests that were changed, each once, in their order."""
+        found = [
+            value
+            for sql, values in self._statements
+            if sql.startswith('UPDATE cache_requests')
+            for value in _flat(values)
+            if isinstance(value, str) and len(value) == 36
+        ]
+        return list(dict.fromkeys(found))
+
+
+def _locks_jobs(sql: str) -> bool:
+    return sql.startswith('UPDATE jobs SET priority') and 'active_key IN' in sql
+
+
+def _flat(values: Any) -> Sequence[Any]:
+    return [each for one in values for each in one] if isinstance(values, list) else list(values)
+
+
+@pytest.fixture
+def writes(world: World) -> Writes:
+    return Writes(world)
+
+
+def _play(world: World, *members: rounds.Member) -> list[rounds.Result]:
+    return world.database.write(lambda session: rounds.play(session, members))
+
+
+def _calls(world: World, most: int) -> list[jobs.Assignment]:
+    claimed = world.jobs.claim_several('c1', limit=9, most=most)
+    return [each.first for each in claimed if each.first is not None]
+
+
+def _finish(call: jobs.Assignment) -> endings.Finish:
+    return endings.Finish(call.job_id, call.epoch, CACHED)
+
+
+def test_leases_are_renewed_when_nobody_else_changes_claims(world: World, writes: Writes) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    _calls(world, 2)
+    writes.forget()
+
+    world.jobs.renew('c1')
+
+    assert writes.tables() == ['counters', 'claims']
+
+
+def test_progress_is_written_to_jobs_that_were_all_locked_before(
+    world: World, writes: Writes
+) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    calls = _calls(world, 2)
+    _play(world, *(Begin(call.job_id, call.epoch) for call in calls))
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 10, 100, 5)
+    writes.forget()
+
+    world.jobs.record_progress(
+        [jobs.ProgressReport(call.job_id, call.epoch, 1, progress) for call in calls]
+    )
+
+    assert writes.locked_jobs() == [('h1/i1', 'h2/i1')]
+
+
+def _retry(world: World, call: jobs.Assignment) -> None:
+    world.jobs.retry(call.job_id, call.epoch, BROKEN, 1)
+
+
+def _leave(world: World, call: jobs.Assignment) -> None:
+    world.jobs.finish(call.job_id, call.epoch, model.ImageOutcome(model.TaskStatus.CANCELLED))
+
+
+def _fail_unclaimed(world: World, call: jobs.Assignment) -> None:
+    world.jobs.release('c1', call.host)
+    world.jobs.fail_unclaimed([jobs.MissedCall(call.job_id, call.attempts, None)], BROKEN)
+
+
+@pytest.mark.parametrize('step', [_retry, _leave, _fail_unclaimed])
+def test_one_job_is_locked_as_many_are(
+    world: World, writes: Writes, step: Callable[[World, jobs.Assignment], None]
+) -> None:
+    """A row that is locked by way of two indexes is a deadlock on MariaDB."""
+    world.planned(['h1'], ['i1'])
+    [call] = _calls(world, 1)
+    writes.forget()
+
+    step(world, call)
+
+    assert set(writes.locked_jobs()) == {('h1/i1',)}
+
+
+def test_all_that_is_done_at_one_moment_locks_each_kind_at_once_and_in_order(
+    world: World, writes: Writes
+) -> None:
+    begun, ended = world.planned(['h1'], ['i1', 'i2']), world.planned(['h2'], ['i1', 'i2'])
+    calls = {call.host: call for call in _calls(world, 2)}
+    world.planned(['h3'], ['i1'])
+    writes.forget()
+
+    results = _play(
+        world,
+        Begin(calls['h1'].job_id, calls['h1'].epoch),
+        Turn('c1', 'h2', _finish(calls['h2'])),
+        claims.Wanted('c1', limit=9, most=9, avoid_cells=(), lease=LEASE),
+    )
+
+    assert results[0] is True
+    assert [each.claim.host for each in results[2] if each.first] == ['h3']  # type: ignore[union-attr]
+    assert writes.tables() == list(ORDER)
+    assert writes.locked_jobs() == [('h1/i1', 'h2/i1', 'h2/i2', 'h3/i1')]
+    assert writes.locks_of_jobs() == 1
+    assert writes.locked_requests() == sorted([begun.id, ended.id])
+
+
+def test_under_a_limit_all_jobs_that_may_be_called_next_are_locked_before_requests(
+    world: World, writes: Writes
+) -> None:
+    options = model.RequestOptions(max_parallel_hosts=2)
+    world.planned(['h1', 'h2'], ['i1', 'i2'], options=options)
+    calls = [world.begun(), world.begun()]
+    writes.forget()
+
+    turned = _play(world, *(Turn('c1', call.host, _finish(call)) for call in calls))
+
+    assert [each.assignment is None for each in turned if isinstance(each, rounds.Turned)] == [
+        False,
+        False,
+    ]
+    assert writes.locked_jobs() == [('h1/i1', 'h1/i2', 'h2/i1', 'h2/i2')]
+
+
+def test_a_plan_locks_the_jobs_that_it_joins_before_its_request(
+    world: World, writes: Writes
+) -> None:
+    world.planned(['h1'], ['i1'])
+    request = world.accept(['h1'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    writes.forget()
+
+    assert world.plan(request, ['h1'])
+    assert writes.locked_jobs() == [('h1/i1',)]
+    writes.forget()
+    assert world.requests.mark_planned(request.id, PLANNER)
+
+    assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_a_plan_that_fails_locks_its_jobs_before_its_request(world: World, writes: Writes) -> None:
+    request = world.accept(['h1'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    assert world.plan(request, ['h1'])
+    writes.forget()
+
+    assert world.requests.fail(request.id, PLANNER, 'no aggregate')
+
+    assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
+    world: World, writes: Writes
+) -> None:
+    world.planned(['h1'], ['i1'])
+    world.living('h1')
+    [call] = _calls(world, 1)
+    waits = model.ImageOutcome(model.TaskStatus.ERROR, returning.DOWN, model.Retry.LATER)
+    world.jobs.retry(call.job_id, call.epoch, waits, 100)
+    writes.forget()
+
+    assert returning.Returning(world.database, 60).hasten() == 1
+
+    assert writes.locked_jobs() == [('h1/i1',)]
