@@ -8,6 +8,7 @@ reads and then writes fails at once when another one wrote in between.
 
 import contextlib
 import datetime
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,12 @@ T = TypeVar('T')
 
 BUSY_TIMEOUT_MS = 30_000
 CHUNK_KEYS = 500
+_CONNECTION = 'connection'
+_WRITING = 'writes'
+_WRITES = {_WRITING: True}
+_MYSQLS = frozenset({'mysql', 'mariadb'})
+# Of the next transaction alone.
+_ONE_STATE = 'SET TRANSACTION ISOLATION LEVEL REPEATABLE READ'
 
 
 class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
@@ -76,18 +83,24 @@ plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
 class Database:
     """Where transactions are made; one for each process and database."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, read_only: bool = False) -> None:
         self.engine = engine
-        if engine.dialect.name == 'sqlite':
+        engine.hide_parameters = True  # in errors: those of a cell have passwords in them
+        if read_only:
+            _refuse_writes(engine)
+        elif engine.dialect.name == 'sqlite':
             _prepare_sqlite(engine)
-            engine.dispose()  # of connections that were opened without these settings
-        self._write_options = _write_options(engine.dialect.name)
+        else:
+            _see_what_others_commit(engine)
+        engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
-        """A transaction that only reads."""
+        """A transaction that only reads, and sees one state of all where the database can."""
         with self._sessions() as session:
+            if self.engine.dialect.name in _MYSQLS:
+                session.connection().exec_driver_sql(_ONE_STATE)
             yield session
 
     def write(self, work: Callable[[orm.Session], T]) -> T:
@@ -98,10 +111,14 @@ class Database:
         """
         return self._write(work)  # type: ignore[no-any-return]
 
-    @db_api.wrap_db_retry(max_retries=8, retry_on_deadlock=True, retry_on_disconnect=True)  # type: ignore[untyped-decorator]
+    # At once after a deadlock: others may wait for who was chosen to give way.
+    @db_api.wrap_db_retry(  # type: ignore[untyped-decorator]
+        max_retries=12, retry_interval=0.05, retry_on_deadlock=True, retry_on_disconnect=True
+    )
     def _write(self, work: Callable[[orm.Session], T]) -> T:
         with self._sessions() as session:
-            session.connection(execution_options=self._write_options)
+            # Kept, since to ask the session for it takes longer than some statements do.
+            session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
             result = work(session)
             session.commit()
             return result
@@ -111,20 +128,21 @@ class Database:
         self.engine.dispose()
 
 
-def connect(conf: cfg.ConfigOpts) -> Database:
-    """Open the database that ``[database]`` names.
+def connect(conf: cfg.ConfigOpts, group: str = 'database', *, read_only: bool = False) -> Database:
+    """Open the database that ``[database]``, or another group of such options, names.
 
+    :param read_only: have the database refuse whatever would change it
     :raises nova_precache.exception.ConfigError: the option is unset or malformed, or the
         database cannot be opened
     """
-    url = conf.database.connection
+    url = conf[group].connection
     if not url:
-        raise exception.ConfigError('[database] connection is not set')
+        raise exception.ConfigError(f'[{group}] connection is not set')
     try:
-        return _open(url, conf)
+        return _open(url, conf[group], read_only)
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
-        raise exception.ConfigError(f'[database] connection {_what_is_wrong(url, exc)}') from None
+        raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
 
 
 def update(entity: type[Any]) -> sa.Update:
@@ -143,7 +161,8 @@ def run(
     values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
 ) -> sa.CursorResult[*tuple[Any, ...]]:
     """Run a statement that was made beforehand, past what the ORM would do with it."""
-    return session.connection().execute(statement, values)
+    connection = session.info.get(_CONNECTION) or session.connection()
+    return connection.execute(statement, values)
 
 
 def run_alike(
@@ -178,11 +197,10 @@ def rowcount(result: sa.Result[Any]) -> int:
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
-def _open(url: str, conf: cfg.ConfigOpts) -> Database:
-    options = conf.database
+def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool) -> Database:
     database = Database(
         engines.create_engine(
-            _with_pool(url),
+            _with_pool(_not_made(url) if read_only else url),
             sqlite_fk=True,
             connection_recycle_time=options.connection_recycle_time,
             max_pool_size=options.max_pool_size,
@@ -190,7 +208,8 @@ def _open(url: str, conf: cfg.ConfigOpts) -> Database:
             pool_timeout=options.pool_timeout,
             max_retries=options.max_retries,
             retry_interval=options.retry_interval,
-        )
+        ),
+        read_only=read_only,
     )
     with database.engine.connect():  # as every later one, with our own settings
         return database
@@ -205,6 +224,16 @@ def _with_pool(url: str) -> str:
     return pooled.render_as_string(hide_password=False)
 
 
+def _not_made(url: str) -> str:
+    """Have a SQLite file only read, and not made where there is none."""
+    made = sa.make_url(url)
+    if made.get_backend_name() != 'sqlite':
+        return url
+    file = f'file:{urllib.parse.quote(made.database or "")}'
+    only_read = made.set(database=file).update_query_dict({'mode': 'ro', 'uri': 'true'})
+    return only_read.render_as_string(hide_password=False)
+
+
 def _what_is_wrong(url: str, error: Exception) -> str:
     """Say why a database cannot be had, without its URL, which has a password."""
     # Of a password that has an @ of its own, the rest is taken for the host.
@@ -215,12 +244,34 @@ def _what_is_wrong(url: str, error: Exception) -> str:
     return 'cannot be used; is it a URL, and its password quoted?'
 
 
-def _write_options(dialect: str) -> dict[str, Any]:
-    if dialect == 'sqlite':
-        return {'writes': True}
-    # A row lock is followed by a look at what others committed meanwhile, which
-    # a snapshot that MariaDB took at the first statement would hide.
-    return {'isolation_level': 'READ COMMITTED'}
+def _see_what_others_commit(engine: sa.Engine) -> None:
+    """Have no transaction work on a snapshot that its first statement took.
+
+    A row lock is followed by a look at what others committed meanwhile. It is set for each
+    connection and not for each transaction, which would take four more statements.
+    """
+
+    @sa.event.listens_for(engine, 'connect')
+    def _set_isolation(connection: Any, record: Any) -> None:
+        engine.dialect.set_isolation_level(connection, 'READ COMMITTED')
+
+
+_READ_ONLY = {
+    'sqlite': 'PRAGMA query_only = ON',
+    'mysql': 'SET SESSION TRANSACTION READ ONLY',
+    'mariadb': 'SET SESSION TRANSACTION READ ONLY',
+    'postgresql': 'SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY',
+}
+
+
+def _refuse_writes(engine: sa.Engine) -> None:
+    """Have every connection refuse writes, whatever its user may do."""
+
+    @sa.event.listens_for(engine, 'connect')
+    def _only_read(connection: Any, record: Any) -> None:
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(_READ_ONLY[engine.dialect.name])
+        connection.commit()
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
@@ -235,6 +286,6 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     # which nothing was read yet.
     @sa.event.listens_for(engine, 'begin')
     def _begin(connection: sa.Connection) -> None:
-        if connection.get_execution_options().get('writes'):
+        if connection.get_execution_options().get(_WRITING):
             connection.exec_driver_sql('ROLLBACK')
             connection.exec_driver_sql('BEGIN IMMEDIATE')

@@ -25,11 +25,14 @@ class Terms:
     :ivar max_rate_bytes: a second; None when one of them sets no limit
     :ivar deadline_seconds: from now; None when one of them sets none
     :ivar waits_for_host: while the host is down, the job waits for it
+    :ivar request_id: of the call by which it was first asked for, and ``global_request_id``
     """
 
     max_rate_bytes: int | None = None
     deadline_seconds: float | None = None
     waits_for_host: bool = False
+    request_id: str | None = None
+    global_request_id: str | None = None
 
 
 NONE = Terms()
@@ -40,6 +43,9 @@ _WANTING = (
         models.Task.job_uuid,
         models.CacheRequest.options,
         models.CacheRequest.deadline,
+        models.CacheRequest.number,
+        models.CacheRequest.request_id,
+        models.CacheRequest.global_request_id,
         db_session.database_now().label('now'),
     )
     .join(models.CacheRequest, models.CacheRequest.id == models.Task.request_id)
@@ -59,11 +65,14 @@ def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
         return Terms(deadline_seconds=0)  # that of the last one has just passed
     options = [totals.options(row.options) for row in rows]
     rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
+    first = min(rows, key=lambda row: row.number)
     left = [(row.deadline - row.now).total_seconds() for row in rows if row.deadline is not None]
     return Terms(
         max_rate_bytes=max(rates) if rates and len(rates) == len(rows) else None,
         deadline_seconds=max(left) if left and len(left) == len(rows) else None,
         waits_for_host=any(each.wait_for_down_hosts for each in options),
+        request_id=first.request_id,
+        global_request_id=first.global_request_id,
     )
 
 
