@@ -28,7 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up then, too
     chosen = cases.choose(
-        given.database, given.hosts, given.cells, given.images, given.delay_ms, given.parallel
+        given.database,
+        given.hosts,
+        given.cells,
+        given.images,
+        given.delay_ms,
+        given.parallel,
+        every=given.every,
     )
     with tempfile.TemporaryDirectory(prefix='fleet-', dir=given.directory) as name:
         directory = pathlib.Path(name)
@@ -124,6 +130,7 @@ def _command(given: argparse.Namespace) -> str:
         if (value := getattr(given, name.replace('-', '_')))
         != parser.get_default(name.replace('-', '_'))
     ]
+    words += ['--every'] if given.every else []
     words += [f'--no-{name}' for name in ('broker', 'nova') if not getattr(given, name)]
     return ' '.join(['tox -e fleet', *(['--', *words] if words else [])])
 
@@ -160,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             name, type=kind, default=default, help=f'{what}, with commas between ({said})'
         )
+    parser.add_argument(
+        '--every',
+        action='store_true',
+        help='combine all numbers of cells with all delays, not only the first of both, the '
+        'second of both and so on',
+    )
     parser.add_argument(
         '--parallel', type=int, default=16, help='[image_cache] precache_concurrency (16)'
     )

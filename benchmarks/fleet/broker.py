@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any, Self
 
 from benchmarks.fleet.cases import Rpc
@@ -25,7 +26,8 @@ from nova_precache.image import fake, service
 from nova_precache.standalone import process
 from nova_precache.virt import driver
 
-EMPTY_CALLS = 500
+FIRST_CALLS = 50
+EMPTY_CALLS = 1000
 CALL_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
@@ -57,16 +59,16 @@ class Computes:
             self._process.kill()
             self._process.wait()
 
-    def measure(self) -> Rpc:
-        """Call one of them with nothing, then have it call the conductor with nothing."""
+    def measure(self, parallel: int) -> Rpc:
+        """Call them with nothing, so many at once; then have them call the conductor."""
         client = self._transport.client(compute_rpcapi.TOPIC)
-        _call_with_nothing(client, 10, self._hosts[0])
+        _call_with_nothing(client, FIRST_CALLS, parallel, self._hosts)
         began, began_cpu = time.monotonic(), time.process_time()
-        _call_with_nothing(client, EMPTY_CALLS, self._hosts[0])
+        _call_with_nothing(client, EMPTY_CALLS, parallel, self._hosts)
         made_wall, made = time.monotonic() - began, time.process_time() - began_cpu
-        self._say('10')
+        self._say(f'{FIRST_CALLS} {parallel}')
         began_cpu = time.process_time()
-        self._say(str(EMPTY_CALLS))
+        self._say(f'{EMPTY_CALLS} {parallel}')
         served = time.process_time() - began_cpu
         return Rpc(made / EMPTY_CALLS, served / EMPTY_CALLS, made_wall / EMPTY_CALLS)
 
@@ -101,7 +103,7 @@ class SimulatedDriver(driver.ComputeDriver):
 
 
 def serve(transport_url: str, hosts: Sequence[str], delay_seconds: float) -> None:
-    """Serve the hosts until the input ends; a number there is of calls to the conductor."""
+    """Serve the hosts until the input ends: numbers there are of calls to the conductor."""
     transport = _connect(transport_url)
     for host in hosts:
         endpoint = _endpoint(transport, host, delay_seconds)
@@ -109,7 +111,8 @@ def serve(transport_url: str, hosts: Sequence[str], delay_seconds: float) -> Non
     conductor = transport.client(conductor_rpcapi.TOPIC)
     print('ready', flush=True)
     for line in sys.stdin:
-        _call_with_nothing(conductor, int(line))
+        times, parallel = map(int, line.split())
+        _call_with_nothing(conductor, times, parallel)
         print('done', flush=True)
 
 
@@ -129,11 +132,17 @@ def _connect(transport_url: str) -> rpc.Transport:
     return rpc.connect(conf)
 
 
-def _call_with_nothing(client: rpc.Client, times: int, server: str | None = None) -> None:
-    for _ in range(times):
+def _call_with_nothing(
+    client: rpc.Client, times: int, parallel: int, servers: Sequence[str | None] = (None,)
+) -> None:
+    def call(number: int) -> None:
+        server = servers[number % len(servers)]
         client.call(
             context.admin_context(), 'ping', '1.0', server=server, timeout_seconds=CALL_SECONDS
         )
+
+    with futures.ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(call, range(times)))  # raises what a call raised
 
 
 if __name__ == '__main__':

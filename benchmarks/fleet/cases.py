@@ -58,6 +58,19 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Planning:
+    """The SQL statements of the thread that plans."""
+
+    reads: int
+    inserts: int
+    updates: int
+
+    @property
+    def statements(self) -> int:
+        return self.reads + self.inserts + self.updates
+
+
+@dataclasses.dataclass(frozen=True)
 class Rpc:
     """What an empty call costs this process, in seconds of its CPU: made by it, and served."""
 
@@ -70,8 +83,10 @@ class Rpc:
 class Outcome:
     """What was measured of one case.
 
-    :ivar plan: from when the request was there until it was planned
+    :ivar plan: from when the request was there until it was seen to be planned
     :ivar work: from then until it had ended
+    :ivar first_cpu_seconds: of a small request before, with all that a process does but once
+    :ivar idle: what the process took afterwards, while nobody asked for anything
     :ivar get_seconds: median of ``Requests.get`` when all tasks are there
     :ivar peak_bytes: most that the process had resident in all of it
     :ivar idle_bytes: what it had before the request
@@ -80,6 +95,9 @@ class Outcome:
     case: Case
     plan: Cost
     work: Cost
+    planning: Planning
+    first_cpu_seconds: float
+    idle: Cost
     get_seconds: float
     peak_bytes: int
     idle_bytes: int
@@ -91,7 +109,15 @@ class Outcome:
 
     @property
     def cpu_ms_per_task(self) -> float:
-        return self._per_task(self.plan.cpu_seconds + self.work.cpu_seconds) * 1000
+        """What a task adds to what the process takes anyhow."""
+        spent = self.plan.cpu_seconds + self.work.cpu_seconds
+        seconds = self.plan.wall_seconds + self.work.wall_seconds
+        return self._per_task(spent - self.idle_share * seconds) * 1000
+
+    @property
+    def idle_share(self) -> float:
+        """What the process takes of a CPU while there is nothing to do."""
+        return self.idle.cpu_seconds / self.idle.wall_seconds
 
     @property
     def statements_per_task(self) -> float:
@@ -116,6 +142,8 @@ def from_json(found: Mapping[str, Any]) -> Outcome:
             'case': Case(**found['case']),
             'plan': Cost(**found['plan']),
             'work': Cost(**found['work']),
+            'idle': Cost(**found['idle']),
+            'planning': Planning(**found['planning']),
             'rpc': None if found['rpc'] is None else Rpc(**found['rpc']),
         }
     )
@@ -128,15 +156,29 @@ def choose(
     images: Sequence[int],
     delays_ms: Sequence[int],
     parallel: int,
+    *,
+    every: bool = False,
 ) -> list[Case]:
-    """Give every combination, the small ones first.
+    """Give the combinations, the small ones first.
 
     Computes that take their time only make the large ones longer: those are left out.
+
+    :param every: combine all numbers of cells with all delays, and not the first with the
+        first, the second with the second; of one that has fewer, the last goes on
     """
-    every = itertools.product(databases, hosts, cells, images, delays_ms)
+    kinds = list(itertools.product(cells, delays_ms) if every else _together(cells, delays_ms))
     found = [
         Case(database, host, cell, image, delay, parallel)
-        for database, host, cell, image, delay in every
+        for database, host, image in itertools.product(databases, hosts, images)
+        for cell, delay in kinds
     ]
     kept = [case for case in found if not case.delay_ms or case.tasks <= SLOW_TASKS]
     return sorted(kept, key=lambda case: (case.tasks, case.delay_ms))
+
+
+def _together(cells: Sequence[int], delays_ms: Sequence[int]) -> list[tuple[int, int]]:
+    last = max(len(cells), len(delays_ms)) - 1
+    return [
+        (cells[min(each, len(cells) - 1)], delays_ms[min(each, len(delays_ms) - 1)])
+        for each in range(last + 1)
+    ]

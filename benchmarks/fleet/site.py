@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database with a fleet in it: cells, mapped hosts that are up, and one aggregate of all."""
+"""A database with a fleet in it: cells, mapped hosts that are up, and aggregates of them."""
 
+import dataclasses
 import uuid
 from collections.abc import Iterator, Sequence
 
@@ -34,8 +35,19 @@ def configure(case: Case, database_url: str, transport_url: str, state_dir: str)
     return conf
 
 
-def populate(case: Case, database: db_session.Database, transport_url: str) -> model.Aggregate:
-    """Make the fleet, and give its aggregate."""
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """What is there.
+
+    :ivar fleet: the aggregate of all hosts
+    :ivar few: that of some, on which something is done beforehand
+    """
+
+    fleet: model.Aggregate
+    few: model.Aggregate
+
+
+def populate(case: Case, database: db_session.Database, transport_url: str) -> Site:
     schema.sync(database)
     stock = inventory.Inventory(database)
     cells = [
@@ -43,9 +55,10 @@ def populate(case: Case, database: db_session.Database, transport_url: str) -> m
         for number in range(1, case.cells + 1)
     ]
     hosts = [f'compute-{number:05}' for number in range(1, case.hosts + 1)]
-    aggregate = stock.create_aggregate('fleet')
-    database.write(lambda session: _insert_hosts(session, cells, hosts, aggregate.id))
-    return stock.get_aggregate(aggregate.id)
+    fleet, few = stock.create_aggregate('fleet'), stock.create_aggregate('few')
+    database.write(lambda session: _insert_hosts(session, cells, hosts, fleet.id))
+    database.write(lambda session: _put_into(session, few.id, hosts[: case.parallel]))
+    return Site(stock.get_aggregate(fleet.id), stock.get_aggregate(few.id))
 
 
 def _of_cell(transport_url: str, number: int) -> str:
@@ -65,10 +78,7 @@ def _insert_hosts(
             sa.insert(cell_models.HostMapping),
             [{'host': host, 'cell_id': id_of[cell]} for host, cell in chunk],
         )
-        session.execute(
-            sa.insert(cell_models.AggregateHost),
-            [{'host': host, 'aggregate_id': aggregate_id} for host, _ in chunk],
-        )
+        _put_into(session, aggregate_id, [host for host, _ in chunk])
         session.execute(
             sa.insert(models.Agent),
             [
@@ -83,6 +93,11 @@ def _insert_hosts(
                 for host, cell in chunk
             ],
         )
+
+
+def _put_into(session: sa.orm.Session, aggregate_id: int, hosts: Sequence[str]) -> None:
+    rows = [{'host': host, 'aggregate_id': aggregate_id} for host in hosts]
+    session.execute(sa.insert(cell_models.AggregateHost), rows)
 
 
 def _chunks(rows: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:

@@ -5,6 +5,7 @@ The conductor is the one that the service runs, with all of its loops, on a real
 only its computes are simulated.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -17,12 +18,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import sqlalchemy as sa
 
 from benchmarks import observed
 from benchmarks.fleet import broker, site
-from benchmarks.fleet.cases import Case, Cost, Outcome
+from benchmarks.fleet.cases import Case, Cost, Outcome, Planning
 from benchmarks.fleet.computes import IMAGE_BYTES, Images, SimulatedComputes
 from nova_precache import context, model, wiring
 from nova_precache.conductor import rpcapi as conductor_rpcapi
@@ -31,7 +33,10 @@ from nova_precache.db import session as db_session
 
 GETS = 5
 LOOK_SECONDS = 0.05
+IDLE_SECONDS = 2.0
 NEVER_ENDS_SECONDS = 3600.0
+PLANNER = 'planner'  # the thread that plans
+_READS, _INSERTS, _UPDATES = ('SELECT',), ('INSERT',), ('UPDATE', 'DELETE')
 
 
 class Statements:
@@ -39,16 +44,24 @@ class Statements:
 
     def __init__(self, database: db_session.Database) -> None:
         self._lock = threading.Lock()
-        self.by_verb: dict[str, int] = {}
+        self._counts: collections.Counter[tuple[str, str]] = collections.Counter()
         sa.event.listen(database.engine, 'before_cursor_execute', self._note)
 
     def _note(self, connection: object, cursor: object, statement: str, *rest: object) -> None:
-        verb = statement.lstrip().partition(' ')[0].upper()
+        verb = statement.lstrip('( ').partition(' ')[0].upper()
         with self._lock:
-            self.by_verb[verb] = self.by_verb.get(verb, 0) + 1
+            self._counts[threading.current_thread().name, verb] += 1
 
-    def of(self, *verbs: str) -> int:
-        return sum(self.by_verb.get(verb, 0) for verb in verbs)
+    def of(self, *verbs: str, thread: str | None = None) -> int:
+        with self._lock:
+            return sum(
+                count
+                for (name, verb), count in self._counts.items()
+                if verb in verbs and thread in {None, name}
+            )
+
+
+C = TypeVar('C', Cost, Planning)
 
 
 @dataclasses.dataclass
@@ -66,13 +79,24 @@ class Meter:
         now = Cost(
             wall_seconds=time.monotonic(),
             cpu_seconds=time.process_time() - time.thread_time(),
-            reads=self.statements.of('SELECT'),
-            inserts=self.statements.of('INSERT'),
-            updates=self.statements.of('UPDATE', 'DELETE'),
+            reads=self.statements.of(*_READS),
+            inserts=self.statements.of(*_INSERTS),
+            updates=self.statements.of(*_UPDATES),
         )
         before, self.last = self.last, now
-        names = [field.name for field in dataclasses.fields(Cost)]
-        return Cost(**{name: getattr(now, name) - getattr(before, name) for name in names})
+        return _since(before, now)
+
+    def planning(self) -> Planning:
+        """Give what planning has sent so far."""
+        counts = (
+            self.statements.of(*verbs, thread=PLANNER) for verbs in (_READS, _INSERTS, _UPDATES)
+        )
+        return Planning(*counts)
+
+
+def _since(before: C, now: C) -> C:
+    names = [field.name for field in dataclasses.fields(now)]
+    return type(now)(**{name: getattr(now, name) - getattr(before, name) for name in names})
 
 
 def measure(case: Case, database_url: str, broker_url: str | None = None) -> Outcome:
@@ -82,15 +106,19 @@ def measure(case: Case, database_url: str, broker_url: str | None = None) -> Out
         conf = site.configure(case, database_url, transport_url, state_dir)
         database = db_session.connect(conf)
         try:
-            aggregate = site.populate(case, database, transport_url)
+            found = site.populate(case, database, transport_url)
             parts = wiring.ConductorParts(conf, database, wiring.exposition(conf))
             images = parts.images = Images()
-            ids = [images.add(b'', size=IMAGE_BYTES).id for _ in range(case.images)]
+            ids = [images.add(b'', size=IMAGE_BYTES).id for _ in range(case.images + 1)]
             if not case.broker:
                 computes = SimulatedComputes(parts.jobs, case.delay_ms / 1000)
                 parts.computes = lambda cell_uuid: computes
-            with _running_computes(case, conf.transport_url, aggregate) as rpc:
-                return _measure(case, parts, database, aggregate, tuple(ids), rpc)
+            first = requests.NewRequest(aggregate=found.few, images=tuple(ids[:1]), is_admin=True)
+            request = requests.NewRequest(
+                aggregate=found.fleet, images=tuple(ids[1:]), is_admin=True
+            )
+            with _running_computes(case, conf.transport_url, found.fleet) as rpc:
+                return _measure(case, parts, database, first, request, rpc)
         finally:
             database.dispose()
 
@@ -110,39 +138,62 @@ def _measure(
     case: Case,
     parts: wiring.ConductorParts,
     database: db_session.Database,
-    aggregate: model.Aggregate,
-    images: tuple[str, ...],
+    first: requests.NewRequest,
+    request: requests.NewRequest,
     rpc: broker.Computes | None,
 ) -> Outcome:
     conductor = parts.conductor()
     conductor.start()
     try:
-        idle_bytes = _forget_peak()
         meter = Meter(Statements(database))
         meter.lap()
-        request = parts.requests.accept(
-            requests.NewRequest(aggregate=aggregate, images=images, is_admin=True)
-        )
-        conductor_rpcapi.ConductorAPI(parts.api_transport).work_available(context.admin_context())
-        look = _Look(database, request.id)
-        look.until(lambda status: status != model.RequestStatus.ACCEPTED)
-        plan = meter.lap()
-        look.until(lambda status: status not in model.REQUEST_ACTIVE)
+        _, once = _run(parts, database, first, meter)
+        once_cpu_seconds = once.cpu_seconds + meter.lap().cpu_seconds
+        idle = _rest(meter)
+        before = meter.planning()
+        idle_bytes = _forget_peak()
+        request_id, plan = _run(parts, database, request, meter)
         work = meter.lap()
-        look.close()
         peak_bytes = observed.memory(os.getpid()).peak_bytes
-        _check(case, parts.requests.get(request.id))
+        _check(case, parts.requests.get(request_id))
         return Outcome(
             case=case,
             plan=plan,
             work=work,
-            get_seconds=_time_get(parts.requests, request.id),
+            planning=_since(before, meter.planning()),
+            first_cpu_seconds=once_cpu_seconds,
+            idle=idle,
+            get_seconds=_time_get(parts.requests, request_id),
             peak_bytes=peak_bytes,
             idle_bytes=idle_bytes,
-            rpc=None if rpc is None else rpc.measure(),
+            rpc=None if rpc is None else rpc.measure(case.parallel),
         )
     finally:
         conductor.stop()
+
+
+def _rest(meter: Meter) -> Cost:
+    """Give what it takes for a while in which there is nothing to do."""
+    meter.lap()
+    time.sleep(IDLE_SECONDS)
+    return meter.lap()
+
+
+def _run(
+    parts: wiring.ConductorParts,
+    database: db_session.Database,
+    new: requests.NewRequest,
+    meter: Meter,
+) -> tuple[str, Cost]:
+    """Have one request worked on to its end; gives its id and what its plan took."""
+    request = parts.requests.accept(new)
+    conductor_rpcapi.ConductorAPI(parts.api_transport).work_available(context.admin_context())
+    look = _Look(database, request.id)
+    look.until(lambda status: status != model.RequestStatus.ACCEPTED)
+    plan = meter.lap()
+    look.until(lambda status: status not in model.REQUEST_ACTIVE)
+    look.close()
+    return request.id, plan
 
 
 class _Look:

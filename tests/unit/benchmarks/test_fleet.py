@@ -21,6 +21,9 @@ def _outcome(case: cases.Case, cpu_ms: float, **fields: Any) -> cases.Outcome:
     known: dict[str, Any] = {
         'plan': cases.Cost(1.0, seconds / 5, 10, 2, 3),
         'work': cases.Cost(2.0, seconds * 4 / 5, 50, 20, 15),
+        'planning': cases.Planning(reads=10, inserts=2, updates=3),
+        'first_cpu_seconds': 0.25,
+        'idle': cases.Cost(1.0, 0, 0, 0, 0),
         'get_seconds': 0.004,
         'peak_bytes': 100 * MIB,
         'idle_bytes': 90 * MIB,
@@ -41,6 +44,13 @@ def test_what_a_task_takes_is_that_of_planning_and_working() -> None:
     assert found.cpu_ms_per_task == pytest.approx(2.0)
     assert found.wall_ms_per_task == pytest.approx(30)
     assert found.statements_per_task == pytest.approx(1.0)
+
+
+def test_what_the_process_takes_anyhow_is_not_of_a_task() -> None:
+    found = _outcome(SMALL, 2.0, idle=cases.Cost(2.0, 0.04, 0, 0, 0))
+
+    assert found.idle_share == pytest.approx(0.02)
+    assert found.cpu_ms_per_task == pytest.approx(2.0 - 0.02 * found.wall_ms_per_task)
 
 
 def test_a_fleet_that_costs_no_more_a_task_meets_the_targets() -> None:
@@ -66,20 +76,38 @@ def test_too_much_cpu_and_memory_are_told() -> None:
     ]
 
 
-def test_what_rpc_itself_costs_is_told_apart() -> None:
+def test_what_a_broker_costs_is_told_apart_and_has_no_target() -> None:
     case = dataclasses.replace(SMALL, broker=True)
     rpc = cases.Rpc(made_seconds=0.002, served_seconds=0.001, made_wall_seconds=0.005)
     found = _outcome(case, 5.4, rpc=rpc)
 
-    [cpu] = [each for each in findings.targets([found]) if 'CPU' in each.what]
+    (row,) = findings.measured([found]).rows
 
-    assert found.rpc_ms_per_task == pytest.approx(3.0)
-    assert cpu.value == pytest.approx(2.4)
-    assert cpu.is_met
+    assert row[1:3] == ('5.40', '3.00')
+    assert not [each for each in findings.targets([found]) if 'CPU' in each.what]
+
+
+def test_each_number_of_cells_has_a_delay_of_its_own() -> None:
+    chosen = cases.choose(['sqlite'], [100], [2, 20, 200], [1], [0, 50], 16)
+
+    assert [(case.cells, case.delay_ms) for case in chosen] == [(2, 0), (20, 50), (200, 50)]
+
+
+def test_every_value_is_measured_with_each_fleet_and_database() -> None:
+    databases, sizes = ['sqlite', 'mariadb'], [100, 1000, 10_000]
+    chosen = cases.choose(databases, sizes, [2, 20], [1, 10], [0, 50], 16)
+
+    for axis, values in (('cells', {2, 20}), ('images', {1, 10}), ('delay_ms', {0, 50})):
+        for database in databases:
+            for hosts in sizes:
+                these = [c for c in chosen if (c.database, c.hosts) == (database, hosts)]
+                assert {getattr(case, axis) for case in these} == values
 
 
 def test_large_fleets_are_not_run_with_computes_that_take_their_time() -> None:
-    chosen = cases.choose(['sqlite', 'mariadb'], [100, 10_000], [2, 20], [1, 10], [0, 50], 16)
+    chosen = cases.choose(
+        ['sqlite', 'mariadb'], [100, 10_000], [2, 20], [1, 10], [0, 50], 16, every=True
+    )
 
     assert len(chosen) == 2 * 2 * (4 + 3)
     assert max(case.tasks for case in chosen if case.delay_ms) == cases.SLOW_TASKS
@@ -102,7 +130,10 @@ def test_a_small_fleet_can_be_measured(tmp_path: pathlib.Path) -> None:
 
     assert found.case == case
     assert found.work.statements > found.case.tasks
-    assert found.plan.inserts > 0
+    assert found.planning.inserts > 0
+    assert found.planning.statements < found.plan.statements + found.work.statements
+    assert found.first_cpu_seconds > 0
+    assert found.idle_share > 0
     assert found.cpu_ms_per_task > 0
     assert found.peak_bytes >= found.idle_bytes > 0
     assert cases.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
