@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds on SQLite holds on MariaDB and PostgreSQL: the tables, and what is done at once."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import sqlalchemy as sa
+from alembic import autogenerate
+from alembic.runtime import migration
+
+from nova_precache import conf as options
+from nova_precache import exception, model
+from nova_precache.cells import models as cell_models
+from nova_precache.db import jobs, models, recording, schema, session
+from tests import databases
+from tests.integration import conducting
+from tests.unit.conftest import CACHED, World, open_world
+from tests.unit.db.test_steering_orders import Orders
+
+LIMIT = 6
+IMAGES = ('i1', 'i2', 'i3')
+SHARED = IMAGES[:2]
+SEED, STEPS = 6, 40
+CONDUCTORS = ('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002')
+DEAD = '00000000-0000-0000-0000-00000000dead'
+WAIT_SECONDS = 60
+
+
+@pytest.fixture(scope='session', params=databases.KINDS)
+def server(request: pytest.FixtureRequest) -> Iterator[databases.Server]:
+    """A server of each kind, one after the other."""
+    with databases.START[request.param]() as started:
+        yield started
+
+
+@pytest.fixture
+def url(server: databases.Server) -> Iterator[str]:
+    with server.empty() as made:
+        yield made
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[session.Database]:
+    """An empty database that was brought to the current schema."""
+    conf = options.new(config_files=[])
+    conf.set_override('connection', url, 'database')
+    opened = session.connect(conf)
+    try:
+        schema.sync(opened)
+        yield opened
+    finally:
+        opened.dispose()
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_models(database: session.Database) -> None:
+    everything = sa.MetaData()
+    for base in (models.Base, cell_models.Base):
+        for table in base.metadata.tables.values():
+            table.to_metadata(everything)
+    with database.engine.connect() as connection:
+        context = migration.MigrationContext.configure(
+            connection, opts={'version_table': schema.VERSION_TABLE, 'compare_type': True}
+        )
+        assert autogenerate.compare_metadata(context, everything) == []
+
+
+def test_what_others_commit_changes_nothing_for_a_reader_but_on_postgresql(
+    database: session.Database,
+) -> None:
+    counter = models.Counter
+    add_one = session.update(counter).values(value=counter.value + 1)
+    total = sa.select(sa.func.sum(counter.value))
+    with database.reader() as reader:
+        before = reader.scalars(total).one()
+        database.write(lambda writer: writer.execute(add_one))
+        after = reader.scalars(total).one()
+
+    assert (after == before) == (database.engine.dialect.name != 'postgresql')
+
+
+def test_whatever_is_done_to_two_requests_nothing_is_lost(database: session.Database) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('the unit tests do it in more orders')
+    orders = Orders(open_world(database), SEED)
+    for _ in range(STEPS):
+        orders.take_a_step()
+        orders.look()
+    orders.go_on_to_the_end()
+    orders.look()
+
+
+# Two conductors at once
+
+
+@dataclasses.dataclass
+class Fleet:
+    """Four requests: two that overlap, one with a limit of its own, and a dead conductor's."""
+
+    world: World
+    kill: str | None
+    asked: list[model.CacheRequest] = dataclasses.field(default_factory=list)
+    dead: list[jobs.Assignment] = dataclasses.field(default_factory=list)
+    over: list[str] = dataclasses.field(default_factory=list)
+
+    def set_up(self) -> None:
+        self._leave_behind(['d1', 'd2', 'd3', 'd4'])
+        self._ask(_hosts(0, 30), SHARED, priority=1)
+        self._ask(_hosts(15, 45), SHARED)
+        self._ask(_hosts(8, 24), IMAGES[2:], options=model.RequestOptions(max_parallel_hosts=2))
+
+    def _leave_behind(self, hosts: Sequence[str]) -> None:
+        """Have a conductor claim hosts, call some of them, and die."""
+        for host in hosts:
+            self.world.living(host)
+        self.asked.append(self.world.planned(hosts, SHARED))
+        claimed = self.world.jobs.claim_several(DEAD, LIMIT, most=len(hosts))
+        self.dead = [each.first for each in claimed if each.first is not None]
+        for call in self.dead[:2]:
+            assert self.world.jobs.begin(call.job_id, call.epoch)
+        for host in hosts:
+            self.world.expire(host)
+
+    def _ask(self, hosts: Sequence[str], images: Sequence[str], **fields: object) -> None:
+        aggregate = self.world.aggregate(hosts)
+        self.asked.append(
+            self.world.accept(hosts, images, aggregate=aggregate, is_admin=True, **fields)
+        )
+
+    def go_on_to_the_end(self) -> None:
+        """Steer what is under way, and look all the time."""
+        self._wait_done(15)
+        self._steer(1, self.world.steering.pause)
+        self._kill()
+        self._wait_done(45)
+        self._steer(1, self.world.steering.resume)
+        self._kill()
+        self._wait_done(80)
+        self._steer(2, self.world.steering.cancel)
+        for _ in self._looks():
+            if not any(self.world.status(each) in model.REQUEST_ACTIVE for each in self.asked):
+                return
+
+    def _steer(self, number: int, step: Callable[[str], object]) -> None:
+        with contextlib.suppress(exception.StatusConflict):
+            step(self.asked[number].id)
+
+    def _wait_done(self, count: int) -> None:
+        final = sa.select(sa.func.count()).where(models.Task.finished_at.is_not(None))
+        for _ in self._looks():
+            with self.world.database.reader() as reader:
+                if reader.scalars(final).one() >= count:
+                    return
+
+    def _looks(self) -> Iterator[None]:
+        """Look whether no limit is exceeded, and stop what is to stop, again and again."""
+        pause = threading.Event()
+        for _ in range(WAIT_SECONDS * 50):
+            self._look()
+            self._stop_idle()
+            yield
+            pause.wait(0.02)
+        pytest.fail('it did not come to an end')
+
+    def _look(self) -> None:
+        claimed, counted, limited = _claims(self.world, self.asked[3].id)
+        if claimed > LIMIT:
+            self.over.append(f'{claimed} claims')
+        if claimed != counted:
+            self.over.append(f'{claimed} claims are counted as {counted}')
+        if limited > 2:
+            self.over.append(f'{limited} hosts of one request')
+
+    def _stop_idle(self) -> None:
+        """Tell of what is to stop and nobody works on, as the computes would."""
+        orders = self.world.steering.stop_orders()
+        claimed = set(self.world.jobs.claimed_hosts()) if orders else set()
+        for order in orders:
+            if order.host not in claimed:
+                self.world.steering.stopped(order.job_id, order.epoch)
+
+    def _kill(self) -> None:
+        """Cut everybody's connections."""
+        if self.kill is None:
+            return
+        with self.world.database.engine.connect() as connection:
+            for number in connection.exec_driver_sql(self.kill.split(';')[0]).scalars().all():
+                with contextlib.suppress(sa.exc.DBAPIError):
+                    connection.exec_driver_sql(self.kill.split(';')[1].format(number))
+
+
+KILLS = {
+    'sqlite': None,
+    'mysql': 'SELECT id FROM information_schema.processlist '
+    'WHERE db = database() AND id <> connection_id();KILL {}',
+    'postgresql': 'SELECT pid FROM pg_stat_activity '
+    'WHERE datname = current_database() AND pid <> pg_backend_pid()'
+    ';SELECT pg_terminate_backend({})',
+}
+
+
+def _hosts(first: int, end: int) -> list[str]:
+    return [f'h{number:02}' for number in range(first, end)]
+
+
+def _claims(world: World, limited: str) -> tuple[int, int, int]:
+    """Count claims, what they are counted as, and the hosts that are busy for a request."""
+    claimed = sa.select(sa.func.count()).where(models.Claim.conductor_id.is_not(None))
+    counted = sa.select(models.Counter.value).where(models.Counter.name == 'claimed_hosts')
+    busy = sa.select(sa.func.count()).where(
+        models.Task.request_id == limited, models.Task.status.in_(model.TASK_WORKING)
+    )
+    with world.database.reader() as reader:  # in one statement, or they are of two moments
+        columns = (each.scalar_subquery() for each in (claimed, counted, busy))
+        return tuple(reader.execute(sa.select(*columns)).one())  # type: ignore[return-value]
+
+
+def test_two_conductors_do_each_task_once_and_all_of_them(
+    url: str, database: session.Database
+) -> None:
+    fleet = Fleet(open_world(database), KILLS[database.engine.dialect.name])
+    fleet.set_up()
+    orders = [conducting.Order(url, each, LIMIT, IMAGES) for each in CONDUCTORS]
+
+    with contextlib.ExitStack() as running:
+        processes = [running.enter_context(conducting.Process(each)) for each in orders]
+        _all(processes)
+        _all(processes, 'start')
+        fleet.go_on_to_the_end()
+        _all(processes, 'stop')
+        stale = [_zombie(fleet.world, call) for call in fleet.dead]
+        told = [each for each in _all(processes, 'announce') if each is not None]
+
+    assert fleet.over == []
+    assert [error for each in told for error in each.errors] == []
+    assert stale == [recording.STALE] * 4
+    _check_calls([call for each in told for call in each.calls], fleet)
+    _check_rows(fleet)
+    _check_announced([each for one in told for each in one.announced], fleet)
+
+
+def _all(
+    processes: Sequence[conducting.Process], step: str | None = None
+) -> list[conducting.Told | None]:
+    for each in processes:
+        if step is not None:
+            each.begin(step)
+    return [each.wait() for each in processes]
+
+
+def _zombie(world: World, call: jobs.Assignment) -> recording.Recorded:
+    """Have the dead conductor come back, and tell how a call of its own ended."""
+    finish = jobs.Finish(call.job_id, call.epoch, CACHED)
+    turned = world.jobs.turn(DEAD, call.host, finish)
+    assert turned.assignment is None
+    return turned.recorded
+
+
+def _check_calls(calls: Sequence[conducting.Call], fleet: Fleet) -> None:
+    """No more at once than the limit says, one on a host, and each under an epoch of its own."""
+    began = [call for call in calls if call.began]
+    assert {call.host for call in began} >= {*_hosts(0, 15), 'd1', 'd2', 'd3', 'd4'}
+    assert conducting.most_at_once(began) <= LIMIT
+    for on_host in conducting.by_host(began).values():
+        assert conducting.most_at_once(on_host) == 1
+    epochs = [(call.host, call.epoch) for call in calls]
+    assert len(set(epochs)) == len(epochs)
+    old = {(call.host, call.epoch) for call in fleet.dead}
+    assert old.isdisjoint(epochs)
+
+
+def _check_rows(fleet: Fleet) -> None:
+    """Everything is final, and the totals are those of the tasks."""
+    world = fleet.world
+    assert _claims(world, fleet.asked[3].id) == (0, 0, 0)
+    assert world.depth() == 0
+    for asked in fleet.asked:
+        request, tasks = world.requests.get(asked.id), world.tasks(asked)
+        assert request.status not in model.REQUEST_ACTIVE
+        assert {task.status in model.TASK_IN_FLIGHT for task in tasks.values()} == {False}
+        assert request.counts == collections.Counter(task.status for task in tasks.values())
+        hosts = {host for host, _ in tasks}
+        assert (request.hosts_total, request.hosts_done) == (len(hosts), len(hosts))
+    assert world.status(fleet.asked[2]) in {'cancelled', 'completed', 'partial'}
+
+
+def _check_announced(announced: Sequence[tuple[str, ...]], fleet: Fleet) -> None:
+    """Each request's start and end came once, and so did each of its tasks."""
+    ours = [each for each in announced if each[0].startswith('image_precache.')]
+    tasks = [each[1:] for each in ours if each[0].endswith('.task')]
+    assert sorted(tasks) == sorted(
+        (asked.id, host, image) for asked in fleet.asked for host, image in fleet.world.tasks(asked)
+    )
+    words = collections.Counter((each[0].rsplit('.', 1)[1], each[1]) for each in ours)
+    for word, asked in itertools.product(('start', 'end'), fleet.asked):
+        assert words[word, asked.id] == 1
+    assert fleet.world.to_announce(fleet.asked[0]) == []
