@@ -25,11 +25,19 @@ class Inventory:
     """Aggregates, cells and host mappings; every method is one short transaction.
 
     Each method that writes raises ``ReadOnlyInventory`` where the tables are Nova's.
+
+    :param fill_cell: gives a cell whose URLs may be templates with those to use
     """
 
-    def __init__(self, database: db_session.Database, writable: bool = True) -> None:
+    def __init__(
+        self,
+        database: db_session.Database,
+        writable: bool = True,
+        fill_cell: Callable[[model.Cell], model.Cell] = lambda cell: cell,
+    ) -> None:
         self._database = database
         self._writable = writable
+        self._fill_cell = fill_cell
 
     def list_aggregates(self) -> Sequence[model.Aggregate]:
         """Give all aggregates, the oldest first."""
@@ -116,7 +124,7 @@ class Inventory:
     def list_cells(self) -> Sequence[model.Cell]:
         """Give all cells that hold hosts, disabled ones too; cell0 holds none."""
         with self._database.reader() as session:
-            return mappings.load_cells(session)
+            return [self._fill_cell(cell) for cell in mappings.load_cells(session)]
 
     def get_cell(self, cell: str) -> model.Cell:
         """Give a cell by its uuid or its name.
@@ -124,7 +132,7 @@ class Inventory:
         :raises nova_precache.exception.CellNotFound: there is none
         """
         with self._database.reader() as session:
-            return mappings.to_cell(mappings.load_cell(session, cell))
+            return self._fill_cell(mappings.to_cell(mappings.load_cell(session, cell)))
 
     def create_cell(
         self,
@@ -147,11 +155,30 @@ class Inventory:
 
         :raises nova_precache.exception.CellNotFound: no cell has this uuid
         :raises nova_precache.exception.AgentConflict: the host is in another cell
+        :raises nova_precache.exception.HostNotMapped: Nova, which maps it, has not done so
         """
         with self._database.reader() as session:
             if mappings.is_mapped(session, host, cell_uuid):
                 return
+            if not self._writable:
+                cell = mappings.load_cell(session, cell_uuid)
+                raise exception.HostNotMapped(
+                    f'Host {host} is not mapped to cell {cell.name or cell_uuid} in the database '
+                    'of Nova; nova-manage cell_v2 discover_hosts maps it.'
+                )
         self._write_again(lambda session: mappings.map_host(session, host, cell_uuid))
+
+    def unmap_host(self, host: str) -> None:
+        """Have a host belong to no cell; nothing happens where it is so already."""
+        self._write(lambda session: mappings.unmap_host(session, host))
+
+    def delete_cell(self, cell_uuid: str) -> None:
+        """Delete a cell.
+
+        :raises nova_precache.exception.CellNotFound: no cell has this uuid
+        :raises nova_precache.exception.InUse: hosts are mapped to it
+        """
+        self._write_again(lambda session: mappings.delete_cell(session, cell_uuid))
 
     def cell_of_hosts(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map hosts to the uuids of their cells; those without a cell are left out."""
@@ -161,7 +188,7 @@ class Inventory:
     def list_host_mappings(self) -> Sequence[tuple[str, model.Cell]]:
         """Give every mapped host with its cell, sorted by host."""
         with self._database.reader() as session:
-            return mappings.load_hosts(session)
+            return [(host, self._fill_cell(cell)) for host, cell in mappings.load_hosts(session)]
 
     def _write_again(self, work: Callable[[orm.Session], T]) -> T:
         """Write; where somebody else was quicker, look again and find what is in the way."""

@@ -94,6 +94,20 @@ def map_host(session: orm.Session, host: str, cell_uuid: str) -> None:
         session.flush()
 
 
+def unmap_host(session: orm.Session, host: str) -> None:
+    session.execute(sa.delete(models.HostMapping).where(models.HostMapping.host == host))
+
+
+def delete_cell(session: orm.Session, cell_uuid: str) -> None:
+    cell = load_cell(session, cell_uuid)
+    mapped = sa.select(models.HostMapping.host).where(models.HostMapping.cell_id == cell.id)
+    host = session.scalars(mapped.limit(1)).first()
+    if host is not None:
+        raise exception.InUse(f'Cell {cell.name} has hosts, such as {host}.')
+    session.delete(cell)
+    session.flush()
+
+
 def is_mapped(session: orm.Session, host: str, cell_uuid: str) -> bool:
     """Tell whether the host is in the cell.
 

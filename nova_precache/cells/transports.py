@@ -2,11 +2,14 @@
 """One connection to each cell's broker, made when it is first needed."""
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from nova_precache import model, rpc
+from nova_precache import exception, model, rpc
 from nova_precache.cells import inventory
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +33,16 @@ class CellTransports:
         self._connect = connect
         self._lock = threading.Lock()
         self._connected: dict[str, _Connected] = {}
+        self._told: dict[str, str] = {}
 
     def refresh(self) -> Sequence[model.Cell]:
         """Give the cells whose computes may be called, and forget the transports of old URLs.
 
         Whoever uses one of these retires it.
         """
-        cells = [
-            cell
-            for cell in self._inventory.list_cells()
-            if not cell.disabled and cell.transport_url
-        ]
+        every = self._inventory.list_cells()
+        self._tell_of_problems(every)
+        cells = [cell for cell in every if cell.why_off is None]
         with self._lock:
             for cell in cells:
                 connected = self._connected.get(cell.uuid)
@@ -56,6 +58,21 @@ class CellTransports:
         """
         with self._lock:
             if cell_uuid not in self._connected:
-                url = self._inventory.get_cell(cell_uuid).transport_url
+                cell = self._inventory.get_cell(cell_uuid)
+                if not cell.transport_url:  # which oslo.messaging takes for that of the API
+                    raise exception.ConfigError(cell.why_off)
+                url = cell.transport_url
                 self._connected[cell_uuid] = _Connected(url, self._connect(url))
             return self._connected[cell_uuid].transport
+
+    def _tell_of_problems(self, cells: Sequence[model.Cell]) -> None:
+        """Log once what keeps a cell from being served, and again when it is something else."""
+        problems = {
+            cell.uuid: problem
+            for cell in cells
+            if (problem := cell.transport_problem) and not cell.disabled
+        }
+        for uuid, problem in problems.items():
+            if self._told.get(uuid) != problem:
+                LOG.warning('Cell %s is not served: %s', uuid, problem)
+        self._told = problems

@@ -22,6 +22,7 @@ PROGRESS_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
 STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
+_UNMAPPED_WAIT_SECONDS = 30.0
 LEFTOVERS_SECONDS = 2400.0
 _NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
 
@@ -51,6 +52,16 @@ def _publish(path: pathlib.Path, text: str) -> None:
         os.fsync(new.fileno())
         with contextlib.suppress(FileExistsError):
             os.link(new.name, path)
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
+
+
+def _seconds_to_next(state: tenacity.RetryCallState) -> float:
+    """Wait for an operator longer than for a conductor, whom all hosts of a cell may ask."""
+    is_unmapped = isinstance(_error_of(state), exception.HostNotMapped)
+    return _UNMAPPED_WAIT_SECONDS if is_unmapped else _REGISTER_WAIT_SECONDS
 
 
 def cache_seconds(manager_interval: int) -> float | None:
@@ -86,6 +97,7 @@ class Agent:
         self._inventory = images
         self._stopping = threading.Event()
         self._registered = threading.Event()
+        self._told: str | None = None
         self._registering = threading.Thread(
             target=self._register_and_serve, name=f'register-{self.host}', daemon=True
         )
@@ -158,7 +170,7 @@ class Agent:
         return iter(
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(Exception),
-                wait=tenacity.wait_fixed(_REGISTER_WAIT_SECONDS),
+                wait=_seconds_to_next,
                 sleep=tenacity.sleep_using_event(self._stopping),
                 stop=tenacity.stop_when_event_set(self._stopping),
                 before_sleep=self._log_refusal,
@@ -167,8 +179,11 @@ class Agent:
         )
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
+        error = _error_of(state)
         level = logging.ERROR if isinstance(error, exception.AgentConflict) else logging.WARNING
+        if isinstance(error, exception.HostNotMapped) and str(error) == self._told:
+            level = logging.DEBUG
+        self._told = str(error)
         LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
 
     def report_state(self) -> None:

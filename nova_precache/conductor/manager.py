@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nova_precache import context, model, rpc
+from nova_precache import context, exception, model, rpc
 from nova_precache.cells import inventory
 from nova_precache.conductor import intake, rpcapi
 from nova_precache.db import agents, caches, jobs
@@ -47,17 +47,30 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._jobs = job_store
         self._intake = reports
         self._token = token
+        self._unmapped: set[str] = set()
 
+    @rpc.refuses(exception.AgentConflict, exception.HostNotMapped)
     def register(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
         """Accept an agent and map its host to this cell.
 
         :raises nova_precache.exception.AgentConflict: the name is taken, here or in another cell
+        :raises nova_precache.exception.HostNotMapped: it is for Nova to map it
         """
         agent = self._agent(state)
         # A host of another cell is refused before it takes the name from its agent there.
-        self._inventory.map_host(agent.host, self._cell_uuid)
+        self._map(agent.host)
         self._agents.register(agent)
         LOG.info('Agent %s reports for host %s', agent.agent_id, agent.host)
+
+    def _map(self, host: str) -> None:
+        try:
+            self._inventory.map_host(host, self._cell_uuid)
+        except exception.HostNotMapped as exc:
+            if host not in self._unmapped:  # it will ask again and again
+                LOG.warning('%s', exc)
+            self._unmapped.add(host)
+            raise
+        self._unmapped.discard(host)
 
     def report_state(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
         """Note that an agent is alive."""

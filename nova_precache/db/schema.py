@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings a database to the current schema, and keeps away from Nova's."""
 
+import dataclasses
 import pathlib
 
 import alembic.command
@@ -18,6 +19,31 @@ _NOVA_TABLE = 'request_specs'
 _MIGRATIONS = pathlib.Path(__file__).parent / 'migrations'
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The schema that a database has, beside that of this release.
+
+    :ivar revision: None: it has no tables of this service
+    :ivar is_older: False also where it is of a later release
+    """
+
+    revision: str | None
+    newest: str
+    is_older: bool
+
+
+def find(database: db_session.Database) -> Found:
+    """Look at which schema a database has."""
+    scripts = alembic.script.ScriptDirectory.from_config(_alembic_config())
+    with database.engine.connect() as connection:
+        options = {'version_table': VERSION_TABLE}
+        found = migration.MigrationContext.configure(connection, opts=options)
+        revision = found.get_current_revision()
+    newest = set(scripts.get_heads())
+    older = {each.revision for each in scripts.walk_revisions()} - newest
+    return Found(revision, ', '.join(sorted(newest)), revision in older)
+
+
 def require(database: db_session.Database) -> None:
     """Refuse a database that has not been brought to the schema of this release.
 
@@ -26,19 +52,14 @@ def require(database: db_session.Database) -> None:
 
     :raises nova_precache.exception.ConfigError: it has no tables of this service, or old ones
     """
-    scripts = alembic.script.ScriptDirectory.from_config(_alembic_config())
-    with database.engine.connect() as connection:
-        options = {'version_table': VERSION_TABLE}
-        found = migration.MigrationContext.configure(connection, opts=options)
-        revision = found.get_current_revision()
-    if revision is None:
+    found = find(database)
+    if found.revision is None:
         raise exception.ConfigError(
             'the database has no tables of this service; run nova-precache-manage db sync'
         )
-    older = {each.revision for each in scripts.walk_revisions()} - set(scripts.get_heads())
-    if revision in older:
+    if found.is_older:
         raise exception.ConfigError(
-            f'the tables of this service are of an earlier release (revision {revision}); '
+            f'the tables of this service are of an earlier release (revision {found.revision}); '
             'run nova-precache-manage db sync'
         )
 

@@ -34,6 +34,7 @@ CALLER = {
     'X-Project-Id': corpus.PROJECT,
     'X-Roles': 'admin,manager,member,reader',
 }
+LATEST = {corpus.VERSION: f'compute {corpus.OUR_MAXIMUM}'}
 # Who serves says these, and not the application.
 TRANSPORT = frozenset({'connection', 'date', 'keep-alive', 'server', 'transfer-encoding'})
 REQUEST_IDS = ('x-openstack-request-id', 'x-compute-request-id')
@@ -134,25 +135,31 @@ def _without_chance(value: Any, key: str = '') -> Any:
 
 
 @pytest.fixture(scope='module')
-def doors(
-    glance: glance_server.GlanceServer,
-    upload_image: UploadImage,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Door, Door]]:
-    """A stock nova-api and our API, before the same Glance."""
-    _upload_images(glance.url, upload_image)
+def stock_api(
+    glance: glance_server.GlanceServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[nova_api.NovaApi]:
     require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
     try:
         nova.ENVIRONMENT.ensure()
     except environment.EnvironmentFailed as exc:
         require_server('Nova', False, str(exc))
     directory = tmp_path_factory.mktemp('nova')
-    with (
-        nova_api.NovaApi(directory, corpus.HOSTS, glance.url) as stock,
-        _serving(tmp_path_factory.mktemp('ours'), glance.url) as ours,
-    ):
+    with nova_api.NovaApi(directory, corpus.HOSTS, glance.url) as stock:
+        yield stock
+
+
+@pytest.fixture(scope='module')
+def doors(
+    glance: glance_server.GlanceServer,
+    upload_image: UploadImage,
+    stock_api: nova_api.NovaApi,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Door, Door]]:
+    """A stock nova-api and our API, before the same Glance."""
+    _upload_images(glance.url, upload_image)
+    with _serving(tmp_path_factory.mktemp('ours'), glance.url) as ours:
         yield (
-            Door(stock.url, corpus.NOVAS_MAXIMUM),
+            Door(stock_api.url, corpus.NOVAS_MAXIMUM),
             Door(f'http://127.0.0.1:{ours.port}', corpus.OUR_MAXIMUM),
         )
 
@@ -167,12 +174,15 @@ def _upload_images(glance_url: str, upload_image: UploadImage) -> None:
 
 
 @contextlib.contextmanager
-def _serving(directory: pathlib.Path, glance_url: str) -> Iterator[server.HttpServer]:
+def _serving(
+    directory: pathlib.Path, glance_url: str, novas_database: str | None = None
+) -> Iterator[server.HttpServer]:
     """Serve our API in this process, with the hosts mapped to a cell and nobody behind it."""
     conf = options.new(config_files=[])
     conf.set_override('auth_strategy', 'noauth2', 'api')
     conf.set_override('bind_port', 0, 'api')
     conf.set_override('connection', f'sqlite:///{directory}/precache.sqlite', 'database')
+    conf.set_override('connection', novas_database, 'api_database')
     conf.set_override('endpoint_override', glance_url, 'glance')
     conf.set_override('transport_url', 'fake:/')
     database = session.connect(conf)
@@ -207,6 +217,27 @@ def test_both_answer_alike(doors: tuple[Door, Door], name: str) -> None:
         if not _is_as_expected(ask, stock, ours):
             differences.append(f'{ask}\n  Nova: {stock}\n  ours: {ours}')
     assert not differences, '\n\n'.join(differences)
+
+
+def test_on_the_database_of_a_nova_we_list_exactly_what_it_lists(
+    doors: tuple[Door, Door],
+    stock_api: nova_api.NovaApi,
+    glance: glance_server.GlanceServer,
+    tmp_path: pathlib.Path,
+) -> None:
+    _set_the_stage(doors)
+    database = f'sqlite:///{stock_api.directory}/api.sqlite'
+    with _serving(tmp_path, glance.url, database) as ours:
+        own_url = f'http://127.0.0.1:{ours.port}'
+        for path in (corpus.AGGREGATES, f'{corpus.AGGREGATES}/2'):
+            theirs, read = (
+                requests.get(url + path, headers={**CALLER, **LATEST}, timeout=30)
+                for url in (stock_api.url, own_url)
+            )
+            assert (read.status_code, read.json()) == (200, theirs.json())
+        refused = requests.delete(own_url + path, headers=CALLER, timeout=30)
+    assert refused.status_code == 403
+    assert 'kept in the database of Nova' in refused.json()['forbidden']['message']
 
 
 def _is_as_expected(ask: corpus.Ask, stock: Answer, ours: Answer) -> bool:

@@ -428,6 +428,25 @@ def test_our_manager_keeps_what_a_disk_of_nova_is_based_on(host: Host, image_id:
     assert host.names() == []
 
 
+@pytest.mark.parametrize('mark', ['compute_id', 'instances/compute_nodes'])
+def test_we_leave_expiry_to_a_nova_compute_known_by_what_it_leaves_behind(
+    host: Host, image_id: str, tmp_path: pathlib.Path, mark: str
+) -> None:
+    host.cache_image(image_id)
+    age(host.base(image_id), DAY_SECONDS + 60)
+    host.compute.call(
+        'leave_marks',
+        {'DEFAULT': {'instances_path': str(host.instances_path), 'state_path': str(tmp_path)}},
+        None,
+    )
+    (tmp_path / ({'compute_id', 'instances/compute_nodes'} - {mark}).pop()).unlink()
+    assert (tmp_path / mark).exists()
+    host.ours().manage_image_cache()
+    assert host.names() == [_sha1(image_id)]
+    host.nova_cleans()
+    assert host.names() == []
+
+
 # The lock, taken by each in its own way
 
 

@@ -152,8 +152,10 @@ def test_beside_nova_a_mapped_host_may_say_hello_but_none_is_mapped(
     inventory.map_host('host1', cell.uuid)
     read_only = cells_inventory.Inventory(database, writable=False)
     read_only.map_host('host1', cell.uuid)
-    with pytest.raises(exception.ReadOnlyInventory):
+    with pytest.raises(exception.HostNotMapped, match='host2 is not mapped to cell cell1'):
         read_only.map_host('host2', cell.uuid)
+    with pytest.raises(exception.AgentConflict):
+        read_only.map_host('host1', 'another-cell')
     with pytest.raises(exception.ReadOnlyInventory):
         read_only.create_cell('cell2', 'fake:///')
     assert [host for host, _ in read_only.list_host_mappings()] == ['host1']

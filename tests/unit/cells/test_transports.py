@@ -4,8 +4,8 @@
 import pytest
 
 from nova_precache import exception, rpc
+from nova_precache.cells import inventory, templates, transports
 from nova_precache.cells import models as cell_models
-from nova_precache.cells import transports
 from tests.unit.conftest import World
 
 
@@ -62,6 +62,31 @@ def test_only_enabled_cells_with_a_broker_are_served(
     world.change(cell_models.CellMapping, cell_models.CellMapping.uuid == off.uuid, disabled=True)
 
     assert [cell.name for cell in cells.refresh()] == ['cell1']
+
+
+def test_a_cell_whose_template_is_not_filled_in_is_told_of_once_and_keeps_nobody_else_off(
+    world: World, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = world.inventory.create_cell('broken', 'rabbit://{hostname}/')
+    filling = templates.Filling(transport_url='fake:///', database_connection=None)
+    stock = inventory.Inventory(world.database, writable=False, fill_cell=filling.fill_cell)
+    cells = transports.CellTransports(stock, broker.connect)
+
+    assert cells.refresh() == cells.refresh() == [world.cell]
+    [told] = [each for each in caplog.messages if 'is a template' in each]
+    assert broken.uuid in told
+    with pytest.raises(exception.ConfigError, match=r'cell broken cannot be reached.*\{hostname\}'):
+        cells.get(broken.uuid)
+    assert cells.get(world.cell.uuid).exchange == 'fake:///cell1'
+
+
+def test_a_cell_without_a_url_is_not_called_by_that_of_the_api(
+    world: World, cells: transports.CellTransports, broker: Broker
+) -> None:
+    without = world.inventory.create_cell('without', '')
+    with pytest.raises(exception.ConfigError, match='has no transport URL'):
+        cells.get(without.uuid)
+    assert broker.made == []
 
 
 def test_a_cell_that_was_added_later_is_found(

@@ -194,6 +194,22 @@ def test_a_name_that_is_taken_is_logged_as_an_error(
     ]
 
 
+def test_a_host_that_nova_has_yet_to_map_says_so_once(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agent, '_UNMAPPED_WAIT_SECONDS', 0)
+    conductor.register_errors = [exception.HostNotMapped('h1 is not mapped')] * 3
+
+    compute.start()
+
+    assert compute.wait_registered(WAIT_SECONDS)
+    assert conductor.register_errors == []
+    assert _errors(caplog, logging.WARNING) == ['Host h1 is not registered yet: h1 is not mapped']
+
+
 def test_a_registered_compute_goes_on_reporting_through_failures(
     compute: agent.Agent, conductor: FakeReporter
 ) -> None:

@@ -6,9 +6,11 @@ import datetime
 from collections.abc import Callable
 from typing import Any
 
+import oslo_messaging
 import pytest
 
 from nova_precache import context, exception, model
+from nova_precache.cells import inventory
 from nova_precache.conductor import intake, manager
 from nova_precache.db import caches
 from tests.unit.conftest import World
@@ -79,8 +81,18 @@ def test_a_second_agent_of_a_living_host_is_refused(
 ) -> None:
     endpoint.register(CTXT, STATE)
 
-    with pytest.raises(exception.AgentConflict, match='another id'):
-        endpoint.register(CTXT, {**STATE, 'agent_id': 'agent-2'})
+    refusal = _refusal(endpoint, {**STATE, 'agent_id': 'agent-2'})
+
+    assert isinstance(refusal, exception.AgentConflict)
+    assert 'another id' in str(refusal)
+
+
+def _refusal(endpoint: manager.CellEndpoint, state: model.Json) -> BaseException | None:
+    """Give what the agent is answered; oslo.messaging logs it as no failure."""
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        endpoint.register(CTXT, state)
+    _, error, _ = answered.value.exc_info
+    return error
 
 
 def test_a_host_of_another_cell_is_refused_and_does_not_take_the_name_of_a_silent_one(
@@ -92,12 +104,36 @@ def test_a_host_of_another_cell_is_refused_and_does_not_take_the_name_of_a_silen
     world.dead('h1')
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
 
-    with pytest.raises(exception.AgentConflict, match='is mapped to cell'):
-        endpoint_of(other.uuid).register(CTXT, {**STATE, 'agent_id': 'agent-2'})
+    refusal = _refusal(endpoint_of(other.uuid), {**STATE, 'agent_id': 'agent-2'})
 
+    assert isinstance(refusal, exception.AgentConflict)
+    assert 'is mapped to cell' in str(refusal)
     agent = world.agents.get(['h1'])['h1']
     assert (agent.agent_id, agent.cell_uuid) == ('agent-1', world.cell.uuid)
     assert 'h1' in world.agents.down(['h1'])
+
+
+def test_an_agent_whose_host_nova_has_not_mapped_is_refused_with_one_warning(
+    world: World, reports: intake.Intake, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = manager.CellEndpoint(
+        world.cell.uuid,
+        inventory.Inventory(world.database, writable=False),
+        world.agents,
+        world.jobs,
+        reports,
+        lambda: None,
+    )
+
+    for _ in range(2):
+        assert isinstance(_refusal(endpoint, STATE), exception.HostNotMapped)
+        assert world.agents.get(['h1']) == {}
+    [warning] = [each for each in caplog.messages if 'Host h1' in each]
+    assert warning.startswith('Host h1 is not mapped to cell cell1 in the database of Nova; ')
+
+    world.inventory.map_host('h1', world.cell.uuid)
+    endpoint.register(CTXT, STATE)
+    assert world.agents.get(['h1'])['h1'].cell_uuid == world.cell.uuid
 
 
 def test_a_report_keeps_a_host_alive(

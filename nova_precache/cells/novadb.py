@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inventory of a Nova beside this service, in a database where nothing is ever written."""
+
+import sqlalchemy as sa
+from oslo_config import cfg
+
+from nova_precache import exception
+from nova_precache.cells import inventory, models, templates
+from nova_precache.db import session as db_session
+
+GROUP = 'api_database'
+
+
+def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.Inventory:
+    """Open the inventory of Nova where ``[api_database]`` names one, else our own.
+
+    :param own: the database of this service
+    :raises nova_precache.exception.ConfigError: there is no inventory of Nova to be read
+    """
+    if not conf.api_database.connection:
+        return inventory.Inventory(own)
+    filling = templates.Filling(
+        transport_url=conf.api_database.template_transport_url or conf.transport_url,
+        database_connection=(
+            conf.api_database.template_database_connection or conf.database.connection
+        ),
+    )
+    return inventory.Inventory(connect(conf), writable=False, fill_cell=filling.fill_cell)
+
+
+def connect(conf: cfg.ConfigOpts) -> db_session.Database:
+    """Open Nova's API database, such that it refuses whatever would change it.
+
+    :raises nova_precache.exception.ConfigError: it cannot be opened, or is none of Nova's
+    """
+    if conf.api_database.connection == conf.database.connection:
+        raise exception.ConfigError(
+            '[api_database] connection names the database of this service, not that of Nova'
+        )
+    database = db_session.connect(conf, GROUP, read_only=True)
+    tables = sa.inspect(database.engine)
+    for name in models.Base.metadata.tables:
+        if not tables.has_table(name):
+            raise exception.ConfigError(
+                f'[api_database] connection names no API database of Nova: it has no table {name}'
+            )
+    return database

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A database of Nova is opened such that nothing in it changes; one that is none is refused.
+
+MariaDB, and a database that Nova has made, are for the integration tests.
+"""
+
+import pathlib
+
+import pytest
+import sqlalchemy as sa
+from oslo_config import cfg
+
+from nova_precache import conf as options
+from nova_precache import exception
+from nova_precache.cells import inventory, models, novadb
+from nova_precache.db import session
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / 'nova api?.sqlite'
+
+
+@pytest.fixture
+def conf(tmp_path: pathlib.Path, path: pathlib.Path) -> cfg.ConfigOpts:
+    made = options.new(config_files=[])
+    made.set_override('connection', f'sqlite:///{tmp_path}/own.sqlite', 'database')
+    quoted = str(path).replace('?', '%3F')
+    made.set_override('connection', f'sqlite:///{quoted}', 'api_database')
+    return made
+
+
+@pytest.fixture
+def theirs(path: pathlib.Path) -> inventory.Inventory:
+    """An inventory as Nova has it: in a file that is not in the mode of ours."""
+    engine = sa.create_engine(sa.URL.create('sqlite', database=str(path)))
+    models.Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        cell = sa.insert(models.CellMapping).values(uuid='c1', name='cell1', transport_url='{path}')
+        connection.execute(cell)
+        connection.execute(sa.insert(models.HostMapping).values(host='host1', cell_id=1))
+    engine.dispose()
+
+
+@pytest.mark.usefixtures('theirs')
+def test_what_is_opened_refuses_to_be_changed_and_stays_as_it_was(
+    conf: cfg.ConfigOpts, path: pathlib.Path
+) -> None:
+    before = path.read_bytes()
+    database = novadb.connect(conf)
+    with pytest.raises(sa.exc.OperationalError, match='readonly'):
+        database.write(lambda writer: writer.execute(sa.delete(models.HostMapping)))
+    with pytest.raises(sa.exc.OperationalError, match='readonly'), database.engine.begin() as raw:
+        raw.execute(sa.text('CREATE TABLE ours (id INTEGER)'))
+    database.dispose()
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures('theirs')
+def test_hosts_and_cells_are_those_of_nova_and_none_is_added(conf: cfg.ConfigOpts) -> None:
+    conf.set_override('template_transport_url', 'rabbit://h/the-path', 'api_database')
+    stock = novadb.open_inventory(conf, session.connect(conf))
+    assert stock.get_cell('c1').transport_url == 'the-path'
+    assert stock.cell_of_hosts(['host1', 'host2']) == {'host1': 'c1'}
+    stock.map_host('host1', 'c1')
+    with pytest.raises(exception.HostNotMapped, match='host2 is not mapped to cell cell1'):
+        stock.map_host('host2', 'c1')
+    with pytest.raises(exception.ReadOnlyInventory, match='database of Nova'):
+        stock.create_cell('cell2', 'fake:///')
+
+
+def test_without_one_of_nova_the_inventory_is_our_own(conf: cfg.ConfigOpts) -> None:
+    conf.clear_override('connection', 'api_database')
+    own = session.connect(conf)
+    models.Base.metadata.create_all(own.engine)
+    cell = novadb.open_inventory(conf, own).create_cell('cell1', 'fake:///{path}')
+    assert inventory.Inventory(own).list_cells() == [cell]
+
+
+def test_no_file_is_made_where_there_is_none(conf: cfg.ConfigOpts, path: pathlib.Path) -> None:
+    conf.set_override('max_retries', 0, 'api_database')
+    with pytest.raises(exception.ConfigError, match=r'^\[api_database\] connection cannot be used'):
+        novadb.connect(conf)
+    assert not path.exists()
+
+
+def test_a_database_without_an_inventory_is_refused(
+    conf: cfg.ConfigOpts, path: pathlib.Path
+) -> None:
+    path.touch()
+    with pytest.raises(exception.ConfigError, match='it has no table aggregates'):
+        novadb.connect(conf)
+
+
+def test_our_own_database_is_not_taken_for_novas(conf: cfg.ConfigOpts) -> None:
+    conf.set_override('connection', conf.database.connection, 'api_database')
+    with pytest.raises(exception.ConfigError, match='not that of Nova'):
+        novadb.connect(conf)
