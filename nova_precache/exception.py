@@ -21,9 +21,12 @@
     │   ├── AggregateHostExists
     │   ├── InvalidHost
     │   ├── AgentConflict
+    │   ├── HostNotMapped
     │   ├── CellExists
+    │   ├── InUse
     │   ├── RootDiskExists
     │   ├── StatusConflict
+    │   ├── NotByNova
     │   └── VersionUnsupported
     ├── Forbidden
     │   ├── PolicyNotAuthorized
@@ -31,6 +34,7 @@
     ├── ImageServiceUnavailable
     ├── ConfigError
     ├── CellUnreachable
+    ├── HostOccupied
     └── CacheError
         ├── ImageGone
         ├── ImageUnauthorized
@@ -171,8 +175,16 @@ class AgentConflict(Conflict):
     """Another living agent reports under the same host name, or in another cell."""
 
 
+class HostNotMapped(Conflict):
+    """A Nova that keeps the inventory has not mapped the host of an agent to its cell."""
+
+
 class CellExists(Conflict):
     """Another cell has this name or these URLs."""
+
+
+class InUse(Conflict):
+    """What is to be deleted is still needed; the message says what for."""
 
 
 class RootDiskExists(Conflict):
@@ -187,6 +199,10 @@ class StatusConflict(Conflict):
 
     def __init__(self, what: str, name: str, status: str, action: str) -> None:
         super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
+
+
+class NotByNova(Conflict):
+    """A stock nova-compute cannot do this, or tell this."""
 
 
 class VersionUnsupported(Conflict):
@@ -220,7 +236,20 @@ class ConfigError(PrecacheError):
 
 
 class CellUnreachable(PrecacheError):
-    """A cell's broker takes no message."""
+    """A cell's broker takes no message, or its database gives no answer."""
+
+
+class HostOccupied(PrecacheError):
+    """A host may not be called now: a call that it never answered may still be at work there.
+
+    :ivar seconds: until that call is over for certain
+    :ivar is_lost: it is the call that was to be made, and an attempt
+    """
+
+    def __init__(self, why: str, seconds: float, *, is_lost: bool = False) -> None:
+        super().__init__(why)
+        self.seconds = seconds
+        self.is_lost = is_lost
 
 
 class CacheError(PrecacheError):

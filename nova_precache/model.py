@@ -197,13 +197,29 @@ class Aggregate:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell mapping. The URLs hold passwords and stay out of every repr."""
+    """A cell mapping. The URLs hold passwords and stay out of every repr.
+
+    :ivar transport_problem: why there is no transport URL, where it is a template without
+        what fills it in; the same for the database
+    """
 
     uuid: str
     name: str
     transport_url: str = dataclasses.field(repr=False)
     database_connection: str = dataclasses.field(default='', repr=False)
     disabled: bool = False
+    transport_problem: str | None = None
+    database_problem: str | None = None
+
+    @property
+    def why_off(self) -> str | None:
+        """Why none of its computes is called, None where they are."""
+        if self.disabled:
+            return f'cell {self.name} is disabled'
+        if not self.transport_url:
+            why = self.transport_problem or 'it has no transport URL'
+            return f'cell {self.name} cannot be reached: {why}'
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +322,7 @@ class CacheRequest:
     description: str | None = None
     client_request_id: str | None = None
     pin_id: str | None = None
+    global_request_id: str | None = None
 
     @property
     def eta_seconds(self) -> float | None:

@@ -11,8 +11,8 @@ import logging
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import amqp
 import kombu.exceptions
@@ -22,6 +22,8 @@ from oslo_config import cfg
 from nova_precache import context, exception
 
 LOG = logging.getLogger(__name__)
+
+Method = TypeVar('Method', bound=Callable[..., Any])
 
 UNREADABLE = '<unreadable>'
 AUTO = 'auto'
@@ -46,6 +48,11 @@ class Endpoint:
         return str(self.target.version)
 
 
+def refuses(*errors: type[Exception]) -> Callable[[Method], Method]:
+    """Mark a method of an endpoint that answers these errors: no failure, and not logged as one."""
+    return messaging.expected_exceptions(*errors)  # type: ignore[no-any-return]
+
+
 class ContextSerializer(messaging.Serializer):  # type: ignore[misc]
     """Carries the request context without its token."""
 
@@ -59,14 +66,37 @@ class ContextSerializer(messaging.Serializer):  # type: ignore[misc]
         return ctxt.to_wire()
 
     def deserialize_context(self, ctxt: dict[str, Any]) -> context.RequestContext:
-        return context.RequestContext.from_wire(ctxt)
+        """Make the context of a call, which the log of the thread that serves it goes under."""
+        arrived = context.RequestContext.from_wire(ctxt)
+        arrived.update_store()
+        return arrived
+
+
+class NovaContextSerializer(ContextSerializer):
+    """Carries to a Nova what it goes by: it asks its image service with the token of the caller."""
+
+    def serialize_context(self, ctxt: context.RequestContext) -> dict[str, Any]:
+        return {
+            'request_id': ctxt.request_id,
+            'global_request_id': ctxt.global_request_id,
+            'is_admin': ctxt.is_admin,
+            'auth_token': ctxt.auth_token,
+        }
 
 
 class Client:
-    """Calls and casts to one topic on one transport."""
+    """Calls and casts to one topic on one transport.
+
+    :param serializer: of what is not called by our own endpoints, which answer a probe
+    """
 
     def __init__(
-        self, transport: 'Transport', topic: str, version_cap: str | None, retries: int | None
+        self,
+        transport: 'Transport',
+        topic: str,
+        version_cap: str | None,
+        retries: int | None,
+        serializer: messaging.Serializer | None = None,
     ) -> None:
         target = messaging.Target(exchange=transport.exchange, topic=topic, version='1.0')
         self._transport = transport
@@ -74,10 +104,10 @@ class Client:
             transport.calling,
             target,
             version_cap=version_cap,
-            serializer=ContextSerializer(),
+            serializer=serializer or ContextSerializer(),
             retry=retries,
         )
-        self._has_called = False
+        self._has_called = serializer is not None
 
     def can_send(self, version: str) -> bool:
         """Tell whether the pin in ``[upgrade_levels]`` lets this version be sent."""
@@ -226,6 +256,10 @@ class Transport:
     ) -> Client:
         """Make a client; ``retries`` None retries a dead broker for ever."""
         return Client(self, topic, version_cap, retries)
+
+    def nova_client(self, topic: str, version_cap: str | None, retries: int | None) -> Client:
+        """Make a client of a stock Nova's service, which answers no probe before a call."""
+        return Client(self, topic, version_cap, retries, NovaContextSerializer())
 
     def server(self, topic: str, name: str, endpoints: Sequence[object]) -> Server:
         return Server(self, topic, name, endpoints)

@@ -17,8 +17,8 @@ from oslo_config import cfg
 
 from nova_precache import context, exception, metrics, model, policy, rpc
 from nova_precache.api import app, auth, call
-from nova_precache.cells import inventory, transports
-from nova_precache.compute import agent, manager, transfers
+from nova_precache.cells import inventory, liveness, novadb, novahosts, transports
+from nova_precache.compute import agent, manager, novarpc, transfers
 from nova_precache.compute import inventory as compute_inventory
 from nova_precache.compute import metrics as compute_metrics
 from nova_precache.compute import rpcapi as compute_rpcapi
@@ -34,11 +34,14 @@ from nova_precache.conductor import (
     service,
     tracker,
 )
+from nova_precache.conductor import liveness as conductor_liveness
 from nova_precache.conductor import manager as conductor_manager
 from nova_precache.conductor import metrics as conductor_metrics
 from nova_precache.conductor import pins as conductor_pins
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conductor import steering as conductor_steering
+from nova_precache.conductor import stock as conductor_stock
+from nova_precache.conf import image_cache
 from nova_precache.db import (
     agents,
     announcements,
@@ -49,6 +52,8 @@ from nova_precache.db import (
     requests,
     returning,
     steering,
+    stockcalls,
+    untold,
 )
 from nova_precache.db import session as db_session
 from nova_precache.image import glance
@@ -79,7 +84,8 @@ def _conductor_cap(conf: cfg.ConfigOpts) -> str | None:
 
 
 def _compute_cap(conf: cfg.ConfigOpts) -> str | None:
-    return rpc.version_cap('compute', conf.upgrade_levels.compute, compute_rpcapi.VERSION)
+    newest = novarpc.VERSION if _is_stock(conf) else compute_rpcapi.VERSION
+    return rpc.version_cap('compute', conf.upgrade_levels.compute, newest)
 
 
 def _compute_api(
@@ -95,6 +101,25 @@ def _compute_api(
         timeout_seconds=conf.long_rpc_timeout,
         monitor_seconds=answer_seconds or conf.rpc_response_timeout,
     )
+
+
+def _nova_compute_api(conf: cfg.ConfigOpts, transport: rpc.Transport) -> novarpc.NovaComputeAPI:
+    return novarpc.NovaComputeAPI(
+        transport,
+        version_cap=_compute_cap(conf),
+        connect_retries=conf.conductor.rpc_connect_retries,
+        timeout_seconds=conf.long_rpc_timeout,
+        monitor_seconds=conf.rpc_response_timeout,
+    )
+
+
+def _is_stock(conf: cfg.ConfigOpts) -> bool:
+    """Tell whether images are cached by the nova-compute of each host."""
+    return bool(conf.image_cache.compute_backend == image_cache.NOVA)
+
+
+def _nova_liveness(conf: cfg.ConfigOpts, aggregates: inventory.Inventory) -> liveness.NovaLiveness:
+    return liveness.NovaLiveness(aggregates, conf.service_down_time, time.monotonic)
 
 
 def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
@@ -113,20 +138,39 @@ def api_application(conf: cfg.ConfigOpts, database: db_session.Database) -> serv
     """Build the WSGI application."""
     transport = rpc.connect(conf)
     conductor = conductor_rpcapi.ConductorAPI(transport, _conductor_cap(conf))
+    stock = novadb.open_inventory(conf, database)
     services = call.Services(
-        inventory=inventory.Inventory(database),
+        inventory=stock,
         requests=request_store(conf, database),
         steering=steering.Steering(database),
-        agents=agent_store(conf, database),
-        caches=caches.Caches(database),
+        agents=_shown_hosts(conf, database, stock),
+        caches=_told_caches(conf, database),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         pins=pins.Pins(database),
         images_for=_callers_images(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
-        why_unsupported=_compute_api(conf, transport, _compute_cap(conf)).why_unsupported,
+        why_unsupported=_why_unsupported(conf, transport),
         enforcer=policy.Enforcer(conf),
     )
     return app.build(conf, services)
+
+
+def _shown_hosts(
+    conf: cfg.ConfigOpts, database: db_session.Database, stock: inventory.Inventory
+) -> call.AgentStore:
+    if _is_stock(conf):
+        return novahosts.NovaHosts(stock, _nova_liveness(conf, stock))
+    return agent_store(conf, database)
+
+
+def _told_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
+    return untold.UntoldCaches(database) if _is_stock(conf) else caches.Caches(database)
+
+
+def _why_unsupported(conf: cfg.ConfigOpts, transport: rpc.Transport) -> Callable[[], str | None]:
+    if _is_stock(conf):
+        return _nova_compute_api(conf, transport).why_unsupported
+    return _compute_api(conf, transport, _compute_cap(conf)).why_unsupported
 
 
 def api_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.HttpServer:
@@ -137,7 +181,10 @@ def api_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
     group = conf.api
     auth.refuse_exposure(group.auth_strategy, group.bind_host)
     application = api_application(conf, database)
-    return server.HttpServer(application, group.bind_host, group.bind_port, group.threads)
+    certificate = server.Certificate(group.cert_file, group.key_file) if group.cert_file else None
+    return server.HttpServer(
+        application, group.bind_host, group.bind_port, group.threads, certificate
+    )
 
 
 def _callers_images(
@@ -213,17 +260,13 @@ class ConductorParts:
         self.compute_cap = _compute_cap(conf)
         self.id = str(uuid.uuid4())
         self.started = time.monotonic()
-        self.inventory = inventory.Inventory(database)
+        self.inventory = novadb.open_inventory(conf, database)
         self.requests = request_store(conf, database)
         self.agents = agent_store(conf, database)
         self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
         self.intake = intake.Intake(self.agents, self.jobs, caches.Caches(database))
         self.images: OwnImages = service_images(conf)
-        self.policy = retry.RetryPolicy(
-            conf.image_cache.precache_max_attempts,
-            conf.image_cache.retry_delay_seconds,
-            conf.image_cache.retry_max_delay_seconds,
-        )
+        self.policy = _retry_policy(conf)
         self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
         self.api_transport = rpc.connect(conf)
         self.transports = transports.CellTransports(
@@ -239,6 +282,7 @@ class ConductorParts:
         )
         self.steering = steering.Steering(database)
         self.computes: Callable[[str], caller.ComputeClient] = self._measured_compute
+        self.stock = _StockComputes(conf, database, self.inventory) if _is_stock(conf) else None
         self.counters = conductor_metrics.Counters(exposed.registry)
         counted = census.Census(database, conf.service_down_time)
         exposed.registry.register(conductor_metrics.StateCollector(counted.take, time.monotonic))
@@ -254,10 +298,13 @@ class ConductorParts:
     def conductor(self) -> service.Conductor:
         options = self.conf.conductor
         dispatch = self._dispatcher()
+        helm = self._helm(dispatch.wake)
+        reconciler = self._reconciler(dispatch.wake)
+        self._follow_options(dispatch, helm, reconciler)
         return service.Conductor(
             conductor_id=self.id,
             dispatch=dispatch,
-            helm=self._helm(dispatch.wake),
+            helm=helm,
             announce=self.announcer,
             reports=self.intake,
             job_store=self.jobs,
@@ -271,7 +318,7 @@ class ConductorParts:
                 cells_seconds=options.cell_refresh_seconds,
                 purge=self._purge,
                 pin_seconds=options.pin_interval_seconds,
-                keep_pins=self._reconciler(dispatch.wake).run,
+                keep_pins=reconciler.run,
             ),
         )
 
@@ -294,19 +341,30 @@ class ConductorParts:
     def _helm(self, freed: Callable[[], None]) -> conductor_steering.Helm:
         return conductor_steering.Helm(
             store=self.steering,
-            hosts=returning.Returning(self.database, self.conf.service_down_time),
+            hosts=self._returning(),
             track=self.tracker,
-            tell=orders.Orders(
-                store=self.steering,
-                job_store=self.jobs,
-                agent_store=self.agents,
-                track=self.tracker,
-                computes=self._steered_compute,
-                breakers=self.breakers,
-                clock=time.monotonic,
-                freed=freed,
-            ),
+            tell=self._orders(freed),
             poll_seconds=self.conf.conductor.poll_interval_seconds,
+            freed=freed,
+        )
+
+    def _returning(self) -> conductor_steering.Returning:
+        if self.stock is not None:
+            waiting = returning.Waiting(self.database)
+            return conductor_stock.StockReturning(waiting, self.stock.liveness)
+        return returning.Returning(self.database, self.conf.service_down_time)
+
+    def _orders(self, freed: Callable[[], None]) -> conductor_steering.Orders:
+        if self.stock is not None:
+            return conductor_stock.StockOrders(self.steering, self.jobs, self.tracker, freed)
+        return orders.Orders(
+            store=self.steering,
+            job_store=self.jobs,
+            agent_store=self.agents,
+            track=self.tracker,
+            computes=self._steered_compute,
+            breakers=self.breakers,
+            clock=time.monotonic,
             freed=freed,
         )
 
@@ -315,26 +373,40 @@ class ConductorParts:
             conductor_id=self.id,
             request_store=self.requests,
             pin_store=pins.Pins(self.database),
-            cache_store=caches.Caches(self.database),
+            cache_store=_told_caches(self.conf, self.database),
             aggregates=self.inventory,
-            agent_store=self.agents,
+            alive=self._alive(),
             images=self.images,
-            rules=conductor_pins.Rules(
-                interval_seconds=self.conf.conductor.pin_interval_seconds,
-                hosts_per_round=self.conf.image_cache.pin_hosts_per_round,
-                minimum_age_seconds=(
-                    self.conf.image_cache.remove_unused_original_minimum_age_seconds
-                ),
-            ),
+            rules=_pin_rules(self.conf),
             wake=wake,
         )
+
+    def _follow_options(
+        self,
+        dispatch: dispatcher.Dispatcher,
+        helm: conductor_steering.Helm,
+        reconciler: conductor_pins.Reconciler,
+    ) -> None:
+        """Have the options that may change at run time take effect when they do."""
+
+        def follow(conf: cfg.ConfigOpts, fresh: object) -> None:
+            dispatch.limit = conf.image_cache.precache_concurrency
+            dispatch.stop_seconds = conf.conductor.stop_timeout_seconds
+            self.tracker.policy = _retry_policy(conf)
+            self.breakers.rest_seconds = self.tracker.policy.delay_seconds
+            reconciler.rules = _pin_rules(conf)
+            for loop in (dispatch, helm, self.announcer):
+                loop.poll_seconds = conf.conductor.poll_interval_seconds
+                loop.wake()
+
+        self.conf.register_mutate_hook(follow)
 
     def _planning(self) -> planning.Planning:
         return planning.Planning(
             conductor_id=self.id,
             request_store=self.requests,
             aggregates=self.inventory,
-            agent_store=self.agents,
+            alive=self._alive(),
             images=self.images,
             track=self.tracker,
             chunk_tasks=self.conf.conductor.plan_chunk_tasks,
@@ -346,7 +418,7 @@ class ConductorParts:
         return caller.HostCaller(
             conductor_id=self.id,
             job_store=self.jobs,
-            agent_store=self.agents,
+            why_down=self._why_down,
             track=self.tracker,
             computes=self.computes,
             images=self.images,
@@ -355,8 +427,17 @@ class ConductorParts:
         )
 
     def _measured_compute(self, cell_uuid: str) -> caller.ComputeClient:
-        computes = self._compute_api(self.transports.get(cell_uuid))
+        transport = self.transports.get(cell_uuid)
+        computes = self._compute_api(transport) if self.stock is None else self.stock.of(transport)
         return conductor_metrics.MeasuredCompute(computes, cell_uuid, self.counters, time.monotonic)
+
+    def _alive(self) -> conductor_liveness.Liveness:
+        return self.agents if self.stock is None else self.stock.liveness
+
+    def _why_down(self, assignment: jobs.Assignment) -> str | None:
+        if self.stock is not None:
+            return self.stock.liveness.why_down(assignment.host, assignment.cell_uuid)
+        return self.agents.why_down(assignment.seen_at, assignment.assigned_at)
 
     def _steered_compute(self, cell_uuid: str) -> compute_rpcapi.ComputeAPI:
         """Give a client whose short calls are answered soon, or count as unanswered."""
@@ -381,13 +462,54 @@ class ConductorParts:
     def _is_settled(self) -> bool:
         """Every living compute has reported since this conductor started to listen."""
         listened_seconds = time.monotonic() - self.started
-        return bool(listened_seconds > 2 * self.conf.report_interval)
+        return self.stock is not None or bool(listened_seconds > 2 * self.conf.report_interval)
 
     def _why_no_call(self) -> str | None:
+        if self.stock is not None:
+            return self.stock.api(self.api_transport).why_unsupported()
         return self._compute_api(self.api_transport).why_unsupported()
 
     def _purge(self) -> None:
         self.requests.purge(self.conf.image_cache.request_retention_days)
+
+
+class _StockComputes:
+    """What a conductor has instead of computes of our own.
+
+    :ivar liveness: of the nova-computes
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
+    ) -> None:
+        self._conf = conf
+        self._calls = stockcalls.StockCalls(database)
+        self.liveness = _nova_liveness(conf, aggregates)
+
+    def of(self, transport: rpc.Transport) -> conductor_stock.StockCompute:
+        """Give the client of the nova-computes that are reached that way."""
+        over_seconds = self._conf.long_rpc_timeout + conductor_stock.SENDING_SECONDS
+        return conductor_stock.StockCompute(self.api(transport), self._calls, over_seconds)
+
+    @functools.cache  # noqa: B019 - one client a transport, for the life of the process
+    def api(self, transport: rpc.Transport) -> novarpc.NovaComputeAPI:
+        return _nova_compute_api(self._conf, transport)
+
+
+def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
+    group = conf.image_cache
+    return retry.RetryPolicy(
+        group.precache_max_attempts, group.retry_delay_seconds, group.retry_max_delay_seconds
+    )
+
+
+def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.Rules:
+    group = conf.image_cache
+    return conductor_pins.Rules(
+        interval_seconds=conf.conductor.pin_interval_seconds,
+        hosts_per_round=group.pin_hosts_per_round,
+        minimum_age_seconds=group.remove_unused_original_minimum_age_seconds,
+    )
 
 
 # The compute
@@ -406,6 +528,7 @@ def compute_agent(
         transport, _conductor_cap(conf), conf.rpc_response_timeout
     )
     driver = virt_driver.load_driver(conf.compute_driver, conf)
+    conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
     running = transfers.Transfers()
     measured = (computes or compute_metrics.Computes(exposition(conf).registry)).host(
         conf.host, driver.cache_report
@@ -450,7 +573,12 @@ def _calls_images(conf: cfg.ConfigOpts) -> manager.ImagesFor:
         endpoint: str | None, token: str | None, fresh_token: Callable[[], str | None]
     ) -> image_service.ImageService:
         return glance.GlanceImageService.with_token(
-            settings, endpoint=endpoint, token=token, fresh_token=fresh_token, session=session
+            settings,
+            endpoint=endpoint,
+            token=token,
+            fresh_token=fresh_token,
+            session=session,
+            request_id=context.current_id(),
         )
 
     return images_for

@@ -8,7 +8,9 @@ from typing import Any
 import oslo_middleware
 from oslo_config import cfg
 from oslo_middleware import cors, http_proxy_to_wsgi, request_id
+from oslo_middleware import exceptions as middleware_errors
 
+from nova_precache import exception
 from nova_precache.api import auth, call, dispatch, faults, microversion, requestlog, routes
 from nova_precache.api.call import Services as Services
 
@@ -39,6 +41,31 @@ _CORS_DEFAULTS = {
 }
 
 
+class Healthcheck(oslo_middleware.Healthcheck):
+    """Tells whoever balances the load whether this process is to get requests.
+
+    It comes first, so that it asks nobody who he is and fills no log.
+    """
+
+    PATH = '/healthcheck'
+
+    def __init__(self, application: Application, conf: cfg.ConfigOpts) -> None:
+        """Read the options.
+
+        :raises nova_precache.exception.ConfigError: they cannot be
+        """
+        try:
+            super().__init__(application, conf)
+        except (middleware_errors.ConfigInvalid, ValueError) as exc:
+            raise exception.ConfigError(f'[healthcheck] cannot be used: {exc}') from exc
+        self._inner = application
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environ['PATH_INFO'] == self.PATH:
+            return super().__call__(environ, start_response)
+        return self._inner(environ, start_response)
+
+
 class RequestId(request_id.RequestId):
     """Gives every request an id, and tells it under Nova's older name, too."""
 
@@ -50,6 +77,7 @@ class RequestId(request_id.RequestId):
 def build(conf: cfg.ConfigOpts, services: call.Services) -> Application:
     """Build the application; what comes first here sees a request first."""
     layers: list[Callable[[Application], Application]] = [
+        lambda inner: Healthcheck(inner, conf),
         lambda inner: _cors(inner, conf),
         lambda inner: RequestId(inner, conf),
         lambda inner: http_proxy_to_wsgi.HTTPProxyToWSGI(inner, conf),

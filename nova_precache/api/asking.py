@@ -51,6 +51,7 @@ def read(call: Call, body: Mapping[str, Any]) -> Asked:
     :raises nova_precache.exception.VersionUnsupported: no compute may be called
     """
     asked = {key: value for key, value in body.items() if value is not None}
+    refuse_by_nova(call, asked, 'max_rate_bytes')
     options = _options(asked)
     if ('aggregate' in asked) == ('hosts' in asked):
         raise exception.InvalidInput(
@@ -148,6 +149,15 @@ def refuse_unsupported(call: Call) -> None:
     why = call.services.why_unsupported()
     if why is not None:
         raise exception.VersionUnsupported(why)
+
+
+def refuse_by_nova(call: Call, asked: Mapping[str, Any], field: str) -> None:
+    """See that an option is not asked for which no stock nova-compute would heed.
+
+    :raises nova_precache.exception.InvalidInput: naming the field
+    """
+    if call.settings.is_stock and asked.get(field):
+        raise validation.refusal(field, asked[field], 'A stock nova-compute does not heed it.')
 
 
 def window(asked: Mapping[str, Any]) -> Window:

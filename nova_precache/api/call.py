@@ -12,6 +12,7 @@ from nova_precache import context as request_context
 from nova_precache import exception, model, policy
 from nova_precache.api import microversion
 from nova_precache.cells import inventory
+from nova_precache.conf import image_cache
 from nova_precache.db import pins, requests
 from nova_precache.image import service
 
@@ -156,6 +157,7 @@ class Services:
 class Settings:
     """The options that handlers go by.
 
+    :ivar is_stock: images are cached by stock nova-computes
     :ivar force_raw_images: and the two after it: as the computes have them, for estimates
     """
 
@@ -166,6 +168,7 @@ class Settings:
     force_raw_images: bool
     reserved_disk_bytes: int
     precache_concurrency: int
+    is_stock: bool = False
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
@@ -177,6 +180,7 @@ class Settings:
             force_raw_images=conf.force_raw_images,
             reserved_disk_bytes=conf.image_cache.reserved_disk_bytes,
             precache_concurrency=conf.image_cache.precache_concurrency,
+            is_stock=conf.image_cache.compute_backend == image_cache.NOVA,
         )
 
 

@@ -109,7 +109,7 @@ _HOSTS: Mapping[tuple[str, str], Operation] = {
         path=_BY_HOST,
         query=hosts.IMAGES,
         answer=common.page('images', hosts.HOST_IMAGE),
-        errors=[404],
+        errors=[404, 409],
     ),
     ('GET', '/v1/images/{id}/hosts'): Operation(
         'listImageHosts',
@@ -118,7 +118,7 @@ _HOSTS: Mapping[tuple[str, str], Operation] = {
         path=_BY_ID,
         query=hosts.IMAGE_HOSTS,
         answer=common.page('hosts', hosts.IMAGE_HOST),
-        errors=[404],
+        errors=[404, 409],
     ),
 }
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import webob
 import webob.dec
+from oslo_middleware import request_id
+
+from nova_precache import context
 
 LOG = logging.getLogger(__name__)
 
@@ -21,6 +24,11 @@ class RequestLog:
 
     @webob.dec.wsgify  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
+        # Else the log would go on under the last request of this thread until one has logged in.
+        context.work_for(
+            request.environ.get(request_id.ENV_REQUEST_ID),
+            request.environ.get(request_id.GLOBAL_REQ_ID),
+        )
         started = time.monotonic()
         response = request.get_response(self._application)
         LOG.info(

@@ -24,6 +24,7 @@ _NOVAS = frozenset({model.Phase.START, model.Phase.END})
 class Announcer:
     """One conductor's notifications; it looks for them every so often, or when woken.
 
+    :param poll_seconds: may change at any time
     :param sends_ours: beside Nova's three, which say nothing of a request without an aggregate
     """
 
@@ -40,7 +41,7 @@ class Announcer:
         self._requests = request_store
         self._inventory = aggregates
         self._emitter = notify
-        self._poll_seconds = poll_seconds
+        self.poll_seconds = poll_seconds
         self._sends_ours = sends_ours
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -79,7 +80,7 @@ class Announcer:
                 self.announce()
             except Exception:
                 LOG.exception('Notifications could not be sent now, they are tried again')
-            self._wake.wait(self._poll_seconds)
+            self._wake.wait(self.poll_seconds)
 
     def _send(self, due: announcements.Due) -> None:
         try:
@@ -97,6 +98,7 @@ class Announcer:
             user_id=request.user_id,
             project_id=request.project_id,
             request_id=request.request_id,
+            global_request_id=request.global_request_id,
             is_admin=due.is_admin,
             overwrite=False,
         )

@@ -9,7 +9,7 @@ from typing import Protocol
 from nova_precache import context, exception, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import breaker, tracker, visibility
-from nova_precache.db import agents, claims, jobs, recording
+from nova_precache.db import claims, jobs, recording
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class ComputeClient(Protocol):
 class HostCaller:
     """Serves a claim until nothing is due on its host.
 
+    :param why_down: says why the host of an assignment is not to be called, None where it
+        is; where that cannot be told it raises ``CellUnreachable``
     :param computes: gives the client of a cell by its uuid
     :param access: gives the image endpoint and a fresh token for a call
     """
@@ -44,7 +46,7 @@ class HostCaller:
         self,
         conductor_id: str,
         job_store: jobs.Jobs,
-        agent_store: agents.Agents,
+        why_down: Callable[[jobs.Assignment], str | None],
         track: tracker.Tracker,
         computes: Callable[[str], ComputeClient],
         images: service.ImageService,
@@ -53,7 +55,7 @@ class HostCaller:
     ) -> None:
         self._conductor_id = conductor_id
         self._jobs = job_store
-        self._agents = agent_store
+        self._why_down = why_down
         self._tracker = track
         self._computes = computes
         self._images = images
@@ -87,12 +89,16 @@ class HostCaller:
 
     def _attempt(self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]) -> jobs.Turned:
         """Make one attempt, and give what is next."""
+        context.work_for(assignment.terms.request_id, assignment.terms.global_request_id)
         if assignment.attempts > 1 and not assignment.joins:
             if not self._is_wanted(assignment):
                 return _ASK
             terms = self._jobs.terms(assignment.job_id)  # to ask took a while
             assignment = dataclasses.replace(assignment, terms=terms)
-        why_down = self._agents.why_down(assignment.seen_at, assignment.assigned_at)
+        try:
+            why_down = self._why_down(assignment)
+        except exception.CellUnreachable as exc:
+            return self._leave(assignment, exc)
         if why_down is not None:
             return self._leave_down_host(assignment, why_down)
         return self._call(assignment, is_stopping)
@@ -103,6 +109,18 @@ class HostCaller:
             self._tracker.put_off(assignment, why)
             return _ASK  # so that its other jobs wait, too, and do not have it claimed again
         return self._leave_host(assignment, _error(why))
+
+    def _leave(
+        self, assignment: jobs.Assignment, why: exception.CellUnreachable | exception.HostOccupied
+    ) -> jobs.Turned:
+        """Leave what nothing more may be sent to for now."""
+        if isinstance(why, exception.CellUnreachable):
+            return self._leave_cell(assignment, str(why))
+        if why.is_lost:
+            self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
+        is_attempt = why.is_lost or assignment.joins
+        self._tracker.wait_for(assignment, str(why), why.seconds, is_attempt)
+        return _ASK  # so that its other jobs wait, too
 
     def _leave_host(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.Turned:
         return self._tracker.attempted_in_turn(
@@ -135,8 +153,8 @@ class HostCaller:
                     assignment = again
                     continue
                 outcome = _error('the compute could not confirm the call')
-            except exception.CellUnreachable as exc:
-                return self._leave_cell(assignment, str(exc))
+            except (exception.CellUnreachable, exception.HostOccupied) as exc:
+                return self._leave(assignment, exc)
             except exception.VersionUnsupported as exc:
                 outcome = model.ImageOutcome(model.TaskStatus.UNSUPPORTED, str(exc))
             except exception.PrecacheError as exc:

@@ -7,6 +7,7 @@ otherwise looks every ``poll_interval_seconds``.
 
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,10 @@ SKIP_BATCH_HOSTS = 500
 
 
 class Dispatcher:
-    """One conductor's loops, of which one plans, and a worker for each claimed host."""
+    """One conductor's loops, of which one plans, and a worker for each claimed host.
+
+    :ivar limit: hosts that all conductors claim at once; it and the seconds may change at any time
+    """
 
     def __init__(
         self,
@@ -48,14 +52,15 @@ class Dispatcher:
         self._caller = hosts
         self._tracker = track
         self._breakers = breakers
-        self._limit = limit
-        self._poll_seconds = poll_seconds
-        self._stop_seconds = stop_seconds
+        self.limit = limit
+        self.poll_seconds = poll_seconds
+        self.stop_seconds = stop_seconds
         self._count_takeover = count_takeover
         self._in_progress: dict[futures.Future[None], str] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._pool = futures.ThreadPoolExecutor(limit, thread_name_prefix='host')
+        # It makes a thread when all are busy, and no more are than the limit of the moment.
+        self._pool = futures.ThreadPoolExecutor(sys.maxsize, thread_name_prefix='host')
         self._loop = threading.Thread(target=self._run, name='dispatcher')
         self._plan_wake = threading.Event()
         self._planner = threading.Thread(target=self._run_planner, name='planner', daemon=True)
@@ -84,8 +89,8 @@ class Dispatcher:
         self.stop_claiming()
         if self._loop.ident is not None:
             self._loop.join()
-            self._planner.join(self._stop_seconds)  # it may wait for the image service
-        left = futures.wait(set(self._in_progress), self._stop_seconds).not_done
+            self._planner.join(self.stop_seconds)  # it may wait for the image service
+        left = futures.wait(set(self._in_progress), self.stop_seconds).not_done
         if left:
             LOG.warning('%d calls in progress are left to another conductor', len(left))
         self._jobs.release_all(self._conductor_id)
@@ -96,14 +101,14 @@ class Dispatcher:
             self._wake.clear()
             for step in (self._sweep, self._claim):
                 self._guarded(step)
-            self._wake.wait(self._poll_seconds)
+            self._wake.wait(self.poll_seconds)
 
     def _run_planner(self) -> None:
         """Plan in a thread of its own: a slow image service must not hold up claims."""
         while not self._stopping.is_set():
             self._plan_wake.clear()
             self._guarded(self._plan)
-            self._plan_wake.wait(self._poll_seconds)
+            self._plan_wake.wait(self.poll_seconds)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """Run one step; a failure, such as a lost database, is logged and tried again later."""
@@ -119,11 +124,10 @@ class Dispatcher:
 
     def _claim(self) -> None:
         """Claim up to the limit."""
-        while not self._stopping.is_set() and len(self._in_progress) < self._limit:
-            most = 1 if self._breakers.has_to_probe() else self._limit
-            claimed = self._jobs.claim_several(
-                self._conductor_id, self._limit, self._breakers.avoid(), most
-            )
+        while not self._stopping.is_set() and len(self._in_progress) < self.limit:
+            avoided = self._breakers.avoid()  # first, or a rest may end in between
+            most = 1 if self._breakers.has_to_probe() else self.limit
+            claimed = self._jobs.claim_several(self._conductor_id, self.limit, avoided, most)
             for each in claimed:
                 self._submit(each.claim, each.first)
             if not claimed:
@@ -158,7 +162,7 @@ class Dispatcher:
         """Do now and then what no message announces."""
         if time.monotonic() < self._next_sweep:
             return
-        self._next_sweep = time.monotonic() + self._poll_seconds
+        self._next_sweep = time.monotonic() + self.poll_seconds
         self._take_over()
         self._release_strays()
         self._skip_hosts_that_left()

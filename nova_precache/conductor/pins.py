@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nova_precache import exception, model
 from nova_precache.cells import inventory
-from nova_precache.conductor import visibility
-from nova_precache.db import agents, caches, pins, requests
+from nova_precache.conductor import liveness, visibility
+from nova_precache.db import caches, pins, requests
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Reconciler:
         pin_store: pins.Pins,
         cache_store: caches.Caches,
         aggregates: inventory.Inventory,
-        agent_store: agents.Agents,
+        alive: liveness.Liveness,
         images: service.ImageService,
         rules: Rules,
         wake: Callable[[], None],
@@ -162,15 +162,15 @@ class Reconciler:
         self._pins = pin_store
         self._caches = cache_store
         self._inventory = aggregates
-        self._agents = agent_store
+        self._liveness = alive
         self._images = images
-        self._rules = rules
+        self.rules = rules
         self._wake = wake
 
     def run(self) -> None:
         """Look once after each pin that no other conductor has just looked after."""
         # Half of it: the round before this one ended later than it began.
-        due_seconds = self._rules.interval_seconds / 2
+        due_seconds = self.rules.interval_seconds / 2
         for pin_id in self._pins.due(due_seconds):
             taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
             if taken is not None:
@@ -228,13 +228,13 @@ class Reconciler:
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that cannot be called to the reason."""
         cells = self._inventory.cell_of_hosts(hosts)
-        off = {cell.uuid: cell.name for cell in self._inventory.list_cells() if cell.disabled}
-        unreached = dict(self._agents.down(hosts))
+        off = {cell.uuid: cell.why_off for cell in self._inventory.list_cells()}
+        unreached = dict(self._liveness.down(hosts))
         for host in hosts:
             if host not in cells:
                 unreached[host] = 'host is not mapped to a cell'
-            elif cells[host] in off:
-                unreached[host] = f'cell {off[cells[host]]} is disabled'
+            elif (why := off.get(cells[host])) is not None:
+                unreached[host] = why
         return unreached
 
     def _choose(self, taken: pins.Taken, hosts: Sequence[str], images: Sequence[str]) -> Choice:
@@ -243,15 +243,15 @@ class Reconciler:
         for start in range(0, len(hosts), HOSTS_AT_ONCE):
             some = hosts[start : start + HOSTS_AT_ONCE]
             known = Known(taken.now, self._caches.present(some, images))
-            found = lacking(some, images, known, self._rules)
+            found = lacking(some, images, known, self.rules)
             files += found
             present.update((file, known.present[file]) for file in found if file in known.present)
         if not files:
             return Choice([], [])  # most often so: what was tried is then of no interest
-        since_seconds = max(pins.FAILURES_COUNT_SECONDS, self._rules.touch_seconds or 0)
+        since_seconds = max(pins.FAILURES_COUNT_SECONDS, self.rules.touch_seconds or 0)
         tried = self._pins.tried(taken.pin.id, since_seconds)
         known = Known(taken.now, present, tried, self._caches.known_hosts())
-        return choose(files, known, self._rules)
+        return choose(files, known, self.rules)
 
     def _ask(
         self,

@@ -7,10 +7,10 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nova_precache import exception, model
+from nova_precache import context, exception, model
 from nova_precache.cells import inventory
-from nova_precache.conductor import planner, tracker, visibility
-from nova_precache.db import agents, plans, requests
+from nova_precache.conductor import liveness, planner, tracker, visibility
+from nova_precache.db import plans, requests
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Planning:
         conductor_id: str,
         request_store: requests.Requests,
         aggregates: inventory.Inventory,
-        agent_store: agents.Agents,
+        alive: liveness.Liveness,
         images: service.ImageService,
         track: tracker.Tracker,
         chunk_tasks: int,
@@ -40,7 +40,7 @@ class Planning:
         self._conductor_id = conductor_id
         self._requests = request_store
         self._inventory = aggregates
-        self._agents = agent_store
+        self._liveness = alive
         self._images = images
         self._tracker = track
         self._chunk_tasks = chunk_tasks
@@ -55,6 +55,7 @@ class Planning:
         taken = self._requests.next_to_plan(self._conductor_id)
         if taken is None:
             return False
+        context.work_for(taken.request.request_id, taken.request.global_request_id)
         try:
             self._plan(taken, is_stopping)
         except exception.AggregateNotFound:
@@ -141,11 +142,11 @@ class Planning:
             hosts=hosts,
             cells=self._inventory.cell_of_hosts(hosts),
             cells_off={
-                cell.uuid: f'cell {cell.name} is disabled'
+                cell.uuid: why
                 for cell in self._inventory.list_cells()
-                if cell.disabled
+                if (why := cell.why_off) is not None
             },
-            down=self._agents.down(hosts),
+            down=self._liveness.down(hosts),
             images=images,
             refused=refused,
             unsupported=self._unsupported(),

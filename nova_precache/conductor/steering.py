@@ -8,9 +8,10 @@ nothing undone. A message that somebody steered a request only has one look soon
 import logging
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
-from nova_precache.conductor import orders, tracker
-from nova_precache.db import returning, steering
+from nova_precache.conductor import tracker
+from nova_precache.db import steering
 
 LOG = logging.getLogger(__name__)
 
@@ -19,18 +20,37 @@ STOPPING_POLL_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 
+class Orders(Protocol):
+    """Sees to what computes are to leave; ``conductor.orders.Orders`` tells them."""
+
+    def stop_transfers(self) -> bool:
+        """False when there is nothing to stop."""
+
+    def discard_partials(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Returning(Protocol):
+    """Knows the hosts that are waited for; ``db.returning.Returning`` does by their agents."""
+
+    def hasten(self) -> int:
+        """Have what waits for hosts that are back be due now; gives how many jobs that is."""
+
+
 class Helm:
     """One conductor's loop; it looks every so often, or when woken.
 
+    :param poll_seconds: may change at any time
     :param freed: called when work that waited may go on
     """
 
     def __init__(
         self,
         store: steering.Steering,
-        hosts: returning.Returning,
+        hosts: Returning,
         track: tracker.Tracker,
-        tell: orders.Orders,
+        tell: Orders,
         poll_seconds: float,
         freed: Callable[[], None],
     ) -> None:
@@ -38,7 +58,7 @@ class Helm:
         self._returning = hosts
         self._tracker = track
         self._orders = tell
-        self._poll_seconds = poll_seconds
+        self.poll_seconds = poll_seconds
         self._freed = freed
         self._is_stopping_transfers = False
         self._wake = threading.Event()
@@ -86,8 +106,8 @@ class Helm:
 
     def _seconds_to_wait(self) -> float:
         if self._is_stopping_transfers:
-            return min(STOPPING_POLL_SECONDS, self._poll_seconds)
-        return self._poll_seconds
+            return min(STOPPING_POLL_SECONDS, self.poll_seconds)
+        return self.poll_seconds
 
     def _stop_transfers(self) -> None:
         self._is_stopping_transfers = self._orders.stop_transfers()

@@ -19,6 +19,7 @@ class Tracker:
     """Writes what happened to the database.
 
     :param announce: called when that wrote something to be announced
+    :param policy: may be replaced at any time
     :param count: told how many tasks the outcome of a call has ended
     """
 
@@ -35,7 +36,7 @@ class Tracker:
         self._requests = request_store
         self._steering = steering_store
         self._announce = announce
-        self._policy = policy
+        self.policy = policy
         self._count = count
         # What a request was asked with does not change: one look a request, and not one a task.
         self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(self._look_whether_guarded)
@@ -54,7 +55,7 @@ class Tracker:
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record how an attempt ended: final, or to be tried again."""
-        delay = self._policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
         if delay is None:
             finished = self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
             self._settle_final(finished, outcome)
@@ -72,7 +73,7 @@ class Tracker:
 
         There is neither where the outcome decides on what is next: ask again.
         """
-        delay = self._policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
         if delay is not None:
             self._record_retry(assignment, outcome, delay)
             return self._jobs.turn(conductor_id, assignment.host, goes_on=goes_on)
@@ -89,6 +90,20 @@ class Tracker:
         """Have a job wait for its host, which is no attempt."""
         waits = model.ImageOutcome(model.TaskStatus.ERROR, why, model.Retry.LATER)
         self._record_retry(assignment, waits, retry.HOST_SECONDS)
+
+    def wait_for(
+        self, assignment: jobs.Assignment, why: str, seconds: float, is_attempt: bool
+    ) -> None:
+        """Have a job wait so long for its host; what was its last attempt is final.
+
+        :param is_attempt: its last call was lost
+        """
+        kind = model.Retry.BACKOFF if is_attempt else model.Retry.LATER
+        waits = model.ImageOutcome(model.TaskStatus.ERROR, why, kind)
+        if is_attempt and self.is_last_attempt(assignment):
+            self.attempted(assignment, waits)
+        else:
+            self._record_retry(assignment, waits, seconds)
 
     def _record_retry(
         self, assignment: jobs.Assignment, outcome: model.ImageOutcome, delay: float
@@ -117,18 +132,18 @@ class Tracker:
             self.settle(*self._jobs.fail_unclaimed(missed, outcome))
 
     def _missed(self, job: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.MissedCall:
-        delay = self._policy.delay(outcome, job.attempts + 1, job.mismatches)
+        delay = self.policy.delay(outcome, job.attempts + 1, job.mismatches)
         if delay is None and self._jobs.terms(job.job_id).waits_for_host:
-            delay = self._policy.max_delay_seconds
+            delay = self.policy.max_delay_seconds
         return jobs.MissedCall(job.job_id, job.attempts, delay)
 
     def has_attempts_left(self, assignment: jobs.Assignment) -> bool:
         """Tell whether the attempt that runs is one of those that the policy allows."""
-        return assignment.attempts <= self._policy.max_attempts
+        return assignment.attempts <= self.policy.max_attempts
 
     def is_last_attempt(self, assignment: jobs.Assignment) -> bool:
         """Tell whether the job ends with the attempt that runs, however it ends."""
-        return self._policy.is_last(assignment.attempts)
+        return self.policy.is_last(assignment.attempts)
 
     def settle(self, *recorded: recording.Recorded) -> None:
         """Go on from committed outcomes, which may have made whole requests final."""

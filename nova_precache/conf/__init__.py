@@ -15,6 +15,7 @@ from oslo_messaging._tracing import client as messaging_tracing
 
 from nova_precache.conf import (
     api,
+    api_database,
     compute,
     conductor,
     glance,
@@ -29,6 +30,7 @@ from nova_precache.conf import (
 MODULES: tuple[ModuleType, ...] = (
     service,
     api,
+    api_database,
     compute,
     conductor,
     glance,
@@ -40,20 +42,27 @@ MODULES: tuple[ModuleType, ...] = (
 )
 # Nova's: whoever listens to its notifications there gets ours, too.
 EXCHANGE = 'nova'
+PROJECT = 'nova-precache'
 
 
-def new(args: Sequence[str] = (), config_files: Sequence[str] | None = None) -> cfg.ConfigOpts:
+def new(
+    args: Sequence[str] = (),
+    config_files: Sequence[str] | None = None,
+    program: str | None = None,
+) -> cfg.ConfigOpts:
     """Make a conf of its own with every option registered.
 
     :param args: command line arguments, such as ``--config-file PATH``
     :param config_files: files to read instead of the default ones
+    :param program: whose own file is one of these; None: that of the running program
     :raises oslo_config.cfg.Error: for an unknown argument or a bad value
     """
     conf = cfg.ConfigOpts()
     register(conf)
     conf(
         list(args),
-        project='nova-precache',
+        project=PROJECT,
+        prog=program,
         default_config_files=None if config_files is None else list(config_files),
     )
     return conf
@@ -80,6 +89,30 @@ def _register_messaging(conf: cfg.ConfigOpts) -> None:
             conf.register_opts(options)
     conf.register_opts(messaging_metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
     conf.register_opts(messaging_tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
+
+
+def read_again(conf: cfg.ConfigOpts) -> None:
+    """Read the configuration files again, for the options that may change at run time.
+
+    :raises oslo_config.cfg.Error: a file cannot be read, or a value cannot be; all stays as it was
+    """
+    _refuse_bad_values(conf.config_file, conf.config_dir)
+    conf.mutate_config_files()
+
+
+def _refuse_bad_values(files: list[str], directories: list[str]) -> None:
+    """Look at the new values first: oslo.config would tell of a bad one when it is used."""
+    trial = cfg.ConfigOpts()
+    changing = {
+        _group_name(module): [option for option in module.OPTIONS if option.mutable]
+        for module in MODULES
+    }
+    for name, options in changing.items():
+        trial.register_opts(options, group=name)
+    trial([], project=PROJECT, default_config_files=files, default_config_dirs=directories)
+    for name, options in changing.items():
+        for option in options:
+            getattr(trial[name], option.dest)
 
 
 def set_defaults() -> None:

@@ -17,6 +17,16 @@ OPTIONS = [
     ),
     cfg.StrOpt('bind_host', default='127.0.0.1', help='Address that nova-precache-api listens on.'),
     cfg.PortOpt('bind_port', default=8774, help='Port that nova-precache-api listens on.'),
+    cfg.StrOpt(
+        'cert_file',
+        help="""
+File with the certificate of nova-precache-api, and those that lead to its authority, in
+PEM. Set, it speaks TLS only. Of uwsgi, gunicorn or a proxy, TLS is their own.
+""",
+    ),
+    cfg.StrOpt(
+        'key_file', help='File with the private key of ``cert_file``, unless it is in there, too.'
+    ),
     cfg.IntOpt(
         'threads', default=16, min=1, help='Requests that nova-precache-api serves at once.'
     ),

@@ -8,6 +8,7 @@ GROUP = cfg.OptGroup('conductor', title='The conductor')
 OPTIONS = [
     cfg.FloatOpt(
         'poll_interval_seconds',
+        mutable=True,
         default=5,
         min=0.05,
         help='Seconds between two looks into the database, for work whose message was lost.',
@@ -47,6 +48,7 @@ taken over. They are renewed three times in this time.
     ),
     cfg.FloatOpt(
         'stop_timeout_seconds',
+        mutable=True,
         default=10,
         min=0,
         help="""

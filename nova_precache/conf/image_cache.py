@@ -5,27 +5,48 @@ from oslo_config import cfg
 
 GROUP = cfg.OptGroup('image_cache', title='The image cache')
 
+AGENT = 'agent'
+NOVA = 'nova'
+
 OPTIONS = [
+    cfg.StrOpt(
+        'compute_backend',
+        default=AGENT,
+        choices=[
+            (AGENT, "this service's own compute, ``nova-precache-compute``, on each host"),
+            (NOVA, 'the nova-compute that is there; nothing of this service runs on hosts'),
+        ],
+        help="""
+What caches images on the compute hosts; conductors and API read it. A nova-compute is
+called by Nova's own RPC API on the brokers of the cells, and whether it is alive is read
+from the cells' databases. It tells no progress, and cannot be stopped, slowed down or
+asked what it has.
+""",
+    ),
     cfg.IntOpt(
         'precache_concurrency',
+        mutable=True,
         default=1,
         min=1,
         help='Hosts that download at once, over all requests and all conductors.',
     ),
     cfg.IntOpt(
         'precache_max_attempts',
+        mutable=True,
         default=5,
         min=1,
         help='Times that one image is tried on one host when the error is one that can pass.',
     ),
     cfg.FloatOpt(
         'retry_delay_seconds',
+        mutable=True,
         default=10,
         min=0,
         help='Seconds before the second attempt; each later one waits twice as long.',
     ),
     cfg.FloatOpt(
         'retry_max_delay_seconds',
+        mutable=True,
         default=600,
         min=0,
         help='Most seconds between two attempts.',
@@ -50,12 +71,14 @@ OPTIONS = [
     ),
     cfg.IntOpt(
         'request_retention_days',
+        mutable=True,
         default=30,
         min=1,
         help='Days for which an ended request can be looked up.',
     ),
     cfg.IntOpt(
         'pin_hosts_per_round',
+        mutable=True,
         default=10,
         min=1,
         help="""
@@ -93,12 +116,14 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
     ),
     cfg.IntOpt(
         'remove_unused_original_minimum_age_seconds',
+        mutable=True,
         default=24 * 3600,
         deprecated_group='DEFAULT',
         help='Seconds since its last use for which an unused image stays.',
     ),
     cfg.IntOpt(
         'remove_unused_resized_minimum_age_seconds',
+        mutable=True,
         default=3600,
         deprecated_group='libvirt',
         help='The same for images that an old Nova resized, ``<sha1>_<size>``.',
@@ -111,6 +136,7 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
     ),
     cfg.IntOpt(
         'max_rate_bytes',
+        mutable=True,
         default=0,
         min=0,
         help="""
@@ -120,6 +146,7 @@ no limit. A download that a boot waits for is not limited.
     ),
     cfg.IntOpt(
         'max_parallel_downloads',
+        mutable=True,
         default=1,
         min=1,
         help="""
@@ -129,6 +156,7 @@ does not, and neither does the boot's own.
     ),
     cfg.IntOpt(
         'yield_share_percent',
+        mutable=True,
         default=25,
         min=1,
         max=100,

@@ -13,7 +13,8 @@ Highest version of the compute RPC API to send, such as 1.0; read by conductors,
 by the API, which refuses under ``/v1`` what no compute could be called for. What needs
 a higher one ends ``unsupported``, and no compute is called. ``auto`` is as unset: what
 an older compute does not know ends ``unsupported`` there. Names of releases are not
-known.
+known. With ``[image_cache] compute_backend = nova`` it is the version of Nova's compute
+RPC API, such as 5.4, which is the oldest that caches images.
 """,
     ),
     cfg.StrOpt(

@@ -60,6 +60,7 @@ class CacheRequest(Base):
     user_id: Mapped[str | None] = mapped_column(sa.String(255))
     is_admin: Mapped[bool] = mapped_column(sa.Boolean, default=False)
     request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    global_request_id: Mapped[str | None] = mapped_column(sa.String(255))
     hosts_total: Mapped[int] = mapped_column(sa.Integer, default=0)
     hosts_done: Mapped[int] = mapped_column(sa.Integer, default=0)
     hosts: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
@@ -199,6 +200,19 @@ class Claim(Base):
     conductor_id: Mapped[str | None] = mapped_column(Uuid, index=True)
     epoch: Mapped[int] = mapped_column(BigId)
     lease_expires_at: Mapped[datetime.datetime | None]
+
+
+class StockCall(Base):
+    """The call that a nova-compute was sent and has not answered yet, of which it does one only.
+
+    ``epoch`` is that of its job; once ``over_at`` has passed, it has ended, however it did.
+    """
+
+    __tablename__ = 'stock_calls'
+
+    host: Mapped[str] = mapped_column(Host, primary_key=True)
+    epoch: Mapped[int] = mapped_column(sa.BigInteger)
+    over_at: Mapped[datetime.datetime]
 
 
 class Counter(Base):

@@ -5,12 +5,13 @@ Its images are those of the Glance that it is given. Callers are who they say th
 are, as with :mod:`tests.nova.api`.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import kombu
@@ -30,6 +31,7 @@ CALLER = {
 }
 REFUSED = 'refused-by-the-driver'
 CENTRAL = 'central'
+CACHED = 'the driver has'
 
 _PLACEMENT_CONFIGURATION = """\
 [api]
@@ -75,7 +77,9 @@ class Driver(fake.FakeDriverWithCaching):
     def cache_image(self, context, image_id):
         if glance.API().get(context, image_id)['name'] == '{REFUSED}':
             raise RuntimeError('refused by its name')
-        return super().cache_image(context, image_id)
+        is_new = super().cache_image(context, image_id)
+        print('{CACHED}', image_id, flush=True)
+        return is_new
 """
 _CONFIGURATION = """\
 [DEFAULT]
@@ -170,6 +174,11 @@ class NovaCloud:
         self._central = self.directory / CENTRAL
         self._api = _Api(self._central, self.hosts, self._configure, self._start_conductor)
 
+    @property
+    def databases(self) -> pathlib.Path:
+        """Where the databases are, ``api.sqlite`` and ``cell1.sqlite``."""
+        return self._central
+
     def __enter__(self) -> Self:
         try:
             self.start()
@@ -202,6 +211,26 @@ class NovaCloud:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
 
+    @contextlib.contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """Have a process do nothing for a while, as on a machine that hangs."""
+        os.killpg(self._processes[name].pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._processes[name].pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def compute_set(self, host: str, off: Any, on: Any) -> Iterator[None]:
+        """Change the nova-compute of a host as an operator would, and change it back."""
+        [service] = self.get(f'/os-services?binary=nova-compute&host={host}')['services']
+        path = f'{self._api.url}/v2.1/os-services/{service["id"]}'
+        requests.put(path, json=off, headers=CALLER, timeout=60).raise_for_status()
+        try:
+            yield
+        finally:
+            requests.put(path, json=on, headers=CALLER, timeout=60).raise_for_status()
+
     def get(self, path: str) -> Any:
         answer = requests.get(f'{self._api.url}/v2.1{path}', headers=CALLER, timeout=60)
         answer.raise_for_status()
@@ -224,6 +253,10 @@ class NovaCloud:
     def cache(self, aggregate_id: int, *image_ids: str) -> None:
         body = {'cache': [{'id': image_id} for image_id in image_ids]}
         self.post(f'/os-aggregates/{aggregate_id}/images', body)
+
+    def has_cached(self, host: str, image_id: str) -> bool:
+        """Tell whether the driver of a host was ever asked for an image, and has it."""
+        return f'{CACHED} {image_id}' in (self.directory / f'{host}.log').read_text()
 
     def is_up(self, host: str) -> bool:
         """Tell whether Nova takes the compute of a host to be alive."""

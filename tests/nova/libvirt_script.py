@@ -19,7 +19,11 @@ import nova.privsep  # noqa: E402
 from nova import context, objects  # noqa: E402
 from nova.db.main import api as main_db  # noqa: E402
 from nova.db.main import models  # noqa: E402
-from nova.virt import fake  # noqa: E402
+from nova.virt import (  # noqa: E402
+    fake,
+    node,
+    storage_users,
+)
 from nova.virt.libvirt import driver as libvirt_driver  # noqa: E402
 from nova.virt.libvirt import utils as libvirt_utils  # noqa: E402
 from oslo_utils import fileutils  # noqa: E402
@@ -85,6 +89,12 @@ def manage_image_cache(driver: libvirt_driver.LibvirtDriver, instances: dict) ->
     driver.manage_image_cache(caller(), known)
 
 
+def leave_marks(driver: libvirt_driver.LibvirtDriver) -> None:
+    """Leave what the first start and the first round of a nova-compute leave on a host."""
+    node.write_local_node_uuid('2c3b6a0e-8f1d-4f57-9c77-6d0f5a1e9b3d')
+    storage_users.register_storage_use(CONF.instances_path, CONF.host)
+
+
 def caller() -> context.RequestContext:
     """Somebody with a token, whatever it is: Glance asks for none."""
     return context.RequestContext(is_admin=True, auth_token='none')
@@ -108,7 +118,9 @@ def new_instance(uuid: str, image_id: str, root_gb: int = 0) -> objects.Instance
     )
 
 
-COMMANDS = {each.__name__: each for each in (cache_image, make_root_disk, manage_image_cache)}
+COMMANDS = {
+    each.__name__: each for each in (cache_image, make_root_disk, manage_image_cache, leave_marks)
+}
 
 if __name__ == '__main__':
     main()

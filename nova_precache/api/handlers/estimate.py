@@ -36,9 +36,9 @@ def _facts(call: Call, asked: asking.Asked) -> estimating.Facts:
         hosts=hosts,
         cells=services.inventory.cell_of_hosts(hosts),
         cells_off={
-            cell.uuid: f'cell {cell.name} is disabled'
+            cell.uuid: why
             for cell in services.inventory.list_cells()
-            if cell.disabled
+            if (why := cell.why_off) is not None
         },
         down=services.agents.down(hosts),
         agents=services.agents.get(hosts),

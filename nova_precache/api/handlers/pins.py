@@ -95,14 +95,15 @@ def _until(text: str | None) -> datetime.datetime | None:
 
 
 def _with_coverage(call: Call, pin: model.Pin) -> model.Json:
-    """Tell of a pin how many of the files that it wants are there."""
+    """Tell of a pin how many of the files that it wants are there, where hosts tell that."""
     images = [image for image in pin.images if image not in pin.images_gone]
     try:
         hosts = call.services.inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid).hosts
     except exception.AggregateNotFound:
         hosts = ()
-    cached = call.services.caches.present(hosts, images)
-    coverage = {'wanted': len(hosts) * len(images), 'cached': len(cached)}
+    cached = len(call.services.caches.present(hosts, images))
+    known = None if call.settings.is_stock else cached
+    coverage = {'wanted': len(hosts) * len(images), 'cached': known}
     return {**_to_json(pin), 'coverage': coverage}
 
 

@@ -104,7 +104,9 @@ def cancel(call: Call) -> Reply:
     """End what waits, and stop what runs and nobody else wants."""
     validation.check_document(call.body, schemas.CANCEL)
     project_id = visibility.authorize(call, policies.CANCEL)
-    keep_partial = bool((call.body['cancel'] or {}).get('keep_partial'))
+    asked: Mapping[str, Any] = call.body['cancel'] or {}
+    asking.refuse_by_nova(call, asked, 'keep_partial')
+    keep_partial = bool(asked.get('keep_partial'))
     return _steered(
         call, call.services.steering.cancel(_id(call), keep_partial, project_id=project_id)
     )
@@ -145,6 +147,7 @@ def accept(call: Call, **what: Any) -> model.CacheRequest:
             user_id=call.context.user_id,
             is_admin=bool(call.context.is_admin),
             request_id=call.context.request_id,
+            global_request_id=call.context.global_request_id,
             **what,
         )
     )

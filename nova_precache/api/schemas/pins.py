@@ -45,6 +45,5 @@ _PIN = {
     'ended_at': common.nullable(common.TIME),
 }
 PIN = common.whole(_PIN)
-PIN_WITH_COVERAGE = common.whole(
-    {**_PIN, 'coverage': common.whole({'wanted': common.COUNT, 'cached': common.COUNT})}
-)
+_COVERAGE = common.whole({'wanted': common.COUNT, 'cached': common.nullable(common.COUNT)})
+PIN_WITH_COVERAGE = common.whole({**_PIN, 'coverage': _COVERAGE})

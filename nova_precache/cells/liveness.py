@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which hosts with a stock nova-compute can be called, as the cells' databases tell.
+
+Each cell has threads of its own and is waited for so long and no longer: one whose
+database gives no answer delays nobody else, and is left alone for a while.
+"""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent import futures
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+
+from nova_precache import exception, model
+from nova_precache.cells import inventory, services
+
+LOG = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 8.0
+REST_SECONDS = 10.0
+CELLS_SECONDS = 10.0
+CELL_THREADS = 4
+_NO_SERVICE = 'host down: it has no nova-compute service'
+
+_Asked = futures.Future[Mapping[str, services.Service]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What is known of hosts at one time.
+
+    :ivar services: host to its nova-compute, where there is one
+    :ivar down: host to the reason why it is not called
+    :ivar unknown: host to the reason why nothing is known of it
+    """
+
+    services: Mapping[str, services.Service]
+    down: Mapping[str, str]
+    unknown: Mapping[str, str]
+
+
+class NovaLiveness:
+    """The nova-computes of every cell; each look is one query a cell.
+
+    :param down_seconds: after its last report, from which a nova-compute is down
+    :param clock: seconds that only grow
+    :param wait: waits for answers, but no longer than so many seconds
+    """
+
+    def __init__(
+        self,
+        aggregates: inventory.Inventory,
+        down_seconds: float,
+        clock: Callable[[], float],
+        wait: Callable[[Collection[_Asked], float], object] = futures.wait,
+    ) -> None:
+        self._inventory = aggregates
+        self._down_seconds = down_seconds
+        self._clock = clock
+        self._wait = wait
+        self._lock = threading.Lock()
+        self._cells: dict[str, _Cell] = {}
+        self._cells_are_old_at = float('-inf')
+
+    def down(self, hosts: Collection[str]) -> Mapping[str, str]:
+        """Map hosts that are down or disabled to the reason, those alone of which it is known."""
+        return self.look(hosts).down
+
+    def why_down(self, host: str, cell_uuid: str) -> str | None:
+        """Say why a host is not to be called.
+
+        :raises nova_precache.exception.CellUnreachable: the cell's database does not tell
+        """
+        look = self._look({cell_uuid: [host]})
+        if host in look.unknown:
+            raise exception.CellUnreachable(look.unknown[host])
+        return look.down.get(host)
+
+    def look(self, hosts: Collection[str]) -> Look:
+        """Look at hosts of any cells; one that is not mapped to a cell is left out."""
+        by_cell: dict[str, list[str]] = {}
+        for host, cell_uuid in self._inventory.cell_of_hosts(hosts).items():
+            by_cell.setdefault(cell_uuid, []).append(host)
+        return self._look(by_cell)
+
+    def _look(self, by_cell: Mapping[str, Collection[str]]) -> Look:
+        cells = self._known_cells(by_cell.keys())
+        asked = {uuid: cells[uuid].ask(hosts) for uuid, hosts in by_cell.items() if uuid in cells}
+        self._wait(asked.values(), ANSWER_SECONDS)
+        found: dict[str, services.Service] = {}
+        down: dict[str, str] = {}
+        unknown: dict[str, str] = {}
+        for uuid, hosts in by_cell.items():
+            try:
+                told = _answer(cells.get(uuid), asked.get(uuid), uuid)
+            except exception.CellUnreachable as exc:
+                unknown.update(dict.fromkeys(hosts, str(exc)))
+                continue
+            found.update(told)
+            reasons = ((host, self._why_off(told.get(host))) for host in hosts)
+            down.update((host, why) for host, why in reasons if why is not None)
+        return Look(found, down, unknown)
+
+    def _why_off(self, service: services.Service | None) -> str | None:
+        return _NO_SERVICE if service is None else service.why_off(self._down_seconds)
+
+    def _known_cells(self, needed: Collection[str]) -> Mapping[str, '_Cell']:
+        """Give the cells of a short while ago, if they have all that are needed.
+
+        While the inventory is lost, the last ones have to do.
+        """
+        with self._lock:
+            is_fresh = self._clock() < self._cells_are_old_at
+            if is_fresh and all(uuid in self._cells for uuid in needed):
+                return dict(self._cells)
+        try:
+            mapped = self._inventory.list_cells()
+        except (db_exception.DBError, sa.exc.SQLAlchemyError):
+            with self._lock:
+                if not self._cells:
+                    raise
+                return dict(self._cells)
+        with self._lock:
+            self._replace_cells(mapped)
+            self._cells_are_old_at = self._clock() + CELLS_SECONDS
+            return dict(self._cells)
+
+    def _replace_cells(self, mapped: Collection[model.Cell]) -> None:
+        old = self._cells
+        self._cells = {
+            cell.uuid: old[cell.uuid]
+            if cell.uuid in old and old[cell.uuid].cell == cell
+            else _Cell(cell, self._clock)
+            for cell in mapped
+        }
+        for gone in old.values():
+            if gone not in self._cells.values():
+                gone.close()
+
+
+class _Cell:
+    """A cell's database, left alone for a while after it gave no answer."""
+
+    def __init__(self, cell: model.Cell, clock: Callable[[], float]) -> None:
+        self.cell = cell
+        self._clock = clock
+        self._pool = futures.ThreadPoolExecutor(CELL_THREADS, thread_name_prefix='liveness')
+        self._lock = threading.Lock()
+        self._engine: sa.Engine | None = None
+        self._rests_until = float('-inf')
+
+    def ask(self, hosts: Collection[str]) -> _Asked:
+        """Begin to ask for hosts."""
+        refusal: _Asked = futures.Future()
+        if not self.cell.database_connection:
+            why = self.cell.database_problem or 'its mapping names none'
+            refusal.set_exception(_unreachable(self.cell, why))
+            return refusal
+        if self._clock() < self._rests_until:
+            refusal.set_exception(_unreachable(self.cell, 'it gave no answer a moment ago'))
+            return refusal
+        return self._pool.submit(self._load, hosts)
+
+    def answer(self, asked: _Asked) -> Mapping[str, services.Service]:
+        """Give what was asked for, of which it is known by now.
+
+        :raises nova_precache.exception.CellUnreachable: it is not
+        """
+        if not asked.done():
+            asked.cancel()
+            self._rest('it gives no answer')
+            raise _unreachable(self.cell, 'it gives no answer')
+        return asked.result()
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _load(self, hosts: Collection[str]) -> Mapping[str, services.Service]:
+        try:
+            return services.load(self._connect(), hosts)
+        except Exception as exc:  # noqa: BLE001 - each driver has its own for a URL that is wrong
+            # Not chained and not told in full: a part of a password may be in the message.
+            why = type(getattr(exc, 'orig', None) or exc).__name__
+        self._rest(why)
+        raise _unreachable(self.cell, why)
+
+    def _connect(self) -> sa.Engine:
+        with self._lock:
+            if self._engine is None:
+                self._engine = services.connect(self.cell.database_connection)
+            return self._engine
+
+    def _rest(self, why: str) -> None:
+        LOG.warning('The database of cell %s cannot be used: %s', self.cell.name, why)
+        self._rests_until = self._clock() + REST_SECONDS
+
+
+def _answer(cell: _Cell | None, asked: _Asked | None, uuid: str) -> Mapping[str, services.Service]:
+    if cell is None or asked is None:
+        raise exception.CellUnreachable(f'cell {uuid} has no mapping')
+    return cell.answer(asked)
+
+
+def _unreachable(cell: model.Cell, why: str) -> exception.CellUnreachable:
+    return exception.CellUnreachable(f"cell {cell.name}'s database is unreachable ({why})")

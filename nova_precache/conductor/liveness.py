@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between conductors and whatever knows which hosts are alive."""
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+
+class Liveness(Protocol):
+    """``db.agents.Agents`` of our own computes, ``cells.liveness.NovaLiveness`` of stock ones."""
+
+    def down(self, hosts: Collection[str]) -> Mapping[str, str]:
+        """Map those of the hosts that are known not to be called to the reason."""

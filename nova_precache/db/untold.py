@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The caches of hosts that tell nobody what is in them, as those of stock nova-computes.
+
+What computes of this service reported before is not looked at: it may be long gone.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from nova_precache import exception, model
+from nova_precache.db import caches
+
+_WHY = 'It is not known what is in the caches: with compute_backend = nova no host tells.'
+
+
+class UntoldCaches(caches.Caches):
+    """As ``caches.Caches``, of which nothing is known."""
+
+    def of_host(
+        self, host: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        raise exception.NotByNova(_WHY)
+
+    def hosts_of(
+        self, image_id: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        raise exception.NotByNova(_WHY)
+
+    def present(
+        self, hosts: Collection[str], image_ids: Collection[str]
+    ) -> Mapping[tuple[str, str], model.CachedImage]:
+        return {}
+
+    def known_hosts(self) -> frozenset[str]:
+        return frozenset()

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beside a stock Nova, with nothing of ours on its hosts: its own nova-computes cache images."""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import webob
+
+from nova_precache import conf as options
+from nova_precache import wiring
+from nova_precache.db import schema
+from nova_precache.db import session as db_session
+from nova_precache.standalone import glance as glance_server
+from nova_precache.standalone import process
+from tests.conftest import UploadImage
+from tests.integration.conftest import BIN
+from tests.nova import cloud
+from tests.service import wait_until
+
+KIB = 1024
+FIRST, SECOND = 'nova-host1', 'nova-host2'
+_CONFIGURATION = """\
+[DEFAULT]
+transport_url = {transport_url}
+state_path = {data}
+long_rpc_timeout = 600
+rpc_response_timeout = 2
+
+[api]
+auth_strategy = noauth2
+
+[api_database]
+connection = sqlite:///{nova}/api.sqlite
+
+[conductor]
+claim_lease_seconds = 2
+poll_interval_seconds = 0.2
+
+[database]
+connection = sqlite:///{data}/precache.sqlite
+
+[glance]
+endpoint_override = {glance_url}
+
+[image_cache]
+compute_backend = nova
+precache_concurrency = 2
+retry_delay_seconds = 1
+"""
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Beside:
+    """Our API in this process, and a conductor in another, which can be killed."""
+
+    stock: cloud.NovaCloud
+    directory: pathlib.Path
+    database: db_session.Database
+    application: Callable[..., Any]
+    _conductor: subprocess.Popen[bytes] | None = None
+
+    def start_conductor(self) -> None:
+        command = [str(BIN / 'nova-precache-conductor')]
+        command.append(f'--config-file={self.directory / "precache.conf"}')
+        with (self.directory / 'conductor.log').open('ab') as log:
+            self._conductor = subprocess.Popen(
+                process.dies_with_parent(command, 'KILL'), stdout=log, stderr=log
+            )
+
+    def kill_conductor(self) -> None:
+        assert self._conductor is not None
+        self._conductor.kill()
+        self._conductor.wait()
+
+    def let_calls_be_over(self) -> None:
+        """Have so much time pass that whatever was lost is over."""
+        past = {'past': datetime.datetime(2001, 1, 1)}  # noqa: DTZ001 - as the database keeps it
+        with self.database.engine.begin() as connection:
+            for table, column in (('stock_calls', 'over_at'), ('jobs', 'next_attempt_at')):
+                connection.execute(sa.text(f'UPDATE {table} SET {column} = :past'), past)  # noqa: S608
+
+    def call(self, method: str, path: str, body: Json | None = None) -> webob.Response:
+        request = webob.Request.blank(path, method=method)
+        if body is not None:
+            request.json = body
+        return request.get_response(self.application)
+
+    def cache(self, aggregate_id: int, *images: str, **more: Any) -> str:
+        """Ask for images; gives the path of the request."""
+        body = {'request': {'aggregate': aggregate_id, 'images': list(images), **more}}
+        answer = self.call('POST', '/v1/requests', body)
+        assert answer.status_int == 202, answer.text
+        return f'/v1/requests/{answer.json["request"]["id"]}'
+
+    def tasks(self, path: str) -> dict[str, Json]:
+        return {task['host']: task for task in self.call('GET', f'{path}/tasks').json['tasks']}
+
+    def outcomes(self, path: str) -> dict[str, tuple[str, str | None]]:
+        """Wait for the end of a request, and map its hosts to how they ended."""
+        final = {'completed', 'partial', 'failed', 'cancelled'}
+        wait_until(
+            lambda: self.call('GET', path).json['request']['status'] in final,
+            f'{path} has ended; logs in {self.directory}',
+        )
+        return {host: (task['status'], task['reason']) for host, task in self.tasks(path).items()}
+
+    def wait_for(self, path: str, host: str, reason: str) -> Json:
+        """Wait until a task waits for its next attempt, and says why."""
+
+        def waits() -> Json | None:
+            task = self.tasks(path).get(host, {})
+            is_so = task.get('status') == 'retry_wait' and reason in task['reason']
+            return task if is_so else None
+
+        found: Json = wait_until(waits, f'{host} waits; logs in {self.directory}')
+        return found
+
+
+@pytest.fixture(scope='module')
+def beside(
+    stock: cloud.NovaCloud,
+    glance: glance_server.GlanceServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Beside]:
+    directory = tmp_path_factory.mktemp('beside')
+    configuration = directory / 'precache.conf'
+    configuration.write_text(
+        _CONFIGURATION.format(
+            transport_url=stock.transport_url,
+            nova=stock.databases,
+            data=directory,
+            glance_url=glance.url,
+        )
+    )
+    conf = options.new([f'--config-file={configuration}'])
+    database = db_session.connect(conf)
+    schema.sync(database)
+    made = Beside(stock, directory, database, wiring.api_application(conf, database))
+    made.start_conductor()
+    yield made
+    made.kill_conductor()
+    database.dispose()
+
+
+def test_images_are_cached_by_the_nova_computes_that_are_there(
+    beside: Beside, upload_image: UploadImage
+) -> None:
+    aggregate_id = beside.stock.aggregate('agentless')
+    good = upload_image(os.urandom(KIB))
+    refused = upload_image(os.urandom(KIB), name=cloud.REFUSED)
+
+    path = beside.cache(aggregate_id, good)
+    assert set(beside.outcomes(path).values()) == {('cached', None)}
+    assert {task['bytes_done'] for task in beside.tasks(path).values()} == {KIB}
+    again = beside.cache(aggregate_id, good)
+    assert set(beside.outcomes(again).values()) == {('existing', None)}
+    assert {task['bytes_done'] for task in beside.tasks(again).values()} == {0}
+
+    failing = beside.cache(aggregate_id, refused)
+    beside.wait_for(failing, FIRST, 'nova-compute answered error; see its log')
+    assert beside.call('POST', f'{failing}/action', {'cancel': None}).status_int == 202
+    assert {status for status, _ in beside.outcomes(failing).values()} == {'cancelled'}
+
+    rate = {'request': {'aggregate': aggregate_id, 'images': [good], 'max_rate_bytes': 1}}
+    assert beside.call('POST', '/v1/requests', rate).status_int == 400
+
+
+def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
+    beside: Beside, upload_image: UploadImage
+) -> None:
+    aggregate_id = beside.stock.aggregate('off')
+    disabled = {'status': 'disabled', 'disabled_reason': 'its fans are being cleaned'}
+    with (
+        beside.stock.compute_set(FIRST, disabled, {'status': 'enabled'}),
+        beside.stock.compute_set(SECOND, {'forced_down': True}, {'forced_down': False}),
+    ):
+        outcomes = beside.outcomes(beside.cache(aggregate_id, upload_image(os.urandom(KIB))))
+        hosts = beside.call('GET', '/v1/hosts').json['hosts']
+
+    reasons = {
+        FIRST: 'host disabled: its fans are being cleaned',
+        SECOND: 'host down: it is forced down',
+    }
+    assert outcomes == {host: ('skipped', reason) for host, reason in reasons.items()}
+    assert {host['host']: host['reason'] for host in hosts} == reasons
+    assert {host['status'] for host in hosts} == {'down'}
+
+
+def test_a_host_whose_call_was_lost_is_called_again_when_that_must_be_over_and_not_before(
+    beside: Beside, upload_image: UploadImage
+) -> None:
+    """Its nova-compute hangs, and does the call that it was sent when it goes on."""
+    aggregate_id = beside.stock.aggregate('hanging')
+    images = [upload_image(os.urandom(KIB)) for _ in range(2)]
+    with beside.stock.frozen(FIRST):
+        lost = beside.cache(aggregate_id, images[0])
+        task = beside.wait_for(lost, FIRST, 'no answer from nova-compute')
+        assert beside.tasks(lost)[SECOND]['status'] == 'cached'
+
+        beside.kill_conductor()  # which forgets nothing that is not in the database
+        beside.start_conductor()
+        other = beside.cache(aggregate_id, images[1])
+        beside.wait_for(other, FIRST, 'an earlier call got no answer')
+        assert beside.tasks(lost)[FIRST] == task
+        assert not beside.stock.has_cached(FIRST, images[0])
+
+    wait_until(lambda: beside.stock.has_cached(FIRST, images[0]), 'the lost call is done')
+    beside.let_calls_be_over()
+
+    assert beside.outcomes(lost)[FIRST] == ('existing', None)
+    assert beside.tasks(lost)[FIRST]['attempts'] == 2
+    assert beside.outcomes(other)[FIRST] == ('cached', None)
+    assert beside.tasks(other)[FIRST]['attempts'] == 1

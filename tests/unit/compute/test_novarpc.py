@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stock nova-compute is sent, and how what it answers is read."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import oslo_messaging as messaging
+import pytest
+
+from nova_precache import conf as options
+from nova_precache import context, exception, rpc
+from nova_precache.compute import novarpc
+
+CTXT = context.RequestContext(request_id='req-1', is_admin=True, overwrite=False)
+
+
+class NovaCompute:
+    """An endpoint as Nova has it: it serves what it is told to, and knows no other method."""
+
+    def __init__(self, version: str) -> None:
+        self.target = messaging.Target(version=version)
+        self.calls: list[tuple[dict[str, Any], list[str]]] = []
+        self.answer: Any = {}
+
+    def cache_images(self, ctxt: dict[str, Any], image_ids: list[str]) -> Any:
+        self.calls.append((ctxt, image_ids))
+        return self.answer
+
+
+class Served:
+    """Nova-computes on one broker in memory."""
+
+    def __init__(self) -> None:
+        conf = options.new(config_files=[])
+        self.transport = rpc.connect(conf, f'fake:///{uuid.uuid4().hex}')
+        self._servers: list[Any] = []
+
+    def serve(self, host: str, version: str = '6.5') -> NovaCompute:
+        compute = NovaCompute(version)
+        target = messaging.Target(exchange=self.transport.exchange, topic='compute', server=host)
+        server = messaging.get_rpc_server(self.transport.serving, target, [compute])
+        server.start()
+        self._servers.append(server)
+        return compute
+
+    def api(self, pin: str | None = None, timeout_seconds: float = 20) -> novarpc.NovaComputeAPI:
+        return novarpc.NovaComputeAPI(
+            self.transport,
+            version_cap=pin,
+            connect_retries=0,
+            timeout_seconds=timeout_seconds,
+            monitor_seconds=timeout_seconds,
+        )
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.stop()
+            server.wait()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    made.stop()
+
+
+def test_a_compute_is_sent_one_image_and_the_token_and_nothing_that_it_does_not_know(
+    served: Served,
+) -> None:
+    compute = served.serve('h1')
+    compute.answer = {'i1': 'existing'}
+    api = served.api()
+
+    api.probe(CTXT)
+    assert api.cache_image(CTXT, 'h1', 'i1', 'token-1') == 'existing'
+
+    [(ctxt, image_ids)] = compute.calls
+    assert image_ids == ['i1']
+    assert ctxt == {
+        'request_id': 'req-1',
+        'global_request_id': None,
+        'is_admin': True,
+        'auth_token': 'token-1',
+    }
+
+
+def test_without_a_token_a_compute_is_given_one_that_is_none(served: Served) -> None:
+    compute = served.serve('h1')
+
+    served.api().cache_image(CTXT, 'h1', 'i1', None)
+
+    assert compute.calls[0][0]['auth_token'] == 'notused'
+
+
+@pytest.mark.parametrize('answer', [{}, {'i2': 'cached'}, None, 'cached', {'i1': None}, [['i1']]])
+def test_an_answer_that_says_nothing_of_the_image_is_no_word(served: Served, answer: Any) -> None:
+    served.serve('h1').answer = answer
+
+    assert served.api().cache_image(CTXT, 'h1', 'i1', 'token-1') is None
+
+
+@pytest.mark.parametrize(
+    ('pin', 'serves'),
+    [(None, '6.5'), (None, '6.0'), ('6.5', '6.0'), ('5.4', '5.4'), ('5.13', '5.13')],
+)
+def test_the_version_is_the_one_that_nova_sends_unless_it_is_pinned(
+    served: Served, pin: str | None, serves: str
+) -> None:
+    compute = served.serve('h1', serves)
+    compute.answer = {'i1': 'cached'}
+
+    assert served.api(pin).cache_image(CTXT, 'h1', 'i1', 'token-1') == 'cached'
+
+
+def test_a_compute_that_is_too_old_is_unsupported(served: Served) -> None:
+    served.serve('h1', '5.13')
+
+    with pytest.raises(exception.VersionUnsupported, match=r'cache_images 6\.0 is not known'):
+        served.api().cache_image(CTXT, 'h1', 'i1', 'token-1')
+
+
+def test_a_pin_below_what_caches_images_has_nothing_sent(served: Served) -> None:
+    compute = served.serve('h1')
+    api = served.api('5.3')
+
+    assert api.why_unsupported() == '[upgrade_levels] compute = 5.3 is too low for cache_images'
+    with pytest.raises(exception.VersionUnsupported, match=r'5\.3 is too low'):
+        api.cache_image(CTXT, 'h1', 'i1', 'token-1')
+    assert compute.calls == []
+
+
+def test_a_host_that_nobody_serves_is_a_timeout(served: Served) -> None:
+    with pytest.raises(TimeoutError):
+        served.api(timeout_seconds=0.2).cache_image(CTXT, 'h1', 'i1', 'token-1')
