@@ -44,6 +44,33 @@ class RequestContext(context.RequestContext):
         )
 
 
-def admin_context(request_id: str | None = None) -> RequestContext:
-    """The service's own identity, for work that no user waits for."""
-    return RequestContext(is_admin=True, roles=['admin'], request_id=request_id, overwrite=False)
+def admin_context() -> RequestContext:
+    """The service's own identity, with the ids of the request that this thread works for."""
+    current = context.get_current()
+    return RequestContext(
+        is_admin=True,
+        roles=['admin'],
+        request_id=None if current is None else current.request_id,
+        global_request_id=None if current is None else current.global_request_id,
+        overwrite=False,
+    )
+
+
+def work_for(request_id: str | None, global_request_id: str | None = None) -> None:
+    """Have what this thread logs and asks of others from now on carry the ids of a request.
+
+    :param global_request_id: of whoever made that request while serving another one
+    """
+    RequestContext(
+        is_admin=True,
+        roles=['admin'],
+        request_id=request_id,
+        global_request_id=global_request_id,
+        overwrite=True,
+    )
+
+
+def current_id() -> str | None:
+    """Give the id under which others are to log what this thread asks of them."""
+    current = context.get_current()
+    return None if current is None else current.global_id

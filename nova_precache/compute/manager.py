@@ -69,7 +69,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             job_id,
             epoch,
             image_id,
-            self._measured(functools.partial(self._cache, images, image_id)),
+            self._measured(functools.partial(self._cache, ctxt, images, image_id)),
             wanted,
         )
         LOG.info(
@@ -131,11 +131,13 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
 
     def _cache(
         self,
+        ctxt: context.RequestContext,
         images: service.ImageService,
         image_id: str,
         progress: model.ProgressCallback,
         control: Control,
     ) -> model.ImageOutcome:
+        ctxt.update_store()  # in a thread of its own, whoever else joins later
         try:
             result = self._driver.cache_image(images, image_id, progress, control)
             return outcomes.of_result(result)

@@ -41,6 +41,7 @@ class NewRequest:
     user_id: str | None = None
     is_admin: bool = False
     request_id: str | None = None
+    global_request_id: str | None = None
     priority: int = 0
 
     @property
@@ -149,6 +150,7 @@ def _row(new: NewRequest, request_id: str, number: int) -> models.CacheRequest:
         user_id=new.user_id,
         is_admin=new.is_admin,
         request_id=new.request_id,
+        global_request_id=new.global_request_id,
         hosts_total=0,
         hosts_done=0,
     )

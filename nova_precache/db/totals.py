@@ -74,6 +74,7 @@ def request(row: models.CacheRequest, by_status: Mapping[str, Total]) -> model.C
         description=row.description,
         client_request_id=row.client_request_id,
         pin_id=row.pin_id,
+        global_request_id=row.global_request_id,
     )
 
 

@@ -24,7 +24,7 @@ from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
-from nova_precache import exception, model
+from nova_precache import context, exception, model
 
 LOG = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class GlanceImageService:
 
     :param auth: credentials of the caller, as keystoneauth has them
     :param session: a session to share connections with other callers
+    :param request_id: what Glance is to log whatever is asked under; None is for the request
+        that the thread works for which asks
     """
 
     def __init__(
@@ -81,10 +83,12 @@ class GlanceImageService:
         settings: GlanceSettings,
         auth: plugin.BaseAuthPlugin,
         session: ksa_session.Session | None = None,
+        request_id: str | None = None,
     ) -> None:
         self._settings = settings
         self._auth = auth
         self._session = session or new_session(settings)
+        self._request_id = request_id
 
     @classmethod
     def with_token(
@@ -95,6 +99,7 @@ class GlanceImageService:
         token: str | None,
         fresh_token: Callable[[], str | None] | None = None,
         session: ksa_session.Session | None = None,
+        request_id: str | None = None,
     ) -> 'GlanceImageService':
         """Make the service of a caller who holds a token, or of a Glance that asks for none.
 
@@ -107,7 +112,7 @@ class GlanceImageService:
             raise exception.ConfigError(
                 '[glance] endpoint_override is not set, and no endpoint came with the request'
             )
-        return cls(settings, _TokenAuth(url, token, fresh_token), session)
+        return cls(settings, _TokenAuth(url, token, fresh_token), session, request_id)
 
     def endpoint(self) -> str:
         """Give Glance's URL without version: configured, or from the service catalog.
@@ -207,7 +212,11 @@ class GlanceImageService:
 
     def _http(self) -> adapter.Adapter:
         client = glanceclient.Client(
-            '2', session=self._session, auth=self._auth, endpoint_override=self.endpoint()
+            '2',
+            session=self._session,
+            auth=self._auth,
+            endpoint_override=self.endpoint(),
+            global_request_id=self._request_id or context.current_id(),
         )
         http: adapter.Adapter = client.http_client
         return http

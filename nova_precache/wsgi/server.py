@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves a WSGI application in this process, where no uwsgi or gunicorn does."""
 
+import dataclasses
 import logging
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from cheroot import server as cheroot_server
 from cheroot import wsgi
+from cheroot.ssl import builtin
 
 from nova_precache import exception
 
@@ -21,14 +24,35 @@ MAX_HEADER_BYTES = 64 * 1024
 _JOINED = (b'Openstack-Api-Version', b'X-Openstack-Nova-Api-Version', b'Content-Length')
 
 
-class HttpServer:
-    """A threaded HTTP server; port 0 takes a free one."""
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """Files in PEM by which the server proves who it is; None is where the key is in the same."""
 
-    def __init__(self, application: Application, host: str, port: int, threads: int) -> None:
+    cert_file: str
+    key_file: str | None = None
+
+
+class HttpServer:
+    """A threaded HTTP server; port 0 takes a free one.
+
+    :param certificate: makes it speak TLS only
+    :raises nova_precache.exception.ConfigError: the certificate is of no use
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        host: str,
+        port: int,
+        threads: int,
+        certificate: Certificate | None = None,
+    ) -> None:
         self._server = wsgi.Server((host, port), application, numthreads=threads)
         setattr(self._server, 'error_log', _log_error)  # noqa: B010 - as cheroot documents
         self._server.max_request_header_size = MAX_HEADER_BYTES
         self._server.ConnectionClass = _Connection
+        if certificate is not None:
+            self._server.ssl_adapter = _tls(certificate)
         self._thread = threading.Thread(target=self._server.serve, name='http', daemon=True)
 
     @property
@@ -88,7 +112,50 @@ class _Request(cheroot_server.HTTPRequest):
 
 
 class _Connection(cheroot_server.HTTPConnection):
+    """A connection whose TLS, if any, begins in the thread that serves it."""
+
     RequestHandlerClass = _Request
+    _is_open = False
+
+    def communicate(self) -> bool:
+        return self._begins() and bool(super().communicate())  # type: ignore[no-untyped-call]
+
+    def _begins(self) -> bool:
+        if not self._is_open and isinstance(self.socket, ssl.SSLSocket):
+            try:
+                self.socket.do_handshake()
+            except OSError as exc:
+                LOG.debug('A client does not come to speak TLS: %s', exc)
+                return False
+        self._is_open = True
+        return True
+
+
+class _Tls(builtin.BuiltinSSLAdapter):
+    """TLS without a handshake yet, which would be made where connections are accepted.
+
+    There, who is slow would keep all others out.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+
+    def wrap(self, sock: Any) -> tuple[ssl.SSLSocket, dict[str, str]]:
+        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, {'wsgi.url_scheme': 'https', 'HTTPS': 'on'}
+
+
+def _tls(certificate: Certificate) -> _Tls:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # Nobody is asked for the password of a key: a service has no terminal.
+        context.load_cert_chain(certificate.cert_file, certificate.key_file, password=str)
+    except (OSError, ValueError) as exc:
+        raise exception.ConfigError(
+            f'[api] cert_file = {certificate.cert_file} cannot be used with '
+            f'key_file = {certificate.key_file}: {exc}'
+        ) from exc
+    return _Tls(context)
 
 
 def _log_error(message: str = '', level: int = logging.INFO, traceback: bool = False) -> None:

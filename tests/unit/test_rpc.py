@@ -2,6 +2,9 @@
 """Brokers in memory: apart by URL, with contexts but no tokens, and errors of our own."""
 
 import contextlib
+import pathlib
+import socket
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +12,9 @@ from typing import Any
 
 import oslo_messaging as messaging
 import pytest
+import trustme
+from oslo_context import context as oslo_context
+from oslo_messaging._drivers import impl_rabbit
 
 from nova_precache import conf as options
 from nova_precache import context, exception, rpc
@@ -25,6 +31,7 @@ class Endpoint(rpc.Endpoint):
         self._name = name
         self.asked_by: list[context.RequestContext] = []
         self.cast = threading.Event()
+        self.ids: list[tuple[str, str | None]] = []
 
     def name(self, ctxt: context.RequestContext) -> str:
         self.asked_by.append(ctxt)
@@ -35,6 +42,12 @@ class Endpoint(rpc.Endpoint):
 
     def note(self, ctxt: context.RequestContext) -> None:
         self.cast.set()
+
+    def note_ids(self, ctxt: context.RequestContext) -> None:
+        """Note under which ids a line of this thread's log would be."""
+        current = oslo_context.get_current()
+        assert current is not None
+        self.ids.append((current.request_id, current.global_request_id))
 
     def conflict(self, ctxt: context.RequestContext) -> None:
         raise exception.AgentConflict('another agent has this name')
@@ -414,3 +427,70 @@ def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
 )
 def test_a_url_is_shown_without_who_logs_in(conf: Any, url: str, shown: str) -> None:
     assert rpc.describe_url(conf, url) == shown
+
+
+# TLS
+
+
+@contextlib.contextmanager
+def _listening(name: str, authority: trustme.CA) -> Iterator[tuple[int, list[bytes]]]:
+    """Listen as a broker of some name does, and give the port and what is said first, over TLS."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(tls)
+    said: list[bytes] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = listener.accept()
+                # A client that does not trust the certificate ends it here.
+                with (
+                    contextlib.suppress(OSError),
+                    caller,
+                    tls.wrap_socket(caller, server_side=True) as greeted,
+                ):
+                    said.append(greeted.recv(8))
+
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1], said
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ('name', 'trusts', 'is_reached'),
+    [('127.0.0.1', True, True), ('127.0.0.1', False, False), ('other.example', True, False)],
+    ids=['good', 'of another authority', 'of another name'],
+)
+def test_a_broker_over_tls_is_spoken_to_if_its_certificate_is_good(
+    conf: Any, tmp_path: pathlib.Path, name: str, trusts: bool, is_reached: bool
+) -> None:
+    authority = trustme.CA()
+    (authority if trusts else trustme.CA()).cert_pem.write_to_path(tmp_path / 'ca.pem')
+    conf.register_opts(impl_rabbit.rabbit_opts, 'oslo_messaging_rabbit')
+    conf.set_override('ssl', True, 'oslo_messaging_rabbit')
+    conf.set_override('ssl_ca_file', str(tmp_path / 'ca.pem'), 'oslo_messaging_rabbit')
+    with _listening(name, authority) as (port, said):
+        transport = rpc.connect(conf, f'rabbit://u:secret@127.0.0.1:{port}/')
+        with pytest.raises(exception.CellUnreachable) as caught:
+            transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0')
+    assert said == ([b'AMQP\0\0\x09\x01'] if is_reached else [])
+    assert 'secret' not in str(caught.value)
+
+
+# Request ids
+
+
+def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
+    serve: Serve, connect: Callable[[str], rpc.Transport]
+) -> None:
+    endpoint = serve('a')
+    client = connect('a').client(TOPIC)
+    first, second = (f'req-{uuid.uuid4()}' for _ in range(2))
+    for ids in ((first, None), (second, first)):
+        context.work_for(*ids)
+        client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
+    assert endpoint.ids == [(first, None), (second, first)]
+    assert context.current_id() == first  # of whoever called the one that called us

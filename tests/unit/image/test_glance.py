@@ -22,7 +22,7 @@ import trustme
 from keystoneauth1 import noauth
 
 from nova_precache import conf as precache_conf
-from nova_precache import exception
+from nova_precache import context, exception
 from nova_precache.image import glance, service
 
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
@@ -112,9 +112,9 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def tls_server(authority: trustme.CA) -> Iterator[Server]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert('127.0.0.1').configure_cert(context)
-    with serving(context) as script:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('127.0.0.1').configure_cert(tls)
+    with serving(tls) as script:
         yield script
 
 
@@ -509,6 +509,92 @@ def trusting(
     certificate = tmp_path / 'ca.pem'
     authority.cert_pem.write_to_path(certificate)
     return with_token(server, settings=dataclasses.replace(PATIENT, verify=str(certificate)))
+
+
+ASKED = {
+    'metadata': (lambda images: images.show(IMAGE_ID), exception.ImageServiceUnavailable),
+    'data': (read, exception.DownloadInterrupted),
+}
+
+
+@pytest.mark.filterwarnings('ignore:Unverified HTTPS request')
+@pytest.mark.parametrize('what', ASKED)
+def test_glance_over_tls_must_be_vouched_for_by_the_authority_that_is_set(
+    tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path, what: str
+) -> None:
+    ask, refusal = ASKED[what]
+    with pytest.raises(refusal, match='CERTIFICATE_VERIFY_FAILED'):
+        ask(configured(tls_server))
+    assert tls_server.requests == []
+
+    certificate = tmp_path / 'ca.pem'
+    authority.cert_pem.write_to_path(certificate)
+    for options in ({'cafile': str(certificate)}, {'insecure': True}):
+        tls_server.answers = [document() if what == 'metadata' else Answer(body=DATA)]
+        ask(configured(tls_server, **options))
+    assert tls_server.tokens() == ['secret-token'] * 2
+
+
+@pytest.mark.parametrize('what', ASKED)
+def test_glance_over_tls_must_have_the_name_by_which_it_is_asked(
+    authority: trustme.CA, tmp_path: pathlib.Path, what: str
+) -> None:
+    ask, refusal = ASKED[what]
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('glance.example').configure_cert(tls)
+    certificate = tmp_path / 'ca.pem'
+    authority.cert_pem.write_to_path(certificate)
+    with serving(tls) as other:
+        with pytest.raises(refusal, match=r"not valid for '127\.0\.0\.1'"):
+            ask(configured(other, cafile=str(certificate)))
+        assert other.requests == []
+
+
+@pytest.mark.parametrize('what', ASKED)
+def test_glance_may_ask_who_calls_by_a_certificate_too(
+    authority: trustme.CA, tmp_path: pathlib.Path, what: str
+) -> None:
+    ask, refusal = ASKED[what]
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(tls)
+    authority.issue_cert('127.0.0.1').configure_cert(tls)
+    own = authority.issue_cert('compute.example')
+    for name, pem in (
+        ('ca.pem', authority.cert_pem),
+        ('cert.pem', own.cert_chain_pems[0]),
+        ('key.pem', own.private_key_pem),
+    ):
+        pem.write_to_path(tmp_path / name)
+    trust = {'cafile': str(tmp_path / 'ca.pem')}
+    proof = {'certfile': str(tmp_path / 'cert.pem'), 'keyfile': str(tmp_path / 'key.pem')}
+    with serving(tls) as strict:
+        strict.answers = [document() if what == 'metadata' else Answer(body=DATA)]
+        with pytest.raises(refusal):
+            ask(configured(strict, **trust))
+        ask(configured(strict, **trust, **proof))
+        assert len(strict.requests) == 1
+
+
+def configured(server: Server, **options: object) -> glance.GlanceImageService:
+    """Make the service as the options of a compute have it."""
+    conf = precache_conf.new([], [])
+    for name, value in {'num_retries': 0, **options}.items():
+        conf.set_override(name, value, 'glance')
+    return with_token(server, settings=glance.GlanceSettings.from_conf(conf))
+
+
+def test_what_is_asked_carries_the_id_of_the_request_that_it_is_for(server: Server) -> None:
+    server.answers = [document(), Answer(body=DATA), document()]
+    own = glance.GlanceImageService.with_token(
+        SETTINGS, endpoint=server.url, token=None, request_id='req-of-the-call'
+    )
+    own.show(IMAGE_ID)
+    read(own)
+    context.work_for('req-of-the-thread')
+    with_token(server).show(IMAGE_ID)
+    ids = [headers['x-openstack-request-id'] for _, headers in server.requests]
+    assert ids == ['req-of-the-call', 'req-of-the-call', 'req-of-the-thread']
 
 
 @pytest.mark.parametrize('content_type', ['text/html', 'text/plain', 'application/json', None])

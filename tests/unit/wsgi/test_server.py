@@ -4,6 +4,7 @@
 import contextlib
 import http.client
 import json
+import pathlib
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 import requests
+import trustme
 
+from nova_precache import exception
 from nova_precache.wsgi import server
 
 WAIT_SECONDS = 20
@@ -32,6 +35,7 @@ class Application:
         if environ['PATH_INFO'] == '/headers':
             start_response('200 OK', [('Content-Type', 'application/json')])
             said = {name: environ[name] for name in environ if name.startswith('HTTP_')}
+            said['scheme'] = environ['wsgi.url_scheme']
             return [json.dumps(said).encode()]
         if environ['PATH_INFO'] != '/quick':
             self.waits.set()
@@ -145,3 +149,77 @@ def test_a_request_being_served_ends_before_the_server_has_stopped(
 
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS)
+
+
+# TLS
+
+
+@pytest.fixture
+def authority(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The certificate of whoever signed that of the server, which is beside it."""
+    made = trustme.CA()
+    made.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / 'server.pem'
+    )
+    made.cert_pem.write_to_path(tmp_path / 'ca.pem')
+    return tmp_path / 'ca.pem'
+
+
+@pytest.fixture
+def secure(
+    application: Application, authority: pathlib.Path, tmp_path: pathlib.Path
+) -> Iterator[server.HttpServer]:
+    """A server with one thread, which speaks TLS."""
+    certificate = server.Certificate(str(tmp_path / 'server.pem'))
+    made = server.HttpServer(application, '127.0.0.1', 0, 1, certificate)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_with_a_certificate_the_server_speaks_tls_and_says_so(
+    secure: server.HttpServer, authority: pathlib.Path
+) -> None:
+    with requests.Session() as caller:  # so that a connection is used twice
+        for _ in range(2):
+            url = f'https://127.0.0.1:{secure.port}/headers'
+            answer = caller.get(url, verify=str(authority), timeout=WAIT_SECONDS)
+            assert answer.json()['scheme'] == 'https'
+
+
+def test_who_does_not_know_the_authority_is_not_served(secure: server.HttpServer) -> None:
+    with pytest.raises(requests.exceptions.SSLError):
+        requests.get(f'https://127.0.0.1:{secure.port}/quick', timeout=WAIT_SECONDS)
+
+
+def test_who_speaks_no_tls_gets_nothing_and_holds_up_nobody(
+    secure: server.HttpServer, authority: pathlib.Path
+) -> None:
+    with pytest.raises(requests.ConnectionError):
+        _get(secure, '/quick')
+    url = f'https://127.0.0.1:{secure.port}/quick'
+    assert requests.get(url, verify=str(authority), timeout=WAIT_SECONDS).text == '/quick'
+
+
+def test_who_says_nothing_keeps_nobody_from_being_accepted(
+    application: Application, authority: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    certificate = server.Certificate(str(tmp_path / 'server.pem'))
+    serving = server.HttpServer(application, '127.0.0.1', 0, 2, certificate)
+    serving.start()
+    with socket.create_connection(('127.0.0.1', serving.port)):
+        url = f'https://127.0.0.1:{serving.port}/quick'
+        # Less than the ten seconds that the server waits for whoever says nothing.
+        assert requests.get(url, verify=str(authority), timeout=5).text == '/quick'
+    serving.stop()
+
+
+@pytest.mark.parametrize('content', [None, 'no certificate'])
+def test_a_certificate_that_is_of_no_use_is_named(
+    application: Application, tmp_path: pathlib.Path, content: str | None
+) -> None:
+    path = tmp_path / 'server.pem'
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(exception.ConfigError, match=rf'\[api\] cert_file = {path} cannot be used'):
+        server.HttpServer(application, '127.0.0.1', 0, 1, server.Certificate(str(path)))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nobody may be told: the secrets that tests make, and where they are searched for.
+
+Whatever makes a password or gets a token notes it here. At the end of a session every log
+and every database that the processes left, and what the tests captured, is searched for
+all of them; notifications are among them, since the sites log theirs. Configuration is
+where secrets belong, and so are the cell mappings.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import sqlite3
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+
+_CHUNK = 16 * 1024**2
+_SQLITE = b'SQLite format 3\0'
+_MAPPINGS = 'cell_mappings'
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Leak:
+    """A secret that is where it must not be; it is told by its name, to leak no further."""
+
+    where: str
+    what: str
+
+
+class Secrets:
+    """The secrets of one session, and where they were seen."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._seen: set[Leak] = set()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def make(self, what: str) -> str:
+        """Make a secret such as is nowhere by accident."""
+        return self.note(uuid.uuid4().hex, what)
+
+    def note(self, secret: str, what: str) -> str:
+        """Have a secret searched for; it is given back."""
+        assert len(secret) >= 16, f'{what} may be anywhere by accident'
+        self._names.setdefault(secret, what)
+        return secret
+
+    def look_into(self, text: str, where: str) -> None:
+        """Search what is not in a file."""
+        self._seen |= {Leak(where, name) for key, name in self._names.items() if key in text}
+
+    def leaks(self, directory: pathlib.Path) -> list[Leak]:
+        """Search the logs and databases in a directory, and tell what was seen at all."""
+        if not self._names:
+            return []
+        for path in directory.rglob('*'):
+            if path.is_file() and not path.is_symlink():
+                self._look_into_file(path, str(path.relative_to(directory)))
+        return sorted(self._seen)
+
+    def _look_into_file(self, path: pathlib.Path, where: str) -> None:
+        if path.suffix == '.log':
+            self._look_into_bytes(_overlapping(path, max(map(len, self._names))), where)
+        elif path.suffix in {'.sqlite', '.db'} and _is_database(path):
+            self.look_into('\n'.join(_dump(path)), where)
+
+    def _look_into_bytes(self, chunks: Iterable[bytes], where: str) -> None:
+        for chunk in chunks:
+            self.look_into(chunk.decode(errors='replace'), where)
+
+
+SECRETS = Secrets()
+
+
+def _overlapping(path: pathlib.Path, overlap: int) -> Iterator[bytes]:
+    """Give a file in chunks, each of which begins with the end of the one before."""
+    before = b''
+    with path.open('rb') as file:
+        while chunk := file.read(_CHUNK):
+            yield before + chunk
+            before = chunk[-overlap:]
+
+
+def _is_database(path: pathlib.Path) -> bool:
+    with path.open('rb') as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
+def _dump(path: pathlib.Path) -> Iterator[str]:
+    """Give the rows of a database of ours, but for those that have to have secrets."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for table in _tables(database):
+            for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
+                yield repr(row)
+
+
+def _tables(database: sqlite3.Connection) -> Collection[str]:
+    """Name the tables of a database that has cells, which those of others have not."""
+    found = {
+        name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    }
+    return found - {_MAPPINGS} if 'cache_requests' in found else set()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Under which ids a conductor works: those of the call by which a job was first asked for."""
+
+from oslo_context import context as oslo_context
+
+from nova_precache import context, model
+from nova_precache.compute import rpcapi
+from nova_precache.db import requests
+from tests.unit.conductor.conftest import Parts
+from tests.unit.conftest import BROKEN
+
+Ids = tuple[str | None, str | None]
+
+
+class Compute:
+    """Notes under which ids it is called, and does what the compute of the parts does."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.ids: list[Ids] = []
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        self.ids.append((ctxt.request_id, ctxt.global_request_id))
+        return self._parts.compute.cache_image(ctxt, host, call)
+
+
+def _of_thread() -> Ids:
+    current = oslo_context.get_current()
+    assert current is not None
+    return current.request_id, current.global_request_id
+
+
+def test_a_call_carries_the_ids_of_whoever_asked_first(parts: Parts) -> None:
+    parts.world.living('h1')
+    compute = Compute(parts)
+    parts.compute_of = lambda cell_uuid: compute
+    for ids in (('req-1', 'req-global-1'), ('req-2', None)):
+        parts.world.planned(['h1'], ['i1'], request_id=ids[0], global_request_id=ids[1])
+    parts.world.planned(['h1'], ['i2'], request_id='req-3')
+
+    parts.serve()
+
+    assert compute.ids == [('req-1', 'req-global-1'), ('req-3', None)]
+    assert _of_thread() == ('req-3', None), 'its log does not go on under them'
+
+
+def test_who_asked_first_and_wants_it_no_more_is_not_named(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    parts.world.living('h1')
+    compute = Compute(parts)
+    parts.compute_of = lambda cell_uuid: compute
+    first = parts.world.planned(['h1'], [image.id], request_id='req-1')
+    parts.world.planned(['h1'], [image.id], request_id='req-2')
+    parts.compute.script('h1', image.id, parts.compute.answers(BROKEN))
+    parts.serve()
+
+    parts.steering.cancel(first.id)
+    parts.world.make_due()
+    parts.serve()
+
+    assert compute.ids == [('req-1', None), ('req-2', None)]
+
+
+def test_a_plan_is_made_under_the_ids_of_its_request(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    parts.world.living('h1')
+    asked: list[Ids] = []
+    show = parts.images.show
+
+    def note(image_id: str) -> model.Image:
+        asked.append(_of_thread())
+        return show(image_id)
+
+    parts.images.show = note  # type: ignore[method-assign]
+    ids = {'request_id': 'req-1', 'global_request_id': 'req-g'}
+    new = requests.NewRequest(images=(image.id,), hosts=('h1',), is_admin=True, **ids)
+    parts.world.requests.accept(new)
+
+    assert parts.planning().plan_next()
+
+    assert asked == [('req-1', 'req-g')]

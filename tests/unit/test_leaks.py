@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search for secrets finds them where they must not be, and only there."""
+
+import pathlib
+
+import pytest
+
+from nova_precache.cells import inventory
+from nova_precache.db import session
+from tests import leaks
+from tests.leaks import Leak, Secrets
+
+
+@pytest.fixture
+def secrets() -> Secrets:
+    return Secrets()
+
+
+def test_a_secret_in_a_log_is_told_by_its_name(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+    password = secrets.make('password of the broker')
+    secrets.make('token')
+    (tmp_path / 'host1').mkdir()
+    (tmp_path / 'host1' / 'compute.log').write_text(f'connecting to rabbit://u:{password}@h/')
+    (tmp_path / 'api.log').write_text('nothing')
+
+    found = secrets.leaks(tmp_path)
+
+    assert found == [Leak('host1/compute.log', 'password of the broker')]
+    assert password not in repr(found)
+
+
+def test_a_secret_is_found_where_a_file_is_cut_into_chunks(
+    secrets: Secrets, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, '_CHUNK', 40)
+    for at in range(30, 45):
+        token = secrets.make(f'token at {at}')
+        (tmp_path / f'{at}.log').write_text('x' * at + token + 'x' * 100)
+
+    assert {leak.what for leak in secrets.leaks(tmp_path)} == {
+        f'token at {at}' for at in range(30, 45)
+    }
+
+
+def test_configuration_may_have_secrets(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+    password = secrets.make('password')
+    (tmp_path / 'nova-precache.conf').write_text(f'password = {password}')
+
+    assert secrets.leaks(tmp_path) == []
+
+
+def test_a_database_may_have_secrets_in_its_cell_mappings_alone(
+    secrets: Secrets, database: session.Database, database_path: pathlib.Path
+) -> None:
+    password = secrets.make('password')
+    cells = inventory.Inventory(database)
+    cells.create_cell('cell1', f'rabbit://u:{password}@h/')
+    assert secrets.leaks(database_path.parent) == []
+
+    cells.create_aggregate(f'named {password}')  # which is in its write-ahead log only
+
+    assert secrets.leaks(database_path.parent) == [Leak(database_path.name, 'password')]
+
+
+def test_the_database_of_another_service_is_its_own_business(
+    secrets: Secrets, database: session.Database, database_path: pathlib.Path
+) -> None:
+    password = secrets.make('password')
+    inventory.Inventory(database).create_aggregate(f'named {password}')
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql('ALTER TABLE cache_requests RENAME TO other')
+
+    assert secrets.leaks(database_path.parent) == []
+
+
+def test_what_a_test_captured_is_searched_too(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+    token = secrets.make('token')
+
+    secrets.look_into(f'X-Auth-Token: {token}', 'test_it, captured log')
+
+    assert secrets.leaks(tmp_path) == [Leak('test_it, captured log', 'token')]
+
+
+def test_what_is_no_secret_cannot_be_noted(secrets: Secrets) -> None:
+    with pytest.raises(AssertionError, match='by accident'):
+        secrets.note('secret', 'password')
+    assert len(secrets) == 0
