@@ -45,6 +45,12 @@ class Enforcer:
         if not self._allows(context, rule, dict(target or {})):
             raise exception.PolicyNotAuthorized(rule)
 
+    def unknown_rules(self) -> list[str]:
+        """Name what the operator's file says of this service and nothing asks for."""
+        known = {rule.name for rule in policies.list_rules()}
+        own = {name for name in self._enforcer.file_rules if name.startswith(base.OWN_PREFIX)}
+        return sorted(own - known)
+
     def is_admin(self, context: request_context.RequestContext) -> bool:
         """Tell whether the rule ``context_is_admin`` is met."""
         own = {'project_id': context.project_id, 'user_id': context.user_id}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from oslo_policy import policy
 
 CONTEXT_IS_ADMIN = 'context_is_admin'
+# Of the operations that Nova does not have.
+OWN_PREFIX = 'image_precache:'
 
 ADMIN = f'rule:{CONTEXT_IS_ADMIN}'
 PROJECT_READER_OR_ADMIN = 'rule:project_reader_or_admin'

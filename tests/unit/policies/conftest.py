@@ -20,6 +20,16 @@ PROJECT = 'p1'
 IMAGE = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
 HOST, FREE_HOST = 'host1', 'host2'
 
+_AWAY = """\
+[keystone_authtoken]
+www_authenticate_uri = http://127.0.0.1:9
+auth_type = admin_token
+endpoint = http://127.0.0.1:9
+token = none
+http_request_max_retries = 0
+service_token_roles_required = true
+"""
+
 
 @dataclasses.dataclass
 class Site:
@@ -44,17 +54,22 @@ class Site:
 
 
 class MakeSite(Protocol):
-    """Makes a site with an operator's policy file; None is for no file."""
+    """Makes a site with an operator's policy file; None is for no file.
 
-    def __call__(self, policy: str | None = None) -> Site: ...
+    With the strategy ``keystone``, its Keystone is away.
+    """
+
+    def __call__(self, policy: str | None = None, strategy: str = 'noauth2') -> Site: ...
 
 
 @pytest.fixture
 def make_site(tmp_path: pathlib.Path, database: session.Database) -> MakeSite:
-    def make(policy: str | None = None) -> Site:
+    def make(policy: str | None = None, strategy: str = 'noauth2') -> Site:
         conf = tmp_path / 'nova-precache.conf'
         file = tmp_path / 'policy.yaml'
-        conf.write_text(f'[api]\nauth_strategy = noauth2\n[oslo_policy]\npolicy_file = {file}\n')
+        conf.write_text(
+            f'[api]\nauth_strategy = {strategy}\n[oslo_policy]\npolicy_file = {file}\n{_AWAY}'
+        )
         if policy is not None:
             file.write_text(policy)
         return _populate(_make_api(conf, database))

@@ -112,6 +112,55 @@ def test_each_rule_lets_pass_whom_it_should(make_site: MakeSite, rule: str, pers
         assert _everything(site) == before
 
 
+# What a reader, a member and a manager of another project are answered: nothing is told of
+# what belongs to a project that is not theirs.
+ELSEWHERE = {
+    requests.LIST: 200,
+    requests.SHOW: 404,
+    requests.TASKS: 404,
+    hosts.LIST: 200,
+    hosts.SHOW: 200,
+    hosts.IMAGES: 200,
+    hosts.IMAGE_HOSTS: 200,
+    pins.LIST: 200,
+    pins.SHOW: 404,
+}
+
+
+@pytest.mark.parametrize('rule', [rule.name for rule in OPERATIONS])
+def test_each_rule_keeps_apart_what_belongs_to_other_projects(
+    make_site: MakeSite, rule: str
+) -> None:
+    site, guarded = make_site(), ROWS[rule]
+    before = _everything(site)
+    for role in ('reader', 'member', 'manager', 'dreamer', ''):
+        answer = site.ask(guarded.method, guarded.path, guarded.body, f'u:p2:{role}')
+        is_reader = role in {'reader', 'member', 'manager'}
+        assert answer.status_int == (ELSEWHERE.get(rule, 403) if is_reader else 403), role
+        assert PROJECT not in answer.text
+    assert _everything(site) == before
+
+    answer = site.ask(guarded.method, guarded.path, guarded.body, 'u:p2:admin')
+    assert answer.status_int == guarded.status
+
+
+@pytest.mark.parametrize('token', [None, 'garbage', ''])
+def test_nothing_is_for_who_has_not_logged_in(make_site: MakeSite, token: str | None) -> None:
+    site = make_site(strategy='keystone')
+    before = _everything(site)
+    for rule, guarded in ROWS.items():
+        answer = site.ask(guarded.method, guarded.path, guarded.body, token)
+        # No Keystone can be asked about a token here.
+        assert answer.status_int == (503 if token == 'garbage' else 401), rule
+    assert _everything(site) == before
+
+
+def test_the_table_has_every_rule_and_no_other() -> None:
+    assert set(ROWS) == {rule.name for rule in OPERATIONS}
+    assert set(PERSONAS) == {rule.name for rule in base.list_rules()}
+    assert set(ELSEWHERE) == {rule for rule in ROWS if ROWS[rule].allowed == READERS}
+
+
 def _everything(site: Site) -> tuple[Any, ...]:
     api = site.api
     return (

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases are mixed while a cloud is upgraded: older computes, older conductors, newer words."""
+
+import contextlib
+import logging
+import os
+import sqlite3
+from typing import Any
+
+import pytest
+import requests
+
+from nova_precache import context, model, rpc, wiring
+from nova_precache.compute import manager
+from nova_precache.compute import rpcapi as compute_rpcapi
+from nova_precache.conductor import manager as conductor_manager
+from tests import gateway as site_link
+from tests.conftest import UploadImage
+from tests.functional.conftest import Start, Started
+from tests.openstack import Site
+from tests.service import wait_until
+
+MIB = 1024**2
+BIG = 16 * MIB
+COMPUTE, CONDUCTOR = manager.ComputeManager, conductor_manager.CellEndpoint
+
+
+class ComputeOf10(rpc.Endpoint, version='1.0'):
+    """A compute of the first release: it works as today's, and knows only this much of it."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._works = COMPUTE(*parts)
+
+    def cache_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        image_id: str,
+        image_endpoint: str | None = None,
+        token: str | None = None,
+        **unknown: Any,
+    ) -> model.Json | None:
+        outcome = self._works.cache_image(ctxt, job_id, epoch, image_id, image_endpoint, token)
+        return None if outcome is None else {k: v for k, v in outcome.items() if k != 'at_once'}
+
+
+class ComputeOf11(ComputeOf10, version='1.1'):
+    """One that can be told to stop, but not to forget."""
+
+    def stop_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        why: str,
+        keep_partial: bool = False,
+        **unknown: Any,
+    ) -> bool:
+        return self._works.stop_image(ctxt, job_id, epoch, why, keep_partial)
+
+
+class ComputeOf2099(COMPUTE, version='1.99'):  # type: ignore[misc, valid-type]
+    """One of a release to come, which says more, and in words that nobody knows yet."""
+
+    def cache_image(self, *call: Any, **more: Any) -> model.Json | None:
+        outcome = super().cache_image(*call, **more)
+        return outcome and {**outcome, 'status': 'dreamt', 'colour': 'green', 'sub': {'a': 1}}
+
+
+class ConductorOf10(rpc.Endpoint, version='1.0'):
+    """A conductor of the first release, which keeps no inventory and tells no version."""
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        self._works = CONDUCTOR(*parts, **more)
+
+    def ping(self, ctxt: context.RequestContext) -> None:  # type: ignore[override]
+        """Answer, as it did then, with nothing."""
+
+    def register(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
+        self._works.register(ctxt, state)
+
+    def report_state(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
+        self._works.report_state(ctxt, state)
+
+    def report_progress(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str,
+        epoch: int,
+        sequence: int,
+        progress: model.Json,
+        **unknown: Any,
+    ) -> None:
+        known = {name: progress[name] for name in ('status', 'bytes_done', 'bytes_total')}
+        self._works.report_progress(ctxt, job_id, epoch, sequence, known)
+
+    def begin_job(
+        self, ctxt: context.RequestContext, job_id: str, epoch: int, **unknown: Any
+    ) -> bool:
+        return self._works.begin_job(ctxt, job_id, epoch)
+
+    def get_token(self, ctxt: context.RequestContext, **unknown: Any) -> str | None:
+        return self._works.get_token(ctxt)
+
+
+@pytest.mark.parametrize('old', [ComputeOf10, ComputeOf11])
+def test_an_older_compute_caches_and_what_it_cannot_be_told_is_left_to_end(
+    start: Start,
+    gateway: site_link.Gateway,
+    upload_image: UploadImage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    old: type[ComputeOf10],
+) -> None:
+    monkeypatch.setattr(wiring.manager, 'ComputeManager', old)
+    caplog.set_level(logging.INFO, 'nova_precache')
+    started = start(image_cache={'precache_concurrency': 4})
+    service, host = started.service, started.service.hosts[0]
+    aggregate_id = service.aggregate('edge', (host,))
+    small, big = os.urandom(MIB), os.urandom(BIG)
+    first, second = upload_image(small), upload_image(big)
+
+    done = service.wait(service.cache(aggregate_id, first))
+    assert (done['status'], done['counts']) == ('completed', {'cached': 1})
+    assert host.base_path(first).read_bytes() == small
+
+    gateway.hold(at_byte=MIB)
+    request_id = service.cache(aggregate_id, second)
+    gateway.wait_for(1)
+    _act(started, request_id, 'cancel')
+    assert service.wait(request_id)['counts'] == {'cancelled': 1}
+    assert _says(caplog, 'it is left to end by itself') == (old is ComputeOf10)
+    gateway.release()
+    again = service.wait(service.cache(aggregate_id, second))
+    assert again['status'] == 'completed'
+    assert host.base_path(second).read_bytes() == big
+    assert _errors(caplog) == []
+
+
+def test_what_only_a_newer_compute_says_is_passed_on_and_ends_the_request(
+    start: Start,
+    upload_image: UploadImage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(wiring.manager, 'ComputeManager', ComputeOf2099)
+    started = start()
+    service, site = started.service, Site(started.service, started.conf, capsys)
+    aggregate_id = service.aggregate('edge', service.hosts[:2])
+
+    request_id = service.cache(aggregate_id, upload_image(b'data'))
+
+    request = service.wait(request_id)
+    assert (request['status'], request['counts']) == ('failed', {'dreamt': 2})
+    assert {task['status'] for task in service.tasks(request_id)} == {'dreamt'}
+    # Nor does a state of the request itself, written by a newer conductor, harm anybody.
+    _change(started, "UPDATE cache_requests SET status = 'dreaming'")
+    assert service.request(request_id)['status'] == 'dreaming'
+    assert site('precache', 'show', request_id)['status'] == 'dreaming'
+    assert [row['Status'] for row in site('precache', 'list')] == ['dreaming']
+    assert [row['Status'] for row in site('precache', 'task', 'list', request_id)] == ['dreamt'] * 2
+    assert _errors(caplog) == []
+
+
+def test_a_compute_under_an_older_conductor_caches_and_tells_only_what_that_knows(
+    start: Start,
+    upload_image: UploadImage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(wiring.conductor_manager, 'CellEndpoint', ConductorOf10)
+    service = start(image_cache={'precache_concurrency': 4}).service
+    image_id = upload_image(os.urandom(MIB))
+
+    request = service.wait(service.cache(service.aggregate('edge'), image_id))
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert service.get(f'/hosts/{service.hosts[0].name}/images')['images'] == []
+    assert _errors(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ('pins', 'status', 'inventory'),
+    [
+        ({'compute': '1.0', 'conductor': '1.0'}, 'cached', 0),
+        ({'compute': compute_rpcapi.VERSION}, 'cached', 1),
+        ({'compute': '0.9'}, 'unsupported', 0),
+    ],
+)
+def test_pins_keep_what_is_newer_from_being_sent(
+    start: Start, upload_image: UploadImage, pins: dict[str, str], status: str, inventory: int
+) -> None:
+    service = start(upgrade_levels=pins).service
+    host = service.hosts[0]
+    image_id = upload_image(b'data')
+
+    request_id = service.cache(service.aggregate('edge', (host,)), image_id)
+
+    assert service.wait(request_id)['counts'] == {status: 1}
+
+    def kept() -> int:
+        return len(service.get(f'/hosts/{host.name}/images')['images'])
+
+    wait_until(lambda: kept() == inventory, 'what may be told of the cache was told')
+
+
+def _act(started: Started, request_id: str, action: str) -> None:
+    url = f'{started.service.precache_url}/requests/{request_id}/action'
+    requests.post(url, json={action: None}, timeout=60).raise_for_status()
+
+
+def _says(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return any(text in record.getMessage() for record in caplog.records)
+
+
+def _errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Give our own errors: oslo.messaging has one for each call that an endpoint does not know."""
+    return [
+        each.getMessage()
+        for each in caplog.records
+        if each.levelno >= logging.ERROR and each.name.startswith('nova_precache')
+    ]
+
+
+def _change(started: Started, sql: str) -> None:
+    with contextlib.closing(_open(started)) as database:
+        database.execute(sql)
+        database.commit()
+
+
+def _open(started: Started) -> sqlite3.Connection:
+    state_dir = started.standalone.ready_file.parent
+    return sqlite3.connect(state_dir / 'nova-precache.sqlite', timeout=30)
