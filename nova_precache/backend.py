@@ -30,6 +30,8 @@ from oslo_service import backend
 from nova_precache import exception
 
 VARIABLE = 'NOVA_PRECACHE_CONCURRENCY'
+# A WSGI server's own name, such as gunicorn, would have us read the file of that name in /etc.
+API = 'nova-precache-api'
 
 
 class Backend(enum.StrEnum):
@@ -85,7 +87,7 @@ def choose_by_files(config_files: Sequence[str] | None) -> None:
     conf.register_opt(OPTION)
     files = None if config_files is None else list(config_files)
     try:
-        conf([], project='nova-precache', default_config_files=files)
+        conf([], project='nova-precache', prog=API, default_config_files=files)
         chosen = _chosen(conf)
     except cfg.Error as exc:
         raise exception.ConfigError(str(exc)) from exc

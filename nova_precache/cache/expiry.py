@@ -55,6 +55,7 @@ class ExpiryResult:
 class CacheExpirer:
     """The image cache manager of one cache.
 
+    :param rules: may be replaced at any time
     :param used_names: names of the base files that disks are based on; an error says
         that nobody knows, and then nothing is removed
     :param clock: seconds since the epoch
@@ -71,7 +72,7 @@ class CacheExpirer:
     ) -> None:
         self._store = store
         self._locks = image_locks
-        self._rules = rules
+        self.rules = rules
         self._used_names = used_names
         self._clock = clock
 
@@ -83,7 +84,7 @@ class CacheExpirer:
         # Before the disks are looked at: who bases one on a file afterwards touches it.
         files = self._store.base_files()
         used = self._used_names() if files else ()
-        decisions = decide(files, used, self._clock(), self._rules)
+        decisions = decide(files, used, self._clock(), self.rules)
         removed = [each.file for each in decisions if self._act(each)]
         result = ExpiryResult(
             tuple(file.name for file in removed), sum(file.bytes_on_disk for file in removed)

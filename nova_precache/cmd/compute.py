@@ -16,5 +16,6 @@ def _main() -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.refuse_eventlet(conf, 'nova-precache-compute')
     exposed = wiring.exposition(conf)
-    running.run([exposed, wiring.compute_agent(conf, metrics.Computes(exposed.registry))])
+    agent = wiring.compute_agent(conf, metrics.Computes(exposed.registry))
+    running.run([exposed, agent], conf)
     return 0

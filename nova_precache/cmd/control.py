@@ -34,6 +34,6 @@ def _run(build: Build) -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.restart_if_chosen(conf)
     database = schema.open_current(conf)
-    running.run(build(conf, database))
+    running.run(build(conf, database), conf)
     database.dispose()
     return 0

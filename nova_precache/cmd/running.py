@@ -13,6 +13,7 @@ from typing import Protocol
 
 from oslo_config import cfg
 from oslo_log import log
+from oslo_service import systemd
 
 from nova_precache import backend, exception
 from nova_precache import conf as configuration
@@ -47,19 +48,26 @@ def read_configuration(
     conf.register_cli_opts(cli_options)
     conf.set_default('use_stderr', True)  # what a command prints stays apart from its log
     log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'cheroot=WARN'])
-    conf(list(arguments), project='nova-precache', default_config_files=default_config_files)
+    conf(list(arguments), project=configuration.PROJECT, default_config_files=default_config_files)
     log.setup(conf, 'nova-precache')
     return conf
 
 
-def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> None:
+def run(
+    parts: Sequence[Running],
+    conf: cfg.ConfigOpts | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Start the parts in order, wait for SIGTERM or SIGINT, stop them in reverse.
 
+    :param conf: its files are read again at each SIGHUP
     :param ready: called when every part has started
     """
     LOG.info('Concurrency backend: %s', backend.current())
     stopping = threading.Event()
     on_stop_signals(stopping.set)
+    if conf is not None:
+        read_again_at_hangup(conf)
     started: list[Running] = []
     try:
         for part in parts:
@@ -67,6 +75,7 @@ def run(parts: Sequence[Running], ready: Callable[[], None] | None = None) -> No
             started.append(part)
         if ready is not None:
             ready()
+        systemd.notify_once()
         # Under eventlet a signal wakes nobody, who then looks only when a time is up.
         while not stopping.wait(SIGNAL_SECONDS):
             pass
@@ -88,6 +97,23 @@ def on_stop_signals(call: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+
+def read_again_at_hangup(conf: cfg.ConfigOpts) -> None:
+    """Have the configuration files read again at each SIGHUP; of two at once, one after another."""
+    turns = threading.Lock()
+
+    def read() -> None:
+        with turns:
+            try:
+                configuration.read_again(conf)
+            except (cfg.Error, OSError) as exc:
+                LOG.error('The configuration stays as it was: %s', exc)
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        _thread.start_new_thread(read, ())  # as above
+
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 def exit_with(main: Callable[[], int]) -> None:

@@ -79,6 +79,16 @@ class HostPace:
         )
         self._meter = Meter(clock())
 
+    def change(self, *, max_rate_bytes: int, max_parallel: int, yield_share: float) -> None:
+        """Go by other limits from now on; who waits looks again."""
+        with self._changed:
+            # Until now the old rate held.
+            self._host.pay(self._clock(), self._host_rate())
+            self._max_rate_bytes = max_rate_bytes
+            self._max_parallel = max_parallel
+            self._yield_share = yield_share
+            self._changed.notify_all()
+
     @contextlib.contextmanager
     def boot(self) -> Iterator[None]:
         """Have precaching yield while within: an instance waits for an image."""

@@ -45,6 +45,9 @@ class ComputeDriver:
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         """Read the configuration; the host is not touched before ``init_host``."""
 
+    def options_changed(self, conf: cfg.ConfigOpts) -> None:
+        """Take over the options that may change at run time; by default there are none."""
+
     def init_host(self) -> None:
         """Prepare the host, and clear away what an earlier process left unfinished.
 

@@ -20,7 +20,7 @@ def build(config_files: Sequence[str] | None) -> server.Application:
 
     :raises nova_precache.exception.ConfigError: noauth2 is set, or the database cannot be used
     """
-    conf = configuration.new(config_files=config_files)
+    conf = configuration.new(config_files=config_files, program=backend.API)
     log.setup(conf, 'nova-precache')
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)

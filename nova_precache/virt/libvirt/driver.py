@@ -65,11 +65,7 @@ class LibvirtSettings:
             max_parallel_downloads=group.max_parallel_downloads,
             yield_share=group.yield_share_percent / 100,
             idle_priority=group.idle_priority,
-            expiry=expiry.ExpiryRules(
-                original_age_seconds=group.remove_unused_original_minimum_age_seconds,
-                resized_age_seconds=group.remove_unused_resized_minimum_age_seconds,
-                remove=group.remove_unused_base_images,
-            ),
+            expiry=_expiry_rules(conf),
             expiry_set=_is_set(conf, 'remove_unused_base_images', 'image_cache'),
             vmdk_allowed_types=tuple(group.vmdk_allowed_types),
             qemu_img_limits=qemu_img.QemuImgLimits.from_conf(conf),
@@ -102,6 +98,12 @@ class LibvirtDriver(driver.ComputeDriver):
         )
         self._usage = disk_usage = usage.DiskUsage(settings.layout)
         self._used_by: Mapping[str, int] | None = None
+        self._pace = pace.HostPace(
+            max_rate_bytes=settings.max_rate_bytes,
+            max_parallel=settings.max_parallel_downloads,
+            yield_share=settings.yield_share,
+            elsewhere=boots.WaitingBoots(settings.layout.lock_directory),
+        )
         self._filler = self._cache_filler(disk_usage)
         self._expirer = expiry.CacheExpirer(
             store=self._store,
@@ -120,12 +122,6 @@ class LibvirtDriver(driver.ComputeDriver):
 
     def _cache_filler(self, disk_usage: usage.DiskUsage) -> filler.CacheFiller:
         settings = self._settings
-        host_pace = pace.HostPace(
-            max_rate_bytes=settings.max_rate_bytes,
-            max_parallel=settings.max_parallel_downloads,
-            yield_share=settings.yield_share,
-            elsewhere=boots.WaitingBoots(settings.layout.lock_directory),
-        )
         qemu = qemu_img.QemuImg(settings.qemu_img_limits, idle_priority=settings.idle_priority)
         inspector = formats.ImageInspector(qemu, settings.vmdk_allowed_types)
         return filler.CacheFiller(
@@ -133,16 +129,25 @@ class LibvirtDriver(driver.ComputeDriver):
             image_locks=self._locks,
             downloader=engine.Downloader(
                 allow_unverified=settings.allow_unverified_images,
-                pace=host_pace,
+                pace=self._pace,
                 idle_priority=settings.idle_priority,
             ),
             inspector=inspector,
             converter=convert.Converter(qemu, inspector),
             force_raw=settings.force_raw_images,
             is_backing=disk_usage.is_backing,
-            pace=host_pace,
+            pace=self._pace,
             max_virtual_size_bytes=settings.max_virtual_size_bytes,
         )
+
+    def options_changed(self, conf: cfg.ConfigOpts) -> None:
+        group = conf.image_cache
+        self._pace.change(
+            max_rate_bytes=group.max_rate_bytes,
+            max_parallel=group.max_parallel_downloads,
+            yield_share=group.yield_share_percent / 100,
+        )
+        self._expirer.rules = _expiry_rules(conf)
 
     def init_host(self) -> None:
         if not self._has_file_cache():
@@ -233,6 +238,15 @@ class LibvirtDriver(driver.ComputeDriver):
             raise exception.BackendUnsupported(
                 f'[libvirt] images_type {self._settings.images_type} keeps no image cache in files'
             )
+
+
+def _expiry_rules(conf: cfg.ConfigOpts) -> expiry.ExpiryRules:
+    group = conf.image_cache
+    return expiry.ExpiryRules(
+        original_age_seconds=group.remove_unused_original_minimum_age_seconds,
+        resized_age_seconds=group.remove_unused_resized_minimum_age_seconds,
+        remove=group.remove_unused_base_images,
+    )
 
 
 def _cached_image(file: store.BaseFile, used_by: int | None) -> model.CachedImage:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands start and stop; what they cannot use, each says in a line and leaves."""
 
+import json
 import os
 import pathlib
 import signal
@@ -79,7 +80,7 @@ endpoint_override = http://127.0.0.1:1
         except requests.ConnectionError:
             return False
 
-    started = _command(command, '--config-file', conf)
+    started = _command(command, '--config-file', conf, '--use-json')
     with (
         log.open('w') as said,
         subprocess.Popen(started, stderr=said, env=_environment(variable)) as process,
@@ -92,8 +93,9 @@ endpoint_override = http://127.0.0.1:1
             process.kill()
 
     assert status == 0, log.read_text()
-    assert f'Concurrency backend: {threads}\n' in log.read_text()
-    assert {line.split()[3] for line in log.read_text().splitlines()} == {'INFO'}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert f'Concurrency backend: {threads}' in {line['message'] for line in lines}
+    assert {line['levelname'] for line in lines} == {'INFO'}
 
 
 @pytest.mark.parametrize('threads', list(backend.Backend))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """nova-precache-manage, as an operator uses it."""
 
+import datetime
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -12,8 +13,8 @@ import sqlalchemy as sa
 from nova_precache import exception, model
 from nova_precache.cells import inventory
 from nova_precache.cmd import manage
-from nova_precache.db import agents, models, session
-from tests.unit.conftest import LONG_AGO, open_database
+from nova_precache.db import agents, caches, departures, models, session
+from tests.unit.conftest import LONG_AGO, open_database, open_world
 
 Run = Callable[..., str]
 
@@ -138,6 +139,16 @@ def test_a_database_that_was_never_synced_is_refused(run: Run, arguments: tuple[
         run(*arguments)
 
 
+def test_what_the_database_refuses_is_told_in_a_line(run: Run, site: session.Database) -> None:
+    with site.engine.begin() as connection:
+        connection.execute(sa.text('DROP TABLE agents'))
+
+    with pytest.raises(exception.PrecacheError, match='no such table: agents') as failed:
+        run('host', 'list')
+
+    assert '\n' not in str(failed.value)
+
+
 def test_an_error_on_purpose_ends_the_command_with_one_line_and_no_trace(
     config_file: pathlib.Path, path: pathlib.Path
 ) -> None:
@@ -159,3 +170,219 @@ def test_an_error_on_purpose_ends_the_command_with_one_line_and_no_trace(
     assert ended.stdout == ''
     assert '[database] connection names a database of Nova' in ended.stderr
     assert 'Traceback' not in ended.stderr
+
+
+@pytest.fixture
+def site(run: Run, path: pathlib.Path) -> Iterator[session.Database]:
+    """A database that was synced."""
+    run('db', 'sync')
+    database = open_database(path)
+    yield database
+    database.dispose()
+
+
+def _host(database: session.Database, host: str, cell_uuid: str, *, is_up: bool) -> None:
+    """Have a mapped host whose agent has told of an image, now or long ago."""
+    inventory.Inventory(database).map_host(host, cell_uuid)
+    agents.Agents(database, 60).register(model.Agent(host, f'agent-{host}', cell_uuid))
+    image = model.CachedImage(host, 'a' * 40, None, 1, 1, LONG_AGO)
+    caches.Caches(database).record(host, [image], full=True)
+    if not is_up:
+        silent = session.update(models.Agent).where(models.Agent.host == host)
+        database.write(lambda s: s.execute(silent.values(seen_at=LONG_AGO)))
+
+
+def _left(database: session.Database, host: str) -> tuple[bool, bool, int]:
+    """Tell whether a host is mapped, whether it has an agent, and what is known of its cache."""
+    mapped = inventory.Inventory(database).cell_of_hosts([host])
+    known = agents.Agents(database, 60).get([host])
+    return host in mapped, host in known, len(caches.Caches(database).of_host(host))
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten_and_others_are_not(
+    run: Run, site: session.Database
+) -> None:
+    cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
+    for host in ('gone', 'other'):
+        _host(site, host, cell.uuid, is_up=False)
+
+    assert run('host', 'delete', 'gone') == 'Host gone is deleted.\n'
+
+    assert _left(site, 'gone') == (False, False, 0)
+    assert _left(site, 'other') == (True, True, 1)
+    with pytest.raises(exception.ComputeHostNotFound):
+        run('host', 'delete', 'gone')
+
+
+def test_a_host_whose_agent_lives_is_not_deleted(run: Run, site: session.Database) -> None:
+    cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
+    _host(site, 'alive', cell.uuid, is_up=True)
+
+    with pytest.raises(exception.InUse, match='Host alive is up, it reported at'):
+        run('host', 'delete', 'alive')
+    with pytest.raises(exception.InUse, match='has just reported'):  # since it was looked at
+        departures.Departures(site, 60).forget('alive')
+
+    assert _left(site, 'alive') == (True, True, 1)
+
+
+def test_a_host_of_an_aggregate_is_not_deleted(run: Run, site: session.Database) -> None:
+    stock = inventory.Inventory(site)
+    _host(site, 'gone', stock.create_cell('cell1', 'fake:///cell1').uuid, is_up=False)
+    aggregate = stock.create_aggregate('edge')
+    stock.add_host(aggregate.id, 'gone')
+
+    with pytest.raises(exception.InUse, match=rf'is in aggregates \(by id\) {aggregate.id}:'):
+        run('host', 'delete', 'gone')
+
+    assert _left(site, 'gone') == (True, True, 1)
+
+
+def test_work_in_flight_keeps_its_host_and_its_cell(run: Run, site: session.Database) -> None:
+    site_of_tests = open_world(site)
+    _host(site, 'gone', site_of_tests.cell.uuid, is_up=False)
+    site_of_tests.planned(['gone'], ['image-1'])
+
+    with pytest.raises(exception.InUse, match='Host gone has work in flight, 1 images'):
+        run('host', 'delete', 'gone')
+    with pytest.raises(exception.InUse, match='Cell cell1 has work in flight, 1 images'):
+        run('cell', 'delete', 'cell1', '--force')
+
+    assert _left(site, 'gone') == (True, True, 1)
+
+
+def test_living_agents_that_are_in_no_cell_are_mapped_to_theirs(
+    run: Run, site: session.Database
+) -> None:
+    stock = inventory.Inventory(site)
+    cell = stock.create_cell('cell1', 'fake:///cell1')
+    for host, is_up in (('known', True), ('lost', True), ('silent', False)):
+        _host(site, host, cell.uuid, is_up=is_up)
+    for host in ('lost', 'silent'):
+        stock.unmap_host(host)
+
+    said = run('host', 'discover')
+
+    assert said == 'Host lost is mapped to cell cell1.\nHosts mapped: 1\n'
+    assert set(stock.cell_of_hosts(['known', 'lost', 'silent'])) == {'known', 'lost'}
+    assert run('host', 'discover') == 'Hosts mapped: 0\n'
+
+
+def test_an_agent_of_a_cell_that_is_gone_keeps_no_other_from_being_mapped(
+    run: Run, site: session.Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock = inventory.Inventory(site)
+    cell = stock.create_cell('cell1', 'fake:///cell1')
+    agents.Agents(site, 60).register(model.Agent('astray', 'agent-1', 'no-such-cell'))
+    agents.Agents(site, 60).register(model.Agent('lost', 'agent-2', cell.uuid))
+
+    with pytest.raises(AssertionError):  # it ends with 1
+        run('host', 'discover')
+
+    said = capsys.readouterr()
+    assert said.err == 'Host astray is not mapped: Cell no-such-cell has no mapping.\n'
+    assert said.out == 'Host lost is mapped to cell cell1.\nHosts mapped: 1\n'
+
+
+@pytest.mark.parametrize('named_by', ['name', 'uuid'])
+def test_an_empty_cell_is_deleted(run: Run, site: session.Database, named_by: str) -> None:
+    stock = inventory.Inventory(site)
+    cell = stock.create_cell('cell1', 'fake:///cell1')
+    other = stock.create_cell('cell2', 'fake:///cell2')
+
+    said = run('cell', 'delete', getattr(cell, named_by))
+
+    assert said == f'Cell cell1 ({cell.uuid}) is deleted.\n'
+    assert stock.list_cells() == [other]
+    with pytest.raises(exception.CellNotFound):
+        run('cell', 'delete', cell.uuid)
+
+
+def test_a_cell_with_hosts_goes_only_by_force_and_only_if_all_are_gone(
+    run: Run, site: session.Database
+) -> None:
+    stock = inventory.Inventory(site)
+    cell = stock.create_cell('cell1', 'fake:///cell1')
+    _host(site, 'gone', cell.uuid, is_up=False)
+    _host(site, 'living', cell.uuid, is_up=True)
+
+    with pytest.raises(exception.InUse, match='has 2 hosts, such as gone: delete them first'):
+        run('cell', 'delete', 'cell1')
+    with pytest.raises(exception.InUse, match='Host living is up'):
+        run('cell', 'delete', 'cell1', '--force')
+    assert _left(site, 'gone') == (True, True, 1)
+
+    silent = session.update(models.Agent).values(seen_at=LONG_AGO)
+    site.write(lambda s: s.execute(silent))
+    run('cell', 'delete', 'cell1', '--force')
+
+    assert stock.list_cells() == []
+    assert _left(site, 'gone') == _left(site, 'living') == (False, False, 0)
+
+
+@pytest.mark.parametrize('url', ['', 'rabbit://user:pass/word@host/', 'rabbit://[host/'])
+def test_a_transport_url_that_cannot_be_read_is_refused_and_not_shown(
+    run: Run, site: session.Database, url: str
+) -> None:
+    with pytest.raises(exception.InvalidInput) as refused:
+        run('cell', 'create', '--name', 'cell1', '--transport-url', url)
+
+    assert 'pass' not in str(refused.value).replace('its password', '')
+    assert inventory.Inventory(site).list_cells() == []
+
+
+def test_requests_that_ended_long_ago_are_purged(run: Run, site: session.Database) -> None:
+    site_of_tests = open_world(site)
+    old, ended, running = (site_of_tests.planned([host], ['image-1']) for host in 'abc')
+    for request, days in ((old, 31), (ended, 1)):
+        done = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+        which = models.CacheRequest.id == request.id
+        site_of_tests.change(models.CacheRequest, which, finished_at=done.replace(tzinfo=None))
+
+    def left() -> set[str]:
+        return {request.id for request in site_of_tests.requests.list()}
+
+    assert run('db', 'purge') == 'Requests purged: 1\n'  # by [image_cache] request_retention_days
+    assert left() == {ended.id, running.id}
+    assert run('db', 'purge', '--age-days', '0') == 'Requests purged: 1\n'
+    assert left() == {running.id}
+
+
+@pytest.mark.parametrize('days', ['-1', '1.5', 'all', '', '100000'])
+def test_an_age_that_is_no_number_of_days_is_refused(run: Run, days: str) -> None:
+    with pytest.raises(SystemExit):
+        run('db', 'purge', f'--age-days={days}')
+
+
+def test_the_revision_of_the_tables_is_shown(run: Run, path: pathlib.Path) -> None:
+    before = run('db', 'version')
+    run('db', 'sync')
+    after = run('db', 'version')
+
+    newest = before.removeprefix('none (this release has ').removesuffix(')\n')
+    assert after == f'{newest} (this release has {newest})\n'
+    assert newest.isdigit()
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('cell', 'create', '--name', 'cell2', '--transport-url', 'fake:///cell2'),
+        ('cell', 'delete', 'cell1'),
+        ('host', 'delete', 'gone'),
+    ],
+)
+def test_what_nova_keeps_is_changed_there(
+    run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    stock = inventory.Inventory(site)
+    stock.create_cell('cell1', 'fake:///cell1')
+    _host(site, 'gone', stock.create_cell('cell3', 'fake:///cell3').uuid, is_up=False)
+    novas = inventory.Inventory(site, writable=False)
+    monkeypatch.setattr('nova_precache.cells.novadb.open_inventory', lambda conf, own: novas)
+
+    with pytest.raises(exception.ReadOnlyInventory, match='kept in the database of Nova'):
+        run(*arguments)
+
+    assert _left(site, 'gone') == (True, True, 1)
+    assert len(stock.list_cells()) == 2

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nova-precache-manage does, one module a noun: each command takes the configuration."""
+
+from collections.abc import Iterable, Sequence
+
+import prettytable
+from oslo_config import cfg
+
+from nova_precache import wiring
+from nova_precache.cells import inventory, novadb
+from nova_precache.db import agents, departures, schema
+
+
+class Site:
+    """The stores that the commands look into and change."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        """Open the configured databases.
+
+        :raises nova_precache.exception.ConfigError: one cannot be opened, or was never synced
+        """
+        database = schema.open_current(conf)
+        self.inventory: inventory.Inventory = novadb.open_inventory(conf, database)
+        self.agents: agents.Agents = wiring.agent_store(conf, database)
+        self.departures = departures.Departures(database, conf.service_down_time)
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    table = prettytable.PrettyTable(columns, align='l')
+    table.add_rows([list(row) for row in rows])
+    print(table)

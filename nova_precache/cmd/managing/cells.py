@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-manage cell: which cells there are, and where their brokers are."""
+
+from oslo_config import cfg
+
+from nova_precache import exception, model, rpc
+from nova_precache.cmd import managing
+from nova_precache.cmd.managing import hosts
+
+
+def create(conf: cfg.ConfigOpts) -> int:
+    arguments = conf.command
+    url = arguments.cell_transport_url
+    if rpc.describe_url(conf, url) in {'', rpc.UNREADABLE}:
+        raise exception.InvalidInput('--transport-url cannot be read; is its password quoted?')
+    cell = managing.Site(conf).inventory.create_cell(
+        arguments.cell_name, transport_url=url, uuid=arguments.cell_uuid
+    )
+    print(cell.uuid)
+    return 0
+
+
+def show_all(conf: cfg.ConfigOpts) -> int:
+    cells = managing.Site(conf).inventory.list_cells()
+    rows = [(c.name, c.uuid, rpc.describe_url(conf, c.transport_url), c.disabled) for c in cells]
+    managing.show(('Name', 'UUID', 'Transport URL', 'Disabled'), rows)
+    return 0
+
+
+def delete(conf: cfg.ConfigOpts) -> int:
+    """Delete a cell that holds no hosts, or with its hosts if each of them may be deleted."""
+    site = managing.Site(conf)
+    cell = site.inventory.get_cell(conf.command.cell)
+    mapped = [host for host, its in site.inventory.list_host_mappings() if its.uuid == cell.uuid]
+    _refuse_used(site, cell, mapped, conf.command.force)
+    for host in mapped:
+        hosts.delete_one(site, host)
+    site.inventory.delete_cell(cell.uuid)
+    print(f'Cell {cell.name} ({cell.uuid}) is deleted.')
+    return 0
+
+
+def _refuse_used(site: managing.Site, cell: model.Cell, mapped: list[str], force: bool) -> None:
+    if mapped and not force:
+        raise exception.InUse(
+            f'Cell {cell.name} has {len(mapped)} hosts, such as {mapped[0]}: delete them first, '
+            'or use --force.'
+        )
+    if jobs := site.departures.jobs_in_cell(cell.uuid):
+        raise exception.InUse(
+            f'Cell {cell.name} has work in flight, {jobs} images on hosts: cancel the requests '
+            'first, or let them end.'
+        )
+    for host in mapped:  # all of them, before the first is deleted
+        hosts.refuse_used(site, host)

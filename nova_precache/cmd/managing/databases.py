@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-manage db: the schema, and what has been kept for long enough."""
+
+from oslo_config import cfg
+
+from nova_precache import wiring
+from nova_precache.db import schema, session
+
+
+def sync(conf: cfg.ConfigOpts) -> int:
+    schema.sync(session.connect(conf))
+    print('The database is up to date.')
+    return 0
+
+
+def version(conf: cfg.ConfigOpts) -> int:
+    found = schema.find(session.connect(conf))
+    print(f'{found.revision or "none"} (this release has {found.newest})')
+    return 0
+
+
+def purge(conf: cfg.ConfigOpts) -> int:
+    days = conf.command.age_days
+    if days is None:
+        days = conf.image_cache.request_retention_days
+    purged = wiring.request_store(conf, schema.open_current(conf)).purge(days)
+    print(f'Requests purged: {purged}')
+    return 0

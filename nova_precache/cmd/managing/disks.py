@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-manage root-disk: what a boot would make of the image cache."""
+
+from oslo_config import cfg
+
+from nova_precache import exception, wiring
+from nova_precache.cmd import running
+from nova_precache.control import Control
+from nova_precache.virt import driver as virt_driver
+
+
+def create(conf: cfg.ConfigOpts) -> int:
+    arguments = conf.command
+    if arguments.on_host:
+        conf.set_override('host', arguments.on_host)
+    driver = virt_driver.load_driver(conf.compute_driver, conf)
+    driver.init_host()
+    size_bytes = None if arguments.size_gib is None else arguments.size_gib * 1024**3
+    boot = Control(is_boot=True)
+    interrupted = exception.Cancelled('interrupted, no root disk was made', keep_partial=True)
+    running.on_stop_signals(lambda: boot.stop(interrupted))
+    disk = driver.create_root_disk(
+        wiring.service_images(conf), arguments.image, arguments.instance, size_bytes, control=boot
+    )
+    print(disk.path)
+    return 0

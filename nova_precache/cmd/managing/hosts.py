@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-manage host: which hosts are in which cell, and those that are gone for good."""
+
+import sys
+
+from oslo_config import cfg
+
+from nova_precache import exception, model
+from nova_precache.cmd import managing
+
+
+def show_all(conf: cfg.ConfigOpts) -> int:
+    site = managing.Site(conf)
+    mappings = site.inventory.list_host_mappings()
+    known = {agent.host: agent for agent in site.agents.list()}
+    down = site.agents.down([host for host, _ in mappings])
+    rows = [
+        (
+            host,
+            cell.name,
+            'down' if host in down else 'up',
+            known[host].seen_at if host in known else None,
+            known[host].driver if host in known else None,
+        )
+        for host, cell in mappings
+    ]
+    managing.show(('Host', 'Cell', 'State', 'Last report (UTC)', 'Driver'), rows)
+    return 0
+
+
+def discover(conf: cfg.ConfigOpts) -> int:
+    """Map the hosts of living agents that are mapped to no cell, as a first report does."""
+    site = managing.Site(conf)
+    mapped = {host for host, _ in site.inventory.list_host_mappings()}
+    unmapped = [agent for agent in site.agents.list() if agent.host not in mapped]
+    down = site.agents.down([agent.host for agent in unmapped])
+    # Each is tried, and what is wrong with one is told.
+    results = [_map(site, agent) for agent in unmapped if agent.host not in down]
+    print(f'Hosts mapped: {sum(results)}')
+    return 0 if all(results) else 1
+
+
+def _map(site: managing.Site, agent: model.Agent) -> bool:
+    try:
+        site.inventory.map_host(agent.host, agent.cell_uuid)
+    except (exception.NotFound, exception.Conflict) as exc:
+        print(f'Host {agent.host} is not mapped: {exc}', file=sys.stderr)
+        return False
+    print(f'Host {agent.host} is mapped to cell {site.inventory.get_cell(agent.cell_uuid).name}.')
+    return True
+
+
+def delete(conf: cfg.ConfigOpts) -> int:
+    site, host = managing.Site(conf), conf.command.host_name
+    refuse_used(site, host)
+    delete_one(site, host)
+    print(f'Host {host} is deleted.')
+    return 0
+
+
+def refuse_used(site: managing.Site, host: str) -> None:
+    """Keep a host that lives, or that something still refers to.
+
+    :raises nova_precache.exception.ComputeHostNotFound: nobody knows it
+    :raises nova_precache.exception.InUse: it is needed
+    """
+    agent = site.agents.get([host]).get(host)
+    if agent is None and host not in site.inventory.cell_of_hosts([host]):
+        raise exception.ComputeHostNotFound(host)
+    if agent is not None and host not in site.agents.down([host]):
+        raise exception.InUse(
+            f'Host {host} is up, it reported at {agent.seen_at} UTC: stop its compute first.'
+        )
+    if aggregates := sorted(site.inventory.aggregates_of_host(host)):
+        names = ', '.join(map(str, aggregates))
+        raise exception.InUse(f'Host {host} is in aggregates (by id) {names}: remove it there.')
+    if jobs := site.departures.jobs_on_host(host):
+        raise exception.InUse(
+            f'Host {host} has work in flight, {jobs} images: cancel the requests first, or let '
+            'them end.'
+        )
+
+
+def delete_one(site: managing.Site, host: str) -> None:
+    """Delete what is known of a host; nothing where the inventory is Nova's."""
+    site.inventory.unmap_host(host)
+    site.departures.forget(host)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-status: whether a deployment is ready for the services of this release."""
+
+import sys
+from collections.abc import Callable
+
+from oslo_config import cfg
+from oslo_log import log
+from oslo_upgradecheck import common_checks, upgradecheck
+from packaging import version
+
+from nova_precache import conf as configuration
+from nova_precache import exception, policy, rpc, wiring
+from nova_precache.cells import novadb
+from nova_precache.cmd import running
+from nova_precache.db import failing, schema, session
+
+SHOWN = 5
+
+Check = Callable[['Checks'], upgradecheck.Result]
+
+
+def main() -> None:
+    running.exit_with(_main)
+
+
+def _main() -> int:
+    conf = cfg.ConfigOpts()
+    configuration.register(conf)
+    conf.set_default('use_stderr', True)  # as for the other commands
+    # It says at each look what kind of database it looks at.
+    log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'alembic=WARN'])
+    return upgradecheck.main(conf, configuration.PROJECT, Checks(conf), sys.argv[1:])
+
+
+class Checks(upgradecheck.UpgradeCommands):
+    """What is looked at, each in a method that names what is wrong."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        super().__init__()
+        self._conf = conf
+
+    def check(self) -> upgradecheck.Code:
+        log.setup(self._conf, configuration.PROJECT)
+        return super().check()
+
+    def _check_schema(self) -> upgradecheck.Result:
+        """The tables are those of this release."""
+        found = schema.find(session.connect(self._conf))
+        if found.revision is None or found.is_older:
+            return _failure(
+                f'The database is at revision {found.revision or "none"}, and this release needs '
+                f'{found.newest}: run nova-precache-manage db sync.'
+            )
+        if found.revision != found.newest:
+            return _warning(
+                f'The database is at revision {found.revision}, of a later release than this one, '
+                f'which knows {found.newest}.'
+            )
+        return _success()
+
+    def _check_policy_format(self) -> upgradecheck.Result:
+        """The policy file is YAML."""
+        return common_checks.check_policy_json(self, self._conf)
+
+    def _check_policy_names(self) -> upgradecheck.Result:
+        """The policy file can be read, and what is ours in it has names that count."""
+        unknown = policy.Enforcer(self._conf).unknown_rules()
+        if unknown:
+            return _warning(
+                f'The policy file has rules that no release asks for, or none any more: '
+                f'{_some(unknown)}.'
+            )
+        return _success()
+
+    def _check_cells(self) -> upgradecheck.Result:
+        """The URL of each cell's broker can be read."""
+        database = schema.open_current(self._conf)
+        cells = novadb.open_inventory(self._conf, database).list_cells()
+        problems = [
+            f'{cell.name} ({cell.transport_problem or "the URL cannot be read"})'
+            for cell in cells
+            if rpc.describe_url(self._conf, cell.transport_url) in {'', rpc.UNREADABLE}
+        ]
+        if problems:
+            return _failure(f'Cells whose broker cannot be reached: {_some(problems)}.')
+        if not cells:
+            return _warning('There is no cell, so no host: nova-precache-manage cell create.')
+        return _success()
+
+    def _check_agents(self) -> upgradecheck.Result:
+        """The computes are of this release."""
+        agents = wiring.agent_store(self._conf, schema.open_current(self._conf)).list()
+        older = [f'{agent.host} ({agent.version})' for agent in agents if _is_older(agent.version)]
+        if older:
+            return _warning(
+                f'{len(older)} of {len(agents)} computes are of an earlier release than '
+                f'{wiring.version()}: {_some(older)}. They go on to work; upgrade them after '
+                'the conductors.'
+            )
+        return _success()
+
+    _upgrade_checks = (
+        ('Database schema', lambda self: _told(self._check_schema)),
+        ('Policy file format', lambda self: _told(self._check_policy_format)),
+        ('Policy rules', lambda self: _told(self._check_policy_names)),
+        ('Cells', lambda self: _told(self._check_cells)),
+        ('Computes', lambda self: _told(self._check_agents)),
+    )
+
+
+def _told(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
+    """Have what keeps a check from being made be its result."""
+    try:
+        with failing.told():
+            return check()
+    except exception.PrecacheError as exc:
+        return _failure(str(exc))
+
+
+def _is_older(found: str | None) -> bool:
+    try:
+        return version.Version(found or '') < version.Version(wiring.version())
+    except version.InvalidVersion:
+        return True
+
+
+def _some(names: list[str]) -> str:
+    shown = ', '.join(names[:SHOWN])
+    return f'{shown} and {len(names) - SHOWN} more' if len(names) > SHOWN else shown
+
+
+def _success() -> upgradecheck.Result:
+    return upgradecheck.Result(upgradecheck.Code.SUCCESS)
+
+
+def _warning(details: str) -> upgradecheck.Result:
+    return upgradecheck.Result(upgradecheck.Code.WARNING, details)
+
+
+def _failure(details: str) -> upgradecheck.Result:
+    return upgradecheck.Result(upgradecheck.Code.FAILURE, details)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gunicorn and uwsgi really serve the application, with several processes each."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import requests
+
+from nova_precache import backend
+from nova_precache import conf as options
+from nova_precache.db import schema, session
+from tests.service import wait_until
+
+BIN = pathlib.Path(sys.executable).parent
+UWSGI_INI = pathlib.Path(__file__).parents[2] / 'etc' / 'nova-precache' / 'uwsgi.ini'
+WORKERS = 2
+# None of it may be missing or misread under a proxy that strips /compute.
+FORWARDED = {
+    'X-Forwarded-Proto': 'https',
+    'X-Forwarded-Host': 'cloud.example',
+    'X-Forwarded-Prefix': '/compute',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """The application in a server, and what its processes log."""
+
+    url: str
+    log_path: pathlib.Path
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, headers=FORWARDED, timeout=60)
+
+    def answers(self) -> bool:
+        try:
+            return self.get('/healthcheck').ok
+        except requests.ConnectionError:
+            return False
+
+    def logged(self) -> list[dict[str, object]]:
+        """What the application logged; the server's own lines are not in JSON."""
+        lines = self.log_path.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith('{')]
+
+
+@contextlib.contextmanager
+def _serving(
+    command: Sequence[str], directory: pathlib.Path, name: str, url: str
+) -> Iterator[Served]:
+    served = Served(url, directory / f'{name}.log')
+    environment = {
+        **os.environ,
+        'NOVA_PRECACHE_CONFIG_FILE': str(directory / 'nova-precache.conf'),
+        backend.VARIABLE: '',
+    }
+    with (
+        served.log_path.open('w') as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
+        try:
+            yield served
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def directory(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Where a configuration is, and a database that was synced."""
+    conf = tmp_path / 'nova-precache.conf'
+    conf.write_text(
+        f"""\
+[DEFAULT]
+transport_url = fake:///wsgi
+use_json = true
+[database]
+connection = sqlite:///{tmp_path}/precache.sqlite
+[glance]
+endpoint_override = http://127.0.0.1:1
+[healthcheck]
+backends = disable_by_file
+disable_by_file_path = {tmp_path}/off
+[keystone_authtoken]
+auth_type = none
+endpoint = http://127.0.0.1:1
+www_authenticate_uri = http://127.0.0.1:1
+[oslo_middleware]
+enable_proxy_headers_parsing = true
+"""
+    )
+    database = session.connect(options.new(config_files=[str(conf)]))
+    schema.sync(database)
+    database.dispose()
+    return tmp_path
+
+
+def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
+    directory: pathlib.Path, free_port: Callable[[], int]
+) -> None:
+    uwsgi_address, gunicorn_address = (f'127.0.0.1:{free_port()}' for _ in range(2))
+    gunicorn = [str(BIN / 'gunicorn'), '--bind', gunicorn_address, '--workers', str(WORKERS)]
+    gunicorn += ['--threads', '4', 'nova_precache.wsgi.api:application']
+    uwsgi = [str(BIN / 'uwsgi'), '--ini', str(_as_shipped(directory, uwsgi_address))]
+
+    with (  # at the same time: each takes a while to start
+        _serving(gunicorn, directory, 'gunicorn', f'http://{gunicorn_address}') as by_gunicorn,
+        _serving(uwsgi, directory, 'uwsgi', f'http://{uwsgi_address}') as by_uwsgi,
+    ):
+        for served in (by_gunicorn, by_uwsgi):
+            _check(served)
+        (directory / 'off').touch()
+        assert [each.get('/healthcheck').status_code for each in (by_gunicorn, by_uwsgi)] == [
+            503,
+            503,
+        ]
+
+
+def _as_shipped(directory: pathlib.Path, address: str) -> pathlib.Path:
+    """Take the ini that operators get, and change its address and how many processes it has."""
+    text = UWSGI_INI.read_text()
+    for name, value in (('http-socket', address), ('processes', str(WORKERS))):
+        text, count = re.subn(rf'(?m)^{name} = .*$', f'{name} = {value}', text)
+        assert count == 1, name
+    made = directory / 'uwsgi.ini'
+    made.write_text(text)
+    return made
+
+
+def _check(served: Served) -> None:
+    wait_until(served.answers, f'{served.log_path.name}: it answers', 120)
+    wait_until(lambda: len(_processes(served)) == WORKERS, 'every process has the application', 120)
+
+    versions = served.get('/').json()['versions']
+    precache = served.get('/v1/').json()['version']
+    refused = served.get('/v1/requests')
+
+    links = {version['links'][0]['href'] for version in [*versions, precache]}
+    assert links == {'https://cloud.example/compute/v2.1/', 'https://cloud.example/compute/v1/'}
+    assert refused.status_code == 401
+    assert refused.headers['x-openstack-request-id'].startswith('req-')
+    paths = {str(line['message']).split('"')[1] for line in _of(served, 'api.requestlog')}
+    assert paths == {'GET /', 'GET /v1/', 'GET /v1/requests'}  # and not who asks for its health
+
+
+def _processes(served: Served) -> set[object]:
+    return {line['process'] for line in _of(served, 'wsgi.foreign')}
+
+
+def _of(served: Served, module: str) -> list[dict[str, object]]:
+    return [line for line in served.logged() if line['name'] == f'nova_precache.{module}']

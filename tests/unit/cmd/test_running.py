@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How commands read their configuration, again too, and tell systemd that they run."""
+
+import json
+import logging
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from oslo_config import cfg
+
+from nova_precache import conf as configuration
+from nova_precache import wiring
+from nova_precache.cmd import running
+from nova_precache.db import session
+from nova_precache.wsgi import foreign
+from tests.service import wait_until
+from tests.unit.conftest import open_database
+
+DEFAULT_FILE = '/etc/nova-precache/nova-precache.conf'
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command sets the logging up for its whole process; this one has others in it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Leave SIGHUP as it was."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A configuration file, with all that a conductor and a compute need."""
+    made = tmp_path / 'nova-precache.conf'
+    _write(made)
+    return made
+
+
+def _write(path: pathlib.Path, conductor: str = '', image_cache: str = '') -> None:
+    path.write_text(
+        f"""\
+[DEFAULT]
+transport_url = fake:///running
+instances_path = {path.parent}/instances
+state_path = {path.parent}/state
+[conductor]
+{conductor}
+[database]
+connection = sqlite:///{path.parent}/precache.sqlite
+[glance]
+endpoint_override = http://127.0.0.1:1
+[image_cache]
+{image_cache}
+"""
+    )
+
+
+def _read(file: pathlib.Path) -> cfg.ConfigOpts:
+    return configuration.new(config_files=[str(file)])
+
+
+@pytest.mark.parametrize('program', ['nova-precache-conductor', 'gunicorn'])
+def test_the_file_in_etc_is_read_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """No test writes to /etc: that the file is missed there shows that it is read."""
+    monkeypatch.setattr(sys, 'argv', [program])
+    is_there = {DEFAULT_FILE, '/etc/gunicorn.conf'}
+    monkeypatch.setattr('os.path.exists', lambda path: path in is_there)
+
+    with pytest.raises(cfg.ConfigFilesNotFoundError) as missed:
+        running.read_configuration([]) if program.startswith('nova') else foreign.build(None)
+
+    assert missed.value.config_files == [DEFAULT_FILE]  # and none of the server's
+
+
+def test_a_log_in_json_is_had_by_an_option(
+    file: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running.read_configuration(['--config-file', str(file), '--use-json'])
+
+    logging.getLogger('nova_precache').warning('It is %s', 'so')
+
+    said = json.loads(capfd.readouterr().err)
+    assert (said['message'], said['levelname']) == ('It is so', 'WARNING')
+
+
+def test_a_conductor_goes_by_what_its_files_say_now(
+    file: pathlib.Path, database_of: session.Database
+) -> None:
+    conf = _read(file)
+    parts = wiring.ConductorParts(conf, database_of, wiring.exposition(conf))
+    dispatch = parts.conductor()._dispatcher
+
+    _write(
+        file,
+        'poll_interval_seconds = 7\nstop_timeout_seconds = 8\nclaim_lease_seconds = 99',
+        """\
+precache_concurrency = 3
+precache_max_attempts = 4
+retry_delay_seconds = 5
+retry_max_delay_seconds = 6
+request_retention_days = 9
+""",
+    )
+    configuration.read_again(conf)
+
+    assert (dispatch.limit, dispatch.poll_seconds, dispatch.stop_seconds) == (3, 7, 8)
+    assert parts.announcer.poll_seconds == 7
+    policy = parts.tracker.policy
+    assert (policy.max_attempts, policy.delay_seconds, policy.max_delay_seconds) == (4, 5, 6)
+    assert parts.breakers.rest_seconds == 5
+    assert conf.image_cache.request_retention_days == 9
+    assert conf.conductor.claim_lease_seconds == 30  # it needs a restart
+
+
+@pytest.fixture
+def database_of(database_path: pathlib.Path) -> Iterator[session.Database]:
+    made = open_database(database_path)
+    yield made
+    made.dispose()
+
+
+@pytest.mark.parametrize(
+    'value', ['precache_concurrency = 0', 'precache_concurrency = many', '[no end']
+)
+def test_a_value_that_cannot_be_changes_nothing_and_the_next_one_counts(
+    file: pathlib.Path, value: str
+) -> None:
+    conf = _read(file)
+
+    _write(file, image_cache=f'request_retention_days = 5\n{value}')
+    with pytest.raises(cfg.Error):
+        configuration.read_again(conf)
+
+    assert conf.image_cache.precache_concurrency == 1
+    assert conf.image_cache.request_retention_days == 30
+    _write(file, image_cache='precache_concurrency = 2')
+    configuration.read_again(conf)
+    assert conf.image_cache.precache_concurrency == 2
+
+
+@pytest.mark.usefixtures('hangups')
+def test_a_signal_has_the_files_read_again_and_tells_what_is_wrong_with_them(
+    file: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    conf = _read(file)
+    running.read_again_at_hangup(conf)
+
+    _write(file, image_cache='precache_concurrency = none')
+    signal.raise_signal(signal.SIGHUP)
+    wait_until(lambda: 'The configuration stays as it was' in caplog.text, 'it is refused')
+    _write(file, image_cache='precache_concurrency = 5')
+    signal.raise_signal(signal.SIGHUP)
+    wait_until(lambda: conf.image_cache.precache_concurrency == 5, 'it is read')
+
+    assert 'precache_concurrency' in caplog.text
+
+
+def test_systemd_is_told_once_all_has_started(tmp_path: pathlib.Path) -> None:
+    code = (
+        'import types; from nova_precache.cmd import running\n'
+        'part = types.SimpleNamespace(start=lambda: print("started", flush=True),\n'
+        '                             stop=lambda: print("stopped", flush=True))\n'
+        'running.run([part])'
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / 'notify'))
+        notified.settimeout(60)
+        with subprocess.Popen(
+            [sys.executable, '-c', code],
+            stdout=subprocess.PIPE,
+            env={'NOTIFY_SOCKET': str(tmp_path / 'notify')},
+        ) as process:
+            try:
+                assert notified.recv(100) == b'READY=1'
+                process.terminate()
+                said, _ = process.communicate(timeout=60)
+            finally:
+                process.kill()
+
+    assert (said, process.returncode) == (b'started\nstopped\n', 0)
