@@ -6,9 +6,9 @@ import sys
 from concurrent import futures
 
 from nova_precache.standalone import glance
-from tests import keystone, nova
+from tests import keystone, nova, tempest
 
-ENVIRONMENTS = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT)
+ENVIRONMENTS = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, tempest.ENVIRONMENT)
 
 
 def main() -> None:
