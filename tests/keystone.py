@@ -17,6 +17,7 @@ from typing import Any
 import requests
 
 from nova_precache.standalone import environment, process
+from tests.leaks import SECRETS
 
 VERSION = '30.0.0'
 ENVIRONMENT = environment.PythonEnvironment(
@@ -71,7 +72,7 @@ class KeystoneServer(process.ServerProcess):
 
     def __init__(self, directory: pathlib.Path) -> None:
         super().__init__(directory)
-        self.admin = User('admin', uuid.uuid4().hex, 'admin')
+        self.admin = User('admin', SECRETS.make('password of an admin'), 'admin')
 
     @property
     def url(self) -> str:
@@ -98,11 +99,12 @@ class KeystoneServer(process.ServerProcess):
         }
         client.post('/endpoints', endpoint=endpoint)
 
-    def make_user(self, *roles: str, project: str | None = None) -> User:
+    def make_user(self, *roles: str, project: str | None = None, name: str | None = None) -> User:
         """Make a user with roles in a project, a new one unless named; and what is missing."""
         client = self._client
-        name = uuid.uuid4().hex
-        user = User(f'user-{name}', uuid.uuid4().hex, project or f'project-{name}')
+        unique = uuid.uuid4().hex
+        password = SECRETS.make('password of a user')
+        user = User(name or f'user-{unique}', password, project or f'project-{unique}')
         project_id = client.find_or_make('project', user.project)
         user_id = client.post('/users', user={'name': user.name, 'password': user.password})['id']
         for role in roles:
@@ -164,21 +166,21 @@ class KeystoneServer(process.ServerProcess):
             home,
             'bootstrap',
             f'--bootstrap-username={self.admin.name}',
-            f'--bootstrap-password={self.admin.password}',
             f'--bootstrap-project-name={self.admin.project}',
             f'--bootstrap-region-id={REGION}',
             # The middleware of a service asks for the internal endpoint.
             f'--bootstrap-internal-url={self.url}',
             f'--bootstrap-public-url={self.url}',
+            OS_BOOTSTRAP_PASSWORD=self.admin.password,
         )
 
-    def _manage(self, home: pathlib.Path, *arguments: str) -> None:
+    def _manage(self, home: pathlib.Path, *arguments: str, **variables: str) -> None:
         command = [
             str(home / 'bin' / 'keystone-manage'),
             f'--config-file={self.directory}/keystone.conf',
             *arguments,
         ]
-        self._run(command, f'keystone-manage {arguments[0]}')
+        self._run(command, f'keystone-manage {arguments[0]}', variables)
 
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
         return [str(home / 'bin' / 'python'), '-c', _SERVE, str(listener.fileno())]
@@ -245,4 +247,4 @@ def _log_in(url: str, user: User, scope: str) -> str:
     }
     answer = requests.post(f'{url}/auth/tokens', json={'auth': body}, timeout=30)
     answer.raise_for_status()
-    return answer.headers['X-Subject-Token']
+    return SECRETS.note(answer.headers['X-Subject-Token'], 'token of a user')

@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import pathlib
 import secrets
 import shutil
@@ -25,25 +24,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import requests
-from rich import console, table
+from rich import table
 
 from nova_precache.standalone import glance, process
+from tools.showing import BINARIES, CONSOLE, StepFailed, random_qcow2, run, step
 
 STATE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.quickstart'
-BINARIES = pathlib.Path(sys.executable).parent
 NAME = 'quickstart'
 IMAGE_MIB = 256
 START_SECONDS = 120
-COMMAND_SECONDS = 300
+INVENTORY_SECONDS = 300
+STOP_SECONDS = 60
 
-CONSOLE = console.Console(
-    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
-)
 Json = dict[str, Any]
-
-
-class QuickstartFailed(Exception):
-    """A step went wrong; the message says which and how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Service:
 
     def openstack(self, *arguments: str, watched: bool = False) -> str:
         """Run the openstack client, showing what is run."""
-        return _run(['openstack', *arguments], self._environment(), watched=watched)
+        return run(['openstack', *arguments], self._environment(), watched=watched)
 
     def tell(self, *arguments: str) -> None:
         """Run the openstack client and show what it prints."""
@@ -67,7 +60,7 @@ class Service:
 
     def manage(self, *arguments: str) -> str:
         configuration = str(self.description['conf'])
-        return _run(['nova-precache-manage', '--config-file', configuration, *arguments])
+        return run(['nova-precache-manage', '--config-file', configuration, *arguments])
 
     def get(self, path: str) -> Json:
         """Ask the service's own API."""
@@ -97,7 +90,7 @@ def main() -> int:
     try:
         with started(STATE_DIRECTORY, keep=keep) as service:
             show(service)
-    except (QuickstartFailed, requests.RequestException) as exc:
+    except (StepFailed, requests.RequestException) as exc:
         _show_failure(exc)
         return 1
     except KeyboardInterrupt:
@@ -125,14 +118,14 @@ def started(directory: pathlib.Path, *, keep: bool) -> Iterator[Service]:
 
 def show(service: Service) -> None:
     """Go through the tour, step by step."""
-    _step(f'The service runs, with {len(service.hosts)} compute hosts in two cells')
+    step(f'The service runs, with {len(service.hosts)} compute hosts in two cells')
     image_id = ensure_image(service)
     ensure_aggregate(service)
-    _step('What would it take to have the image on all hosts of the aggregate?')
+    step('What would it take to have the image on all hosts of the aggregate?')
     service.tell('precache', 'estimate', '--aggregate', NAME, NAME)
-    _step('Cache it there')
+    step('Cache it there')
     show_outcomes(service, cache(service))
-    _step('Which hosts have it, by what they tell themselves')
+    step('Which hosts have it, by what they tell themselves')
     wait_for_inventory(service, image_id)
     service.tell('precache', 'image', 'show', NAME)
     boot(service, image_id)
@@ -144,8 +137,8 @@ def ensure_image(service: Service) -> str:
     found = json.loads(service.openstack('image', 'list', *filters, '-f', 'json'))
     if found:
         return str(found[0]['ID'])
-    _step(f'Upload a qcow2 image with {IMAGE_MIB} MiB of data to the image service')
-    with _random_qcow2(service.directory) as file:
+    step(f'Upload a qcow2 image with {IMAGE_MIB} MiB of data to the image service')
+    with random_qcow2(service.directory, IMAGE_MIB) as file:
         image = ['--disk-format', 'qcow2', '--file', str(file), '--public', NAME]
         created = service.openstack('image', 'create', *image, '-f', 'json')
     return str(json.loads(created)['id'])
@@ -153,7 +146,7 @@ def ensure_image(service: Service) -> str:
 
 def ensure_aggregate(service: Service) -> None:
     """Have an aggregate of all hosts."""
-    _step('An aggregate holds the hosts')
+    step('An aggregate holds the hosts')
     aggregates = json.loads(service.openstack('aggregate', 'list', '-f', 'json'))
     if NAME not in [aggregate['Name'] for aggregate in aggregates]:
         service.openstack('aggregate', 'create', NAME)
@@ -185,16 +178,16 @@ def show_outcomes(service: Service, tasks: Sequence[Json]) -> None:
 
 def wait_for_inventory(service: Service, image_id: str) -> None:
     """Wait until all hosts have told that they have the image, which they do in a moment."""
-    deadline = time.monotonic() + COMMAND_SECONDS
+    deadline = time.monotonic() + INVENTORY_SECONDS
     while len(service.get(f'/images/{image_id}/hosts')['hosts']) < len(service.hosts):
         if time.monotonic() > deadline:
-            raise QuickstartFailed(f'not all hosts told in {COMMAND_SECONDS} s what they have')
+            raise StepFailed(f'not all hosts told in {INVENTORY_SECONDS} s what they have')
         time.sleep(0.5)
 
 
 def boot(service: Service, image_id: str) -> None:
     """Make a root disk as a boot does, and show that Glance was not asked for data."""
-    _step('Make a root disk on a warmed host: nothing is downloaded')
+    step('Make a root disk on a warmed host: nothing is downloaded')
     server = glance.GlanceServer(service.directory / 'glance')
     before = server.served(image_id)
     host = service.hosts[0]
@@ -203,7 +196,7 @@ def boot(service: Service, image_id: str) -> None:
     arguments = ['--host', host['name'], '--image', image_id, '--instance', instance]
     try:
         service.manage('root-disk', 'create', *arguments, '--size-gib', '1')
-        for line in _run(['qemu-img', 'info', str(directory / 'disk')]).splitlines():
+        for line in run(['qemu-img', 'info', str(directory / 'disk')]).splitlines():
             if line.startswith(('virtual size', 'disk size', 'backing file:')):
                 CONSOLE.print(f'  {line}', markup=False)
     finally:
@@ -213,7 +206,7 @@ def boot(service: Service, image_id: str) -> None:
         f'Glance has served the image {before} times in all; for the root disk {after - before}.'
     )
     if after != before:
-        raise QuickstartFailed('the root disk was not made from the cache')
+        raise StepFailed('the root disk was not made from the cache')
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -266,34 +259,15 @@ def _wait_until_ready(directory: pathlib.Path, child: subprocess.Popen[bytes]) -
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             return dict(json.loads((directory / 'standalone.json').read_text()))
         if child.poll() is not None:
-            raise QuickstartFailed(f'the service ended with {child.returncode}')
+            raise StepFailed(f'the service ended with {child.returncode}')
         if time.monotonic() > deadline:
-            raise QuickstartFailed(f'the service was not ready after {START_SECONDS} s')
+            raise StepFailed(f'the service was not ready after {START_SECONDS} s')
         time.sleep(0.1)
 
 
 def _stop(directory: pathlib.Path, child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(60)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    process.stop(child, seconds=STOP_SECONDS)
     (directory / 'standalone.pid').unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _random_qcow2(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    raw, qcow2 = directory / 'random.raw', directory / 'random.qcow2'
-    try:
-        with raw.open('wb') as file:
-            for _ in range(IMAGE_MIB):
-                file.write(os.urandom(2**20))
-        _run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', str(raw), str(qcow2)])
-        yield qcow2
-    finally:
-        raw.unlink(missing_ok=True)
-        qcow2.unlink(missing_ok=True)
 
 
 def _duration(task: Json) -> str:
@@ -302,35 +276,6 @@ def _duration(task: Json) -> str:
     started_at = datetime.datetime.fromisoformat(task['started_at'])
     finished_at = datetime.datetime.fromisoformat(task['finished_at'])
     return f'{(finished_at - started_at).total_seconds():.1f} s'
-
-
-def _run(
-    command: Sequence[str], environment: dict[str, str] | None = None, *, watched: bool = False
-) -> str:
-    """Show a command, run it, and give what it printed; its errors are seen when watched."""
-    CONSOLE.print(f'$ {" ".join(command)}', style='dim', markup=False)
-    path = f'{BINARIES}{os.pathsep}{os.environ["PATH"]}'
-    try:
-        result = subprocess.run(
-            command,
-            env={**os.environ, 'PATH': path, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=None if watched else subprocess.PIPE,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise QuickstartFailed(f'"{" ".join(command)}" took too long: {exc.timeout} s') from exc
-    if result.returncode != 0:
-        said = process.last_lines(result.stdout + (result.stderr or ''))
-        raise QuickstartFailed(f'"{" ".join(command)}" failed:\n{said}')
-    return result.stdout
-
-
-def _step(title: str) -> None:
-    CONSOLE.print(f'\n{title}', style='bold', markup=False)
 
 
 def _show_failure(error: Exception) -> None:
@@ -342,7 +287,7 @@ def _show_failure(error: Exception) -> None:
 
 def _show_what_to_try(service: Service) -> None:
     clouds = service.directory / 'clouds.yaml'
-    _step('The service is left running. To try:')
+    step('The service is left running. To try:')
     for line in (
         f'export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=precache PATH={BINARIES}:$PATH',
         'openstack image create --disk-format qcow2 --file FILE --public NAME',

@@ -13,4 +13,4 @@ if [[ ${1:-} != --help ]]; then
     say 'Preparing the image service, which takes a minute the first time'
     python -m nova_precache.standalone.glance --build >/dev/null
 fi
-exec python tools/quickstart.py "$@"
+exec python -m tools.quickstart "$@"

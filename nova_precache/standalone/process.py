@@ -91,12 +91,7 @@ class ServerProcess(abc.ABC):
         """Stop the server, with force when it takes too long; nothing when it does not run."""
         if self._process is None:
             return
-        self._process.send_signal(self.stop_signal)
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        stop(self._process, self.stop_signal)
         self._process = None
 
     def _listen(self) -> socket.socket:
@@ -106,11 +101,17 @@ class ServerProcess(abc.ABC):
         except OSError as exc:
             raise ServerFailed(f'cannot listen on {HOST}:{self.port}: {exc}') from exc
 
-    def _run(self, command: list[str], what: str) -> None:
-        """Run a command to its end, as a part of the preparation."""
+    def _run(
+        self, command: list[str], what: str, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """Run a command to its end, as a part of the preparation.
+
+        :param variables: for its environment, where no other process sees a secret
+        """
         with self.log.open('ab') as log:
             result = subprocess.run(
                 dies_with_parent(command, 'KILL'),
+                env={**os.environ, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -152,6 +153,20 @@ def dies_with_parent(command: list[str], signal_name: str) -> list[str]:
     thread, or from one that lives as long as they shall.
     """
     return ['setpriv', '--pdeathsig', signal_name, '--', *command]
+
+
+def stop(
+    child: subprocess.Popen[bytes],
+    stop_signal: signal.Signals = signal.SIGTERM,
+    seconds: float = STOP_SECONDS,
+) -> None:
+    """Stop a child that leads a session of its own, with force when it takes too long."""
+    child.send_signal(stop_signal)
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def last_lines(text: str, count: int = 20) -> str:

@@ -274,7 +274,7 @@ PATHS = (
     '/v2.1/os%2Daggregates', '/v2%2E1/os-aggregates', '/v2.1/os-aggregates/1/../2', '/v2.1/nothing',
     '/v2.1/nothing/1', '/v2.1/%FF', '/v2.1/%00', '/v2.1x', '/V2.1', '/nothing', '/v3', '/v2.2/',
     '/v2.10', '/favicon.ico', '/v2.1/versions', '/os-aggregates', '/.', '/v2.1/.',
-    '/healthcheck', '/%0A', '/v2.1%0A', '/v2.1/%0A', '/v2.1/os-aggregates%0A',
+    '/healthchecks', '/%0A', '/v2.1%0A', '/v2.1/%0A', '/v2.1/os-aggregates%0A',
     '/v2.1/os-aggregates/1%0A',
 )  # fmt: skip
 METHODS = (

@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,12 +22,15 @@ from nova_precache import conf as options
 from nova_precache.cells import inventory
 from nova_precache.db import schema
 from nova_precache.db import session as db_session
+from nova_precache.standalone import environment, process
 from nova_precache.standalone import glance as glance_server
-from nova_precache.standalone import process
 from tests import gateway as site_link
+from tests import keystone as keystone_server
+from tests import nova
 from tests import service as doors
-from tests.conftest import RabbitMQ
-from tests.integration import link
+from tests.conftest import RabbitMQ, require_server
+from tests.integration import keystone_site, link
+from tests.nova import cloud
 
 BIN = pathlib.Path(sys.executable).parent
 CELLS = ('cell1', 'cell2')
@@ -270,6 +274,7 @@ class Deployment:
                 'report_interval': 1,
                 'service_down_time': 20,
                 'rpc_response_timeout': 6,
+                'debug': True,
             },
             'api': {'auth_strategy': 'noauth2', 'bind_port': self.api_port},
             'conductor': {
@@ -335,6 +340,51 @@ def deployment(whole_deployment: Deployment) -> Deployment:
     whole_deployment.forget_logs()
     whole_deployment.gateway.most_at_once = 0
     return whole_deployment
+
+
+@pytest.fixture(scope='session')
+def site(
+    keystone: keystone_server.KeystoneServer,
+    rabbitmq: RabbitMQ,
+    tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
+) -> Iterator[keystone_site.Site]:
+    """A site under a Keystone, for all tests; users, images and aggregates are each test's own."""
+    directory = tmp_path_factory.mktemp('site')
+    with (
+        keystone_site.GlanceUnderKeystone(directory / 'glance', keystone) as glance,
+        keystone_site.Gateway(glance.url) as gateway,
+    ):
+        brokers = rabbitmq.make_vhost(), rabbitmq.make_vhost()
+        whole = keystone_site.Site(directory, keystone, glance, gateway, *brokers, free_port())
+        try:
+            whole.set_up()
+            yield whole
+        finally:
+            gateway.release()
+            whole.tear_down()
+
+
+@pytest.fixture(scope='session')
+def stock(
+    glance: glance_server.GlanceServer,
+    rabbitmq: RabbitMQ,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[cloud.NovaCloud]:
+    """A stock Nova that tests share; whoever changes something of it changes it back."""
+    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
+    try:
+        nova.ENVIRONMENT.ensure()
+    except environment.EnvironmentFailed as exc:
+        require_server('Nova', False, str(exc))
+    directory: pathlib.Path = tmp_path_factory.mktemp('nova')
+    with cloud.NovaCloud(directory, rabbitmq.make_vhost(), glance.url) as running:
+        yield running
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _no_secret_is_told(secrets_kept: None) -> None:
+    """Search all that these tests left, once everything has stopped."""
 
 
 @pytest.fixture(autouse=True)

@@ -18,69 +18,24 @@ from typing import Any
 import requests
 
 from nova_precache import model
-from nova_precache.standalone import glance as glance_server
 from nova_precache.standalone import process
 from tests import gateway as site_link
 from tests import keystone as keystone_server
 from tests import service
+from tests.keystone_clients import GlanceUnderKeystone, credentials, middleware
+from tests.leaks import SECRETS
 from tests.service import wait_until
 
 BIN = pathlib.Path(sys.executable).parent
 # The role of the operator's own in the policy file below.
 PRECACHER = 'precacher'
 
-_CREDENTIALS = """
-auth_type = password
-auth_url = {url}
-username = {user.name}
-password = {user.password}
-project_name = {user.project}
-user_domain_id = default
-project_domain_id = default
-region_name = {region}
-"""
-_KEYSTONE_AUTHTOKEN = """
-[keystone_authtoken]
-www_authenticate_uri = {url}
-service_token_roles_required = true
-# Nobody's word is kept, so that a revoked token is found out at once.
-token_cache_time = -1
-"""
 _POLICY = f"""\
 "os_compute_api:os-aggregates:index": "role:{PRECACHER} or rule:context_is_admin"
 "os_compute_api:os-aggregates:show": "role:{PRECACHER} or rule:context_is_admin"
 "compute:aggregates:images": "role:{PRECACHER} or rule:context_is_admin"
 "os_compute_api:servers:index": "rule:project_reader_or_admin"
 """
-
-
-def credentials(keystone: keystone_server.KeystoneServer, user: keystone_server.User) -> str:
-    """Give the options by which a service logs in."""
-    return _CREDENTIALS.format(url=keystone.url, user=user, region=keystone_server.REGION)
-
-
-def middleware(keystone: keystone_server.KeystoneServer, user: keystone_server.User) -> str:
-    """Give the section by which a service asks Keystone about tokens."""
-    section = _KEYSTONE_AUTHTOKEN.format(url=keystone.url).rstrip()
-    return section + credentials(keystone, user)
-
-
-class GlanceUnderKeystone(glance_server.GlanceServer):
-    """A Glance that knows nobody but by a token of Keystone's."""
-
-    def __init__(self, directory: pathlib.Path, keystone: keystone_server.KeystoneServer) -> None:
-        super().__init__(directory, check_formats=False)
-        self._keystone = keystone
-        self._user = keystone.make_user('service', project='service')
-
-    def _write_configuration(self, home: pathlib.Path) -> None:
-        super()._write_configuration(home)
-        (self.directory / 'policy.yaml').write_text('')
-        path = self.directory / 'glance-api.conf'
-        open_to_all = path.read_text()
-        assert '\nflavor =\n' in open_to_all
-        guarded = open_to_all.replace('\nflavor =\n', '\nflavor = keystone\n')
-        path.write_text(guarded + middleware(self._keystone, self._user))
 
 
 class Gateway(site_link.Gateway):
@@ -92,6 +47,7 @@ class Gateway(site_link.Gateway):
 
     def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         if token := handler.headers.get('X-Auth-Token'):
+            SECRETS.note(token, 'token on its way to Glance')
             self.tokens.append((handler.path, token))
         super().serve(handler)
 
@@ -136,8 +92,7 @@ class Site:
 
     def set_up(self) -> None:
         """Write the configuration, make the database and the cell, start everything."""
-        self.keystone.register('image', self.gateway.url)
-        self.keystone.register('compute', self.compute_url)
+        self.register()
         (self.directory / 'policy.yaml').write_text(_POLICY)
         self._write('control', self.api_broker, self._control())
         for host in self.hosts:
@@ -149,6 +104,12 @@ class Site:
         for host in self.hosts:
             self._start('compute', host.name)
         self._wait_until_ready()
+
+    def register(self) -> None:
+        """Have the catalog name Glance and our two APIs."""
+        self.keystone.register('image', self.gateway.url)
+        self.keystone.register('compute', self.compute_url)
+        self.keystone.register('image-precache', f'http://127.0.0.1:{self.port}/v1')
 
     def tear_down(self) -> None:
         """Stop everything as an operator would; whatever does not stop is a failure."""
@@ -169,6 +130,7 @@ class Site:
         return (
             f'[api]\nbind_port = {self.port}\n'
             '[conductor]\npoll_interval_seconds = 0.5\nheartbeat_write_interval_seconds = 0.5\n'
+            'pin_interval_seconds = 1\n'
             f'[database]\nconnection = sqlite:///{self.directory}/precache.sqlite\n'
             f'[glance]\n{credentials(self.keystone, self.service_user)}'
             f'[oslo_policy]\npolicy_file = {self.directory}/policy.yaml\n'
@@ -181,6 +143,7 @@ class Site:
             f'transport_url = {broker}\nreport_interval = 1\nrpc_response_timeout = 6\n'
             # All that there is to log, of the libraries too.
             f'debug = true\ndefault_log_levels = root=DEBUG\n{options}'
+            '[oslo_messaging_notifications]\ndriver = log\n'
         )
 
     def _manage(self, *arguments: str) -> str:
@@ -248,9 +211,16 @@ class Site:
             answer.raise_for_status()
         return int(made['id'])
 
-    def cache(self, token: str, aggregate_id: int, image_id: str) -> requests.Response:
+    def cache(
+        self,
+        token: str,
+        aggregate_id: int,
+        image_id: str,
+        headers: dict[str, str] | None = None,
+    ) -> requests.Response:
         body = {'cache': [{'id': image_id}]}
-        return self.ask(token, 'POST', f'/v2.1/os-aggregates/{aggregate_id}/images', body)
+        path = f'/v2.1/os-aggregates/{aggregate_id}/images'
+        return self.ask(token, 'POST', path, body, headers)
 
     def upload(self, user: keystone_server.User, visibility: str, size_bytes: int = 1024) -> str:
         """Put an image into Glance as a user does, and give its id."""

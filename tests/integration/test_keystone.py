@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole service, and Glance, under a real Keystone; real users with their commands."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests import keystone as keystone_server
-from tests.conftest import RabbitMQ
-from tests.integration.keystone_site import (
-    PRECACHER,
-    Commands,
-    Gateway,
-    GlanceUnderKeystone,
-    Site,
-)
+from tests.integration.keystone_site import PRECACHER, Commands, Site
 
 MIB = 1024**2
 UNAUTHENTICATED = {
@@ -24,28 +16,6 @@ UNAUTHENTICATED = {
         'message': 'The request you have made requires authentication.',
     }
 }
-
-
-@pytest.fixture(scope='module')
-def site(
-    keystone: keystone_server.KeystoneServer,
-    rabbitmq: RabbitMQ,
-    tmp_path_factory: pytest.TempPathFactory,
-    free_port: Callable[[], int],
-) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp('site')
-    with (
-        GlanceUnderKeystone(directory / 'glance', keystone) as glance,
-        Gateway(glance.url) as gateway,
-    ):
-        brokers = rabbitmq.make_vhost(), rabbitmq.make_vhost()
-        whole = Site(directory, keystone, glance, gateway, *brokers, free_port())
-        try:
-            whole.set_up()
-            yield whole
-        finally:
-            gateway.release()
-            whole.tear_down()
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +14,7 @@ import kombu
 import pytest
 import requests
 
-from nova_precache.standalone import environment
-from nova_precache.standalone import glance as glance_server
-from tests import nova
-from tests.conftest import RabbitMQ, UploadImage, require_server
+from tests.conftest import RabbitMQ, UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.integration.link import Link
 from tests.nova import cloud
@@ -133,23 +128,6 @@ def announcing(notified: Announcing, deployment: Deployment) -> Iterator[Announc
     notified.link.restore()
     yield notified
     notified.link.restore()
-
-
-@pytest.fixture(scope='module')
-def stock(
-    glance: glance_server.GlanceServer,
-    rabbitmq: RabbitMQ,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[cloud.NovaCloud]:
-    """A stock Nova."""
-    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
-    try:
-        nova.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Nova', False, str(exc))
-    directory: pathlib.Path = tmp_path_factory.mktemp('nova')
-    with cloud.NovaCloud(directory, rabbitmq.make_vhost(), glance.url) as running:
-        yield running
 
 
 def _indices(heard: list[Heard]) -> list[tuple[int, int]]:

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole deployment comes up by one command, works, and is gone afterwards."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from nova_precache.standalone import environment
+from nova_precache.standalone import glance as glance_server
+from tests import keystone as keystone_server
+from tests.conftest import require_server
+from tests.service import wait_until
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MARK = 'NOVA_PRECACHE_TEST_OF_DEPLOYMENT'
+PROGRAMS = {
+    'epmd': 'rabbitmq-server',
+    'mariadbd': 'mariadb-server',
+    'qemu-img': 'qemu-utils',
+    'setpriv': 'util-linux',
+}
+CONFIGURATION = {'.conf', '.yaml'}
+# A password, also one within a URL.
+SECRET = re.compile(r'password: (\w+)|^password = (\w+)|://\w+:(\w+)@', re.MULTILINE)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _servers() -> None:
+    for program, package in PROGRAMS.items():
+        path = f'{os.environ["PATH"]}{os.pathsep}/usr/sbin'
+        require_server(program, shutil.which(program, path=path) is not None, package)
+    for each in (glance_server.ENVIRONMENT, keystone_server.ENVIRONMENT):
+        try:
+            each.ensure()
+        except environment.EnvironmentFailed as exc:
+            require_server(each.name, False, str(exc))
+
+
+class Command:
+    """The command as it was started, and every process that came of it, daemons as well."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        self._mark = uuid.uuid4().hex
+        arguments = ['--keep', '--computes', '2', '--directory', str(directory / 'runs')]
+        with self.output.open('wb') as output:
+            self.process = subprocess.Popen(
+                [sys.executable, '-W', 'ignore', '-m', 'tools.deploy_local', *arguments],
+                cwd=ROOT,
+                env={**os.environ, MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def output(self) -> pathlib.Path:
+        return self.directory / 'output'
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until something is so, unless the command ends before."""
+
+        def so_or_ended() -> bool:
+            return bool(condition()) or self.process.poll() is not None
+
+        wait_until(so_or_ended, what, 420)
+        assert condition(), self.said()
+
+    def alive(self) -> list[list[str]]:
+        """Give the command lines of all processes of it that run."""
+        return [each.cmdline() for each in psutil.process_iter() if self._is_ours(each)]
+
+    def _is_ours(self, each: psutil.Process) -> bool:
+        try:
+            return each.environ().get(MARK) == self._mark
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+
+    def end(self) -> None:
+        """Have nothing of it left, whatever the test has found."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for each in psutil.process_iter():
+            if self._is_ours(each):
+                each.kill()
+
+
+@pytest.fixture
+def command(tmp_path: pathlib.Path) -> Iterator[Command]:
+    started = Command(tmp_path)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@pytest.mark.timeout(600)  # it is all of it, in some thirty processes
+def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
+    command: Command,
+) -> None:
+    command.wait_for(lambda: 'until Ctrl-C' in command.said(), 'it was shown, and waits')
+    (run,) = (command.directory / 'runs').iterdir()
+    files = [path for path in run.rglob('*') if path.is_file() and not path.is_symlink()]
+
+    configured = {path.name: path.read_text() for path in files if path.suffix in CONFIGURATION}
+    secrets = {''.join(found) for text in configured.values() for found in SECRET.findall(text)}
+    assert len(secrets) >= 6  # the operator, two services, MariaDB and two logins of RabbitMQ
+    assert not run.stat().st_mode & 0o077
+    assert not any((run / name).stat().st_mode & 0o077 for name in ('api.conf', 'clouds.yaml'))
+    # A compute knows its way to the broker of its cell.
+    assert len(SECRET.findall(configured['cell1-compute1.conf'])) == 1
+
+    command_lines = ' '.join(word for line in command.alive() for word in line)
+    assert 'mariadbd' in command_lines
+    logs = ''.join(path.read_text(errors='replace') for path in files if path.suffix == '.log')
+    told = command.said() + command_lines + logs
+    assert [secret for secret in secrets if secret in told] == []
+
+    command.process.send_signal(signal.SIGINT)
+
+    assert command.process.wait(60) == 0, command.said()
+    assert command.alive() == []
+    assert 'Glance has served the image 2 times, for 2 hosts.' in command.said()
+    assert re.search(r'counts +\| (cached|existing): 2', command.said())
+
+
+def test_a_killed_deployment_leaves_no_process(command: Command) -> None:
+    def is_on_its_way() -> bool:
+        lines = [' '.join(line) for line in command.alive()]
+        return all(any(word in line for line in lines) for word in ('beam', 'epmd', 'mariadbd'))
+
+    command.wait_for(is_on_its_way, 'the first servers run')
+
+    command.process.kill()
+
+    command.process.wait()
+    wait_until(lambda: not command.alive(), f'nothing is left: {command.alive()}')

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that show the service at work share: steps, commands, an image."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import console
+
+from nova_precache.standalone import process
+
+BINARIES = pathlib.Path(sys.executable).parent
+COMMAND_SECONDS = 300
+
+CONSOLE = console.Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
+)
+
+
+class StepFailed(Exception):
+    """A step went wrong; the message says which and how."""
+
+
+def step(title: str) -> None:
+    CONSOLE.print(f'\n{title}', style='bold', markup=False)
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, *, watched: bool = False
+) -> str:
+    """Show a command, run it, and give what it printed; its errors are seen when watched.
+
+    :raises StepFailed: it failed, or took too long
+    """
+    CONSOLE.print(f'$ {" ".join(command)}', style='dim', markup=False)
+    path = f'{BINARIES}{os.pathsep}{os.environ["PATH"]}'
+    # Whatever cloud the caller uses otherwise is not meant.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith('OS_')}
+    try:
+        result = subprocess.run(
+            process.dies_with_parent([*command], 'KILL'),
+            env={**ours, 'PATH': path, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if watched else subprocess.PIPE,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise StepFailed(f'"{" ".join(command)}" took too long: {exc.timeout} s') from exc
+    if result.returncode != 0:
+        said = process.last_lines(result.stdout + (result.stderr or ''))
+        raise StepFailed(f'"{" ".join(command)}" failed:\n{said}')
+    return result.stdout
+
+
+@contextlib.contextmanager
+def random_qcow2(directory: pathlib.Path, mib: int) -> Iterator[pathlib.Path]:
+    """Give a qcow2 image full of data that nothing can shorten; afterwards it is gone."""
+    raw, qcow2 = directory / 'random.raw', directory / 'random.qcow2'
+    try:
+        with raw.open('wb') as file:
+            for _ in range(mib):
+                file.write(os.urandom(2**20))
+        run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', str(raw), str(qcow2)])
+        yield qcow2
+    finally:
+        raw.unlink(missing_ok=True)
+        qcow2.unlink(missing_ok=True)
