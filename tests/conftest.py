@@ -25,11 +25,26 @@ from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 from nova_precache.standalone import environment
 from nova_precache.standalone import glance as glance_server
 from tests import keystone as keystone_server
+from tests.leaks import SECRETS
 
 
 def pytest_configure() -> None:
     """Stop the servers on SIGTERM, too, as on Ctrl-C: a CI that gives up sends it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Search what a test captured for secrets; see :func:`secrets_kept`."""
+    for name, text in report.sections:
+        SECRETS.look_into(text, f'{report.nodeid}, {name}')
+
+
+@pytest.fixture(scope='session')
+def secrets_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail at the end of the session if a secret is where nobody may find it."""
+    yield
+    leaks = SECRETS.leaks(tmp_path_factory.getbasetemp())
+    assert leaks == [], f'under {tmp_path_factory.getbasetemp()}'
 
 
 def require_server(name: str, available: bool, how: str) -> None:
@@ -190,7 +205,9 @@ def rabbitmq(free_port: Callable[[], int]) -> Iterator[RabbitMQ]:
         patch.setenv('ERL_EPMD_ADDRESS', '127.0.0.1')
         patch.setenv('RABBITMQ_DIST_PORT', str(free_port()))
         try:
-            with pifpaf_rabbitmq.RabbitMQDriver(port=port, nodename=name) as driver:
+            with pifpaf_rabbitmq.RabbitMQDriver(
+                port=port, nodename=name, password=SECRETS.make('password of the broker')
+            ) as driver:
                 yield RabbitMQ(driver, f'{name}@localhost')
         finally:
             # The name server was started as a daemon by the node, and outlives it.

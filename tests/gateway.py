@@ -28,6 +28,7 @@ class Download:
     status: int = 0
     bytes_sent: int = 0
     is_over: bool = False
+    request_id: str | None = None
 
 
 class Gateway:
@@ -116,7 +117,11 @@ class Gateway:
         if data is None:
             self._pass(handler)
             return
-        download = Download(data.group(1), handler.headers.get('Range'))
+        download = Download(
+            data.group(1),
+            handler.headers.get('Range'),
+            request_id=handler.headers.get('X-OpenStack-Request-ID'),
+        )
         with self._changed:
             self.downloads.append(download)
         try:

@@ -134,7 +134,7 @@ def _reconciler(started: Started, database: session.Database, name: str) -> keep
         pin_store=pins.Pins(database),
         cache_store=caches.Caches(database),
         aggregates=inventory.Inventory(database),
-        agent_store=agents.Agents(database, 60),
+        alive=agents.Agents(database, 60),
         images=wiring.service_images(conf),
         rules=keeping.Rules(60, 10, 24 * HOUR_SECONDS),
         wake=lambda: None,

@@ -64,6 +64,7 @@ def _names(application: Any) -> Iterator[str]:
         ('oslo_middleware', 'enable_proxy_headers_parsing'),
         ('oslo_middleware', 'max_request_body_size'),
         ('cors', 'allowed_origin'),
+        ('healthcheck', 'ignore_proxied_requests'),
     ],
 )
 def test_the_sample_configures_each_part(section: str, option: str) -> None:

@@ -53,9 +53,12 @@ class Api:
         token: str | None = None,
         raw: bytes | None = None,
         headers: dict[str, str] | None = None,
+        environ: dict[str, str] | None = None,
     ) -> webob.Response:
         """Send a request; ``raw`` are the bytes of a body that is not (good) JSON."""
-        request = webob.Request.blank(path, method=method, base_url='http://api.example:8774')
+        request = webob.Request.blank(
+            path, environ, method=method, base_url='http://api.example:8774'
+        )
         if body is not None:
             request.json = body
         if raw is not None:

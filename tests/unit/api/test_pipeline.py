@@ -5,13 +5,17 @@ import dataclasses
 import io
 import json
 import logging
+import pathlib
+import uuid
 from typing import Any
 
 import pytest
 import webob
+from oslo_context import context as oslo_context
+from oslo_middleware.healthcheck import opts as healthcheck_opts
 
 from nova_precache import exception
-from nova_precache.api import auth
+from nova_precache.api import auth, requestlog
 
 
 def test_every_answer_has_a_request_id_under_both_names(api: Any) -> None:
@@ -136,6 +140,27 @@ def test_each_request_is_logged_once_without_its_query(
     assert 'secret' not in caplog.text
 
 
+@pytest.mark.parametrize('path', ['/v2.1', '/v2.1/os-aggregates', '/v1/nothing'])
+def test_each_line_of_the_log_goes_under_the_ids_of_its_request(
+    api: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    logged: list[tuple[str, str | None]] = []
+
+    def note(*line: object) -> None:
+        current = oslo_context.get_current()
+        assert current is not None
+        logged.append((current.request_id, current.global_request_id))
+
+    monkeypatch.setattr(requestlog.LOG, 'info', note)
+    callers = f'req-{uuid.uuid4()}'
+    first = api.get(path, headers={'X-Openstack-Request-Id': callers})
+    second = api.get(path, headers={'X-Openstack-Request-Id': 'forged'})
+    assert logged == [
+        (first.headers['X-Openstack-Request-Id'], callers),
+        (second.headers['X-Openstack-Request-Id'], None),
+    ]
+
+
 def test_a_path_cannot_forge_a_line_of_the_log(api: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, 'nova_precache.api.requestlog'):
         assert api.get('/v1/%0aforged%ff').status_int == 404
@@ -191,3 +216,61 @@ def test_a_token_without_keystone_says_who_calls(
     assert (context.auth_token, context.user_id, context.project_id) == (token, user_id, project_id)
     assert (context.roles, context.is_admin) == (roles, is_admin)
     assert context.request_id.startswith('req-')
+
+
+@pytest.mark.parametrize('method', ['GET', 'HEAD'])
+def test_the_health_is_told_to_anybody_and_not_logged(
+    rebuild: Any, conf: Any, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    conf.set_override('auth_strategy', 'keystone', 'api')
+    auth.auth_token.AuthProtocol(None, {'oslo_config_config': conf})
+    conf.set_override('auth_type', 'none', 'keystone_authtoken')
+    api = rebuild()
+
+    with caplog.at_level(logging.INFO):
+        response = api.call(method, '/healthcheck')
+
+    assert response.status_int == (200 if method == 'GET' else 204)
+    assert 'healthcheck' not in caplog.text
+    assert api.get('/v1/requests').status_int == 401
+
+
+def test_a_process_that_is_taken_out_of_service_says_so(
+    rebuild: Any, api: Any, conf: Any, tmp_path: pathlib.Path
+) -> None:
+    off = tmp_path / 'off'
+    conf.set_override('backends', ['disable_by_file'], 'healthcheck')
+    conf.register_opts(healthcheck_opts.DISABLE_BY_FILE_OPTS, 'healthcheck')
+    conf.set_override('disable_by_file_path', str(off), 'healthcheck')
+    api = rebuild()
+
+    before = api.get('/healthcheck')
+    off.touch()
+    after = api.get('/healthcheck')
+
+    assert (before.status_int, after.status_int) == (200, 503)
+    assert after.text == 'DISABLED BY FILE'
+
+
+def test_the_health_is_no_business_of_other_networks(rebuild: Any, api: Any, conf: Any) -> None:
+    conf.set_override('allowed_source_ranges', ['192.0.2.0/24'], 'healthcheck')
+
+    response = rebuild().call('GET', '/healthcheck', environ={'REMOTE_ADDR': '198.51.100.1'})
+    allowed = rebuild().call('GET', '/healthcheck', environ={'REMOTE_ADDR': '192.0.2.1'})
+
+    assert (response.status_int, allowed.status_int) == (300, 200)  # as any path unknown here
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [
+        ('backends', ['disable_by_file', 'enable_by_files']),
+        ('allowed_source_ranges', ['everywhere']),
+    ],
+)
+def test_options_of_the_health_that_cannot_be_are_refused(
+    rebuild: Any, api: Any, conf: Any, option: str, value: list[str]
+) -> None:
+    conf.set_override(option, value, 'healthcheck')
+    with pytest.raises(exception.ConfigError, match=r'\[healthcheck\] cannot be used'):
+        rebuild()

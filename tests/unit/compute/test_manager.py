@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable
 from concurrent import futures
+from typing import Any
 
 import pytest
 
@@ -378,3 +379,35 @@ def test_what_is_unfinished_of_an_image_is_forgotten_unless_it_is_being_worked_o
         made.result(WAIT_SECONDS)
     assert compute.forget_image(CTXT, 'i1')
     assert driver.forgotten == ['i2', 'i1']
+
+
+def test_a_transfer_works_under_the_ids_of_the_call_that_began_it(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 1, 'j2': 1}
+    driver.opened.clear()
+    ids: list[str | None] = []
+    cache_image = driver.cache_image
+
+    def note(*arguments: Any) -> model.CacheResult:
+        done = cache_image(*arguments)
+        ids.append(context.current_id())
+        return done
+
+    driver.cache_image = note  # type: ignore[method-assign]
+    compute = _manager(driver, conductor)
+
+    def call(job_id: str) -> None:
+        ctxt = context.RequestContext(global_request_id=f'req-{job_id}', overwrite=False)
+        compute.cache_image(ctxt, job_id, 1, 'i1')
+
+    with futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(call, 'j1')
+        assert driver.begun.wait(WAIT_SECONDS)
+        second = pool.submit(call, 'j2')
+        conductor.wait_begun(2)
+        driver.opened.set()
+        first.result(WAIT_SECONDS)
+        second.result(WAIT_SECONDS)
+
+    assert ids == ['req-j1']

@@ -21,7 +21,7 @@ from nova_precache.conductor import (
     steering,
     tracker,
 )
-from nova_precache.db import announcements, returning
+from nova_precache.db import announcements, jobs, returning
 from nova_precache.db import steering as db_steering
 from nova_precache.image import fake
 from nova_precache.notifications import emitter, payloads
@@ -179,11 +179,14 @@ class Parts:
     access: Callable[[], tuple[str | None, str | None]] = lambda: ('http://glance', 'token-1')
     compute_of: Callable[[str], caller.ComputeClient] | None = None
 
+    def why_down(self, assignment: jobs.Assignment) -> str | None:
+        return self.world.agents.why_down(assignment.seen_at, assignment.assigned_at)
+
     def caller(self, conductor: str = 'c1') -> caller.HostCaller:
         return caller.HostCaller(
             conductor_id=conductor,
             job_store=self.world.jobs,
-            agent_store=self.world.agents,
+            why_down=self.why_down,
             track=self.tracker,
             computes=self.compute_of or (lambda cell_uuid: self.compute),
             images=self.images,
@@ -196,7 +199,7 @@ class Parts:
             conductor_id=conductor,
             request_store=self.world.requests,
             aggregates=self.world.inventory,
-            agent_store=self.world.agents,
+            alive=self.world.agents,
             images=self.images,
             track=self.tracker,
             chunk_tasks=chunk_tasks,

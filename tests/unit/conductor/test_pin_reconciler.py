@@ -44,7 +44,7 @@ class Site:
             pin_store=self.pins,
             cache_store=self.caches,
             aggregates=self.world.inventory,
-            agent_store=self.world.agents,
+            alive=self.world.agents,
             images=self.images,
             rules=self.rules,
             wake=lambda: self.wakes.append(None),

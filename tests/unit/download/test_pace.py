@@ -492,3 +492,39 @@ def test_a_download_that_sleeps_is_woken(end: str) -> None:
             thread.join(20)
     assert not thread.is_alive()
     assert bool(errors) == (end == 'stop')
+
+
+def test_another_rate_counts_for_what_is_being_taken_already() -> None:
+    now = SimulatedTime()
+    host = pace.HostPace(max_rate_bytes=KILO, yield_share=1.0, clock=now)
+    taker = SimulatedControl(now)
+
+    def take() -> None:
+        with host.slot(taker):
+            host.take(taker, 1000 * KILO)  # of which a second's worth is charged
+            host.change(max_rate_bytes=MEGA, max_parallel=1, yield_share=1.0)
+            for _ in range(10):
+                host.take(taker, MEGA)
+
+    now.run([take])
+
+    assert 10 <= now() < 12
+
+
+def test_one_more_download_at_a_time_may_begin_at_once() -> None:
+    host = pace.HostPace(max_parallel=1)
+    second_runs = threading.Event()
+
+    def second() -> None:
+        with host.slot(control.Control()):
+            second_runs.set()
+
+    with host.slot(control.Control()):
+        waits = threading.Thread(target=second)
+        waits.start()
+        wait_until(lambda: host.waiting == 1, 'the second one waits')
+        assert not second_runs.is_set()
+        host.change(max_rate_bytes=0, max_parallel=2, yield_share=1.0)
+        waits.join(60)
+
+    assert second_runs.is_set()

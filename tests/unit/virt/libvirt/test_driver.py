@@ -484,3 +484,25 @@ def test_a_backend_without_files_has_nothing_to_tell_or_forget(
     assert without.cached_images() == ()
     assert without.forget_image('image')
     assert not instances_path.exists()
+
+
+def test_a_running_driver_takes_other_ages_and_limits_over(
+    make_driver: MakeDriver, instances_path: pathlib.Path
+) -> None:
+    made = make_driver()
+    file = instances_path / '_base' / sha1('image')
+    file.write_bytes(b'image')
+    an_hour_ago = time.time() - 3600
+    os.utime(file, (an_hour_ago, an_hour_ago))
+    made.manage_image_cache()
+    assert file.exists()
+
+    conf = precache_conf.new([], [])
+    conf.set_override('remove_unused_original_minimum_age_seconds', 1800, 'image_cache')
+    conf.set_override('max_rate_bytes', 1000, 'image_cache')
+    made.options_changed(conf)
+    made.manage_image_cache()
+
+    assert not file.exists()
+    # Of a rate this low it is never much at a time.
+    assert made._pace.read_bytes(Control()) == 1024
