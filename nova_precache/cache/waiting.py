@@ -21,6 +21,7 @@ import inotify_simple
 _OPENED = inotify_simple.flags.OPEN
 _CLOSED = inotify_simple.masks.CLOSE
 _WATCH_ENDED = inotify_simple.flags.IGNORED
+_LOST_SOME = inotify_simple.flags.Q_OVERFLOW
 
 
 @contextlib.contextmanager
@@ -66,6 +67,8 @@ def _follow(
         for event in inotify.read():
             if event.mask & _WATCH_ENDED:
                 return
+            if event.mask & _LOST_SOME:
+                opens = 0  # else whoever closed it untold would count for ever
             # It may go wrong by one: equal events that come within the same moment are told
             # but once, and whoever had the file open before is seen to close it only.
             opens = max(0, opens + bool(event.mask & _OPENED) - bool(event.mask & _CLOSED))

@@ -87,8 +87,11 @@ def _names(template: str) -> Set[str]:
 
 
 def _parts(url: str) -> Parts:
+    scheme, slashes, rest = url.partition('//')
+    netloc = re.split('[/?#]', rest, maxsplit=1)[0]
+    first = netloc.partition(',')[0]  # with more, some Pythons refuse the brackets of IPv6
     try:
-        split = urllib.parse.urlparse(url)
+        split = urllib.parse.urlparse(scheme + slashes + first + rest[len(netloc) :])
         return {
             'scheme': split.scheme or None,
             'path': split.path.lstrip('/'),
@@ -98,7 +101,7 @@ def _parts(url: str) -> Parts:
             'password': split.password,
             'hostname': split.hostname,
             'port': _port(split),
-            **_numbered(split.netloc),
+            **_numbered(netloc),
         }
     except ValueError:  # no URL at all
         return {}

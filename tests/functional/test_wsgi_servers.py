@@ -118,6 +118,7 @@ def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
     ):
         for served in (by_gunicorn, by_uwsgi):
             _check(served)
+        wait_until(lambda: _ready(by_uwsgi) == WORKERS, 'no process of uwsgi misses its end')
         (directory / 'off').touch()
         assert [each.get('/healthcheck').status_code for each in (by_gunicorn, by_uwsgi)] == [
             503,
@@ -150,6 +151,11 @@ def _check(served: Served) -> None:
     assert refused.headers['x-openstack-request-id'].startswith('req-')
     paths = {str(line['message']).split('"')[1] for line in _of(served, 'api.requestlog')}
     assert paths == {'GET /', 'GET /v1/', 'GET /v1/requests'}  # and not who asks for its health
+
+
+def _ready(served: Served) -> int:
+    """Count the processes of uwsgi that have loaded the application."""
+    return served.log_path.read_text().count(' ready in ')
 
 
 def _processes(served: Served) -> set[object]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole deployment comes up by one command, works, and is gone afterwards."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -80,7 +81,12 @@ class Command:
 
     def alive(self) -> list[list[str]]:
         """Give the command lines of all processes of it that run."""
-        return [each.cmdline() for each in psutil.process_iter() if self._is_ours(each)]
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+                if self._is_ours(each):
+                    found.append(each.cmdline())
+        return found
 
     def _is_ours(self, each: psutil.Process) -> bool:
         try:

@@ -6,11 +6,13 @@ import os
 import pytest
 import requests
 
+from nova_precache.download import pipeline
 from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.service import wait_until
 
 MIB = 1024**2
+BUFFER_BYTES = pipeline.BUFFER_BYTES  # what came of less is not told
 
 
 def _act(deployment: Deployment, request_id: str, action: str) -> None:
@@ -22,15 +24,17 @@ def _act(deployment: Deployment, request_id: str, action: str) -> None:
 def test_a_request_is_cancelled_though_all_conductors_are_killed(
     deployment: Deployment, upload_image: UploadImage, killed_first: bool
 ) -> None:
-    image_id = upload_image(os.urandom(4 * MIB))
+    image_id = upload_image(os.urandom(8 * MIB))
     service, gateway = deployment.service, deployment.gateway
     host = service.hosts[0]
     before = host.base_files()
-    gateway.hold(at_byte=MIB)
+    gateway.hold(at_byte=BUFFER_BYTES)
     aggregate_id = service.aggregate(f'cancelled-{killed_first}', (host,))
     request_id = service.cache(aggregate_id, image_id)
     gateway.wait_for(1)
-    wait_until(lambda: service.request(request_id)['bytes_done'] == MIB, 'what was sent came')
+    wait_until(
+        lambda: service.request(request_id)['bytes_done'] == BUFFER_BYTES, 'what was sent came'
+    )
 
     if not killed_first:
         _act(deployment, request_id, 'cancel')
@@ -54,15 +58,17 @@ def test_a_request_is_cancelled_though_all_conductors_are_killed(
 def test_a_request_is_cancelled_whose_compute_is_killed(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
-    data = os.urandom(4 * MIB)
+    data = os.urandom(8 * MIB)
     image_id = upload_image(data)
     service, gateway = deployment.service, deployment.gateway
     host = service.hosts[0]
-    gateway.hold(at_byte=MIB)
+    gateway.hold(at_byte=BUFFER_BYTES)
     aggregate_id = service.aggregate('cancelled-dead', (host,))
     request_id = service.cache(aggregate_id, image_id)
     gateway.wait_for(1)
-    wait_until(lambda: service.request(request_id)['bytes_done'] == MIB, 'what was sent came')
+    wait_until(
+        lambda: service.request(request_id)['bytes_done'] == BUFFER_BYTES, 'what was sent came'
+    )
 
     deployment.kill(host.name)
     _act(deployment, request_id, 'cancel')
