@@ -89,9 +89,8 @@ def _names(template: str) -> Set[str]:
 def _parts(url: str) -> Parts:
     scheme, slashes, rest = url.partition('//')
     netloc = re.split('[/?#]', rest, maxsplit=1)[0]
-    first = netloc.partition(',')[0]  # with more, some Pythons refuse the brackets of IPv6
     try:
-        split = urllib.parse.urlparse(scheme + slashes + first + rest[len(netloc) :])
+        split = urllib.parse.urlparse(scheme + slashes + _plain(netloc) + rest[len(netloc) :])
         return {
             'scheme': split.scheme or None,
             'path': split.path.lstrip('/'),
@@ -105,6 +104,15 @@ def _parts(url: str) -> Parts:
         }
     except ValueError:  # no URL at all
         return {}
+
+
+def _plain(netloc: str) -> str:
+    """Give several hosts as one whose parts are those that Nova finds.
+
+    Some Pythons refuse brackets, which an IPv6 address has, amid others.
+    """
+    login, at, addresses = netloc.rpartition('@')
+    return re.sub(r'[][]', '', login) + at + addresses.partition(',')[0]
 
 
 def _port(split: urllib.parse.ParseResult) -> int | None:
