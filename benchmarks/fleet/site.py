@@ -57,7 +57,7 @@ def populate(case: Case, database: db_session.Database, transport_url: str) -> S
     hosts = [f'compute-{number:05}' for number in range(1, case.hosts + 1)]
     fleet, few = stock.create_aggregate('fleet'), stock.create_aggregate('few')
     database.write(lambda session: _insert_hosts(session, cells, hosts, fleet.id))
-    database.write(lambda session: _put_into(session, few.id, hosts[: case.parallel]))
+    database.write(lambda session: _put_into(session, few.id, hosts[: 2 * case.parallel]))
     return Site(stock.get_aggregate(fleet.id), stock.get_aggregate(few.id))
 
 
