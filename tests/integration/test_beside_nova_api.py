@@ -41,7 +41,7 @@ REQUEST_IDS = ('x-openstack-request-id', 'x-compute-request-id')
 
 REQUEST_ID = re.compile(r'req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-# Nova has been seen to leave a zero out.
+# Nova has been seen to give five digits.
 TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{5,6}')
 
 

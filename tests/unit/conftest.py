@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+import logging
 import os
 import pathlib
 import shutil
@@ -249,3 +250,13 @@ def open_database(path: pathlib.Path) -> session.Database:
     conf = options.new(config_files=[])
     conf.set_override('connection', f'sqlite:///{path}', 'database')
     return session.connect(conf)
+
+
+@pytest.fixture
+def root_logger_as_it_was() -> Iterator[None]:
+    """What is tested sets the logging up for its whole process; this one has others in it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

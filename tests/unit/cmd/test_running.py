@@ -24,14 +24,7 @@ from tests.unit.conftest import open_database
 DEFAULT_FILE = '/etc/nova-precache/nova-precache.conf'
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """A command sets the logging up for its whole process; this one has others in it."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures('root_logger_as_it_was')
 
 
 @pytest.fixture

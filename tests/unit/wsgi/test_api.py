@@ -2,12 +2,10 @@
 """The application for foreign WSGI servers is built from a file, and never for noauth2."""
 
 import importlib
-import logging
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +16,7 @@ from nova_precache import backend, exception
 MODULE = 'nova_precache.wsgi.api'
 
 
-@pytest.fixture(autouse=True)
-def _root_logger_as_it_was() -> Iterator[None]:
-    """The application sets the logging up for its whole process; this one has others in it."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures('root_logger_as_it_was')
 
 
 @pytest.fixture
