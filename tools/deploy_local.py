@@ -55,7 +55,7 @@ def main() -> int:
         try:
             return _run_all(whole, keep=arguments.keep)
         finally:
-            # Whoever is impatient now can only kill, and then everything dies, too.
+            # A signal in between would leave some of it running.
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             whole.stop()
