@@ -23,7 +23,6 @@ AVAILABILITY_ZONE = 'availability_zone'
 _CHUNK = 500
 _GREATEST_ID = 2**31 - 1
 
-Part = TypeVar('Part', models.AggregateHost, models.AggregateMetadata)
 Item = TypeVar('Item', int, str)
 
 
@@ -129,10 +128,11 @@ def _to_models(session: orm.Session, rows: Sequence[models.Aggregate]) -> list[m
     hosts: dict[int, list[str]] = {row.id: [] for row in rows}
     metadata: dict[int, dict[str, str]] = {row.id: {} for row in rows}
     for ids in _chunks(list(hosts)):
-        for member in _parts(session, models.AggregateHost, ids):
-            hosts[member.aggregate_id].append(member.host or '')
-        for item in _parts(session, models.AggregateMetadata, ids):
-            metadata[item.aggregate_id][item.key] = item.value
+        for aggregate_id, host in _parts(session, ids, models.AggregateHost.host):
+            hosts[aggregate_id].append(host or '')
+        item = models.AggregateMetadata
+        for aggregate_id, key, value in _parts(session, ids, item.key, item.value):
+            metadata[aggregate_id][key] = value
     return [_to_model(row, hosts[row.id], metadata[row.id]) for row in rows]
 
 
@@ -150,9 +150,16 @@ def _to_model(
     )
 
 
-def _parts(session: orm.Session, table: type[Part], ids: Sequence[int]) -> Sequence[Part]:
-    query = sa.select(table).where(table.aggregate_id.in_(ids)).order_by(table.id)
-    return session.scalars(query.execution_options(populate_existing=True)).all()
+def _parts(
+    session: orm.Session, ids: Sequence[int], *columns: orm.InstrumentedAttribute[Any]
+) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+    """Give some columns of what belongs to aggregates, each after the aggregate's id.
+
+    Of objects there would be as many as an aggregate has hosts.
+    """
+    table = columns[0].class_
+    query = sa.select(table.aggregate_id, *columns).where(table.aggregate_id.in_(ids))
+    return session.execute(query.order_by(table.id)).all()
 
 
 def _refuse_taken(session: orm.Session, name: str, but_by: int | None = None) -> None:

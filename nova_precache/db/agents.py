@@ -77,12 +77,22 @@ class Agents:
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map those of the hosts that are down to the reason, by the database's clock."""
+        seen: dict[str, tuple[datetime.datetime, datetime.datetime]] = {}
+        now = db_session.database_now().label('now')
+        with self._database.reader() as session:
+            for names in db_session.chunks(sorted(hosts)):
+                query = sa.select(models.Agent.host, models.Agent.seen_at, now)
+                rows = session.execute(query.where(models.Agent.host.in_(names)))
+                seen.update((row.host, (row.seen_at, row.now)) for row in rows)
+        reasons = ((host, self.why_down(*seen.get(host, (None, None)))) for host in hosts)
+        return {host: reason for host, reason in reasons if reason is not None}
+
+    def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
+        """Map hosts to how they are; one that never had an agent is left out."""
         agents = self.get(hosts)
         with self._database.reader() as session:
             now = db_session.now(session)
-        seen = {host: agent.seen_at for host, agent in agents.items()}
-        reasons = ((host, self.why_down(seen.get(host), now)) for host in hosts)
-        return {host: reason for host, reason in reasons if reason is not None}
+        return {host: self._host(agent, now) for host, agent in agents.items()}
 
     def why_down(
         self, seen_at: datetime.datetime | None, now: datetime.datetime | None
@@ -104,23 +114,32 @@ class Agents:
         self,
         limit: int | None = None,
         marker: str | None = None,
-        up: bool | None = None,
+        status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
-    ) -> Sequence[model.Agent]:
-        """Give agents by host name, those after the host that marker names.
+    ) -> Sequence[model.Host]:
+        """Give hosts with an agent by name, those after the host that marker names.
 
-        :param up: only those that report, or only those that do not, by the database's clock
+        :param status: only those that are so, by the database's clock; none is unknown
         """
+        if status == model.HostStatus.UNKNOWN:
+            return []
         with self._database.reader() as session:
+            now = db_session.now(session)
             query = sa.select(models.Agent).order_by(models.Agent.host).limit(limit)
             if marker is not None:
                 query = query.where(models.Agent.host > marker)
-            if up is not None:
-                reports = models.Agent.seen_at >= db_session.now(session) - self._down
-                query = query.where(reports if up else sa.not_(reports))
+            if status is not None:
+                reports = models.Agent.seen_at >= now - self._down
+                query = query.where(reports if status == model.HostStatus.UP else sa.not_(reports))
             if cell_uuid is not None:
                 query = query.where(models.Agent.cell_uuid == cell_uuid)
-            return [_agent(row) for row in session.scalars(query)]
+            return [self._host(_agent(row), now) for row in session.scalars(query)]
+
+    def _host(self, agent: model.Agent, now: datetime.datetime) -> model.Host:
+        reason = self.why_down(agent.seen_at, now)
+        if reason is None:
+            return model.Host(agent)
+        return model.Host(agent, model.HostStatus.DOWN, reason)
 
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The next jobs of claimed hosts, inside a transaction, many hosts at once."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from nova_precache.db import session as db_session
 _JOB, _TASK, _CLAIM = (db_session.table(each) for each in (models.Job, models.Task, models.Claim))
 _TURN = sa.func.row_number().over(partition_by=models.Job.host, order_by=claims.urgency())
 _DUE = (
-    sa.select(models.Job.uuid, models.Job.host, _TURN.label('turn'))
+    sa.select(models.Job.uuid, models.Job.host, models.Job.active_key, _TURN.label('turn'))
     .where(
         models.Job.host.in_(sa.bindparam('hosts', expanding=True)),
         models.Job.uuid.not_in(sa.bindparam('ended', expanding=True)),
@@ -21,8 +22,8 @@ _DUE = (
     )
     .subquery()
 )
-_FIRST = sa.select(_DUE.c.host, _DUE.c.uuid).where(_DUE.c.turn == 1)
-_ALL = sa.select(_DUE.c.uuid)
+_ALL = sa.select(_DUE.c.host, _DUE.c.uuid, _DUE.c.active_key)
+_FIRST = _ALL.where(_DUE.c.turn == 1)
 # Of its host: whoever holds that has just fenced it.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
 _CALL = (
@@ -49,9 +50,17 @@ _ATTEMPT_TASKS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """A job that may be called, by its id and by the key that it is locked by."""
+
+    job_id: str
+    active_key: str
+
+
 def choose(
     session: orm.Session, hosts: Collection[str], ended: Collection[str]
-) -> Mapping[str, str]:
+) -> Mapping[str, Due]:
     """Map those of the hosts that have due jobs to the most urgent.
 
     :param ended: jobs that are about to end
@@ -59,25 +68,25 @@ def choose(
     if not hosts:
         return {}
     rows = db_session.run(session, _FIRST, {'hosts': sorted(hosts), 'ended': list(ended)})
-    return {row.host: row.uuid for row in rows}
+    return {row.host: Due(row.uuid, row.active_key) for row in rows}
 
 
-def due(session: orm.Session, hosts: Collection[str]) -> Sequence[str]:
+def due(session: orm.Session, hosts: Collection[str]) -> Sequence[Due]:
     """Give all due jobs of the hosts."""
     if not hosts:
         return []
     values: dict[str, object] = {'hosts': sorted(hosts), 'ended': []}
-    return db_session.run(session, _ALL, values).scalars().all()
+    return [Due(row.uuid, row.active_key) for row in db_session.run(session, _ALL, values)]
 
 
 def assign(
     session: orm.Session,
-    chosen: Mapping[str, str],
+    chosen: Mapping[str, Due],
     epochs: Mapping[str, int],
     locked: Mapping[str, locks.Locked],
 ) -> dict[str, calls.Assignment]:
     """Fence the chosen jobs of hosts; one that is not due any more is left out."""
-    jobs = [locked[job_id] for job_id in chosen.values() if job_id in locked]
+    jobs = [locked[each.job_id] for each in chosen.values() if each.job_id in locked]
     made = [_assignment(job, epochs[job.host]) for job in jobs if job.is_due]
     joined = [(each.job_id, dict[str, object]()) for each in made if each.joins]
     attempts = [(each.job_id, {'to_attempts': each.attempts}) for each in made if not each.joins]

@@ -13,10 +13,9 @@ from nova_precache.db import claims, models, parallel, recording
 from nova_precache.db import session as db_session
 from nova_precache.db import terms as db_terms
 
-_NOW = sa.select(db_session.database_now())
-_SEEN = sa.select(models.Agent.host, models.Agent.seen_at).where(
-    models.Agent.host.in_(sa.bindparam('hosts', expanding=True))
-)
+_SEEN = sa.select(
+    models.Agent.host, models.Agent.seen_at, db_session.database_now().label('now')
+).where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Assignment:
     ``joins`` tells that a compute works on it already, so that the call is no attempt.
 
     :ivar terms: as they stood when it was assigned
-    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``
+    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None for both
+        when it never did
     """
 
     job_id: str
@@ -100,12 +100,9 @@ def complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignmen
         return []
     agreed = db_terms.terms(session, [each.job_id for each in made])
     rows = db_session.run(session, _SEEN, {'hosts': [each.host for each in made]})
-    seen = {row.host: row.seen_at for row in rows}
-    now = db_session.run(session, _NOW).scalar_one()
+    seen = {row.host: {'seen_at': row.seen_at, 'assigned_at': row.now} for row in rows}
     return [
-        dataclasses.replace(
-            each, terms=agreed[each.job_id], seen_at=seen.get(each.host), assigned_at=now
-        )
+        dataclasses.replace(each, terms=agreed[each.job_id], **seen.get(each.host, {}))
         for each in made
     ]
 

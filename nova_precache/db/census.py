@@ -19,10 +19,14 @@ from nova_precache.db import session as db_session
 
 @dataclasses.dataclass(frozen=True)
 class HostCount:
-    """The hosts of a cell that have reported of late, and those that have not."""
+    """The hosts of a cell by whether they can be called.
+
+    :ivar unknown: those of which their cell's database does not tell
+    """
 
     up: int
     down: int
+    unknown: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,25 +28,31 @@ _IS_HELD = sa.and_(_CLAIM.c.host.in_(_HOSTS), _CLAIM.c.conductor_id == sa.bindpa
 _FENCE = sa.update(_CLAIM).where(_IS_HELD).values(epoch=_CLAIM.c.epoch + 1)
 _HELD = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_IS_HELD)
 _RELEASE = sa.update(_CLAIM).where(_IS_HELD).values(conductor_id=None, lease_expires_at=None)
-_COUNT = sa.select(sa.func.count()).select_from(_CLAIM).where(_CLAIM.c.conductor_id.is_not(None))
+_CLAIMED = sa.select(sa.func.count()).select_from(_CLAIM).where(_CLAIM.c.conductor_id.is_not(None))
+_COUNT = _CLAIMED.add_columns(db_session.database_now())
 _IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
 _LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
 _SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
-_COUNT_ANEW = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNT.scalar_subquery())
+_COUNT_ANEW = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_CLAIMED.scalar_subquery())
 
 
-_EPOCHS = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_CLAIM.c.host.in_(_HOSTS))
+_KNOWN = sa.select(_CLAIM.c.host, _CLAIM.c.epoch, _CLAIM.c.cell_uuid).where(
+    _CLAIM.c.host.in_(_HOSTS)
+)
 _LEASED: dict[str, sa.BindParameter[Any]] = {
     'conductor_id': sa.bindparam('to_conductor'),
-    'cell_uuid': sa.bindparam('to_cell'),
     'lease_expires_at': sa.bindparam('until'),
 }
-_LEASE = sa.insert(_CLAIM).values(host=sa.bindparam('of_host'), epoch=1, **_LEASED)
+_TO_CELL: sa.BindParameter[Any] = sa.bindparam('to_cell')
+_LEASE = sa.insert(_CLAIM).values(
+    host=sa.bindparam('of_host'), epoch=1, cell_uuid=_TO_CELL, **_LEASED
+)
 _LEASE_AGAIN = (
     sa.update(_CLAIM)
     .where(_CLAIM.c.host.in_(db_session.keys()))
     .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
 )
+_MOVE = sa.update(_CLAIM).where(_CLAIM.c.host.in_(db_session.keys())).values(cell_uuid=_TO_CELL)
 # So many jobs are looked at for each host that is to be claimed: more only where hosts have
 # several, of which all but the first were read in vain.
 _JOBS_A_HOST = (2, 8)
@@ -67,6 +73,21 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
+class Room:
+    """How many hosts are claimed, by all conductors, at a moment of the database's clock."""
+
+    claimed: int
+    now: datetime.datetime
+
+    def free(self, wanted: Wanted, given_back: int = 0) -> int:
+        """Count the hosts that may be claimed still.
+
+        :param given_back: so many more may be free by the time when they are claimed
+        """
+        return max(0, min(wanted.limit - self.claimed + given_back, wanted.most))
+
+
+@dataclasses.dataclass(frozen=True)
 class Claim:
     """A host that this conductor may call until the lease runs out."""
 
@@ -83,56 +104,58 @@ def claim(
     lease: datetime.timedelta,
 ) -> Claim | None:
     lock_counter(session)
-    claimed = _count(session)
-    if claimed >= limit:
+    left = room(session)
+    if left.claimed >= limit:
         return None
-    now = db_session.now(session)
-    found = _next_claimable(session, now, avoid_cells)
+    found = _next_claimable(session, left.now, avoid_cells)
     if found is None:
         return None
     host, cell_uuid = found
-    epoch = _lease_host(session, conductor_id, host, cell_uuid, now + lease)
-    _set_counter(session, claimed + 1)
+    epoch = _lease_host(session, conductor_id, host, cell_uuid, left.now + lease)
+    _set_counter(session, left.claimed + 1)
     return Claim(host, cell_uuid, epoch)
 
 
-def claimable(session: orm.Session, wanted: Wanted, given_back: int) -> Mapping[str, str]:
+def room(session: orm.Session) -> Room:
+    """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
+    return Room(*db_session.run(session, _COUNT).one())
+
+
+def claimable(session: orm.Session, wanted: Wanted, count: int) -> Mapping[str, str]:
     """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
 
     There may be more: nobody looks at jobs that are far from being the next ones.
-
-    :param given_back: so many more may be free by the time when they are claimed
     """
-    free = min(wanted.limit - _count(session) + given_back, wanted.most)
-    return _most_urgent(session, wanted.avoid_cells, free) if free > 0 else {}
+    return _most_urgent(session, wanted.avoid_cells, count)
 
 
-def claim_several(session: orm.Session, wanted: Wanted, among: Mapping[str, str]) -> list[Claim]:
+def claim_several(
+    session: orm.Session, wanted: Wanted, among: Mapping[str, str], left: Room
+) -> list[Claim]:
     """Lease as many of those hosts as are free; the caller still holds the counter's lock."""
-    claimed = _count(session)
-    free = max(0, min(wanted.limit - claimed, wanted.most))
-    hosts = dict(itertools.islice(among.items(), free))
+    hosts = dict(itertools.islice(among.items(), left.free(wanted)))
     if not hosts:
         return []
-    expires_at = db_session.now(session) + wanted.lease
-    claims = _lease_hosts(session, wanted.conductor_id, hosts, expires_at)
-    _set_counter(session, claimed + len(claims))
+    claims = _lease_hosts(session, wanted.conductor_id, hosts, left.now + wanted.lease)
+    _set_counter(session, left.claimed + len(claims))
     return claims
 
 
 def _lease_hosts(
     session: orm.Session, conductor_id: str, hosts: Mapping[str, str], expires_at: datetime.datetime
 ) -> list[Claim]:
-    rows = db_session.run(session, _EPOCHS, {'hosts': sorted(hosts)})
-    known = {row.host: row.epoch for row in rows}
+    known = {row.host: row for row in db_session.run(session, _KNOWN, {'hosts': sorted(hosts)})}
     lease = {'to_conductor': conductor_id, 'until': expires_at}
-    again = [(host, {**lease, 'to_cell': cell}) for host, cell in hosts.items() if host in known]
-    db_session.run_alike(session, _LEASE_AGAIN, again)
+    if known:
+        db_session.run(session, _LEASE_AGAIN, {**lease, 'keys': sorted(known)})
+    moved = [row.host for row in known.values() if row.cell_uuid != hosts[row.host]]
+    db_session.run_alike(session, _MOVE, [(host, {'to_cell': hosts[host]}) for host in moved])
     first = sorted(hosts.keys() - known.keys())
     if first:
         new = [{**lease, 'of_host': host, 'to_cell': hosts[host]} for host in first]
         db_session.run(session, _LEASE, new)
-    return [Claim(host, cell, known.get(host, 0) + 1) for host, cell in hosts.items()]
+    epochs = {host: known[host].epoch + 1 if host in known else 1 for host in hosts}
+    return [Claim(host, cell, epochs[host]) for host, cell in hosts.items()]
 
 
 def _most_urgent(
@@ -260,11 +283,6 @@ def _lease_host(
 def lock_counter(session: orm.Session) -> None:
     """Have those who claim hosts, and who call jobs under a limit, take turns."""
     db_session.run(session, _LOCK_COUNTER)
-
-
-def _count(session: orm.Session) -> int:
-    """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
-    return int(db_session.run(session, _COUNT).scalar_one())
 
 
 def _set_counter(session: orm.Session, value: int) -> None:

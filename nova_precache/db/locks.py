@@ -51,7 +51,9 @@ class Locked:
 
 _JOB, _CLAIM = models.Job, models.Claim
 _JOBS: sa.BindParameter[Any] = sa.bindparam('jobs', expanding=True)
-_KEYS = sa.select(_JOB.active_key).where(_JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None))
+_KEYS = sa.select(_JOB.uuid, _JOB.active_key).where(
+    _JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None)
+)
 _TABLE = db_session.table(_JOB)
 _LOCK = (
     sa.update(_TABLE)
@@ -78,19 +80,28 @@ _LOOK = (
 )
 
 
-def lock(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Locked]:
-    """Map those of the jobs that are active to how they are now."""
-    if not hold(session, job_ids):
+def lock(
+    session: orm.Session, job_ids: Collection[str], keys: Mapping[str, str] | None = None
+) -> Mapping[str, Locked]:
+    """Map those of the jobs that are active to how they are now.
+
+    :param keys: more jobs by their ids, whose active keys are known
+    """
+    known = keys or {}
+    if not hold(session, job_ids, known):
         return {}
-    jobs = {'jobs': sorted(job_ids)}
+    jobs = {'jobs': sorted({*job_ids, *known})}
     return {row[0]: Locked(*row) for row in db_session.run(session, _LOOK, jobs)}
 
 
-def hold(session: orm.Session, job_ids: Collection[str]) -> bool:
+def hold(
+    session: orm.Session, job_ids: Collection[str], keys: Mapping[str, str] | None = None
+) -> bool:
     """Lock those of the jobs that are active; False when none is."""
-    if not job_ids:
-        return False
-    keys = db_session.run(session, _KEYS, {'jobs': sorted(job_ids)}).scalars().all()
-    if keys:
-        db_session.run(session, _LOCK, {'keys': sorted(keys)})
-    return bool(keys)
+    found = dict(keys or {})
+    unknown = sorted(set(job_ids) - found.keys())
+    if unknown:
+        found.update(tuple(row) for row in db_session.run(session, _KEYS, {'jobs': unknown}))
+    if found:
+        db_session.run(session, _LOCK, {'keys': sorted(found.values())})
+    return bool(found)

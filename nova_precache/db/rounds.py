@@ -85,12 +85,13 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
     turns = [each for each in members if isinstance(each, Turn)]
     finishes = [each for each in members if isinstance(each, endings.Finish)]
     finishes += [turn.ended for turn in turns if turn.ended is not None]
-    wanted = [each for each in members if isinstance(each, claims.Wanted)]
+    # There is one at most, by its key.
+    wanted = next((each for each in members if isinstance(each, claims.Wanted)), None)
     if turns or wanted:
         claims.lock_counter(session)
     hosts = _Hosts(session, turns, wanted, [each.job_id for each in finishes])
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
-    locked = locks.lock(session, [*jobs, *hosts.jobs])
+    locked = locks.lock(session, jobs, {each.job_id: each.active_key for each in hosts.jobs})
     starting = beginnings.to_start(session, begins, locked)
     if starting:  # with those of what ends, so that it is in one order
         ending = endings.to_lock(session, finishes, locked)
@@ -121,23 +122,27 @@ class _Hosts:
         self,
         session: orm.Session,
         turns: Sequence[Turn],
-        wanted: Sequence[claims.Wanted],
+        wanted: claims.Wanted | None,
         ended: Sequence[str],
     ) -> None:
         self._session = session
         self._turns = turns
-        self._limited = bool((turns or wanted) and parallel.limits(session))
+        self._room = None if wanted is None else claims.room(session)
+        free = 0
+        if wanted is not None and self._room is not None:
+            free = self._room.free(wanted, given_back=len(turns))
+        self._limited = bool((turns or free) and parallel.limits(session))
         self._epochs: dict[str, int] = {}
-        self._free: dict[str, str] = {}
-        self._chosen: Mapping[str, str] = {}
+        self._free: Mapping[str, str] = {}
+        self._chosen: Mapping[str, assigning.Due] = {}
         goes_on = [turn for turn in turns if turn.goes_on]
         if self._limited:
             self.jobs = assigning.due(session, [turn.host for turn in goes_on])
             return
         for conductor_id, hosts in _by_conductor(goes_on).items():
             self._epochs.update(claims.fence_all(session, conductor_id, hosts))
-        for each in wanted:
-            self._free.update(claims.claimable(session, each, given_back=len(turns)))
+        if wanted is not None and free:
+            self._free = claims.claimable(session, wanted, free)
         self._chosen = assigning.choose(session, [*self._epochs, *self._free], ended)
         self.jobs = list(self._chosen.values())
 
@@ -169,7 +174,11 @@ class _Hosts:
                 self._session, wanted.conductor_id, wanted.limit, wanted.avoid_cells, wanted.lease
             )
             return [] if claim is None else [Claimed(claim)]
-        claimed = claims.claim_several(self._session, wanted, self._free)
+        if not self._free:
+            return []
+        # Of those that turns had, some were given back meanwhile.
+        room = self._room if self._room and not self._turns else claims.room(self._session)
+        claimed = claims.claim_several(self._session, wanted, self._free, room)
         first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
         return [Claimed(claim, first.get(claim.host)) for claim in claimed]
 

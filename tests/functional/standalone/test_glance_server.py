@@ -8,6 +8,7 @@ import requests
 
 from nova_precache.standalone import glance as glance_server
 from tests.conftest import UploadImage
+from tests.service import wait_until
 
 
 def test_glance_serves_a_range_and_counts_it(
@@ -19,7 +20,7 @@ def test_glance_serves_a_range_and_counts_it(
     answer = requests.get(url, headers={'Range': 'bytes=4-'}, timeout=30)
 
     assert (answer.status_code, answer.content) == (206, b'456789')
-    assert glance.served(image_id) == 1
+    wait_until(lambda: glance.served(image_id) == 1, 'Glance has logged it')
 
 
 def test_glance_hashes_what_is_uploaded(

@@ -104,6 +104,25 @@ def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
     assert world.claimed() == 1
 
 
+def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> None:
+    other = world.inventory.create_cell('other', 'fake://').uuid
+    world.planned(['h1', 'h2'], ['i1'])
+    one, two = _assigned(world, 2)
+    _play(world, Turn('c1', 'h1', _finish(one)), Turn('c1', 'h2', _finish(two)))
+    world.planned(['h1', 'h2'], ['i2'])
+    world.change(models.Job, models.Job.active_key == 'h2/i2', cell_uuid=other)
+
+    claimed = world.jobs.claim_several('c1', limit=2, most=2)
+
+    assert {each.claim.host: each.claim.cell_uuid for each in claimed} == {
+        'h1': world.cell.uuid,
+        'h2': other,
+    }
+    with world.database.reader() as reader:
+        row = reader.get_one(models.Claim, 'h2')
+        assert (row.cell_uuid, row.epoch) == (other, claimed[-1].claim.epoch)
+
+
 def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_assigned(
     world: World,
 ) -> None:
