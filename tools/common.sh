@@ -10,7 +10,7 @@ VENV=${NOVA_PRECACHE_VENV:-$ROOT/.venv}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # setup PROFILE: have everything that a script needs installed, with .venv/bin first
-# in PATH. A profile is one of quickstart, deploy, test and lint.
+# in PATH. A profile is one of quickstart, deploy, beside, test and lint.
 setup() {
     local profile=$1
     # Two scripts at once: the second waits. Nothing started later inherits the lock.
@@ -84,7 +84,7 @@ install_requirements() {
     local -a what
     case $profile in
         quickstart) what=(--editable '.[osc]') ;;
-        deploy) what=(--editable '.[osc,mysql]' 'gunicorn>=27.0.0') ;;
+        deploy | beside) what=(--editable '.[osc,mysql]' 'gunicorn>=27.0.0') ;;
         test) what=(--editable '.[osc,mysql,postgresql]' --requirement test-requirements.txt) ;;
         lint) what=(--editable '.[osc]' --requirement lint-requirements.txt) ;;
         *) fail "No such profile: $profile" ;;

@@ -114,7 +114,8 @@ class RabbitMQ(OwnPort):
     """
 
     name = 'RabbitMQ'
-    # Nothing in it is to be kept, and it takes its time to stop.
+    # Nothing in it is to be kept, it takes its time to stop, and while it starts it does not
+    # listen to any other.
     stop_signal: ClassVar[signal.Signals] = signal.SIGKILL
 
     def __init__(self, directory: pathlib.Path, logins: Iterable[Login]) -> None:
@@ -190,6 +191,8 @@ class RabbitMQ(OwnPort):
             'RABBITMQ_LOG_BASE': str(own),
             'RABBITMQ_MNESIA_BASE': str(own / 'mnesia'),
             'RABBITMQ_SCHEMA_DIR': str(own / 'schema'),
+            # Where ours is gone it would start one that outlives everybody.
+            'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '-start_epmd false',
             # Without the shell before it, which dies alone when it is killed.
             'RUNNING_UNDER_SYSTEMD': 'true',
         }

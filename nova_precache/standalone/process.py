@@ -125,7 +125,8 @@ class ServerProcess(abc.ABC):
             # A session of its own: a Ctrl-C in the terminal reaches whoever runs the
             # server, who stops it last.
             return subprocess.Popen(
-                dies_with_parent(command, 'TERM'),
+                # When its parent is gone it is to stop as it would be stopped by it.
+                dies_with_parent(command, self.stop_signal.name.removeprefix('SIG')),
                 env={**os.environ, **self._variables()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -152,7 +153,9 @@ def dies_with_parent(command: list[str], signal_name: str) -> list[str]:
     *thread* that started the child as its parent: start children from the main
     thread, or from one that lives as long as they shall.
     """
-    return ['setpriv', '--pdeathsig', signal_name, '--', *command]
+    # One that was gone before the kernel was told sends no signal any more.
+    still = ['sh', '-c', '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+    return ['setpriv', '--pdeathsig', signal_name, '--', *still, *command]
 
 
 def stop(

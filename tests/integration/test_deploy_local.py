@@ -141,3 +141,16 @@ def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
     assert command.alive() == []
     assert 'Glance has served the image 2 times, for 2 hosts.' in command.said()
     assert re.search(r'counts +\| (cached|existing): 2', command.said())
+
+
+def test_a_killed_deployment_leaves_no_process(command: Command) -> None:
+    def is_on_its_way() -> bool:
+        lines = [' '.join(line) for line in command.alive()]
+        return all(any(word in line for line in lines) for word in ('beam', 'epmd', 'mariadbd'))
+
+    command.wait_for(is_on_its_way, 'the first servers run')
+
+    command.process.kill()
+
+    command.process.wait()
+    wait_until(lambda: not command.alive(), f'nothing is left: {command.alive()}')

@@ -51,7 +51,7 @@ config.parse_args(['nova-manage', f'--config-file={configuration}'])
 objects.register_all()
 manage.ApiDbCommands().sync()
 cells = manage.CellV2Commands()
-assert not cells.map_cell0(cell0)
+assert not cells.map_cell0(cell0 or None)
 assert manage.DbCommands().sync() in (None, 0)
 assert not cells.create_cell(name='cell1')
 everywhere = context.get_admin_context()
@@ -60,7 +60,7 @@ for host in hosts:
     objects.HostMapping(everywhere, host=host, cell_mapping=cell).create()
 """
 # Nova loads drivers from its own package alone.
-_COMPUTE = """\
+COMPUTE = """\
 import sys
 from nova.cmd import compute
 import nova.virt
@@ -121,11 +121,13 @@ connection = sqlite:///{data}/api.sqlite
 """
 
 
-class _Api(api.NovaApi):
+class Api(api.NovaApi):
     """The API of a cloud, and its Placement; it makes the databases of all.
 
     :param configure: writes the configuration of all, once the port of this is known
     :param prepared: called when the databases are there
+    :param cell0: its database; empty: Nova's choice, beside ``[database] connection``
+    :param asks_keystone: False: callers are who they say they are
     """
 
     def __init__(
@@ -134,23 +136,32 @@ class _Api(api.NovaApi):
         hosts: Sequence[str],
         configure: Callable[[], None],
         prepared: Callable[[], None],
+        *,
+        cell0: str,
+        asks_keystone: bool = False,
     ) -> None:
         super().__init__(directory, hosts, '')
         self._configure = configure
         self._prepared = prepared
+        self._cell0 = cell0
+        self._asks_keystone = asks_keystone
 
     def _prepare(self, home: pathlib.Path) -> None:
         self._configure()
         (self.directory / 'placement.conf').write_text(
             _PLACEMENT_CONFIGURATION.format(data=self.directory)
         )
-        shipped = (home / 'etc' / 'nova' / 'api-paste.ini').read_text()
-        pipeline = shipped.replace(' authtoken keystonecontext ', ' keystonecontext ')
+        pipeline = (home / 'etc' / 'nova' / 'api-paste.ini').read_text()
+        if not self._asks_keystone:
+            pipeline = pipeline.replace(' authtoken keystonecontext ', ' keystonecontext ')
         (self.directory / 'api-paste.ini').write_text(pipeline)
         configuration = str(self.directory / 'nova.conf')
-        cell0 = f'sqlite:///{self.directory}/cell0.sqlite'
-        command = [str(home / 'bin' / 'python'), '-c', _PREPARE, configuration, cell0]
-        self._run([*command, *self._hosts], 'the preparation of the databases of Nova')
+        command = [str(home / 'bin' / 'python'), '-c', _PREPARE, configuration, self._cell0]
+        self._run(
+            [*command, *self._hosts],
+            'the preparation of the databases of Nova',
+            self._variables(),
+        )
         self._prepared()
 
 
@@ -172,7 +183,13 @@ class NovaCloud:
     def __post_init__(self) -> None:
         self._home = nova.ENVIRONMENT.ensure()
         self._central = self.directory / CENTRAL
-        self._api = _Api(self._central, self.hosts, self._configure, self._start_conductor)
+        self._api = Api(
+            self._central,
+            self.hosts,
+            self._configure,
+            self._start_conductor,
+            cell0=f'sqlite:///{self._central}/cell0.sqlite',
+        )
 
     @property
     def databases(self) -> pathlib.Path:
@@ -196,7 +213,7 @@ class NovaCloud:
         self._central.mkdir()
         self._api.start()
         for host in self.hosts:
-            self._spawn(host, host, 'python', '-c', _COMPUTE, str(self.directory))
+            self._spawn(host, host, 'python', '-c', COMPUTE, str(self.directory))
         wait_until(self._are_up, f'the computes are up; logs in {self.directory}')
 
     def stop(self) -> None:
@@ -264,16 +281,7 @@ class NovaCloud:
         return any(service['state'] == 'up' for service in services)
 
     def _are_up(self) -> bool:
-        return all(self.is_up(host) and self._listens(host) for host in self.hosts)
-
-    def _listens(self, host: str) -> bool:
-        """Tell whether a compute can be called; its record is there before, and says "up"."""
-        with kombu.Connection(self.transport_url.replace('rabbit://', 'amqp://')) as connection:
-            try:
-                queue = connection.channel().queue_declare(f'compute.{host}', passive=True)
-            except connection.channel_errors:
-                return False
-        return bool(queue.consumer_count)
+        return all(self.is_up(host) and listens(self.transport_url, host) for host in self.hosts)
 
     def _configure(self) -> None:
         self._write(CENTRAL, _CONFIGURATION + _DATABASES)
@@ -309,3 +317,14 @@ class NovaCloud:
                 stderr=log,
                 start_new_session=True,
             )
+
+
+def listens(transport_url: str, host: str) -> bool:
+    """Tell whether a nova-compute can be called; its record is there before, and says "up"."""
+    url = transport_url.replace('rabbit://', 'amqp://')
+    with kombu.Connection(url) as connection:  # type: ignore[attr-defined,no-untyped-call]
+        try:
+            queue = connection.channel().queue_declare(f'compute.{host}', passive=True)
+        except connection.channel_errors:
+            return False
+    return bool(queue.consumer_count)

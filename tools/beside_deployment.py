@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service beside a stock Nova: on Nova's inventory, behind the proxy rule."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from nova_precache import conf as options
+from nova_precache.db import schema, session
+from nova_precache.standalone import process
+from tests.keystone_clients import middleware
+from tools import foundation, nginx, servers
+from tools.foundation import CONDUCTORS, Host
+from tools.stock_nova import StockNova
+
+HOSTS = ('compute1', 'compute2')
+CONTROL = 'control'
+NOVA = 'nova'
+READER = 'precache_ro'
+# Of Nova's databases: what doc/source/beside-nova.rst lets the service read.
+READABLE = {
+    'nova_api': (
+        'aggregates',
+        'aggregate_hosts',
+        'aggregate_metadata',
+        'cell_mappings',
+        'host_mappings',
+    ),
+    'nova': ('services',),
+}
+_CONTROL = """
+[api_database]
+connection = {nova_api}
+
+[image_cache]
+compute_backend = {backend}
+precache_concurrency = 2
+"""
+# Old images are removed by nova-compute.
+_AGENT = """\
+instances_path = {instances_path}
+
+[image_cache]
+reserved_disk_bytes = 0
+remove_unused_base_images = false
+"""
+
+
+class MariaDB(servers.MariaDB):
+    """Has Nova's databases, too: a user who owns them, and one who may read some tables."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        super().__init__(directory, 'nova_precache')
+        self._passwords = {name: servers.new_password() for name in (NOVA, READER)}
+
+    def connection_of(self, user: str, database: str) -> str:
+        password = self._passwords[user]
+        return (
+            f'mysql+pymysql://{user}:{password}@{process.HOST}:{self.port}'
+            f'/{database}?charset=utf8mb4'
+        )
+
+    def let_read(self) -> None:
+        """Let the reader in; the tables have to be there."""
+        engine = sa.create_engine(self.connection_of(NOVA, 'nova_api'))
+        with engine.begin() as connection:
+            for database, tables in READABLE.items():
+                for table in tables:
+                    connection.exec_driver_sql(
+                        f"GRANT SELECT ON {database}.{table} TO '{READER}'@'{process.HOST}'"
+                    )
+        engine.dispose()
+
+    def dump(self) -> Mapping[str, Any]:
+        """Give all that is in Nova's API database, by table."""
+        engine = sa.create_engine(self.connection_of(NOVA, 'nova_api'))
+        with engine.connect() as connection:
+            metadata = sa.MetaData()
+            metadata.reflect(connection)
+            dumped = {
+                name: [tuple(row) for row in connection.execute(sa.select(table))]
+                for name, table in metadata.tables.items()
+            }
+        engine.dispose()
+        return dumped
+
+    def _prepare(self, home: pathlib.Path) -> None:
+        super()._prepare(home)
+        with (self.directory / 'init.sql').open('a') as init:
+            for user, password in self._passwords.items():
+                init.write(f"CREATE USER '{user}'@'{process.HOST}' IDENTIFIED BY '{password}';\n")
+            for database in ('nova_api', 'nova', 'nova_cell0'):
+                init.write(
+                    f'CREATE DATABASE {database} CHARACTER SET utf8mb4;\n'
+                    f"GRANT ALL ON {database}.* TO '{NOVA}'@'{process.HOST}' WITH GRANT OPTION;\n"
+                )
+
+
+class BesideNova(foundation.Foundation):
+    """A cloud with a Nova of one cell, and the service added to it."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.databases = MariaDB(directory / 'mariadb')
+        super().__init__(
+            directory,
+            [Host(name, 'cell1', directory / name) for name in HOSTS],
+            {CONTROL: servers.Login(CONTROL, (CONTROL,)), NOVA: servers.Login(NOVA, (NOVA,))},
+            self.databases,
+        )
+
+    def start(self) -> None:
+        """Start the cloud as it was before: nothing of the service caches images yet."""
+        self._start_servers()
+        self._start_nova()
+        self.databases.let_read()
+        self._configure('nova')
+        self._make_database()
+        self._start_server(self._api)
+        self.proxy = nginx.Nginx(
+            self.directory / 'nginx', _address(self.nova.url), _address(self.api_url)
+        )
+        self._start_server(self.proxy)
+        self.proxy.wait()
+        self._register(f'{self.proxy.url}/v2.1')
+
+    def parts(self) -> list[tuple[str, str]]:
+        return [
+            *self._server_parts(),
+            ('nova-api, with a Placement', self.nova.url),
+            ('nova-conductor', ''),
+            *((f'nova-compute {host.name}', host.cell) for host in self.hosts),
+            ('nginx: the endpoint in the catalog', self.proxy.url),
+            ('nova-precache API (gunicorn)', self.api_url),
+        ]
+
+    def work_without_agents(self) -> None:
+        """Have Nova's own nova-computes cache images."""
+        self._start_conductors()
+
+    def work_with_agents(self) -> None:
+        """Have agents do it from now on, one beside each nova-compute."""
+        self._stop_children()
+        self._api.stop()
+        self._configure('agent')
+        # First, so that an agent's first words are heard.
+        self._start_conductors()
+        self._start_all(
+            'compute',
+            [_agent(host) for host in self.hosts],
+            lambda name: f'Host {name.removesuffix("-agent")} is registered and serves',
+        )
+        self._start_server(self._api)
+
+    def served(self) -> dict[str, list[str]]:
+        """Give what came through the endpoint so far, by who answered it."""
+        upstreams = {_address(self.nova.url): 'Nova', _address(self.api_url): 'nova-precache'}
+        found: dict[str, list[str]] = {name: [] for name in upstreams.values()}
+        for upstream, asked in self.proxy.served():
+            found[upstreams[upstream]].append(asked)
+        return found
+
+    def _start_nova(self) -> None:
+        user = self.keystone.make_user('service', project='service', name='nova')
+        self.nova = StockNova(
+            self.directory,
+            self.hosts,
+            transport_url=self._rabbitmq.transport_url(self._logins[NOVA], NOVA),
+            glance_url=self.glance.url,
+            databases=(
+                self.databases.connection_of(NOVA, 'nova_api'),
+                self.databases.connection_of(NOVA, 'nova'),
+            ),
+            keystone_authtoken=middleware(self.keystone, user),
+        )
+        self._servers.callback(self.nova.stop)
+        self.nova.start()
+        self.nova.wait(self.token())
+
+    def _configure(self, backend: str) -> None:
+        nova_api = self.databases.connection_of(READER, 'nova_api')
+        control = self._control(_CONTROL.format(nova_api=nova_api, backend=backend))
+        for name in ('api', *CONDUCTORS):
+            self._write(name, CONTROL, CONTROL, control)
+        for host in self.hosts:
+            agent = _AGENT.format(instances_path=host.instances_path)
+            self._write(_agent(host), NOVA, NOVA, agent)
+            path = self.directory / f'{_agent(host)}.conf'
+            # Its files have a name of their own; the host is Nova's.
+            path.write_text(
+                path.read_text().replace(f'host = {_agent(host)}\n', f'host = {host.name}\n', 1)
+            )
+
+    def _make_database(self) -> None:
+        path = self.directory / 'conductor1.conf'
+        database = session.connect(options.new(config_files=[str(path)]))
+        try:
+            schema.sync(database)
+        finally:
+            database.dispose()
+
+
+def _agent(host: Host) -> str:
+    return f'{host.name}-agent'
+
+
+def _address(url: str) -> str:
+    return url.removeprefix('http://')

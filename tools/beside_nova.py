@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a stock Nova up on this machine, and adds the service to it in each of two ways.
+
+Keystone, Glance, RabbitMQ, MariaDB, nova-api, nova-conductor and two nova-computes run on
+ports of their own and in a directory of its own, and nginx with the shipped rule is the
+compute endpoint. First Nova's own computes cache an image for the service, then agents
+beside them cache another; then all of it is taken down.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from rich import table
+
+from nova_precache.standalone import glance
+from tests import keystone, nova
+from tools import running, showing, tour
+from tools.beside_deployment import BesideNova
+from tools.showing import CONSOLE, StepFailed, step
+
+BASE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.beside-nova'
+IMAGES = {'without-agents': 'nova-compute', 'with-agents': 'nova-precache-compute'}
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    if arguments.build:
+        return running.build((glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT))
+
+    def show_it(whole: BesideNova) -> None:
+        step('Keystone, Glance, RabbitMQ, MariaDB, a stock Nova and the API are started')
+        whole.start()
+        show(whole)
+        if arguments.keep:
+            _show_what_to_try(whole)
+            running.wait_for_ctrl_c()
+
+    return running.run(arguments.directory, BesideNova, show_it)
+
+
+def show(whole: BesideNova) -> None:
+    """Go through both ways, and show what Nova noticed of it."""
+    tour.show_parts(whole)
+    step('Whatever is not about images of aggregates is answered by Nova itself')
+    tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')
+    tour.make_aggregate(whole)
+    before = whole.databases.dump()
+    step('WITHOUT AGENTS: two conductors join, and nothing on the hosts')
+    whole.work_without_agents()
+    without, with_agents = IMAGES
+    found = {without: cache(whole, without)}
+    step('WITH AGENTS: the same service, and nova-precache-compute beside each nova-compute')
+    whole.work_with_agents()
+    found[with_agents] = cache(whole, with_agents)
+    show_disks(whole, found)
+    show_endpoint(whole)
+    show_database(whole, before == whole.databases.dump())
+
+
+def cache(whole: BesideNova, image: str) -> str:
+    """Upload an image, have it cached in both ways to ask, see what became of it."""
+    with showing.random_qcow2(whole.directory, tour.IMAGE_MIB) as file:
+        image_id = tour.upload(whole, file, image)
+        tour.cache(whole, image)
+        step('What became of it')
+        first = tour.check_outcomes(whole, image_id)
+        for command in (('list',), ('task', 'list', first), ('host', 'list')):
+            tour.tell(whole, 'precache', *command)
+        tour.compare(whole, file, image_id)
+    return image_id
+
+
+def show_disks(whole: BesideNova, image_ids: dict[str, str]) -> None:
+    step("In Nova's _base on each host")
+    disks = table.Table('Host', 'Image', 'File', 'MiB', 'Put there by')
+    for host in whole.hosts:
+        for name, image_id in image_ids.items():
+            file = tour.base_file(host, image_id)
+            mib = file.stat().st_size // 2**20
+            disks.add_row(host.name, name, file.name, str(mib), IMAGES[name])
+    CONSOLE.print(disks)
+
+
+def show_endpoint(whole: BesideNova) -> None:
+    """Show what nginx sent where; it logs a request a moment after the answer.
+
+    :raises StepFailed: the rule did not tell requests apart
+    """
+    step("What came to the endpoint in Keystone's catalog")
+    tour.wait_until(
+        lambda: len(whole.served()['nova-precache']) >= len(IMAGES), 'nginx has logged it'
+    )
+    answered = table.Table('Answered by', 'Requests', 'Such as')
+    for name, asked in whole.served().items():
+        answered.add_row(name, str(len(asked)), asked[-1].rpartition(' ')[0])
+    CONSOLE.print(answered)
+    if any(_is_ours(asked) for asked in whole.served()['Nova']):
+        raise StepFailed('Nova got a request that was not meant for it')
+    if not all(_is_ours(asked) for asked in whole.served()['nova-precache']):
+        raise StepFailed('nova-precache got a request that was meant for Nova')
+
+
+def _is_ours(asked: str) -> bool:
+    method, path, _ = asked.split(' ')
+    return method == 'POST' and '/os-aggregates/' in path and path.endswith('/images')
+
+
+def show_database(whole: BesideNova, is_unchanged: bool) -> None:
+    step("Nova's API database")
+    if not is_unchanged:
+        raise StepFailed("Nova's API database has changed meanwhile")
+    CONSOLE.print('It is row by row what it was before the service joined.')
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='tools/beside-nova.sh', description=__doc__)
+    parser.add_argument(
+        '--keep', action='store_true', help='leave it running until Ctrl-C, and say how to use it'
+    )
+    parser.add_argument(
+        '--build', action='store_true', help='prepare Keystone, Glance and Nova, and end'
+    )
+    parser.add_argument(
+        '--directory',
+        type=pathlib.Path,
+        default=BASE_DIRECTORY,
+        help='where each run has a directory of its own, %(default)s unless given',
+    )
+    return parser.parse_args()
+
+
+def _show_what_to_try(whole: BesideNova) -> None:
+    step('It is left running until Ctrl-C. To use it, in another terminal:')
+    variables = ' '.join(f'{name}={value}' for name, value in whole.environment.items())
+    for line in (
+        f'export {variables} PATH={showing.BINARIES}:$PATH',
+        f'openstack aggregate cache image {tour.AGGREGATE} {next(iter(IMAGES))}',
+        'openstack precache list',
+        f'ls {whole.hosts[0].instances_path}/_base',
+        f'less {whole.directory}/nginx/access.log',
+    ):
+        CONSOLE.print(f'  {line}', markup=False)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

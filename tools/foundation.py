@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every deployment on one machine has: the servers around the service, and its processes.
+
+Every part is a process of its own that dies with its parent. All files are below one
+directory, which only its owner may read: passwords are in some of them.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import requests
+import yaml
+
+from nova_precache.standalone import process
+from tests import keystone as keystone_server
+from tests.keystone_clients import GlanceUnderKeystone, credentials
+from tools import servers
+
+BINARIES = pathlib.Path(sys.executable).parent
+CLOUD = 'precache'
+CONDUCTORS = ('conductor1', 'conductor2')
+# What the service user may do beside asking Keystone about tokens: see the images of all.
+ROLE = 'image_precacher'
+_GLANCE_POLICY = f'"context_is_admin": "role:admin or role:{ROLE}"\n'
+START_SECONDS = 120
+STOP_SECONDS = 30
+POLL_SECONDS = 0.1
+
+GENERAL = """\
+[DEFAULT]
+host = {name}
+state_path = {state_path}
+transport_url = {url}
+report_interval = 2
+use_stderr = true
+"""
+CONTROL = """\
+[conductor]
+poll_interval_seconds = 1
+heartbeat_write_interval_seconds = 1
+
+[database]
+connection = {connection}
+
+[glance]
+{credentials}
+[keystone_authtoken]
+www_authenticate_uri = {keystone_url}
+service_token_roles_required = true
+{credentials}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A compute host, which is a process here."""
+
+    name: str
+    cell: str
+    directory: pathlib.Path
+
+    @property
+    def instances_path(self) -> pathlib.Path:
+        return self.directory / 'instances'
+
+
+class Api(process.ServerProcess):
+    """The API as a foreign WSGI server serves it: gunicorn."""
+
+    name = 'API'
+
+    def __init__(self, directory: pathlib.Path, configuration: pathlib.Path) -> None:
+        super().__init__(directory)
+        self._configuration = configuration
+
+    def _install(self) -> pathlib.Path:
+        return BINARIES
+
+    def _prepare(self, home: pathlib.Path) -> None:
+        """Nothing: its configuration is there, and names no port."""
+
+    def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
+        return [
+            str(home / 'gunicorn'),
+            f'--bind=fd://{listener.fileno()}',
+            '--workers=1',
+            '--threads=16',
+            # Longer than a client thinks between two requests: one on a connection that
+            # is just being closed is lost, and a POST is not repeated.
+            '--keep-alive=75',
+            '--graceful-timeout=5',
+            # Its place is one per user: a second one would take the first one's.
+            '--no-control-socket',
+            'nova_precache.wsgi.api:application',
+        ]
+
+    def _variables(self) -> Mapping[str, str]:
+        return {'NOVA_PRECACHE_CONFIG_FILE': str(self._configuration)}
+
+
+class Foundation(abc.ABC):
+    """Starts the parts in their order, and stops them in reverse.
+
+    :param directory: an empty one, closed to other users
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        hosts: Sequence[Host],
+        logins: Mapping[str, servers.Login],
+        mariadb: servers.MariaDB,
+    ) -> None:
+        self.directory = directory
+        self.hosts = hosts
+        self._logins = logins
+        self._rabbitmq = servers.RabbitMQ(directory / 'rabbitmq', logins.values())
+        self._mariadb = mariadb
+        self.keystone = keystone_server.KeystoneServer(made(directory / 'keystone'))
+        self._api = Api(directory, directory / 'api.conf')
+        self._servers = contextlib.ExitStack()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Start everything and return when each host serves.
+
+        :raises nova_precache.standalone.process.ServerFailed: a part did not come up; what did
+            is left to ``stop``
+        :raises nova_precache.standalone.environment.EnvironmentFailed: one is not installed
+        """
+
+    @abc.abstractmethod
+    def parts(self) -> list[tuple[str, str]]:
+        """Name what runs, and where it answers or where its host is."""
+
+    @property
+    def api_url(self) -> str:
+        return self._api.url
+
+    @property
+    def clouds(self) -> pathlib.Path:
+        """The file by which the openstack client logs in as the operator."""
+        return self.directory / 'clouds.yaml'
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Give the variables by which the openstack client finds all of it."""
+        return {'OS_CLIENT_CONFIG_FILE': str(self.clouds), 'OS_CLOUD': CLOUD}
+
+    def stop(self) -> None:
+        """Stop whatever runs, the servers last."""
+        self._stop_children()
+        self._servers.close()
+
+    def token(self) -> str:
+        """Log in as the operator."""
+        return self.keystone.token(self.operator)
+
+    def get(self, token: str, path: str) -> dict[str, Any]:
+        """Ask /v1 for something."""
+        answer = requests.get(
+            f'{self.api_url}/v1{path}', headers={'X-Auth-Token': token}, timeout=30
+        )
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    # Servers
+
+    def _start_servers(self) -> None:
+        """Start what the service stands on, and make its user and the operator."""
+        for server in (self._rabbitmq, self._mariadb, self.keystone):
+            self._start_server(server)
+        self.glance = GlanceUnderKeystone(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
+        self._start_server(self.glance)
+        self._service_user = self.keystone.make_user(
+            'service', ROLE, project='service', name='nova-precache'
+        )
+        self.operator = self.keystone.make_user('admin', project='operators', name='operator')
+        self._mariadb.wait()
+        self._rabbitmq.wait()
+
+    def _start_server(self, server: process.ServerProcess) -> None:
+        self._servers.callback(server.stop)
+        server.start()
+
+    def _server_parts(self) -> list[tuple[str, str]]:
+        return [
+            ('Keystone', self.keystone.url),
+            ('Glance', self.glance.url),
+            ('RabbitMQ', f'{process.HOST}:{self._rabbitmq.port}'),
+            ('MariaDB', f'{process.HOST}:{self._mariadb.port}'),
+        ]
+
+    def _register(self, compute_url: str) -> None:
+        """Have the catalog name all services, and tell the client who the operator is."""
+        self.keystone.register('image', self.glance.url)
+        self.keystone.register('compute', compute_url)
+        self.keystone.register('image-precache', f'{self.api_url}/v1')
+        cloud = {
+            'auth': {
+                'auth_url': self.keystone.url,
+                'username': self.operator.name,
+                'password': self.operator.password,
+                'project_name': self.operator.project,
+                'user_domain_id': 'default',
+                'project_domain_id': 'default',
+            },
+            'region_name': keystone_server.REGION,
+        }
+        self.clouds.write_text(yaml.safe_dump({'clouds': {CLOUD: cloud}}))
+
+    # Configuration
+
+    def _control(self, more: str) -> str:
+        """Give what API and conductors are told, but for what is said of every process."""
+        control = CONTROL.format(
+            connection=self._mariadb.connection,
+            credentials=credentials(self.keystone, self._service_user),
+            keystone_url=self.keystone.url,
+        )
+        return f'{more}\n{control}'
+
+    def _write(self, name: str, login: str, vhost: str, rest: str) -> None:
+        url = self._rabbitmq.transport_url(self._logins[login], vhost)
+        (self.directory / f'{name}.conf').write_text(
+            GENERAL.format(name=name, state_path=self.directory / name, url=url) + rest
+        )
+
+    # Processes of the service
+
+    def _start_all(self, kind: str, names: Sequence[str], sign: Callable[[str], str]) -> None:
+        """Start some processes at once, and wait until each has logged the sign that it is up."""
+        for name in names:
+            self._spawn(kind, name)
+        for name in names:
+            self._wait_for_log(name, sign(name))
+
+    def _start_conductors(self) -> None:
+        self._start_all('conductor', CONDUCTORS, lambda name: ' runs')
+
+    def _spawn(self, kind: str, name: str) -> None:
+        command = [str(BINARIES / f'nova-precache-{kind}'), '--config-file']
+        command.append(str(self.directory / f'{name}.conf'))
+        with self._log(name).open('wb') as log:
+            self._children[name] = subprocess.Popen(
+                # At once, since all that it would say goodbye to dies as well.
+                process.dies_with_parent(command, 'KILL'),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _stop_children(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+        for child in self._children.values():
+            process.stop(child, seconds=STOP_SECONDS)
+        self._children.clear()
+
+    def _log(self, name: str) -> pathlib.Path:
+        return self.directory / f'{name}.log'
+
+    def _wait_for_log(self, name: str, sign: str) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        pause = threading.Event()
+        while sign not in self._log(name).read_text(errors='replace'):
+            if self._children[name].poll() is not None or time.monotonic() > deadline:
+                raise process.ServerFailed(
+                    f'{name} did not come up:\n{process.tail(self._log(name))}'
+                )
+            pause.wait(POLL_SECONDS)
+
+
+def made(directory: pathlib.Path) -> pathlib.Path:
+    directory.mkdir()
+    return directory

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nova's compute endpoint under nginx, as etc/nginx has it."""
+
+import pathlib
+import shutil
+import socket
+
+from nova_precache.standalone import process
+from tools import servers
+
+SHIPPED = pathlib.Path(__file__).resolve().parents[1] / 'etc' / 'nginx'
+# Every path is below its prefix, so that nobody's own nginx is touched.
+_CONFIGURATION = """\
+daemon off;
+master_process off;
+pid nginx.pid;
+events {{}}
+http {{
+    log_format served '$upstream_addr $status $request';
+    access_log access.log served;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include {directory}/compute-endpoint.conf;
+}}
+"""
+
+
+class Nginx(servers.OwnPort):
+    """The shipped example of an endpoint; only its addresses are others.
+
+    :param nova: host and port of nova-api
+    :param precache: and of our API
+    """
+
+    name = 'nginx'
+
+    def __init__(self, directory: pathlib.Path, nova: str, precache: str) -> None:
+        super().__init__(directory)
+        self._upstreams = {'127.0.0.1:18774': nova, '127.0.0.1:8775': precache}
+
+    def served(self) -> list[tuple[str, str]]:
+        """Give who answered what so far: host and port, then method, path and version."""
+        log = self.directory / 'access.log'
+        lines = log.read_text().splitlines() if log.exists() else []
+        parts = [line.split(' ', 2) for line in lines]
+        return [(upstream, request) for upstream, _, request in parts]
+
+    def _install(self) -> pathlib.Path:
+        found = program()
+        if found is None:
+            raise process.ServerFailed('nginx is missing: apt-get install nginx')
+        return found
+
+    def _prepare(self, home: pathlib.Path) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        example = (SHIPPED / 'compute-endpoint.conf').read_text()
+        replaced = {
+            **self._upstreams,
+            'listen 8774;': f'listen {process.HOST}:{self.port};',
+            '/etc/nginx/snippets': str(SHIPPED),
+        }
+        for old, new in replaced.items():
+            if example.count(old) != 1:
+                raise process.ServerFailed(f'{SHIPPED} has not one {old}')
+            example = example.replace(old, new)
+        (self.directory / 'compute-endpoint.conf').write_text(example)
+        whole = _CONFIGURATION.format(directory=self.directory)
+        (self.directory / 'nginx.conf').write_text(whole)
+
+    def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
+        configuration = str(self.directory / 'nginx.conf')
+        return [str(home), '-p', str(self.directory), '-e', 'stderr', '-c', configuration]
+
+    def _serves(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex((process.HOST, self.port)) == 0
+
+
+def program() -> pathlib.Path | None:
+    found = shutil.which('nginx') or shutil.which('nginx', path='/usr/sbin')
+    return None if found is None else pathlib.Path(found)
