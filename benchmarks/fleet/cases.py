@@ -8,6 +8,8 @@ from typing import Any
 
 SQLITE, MARIADB = 'sqlite', 'mariadb'
 SLOW_TASKS = 10_000  # so many at most are run with computes that take their time
+REPEATED_TASKS = 1_000  # of fewer, one request would tell of a moment alone
+REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Case:
     @property
     def tasks(self) -> int:
         return self.hosts * self.images
+
+    @property
+    def requests(self) -> int:
+        """How many requests are made, of which the median by its CPU is told."""
+        return 1 if self.tasks >= REPEATED_TASKS else REPEATS
 
     def of_any_size(self) -> 'Case':
         """Give what it shares with those that differ from it in their hosts alone."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -26,10 +26,12 @@ from benchmarks import observed
 from benchmarks.fleet import broker, site
 from benchmarks.fleet.cases import Case, Cost, Outcome, Planning
 from benchmarks.fleet.computes import IMAGE_BYTES, Images, SimulatedComputes
-from nova_precache import context, model, wiring
+from nova_precache import context, model
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import models, requests
 from nova_precache.db import session as db_session
+from nova_precache.wiring import common
+from nova_precache.wiring import conductor as wiring_conductor
 
 GETS = 5
 LOOK_SECONDS = 0.05
@@ -107,20 +109,22 @@ def measure(case: Case, database_url: str, broker_url: str | None = None) -> Out
         database = db_session.connect(conf)
         try:
             found = site.populate(case, database, transport_url)
-            parts = wiring.ConductorParts(conf, database, wiring.exposition(conf))
+            parts = wiring_conductor.ConductorParts(conf, database, common.exposition(conf))
             images = parts.images = Images()
-            ids = [images.add(b'', size=IMAGE_BYTES).id for _ in range(case.images + 1)]
             if not case.broker:
                 computes = SimulatedComputes(parts.jobs, case.delay_ms / 1000)
                 parts.computes = lambda cell_uuid: computes
-            first = requests.NewRequest(aggregate=found.few, images=tuple(ids[:1]), is_admin=True)
-            request = requests.NewRequest(
-                aggregate=found.fleet, images=tuple(ids[1:]), is_admin=True
-            )
+            first = _request(images, found.few, 1)
+            asked = [_request(images, found.fleet, case.images) for _ in range(case.requests)]
             with _running_computes(case, conf.transport_url, found.fleet) as rpc:
-                return _measure(case, parts, database, first, request, rpc)
+                return _measure(case, parts, database, first, asked, rpc)
         finally:
             database.dispose()
+
+
+def _request(images: Images, aggregate: model.Aggregate, count: int) -> requests.NewRequest:
+    ids = tuple(images.add(b'', size=IMAGE_BYTES).id for _ in range(count))
+    return requests.NewRequest(aggregate=aggregate, images=ids, is_admin=True)
 
 
 @contextlib.contextmanager
@@ -136,10 +140,10 @@ def _running_computes(
 
 def _measure(
     case: Case,
-    parts: wiring.ConductorParts,
+    parts: wiring_conductor.ConductorParts,
     database: db_session.Database,
     first: requests.NewRequest,
-    request: requests.NewRequest,
+    asked: Sequence[requests.NewRequest],
     rpc: broker.Computes | None,
 ) -> Outcome:
     conductor = parts.conductor()
@@ -150,26 +154,51 @@ def _measure(
         _, once = _run(parts, database, first, meter)
         once_cpu_seconds = once.cpu_seconds + meter.lap().cpu_seconds
         idle = _rest(meter)
-        before = meter.planning()
         idle_bytes = _forget_peak()
-        request_id, plan = _run(parts, database, request, meter)
-        work = meter.lap()
+        served = sorted(
+            (_serve(case, parts, database, each, meter) for each in asked),
+            key=lambda each: each.plan.cpu_seconds + each.work.cpu_seconds,
+        )
+        median = served[len(served) // 2]
         peak_bytes = observed.memory(os.getpid()).peak_bytes
-        _check(case, parts.requests.get(request_id))
         return Outcome(
             case=case,
-            plan=plan,
-            work=work,
-            planning=_since(before, meter.planning()),
+            plan=median.plan,
+            work=median.work,
+            planning=median.planning,
             first_cpu_seconds=once_cpu_seconds,
             idle=idle,
-            get_seconds=_time_get(parts.requests, request_id),
+            get_seconds=_time_get(parts.requests, median.request_id),
             peak_bytes=peak_bytes,
             idle_bytes=idle_bytes,
             rpc=None if rpc is None else rpc.measure(case.parallel),
         )
     finally:
         conductor.stop()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Served:
+    request_id: str
+    plan: Cost
+    work: Cost
+    planning: Planning
+
+
+def _serve(
+    case: Case,
+    parts: wiring_conductor.ConductorParts,
+    database: db_session.Database,
+    asked: requests.NewRequest,
+    meter: Meter,
+) -> _Served:
+    """Have a request of the case worked on, and tell what it took."""
+    meter.lap()
+    before = meter.planning()
+    request_id, plan = _run(parts, database, asked, meter)
+    work = meter.lap()
+    _check(case, parts.requests.get(request_id))
+    return _Served(request_id, plan, work, _since(before, meter.planning()))
 
 
 def _rest(meter: Meter) -> Cost:
@@ -180,7 +209,7 @@ def _rest(meter: Meter) -> Cost:
 
 
 def _run(
-    parts: wiring.ConductorParts,
+    parts: wiring_conductor.ConductorParts,
     database: db_session.Database,
     new: requests.NewRequest,
     meter: Meter,
