@@ -87,6 +87,7 @@ class Bench:
             rounds,
             {
                 'sha512': lambda: self._sha512(image),
+                'sha512, CPUs busy': lambda: self._sha512(image, busy=True),
                 'receive': lambda: self._receive(image),
                 'write': lambda: self._write(image),
                 'Nova': lambda: self._nova(image, 'raw'),
@@ -166,10 +167,10 @@ class Bench:
             image.expected.unlink(missing_ok=True)
         return samples
 
-    def _sha512(self, image: Uploaded) -> Sample:
+    def _sha512(self, image: Uploaded, *, busy: bool = False) -> Sample:
         with self._compute('sha512') as ours:
             self._settle(image)
-            seconds = ours.call('hash_file', path=str(image.stored))
+            seconds = ours.call('hash_file', path=str(image.stored), busy=busy)
         return Sample(wall_seconds=seconds)
 
     def _receive(self, image: Uploaded) -> Sample:
