@@ -3,9 +3,11 @@
 
 import sys
 
-from nova_precache import backend, wiring
+from nova_precache import backend
 from nova_precache.cmd import running
 from nova_precache.compute import metrics
+from nova_precache.wiring import common
+from nova_precache.wiring import compute as wiring_compute
 
 
 def main() -> None:
@@ -15,7 +17,7 @@ def main() -> None:
 def _main() -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.refuse_eventlet(conf, 'nova-precache-compute')
-    exposed = wiring.exposition(conf)
-    agent = wiring.compute_agent(conf, metrics.Computes(exposed.registry))
+    exposed = common.exposition(conf)
+    agent = wiring_compute.new_agent(conf, metrics.Computes(exposed.registry))
     running.run([exposed, agent], conf)
     return 0

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 
 from oslo_config import cfg
 
-from nova_precache import backend, wiring
+from nova_precache import backend
 from nova_precache.cmd import running
 from nova_precache.db import schema, session
+from nova_precache.wiring import api as wiring_api
+from nova_precache.wiring import common
+from nova_precache.wiring import conductor as wiring_conductor
 
 Build = Callable[[cfg.ConfigOpts, session.Database], Sequence[running.Running]]
 
@@ -22,12 +25,12 @@ def run_conductor() -> None:
 
 
 def _api(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
-    return [wiring.api_server(conf, database)]
+    return [wiring_api.new_server(conf, database)]
 
 
 def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
-    exposed = wiring.exposition(conf)
-    return [exposed, wiring.conductor(conf, database, exposed)]
+    exposed = common.exposition(conf)
+    return [exposed, wiring_conductor.new_conductor(conf, database, exposed)]
 
 
 def _run(build: Build) -> int:

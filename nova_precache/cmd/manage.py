@@ -9,7 +9,7 @@ from typing import Any
 from oslo_config import cfg
 
 from nova_precache.cmd import running
-from nova_precache.cmd.managing import cells, databases, disks, hosts
+from nova_precache.cmd.managing import brokers, cells, databases, disks, hosts
 from nova_precache.db import failing
 
 Command = Callable[[cfg.ConfigOpts], int]
@@ -50,7 +50,11 @@ def _add_cells(group: Any) -> None:
     create = _command(group, 'create', cells.create, 'add a cell')
     create.add_argument('--name', dest='cell_name', required=True, help='name of the cell')
     create.add_argument(
-        '--transport-url', dest='cell_transport_url', required=True, help="URL of the cell's broker"
+        brokers.OPTION,
+        dest='cell_transport_url',
+        metavar='-|URL',
+        help="URL of the cell's broker, else [DEFAULT] transport_url; '-' reads it from standard "
+        'input, since others see the passwords of a command line',
     )
     create.add_argument('--uuid', dest='cell_uuid', help='uuid of the cell, else a new one')
     _command(group, 'list', cells.show_all, 'show the cells, without who logs in to their brokers')

@@ -10,10 +10,11 @@ from oslo_upgradecheck import common_checks, upgradecheck
 from packaging import version
 
 from nova_precache import conf as configuration
-from nova_precache import exception, policy, rpc, wiring
+from nova_precache import exception, policy, rpc
 from nova_precache.cells import novadb
 from nova_precache.cmd import running
 from nova_precache.db import failing, schema, session
+from nova_precache.wiring import common
 
 SHOWN = 5
 
@@ -90,12 +91,12 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _check_agents(self) -> upgradecheck.Result:
         """The computes are of this release."""
-        agents = wiring.agent_store(self._conf, schema.open_current(self._conf)).list()
+        agents = common.agent_store(self._conf, schema.open_current(self._conf)).list()
         older = [f'{agent.host} ({agent.version})' for agent in agents if _is_older(agent.version)]
         if older:
             return _warning(
                 f'{len(older)} of {len(agents)} computes are of an earlier release than '
-                f'{wiring.version()}: {_some(older)}. They go on to work; upgrade them after '
+                f'{common.version()}: {_some(older)}. They go on to work; upgrade them after '
                 'the conductors.'
             )
         return _success()
@@ -120,7 +121,7 @@ def _told(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
 
 def _is_older(found: str | None) -> bool:
     try:
-        return version.Version(found or '') < version.Version(wiring.version())
+        return version.Version(found or '') < version.Version(common.version())
     except version.InvalidVersion:
         return True
 

@@ -19,7 +19,7 @@ import fasteners
 import yaml
 from oslo_config import cfg
 
-from nova_precache import concurrency, exception, metrics, wiring
+from nova_precache import concurrency, exception, metrics
 from nova_precache import conf as configuration
 from nova_precache.cells import inventory
 from nova_precache.compute import agent
@@ -27,6 +27,10 @@ from nova_precache.compute import metrics as compute_metrics
 from nova_precache.conductor import service as conductor_service
 from nova_precache.db import schema, session
 from nova_precache.standalone import glance
+from nova_precache.wiring import api as wiring_api
+from nova_precache.wiring import common
+from nova_precache.wiring import compute as wiring_compute
+from nova_precache.wiring import conductor as wiring_conductor
 from nova_precache.wsgi import server
 
 LOG = logging.getLogger(__name__)
@@ -135,12 +139,12 @@ class Standalone:
         self._database = session.connect(conf)
         schema.sync(self._database)
         self._map_cells(self._database)
-        self._exposed = wiring.exposition(conf)
+        self._exposed = common.exposition(conf)
         self._exposed.start()
-        self._conductor = wiring.conductor(conf, self._database, self._exposed)
+        self._conductor = wiring_conductor.new_conductor(conf, self._database, self._exposed)
         self._conductor.start()
         self._start_agents(conf_path, compute_metrics.Computes(self._exposed.registry))
-        api = wiring.api_server(conf, self._database)
+        api = wiring_api.new_server(conf, self._database)
         api.start()
         self._api = api
         self._write_clouds(conf, api.port)
@@ -183,7 +187,7 @@ class Standalone:
             conf = self._read_conf(conf_path)
             conf.set_override('host', host.name)
             conf.set_override('transport_url', f'fake:///{self._exchange(host.cell)}')
-            compute = wiring.compute_agent(conf, computes)
+            compute = wiring_compute.new_agent(conf, computes)
             compute.start()
             self._agents.append(compute)
         for compute in self._agents:

@@ -6,8 +6,8 @@ import pathlib
 import time
 
 from nova_precache import conf as configuration
-from nova_precache import wiring
 from nova_precache.virt import driver as virt_driver
+from nova_precache.wiring import images as wiring_images
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
@@ -31,7 +31,7 @@ def _boot(started: Started, host: Host, image_id: str, instance: str) -> pathlib
     conf = configuration.new(config_files=[started.conf])
     conf.set_override('host', host.name)
     driver = virt_driver.load_driver('libvirt.LibvirtDriver', conf)
-    disk = driver.create_root_disk(wiring.service_images(conf), image_id, instance, None)
+    disk = driver.create_root_disk(wiring_images.of_service(conf), image_id, instance, None)
     return pathlib.Path(disk.path)
 
 

@@ -8,8 +8,8 @@ import stat
 import subprocess
 
 from nova_precache import conf as configuration
-from nova_precache import wiring
 from nova_precache.virt import driver as virt_driver
+from nova_precache.wiring import images as wiring_images
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
@@ -177,7 +177,7 @@ def test_a_boot_on_a_warm_host_does_not_touch_the_image_service(
     gateway.refuse = 503
 
     driver = virt_driver.load_driver('libvirt.LibvirtDriver', conf)
-    disk = driver.create_root_disk(wiring.service_images(conf), image_id, 'vm-1', None)
+    disk = driver.create_root_disk(wiring_images.of_service(conf), image_id, 'vm-1', None)
 
     assert pathlib.Path(disk.path).exists()
     assert len(gateway.downloads) == 1

@@ -12,12 +12,15 @@ import pytest
 import requests
 
 from nova_precache import conf as configuration
-from nova_precache import model, wiring
+from nova_precache import model
 from nova_precache.cells import inventory
 from nova_precache.compute import agent
 from nova_precache.conductor import pins as keeping
 from nova_precache.db import agents, caches, pins, session
 from nova_precache.standalone import glance as glance_server
+from nova_precache.wiring import common
+from nova_precache.wiring import compute as wiring_compute
+from nova_precache.wiring import images as wiring_images
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting
@@ -108,7 +111,7 @@ def _another_host(started: Started, name: str) -> Iterator[Host]:
         cell = inventory.Inventory(database).get_cell('cell1')
     conf.set_override('host', name)
     conf.set_override('transport_url', cell.transport_url)
-    compute: agent.Agent = wiring.compute_agent(conf)
+    compute: agent.Agent = wiring_compute.new_agent(conf)
     compute.start()
     try:
         assert compute.wait_registered(60)
@@ -130,12 +133,12 @@ def _reconciler(started: Started, database: session.Database, name: str) -> keep
     conf = configuration.new(config_files=[started.conf])
     return keeping.Reconciler(
         conductor_id=name,
-        request_store=wiring.request_store(conf, database),
+        request_store=common.request_store(conf, database),
         pin_store=pins.Pins(database),
         cache_store=caches.Caches(database),
         aggregates=inventory.Inventory(database),
         alive=agents.Agents(database, 60),
-        images=wiring.service_images(conf),
+        images=wiring_images.of_service(conf),
         rules=keeping.Rules(60, 10, 24 * HOUR_SECONDS),
         wake=lambda: None,
     )

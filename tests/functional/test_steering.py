@@ -16,11 +16,12 @@ import requests
 import sqlalchemy as sa
 
 from nova_precache import conf as configuration
-from nova_precache import context, model, rpc, wiring
+from nova_precache import context, model, rpc
 from nova_precache.cells import inventory
 from nova_precache.compute import rpcapi
 from nova_precache.db import models, session
 from nova_precache.virt import driver as virt_driver
+from nova_precache.wiring import images as wiring_images
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
@@ -94,7 +95,7 @@ def _boot_here(started: Started, host: Host, image_id: str) -> virt_driver.RootD
     conf = _conf(started)
     conf.set_override('host', host.name)
     driver = virt_driver.load_driver(conf.compute_driver, conf)
-    return driver.create_root_disk(wiring.service_images(conf), image_id, 'vm-here')
+    return driver.create_root_disk(wiring_images.of_service(conf), image_id, 'vm-here')
 
 
 def _boot(started: Started, host: Host, image_id: str) -> 'subprocess.Popen[str]':

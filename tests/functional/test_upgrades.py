@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import requests
 
-from nova_precache import context, model, rpc, wiring
+from nova_precache import context, model, rpc
 from nova_precache.compute import manager
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import manager as conductor_manager
+from nova_precache.wiring import compute as wiring_compute
+from nova_precache.wiring import conductor as wiring_conductor
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
@@ -113,7 +115,7 @@ def test_an_older_compute_caches_and_what_it_cannot_be_told_is_left_to_end(
     caplog: pytest.LogCaptureFixture,
     old: type[ComputeOf10],
 ) -> None:
-    monkeypatch.setattr(wiring.manager, 'ComputeManager', old)
+    monkeypatch.setattr(wiring_compute.manager, 'ComputeManager', old)
     caplog.set_level(logging.INFO, 'nova_precache')
     started = start(image_cache={'precache_concurrency': 4})
     service, host = started.service, started.service.hosts[0]
@@ -145,7 +147,7 @@ def test_what_only_a_newer_compute_says_is_passed_on_and_ends_the_request(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(wiring.manager, 'ComputeManager', ComputeOf2099)
+    monkeypatch.setattr(wiring_compute.manager, 'ComputeManager', ComputeOf2099)
     started = start()
     service, site = started.service, Site(started.service, started.conf, capsys)
     aggregate_id = service.aggregate('edge', service.hosts[:2])
@@ -170,7 +172,7 @@ def test_a_compute_under_an_older_conductor_caches_and_tells_only_what_that_know
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(wiring.conductor_manager, 'CellEndpoint', ConductorOf10)
+    monkeypatch.setattr(wiring_conductor.manager, 'CellEndpoint', ConductorOf10)
     service = start(image_cache={'precache_concurrency': 4}).service
     image_id = upload_image(os.urandom(MIB))
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 import prettytable
 from oslo_config import cfg
 
-from nova_precache import wiring
 from nova_precache.cells import inventory, novadb
 from nova_precache.db import agents, departures, schema
+from nova_precache.wiring import common, computes
 
 
 class Site:
@@ -21,7 +21,8 @@ class Site:
         """
         database = schema.open_current(conf)
         self.inventory: inventory.Inventory = novadb.open_inventory(conf, database)
-        self.agents: agents.Agents = wiring.agent_store(conf, database)
+        self.agents: agents.Agents = common.agent_store(conf, database)
+        self.hosts = computes.host_store(conf, database, self.inventory)
         self.departures = departures.Departures(database, conf.service_down_time)
 
 

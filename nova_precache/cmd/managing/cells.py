@@ -1,23 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """nova-precache-manage cell: which cells there are, and where their brokers are."""
 
+import uuid
+
 from oslo_config import cfg
+from oslo_utils import uuidutils
 
 from nova_precache import exception, model, rpc
 from nova_precache.cmd import managing
-from nova_precache.cmd.managing import hosts
+from nova_precache.cmd.managing import brokers, hosts
+
+NAME_CHARACTERS = 255
 
 
 def create(conf: cfg.ConfigOpts) -> int:
     arguments = conf.command
-    url = arguments.cell_transport_url
-    if rpc.describe_url(conf, url) in {'', rpc.UNREADABLE}:
-        raise exception.InvalidInput('--transport-url cannot be read; is its password quoted?')
-    cell = managing.Site(conf).inventory.create_cell(
-        arguments.cell_name, transport_url=url, uuid=arguments.cell_uuid
-    )
+    name, cell_uuid = _name(arguments.cell_name), _uuid(arguments.cell_uuid)
+    url = brokers.transport_url(conf, arguments.cell_transport_url)
+    cell = managing.Site(conf).inventory.create_cell(name, transport_url=url, uuid=cell_uuid)
     print(cell.uuid)
     return 0
+
+
+def _name(name: str) -> str:
+    if not 0 < len(name.strip()) <= NAME_CHARACTERS:
+        raise exception.InvalidInput(f'--name must have 1 to {NAME_CHARACTERS} characters')
+    return name
+
+
+def _uuid(text: str | None) -> str | None:
+    if text is None:
+        return None
+    if not uuidutils.is_uuid_like(text):
+        raise exception.InvalidInput(f'--uuid {text!r} is not a UUID')
+    return str(uuid.UUID(text))
 
 
 def show_all(conf: cfg.ConfigOpts) -> int:

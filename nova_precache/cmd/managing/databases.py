@@ -3,8 +3,8 @@
 
 from oslo_config import cfg
 
-from nova_precache import wiring
 from nova_precache.db import schema, session
+from nova_precache.wiring import common
 
 
 def sync(conf: cfg.ConfigOpts) -> int:
@@ -23,6 +23,6 @@ def purge(conf: cfg.ConfigOpts) -> int:
     days = conf.command.age_days
     if days is None:
         days = conf.image_cache.request_retention_days
-    purged = wiring.request_store(conf, schema.open_current(conf)).purge(days)
+    purged = common.request_store(conf, schema.open_current(conf)).purge(days)
     print(f'Requests purged: {purged}')
     return 0

@@ -3,10 +3,11 @@
 
 from oslo_config import cfg
 
-from nova_precache import exception, wiring
+from nova_precache import exception
 from nova_precache.cmd import running
 from nova_precache.control import Control
 from nova_precache.virt import driver as virt_driver
+from nova_precache.wiring import images as wiring_images
 
 
 def create(conf: cfg.ConfigOpts) -> int:
@@ -20,7 +21,11 @@ def create(conf: cfg.ConfigOpts) -> int:
     interrupted = exception.Cancelled('interrupted, no root disk was made', keep_partial=True)
     running.on_stop_signals(lambda: boot.stop(interrupted))
     disk = driver.create_root_disk(
-        wiring.service_images(conf), arguments.image, arguments.instance, size_bytes, control=boot
+        wiring_images.of_service(conf),
+        arguments.image,
+        arguments.instance,
+        size_bytes,
+        control=boot,
     )
     print(disk.path)
     return 0

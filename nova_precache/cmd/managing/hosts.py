@@ -12,20 +12,16 @@ from nova_precache.cmd import managing
 def show_all(conf: cfg.ConfigOpts) -> int:
     site = managing.Site(conf)
     mappings = site.inventory.list_host_mappings()
-    known = {agent.host: agent for agent in site.agents.list()}
-    down = site.agents.down([host for host, _ in mappings])
-    rows = [
-        (
-            host,
-            cell.name,
-            'down' if host in down else 'up',
-            known[host].seen_at if host in known else None,
-            known[host].driver if host in known else None,
-        )
-        for host, cell in mappings
-    ]
+    known = site.hosts.look([host for host, _ in mappings])
+    rows = [(host, cell.name, *_state(known.get(host))) for host, cell in mappings]
     managing.show(('Host', 'Cell', 'State', 'Last report (UTC)', 'Driver'), rows)
     return 0
+
+
+def _state(host: model.Host | None) -> tuple[object, ...]:
+    if host is None:
+        return model.HostStatus.DOWN, None, None
+    return host.status, host.agent.seen_at, host.agent.driver
 
 
 def discover(conf: cfg.ConfigOpts) -> int:

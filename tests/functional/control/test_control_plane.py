@@ -14,12 +14,15 @@ import pytest
 from oslo_config import cfg
 
 from nova_precache import conf as options
-from nova_precache import context, model, rpc, wiring
+from nova_precache import context, model, rpc
 from nova_precache.cells import inventory
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import schema, session
 from nova_precache.standalone import glance as glance_server
+from nova_precache.wiring import api as wiring_api
+from nova_precache.wiring import common
+from nova_precache.wiring import conductor as wiring_conductor
 from tests import service
 from tests.conftest import UploadImage
 
@@ -82,8 +85,8 @@ def control_plane(
 ) -> Iterator[ControlPlane]:
     conf = _configure(tmp_path, glance.url)
     inventory.Inventory(database).create_cell('cell1', f'fake:///{tmp_path.name}-cell1')
-    conductor = wiring.conductor(conf, database)
-    api = wiring.api_server(conf, database)
+    conductor = wiring_conductor.new_conductor(conf, database)
+    api = wiring_api.new_server(conf, database)
     conductor.start()
     api.start()
     transport = rpc.connect(conf, f'fake:///{tmp_path.name}-cell1')
@@ -134,7 +137,7 @@ def _state(host: str) -> model.Json:
         'host': host,
         'agent_id': str(uuid.uuid4()),
         'boot_id': str(uuid.uuid4()),
-        'version': wiring.version(),
+        'version': common.version(),
         'driver': 'Played',
         'capabilities': {},
         'store_id': host,

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """nova-precache-manage, as an operator uses it."""
 
+import contextlib
 import datetime
+import io
+import os
 import pathlib
+import pty
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,7 +18,9 @@ import sqlalchemy as sa
 from nova_precache import exception, model
 from nova_precache.cells import inventory
 from nova_precache.cmd import manage
+from nova_precache.cmd.managing import brokers
 from nova_precache.db import agents, caches, departures, models, session
+from tests.unit.cells.conftest import CellDatabase
 from tests.unit.conftest import LONG_AGO, open_database, open_world
 
 Run = Callable[..., str]
@@ -80,9 +87,10 @@ def test_a_created_cell_is_listed_without_who_logs_in(run: Run) -> None:
 
 def test_a_cell_has_the_uuid_that_was_asked_for(run: Run) -> None:
     run('db', 'sync')
-    arguments = ('--name', 'cell1', '--transport-url', 'fake:///cell1', '--uuid', 'uuid-1')
+    asked = uuid.uuid4()
+    arguments = ('--name', 'cell1', '--transport-url', 'fake:///cell1', '--uuid', asked.hex)
 
-    assert run('cell', 'create', *arguments) == 'uuid-1\n'
+    assert run('cell', 'create', *arguments) == f'{asked}\n'
 
 
 def test_a_second_cell_of_the_same_name_is_refused(run: Run) -> None:
@@ -126,6 +134,30 @@ def test_hosts_are_listed_with_their_cell_and_whether_they_live(
     assert rows[2][3] == str(LONG_AGO)
 
 
+def test_hosts_without_agents_are_as_their_cells_know_them(
+    run: Run, site: session.Database, config_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with config_file.open('a') as more:
+        more.write('[image_cache]\ncompute_backend = nova\n')
+    stock, novas = inventory.Inventory(site), CellDatabase(tmp_path / 'nova_cell1.sqlite')
+    novas.add('off', disabled=True)
+    novas.add('up')
+    for name, url, hosts in (('cell1', novas.url, ('off', 'up')), ('cell2', '', ('quiet',))):
+        cell = stock.create_cell(name, f'fake:///{name}', url)
+        for host in hosts:
+            stock.map_host(host, cell.uuid)
+
+    rows = _cells(run('host', 'list'))
+    novas.close()
+
+    assert [(*row[:3], row[4]) for row in rows[1:]] == [
+        ('off', 'cell1', 'down', 'None'),
+        ('quiet', 'cell2', 'unknown', 'None'),
+        ('up', 'cell1', 'up', 'None'),
+    ]
+    assert [row[3] == 'None' for row in rows[1:]] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     'arguments',
     [
@@ -144,7 +176,7 @@ def test_what_the_database_refuses_is_told_in_a_line(run: Run, site: session.Dat
         connection.execute(sa.text('DROP TABLE agents'))
 
     with pytest.raises(exception.PrecacheError, match='no such table: agents') as failed:
-        run('host', 'list')
+        run('host', 'discover')
 
     assert '\n' not in str(failed.value)
 
@@ -320,14 +352,153 @@ def test_a_cell_with_hosts_goes_only_by_force_and_only_if_all_are_gone(
     assert _left(site, 'gone') == _left(site, 'living') == (False, False, 0)
 
 
-@pytest.mark.parametrize('url', ['', 'rabbit://user:pass/word@host/', 'rabbit://[host/'])
+URL = 'rabbit://user:s3cret@broker:5672/cell1'
+
+
+def _type(monkeypatch: pytest.MonkeyPatch, given: bytes) -> None:
+    """Have this be the standard input."""
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(given), encoding='utf-8'))
+
+
+@pytest.mark.parametrize('ending', ['', '\n', '\r\n'])
+def test_a_transport_url_is_read_from_standard_input(
+    run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    _type(monkeypatch, f'{URL}{ending}'.encode())
+
+    said = run('cell', 'create', '--name', 'cell1', '--transport-url', '-')
+
+    (cell,) = inventory.Inventory(site).list_cells()
+    assert (cell.name, cell.transport_url) == ('cell1', URL)
+    assert said == f'{cell.uuid}\n'
+
+
+def test_without_a_transport_url_a_cell_is_at_the_configured_broker(
+    run: Run, site: session.Database, config_file: pathlib.Path
+) -> None:
+    with config_file.open('a') as more:
+        more.write(f'[DEFAULT]\ntransport_url = {URL}\n')
+
+    run('cell', 'create', '--name', 'cell1')
+
+    assert [cell.transport_url for cell in inventory.Inventory(site).list_cells()] == [URL]
+
+
+def test_a_transport_url_is_asked_for_at_a_terminal_and_not_shown(
+    site: session.Database, config_file: pathlib.Path
+) -> None:
+    terminal, its_other_end = pty.openpty()
+    script = 'from nova_precache.cmd import manage; manage.main()'
+    arguments = ('cell', 'create', '--name', 'cell1', '--transport-url', '-')
+    process = subprocess.Popen(
+        [sys.executable, '-c', script, '--config-file', str(config_file), *arguments],
+        stdin=its_other_end,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # or it asks at the terminal of whoever runs the tests
+    )
+    try:
+        assert process.stderr is not None
+        prompt = process.stderr.read(len(brokers.PROMPT)).decode()
+        os.write(terminal, f'{URL}\n'.encode())
+        said, complained = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(its_other_end)
+    os.set_blocking(terminal, False)
+    with contextlib.suppress(BlockingIOError, OSError):  # the latter: nothing, and it is closed
+        assert b's3cret' not in os.read(terminal, 1000)
+    os.close(terminal)
+
+    (cell,) = inventory.Inventory(site).list_cells()
+    assert (prompt, cell.transport_url) == (brokers.PROMPT, URL)
+    assert said.decode() == f'{cell.uuid}\n'
+    assert b's3cret' not in complained
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        '',
+        'rabbit://user:pass/word@host/',
+        'rabbit://[host/',
+        'rabbit://user:pass word@host/',
+        '{scheme}://user:pass@{hostname}/',
+    ],
+)
 def test_a_transport_url_that_cannot_be_read_is_refused_and_not_shown(
     run: Run, site: session.Database, url: str
 ) -> None:
-    with pytest.raises(exception.InvalidInput) as refused:
+    with pytest.raises(exception.InvalidInput, match=r'^--transport-url cannot be read') as refused:
         run('cell', 'create', '--name', 'cell1', '--transport-url', url)
 
     assert 'pass' not in str(refused.value).replace('its password', '')
+    assert inventory.Inventory(site).list_cells() == []
+
+
+@pytest.mark.parametrize(
+    ('given', 'why'),
+    [
+        (b'', 'takes one line'),
+        (b'\n', 'takes one line'),
+        (f'{URL}\nmysql://user:s3cret@db/\n'.encode(), 'takes one line'),
+        (b'rabbit://user:s3cret\xff@broker/\n', 'takes one line'),
+        (b'rabbit://user:s3cret/@broker/\n', 'cannot be read; is its password quoted?'),
+    ],
+)
+def test_standard_input_without_a_transport_url_is_refused_and_not_shown(
+    run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch, given: bytes, why: str
+) -> None:
+    _type(monkeypatch, given)
+
+    with pytest.raises(exception.InvalidInput) as refused:
+        run('cell', 'create', '--name', 'cell1', '--transport-url', '-')
+
+    assert str(refused.value).startswith(f'--transport-url - {why}')
+    assert 's3cret' not in str(refused.value)
+    assert inventory.Inventory(site).list_cells() == []
+
+
+@pytest.mark.parametrize(
+    ('configured', 'why'),
+    [
+        ('', '--transport-url is not given, and [DEFAULT] transport_url is not set'),
+        ('transport_url =', '[DEFAULT] transport_url cannot be read; is its password quoted?'),
+        (
+            'transport_url = rabbit://user:s3cret/@broker/',
+            '[DEFAULT] transport_url cannot be read; is its password quoted?',
+        ),
+    ],
+)
+def test_a_configuration_without_a_transport_url_is_refused_and_not_shown(
+    run: Run, site: session.Database, config_file: pathlib.Path, configured: str, why: str
+) -> None:
+    with config_file.open('a') as more:
+        more.write(f'[DEFAULT]\n{configured}\n')
+
+    with pytest.raises(exception.InvalidInput) as refused:
+        run('cell', 'create', '--name', 'cell1')
+
+    assert str(refused.value) == why
+    assert inventory.Inventory(site).list_cells() == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'why'),
+    [
+        (('--name', ''), '--name must have 1 to 255 characters'),
+        (('--name', 'c' * 256), '--name must have 1 to 255 characters'),
+        (('--name', 'cell1', '--uuid', 'cell-1'), "--uuid 'cell-1' is not a UUID"),
+    ],
+)
+def test_a_cell_that_no_database_can_name_is_refused(
+    run: Run, site: session.Database, arguments: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(exception.InvalidInput) as refused:
+        run('cell', 'create', *arguments, '--transport-url', URL)
+
+    assert str(refused.value) == why
     assert inventory.Inventory(site).list_cells() == []
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from oslo_upgradecheck import upgradecheck
 
-from nova_precache import model, wiring
+from nova_precache import model
 from nova_precache.cells import inventory
 from nova_precache.cmd import status
 from nova_precache.db import agents, schema, session
+from nova_precache.wiring import common
 from tests.unit.conftest import open_database
 
 Run = Callable[[], tuple[int, dict[str, tuple[str, str | None]]]]
@@ -64,7 +65,7 @@ def site(directory: pathlib.Path) -> Iterator[session.Database]:
 
 
 def test_a_deployment_of_this_release_is_ready(run: Run, site: session.Database) -> None:
-    agents.Agents(site, 60).register(_agent('host1', wiring.version()))
+    agents.Agents(site, 60).register(_agent('host1', common.version()))
 
     assert run() == (0, dict.fromkeys(CHECKS, ('Success', None)))
 

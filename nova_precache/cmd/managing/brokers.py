@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the transport URL of a cell is read from.
+
+It has a password, and a command line is seen by whoever lists processes, and is kept by
+shells. So it need not be there, and nothing here ever shows it.
+"""
+
+import getpass
+import sys
+
+from oslo_config import cfg
+
+from nova_precache import exception, rpc
+
+OPTION = '--transport-url'
+STANDARD_INPUT = '-'
+PROMPT = 'Transport URL (not shown): '
+
+
+def transport_url(conf: cfg.ConfigOpts, given: str | None) -> str:
+    """Give the URL itself, or that of standard input, or that of the configuration.
+
+    :param given: on the command line; ``-`` is standard input, None the configuration
+    :raises nova_precache.exception.InvalidInput: there is none, or it cannot be read
+    """
+    if given is None:
+        return _checked(conf, _configured(conf), '[DEFAULT] transport_url')
+    if given == STANDARD_INPUT:
+        return _checked(conf, _read(), f'{OPTION} {STANDARD_INPUT}')
+    return _checked(conf, given, OPTION)
+
+
+def _configured(conf: cfg.ConfigOpts) -> str:
+    found = conf.get_location('transport_url')
+    if found is None or found.location is cfg.Locations.opt_default:
+        raise exception.InvalidInput(
+            f'{OPTION} is not given, and [DEFAULT] transport_url is not set'
+        )
+    return str(conf.transport_url)
+
+
+def _read() -> str:
+    try:
+        text = getpass.getpass(PROMPT) if sys.stdin.isatty() else sys.stdin.read()
+    except (EOFError, UnicodeDecodeError):
+        text = ''
+    lines = text.split()
+    if len(lines) != 1:
+        raise exception.InvalidInput(
+            f'{OPTION} {STANDARD_INPUT} takes one line of standard input, which is the URL'
+        )
+    return lines[0]
+
+
+def _checked(conf: cfg.ConfigOpts, url: str, source: str) -> str:
+    if len(url.split()) != 1 or rpc.describe_url(conf, url) in {'', rpc.UNREADABLE}:
+        raise exception.InvalidInput(f'{source} cannot be read; is its password quoted?')
+    return url

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API, as a WSGI application and as a server."""
+
+from collections.abc import Callable
+
+from oslo_config import cfg
+
+from nova_precache import context, policy, rpc
+from nova_precache.api import app, auth, call
+from nova_precache.cells import novadb
+from nova_precache.conductor import rpcapi as conductor_rpcapi
+from nova_precache.db import jobs, pins, steering
+from nova_precache.db import session as db_session
+from nova_precache.wiring import agents, common, computes, images, stock
+from nova_precache.wsgi import server
+
+
+def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
+    """Build the WSGI application."""
+    transport = rpc.connect(conf)
+    conductor = conductor_rpcapi.ConductorAPI(transport, common.conductor_cap(conf))
+    aggregates = novadb.open_inventory(conf, database)
+    services = call.Services(
+        inventory=aggregates,
+        requests=common.request_store(conf, database),
+        steering=steering.Steering(database),
+        agents=computes.host_store(conf, database, aggregates),
+        caches=common.told_caches(conf, database),
+        rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
+        pins=pins.Pins(database),
+        images_for=images.of_callers(conf),
+        wake=lambda: conductor.work_available(context.admin_context()),
+        why_unsupported=_why_unsupported(conf, transport),
+        enforcer=policy.Enforcer(conf),
+    )
+    return app.build(conf, services)
+
+
+def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.HttpServer:
+    """Build the API in this process.
+
+    :raises nova_precache.exception.ConfigError: noauth2 would listen beyond the loopback
+    """
+    group = conf.api
+    auth.refuse_exposure(group.auth_strategy, group.bind_host)
+    certificate = server.Certificate(group.cert_file, group.key_file) if group.cert_file else None
+    return server.HttpServer(
+        application(conf, database), group.bind_host, group.bind_port, group.threads, certificate
+    )
+
+
+def _why_unsupported(conf: cfg.ConfigOpts, transport: rpc.Transport) -> Callable[[], str | None]:
+    if common.is_stock(conf):
+        return stock.compute_api(conf, transport, stock.compute_cap(conf)).why_unsupported
+    return agents.compute_api(conf, transport, agents.compute_cap(conf)).why_unsupported

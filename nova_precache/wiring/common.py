@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What more than one service is built of."""
+
+from importlib import metadata
+
+from oslo_config import cfg
+
+from nova_precache import metrics, rpc
+from nova_precache.conductor import rpcapi as conductor_rpcapi
+from nova_precache.conf import image_cache
+from nova_precache.db import agents, caches, requests, untold
+from nova_precache.db import session as db_session
+
+
+def version() -> str:
+    """Give the version of this installation."""
+    return metadata.version('nova-precache')
+
+
+def is_stock(conf: cfg.ConfigOpts) -> bool:
+    """Tell whether images are cached by the nova-compute of each host."""
+    return bool(conf.image_cache.compute_backend == image_cache.NOVA)
+
+
+def conductor_cap(conf: cfg.ConfigOpts) -> str | None:
+    """Give the newest version of RPC that conductors are called with.
+
+    :raises nova_precache.exception.ConfigError: it is pinned to one that cannot be
+    """
+    newest, oldest = conductor_rpcapi.VERSION, conductor_rpcapi.OLDEST_VERSION
+    return rpc.version_cap('conductor', conf.upgrade_levels.conductor, newest, oldest)
+
+
+def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
+    """Build what serves the metrics of this process, if a port is set."""
+    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
+
+
+def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:
+    group = conf.image_cache
+    limits = requests.Limits(
+        max_images_per_request=group.max_images_per_request,
+        max_tasks_per_request=group.max_tasks_per_request,
+        max_active_requests_per_project=group.max_active_requests_per_project,
+    )
+    return requests.Requests(database, limits)
+
+
+def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.Agents:
+    return agents.Agents(database, conf.service_down_time)
+
+
+def told_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
+    """Open what hosts tell of their caches; the stock ones tell nothing."""
+    return untold.UntoldCaches(database) if is_stock(conf) else caches.Caches(database)

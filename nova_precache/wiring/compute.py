@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compute of a host."""
+
+import pathlib
+import uuid
+
+from oslo_config import cfg
+
+from nova_precache import model, rpc
+from nova_precache.compute import agent, inventory, manager, metrics, rpcapi, transfers
+from nova_precache.conductor import rpcapi as conductor_rpcapi
+from nova_precache.virt import driver as virt_driver
+from nova_precache.wiring import common, images
+
+
+def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) -> agent.Agent:
+    """Build the compute of ``[DEFAULT] host``.
+
+    :param computes: measures those of this process
+    :raises nova_precache.exception.ConfigError: an option cannot be used on this host
+    """
+    transport = rpc.connect(conf)
+    reporter = conductor_rpcapi.ConductorReporter(
+        transport, common.conductor_cap(conf), conf.rpc_response_timeout
+    )
+    driver = virt_driver.load_driver(conf.compute_driver, conf)
+    conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
+    running = transfers.Transfers()
+    measured = (computes or metrics.Computes(common.exposition(conf).registry)).host(
+        conf.host, driver.cache_report
+    )
+    endpoint = manager.ComputeManager(
+        conf.host, driver, reporter, images.of_calls(conf), running, measured.measured
+    )
+    identity = _identity(conf)
+    return agent.Agent(
+        identity=identity,
+        driver=driver,
+        conductor=reporter,
+        server=transport.server(rpcapi.TOPIC, conf.host, [endpoint]),
+        running=running,
+        images=inventory.Inventory(
+            host=conf.host,
+            agent_id=identity['agent_id'],
+            driver=driver,
+            conductor=reporter,
+            changes_seconds=conf.report_interval,
+            full_seconds=conf.image_cache.inventory_interval_seconds,
+        ),
+        report_seconds=conf.report_interval,
+        cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
+    )
+
+
+def _identity(conf: cfg.ConfigOpts) -> model.Json:
+    return {
+        'host': conf.host,
+        'agent_id': agent.agent_id(pathlib.Path(conf.state_path)),
+        'boot_id': str(uuid.uuid4()),
+        'version': common.version(),
+    }

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which computes there are: those of this service, or the stock ones of Nova."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from oslo_config import cfg
+
+from nova_precache import rpc
+from nova_precache.api import call
+from nova_precache.cells import inventory, transports
+from nova_precache.conductor import breaker, caller, liveness, metrics, tracker
+from nova_precache.conductor import steering as conductor_steering
+from nova_precache.db import jobs, steering
+from nova_precache.db import session as db_session
+from nova_precache.wiring import agents, common, stock
+
+
+class Computes(Protocol):
+    """What a conductor has to do with them."""
+
+    @property
+    def liveness(self) -> liveness.Liveness: ...
+
+    def client(self, cell_uuid: str) -> caller.ComputeClient: ...
+
+    def why_no_call(self, transport: rpc.Transport) -> str | None: ...
+
+    def why_down(self, assignment: jobs.Assignment) -> str | None: ...
+
+    def is_settled(self) -> bool: ...
+
+    def hosts_counter(self) -> metrics.HostsCount | None: ...
+
+    def returning(self) -> conductor_steering.Returning: ...
+
+    def orders(
+        self,
+        store: steering.Steering,
+        job_store: jobs.Jobs,
+        track: tracker.Tracker,
+        freed: Callable[[], None],
+    ) -> conductor_steering.Orders: ...
+
+
+def choose(
+    conf: cfg.ConfigOpts,
+    database: db_session.Database,
+    cells: transports.CellTransports,
+    aggregates: inventory.Inventory,
+    breakers: breaker.CellBreakers,
+) -> Computes:
+    """Build what ``[image_cache] compute_backend`` names."""
+    if common.is_stock(conf):
+        return stock.StockComputes(conf, database, cells, aggregates)
+    return agents.AgentComputes(conf, database, cells, breakers)
+
+
+def host_store(
+    conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
+) -> call.AgentStore:
+    """Open the hosts as they are shown."""
+    if common.is_stock(conf):
+        return stock.host_store(conf, aggregates)
+    return common.agent_store(conf, database)

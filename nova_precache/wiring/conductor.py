@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conductor."""
+
+import functools
+import time
+import uuid
+from collections.abc import Callable
+
+from oslo_config import cfg
+
+from nova_precache import metrics, rpc
+from nova_precache.cells import novadb, transports
+from nova_precache.conductor import (
+    announcer,
+    breaker,
+    caller,
+    dispatcher,
+    intake,
+    manager,
+    planning,
+    retry,
+    service,
+    tracker,
+)
+from nova_precache.conductor import metrics as conductor_metrics
+from nova_precache.conductor import pins as conductor_pins
+from nova_precache.conductor import steering as conductor_steering
+from nova_precache.db import announcements, caches, census, jobs, pins, steering
+from nova_precache.db import session as db_session
+from nova_precache.notifications import emitter
+from nova_precache.wiring import common, computes, images
+
+
+def new_conductor(
+    conf: cfg.ConfigOpts,
+    database: db_session.Database,
+    exposed: metrics.Exposition | None = None,
+) -> service.Conductor:
+    """Build a conductor with an identity of its own.
+
+    :param exposed: the metrics of this process, which whoever runs it serves
+    """
+    return ConductorParts(conf, database, exposed or common.exposition(conf)).conductor()
+
+
+class ConductorParts:
+    """What the parts of one conductor share.
+
+    :ivar images: the image service as the conductor sees it
+    :ivar computes: gives the client of a cell's computes by its uuid
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, database: db_session.Database, exposed: metrics.Exposition
+    ) -> None:
+        self.conf = conf
+        self.database = database
+        self.id = str(uuid.uuid4())
+        self.inventory = novadb.open_inventory(conf, database)
+        self.requests = common.request_store(conf, database)
+        self.agents = common.agent_store(conf, database)
+        self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
+        self.intake = intake.Intake(self.agents, self.jobs, caches.Caches(database))
+        self.images: images.OwnImages = images.of_service(conf)
+        self.policy = _retry_policy(conf)
+        self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
+        self.api_transport = rpc.connect(conf)
+        self.transports = transports.CellTransports(
+            self.inventory, functools.partial(rpc.connect, conf)
+        )
+        self.backend = computes.choose(
+            conf, database, self.transports, self.inventory, self.breakers
+        )
+        self.announcer = announcer.Announcer(
+            announcements.Announcements(database),
+            self.requests,
+            self.inventory,
+            emitter.MessagingEmitter(conf),
+            conf.conductor.poll_interval_seconds,
+            sends_ours=conf.notifications.precache_notifications,
+        )
+        self.steering = steering.Steering(database)
+        self.computes: Callable[[str], caller.ComputeClient] = self._measured_compute
+        self.counters = conductor_metrics.Counters(exposed.registry)
+        counted = census.Census(database, conf.service_down_time)
+        exposed.registry.register(
+            conductor_metrics.StateCollector(
+                counted.take, time.monotonic, count_hosts=self.backend.hosts_counter()
+            )
+        )
+        self.tracker = tracker.Tracker(
+            self.jobs,
+            self.requests,
+            self.steering,
+            self.announcer.wake,
+            self.policy,
+            count=self.counters.ended,
+        )
+
+    def conductor(self) -> service.Conductor:
+        options = self.conf.conductor
+        dispatch = self._dispatcher()
+        helm = self._helm(dispatch.wake)
+        reconciler = self._reconciler(dispatch.wake)
+        self._follow_options(dispatch, helm, reconciler)
+        return service.Conductor(
+            conductor_id=self.id,
+            dispatch=dispatch,
+            helm=helm,
+            announce=self.announcer,
+            reports=self.intake,
+            job_store=self.jobs,
+            api_transport=self.api_transport,
+            cell_transports=self.transports,
+            cell_endpoint=self._cell_endpoint,
+            periods=service.Periods(
+                lease_seconds=options.claim_lease_seconds,
+                progress_seconds=options.progress_write_interval_seconds,
+                heartbeat_seconds=options.heartbeat_write_interval_seconds,
+                cells_seconds=options.cell_refresh_seconds,
+                purge=self._purge,
+                pin_seconds=options.pin_interval_seconds,
+                keep_pins=reconciler.run,
+            ),
+        )
+
+    def _dispatcher(self) -> dispatcher.Dispatcher:
+        return dispatcher.Dispatcher(
+            conductor_id=self.id,
+            job_store=self.jobs,
+            request_store=self.requests,
+            aggregates=self.inventory,
+            plans=self._planning(),
+            hosts=self._caller(),
+            track=self.tracker,
+            breakers=self.breakers,
+            limit=self.conf.image_cache.precache_concurrency,
+            poll_seconds=self.conf.conductor.poll_interval_seconds,
+            stop_seconds=self.conf.conductor.stop_timeout_seconds,
+            count_takeover=self.counters.taken_over,
+        )
+
+    def _helm(self, freed: Callable[[], None]) -> conductor_steering.Helm:
+        return conductor_steering.Helm(
+            store=self.steering,
+            hosts=self.backend.returning(),
+            track=self.tracker,
+            tell=self.backend.orders(self.steering, self.jobs, self.tracker, freed),
+            poll_seconds=self.conf.conductor.poll_interval_seconds,
+            freed=freed,
+        )
+
+    def _reconciler(self, wake: Callable[[], None]) -> conductor_pins.Reconciler:
+        return conductor_pins.Reconciler(
+            conductor_id=self.id,
+            request_store=self.requests,
+            pin_store=pins.Pins(self.database),
+            cache_store=common.told_caches(self.conf, self.database),
+            aggregates=self.inventory,
+            alive=self.backend.liveness,
+            images=self.images,
+            rules=_pin_rules(self.conf),
+            wake=wake,
+        )
+
+    def _follow_options(
+        self,
+        dispatch: dispatcher.Dispatcher,
+        helm: conductor_steering.Helm,
+        reconciler: conductor_pins.Reconciler,
+    ) -> None:
+        """Have the options that may change at run time take effect when they do."""
+
+        def follow(conf: cfg.ConfigOpts, fresh: object) -> None:
+            dispatch.limit = conf.image_cache.precache_concurrency
+            dispatch.stop_seconds = conf.conductor.stop_timeout_seconds
+            self.tracker.policy = _retry_policy(conf)
+            self.breakers.rest_seconds = self.tracker.policy.delay_seconds
+            reconciler.rules = _pin_rules(conf)
+            for loop in (dispatch, helm, self.announcer):
+                loop.poll_seconds = conf.conductor.poll_interval_seconds
+                loop.wake()
+
+        self.conf.register_mutate_hook(follow)
+
+    def _planning(self) -> planning.Planning:
+        return planning.Planning(
+            conductor_id=self.id,
+            request_store=self.requests,
+            aggregates=self.inventory,
+            alive=self.backend.liveness,
+            images=self.images,
+            track=self.tracker,
+            chunk_tasks=self.conf.conductor.plan_chunk_tasks,
+            is_settled=self.backend.is_settled,
+            unsupported=lambda: self.backend.why_no_call(self.api_transport),
+        )
+
+    def _caller(self) -> caller.HostCaller:
+        return caller.HostCaller(
+            conductor_id=self.id,
+            job_store=self.jobs,
+            why_down=self.backend.why_down,
+            track=self.tracker,
+            computes=self.computes,
+            images=self.images,
+            access=lambda: (self.images.endpoint(), self.images.token()),
+            breakers=self.breakers,
+        )
+
+    def _measured_compute(self, cell_uuid: str) -> caller.ComputeClient:
+        return conductor_metrics.MeasuredCompute(
+            self.backend.client(cell_uuid), cell_uuid, self.counters, time.monotonic
+        )
+
+    def _cell_endpoint(self, cell_uuid: str) -> manager.CellEndpoint:
+        return manager.CellEndpoint(
+            cell_uuid,
+            self.inventory,
+            self.agents,
+            self.jobs,
+            self.intake,
+            token=lambda: self.images.token(fresh=True),
+        )
+
+    def _purge(self) -> None:
+        self.requests.purge(self.conf.image_cache.request_retention_days)
+
+
+def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
+    group = conf.image_cache
+    return retry.RetryPolicy(
+        group.precache_max_attempts, group.retry_delay_seconds, group.retry_max_delay_seconds
+    )
+
+
+def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.Rules:
+    group = conf.image_cache
+    return conductor_pins.Rules(
+        interval_seconds=conf.conductor.pin_interval_seconds,
+        hosts_per_round=group.pin_hosts_per_round,
+        minimum_age_seconds=group.remove_unused_original_minimum_age_seconds,
+    )

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stock nova-computes, where they cache the images, and how a conductor calls them."""
+
+import functools
+import time
+from collections.abc import Callable
+
+from oslo_config import cfg
+
+from nova_precache import rpc
+from nova_precache.cells import inventory, liveness, novahosts, transports
+from nova_precache.compute import novarpc
+from nova_precache.conductor import metrics, stock, tracker
+from nova_precache.conductor import steering as conductor_steering
+from nova_precache.db import jobs, returning, steering, stockcalls
+from nova_precache.db import session as db_session
+
+# Of the few seconds that Prometheus waits for all the metrics of a conductor.
+COUNT_SECONDS = 2.0
+
+
+def compute_cap(conf: cfg.ConfigOpts) -> str | None:
+    """Give the newest version of Nova's RPC that nova-computes are called with."""
+    return rpc.version_cap('compute', conf.upgrade_levels.compute, novarpc.VERSION)
+
+
+def compute_api(
+    conf: cfg.ConfigOpts, transport: rpc.Transport, cap: str | None
+) -> novarpc.NovaComputeAPI:
+    return novarpc.NovaComputeAPI(
+        transport,
+        version_cap=cap,
+        connect_retries=conf.conductor.rpc_connect_retries,
+        timeout_seconds=conf.long_rpc_timeout,
+        monitor_seconds=conf.rpc_response_timeout,
+    )
+
+
+def host_store(
+    conf: cfg.ConfigOpts,
+    aggregates: inventory.Inventory,
+    answer_seconds: float = liveness.ANSWER_SECONDS,
+) -> novahosts.NovaHosts:
+    """Open the hosts, which are looked at apart from the work on them."""
+    return novahosts.NovaHosts(aggregates, _liveness(conf, aggregates, answer_seconds))
+
+
+def _liveness(
+    conf: cfg.ConfigOpts, aggregates: inventory.Inventory, answer_seconds: float
+) -> liveness.NovaLiveness:
+    return liveness.NovaLiveness(
+        aggregates, conf.service_down_time, time.monotonic, answer_seconds=answer_seconds
+    )
+
+
+class StockComputes:
+    """What a conductor has to do with stock nova-computes.
+
+    :ivar liveness: of these computes
+    """
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        database: db_session.Database,
+        cells: transports.CellTransports,
+        aggregates: inventory.Inventory,
+    ) -> None:
+        self._conf = conf
+        self._database = database
+        self._transports = cells
+        self._cap = compute_cap(conf)
+        self._calls = stockcalls.StockCalls(database)
+        self._inventory = aggregates
+        self.liveness = _liveness(conf, aggregates, liveness.ANSWER_SECONDS)
+
+    def client(self, cell_uuid: str) -> stock.StockCompute:
+        """Give the client of a cell's nova-computes."""
+        over_seconds = self._conf.long_rpc_timeout + stock.SENDING_SECONDS
+        nova = self._api(self._transports.get(cell_uuid))
+        return stock.StockCompute(nova, self._calls, over_seconds)
+
+    def why_no_call(self, transport: rpc.Transport) -> str | None:
+        """Say why no compute may be called at all."""
+        return self._api(transport).why_unsupported()
+
+    def why_down(self, assignment: jobs.Assignment) -> str | None:
+        return self.liveness.why_down(assignment.host, assignment.cell_uuid)
+
+    def is_settled(self) -> bool:
+        """Nova's database tells at any time."""
+        return True
+
+    def hosts_counter(self) -> metrics.HostsCount:
+        """Build what counts the hosts; a cell that does not tell at once is not waited for."""
+        return host_store(self._conf, self._inventory, COUNT_SECONDS).count
+
+    def returning(self) -> conductor_steering.Returning:
+        return stock.StockReturning(returning.Waiting(self._database), self.liveness)
+
+    def orders(
+        self,
+        store: steering.Steering,
+        job_store: jobs.Jobs,
+        track: tracker.Tracker,
+        freed: Callable[[], None],
+    ) -> conductor_steering.Orders:
+        """Build what sees to the work that is to stop."""
+        return stock.StockOrders(store, job_store, track, freed)
+
+    @functools.cache  # noqa: B019 - one client a transport, for the life of the process
+    def _api(self, transport: rpc.Transport) -> novarpc.NovaComputeAPI:
+        return compute_api(self._conf, transport, self._cap)
