@@ -240,6 +240,26 @@ class Agent:
     seen_at: datetime.datetime | None = None
 
 
+class HostStatus(enum.StrEnum):
+    """Whether a compute host can be called, as far as that is known."""
+
+    UP = 'up'
+    DOWN = 'down'
+    UNKNOWN = 'unknown'
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A compute host, as it last reported itself and as it is now.
+
+    :ivar reason: why it is not up
+    """
+
+    agent: Agent
+    status: HostStatus = HostStatus.UP
+    reason: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class CachedImage:
     """A file in the cache of a host, as its compute last reported it; sizes in bytes.

@@ -185,6 +185,13 @@ class Inventory:
         with self._database.reader() as session:
             return mappings.cell_of_hosts(session, hosts)
 
+    def page_of_hosts(
+        self, limit: int, marker: str | None = None, cell_uuid: str | None = None
+    ) -> Mapping[str, str]:
+        """Map hosts, by name and from after the marker, to the uuids of their cells."""
+        with self._database.reader() as session:
+            return mappings.page_of_hosts(session, limit, marker, cell_uuid)
+
     def list_host_mappings(self) -> Sequence[tuple[str, model.Cell]]:
         """Give every mapped host with its cell, sorted by host."""
         with self._database.reader() as session:

@@ -48,6 +48,7 @@ class NovaLiveness:
     :param down_seconds: after its last report, from which a nova-compute is down
     :param clock: seconds that only grow
     :param wait: waits for answers, but no longer than so many seconds
+    :param answer_seconds: these
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class NovaLiveness:
         down_seconds: float,
         clock: Callable[[], float],
         wait: Callable[[Collection[_Asked], float], object] = futures.wait,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._inventory = aggregates
         self._down_seconds = down_seconds
         self._clock = clock
         self._wait = wait
+        self._answer_seconds = answer_seconds
         self._lock = threading.Lock()
         self._cells: dict[str, _Cell] = {}
         self._cells_are_old_at = float('-inf')
@@ -74,22 +77,23 @@ class NovaLiveness:
 
         :raises nova_precache.exception.CellUnreachable: the cell's database does not tell
         """
-        look = self._look({cell_uuid: [host]})
+        look = self.look_at({host: cell_uuid})
         if host in look.unknown:
             raise exception.CellUnreachable(look.unknown[host])
         return look.down.get(host)
 
     def look(self, hosts: Collection[str]) -> Look:
         """Look at hosts of any cells; one that is not mapped to a cell is left out."""
-        by_cell: dict[str, list[str]] = {}
-        for host, cell_uuid in self._inventory.cell_of_hosts(hosts).items():
-            by_cell.setdefault(cell_uuid, []).append(host)
-        return self._look(by_cell)
+        return self.look_at(self._inventory.cell_of_hosts(hosts))
 
-    def _look(self, by_cell: Mapping[str, Collection[str]]) -> Look:
+    def look_at(self, cell_of_hosts: Mapping[str, str]) -> Look:
+        """Look at hosts whose cells are known, by their uuids."""
+        by_cell: dict[str, list[str]] = {}
+        for host, cell_uuid in cell_of_hosts.items():
+            by_cell.setdefault(cell_uuid, []).append(host)
         cells = self._known_cells(by_cell.keys())
         asked = {uuid: cells[uuid].ask(hosts) for uuid, hosts in by_cell.items() if uuid in cells}
-        self._wait(asked.values(), ANSWER_SECONDS)
+        self._wait(asked.values(), self._answer_seconds)
         found: dict[str, services.Service] = {}
         down: dict[str, str] = {}
         unknown: dict[str, str] = {}
@@ -151,6 +155,7 @@ class _Cell:
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
         self._rests_until = float('-inf')
+        self._told: str | None = None
 
     def ask(self, hosts: Collection[str]) -> _Asked:
         """Begin to ask for hosts."""
@@ -183,10 +188,13 @@ class _Cell:
 
     def _load(self, hosts: Collection[str]) -> Mapping[str, services.Service]:
         try:
-            return services.load(self._connect(), hosts)
+            found = services.load(self._connect(), hosts)
         except Exception as exc:  # noqa: BLE001 - each driver has its own for a URL that is wrong
             # Not chained and not told in full: a part of a password may be in the message.
             why = type(getattr(exc, 'orig', None) or exc).__name__
+        else:
+            self._told = None
+            return found
         self._rest(why)
         raise _unreachable(self.cell, why)
 
@@ -197,7 +205,9 @@ class _Cell:
             return self._engine
 
     def _rest(self, why: str) -> None:
-        LOG.warning('The database of cell %s cannot be used: %s', self.cell.name, why)
+        if why != self._told:  # once, and not at each look while it is away
+            LOG.warning('The database of cell %s cannot be used: %s', self.cell.name, why)
+            self._told = why
         self._rests_until = self._clock() + REST_SECONDS
 
 

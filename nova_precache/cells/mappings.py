@@ -139,6 +139,22 @@ def cell_of_hosts(session: orm.Session, hosts: Collection[str]) -> dict[str, str
     return {host: found[host] for host in names if host in found}
 
 
+def page_of_hosts(
+    session: orm.Session, limit: int, marker: str | None, cell_uuid: str | None
+) -> dict[str, str]:
+    query = (
+        sa.select(models.HostMapping.host, models.CellMapping.uuid)
+        .join(models.CellMapping, models.CellMapping.id == models.HostMapping.cell_id)
+        .order_by(models.HostMapping.host)
+        .limit(limit)
+    )
+    if marker is not None:
+        query = query.where(models.HostMapping.host > marker)
+    if cell_uuid is not None:
+        query = query.where(models.CellMapping.uuid == cell_uuid)
+    return {row.host: row.uuid for row in session.execute(query)}
+
+
 def load_hosts(session: orm.Session) -> list[tuple[str, model.Cell]]:
     query = (
         sa.select(models.HostMapping.host, models.CellMapping)

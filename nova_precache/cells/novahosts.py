@@ -1,50 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts of a Nova as the API shows them; stock nova-compute tells little of itself."""
+"""The hosts of a Nova as they are shown and counted; stock nova-compute tells little of itself.
 
-from collections.abc import Collection, Mapping
+They are looked at so many at a time, and each once.
+"""
+
+import collections
+from collections.abc import Collection, Iterator, Mapping
 
 from nova_precache import model
-from nova_precache.cells import inventory, liveness, services
+from nova_precache.cells import inventory, liveness
+from nova_precache.db import census
+
+CHUNK_HOSTS = 1000
 
 
 class NovaHosts:
-    """The mapped hosts, and what the cells know of their nova-computes."""
+    """The mapped hosts, and what the cells know of their nova-computes.
+
+    What an agent alone would tell is None.
+    """
 
     def __init__(self, aggregates: inventory.Inventory, alive: liveness.NovaLiveness) -> None:
         self._inventory = aggregates
         self._liveness = alive
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]:
-        """Map hosts to what is known of them; one that is mapped to no cell is left out."""
+        """Map hosts to what is known without a look; one that is in no cell is left out."""
         cells = self._inventory.cell_of_hosts(hosts)
-        known = self._liveness.look(hosts).services
-        return {host: _agent(host, uuid, known.get(host)) for host, uuid in cells.items()}
+        return {host: _agent(host, uuid) for host, uuid in cells.items()}
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map hosts that are down, disabled, or of which nothing is known to the reason."""
         look = self._liveness.look(hosts)
         return {**look.down, **look.unknown}
 
+    def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
+        """Map hosts to how they are; one that is in no cell is left out."""
+        return self._look_at(self._inventory.cell_of_hosts(hosts))
+
     def list_page(
         self,
         limit: int | None = None,
         marker: str | None = None,
-        up: bool | None = None,
+        status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
-    ) -> list[model.Agent]:
+    ) -> list[model.Host]:
         """As ``db.agents.Agents.list_page``."""
-        hosts = sorted(
-            host
-            for host, cell in self._inventory.list_host_mappings()
-            if (marker is None or host > marker) and cell_uuid in (None, cell.uuid)
-        )
-        if up is not None:
-            down = self.down(hosts)
-            hosts = [host for host in hosts if (host not in down) == up]
-        known = self.get(hosts[:limit])
-        return [known[host] for host in hosts[:limit] if host in known]
+        found: list[model.Host] = []
+        needed = CHUNK_HOSTS if limit is None or status is not None else limit
+        for chunk in self._chunks(min(needed, CHUNK_HOSTS), marker, cell_uuid):
+            found.extend(host for host in chunk if status in (None, host.status))
+            if limit is not None and len(found) >= limit:
+                break
+        return found[:limit]
+
+    def count(self) -> Mapping[str, census.HostCount]:
+        """Count the hosts of each cell by how they are."""
+        counted: dict[str, collections.Counter[str]] = {}
+        for chunk in self._chunks(CHUNK_HOSTS):
+            for host in chunk:
+                counted.setdefault(host.agent.cell_uuid, collections.Counter())[host.status] += 1
+        return {
+            cell_uuid: census.HostCount(hosts['up'], hosts['down'], hosts['unknown'])
+            for cell_uuid, hosts in counted.items()
+        }
+
+    def _chunks(
+        self, size: int, marker: str | None = None, cell_uuid: str | None = None
+    ) -> Iterator[Collection[model.Host]]:
+        """Look at the hosts by name, so many at a time."""
+        while mapped := self._inventory.page_of_hosts(size, marker, cell_uuid):
+            yield self._look_at(mapped).values()
+            if len(mapped) < size:
+                return
+            marker = list(mapped)[-1]
+
+    def _look_at(self, cells: Mapping[str, str]) -> Mapping[str, model.Host]:
+        look = self._liveness.look_at(cells)
+        return {host: _host(_agent(host, uuid, look), look) for host, uuid in cells.items()}
 
 
-def _agent(host: str, cell_uuid: str, service: services.Service | None) -> model.Agent:
+def _agent(host: str, cell_uuid: str, look: liveness.Look | None = None) -> model.Agent:
+    service = None if look is None else look.services.get(host)
     seen_at = None if service is None else service.seen_at
     return model.Agent(host, agent_id='', cell_uuid=cell_uuid, seen_at=seen_at)
+
+
+def _host(agent: model.Agent, look: liveness.Look) -> model.Host:
+    if agent.host in look.unknown:
+        return model.Host(agent, model.HostStatus.UNKNOWN, look.unknown[agent.host])
+    if agent.host in look.down:
+        return model.Host(agent, model.HostStatus.DOWN, look.down[agent.host])
+    return model.Host(agent)

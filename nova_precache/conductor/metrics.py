@@ -4,9 +4,10 @@
 What is counted from the database is the same on every conductor: take it of one.
 """
 
+import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import prometheus_client
 from prometheus_client import core, registry
@@ -21,6 +22,8 @@ LOG = logging.getLogger(__name__)
 
 COUNTED_FOR_SECONDS = 5.0
 _PREFIX = 'nova_precache_conductor'
+
+HostsCount = Callable[[], Mapping[str, census.HostCount]]
 
 
 class Counters:
@@ -96,6 +99,7 @@ class StateCollector(registry.Collector):
     """How the service stands, counted when it is asked for, but not more often than needed.
 
     :param count: counts in the database; where that fails the other metrics are served
+    :param count_hosts: counts the hosts, if not the database does, and may fail alike
     """
 
     def __init__(
@@ -103,8 +107,10 @@ class StateCollector(registry.Collector):
         count: Callable[[], census.Count],
         clock: Callable[[], float],
         counted_for_seconds: float = COUNTED_FOR_SECONDS,
+        count_hosts: HostsCount | None = None,
     ) -> None:
         self._count = count
+        self._count_hosts = count_hosts
         self._clock = clock
         self._counted_for_seconds = counted_for_seconds
         self._lock = threading.Lock()
@@ -130,10 +136,21 @@ class StateCollector(registry.Collector):
 
     def _try_to_count(self) -> census.Count | None:
         try:
-            return self._count()
+            counted = self._count()
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the database
             LOG.warning('Metrics are served without those of the database: %s', exc)
             return None
+        if self._count_hosts is None:
+            return counted
+        return dataclasses.replace(counted, hosts=_try_to_count_hosts(self._count_hosts))
+
+
+def _try_to_count_hosts(count: HostsCount) -> Mapping[str, census.HostCount]:
+    try:
+        return count()
+    except Exception as exc:  # noqa: BLE001 - whatever is wrong with the inventory
+        LOG.warning('Metrics are served without the hosts: %s', exc)
+        return {}
 
 
 def _families(counted: census.Count) -> Iterator[core.Metric]:
@@ -178,10 +195,11 @@ def _gauge(name: str, help_text: str, label: str, values: dict[str, int]) -> cor
 def _hosts(counted: census.Count) -> core.Metric:
     family = core.GaugeMetricFamily(
         f'{_PREFIX}_hosts',
-        'Hosts whose compute has reported of late, and whose has not.',
+        'Hosts by whether they can be called: up, down, or not known.',
         labels=['cell', 'state'],
     )
     for cell_uuid, hosts in sorted(counted.hosts.items()):
         family.add_metric([cell_uuid, 'up'], hosts.up)
         family.add_metric([cell_uuid, 'down'], hosts.down)
+        family.add_metric([cell_uuid, 'unknown'], hosts.unknown)
     return family

@@ -28,7 +28,7 @@ class List(command.Lister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument('--status', choices=('up', 'down'), help='those that are so')
+        parser.add_argument('--status', choices=('up', 'down', 'unknown'), help='those that are so')
         parser.add_argument('--cell', metavar='<cell>', help='those of this cell (UUID)')
         parser.add_argument('--long', action='store_true', help='with more columns')
         arguments.add_paging(parser, 'hosts')

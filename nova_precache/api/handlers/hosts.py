@@ -23,33 +23,34 @@ def index(call: Call) -> Reply:
     found = call.services.agents.list_page(
         limit=paging.limit(call) + 1,
         marker=paging.first(call, 'marker'),
-        up=None if status is None else status == 'up',
+        status=None if status is None else model.HostStatus(status),
         cell_uuid=None if cell is None else asking.canonical(cell),
     )
-    down = call.services.agents.down([agent.host for agent in found])
     body = paging.page(
         call,
         '/v1/hosts',
         'hosts',
         found,
-        lambda agent: _host_to_json(agent, down.get(agent.host)),
-        marker_of=lambda agent: agent.host,
+        _host_to_json,
+        marker_of=lambda host: host.agent.host,
     )
     return Reply(body=body)
 
 
 def show(call: Call) -> Reply:
     call.authorize(policies.SHOW)
-    agent = _load(call)
-    reason = call.services.agents.down([agent.host]).get(agent.host)
-    return Reply(body={'host': _host_to_json(agent, reason)})
+    name = call.path['host']
+    host = call.services.agents.look([name]).get(name)
+    if host is None:
+        raise exception.ComputeHostNotFound(name)
+    return Reply(body={'host': _host_to_json(host)})
 
 
 def images(call: Call) -> Reply:
     """List what is in the cache of a host, by the names of the files."""
     validation.check_query(call.query, schemas.IMAGES)
     call.authorize(policies.IMAGES)
-    host = _load(call).host
+    host = _known(call)
     limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
     found = call.services.caches.of_host(host, limit, marker)
     pinned, to_age = _pinned_on(call, host), _ages()
@@ -94,12 +95,11 @@ def of_image(call: Call) -> Reply:
     return Reply(body=body)
 
 
-def _load(call: Call) -> model.Agent:
+def _known(call: Call) -> str:
     host = call.path['host']
-    agent = call.services.agents.get([host]).get(host)
-    if agent is None:
+    if host not in call.services.agents.get([host]):
         raise exception.ComputeHostNotFound(host)
-    return agent
+    return host
 
 
 def _pinned_on(call: Call, host: str) -> Mapping[str, str]:
@@ -120,12 +120,13 @@ def _ages() -> Callable[[datetime.datetime], int]:
     return lambda touched: max(0, int((now - touched).total_seconds()))
 
 
-def _host_to_json(agent: model.Agent, reason: str | None) -> model.Json:
+def _host_to_json(host: model.Host) -> model.Json:
+    agent = host.agent
     return {
         'host': agent.host,
         'cell': agent.cell_uuid,
-        'status': 'up' if reason is None else 'down',
-        'reason': reason,
+        'status': host.status,
+        'reason': host.reason,
         'seen_at': times.to_text(agent.seen_at),
         'version': agent.version,
         'driver': agent.driver,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts and what is in their caches: the queries of their lists, and what is answered."""
 
+from nova_precache import model
 from nova_precache.api.schemas import common
 
-_STATUS = ['up', 'down']
+_STATUS = list(map(str, model.HostStatus))
 _NAME = {'type': 'string', 'minLength': 1, 'maxLength': 255, 'format': 'text'}
 
 INDEX = common.strict(

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What /v1 refuses, and does not pretend to know, where stock nova-computes cache images."""
 
+import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jsonschema
 import pytest
 from oslo_config import cfg
 
 from nova_precache import model
+from nova_precache.api.schemas import hosts as schemas
+from nova_precache.cells import liveness, novahosts
 from nova_precache.db import agents, untold
 from tests.unit.api.conftest import Api
+from tests.unit.cells.conftest import CellDatabase
 
 UNTOLD = 'It is not known what is in the caches: with compute_backend = nova no host tells.'
 
@@ -18,6 +24,51 @@ UNTOLD = 'It is not known what is in the caches: with compute_backend = nova no 
 def beside(conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api]) -> Api:
     conf.set_override('compute_backend', 'nova', 'image_cache')
     return rebuild(caches=untold.UntoldCaches(api.database))
+
+
+@pytest.fixture
+def hosts(
+    conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api], tmp_path: pathlib.Path
+) -> Api:
+    """Two hosts of a cell that tells of one, and one of a cell that tells nothing."""
+    novas = CellDatabase(tmp_path / 'nova_cell1.sqlite')
+    novas.add('one')
+    novas.close()
+    for name, url, mapped in (('n1', novas.url, ('one', 'two')), ('n2', '', ('three',))):
+        cell = api.inventory.create_cell(name, f'fake:///{name}', url)
+        for host in mapped:
+            api.inventory.map_host(host, cell.uuid)
+    alive = liveness.NovaLiveness(api.inventory, 60, time.monotonic)
+    return rebuild(agents=novahosts.NovaHosts(api.inventory, alive))
+
+
+def test_hosts_are_shown_with_what_their_cells_know_and_no_more(hosts: Api) -> None:
+    shown = {each: hosts.get(f'/v1/hosts/{each}').json['host'] for each in ('one', 'two', 'three')}
+
+    for host in shown.values():
+        jsonschema.validate(host, schemas.HOST)
+    assert {name: (host['status'], host['reason']) for name, host in shown.items()} == {
+        'one': ('up', None),
+        'two': ('down', 'host down: it has no nova-compute service'),
+        'three': ('unknown', "cell n2's database is unreachable (its mapping names none)"),
+    }
+    assert [host['seen_at'] is None for host in shown.values()] == [False, True, True]
+    by_agents = ('version', 'driver', 'store_id', 'cache_bytes', 'free_bytes')
+    assert {host[key] for host in shown.values() for key in by_agents} == {None}
+    assert hosts.get('/v1/hosts/four').status_int == 404
+
+
+@pytest.mark.parametrize(
+    ('status', 'expected'), [('up', ['one']), ('down', ['two']), ('unknown', ['three'])]
+)
+def test_hosts_are_filtered_by_what_their_cells_know(
+    hosts: Api, status: str, expected: list[str]
+) -> None:
+    mapped = {'one', 'two', 'three'}
+
+    found = hosts.get(f'/v1/hosts?status={status}').json['hosts']
+
+    assert [host['host'] for host in found if host['host'] in mapped] == expected
 
 
 @pytest.fixture

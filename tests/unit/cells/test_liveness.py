@@ -4,7 +4,7 @@
 import datetime
 import pathlib
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -12,82 +12,16 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.cells import inventory, liveness, novahosts, services
+from nova_precache.cells import liveness, services
+from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO, World
-
-# As Nova makes it, but for columns that nobody here reads.
-_SERVICES = sa.Table(
-    'services',
-    sa.MetaData(),
-    sa.Column('id', sa.Integer, primary_key=True),
-    sa.Column('host', sa.String(255)),
-    sa.Column('binary', sa.String(255)),
-    sa.Column('deleted', sa.Integer, default=0),
-    sa.Column('disabled', sa.Boolean, default=False),
-    sa.Column('disabled_reason', sa.String(255)),
-    sa.Column('forced_down', sa.Boolean, default=False),
-    sa.Column('last_seen_up', sa.DateTime),
-    sa.Column('created_at', sa.DateTime),
-)
-
-
-class CellDatabase:
-    """A cell's database with its services."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.url = f'sqlite:///{path}'
-        self._engine = sa.create_engine(self.url)
-        _SERVICES.create(self._engine)
-
-    def add(self, host: str, seen_seconds_ago: float | None = 1, **more: Any) -> None:
-        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-        seen = None
-        if seen_seconds_ago is not None:
-            seen = now - datetime.timedelta(seconds=seen_seconds_ago)
-        row = {'host': host, 'binary': 'nova-compute', 'last_seen_up': seen, **more}
-        with self._engine.begin() as connection:
-            connection.execute(sa.insert(_SERVICES).values(row))
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def first(tmp_path: pathlib.Path) -> Iterator[CellDatabase]:
-    made = CellDatabase(tmp_path / 'cell1.sqlite')
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def alive(world: World, clock: Clock) -> liveness.NovaLiveness:
-    return liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock)
-
-
-def _cell(world: World, name: str, url: str, *hosts: str) -> model.Cell:
-    cell = world.inventory.create_cell(name, f'fake:///{name}', url)
-    for host in hosts:
-        world.inventory.map_host(host, cell.uuid)
-    return cell
 
 
 def test_what_is_down_or_disabled_is_told_with_its_reason(
     world: World, first: CellDatabase, alive: liveness.NovaLiveness
 ) -> None:
-    _cell(world, 'one', first.url, 'up', 'late', 'off', 'forced', 'ahead', 'mute', 'new', 'none')
+    named = ('up', 'late', 'off', 'forced', 'ahead', 'mute', 'new', 'none')
+    open_cell(world, 'one', first.url, *named)
     first.add('up')
     first.add('late', seen_seconds_ago=None, last_seen_up=LONG_AGO)
     first.add('off', disabled=True, disabled_reason='maintenance')
@@ -99,8 +33,7 @@ def test_what_is_down_or_disabled_is_told_with_its_reason(
     first.add('none', deleted=7)
     first.add('none', binary='nova-conductor')
 
-    hosts = ['up', 'late', 'off', 'forced', 'ahead', 'mute', 'new', 'none', 'unmapped']
-    down = dict(alive.down(hosts))
+    down = dict(alive.down([*named, 'unmapped']))
 
     assert down.pop('ahead').startswith('host down: last report at ')
     assert down == {
@@ -115,7 +48,7 @@ def test_what_is_down_or_disabled_is_told_with_its_reason(
 def test_a_host_is_down_only_after_the_time_that_is_configured(
     world: World, first: CellDatabase, alive: liveness.NovaLiveness
 ) -> None:
-    cell = _cell(world, 'one', first.url, 'just', 'not')
+    cell = open_cell(world, 'one', first.url, 'just', 'not')
     first.add('just', seen_seconds_ago=DOWN_SECONDS - 20)
     first.add('not', seen_seconds_ago=DOWN_SECONDS + 20)
 
@@ -158,15 +91,21 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
     alive: liveness.NovaLiveness,
     clock: Clock,
     tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _cell(world, 'one', first.url, 'h1')
+    open_cell(world, 'one', first.url, 'h1')
     first.add('h1', forced_down=True)
     path = tmp_path / 'later.sqlite'
-    cell = _cell(world, 'two', f'sqlite:///{path}', 'h2')
+    cell = open_cell(world, 'two', f'sqlite:///{path}', 'h2')
 
     look = alive.look(['h1', 'h2'])
     assert look.down == {'h1': 'host down: it is forced down'}
     assert look.unknown == {'h2': "cell two's database is unreachable (OperationalError)"}
+
+    assert caplog.messages == ['The database of cell two cannot be used: OperationalError']
+    clock.now += liveness.REST_SECONDS
+    assert set(alive.look(['h2']).unknown) == {'h2'}
+    assert len(caplog.messages) == 1  # it is told once
 
     assert not path.exists()
     second = CellDatabase(path)
@@ -185,9 +124,9 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
         futures.wait(list(asked)[:1], 20)
 
     alive = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock, wait_for_the_first)
-    _cell(world, 'one', first.url, 'h1')
+    open_cell(world, 'one', first.url, 'h1')
     first.add('h1', disabled=True)
-    _cell(world, 'two', 'sqlite:////nowhere/silent.sqlite', 'h2')
+    open_cell(world, 'two', 'sqlite:////nowhere/silent.sqlite', 'h2')
     released = threading.Event()
     load = services.load
 
@@ -218,7 +157,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
 def test_a_cell_without_a_usable_database_says_so_and_no_password(
     world: World, alive: liveness.NovaLiveness, url: str, why: str, caplog: Any
 ) -> None:
-    cell = _cell(world, 'one', url, 'h1')
+    cell = open_cell(world, 'one', url, 'h1')
 
     with pytest.raises(exception.CellUnreachable) as raised:
         alive.why_down('h1', cell.uuid)
@@ -234,7 +173,7 @@ def test_while_the_inventory_is_lost_the_cells_of_before_are_asked(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cell = _cell(world, 'one', first.url, 'h1')
+    cell = open_cell(world, 'one', first.url, 'h1')
     first.add('h1')
     assert alive.why_down('h1', cell.uuid) is None
 
@@ -253,7 +192,7 @@ def test_a_cell_that_is_new_is_asked_at_once_and_one_that_is_gone_tells_nothing(
     with pytest.raises(exception.CellUnreachable, match='cell gone has no mapping'):
         alive.why_down('h1', 'gone')
 
-    cell = _cell(world, 'one', first.url, 'h1')
+    cell = open_cell(world, 'one', first.url, 'h1')
     first.add('h1')
 
     assert alive.why_down('h1', cell.uuid) is None
@@ -267,7 +206,7 @@ def test_a_cell_that_moves_to_another_database_is_asked_there(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cell = _cell(world, 'one', first.url, 'h1')
+    cell = open_cell(world, 'one', first.url, 'h1')
     first.add('h1')
     assert alive.why_down('h1', cell.uuid) is None
     second = CellDatabase(tmp_path / 'second.sqlite')
@@ -277,46 +216,3 @@ def test_a_cell_that_moves_to_another_database_is_asked_there(
 
     assert alive.why_down('h1', cell.uuid) == 'host down: it has no nova-compute service'
     second.close()
-
-
-# As the API shows them
-
-
-@pytest.fixture
-def shown(world: World, first: CellDatabase, alive: liveness.NovaLiveness) -> novahosts.NovaHosts:
-    """Hosts of a cell that tells, and one of a cell that does not."""
-    _cell(world, 'one', first.url, 'a', 'b', 'c')
-    first.add('a')
-    first.add('b', forced_down=True)
-    _cell(world, 'two', '', 'd')
-    stock: inventory.Inventory = world.inventory
-    return novahosts.NovaHosts(stock, alive)
-
-
-def test_every_mapped_host_is_listed_and_what_is_known_of_it(shown: novahosts.NovaHosts) -> None:
-    listed = shown.list_page()
-
-    assert [agent.host for agent in listed] == ['a', 'b', 'c', 'd']
-    assert [agent.seen_at is not None for agent in listed] == [True, True, False, False]
-    assert {agent.free_bytes for agent in listed} == {None}
-    assert shown.down(['a', 'b', 'c', 'd', 'e']) == {
-        'b': 'host down: it is forced down',
-        'c': 'host down: it has no nova-compute service',
-        'd': "cell two's database is unreachable (its mapping names none)",
-    }
-    assert set(shown.get(['a', 'e'])) == {'a'}
-
-
-def test_hosts_are_listed_in_pages_by_state_and_by_cell(
-    world: World, shown: novahosts.NovaHosts
-) -> None:
-    two = world.inventory.get_cell('two').uuid
-
-    def names(**which: Any) -> list[str]:
-        return [agent.host for agent in shown.list_page(**which)]
-
-    assert names(limit=2) == ['a', 'b']
-    assert names(limit=2, marker='b') == ['c', 'd']
-    assert (names(up=True), names(up=False)) == (['a'], ['b', 'c', 'd'])
-    assert names(up=False, limit=1, marker='b') == ['c']
-    assert names(cell_uuid=two) == ['d']

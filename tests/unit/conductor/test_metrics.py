@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a conductor counts, and how the whole service stands by its metrics."""
 
+import dataclasses
+
 import pytest
 from prometheus_client import registry
 
@@ -133,6 +135,36 @@ def test_while_the_database_is_away_the_counters_are_still_served(
     assert _value(made, 'takeovers_total') == 1
     assert _value(made, 'jobs', state='ready') is None
     assert 'the database is away' in caplog.text
+
+
+def test_hosts_that_the_database_does_not_know_are_counted_where_they_are(
+    made: registry.CollectorRegistry, clock: Clock
+) -> None:
+    def count_hosts() -> dict[str, census.HostCount]:
+        return {'cell-1': census.HostCount(up=3, down=2, unknown=1)}
+
+    stale = dataclasses.replace(NOBODY, hosts={'cell-2': census.HostCount(up=0, down=9)})
+    made.register(metrics.StateCollector(lambda: stale, clock, count_hosts=count_hosts))
+
+    states = {
+        state: _value(made, 'hosts', cell='cell-1', state=state) for state in model.HostStatus
+    }
+    assert states == {'up': 3, 'down': 2, 'unknown': 1}
+    assert _value(made, 'hosts', cell='cell-2', state='down') is None
+
+
+def test_while_the_hosts_cannot_be_counted_all_else_is_served(
+    made: registry.CollectorRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> dict[str, census.HostCount]:
+        raise RuntimeError('the inventory is away')
+
+    counted = dataclasses.replace(NOBODY, claimed_hosts=4)
+    made.register(metrics.StateCollector(lambda: counted, clock, count_hosts=fail))
+
+    assert (_value(made, 'database_up'), _value(made, 'claimed_hosts')) == (1, 4)
+    assert _value(made, 'hosts', cell='cell-1', state='up') is None
+    assert 'the inventory is away' in caplog.text
 
 
 def test_every_state_is_served_also_when_nothing_is_in_it(

@@ -131,9 +131,9 @@ def test_agents_come_in_pages(world: World) -> None:
         world.agents.register(dataclasses.replace(AGENT, host=f'host{number}'))
 
     first = world.agents.list_page(limit=3)
-    second = world.agents.list_page(limit=3, marker=first[-1].host)
+    second = world.agents.list_page(limit=3, marker=first[-1].agent.host)
 
-    assert [agent.host for agent in (*first, *second)] == [f'host{n}' for n in range(5)]
+    assert [host.agent.host for host in (*first, *second)] == [f'host{n}' for n in range(5)]
     assert len(first) == 3
 
 
@@ -143,9 +143,25 @@ def test_agents_are_listed_that_report_or_that_do_not_or_of_a_cell(world: World)
     world.dead('c')
 
     def hosts(**which: object) -> list[str]:
-        return [agent.host for agent in world.agents.list_page(**which)]  # type: ignore[arg-type]
+        found = world.agents.list_page(**which)  # type: ignore[arg-type]
+        assert found == list(world.agents.look([host.agent.host for host in found]).values())
+        return [host.agent.host for host in found]
 
-    assert hosts(up=True) == ['a', 'b']
-    assert hosts(up=False) == ['c'] == list(world.agents.down(['a', 'b', 'c']))
+    assert hosts(status=model.HostStatus.UP) == ['a', 'b']
+    assert hosts(status=model.HostStatus.DOWN) == ['c'] == list(world.agents.down(['a', 'b', 'c']))
+    assert hosts(status=model.HostStatus.UNKNOWN) == []
     assert hosts(cell_uuid='cell-1') == ['a', 'c']
-    assert hosts(cell_uuid='cell-1', up=True) == ['a']
+    assert hosts(cell_uuid='cell-1', status=model.HostStatus.UP) == ['a']
+
+
+def test_how_a_host_is_comes_with_its_reason(world: World) -> None:
+    for host in ('a', 'b'):
+        world.agents.register(dataclasses.replace(AGENT, host=host))
+    world.dead('b')
+
+    look = world.agents.look(['a', 'b', 'never'])
+
+    assert {host: (told.status, told.reason) for host, told in look.items()} == {
+        'a': (model.HostStatus.UP, None),
+        'b': (model.HostStatus.DOWN, 'host down: last report at 2001-01-01T00:00:00Z'),
+    }
