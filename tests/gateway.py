@@ -8,6 +8,7 @@ cut after one, or spoiled on the way.
 import dataclasses
 import http.server
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any, Self
@@ -37,9 +38,10 @@ class Gateway:
     :ivar cuts: bytes after which each of the next downloads is cut
     :ivar spoil: how many of the next downloads have their first byte wrong
     :ivar refuse: status that every next download is answered with instead of data
+    :param tls: speak it, and say so to the server behind; that may be another than Glance
     """
 
-    def __init__(self, glance_url: str) -> None:
+    def __init__(self, glance_url: str, tls: ssl.SSLContext | None = None) -> None:
         self._glance_url = glance_url
         self._changed = threading.Condition()
         self._hold_at_byte: int | None = None
@@ -63,11 +65,16 @@ class Gateway:
                 pass
 
         self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self._scheme = 'https' if tls else 'http'
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:
-        return f'http://127.0.0.1:{self._server.server_port}'
+        return f'{self._scheme}://127.0.0.1:{self._server.server_port}'
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -136,7 +143,7 @@ class Gateway:
         answer = requests.request(
             handler.command,
             self._glance_url + handler.path,
-            headers=_end_to_end(dict(handler.headers)),
+            headers={**_end_to_end(dict(handler.headers)), **self._forwarded()},
             data=handler.rfile.read(length),
             timeout=60,
         )
@@ -146,6 +153,11 @@ class Gateway:
         handler.send_header('Content-Length', str(len(answer.content)))
         handler.end_headers()
         handler.wfile.write(answer.content)
+
+    def _forwarded(self) -> dict[str, str]:
+        if self._scheme == 'http':
+            return {}
+        return {'X-Forwarded-Proto': 'https', 'X-Forwarded-Host': self.url.split('//')[1]}
 
     def _serve_data(self, handler: http.server.BaseHTTPRequestHandler, download: Download) -> None:
         if self.refuse is not None:

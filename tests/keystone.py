@@ -50,6 +50,9 @@ key_repository = {data}/fernet
 
 [identity]
 password_hash_rounds = 4
+
+[oslo_middleware]
+enable_proxy_headers_parsing = true
 """
 
 
@@ -73,10 +76,17 @@ class KeystoneServer(process.ServerProcess):
     def __init__(self, directory: pathlib.Path) -> None:
         super().__init__(directory)
         self.admin = User('admin', SECRETS.make('password of an admin'), 'admin')
+        self._is_prepared = False
 
     @property
     def url(self) -> str:
         return f'{super().url}/v3'
+
+    def kill(self) -> None:
+        """Have it end at once; started again it is where and as it was."""
+        assert self._process is not None
+        self._process.kill()
+        self.stop()
 
     @functools.cached_property
     def _client(self) -> '_Client':
@@ -98,6 +108,26 @@ class KeystoneServer(process.ServerProcess):
             'url': url,
         }
         client.post('/endpoints', endpoint=endpoint)
+
+    def add_region(self, region: str, **urls: str) -> None:
+        """Have the catalog name endpoints of services in one more region, by their types."""
+        client = self._client
+        client.put(f'/regions/{region}', region={})
+        for service_type, url in urls.items():
+            service_id = self._find_or_make_service(service_type)
+            for interface in ('internal', 'public'):
+                endpoint = {
+                    'service_id': service_id,
+                    'region_id': region,
+                    'interface': interface,
+                    'url': url,
+                }
+                client.post('/endpoints', endpoint=endpoint)
+
+    def _find_or_make_service(self, service_type: str) -> str:
+        found = self._client.get('/services', type=service_type)['services']
+        made = {'type': service_type, 'name': service_type}
+        return str((found[0] if found else self._client.post('/services', service=made))['id'])
 
     def make_user(self, *roles: str, project: str | None = None, name: str | None = None) -> User:
         """Make a user with roles in a project, a new one unless named; and what is missing."""
@@ -154,6 +184,8 @@ class KeystoneServer(process.ServerProcess):
 
     def _prepare(self, home: pathlib.Path) -> None:
         """Make the configuration, the database, the keys of tokens and the administrator."""
+        if self._is_prepared:
+            return
         (self.directory / 'keystone.conf').write_text(_CONFIGURATION.format(data=self.directory))
         self._manage(home, 'db_sync')
         self._manage(
@@ -173,6 +205,7 @@ class KeystoneServer(process.ServerProcess):
             f'--bootstrap-public-url={self.url}',
             OS_BOOTSTRAP_PASSWORD=self.admin.password,
         )
+        self._is_prepared = True
 
     def _manage(self, home: pathlib.Path, *arguments: str, **variables: str) -> None:
         command = [
@@ -209,8 +242,8 @@ class _Client:
         (kind,) = body
         return self._ask('POST', path, json=body).json()[kind]
 
-    def put(self, path: str) -> None:
-        self._ask('PUT', path)
+    def put(self, path: str, **body: dict[str, Any]) -> None:
+        self._ask('PUT', path, json=body or None)
 
     def patch(self, path: str, **body: dict[str, Any]) -> None:
         self._ask('PATCH', path, json=body)

@@ -26,6 +26,9 @@ from nova_precache import exception
 
 T = TypeVar('T')
 
+# The database does not answer; what its message holds is not for everybody.
+Unreachable = db_exception.DBConnectionError
+
 BUSY_TIMEOUT_MS = 30_000
 CHUNK_KEYS = 500
 _CONNECTION = 'connection'
@@ -92,6 +95,8 @@ class Database:
             _prepare_sqlite(engine)
         else:
             _see_what_others_commit(engine)
+        if engine.dialect.name == 'postgresql':
+            _tell_of_absence(engine)
         engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
 
@@ -202,6 +207,7 @@ def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool) -> Datab
         engines.create_engine(
             _with_pool(_not_made(url) if read_only else url),
             sqlite_fk=True,
+            mysql_sql_mode='TRADITIONAL',  # what does not fit is refused, and not cut
             connection_recycle_time=options.connection_recycle_time,
             max_pool_size=options.max_pool_size,
             max_overflow=options.max_overflow,
@@ -237,7 +243,10 @@ def _not_made(url: str) -> str:
 def _what_is_wrong(url: str, error: Exception) -> str:
     """Say why a database cannot be had, without its URL, which has a password."""
     # Of a password that has an @ of its own, the rest is taken for the host.
-    is_telling = isinstance(error, db_exception.DBError | ImportError | sa.exc.NoSuchModuleError)
+    telling = (
+        db_exception.DBError | ImportError | sa.exc.NoSuchModuleError | sa.exc.OperationalError
+    )
+    is_telling = isinstance(error, telling)
     if is_telling and url.count('@') <= 1:
         first_line, _, _ = str(error).partition('\n')
         return f'cannot be used: {first_line}'
@@ -254,6 +263,24 @@ def _see_what_others_commit(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, 'connect')
     def _set_isolation(connection: Any, record: Any) -> None:
         engine.dialect.set_isolation_level(connection, 'READ COMMITTED')
+
+
+def _tell_of_absence(engine: sa.Engine) -> None:
+    """Have a server that cannot be reached be the error that it is with MariaDB.
+
+    oslo.db does not know how this driver says it: with no code of the server's, or with one
+    of those by which it says that it starts or stops.
+    """
+
+    @sa.event.listens_for(engine, 'do_connect')
+    def _connect(dialect: sa.Dialect, record: Any, places: Any, options: Any) -> Any:
+        try:
+            return dialect.connect(*places, **options)
+        except dialect.loaded_dbapi.OperationalError as exc:
+            state = getattr(exc, 'sqlstate', None)
+            if not state or state.startswith(('08', '57P')):
+                raise Unreachable(exc) from exc
+            raise
 
 
 _READ_ONLY = {

@@ -65,8 +65,15 @@ class GlanceSettings:
 
 
 def new_session(settings: GlanceSettings) -> ksa_session.Session:
-    """Make a session, which may serve many callers of one process."""
-    return ksa_session.Session(verify=settings.verify, cert=settings.client_certificate)
+    """Make a session, which may serve many callers of one process.
+
+    Keystone is waited for no longer than Glance is.
+    """
+    return ksa_session.Session(
+        verify=settings.verify,
+        cert=settings.client_certificate,
+        timeout=settings.read_timeout_seconds,
+    )
 
 
 class GlanceImageService:

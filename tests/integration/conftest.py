@@ -102,8 +102,9 @@ class Deployment:
         opened.restore()
         return url.replace(f':{self.rabbitmq.driver.port}/', f':{opened.port}/'), opened
 
-    def connect_database(self) -> db_session.Database:
-        arguments = ('--config-file', str(self.directory / 'conductor1.conf'))
+    def connect_database(self, name: str = CONDUCTORS[0]) -> db_session.Database:
+        """Open the database that a process is configured with."""
+        arguments = ('--config-file', str(self.directory / f'{name}.conf'))
         return db_session.connect(options.new(arguments))
 
     def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:

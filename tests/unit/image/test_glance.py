@@ -12,6 +12,7 @@ import http.server
 import json
 import logging
 import pathlib
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import trustme
 from keystoneauth1 import noauth
+from keystoneauth1.identity import v3
 
 from nova_precache import conf as precache_conf
 from nova_precache import context, exception
@@ -683,3 +685,12 @@ def test_settings_are_those_of_the_options(
     settings = glance.GlanceSettings.from_conf(conf)
     assert settings == glance.GlanceSettings(verify=verify, client_certificate=certificate)
     assert glance.new_session(settings).verify == verify
+
+
+def test_a_keystone_that_never_answers_is_given_up() -> None:
+    settings = glance.GlanceSettings(read_timeout_seconds=0.1)
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        auth = v3.Password(f'http://127.0.0.1:{silent.getsockname()[1]}/v3', 'user', 'secret')
+        images = glance.GlanceImageService(settings, auth)
+        with pytest.raises(exception.ImageServiceUnavailable, match='Keystone'):
+            images.token()
