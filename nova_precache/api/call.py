@@ -70,15 +70,21 @@ class Steering(Protocol):
 
 
 class AgentStore(Protocol):
-    """What the hosts reported of themselves; ``db.agents.Agents`` is one."""
+    """The hosts; ``db.agents.Agents`` is one, and ``cells.novahosts.NovaHosts``."""
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]: ...
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]: ...
 
+    def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]: ...
+
     def list_page(
-        self, limit: int, marker: str | None, up: bool | None, cell_uuid: str | None
-    ) -> Sequence[model.Agent]: ...
+        self,
+        limit: int,
+        marker: str | None,
+        status: model.HostStatus | None,
+        cell_uuid: str | None,
+    ) -> Sequence[model.Host]: ...
 
 
 class CacheStore(Protocol):
@@ -158,7 +164,8 @@ class Settings:
     """The options that handlers go by.
 
     :ivar is_stock: images are cached by stock nova-computes
-    :ivar force_raw_images: and the two after it: as the computes have them, for estimates
+    :ivar force_raw_images: and the one after it: as the computes have them, for estimates
+    :ivar precache_concurrency: tells what it is now, for estimates
     """
 
     public_endpoint: str | None
@@ -167,7 +174,7 @@ class Settings:
     max_tasks_per_request: int
     force_raw_images: bool
     reserved_disk_bytes: int
-    precache_concurrency: int
+    precache_concurrency: Callable[[], int]
     is_stock: bool = False
 
     @classmethod
@@ -179,7 +186,7 @@ class Settings:
             max_tasks_per_request=conf.image_cache.max_tasks_per_request,
             force_raw_images=conf.force_raw_images,
             reserved_disk_bytes=conf.image_cache.reserved_disk_bytes,
-            precache_concurrency=conf.image_cache.precache_concurrency,
+            precache_concurrency=lambda: conf.image_cache.precache_concurrency,
             is_stock=conf.image_cache.compute_backend == image_cache.NOVA,
         )
 

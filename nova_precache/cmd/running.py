@@ -81,7 +81,14 @@ def run(
             pass
     finally:
         for part in reversed(started):
-            part.stop()
+            _stop(part)
+
+
+def _stop(part: Running) -> None:
+    try:
+        part.stop()
+    except Exception:
+        LOG.exception('%s did not stop as it should', type(part).__name__)
 
 
 def on_stop_signals(call: Callable[[], None]) -> None:
@@ -122,6 +129,10 @@ def exit_with(main: Callable[[], int]) -> None:
         status = main()
     except (exception.PrecacheError, cfg.Error) as exc:
         print(exc, file=sys.stderr)
+        status = 1
+    except Exception:
+        # Not let through: the interpreter would wait for the threads before it ends.
+        LOG.exception('The command failed')
         status = 1
     logging.shutdown()
     sys.stdout.flush()

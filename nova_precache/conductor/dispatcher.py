@@ -21,6 +21,7 @@ from nova_precache.db import claims, jobs, requests
 LOG = logging.getLogger(__name__)
 
 SKIP_BATCH_HOSTS = 500
+LOOP_STOP_SECONDS = 5.0
 
 
 class Dispatcher:
@@ -86,15 +87,25 @@ class Dispatcher:
 
         A call that goes on is joined by whichever conductor claims its host next.
         """
+        deadline = time.monotonic() + self.stop_seconds
         self.stop_claiming()
         if self._loop.ident is not None:
-            self._loop.join()
-            self._planner.join(self.stop_seconds)  # it may wait for the image service
-        left = futures.wait(set(self._in_progress), self.stop_seconds).not_done
+            # Both may wait for a database, and the planner for the image service.
+            self._loop.join(max(LOOP_STOP_SECONDS, self.stop_seconds))
+            self._planner.join(_until(deadline))
+        left = futures.wait(set(self._in_progress), _until(deadline)).not_done
         if left:
             LOG.warning('%d calls in progress are left to another conductor', len(left))
-        self._jobs.release_all(self._conductor_id)
-        self._pool.shutdown(wait=False)
+        try:
+            self._release_all()
+        finally:
+            self._pool.shutdown(wait=False)
+
+    def _release_all(self) -> None:
+        try:
+            self._jobs.release_all(self._conductor_id)
+        except Exception:
+            LOG.exception('No host could be given back, the leases will run out')
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -189,3 +200,7 @@ class Dispatcher:
             left = iter(sorted(waiting - set(aggregate.hosts)))
             while hosts := list(itertools.islice(left, SKIP_BATCH_HOSTS)):
                 self._tracker.settle(self._jobs.skip_waiting(request.id, hosts, planner.LEFT))
+
+
+def _until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

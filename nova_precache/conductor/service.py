@@ -101,11 +101,24 @@ class Conductor:
 
     def stop(self) -> None:
         """Hand back the claims, write what was reported, close the servers."""
-        self._dispatcher.stop()
-        concurrency.stop_all([self._helm, self._announcer, self._periodic, *self._served.values()])
-        self._intake.write_progress()
-        self._intake.write_images()
+        for step in (
+            self._dispatcher.stop,
+            self._stop_the_others,
+            self._intake.write_progress,
+            self._intake.write_images,
+        ):
+            self._try_to(step)
         LOG.info('Conductor %s has stopped', self._conductor_id)
+
+    def _try_to(self, step: Callable[[], None]) -> None:
+        """Take a step of the stop; when the database is away the others are taken all the same."""
+        try:
+            step()
+        except Exception:
+            LOG.exception('A part of the conductor did not stop as it should')
+
+    def _stop_the_others(self) -> None:
+        concurrency.stop_all([self._helm, self._announcer, self._periodic, *self._served.values()])
 
     def serve_all(self) -> None:
         """Serve the API and the enabled cells, each at the URL of now, and no disabled one."""

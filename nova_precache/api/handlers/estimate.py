@@ -21,7 +21,7 @@ def create(call: Call) -> Reply:
     rules = estimating.Rules(
         force_raw_images=call.settings.force_raw_images,
         reserved_disk_bytes=call.settings.reserved_disk_bytes,
-        precache_concurrency=call.settings.precache_concurrency,
+        precache_concurrency=call.settings.precache_concurrency(),
     )
     estimate = estimating.estimate(asked.images, asked.options, _facts(call, asked), rules)
     return Reply(body=_to_json(call, estimate))

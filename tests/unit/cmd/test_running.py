@@ -14,9 +14,10 @@ import pytest
 from oslo_config import cfg
 
 from nova_precache import conf as configuration
-from nova_precache import wiring
 from nova_precache.cmd import running
 from nova_precache.db import session
+from nova_precache.wiring import common
+from nova_precache.wiring import conductor as wiring_conductor
 from nova_precache.wsgi import foreign
 from tests.service import wait_until
 from tests.unit.conftest import open_database
@@ -96,7 +97,7 @@ def test_a_conductor_goes_by_what_its_files_say_now(
     file: pathlib.Path, database_of: session.Database
 ) -> None:
     conf = _read(file)
-    parts = wiring.ConductorParts(conf, database_of, wiring.exposition(conf))
+    parts = wiring_conductor.ConductorParts(conf, database_of, common.exposition(conf))
     dispatch = parts.conductor()._dispatcher
 
     _write(
@@ -187,3 +188,67 @@ def test_systemd_is_told_once_all_has_started(tmp_path: pathlib.Path) -> None:
                 process.kill()
 
     assert (said, process.returncode) == (b'started\nstopped\n', 0)
+
+
+def test_a_part_that_fails_to_stop_keeps_no_other_running_nor_the_process() -> None:
+    """A thread that is at work, as a pool's, is not waited for either."""
+    code = """\
+import os, signal, threading, types
+from nova_precache.cmd import running
+
+def fail():
+    raise OSError('no database')
+
+def ready():
+    threading.Thread(target=threading.Event().wait).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+first = types.SimpleNamespace(start=lambda: None, stop=lambda: print('stopped', flush=True))
+failing = types.SimpleNamespace(start=lambda: None, stop=fail)
+
+def main():
+    running.run([first, failing], ready=ready)
+    raise OSError('no database')
+
+running.exit_with(main)
+"""
+    ended = subprocess.run(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=60, check=False
+    )
+
+    assert (ended.stdout, ended.returncode) == (b'stopped\n', 1)
+
+
+def test_a_conductor_whose_database_became_unreadable_ends_at_a_signal(
+    file: pathlib.Path, tmp_path: pathlib.Path, database_of: session.Database
+) -> None:
+    _write(file, 'poll_interval_seconds = 3600')
+    at = database_of.engine.url.render_as_string(hide_password=False)
+    file.write_text(file.read_text().replace(f'sqlite:///{tmp_path}/precache.sqlite', at))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / 'notify'))
+        notified.settimeout(60)
+        with subprocess.Popen(
+            [
+                sys.executable,
+                '-c',
+                'from nova_precache.cmd import conductor; conductor.main()',
+                '--config-file',
+                str(file),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={'NOTIFY_SOCKET': str(tmp_path / 'notify')},
+        ) as process:
+            try:
+                assert notified.recv(100) == b'READY=1'
+                pathlib.Path(str(database_of.engine.url.database)).write_bytes(b'junk' * 4096)
+                process.terminate()
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
+
+    _, gave_up, after = said.partition('the leases will run out')
+    assert (bool(gave_up), process.returncode) == (True, 0), said
+    assert '\nTraceback' not in said  # other than logged, by loops that try again
+    assert 'has stopped' in after.splitlines()[-1]

@@ -414,3 +414,47 @@ def test_an_image_service_that_gives_no_answer_holds_up_no_claim(
     assert parts.world.status(stuck) == 'accepted'
     answered.set()
     parts.world.wait(lambda: parts.world.requests.get(stuck.id).reason == 'no answer')
+
+
+def test_a_conductor_whose_database_is_away_stops_and_says_that_leases_run_out(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(conductor_id: str) -> None:
+        raise db_exception.DBConnectionError('no server\nSELECT 1')
+
+    monkeypatch.setattr(parts.world.jobs, 'release_all', refuse)
+    made = parts.dispatcher('c1', 1, 0)
+
+    made.stop()
+
+    assert 'the leases will run out' in caplog.text
+    with pytest.raises(RuntimeError, match='shutdown'):
+        made._pool.submit(print)
+
+
+def test_the_planner_and_the_calls_share_the_time_to_stop(
+    parts: Parts, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def show(image_id: str) -> model.Image:
+        asked.set()
+        answered.wait(WAIT_SECONDS)
+        raise exception.ImageServiceUnavailable('no answer')
+
+    monkeypatch.setattr(parts.images, 'show', show)
+    _ask(parts, ['h1'], images)
+    waited: list[float] = []
+    wait = dispatcher.futures.wait
+    monkeypatch.setattr(
+        dispatcher.futures, 'wait', lambda calls, most: waited.append(most) or wait(calls, most)
+    )
+    made = parts.dispatcher('c1', 1, 0.2)
+    made.start()
+    assert asked.wait(WAIT_SECONDS)
+
+    made.stop()
+
+    assert waited == [0]  # the planner had it all
+    answered.set()
+    made._planner.join(WAIT_SECONDS)
