@@ -16,11 +16,11 @@ import pytest
 import requests
 
 from nova_precache import conf as options
-from nova_precache import wiring
 from nova_precache.cells import inventory
 from nova_precache.db import schema, session
 from nova_precache.standalone import environment
 from nova_precache.standalone import glance as glance_server
+from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
 from tests import nova
 from tests.conftest import UploadImage, require_server
@@ -192,7 +192,7 @@ def _serving(
     cell = stock.create_cell('cell1', 'fake:///cell1')
     for host in corpus.HOSTS:
         stock.map_host(host, cell.uuid)
-    api = wiring.api_server(conf, database)
+    api = wiring_api.new_server(conf, database)
     api.start()
     try:
         yield api

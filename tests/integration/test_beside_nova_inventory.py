@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,15 +19,21 @@ import sqlalchemy as sa
 from oslo_config import cfg
 
 from nova_precache import conf as options
-from nova_precache import wiring
 from nova_precache.cells import models, novadb, templates
 from nova_precache.db import schema, session
 from nova_precache.standalone import environment
 from nova_precache.standalone import glance as glance_server
+from nova_precache.wiring import api as wiring_api
+from nova_precache.wiring import compute as wiring_compute
+from nova_precache.wiring import conductor as wiring_conductor
 from tests import databases, nova, service
 from tests.conftest import UploadImage, require_server
 from tests.nova import inventory as nova_inventory
 
+GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'beside-nova.rst'
+MARIADB_STATEMENTS = re.compile(
+    r"^ +((?:CREATE USER|GRANT SELECT ON nova_api\.).* ?'precache_ro'@'%'.*);$", re.MULTILINE
+)
 CELL_DATABASE = 'mysql+pymysql://nova:cell-secret@controller:3306/nova_cell0?charset=utf8'
 DATABASE_TEMPLATE = '{scheme}://{username}:{password}@{hostname}:{port}/nova_cell1?{query}'
 AGGREGATES: Mapping[str, tuple[dict[str, str], list[str]]] = {
@@ -37,13 +44,31 @@ AGGREGATES: Mapping[str, tuple[dict[str, str], list[str]]] = {
 
 @dataclasses.dataclass
 class Site:
-    """Our service on an inventory of Nova; ``connection`` is the URL of its API database."""
+    """Our service on an inventory of Nova.
+
+    :ivar connection: URL of its API database, for who may do everything
+    :ivar reader: what our service is told
+    """
 
     directory: pathlib.Path
+    server: databases.Server
     connection: str
     nova: nova_inventory.NovaInventory
     glance_url: str
     stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+    reader: str = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = self.connection
+
+    def let_in(self) -> None:
+        """Where the database has users, make the one that the guide speaks of, with its words."""
+        if not isinstance(self.server, databases.Socket):
+            return
+        for statement in MARIADB_STATEMENTS.findall(GUIDE.read_text()):
+            self.server.execute(statement)
+        url = sa.make_url(self.connection).set(username='precache_ro', password='password')
+        self.reader = url.render_as_string(hide_password=False)
 
     @property
     def api_transport(self) -> str:
@@ -62,7 +87,7 @@ instances_path = {self.directory}/$host/instances
 auth_strategy = noauth2
 bind_port = 0
 [api_database]
-connection = {self.connection}
+connection = {self.reader}
 template_database_connection = {CELL_DATABASE}
 [conductor]
 poll_interval_seconds = 0.2
@@ -86,7 +111,10 @@ reserved_disk_bytes = 0
         database = session.connect(conf)
         self.stack.callback(database.dispose)
         schema.sync(database)
-        conductor, api = wiring.conductor(conf, database), wiring.api_server(conf, database)
+        conductor, api = (
+            wiring_conductor.new_conductor(conf, database),
+            wiring_api.new_server(conf, database),
+        )
         for part in (conductor, api):
             part.start()
             self.stack.callback(part.stop)
@@ -95,7 +123,7 @@ reserved_disk_bytes = 0
 
     def start_agent(self, host: str, cell: str) -> service.Host:
         conf = self.conf(host=host, transport_url=f'fake:///{cell}-{self.directory.name}')
-        agent = wiring.compute_agent(conf)
+        agent = wiring_compute.new_agent(conf)
         agent.start()
         self.stack.callback(agent.stop)
         return service.Host(host, cell, conf.instances_path)
@@ -129,12 +157,12 @@ def novas(
     except environment.EnvironmentFailed as exc:
         require_server('Nova', False, str(exc))
     directory = tmp_path_factory.mktemp(f'nova-{request.param}')
-    with databases.START[request.param]() as server, server.empty() as url:
+    with databases.START[request.param]() as server, server.empty('nova_api') as url:
         theirs = directory / 'nova'
         theirs.mkdir()
         transport_url = f'fake:///{directory.name}'
         made = nova_inventory.NovaInventory(theirs, url, transport_url, CELL_DATABASE)
-        yield Site(directory, url, made, glance.url)
+        yield Site(directory, server, url, made, glance.url)
 
 
 def _cell(transport_url: str, *hosts: str, **fields: object) -> dict[str, object]:
@@ -185,6 +213,7 @@ def test_a_nova_keeps_the_inventory_and_is_only_read(
         ('fill', {'pairs': TEMPLATES}),
     )[1:]
     assert [templates.fill(*pair) for pair in TEMPLATES] == filled
+    novas.let_in()
     before = novas.dump()
     with novas.stack:
         doors = novas.start()
@@ -223,9 +252,18 @@ def _change_nothing(novas: Site, doors: service.Service, shown: dict[str, Any]) 
     ]
     assert [answer.status_code for answer in answers] == [403] * 3
     assert 'kept in the database of Nova' in answers[0].json()['forbidden']['message']
-    database = novadb.connect(novas.conf())
-    with pytest.raises(sa.exc.DBAPIError, match=r'(?i)read.?only'):
-        database.write(lambda writer: writer.execute(sa.delete(models.HostMapping)))
+    _refused(novas.conf(), sa.delete(models.HostMapping), r'(?i)read.?only|denied')
+    almighty = novas.conf()
+    almighty.set_override('connection', novas.connection, 'api_database')
+    _refused(almighty, sa.delete(models.HostMapping), r'(?i)read.?only')
+    if novas.reader != novas.connection:
+        _refused(novas.conf(), sa.text('SELECT * FROM request_specs'), 'denied')
+
+
+def _refused(conf: cfg.ConfigOpts, statement: sa.Executable, why: str) -> None:
+    database = novadb.connect(conf)
+    with pytest.raises(sa.exc.DBAPIError, match=why):
+        database.write(lambda writer: writer.execute(statement))
     database.dispose()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.keystone_site import PRECACHER, Commands, Site
+from tests.service import wait_until
 
 MIB = 1024**2
 UNAUTHENTICATED = {
@@ -252,6 +253,42 @@ def test_a_download_whose_token_ends_goes_on_with_another(site: Site) -> None:
     # The first one is refused when the image is looked up again before the rest is read.
     (fresh,) = site.gateway.download_tokens(image_id)[1:]
     assert fresh != token
+
+
+def test_a_killed_keystone_that_comes_back_costs_no_request_and_no_transfer(site: Site) -> None:
+    images = [site.upload(site.admin, 'private', 4 * MIB) for _ in range(2)]
+    aggregate_id = site.aggregate('without Keystone', *site.hosts)
+    token = site.token(site.admin)
+    site.gateway.hold(at_byte=MIB)
+    site.gateway.cuts.append(2 * MIB)
+    for image_id in images:
+        assert site.cache(token, aggregate_id, image_id).status_code == 202
+    site.gateway.wait_for(1)
+
+    site.keystone.kill()
+    try:
+        answer = site.cache(token, aggregate_id, images[0])
+        # The rest of what is cut is not to be had: Glance asks Keystone about each token.
+        site.gateway.release()
+        wait_until(lambda: _conductor_missed_keystone(site), 'the conductor wants a token')
+    finally:
+        site.keystone.start()
+    outcomes = [site.outcome(image_id) for image_id in images]
+
+    assert answer.status_code == 503
+    assert 'The Keystone service is temporarily unavailable.' in answer.text
+    assert outcomes == [{'cached': 2}] * 2
+    tasks = [task for image_id in images for task in site.tasks(image_id)]
+    assert [task['reason'] for task in tasks] == [None] * 4
+    served = [each for image_id in images for each in site.gateway.served(image_id)]
+    assert sum(each.bytes_sent for each in served) == 4 * 4 * MIB  # no byte came twice
+    for host in site.hosts:
+        sizes = [host.base_path(image_id).stat().st_size for image_id in images]
+        assert sizes == [4 * MIB] * 2
+
+
+def _conductor_missed_keystone(site: Site) -> bool:
+    return 'Keystone: Unable to establish connection' in site.logs()['conductor-control']
 
 
 def test_computes_hold_no_credentials(site: Site) -> None:

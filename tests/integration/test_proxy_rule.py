@@ -11,8 +11,6 @@ import http.server
 import json
 import os
 import pathlib
-import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,62 +22,10 @@ from nova_precache.standalone import glance as glance_server
 from tests import gateway, service
 from tests.conftest import UploadImage, require_server
 from tests.functional.conftest import starting
-from tools import servers
+from tools.nginx import Nginx, program
 
-SHIPPED = pathlib.Path(__file__).resolve().parents[2] / 'etc' / 'nginx'
 PUBLIC = 'https://precache.example:8775'
-# Every path is below its prefix, so that nobody's own nginx is touched.
-_CONFIGURATION = """\
-daemon off;
-master_process off;
-pid nginx.pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    include {directory}/compute-endpoint.conf;
-}}
-"""
 PROJECT = 'a9b8c7d6e5f4430291827364554637fe'
-
-
-class Nginx(servers.OwnPort):
-    """The shipped example of an endpoint; only its addresses are others."""
-
-    name = 'nginx'
-
-    def __init__(self, directory: pathlib.Path, nova: str, precache: str) -> None:
-        super().__init__(directory)
-        self._upstreams = {'127.0.0.1:18774': nova, '127.0.0.1:8775': precache}
-
-    def _install(self) -> pathlib.Path:
-        return pathlib.Path(str(_nginx()))
-
-    def _prepare(self, home: pathlib.Path) -> None:
-        example = (SHIPPED / 'compute-endpoint.conf').read_text()
-        replaced = {
-            **self._upstreams,
-            'listen 8774;': f'listen 127.0.0.1:{self.port};',
-            '/etc/nginx/snippets': str(SHIPPED),
-        }
-        for old, new in replaced.items():
-            assert example.count(old) == 1
-            example = example.replace(old, new)
-        (self.directory / 'compute-endpoint.conf').write_text(example)
-        whole = _CONFIGURATION.format(directory=self.directory)
-        (self.directory / 'nginx.conf').write_text(whole)
-
-    def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
-        configuration = str(self.directory / 'nginx.conf')
-        return [str(home), '-p', str(self.directory), '-e', 'stderr', '-c', configuration]
-
-    def _serves(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(('127.0.0.1', self.port)) == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +108,7 @@ class Cloud:
 def whole_cloud(
     glance: glance_server.GlanceServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cloud]:
-    require_server('nginx', _nginx() is not None, 'apt-get install nginx')
+    require_server('nginx', program() is not None, 'apt-get install nginx')
     directory = tmp_path_factory.mktemp('proxy')
     with starting(directory, glance.url) as start:
         doors = start(
@@ -298,7 +244,3 @@ def test_the_unmodified_client_gets_the_tracked_service(
     (request,) = cloud.service.get('/requests')['requests'][:1]
     assert request['images'] == [image_id]
     assert cloud.service.wait(request['id'])['counts'] == {'cached': len(cloud.service.hosts)}
-
-
-def _nginx() -> str | None:
-    return shutil.which('nginx') or shutil.which('nginx', path='/usr/sbin')

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests as http
 import sqlalchemy as sa
 import webob
+from prometheus_client import parser as prometheus
 
 from nova_precache import conf as options
-from nova_precache import wiring
 from nova_precache.db import schema
 from nova_precache.db import session as db_session
 from nova_precache.standalone import glance as glance_server
 from nova_precache.standalone import process
+from nova_precache.wiring import api as wiring_api
 from tests.conftest import UploadImage
 from tests.integration.conftest import BIN
 from tests.nova import cloud
@@ -46,6 +48,9 @@ poll_interval_seconds = 0.2
 [database]
 connection = sqlite:///{data}/precache.sqlite
 
+[metrics]
+port = {metrics_port}
+
 [glance]
 endpoint_override = {glance_url}
 
@@ -66,6 +71,7 @@ class Beside:
     directory: pathlib.Path
     database: db_session.Database
     application: Callable[..., Any]
+    metrics_port: int
     _conductor: subprocess.Popen[bytes] | None = None
 
     def start_conductor(self) -> None:
@@ -80,6 +86,16 @@ class Beside:
         assert self._conductor is not None
         self._conductor.kill()
         self._conductor.wait()
+
+    def counted_hosts(self) -> dict[str, float]:
+        """How many hosts there are of each state, as the conductor tells Prometheus."""
+        url = f'http://127.0.0.1:{self.metrics_port}/metrics'
+        return {
+            sample.labels['state']: sample.value
+            for family in prometheus.text_string_to_metric_families(http.get(url, timeout=30).text)
+            for sample in family.samples
+            if sample.name == 'nova_precache_conductor_hosts'
+        }
 
     def let_calls_be_over(self) -> None:
         """Have so much time pass that whatever was lost is over."""
@@ -129,8 +145,10 @@ class Beside:
 def beside(
     stock: cloud.NovaCloud,
     glance: glance_server.GlanceServer,
+    free_port: Callable[[], int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Beside]:
+    metrics_port = free_port()
     directory = tmp_path_factory.mktemp('beside')
     configuration = directory / 'precache.conf'
     configuration.write_text(
@@ -139,12 +157,14 @@ def beside(
             nova=stock.databases,
             data=directory,
             glance_url=glance.url,
+            metrics_port=metrics_port,
         )
     )
     conf = options.new([f'--config-file={configuration}'])
     database = db_session.connect(conf)
     schema.sync(database)
-    made = Beside(stock, directory, database, wiring.api_application(conf, database))
+    application = wiring_api.application(conf, database)
+    made = Beside(stock, directory, database, application, metrics_port)
     made.start_conductor()
     yield made
     made.kill_conductor()
@@ -185,6 +205,9 @@ def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
     ):
         outcomes = beside.outcomes(beside.cache(aggregate_id, upload_image(os.urandom(KIB))))
         hosts = beside.call('GET', '/v1/hosts').json['hosts']
+        page = beside.call('GET', f'/v1/hosts?status=down&limit=1&marker={FIRST}').json['hosts']
+        off = {'up': 0, 'down': 2, 'unknown': 0}
+        wait_until(lambda: beside.counted_hosts() == off, 'both are counted as down')
 
     reasons = {
         FIRST: 'host disabled: its fans are being cleaned',
@@ -193,6 +216,8 @@ def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
     assert outcomes == {host: ('skipped', reason) for host, reason in reasons.items()}
     assert {host['host']: host['reason'] for host in hosts} == reasons
     assert {host['status'] for host in hosts} == {'down'}
+    assert page == [host for host in hosts if host['host'] == SECOND]
+    assert {(host['driver'], host['free_bytes']) for host in hosts} == {(None, None)}
 
 
 def test_a_host_whose_call_was_lost_is_called_again_when_that_must_be_over_and_not_before(
