@@ -20,9 +20,13 @@ from nova_precache.cells import inventory, services
 LOG = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 8.0
-REST_SECONDS = 10.0
+# For who has others to see to: of what is not known by then, it is asked again before a call.
+BRIEF_SECONDS = 1.0
+REST_SECONDS = (10.0, 20.0, 40.0, 60.0)  # longer each time that it gives no answer
 CELLS_SECONDS = 10.0
 CELL_THREADS = 4
+_SILENT = 'it gives no answer'
+_HAS_MOVED = 'its mapping has just changed'
 _NO_SERVICE = 'host down: it has no nova-compute service'
 
 _Asked = futures.Future[Mapping[str, services.Service]]
@@ -69,8 +73,11 @@ class NovaLiveness:
         self._cells_are_old_at = float('-inf')
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
-        """Map hosts that are down or disabled to the reason, those alone of which it is known."""
-        return self.look(hosts).down
+        """Map hosts that are down or disabled to the reason, those alone of which it is known.
+
+        What is not known in a moment counts as not known.
+        """
+        return self.look(hosts, BRIEF_SECONDS).down
 
     def why_down(self, host: str, cell_uuid: str) -> str | None:
         """Say why a host is not to be called.
@@ -82,24 +89,27 @@ class NovaLiveness:
             raise exception.CellUnreachable(look.unknown[host])
         return look.down.get(host)
 
-    def look(self, hosts: Collection[str]) -> Look:
+    def look(self, hosts: Collection[str], seconds: float | None = None) -> Look:
         """Look at hosts of any cells; one that is not mapped to a cell is left out."""
-        return self.look_at(self._inventory.cell_of_hosts(hosts))
+        return self.look_at(self._inventory.cell_of_hosts(hosts), seconds)
 
-    def look_at(self, cell_of_hosts: Mapping[str, str]) -> Look:
-        """Look at hosts whose cells are known, by their uuids."""
+    def look_at(self, cell_of_hosts: Mapping[str, str], seconds: float | None = None) -> Look:
+        """Look at hosts whose cells are known, by their uuids.
+
+        :param seconds: wait no longer than these, and hold it against no cell
+        """
         by_cell: dict[str, list[str]] = {}
         for host, cell_uuid in cell_of_hosts.items():
             by_cell.setdefault(cell_uuid, []).append(host)
         cells = self._known_cells(by_cell.keys())
         asked = {uuid: cells[uuid].ask(hosts) for uuid, hosts in by_cell.items() if uuid in cells}
-        self._wait(asked.values(), self._answer_seconds)
+        self._wait(asked.values(), self._answer_seconds if seconds is None else seconds)
         found: dict[str, services.Service] = {}
         down: dict[str, str] = {}
         unknown: dict[str, str] = {}
         for uuid, hosts in by_cell.items():
             try:
-                told = _answer(cells.get(uuid), asked.get(uuid), uuid)
+                told = _answer(cells.get(uuid), asked.get(uuid), uuid, rests=seconds is None)
             except exception.CellUnreachable as exc:
                 unknown.update(dict.fromkeys(hosts, str(exc)))
                 continue
@@ -155,6 +165,7 @@ class _Cell:
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
         self._rests_until = float('-inf')
+        self._silences = 0
         self._told: str | None = None
 
     def ask(self, hosts: Collection[str]) -> _Asked:
@@ -167,18 +178,27 @@ class _Cell:
         if self._clock() < self._rests_until:
             refusal.set_exception(_unreachable(self.cell, 'it gave no answer a moment ago'))
             return refusal
-        return self._pool.submit(self._load, hosts)
+        try:
+            return self._pool.submit(self._load, hosts)
+        except RuntimeError:  # closed meanwhile, since its mapping is another now
+            refusal.set_exception(_unreachable(self.cell, _HAS_MOVED))
+            return refusal
 
-    def answer(self, asked: _Asked) -> Mapping[str, services.Service]:
-        """Give what was asked for, of which it is known by now.
+    def answer(self, asked: _Asked, *, rests: bool) -> Mapping[str, services.Service]:
+        """Give what was asked for, if it is known by now.
 
+        :param rests: leave the cell alone for a while if it is not
         :raises nova_precache.exception.CellUnreachable: it is not
         """
         if not asked.done():
             asked.cancel()
-            self._rest('it gives no answer')
-            raise _unreachable(self.cell, 'it gives no answer')
-        return asked.result()
+            if rests:
+                self._rest(_SILENT)
+            raise _unreachable(self.cell, _SILENT)
+        try:
+            return asked.result()
+        except futures.CancelledError:
+            raise _unreachable(self.cell, _HAS_MOVED) from None
 
     def close(self) -> None:
         """Ask nothing more."""
@@ -192,8 +212,10 @@ class _Cell:
         except Exception as exc:  # noqa: BLE001 - each driver has its own for a URL that is wrong
             # Not chained and not told in full: a part of a password may be in the message.
             why = type(getattr(exc, 'orig', None) or exc).__name__
+            if isinstance(exc, ImportError):
+                why = f'no Python module {exc.name} here'
         else:
-            self._told = None
+            self._told, self._silences = None, 0
             return found
         self._rest(why)
         raise _unreachable(self.cell, why)
@@ -208,13 +230,17 @@ class _Cell:
         if why != self._told:  # once, and not at each look while it is away
             LOG.warning('The database of cell %s cannot be used: %s', self.cell.name, why)
             self._told = why
-        self._rests_until = self._clock() + REST_SECONDS
+        seconds = REST_SECONDS[min(self._silences, len(REST_SECONDS) - 1)]
+        self._silences += 1
+        self._rests_until = self._clock() + seconds
 
 
-def _answer(cell: _Cell | None, asked: _Asked | None, uuid: str) -> Mapping[str, services.Service]:
+def _answer(
+    cell: _Cell | None, asked: _Asked | None, uuid: str, *, rests: bool
+) -> Mapping[str, services.Service]:
     if cell is None or asked is None:
         raise exception.CellUnreachable(f'cell {uuid} has no mapping')
-    return cell.answer(asked)
+    return cell.answer(asked, rests=rests)
 
 
 def _unreachable(cell: model.Cell, why: str) -> exception.CellUnreachable:

@@ -21,9 +21,8 @@ def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.
         return inventory.Inventory(own)
     filling = templates.Filling(
         transport_url=conf.api_database.template_transport_url or conf.transport_url,
-        database_connection=(
-            conf.api_database.template_database_connection or conf.database.connection
-        ),
+        # Not [database] connection, which is not Nova's.
+        database_connection=conf.api_database.template_database_connection,
     )
     return inventory.Inventory(connect(conf), writable=False, fill_cell=filling.fill_cell)
 

@@ -46,7 +46,18 @@ _PATIENCE: Mapping[str, Mapping[str, Any]] = {
     'sqlite': {'timeout': CONNECT_SECONDS},
     'mysql': {'connect_timeout': CONNECT_SECONDS, 'read_timeout': READ_SECONDS},
     'mariadb': {'connect_timeout': CONNECT_SECONDS, 'read_timeout': READ_SECONDS},
-    'postgresql': {'connect_timeout': CONNECT_SECONDS},
+    'postgresql': {
+        'connect_timeout': CONNECT_SECONDS,
+        'tcp_user_timeout': READ_SECONDS * 1000,
+        'keepalives_idle': CONNECT_SECONDS,
+        'options': f'-c statement_timeout={READ_SECONDS * 1000}',
+    },
+}
+# Nova's mappings name the drivers that Nova has; these are of this service.
+_DRIVERS: Mapping[str, str] = {
+    'mysql': 'mysql+pymysql',
+    'mariadb': 'mysql+pymysql',
+    'postgresql': 'postgresql+psycopg',
 }
 
 
@@ -85,7 +96,9 @@ def connect(url: str) -> sa.Engine:
     :raises ImportError: there is no driver for it
     """
     made = sa.make_url(url)
-    patience = _PATIENCE.get(made.get_backend_name(), {})
+    backend = made.get_backend_name()
+    made = made.set(drivername=_DRIVERS.get(backend, made.drivername))
+    patience = _PATIENCE.get(backend, {})
     return sa.create_engine(
         _not_made(made), connect_args=dict(patience), pool_pre_ping=True, pool_recycle=3600
     )

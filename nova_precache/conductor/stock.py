@@ -165,7 +165,7 @@ class StockOrders:
 class Liveness(Protocol):
     """Which hosts can be called; ``cells.liveness.NovaLiveness`` is the real one."""
 
-    def look(self, hosts: Collection[str]) -> liveness.Look:
+    def look(self, hosts: Collection[str], seconds: float | None = None) -> liveness.Look:
         """As ``cells.liveness.NovaLiveness.look``."""
 
 
@@ -181,6 +181,6 @@ class StockReturning:
         hosts = self._waiting.hosts()
         if not hosts:
             return 0
-        look = self._liveness.look(hosts)
+        look = self._liveness.look(hosts, liveness.BRIEF_SECONDS)
         away = {*look.down, *look.unknown}
         return self._waiting.hasten([host for host in hosts if host not in away])

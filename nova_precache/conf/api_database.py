@@ -39,7 +39,7 @@ Computes need neither.
 URL whose parts fill in a ``database_connection`` of Nova's cell mappings that
 is a template, such as ``{scheme}://{username}:{password}@{hostname}/nova``:
 what ``[database] connection`` is in the nova.conf of Nova's controllers.
-Unset, it is ``[database] connection`` of this service.
+Unset, the databases of such cells cannot be read.
 """,
     ),
     cfg.StrOpt(

@@ -103,16 +103,18 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
     assert look.unknown == {'h2': "cell two's database is unreachable (OperationalError)"}
 
     assert caplog.messages == ['The database of cell two cannot be used: OperationalError']
-    clock.now += liveness.REST_SECONDS
+    first_rest, second_rest, *_ = liveness.REST_SECONDS
+    clock.now += first_rest
     assert set(alive.look(['h2']).unknown) == {'h2'}
     assert len(caplog.messages) == 1  # it is told once
 
     assert not path.exists()
     second = CellDatabase(path)
     second.add('h2')
+    clock.now += first_rest  # but it rests for longer now
     with pytest.raises(exception.CellUnreachable, match=r'two.*\(it gave no answer a moment ago\)'):
         alive.why_down('h2', cell.uuid)
-    clock.now += liveness.REST_SECONDS
+    clock.now += second_rest - first_rest
     assert alive.why_down('h2', cell.uuid) is None
     second.close()
 
@@ -145,12 +147,42 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
         released.set()
 
 
+def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cell(
+    world: World, first: CellDatabase, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def wait(asked: Iterable[futures.Future[Any]], seconds: float) -> None:
+        waited.append(seconds)
+        if seconds > liveness.BRIEF_SECONDS:
+            futures.wait(list(asked), 20)
+
+    alive = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock, wait)
+    cell = open_cell(world, 'one', first.url, 'h1')
+    first.add('h1', forced_down=True)
+    released = threading.Event()
+    load = services.load
+
+    def slow(engine: sa.Engine, hosts: Collection[str]) -> Mapping[str, services.Service]:
+        assert released.wait(20)
+        return load(engine, hosts)
+
+    monkeypatch.setattr(services, 'load', slow)
+    try:
+        assert alive.down(['h1']) == {}
+    finally:
+        released.set()
+
+    assert alive.why_down('h1', cell.uuid) == 'host down: it is forced down'
+    assert waited == [liveness.BRIEF_SECONDS, liveness.ANSWER_SECONDS]
+
+
 @pytest.mark.parametrize(
     ('url', 'why'),
     [
         ('', 'its mapping names none'),
         ('nonsense:pa55', 'ArgumentError'),
-        ('mysql+nodriver://nova:pa55@db/nova', 'NoSuchModuleError'),
+        ('nosql://nova:pa55@db/nova', 'NoSuchModuleError'),
         ('mysql+pymysql://nova:pa55@db/nova?pa55word=1', 'TypeError'),
     ],
 )
@@ -164,6 +196,19 @@ def test_a_cell_without_a_usable_database_says_so_and_no_password(
 
     assert str(raised.value) == f"cell one's database is unreachable ({why})"
     assert 'pa55' not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('url', 'driver'),
+    [
+        ('mysql://nova@db/nova', 'mysql+pymysql'),
+        ('mysql+mysqldb://nova@db/nova', 'mysql+pymysql'),
+        ('postgresql+psycopg2://nova@db/nova', 'postgresql+psycopg'),
+        ('sqlite:///nova.sqlite', 'sqlite'),
+    ],
+)
+def test_a_cell_is_read_with_the_drivers_of_this_service(url: str, driver: str) -> None:
+    assert services.connect(url).url.drivername == driver
 
 
 def test_while_the_inventory_is_lost_the_cells_of_before_are_asked(
@@ -216,3 +261,15 @@ def test_a_cell_that_moves_to_another_database_is_asked_there(
 
     assert alive.why_down('h1', cell.uuid) == 'host down: it has no nova-compute service'
     second.close()
+
+
+def test_a_cell_that_moves_while_it_is_asked_counts_as_unreachable(
+    world: World, first: CellDatabase, alive: liveness.NovaLiveness, clock: Clock
+) -> None:
+    cell = open_cell(world, 'one', first.url, 'h1')
+    first.add('h1')
+    assert alive.why_down('h1', cell.uuid) is None
+    alive._cells[cell.uuid].close()  # as another thread does
+
+    with pytest.raises(exception.CellUnreachable, match='its mapping has just changed'):
+        alive.why_down('h1', cell.uuid)
