@@ -45,6 +45,7 @@ def secrets_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     leaks = SECRETS.leaks(tmp_path_factory.getbasetemp())
     assert leaks == [], f'under {tmp_path_factory.getbasetemp()}'
+    assert SECRETS.logs or not len(SECRETS), 'there were secrets, and no log to search'
 
 
 def require_server(name: str, available: bool, how: str) -> None:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nobody may be told: the secrets that tests make, and where they are searched for.
 
-Whatever makes a password or gets a token notes it here. At the end of a session every log
-and every database that the processes left, and what the tests captured, is searched for
-all of them; notifications are among them, since the sites log theirs. Configuration is
-where secrets belong, and so are the cell mappings.
+Whatever makes a password or gets a token notes it here. What commands print, what the API
+answers and what is notified is searched as it comes, for all that is known by then; at the
+end of a session every log and every database that the processes left, and what the tests
+captured. Configuration is where secrets belong, and so are the cell mappings.
 """
 
 import contextlib
 import dataclasses
 import pathlib
 import sqlite3
+import subprocess
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 
@@ -28,11 +29,15 @@ class Leak:
 
 
 class Secrets:
-    """The secrets of one session, and where they were seen."""
+    """The secrets of one session, and where they were seen.
+
+    :ivar logs: how many were searched
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._seen: set[Leak] = set()
+        self.logs = 0
 
     def __len__(self) -> int:
         return len(self._names)
@@ -51,6 +56,12 @@ class Secrets:
         """Search what is not in a file."""
         self._seen |= {Leak(where, name) for key, name in self._names.items() if key in text}
 
+    def look_at(self, ended: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+        """Search what a command has printed, and give it back."""
+        program = pathlib.Path(str(ended.args[0])).name
+        self.look_into(f'{ended.stdout}{ended.stderr}', f'the output of {program}')
+        return ended
+
     def leaks(self, directory: pathlib.Path) -> list[Leak]:
         """Search the logs and databases in a directory, and tell what was seen at all."""
         if not self._names:
@@ -62,6 +73,7 @@ class Secrets:
 
     def _look_into_file(self, path: pathlib.Path, where: str) -> None:
         if path.suffix == '.log':
+            self.logs += 1
             self._look_into_bytes(_overlapping(path, max(map(len, self._names))), where)
         elif path.suffix in {'.sqlite', '.db'} and _is_database(path):
             self.look_into('\n'.join(_dump(path)), where)

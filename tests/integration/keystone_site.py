@@ -149,7 +149,7 @@ class Site:
     def _manage(self, *arguments: str) -> str:
         command = [BIN / 'nova-precache-manage', '--config-file', self.directory / 'control.conf']
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        assert SECRETS.look_at(done).returncode == 0, done.stderr
         return done.stdout
 
     def _start(self, kind: str, name: str) -> None:
@@ -199,7 +199,9 @@ class Site:
         if token is not None:
             sent['X-Auth-Token'] = token
         url = f'http://127.0.0.1:{self.port}{path}'
-        return requests.request(method, url, json=body, headers=sent, timeout=60)
+        answer = requests.request(method, url, json=body, headers=sent, timeout=60)
+        SECRETS.look_into(f'{answer.headers}{answer.text}', f'the answer to {method} {path}')
+        return answer
 
     def aggregate(self, name: str, *hosts: service.Host) -> int:
         token = self.token(self.admin)
@@ -274,13 +276,14 @@ class Commands:
         self._site.keystone.register('compute', self._site.compute_url + suffix)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        ended = subprocess.run(
             [BIN / command[0], *command[1:]],
             env=self._environment,
             capture_output=True,
             text=True,
             check=False,
         )
+        return SECRETS.look_at(ended)
 
     def output(self, *command: str) -> str:
         """Run a command, which must succeed, and give what it printed."""

@@ -17,6 +17,7 @@ import requests
 from tests.conftest import RabbitMQ, UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.integration.link import Link
+from tests.leaks import SECRETS
 from tests.nova import cloud
 from tests.service import LATEST, TIMEOUT_SECONDS, Service
 
@@ -83,6 +84,7 @@ class Consumer:
     def _take(self, body: Any, message: kombu.Message) -> None:
         envelope = body if isinstance(body, dict) else json.loads(body)
         heard = Heard(_delivery(message), envelope, json.loads(envelope['oslo.message']))
+        SECRETS.look_into(envelope['oslo.message'], f'{heard.message["event_type"]} on the bus')
         if heard.message['event_type'].startswith('aggregate.cache_images.'):
             self._heard.append(heard)
         message.ack()

@@ -16,6 +16,7 @@ from nova_precache.policies import aggregates
 from nova_precache.standalone import environment
 from tests import nova
 from tests.conftest import require_server
+from tests.leaks import SECRETS
 
 _LIST_RULES = """\
 import json
@@ -99,5 +100,5 @@ def _allows(enforcer: policy.Enforcer, rule: str, role: str) -> bool:
 
 def _run(program: pathlib.Path, *arguments: str) -> Any:
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert SECRETS.look_at(done).returncode == 0, done.stderr
     return done.stdout

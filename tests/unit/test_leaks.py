@@ -2,6 +2,7 @@
 """The search for secrets finds them where they must not be, and only there."""
 
 import pathlib
+import subprocess
 
 import pytest
 
@@ -26,6 +27,7 @@ def test_a_secret_in_a_log_is_told_by_its_name(secrets: Secrets, tmp_path: pathl
     found = secrets.leaks(tmp_path)
 
     assert found == [Leak('host1/compute.log', 'password of the broker')]
+    assert secrets.logs == 2
     assert password not in repr(found)
 
 
@@ -79,6 +81,19 @@ def test_what_a_test_captured_is_searched_too(secrets: Secrets, tmp_path: pathli
     secrets.look_into(f'X-Auth-Token: {token}', 'test_it, captured log')
 
     assert secrets.leaks(tmp_path) == [Leak('test_it, captured log', 'token')]
+
+
+def test_what_a_command_printed_is_searched_on_both_ways_out(
+    secrets: Secrets, tmp_path: pathlib.Path
+) -> None:
+    first, second = secrets.make('password'), secrets.make('token')
+    ended = subprocess.CompletedProcess(['/bin/show', 'it'], 1, f'<{first}>', f'<{second}>')
+
+    assert secrets.look_at(ended) is ended
+    assert secrets.leaks(tmp_path) == [
+        Leak('the output of show', 'password'),
+        Leak('the output of show', 'token'),
+    ]
 
 
 def test_what_is_no_secret_cannot_be_noted(secrets: Secrets) -> None:
