@@ -292,10 +292,11 @@ def _set_counter(session: orm.Session, value: int) -> None:
 def due(
     now: datetime.datetime | db_session.database_now,
     statuses: Collection[str] = model.TASK_IN_FLIGHT,
+    ready: sa.ColumnElement[bool] | orm.InstrumentedAttribute[bool] = models.Job.ready,
 ) -> sa.ColumnElement[bool]:
     """Of a job: it may be called now. One that is to stop is not ready."""
     return sa.and_(
-        models.Job.ready,
+        ready,
         models.Job.status.in_(statuses),
         sa.or_(models.Job.next_attempt_at.is_(None), models.Job.next_attempt_at <= now),
     )

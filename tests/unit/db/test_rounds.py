@@ -3,8 +3,10 @@
 
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import model
@@ -102,6 +104,23 @@ def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
     assert (second.assignment, second.is_over) == (None, True)
     assert world.jobs.claimed_hosts() == ['h1']
     assert world.claimed() == 1
+
+
+def test_the_next_jobs_of_many_hosts_are_looked_for_among_those_of_the_hosts(
+    world: World,
+) -> None:
+    plans: list[str] = []
+
+    @sa.event.listens_for(world.database.engine, 'before_cursor_execute')
+    def explain(connection: Any, cursor: Any, statement: str, values: Any, *rest: Any) -> None:
+        if 'row_number()' in statement:
+            cursor.execute(f'EXPLAIN QUERY PLAN {statement}', values)
+            plans.extend(row[3] for row in cursor.fetchall() if 'jobs' in row[3])
+
+    world.planned([f'h{number:02}' for number in range(40)], ['i1'])
+
+    assert len(_assigned(world, 40)) == 40
+    assert plans == ['SEARCH jobs USING INDEX jobs_host_idx (host=? AND status=?)']
 
 
 def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> None:
