@@ -4,24 +4,18 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import requests
 
-from nova_precache import backend
 from nova_precache import conf as options
 from nova_precache.db import schema, session
+from tests import wsgi
 from tests.service import wait_until
 
-BIN = pathlib.Path(sys.executable).parent
-UWSGI_INI = pathlib.Path(__file__).parents[2] / 'etc' / 'nova-precache' / 'uwsgi.ini'
-WORKERS = 2
 # None of it may be missing or misread under a proxy that strips /compute.
 FORWARDED = {
     'X-Forwarded-Proto': 'https',
@@ -57,11 +51,7 @@ def _serving(
     command: Sequence[str], directory: pathlib.Path, name: str, url: str
 ) -> Iterator[Served]:
     served = Served(url, directory / f'{name}.log')
-    environment = {
-        **os.environ,
-        'NOVA_PRECACHE_CONFIG_FILE': str(directory / 'nova-precache.conf'),
-        backend.VARIABLE: '',
-    }
+    environment = wsgi.environment(directory / 'nova-precache.conf')
     with (
         served.log_path.open('w') as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
@@ -108,9 +98,15 @@ def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
     directory: pathlib.Path, free_port: Callable[[], int]
 ) -> None:
     uwsgi_address, gunicorn_address = (f'127.0.0.1:{free_port()}' for _ in range(2))
-    gunicorn = [str(BIN / 'gunicorn'), '--bind', gunicorn_address, '--workers', str(WORKERS)]
+    gunicorn = [
+        str(wsgi.BIN / 'gunicorn'),
+        '--bind',
+        gunicorn_address,
+        '--workers',
+        str(wsgi.WORKERS),
+    ]
     gunicorn += ['--threads', '4', 'nova_precache.wsgi.api:application']
-    uwsgi = [str(BIN / 'uwsgi'), '--ini', str(_as_shipped(directory, uwsgi_address))]
+    uwsgi = wsgi.uwsgi(directory, uwsgi_address)
 
     with (  # at the same time: each takes a while to start
         _serving(gunicorn, directory, 'gunicorn', f'http://{gunicorn_address}') as by_gunicorn,
@@ -118,7 +114,7 @@ def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
     ):
         for served in (by_gunicorn, by_uwsgi):
             _check(served)
-        wait_until(lambda: _ready(by_uwsgi) == WORKERS, 'no process of uwsgi misses its end')
+        wait_until(lambda: _ready(by_uwsgi) == wsgi.WORKERS, 'no process of uwsgi misses its end')
         (directory / 'off').touch()
         assert [each.get('/healthcheck').status_code for each in (by_gunicorn, by_uwsgi)] == [
             503,
@@ -126,20 +122,11 @@ def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
         ]
 
 
-def _as_shipped(directory: pathlib.Path, address: str) -> pathlib.Path:
-    """Take the ini that operators get, and change its address and how many processes it has."""
-    text = UWSGI_INI.read_text()
-    for name, value in (('http-socket', address), ('processes', str(WORKERS))):
-        text, count = re.subn(rf'(?m)^{name} = .*$', f'{name} = {value}', text)
-        assert count == 1, name
-    made = directory / 'uwsgi.ini'
-    made.write_text(text)
-    return made
-
-
 def _check(served: Served) -> None:
     wait_until(served.answers, f'{served.log_path.name}: it answers', 120)
-    wait_until(lambda: len(_processes(served)) == WORKERS, 'every process has the application', 120)
+    wait_until(
+        lambda: len(_processes(served)) == wsgi.WORKERS, 'every process has the application', 120
+    )
 
     versions = served.get('/').json()['versions']
     precache = served.get('/v1/').json()['version']

@@ -21,7 +21,7 @@ from nova_precache import model
 from nova_precache.standalone import process
 from tests import gateway as site_link
 from tests import keystone as keystone_server
-from tests import service
+from tests import service, wsgi
 from tests.keystone_clients import GlanceUnderKeystone, credentials, middleware
 from tests.leaks import SECRETS
 from tests.service import wait_until
@@ -128,7 +128,6 @@ class Site:
 
     def _control(self) -> str:
         return (
-            f'[api]\nbind_port = {self.port}\n'
             '[conductor]\npoll_interval_seconds = 0.5\nheartbeat_write_interval_seconds = 0.5\n'
             'pin_interval_seconds = 1\n'
             f'[database]\nconnection = sqlite:///{self.directory}/precache.sqlite\n'
@@ -153,11 +152,18 @@ class Site:
         return done.stdout
 
     def _start(self, kind: str, name: str) -> None:
-        command = [str(BIN / f'nova-precache-{kind}'), '--config-file']
-        command.append(str(self.directory / f'{name}.conf'))
+        configuration = self.directory / f'{name}.conf'
+        command = [str(BIN / f'nova-precache-{kind}'), '--config-file', str(configuration)]
+        environment = None
+        if kind == 'api':
+            command = wsgi.uwsgi(self.directory, f'127.0.0.1:{self.port}')
+            environment = wsgi.environment(configuration)
         with (self.directory / f'{kind}-{name}.log').open('ab') as log:
             self.processes[f'{kind}-{name}'] = subprocess.Popen(
-                process.dies_with_parent(command, 'KILL'), stdout=log, stderr=log
+                process.dies_with_parent(command, 'KILL'),
+                stdout=log,
+                stderr=log,
+                env=environment,
             )
 
     def _wait_until_ready(self) -> None:
@@ -169,7 +175,7 @@ class Site:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(self.compute_url, timeout=5).ok
+            return requests.get(self.compute_url, timeout=60).ok
         except requests.ConnectionError:
             return False
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Beside a stock Nova, with nothing of ours on its hosts: its own nova-computes cache images."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import pathlib
 import subprocess
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -117,6 +119,52 @@ class Beside:
         assert answer.status_int == 202, answer.text
         return f'/v1/requests/{answer.json["request"]["id"]}'
 
+    def cache_on(self, hosts: Sequence[str], image: str) -> str:
+        """Ask for an image on hosts; gives the path of the request."""
+        answer = self.call(
+            'POST', '/v1/requests', {'request': {'hosts': list(hosts), 'images': [image]}}
+        )
+        assert answer.status_int == 202, answer.text
+        return f'/v1/requests/{answer.json["request"]["id"]}'
+
+    @contextlib.contextmanager
+    def cell(
+        self, name: str, transport_url: str, database_connection: str, host: str
+    ) -> Iterator[None]:
+        """Have Nova map one more cell with a host for a while."""
+        inventory = sa.create_engine(f'sqlite:///{self.stock.databases}/api.sqlite')
+        mapping = {
+            'uuid': str(uuid.uuid4()),
+            'name': name,
+            'url': transport_url,
+            'database': database_connection,
+        }
+        try:
+            with inventory.begin() as nova:
+                nova.execute(
+                    sa.text(
+                        'INSERT INTO cell_mappings (uuid, name, transport_url, '
+                        'database_connection, disabled) '
+                        'VALUES (:uuid, :name, :url, :database, 0)'
+                    ),
+                    mapping,
+                )
+                nova.execute(
+                    sa.text(
+                        'INSERT INTO host_mappings (host, cell_id) '
+                        'SELECT :host, id FROM cell_mappings WHERE uuid = :uuid'
+                    ),
+                    {'host': host, 'uuid': mapping['uuid']},
+                )
+            yield
+        finally:
+            with inventory.begin() as nova:
+                nova.execute(
+                    sa.text('DELETE FROM host_mappings WHERE host = :host'), {'host': host}
+                )
+                nova.execute(sa.text('DELETE FROM cell_mappings WHERE uuid = :uuid'), mapping)
+            inventory.dispose()
+
     def tasks(self, path: str) -> dict[str, Json]:
         return {task['host']: task for task in self.call('GET', f'{path}/tasks').json['tasks']}
 
@@ -192,6 +240,20 @@ def test_images_are_cached_by_the_nova_computes_that_are_there(
 
     rate = {'request': {'aggregate': aggregate_id, 'images': [good], 'max_rate_bytes': 1}}
     assert beside.call('POST', '/v1/requests', rate).status_int == 400
+
+
+def test_a_cell_that_cannot_be_reached_holds_up_no_host_of_another(
+    beside: Beside, upload_image: UploadImage, free_port: Callable[[], int]
+) -> None:
+    nowhere = f'127.0.0.1:{free_port()}'
+    with beside.cell('gone', f'rabbit://nova@{nowhere}/', f'mysql://nova@{nowhere}/nova', 'lost'):
+        path = beside.cache_on([FIRST, 'lost', SECOND], upload_image(os.urandom(KIB)))
+        outcomes = beside.outcomes(path)
+
+    status, reason = outcomes.pop('lost')
+    assert (status, str(reason).startswith('cell ')) == ('error', True)
+    assert "cell gone's database is unreachable" in str(reason)
+    assert outcomes == {FIRST: ('cached', None), SECOND: ('cached', None)}
 
 
 def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
