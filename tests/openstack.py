@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -74,7 +75,13 @@ class Terminal:
             stdin=side,
             stdout=side,
             stderr=side,
-            env={**os.environ, **environment, 'TERM': 'xterm', 'COLUMNS': '160'},
+            env={
+                **os.environ,
+                **environment,
+                'TERM': 'xterm',
+                'COLUMNS': '160',
+                'PYTHONFAULTHANDLER': '1',
+            },
         )
         os.close(side)
         self.text = ''
@@ -98,7 +105,13 @@ class Terminal:
 
     def interrupt(self) -> int:
         """Press Ctrl-C until the command ends: Python loses one that comes at a bad moment."""
-        wait_until(self._ends_after_ctrl_c, 'the command has ended')
+        try:
+            wait_until(self._ends_after_ctrl_c, 'the command has ended')
+        except AssertionError as exc:
+            self.process.send_signal(signal.SIGABRT)  # it then says where each thread is
+            self.process.wait(10)
+            self._reader.join(10)
+            raise AssertionError(f'{exc}; on the screen:\n{self.text}') from exc
         return self.end()
 
     def _ends_after_ctrl_c(self) -> bool:
