@@ -60,6 +60,7 @@ class Gateway:
                 gateway.serve(self)
 
             do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+            do_HEAD = do_OPTIONS = do_GET  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass

@@ -4,16 +4,17 @@
 Whatever makes a password or gets a token notes it here. What commands print, what the API
 answers and what is notified is searched as it comes, for all that is known by then; at the
 end of a session every log and every database that the processes left, and what the tests
-captured. Configuration is where secrets belong, and so are the cell mappings.
+captured. A log that whoever writes it has named, and that is not there or empty by then, is
+told. Configuration is where secrets belong, and so are the cell mappings.
 """
 
-import contextlib
 import dataclasses
 import pathlib
-import sqlite3
 import subprocess
 import uuid
 from collections.abc import Collection, Iterable, Iterator
+
+import sqlalchemy as sa
 
 _CHUNK = 16 * 1024**2
 _SQLITE = b'SQLite format 3\0'
@@ -29,18 +30,13 @@ class Leak:
 
 
 class Secrets:
-    """The secrets of one session, and where they were seen.
-
-    :ivar logs: how many were searched
-    """
+    """The secrets of one session, and where they were seen."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._seen: set[Leak] = set()
-        self.logs = 0
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self._expected: set[pathlib.Path] = set()
+        self._searched: set[pathlib.Path] = set()
 
     def make(self, what: str) -> str:
         """Make a secret such as is nowhere by accident."""
@@ -62,6 +58,24 @@ class Secrets:
         self.look_into(f'{ended.stdout}{ended.stderr}', f'the output of {program}')
         return ended
 
+    def look_into_database(self, url: str, where: str) -> None:
+        """Search the rows of a database of ours, but for those that have to have secrets."""
+        engine = sa.create_engine(url)
+        try:
+            with engine.connect() as connection:
+                self.look_into('\n'.join(_dump(connection)), where)
+        finally:
+            engine.dispose()
+
+    def expect(self, log: pathlib.Path) -> pathlib.Path:
+        """Have a log missed if it is not searched; its path is given back."""
+        self._expected.add(log.resolve())
+        return log
+
+    def missed(self) -> list[pathlib.Path]:
+        """Tell which expected logs were not searched, where there were secrets at all."""
+        return sorted(self._expected - self._searched) if self._names else []
+
     def leaks(self, directory: pathlib.Path) -> list[Leak]:
         """Search the logs and databases in a directory, and tell what was seen at all."""
         if not self._names:
@@ -73,10 +87,11 @@ class Secrets:
 
     def _look_into_file(self, path: pathlib.Path, where: str) -> None:
         if path.suffix == '.log':
-            self.logs += 1
             self._look_into_bytes(_overlapping(path, max(map(len, self._names))), where)
+            if path.stat().st_size:
+                self._searched.add(path.resolve())
         elif path.suffix in {'.sqlite', '.db'} and _is_database(path):
-            self.look_into('\n'.join(_dump(path)), where)
+            self.look_into_database(f'sqlite:///{path}', where)
 
     def _look_into_bytes(self, chunks: Iterable[bytes], where: str) -> None:
         for chunk in chunks:
@@ -100,17 +115,14 @@ def _is_database(path: pathlib.Path) -> bool:
         return file.read(len(_SQLITE)) == _SQLITE
 
 
-def _dump(path: pathlib.Path) -> Iterator[str]:
-    """Give the rows of a database of ours, but for those that have to have secrets."""
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        for table in _tables(database):
-            for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
-                yield repr(row)
+def _dump(connection: sa.Connection) -> Iterator[str]:
+    for name in _tables(connection):
+        table = sa.select(sa.text('*')).select_from(sa.table(name))
+        for row in connection.execute(table):
+            yield repr(row)
 
 
-def _tables(database: sqlite3.Connection) -> Collection[str]:
-    """Name the tables of a database that has cells, which those of others have not."""
-    found = {
-        name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-    }
+def _tables(connection: sa.Connection) -> Collection[str]:
+    """Name the tables to search; there are some only in a database of ours."""
+    found = set(sa.inspect(connection).get_table_names())
     return found - {_MAPPINGS} if 'cache_requests' in found else set()

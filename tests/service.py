@@ -12,6 +12,7 @@ from typing import Any
 import requests
 
 from nova_precache import model
+from tests.leaks import SECRETS
 
 TIMEOUT_SECONDS = 60.0
 LATEST = {'OpenStack-API-Version': 'compute 2.81', 'X-Auth-Token': 'admin'}
@@ -27,6 +28,12 @@ def wait_until(
         assert time.monotonic() < end, f'not within {timeout_seconds:g} s: {what}'
         pause.wait(0.05)
     return found
+
+
+def _looked_at(answer: requests.Response) -> requests.Response:
+    asked = f'{answer.request.method} {answer.request.path_url}'
+    SECRETS.look_into(f'{answer.headers}{answer.text}', f'the answer to {asked}')
+    return answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +65,15 @@ class Service:
     hosts: tuple[Host, ...]
 
     def post(self, path: str, body: Any) -> requests.Response:
-        return requests.post(self.compute_url + path, json=body, headers=LATEST, timeout=60)
+        return _looked_at(
+            requests.post(self.compute_url + path, json=body, headers=LATEST, timeout=60)
+        )
 
     def delete(self, path: str) -> requests.Response:
-        return requests.delete(self.compute_url + path, headers=LATEST, timeout=60)
+        return _looked_at(requests.delete(self.compute_url + path, headers=LATEST, timeout=60))
 
     def get(self, path: str) -> dict[str, Any]:
-        answer = requests.get(self.precache_url + path, timeout=60)
+        answer = _looked_at(requests.get(self.precache_url + path, timeout=60))
         answer.raise_for_status()
         return dict(answer.json())
 

@@ -28,6 +28,11 @@ QUICK: Options = {
 }
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _no_secret_is_told(secrets_kept: None) -> None:
+    """Search all that these tests left, once everything has stopped."""
+
+
 @pytest.fixture
 def gateway(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
     """The site's link to Glance, open and fast until a test says otherwise."""

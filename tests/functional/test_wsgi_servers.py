@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,6 +15,7 @@ import requests
 from nova_precache import conf as options
 from nova_precache.db import schema, session
 from tests import wsgi
+from tests.leaks import SECRETS
 from tests.service import wait_until
 
 # None of it may be missing or misread under a proxy that strips /compute.
@@ -30,6 +32,7 @@ class Served:
 
     url: str
     log_path: pathlib.Path
+    process: subprocess.Popen[bytes]
 
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, headers=FORWARDED, timeout=60)
@@ -50,14 +53,14 @@ class Served:
 def _serving(
     command: Sequence[str], directory: pathlib.Path, name: str, url: str
 ) -> Iterator[Served]:
-    served = Served(url, directory / f'{name}.log')
+    log_path = SECRETS.expect(directory / f'{name}.log')
     environment = wsgi.environment(directory / 'nova-precache.conf')
     with (
-        served.log_path.open('w') as log,
+        log_path.open('w') as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
     ):
         try:
-            yield served
+            yield Served(url, log_path, process)
             process.terminate()
             assert process.wait(60) == 0
         finally:
@@ -71,7 +74,8 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
     conf.write_text(
         f"""\
 [DEFAULT]
-transport_url = fake:///wsgi
+transport_url = fake://precache:{SECRETS.make('password of a broker')}@127.0.0.1/wsgi
+debug = true
 use_json = true
 [database]
 connection = sqlite:///{tmp_path}/precache.sqlite
@@ -114,7 +118,9 @@ def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
     ):
         for served in (by_gunicorn, by_uwsgi):
             _check(served)
-        wait_until(lambda: _ready(by_uwsgi) == wsgi.WORKERS, 'no process of uwsgi misses its end')
+        _check_reload(directory, by_gunicorn, by_uwsgi)
+        anew = 2 * wsgi.WORKERS
+        wait_until(lambda: _ready(by_uwsgi) == anew, 'no process of uwsgi misses its end')
         (directory / 'off').touch()
         assert [each.get('/healthcheck').status_code for each in (by_gunicorn, by_uwsgi)] == [
             503,
@@ -138,6 +144,23 @@ def _check(served: Served) -> None:
     assert refused.headers['x-openstack-request-id'].startswith('req-')
     paths = {str(line['message']).split('"')[1] for line in _of(served, 'api.requestlog')}
     assert paths == {'GET /', 'GET /v1/', 'GET /v1/requests'}  # and not who asks for its health
+
+
+def _check_reload(directory: pathlib.Path, *servers: Served) -> None:
+    """After SIGHUP what is configured counts, and it is the same server."""
+    conf = directory / 'nova-precache.conf'
+    conf.write_text(f'{conf.read_text()}[api]\npublic_endpoint = https://new.example\n')
+    for served in servers:
+        served.process.send_signal(signal.SIGHUP)
+    for served in servers:
+        wait_until(lambda served=served: _has_loaded_anew(served), 'all is loaded anew', 120)
+        link = served.get('/v1/').json()['version']['links'][0]['href']
+        assert link == 'https://new.example/v1/'
+
+
+def _has_loaded_anew(served: Served) -> bool:
+    assert served.process.poll() is None, f'it ended; its log is {served.log_path}'
+    return len(_processes(served)) == 2 * wsgi.WORKERS
 
 
 def _ready(served: Served) -> int:

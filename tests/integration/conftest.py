@@ -30,6 +30,7 @@ from tests import nova
 from tests import service as doors
 from tests.conftest import RabbitMQ, require_server
 from tests.integration import keystone_site, link
+from tests.leaks import SECRETS
 from tests.nova import cloud
 
 BIN = pathlib.Path(sys.executable).parent
@@ -124,7 +125,7 @@ class Deployment:
         """Start a conductor, the API or the compute of a host."""
         command = [str(BIN / f'nova-precache-{self.kind(name)}'), '--config-file']
         command.append(str(self.directory / f'{name}.conf'))
-        with (self.directory / f'{name}.log').open('ab') as log:
+        with SECRETS.expect(self.directory / f'{name}.log').open('ab') as log:
             self.processes[name] = subprocess.Popen(
                 process.dies_with_parent(command, 'KILL'),
                 stdout=log,

@@ -158,7 +158,7 @@ class Site:
         if kind == 'api':
             command = wsgi.uwsgi(self.directory, f'127.0.0.1:{self.port}')
             environment = wsgi.environment(configuration)
-        with (self.directory / f'{kind}-{name}.log').open('ab') as log:
+        with SECRETS.expect(self.directory / f'{kind}-{name}.log').open('ab') as log:
             self.processes[f'{kind}-{name}'] = subprocess.Popen(
                 process.dies_with_parent(command, 'KILL'),
                 stdout=log,

@@ -14,6 +14,7 @@ from nova_precache.db import schema
 from tests import databases
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CELLS, CONDUCTORS, Deployment
+from tests.leaks import SECRETS
 from tests.service import wait_until
 
 MIB = 1024**2
@@ -59,7 +60,8 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
     service, gateway = deployment.service, deployment.gateway
     with contextlib.ExitStack() as running:
         server = cast(databases.Socket, running.enter_context(databases.START[kind]()))
-        running.enter_context(_moved(deployment, running.enter_context(server.empty())))
+        url = running.enter_context(server.empty())
+        running.enter_context(_moved(deployment, url))
         aggregate_id = service.aggregate(f'killed {kind}')
         gateway.hold(at_byte=MIB)
         asked = [service.cache(aggregate_id, image_id) for _ in range(2)]
@@ -78,6 +80,7 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
         ended = [service.wait(request_id, timeout_seconds=120) for request_id in asked]
         outcomes = [service.outcomes(request_id) for request_id in asked]
         listed = {each['id'] for each in service.get('/requests')['requests']}
+        SECRETS.look_into_database(url, kind)
 
     assert [(each['status'], each['counts']) for each in ended] == [
         ('completed', {'cached': 4})

@@ -27,8 +27,23 @@ def test_a_secret_in_a_log_is_told_by_its_name(secrets: Secrets, tmp_path: pathl
     found = secrets.leaks(tmp_path)
 
     assert found == [Leak('host1/compute.log', 'password of the broker')]
-    assert secrets.logs == 2
     assert password not in repr(found)
+
+
+def test_a_log_that_is_not_searched_is_missed(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+    searched, empty, elsewhere = (
+        secrets.expect(tmp_path / name) for name in ('logs/api.log', 'logs/empty.log', 'other.log')
+    )
+    searched.parent.mkdir()
+    searched.write_text('nothing')
+    empty.touch()
+    elsewhere.write_text('nothing')
+    assert secrets.missed() == []  # nobody had a secret
+
+    secrets.make('token')
+    secrets.leaks(searched.parent)
+
+    assert secrets.missed() == [empty, elsewhere]
 
 
 def test_a_secret_is_found_where_a_file_is_cut_into_chunks(
@@ -96,7 +111,8 @@ def test_what_a_command_printed_is_searched_on_both_ways_out(
     ]
 
 
-def test_what_is_no_secret_cannot_be_noted(secrets: Secrets) -> None:
+def test_what_is_no_secret_cannot_be_noted(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     with pytest.raises(AssertionError, match='by accident'):
         secrets.note('secret', 'password')
-    assert len(secrets) == 0
+    (tmp_path / 'api.log').write_text('secret')
+    assert secrets.leaks(tmp_path) == []
