@@ -166,7 +166,7 @@ class _Cell:
         self._engine: sa.Engine | None = None
         self._rests_until = float('-inf')
         self._silences = 0
-        self._told: str | None = None
+        self._is_told = False
 
     def ask(self, hosts: Collection[str]) -> _Asked:
         """Begin to ask for hosts."""
@@ -215,7 +215,7 @@ class _Cell:
             if isinstance(exc, ImportError):
                 why = f'no Python module {exc.name} here'
         else:
-            self._told, self._silences = None, 0
+            self._is_told, self._silences = False, 0
             return found
         self._rest(why)
         raise _unreachable(self.cell, why)
@@ -227,9 +227,11 @@ class _Cell:
             return self._engine
 
     def _rest(self, why: str) -> None:
-        if why != self._told:  # once, and not at each look while it is away
+        if self._clock() < self._rests_until:
+            return  # a look that was given up has failed at last
+        if not self._is_told:  # once, and not at each look while it is away
             LOG.warning('The database of cell %s cannot be used: %s', self.cell.name, why)
-            self._told = why
+            self._is_told = True
         seconds = REST_SECONDS[min(self._silences, len(REST_SECONDS) - 1)]
         self._silences += 1
         self._rests_until = self._clock() + seconds

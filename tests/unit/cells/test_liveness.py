@@ -120,7 +120,11 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
 
 
 def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller_for_long(
-    world: World, first: CellDatabase, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    first: CellDatabase,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def wait_for_the_first(asked: Iterable[futures.Future[Any]], seconds: float) -> None:
         futures.wait(list(asked)[:1], 20)
@@ -145,6 +149,10 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
             assert look.unknown == {'h2': f"cell two's database is unreachable ({why})"}
     finally:
         released.set()
+    (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
+    silent_cell._pool.shutdown()  # once what was given up has failed at last
+    assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
+    assert caplog.messages == ['The database of cell two cannot be used: it gives no answer']
 
 
 def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cell(
