@@ -61,7 +61,9 @@ class NovaHosts:
             for host in chunk:
                 counted.setdefault(host.agent.cell_uuid, collections.Counter())[host.status] += 1
         return {
-            cell_uuid: census.HostCount(hosts['up'], hosts['down'], hosts['unknown'])
+            cell_uuid: census.HostCount(
+                **{status.value: hosts[status] for status in model.HostStatus}
+            )
             for cell_uuid, hosts in counted.items()
         }
 

@@ -96,10 +96,8 @@ class Dispatcher:
         left = futures.wait(set(self._in_progress), _until(deadline)).not_done
         if left:
             LOG.warning('%d calls in progress are left to another conductor', len(left))
-        try:
-            self._release_all()
-        finally:
-            self._pool.shutdown(wait=False)
+        self._release_all()
+        self._pool.shutdown(wait=False)
 
     def _release_all(self) -> None:
         try:

@@ -121,14 +121,6 @@ def room(session: orm.Session) -> Room:
     return Room(*db_session.run(session, _COUNT).one())
 
 
-def claimable(session: orm.Session, wanted: Wanted, count: int) -> Mapping[str, str]:
-    """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
-
-    There may be more: nobody looks at jobs that are far from being the next ones.
-    """
-    return _most_urgent(session, wanted.avoid_cells, count)
-
-
 def claim_several(
     session: orm.Session, wanted: Wanted, among: Mapping[str, str], left: Room
 ) -> list[Claim]:
@@ -158,10 +150,13 @@ def _lease_hosts(
     return [Claim(host, cell, epochs[host]) for host, cell in hosts.items()]
 
 
-def _most_urgent(
+def most_urgent(
     session: orm.Session, avoid_cells: Collection[str], count: int
 ) -> Mapping[str, str]:
-    """Map the hosts of the most urgent jobs to their cells, the most urgent first."""
+    """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
+
+    There may be more: nobody looks at jobs that are far from being the next ones.
+    """
     hosts: Mapping[str, str] = {}
     for jobs_a_host in _JOBS_A_HOST:
         page = jobs_a_host * count

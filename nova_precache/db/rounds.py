@@ -142,7 +142,7 @@ class _Hosts:
         for conductor_id, hosts in _by_conductor(goes_on).items():
             self._epochs.update(claims.fence_all(session, conductor_id, hosts))
         if wanted is not None and free:
-            self._free = claims.claimable(session, wanted, free)
+            self._free = claims.most_urgent(session, wanted.avoid_cells, free)
         self._chosen = assigning.choose(session, [*self._epochs, *self._free], ended)
         self.jobs = list(self._chosen.values())
 
