@@ -13,10 +13,15 @@ import sys
 import tempfile
 
 from benchmarks import cases, images, machine, report
-from benchmarks.images import GIB, MIB
+from benchmarks.images import GIB, KIB, MIB
 from nova_precache import exception
 from nova_precache.standalone import environment
 from tests import nova
+
+_WHAT_IS_MEASURED = (
+    *('rounds', 'case', 'image-mib', 'large-mib', 'holes-mib', 'holes-data-mib'),
+    *('glance-chunk-kib', 'congestion-control'),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(f'{directory} needs {needed / GIB:.0f} GiB, {free / GIB:.0f} free')
         try:
             nova.ENVIRONMENT.ensure()
-            with images.Glance(directory / 'glance', check_formats=False) as glance:
+            with images.Glance(
+                directory / 'glance',
+                chunk_bytes=given.glance_chunk_kib * KIB,
+                congestion_control=given.congestion_control,
+            ) as glance:
                 bench = cases.Bench(directory, glance, sizes, drop_caches=given.drop_caches)
                 results = bench.run(given.case, given.rounds)
         except (cases.WrongResult, exception.PrecacheError) as exc:
@@ -86,7 +95,7 @@ def _command(given: argparse.Namespace) -> str:
     parser = _parser()
     words = [
         f'--{name}={",".join(value) if isinstance(value, list) else value}'
-        for name in ('rounds', 'case', 'image-mib', 'large-mib', 'holes-mib', 'holes-data-mib')
+        for name in _WHAT_IS_MEASURED
         if (value := getattr(given, name.replace('-', '_')))
         != parser.get_default(name.replace('-', '_'))
     ]
@@ -131,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--large-mib', type=int, default=4096, help='size of the large one')
     parser.add_argument('--holes-mib', type=int, default=10240, help='size of the one with holes')
     parser.add_argument('--holes-data-mib', type=int, default=200, help='data of that one')
+    parser.add_argument(
+        '--glance-chunk-kib',
+        type=int,
+        default=1024,
+        help='what Glance reads and sends at a time; its own default is 64',
+    )
+    parser.add_argument(
+        '--congestion-control',
+        default='cubic',
+        help='what Glance sends with, one of net.ipv4.tcp_available_congestion_control',
+    )
     parser.add_argument(
         '--directory',
         type=pathlib.Path,

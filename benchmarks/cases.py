@@ -3,8 +3,8 @@
 
 A round is fair to its contestants: nothing is dirty, the page cache is empty but for
 Glance's file, so that no disk is waited for there, and a small image has been cached
-before, so that nobody imports anything while the clock runs. Every file is compared
-with what it must be.
+since, so that nobody imports anything, or reads a program from the disk, while the
+clock runs. Every file is compared with what it must be.
 """
 
 import contextlib
@@ -197,8 +197,8 @@ class Bench:
                     options = {'DEFAULT': {'instances_path': str(instances)}}
                     nova.call('cache_image', options, self._glance.url, image_id=image_id)
 
-                cache(self._small[disk_format].id)
                 self._settle(image)
+                cache(self._small[disk_format].id)
                 with _clock(nova.pid) as taken:
                     cache(image.id)
             published = _base_file(instances, image)
@@ -216,8 +216,8 @@ class Bench:
         options = {'idle_priority': idle_priority, 'max_parallel_downloads': len(wanted)}
         with self._compute('ours', options) as ours:
             idle = observed.memory(ours.pid)
-            ours.call('cache_image', image_id=self._small[disk_format].id)
             self._settle(*wanted)
+            ours.call('cache_image', image_id=self._small[disk_format].id)
             with _clock(ours.pid) as taken:
                 _finish([ours.ask('cache_image', image_id=image.id) for image in wanted])
             published = [_base_file(ours.instances_path, image) for image in wanted]

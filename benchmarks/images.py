@@ -4,6 +4,7 @@
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import uuid
 
@@ -16,14 +17,34 @@ MIB = 1024**2
 GIB = 1024**3
 _UPLOAD_SECONDS = 1800
 # Glance writes no zeros then, so that an image with holes takes no more disk there.
-_THIN = """
+_STORE = """
 [local]
 filesystem_thin_provisioning = true
+filesystem_store_chunk_size = {chunk_bytes}
 """
 
 
 class Glance(glance.GlanceServer):
-    """A real Glance that keeps holes as holes."""
+    """A real Glance that keeps holes as holes.
+
+    Unless told otherwise, it sends with the congestion control that Linux comes with. BBR,
+    which some machines have instead, waits for a timer before each packet, also where there
+    is no network.
+
+    :param chunk_bytes: what it reads, and sends, at a time; unless given, as by its own default
+    :param congestion_control: a name that the kernel knows
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        chunk_bytes: int = 64 * KIB,
+        congestion_control: str = 'cubic',
+    ) -> None:
+        super().__init__(directory, check_formats=False)
+        self._chunk_bytes = chunk_bytes
+        self._congestion_control = congestion_control
 
     def stored(self, image_id: str) -> pathlib.Path:
         """Give the file in which it has the data of an image."""
@@ -50,10 +71,20 @@ class Glance(glance.GlanceServer):
             ).raise_for_status()
         return image_id
 
+    def _listen(self) -> socket.socket:
+        listener = super()._listen()
+        name = self._congestion_control
+        try:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except OSError as exc:
+            listener.close()
+            raise process.ServerFailed(f'no congestion control {name}: {exc}') from exc
+        return listener
+
     def _write_configuration(self, home: pathlib.Path) -> None:
         super()._write_configuration(home)
         with (self.directory / 'glance-api.conf').open('a') as file:
-            file.write(_THIN)
+            file.write(_STORE.format(chunk_bytes=self._chunk_bytes))
 
 
 def random_data(path: pathlib.Path, size_bytes: int, seed: int) -> pathlib.Path:

@@ -53,7 +53,7 @@ def _soak(
     is_own = os.environ.get(_INSIDE) == '1'
     if not is_own:
         print('The disk is not filled: this user can mount none')
-    glance = stack.enter_context(images.Glance(directory / 'glance', check_formats=False))
+    glance = stack.enter_context(images.Glance(directory / 'glance'))
     soak_images = site.upload_images(glance, directory / 'images')
     disk = stack.enter_context(site.new_disk(directory / 'store', is_own=is_own))
     way = stack.enter_context(link.Link(glance.port, _RATE_BYTES))
