@@ -176,7 +176,7 @@ class GlanceImageService:
     ) -> Iterator['GlanceConnection']:
         if not _IMAGE_ID.fullmatch(image_id):
             raise exception.ImageGone(f'{image_id!r} is not the id of an image')
-        response = self._get_data(image_id, offset_bytes)
+        response = self._get_part(image_id, offset_bytes)
         start = _start_of(response, offset_bytes, size_bytes)
         # Without close() the socket would stay open until the rest has come.
         with contextlib.closing(GlanceConnection(response, image_id, start)) as connection:
@@ -197,6 +197,18 @@ class GlanceImageService:
         if not isinstance(document, dict):
             raise exception.ImageServiceUnavailable(f'Glance has no answer about image {image_id}')
         return document
+
+    def _get_part(self, image_id: str, offset_bytes: int) -> requests.Response:
+        """Ask for the data from a byte on, and for all of them where Glance gives no part.
+
+        It refuses where its store cannot seek: RBD, S3, HTTP and others.
+        """
+        response = self._get_data(image_id, offset_bytes)
+        if not offset_bytes or response.status_code != requests.codes.bad_request:
+            return response
+        response.close()
+        LOG.info('Glance gives no part of image %s, so all of it is asked for', image_id)
+        return self._get_data(image_id, 0)
 
     def _get_data(self, image_id: str, offset_bytes: int) -> requests.Response:
         headers = {'Accept-Encoding': 'identity'}

@@ -70,6 +70,41 @@ def test_a_whole_answer_to_a_range_is_taken_from_its_begin(
     deployment.assert_tidy()
 
 
+def test_a_store_that_gives_no_part_is_read_from_the_begin(
+    deployment: Deployment,
+    host: Host,
+    upload_image: UploadImage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = os.urandom(4 * MIB)
+    image_id = upload_image(data)
+    _refuse_ranges(deployment.gateway, monkeypatch)
+    deployment.gateway.cuts += [3 * MIB]
+
+    _cache(deployment, host, image_id)
+
+    asked = [each for each in deployment.gateway.downloads if each.image_id == image_id]
+    assert [(each.status, each.requested_range) for each in asked] == [
+        (200, None),
+        (400, f'bytes={3 * MIB}-'),
+        (200, None),
+    ]
+    deployment.assert_cached(image_id, data, [host])
+    deployment.assert_tidy()
+
+
+def _refuse_ranges(gateway: site_link.Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the link answer as a Glance with RBD does: whole images, and HTTP 400 to a range."""
+    serve = gateway.serve
+
+    def serve_whole_only(handler: http.server.BaseHTTPRequestHandler) -> None:
+        is_part = 'Range' in handler.headers
+        monkeypatch.setattr(gateway, 'refuse', http.HTTPStatus.BAD_REQUEST if is_part else None)
+        serve(handler)
+
+    monkeypatch.setattr(gateway, 'serve', serve_whole_only)
+
+
 def _without_ranges(
     gateway: site_link.Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> list[str | None]:

@@ -365,6 +365,30 @@ def test_an_answer_with_another_range_begins_nowhere(
         assert connection.start_bytes is None
 
 
+def test_all_is_asked_for_where_no_part_is_given(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [Answer(400), Answer(body=DATA)]
+    with images.open(IMAGE_ID, 100, len(DATA)) as connection:
+        assert connection.start_bytes == 0
+        assert read_on(connection, len(DATA)) == DATA
+    first, second = (headers for _, headers in server.requests)
+    assert first['range'] == 'bytes=100-'
+    assert 'range' not in second
+
+
+def test_a_refusal_of_all_of_it_is_an_interruption(
+    server: Server, images: glance.GlanceImageService
+) -> None:
+    server.answers = [Answer(400), Answer(400)]
+    with (
+        pytest.raises(exception.DownloadInterrupted, match='HTTP 400'),
+        images.open(IMAGE_ID, 100, len(DATA)),
+    ):
+        pass
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize('size_bytes', [None, len(DATA)])
 @pytest.mark.parametrize('total', ['*', str(len(DATA))])
 def test_an_answer_need_not_tell_the_size(
