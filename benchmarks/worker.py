@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import http.client
-import itertools
 import json
 import logging
 import os
@@ -19,9 +18,10 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import least
 from nova_precache import conf as precache_conf
 from nova_precache import control, exception, model
 from nova_precache.image import glance
@@ -91,33 +91,33 @@ class Worker:
 
     def receive(self, image_id: str) -> None:
         """Read an image and forget it: how fast Glance sends."""
-        url = urllib.parse.urlsplit(self._glance_url)
-        connection = http.client.HTTPConnection(url.netloc)
-        with contextlib.closing(connection):
-            connection.request('GET', f'/v2/images/{image_id}/file')
-            answer = connection.getresponse()
+        with self._data(image_id) as answer:
             piece = bytearray(PIECE_BYTES)
             while answer.readinto(piece):
                 pass
 
-    def hash_file(self, path: str, *, busy: bool) -> float:
-        """Hash a file that is in memory, and give the seconds of that alone.
+    def least(self, image_id: str, target: str) -> str:
+        """Bring an image to a file with nothing but that, and give its sha512."""
+        with self._data(image_id) as answer:
+            return least.download(answer, target)
 
-        :param busy: another thread does the same meanwhile, and goes on until this is done
-        """
+    @contextlib.contextmanager
+    def _data(self, image_id: str) -> Iterator[http.client.HTTPResponse]:
+        url = urllib.parse.urlsplit(self._glance_url)
+        connection = http.client.HTTPConnection(url.netloc)
+        with contextlib.closing(connection):
+            connection.request('GET', f'/v2/images/{image_id}/file')
+            yield connection.getresponse()
+
+    def hash_file(self, path: str) -> float:
+        """Hash a file that is in memory, and give the seconds of that alone."""
         with open(path, 'rb') as file:
             pieces = list(iter(functools.partial(file.read, PIECE_BYTES), b''))
-        is_done = threading.Event()
-        other = threading.Thread(target=_hash, args=(itertools.cycle(pieces), is_done))
-        if busy:
-            other.start()
+        found = hashlib.sha512()
         start = time.perf_counter()
-        _hash(pieces, is_done)
-        seconds = time.perf_counter() - start
-        is_done.set()
-        if busy:
-            other.join()
-        return seconds
+        for piece in pieces:
+            found.update(piece)
+        return time.perf_counter() - start
 
     def write_file(self, path: str, target: str) -> None:
         """Copy a file that is in memory, and have the copy on the disk."""
@@ -131,16 +131,6 @@ class Worker:
         return glance.GlanceImageService.with_token(
             self._glance, endpoint=self._glance_url, token=None, session=self._session
         )
-
-
-def _hash(pieces: Iterable[bytes], is_done: threading.Event) -> None:
-    """Hash as much as there is, or until somebody is done."""
-    found = hashlib.sha512()
-    for piece in pieces:
-        found.update(piece)
-        if is_done.is_set():
-            return
-    found.digest()
 
 
 def main() -> None:
