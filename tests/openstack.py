@@ -70,8 +70,9 @@ class Terminal:
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._main, side = pty.openpty()
         self.process = subprocess.Popen(
-            # Only the terminal of a session sends a signal when Ctrl-C is pressed.
-            ['setsid', '--ctty', '--', *command],
+            # Only the terminal of a session sends a signal when Ctrl-C is pressed; and where
+            # these tests run in the background, it would be ignored.
+            ['setsid', '--ctty', '--', 'env', '--default-signal=INT', *command],
             stdin=side,
             stdout=side,
             stderr=side,
