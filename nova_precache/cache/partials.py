@@ -27,6 +27,10 @@ LOG = logging.getLogger(__name__)
 # Blocks of zeros are left out: what a file system, and qemu-img, counts holes in.
 BLOCK_BYTES = 4096
 _ZEROS = bytes(BLOCK_BYTES)
+# How much goes into the page cache at once. For larger pieces the kernel looks for larger
+# pages, and where the host is a guest itself, those are the ones that its hypervisor may have
+# taken back meanwhile: to get them again takes several times the CPU of the writing.
+_PAGES_BYTES = 256 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +225,8 @@ class Partial:
                     raise
                 # The disk has other blocks, or the buffer begins amid one.
                 self._write_through_pages()
-        return os.pwrite(self._descriptor, data, position)
+        with data[:_PAGES_BYTES] as some:
+            return os.pwrite(self._descriptor, some, position)
 
     def _write_through_pages(self) -> None:
         if self._direct is not None:

@@ -115,6 +115,16 @@ def test_what_is_read_again_at_once_is_written_through_the_page_cache(
     assert written == [(64 * KIB, False)] * 16
 
 
+def test_little_goes_into_the_page_cache_at_once(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = note_writes(monkeypatch)
+    with cache.partials.open(IMAGE, keep_pages=True) as partial:
+        put(partial, DATA, piece_bytes=MIB)
+        assert pathlib.Path(partial.path).read_bytes() == DATA
+    assert written == [(256 * KIB, False)] * 4
+
+
 def test_a_disk_that_wants_other_blocks_is_written_through_the_page_cache(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
