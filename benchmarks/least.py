@@ -6,14 +6,13 @@ stopped: what is left is what a machine makes of these three at once.
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import http.client
+import io
 import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 
 from nova_precache.download import pipeline
@@ -21,31 +20,18 @@ from nova_precache.download import pipeline
 _STUCK_SECONDS = 60
 
 
-@dataclasses.dataclass(eq=False)
-class _Piece:
-    buffer: mmap.mmap
-    length: int = 0
-    uses_left: int = 0
+def download(answer: io.BufferedIOBase, target: str) -> None:
+    """Bring an answer's body, of whole pages, to a file that is new, and hash it.
 
-    def view(self) -> memoryview:
-        return memoryview(self.buffer)[: self.length]
-
-
-class _Use:
-    """What a thread does with each piece."""
-
-    def __init__(self, work: Callable[[memoryview], object]) -> None:
-        self.work = work
-        self.pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
-
-
-def download(answer: http.client.HTTPResponse, target: str) -> str:
-    """Bring an answer's body, of whole pages, to a file that is new; gives its sha512."""
+    :raises OSError: the file system, or the connection, did not take part
+    """
     found = hashlib.sha512()
     with _new_file(target) as descriptor:
-        _pass(answer, [_Use(found.update), _Use(lambda data: os.write(descriptor, data))])
+        hashing = pipeline.Stage('hash', lambda piece: found.update(piece.view()))
+        writing = pipeline.Stage('write', lambda piece: _write(descriptor, piece.view()))
+        _pass(answer, [hashing, writing])
         os.fsync(descriptor)
-    return found.hexdigest()
+    found.digest()
 
 
 @contextlib.contextmanager
@@ -57,35 +43,42 @@ def _new_file(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _pass(answer: http.client.HTTPResponse, uses: list[_Use]) -> None:
-    """Fill pieces and have each used; as many, and as large, as ours are."""
-    free: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
+def _write(descriptor: int, data: memoryview) -> None:
+    os.write(descriptor, data)
+
+
+def _pass(answer: io.BufferedIOBase, stages: list[pipeline.Stage]) -> None:
+    """Fill pieces and pass each to every stage; as many, and as large, as ours are."""
+    free: queue.SimpleQueue[pipeline.Piece] = queue.SimpleQueue()
     for _ in range(pipeline.BUFFERS):
-        free.put(_Piece(mmap.mmap(-1, pipeline.BUFFER_BYTES)))
+        free.put(pipeline.Piece(mmap.mmap(-1, pipeline.BUFFER_BYTES)))
     leaving = threading.Lock()
 
-    def run(use: _Use) -> None:
-        for piece in iter(use.pieces.get, None):
-            use.work(piece.view())
+    def run(stage: pipeline.Stage) -> None:
+        for piece in iter(stage.queue.get, None):
+            stage.work(piece)
             with leaving:
-                piece.uses_left -= 1
-                is_free = not piece.uses_left
+                piece.stages_left -= 1
+                is_free = not piece.stages_left
             if is_free:
                 free.put(piece)
 
-    with futures.ThreadPoolExecutor(len(uses)) as pool:
-        running = [pool.submit(run, use) for use in uses]
-        while (piece := _filled(answer, free.get(timeout=_STUCK_SECONDS))).length:
-            piece.uses_left = len(uses)
-            for use in uses:
-                use.pieces.put(piece)
-        for use in uses:
-            use.pieces.put(None)
-        for each in running:
-            each.result()
+    with futures.ThreadPoolExecutor(len(stages)) as pool:
+        running = [pool.submit(run, stage) for stage in stages]
+        try:
+            # Where a stage has failed, no piece is free any more.
+            while (piece := _filled(answer, free.get(timeout=_STUCK_SECONDS))).length:
+                piece.stages_left = len(stages)
+                for stage in stages:
+                    stage.queue.put(piece)
+        finally:
+            for stage in stages:
+                stage.queue.put(None)
+            for each in running:
+                each.result()
 
 
-def _filled(answer: http.client.HTTPResponse, piece: _Piece) -> _Piece:
+def _filled(answer: io.BufferedIOBase, piece: pipeline.Piece) -> pipeline.Piece:
     piece.length = 0
     with memoryview(piece.buffer) as buffer:
         while piece.length < len(buffer) and (count := answer.readinto(buffer[piece.length :])):

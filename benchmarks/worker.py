@@ -96,10 +96,10 @@ class Worker:
             while answer.readinto(piece):
                 pass
 
-    def least(self, image_id: str, target: str) -> str:
-        """Bring an image to a file with nothing but that, and give its sha512."""
+    def least(self, image_id: str, target: str) -> None:
+        """Receive, hash and write an image, and nothing else."""
         with self._data(image_id) as answer:
-            return least.download(answer, target)
+            least.download(answer, target)
 
     @contextlib.contextmanager
     def _data(self, image_id: str) -> Iterator[http.client.HTTPResponse]:

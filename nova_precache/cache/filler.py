@@ -34,9 +34,9 @@ from nova_precache.inspection import convert, formats
 LOG = logging.getLogger(__name__)
 
 # What is to be converted is read again as soon as it is here. While its pages are still in
-# the page cache, qemu-img takes less than half of the time (1 GiB: 0.9 to 1.9 s, not 2.2 to
-# 5.9). They stay for that up to this share of the memory, and are gone once the image is
-# published: the page cache is for what the guests read.
+# the page cache, qemu-img need not wait for the disk. They stay for that up to this share of
+# the memory, and are gone once the image is published: the page cache is for what the guests
+# read.
 _KEPT_PAGES_SHARE = 1 / 8
 
 
