@@ -6,7 +6,7 @@ from collections.abc import Callable
 from oslo_config import cfg
 
 from nova_precache import context, policy, rpc
-from nova_precache.api import app, auth, call
+from nova_precache.api import app, auth, call, origins
 from nova_precache.cells import novadb
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import jobs, pins, steering
@@ -44,9 +44,10 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
     group = conf.api
     auth.refuse_exposure(group.auth_strategy, group.bind_host)
     certificate = server.Certificate(group.cert_file, group.key_file) if group.cert_file else None
-    return server.HttpServer(
-        application(conf, database), group.bind_host, group.bind_port, group.threads, certificate
-    )
+    served = application(conf, database)
+    if group.auth_strategy == 'noauth2':
+        served = origins.OriginGuard(served, conf.cors.allowed_origin or (), group.public_endpoint)
+    return server.HttpServer(served, group.bind_host, group.bind_port, group.threads, certificate)
 
 
 def _why_unsupported(conf: cfg.ConfigOpts, transport: rpc.Transport) -> Callable[[], str | None]:

@@ -20,8 +20,16 @@ Application = Callable[..., Iterable[bytes]]
 
 # A token of Keystone's has a few thousand at most.
 MAX_HEADER_BYTES = 64 * 1024
-# The server itself would take the last of several. Lengths that differ are none then.
-_JOINED = (b'Openstack-Api-Version', b'X-Openstack-Nova-Api-Version', b'Content-Length')
+# The server itself would take the last of several. Lengths that differ are none then, and
+# hosts or origins name no one.
+_JOINED = (
+    b'Openstack-Api-Version',
+    b'X-Openstack-Nova-Api-Version',
+    b'Content-Length',
+    b'Host',
+    b'Origin',
+    b'Sec-Fetch-Site',
+)
 
 
 @dataclasses.dataclass(frozen=True)
