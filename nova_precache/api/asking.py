@@ -16,6 +16,8 @@ from oslo_utils import timeutils, uuidutils
 from nova_precache import exception, model
 from nova_precache.api import times, validation
 from nova_precache.api.call import Call
+from nova_precache.db import listing
+from nova_precache.policies import aggregates as aggregate_policies
 
 _LIMITS = ('max_parallel_hosts', 'max_rate_bytes', 'canary', 'max_failures')
 _GREATEST_ID = 2**31 - 1
@@ -84,16 +86,24 @@ def find_aggregate(call: Call, asked: float | str) -> model.Aggregate:
     raise exception.AggregateNotFound(asked)
 
 
-def aggregate_id(call: Call, asked: str) -> int:
-    """Find the id by which a list is filtered, which may be that of a deleted aggregate.
+def aggregate_filter(call: Call, asked: str) -> listing.AggregateFilter:
+    """Find the aggregate by which a list is filtered, which may be a deleted one.
+
+    Which aggregates there are is looked up only for callers who may list them. For others,
+    requests and pins are compared with what they noted: a name that none of theirs has gives
+    an empty list, whether there is such an aggregate or not.
 
     :raises nova_precache.exception.InvalidInput: no aggregate is or was that one
     """
+    number = int(asked) if _is_number(asked) and 0 < int(asked) <= _GREATEST_ID else None
+    if not call.may(aggregate_policies.INDEX):
+        meant = canonical(asked) if uuidutils.is_uuid_like(asked) else None
+        return listing.AggregateFilter(id=number, uuid=meant, name=asked)
     try:
-        return find_aggregate(call, asked).id
+        return listing.AggregateFilter(id=find_aggregate(call, asked).id)
     except exception.AggregateNotFound as error:
-        if _is_number(asked) and int(asked) <= _GREATEST_ID:
-            return int(asked)
+        if number is not None:
+            return listing.AggregateFilter(id=number)
         raise exception.InvalidInput(
             f'Invalid input for query parameters aggregate. Value: {asked}. {error}'
         ) from error

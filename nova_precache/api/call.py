@@ -13,7 +13,7 @@ from nova_precache import exception, model, policy
 from nova_precache.api import microversion
 from nova_precache.cells import inventory
 from nova_precache.conf import image_cache
-from nova_precache.db import pins, requests
+from nova_precache.db import listing, pins, requests
 from nova_precache.image import service
 
 
@@ -114,7 +114,7 @@ class PinStore(Protocol):
         self,
         project_id: str | None = None,
         status: str | None = None,
-        aggregate_id: int | None = None,
+        aggregate: listing.AggregateFilter | None = None,
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.Pin]: ...
@@ -224,6 +224,14 @@ class Call:
         :raises nova_precache.exception.PolicyNotAuthorized: the caller may not
         """
         self.services.enforcer.authorize(self.context, rule, target)
+
+    def may(self, rule: str) -> bool:
+        """Tell whether the caller meets a policy rule."""
+        try:
+            self.authorize(rule)
+        except exception.PolicyNotAuthorized:
+            return False
+        return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,28 @@ _SORT_KEYS: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class AggregateFilter:
+    """Which aggregate is meant: one with any of these; None means none.
+
+    They are compared with what a request or a pin noted when it was made.
+    """
+
+    id: int | None = None
+    uuid: str | None = None
+    name: str | None = None
+
+    def matches(self, row: type[models.CacheRequest] | type[models.Pin]) -> sa.ColumnElement[bool]:
+        columns = {
+            row.aggregate_id: self.id,
+            row.aggregate_uuid: self.uuid,
+            row.aggregate_name: self.name,
+        }
+        return sa.or_(
+            sa.false(), *(column == value for column, value in columns.items() if value is not None)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class RequestFilter:
     """Which requests are meant; None means any.
 
@@ -34,7 +56,7 @@ class RequestFilter:
 
     project_id: str | None = None
     status: str | None = None
-    aggregate_id: int | None = None
+    aggregate: AggregateFilter | None = None
     image_id: str | None = None
     since: datetime.datetime | None = None
     pin_id: str | None = None
@@ -66,11 +88,12 @@ def _matching(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
     for column, value in (
         (_REQUEST.project_id, chosen.project_id),
         (_REQUEST.status, chosen.status),
-        (_REQUEST.aggregate_id, chosen.aggregate_id),
         (_REQUEST.pin_id, chosen.pin_id),
     ):
         if value is not None:
             query = query.where(column == value)
+    if chosen.aggregate is not None:
+        query = query.where(chosen.aggregate.matches(_REQUEST))
     if chosen.since is not None:
         query = query.where(_REQUEST.created_at >= chosen.since)
     if chosen.image_id is None:

@@ -16,7 +16,7 @@ from oslo_utils import timeutils
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import models
+from nova_precache.db import listing, models
 from nova_precache.db import session as db_session
 
 LEASE_SECONDS = 120
@@ -103,7 +103,7 @@ class Pins:
         self,
         project_id: str | None = None,
         status: str | None = None,
-        aggregate_id: int | None = None,
+        aggregate: listing.AggregateFilter | None = None,
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.Pin]:
@@ -112,9 +112,11 @@ class Pins:
         :raises nova_precache.exception.PinNotFound: the marker is unknown
         """
         row = models.Pin
-        wanted = {row.project_id: project_id, row.status: status, row.aggregate_id: aggregate_id}
+        wanted = {row.project_id: project_id, row.status: status}
         query = sa.select(row).order_by(row.number.desc()).limit(limit)
         query = query.where(*(each == value for each, value in wanted.items() if value is not None))
+        if aggregate is not None:
+            query = query.where(aggregate.matches(row))
         with self._database.reader() as session:
             if marker is not None:
                 query = query.where(row.number < _load(session, marker, project_id).number)

@@ -11,8 +11,6 @@ OWN_PREFIX = 'image_precache:'
 
 ADMIN = f'rule:{CONTEXT_IS_ADMIN}'
 PROJECT_READER_OR_ADMIN = 'rule:project_reader_or_admin'
-# Of what belongs to no project.
-READER_OR_ADMIN = f'role:reader or {ADMIN}'
 
 _RULES = (
     policy.RuleDefault(

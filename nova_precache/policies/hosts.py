@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see the hosts and what is in their caches: they belong to no project."""
+"""Who may see the hosts and what is in their caches: admins, as they belong to no project."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,21 @@ IMAGE_HOSTS = 'image_precache:images:hosts'
 
 def list_rules() -> Sequence[policy.RuleDefault]:
     return (
-        _rule(LIST, 'List the hosts', '/v1/hosts'),
-        _rule(SHOW, 'Show a host', '/v1/hosts/{host}'),
-        _rule(IMAGES, 'List the images in the cache of a host', '/v1/hosts/{host}/images'),
+        _rule(LIST, 'List the hosts, with their cells and free space', '/v1/hosts'),
+        _rule(SHOW, 'Show a host, with its cell and free space', '/v1/hosts/{host}'),
+        _rule(
+            IMAGES,
+            'List the images in the cache of a host; their ids are shown to admins only',
+            '/v1/hosts/{host}/images',
+        ),
         _rule(
             IMAGE_HOSTS,
-            'List the hosts that have an image in their cache',
+            'List the hosts that have an image in their cache; who is no admin must see the '
+            'image in the image service',
             '/v1/images/{image_id}/hosts',
         ),
     )
 
 
 def _rule(name: str, description: str, path: str) -> policy.RuleDefault:
-    return base.operation(name, base.READER_OR_ADMIN, description, 'GET', path)
+    return base.operation(name, base.ADMIN, description, 'GET', path)

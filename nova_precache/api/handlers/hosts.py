@@ -54,6 +54,12 @@ def images(call: Call) -> Reply:
     limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
     found = call.services.caches.of_host(host, limit, marker)
     pinned, to_age = _pinned_on(call, host), _ages()
+
+    def image_of(cached: model.CachedImage) -> str | None:
+        if not call.context.is_admin:
+            return None  # It may be a private one of another project.
+        return cached.image_id or pinned.get(_image_name(cached))
+
     body = paging.page(
         call,
         f'/v1/hosts/{urllib.parse.quote(host, safe="")}/images',
@@ -61,7 +67,7 @@ def images(call: Call) -> Reply:
         found,
         lambda cached: {
             'name': cached.name,
-            'image_id': cached.image_id or pinned.get(_image_name(cached)),
+            'image_id': image_of(cached),
             **_file_to_json(cached, to_age),
             'pinned': _image_name(cached) in pinned,
         },
@@ -76,7 +82,9 @@ def of_image(call: Call) -> Reply:
     call.authorize(policies.IMAGE_HOSTS)
     image_id = call.path['id']
     if not uuidutils.is_uuid_like(image_id):
-        raise exception.NotFound(f'Image {image_id} could not be found.')
+        raise _image_not_found(image_id)
+    if not call.context.is_admin:
+        _check_visible(call, image_id)
     limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
     found = call.services.caches.hosts_of(image_id, limit, marker)
     agents, to_age = call.services.agents.get([cached.host for cached in found]), _ages()
@@ -93,6 +101,21 @@ def of_image(call: Call) -> Reply:
         marker_of=lambda cached: cached.host,
     )
     return Reply(body=body)
+
+
+def _check_visible(call: Call, image_id: str) -> None:
+    """See that the image service shows the caller the image.
+
+    :raises nova_precache.exception.NotFound: it does not
+    """
+    try:
+        call.services.images_for(call.context).show(image_id)
+    except exception.ImageNotUsable as error:
+        raise _image_not_found(image_id) from error
+
+
+def _image_not_found(image_id: str) -> exception.NotFound:
+    return exception.NotFound(f'Image {image_id} could not be found.')
 
 
 def _known(call: Call) -> str:

@@ -54,7 +54,7 @@ def index(call: Call) -> Reply:
         found = call.services.pins.list(
             project_id=project_id,
             status=paging.first(call, 'status'),
-            aggregate_id=None if aggregate is None else asking.aggregate_id(call, aggregate),
+            aggregate=None if aggregate is None else asking.aggregate_filter(call, aggregate),
             limit=paging.limit(call) + 1,
             marker=marker,
         )

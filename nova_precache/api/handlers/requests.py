@@ -214,7 +214,7 @@ def _filter(call: Call, project_id: str | None) -> requests.RequestFilter:
     return requests.RequestFilter(
         project_id=project_id,
         status=paging.first(call, 'status'),
-        aggregate_id=None if aggregate is None else asking.aggregate_id(call, aggregate),
+        aggregate=None if aggregate is None else asking.aggregate_filter(call, aggregate),
         image_id=_uuid(call, 'image'),
         since=None if since is None else times.from_text(since),
         pin_id=_uuid(call, 'pin'),

@@ -109,12 +109,18 @@ class RolesTest(base.HostTest):
             'requests:list': lambda user: user.requests.list_requests(),
             'requests:show': lambda user: user.requests.show_request(self.request_id),
             'requests:tasks': lambda user: user.requests.list_tasks(self.request_id),
+            'pins:list': lambda user: user.pins.list_pins(),
+            'pins:show': lambda user: user.pins.show_pin(self.pin_id),
+        }
+
+    @property
+    def _hosts(self) -> Calls:
+        """The hosts and what is in their caches, which only an administrator sees."""
+        return {
             'hosts:list': lambda user: user.hosts.list_hosts(),
             'hosts:show': lambda user: user.hosts.show_host(self.host),
             'hosts:images': lambda user: user.hosts.list_host_images(self.host),
             'images:hosts': lambda user: user.hosts.list_image_hosts(NOBODY),
-            'pins:list': lambda user: user.pins.list_pins(),
-            'pins:show': lambda user: user.pins.show_pin(self.pin_id),
         }
 
     def _assert_forbidden(self, user: base.Doors, calls: Calls) -> None:
@@ -130,19 +136,25 @@ class RolesTest(base.HostTest):
         return False
 
     @decorators.idempotent_id('cc2d12d6-4095-4d03-97b8-20c7b6d9e78f')
-    def test_an_administrator_sees_what_readers_see(self) -> None:
-        for call in self._reads.values():
+    def test_an_administrator_sees_everything(self) -> None:
+        for call in {**self._reads, **self._hosts}.values():
             call(self.admin)
 
     @decorators.idempotent_id('3a435461-5c5c-4cb1-869c-e64c9119384a')
     @decorators.attr(type='negative')
     def test_who_has_no_role_of_worth_may_do_nothing(self) -> None:
-        self._assert_forbidden(self.outsider, {**self._writes, **self._reads})
+        self._assert_forbidden(self.outsider, {**self._writes, **self._reads, **self._hosts})
 
     @decorators.idempotent_id('ce340acd-6401-4d67-a0c4-6a1a851a703d')
     @decorators.attr(type='negative')
     def test_a_reader_changes_nothing(self) -> None:
         self._assert_forbidden(self.reader, self._writes)
+
+    @decorators.idempotent_id('0b0a3f5c-6b8e-4b9e-9a58-5f4d3c1f7e26')
+    @decorators.attr(type='negative')
+    def test_a_reader_sees_no_hosts(self) -> None:
+        self._assert_forbidden(self.reader, self._hosts)
+        self._assert_forbidden(self.stranger, self._hosts)
 
     @decorators.idempotent_id('59ad9874-ed71-4113-b315-b186199e63fc')
     def test_a_reader_sees_what_is_of_the_project(self) -> None:

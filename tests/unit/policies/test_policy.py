@@ -74,10 +74,10 @@ ROWS = {
     # Who may do it is told that the request has not ended.
     requests.RETRY: row('POST', f'{REQUEST}/action', {'retry': None}, status=409),
     estimate.ESTIMATE: row('POST', '/v1/estimate', ASKED),
-    hosts.LIST: row('GET', '/v1/hosts', allowed=READERS),
-    hosts.SHOW: row('GET', f'/v1/hosts/{HOST}', allowed=READERS),
-    hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images', allowed=READERS),
-    hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts', allowed=READERS),
+    hosts.LIST: row('GET', '/v1/hosts'),
+    hosts.SHOW: row('GET', f'/v1/hosts/{HOST}'),
+    hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images'),
+    hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts'),
     pins.CREATE: row(
         'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201
     ),
@@ -118,10 +118,6 @@ ELSEWHERE = {
     requests.LIST: 200,
     requests.SHOW: 404,
     requests.TASKS: 404,
-    hosts.LIST: 200,
-    hosts.SHOW: 200,
-    hosts.IMAGES: 200,
-    hosts.IMAGE_HOSTS: 200,
     pins.LIST: 200,
     pins.SHOW: 404,
 }
