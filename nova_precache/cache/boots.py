@@ -14,6 +14,8 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+from nova_precache import files
+
 LOG = logging.getLogger(__name__)
 
 FILE_NAME = 'nova-precache-boots'
@@ -30,17 +32,18 @@ class WaitingBoots:
         self._clock = clock
         self._are_there = False
         self._looked_at: float | None = None
+        self._has_warned = False
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
         """Be seen as a boot that waits; where that cannot be, boot all the same."""
         with contextlib.ExitStack() as stack:
             try:
-                descriptor = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                descriptor = files.open_regular(self._path, os.O_RDONLY | os.O_CREAT, 0o644)
                 stack.callback(os.close, descriptor)
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK))
             except OSError as exc:
-                LOG.debug('Precaching does not give way to this boot: %s', exc)
+                self._warn(exc)
             yield
 
     def are_there(self) -> bool:
@@ -53,9 +56,12 @@ class WaitingBoots:
 
     def _look(self) -> bool:
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            descriptor = files.open_regular(self._path, os.O_RDONLY)
+        except FileNotFoundError:
             return False  # nobody ever booted here
+        except OSError as exc:
+            self._warn(exc)
+            return False
         try:
             found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK))
         except OSError as exc:
@@ -64,6 +70,11 @@ class WaitingBoots:
         finally:
             os.close(descriptor)
         return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._has_warned:
+            LOG.warning('Precaching does not give way to boots: %s: %s', self._path, error.strerror)
+        self._has_warned = True
 
 
 def _lock(kind: int) -> bytes:

@@ -15,10 +15,13 @@ import dataclasses
 import errno
 import fcntl
 import json
+import logging
 import os
 from typing import Self
 
-from nova_precache import model
+from nova_precache import files, model
+
+LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -80,16 +83,21 @@ class Journal:
 
     @classmethod
     def own(cls, path: str) -> Self | None:
-        """Take a journal; None: it is in use, or there is none."""
+        """Take a journal; None: it is in use, another user's, or there is none."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+            descriptor = files.open_regular(path, os.O_RDWR)
+        except (FileNotFoundError, files.NotRegular):
+            return None
+        except PermissionError as exc:
+            LOG.warning('%s is left alone: %s', path, exc.strerror)
             return None
         try:
             if not _lock(descriptor, path):
                 os.close(descriptor)
                 return None
-            return cls(path, descriptor, os.pread(descriptor, _MAX_BYTES, 0))
+            # Under another name it would change there, too.
+            is_ours = os.fstat(descriptor).st_nlink == 1
+            return cls(path, descriptor, os.pread(descriptor, _MAX_BYTES, 0) if is_ours else b'')
         except BaseException:
             os.close(descriptor)
             raise

@@ -16,7 +16,7 @@ import fasteners
 from oslo_concurrency import lockutils
 
 from nova_precache import control as controls
-from nova_precache import exception
+from nova_precache import exception, files
 from nova_precache.cache import layout, turns, waiting
 
 LOG = logging.getLogger(__name__)
@@ -97,7 +97,14 @@ class ImageLocks:
             _close(lock)
 
     def _lock(self, base_name: str) -> fasteners.InterProcessLock:
-        return lockutils.external_lock(base_name, layout.LOCK_PREFIX, self._directory)
+        """Open the lock file; not locked yet."""
+        lock = lockutils.external_lock(base_name, layout.LOCK_PREFIX, self._directory)
+        try:
+            files.open_lock(lock)
+        except OSError as exc:
+            path = os.fsdecode(lock.path)
+            raise exception.storage_failure(f'Locking {base_name} by {path}', exc) from exc
+        return lock
 
     @contextlib.contextmanager
     def hastening(self, base_name: str, control: controls.Control) -> Iterator[None]:

@@ -12,12 +12,13 @@ import errno
 import logging
 import mmap
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 
-from nova_precache import exception, model
+from nova_precache import exception, files, model
 from nova_precache.cache import journal as journals
 from nova_precache.cache import layout
 from nova_precache.cache import store as cache_store
@@ -310,10 +311,12 @@ def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:
     if not journal.is_resumable or journal.identity != identity:
         return False
     try:
-        size_bytes = os.stat(layout.sibling(journal.path, 'part')).st_size
+        status = os.lstat(layout.sibling(journal.path, 'part'))
     except OSError:
         return False
-    return size_bytes >= journal.synced_bytes
+    # Under another name the file would change there, too.
+    is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return is_ours and status.st_size >= journal.synced_bytes
 
 
 def _leave(journal: journals.Journal) -> None:
@@ -328,7 +331,7 @@ def _open_cut(path: str, size_bytes: int) -> int:
     """Open a partial file that ends after so many bytes; without any, a new one."""
     if not size_bytes:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = files.open_regular(path, os.O_RDWR)
     try:
         os.ftruncate(descriptor, size_bytes)
     except OSError:
@@ -349,6 +352,6 @@ def _close(descriptor: int) -> None:
 def _open_direct(path: str) -> int | None:
     """Open a file to write past the page cache; None: not on its file system."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        return files.open_regular(path, os.O_WRONLY | os.O_DIRECT)
     except OSError:
         return None

@@ -13,10 +13,9 @@ import os
 import stat
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 
-from nova_precache import exception
+from nova_precache import exception, files
 from nova_precache.cache import journal as journals
 from nova_precache.cache import layout, locks
 
@@ -84,10 +83,7 @@ class CacheStore:
         """
         path = self.layout.store_id_path
         with storage_errors(f'Reading {path}'):
-            if not os.path.exists(path):
-                _create_whole(path, str(uuid.uuid4()))
-            with open(path, encoding='ascii') as file:
-                return file.read()
+            return files.kept_uuid(path)
 
     def check_there(self) -> None:
         """See that the directory is there: an unmounted file system must not be filled.
@@ -181,11 +177,11 @@ class CacheStore:
         """
         target = self.layout.base_path(image_id)
         with storage_errors(f'Publishing {target}'):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = files.open_regular(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
                 os.rename(path, target)
-                synchronise(self.layout.base_directory)
+                files.synchronise(self.layout.base_directory)
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
@@ -311,7 +307,7 @@ class CacheStore:
         """Remove the files with the stem of a journal, but for what can be gone on with."""
         journal = journals.Journal.own(journal_path)
         if journal is None:
-            return 0 if os.path.exists(journal_path) else _remove_stem(journal_path)
+            return 0 if files.is_regular(journal_path) else _remove_stem(journal_path)
         with contextlib.closing(journal):
             stays = is_wanted and self._can_be_gone_on_with(journal)
             return _remove_stem(journal_path, ('part', layout.JOURNAL_SUFFIX) if stays else ())
@@ -357,15 +353,6 @@ def storage_errors(doing: str) -> Iterator[None]:
         raise exception.storage_failure(doing, exc) from exc
 
 
-def synchronise(path: str) -> None:
-    """Have a file, or a directory's names, on the disk; raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove_if_there(path: str) -> bool:
     """Remove a temporary file; what cannot be removed is left for the next sweep."""
     try:
@@ -392,7 +379,7 @@ def _remove_stem(path: str, kept_suffixes: Sequence[str] = ()) -> int:
 
 
 def _is_image(path: str) -> bool:
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=files.regular_or_link) as file:
         return file.read(max(map(len, _IMAGE_MAGICS))).startswith(_IMAGE_MAGICS)
 
 
@@ -414,20 +401,6 @@ def _base_file(name: str, path: str) -> BaseFile | None:
 
 def _bytes_on_disk(path: str) -> int:
     try:
-        return os.stat(path).st_blocks * _BLOCK_BYTES
+        return os.lstat(path).st_blocks * _BLOCK_BYTES
     except FileNotFoundError:
         return 0
-
-
-def _create_whole(path: str, text: str) -> None:
-    """Create a file with its content at once; whoever comes second changes nothing."""
-    temporary = f'{path}.{uuid.uuid4().hex}'
-    try:
-        with open(temporary, 'x', encoding='ascii') as file:
-            file.write(text)
-        synchronise(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        synchronise(os.path.dirname(path))
-    finally:
-        remove_if_there(temporary)

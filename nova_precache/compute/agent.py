@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compute as a running whole: registered, serving, reporting, until stopped."""
 
-import contextlib
 import logging
-import os
 import pathlib
-import tempfile
 import threading
-import uuid
 from collections.abc import Iterator
 
 import tenacity
 
-from nova_precache import concurrency, exception, model, rpc
+from nova_precache import concurrency, exception, files, model, rpc
 from nova_precache.compute import inventory, reporter, transfers
 from nova_precache.virt import driver as virt_driver
 
@@ -30,28 +26,16 @@ _NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
 def agent_id(state_path: pathlib.Path) -> str:
     """Read this host's agent id from its state directory, or make one there.
 
-    :raises nova_precache.exception.ConfigError: the directory cannot be written
+    :raises nova_precache.exception.ConfigError: it can be neither read nor made
     """
     path = state_path / 'agent_id'
     try:
         state_path.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size == 0:
-            path.unlink()
-        if not path.exists():
-            _publish(path, str(uuid.uuid4()))
-        return path.read_text().strip()
+        return files.kept_uuid(path)
     except OSError as exc:
-        raise exception.ConfigError(f'state_path {state_path}: {exc.strerror}') from exc
-
-
-def _publish(path: pathlib.Path, text: str) -> None:
-    """Have the file with all of its text or not at all: cut short, it would name any host."""
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'{path.name}.') as new:
-        new.write(text)
-        new.flush()
-        os.fsync(new.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(new.name, path)
+        raise exception.ConfigError(
+            f'state_path {state_path} cannot be used: {exc.filename}: {exc.strerror}'
+        ) from exc
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:

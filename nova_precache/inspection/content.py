@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from oslo_utils.imageutils import format_inspector
 
-from nova_precache import exception
+from nova_precache import exception, files
 from nova_precache.control import Control
 
 LOG = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def recognise(
     """
     recogniser = Recogniser(among)
     try:
-        with open(path, 'rb', buffering=0) as file:
+        with open(path, 'rb', buffering=0, opener=files.regular_or_link) as file:
             while piece := file.read(recogniser.wanted_bytes):
                 if control is not None:
                     control.check()

@@ -7,6 +7,8 @@ import mmap
 import os
 import secrets
 
+from nova_precache import files
+
 # The smallest piece that a disk may end with: an image's size is a multiple of it.
 _SECTOR_BYTES = 512
 _SAMPLES = 64
@@ -19,9 +21,10 @@ def takes_direct_writes(path: str) -> bool:
 
     :raises OSError: the file system takes no write at all
     """
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
+    os.close(files.open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_DIRECT), 'wb', buffering=0) as file:
+        direct = files.open_regular(path, os.O_WRONLY | os.O_DIRECT)
+        with open(direct, 'wb', buffering=0) as file:
             try:
                 # Views of the page that an error still knew would keep it from being closed.
                 with (
@@ -43,7 +46,7 @@ def is_mostly_cached(path: str) -> bool:
 
     :raises OSError: it cannot be read
     """
-    with open(path, 'rb', buffering=0) as file:
+    with open(path, 'rb', buffering=0, opener=files.regular_or_link) as file:
         step = max(1, os.fstat(file.fileno()).st_size // _SAMPLES)
         # A page that was looked at is there the next time: others are looked at then.
         first = secrets.randbelow(step)

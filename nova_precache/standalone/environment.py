@@ -17,7 +17,7 @@ import sys
 
 from oslo_concurrency import lockutils
 
-from nova_precache import exception
+from nova_precache import exception, files
 from nova_precache.standalone import process
 
 LOG = logging.getLogger(__name__)
@@ -54,18 +54,16 @@ class PythonEnvironment:
 
         :raises EnvironmentFailed: a command failed
         """
-        with lockutils.lock(
-            self._own_name, 'lock-', external=True, lock_path=str(cache_directory())
-        ):
-            if not self._is_complete():
-                self._build()
+        lock = lockutils.external_lock(self._own_name, 'lock-', str(cache_directory()))
+        with lockutils.internal_lock(self._own_name):
+            try:
+                files.open_lock(lock)
+            except OSError as exc:
+                raise EnvironmentFailed(f'{exc.filename} cannot be used: {exc.strerror}') from exc
+            with lock:
+                if not files.holds(self.path / _STAMP, self._stamp()):
+                    self._build()
         return self.path
-
-    def _is_complete(self) -> bool:
-        try:
-            return (self.path / _STAMP).read_text() == self._stamp()
-        except FileNotFoundError:
-            return False
 
     def _stamp(self) -> str:
         """What the environment was built from; without its Python it is of no use."""
@@ -78,7 +76,7 @@ class PythonEnvironment:
         _run([sys.executable, '-m', 'venv', str(self.path)])
         pip = [str(self.path / 'bin' / 'python'), '-m', 'pip', '--disable-pip-version-check']
         _run([*pip, 'install', '--progress-bar', 'off', *self.requirements])
-        (self.path / _STAMP).write_text(self._stamp())
+        files.replace_whole(self.path / _STAMP, self._stamp())
 
 
 def cache_directory() -> pathlib.Path:

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
+from nova_precache import files
 from nova_precache.standalone import environment, process
 
 VERSION = '33.0.0'
@@ -99,20 +100,21 @@ class GlanceServer(process.ServerProcess):
     def _write_configuration(self, home: pathlib.Path) -> None:
         for name in ('cache', 'images', 'staging', 'tasks'):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
-        (self.directory / 'policy.yaml').write_text(_POLICY)
-        (self.directory / 'glance-api.conf').write_text(
+        files.replace_whole(self.directory / 'policy.yaml', _POLICY)
+        files.replace_whole(
+            self.directory / 'glance-api.conf',
             _CONFIGURATION.format(
                 data=self.directory,
                 environment=home,
                 url=self.url,
                 check_formats=self._check_formats,
-            )
+            ),
         )
 
     def _create_database(self, home: pathlib.Path) -> None:
         """Create the schema once: it takes seconds, and most starts are not the first."""
         stamp = self.directory / _DATABASE_STAMP
-        if stamp.exists() and stamp.read_text() == VERSION:
+        if files.holds(stamp, VERSION):
             return
         command = [
             str(home / 'bin' / 'glance-manage'),
@@ -120,7 +122,7 @@ class GlanceServer(process.ServerProcess):
             'db_sync',
         ]
         self._run(command, 'glance-manage db_sync')
-        stamp.write_text(VERSION)
+        files.replace_whole(stamp, VERSION)
 
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
         return [

@@ -8,15 +8,16 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import BinaryIO, ClassVar, Self
 
 import requests
 
-from nova_precache import exception
+from nova_precache import exception, files
 
 HOST = '127.0.0.1'
 START_SECONDS = 60
 STOP_SECONDS = 15
+_TAIL_MAX_BYTES = 64 * 1024
 
 
 class ServerFailed(exception.PrecacheError):
@@ -108,7 +109,7 @@ class ServerProcess(abc.ABC):
 
         :param variables: for its environment, where no other process sees a secret
         """
-        with self.log.open('ab') as log:
+        with self._opened_log() as log:
             result = subprocess.run(
                 dies_with_parent(command, 'KILL'),
                 env={**os.environ, **(variables or {})},
@@ -121,7 +122,7 @@ class ServerProcess(abc.ABC):
             raise ServerFailed(f'{what} failed:\n{tail(self.log)}')
 
     def _spawn(self, command: list[str], listener: socket.socket) -> subprocess.Popen[bytes]:
-        with self.log.open('ab') as log:
+        with self._opened_log() as log:
             # A session of its own: a Ctrl-C in the terminal reaches whoever runs the
             # server, who stops it last.
             return subprocess.Popen(
@@ -134,6 +135,12 @@ class ServerProcess(abc.ABC):
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
+
+    def _opened_log(self) -> BinaryIO:
+        try:
+            return open(self.log, 'ab', opener=files.regular)
+        except OSError as exc:
+            raise ServerFailed(f'the log {self.log} cannot be used: {exc.strerror}') from exc
 
     def _wait_until_it_answers(self) -> None:
         """Ask once: the port is open already, and the answer comes as soon as it is up.
@@ -180,6 +187,8 @@ def last_lines(text: str, count: int = 20) -> str:
 def tail(path: pathlib.Path, count: int = 20) -> str:
     """Give the last lines of a log, or say that there is none."""
     try:
-        return last_lines(path.read_text(errors='replace'), count)
+        with open(path, 'rb', opener=files.regular) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_MAX_BYTES))
+            return last_lines(file.read(_TAIL_MAX_BYTES).decode(errors='replace'), count)
     except FileNotFoundError:
         return f'({path} was not written)'

@@ -6,20 +6,20 @@ where it was. Brokers are in memory, the database is SQLite, the image service
 is a real Glance.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import fasteners
 import yaml
 from oslo_config import cfg
 
-from nova_precache import concurrency, exception, metrics
+from nova_precache import concurrency, exception, files, metrics
 from nova_precache import conf as configuration
 from nova_precache.cells import inventory
 from nova_precache.compute import agent
@@ -38,6 +38,8 @@ LOG = logging.getLogger(__name__)
 ADDRESS = '127.0.0.1'
 TOKEN = 'admin'  # noqa: S105 - noauth2 takes any
 REGISTER_SECONDS = 60.0
+_LAST_PORT = 65535
+_PORT_MAX_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +122,24 @@ class Standalone:
             self._lock.release()
 
     def _take_state_dir(self) -> None:
-        try:
+        with self._used_state_dir():
             # Other users of the machine may not read what is a private image in Glance.
             self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.open_lock(self._lock)
             is_ours = self._lock.acquire(blocking=False)
-        except OSError as exc:
-            raise exception.ConfigError(
-                f'--state-dir {self._state_dir} cannot be used: {exc.strerror}'
-            ) from exc
         if not is_ours:
             raise exception.ConfigError(f'--state-dir {self._state_dir} is in use')
         self.ready_file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _used_state_dir(self) -> Iterator[None]:
+        """Translate what the operating system refuses there."""
+        try:
+            yield
+        except OSError as exc:
+            raise exception.ConfigError(
+                f'--state-dir {self._state_dir} cannot be used: {exc.filename}: {exc.strerror}'
+            ) from exc
 
     def _start_parts(self) -> None:
         port = self._shape.port or _free_port()
@@ -162,11 +171,14 @@ class Standalone:
         """Keep the port of an earlier run, which clients may have noted."""
         kept = self._state_dir / 'glance.port'
         try:
-            return int(kept.read_text())
-        except (FileNotFoundError, ValueError):
+            port = int(files.read(kept, _PORT_MAX_BYTES))
+        except (OSError, ValueError):
+            port = 0
+        if not 0 < port <= _LAST_PORT:
             port = _free_port()
-            _write_whole(kept, f'{port}\n')
-            return port
+            with self._used_state_dir():
+                files.replace_whole(kept, f'{port}\n')
+        return port
 
     def _cells(self) -> list[str]:
         return [f'cell{number}' for number in range(1, self._shape.cells + 1)]
@@ -201,8 +213,7 @@ class Standalone:
 
     def _write_conf(self, image_url: str, port: int) -> pathlib.Path:
         path = self._state_dir / 'nova-precache.conf'
-        path.write_text(
-            f"""\
+        text = f"""\
 # Written at each start.
 [DEFAULT]
 transport_url = fake:///{self._exchange('api')}
@@ -219,7 +230,8 @@ connection = sqlite:///{self._state_dir}/nova-precache.sqlite
 [glance]
 endpoint_override = {image_url}
 """
-        )
+        with self._used_state_dir():
+            files.replace_whole(path, text)
         return path
 
     def _write_clouds(self, conf: cfg.ConfigOpts, port: int) -> None:
@@ -231,9 +243,10 @@ endpoint_override = {image_url}
             'image_precache_endpoint_override': f'{base}/v1',
             'image_endpoint_override': conf.glance.endpoint_override,
         }
-        _write_whole(
-            self._state_dir / 'clouds.yaml', yaml.safe_dump({'clouds': {'precache': cloud}})
-        )
+        with self._used_state_dir():
+            files.replace_whole(
+                self._state_dir / 'clouds.yaml', yaml.safe_dump({'clouds': {'precache': cloud}})
+            )
 
     def _write_ready(self, conf: cfg.ConfigOpts, conf_path: pathlib.Path, port: int) -> None:
         ready = {
@@ -251,14 +264,8 @@ endpoint_override = {image_url}
                 for host in self._hosts
             ],
         }
-        _write_whole(self.ready_file, json.dumps(ready, indent=2) + '\n')
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Write a file that others wait for: it is there whole or not at all."""
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    partial.write_text(text)
-    partial.replace(path)
+        with self._used_state_dir():
+            files.replace_whole(self.ready_file, json.dumps(ready, indent=2) + '\n')
 
 
 def _free_port() -> int:

@@ -15,7 +15,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 
-from nova_precache import exception, model
+from nova_precache import exception, files, model
 from nova_precache.cache import filler, layout, locks
 from nova_precache.cache import store as cache_store
 from nova_precache.control import Control
@@ -147,12 +147,12 @@ def _new_file(path: str) -> Iterator[str]:
 
 
 def _publish(temporary: str, path: str) -> None:
-    cache_store.synchronise(temporary)
+    files.synchronise(temporary)
     try:
         os.link(temporary, path)  # A rename would replace a disk that is there.
     except FileExistsError as exc:
         raise exception.RootDiskExists(path) from exc
-    cache_store.synchronise(os.path.dirname(path))
+    files.synchronise(os.path.dirname(path))
 
 
 @contextlib.contextmanager

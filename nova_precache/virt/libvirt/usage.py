@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from nova_precache import exception
+from nova_precache import exception, files
 from nova_precache.cache import layout, store
 
 _ROOT_DISK = 'disk'
@@ -73,11 +73,11 @@ class DiskUsage:
 def _names_in(directory: str) -> Iterator[str]:
     with store.storage_errors(f'Looking for disks in {directory}'):
         try:
-            files = [entry for entry in _entries(directory) if _may_be_disk(entry)]
+            disks = [entry for entry in _entries(directory) if _may_be_disk(entry)]
         except FileNotFoundError:
             return  # The instance was deleted meanwhile.
     formats = _disk_formats(os.path.join(directory, _DISK_FORMATS))
-    for entry in files:
+    for entry in disks:
         yield from _backing_names(entry, formats.get(entry.name))
 
 
@@ -99,7 +99,7 @@ def _disk_formats(path: str) -> dict[str, Any]:
     """Read which formats Nova notes for an instance's disks, by the disks' names."""
     with store.storage_errors(f'Reading {path}'):
         try:
-            with open(path, 'rb') as file:
+            with open(path, 'rb', opener=files.regular_or_link) as file:
                 text = file.read(_DISK_FORMATS_MAX_BYTES)
         except FileNotFoundError:
             return {}
@@ -112,7 +112,7 @@ def _disk_formats(path: str) -> dict[str, Any]:
 def _backing_names(disk: os.DirEntry[str], noted_format: Any) -> set[str]:
     with store.storage_errors(f'Reading the header of {disk.path}'):
         try:
-            with open(disk.path, 'rb') as file:
+            with open(disk.path, 'rb', opener=files.regular_or_link) as file:
                 paths = _backing_paths(file, disk.name, noted_format)
             return _names(os.path.join(os.path.dirname(disk.path), path) for path in paths)
         except FileNotFoundError:

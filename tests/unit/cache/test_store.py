@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nova_precache import exception
+from nova_precache import exception, files
 from nova_precache.cache import journal, layout, store
 from tests.unit.cache.conftest import Cache, Refusal, cached_bytes, held_by_another_process
 
@@ -329,7 +329,7 @@ def test_what_was_written_counts_no_longer_as_reserved(
     path = tmp_path / 'file'
     with cache.store.reserve(4 * MIB, [str(path)]) as reservation:
         path.write_bytes(os.urandom(3 * MIB))
-        store.synchronise(str(path))
+        files.synchronise(path)
         assert reservation.outstanding_bytes() <= MIB
 
 
@@ -340,7 +340,7 @@ def test_what_was_written_and_cannot_be_looked_at_is_a_fault_of_the_storage(
         cache.store.reserve(1, [cache.paths.path_of('written')]) as space,
         monkeypatch.context() as patched,
     ):
-        Refusal(patched, 'stat', errno.ESTALE).is_on = True
+        Refusal(patched, 'lstat', errno.ESTALE).is_on = True
         with pytest.raises(exception.StorageError, match=os.strerror(errno.ESTALE)):
             space.require(2)
 

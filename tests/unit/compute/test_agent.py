@@ -17,6 +17,7 @@ from nova_precache.control import Control
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
+from tests import odd_files
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
 
 
@@ -447,6 +448,30 @@ def test_an_agent_id_that_was_cut_short_is_made_anew(tmp_path: pathlib.Path) -> 
 
     assert str(uuid.UUID(made)) == made
     assert agent.agent_id(tmp_path) == made
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('damage', odd_files.DAMAGED)
+def test_an_agent_id_that_is_none_is_replaced(tmp_path: pathlib.Path, damage: str) -> None:
+    odd_files.DAMAGED[damage](tmp_path / 'agent_id')
+
+    made = agent.agent_id(tmp_path)
+
+    assert str(uuid.UUID(made)) == made
+    assert agent.agent_id(tmp_path) == made
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('kind', odd_files.IRREGULAR)
+def test_what_is_in_the_place_of_an_agent_id_is_named(tmp_path: pathlib.Path, kind: str) -> None:
+    odd_files.IRREGULAR[kind](tmp_path / 'agent_id')
+
+    with pytest.raises(exception.ConfigError) as refusal:
+        agent.agent_id(tmp_path)
+
+    named = f'state_path {tmp_path} cannot be used: {tmp_path}/agent_id: it is a'
+    assert str(refusal.value).startswith(named)
+    assert '\n' not in str(refusal.value)
 
 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: pathlib.Path) -> None:

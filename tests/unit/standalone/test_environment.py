@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Environments are built once, wholly or not at all; pip is real, the package tiny."""
 
+import os
 import pathlib
 import platform
 import subprocess
@@ -9,6 +10,7 @@ import zipfile
 import pytest
 
 from nova_precache.standalone import environment
+from tests import odd_files
 
 
 @pytest.fixture
@@ -68,3 +70,28 @@ def test_a_failed_build_names_the_command_and_leaves_nothing_that_looks_complete
     assert '-m pip' in str(failed.value)
     assert 'absent-1.0' in str(failed.value).splitlines()[-1]
     assert not (missing.path / 'complete').exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('kind', odd_files.IRREGULAR)
+def test_what_is_in_the_place_of_a_lock_is_named(cache: pathlib.Path, kind: str) -> None:
+    pebble = environment.PythonEnvironment('pebble-1.0', ())
+    path = cache / f'lock-pebble-1.0-python-{platform.python_version()}'
+    cache.mkdir(parents=True)
+    odd_files.IRREGULAR[kind](path)
+
+    with pytest.raises(environment.EnvironmentFailed) as refusal:
+        pebble.ensure()
+
+    assert str(refusal.value).startswith(f'{path} cannot be used: it is a')
+
+
+@pytest.mark.timeout(60)
+def test_a_stamp_that_is_no_file_is_none(wheel: pathlib.Path) -> None:
+    pebble = environment.PythonEnvironment('pebble-1.0', (str(wheel),))
+    pebble.path.mkdir(parents=True)
+    os.mkfifo(pebble.path / 'complete')
+
+    pebble.ensure()
+
+    assert (pebble.path / 'complete').is_file()

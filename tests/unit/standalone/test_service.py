@@ -9,6 +9,7 @@ import pytest
 
 from nova_precache import exception
 from nova_precache.standalone import glance, service
+from tests import odd_files
 
 
 class StartedGlance(exception.PrecacheError):
@@ -68,3 +69,45 @@ def test_a_port_of_glance_that_cannot_be_read_is_chosen_again(
     _start(tmp_path)
 
     assert glance_ports == [int(kept.read_text())]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('kind', odd_files.IRREGULAR)
+def test_what_is_in_the_place_of_its_lock_is_named(tmp_path: pathlib.Path, kind: str) -> None:
+    odd_files.IRREGULAR[kind](tmp_path / 'lock')
+
+    with pytest.raises(exception.ConfigError) as refusal:
+        service.Standalone(service.Shape(tmp_path)).start()
+
+    named = f'--state-dir {tmp_path} cannot be used: {tmp_path}/lock: it is a'
+    assert str(refusal.value).startswith(named)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    'put',
+    [
+        *odd_files.DAMAGED.values(),
+        *(put for kind, put in odd_files.IRREGULAR.items() if kind != 'a directory'),
+        lambda path: path.write_text('0'),
+        lambda path: path.write_text('-5'),
+        lambda path: path.write_text('65536'),
+    ],
+)
+def test_a_port_that_is_none_is_chosen_again(
+    tmp_path: pathlib.Path, glance_ports: list[int], put: odd_files.Put
+) -> None:
+    put(tmp_path / 'glance.port')
+
+    _start(tmp_path)
+    _start(tmp_path)
+
+    first, second = glance_ports
+    assert 0 < first == second < 65536
+
+
+def test_a_directory_in_the_place_of_the_port_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'glance.port').mkdir()
+
+    with pytest.raises(exception.ConfigError, match=r'cannot be used: .*: Is a directory'):
+        service.Standalone(service.Shape(tmp_path)).start()

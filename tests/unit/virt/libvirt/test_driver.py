@@ -115,7 +115,7 @@ def test_a_disk_too_full_for_a_new_store_id_leaves_the_host_reporting(
 
     started = make_driver()
     (instances_path / '.nova-precache-store-id').unlink()
-    monkeypatch.setattr('nova_precache.cache.store._create_whole', full)
+    monkeypatch.setattr('nova_precache.files.create_whole', full)
     assert started.cache_report() == driver.CacheReport()
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -242,7 +243,7 @@ def test_a_disk_that_the_system_will_not_read_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
     error: int,
 ) -> None:
-    def refuse(path: str, mode: str) -> None:
+    def refuse(path: str, mode: str, **more: object) -> None:
         raise OSError(error, os.strerror(error), path)
 
     monkeypatch.setattr(usage, 'open', refuse, raising=False)
@@ -267,10 +268,10 @@ def test_what_belongs_to_libvirt_or_root_and_is_no_disk_is_not_looked_into(
     recovered.mkdir()
     scan = os.scandir
 
-    def refuse(path: str, mode: str = '') -> object:
+    def refuse(path: str, mode: str = '', **more: Any) -> object:
         if path in (str(log), str(recovered)):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return open(path, mode) if mode else scan(path)
+        return open(path, mode, **more) if mode else scan(path)
 
     monkeypatch.setattr(usage, 'open', refuse, raising=False)
     monkeypatch.setattr(os, 'scandir', refuse)
@@ -280,10 +281,10 @@ def test_what_belongs_to_libvirt_or_root_and_is_no_disk_is_not_looked_into(
 def test_a_disk_that_is_deleted_meanwhile_is_no_error(
     paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def delete_first(path: str, mode: str) -> object:
+    def delete_first(path: str, mode: str, **more: Any) -> object:
         if path == str(disk):
             disk.unlink()
-        return open(path, mode)
+        return open(path, mode, **more)
 
     monkeypatch.setattr(usage, 'open', delete_first, raising=False)
     assert backing_names(paths) == frozenset()

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the files of this service, at whose paths another process may have put something else.
+
+A FIFO would have the opener wait for ever, a symbolic link lead it to a file of somebody else,
+a device do what no file does. So a file is opened without waiting and without following a link
+in the last part of its path, and used only if it is a regular one. What is read of it is limited.
+
+Files are written whole: under a name that no other process knows, and then renamed or linked.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+
+import fasteners
+
+LOG = logging.getLogger(__name__)
+
+Path = str | os.PathLike[str]
+
+# A text of a UUID has 36 to 45 characters, perhaps with a line end.
+_UUID_MAX_BYTES = 64
+# How often another process may take away what was just there.
+_RACES = 5
+_KINDS = {
+    stat.S_IFIFO: 'a FIFO',
+    stat.S_IFLNK: 'a symbolic link',
+    stat.S_IFDIR: 'a directory',
+    stat.S_IFSOCK: 'a socket',
+    stat.S_IFCHR: 'a device',
+    stat.S_IFBLK: 'a device',
+}
+
+
+class NotRegular(OSError):
+    """Something else than a regular file is at the path."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        kind = _KINDS.get(stat.S_IFMT(mode), 'of another kind')
+        super().__init__(errno.EINVAL, f'it is {kind}, not a regular file', os.fspath(path))
+
+
+def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
+    """Open a regular file and give its descriptor.
+
+    :param flags: as for ``os.open``
+    :param follow: the path may be a symbolic link
+    :raises NotRegular: it is none
+    :raises OSError: it cannot be opened
+    """
+    flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags, mode)
+    except OSError:
+        _check_kind(path, follow=follow)  # says more than "no such device" of a socket
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegular(path, status.st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def regular(path: str, flags: int) -> int:
+    """Be the ``opener`` of a regular file, for ``open``; raises as :func:`open_regular`."""
+    return open_regular(path, flags)
+
+
+def regular_or_link(path: str, flags: int) -> int:
+    """Be the ``opener`` of a regular file that may be behind a symbolic link."""
+    return open_regular(path, flags, follow=True)
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether a regular file is at the path, and no symbolic link."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def read(path: Path, max_bytes: int) -> bytes:
+    """Read the start of a regular file; raises as :func:`open_regular`."""
+    with open(path, 'rb', opener=regular) as file:
+        return file.read(max_bytes)
+
+
+def holds(path: Path, text: str) -> bool:
+    """Tell whether a regular file holds this text and nothing else."""
+    wanted = text.encode()
+    try:
+        return read(path, len(wanted) + 1) == wanted
+    except OSError:
+        return False
+
+
+def kept_uuid(path: Path) -> str:
+    """Give the UUID that a file keeps; without a file, or if it holds none, a new one is made.
+
+    All that ask at once, on other machines too, are given the same.
+
+    :raises NotRegular: something else is in the place of the file
+    :raises OSError: it can be neither read nor made
+    """
+    for _ in range(_RACES):
+        try:
+            with open(path, 'rb', opener=regular) as file:
+                status, data = os.fstat(file.fileno()), file.read(_UUID_MAX_BYTES)
+        except FileNotFoundError:
+            create_whole(path, str(uuid.uuid4()))
+            continue
+        with contextlib.suppress(ValueError):
+            return _parse_uuid(data)
+        _replace_damaged(path, status)
+    raise OSError(errno.EAGAIN, 'it keeps being replaced', os.fspath(path))
+
+
+def create_whole(path: Path, text: str) -> None:
+    """Create a file with its content at once; what is there already stays.
+
+    :raises OSError: the file system refused
+    """
+    with _written(path, text) as temporary, contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+
+
+def replace_whole(path: Path, text: str) -> None:
+    """Put a file with its content in the place of whatever is there, but a directory.
+
+    :raises OSError: the file system refused
+    """
+    with _written(path, text) as temporary:
+        os.rename(temporary, path)
+
+
+def open_lock(lock: fasteners.InterProcessLock) -> None:
+    """Open the file of a lock, which the lock itself would do without any care.
+
+    :raises NotRegular: something else is in the place of the file
+    :raises OSError: it cannot be opened
+    """
+    path = os.fsdecode(lock.path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lock.lockfile = open(path, 'a', opener=regular)  # noqa: SIM115 - the lock closes it
+
+
+def synchronise(path: Path) -> None:
+    """Have a file, or a directory's names, on the disk; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_kind(path: Path, *, follow: bool) -> None:
+    try:
+        mode = os.stat(path, follow_symlinks=follow).st_mode
+    except OSError:
+        return  # The error of opening it says enough.
+    if not stat.S_ISREG(mode):
+        raise NotRegular(path, mode)
+
+
+def _parse_uuid(data: bytes) -> str:
+    return str(uuid.UUID(data.decode('ascii').strip()))
+
+
+def _replace_damaged(path: Path, status: os.stat_result) -> None:
+    """Replace a file that holds no UUID.
+
+    Each process that has seen this very file puts the same UUID there, whenever it comes to do
+    so: that of the first which made an heir of it. For those that are late, the heir stays.
+    """
+    heir = f'{os.fspath(path)}.{status.st_ino:x}-{status.st_mtime_ns:x}'
+    create_whole(heir, str(uuid.uuid4()))
+    try:
+        made = _parse_uuid(read(heir, _UUID_MAX_BYTES))
+    except ValueError as exc:
+        raise OSError(errno.EINVAL, 'it holds no UUID', heir) from exc
+    replace_whole(path, made)
+    LOG.warning('%s held no UUID: it was replaced, and holds %s now', path, made)
+
+
+@contextlib.contextmanager
+def _written(path: Path, text: str) -> Iterator[str]:
+    """Give a file with the text, on the disk, which goes unless it is renamed."""
+    temporary = f'{os.fspath(path)}.{uuid.uuid4().hex}'
+    try:
+        with open(temporary, 'x', encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        synchronise(os.path.dirname(path) or os.curdir)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        LOG.warning('%s cannot be removed: %s', path, exc)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What another process may have put into a cache hangs nothing and leads to no other file."""
+
+import logging
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.cache import boots, layout
+from nova_precache.image import fake
+from nova_precache.virt.libvirt import usage
+from tests import disk_images, odd_files
+from tests.unit.cache.conftest import Cache, held_by_another_process
+from tests.unit.cache.test_partials import DATA, IMAGE, leave
+
+# What waited at a FIFO would wait for ever.
+pytestmark = pytest.mark.timeout(60)
+
+IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
+
+irregular = pytest.mark.parametrize('kind', odd_files.IRREGULAR)
+
+
+def nothing(progress: model.Progress) -> None:
+    pass
+
+
+@pytest.fixture
+def image(images: fake.FakeImageService) -> model.Image:
+    return images.add(disk_images.content(64 * 1024), id=IMAGE_ID)
+
+
+@pytest.fixture
+def fill(
+    cache: Cache, images: fake.FakeImageService, image: model.Image
+) -> Callable[[], model.CacheResult]:
+    """A function that has the image cached."""
+    return lambda: cache.filler.fill(images, image.id, nothing)
+
+
+def precious(path: pathlib.Path) -> bool:
+    """Tell whether the file of somebody else, if there is one, is as it was."""
+    other = path.with_name(f'{path.name}-of-somebody-else')
+    return not other.exists() or other.read_text() == 'precious'
+
+
+@irregular
+def test_what_is_in_the_place_of_a_store_id_is_named(cache: Cache, kind: str) -> None:
+    path = pathlib.Path(cache.paths.store_id_path)
+    odd_files.IRREGULAR[kind](path)
+    with pytest.raises(exception.StorageError) as refusal:
+        cache.store.store_id()
+    assert str(refusal.value).startswith(f'Reading {path}: it is a')
+    assert os.path.lexists(path)
+    assert precious(path)
+
+
+@pytest.mark.parametrize('damage', odd_files.DAMAGED)
+def test_a_store_id_that_is_none_is_replaced_once(cache: Cache, damage: str) -> None:
+    path = pathlib.Path(cache.paths.store_id_path)
+    odd_files.DAMAGED[damage](path)
+    made = cache.store.store_id()
+    assert str(uuid.UUID(made)) == made
+    assert cache.store.store_id() == made == Cache(cache.paths).store.store_id()
+    assert precious(path)
+
+
+def lock_path(cache: Cache) -> pathlib.Path:
+    return pathlib.Path(cache.paths.lock_directory, f'nova-{layout.base_name(IMAGE_ID)}')
+
+
+@irregular
+def test_what_is_in_the_place_of_a_lock_ends_a_job_with_its_path(
+    cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
+) -> None:
+    path = lock_path(cache)
+    odd_files.IRREGULAR[kind](path)
+    with pytest.raises(exception.StorageError) as refusal:
+        fill()
+    assert f'by {path}: it is a' in str(refusal.value)
+    assert refusal.value.retry is model.Retry.BACKOFF
+    assert os.path.lexists(path)
+    assert precious(path)
+    path.rmdir() if kind == 'a directory' else path.unlink()
+    assert not fill().existing
+
+
+@irregular
+def test_what_is_in_the_place_of_a_lock_leaves_the_sweep_of_other_images(
+    cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [cache.paths.new_partial_path(each, 'part') for each in (IMAGE_ID, 'another')]
+    for path in left:
+        pathlib.Path(path).touch()
+    odd_files.IRREGULAR[kind](lock_path(cache))
+    assert cache.store.sweep(cache.locks) == 1
+    assert cache.names() == [os.path.basename(left[0])]
+    (line,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert str(lock_path(cache)) in line
+
+
+def test_the_lock_of_another_process_is_never_replaced(cache: Cache) -> None:
+    with held_by_another_process(cache.paths.lock_directory, layout.base_name(IMAGE_ID)) as other:
+        held = os.stat(lock_path(cache))
+        with cache.locks.try_hold(layout.base_name(IMAGE_ID)) as is_held:
+            assert not is_held
+        assert os.path.samestat(os.stat(lock_path(cache)), held)
+        other.communicate('')
+
+
+@irregular
+def test_what_is_in_the_place_of_the_file_of_boots_is_named_once(
+    cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = pathlib.Path(cache.paths.lock_directory, boots.FILE_NAME)
+    odd_files.IRREGULAR[kind](path)
+    waiting = boots.WaitingBoots(cache.paths.lock_directory, clock=iter(range(100)).__next__)
+    for _ in range(3):
+        with waiting.wait():
+            assert not waiting.are_there()
+    (line,) = caplog.messages
+    assert f'{path}: it is a' in line
+    assert precious(path)
+
+
+@irregular
+def test_what_is_in_the_place_of_a_journal_keeps_no_image_from_coming(
+    cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
+) -> None:
+    path = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'journal'))
+    odd_files.IRREGULAR[kind](path)
+    assert not fill().existing
+    cache.store.sweep(cache.locks)
+    assert os.path.lexists(path) == (kind == 'a directory')  # which nobody else could remove
+    assert precious(path)
+
+
+@irregular
+def test_what_is_in_the_place_of_a_partial_file_is_not_gone_on_with(
+    cache: Cache, kind: str
+) -> None:
+    leave(cache)
+    part = cache.file_of('part')
+    part.unlink()
+    odd_files.IRREGULAR[kind](part)
+    with cache.partials.open(IMAGE) as partial:
+        assert partial.kept_bytes == 0
+    assert precious(part)
+
+
+def test_a_partial_file_with_another_name_is_not_gone_on_with(
+    cache: Cache, tmp_path: pathlib.Path
+) -> None:
+    leave(cache)
+    kept = tmp_path / 'backup'
+    os.link(cache.file_of('part'), kept)
+    with cache.partials.open(IMAGE) as partial:
+        assert partial.kept_bytes == 0
+    assert kept.read_bytes() == DATA
+
+
+def test_a_journal_with_another_name_is_not_gone_on_with(
+    cache: Cache, tmp_path: pathlib.Path
+) -> None:
+    leave(cache)
+    kept = tmp_path / 'backup'
+    os.link(cache.file_of('journal'), kept)
+    text = kept.read_bytes()
+    with cache.partials.open(IMAGE) as partial:
+        assert partial.kept_bytes == 0
+    assert kept.read_bytes() == text
+
+
+@pytest.mark.parametrize('damage', odd_files.DAMAGED)
+def test_a_journal_that_holds_anything_else_is_swept(cache: Cache, damage: str) -> None:
+    path = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'journal'))
+    odd_files.DAMAGED[damage](path)
+    cache.store.sweep(cache.locks)
+    assert not path.exists()
+    assert precious(path)
+
+
+@pytest.mark.parametrize('kind', ['a FIFO', 'a socket', 'a dangling symbolic link'])
+def test_what_is_in_the_place_of_a_base_file_is_no_hit_and_replaced(
+    cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
+) -> None:
+    path = cache.base_file(IMAGE_ID)
+    odd_files.IRREGULAR[kind](path)
+    assert not cache.store.is_hit(IMAGE_ID)
+    assert not fill().existing
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a socket', 'a link to a device'])
+def test_what_is_no_file_is_not_inspected(cache: Cache, kind: str) -> None:
+    path = cache.base_file(IMAGE_ID)
+    odd_files.IRREGULAR[kind](path)
+    with pytest.raises(exception.StorageError, match=f'Reading {path}: it is a'):
+        cache.inspector.inspect_base(str(path))
+
+
+def test_links_among_the_base_files_keep_no_cache_from_being_measured(cache: Cache) -> None:
+    for number, put in enumerate((odd_files.LOOP, odd_files.DANGLING, os.mkfifo)):
+        put(pathlib.Path(cache.paths.path_of(str(number))))
+    cache.base_file(IMAGE_ID).write_bytes(os.urandom(8192))
+    assert cache.store.cache_bytes() >= 8192
+
+
+@pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a socket'])
+def test_what_is_in_the_place_of_novas_notes_ends_the_look_for_disks(
+    cache: Cache, kind: str
+) -> None:
+    instance = pathlib.Path(cache.paths.instances_path, 'instance')
+    instance.mkdir()
+    odd_files.IRREGULAR[kind](instance / 'disk.info')
+    with pytest.raises(exception.StorageError, match=f'disk.info: it is {kind}'):
+        usage.DiskUsage(cache.paths).backing_names()
+    shutil.rmtree(instance)
+    assert not usage.DiskUsage(cache.paths).backing_names()
