@@ -31,6 +31,9 @@ READABLE = {
     'nova': ('services',),
 }
 _CONTROL = """
+[api]
+public_endpoint = {public_endpoint}
+
 [api_database]
 connection = {nova_api}
 
@@ -180,7 +183,9 @@ class BesideNova(foundation.Foundation):
 
     def _configure(self, backend: str) -> None:
         nova_api = self.databases.connection_of(READER, 'nova_api')
-        control = self._control(_CONTROL.format(nova_api=nova_api, backend=backend))
+        control = self._control(
+            _CONTROL.format(nova_api=nova_api, backend=backend, public_endpoint=self.api_url)
+        )
         for name in ('api', *CONDUCTORS):
             self._write(name, CONTROL, CONTROL, control)
         for host in self.hosts:

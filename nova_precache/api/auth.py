@@ -5,7 +5,6 @@ Either way a request context stands in the WSGI environment afterwards.
 """
 
 import importlib.util
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from oslo_middleware import request_id
 
 from nova_precache import context as request_context
 from nova_precache import exception, policy
+from nova_precache.wsgi import origins
 
 ENVIRON = 'nova_precache.context'
 
@@ -59,7 +59,7 @@ def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
 
     :raises nova_precache.exception.ConfigError: it would listen beyond the loopback
     """
-    if auth_strategy == 'noauth2' and not is_loopback(bind_host):
+    if auth_strategy == 'noauth2' and not origins.is_loopback(bind_host):
         raise exception.ConfigError(
             '[api] auth_strategy = noauth2 makes every caller an admin; it may listen on the '
             f'loopback only, and not on [api] bind_host = {bind_host}'
@@ -76,16 +76,6 @@ def refuse_foreign_server(auth_strategy: str) -> None:
             '[api] auth_strategy = noauth2 makes every caller an admin, and where another WSGI '
             'server listens is not known here; use keystone, or run nova-precache-api'
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a name, or an address without brackets, is this machine and no other."""
-    if host == 'localhost':
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def context_of(environ: Mapping[str, Any]) -> request_context.RequestContext:

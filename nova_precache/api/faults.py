@@ -70,7 +70,7 @@ class Middleware:
         try:
             response = request.get_response(self._application)
         except Exception as error:  # noqa: BLE001 the edge: whatever it was, it is answered
-            response = answer(error, request)
+            response = _answer(error, request)
         microversion.announce(request.environ, response.headers)
         return response
 
@@ -81,8 +81,7 @@ def find(error: Exception, door: microversion.Door) -> Fault:
     return next((table[cls] for cls in type(error).__mro__ if cls in table), UNEXPECTED)
 
 
-def answer(error: Exception, request: webob.Request) -> webob.Response:
-    """Make the answer to an error; what is unexpected is logged here, and not shown."""
+def _answer(error: Exception, request: webob.Request) -> webob.Response:
     fault = find(error, microversion.door_of(request.environ.get('PATH_INFO', '')))
     message = str(error)
     if fault is UNEXPECTED:

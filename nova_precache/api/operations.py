@@ -104,7 +104,7 @@ _HOSTS: Mapping[tuple[str, str], Operation] = {
     ),
     ('GET', '/v1/hosts/{host}/images'): Operation(
         'listHostImages',
-        'List the images in the cache of a host',
+        'List the images in the cache of a host; ids of images are for admins',
         'hosts',
         path=_BY_HOST,
         query=hosts.IMAGES,
@@ -229,7 +229,12 @@ _PARAMETERS: Mapping[str, model.Json] = {
     'marker': {'description': 'The item after which to begin: the last one of a page.'},
     'status': {'description': 'Only what is in this status.'},
     'cell': {'description': 'Only hosts of this cell, by its UUID.'},
-    'aggregate': {'description': 'Only of this aggregate: its id, UUID or name.'},
+    'aggregate': {
+        'description': (
+            'Only of this aggregate: its id, UUID or name. Who may not list aggregates is given '
+            'what his own requests and pins say of it, and else an empty list.'
+        )
+    },
     'image': {'description': 'Only of this image.'},
     'pin': {'description': 'Only requests that this pin made.'},
     'since': {'description': 'Only what was made at this time or later.'},

@@ -35,7 +35,8 @@ PEM. Set, it speaks TLS only. Of uwsgi, gunicorn or a proxy, TLS is their own.
         schemes=['http', 'https'],
         help="""
 Base URL under which callers reach this API, for links and ``Location`` headers.
-Unset, it is what the request and the headers of a proxy say.
+Unset, it is what the request and the headers of a proxy say. With noauth2, its host
+is also a name by which the API may be called.
 """,
     ),
     cfg.IntOpt(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from nova_precache import files
 from nova_precache.standalone import environment, process
+from nova_precache.wsgi import origins
 
 VERSION = '33.0.0'
 ENVIRONMENT = environment.PythonEnvironment(
@@ -57,6 +58,19 @@ policy_file = {data}/policy.yaml
 [image_format]
 require_image_format_match = {check_formats}
 """
+# Glance itself asks neither who calls nor what the caller takes it for.
+_GUARDED = """\
+import importlib.util
+import sys
+
+import glance.wsgi.api
+
+_spec = importlib.util.spec_from_file_location('origins', {origins!r})
+origins = sys.modules['origins'] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(origins)
+application = origins.OriginGuard(glance.wsgi.api.application)
+"""
+_GUARDED_NAME = 'guarded_glance'
 _POLICY = '"context_is_admin": "@"\n'
 
 
@@ -102,6 +116,9 @@ class GlanceServer(process.ServerProcess):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         files.replace_whole(self.directory / 'policy.yaml', _POLICY)
         files.replace_whole(
+            self.directory / f'{_GUARDED_NAME}.py', _GUARDED.format(origins=origins.__file__)
+        )
+        files.replace_whole(
             self.directory / 'glance-api.conf',
             _CONFIGURATION.format(
                 data=self.directory,
@@ -136,7 +153,8 @@ class GlanceServer(process.ServerProcess):
             '--no-control-socket',
             f'--access-logfile={self.access_log}',
             f'--access-logformat={_ACCESS_LOG_FORMAT}',
-            'glance.wsgi.api:application',
+            f'--pythonpath={self.directory}',
+            f'{_GUARDED_NAME}:application',
         ]
 
     def _variables(self) -> Mapping[str, str]:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from oslo_config import cfg
 
 from nova_precache import context, policy, rpc
-from nova_precache.api import app, auth, call, origins
+from nova_precache.api import app, auth, call
 from nova_precache.cells import novadb
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import jobs, pins, steering
 from nova_precache.db import session as db_session
 from nova_precache.wiring import agents, common, computes, images, stock
-from nova_precache.wsgi import server
+from nova_precache.wsgi import origins, server
 
 
 def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
@@ -46,7 +46,12 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
     certificate = server.Certificate(group.cert_file, group.key_file) if group.cert_file else None
     served = application(conf, database)
     if group.auth_strategy == 'noauth2':
-        served = origins.OriginGuard(served, conf.cors.allowed_origin or (), group.public_endpoint)
+        served = origins.OriginGuard(
+            served,
+            conf.cors.allowed_origin or (),
+            group.public_endpoint,
+            ', and what [api] public_endpoint and [cors] allowed_origin name',
+        )
     return server.HttpServer(served, group.bind_host, group.bind_port, group.threads, certificate)
 
 

@@ -4,6 +4,7 @@
 import pathlib
 
 import psutil
+import pytest
 import requests
 
 from nova_precache.standalone import glance as glance_server
@@ -50,3 +51,21 @@ def test_a_glance_leaves_no_process_and_comes_back_with_its_images(
     with server:
         assert server.url == url
         assert requests.get(f'{url}/v2/images/{image_id}', timeout=30).json()['name'] == 'kept'
+
+
+@pytest.mark.parametrize(
+    'headers',
+    [{'Origin': 'http://evil.example'}, {'Host': 'evil.example'}, {'Sec-Fetch-Site': 'cross-site'}],
+)
+def test_pages_of_other_sites_are_refused(
+    glance: glance_server.GlanceServer, headers: dict[str, str]
+) -> None:
+    """Every caller is an admin of it, and a browser of this machine is one."""
+    url, body = f'{glance.url}/v2/images', '{"name": "made by a page"}'
+    answers = [
+        requests.post(url, body, headers={**headers, 'Content-Type': 'text/plain'}, timeout=60),
+        requests.get(url, headers=headers, timeout=60),
+    ]
+    assert [answer.status_code for answer in answers] == [403, 403]
+    found = requests.get(f'{url}?name=made by a page', timeout=60).json()
+    assert found['images'] == []

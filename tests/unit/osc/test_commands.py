@@ -299,6 +299,15 @@ def test_hosts_and_their_images_are_listed(wire: Wire, openstack: OpenStack) -> 
     assert wire.queries('/v1/hosts') == [{'status': 'up'}]
 
 
+def test_who_may_see_no_hosts_is_told_the_rule(wire: Wire, openstack: OpenStack) -> None:
+    why = "Policy doesn't allow image_precache:hosts:list to be performed."
+    wire.answer('GET', '/v1/hosts', (403, {'forbidden': {'code': 403, 'message': why}}))
+
+    said = openstack('precache', 'host', 'list')
+
+    assert (said.status, said.out, said.err.strip()) == (1, '', why)
+
+
 def test_the_hosts_of_an_image_are_shown(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': [{'host': 'c1'}]}))
 
