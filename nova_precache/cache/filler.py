@@ -9,7 +9,7 @@
         │ no
     wait for a slot ─► look the image up ─► find what came before ─► reserve space
                                                                           │
-         publish ◄─ convert ◄─ inspect the whole ◄─ download, verify and watch
+    publish ◄─ look it up again ◄─ convert ◄─ inspect the whole ◄─ download, verify and watch
 
 Whatever fails on the way, nothing is left in the directory but what another attempt can
 go on from.
@@ -160,6 +160,7 @@ class CacheFiller:
             size_bytes = self._download(work)
             with _keeping(work):
                 path = self._make_bootable(work, size_bytes)
+                control.leave_when_stopped(origin.check_unchanged, discard=lambda _: None)
                 control.check()
             self._store.publish(path, image_id)
         LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)

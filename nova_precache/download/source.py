@@ -23,6 +23,12 @@ class Source(Protocol):
         :raises nova_precache.exception.CacheError: as the kind of source has it
         """
 
+    def check_unchanged(self) -> None:
+        """Check that the image may still be had, and is the one that was found.
+
+        :raises nova_precache.exception.CacheError: as the kind of source has it
+        """
+
 
 class ImageServiceSource:
     """The bytes as the image service serves them."""
@@ -49,9 +55,19 @@ class ImageServiceSource:
         :raises nova_precache.exception.CacheError: as :meth:`find` and the image service have it
         """
         if offset_bytes:
-            _check_same(self.image, _look_up(self._images, self.image.id))
+            self.check_unchanged()
         with self._images.open(self.image.id, offset_bytes, self.image.size) as connection:
             yield connection
+
+    def check_unchanged(self) -> None:
+        """Look the image up again.
+
+        Its status is checked here, too: an admin of Glance can read deactivated images.
+
+        :raises nova_precache.exception.ImageMismatch: the image has changed since it was found
+        :raises nova_precache.exception.CacheError: as :meth:`find` has it
+        """
+        _check_same(self.image, _look_up(self._images, self.image.id))
 
 
 def _look_up(images: service.ImageService, image_id: str) -> model.Image:

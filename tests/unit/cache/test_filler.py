@@ -209,6 +209,10 @@ def deactivate(images: fake.FakeImageService, image_id: str) -> None:
     images.update(image_id, status='deactivated')
 
 
+def go_away(images: fake.FakeImageService, image_id: str) -> None:
+    images.faults.unavailable = 1
+
+
 def forget_hash(images: fake.FakeImageService, image_id: str) -> None:
     images.update(image_id, hash_algo=None, hash_value=None, checksum=None)
 
@@ -243,6 +247,36 @@ def test_a_failed_download_leaves_only_what_is_of_use_and_can_be_repeated(
     assert not cache.filler.fill(healthy, image.id, ignore).existing
     assert cache.base_file(image.id).read_bytes() == DATA
     assert cache.names() == [layout.base_name(image.id)]
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'reason', 'left'),
+    [
+        (deactivate, exception.ImageGone, 'is deactivated', []),
+        (delete, exception.ImageGone, 'could not be found', []),
+        (forget_hash, exception.ImageMismatch, 'another size or hash', []),
+        (go_away, exception.DownloadInterrupted, 'does not answer', ['journal', 'part']),
+    ],
+)
+def test_an_image_that_is_withdrawn_during_its_download_is_not_published(
+    cache: Cache,
+    images: fake.FakeImageService,
+    change: Callable[[fake.FakeImageService, str], None],
+    error: type[exception.CacheError],
+    reason: str,
+    left: list[str],
+) -> None:
+    image = images.add(DATA)
+
+    def withdraw(progress: model.Progress) -> None:
+        if progress.status == model.TaskStatus.VERIFYING:
+            change(images, image.id)
+
+    with pytest.raises(error, match=reason):
+        cache.filler.fill(images, image.id, withdraw)
+
+    assert sorted(cache.suffixes()) == left
+    assert not cache.base_file(image.id).exists()
 
 
 def test_an_empty_image_is_not_cached(cache: Cache, images: fake.FakeImageService) -> None:

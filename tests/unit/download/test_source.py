@@ -83,6 +83,14 @@ def test_an_image_that_went_away_is_not_gone_on_with(images: fake.FakeImageServi
         pass
 
 
+def test_the_end_of_a_download_looks_the_image_up_again(images: fake.FakeImageService) -> None:
+    origin = source.ImageServiceSource.find(images, images.add(DATA).id)
+    origin.check_unchanged()
+    images.update(origin.image.id, status='deactivated')
+    with pytest.raises(exception.ImageGone, match='is deactivated'):
+        origin.check_unchanged()
+
+
 def test_a_download_that_begins_does_not_look_the_image_up_again(
     images: fake.FakeImageService,
 ) -> None:
