@@ -16,6 +16,18 @@ precedence over the endpoint that the conductor names. Unset on the API and the
 conductor, the service catalog tells.
 """,
     ),
+    cfg.ListOpt(
+        'allowed_endpoints',
+        default=[],
+        help="""
+On a compute: the URLs of image services to which a call may send it. A call that
+names another one is refused, and no request is made. Without this option and
+``endpoint_override``, whoever can publish to the broker of the cell chooses where
+the compute sends its token and reads images from; name the endpoint of the service
+catalog here. Case, default ports, a slash at the end and ``/v2`` make no difference;
+everything else does.
+""",
+    ),
     cfg.StrOpt('region_name', help='Region whose image service is taken from the catalog.'),
     cfg.ListOpt(
         'valid_interfaces',

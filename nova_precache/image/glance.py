@@ -11,8 +11,9 @@ import io
 import logging
 import re
 import threading
+import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import glanceclient
@@ -25,13 +26,15 @@ from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
 from nova_precache import context, exception, model
+from nova_precache.image import endpoints
 
 LOG = logging.getLogger(__name__)
 
 # Glance accepts no other spelling of an id, and nothing else gets into a URL.
 _IMAGE_ID = re.compile(r'[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}')
 _CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
-_VERSION_SUFFIX = re.compile(r'/v\d+(\.\d+)?/*$')
+# Many downloads may be refused at once, and one of a broken compute again and again.
+FRESH_TOKEN_SECONDS = 5.0
 _RETRIED_STATUS_CODES = [500, 502, 503, 504]
 
 
@@ -40,6 +43,7 @@ class GlanceSettings:
     """How Glance is reached; the defaults are those of the options."""
 
     endpoint_override: str | None = None
+    allowed_endpoints: tuple[str, ...] = ()
     region_name: str | None = None
     interfaces: tuple[str, ...] = ('internal', 'public')
     connect_timeout_seconds: float = 10
@@ -50,10 +54,15 @@ class GlanceSettings:
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'GlanceSettings':
+        """Read the options.
+
+        :raises nova_precache.exception.ConfigError: one cannot be used
+        """
         group = conf.glance
         certificate = (group.certfile, group.keyfile) if group.keyfile else group.certfile
         return cls(
             endpoint_override=group.endpoint_override,
+            allowed_endpoints=_allowed_endpoints(group.allowed_endpoints),
             region_name=group.region_name,
             interfaces=tuple(group.valid_interfaces),
             connect_timeout_seconds=group.connect_timeout_seconds,
@@ -62,6 +71,36 @@ class GlanceSettings:
             verify=not group.insecure and (group.cafile or True),
             client_certificate=certificate,
         )
+
+    @property
+    def is_anywhere_allowed(self) -> bool:
+        """Whether a call may lead to any image service."""
+        return not (self.endpoint_override or self.allowed_endpoints)
+
+    def endpoint_of_call(self, named: object) -> str | None:
+        """Give the endpoint that a call names, if it is used and allowed.
+
+        :returns: None where the call names none, or ``endpoint_override`` says where Glance is
+        :raises nova_precache.exception.InvalidInput: it cannot be, or is not allowed
+        """
+        if self.endpoint_override or named is None:
+            return None
+        try:
+            endpoint = endpoints.normalise(named)
+        except exception.InvalidInput as exc:
+            raise exception.InvalidInput(f'image_endpoint: {exc}') from exc
+        if self.allowed_endpoints and endpoint not in self.allowed_endpoints:
+            raise exception.InvalidInput(
+                f'image_endpoint {endpoint:.200} is not in [glance] allowed_endpoints of this host'
+            )
+        return endpoint
+
+
+def _allowed_endpoints(urls: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(map(endpoints.normalise, urls))
+    except exception.InvalidInput as exc:
+        raise exception.ConfigError(f'[glance] allowed_endpoints: one is {exc}') from exc
 
 
 def new_session(settings: GlanceSettings) -> ksa_session.Session:
@@ -83,6 +122,7 @@ class GlanceImageService:
     :param session: a session to share connections with other callers
     :param request_id: what Glance is to log whatever is asked under; None is for the request
         that the thread works for which asks
+    :param clock: in seconds, by which a token is as good as a fresh one for a while
     """
 
     def __init__(
@@ -91,11 +131,15 @@ class GlanceImageService:
         auth: plugin.BaseAuthPlugin,
         session: ksa_session.Session | None = None,
         request_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._auth = auth
         self._session = session or new_session(settings)
         self._request_id = request_id
+        self._clock = clock
+        self._renewing = threading.Lock()
+        self._renewed_at: float | None = None
 
     @classmethod
     def with_token(
@@ -137,19 +181,27 @@ class GlanceImageService:
             raise exception.ImageServiceUnavailable(
                 'The service catalog has no endpoint of the image service'
             )
-        return _VERSION_SUFFIX.sub('', url).rstrip('/')
+        return endpoints.without_version(url)
 
     def token(self, *, fresh: bool = False) -> str | None:
         """Give a token of these credentials, such as another process may use.
 
-        :param fresh: the last one was refused
+        :param fresh: the last one was refused; another is asked for at most once in
+            ``FRESH_TOKEN_SECONDS``
         :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
         :raises nova_precache.exception.ImageServiceUnavailable: Keystone gives no answer
         """
         with _keystone_errors():
             if fresh:
-                self._auth.invalidate()
+                self._renew()
             return self._session.get_token(self._auth)
+
+    def _renew(self) -> None:
+        with self._renewing:
+            now = self._clock()
+            if self._renewed_at is None or now - self._renewed_at >= FRESH_TOKEN_SECONDS:
+                self._renewed_at = now
+                self._auth.invalidate()
 
     def show(self, image_id: str) -> model.Image:
         if not _IMAGE_ID.fullmatch(image_id):

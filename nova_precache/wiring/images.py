@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image service, as each of those sees it who ask for images."""
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,8 @@ from oslo_config import cfg
 from nova_precache import context, exception
 from nova_precache.compute import manager
 from nova_precache.image import glance, service
+
+LOG = logging.getLogger(__name__)
 
 
 class OwnImages(service.ImageService, Protocol):
@@ -60,13 +63,18 @@ def of_calls(conf: cfg.ConfigOpts) -> manager.ImagesFor:
     """Give what makes the image service as a call to a compute says to reach it."""
     settings = glance.GlanceSettings.from_conf(conf)
     session = glance.new_session(settings)
+    if settings.is_anywhere_allowed:
+        LOG.warning(
+            'Images are read from whatever endpoint a call names: '
+            'set [glance] allowed_endpoints, or endpoint_override'
+        )
 
     def images_for(
         endpoint: str | None, token: str | None, fresh_token: Callable[[], str | None]
     ) -> service.ImageService:
         return glance.GlanceImageService.with_token(
             settings,
-            endpoint=endpoint,
+            endpoint=settings.endpoint_of_call(endpoint),
             token=token,
             fresh_token=fresh_token,
             session=session,

@@ -672,6 +672,34 @@ def test_a_fresh_token_that_is_refused_too_ends_it(server: Server) -> None:
     assert asked == ['again']
 
 
+class Credentials(noauth.NoAuth):
+    """Counts how often it is told that its token is no longer good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewals = 0
+
+    def get_token(self, session: object) -> str:
+        return f'token-{self.renewals}'
+
+    def invalidate(self) -> bool:
+        self.renewals += 1
+        return True
+
+
+def test_keystone_is_asked_for_a_fresh_token_at_most_once_in_a_while() -> None:
+    credentials, now = Credentials(), [1000.0]
+    images = glance.GlanceImageService(SETTINGS, credentials, clock=lambda: now[0])
+
+    assert images.token() == 'token-0'
+    assert {images.token(fresh=True) for _ in range(1000)} == {'token-1'}
+    now[0] += glance.FRESH_TOKEN_SECONDS - 0.1
+    assert images.token(fresh=True) == 'token-1'
+    now[0] += 0.1
+    assert images.token(fresh=True) == 'token-2'
+    assert images.token() == 'token-2'
+
+
 def test_without_a_fresh_token_a_refusal_ends_it(server: Server) -> None:
     server.answers = [Answer(401)]
     with pytest.raises(exception.ImageUnauthorized):
