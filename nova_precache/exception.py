@@ -30,7 +30,8 @@
     │   └── VersionUnsupported
     ├── Forbidden
     │   ├── PolicyNotAuthorized
-    │   └── ReadOnlyInventory
+    │   ├── ReadOnlyInventory
+    │   └── TokenRefused
     ├── ImageServiceUnavailable
     ├── ConfigError
     ├── CellUnreachable
@@ -223,6 +224,10 @@ class PolicyNotAuthorized(Forbidden):
 
 class ReadOnlyInventory(Forbidden):
     """Aggregates belong to Nova's database, which this service never writes."""
+
+
+class TokenRefused(Forbidden):
+    """A compute that works on no image may not read any."""
 
 
 class ImageServiceUnavailable(PrecacheError):

@@ -60,11 +60,13 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             return outcomes.of_stop(stopping).to_wire()
         try:
             wanted = transfer_options.read(options)
-        except exception.InvalidInput as exc:
+            images = self._images_for(
+                image_endpoint, token, functools.partial(self._fresh_token, image_id)
+            )
+        except (exception.InvalidInput, exception.ConfigError) as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
         if not self._may_begin(job_id, epoch, image_id):
             return None
-        images = self._images_for(image_endpoint, token, self._conductor.get_token)
         outcome = self._transfers.run(
             job_id,
             epoch,
@@ -128,6 +130,26 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         if not begun:
             LOG.info('Job %s is not begun, its call of epoch %d is stale', job_id, epoch)
         return begun
+
+    def _fresh_token(self, image_id: str) -> str | None:
+        """Fetch a token for the running transfer of an image.
+
+        A further call may have joined it, so the epochs are those of now.
+
+        :raises nova_precache.exception.ImageUnauthorized: none is given for any of its jobs
+        :raises nova_precache.exception.DownloadInterrupted: no conductor answers
+        """
+        why = 'no job wants it any more'
+        for job_id, epoch in self._transfers.epochs(image_id).items():
+            try:
+                return self._conductor.get_token(job_id, epoch)
+            except exception.TokenRefused as exc:
+                why = str(exc)
+            except exception.CellUnreachable as exc:
+                raise exception.DownloadInterrupted(
+                    f'Image {image_id} needs a fresh token: {exc}'
+                ) from exc
+        raise exception.ImageUnauthorized(f'There is no fresh token for image {image_id}: {why}')
 
     def _cache(
         self,

@@ -52,5 +52,10 @@ class Reporter(Protocol):
         :param starts: nothing of the image's transfer runs here that the call could join
         """
 
-    def get_token(self) -> str | None:
-        """Fetch a fresh token for the image service, None where none is needed."""
+    def get_token(self, job_id: str, epoch: int) -> str | None:
+        """Fetch a fresh token for the image service, None where none is needed.
+
+        :param job_id: a job in flight here, which needs it
+        :param epoch: of the newest call of that job
+        :raises nova_precache.exception.TokenRefused: the job is not in flight under that epoch
+        """

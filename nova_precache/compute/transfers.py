@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 
 from nova_precache import exception, model
@@ -119,6 +119,14 @@ class Transfers:
         """Tell whether the image is being worked on, so that a call would join."""
         with self._lock:
             return image_id in self._running
+
+    def epochs(self, image_id: str) -> Mapping[str, int]:
+        """Map the jobs that want the running transfer of an image to their newest epochs."""
+        with self._lock:
+            transfer = self._running.get(image_id)
+            if transfer is None:
+                return {}
+            return {job_id: each.epoch for job_id, each in transfer.followers.items()}
 
     def run(
         self,

@@ -4,8 +4,11 @@
 import dataclasses
 import datetime
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from oslo_utils import uuidutils
 
 from nova_precache import context, exception, model, rpc
 from nova_precache.cells import inventory
@@ -13,6 +16,8 @@ from nova_precache.conductor import intake, rpcapi
 from nova_precache.db import agents, caches, jobs
 
 LOG = logging.getLogger(__name__)
+
+SHOWN_HOSTS = 10
 
 
 class ApiEndpoint(rpc.Endpoint):
@@ -48,6 +53,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._intake = reports
         self._token = token
         self._unmapped: set[str] = set()
+        self._nameless: set[str] = set()
 
     @rpc.refuses(exception.AgentConflict, exception.HostNotMapped)
     def register(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
@@ -124,9 +130,54 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         """Say whether a call still counts, before the first byte."""
         return self._jobs.begin(job_id, epoch, starts)
 
-    def get_token(self, ctxt: context.RequestContext, **unknown: Any) -> str | None:
-        """Give a fresh token for the image service."""
+    @rpc.refuses(exception.TokenRefused)
+    def get_token(
+        self,
+        ctxt: context.RequestContext,
+        job_id: str | None = None,
+        epoch: int | None = None,
+        **unknown: Any,
+    ) -> str | None:
+        """Give a fresh token for the image service to a compute that works on an image.
+
+        :param job_id: None: from a compute of an older release, which names none
+        :raises nova_precache.exception.TokenRefused: it does not work on one
+        """
+        if job_id is None:
+            self._check_any_works()
+        elif not self._works_on(job_id, epoch):
+            raise exception.TokenRefused(
+                f'job {job_id!r:.60} is not in flight in this cell under epoch {epoch!r:.30}'
+            )
         return self._token()
+
+    def _check_any_works(self) -> None:
+        """Serve an older compute while its cell has a job in flight.
+
+        Nothing in its call says on which host it is, so all that it may be on are named.
+        """
+        hosts = self._jobs.hosts_at_work(self._cell_uuid)
+        if not hosts:
+            raise exception.TokenRefused('no job is in flight in this cell')
+        new = [host for host in hosts if host not in self._nameless]
+        if new:
+            LOG.warning(
+                'A compute of cell %s asks for a token and names no job: upgrade it. '
+                'At work there are %s%s',
+                self._cell_uuid,
+                ', '.join(new[:SHOWN_HOSTS]),
+                f' and {len(new) - SHOWN_HOSTS} more' if len(new) > SHOWN_HOSTS else '',
+            )
+        self._nameless.update(new)
+
+    def _works_on(self, job_id: object, epoch: object) -> bool:
+        return (
+            isinstance(job_id, str)
+            and uuidutils.is_uuid_like(job_id)
+            and type(epoch) is int
+            and 0 <= epoch <= sys.maxsize
+            and self._jobs.is_at_work(self._cell_uuid, job_id, epoch)
+        )
 
     def _agent(self, state: model.Json) -> model.Agent:
         known = {field.name for field in dataclasses.fields(model.Agent)}

@@ -7,6 +7,7 @@ History:
   ``begin_job``, ``get_token``
 * 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` tells the version, where
   before it told nothing
+* 1.2 - ``get_token`` takes ``job_id`` and ``epoch``
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
@@ -22,7 +23,7 @@ from nova_precache.compute import reporter
 TOPIC = 'precache_conductor'
 # Of its own: on one broker, servers of one topic share one queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
-VERSION = '1.1'
+VERSION = '1.2'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
 
@@ -131,8 +132,8 @@ class ConductorReporter:
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
         return bool(self._call('begin_job', job_id=job_id, epoch=epoch, starts=starts))
 
-    def get_token(self) -> str | None:
-        token = self._call('get_token')
+    def get_token(self, job_id: str, epoch: int) -> str | None:
+        token = self._call('get_token', job_id=job_id, epoch=epoch)
         return None if token is None else str(token)
 
     def _call(self, method: str, **arguments: Any) -> Any:

@@ -128,6 +128,10 @@ def current(job_id: str, epoch: int) -> sa.ColumnElement[bool]:
     )
 
 
+def at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return models.Job.cell_uuid == cell_uuid, models.Job.status.in_(model.TASK_WORKING)
+
+
 def record_progress(session: orm.Session, report: ProgressReport, now: datetime.datetime) -> bool:
     progress = report.progress
     job = models.Job

@@ -187,6 +187,21 @@ class Jobs:
             age = db_session.now(session) - progress_at
             return age < datetime.timedelta(seconds=within_seconds)
 
+    def is_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> bool:
+        """Tell whether a compute of the cell works on a job under that epoch."""
+        query = sa.select(models.Job.id).where(
+            calls.current(job_id, epoch), *calls.at_work(cell_uuid)
+        )
+        with self._database.reader() as session:
+            return session.scalars(query).first() is not None
+
+    def hosts_at_work(self, cell_uuid: str) -> Sequence[str]:
+        """Give the hosts of a cell whose computes work on a job."""
+        host = models.Job.host
+        query = sa.select(host).where(*calls.at_work(cell_uuid)).distinct().order_by(host)
+        with self._database.reader() as session:
+            return session.scalars(query).all()
+
     def record_progress(self, reports: Collection[ProgressReport]) -> int:
         """Write progress in bulk; gives how many of the reports still counted."""
 

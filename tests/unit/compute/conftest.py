@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from nova_precache import conf, model
+from nova_precache import conf, exception, model
 from nova_precache.compute import reporter
 from nova_precache.control import Control
 from nova_precache.image import service
@@ -32,6 +32,8 @@ class FakeReporter:
         self.started: list[bool] = []
         self.progress: list[tuple[str, int, int, model.Progress]] = []
         self.images: list[tuple[str, str, reporter.CacheNews]] = []
+        self.token_calls: list[tuple[str, int]] = []
+        self.token_errors: list[Exception] = []
 
     def register(self, state: model.Json) -> None:
         if self.register_errors:
@@ -68,7 +70,12 @@ class FakeReporter:
             raise self.begin_errors.pop(0)
         return self.current.get(job_id) == epoch
 
-    def get_token(self) -> str | None:
+    def get_token(self, job_id: str, epoch: int) -> str | None:
+        self.token_calls.append((job_id, epoch))
+        if self.token_errors:
+            raise self.token_errors.pop(0)
+        if self.current.get(job_id) != epoch:
+            raise exception.TokenRefused(f'job {job_id} is not in flight under epoch {epoch}')
         return 'fresh-token'
 
     def wait_begun(self, count: int) -> None:

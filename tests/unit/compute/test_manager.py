@@ -14,6 +14,7 @@ from nova_precache.image import fake as fake_images
 from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
+from tests.service import wait_until
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
 
 CTXT = context.admin_context()
@@ -22,7 +23,8 @@ CTXT = context.admin_context()
 class Access:
     """Gives an image service, and remembers what it was to be made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
         self.endpoint: str | None = None
         self.token: str | None = None
         self.fresh_token: Callable[[], str | None] | None = None
@@ -31,6 +33,8 @@ class Access:
         self, endpoint: str | None, token: str | None, fresh_token: Callable[[], str | None]
     ) -> service.ImageService:
         self.endpoint, self.token, self.fresh_token = endpoint, token, fresh_token
+        if self.error is not None:
+            raise self.error
         return fake_images.FakeImageService()
 
 
@@ -96,8 +100,86 @@ def test_a_call_with_arguments_of_a_newer_release_is_served(
 
     assert answer is not None
     assert (access.endpoint, access.token) == ('http://glance', 'token-1')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        exception.InvalidInput('image_endpoint http://evil is not in [glance] allowed_endpoints'),
+        exception.ConfigError('[glance] endpoint_override is not set'),
+    ],
+)
+def test_a_call_that_leads_where_it_may_not_ends_for_good_before_it_begins(
+    driver: ScriptedDriver, conductor: FakeReporter, error: Exception
+) -> None:
+    conductor.current = {'j1': 1}
+
+    outcome = _call(_manager(driver, conductor, Access(error)))
+
+    assert outcome == model.ImageOutcome('error', str(error))
+    assert (driver.asked, conductor.started) == ([], [])
+
+
+def test_a_fresh_token_is_asked_for_under_the_newest_epoch_of_a_running_job(
+    driver: ScriptedDriver, conductor: FakeReporter, access: Access
+) -> None:
+    compute = _manager(driver, conductor, access)
+    driver.opened.clear()
+    with futures.ThreadPoolExecutor(2) as pool:
+        conductor.current = {'j1': 1}
+        calls = [pool.submit(_call, compute, epoch=1)]
+        assert driver.begun.wait(WAIT_SECONDS)
+        assert access.fresh_token is not None
+        fresh_token = access.fresh_token  # of the call that began the transfer
+        assert fresh_token() == 'fresh-token'
+
+        conductor.current = {'j1': 2}
+        calls.append(pool.submit(_call, compute, epoch=2))
+        wait_until(lambda: compute._transfers.epochs('i1') == {'j1': 2}, 'the call has joined')
+        assert fresh_token() == 'fresh-token'
+
+        driver.opened.set()
+        assert [each.result(WAIT_SECONDS) is not None for each in calls] == [True, True]
+
+    assert conductor.token_calls == [('j1', 1), ('j1', 2)]
+
+
+def test_a_token_that_one_job_is_refused_is_asked_for_by_another(
+    driver: ScriptedDriver, conductor: FakeReporter, access: Access
+) -> None:
+    compute = _manager(driver, conductor, access)
+    driver.opened.clear()
+    with futures.ThreadPoolExecutor(2) as pool:
+        conductor.current = {'j1': 1, 'j2': 1}
+        calls = [pool.submit(_call, compute, job_id) for job_id in ('j1', 'j2')]
+        wait_until(lambda: len(compute._transfers.epochs('i1')) == 2, 'both follow')
+        assert access.fresh_token is not None
+
+        conductor.current = {'j2': 1}
+        assert access.fresh_token() == 'fresh-token'
+        conductor.current = {}
+        with pytest.raises(exception.ImageUnauthorized, match='is not in flight under epoch 1'):
+            access.fresh_token()
+        conductor.token_errors = [exception.CellUnreachable('no conductor answered')]
+        with pytest.raises(exception.DownloadInterrupted, match='no conductor answered'):
+            access.fresh_token()
+
+        driver.opened.set()
+        for each in calls:
+            each.result(WAIT_SECONDS)
+
+
+def test_a_transfer_that_ended_asks_for_no_token(
+    driver: ScriptedDriver, conductor: FakeReporter, access: Access
+) -> None:
+    conductor.current = {'j1': 1}
+    assert _call(_manager(driver, conductor, access)) is not None
     assert access.fresh_token is not None
-    assert access.fresh_token() == 'fresh-token'
+
+    with pytest.raises(exception.ImageUnauthorized, match='no job wants it any more'):
+        access.fresh_token()
+
+    assert conductor.token_calls == []
 
 
 def test_a_repeated_call_joins_the_one_transfer(

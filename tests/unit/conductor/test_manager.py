@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from nova_precache import context, exception, model
 from nova_precache.cells import inventory
 from nova_precache.conductor import intake, manager
 from nova_precache.db import caches
-from tests.unit.conftest import World
+from tests.unit.conftest import BROKEN, CACHED, World
 
 CTXT = context.admin_context()
 STATE = {
@@ -196,8 +197,149 @@ def test_a_job_may_begin_under_its_epoch_alone(
     assert world.job(assigned.job_id).status == model.TaskStatus.DOWNLOADING
 
 
-def test_a_token_is_fresh(endpoint: manager.CellEndpoint) -> None:
+def _token_refusal(endpoint: manager.CellEndpoint, **named: Any) -> str:
+    """Give why a compute gets no token; oslo.messaging logs it as no failure."""
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        endpoint.get_token(CTXT, **named)
+    _, error, _ = answered.value.exc_info
+    assert isinstance(error, exception.TokenRefused)
+    return str(error)
+
+
+def test_a_compute_gets_a_token_for_the_job_that_it_works_on(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    for _ in range(2):
+        token = endpoint.get_token(CTXT, job_id=begun.job_id, epoch=begun.epoch, mood='fine')
+        assert token == 'fresh-token'
+
+
+@pytest.mark.parametrize(
+    ('job_id', 'epoch'),
+    [
+        ('{job}', -1),
+        ('{job}', 0),
+        ('{job}', 2**63),
+        ('{job}', 2**70),
+        ('{job}', None),
+        ('{job}', True),
+        ('{job}', '{epoch}'),
+        ('{job}', [1]),
+        ('{job}', 1.0),
+        ('', 1),
+        ('%', 1),
+        ('unknown', 1),
+        ('00000000-0000-4000-8000-000000000000', 1),
+        ('\x00\ud800', 1),
+        ('x' * 10000, 1),
+        (['{job}'], 1),
+        ({'job': 1}, 1),
+        (7, 1),
+        (False, 1),
+    ],
+    ids=str,
+)
+def test_a_job_that_is_not_named_as_it_is_gets_no_token(
+    world: World, endpoint: manager.CellEndpoint, job_id: Any, epoch: Any
+) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    if job_id == '{job}':
+        job_id = begun.job_id
+    if epoch == '{epoch}':
+        epoch = str(begun.epoch)
+    if type(epoch) is int and job_id == begun.job_id:
+        assert epoch != begun.epoch
+
+    said = _token_refusal(endpoint, job_id=job_id, epoch=epoch)
+
+    assert 'is not in flight in this cell under epoch' in said
+    assert len(said) < 200
+    assert said.isprintable()
+
+
+def test_a_stale_call_gets_no_token_and_the_newest_does(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    again = world.jobs.assign_again('c1', begun)
+    assert again is not None
+
+    _token_refusal(endpoint, job_id=begun.job_id, epoch=begun.epoch)
+
+    assert endpoint.get_token(CTXT, job_id=again.job_id, epoch=again.epoch) == 'fresh-token'
+
+
+def test_a_job_that_has_not_begun_or_has_ended_gets_no_token(
+    world: World, endpoint: manager.CellEndpoint
+) -> None:
+    world.planned(['h1'], ['i1'])
+    world.jobs.claim('c1', limit=1)
+    job = world.jobs.assign('c1', 'h1')
+    assert job is not None
+    named = {'job_id': job.job_id, 'epoch': job.epoch}
+
+    _token_refusal(endpoint, **named)
+    assert world.jobs.begin(job.job_id, job.epoch)
+    assert endpoint.get_token(CTXT, **named) == 'fresh-token'
+    world.jobs.retry(job.job_id, job.epoch, BROKEN, delay_seconds=60)
+    _token_refusal(endpoint, **named)
+    world.jobs.finish(job.job_id, job.epoch, CACHED)
+    _token_refusal(endpoint, **named)
+
+
+def test_a_job_of_another_cell_gets_no_token(
+    world: World, endpoint_of: Callable[[str], manager.CellEndpoint]
+) -> None:
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    _token_refusal(endpoint_of(other.uuid), job_id=begun.job_id, epoch=begun.epoch)
+
+
+def test_an_older_compute_gets_a_token_while_its_cell_works_with_a_warning_a_host(
+    world: World,
+    endpoint: manager.CellEndpoint,
+    endpoint_of: Callable[[str], manager.CellEndpoint],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+    caplog.set_level(logging.WARNING, 'nova_precache')
+    assert _token_refusal(endpoint) == 'no job is in flight in this cell'
+    world.planned(['h1', 'h2'], ['i1'])
+
+    first = world.begun()
+    for _ in range(3):
+        assert endpoint.get_token(CTXT) == 'fresh-token'
+    assert _token_refusal(endpoint_of(other.uuid)) == 'no job is in flight in this cell'
+    second = world.begun()
+    for _ in range(3):
+        assert endpoint.get_token(CTXT, mood='fine') == 'fresh-token'
+
+    warnings = [each for each in caplog.messages if 'names no job' in each]
+    assert [each.rsplit(' ', 1)[1] for each in warnings] == [first.host, second.host]
+    for each in (first, second):
+        world.jobs.finish(each.job_id, each.epoch, CACHED)
+    assert _token_refusal(endpoint) == 'no job is in flight in this cell'
+
+
+def test_a_warning_about_older_computes_is_short_however_many_there_are(
+    world: World, endpoint: manager.CellEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosts = [f'h{number:02}' for number in range(manager.SHOWN_HOSTS + 2)]
+    world.planned(hosts, ['i1'])
+    for _ in hosts:
+        world.begun()
+
     assert endpoint.get_token(CTXT) == 'fresh-token'
+
+    [warning] = [each for each in caplog.messages if 'names no job' in each]
+    assert warning.endswith('h09 and 2 more')
 
 
 @pytest.mark.parametrize(('told', 'rate'), [({'rate_bytes': 7}, 7), ({}, None)])

@@ -93,12 +93,20 @@ class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
 
     def __init__(self) -> None:
         self.told: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.refusal: Exception | None = None
 
     def report_images(self, ctxt: context.RequestContext, **told: Any) -> None:
         self.told.put(told)
 
     def report_progress(self, ctxt: context.RequestContext, **told: Any) -> None:
         self.told.put(told)
+
+    @rpc.refuses(exception.TokenRefused)
+    def get_token(self, ctxt: context.RequestContext, **told: Any) -> str:
+        if self.refusal is not None:
+            raise self.refusal
+        self.told.put(told)
+        return 'a-token'
 
 
 @pytest.fixture
@@ -167,6 +175,26 @@ def test_a_conductor_of_the_first_release_is_told_of_progress_and_not_of_a_cache
         'status': 'downloading', 'bytes_done': 4, 'bytes_total': 9, 'rate_bytes': 3,
     }  # fmt: skip
     assert conductor.told.empty()
+
+
+@pytest.mark.parametrize('cap', ['1.0', '1.1', None])
+def test_a_compute_says_for_which_job_it_wants_a_token_to_whatever_conductor(
+    transport: rpc.Transport, conductor: Conductor, cap: str | None
+) -> None:
+    assert _reporter(transport, cap).get_token('j1', 3) == 'a-token'
+
+    assert conductor.told.get(timeout=WAIT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
+
+
+def test_why_a_token_is_refused_reaches_the_compute(
+    transport: rpc.Transport, conductor: Conductor, caplog: pytest.LogCaptureFixture
+) -> None:
+    conductor.refusal = exception.TokenRefused('job j1 is not in flight')
+
+    with pytest.raises(exception.TokenRefused, match=r'^job j1 is not in flight$'):
+        _reporter(transport).get_token('j1', 3)
+
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 class OldConductor(Conductor, version=rpcapi.OLDEST_VERSION):
