@@ -2,6 +2,7 @@
 """What a service is told so that it asks Keystone, and a Glance that does."""
 
 import pathlib
+import shutil
 
 from nova_precache.standalone import glance as glance_server
 from tests import keystone as keystone_server
@@ -39,11 +40,14 @@ def middleware(keystone: keystone_server.KeystoneServer, user: keystone_server.U
 class GlanceUnderKeystone(glance_server.GlanceServer):
     """A Glance that knows nobody but by a token of Keystone's.
 
-    :param policy: rules that differ from Glance's own
+    :param policy: a file of rules that differ from Glance's own
     """
 
     def __init__(
-        self, directory: pathlib.Path, keystone: keystone_server.KeystoneServer, policy: str = ''
+        self,
+        directory: pathlib.Path,
+        keystone: keystone_server.KeystoneServer,
+        policy: pathlib.Path | None = None,
     ) -> None:
         super().__init__(directory, check_formats=False)
         self._keystone = keystone
@@ -52,7 +56,11 @@ class GlanceUnderKeystone(glance_server.GlanceServer):
 
     def _write_configuration(self, home: pathlib.Path) -> None:
         super()._write_configuration(home)
-        (self.directory / 'policy.yaml').write_text(self._policy)
+        (self.directory / 'policy.yaml').write_text('')
+        if self._policy is not None:
+            rules = self.directory / 'policy.d'
+            rules.mkdir(exist_ok=True)
+            shutil.copy(self._policy, rules)
         path = self.directory / 'glance-api.conf'
         open_to_all = path.read_text()
         assert '\nflavor =\n' in open_to_all

@@ -45,6 +45,9 @@ precache_concurrency = 2
 _AGENT = """\
 instances_path = {instances_path}
 
+[glance]
+allowed_endpoints = {glance_url}
+
 [image_cache]
 reserved_disk_bytes = 0
 remove_unused_base_images = false
@@ -189,7 +192,7 @@ class BesideNova(foundation.Foundation):
         for name in ('api', *CONDUCTORS):
             self._write(name, CONTROL, CONTROL, control)
         for host in self.hosts:
-            agent = _AGENT.format(instances_path=host.instances_path)
+            agent = _AGENT.format(instances_path=host.instances_path, glance_url=self.glance.url)
             self._write(_agent(host), NOVA, NOVA, agent)
             path = self.directory / f'{_agent(host)}.conf'
             # Its files have a name of their own; the host is Nova's.

@@ -15,9 +15,12 @@ _CONTROL = """
 [image_cache]
 precache_concurrency = 2
 """
-# It needs neither a database nor Keystone: Glance's address comes with each call.
+# It needs neither a database nor Keystone. A call names Glance, which must be this one.
 _COMPUTE = """\
 compute_driver = libvirt.LibvirtDriver
+
+[glance]
+allowed_endpoints = {glance_url}
 
 [image_cache]
 reserved_disk_bytes = 0
@@ -59,7 +62,8 @@ class Deployment(foundation.Foundation):
         for name in ('api', *CONDUCTORS):
             self._write(name, CONTROL, CONTROL, control)
         for host in self.hosts:
-            self._write(host.name, host.cell, host.cell, _COMPUTE)
+            compute = _COMPUTE.format(glance_url=self.glance.url)
+            self._write(host.name, host.cell, host.cell, compute)
 
     def _make_database(self) -> None:
         """Make the tables and the cells.

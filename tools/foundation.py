@@ -28,9 +28,9 @@ from tools import servers
 BINARIES = pathlib.Path(sys.executable).parent
 CLOUD = 'precache'
 CONDUCTORS = ('conductor1', 'conductor2')
-# What the service user may do beside asking Keystone about tokens: see the images of all.
+# Reads the images of all by the policy for Glance, and does nothing else.
 ROLE = 'image_precacher'
-_GLANCE_POLICY = f'"context_is_admin": "role:admin or role:{ROLE}"\n'
+_GLANCE_POLICY = pathlib.Path(__file__).parents[1] / 'etc' / 'glance' / 'image-precacher.yaml'
 START_SECONDS = 120
 STOP_SECONDS = 30
 POLL_SECONDS = 0.1
@@ -52,7 +52,7 @@ heartbeat_write_interval_seconds = 1
 connection = {connection}
 
 [glance]
-{credentials}
+{image_credentials}
 [keystone_authtoken]
 www_authenticate_uri = {keystone_url}
 service_token_roles_required = true
@@ -182,7 +182,10 @@ class Foundation(abc.ABC):
         self.glance = GlanceUnderKeystone(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
         self._start_server(self.glance)
         self._service_user = self.keystone.make_user(
-            'service', ROLE, project='service', name='nova-precache'
+            'service', project='service', name='nova-precache'
+        )
+        self._image_user = self.keystone.make_user(
+            ROLE, project='service', name='nova-precache-images'
         )
         self.operator = self.keystone.make_user('admin', project='operators', name='operator')
         self._mariadb.wait()
@@ -225,6 +228,7 @@ class Foundation(abc.ABC):
         control = CONTROL.format(
             connection=self._mariadb.connection,
             credentials=credentials(self.keystone, self._service_user),
+            image_credentials=credentials(self.keystone, self._image_user),
             keystone_url=self.keystone.url,
         )
         return f'{more}\n{control}'

@@ -26,7 +26,7 @@ from nova_precache.standalone import environment, process
 from nova_precache.standalone import glance as glance_server
 from tests import gateway as site_link
 from tests import keystone as keystone_server
-from tests import nova
+from tests import glance_policy, nova
 from tests import service as doors
 from tests.conftest import RabbitMQ, require_server
 from tests.integration import keystone_site, link
@@ -354,7 +354,9 @@ def site(
     """A site under a Keystone, for all tests; users, images and aggregates are each test's own."""
     directory = tmp_path_factory.mktemp('site')
     with (
-        keystone_site.GlanceUnderKeystone(directory / 'glance', keystone) as glance,
+        keystone_site.GlanceUnderKeystone(
+            directory / 'glance', keystone, glance_policy.SHIPPED
+        ) as glance,
         keystone_site.Gateway(glance.url) as gateway,
     ):
         brokers = rabbitmq.make_vhost(), rabbitmq.make_vhost()

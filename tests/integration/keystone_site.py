@@ -21,7 +21,7 @@ from nova_precache import model
 from nova_precache.standalone import process
 from tests import gateway as site_link
 from tests import keystone as keystone_server
-from tests import service, wsgi
+from tests import glance_policy, service, wsgi
 from tests.keystone_clients import GlanceUnderKeystone, credentials, middleware
 from tests.leaks import SECRETS
 from tests.service import wait_until
@@ -69,13 +69,15 @@ class Site:
     port: int
     admin: keystone_server.User = dataclasses.field(init=False)
     service_user: keystone_server.User = dataclasses.field(init=False)
+    image_user: keystone_server.User = dataclasses.field(init=False)
     processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
     _tokens: dict[tuple[keystone_server.User, str], str] = dataclasses.field(default_factory=dict)
     _passwords: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.admin = self.user('admin')
-        self.service_user = self.user('admin', project='service')
+        self.service_user = self.user('service', project='service')
+        self.image_user = self.user(glance_policy.ROLE, project='service')
 
     @property
     def compute_url(self) -> str:
@@ -96,7 +98,12 @@ class Site:
         (self.directory / 'policy.yaml').write_text(_POLICY)
         self._write('control', self.api_broker, self._control())
         for host in self.hosts:
-            self._write(host.name, self.cell_broker, '[image_cache]\nreserved_disk_bytes = 0\n')
+            self._write(
+                host.name,
+                self.cell_broker,
+                f'[glance]\nallowed_endpoints = {self.gateway.url}/v2\n'
+                '[image_cache]\nreserved_disk_bytes = 0\n',
+            )
         self._manage('db', 'sync')
         self._manage('cell', 'create', '--name', 'cell1', '--transport-url', self.cell_broker)
         self._start('conductor', 'control')
@@ -131,7 +138,7 @@ class Site:
             '[conductor]\npoll_interval_seconds = 0.5\nheartbeat_write_interval_seconds = 0.5\n'
             'pin_interval_seconds = 1\n'
             f'[database]\nconnection = sqlite:///{self.directory}/precache.sqlite\n'
-            f'[glance]\n{credentials(self.keystone, self.service_user)}'
+            f'[glance]\n{credentials(self.keystone, self.image_user)}'
             f'[oslo_policy]\npolicy_file = {self.directory}/policy.yaml\n'
             + middleware(self.keystone, self.service_user)
         )
