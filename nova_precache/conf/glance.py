@@ -22,9 +22,9 @@ conductor, the service catalog tells.
         help="""
 On a compute: the URLs of image services to which a call may send it. A call that
 names another one is refused, and no request is made. Without this option and
-``endpoint_override``, whoever can publish to the broker of the cell chooses where
-the compute sends its token and reads images from; name the endpoint of the service
-catalog here. Case, default ports, a slash at the end and ``/v2`` make no difference;
+``endpoint_override``, a process that can publish to the broker of the cell chooses
+where the compute sends its token and reads images from. Name the endpoint of the
+service catalog here. Case, default ports, a slash at the end and ``/v2`` make no difference;
 everything else does.
 """,
     ),

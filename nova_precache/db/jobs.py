@@ -188,7 +188,7 @@ class Jobs:
             return age < datetime.timedelta(seconds=within_seconds)
 
     def is_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> bool:
-        """Tell whether a compute of the cell works on a job under that epoch."""
+        """Check that a compute of the cell works on a job under that epoch."""
         query = sa.select(models.Job.id).where(
             calls.current(job_id, epoch), *calls.at_work(cell_uuid)
         )

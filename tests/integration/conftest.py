@@ -25,8 +25,8 @@ from nova_precache.db import session as db_session
 from nova_precache.standalone import environment, process
 from nova_precache.standalone import glance as glance_server
 from tests import gateway as site_link
-from tests import keystone as keystone_server
 from tests import glance_policy, nova
+from tests import keystone as keystone_server
 from tests import service as doors
 from tests.conftest import RabbitMQ, require_server
 from tests.integration import keystone_site, link

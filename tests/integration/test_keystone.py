@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests
 
 from tests.integration.keystone_site import PRECACHER, Commands, Site
 from tests.service import wait_until
@@ -289,6 +290,61 @@ def test_a_killed_keystone_that_comes_back_costs_no_request_and_no_transfer(site
 
 def _conductor_missed_keystone(site: Site) -> bool:
     return 'Keystone: Unable to establish connection' in site.logs()['conductor-control']
+
+
+def test_a_private_image_that_is_deactivated_during_its_download_is_not_published(
+    site: Site,
+) -> None:
+    owner = site.user('member', PRECACHER)
+    image_id = site.upload(owner, 'private', 4 * MIB)
+    host = site.hosts[0]
+    site.gateway.hold(at_byte=MIB)
+    aggregate_id = site.aggregate('deactivated', host)
+    assert site.cache(site.token(owner), aggregate_id, image_id).status_code == 202
+    site.gateway.wait_for(1)
+
+    _ask_glance(site, site.token(site.admin), 'POST', f'{image_id}/actions/deactivate')
+    site.gateway.release()
+
+    assert site.outcome(image_id) == {'error': 1}
+    (task,) = site.tasks(image_id)
+    assert (task['reason'], task['attempts']) == (f'Image {image_id} is deactivated', 1)
+    assert not host.base_path(image_id).exists()
+    # Glance gives such a user the data to the last byte.
+    assert [each.bytes_sent for each in site.gateway.served(image_id)] == [4 * MIB]
+
+
+def test_a_token_that_a_compute_was_given_reads_any_image_and_changes_none(site: Site) -> None:
+    owner = site.user('member', PRECACHER)
+    image_id, other_id = (site.upload(owner, 'private') for _ in range(2))
+    site.cache(site.token(owner), site.aggregate('read only', site.hosts[0]), image_id)
+    assert site.outcome(image_id) == {'cached': 1}
+    (token,) = site.gateway.download_tokens(image_id)
+    before = _ask_glance(site, site.token(owner), 'GET', other_id)
+
+    assert _ask_glance(site, token, 'GET', other_id) == before
+    rename = [{'op': 'replace', 'path': '/name', 'value': 'mine'}]
+    for method, path, body in (
+        ('DELETE', other_id, None),
+        ('PATCH', other_id, rename),
+        ('POST', f'{other_id}/actions/deactivate', None),
+        ('PUT', f'{other_id}/tags/mine', None),
+    ):
+        with pytest.raises(requests.HTTPError, match='403'):
+            _ask_glance(site, token, method, path, body)
+
+    assert _ask_glance(site, site.token(owner), 'GET', other_id) == before
+
+
+def _ask_glance(site: Site, token: str, method: str, path: str, body: Any = None) -> Any:
+    """Ask Glance about an image, which must do as it is asked."""
+    headers = {'X-Auth-Token': token}
+    if method == 'PATCH':
+        headers['Content-Type'] = 'application/openstack-images-v2.1-json-patch'
+    url = f'{site.glance.url}/v2/images/{path}'
+    answer = requests.request(method, url, json=body, headers=headers, timeout=60)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
 
 
 def test_computes_hold_no_credentials(site: Site) -> None:
