@@ -18,7 +18,6 @@ conductor, the service catalog tells.
     ),
     cfg.ListOpt(
         'allowed_endpoints',
-        default=[],
         help="""
 On a compute: the URLs of image services to which a call may send it. A call that
 names another one is refused, and no request is made. Without this option and

@@ -62,7 +62,7 @@ class GlanceSettings:
         certificate = (group.certfile, group.keyfile) if group.keyfile else group.certfile
         return cls(
             endpoint_override=group.endpoint_override,
-            allowed_endpoints=_allowed_endpoints(group.allowed_endpoints),
+            allowed_endpoints=_allowed_endpoints(group.allowed_endpoints or ()),
             region_name=group.region_name,
             interfaces=tuple(group.valid_interfaces),
             connect_timeout_seconds=group.connect_timeout_seconds,
