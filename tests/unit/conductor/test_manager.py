@@ -240,7 +240,7 @@ def test_a_compute_gets_a_token_for_the_job_that_it_works_on(
         (7, 1),
         (False, 1),
     ],
-    ids=str,
+    ids=lambda value: ascii(value)[:40],
 )
 def test_a_job_that_is_not_named_as_it_is_gets_no_token(
     world: World, endpoint: manager.CellEndpoint, job_id: Any, epoch: Any
