@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens the files of this service, at whose paths another process may have put something else.
 
-A FIFO would have the opener wait for ever, a symbolic link lead it to a file of somebody else,
+A FIFO would have the opener wait for ever, a symbolic link lead it to a file of another user,
 a device do what no file does. So a file is opened without waiting and without following a link
 in the last part of its path, and used only if it is a regular one. What is read of it is limited.
 
@@ -45,7 +45,7 @@ class NotRegular(OSError):
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
-    """Open a regular file and give its descriptor.
+    """Open a regular file and return its descriptor.
 
     :param flags: as for ``os.open``
     :param follow: the path may be a symbolic link
@@ -79,7 +79,7 @@ def regular_or_link(path: str, flags: int) -> int:
 
 
 def is_regular(path: Path) -> bool:
-    """Tell whether a regular file is at the path, and no symbolic link."""
+    """Return whether a regular file is at the path, and no symbolic link."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def read(path: Path, max_bytes: int) -> bytes:
 
 
 def holds(path: Path, text: str) -> bool:
-    """Tell whether a regular file holds this text and nothing else."""
+    """Return whether a regular file holds this text and nothing else."""
     wanted = text.encode()
     try:
         return read(path, len(wanted) + 1) == wanted
@@ -102,7 +102,7 @@ def holds(path: Path, text: str) -> bool:
 
 
 def kept_uuid(path: Path) -> str:
-    """Give the UUID that a file keeps; without a file, or if it holds none, a new one is made.
+    """Return the UUID that a file keeps; without a file, or if it holds none, a new one is made.
 
     All that ask at once, on other machines too, are given the same.
 
@@ -152,7 +152,7 @@ def open_lock(lock: fasteners.InterProcessLock) -> None:
 
 
 def synchronise(path: Path) -> None:
-    """Have a file, or a directory's names, on the disk; raises OSError."""
+    """Flush a file, or the names in a directory, to the disk; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -191,7 +191,7 @@ def _replace_damaged(path: Path, status: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path, text: str) -> Iterator[str]:
-    """Give a file with the text, on the disk, which goes unless it is renamed."""
+    """Yield a file with the text, on the disk, which goes unless it is renamed."""
     temporary = f'{os.fspath(path)}.{uuid.uuid4().hex}'
     try:
         with open(temporary, 'x', encoding='utf-8') as file:

@@ -226,7 +226,7 @@ class Call:
         self.services.enforcer.authorize(self.context, rule, target)
 
     def may(self, rule: str) -> bool:
-        """Tell whether the caller meets a policy rule."""
+        """Return whether the caller meets a policy rule."""
         try:
             self.authorize(rule)
         except exception.PolicyNotAuthorized:

@@ -119,7 +119,7 @@ class OriginGuard:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a name, or an address without brackets, is this machine and no other."""
+    """Return whether a name, or an address without brackets, is this machine and no other."""
     if host == 'localhost':
         return True
     try:

@@ -44,7 +44,7 @@ def fill(
 
 
 def precious(path: pathlib.Path) -> bool:
-    """Tell whether the file of somebody else, if there is one, is as it was."""
+    """Return whether the other file, if there is one, is as it was."""
     other = path.with_name(f'{path.name}-of-somebody-else')
     return not other.exists() or other.read_text() == 'precious'
 
@@ -136,7 +136,7 @@ def test_what_is_in_the_place_of_a_journal_keeps_no_image_from_coming(
     odd_files.IRREGULAR[kind](path)
     assert not fill().existing
     cache.store.sweep(cache.locks)
-    assert os.path.lexists(path) == (kind == 'a directory')  # which nobody else could remove
+    assert os.path.lexists(path) == (kind == 'a directory')  # no unlink removes that
     assert precious(path)
 
 
