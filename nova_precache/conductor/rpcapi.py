@@ -7,7 +7,7 @@ History:
   ``begin_job``, ``get_token``
 * 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` tells the version, where
   before it told nothing
-* 1.2 - ``get_token`` takes ``job_id`` and ``epoch``
+* 1.2 - ``get_token`` takes ``job_id`` and ``epoch``, which an older conductor ignores
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
