@@ -71,4 +71,13 @@ Seconds between two rounds in which the conductors look after the pins. Of sever
 conductors, one at a time looks after a pin, and none again within half of it.
 """,
     ),
+    cfg.IntOpt(
+        'max_hosts_per_cell',
+        default=20000,
+        min=1,
+        help="""
+Hosts of one cell that agents may register, so that a compute that makes names up
+fills no database. A host whose agent registered before is always served.
+""",
+    ),
 ]
