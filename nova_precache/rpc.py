@@ -7,6 +7,7 @@ virtual host; a real broker's URL keeps ``[DEFAULT] control_exchange``.
 """
 
 import contextlib
+import inspect
 import logging
 import re
 import threading
@@ -176,6 +177,8 @@ def _answer(call: Callable[[], Any], what: str) -> Any:
         return call()
     except messaging.RemoteError as exc:
         raise _sent_error(exc.exc_type, exc.value, what) from None
+    except messaging.MessagingException:
+        raise
     except Exception as exc:
         if _was_sent(exc):
             raise _sent_error(type(exc).__name__, exc.args[0], what) from None
@@ -266,7 +269,7 @@ class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
             served = _version(getattr(endpoint, 'target', Endpoint.target).version)
             if served[0] == asked[0] and served[1] >= asked[1]:
                 is_compatible = True
-                if callable(getattr(type(endpoint), method, None)):
+                if inspect.isfunction(getattr(type(endpoint), method, None)):
                     return
         if is_compatible:
             raise messaging.NoSuchMethod(method)

@@ -58,7 +58,7 @@ def host(value: object, field: str = 'host') -> str:
 
     :raises nova_precache.exception.InvalidInput: it is none; names the field
     """
-    if type(value) is str and _HOST.fullmatch(value):
+    if isinstance(value, str) and _HOST.fullmatch(value):
         return value
     raise _invalid(field, value, f'1 to {HOST_MAX} letters, digits, dots, hyphens and underscores')
 
@@ -68,7 +68,7 @@ def identifier(value: object, field: str) -> str:
 
     :raises nova_precache.exception.InvalidInput: it is none; names the field
     """
-    if type(value) is str and _ID.fullmatch(value):
+    if isinstance(value, str) and _ID.fullmatch(value):
         return value
     raise _invalid(field, value, f'1 to {ID_MAX} letters, digits, hyphens and underscores')
 
@@ -78,7 +78,7 @@ def text(value: object, field: str, most: int, least: int = 0) -> str:
 
     :raises nova_precache.exception.InvalidInput: it is none; names the field
     """
-    if type(value) is str and least <= len(value) <= most and value.isprintable():
+    if isinstance(value, str) and least <= len(value) <= most and value.isprintable():
         return value
     raise _invalid(field, value, f'{least} to {most} printable characters')
 
@@ -135,7 +135,7 @@ def secret(value: object, field: str) -> str:
 
     :raises nova_precache.exception.InvalidInput: it cannot be one; names the field
     """
-    if type(value) is str and len(value) <= TOKEN_MAX and value.isascii() and value.isprintable():
+    if isinstance(value, str) and len(value) <= TOKEN_MAX and value.isascii() and value.isprintable():
         return value
     raise exception.InvalidInput(f'{field}: not a token')
 
@@ -145,7 +145,7 @@ def time(value: object, field: str) -> datetime.datetime:
 
     :raises nova_precache.exception.InvalidInput: it is none; names the field
     """
-    if type(value) is str and len(value) <= _TIME_MAX:
+    if isinstance(value, str) and len(value) <= _TIME_MAX:
         try:
             read = datetime.datetime.fromisoformat(value)
             if read.tzinfo is not None and _FIRST_TIME <= read <= _LAST_TIME:
@@ -199,7 +199,7 @@ def cached_image(host_name: str, value: object) -> model.CachedImage:
     """
     get = mapping(value, 'images').get
     name = get('name')
-    if type(name) is not str:
+    if not isinstance(name, str):
         raise _invalid('images.name', name, 'a name')
     return model.CachedImage(
         host=host_name,
@@ -250,7 +250,7 @@ def transfer_options(value: object) -> model.TransferOptions:
 
 
 def _word(value: object, field: str) -> str:
-    if type(value) is str and _WORD.fullmatch(value):
+    if isinstance(value, str) and _WORD.fullmatch(value):
         return value
     raise _invalid(field, value, f'a word of at most {STATUS_MAX} characters')
 
@@ -296,7 +296,7 @@ def _count(value: object, depth: int, most: int) -> int:
             if count > most:
                 break
         return count
-    if type(value) is str:
+    if isinstance(value, str):
         text(value, 'state.capabilities', HOST_MAX)
     elif type(value) is int:
         whole(abs(value), 'state.capabilities')

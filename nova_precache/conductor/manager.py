@@ -162,6 +162,9 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 until=wire.maybe(wire.text, until, 'until', wire.FILE_NAME_MAX),
                 cell_uuid=self._cell_uuid,
             )
+        if len(report.images) < len(files):
+            sender = f'host {name} of cell {self._cell_uuid}'
+            self._senders.refused('some images', sender, 'no base file has such a name')
         self._intake.add_images(reporter, report)
 
     @rpc.refuses(exception.InvalidInput)
@@ -204,10 +207,16 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             yield
         except exception.InvalidInput as exc:
             job = f'job {wire.shown(job_id)} of cell {self._cell_uuid}'
-            if self._senders.is_first(what, job):
-                host = self._jobs.host_of(str(job_id)[: wire.ID_MAX], self._cell_uuid)
-                self._senders.refused(what, f'host {host}' if host else job, exc)
+            if self._senders.is_first(f'{what} of', job):
+                self._senders.refused(what, self._host_of_job(job_id) or job, exc)
             raise
+
+    def _host_of_job(self, job_id: object) -> str | None:
+        try:
+            host = self._jobs.host_of(wire.identifier(job_id, 'job_id'), self._cell_uuid)
+        except exception.InvalidInput:
+            return None
+        return host and f'host {host}'
 
 
 def _host_of(state: object) -> object:
