@@ -136,8 +136,8 @@ class Client:
         :raises TimeoutError: nobody answered in time
         :raises nova_precache.exception.CellUnreachable: the broker took no message
         :raises nova_precache.exception.VersionUnsupported: here or there the version is too new
-        :raises nova_precache.exception.PrecacheError: whoever was called failed, by the error
-            of ours that was raised there, or the answer cannot be read
+        :raises nova_precache.exception.PrecacheError: the call failed at the other end, or its
+            answer is malformed; errors of this service arrive as their own class
         """
         prepared = self._client.prepare(
             server=server,
@@ -210,7 +210,7 @@ def _sent_error(name: object, text: object, what: str) -> exception.PrecacheErro
 
 
 def _was_sent(error: Exception) -> bool:
-    """Tell whether a built-in error came with an answer: its text is followed by a traceback.
+    """Recognise a built-in error that came with an answer: a traceback follows its text.
 
     oslo.messaging makes the built-in errors that it is sent, whatever is allowed.
     """

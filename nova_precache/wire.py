@@ -2,9 +2,9 @@
 """Reads messages of other processes into our nouns: each field by type, range and length.
 
 A message comes from a broker, where a host that was broken into can publish, or from another
-release. What is refused here would otherwise fail further in, where it fails for others too:
-a bulk write for every host, a sum for every reader. Keys that are not known are ignored. The
-limits are those of the columns that keep the values.
+release. A value that is not refused here would fail further in and hurt others: the bulk write
+of all hosts, the sum that every reader needs. Unknown keys are ignored. The limits are those
+of the columns.
 """
 
 import datetime
@@ -56,7 +56,7 @@ _RETRIES = frozenset(model.Retry)
 def host(value: object, field: str = 'host') -> str:
     """Read the name of a host.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if isinstance(value, str) and _HOST.fullmatch(value):
         return value
@@ -66,7 +66,7 @@ def host(value: object, field: str = 'host') -> str:
 def identifier(value: object, field: str) -> str:
     """Read the id of a job or an image.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if isinstance(value, str) and _ID.fullmatch(value):
         return value
@@ -76,7 +76,7 @@ def identifier(value: object, field: str) -> str:
 def text(value: object, field: str, most: int, least: int = 0) -> str:
     """Read a text that can be printed on one line and kept in any database.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if isinstance(value, str) and least <= len(value) <= most and value.isprintable():
         return value
@@ -86,7 +86,7 @@ def text(value: object, field: str, most: int, least: int = 0) -> str:
 def whole(value: object, field: str, most: int = NUMBER_MAX) -> int:
     """Read a whole number that is not negative.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if type(value) is int and 0 <= value <= most:
         return value
@@ -106,7 +106,7 @@ def flag(value: object, field: str) -> bool:
 def mapping(value: object, field: str) -> Mapping[str, Any]:
     """Read an object.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if isinstance(value, dict):
         return value
@@ -114,9 +114,9 @@ def mapping(value: object, field: str) -> Mapping[str, Any]:
 
 
 def items(value: object, field: str, most: int) -> Sequence[Any]:
-    """Read a list of so many items at most.
+    """Read a list of at most ``most`` items.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if isinstance(value, list | tuple):
         if len(value) <= most:
@@ -133,9 +133,14 @@ def maybe(read: Callable[..., T], value: object, field: str, *limits: int) -> T 
 def secret(value: object, field: str) -> str:
     """Read a token, which no error shows.
 
-    :raises nova_precache.exception.InvalidInput: it cannot be one; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
-    if isinstance(value, str) and len(value) <= TOKEN_MAX and value.isascii() and value.isprintable():
+    if (
+        isinstance(value, str)
+        and len(value) <= TOKEN_MAX
+        and value.isascii()
+        and value.isprintable()
+    ):
         return value
     raise exception.InvalidInput(f'{field}: not a token')
 
@@ -143,7 +148,7 @@ def secret(value: object, field: str) -> str:
 def time(value: object, field: str) -> datetime.datetime:
     """Read a time with its offset; gives UTC without one, as times are kept.
 
-    :raises nova_precache.exception.InvalidInput: it is none; names the field
+    :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
     if isinstance(value, str) and len(value) <= _TIME_MAX:
         try:
@@ -158,7 +163,7 @@ def time(value: object, field: str) -> datetime.datetime:
 def agent(state: object, cell_uuid: str) -> model.Agent:
     """Read how an agent describes itself to the conductors of its cell.
 
-    :raises nova_precache.exception.InvalidInput: a field cannot be; names it
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
     get = mapping(state, 'state').get
     return model.Agent(
@@ -178,7 +183,7 @@ def agent(state: object, cell_uuid: str) -> model.Agent:
 def progress(value: object) -> model.Progress:
     """Read how far a job has come; a step of a newer release passes.
 
-    :raises nova_precache.exception.InvalidInput: a field cannot be; names it
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
     get = mapping(value, 'progress').get
     status = _word(get('status'), 'progress.status')
@@ -195,7 +200,7 @@ def progress(value: object) -> model.Progress:
 def cached_image(host_name: str, value: object) -> model.CachedImage:
     """Read a file in the cache of a host.
 
-    :raises nova_precache.exception.InvalidInput: a field cannot be; names it
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
     get = mapping(value, 'images').get
     name = get('name')
@@ -215,7 +220,7 @@ def cached_image(host_name: str, value: object) -> model.CachedImage:
 def image_outcome(answer: object) -> model.ImageOutcome:
     """Read how an attempt ended; its reason may hold anything, and is cleaned where it is kept.
 
-    :raises nova_precache.exception.InvalidInput: a field cannot be; names it
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
     payload = mapping(answer, 'outcome')
     status = _word(payload.get('status'), 'outcome.status')
@@ -235,9 +240,9 @@ def image_outcome(answer: object) -> model.ImageOutcome:
 def transfer_options(value: object) -> model.TransferOptions:
     """Read the options of a call; None and absent keys leave what is the default.
 
-    A limit that somebody counts on must not be lost, so what cannot be is refused.
+    An unusable value is refused, since a limit must not be lost.
 
-    :raises nova_precache.exception.InvalidInput: a value cannot be; names the field
+    :raises nova_precache.exception.InvalidInput: a value is out of range; names the field
     """
     if value is None:
         return model.TransferOptions()
@@ -342,7 +347,7 @@ class Senders:
     """Names in the log those who sent what was refused, each once for each kind of message.
 
     :param log: where they are named
-    :param most: of so many names it is remembered that they were named; no more are named then
+    :param most: how many names are remembered; after these, further senders are not named
     """
 
     def __init__(self, log: logging.Logger, most: int = 1000) -> None:
@@ -352,7 +357,7 @@ class Senders:
         self._named: set[tuple[str, str]] = set()
 
     def is_first(self, what: str, sender: str) -> bool:
-        """Tell whether a sender is to be named for something, which it then was."""
+        """Claim the one log line of a sender for a kind of message; False when it was used."""
         with self._lock:
             if (what, sender) in self._named or len(self._named) >= self._most:
                 return False

@@ -107,8 +107,8 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> bool:
         """Have a job leave its transfer; False when no call of that epoch is being worked on.
 
-        :raises nova_precache.exception.InvalidInput: a field cannot be, or nobody knows that
-            ``why``
+        :raises nova_precache.exception.InvalidInput: a field is out of range, or ``why`` is
+            unknown
         """
         job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
         stop = _stop(why, wire.flag(keep_partial, 'keep_partial'))
@@ -125,9 +125,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     def forget_image(
         self, ctxt: context.RequestContext, image_id: object = None, **unknown: Any
     ) -> bool:
-        """Remove what an unfinished download left; False while somebody works on the image.
+        """Remove what an unfinished download left; False while the image is being worked on.
 
-        :raises nova_precache.exception.InvalidInput: the id cannot be
+        :raises nova_precache.exception.InvalidInput: the id is malformed
         """
         image = wire.identifier(image_id, 'image_id')
         if self._transfers.is_running(image):

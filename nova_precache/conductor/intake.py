@@ -84,7 +84,7 @@ _Call = tuple[str | None, str, int]
 
 
 def _is_of(agent: model.Agent | None, agent_id: str, cell_uuid: str | None) -> bool:
-    """Tell whether what came from an agent in a cell is for the registered one to say."""
+    """Check that a report came from the registered agent of its host, in its cell."""
     if agent is None or agent.agent_id != agent_id:
         return False
     return cell_uuid in (None, agent.cell_uuid)

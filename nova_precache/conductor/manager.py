@@ -32,7 +32,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     Arguments that a newer compute sends and this release does not know are ignored; those
     that it knows are read before anything is done, and all of it is done for this cell alone.
 
-    :param max_hosts: of so many names in this cell agents may register
+    :param max_hosts: most hosts of this cell whose agents may register
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
         :raises nova_precache.exception.AgentConflict: the name is taken, here or in another cell
         :raises nova_precache.exception.HostNotMapped: it is for Nova to map it
-        :raises nova_precache.exception.InvalidInput: a field cannot be, or the cell is full
+        :raises nova_precache.exception.InvalidInput: a field is out of range, or the cell is full
         """
         with self._refusing('a registration', _host_of(state)):
             agent = wire.agent(state, self._cell_uuid)
@@ -96,7 +96,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> None:
         """Note that an agent is alive.
 
-        :raises nova_precache.exception.InvalidInput: a field cannot be
+        :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing('a report', _host_of(state)):
             agent = wire.agent(state, self._cell_uuid)
@@ -114,7 +114,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> None:
         """Note how far a job has come.
 
-        :raises nova_precache.exception.InvalidInput: a field cannot be
+        :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing_of_job('progress', job_id):
             report = jobs.ProgressReport(
@@ -143,7 +143,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
         A file that is called as no base file is left out: on a disk it may have any name.
 
-        :raises nova_precache.exception.InvalidInput: a field cannot be
+        :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing('an inventory', host):
             name = wire.host(host)
@@ -178,7 +178,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> bool:
         """Say whether a call still counts, before the first byte.
 
-        :raises nova_precache.exception.InvalidInput: a field cannot be
+        :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing_of_job('a beginning', job_id):
             job = wire.identifier(job_id, 'job_id')
@@ -224,5 +224,5 @@ def _host_of(state: object) -> object:
 
 
 def _is_name(name: object) -> bool:
-    """Tell whether a file may be an image, whose name the database can keep."""
+    """Check that a file name is that of an image and fits the column."""
     return isinstance(name, str) and len(name) <= caches.NAME_MAX and layout.is_base_name(name)

@@ -76,8 +76,9 @@ conductors, one at a time looks after a pin, and none again within half of it.
         default=20000,
         min=1,
         help="""
-Hosts of one cell that agents may register, so that a compute that makes names up
-fills no database. A host whose agent registered before is always served.
+Most hosts of one cell whose agents may register. It bounds what a compute that
+invents host names can add to the database; hosts that are registered already are
+served whatever the limit.
 """,
     ),
 ]

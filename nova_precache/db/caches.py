@@ -23,7 +23,7 @@ from nova_precache.db import session as db_session
 LOG = logging.getLogger(__name__)
 
 NAME_MAX = 64
-# Of one host. More than anybody caches, so that who made them up fills no database.
+# Per host: far above any real cache, so that made-up names do not fill the database.
 MOST_FILES = 10_000
 # Few statements for a whole fleet, each far below what a database takes for one.
 _HOSTS_AT_ONCE = 2000
@@ -37,7 +37,7 @@ class Report:
 
     :ivar full: what is not in ``images`` is gone, of the names that follow ``after`` up to
         ``until``; None: from the first, and to the last
-    :ivar cell_uuid: from which it came
+    :ivar cell_uuid: the cell that reported it
     """
 
     host: str

@@ -47,7 +47,7 @@ class Assignment:
 class ProgressReport:
     """The last progress of a job that came in since the last bulk write.
 
-    :ivar cell_uuid: from which it came, which has no say over jobs of others
+    :ivar cell_uuid: the cell that reported it; a job of another cell is left unchanged
     """
 
     job_id: str

@@ -155,7 +155,7 @@ class Jobs:
     ) -> bool:
         """Let a compute go on with a call: False when the call no longer counts.
 
-        :param cell_uuid: of the compute, which may begin no job of another cell
+        :param cell_uuid: of the compute; a job of another cell does not begin
         :param starts: the compute has no transfer to join. For a job that was begun
             before, its compute has restarted meanwhile, which is counted as an attempt.
         """

@@ -212,17 +212,17 @@ def mirror(session: orm.Session, job_id: str, **values: object) -> None:
 def sizes(row: Any, done: Any, total: Any) -> dict[str, sa.ColumnElement[Any]]:
     """Give the bytes of a job or a task after a report of its compute.
 
-    What was done never becomes less. The total is never more than what was known of it, which
-    Glance said, and never less than what was done, whatever a compute says.
+    Bytes done never decrease. Whatever a compute reports, the total stays at or below the known
+    one, which came from Glance, and at or above the bytes done.
 
     :param row: the table, or its columns
-    :param done: in this attempt; a number or a parameter
-    :param total: likewise, None where nothing was said of it
+    :param done: bytes done in this attempt, a number or a parameter
+    :param total: the reported total, likewise; None if none was reported
     """
     moved = sa.literal(done, sa.BigInteger()) if isinstance(done, int) else done
     told = total if isinstance(total, sa.BindParameter) else sa.literal(total, sa.BigInteger())
     known = row.bytes_total
-    # MariaDB sets columns one after the other: each is so whether the other was set or not.
+    # MariaDB assigns columns one after the other; these give the same result in either order.
     most = sa.case(
         (known.is_(None), told), (told.is_(None), known), (told < known, told), else_=known
     )

@@ -205,12 +205,12 @@ def in_bulk(
 ) -> list[T]:
     """Write all members at once, or, where the database refuses some, all but these.
 
-    Those at fault are found by halves. What is no fault of any member is raised at once, or,
-    where an error does not say so, after it was met by several of them and none was written.
+    Bad members are found by bisection. An outage or a deadlock is raised at once; an error that
+    may or may not be caused by data is raised once several members met it and none was written.
 
     :param write: commits those that it is given, or none of them
-    :param refused: told of each member that is not written, and why
-    :returns: what ``write`` gave, for each part that was written
+    :param refused: called with each member that was left out, and the error
+    :returns: the results of ``write``, one for each part that was written
     """
     written: list[T] = []
     errors: list[Exception] = []

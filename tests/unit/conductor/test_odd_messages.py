@@ -54,7 +54,7 @@ def _odd(good: model.Json, table: Any) -> Iterator[tuple[str, model.Json]]:
 
 
 def _assert_quiet(caplog: pytest.LogCaptureFixture, named: int = 1) -> list[str]:
-    """No traceback, no raw character, and so many lines that name senders."""
+    """No traceback, no raw character, and the expected number of lines that name senders."""
     assert [record for record in caplog.records if record.exc_info] == []
     lines = [each for each in caplog.messages if each.startswith('Refused')]
     assert all(each.isprintable() and len(each) < 500 for each in lines)
