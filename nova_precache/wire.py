@@ -320,7 +320,7 @@ def shown(value: object) -> str:
         return f'a number of {value.bit_length()} bits'
     if value is None or type(value) in (bool, int, float):
         return repr(value)
-    return f'of type {type(value).__name__}'
+    return f'<{type(value).__name__}>'
 
 
 def line(value: object) -> str:

@@ -229,7 +229,7 @@ def test_so_many_senders_are_named_and_no_more_are_remembered(
         (math.nan, 'nan'),
         (True, 'True'),
         (None, 'None'),
-        ({'token': 'secret'}, 'of type dict'),
+        ({'token': 'secret'}, '<dict>'),
     ],
     ids=range(9),
 )
@@ -242,5 +242,5 @@ def test_what_was_sent_is_shown_short_and_without_control_characters(
 def test_a_text_of_several_lines_becomes_one_that_can_be_printed() -> None:
     assert wire.line('first \x1b[31m\nsecond') == 'first \\x1b[31m'
     assert wire.line('x' * 5000) == 'x' * 1000
-    assert wire.line(['x']) == 'of type list'
+    assert wire.line(['x']) == '<list>'
     assert wire.printable('a\nb') == 'a\\nb'
