@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: the request context, from the API to Glance's log."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from oslo_context import context
+
+from nova_precache import exception, wire
 
 
 class RequestContext(context.RequestContext):
@@ -32,16 +35,29 @@ class RequestContext(context.RequestContext):
         return super().redacted_copy(overwrite=False, **kwargs)
 
     @classmethod
-    def from_wire(cls, values: dict[str, Any]) -> 'RequestContext':
+    def from_wire(cls, values: Mapping[str, Any]) -> 'RequestContext':
+        """Read who asks, for the log alone: what cannot be so is left out, and hides nothing."""
+        roles = values.get('roles')
         return cls(
-            request_id=values.get('request_id'),
-            global_request_id=values.get('global_request_id'),
-            user_id=values.get('user_id'),
-            project_id=values.get('project_id'),
-            roles=values.get('roles') or [],
-            is_admin=bool(values.get('is_admin')),
+            request_id=_known(values.get('request_id'), wire.REQUEST_ID_MAX),
+            global_request_id=_known(values.get('global_request_id'), wire.REQUEST_ID_MAX),
+            user_id=_known(values.get('user_id'), wire.USER_MAX),
+            project_id=_known(values.get('project_id'), wire.USER_MAX),
+            roles=[
+                role
+                for role in (roles[: wire.ROLES_MAX] if isinstance(roles, list) else ())
+                if _known(role, wire.USER_MAX)
+            ],
+            is_admin=values.get('is_admin') is True,
             overwrite=False,
         )
+
+
+def _known(value: object, most: int) -> str | None:
+    try:
+        return wire.text(value, '', most, 1)
+    except exception.InvalidInput:
+        return None
 
 
 def admin_context() -> RequestContext:

@@ -100,7 +100,7 @@ class Retry(enum.StrEnum):
 class Progress:
     """How far the work on one image has come; sizes in bytes, the rate in bytes a second."""
 
-    status: TaskStatus
+    status: str
     bytes_done: int
     bytes_total: int | None = None
     rate_bytes: int | None = None
@@ -151,7 +151,7 @@ class ImageOutcome:
 
     @classmethod
     def from_wire(cls, payload: Mapping[str, Any]) -> 'ImageOutcome':
-        """Read a payload of this or another release; unknown keys are ignored."""
+        """Make one of a payload whose fields were read; unknown keys are ignored."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in payload.items() if key in known})
 

@@ -7,6 +7,7 @@ virtual host; a real broker's URL keeps ``[DEFAULT] control_exchange``.
 """
 
 import contextlib
+import inspect
 import logging
 import re
 import threading
@@ -18,8 +19,9 @@ import amqp
 import kombu.exceptions
 import oslo_messaging as messaging
 from oslo_config import cfg
+from oslo_messaging.rpc import server as rpc_server
 
-from nova_precache import context, exception
+from nova_precache import context, exception, wire
 
 LOG = logging.getLogger(__name__)
 
@@ -29,7 +31,13 @@ UNREADABLE = '<unreadable>'
 AUTO = 'auto'
 # Raised as it is where a new connection cannot be made.
 _NO_CONNECTION = (kombu.exceptions.KombuError, amqp.AMQPError)
-_REMOTE_EXCEPTIONS = ['nova_precache.exception', 'oslo_messaging.rpc.dispatcher']
+# How a server says that it does not know what was called.
+_UNKNOWN = frozenset({'UnsupportedVersion', 'NoSuchMethod'})
+# Says something of a broker, so that no answer may be one.
+_NEVER_REMOTE = exception.CellUnreachable
+_METHOD = re.compile('[a-z][a-z_]{0,63}')
+_VERSION = re.compile(r'[0-9]{1,5}\.[0-9]{1,5}')
+_MONITOR_MAX_SECONDS = 10**6
 
 
 class Endpoint:
@@ -43,7 +51,7 @@ class Endpoint:
     def __init_subclass__(cls, version: str = '1.0') -> None:
         cls.target = messaging.Target(version=version)
 
-    def ping(self, ctxt: context.RequestContext) -> str:
+    def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
         """Tell the version that is served; most often, that this could be sent was the question."""
         return str(self.target.version)
 
@@ -128,7 +136,8 @@ class Client:
         :raises TimeoutError: nobody answered in time
         :raises nova_precache.exception.CellUnreachable: the broker took no message
         :raises nova_precache.exception.VersionUnsupported: here or there the version is too new
-        :raises nova_precache.exception.PrecacheError: whoever was called failed
+        :raises nova_precache.exception.PrecacheError: the call failed at the other end, or its
+            answer is malformed; errors of this service arrive as their own class
         """
         prepared = self._client.prepare(
             server=server,
@@ -138,7 +147,7 @@ class Client:
         )
         with self._transport.used_to_call(), _own_errors(f'{method} {version}'):
             self._probe(ctxt, server)
-            return prepared.call(ctxt, method, **arguments)
+            return _answer(lambda: prepared.call(ctxt, method, **arguments), f'{method} {version}')
 
     def _probe(self, ctxt: context.RequestContext, server: str | None) -> None:
         """Fail on a dead broker before the first call.
@@ -162,6 +171,54 @@ class Client:
             self._client.prepare(version=version).cast(ctxt, method, **arguments)
 
 
+def _answer(call: Callable[[], Any], what: str) -> Any:
+    """Give the answer of a call; no error that was sent is taken for one of this process."""
+    try:
+        return call()
+    except messaging.RemoteError as exc:
+        raise _sent_error(exc.exc_type, exc.value, what) from None
+    except messaging.MessagingException:
+        raise
+    except Exception as exc:
+        if _was_sent(exc):
+            raise _sent_error(type(exc).__name__, exc.args[0], what) from None
+        if isinstance(exc, AttributeError | LookupError | TypeError | ValueError):
+            raise exception.PrecacheError(
+                f'the answer to {what} cannot be read: {type(exc).__name__}'
+            ) from exc
+        raise
+
+
+def _sent_error(name: object, text: object, what: str) -> exception.PrecacheError:
+    """Make the error that another process raised, if it is of a kind that it may raise here.
+
+    One whose constructor takes more than a text becomes the more general one.
+    """
+    if not isinstance(name, str):
+        return exception.PrecacheError(f'Remote error: {wire.line(text)}')
+    if name in _UNKNOWN:
+        return exception.VersionUnsupported(f'{what} is not known to whoever was called')
+    known = getattr(exception, name, None)
+    if not isinstance(known, type) or not issubclass(known, exception.PrecacheError):
+        return exception.PrecacheError(f'Remote error: {wire.line(name)} {wire.line(text)}')
+    if issubclass(known, _NEVER_REMOTE):
+        return exception.PrecacheError(wire.line(text))
+    plain = exception.PrecacheError.__init__
+    kinds = (each for each in known.__mro__ if each.__init__ is plain)  # type: ignore[misc]
+    made: exception.PrecacheError = next(kinds)(wire.line(text))
+    return made
+
+
+def _was_sent(error: Exception) -> bool:
+    """Recognise a built-in error that came with an answer: a traceback follows its text.
+
+    oslo.messaging makes the built-in errors that it is sent, whatever is allowed.
+    """
+    text = error.args[0] if error.args else None
+    is_built_in = type(error).__module__ == 'builtins'
+    return is_built_in and isinstance(text, str) and '\n' in text
+
+
 @contextlib.contextmanager
 def _own_errors(what: str) -> Iterator[None]:
     """Translate what oslo.messaging raises; ``what`` is called or cast."""
@@ -175,10 +232,69 @@ def _own_errors(what: str) -> Iterator[None]:
         raise exception.VersionUnsupported(
             f'{what} may not be sent, the pin is {exc.version_cap}'
         ) from exc
+    # Raised as they are in memory, where nothing is sent.
     except (messaging.UnsupportedVersion, messaging.NoSuchMethod) as exc:
         raise exception.VersionUnsupported(f'{what} is not known to whoever was called') from exc
     except messaging.MessagingException as exc:
         raise exception.PrecacheError(_first_line(exc)) from exc
+
+
+class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
+    """Refuses what is no call of an endpoint; that is the sender's fault, and no failure here."""
+
+    def __init__(self, endpoints: Sequence[object]) -> None:
+        super().__init__(list(endpoints), ContextSerializer(), messaging.DefaultRPCAccessPolicy)
+        self._senders = wire.Senders(LOG)
+
+    def dispatch(self, incoming: Any) -> Any:
+        try:
+            method, version = _called(incoming)
+            self._refuse_unknown(method, version)
+            return super().dispatch(incoming)
+        except (
+            exception.InvalidInput,
+            messaging.NoSuchMethod,
+            messaging.UnsupportedVersion,
+        ) as exc:
+            served = ', '.join(type(each).__name__ for each in self.endpoints)
+            message = incoming.message if isinstance(incoming.message, dict) else {}
+            called = wire.shown(message.get('method'))
+            self._senders.refused(f'a call of {called}', f'a client of {served}', exc)
+            raise messaging.ExpectedException from exc
+
+    def _refuse_unknown(self, method: str, version: str) -> None:
+        """Refuse what no endpoint has, before oslo.messaging sends signs of life for it."""
+        asked, is_compatible = _version(version), False
+        for endpoint in self.endpoints:
+            served = _version(getattr(endpoint, 'target', Endpoint.target).version)
+            if served[0] == asked[0] and served[1] >= asked[1]:
+                is_compatible = True
+                if inspect.isfunction(getattr(type(endpoint), method, None)):
+                    return
+        if is_compatible:
+            raise messaging.NoSuchMethod(method)
+        raise messaging.UnsupportedVersion(version, method=method)
+
+
+def _called(incoming: Any) -> tuple[str, str]:
+    """Read which method is called at which version, and refuse what would fail further on.
+
+    :raises nova_precache.exception.InvalidInput: a part of the message cannot be
+    """
+    message = wire.mapping(incoming.message, 'message')
+    method, version = message.get('method'), message.get('version', '1.0')
+    if not isinstance(method, str) or not _METHOD.fullmatch(method):
+        raise exception.InvalidInput(f'method: {wire.shown(method)} is no name')
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise exception.InvalidInput(f'version: {wire.shown(version)} is none')
+    if message.get('namespace') is not None:
+        raise exception.InvalidInput('namespace: none is served')
+    wire.mapping(message.get('args', {}), 'args')
+    seconds = incoming.client_timeout
+    is_number = type(seconds) in (int, float)
+    if seconds is not None and not (is_number and 0 <= seconds <= _MONITOR_MAX_SECONDS):
+        raise exception.InvalidInput(f'timeout: {wire.shown(seconds)} cannot be one')
+    return method, version
 
 
 class Server:
@@ -188,13 +304,7 @@ class Server:
         self, transport: 'Transport', topic: str, name: str, endpoints: Sequence[object]
     ) -> None:
         target = messaging.Target(exchange=transport.exchange, topic=topic, server=name)
-        self._server = messaging.get_rpc_server(
-            transport.serving,
-            target,
-            list(endpoints),
-            serializer=ContextSerializer(),
-            access_policy=messaging.DefaultRPCAccessPolicy,
-        )
+        self._server = rpc_server.RPCServer(transport.serving, target, _Dispatcher(endpoints))
         self._lock = threading.Lock()
         self._is_serving = False
         self._is_stopped = False
@@ -310,7 +420,7 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
     try:
         parsed = messaging.TransportURL.parse(conf, url)
         calling, serving = (
-            messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=_REMOTE_EXCEPTIONS)
+            messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=[])
             for _ in range(2)
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:

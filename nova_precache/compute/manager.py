@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from nova_precache import context, exception, model, rpc
-from nova_precache.compute import options as transfer_options
+from nova_precache import context, exception, model, rpc, wire
 from nova_precache.compute import outcomes, reporter, rpcapi, transfers
 from nova_precache.control import Control
 from nova_precache.image import service
@@ -43,78 +42,110 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     def cache_image(
         self,
         ctxt: context.RequestContext,
-        job_id: str,
-        epoch: int,
-        image_id: str,
-        image_endpoint: str | None = None,
-        token: str | None = None,
+        job_id: object = None,
+        epoch: object = None,
+        image_id: object = None,
+        image_endpoint: object = None,
+        token: object = None,
         options: object = None,
         **unknown: Any,
     ) -> model.Json | None:
-        """Cache an image; None when the conductor says that the call no longer counts."""
-        kept = self._transfers.kept_outcome(job_id)
+        """Cache an image; None when the conductor says that the call no longer counts.
+
+        A call that cannot be read ends with that reason.
+        """
+        try:
+            call = rpcapi.CacheImageCall(
+                wire.identifier(job_id, 'job_id'),
+                wire.whole(epoch, 'epoch'),
+                wire.identifier(image_id, 'image_id'),
+                wire.maybe(wire.text, image_endpoint, 'image_endpoint', wire.ENDPOINT_MAX),
+                wire.maybe(wire.secret, token, 'token'),
+                wire.transfer_options(options),
+            )
+        except exception.InvalidInput as exc:
+            return outcomes.of_error(exc, self._driver_name).to_wire()
+        kept = self._transfers.kept_outcome(call.job_id)
         if kept is not None:
             return kept.to_wire()
         if self._transfers.is_stopping:
             stopping = exception.ShuttingDown('the compute is shutting down')
             return outcomes.of_stop(stopping).to_wire()
         try:
-            wanted = transfer_options.read(options)
             images = self._images_for(
-                image_endpoint, token, functools.partial(self._fresh_token, image_id)
+                call.image_endpoint,
+                call.token,
+                functools.partial(self._fresh_token, call.image_id),
             )
         except (exception.InvalidInput, exception.ConfigError) as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
-        if not self._may_begin(job_id, epoch, image_id):
+        if not self._may_begin(call.job_id, call.epoch, call.image_id):
             return None
+        return self._transfer(ctxt, call, images).to_wire()
+
+    def _transfer(
+        self,
+        ctxt: context.RequestContext,
+        call: rpcapi.CacheImageCall,
+        images: service.ImageService,
+    ) -> model.ImageOutcome:
         outcome = self._transfers.run(
-            job_id,
-            epoch,
-            image_id,
-            self._measured(functools.partial(self._cache, ctxt, images, image_id)),
-            wanted,
+            call.job_id,
+            call.epoch,
+            call.image_id,
+            self._measured(functools.partial(self._cache, ctxt, images, call.image_id)),
+            call.options,
         )
         LOG.info(
             'Image %s on host %s (job %s): %s%s',
-            image_id,
+            call.image_id,
             self._host,
-            job_id,
+            call.job_id,
             outcome.status,
             f', {outcome.reason}' if outcome.reason else '',
         )
-        return outcome.to_wire()
+        return outcome
 
     def stop_image(
         self,
         ctxt: context.RequestContext,
-        job_id: str,
-        epoch: int,
-        why: str,
-        keep_partial: bool = False,
+        job_id: object = None,
+        epoch: object = None,
+        why: object = None,
+        keep_partial: object = False,
         **unknown: Any,
     ) -> bool:
         """Have a job leave its transfer; False when no call of that epoch is being worked on.
 
-        :raises nova_precache.exception.InvalidInput: nobody knows that ``why``
+        :raises nova_precache.exception.InvalidInput: a field is out of range, or ``why`` is
+            unknown
         """
-        left = self._transfers.leave(job_id, epoch, _stop(why, keep_partial))
+        job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
+        stop = _stop(why, wire.flag(keep_partial, 'keep_partial'))
+        left = self._transfers.leave(job, call, stop)
         LOG.info(
             'Job %s of host %s is stopped (%s): %s',
-            job_id,
+            job,
             self._host,
             why,
             'it was at work' if left else 'nothing runs for it',
         )
         return left
 
-    def forget_image(self, ctxt: context.RequestContext, image_id: str, **unknown: Any) -> bool:
-        """Remove what an unfinished download left; False while somebody works on the image."""
-        if self._transfers.is_running(image_id):
+    def forget_image(
+        self, ctxt: context.RequestContext, image_id: object = None, **unknown: Any
+    ) -> bool:
+        """Remove what an unfinished download left; False while the image is being worked on.
+
+        :raises nova_precache.exception.InvalidInput: the id is malformed
+        """
+        image = wire.identifier(image_id, 'image_id')
+        if self._transfers.is_running(image):
             return False
-        forgotten = self._driver.forget_image(image_id)
+        forgotten = self._driver.forget_image(image)
         LOG.info(
             'What is unfinished of image %s on host %s %s',
-            image_id,
+            image,
             self._host,
             'is removed' if forgotten else 'stays: it is in use',
         )
@@ -178,7 +209,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             LOG.warning('Driver %s cannot cache images', self._driver_name)
 
 
-def _stop(why: str, keep_partial: bool) -> exception.TransferStopped:
+def _stop(why: object, keep_partial: bool) -> exception.TransferStopped:
     match why:
         case rpcapi.StopWhy.CANCELLED:
             return exception.Cancelled('the request was cancelled', keep_partial=keep_partial)
@@ -186,4 +217,4 @@ def _stop(why: str, keep_partial: bool) -> exception.TransferStopped:
             return exception.Paused('the request is paused')
         case rpcapi.StopWhy.DEADLINE:
             return exception.DeadlinePassed('the deadline of the request passed')
-    raise exception.InvalidInput(f'why: {why!r} is no reason to stop an image')
+    raise exception.InvalidInput(f'why: {wire.shown(why)} is no reason to stop an image')

@@ -14,9 +14,8 @@ knows all of it, so that ``[upgrade_levels] compute`` forbids no more than it mu
 
 import dataclasses
 import enum
-from typing import Any
 
-from nova_precache import context, exception, model, rpc
+from nova_precache import context, exception, model, rpc, wire
 
 TOPIC = 'precache_compute'
 VERSION = '1.2'
@@ -73,11 +72,12 @@ class ComputeAPI:
         :raises TimeoutError: no answer in time, or no heartbeat of the call
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        :raises nova_precache.exception.InvalidInput: the answer cannot be read
         """
         unsupported = self.why_unsupported()
         if unsupported is not None:
             raise exception.VersionUnsupported(unsupported)
-        answer: dict[str, Any] | None = self._client.call(
+        answer = self._client.call(
             ctxt,
             'cache_image',
             '1.0',
@@ -86,7 +86,7 @@ class ComputeAPI:
             monitor_seconds=self._monitor_seconds,
             **dataclasses.asdict(call),
         )
-        return None if answer is None else model.ImageOutcome.from_wire(answer)
+        return None if answer is None else wire.image_outcome(answer)
 
     def stop_image(
         self,
@@ -107,8 +107,9 @@ class ComputeAPI:
         :raises TimeoutError: no answer in time
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        :raises nova_precache.exception.InvalidInput: the answer cannot be read
         """
-        return bool(
+        return wire.flag(
             self._client.call(
                 ctxt,
                 'stop_image',
@@ -119,7 +120,8 @@ class ComputeAPI:
                 epoch=epoch,
                 why=why.value,
                 keep_partial=keep_partial,
-            )
+            ),
+            'the answer',
         )
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
@@ -134,8 +136,9 @@ class ComputeAPI:
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         :raises nova_precache.exception.StorageError: the host's file system refused
+        :raises nova_precache.exception.InvalidInput: the answer cannot be read
         """
-        return bool(
+        return wire.flag(
             self._client.call(
                 ctxt,
                 'forget_image',
@@ -143,5 +146,6 @@ class ComputeAPI:
                 server=host,
                 timeout_seconds=self._monitor_seconds,
                 image_id=image_id,
-            )
+            ),
+            'the answer',
         )

@@ -22,7 +22,7 @@ class Intake:
         self._caches = cache_store
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], model.Agent] = {}
-        self._progress: dict[str, jobs.ProgressReport] = {}
+        self._progress: dict[_Call, jobs.ProgressReport] = {}
         self._images: list[tuple[str, caches.Report]] = []
         self._images_count = 0
         self._writing_images = threading.Lock()
@@ -33,11 +33,12 @@ class Intake:
             self._states[agent.host, agent.agent_id] = agent
 
     def add_progress(self, report: jobs.ProgressReport) -> None:
-        """Note a progress; an older one than was seen is forgotten."""
+        """Note a progress; an older one of its call than was seen is forgotten."""
+        call = report.cell_uuid, report.job_id, report.epoch
         with self._lock:
-            known = self._progress.get(report.job_id)
-            if known is None or _order(report) > _order(known):
-                self._progress[report.job_id] = report
+            known = self._progress.get(call)
+            if known is None or report.sequence > known.sequence:
+                self._progress[call] = report
 
     def add_images(self, agent_id: str, report: caches.Report) -> None:
         """Note what is in a cache, as an agent tells."""
@@ -75,9 +76,15 @@ class Intake:
         self._caches.record_all(
             report
             for agent_id, report in told
-            if report.host in registered and registered[report.host].agent_id == agent_id
+            if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
         )
 
 
-def _order(report: jobs.ProgressReport) -> tuple[int, int]:
-    return report.epoch, report.sequence
+_Call = tuple[str | None, str, int]
+
+
+def _is_of(agent: model.Agent | None, agent_id: str, cell_uuid: str | None) -> bool:
+    """Check that a report came from the registered agent of its host, in its cell."""
+    if agent is None or agent.agent_id != agent_id:
+        return False
+    return cell_uuid in (None, agent.cell_uuid)

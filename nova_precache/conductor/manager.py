@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The conductor's RPC endpoints: thin, one for the API and one for each cell."""
 
-import dataclasses
-import datetime
+import contextlib
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from oslo_utils import uuidutils
-
-from nova_precache import context, exception, model, rpc
+from nova_precache import context, exception, rpc, wire
+from nova_precache.cache import layout
 from nova_precache.cells import inventory
 from nova_precache.conductor import intake, rpcapi
 from nova_precache.db import agents, caches, jobs
@@ -34,7 +31,10 @@ class ApiEndpoint(rpc.Endpoint):
 class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     """What the computes of one cell tell and ask a conductor.
 
-    Arguments that a newer compute sends and this release does not know are ignored.
+    Arguments that a newer compute sends and this release does not know are ignored; those
+    that it knows are read before anything is done, and all of it is done for this cell alone.
+
+    :param max_hosts: most hosts of this cell whose agents may register
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         job_store: jobs.Jobs,
         reports: intake.Intake,
         token: Callable[[], str | None],
+        max_hosts: int = 20_000,
     ) -> None:
         self._cell_uuid = cell_uuid
         self._inventory = aggregates
@@ -52,17 +53,21 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._jobs = job_store
         self._intake = reports
         self._token = token
-        self._unmapped: set[str] = set()
+        self._max_hosts = max_hosts
+        self._senders = wire.Senders(LOG)
         self._nameless: set[str] = set()
 
-    @rpc.refuses(exception.AgentConflict, exception.HostNotMapped)
-    def register(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
+    @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.HostNotMapped)
+    def register(self, ctxt: context.RequestContext, state: object = None, **unknown: Any) -> None:
         """Accept an agent and map its host to this cell.
 
         :raises nova_precache.exception.AgentConflict: the name is taken, here or in another cell
         :raises nova_precache.exception.HostNotMapped: it is for Nova to map it
+        :raises nova_precache.exception.InvalidInput: a field is out of range, or the cell is full
         """
-        agent = self._agent(state)
+        with self._refusing('a registration', _host_of(state)):
+            agent = wire.agent(state, self._cell_uuid)
+            self._refuse_too_many(agent.host)
         # A host of another cell is refused before it takes the name from its agent there.
         self._map(agent.host)
         self._agents.register(agent)
@@ -72,82 +77,140 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         try:
             self._inventory.map_host(host, self._cell_uuid)
         except exception.HostNotMapped as exc:
-            if host not in self._unmapped:  # it will ask again and again
+            if self._senders.is_first('not mapped', host):  # it will ask again and again
                 LOG.warning('%s', exc)
-            self._unmapped.add(host)
             raise
-        self._unmapped.discard(host)
 
-    def report_state(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
-        """Note that an agent is alive."""
-        self._intake.add_state(self._agent(state))
+    def _refuse_too_many(self, host: str) -> None:
+        if self._agents.get([host]):
+            return
+        known = self._agents.count(self._cell_uuid)
+        if known >= self._max_hosts:
+            raise exception.TooMany(
+                f'hosts in cell {self._cell_uuid}',
+                known + 1,
+                '[conductor] max_hosts_per_cell',
+                self._max_hosts,
+            )
 
+    @rpc.refuses(exception.InvalidInput)
+    def report_state(
+        self, ctxt: context.RequestContext, state: object = None, **unknown: Any
+    ) -> None:
+        """Note that an agent is alive.
+
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        with self._refusing('a report', _host_of(state)):
+            agent = wire.agent(state, self._cell_uuid)
+        self._intake.add_state(agent)
+
+    @rpc.refuses(exception.InvalidInput)
     def report_progress(
         self,
         ctxt: context.RequestContext,
-        job_id: str,
-        epoch: int,
-        sequence: int,
-        progress: model.Json,
+        job_id: object = None,
+        epoch: object = None,
+        sequence: object = None,
+        progress: object = None,
         **unknown: Any,
     ) -> None:
-        """Note how far a job has come."""
-        known = model.Progress(
-            progress['status'],
-            progress['bytes_done'],
-            progress.get('bytes_total'),
-            progress.get('rate_bytes'),
-        )
-        self._intake.add_progress(jobs.ProgressReport(job_id, epoch, sequence, known))
+        """Note how far a job has come.
 
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        with self._refusing_of_job('progress', job_id):
+            report = jobs.ProgressReport(
+                wire.identifier(job_id, 'job_id'),
+                wire.whole(epoch, 'epoch'),
+                wire.whole(sequence, 'sequence'),
+                wire.progress(progress),
+                self._cell_uuid,
+            )
+        self._intake.add_progress(report)
+
+    @rpc.refuses(exception.InvalidInput)
     def report_images(
         self,
         ctxt: context.RequestContext,
-        host: str,
-        agent_id: str,
-        images: Sequence[model.Json],
-        removed: Sequence[str],
-        full: bool,
-        after: str | None = None,
-        until: str | None = None,
+        host: object = None,
+        agent_id: object = None,
+        images: object = None,
+        removed: object = None,
+        full: object = None,
+        after: object = None,
+        until: object = None,
         **unknown: Any,
     ) -> None:
-        """Note what is in the cache of a host, if its agent is the one that may tell."""
-        known = [_cached_image(host, image) for image in images if _is_name(image['name'])]
-        self._intake.add_images(
-            agent_id,
-            caches.Report(host, known, removed, full=full, after=after, until=until),
-        )
+        """Note what is in the cache of a host, if its agent is the one that may tell.
 
+        A file that is called as no base file is left out: on a disk it may have any name.
+
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        with self._refusing('an inventory', host):
+            name = wire.host(host)
+            reporter = wire.text(agent_id, 'agent_id', wire.ID_MAX, 1)
+            files = [
+                wire.cached_image(name, image)
+                for image in wire.items(images, 'images', wire.FILES_MAX)
+            ]
+            gone = wire.items(removed, 'removed', wire.FILES_MAX)
+            report = caches.Report(
+                name,
+                [file for file in files if _is_name(file.name)],
+                [each for each in gone if _is_name(each)],
+                full=wire.flag(full, 'full'),
+                after=wire.maybe(wire.text, after, 'after', wire.FILE_NAME_MAX),
+                until=wire.maybe(wire.text, until, 'until', wire.FILE_NAME_MAX),
+                cell_uuid=self._cell_uuid,
+            )
+        if len(report.images) < len(files):
+            sender = f'host {name} of cell {self._cell_uuid}'
+            self._senders.refused('some images', sender, 'no base file has such a name')
+        self._intake.add_images(reporter, report)
+
+    @rpc.refuses(exception.InvalidInput)
     def begin_job(
         self,
         ctxt: context.RequestContext,
-        job_id: str,
-        epoch: int,
-        starts: bool = False,
+        job_id: object = None,
+        epoch: object = None,
+        starts: object = False,
         **unknown: Any,
     ) -> bool:
-        """Say whether a call still counts, before the first byte."""
-        return self._jobs.begin(job_id, epoch, starts)
+        """Say whether a call still counts, before the first byte.
 
-    @rpc.refuses(exception.TokenRefused)
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        with self._refusing_of_job('a beginning', job_id):
+            job = wire.identifier(job_id, 'job_id')
+            call = wire.whole(epoch, 'epoch')
+            is_start = wire.flag(starts, 'starts')
+        return self._jobs.begin(job, call, is_start, self._cell_uuid)
+
+    @rpc.refuses(exception.InvalidInput, exception.TokenRefused)
     def get_token(
         self,
         ctxt: context.RequestContext,
-        job_id: str | None = None,
-        epoch: int | None = None,
+        job_id: object = None,
+        epoch: object = None,
         **unknown: Any,
     ) -> str | None:
         """Give a fresh token for the image service to a compute that works on an image.
 
         :param job_id: None: from a compute of an older release, which names none
+        :raises nova_precache.exception.InvalidInput: a field is out of range
         :raises nova_precache.exception.TokenRefused: it does not work on one
         """
         if job_id is None:
             self._check_any_works()
-        elif not self._works_on(job_id, epoch):
+            return self._token()
+        with self._refusing_of_job('a request for a token', job_id):
+            job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
+        if not self._jobs.is_at_work(self._cell_uuid, job, call):
             raise exception.TokenRefused(
-                f'job {job_id!r:.60} is not in flight in this cell under epoch {epoch!r:.30}'
+                f'job {job} is not in flight in this cell under epoch {call}'
             )
         return self._token()
 
@@ -170,34 +233,39 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             )
         self._nameless.update(new)
 
-    def _works_on(self, job_id: object, epoch: object) -> bool:
-        return (
-            isinstance(job_id, str)
-            and uuidutils.is_uuid_like(job_id)
-            and type(epoch) is int
-            and 0 <= epoch <= sys.maxsize
-            and self._jobs.is_at_work(self._cell_uuid, job_id, epoch)
-        )
+    @contextlib.contextmanager
+    def _refusing(self, what: str, host: object) -> Iterator[None]:
+        """Name the host that sent what is refused, once."""
+        try:
+            yield
+        except exception.InvalidInput as exc:
+            sender = f'host {wire.shown(host)} of cell {self._cell_uuid}'
+            self._senders.refused(what, sender, exc)
+            raise
 
-    def _agent(self, state: model.Json) -> model.Agent:
-        known = {field.name for field in dataclasses.fields(model.Agent)}
-        values = {name: value for name, value in state.items() if name in known}
-        return model.Agent(**{**values, 'cell_uuid': self._cell_uuid})
+    @contextlib.contextmanager
+    def _refusing_of_job(self, what: str, job_id: object) -> Iterator[None]:
+        """Name the host of a job that something refused was sent for, once."""
+        try:
+            yield
+        except exception.InvalidInput as exc:
+            job = f'job {wire.shown(job_id)} of cell {self._cell_uuid}'
+            if self._senders.is_first(f'{what} of', job):
+                self._senders.refused(what, self._host_of_job(job_id) or job, exc)
+            raise
+
+    def _host_of_job(self, job_id: object) -> str | None:
+        try:
+            host = self._jobs.host_of(wire.identifier(job_id, 'job_id'), self._cell_uuid)
+        except exception.InvalidInput:
+            return None
+        return host and f'host {host}'
 
 
-def _is_name(name: str) -> bool:
-    """Tell whether the database can keep a name, which on a disk may have any length."""
-    return 0 < len(name) <= caches.NAME_MAX
+def _host_of(state: object) -> object:
+    return state.get('host') if isinstance(state, dict) else None
 
 
-def _cached_image(host: str, image: model.Json) -> model.CachedImage:
-    touched_at = datetime.datetime.fromisoformat(image['touched_at'])
-    return model.CachedImage(
-        host=host,
-        name=image['name'],
-        image_id=None,
-        size_bytes=image['size_bytes'],
-        disk_bytes=image['disk_bytes'],
-        touched_at=touched_at.astimezone(datetime.UTC).replace(tzinfo=None),
-        used_by=image.get('used_by'),
-    )
+def _is_name(name: object) -> bool:
+    """Check that a file name is that of an image and fits the column."""
+    return isinstance(name, str) and len(name) <= caches.NAME_MAX and layout.is_base_name(name)

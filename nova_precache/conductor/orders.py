@@ -239,6 +239,8 @@ class Errands:
         except exception.CellUnreachable as exc:
             if self._breakers.failed(cell_uuid):
                 LOG.warning('Cell %s is unreachable: %s', cell_uuid, exc)
+        except exception.PrecacheError as exc:
+            LOG.warning('A host of cell %s refused or cannot be understood: %s', cell_uuid, exc)
         except Exception:
             LOG.exception('What a host of cell %s was to be told failed', cell_uuid)
         finally:

@@ -17,7 +17,7 @@ may be lower.
 import threading
 from typing import Any
 
-from nova_precache import context, exception, model, rpc
+from nova_precache import context, exception, model, rpc, wire
 from nova_precache.compute import reporter
 
 TOPIC = 'precache_conductor'
@@ -127,14 +127,15 @@ class ConductorReporter:
 
     def _knows_of_inventory(self) -> bool:
         """Ask, since one that does not would log an error for each message that tells of it."""
-        return self._call('ping') is not None
+        return isinstance(self._call('ping'), str)
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
-        return bool(self._call('begin_job', job_id=job_id, epoch=epoch, starts=starts))
+        begun = self._call('begin_job', job_id=job_id, epoch=epoch, starts=starts)
+        return wire.flag(begun, 'the answer')
 
     def get_token(self, job_id: str, epoch: int) -> str | None:
         token = self._call('get_token', job_id=job_id, epoch=epoch)
-        return None if token is None else str(token)
+        return wire.maybe(wire.secret, token, 'the answer')
 
     def _call(self, method: str, **arguments: Any) -> Any:
         try:

@@ -71,4 +71,14 @@ Seconds between two rounds in which the conductors look after the pins. Of sever
 conductors, one at a time looks after a pin, and none again within half of it.
 """,
     ),
+    cfg.IntOpt(
+        'max_hosts_per_cell',
+        default=20000,
+        min=1,
+        help="""
+Most hosts of one cell whose agents may register. It bounds what a compute that
+invents host names can add to the database; hosts that are registered already are
+served whatever the limit.
+""",
+    ),
 ]

@@ -3,27 +3,32 @@
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import exception, model
+from nova_precache import exception, model, wire
 from nova_precache.db import models
 from nova_precache.db import session as db_session
+
+LOG = logging.getLogger(__name__)
 
 _REPORTED = (
     'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
 )  # fmt: skip
 _AGENT = db_session.table(models.Agent)
-_REPORTS: dict[str, object] = {
-    name: sa.bindparam(f'to_{name}') for name in ('cell_uuid', *_REPORTED)
-}
+_REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
 # Made once, since there is a report of each host every few seconds.
 _REPORT = (
     sa.update(_AGENT)
-    .where(_AGENT.c.host == sa.bindparam('of_host'), _AGENT.c.agent_id == sa.bindparam('of_agent'))
+    .where(
+        _AGENT.c.host == sa.bindparam('of_host'),
+        _AGENT.c.agent_id == sa.bindparam('of_agent'),
+        _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
+    )
     .values(seen_at=db_session.database_now(), **_REPORTS)
 )
 
@@ -34,6 +39,7 @@ class Agents:
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:
         self._database = database
         self._down = datetime.timedelta(seconds=down_seconds)
+        self._senders = wire.Senders(LOG)
 
     def register(self, agent: model.Agent) -> None:
         """Let an agent report under its host name.
@@ -50,21 +56,33 @@ class Agents:
             ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> None:
-        """Write reports in bulk; one whose agent is not the registered one is left out."""
+        """Write reports in bulk; one whose agent is not the registered one is left out.
 
-        def work(session: orm.Session) -> None:
-            ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-            if ordered:
-                db_session.run(session, _REPORT, list(map(_report, ordered)))
-            known = _known(session, [agent.host for agent in ordered])
-            lost = {agent.host: agent for agent in ordered if agent.host not in known}
+        So is one that the database refuses, and its host is named in the log.
+        """
+
+        def work(session: orm.Session, some: Sequence[model.Agent]) -> None:
+            db_session.run(session, _REPORT, list(map(_report, some)))
+            known = _known(session, [agent.host for agent in some])
+            lost = {agent.host: agent for agent in some if agent.host not in known}
             for agent in lost.values():
                 _add(session, agent)  # an older database was restored
 
-        try:
-            self._database.write(work)
-        except db_exception.DBDuplicateEntry:
-            self._database.write(work)  # another conductor added the same lost agent first
+        ordered = sorted(agents, key=lambda each: each.host)  # one order for all
+        db_session.in_bulk(
+            ordered,
+            lambda some: self._database.write(lambda session: work(session, some)),
+            self._refuse,
+        )
+
+    def _refuse(self, agent: model.Agent, error: Exception) -> None:
+        self._senders.refused('a report', f'host {agent.host}', wire.line(str(error)))
+
+    def count(self, cell_uuid: str) -> int:
+        """Count the hosts in a cell that have an agent."""
+        query = sa.select(sa.func.count()).where(models.Agent.cell_uuid == cell_uuid)
+        with self._database.reader() as session:
+            return session.scalars(query).one()
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]:
         """Map host names to their agents; a host that never had one is left out."""
@@ -165,11 +183,11 @@ def _known(session: orm.Session, hosts: Sequence[str]) -> set[str]:
 
 
 def _report(agent: model.Agent) -> dict[str, object]:
-    values = {'cell_uuid': agent.cell_uuid, **_reported(agent)}
     return {
         'of_host': agent.host,
         'of_agent': agent.agent_id,
-        **{f'to_{name}': value for name, value in values.items()},
+        'of_cell': agent.cell_uuid,
+        **{f'to_{name}': value for name, value in _reported(agent).items()},
     }
 
 

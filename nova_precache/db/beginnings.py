@@ -15,11 +15,12 @@ from nova_precache.db import session as db_session
 
 @dataclasses.dataclass(frozen=True)
 class Begin:
-    """As ``Jobs.begin``."""
+    """As ``Jobs.begin``; ``cell_uuid`` is None where a conductor begins it itself."""
 
     job_id: str
     epoch: int
     starts: bool = False
+    cell_uuid: str | None = None
 
 
 _JOB, _TASK, _REQUEST = (
@@ -104,6 +105,8 @@ def _counts(begin: Begin, locked: Mapping[str, locks.Locked]) -> bool:
     """A call counts whose job is not to stop, and whose host is held by whoever made it."""
     job = locked.get(begin.job_id)
     if job is None or not job.is_current(begin.epoch):
+        return False
+    if begin.cell_uuid not in (None, job.cell_uuid):
         return False
     return job.claim_epoch == begin.epoch and job.goes_on
 

@@ -9,17 +9,22 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, wire
 from nova_precache.db import models
 from nova_precache.db import session as db_session
 
+LOG = logging.getLogger(__name__)
+
 NAME_MAX = 64
+# Per host: far above any real cache, so that made-up names do not fill the database.
+MOST_FILES = 10_000
 # Few statements for a whole fleet, each far below what a database takes for one.
 _HOSTS_AT_ONCE = 2000
 _ROWS_AT_ONCE = 2000
@@ -32,6 +37,7 @@ class Report:
 
     :ivar full: what is not in ``images`` is gone, of the names that follow ``after`` up to
         ``until``; None: from the first, and to the last
+    :ivar cell_uuid: the cell that reported it
     """
 
     host: str
@@ -40,6 +46,7 @@ class Report:
     full: bool = False
     after: str | None = None
     until: str | None = None
+    cell_uuid: str | None = None
 
     def covers(self, name: str) -> bool:
         """Tell whether it says of a name that it is there, or else is not."""
@@ -52,6 +59,7 @@ class Caches:
 
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
+        self._senders = wire.Senders(LOG)
 
     def record(
         self,
@@ -64,12 +72,26 @@ class Caches:
         self.record_all([Report(host, images, removed, full)])
 
     def record_all(self, reports: Iterable[Report]) -> None:
-        """Note reports in bulk; of one host, later ones count."""
+        """Note reports in bulk; of one host, later ones count.
+
+        A report that the database refuses is left out, and its host is named in the log.
+        """
+        full: set[str] = set()
         for some in _portions(reports):
-            try:
-                self._database.write(functools.partial(_record, reports=some))
-            except db_exception.DBDuplicateEntry:  # another conductor added the same first
-                self._database.write(functools.partial(_record, reports=some))
+            full.update(*db_session.in_bulk(some, self._write, self._refuse))
+        for host in full:
+            self._senders.refused(
+                'some images', f'host {host}', f'at most {MOST_FILES} are kept of a host'
+            )
+
+    def _refuse(self, report: Report, error: Exception) -> None:
+        self._senders.refused('an inventory', f'host {report.host}', wire.line(str(error)))
+
+    def _write(self, reports: Sequence[Report]) -> set[str]:
+        try:
+            return self._database.write(functools.partial(_record, reports=reports))
+        except db_exception.DBDuplicateEntry:  # another conductor added the same first
+            return self._database.write(functools.partial(_record, reports=reports))
 
     def of_host(
         self, host: str, limit: int | None = None, marker: str | None = None
@@ -196,8 +218,8 @@ def _values(image: model.CachedImage) -> _Values:
     return image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
 
 
-def _record(session: orm.Session, reports: Sequence[Report]) -> None:
-    """Write what reports change."""
+def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
+    """Write what reports change; gives the hosts that told of too many files."""
     hosts = sorted({report.host for report in reports})
     _take_turns(session, hosts)
     now = db_session.now(session)
@@ -205,6 +227,7 @@ def _record(session: orm.Session, reports: Sequence[Report]) -> None:
     after = {host: dict(files) for host, files in before.items()}
     for report in reports:
         _apply(report, after[report.host])
+    full = {host for host, files in after.items() if _leave_out(files, before[host])}
     for host, files in before.items():
         _delete(session, host, sorted(files.keys() - after[host].keys()))
     new: list[_Row] = []
@@ -218,6 +241,7 @@ def _record(session: orm.Session, reports: Sequence[Report]) -> None:
         session.execute(sa.insert(_ROW), new)
     _update(session, changed)
     _note_told(session, [report.host for report in reports if _tells_all(report)], now)
+    return full
 
 
 def _take_turns(session: orm.Session, hosts: Sequence[str]) -> None:
@@ -250,6 +274,16 @@ def _apply(report: Report, files: _Files) -> None:
     files.update({image.name: _values(image) for image in report.images})
     if _tells_all(report):
         files.setdefault(_WHOLE, _NOTHING)
+
+
+def _leave_out(files: _Files, before: _Files) -> bool:
+    """Leave out new files of which there are too many; those that are known stay."""
+    too_many = len(files) - (_WHOLE in files) - MOST_FILES
+    if too_many <= 0:
+        return False
+    for name in sorted(files.keys() - before.keys() - {_WHOLE})[-too_many:]:
+        del files[name]
+    return True
 
 
 def _tells_all(report: Report) -> bool:

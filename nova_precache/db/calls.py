@@ -4,6 +4,7 @@
 import dataclasses
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -44,12 +45,16 @@ class Assignment:
 
 @dataclasses.dataclass(frozen=True)
 class ProgressReport:
-    """The last progress of a job that came in since the last bulk write."""
+    """The last progress of a job that came in since the last bulk write.
+
+    :ivar cell_uuid: the cell that reported it; a job of another cell is left unchanged
+    """
 
     job_id: str
     epoch: int
     sequence: int
     progress: model.Progress
+    cell_uuid: str | None = None
 
 
 def assign(
@@ -134,30 +139,60 @@ def at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 def record_progress(session: orm.Session, report: ProgressReport, now: datetime.datetime) -> bool:
     progress = report.progress
-    job = models.Job
-    # A word that this release does not know must not make the job look ended.
-    known = progress.status in model.TASK_WORKING
-    changed = session.execute(
-        db_session.update(job)
-        .where(current(report.job_id, report.epoch), job.progress_sequence < report.sequence)
-        .where(job.status.in_(model.TASK_WORKING))
-        .values(
-            status=progress.status if known else job.status,
-            progress_sequence=report.sequence,
-            progress_at=now,
-            bytes_done=recording.at_least(job.bytes_done, progress.bytes_done),
-            bytes_total=sa.func.coalesce(progress.bytes_total, job.bytes_total),
-            rate_bytes=progress.rate_bytes,
-        )
-    )
-    if db_session.rowcount(changed) != 1:
+    values = {
+        'job': report.job_id,
+        'of_epoch': report.epoch,
+        'of_cell': report.cell_uuid,
+        'to_sequence': report.sequence,
+        'to_time': now,
+        # A word that this release does not know must not make the job look ended.
+        'to_status': str(progress.status) if progress.status in model.TASK_WORKING else None,
+        'moved': progress.bytes_done,
+        'total': progress.bytes_total,
+        'rate': progress.rate_bytes,
+    }
+    if db_session.rowcount(db_session.run(session, _PROGRESS, values)) != 1:
         return False
-    recording.mirror(
-        session,
-        report.job_id,
-        status=progress.status if known else models.Task.status,
-        bytes_done=recording.at_least(models.Task.bytes_done, progress.bytes_done),
-        bytes_total=sa.func.coalesce(progress.bytes_total, models.Task.bytes_total),
-        rate_bytes=progress.rate_bytes,
-    )
+    db_session.run(session, _SHOW_PROGRESS, values)
     return True
+
+
+_JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
+
+
+def _progress(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, Any]:
+    """What of a progress is in a job, and in each task."""
+    return {
+        'status': sa.func.coalesce(sa.bindparam('to_status', type_=sa.String()), columns.status),
+        'rate_bytes': sa.bindparam('rate', type_=sa.BigInteger()),
+        **recording.sizes(
+            columns,
+            sa.bindparam('moved', type_=sa.BigInteger()),
+            sa.bindparam('total', type_=sa.BigInteger()),
+        ),
+    }
+
+
+# Made once, since there is a progress of each transfer every second.
+_PROGRESS = (
+    sa.update(_JOB)
+    .where(
+        _JOB.c.uuid == sa.bindparam('job'),
+        _JOB.c.epoch == sa.bindparam('of_epoch'),
+        _JOB.c.status.in_(model.TASK_WORKING),
+        _JOB.c.progress_sequence < sa.bindparam('to_sequence'),
+        # None: it came from no cell.
+        _JOB.c.cell_uuid
+        == sa.func.coalesce(sa.bindparam('of_cell', type_=sa.String()), _JOB.c.cell_uuid),
+    )
+    .values(
+        progress_sequence=sa.bindparam('to_sequence'),
+        progress_at=sa.bindparam('to_time'),
+        **_progress(_JOB.c),
+    )
+)
+_SHOW_PROGRESS = (
+    sa.update(_TASK)
+    .where(_TASK.c.job_uuid == sa.bindparam('job'), _TASK.c.status.in_(model.TASK_IN_FLIGHT))
+    .values(**_progress(_TASK.c))
+)

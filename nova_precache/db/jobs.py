@@ -9,6 +9,7 @@ result of a conductor that lost its lease) changes no row.
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, wire
 from nova_precache.db import (
     beginnings,
     calls,
@@ -32,6 +33,8 @@ from nova_precache.db import (
     terms,
 )
 from nova_precache.db import session as db_session
+
+LOG = logging.getLogger(__name__)
 
 Assignment = calls.Assignment
 ProgressReport = calls.ProgressReport
@@ -67,6 +70,7 @@ class Jobs:
     def __init__(self, database: db_session.Database, lease_seconds: float) -> None:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
+        self._senders = wire.Senders(LOG)
         self._group = grouping.Group(self._play, rounds.keys, of_all=db_exception.DBConnectionError)
 
     def claim(
@@ -146,13 +150,16 @@ class Jobs:
             lambda session: calls.assign(session, conductor_id, assignment.host, assignment.job_id)
         )
 
-    def begin(self, job_id: str, epoch: int, starts: bool = False) -> bool:
+    def begin(
+        self, job_id: str, epoch: int, starts: bool = False, cell_uuid: str | None = None
+    ) -> bool:
         """Let a compute go on with a call: False when the call no longer counts.
 
+        :param cell_uuid: of the compute; a job of another cell does not begin
         :param starts: the compute has no transfer to join. For a job that was begun
             before, its compute has restarted meanwhile, which is counted as an attempt.
         """
-        return bool(self._group.submit(beginnings.Begin(job_id, epoch, starts)))
+        return bool(self._group.submit(beginnings.Begin(job_id, epoch, starts, cell_uuid)))
 
     def turn(
         self,
@@ -203,15 +210,34 @@ class Jobs:
             return session.scalars(query).all()
 
     def record_progress(self, reports: Collection[ProgressReport]) -> int:
-        """Write progress in bulk; gives how many of the reports still counted."""
+        """Write progress in bulk; gives how many of the reports still counted.
 
-        def work(session: orm.Session) -> int:
-            if not locks.hold(session, [report.job_id for report in reports]):
+        One that the database refuses is left out, and its job is named in the log.
+        """
+
+        def work(session: orm.Session, some: Sequence[ProgressReport]) -> int:
+            if not locks.hold(session, [report.job_id for report in some]):
                 return 0
             now = db_session.now(session)
-            return sum(calls.record_progress(session, report, now) for report in reports)
+            return sum(calls.record_progress(session, report, now) for report in some)
 
-        return self._database.write(work)
+        counts = db_session.in_bulk(
+            list(reports),
+            lambda some: self._database.write(lambda session: work(session, some)),
+            self._refuse,
+        )
+        return sum(counts)
+
+    def _refuse(self, report: ProgressReport, error: Exception) -> None:
+        sender = f'the host of job {report.job_id}'
+        self._senders.refused('progress', sender, wire.line(str(error)))
+
+    def host_of(self, job_id: str, cell_uuid: str) -> str | None:
+        """Give the host of a job of a cell, None where there is no such job."""
+        job = models.Job
+        query = sa.select(job.host).where(job.uuid == job_id, job.cell_uuid == cell_uuid)
+        with self._database.reader() as session:
+            return session.scalars(query).first()
 
     def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> recording.Recorded:
         """Make a job and all tasks that want it final.

@@ -9,6 +9,7 @@ import datetime
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -88,11 +89,10 @@ def end_job(
             reason=outcome.reason,
             active_key=None,
             stop_why=stop_why,
-            bytes_done=at_least(models.Job.bytes_done, outcome.bytes_done),
-            bytes_total=sa.func.coalesce(outcome.bytes_total, models.Job.bytes_total),
             rate_bytes=None,
             next_attempt_at=None,
             finished_at=db_session.database_now(),
+            **sizes(models.Job, outcome.bytes_done, outcome.bytes_total),
         )
     )
     return db_session.rowcount(ended) == 1
@@ -117,11 +117,10 @@ def end_tasks(
         .values(
             status=outcome.status,
             reason=outcome.reason,
-            bytes_done=at_least(models.Task.bytes_done, outcome.bytes_done),
-            bytes_total=sa.func.coalesce(outcome.bytes_total, models.Task.bytes_total),
             rate_bytes=None,
             next_attempt_at=None,
             finished_at=db_session.database_now(),
+            **sizes(models.Task, outcome.bytes_done, outcome.bytes_total),
         )
     )
     return Recorded(current=True, requests=requests, idle=count_done(session, touched))
@@ -210,5 +209,25 @@ def mirror(session: orm.Session, job_id: str, **values: object) -> None:
     )
 
 
-def at_least(column: orm.InstrumentedAttribute[int], value: int) -> sa.Case[int]:
-    return sa.case((column < value, value), else_=column)
+def sizes(row: Any, done: Any, total: Any) -> dict[str, sa.ColumnElement[Any]]:
+    """Give the bytes of a job or a task after a report of its compute.
+
+    Bytes done never decrease. Whatever a compute reports, the total stays at or below the known
+    one, which came from Glance, and at or above the bytes done.
+
+    :param row: the table, or its columns
+    :param done: bytes done in this attempt, a number or a parameter
+    :param total: the reported total, likewise; None if none was reported
+    """
+    moved = sa.literal(done, sa.BigInteger()) if isinstance(done, int) else done
+    told = total if isinstance(total, sa.BindParameter) else sa.literal(total, sa.BigInteger())
+    known = row.bytes_total
+    # MariaDB assigns columns one after the other; these give the same result in either order.
+    most = sa.case(
+        (known.is_(None), told), (told.is_(None), known), (told < known, told), else_=known
+    )
+    capped = sa.case((most < moved, most), else_=moved)
+    return {
+        'bytes_done': sa.case((row.bytes_done < capped, capped), else_=row.bytes_done),
+        'bytes_total': sa.case((most < row.bytes_done, row.bytes_done), else_=most),
+    }

@@ -25,6 +25,7 @@ from sqlalchemy.sql import functions
 from nova_precache import exception
 
 T = TypeVar('T')
+M = TypeVar('M')
 
 # The database does not answer; what its message holds is not for everybody.
 Unreachable = db_exception.DBConnectionError
@@ -195,6 +196,60 @@ def keys() -> sa.BindParameter[Any]:
 def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
     """Split keys for IN clauses, of which databases take so many at a time."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def in_bulk(
+    members: Sequence[M],
+    write: Callable[[Sequence[M]], T],
+    refused: Callable[[M, Exception], None],
+) -> list[T]:
+    """Write all members at once, or, where the database refuses some, all but these.
+
+    Bad members are found by bisection. An outage or a deadlock is raised at once; an error that
+    may or may not be caused by data is raised once several members met it and none was written.
+
+    :param write: commits those that it is given, or none of them
+    :param refused: called with each member that was left out, and the error
+    :returns: the results of ``write``, one for each part that was written
+    """
+    written: list[T] = []
+    errors: list[Exception] = []
+
+    def go_on(some: Sequence[M]) -> None:
+        try:
+            written.append(write(some))
+        except _OF_ALL:
+            raise
+        except _OF_SOME as exc:
+            if len(some) > 1:
+                middle = len(some) // 2
+                go_on(some[:middle])
+                go_on(some[middle:])
+                return
+            if not isinstance(exc, _OF_DATA):
+                errors.append(exc)
+                if not written and len(errors) == _MOST_ALIKE:
+                    raise
+            refused(some[0], exc)
+
+    if members:
+        go_on(members)
+    return written
+
+
+_OF_ALL = (db_exception.DBConnectionError, db_exception.DBDeadlock, db_exception.RetryRequest)
+_OF_DATA = (
+    db_exception.DBConstraintError,
+    db_exception.DBDataError,
+    db_exception.DBDuplicateEntry,
+    db_exception.DBInvalidUnicodeParameter,
+    db_exception.DBReferenceError,
+    sa.exc.DataError,
+    sa.exc.IntegrityError,
+)
+# Some are raised as they are by oslo.db.
+_OF_SOME = (*_OF_DATA, db_exception.DBError, sa.exc.SQLAlchemyError)
+_MOST_ALIKE = 5
 
 
 def rowcount(result: sa.Result[Any]) -> int:

@@ -6,7 +6,7 @@ import uuid
 
 from oslo_config import cfg
 
-from nova_precache import model, rpc
+from nova_precache import exception, model, rpc, wire
 from nova_precache.compute import agent, inventory, manager, metrics, rpcapi, transfers
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.virt import driver as virt_driver
@@ -19,6 +19,7 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
     :param computes: measures those of this process
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
+    identity = _identity(conf)
     transport = rpc.connect(conf)
     reporter = conductor_rpcapi.ConductorReporter(
         transport, common.conductor_cap(conf), conf.rpc_response_timeout
@@ -32,7 +33,6 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
     endpoint = manager.ComputeManager(
         conf.host, driver, reporter, images.of_calls(conf), running, measured.measured
     )
-    identity = _identity(conf)
     return agent.Agent(
         identity=identity,
         driver=driver,
@@ -53,8 +53,12 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
 
 
 def _identity(conf: cfg.ConfigOpts) -> model.Json:
+    try:
+        host = wire.host(conf.host, '[DEFAULT] host')
+    except exception.InvalidInput as exc:
+        raise exception.ConfigError(str(exc)) from None
     return {
-        'host': conf.host,
+        'host': host,
         'agent_id': agent.agent_id(pathlib.Path(conf.state_path)),
         'boot_id': str(uuid.uuid4()),
         'version': common.version(),

@@ -221,6 +221,7 @@ class ConductorParts:
             self.jobs,
             self.intake,
             token=lambda: self.images.token(fresh=True),
+            max_hosts=self.conf.conductor.max_hosts_per_cell,
         )
 
     def _purge(self) -> None:

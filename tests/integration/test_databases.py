@@ -16,10 +16,10 @@ from alembic.runtime import migration
 from nova_precache import conf as options
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import jobs, models, recording, schema, session
+from nova_precache.db import caches, jobs, models, recording, schema, session
 from tests import databases
 from tests.integration import conducting
-from tests.unit.conftest import CACHED, World, open_world
+from tests.unit.conftest import CACHED, LONG_AGO, World, open_world
 from tests.unit.db.test_steering_orders import Orders
 
 LIMIT = 6
@@ -81,6 +81,56 @@ def test_what_others_commit_changes_nothing_for_a_reader_but_on_postgresql(
         after = reader.scalars(total).one()
 
     assert (after == before) == (database.engine.dialect.name != 'postgresql')
+
+
+def test_a_report_that_the_database_refuses_is_left_out_of_its_batch(
+    database: session.Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = open_world(database)
+    hosts = [f'h{number}' for number in range(20)]
+    for host in hosts:
+        world.living(host)
+        world.dead(host)
+    states = [model.Agent(host, f'agent-{host}', world.cell.uuid, version='1') for host in hosts]
+    states[7] = dataclasses.replace(states[7], free_bytes=2**70)
+    files = [
+        model.CachedImage(host, 'a' * 40, None, 2**70 if host == 'h7' else 1, 1, LONG_AGO)
+        for host in hosts
+    ]
+    store = caches.Caches(database)
+
+    world.agents.report(states)
+    store.record_all([caches.Report(each.host, [each], full=True) for each in files])
+
+    assert set(world.agents.down(hosts)) == {'h7'}
+    assert store.known_hosts() == set(hosts) - {'h7'}
+    named = [each.partition(':')[0] for each in caplog.messages if each.startswith('Refused')]
+    assert named == ['Refused a report from host h7', 'Refused an inventory from host h7']
+
+
+def test_bytes_stay_within_what_is_known_of_them_in_every_order_of_a_servers_assignments(
+    database: session.Database,
+) -> None:
+    world = open_world(database)
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    def shown() -> tuple[int, int | None]:
+        task = world.tasks(request)['h1', 'i1']
+        return task.bytes_done, task.bytes_total
+
+    told = [((60, 10**13), (60, 100)), ((10**12, None), (100, 100)), ((5, 9), (100, 100))]
+    for sequence, ((done, total), expected) in enumerate(told, start=1):
+        progress = model.Progress(model.TaskStatus.DOWNLOADING, done, total)
+        report = jobs.ProgressReport(begun.job_id, begun.epoch, sequence, progress, world.cell.uuid)
+        assert world.jobs.record_progress([report]) == 1
+        assert shown() == expected
+    foreign = dataclasses.replace(report, sequence=99, cell_uuid='another-cell')
+    assert world.jobs.record_progress([foreign]) == 0
+    assert not world.jobs.begin(begun.job_id, begun.epoch, cell_uuid='another-cell')
+    existing = model.ImageOutcome(model.TaskStatus.EXISTING, bytes_total=0)
+    assert world.jobs.finish(begun.job_id, begun.epoch, existing)
+    assert shown() == (100, 100)
 
 
 def test_whatever_is_done_to_two_requests_nothing_is_lost(database: session.Database) -> None:

@@ -2,6 +2,7 @@
 """Brokers in memory: apart by URL, with contexts but no tokens, and errors of our own."""
 
 import contextlib
+import json
 import pathlib
 import socket
 import ssl
@@ -14,6 +15,7 @@ import oslo_messaging as messaging
 import pytest
 import trustme
 from oslo_context import context as oslo_context
+from oslo_messaging._drivers import common as rabbit_common
 from oslo_messaging._drivers import impl_rabbit
 
 from nova_precache import conf as options
@@ -494,3 +496,143 @@ def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
         client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
     assert endpoint.ids == [(first, None), (second, first)]
     assert context.current_id() == first  # of whoever called the one that called us
+
+
+# What cannot be a message, and errors that others send
+
+
+def _rabbit_error(data: object) -> Exception:
+    """Make what oslo.messaging makes of an error that came with an answer."""
+    return rabbit_common.deserialize_remote_exception(json.dumps(data), [])
+
+
+@pytest.mark.parametrize(
+    ('module', 'name', 'expected'),
+    [
+        ('nova_precache.exception', 'AgentConflict', exception.AgentConflict),
+        ('nova_precache.exception', 'ImageNotUsable', exception.InvalidInput),
+        ('nova_precache.exception', 'CellUnreachable', exception.PrecacheError),
+        ('nova_precache.exception', 'HostOccupied', exception.PrecacheError),
+        ('nova_precache.exception', 'errno', exception.PrecacheError),
+        ('oslo_messaging.rpc.dispatcher', 'NoSuchMethod', exception.VersionUnsupported),
+        ('oslo_messaging.rpc.dispatcher', 'UnsupportedVersion', exception.VersionUnsupported),
+        ('nova.exception', 'MigrationError', exception.PrecacheError),
+        ('builtins', 'KeyError', exception.PrecacheError),
+        ('builtins', 'ConnectionResetError', exception.PrecacheError),
+        ('builtins', 'TimeoutError', exception.PrecacheError),
+        ('builtins', 'SystemExit', exception.PrecacheError),
+        (5, ['x'], exception.PrecacheError),
+        (None, None, exception.PrecacheError),
+    ],
+)
+def test_an_error_that_was_sent_is_one_of_ours_on_one_line(
+    connect: Callable[[str], rpc.Transport],
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: Any,
+    expected: type[Exception],
+) -> None:
+    text = 'it is \x1b[31m so' + 'x' * 5000
+    sent = {'class': name, 'module': module, 'message': text, 'args': [text], 'tb': ['a trace']}
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise _rabbit_error(sent)
+
+    monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
+
+    with pytest.raises(exception.PrecacheError) as caught:
+        _call(connect('a').client(TOPIC), 'name')
+    assert type(caught.value) is expected
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1100
+    assert 'a trace' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'sent', [5, ['x'], None, {'class': 'KeyError', 'module': 'builtins', 'message': ['x']}]
+)
+def test_an_answer_that_cannot_be_read_is_an_error_of_ours(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, sent: object
+) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise _rabbit_error(sent)
+
+    monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
+
+    with pytest.raises(exception.PrecacheError, match=r'name 1\.0'):
+        _call(connect('a').client(TOPIC), 'name')
+
+
+def test_a_connection_that_breaks_here_is_not_taken_for_an_answer(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise ConnectionResetError(104, 'Connection reset by peer')
+
+    monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
+
+    with pytest.raises((ConnectionResetError, exception.CellUnreachable)):
+        _call(connect('a').client(TOPIC), 'name')
+
+
+GOOD: dict[str, Any] = {'method': 'name', 'args': {}, 'version': '1.0'}
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        {'method': None},
+        {'method': 5},
+        {'method': ['name']},
+        {'method': 'x' * 4000},
+        {'method': '__class__'},
+        {'method': '_hidden'},
+        {'method': 'target'},
+        {'method': 'name\n'},
+        {'method': 'added'},
+        {'args': []},
+        {'args': 'what'},
+        {'version': 1},
+        {'version': 'one'},
+        {'version': '1.0.0.0'},
+        {'version': '2.0'},
+        {'version': '1.9'},
+        {'version': '9' * 5000},
+        {'namespace': 'control'},
+        {'timeout': 'long'},
+        {'timeout': 2**70},
+        {'timeout': [1]},
+        {'timeout': float('nan')},
+    ],
+)
+def test_what_is_no_call_is_refused_without_a_traceback_and_named_once(
+    odd: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher = rpc._Dispatcher([Endpoint('a')])
+    message = {**GOOD, **odd}
+    incoming = Incoming(message, message.pop('timeout', None))
+
+    for _ in range(3):
+        with pytest.raises(messaging.ExpectedException):
+            dispatcher.dispatch(incoming)
+
+    [line] = caplog.messages
+    assert line.startswith('Refused a call of ')
+    assert line.isprintable()
+    assert len(line) < 400
+    assert dispatcher.dispatch(Incoming(dict(GOOD), None)) == 'a'
+
+
+class Incoming:
+    """A message as oslo.messaging hands it to a dispatcher."""
+
+    def __init__(self, message: Any, client_timeout: Any) -> None:
+        self.message = message
+        self.client_timeout = client_timeout
+        self.ctxt: dict[str, Any] = {}
+
+
+def test_what_is_no_message_at_all_is_refused() -> None:
+    for message in (None, 5, 'text', ['name']):
+        with pytest.raises(messaging.ExpectedException):
+            rpc._Dispatcher([Endpoint('a')]).dispatch(Incoming(message, None))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import prettytable
 from oslo_config import cfg
 
+from nova_precache import wire
 from nova_precache.cells import inventory, novadb
 from nova_precache.db import agents, departures, schema
 from nova_precache.wiring import common, computes
@@ -27,7 +28,7 @@ class Site:
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table."""
+    """Print a table; a name that an earlier release let in moves no cursor."""
     table = prettytable.PrettyTable(columns, align='l')
-    table.add_rows([list(row) for row in rows])
+    table.add_rows([[wire.printable(v) if isinstance(v, str) else v for v in row] for row in rows])
     print(table)

@@ -5,7 +5,7 @@ import sys
 
 from oslo_config import cfg
 
-from nova_precache import exception, model
+from nova_precache import exception, model, wire
 from nova_precache.cmd import managing
 
 
@@ -38,9 +38,9 @@ def discover(conf: cfg.ConfigOpts) -> int:
 
 def _map(site: managing.Site, agent: model.Agent) -> bool:
     try:
-        site.inventory.map_host(agent.host, agent.cell_uuid)
-    except (exception.NotFound, exception.Conflict) as exc:
-        print(f'Host {agent.host} is not mapped: {exc}', file=sys.stderr)
+        site.inventory.map_host(wire.host(agent.host), agent.cell_uuid)
+    except (exception.InvalidInput, exception.NotFound, exception.Conflict) as exc:
+        print(f'Host {wire.printable(agent.host)} is not mapped: {exc}', file=sys.stderr)
         return False
     print(f'Host {agent.host} is mapped to cell {site.inventory.get_cell(agent.cell_uuid).name}.')
     return True
@@ -50,7 +50,7 @@ def delete(conf: cfg.ConfigOpts) -> int:
     site, host = managing.Site(conf), conf.command.host_name
     refuse_used(site, host)
     delete_one(site, host)
-    print(f'Host {host} is deleted.')
+    print(f'Host {wire.printable(host)} is deleted.')
     return 0
 
 

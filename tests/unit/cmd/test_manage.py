@@ -246,6 +246,18 @@ def test_a_host_that_is_gone_for_good_is_forgotten_and_others_are_not(
         run('host', 'delete', 'gone')
 
 
+def test_a_name_that_an_earlier_release_let_in_is_shown_escaped_and_can_be_deleted(
+    run: Run, site: session.Database
+) -> None:
+    evil = '../../evil\n\x1b[31m'
+    cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
+    _host(site, evil, cell.uuid, is_up=False)
+
+    assert '../../evil\\n\\x1b[31m' in run('host', 'list')
+    assert run('host', 'delete', evil) == 'Host ../../evil\\n\\x1b[31m is deleted.\n'
+    assert _left(site, evil) == (False, False, 0)
+
+
 def test_a_host_whose_agent_lives_is_not_deleted(run: Run, site: session.Database) -> None:
     cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
     _host(site, 'alive', cell.uuid, is_up=True)

@@ -17,6 +17,7 @@ from nova_precache.control import Control
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
+from nova_precache.wiring import compute as wiring_compute
 from tests import odd_files
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
 
@@ -479,3 +480,17 @@ def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: pathlib.Path) 
 
     with pytest.raises(exception.ConfigError, match=f'state_path {tmp_path}/file'):
         agent.agent_id(tmp_path / 'file')
+
+
+@pytest.mark.parametrize('host', ['fe80::1', '::1'])
+def test_a_host_name_that_nova_would_not_take_is_refused_by_the_name_of_its_option(
+    host: str, tmp_path: pathlib.Path
+) -> None:
+    options = conf.new(config_files=[])
+    options.set_override('host', host)
+    options.set_override('state_path', str(tmp_path / 'state'))
+
+    with pytest.raises(exception.ConfigError, match=r'^\[DEFAULT\] host: '):
+        wiring_compute.new_agent(options)
+
+    assert not (tmp_path / 'state').exists()

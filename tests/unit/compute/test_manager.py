@@ -15,6 +15,7 @@ from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
 from tests.service import wait_until
+from tests.unit import odd
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
 
 CTXT = context.admin_context()
@@ -493,3 +494,57 @@ def test_a_transfer_works_under_the_ids_of_the_call_that_began_it(
         second.result(WAIT_SECONDS)
 
     assert ids == ['req-j1']
+
+
+# Messages that cannot be
+
+
+@pytest.mark.parametrize(
+    ('field', 'values'),
+    [
+        ('job_id', odd.JOB),
+        ('epoch', odd.NUMBER),
+        ('image_id', odd.JOB),
+        ('image_endpoint', (5, ['a'], 'http://a\nb', '\ud800', 'x' * 5000)),
+        ('token', (5, ['a'], 'a\nb', 'ä', 'x' * 100_000)),
+        ('options', (5, 'text', ['a'])),
+    ],
+)
+def test_a_call_with_an_odd_field_ends_with_that_reason_and_nothing_is_begun(
+    driver: ScriptedDriver, conductor: FakeReporter, field: str, values: Any
+) -> None:
+    conductor.current = {'j1': 1}
+    compute = _manager(driver, conductor)
+    good: dict[str, Any] = {'job_id': 'j1', 'epoch': 1, 'image_id': 'i1'}
+
+    for value in values:
+        answer = compute.cache_image(CTXT, **{**good, field: value})
+        assert answer is not None
+        assert (answer['status'], answer['retry']) == ('error', 'never')
+        assert answer['reason'].startswith(f'{field}: ')
+        assert answer['reason'].isprintable()
+    assert compute.cache_image(CTXT) is not None  # without any argument
+
+    assert driver.asked == []
+
+
+def test_orders_with_odd_fields_are_refused(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    compute = _manager(driver, conductor)
+
+    for value in odd.JOB:
+        with pytest.raises(exception.InvalidInput, match='image_id'):
+            compute.forget_image(CTXT, value)
+        with pytest.raises(exception.InvalidInput, match='job_id'):
+            compute.stop_image(CTXT, value, 1, 'paused')
+    for value in odd.NUMBER:
+        with pytest.raises(exception.InvalidInput, match='epoch'):
+            compute.stop_image(CTXT, 'j1', value, 'paused')
+    for value in (None, 5, ['paused'], '\ud800', 'x' * 5000):
+        with pytest.raises(exception.InvalidInput, match='why') as refused:
+            compute.stop_image(CTXT, 'j1', 1, value)
+        assert len(str(refused.value)) < 200
+    for value in odd.FLAG:
+        with pytest.raises(exception.InvalidInput, match='keep_partial'):
+            compute.stop_image(CTXT, 'j1', 1, 'paused', value)

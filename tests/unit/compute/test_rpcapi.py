@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What conductors say to computes on the wire, to computes of this release and older ones."""
 
+import math
 import uuid
 from collections.abc import Iterator
 from concurrent import futures
@@ -12,6 +13,7 @@ from nova_precache import conf as options
 from nova_precache import context, exception, model, rpc
 from nova_precache.compute import manager, rpcapi, transfers
 from nova_precache.image import fake as fake_images
+from tests.unit import odd
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
 
 CTXT = context.admin_context()
@@ -167,3 +169,61 @@ def test_an_older_compute_cannot_be_asked_to_forget(
 def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
         _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')
+
+
+# Answers and messages that cannot be
+
+
+def _is_json(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+class OddCompute(rpc.Endpoint, version='1.9'):
+    """A compute that answers whatever a test says."""
+
+    def __init__(self) -> None:
+        self.answer: Any = None
+
+    def cache_image(self, ctxt: context.RequestContext, **unknown: Any) -> Any:
+        return self.answer
+
+    stop_image = forget_image = cache_image
+
+
+@pytest.fixture
+def odd_compute(transport: rpc.Transport) -> Iterator[OddCompute]:
+    """A compute that serves host ``odd``."""
+    compute = OddCompute()
+    server = transport.server(rpcapi.TOPIC, 'odd', [compute])
+    server.start()
+    yield compute
+    server.stop()
+
+
+def test_an_odd_outcome_is_an_error_that_names_the_field(
+    transport: rpc.Transport, odd_compute: OddCompute
+) -> None:
+    good = model.ImageOutcome('cached').to_wire()
+    answers = [
+        (field, {**good, field: value})
+        for field, values in odd.OUTCOME.items()
+        for value in values
+        if not isinstance(value, bytes) and _is_json(value)
+    ]
+
+    for field, answer in [*answers, *(('outcome', each) for each in (5, 'cached', ['cached']))]:
+        odd_compute.answer = answer
+        with pytest.raises(exception.InvalidInput, match=field):
+            _api(transport).cache_image(CTXT, 'odd', CALL)
+
+
+@pytest.mark.parametrize('answer', [None, 1, 'false', {}, [True]])
+def test_an_odd_answer_to_an_order_is_not_taken_for_yes(
+    transport: rpc.Transport, odd_compute: OddCompute, answer: Any
+) -> None:
+    odd_compute.answer = answer
+
+    with pytest.raises(exception.InvalidInput, match='the answer'):
+        _api(transport).stop_image(CTXT, 'odd', 'j1', 1, rpcapi.StopWhy.PAUSED)
+    with pytest.raises(exception.InvalidInput, match='the answer'):
+        _api(transport).forget_image(CTXT, 'odd', 'i1')

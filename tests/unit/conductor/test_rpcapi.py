@@ -233,3 +233,30 @@ def test_conductors_that_were_upgraded_are_told_all_the_next_time(
 
     assert conductor.told.get(timeout=WAIT_SECONDS)['after'] is None
     assert conductor.told.empty()
+
+
+# Answers that cannot be
+
+
+@pytest.mark.parametrize('answer', [None, 1, 'false', {}, [True]])
+def test_an_odd_answer_lets_no_call_begin(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    reporter = rpcapi.ConductorReporter(
+        rpc.connect(options.new(config_files=[]), 'fake:///'), None, 1
+    )
+    monkeypatch.setattr(reporter, '_call', lambda *_, **__: answer)
+
+    with pytest.raises(exception.InvalidInput, match='the answer'):
+        reporter.begin_job('j1', 1, True)
+
+
+@pytest.mark.parametrize('answer', [1, 'a\r\nX: y', {}, ['t'], 'x' * 100_000, '\ud800'])
+def test_an_odd_token_is_none_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    reporter = rpcapi.ConductorReporter(
+        rpc.connect(options.new(config_files=[]), 'fake:///'), None, 1
+    )
+    monkeypatch.setattr(reporter, '_call', lambda *_, **__: answer)
+
+    with pytest.raises(exception.InvalidInput, match=r'^the answer: not a token$'):
+        reporter.get_token('a-job', 1)
