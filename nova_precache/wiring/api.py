@@ -44,8 +44,14 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
     group = conf.api
     auth.refuse_exposure(group.auth_strategy, group.bind_host)
     certificate = server.Certificate(group.cert_file, group.key_file) if group.cert_file else None
+    served = application(conf, database)
     return server.HttpServer(
-        application(conf, database), group.bind_host, group.bind_port, group.threads, certificate
+        served,
+        group.bind_host,
+        group.bind_port,
+        group.threads,
+        certificate,
+        max_body_bytes=conf.oslo_middleware.max_request_body_size,
     )
 
 
