@@ -43,6 +43,11 @@ class Request:
     body: bytes = b''
 
     @property
+    def path(self) -> str:
+        """The path as the client wrote it, without the query; printable ASCII."""
+        return self.target.partition(b'?')[0].decode('ascii')
+
+    @property
     def is_chunked(self) -> bool:
         return any(name == b'transfer-encoding' for name, _ in self.headers)
 
@@ -71,7 +76,7 @@ def ask(application: Application, request: Request) -> Answer:
         encoded = [(name.encode(), value.strip().encode('latin-1')) for name, value in headers]
         return Answer(int(code), reason.encode('latin-1'), encoded, body)
     except Exception:
-        LOG.exception('%s %s failed', request.method, _quoted(request))
+        LOG.exception('%s %s failed', request.method, request.path)
         return error(HTTPStatus.INTERNAL_SERVER_ERROR, 'The log of the service has the reason.')
 
 
@@ -84,12 +89,11 @@ def error(status: HTTPStatus, message: str) -> Answer:
 
 
 def _environ(request: Request) -> dict[str, Any]:
-    path, _, query = request.target.partition(b'?')
     return {
         'REQUEST_METHOD': request.method,
         'SCRIPT_NAME': '',
-        'PATH_INFO': urllib.parse.unquote_to_bytes(path).decode('latin-1'),
-        'QUERY_STRING': query.decode('latin-1'),
+        'PATH_INFO': urllib.parse.unquote_to_bytes(request.path).decode('latin-1'),
+        'QUERY_STRING': request.target.partition(b'?')[2].decode('ascii'),
         'SERVER_PROTOCOL': f'HTTP/{request.version}',
         'SERVER_NAME': request.server.host,
         'SERVER_PORT': str(request.server.port),
@@ -124,7 +128,3 @@ def _headers(request: Request) -> dict[str, str]:
     if not _FRAMING.isdisjoint(name for name, _ in request.headers):
         found['CONTENT_LENGTH'] = str(len(request.body))
     return found
-
-
-def _quoted(request: Request) -> str:
-    return urllib.parse.quote(request.target.partition(b'?')[0])
