@@ -150,6 +150,7 @@ class Loop:
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = gateway.Address(*accepted.getsockname()[:2])
         wrapped = self._wrap(accepted)
+        wrapped.setblocking(False)  # eventlet's does not take it over
         made = connection.Connection(wrapped, client, server, self._limits, self._clock)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._warn('There are %d connections: closing the oldest', MAX_CONNECTIONS)
