@@ -59,7 +59,7 @@ class HttpServer:
         self._host = host
         self._error = error or f'[api] cannot listen on {host}:{port}'
         self._tls = None if certificate is None else _tls(certificate)
-        self._limits = connection.Limits(MAX_HEADER_BYTES, max_body_bytes)
+        self._limits = connection.Limits(MAX_HEADER_BYTES, max(0, max_body_bytes))
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix='http')
         self._serving: tuple[loop.Loop, threading.Thread] | None = None
         self.port = port

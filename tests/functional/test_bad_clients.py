@@ -60,24 +60,25 @@ class Api:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
 
-@pytest.fixture(params=['threading', 'eventlet'])
-def threads(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+PLAIN = ('threading', 'plain')
+KINDS = [PLAIN, ('threading', 'TLS'), ('eventlet', 'plain'), ('eventlet', 'TLS')]
+of_one_kind = pytest.mark.parametrize('api', [PLAIN], indirect=True, scope='module')
 
 
-@pytest.fixture(params=['plain', 'TLS'])
+@pytest.fixture(scope='module', params=KINDS, ids='-'.join)
 def api(
     request: pytest.FixtureRequest,
-    threads: str,
-    tmp_path: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
 ) -> Iterator[Api]:
+    threads, protocol = request.param
+    tmp_path = tmp_path_factory.mktemp('api')
     authority = trustme.CA()
     authority.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.write_to_path(
         tmp_path / 'server.pem'
     )
     authority.cert_pem.write_to_path(tmp_path / 'ca.pem')
-    is_tls = request.param == 'TLS'
+    is_tls = protocol == 'TLS'
     port = free_port()
     conf = tmp_path / 'nova-precache.conf'
     conf.write_text(
@@ -131,8 +132,7 @@ def test_200_bad_clients_of_all_kinds_do_not_keep_the_api_from_answering(api: Ap
 
 
 @pytest.mark.parametrize('kind', bad_clients.KINDS)
-@pytest.mark.parametrize('threads', ['threading'], indirect=True)
-@pytest.mark.parametrize('api', ['plain'], indirect=True)
+@of_one_kind
 def test_200_bad_clients_of_one_kind_do_not_either(
     api: Api, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,8 +155,7 @@ def test_200_bad_clients_of_one_kind_do_not_either(
     ],
 )
 @pytest.mark.parametrize('framing', ['Content-Length: 1610612736', 'Transfer-Encoding: chunked'])
-@pytest.mark.parametrize('threads', ['threading'], indirect=True)
-@pytest.mark.parametrize('api', ['plain'], indirect=True)
+@of_one_kind
 def test_an_enormous_body_is_refused_at_every_path_and_not_read(
     api: Api, method: str, path: str, framing: str
 ) -> None:
