@@ -139,9 +139,11 @@ class Connection:
         if self._begun is None:
             return
         parser, request = self._begun.parser, self._begun.request
+        # After chunks, servers may disagree where the next request begins. One that did not
+        # wait for this answer is not served: clients would get more than their turn.
+        is_last = is_last or request.is_chunked or bool(parser.trailing_data[0])
         try:
-            # After chunks, servers may disagree where the next request begins.
-            data = _serialise(parser, request.method, answer, is_last or request.is_chunked)
+            data = _serialise(parser, request.method, answer, is_last)
         except h11.LocalProtocolError as exc:
             LOG.error('The answer of the application is no HTTP: %s', exc)
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, 'The log of the service has the reason.')
@@ -274,9 +276,7 @@ class Connection:
         self._send(_serialise(h11.Connection(h11.SERVER), '', refusal, True), is_last=True)
 
     def _send(self, data: bytes, is_last: bool) -> None:
-        trailing = b'' if self._begun is None else self._begun.parser.trailing_data[0]
         self._forget()
-        self._head = bytearray(trailing)
         self._unsent = memoryview(data)
         self._is_last = is_last
         self._enter(Phase.ANSWERING, self._limits.answer_seconds)
@@ -284,13 +284,8 @@ class Connection:
     def _write(self) -> None:
         while self._unsent:
             self._unsent = self._unsent[self.socket.send(self._unsent) :]
-        trailing = bytes(self._head)
-        self._forget()
         if self._is_last:
             self._linger()
-        elif trailing:
-            self._enter(Phase.READING, self._limits.request_seconds)
-            self._take(trailing)
         else:
             self._enter(Phase.IDLE, self._limits.idle_seconds)
 
