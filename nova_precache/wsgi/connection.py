@@ -162,7 +162,7 @@ class Connection:
         self.close()
 
     def hurry(self, seconds: float) -> None:
-        """End the present phase within so many seconds."""
+        """End the present phase within this time."""
         self._deadline = min(self._deadline, self._clock() + seconds)
 
     def close(self) -> None:

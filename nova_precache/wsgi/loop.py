@@ -193,7 +193,7 @@ class Loop:
                 each.hurry(_STOP_SECONDS)
 
     def _warn(self, message: str, *values: object) -> None:
-        """Log no more than once a minute what clients can cause as often as they like."""
+        """Log at most once a minute what clients can cause as often as they like."""
         if self._clock() >= self._next_warning:
             self._next_warning = self._clock() + _WARN_SECONDS
             LOG.warning(message, *values)

@@ -114,7 +114,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _tls(certificate: Certificate) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # Nobody is asked for the password of a key: a service has no terminal.
+        # No password of a key is asked for: a service has no terminal.
         context.load_cert_chain(certificate.cert_file, certificate.key_file, password=str)
     except (OSError, ValueError) as exc:
         raise exception.ConfigError(
