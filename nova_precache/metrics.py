@@ -2,17 +2,18 @@
 """Serves the metrics of a process to Prometheus, while it runs and if it is told to."""
 
 import logging
-import threading
-import wsgiref.simple_server
 
 import prometheus_client
 
-from nova_precache import exception
+from nova_precache.wsgi import server
 
 LOG = logging.getLogger(__name__)
 
 # Of an image on its way to a host, from what the loopback takes to an hour.
 DOWNLOAD_BUCKETS_SECONDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+
+# Prometheus asks once in a while; the other is for an operator who looks.
+_THREADS = 2
 
 
 class Exposition:
@@ -22,7 +23,7 @@ class Exposition:
         self.registry = prometheus_client.CollectorRegistry()
         self._bind_host = bind_host
         self._port = port
-        self._serving: tuple[wsgiref.simple_server.WSGIServer, threading.Thread] | None = None
+        self._server: server.HttpServer | None = None
 
     def start(self) -> None:
         """Serve them.
@@ -31,22 +32,20 @@ class Exposition:
         """
         if not self._port:
             return
-        try:
-            self._serving = prometheus_client.start_http_server(
-                self._port, addr=self._bind_host, registry=self.registry
-            )
-        except OSError as exc:
-            raise exception.ConfigError(
-                f'[metrics] port {self._port} of {self._bind_host}: {exc.strerror or exc}'
-            ) from exc
+        serving = server.HttpServer(
+            prometheus_client.make_wsgi_app(self.registry),
+            self._bind_host,
+            self._port,
+            _THREADS,
+            error=f'[metrics] port {self._port} of {self._bind_host}',
+        )
+        serving.start()
+        self._server = serving
         LOG.info('Metrics are served on %s, port %d', self._bind_host, self._port)
 
     def stop(self) -> None:
         """Close the port."""
-        if self._serving is None:
+        if self._server is None:
             return
-        server, thread = self._serving
-        self._serving = None
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        self._server.stop()
+        self._server = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-api: the HTTP API in a process of its own, served by cheroot."""
+"""nova-precache-api: the HTTP API in a process of its own."""
 
 from nova_precache import cmd
 

@@ -47,7 +47,6 @@ def read_configuration(
     configuration.register(conf)
     conf.register_cli_opts(cli_options)
     conf.set_default('use_stderr', True)  # what a command prints stays apart from its log
-    log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'cheroot=WARN'])
     conf(list(arguments), project=configuration.PROJECT, default_config_files=default_config_files)
     log.setup(conf, 'nova-precache')
     return conf

@@ -52,7 +52,14 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
             group.public_endpoint,
             ', and what [api] public_endpoint and [cors] allowed_origin name',
         )
-    return server.HttpServer(served, group.bind_host, group.bind_port, group.threads, certificate)
+    return server.HttpServer(
+        served,
+        group.bind_host,
+        group.bind_port,
+        group.threads,
+        certificate,
+        max_body_bytes=conf.oslo_middleware.max_request_body_size,
+    )
 
 
 def _why_unsupported(conf: cfg.ConfigOpts, transport: rpc.Transport) -> Callable[[], str | None]:

@@ -4,6 +4,7 @@
 import pathlib
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import prometheus_client
@@ -17,6 +18,7 @@ from nova_precache.compute import metrics as compute_metrics
 from nova_precache.conductor import metrics as conductor_metrics
 from nova_precache.db import census
 from nova_precache.virt import driver
+from tests import bad_clients
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / 'doc' / 'source' / 'metrics.rst').read_text()
@@ -51,6 +53,23 @@ def test_stopping_closes_the_port(served: tuple[metrics.Exposition, str]) -> Non
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=20)
     exposed.stop()  # once more does no harm
+
+
+def test_bad_clients_take_no_threads_and_do_not_keep_prometheus_from_its_answer(
+    served: tuple[metrics.Exposition, str],
+) -> None:
+    _, url = served
+    threads = threading.active_count()
+
+    with bad_clients.opened(int(url.split(':')[2].split('/')[0]), 200) as bad:
+        for _ in range(3):
+            assert requests.get(url, timeout=20).status_code == 200
+            bad.dribble()
+        assert threading.active_count() <= threads + 2
+
+
+def test_a_body_for_the_metrics_is_limited(served: tuple[metrics.Exposition, str]) -> None:
+    assert requests.get(served[1], data=b'x' * 200_000, timeout=20).status_code == 413
 
 
 def test_a_port_that_is_taken_is_an_error_that_names_the_option() -> None:

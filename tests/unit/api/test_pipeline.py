@@ -64,6 +64,42 @@ def test_a_body_that_breaks_off_is_malformed(api: Any) -> None:
     assert response.json == {'badRequest': {'code': 400, 'message': 'Malformed request body'}}
 
 
+class Endless(io.RawIOBase):
+    """A body without an end, which counts what is read of it."""
+
+    def __init__(self) -> None:
+        self.read_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0, 'all of it is asked for at once'
+        self.read_bytes += size
+        return b' ' * size
+
+
+@pytest.mark.parametrize('length', [None, '1610612736', '9' * 40, '-1', 'five'])
+@pytest.mark.parametrize('method', ['GET', 'POST', 'PUT', 'OPTIONS'])
+@pytest.mark.parametrize(
+    'path', ['/healthcheck', '/', '/v1/', '/v1/requests', '/v2.1/os-aggregates', '/nowhere']
+)
+def test_under_another_server_no_path_reads_a_body_without_a_limit(
+    api: Any, conf: Any, path: str, method: str, length: str | None
+) -> None:
+    body = Endless()
+    request = webob.Request.blank(path, method=method)
+    request.environ['wsgi.input'] = body
+    request.environ['wsgi.input_terminated'] = True
+    if length is not None:
+        request.environ['CONTENT_LENGTH'] = length
+
+    response = request.get_response(api.application)
+
+    assert body.read_bytes <= 2 * conf.oslo_middleware.max_request_body_size
+    assert response.status_int < 500
+
+
 def test_an_unknown_path_of_the_precache_api_is_a_fault(api: Any) -> None:
     response = api.get('/v1/nothing')
     assert response.status_int == 404

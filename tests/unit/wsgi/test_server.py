@@ -4,8 +4,10 @@
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -16,7 +18,8 @@ import requests
 import trustme
 
 from nova_precache import exception
-from nova_precache.wsgi import server
+from nova_precache.wsgi import loop, server
+from tests import bad_clients
 
 WAIT_SECONDS = 20
 THREADS = 4
@@ -112,6 +115,131 @@ def test_what_is_unread_of_a_body_is_no_other_request(serving: server.HttpServer
     assert b'\r\nConnection: close\r\n' in answers
 
 
+@pytest.mark.parametrize('method', ['GET', 'OPTIONS', 'POST', 'DELETE'])
+def test_a_body_that_is_too_large_is_refused_before_the_application(
+    serving: server.HttpServer, method: str
+) -> None:
+    length = ('Content-Length', str(server.MAX_BODY_BYTES + 1))
+    status, said = _send(serving, length, method=method)
+    assert status == 413
+    assert (
+        f'max_request_body_size ({server.MAX_BODY_BYTES})' in json.loads(said)['error']['message']
+    )
+
+
+def test_a_body_may_be_as_large_as_it_may(serving: server.HttpServer) -> None:
+    body = b'x' * server.MAX_BODY_BYTES
+    status, _ = _send(serving, ('Content-Length', str(len(body))), method='POST', body=body)
+    assert status == 200
+
+
+def test_an_application_that_fails_is_an_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        raise ValueError('inside')
+
+    made = server.HttpServer(failing, '127.0.0.1', 0, 1)
+    made.start()
+    answer = requests.get(f'http://127.0.0.1:{made.port}/a%0Ab', timeout=WAIT_SECONDS)
+    made.stop()
+    assert answer.status_code == 500
+    assert 'inside' not in answer.text
+    assert 'GET /a%0Ab failed' in caplog.text
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_the_address(application: Application) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        made = server.HttpServer(application, '127.0.0.1', port, 1)
+        with pytest.raises(exception.ConfigError, match=rf'cannot listen on 127.0.0.1:{port}'):
+            made.start()
+    made.stop()  # does no harm
+
+
+# Bad clients
+
+
+def _asks(serving: server.HttpServer) -> socket.socket:
+    """Open a connection, which is one the server knows once its request was answered."""
+    client = socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS)
+    client.sendall(b'GET /quick HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert client.recv(65536)
+    return client
+
+
+def _is_open(client: socket.socket) -> bool:
+    client.settimeout(0)
+    try:
+        return client.recv(1) != b''
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def test_bad_clients_of_all_kinds_do_not_keep_others_from_being_served(
+    serving: server.HttpServer, application: Application
+) -> None:
+    application.may_answer.set()
+    with bad_clients.opened(serving.port, 20 * THREADS) as bad:
+        for _ in range(3):
+            assert _get(serving, '/quick') == '/quick'
+            bad.dribble()
+
+
+def test_of_too_many_connections_the_oldest_idle_one_goes(
+    serving: server.HttpServer, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, 'MAX_CONNECTIONS', 4)
+    with contextlib.ExitStack() as stack, futures.ThreadPoolExecutor() as pool:
+        slow = pool.submit(_get, serving, '/slow')
+        assert application.waits.wait(WAIT_SECONDS)
+        clients = [stack.enter_context(_asks(serving)) for _ in range(6)]
+
+        assert [_is_open(each) for each in clients] == [False, False, False, True, True, True]
+        application.may_answer.set()
+        assert slow.result(WAIT_SECONDS) == '/slow'
+
+
+def test_answers_that_clients_leave_take_a_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_bytes, limit = 20_000_000, 30_000_000
+
+    def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response('200 OK', [])
+        return [b'x' * answer_bytes]
+
+    monkeypatch.setattr(loop, 'MAX_HELD_BYTES', limit)
+    monkeypatch.setattr(loop, '_CHECK_SECONDS', 0)
+    made = server.HttpServer(large, '127.0.0.1', 0, 1)
+    made.start()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(_asks(made)) for _ in range(6)]
+        whole = [_count(each, answer_bytes) >= answer_bytes for each in clients]
+    made.stop()
+    assert not any(whole[:4])
+    assert whole[-1]
+
+
+def _count(client: socket.socket, up_to_bytes: int) -> int:
+    """Count what a client still receives, until the server closes."""
+    count = 65536  # by _asks, at most
+    with contextlib.suppress(ConnectionError):
+        while count < up_to_bytes and (data := client.recv(1_000_000)):
+            count += len(data)
+    return count
+
+
+def test_what_has_not_arrived_whole_does_not_keep_the_server_from_stopping(
+    application: Application,
+) -> None:
+    application.may_answer.set()
+    made = server.HttpServer(application, '127.0.0.1', 0, THREADS)
+    made.start()
+    with bad_clients.opened(made.port, 20), futures.ThreadPoolExecutor() as pool:
+        pool.submit(made.stop).result(WAIT_SECONDS)
+
+
 def test_a_slow_request_does_not_hold_up_another(
     serving: server.HttpServer, application: Application
 ) -> None:
@@ -199,6 +327,39 @@ def test_who_speaks_no_tls_gets_nothing_and_holds_up_nobody(
         _get(secure, '/quick')
     url = f'https://127.0.0.1:{secure.port}/quick'
     assert requests.get(url, verify=str(authority), timeout=WAIT_SECONDS).text == '/quick'
+
+
+def test_bad_clients_of_all_kinds_do_not_keep_others_from_tls(
+    secure: server.HttpServer, authority: pathlib.Path, application: Application
+) -> None:
+    application.may_answer.set()
+    tls = ssl.create_default_context(cafile=str(authority))
+    url = f'https://127.0.0.1:{secure.port}/quick'
+    with bad_clients.opened(secure.port, 60, tls) as bad:
+        for _ in range(3):
+            assert requests.get(url, verify=str(authority), timeout=WAIT_SECONDS).text == '/quick'
+            bad.dribble()
+
+
+def test_an_answer_over_tls_may_be_large_and_slowly_read(
+    authority: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    body = os.urandom(3_000_000)
+
+    def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response('200 OK', [])
+        return [environ['wsgi.input'].read(), body]
+
+    certificate = server.Certificate(str(tmp_path / 'server.pem'))
+    made = server.HttpServer(large, '127.0.0.1', 0, 1, certificate)
+    made.start()
+    url = f'https://127.0.0.1:{made.port}/'
+    sent = os.urandom(100_000)
+    with requests.post(
+        url, sent, stream=True, verify=str(authority), timeout=WAIT_SECONDS
+    ) as answer:
+        assert b''.join(answer.iter_content(50_000)) == sent + body
+    made.stop()
 
 
 def test_who_says_nothing_keeps_nobody_from_being_accepted(

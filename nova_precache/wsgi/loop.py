@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks after all connections of a server in one thread, which waits for none of them alone."""
+
+import collections
+import contextlib
+import functools
+import logging
+import selectors
+import socket
+import time
+from collections.abc import Callable
+
+from nova_precache.wsgi import connection, gateway
+
+LOG = logging.getLogger(__name__)
+
+# Below what a process may open.
+MAX_CONNECTIONS = 512
+# Of requests that are not whole, and of answers that are not taken.
+MAX_HELD_BYTES = 64 * 1024**2
+
+_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.1
+_STOP_SECONDS = 5
+_WARN_SECONDS = 60
+_ACCEPTED_AT_ONCE = 64
+_RETRY_SECONDS = 0.1
+
+_Phase = connection.Phase
+_WAITING = frozenset({_Phase.HANDSHAKE, _Phase.READING, _Phase.IDLE})
+
+
+class Loop:
+    """Accepts connections, and hands each request that is whole over.
+
+    :param listener: closed in the end
+    :param wrap: makes TLS of a socket, if it is to be
+    :param ask: gets a request, and what is called with its answer, in any thread
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        wrap: Callable[[socket.socket], socket.socket],
+        ask: Callable[[gateway.Request, Callable[[gateway.Answer], None]], None],
+        limits: connection.Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listener = listener
+        self._wrap = wrap
+        self._ask = ask
+        self._limits = limits
+        self._clock = clock
+        self._connections: set[connection.Connection] = set()
+        self._answers: collections.deque[tuple[connection.Connection, gateway.Answer]] = (
+            collections.deque()
+        )
+        self._is_stopping = False
+        self._next_check = self._next_warning = clock()
+        self._waker, self._woken = socket.socketpair()
+        for each in (listener, self._waker, self._woken):
+            each.setblocking(False)
+
+    def run(self) -> None:
+        """Serve until :meth:`stop` is called and every request has its answer."""
+        with self._waker, self._woken, selectors.DefaultSelector() as self._selector:
+            with self._listener:
+                self._selector.register(self._listener, selectors.EVENT_READ)
+                self._selector.register(self._woken, selectors.EVENT_READ)
+                while not self._is_stopping:
+                    self._look()
+                self._selector.unregister(self._listener)
+            self._part()
+            while self._connections:
+                self._look()
+
+    def stop(self) -> None:
+        """Accept nothing more, and end when every request has its answer."""
+        self._is_stopping = True
+        self._wake()
+
+    def _answered(self, asking: connection.Connection, answer: gateway.Answer) -> None:
+        self._answers.append((asking, answer))
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is full, so it wakes, or all has ended
+            self._waker.send(b'\0')
+
+    def _look(self) -> None:
+        for key, _ in self._selector.select(_LOOK_SECONDS if self._connections else None):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fileobj is self._woken:
+                self._woken.recv(4096)
+            else:
+                self._do(key.data, key.data.proceed)
+        while self._answers:
+            asking, answer = self._answers.popleft()
+            self._do(asking, functools.partial(self._answer, asking, answer))
+        if self._clock() >= self._next_check:
+            self._next_check = self._clock() + _CHECK_SECONDS
+            for each in list(self._connections):
+                self._do(each, each.expire)
+            self._free_memory()
+
+    def _do(self, each: connection.Connection, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:  # what one client causes must not end the service of all
+            LOG.exception('A connection failed')
+            each.close()
+        self._follow(each)
+
+    def _follow(self, each: connection.Connection) -> None:
+        """Watch for what a connection waits for now."""
+        request = each.take_request()
+        if request is not None:
+            self._ask(request, lambda answer: self._answered(each, answer))
+        key = self._selector.get_map().get(each.socket)
+        watched = 0 if key is None else key.events
+        if each.events != watched:
+            if watched:
+                self._selector.unregister(each.socket)
+            if each.events:
+                self._selector.register(each.socket, each.events, each)
+        if each.phase is _Phase.CLOSED:
+            each.socket.close()
+            self._connections.discard(each)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                accepted, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._warn('Cannot accept a connection: %s', exc)
+                self._close_oldest()
+                time.sleep(_RETRY_SECONDS)
+                return
+            try:
+                self._add(accepted, gateway.Address(*address[:2]))
+            except OSError as exc:
+                LOG.debug('A connection of %s is lost: %s', address[0], exc)
+                accepted.close()
+
+    def _add(self, accepted: socket.socket, client: gateway.Address) -> None:
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = gateway.Address(*accepted.getsockname()[:2])
+        wrapped = self._wrap(accepted)
+        wrapped.setblocking(False)  # eventlet's does not take it over
+        made = connection.Connection(wrapped, client, server, self._limits, self._clock)
+        if len(self._connections) >= MAX_CONNECTIONS:
+            self._warn('There are %d connections: closing the oldest', MAX_CONNECTIONS)
+            self._close_oldest()
+        self._connections.add(made)
+        self._do(made, made.proceed)  # its first bytes may be there already
+
+    def _answer(self, asking: connection.Connection, answer: gateway.Answer) -> None:
+        asking.answer(answer, is_last=self._is_stopping)
+        if self._is_stopping:
+            asking.hurry(_STOP_SECONDS)
+        asking.proceed()
+
+    def _free_memory(self) -> None:
+        """Close the oldest of the connections that hold too much between them."""
+        held = sum(each.held_bytes for each in self._connections)
+        if held <= MAX_HELD_BYTES:
+            return
+        self._warn('Connections hold more than %d bytes: closing the oldest', MAX_HELD_BYTES)
+        for each in [each for each in self._oldest() if each.held_bytes][:-1]:
+            if held > MAX_HELD_BYTES:
+                held -= each.held_bytes
+                self._do(each, each.close)
+
+    def _close_oldest(self) -> None:
+        for each in self._oldest()[:1]:
+            self._do(each, each.close)
+
+    def _oldest(self) -> list[connection.Connection]:
+        """All that may be closed, those first that have done the same thing the longest."""
+        clients = [each for each in self._connections if each.phase is not _Phase.ASKING]
+        return sorted(clients, key=lambda each: each.since)
+
+    def _part(self) -> None:
+        """Close what no request is in, and let the others end."""
+        for each in list(self._connections):
+            if each.phase in _WAITING:
+                self._do(each, each.close)
+            elif each.phase is _Phase.ANSWERING:
+                each.hurry(_STOP_SECONDS)
+
+    def _warn(self, message: str, *values: object) -> None:
+        """Log at most once a minute what clients can cause as often as they like."""
+        if self._clock() >= self._next_warning:
+            self._next_warning = self._clock() + _WARN_SECONDS
+            LOG.warning(message, *values)
