@@ -19,7 +19,7 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
     :param computes: measures those of this process
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
-    transport = rpc.connect(conf)
+    transport = rpc.connect_own(conf)
     reporter = conductor_rpcapi.ConductorReporter(
         transport, common.conductor_cap(conf), conf.rpc_response_timeout
     )
