@@ -154,10 +154,9 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
     (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
     silent_cell._pool.shutdown()  # once what was given up has failed at last
     assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
-    assert caplog.messages == [
-        "Database of cell two is unavailable: cell two's database is unreachable "
-        '(it gives no answer)'
-    ]
+    [line] = caplog.messages
+    assert line.startswith('Database of cell two is unavailable: ')
+    assert line.endswith(' (it gives no answer)')
 
 
 def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cell(

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of oslo.messaging that make its libraries read the global configuration."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import UploadImage
+from tests.integration.conftest import Deployment
+
+SHARED_MEMORY = pathlib.Path('/dev/shm')  # noqa: S108 - where oslo.messaging numbers its queues
+
+
+@pytest.fixture
+def prefix(tmp_path: pathlib.Path) -> Iterator[str]:
+    """What the processes of this test are called, so that their numbers are found again."""
+    name = f'precache-{os.getpid()}'
+    yield name
+    for left in SHARED_MEMORY.glob(f'*_{name}-*_qmanager'):
+        left.unlink()
+
+
+def test_with_the_queue_manager_all_services_serve_and_a_request_completes(
+    deployment: Deployment, upload_image: UploadImage, prefix: str
+) -> None:
+    """Its locks are in a directory of the global configuration, by default of state_path."""
+    data = os.urandom(1024)
+    image_id = upload_image(data)
+    service = deployment.service
+    changes = {
+        'oslo_messaging_rabbit': {'use_queue_manager': True, 'processname': f'{prefix}-$host'}
+    }
+    with deployment.configured(deployment.names, changes):
+        deployment.wait_until_hosts_are_up()
+        request = service.wait(service.cache(service.aggregate('queue manager'), image_id))
+        queues = deployment.rabbitmq.queues(deployment.urls['cell1'])
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    deployment.assert_cached(image_id, data, deployment.hosts)
+    for name in deployment.names:
+        assert 'RequiredOptError' not in deployment.log(name)
+        assert any((deployment.directory / name / 'locks').iterdir()) or name == 'api'
+    host = deployment.hosts[0].name
+    assert any(queue.startswith('reply_') and f':{prefix}-{host}:' in queue for queue in queues)
+    deployment.assert_tidy()
