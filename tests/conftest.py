@@ -175,13 +175,6 @@ class RabbitMQ:
         finally:
             self._add_vhost(name)
 
-    def queues(self, url: str) -> list[str]:
-        """Name the queues of a virtual host."""
-        vhost = url.rsplit('/', 1)[1]
-        arguments = ['-q', 'list_queues', '-p', vhost, 'name', '--no-table-headers']
-        listed: str = self.driver.rabbitmqctl(self.nodename, arguments)
-        return listed.split()
-
     def make_vhost(self) -> str:
         """Make an empty virtual host and give its transport URL."""
         name = uuid.uuid4().hex
