@@ -42,7 +42,12 @@ def read_configuration(
     :param default_config_files: read unless the command line names files; None looks in
         the usual places
     """
-    return configuration.set_up_process(arguments, default_config_files, cli_options=cli_options)
+    return configuration.set_up_process(
+        arguments,
+        default_config_files,
+        cli_options=cli_options,
+        use_stderr=True,  # what a command prints stays apart from its log
+    )
 
 
 def run(

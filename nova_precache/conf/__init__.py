@@ -71,17 +71,21 @@ def set_up_process(
     config_files: Sequence[str] | None = None,
     program: str | None = None,
     cli_options: Sequence[cfg.Opt] = (),
+    use_stderr: bool = False,
 ) -> cfg.ConfigOpts:
     """Read the configuration of a process that is one service, into oslo.config's global conf.
 
     Libraries read that one where nothing is passed to them: lockutils, for one, by which
     oslo.messaging numbers its queues. Parameters and errors are those of :func:`new`.
+
+    :param cli_options: beside those of every command
+    :param use_stderr: default of the option: log to standard error, too
     """
     conf = cfg.CONF
     conf.reset()  # of an earlier command, as where tests call several
     register(conf)
     conf.register_cli_opts(cli_options)
-    conf.set_default('use_stderr', True)  # what a command prints stays apart from its log
+    conf.set_default('use_stderr', use_stderr)
     log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'cheroot=WARN'])
     _read(conf, args, config_files, program)
     if not conf.oslo_concurrency.lock_path:
