@@ -21,7 +21,8 @@ _LOGGED = '_logged_as_outage'
 # the database's name; at the level DEBUG theirs are logged, too.
 _REPEATED = {
     'oslo_db.api': ('DB exceeded retry limit.',),
-    'oslo_messaging._drivers.impl_rabbit': (
+    # With the name that oslo.log gives it.
+    'oslo.messaging._drivers.impl_rabbit': (
         '[%(connection_id)s] AMQP server on %(hostname)s:%(port)s is unreachable',
         '[%(connection_id)s] AMQP server %(hostname)s:%(port)s closed',
         '[%(connection_id)s] Reconnected to AMQP server',

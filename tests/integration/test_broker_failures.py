@@ -14,6 +14,7 @@ import pytest
 
 from nova_precache import conf as options
 from nova_precache import context, exception, rpc
+from nova_precache.cells import inventory
 from nova_precache.db import schema, session
 from tests.conftest import RabbitMQ
 from tests.integration.conftest import BIN
@@ -24,6 +25,8 @@ from tests.service import wait_until
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
 WAIT_SECONDS = 60.0
+AWAY = 'is unavailable: '
+BACK = 'is available again'
 
 Spoil = Callable[[str], str]
 
@@ -123,6 +126,62 @@ def test_a_command_whose_broker_refuses_it_ends_with_a_line_and_never_counts_as_
     SECRETS.look_into(ended.stderr, f'what a {command} says that is refused')
 
 
+def test_a_broker_that_goes_and_comes_back_has_two_lines_in_the_log_of_each_service(
+    rabbitmq: RabbitMQ,
+    file: Callable[[str], pathlib.Path],
+    tmp_path: pathlib.Path,
+    free_port: Callable[[], int],
+) -> None:
+    with Link(free_port(), rabbitmq.driver.port) as link, contextlib.ExitStack() as running:
+        url = rabbitmq.make_vhost().replace(f':{rabbitmq.driver.port}/', f':{link.port}/')
+        path = file(url)
+        path.write_text(f'{path.read_text()}{_QUICK}')
+        database = session.connect(options.new(config_files=[str(path)]))
+        inventory.Inventory(database).create_cell('one', url)
+        database.dispose()
+        logs = [_start(command, path, running) for command in ('conductor', 'compute')]
+        wait_until(lambda: 'is registered and serves' in logs[1].read_text(), 'it is served')
+
+        link.cut()
+        wait_until(lambda: all(AWAY in log.read_text() for log in logs), 'it is logged')
+        # The broker of the API, which is the same, and that of the cell.
+        wait_until(lambda: logs[0].read_text().count(AWAY) == 2, 'both are logged')
+        link.restore()
+        wait_until(lambda: logs[0].read_text().count(BACK) == 2, 'the conductor is back')
+        wait_until(lambda: BACK in logs[1].read_text(), 'the compute is back')
+
+    assert [log.read_text().count(AWAY) for log in logs] == [2, 1]
+    for log in logs:
+        lines = log.read_text().splitlines()
+        assert all('Broker rabbit://127.0.0.1:' in line for line in lines if AWAY in line)
+        others = [line for line in lines if ' ERROR ' in line and AWAY not in line]
+        assert others == []
+    assert '(cell one, ' in logs[0].read_text()
+
+
+_QUICK = """
+[DEFAULT]
+report_interval = 1
+rpc_response_timeout = 6
+[conductor]
+rpc_connect_retries = 0
+[oslo_messaging_rabbit]
+rabbit_interval_max = 1
+kombu_reconnect_delay = 0.1
+"""
+
+
+def _start(command: str, file: pathlib.Path, running: contextlib.ExitStack) -> pathlib.Path:
+    """Start a command and give its log."""
+    log = SECRETS.expect(file.with_name(f'{command}.log'))
+    arguments = [str(BIN / f'nova-precache-{command}'), '--config-file', str(file)]
+    with log.open('ab') as out:
+        started = subprocess.Popen(arguments, stdout=out, stderr=out)
+    running.callback(started.wait, WAIT_SECONDS)
+    running.callback(started.terminate)
+    return log
+
+
 class Endpoint(rpc.Endpoint):
     def name(self, ctxt: context.RequestContext) -> str:
         return 'served'
@@ -157,6 +216,34 @@ def test_a_broker_of_which_one_host_lives_is_used_whichever_is_tried_first(
             )
             assert _call(transport) == 'served'
             transport.retire()
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        {'amqp_durable_queues': True},
+        {'amqp_auto_delete': True},
+        {'rabbit_quorum_queue': True},
+        {'rabbit_quorum_queue': True, 'rabbit_transient_quorum_queue': True},
+        {
+            'rabbit_transient_quorum_queue': True,
+            'rabbit_stream_fanout': True,
+            'rabbit_qos_prefetch_count': 10,
+        },
+        {'heartbeat_timeout_threshold': 0},
+    ],
+    ids='-'.join,
+)
+def test_calls_are_answered_whatever_kind_the_queues_are_of(
+    rabbitmq: RabbitMQ, option: dict[str, object]
+) -> None:
+    query = '&'.join(f'{name}={value}' for name, value in option.items())
+    url = f'{rabbitmq.make_vhost()}?{query}'
+    with _serving(url):
+        transport = rpc.connect(options.new(config_files=[]), url)
+        assert _call(transport) == 'served'
+        transport.client(TOPIC, retries=0).cast(CTXT, 'name', '1.0')
+        transport.retire()
 
 
 def test_a_broker_that_goes_silent_before_the_first_call_is_given_up_and_used_again(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
+from oslo_messaging._drivers import impl_rabbit
 
 from nova_precache import concurrency, outages
 from nova_precache.db import session
@@ -140,8 +141,8 @@ def test_an_error_within_a_transaction_is_no_outage(
 def test_what_libraries_log_at_each_try_is_for_debugging(
     short: pytest.LogCaptureFixture, level: int, lines: int
 ) -> None:
-    library = logging.getLogger('oslo_messaging._drivers.impl_rabbit')
-    short.set_level(level, library.name)
+    library = impl_rabbit.LOG
+    short.set_level(level, library.logger.name)
 
     library.error('Connection failed: %s (retrying in %s seconds)', 'refused', 1)
     library.info('A recoverable connection/channel error occurred, trying to reconnect: %s', 'x')
