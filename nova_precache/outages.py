@@ -89,7 +89,7 @@ def _for(seconds: float) -> str:
 
 
 def is_logged(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it was raised from, was noted as an outage."""
+    """Whether an error, or one that it was raised from, was noted as an outage."""
     while error is not None:
         if getattr(error, _LOGGED, False):
             return True

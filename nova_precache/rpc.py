@@ -43,7 +43,7 @@ SEND_SECONDS = 30.0
 REFUSAL_SECONDS = 5.0
 START_PAUSE_SECONDS = 1.0
 LONGEST_START_PAUSE_SECONDS = 60.0
-# Nobody listens there.
+# No server listens to it.
 PROBE_TOPIC = 'precache_probe'
 # Where a new connection cannot be made, oslo.messaging lets the errors of its libraries pass.
 _NO_CONNECTION = (
@@ -344,7 +344,7 @@ class Transport:
     def send(
         self, ctxt: context.RequestContext, what: str, seconds: float, work: Callable[[], T]
     ) -> T:
-        """Call or cast, but give it up after so many seconds: it may then still be sent later.
+        """Call or cast, but give it up after ``seconds``; it may still be sent later.
 
         :raises nova_precache.exception.CellUnreachable: the broker took no message
         """
@@ -360,9 +360,9 @@ class Transport:
             self.probe()
 
     def probe(self, seconds: float = SEND_SECONDS) -> None:
-        """Send a message to nobody, and find out whether the broker takes it.
+        """Send a message that no server reads, and find out whether the broker takes it.
 
-        :raises nova_precache.exception.CellUnreachable: it did not, in so many seconds
+        :raises nova_precache.exception.CellUnreachable: it did not in time
         """
         if self.exchange is None:
             with self.noted():
