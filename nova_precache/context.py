@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: the request context, from the API to Glance's log."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from oslo_context import context
@@ -18,6 +19,17 @@ class RequestContext(context.RequestContext):
     """
 
     is_of_any_project = False
+
+    def __init__(self, *, overwrite: bool = True, **kwargs: Any) -> None:
+        """Make a context; with ``overwrite``, this thread logs under it from now on.
+
+        oslo.context would keep the first one of a thread in any case, so that all later
+        lines of a loop would carry the ids of the request that it served first.
+        """
+        before = context.get_current()
+        super().__init__(overwrite=overwrite, **kwargs)
+        if not overwrite:
+            _restore(before)
 
     def to_wire(self) -> dict[str, Any]:
         """Give what may leave the process: ids and roles, no token."""
@@ -72,21 +84,32 @@ def admin_context() -> RequestContext:
     )
 
 
-def work_for(request_id: str | None, global_request_id: str | None = None) -> None:
-    """Have what this thread logs and asks of others from now on carry the ids of a request.
+@contextlib.contextmanager
+def working_for(request_id: str | None, global_request_id: str | None = None) -> Iterator[None]:
+    """Log, and ask others, under the ids of a request until this is left.
 
-    :param global_request_id: of whoever made that request while serving another one
+    :param request_id: None makes one up
+    :param global_request_id: of the request that the caller of this one was serving
     """
+    before = context.get_current()
     RequestContext(
         is_admin=True,
         roles=['admin'],
         request_id=request_id,
         global_request_id=global_request_id,
-        overwrite=True,
     )
+    try:
+        yield
+    finally:
+        _restore(before)
 
 
 def current_id() -> str | None:
     """Give the id under which others are to log what this thread asks of them."""
     current = context.get_current()
     return None if current is None else current.global_id
+
+
+def _restore(before: context.RequestContext | None) -> None:
+    # There is no public way to have none again.
+    context._request_store.context = before

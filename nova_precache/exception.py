@@ -35,6 +35,7 @@
     ├── ImageServiceUnavailable
     ├── ConfigError
     ├── CellUnreachable
+    │   └── BrokerRefused
     ├── HostOccupied
     └── CacheError
         ├── ImageGone
@@ -242,6 +243,13 @@ class ConfigError(PrecacheError):
 
 class CellUnreachable(PrecacheError):
     """A cell's broker takes no message, or its database gives no answer."""
+
+
+class BrokerRefused(CellUnreachable):
+    """A broker accepts neither the user, the password nor the virtual host, or forbids it a queue.
+
+    It answers, so this does not pass by itself: someone has to change an option or a permission.
+    """
 
 
 class HostOccupied(PrecacheError):

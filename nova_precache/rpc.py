@@ -4,33 +4,60 @@
 The in-memory driver shares its exchanges over the whole process, whatever the
 URL. So a URL such as ``fake:///cell1`` gets an exchange of the name of its
 virtual host; a real broker's URL keeps ``[DEFAULT] control_exchange``.
+
+oslo.messaging waits without a limit in some places: for the queue of replies, which it
+makes at the first call; for a channel of a broker that has just gone silent; for any
+answer of such a broker where heartbeats are off. So each call and cast is made in a thread
+of its own, and given up when it takes too long: :class:`Transport` has the limits.
 """
 
 import contextlib
+import functools
 import inspect
 import logging
 import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any, TypeVar
 
 import amqp
 import kombu.exceptions
 import oslo_messaging as messaging
+import tenacity
 from oslo_config import cfg
 from oslo_messaging.rpc import server as rpc_server
 
-from nova_precache import context, exception, wire
+from nova_precache import context, exception, outages, wire
 
 LOG = logging.getLogger(__name__)
 
 Method = TypeVar('Method', bound=Callable[..., Any])
+T = TypeVar('T')
 
 UNREADABLE = '<unreadable>'
 AUTO = 'auto'
-# Raised as it is where a new connection cannot be made.
-_NO_CONNECTION = (kombu.exceptions.KombuError, amqp.AMQPError)
+OWN_BROKER = '[DEFAULT] transport_url'
+# Within which a message is sent, from the first connection to the broker's confirmation.
+SEND_SECONDS = 30.0
+# Within which a broker says at the start of a command that it refuses this service.
+REFUSAL_SECONDS = 5.0
+START_PAUSE_SECONDS = 1.0
+LONGEST_START_PAUSE_SECONDS = 60.0
+# No server listens to it.
+PROBE_TOPIC = 'precache_probe'
+# Where a new connection cannot be made, oslo.messaging lets the errors of its libraries pass.
+_NO_CONNECTION = (
+    messaging.MessageDeliveryFailure,
+    messaging.ClientSendError,
+    kombu.exceptions.KombuError,
+    amqp.AMQPError,
+    OSError,
+    EOFError,
+)
+# By a broker that was reached, and will do so again.
+_REFUSED = (amqp.AccessRefused, amqp.NotAllowed)
 # How a server says that it does not know what was called.
 _UNKNOWN = frozenset({'UnsupportedVersion', 'NoSuchMethod'})
 # Says something of a broker, so that no answer may be one.
@@ -93,10 +120,7 @@ class NovaContextSerializer(ContextSerializer):
 
 
 class Client:
-    """Calls and casts to one topic on one transport.
-
-    :param serializer: of what is not called by our own endpoints, which answer a probe
-    """
+    """Calls and casts to one topic on one transport."""
 
     def __init__(
         self,
@@ -113,9 +137,8 @@ class Client:
             target,
             version_cap=version_cap,
             serializer=serializer or ContextSerializer(),
-            retry=retries,
+            retry=connect_retries(retries, transport.hosts),
         )
-        self._has_called = serializer is not None
 
     def can_send(self, version: str) -> bool:
         """Tell whether the pin in ``[upgrade_levels]`` lets this version be sent."""
@@ -145,19 +168,15 @@ class Client:
             timeout=timeout_seconds,
             call_monitor_timeout=monitor_seconds,
         )
-        with self._transport.used_to_call(), _own_errors(f'{method} {version}'):
-            self._probe(ctxt, server)
-            return _answer(lambda: prepared.call(ctxt, method, **arguments), f'{method} {version}')
-
-    def _probe(self, ctxt: context.RequestContext, server: str | None) -> None:
-        """Fail on a dead broker before the first call.
-
-        That call makes the queue for replies, for which oslo.messaging waits
-        without end and whatever the retries; a cast respects them.
-        """
-        if not self._has_called:
-            self._client.prepare(server=server, version='1.0').cast(ctxt, 'ping')
-            self._has_called = True
+        what = f'{method} {version}'
+        answer_seconds = timeout_seconds or self._client.conf.rpc_response_timeout
+        self._transport.make_ready_for_replies()
+        return self._transport.send(
+            ctxt,
+            what,
+            answer_seconds + SEND_SECONDS,
+            lambda: _answer(lambda: prepared.call(ctxt, method, **arguments), what),
+        )
 
     def cast(
         self, ctxt: context.RequestContext, method: str, version: str, **arguments: Any
@@ -167,8 +186,21 @@ class Client:
         :raises nova_precache.exception.CellUnreachable: the broker took no message
         :raises nova_precache.exception.VersionUnsupported: the pin forbids the version
         """
-        with self._transport.used_to_call(), _own_errors(f'{method} {version}'):
-            self._client.prepare(version=version).cast(ctxt, method, **arguments)
+        prepared = self._client.prepare(version=version)
+        self._transport.send(
+            ctxt,
+            f'{method} {version}',
+            SEND_SECONDS,
+            lambda: prepared.cast(ctxt, method, **arguments),
+        )
+
+
+def connect_retries(retries: int | None, hosts: int) -> int | None:
+    """Count retries as oslo.messaging does, for which a try of each host is one of its own.
+
+    :param retries: of the whole list of hosts; None retries for ever
+    """
+    return None if retries is None else (retries + 1) * hosts - 1
 
 
 def _answer(call: Callable[[], Any], what: str) -> Any:
@@ -226,8 +258,8 @@ def _own_errors(what: str) -> Iterator[None]:
         yield
     except messaging.MessagingTimeout as exc:
         raise TimeoutError(str(exc)) from exc
-    except (messaging.MessageDeliveryFailure, *_NO_CONNECTION) as exc:
-        raise exception.CellUnreachable(_first_line(exc)) from exc
+    except exception.PrecacheError:
+        raise
     except messaging.RPCVersionCapError as exc:
         raise exception.VersionUnsupported(
             f'{what} may not be sent, the pin is {exc.version_cap}'
@@ -235,8 +267,23 @@ def _own_errors(what: str) -> Iterator[None]:
     # Raised as they are in memory, where nothing is sent.
     except (messaging.UnsupportedVersion, messaging.NoSuchMethod) as exc:
         raise exception.VersionUnsupported(f'{what} is not known to whoever was called') from exc
-    except messaging.MessagingException as exc:
-        raise exception.PrecacheError(_first_line(exc)) from exc
+    except Exception as exc:
+        if isinstance(exc, _NO_CONNECTION):
+            kind = exception.BrokerRefused if _is_refused(exc) else exception.CellUnreachable
+            raise kind(_first_line(exc)) from exc
+        if isinstance(exc, messaging.MessagingException):
+            raise exception.PrecacheError(_first_line(exc)) from exc
+        if isinstance(exc, cfg.Error | RuntimeError):  # of options that contradict each other
+            raise exception.ConfigError(f'oslo.messaging: {_first_line(exc)}') from exc
+        raise
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, _REFUSED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
@@ -303,44 +350,62 @@ class Server:
     def __init__(
         self, transport: 'Transport', topic: str, name: str, endpoints: Sequence[object]
     ) -> None:
-        target = messaging.Target(exchange=transport.exchange, topic=topic, server=name)
-        self._server = rpc_server.RPCServer(transport.serving, target, _Dispatcher(endpoints))
+        self._transport = transport
+        self._new_server = functools.partial(
+            rpc_server.RPCServer,
+            transport.serving,
+            messaging.Target(exchange=transport.exchange, topic=topic, server=name),
+            _Dispatcher(endpoints),
+        )
         self._lock = threading.Lock()
-        self._is_serving = False
-        self._is_stopped = False
-        self.has_failed = False
+        self._serving: Any = None
+        self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Start to serve, waiting for the broker for as long as that takes."""
-        self._server.start()
-        with self._lock:
-            self._is_serving = True
-            is_late = self._is_stopped
-        if is_late:
-            self._close()
+        """Start to serve, waiting for the broker for as long as that takes, or until stopped.
+
+        What fails is tried again after growing pauses.
+        """
+        attempts = tenacity.Retrying(
+            wait=tenacity.wait_exponential(START_PAUSE_SECONDS, max=LONGEST_START_PAUSE_SECONDS),
+            sleep=tenacity.sleep_using_event(self._stopping),
+            stop=tenacity.stop_when_event_set(self._stopping),
+            before_sleep=self._log_failure,
+            retry_error_callback=lambda state: None,  # stopped before it was started
+        )
+        attempts(self._try_to_start)
 
     def start_in_background(self) -> None:
         """Start to serve when the broker can be reached; a dead one delays nobody."""
-        threading.Thread(target=self._try_to_start, name='rpc-server-start', daemon=True).start()
+        threading.Thread(target=self.start, name='rpc-server-start', daemon=True).start()
 
     def stop(self) -> None:
         """Take no more messages and wait for the calls being served."""
         with self._lock:
-            self._is_stopped = True
-            is_serving = self._is_serving
-        if is_serving:
-            self._close()
+            self._stopping.set()
+            serving = self._serving
+        if serving is not None:
+            _close(serving)
 
     def _try_to_start(self) -> None:
-        try:
-            self.start()
-        except Exception:
-            LOG.exception('An RPC server could not be started')
-            self.has_failed = True
+        server = self._new_server()
+        with self._transport.noted(), _own_errors('an RPC server'):
+            server.start()
+        with self._lock:
+            self._serving = server
+            is_late = self._stopping.is_set()
+        if is_late:
+            _close(server)
 
-    def _close(self) -> None:
-        self._server.stop()
-        self._server.wait()
+    def _log_failure(self, state: tenacity.RetryCallState) -> None:
+        error = None if state.outcome is None else state.outcome.exception()
+        if error is not None:
+            LOG.error('An RPC server could not be started', exc_info=error)
+
+
+def _close(server: Any) -> None:
+    server.stop()
+    server.wait()
 
 
 class Transport:
@@ -349,30 +414,116 @@ class Transport:
     When a broker is lost, oslo.messaging reconnects a connection that is not in use and
     lets nobody have it until then: for a server's answers without end, so that a call
     that is to fail soon would wait for one of these as long as the broker is away.
+
+    :param hosts: of the broker's cluster, in its URL
+    :param outage: what the log says while the broker is away
     """
 
     def __init__(
-        self, calling: messaging.Transport, serving: messaging.Transport, exchange: str | None
+        self,
+        calling: messaging.Transport,
+        serving: messaging.Transport,
+        exchange: str | None,
+        hosts: int,
+        outage: outages.Outage,
     ) -> None:
         self.calling = calling
         self.serving = serving
         self.exchange = exchange
+        self.hosts = hosts
+        self.outage = outage
         self._lock = threading.Lock()
         self._calls = 0
         self._is_retired = False
+        self._probing: futures.Future[None] | None = None
+        # Brokers in memory are never away.
+        self._is_ready_for_replies = exchange is not None
 
     def client(
         self, topic: str, version_cap: str | None = None, retries: int | None = None
     ) -> Client:
-        """Make a client; ``retries`` None retries a dead broker for ever."""
+        """Make a client; ``retries`` None retries a dead broker until a call is given up."""
         return Client(self, topic, version_cap, retries)
 
     def nova_client(self, topic: str, version_cap: str | None, retries: int | None) -> Client:
-        """Make a client of a stock Nova's service, which answers no probe before a call."""
+        """Make a client of a stock Nova's service."""
         return Client(self, topic, version_cap, retries, NovaContextSerializer())
 
     def server(self, topic: str, name: str, endpoints: Sequence[object]) -> Server:
         return Server(self, topic, name, endpoints)
+
+    def send(
+        self, ctxt: context.RequestContext, what: str, seconds: float, work: Callable[[], T]
+    ) -> T:
+        """Call or cast, but give it up after ``seconds``; it may still be sent later.
+
+        :raises nova_precache.exception.CellUnreachable: the broker took no message
+        """
+        with self.noted(), _own_errors(what):
+            return _wait(_in_background(ctxt, functools.partial(self._use, work)), seconds)
+
+    def make_ready_for_replies(self) -> None:
+        """Have the queue for replies, which oslo.messaging makes at the first call.
+
+        :raises nova_precache.exception.CellUnreachable: the broker is away
+        """
+        if not self._is_ready_for_replies:
+            self.probe()
+
+    def probe(self, seconds: float = SEND_SECONDS) -> None:
+        """Send a message that no server reads, and find out whether the broker takes it.
+
+        :raises nova_precache.exception.CellUnreachable: it did not in time
+        """
+        if self.exchange is None:
+            with self.noted():
+                _wait(self._begin_probe(), seconds)
+
+    def probe_in_background(self) -> None:
+        """Find out, for the log alone, whether the broker takes messages."""
+        if self.exchange is None:
+            self._begin_probe()
+
+    def _begin_probe(self) -> 'futures.Future[None]':
+        """Begin a probe unless one is under way, which may take as long as the broker is away."""
+        with self._lock:
+            if self._probing is None or self._probing.done():
+                work = functools.partial(self._use, self._send_probe)
+                self._probing = _in_background(context.admin_context(), work)
+            return self._probing
+
+    def _send_probe(self) -> None:
+        with self.noted(), _own_errors('ping'):
+            # First a cast, which gives up at a dead broker.
+            self._prober().cast(context.admin_context(), 'ping')
+            if not self._is_ready_for_replies:
+                with contextlib.suppress(messaging.MessageUndeliverable):
+                    self._prober(must_arrive=True).call(context.admin_context(), 'ping')
+                self._is_ready_for_replies = True
+
+    def _prober(self, *, must_arrive: bool = False) -> messaging.RPCClient:
+        return messaging.get_rpc_client(
+            self.calling,
+            messaging.Target(exchange=self.exchange, topic=PROBE_TOPIC, version='1.0'),
+            serializer=ContextSerializer(),
+            retry=connect_retries(0, self.hosts),
+            transport_options=messaging.TransportOptions(at_least_once=must_arrive),
+        )
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note for the log whether the broker could be used."""
+        try:
+            yield
+        except (exception.CellUnreachable, exception.ConfigError) as exc:
+            self.outage.began(exc)
+            raise
+        else:
+            self.outage.over()
+
+    def _use(self, work: Callable[[], T]) -> T:
+        with self.used_to_call():
+            return work()
 
     @contextlib.contextmanager
     def used_to_call(self) -> Iterator[None]:
@@ -412,9 +563,31 @@ class Transport:
             threading.Thread(target=raw.cleanup, name='transport-close', daemon=True).start()
 
 
-def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
+def _in_background(ctxt: context.RequestContext, work: Callable[[], T]) -> 'futures.Future[T]':
+    """Work in a thread of its own, which logs under the ids of a context."""
+    result: futures.Future[T] = futures.Future()
+
+    def run() -> None:
+        ctxt.update_store()
+        try:
+            result.set_result(work())
+        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+            result.set_exception(exc)
+
+    threading.Thread(target=run, name='rpc-send', daemon=True).start()
+    return result
+
+
+def _wait(result: 'futures.Future[T]', seconds: float) -> T:
+    if not futures.wait([result], seconds).done:
+        raise exception.CellUnreachable(f'no answer from the broker in {seconds:g} s')
+    return result.result()
+
+
+def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKER) -> Transport:
     """Connect to the broker of ``url``, or of ``[DEFAULT] transport_url``.
 
+    :param whose: named in the log beside the URL
     :raises nova_precache.exception.ConfigError: the URL cannot be used
     """
     try:
@@ -425,7 +598,35 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
-    return Transport(calling, serving, exchange_of(parsed))
+    except RuntimeError as exc:  # which names options of the driver
+        raise exception.ConfigError(f'[oslo_messaging_rabbit] {exc}') from exc
+    outage = outages.Outage(f'Broker {describe_url(conf, str(parsed))} ({whose})')
+    hosts = max(1, len(parsed.hosts))
+    return Transport(calling, serving, exchange_of(parsed), hosts, outage)
+
+
+def connect_own(conf: cfg.ConfigOpts) -> Transport:
+    """Connect to ``[DEFAULT] transport_url``, whose broker must accept this service.
+
+    One that is away is another matter: it is waited for in the background.
+
+    :raises nova_precache.exception.ConfigError: the URL cannot be used, or the broker refuses
+        the user, the password or the virtual host
+    """
+    transport = connect(conf)
+    # On connections of their own: a server such as uWSGI may fork before it uses those above.
+    trial = connect(conf)
+    trial.outage = transport.outage
+    try:
+        trial.probe(REFUSAL_SECONDS)
+    except exception.BrokerRefused as exc:
+        place = describe_url(conf, conf.transport_url)
+        raise exception.ConfigError(f'{OWN_BROKER} ({place}) is refused: {exc}') from exc
+    except exception.CellUnreachable:
+        pass  # it is logged
+    finally:
+        trial.retire()
+    return transport
 
 
 def version_cap(option: str, pin: str | None, newest: str, oldest: str = '0.0') -> str | None:

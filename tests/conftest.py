@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import pytest
 import requests
+from oslo_config import cfg
 from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 
 from nova_precache.standalone import environment
@@ -37,6 +38,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Search what a test captured for secrets; see :func:`secrets_kept`."""
     for name, text in report.sections:
         SECRETS.look_into(text, f'{report.nodeid}, {name}')
+
+
+@pytest.fixture(autouse=True)
+def global_conf() -> Iterator[None]:
+    """Leave no option of one command to the next, which a process of its own would not see."""
+    yield
+    cfg.CONF.reset()
+    cfg.CONF.unregister_opt(cfg.SubCommandOpt('command'))
 
 
 @pytest.fixture(scope='session')

@@ -88,7 +88,7 @@ def _answer(error: Exception, request: webob.Request) -> webob.Response:
         LOG.error('%s %s failed', request.method, request.environ.get('PATH_INFO'), exc_info=error)
         message = _unexpected(request)
     elif isinstance(error, session.Unreachable):
-        LOG.warning('The database cannot be reached: %s', _first_line(error))
+        LOG.debug('The database cannot be reached: %s', error)  # it is logged as an outage
         message = 'The database cannot be reached. Please try again later.'
     body = {fault.title: {'code': fault.status, 'message': message}}
     return webob.Response(
@@ -102,11 +102,6 @@ def _unexpected(request: webob.Request) -> str:
     """Say nothing of what went wrong, but where to look it up."""
     number = request.environ.get(request_id.ENV_REQUEST_ID, 'unknown')
     return f'Unexpected API Error. The log of the service tells more under {number}.'
-
-
-def _first_line(error: Exception) -> str:
-    """Give the reason without the statement that was to be run."""
-    return str(error).partition('\n')[0]
 
 
 def _headers(error: Exception) -> list[tuple[str, str]]:

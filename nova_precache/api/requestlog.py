@@ -24,11 +24,14 @@ class RequestLog:
 
     @webob.dec.wsgify  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
-        # Else the log would go on under the last request of this thread until one has logged in.
-        context.work_for(
+        # Until the caller has logged in, which makes a context of its own.
+        with context.working_for(
             request.environ.get(request_id.ENV_REQUEST_ID),
             request.environ.get(request_id.GLOBAL_REQ_ID),
-        )
+        ):
+            return self._answer(request)
+
+    def _answer(self, request: webob.Request) -> webob.Response:
         started = time.monotonic()
         response = request.get_response(self._application)
         LOG.info(

@@ -6,7 +6,6 @@ database gives no answer delays nobody else, and is left alone for a while.
 """
 
 import dataclasses
-import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
@@ -14,10 +13,8 @@ from concurrent import futures
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
-from nova_precache import exception, model
+from nova_precache import exception, model, outages
 from nova_precache.cells import inventory, services
-
-LOG = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 8.0
 # For who has others to see to: of what is not known by then, it is asked again before a call.
@@ -166,7 +163,7 @@ class _Cell:
         self._engine: sa.Engine | None = None
         self._rests_until = float('-inf')
         self._silences = 0
-        self._is_told = False
+        self._outage = outages.Outage(f'Database of cell {cell.name}', clock)
 
     def ask(self, hosts: Collection[str]) -> _Asked:
         """Begin to ask for hosts."""
@@ -192,9 +189,10 @@ class _Cell:
         """
         if not asked.done():
             asked.cancel()
+            error = _unreachable(self.cell, _SILENT)
             if rests:
-                self._rest(_SILENT)
-            raise _unreachable(self.cell, _SILENT)
+                self._rest(error)
+            raise error
         try:
             return asked.result()
         except futures.CancelledError:
@@ -215,10 +213,12 @@ class _Cell:
             if isinstance(exc, ImportError):
                 why = f'no Python module {exc.name} here'
         else:
-            self._is_told, self._silences = False, 0
+            self._silences = 0
+            self._outage.over()
             return found
-        self._rest(why)
-        raise _unreachable(self.cell, why)
+        error = _unreachable(self.cell, why)
+        self._rest(error)
+        raise error
 
     def _connect(self) -> sa.Engine:
         with self._lock:
@@ -226,12 +226,10 @@ class _Cell:
                 self._engine = services.connect(self.cell.database_connection)
             return self._engine
 
-    def _rest(self, why: str) -> None:
+    def _rest(self, error: exception.CellUnreachable) -> None:
+        self._outage.began(error)
         if self._clock() < self._rests_until:
             return  # a look that was given up has failed at last
-        if not self._is_told:  # once, and not at each look while it is away
-            LOG.warning('The database of cell %s cannot be used: %s', self.cell.name, why)
-            self._is_told = True
         seconds = REST_SECONDS[min(self._silences, len(REST_SECONDS) - 1)]
         self._silences += 1
         self._rests_until = self._clock() + seconds

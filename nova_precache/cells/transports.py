@@ -23,11 +23,11 @@ class _Connected:
 class CellTransports:
     """The transports of the cells that are mapped.
 
-    :param connect: connects to a transport URL
+    :param connect: connects to a transport URL, for the cell that it is told of
     """
 
     def __init__(
-        self, aggregates: inventory.Inventory, connect: Callable[[str], rpc.Transport]
+        self, aggregates: inventory.Inventory, connect: Callable[[str, str], rpc.Transport]
     ) -> None:
         self._inventory = aggregates
         self._connect = connect
@@ -62,7 +62,8 @@ class CellTransports:
                 if not cell.transport_url:  # which oslo.messaging takes for that of the API
                     raise exception.ConfigError(cell.why_off)
                 url = cell.transport_url
-                self._connected[cell_uuid] = _Connected(url, self._connect(url))
+                transport = self._connect(url, f'cell {cell.name}, {cell_uuid}')
+                self._connected[cell_uuid] = _Connected(url, transport)
             return self._connected[cell_uuid].transport
 
     def _tell_of_problems(self, cells: Sequence[model.Cell]) -> None:

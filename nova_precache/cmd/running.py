@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Protocol
 
 from oslo_config import cfg
-from oslo_log import log
 from oslo_service import systemd
 
 from nova_precache import backend, exception
@@ -43,13 +42,12 @@ def read_configuration(
     :param default_config_files: read unless the command line names files; None looks in
         the usual places
     """
-    conf = cfg.ConfigOpts()
-    configuration.register(conf)
-    conf.register_cli_opts(cli_options)
-    conf.set_default('use_stderr', True)  # what a command prints stays apart from its log
-    conf(list(arguments), project=configuration.PROJECT, default_config_files=default_config_files)
-    log.setup(conf, 'nova-precache')
-    return conf
+    return configuration.set_up_process(
+        arguments,
+        default_config_files,
+        cli_options=cli_options,
+        use_stderr=True,  # what a command prints stays apart from its log
+    )
 
 
 def run(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tenacity
 
-from nova_precache import concurrency, exception, files, model, rpc
+from nova_precache import concurrency, exception, files, model, outages, rpc
 from nova_precache.compute import inventory, reporter, transfers
 from nova_precache.virt import driver as virt_driver
 
@@ -119,8 +119,7 @@ class Agent:
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._stop_soon(self._periodic, 'what it does periodically goes on')
-        if self._registered.is_set():
-            self._stop_soon(self._server, 'a call is being served')
+        self._stop_soon(self._server, 'a call is being served')
 
     def _stop_soon(self, part: concurrency.Stoppable, otherwise: str) -> None:
         """Stop, but wait neither for a long call nor for a broker that went silent."""
@@ -165,7 +164,7 @@ class Agent:
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = _error_of(state)
         level = logging.ERROR if isinstance(error, exception.AgentConflict) else logging.WARNING
-        if isinstance(error, exception.HostNotMapped) and str(error) == self._told:
+        if outages.is_logged(error) or str(error) == self._told:
             level = logging.DEBUG
         self._told = str(error)
         LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
@@ -175,7 +174,8 @@ class Agent:
         try:
             self._conductor.report_state(self.state())
         except exception.PrecacheError as exc:
-            LOG.warning('The state of host %s was not reported: %s', self.host, exc)
+            level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
+            LOG.log(level, 'The state of host %s was not reported: %s', self.host, exc)
 
     def report_progress(self) -> None:
         """Tell how far each running transfer has come; what is lost, the next one repeats."""

@@ -12,8 +12,6 @@ TOPIC = 'compute'
 # Nova 34 sends the first; the second is the oldest that knows the method.
 VERSION = '6.0'
 OLDEST_VERSION = '5.4'
-# Nobody listens there.
-PROBE_TOPIC = 'precache_probe'
 # Nova asks its image service nothing without a token; one without Keystone takes any.
 NO_TOKEN = 'notused'  # noqa: S105 - what keystoneauth's plugin "none" sends
 
@@ -33,8 +31,8 @@ class NovaComputeAPI:
         timeout_seconds: float,
         monitor_seconds: float,
     ) -> None:
+        self._transport = transport
         self._client = transport.nova_client(TOPIC, version_cap, connect_retries)
-        self._prober = transport.client(PROBE_TOPIC, None, connect_retries)
         self._version_cap = version_cap
         self._timeout_seconds = timeout_seconds
         self._monitor_seconds = monitor_seconds
@@ -45,12 +43,12 @@ class NovaComputeAPI:
             return None
         return f'[upgrade_levels] compute = {self._version_cap} is too low for cache_images'
 
-    def probe(self, ctxt: context.RequestContext) -> None:
+    def probe(self) -> None:
         """Fail while nothing was sent to a compute, if nothing can be.
 
         :raises nova_precache.exception.CellUnreachable: the cell's broker takes no message
         """
-        self._prober.cast(ctxt, 'ping', '1.0')
+        self._transport.probe()
 
     def cache_image(
         self, ctxt: context.RequestContext, host: str, image_id: str, token: str | None

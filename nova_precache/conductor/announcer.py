@@ -83,17 +83,26 @@ class Announcer:
             self._wake.wait(self.poll_seconds)
 
     def _send(self, due: announcements.Due) -> None:
+        """Send one; a failure is of this request alone, or the next cannot be taken either."""
+        waits = 'Request %s: its notification %d waits'
         try:
-            for notification in self._notifications(due):
-                self._emitter.emit(notification)
-        except Exception:  # of this request alone, or the next cannot be taken either
-            LOG.exception('Request %s: its notification %d waits', due.request_id, due.position)
+            request = self._requests.outline(due.request_id)
+        except Exception:
+            LOG.exception(waits, due.request_id, due.position)
             return
-        self._due.remove(due)
+        with context.working_for(request.request_id, request.global_request_id):
+            LOG.debug('Request %s: its notification %d is sent', request.id, due.position)
+            try:
+                for notification in self._notifications(request, due):
+                    self._emitter.emit(notification)
+            except Exception:
+                LOG.exception(waits, due.request_id, due.position)
+                return
+            self._due.remove(due)
 
-    def _notifications(self, due: announcements.Due) -> Iterator[payloads.Notification]:
-        request = self._requests.outline(due.request_id)
-        LOG.debug('Request %s: its notification %d is sent', request.id, due.position)
+    def _notifications(
+        self, request: model.CacheRequest, due: announcements.Due
+    ) -> Iterator[payloads.Notification]:
         asker = context.RequestContext(
             user_id=request.user_id,
             project_id=request.project_id,

@@ -89,7 +89,13 @@ class HostCaller:
 
     def _attempt(self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]) -> jobs.Turned:
         """Make one attempt, and give what is next."""
-        context.work_for(assignment.terms.request_id, assignment.terms.global_request_id)
+        terms = assignment.terms
+        with context.working_for(terms.request_id, terms.global_request_id):
+            return self._attempt_in_its_name(assignment, is_stopping)
+
+    def _attempt_in_its_name(
+        self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]
+    ) -> jobs.Turned:
         if assignment.attempts > 1 and not assignment.joins:
             if not self._is_wanted(assignment):
                 return _ASK

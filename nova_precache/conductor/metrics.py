@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import prometheus_client
 from prometheus_client import core, registry
 
-from nova_precache import context, model
+from nova_precache import context, model, outages
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import caller
 from nova_precache.db import census
@@ -138,7 +138,8 @@ class StateCollector(registry.Collector):
         try:
             counted = self._count()
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the database
-            LOG.warning('Metrics are served without those of the database: %s', exc)
+            level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
+            LOG.log(level, 'Metrics are served without those of the database: %s', exc)
             return None
         if self._count_hosts is None:
             return counted
@@ -149,7 +150,8 @@ def _try_to_count_hosts(count: HostsCount) -> Mapping[str, census.HostCount]:
     try:
         return count()
     except Exception as exc:  # noqa: BLE001 - whatever is wrong with the inventory
-        LOG.warning('Metrics are served without the hosts: %s', exc)
+        level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
+        LOG.log(level, 'Metrics are served without the hosts: %s', exc)
         return {}
 
 

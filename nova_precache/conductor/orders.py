@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable
 from concurrent import futures
 from typing import Protocol
 
-from nova_precache import context, exception
+from nova_precache import context, exception, outages
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import breaker, tracker
 from nova_precache.db import agents, jobs, steering, stops
@@ -232,12 +232,13 @@ class Errands:
     def _do(self, key: Hashable, cell_uuid: str, errand: Callable[[], float]) -> None:
         seconds = self._failed_seconds
         try:
-            seconds = errand()
+            with context.working_for(None):  # the host logs it under the same id
+                seconds = errand()
         except TimeoutError as exc:
             self._breakers.succeeded(cell_uuid)  # its broker took the call
             LOG.warning('A host of cell %s gave no answer: %s', cell_uuid, exc)
         except exception.CellUnreachable as exc:
-            if self._breakers.failed(cell_uuid):
+            if self._breakers.failed(cell_uuid) and not outages.is_logged(exc):
                 LOG.warning('Cell %s is unreachable: %s', cell_uuid, exc)
         except exception.PrecacheError as exc:
             LOG.warning('A host of cell %s refused or cannot be understood: %s', cell_uuid, exc)

@@ -12,7 +12,7 @@ import enum
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from nova_precache import exception, model
+from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
 from nova_precache.conductor import liveness, visibility
 from nova_precache.db import caches, pins, requests
@@ -174,13 +174,14 @@ class Reconciler:
         for pin_id in self._pins.due(due_seconds):
             taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
             if taken is not None:
-                self._look_after(taken)
+                with context.working_for(taken.pin.request_id):
+                    self._look_after(taken)
 
     def _look_after(self, taken: pins.Taken) -> None:
         try:
             self._keep(taken)
         except exception.PrecacheError as exc:
-            self._postpone(taken.pin, str(exc))
+            self._postpone(taken.pin, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
             LOG.exception('Looking after pin %s failed', taken.pin.id)
             self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
@@ -274,8 +275,9 @@ class Reconciler:
         if self._pins.close(pin.id, self._conductor_id, reason, gone):
             LOG.info('Pin %s has ended: %s', pin.id, reason)
 
-    def _postpone(self, pin: model.Pin, reason: str) -> None:
-        LOG.warning('Pin %s is looked after in the next round: %s', pin.id, reason)
+    def _postpone(self, pin: model.Pin, reason: str, *, is_logged: bool = False) -> None:
+        level = logging.DEBUG if is_logged else logging.WARNING
+        LOG.log(level, 'Pin %s is looked after in the next round: %s', pin.id, reason)
         self._pins.checked(pin.id, self._conductor_id, reason, pin.images_gone)
 
 

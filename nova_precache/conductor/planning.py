@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nova_precache import context, exception, model
+from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
 from nova_precache.conductor import liveness, planner, tracker, visibility
 from nova_precache.db import plans, requests
@@ -55,17 +55,20 @@ class Planning:
         taken = self._requests.next_to_plan(self._conductor_id)
         if taken is None:
             return False
-        context.work_for(taken.request.request_id, taken.request.global_request_id)
+        with context.working_for(taken.request.request_id, taken.request.global_request_id):
+            self._try_to_plan(taken, is_stopping)
+        return True
+
+    def _try_to_plan(self, taken: requests.ToPlan, is_stopping: Callable[[], bool]) -> None:
         try:
             self._plan(taken, is_stopping)
         except exception.AggregateNotFound:
             self._fail(taken.request.id, 'the aggregate was deleted before the request was planned')
         except exception.PrecacheError as exc:
-            self._postpone(taken.request.id, str(exc))
+            self._postpone(taken.request.id, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
             LOG.exception('Planning request %s failed', taken.request.id)
             self._postpone(taken.request.id, f'unexpected {type(exc).__name__}')
-        return True
 
     def _plan(self, taken: requests.ToPlan, is_stopping: Callable[[], bool]) -> None:
         request = taken.request
@@ -166,8 +169,16 @@ class Planning:
                 refused[image_id] = str(exc)
         return images, refused
 
-    def _postpone(self, request_id: str, reason: str, seconds: float = POSTPONE_SECONDS) -> None:
-        LOG.warning('Request %s is planned later: %s', request_id, reason)
+    def _postpone(
+        self,
+        request_id: str,
+        reason: str,
+        seconds: float = POSTPONE_SECONDS,
+        *,
+        is_logged: bool = False,
+    ) -> None:
+        level = logging.DEBUG if is_logged else logging.WARNING
+        LOG.log(level, 'Request %s is planned later: %s', request_id, reason)
         self._requests.postpone_plan(request_id, self._conductor_id, seconds, reason)
 
     def _fail(self, request_id: str, reason: str) -> None:

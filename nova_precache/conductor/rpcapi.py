@@ -39,7 +39,7 @@ class ConductorAPI:
     def work_available(self, ctxt: context.RequestContext) -> None:
         """Cast "work is here", once; conductors also find it by themselves.
 
-        A broker that went silent takes a minute to be given up, which nobody waits for.
+        A broker that went silent takes half a minute to be given up; this does not wait for it.
         What was asked for meanwhile is found with what the waiting cast tells of.
 
         :raises nova_precache.exception.CellUnreachable: the broker took no message so far

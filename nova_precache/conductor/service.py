@@ -14,7 +14,8 @@ from nova_precache.db import jobs
 LOG = logging.getLogger(__name__)
 
 PURGE_SECONDS = 3600.0
-SERVER_STOP_SECONDS = 10.0
+PROBE_SECONDS = 10.0
+PART_STOP_SECONDS = 10.0
 API = 'api'
 
 
@@ -43,8 +44,12 @@ class _Served:
     transport: rpc.Transport
 
     def stop(self) -> None:
-        if not concurrency.stop_within(SERVER_STOP_SECONDS, self.server):
-            LOG.warning('An RPC server is left to itself: its broker does not let it stop')
+        if not concurrency.stop_within(PART_STOP_SECONDS, self.server):
+            LOG.warning(
+                '%s: its RPC server did not stop within %g s',
+                self.transport.outage.name,
+                PART_STOP_SECONDS,
+            )
 
 
 class Conductor:
@@ -81,6 +86,7 @@ class Conductor:
                 (periods.heartbeat_seconds, reports.write_states),
                 (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
+                (PROBE_SECONDS, self._probe_brokers),
                 (PURGE_SECONDS, periods.purge),
                 (periods.pin_seconds, periods.keep_pins),
             ],
@@ -118,15 +124,15 @@ class Conductor:
             LOG.exception('A part of the conductor did not stop as it should')
 
     def _stop_the_others(self) -> None:
-        concurrency.stop_all([self._helm, self._announcer, self._periodic, *self._served.values()])
+        concurrency.stop_all([self._helm, self._announcer, *self._served.values()])
+        if not concurrency.stop_within(PART_STOP_SECONDS, self._periodic):
+            LOG.warning('Periodic work of the conductor did not end within %g s', PART_STOP_SECONDS)
 
     def serve_all(self) -> None:
         """Serve the API and the enabled cells, each at the URL of now, and no disabled one."""
         enabled = {cell.uuid: cell for cell in self._transports.refresh()}
         for gone in self._served.keys() - enabled.keys() - {API}:
             self._in_background(self._served.pop(gone).stop)
-        for failed in [key for key, each in self._served.items() if each.server.has_failed]:
-            del self._served[failed]  # it is tried again below
         if API not in self._served:
             api = manager.ApiEndpoint(self._wake)
             self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
@@ -166,6 +172,11 @@ class Conductor:
     def _in_background(self, work: Callable[[], None]) -> None:
         """A broker that is gone holds up nobody else's."""
         threading.Thread(target=work, name='rpc-server-stop', daemon=True).start()
+
+    def _probe_brokers(self) -> None:
+        """Find out what the servers do not say: that a broker is away, or back."""
+        for served in list(self._served.values()):
+            served.transport.probe_in_background()
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)

@@ -124,7 +124,7 @@ class Helm:
 
     def _open_windows(self) -> None:
         for request_id in self._store.open_windows():
-            LOG.info('Request %s may begin, its time has come', request_id)
+            self._tracker.opened(request_id)
             self._freed()
 
     def _call_returned_hosts(self) -> None:

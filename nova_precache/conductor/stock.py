@@ -27,7 +27,7 @@ _UNSUPPORTED = 'the driver of nova-compute cannot cache images'
 class NovaCompute(Protocol):
     """What is called on a host; ``compute.novarpc.NovaComputeAPI`` is the real one."""
 
-    def probe(self, ctxt: context.RequestContext) -> None:
+    def probe(self) -> None:
         """As ``compute.novarpc.NovaComputeAPI.probe``."""
 
     def cache_image(
@@ -69,7 +69,7 @@ class StockCompute:
         :raises nova_precache.exception.CellUnreachable: nothing was sent
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
-        self._nova.probe(ctxt)
+        self._nova.probe()
         begun = self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
         if begun is None:
             return None

@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 
-from nova_precache import model
+from nova_precache import context, model
 from nova_precache.conductor import retry
 from nova_precache.db import jobs, recording, requests, steering
 
@@ -163,8 +163,16 @@ class Tracker:
         for request_id in request_ids:
             if self._requests.complete(request_id):
                 request = self._requests.get(request_id)
-                LOG.info('Request %s is %s: %s', request.id, request.status, dict(request.counts))
+                with context.working_for(request.request_id, request.global_request_id):
+                    counts = dict(request.counts)
+                    LOG.info('Request %s is %s: %s', request.id, request.status, counts)
                 self._announce()
+
+    def opened(self, request_id: str) -> None:
+        """Log that a request may begin, as its window has opened."""
+        request = self._requests.outline(request_id)
+        with context.working_for(request.request_id, request.global_request_id):
+            LOG.info('Request %s may begin, its time has come', request_id)
 
     def failed(self, request_id: str) -> None:
         """Tell of a request that ended without a plan."""

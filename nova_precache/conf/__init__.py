@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options, one module a group; each is registered on a conf passed in."""
 
+import logging
 from collections.abc import Sequence
 from types import ModuleType
 
 import oslo_messaging
 from keystoneauth1 import loading
+from oslo_concurrency import lockutils  # noqa: F401 - registers its options on the global conf
 from oslo_config import cfg
 from oslo_db import options as db_options
 from oslo_log import log
@@ -13,6 +15,7 @@ from oslo_messaging import opts as messaging_opts
 from oslo_messaging._metrics import client as messaging_metrics
 from oslo_messaging._tracing import client as messaging_tracing
 
+from nova_precache import outages
 from nova_precache.conf import (
     api,
     api_database,
@@ -59,13 +62,50 @@ def new(
     """
     conf = cfg.ConfigOpts()
     register(conf)
+    _read(conf, args, config_files, program)
+    return conf
+
+
+def set_up_process(
+    args: Sequence[str] = (),
+    config_files: Sequence[str] | None = None,
+    program: str | None = None,
+    cli_options: Sequence[cfg.Opt] = (),
+    use_stderr: bool = False,
+) -> cfg.ConfigOpts:
+    """Read the configuration of a process that is one service, into oslo.config's global conf.
+
+    Libraries read that one where nothing is passed to them: lockutils, for one, by which
+    oslo.messaging numbers its queues. Parameters and errors are those of :func:`new`.
+
+    :param cli_options: beside those of every command
+    :param use_stderr: default of the option: log to standard error, too
+    """
+    conf = cfg.CONF
+    conf.reset()  # of an earlier command, as where tests call several
+    register(conf)
+    conf.register_cli_opts(cli_options)
+    conf.set_default('use_stderr', use_stderr)
+    _read(conf, args, config_files, program)
+    if not conf.oslo_concurrency.lock_path:
+        conf.set_default('lock_path', f'{conf.state_path}/locks', 'oslo_concurrency')
+    log.setup(conf, PROJECT)
+    outages.keep_short(logging.getLogger().handlers)
+    return conf
+
+
+def _read(
+    conf: cfg.ConfigOpts,
+    args: Sequence[str],
+    config_files: Sequence[str] | None,
+    program: str | None,
+) -> None:
     conf(
         list(args),
         project=PROJECT,
         prog=program,
         default_config_files=None if config_files is None else list(config_files),
     )
-    return conf
 
 
 def register(conf: cfg.ConfigOpts) -> None:

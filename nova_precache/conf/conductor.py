@@ -44,7 +44,10 @@ taken over. They are renewed three times in this time.
         'rpc_connect_retries',
         default=1,
         min=0,
-        help="Times that a connection to a cell's broker is retried before the cell is left alone.",
+        help="""
+Times that the hosts of a cell's broker are tried again before the cell is left
+alone. Each time, every host in its transport URL is tried.
+""",
     ),
     cfg.FloatOpt(
         'stop_timeout_seconds',

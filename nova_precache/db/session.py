@@ -22,7 +22,7 @@ from sqlalchemy.dialects import plugins
 from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
 
-from nova_precache import exception
+from nova_precache import exception, outages
 
 T = TypeVar('T')
 M = TypeVar('M')
@@ -85,10 +85,16 @@ plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
 
 
 class Database:
-    """Where transactions are made; one for each process and database."""
+    """Where transactions are made; one for each process and database.
 
-    def __init__(self, engine: sa.Engine, *, read_only: bool = False) -> None:
+    :param name: names the database in the log, as by its option
+    """
+
+    def __init__(
+        self, engine: sa.Engine, *, read_only: bool = False, name: str = '[database] connection'
+    ) -> None:
         self.engine = engine
+        self._outage = outages.Outage(f'Database of {name}')
         engine.hide_parameters = True  # in errors: those of a cell have passwords in them
         if read_only:
             _refuse_writes(engine)
@@ -104,7 +110,7 @@ class Database:
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
         """A transaction that only reads, and sees one state of all where the database can."""
-        with self._sessions() as session:
+        with self._noted(), self._sessions() as session:
             if self.engine.dialect.name in _MYSQLS:
                 session.connection().exec_driver_sql(_ONE_STATE)
             yield session
@@ -115,7 +121,8 @@ class Database:
         It runs again from the start when the database reports a deadlock or a
         lost connection, so it must have no effect but on the session.
         """
-        return self._write(work)  # type: ignore[no-any-return]
+        with self._noted():
+            return self._write(work)  # type: ignore[no-any-return]
 
     # At once after a deadlock: others may wait for who was chosen to give way.
     @db_api.wrap_db_retry(  # type: ignore[untyped-decorator]
@@ -128,6 +135,17 @@ class Database:
             result = work(session)
             session.commit()
             return result
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note for the log whether the database could be used."""
+        try:
+            yield
+        except Unreachable as exc:
+            self._outage.began(exc)
+            raise
+        else:
+            self._outage.over()
 
     def dispose(self) -> None:
         """Close every connection."""
@@ -145,7 +163,7 @@ def connect(conf: cfg.ConfigOpts, group: str = 'database', *, read_only: bool = 
     if not url:
         raise exception.ConfigError(f'[{group}] connection is not set')
     try:
-        return _open(url, conf[group], read_only)
+        return _open(url, conf[group], read_only, f'[{group}] connection')
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
         raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
@@ -257,7 +275,7 @@ def rowcount(result: sa.Result[Any]) -> int:
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
-def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool) -> Database:
+def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool, name: str) -> Database:
     database = Database(
         engines.create_engine(
             _with_pool(_not_made(url) if read_only else url),
@@ -271,6 +289,7 @@ def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool) -> Datab
             retry_interval=options.retry_interval,
         ),
         read_only=read_only,
+        name=name,
     )
     with database.engine.connect():  # as every later one, with our own settings
         return database

@@ -25,7 +25,7 @@ from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
-from nova_precache import context, exception, model
+from nova_precache import context, exception, model, outages
 from nova_precache.image import endpoints
 
 LOG = logging.getLogger(__name__)
@@ -115,6 +115,11 @@ def new_session(settings: GlanceSettings) -> ksa_session.Session:
     )
 
 
+def new_outage() -> outages.Outage:
+    """Make what the log says while Glance or Keystone is away, for the callers of one process."""
+    return outages.Outage('Image service of [glance]')
+
+
 class GlanceImageService:
     """Glance as one caller may see it; stands behind ``image.service.ImageService``.
 
@@ -123,6 +128,7 @@ class GlanceImageService:
     :param request_id: what Glance is to log whatever is asked under; None is for the request
         that the thread works for which asks
     :param clock: in seconds, by which a token is as good as a fresh one for a while
+    :param outage: to share what the log says while Glance or Keystone is away
     """
 
     def __init__(
@@ -132,8 +138,10 @@ class GlanceImageService:
         session: ksa_session.Session | None = None,
         request_id: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        outage: outages.Outage | None = None,
     ) -> None:
         self._settings = settings
+        self._outage = outage or new_outage()
         self._auth = auth
         self._session = session or new_session(settings)
         self._request_id = request_id
@@ -151,6 +159,7 @@ class GlanceImageService:
         fresh_token: Callable[[], str | None] | None = None,
         session: ksa_session.Session | None = None,
         request_id: str | None = None,
+        outage: outages.Outage | None = None,
     ) -> 'GlanceImageService':
         """Make the service of a caller who holds a token, or of a Glance that asks for none.
 
@@ -163,14 +172,16 @@ class GlanceImageService:
             raise exception.ConfigError(
                 '[glance] endpoint_override is not set, and no endpoint came with the request'
             )
-        return cls(settings, _TokenAuth(url, token, fresh_token), session, request_id)
+        return cls(
+            settings, _TokenAuth(url, token, fresh_token), session, request_id, outage=outage
+        )
 
     def endpoint(self) -> str:
         """Give Glance's URL without version: configured, or from the service catalog.
 
         :raises nova_precache.exception.ImageServiceUnavailable: the catalog has none
         """
-        with _keystone_errors():
+        with self._noted(), _keystone_errors():
             url = self._settings.endpoint_override or self._session.get_endpoint(
                 self._auth,
                 service_type='image',
@@ -191,7 +202,7 @@ class GlanceImageService:
         :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
         :raises nova_precache.exception.ImageServiceUnavailable: Keystone gives no answer
         """
-        with _keystone_errors():
+        with self._noted(), _keystone_errors():
             if fresh:
                 self._renew()
             return self._session.get_token(self._auth)
@@ -237,7 +248,7 @@ class GlanceImageService:
 
     def _get(self, image_id: str, path: str) -> dict[str, Any]:
         """Ask for a JSON document about an image."""
-        with _show_errors(image_id):
+        with self._noted(), _show_errors(image_id):
             http: Any = self._http()  # Its get() gives an answer and a document.
             _, document = http.get(
                 path,
@@ -248,7 +259,17 @@ class GlanceImageService:
             )
         if not isinstance(document, dict):
             raise exception.ImageServiceUnavailable(f'Glance has no answer about image {image_id}')
+        self._outage.over()
         return document
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note failures for the log; that a kept token or endpoint is given proves nothing."""
+        try:
+            yield
+        except exception.ImageServiceUnavailable as exc:
+            self._outage.began(exc)
+            raise
 
     def _get_part(self, image_id: str, offset_bytes: int) -> requests.Response:
         """Ask for the data from a byte on, and for all of them where Glance gives no part.

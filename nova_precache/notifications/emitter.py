@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends notifications: best effort, the database is the truth."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 import oslo_messaging as messaging
 from oslo_config import cfg
 from oslo_utils import timeutils
 
-from nova_precache import context, model
+from nova_precache import context, exception, model, outages, rpc
 from nova_precache.notifications import payloads
+
+LATE_SECONDS = 10.0
 
 
 class Emitter(Protocol):
@@ -31,20 +36,41 @@ class MessagingEmitter:
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._host = conf.host
         is_off = conf.notifications.notification_format == 'unversioned'
+        transport = messaging.get_notification_transport(conf)
+        url = messaging.TransportURL.parse(conf, conf.oslo_messaging_notifications.transport_url)
+        place = rpc.describe_url(conf, str(url))
+        self._outage = outages.Outage(f'Broker {place} (notifications)')
         self._notifier = messaging.Notifier(
-            messaging.get_notification_transport(conf),
+            transport,
             driver='noop' if is_off else None,
             serializer=_NovasContext(),
             topics=conf.notifications.versioned_notifications_topics,
         )
-        if self._notifier.retry < 0:
-            # Without end, which a first connection takes -1 for only when it is None.
-            self._notifier.retry = None
+        # Without end, which a first connection takes -1 for only when it is None.
+        retries = None if self._notifier.retry < 0 else self._notifier.retry
+        self._notifier.retry = rpc.connect_retries(retries, max(1, len(url.hosts)))
         self.is_silent = is_off or not set(conf.oslo_messaging_notifications.driver) - {'noop'}
 
     def emit(self, notification: payloads.Notification) -> None:
         notifier = self._notifier.prepare(publisher_id=f'{notification.source}:{self._host}')
-        notifier.info(notification.asker, notification.event_type, notification.payload)
+        with self._noted():
+            notifier.info(notification.asker, notification.event_type, notification.payload)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Log that a broker is waited for; of counted tries, oslo.messaging logs the last."""
+        if self._notifier.retry is not None:
+            yield
+            return
+        late = exception.CellUnreachable(f'it took no notification within {LATE_SECONDS:g} s')
+        timer = threading.Timer(LATE_SECONDS, self._outage.began, [late])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+        self._outage.over()
 
 
 class RecordingEmitter:

@@ -17,7 +17,7 @@ from nova_precache.wsgi import origins, server
 
 def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
     """Build the WSGI application."""
-    transport = rpc.connect(conf)
+    transport = rpc.connect_own(conf)
     conductor = conductor_rpcapi.ConductorAPI(transport, common.conductor_cap(conf))
     aggregates = novadb.open_inventory(conf, database)
     services = call.Services(

@@ -20,7 +20,7 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
     identity = _identity(conf)
-    transport = rpc.connect(conf)
+    transport = rpc.connect_own(conf)
     reporter = conductor_rpcapi.ConductorReporter(
         transport, common.conductor_cap(conf), conf.rpc_response_timeout
     )

@@ -64,7 +64,7 @@ class ConductorParts:
         self.images: images.OwnImages = images.of_service(conf)
         self.policy = _retry_policy(conf)
         self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
-        self.api_transport = rpc.connect(conf)
+        self.api_transport = rpc.connect_own(conf)
         self.transports = transports.CellTransports(
             self.inventory, functools.partial(rpc.connect, conf)
         )

@@ -44,6 +44,7 @@ def of_callers(
     settings = glance.GlanceSettings.from_conf(conf)
     session = glance.new_session(settings)
     own = of_service(conf)  # finds the endpoint in the catalog
+    outage = glance.new_outage()
 
     def images_for(ctxt: context.RequestContext) -> service.ImageService:
         try:
@@ -53,7 +54,11 @@ def of_callers(
                 'The image service cannot be found: the credentials of [glance] are refused'
             ) from exc
         return glance.GlanceImageService.with_token(
-            settings, endpoint=endpoint, token=ctxt.auth_token, session=session
+            settings,
+            endpoint=endpoint,
+            token=ctxt.auth_token,
+            session=session,
+            outage=outage,
         )
 
     return images_for

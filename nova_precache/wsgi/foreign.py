@@ -4,8 +4,6 @@
 import logging
 from collections.abc import Sequence
 
-from oslo_log import log
-
 from nova_precache import backend
 from nova_precache import conf as configuration
 from nova_precache.api import auth
@@ -21,8 +19,7 @@ def build(config_files: Sequence[str] | None) -> server.Application:
 
     :raises nova_precache.exception.ConfigError: noauth2 is set, or the database cannot be used
     """
-    conf = configuration.new(config_files=config_files, program=backend.API)
-    log.setup(conf, 'nova-precache')
+    conf = configuration.set_up_process(config_files=config_files, program=backend.API)
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)
     return wiring_api.application(conf, schema.open_current(conf))

@@ -20,6 +20,7 @@ from tests.service import wait_until
 MIB = 1024**2
 # So often every conductor has tried in vain: its claims run out meanwhile.
 TRIES = 8
+OUTAGE = 'Database of [database] connection'
 AWAY = 'The database cannot be reached. Please try again later.'
 
 
@@ -90,6 +91,11 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
     assert len(gateway.served(image_id)) == 4
     assert gateway.most_at_once == 1
     deployment.assert_cached(image_id, data, deployment.hosts)
+    for name in (*CONDUCTORS, API):
+        lines = [each for each in deployment.log(name).splitlines() if OUTAGE in each]
+        said = [each.partition(OUTAGE)[2].partition(':')[0].partition(',')[0] for each in lines]
+        assert said == [' is unavailable', ' is available again'], lines
+        assert 'Traceback' not in deployment.log(name), name
 
 
 def _is_on_a_host(deployment: Deployment, image_id: str) -> bool:

@@ -6,20 +6,24 @@ import json
 import pathlib
 import socket
 import ssl
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import amqp
+import kombu.exceptions
 import oslo_messaging as messaging
 import pytest
 import trustme
+from oslo_config import cfg
 from oslo_context import context as oslo_context
 from oslo_messaging._drivers import common as rabbit_common
 from oslo_messaging._drivers import impl_rabbit
 
 from nova_precache import conf as options
-from nova_precache import context, exception, rpc
+from nova_precache import context, exception, outages, rpc
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
@@ -197,23 +201,114 @@ def test_an_error_of_anybody_else_is_an_error_of_ours(
     assert 'a trace' not in str(caught.value)
 
 
-def test_a_broker_that_takes_nothing_is_a_cell_that_cannot_be_reached(
-    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
+LOST = [
+    ConnectionResetError(104, 'Connection reset by peer'),
+    BrokenPipeError(32, 'Broken pipe'),
+    TimeoutError('timed out'),
+    ssl.SSLEOFError(8, 'EOF occurred in violation of protocol'),
+    socket.gaierror(-2, 'Name or service not known'),
+    OSError('Server unexpectedly closed connection'),
+    OSError(113, 'No route to host'),
+    EOFError('EOF'),
+    amqp.RecoverableConnectionError('connection already closed'),
+    amqp.ConnectionForced('broker forced connection closure'),
+    amqp.UnexpectedFrame('Received frame'),
+    kombu.exceptions.OperationalError('timed out'),
+    messaging.MessageDeliveryFailure('no route to host'),
+    messaging.ClientSendError(messaging.Target(topic='t'), ValueError('no connection')),
+]
+
+
+def _shown(error: Exception) -> str:
+    return type(error).__name__
+
+
+@pytest.mark.parametrize('error', LOST, ids=_shown)
+def test_whatever_a_lost_connection_raises_is_a_cell_that_cannot_be_reached(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     client = connect('a').client(TOPIC)
+    _fail_to_send(monkeypatch, error)
 
-    def fail(*arguments: Any, **more: Any) -> None:
-        raise messaging.MessageDeliveryFailure('no route to host')
-
-    monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'cast', fail)
-    monkeypatch.setattr(messaging.rpc.client._CallContext, 'cast', fail, raising=False)
-
-    for attempt in (
-        lambda: _call(client, 'name'),
-        lambda: client.cast(CTXT, 'note', '1.0'),
-    ):
-        with pytest.raises(exception.CellUnreachable, match='no route to host'):
+    for attempt in (lambda: _call(client, 'name'), lambda: client.cast(CTXT, 'note', '1.0')):
+        with pytest.raises(exception.CellUnreachable) as caught:
             attempt()
+        assert str(error) in str(caught.value)
+        assert not isinstance(caught.value, exception.BrokerRefused)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        amqp.AccessRefused('Login was refused', (10, 40), 'Connection.open', 403),
+        amqp.NotAllowed('access to vhost refused for user', (10, 40), 'Connection.open', 530),
+    ],
+    ids=_shown,
+)
+def test_a_broker_that_refuses_the_user_or_the_virtual_host_is_told_from_one_that_is_away(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    client = connect('a').client(TOPIC)
+    lost = messaging.MessageDeliveryFailure('Unable to connect after 1 tries: it was refused')
+    lost.__context__ = error  # as where it had been connected before
+    for raised in (error, lost):
+        _fail_to_send(monkeypatch, raised)
+        with pytest.raises(exception.BrokerRefused, match='refused'):
+            _call(client, 'name')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ConnectionResetError(104, 'Connection reset by peer'),
+        TimeoutError('the endpoint waited too long'),
+        OSError(28, 'No space left on device'),
+        ValueError('a value'),
+    ],
+    ids=_shown,
+)
+def test_an_error_that_an_endpoint_raised_is_none_of_the_connection(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    client = connect('a').client(TOPIC)
+    try:
+        raise error
+    except type(error):
+        sent = rabbit_common.serialize_remote_exception(sys.exc_info())
+    _fail_to_send(monkeypatch, rabbit_common.deserialize_remote_exception(sent, ['nova_precache']))
+
+    with pytest.raises(exception.PrecacheError) as caught:
+        _call(client, 'name')
+
+    assert type(caught.value) is exception.PrecacheError
+    assert type(error).__name__ in str(caught.value)
+    assert 'Traceback' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        cfg.RequiredOptError('lock_path', cfg.OptGroup('oslo_concurrency')),
+        RuntimeError('Configuration Error: rabbit_stream_fanout need rabbit_qos_prefetch_count'),
+    ],
+    ids=_shown,
+)
+def test_options_that_do_not_go_together_are_an_error_of_the_configuration(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    client = connect('a').client(TOPIC)
+    _fail_to_send(monkeypatch, error)
+
+    with pytest.raises(exception.ConfigError, match=r'lock_path|rabbit_stream_fanout'):
+        _call(client, 'name')
+
+
+def _fail_to_send(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'call', fail)
+    monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'cast', fail)
 
 
 def test_a_broker_that_refuses_the_first_connection_is_a_cell_that_cannot_be_reached(
@@ -367,30 +462,6 @@ def test_only_a_url_in_memory_names_an_exchange(conf: Any, url: str, exchange: s
     assert rpc.exchange_of(messaging.TransportURL.parse(conf, url)) == exchange
 
 
-def test_a_server_that_cannot_start_says_so(
-    connect: Callable[[str], rpc.Transport],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
-    failed = threading.Event()
-
-    def refuse() -> None:
-        failed.set()
-        raise OSError('no such file')
-
-    monkeypatch.setattr(server, 'start', refuse)
-    server.start_in_background()
-
-    assert failed.wait(WAIT_SECONDS)
-    for _ in range(WAIT_SECONDS * 100):
-        if server.has_failed:
-            break
-        threading.Event().wait(0.01)
-    assert server.has_failed
-    assert 'An RPC server could not be started' in caplog.text
-
-
 def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
@@ -429,6 +500,186 @@ def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
 )
 def test_a_url_is_shown_without_who_logs_in(conf: Any, url: str, shown: str) -> None:
     assert rpc.describe_url(conf, url) == shown
+
+
+# Limits
+
+
+@contextlib.contextmanager
+def _brokers(number: int) -> Iterator[tuple[list[int], set[int]]]:
+    """Listen as brokers that close each connection; gives their ports, and those spoken to."""
+    spoken_to: set[int] = set()
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = listener.accept()
+                with caller:
+                    spoken_to.add(listener.getsockname()[1])
+
+    with contextlib.ExitStack() as stack:
+        listeners = [
+            stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(number)
+        ]
+        threads = [threading.Thread(target=serve, args=[each]) for each in listeners]
+        for thread in threads:
+            thread.start()
+        yield [each.getsockname()[1] for each in listeners], spoken_to
+        for listener, thread in zip(listeners, threads, strict=True):
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_each_host_of_a_broker_is_tried_before_it_counts_as_away(conf: Any) -> None:
+    with _brokers(3) as (ports, spoken_to):
+        hosts = ','.join(f'u:p@127.0.0.1:{port}' for port in ports)
+        transport = rpc.connect(conf, f'rabbit://{hosts}/v')
+        with pytest.raises(exception.CellUnreachable):
+            transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0')
+    assert spoken_to == set(ports)
+
+
+@pytest.mark.parametrize(
+    ('url', 'retries', 'tried_again'),
+    [
+        ('rabbit://u:p@a/', 0, 0),
+        ('rabbit://u:p@a/', 1, 1),
+        ('rabbit://u:p@a,u:p@b,u:p@c/', 0, 2),
+        ('rabbit://u:p@[::1]:5672,u:p@[::2]:5672/', 1, 3),
+        ('rabbit://', 1, 1),
+        ('rabbit://u:p@a,u:p@b/', None, None),
+    ],
+)
+def test_retries_are_of_all_hosts_of_a_url(
+    conf: Any, url: str, retries: int | None, tried_again: int | None
+) -> None:
+    client = rpc.connect(conf, url).client(TOPIC, retries=retries)
+    assert client._client.retry == tried_again
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A broker that takes casts, and no call until the event is set."""
+    answers = threading.Event()
+
+    def call(self: Any, *arguments: Any, **more: Any) -> str:
+        answers.wait()
+        return 'answered'
+
+    monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'call', call)
+    monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'cast', lambda *_, **__: None)
+    monkeypatch.setattr(rpc, 'SEND_SECONDS', 0.1)
+    yield answers
+    answers.set()
+
+
+def test_the_first_call_is_given_up_where_the_queue_for_replies_cannot_be_made(
+    conf: Any, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc.Transport.probe, '__defaults__', (0.1,))
+    transport = rpc.connect(conf, 'rabbit://127.0.0.1:1/')
+    client = transport.client(TOPIC, retries=0)
+
+    for _ in range(2):
+        with pytest.raises(exception.CellUnreachable, match=r'no answer from the broker in 0\.1 s'):
+            client.call(CTXT, 'name', '1.0', timeout_seconds=3600)
+    hanging.set()
+
+    assert client.call(CTXT, 'name', '1.0', timeout_seconds=WAIT_SECONDS) == 'answered'
+
+
+def test_a_call_that_never_comes_back_is_given_up_after_its_timeout(
+    connect: Callable[[str], rpc.Transport], hanging: threading.Event
+) -> None:
+    client = connect('a').client(TOPIC)
+
+    with pytest.raises(exception.CellUnreachable, match=r'no answer from the broker in 0\.2 s'):
+        client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
+
+
+def test_a_cast_to_a_silent_broker_is_given_up(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr(
+        messaging.rpc.client._BaseCallContext, 'cast', lambda *_, **__: silent.wait()
+    )
+    monkeypatch.setattr(rpc, 'SEND_SECONDS', 0.1)
+
+    with pytest.raises(exception.CellUnreachable, match='no answer from the broker'):
+        connect('a').client(TOPIC).cast(CTXT, 'note', '1.0')
+
+    silent.set()
+
+
+def test_a_server_whose_start_fails_is_started_again(
+    connect: Callable[[str], rpc.Transport],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(caplog.handler, 'filters', [])
+    outages.keep_short([caplog.handler])
+    monkeypatch.setattr(rpc, 'START_PAUSE_SECONDS', 0)
+    errors = [ConnectionResetError(104, 'Connection reset by peer'), amqp.NotAllowed('no vhost')]
+    listen = messaging.Transport._listen
+
+    def fail(*arguments: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return listen(*arguments)
+
+    monkeypatch.setattr(messaging.Transport, '_listen', fail)
+    transport = connect('a')
+    server = transport.server(TOPIC, 'server1', [Endpoint('a')])
+
+    server.start()
+
+    assert _call(connect('a').client(TOPIC), 'name') == 'a'
+    server.stop()
+    name = transport.outage.name
+    assert [message for message in caplog.messages if message.startswith(name)] == [
+        f'{name} is unavailable: [Errno 104] Connection reset by peer',
+        f'{name} is unavailable: no vhost',
+        f'{name} is available again, after 0 s',
+    ]
+    assert 'Traceback' not in caplog.text
+
+
+def test_a_server_whose_start_fails_stops_at_once(
+    connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*arguments: Any) -> None:
+        failed.set()
+        raise ConnectionResetError(104, 'Connection reset by peer')
+
+    monkeypatch.setattr(messaging.Transport, '_listen', fail)
+    monkeypatch.setattr(rpc, 'START_PAUSE_SECONDS', 3600)
+    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    assert failed.wait(WAIT_SECONDS)
+
+    server.stop()
+
+    starting.join(WAIT_SECONDS)
+    assert not starting.is_alive()
+
+
+def test_the_log_names_the_broker_and_whose_it_is_but_not_who_logs_in(
+    conf: Any, free_port: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    transport = rpc.connect(conf, f'rabbit://u:secret@127.0.0.1:{port}/v', 'cell one')
+
+    for _ in range(3):
+        with pytest.raises(exception.CellUnreachable):
+            transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0')
+
+    [line] = [each for each in caplog.messages if 'is unavailable' in each]
+    assert line.startswith(f'Broker rabbit://127.0.0.1:{port}/v (cell one) is unavailable: ')
+    assert 'secret' not in caplog.text
 
 
 # TLS
@@ -492,10 +743,10 @@ def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
     client = connect('a').client(TOPIC)
     first, second = (f'req-{uuid.uuid4()}' for _ in range(2))
     for ids in ((first, None), (second, first)):
-        context.work_for(*ids)
-        client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
+        with context.working_for(*ids):
+            client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
+            assert context.current_id() == first  # of whoever called the one that called us
     assert endpoint.ids == [(first, None), (second, first)]
-    assert context.current_id() == first  # of whoever called the one that called us
 
 
 # What cannot be a message, and errors that others send

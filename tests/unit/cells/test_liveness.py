@@ -102,7 +102,9 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
     assert look.down == {'h1': 'host down: it is forced down'}
     assert look.unknown == {'h2': "cell two's database is unreachable (OperationalError)"}
 
-    assert caplog.messages == ['The database of cell two cannot be used: OperationalError']
+    assert caplog.messages == [
+        "Database of cell two is unavailable: cell two's database is unreachable (OperationalError)"
+    ]
     first_rest, second_rest, *_ = liveness.REST_SECONDS
     clock.now += first_rest
     assert set(alive.look(['h2']).unknown) == {'h2'}
@@ -152,7 +154,9 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
     (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
     silent_cell._pool.shutdown()  # once what was given up has failed at last
     assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
-    assert caplog.messages == ['The database of cell two cannot be used: it gives no answer']
+    [line] = caplog.messages
+    assert line.startswith('Database of cell two is unavailable: ')
+    assert line.endswith(' (it gives no answer)')
 
 
 def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cell(

@@ -3,7 +3,7 @@
 
 import pytest
 
-from nova_precache import exception, rpc
+from nova_precache import exception, outages, rpc
 from nova_precache.cells import inventory, templates, transports
 from nova_precache.cells import models as cell_models
 from tests.unit.conftest import World
@@ -16,14 +16,20 @@ class Broker:
         self.made: list[str] = []
         self.broken: set[str] = set()
 
-    def connect(self, url: str) -> rpc.Transport:
+    def connect(self, url: str, whose: str) -> rpc.Transport:
         if url in self.broken:
             raise exception.ConfigError('transport_url: InvalidTransportURL')
         self.made.append(url)
 
         class Transport(rpc.Transport):
             def __init__(self) -> None:
-                super().__init__(calling=None, serving=None, exchange=url)
+                super().__init__(
+                    calling=None,
+                    serving=None,
+                    exchange=url,
+                    hosts=1,
+                    outage=outages.Outage(f'Broker {url} ({whose})'),
+                )
 
         return Transport()
 

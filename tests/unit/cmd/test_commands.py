@@ -227,5 +227,5 @@ def test_a_state_directory_that_is_a_file_is_told_in_a_line(tmp_path: pathlib.Pa
     ended = _run('standalone', '--state-dir', path)
 
     assert ended.returncode == 1
-    assert f'--state-dir {path} cannot be used: File exists' in ended.stderr
+    assert f'--state-dir {path} cannot be used: {path}: File exists' in ended.stderr
     assert 'Traceback' not in ended.stderr

@@ -8,12 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 
 import pytest
+from oslo_concurrency import lockutils
 from oslo_config import cfg
+from oslo_messaging._drivers import amqpdriver
 
 from nova_precache import conf as configuration
+from nova_precache import exception
 from nova_precache.cmd import running
 from nova_precache.db import session
 from nova_precache.wiring import common
@@ -91,6 +95,54 @@ def test_a_log_in_json_is_had_by_an_option(
 
     said = json.loads(capfd.readouterr().err)
     assert (said['message'], said['levelname']) == ('It is so', 'WARNING')
+
+
+def test_libraries_that_read_the_global_configuration_find_what_the_files_say(
+    file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    file.write_text(f"""{file.read_text()}
+[oslo_concurrency]
+lock_path = {tmp_path}/named
+""")
+
+    conf = running.read_configuration(['--config-file', str(file)])
+    with lockutils.lock('named', external=True):
+        pass
+
+    assert conf is cfg.CONF
+    assert [path.name for path in (tmp_path / 'named').iterdir()] == ['named']
+
+
+@pytest.mark.parametrize('build', ['command', 'application'])
+def test_the_queue_manager_of_oslo_messaging_has_a_directory_for_its_locks(
+    file: pathlib.Path, tmp_path: pathlib.Path, build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if build == 'command':
+        running.read_configuration(['--config-file', str(file)])
+    else:
+        monkeypatch.setattr(sys, 'argv', ['gunicorn', '--bind', 'somewhere'])
+        with pytest.raises(exception.ConfigError, match='no tables'):
+            foreign.build([str(file)])
+    manager = amqpdriver.QManager('host', f'test-{uuid.uuid4()}')
+    try:
+        assert manager.get().endswith(':1')
+    finally:
+        pathlib.Path(manager.file_name).unlink(missing_ok=True)
+
+    assert (tmp_path / 'state' / 'locks').is_dir()
+
+
+def test_a_second_command_of_a_process_keeps_nothing_of_the_first(
+    file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    other = tmp_path / 'other.conf'
+    other.write_text('')
+    file.write_text(f'{file.read_text()}\n[oslo_concurrency]\nlock_path = {tmp_path}/named\n')
+
+    running.read_configuration(['--config-file', str(file)])
+    conf = running.read_configuration(['--config-file', str(other)])
+
+    assert conf.oslo_concurrency.lock_path == '/var/lib/nova-precache/locks'
 
 
 def test_a_conductor_goes_by_what_its_files_say_now(

@@ -73,7 +73,7 @@ def test_a_compute_is_sent_one_image_and_the_token_and_nothing_that_it_does_not_
     compute.answer = {'i1': 'existing'}
     api = served.api()
 
-    api.probe(CTXT)
+    api.probe()
     assert api.cache_image(CTXT, 'h1', 'i1', 'token-1') == 'existing'
 
     [(ctxt, image_ids)] = compute.calls

@@ -3,10 +3,12 @@
 
 import collections
 import dataclasses
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
+from oslo_context import context as oslo_context
 
 from nova_precache import context, model
 from nova_precache.compute import rpcapi
@@ -285,3 +287,36 @@ def parts(world: World) -> Parts:
         tracker=tracker.Tracker(world.jobs, world.requests, store, announce.announce, POLICY),
         now=now,
     )
+
+
+class Lines(logging.Handler):
+    """What is logged, each line with the request id of the thread that logs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[tuple[str | None, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        current = oslo_context.get_current()
+        ids = None if current is None else current.request_id
+        self._lines.append((ids, record.getMessage()))
+
+    def about(self, names: Iterable[str]) -> list[tuple[str, str | None, str]]:
+        """Give the lines that name one of these: it, the request id, and the message."""
+        return [
+            (name, current, message)
+            for current, message in self._lines
+            for name in names
+            if name in message
+        ]
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Lines]:
+    handler = Lines()
+    logger = logging.getLogger('nova_precache')
+    caplog.set_level(logging.DEBUG, logger.name)
+    logger.addHandler(handler)
+    oslo_context._request_store.context = None
+    yield handler
+    logger.removeHandler(handler)

@@ -16,6 +16,7 @@ from nova_precache.cells import models as cell_models
 from nova_precache.conductor import pins as keeping
 from nova_precache.db import caches, models, pins, requests
 from nova_precache.image import fake
+from tests.unit.conductor.conftest import Lines
 from tests.unit.conftest import LIMITS, LONG_AGO, World
 
 RULES = keeping.Rules(interval_seconds=0, hosts_per_round=10, minimum_age_seconds=24 * 3600)
@@ -597,3 +598,14 @@ class _Interrupted(requests.Requests):
         request = self._inner.accept(new)
         self.accepted.append(request.id)
         return request
+
+
+def test_each_pin_is_looked_after_under_the_ids_of_its_own_request(
+    site: Site, lines: Lines
+) -> None:
+    made = {site.pin([f'h{n}'], request_id=f'req-{n}').id: f'req-{n}' for n in (1, 2)}
+
+    site.round()
+
+    told = {(made[pin], current) for pin, current, _ in lines.about(made)}
+    assert told == {('req-1', 'req-1'), ('req-2', 'req-2')}

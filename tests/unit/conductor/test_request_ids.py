@@ -5,8 +5,8 @@ from oslo_context import context as oslo_context
 
 from nova_precache import context, model
 from nova_precache.compute import rpcapi
-from nova_precache.db import requests
-from tests.unit.conductor.conftest import Parts
+from nova_precache.db import models, requests
+from tests.unit.conductor.conftest import Lines, Parts
 from tests.unit.conftest import BROKEN
 
 Ids = tuple[str | None, str | None]
@@ -23,6 +23,7 @@ class Compute:
         self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
     ) -> model.ImageOutcome | None:
         self.ids.append((ctxt.request_id, ctxt.global_request_id))
+        assert _of_thread() == self.ids[-1], 'its log goes on under others'
         return self._parts.compute.cache_image(ctxt, host, call)
 
 
@@ -43,7 +44,7 @@ def test_a_call_carries_the_ids_of_whoever_asked_first(parts: Parts) -> None:
     parts.serve()
 
     assert compute.ids == [('req-1', 'req-global-1'), ('req-3', None)]
-    assert _of_thread() == ('req-3', None), 'its log does not go on under them'
+    assert oslo_context.get_current() is None, 'the thread goes on under the last ones'
 
 
 def test_who_asked_first_and_wants_it_no_more_is_not_named(parts: Parts) -> None:
@@ -81,3 +82,42 @@ def test_a_plan_is_made_under_the_ids_of_its_request(parts: Parts) -> None:
     assert parts.planning().plan_next()
 
     assert asked == [('req-1', 'req-g')]
+    assert oslo_context.get_current() is None
+
+
+def test_each_announcement_is_logged_under_the_ids_of_its_own_request(
+    parts: Parts, lines: Lines
+) -> None:
+    requests_of = {
+        parts.world.planned([host], ['i1'], request_id=f'req-{host}').id: f'req-{host}'
+        for host in ('h1', 'h2', 'h3')
+    }
+    *_, stuck = requests_of
+    is_stuck = models.Announcement.request_id == stuck
+    parts.world.change(models.Announcement, is_stuck, phase='new word')
+
+    parts.announcer.announce()
+
+    told = lines.about(requests_of)
+    assert {(requests_of[request], current) for request, current, _ in told} == {
+        (own, own) for own in requests_of.values()
+    }
+    assert any(' waits' in message for _, _, message in told)
+    assert oslo_context.get_current() is None
+
+
+def test_requests_that_end_together_are_each_logged_under_their_own_ids(
+    parts: Parts, lines: Lines
+) -> None:
+    parts.world.living('h1')
+    requests_of = {
+        parts.world.planned(['h1'], ['i1'], request_id=own).id: own for own in ('req-1', 'req-2')
+    }
+
+    parts.serve()
+
+    ended = [each for each in lines.about(requests_of) if 'completed' in each[2]]
+    assert sorted((requests_of[request], current) for request, current, _ in ended) == [
+        ('req-1', 'req-1'),
+        ('req-2', 'req-2'),
+    ]

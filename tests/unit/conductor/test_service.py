@@ -75,31 +75,6 @@ def _answers(conf: Any, url: str) -> str | None:
         return None
 
 
-class FailsAtFirst:
-    """The transport of the API, whose first server cannot start."""
-
-    def __init__(self) -> None:
-        self.topics: list[str] = []
-
-    def server(self, topic: str, name: str, endpoints: object) -> types.SimpleNamespace:
-        self.topics.append(topic)
-        return types.SimpleNamespace(
-            has_failed=len(self.topics) == 1, start_in_background=lambda: None
-        )
-
-
-def test_a_server_of_the_api_that_could_not_start_is_tried_again_and_then_left(
-    conductor: service.Conductor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    transport = FailsAtFirst()
-    monkeypatch.setattr(conductor, '_api_transport', transport)
-
-    for _ in range(3):
-        conductor.serve_all()
-
-    assert transport.topics == [rpcapi.API_TOPIC] * 2
-
-
 def test_a_cell_whose_url_changes_is_served_there_and_no_longer_where_it_was(
     world: World, conductor: service.Conductor, conf: Any, brokers: transports.CellTransports
 ) -> None:

@@ -25,7 +25,7 @@ class FakeNova:
         self.script: dict[str, list[Callable[[], str | None]]] = collections.defaultdict(list)
         self.is_broker_up = True
 
-    def probe(self, ctxt: context.RequestContext) -> None:
+    def probe(self) -> None:
         if not self.is_broker_up:
             raise exception.CellUnreachable('no broker')
 

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the log says while something that this process depends on is away.
+
+A database, a broker, an image service: many threads ask for the same one and fail. The log
+has one line when it goes, further ones after growing pauses, and one when it is back.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+LOG = logging.getLogger(__name__)
+
+CALM_SECONDS = 10.0  # after which it counts as gone again; what comes and goes has fewer lines
+FIRST_PAUSE_SECONDS = 60.0
+LONGEST_PAUSE_SECONDS = 3600.0
+
+_LOGGED = '_logged_as_outage'
+# Libraries log these at each try. What they say is logged here once, with the broker's or
+# the database's name; at the level DEBUG theirs are logged, too.
+_REPEATED = {
+    'oslo_db.api': ('DB exceeded retry limit.',),
+    # With the name that oslo.log gives it.
+    'oslo.messaging._drivers.impl_rabbit': (
+        '[%(connection_id)s] AMQP server on %(hostname)s:%(port)s is unreachable',
+        '[%(connection_id)s] AMQP server %(hostname)s:%(port)s closed',
+        '[%(connection_id)s] Reconnected to AMQP server',
+        'A recoverable connection/channel error occurred',
+        'Connection failed: %s (retrying in %s seconds)',
+        'Failed to consume message from queue',
+        'Failed to declare consumer for topic',
+        'Failed to publish message to topic',
+        'Unable to connect to AMQP server on',
+        'Unexpected error during heartbeat thread processing',
+    ),
+    'oslo_messaging._drivers.amqpdriver': ('Failed to process incoming message, retrying',),
+}
+
+
+class Outage:
+    """One thing that may be away, shared by all threads that use it.
+
+    :param name: begins a sentence of the log, and holds no password
+    :param clock: seconds that only grow
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._next_line = float('-inf')
+        self._pause = 0.0
+        self._kinds: set[type[BaseException]] = set()
+
+    def began(self, error: BaseException) -> None:
+        """Note a failure; it is logged if it is the first, of a new kind, or after a pause."""
+        setattr(error, _LOGGED, True)
+        now = self._clock()
+        with self._lock:
+            is_new_kind = bool(self._kinds) and type(error) not in self._kinds
+            self._since = now if self._since is None else self._since
+            if now < self._next_line and not is_new_kind:
+                return
+            away_seconds = now - self._since
+            self._kinds.add(type(error))
+            self._pause = min(max(FIRST_PAUSE_SECONDS, 2 * self._pause), LONGEST_PAUSE_SECONDS)
+            self._next_line = now + self._pause
+        LOG.error('%s is unavailable%s: %s', self.name, _for(away_seconds), _first_line(error))
+
+    def over(self) -> None:
+        """Note that it answers."""
+        if self._since is None:  # nearly always, so without the lock
+            return
+        now = self._clock()
+        with self._lock:
+            was_logged, since = bool(self._kinds), self._since
+            self._since, self._pause = None, 0.0
+            self._kinds.clear()
+            if was_logged:
+                self._next_line = now + CALM_SECONDS
+        if was_logged and since is not None:
+            LOG.warning('%s is available again, after %d s', self.name, now - since)
+
+
+def _for(seconds: float) -> str:
+    return f' for {seconds:.0f} s' if seconds >= 1 else ''
+
+
+def is_logged(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, was noted as an outage."""
+    while error is not None:
+        if getattr(error, _LOGGED, False):
+            return True
+        error = error.__cause__
+    return False
+
+
+def keep_short(handlers: Iterable[logging.Handler]) -> None:
+    """Have handlers drop what an outage has logged, and what libraries log at each try.
+
+    So the edges of threads log whatever failed with its traceback, as they always do. Where
+    debugging is on, these lines are kept at that level, and without a traceback.
+    """
+    for handler in handlers:
+        handler.addFilter(_shorten)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if not is_logged(error) and not str(record.msg).startswith(_REPEATED.get(record.name, '\0')):
+        return True
+    if error is not None:
+        reason = f'{type(error).__name__}: {_first_line(error)}'
+        record.msg, record.args = f'{record.getMessage()}: {reason}', ()
+        record.exc_info = record.exc_text = None
+    record.levelno, record.levelname = logging.DEBUG, 'DEBUG'
+    return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition('\n')[0] or type(error).__name__

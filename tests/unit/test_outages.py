@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line when something goes away, others after growing pauses, one when it is back."""
+
+import contextlib
+import logging
+import pathlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+from oslo_messaging._drivers import impl_rabbit
+
+from nova_precache import concurrency, outages
+from nova_precache.db import session
+
+HOUR = 3600
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def outage(clock: Clock) -> outages.Outage:
+    return outages.Outage('Database of [database] connection', clock)
+
+
+def test_an_outage_has_a_line_at_its_begin_some_with_growing_pauses_and_one_at_its_end(
+    outage: outages.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for clock.now in range(4 * HOUR):
+        outage.began(OSError('refused\nwith a second line'))
+    outage.over()
+    outage.over()
+
+    assert caplog.messages == [
+        'Database of [database] connection is unavailable: refused',
+        *(
+            f'Database of [database] connection is unavailable for {seconds} s: refused'
+            for seconds in (60, 180, 420, 900, 1860, 3780, 7380, 10980)
+        ),
+        'Database of [database] connection is available again, after 14399 s',
+    ]
+
+
+def test_a_failure_of_another_kind_has_a_line_at_once(
+    outage: outages.Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error in (OSError('away'), PermissionError('refused'), OSError('away')):
+        outage.began(error)
+
+    assert [message.rpartition(': ')[2] for message in caplog.messages] == ['away', 'refused']
+
+
+def test_what_comes_and_goes_all_the_time_has_few_lines(
+    outage: outages.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for clock.now in range(100):
+        outage.began(OSError('away'))
+        outage.over()
+
+    assert len(caplog.messages) == 2 * 100 / outages.CALM_SECONDS
+
+
+def test_what_never_was_away_is_not_back(
+    outage: outages.Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage.over()
+
+    assert caplog.messages == []
+
+
+@pytest.fixture
+def short(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """A log that is kept short."""
+    outages.keep_short([caplog.handler])
+    yield caplog
+    caplog.handler.filters.clear()
+
+
+def test_an_error_that_an_outage_logged_is_not_logged_again(
+    outage: outages.Outage, short: pytest.LogCaptureFixture
+) -> None:
+    logged, other = OSError('away'), ValueError('a fault')
+    outage.began(logged)
+    outer = RuntimeError('could not')
+    outer.__cause__ = logged
+
+    for error in (logged, outer, other):
+        logging.getLogger('edge').error('Step %s failed', 'one', exc_info=error)
+
+    assert [record.message for record in short.records if record.name == 'edge'] == [
+        'Step one failed'
+    ]
+    assert 'ValueError: a fault' in short.text
+    assert 'RuntimeError' not in short.text
+
+
+@pytest.fixture
+def database(tmp_path: pathlib.Path) -> Iterator[session.Database]:
+    made = session.Database(sa.create_engine(f'sqlite:///{tmp_path}/db'), name='[x] connection')
+    yield made
+    made.dispose()
+
+
+def test_a_database_that_is_away_has_one_line_whoever_asks(
+    database: session.Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        with pytest.raises(db_exception.DBConnectionError), database.reader():
+            raise db_exception.DBConnectionError(OSError('refused'))
+    with database.reader():
+        pass
+
+    assert [message.partition(' (')[0] for message in caplog.messages] == [
+        'Database of [x] connection is unavailable: refused',
+        'Database of [x] connection is available again, after 0 s',
+    ]
+
+
+def test_an_error_within_a_transaction_is_no_outage(
+    database: session.Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.suppress(ValueError), database.reader():
+        raise ValueError('of whoever reads')
+
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(('level', 'lines'), [(logging.INFO, 1), (logging.DEBUG, 3)])
+def test_what_libraries_log_at_each_try_is_for_debugging(
+    short: pytest.LogCaptureFixture, level: int, lines: int
+) -> None:
+    library = impl_rabbit.LOG
+    short.set_level(level, library.logger.name)
+
+    library.error('Connection failed: %s (retrying in %s seconds)', 'refused', 1)
+    library.info('A recoverable connection/channel error occurred, trying to reconnect: %s', 'x')
+    library.error('The broker has blocked the connection: %s', 'memory')
+
+    assert len(short.records) == lines
+    assert short.records[-1].message == 'The broker has blocked the connection: memory'
+
+
+def test_periodic_work_that_fails_is_done_again_and_an_outage_is_not_logged_each_time(
+    outage: outages.Outage, short: pytest.LogCaptureFixture
+) -> None:
+    done = threading.Semaphore(0)
+
+    def fail() -> None:
+        done.release()
+        error = OSError('away')
+        outage.began(error)
+        raise error
+
+    periodic = concurrency.Periodic('test', [(0.01, fail)])
+    periodic.start()
+    for _ in range(3):
+        assert done.acquire(timeout=20)
+    periodic.stop()
+
+    assert short.messages == ['Database of [database] connection is unavailable: away']
