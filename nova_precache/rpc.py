@@ -151,7 +151,12 @@ class Client:
             self._has_called = True
 
     def cast(
-        self, ctxt: context.RequestContext, method: str, version: str, **arguments: Any
+        self,
+        ctxt: context.RequestContext,
+        method: str,
+        version: str,
+        server: str | None = None,
+        **arguments: Any,
     ) -> None:
         """Send and do not wait.
 
@@ -159,7 +164,7 @@ class Client:
         :raises nova_precache.exception.VersionUnsupported: the pin forbids the version
         """
         with self._transport.used_to_call(), _own_errors(f'{method} {version}'):
-            self._client.prepare(version=version).cast(ctxt, method, **arguments)
+            self._client.prepare(server=server, version=version).cast(ctxt, method, **arguments)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,10 @@ class NovaLiveness:
         """
         return self.look(hosts, BRIEF_SECONDS).down
 
+    def settling(self, hosts: Collection[str]) -> Collection[str]:
+        """Give none: the cells' databases tell at any time."""
+        return []
+
     def why_down(self, host: str, cell_uuid: str) -> str | None:
         """Say why a host is not to be called.
 

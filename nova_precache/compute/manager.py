@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc
+from nova_precache.compute import name as compute_name
 from nova_precache.compute import options as transfer_options
 from nova_precache.compute import outcomes, reporter, rpcapi, transfers
 from nova_precache.control import Control
@@ -24,14 +25,15 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
 
     def __init__(
         self,
-        host: str,
+        name: compute_name.Name,
         driver: virt_driver.ComputeDriver,
         conductor: reporter.Reporter,
         images_for: ImagesFor,
         running: transfers.Transfers,
         measured: Callable[[transfers.Work], transfers.Work] = lambda work: work,
     ) -> None:
-        self._host = host
+        self._name = name
+        self._host = name.host
         self._driver = driver
         self._driver_name = type(driver).__name__
         self._conductor = conductor
@@ -52,18 +54,18 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         **unknown: Any,
     ) -> model.Json | None:
         """Cache an image; None when the conductor says that the call no longer counts."""
+        if self._transfers.refusal is not None:
+            return outcomes.of_stop(self._transfers.refusal).to_wire()
         kept = self._transfers.kept_outcome(job_id)
-        if kept is not None:
-            return kept.to_wire()
-        if self._transfers.is_stopping:
-            stopping = exception.ShuttingDown('the compute is shutting down')
-            return outcomes.of_stop(stopping).to_wire()
         try:
             wanted = transfer_options.read(options)
-        except exception.InvalidInput as exc:
+            begun = self._may_begin(job_id, epoch, image_id, is_done=kept is not None)
+        except (exception.InvalidInput, exception.NameLost) as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
-        if not self._may_begin(job_id, epoch, image_id):
+        if not begun:
             return None
+        if kept is not None:
+            return kept.to_wire()
         images = self._images_for(image_endpoint, token, self._conductor.get_token)
         outcome = self._transfers.run(
             job_id,
@@ -118,10 +120,18 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         )
         return forgotten
 
-    def _may_begin(self, job_id: str, epoch: int, image_id: str) -> bool:
-        starts = not self._transfers.is_running(image_id)
+    def register_again(self, ctxt: context.RequestContext, agent_id: str, **unknown: Any) -> None:
+        """Register again, if this is the agent that is meant: two may share the queue."""
+        if agent_id == self._name.agent_id:
+            self._name.doubt()
+
+    def _may_begin(self, job_id: str, epoch: int, image_id: str, *, is_done: bool) -> bool:
+        starts = not is_done and not self._transfers.is_running(image_id)
         try:
             begun = self._conductor.begin_job(job_id, epoch, starts)
+        except exception.AgentConflict as exc:
+            self._name.doubt()
+            raise exception.NameLost(str(exc)) from exc
         except Exception as exc:  # noqa: BLE001 - whatever it was, it is no confirmation
             LOG.warning('Job %s is not begun, no conductor confirms it: %s', job_id, exc)
             return False

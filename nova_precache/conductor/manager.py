@@ -72,6 +72,11 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             raise
         self._unmapped.discard(host)
 
+    def ping(self, ctxt: context.RequestContext) -> str:
+        """Note that the cell can be heard, and tell the version that is served."""
+        self._intake.hear(self._cell_uuid)
+        return super().ping(ctxt)
+
     def report_state(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
         """Note that an agent is alive."""
         self._intake.add_state(self._agent(state))
@@ -83,16 +88,20 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         epoch: int,
         sequence: int,
         progress: model.Json,
+        agent_id: str | None = None,
         **unknown: Any,
     ) -> None:
-        """Note how far a job has come."""
+        """Note how far a job has come.
+
+        :param agent_id: of whoever reports; an agent of 1.1 does not name it
+        """
         known = model.Progress(
             progress['status'],
             progress['bytes_done'],
             progress.get('bytes_total'),
             progress.get('rate_bytes'),
         )
-        self._intake.add_progress(jobs.ProgressReport(job_id, epoch, sequence, known))
+        self._intake.add_progress(jobs.ProgressReport(job_id, epoch, sequence, known, agent_id))
 
     def report_images(
         self,
@@ -113,16 +122,22 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             caches.Report(host, known, removed, full=full, after=after, until=until),
         )
 
+    @rpc.refuses(exception.AgentConflict)
     def begin_job(
         self,
         ctxt: context.RequestContext,
         job_id: str,
         epoch: int,
         starts: bool = False,
+        agent_id: str | None = None,
         **unknown: Any,
     ) -> bool:
-        """Say whether a call still counts, before the first byte."""
-        return self._jobs.begin(job_id, epoch, starts)
+        """Say whether a call still counts, before the first byte.
+
+        :param agent_id: of whoever asks; an agent of 1.1 does not name it
+        :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
+        """
+        return self._jobs.begin(job_id, epoch, starts, agent_id)
 
     def get_token(self, ctxt: context.RequestContext, **unknown: Any) -> str | None:
         """Give a fresh token for the image service."""

@@ -7,6 +7,8 @@ History:
   ``begin_job``, ``get_token``
 * 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` tells the version, where
   before it told nothing
+* 1.2 - ``begin_job`` and ``report_progress`` take ``agent_id``; ``begin_job`` refuses an agent
+  that is not registered for the host
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
@@ -22,7 +24,7 @@ from nova_precache.compute import reporter
 TOPIC = 'precache_conductor'
 # Of its own: on one broker, servers of one topic share one queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
-VERSION = '1.1'
+VERSION = '1.2'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
 
@@ -45,7 +47,7 @@ class ConductorAPI:
         """
         with self._lock:
             if self._last is None or not self._last.is_alive():
-                self._last = _Cast(self._client, ctxt)
+                self._last = _Cast(self._client, ctxt, 'work_available')
                 self._last.start()
             cast = self._last
         cast.join(WAKE_SECONDS)
@@ -58,25 +60,49 @@ class ConductorAPI:
 class _Cast(threading.Thread):
     """One cast on its way, with the error that it ended in."""
 
-    def __init__(self, client: rpc.Client, ctxt: context.RequestContext) -> None:
-        super().__init__(name='wake', daemon=True)
+    def __init__(self, client: rpc.Client, ctxt: context.RequestContext, method: str) -> None:
+        super().__init__(name=f'cast-{method}', daemon=True)
         self._client = client
         self._context = ctxt
+        self._method = method
         self.error: Exception | None = None
 
     def run(self) -> None:
         try:
-            self._client.cast(self._context, 'work_available', '1.0')
+            self._client.cast(self._context, self._method, '1.0')
         except Exception as exc:  # noqa: BLE001 - whatever it was, whoever waits is told
             self.error = exc
+
+
+class CellEcho:
+    """Casts what the conductors of a cell hear as long as its broker carries messages.
+
+    It goes through the queue that the computes' reports go through, and whichever conductor
+    takes it notes that the cell is heard. A ping is known to those of every release.
+    """
+
+    def __init__(self, transport: rpc.Transport) -> None:
+        self._client = transport.client(TOPIC, retries=0)
+        self._last: _Cast | None = None
+
+    def cast(self) -> None:
+        """Cast in the background, one at a time: a silent broker is waited for by a thread."""
+        if self._last is None or not self._last.is_alive():
+            self._last = _Cast(self._client, context.admin_context(), 'ping')
+            self._last.start()
 
 
 class ConductorReporter:
     """A compute's way to its conductors: the ``compute.reporter.Reporter`` on the wire."""
 
     def __init__(
-        self, transport: rpc.Transport, version_cap: str | None, timeout_seconds: float
+        self,
+        transport: rpc.Transport,
+        version_cap: str | None,
+        timeout_seconds: float,
+        agent_id: str | None = None,
     ) -> None:
+        self._agent_id = agent_id
         self._client = transport.client(TOPIC, version_cap, retries=1)
         self._timeout_seconds = timeout_seconds
         self._is_inventory_kept: bool | None = None
@@ -97,6 +123,7 @@ class ConductorReporter:
             job_id=job_id,
             epoch=epoch,
             sequence=sequence,
+            agent_id=self._agent_id,
             progress={
                 'status': progress.status,
                 'bytes_done': progress.bytes_done,
@@ -129,7 +156,11 @@ class ConductorReporter:
         return self._call('ping') is not None
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
-        return bool(self._call('begin_job', job_id=job_id, epoch=epoch, starts=starts))
+        return bool(
+            self._call(
+                'begin_job', job_id=job_id, epoch=epoch, starts=starts, agent_id=self._agent_id
+            )
+        )
 
     def get_token(self) -> str | None:
         token = self._call('get_token')

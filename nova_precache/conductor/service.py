@@ -37,10 +37,14 @@ class Periods:
 
 @dataclasses.dataclass(frozen=True)
 class _Served:
-    """A server, and the transport that it was made on."""
+    """A server, and the transport that it was made on.
+
+    :ivar echo: tells while a cell is heard; None of the API
+    """
 
     server: rpc.Server
     transport: rpc.Transport
+    echo: rpcapi.CellEcho | None = None
 
     def stop(self) -> None:
         if not concurrency.stop_within(SERVER_STOP_SECONDS, self.server):
@@ -79,6 +83,7 @@ class Conductor:
                 (periods.lease_seconds / 3, self._renew),
                 (periods.progress_seconds, reports.write_progress),
                 (periods.heartbeat_seconds, reports.write_states),
+                (periods.heartbeat_seconds, self._cast_echoes),
                 (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
@@ -150,14 +155,20 @@ class Conductor:
         if served is not None:
             LOG.info('Cell %s (%s) has another broker now', cell.name, cell.uuid)
             self._in_background(lambda: self._leave(served))
-        self._serve(cell.uuid, transport, rpcapi.TOPIC, self._cell_endpoint(cell.uuid))
+        endpoint, echo = self._cell_endpoint(cell.uuid), rpcapi.CellEcho(transport)
+        self._serve(cell.uuid, transport, rpcapi.TOPIC, endpoint, echo)
 
     def _serve(
-        self, key: str, transport: rpc.Transport, topic: str, endpoint: rpc.Endpoint
+        self,
+        key: str,
+        transport: rpc.Transport,
+        topic: str,
+        endpoint: rpc.Endpoint,
+        echo: rpcapi.CellEcho | None = None,
     ) -> None:
         server = transport.server(topic, self._conductor_id, [endpoint])
         server.start_in_background()
-        self._served[key] = _Served(server, transport)
+        self._served[key] = _Served(server, transport, echo)
 
     def _leave(self, served: _Served) -> None:
         served.stop()
@@ -166,6 +177,11 @@ class Conductor:
     def _in_background(self, work: Callable[[], None]) -> None:
         """A broker that is gone holds up nobody else's."""
         threading.Thread(target=work, name='rpc-server-stop', daemon=True).start()
+
+    def _cast_echoes(self) -> None:
+        for served in list(self._served.values()):
+            if served.echo is not None:
+                served.echo.cast()
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)

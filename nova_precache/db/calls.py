@@ -4,18 +4,27 @@
 import dataclasses
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import claims, models, parallel, recording
+from nova_precache.db import claims, hearing, models, parallel, recording
 from nova_precache.db import session as db_session
 from nova_precache.db import terms as db_terms
 
-_SEEN = sa.select(
-    models.Agent.host, models.Agent.seen_at, db_session.database_now().label('now')
-).where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
+_SEEN = (
+    sa.select(
+        models.Agent.host,
+        models.Agent.seen_at,
+        db_session.database_now().label('now'),
+        models.Hearing.since,
+        models.Hearing.until,
+    )
+    .outerjoin(models.Hearing, models.Hearing.cell_uuid == models.Agent.cell_uuid)
+    .where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +34,9 @@ class Assignment:
     ``joins`` tells that a compute works on it already, so that the call is no attempt.
 
     :ivar terms: as they stood when it was assigned
-    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None for both
-        when it never did
+    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None when it
+        never did
+    :ivar heard: when its cell could be heard, None where conductors do not note that
     """
 
     job_id: str
@@ -40,16 +50,21 @@ class Assignment:
     terms: db_terms.Terms = db_terms.NONE
     seen_at: datetime.datetime | None = None
     assigned_at: datetime.datetime | None = None
+    heard: hearing.Heard | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgressReport:
-    """The last progress of a job that came in since the last bulk write."""
+    """The last progress of a job that came in since the last bulk write.
+
+    :ivar agent_id: of whose call it is; None of an agent of an earlier release
+    """
 
     job_id: str
     epoch: int
     sequence: int
     progress: model.Progress
+    agent_id: str | None = None
 
 
 def assign(
@@ -100,11 +115,20 @@ def complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignmen
         return []
     agreed = db_terms.terms(session, [each.job_id for each in made])
     rows = db_session.run(session, _SEEN, {'hosts': [each.host for each in made]})
-    seen = {row.host: {'seen_at': row.seen_at, 'assigned_at': row.now} for row in rows}
+    seen = {row.host: _seen(row) for row in rows}
+    never: dict[str, Any] = {}
+    if any(each.host not in seen for each in made):
+        now = db_session.now(session)
+        never = {'assigned_at': now, 'heard': hearing.anywhere(session, now)}
     return [
-        dataclasses.replace(each, terms=agreed[each.job_id], **seen.get(each.host, {}))
+        dataclasses.replace(each, terms=agreed[each.job_id], **seen.get(each.host, never))
         for each in made
     ]
+
+
+def _seen(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    heard = None if row.until is None else hearing.Heard(row.since, row.until)
+    return {'seen_at': row.seen_at, 'assigned_at': row.now, 'heard': heard}
 
 
 def assignment(job: models.Job, epoch: int) -> Assignment:
@@ -136,13 +160,12 @@ def record_progress(session: orm.Session, report: ProgressReport, now: datetime.
     changed = session.execute(
         db_session.update(job)
         .where(current(report.job_id, report.epoch), job.progress_sequence < report.sequence)
-        .where(job.status.in_(model.TASK_WORKING))
+        .where(job.status.in_(model.TASK_WORKING), _is_of_agent(report.agent_id))
         .values(
             status=progress.status if known else job.status,
             progress_sequence=report.sequence,
             progress_at=now,
-            bytes_done=recording.at_least(job.bytes_done, progress.bytes_done),
-            bytes_total=sa.func.coalesce(progress.bytes_total, job.bytes_total),
+            **recording.moved(models.Job, progress.bytes_done, progress.bytes_total),
             rate_bytes=progress.rate_bytes,
         )
     )
@@ -152,8 +175,15 @@ def record_progress(session: orm.Session, report: ProgressReport, now: datetime.
         session,
         report.job_id,
         status=progress.status if known else models.Task.status,
-        bytes_done=recording.at_least(models.Task.bytes_done, progress.bytes_done),
-        bytes_total=sa.func.coalesce(progress.bytes_total, models.Task.bytes_total),
+        **recording.moved(models.Task, progress.bytes_done, progress.bytes_total),
         rate_bytes=progress.rate_bytes,
     )
     return True
+
+
+def _is_of_agent(agent_id: str | None) -> sa.ColumnElement[bool]:
+    """Of a job: this is the registered agent of its host, or is not known."""
+    if agent_id is None:
+        return sa.true()
+    agent = models.Agent
+    return sa.exists().where(agent.host == models.Job.host, agent.agent_id == agent_id)

@@ -28,14 +28,11 @@ _JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
 
 def _final(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, object]:
     """What of an outcome is in a job, and in each task."""
-    moved = sa.bindparam('moved', type_=sa.BigInteger())
+    moved, total = (sa.bindparam(name, type_=sa.BigInteger()) for name in ('moved', 'total'))
     return {
         'status': sa.bindparam('to_status'),
         'reason': sa.bindparam('to_reason'),
-        'bytes_done': sa.case((columns.bytes_done < moved, moved), else_=columns.bytes_done),
-        'bytes_total': sa.func.coalesce(
-            sa.bindparam('total', type_=sa.BigInteger()), columns.bytes_total
-        ),
+        **recording.moved(columns, moved, total),
         'rate_bytes': None,
         'next_attempt_at': None,
         'finished_at': db_session.database_now(),

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.db import (
     beginnings,
     calls,
@@ -146,13 +146,35 @@ class Jobs:
             lambda session: calls.assign(session, conductor_id, assignment.host, assignment.job_id)
         )
 
-    def begin(self, job_id: str, epoch: int, starts: bool = False) -> bool:
+    def begin(
+        self, job_id: str, epoch: int, starts: bool = False, agent_id: str | None = None
+    ) -> bool:
         """Let a compute go on with a call: False when the call no longer counts.
 
         :param starts: the compute has no transfer to join. For a job that was begun
             before, its compute has restarted meanwhile, which is counted as an attempt.
+        :param agent_id: of the compute; None of one of an earlier release
+        :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
         """
-        return bool(self._group.submit(beginnings.Begin(job_id, epoch, starts)))
+        if self._group.submit(beginnings.Begin(job_id, epoch, starts, agent_id)):
+            return True
+        if agent_id is not None:
+            self._require_registered(job_id, agent_id)
+        return False
+
+    def _require_registered(self, job_id: str, agent_id: str) -> None:
+        job, agent = models.Job, models.Agent
+        query = (
+            sa.select(job.host, agent.agent_id)
+            .outerjoin(agent, agent.host == job.host)
+            .where(job.uuid == job_id)
+        )
+        with self._database.reader() as session:
+            row = session.execute(query).first()
+        if row is not None and row.agent_id != agent_id:
+            raise exception.AgentConflict(
+                f'Agent {agent_id} is not the one that is registered for host {row.host}'
+            )
 
     def turn(
         self,

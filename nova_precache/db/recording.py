@@ -9,6 +9,7 @@ import datetime
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -88,8 +89,7 @@ def end_job(
             reason=outcome.reason,
             active_key=None,
             stop_why=stop_why,
-            bytes_done=at_least(models.Job.bytes_done, outcome.bytes_done),
-            bytes_total=sa.func.coalesce(outcome.bytes_total, models.Job.bytes_total),
+            **moved(models.Job, outcome.bytes_done, outcome.bytes_total),
             rate_bytes=None,
             next_attempt_at=None,
             finished_at=db_session.database_now(),
@@ -117,8 +117,7 @@ def end_tasks(
         .values(
             status=outcome.status,
             reason=outcome.reason,
-            bytes_done=at_least(models.Task.bytes_done, outcome.bytes_done),
-            bytes_total=sa.func.coalesce(outcome.bytes_total, models.Task.bytes_total),
+            **moved(models.Task, outcome.bytes_done, outcome.bytes_total),
             rate_bytes=None,
             next_attempt_at=None,
             finished_at=db_session.database_now(),
@@ -210,5 +209,20 @@ def mirror(session: orm.Session, job_id: str, **values: object) -> None:
     )
 
 
-def at_least(column: orm.InstrumentedAttribute[int], value: int) -> sa.Case[int]:
-    return sa.case((column < value, value), else_=column)
+def moved(
+    row: type[models.Job | models.Task] | sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]],
+    bytes_done: Any,
+    bytes_total: Any,
+) -> dict[str, Any]:
+    """Give the bytes of a job, or of a task, after what was told of an attempt at it.
+
+    The bytes that were moved only grow, over all attempts, and the total is never less: an
+    attempt that found the image there had nothing to move, which does not undo what the
+    attempts before have moved.
+
+    :param bytes_done: a number, or the parameter that stands for it
+    :param bytes_total: the same; None where that was not told
+    """
+    total = sa.func.coalesce(bytes_total, row.bytes_total)
+    done = sa.case((row.bytes_done < bytes_done, bytes_done), else_=row.bytes_done)
+    return {'bytes_done': done, 'bytes_total': sa.case((total < done, done), else_=total)}

@@ -92,8 +92,8 @@ def leave(
     locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
     if db_session.rowcount(session.execute(locked)) != 1:
         return recording.STALE
-    bytes_done = recording.at_least(models.Task.bytes_done, outcome.bytes_done)
-    recording.mirror(session, job_id, bytes_done=bytes_done)
+    moved = recording.moved(models.Task, outcome.bytes_done, outcome.bytes_total)
+    recording.mirror(session, job_id, **moved)
     recorded = demand.end_unwanting(session, [job_id], db_session.now(session))
     wanting = sa.select(models.Task.id).where(
         models.Task.job_uuid == job_id, models.Task.status.in_(model.TASK_IN_FLIGHT)

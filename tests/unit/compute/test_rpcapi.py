@@ -10,7 +10,7 @@ import pytest
 
 from nova_precache import conf as options
 from nova_precache import context, exception, model, rpc
-from nova_precache.compute import manager, rpcapi, transfers
+from nova_precache.compute import manager, name, rpcapi, transfers
 from nova_precache.image import fake as fake_images
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
 
@@ -59,7 +59,7 @@ def served(
 ) -> Iterator[ScriptedDriver]:
     """The driver of a compute of this release, which serves host ``h1``."""
     compute = manager.ComputeManager(
-        'h1',
+        name.Name('h1', 'agent-1'),
         driver,
         conductor,
         lambda *access: fake_images.FakeImageService(),
