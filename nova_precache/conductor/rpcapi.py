@@ -82,7 +82,7 @@ class CellEcho:
     """
 
     def __init__(self, transport: rpc.Transport) -> None:
-        self._client = transport.client(TOPIC, retries=0)
+        self._client = transport.client(TOPIC, None, retries=0)
         self._last: _Cast | None = None
 
     def cast(self) -> None:

@@ -186,6 +186,19 @@ def _only_others(own: agent.Agent) -> Callable[..., None]:
     return report_state
 
 
+def test_a_cell_of_which_no_host_reports_is_heard_all_along(
+    started: Started, known: agents.Agents
+) -> None:
+    gone = [host for host in started.service.hosts if host.cell == 'cell1']
+    for host in gone:
+        _own(started, host).stop()
+
+    down = wait_until(lambda: known.down([host.name for host in started.service.hosts]), 'one is')
+    wait_until(lambda: len(known.down([host.name for host in gone])) == len(gone), 'all are down')
+
+    assert down.keys() <= {host.name for host in gone}
+
+
 def test_agents_that_a_restored_database_does_not_know_register_again(
     started: Started, known: agents.Agents, upload_image: UploadImage, gateway: Gateway
 ) -> None:

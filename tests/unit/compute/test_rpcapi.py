@@ -167,3 +167,28 @@ def test_an_older_compute_cannot_be_asked_to_forget(
 def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
         _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')
+
+
+def test_an_agent_that_is_not_registered_is_sent_word(
+    transport: rpc.Transport, driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    held = name.Name('h2', 'agent-1')
+    compute = manager.ComputeManager(
+        held,
+        driver,
+        conductor,
+        lambda *access: fake_images.FakeImageService(),
+        transfers.Transfers(),
+    )
+    server = transport.server(rpcapi.TOPIC, 'h2', [compute])
+    server.start()
+
+    _api(transport).register_again(CTXT, 'h2', 'agent-1')
+
+    assert held.wait_doubtful()
+    server.stop()
+
+
+def test_a_pin_keeps_an_agent_from_being_sent_word(transport: rpc.Transport) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.2'):
+        _api(transport, '1.2').register_again(CTXT, 'h1', 'agent-1')

@@ -30,7 +30,8 @@ class Broker:
         self.done = threading.Semaphore(0)
 
     def client(self, topic: str, version_cap: str | None, retries: int) -> 'Broker':
-        assert (topic, retries) == (rpcapi.API_TOPIC, 0)
+        assert topic in {rpcapi.API_TOPIC, rpcapi.TOPIC}
+        assert retries == 0
         return self
 
     def cast(self, ctxt: context.RequestContext, method: str, version: str) -> None:
@@ -99,6 +100,10 @@ class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
 
     def report_progress(self, ctxt: context.RequestContext, **told: Any) -> None:
         self.told.put(told)
+
+    def begin_job(self, ctxt: context.RequestContext, **told: Any) -> bool:
+        self.told.put(told)
+        return True
 
 
 @pytest.fixture
@@ -205,3 +210,42 @@ def test_conductors_that_were_upgraded_are_told_all_the_next_time(
 
     assert conductor.told.get(timeout=WAIT_SECONDS)['after'] is None
     assert conductor.told.empty()
+
+
+def test_whoever_begins_a_job_or_reports_progress_names_its_agent(
+    transport: rpc.Transport, conductor: Conductor
+) -> None:
+    reports = rpcapi.ConductorReporter(transport, '1.0', WAIT_SECONDS, agent_id='agent-1')
+
+    assert reports.begin_job('j1', 3, True)
+    reports.report_progress('j1', 3, 1, model.Progress(model.TaskStatus.DOWNLOADING, 4))
+
+    begun, progress = (conductor.told.get(timeout=WAIT_SECONDS) for _ in range(2))
+    assert begun == {'job_id': 'j1', 'epoch': 3, 'starts': True, 'agent_id': 'agent-1'}
+    assert progress['agent_id'] == 'agent-1'
+
+
+# By which a conductor knows that a cell can be heard
+
+
+def test_an_echo_reaches_the_conductors_of_every_release(transport: rpc.Transport) -> None:
+    old = OldConductor()
+    server = transport.server(rpcapi.TOPIC, 'old', [old])
+    server.start()
+
+    rpcapi.CellEcho(transport).cast()
+
+    assert old.told.get(timeout=WAIT_SECONDS) == {'ping': True}
+    server.stop()
+
+
+def test_a_silent_broker_gets_one_echo_at_a_time(broker: Broker) -> None:
+    broker.answers.clear()
+    echo = rpcapi.CellEcho(broker)  # type: ignore[arg-type]
+
+    for _ in range(3):
+        echo.cast()
+    broker.answers.set()
+
+    assert broker.done.acquire(timeout=WAIT_SECONDS)
+    assert broker.casts == 1
