@@ -201,7 +201,7 @@ class Agent:
 
         What is cut here is no attempt: it is called again, there or here.
         """
-        LOG.error('Host %s is served by another agent until that is silent: %s', self.host, why)
+        LOG.error('Host %s is served by another agent until that one is silent: %s', self.host, why)
         self._told = _TAKEN
         self._has_left = True
         self._registered.clear()

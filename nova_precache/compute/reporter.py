@@ -38,7 +38,7 @@ class Reporter(Protocol):
     def report_state(self, state: model.Json) -> None:
         """Say that this agent is alive, and how its cache stands; not answered.
 
-        Who is not registered is sent ``register_again``.
+        An agent that is not registered is asked to ``register_again``.
         """
 
     def report_progress(

@@ -148,9 +148,9 @@ class ComputeAPI:
         )
 
     def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
-        """Send word to the agent of a host that it is not registered; not answered.
+        """Ask an agent that is not registered for its host to register again; not answered.
 
-        Two agents of one name share a queue: one that has another id takes no notice.
+        Two agents of one name share a queue: one that has another id ignores it.
 
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends word to agents that report for a host without being registered for it.
+"""Asks agents to register again that report for a host without being registered for it.
 
 Another agent has the name, or an older database was restored. Which of two agents takes a
-message from the queue that they share is chance, so it is sent again with each report.
+message from the queue that they share is chance, so each report has it sent again.
 """
 
 import functools
@@ -44,7 +44,7 @@ class Strangers:
         self._logged: set[tuple[str, str]] = set()
 
     def refuse(self, agents: Collection[model.Agent]) -> None:
-        """Send word to agents, in the background."""
+        """Ask agents to register again, in the background."""
         keys = {(agent.host, agent.agent_id) for agent in agents}
         self._errands.forget_all_but(keys)
         if len(self._logged) > KNOWN:

@@ -70,7 +70,7 @@ class AgentComputes:
         return self.liveness.why_down(assignment.seen_at, assignment.assigned_at, assignment.heard)
 
     def refuse(self, unregistered: Collection[model.Agent]) -> None:
-        """Send word to agents that are not registered for the hosts that they report for."""
+        """Ask agents to register again that are not registered for the hosts they report for."""
         self._strangers.refuse(unregistered)
 
     def hosts_counter(self) -> None:

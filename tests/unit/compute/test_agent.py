@@ -479,7 +479,7 @@ def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_r
     assert running.run('after', 1, 'i3', lambda note, control: CACHED) == CACHED
     assert conductor.images[-1][2].full
     assert _errors(caplog, logging.ERROR) == [
-        'Host h1 is served by another agent until that is silent: h1 has another agent since 0'
+        'Host h1 is served by another agent until that one is silent: h1 has another agent since 0'
     ]
 
 

@@ -169,7 +169,7 @@ def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transpo
         _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')
 
 
-def test_an_agent_that_is_not_registered_is_sent_word(
+def test_an_agent_that_is_not_registered_is_asked_to_register_again(
     transport: rpc.Transport, driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     held = name.Name('h2', 'agent-1')
@@ -189,6 +189,6 @@ def test_an_agent_that_is_not_registered_is_sent_word(
     server.stop()
 
 
-def test_a_pin_keeps_an_agent_from_being_sent_word(transport: rpc.Transport) -> None:
+def test_a_pin_keeps_an_agent_from_being_asked_to_register_again(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.2'):
         _api(transport, '1.2').register_again(CTXT, 'h1', 'agent-1')
