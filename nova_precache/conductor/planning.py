@@ -74,7 +74,8 @@ class Planning:
             facts = self._facts_of_retry(taken, queued)
             tasks = planner.replan(request, queued, facts)
         # Neither down nor up: it would be skipped in vain, or hold a slot until no answer came.
-        settling = self._liveness.settling(facts.hosts)
+        mapped = [host for host in facts.hosts if host in facts.cells]
+        settling = self._liveness.settling(mapped)
         if settling and not request.options.wait_for_down_hosts:
             self._postpone(request.id, f'{len(settling)} hosts have not reported yet')
             return

@@ -128,7 +128,7 @@ class Agents:
         """Map hosts to how they are; one that never had an agent is left out."""
         agents = self.get(hosts)
         with self._database.reader() as session:
-            shown = self._hosts(session, agents.values())
+            shown = self._hosts(session, agents.values(), db_session.now(session))
         return {host.agent.host: host for host in shown}
 
     def why_down(
@@ -173,7 +173,7 @@ class Agents:
                 query = query.where(self._has_status(status, now))
             if cell_uuid is not None:
                 query = query.where(row.cell_uuid == cell_uuid)
-            return self._hosts(session, [_agent(each) for each in session.scalars(query)])
+            return self._hosts(session, [_agent(each) for each in session.scalars(query)], now)
 
     def _has_status(
         self, status: model.HostStatus, now: datetime.datetime
@@ -188,8 +188,9 @@ class Agents:
             case model.HostStatus.UNKNOWN:
                 return sa.and_(silent, sa.not_(may_judge))
 
-    def _hosts(self, session: orm.Session, agents: Collection[model.Agent]) -> Sequence[model.Host]:
-        now = db_session.now(session)
+    def _hosts(
+        self, session: orm.Session, agents: Collection[model.Agent], now: datetime.datetime
+    ) -> Sequence[model.Host]:
         heard = hearing.of_cells(session, {agent.cell_uuid for agent in agents})
         return [self._host(agent, now, heard.get(agent.cell_uuid)) for agent in agents]
 
