@@ -93,7 +93,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> None:
         """Note how far a job has come.
 
-        :param agent_id: of whoever reports; an agent of 1.1 does not name it
+        :param agent_id: of the agent that reports; one of 1.1 does not name itself
         """
         known = model.Progress(
             progress['status'],
@@ -134,7 +134,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> bool:
         """Say whether a call still counts, before the first byte.
 
-        :param agent_id: of whoever asks; an agent of 1.1 does not name it
+        :param agent_id: of the agent that asks; one of 1.1 does not name itself
         :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
         """
         return self._jobs.begin(job_id, epoch, starts, agent_id)

@@ -212,7 +212,7 @@ def test_conductors_that_were_upgraded_are_told_all_the_next_time(
     assert conductor.told.empty()
 
 
-def test_whoever_begins_a_job_or_reports_progress_names_its_agent(
+def test_an_agent_that_begins_a_job_or_reports_progress_names_itself(
     transport: rpc.Transport, conductor: Conductor
 ) -> None:
     reports = rpcapi.ConductorReporter(transport, '1.0', WAIT_SECONDS, agent_id='agent-1')
