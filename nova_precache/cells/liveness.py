@@ -92,7 +92,7 @@ class NovaLiveness:
         """Say why a host is not to be called.
 
         :raises nova_precache.exception.CellUnreachable: the cell's database does not tell
-        :raises nova_precache.exception.HostOccupied: it will tell in a while
+        :raises nova_precache.exception.HostOccupied: it is not known yet whether the host is down
         """
         look = self.look_at({host: cell_uuid})
         if host in look.settling:
@@ -186,7 +186,7 @@ class _Cell:
         self._back_since = float('-inf')
 
     def is_back_for(self, seconds: float) -> bool:
-        """Tell whether the database has not been away for so long, as far as that was seen."""
+        """Return whether the database was not seen to be away in the last so many seconds."""
         return self._clock() - self._back_since > seconds
 
     def ask(self, hosts: Collection[str]) -> _Asked:

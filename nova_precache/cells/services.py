@@ -88,7 +88,7 @@ class Service:
         return None
 
     def is_silent(self, down_seconds: float) -> bool:
-        """Tell whether it is down by the time of its last report, and by that alone."""
+        """Return whether it is down by the time of its last report alone."""
         if self.forced_down or self.seen_at is None:
             return False
         # As in Nova, a clock that is far ahead is no sign of life.

@@ -253,7 +253,7 @@ class Agent:
             LOG.debug('Progress of host %s was not reported: %s', self.host, exc)
 
     def report_images(self) -> None:
-        """Tell what is in the cache, as far as that is due; all of it, where another has told."""
+        """Report what is in the cache, as far as that is due; after a registration, all of it."""
         if self._has_left:
             return
         if self._tells_all:

@@ -67,7 +67,7 @@ class Inventory:
             self._tell_changes(now, self._told)
 
     def forget(self) -> None:
-        """Tell all of it the next time: the conductors may know the cache of another machine."""
+        """Report all of it the next time: the conductors may know the cache of another machine."""
         self._told = None
         self._changes_due = self._clock()
 

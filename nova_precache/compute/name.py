@@ -24,7 +24,7 @@ class Name:
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Wait no more; the process stops."""
+        """End the wait: the process stops."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()

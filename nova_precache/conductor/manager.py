@@ -73,7 +73,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._unmapped.discard(host)
 
     def ping(self, ctxt: context.RequestContext) -> str:
-        """Note that the cell can be heard, and tell the version that is served."""
+        """Note that the cell can be heard, and return the version that is served."""
         self._intake.hear(self._cell_uuid)
         return super().ping(ctxt)
 

@@ -39,7 +39,7 @@ class Periods:
 class _Served:
     """A server, and the transport that it was made on.
 
-    :ivar echo: tells while a cell is heard; None of the API
+    :ivar echo: shows that a cell is heard; None for the API
     """
 
     server: rpc.Server

@@ -3,7 +3,7 @@
 
 A host may be silent because it is down, or because its cell's broker, every conductor or this
 database was away. So conductors note for each cell that messages arrive, every few seconds and
-by the database's clock. After a gap the cell is heard anew, and no host of it counts as down
+by the database's clock. After a gap its time starts again, and no host of it counts as down
 before it has been silent for long enough since then.
 
 A cell without a row is served by conductors of an earlier release alone: there the last report
@@ -36,7 +36,7 @@ class Heard:
         return self.until >= now
 
     def may_judge(self, now: datetime.datetime, down: datetime.timedelta) -> bool:
-        """Tell whether a living host would have been heard; as ``may_judge`` below."""
+        """Return whether a living host would have been heard; the same as ``may_judge`` below."""
         return self.is_heard(now) and now - self.since > down
 
 
@@ -112,7 +112,7 @@ def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
 def may_judge(
     cell_uuid: orm.InstrumentedAttribute[str], now: datetime.datetime, down: datetime.timedelta
 ) -> sa.ColumnElement[bool]:
-    """Of a row with a cell: its silence counts, as ``Heard.may_judge`` tells, or has no row."""
+    """Select rows whose cell may be judged by silence: as in ``Heard``, or it has no row."""
     row = models.Hearing
     could_not_hear = sa.or_(row.until < now, row.since >= now - down)
     return ~sa.exists().where(row.cell_uuid == cell_uuid, could_not_hear)

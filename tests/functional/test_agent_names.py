@@ -146,7 +146,7 @@ def test_an_agent_that_lost_its_name_serves_nothing_and_comes_back_without_a_res
     request_id = started.service.cache(aggregate_id, first)
     gateway.wait_for(1)
 
-    # Its reports get lost, while it goes on with its transfer.
+    # Its reports get lost while its transfer runs.
     with monkeypatch.context() as cut:
         cut.setattr(type(own._conductor), 'report_state', _only_others(own))
         other = twin(host)

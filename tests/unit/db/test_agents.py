@@ -184,7 +184,7 @@ def test_how_a_host_is_comes_with_its_reason(world: World) -> None:
     }
 
 
-# Outages, in which nobody could have heard a host
+# Outages, in which no conductor could have heard a host
 
 
 def test_an_outage_is_not_counted_as_the_silence_of_a_host(world: World) -> None:
