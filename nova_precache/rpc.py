@@ -88,6 +88,7 @@ class Client:
     """Calls and casts to one topic on one transport.
 
     :param serializer: of what is not called by our own endpoints, which answer a probe
+    :param raw: the connections that are used, by default those for calls
     """
 
     def __init__(
@@ -97,11 +98,12 @@ class Client:
         version_cap: str | None,
         retries: int | None,
         serializer: messaging.Serializer | None = None,
+        raw: messaging.Transport | None = None,
     ) -> None:
         target = messaging.Target(exchange=transport.exchange, topic=topic, version='1.0')
         self._transport = transport
         self._client = messaging.get_rpc_client(
-            transport.calling,
+            raw or transport.calling,
             target,
             version_cap=version_cap,
             serializer=serializer or ContextSerializer(),
@@ -243,14 +245,20 @@ class Transport:
 
     When a broker is lost, oslo.messaging reconnects a connection that is not in use and
     lets nobody have it until then: for a server's answers without end, so that a call
-    that is to fail soon would wait for one of these as long as the broker is away.
+    that is to fail soon would wait for one of these as long as the broker is away. What only
+    probes a broker has its own, too: the connections for calls are left to calls.
     """
 
     def __init__(
-        self, calling: messaging.Transport, serving: messaging.Transport, exchange: str | None
+        self,
+        calling: messaging.Transport,
+        serving: messaging.Transport,
+        exchange: str | None,
+        probing: messaging.Transport = None,
     ) -> None:
         self.calling = calling
         self.serving = serving
+        self._probing = probing or calling
         self.exchange = exchange
         self._lock = threading.Lock()
         self._calls = 0
@@ -261,6 +269,10 @@ class Transport:
     ) -> Client:
         """Make a client; ``retries`` None retries a dead broker for ever."""
         return Client(self, topic, version_cap, retries)
+
+    def probe(self, topic: str) -> Client:
+        """Make a client that probes the broker and gives a dead one up at once."""
+        return Client(self, topic, None, retries=0, raw=self._probing)
 
     def nova_client(self, topic: str, version_cap: str | None, retries: int | None) -> Client:
         """Make a client of a stock Nova's service, which answers no probe before a call."""
@@ -303,7 +315,7 @@ class Transport:
         """Close in the background: a connection to a dead broker does not let go soon."""
         if self.exchange is not None:
             return  # in memory: closing one empties the exchanges of all
-        for raw in (self.calling, self.serving):
+        for raw in {self.calling, self.serving, self._probing}:
             threading.Thread(target=raw.cleanup, name='transport-close', daemon=True).start()
 
 
@@ -314,13 +326,14 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None) -> Transport:
     """
     try:
         parsed = messaging.TransportURL.parse(conf, url)
-        calling, serving = (
+        # Each connects when it is first used.
+        calling, serving, probing = (
             messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=_REMOTE_EXCEPTIONS)
-            for _ in range(2)
+            for _ in range(3)
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
-    return Transport(calling, serving, exchange_of(parsed))
+    return Transport(calling, serving, exchange_of(parsed), probing)
 
 
 def version_cap(option: str, pin: str | None, newest: str, oldest: str = '0.0') -> str | None:

@@ -27,6 +27,7 @@ API_TOPIC = 'precache_conductor_api'
 VERSION = '1.2'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
+MOST_PAUSES = 12  # of echoes that were not taken, in their intervals
 
 
 class ConductorAPI:
@@ -79,17 +80,32 @@ class CellEcho:
 
     It goes through the queue that the computes' reports go through, and whichever conductor
     takes it notes that the cell is heard. A ping is known to those of every release.
+    One that is not taken is followed by a pause, longer each time: a cell whose broker is back
+    is heard by the reports of its hosts, too.
     """
 
     def __init__(self, transport: rpc.Transport) -> None:
-        self._client = transport.client(TOPIC, None, retries=0)
+        self._client = transport.probe(TOPIC)
         self._last: _Cast | None = None
+        self._failures = 0
+        self._pause = 0
 
     def cast(self) -> None:
-        """Cast in the background, one at a time: a silent broker is waited for by a thread."""
-        if self._last is None or not self._last.is_alive():
-            self._last = _Cast(self._client, context.admin_context(), 'ping')
-            self._last.start()
+        """Cast in the background, if it is time; to be called every few seconds.
+
+        There is one at a time: a silent broker is waited for by its thread.
+        """
+        if self._last is not None and self._last.is_alive():
+            return
+        if self._last is not None:
+            self._failures = 0 if self._last.error is None else self._failures + 1
+            self._pause = min(2**self._failures - 1, MOST_PAUSES)
+            self._last = None
+        if self._pause > 0:
+            self._pause -= 1
+            return
+        self._last = _Cast(self._client, context.admin_context(), 'ping')
+        self._last.start()
 
 
 class ConductorReporter:

@@ -30,8 +30,11 @@ class Broker:
         self.done = threading.Semaphore(0)
 
     def client(self, topic: str, version_cap: str | None, retries: int) -> 'Broker':
-        assert topic in {rpcapi.API_TOPIC, rpcapi.TOPIC}
-        assert retries == 0
+        assert (topic, retries) == (rpcapi.API_TOPIC, 0)
+        return self
+
+    def probe(self, topic: str) -> 'Broker':
+        assert topic == rpcapi.TOPIC
         return self
 
     def cast(self, ctxt: context.RequestContext, method: str, version: str) -> None:
@@ -249,3 +252,24 @@ def test_a_silent_broker_gets_one_echo_at_a_time(broker: Broker) -> None:
 
     assert broker.done.acquire(timeout=WAIT_SECONDS)
     assert broker.casts == 1
+
+
+def test_a_broker_that_takes_no_echo_gets_fewer_until_it_takes_one(broker: Broker) -> None:
+    broker.error = exception.CellUnreachable('no route to host')
+    echo = rpcapi.CellEcho(broker)  # type: ignore[arg-type]
+
+    def casts(intervals: int) -> list[int]:
+        """Give the intervals in which there was an echo."""
+        found = []
+        for interval in range(intervals):
+            before = broker.casts
+            echo.cast()
+            if echo._last is not None:
+                echo._last.join(WAIT_SECONDS)
+            if broker.casts > before:
+                found.append(interval)
+        return found
+
+    assert casts(55) == [0, 2, 6, 14, 27, 40, 53]
+    broker.error = None
+    assert casts(15) == [11, 12, 13, 14]
