@@ -52,6 +52,7 @@
         └── TransferStopped
             ├── Cancelled
             ├── DeadlinePassed
+            ├── NameLost
             ├── Paused
             └── ShuttingDown
 
@@ -369,5 +370,11 @@ class Paused(TransferStopped):
 
 class ShuttingDown(TransferStopped):
     """The compute stops; whoever asks again later gets the image."""
+
+    retry = model.Retry.LATER
+
+
+class NameLost(TransferStopped):
+    """Conductors know another agent under this host's name, or none; the other is called."""
 
     retry = model.Retry.LATER

@@ -179,14 +179,19 @@ class Client:
         )
 
     def cast(
-        self, ctxt: context.RequestContext, method: str, version: str, **arguments: Any
+        self,
+        ctxt: context.RequestContext,
+        method: str,
+        version: str,
+        server: str | None = None,
+        **arguments: Any,
     ) -> None:
         """Send and do not wait.
 
         :raises nova_precache.exception.CellUnreachable: the broker took no message
         :raises nova_precache.exception.VersionUnsupported: the pin forbids the version
         """
-        prepared = self._client.prepare(version=version)
+        prepared = self._client.prepare(server=server, version=version)
         self._transport.send(
             ctxt,
             f'{method} {version}',
@@ -479,32 +484,35 @@ class Transport:
             with self.noted():
                 _wait(self._begin_probe(), seconds)
 
-    def probe_in_background(self) -> None:
-        """Find out, for the log alone, whether the broker takes messages."""
-        if self.exchange is None:
-            self._begin_probe()
+    def probe_in_background(self, topic: str) -> None:
+        """Cast a ping, which a server of the topic hears as long as the broker carries messages.
 
-    def _begin_probe(self) -> 'futures.Future[None]':
+        Servers of every release know it. Whether the broker took it is noted for the log.
+        """
+        self._begin_probe(topic)
+
+    def _begin_probe(self, topic: str = PROBE_TOPIC) -> 'futures.Future[None]':
         """Begin a probe unless one is under way, which may take as long as the broker is away."""
         with self._lock:
             if self._probing is None or self._probing.done():
-                work = functools.partial(self._use, self._send_probe)
+                work = functools.partial(self._use, functools.partial(self._send_probe, topic))
                 self._probing = _in_background(context.admin_context(), work)
             return self._probing
 
-    def _send_probe(self) -> None:
+    def _send_probe(self, topic: str) -> None:
         with self.noted(), _own_errors('ping'):
             # First a cast, which gives up at a dead broker.
-            self._prober().cast(context.admin_context(), 'ping')
+            self._prober(topic).cast(context.admin_context(), 'ping')
             if not self._is_ready_for_replies:
                 with contextlib.suppress(messaging.MessageUndeliverable):
-                    self._prober(must_arrive=True).call(context.admin_context(), 'ping')
+                    prober = self._prober(PROBE_TOPIC, must_arrive=True)
+                    prober.call(context.admin_context(), 'ping')
                 self._is_ready_for_replies = True
 
-    def _prober(self, *, must_arrive: bool = False) -> messaging.RPCClient:
+    def _prober(self, topic: str, *, must_arrive: bool = False) -> messaging.RPCClient:
         return messaging.get_rpc_client(
             self.calling,
-            messaging.Target(exchange=self.exchange, topic=PROBE_TOPIC, version='1.0'),
+            messaging.Target(exchange=self.exchange, topic=topic, version='1.0'),
             serializer=ContextSerializer(),
             retry=connect_retries(0, self.hosts),
             transport_options=messaging.TransportOptions(at_least_once=must_arrive),

@@ -18,7 +18,7 @@ from benchmarks.fleet.cases import Rpc
 from benchmarks.fleet.computes import IMAGE_BYTES
 from nova_precache import conf as precache_conf
 from nova_precache import context, model, rpc
-from nova_precache.compute import manager, transfers
+from nova_precache.compute import manager, name, transfers
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.control import Control
@@ -122,7 +122,11 @@ def _endpoint(transport: rpc.Transport, host: str, delay_seconds: float) -> mana
 
     reporter = conductor_rpcapi.ConductorReporter(transport, None, CALL_SECONDS)
     return manager.ComputeManager(
-        host, SimulatedDriver(delay_seconds), reporter, images_for, transfers.Transfers()
+        name.Name(host, agent_id=host),
+        SimulatedDriver(delay_seconds),
+        reporter,
+        images_for,
+        transfers.Transfers(),
     )
 
 

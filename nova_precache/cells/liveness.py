@@ -19,11 +19,13 @@ from nova_precache.cells import inventory, services
 ANSWER_SECONDS = 8.0
 # For who has others to see to: of what is not known by then, it is asked again before a call.
 BRIEF_SECONDS = 1.0
+SETTLING_SECONDS = 5.0  # after which a host is looked at again that has not reported yet
 REST_SECONDS = (10.0, 20.0, 40.0, 60.0)  # longer each time that it gives no answer
 CELLS_SECONDS = 10.0
 CELL_THREADS = 4
 _SILENT = 'it gives no answer'
 _HAS_MOVED = 'its mapping has just changed'
+_NOT_YET = 'it has not reported yet since the database of its cell is back'
 _NO_SERVICE = 'host down: it has no nova-compute service'
 
 _Asked = futures.Future[Mapping[str, services.Service]]
@@ -36,11 +38,14 @@ class Look:
     :ivar services: host to its nova-compute, where there is one
     :ivar down: host to the reason why it is not called
     :ivar unknown: host to the reason why nothing is known of it
+    :ivar settling: host to the reason why it is known only in a while whether it is down: it
+        could not report while its cell's database was away
     """
 
     services: Mapping[str, services.Service]
     down: Mapping[str, str]
     unknown: Mapping[str, str]
+    settling: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class NovaLiveness:
@@ -76,12 +81,19 @@ class NovaLiveness:
         """
         return self.look(hosts, BRIEF_SECONDS).down
 
+    def settling(self, hosts: Collection[str]) -> Collection[str]:
+        """Give the silent hosts of cells whose databases were away until a moment ago."""
+        return list(self.look(hosts, BRIEF_SECONDS).settling)
+
     def why_down(self, host: str, cell_uuid: str) -> str | None:
         """Say why a host is not to be called.
 
         :raises nova_precache.exception.CellUnreachable: the cell's database does not tell
+        :raises nova_precache.exception.HostOccupied: it is not known yet whether the host is down
         """
         look = self.look_at({host: cell_uuid})
+        if host in look.settling:
+            raise exception.HostOccupied(look.settling[host], SETTLING_SECONDS)
         if host in look.unknown:
             raise exception.CellUnreachable(look.unknown[host])
         return look.down.get(host)
@@ -104,6 +116,7 @@ class NovaLiveness:
         found: dict[str, services.Service] = {}
         down: dict[str, str] = {}
         unknown: dict[str, str] = {}
+        settling: dict[str, str] = {}
         for uuid, hosts in by_cell.items():
             try:
                 told = _answer(cells.get(uuid), asked.get(uuid), uuid, rests=seconds is None)
@@ -111,9 +124,12 @@ class NovaLiveness:
                 unknown.update(dict.fromkeys(hosts, str(exc)))
                 continue
             found.update(told)
+            if not cells[uuid].is_back_for(self._down_seconds):
+                silent = (host for host in told if told[host].is_silent(self._down_seconds))
+                settling.update(dict.fromkeys(silent, _NOT_YET))
             reasons = ((host, self._why_off(told.get(host))) for host in hosts)
-            down.update((host, why) for host, why in reasons if why is not None)
-        return Look(found, down, unknown)
+            down.update((host, why) for host, why in reasons if why and host not in settling)
+        return Look(found, down, unknown, settling)
 
     def _why_off(self, service: services.Service | None) -> str | None:
         return _NO_SERVICE if service is None else service.why_off(self._down_seconds)
@@ -164,6 +180,11 @@ class _Cell:
         self._rests_until = float('-inf')
         self._silences = 0
         self._outage = outages.Outage(f'Database of cell {cell.name}', clock)
+        self._back_since = float('-inf')
+
+    def is_back_for(self, seconds: float) -> bool:
+        """Return whether the database was not seen to be away in the last so many seconds."""
+        return self._clock() - self._back_since > seconds
 
     def ask(self, hosts: Collection[str]) -> _Asked:
         """Begin to ask for hosts."""
@@ -213,6 +234,8 @@ class _Cell:
             if isinstance(exc, ImportError):
                 why = f'no Python module {exc.name} here'
         else:
+            if self._silences:
+                self._back_since = self._clock()
             self._silences = 0
             self._outage.over()
             return found

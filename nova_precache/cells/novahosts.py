@@ -32,7 +32,7 @@ class NovaHosts:
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map hosts that are down, disabled, or of which nothing is known to the reason."""
         look = self._liveness.look(hosts)
-        return {**look.down, **look.unknown}
+        return {**look.down, **look.unknown, **look.settling}
 
     def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
         """Map hosts to how they are; one that is in no cell is left out."""
@@ -91,6 +91,8 @@ def _agent(host: str, cell_uuid: str, look: liveness.Look | None = None) -> mode
 def _host(agent: model.Agent, look: liveness.Look) -> model.Host:
     if agent.host in look.unknown:
         return model.Host(agent, model.HostStatus.UNKNOWN, look.unknown[agent.host])
+    if agent.host in look.settling:
+        return model.Host(agent, model.HostStatus.UNKNOWN, look.settling[agent.host])
     if agent.host in look.down:
         return model.Host(agent, model.HostStatus.DOWN, look.down[agent.host])
     return model.Host(agent)

@@ -81,12 +81,18 @@ class Service:
             return 'host down: it is forced down'
         if self.seen_at is None:
             return 'host down: it has never reported'
-        # As in Nova, a clock that is far ahead is no sign of life.
-        if abs((self.now - self.seen_at).total_seconds()) > down_seconds:
+        if self.is_silent(down_seconds):
             return f'host down: last report at {self.seen_at:%Y-%m-%dT%H:%M:%SZ}'
         if self.disabled:
             return f'host disabled: {self.disabled_reason or "no reason is given"}'
         return None
+
+    def is_silent(self, down_seconds: float) -> bool:
+        """Return whether it is down by the time of its last report alone."""
+        if self.forced_down or self.seen_at is None:
+            return False
+        # As in Nova, a clock that is far ahead is no sign of life.
+        return abs((self.now - self.seen_at).total_seconds()) > down_seconds
 
 
 def connect(url: str) -> sa.Engine:

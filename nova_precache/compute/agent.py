@@ -4,12 +4,13 @@
 import logging
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tenacity
 
 from nova_precache import concurrency, exception, files, model, outages, rpc
 from nova_precache.compute import inventory, reporter, transfers
+from nova_precache.compute import name as compute_name
 from nova_precache.virt import driver as virt_driver
 
 LOG = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
 _UNMAPPED_WAIT_SECONDS = 30.0
 LEFTOVERS_SECONDS = 2400.0
+_TAKEN = 'the name is taken'  # which is told each time with the time of a newer report
 _NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
 
 
@@ -58,6 +60,9 @@ def cache_seconds(manager_interval: int) -> float | None:
 class Agent:
     """Announces a host to its cell's conductors, then serves and reports.
 
+    An agent that is not registered any more stops all that, and registers again when it may.
+
+    :param new_server: makes the server of its calls, a new one each time that it registers
     :param cache_seconds: how often unused images are looked for; None for never, but for what
         unfinished downloads left
     """
@@ -65,22 +70,26 @@ class Agent:
     def __init__(
         self,
         identity: model.Json,
+        name: compute_name.Name,
         driver: virt_driver.ComputeDriver,
         conductor: reporter.Reporter,
-        server: rpc.Server,
+        new_server: Callable[[], rpc.Server],
         running: transfers.Transfers,
         images: inventory.Inventory,
         report_seconds: float,
         cache_seconds: float | None,
     ) -> None:
         self._identity = identity
+        self._name = name
         self._driver = driver
         self._conductor = conductor
-        self._server = server
+        self._new_server = new_server
+        self._server: rpc.Server | None = None
         self._transfers = running
         self._inventory = images
         self._stopping = threading.Event()
         self._registered = threading.Event()
+        self._has_left = self._tells_all = False
         self._told: str | None = None
         self._registering = threading.Thread(
             target=self._register_and_serve, name=f'register-{self.host}', daemon=True
@@ -109,17 +118,19 @@ class Agent:
         self._registering.start()
 
     def wait_registered(self, timeout_seconds: float) -> bool:
-        """Wait until a conductor knows this host."""
+        """Wait until a conductor knows this host by this agent."""
         return self._registered.wait(timeout_seconds)
 
     def stop(self) -> None:
         """Stop reporting, cut the transfers, and take no more calls."""
         self._stopping.set()
+        self._name.close()
         self._transfers.stop()
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._stop_soon(self._periodic, 'what it does periodically goes on')
-        self._stop_soon(self._server, 'a call is being served')
+        if self._server is not None:
+            self._stop_soon(self._server, 'a call is being served')
 
     def _stop_soon(self, part: concurrency.Stoppable, otherwise: str) -> None:
         """Stop, but wait neither for a long call nor for a broker that went silent."""
@@ -139,20 +150,54 @@ class Agent:
         }
 
     def _register_and_serve(self) -> None:
-        for attempt in self._attempts():
+        self._register(tenacity.retry_if_exception_type(Exception))
+        self._serve()
+        if not self._stopping.is_set():
+            self._periodic.start()
+        while self._name.wait_doubtful():
+            try:
+                self._register(tenacity.retry_if_not_exception_type(exception.AgentConflict))
+            except exception.AgentConflict as exc:
+                self._leave(exc)
+                self._register(tenacity.retry_if_exception_type(Exception))
+                self._serve()
+
+    def _register(self, retry: tenacity.retry_base) -> None:
+        """Register for as long as it takes, or until the compute stops."""
+        for attempt in self._attempts(retry):
             with attempt:
                 self._conductor.register(self.state())
+        self._told = None
+        self._tells_all = True  # the conductors may know the cache of another machine
+
+    def _serve(self) -> None:
         if self._stopping.is_set():
             return
+        self._has_left = False
+        self._transfers.resume()
+        self._server = self._new_server()
         self._server.start()
         self._registered.set()
         LOG.info('Host %s is registered and serves', self.host)
-        self._periodic.start()
 
-    def _attempts(self) -> Iterator[tenacity.AttemptManager]:
+    def _leave(self, why: exception.AgentConflict) -> None:
+        """Leave the calls of the host to the agent that is registered for it.
+
+        What is cut here is no attempt: it is called again, there or here.
+        """
+        LOG.error('Host %s is served by another agent until that one is silent: %s', self.host, why)
+        self._told = _TAKEN
+        self._has_left = True
+        self._registered.clear()
+        self._transfers.stop(exception.NameLost(str(why)))
+        if self._server is not None:
+            self._stop_soon(self._server, 'a call is being served')
+            self._server = None
+
+    def _attempts(self, retry: tenacity.retry_base) -> Iterator[tenacity.AttemptManager]:
         return iter(
             tenacity.Retrying(
-                retry=tenacity.retry_if_exception_type(Exception),
+                retry=retry,
                 wait=_seconds_to_next,
                 sleep=tenacity.sleep_using_event(self._stopping),
                 stop=tenacity.stop_when_event_set(self._stopping),
@@ -163,14 +208,18 @@ class Agent:
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = _error_of(state)
-        level = logging.ERROR if isinstance(error, exception.AgentConflict) else logging.WARNING
-        if outages.is_logged(error) or str(error) == self._told:
+        level, about = logging.WARNING, str(error)
+        if isinstance(error, exception.AgentConflict):
+            level, about = logging.ERROR, _TAKEN
+        if outages.is_logged(error) or about == self._told:
             level = logging.DEBUG
-        self._told = str(error)
+        self._told = about
         LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
 
     def report_state(self) -> None:
         """Tell the conductors that this host is alive."""
+        if self._has_left:
+            return
         try:
             self._conductor.report_state(self.state())
         except exception.PrecacheError as exc:
@@ -188,7 +237,12 @@ class Agent:
             LOG.debug('Progress of host %s was not reported: %s', self.host, exc)
 
     def report_images(self) -> None:
-        """Tell what is in the cache, as far as that is due."""
+        """Report what is in the cache, as far as that is due; after a registration, all of it."""
+        if self._has_left:
+            return
+        if self._tells_all:
+            self._tells_all = False
+            self._inventory.forget()
         try:
             self._inventory.report(self._transfers.ended)
         except exception.PrecacheError as exc:

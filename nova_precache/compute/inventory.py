@@ -66,6 +66,11 @@ class Inventory:
         else:
             self._tell_changes(now, self._told)
 
+    def forget(self) -> None:
+        """Report all of it the next time: the conductors may know the cache of another machine."""
+        self._told = None
+        self._changes_due = self._clock()
+
     def _tell_all(self, now: float) -> None:
         images = self._count(now)
         for news in _all(images):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
+from nova_precache.compute import name as compute_name
 from nova_precache.compute import outcomes, reporter, rpcapi, transfers
 from nova_precache.control import Control
 from nova_precache.image import service
@@ -23,14 +24,15 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
 
     def __init__(
         self,
-        host: str,
+        name: compute_name.Name,
         driver: virt_driver.ComputeDriver,
         conductor: reporter.Reporter,
         images_for: ImagesFor,
         running: transfers.Transfers,
         measured: Callable[[transfers.Work], transfers.Work] = lambda work: work,
     ) -> None:
-        self._host = host
+        self._name = name
+        self._host = name.host
         self._driver = driver
         self._driver_name = type(driver).__name__
         self._conductor = conductor
@@ -65,22 +67,22 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             )
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
+        if self._transfers.refusal is not None:
+            return outcomes.of_stop(self._transfers.refusal).to_wire()
         kept = self._transfers.kept_outcome(call.job_id)
-        if kept is not None:
-            return kept.to_wire()
-        if self._transfers.is_stopping:
-            stopping = exception.ShuttingDown('the compute is shutting down')
-            return outcomes.of_stop(stopping).to_wire()
         try:
             images = self._images_for(
                 call.image_endpoint,
                 call.token,
                 functools.partial(self._fresh_token, call.image_id),
             )
-        except (exception.InvalidInput, exception.ConfigError) as exc:
+            begun = self._may_begin(call, is_done=kept is not None)
+        except (exception.InvalidInput, exception.ConfigError, exception.NameLost) as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
-        if not self._may_begin(call.job_id, call.epoch, call.image_id):
+        if not begun:
             return None
+        if kept is not None:
+            return kept.to_wire()
         return self._transfer(ctxt, call, images).to_wire()
 
     def _transfer(
@@ -151,15 +153,25 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         )
         return forgotten
 
-    def _may_begin(self, job_id: str, epoch: int, image_id: str) -> bool:
-        starts = not self._transfers.is_running(image_id)
+    def register_again(
+        self, ctxt: context.RequestContext, agent_id: object = None, **unknown: Any
+    ) -> None:
+        """Register again, if this is the agent that is meant: two may share the queue."""
+        if agent_id == self._name.agent_id:
+            self._name.doubt()
+
+    def _may_begin(self, call: rpcapi.CacheImageCall, *, is_done: bool) -> bool:
+        starts = not is_done and not self._transfers.is_running(call.image_id)
         try:
-            begun = self._conductor.begin_job(job_id, epoch, starts)
+            begun = self._conductor.begin_job(call.job_id, call.epoch, starts)
+        except exception.AgentConflict as exc:
+            self._name.doubt()
+            raise exception.NameLost(str(exc)) from exc
         except Exception as exc:  # noqa: BLE001 - whatever it was, it is no confirmation
-            LOG.warning('Job %s is not begun, no conductor confirms it: %s', job_id, exc)
+            LOG.warning('Job %s is not begun, no conductor confirms it: %s', call.job_id, exc)
             return False
         if not begun:
-            LOG.info('Job %s is not begun, its call of epoch %d is stale', job_id, epoch)
+            LOG.info('Job %s is not begun, its call of epoch %d is stale', call.job_id, call.epoch)
         return begun
 
     def _fresh_token(self, image_id: str) -> str | None:

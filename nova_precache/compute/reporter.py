@@ -36,7 +36,10 @@ class Reporter(Protocol):
         """
 
     def report_state(self, state: model.Json) -> None:
-        """Say that this agent is alive, and how its cache stands; not answered."""
+        """Say that this agent is alive, and how its cache stands; not answered.
+
+        An agent that is not registered is asked to ``register_again``.
+        """
 
     def report_progress(
         self, job_id: str, epoch: int, sequence: int, progress: model.Progress
@@ -50,6 +53,7 @@ class Reporter(Protocol):
         """Ask whether this call still counts; False means that nothing may be done.
 
         :param starts: nothing of the image's transfer runs here that the call could join
+        :raises nova_precache.exception.AgentConflict: this agent is not registered for its host
         """
 
     def get_token(self, job_id: str, epoch: int) -> str | None:

@@ -6,6 +6,7 @@ History:
 * 1.0 - ``cache_image``: gives the outcome, or None when the call no longer counts
 * 1.1 - ``stop_image``; ``cache_image`` takes ``options``, which a compute of 1.0 ignores
 * 1.2 - ``forget_image``; an outcome has ``at_once``
+* 1.3 - ``register_again``
 
 A new minor version adds methods or arguments; a compute ignores arguments that it does
 not know, a conductor keys of the outcome. A call is sent at the lowest version that
@@ -18,7 +19,7 @@ import enum
 from nova_precache import context, exception, model, rpc, wire
 
 TOPIC = 'precache_compute'
-VERSION = '1.2'
+VERSION = '1.3'
 
 
 class StopWhy(enum.StrEnum):
@@ -149,3 +150,13 @@ class ComputeAPI:
             ),
             'the answer',
         )
+
+    def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
+        """Ask an agent that is not registered for its host to register again; not answered.
+
+        Two agents of one name share a queue: one that has another id ignores it.
+
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin
+        """
+        self._client.cast(ctxt, 'register_again', '1.3', server=host, agent_id=agent_id)

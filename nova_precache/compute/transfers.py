@@ -99,12 +99,13 @@ class Transfers:
     """Which images are being worked on; safe to use from many threads.
 
     :ivar ended: how many transfers have ended
+    :ivar refusal: why none may begin now, None when they may
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self.is_stopping = False
+        self.refusal: exception.TransferStopped | None = None
         self.ended = 0
         self._running: dict[str, Transfer] = {}
         self._kept: collections.OrderedDict[str, model.ImageOutcome] = collections.OrderedDict()
@@ -163,14 +164,24 @@ class Transfers:
             transfer.stop(error)
         return True
 
-    def stop(self) -> None:
-        """Stop every transfer at once, and let no more begin."""
+    def stop(self, why: exception.TransferStopped | None = None) -> None:
+        """Stop every transfer at once, and let no more begin.
+
+        :param why: by default, since the compute stops
+        """
+        why = why or exception.ShuttingDown('the compute is shutting down')
         with self._lock:
-            self.is_stopping = True
+            self.refusal = why
             running = list(self._running.values())
             self._running.clear()  # whoever leaves now must not change how they end
         for transfer in running:
-            transfer.stop(_shutting_down())
+            transfer.stop(why)
+
+    def resume(self) -> None:
+        """Let transfers begin again, unless the compute stops."""
+        with self._lock:
+            if not isinstance(self.refusal, exception.ShuttingDown):
+                self.refusal = None
 
     def to_report(self) -> list[Following]:
         """Give the progress of every followed job that has come further since the last time.
@@ -198,8 +209,8 @@ class Transfers:
         with self._lock:
             if job_id in self._kept:  # it ended while the conductor was asked for this call
                 return _already(self._kept[job_id])
-            if self.is_stopping:
-                return _already(outcomes.of_stop(_shutting_down()))
+            if self.refusal is not None:
+                return _already(outcomes.of_stop(self.refusal))
             stop = self._stops.get(job_id)
             if stop is not None and epoch <= stop.epoch:
                 return _already(outcomes.of_stop(stop.error))
@@ -282,10 +293,6 @@ class Transfers:
         self._kept[job_id] = outcome
         while len(self._kept) > KEPT_OUTCOMES:
             self._kept.popitem(last=False)
-
-
-def _shutting_down() -> exception.ShuttingDown:
-    return exception.ShuttingDown('the compute is shutting down')
 
 
 def _already(outcome: model.ImageOutcome) -> futures.Future[model.ImageOutcome]:

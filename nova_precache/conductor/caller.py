@@ -37,7 +37,7 @@ class HostCaller:
     """Serves a claim until nothing is due on its host.
 
     :param why_down: says why the host of an assignment is not to be called, None where it
-        is; where that cannot be told it raises ``CellUnreachable``
+        is; where that cannot be told it raises ``CellUnreachable``, or ``HostOccupied``
     :param computes: gives the client of a cell by its uuid
     :param access: gives the image endpoint and a fresh token for a call
     """
@@ -103,7 +103,7 @@ class HostCaller:
             assignment = dataclasses.replace(assignment, terms=terms)
         try:
             why_down = self._why_down(assignment)
-        except exception.CellUnreachable as exc:
+        except (exception.CellUnreachable, exception.HostOccupied) as exc:
             return self._leave(assignment, exc)
         if why_down is not None:
             return self._leave_down_host(assignment, why_down)

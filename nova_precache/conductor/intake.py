@@ -2,7 +2,7 @@
 """Gathers what computes report, so that it is written in bulk and not one by one."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from nova_precache import model
 from nova_precache.db import agents, caches, jobs
@@ -12,24 +12,42 @@ MAX_IMAGES = 20_000
 
 
 class Intake:
-    """What was reported since the last write: of each agent and each job the newest."""
+    """What was reported since the last write: of each agent and each job the newest.
+
+    :param note_heard: notes the cells from which messages have arrived
+    :param refuse: called with agents that reported, but are not registered for their hosts
+    """
 
     def __init__(
-        self, agent_store: agents.Agents, job_store: jobs.Jobs, cache_store: caches.Caches
+        self,
+        agent_store: agents.Agents,
+        job_store: jobs.Jobs,
+        cache_store: caches.Caches,
+        note_heard: Callable[[Collection[str]], None] = lambda cell_uuids: None,
+        refuse: Callable[[Collection[model.Agent]], None] = lambda agents: None,
     ) -> None:
         self._agents = agent_store
         self._jobs = job_store
         self._caches = cache_store
+        self._note_heard = note_heard
+        self._refuse = refuse
         self._lock = threading.Lock()
+        self._heard: set[str] = set()
         self._states: dict[tuple[str, str], model.Agent] = {}
         self._progress: dict[_Call, jobs.ProgressReport] = {}
         self._images: list[tuple[str, caches.Report]] = []
         self._images_count = 0
         self._writing_images = threading.Lock()
 
+    def hear(self, cell_uuid: str) -> None:
+        """Note that a message of a cell has arrived."""
+        with self._lock:
+            self._heard.add(cell_uuid)
+
     def add_state(self, agent: model.Agent) -> None:
         """Note a heartbeat."""
         with self._lock:
+            self._heard.add(agent.cell_uuid)
             self._states[agent.host, agent.agent_id] = agent
 
     def add_progress(self, report: jobs.ProgressReport) -> None:
@@ -50,11 +68,14 @@ class Intake:
             self.write_images()
 
     def write_states(self) -> None:
-        """Write the heartbeats gathered so far."""
+        """Write the heartbeats gathered so far, and which cells were heard."""
         with self._lock:
             states, self._states = self._states, {}
-        if states:
-            self._agents.report(states.values())
+            heard, self._heard = self._heard, set()
+        if heard:
+            self._note_heard(heard)
+        if states and (strangers := self._agents.report(states.values())):
+            self._refuse(strangers)
 
     def write_progress(self) -> None:
         """Write the progress gathered so far."""

@@ -10,3 +10,6 @@ class Liveness(Protocol):
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map those of the hosts that are known not to be called to the reason."""
+
+    def settling(self, hosts: Collection[str]) -> Collection[str]:
+        """Give the silent hosts of which it is known in a while whether they are down."""

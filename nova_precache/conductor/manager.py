@@ -93,6 +93,11 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 self._max_hosts,
             )
 
+    def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
+        """Note that the cell can be heard, and return the version that is served."""
+        self._intake.hear(self._cell_uuid)
+        return super().ping(ctxt)
+
     @rpc.refuses(exception.InvalidInput)
     def report_state(
         self, ctxt: context.RequestContext, state: object = None, **unknown: Any
@@ -113,9 +118,12 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         epoch: object = None,
         sequence: object = None,
         progress: object = None,
+        agent_id: object = None,
         **unknown: Any,
     ) -> None:
         """Note how far a job has come.
+
+        :param agent_id: of the agent that reports; one of 1.1 does not name itself
 
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
@@ -126,6 +134,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 wire.whole(sequence, 'sequence'),
                 wire.progress(progress),
                 self._cell_uuid,
+                wire.maybe(wire.text, agent_id, 'agent_id', wire.ID_MAX, 1),
             )
         self._intake.add_progress(report)
 
@@ -170,16 +179,20 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             self._senders.refused('some images', sender, 'no base file has such a name')
         self._intake.add_images(reporter, report)
 
-    @rpc.refuses(exception.InvalidInput)
+    @rpc.refuses(exception.InvalidInput, exception.AgentConflict)
     def begin_job(
         self,
         ctxt: context.RequestContext,
         job_id: object = None,
         epoch: object = None,
         starts: object = False,
+        agent_id: object = None,
         **unknown: Any,
     ) -> bool:
         """Say whether a call still counts, before the first byte.
+
+        :param agent_id: of the agent that asks; one of 1.1 does not name itself
+        :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
 
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
@@ -187,7 +200,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             job = wire.identifier(job_id, 'job_id')
             call = wire.whole(epoch, 'epoch')
             is_start = wire.flag(starts, 'starts')
-        return self._jobs.begin(job, call, is_start, self._cell_uuid)
+            agent = wire.maybe(wire.text, agent_id, 'agent_id', wire.ID_MAX, 1)
+        return self._jobs.begin(job, call, is_start, self._cell_uuid, agent)
 
     @rpc.refuses(exception.InvalidInput, exception.TokenRefused)
     def get_token(

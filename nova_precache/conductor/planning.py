@@ -21,7 +21,6 @@ POSTPONE_SECONDS = 2.0
 class Planning:
     """Plans one request after the other.
 
-    :param is_settled: whether reports of every living compute must have come in by now
     :param unsupported: why no compute may be called at all, None when it may
     """
 
@@ -34,7 +33,6 @@ class Planning:
         images: service.ImageService,
         track: tracker.Tracker,
         chunk_tasks: int,
-        is_settled: Callable[[], bool],
         unsupported: Callable[[], str | None],
     ) -> None:
         self._conductor_id = conductor_id
@@ -44,7 +42,6 @@ class Planning:
         self._images = images
         self._tracker = track
         self._chunk_tasks = chunk_tasks
-        self._is_settled = is_settled
         self._unsupported = unsupported
 
     def plan_next(self, is_stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -79,15 +76,13 @@ class Planning:
         else:
             facts = self._facts_of_retry(taken, queued)
             tasks = planner.replan(request, queued, facts)
-        if self._is_too_early(request, facts):
-            self._postpone(request.id, f'{len(facts.down)} hosts have not reported yet')
+        # Neither down nor up: it would be skipped in vain, or hold a slot until no answer came.
+        mapped = [host for host in facts.hosts if host in facts.cells]
+        settling = self._liveness.settling(mapped)
+        if settling and not request.options.wait_for_down_hosts:
+            self._postpone(request.id, f'{len(settling)} hosts have not reported yet')
             return
         self._write(request, tasks, is_stopping)
-
-    def _is_too_early(self, request: model.CacheRequest, facts: planner.Facts) -> bool:
-        """Tell whether a host may count as down that has only not been heard of yet."""
-        waits = request.options.wait_for_down_hosts
-        return bool(facts.down) and not waits and not self._is_settled()
 
     def _write(
         self,

@@ -7,7 +7,9 @@ History:
   ``begin_job``, ``get_token``
 * 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` tells the version, where
   before it told nothing
-* 1.2 - ``get_token`` takes ``job_id`` and ``epoch``, which an older conductor ignores
+* 1.2 - ``begin_job`` and ``report_progress`` take ``agent_id``; ``begin_job`` refuses an agent
+  that is not registered for the host; ``get_token`` takes ``job_id`` and ``epoch``. An older
+  conductor ignores these arguments
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
@@ -76,8 +78,13 @@ class ConductorReporter:
     """A compute's way to its conductors: the ``compute.reporter.Reporter`` on the wire."""
 
     def __init__(
-        self, transport: rpc.Transport, version_cap: str | None, timeout_seconds: float
+        self,
+        transport: rpc.Transport,
+        version_cap: str | None,
+        timeout_seconds: float,
+        agent_id: str | None = None,
     ) -> None:
+        self._agent_id = agent_id
         self._client = transport.client(TOPIC, version_cap, retries=1)
         self._timeout_seconds = timeout_seconds
         self._is_inventory_kept: bool | None = None
@@ -98,6 +105,7 @@ class ConductorReporter:
             job_id=job_id,
             epoch=epoch,
             sequence=sequence,
+            agent_id=self._agent_id,
             progress={
                 'status': progress.status,
                 'bytes_done': progress.bytes_done,
@@ -130,7 +138,9 @@ class ConductorReporter:
         return isinstance(self._call('ping'), str)
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
-        begun = self._call('begin_job', job_id=job_id, epoch=epoch, starts=starts)
+        begun = self._call(
+            'begin_job', job_id=job_id, epoch=epoch, starts=starts, agent_id=self._agent_id
+        )
         return wire.flag(begun, 'the answer')
 
     def get_token(self, job_id: str, epoch: int) -> str | None:

@@ -14,7 +14,6 @@ from nova_precache.db import jobs
 LOG = logging.getLogger(__name__)
 
 PURGE_SECONDS = 3600.0
-PROBE_SECONDS = 10.0
 PART_STOP_SECONDS = 10.0
 API = 'api'
 
@@ -38,10 +37,14 @@ class Periods:
 
 @dataclasses.dataclass(frozen=True)
 class _Served:
-    """A server, and the transport that it was made on."""
+    """A server, and the transport that it was made on.
+
+    :ivar topic: that it serves
+    """
 
     server: rpc.Server
     transport: rpc.Transport
+    topic: str
 
     def stop(self) -> None:
         if not concurrency.stop_within(PART_STOP_SECONDS, self.server):
@@ -84,9 +87,9 @@ class Conductor:
                 (periods.lease_seconds / 3, self._renew),
                 (periods.progress_seconds, reports.write_progress),
                 (periods.heartbeat_seconds, reports.write_states),
+                (periods.heartbeat_seconds, self._probe_brokers),
                 (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
-                (PROBE_SECONDS, self._probe_brokers),
                 (PURGE_SECONDS, periods.purge),
                 (periods.pin_seconds, periods.keep_pins),
             ],
@@ -163,7 +166,7 @@ class Conductor:
     ) -> None:
         server = transport.server(topic, self._conductor_id, [endpoint])
         server.start_in_background()
-        self._served[key] = _Served(server, transport)
+        self._served[key] = _Served(server, transport, topic)
 
     def _leave(self, served: _Served) -> None:
         served.stop()
@@ -174,9 +177,9 @@ class Conductor:
         threading.Thread(target=work, name='rpc-server-stop', daemon=True).start()
 
     def _probe_brokers(self) -> None:
-        """Find out what the servers do not say: that a broker is away, or back."""
+        """Find out which brokers are away or back; a cell whose broker carries this is heard."""
         for served in list(self._served.values()):
-            served.transport.probe_in_background()
+            served.transport.probe_in_background(served.topic)
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)

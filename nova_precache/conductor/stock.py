@@ -182,5 +182,5 @@ class StockReturning:
         if not hosts:
             return 0
         look = self._liveness.look(hosts, liveness.BRIEF_SECONDS)
-        away = {*look.down, *look.unknown}
+        away = {*look.down, *look.unknown, *look.settling}
         return self._waiting.hasten([host for host in hosts if host not in away])

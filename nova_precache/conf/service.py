@@ -42,6 +42,11 @@ must be the host name that nova-compute uses.
         'service_down_time',
         default=60,
         min=0.2,
-        help='Seconds after its last report from which a compute counts as down.',
+        help="""
+Seconds without a report from which a compute counts as down, and another
+agent may take its name. Time in which no conductor could hear its cell does
+not count. It has to be several times report_interval and [conductor]
+heartbeat_write_interval_seconds.
+""",
     ),
 ]

@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+import enum
 import logging
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
-from nova_precache.db import models
+from nova_precache.db import hearing, locks, models, recording
 from nova_precache.db import session as db_session
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +32,16 @@ _REPORT = (
     )
     .values(seen_at=db_session.database_now(), **_REPORTS)
 )
+_TAKEN_OVER = model.ImageOutcome(
+    model.TaskStatus.ERROR, 'another agent has registered for the host', model.Retry.LATER
+)
+
+
+class _Standing(enum.Enum):
+    UP = enum.auto()
+    DOWN = enum.auto()
+    UNHEARD = enum.auto()  # silent, and so is its cell
+    SETTLING = enum.auto()  # silent, but its cell can be heard only since a moment ago
 
 
 class Agents:
@@ -55,25 +66,26 @@ class Agents:
                 f'Host {agent.host} was taken by another agent at this moment'
             ) from exc
 
-    def report(self, agents: Collection[model.Agent]) -> None:
-        """Write reports in bulk; one whose agent is not the registered one is left out.
+    def report(self, agents: Collection[model.Agent]) -> Sequence[model.Agent]:
+        """Write reports in bulk; gives the agents that are not the registered ones of their hosts.
 
-        So is one that the database refuses, and its host is named in the log.
+        Their reports change nothing: they have to register, as after an older database was
+        restored, or another agent has their name. A report that the database refuses is left
+        out, and its host is named in the log.
         """
+        strangers: list[model.Agent] = []
 
-        def work(session: orm.Session, some: Sequence[model.Agent]) -> None:
+        def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
             db_session.run(session, _REPORT, list(map(_report, some)))
-            known = _known(session, [agent.host for agent in some])
-            lost = {agent.host: agent for agent in some if agent.host not in known}
-            for agent in lost.values():
-                _add(session, agent)  # an older database was restored
+            registered = _registered(session, [agent.host for agent in some])
+            return [agent for agent in some if _key(agent) not in registered]
+
+        def write(some: Sequence[model.Agent]) -> None:
+            strangers.extend(self._database.write(lambda session: work(session, some)))
 
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-        db_session.in_bulk(
-            ordered,
-            lambda some: self._database.write(lambda session: work(session, some)),
-            self._refuse,
-        )
+        db_session.in_bulk(ordered, write, self._refuse)
+        return strangers
 
     def _refuse(self, agent: model.Agent, error: Exception) -> None:
         self._senders.refused('a report', f'host {agent.host}', wire.line(str(error)))
@@ -95,32 +107,62 @@ class Agents:
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map those of the hosts that are down to the reason, by the database's clock."""
-        seen: dict[str, tuple[datetime.datetime, datetime.datetime]] = {}
-        now = db_session.database_now().label('now')
+        return {
+            host: _why_down(seen_at)
+            for host, (standing, seen_at) in self._stand(hosts).items()
+            if standing is _Standing.DOWN
+        }
+
+    def settling(self, hosts: Collection[str]) -> Collection[str]:
+        """Give the silent hosts of which it is known in a while whether they are down.
+
+        Their cells can be heard again, but not for long enough yet.
+        """
+        standings = self._stand(hosts).items()
+        return [host for host, (standing, _) in standings if standing is _Standing.SETTLING]
+
+    def _stand(
+        self, hosts: Collection[str]
+    ) -> Mapping[str, tuple[_Standing, datetime.datetime | None]]:
+        """Map hosts to how they are, and when they reported last."""
+        agent = models.Agent
+        found: dict[str, tuple[str, datetime.datetime]] = {}
         with self._database.reader() as session:
+            now = db_session.now(session)
             for names in db_session.chunks(sorted(hosts)):
-                query = sa.select(models.Agent.host, models.Agent.seen_at, now)
-                rows = session.execute(query.where(models.Agent.host.in_(names)))
-                seen.update((row.host, (row.seen_at, row.now)) for row in rows)
-        reasons = ((host, self.why_down(*seen.get(host, (None, None)))) for host in hosts)
-        return {host: reason for host, reason in reasons if reason is not None}
+                query = sa.select(agent.host, agent.cell_uuid, agent.seen_at)
+                rows = session.execute(query.where(agent.host.in_(names)))
+                found.update((row.host, (row.cell_uuid, row.seen_at)) for row in rows)
+            heard = hearing.of_cells(session, {cell_uuid for cell_uuid, _ in found.values()})
+            anywhere = hearing.anywhere(session, now)
+        never = _standing(None, now, anywhere, self._down), None
+        known = {
+            host: (_standing(seen_at, now, heard.get(cell_uuid), self._down), seen_at)
+            for host, (cell_uuid, seen_at) in found.items()
+        }
+        return {host: known.get(host, never) for host in hosts}
 
     def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
         """Map hosts to how they are; one that never had an agent is left out."""
         agents = self.get(hosts)
         with self._database.reader() as session:
-            now = db_session.now(session)
-        return {host: self._host(agent, now) for host, agent in agents.items()}
+            shown = self._hosts(session, agents.values(), db_session.now(session))
+        return {host.agent.host: host for host in shown}
 
     def why_down(
-        self, seen_at: datetime.datetime | None, now: datetime.datetime | None
+        self,
+        seen_at: datetime.datetime | None,
+        now: datetime.datetime | None,
+        heard: hearing.Heard | None = None,
     ) -> str | None:
-        """Say why a host is down that reported last at that time, by the database's clock."""
-        if seen_at is None or now is None:
-            return 'host down: it has never reported'
-        if now - seen_at > self._down:
-            return f'host down: last report at {seen_at:%Y-%m-%dT%H:%M:%SZ}'
-        return None
+        """Say why a host is down that reported last at that time, by the database's clock.
+
+        :param heard: when its cell could be heard, None where conductors do not note that
+        """
+        if now is None:
+            return _why_down(None)
+        is_down = _standing(seen_at, now, heard, self._down) is _Standing.DOWN
+        return _why_down(seen_at) if is_down else None
 
     def list(self) -> Sequence[model.Agent]:
         """Give every agent, by host name."""
@@ -137,34 +179,62 @@ class Agents:
     ) -> Sequence[model.Host]:
         """Give hosts with an agent by name, those after the host that marker names.
 
-        :param status: only those that are so, by the database's clock; none is unknown
+        :param status: only those that are so, by the database's clock
         """
-        if status == model.HostStatus.UNKNOWN:
-            return []
+        row = models.Agent
         with self._database.reader() as session:
             now = db_session.now(session)
-            query = sa.select(models.Agent).order_by(models.Agent.host).limit(limit)
+            query = sa.select(row).order_by(row.host).limit(limit)
             if marker is not None:
-                query = query.where(models.Agent.host > marker)
+                query = query.where(row.host > marker)
             if status is not None:
-                reports = models.Agent.seen_at >= now - self._down
-                query = query.where(reports if status == model.HostStatus.UP else sa.not_(reports))
+                query = query.where(self._has_status(status, now))
             if cell_uuid is not None:
-                query = query.where(models.Agent.cell_uuid == cell_uuid)
-            return [self._host(_agent(row), now) for row in session.scalars(query)]
+                query = query.where(row.cell_uuid == cell_uuid)
+            return self._hosts(session, [_agent(each) for each in session.scalars(query)], now)
 
-    def _host(self, agent: model.Agent, now: datetime.datetime) -> model.Host:
-        reason = self.why_down(agent.seen_at, now)
-        if reason is None:
-            return model.Host(agent)
-        return model.Host(agent, model.HostStatus.DOWN, reason)
+    def _has_status(
+        self, status: model.HostStatus, now: datetime.datetime
+    ) -> sa.ColumnElement[bool]:
+        silent = models.Agent.seen_at < now - self._down
+        may_judge = hearing.may_judge(models.Agent.cell_uuid, now, self._down)
+        match status:
+            case model.HostStatus.UP:
+                return sa.not_(silent)
+            case model.HostStatus.DOWN:
+                return sa.and_(silent, may_judge)
+            case model.HostStatus.UNKNOWN:
+                return sa.and_(silent, sa.not_(may_judge))
+
+    def _hosts(
+        self, session: orm.Session, agents: Collection[model.Agent], now: datetime.datetime
+    ) -> Sequence[model.Host]:
+        heard = hearing.of_cells(session, {agent.cell_uuid for agent in agents})
+        return [self._host(agent, now, heard.get(agent.cell_uuid)) for agent in agents]
+
+    def _host(
+        self, agent: model.Agent, now: datetime.datetime, heard: hearing.Heard | None
+    ) -> model.Host:
+        match _standing(agent.seen_at, now, heard, self._down):
+            case _Standing.UP:
+                return model.Host(agent)
+            case _Standing.DOWN:
+                return model.Host(agent, model.HostStatus.DOWN, _why_down(agent.seen_at))
+            case _Standing.UNHEARD:
+                why = 'no conductor hears its cell now'
+            case _Standing.SETTLING:
+                why = 'conductors have heard its cell again only for a moment'
+        reason = f'last report at {_time(agent.seen_at)}, and {why}'
+        return model.Host(agent, model.HostStatus.UNKNOWN, reason)
 
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)
-        free = sa.or_(
-            models.Agent.agent_id == agent.agent_id, models.Agent.seen_at < now - self._down
-        )
-        if _update(session, agent, free, agent_id=agent.agent_id, started_at=now):
+        values = {'agent_id': agent.agent_id, 'started_at': now}
+        if _update(session, agent, models.Agent.agent_id == agent.agent_id, **values):
+            return
+        is_down = self._has_status(model.HostStatus.DOWN, now)
+        if _update(session, agent, is_down, **values):
+            _take_over(session, agent.host)
             return
         other = session.get(models.Agent, agent.host)
         if other is not None:
@@ -175,11 +245,62 @@ class Agents:
         _add(session, agent)
 
 
-def _known(session: orm.Session, hosts: Sequence[str]) -> set[str]:
-    agent, known = models.Agent, set[str]()
+def _standing(
+    seen_at: datetime.datetime | None,
+    now: datetime.datetime,
+    heard: hearing.Heard | None,
+    down: datetime.timedelta,
+) -> _Standing:
+    if seen_at is not None and now - seen_at <= down:
+        return _Standing.UP
+    if heard is None or heard.may_judge(now, down):
+        return _Standing.DOWN
+    return _Standing.SETTLING if heard.is_heard(now) else _Standing.UNHEARD
+
+
+def _why_down(seen_at: datetime.datetime | None) -> str:
+    if seen_at is None:
+        return 'host down: it has never reported'
+    return f'host down: last report at {_time(seen_at)}'
+
+
+def _time(seen_at: datetime.datetime | None) -> str:
+    return f'{seen_at:%Y-%m-%dT%H:%M:%SZ}'
+
+
+def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, str, str]]:
+    """Give host, id and cell of the registered agents."""
+    row, found = models.Agent, set[tuple[str, str, str]]()
     for names in db_session.chunks(hosts):
-        known.update(session.scalars(sa.select(agent.host).where(agent.host.in_(names))))
-    return known
+        query = sa.select(row.host, row.agent_id, row.cell_uuid).where(row.host.in_(names))
+        found.update((each.host, each.agent_id, each.cell_uuid) for each in session.execute(query))
+    return found
+
+
+def _key(agent: model.Agent) -> tuple[str, str, str]:
+    return agent.host, agent.agent_id, agent.cell_uuid
+
+
+def _take_over(session: orm.Session, host: str) -> None:
+    """Fence every call that the agent before may have: its outcome is of another machine.
+
+    The jobs are called again, which is no attempt. One that is to stop is left to the order
+    that stops it.
+    """
+    job = models.Job
+    called = sa.and_(
+        job.host == host,
+        job.epoch.is_not(None),
+        job.status.in_(model.TASK_IN_FLIGHT),
+        job.ready,
+        job.stop_why.is_(None),
+    )
+    job_ids = session.scalars(sa.select(job.uuid).where(called)).all()
+    locks.hold(session, job_ids)
+    for job_id in job_ids:
+        recording.wait(
+            session, sa.and_(job.uuid == job_id, called), job_id, _TAKEN_OVER, 0, attempts=-1
+        )
 
 
 def _report(agent: model.Agent) -> dict[str, object]:

@@ -21,6 +21,7 @@ class Begin:
     epoch: int
     starts: bool = False
     cell_uuid: str | None = None
+    agent_id: str | None = None
 
 
 _JOB, _TASK, _REQUEST = (
@@ -102,11 +103,14 @@ def begin(
 
 
 def _counts(begin: Begin, locked: Mapping[str, locks.Locked]) -> bool:
-    """A call counts whose job is not to stop, and whose host is held by whoever made it."""
+    """A call counts whose job is not to stop, and whose host is held by whoever made it.
+
+    It has to have reached the agent that is registered for the host.
+    """
     job = locked.get(begin.job_id)
     if job is None or not job.is_current(begin.epoch):
         return False
-    if begin.cell_uuid not in (None, job.cell_uuid):
+    if begin.cell_uuid not in (None, job.cell_uuid) or begin.agent_id not in (None, job.agent_id):
         return False
     return job.claim_epoch == begin.epoch and job.goes_on
 

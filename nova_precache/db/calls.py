@@ -10,13 +10,21 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import claims, models, parallel, recording
+from nova_precache.db import claims, hearing, models, parallel, recording
 from nova_precache.db import session as db_session
 from nova_precache.db import terms as db_terms
 
-_SEEN = sa.select(
-    models.Agent.host, models.Agent.seen_at, db_session.database_now().label('now')
-).where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
+_SEEN = (
+    sa.select(
+        models.Agent.host,
+        models.Agent.seen_at,
+        db_session.database_now().label('now'),
+        models.Hearing.since,
+        models.Hearing.until,
+    )
+    .outerjoin(models.Hearing, models.Hearing.cell_uuid == models.Agent.cell_uuid)
+    .where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +34,9 @@ class Assignment:
     ``joins`` tells that a compute works on it already, so that the call is no attempt.
 
     :ivar terms: as they stood when it was assigned
-    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None for both
-        when it never did
+    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None when it
+        never did
+    :ivar heard: when its cell could be heard, None where conductors do not note that
     """
 
     job_id: str
@@ -41,6 +50,7 @@ class Assignment:
     terms: db_terms.Terms = db_terms.NONE
     seen_at: datetime.datetime | None = None
     assigned_at: datetime.datetime | None = None
+    heard: hearing.Heard | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,7 @@ class ProgressReport:
     """The last progress of a job that came in since the last bulk write.
 
     :ivar cell_uuid: the cell that reported it; a job of another cell is left unchanged
+    :ivar agent_id: of whose call it is; None of an agent of an earlier release
     """
 
     job_id: str
@@ -55,6 +66,7 @@ class ProgressReport:
     sequence: int
     progress: model.Progress
     cell_uuid: str | None = None
+    agent_id: str | None = None
 
 
 def assign(
@@ -105,11 +117,20 @@ def complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignmen
         return []
     agreed = db_terms.terms(session, [each.job_id for each in made])
     rows = db_session.run(session, _SEEN, {'hosts': [each.host for each in made]})
-    seen = {row.host: {'seen_at': row.seen_at, 'assigned_at': row.now} for row in rows}
+    seen = {row.host: _seen(row) for row in rows}
+    never: dict[str, Any] = {}
+    if any(each.host not in seen for each in made):
+        now = db_session.now(session)
+        never = {'assigned_at': now, 'heard': hearing.anywhere(session, now)}
     return [
-        dataclasses.replace(each, terms=agreed[each.job_id], **seen.get(each.host, {}))
+        dataclasses.replace(each, terms=agreed[each.job_id], **seen.get(each.host, never))
         for each in made
     ]
+
+
+def _seen(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    heard = None if row.until is None else hearing.Heard(row.since, row.until)
+    return {'seen_at': row.seen_at, 'assigned_at': row.now, 'heard': heard}
 
 
 def assignment(job: models.Job, epoch: int) -> Assignment:
@@ -143,6 +164,7 @@ def record_progress(session: orm.Session, report: ProgressReport, now: datetime.
         'job': report.job_id,
         'of_epoch': report.epoch,
         'of_cell': report.cell_uuid,
+        'of_agent': report.agent_id,
         'to_sequence': report.sequence,
         'to_time': now,
         # A word that this release does not know must not make the job look ended.
@@ -157,7 +179,8 @@ def record_progress(session: orm.Session, report: ProgressReport, now: datetime.
     return True
 
 
-_JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
+_AGENT, _JOB, _TASK = (db_session.table(each) for each in (models.Agent, models.Job, models.Task))
+_OF_AGENT = sa.bindparam('of_agent', type_=sa.String())
 
 
 def _progress(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, Any]:
@@ -184,6 +207,10 @@ _PROGRESS = (
         # None: it came from no cell.
         _JOB.c.cell_uuid
         == sa.func.coalesce(sa.bindparam('of_cell', type_=sa.String()), _JOB.c.cell_uuid),
+        sa.or_(
+            _OF_AGENT.is_(None),
+            sa.exists().where(_AGENT.c.host == _JOB.c.host, _AGENT.c.agent_id == _OF_AGENT),
+        ),
     )
     .values(
         progress_sequence=sa.bindparam('to_sequence'),

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import models
+from nova_precache.db import hearing, models
 from nova_precache.db import session as db_session
 
 
@@ -21,7 +21,8 @@ from nova_precache.db import session as db_session
 class HostCount:
     """The hosts of a cell by whether they can be called.
 
-    :ivar unknown: those of which their cell's database does not tell
+    :ivar unknown: silent ones of a cell that could not be heard of late, and those of which
+        their cell's database does not tell
     """
 
     up: int
@@ -68,7 +69,7 @@ class Census:
                 tasks=_tasks(session),
                 **_jobs(session),
                 claimed_hosts=_claimed_hosts(session),
-                hosts=_hosts(session, db_session.now(session) - self._down),
+                hosts=_hosts(session, self._down),
             )
 
 
@@ -120,11 +121,25 @@ def _claimed_hosts(session: orm.Session) -> int:
     return session.scalars(held).one()
 
 
-def _hosts(session: orm.Session, seen_since: datetime.datetime) -> dict[str, HostCount]:
-    agent = models.Agent
-    up = sa.func.sum(sa.case((agent.seen_at >= seen_since, 1), else_=0))
+def _hosts(session: orm.Session, down: datetime.timedelta) -> dict[str, HostCount]:
+    agent, now = models.Agent, db_session.now(session)
+    up = sa.func.sum(sa.case((agent.seen_at >= now - down, 1), else_=0))
     query = sa.select(agent.cell_uuid, up, sa.func.count()).group_by(agent.cell_uuid)
+    counted = session.execute(query).all()
+    heard = hearing.of_cells(session, [cell_uuid for cell_uuid, _, _ in counted])
     return {
-        cell_uuid: HostCount(up=int(alive), down=total - int(alive))
-        for cell_uuid, alive, total in session.execute(query)
+        cell_uuid: _count(int(alive), total - int(alive), heard.get(cell_uuid), now, down)
+        for cell_uuid, alive, total in counted
     }
+
+
+def _count(
+    up: int,
+    silent: int,
+    heard: hearing.Heard | None,
+    now: datetime.datetime,
+    down: datetime.timedelta,
+) -> HostCount:
+    if heard is None or heard.may_judge(now, down):
+        return HostCount(up=up, down=silent)
+    return HostCount(up=up, down=0, unknown=silent)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import exception
-from nova_precache.db import models
+from nova_precache.db import hearing, models
 from nova_precache.db import session as db_session
 
 
@@ -36,7 +36,7 @@ class Departures:
     def forget(self, host: str) -> None:
         """Delete the agent of a host and what it told of its cache.
 
-        :raises nova_precache.exception.InUse: the agent has reported after all
+        :raises nova_precache.exception.InUse: the agent is not down after all
         """
         self._database.write(lambda session: self._forget(session, host))
 
@@ -47,8 +47,14 @@ class Departures:
             return session.scalars(query).one()
 
     def _forget(self, session: orm.Session, host: str) -> None:
-        is_down = models.Agent.seen_at < db_session.now(session) - self._down
+        now = db_session.now(session)
+        is_down = sa.and_(
+            models.Agent.seen_at < now - self._down,
+            hearing.may_judge(models.Agent.cell_uuid, now, self._down),
+        )
         session.execute(sa.delete(models.Agent).where(models.Agent.host == host, is_down))
         if session.get(models.Agent, host) is not None:
-            raise exception.InUse(f'Host {host} has just reported: it is not gone.')
+            raise exception.InUse(
+                f'Host {host} has just reported, or cannot be heard: it is not known to be gone.'
+            )
         session.execute(sa.delete(models.CachedImage).where(models.CachedImage.host == host))

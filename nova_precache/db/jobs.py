@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model, wire
+from nova_precache import exception, model, wire
 from nova_precache.db import (
     beginnings,
     calls,
@@ -151,15 +151,42 @@ class Jobs:
         )
 
     def begin(
-        self, job_id: str, epoch: int, starts: bool = False, cell_uuid: str | None = None
+        self,
+        job_id: str,
+        epoch: int,
+        starts: bool = False,
+        cell_uuid: str | None = None,
+        agent_id: str | None = None,
     ) -> bool:
         """Let a compute go on with a call: False when the call no longer counts.
 
         :param cell_uuid: of the compute; a job of another cell does not begin
         :param starts: the compute has no transfer to join. For a job that was begun
             before, its compute has restarted meanwhile, which is counted as an attempt.
+        :param agent_id: of the compute; None of one of an earlier release
+        :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
         """
-        return bool(self._group.submit(beginnings.Begin(job_id, epoch, starts, cell_uuid)))
+        if self._group.submit(beginnings.Begin(job_id, epoch, starts, cell_uuid, agent_id)):
+            return True
+        if agent_id is not None:
+            self._require_registered(job_id, cell_uuid, agent_id)
+        return False
+
+    def _require_registered(self, job_id: str, cell_uuid: str | None, agent_id: str) -> None:
+        job, agent = models.Job, models.Agent
+        query = (
+            sa.select(job.host, agent.agent_id)
+            .outerjoin(agent, agent.host == job.host)
+            .where(job.uuid == job_id)
+        )
+        if cell_uuid is not None:
+            query = query.where(job.cell_uuid == cell_uuid)
+        with self._database.reader() as session:
+            row = session.execute(query).first()
+        if row is not None and row.agent_id != agent_id:
+            raise exception.AgentConflict(
+                f'Agent {agent_id} is not the one that is registered for host {row.host}'
+            )
 
     def turn(
         self,

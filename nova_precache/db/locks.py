@@ -24,6 +24,7 @@ class Locked:
     """An active job as it is.
 
     :ivar claim_epoch: of its host, None when no conductor holds it
+    :ivar agent_id: of the agent that is registered for its host, None when none is
     """
 
     job_id: str
@@ -38,6 +39,7 @@ class Locked:
     stop_why: str | None
     claim_epoch: int | None
     is_due: bool
+    agent_id: str | None
 
     @property
     def goes_on(self) -> bool:
@@ -74,8 +76,10 @@ _LOOK = (
         _JOB.stop_why,
         _CLAIM.epoch,
         claims.due(db_session.database_now()).label('is_due'),
+        models.Agent.agent_id,
     )
     .outerjoin(_CLAIM, sa.and_(_CLAIM.host == _JOB.host, _CLAIM.conductor_id.is_not(None)))
+    .outerjoin(models.Agent, models.Agent.host == _JOB.host)
     .where(_JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None))
 )
 

@@ -243,6 +243,16 @@ class Agent(Base):
     seen_at: Mapped[datetime.datetime]
 
 
+class Hearing(Base):
+    """The time in which a cell could be heard; see :mod:`nova_precache.db.hearing`."""
+
+    __tablename__ = 'hearings'
+
+    cell_uuid: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    since: Mapped[datetime.datetime]
+    until: Mapped[datetime.datetime]
+
+
 class CachedImage(Base):
     """A file in the cache of a host, as its compute last reported it."""
 

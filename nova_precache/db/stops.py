@@ -92,7 +92,7 @@ def leave(
     locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
     if db_session.rowcount(session.execute(locked)) != 1:
         return recording.STALE
-    moved = recording.sizes(models.Task, outcome.bytes_done, None)
+    moved = recording.sizes(models.Task, outcome.bytes_done, outcome.bytes_total)
     recording.mirror(session, job_id, **moved)
     recorded = demand.end_unwanting(session, [job_id], db_session.now(session))
     wanting = sa.select(models.Task.id).where(

@@ -114,7 +114,10 @@ def _in_utc(time: datetime.datetime | None) -> datetime.datetime | None:
 
 def _totals(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, Total]]:
     row = models.Task
-    sums = (row.bytes_done, row.bytes_total, row.rate_bytes)
+    # A size that is not known yet, or that an earlier release has set too low, is at least this.
+    total = sa.func.coalesce(row.bytes_total, row.bytes_done)
+    at_least = sa.case((total < row.bytes_done, row.bytes_done), else_=total)
+    sums = (row.bytes_done, at_least, row.rate_bytes)
     query = (
         sa.select(
             row.request_id,

@@ -175,7 +175,7 @@ def _host_state(host: str, tasks: Sequence[Json]) -> HostState:
         tasks=len(tasks),
         tasks_done=sum(task['status'] not in model.TASK_IN_FLIGHT for task in tasks),
         bytes_done=sum(_done(task) for task in tasks),
-        bytes_total=sum(task['bytes_total'] or 0 for task in tasks),
+        bytes_total=sum(max(task['bytes_total'] or 0, _done(task)) for task in tasks),
         rate_bytes=sum(task['rate_bytes'] or 0 for task in tasks),
         eta_seconds=max((task['eta_seconds'] or 0 for task in tasks), default=0) or None,
     )

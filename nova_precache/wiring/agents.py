@@ -3,14 +3,14 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from oslo_config import cfg
 
-from nova_precache import rpc
+from nova_precache import model, rpc
 from nova_precache.cells import transports
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import breaker, orders, tracker
+from nova_precache.conductor import breaker, orders, strangers, tracker
 from nova_precache.conductor import steering as conductor_steering
 from nova_precache.db import agents, jobs, returning, steering
 from nova_precache.db import session as db_session
@@ -55,7 +55,7 @@ class AgentComputes:
         self._transports = cells
         self._breakers = breakers
         self._cap = compute_cap(conf)
-        self._started = time.monotonic()
+        self._strangers = strangers.Strangers(self._steered, breakers, time.monotonic)
         self.liveness: agents.Agents = common.agent_store(conf, database)
 
     def client(self, cell_uuid: str) -> rpcapi.ComputeAPI:
@@ -67,12 +67,11 @@ class AgentComputes:
         return self._api(transport).why_unsupported()
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
-        return self.liveness.why_down(assignment.seen_at, assignment.assigned_at)
+        return self.liveness.why_down(assignment.seen_at, assignment.assigned_at, assignment.heard)
 
-    def is_settled(self) -> bool:
-        """Every living compute has reported since this conductor started to listen."""
-        listened_seconds = time.monotonic() - self._started
-        return bool(listened_seconds > 2 * self._conf.report_interval)
+    def refuse(self, unregistered: Collection[model.Agent]) -> None:
+        """Ask agents to register again that are not registered for the hosts they report for."""
+        self._strangers.refuse(unregistered)
 
     def hosts_counter(self) -> None:
         """The database counts them, as they report to it."""

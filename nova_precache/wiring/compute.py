@@ -8,6 +8,7 @@ from oslo_config import cfg
 
 from nova_precache import exception, model, rpc, wire
 from nova_precache.compute import agent, inventory, manager, metrics, rpcapi, transfers
+from nova_precache.compute import name as compute_name
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.virt import driver as virt_driver
 from nova_precache.wiring import common, images
@@ -20,9 +21,10 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
     identity = _identity(conf)
+    name = compute_name.Name(identity['host'], identity['agent_id'])
     transport = rpc.connect_own(conf)
     reporter = conductor_rpcapi.ConductorReporter(
-        transport, common.conductor_cap(conf), conf.rpc_response_timeout
+        transport, common.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
     )
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
@@ -31,13 +33,14 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
         conf.host, driver.cache_report
     )
     endpoint = manager.ComputeManager(
-        conf.host, driver, reporter, images.of_calls(conf), running, measured.measured
+        name, driver, reporter, images.of_calls(conf), running, measured.measured
     )
     return agent.Agent(
         identity=identity,
+        name=name,
         driver=driver,
         conductor=reporter,
-        server=transport.server(rpcapi.TOPIC, conf.host, [endpoint]),
+        new_server=lambda: transport.server(rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
         images=inventory.Inventory(
             host=conf.host,

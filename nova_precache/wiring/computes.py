@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which computes there are: those of this service, or the stock ones of Nova."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from oslo_config import cfg
 
-from nova_precache import rpc
+from nova_precache import model, rpc
 from nova_precache.api import call
 from nova_precache.cells import inventory, transports
 from nova_precache.conductor import breaker, caller, liveness, metrics, tracker
@@ -28,7 +28,7 @@ class Computes(Protocol):
 
     def why_down(self, assignment: jobs.Assignment) -> str | None: ...
 
-    def is_settled(self) -> bool: ...
+    def refuse(self, unregistered: Collection[model.Agent]) -> None: ...
 
     def hosts_counter(self) -> metrics.HostsCount | None: ...
 

@@ -25,7 +25,7 @@ from nova_precache.conductor import (
 from nova_precache.conductor import metrics as conductor_metrics
 from nova_precache.conductor import pins as conductor_pins
 from nova_precache.conductor import steering as conductor_steering
-from nova_precache.db import announcements, caches, census, jobs, pins, steering
+from nova_precache.db import announcements, caches, census, hearing, jobs, pins, steering
 from nova_precache.db import session as db_session
 from nova_precache.notifications import emitter
 from nova_precache.wiring import common, computes, images
@@ -60,7 +60,7 @@ class ConductorParts:
         self.requests = common.request_store(conf, database)
         self.agents = common.agent_store(conf, database)
         self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
-        self.intake = intake.Intake(self.agents, self.jobs, caches.Caches(database))
+        self.hearings = hearing.Hearings(database, _gap_seconds(conf))
         self.images: images.OwnImages = images.of_service(conf)
         self.policy = _retry_policy(conf)
         self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
@@ -70,6 +70,13 @@ class ConductorParts:
         )
         self.backend = computes.choose(
             conf, database, self.transports, self.inventory, self.breakers
+        )
+        self.intake = intake.Intake(
+            self.agents,
+            self.jobs,
+            caches.Caches(database),
+            note_heard=self.hearings.note,
+            refuse=self.backend.refuse,
         )
         self.announcer = announcer.Announcer(
             announcements.Announcements(database),
@@ -192,7 +199,6 @@ class ConductorParts:
             images=self.images,
             track=self.tracker,
             chunk_tasks=self.conf.conductor.plan_chunk_tasks,
-            is_settled=self.backend.is_settled,
             unsupported=lambda: self.backend.why_no_call(self.api_transport),
         )
 
@@ -214,6 +220,7 @@ class ConductorParts:
         )
 
     def _cell_endpoint(self, cell_uuid: str) -> manager.CellEndpoint:
+        self.hearings.begin([cell_uuid])  # before the first agent can ask for a name
         return manager.CellEndpoint(
             cell_uuid,
             self.inventory,
@@ -233,6 +240,12 @@ def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
     return retry.RetryPolicy(
         group.precache_max_attempts, group.retry_delay_seconds, group.retry_max_delay_seconds
     )
+
+
+def _gap_seconds(conf: cfg.ConfigOpts) -> float:
+    """Allow for some notes that come late, but for no long part of the time of a silent host."""
+    notes_seconds = conf.conductor.heartbeat_write_interval_seconds
+    return float(max(3 * notes_seconds, min(2, conf.service_down_time / 2)))
 
 
 def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.Rules:

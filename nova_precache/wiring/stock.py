@@ -3,11 +3,11 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from oslo_config import cfg
 
-from nova_precache import rpc
+from nova_precache import model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
 from nova_precache.conductor import metrics, stock, tracker
@@ -87,9 +87,8 @@ class StockComputes:
     def why_down(self, assignment: jobs.Assignment) -> str | None:
         return self.liveness.why_down(assignment.host, assignment.cell_uuid)
 
-    def is_settled(self) -> bool:
-        """Nova's database tells at any time."""
-        return True
+    def refuse(self, unregistered: Collection[model.Agent]) -> None:
+        """Leave agents of this service alone, of which none is called."""
 
     def hosts_counter(self) -> metrics.HostsCount:
         """Build what counts the hosts; a cell that does not tell at once is not waited for."""

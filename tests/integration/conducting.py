@@ -151,13 +151,12 @@ class Conductor:
             images=images,
             track=self._tracker,
             chunk_tasks=CHUNK_TASKS,
-            is_settled=lambda: True,
             unsupported=lambda: None,
         )
         called = caller.HostCaller(
             conductor_id=self._order.conductor_id,
             job_store=self._jobs,
-            why_down=lambda call: hosts.why_down(call.seen_at, call.assigned_at),
+            why_down=lambda call: hosts.why_down(call.seen_at, call.assigned_at, call.heard),
             track=self._tracker,
             computes=lambda cell_uuid: self._crowd,
             images=images,

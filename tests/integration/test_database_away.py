@@ -3,15 +3,17 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import pytest
 import requests
 
 from nova_precache.cells import inventory
-from nova_precache.db import schema
+from nova_precache.db import agents, schema
 from tests import databases
+from tests import service as doors
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CELLS, CONDUCTORS, Deployment
 from tests.leaks import SECRETS
@@ -24,10 +26,15 @@ OUTAGE = 'Database of [database] connection'
 AWAY = 'The database cannot be reached. Please try again later.'
 
 
+DOWN_SECONDS = 6
+# Between two writes of reports, in which an agent of the same name may be first.
+WRITE_SECONDS = 3
+
+
 @contextlib.contextmanager
-def _moved(deployment: Deployment, url: str) -> Iterator[None]:
+def _moved(deployment: Deployment, url: str, **options: Mapping[str, object]) -> Iterator[None]:
     """Have the API and the conductors work on another database, which is empty."""
-    changes = {'database': {'connection': url}}
+    changes = {'database': {'connection': url}, **options}
     deployment.configure(API, changes)
     database = deployment.connect_database(API)
     schema.sync(database)
@@ -96,6 +103,67 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
         said = [each.partition(OUTAGE)[2].partition(':')[0].partition(',')[0] for each in lines]
         assert said == [' is unavailable', ' is available again'], lines
         assert 'Traceback' not in deployment.log(name), name
+
+
+def test_an_outage_of_the_database_costs_no_host_its_name_and_is_no_silence_of_a_host(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = deployment.service
+    twins = [f'twin-{host.name}' for host in deployment.hosts]
+    with contextlib.ExitStack() as running:
+        server = cast(databases.Socket, running.enter_context(databases.START[databases.MARIADB]()))
+        url = running.enter_context(server.empty())
+        slow = {'heartbeat_write_interval_seconds': WRITE_SECONDS}
+        times = {'DEFAULT': {'service_down_time': DOWN_SECONDS}, 'conductor': slow}
+        running.enter_context(_moved(deployment, url, **times))
+        running.callback(lambda: deployment.stop(*twins))
+        aggregate_id = service.aggregate('after the outage')
+        before = _agent_ids(deployment)
+        server.kill()
+        try:
+            away_since = time.monotonic()
+            for host, name in zip(deployment.hosts, twins, strict=True):
+                _configure_twin(deployment, host.name, name)
+                deployment.start(name)
+            wait_until(
+                lambda: time.monotonic() > away_since + 3 * DOWN_SECONDS, 'it was away for long'
+            )
+        finally:
+            server.restart()
+        answer = wait_until(lambda: _accepted(service, aggregate_id, image_id), 'it is accepted')
+        request = service.wait(answer.headers['Location'].rsplit('/', 1)[1])
+        tasks = service.tasks(request['id'])
+        wait_until(lambda: _all_are_up(deployment), 'all hosts are up')
+        after = _agent_ids(deployment)
+
+    assert {task['status']: task['reason'] for task in tasks} == {'cached': None}
+    assert request['counts'] == {'cached': 4}
+    assert after == before
+    for name in twins:
+        assert 'is registered and serves' not in deployment.whole_log(name)
+        assert 'has an agent with another id' in deployment.whole_log(name)
+
+
+def _configure_twin(deployment: Deployment, host: str, name: str) -> None:
+    """Configure another machine that has the name of a host."""
+    text = (deployment.directory / f'{host}.conf').read_text()
+    old, new = (f'state_path = {deployment.directory / each}\n' for each in (host, name))
+    assert old in text
+    (deployment.directory / f'{name}.conf').write_text(text.replace(old, new))
+
+
+def _agent_ids(deployment: Deployment) -> dict[str, str]:
+    database = deployment.connect_database(API)
+    try:
+        return {each.host: each.agent_id for each in agents.Agents(database, DOWN_SECONDS).list()}
+    finally:
+        database.dispose()
+
+
+def _accepted(service: doors.Service, aggregate_id: int, image_id: str) -> requests.Response | None:
+    answer = service.ask(aggregate_id, image_id)
+    return answer if answer.status_code == 202 else None
 
 
 def _is_on_a_host(deployment: Deployment, image_id: str) -> bool:

@@ -19,7 +19,7 @@ from nova_precache.cells import models as cell_models
 from nova_precache.db import caches, jobs, models, recording, schema, session
 from tests import databases
 from tests.integration import conducting
-from tests.unit.conftest import CACHED, LONG_AGO, World, open_world
+from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
 from tests.unit.db.test_steering_orders import Orders
 
 LIMIT = 6
@@ -142,6 +142,58 @@ def test_whatever_is_done_to_two_requests_nothing_is_lost(database: session.Data
         orders.look()
     orders.go_on_to_the_end()
     orders.look()
+
+
+def test_an_outage_costs_no_agent_its_name_and_a_silent_one_is_replaced_and_fenced(
+    database: session.Database,
+) -> None:
+    world = open_world(database)
+    world.hears(for_seconds=1000)
+    world.living('h1')
+    request = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    other = model.Agent('h1', 'other', world.cell.uuid)
+
+    world.pass_time(10 * DOWN_SECONDS)
+    for _ in range(2):  # before the first note after it, and at once after that
+        with pytest.raises(exception.AgentConflict):
+            world.agents.register(other)
+        assert world.agents.down(['h1']) == {}
+        world.hearings.note([world.cell.uuid])
+    [unknown] = world.agents.list_page(status=model.HostStatus.UNKNOWN)
+    world.hears(for_seconds=DOWN_SECONDS + 1)
+    world.agents.register(other)
+
+    assert unknown.agent.agent_id == 'agent-h1'
+    assert not world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    assert world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
+    assert world.agents.report([other, model.Agent('h1', 'agent-h1', world.cell.uuid)]) == [
+        model.Agent('h1', 'agent-h1', world.cell.uuid)
+    ]
+    again = world.jobs.assign('c1', 'h1')
+    assert again is not None
+    with pytest.raises(exception.AgentConflict):
+        world.jobs.begin(again.job_id, again.epoch, True, agent_id='agent-h1')
+    assert world.jobs.begin(again.job_id, again.epoch, True, agent_id='other')
+
+
+def test_bytes_that_were_moved_stay_when_the_image_is_found_later(
+    database: session.Database,
+) -> None:
+    world = open_world(database)
+    request = world.planned(['h1'], ['i1'])
+    call = world.begun()
+    found = model.ImageOutcome(model.TaskStatus.EXISTING, bytes_total=0)
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, 60, 50)
+
+    world.jobs.record_progress([jobs.ProgressReport(call.job_id, call.epoch, 1, progress)])
+    [moved] = world.requests.tasks(request.id)
+    world.jobs.finish(call.job_id, call.epoch, found)
+
+    [task] = world.requests.tasks(request.id)
+    assert (moved.bytes_done, moved.bytes_total) == (60, 60)
+    assert (task.bytes_done, task.bytes_total) == (60, 60)
+    assert world.requests.get(request.id).bytes_total == 60
 
 
 # Two conductors at once

@@ -17,7 +17,17 @@ import sqlalchemy as sa
 from nova_precache import conf as options
 from nova_precache import model
 from nova_precache.cells import inventory
-from nova_precache.db import agents, claims, models, plans, requests, schema, session, steering
+from nova_precache.db import (
+    agents,
+    claims,
+    hearing,
+    models,
+    plans,
+    requests,
+    schema,
+    session,
+    steering,
+)
 from nova_precache.db import jobs as db_jobs
 
 LIMITS = requests.Limits(
@@ -28,6 +38,7 @@ LIMITS = requests.Limits(
 WAIT_SECONDS = 20
 LEASE_SECONDS = 30
 DOWN_SECONDS = 60
+GAP_SECONDS = 15
 PLANNER = 'planner'
 LONG_AGO = datetime.datetime(2001, 1, 1)  # noqa: DTZ001 - as the database keeps it
 CACHED = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=100, bytes_total=100)
@@ -44,6 +55,7 @@ class World:
     jobs: db_jobs.Jobs
     steering: steering.Steering
     agents: agents.Agents
+    hearings: hearing.Hearings
     cell: model.Cell
 
     def aggregate(self, hosts: Sequence[str], cell: model.Cell | None = None) -> model.Aggregate:
@@ -63,6 +75,25 @@ class World:
     def dead(self, host: str) -> None:
         """Have the agent of a host be silent for long."""
         self.change(models.Agent, models.Agent.host == host, seen_at=LONG_AGO)
+
+    def pass_time(self, seconds: float) -> None:
+        """Have so much time passed since all that is known of agents and of what was heard."""
+        for table, names in ((models.Agent, ['seen_at']), (models.Hearing, ['since', 'until'])):
+            with self.database.reader() as reader:
+                rows = reader.scalars(sa.select(table)).all()
+            for row in rows:
+                key = sa.inspect(table).primary_key[0]
+                earlier = datetime.timedelta(seconds=seconds)
+                values = {name: getattr(row, name) - earlier for name in names}
+                self.change(table, key == getattr(row, key.name), **values)
+
+    def hears(self, *cell_uuids: str, for_seconds: float = 0) -> None:
+        """Have conductors hear cells, from so long ago on; by default the one of this world."""
+        cells = cell_uuids or (self.cell.uuid,)
+        self.hearings.note(cells)
+        with self.database.reader() as reader:
+            since = session.now(reader) - datetime.timedelta(seconds=for_seconds)
+        self.change(models.Hearing, models.Hearing.cell_uuid.in_(cells), since=since)
 
     def accept(
         self, hosts: Sequence[str], images: Sequence[str], **fields: Any
@@ -242,6 +273,7 @@ def open_world(database: session.Database) -> World:
         jobs=db_jobs.Jobs(database, LEASE_SECONDS),
         steering=steering.Steering(database),
         agents=agents.Agents(database, DOWN_SECONDS),
+        hearings=hearing.Hearings(database, GAP_SECONDS),
         cell=stock.create_cell('cell1', 'fake:///cell1'),
     )
 

@@ -29,9 +29,9 @@ def discover(conf: cfg.ConfigOpts) -> int:
     site = managing.Site(conf)
     mapped = {host for host, _ in site.inventory.list_host_mappings()}
     unmapped = [agent for agent in site.agents.list() if agent.host not in mapped]
-    down = site.agents.down([agent.host for agent in unmapped])
+    known = site.agents.look([agent.host for agent in unmapped]).values()
     # Each is tried, and what is wrong with one is told.
-    results = [_map(site, agent) for agent in unmapped if agent.host not in down]
+    results = [_map(site, each.agent) for each in known if each.status == model.HostStatus.UP]
     print(f'Hosts mapped: {sum(results)}')
     return 0 if all(results) else 1
 
@@ -60,12 +60,17 @@ def refuse_used(site: managing.Site, host: str) -> None:
     :raises nova_precache.exception.ComputeHostNotFound: nobody knows it
     :raises nova_precache.exception.InUse: it is needed
     """
-    agent = site.agents.get([host]).get(host)
-    if agent is None and host not in site.inventory.cell_of_hosts([host]):
+    known = site.agents.look([host]).get(host)
+    if known is None and host not in site.inventory.cell_of_hosts([host]):
         raise exception.ComputeHostNotFound(host)
-    if agent is not None and host not in site.agents.down([host]):
+    if known is not None and known.status == model.HostStatus.UP:
         raise exception.InUse(
-            f'Host {host} is up, it reported at {agent.seen_at} UTC: stop its compute first.'
+            f'Host {host} is up, it reported at {known.agent.seen_at} UTC: stop its compute first.'
+        )
+    if known is not None and known.status == model.HostStatus.UNKNOWN:
+        raise exception.InUse(
+            f'Host {host} is not known to be down ({known.reason}): try again once a conductor '
+            'has heard its cell for [DEFAULT] service_down_time.'
         )
     if aggregates := sorted(site.inventory.aggregates_of_host(host)):
         names = ', '.join(map(str, aggregates))

@@ -285,3 +285,37 @@ def test_a_cell_that_moves_while_it_is_asked_counts_as_unreachable(
 
     with pytest.raises(exception.CellUnreachable, match='its mapping has just changed'):
         alive.why_down('h1', cell.uuid)
+
+
+def test_a_host_is_not_down_for_what_it_could_not_report_while_its_cell_was_away(
+    world: World,
+    first: CellDatabase,
+    alive: liveness.NovaLiveness,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = open_cell(world, 'one', first.url, 'h1', 'h2', 'h3')
+    first.add('h1', seen_seconds_ago=DOWN_SECONDS + 20)
+    first.add('h2', forced_down=True)
+    first.add('h3')
+    with monkeypatch.context() as away:
+        away.setattr(services, 'load', _fail)
+        assert set(alive.look(['h1', 'h2', 'h3']).unknown) == {'h1', 'h2', 'h3'}
+    clock.now += liveness.REST_SECONDS[0]
+
+    look = alive.look(['h1', 'h2', 'h3'])
+
+    assert look.down == {'h2': 'host down: it is forced down'}
+    assert look.settling == {'h1': 'it has not reported yet since the database of its cell is back'}
+    assert alive.settling(['h1', 'h2', 'h3']) == ['h1']
+    with pytest.raises(exception.HostOccupied, match='has not reported yet'):
+        alive.why_down('h1', cell.uuid)
+
+    clock.now += DOWN_SECONDS + 1
+
+    assert alive.settling(['h1']) == []
+    assert str(alive.why_down('h1', cell.uuid)).startswith('host down: last report at ')
+
+
+def _fail(engine: sa.Engine, hosts: Collection[str]) -> Any:
+    raise OSError('away')

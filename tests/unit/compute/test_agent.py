@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 
 from nova_precache import conf, exception, model
-from nova_precache.compute import agent, inventory, transfers
+from nova_precache.compute import agent, inventory, name, transfers
 from nova_precache.control import Control
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver as virt_driver
 from nova_precache.virt import fake as fake_driver
 from nova_precache.wiring import compute as wiring_compute
 from tests import odd_files
+from tests.service import wait_until
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
+
+CACHED = model.ImageOutcome('cached')
 
 
 class FakeServer:
@@ -27,6 +30,11 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.serves = False
+        self.made = 0
+
+    def made_again(self) -> 'FakeServer':
+        self.made += 1
+        return self
 
     def start(self) -> None:
         self.serves = True
@@ -77,6 +85,11 @@ def server() -> FakeServer:
 
 
 @pytest.fixture
+def held() -> name.Name:
+    return name.Name('h1', 'agent-1')
+
+
+@pytest.fixture
 def running() -> transfers.Transfers:
     return transfers.Transfers()
 
@@ -97,7 +110,11 @@ MakeCompute = Callable[..., agent.Agent]
 
 @pytest.fixture
 def make_compute(
-    conductor: FakeReporter, server: FakeServer, running: transfers.Transfers, driver: Driver
+    conductor: FakeReporter,
+    server: FakeServer,
+    running: transfers.Transfers,
+    driver: Driver,
+    held: name.Name,
 ) -> Iterator[MakeCompute]:
     made: list[agent.Agent] = []
 
@@ -110,9 +127,10 @@ def make_compute(
                     'boot_id': 'boot-1',
                     'version': '1.2',
                 },
+                name=held,
                 driver=driver,
                 conductor=conductor,
-                server=server,  # type: ignore[arg-type]
+                new_server=server.made_again,  # type: ignore[arg-type]
                 running=running,
                 images=inventory.Inventory('h1', 'agent-1', driver, conductor, 3600, 3600),
                 report_seconds=0.05,
@@ -410,6 +428,101 @@ def test_a_compute_that_never_started_can_stop(compute: agent.Agent, server: Fak
     compute.stop()
 
     assert not server.serves
+
+
+def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_restart(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    running: transfers.Transfers,
+    held: name.Name,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals = [exception.AgentConflict(f'h1 has another agent since {n}') for n in range(50)]
+    seen: list[tuple[bool, str | None, int]] = []
+
+    def register(state: model.Json) -> None:
+        if refusals:
+            running_now = running.run(f'j{len(seen)}', 1, 'i2', lambda note, control: CACHED)
+            seen.append((server.serves, running_now.reason, len(conductor.states)))
+            raise refusals.pop(0)
+
+    def stand_still(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
+        with pytest.raises(exception.NameLost):
+            control.wait(WAIT_SECONDS)
+        return model.ImageOutcome('error', 'stopped', model.Retry.LATER)
+
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+    conductor.wait_images(1)
+    monkeypatch.setattr(conductor, 'register', register)
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(running.run, 'job', 1, 'i1', stand_still)
+        wait_until(lambda: running.is_running('i1'), 'it runs')
+        held.doubt()
+        assert made.result(WAIT_SECONDS).reason == 'stopped'
+    wait_until(lambda: not refusals and compute.wait_registered(0), 'it has its name again')
+    conductor.wait_images(2)
+
+    (serves, _, _), *later = seen
+    assert serves, 'it serves until it knows that another has its name'
+    assert {(serves, reason) for serves, reason, _ in later} == {
+        (False, 'h1 has another agent since 0')
+    }
+    assert len({reported for _, _, reported in later}) == 1
+    assert (server.serves, server.made) == (True, 2)
+    assert running.run('after', 1, 'i3', lambda note, control: CACHED) == CACHED
+    assert conductor.images[-1][2].full
+    assert _errors(caplog, logging.ERROR) == [
+        'Host h1 is served by another agent until that one is silent: h1 has another agent since 0'
+    ]
+
+
+def test_an_agent_that_a_restored_database_does_not_know_registers_and_cuts_nothing(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    running: transfers.Transfers,
+    held: name.Name,
+) -> None:
+    def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
+        held.doubt()
+        wait_until(lambda: len(conductor.registered) == 2, 'it has registered again')
+        control.check()
+        return CACHED
+
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+    conductor.register_errors = [exception.CellUnreachable('no conductor answered')]
+
+    assert running.run('j1', 1, 'i1', work) == CACHED
+    assert (server.serves, server.made) == (True, 1)
+    assert conductor.registered[0] == conductor.registered[1]
+
+
+def test_a_compute_can_stop_while_another_has_its_name(
+    compute: agent.Agent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    running: transfers.Transfers,
+    held: name.Name,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(state: model.Json) -> None:
+        raise exception.AgentConflict('h1 has another agent')
+
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+    monkeypatch.setattr(conductor, 'register', refuse)
+    held.doubt()
+    wait_until(lambda: not compute.wait_registered(0), 'it has left')
+
+    compute.stop()
+
+    assert not server.serves
+    running.resume()
+    assert running.run('j1', 1, 'i1', lambda note, control: CACHED).status == 'error'
 
 
 def test_a_host_that_cannot_be_used_does_not_register(

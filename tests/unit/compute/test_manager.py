@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nova_precache import conf, context, exception, model
-from nova_precache.compute import manager, transfers
+from nova_precache.compute import manager, name, transfers
 from nova_precache.image import fake as fake_images
 from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver
@@ -48,7 +48,8 @@ def _manager(
     driver: virt_driver.ComputeDriver, conductor: FakeReporter, access: Access | None = None
 ) -> manager.ComputeManager:
     running = transfers.Transfers()
-    return manager.ComputeManager('h1', driver, conductor, access or Access(), running)
+    held = name.Name('h1', 'agent-1')
+    return manager.ComputeManager(held, driver, conductor, access or Access(), running)
 
 
 def _call(
@@ -548,3 +549,53 @@ def test_orders_with_odd_fields_are_refused(
     for value in odd.FLAG:
         with pytest.raises(exception.InvalidInput, match='keep_partial'):
             compute.stop_image(CTXT, 'j1', 1, 'paused', value)
+
+
+# An agent that is not registered for its host
+
+
+def test_a_call_that_a_conductor_refuses_to_this_agent_is_put_off_and_no_attempt(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    held = name.Name('h1', 'agent-1')
+    compute = manager.ComputeManager(held, driver, conductor, Access(), transfers.Transfers())
+    conductor.begin_errors = [exception.AgentConflict('h1 has another agent')]
+
+    outcome = _call(compute)
+
+    assert outcome is not None
+    assert (outcome.status, outcome.reason) == ('error', 'h1 has another agent')
+    assert outcome.retry == model.Retry.LATER
+    assert driver.asked == []
+    assert held.wait_doubtful()
+
+
+def test_an_agent_of_another_id_takes_no_notice_that_it_is_to_register_again(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    held = name.Name('h1', 'agent-1')
+    compute = manager.ComputeManager(held, driver, conductor, Access(), transfers.Transfers())
+
+    compute.register_again(CTXT, 'agent-2', mood='fine')
+    held.close()
+    assert not held.wait_doubtful()
+
+
+def test_an_outcome_that_is_kept_is_given_to_a_call_that_counts_alone(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    """Another agent may have the name by now, or the call is stale."""
+    compute = _manager(driver, conductor)
+    conductor.current = {'j1': 1}
+    first = _call(compute)
+    conductor.current = {'j1': 2}
+
+    again, stale = _call(compute, epoch=2), _call(compute, epoch=1)
+    conductor.begin_errors = [exception.AgentConflict('h1 has another agent')]
+    lost = _call(compute, epoch=2)
+
+    assert first is not None
+    assert (first.status, again, stale) == ('cached', first, None)
+    assert conductor.started == [True, False, False, False]
+    assert lost is not None
+    assert (lost.status, lost.retry) == ('error', model.Retry.LATER)

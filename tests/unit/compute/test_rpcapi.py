@@ -11,7 +11,7 @@ import pytest
 
 from nova_precache import conf as options
 from nova_precache import context, exception, model, rpc
-from nova_precache.compute import manager, rpcapi, transfers
+from nova_precache.compute import manager, name, rpcapi, transfers
 from nova_precache.image import fake as fake_images
 from tests.unit import odd
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
@@ -61,7 +61,7 @@ def served(
 ) -> Iterator[ScriptedDriver]:
     """The driver of a compute of this release, which serves host ``h1``."""
     compute = manager.ComputeManager(
-        'h1',
+        name.Name('h1', 'agent-1'),
         driver,
         conductor,
         lambda *access: fake_images.FakeImageService(),
@@ -227,3 +227,28 @@ def test_an_odd_answer_to_an_order_is_not_taken_for_yes(
         _api(transport).stop_image(CTXT, 'odd', 'j1', 1, rpcapi.StopWhy.PAUSED)
     with pytest.raises(exception.InvalidInput, match='the answer'):
         _api(transport).forget_image(CTXT, 'odd', 'i1')
+
+
+def test_an_agent_that_is_not_registered_is_asked_to_register_again(
+    transport: rpc.Transport, driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    held = name.Name('h2', 'agent-1')
+    compute = manager.ComputeManager(
+        held,
+        driver,
+        conductor,
+        lambda *access: fake_images.FakeImageService(),
+        transfers.Transfers(),
+    )
+    server = transport.server(rpcapi.TOPIC, 'h2', [compute])
+    server.start()
+
+    _api(transport).register_again(CTXT, 'h2', 'agent-1')
+
+    assert held.wait_doubtful()
+    server.stop()
+
+
+def test_a_pin_keeps_an_agent_from_being_asked_to_register_again(transport: rpc.Transport) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.2'):
+        _api(transport, '1.2').register_again(CTXT, 'h1', 'agent-1')

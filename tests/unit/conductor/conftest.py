@@ -176,13 +176,14 @@ class Parts:
     steering: db_steering.Steering
     tracker: tracker.Tracker
     now: list[float]
-    settled: bool = True
     why_no_call: Callable[[], str | None] = lambda: None
     access: Callable[[], tuple[str | None, str | None]] = lambda: ('http://glance', 'token-1')
     compute_of: Callable[[str], caller.ComputeClient] | None = None
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
-        return self.world.agents.why_down(assignment.seen_at, assignment.assigned_at)
+        return self.world.agents.why_down(
+            assignment.seen_at, assignment.assigned_at, assignment.heard
+        )
 
     def caller(self, conductor: str = 'c1') -> caller.HostCaller:
         return caller.HostCaller(
@@ -205,7 +206,6 @@ class Parts:
             images=self.images,
             track=self.tracker,
             chunk_tasks=chunk_tasks,
-            is_settled=lambda: self.settled,
             unsupported=self.why_no_call,
         )
 

@@ -105,6 +105,27 @@ def test_a_second_agent_of_the_same_name_does_not_silence_the_first(
     assert world.agents.get(['h1'])['h1'].free_bytes == 1
 
 
+def test_agents_that_are_not_registered_are_refused_and_their_cells_are_heard(
+    world: World,
+) -> None:
+    heard: list[str] = []
+    refused: list[model.Agent] = []
+    reports = intake.Intake(
+        world.agents, world.jobs, caches.Caches(world.database), heard.extend, refused.extend
+    )
+    world.living('h1')
+    stranger, lost = _agent(world, 'h1', 'stranger', 2), _agent(world, 'h2', 'agent-h2', 2)
+    for agent in (_agent(world, 'h1', 'agent-h1', 1), stranger, lost):
+        reports.add_state(agent)
+    reports.hear('cell-2')
+
+    reports.write_states()
+    reports.write_states()  # nothing has come in since
+
+    assert refused == [stranger, lost]
+    assert sorted(heard) == sorted([world.cell.uuid, 'cell-2'])
+
+
 def test_what_was_written_is_not_written_again(world: World, reports: intake.Intake) -> None:
     world.living('h1')
     reports.add_state(_agent(world, 'h1', 'agent-h1', 1))

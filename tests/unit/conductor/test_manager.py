@@ -433,3 +433,56 @@ def test_another_agent_than_the_registered_one_tells_nothing_of_a_cache(
 
     assert caches.Caches(world.database).of_host('h1') == []
     assert caches.Caches(world.database).known_hosts() == frozenset()
+
+
+# Two agents of one name, and an older database
+
+
+def test_no_report_adds_an_agent(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    endpoint.report_state(CTXT, STATE)
+    reports.write_states()
+
+    assert world.agents.list() == []
+
+
+def test_another_agent_than_the_registered_one_begins_no_job_and_reports_no_progress(
+    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+) -> None:
+    endpoint.register(CTXT, STATE)
+    world.planned(['h1'], ['i1'])
+    world.jobs.claim('c1', limit=1)
+    assigned = world.jobs.assign('c1', 'h1')
+    assert assigned is not None
+    call = CTXT, assigned.job_id, assigned.epoch
+
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        endpoint.begin_job(*call, True, agent_id='agent-2')
+    assert endpoint.begin_job(*call, True, agent_id='agent-1')
+    progress = {'status': 'converting', 'bytes_done': 40}
+    endpoint.report_progress(*call, 1, progress, agent_id='agent-2')
+    reports.write_progress()
+
+    assert isinstance(answered.value.exc_info[1], exception.AgentConflict)
+    job = world.job(assigned.job_id)
+    assert (job.status, job.bytes_done, job.attempts) == ('downloading', 0, 1)
+
+
+def test_a_ping_and_a_report_show_that_the_cell_is_heard(
+    world: World,
+) -> None:
+    heard: list[str] = []
+    noting = intake.Intake(
+        world.agents, world.jobs, caches.Caches(world.database), note_heard=heard.extend
+    )
+    endpoint = manager.CellEndpoint(
+        world.cell.uuid, world.inventory, world.agents, world.jobs, noting, lambda: None
+    )
+
+    assert endpoint.ping(CTXT) == '1.2'
+    noting.write_states()
+    endpoint.report_state(CTXT, STATE)
+    noting.write_states()
+
+    assert heard == [world.cell.uuid] * 2

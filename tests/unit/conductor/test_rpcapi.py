@@ -33,6 +33,10 @@ class Broker:
         assert (topic, retries) == (rpcapi.API_TOPIC, 0)
         return self
 
+    def probe(self, topic: str) -> 'Broker':
+        assert topic == rpcapi.TOPIC
+        return self
+
     def cast(self, ctxt: context.RequestContext, method: str, version: str) -> None:
         self.casts += 1
         try:
@@ -107,6 +111,10 @@ class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
             raise self.refusal
         self.told.put(told)
         return 'a-token'
+
+    def begin_job(self, ctxt: context.RequestContext, **told: Any) -> bool:
+        self.told.put(told)
+        return True
 
 
 @pytest.fixture
@@ -259,3 +267,30 @@ def test_an_odd_token_is_none_and_is_not_shown(
 
     with pytest.raises(exception.InvalidInput, match=r'^the answer: not a token$'):
         reporter.get_token('a-job', 1)
+
+
+def test_an_agent_that_begins_a_job_or_reports_progress_names_itself(
+    transport: rpc.Transport, conductor: Conductor
+) -> None:
+    reports = rpcapi.ConductorReporter(transport, '1.0', WAIT_SECONDS, agent_id='agent-1')
+
+    assert reports.begin_job('j1', 3, True)
+    reports.report_progress('j1', 3, 1, model.Progress(model.TaskStatus.DOWNLOADING, 4))
+
+    begun, progress = (conductor.told.get(timeout=WAIT_SECONDS) for _ in range(2))
+    assert begun == {'job_id': 'j1', 'epoch': 3, 'starts': True, 'agent_id': 'agent-1'}
+    assert progress['agent_id'] == 'agent-1'
+
+
+# By which a conductor knows that a cell can be heard
+
+
+def test_a_probe_reaches_the_conductors_of_every_release(transport: rpc.Transport) -> None:
+    old = OldConductor()
+    server = transport.server(rpcapi.TOPIC, 'old', [old])
+    server.start()
+
+    transport.probe_in_background(rpcapi.TOPIC)
+
+    assert old.told.get(timeout=WAIT_SECONDS) == {'ping': True}
+    server.stop()

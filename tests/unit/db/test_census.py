@@ -61,6 +61,18 @@ def test_hosts_are_counted_by_cell_and_by_whether_they_report(world: World) -> N
     }
 
 
+def test_silent_hosts_of_a_cell_that_cannot_be_heard_are_counted_as_unknown(world: World) -> None:
+    for host in ('h1', 'h2'):
+        world.living(host)
+    world.dead('h2')
+
+    world.hears()
+
+    assert _census(world).take().hosts == {
+        world.cell.uuid: census.HostCount(up=1, down=0, unknown=1),
+    }
+
+
 def test_the_number_of_statements_does_not_depend_on_what_there_is(world: World) -> None:
     statements: list[str] = []
 

@@ -2,6 +2,7 @@
 """Claims and jobs: the limit, the fences, and that every task gets its outcome once."""
 
 import collections
+import dataclasses
 import datetime
 import threading
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from concurrent import futures
 
 import pytest
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.db import claims, jobs, models, recording, session
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
@@ -887,3 +888,57 @@ def test_a_missed_call_is_counted_once_though_two_workers_saw_it(world: World) -
     world.jobs.fail_unclaimed(missed, BROKEN)
 
     assert world.tasks(request)['h1', 'i1'].attempts == 1
+
+
+# The agent that a call has reached
+
+
+def test_only_the_registered_agent_of_a_host_begins_its_jobs(world: World) -> None:
+    world.living('h1')
+    request = world.planned(['h1'], ['i1'])
+    _claim(world)
+    assigned = _assign(world)
+
+    with pytest.raises(exception.AgentConflict, match='stranger is not the one that is registered'):
+        world.jobs.begin(assigned.job_id, assigned.epoch, True, agent_id='stranger')
+    assert world.statuses(request) == {('h1', 'i1'): 'queued'}
+
+    assert not world.jobs.begin(assigned.job_id, assigned.epoch - 1, True, agent_id='agent-h1')
+    assert world.jobs.begin(assigned.job_id, assigned.epoch, True, agent_id='agent-h1')
+
+
+def test_an_agent_that_is_in_no_table_begins_nothing(world: World) -> None:
+    """An older database was restored: it has to register first."""
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    assigned = _assign(world)
+
+    with pytest.raises(exception.AgentConflict, match='for host h1'):
+        world.jobs.begin(assigned.job_id, assigned.epoch, True, agent_id='agent-h1')
+
+
+def test_an_agent_of_the_release_before_which_does_not_name_itself_begins_jobs(
+    world: World,
+) -> None:
+    world.living('h1')
+    world.planned(['h1'], ['i1'])
+    _claim(world)
+    assigned = _assign(world)
+
+    assert world.jobs.begin(assigned.job_id, assigned.epoch, True)
+
+
+def test_the_progress_of_another_agent_changes_nothing(world: World) -> None:
+    world.living('h1')
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    counted = [
+        world.jobs.record_progress(
+            [dataclasses.replace(_report(begun, 1, done), agent_id=agent_id)]
+        )
+        for agent_id, done in (('stranger', 90), ('agent-h1', 40))
+    ]
+
+    assert counted == [0, 1]
+    assert world.job(begun.job_id).bytes_done == 40

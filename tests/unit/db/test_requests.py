@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.db import jobs as db_jobs
-from nova_precache.db import models, plans, requests
+from nova_precache.db import listing, models, plans, requests
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 
 EAST = datetime.timezone(datetime.timedelta(hours=2))
@@ -486,7 +486,7 @@ def test_requests_are_listed_by_what_they_are_for(world: World) -> None:
 
     assert ids(image_id='i1') == [first.id]
     assert ids(image_id='i2') == [named.id, first.id]
-    assert ids(aggregate_id=1) == [first.id]
+    assert ids(aggregate=listing.AggregateFilter(id=1)) == [first.id]
     assert ids(pin_id='pin-1') == [first.id]
     assert ids(since=first.created_at) == [named.id, first.id]
     assert ids(since=first.created_at + datetime.timedelta(days=1)) == []

@@ -50,6 +50,13 @@ def test_a_host_is_the_sum_of_its_tasks() -> None:
     assert state.words == 'downloading 1/3'
 
 
+@pytest.mark.parametrize('total', [None, 0])
+def test_a_size_that_is_not_known_is_at_least_what_was_moved(total: int | None) -> None:
+    state = _state(task('c1', 'downloading', bytes_done=7, bytes_total=total))
+
+    assert (state.bytes_done, state.bytes_total) == (7, 7)
+
+
 @pytest.mark.parametrize(
     ('statuses', 'word'),
     [

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cells the conductors can hear, and since when: by this the silence of a host is counted.
+
+A host may be silent because it is down, or because its cell's broker, every conductor or this
+database was away. So conductors note for each cell that messages arrive, every few seconds and
+by the database's clock. After a gap its time starts again, and no host of it counts as down
+before it has been silent for long enough since then.
+
+A cell without a row is served by conductors of an earlier release alone: there the last report
+of a host decides by itself.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+from sqlalchemy import orm
+
+from nova_precache.db import models
+from nova_precache.db import session as db_session
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """The time in which a cell could be heard, by the database's clock.
+
+    :ivar until: the next note is due by then; later the cell is not heard
+    """
+
+    since: datetime.datetime
+    until: datetime.datetime
+
+    def is_heard(self, now: datetime.datetime) -> bool:
+        return self.until >= now
+
+    def may_judge(self, now: datetime.datetime, down: datetime.timedelta) -> bool:
+        """Return whether a living host would have been heard; the same as ``may_judge`` below."""
+        return self.is_heard(now) and now - self.since > down
+
+
+class Hearings:
+    """What conductors note of the cells that they hear; every method is one short transaction.
+
+    :param gap_seconds: between two notes, after which a cell counts as not heard
+    """
+
+    def __init__(self, database: db_session.Database, gap_seconds: float) -> None:
+        self._database = database
+        self._gap = datetime.timedelta(seconds=gap_seconds)
+
+    def note(self, cell_uuids: Collection[str]) -> None:
+        """Note that messages of these cells arrive."""
+        self._write(lambda session: _note(session, sorted(cell_uuids), self._gap))
+
+    def begin(self, cell_uuids: Collection[str]) -> None:
+        """Note cells that are about to be served for the first time.
+
+        From now on no host of them counts as down before it could be heard for long enough.
+        """
+        self._write(lambda session: _begin(session, sorted(cell_uuids)))
+
+    def _write(self, work: Callable[[orm.Session], None]) -> None:
+        try:
+            self._database.write(work)
+        except db_exception.DBDuplicateEntry:
+            self._database.write(work)  # another conductor was first
+
+
+def _note(session: orm.Session, cell_uuids: Sequence[str], gap: datetime.timedelta) -> None:
+    now, row = db_session.now(session), models.Hearing
+    _add(session, cell_uuids, now)
+    session.execute(
+        db_session.update(row)
+        .where(row.cell_uuid.in_(cell_uuids))
+        # In the order of the columns: on MariaDB the first one still sees the old ``until``.
+        .values(since=sa.case((row.until < now, now), else_=row.since), until=now + gap)
+    )
+
+
+def _begin(session: orm.Session, cell_uuids: Sequence[str]) -> None:
+    _add(session, cell_uuids, db_session.now(session))
+
+
+def _add(session: orm.Session, cell_uuids: Sequence[str], now: datetime.datetime) -> None:
+    known = of_cells(session, cell_uuids)
+    for cell_uuid in cell_uuids:
+        if cell_uuid not in known:
+            session.add(models.Hearing(cell_uuid=cell_uuid, since=now, until=now))
+    session.flush()
+
+
+def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, Heard]:
+    """Map cells to when they could be heard; one without a row is left out."""
+    row = models.Hearing
+    query = sa.select(row.cell_uuid, row.since, row.until).where(row.cell_uuid.in_(cell_uuids))
+    return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
+
+
+def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
+    """Give when every cell that is heard could be heard, for a host that is in no table.
+
+    Where none is heard, it is the last one that was; None where no cell has a row.
+    """
+    row = models.Hearing
+    every = [Heard(*each) for each in session.execute(sa.select(row.since, row.until))]
+    heard = [each for each in every if each.is_heard(now)]
+    return max(heard or every, key=lambda each: each.since, default=None)
+
+
+def may_judge(
+    cell_uuid: orm.InstrumentedAttribute[str], now: datetime.datetime, down: datetime.timedelta
+) -> sa.ColumnElement[bool]:
+    """Select rows whose cell may be judged by silence: as in ``Heard``, or it has no row."""
+    row = models.Hearing
+    could_not_hear = sa.or_(row.until < now, row.since >= now - down)
+    return ~sa.exists().where(row.cell_uuid == cell_uuid, could_not_hear)

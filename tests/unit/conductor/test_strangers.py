@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents that are not registered for the hosts they report for are asked to register again."""
+
+import pytest
+
+from nova_precache import context, exception, model
+from nova_precache.conductor import breaker, strangers
+from tests.service import wait_until
+
+LOST = model.Agent('h1', 'agent-1', 'cell-1')
+OTHER = model.Agent('h2', 'agent-2', 'cell-1')
+
+
+class Compute:
+    """Every compute; errors are used up from the front."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.asked: list[tuple[str, str]] = []
+
+    def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
+        self.asked.append((host, agent_id))
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.fixture
+def compute() -> Compute:
+    return Compute()
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [1000.0]
+
+
+@pytest.fixture
+def refused(compute: Compute, now: list[float]) -> strangers.Strangers:
+    breakers = breaker.CellBreakers(10.0, lambda: now[0])
+    return strangers.Strangers(lambda cell_uuid: compute, breakers, lambda: now[0])
+
+
+def test_each_report_has_the_agent_asked_again_and_is_logged_once(
+    compute: Compute,
+    refused: strangers.Strangers,
+    now: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def are_asked() -> bool:
+        now[0] += 10
+        refused.refuse([LOST, OTHER])
+        return min(map(compute.asked.count, [('h1', 'agent-1'), ('h2', 'agent-2')])) >= 2
+
+    wait_until(are_asked, 'both are asked again')
+
+    assert caplog.messages == [
+        'Agent agent-1 is not registered for host h1',
+        'Agent agent-2 is not registered for host h2',
+    ]
+
+
+@pytest.mark.parametrize(
+    'error', [exception.VersionUnsupported('the pin is 1.2'), exception.CellUnreachable('no route')]
+)
+def test_an_agent_that_cannot_be_asked_does_no_harm_and_is_asked_with_a_later_report(
+    compute: Compute, refused: strangers.Strangers, now: list[float], error: Exception
+) -> None:
+    compute.errors = [error]
+
+    def is_asked_again() -> bool:
+        now[0] += 60
+        refused.refuse([LOST])
+        return len(compute.asked) > 1
+
+    wait_until(is_asked_again, 'it is asked again')
