@@ -5,6 +5,7 @@
 
     PrecacheError
     ├── InvalidInput
+    │   ├── DataRefused
     │   ├── ImageNotUsable
     │   ├── InvalidAggregateAction
     │   ├── RootDiskTooSmall
@@ -31,18 +32,24 @@
     ├── Forbidden
     │   ├── PolicyNotAuthorized
     │   └── ReadOnlyInventory
-    ├── ImageServiceUnavailable
+    ├── Unavailable
+    │   ├── DatabaseUnavailable
+    │   ├── IdentityServiceUnavailable
+    │   ├── ImageServiceUnavailable
+    │   └── OutOfTime
     ├── ConfigError
     ├── CellUnreachable
     ├── HostOccupied
     └── CacheError
         ├── ImageGone
         ├── ImageUnauthorized
+        ├── UnbootableImage
         ├── UnsafeImage
         ├── UnverifiedImage
         ├── ImageMismatch
         ├── DownloadInterrupted
         ├── NotEnoughSpace
+        ├── PlaceTaken
         ├── StorageError
         ├── ConversionFailed
         │   └── ConversionTimedOut
@@ -69,6 +76,13 @@ class PrecacheError(Exception):
 
 class InvalidInput(PrecacheError):
     """What was asked for cannot be; the message names the field."""
+
+
+class DataRefused(InvalidInput):
+    """The database cannot hold a value: its encoding has not the characters, or it is too long."""
+
+    def __init__(self) -> None:
+        super().__init__('The database cannot hold what was given')
 
 
 class ImageNotUsable(InvalidInput):
@@ -225,10 +239,37 @@ class ReadOnlyInventory(Forbidden):
     """Aggregates belong to Nova's database, which this service never writes."""
 
 
-class ImageServiceUnavailable(PrecacheError):
-    """Glance could not be reached or answered with a server error."""
+class Unavailable(PrecacheError):
+    """Something that this service needs cannot serve now, and may soon."""
 
     retry_after_seconds: ClassVar[int] = 10
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached, or cannot serve now.
+
+    :ivar reason: what it said, for the log alone: it names the server
+    """
+
+    def __init__(self, reason: str, *, is_reached: bool = False) -> None:
+        what = 'serve this now' if is_reached else 'be reached'
+        super().__init__(f'The database cannot {what}. Please try again later.')
+        self.reason = reason
+
+
+class IdentityServiceUnavailable(Unavailable):
+    """Keystone could not be reached or cannot validate a token now."""
+
+
+class ImageServiceUnavailable(Unavailable):
+    """Glance could not be reached or answered with a server error."""
+
+
+class OutOfTime(Unavailable):
+    """An answer did not come before the deadline of those who wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__('No answer came in time. Please try again later.')
 
 
 class ConfigError(PrecacheError):
@@ -273,6 +314,10 @@ class ImageUnauthorized(CacheError):
     keeps_partial = True
 
 
+class UnbootableImage(CacheError):
+    """The image is no disk that an instance boots from as it is, such as an archive."""
+
+
 class UnsafeImage(CacheError):
     """The image could reach files of the host, or is not what it says it is."""
 
@@ -298,7 +343,11 @@ class DownloadInterrupted(CacheError):
 
 
 class NotEnoughSpace(CacheError):
-    """The file system has no room for the image and the reserve."""
+    """The file system has no room for the image and the reserve, or for so large a file."""
+
+
+class PlaceTaken(CacheError):
+    """Something that is no image has the name of a base file, and stays until it is removed."""
 
 
 class StorageError(CacheError):
@@ -310,7 +359,7 @@ class StorageError(CacheError):
 def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
     """Make the error for what the operating system refused while ``doing``."""
     reason = f'{doing}: {error.strerror or error}'
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughSpace(reason)
     return StorageError(reason)
 

@@ -14,7 +14,7 @@ from concurrent import futures
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
-from nova_precache import exception, model
+from nova_precache import deadline, exception, model
 from nova_precache.cells import inventory, services
 
 LOG = logging.getLogger(__name__)
@@ -103,7 +103,8 @@ class NovaLiveness:
             by_cell.setdefault(cell_uuid, []).append(host)
         cells = self._known_cells(by_cell.keys())
         asked = {uuid: cells[uuid].ask(hosts) for uuid, hosts in by_cell.items() if uuid in cells}
-        self._wait(asked.values(), self._answer_seconds if seconds is None else seconds)
+        most = self._answer_seconds if seconds is None else seconds
+        self._wait(asked.values(), deadline.left(most))
         found: dict[str, services.Service] = {}
         down: dict[str, str] = {}
         unknown: dict[str, str] = {}
@@ -132,7 +133,7 @@ class NovaLiveness:
                 return dict(self._cells)
         try:
             mapped = self._inventory.list_cells()
-        except (db_exception.DBError, sa.exc.SQLAlchemyError):
+        except (exception.DatabaseUnavailable, db_exception.DBError, sa.exc.SQLAlchemyError):
             with self._lock:
                 if not self._cells:
                     raise

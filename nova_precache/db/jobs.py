@@ -13,10 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import sqlalchemy as sa
-from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.db import (
     beginnings,
     calls,
@@ -67,7 +66,7 @@ class Jobs:
     def __init__(self, database: db_session.Database, lease_seconds: float) -> None:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
-        self._group = grouping.Group(self._play, rounds.keys, of_all=db_exception.DBConnectionError)
+        self._group = grouping.Group(self._play, rounds.keys, of_all=exception.DatabaseUnavailable)
 
     def claim(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()

@@ -9,7 +9,7 @@ from oslo_log import log
 from nova_precache import backend
 from nova_precache import conf as configuration
 from nova_precache.api import auth
-from nova_precache.db import schema
+from nova_precache.db import schema, waits
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
 
@@ -25,4 +25,4 @@ def build(config_files: Sequence[str] | None) -> server.Application:
     log.setup(conf, 'nova-precache')
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)
-    return wiring_api.application(conf, schema.open_current(conf))
+    return wiring_api.application(conf, schema.open_current(conf, waits.API))
