@@ -24,7 +24,7 @@ from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
-from nova_precache import context, exception, model
+from nova_precache import context, deadline, exception, exchange, model
 
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ _IMAGE_ID = re.compile(r'[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}')
 _CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
 _VERSION_SUFFIX = re.compile(r'/v\d+(\.\d+)?/*$')
 _RETRIED_STATUS_CODES = [500, 502, 503, 504]
+# For one answer that is no image data, with all that Keystone is asked for it and all retries.
+ANSWER_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ def new_session(settings: GlanceSettings) -> ksa_session.Session:
     Keystone is waited for no longer than Glance is.
     """
     return ksa_session.Session(
+        session=exchange.new_session(),
         verify=settings.verify,
         cert=settings.client_certificate,
         timeout=settings.read_timeout_seconds,
@@ -126,7 +129,7 @@ class GlanceImageService:
 
         :raises nova_precache.exception.ImageServiceUnavailable: the catalog has none
         """
-        with _keystone_errors():
+        with _keystone_errors(), deadline.within(ANSWER_SECONDS):
             url = self._settings.endpoint_override or self._session.get_endpoint(
                 self._auth,
                 service_type='image',
@@ -146,7 +149,7 @@ class GlanceImageService:
         :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
         :raises nova_precache.exception.ImageServiceUnavailable: Keystone gives no answer
         """
-        with _keystone_errors():
+        with _keystone_errors(), deadline.within(ANSWER_SECONDS):
             if fresh:
                 self._auth.invalidate()
             return self._session.get_token(self._auth)
@@ -185,7 +188,7 @@ class GlanceImageService:
 
     def _get(self, image_id: str, path: str) -> dict[str, Any]:
         """Ask for a JSON document about an image."""
-        with _show_errors(image_id):
+        with _show_errors(image_id), deadline.within(ANSWER_SECONDS):
             http: Any = self._http()  # Its get() gives an answer and a document.
             _, document = http.get(
                 path,
@@ -375,7 +378,7 @@ def _keystone_errors() -> Iterator[None]:
         yield
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
-    except ksa_exceptions.ClientException as exc:
+    except (exception.OutOfTime, ksa_exceptions.ClientException) as exc:
         raise exception.ImageServiceUnavailable(f'Keystone: {exc}') from exc
 
 
@@ -388,6 +391,7 @@ def _show_errors(image_id: str) -> Iterator[None]:
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
     except (
+        exception.OutOfTime,
         glanceclient.exc.BaseException,
         ksa_exceptions.ClientException,
         requests.RequestException,
@@ -415,6 +419,7 @@ def _open_errors(image_id: str) -> Iterator[None]:
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
     except (
+        exception.OutOfTime,
         ksa_exceptions.ClientException,
         requests.RequestException,
         exception.ImageServiceUnavailable,
