@@ -62,8 +62,12 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             wanted = transfer_options.read(options)
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
-        if not self._may_begin(job_id, epoch, image_id):
-            return None
+        try:
+            if not self._may_begin(job_id, epoch, image_id):
+                return None
+        except exception.DatabaseUnavailable as exc:  # nothing was tried: it is no attempt
+            LOG.info('Job %s is not begun: %s', job_id, exc)
+            return model.ImageOutcome(model.TaskStatus.ERROR, str(exc), model.Retry.LATER).to_wire()
         images = self._images_for(image_endpoint, token, self._conductor.get_token)
         outcome = self._transfers.run(
             job_id,
@@ -119,9 +123,15 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         return forgotten
 
     def _may_begin(self, job_id: str, epoch: int, image_id: str) -> bool:
+        """Ask a conductor whether the call still counts.
+
+        :raises nova_precache.exception.DatabaseUnavailable: it could not look that up
+        """
         starts = not self._transfers.is_running(image_id)
         try:
             begun = self._conductor.begin_job(job_id, epoch, starts)
+        except exception.DatabaseUnavailable:
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever it was, it is no confirmation
             LOG.warning('Job %s is not begun, no conductor confirms it: %s', job_id, exc)
             return False

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nova_precache import context, exception, model, rpc
+from nova_precache import context, deadline, exception, model, rpc
 from nova_precache.cells import inventory
 from nova_precache.conductor import intake, rpcapi
 from nova_precache.db import agents, caches, jobs
 
 LOG = logging.getLogger(__name__)
+
+BEGIN_SECONDS = 20.0
 
 
 class ApiEndpoint(rpc.Endpoint):
@@ -113,6 +115,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             caches.Report(host, known, removed, full=full, after=after, until=until),
         )
 
+    @rpc.refuses(exception.DatabaseUnavailable)
     def begin_job(
         self,
         ctxt: context.RequestContext,
@@ -121,8 +124,12 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         starts: bool = False,
         **unknown: Any,
     ) -> bool:
-        """Say whether a call still counts, before the first byte."""
-        return self._jobs.begin(job_id, epoch, starts)
+        """Say whether a call still counts, before the first byte.
+
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be said now
+        """
+        with deadline.within(BEGIN_SECONDS):  # else the compute no longer waits for the answer
+            return self._jobs.begin(job_id, epoch, starts)
 
     def get_token(self, ctxt: context.RequestContext, **unknown: Any) -> str | None:
         """Give a fresh token for the image service."""
