@@ -15,6 +15,7 @@ from futurist import periodics
 Work = Callable[[], object]
 
 PERIODIC_THREADS = 8
+STOP_SECONDS = 60.0
 
 
 class Periodic:
@@ -34,10 +35,10 @@ class Periodic:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and wait for what is being done."""
+        """Stop, and wait for what is being done, but not for ever."""
         if self._thread.ident is not None:
             self._worker.stop()
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
 
 class Stoppable(Protocol):

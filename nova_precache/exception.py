@@ -5,6 +5,7 @@
 
     PrecacheError
     ├── InvalidInput
+    │   ├── DataRefused
     │   ├── ImageNotUsable
     │   ├── InvalidAggregateAction
     │   ├── RootDiskTooSmall
@@ -32,7 +33,11 @@
     │   ├── PolicyNotAuthorized
     │   ├── ReadOnlyInventory
     │   └── TokenRefused
-    ├── ImageServiceUnavailable
+    ├── Unavailable
+    │   ├── DatabaseUnavailable
+    │   ├── IdentityServiceUnavailable
+    │   ├── ImageServiceUnavailable
+    │   └── OutOfTime
     ├── ConfigError
     ├── CellUnreachable
     │   └── BrokerRefused
@@ -40,11 +45,13 @@
     └── CacheError
         ├── ImageGone
         ├── ImageUnauthorized
+        ├── UnbootableImage
         ├── UnsafeImage
         ├── UnverifiedImage
         ├── ImageMismatch
         ├── DownloadInterrupted
         ├── NotEnoughSpace
+        ├── PlaceTaken
         ├── StorageError
         ├── ConversionFailed
         │   └── ConversionTimedOut
@@ -72,6 +79,13 @@ class PrecacheError(Exception):
 
 class InvalidInput(PrecacheError):
     """What was asked for cannot be; the message names the field."""
+
+
+class DataRefused(InvalidInput):
+    """The database cannot hold a value: its encoding has not the characters, or it is too long."""
+
+    def __init__(self) -> None:
+        super().__init__('The database cannot hold what was given')
 
 
 class ImageNotUsable(InvalidInput):
@@ -232,10 +246,37 @@ class TokenRefused(Forbidden):
     """A compute that works on no image may not read any."""
 
 
-class ImageServiceUnavailable(PrecacheError):
-    """Glance could not be reached or answered with a server error."""
+class Unavailable(PrecacheError):
+    """Something that this service needs cannot serve now, and may soon."""
 
     retry_after_seconds: ClassVar[int] = 10
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached, or cannot serve now.
+
+    :ivar reason: what it said, for the log alone: it names the server
+    """
+
+    def __init__(self, reason: str, *, is_reached: bool = False) -> None:
+        what = 'serve this now' if is_reached else 'be reached'
+        super().__init__(f'The database cannot {what}. Please try again later.')
+        self.reason = reason
+
+
+class IdentityServiceUnavailable(Unavailable):
+    """Keystone could not be reached or cannot validate a token now."""
+
+
+class ImageServiceUnavailable(Unavailable):
+    """Glance could not be reached or answered with a server error."""
+
+
+class OutOfTime(Unavailable):
+    """An answer did not come before the deadline of those who wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__('No answer came in time. Please try again later.')
 
 
 class ConfigError(PrecacheError):
@@ -287,6 +328,10 @@ class ImageUnauthorized(CacheError):
     keeps_partial = True
 
 
+class UnbootableImage(CacheError):
+    """The image is no disk that an instance boots from as it is, such as an archive."""
+
+
 class UnsafeImage(CacheError):
     """The image could reach files of the host, or is not what it says it is."""
 
@@ -312,7 +357,11 @@ class DownloadInterrupted(CacheError):
 
 
 class NotEnoughSpace(CacheError):
-    """The file system has no room for the image and the reserve."""
+    """The file system has no room for the image and the reserve, or for so large a file."""
+
+
+class PlaceTaken(CacheError):
+    """Something that is no image has the name of a base file, and stays until it is removed."""
 
 
 class StorageError(CacheError):
@@ -324,7 +373,7 @@ class StorageError(CacheError):
 def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
     """Make the error for what the operating system refused while ``doing``."""
     reason = f'{doing}: {error.strerror or error}'
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughSpace(reason)
     return StorageError(reason)
 

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nova_precache import reasons
+
 Json = dict[str, Any]
 
 
@@ -145,6 +147,11 @@ class ImageOutcome:
     bytes_done: int = 0
     bytes_total: int | None = None
     at_once: bool = False
+
+    def __post_init__(self) -> None:
+        """Clean the reason, before it reaches a log, a message or a database."""
+        if self.reason is not None:
+            object.__setattr__(self, 'reason', reasons.clean(self.reason))
 
     def to_wire(self) -> Json:
         return dataclasses.asdict(self)

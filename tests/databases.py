@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
+import psutil
 import sqlalchemy as sa
 
 from nova_precache.standalone import process
@@ -80,6 +81,15 @@ class Socket(Server):
 
     def restart(self) -> None:
         self._running.start()
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Have it do nothing, while its machine goes on taking what is sent to it."""
+        self._running.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._running.signal(signal.SIGCONT)
 
     @contextlib.contextmanager
     def empty(self, name: str | None = None) -> Iterator[str]:
@@ -232,6 +242,12 @@ class _Running:
                 start_new_session=True,
             )
         wait_until(lambda: 'ready ' in log.read_text(), 'the database server serves')
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and all processes that it has started."""
+        server = psutil.Process(self._server.pid)
+        for each in (server, *server.children(recursive=True)):
+            each.send_signal(number)
 
     def kill(self) -> None:
         self._server.send_signal(self._last_signal)

@@ -10,12 +10,14 @@ from oslo_config import cfg
 from oslo_middleware import cors, http_proxy_to_wsgi, request_id
 from oslo_middleware import exceptions as middleware_errors
 
-from nova_precache import exception
+from nova_precache import deadline, exception
 from nova_precache.api import auth, call, dispatch, faults, microversion, requestlog, routes
 from nova_precache.api.call import Services as Services
 
 Application = Callable[..., Any]
 
+# Callers are promised an answer within 15 s; an outage is noticed at the end of a wait.
+ANSWER_SECONDS = 12.0
 _SLASHES = re.compile('/{2,}')
 _CORS_DEFAULTS = {
     'allow_methods': ['GET', 'PUT', 'POST', 'DELETE', 'PATCH'],
@@ -74,6 +76,17 @@ class RequestId(request_id.RequestId):
         self.compat_headers = ['x-compute-request-id']
 
 
+class Deadline:
+    """Has a request answered in time, whichever service or database it waits for is silent."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        with deadline.within(ANSWER_SECONDS):
+            return self._application(environ, start_response)
+
+
 def build(conf: cfg.ConfigOpts, services: call.Services) -> Application:
     """Build the application; what comes first here sees a request first."""
     layers: list[Callable[[Application], Application]] = [
@@ -84,6 +97,7 @@ def build(conf: cfg.ConfigOpts, services: call.Services) -> Application:
         requestlog.RequestLog,
         lambda inner: oslo_middleware.RequestBodySizeLimiter(inner, conf),
         faults.Middleware,
+        Deadline,
     ]
     application: Application = _doors(conf, services)
     for layer in reversed(layers):

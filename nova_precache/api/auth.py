@@ -18,7 +18,7 @@ from oslo_config import cfg
 from oslo_middleware import request_id
 
 from nova_precache import context as request_context
-from nova_precache import exception, policy
+from nova_precache import exception, exchange, policy
 from nova_precache.wsgi import origins
 
 ENVIRON = 'nova_precache.context'
@@ -44,7 +44,7 @@ def protect(
     if conf.api.auth_strategy == 'noauth2':
         return NoAuth(application, enforcer)
     try:
-        protected: Application = auth_token.AuthProtocol(
+        protected: Application = _Tokens(
             KeystoneContext(application, enforcer), {'oslo_config_config': conf}
         )
     except ksa_exceptions.ClientException as exc:
@@ -105,6 +105,29 @@ class NoAuth:
         context.is_of_any_project = context.project_id is None
         _admit(request, context, self._enforcer)
         return self._application
+
+
+class _Tokens(auth_token.AuthProtocol):  # type: ignore[misc]
+    """Validates tokens, and asks Keystone within the deadline of the request."""
+
+    def fetch_token(self, token: str, **kwargs: Any) -> Any:
+        """As keystonemiddleware does.
+
+        :raises nova_precache.exception.IdentityServiceUnavailable: Keystone cannot be asked
+        """
+        try:
+            return super().fetch_token(token, **kwargs)
+        except (
+            exception.OutOfTime,
+            ksa_exceptions.ClientException,
+            webob.exc.HTTPServiceUnavailable,
+        ) as exc:
+            raise exception.IdentityServiceUnavailable(
+                'The Keystone service is temporarily unavailable.'
+            ) from exc
+
+    def _create_session(self, **kwargs: Any) -> Any:
+        return super()._create_session(session=exchange.new_session(), **kwargs)
 
 
 class KeystoneContext:

@@ -13,10 +13,8 @@ from oslo_middleware import request_id
 
 from nova_precache import exception
 from nova_precache.api import dispatch, microversion
-from nova_precache.db import session
 
 LOG = logging.getLogger(__name__)
-RETRY_AFTER_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +44,7 @@ FAULTS: Mapping[type[Exception], Fault] = {
     exception.Conflict: CONFLICT,
     exception.Forbidden: FORBIDDEN,
     exception.ImageUnauthorized: UNAUTHORIZED,
-    exception.ImageServiceUnavailable: UNAVAILABLE,
-    session.Unreachable: UNAVAILABLE,
+    exception.Unavailable: UNAVAILABLE,
     dispatch.UnsupportedMediaType: BAD_MEDIA_TYPE,
     dispatch.MethodNotAllowed: BAD_METHOD,
     microversion.UnsupportedVersion: Fault(406, 'computeFault'),
@@ -87,9 +84,8 @@ def _answer(error: Exception, request: webob.Request) -> webob.Response:
     if fault is UNEXPECTED:
         LOG.error('%s %s failed', request.method, request.environ.get('PATH_INFO'), exc_info=error)
         message = _unexpected(request)
-    elif isinstance(error, session.Unreachable):
-        LOG.debug('The database cannot be reached: %s', error)  # it is logged as an outage
-        message = 'The database cannot be reached. Please try again later.'
+    elif isinstance(error, exception.DatabaseUnavailable):
+        LOG.debug('%s: %s', error, error.reason)  # it is logged as an outage
     body = {fault.title: {'code': fault.status, 'message': message}}
     return webob.Response(
         status=fault.status,
@@ -105,10 +101,8 @@ def _unexpected(request: webob.Request) -> str:
 
 
 def _headers(error: Exception) -> list[tuple[str, str]]:
-    if isinstance(error, exception.ImageServiceUnavailable):
+    if isinstance(error, exception.Unavailable):
         return [('Retry-After', str(error.retry_after_seconds))]
-    if isinstance(error, session.Unreachable):
-        return [('Retry-After', str(RETRY_AFTER_SECONDS))]
     if isinstance(error, dispatch.MethodNotAllowed):
         return [('Allow', ', '.join(error.allowed))]
     return []

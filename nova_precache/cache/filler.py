@@ -7,7 +7,8 @@
         │ no
     lock ── there now? ── yes ──► make it young: existing
         │ no
-    wait for a slot ─► look the image up ─► find what came before ─► reserve space
+    wait for a slot ─► look the image up, and at its place ─► find what came before
+        ─► reserve space ─────────────────────────────────────────────────┐
                                                                           │
     publish ◄─ look it up again ◄─ convert ◄─ inspect the whole ◄─ download, verify and watch
 
@@ -145,6 +146,8 @@ class CacheFiller:
             lambda: source.ImageServiceSource.find(images, image_id), discard=lambda _: None
         )
         image = origin.image
+        self._inspector.check_there()
+        self._store.check_place(image_id)
         self._check_replaceable(image_id)
         if image.disk_format in formats.RAW_DISK_FORMATS:
             self._check_virtual_size(image.size or 0)
@@ -157,6 +160,9 @@ class CacheFiller:
             ) as space,
         ):
             work = _Work(origin, partial, space, progress, control)
+            partial.check_size(image.size or 0)
+            if self._will_convert(image):
+                partial.check_converted(image.virtual_size or 0)
             size_bytes = self._download(work)
             with _keeping(work):
                 path = self._make_bootable(work, size_bytes)
@@ -213,6 +219,8 @@ class CacheFiller:
         """
         self._check_virtual_size(virtual_size_bytes)
         work.space.require(self._needed_bytes(work.image, work.partial, virtual_size_bytes))
+        if self._will_convert(work.image):
+            work.partial.check_converted(virtual_size_bytes)
 
     def _make_bootable(self, work: _Work, size_bytes: int) -> str:
         """Inspect what came, convert it where it is not what is to be booted, and tell where."""

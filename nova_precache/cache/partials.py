@@ -32,6 +32,7 @@ _ZEROS = bytes(BLOCK_BYTES)
 # pages, and where the host is a guest itself, those are the ones that its hypervisor may have
 # taken back meanwhile: to get them again takes several times the CPU of the writing.
 _PAGES_BYTES = 256 * 1024
+_MAX_FILE_BYTES = 2**63 - 1  # as the kernel counts; an image may claim more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +151,30 @@ class Partial:
     def passed_bytes(self) -> int:
         """How many bytes of the image came; holes take less on the disk."""
         return self._position
+
+    def check_size(self, size_bytes: int) -> None:
+        """See that a file may become so large, here and for this process; nothing is written.
+
+        :raises nova_precache.exception.NotEnoughSpace: it may not
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        with cache_store.storage_errors(f'Making a file of {size_bytes} bytes'):
+            os.ftruncate(self._descriptor, max(min(size_bytes, _MAX_FILE_BYTES), self._kept_bytes))
+            os.ftruncate(self._descriptor, self._kept_bytes)
+
+    def check_converted(self, size_bytes: int) -> None:
+        """See the same of the converted file, which is made, so that a name is left for it.
+
+        Raises as :meth:`check_size`.
+        """
+        with cache_store.storage_errors(f'Making a file of {size_bytes} bytes'):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            descriptor = os.open(self.converted_path, flags, 0o666)
+            try:
+                os.ftruncate(descriptor, min(size_bytes, _MAX_FILE_BYTES))
+                os.ftruncate(descriptor, 0)
+            finally:
+                os.close(descriptor)
 
     def read_kept(self, buffer: memoryview, offset_bytes: int) -> int:
         wanted = max(0, min(len(buffer), self._kept_bytes - offset_bytes))

@@ -8,6 +8,7 @@ that ended is swept away, unless another attempt may go on from it.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import stat
@@ -166,6 +167,32 @@ class CacheStore:
                 return False
             os.unlink(aside)
             return True
+
+    def check_place(self, image_id: str) -> None:
+        """See, before anything is downloaded, that an image can be published in the end.
+
+        :raises nova_precache.exception.PlaceTaken: something else has its name
+        :raises nova_precache.exception.StorageError: it cannot be looked at
+        """
+        path = self.layout.base_path(image_id)
+        with storage_errors(f'Looking at {path}'):
+            try:
+                there = os.lstat(path)
+            except FileNotFoundError:
+                return
+            directory = os.stat(self.layout.base_directory)
+            if not stat.S_ISREG(there.st_mode):
+                raise exception.PlaceTaken(
+                    f'{path} is {_kind(there.st_mode)}, where the image has to be'
+                )
+            owners = {there.st_uid, directory.st_uid, 0}
+            if directory.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
+                raise exception.PlaceTaken(
+                    f'{path} is no image and belongs to another user, in a directory where only '
+                    'its owner may replace it'
+                )
+            if _is_immutable(path):
+                raise exception.PlaceTaken(f'{path} is no image and cannot be replaced')
 
     def publish(self, path: str, image_id: str) -> None:
         """Make a finished temporary file the base file of an image.
@@ -397,6 +424,27 @@ def _base_file(name: str, path: str) -> BaseFile | None:
         bytes_on_disk=status.st_blocks * _BLOCK_BYTES,
         size_bytes=status.st_size,
     )
+
+
+_KINDS = (
+    (stat.S_ISDIR, 'a directory'),
+    (stat.S_ISLNK, 'a symbolic link that leads to no image'),
+    (stat.S_ISFIFO, 'a FIFO'),
+    (stat.S_ISSOCK, 'a socket'),
+)
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_it, name in _KINDS if is_it(mode)), 'a device')
+
+
+def _is_immutable(path: str) -> bool:
+    """Tell whether a file may not be changed by its owner either, as ``chattr +i`` has it."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as exc:
+        return exc.errno == errno.EPERM
+    return False
 
 
 def _bytes_on_disk(path: str) -> int:

@@ -13,7 +13,7 @@ from concurrent import futures
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
-from nova_precache import exception, model, outages
+from nova_precache import deadline, exception, model, outages
 from nova_precache.cells import inventory, services
 
 ANSWER_SECONDS = 8.0
@@ -112,7 +112,8 @@ class NovaLiveness:
             by_cell.setdefault(cell_uuid, []).append(host)
         cells = self._known_cells(by_cell.keys())
         asked = {uuid: cells[uuid].ask(hosts) for uuid, hosts in by_cell.items() if uuid in cells}
-        self._wait(asked.values(), self._answer_seconds if seconds is None else seconds)
+        most = self._answer_seconds if seconds is None else seconds
+        self._wait(asked.values(), deadline.left(most))
         found: dict[str, services.Service] = {}
         down: dict[str, str] = {}
         unknown: dict[str, str] = {}
@@ -145,7 +146,7 @@ class NovaLiveness:
                 return dict(self._cells)
         try:
             mapped = self._inventory.list_cells()
-        except (db_exception.DBError, sa.exc.SQLAlchemyError):
+        except (exception.DatabaseUnavailable, db_exception.DBError, sa.exc.SQLAlchemyError):
             with self._lock:
                 if not self._cells:
                     raise

@@ -7,6 +7,7 @@ from oslo_config import cfg
 from nova_precache import exception
 from nova_precache.cells import inventory, models, templates
 from nova_precache.db import session as db_session
+from nova_precache.db import waits
 
 GROUP = 'api_database'
 
@@ -24,10 +25,12 @@ def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.
         # Not [database] connection, which is not Nova's.
         database_connection=conf.api_database.template_database_connection,
     )
-    return inventory.Inventory(connect(conf), writable=False, fill_cell=filling.fill_cell)
+    return inventory.Inventory(
+        connect(conf, own.limits), writable=False, fill_cell=filling.fill_cell
+    )
 
 
-def connect(conf: cfg.ConfigOpts) -> db_session.Database:
+def connect(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_session.Database:
     """Open Nova's API database, such that it refuses whatever would change it.
 
     :raises nova_precache.exception.ConfigError: it cannot be opened, or is none of Nova's
@@ -36,7 +39,7 @@ def connect(conf: cfg.ConfigOpts) -> db_session.Database:
         raise exception.ConfigError(
             '[api_database] connection names the database of this service, not that of Nova'
         )
-    database = db_session.connect(conf, GROUP, read_only=True)
+    database = db_session.connect(conf, GROUP, read_only=True, limits=limits)
     tables = sa.inspect(database.engine)
     for name in models.Base.metadata.tables:
         if not tables.has_table(name):

@@ -8,14 +8,13 @@ import dataclasses
 import datetime
 import urllib.parse
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import sqlalchemy as sa
 
 from nova_precache.db import session as db_session
+from nova_precache.db import waits
 
-CONNECT_SECONDS = 5
-READ_SECONDS = 10
+_LIMITS = waits.Limits(connect_seconds=5, answer_seconds=10, lock_seconds=5)
 
 _SERVICES = sa.table(
     'services',
@@ -41,18 +40,6 @@ _COMPUTES = sa.select(
     _SERVICES.c.deleted == 0,
     _SERVICES.c.host.in_(db_session.keys()),
 )
-# Of each driver, how long it waits for a server that says nothing.
-_PATIENCE: Mapping[str, Mapping[str, Any]] = {
-    'sqlite': {'timeout': CONNECT_SECONDS},
-    'mysql': {'connect_timeout': CONNECT_SECONDS, 'read_timeout': READ_SECONDS},
-    'mariadb': {'connect_timeout': CONNECT_SECONDS, 'read_timeout': READ_SECONDS},
-    'postgresql': {
-        'connect_timeout': CONNECT_SECONDS,
-        'tcp_user_timeout': READ_SECONDS * 1000,
-        'keepalives_idle': CONNECT_SECONDS,
-        'options': f'-c statement_timeout={READ_SECONDS * 1000}',
-    },
-}
 # Nova's mappings name the drivers that Nova has; these are of this service.
 _DRIVERS: Mapping[str, str] = {
     'mysql': 'mysql+pymysql',
@@ -104,10 +91,9 @@ def connect(url: str) -> sa.Engine:
     made = sa.make_url(url)
     backend = made.get_backend_name()
     made = made.set(drivername=_DRIVERS.get(backend, made.drivername))
-    patience = _PATIENCE.get(backend, {})
-    return sa.create_engine(
-        _not_made(made), connect_args=dict(patience), pool_pre_ping=True, pool_recycle=3600
-    )
+    engine = sa.create_engine(_not_made(made), pool_pre_ping=True, pool_recycle=3600)
+    waits.limit(engine, _LIMITS)
+    return engine
 
 
 def _not_made(url: sa.URL) -> sa.URL:

@@ -8,7 +8,7 @@ from oslo_config import cfg
 
 from nova_precache import backend
 from nova_precache.cmd import running
-from nova_precache.db import schema, session
+from nova_precache.db import schema, session, waits
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wiring import common
 from nova_precache.wiring import conductor as wiring_conductor
@@ -17,11 +17,11 @@ Build = Callable[[cfg.ConfigOpts, session.Database], Sequence[running.Running]]
 
 
 def run_api() -> None:
-    running.exit_with(lambda: _run(_api))
+    running.exit_with(lambda: _run(_api, waits.API))
 
 
 def run_conductor() -> None:
-    running.exit_with(lambda: _run(_conductor))
+    running.exit_with(lambda: _run(_conductor, waits.SERVICE))
 
 
 def _api(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
@@ -33,10 +33,10 @@ def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[run
     return [exposed, wiring_conductor.new_conductor(conf, database, exposed)]
 
 
-def _run(build: Build) -> int:
+def _run(build: Build, limits: waits.Limits) -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.restart_if_chosen(conf)
-    database = schema.open_current(conf)
+    database = schema.open_current(conf, limits)
     running.run(build(conf, database), conf)
     database.dispose()
     return 0

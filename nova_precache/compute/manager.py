@@ -79,6 +79,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             begun = self._may_begin(call, is_done=kept is not None)
         except (exception.InvalidInput, exception.ConfigError, exception.NameLost) as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
+        except exception.Unavailable as exc:  # nothing was tried: it is no attempt
+            LOG.info('Job %s is not begun: %s', call.job_id, exc)
+            return model.ImageOutcome(model.TaskStatus.ERROR, str(exc), model.Retry.LATER).to_wire()
         if not begun:
             return None
         if kept is not None:
@@ -161,12 +164,19 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             self._name.doubt()
 
     def _may_begin(self, call: rpcapi.CacheImageCall, *, is_done: bool) -> bool:
+        """Ask a conductor whether the call still counts.
+
+        :raises nova_precache.exception.NameLost: another agent is registered for the host
+        :raises nova_precache.exception.Unavailable: the conductor cannot look that up now
+        """
         starts = not is_done and not self._transfers.is_running(call.image_id)
         try:
             begun = self._conductor.begin_job(call.job_id, call.epoch, starts)
         except exception.AgentConflict as exc:
             self._name.doubt()
             raise exception.NameLost(str(exc)) from exc
+        except exception.Unavailable:
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever it was, it is no confirmation
             LOG.warning('Job %s is not begun, no conductor confirms it: %s', call.job_id, exc)
             return False

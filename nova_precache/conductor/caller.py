@@ -2,6 +2,7 @@
 """The work on one claimed host: its due jobs, one long call after the other."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -77,15 +78,22 @@ class HostCaller:
         turned = dataclasses.replace(_ASK, assignment=first)
         try:
             while not turned.is_over:
-                if turned.assignment is None:
-                    turned = self._jobs.turn(
-                        self._conductor_id, claim.host, goes_on=not is_stopping()
-                    )
-                else:
-                    turned = self._attempt(turned.assignment, is_stopping)
+                # Whatever an outage breaks off before a call is done again after it.
+                step = functools.partial(self._step, claim, turned.assignment, is_stopping)
+                turned = self._tracker.database_wait.wait_out(step)
         finally:
             if not turned.is_over:
                 self._jobs.release(self._conductor_id, claim.host)
+
+    def _step(
+        self,
+        claim: claims.Claim,
+        assignment: jobs.Assignment | None,
+        is_stopping: Callable[[], bool],
+    ) -> jobs.Turned:
+        if assignment is not None:
+            return self._attempt(assignment, is_stopping)
+        return self._jobs.turn(self._conductor_id, claim.host, goes_on=not is_stopping())
 
     def _attempt(self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]) -> jobs.Turned:
         """Make one attempt, and give what is next."""
@@ -144,7 +152,9 @@ class HostCaller:
         may_ask_again = True
         while True:
             try:
-                outcome = self._call_once(assignment)
+                # What needs the database in it comes before the call.
+                once = functools.partial(self._call_once, assignment)
+                outcome = self._tracker.database_wait.wait_out(once)
             except TimeoutError:
                 again = self._assign_again(assignment)
                 if again is not None and self._tracker.has_attempts_left(again):
@@ -173,13 +183,18 @@ class HostCaller:
 
     def _assign_again(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
         self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
-        if not self._jobs.is_moving(assignment.job_id, MOVING_WITHIN_SECONDS):
+        is_moving = self._tracker.database_wait.wait_out(
+            lambda: self._jobs.is_moving(assignment.job_id, MOVING_WITHIN_SECONDS)
+        )
+        if not is_moving:
             return None
         return self._repeat(assignment)
 
     def _repeat(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
         LOG.info('The call for job %s is repeated', assignment.job_id)
-        return self._jobs.assign_again(self._conductor_id, assignment)
+        return self._tracker.database_wait.wait_out(
+            lambda: self._jobs.assign_again(self._conductor_id, assignment)
+        )
 
     def _call_once(self, assignment: jobs.Assignment) -> model.ImageOutcome:
         endpoint, token = self._access()

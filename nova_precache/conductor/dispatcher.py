@@ -80,6 +80,7 @@ class Dispatcher:
     def stop_claiming(self) -> None:
         """Start nothing more, and go on with what runs."""
         self._stopping.set()
+        self._tracker.database_wait.give_up()
         self.wake()
 
     def stop(self) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nova_precache import context, exception, rpc, wire
+from nova_precache import context, deadline, exception, rpc, wire
 from nova_precache.cache import layout
 from nova_precache.cells import inventory
 from nova_precache.conductor import intake, rpcapi
@@ -15,6 +15,7 @@ from nova_precache.db import agents, caches, jobs
 LOG = logging.getLogger(__name__)
 
 SHOWN_HOSTS = 10
+BEGIN_SECONDS = 20.0
 
 
 class ApiEndpoint(rpc.Endpoint):
@@ -179,7 +180,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             self._senders.refused('some images', sender, 'no base file has such a name')
         self._intake.add_images(reporter, report)
 
-    @rpc.refuses(exception.InvalidInput, exception.AgentConflict)
+    @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.DatabaseUnavailable)
     def begin_job(
         self,
         ctxt: context.RequestContext,
@@ -193,7 +194,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
         :param agent_id: of the agent that asks; one of 1.1 does not name itself
         :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
-
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be looked up now
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing_of_job('a beginning', job_id):
@@ -201,7 +202,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             call = wire.whole(epoch, 'epoch')
             is_start = wire.flag(starts, 'starts')
             agent = wire.maybe(wire.text, agent_id, 'agent_id', wire.ID_MAX, 1)
-        return self._jobs.begin(job, call, is_start, self._cell_uuid, agent)
+        with deadline.within(BEGIN_SECONDS):  # else the compute no longer waits for the answer
+            return self._jobs.begin(job, call, is_start, self._cell_uuid, agent)
 
     @rpc.refuses(exception.InvalidInput, exception.TokenRefused)
     def get_token(

@@ -5,8 +5,8 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 
-from nova_precache import context, model
-from nova_precache.conductor import retry
+from nova_precache import context, exception, model, reasons
+from nova_precache.conductor import database_wait, retry
 from nova_precache.db import jobs, recording, requests, steering
 
 LOG = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ class Tracker:
     :param announce: called when that wrote something to be announced
     :param policy: may be replaced at any time
     :param count: told how many tasks the outcome of a call has ended
+    :ivar database_wait: waits for the database with an outcome that is to be recorded
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class Tracker:
         announce: Callable[[], None],
         policy: retry.RetryPolicy,
         count: Callable[[int, model.ImageOutcome], None] = lambda tasks, outcome: None,
+        waiting: database_wait.DatabaseWait | None = None,
     ) -> None:
+        self.database_wait = waiting or database_wait.DatabaseWait()
         self._jobs = job_store
         self._requests = request_store
         self._steering = steering_store
@@ -57,7 +60,9 @@ class Tracker:
         """Record how an attempt ended: final, or to be tried again."""
         delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
         if delay is None:
-            finished = self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
+            finished = self.database_wait.wait_out(
+                lambda: self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
+            )
             self._settle_final(finished, outcome)
             return
         self._record_retry(assignment, outcome, delay)
@@ -71,15 +76,37 @@ class Tracker:
     ) -> jobs.Turned:
         """Record it, and at the same time choose the host's next job, or give the host back.
 
-        There is neither where the outcome decides on what is next: ask again.
+        There is neither where the outcome decides on what is next: ask again. An outcome that
+        cannot be recorded as it is ends the job with a plain reason: it would be due again at
+        once, for ever.
         """
+        try:
+            return self._attempted_in_turn(conductor_id, assignment, outcome, goes_on)
+        except exception.DatabaseUnavailable:
+            raise
+        except Exception:
+            LOG.exception('The outcome of job %s cannot be recorded', assignment.job_id)
+            plain = model.ImageOutcome(model.TaskStatus.ERROR, reasons.UNRECORDED)
+            return self._attempted_in_turn(conductor_id, assignment, plain, goes_on)
+
+    def _attempted_in_turn(
+        self,
+        conductor_id: str,
+        assignment: jobs.Assignment,
+        outcome: model.ImageOutcome,
+        goes_on: bool,
+    ) -> jobs.Turned:
         delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
-        if delay is not None:
+        ended = None
+        if delay is None:
+            ended = jobs.Finish(assignment.job_id, assignment.epoch, outcome)
+        else:
             self._record_retry(assignment, outcome, delay)
-            return self._jobs.turn(conductor_id, assignment.host, goes_on=goes_on)
-        ended = jobs.Finish(assignment.job_id, assignment.epoch, outcome)
-        turned = self._jobs.turn(conductor_id, assignment.host, ended, goes_on)
-        self._settle_final(turned.recorded, outcome)
+        turned = self.database_wait.wait_out(
+            lambda: self._jobs.turn(conductor_id, assignment.host, ended, goes_on)
+        )
+        if ended is not None:
+            self._settle_final(turned.recorded, outcome)
         return turned
 
     def _settle_final(self, recorded: recording.Recorded, outcome: model.ImageOutcome) -> None:
@@ -108,7 +135,9 @@ class Tracker:
     def _record_retry(
         self, assignment: jobs.Assignment, outcome: model.ImageOutcome, delay: float
     ) -> None:
-        recorded = self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay)
+        recorded = self.database_wait.wait_out(
+            lambda: self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay)
+        )
         if recorded.current:
             # Nothing was tried in vain where it is only put off.
             LOG.log(
@@ -147,7 +176,9 @@ class Tracker:
 
     def settle(self, *recorded: recording.Recorded) -> None:
         """Go on from committed outcomes, which may have made whole requests final."""
-        settled = recording.together(recorded)
+        self.database_wait.wait_out(lambda: self._settle(recording.together(recorded)))
+
+    def _settle(self, settled: recording.Recorded) -> None:
         guarded = [request for request in settled.requests if self._is_guarded(request)]
         if guarded:
             settled = recording.together([settled, self._steering.check(guarded)])

@@ -18,6 +18,8 @@ def told() -> Iterator[None]:
     """
     try:
         yield
+    except exception.DatabaseUnavailable as exc:
+        raise exception.PrecacheError(f'The database failed: {exc.reason}') from exc
     except (db_exception.DBError, sa.exc.SQLAlchemyError) as exc:
         reason, _, _ = str(exc).partition('\n')
         raise exception.PrecacheError(f'The database failed: {reason}') from exc

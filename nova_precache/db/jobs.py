@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import sqlalchemy as sa
-from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
@@ -71,7 +70,7 @@ class Jobs:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
         self._senders = wire.Senders(LOG)
-        self._group = grouping.Group(self._play, rounds.keys, of_all=db_exception.DBConnectionError)
+        self._group = grouping.Group(self._play, rounds.keys, of_all=exception.DatabaseUnavailable)
 
     def claim(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()

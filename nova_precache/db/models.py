@@ -12,6 +12,8 @@ from sqlalchemy import orm
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapped, mapped_column
 
+from nova_precache.db import texts
+
 Timestamp = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')
 BigId = sa.BigInteger().with_variant(sa.Integer(), 'sqlite')
 Host = sa.String(255)
@@ -49,7 +51,7 @@ class CacheRequest(Base):
     id: Mapped[str] = mapped_column(Uuid, primary_key=True)
     number: Mapped[int] = mapped_column(BigId, unique=True)
     status: Mapped[str] = mapped_column(Status)
-    reason: Mapped[str | None] = mapped_column(sa.Text)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
     aggregate_id: Mapped[int] = mapped_column(sa.Integer)
     aggregate_uuid: Mapped[str] = mapped_column(Uuid)
     aggregate_name: Mapped[str] = mapped_column(sa.String(255))
@@ -117,7 +119,7 @@ class Job(Base):
     cell_uuid: Mapped[str] = mapped_column(Uuid)
     image_id: Mapped[str] = mapped_column(Uuid)
     status: Mapped[str] = mapped_column(Status)
-    reason: Mapped[str | None] = mapped_column(sa.Text)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
     priority: Mapped[int] = mapped_column(sa.Integer, default=0)
     ready: Mapped[bool] = mapped_column(sa.Boolean, default=False)
     epoch: Mapped[int | None] = mapped_column(BigId)
@@ -163,7 +165,7 @@ class Task(Base):
     image_id: Mapped[str] = mapped_column(Uuid)
     job_uuid: Mapped[str | None] = mapped_column(Uuid)
     status: Mapped[str] = mapped_column(Status)
-    reason: Mapped[str | None] = mapped_column(sa.Text)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
     attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
     bytes_done: Mapped[int] = mapped_column(Bytes, default=0)
     bytes_total: Mapped[int | None] = mapped_column(Bytes)
@@ -289,12 +291,12 @@ class Pin(Base):
     id: Mapped[str] = mapped_column(Uuid, primary_key=True)
     number: Mapped[int] = mapped_column(BigId, unique=True)
     status: Mapped[str] = mapped_column(Status)
-    reason: Mapped[str | None] = mapped_column(sa.Text)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
     aggregate_id: Mapped[int] = mapped_column(sa.Integer)
     aggregate_uuid: Mapped[str] = mapped_column(Uuid)
     aggregate_name: Mapped[str] = mapped_column(sa.String(255))
     images: Mapped[list[str]] = mapped_column(sa.JSON)
-    images_gone: Mapped[dict[str, str]] = mapped_column(sa.JSON)
+    images_gone: Mapped[dict[str, str]] = mapped_column(texts.Reasons)
     description: Mapped[str | None] = mapped_column(sa.Text)
     project_id: Mapped[str | None] = mapped_column(sa.String(255))
     user_id: Mapped[str | None] = mapped_column(sa.String(255))

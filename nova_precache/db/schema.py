@@ -13,6 +13,7 @@ from oslo_config import cfg
 
 from nova_precache import exception
 from nova_precache.db import session as db_session
+from nova_precache.db import waits
 
 VERSION_TABLE = 'precache_alembic_version'
 _NOVA_TABLE = 'request_specs'
@@ -64,12 +65,13 @@ def require(database: db_session.Database) -> None:
         )
 
 
-def open_current(conf: cfg.ConfigOpts) -> db_session.Database:
+def open_current(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_session.Database:
     """Open the configured database, which has been brought to the schema of this release.
 
+    :param limits: for how long its server is waited for
     :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
     """
-    database = db_session.connect(conf)
+    database = db_session.connect(conf, limits=limits)
     require(database)
     return database
 

@@ -8,13 +8,16 @@ reads and then writes fails at once when another one wrote in between.
 
 import contextlib
 import datetime
+import itertools
+import logging
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import tenacity
 from oslo_config import cfg
-from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
@@ -22,15 +25,20 @@ from sqlalchemy.dialects import plugins
 from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
 
-from nova_precache import exception, outages
+from nova_precache import deadline, exception, outages
+from nova_precache.db import texts, trouble, waits
 
+LOG = logging.getLogger(__name__)
 T = TypeVar('T')
 M = TypeVar('M')
 
-# The database does not answer; what its message holds is not for everybody.
-Unreachable = db_exception.DBConnectionError
-
-BUSY_TIMEOUT_MS = 30_000
+_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # and so on with the last
+_REFUSALS = (
+    db_exception.DBError,
+    db_exception.DBInvalidUnicodeParameter,
+    sa.exc.SQLAlchemyError,
+)
+_PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
 CHUNK_KEYS = 500
 _CONNECTION = 'connection'
 _WRITING = 'writes'
@@ -87,30 +95,43 @@ plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
 class Database:
     """Where transactions are made; one for each process and database.
 
+    What the server refuses is the error of this service that it amounts to: it cannot serve
+    now, or it cannot hold a value. All else is raised as it is.
+
     :param name: names the database in the log, as by its option
+    :ivar limits: for how long the server is waited for
+    :ivar outage: what the log says while the server is away
     """
 
     def __init__(
-        self, engine: sa.Engine, *, read_only: bool = False, name: str = '[database] connection'
+        self,
+        engine: sa.Engine,
+        *,
+        read_only: bool = False,
+        name: str = '[database] connection',
+        limits: waits.Limits = waits.SERVICE,
     ) -> None:
         self.engine = engine
-        self._outage = outages.Outage(f'Database of {name}')
+        self.limits = limits
+        self.outage = outages.Outage(f'Database of {name}')
         engine.hide_parameters = True  # in errors: those of a cell have passwords in them
+        self._silence = waits.limit(engine, limits)
         if read_only:
             _refuse_writes(engine)
         elif engine.dialect.name == 'sqlite':
-            _prepare_sqlite(engine)
+            _prepare_sqlite(engine, limits)
         else:
             _see_what_others_commit(engine)
-        if engine.dialect.name == 'postgresql':
-            _tell_of_absence(engine)
         engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
-        """A transaction that only reads, and sees one state of all where the database can."""
-        with self._noted(), self._sessions() as session:
+        """A transaction that only reads, and sees one state of all where the database can.
+
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
+        """
+        with self._translated(), self._sessions() as session:
             if self.engine.dialect.name in _MYSQLS:
                 session.connection().exec_driver_sql(_ONE_STATE)
             yield session
@@ -119,16 +140,49 @@ class Database:
         """Run ``work`` in a transaction of its own and commit it.
 
         It runs again from the start when the database reports a deadlock or a
-        lost connection, so it must have no effect but on the session.
-        """
-        with self._noted():
-            return self._write(work)  # type: ignore[no-any-return]
+        lost connection, so it must have no effect but on the session. Reasons that
+        the database refuses are written once more in ASCII.
 
-    # At once after a deadlock: others may wait for who was chosen to give way.
-    @db_api.wrap_db_retry(  # type: ignore[untyped-decorator]
-        max_retries=12, retry_interval=0.05, retry_on_deadlock=True, retry_on_disconnect=True
-    )
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
+        :raises nova_precache.exception.DataRefused: it cannot hold what it is given
+        """
+        try:
+            with self._translated():
+                return self._write(work)
+        except exception.DataRefused:
+            with self._translated(), texts.in_ascii():
+                return self._write(work)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        self._silence.refuse()
+        try:
+            yield
+        except _REFUSALS as exc:
+            error = trouble.translate(exc)
+            if error is None:
+                raise
+            if isinstance(error, exception.DatabaseUnavailable):
+                self.outage.began(exc)
+            raise error from exc
+        self._silence.forget()
+        self.outage.over()
+
     def _write(self, work: Callable[[orm.Session], T]) -> T:
+        """Make a transaction until it passes, or the time for that is over."""
+        ends_at = time.monotonic() + deadline.left(self.limits.retry_seconds)
+        # At once after a deadlock: others may wait for who was chosen to give way.
+        pauses = itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]))
+        while True:
+            try:
+                return self._write_once(work)
+            except _PASSING:
+                seconds = next(pauses)
+                if time.monotonic() + seconds >= ends_at:
+                    raise
+            time.sleep(seconds)
+
+    def _write_once(self, work: Callable[[orm.Session], T]) -> T:
         with self._sessions() as session:
             # Kept, since to ask the session for it takes longer than some statements do.
             session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
@@ -136,26 +190,22 @@ class Database:
             session.commit()
             return result
 
-    @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Note for the log whether the database could be used."""
-        try:
-            yield
-        except Unreachable as exc:
-            self._outage.began(exc)
-            raise
-        else:
-            self._outage.over()
-
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
 
 
-def connect(conf: cfg.ConfigOpts, group: str = 'database', *, read_only: bool = False) -> Database:
+def connect(
+    conf: cfg.ConfigOpts,
+    group: str = 'database',
+    *,
+    read_only: bool = False,
+    limits: waits.Limits = waits.SERVICE,
+) -> Database:
     """Open the database that ``[database]``, or another group of such options, names.
 
     :param read_only: have the database refuse whatever would change it
+    :param limits: for how long its server is waited for
     :raises nova_precache.exception.ConfigError: the option is unset or malformed, or the
         database cannot be opened
     """
@@ -163,7 +213,7 @@ def connect(conf: cfg.ConfigOpts, group: str = 'database', *, read_only: bool = 
     if not url:
         raise exception.ConfigError(f'[{group}] connection is not set')
     try:
-        return _open(url, conf[group], read_only, f'[{group}] connection')
+        return _open(url, conf[group], read_only, f'[{group}] connection', limits)
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
         raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
@@ -255,8 +305,9 @@ def in_bulk(
     return written
 
 
-_OF_ALL = (db_exception.DBConnectionError, db_exception.DBDeadlock, db_exception.RetryRequest)
+_OF_ALL = (exception.DatabaseUnavailable, *_PASSING, db_exception.RetryRequest)
 _OF_DATA = (
+    exception.DataRefused,
     db_exception.DBConstraintError,
     db_exception.DBDataError,
     db_exception.DBDuplicateEntry,
@@ -275,24 +326,46 @@ def rowcount(result: sa.Result[Any]) -> int:
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
-def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool, name: str) -> Database:
-    database = Database(
-        engines.create_engine(
-            _with_pool(_not_made(url) if read_only else url),
-            sqlite_fk=True,
-            mysql_sql_mode='TRADITIONAL',  # what does not fit is refused, and not cut
-            connection_recycle_time=options.connection_recycle_time,
-            max_pool_size=options.max_pool_size,
-            max_overflow=options.max_overflow,
-            pool_timeout=options.pool_timeout,
-            max_retries=options.max_retries,
-            retry_interval=options.retry_interval,
-        ),
-        read_only=read_only,
-        name=name,
+def _open(
+    url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool, name: str, limits: waits.Limits
+) -> Database:
+    engine = engines.create_engine(
+        _with_pool(_not_made(url) if read_only else url),
+        sqlite_fk=True,
+        mysql_sql_mode='TRADITIONAL',  # what does not fit is refused, and not cut
+        connection_recycle_time=options.connection_recycle_time,
+        max_pool_size=options.max_pool_size,
+        max_overflow=options.max_overflow,
+        pool_timeout=options.pool_timeout or limits.connect_seconds,
+        max_retries=0,  # it would connect before there are any limits
     )
-    with database.engine.connect():  # as every later one, with our own settings
-        return database
+    database = Database(engine, read_only=read_only, name=name, limits=limits)
+    for attempt in _attempts(options, database.outage):
+        with attempt, engine.connect():  # as every later one, with our own settings
+            pass
+    database.outage.over()
+    return database
+
+
+def _attempts(
+    options: cfg.ConfigOpts.GroupAttr, outage: outages.Outage
+) -> Iterable[tenacity.AttemptManager]:
+    """Wait for a database that is away when a service starts, as oslo.db would."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(db_exception.DBConnectionError),
+        stop=tenacity.stop_never
+        if options.max_retries < 0
+        else tenacity.stop_after_attempt(max(1, options.max_retries)),
+        wait=tenacity.wait_fixed(options.retry_interval),
+        before_sleep=lambda state: _note(state, outage),
+        reraise=True,
+    )
+
+
+def _note(state: tenacity.RetryCallState, outage: outages.Outage) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    if error is not None:
+        outage.began(error)
 
 
 def _with_pool(url: str) -> str:
@@ -339,24 +412,6 @@ def _see_what_others_commit(engine: sa.Engine) -> None:
         engine.dialect.set_isolation_level(connection, 'READ COMMITTED')
 
 
-def _tell_of_absence(engine: sa.Engine) -> None:
-    """Have a server that cannot be reached be the error that it is with MariaDB.
-
-    oslo.db does not know how this driver says it: with no code of the server's, or with one
-    of those by which it says that it starts or stops.
-    """
-
-    @sa.event.listens_for(engine, 'do_connect')
-    def _connect(dialect: sa.Dialect, record: Any, places: Any, options: Any) -> Any:
-        try:
-            return dialect.connect(*places, **options)
-        except dialect.loaded_dbapi.OperationalError as exc:
-            state = getattr(exc, 'sqlstate', None)
-            if not state or state.startswith(('08', '57P')):
-                raise Unreachable(exc) from exc
-            raise
-
-
 _READ_ONLY = {
     'sqlite': 'PRAGMA query_only = ON',
     'mysql': 'SET SESSION TRANSACTION READ ONLY',
@@ -375,18 +430,23 @@ def _refuse_writes(engine: sa.Engine) -> None:
         connection.commit()
 
 
-def _prepare_sqlite(engine: sa.Engine) -> None:
+def _prepare_sqlite(engine: sa.Engine, limits: waits.Limits) -> None:
     """Have readers not wait for writers, and writers wait their turn."""
+
+    def _limit(connection: Any) -> None:
+        seconds = deadline.left(limits.lock_seconds)
+        connection.execute(f'PRAGMA busy_timeout = {round(1000 * seconds)}')
 
     @sa.event.listens_for(engine, 'connect')
     def _set_pragmas(connection: Any, record: Any) -> None:
-        connection.execute(f'PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}')
+        _limit(connection)
         connection.execute('PRAGMA journal_mode = WAL')
 
     # oslo.db's own listener ran before and began a deferred transaction, in
     # which nothing was read yet.
     @sa.event.listens_for(engine, 'begin')
     def _begin(connection: sa.Connection) -> None:
+        _limit(connection.connection.dbapi_connection)
         if connection.get_execution_options().get(_WRITING):
             connection.exec_driver_sql('ROLLBACK')
             connection.exec_driver_sql('BEGIN IMMEDIATE')

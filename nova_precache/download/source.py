@@ -9,6 +9,9 @@ from typing import Protocol
 from nova_precache import exception, model
 from nova_precache.image import service
 
+# As Glance has it: what is in these is unpacked by others than libvirt's driver, if at all.
+_NO_DISKS = frozenset({'compressed', 'docker', 'ova'})
+
 
 class Source(Protocol):
     """The bytes of one image and what they must add up to."""
@@ -89,6 +92,11 @@ def _check_usable(image: model.Image, image_id: str) -> None:
         raise exception.ImageGone(f'Image {image_id} is {image.status}')
     if image.size == 0:
         raise exception.ImageGone(f'Image {image_id} has no data')
+    if image.container_format in _NO_DISKS:
+        raise exception.UnbootableImage(
+            f'Image {image_id} has container_format {image.container_format}: no instance can be '
+            'booted from it as it is'
+        )
 
 
 def _check_same(begun: model.Image, now: model.Image) -> None:

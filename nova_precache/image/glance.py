@@ -25,7 +25,7 @@ from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
-from nova_precache import context, exception, model, outages
+from nova_precache import context, deadline, exception, exchange, model, outages
 from nova_precache.image import endpoints
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ _CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
 # Many downloads may be refused at once, and one of a broken compute again and again.
 FRESH_TOKEN_SECONDS = 5.0
 _RETRIED_STATUS_CODES = [500, 502, 503, 504]
+# For one answer that is no image data, with all that Keystone is asked for it and all retries.
+ANSWER_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ def new_session(settings: GlanceSettings) -> ksa_session.Session:
     Keystone is waited for no longer than Glance is.
     """
     return ksa_session.Session(
+        session=exchange.new_session(),
         verify=settings.verify,
         cert=settings.client_certificate,
         timeout=settings.read_timeout_seconds,
@@ -181,7 +184,7 @@ class GlanceImageService:
 
         :raises nova_precache.exception.ImageServiceUnavailable: the catalog has none
         """
-        with self._noted(), _keystone_errors():
+        with self._noted(), _keystone_errors(), deadline.within(ANSWER_SECONDS):
             url = self._settings.endpoint_override or self._session.get_endpoint(
                 self._auth,
                 service_type='image',
@@ -202,7 +205,7 @@ class GlanceImageService:
         :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
         :raises nova_precache.exception.ImageServiceUnavailable: Keystone gives no answer
         """
-        with self._noted(), _keystone_errors():
+        with self._noted(), _keystone_errors(), deadline.within(ANSWER_SECONDS):
             if fresh:
                 self._renew()
             return self._session.get_token(self._auth)
@@ -248,7 +251,7 @@ class GlanceImageService:
 
     def _get(self, image_id: str, path: str) -> dict[str, Any]:
         """Ask for a JSON document about an image."""
-        with self._noted(), _show_errors(image_id):
+        with self._noted(), _show_errors(image_id), deadline.within(ANSWER_SECONDS):
             http: Any = self._http()  # Its get() gives an answer and a document.
             _, document = http.get(
                 path,
@@ -448,7 +451,7 @@ def _keystone_errors() -> Iterator[None]:
         yield
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
-    except ksa_exceptions.ClientException as exc:
+    except (exception.OutOfTime, ksa_exceptions.ClientException) as exc:
         raise exception.ImageServiceUnavailable(f'Keystone: {exc}') from exc
 
 
@@ -461,6 +464,7 @@ def _show_errors(image_id: str) -> Iterator[None]:
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
     except (
+        exception.OutOfTime,
         glanceclient.exc.BaseException,
         ksa_exceptions.ClientException,
         requests.RequestException,
@@ -488,6 +492,7 @@ def _open_errors(image_id: str) -> Iterator[None]:
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
     except (
+        exception.OutOfTime,
         ksa_exceptions.ClientException,
         requests.RequestException,
         exception.ImageServiceUnavailable,

@@ -85,6 +85,13 @@ class ImageInspector:
         headers.check_header(found, self._vmdk_allowed_types)
         return self._ask_qemu(path, found, control)
 
+    def check_there(self) -> None:
+        """See, before an image is downloaded, that it can be inspected in the end.
+
+        :raises nova_precache.exception.ConversionFailed: qemu-img is not installed
+        """
+        self._qemu.check_there()
+
     def inspect_base(self, path: str) -> InspectedImage:
         """Describe a base file, of which no disk_format is known.
 

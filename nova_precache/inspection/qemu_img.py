@@ -86,13 +86,20 @@ class QemuImg:
 
         :raises nova_precache.exception.ConfigError: it is not, or does not
         """
-        for program in (self._program, *limited.PROGRAMS):
-            if shutil.which(program) is None:
-                raise exception.ConfigError(f'{program} is not installed on this host')
         try:
+            self.check_there()
             self._run(self._limits.inspect_cpu_seconds, '--version')
         except (exception.CacheError, QemuImgFailed) as exc:
             raise exception.ConfigError(f'qemu-img cannot be run on this host: {exc}') from exc
+
+    def check_there(self) -> None:
+        """See that the program is still there, and what runs it.
+
+        :raises nova_precache.exception.ConversionFailed: it is not
+        """
+        for program in (self._program, *limited.PROGRAMS):
+            if shutil.which(program) is None:
+                raise exception.ConversionFailed(f'{program} is not installed on this host')
 
     def info(self, path: str, qemu_format: str, control: Control | None = None) -> DiskInfo:
         """Describe a file that is to be read in the format named.

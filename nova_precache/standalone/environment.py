@@ -23,6 +23,7 @@ from nova_precache.standalone import process
 LOG = logging.getLogger(__name__)
 
 _STAMP = 'complete'
+INSTALL_SECONDS = 3600.0
 
 
 class EnvironmentFailed(exception.PrecacheError):
@@ -86,15 +87,21 @@ def cache_directory() -> pathlib.Path:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(
-        process.dies_with_parent(command, 'KILL'),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            process.dies_with_parent(command, 'KILL'),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            check=False,
+            timeout=INSTALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise EnvironmentFailed(
+            f'"{" ".join(command)}" took more than {INSTALL_SECONDS:g} s'
+        ) from exc
     if result.returncode != 0:
         raise EnvironmentFailed(
             f'"{" ".join(command)}" ended with {result.returncode}:\n'

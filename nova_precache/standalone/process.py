@@ -16,6 +16,7 @@ from nova_precache import exception, files
 
 HOST = '127.0.0.1'
 START_SECONDS = 60
+PREPARE_SECONDS = 600.0
 STOP_SECONDS = 15
 _TAIL_MAX_BYTES = 64 * 1024
 
@@ -109,15 +110,19 @@ class ServerProcess(abc.ABC):
 
         :param variables: for its environment, where no other process sees a secret
         """
-        with self._opened_log() as log:
-            result = subprocess.run(
-                dies_with_parent(command, 'KILL'),
-                env={**os.environ, **(variables or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
+        try:
+            with self._opened_log() as log:
+                result = subprocess.run(
+                    dies_with_parent(command, 'KILL'),
+                    env={**os.environ, **(variables or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=False,
+                    timeout=PREPARE_SECONDS,
+                )
+        except subprocess.TimeoutExpired as exc:
+            raise ServerFailed(f'{what} took more than {PREPARE_SECONDS:g} s') from exc
         if result.returncode != 0:
             raise ServerFailed(f'{what} failed:\n{tail(self.log)}')
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nova_precache import backend
 from nova_precache import conf as configuration
 from nova_precache.api import auth
-from nova_precache.db import schema
+from nova_precache.db import schema, waits
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
 
@@ -22,4 +22,4 @@ def build(config_files: Sequence[str] | None) -> server.Application:
     conf = configuration.set_up_process(config_files=config_files, program=backend.API)
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)
-    return wiring_api.application(conf, schema.open_current(conf))
+    return wiring_api.application(conf, schema.open_current(conf, waits.API))

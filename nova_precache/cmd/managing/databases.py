@@ -3,18 +3,18 @@
 
 from oslo_config import cfg
 
-from nova_precache.db import schema, session
+from nova_precache.db import schema, session, waits
 from nova_precache.wiring import common
 
 
 def sync(conf: cfg.ConfigOpts) -> int:
-    schema.sync(session.connect(conf))
+    schema.sync(session.connect(conf, limits=waits.COMMAND))
     print('The database is up to date.')
     return 0
 
 
 def version(conf: cfg.ConfigOpts) -> int:
-    found = schema.find(session.connect(conf))
+    found = schema.find(session.connect(conf, limits=waits.COMMAND))
     print(f'{found.revision or "none"} (this release has {found.newest})')
     return 0
 
@@ -23,6 +23,7 @@ def purge(conf: cfg.ConfigOpts) -> int:
     days = conf.command.age_days
     if days is None:
         days = conf.image_cache.request_retention_days
-    purged = common.request_store(conf, schema.open_current(conf)).purge(days)
+    database = schema.open_current(conf, waits.COMMAND)
+    purged = common.request_store(conf, database).purge(days)
     print(f'Requests purged: {purged}')
     return 0

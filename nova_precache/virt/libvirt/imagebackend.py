@@ -26,6 +26,7 @@ from nova_precache.virt import driver
 LOG = logging.getLogger(__name__)
 
 DISK_NAME = 'disk'
+_COPY_SECONDS = 3600
 
 _INSTANCE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,254}')
 
@@ -66,6 +67,18 @@ class RootDiskMaker:
         path = self._disk_path(instance)
         if os.path.lexists(path):
             raise exception.RootDiskExists(path)
+        with _directory(os.path.dirname(path)):  # before a download that would be in vain
+            return self._create(images, image_id, path, size_bytes, progress, control)
+
+    def _create(
+        self,
+        images: service.ImageService,
+        image_id: str,
+        path: str,
+        size_bytes: int | None,
+        progress: model.ProgressCallback,
+        control: Control,
+    ) -> driver.RootDisk:
         filled = self._filler.fill(images, image_id, progress, control)
         base_path = self._store.layout.base_path(image_id)
         base = self._inspector.inspect_base(base_path)
@@ -137,13 +150,12 @@ def _new_file(path: str) -> Iterator[str]:
     :raises nova_precache.exception.RootDiskExists: somebody else made it meanwhile
     """
     temporary = f'{path}.{uuid.uuid4().hex}.part'
-    with _directory(os.path.dirname(path)):
-        try:
-            yield temporary
-            with cache_store.storage_errors(f'Publishing {path}'):
-                _publish(temporary, path)
-        finally:
-            cache_store.remove_if_there(temporary)
+    try:
+        yield temporary
+        with cache_store.storage_errors(f'Publishing {path}'):
+            _publish(temporary, path)
+    finally:
+        cache_store.remove_if_there(temporary)
 
 
 def _publish(temporary: str, path: str) -> None:
@@ -182,7 +194,13 @@ def _copy_sparse(source: str, target: str, control: Control) -> None:
         process_group=0,  # a Ctrl-C in the terminal is for this process, which ends it
     )
     with copying, control.at_stop(copying.kill):
-        _, errors = copying.communicate()
+        try:
+            _, errors = copying.communicate(timeout=_COPY_SECONDS)
+        except subprocess.TimeoutExpired as exc:
+            copying.kill()
+            raise exception.StorageError(
+                f'Copying to {target}: it took more than {_COPY_SECONDS} s'
+            ) from exc
     control.check()
     if copying.returncode != 0:
         reason = errors.strip()

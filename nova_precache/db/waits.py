@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a database is waited for: no server that falls silent holds a thread for ever.
+
+A driver waits on a socket, whose other side may be a server that is stopped or a machine that
+is gone. What a URL says of a driver's limits counts. Under a deadline, such as that of a
+caller of the API, everything ends sooner.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+
+from nova_precache import deadline, exception
+
+# A server that lives answers this at once, however busy it is.
+PING_SECONDS = 3.0
+# After a silence, one caller looks whether it is over; the others are not kept waiting.
+SILENT_SECONDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """For how long a server is waited for, in seconds.
+
+    :ivar answer_seconds: without a byte of the answer to a statement
+    :ivar lock_seconds: for what another transaction has locked
+    :ivar retry_seconds: for a transaction that is made again after a deadlock or a lost
+        connection
+    """
+
+    connect_seconds: float = 10
+    answer_seconds: float = 60
+    lock_seconds: int = 30
+    retry_seconds: float = 30
+
+
+SERVICE = Limits()
+# Callers of the API are answered within 15 s.
+API = Limits(connect_seconds=4, answer_seconds=10, lock_seconds=5, retry_seconds=10)
+# An operator sees to a command; a migration may take hours for one statement.
+COMMAND = Limits(answer_seconds=math.inf, lock_seconds=3600)
+
+
+class Silence:
+    """Remembers that a server was silent, so that its silence is waited out by one at a time.
+
+    Only who has a deadline is turned away; the others have their own pauses.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends_at: float | None = None
+
+    def refuse(self) -> None:
+        """Turn away who has a deadline while a silent server is looked at by another.
+
+        :raises nova_precache.exception.DatabaseUnavailable: it is
+        """
+        if self._ends_at is None or not deadline.is_set():
+            return
+        if self._clock() < self._ends_at:
+            raise exception.DatabaseUnavailable('it gave no answer a moment ago')
+        self._ends_at = self._clock() + PING_SECONDS + SILENT_SECONDS
+
+    @contextlib.contextmanager
+    def noticed(self, seconds: float) -> Iterator[None]:
+        """Notice that what a living server does at once failed after this time."""
+        began_at = self._clock()
+        try:
+            yield
+        except Exception:
+            if self._clock() - began_at >= seconds:
+                self._ends_at = self._clock() + SILENT_SECONDS
+            raise
+
+    def forget(self) -> None:
+        self._ends_at = None
+
+
+def limit(engine: sa.Engine, limits: Limits) -> Silence:
+    """Have each connection of an engine wait for its server no longer than that."""
+    silence = Silence()
+    if engine.dialect.name == 'sqlite':
+        return silence  # it has no server; how long a lock is waited for is set where it is taken
+    _limit_ping(engine.dialect, limits, silence)
+
+    @sa.event.listens_for(engine, 'do_connect')
+    def _connect(dialect: sa.Dialect, record: Any, places: Any, options: Any) -> Any:
+        try:
+            with silence.noticed(PING_SECONDS), deadline.within(limits.connect_seconds):
+                return _open(dialect, places, options, limits)
+        except dialect.loaded_dbapi.OperationalError as exc:
+            # oslo.db does not know how psycopg says it: with no code of the server's, or with
+            # one of those by which it says that it starts or stops.
+            state = getattr(exc, 'sqlstate', None) or '08'
+            if dialect.driver == 'psycopg' and state.startswith(('08', '57P')):
+                raise db_exception.DBConnectionError(exc) from exc
+            raise
+
+    if not any(_names_locks(each) for each in engine.url.query.values()):
+        _limit_locks(engine, limits)
+    return silence
+
+
+def _limit_ping(dialect: sa.Dialect, limits: Limits, silence: Silence) -> None:
+    """Have a connection that was kept count as lost when its server does not answer at once."""
+    ping = dialect.do_ping
+
+    def _ping(connection: Any) -> bool:
+        seconds = min(PING_SECONDS, limits.answer_seconds)
+        with silence.noticed(seconds), deadline.within(seconds):
+            return bool(ping(connection))
+
+    dialect.do_ping = _ping  # type: ignore[assignment,method-assign]
+
+
+def _open(dialect: sa.Dialect, places: Any, options: dict[str, Any], limits: Limits) -> Any:
+    seconds = deadline.left(limits.connect_seconds)
+    if not seconds:
+        raise dialect.loaded_dbapi.OperationalError(2013, 'no time is left to connect')
+    options.setdefault('connect_timeout', max(1, round(seconds)))
+    match dialect.driver:
+        case 'pymysql':
+            return _pymysql(limits)(*places, **options)
+        case 'psycopg':
+            return _psycopg(limits).connect(*places, **options)
+        case 'mysqldb' if math.isfinite(limits.answer_seconds):  # it waits in C, in whole seconds
+            options.setdefault('read_timeout', round(limits.answer_seconds))
+            options.setdefault('write_timeout', round(limits.answer_seconds))
+    return dialect.connect(*places, **options)
+
+
+@functools.cache
+def _pymysql(limits: Limits) -> Any:
+    """Make the class of PyMySQL's connections under these limits."""
+    from pymysql import connections
+
+    class Connection(connections.Connection):  # type: ignore[misc]
+        """Looks at the deadline before each read and write, as the driver does at its limits."""
+
+        @property
+        def _read_timeout(self) -> float | None:
+            return _of_socket(deadline.left(self._read_seconds))
+
+        @_read_timeout.setter
+        def _read_timeout(self, seconds: float | None) -> None:
+            self._read_seconds = limits.answer_seconds if seconds is None else seconds
+
+        @property
+        def _write_timeout(self) -> float | None:
+            return _of_socket(deadline.left(self._write_seconds))
+
+        @_write_timeout.setter
+        def _write_timeout(self, seconds: float | None) -> None:
+            self._write_seconds = limits.answer_seconds if seconds is None else seconds
+
+    return Connection
+
+
+def _of_socket(seconds: float) -> float | None:
+    """Give the limit of a socket, which would not wait at all with 0."""
+    return max(0.001, seconds) if math.isfinite(seconds) else None
+
+
+@functools.cache
+def _psycopg(limits: Limits) -> Any:
+    """Make the class of psycopg's connections under these limits."""
+    import psycopg
+
+    class Connection(psycopg.Connection[Any]):
+        """Ends a wait at its limit, and the connection with it.
+
+        ``statement_timeout`` is no help against a server that is stopped, nor is any limit of
+        TCP: the kernel of its machine goes on acknowledging.
+        """
+
+        def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+            ends_at = time.monotonic() + deadline.left(limits.answer_seconds)
+            return super().wait(self._until(gen, ends_at), *args, **kwargs)
+
+        def _until(self, gen: Generator[Any, Any, Any], ends_at: float) -> Generator[Any, Any, Any]:
+            """Pass on what the driver waits for; it wakes ten times a second without it."""
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    if not ready and time.monotonic() >= ends_at:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError('the server gave no answer in time')
+                    wanted = gen.send(ready)
+            except StopIteration as exc:
+                return exc.value
+
+    return Connection
+
+
+_LOCKS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ('mysql', 'mariadb'),
+        'SET SESSION innodb_lock_wait_timeout = {0}, SESSION lock_wait_timeout = {0}',
+    ),
+    'postgresql': "SET lock_timeout = '{0}s'",
+}
+
+
+def _names_locks(option: str | tuple[str, ...]) -> bool:
+    """Whether an option of a URL, such as ``init_command`` or ``options``, sees to locks."""
+    return 'lock_timeout' in str(option) or 'lock_wait_timeout' in str(option)
+
+
+def _limit_locks(engine: sa.Engine, limits: Limits) -> None:
+    statement = _LOCKS[engine.dialect.name].format(limits.lock_seconds)
+
+    @sa.event.listens_for(engine, 'connect')
+    def _set_limit(connection: Any, record: Any) -> None:
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(statement)
+        connection.commit()

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the work of a thread must have ended, known to all that it waits for on its way.
+
+The API sets it once for each request; databases and other services are waited for no longer.
+"""
+
+import contextlib
+import contextvars
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+
+class _Scope:
+    """Work that has a deadline, and the connections on which it waits."""
+
+    def __init__(self, ends_at: float) -> None:
+        self.ends_at = ends_at
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._connections: list[socket.socket] = []
+
+    def watch(self, connection: socket.socket) -> None:
+        """Shut a connection down at the deadline, if the work still goes on then.
+
+        A limit of the socket would count from each byte. The duplicate is of the same
+        connection also once TLS has taken the socket over.
+        """
+        with self._lock:
+            self._connections.append(
+                socket.fromfd(connection.fileno(), connection.family, connection.type)
+            )
+            if self._timer is None:
+                seconds = max(0.0, self.ends_at - time.monotonic())
+                self._timer = threading.Timer(seconds, self._cut)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def _cut(self) -> None:
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):  # it has ended
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+_SCOPE: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar('deadline', default=None)
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Limit what is waited for inside; a limit around it that ends sooner stays."""
+    around = _SCOPE.get()
+    latest = math.inf if around is None else around.ends_at
+    scope = _Scope(min(latest, time.monotonic() + seconds))
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+        scope.close()
+
+
+def is_set() -> bool:
+    """Whether this thread has a deadline."""
+    return _SCOPE.get() is not None
+
+
+def left(at_most: float = math.inf) -> float:
+    """Give the seconds that are left, never less than 0 and never more than ``at_most``."""
+    scope = _SCOPE.get()
+    return at_most if scope is None else max(0.0, min(at_most, scope.ends_at - time.monotonic()))
+
+
+def watch(connection: socket.socket) -> None:
+    """Shut a connection down at the deadline, where there is one."""
+    scope = _SCOPE.get()
+    if scope is not None:
+        scope.watch(connection)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP exchanges with other services that end at the deadline of the work that needs them.
+
+However the other side is slow: it takes no connection, is silent, or sends a byte a second.
+"""
+
+import socket
+from typing import Any
+
+import requests
+import urllib3
+from keystoneauth1 import session as ksa_session
+from urllib3 import connection as connections
+
+from nova_precache import deadline, exception
+
+
+def new_session() -> requests.Session:
+    """Make a session for keystoneauth, which serves the work with a deadline, and all other."""
+    session = requests.Session()
+    adapter = _Adapter()
+    for scheme in list(session.adapters):
+        session.mount(scheme, adapter)
+    return session
+
+
+class _Adapter(ksa_session.TCPKeepAliveAdapter):
+    """Sends what there is time for."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, stream: bool = False, **kwargs: Any
+    ) -> requests.Response:
+        """As of any adapter, within the deadline.
+
+        :raises nova_precache.exception.OutOfTime: it has passed; no retry follows
+        """
+        if not deadline.is_set():
+            return super().send(request, stream=stream, **kwargs)
+        if not deadline.left():
+            raise exception.OutOfTime
+        kwargs['timeout'] = _in_time(kwargs.get('timeout'))
+        try:
+            response = super().send(request, stream=stream, **kwargs)
+            if not stream:
+                response.content  # noqa: B018 - read here, so that it fails here
+        except requests.RequestException as exc:
+            if not deadline.left():
+                raise exception.OutOfTime from exc
+            raise
+        return response
+
+
+def _in_time(timeout: Any) -> tuple[float, float]:
+    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    seconds = deadline.left()
+    # A name may have several addresses, each of which is tried for so long.
+    return min(connect or seconds, seconds / 2), min(read or seconds, seconds)
+
+
+class _Connection(connections.HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        made = super()._new_conn()
+        deadline.watch(made)
+        return made
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is not None:  # kept from an earlier exchange
+            deadline.watch(self.sock)
+        super().request(*args, **kwargs)
+
+
+class _TlsConnection(connections.HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        made = super()._new_conn()
+        deadline.watch(made)
+        return made
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is not None:
+            deadline.watch(self.sock)
+        super().request(*args, **kwargs)
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+_POOLS = {'http': _Pool, 'https': _TlsPool}

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A database that cannot serve now is 503 in time, and what it cannot hold ends no other work."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+import sqlalchemy as sa
+import webob
+
+from nova_precache import conf as options
+from nova_precache import exception, model
+from nova_precache.cells import inventory
+from nova_precache.cells import services as cell_services
+from nova_precache.db import jobs, plans, schema, session
+from tests import databases
+from tests.unit.api.conftest import Api, make_api
+from tests.unit.conftest import World, open_world
+
+PROMISED_SECONDS = 15.0
+SERVERS = [databases.MARIADB, databases.POSTGRESQL]
+CONDUCTOR = '00000000-0000-0000-0000-000000000001'
+AGGREGATES = '/v2.1/os-aggregates'
+
+
+@pytest.fixture(scope='session', params=SERVERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope='session')
+def server(kind: str) -> Iterator[databases.Socket]:
+    with databases.START[kind]() as started:
+        yield cast(databases.Socket, started)
+
+
+def _connect(url: str) -> session.Database:
+    conf = options.new(config_files=[])
+    conf.set_override('connection', url, 'database')
+    return session.connect(conf)
+
+
+@pytest.fixture
+def url(server: databases.Socket) -> Iterator[str]:
+    with server.empty() as made:
+        yield made
+
+
+@pytest.fixture
+def api(url: str) -> Iterator[Api]:
+    conf = options.new(config_files=[])
+    conf.set_override('auth_strategy', 'noauth2', 'api')
+    conf.set_override('connection', url, 'database')
+    database = _connect(url)
+    schema.sync(database)
+    yield make_api(conf, database, inventory.Inventory(database))
+    database.dispose()
+
+
+def _ask_in_time(ask: Callable[[], webob.Response]) -> webob.Response:
+    """Ask, and be answered within what is promised."""
+    began_at = time.monotonic()
+    answer = ask()
+    assert time.monotonic() - began_at < PROMISED_SECONDS
+    return answer
+
+
+def _create(api: Api, name: str = 'edge') -> webob.Response:
+    return api.post(AGGREGATES, {'aggregate': {'name': name}})
+
+
+def _assert_unavailable(answer: webob.Response) -> None:
+    assert (answer.status_int, [*answer.json]) == (503, ['serviceUnavailable'])
+    assert int(answer.headers['Retry-After']) > 0
+
+
+def test_a_silent_database_is_503_in_time_and_is_used_again_when_it_answers(
+    api: Api, server: databases.Socket
+) -> None:
+    assert api.get(AGGREGATES).status_int == 200
+    with server.silent():
+        _assert_unavailable(_ask_in_time(lambda: api.get(AGGREGATES)))
+        _assert_unavailable(_ask_in_time(lambda: _create(api)))
+    deadline = time.monotonic() + PROMISED_SECONDS
+    while api.get(AGGREGATES).status_int != 200 and time.monotonic() < deadline:
+        pass
+    assert _create(api).status_int == 200
+
+
+def test_what_another_has_locked_is_503_in_time(api: Api, url: str, kind: str) -> None:
+    lock = {
+        databases.MARIADB: 'LOCK TABLES aggregates WRITE',
+        databases.POSTGRESQL: 'LOCK TABLE aggregates',
+    }
+    other = sa.create_engine(url)
+    with other.connect() as connection:
+        connection.execute(sa.text(lock[kind]))
+        _assert_unavailable(_ask_in_time(lambda: _create(api)))
+        _assert_unavailable(_ask_in_time(lambda: api.get(AGGREGATES)))
+    other.dispose()
+    assert _create(api).status_int == 200
+
+
+@contextlib.contextmanager
+def _read_only(server: databases.Socket, url: str, kind: str) -> Iterator[str]:
+    """Have the server refuse writes, and give a URL of one whom it refuses them."""
+    if kind == databases.MARIADB:
+        server.execute('CREATE OR REPLACE USER writer@localhost')
+        server.execute('GRANT ALL ON *.* TO writer@localhost')
+        server.execute('REVOKE SUPER, READ ONLY ADMIN ON *.* FROM writer@localhost')
+        server.execute('SET GLOBAL read_only = 1')
+        yield url.replace('root@', 'writer@')
+        server.execute('SET GLOBAL read_only = 0')
+    else:
+        name = sa.make_url(url).database
+        server.execute(f'ALTER DATABASE {name} SET default_transaction_read_only = on')
+        yield url
+        server.execute(f'ALTER DATABASE {name} RESET default_transaction_read_only')
+
+
+def test_a_server_that_is_read_only_is_503_and_reads_go_on(
+    api: Api, server: databases.Socket, url: str, kind: str
+) -> None:
+    with _read_only(server, url, kind) as theirs:
+        conf = options.new(config_files=[])
+        conf.set_override('auth_strategy', 'noauth2', 'api')
+        database = _connect(theirs)
+        reading = make_api(conf, database, inventory.Inventory(database))
+        _assert_unavailable(_create(reading))
+        assert reading.get(AGGREGATES).status_int == 200
+        database.dispose()
+
+
+@pytest.mark.parametrize(
+    ('what', 'codes'),
+    [
+        ('too many connections', "SIGNAL SQLSTATE '08004' SET MYSQL_ERRNO = 1040|53300"),
+        ('the disk is full', "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1114|53100"),
+        ('out of memory', "SIGNAL SQLSTATE 'HY001' SET MYSQL_ERRNO = 1041|53200"),
+        ('it is shutting down', "SIGNAL SQLSTATE '08S01' SET MYSQL_ERRNO = 1053|57P01"),
+        ('a statement was interrupted', "SIGNAL SQLSTATE '70100' SET MYSQL_ERRNO = 1317|57014"),
+        ('a table is damaged', "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1194|XX001"),
+        ('it cannot be read', "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1030|58030"),
+    ],
+)
+def test_what_a_server_says_when_it_cannot_serve_now_is_503(
+    api: Api, kind: str, what: str, codes: str
+) -> None:
+    statement, _, state = codes.partition('|')
+    if kind == databases.MARIADB:
+        body = f"{statement}, MESSAGE_TEXT = '{what}'"
+        trigger = [f'CREATE TRIGGER fails BEFORE INSERT ON aggregates FOR EACH ROW {body}']
+    else:
+        body = f"BEGIN RAISE EXCEPTION '{what}' USING ERRCODE = '{state}'; END"
+        trigger = [
+            f'CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$',
+            'CREATE TRIGGER fails BEFORE INSERT ON aggregates EXECUTE FUNCTION fails()',
+        ]
+    with api.database.engine.begin() as connection:
+        for each in trigger:
+            connection.exec_driver_sql(each)
+    _assert_unavailable(_ask_in_time(lambda: _create(api)))
+
+
+def test_a_table_that_is_missing_stays_an_error_of_the_service(api: Api) -> None:
+    with api.database.engine.begin() as connection:
+        connection.exec_driver_sql('ALTER TABLE aggregates RENAME TO elsewhere')
+    assert api.get(AGGREGATES).status_int == 500
+
+
+def test_a_session_that_is_ended_costs_a_reader_no_more_than_a_503(
+    api: Api, server: databases.Socket, kind: str
+) -> None:
+    assert api.get(AGGREGATES).status_int == 200
+    if kind == databases.POSTGRESQL:
+        server.execute(
+            'SELECT pg_terminate_backend(pid) FROM pg_stat_activity '
+            'WHERE pid <> pg_backend_pid() AND datname IS NOT NULL'
+        )
+    else:
+        with api.database.engine.connect() as connection:
+            number = connection.exec_driver_sql('SELECT CONNECTION_ID()').scalar_one()
+        server.execute(f'KILL {number}')
+    assert api.get(AGGREGATES).status_int == 200
+    assert _create(api).status_int == 200
+
+
+def test_the_database_of_a_cell_that_is_silent_is_waited_for_within_limits(
+    server: databases.Socket, url: str
+) -> None:
+    engine = cell_services.connect(url)
+    with engine.connect() as connection:
+        connection.execute(sa.text('SELECT 1'))
+    with server.silent():
+        began_at = time.monotonic()
+        with pytest.raises(Exception, match='time'), engine.connect() as again:
+            again.execute(sa.text('SELECT 1'))
+        assert time.monotonic() - began_at < PROMISED_SECONDS
+    engine.dispose()
+
+
+@pytest.fixture(params=['utf8', 'latin1'])
+def narrow(
+    request: pytest.FixtureRequest, server: databases.Socket, url: str, kind: str
+) -> Iterator[World]:
+    """A database whose encoding does not have all characters."""
+    made = sa.make_url(url)
+    if kind == databases.MARIADB:
+        server.execute(f'ALTER DATABASE {made.database} CHARACTER SET {request.param}')
+    else:
+        name = f'narrow_{request.param}'
+        server.execute(
+            f"CREATE DATABASE {name} ENCODING '{request.param}' TEMPLATE template0 LOCALE 'C'"
+        )
+        made = made.set(database=name)
+    database = _connect(made.render_as_string(hide_password=False))
+    schema.sync(database)
+    yield open_world(database)
+    database.dispose()
+    if kind == databases.POSTGRESQL:
+        server.execute(f'DROP DATABASE {made.database} WITH (FORCE)')
+
+
+REASONS = {
+    'half a character': 'broken \ud800 text',
+    'no character': 'NUL \x00 in it',
+    'four bytes': 'a \U0001f600 face',
+    'another script': 'no space: \u65e5\u672c \u202e',
+    'codes': 'red \x1b[31m\r\n\x07 line',
+    'an error page': '<html>' + '\xe9' * 200_000,
+}
+
+
+def _reasons_of(world: World, request: model.CacheRequest) -> list[str]:
+    return [each.reason for each in world.requests.tasks(request.id) if each.reason]
+
+
+def _assert_is_a_line(reason: str) -> None:
+    assert reason.isprintable()
+    assert 0 < len(reason) <= 2000
+
+
+@pytest.mark.parametrize('reason', REASONS.values(), ids=REASONS.keys())
+def test_any_reason_of_an_end_is_recorded_and_the_host_goes_on(narrow: World, reason: str) -> None:
+    request = narrow.planned(['h1'], ['i1', 'i2'])
+    call = narrow.begun()
+    outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
+    ended = jobs.Finish(call.job_id, call.epoch, outcome)
+    turned = narrow.jobs.turn('c1', 'h1', ended)
+    assert turned.recorded.current
+    assert turned.assignment is not None
+    [recorded] = _reasons_of(narrow, request)
+    _assert_is_a_line(recorded)
+
+
+@pytest.mark.parametrize('reason', REASONS.values(), ids=REASONS.keys())
+def test_any_reason_to_wait_is_recorded_and_the_attempt_counts(narrow: World, reason: str) -> None:
+    request = narrow.planned(['h1'], ['i1'])
+    call = narrow.begun()
+    outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason, model.Retry.BACKOFF)
+    assert narrow.jobs.retry(call.job_id, call.epoch, outcome, 60)
+    [task] = narrow.requests.tasks(request.id)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+    _assert_is_a_line(task.reason or '')
+
+
+@pytest.mark.parametrize('reason', REASONS.values(), ids=REASONS.keys())
+def test_any_reason_of_a_request_and_of_a_plan_is_recorded(narrow: World, reason: str) -> None:
+    request = narrow.accept(['h1'], ['i1'])
+    assert narrow.requests.next_to_plan(CONDUCTOR) is not None
+    narrow.requests.postpone_plan(request.id, CONDUCTOR, 0, reason)
+    _assert_is_a_line(narrow.requests.get(request.id).reason or '')
+    assert narrow.requests.next_to_plan(CONDUCTOR) is not None
+    skipped = plans.PlannedTask('h1', None, 'i1', model.TaskStatus.SKIPPED, reason)
+    assert narrow.requests.add_tasks(request.id, CONDUCTOR, [skipped])
+    [recorded] = _reasons_of(narrow, request)
+    _assert_is_a_line(recorded)
+
+
+def test_what_cannot_be_held_in_a_group_fails_alone(narrow: World) -> None:
+    narrow.planned(['h1'], ['i1'])
+    call = narrow.begun()
+    good = jobs.Finish(call.job_id, call.epoch, model.ImageOutcome('cached'))
+    too_many = model.ImageOutcome('cached', bytes_done=2**70)
+    with pytest.raises(exception.DataRefused):
+        narrow.jobs.turn('c1', 'h1', jobs.Finish(call.job_id, call.epoch, too_many))
+    assert narrow.jobs.turn('c1', 'h1', good).recorded.current
+
+
+def test_a_text_of_a_caller_that_the_database_cannot_hold_is_an_error_of_the_caller(
+    api: Api, kind: str
+) -> None:
+    with api.database.engine.begin() as connection:
+        if kind == databases.MARIADB:
+            connection.exec_driver_sql('ALTER TABLE aggregates CONVERT TO CHARACTER SET latin1')
+        else:
+            connection.exec_driver_sql('ALTER TABLE aggregates ALTER name TYPE varchar(3)')
+    assert _create(api, 'name \u65e5\u672c').status_int == 400

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be known before an image is downloaded is looked at before."""
+
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.cache import layout
+from nova_precache.image import fake
+from tests import disk_images
+from tests.unit.cache.conftest import Cache
+
+pytestmark = pytest.mark.usefixtures('qemu_img')
+
+DATA = disk_images.content(1024**2)
+
+
+def ignore(progress: model.Progress) -> None:
+    """Take progress that no test looks at."""
+
+
+def _bind(path: pathlib.Path) -> None:
+    """Make a socket, whose name may not be long."""
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.open(path.parent, os.O_RDONLY)
+        server.bind(f'/proc/self/fd/{here}/{path.name}')
+        os.close(here)
+
+
+PLACES: dict[str, Callable[[pathlib.Path], object]] = {
+    'a directory': lambda path: path.mkdir(),
+    'a directory with files': lambda path: (path / 'in' / 'it').mkdir(parents=True),
+    'a FIFO': os.mkfifo,
+    'a socket': _bind,
+    'a link to nothing': lambda path: path.symlink_to('nothing'),
+    'a link to a directory': lambda path: path.symlink_to('.'),
+}
+
+
+@pytest.mark.parametrize('make', PLACES.values(), ids=PLACES.keys())
+def test_a_name_that_something_else_has_is_seen_and_stays(
+    cache: Cache, images: fake.FakeImageService, make: Callable[[pathlib.Path], object]
+) -> None:
+    image = images.add(DATA)
+    make(cache.base_file(image.id))
+    with pytest.raises(exception.PlaceTaken, match='where the image has to be') as refused:
+        cache.filler.fill(images, image.id, ignore)
+    assert refused.value.retry == model.Retry.NEVER
+    assert images.opens == []
+    assert cache.names() == [layout.base_name(image.id)]
+
+
+def test_a_file_that_may_not_be_replaced_is_seen(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    image = images.add(DATA)
+    path = cache.base_file(image.id)
+    path.touch()
+    made = subprocess.run(['chattr', '+i', path], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip('the file system knows no such file')
+    try:
+        with pytest.raises(exception.PlaceTaken, match='cannot be replaced'):
+            cache.filler.fill(images, image.id, ignore)
+    finally:
+        subprocess.run(['chattr', '-i', path], check=True)
+    assert images.opens == []
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """Sets how large a file of this process may be."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_may_not_become_so_large_is_seen(
+    cache: Cache, images: fake.FakeImageService, file_limit: Callable[[int], None]
+) -> None:
+    image = images.add(DATA)
+    file_limit(len(DATA) // 2)
+    with pytest.raises(exception.NotEnoughSpace, match='File too large'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.opens == []
+    assert cache.names() == []
+
+
+def test_a_converted_file_that_may_not_become_so_large_is_seen(
+    cache: Cache,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    file_limit: Callable[[int], None],
+) -> None:
+    source = disk_images.qcow2_of(tmp_path / 'image.qcow2', DATA).read_bytes()
+    image = images.add(source, disk_format='qcow2', virtual_size=64 * 1024**2)
+    file_limit(16 * 1024**2)
+    with pytest.raises(exception.NotEnoughSpace, match='File too large'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.opens == []
+    assert cache.names() == []
+
+
+def test_a_qemu_img_that_is_gone_is_seen(
+    cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = images.add(DATA)
+    monkeypatch.setenv('PATH', '/nonexistent')
+    with pytest.raises(exception.ConversionFailed, match='qemu-img is not installed'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.opens == []
+
+
+@pytest.mark.parametrize('container_format', ['compressed', 'docker', 'ova'])
+def test_an_image_that_no_instance_boots_from_as_it_is_is_seen(
+    cache: Cache, images: fake.FakeImageService, container_format: str
+) -> None:
+    image = images.add(DATA, container_format=container_format)
+    with pytest.raises(exception.UnbootableImage, match=container_format) as refused:
+        cache.filler.fill(images, image.id, ignore)
+    assert refused.value.retry == model.Retry.NEVER
+    assert images.opens == []
+    assert cache.names() == []
+
+
+def test_names_that_run_out_are_seen(tmp_path: pathlib.Path, images: fake.FakeImageService) -> None:
+    """The journal and the partial file find a name, the converted file does not."""
+    path = tmp_path / 'small'
+    path.mkdir()
+    # The root, instances_path's two directories, the lock file, the journal, the partial file.
+    command = ['mount', '-t', 'tmpfs', '-o', 'nr_inodes=6', 'tmpfs', str(path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip('a file system cannot be mounted here')
+    try:
+        cache = Cache(layout.CacheLayout(str(path)))
+        source = disk_images.qcow2_of(tmp_path / 'image.qcow2', DATA).read_bytes()
+        image = images.add(source, disk_format='qcow2')
+        with pytest.raises(exception.NotEnoughSpace, match='No space left'):
+            cache.filler.fill(images, image.id, ignore)
+        assert images.opens == []
+        assert cache.names() == []
+    finally:
+        subprocess.run(['umount', str(path)], check=True)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in hand when the database goes away is written down when it is back, once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nova_precache import exception, model, reasons
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import database_wait
+from tests.unit.conductor.conftest import Parts
+from tests.unit.conftest import BROKEN, CACHED
+
+AWAY = exception.DatabaseUnavailable('(2013, lost)')
+
+
+class Failing:
+    """Has a method fail some times before it does what it did."""
+
+    def __init__(self, work: Callable[..., Any], *errors: Exception) -> None:
+        self._work = work
+        self._errors = list(errors)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._errors:
+            raise self._errors.pop(0)
+        return self._work(*args, **kwargs)
+
+
+@pytest.fixture
+def waited(parts: Parts) -> list[float]:
+    """The seconds for which the worker waited."""
+    seconds: list[float] = []
+
+    def wait(pause: float) -> bool:
+        seconds.append(pause)
+        return False
+
+    parts.tracker.database_wait = database_wait.DatabaseWait(wait)
+    parts.world.living('h1')
+    return seconds
+
+
+@pytest.mark.parametrize('outcome', [CACHED, BROKEN])
+@pytest.mark.parametrize('method', ['turn', 'retry', 'finish'])
+def test_an_outcome_is_kept_until_the_database_is_back_and_nothing_is_called_twice(
+    parts: Parts, waited: list[float], monkeypatch: pytest.MonkeyPatch, method: str, outcome: Any
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    stores = parts.world.jobs
+
+    def answer(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        assert stores.begin(call.job_id, call.epoch)
+        failing = Failing(getattr(stores, method), *[AWAY] * 4)
+        monkeypatch.setattr(stores, method, failing)
+        return model.ImageOutcome(outcome.status, outcome.reason, outcome.retry)
+
+    parts.compute.script('h1', 'i1', answer)
+    parts.serve()
+
+    [task] = parts.world.requests.tasks(request.id)
+    assert task.status == ('cached' if outcome is CACHED else 'retry_wait')
+    assert task.attempts == 1
+    assert parts.compute.called() == [('h1', 'i1')]
+    assert parts.world.claimed() == 0
+    assert waited == sorted(waited)
+
+
+def test_what_is_asked_before_a_call_is_asked_again_and_the_call_is_made_once(
+    parts: Parts, waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    stores = parts.world.jobs
+    monkeypatch.setattr(stores, 'turn', Failing(stores.turn, AWAY, AWAY))
+    parts.serve()
+    [task] = parts.world.requests.tasks(request.id)
+    assert (task.status, task.attempts) == ('cached', 1)
+    assert parts.compute.called() == [('h1', 'i1')]
+    assert len(waited) == 2
+
+
+@pytest.mark.parametrize('error', [exception.DataRefused(), ValueError('no driver takes this')])
+@pytest.mark.parametrize('outcome', [CACHED, BROKEN])
+@pytest.mark.usefixtures('waited')
+def test_an_outcome_that_cannot_be_recorded_ends_the_task_and_the_next_request_goes_on(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: model.ImageOutcome
+) -> None:
+    refused = parts.world.planned(['h1'], ['i1'])
+    other = parts.world.planned(['h1'], ['i2'])
+    stores = parts.world.jobs
+
+    def answer(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        assert stores.begin(call.job_id, call.epoch)
+        method = 'turn' if outcome is CACHED else 'retry'
+        monkeypatch.setattr(stores, method, Failing(getattr(stores, method), error))
+        return outcome
+
+    parts.compute.script('h1', 'i1', answer)
+    parts.serve()
+    if outcome is BROKEN:  # after which a host is left
+        parts.serve()
+
+    [task] = parts.world.requests.tasks(refused.id)
+    assert (task.status, task.reason) == ('error', reasons.UNRECORDED)
+    assert task.attempts == 1
+    assert parts.world.statuses(other) == {('h1', 'i2'): 'cached'}
+    assert parts.compute.called() == [('h1', 'i1'), ('h1', 'i2')]
+
+
+def test_a_conductor_that_stops_leaves_the_outcome_to_another(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts.world.living('h1')
+    parts.world.planned(['h1'], ['i1'])
+    parts.tracker.database_wait.give_up()
+    monkeypatch.setattr(parts.world.jobs, 'turn', Failing(parts.world.jobs.turn, AWAY))
+    with pytest.raises(exception.DatabaseUnavailable):
+        parts.serve()
+
+
+def test_work_is_done_again_after_growing_pauses_until_the_database_is_back() -> None:
+    pauses: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        pauses.append(seconds)
+        return False
+
+    waiting = database_wait.DatabaseWait(wait)
+
+    assert waiting.wait_out(Failing(lambda: 'done', *[AWAY] * 9)) == 'done'
+    assert len(pauses) == 9
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[-1] == max(database_wait.PAUSE_SECONDS)
+
+
+def test_a_compute_whose_call_could_not_be_confirmed_has_made_no_attempt(parts: Parts) -> None:
+    parts.world.living('h1')
+    request = parts.world.planned(['h1'], ['i1'])
+    away = model.ImageOutcome('error', str(AWAY), model.Retry.LATER)
+    parts.compute.script('h1', 'i1', lambda host, call: away)
+    parts.serve()
+    [task] = parts.world.requests.tasks(request.id)
+    assert (task.status, task.attempts) == ('retry_wait', 0)
