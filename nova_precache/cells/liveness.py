@@ -118,6 +118,11 @@ class NovaLiveness:
             down.update((host, why) for host, why in reasons if why is not None)
         return Look(found, down, unknown)
 
+    def close(self) -> None:
+        """Close the connections to the cells' databases, and ask nothing more."""
+        with self._lock:
+            self._replace_cells([])
+
     def _why_off(self, service: services.Service | None) -> str | None:
         return _NO_SERVICE if service is None else service.why_off(self._down_seconds)
 

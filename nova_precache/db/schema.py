@@ -70,7 +70,8 @@ def open_current(conf: cfg.ConfigOpts) -> db_session.Database:
     :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
     """
     database = db_session.connect(conf)
-    require(database)
+    with db_session.closed_on_failure(database):
+        require(database)
     return database
 
 

@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 from oslo_config import cfg
@@ -84,7 +84,10 @@ plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
 
 
 class Database:
-    """Where transactions are made; one for each process and database."""
+    """Where transactions are made; one for each process and database.
+
+    As a context manager it closes itself at the end.
+    """
 
     def __init__(self, engine: sa.Engine, *, read_only: bool = False) -> None:
         self.engine = engine
@@ -99,6 +102,13 @@ class Database:
             _tell_of_absence(engine)
         engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.dispose()
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
@@ -128,8 +138,13 @@ class Database:
             session.commit()
             return result
 
+    def closes(self, close: Callable[[], object]) -> None:
+        """Add what else is closed with this database, such as another one opened beside it."""
+        self._closing.callback(close)
+
     def dispose(self) -> None:
-        """Close every connection."""
+        """Close every connection, after what was added to be closed with them."""
+        self._closing.close()
         self.engine.dispose()
 
 
@@ -148,6 +163,16 @@ def connect(conf: cfg.ConfigOpts, group: str = 'database', *, read_only: bool = 
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
         raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
+
+
+@contextlib.contextmanager
+def closed_on_failure(database: Database) -> Iterator[None]:
+    """Close a database that was opened but turns out to be of no use."""
+    try:
+        yield
+    except BaseException:
+        database.dispose()
+        raise
 
 
 def update(entity: type[Any]) -> sa.Update:
@@ -217,7 +242,8 @@ def _open(url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool) -> Datab
         ),
         read_only=read_only,
     )
-    with database.engine.connect():  # as every later one, with our own settings
+    # As every later one, with our own settings.
+    with closed_on_failure(database), database.engine.connect():
         return database
 
 

@@ -151,6 +151,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
         released.set()
     (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
     silent_cell._pool.shutdown()  # once what was given up has failed at last
+    alive.close()
     assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
     assert caplog.messages == ['The database of cell two cannot be used: it gives no answer']
 
@@ -182,6 +183,7 @@ def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cel
         released.set()
 
     assert alive.why_down('h1', cell.uuid) == 'host down: it is forced down'
+    alive.close()
     assert waited == [liveness.BRIEF_SECONDS, liveness.ANSWER_SECONDS]
 
 
