@@ -12,6 +12,7 @@ import pytest
 import webob
 
 from nova_precache import backend, exception
+from tests.conftest import needs_eventlet
 
 MODULE = 'nova_precache.wsgi.api'
 
@@ -63,6 +64,7 @@ def test_the_application_answers_with_its_versions(
     assert {version['id'] for version in answer.json['versions']} >= {'v2.1'}
 
 
+@needs_eventlet
 def test_the_application_has_the_threads_that_the_configuration_names(
     directory: pathlib.Path,
 ) -> None:
