@@ -172,6 +172,7 @@ class _Cell:
         self._rests_until = float('-inf')
         self._silences = 0
         self._is_told = False
+        self._is_closed = False
 
     def ask(self, hosts: Collection[str]) -> _Asked:
         """Begin to ask for hosts."""
@@ -206,10 +207,10 @@ class _Cell:
             raise _unreachable(self.cell, _HAS_MOVED) from None
 
     def close(self) -> None:
-        """Ask nothing more."""
+        """Ask nothing more; a connection in use is closed once its question is answered."""
+        self._is_closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._engine is not None:
-            self._engine.dispose()
+        self._close_unused()
 
     def _load(self, hosts: Collection[str]) -> Mapping[str, services.Service]:
         try:
@@ -222,8 +223,16 @@ class _Cell:
         else:
             self._is_told, self._silences = False, 0
             return found
+        finally:
+            if self._is_closed:
+                self._close_unused()
         self._rest(why)
         raise _unreachable(self.cell, why)
+
+    def _close_unused(self) -> None:
+        if self._engine is not None:
+            # The engine's own dispose makes another pool, and what is in use returns to the old.
+            self._engine.pool.dispose()
 
     def _connect(self) -> sa.Engine:
         with self._lock:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The set-up takes a Python that is tested, wherever that is, and says when it has none."""
 
+import ast
 import configparser
 import pathlib
 import re
@@ -136,3 +137,15 @@ def test_each_version_that_is_asked_for_has_an_environment_of_its_own(
     default = _shell(machine, 'echo "${VENV##*/}"')
 
     assert (ran.stdout, default.stdout) == ('.venv-3.12\n', '.venv\n')
+
+
+def test_no_class_is_a_thread_itself_whose_private_names_differ_between_pythons() -> None:
+    threads = [
+        f'{path.relative_to(ROOT)}: {node.name}'
+        for path in (ROOT / 'nova_precache').rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        if {'Thread', 'threading.Thread', 'Timer', 'threading.Timer'} & set(map(ast.unparse, node.bases))
+    ]
+
+    assert threads == []

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.cells import liveness, services
+from tests import unclosed
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO, World
 
@@ -283,3 +284,38 @@ def test_a_cell_that_moves_while_it_is_asked_counts_as_unreachable(
 
     with pytest.raises(exception.CellUnreachable, match='its mapping has just changed'):
         alive.why_down('h1', cell.uuid)
+
+
+def test_a_connection_in_use_is_closed_once_its_question_is_answered(
+    world: World,
+    first: CellDatabase,
+    alive: liveness.NovaLiveness,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    open_cell(world, 'one', first.url, 'h1')
+    first.close()
+    in_use, released, found = threading.Event(), threading.Event(), threading.Event()
+
+    def note(connection: sa.Connection, *more: Any) -> None:
+        in_use.set()
+        assert released.wait(20)
+
+    connect = services.connect
+
+    def slow(url: str) -> sa.Engine:
+        engine = connect(url)
+        sa.event.listen(engine, 'before_cursor_execute', note)
+        return engine
+
+    monkeypatch.setattr(services, 'connect', slow)
+    looking = threading.Thread(target=lambda: (alive.look(['h1']), found.set()))
+    looking.start()
+    assert in_use.wait(20)
+
+    alive.close()
+    released.set()
+    looking.join(20)
+
+    assert found.is_set()
+    assert f'{tmp_path}/cell1.sqlite' not in unclosed.databases(tmp_path)
