@@ -28,7 +28,6 @@ from nova_precache.standalone import glance as glance_server
 from tests import keystone as keystone_server
 from tests.leaks import SECRETS
 
-
 _why_no_eventlet = backend.why_no_eventlet()
 needs_eventlet = pytest.mark.skipif(_why_no_eventlet is not None, reason=str(_why_no_eventlet))
 # What the threads of a process can be here.

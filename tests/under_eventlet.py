@@ -37,7 +37,7 @@ REFUSED = ('tests/unit/test_backend.py',)
 
 def main() -> int:
     if why := backend.why_no_eventlet():
-        print(f'Not under eventlet: {why}', flush=True)
+        sys.stderr.write(f'Not under eventlet: {why}\n')
         return _run(*REFUSED)
     os.environ[backend.VARIABLE] = backend.Backend.EVENTLET
     backend.choose_by_environment()

@@ -46,8 +46,8 @@ make_venv() {
     "$python" -m venv --clear "$VENV"
 }
 
-# Print the path of a Python: the default one if it is tested, else the newest that is, else
-# the default one all the same if it is only too new.
+# Print the path of a Python: the default one if it is tested, else the newest tested one, else
+# a default one that is newer, with a warning.
 find_python() {
     local name version
     for name in python3 /usr/bin/python3; do

@@ -47,9 +47,7 @@ def _python(path: pathlib.Path, version: str) -> str:
     return _put(path, _AS.format(version=version, real=REAL))
 
 
-def _shell(
-    machine: pathlib.Path, code: str, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def _shell(machine: pathlib.Path, code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     script = machine.parent / 'tools' / 'common.sh'
     # The Python of the system comes after that of PATH; here there is none.
     _put(script, COMMON.read_text().replace('/usr/bin/python', '/nowhere/python'))
@@ -145,7 +143,8 @@ def test_no_class_is_a_thread_itself_whose_private_names_differ_between_pythons(
         for path in (ROOT / 'nova_precache').rglob('*.py')
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef)
-        if {'Thread', 'threading.Thread', 'Timer', 'threading.Timer'} & set(map(ast.unparse, node.bases))
+        if {'Thread', 'threading.Thread', 'Timer', 'threading.Timer'}
+        & set(map(ast.unparse, node.bases))
     ]
 
     assert threads == []

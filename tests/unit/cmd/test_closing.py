@@ -16,8 +16,8 @@ from tests.unit.cells.conftest import CellDatabase
 from tests.unit.conftest import open_database
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-# What would end the process says instead what is still open.
-TOLD = """
+# Prints which databases are open where the command would end its process.
+REPORT = """
 import gc, os, pathlib, sys
 from nova_precache.cmd import running
 from tests import unclosed
@@ -72,7 +72,7 @@ compute_backend = nova
 
 def _start(conf: pathlib.Path, run: str, *arguments: str) -> subprocess.Popen[str]:
     module, function = run.split('.')
-    code = f'{TOLD}\nfrom nova_precache.cmd import {module}; {module}.{function}()'
+    code = f'{REPORT}\nfrom nova_precache.cmd import {module}; {module}.{function}()'
     python = [sys.executable, '-X', 'dev', '-W', 'ignore', '-W', 'always::ResourceWarning']
     return subprocess.Popen(
         [*python, '-c', code, '--config-file', str(conf), *arguments],
