@@ -32,6 +32,9 @@ from nova_precache import exception
 VARIABLE = 'NOVA_PRECACHE_CONCURRENCY'
 # A WSGI server's own name, such as gunicorn, would have us read the file of that name in /etc.
 API = 'nova-precache-api'
+# From this Python on, eventlet 0.41 raises its own Timeout out of every Thread.join that runs
+# out of time, in the libraries below us, too (a test looks whether it still does).
+NO_EVENTLET_FROM = (3, 13)
 
 
 class Backend(enum.StrEnum):
@@ -39,6 +42,10 @@ class Backend(enum.StrEnum):
 
     THREADING = 'threading'
     EVENTLET = 'eventlet'
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return '.'.join(map(str, version))
 
 
 OPTION = cfg.StrOpt(
@@ -50,7 +57,8 @@ OPTION = cfg.StrOpt(
     ],
     help=f"""
 What the threads of the API and the conductor are. The environment variable
-{VARIABLE} says the same and wins.
+{VARIABLE} says the same and wins. Eventlet is refused on Python
+{_dotted(NO_EVENTLET_FROM)} and newer, where it does not work.
 """,
 )
 
@@ -70,7 +78,7 @@ def choose_by_environment() -> None:
     """Give this process the threads that its environment names, if it names any.
 
     :raises nova_precache.exception.ConfigError: there are none such, they are not
-        installed, or the process has others already
+        installed or do not work on this Python, or the process has others already
     """
     chosen = _named_by_environment()
     if chosen is not None:
@@ -97,13 +105,24 @@ def choose_by_files(config_files: Sequence[str] | None) -> None:
 def restart_if_chosen(conf: cfg.ConfigOpts) -> None:
     """Start this command again when its configuration names eventlet and it has none yet.
 
-    :raises nova_precache.exception.ConfigError: eventlet is not installed
+    :raises nova_precache.exception.ConfigError: eventlet is not installed, or does not work
+        on this Python
     """
     chosen = _chosen(conf)
     if chosen.backend is Backend.EVENTLET and current() is not Backend.EVENTLET:
         _import_eventlet(chosen)
         os.environ[VARIABLE] = chosen.backend
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def why_no_eventlet() -> str | None:
+    """Say why this Python cannot have eventlet's threads, None where it can."""
+    if sys.version_info < NO_EVENTLET_FROM:
+        return None
+    return (
+        f'eventlet does not work on Python {_dotted(sys.version_info[:2])}; '
+        f'use {Backend.THREADING}, or a Python older than {_dotted(NO_EVENTLET_FROM)}'
+    )
 
 
 def current() -> Backend:
@@ -153,6 +172,8 @@ def _become(chosen: Choice) -> None:
 
 
 def _import_eventlet(chosen: Choice) -> Any:
+    if why := why_no_eventlet():
+        raise exception.ConfigError(f'{chosen}: {why}')
     # Its own resolver knows less than the system's of what a host is called.
     os.environ.setdefault('EVENTLET_NO_GREENDNS', 'yes')
     try:

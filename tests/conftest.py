@@ -23,10 +23,19 @@ import requests
 from oslo_config import cfg
 from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 
+from nova_precache import backend
 from nova_precache.standalone import environment
 from nova_precache.standalone import glance as glance_server
 from tests import keystone as keystone_server
 from tests.leaks import SECRETS
+
+_why_no_eventlet = backend.why_no_eventlet()
+needs_eventlet = pytest.mark.skipif(_why_no_eventlet is not None, reason=str(_why_no_eventlet))
+# What the threads of a process can be here.
+THREADS = [
+    backend.Backend.THREADING,
+    pytest.param(backend.Backend.EVENTLET, marks=needs_eventlet),
+]
 
 
 def pytest_configure() -> None:

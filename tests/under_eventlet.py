@@ -2,7 +2,8 @@
 """A pytest of its own in which every thread is eventlet's: ``python -m tests.under_eventlet``.
 
 It runs tests of what the API and the conductor do that have threads, locks and waits.
-Arguments take the place of these paths.
+Arguments take the place of these paths. Where eventlet does not work, the tests of how it is
+refused are run, with native threads.
 """
 
 import os
@@ -30,14 +31,25 @@ DEPRECATIONS = (
 UNCLOSED = 'unclosed <eventlet.green.ssl.GreenSSLSocket'
 
 
+# How it is refused where it does not work.
+REFUSED = ('tests/unit/test_backend.py',)
+
+
 def main() -> int:
+    if why := backend.why_no_eventlet():
+        sys.stderr.write(f'Not under eventlet: {why}\n')
+        return _run(*REFUSED)
     os.environ[backend.VARIABLE] = backend.Backend.EVENTLET
     backend.choose_by_environment()
-    import pytest  # only now: it imports what has threads
-
     ignored = [f'--pythonwarnings=ignore:{text}:DeprecationWarning' for text in DEPRECATIONS]
     ignored.append(f'--pythonwarnings=ignore:{UNCLOSED}:ResourceWarning')
-    return pytest.main([*ignored, *(sys.argv[1:] or TESTS)])
+    return _run(*ignored, *(sys.argv[1:] or TESTS))
+
+
+def _run(*arguments: str) -> int:
+    import pytest  # only now: it imports what has threads
+
+    return pytest.main([*arguments])
 
 
 if __name__ == '__main__':

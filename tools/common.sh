@@ -6,7 +6,11 @@
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV=${NOVA_PRECACHE_VENV:-$ROOT/.venv}
+# The versions that setup.cfg names: these are tested.
+PYTHONS=(3.11 3.12 3.13)
+# One of them for this run, in an environment of its own, else what find_python finds.
+PYTHON=${NOVA_PRECACHE_PYTHON:-}
+VENV=${NOVA_PRECACHE_VENV:-$ROOT/.venv${PYTHON:+-$PYTHON}}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # setup PROFILE: have everything that a script needs installed, with .venv/bin first
@@ -24,11 +28,13 @@ setup() {
 }
 
 make_venv() {
-    if [[ -x $VENV/bin/python ]] && is_usable "$VENV/bin/python"; then
+    if is_usable "$VENV/bin/python" ${PYTHON:+"$PYTHON"}; then
         return
     fi
     local python
-    if ! python=$(find_python); then
+    if [[ -n $PYTHON ]]; then
+        python=$(find_version "$PYTHON") || fail "No Python $PYTHON was found (NOVA_PRECACHE_PYTHON)."
+    elif ! python=$(find_python); then
         install_packages python3 python3-venv
         python=$(find_python) || fail 'The Python of this system is older than 3.11.'
     fi
@@ -40,10 +46,24 @@ make_venv() {
     "$python" -m venv --clear "$VENV"
 }
 
+# Print the path of a Python: the default one if it is tested, else the newest tested one, else
+# a default one that is newer, with a warning.
 find_python() {
-    local name
-    for name in python3 /usr/bin/python3 python3.13 python3.12 python3.11; do
-        if command -v "$name" >/dev/null && is_usable "$name"; then
+    local name version
+    for name in python3 /usr/bin/python3; do
+        if is_usable "$name" "${PYTHONS[@]}"; then
+            command -v "$name"
+            return
+        fi
+    done
+    for version in $(printf '%s\n' "${PYTHONS[@]}" | tac); do
+        if find_version "$version"; then
+            return
+        fi
+    done
+    for name in python3 /usr/bin/python3; do
+        if is_usable "$name"; then
+            say "This is not tested with $("$name" --version), but with Python ${PYTHONS[*]}"
             command -v "$name"
             return
         fi
@@ -51,9 +71,31 @@ find_python() {
     return 1
 }
 
-# A Python that is new enough and can make virtual environments.
+# find_version 3.12: print the path of that Python. Each is run, since a name in PATH may be
+# one of pyenv's, which fails unless that version is selected.
+find_version() {
+    local python versions=/nowhere
+    if command -v pyenv >/dev/null; then
+        versions=$(pyenv root)/versions
+    fi
+    for python in "python$1" "/usr/bin/python$1" "$versions/$1".*/bin/python"$1"; do
+        if is_usable "$python" "$1"; then
+            command -v "$python"
+            return
+        fi
+    done
+    return 1
+}
+
+# is_usable PYTHON VERSION...: it is one of the versions, or without any is new enough, and can
+# make virtual environments.
 is_usable() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    "$1" - "${@:2}" <<'END' 2>/dev/null
+import ensurepip, sys, venv
+
+version = '.'.join(map(str, sys.version_info[:2]))
+sys.exit(version not in sys.argv[1:] if sys.argv[1:] else sys.version_info < (3, 11))
+END
 }
 
 install_system_packages() {
@@ -97,6 +139,39 @@ install_requirements() {
     say "Installing the Python packages of the profile $profile into $VENV"
     (cd "$ROOT" && "$VENV/bin/pip" install --quiet "${what[@]}")
     printf '%s\n' "$current" >"$stamp"
+}
+
+declare -A RUNNING=()
+LOGS=
+
+# beside NAME COMMAND...: run it in the background; collect prints what it printed.
+beside() {
+    local name=$1
+    shift
+    if [[ -z $LOGS ]]; then
+        LOGS=$(mktemp -d)
+        trap end_all EXIT
+    fi
+    "$@" >"$LOGS/$name" 2>&1 &
+    RUNNING[$name]=$!
+}
+
+# collect NAME: wait for what runs beside, print what it printed, return its status.
+collect() {
+    local status=0
+    wait "${RUNNING[$1]}" || status=$?
+    unset "RUNNING[$1]"
+    say "The $1 tests"
+    cat "$LOGS/$1"
+    return $status
+}
+
+# Whatever ends the script ends what runs beside, too, and waits until it has tidied up.
+# shellcheck disable=SC2329  # the trap calls it
+end_all() {
+    kill "${RUNNING[@]}" 2>/dev/null || true
+    wait || true
+    rm -rf "$LOGS"
 }
 
 say() {

@@ -14,27 +14,7 @@ if [[ $# -gt 0 ]]; then
     exec pytest "$@"
 fi
 
-declare -A running=()
-logs=$(mktemp -d)
-
-# beside NAME COMMAND...: run it in the background, and keep what it prints for later.
-beside() {
-    local name=$1
-    shift
-    "$@" >"$logs/$name" 2>&1 &
-    running[$name]=$!
-}
-
-# Whatever ends this script ends these, too, and waits until they have tidied up.
-# shellcheck disable=SC2329  # the trap calls it
-end_all() {
-    kill "${running[@]}" 2>/dev/null || true
-    wait || true
-    rm -rf "$logs"
-}
-
 failed=0
-trap end_all EXIT
 say 'Three runs at once, most of which wait; what the other two print comes later'
 beside unit pytest tests/unit
 beside integration pytest tests/integration
@@ -42,9 +22,6 @@ pytest tests/contract tests/functional || failed=1
 say 'Once more, under eventlet'
 python -m tests.under_eventlet || failed=1
 for name in unit integration; do
-    wait "${running[$name]}" || failed=1
-    unset "running[$name]"
-    say "The $name tests"
-    cat "$logs/$name"
+    collect "$name" || failed=1
 done
 exit $failed

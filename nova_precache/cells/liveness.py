@@ -132,6 +132,11 @@ class NovaLiveness:
             down.update((host, why) for host, why in reasons if why and host not in settling)
         return Look(found, down, unknown, settling)
 
+    def close(self) -> None:
+        """Close the connections to the cells' databases, and ask nothing more."""
+        with self._lock:
+            self._replace_cells([])
+
     def _why_off(self, service: services.Service | None) -> str | None:
         return _NO_SERVICE if service is None else service.why_off(self._down_seconds)
 
@@ -182,6 +187,7 @@ class _Cell:
         self._silences = 0
         self._outage = outages.Outage(f'Database of cell {cell.name}', clock)
         self._back_since = float('-inf')
+        self._is_closed = False
 
     def is_back_for(self, seconds: float) -> bool:
         """Return whether the database was not seen to be away in the last so many seconds."""
@@ -221,10 +227,10 @@ class _Cell:
             raise _unreachable(self.cell, _HAS_MOVED) from None
 
     def close(self) -> None:
-        """Ask nothing more."""
+        """Ask nothing more; a connection in use is closed once its question is answered."""
+        self._is_closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._engine is not None:
-            self._engine.dispose()
+        self._close_unused()
 
     def _load(self, hosts: Collection[str]) -> Mapping[str, services.Service]:
         try:
@@ -240,9 +246,17 @@ class _Cell:
             self._silences = 0
             self._outage.over()
             return found
+        finally:
+            if self._is_closed:
+                self._close_unused()
         error = _unreachable(self.cell, why)
         self._rest(error)
         raise error
+
+    def _close_unused(self) -> None:
+        if self._engine is not None:
+            # The engine's own dispose makes another pool, and what is in use returns to the old.
+            self._engine.pool.dispose()
 
     def _connect(self) -> sa.Engine:
         with self._lock:

@@ -15,7 +15,7 @@ GROUP = 'api_database'
 def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.Inventory:
     """Open the inventory of Nova where ``[api_database]`` names one, else our own.
 
-    :param own: the database of this service
+    :param own: the database of this service, with which Nova's is closed
     :raises nova_precache.exception.ConfigError: there is no inventory of Nova to be read
     """
     if not conf.api_database.connection:
@@ -25,9 +25,9 @@ def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.
         # Not [database] connection, which is not Nova's.
         database_connection=conf.api_database.template_database_connection,
     )
-    return inventory.Inventory(
-        connect(conf, own.limits), writable=False, fill_cell=filling.fill_cell
-    )
+    nova = connect(conf, own.limits)
+    own.closes(nova.dispose)
+    return inventory.Inventory(nova, writable=False, fill_cell=filling.fill_cell)
 
 
 def connect(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_session.Database:
@@ -40,10 +40,15 @@ def connect(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_se
             '[api_database] connection names the database of this service, not that of Nova'
         )
     database = db_session.connect(conf, GROUP, read_only=True, limits=limits)
+    with db_session.closed_on_failure(database):
+        _require_inventory(database)
+    return database
+
+
+def _require_inventory(database: db_session.Database) -> None:
     tables = sa.inspect(database.engine)
     for name in models.Base.metadata.tables:
         if not tables.has_table(name):
             raise exception.ConfigError(
                 f'[api_database] connection names no API database of Nova: it has no table {name}'
             )
-    return database

@@ -36,7 +36,6 @@ def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[run
 def _run(build: Build, limits: waits.Limits) -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.restart_if_chosen(conf)
-    database = schema.open_current(conf, limits)
-    running.run(build(conf, database), conf)
-    database.dispose()
+    with schema.open_current(conf, limits) as database:
+        running.run(build(conf, database), conf)
     return 0

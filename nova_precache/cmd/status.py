@@ -47,7 +47,8 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _check_schema(self) -> upgradecheck.Result:
         """The tables are those of this release."""
-        found = schema.find(session.connect(self._conf))
+        with session.connect(self._conf) as database:
+            found = schema.find(database)
         if found.revision is None or found.is_older:
             return _failure(
                 f'The database is at revision {found.revision or "none"}, and this release needs '
@@ -76,8 +77,8 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _check_cells(self) -> upgradecheck.Result:
         """The URL of each cell's broker can be read."""
-        database = schema.open_current(self._conf)
-        cells = novadb.open_inventory(self._conf, database).list_cells()
+        with schema.open_current(self._conf) as database:
+            cells = novadb.open_inventory(self._conf, database).list_cells()
         problems = [
             f'{cell.name} ({cell.transport_problem or "the URL cannot be read"})'
             for cell in cells
@@ -91,7 +92,8 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _check_agents(self) -> upgradecheck.Result:
         """The computes are of this release."""
-        agents = common.agent_store(self._conf, schema.open_current(self._conf)).list()
+        with schema.open_current(self._conf) as database:
+            agents = common.agent_store(self._conf, database).list()
         older = [f'{agent.host} ({agent.version})' for agent in agents if _is_older(agent.version)]
         if older:
             return _warning(

@@ -47,27 +47,30 @@ class ConductorAPI:
         :raises nova_precache.exception.CellUnreachable: the broker took no message so far
         """
         with self._lock:
-            if self._last is None or not self._last.is_alive():
+            if self._last is None or not self._last.thread.is_alive():
                 self._last = _Cast(self._client, ctxt)
-                self._last.start()
+                self._last.thread.start()
             cast = self._last
-        cast.join(WAKE_SECONDS)
-        if cast.is_alive():
+        cast.thread.join(WAKE_SECONDS)
+        if cast.thread.is_alive():
             raise exception.CellUnreachable(f'no answer from the broker in {WAKE_SECONDS:g} s')
         if cast.error is not None:
             raise cast.error
 
 
-class _Cast(threading.Thread):
-    """One cast on its way, with the error that it ended in."""
+class _Cast:
+    """One cast on its way, with the error that it ended in.
+
+    It is no ``Thread`` itself, whose private names are others in each Python.
+    """
 
     def __init__(self, client: rpc.Client, ctxt: context.RequestContext) -> None:
-        super().__init__(name='wake', daemon=True)
         self._client = client
         self._context = ctxt
         self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, name='wake', daemon=True)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         try:
             self._client.cast(self._context, 'work_available', '1.0')
         except Exception as exc:  # noqa: BLE001 - whatever it was, whoever waits is told

@@ -72,7 +72,8 @@ def open_current(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> 
     :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
     """
     database = db_session.connect(conf, limits=limits)
-    require(database)
+    with db_session.closed_on_failure(database):
+        require(database)
     return database
 
 

@@ -13,7 +13,7 @@ import logging
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 import tenacity
@@ -95,6 +95,8 @@ plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
 class Database:
     """Where transactions are made; one for each process and database.
 
+    As a context manager it closes itself at the end.
+
     What the server refuses is the error of this service that it amounts to: it cannot serve
     now, or it cannot hold a value. All else is raised as it is.
 
@@ -124,6 +126,13 @@ class Database:
             _see_what_others_commit(engine)
         engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.dispose()
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
@@ -190,8 +199,13 @@ class Database:
             session.commit()
             return result
 
+    def closes(self, close: Callable[[], object]) -> None:
+        """Add what else is closed with this database, such as another one opened beside it."""
+        self._closing.callback(close)
+
     def dispose(self) -> None:
-        """Close every connection."""
+        """Close every connection, after what was added to be closed with them."""
+        self._closing.close()
         self.engine.dispose()
 
 
@@ -217,6 +231,16 @@ def connect(
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
         raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
+
+
+@contextlib.contextmanager
+def closed_on_failure(database: Database) -> Iterator[None]:
+    """Close a database that was opened but turns out to be of no use."""
+    try:
+        yield
+    except BaseException:
+        database.dispose()
+        raise
 
 
 def update(entity: type[Any]) -> sa.Update:
@@ -340,9 +364,10 @@ def _open(
         max_retries=0,  # it would connect before there are any limits
     )
     database = Database(engine, read_only=read_only, name=name, limits=limits)
-    for attempt in _attempts(options, database.outage):
-        with attempt, engine.connect():  # as every later one, with our own settings
-            pass
+    with closed_on_failure(database):
+        for attempt in _attempts(options, database.outage):
+            with attempt, engine.connect():  # as every later one, with our own settings
+                pass
     database.outage.over()
     return database
 

@@ -61,5 +61,5 @@ def host_store(
 ) -> call.AgentStore:
     """Open the hosts as they are shown."""
     if common.is_stock(conf):
-        return stock.host_store(conf, aggregates)
+        return stock.host_store(conf, database, aggregates)
     return common.agent_store(conf, database)

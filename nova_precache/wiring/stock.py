@@ -38,19 +38,26 @@ def compute_api(
 
 def host_store(
     conf: cfg.ConfigOpts,
+    database: db_session.Database,
     aggregates: inventory.Inventory,
     answer_seconds: float = liveness.ANSWER_SECONDS,
 ) -> novahosts.NovaHosts:
     """Open the hosts, which are looked at apart from the work on them."""
-    return novahosts.NovaHosts(aggregates, _liveness(conf, aggregates, answer_seconds))
+    return novahosts.NovaHosts(aggregates, _liveness(conf, database, aggregates, answer_seconds))
 
 
 def _liveness(
-    conf: cfg.ConfigOpts, aggregates: inventory.Inventory, answer_seconds: float
+    conf: cfg.ConfigOpts,
+    database: db_session.Database,
+    aggregates: inventory.Inventory,
+    answer_seconds: float = liveness.ANSWER_SECONDS,
 ) -> liveness.NovaLiveness:
-    return liveness.NovaLiveness(
+    """Open the databases of the cells, which are closed with that of this service."""
+    opened = liveness.NovaLiveness(
         aggregates, conf.service_down_time, time.monotonic, answer_seconds=answer_seconds
     )
+    database.closes(opened.close)
+    return opened
 
 
 class StockComputes:
@@ -72,7 +79,7 @@ class StockComputes:
         self._cap = compute_cap(conf)
         self._calls = stockcalls.StockCalls(database)
         self._inventory = aggregates
-        self.liveness = _liveness(conf, aggregates, liveness.ANSWER_SECONDS)
+        self.liveness = _liveness(conf, database, aggregates)
 
     def client(self, cell_uuid: str) -> stock.StockCompute:
         """Give the client of a cell's nova-computes."""
@@ -92,7 +99,7 @@ class StockComputes:
 
     def hosts_counter(self) -> metrics.HostsCount:
         """Build what counts the hosts; a cell that does not tell at once is not waited for."""
-        return host_store(self._conf, self._inventory, COUNT_SECONDS).count
+        return host_store(self._conf, self._database, self._inventory, COUNT_SECONDS).count
 
     def returning(self) -> conductor_steering.Returning:
         return stock.StockReturning(returning.Waiting(self._database), self.liveness)

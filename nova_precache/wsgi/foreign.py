@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the application that a foreign WSGI server serves, whose threads are chosen already."""
 
+import atexit
 import logging
 from collections.abc import Sequence
 
@@ -22,4 +23,7 @@ def build(config_files: Sequence[str] | None) -> server.Application:
     conf = configuration.set_up_process(config_files=config_files, program=backend.API)
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)
-    return wiring_api.application(conf, schema.open_current(conf, waits.API))
+    database = schema.open_current(conf, waits.API)
+    # The server says nothing to its application when it stops.
+    atexit.register(database.dispose)
+    return wiring_api.application(conf, database)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache import backend
-from tests.conftest import UploadImage
+from tests.conftest import UploadImage, needs_eventlet
 from tests.integration.conftest import API, CONDUCTORS, Deployment
+
+pytestmark = needs_eventlet
 
 MIB = 1024**2
 CONTROL_PLANE = (API, *CONDUCTORS)

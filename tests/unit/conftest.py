@@ -29,6 +29,7 @@ from nova_precache.db import (
     steering,
 )
 from nova_precache.db import jobs as db_jobs
+from tests import unclosed
 
 LIMITS = requests.Limits(
     max_images_per_request=3,
@@ -43,6 +44,15 @@ PLANNER = 'planner'
 LONG_AGO = datetime.datetime(2001, 1, 1)  # noqa: DTZ001 - as the database keeps it
 CACHED = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=100, bytes_total=100)
 BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'the line is dead', model.Retry.BACKOFF)
+
+
+@pytest.fixture(autouse=True)
+def closed_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail a test that leaves a database open, or runs what does."""
+    base = tmp_path_factory.getbasetemp()
+    before = unclosed.databases(base)
+    yield
+    assert unclosed.databases(base) - before == {}
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from nova_precache import backend
+from tests.conftest import THREADS, needs_eventlet
 
 CHOOSE = """
 from nova_precache import backend, exception
@@ -17,6 +18,19 @@ try:
 except exception.ConfigError as exc:
     sys.exit(f'refused: {exc}')
 print(backend.current())
+"""
+JOINED = """
+import eventlet; eventlet.monkey_patch()
+import os, threading
+waiting = threading.Thread(target=threading.Event().wait, daemon=True)
+waiting.start()
+try:
+    waiting.join(0.01)
+except eventlet.Timeout:
+    print('fails', flush=True)
+else:
+    print('works', flush=True)
+os._exit(0)
 """
 KEPT = """
 import importlib, types
@@ -72,6 +86,34 @@ def test_nobody_who_says_nothing_gets_eventlet_though_it_is_installed() -> None:
     assert ran.stdout.split() == ['threading', 'socket']
 
 
+def test_eventlet_is_refused_on_the_pythons_where_its_join_fails_and_on_no_other() -> None:
+    assert (_python(JOINED).stdout == 'works\n') == (backend.why_no_eventlet() is None)
+
+
+@pytest.mark.parametrize(
+    ('variable', 'named'),
+    [
+        ('eventlet', 'NOVA_PRECACHE_CONCURRENCY = eventlet'),
+        (None, '[DEFAULT] concurrency_backend = eventlet'),
+    ],
+)
+def test_where_eventlet_does_not_work_it_is_refused_before_anything_is_patched(
+    conf: pathlib.Path, variable: str | None, named: str
+) -> None:
+    older = 'from nova_precache import backend; backend.NO_EVENTLET_FROM = (3, 10)'
+    shown = CHOOSE.replace('sys.exit(', 'import socket; print(socket.socket); sys.exit(')
+
+    ran = _python(f'{older}\n{shown}', conf, variable=variable)
+
+    here = f'{sys.version_info.major}.{sys.version_info.minor}'
+    assert ran.stderr == (
+        f'refused: {named}: eventlet does not work on Python {here}; '
+        'use threading, or a Python older than 3.10\n'
+    )
+    assert ran.stdout == "<class 'socket.socket'>\n"
+
+
+@needs_eventlet
 def test_the_variable_selects_eventlet() -> None:
     code = f'{CHOOSE}\nimport socket, threading, time\n'
     code += 'for each in (socket.socket, threading.Lock, time.sleep): print(each.__module__)'
@@ -87,6 +129,7 @@ def test_the_variable_selects_eventlet() -> None:
     assert ran.stderr == ''
 
 
+@needs_eventlet
 def test_the_option_selects_eventlet(conf: pathlib.Path) -> None:
     ran = _python(CHOOSE, conf)
 
@@ -97,6 +140,7 @@ def test_the_variable_wins_over_the_option(conf: pathlib.Path) -> None:
     assert _python(CHOOSE, conf, variable='threading').stdout == 'threading\n'
 
 
+@needs_eventlet
 def test_an_empty_variable_says_nothing(conf: pathlib.Path) -> None:
     assert _python(CHOOSE, conf, variable='').stdout == 'eventlet\n'
 
@@ -120,6 +164,7 @@ def test_another_word_in_the_option_is_refused_and_the_right_ones_are_named(
     assert "Valid values are [threading, eventlet], but found 'gevent'" in ran.stderr
 
 
+@needs_eventlet
 def test_eventlet_that_is_not_installed_is_refused() -> None:
     ran = _python(f"sys.modules['eventlet'] = None\n{CHOOSE}", variable='eventlet')
 
@@ -137,6 +182,7 @@ def test_a_process_that_another_has_put_under_eventlet_is_not_taken_for_a_native
     )
 
 
+@needs_eventlet
 def test_what_is_imported_to_read_the_choice_keeps_nothing_native(conf: pathlib.Path) -> None:
     ran = _python(KEPT, conf)
 
@@ -147,7 +193,7 @@ def test_what_is_imported_to_read_the_choice_keeps_nothing_native(conf: pathlib.
     assert ran.stderr == ''
 
 
-@pytest.mark.parametrize('variable', list(backend.Backend))
+@pytest.mark.parametrize('variable', THREADS)
 def test_oslo_service_and_oslo_messaging_have_the_threads_that_were_chosen(variable: str) -> None:
     ran = _python(
         f'{CHOOSE}\n'

@@ -1,30 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nova-precache-manage does, one module a noun: each command takes the configuration."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import prettytable
 from oslo_config import cfg
 
 from nova_precache import wire
 from nova_precache.cells import inventory, novadb
-from nova_precache.db import agents, departures, schema
+from nova_precache.db import agents, departures, schema, session
 from nova_precache.wiring import common, computes
 
 
 class Site:
     """The stores that the commands look into and change."""
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
-        """Open the configured databases.
-
-        :raises nova_precache.exception.ConfigError: one cannot be opened, or was never synced
-        """
-        database = schema.open_current(conf)
+    def __init__(self, conf: cfg.ConfigOpts, database: session.Database) -> None:
         self.inventory: inventory.Inventory = novadb.open_inventory(conf, database)
         self.agents: agents.Agents = common.agent_store(conf, database)
         self.hosts = computes.host_store(conf, database, self.inventory)
         self.departures = departures.Departures(database, conf.service_down_time)
+
+
+@contextlib.contextmanager
+def site(conf: cfg.ConfigOpts) -> Iterator[Site]:
+    """Open the configured databases for one command.
+
+    :raises nova_precache.exception.ConfigError: one cannot be opened, or was never synced
+    """
+    with schema.open_current(conf) as database:
+        yield Site(conf, database)
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

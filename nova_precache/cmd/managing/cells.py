@@ -17,7 +17,8 @@ def create(conf: cfg.ConfigOpts) -> int:
     arguments = conf.command
     name, cell_uuid = _name(arguments.cell_name), _uuid(arguments.cell_uuid)
     url = brokers.transport_url(conf, arguments.cell_transport_url)
-    cell = managing.Site(conf).inventory.create_cell(name, transport_url=url, uuid=cell_uuid)
+    with managing.site(conf) as site:
+        cell = site.inventory.create_cell(name, transport_url=url, uuid=cell_uuid)
     print(cell.uuid)
     return 0
 
@@ -37,7 +38,8 @@ def _uuid(text: str | None) -> str | None:
 
 
 def show_all(conf: cfg.ConfigOpts) -> int:
-    cells = managing.Site(conf).inventory.list_cells()
+    with managing.site(conf) as site:
+        cells = site.inventory.list_cells()
     rows = [(c.name, c.uuid, rpc.describe_url(conf, c.transport_url), c.disabled) for c in cells]
     managing.show(('Name', 'UUID', 'Transport URL', 'Disabled'), rows)
     return 0
@@ -45,13 +47,14 @@ def show_all(conf: cfg.ConfigOpts) -> int:
 
 def delete(conf: cfg.ConfigOpts) -> int:
     """Delete a cell that holds no hosts, or with its hosts if each of them may be deleted."""
-    site = managing.Site(conf)
-    cell = site.inventory.get_cell(conf.command.cell)
-    mapped = [host for host, its in site.inventory.list_host_mappings() if its.uuid == cell.uuid]
-    _refuse_used(site, cell, mapped, conf.command.force)
-    for host in mapped:
-        hosts.delete_one(site, host)
-    site.inventory.delete_cell(cell.uuid)
+    with managing.site(conf) as site:
+        cell = site.inventory.get_cell(conf.command.cell)
+        mappings = site.inventory.list_host_mappings()
+        mapped = [host for host, its in mappings if its.uuid == cell.uuid]
+        _refuse_used(site, cell, mapped, conf.command.force)
+        for host in mapped:
+            hosts.delete_one(site, host)
+        site.inventory.delete_cell(cell.uuid)
     print(f'Cell {cell.name} ({cell.uuid}) is deleted.')
     return 0
 

@@ -8,13 +8,15 @@ from nova_precache.wiring import common
 
 
 def sync(conf: cfg.ConfigOpts) -> int:
-    schema.sync(session.connect(conf, limits=waits.COMMAND))
+    with session.connect(conf, limits=waits.COMMAND) as database:
+        schema.sync(database)
     print('The database is up to date.')
     return 0
 
 
 def version(conf: cfg.ConfigOpts) -> int:
-    found = schema.find(session.connect(conf, limits=waits.COMMAND))
+    with session.connect(conf, limits=waits.COMMAND) as database:
+        found = schema.find(database)
     print(f'{found.revision or "none"} (this release has {found.newest})')
     return 0
 
@@ -23,7 +25,7 @@ def purge(conf: cfg.ConfigOpts) -> int:
     days = conf.command.age_days
     if days is None:
         days = conf.image_cache.request_retention_days
-    database = schema.open_current(conf, waits.COMMAND)
-    purged = common.request_store(conf, database).purge(days)
+    with schema.open_current(conf, waits.COMMAND) as database:
+        purged = common.request_store(conf, database).purge(days)
     print(f'Requests purged: {purged}')
     return 0

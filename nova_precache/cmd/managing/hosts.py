@@ -10,9 +10,9 @@ from nova_precache.cmd import managing
 
 
 def show_all(conf: cfg.ConfigOpts) -> int:
-    site = managing.Site(conf)
-    mappings = site.inventory.list_host_mappings()
-    known = site.hosts.look([host for host, _ in mappings])
+    with managing.site(conf) as site:
+        mappings = site.inventory.list_host_mappings()
+        known = site.hosts.look([host for host, _ in mappings])
     rows = [(host, cell.name, *_state(known.get(host))) for host, cell in mappings]
     managing.show(('Host', 'Cell', 'State', 'Last report (UTC)', 'Driver'), rows)
     return 0
@@ -26,12 +26,12 @@ def _state(host: model.Host | None) -> tuple[object, ...]:
 
 def discover(conf: cfg.ConfigOpts) -> int:
     """Map the hosts of living agents that are mapped to no cell, as a first report does."""
-    site = managing.Site(conf)
-    mapped = {host for host, _ in site.inventory.list_host_mappings()}
-    unmapped = [agent for agent in site.agents.list() if agent.host not in mapped]
-    known = site.agents.look([agent.host for agent in unmapped]).values()
-    # Each is tried, and what is wrong with one is told.
-    results = [_map(site, each.agent) for each in known if each.status == model.HostStatus.UP]
+    with managing.site(conf) as site:
+        mapped = {host for host, _ in site.inventory.list_host_mappings()}
+        unmapped = [agent for agent in site.agents.list() if agent.host not in mapped]
+        known = site.agents.look([agent.host for agent in unmapped]).values()
+        # Each is tried, and what is wrong with one is told.
+        results = [_map(site, each.agent) for each in known if each.status == model.HostStatus.UP]
     print(f'Hosts mapped: {sum(results)}')
     return 0 if all(results) else 1
 
@@ -47,9 +47,10 @@ def _map(site: managing.Site, agent: model.Agent) -> bool:
 
 
 def delete(conf: cfg.ConfigOpts) -> int:
-    site, host = managing.Site(conf), conf.command.host_name
-    refuse_used(site, host)
-    delete_one(site, host)
+    host = conf.command.host_name
+    with managing.site(conf) as site:
+        refuse_used(site, host)
+        delete_one(site, host)
     print(f'Host {wire.printable(host)} is deleted.')
     return 0
 

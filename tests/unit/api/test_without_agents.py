@@ -3,7 +3,7 @@
 
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jsonschema
@@ -29,7 +29,7 @@ def beside(conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api]) -> Api:
 @pytest.fixture
 def hosts(
     conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api], tmp_path: pathlib.Path
-) -> Api:
+) -> Iterator[Api]:
     """Two hosts of a cell that tells of one, and one of a cell that tells nothing."""
     novas = CellDatabase(tmp_path / 'nova_cell1.sqlite')
     novas.add('one')
@@ -39,7 +39,8 @@ def hosts(
         for host in mapped:
             api.inventory.map_host(host, cell.uuid)
     alive = liveness.NovaLiveness(api.inventory, 60, time.monotonic)
-    return rebuild(agents=novahosts.NovaHosts(api.inventory, alive))
+    yield rebuild(agents=novahosts.NovaHosts(api.inventory, alive))
+    alive.close()
 
 
 def test_hosts_are_shown_with_what_their_cells_know_and_no_more(hosts: Api) -> None:

@@ -71,8 +71,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def alive(world: World, clock: Clock) -> liveness.NovaLiveness:
-    return liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock)
+def alive(world: World, clock: Clock) -> Iterator[liveness.NovaLiveness]:
+    made = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock)
+    yield made
+    made.close()
 
 
 def open_cell(world: World, name: str, url: str, *hosts: str) -> model.Cell:

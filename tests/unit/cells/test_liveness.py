@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.cells import liveness, services
+from tests import unclosed
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO, World
 
@@ -153,6 +154,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
         released.set()
     (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
     silent_cell._pool.shutdown()  # once what was given up has failed at last
+    alive.close()
     assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
     [line] = caplog.messages
     assert line.startswith('Database of cell two is unavailable: ')
@@ -186,6 +188,7 @@ def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cel
         released.set()
 
     assert alive.why_down('h1', cell.uuid) == 'host down: it is forced down'
+    alive.close()
     assert waited == [liveness.BRIEF_SECONDS, liveness.ANSWER_SECONDS]
 
 
@@ -319,3 +322,38 @@ def test_a_host_is_not_down_for_what_it_could_not_report_while_its_cell_was_away
 
 def _fail(engine: sa.Engine, hosts: Collection[str]) -> Any:
     raise OSError('away')
+
+
+def test_a_connection_in_use_is_closed_once_its_question_is_answered(
+    world: World,
+    first: CellDatabase,
+    alive: liveness.NovaLiveness,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    open_cell(world, 'one', first.url, 'h1')
+    first.close()
+    in_use, released, found = threading.Event(), threading.Event(), threading.Event()
+
+    def note(connection: sa.Connection, *more: Any) -> None:
+        in_use.set()
+        assert released.wait(20)
+
+    connect = services.connect
+
+    def slow(url: str) -> sa.Engine:
+        engine = connect(url)
+        sa.event.listen(engine, 'before_cursor_execute', note)
+        return engine
+
+    monkeypatch.setattr(services, 'connect', slow)
+    looking = threading.Thread(target=lambda: (alive.look(['h1']), found.set()))
+    looking.start()
+    assert in_use.wait(20)
+
+    alive.close()
+    released.set()
+    looking.join(20)
+
+    assert found.is_set()
+    assert f'{tmp_path}/cell1.sqlite' not in unclosed.databases(tmp_path)

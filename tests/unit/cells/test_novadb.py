@@ -60,22 +60,23 @@ def test_what_is_opened_refuses_to_be_changed_and_stays_as_it_was(
 @pytest.mark.usefixtures('theirs')
 def test_hosts_and_cells_are_those_of_nova_and_none_is_added(conf: cfg.ConfigOpts) -> None:
     conf.set_override('template_transport_url', 'rabbit://h/the-path', 'api_database')
-    stock = novadb.open_inventory(conf, session.connect(conf))
-    assert stock.get_cell('c1').transport_url == 'the-path'
-    assert stock.cell_of_hosts(['host1', 'host2']) == {'host1': 'c1'}
-    stock.map_host('host1', 'c1')
-    with pytest.raises(exception.HostNotMapped, match='host2 is not mapped to cell cell1'):
-        stock.map_host('host2', 'c1')
-    with pytest.raises(exception.ReadOnlyInventory, match='database of Nova'):
-        stock.create_cell('cell2', 'fake:///')
+    with session.connect(conf) as own:
+        stock = novadb.open_inventory(conf, own)
+        assert stock.get_cell('c1').transport_url == 'the-path'
+        assert stock.cell_of_hosts(['host1', 'host2']) == {'host1': 'c1'}
+        stock.map_host('host1', 'c1')
+        with pytest.raises(exception.HostNotMapped, match='host2 is not mapped to cell cell1'):
+            stock.map_host('host2', 'c1')
+        with pytest.raises(exception.ReadOnlyInventory, match='database of Nova'):
+            stock.create_cell('cell2', 'fake:///')
 
 
 def test_without_one_of_nova_the_inventory_is_our_own(conf: cfg.ConfigOpts) -> None:
     conf.clear_override('connection', 'api_database')
-    own = session.connect(conf)
-    models.Base.metadata.create_all(own.engine)
-    cell = novadb.open_inventory(conf, own).create_cell('cell1', 'fake:///{path}')
-    assert inventory.Inventory(own).list_cells() == [cell]
+    with session.connect(conf) as own:
+        models.Base.metadata.create_all(own.engine)
+        cell = novadb.open_inventory(conf, own).create_cell('cell1', 'fake:///{path}')
+        assert inventory.Inventory(own).list_cells() == [cell]
 
 
 def test_no_file_is_made_where_there_is_none(conf: cfg.ConfigOpts, path: pathlib.Path) -> None:

@@ -173,6 +173,7 @@ def test_the_hosts_of_a_silent_cell_are_unknown_and_no_others_and_it_is_not_wait
         listed = novahosts.NovaHosts(world.inventory, alive).list_page()
     finally:
         released.set()
+        alive.close()
 
     assert [(host.agent.host, host.status, host.reason) for host in listed] == [
         ('a', UP, None),

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from nova_precache import backend
+from tests.conftest import THREADS, needs_eventlet
 from tests.service import wait_until
 
 
@@ -40,9 +41,11 @@ def _run(command: str, *arguments: object, threads: str = '') -> subprocess.Comp
     ('command', 'threads', 'option', 'variable'),
     [
         ('api', 'threading', '', ''),
-        ('api', 'eventlet', '', 'eventlet'),
+        pytest.param('api', 'eventlet', '', 'eventlet', marks=needs_eventlet),
         ('conductor', 'threading', 'concurrency_backend = eventlet', 'threading'),
-        ('conductor', 'eventlet', 'concurrency_backend = eventlet', ''),
+        pytest.param(
+            'conductor', 'eventlet', 'concurrency_backend = eventlet', '', marks=needs_eventlet
+        ),
     ],
 )
 def test_the_api_and_a_conductor_run_with_the_threads_that_were_chosen_and_stop_when_told(
@@ -98,7 +101,7 @@ endpoint_override = http://127.0.0.1:1
     assert {line['levelname'] for line in lines} == {'INFO'}
 
 
-@pytest.mark.parametrize('threads', list(backend.Backend))
+@pytest.mark.parametrize('threads', THREADS)
 def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None:
     code = (
         'from nova_precache import backend; backend.choose_by_environment()\n'
@@ -119,7 +122,7 @@ def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None
             process.kill()
 
 
-@pytest.mark.parametrize('threads', list(backend.Backend))
+@pytest.mark.parametrize('threads', THREADS)
 def test_a_signal_that_comes_just_when_a_process_begins_to_wait_ends_it(threads: str) -> None:
     code = (
         'from nova_precache import backend; backend.choose_by_environment()\n'

@@ -101,9 +101,13 @@ def _sync_to(database: session.Database, revision: str) -> None:
         alembic.command.upgrade(config, revision)
 
 
+# Of the columns whose values a driver does not take as they are.
+_TYPES = {'images': sa.JSON(), 'created_at': sa.DateTime(), 'planned_at': sa.DateTime()}
+
+
 def _insert(database: session.Database, table: str, **values: object) -> None:
     """Write a row as an earlier release would."""
-    columns = [sa.column(name, sa.JSON() if name == 'images' else None) for name in values]
+    columns = [sa.column(name, _TYPES.get(name)) for name in values]
     with database.engine.begin() as connection:
         connection.execute(sa.insert(sa.table(table, *columns)).values(**values))
 

@@ -6,12 +6,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import webob
 
 from nova_precache import backend, exception
+from tests import unclosed
+from tests.conftest import needs_eventlet
 
 MODULE = 'nova_precache.wsgi.api'
 
@@ -52,17 +55,24 @@ endpoint = http://127.0.0.1:1
     return conf
 
 
-def test_the_application_answers_with_its_versions(
+def test_the_application_answers_with_its_versions_and_closes_its_database_at_the_end(
     monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path
 ) -> None:
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr('atexit.register', at_exit.append)
     module = _import(monkeypatch, directory, 'keystone')
 
     answer = webob.Request.blank('/').get_response(module.application)
 
     assert answer.status_int == 200
     assert {version['id'] for version in answer.json['versions']} >= {'v2.1'}
+    assert unclosed.databases(directory)
+    for close in at_exit:
+        close()
+    assert not unclosed.databases(directory)
 
 
+@needs_eventlet
 def test_the_application_has_the_threads_that_the_configuration_names(
     directory: pathlib.Path,
 ) -> None:
