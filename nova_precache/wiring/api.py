@@ -59,6 +59,7 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
         group.threads,
         certificate,
         max_body_bytes=conf.oslo_middleware.max_request_body_size,
+        reserved_path=app.Healthcheck.PATH,
     )
 
 

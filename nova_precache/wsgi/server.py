@@ -40,6 +40,8 @@ class HttpServer:
     :param threads: requests that the application answers at once
     :param certificate: makes it speak TLS only
     :param max_body_bytes: longer bodies are refused with 413
+    :param reserved_path: requests for it have a thread of their own, and are answered also while
+        all others are at work
     :param error: begins the text of the error where the address cannot be listened on
     :raises nova_precache.exception.ConfigError: the certificate is of no use
     """
@@ -53,6 +55,7 @@ class HttpServer:
         certificate: Certificate | None = None,
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
+        reserved_path: str | None = None,
         error: str | None = None,
     ) -> None:
         self._application = application
@@ -61,6 +64,8 @@ class HttpServer:
         self._tls = None if certificate is None else _tls(certificate)
         self._limits = connection.Limits(MAX_HEADER_BYTES, max(0, max_body_bytes))
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix='http')
+        self._reserved_path = reserved_path
+        self._reserved_pool = futures.ThreadPoolExecutor(1, thread_name_prefix='http-reserved')
         self._serving: tuple[loop.Loop, threading.Thread] | None = None
         self.port = port
 
@@ -87,6 +92,7 @@ class HttpServer:
         served.stop()
         thread.join()
         self._pool.shutdown()
+        self._reserved_pool.shutdown()
 
     def _wrap(self, accepted: socket.socket) -> socket.socket:
         """Make TLS of a socket, if it is to be; the handshake is made when the client begins it."""
@@ -95,7 +101,8 @@ class HttpServer:
         return self._tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
 
     def _ask(self, request: gateway.Request, answered: Callable[[gateway.Answer], None]) -> None:
-        self._pool.submit(lambda: answered(gateway.ask(self._application, request)))
+        pool = self._reserved_pool if request.path == self._reserved_path else self._pool
+        pool.submit(lambda: answered(gateway.ask(self._application, request)))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,7 +26,7 @@ THREADS = 4
 
 
 class Application:
-    """Answers ``/quick`` at once and everything else when it may."""
+    """Answers ``/quick`` and ``/check`` at once and everything else when it may."""
 
     def __init__(self) -> None:
         self.waits = threading.Event()
@@ -40,7 +40,7 @@ class Application:
             said = {name: environ[name] for name in environ if name.startswith('HTTP_')}
             said['scheme'] = environ['wsgi.url_scheme']
             return [json.dumps(said).encode()]
-        if environ['PATH_INFO'] != '/quick':
+        if environ['PATH_INFO'] not in {'/quick', '/check'}:
             self.waits.set()
             assert self.may_answer.wait(WAIT_SECONDS)
         start_response('200 OK', [('Content-Type', 'text/plain')])
@@ -54,7 +54,7 @@ def application() -> Application:
 
 @pytest.fixture
 def serving(application: Application) -> Iterator[server.HttpServer]:
-    made = server.HttpServer(application, '127.0.0.1', 0, THREADS)
+    made = server.HttpServer(application, '127.0.0.1', 0, THREADS, reserved_path='/check')
     made.start()
     yield made
     application.may_answer.set()
@@ -252,6 +252,20 @@ def test_a_slow_request_does_not_hold_up_another(
 
         application.may_answer.set()
         assert slow.result(WAIT_SECONDS) == '/slow'
+
+
+def test_the_reserved_path_is_answered_while_every_thread_is_at_work(
+    serving: server.HttpServer, application: Application
+) -> None:
+    with futures.ThreadPoolExecutor() as pool:
+        slow = [pool.submit(_get, serving, '/slow') for _ in range(3 * THREADS)]
+        assert application.waits.wait(WAIT_SECONDS)
+
+        assert _get(serving, '/check?a=b') == '/check'
+        assert not any(each.done() for each in slow)
+
+        application.may_answer.set()
+        assert {each.result(WAIT_SECONDS) for each in slow} == {'/slow'}
 
 
 def test_more_requests_than_threads_are_all_served(serving: server.HttpServer) -> None:
