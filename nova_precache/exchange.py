@@ -4,6 +4,7 @@
 However the other side is slow: it takes no connection, is silent, or sends a byte a second.
 """
 
+import math
 import socket
 from typing import Any
 
@@ -49,14 +50,17 @@ class _Adapter(ksa_session.TCPKeepAliveAdapter):
             raise exception.OutOfTime
         kwargs['timeout'] = _in_time(kwargs.get('timeout'))
         try:
-            response = super().send(request, stream=stream, **kwargs)
-            if not stream:
+            if stream:
+                return super().send(request, stream=True, **kwargs)
+            # The connection is kept for other threads, which the deadline must not cut off.
+            with deadline.within(math.inf):
+                response = super().send(request, **kwargs)
                 response.content  # noqa: B018 - read here, so that it fails here
+            return response
         except requests.RequestException as exc:
             if not deadline.left():
                 raise exception.OutOfTime from exc
             raise
-        return response
 
 
 def _in_time(timeout: Any) -> tuple[float, float]:

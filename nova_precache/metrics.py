@@ -9,8 +9,6 @@ from nova_precache.wsgi import server
 
 LOG = logging.getLogger(__name__)
 
-STOP_SECONDS = 5.0
-
 # Of an image on its way to a host, from what the loopback takes to an hour.
 DOWNLOAD_BUCKETS_SECONDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 

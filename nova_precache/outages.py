@@ -20,7 +20,8 @@ _LOGGED = '_logged_as_outage'
 # Libraries log these at each try. What they say is logged here once, with the broker's or
 # the database's name; at the level DEBUG theirs are logged, too.
 _REPEATED = {
-    'oslo_db.api': ('DB exceeded retry limit.',),
+    'keystonemiddleware.auth_token': ('Unable to validate token: %s',),
+    'oslo_db.sqlalchemy.exc_filters': ('DBAPIError exception wrapped.', 'DB exception wrapped.'),
     # With the name that oslo.log gives it.
     'oslo.messaging._drivers.impl_rabbit': (
         '[%(connection_id)s] AMQP server on %(hostname)s:%(port)s is unreachable',

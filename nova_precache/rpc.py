@@ -43,6 +43,8 @@ OWN_BROKER = '[DEFAULT] transport_url'
 SEND_SECONDS = 30.0
 # Within which a broker says at the start of a command that it refuses this service.
 REFUSAL_SECONDS = 5.0
+# Messages that a silent broker may hold before it is sent no more.
+MOST_UNANSWERED = 32
 START_PAUSE_SECONDS = 1.0
 LONGEST_START_PAUSE_SECONDS = 60.0
 # No server listens to it.
@@ -294,8 +296,9 @@ def _is_refused(error: BaseException | None) -> bool:
 class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
     """Refuses what is no call of an endpoint; that is the sender's fault, and no failure here."""
 
-    def __init__(self, endpoints: Sequence[object]) -> None:
+    def __init__(self, endpoints: Sequence[object], broker: str) -> None:
         super().__init__(list(endpoints), ContextSerializer(), messaging.DefaultRPCAccessPolicy)
+        self._broker = broker
         self._senders = wire.Senders(LOG)
 
     def dispatch(self, incoming: Any) -> Any:
@@ -311,7 +314,7 @@ class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
             served = ', '.join(type(each).__name__ for each in self.endpoints)
             message = incoming.message if isinstance(incoming.message, dict) else {}
             called = wire.shown(message.get('method'))
-            self._senders.refused(f'a call of {called}', f'a client of {served}', exc)
+            self._senders.refused(f'a call of {called}', f'{self._broker}, by {served}', exc)
             raise messaging.ExpectedException from exc
 
     def _refuse_unknown(self, method: str, version: str) -> None:
@@ -341,7 +344,8 @@ def _called(incoming: Any) -> tuple[str, str]:
         raise exception.InvalidInput(f'version: {wire.shown(version)} is none')
     if message.get('namespace') is not None:
         raise exception.InvalidInput('namespace: none is served')
-    wire.mapping(message.get('args', {}), 'args')
+    if not {'self', 'ctxt'}.isdisjoint(wire.mapping(message.get('args', {}), 'args')):
+        raise exception.InvalidInput('args: self and ctxt are not for the sender to choose')
     seconds = incoming.client_timeout
     is_number = type(seconds) in (int, float)
     if seconds is not None and not (is_number and 0 <= seconds <= _MONITOR_MAX_SECONDS):
@@ -360,7 +364,7 @@ class Server:
             rpc_server.RPCServer,
             transport.serving,
             messaging.Target(exchange=transport.exchange, topic=topic, server=name),
-            _Dispatcher(endpoints),
+            _Dispatcher(endpoints, transport.outage.name),
         )
         self._lock = threading.Lock()
         self._serving: Any = None
@@ -440,6 +444,7 @@ class Transport:
         self._lock = threading.Lock()
         self._calls = 0
         self._is_retired = False
+        self._unanswered: list[futures.Future[Any]] = []
         self._probing: futures.Future[None] | None = None
         # Brokers in memory are never away.
         self._is_ready_for_replies = exchange is not None
@@ -464,8 +469,25 @@ class Transport:
 
         :raises nova_precache.exception.CellUnreachable: the broker took no message
         """
+        self._refuse_more_unanswered(what)
+        sent = _in_background(ctxt, functools.partial(self._use, work))
         with self.noted(), _own_errors(what):
-            return _wait(_in_background(ctxt, functools.partial(self._use, work)), seconds)
+            try:
+                return _wait(sent, seconds)
+            finally:
+                if not sent.done():
+                    with self._lock:
+                        self._unanswered.append(sent)
+
+    def _refuse_more_unanswered(self, what: str) -> None:
+        """Leave a silent broker alone: each message that it did not take holds a thread."""
+        with self._lock:
+            self._unanswered = [each for each in self._unanswered if not each.done()]
+            if len(self._unanswered) >= MOST_UNANSWERED:
+                raise exception.CellUnreachable(
+                    f'{what} is not sent: the broker has taken none of the last '
+                    f'{MOST_UNANSWERED} messages'
+                )
 
     def make_ready_for_replies(self) -> None:
         """Have the queue for replies, which oslo.messaging makes at the first call.

@@ -2,6 +2,7 @@
 """The WSGI application: the order in which a request passes its parts."""
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from oslo_middleware import exceptions as middleware_errors
 from nova_precache import deadline, exception
 from nova_precache.api import auth, call, dispatch, faults, microversion, requestlog, routes
 from nova_precache.api.call import Services as Services
+from nova_precache.wsgi import gateway
 
 Application = Callable[..., Any]
 
@@ -77,13 +79,20 @@ class RequestId(request_id.RequestId):
 
 
 class Deadline:
-    """Has a request answered in time, whichever service or database it waits for is silent."""
+    """Has a request answered in time, whichever service or database it waits for is silent.
+
+    The time that it has waited for a thread counts, where the server says when it arrived.
+    """
 
     def __init__(self, application: Application) -> None:
         self._application = application
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        with deadline.within(ANSWER_SECONDS):
+        now = time.monotonic()
+        waited_seconds = now - environ.get(gateway.ARRIVED_AT, now)
+        with deadline.within(ANSWER_SECONDS - waited_seconds):
+            if not deadline.left():
+                raise exception.OutOfTime
             return self._application(environ, start_response)
 
 

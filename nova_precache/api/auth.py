@@ -18,7 +18,7 @@ from oslo_config import cfg
 from oslo_middleware import request_id
 
 from nova_precache import context as request_context
-from nova_precache import exception, exchange, policy
+from nova_precache import exception, exchange, outages, policy
 from nova_precache.wsgi import origins
 
 ENVIRON = 'nova_precache.context'
@@ -125,6 +125,27 @@ class _Tokens(auth_token.AuthProtocol):  # type: ignore[misc]
             raise exception.IdentityServiceUnavailable(
                 'The Keystone service is temporarily unavailable.'
             ) from exc
+
+    def _create_identity_server(self) -> Any:
+        """As keystonemiddleware does, but note for the log whether Keystone answers."""
+        server = super()._create_identity_server()
+        outage = outages.Outage('Identity service of [keystone_authtoken]')
+        verify_token = server.verify_token
+
+        def verify(*args: Any, **kwargs: Any) -> Any:
+            try:
+                found = verify_token(*args, **kwargs)
+            except auth_token.ksm_exceptions.InvalidToken:
+                outage.over()
+                raise
+            except Exception as exc:
+                outage.began(exc)
+                raise
+            outage.over()
+            return found
+
+        server.verify_token = verify
+        return server
 
     def _create_session(self, **kwargs: Any) -> Any:
         return super()._create_session(session=exchange.new_session(), **kwargs)

@@ -6,8 +6,8 @@ from oslo_config import cfg
 
 from nova_precache import exception
 from nova_precache.cells import inventory, models, templates
+from nova_precache.db import failing, waits
 from nova_precache.db import session as db_session
-from nova_precache.db import waits
 
 GROUP = 'api_database'
 
@@ -40,7 +40,7 @@ def connect(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_se
             '[api_database] connection names the database of this service, not that of Nova'
         )
     database = db_session.connect(conf, GROUP, read_only=True, limits=limits)
-    with db_session.closed_on_failure(database):
+    with db_session.closed_on_failure(database), failing.told():
         _require_inventory(database)
     return database
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nova-precache-status: whether a deployment is ready for the services of this release."""
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from oslo_upgradecheck import common_checks, upgradecheck
 from packaging import version
 
 from nova_precache import conf as configuration
-from nova_precache import exception, policy, rpc
+from nova_precache import exception, outages, policy, rpc
 from nova_precache.cells import novadb
 from nova_precache.cmd import running
 from nova_precache.db import failing, schema, session
@@ -43,6 +44,7 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def check(self) -> upgradecheck.Code:
         log.setup(self._conf, configuration.PROJECT)
+        outages.keep_short(logging.getLogger().handlers)
         return super().check()
 
     def _check_schema(self) -> upgradecheck.Result:

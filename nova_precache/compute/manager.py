@@ -67,8 +67,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             )
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
-        if self._transfers.refusal is not None:
-            return outcomes.of_stop(self._transfers.refusal).to_wire()
+        refusal = self._transfers.refusal
+        if refusal is not None:
+            return outcomes.of_stop(refusal).to_wire()
         kept = self._transfers.kept_outcome(call.job_id)
         try:
             images = self._images_for(
@@ -198,7 +199,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
                 return self._conductor.get_token(job_id, epoch)
             except exception.TokenRefused as exc:
                 why = str(exc)
-            except exception.CellUnreachable as exc:
+            except (exception.CellUnreachable, exception.Unavailable) as exc:
                 raise exception.DownloadInterrupted(
                     f'Image {image_id} needs a fresh token: {exc}'
                 ) from exc

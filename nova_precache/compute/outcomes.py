@@ -36,7 +36,7 @@ def of_error(error: Exception, driver: str) -> model.ImageOutcome:
         return of_stop(error)
     if isinstance(error, exception.CacheError):
         return model.ImageOutcome(model.TaskStatus.ERROR, str(error), error.retry)
-    if isinstance(error, exception.ImageServiceUnavailable | exception.CellUnreachable):
+    if isinstance(error, exception.Unavailable | exception.CellUnreachable):
         return model.ImageOutcome(model.TaskStatus.ERROR, str(error), model.Retry.BACKOFF)
     if isinstance(error, exception.PrecacheError):
         return model.ImageOutcome(model.TaskStatus.ERROR, str(error))

@@ -9,6 +9,8 @@ from nova_precache.db import agents, caches, jobs
 
 # So many images in memory are written at once, by whoever tells of the last one.
 MAX_IMAGES = 20_000
+# Between two writes, of one cell: above the hosts that may register in it.
+MAX_STATES = 50_000
 
 
 class Intake:
@@ -33,7 +35,7 @@ class Intake:
         self._refuse = refuse
         self._lock = threading.Lock()
         self._heard: set[str] = set()
-        self._states: dict[tuple[str, str], model.Agent] = {}
+        self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
         self._progress: dict[_Call, jobs.ProgressReport] = {}
         self._images: list[tuple[str, caches.Report]] = []
         self._images_count = 0
@@ -45,14 +47,17 @@ class Intake:
             self._heard.add(cell_uuid)
 
     def add_state(self, agent: model.Agent) -> None:
-        """Note a heartbeat."""
+        """Note a heartbeat; a new one of a cell that has sent too many is dropped."""
+        key = agent.host, agent.agent_id
         with self._lock:
             self._heard.add(agent.cell_uuid)
-            self._states[agent.host, agent.agent_id] = agent
+            states = self._states.setdefault(agent.cell_uuid, {})
+            if key in states or len(states) < MAX_STATES:
+                states[key] = agent
 
     def add_progress(self, report: jobs.ProgressReport) -> None:
         """Note a progress; an older one of its call than was seen is forgotten."""
-        call = report.cell_uuid, report.job_id, report.epoch
+        call = report.cell_uuid, report.job_id, report.epoch, report.agent_id
         with self._lock:
             known = self._progress.get(call)
             if known is None or report.sequence > known.sequence:
@@ -62,7 +67,7 @@ class Intake:
         """Note what is in a cache, as an agent tells."""
         with self._lock:
             self._images.append((agent_id, report))
-            self._images_count += len(report.images)
+            self._images_count += len(report.images) + len(report.removed) + 1
             is_full = self._images_count >= MAX_IMAGES
         if is_full:
             self.write_images()
@@ -72,10 +77,11 @@ class Intake:
         with self._lock:
             states, self._states = self._states, {}
             heard, self._heard = self._heard, set()
-        if heard:
-            self._note_heard(heard)
-        if states and (strangers := self._agents.report(states.values())):
+        reports = [agent for of_cell in states.values() for agent in of_cell.values()]
+        if reports and (strangers := self._agents.report(reports)):
             self._refuse(strangers)
+        if heard:  # only now: a conductor that cannot record has not heard
+            self._note_heard(heard)
 
     def write_progress(self) -> None:
         """Write the progress gathered so far."""
@@ -101,7 +107,7 @@ class Intake:
         )
 
 
-_Call = tuple[str | None, str, int]
+_Call = tuple[str | None, str, int, str | None]
 
 
 def _is_of(agent: model.Agent | None, agent_id: str, cell_uuid: str | None) -> bool:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from nova_precache import concurrency, exception, model, rpc
+from nova_precache import concurrency, exception, model, outages, rpc
 from nova_precache.cells import transports
 from nova_precache.conductor import announcer, dispatcher, intake, manager, rpcapi, steering
 from nova_precache.db import jobs
@@ -143,7 +143,8 @@ class Conductor:
             try:
                 self._serve_cell(cell)
             except exception.PrecacheError as exc:
-                LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
+                if not outages.is_logged(exc):
+                    LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
 
     def _wake(self) -> None:
         """Have everything looked at that a request may have been steered to."""

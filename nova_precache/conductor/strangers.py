@@ -7,16 +7,18 @@ message from the queue that they share is chance, so each report has it sent aga
 
 import functools
 import logging
+import random
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from nova_precache import context, exception, model
+from nova_precache import context, exception, model, wire
 from nova_precache.conductor import breaker, orders
 
 LOG = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 1.0
-KNOWN = 1000
+# A cell may send reports of any number of hosts that do not exist.
+MOST_AT_ONCE = 1000
 
 
 class RefusingCompute(Protocol):
@@ -41,20 +43,17 @@ class Strangers:
     ) -> None:
         self._computes = computes
         self._errands = orders.Errands(breakers, clock, AGAIN_SECONDS)
-        self._logged: set[tuple[str, str]] = set()
+        self._senders = wire.Senders(LOG)
 
     def refuse(self, agents: Collection[model.Agent]) -> None:
-        """Ask agents to register again, in the background."""
-        keys = {(agent.host, agent.agent_id) for agent in agents}
-        self._errands.forget_all_but(keys)
-        if len(self._logged) > KNOWN:
-            self._logged.clear()
-        for agent in agents:
-            key = agent.host, agent.agent_id
-            if key not in self._logged:
+        """Ask agents to register again, in the background: of each cell some at a time."""
+        some = _some_of_each_cell(agents)
+        self._errands.forget_all_but({_key(agent) for agent in some})
+        for agent in some:
+            if self._senders.is_first(agent.cell_uuid, f'{agent.host} {agent.agent_id}'):
                 LOG.warning('Agent %s is not registered for host %s', agent.agent_id, agent.host)
-                self._logged.add(key)
-            self._errands.run(key, agent.cell_uuid, functools.partial(self._send, agent))
+            send = functools.partial(self._send, agent)
+            self._errands.run(_key(agent), agent.cell_uuid, send)
 
     def _send(self, agent: model.Agent) -> float:
         try:
@@ -64,3 +63,19 @@ class Strangers:
         except exception.VersionUnsupported as exc:
             LOG.debug('Agent %s is not asked to register again: %s', agent.agent_id, exc)
         return 0
+
+
+def _key(agent: model.Agent) -> tuple[str, str, str]:
+    return agent.cell_uuid, agent.host, agent.agent_id
+
+
+def _some_of_each_cell(agents: Collection[model.Agent]) -> list[model.Agent]:
+    """Choose at random, so that each is chosen at some time."""
+    by_cell: dict[str, list[model.Agent]] = {}
+    for agent in agents:
+        by_cell.setdefault(agent.cell_uuid, []).append(agent)
+    return [
+        agent
+        for of_cell in by_cell.values()
+        for agent in random.sample(of_cell, min(len(of_cell), MOST_AT_ONCE))
+    ]

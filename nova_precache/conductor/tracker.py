@@ -155,10 +155,13 @@ class Tracker:
     def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
         """Count an attempt for every job of a cell that would have been called in vain."""
         last = ''
-        while batch := self._jobs.due_in_cell(cell_uuid, CELL_BATCH_JOBS, last):
+        wait_out = self.database_wait.wait_out
+        while batch := wait_out(
+            functools.partial(self._jobs.due_in_cell, cell_uuid, CELL_BATCH_JOBS, last)
+        ):
             last = batch[-1].job_id
-            missed = [self._missed(job, outcome) for job in batch]
-            self.settle(*self._jobs.fail_unclaimed(missed, outcome))
+            missed = [wait_out(functools.partial(self._missed, job, outcome)) for job in batch]
+            self.settle(*wait_out(functools.partial(self._jobs.fail_unclaimed, missed, outcome)))
 
     def _missed(self, job: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.MissedCall:
         delay = self.policy.delay(outcome, job.attempts + 1, job.mismatches)

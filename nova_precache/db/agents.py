@@ -243,6 +243,7 @@ class Agents:
                 f'{other.seen_at} UTC; two hosts may not have one name'
             )
         _add(session, agent)
+        _take_over(session, agent.host)  # from an agent whose row is gone
 
 
 def _standing(

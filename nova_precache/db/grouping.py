@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Generic, TypeVar
 
+from nova_precache import deadline, exception
+
 M = TypeVar('M')
 R = TypeVar('R')
 
 MOST_MEMBERS = 100
+# Longer than a commit may take, with all retries.
+MOST_SECONDS = 600.0
 LINGER_SECONDS = 0.008
 _LATE_BATCHES = 3
 
@@ -75,14 +79,19 @@ class Group(Generic[M, R]):
         self._is_led = False
 
     def submit(self, member: M) -> R:
-        """Have a member committed; what its own commit raises is raised here."""
+        """Have a member committed; what its own commit raises is raised here.
+
+        :raises nova_precache.exception.DatabaseUnavailable: the deadline of this thread is over;
+            others may still commit the member
+        """
         entry = _Entry[M, R](member, self._keys(member))
         with self._lock:
             self._waiting.append(entry)
             if not self._is_led:
                 self._hand_over()
         try:
-            entry.woken.wait()
+            if not entry.woken.wait(deadline.left(MOST_SECONDS)):
+                raise exception.DatabaseUnavailable('others are being committed', is_reached=True)
             if not entry.is_done:
                 self._lead()
         except BaseException:

@@ -207,7 +207,9 @@ class Jobs:
         return cast(Turned, self._group.submit(rounds.Turn(conductor_id, host, ended, goes_on)))
 
     def _play(self, members: Sequence[rounds.Member]) -> Sequence[rounds.Result]:
-        return self._database.write(lambda session: rounds.play(session, members))
+        return self._database.write(
+            lambda session: rounds.play(session, members), may_reword=len(members) == 1
+        )
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
         """Tell whether progress of a job came in of late."""

@@ -12,8 +12,8 @@ from alembic.runtime import migration
 from oslo_config import cfg
 
 from nova_precache import exception
+from nova_precache.db import failing, waits
 from nova_precache.db import session as db_session
-from nova_precache.db import waits
 
 VERSION_TABLE = 'precache_alembic_version'
 _NOVA_TABLE = 'request_specs'
@@ -72,7 +72,7 @@ def open_current(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> 
     :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
     """
     database = db_session.connect(conf, limits=limits)
-    with db_session.closed_on_failure(database):
+    with db_session.closed_on_failure(database), failing.told():
         require(database)
     return database
 

@@ -145,13 +145,14 @@ class Database:
                 session.connection().exec_driver_sql(_ONE_STATE)
             yield session
 
-    def write(self, work: Callable[[orm.Session], T]) -> T:
+    def write(self, work: Callable[[orm.Session], T], *, may_reword: bool = True) -> T:
         """Run ``work`` in a transaction of its own and commit it.
 
         It runs again from the start when the database reports a deadlock or a
         lost connection, so it must have no effect but on the session. Reasons that
         the database refuses are written once more in ASCII.
 
+        :param may_reword: False: several outcomes are written, and not all of them are refused
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         :raises nova_precache.exception.DataRefused: it cannot hold what it is given
         """
@@ -159,6 +160,8 @@ class Database:
             with self._translated():
                 return self._write(work)
         except exception.DataRefused:
+            if not may_reword:
+                raise
             with self._translated(), texts.in_ascii():
                 return self._write(work)
 
@@ -174,6 +177,12 @@ class Database:
             if isinstance(error, exception.DatabaseUnavailable):
                 self.outage.began(exc)
             raise error from exc
+        except exception.PrecacheError:  # of the work, for which it has answered
+            self._note_answer()
+            raise
+        self._note_answer()
+
+    def _note_answer(self) -> None:
         self._silence.forget()
         self.outage.over()
 

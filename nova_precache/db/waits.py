@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
@@ -21,6 +23,7 @@ from nova_precache import deadline, exception
 
 # A server that lives answers this at once, however busy it is.
 PING_SECONDS = 3.0
+_STARTS_OR_STOPS = re.compile('starting up|shutting down|recovery|connections|slots|clients')
 # After a silence, one caller looks whether it is over; the others are not kept waiting.
 SILENT_SECONDS = 2.0
 
@@ -86,7 +89,7 @@ class Silence:
 
 def limit(engine: sa.Engine, limits: Limits) -> Silence:
     """Have each connection of an engine wait for its server no longer than that."""
-    silence = Silence()
+    silence, known = Silence(), threading.Event()
     if engine.dialect.name == 'sqlite':
         return silence  # it has no server; how long a lock is waited for is set where it is taken
     _limit_ping(engine.dialect, limits, silence)
@@ -95,18 +98,28 @@ def limit(engine: sa.Engine, limits: Limits) -> Silence:
     def _connect(dialect: sa.Dialect, record: Any, places: Any, options: Any) -> Any:
         try:
             with silence.noticed(PING_SECONDS), deadline.within(limits.connect_seconds):
-                return _open(dialect, places, options, limits)
+                connection = _open(dialect, places, options, limits)
         except dialect.loaded_dbapi.OperationalError as exc:
-            # oslo.db does not know how psycopg says it: with no code of the server's, or with
-            # one of those by which it says that it starts or stops.
-            state = getattr(exc, 'sqlstate', None) or '08'
-            if dialect.driver == 'psycopg' and state.startswith(('08', '57P')):
+            # A server that has let this service in before may do so again, whatever it says.
+            if known.is_set() or _is_absent(dialect, exc):
                 raise db_exception.DBConnectionError(exc) from exc
             raise
+        known.set()
+        return connection
 
     if not any(_names_locks(each) for each in engine.url.query.values()):
         _limit_locks(engine, limits)
     return silence
+
+
+def _is_absent(dialect: sa.Dialect, error: Exception) -> bool:
+    """Recognise a PostgreSQL that cannot be reached, or does not serve yet; oslo.db does not.
+
+    psycopg passes on no code of the server's for a connection that was not made, only its text.
+    """
+    if dialect.driver != 'psycopg':
+        return False
+    return 'FATAL' not in str(error) or _STARTS_OR_STOPS.search(str(error)) is not None
 
 
 def _limit_ping(dialect: sa.Dialect, limits: Limits, silence: Silence) -> None:

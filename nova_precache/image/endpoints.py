@@ -8,9 +8,8 @@ reads another host in it.
 import ipaddress
 import re
 
-from nova_precache import exception
+from nova_precache import exception, wire
 
-MAX_LENGTH = 1024
 # No user, query, fragment, escape or character beyond ASCII.
 _URL = re.compile(
     r'(?P<scheme>https?)://'
@@ -34,8 +33,8 @@ def normalise(url: object) -> str:
     :raises nova_precache.exception.InvalidInput: no plain http or https URL; does not show it,
         since a password may be in it
     """
-    if not isinstance(url, str) or len(url) > MAX_LENGTH:
-        raise exception.InvalidInput(f'not a URL of at most {MAX_LENGTH} characters')
+    if not isinstance(url, str) or len(url) > wire.ENDPOINT_MAX:
+        raise exception.InvalidInput(f'not a URL of at most {wire.ENDPOINT_MAX} characters')
     match = _URL.fullmatch(url)
     if match is None or {'.', '..'}.intersection(match['path'].split('/')):
         raise exception.InvalidInput('not a plain http or https URL of a host')

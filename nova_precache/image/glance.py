@@ -273,6 +273,9 @@ class GlanceImageService:
         except exception.ImageServiceUnavailable as exc:
             self._outage.began(exc)
             raise
+        except exception.ImageNotUsable:
+            self._outage.over()
+            raise
 
     def _get_part(self, image_id: str, offset_bytes: int) -> requests.Response:
         """Ask for the data from a byte on, and for all of them where Glance gives no part.

@@ -24,8 +24,8 @@ def list_rules() -> Sequence[policy.RuleDefault]:
         ),
         _rule(
             IMAGE_HOSTS,
-            'List the hosts that have an image in their cache; who is no admin must see the '
-            'image in the image service',
+            'List the hosts that have an image in their cache; callers who are not admins '
+            'must see the image in the image service',
             '/v1/images/{image_id}/hosts',
         ),
     )

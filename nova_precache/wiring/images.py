@@ -8,7 +8,7 @@ from typing import Protocol
 from keystoneauth1 import loading
 from oslo_config import cfg
 
-from nova_precache import context, exception
+from nova_precache import context, exception, outages
 from nova_precache.compute import manager
 from nova_precache.image import glance, service
 
@@ -25,7 +25,9 @@ class OwnImages(service.ImageService, Protocol):
         """Give a token for it."""
 
 
-def of_service(conf: cfg.ConfigOpts) -> glance.GlanceImageService:
+def of_service(
+    conf: cfg.ConfigOpts, outage: outages.Outage | None = None
+) -> glance.GlanceImageService:
     """Make the image service as this service's own credentials in ``[glance]`` see it.
 
     :raises nova_precache.exception.ConfigError: neither credentials nor an endpoint are set
@@ -33,8 +35,10 @@ def of_service(conf: cfg.ConfigOpts) -> glance.GlanceImageService:
     settings = glance.GlanceSettings.from_conf(conf)
     credentials = loading.load_auth_from_conf_options(conf, 'glance')
     if credentials is None:
-        return glance.GlanceImageService.with_token(settings, endpoint=None, token=None)
-    return glance.GlanceImageService(settings, credentials)
+        return glance.GlanceImageService.with_token(
+            settings, endpoint=None, token=None, outage=outage
+        )
+    return glance.GlanceImageService(settings, credentials, outage=outage)
 
 
 def of_callers(
@@ -43,8 +47,8 @@ def of_callers(
     """Give what makes the image service as a caller of the API sees it."""
     settings = glance.GlanceSettings.from_conf(conf)
     session = glance.new_session(settings)
-    own = of_service(conf)  # finds the endpoint in the catalog
     outage = glance.new_outage()
+    own = of_service(conf, outage)  # finds the endpoint in the catalog
 
     def images_for(ctxt: context.RequestContext) -> service.ImageService:
         try:
@@ -67,7 +71,7 @@ def of_callers(
 def of_calls(conf: cfg.ConfigOpts) -> manager.ImagesFor:
     """Give what makes the image service as a call to a compute says to reach it."""
     settings = glance.GlanceSettings.from_conf(conf)
-    session = glance.new_session(settings)
+    session, outage = glance.new_session(settings), glance.new_outage()
     if settings.is_anywhere_allowed:
         LOG.warning(
             'Images are read from whatever endpoint a call names: '
@@ -84,6 +88,7 @@ def of_calls(conf: cfg.ConfigOpts) -> manager.ImagesFor:
             fresh_token=fresh_token,
             session=session,
             request_id=context.current_id(),
+            outage=outage,
         )
 
     return images_for

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
@@ -17,6 +18,9 @@ LOG = logging.getLogger(__name__)
 
 Application = Callable[..., Iterable[bytes]]
 Header = tuple[bytes, bytes]
+
+# In the WSGI environment: when the request was whole, in seconds of the monotonic clock.
+ARRIVED_AT = 'nova_precache.arrived_at'
 
 _FRAMING = frozenset({b'content-length', b'transfer-encoding'})
 
@@ -41,6 +45,7 @@ class Request:
     server: Address
     is_tls: bool
     body: bytes = b''
+    arrived_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def path(self) -> str:
@@ -99,6 +104,7 @@ def _environ(request: Request) -> dict[str, Any]:
         'SERVER_PORT': str(request.server.port),
         'REMOTE_ADDR': request.client.host,
         'REMOTE_PORT': str(request.client.port),
+        ARRIVED_AT: request.arrived_at,
         'wsgi.version': (1, 0),
         'wsgi.url_scheme': 'https' if request.is_tls else 'http',
         'wsgi.input': io.BytesIO(request.body),

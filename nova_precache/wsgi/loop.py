@@ -22,6 +22,8 @@ MAX_HELD_BYTES = 64 * 1024**2
 _LOOK_SECONDS = 0.5
 _CHECK_SECONDS = 0.1
 _STOP_SECONDS = 5
+# Longer than a request of the API may take.
+_PART_SECONDS = 15
 _WARN_SECONDS = 60
 _ACCEPTED_AT_ONCE = 64
 _RETRY_SECONDS = 0.1
@@ -62,7 +64,7 @@ class Loop:
             each.setblocking(False)
 
     def run(self) -> None:
-        """Serve until :meth:`stop` is called and every request has its answer."""
+        """Serve until :meth:`stop` is called and every request has its answer, or a while after."""
         with self._waker, self._woken, selectors.DefaultSelector() as self._selector:
             with self._listener:
                 self._selector.register(self._listener, selectors.EVENT_READ)
@@ -71,8 +73,11 @@ class Loop:
                     self._look()
                 self._selector.unregister(self._listener)
             self._part()
-            while self._connections:
+            ends_at = self._clock() + _PART_SECONDS
+            while self._connections and self._clock() < ends_at:
                 self._look()
+            for each in list(self._connections):
+                self._do(each, each.close)
 
     def stop(self) -> None:
         """Accept nothing more, and end when every request has its answer."""
@@ -105,12 +110,16 @@ class Loop:
             self._free_memory()
 
     def _do(self, each: connection.Connection, step: Callable[[], None]) -> None:
+        """Take a step, unless an earlier event of the same look has closed the connection."""
+        if each not in self._connections:
+            return
         try:
             step()
+            self._follow(each)
         except Exception:  # what one client causes must not end the service of all
             LOG.exception('A connection failed')
             each.close()
-        self._follow(each)
+            self._follow(each)
 
     def _follow(self, each: connection.Connection) -> None:
         """Watch for what a connection waits for now."""

@@ -7,6 +7,9 @@ are slow, silent or gone take no thread.
 """
 
 import dataclasses
+import logging
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -15,6 +18,8 @@ from concurrent import futures
 
 from nova_precache import exception
 from nova_precache.wsgi import connection, gateway, loop
+
+LOG = logging.getLogger(__name__)
 
 Application = gateway.Application
 
@@ -80,7 +85,7 @@ class HttpServer:
             raise exception.ConfigError(f'{self._error}: {exc.strerror or exc}') from exc
         self.port = listener.getsockname()[1]
         served = loop.Loop(listener, self._wrap, self._ask, self._limits)
-        thread = threading.Thread(target=served.run, name='http', daemon=True)
+        thread = threading.Thread(target=_run, args=(served,), name='http', daemon=True)
         thread.start()
         self._serving = served, thread
 
@@ -91,8 +96,8 @@ class HttpServer:
         served, thread = self._serving
         served.stop()
         thread.join()
-        self._pool.shutdown()
-        self._reserved_pool.shutdown()
+        for pool in (self._pool, self._reserved_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _wrap(self, accepted: socket.socket) -> socket.socket:
         """Make TLS of a socket, if it is to be; the handshake is made when the client begins it."""
@@ -103,6 +108,15 @@ class HttpServer:
     def _ask(self, request: gateway.Request, answered: Callable[[gateway.Answer], None]) -> None:
         pool = self._reserved_pool if request.path == self._reserved_path else self._pool
         pool.submit(lambda: answered(gateway.ask(self._application, request)))
+
+
+def _run(served: loop.Loop) -> None:
+    """Serve; if that fails, end the process as a signal would, so that it is started again."""
+    try:
+        served.run()
+    except Exception:
+        LOG.critical('The HTTP server failed', exc_info=True)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -859,7 +859,7 @@ GOOD: dict[str, Any] = {'method': 'name', 'args': {}, 'version': '1.0'}
 def test_what_is_no_call_is_refused_without_a_traceback_and_named_once(
     odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    dispatcher = rpc._Dispatcher([Endpoint('a')])
+    dispatcher = rpc._Dispatcher([Endpoint('a')], 'Broker one')
     message = {**GOOD, **odd}
     incoming = Incoming(message, message.pop('timeout', None))
 
@@ -886,4 +886,4 @@ class Incoming:
 def test_what_is_no_message_at_all_is_refused() -> None:
     for message in (None, 5, 'text', ['name']):
         with pytest.raises(messaging.ExpectedException):
-            rpc._Dispatcher([Endpoint('a')]).dispatch(Incoming(message, None))
+            rpc._Dispatcher([Endpoint('a')], 'Broker one').dispatch(Incoming(message, None))

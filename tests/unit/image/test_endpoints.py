@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache import conf as options
-from nova_precache import exception
+from nova_precache import exception, wire
 from nova_precache.image import endpoints, glance
 from nova_precache.wiring import images as wiring_images
 
@@ -83,7 +83,7 @@ NO_ENDPOINTS = [
     'http://[fe80::1%25eth0]',
     'http://[::1]x',
     'http://glance.example\ud800',
-    f'http://glance.example/{"a" * endpoints.MAX_LENGTH}',
+    f'http://glance.example/{"a" * wire.ENDPOINT_MAX}',
     7,
     True,
     b'http://glance.example',
