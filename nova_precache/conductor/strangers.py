@@ -70,12 +70,12 @@ def _key(agent: model.Agent) -> tuple[str, str, str]:
 
 
 def _some_of_each_cell(agents: Collection[model.Agent]) -> list[model.Agent]:
-    """Choose at random, so that each is chosen at some time."""
+    """Choose at random where there are too many, so that each is chosen at some time."""
     by_cell: dict[str, list[model.Agent]] = {}
     for agent in agents:
         by_cell.setdefault(agent.cell_uuid, []).append(agent)
-    return [
-        agent
-        for of_cell in by_cell.values()
-        for agent in random.sample(of_cell, min(len(of_cell), MOST_AT_ONCE))
-    ]
+    some: list[model.Agent] = []
+    for of_cell in by_cell.values():
+        is_few = len(of_cell) <= MOST_AT_ONCE
+        some += of_cell if is_few else random.sample(of_cell, MOST_AT_ONCE)
+    return some
