@@ -44,7 +44,7 @@ def protect(
     if conf.api.auth_strategy == 'noauth2':
         return NoAuth(application, enforcer)
     try:
-        protected: Application = _Tokens(
+        protected: Application = AuthToken(
             KeystoneContext(application, enforcer), {'oslo_config_config': conf}
         )
     except ksa_exceptions.ClientException as exc:
@@ -107,7 +107,7 @@ class NoAuth:
         return self._application
 
 
-class _Tokens(auth_token.AuthProtocol):  # type: ignore[misc]
+class AuthToken(auth_token.AuthProtocol):  # type: ignore[misc]
     """Validates tokens, and asks Keystone within the deadline of the request."""
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:

@@ -186,15 +186,15 @@ def test_a_journal_that_holds_anything_else_is_swept(cache: Cache, damage: str) 
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a socket', 'a dangling symbolic link'])
-def test_what_is_in_the_place_of_a_base_file_is_no_hit_and_replaced(
+def test_what_is_in_the_place_of_a_base_file_is_no_hit_and_named_before_the_download(
     cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
 ) -> None:
     path = cache.base_file(IMAGE_ID)
     odd_files.IRREGULAR[kind](path)
     assert not cache.store.is_hit(IMAGE_ID)
-    assert not fill().existing
-    assert path.is_file()
-    assert not path.is_symlink()
+    with pytest.raises(exception.PlaceTaken, match=f'^{path} is '):
+        fill()
+    assert not path.is_file()
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a socket', 'a link to a device'])
