@@ -45,7 +45,7 @@ NOT_REGULAR: dict[str, Put] = {
     'a socket': _socket,
     'a symbolic link': _link_to_a_file,
 }
-DANGLING: Put = lambda path: path.symlink_to('/nowhere')  # noqa: E731
+DANGLING: Put = lambda path: path.symlink_to(path.parent / 'nowhere')  # noqa: E731
 DEVICE: Put = lambda path: path.symlink_to('/dev/zero')  # noqa: E731
 LOOP: Put = lambda path: path.symlink_to(path)  # noqa: E731
 IRREGULAR: dict[str, Put] = {
