@@ -47,6 +47,8 @@ REFUSAL_SECONDS = 5.0
 MOST_UNANSWERED = 32
 START_PAUSE_SECONDS = 1.0
 LONGEST_START_PAUSE_SECONDS = 60.0
+# Times that probes pause after failures, at most.
+MOST_PAUSES = 12
 # No server listens to it.
 PROBE_TOPIC = 'precache_probe'
 # Where a new connection cannot be made, oslo.messaging lets the errors of its libraries pass.
@@ -422,7 +424,8 @@ class Transport:
 
     When a broker is lost, oslo.messaging reconnects a connection that is not in use and
     lets nobody have it until then: for a server's answers without end, so that a call
-    that is to fail soon would wait for one of these as long as the broker is away.
+    that is to fail soon would wait for one of these as long as the broker is away. Probes
+    have theirs, too: a connection that is in use all the time is never connected again.
 
     :param hosts: of the broker's cluster, in its URL
     :param outage: what the log says while the broker is away
@@ -435,6 +438,7 @@ class Transport:
         exchange: str | None,
         hosts: int,
         outage: outages.Outage,
+        probing: messaging.Transport,
     ) -> None:
         self.calling = calling
         self.serving = serving
@@ -445,7 +449,9 @@ class Transport:
         self._calls = 0
         self._is_retired = False
         self._unanswered: list[futures.Future[Any]] = []
-        self._probing: futures.Future[None] | None = None
+        self._probing = probing
+        self._probe: futures.Future[None] | None = None
+        self._failed_probes = self._pauses = 0
         # Brokers in memory are never away.
         self._is_ready_for_replies = exchange is not None
 
@@ -509,31 +515,45 @@ class Transport:
     def probe_in_background(self, topic: str) -> None:
         """Cast a ping, which a server of the topic hears as long as the broker carries messages.
 
-        Servers of every release know it. Whether the broker took it is noted for the log.
+        Servers of every release know it. Whether the broker took it is noted for the log. To
+        be called every few seconds: after failures it does nothing for some of these times, in
+        which oslo.messaging can connect again.
         """
-        self._begin_probe(topic)
+        with self._lock:
+            is_pausing = self._pauses > 0
+            self._pauses -= int(is_pausing)
+        if not is_pausing:
+            self._begin_probe(topic)
 
     def _begin_probe(self, topic: str = PROBE_TOPIC) -> 'futures.Future[None]':
         """Begin a probe unless one is under way, which may take as long as the broker is away."""
         with self._lock:
-            if self._probing is None or self._probing.done():
+            if self._probe is None or self._probe.done():
                 work = functools.partial(self._use, functools.partial(self._send_probe, topic))
-                self._probing = _in_background(context.admin_context(), work)
-            return self._probing
+                self._probe = _in_background(context.admin_context(), work)
+            return self._probe
 
     def _send_probe(self, topic: str) -> None:
-        with self.noted(), _own_errors('ping'):
-            # First a cast, which gives up at a dead broker.
-            self._prober(topic).cast(context.admin_context(), 'ping')
-            if not self._is_ready_for_replies:
-                with contextlib.suppress(messaging.MessageUndeliverable):
-                    prober = self._prober(PROBE_TOPIC, must_arrive=True)
-                    prober.call(context.admin_context(), 'ping')
-                self._is_ready_for_replies = True
+        try:
+            with self.noted(), _own_errors('ping'):
+                # First a cast, which gives up at a dead broker.
+                self._prober(topic).cast(context.admin_context(), 'ping')
+                if not self._is_ready_for_replies:
+                    with contextlib.suppress(messaging.MessageUndeliverable):
+                        prober = self._prober(PROBE_TOPIC, must_arrive=True)
+                        prober.call(context.admin_context(), 'ping')
+                    self._is_ready_for_replies = True
+        except Exception:
+            with self._lock:
+                self._failed_probes += 1
+                self._pauses = min(2**self._failed_probes - 1, MOST_PAUSES)
+            raise
+        with self._lock:
+            self._failed_probes = self._pauses = 0
 
     def _prober(self, topic: str, *, must_arrive: bool = False) -> messaging.RPCClient:
         return messaging.get_rpc_client(
-            self.calling,
+            self.calling if must_arrive else self._probing,
             messaging.Target(exchange=self.exchange, topic=topic, version='1.0'),
             serializer=ContextSerializer(),
             retry=connect_retries(0, self.hosts),
@@ -589,7 +609,7 @@ class Transport:
         """Close in the background: a connection to a dead broker does not let go soon."""
         if self.exchange is not None:
             return  # in memory: closing one empties the exchanges of all
-        for raw in (self.calling, self.serving):
+        for raw in (self.calling, self.serving, self._probing):
             threading.Thread(target=raw.cleanup, name='transport-close', daemon=True).start()
 
 
@@ -622,9 +642,10 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKE
     """
     try:
         parsed = messaging.TransportURL.parse(conf, url)
-        calling, serving = (
+        # Each connects when it is first used.
+        calling, serving, probing = (
             messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=[])
-            for _ in range(2)
+            for _ in range(3)
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
@@ -632,7 +653,7 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKE
         raise exception.ConfigError(f'[oslo_messaging_rabbit] {exc}') from exc
     outage = outages.Outage(f'Broker {describe_url(conf, str(parsed))} ({whose})')
     hosts = max(1, len(parsed.hosts))
-    return Transport(calling, serving, exchange_of(parsed), hosts, outage)
+    return Transport(calling, serving, exchange_of(parsed), hosts, outage, probing)
 
 
 def connect_own(conf: cfg.ConfigOpts) -> Transport:

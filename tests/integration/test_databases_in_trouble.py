@@ -283,9 +283,9 @@ def test_what_cannot_be_held_in_a_group_fails_alone(narrow: World) -> None:
     narrow.planned(['h1'], ['i1'])
     call = narrow.begun()
     good = jobs.Finish(call.job_id, call.epoch, model.ImageOutcome('cached'))
-    too_many = model.ImageOutcome('cached', bytes_done=2**70)
+    too_long = model.ImageOutcome('c' * 300)
     with pytest.raises(exception.DataRefused):
-        narrow.jobs.turn('c1', 'h1', jobs.Finish(call.job_id, call.epoch, too_many))
+        narrow.jobs.turn('c1', 'h1', jobs.Finish(call.job_id, call.epoch, too_long))
     assert narrow.jobs.turn('c1', 'h1', good).recorded.current
 
 
