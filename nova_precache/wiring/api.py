@@ -58,7 +58,8 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
         group.bind_port,
         group.threads,
         certificate,
-        max_body_bytes=conf.oslo_middleware.max_request_body_size,
+        # A body that is not far beyond the limit is refused by the pipeline, in Nova's words.
+        max_body_bytes=2 * conf.oslo_middleware.max_request_body_size,
         reserved_path=app.Healthcheck.PATH,
     )
 

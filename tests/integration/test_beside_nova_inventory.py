@@ -82,6 +82,7 @@ class Site:
 [DEFAULT]
 transport_url = {self.api_transport}
 report_interval = 0.5
+service_down_time = 5
 state_path = {self.directory}/$host
 instances_path = {self.directory}/$host/instances
 [api]

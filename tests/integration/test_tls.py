@@ -149,7 +149,7 @@ def secured(
     ('middleware_trusts', 'glance_trusts', 'status', 'said'),
     [
         ('good', 'good', 400, 'could not be found'),
-        ('bad', 'good', 500, 'The log of the service tells more'),
+        ('bad', 'good', 503, 'The Keystone service is temporarily unavailable'),
         ('good', 'bad', 503, 'Keystone'),
     ],
 )
