@@ -843,6 +843,8 @@ GOOD: dict[str, Any] = {'method': 'name', 'args': {}, 'version': '1.0'}
         {'method': 'added'},
         {'args': []},
         {'args': 'what'},
+        {'args': {'ctxt': 1}},
+        {'args': {'self': 1}},
         {'version': 1},
         {'version': 'one'},
         {'version': '1.0.0.0'},

@@ -165,6 +165,9 @@ def test_a_token_that_one_job_is_refused_is_asked_for_by_another(
         conductor.token_errors = [exception.CellUnreachable('no conductor answered')]
         with pytest.raises(exception.DownloadInterrupted, match='no conductor answered'):
             access.fresh_token()
+        conductor.token_errors = [exception.Unavailable('the database cannot be reached')]
+        with pytest.raises(exception.DownloadInterrupted, match='database cannot be reached'):
+            access.fresh_token()
 
         driver.opened.set()
         for each in calls:

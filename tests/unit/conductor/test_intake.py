@@ -26,6 +26,56 @@ def _agent(world: World, host: str, agent_id: str, free_bytes: int) -> model.Age
     return model.Agent(host, agent_id, world.cell.uuid, free_bytes=free_bytes)
 
 
+def test_a_report_from_another_cell_displaces_none_of_the_same_agent(
+    world: World, reports: intake.Intake
+) -> None:
+    world.living('h1')
+    foreign = model.Agent('h1', 'agent-h1', 'another-cell', free_bytes=1)
+
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    reports.add_state(foreign)
+    reports.write_states()
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == 5
+
+
+def test_a_cell_that_reports_for_too_many_hosts_costs_another_none(
+    world: World, reports: intake.Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, 'MAX_STATES', 3)
+    refused: list[model.Agent] = []
+    reports._refuse = refused.extend
+    world.living('h1')
+
+    for number in range(50):
+        reports.add_state(model.Agent(f'h{number}', 'made-up', 'another-cell'))
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    reports.write_states()
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == 5
+    assert len(refused) == 3
+
+
+def test_a_cell_whose_reports_could_not_be_recorded_was_not_heard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    reports = intake.Intake(
+        world.agents, world.jobs, caches.Caches(world.database), note_heard=heard.extend
+    )
+    monkeypatch.setattr(world.agents, 'report', _fail)
+
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    with pytest.raises(ValueError, match='damaged'):
+        reports.write_states()
+
+    assert heard == []
+
+
+def _fail(agents: object) -> None:
+    raise ValueError('the table is damaged')
+
+
 def test_nothing_is_written_before_its_time(world: World, reports: intake.Intake) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()

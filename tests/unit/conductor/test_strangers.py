@@ -73,3 +73,27 @@ def test_an_agent_that_cannot_be_asked_does_no_harm_and_is_asked_with_a_later_re
         return len(compute.asked) > 1
 
     wait_until(is_asked_again, 'it is asked again')
+
+
+def test_of_too_many_strangers_of_a_cell_some_are_asked_and_the_log_has_an_end(
+    compute: Compute,
+    refused: strangers.Strangers,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(strangers, 'MOST_AT_ONCE', 7)
+    flood = [model.Agent(f'h{number}', 'agent', 'cell-2') for number in range(500)]
+
+    refused.refuse([LOST, *flood])
+    wait_until(lambda: len(compute.asked) == 8, 'those of both cells are asked')
+
+    assert (LOST.host, LOST.agent_id) in compute.asked
+    assert len(caplog.messages) == 8
+
+
+def test_an_agent_of_the_same_name_in_another_cell_is_another_stranger(
+    compute: Compute, refused: strangers.Strangers
+) -> None:
+    refused.refuse([LOST, model.Agent(LOST.host, LOST.agent_id, 'cell-2')])
+
+    wait_until(lambda: len(compute.asked) == 2, 'both are asked')

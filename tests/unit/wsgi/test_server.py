@@ -202,6 +202,32 @@ def test_of_too_many_connections_the_oldest_idle_one_goes(
         assert slow.result(WAIT_SECONDS) == '/slow'
 
 
+def test_a_connection_that_is_closed_for_a_new_one_in_the_moment_it_sends_ends_no_service(
+    serving: server.HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, 'MAX_CONNECTIONS', 4)
+    look, held, goes_on = loop.Loop._look, threading.Event(), threading.Event()
+
+    def hold(self: loop.Loop) -> None:
+        held.set()
+        assert goes_on.wait(WAIT_SECONDS)
+        look(self)
+
+    with contextlib.ExitStack() as stack:
+        old = [stack.enter_context(_asks(serving)) for _ in range(4)]
+        monkeypatch.setattr(loop.Loop, '_look', hold)
+        old[0].sendall(b'G')  # so that it comes to the next look
+        assert held.wait(WAIT_SECONDS)
+        for _ in range(4):
+            place = ('127.0.0.1', serving.port)
+            stack.enter_context(socket.create_connection(place, timeout=WAIT_SECONDS))
+        for each in old:
+            each.sendall(b'G')  # one look finds new connections, and old ones that it closes
+        goes_on.set()
+
+        assert _get(serving, '/quick') == '/quick'
+
+
 def test_answers_that_clients_leave_take_a_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_bytes, limit = 20_000_000, 30_000_000
 
