@@ -128,7 +128,7 @@ install_requirements() {
         quickstart) what=(--editable '.[osc]') ;;
         deploy | beside) what=(--editable '.[osc,mysql]' 'gunicorn>=27.0.0') ;;
         test) what=(--editable '.[osc,mysql,postgresql]' --requirement test-requirements.txt) ;;
-        lint) what=(--editable '.[osc]' --requirement lint-requirements.txt) ;;
+        lint) what=(--editable '.[osc,postgresql]' --requirement lint-requirements.txt) ;;
         *) fail "No such profile: $profile" ;;
     esac
     stamp=$VENV/installed-$profile
