@@ -26,6 +26,7 @@ class Broker:
                 super().__init__(
                     calling=None,
                     serving=None,
+                    probing=None,
                     exchange=url,
                     hosts=1,
                     outage=outages.Outage(f'Broker {url} ({whose})'),
