@@ -73,19 +73,18 @@ class Agents:
         restored, or another agent has their name. A report that the database refuses is left
         out, and its host is named in the log.
         """
-        strangers: list[model.Agent] = []
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
             db_session.run(session, _REPORT, list(map(_report, some)))
             registered = _registered(session, [agent.host for agent in some])
             return [agent for agent in some if _key(agent) not in registered]
 
-        def write(some: Sequence[model.Agent]) -> None:
-            strangers.extend(self._database.write(lambda session: work(session, some)))
+        def write(some: Sequence[model.Agent]) -> Sequence[model.Agent]:
+            return self._database.write(lambda session: work(session, some))
 
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-        db_session.in_bulk(ordered, write, self._refuse)
-        return strangers
+        strangers = db_session.in_bulk(ordered, write, self._refuse)
+        return [agent for some in strangers for agent in some]
 
     def _refuse(self, agent: model.Agent, error: Exception) -> None:
         self._senders.refused('a report', f'host {agent.host}', wire.line(str(error)))

@@ -74,7 +74,7 @@ def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_fr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr('oslo_db.api.time.sleep', waited.append)
+    monkeypatch.setattr('nova_precache.db.session.time.sleep', waited.append)
     failures = [error(), error()]
 
     def work(writer: orm.Session) -> str:
