@@ -133,6 +133,38 @@ def test_a_server_that_is_read_only_is_503_and_reads_go_on(
         database.dispose()
 
 
+def test_a_server_that_refuses_a_user_whom_it_let_in_before_is_unavailable(
+    server: databases.Socket, url: str, kind: str
+) -> None:
+    if kind == databases.MARIADB:
+        server.execute('CREATE OR REPLACE USER guest@localhost')
+        server.execute('GRANT ALL ON *.* TO guest@localhost')
+        refuse = 'ALTER USER guest@localhost ACCOUNT LOCK'
+        admit = 'ALTER USER guest@localhost ACCOUNT UNLOCK'
+        theirs = url.replace('root@', 'guest@')
+    else:
+        server.execute('DROP ROLE IF EXISTS guest')
+        server.execute('CREATE ROLE guest LOGIN SUPERUSER')
+        refuse, admit = 'ALTER ROLE guest NOLOGIN', 'ALTER ROLE guest LOGIN'
+        theirs = sa.make_url(url).set(username='guest').render_as_string(hide_password=False)
+    database = _connect(theirs)
+    schema.sync(database)
+    stock = inventory.Inventory(database)
+    server.execute(refuse)
+    database.dispose()
+    with pytest.raises(exception.DatabaseUnavailable):
+        stock.list_aggregates()
+    server.execute(admit)
+    assert stock.list_aggregates() == []
+    database.dispose()
+    server.execute(refuse)
+    fresh = _connect(theirs)
+    with pytest.raises(exception.PrecacheError, match='guest|locked') as refused:
+        inventory.Inventory(fresh).list_aggregates()
+    assert not isinstance(refused.value, exception.DatabaseUnavailable)
+    fresh.dispose()
+
+
 @pytest.mark.parametrize(
     ('what', 'codes'),
     [

@@ -5,12 +5,14 @@ The refusals are, byte for byte, what a stock nova-api gives; the real Keystone'
 on real tokens is in the integration tests.
 """
 
+import contextlib
 import importlib.util
 import pathlib
 from typing import Any, Protocol
 
 import pytest
 import webob
+from keystonemiddleware import auth_token
 
 from nova_precache import conf as configuration
 from nova_precache import exception, policy
@@ -115,6 +117,39 @@ def test_without_keystone_a_token_is_worth_nothing_for_now(
     assert 'Unable to validate token' in caplog.text
     assert 'a-good-token' not in caplog.text
     assert 'the-services-own' not in caplog.text
+
+
+class Keystone:
+    """Validates tokens as it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: Exception | dict[str, Any] = {}
+
+    def verify_token(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize('proof', [{}, auth_token.ksm_exceptions.InvalidToken()])
+def test_an_outage_of_keystone_is_two_lines_in_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    proof: Exception | dict[str, Any],
+) -> None:
+    keystone = Keystone()
+    monkeypatch.setattr(
+        auth_token.AuthProtocol, '_create_identity_server', lambda middleware: keystone
+    )
+    auth.AuthToken(None, {})
+    for answer in (OSError('refused'), OSError('refused'), proof):
+        keystone.answer = answer
+        with contextlib.suppress(OSError, auth_token.ksm_exceptions.InvalidToken):
+            keystone.verify_token('token')
+    lines = [each for each in caplog.messages if '[keystone_authtoken]' in each]
+    assert len(lines) == 2, lines
+    assert 'is unavailable: refused' in lines[0]
+    assert 'is available again' in lines[1]
 
 
 @pytest.mark.parametrize(

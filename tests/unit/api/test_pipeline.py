@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pathlib
+import time
 import uuid
 from typing import Any
 
@@ -15,7 +16,8 @@ from oslo_context import context as oslo_context
 from oslo_middleware.healthcheck import opts as healthcheck_opts
 
 from nova_precache import exception
-from nova_precache.api import auth, requestlog
+from nova_precache.api import app, auth, requestlog
+from nova_precache.wsgi import gateway
 
 
 def test_every_answer_has_a_request_id_under_both_names(api: Any) -> None:
@@ -98,6 +100,17 @@ def test_under_another_server_no_path_reads_a_body_without_a_limit(
 
     assert body.read_bytes <= 2 * conf.oslo_middleware.max_request_body_size
     assert response.status_int < 500
+
+
+@pytest.mark.parametrize(('waited_seconds', 'status'), [(app.ANSWER_SECONDS + 1, 503), (0, 200)])
+def test_the_time_that_a_request_waited_for_a_thread_counts(
+    api: Any, waited_seconds: float, status: int
+) -> None:
+    request = webob.Request.blank('/v2.1/os-aggregates', method='POST')
+    request.json = {'aggregate': {'name': 'edge'}}
+    request.environ[gateway.ARRIVED_AT] = time.monotonic() - waited_seconds
+    assert request.get_response(api.application).status_int == status
+    assert len(api.inventory.list_aggregates()) == (status == 200)
 
 
 def test_an_unknown_path_of_the_precache_api_is_a_fault(api: Any) -> None:
