@@ -15,13 +15,14 @@ if [[ $# -gt 0 ]]; then
 fi
 
 failed=0
-say 'Three runs at once, most of which wait; what the other two print comes later'
+say 'Four runs at once, most of which wait; what the other three print comes later'
 beside unit pytest tests/unit
-beside integration pytest tests/integration
+beside integration-1 pytest tests/integration/test_[a-d]*.py
+beside integration-2 pytest tests/integration/test_[!a-d]*.py
 pytest tests/contract tests/functional || failed=1
 say 'Once more, under eventlet'
 python -m tests.under_eventlet || failed=1
-for name in unit integration; do
+for name in unit integration-1 integration-2; do
     collect "$name" || failed=1
 done
 exit $failed
