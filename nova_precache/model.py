@@ -164,11 +164,25 @@ class ImageOutcome:
 
 
 @dataclasses.dataclass(frozen=True)
+class Companion:
+    """A kernel or ramdisk without which an image does not boot, stored as it is.
+
+    :ivar size_bytes: that its base file has; None where Glance names no size
+    """
+
+    id: str
+    size_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Image:
     """An image as Glance describes it; ``size`` and ``virtual_size`` in bytes.
 
     ``id`` is in the spelling that Glance returns, from which Nova derives the
     name of the base file.
+
+    :ivar kernel_id: the property as it is set; likewise ``ramdisk_id``
+    :ivar companions: the kernel and ramdisk that these name, once they were looked up
     """
 
     id: str
@@ -183,6 +197,26 @@ class Image:
     checksum: str | None = None
     hash_algo: str | None = None
     hash_value: str | None = None
+    kernel_id: str | None = None
+    ramdisk_id: str | None = None
+    companions: 'tuple[Image, ...]' = ()
+
+    @property
+    def parts(self) -> 'tuple[Image, ...]':
+        """What a boot needs: the companions, then the image itself."""
+        return *self.companions, self
+
+    @property
+    def total_bytes(self) -> int | None:
+        """The size of all parts, None where that of one is unknown."""
+        sizes = [part.size for part in self.parts]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    @property
+    def needed(self) -> tuple[Companion, ...]:
+        """By what a compute recognises the companions in its cache."""
+        return tuple(Companion(each.id, each.size) for each in self.companions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,13 @@
 """Where the bytes of one image come from: Glance today, peers of the site later."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from nova_precache import exception, model
-from nova_precache.image import service
+from nova_precache.image import companions, service
 
 # As Glance has it: what is in these is unpacked by others than libvirt's driver, if at all.
 _NO_DISKS = frozenset({'compressed', 'docker', 'ova'})
@@ -34,21 +35,35 @@ class Source(Protocol):
 
 
 class ImageServiceSource:
-    """The bytes as the image service serves them."""
+    """The bytes as the image service serves them.
 
-    def __init__(self, images: service.ImageService, image: model.Image) -> None:
+    :param companion_of: the source of the image whose kernel or ramdisk this is; the two are
+        looked up together
+    """
+
+    def __init__(
+        self,
+        images: service.ImageService,
+        image: model.Image,
+        companion_of: 'ImageServiceSource | None' = None,
+    ) -> None:
         self._images = images
         self.image = image
+        self._companion_of = companion_of
 
     @classmethod
     def find(cls, images: service.ImageService, image_id: str) -> 'ImageServiceSource':
-        """Look an image up, for a download that is about to begin.
+        """Look an image and its companions up, for downloads that are about to begin.
 
-        :raises nova_precache.exception.ImageGone: it is not there, or not active
+        :raises nova_precache.exception.ImageGone: one is not there, or not active
         :raises nova_precache.exception.ImageUnauthorized: the token was refused
         :raises nova_precache.exception.DownloadInterrupted: the image service gives no answer
         """
         return cls(images, _look_up(images, image_id))
+
+    def companions(self) -> 'tuple[ImageServiceSource, ...]':
+        """Return the sources of the image's companions, as they were found with it."""
+        return tuple(ImageServiceSource(self._images, each, self) for each in self.image.companions)
 
     @contextlib.contextmanager
     def open(self, offset_bytes: int = 0) -> Iterator[service.Connection]:
@@ -63,17 +78,31 @@ class ImageServiceSource:
             yield connection
 
     def check_unchanged(self) -> None:
-        """Look the image up again.
+        """Look the image and its companions up again.
 
-        Its status is checked here, too: an admin of Glance can read deactivated images.
+        Their status is checked here, too: an admin of Glance can read deactivated images.
 
         :raises nova_precache.exception.ImageMismatch: the image has changed since it was found
         :raises nova_precache.exception.CacheError: as :meth:`find` has it
         """
+        if self._companion_of is not None:
+            self._companion_of.check_unchanged()
+            return
         _check_same(self.image, _look_up(self._images, self.image.id))
 
 
 def _look_up(images: service.ImageService, image_id: str) -> model.Image:
+    image = _usable(images, image_id)
+    if image.id != image_id:
+        # Its base file would have a name that no boot looks for.
+        raise exception.ImageGone(f'Image {image_id} is spelled {image.id} by the image service')
+    try:
+        return companions.look_up(image, functools.partial(_usable, images))
+    except exception.ImageNotUsable as exc:
+        raise exception.ImageGone(str(exc)) from exc
+
+
+def _usable(images: service.ImageService, image_id: str) -> model.Image:
     try:
         image = images.show(image_id)
     except exception.ImageNotUsable as exc:
@@ -85,9 +114,6 @@ def _look_up(images: service.ImageService, image_id: str) -> model.Image:
 
 
 def _check_usable(image: model.Image, image_id: str) -> None:
-    if image.id != image_id:
-        # Its base file would have a name that no boot looks for.
-        raise exception.ImageGone(f'Image {image_id} is spelled {image.id} by the image service')
     if image.status != 'active':
         raise exception.ImageGone(f'Image {image_id} is {image.status}')
     if image.size == 0:
@@ -104,7 +130,11 @@ def _check_same(begun: model.Image, now: model.Image) -> None:
         raise exception.ImageMismatch(
             f'Image {begun.id} has another size or hash than when its download began'
         )
+    if tuple(map(_content, now.companions)) != tuple(map(_content, begun.companions)):
+        raise exception.ImageMismatch(
+            f'Image {begun.id} has another kernel or ramdisk than when its download began'
+        )
 
 
 def _content(image: model.Image) -> tuple[object, ...]:
-    return image.size, image.hash_algo, image.hash_value, image.checksum
+    return image.id, image.size, image.hash_algo, image.hash_value, image.checksum

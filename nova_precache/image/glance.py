@@ -26,12 +26,10 @@ from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
 from nova_precache import context, deadline, exception, exchange, model, outages
-from nova_precache.image import endpoints
+from nova_precache.image import endpoints, service
 
 LOG = logging.getLogger(__name__)
 
-# Glance accepts no other spelling of an id, and nothing else gets into a URL.
-_IMAGE_ID = re.compile(r'[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}')
 _CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
 # Many downloads may be refused at once, and one of a broken compute again and again.
 FRESH_TOKEN_SECONDS = 5.0
@@ -218,7 +216,7 @@ class GlanceImageService:
                 self._auth.invalidate()
 
     def show(self, image_id: str) -> model.Image:
-        if not _IMAGE_ID.fullmatch(image_id):
+        if not service.IMAGE_ID.fullmatch(image_id):
             raise exception.ImageNotUsable(image_id, 'could not be found.')
         document = self._get(image_id, f'/v2/images/{image_id}')
         with _show_errors(image_id):
@@ -240,7 +238,7 @@ class GlanceImageService:
     def open(
         self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
     ) -> Iterator['GlanceConnection']:
-        if not _IMAGE_ID.fullmatch(image_id):
+        if not service.IMAGE_ID.fullmatch(image_id):
             raise exception.ImageGone(f'{image_id!r} is not the id of an image')
         response = self._get_part(image_id, offset_bytes)
         start = _start_of(response, offset_bytes, size_bytes)
@@ -445,6 +443,8 @@ def _image(document: dict[str, Any]) -> model.Image:
         checksum=document.get('checksum'),
         hash_algo=document.get('os_hash_algo'),
         hash_value=document.get('os_hash_value'),
+        kernel_id=document.get('kernel_id'),
+        ramdisk_id=document.get('ramdisk_id'),
     )
 
 

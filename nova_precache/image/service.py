@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam to the image service; ``glance`` and ``fake`` stand behind it."""
 
+import re
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from nova_precache import model
+
+# Glance accepts no other spelling of an id, and nothing else gets into a URL.
+IMAGE_ID = re.compile(r'[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}')
 
 
 class Connection(Protocol):

@@ -105,6 +105,34 @@ def test_an_uploaded_image_is_described(backend: Backend) -> None:
     assert image.checksum == hashlib.md5(DATA, usedforsecurity=False).hexdigest()
 
 
+@pytest.mark.parametrize(
+    'kernel_id',
+    [
+        '6d1f3c1e-6a57-4d0c-a0b6-0c8f5f0d7a11',
+        '6D1F3C1E-6A57-4D0C-A0B6-0C8F5F0D7A11',
+        'nokernel',
+        '',
+    ],
+)
+def test_the_kernel_and_ramdisk_that_an_image_names_are_as_they_were_set(
+    backend: Backend, kernel_id: str
+) -> None:
+    ramdisk_id = str(uuid.uuid4())
+    image = backend.images.show(
+        backend.add(
+            DATA,
+            disk_format='ami',
+            container_format='ami',
+            kernel_id=kernel_id,
+            ramdisk_id=ramdisk_id,
+        )
+    )
+    assert (image.kernel_id, image.ramdisk_id) == (kernel_id, ramdisk_id)
+    assert (image.disk_format, image.container_format) == ('ami', 'ami')
+    without = backend.images.show(backend.add(DATA))
+    assert (without.kernel_id, without.ramdisk_id) == (None, None)
+
+
 @pytest.mark.parametrize('offset_bytes', [0, 1, 65_536, len(DATA) - 1])
 def test_the_data_are_given_from_any_offset(backend: Backend, offset_bytes: int) -> None:
     image_id = backend.add(DATA)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel and ramdisk of an image, which Nova fetches at each boot beside the image itself.
+
+Nova takes them from the properties ``kernel_id`` and ``ramdisk_id``. It looks both up with the
+token of the user before it accepts a server, and stores them as they are. The value ``nokernel``
+of ``kernel_id`` means that the image boots without either. What a kernel names is not followed.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+from nova_precache import exception, model, wire
+from nova_precache.image import service
+
+_NO_KERNEL = 'nokernel'
+
+
+def look_up(image: model.Image, show: Callable[[str], model.Image]) -> model.Image:
+    """Return the image with its companions, each once.
+
+    :param show: looks a companion up, and raises if it may not be used
+    :raises nova_precache.exception.ImageNotUsable: the image names no usable companion
+    :raises nova_precache.exception.PrecacheError: as ``show`` raises; names the image, too
+    """
+    found: dict[str, model.Image] = {}
+    for name, companion_id in _named(image).items():
+        with _errors_of(image, name, companion_id):
+            companion = show(companion_id)
+            if companion.id == image.id:
+                raise exception.ImageNotUsable(image.id, 'is itself no kernel or ramdisk')
+        found[companion.id] = companion
+    return dataclasses.replace(image, companions=tuple(found.values()))
+
+
+def _named(image: model.Image) -> Mapping[str, str]:
+    """Map the properties that are set to the ids that they name."""
+    if image.kernel_id == _NO_KERNEL:
+        return {}
+    properties = {'kernel_id': image.kernel_id, 'ramdisk_id': image.ramdisk_id}
+    named = {name: value for name, value in properties.items() if value is not None}
+    for name, value in named.items():
+        if not isinstance(value, str) or not service.IMAGE_ID.fullmatch(value):
+            raise exception.ImageNotUsable(
+                image.id, f'names no image by its {name}: {wire.shown(value)} is not an id'
+            )
+    return named
+
+
+@contextlib.contextmanager
+def _errors_of(image: model.Image, name: str, companion_id: str) -> Iterator[None]:
+    needs = f'cannot be booted without its {name} {companion_id}'
+    try:
+        yield
+    except exception.ImageNotUsable as exc:
+        raise exception.ImageNotUsable(image.id, f'{needs}: {exc}') from exc
+    except exception.CacheError as exc:
+        raise type(exc)(f'Image {image.id} {needs}: {exc}') from exc
