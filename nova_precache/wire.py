@@ -37,6 +37,7 @@ ROLES_MAX = 100
 # Of one message, and of what is kept of one host.
 FILES_MAX = 10_000
 CAPABILITIES_MAX = 256
+COMPANIONS_MAX = 2  # a kernel and a ramdisk
 _CAPABILITIES_DEPTH = 4
 _TIME_MAX = 64
 _SHOWN_MAX = 60
@@ -251,6 +252,21 @@ def transfer_options(value: object) -> model.TransferOptions:
         max_rate_bytes=maybe(_rate, get('max_rate_bytes'), 'options.max_rate_bytes'),
         deadline_seconds=maybe(_seconds, get('deadline_seconds'), 'options.deadline_seconds'),
         is_last_attempt=maybe(flag, get('is_last_attempt'), 'options.is_last_attempt') or False,
+    )
+
+
+def companions(value: object, field: str) -> tuple[model.Companion, ...]:
+    """Read what an image needs beside itself.
+
+    :raises nova_precache.exception.InvalidInput: a value is out of range; names the field
+    """
+    found = [mapping(each, field).get for each in items(value, field, COMPANIONS_MAX)]
+    return tuple(
+        model.Companion(
+            identifier(get('id'), f'{field}.id'),
+            maybe(whole, get('size_bytes'), f'{field}.size_bytes', IMAGE_BYTES_MAX),
+        )
+        for get in found
     )
 
 

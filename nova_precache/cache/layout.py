@@ -2,8 +2,9 @@
 """Where things of the cache are on disk, such that Nova finds them.
 
 Names that Nova shares with us: the base file and the lock. Ours are the partial
-files, whose names Nova's cache manager takes for nothing that it has to keep, and
-the store id. Partial files of one piece of work have one stem and differ by suffix.
+files and the notes of companions, whose names Nova's cache manager takes for nothing that
+it has to keep, and the store id. Partial files of one piece of work have one stem and
+differ by suffix.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import uuid
 
 JOURNAL_SUFFIX = 'journal'
 PARTIAL_SUFFIXES = ('part', 'converted', 'expired', JOURNAL_SUFFIX)
+NOTE_SUFFIX = 'companions'
 LOCK_PREFIX = 'nova-'
 
 _ORIGINAL = '[0-9a-f]{40}'
@@ -21,6 +23,7 @@ _RESIZED = f'{_ORIGINAL}_[0-9]+'
 _PARTIAL_NAME = re.compile(
     rf'({_ORIGINAL}|{_RESIZED})\.[0-9a-f]{{32}}\.({"|".join(PARTIAL_SUFFIXES)})'
 )
+_NOTE_NAME = re.compile(rf'({_ORIGINAL})\.{NOTE_SUFFIX}(\.[0-9a-f]{{32}})?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,10 @@ class CacheLayout:
 
     def base_path(self, image_id: str) -> str:
         return self.path_of(base_name(image_id))
+
+    def note_path(self, name: str) -> str:
+        """Name the file that notes which companions the image of a base file needs."""
+        return self.path_of(f'{name}.{NOTE_SUFFIX}')
 
     def path_of(self, name: str) -> str:
         return os.path.join(self.base_directory, name)
@@ -95,6 +102,12 @@ def base_name_of_partial(name: str) -> str | None:
 def base_name_of_journal(name: str) -> str | None:
     """Tell to which base file a journal belongs; None: it is not one of ours."""
     return base_name_of_partial(name) if name.endswith(f'.{JOURNAL_SUFFIX}') else None
+
+
+def base_name_of_note(name: str) -> str | None:
+    """Return of which base file a note is, or one being written; None: it is not ours."""
+    match = _NOTE_NAME.fullmatch(name)
+    return match[1] if match else None
 
 
 def sibling(path: str, suffix: str) -> str:

@@ -90,11 +90,14 @@ class ImageLocks:
     @contextlib.contextmanager
     def _try_file_lock(self, base_name: str) -> Iterator[bool]:
         lock = self._lock(base_name)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(_close, lock)
             # Whoever replaces the file just now has use for it.
-            yield _try_acquire(lock, base_name) and _is_in_place(lock, base_name)
-        finally:
-            _close(lock)
+            held = _try_acquire(lock, base_name) and _is_in_place(lock, base_name)
+            if held:
+                self._held[base_name] = lock
+                stack.callback(self._held.pop, base_name)
+            yield held
 
     def _lock(self, base_name: str) -> fasteners.InterProcessLock:
         """Open the lock file; not locked yet."""

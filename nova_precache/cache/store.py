@@ -16,9 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from nova_precache import exception, files
+from nova_precache import exception, files, model
 from nova_precache.cache import journal as journals
-from nova_precache.cache import layout, locks
+from nova_precache.cache import layout, locks, notes
 
 LOG = logging.getLogger(__name__)
 
@@ -113,6 +113,51 @@ class CacheStore:
             return not (self._force_raw and _is_image(path))
         except FileNotFoundError:  # It may also expire between the two looks.
             return False
+
+    def has_companion(self, companion: model.Companion) -> bool:
+        """Return whether a kernel or ramdisk is there whole.
+
+        Nova writes these in place: what it was killed over has the name, but not the size.
+
+        :raises nova_precache.exception.StorageError: it cannot be looked at
+        """
+        path = self.layout.base_path(companion.id)
+        with storage_errors(f'Looking at {path}'):
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                return False
+        size = companion.size_bytes
+        is_whole = status.st_size > 0 if size is None else status.st_size == size
+        return stat.S_ISREG(status.st_mode) and is_whole
+
+    def noted(self, name: str) -> tuple[model.Companion, ...] | None:
+        """Return the companions that the image of a base file needs, as far as it is noted.
+
+        :returns: None: they are noted, but the note is damaged
+        :raises nova_precache.exception.StorageError: the note cannot be read
+        """
+        path = self.layout.note_path(name)
+        with storage_errors(f'Reading {path}'):
+            return notes.read(path)
+
+    def note(self, name: str, needed: Sequence[model.Companion]) -> None:
+        """Note the companions that the image of a base file needs, with its lock held.
+
+        :raises nova_precache.exception.NotEnoughSpace: the file system is full
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        path = self.layout.note_path(name)
+        with storage_errors(f'Writing {path}'):
+            notes.write(path, needed)
+
+    def is_complete(self, name: str) -> bool:
+        """Return whether all the companions that are noted for a base file are there.
+
+        :raises nova_precache.exception.StorageError: one cannot be looked at
+        """
+        needed = self.noted(name)
+        return needed is not None and all(map(self.has_companion, needed))
 
     def touch(self, image_id: str) -> bool:
         """Make the base file young, as :meth:`touch_file`."""
@@ -288,6 +333,7 @@ class CacheStore:
                 self._sweep_image(base_name, found, image_locks)
                 for base_name, found in by_base_name.items()
             )
+            swept += sum(self._sweep_note(name, image_locks) for name in names)
         if swept:
             LOG.info('Removed %d files that were left unfinished', swept)
         return swept
@@ -329,6 +375,22 @@ class CacheStore:
         except exception.CacheError as exc:  # of this image alone
             LOG.warning('What is unfinished is left: %s', exc)
             return 0
+
+    def _sweep_note(self, name: str, image_locks: locks.ImageLocks) -> bool:
+        """Remove a note whose base file has gone, or one that was never written whole."""
+        base_name = layout.base_name_of_note(name)
+        if base_name is None:
+            return False
+        path, is_note = self.layout.path_of(name), name.endswith(layout.NOTE_SUFFIX)
+        if is_note and os.path.lexists(self.layout.path_of(base_name)):
+            return False  # as most often, for which no lock need be taken
+        try:
+            with image_locks.try_hold(base_name) as held:
+                is_needed = is_note and os.path.lexists(self.layout.path_of(base_name))
+                return held and not is_needed and remove_if_there(path)
+        except exception.CacheError as exc:  # of this image alone
+            LOG.warning('A note is left: %s', exc)
+            return False
 
     def _sweep_stem(self, journal_path: str, *, is_wanted: bool) -> int:
         """Remove the files with the stem of a journal, but for what can be gone on with."""

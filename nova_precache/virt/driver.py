@@ -60,14 +60,16 @@ class ComputeDriver:
         image_id: str,
         progress: model.ProgressCallback,
         control: Control | None = None,
+        needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
         """Have the image cached, so that a boot does not touch the image service.
 
-        An image that is cached already has its age reset.
+        So are the kernel and ramdisk that it names. What is cached already has its age reset.
 
         :param images: the image service, as whoever asked may see it
         :param progress: called from the thread that does the work, often
         :param control: stops and hastens the work, from whatever thread
+        :param needed: the kernel and ramdisk of the image as it is now; None: not known
         :raises nova_precache.exception.CacheError: with the reason why it is not cached
         :raises NotImplementedError: this driver cannot
         """

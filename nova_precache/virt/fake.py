@@ -36,18 +36,21 @@ class FakeDriverWithCaching(FakeDriver):
         image_id: str,
         progress: model.ProgressCallback,
         control: Control | None = None,
+        needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
         if control is not None:
             control.check()
+        wanted = [image_id, *(each.id for each in needed or ())]
         with self._lock:
-            known = self.cached.get(image_id)
-            if known is not None:
-                self.cached[image_id] = dataclasses.replace(known, touched_at=_now())
+            if self.cached.keys() >= set(wanted):
+                for each in wanted:
+                    self.cached[each] = dataclasses.replace(self.cached[each], touched_at=_now())
                 return model.CacheResult(existing=True)
-        size_bytes = source.ImageServiceSource.find(images, image_id).image.size or 0
+        image = source.ImageServiceSource.find(images, image_id).image
+        size_bytes = image.total_bytes or 0
         progress(model.Progress(model.TaskStatus.DOWNLOADING, size_bytes, size_bytes))
         with self._lock:
-            self.cached[image_id] = _cached_image(image_id, size_bytes)
+            self.cached.update((each.id, _cached_image(each)) for each in image.parts)
         return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
@@ -55,12 +58,12 @@ class FakeDriverWithCaching(FakeDriver):
             return sorted(self.cached.values(), key=lambda each: each.name)
 
 
-def _cached_image(image_id: str, size_bytes: int) -> model.CachedImage:
+def _cached_image(image: model.Image) -> model.CachedImage:
     return model.CachedImage(
         host='',
-        name=layout.base_name(image_id),
+        name=layout.base_name(image.id),
         image_id=None,
-        size_bytes=size_bytes,
+        size_bytes=image.size or 0,
         disk_bytes=0,
         touched_at=_now(),
         used_by=0,

@@ -166,9 +166,10 @@ class LibvirtDriver(driver.ComputeDriver):
         image_id: str,
         progress: model.ProgressCallback,
         control: Control | None = None,
+        needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
         self._check_backend()
-        return self._filler.fill(images, image_id, progress, control)
+        return self._filler.fill(images, image_id, progress, control, needed)
 
     def create_root_disk(
         self,
@@ -208,6 +209,7 @@ class LibvirtDriver(driver.ComputeDriver):
         return [
             _cached_image(file, None if used_by is None else used_by.get(file.name, 0))
             for file in self._store.base_files()
+            if self._store.is_complete(file.name)
         ]
 
     def _count_disks(self) -> Mapping[str, int] | None:

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which base files the disks of instances are based on.
+"""Which base files the instances use.
 
-Headers are read here and not by qemu-img: there may be thousands. Whatever cannot be
-read might be based on anything, so it is an error and never "not based".
+A root disk says on which file it is based. Headers are read here and not by qemu-img: there may
+be thousands. Whatever cannot be read might be based on anything, so it is an error and never
+"not based".
+
+A kernel or ramdisk is copied into the directory of its instance and says nothing. Nova counts
+it as used while the instance is there. Here, where instances are known only by their files, so
+counts the base file with the same content.
 """
 
 import collections
+import dataclasses
+import hashlib
 import json
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -19,6 +27,7 @@ from nova_precache.cache import layout, store
 _ROOT_DISK = 'disk'
 _DISK_FORMATS = 'disk.info'
 _DISK_FORMATS_MAX_BYTES = 64 * 1024
+_COPIES = frozenset({'kernel', 'ramdisk'})
 
 # No disks, and of other users: libvirt's, and root's where a file system is mounted.
 _CONSOLE_LOG = re.compile(r'console\.log(\.[0-9]+)?')
@@ -32,34 +41,73 @@ _MAX_NAME_BYTES = 1023
 
 
 class DiskUsage:
-    """What the disks below an instances path use."""
+    """What the instances below an instances path use."""
 
     def __init__(self, paths: layout.CacheLayout) -> None:
         self._paths = paths
+        self._digests: dict[_Content, bytes] = {}
 
     def is_backing(self, path: str) -> bool:
         """Tell whether the disk of some instance is based on this base file.
 
         :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
         """
-        return os.path.basename(path) in self.backing_names()
+        return os.path.basename(path) in self._disks()
 
     def backing_names(self) -> frozenset[str]:
-        """Name the files that disks are based on, wherever these say that they are.
+        """Name the files behind instances: behind disks, and behind kernels and ramdisks.
 
         A disk that was moved, or sees its base file through another mount, is based
         on the file of the same name; so it is for Nova.
 
-        :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
+        :raises nova_precache.exception.StorageError: one cannot be read, so it is not known
         """
         return frozenset(self.counts())
 
     def counts(self) -> Mapping[str, int]:
-        """Count the disks that are based on each file, by its name; others have no entry.
+        """Count the disks and copies of each file, by its name; others have no entry.
 
-        :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
+        :raises nova_precache.exception.StorageError: one cannot be read, so it is not known
         """
+        return self._disks() + self._copies()
+
+    def _disks(self) -> 'collections.Counter[str]':
         return collections.Counter(name for path in self._directories() for name in _names_in(path))
+
+    def _copies(self) -> 'collections.Counter[str]':
+        """Count the kernels and ramdisks of instances that have the content of a base file.
+
+        Only files of one size are read, and each once.
+        """
+        copies = [
+            found
+            for directory in self._directories()
+            for name in _COPIES
+            if (found := _content(os.path.join(directory, name))) is not None
+        ]
+        sizes = {each.size for each in copies}
+        bases = [each for each in self._base_files() if each.size in sizes] if sizes else []
+        sizes = {each.size for each in bases}
+        digests = {
+            each: self._digests.get(each) or _digest(each)
+            for each in [*bases, *copies]
+            if each.size in sizes
+        }
+        self._digests = {each: digest for each, digest in digests.items() if digest is not None}
+        uses = collections.Counter(map(self._digests.get, copies))
+        return collections.Counter(
+            {
+                os.path.basename(each.path): uses[digest]
+                for each in bases
+                if (digest := self._digests.get(each)) is not None and uses[digest]
+            }
+        )
+
+    def _base_files(self) -> list['_Content']:
+        with store.storage_errors(f'Listing {self._paths.base_directory}'):
+            names = list(filter(layout.is_base_name, os.listdir(self._paths.base_directory)))
+        found = [_content(self._paths.path_of(name)) for name in names]
+        return [each for each in found if each is not None]
 
     def _directories(self) -> list[str]:
         """Give the directories of instances, also of those being resized or deleted."""
@@ -68,6 +116,36 @@ class DiskUsage:
         with store.storage_errors(f'Looking for disks in {self._paths.instances_path}'):
             entries = _entries(self._paths.instances_path)
             return [entry.path for entry in entries if entry.is_dir() and entry.path not in others]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A file as it was when its content was read."""
+
+    path: str
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def _content(path: str) -> _Content | None:
+    """Look at a file that may be there; what is empty was not copied yet."""
+    with store.storage_errors(f'Looking at {path}'):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return None
+    is_copied = stat.S_ISREG(status.st_mode) and status.st_size > 0
+    return _Content(path, status.st_ino, status.st_size, status.st_mtime_ns) if is_copied else None
+
+
+def _digest(content: _Content) -> bytes | None:
+    with store.storage_errors(f'Reading {content.path}'):
+        try:
+            with open(content.path, 'rb', opener=files.regular_or_link) as file:
+                return hashlib.file_digest(file, hashlib.blake2b).digest()
+        except FileNotFoundError:
+            return None  # The instance was deleted meanwhile.
 
 
 def _names_in(directory: str) -> Iterator[str]:

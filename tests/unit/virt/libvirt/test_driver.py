@@ -506,3 +506,64 @@ def test_a_running_driver_takes_other_ages_and_limits_over(
     assert not file.exists()
     # Of a rate this low it is never much at a time.
     assert made._pace.read_bytes(Control()) == 1024
+
+
+# Kernels and ramdisks
+
+
+def bootable(images: fake.FakeImageService) -> model.Image:
+    """Add an image that names a kernel."""
+    kernel = images.add(b'the kernel', disk_format='aki', container_format='aki')
+    data = disk_images.content(disk_images.MIB)
+    return images.add(data, kernel_id=kernel.id)
+
+
+def test_an_image_whose_kernel_is_gone_is_not_told_of_as_cached(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image, made = bootable(images), make_driver()
+    made.cache_image(images, image.id, ignore)
+    kernel = instances_path / '_base' / sha1(str(image.kernel_id))
+    assert {each.name for each in made.cached_images()} == {sha1(image.id), kernel.name}
+    kernel.unlink()
+    assert made.cached_images() == []
+    assert not made.cache_image(images, image.id, ignore).existing
+    assert len(made.cached_images()) == 2
+
+
+def test_the_kernel_of_an_instance_stays_and_goes_after_it(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image, made = bootable(images), make_driver()
+    made.cache_image(images, image.id, ignore)
+    (instances_path / 'instance').mkdir()
+    copy = instances_path / 'instance' / 'kernel'
+    copy.write_bytes(b'the kernel')
+    kernel = two_days_old(instances_path, str(image.kernel_id))
+    base = two_days_old(instances_path, image.id)
+
+    made.manage_image_cache()
+    assert kernel.exists()
+    assert not base.exists()
+    [told] = made.cached_images()
+    assert (told.name, told.used_by) == (kernel.name, 1)
+
+    copy.unlink()
+    two_days_old(instances_path, str(image.kernel_id))
+    made.manage_image_cache()
+    assert os.listdir(instances_path / '_base') in ([], [f'{base.name}.companions'])
+    made.manage_image_cache()
+    assert os.listdir(instances_path / '_base') == []
+
+
+def test_a_root_disk_brings_the_kernel_into_the_cache(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    image, made = bootable(images), make_driver()
+    kernel = instances_path / '_base' / sha1(str(image.kernel_id))
+    assert not made.create_root_disk(images, image.id, 'first').image_existing
+    assert kernel.read_bytes() == b'the kernel'
+    assert made.create_root_disk(images, image.id, 'second').image_existing
+    kernel.unlink()
+    assert not made.create_root_disk(images, image.id, 'third').image_existing
+    assert kernel.exists()

@@ -334,3 +334,73 @@ def test_the_disks_that_are_based_on_each_file_are_counted(
     assert usage.DiskUsage(paths).counts() == {NAME: 2, other.name: 1}
     shutil.rmtree(disk.parent)
     assert usage.DiskUsage(paths).counts() == {NAME: 1, other.name: 1}
+
+
+# Kernels and ramdisks
+
+
+def _copies(
+    paths: layout.CacheLayout, instances_path: pathlib.Path, **content: bytes
+) -> pathlib.Path:
+    """Make the directory of an instance as Nova does, which copies both there."""
+    directory = instances_path / 'instance'
+    directory.mkdir(exist_ok=True)
+    for name, data in content.items():
+        (directory / name).write_bytes(data)
+        pathlib.Path(paths.base_path(f'{name} image')).write_bytes(data)
+    return directory
+
+
+@pytest.mark.parametrize('name', ['kernel', 'ramdisk'])
+def test_a_kernel_is_used_while_the_instance_with_its_copy_is_there(
+    paths: layout.CacheLayout, instances_path: pathlib.Path, name: str
+) -> None:
+    directory = _copies(paths, instances_path, **{name: b'x' * 100_000})
+    pathlib.Path(paths.base_path('of the same size')).write_bytes(b'y' * 100_000)
+    pathlib.Path(paths.base_path('of another size')).write_bytes(b'x' * 100_001)
+    disk_usage = usage.DiskUsage(paths)
+    base = layout.base_name(f'{name} image')
+    assert disk_usage.backing_names() == {base}
+    assert disk_usage.counts() == {base: 1}
+    shutil.rmtree(directory)
+    assert disk_usage.backing_names() == frozenset()
+
+
+def test_each_copy_counts_and_is_read_once(
+    paths: layout.CacheLayout, instances_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = _copies(paths, instances_path, kernel=b'k' * 1000, ramdisk=b'r' * 1000)
+    shutil.copytree(directory, directory.with_name('second'))
+    read: list[str] = []
+    digest = usage._digest
+
+    def note(content: Any) -> bytes | None:
+        read.append(content.path)
+        return digest(content)
+
+    monkeypatch.setattr(usage, '_digest', note)
+    disk_usage = usage.DiskUsage(paths)
+    both = {layout.base_name('kernel image'): 2, layout.base_name('ramdisk image'): 2}
+    assert disk_usage.counts() == both
+    assert disk_usage.counts() == both
+    assert len(read) == len(set(read)) == 6
+
+    (directory / 'kernel').write_bytes(b'K' * 1000)
+    assert disk_usage.counts() == {**both, layout.base_name('kernel image'): 1}
+    assert len(read) == 7
+
+
+def test_a_kernel_is_the_backing_file_of_nothing(
+    paths: layout.CacheLayout, instances_path: pathlib.Path
+) -> None:
+    """So a base file that Nova was killed over may be replaced, though it was copied."""
+    _copies(paths, instances_path, kernel=b'half')
+    assert not usage.DiskUsage(paths).is_backing(paths.base_path('kernel image'))
+
+
+def test_an_empty_kernel_and_one_without_a_base_file_use_nothing(
+    paths: layout.CacheLayout, instances_path: pathlib.Path, base: pathlib.Path
+) -> None:
+    directory = _copies(paths, instances_path, kernel=b'')
+    (directory / 'ramdisk').write_bytes(b'of a base file that is gone')
+    assert usage.DiskUsage(paths).counts() == {}
