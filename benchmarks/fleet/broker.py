@@ -97,6 +97,7 @@ class SimulatedDriver(driver.ComputeDriver):
         image_id: str,
         progress: model.ProgressCallback,
         control: Control | None = None,
+        needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
         time.sleep(self._delay_seconds)
         return model.CacheResult(existing=False, bytes_done=IMAGE_BYTES, bytes_total=IMAGE_BYTES)

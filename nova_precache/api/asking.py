@@ -7,6 +7,7 @@ Whoever is refused is told the field, before anything is saved.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from nova_precache import exception, model
 from nova_precache.api import times, validation
 from nova_precache.api.call import Call
 from nova_precache.db import listing
+from nova_precache.image import companions, service
 from nova_precache.policies import aggregates as aggregate_policies
 
 _LIMITS = ('max_parallel_hosts', 'max_rate_bytes', 'canary', 'max_failures')
@@ -128,7 +130,7 @@ def check_images(call: Call, asked: Sequence[str]) -> None:
 
 
 def usable_images(call: Call, asked: Sequence[str]) -> tuple[model.Image, ...]:
-    """Look the images up with the caller's own token.
+    """Look the images up with the caller's own token, each with its kernel and ramdisk.
 
     Their ids are in the spelling of Glance, which names their files.
 
@@ -136,19 +138,24 @@ def usable_images(call: Call, asked: Sequence[str]) -> tuple[model.Image, ...]:
     :raises nova_precache.exception.InvalidInput: one is there twice, in two spellings
     :raises nova_precache.exception.ImageServiceUnavailable: Glance gives no answer
     """
-    service = call.services.images_for(call.context)
+    images = call.services.images_for(call.context)
     found: dict[str, model.Image] = {}
     spellings: dict[str, str] = {}
     for spelling in asked:
-        image = service.show(spelling)
-        if image.status != 'active':
-            raise exception.ImageNotUsable(image.id, f'is {image.status}, not active.')
+        image = companions.look_up(_active(images, spelling), functools.partial(_active, images))
         if image.id in found:
             raise exception.InvalidInput(
                 f'Duplicate images in request: {spellings[image.id]} and {spelling} are the same'
             )
         found[image.id], spellings[image.id] = image, spelling
     return tuple(found.values())
+
+
+def _active(images: service.ImageService, image_id: str) -> model.Image:
+    image = images.show(image_id)
+    if image.status != 'active':
+        raise exception.ImageNotUsable(image.id, f'is {image.status}, not active.')
+    return image
 
 
 def refuse_unsupported(call: Call) -> None:

@@ -42,7 +42,7 @@ class Facts:
     :ivar cells_off: uuid of a cell that is disabled to the reason
     :ivar down: host to the reason why it is down
     :ivar agents: host to what it last reported of itself
-    :ivar present: the (host, image id) that are there
+    :ivar present: the (host, image id) that are there, also of kernels and ramdisks
     :ivar known_hosts: those that told what is there
     :ivar rates: host to bytes a second, of any hosts where that was measured
     """
@@ -162,15 +162,15 @@ class _Hosts:
         facts: Facts,
         rules: Rules,
     ) -> None:
-        self._costs = [_cost(image, rules.force_raw_images) for image in images]
+        self._costs = {image.id: _costs(image, rules.force_raw_images) for image in images}
         self._options = options
         self._facts = facts
         self._reserved_disk_bytes = rules.reserved_disk_bytes
         self._median_rate = statistics.median(facts.rates.values()) if facts.rates else None
         self._stored: dict[str, set[str]] = collections.defaultdict(set)
-        for host, image_id in facts.present:
-            self._stored[self._store(host)].add(image_id)
-        # Store to image id to the one host that gets it there.
+        for host, part_id in facts.present:
+            self._stored[self._store(host)].add(part_id)
+        # Store to id of a part to the one host that gets it there.
         self._coming: dict[str, dict[str, str]] = collections.defaultdict(dict)
 
     def estimates(self) -> tuple[HostEstimate, ...]:
@@ -183,10 +183,10 @@ class _Hosts:
     def _estimate(self, host: str) -> HostEstimate:
         status, obstacle = self._standing(host)
         is_worked_on = obstacle is None or self._is_waited_for(host)
-        downloads = self._choose_downloads(host) if is_worked_on else []
+        downloads = self._choose_downloads(host) if is_worked_on else {}
         agent = self._facts.agents.get(host)
         free_bytes = agent.free_bytes if agent is not None else None
-        space_needed_bytes = _most_space(downloads)
+        space_needed_bytes = _most_space(downloads.values())
         return HostEstimate(
             host=host,
             cell_uuid=self._facts.cells.get(host),
@@ -194,7 +194,7 @@ class _Hosts:
             reason=obstacle or self._shares_with(host),
             is_worked_on=is_worked_on,
             images=self._images(host, downloads),
-            bytes_to_move=sum(cost.download_bytes for cost in downloads),
+            bytes_to_move=sum(map(_download_bytes, downloads.values())),
             space_needed_bytes=space_needed_bytes,
             free_bytes=free_bytes,
             fits=self._fits(space_needed_bytes, free_bytes),
@@ -222,30 +222,37 @@ class _Hosts:
         is_off = cell is None or cell in facts.cells_off
         return self._options.wait_for_down_hosts and host in facts.down and not is_off
 
-    def _choose_downloads(self, host: str) -> list['_Cost']:
-        """Have the first host of a store get there what is neither there nor on its way."""
+    def _choose_downloads(self, host: str) -> dict[str, Sequence['_Cost']]:
+        """Choose for the first host of a store what is neither there nor on its way.
+
+        :returns: image id to its parts that the host gets; images may share a kernel
+        """
         store = self._store(host)
         stored, coming = self._stored[store], self._coming[store]
-        chosen = [cost for cost in self._costs if cost.image_id not in stored | coming.keys()]
-        coming.update({cost.image_id: host for cost in chosen})
+        chosen: dict[str, Sequence[_Cost]] = {}
+        for image_id, costs in self._costs.items():
+            lacking = [cost for cost in costs if cost.part_id not in stored | coming.keys()]
+            coming.update({cost.part_id: host for cost in lacking})
+            chosen[image_id] = lacking
         return chosen
 
     def _shares_with(self, host: str) -> str | None:
         others = sorted(set(self._coming[self._store(host)].values()) - {host})
         return f'shares its cache with {", ".join(others)}' if others else None
 
-    def _images(self, host: str, downloads: Sequence['_Cost']) -> tuple[ImageEstimate, ...]:
+    def _images(
+        self, host: str, downloads: Mapping[str, Sequence['_Cost']]
+    ) -> tuple[ImageEstimate, ...]:
         stored = self._stored[self._store(host)]
         absent = ImageState.MISSING if host in self._facts.known_hosts else ImageState.UNKNOWN
-        downloaded = {cost.image_id for cost in downloads}
         return tuple(
             ImageEstimate(
-                image_id=cost.image_id,
-                state=ImageState.CACHED if cost.image_id in stored else absent,
-                bytes_to_move=cost.download_bytes if cost.image_id in downloaded else 0,
-                space_needed_bytes=cost.space_bytes if cost.image_id in downloaded else 0,
+                image_id=image_id,
+                state=ImageState.CACHED if stored.issuperset(_part_ids(costs)) else absent,
+                bytes_to_move=_download_bytes(downloads.get(image_id, ())),
+                space_needed_bytes=_space_bytes(downloads.get(image_id, ())),
             )
-            for cost in self._costs
+            for image_id, costs in self._costs.items()
         )
 
     def _fits(self, space_needed_bytes: int, free_bytes: int | None) -> bool | None:
@@ -264,9 +271,9 @@ class _Hosts:
 
 @dataclasses.dataclass(frozen=True)
 class _Cost:
-    """What an image takes wherever it is downloaded."""
+    """What an image, or its kernel or ramdisk, takes wherever it is downloaded."""
 
-    image_id: str
+    part_id: str
     download_bytes: int
     converted_bytes: int
 
@@ -275,18 +282,34 @@ class _Cost:
         return self.download_bytes + self.converted_bytes
 
 
-def _cost(image: model.Image, force_raw_images: bool) -> _Cost:
+def _costs(image: model.Image, force_raw_images: bool) -> Sequence[_Cost]:
+    """Return the costs of all parts; a kernel or ramdisk is never converted."""
     is_converted = force_raw_images and image.disk_format not in formats.RAW_DISK_FORMATS
     converted_bytes = (image.virtual_size or 0) if is_converted else 0
-    return _Cost(image.id, image.size or 0, converted_bytes)
+    return [
+        *(_Cost(each.id, each.size or 0, 0) for each in image.companions),
+        _Cost(image.id, image.size or 0, converted_bytes),
+    ]
 
 
-def _most_space(downloads: Sequence[_Cost]) -> int:
+def _part_ids(costs: Iterable[_Cost]) -> Iterable[str]:
+    return (cost.part_id for cost in costs)
+
+
+def _download_bytes(costs: Iterable[_Cost]) -> int:
+    return sum(cost.download_bytes for cost in costs)
+
+
+def _space_bytes(costs: Iterable[_Cost]) -> int:
+    return sum(cost.space_bytes for cost in costs)
+
+
+def _most_space(downloads: Iterable[Sequence[_Cost]]) -> int:
     """Give the most space at a time: a download goes once the image is converted."""
     kept = most = 0
-    for cost in downloads:
-        most = max(most, kept + cost.space_bytes)
-        kept += cost.converted_bytes or cost.download_bytes
+    for costs in downloads:
+        most = max(most, kept + _space_bytes(costs))
+        kept += sum(cost.converted_bytes or cost.download_bytes for cost in costs)
     return most
 
 

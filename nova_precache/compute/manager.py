@@ -50,6 +50,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         image_endpoint: object = None,
         token: object = None,
         options: object = None,
+        needed: object = None,
         **unknown: Any,
     ) -> model.Json | None:
         """Cache an image; None when the conductor says that the call no longer counts.
@@ -64,6 +65,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
                 wire.maybe(wire.text, image_endpoint, 'image_endpoint', wire.ENDPOINT_MAX),
                 wire.maybe(wire.secret, token, 'token'),
                 wire.transfer_options(options),
+                wire.maybe(wire.companions, needed, 'needed'),
             )
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
@@ -99,7 +101,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             call.job_id,
             call.epoch,
             call.image_id,
-            self._measured(functools.partial(self._cache, ctxt, images, call.image_id)),
+            self._measured(functools.partial(self._cache, ctxt, images, call)),
             call.options,
         )
         LOG.info(
@@ -209,13 +211,13 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         self,
         ctxt: context.RequestContext,
         images: service.ImageService,
-        image_id: str,
+        call: rpcapi.CacheImageCall,
         progress: model.ProgressCallback,
         control: Control,
     ) -> model.ImageOutcome:
         ctxt.update_store()  # in a thread of its own, whoever else joins later
         try:
-            result = self._driver.cache_image(images, image_id, progress, control)
+            result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)
             return outcomes.of_result(result)
         except NotImplementedError as exc:
             self._warn_once()
@@ -223,7 +225,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         except exception.PrecacheError as exc:
             return outcomes.of_error(exc, self._driver_name)
         except Exception as exc:
-            LOG.exception('Caching image %s on host %s failed', image_id, self._host)
+            LOG.exception('Caching image %s on host %s failed', call.image_id, self._host)
             return outcomes.of_error(exc, self._driver_name)
 
     def _warn_once(self) -> None:

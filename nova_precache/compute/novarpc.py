@@ -4,7 +4,7 @@
 The wire is Nova's: topic, method, arguments, versions and the words of the answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nova_precache import context, exception, rpc
 
@@ -50,10 +50,16 @@ class NovaComputeAPI:
         """
         self._transport.probe()
 
-    def cache_image(
-        self, ctxt: context.RequestContext, host: str, image_id: str, token: str | None
-    ) -> str | None:
-        """Have a nova-compute cache an image; gives its word for what came of it, if any.
+    def cache_images(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        image_ids: Sequence[str],
+        token: str | None,
+    ) -> Mapping[str, str]:
+        """Ask a nova-compute to cache images, one after the other.
+
+        :returns: image id to its word for how that ended, where it gives one
 
         :raises TimeoutError: no answer in time, or no heartbeat of the call
         :raises nova_precache.exception.CellUnreachable: the broker was lost at this moment
@@ -76,7 +82,7 @@ class NovaComputeAPI:
             server=host,
             timeout_seconds=self._timeout_seconds,
             monitor_seconds=self._monitor_seconds,
-            image_ids=[image_id],
+            image_ids=list(image_ids),
         )
-        word = answer.get(image_id) if isinstance(answer, Mapping) else None
-        return word if isinstance(word, str) else None
+        words = answer if isinstance(answer, Mapping) else {}
+        return {each: words[each] for each in image_ids if isinstance(words.get(each), str)}

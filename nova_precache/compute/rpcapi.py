@@ -7,6 +7,7 @@ History:
 * 1.1 - ``stop_image``; ``cache_image`` takes ``options``, which a compute of 1.0 ignores
 * 1.2 - ``forget_image``; an outcome has ``at_once``
 * 1.3 - ``register_again``
+* 1.4 - ``cache_image`` takes ``needed``, the kernel and ramdisk of the image
 
 A new minor version adds methods or arguments; a compute ignores arguments that it does
 not know, a conductor keys of the outcome. A call is sent at the lowest version that
@@ -19,7 +20,7 @@ import enum
 from nova_precache import context, exception, model, rpc, wire
 
 TOPIC = 'precache_compute'
-VERSION = '1.3'
+VERSION = '1.4'
 
 
 class StopWhy(enum.StrEnum):
@@ -32,7 +33,11 @@ class StopWhy(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class CacheImageCall:
-    """The arguments of one call, fenced by the epoch; the token is in no repr."""
+    """The arguments of one call, fenced by the epoch; the token is in no repr.
+
+    :ivar needed: the kernel and ramdisk of the image as the image service names them now;
+        None: it gave no answer, so the compute goes by what it noted
+    """
 
     job_id: str
     epoch: int
@@ -40,6 +45,7 @@ class CacheImageCall:
     image_endpoint: str | None
     token: str | None = dataclasses.field(default=None, repr=False)
     options: model.TransferOptions = dataclasses.field(default_factory=model.TransferOptions)
+    needed: tuple[model.Companion, ...] | None = None
 
 
 class ComputeAPI:
@@ -78,14 +84,18 @@ class ComputeAPI:
         unsupported = self.why_unsupported()
         if unsupported is not None:
             raise exception.VersionUnsupported(unsupported)
+        arguments = dataclasses.asdict(call)
+        if call.needed is None:
+            del arguments['needed']
         answer = self._client.call(
             ctxt,
             'cache_image',
-            '1.0',
+            # An older compute would leave the kernel out and still answer "cached".
+            '1.4' if call.needed else '1.0',
             server=host,
             timeout_seconds=self._timeout_seconds,
             monitor_seconds=self._monitor_seconds,
-            **dataclasses.asdict(call),
+            **arguments,
         )
         return None if answer is None else wire.image_outcome(answer)
 

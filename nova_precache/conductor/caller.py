@@ -9,7 +9,7 @@ from typing import Protocol
 
 from nova_precache import context, exception, model
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import breaker, tracker, visibility
+from nova_precache.conductor import breaker, companions, tracker, visibility
 from nova_precache.db import claims, jobs, recording
 from nova_precache.image import service
 
@@ -60,6 +60,7 @@ class HostCaller:
         self._tracker = track
         self._computes = computes
         self._images = images
+        self._needs = companions.Needs(images)
         self._access = access
         self._breakers = breakers
 
@@ -210,6 +211,7 @@ class HostCaller:
                 deadline_seconds=terms.deadline_seconds,
                 is_last_attempt=self._tracker.is_last_attempt(assignment),
             ),
+            needed=self._needs.of(assignment.image_id),
         )
         compute = self._computes(assignment.cell_uuid)
         outcome = compute.cache_image(context.admin_context(), assignment.host, call)
@@ -244,7 +246,7 @@ class HostCaller:
         refused = {}
         for asker in self._jobs.askers(assignment.job_id):
             try:
-                visibility.check(
+                visibility.check_bootable(
                     self._images, assignment.image_id, asker.project_id, asker.is_admin
                 )
             except exception.ImageNotUsable as exc:

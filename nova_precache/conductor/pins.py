@@ -196,26 +196,31 @@ class Reconciler:
         except exception.AggregateNotFound:
             self._end(pin, 'the aggregate was deleted', pin.images_gone)
             return
-        gone = self._gone(pin)
-        left = [image_id for image_id in pin.images if image_id not in gone]
+        left, gone = self._look_up(pin)
         if not left:
             self._end(pin, f'no image is left: {"; ".join(gone.values())}', gone)
             return
         reason = self._keep_images(taken, aggregate, left)
         self._pins.checked(pin.id, self._conductor_id, reason, gone)
 
-    def _gone(self, pin: model.Pin) -> dict[str, str]:
-        """Map the images that can no longer be had to the reason; one may come back."""
+    def _look_up(self, pin: model.Pin) -> tuple[list[model.Image], dict[str, str]]:
+        """Return the images, and map those that can no longer be had to the reason.
+
+        One may come back.
+        """
+        left: list[model.Image] = []
         gone: dict[str, str] = {}
         for image_id in pin.images:
             try:
-                visibility.check(self._images, image_id, pin.project_id, pin.is_admin)
+                left.append(
+                    visibility.check_bootable(self._images, image_id, pin.project_id, pin.is_admin)
+                )
             except exception.ImageNotUsable as exc:
                 gone[image_id] = str(exc)
-        return gone
+        return left, gone
 
     def _keep_images(
-        self, taken: pins.Taken, aggregate: model.Aggregate, images: Sequence[str]
+        self, taken: pins.Taken, aggregate: model.Aggregate, images: Sequence[model.Image]
     ) -> str | None:
         """Ask for what is needed; gives what stands in the way of having all of it."""
         unreached = self._unreached(aggregate.hosts)
@@ -238,13 +243,18 @@ class Reconciler:
                 unreached[host] = why
         return unreached
 
-    def _choose(self, taken: pins.Taken, hosts: Sequence[str], images: Sequence[str]) -> Choice:
+    def _choose(
+        self, taken: pins.Taken, hosts: Sequence[str], images: Sequence[model.Image]
+    ) -> Choice:
+        image_ids = [image.id for image in images]
+        part_ids = {part.id for image in images for part in image.parts}
         files: list[File] = []
         present: dict[File, model.CachedImage] = {}
         for start in range(0, len(hosts), HOSTS_AT_ONCE):
             some = hosts[start : start + HOSTS_AT_ONCE]
-            known = Known(taken.now, self._caches.present(some, images))
-            found = lacking(some, images, known, self.rules)
+            parts = self._caches.present(some, part_ids)
+            known = Known(taken.now, caches.bootable(parts, images))
+            found = lacking(some, image_ids, known, self.rules)
             files += found
             present.update((file, known.present[file]) for file in found if file in known.present)
         if not files:

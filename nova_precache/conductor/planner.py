@@ -61,7 +61,7 @@ def _task(request: model.CacheRequest, host: str, image_id: str, facts: Facts) -
         image_id=image_id,
         status=status,
         reason=reason,
-        bytes_total=image.size if image is not None else None,
+        bytes_total=image.total_bytes if image is not None else None,
     )
 
 

@@ -157,7 +157,7 @@ class Planning:
         refused: dict[str, str] = {}
         for image_id in taken.request.images:
             try:
-                images[image_id] = visibility.check(
+                images[image_id] = visibility.check_bootable(
                     self._images, image_id, taken.request.project_id, taken.is_admin
                 )
             except exception.ImageNotUsable as exc:

@@ -5,8 +5,9 @@ So the conductor begins a job itself, right before it calls; a host whose call w
 left alone until that call must be over; and what is to stop is left to end by itself.
 """
 
+import dataclasses
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from nova_precache import context, exception, model
@@ -30,10 +31,14 @@ class NovaCompute(Protocol):
     def probe(self) -> None:
         """As ``compute.novarpc.NovaComputeAPI.probe``."""
 
-    def cache_image(
-        self, ctxt: context.RequestContext, host: str, image_id: str, token: str | None
-    ) -> str | None:
-        """As ``compute.novarpc.NovaComputeAPI.cache_image``."""
+    def cache_images(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        image_ids: Sequence[str],
+        token: str | None,
+    ) -> Mapping[str, str]:
+        """As ``compute.novarpc.NovaComputeAPI.cache_images``."""
 
 
 class Calls(Protocol):
@@ -64,6 +69,8 @@ class StockCompute:
     ) -> model.ImageOutcome | None:
         """Have a host cache an image and wait for the outcome.
 
+        Its kernel and ramdisk come first, in the same call, as images of their own.
+
         :returns: None when the job is not to be called any more
         :raises nova_precache.exception.HostOccupied: this call was lost, or an earlier one
         :raises nova_precache.exception.CellUnreachable: nothing was sent
@@ -75,15 +82,17 @@ class StockCompute:
             return None
         if isinstance(begun, stockcalls.Occupied):
             raise _occupied('an earlier call got no answer', begun)
+        companion_ids = [each.id for each in call.needed or ()]
+        image_ids = [*companion_ids, call.image_id]
         try:
-            word = self._nova.cache_image(ctxt, host, call.image_id, call.token)
+            words = self._nova.cache_images(ctxt, host, image_ids, call.token)
         except (TimeoutError, exception.CellUnreachable) as exc:
             raise self._lost(host) from exc
         except exception.PrecacheError:  # that is an answer, too
             self._calls.answered(host, call.epoch)
             raise
         self._calls.answered(host, call.epoch)
-        return outcome_of(word, begun.bytes_total)
+        return _outcome_of_all([(each, words.get(each)) for each in image_ids], begun.bytes_total)
 
     def _lost(self, host: str) -> exception.HostOccupied:
         why = 'no answer from nova-compute'
@@ -102,6 +111,20 @@ def _occupied(
         occupied.seconds,
         is_lost=is_lost,
     )
+
+
+def _outcome_of_all(
+    words: Sequence[tuple[str, str | None]], size_bytes: int | None
+) -> model.ImageOutcome:
+    """Read the words for the companions of an image and, as the last one, for the image."""
+    outcomes = [outcome_of(word, size_bytes) for _, word in words]
+    for (image_id, _), outcome in zip(words[:-1], outcomes[:-1], strict=True):
+        if outcome.status not in model.TASK_SUCCEEDED:
+            reason = f'kernel or ramdisk {image_id}: {outcome.reason}'
+            return dataclasses.replace(outcome, reason=reason)
+    cached = [each for each in outcomes if each.status == model.TaskStatus.CACHED]
+    is_there = outcomes[-1].status == model.TaskStatus.EXISTING
+    return cached[0] if is_there and cached else outcomes[-1]
 
 
 def outcome_of(word: str | None, size_bytes: int | None) -> model.ImageOutcome:

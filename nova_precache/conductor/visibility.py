@@ -6,9 +6,23 @@ planning and at each retry the same is decided by owner, visibility and members.
 """
 
 from nova_precache import exception, model
-from nova_precache.image import service
+from nova_precache.image import companions, service
 
 _OPEN_TO_ALL = ('public', 'community')
+
+
+def check_bootable(
+    images: service.ImageService, image_id: str, project_id: str | None, is_admin: bool
+) -> model.Image:
+    """Return the image with its kernel and ramdisk, if the project may use all of them.
+
+    Nova looks them up with the token of the user, too; raises as :func:`check`.
+    """
+
+    def usable(each_id: str) -> model.Image:
+        return check(images, each_id, project_id, is_admin)
+
+    return companions.look_up(usable(image_id), usable)
 
 
 def check(

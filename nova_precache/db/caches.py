@@ -31,6 +31,9 @@ _ROWS_AT_ONCE = 2000
 _WHOLE = ''
 
 
+Present = Mapping[tuple[str, str], model.CachedImage]
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What a host told of its cache: what is new or has changed, and what is gone.
@@ -117,9 +120,7 @@ class Caches:
             rows = session.execute(query).all()
             return list(_cached_images(session, rows, {name: image_id}))
 
-    def present(
-        self, hosts: Collection[str], image_ids: Collection[str]
-    ) -> Mapping[tuple[str, str], model.CachedImage]:
+    def present(self, hosts: Collection[str], image_ids: Collection[str]) -> Present:
         """Map (host, image) to the file, where the host has one."""
         ids = {_base_name(image_id): image_id for image_id in image_ids}
         found: dict[tuple[str, str], model.CachedImage] = {}
@@ -137,6 +138,35 @@ class Caches:
         query = sa.select(_ROW.host).where(_ROW.name == _WHOLE)
         with self._database.reader() as session:
             return frozenset(session.scalars(query))
+
+
+def usable_parts(present: Present, images: Collection[model.Image]) -> Present:
+    """Leave out kernels and ramdisks that are not whole, as Nova leaves them when it is killed.
+
+    :param present: the parts of the images, by (host, image)
+    """
+    sizes = {each.id: each.size for image in images for each in image.companions}
+    return {
+        key: file for key, file in present.items() if sizes.get(key[1]) in {None, file.size_bytes}
+    }
+
+
+def bootable(present: Present, images: Collection[model.Image]) -> Present:
+    """Map (host, image) to the file, as old as the oldest part, where a host has all parts.
+
+    :param present: the parts of the images, by (host, image)
+    """
+    usable = usable_parts(present, images)
+    hosts = {host for host, _ in usable}
+    found: dict[tuple[str, str], model.CachedImage] = {}
+    for image in images:
+        for host in hosts:
+            files = [usable.get((host, part.id)) for part in image.parts]
+            there = [file for file in files if file is not None]
+            if len(there) == len(files):
+                oldest = min(file.touched_at for file in there)
+                found[host, image.id] = dataclasses.replace(there[-1], touched_at=oldest)
+    return found
 
 
 _ROW = models.CachedImage

@@ -7,6 +7,7 @@ from nova_precache import exception, model
 from nova_precache.api import asking, estimating, paging, validation
 from nova_precache.api.call import Call, Reply
 from nova_precache.api.schemas import requests as schemas
+from nova_precache.db import caches
 from nova_precache.policies import estimate as policies
 
 PATH = '/v1/estimate'
@@ -30,6 +31,7 @@ def create(call: Call) -> Reply:
 def _facts(call: Call, asked: asking.Asked) -> estimating.Facts:
     services, hosts = call.services, asked.hosts
     known_hosts = frozenset(services.caches.known_hosts())
+    part_ids = [part.id for image in asked.images for part in image.parts]
     # Where none of them ever did anything, what is usual elsewhere has to do.
     rates = services.rates.measured_rates(hosts) or services.rates.measured_rates(known_hosts)
     return estimating.Facts(
@@ -42,7 +44,7 @@ def _facts(call: Call, asked: asking.Asked) -> estimating.Facts:
         },
         down=services.agents.down(hosts),
         agents=services.agents.get(hosts),
-        present=services.caches.present(hosts, [image.id for image in asked.images]).keys(),
+        present=caches.usable_parts(services.caches.present(hosts, part_ids), asked.images).keys(),
         known_hosts=known_hosts,
         rates=rates,
     )

@@ -176,3 +176,38 @@ def test_glance_gives_to_as_many_hosts_as_download_at_a_time() -> None:
     assert (alone.parallel_hosts, alone.rate_bytes) == (1, 10)
     nobody = estimated(facts('h1', present={('h1', 'raw')}, rates=rates))
     assert (nobody.parallel_hosts, nobody.rate_bytes) == (0, 0)
+
+
+KERNEL = model.Image('kernel', size=50, disk_format='aki')
+OTHER = model.Image('other', size=10, disk_format='raw', companions=(KERNEL,))
+BOOTED = model.Image(
+    'booted', size=300, virtual_size=2000, disk_format='qcow2', companions=(KERNEL,)
+)
+
+
+def test_a_kernel_counts_with_its_image_and_is_not_converted() -> None:
+    (host,) = estimated(facts('h1'), BOOTED).hosts
+    assert (host.bytes_to_move, host.space_needed_bytes) == (350, 2350)
+    (image,) = host.images
+    assert (image.image_id, image.bytes_to_move, image.space_needed_bytes) == ('booted', 350, 2350)
+
+
+def test_a_kernel_that_two_images_share_comes_once() -> None:
+    (host,) = estimated(facts('h1'), BOOTED, OTHER).hosts
+    assert [image.bytes_to_move for image in host.images] == [350, 10]
+    assert (host.bytes_to_move, host.space_needed_bytes) == (360, 2350)
+    (host,) = estimated(facts('h1', present={('h1', 'kernel')}), BOOTED, OTHER).hosts
+    assert host.bytes_to_move == 310
+
+
+@pytest.mark.parametrize(
+    ('present', 'state', 'moved'),
+    [
+        ({'booted'}, 'missing', 50),
+        ({'kernel'}, 'missing', 300),
+        ({'booted', 'kernel'}, 'cached', 0),
+    ],
+)
+def test_an_image_is_cached_where_its_kernel_is(present: set[str], state: str, moved: int) -> None:
+    (host,) = estimated(facts('h1', present={('h1', each) for each in present}), BOOTED).hosts
+    assert [(image.state, image.bytes_to_move) for image in host.images] == [(state, moved)]

@@ -2,6 +2,7 @@
 """What a compute stands between: a conductor in memory, and a driver that a test scripts."""
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -100,6 +101,7 @@ class ScriptedDriver(virt_driver.ComputeDriver):
     def __init__(self) -> None:
         super().__init__(conf.new(config_files=[]))
         self.asked: list[str] = []
+        self.needed: list[Sequence[model.Companion] | None] = []
         self.controls: list[Control] = []
         self.error: Exception | None = None
         self.forgotten: list[str] = []
@@ -114,8 +116,10 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         image_id: str,
         progress: model.ProgressCallback,
         control: Control | None = None,
+        needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
         assert control is not None
+        self.needed.append(needed)
         self.asked.append(image_id)
         self.controls.append(control)
         self.begun.set()

@@ -602,3 +602,43 @@ def test_an_outcome_that_is_kept_is_given_to_a_call_that_counts_alone(
     assert conductor.started == [True, False, False, False]
     assert lost is not None
     assert (lost.status, lost.retry) == ('error', model.Retry.LATER)
+
+
+def test_what_a_call_says_that_the_image_needs_reaches_the_driver(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.current = {'j1': 1, 'j2': 1, 'j3': 1}
+    compute = _manager(driver, conductor)
+    wanted = [{'id': 'k1', 'size_bytes': 7, 'new': 1}, {'id': 'r1'}]
+
+    compute.cache_image(CTXT, 'j1', 1, 'i1', needed=wanted)
+    compute.cache_image(CTXT, 'j2', 1, 'i2', needed=[])
+    compute.cache_image(CTXT, 'j3', 1, 'i3')  # of an older conductor
+
+    assert driver.needed == [(model.Companion('k1', 7), model.Companion('r1')), (), None]
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'field'),
+    [
+        ('k1', 'needed'),
+        ({'id': 'k1'}, 'needed'),
+        (['k1'], 'needed'),
+        ([{'size_bytes': 1}], 'needed.id'),
+        ([{'id': '../k1'}], 'needed.id'),
+        ([{'id': 'k1', 'size_bytes': -1}], 'needed.size_bytes'),
+        ([{'id': 'k1', 'size_bytes': '1'}], 'needed.size_bytes'),
+        ([{'id': 'k1'}] * 3, 'needed'),
+    ],
+)
+def test_needs_that_cannot_be_are_an_error_that_names_them_and_nothing_is_done(
+    driver: ScriptedDriver, conductor: FakeReporter, wrong: object, field: str
+) -> None:
+    conductor.current = {'j1': 1}
+
+    answer = _manager(driver, conductor).cache_image(CTXT, 'j1', 1, 'i1', needed=wrong)
+
+    assert answer is not None
+    assert answer['status'] == 'error'
+    assert answer['reason'].startswith(f'{field}: ')
+    assert driver.asked == []

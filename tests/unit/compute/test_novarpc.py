@@ -74,7 +74,7 @@ def test_a_compute_is_sent_one_image_and_the_token_and_nothing_that_it_does_not_
     api = served.api()
 
     api.probe()
-    assert api.cache_image(CTXT, 'h1', 'i1', 'token-1') == 'existing'
+    assert api.cache_images(CTXT, 'h1', ['i1'], 'token-1') == {'i1': 'existing'}
 
     [(ctxt, image_ids)] = compute.calls
     assert image_ids == ['i1']
@@ -89,7 +89,7 @@ def test_a_compute_is_sent_one_image_and_the_token_and_nothing_that_it_does_not_
 def test_without_a_token_a_compute_is_given_one_that_is_none(served: Served) -> None:
     compute = served.serve('h1')
 
-    served.api().cache_image(CTXT, 'h1', 'i1', None)
+    served.api().cache_images(CTXT, 'h1', ['i1'], None)
 
     assert compute.calls[0][0]['auth_token'] == 'notused'
 
@@ -98,7 +98,7 @@ def test_without_a_token_a_compute_is_given_one_that_is_none(served: Served) -> 
 def test_an_answer_that_says_nothing_of_the_image_is_no_word(served: Served, answer: Any) -> None:
     served.serve('h1').answer = answer
 
-    assert served.api().cache_image(CTXT, 'h1', 'i1', 'token-1') is None
+    assert served.api().cache_images(CTXT, 'h1', ['i1'], 'token-1') == {}
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_the_version_is_the_one_that_nova_sends_unless_it_is_pinned(
     compute = served.serve('h1', serves)
     compute.answer = {'i1': 'cached'}
 
-    assert served.api(pin).cache_image(CTXT, 'h1', 'i1', 'token-1') == 'cached'
+    assert served.api(pin).cache_images(CTXT, 'h1', ['i1'], 'token-1') == {'i1': 'cached'}
 
 
 def test_a_compute_that_is_too_old_is_unsupported(served: Served) -> None:
     served.serve('h1', '5.13')
 
     with pytest.raises(exception.VersionUnsupported, match=r'cache_images 6\.0 is not known'):
-        served.api().cache_image(CTXT, 'h1', 'i1', 'token-1')
+        served.api().cache_images(CTXT, 'h1', ['i1'], 'token-1')
 
 
 def test_a_pin_below_what_caches_images_has_nothing_sent(served: Served) -> None:
@@ -127,10 +127,10 @@ def test_a_pin_below_what_caches_images_has_nothing_sent(served: Served) -> None
 
     assert api.why_unsupported() == '[upgrade_levels] compute = 5.3 is too low for cache_images'
     with pytest.raises(exception.VersionUnsupported, match=r'5\.3 is too low'):
-        api.cache_image(CTXT, 'h1', 'i1', 'token-1')
+        api.cache_images(CTXT, 'h1', ['i1'], 'token-1')
     assert compute.calls == []
 
 
 def test_a_host_that_nobody_serves_is_a_timeout(served: Served) -> None:
     with pytest.raises(TimeoutError):
-        served.api(timeout_seconds=0.2).cache_image(CTXT, 'h1', 'i1', 'token-1')
+        served.api(timeout_seconds=0.2).cache_images(CTXT, 'h1', ['i1'], 'token-1')

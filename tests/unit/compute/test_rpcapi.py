@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What conductors say to computes on the wire, to computes of this release and older ones."""
 
+import dataclasses
 import math
 import uuid
 from collections.abc import Iterator
@@ -252,3 +253,38 @@ def test_an_agent_that_is_not_registered_is_asked_to_register_again(
 def test_a_pin_keeps_an_agent_from_being_asked_to_register_again(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.2'):
         _api(transport, '1.2').register_again(CTXT, 'h1', 'agent-1')
+
+
+KERNEL_CALL = dataclasses.replace(CALL, needed=(model.Companion('k1', 7),))
+
+
+def test_what_an_image_needs_reaches_the_driver(
+    transport: rpc.Transport, served: ScriptedDriver
+) -> None:
+    outcome = _api(transport).cache_image(CTXT, 'h1', KERNEL_CALL)
+
+    assert outcome is not None
+    assert outcome.status == 'cached'
+    assert served.needed == [(model.Companion('k1', 7),)]
+
+
+def test_an_older_compute_is_asked_for_no_image_that_needs_a_kernel(
+    transport: rpc.Transport, old: OldCompute
+) -> None:
+    """It would leave the kernel out, and call the image cached."""
+    with pytest.raises(exception.VersionUnsupported, match=r'cache_image 1\.4'):
+        _api(transport).cache_image(CTXT, 'old', KERNEL_CALL)
+
+    needs_nothing = dataclasses.replace(CALL, needed=())
+    assert _api(transport).cache_image(CTXT, 'old', needs_nothing) == model.ImageOutcome('cached')
+
+
+@pytest.mark.parametrize('cap', ['1.0', '1.3'])
+def test_a_pin_below_what_knows_kernels_lets_only_other_images_be_asked_for(
+    transport: rpc.Transport, served: ScriptedDriver, cap: str
+) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'1\.4'):
+        _api(transport, cap).cache_image(CTXT, 'h1', KERNEL_CALL)
+
+    assert served.asked == []
+    assert _api(transport, cap).cache_image(CTXT, 'h1', CALL) is not None

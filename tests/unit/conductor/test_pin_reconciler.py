@@ -609,3 +609,56 @@ def test_each_pin_is_looked_after_under_the_ids_of_its_own_request(
 
     told = {(made[pin], current) for pin, current, _ in lines.about(made)}
     assert told == {('req-1', 'req-1'), ('req-2', 'req-2')}
+
+
+# Kernels and ramdisks
+
+
+def _with_kernel(site: Site) -> tuple[model.Pin, str, str]:
+    """Pin an image that names a kernel."""
+    kernel = site.images.add(b'a kernel!')
+    pin = site.pin(['h1'])
+    [image_id] = pin.images
+    site.images.update(image_id, kernel_id=kernel.id)
+    return pin, image_id, kernel.id
+
+
+def test_a_pin_asks_for_an_image_whose_kernel_is_missing(site: Site) -> None:
+    pin, image_id, kernel_id = _with_kernel(site)
+    site.report('h1', [image_id], _just_now(site))
+    site.round()
+    assert site.files(pin) == [{('h1', image_id)}]
+
+    site.finish(pin, 'cached')
+    site.report('h1', [image_id, kernel_id], _just_now(site))
+    site.round()
+    assert len(site.asked(pin)) == 1
+
+
+def test_a_pin_asks_for_an_image_whose_kernel_is_not_whole(site: Site) -> None:
+    pin, image_id, kernel_id = _with_kernel(site)
+    site.images.update(kernel_id, size=10)  # of which the host has 9 bytes
+    site.report('h1', [image_id, kernel_id], _just_now(site))
+    site.round()
+    assert site.files(pin) == [{('h1', image_id)}]
+
+
+def test_a_pin_keeps_a_kernel_young_that_is_older_than_its_image(site: Site) -> None:
+    pin, image_id, kernel_id = _with_kernel(site)
+    now = _just_now(site)
+    files = [
+        model.CachedImage('h1', layout.base_name(each), each, 9, 9, touched_at)
+        for each, touched_at in ((image_id, now), (kernel_id, LONG_AGO))
+    ]
+    site.caches.record('h1', files, [], full=True)
+    site.round()
+    assert site.files(pin) == [{('h1', image_id)}]
+
+
+def test_an_image_whose_kernel_is_gone_cannot_be_kept(site: Site) -> None:
+    pin, image_id, kernel_id = _with_kernel(site)
+    site.images.delete(kernel_id)
+    site.round()
+    assert site.asked(pin) == []
+    reason = f'Image {image_id} cannot be booted without its kernel_id {kernel_id}: '
+    assert str(site.now(pin).reason).startswith(f'no image is left: {reason}')

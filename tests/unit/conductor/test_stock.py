@@ -3,7 +3,7 @@
 
 import collections
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -29,12 +29,17 @@ class FakeNova:
         if not self.is_broker_up:
             raise exception.CellUnreachable('no broker')
 
-    def cache_image(
-        self, ctxt: context.RequestContext, host: str, image_id: str, token: str | None
-    ) -> str | None:
-        self.sent.append((host, image_id, token))
+    def cache_images(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        image_ids: Sequence[str],
+        token: str | None,
+    ) -> Mapping[str, str]:
+        self.sent += [(host, image_id, token) for image_id in image_ids]
         steps = self.script[host]
-        return steps.pop(0)() if steps else 'cached'
+        words = [(each, steps.pop(0)() if steps else 'cached') for each in image_ids]
+        return {image_id: word for image_id, word in words if word is not None}
 
     def loses(self, host: str, error: Exception | None = None) -> None:
         """Have the next call of a host get no answer."""

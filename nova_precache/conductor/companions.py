@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernel and ramdisk an image needs now, for the calls to computes.
+
+A compute that has the image does not ask the image service, so each call says what else the
+image needs. A request may cause a thousand calls for one image, so the answer is kept for a
+while. No call waits long for an image service that is silent: the compute then goes by what it
+noted itself.
+"""
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from nova_precache import exception, model
+from nova_precache.image import companions, service
+
+LOG = logging.getLogger(__name__)
+
+KEPT_SECONDS = 60.0
+ANSWER_SECONDS = 5.0
+MOST_IMAGES = 1000
+
+Needed = tuple[model.Companion, ...]
+
+
+class Needs:
+    """What images need, as the image service says; used by many threads.
+
+    :param clock: seconds that only grow
+    """
+
+    def __init__(
+        self, images: service.ImageService, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._images = images
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._questions: dict[str, _Question] = {}
+
+    def of(self, image_id: str) -> Needed | None:
+        """Return the companions of an image; None if the image service does not say."""
+        with self._lock:
+            question = self._questions.get(image_id)
+            if question is None or question.is_old(self._clock()):
+                known = None if question is None else question.answer()
+                question = self._ask(image_id, known)
+        return question.answer(question.asked_at + ANSWER_SECONDS - self._clock())
+
+    def _ask(self, image_id: str, known: Needed | None) -> '_Question':
+        while len(self._questions) >= MOST_IMAGES:
+            del self._questions[next(iter(self._questions))]
+        self._questions[image_id] = question = _Question(self._clock(), known)
+        threading.Thread(
+            target=self._look_up, args=(image_id, question), name='companions', daemon=True
+        ).start()
+        return question
+
+    def _look_up(self, image_id: str, question: '_Question') -> None:
+        try:
+            image = self._images.show(image_id)
+            question.came.set_result(companions.look_up(image, self._images.show).needed)
+        except exception.PrecacheError as exc:
+            LOG.debug('The companions of image %s are not known: %s', image_id, exc)
+            question.came.set_result(question.known)
+        except Exception:
+            LOG.exception('Looking up the companions of image %s failed', image_id)
+            question.came.set_result(question.known)
+
+
+class _Question:
+    """What was asked about an image, and what was known before."""
+
+    def __init__(self, asked_at: float, known: Needed | None) -> None:
+        self.asked_at = asked_at
+        self.known = known
+        self.came: concurrent.futures.Future[Needed | None] = concurrent.futures.Future()
+
+    def is_old(self, now: float) -> bool:
+        return self.came.done() and now >= self.asked_at + KEPT_SECONDS
+
+    def answer(self, wait_seconds: float = 0) -> Needed | None:
+        """Return the answer if it comes in time, else what was known before."""
+        try:
+            return self.came.result(max(0, wait_seconds))
+        except TimeoutError:
+            return self.known
