@@ -108,9 +108,34 @@ class Host:
         )
         return pathlib.Path(path)
 
-    def nova_cleans(self, instances: dict[str, str] | None = None) -> None:
+    def nova_boots_with_kernel(
+        self, bootable: 'Bootable', glance_url: str | None = None
+    ) -> pathlib.Path:
+        """Let Nova make the files of an instance; returns their directory."""
+        path = self.compute.call(
+            'make_disks',
+            self._options(),
+            glance_url,
+            image_id=bootable.image,
+            kernel_id=bootable.kernel,
+            ramdisk_id=bootable.ramdisk,
+            instance=str(uuid.uuid4()),
+        )
+        return pathlib.Path(path)
+
+    def nova_cleans(
+        self,
+        instances: dict[str, str] | None = None,
+        companions: dict[str, dict[str, str]] | None = None,
+    ) -> None:
         """Have Nova's image cache manager go round; it knows these instances' images."""
-        self.compute.call('manage_image_cache', self._options(), None, instances=instances or {})
+        self.compute.call(
+            'manage_image_cache',
+            self._options(),
+            None,
+            instances=instances or {},
+            companions=companions or {},
+        )
 
     def base(self, image_id: str) -> pathlib.Path:
         return self.instances_path / '_base' / _sha1(image_id)
@@ -517,3 +542,92 @@ def test_a_precache_of_nova_which_takes_no_lock_does_ours_no_harm(
         assert nova_asked.result(60) == 'cached'
     assert host.names() == [_sha1(image_id)]
     assert host.base(image_id).read_bytes() == disk_images.content(MIB)
+
+
+# Kernels and ramdisks
+
+KERNEL = b'MZ' + os.urandom(508) + b'\x55\xaaHdrS' + os.urandom(MIB)
+RAMDISK = b'QFI\xfb' + os.urandom(MIB)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bootable:
+    """The ids of an image in Glance, and of the kernel and ramdisk that it names."""
+
+    image: str
+    kernel: str
+    ramdisk: str
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.image, self.kernel, self.ramdisk
+
+    @property
+    def companions(self) -> dict[str, str]:
+        return {'kernel_id': self.kernel, 'ramdisk_id': self.ramdisk}
+
+
+@pytest.fixture
+def bootable(upload_image: UploadImage, tmp_path: pathlib.Path) -> Bootable:
+    kernel = upload_image(KERNEL, 'aki', container_format='aki')
+    ramdisk = upload_image(RAMDISK, 'ari', container_format='ari')
+    original = disk_images.raw(tmp_path / 'original')
+    image = upload_image(
+        original, 'ami', container_format='ami', kernel_id=kernel, ramdisk_id=ramdisk
+    )
+    return Bootable(image, kernel, ramdisk)
+
+
+def test_nova_boots_with_the_kernel_and_ramdisk_that_we_cached_without_glance(
+    host: Host, bootable: Bootable
+) -> None:
+    assert not host.cache_image(bootable.image).existing
+
+    directory = host.nova_boots_with_kernel(bootable)
+
+    assert (directory / 'kernel').read_bytes() == KERNEL
+    assert (directory / 'ramdisk').read_bytes() == RAMDISK
+    assert (directory / 'disk').exists()
+
+
+def test_what_nova_fetched_for_a_boot_is_there_for_us(host: Host, bootable: Bootable) -> None:
+    host.nova_boots_with_kernel(bootable, glance_url=host.link.url)
+    served = len(host.link.downloads)
+    assert host.base(bootable.ramdisk).read_bytes() == RAMDISK
+
+    assert host.cache_image(bootable.image).existing
+
+    assert len(host.link.downloads) == served
+
+
+def test_a_kernel_is_in_use_as_long_for_us_as_for_nova(host: Host, bootable: Bootable) -> None:
+    host.cache_image(bootable.image)
+    directory = host.nova_boots_with_kernel(bootable)
+
+    def is_left_of(clean: Callable[[], None]) -> set[bool]:
+        for image_id in bootable.all:
+            age(host.base(image_id), DAY_SECONDS + 60)
+        clean()
+        return {host.base(image_id).exists() for image_id in bootable.all}
+
+    known, companions = {directory.name: bootable.image}, {directory.name: bootable.companions}
+    assert is_left_of(lambda: host.nova_cleans(known, companions)) == {True}
+    assert is_left_of(host.ours().manage_image_cache) == {True}
+    assert f'{host.base(bootable.image).name}.companions' in host.names()
+
+    shutil.rmtree(directory)
+    assert is_left_of(host.ours().manage_image_cache) == {False}
+    host.ours().manage_image_cache()
+    assert host.names() == []
+
+
+def test_novas_cache_manager_leaves_a_note_alone_and_we_remove_it_after_the_image(
+    host: Host, bootable: Bootable
+) -> None:
+    host.cache_image(bootable.image)
+    for image_id in bootable.all:
+        age(host.base(image_id), DAY_SECONDS + 60)
+    host.nova_cleans()
+    assert host.names() == [f'{host.base(bootable.image).name}.companions']
+    host.ours().remove_leftovers()
+    assert host.names() == []

@@ -80,12 +80,33 @@ def make_root_disk(
     return os.path.join(directory, 'disk')
 
 
-def manage_image_cache(driver: libvirt_driver.LibvirtDriver, instances: dict) -> None:
+def make_disks(
+    driver: libvirt_driver.LibvirtDriver,
+    image_id: str,
+    kernel_id: str,
+    ramdisk_id: str,
+    instance: str,
+) -> str:
+    """Take the part of a boot that makes all files of an instance; returns their directory."""
+    booted = new_instance(instance, image_id, root_gb=1, kernel_id=kernel_id, ramdisk_id=ramdisk_id)
+    driver._create_image(
+        caller(), booted, disk_mapping={'disk': {'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}}
+    )
+    return libvirt_utils.get_instance_path(booted)
+
+
+def manage_image_cache(
+    driver: libvirt_driver.LibvirtDriver, instances: dict, companions: dict
+) -> None:
     """Take one round of the image cache manager.
 
     :param instances: image by uuid of those that nova-compute knows on this host
+    :param companions: ``kernel_id`` and ``ramdisk_id`` of those that have them, by uuid
     """
-    known = [new_instance(uuid, image_id) for uuid, image_id in instances.items()]
+    known = [
+        new_instance(uuid, image_id, **companions.get(uuid, {}))
+        for uuid, image_id in instances.items()
+    ]
     driver.manage_image_cache(caller(), known)
 
 
@@ -100,26 +121,31 @@ def caller() -> context.RequestContext:
     return context.RequestContext(is_admin=True, auth_token='none')
 
 
-def new_instance(uuid: str, image_id: str, root_gb: int = 0) -> objects.Instance:
+def new_instance(
+    uuid: str, image_id: str, root_gb: int = 0, kernel_id: str = '', ramdisk_id: str = ''
+) -> objects.Instance:
     return objects.Instance(
         id=1,
         uuid=uuid,
         host=CONF.host,
         image_ref=image_id,
-        kernel_id='',
-        ramdisk_id='',
+        kernel_id=kernel_id,
+        ramdisk_id=ramdisk_id,
+        os_type=None,
+        vm_mode=None,
         vm_state='active',
         task_state=None,
         config_drive='True',
         system_metadata={},
         trusted_certs=None,
         migration_context=None,
-        flavor=objects.Flavor(root_gb=root_gb),
+        flavor=objects.Flavor(root_gb=root_gb, ephemeral_gb=0, swap=0),
     )
 
 
 COMMANDS = {
-    each.__name__: each for each in (cache_image, make_root_disk, manage_image_cache, leave_marks)
+    each.__name__: each
+    for each in (cache_image, make_root_disk, make_disks, manage_image_cache, leave_marks)
 }
 
 if __name__ == '__main__':
