@@ -5,9 +5,9 @@ A root disk says on which file it is based. Headers are read here and not by qem
 be thousands. Whatever cannot be read might be based on anything, so it is an error and never
 "not based".
 
-A kernel or ramdisk is copied into the directory of its instance and says nothing. Nova counts
-it as used while the instance is there. Here, where instances are known only by their files, so
-counts the base file with the same content.
+Nova counts a kernel or ramdisk as used while an instance was booted with it. Here, where
+instances are known only by their files, one counts that is noted as needed by the image of a
+disk, and one whose content an instance has: Nova copies both into the directory of the instance.
 """
 
 import collections
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from nova_precache import exception, files
-from nova_precache.cache import layout, store
+from nova_precache.cache import layout, notes, store
 
 _ROOT_DISK = 'disk'
 _DISK_FORMATS = 'disk.info'
@@ -69,10 +69,24 @@ class DiskUsage:
 
         :raises nova_precache.exception.StorageError: one cannot be read, so it is not known
         """
-        return self._disks() + self._copies()
+        disks = self._disks()
+        # An instance may have both, a disk and the copies: it counts once.
+        return disks + (self._copies() | self._companions(disks))
 
     def _disks(self) -> 'collections.Counter[str]':
         return collections.Counter(name for path in self._directories() for name in _names_in(path))
+
+    def _companions(self, disks: Mapping[str, int]) -> 'collections.Counter[str]':
+        """Count the disks of images whose kernel or ramdisk each file is, as far as it is noted."""
+        found: collections.Counter[str] = collections.Counter()
+        for name, count in disks.items():
+            if not layout.is_base_name(name):
+                continue
+            path = self._paths.note_path(name)
+            with store.storage_errors(f'Reading {path}'):
+                for companion in notes.read(path) or ():
+                    found[layout.base_name(companion.id)] += count
+        return found
 
     def _copies(self) -> 'collections.Counter[str]':
         """Count the kernels and ramdisks of instances that have the content of a base file.

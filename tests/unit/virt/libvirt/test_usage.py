@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nova_precache import exception
-from nova_precache.cache import layout
+from nova_precache import exception, model
+from nova_precache.cache import layout, notes
 from nova_precache.virt.libvirt import usage
 from tests import disk_images
 
@@ -388,6 +388,30 @@ def test_each_copy_counts_and_is_read_once(
     (directory / 'kernel').write_bytes(b'K' * 1000)
     assert disk_usage.counts() == {**both, layout.base_name('kernel image'): 1}
     assert len(read) == 7
+
+
+def test_what_the_image_of_a_disk_needs_is_used_and_counts_once(
+    paths: layout.CacheLayout, instances_path: pathlib.Path, disk: pathlib.Path
+) -> None:
+    companion = model.Companion('kernel-image', 1000)
+    notes.write(paths.note_path(NAME), [companion])
+    kernel = layout.base_name(companion.id)
+    disk_usage = usage.DiskUsage(paths)
+    assert disk_usage.counts() == {NAME: 1, kernel: 1}
+    (disk.parent / 'kernel').write_bytes(b'k' * 1000)
+    pathlib.Path(paths.path_of(kernel)).write_bytes(b'k' * 1000)
+    assert disk_usage.counts() == {NAME: 1, kernel: 1}
+    assert not disk_usage.is_backing(paths.path_of(kernel))
+    disk.unlink()
+    assert disk_usage.counts() == {kernel: 1}
+
+
+@pytest.mark.parametrize('damage', [b'', b'{}', b'\xff'])
+def test_a_damaged_note_says_nothing(
+    paths: layout.CacheLayout, disk: pathlib.Path, damage: bytes
+) -> None:
+    pathlib.Path(paths.note_path(NAME)).write_bytes(damage)
+    assert usage.DiskUsage(paths).counts() == {NAME: 1}
 
 
 def test_a_kernel_is_the_backing_file_of_nothing(
