@@ -242,6 +242,30 @@ def test_images_are_cached_by_the_nova_computes_that_are_there(
     assert beside.call('POST', '/v1/requests', rate).status_int == 400
 
 
+def test_the_kernel_of_an_image_is_cached_by_nova_computes_as_an_image_of_its_own(
+    beside: Beside, upload_image: UploadImage
+) -> None:
+    aggregate_id = beside.stock.aggregate('kernels')
+    kernel, refused = (
+        upload_image(os.urandom(KIB), 'aki', container_format='aki', name=name)
+        for name in ('kernel', cloud.REFUSED)
+    )
+    good, bad = (upload_image(os.urandom(KIB), kernel_id=each) for each in (kernel, refused))
+
+    path = beside.cache(aggregate_id, good)
+    assert set(beside.outcomes(path).values()) == {('cached', None)}
+    assert {task['bytes_done'] for task in beside.tasks(path).values()} == {2 * KIB}
+    assert beside.stock.has_cached(FIRST, kernel)
+    again = beside.cache(aggregate_id, good)
+    assert set(beside.outcomes(again).values()) == {('existing', None)}
+
+    failing = beside.cache(aggregate_id, bad)
+    reason = f'kernel or ramdisk {refused}: nova-compute answered error; see its log'
+    beside.wait_for(failing, FIRST, reason)
+    assert beside.call('POST', f'{failing}/action', {'cancel': None}).status_int == 202
+    assert {status for status, _ in beside.outcomes(failing).values()} == {'cancelled'}
+
+
 def test_a_cell_that_cannot_be_reached_holds_up_no_host_of_another(
     beside: Beside, upload_image: UploadImage, free_port: Callable[[], int]
 ) -> None:

@@ -293,6 +293,29 @@ def test_an_image_is_not_its_own_kernel(cache: Cache, images: fake.FakeImageServ
     assert (images.opens, cache.names()) == ([], [])
 
 
+class AnySpelling(fake.FakeImageService):
+    """Finds ids in any spelling, as Glance does on a database that ignores the case."""
+
+    def show(self, image_id: str) -> model.Image:
+        return super().show(image_id.lower())
+
+
+def test_a_kernel_is_stored_under_the_name_of_its_id_as_the_image_service_spells_it(
+    cache: Cache,
+) -> None:
+    images = AnySpelling()
+    kernel = images.add(KERNEL)
+    image = images.add(DATA, kernel_id=kernel.id.upper())
+    fill(cache, images, image)
+    assert cache.base_file(kernel.id).read_bytes() == KERNEL
+    assert fill(cache, images, image, [model.Companion(kernel.id, len(KERNEL))]).existing
+
+    images.update(image.id, kernel_id=image.id.upper())
+    cache.base_file(kernel.id).unlink()
+    with pytest.raises(exception.ImageGone, match='is itself no kernel'):
+        fill(cache, images, image)
+
+
 def test_the_value_nokernel_means_neither_kernel_nor_ramdisk(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
