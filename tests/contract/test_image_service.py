@@ -169,10 +169,12 @@ def test_a_part_of_an_image_of_another_size_begins_nowhere(backend: Backend) -> 
         assert connection.start_bytes is None
 
 
-def test_there_is_nothing_behind_the_end(backend: Backend) -> None:
+@pytest.mark.parametrize('offset_bytes', [len(DATA), len(DATA) + 1])
+def test_from_behind_the_end_on_all_of_it_comes(backend: Backend, offset_bytes: int) -> None:
     image_id = backend.add(DATA)
-    with pytest.raises(exception.DownloadInterrupted):
-        read(backend.images, image_id, len(DATA))
+    with backend.images.open(image_id, offset_bytes, len(DATA)) as connection:
+        assert connection.start_bytes == 0
+        assert rest(connection) == DATA
 
 
 def test_an_unknown_image_is_not_usable_and_has_no_data(backend: Backend) -> None:
