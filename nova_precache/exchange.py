@@ -21,7 +21,6 @@ from nova_precache import deadline, exception, redirects
 _KEPT_OPTIONS = (
     'timeout',
     'stream',
-    'raise_exc',
     'connect_retries',
     'status_code_retries',
     'retriable_status_codes',
@@ -48,9 +47,12 @@ class Session(ksa_session.Session):
         answer = super().request(url, method, redirect=False, **options)
         if redirect is not None and not redirect:
             return answer
-        return redirects.follow(
+        answer = redirects.follow(
             answer, method, lambda to, elsewhere: self._send_on(to, method, elsewhere, options)
         )
+        if options.get('raise_exc', True) and answer.status_code >= requests.codes.bad_request:
+            raise ksa_exceptions.from_response(answer, method, redirects.origin(answer.url))
+        return answer
 
     def _send_on(
         self, url: str, method: str, is_elsewhere: bool, options: dict[str, Any]
@@ -63,7 +65,7 @@ class Session(ksa_session.Session):
             headers = redirects.harmless(options.get('headers') or {})
             kept = {name: options[name] for name in _KEPT_OPTIONS if name in options}
             return self._elsewhere.request(
-                url, method, redirect=False, log=False, headers=headers, **kept
+                url, method, redirect=False, raise_exc=False, log=False, headers=headers, **kept
             )
         except ksa_exceptions.ConnectionError as exc:
             # Nor is it to be in the log: its text has the URL.

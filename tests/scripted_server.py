@@ -94,6 +94,8 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
         listener.script = script  # type: ignore[attr-defined]
         thread = threading.Thread(target=listener.serve_forever, kwargs={'poll_interval': 0.01})
         thread.start()
-        yield script
-        listener.shutdown()
-        thread.join()
+        try:
+            yield script
+        finally:
+            listener.shutdown()
+            thread.join()

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
+from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1.identity import v3
 
 from nova_precache import exchange, redirects
@@ -81,6 +82,29 @@ def test_no_header_of_a_caller_reaches_another_origin(
     assert path == '/x'
     assert 'secret' not in str(sent)
     assert sent['range'] == 'bytes=1-'
+
+
+@pytest.mark.parametrize('raises', [True, False])
+def test_an_error_of_another_origin_is_raised_where_errors_are(
+    server: Server, elsewhere: Server, session: exchange.Session, raises: bool
+) -> None:
+    server.answers = [to(f'{elsewhere.url}/x')]
+    elsewhere.answers = [Answer(500)]
+    if not raises:
+        assert session.get(f'{server.url}/x', raise_exc=False).status_code == 500
+        return
+    with pytest.raises(ksa_exceptions.InternalServerError):
+        session.get(f'{server.url}/x')
+
+
+@pytest.mark.parametrize('raises', [True, False])
+def test_the_refusal_of_another_origin_is_an_error_of_the_redirect(
+    server: Server, elsewhere: Server, session: exchange.Session, raises: bool
+) -> None:
+    server.answers = [to(f'{elsewhere.url}/x')]
+    elsewhere.answers = [Answer(404)]
+    with pytest.raises(redirects.RedirectFailed, match='answers HTTP 404 without credentials'):
+        session.get(f'{server.url}/x', raise_exc=raises)
 
 
 def test_a_cookie_of_one_port_does_not_reach_another(
