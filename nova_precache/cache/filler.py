@@ -166,7 +166,8 @@ class CacheFiller:
             size_bytes = self._download(work)
             with _keeping(work):
                 path = self._make_bootable(work, size_bytes)
-                control.leave_when_stopped(origin.check_unchanged, discard=lambda _: None)
+                for look in (origin.check_unchanged, control.confirm):
+                    control.leave_when_stopped(look, discard=lambda _: None)
                 control.check()
             self._store.publish(path, image_id)
         LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)

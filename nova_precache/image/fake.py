@@ -120,9 +120,13 @@ class FakeImageService:
         """Make the image unknown; a running download goes on."""
         del self._images[image_id]
 
-    def accept(self, image_id: str, project_id: str) -> None:
-        """Have a project as a member that accepted the image."""
+    def share(self, image_id: str, project_id: str) -> None:
+        """Make a project a member of the image; what it answers makes no difference."""
         self._members.add((image_id, project_id))
+
+    def unshare(self, image_id: str, project_id: str) -> None:
+        """End the membership of a project."""
+        self._members.remove((image_id, project_id))
 
     def show(self, image_id: str) -> model.Image:
         if self._strikes('unavailable'):

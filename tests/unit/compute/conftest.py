@@ -34,6 +34,8 @@ class FakeReporter:
         self.images: list[tuple[str, str, reporter.CacheNews]] = []
         self.token_calls: list[tuple[str, int]] = []
         self.token_errors: list[Exception] = []
+        self.confirmed: list[tuple[str, int]] = []
+        self.confirm_errors: list[Exception] = []
 
     def register(self, state: model.Json) -> None:
         if self.register_errors:
@@ -69,6 +71,11 @@ class FakeReporter:
         if self.begin_errors:
             raise self.begin_errors.pop(0)
         return self.current.get(job_id) == epoch
+
+    def confirm_job(self, job_id: str, epoch: int) -> None:
+        self.confirmed.append((job_id, epoch))
+        if self.confirm_errors:
+            raise self.confirm_errors.pop(0)
 
     def get_token(self, job_id: str, epoch: int) -> str | None:
         self.token_calls.append((job_id, epoch))
