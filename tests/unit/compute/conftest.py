@@ -109,6 +109,7 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         self.asked: list[str] = []
         self.controls: list[Control] = []
         self.error: Exception | None = None
+        self.confirms = False
         self.forgotten: list[str] = []
         self.forgets = True
         self.begun = threading.Event()
@@ -129,6 +130,8 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         with control.at_stop(self.opened.set):
             assert self.opened.wait(WAIT_SECONDS)
         control.check()
+        if self.confirms:
+            control.confirm()
         if self.error is not None:
             raise self.error
         return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)
