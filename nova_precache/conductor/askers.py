@@ -40,9 +40,7 @@ class Askers:
         if refused and not self._jobs.askers(job_id):
             raise next(iter(refused.values()))
 
-    def _refusals(
-        self, job_id: str, image_id: str
-    ) -> Mapping[str, exception.ImageNotUsable]:
+    def _refusals(self, job_id: str, image_id: str) -> Mapping[str, exception.ImageNotUsable]:
         found: dict[tuple[str | None, bool], exception.ImageNotUsable | None] = {}
         refused = {}
         for asker in self._jobs.askers(job_id):

@@ -10,7 +10,7 @@ from keystoneauth1.identity import v3
 from nova_precache import exchange, redirects
 from tests.scripted_server import Answer, Server, serving
 
-PASSWORD = 'very-secret'  # noqa: S105 - of nobody
+PASSWORD = 'very-secret'
 
 
 @pytest.fixture

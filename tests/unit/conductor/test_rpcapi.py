@@ -296,7 +296,7 @@ def test_a_job_is_confirmed_or_refused_with_the_reason(
     assert conductor.told.get(timeout=WAIT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
 
     conductor.refusal = exception.ImageGone('Image i1 is not visible to project p1')
-    with pytest.raises(exception.ImageGone, match='^Image i1 is not visible to project p1$'):
+    with pytest.raises(exception.ImageGone, match=r'^Image i1 is not visible to project p1$'):
         reports.confirm_job('j1', 3)
 
 
@@ -305,7 +305,7 @@ def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport
     server.start()
     with pytest.raises(exception.VersionUnsupported, match='confirm_job'):
         _reporter(transport).confirm_job('j1', 3)
-    with pytest.raises(exception.VersionUnsupported, match='the pin is 1.1'):
+    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
         _reporter(transport, '1.1').confirm_job('j1', 3)
     server.stop()
 
