@@ -40,7 +40,7 @@ class RedirectFailed(ksa_exceptions.ClientException):
 
 
 def follow(answer: requests.Response, method: str, send: Send) -> requests.Response:
-    """Follow the redirects of an answer, and give the answer at their end.
+    """Follow the redirects of an answer, and return the answer at their end.
 
     Once they have led to another origin, credentials are left out for good: where that one
     leads, the first one included, is not for it to choose.
@@ -71,7 +71,7 @@ def follow(answer: requests.Response, method: str, send: Send) -> requests.Respo
 
 
 def harmless(headers: Mapping[str | bytes, Any]) -> dict[str, Any]:
-    """Give those headers that another origin gets."""
+    """Return those headers that another origin gets."""
     named = {
         name.decode('ascii') if isinstance(name, bytes) else name: value
         for name, value in headers.items()
@@ -80,7 +80,7 @@ def harmless(headers: Mapping[str | bytes, Any]) -> dict[str, Any]:
 
 
 def origin(url: str) -> str:
-    """Give the origin of a URL as one string.
+    """Return the origin of a URL as one string.
 
     :raises RedirectFailed: it has none, or is no plain http or https URL
     """
@@ -95,7 +95,7 @@ def origin(url: str) -> str:
 
 
 def _target(answer: requests.Response) -> str:
-    """Give the URL that a redirect leads to; it may be relative."""
+    """Return the URL that a redirect leads to; it may be relative."""
     location = answer.headers.get('Location')
     if not location:
         raise RedirectFailed(f'HTTP {answer.status_code} without a Location')

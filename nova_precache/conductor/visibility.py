@@ -5,7 +5,7 @@ The caller's own token was used while the request was made, and is not kept. At 
 each retry and before a compute publishes the image, the same is decided by owner, visibility
 and members, as Glance 33 decides it by its database and its default policy:
 
-- an admin may have every image, and everybody one that is public or community;
+- an admin may have every image, and every caller one that is public or community;
 - a shared image is for its owner and its members, whatever these have answered; one without
   owner is for every project;
 - a private image is for its owner; one without owner is for callers without project alone.

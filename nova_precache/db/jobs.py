@@ -227,7 +227,7 @@ class Jobs:
         return self.image_at_work(cell_uuid, job_id, epoch) is not None
 
     def image_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> str | None:
-        """Give the image of a job on which a compute of the cell works under that epoch."""
+        """Return the image of a job on which a compute of the cell works under that epoch."""
         query = sa.select(models.Job.image_id).where(
             calls.current(job_id, epoch), *calls.at_work(cell_uuid)
         )
