@@ -9,7 +9,7 @@ from nova_precache import model
 
 # Nova unpacks none of these, whatever the driver.
 _PACKED = frozenset({'compressed', 'docker'})
-# In both of the formats, Glance has it: an image is a kernel as a whole, or not at all.
+# Glance wants both formats of such an image to be the same.
 _PARTS = {'aki': 'a kernel', 'ari': 'a ramdisk'}
 
 
