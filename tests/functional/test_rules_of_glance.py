@@ -36,10 +36,13 @@ def _ask(service: Service, project: str, aggregate: int, image_id: str) -> str:
     return answer.headers['Location'].rsplit('/', 1)[1]
 
 
-def _share(gateway: site_link.Gateway, image_id: str, project: str) -> str:
+def _share(
+    gateway: site_link.Gateway, image_id: str, project: str, status: str = 'accepted'
+) -> None:
     members = f'{gateway.url}/v2/images/{image_id}/members'
     requests.post(members, json={'member': project}, timeout=30).raise_for_status()
-    return f'{members}/{project}'
+    answer = {'status': status}
+    requests.put(f'{members}/{project}', json=answer, timeout=30).raise_for_status()
 
 
 def _patch(gateway: site_link.Gateway, image_id: str, name: str, value: str) -> None:
@@ -60,8 +63,7 @@ def test_a_member_gets_a_shared_image_whatever_it_answered(
 ) -> None:
     service = open_to_members.service
     image_id = upload_image(os.urandom(1024), visibility='shared', owner='p1')
-    member = _share(gateway, image_id, 'p2')
-    requests.put(member, json={'status': status}, timeout=30).raise_for_status()
+    _share(gateway, image_id, 'p2', status)
 
     request = service.wait(_ask(service, 'p2', service.aggregate('all'), image_id))
 
