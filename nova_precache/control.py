@@ -26,6 +26,7 @@ class Control:
     :param is_boot: an instance waits for the image, so nothing may hold it up
     :param max_rate_bytes: bytes a second that this work may take; None: as many as the host's may
     :param is_last_attempt: what is unfinished in the end is of no use to anybody
+    :ivar confirm: called before the result is published; its errors end the work
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Control:
         self.is_boot = is_boot
         self.max_rate_bytes = max_rate_bytes
         self.is_last_attempt = is_last_attempt
+        self.confirm: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._error: exception.CacheError | None = None
         self._waiters = 0

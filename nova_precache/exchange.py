@@ -2,6 +2,7 @@
 """HTTP exchanges with other services that end at the deadline of the work that needs them.
 
 However the other side is slow: it takes no connection, is silent, or sends a byte a second.
+Wherever it redirects to, credentials reach only itself.
 """
 
 import math
@@ -10,19 +11,86 @@ from typing import Any
 
 import requests
 import urllib3
+from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
 from urllib3 import connection as connections
 
-from nova_precache import deadline, exception
+from nova_precache import deadline, exception, redirects
+
+# What else of a request holds at another origin, too.
+_KEPT_OPTIONS = (
+    'timeout',
+    'stream',
+    'connect_retries',
+    'status_code_retries',
+    'retriable_status_codes',
+)
+
+
+class Session(ksa_session.Session):
+    """A session of keystoneauth that follows redirects by :mod:`nova_precache.redirects`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # With other connections and cookies, and without a client certificate.
+        self._elsewhere = ksa_session.Session(
+            session=new_session(), verify=self.verify, timeout=self.timeout
+        )
+
+    def request(  # type: ignore[override]
+        self, url: str, method: str, redirect: int | bool | None = None, **options: Any
+    ) -> requests.Response:
+        """As of any session of keystoneauth.
+
+        :raises nova_precache.redirects.RedirectFailed: a redirect cannot be followed
+        """
+        answer = super().request(url, method, redirect=False, **options)
+        if redirect is not None and not redirect:
+            return answer
+        answer = redirects.follow(
+            answer, method, lambda to, elsewhere: self._send_on(to, method, elsewhere, options)
+        )
+        if options.get('raise_exc', True) and answer.status_code >= requests.codes.bad_request:
+            raise ksa_exceptions.from_response(answer, method, redirects.origin(answer.url))
+        return answer
+
+    def _send_on(
+        self, url: str, method: str, is_elsewhere: bool, options: dict[str, Any]
+    ) -> requests.Response:
+        """Send a request to where it is redirected; its URL may be a secret that opens it."""
+        try:
+            if not is_elsewhere:
+                again = {**options, 'params': None, 'log': False}
+                return super().request(url, method, redirect=False, **again)
+            headers = redirects.harmless(options.get('headers') or {})
+            kept = {name: options[name] for name in _KEPT_OPTIONS if name in options}
+            return self._elsewhere.request(
+                url, method, redirect=False, raise_exc=False, log=False, headers=headers, **kept
+            )
+        except ksa_exceptions.ConnectionError as exc:
+            # Nor is it to be in the log: its text has the URL.
+            raise redirects.RedirectFailed(
+                f'{redirects.origin(url)}, to which it is redirected, cannot be reached '
+                f'({type(exc).__name__})'
+            ) from None
 
 
 def new_session() -> requests.Session:
     """Make a session for keystoneauth, which serves the work with a deadline, and all other."""
-    session = requests.Session()
+    session = _Requests()
     adapter = _Adapter()
     for scheme in list(session.adapters):
         session.mount(scheme, adapter)
     return session
+
+
+class _Requests(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Leave redirects alone.
+
+        Even where it is not to follow one, requests reads all of its body, and stumbles over
+        its Location.
+        """
 
 
 class _Adapter(ksa_session.TCPKeepAliveAdapter):

@@ -168,7 +168,10 @@ class Foundation(abc.ABC):
     def get(self, token: str, path: str) -> dict[str, Any]:
         """Ask /v1 for something."""
         answer = requests.get(
-            f'{self.api_url}/v1{path}', headers={'X-Auth-Token': token}, timeout=30
+            f'{self.api_url}/v1{path}',
+            headers={'X-Auth-Token': token},
+            timeout=30,
+            allow_redirects=False,
         )
         answer.raise_for_status()
         return dict(answer.json())

@@ -68,6 +68,7 @@ class Service:
             f'{self.description["precache_url"]}{path}',
             headers={'X-Auth-Token': self.description['token']},
             timeout=30,
+            allow_redirects=False,
         )
         answer.raise_for_status()
         return dict(answer.json())

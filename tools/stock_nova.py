@@ -155,6 +155,7 @@ class StockNova:
             f'{self.url}/v2.1/os-services?binary=nova-compute',
             headers={'X-Auth-Token': token},
             timeout=60,
+            allow_redirects=False,
         )
         answer.raise_for_status()
         return {each['host'] for each in answer.json()['services'] if each['state'] == 'up'}

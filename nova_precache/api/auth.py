@@ -148,7 +148,14 @@ class AuthToken(auth_token.AuthProtocol):  # type: ignore[misc]
         return server
 
     def _create_session(self, **kwargs: Any) -> Any:
-        return super()._create_session(session=exchange.new_session(), **kwargs)
+        made = super()._create_session(session=exchange.new_session(), **kwargs)
+        return exchange.Session(
+            session=made.session,
+            verify=made.verify,
+            cert=made.cert,
+            timeout=made.timeout,
+            user_agent=made.user_agent,
+        )
 
 
 class KeystoneContext:

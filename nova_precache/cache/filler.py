@@ -294,7 +294,8 @@ class CacheFiller:
         size_bytes = self._download(work)
         with _keeping(work):
             path = self._make_bootable(work, size_bytes)
-            work.control.leave_when_stopped(work.origin.check_unchanged, discard=lambda _: None)
+            for look in (work.origin.check_unchanged, work.control.confirm):
+                work.control.leave_when_stopped(look, discard=lambda _: None)
             work.control.check()
             if not work.part.is_companion:
                 self._complete(work.image)

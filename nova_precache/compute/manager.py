@@ -207,6 +207,25 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
                 ) from exc
         raise exception.ImageUnauthorized(f'There is no fresh token for image {image_id}: {why}')
 
+    def _confirm(self, image_id: str) -> None:
+        """Ask a conductor, before an image is published, whether it may be for any of its jobs.
+
+        Without an answer it is published: access to it is checked by Glance at each boot.
+
+        :raises nova_precache.exception.ImageGone: it may not, for none of them
+        """
+        calls = self._transfers.epochs(image_id)
+        gone: list[exception.ImageGone] = []
+        for job_id, epoch in calls.items():
+            try:
+                self._conductor.confirm_job(job_id, epoch)
+            except exception.ImageGone as exc:
+                gone.append(exc)
+            except exception.PrecacheError as exc:
+                LOG.info('Job %s (image %s) is unconfirmed: %s', job_id, image_id, exc)
+        if gone and len(gone) == len(calls):
+            raise gone[0]
+
     def _cache(
         self,
         ctxt: context.RequestContext,
@@ -216,6 +235,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         control: Control,
     ) -> model.ImageOutcome:
         ctxt.update_store()  # in a thread of its own, whoever else joins later
+        control.confirm = functools.partial(self._confirm, image_id)
         try:
             result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)
             return outcomes.of_result(result)

@@ -56,6 +56,12 @@ class Reporter(Protocol):
         :raises nova_precache.exception.AgentConflict: this agent is not registered for its host
         """
 
+    def confirm_job(self, job_id: str, epoch: int) -> None:
+        """Ask whether the image may be published for this job.
+
+        :raises nova_precache.exception.ImageGone: no request is left that may have the image
+        """
+
     def get_token(self, job_id: str, epoch: int) -> str | None:
         """Fetch a fresh token for the image service, None where none is needed.
 

@@ -4,12 +4,12 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from nova_precache import context, exception, model
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import breaker, companions, tracker, visibility
+from nova_precache.conductor import askers, breaker, companions, tracker
 from nova_precache.db import claims, jobs, recording
 from nova_precache.image import service
 
@@ -59,7 +59,7 @@ class HostCaller:
         self._why_down = why_down
         self._tracker = track
         self._computes = computes
-        self._images = images
+        self._askers = askers.Askers(job_store, images, track)
         self._needs = companions.Needs(images)
         self._access = access
         self._breakers = breakers
@@ -231,29 +231,18 @@ class HostCaller:
         return turned
 
     def _is_wanted(self, assignment: jobs.Assignment) -> bool:
-        """Check at a retry that the image may still be had, for each request that wants it."""
-        refused = self._refusals(assignment)
-        for request_id, reason in refused.items():
-            outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
-            self._tracker.settle(self._jobs.end_tasks(assignment.job_id, [request_id], outcome))
+        """Check at a retry that the image may still be had by those who asked for it."""
+        try:
+            self._askers.check(assignment.job_id, assignment.image_id)
+        except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):
+            return True  # the attempt itself will say so
+        except exception.ImageNotUsable:
+            LOG.debug('No request may have the image of job %s any more', assignment.job_id)
         if self._jobs.askers(assignment.job_id):
             return True
         unwanted = model.ImageOutcome(model.TaskStatus.SKIPPED, 'no request wants it any more')
         self._tracker.settle(self._jobs.finish(assignment.job_id, assignment.epoch, unwanted))
         return False
-
-    def _refusals(self, assignment: jobs.Assignment) -> Mapping[str, str]:
-        refused = {}
-        for asker in self._jobs.askers(assignment.job_id):
-            try:
-                visibility.check_bootable(
-                    self._images, assignment.image_id, asker.project_id, asker.is_admin
-                )
-            except exception.ImageNotUsable as exc:
-                refused[asker.request_id] = str(exc)
-            except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):
-                return {}  # the attempt itself will say so
-        return refused
 
 
 def _error(reason: str) -> model.ImageOutcome:

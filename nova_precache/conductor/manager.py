@@ -17,6 +17,8 @@ LOG = logging.getLogger(__name__)
 SHOWN_HOSTS = 10
 # A compute waits no longer for what is looked up in the database.
 ANSWER_SECONDS = 20.0
+# Sooner than the compute gives it up, which then publishes.
+CONFIRM_SECONDS = rpcapi.CONFIRM_SECONDS / 2
 
 
 class ApiEndpoint(rpc.Endpoint):
@@ -36,6 +38,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     Arguments that a newer compute sends and this release does not know are ignored; those
     that it knows are read before anything is done, and all of it is done for this cell alone.
 
+    :param check_askers: checks that a job (of this id, for this image) is wanted by some
+        request that may have the image, as ``conductor.askers.Askers.check``
     :param max_hosts: most hosts of this cell whose agents may register
     """
 
@@ -47,6 +51,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         job_store: jobs.Jobs,
         reports: intake.Intake,
         token: Callable[[], str | None],
+        check_askers: Callable[[str, str], None] = lambda job_id, image_id: None,
         max_hosts: int = 20_000,
     ) -> None:
         self._cell_uuid = cell_uuid
@@ -55,6 +60,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._jobs = job_store
         self._intake = reports
         self._token = token
+        self._check_askers = check_askers
         self._max_hosts = max_hosts
         self._senders = wire.Senders(LOG)
         self._nameless: set[str] = set()
@@ -205,6 +211,33 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             agent = wire.maybe(wire.text, agent_id, 'agent_id', wire.ID_MAX, 1)
         with deadline.within(ANSWER_SECONDS):
             return self._jobs.begin(job, call, is_start, self._cell_uuid, agent)
+
+    @rpc.refuses(exception.InvalidInput, exception.ImageGone, exception.Unavailable)
+    def confirm_job(
+        self,
+        ctxt: context.RequestContext,
+        job_id: object = None,
+        epoch: object = None,
+        **unknown: Any,
+    ) -> None:
+        """Confirm that an image may be published for a job; a stale call is not refused.
+
+        :raises nova_precache.exception.ImageGone: no request is left that may have the image
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        :raises nova_precache.exception.Unavailable: that cannot be found out now
+        """
+        with self._refusing_of_job('a question', job_id):
+            job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
+        with deadline.within(CONFIRM_SECONDS):
+            image_id = self._jobs.image_at_work(self._cell_uuid, job, call)
+            if image_id is None:
+                return
+            try:
+                self._check_askers(job, image_id)
+            except exception.ImageNotUsable as exc:
+                raise exception.ImageGone(str(exc)) from exc
+            except exception.ImageUnauthorized as exc:  # of this service, and not of the compute
+                raise exception.ImageServiceUnavailable(str(exc)) from exc
 
     @rpc.refuses(
         exception.InvalidInput,

@@ -9,7 +9,7 @@ History:
   before it told nothing
 * 1.2 - ``begin_job`` and ``report_progress`` take ``agent_id``; ``begin_job`` refuses an agent
   that is not registered for the host; ``get_token`` takes ``job_id`` and ``epoch``. An older
-  conductor ignores these arguments
+  conductor ignores these arguments; ``confirm_job``
 
 A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
 a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
@@ -28,6 +28,8 @@ API_TOPIC = 'precache_conductor_api'
 VERSION = '1.2'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
+# A compute that has all of an image waits no longer to publish it.
+CONFIRM_SECONDS = 10.0
 
 
 class ConductorAPI:
@@ -150,13 +152,25 @@ class ConductorReporter:
         token = self._call('get_token', job_id=job_id, epoch=epoch)
         return wire.maybe(wire.secret, token, 'the answer')
 
-    def _call(self, method: str, **arguments: Any) -> Any:
+    def confirm_job(self, job_id: str, epoch: int) -> None:
+        self._call(
+            'confirm_job', '1.2', timeout_seconds=CONFIRM_SECONDS, job_id=job_id, epoch=epoch
+        )
+
+    def _call(
+        self,
+        method: str,
+        version: str = '1.0',
+        *,
+        timeout_seconds: float | None = None,
+        **arguments: Any,
+    ) -> Any:
         try:
             return self._client.call(
                 context.admin_context(),
                 method,
-                '1.0',
-                timeout_seconds=self._timeout_seconds,
+                version,
+                timeout_seconds=timeout_seconds or self._timeout_seconds,
                 **arguments,
             )
         except TimeoutError as exc:

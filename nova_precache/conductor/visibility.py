@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether an image may be cached for a project, asked with the service's credentials.
 
-The caller's own token was used while the request was made, and is not kept. At
-planning and at each retry the same is decided by owner, visibility and members.
+The caller's own token was used while the request was made, and is not kept. At planning, at
+each retry and before a compute publishes the image, the same is decided by owner, visibility
+and members, as Glance 33 decides it by its database and its default policy:
+
+- an admin may have every image, and every caller one that is public or community;
+- a shared image is for its owner and its members, whatever these have answered; one without
+  owner is for every project;
+- a private image is for its owner; one without owner is for callers without project alone.
+
+``os_hidden`` only keeps an image out of lists.
 """
 
 from nova_precache import exception, model
-from nova_precache.image import companions, service
+from nova_precache.image import bootable, companions, service
 
 _OPEN_TO_ALL = ('public', 'community')
 
@@ -38,12 +46,17 @@ def check(
         raise exception.ImageNotUsable(image_id, f'is {image.status}, not active')
     if not (is_admin or _is_visible(images, image, project_id)):
         raise exception.ImageNotUsable(image_id, f'is not visible to project {project_id}')
+    why = bootable.why_unbootable(image)
+    if why is not None:
+        raise exception.ImageNotUsable(image_id, why)
     return image
 
 
 def _is_visible(images: service.ImageService, image: model.Image, project_id: str | None) -> bool:
-    if image.visibility in _OPEN_TO_ALL or (project_id and image.owner == project_id):
+    if image.visibility in _OPEN_TO_ALL or image.owner == project_id:
         return True
-    if image.visibility != 'shared' or not project_id:
+    if image.visibility != 'shared':
         return False
-    return images.is_member(image.id, project_id)
+    return image.owner is None or (
+        project_id is not None and images.is_member(image.id, project_id)
+    )

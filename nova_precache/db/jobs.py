@@ -224,11 +224,15 @@ class Jobs:
 
     def is_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> bool:
         """Check that a compute of the cell works on a job under that epoch."""
-        query = sa.select(models.Job.id).where(
+        return self.image_at_work(cell_uuid, job_id, epoch) is not None
+
+    def image_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> str | None:
+        """Return the image of a job on which a compute of the cell works under that epoch."""
+        query = sa.select(models.Job.image_id).where(
             calls.current(job_id, epoch), *calls.at_work(cell_uuid)
         )
         with self._database.reader() as session:
-            return session.scalars(query).first() is not None
+            return session.scalars(query).first()
 
     def hosts_at_work(self, cell_uuid: str) -> Sequence[str]:
         """Give the hosts of a cell whose computes work on a job."""

@@ -8,10 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from nova_precache import exception, model
-from nova_precache.image import companions, service
-
-# As Glance has it: what is in these is unpacked by others than libvirt's driver, if at all.
-_NO_DISKS = frozenset({'compressed', 'docker', 'ova'})
+from nova_precache.image import bootable, companions, service
 
 
 class Source(Protocol):
@@ -96,6 +93,9 @@ def _look_up(images: service.ImageService, image_id: str) -> model.Image:
     if image.id != image_id:
         # Its base file would have a name that no boot looks for.
         raise exception.ImageGone(f'Image {image_id} is spelled {image.id} by the image service')
+    why = bootable.why_no_root_disk(image)
+    if why is not None:
+        raise exception.UnbootableImage(f'Image {image_id} {why}')
     try:
         return companions.look_up(image, functools.partial(_usable, images))
     except exception.ImageNotUsable as exc:
@@ -118,11 +118,6 @@ def _check_usable(image: model.Image, image_id: str) -> None:
         raise exception.ImageGone(f'Image {image_id} is {image.status}')
     if image.size == 0:
         raise exception.ImageGone(f'Image {image_id} has no data')
-    if image.container_format in _NO_DISKS:
-        raise exception.UnbootableImage(
-            f'Image {image_id} has container_format {image.container_format}: no instance can be '
-            'booted from it as it is'
-        )
 
 
 def _check_same(begun: model.Image, now: model.Image) -> None:

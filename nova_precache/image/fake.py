@@ -120,9 +120,13 @@ class FakeImageService:
         """Make the image unknown; a running download goes on."""
         del self._images[image_id]
 
-    def accept(self, image_id: str, project_id: str) -> None:
-        """Have a project as a member that accepted the image."""
+    def share(self, image_id: str, project_id: str) -> None:
+        """Make a project a member of the image; what it answers makes no difference."""
         self._members.add((image_id, project_id))
+
+    def unshare(self, image_id: str, project_id: str) -> None:
+        """End the membership of a project."""
+        self._members.remove((image_id, project_id))
 
     def show(self, image_id: str) -> model.Image:
         if self._strikes('unavailable'):
@@ -154,7 +158,7 @@ class FakeImageService:
             connection.cut()
 
     def _start_of(self, data: bytes, offset_bytes: int, size_bytes: int | None) -> int | None:
-        if offset_bytes and self._strikes('whole'):
+        if offset_bytes and (self._strikes('whole') or offset_bytes >= len(data)):
             return 0
         is_other = offset_bytes and size_bytes is not None and size_bytes != len(data)
         return None if self._strikes('elsewhere') or is_other else offset_bytes
@@ -172,8 +176,6 @@ class FakeImageService:
             raise exception.ImageGone(f'Image {image_id} was deleted, deactivated or hidden')
         if not self._data[image_id]:
             raise exception.ImageGone(f'Image {image_id} has no data')
-        if offset_bytes >= len(self._data[image_id]):
-            raise exception.DownloadInterrupted(f'Image {image_id} has no byte {offset_bytes}')
 
     def _strikes(self, fault: str) -> bool:
         with self._lock:

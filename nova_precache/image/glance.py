@@ -25,7 +25,7 @@ from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
-from nova_precache import context, deadline, exception, exchange, model, outages
+from nova_precache import context, deadline, exception, exchange, model, outages, redirects
 from nova_precache.image import endpoints, service
 
 LOG = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ _CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
 # Many downloads may be refused at once, and one of a broken compute again and again.
 FRESH_TOKEN_SECONDS = 5.0
 _RETRIED_STATUS_CODES = [500, 502, 503, 504]
+# Of the 4xx, those that say something of the caller, the image or the time. Any other one, as RFC
+# 9110 has it, says as much as 400 of a request with a Range: it is not served like this.
+_OWN_MEANING = frozenset({401, 403, 404, 407, 408, 410, 425, 429, 451})
 # For one answer that is no image data, with all that Keystone is asked for it and all retries.
 ANSWER_SECONDS = 60.0
 
@@ -108,7 +111,7 @@ def new_session(settings: GlanceSettings) -> ksa_session.Session:
 
     Keystone is waited for no longer than Glance is.
     """
-    return ksa_session.Session(
+    return exchange.Session(
         session=exchange.new_session(),
         verify=settings.verify,
         cert=settings.client_certificate,
@@ -232,7 +235,7 @@ class GlanceImageService:
             found = self._get(image_id, f'/v2/images/{image_id}/members/{member}')
         except exception.ImageNotUsable:
             return False
-        return bool(found.get('status') == 'accepted')
+        return bool(found.get('member_id') == project_id)
 
     @contextlib.contextmanager
     def open(
@@ -276,15 +279,20 @@ class GlanceImageService:
             raise
 
     def _get_part(self, image_id: str, offset_bytes: int) -> requests.Response:
-        """Ask for the data from a byte on, and for all of them where Glance gives no part.
+        """Ask for the data from a byte on, and for all of them, once, where that is refused.
 
-        It refuses where its store cannot seek: RBD, S3, HTTP and others.
+        Glance refuses where its store cannot seek: RBD, S3, HTTP and others. Proxies and
+        content delivery networks refuse ranges in ways of their own.
         """
         response = self._get_data(image_id, offset_bytes)
-        if not offset_bytes or response.status_code != requests.codes.bad_request:
+        if not offset_bytes or not _refuses_ranges(response.status_code):
             return response
         response.close()
-        LOG.info('Glance gives no part of image %s, so all of it is asked for', image_id)
+        LOG.info(
+            'No part of image %s is given (HTTP %d), so all of it is asked for',
+            image_id,
+            response.status_code,
+        )
         return self._get_data(image_id, 0)
 
     def _get_data(self, image_id: str, offset_bytes: int) -> requests.Response:
@@ -466,6 +474,10 @@ def _show_errors(image_id: str) -> Iterator[None]:
         raise _show_failure(image_id, exc) from exc
     except ksa_exceptions.Unauthorized as exc:
         raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except redirects.RedirectFailed as exc:
+        raise exception.ImageServiceUnavailable(
+            f'Image {image_id} cannot be looked up: {exc}'
+        ) from exc
     except (
         exception.OutOfTime,
         glanceclient.exc.BaseException,
@@ -501,6 +513,12 @@ def _open_errors(image_id: str) -> Iterator[None]:
         exception.ImageServiceUnavailable,
     ) as exc:
         raise exception.DownloadInterrupted(f'Image {image_id} cannot be read: {exc}') from exc
+
+
+def _refuses_ranges(code: int) -> bool:
+    """Whether an answer to a request for a part means that there are no parts, or no such one."""
+    is_refused = 400 <= code < 500 and code not in _OWN_MEANING
+    return is_refused or code == requests.codes.not_implemented
 
 
 def _check_data(response: requests.Response, image_id: str) -> None:

@@ -44,9 +44,10 @@ class ImageService(Protocol):
         """
 
     def is_member(self, image_id: str, project_id: str) -> bool:
-        """Tell whether the image is shared with the project and was accepted by it.
+        """Return whether the image is shared with the project, whatever the project answered.
 
-        Raises as :meth:`show`.
+        A member whose status is pending or rejected does not find the image in its lists, and
+        yet Glance shows and serves it. Raises as :meth:`show`.
         """
 
     def open(

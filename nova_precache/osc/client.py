@@ -9,6 +9,8 @@ import requests
 from keystoneauth1 import adapter
 from keystoneauth1 import exceptions as keystone
 
+from nova_precache import redirects
+
 Json = dict[str, Any]
 Query = Mapping[str, str | int | None]
 
@@ -72,15 +74,19 @@ class Client:
 
     def _send(self, method: str, path: tuple[str, ...], **arguments: Any) -> requests.Response:
         url = ''.join(f'/{urllib.parse.quote(part, safe="")}' for part in path)
+
+        def send_on(to: str, is_elsewhere: bool) -> requests.Response:
+            if is_elsewhere:
+                raise redirects.RedirectFailed(
+                    f'The image pre-caching service is redirected to {redirects.origin(to)}, '
+                    'where no token is sent: correct its endpoint'
+                )
+            return self._ask(to, method, **{**arguments, 'params': None})
+
         try:
-            answer: requests.Response = self._endpoint.request(
-                url,
-                method,
-                raise_exc=False,
-                timeout=TIMEOUT_SECONDS,
-                headers={'Accept': 'application/json'},
-                **arguments,
-            )
+            answer = redirects.follow(self._ask(url, method, **arguments), method, send_on)
+        except redirects.RedirectFailed as error:
+            raise ApiError(str(error)) from error
         except keystone.SSLError as error:
             raise ApiError(str(error)) from error
         except (keystone.ConnectionError, keystone.HttpServerError) as error:
@@ -91,6 +97,18 @@ class Client:
         # Whoever offers a choice of versions was asked for one that is not there.
         if answer.status_code >= requests.codes.multiple_choices:
             raise ApiError(_message(answer))
+        return answer
+
+    def _ask(self, url: str, method: str, **arguments: Any) -> requests.Response:
+        answer: requests.Response = self._endpoint.request(
+            url,
+            method,
+            raise_exc=False,
+            redirect=False,
+            timeout=TIMEOUT_SECONDS,
+            headers={'Accept': 'application/json'},
+            **arguments,
+        )
         return answer
 
 

@@ -12,6 +12,7 @@ from nova_precache import metrics, rpc
 from nova_precache.cells import novadb, transports
 from nova_precache.conductor import (
     announcer,
+    askers,
     breaker,
     caller,
     dispatcher,
@@ -228,6 +229,7 @@ class ConductorParts:
             self.jobs,
             self.intake,
             token=lambda: self.images.token(fresh=True),
+            check_askers=askers.Askers(self.jobs, self.images, self.tracker).check,
             max_hosts=self.conf.conductor.max_hosts_per_cell,
         )
 

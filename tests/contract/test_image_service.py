@@ -27,7 +27,9 @@ class Backend(Protocol):
 
     def deactivate(self, image_id: str) -> None: ...
 
-    def share(self, image_id: str, project_id: str, *, accepted: bool) -> None: ...
+    def share(self, image_id: str, project_id: str, status: str) -> None: ...
+
+    def unshare(self, image_id: str, project_id: str) -> None: ...
 
 
 class FakeBackend:
@@ -43,9 +45,11 @@ class FakeBackend:
     def deactivate(self, image_id: str) -> None:
         self.images.update(image_id, status='deactivated')
 
-    def share(self, image_id: str, project_id: str, *, accepted: bool) -> None:
-        if accepted:
-            self.images.accept(image_id, project_id)
+    def share(self, image_id: str, project_id: str, status: str) -> None:
+        self.images.share(image_id, project_id)
+
+    def unshare(self, image_id: str, project_id: str) -> None:
+        self.images.unshare(image_id, project_id)
 
 
 class GlanceBackend:
@@ -62,10 +66,12 @@ class GlanceBackend:
     def deactivate(self, image_id: str) -> None:
         self._call('POST', f'{image_id}/actions/deactivate')
 
-    def share(self, image_id: str, project_id: str, *, accepted: bool) -> None:
+    def share(self, image_id: str, project_id: str, status: str) -> None:
         self._call('POST', f'{image_id}/members', {'member': project_id})
-        if accepted:
-            self._call('PUT', f'{image_id}/members/{project_id}', {'status': 'accepted'})
+        self._call('PUT', f'{image_id}/members/{project_id}', {'status': status})
+
+    def unshare(self, image_id: str, project_id: str) -> None:
+        self._call('DELETE', f'{image_id}/members/{project_id}')
 
     def _call(self, method: str, path: str, document: object = None) -> None:
         url = f'{self._url}/v2/images/{path}'
@@ -197,10 +203,12 @@ def test_a_part_of_an_image_of_another_size_begins_nowhere(backend: Backend) -> 
         assert connection.start_bytes is None
 
 
-def test_there_is_nothing_behind_the_end(backend: Backend) -> None:
+@pytest.mark.parametrize('offset_bytes', [len(DATA), len(DATA) + 1])
+def test_from_behind_the_end_on_all_of_it_comes(backend: Backend, offset_bytes: int) -> None:
     image_id = backend.add(DATA)
-    with pytest.raises(exception.DownloadInterrupted):
-        read(backend.images, image_id, len(DATA))
+    with backend.images.open(image_id, offset_bytes, len(DATA)) as connection:
+        assert connection.start_bytes == 0
+        assert rest(connection) == DATA
 
 
 def test_an_unknown_image_is_not_usable_and_has_no_data(backend: Backend) -> None:
@@ -241,13 +249,14 @@ def test_an_image_without_data_is_gone(backend: Backend) -> None:
         read(backend.images, image_id)
 
 
-def test_members_are_those_who_accepted(backend: Backend) -> None:
+@pytest.mark.parametrize('status', ['pending', 'accepted', 'rejected'])
+def test_a_member_is_one_whatever_it_answered(backend: Backend, status: str) -> None:
     image_id = backend.add(DATA, visibility='shared')
-    backend.share(image_id, 'p1', accepted=True)
-    backend.share(image_id, 'p2', accepted=False)
+    backend.share(image_id, 'p1', status)
     assert backend.images.is_member(image_id, 'p1')
     assert not backend.images.is_member(image_id, 'p2')
-    assert not backend.images.is_member(image_id, 'p3')
+    backend.unshare(image_id, 'p1')
+    assert not backend.images.is_member(image_id, 'p1')
 
 
 def test_an_image_that_is_not_shared_has_no_members(backend: Backend) -> None:

@@ -20,6 +20,10 @@ class PrecacheClient(rest_client.RestClient):
     contract: Contract | None = None
     api_microversion = '1.0'
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        # A redirect would be followed with the token, to whatever host.
+        super().__init__(*arguments, **{**named, 'follow_redirects': False})
+
     def get_headers(self, *arguments: Any, **named: Any) -> dict[str, str]:
         headers = super().get_headers(*arguments, **named)
         return {**headers, VERSION_HEADER: f'{SERVICE_TYPE} {self.api_microversion}'}

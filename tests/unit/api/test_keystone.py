@@ -19,6 +19,7 @@ from nova_precache import exception, policy
 from nova_precache.api import auth, faults
 from nova_precache.cells import inventory
 from nova_precache.db import session
+from tests.scripted_server import Answer, serving
 from tests.unit.api.conftest import make_api
 
 KEYSTONE = 'http://127.0.0.1:9'  # nobody listens on the port called discard
@@ -106,6 +107,19 @@ def test_nobody_vouches_for_himself(guarded: Any) -> None:
 def test_documents_need_no_token(guarded: Any, path: str) -> None:
     assert guarded.get(path).status_int == 200
     assert guarded.get(path, token='garbage').status_int == 200
+
+
+def test_no_token_follows_keystone_to_another_host(make_guarded: MakeGuarded) -> None:
+    with serving() as keystone, serving() as elsewhere:
+        keystone.answers = [Answer(302, headers={'Location': f'{elsewhere.url}/v3/auth/tokens'})]
+        elsewhere.answers = [Answer(404)]
+
+        response = make_guarded(endpoint=keystone.url).get('/v1/requests', token='a-good-token')
+
+        assert response.status_int == 503
+        assert keystone.requests[-1][1]['x-subject-token'] == 'a-good-token'
+        ((_, headers),) = elsewhere.requests
+        assert not {'a-good-token', 'the-services-own'} & set(headers.values())
 
 
 def test_without_keystone_a_token_is_worth_nothing_for_now(

@@ -117,16 +117,66 @@ def test_a_qemu_img_that_is_gone_is_seen(
     assert images.opens == []
 
 
-@pytest.mark.parametrize('container_format', ['compressed', 'docker', 'ova'])
-def test_an_image_that_no_instance_boots_from_as_it_is_is_seen(
-    cache: Cache, images: fake.FakeImageService, container_format: str
+@pytest.mark.parametrize('force_raw', [True, False])
+@pytest.mark.parametrize(
+    ('container_format', 'disk_format', 'named'),
+    [
+        *((packed, 'raw', packed) for packed in ('compressed', 'docker', 'ova')),
+        *((packed, 'qcow2', packed) for packed in ('compressed', 'docker', 'ova')),
+        *((part, part, part) for part in ('aki', 'ari')),
+        ('bare', 'aki', 'aki'),
+        ('ari', 'raw', 'ari'),
+    ],
+)
+def test_an_image_that_no_instance_boots_from_is_seen(
+    cache: Cache,
+    images: fake.FakeImageService,
+    container_format: str,
+    disk_format: str,
+    named: str,
+    force_raw: bool,
 ) -> None:
-    image = images.add(DATA, container_format=container_format)
-    with pytest.raises(exception.UnbootableImage, match=container_format) as refused:
+    cache = cache if force_raw else Cache(cache.paths, force_raw=False)
+    image = images.add(DATA, container_format=container_format, disk_format=disk_format)
+    with pytest.raises(exception.UnbootableImage, match=f'{image.id} .*{named}') as refused:
         cache.filler.fill(images, image.id, ignore)
     assert refused.value.retry == model.Retry.NEVER
     assert images.opens == []
     assert cache.names() == []
+
+
+@pytest.mark.parametrize('force_raw', [True, False])
+@pytest.mark.parametrize('disk_format', [None, 'ploop', 'unknown', 'compressed'])
+def test_an_image_of_a_disk_format_that_is_never_booted_is_seen(
+    cache: Cache, images: fake.FakeImageService, disk_format: str | None, force_raw: bool
+) -> None:
+    cache = cache if force_raw else Cache(cache.paths, force_raw=False)
+    image = images.add(DATA, disk_format=disk_format)
+    with pytest.raises(exception.UnsafeImage, match=f'disk_format {disk_format}'):
+        cache.filler.fill(images, image.id, ignore)
+    assert images.opens == []
+    assert cache.names() == []
+
+
+@pytest.mark.parametrize('force_raw', [True, False])
+@pytest.mark.parametrize(
+    ('container_format', 'disk_format'),
+    [
+        *((name, 'raw') for name in ('bare', 'ovf', 'ami', None, 'one-of-this-site')),
+        ('ami', 'ami'),
+        ('ovf', 'ami'),
+    ],
+)
+def test_an_image_that_nova_boots_is_cached_whatever_its_container(
+    cache: Cache,
+    images: fake.FakeImageService,
+    container_format: str | None,
+    disk_format: str,
+    force_raw: bool,
+) -> None:
+    cache = cache if force_raw else Cache(cache.paths, force_raw=False)
+    image = images.add(DATA, container_format=container_format, disk_format=disk_format)
+    assert not cache.filler.fill(images, image.id, ignore).existing
 
 
 def test_names_that_run_out_are_seen(tmp_path: pathlib.Path, images: fake.FakeImageService) -> None:

@@ -279,6 +279,50 @@ def test_an_image_that_is_withdrawn_during_its_download_is_not_published(
     assert not cache.base_file(image.id).exists()
 
 
+@pytest.mark.parametrize('step', ['downloading', 'verifying', 'converting'])
+@pytest.mark.parametrize('change', [deactivate, delete])
+def test_an_image_that_is_withdrawn_at_a_step_is_not_published(
+    cache: Cache,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    step: str,
+    change: Callable[[fake.FakeImageService, str], None],
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', 'qcow2')
+    image = images.add(path.read_bytes(), disk_format='qcow2')
+    seen: list[str] = []
+
+    def withdraw(progress: model.Progress) -> None:
+        if progress.status == step and step not in seen:
+            change(images, image.id)
+        seen.append(progress.status)
+
+    with pytest.raises(exception.ImageGone, match=image.id):
+        cache.filler.fill(images, image.id, withdraw)
+
+    assert step in seen
+    assert cache.names() == []
+
+
+@pytest.mark.parametrize('qemu_format', ['raw', 'qcow2'])
+def test_what_is_not_confirmed_in_the_end_is_not_published(
+    cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, qemu_format: str
+) -> None:
+    path = disk_images.converted(tmp_path / 'image', qemu_format)
+    image = images.add(path.read_bytes(), disk_format=qemu_format)
+    reins, told = control.Control(), list[str]()
+
+    def refuse() -> None:
+        raise exception.ImageGone(f'after {told[-1]}')
+
+    reins.confirm = refuse
+    last = 'converting' if qemu_format == 'qcow2' else 'verifying'
+    with pytest.raises(exception.ImageGone, match=f'after {last}'):
+        cache.filler.fill(images, image.id, lambda step: told.append(step.status), reins)
+
+    assert cache.names() == []
+
+
 def test_an_empty_image_is_not_cached(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(b'')
     with pytest.raises(exception.ImageGone, match='has no data'):

@@ -35,6 +35,8 @@ class FakeReporter:
         self.images: list[tuple[str, str, reporter.CacheNews]] = []
         self.token_calls: list[tuple[str, int]] = []
         self.token_errors: list[Exception] = []
+        self.confirmed: list[tuple[str, int]] = []
+        self.confirm_errors: list[Exception] = []
 
     def register(self, state: model.Json) -> None:
         if self.register_errors:
@@ -71,6 +73,11 @@ class FakeReporter:
             raise self.begin_errors.pop(0)
         return self.current.get(job_id) == epoch
 
+    def confirm_job(self, job_id: str, epoch: int) -> None:
+        self.confirmed.append((job_id, epoch))
+        if self.confirm_errors:
+            raise self.confirm_errors.pop(0)
+
     def get_token(self, job_id: str, epoch: int) -> str | None:
         self.token_calls.append((job_id, epoch))
         if self.token_errors:
@@ -104,6 +111,7 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         self.needed: list[Sequence[model.Companion] | None] = []
         self.controls: list[Control] = []
         self.error: Exception | None = None
+        self.confirms = False
         self.forgotten: list[str] = []
         self.forgets = True
         self.begun = threading.Event()
@@ -126,6 +134,8 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         with control.at_stop(self.opened.set):
             assert self.opened.wait(WAIT_SECONDS)
         control.check()
+        if self.confirms:
+            control.confirm()
         if self.error is not None:
             raise self.error
         return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)

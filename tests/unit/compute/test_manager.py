@@ -2,7 +2,7 @@
 """A call on a compute: fenced before the first byte, and never without an outcome."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -172,6 +172,72 @@ def test_a_token_that_one_job_is_refused_is_asked_for_by_another(
         driver.opened.set()
         for each in calls:
             each.result(WAIT_SECONDS)
+
+
+def _confirming(
+    driver: ScriptedDriver, conductor: FakeReporter, jobs: Sequence[str]
+) -> list[model.ImageOutcome | None]:
+    """Have jobs want one image; a thread of the transfer then asks whether it is confirmed."""
+    compute = _manager(driver, conductor)
+    driver.opened.clear()
+    driver.confirms = True
+    conductor.current = dict.fromkeys(jobs, 1)
+    with futures.ThreadPoolExecutor(len(jobs)) as pool:
+        calls = [pool.submit(_call, compute, job_id) for job_id in jobs]
+        wait_until(lambda: len(compute._transfers.epochs('i1')) == len(jobs), 'all follow')
+        driver.opened.set()
+        return [each.result(WAIT_SECONDS) for each in calls]
+
+
+def test_a_conductor_confirms_each_job_before_its_image_is_published(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    outcomes = _confirming(driver, conductor, ['j1', 'j2'])
+
+    assert [each and each.status for each in outcomes] == ['cached', 'cached']
+    assert sorted(conductor.confirmed) == [('j1', 1), ('j2', 1)]
+
+
+def test_an_image_that_is_confirmed_for_one_job_is_published(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    conductor.confirm_errors = [exception.ImageGone('is not visible to project p1')]
+
+    outcomes = _confirming(driver, conductor, ['j1', 'j2'])
+
+    assert [each and each.status for each in outcomes] == ['cached', 'cached']
+    assert len(conductor.confirmed) == 2
+
+
+def test_an_image_that_is_refused_for_every_job_ends_with_that_reason(
+    driver: ScriptedDriver, conductor: FakeReporter
+) -> None:
+    gone = 'Image i1 is not visible to project p1'
+    conductor.confirm_errors = [exception.ImageGone(gone), exception.ImageGone('for j2')]
+
+    outcomes = _confirming(driver, conductor, ['j1', 'j2'])
+
+    assert outcomes == [model.ImageOutcome('error', gone)] * 2
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        exception.CellUnreachable('no conductor answered'),
+        exception.Unavailable('the database cannot be reached'),
+        exception.ImageServiceUnavailable('Glance does not answer'),
+        exception.VersionUnsupported('confirm_job is not known to whoever was called'),
+    ],
+)
+def test_without_an_answer_an_image_is_published(
+    driver: ScriptedDriver, conductor: FakeReporter, error: Exception
+) -> None:
+    conductor.confirm_errors = [error]
+
+    [outcome] = _confirming(driver, conductor, ['j1'])
+
+    assert outcome is not None
+    assert outcome.status == 'cached'
 
 
 def test_a_transfer_that_ended_asks_for_no_token(

@@ -13,8 +13,9 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.cells import inventory
-from nova_precache.conductor import intake, manager
-from nova_precache.db import caches
+from nova_precache.conductor import askers, intake, manager
+from nova_precache.db import caches, jobs
+from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import BROKEN, CACHED, World
 
 CTXT = context.admin_context()
@@ -196,6 +197,123 @@ def test_a_job_may_begin_under_its_epoch_alone(
     assert world.job(assigned.job_id).status == model.TaskStatus.QUEUED
     assert endpoint.begin_job(CTXT, assigned.job_id, assigned.epoch, mood='fine')
     assert world.job(assigned.job_id).status == model.TaskStatus.DOWNLOADING
+
+
+@pytest.fixture
+def confirming(
+    world: World, parts: Parts, endpoint_of: Callable[[str], manager.CellEndpoint]
+) -> manager.CellEndpoint:
+    endpoint = endpoint_of(world.cell.uuid)
+    endpoint._check_askers = askers.Askers(world.jobs, parts.images, parts.tracker).check
+    return endpoint
+
+
+def _gone(endpoint: manager.CellEndpoint, job: jobs.Assignment) -> str:
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        endpoint.confirm_job(CTXT, job_id=job.job_id, epoch=job.epoch)
+    _, error, _ = answered.value.exc_info
+    assert type(error) is exception.ImageGone
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'visibility': 'private'}, 'is not visible to project p2'),
+        ({'status': 'deactivated'}, 'is deactivated, not active'),
+        ({'container_format': 'compressed'}, 'has container_format compressed'),
+    ],
+)
+def test_an_image_that_was_hidden_meanwhile_is_not_confirmed(
+    world: World,
+    parts: Parts,
+    confirming: manager.CellEndpoint,
+    change: dict[str, str],
+    reason: str,
+) -> None:
+    image = parts.images.add(b'data', owner='p1')
+    request = world.planned(['h1'], [image.id], project_id='p2')
+    begun = world.begun()
+    confirming.confirm_job(CTXT, job_id=begun.job_id, epoch=begun.epoch, mood='fine')
+    parts.images.update(image.id, **change)
+
+    assert reason in _gone(confirming, begun)
+
+    [task] = world.requests.tasks(request.id)
+    assert task.status == 'error'
+    assert f'Image {image.id} {reason}' in str(task.reason)
+    assert world.status(request) == 'failed'
+
+
+def test_a_member_that_was_removed_meanwhile_is_refused_and_the_owner_is_not(
+    world: World, parts: Parts, confirming: manager.CellEndpoint
+) -> None:
+    image = parts.images.add(b'data', owner='p1', visibility='shared')
+    parts.images.share(image.id, 'p2')
+    mine = world.planned(['h1'], [image.id], project_id='p1')
+    other = world.planned(['h1'], [image.id], project_id='p2')
+    begun = world.begun()
+    parts.images.unshare(image.id, 'p2')
+
+    confirming.confirm_job(CTXT, job_id=begun.job_id, epoch=begun.epoch)
+
+    [task] = world.requests.tasks(other.id)
+    assert (task.status, task.reason) == (
+        'error',
+        f'Image {image.id} is not visible to project p2',
+    )
+    world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    [task] = world.requests.tasks(mine.id)
+    assert task.status == 'cached'
+
+
+def test_a_refused_job_ends_with_what_its_compute_says_of_it(
+    world: World, parts: Parts, confirming: manager.CellEndpoint
+) -> None:
+    image = parts.images.add(b'data', owner='p1', visibility='private')
+    world.planned(['h1'], [image.id], project_id='p2')
+    begun = world.begun()
+    outcome = model.ImageOutcome(model.TaskStatus.ERROR, _gone(confirming, begun))
+
+    world.jobs.finish(begun.job_id, begun.epoch, outcome)
+
+    job = world.job(begun.job_id)
+    assert (job.status, job.reason, job.active_key) == ('error', outcome.reason, None)
+
+
+def test_a_stale_call_and_a_job_of_another_cell_are_not_refused(
+    world: World,
+    parts: Parts,
+    confirming: manager.CellEndpoint,
+    endpoint_of: Callable[[str], manager.CellEndpoint],
+) -> None:
+    request = world.planned(['h1'], ['unknown'], project_id='p1')
+    begun = world.begun()
+    theirs = endpoint_of(world.inventory.create_cell('cell2', 'fake:///cell2').uuid)
+    theirs._check_askers = confirming._check_askers
+
+    confirming.confirm_job(CTXT, job_id=begun.job_id, epoch=begun.epoch - 1)
+    confirming.confirm_job(CTXT, job_id='unknown', epoch=1)
+    theirs.confirm_job(CTXT, job_id=begun.job_id, epoch=begun.epoch)
+
+    [task] = world.requests.tasks(request.id)
+    assert task.status == 'downloading'
+
+
+def test_without_an_image_service_nothing_is_confirmed_and_nothing_ends(
+    world: World, parts: Parts, confirming: manager.CellEndpoint
+) -> None:
+    image = parts.images.add(b'data')
+    request = world.planned(['h1'], [image.id], project_id='p1')
+    begun = world.begun()
+    parts.images.faults.unavailable = 1
+
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        confirming.confirm_job(CTXT, job_id=begun.job_id, epoch=begun.epoch)
+
+    assert isinstance(answered.value.exc_info[1], exception.Unavailable)
+    [task] = world.requests.tasks(request.id)
+    assert task.status == 'downloading'
 
 
 def _token_refusal(endpoint: manager.CellEndpoint, **named: Any) -> str:

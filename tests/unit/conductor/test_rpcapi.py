@@ -112,6 +112,12 @@ class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
         self.told.put(told)
         return 'a-token'
 
+    @rpc.refuses(exception.ImageGone)
+    def confirm_job(self, ctxt: context.RequestContext, **told: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.told.put(told)
+
     def begin_job(self, ctxt: context.RequestContext, **told: Any) -> bool:
         self.told.put(told)
         return True
@@ -280,6 +286,28 @@ def test_an_agent_that_begins_a_job_or_reports_progress_names_itself(
     begun, progress = (conductor.told.get(timeout=WAIT_SECONDS) for _ in range(2))
     assert begun == {'job_id': 'j1', 'epoch': 3, 'starts': True, 'agent_id': 'agent-1'}
     assert progress['agent_id'] == 'agent-1'
+
+
+def test_a_job_is_confirmed_or_refused_with_the_reason(
+    transport: rpc.Transport, conductor: Conductor
+) -> None:
+    reports = _reporter(transport)
+    reports.confirm_job('j1', 3)
+    assert conductor.told.get(timeout=WAIT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
+
+    conductor.refusal = exception.ImageGone('Image i1 is not visible to project p1')
+    with pytest.raises(exception.ImageGone, match=r'^Image i1 is not visible to project p1$'):
+        reports.confirm_job('j1', 3)
+
+
+def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport) -> None:
+    server = transport.server(rpcapi.TOPIC, 'old', [OldConductor()])
+    server.start()
+    with pytest.raises(exception.VersionUnsupported, match='confirm_job'):
+        _reporter(transport).confirm_job('j1', 3)
+    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
+        _reporter(transport, '1.1').confirm_job('j1', 3)
+    server.stop()
 
 
 # By which a conductor knows that a cell can be heard

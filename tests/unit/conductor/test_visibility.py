@@ -42,26 +42,53 @@ def test_another_project_may_not_have_it(images: fake.FakeImageService, visible_
 
 
 @pytest.mark.parametrize('visible_to', ['private', 'shared'])
-def test_nobodys_image_may_not_be_had_without_a_project(
+def test_an_owned_image_may_not_be_had_without_a_project(
     images: fake.FakeImageService, visible_to: str
 ) -> None:
-    assert not _is_usable(images, None, visibility=visible_to, owner=None)
+    assert not _is_usable(images, None, visibility=visible_to, owner='p1')
 
 
-def test_a_member_may_have_a_shared_image_that_it_has_accepted(
+@pytest.mark.parametrize('project', ['p1', None])
+def test_a_shared_image_without_owner_may_be_had_by_every_project(
+    images: fake.FakeImageService, project: str | None
+) -> None:
+    assert _is_usable(images, project, visibility='shared', owner=None)
+
+
+def test_a_private_image_without_owner_may_be_had_by_no_project(
+    images: fake.FakeImageService,
+) -> None:
+    assert not _is_usable(images, 'p1', visibility='private', owner=None)
+    assert _is_usable(images, None, visibility='private', owner=None)
+
+
+def test_a_member_may_have_a_shared_image_until_it_is_none_any_more(
     images: fake.FakeImageService,
 ) -> None:
     image = images.add(b'data', visibility='shared', owner='p1')
-    images.accept(image.id, 'p2')
-
+    images.share(image.id, 'p2')
     assert visibility.check(images, image.id, 'p2', is_admin=False) == image
+
+    images.unshare(image.id, 'p2')
+    with pytest.raises(exception.ImageNotUsable, match='not visible to project p2'):
+        visibility.check(images, image.id, 'p2', is_admin=False)
+
+
+@pytest.mark.parametrize('container_format', ['compressed', 'docker'])
+def test_an_image_that_no_driver_boots_may_be_had_by_nobody(
+    images: fake.FakeImageService, container_format: str
+) -> None:
+    image = images.add(b'data', container_format=container_format)
+
+    with pytest.raises(exception.ImageNotUsable, match=f'{image.id} has .* {container_format}'):
+        visibility.check(images, image.id, 'p1', is_admin=True)
 
 
 def test_a_member_of_an_image_that_became_private_may_not_have_it(
     images: fake.FakeImageService,
 ) -> None:
     image = images.add(b'data', visibility='private', owner='p1')
-    images.accept(image.id, 'p2')
+    images.share(image.id, 'p2')
 
     with pytest.raises(exception.ImageNotUsable, match='not visible to project p2'):
         visibility.check(images, image.id, 'p2', is_admin=False)

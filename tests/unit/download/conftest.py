@@ -177,6 +177,7 @@ class Link:
     :ivar cuts: bytes after which each of the next answers is cut
     :ivar silent_at: bytes after which answers fall silent; -1: they come only after ``late``
     :ivar accepted: tokens that are let in; None: each, and none
+    :ivar no_parts: the status of the answer to each Range; None: the part that is asked for
     """
 
     url: str
@@ -184,6 +185,7 @@ class Link:
     cuts: list[int] = dataclasses.field(default_factory=list)
     silent_at: int | None = None
     accepted: set[str] | None = None
+    no_parts: int | None = None
     ranges: list[str | None] = dataclasses.field(default_factory=list)
     tokens: list[str | None] = dataclasses.field(default_factory=list)
     shown: model.Image | None = None
@@ -246,6 +248,9 @@ class LinkHandler(http.server.BaseHTTPRequestHandler):
     def _send_data(self, link: Link) -> None:
         asked = self.headers.get('Range')
         link.ranges.append(asked)
+        if asked and link.no_parts is not None:
+            self._answer(link.no_parts, b'no parts here')
+            return
         if link.silent_at == -1:
             link.has_fallen_silent.set()
             assert link.late.wait(WAIT_SECONDS)

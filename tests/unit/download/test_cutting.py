@@ -36,6 +36,33 @@ def test_each_cut_is_gone_on_from_at_exactly_its_byte(link: Link, attempt: Attem
     assert link.ranges == [None, *(f'bytes={offset}-' for offset in at)]
 
 
+@pytest.mark.parametrize('refusal', [400, 416, 501])
+def test_where_no_part_is_given_all_of_it_comes_and_nothing_twice(
+    link: Link, attempt: Attempt, refusal: int
+) -> None:
+    link.no_parts = refusal
+    link.cuts = [70_000, 2 * MIB]
+
+    assert attempt.run(link.images(), link.image, opens=3) == len(DATA)
+
+    assert attempt.target.content == DATA
+    assert link.ranges == [None, 'bytes=70000-', None, f'bytes={2 * MIB}-', None]
+
+
+@pytest.mark.parametrize('refusal', [400, 416, 501])
+def test_an_object_that_is_shorter_than_known_is_asked_for_only_so_often(
+    link: Link, attempt: Attempt, refusal: int
+) -> None:
+    link.no_parts = refusal
+    link.shown = image_of(DATA)
+    link.data = DATA[:70_000]
+
+    with pytest.raises(exception.DownloadInterrupted, match='ended after 70000'):
+        attempt.run(link.images(), link.image, opens=3)
+
+    assert link.ranges == [None, 'bytes=70000-', None, 'bytes=70000-', None]
+
+
 def test_a_token_that_ran_out_is_replaced_where_it_is_gone_on(link: Link, attempt: Attempt) -> None:
     link.accepted = {'first'}
     link.cuts = [70_000]

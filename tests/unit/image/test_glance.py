@@ -5,10 +5,8 @@ The server here is a real one that says what each test has it say; what a real
 Glance says is in the contract tests.
 """
 
-import contextlib
 import dataclasses
 import gzip
-import http.server
 import json
 import logging
 import pathlib
@@ -16,7 +14,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import trustme
@@ -26,6 +23,7 @@ from keystoneauth1.identity import v3
 from nova_precache import conf as precache_conf
 from nova_precache import context, exception
 from nova_precache.image import glance, service
+from tests.scripted_server import Answer, Server, serving
 
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
 DATA = bytes(range(256)) * 16384
@@ -34,71 +32,6 @@ WAIT_SECONDS = 20
 SETTINGS = glance.GlanceSettings(connect_timeout_seconds=5, read_timeout_seconds=5, num_retries=0)
 
 PATIENT = dataclasses.replace(SETTINGS, read_timeout_seconds=3 * WAIT_SECONDS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One answer of the server; ``length`` is what it claims to send."""
-
-    status: int = 200
-    body: bytes = b''
-    headers: dict[str, str] = dataclasses.field(default_factory=dict)
-    length: int | None = None
-    content_type: str | None = 'application/octet-stream'
-    hang: bool = False
-
-
-@dataclasses.dataclass
-class Server:
-    """Gives its answers in order, and keeps what it was asked."""
-
-    url: str
-    answers: list[Answer] = dataclasses.field(default_factory=list)
-    requests: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
-    connection_closed: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-    def tokens(self) -> list[str | None]:
-        return [headers.get('x-auth-token') for _, headers in self.requests]
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the answers of :class:`Server`."""
-
-    protocol_version = 'HTTP/1.1'
-    server: Any
-
-    def do_GET(self) -> None:
-        script: Server = self.server.script
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        script.requests.append((self.path, headers))
-        answer = script.answers.pop(0)
-        self._send(answer)
-        if answer.hang:
-            self._wait_until_client_closes()
-            script.connection_closed.set()
-        self.close_connection = True
-
-    def _wait_until_client_closes(self) -> None:
-        self.connection.settimeout(20)
-        with contextlib.suppress(ConnectionResetError, ssl.SSLError):
-            assert self.connection.recv(1) == b''
-
-    def _send(self, answer: Answer) -> None:
-        self.send_response(answer.status)
-        length = len(answer.body) if answer.length is None else answer.length
-        if 'Transfer-Encoding' not in answer.headers:
-            self.send_header('Content-Length', str(length))
-        self.send_header('Connection', 'close')  # else the client may ask again while it closes
-        if answer.content_type is not None:
-            self.send_header('Content-Type', answer.content_type)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(answer.body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep the output of the tests clean."""
 
 
 @pytest.fixture
@@ -118,22 +51,6 @@ def tls_server(authority: trustme.CA) -> Iterator[Server]:
     authority.issue_cert('127.0.0.1').configure_cert(tls)
     with serving(tls) as script:
         yield script
-
-
-@contextlib.contextmanager
-def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as listener:
-        scheme = 'http'
-        if tls is not None:
-            scheme = 'https'
-            listener.socket = tls.wrap_socket(listener.socket, server_side=True)
-        script = Server(f'{scheme}://127.0.0.1:{listener.server_port}')
-        listener.script = script  # type: ignore[attr-defined]
-        thread = threading.Thread(target=listener.serve_forever, kwargs={'poll_interval': 0.01})
-        thread.start()
-        yield script
-        listener.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -365,10 +282,11 @@ def test_an_answer_with_another_range_begins_nowhere(
         assert connection.start_bytes is None
 
 
+@pytest.mark.parametrize('refusal', [400, 405, 406, 412, 413, 416, 417, 422, 431, 499, 501])
 def test_all_is_asked_for_where_no_part_is_given(
-    server: Server, images: glance.GlanceImageService
+    server: Server, images: glance.GlanceImageService, refusal: int
 ) -> None:
-    server.answers = [Answer(400), Answer(body=DATA)]
+    server.answers = [Answer(refusal), Answer(body=DATA)]
     with images.open(IMAGE_ID, 100, len(DATA)) as connection:
         assert connection.start_bytes == 0
         assert read_on(connection, len(DATA)) == DATA
@@ -377,16 +295,61 @@ def test_all_is_asked_for_where_no_part_is_given(
     assert 'range' not in second
 
 
+@pytest.mark.parametrize('refusal', [400, 416, 501])
 def test_a_refusal_of_all_of_it_is_an_interruption(
-    server: Server, images: glance.GlanceImageService
+    server: Server, images: glance.GlanceImageService, refusal: int
 ) -> None:
-    server.answers = [Answer(400), Answer(400)]
+    server.answers = [Answer(refusal), Answer(refusal)]
     with (
-        pytest.raises(exception.DownloadInterrupted, match='HTTP 400'),
+        pytest.raises(exception.DownloadInterrupted, match=f'HTTP {refusal}'),
         images.open(IMAGE_ID, 100, len(DATA)),
     ):
         pass
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize('offset_bytes', [len(DATA), len(DATA) + 1])
+def test_behind_the_end_all_of_it_is_asked_for_once(
+    server: Server, images: glance.GlanceImageService, offset_bytes: int
+) -> None:
+    refused = Answer(416, headers={'Content-Range': f'bytes */{len(DATA)}'})
+    server.answers = [refused, Answer(body=DATA)]
+    with images.open(IMAGE_ID, offset_bytes, len(DATA)) as connection:
+        assert connection.start_bytes == 0
+        assert read_on(connection) == DATA
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize('refusal', [400, 416, 501])
+def test_the_answer_that_refuses_a_part_is_closed(
+    server: Server, images: glance.GlanceImageService, refusal: int
+) -> None:
+    server.answers = [Answer(refusal, b'no', length=1000, hang=True), Answer(body=DATA)]
+    with images.open(IMAGE_ID, 100, len(DATA)) as connection:
+        assert read_on(connection) == DATA
+    assert server.connection_closed.wait(WAIT_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ('code', 'error'),
+    [
+        (401, exception.ImageUnauthorized),
+        (403, exception.ImageGone),
+        (404, exception.ImageGone),
+        (410, exception.ImageGone),
+        *((code, exception.DownloadInterrupted) for code in (407, 408, 425, 429, 451, 500, 503)),
+    ],
+)
+def test_an_answer_that_says_nothing_of_ranges_is_taken_at_its_word(
+    server: Server,
+    images: glance.GlanceImageService,
+    code: int,
+    error: type[exception.CacheError],
+) -> None:
+    server.answers = [Answer(code)]
+    with pytest.raises(error), images.open(IMAGE_ID, 100, len(DATA)):
+        pass
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize('size_bytes', [None, len(DATA)])

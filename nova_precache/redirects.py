@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Redirects, followed so that credentials reach only the origin that they are for.
+
+An origin is a scheme, a host and a port. keystoneauth follows a redirect with the token,
+and with the password of a login, wherever it leads; requests drops nothing but
+``Authorization``.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import requests
+from keystoneauth1 import exceptions as ksa_exceptions
+
+MAX_REDIRECTS = 10
+STATUSES = frozenset({301, 302, 303, 307, 308})
+
+# The only headers that another origin gets.
+_HARMLESS_HEADERS = frozenset({'accept', 'accept-encoding', 'range', 'user-agent'})
+_SAFE_METHODS = frozenset({'GET', 'HEAD'})
+# From another origin these say nothing of the service that was asked.
+_REFUSALS = frozenset({401, 403, 404, 407, 410})
+# Strict, so that no other parser reads another host in it: no user, no escape in the host.
+_URL = re.compile(
+    r'(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})'
+    r'(?::(?P<port>[0-9]{1,5}))?(?:[/?][^\x00-\x1f\x7f]*)?',
+    re.ASCII | re.IGNORECASE,
+)
+_SCHEME = re.compile(r'[a-z][a-z0-9+.-]*:', re.ASCII | re.IGNORECASE)
+_DEFAULT_PORTS = {'http': 80, 'https': 443}
+
+Send = Callable[[str, bool], requests.Response]
+"""Sends a request again: to which URL, and whether that is another origin."""
+
+
+class RedirectFailed(ksa_exceptions.ClientException):
+    """A redirect cannot be followed; names origins only, since the rest of a URL may be secret."""
+
+
+def follow(answer: requests.Response, method: str, send: Send) -> requests.Response:
+    """Follow the redirects of an answer, and return the answer at their end.
+
+    Once they have led to another origin, credentials are left out for good: where that one
+    leads, the first one included, is not for it to choose.
+
+    :raises RedirectFailed: with the reason
+    """
+    is_elsewhere = False
+    for _ in range(MAX_REDIRECTS):
+        if answer.status_code not in STATUSES:
+            return answer
+        answer.close()
+        url = _target(answer)
+        is_elsewhere = is_elsewhere or origin(url) != origin(answer.url)
+        _check_method(answer.status_code, method, url, is_elsewhere)
+        answer = send(url, is_elsewhere)
+        if is_elsewhere and answer.status_code in _REFUSALS:
+            answer.close()
+            raise RedirectFailed(
+                f'{origin(url)}, to which it is redirected, answers HTTP {answer.status_code} '
+                'without credentials'
+            )
+    if answer.status_code not in STATUSES:
+        return answer
+    answer.close()
+    raise RedirectFailed(
+        f'redirected more than {MAX_REDIRECTS} times, the last time by {origin(answer.url)}'
+    )
+
+
+def harmless(headers: Mapping[str | bytes, Any]) -> dict[str, Any]:
+    """Return those headers that another origin gets."""
+    named = {
+        name.decode('ascii') if isinstance(name, bytes) else name: value
+        for name, value in headers.items()
+    }
+    return {name: value for name, value in named.items() if name.lower() in _HARMLESS_HEADERS}
+
+
+def origin(url: str) -> str:
+    """Return the origin of a URL as one string.
+
+    :raises RedirectFailed: it has none, or is no plain http or https URL
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise RedirectFailed('redirected to what is no plain http or https URL')
+    scheme = match['scheme'].lower()
+    port = int(match['port'] or _DEFAULT_PORTS[scheme])
+    if not 0 < port < 2**16:
+        raise RedirectFailed('redirected to a port that is not from 1 to 65535')
+    return f'{scheme}://{match["host"].lower()}:{port}'
+
+
+def _target(answer: requests.Response) -> str:
+    """Return the URL that a redirect leads to; it may be relative."""
+    location = answer.headers.get('Location')
+    if not location:
+        raise RedirectFailed(f'HTTP {answer.status_code} without a Location')
+    try:
+        # http.client reads headers as Latin-1, whatever they are.
+        url = location.encode('latin-1').decode()
+        if not _SCHEME.match(url):  # urljoin takes some odd URLs with a scheme as relative
+            url = urllib.parse.urljoin(answer.url, url)
+        url = urllib.parse.urldefrag(url).url
+    except ValueError as exc:
+        raise RedirectFailed('redirected to what is no URL') from exc
+    if origin(url).startswith('http:') and origin(answer.url).startswith('https:'):
+        raise RedirectFailed(f'redirected from https to {origin(url)}')
+    return url
+
+
+def _check_method(status: int, method: str, url: str, is_elsewhere: bool) -> None:
+    """Refuse to send a body elsewhere, such as a login, and to make another request of it."""
+    if method.upper() in _SAFE_METHODS:
+        return
+    if is_elsewhere:
+        raise RedirectFailed(f'{method} is redirected to {origin(url)}')
+    if status == requests.codes.see_other:
+        raise RedirectFailed(f'{method} is answered HTTP {status}')

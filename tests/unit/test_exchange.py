@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session of keystoneauth sends where it is redirected: logins, tokens, bodies."""
+
+from collections.abc import Iterator
+
+import pytest
+from keystoneauth1 import exceptions as ksa_exceptions
+from keystoneauth1.identity import v3
+
+from nova_precache import exchange, redirects
+from tests.scripted_server import Answer, Server, serving
+
+PASSWORD = 'very-secret'
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as script:
+        yield script
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Server]:
+    with serving() as script:
+        yield script
+
+
+@pytest.fixture
+def session() -> exchange.Session:
+    return exchange.Session(session=exchange.new_session(), timeout=20)
+
+
+def to(location: str, status: int = 302) -> Answer:
+    return Answer(status, b'moved', {'Location': location})
+
+
+@pytest.mark.parametrize('status', sorted(redirects.STATUSES))
+def test_a_login_is_not_sent_to_another_origin(
+    server: Server, elsewhere: Server, session: exchange.Session, status: int
+) -> None:
+    login = v3.Password(
+        auth_url=f'{server.url}/v3',
+        username='me',
+        password=PASSWORD,
+        user_domain_id='default',
+        project_id='p',
+    )
+    server.answers = [to(f'{elsewhere.url}/v3/auth/tokens', status)]
+    with pytest.raises(redirects.RedirectFailed, match=f'POST is redirected to {elsewhere.url}'):
+        session.get_token(login)
+    assert PASSWORD.encode() in server.bodies[0]
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize('status', [301, 302, 307, 308])
+def test_a_body_is_sent_on_within_the_origin(
+    server: Server, session: exchange.Session, status: int
+) -> None:
+    server.answers = [to('/new/place', status), Answer(body=b'{}')]
+    assert session.post(f'{server.url}/old', json={'a': 1}).json() == {}
+    assert server.bodies == [b'{"a": 1}'] * 2
+
+
+def test_what_is_to_be_fetched_instead_of_sent_is_an_error(
+    server: Server, session: exchange.Session
+) -> None:
+    server.answers = [to('/result', 303)]
+    with pytest.raises(redirects.RedirectFailed, match='POST is answered HTTP 303'):
+        session.post(f'{server.url}/old', json={'a': 1})
+    assert len(server.requests) == 1
+
+
+def test_no_header_of_a_caller_reaches_another_origin(
+    server: Server, elsewhere: Server, session: exchange.Session
+) -> None:
+    server.answers = [to(f'{elsewhere.url}/x')]
+    elsewhere.answers = [Answer()]
+    secrets = ('X-Auth-Token', 'X-Subject-Token', 'X-Service-Token', 'Authorization', 'Cookie')
+    headers = {**dict.fromkeys(secrets, 'secret'), 'X-Anything': 'secret', 'Range': 'bytes=1-'}
+    assert session.get(f'{server.url}/x?a=secret', headers=headers).status_code == 200
+    ((path, sent),) = elsewhere.requests
+    assert path == '/x'
+    assert 'secret' not in str(sent)
+    assert sent['range'] == 'bytes=1-'
+
+
+@pytest.mark.parametrize('raises', [True, False])
+def test_an_error_of_another_origin_is_raised_where_errors_are(
+    server: Server, elsewhere: Server, session: exchange.Session, raises: bool
+) -> None:
+    server.answers = [to(f'{elsewhere.url}/x')]
+    elsewhere.answers = [Answer(500)]
+    if not raises:
+        assert session.get(f'{server.url}/x', raise_exc=False).status_code == 500
+        return
+    with pytest.raises(ksa_exceptions.InternalServerError):
+        session.get(f'{server.url}/x')
+
+
+@pytest.mark.parametrize('raises', [True, False])
+def test_the_refusal_of_another_origin_is_an_error_of_the_redirect(
+    server: Server, elsewhere: Server, session: exchange.Session, raises: bool
+) -> None:
+    server.answers = [to(f'{elsewhere.url}/x')]
+    elsewhere.answers = [Answer(404)]
+    with pytest.raises(redirects.RedirectFailed, match='answers HTTP 404 without credentials'):
+        session.get(f'{server.url}/x', raise_exc=raises)
+
+
+def test_a_cookie_of_one_port_does_not_reach_another(
+    server: Server, elsewhere: Server, session: exchange.Session
+) -> None:
+    server.answers = [Answer(headers={'Set-Cookie': 'session=secret'}), to(f'{elsewhere.url}/x')]
+    elsewhere.answers = [Answer()]
+    for _ in range(2):
+        session.get(f'{server.url}/x')
+    assert 'cookie' in server.requests[1][1]
+    assert 'cookie' not in elsewhere.requests[0][1]
+
+
+def test_who_wants_the_redirect_itself_is_given_it(
+    server: Server, session: exchange.Session
+) -> None:
+    server.answers = [to('/other')]
+    assert session.get(f'{server.url}/x', redirect=False).headers['Location'] == '/other'
+    assert len(server.requests) == 1
+
+
+def test_the_body_of_a_redirect_is_not_waited_for(
+    server: Server, session: exchange.Session
+) -> None:
+    server.answers = [
+        Answer(302, b'endless', {'Location': '/data'}, length=2**40, hang=True),
+        Answer(body=b'data'),
+    ]
+    assert session.get(f'{server.url}/x', stream=True, log=False).content == b'data'
+    assert server.connection_closed.wait(20)
+
+
+def test_other_schemes_hosts_and_ports_are_other_origins() -> None:
+    urls = [
+        'http://host',
+        'https://host',
+        'http://host:8080',
+        'http://host.',
+        'http://a.host',
+        'http://[::1]',
+        'http://127.0.0.1',
+    ]
+    assert len({redirects.origin(f'{url}/path') for url in urls}) == len(urls)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [
+        ('http://host', 'HTTP://HOST/x?y'),
+        ('http://host', 'http://host:80/'),
+        ('https://host:443/x', 'https://host'),
+        ('http://[::1]:80', 'http://[::1]/'),
+    ],
+)
+def test_one_origin_may_be_spelled_in_several_ways(one: str, other: str) -> None:
+    assert redirects.origin(one) == redirects.origin(other)
