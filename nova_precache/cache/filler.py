@@ -105,22 +105,23 @@ class CacheFiller:
         """
         control = control or controls.Control()
         control.check()
-        if self._is_there(image_id):
+        if self._is_there(image_id, control):
             return model.CacheResult(existing=True)
         with contextlib.ExitStack() as stack:
             if control.is_boot:
                 stack.enter_context(self._pace.boot())
             stack.enter_context(self._locks.hold(layout.base_name(image_id), control))
             stack.enter_context(self._clearing(image_id, control))
-            if self._is_there(image_id):
+            if self._is_there(image_id, control):
                 return model.CacheResult(existing=True)
             stack.enter_context(self._locks.hastening(layout.base_name(image_id), control))
             stack.enter_context(self._pace.slot(control))
             return self._fill(images, image_id, progress, control)
 
-    def _is_there(self, image_id: str) -> bool:
+    def _is_there(self, image_id: str, control: controls.Control) -> bool:
         self._store.check_there()
-        return self._store.is_hit(image_id) and self._store.touch(image_id)
+        is_hit = self._store.is_hit(image_id)
+        return is_hit and self._store.touch(image_id, is_boot=control.is_boot)
 
     @contextlib.contextmanager
     def _clearing(self, image_id: str, control: controls.Control) -> Iterator[None]:
