@@ -366,7 +366,7 @@ class PlaceTaken(CacheError):
 
 
 class NotOurs(CacheError):
-    """The base file is there, and another user's: it cannot be read, or not be made young.
+    """The base file is there, but this process may not read it, or not make it young.
 
     That does not pass by itself: the file has to change, or the rights of this process.
     """

@@ -33,9 +33,7 @@ class ImageLocks:
     :param check_there: sees, before a lock file is made, that it may be
     """
 
-    def __init__(
-        self, lock_directory: str, check_there: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, lock_directory: str, check_there: Callable[[], None] = lambda: None) -> None:
         self._directory = lock_directory
         self._check_there = check_there
         self._turns = turns.of(os.path.realpath(lock_directory))

@@ -25,7 +25,7 @@ from nova_precache.inspection import content
 LOG = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 512
-# What looking through a link says where the link leads to no file that could be used.
+# Errors of a link that leads to no file.
 _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES})
 # No two clocks agree, and a file system's advances in steps.
 _SAME_TIME_SECONDS = 5.0
@@ -33,7 +33,7 @@ _SAME_TIME_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class BaseFile:
-    """A base file, as it was when somebody looked; another inode is another file.
+    """A base file, as it was when it was looked at; another inode is another file.
 
     :ivar inode: of the file itself where a link has the name
     :ivar changed_ns: when anything of it last changed, its owner too; a rename changes it
@@ -114,8 +114,8 @@ class CacheStore:
         """See that the directories are there; make those again that were removed.
 
         An unmounted file system must not be filled: nothing is made unless the store id is
-        the one that was read first. Opening the directory also has NFS look again for a file that was
-        not there a moment ago.
+        the one that was read first. Opening the directory also makes NFS look again for a
+        file that was missing a moment ago.
 
         :raises nova_precache.exception.StorageError: they are not
         """
@@ -136,9 +136,9 @@ class CacheStore:
         LOG.warning('%s was removed, and is made again', paths)
 
     def _stamped_now(self) -> float:
-        """Ask what time a file gets that is touched now; over NFS it is the server's.
+        """Return the time that a file gets which is touched now; over NFS it is the server's.
 
-        It takes no space, and no other right than to make lock files.
+        Touching a directory takes no space, and no other right than making lock files does.
         """
         path = self.layout.lock_directory
         with storage_errors(f'Touching {path}'):
@@ -180,7 +180,7 @@ class CacheStore:
             return file is not None and self._is_bootable(file)
 
     def _is_bootable(self, file: BaseFile) -> bool:
-        """Tell whether a boot can use a file: Nova converts one of another format than raw."""
+        """Return whether a boot can use a file, and Nova would not have converted it."""
         if not file.size_bytes or not self._force_raw:
             return bool(file.size_bytes)
         path = self.layout.path_of(file.name)
@@ -203,7 +203,7 @@ class CacheStore:
         except exception.NotOurs as exc:
             if not is_boot:
                 raise
-            LOG.warning('The base file of image %s is used all the same: %s', image_id, exc)
+            LOG.warning('The base file of image %s is used as it is: %s', image_id, exc)
             return True
 
     def touch_file(self, name: str) -> bool:
@@ -254,9 +254,9 @@ class CacheStore:
         return [file for file in found if file is not None]
 
     def images(self) -> list[BaseFile]:
-        """List the images in the cache: the files that are hits, or that nobody can read here.
+        """List the images in the cache: the files that are hits, and those that cannot be read.
 
-        To be called by one thread at a time.
+        One thread at a time calls this.
 
         :raises nova_precache.exception.StorageError: they cannot be listed
         """

@@ -101,8 +101,8 @@ class Choice:
     """What to ask for now.
 
     :ivar failing: failed lately, and waits for another try
-    :ivar not_ours: is there and another user's, and waits for a change of the file, which its
-        compute then touches by itself, or for a start of the compute
+    :ivar not_ours: is there and another user's; waits until the file changes, whereupon its
+        compute touches it by itself, or until the compute starts again
     """
 
     batches: Sequence[Batch]

@@ -66,8 +66,8 @@ class Tried:
     :ivar succeeded_at: when one last ended well
     :ivar failures: that ended within a day
     :ivar successes: that ended within an hour
-    :ivar not_ours_at: when one last ended since the file, which is there, is another user's;
-        None once the agent of the host has started again, which may have other rights
+    :ivar not_ours_at: when one last failed because the file, which is there, is another
+        user's; None once the agent of the host has started again, maybe with other rights
     """
 
     ended_at: datetime.datetime
@@ -83,7 +83,7 @@ class Tried:
 
     @property
     def is_not_ours(self) -> bool:
-        """Tell whether the last one failed since the file is another user's."""
+        """Whether the last one failed because the file is another user's."""
         return self.not_ours_at == self.ended_at
 
 
@@ -233,9 +233,9 @@ class Pins:
             return Asked(session.scalars(last).one() or 0, found)
 
     def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], Tried]:
-        """Map each (host, image) of the pin's requests that ended lately to what came of it.
+        """Map each (host, image) of the pin's requests that ended lately to its outcomes.
 
-        What failed since a file is another user's counts however long ago that was.
+        A failure because a file is another user's counts however long ago it was.
         """
         with self._database.reader() as session:
             query = _tried(pin_id, db_session.now(session), since_seconds)

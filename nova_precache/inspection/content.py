@@ -59,10 +59,10 @@ _BEGIN_AS_ANY = frozenset({'gpt', 'iso', 'vdi'})
 
 
 def begins_as_image(start: bytes) -> bool:
-    """Tell whether a file that begins so is an image that is no raw one.
+    """Return whether a file with this beginning is an image of another format than raw.
 
-    It has to be converted to be booted where files are raw. LUKS is not among them: no
-    format of an image, and of use to its owner alone.
+    Where files are raw, Nova would have converted it. LUKS is not among them: no converter
+    has the key.
 
     :param start: its first ``START_BYTES``; all of a shorter one
     """

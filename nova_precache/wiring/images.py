@@ -47,7 +47,7 @@ def of_service(
 
 
 def of_boots(conf: cfg.ConfigOpts) -> service.ImageService:
-    """Make the image service for boots on this host, which need it for what is not cached alone.
+    """Make the image service for boots on this host, which need it only for what is not cached.
 
     A compute has neither credentials nor, most often, an endpoint: calls bring both.
 
@@ -59,7 +59,7 @@ def of_boots(conf: cfg.ConfigOpts) -> service.ImageService:
 
 
 class _NoImages:
-    """Refuses to be asked, where the configuration says of no image service."""
+    """Stands in where the configuration names no image service; every use is an error."""
 
     def show(self, image_id: str) -> model.Image:
         self._refuse(image_id)

@@ -567,7 +567,11 @@ def test_the_time_of_the_store_is_the_one_that_a_file_gets(cache: Cache) -> None
     ('differences', 'lags', 'warnings'),
     [
         ([0, 1, -3, 4.9], [0, 0, 0, 0], 0),
-        ([DAY_SECONDS, DAY_SECONDS + 1, DAY_SECONDS - 2], [DAY_SECONDS, DAY_SECONDS, DAY_SECONDS], 1),
+        (
+            [DAY_SECONDS, DAY_SECONDS + 1, DAY_SECONDS - 2],
+            [DAY_SECONDS, DAY_SECONDS, DAY_SECONDS],
+            1,
+        ),
         ([-DAY_SECONDS, -DAY_SECONDS + 4], [-DAY_SECONDS, -DAY_SECONDS], 1),
         ([DAY_SECONDS, DAY_SECONDS + 60, 0], [DAY_SECONDS, DAY_SECONDS + 60, 0], 3),
     ],
@@ -580,8 +584,6 @@ def test_a_difference_of_clocks_is_warned_of_when_it_changes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ahead = iter(differences)
-    measured = store.CacheStore(
-        cache.paths, clock=lambda: 1e9, host_now=lambda: 1e9 + next(ahead)
-    )
+    measured = store.CacheStore(cache.paths, clock=lambda: 1e9, host_now=lambda: 1e9 + next(ahead))
     assert [measured.measure_lag() for _ in differences] == lags
     assert len(caplog.messages) == warnings

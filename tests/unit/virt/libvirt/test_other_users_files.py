@@ -97,12 +97,8 @@ def test_without_it_the_task_names_the_owner_and_downloads_nothing(
     agent: Agent, owner: int, name: str
 ) -> None:
     agent.give_to(owner)
-    assert agent.cache() == (
-        'NotOurs',
-        f'present, but cannot be kept: owned by {name}, and this process lacks CAP_FOWNER '
-        f'({agent.base})',
-        0,
-    )
+    reason = f'owned by {name}, and this process lacks CAP_FOWNER ({agent.base})'
+    assert agent.cache() == ('NotOurs', f'present, but cannot be kept: {reason}', 0)
     assert not agent.is_young
     assert exception.NotOurs.retry is model.Retry.NEVER
 
@@ -252,7 +248,9 @@ def test_root_needs_no_capability_of_its_own(
 def test_programs_that_read_images_do_not_inherit_the_capability() -> None:
     def work() -> str:
         limits = limited.Limits(1024**3, cpu_seconds=10, wall_seconds=10)
-        return limited.run(['grep', '-E', 'Cap(Inh|Prm|Eff|Amb)', '/proc/self/status'], limits).output
+        return limited.run(
+            ['grep', '-E', 'Cap(Inh|Prm|Eff|Amb)', '/proc/self/status'], limits
+        ).output
 
     lines = other_user.run(work, fowner=True).split()
     assert lines[1::2] == ['0' * 16] * 4

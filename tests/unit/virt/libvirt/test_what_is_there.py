@@ -88,7 +88,8 @@ NOT_THERE: dict[str, Put] = {
     **{
         f'a file in {name}': _converted(name, *options)
         for name, *options in (
-            ('qcow2',), ('qcow',), ('qed',), ('vdi',), ('vpc',), ('vhdx',), ('vmdk',), ('parallels',),
+            ('qcow2',), ('qcow',), ('qed',), ('vdi',), ('vpc',), ('vhdx',), ('vmdk',),
+            ('parallels',),
             ('vmdk', '-o', 'subformat=streamOptimized'),
             ('vmdk', '-o', 'subformat=monolithicFlat'),
         )
