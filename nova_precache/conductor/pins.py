@@ -293,11 +293,19 @@ def _need(file: File, known: Known, rules: Rules) -> _Need:
     if _is_young(known.touched_at(file), known.now, rules):
         return _Need.NOTHING
     tried = known.tried.get(file)
-    if tried is not None and tried.is_not_ours and file in known.present:
+    if tried is not None and tried.is_not_ours and _is_as_it_was(known.present.get(file), tried):
         return _Need.CHANGE
     if tried is None or _seconds(known.now - tried.ended_at) >= rules.wait_seconds(tried):
         return _Need.NOW
     return _Need.LATER if tried.has_failed else _Need.NOTHING
+
+
+def _is_as_it_was(present: model.CachedImage | None, tried: pins.Tried) -> bool:
+    """Return whether a file is there and was not touched since it could not be.
+
+    Its compute touches it once it can; after that it may grow old again.
+    """
+    return present is not None and present.touched_at <= tried.ended_at
 
 
 def _is_young(touched_at: datetime.datetime | None, now: datetime.datetime, rules: Rules) -> bool:

@@ -593,6 +593,14 @@ def test_nothing_is_wrong_once_its_compute_has_touched_it(site: Site, not_ours: 
     assert (len(site.asked(not_ours)), site.now(not_ours).reason) == (1, None)
 
 
+def test_it_is_touched_as_any_other_when_it_grows_old_after_that(
+    site: Site, not_ours: model.Pin
+) -> None:
+    site.report('h1', not_ours.images, _just_now(site) - 13 * HOUR)
+    _next_round(site)
+    assert len(site.asked(not_ours)) == 2
+
+
 @pytest.mark.parametrize('reason', [None, 'Touching it: Read-only file system', 'present'])
 def test_what_failed_for_another_reason_is_tried_again(
     site: Site, not_ours: model.Pin, reason: str | None
