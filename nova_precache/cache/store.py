@@ -119,13 +119,13 @@ class CacheStore:
 
         :raises nova_precache.exception.StorageError: they are not
         """
-        directories = self.layout.base_directory, self.layout.lock_directory
-        with storage_errors(f'Looking at {self.layout.base_directory}'):
-            removed = [path for path in directories if not _is_directory(path)]
-        if not removed:
+        base, locks_path = self.layout.base_directory, self.layout.lock_directory
+        with storage_errors(f'Looking at {base}'):
+            is_there = {base: _is_directory(base), locks_path: os.path.isdir(locks_path)}
+        if all(is_there.values()):
             return
-        paths, id_path = ' and '.join(removed), self.layout.store_id_path
-        refusal = f'{paths} is gone, and is not made again'
+        paths = ' and '.join(path for path, there in is_there.items() if not there)
+        refusal, id_path = f'{paths} is gone, and is not made again', self.layout.store_id_path
         with storage_errors(f'{refusal}: Reading {id_path}'):
             found = files.read_uuid(id_path)
         if found != self._store_id:
