@@ -52,6 +52,7 @@
         ├── DownloadInterrupted
         ├── NotEnoughSpace
         ├── PlaceTaken
+        ├── NotOurs
         ├── StorageError
         ├── ConversionFailed
         │   └── ConversionTimedOut
@@ -362,6 +363,16 @@ class NotEnoughSpace(CacheError):
 
 class PlaceTaken(CacheError):
     """Something that is no image has the name of a base file, and stays until it is removed."""
+
+
+class NotOurs(CacheError):
+    """The base file is there, but this process may not read it, or not make it young.
+
+    That does not pass by itself: the file has to change, or the rights of this process.
+    """
+
+    def __init__(self, cannot_be: str, why: str) -> None:
+        super().__init__(f'{model.NOT_OURS} {cannot_be}: {why}')
 
 
 class StorageError(CacheError):

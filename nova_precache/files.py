@@ -122,6 +122,18 @@ def kept_uuid(path: Path) -> str:
     raise OSError(errno.EAGAIN, 'it keeps being replaced', os.fspath(path))
 
 
+def read_uuid(path: Path) -> str:
+    """Return the UUID that a file keeps; none is made.
+
+    :raises NotRegular: something else is in the place of the file
+    :raises OSError: it cannot be read, or holds none
+    """
+    try:
+        return _parse_uuid(read(path, _UUID_MAX_BYTES))
+    except ValueError as exc:
+        raise OSError(errno.EINVAL, 'it holds no UUID', os.fspath(path)) from exc
+
+
 def create_whole(path: Path, text: str) -> None:
     """Create a file with its content at once; what is there already stays.
 
@@ -143,11 +155,14 @@ def replace_whole(path: Path, text: str) -> None:
 def open_lock(lock: fasteners.InterProcessLock) -> None:
     """Open the file of a lock, which the lock itself would do without any care.
 
+    Its directory is made, but not what that is in: nothing may be mounted there now.
+
     :raises NotRegular: something else is in the place of the file
     :raises OSError: it cannot be opened
     """
     path = os.fsdecode(lock.path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(os.path.dirname(path))
     lock.lockfile = open(path, 'a', opener=regular)  # noqa: SIM115 - the lock closes it
 
 
@@ -181,10 +196,7 @@ def _replace_damaged(path: Path, status: os.stat_result) -> None:
     """
     heir = f'{os.fspath(path)}.{status.st_ino:x}-{status.st_mtime_ns:x}'
     create_whole(heir, str(uuid.uuid4()))
-    try:
-        made = _parse_uuid(read(heir, _UUID_MAX_BYTES))
-    except ValueError as exc:
-        raise OSError(errno.EINVAL, 'it holds no UUID', heir) from exc
+    made = read_uuid(heir)
     replace_whole(path, made)
     LOG.warning('%s held no UUID: it was replaced, and holds %s now', path, made)
 

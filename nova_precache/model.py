@@ -87,6 +87,8 @@ TASK_WAITING = frozenset({TaskStatus.QUEUED, TaskStatus.RETRY_WAIT})
 TASK_WORKING = frozenset({TaskStatus.DOWNLOADING, TaskStatus.VERIFYING, TaskStatus.CONVERTING})
 TASK_IN_FLIGHT = TASK_WAITING | TASK_WORKING
 TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
+# Begins the reason of a task whose file is there, and whose compute may not use it.
+NOT_OURS = 'present, but cannot be'
 
 
 class Retry(enum.StrEnum):

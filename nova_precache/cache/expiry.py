@@ -8,7 +8,7 @@ which some disk is based on the file set it anew. What is old then is unused.
 import dataclasses
 import enum
 import logging
-import time
+import os
 from collections.abc import Callable, Collection, Iterable
 
 from nova_precache import exception
@@ -58,7 +58,8 @@ class CacheExpirer:
     :param rules: may be replaced at any time
     :param used_names: names of the base files that disks are based on; an error says
         that nobody knows, and then nothing is removed
-    :param clock: seconds since the epoch
+    :param clock: by which files are old, in seconds since the epoch; None: the one that stamps
+        them
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class CacheExpirer:
         image_locks: locks.ImageLocks,
         rules: ExpiryRules,
         used_names: Callable[[], Collection[str]],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._store = store
         self._locks = image_locks
         self.rules = rules
         self._used_names = used_names
-        self._clock = clock
+        self._now = clock or store.now
 
     def run(self) -> ExpiryResult:
         """Do one round: touch what is used, remove what is old.
@@ -84,7 +85,7 @@ class CacheExpirer:
         # Before the disks are looked at: who bases one on a file afterwards touches it.
         files = self._store.base_files()
         used = self._used_names() if files else ()
-        decisions = decide(files, used, self._clock(), self.rules)
+        decisions = decide(files, used, self._now(), self.rules)
         removed = [each.file for each in decisions if self._act(each)]
         result = ExpiryResult(
             tuple(file.name for file in removed), sum(file.bytes_on_disk for file in removed)
@@ -106,9 +107,11 @@ class CacheExpirer:
 
     def _remove(self, file: cache_store.BaseFile) -> bool:
         with self._locks.try_hold(file.name) as held:
-            removed = held and self._store.remove_unchanged(file)
+            # A boot that may not touch the file bases a disk on it with the lock held.
+            is_old = file.owner == os.geteuid() or file.name not in self._used_names()
+            removed = held and is_old and self._store.remove_unchanged(file)
         if not removed:
-            LOG.debug('Base file %s stays: it is %s', file.name, 'touched' if held else 'locked')
+            LOG.debug('Base file %s stays: it is %s', file.name, 'used' if held else 'locked')
         return removed
 
 

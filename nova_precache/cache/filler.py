@@ -142,7 +142,7 @@ class CacheFiller:
         control = control or controls.Control()
         control.check()
         is_noted = needed is None or self._store.noted(layout.base_name(image_id)) == tuple(needed)
-        if is_noted and self._is_there(image_id, needed):
+        if is_noted and self._is_there(image_id, control, needed):
             return model.CacheResult(existing=True)
         while True:
             try:
@@ -164,7 +164,7 @@ class CacheFiller:
                 stack.enter_context(self._pace.boot())
             stack.enter_context(self._locks.hold(layout.base_name(image_id), control))
             stack.enter_context(self._clearing(image_id, control))
-            if self._is_there(image_id, needed):
+            if self._is_there(image_id, control, needed):
                 if needed is not None:
                     self._store.note(layout.base_name(image_id), needed)
                 return model.CacheResult(existing=True)
@@ -172,19 +172,26 @@ class CacheFiller:
             stack.enter_context(self._pace.slot(control))
             return self._fill(images, image_id, progress, control)
 
-    def _is_there(self, image_id: str, needed: Sequence[model.Companion] | None) -> bool:
+    def _is_there(
+        self,
+        image_id: str,
+        control: controls.Control,
+        needed: Sequence[model.Companion] | None,
+    ) -> bool:
         self._store.check_there()
         if needed is None:
             needed = self._store.noted(layout.base_name(image_id))
         return (
             needed is not None
             and self._store.is_hit(image_id)
-            and all(map(self._is_companion_there, needed))
-            and self._store.touch(image_id)
+            and all(self._is_companion_there(each, control) for each in needed)
+            and self._store.touch(image_id, is_boot=control.is_boot)
         )
 
-    def _is_companion_there(self, companion: model.Companion) -> bool:
-        return self._store.has_companion(companion) and self._store.touch(companion.id)
+    def _is_companion_there(self, companion: model.Companion, control: controls.Control) -> bool:
+        return self._store.has_companion(companion) and self._store.touch(
+            companion.id, is_boot=control.is_boot
+        )
 
     @contextlib.contextmanager
     def _clearing(self, image_id: str, control: controls.Control) -> Iterator[None]:
@@ -215,7 +222,9 @@ class CacheFiller:
         self._inspector.check_there()
         with contextlib.ExitStack() as stack:
             parts = list(self._lacking_companions(origin, control, stack))
-            if self._store.is_hit(image_id) and self._store.touch(image_id):
+            if self._store.is_hit(image_id) and self._store.touch(
+                image_id, is_boot=control.is_boot
+            ):
                 self._store.note(layout.base_name(image_id), origin.image.needed)
             else:
                 parts.append(self._open(origin, stack))
@@ -238,7 +247,7 @@ class CacheFiller:
             base_name = layout.base_name(needed.id)
             if not held.enter_context(self._locks.try_hold(base_name)):
                 raise _CompanionLocked(base_name)
-            if self._is_companion_there(needed):
+            if self._is_companion_there(needed, control):
                 held.close()
                 continue
             self._store.check_place(needed.id)
@@ -298,15 +307,15 @@ class CacheFiller:
                 work.control.leave_when_stopped(look, discard=lambda _: None)
             work.control.check()
             if not work.part.is_companion:
-                self._complete(work.image)
+                self._complete(work.image, work.control)
         self._store.publish(path, work.image.id)
         work.part.held.close()
         return size_bytes
 
-    def _complete(self, image: model.Image) -> None:
+    def _complete(self, image: model.Image, control: controls.Control) -> None:
         """Check that the companions are still there, after what may be days, and note them."""
         for companion in image.needed:
-            if not self._is_companion_there(companion):
+            if not self._is_companion_there(companion, control):
                 raise exception.StorageError(
                     f'{self._store.layout.base_path(companion.id)}, which image {image.id} cannot '
                     'be booted without, was removed meanwhile'

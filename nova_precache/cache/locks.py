@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import fasteners
 from oslo_concurrency import lockutils
@@ -28,10 +28,14 @@ _MAX_REPLACEMENTS = 10
 
 
 class ImageLocks:
-    """The locks in one directory, by the names of base files."""
+    """The locks in one directory, by the names of base files.
 
-    def __init__(self, lock_directory: str) -> None:
+    :param check_there: sees, before a lock file is made, that it may be
+    """
+
+    def __init__(self, lock_directory: str, check_there: Callable[[], None] = lambda: None) -> None:
         self._directory = lock_directory
+        self._check_there = check_there
         self._turns = turns.of(os.path.realpath(lock_directory))
         self._held: dict[str, fasteners.InterProcessLock] = {}
         self._has_warned = False
@@ -101,6 +105,7 @@ class ImageLocks:
 
     def _lock(self, base_name: str) -> fasteners.InterProcessLock:
         """Open the lock file; not locked yet."""
+        self._check_there()
         lock = lockutils.external_lock(base_name, layout.LOCK_PREFIX, self._directory)
         try:
             files.open_lock(lock)

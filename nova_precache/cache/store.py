@@ -11,31 +11,42 @@ import dataclasses
 import errno
 import logging
 import os
+import pwd
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from nova_precache import exception, files, model
+from nova_precache import capabilities, exception, files, model
 from nova_precache.cache import journal as journals
 from nova_precache.cache import layout, locks, notes
+from nova_precache.inspection import content
 
 LOG = logging.getLogger(__name__)
 
-# Where files are to be raw, one of these is left from a time when they were not.
-_IMAGE_MAGICS = (b'QFI\xfb', b'KDMV', b'# Disk DescriptorFile')
 _BLOCK_BYTES = 512
+# Errors of a link that leads to no file.
+_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES})
+# No two clocks agree, and a file system's advances in steps.
+_SAME_TIME_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseFile:
-    """A base file, as it was when somebody looked; another inode is another file."""
+    """A base file, as it was when it was looked at; another inode is another file.
+
+    :ivar inode: of the file itself where a link has the name
+    :ivar changed_ns: when anything of it last changed, its owner too; a rename changes it
+    :ivar owner: the user id
+    """
 
     name: str
     inode: int
     mtime_ns: int
     bytes_on_disk: int
     size_bytes: int
+    changed_ns: int = dataclasses.field(default=0, compare=False)
+    owner: int = dataclasses.field(default=0, compare=False)
 
     def age_seconds(self, now: float) -> float:
         return now - self.mtime_ns / 1e9
@@ -48,7 +59,9 @@ class CacheStore:
     :param reserved_bytes: what downloads leave free
     :param partial_max_age_seconds: for how long a download that was broken off can be
         gone on with; counts from the last bytes that came
-    :param clock: seconds since the epoch
+    :param clock: the time by the clock that stamps the files, in seconds since the epoch; None
+        asks the file system
+    :param host_now: the time by this host's clock
     """
 
     def __init__(
@@ -58,15 +71,21 @@ class CacheStore:
         force_raw: bool = True,
         reserved_bytes: int = 0,
         partial_max_age_seconds: float = 24 * 3600,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+        host_now: Callable[[], float] = time.time,
     ) -> None:
         self.layout = paths
+        self.now = clock or self._stamped_now
+        self._host_now = host_now
+        self._lag_seconds = 0.0
         self._force_raw = force_raw
         self._reserved_bytes = reserved_bytes
         self._partial_max_age_seconds = partial_max_age_seconds
-        self._clock = clock
         self._reservations: set[Reservation] = set()
         self._reservations_lock = threading.Lock()
+        self._store_id: str | None = None
+        self._untouched: dict[str, BaseFile] = {}
+        self._bootable: dict[str, tuple[BaseFile, int]] = {}
 
     def prepare(self) -> None:
         """Make the directories, with the modes that Nova would give them.
@@ -80,39 +99,99 @@ class CacheStore:
     def store_id(self) -> str:
         """Give the id of this store, the same for all hosts that share it.
 
+        It is made when it is asked for first, and never after that: where it is gone, so may
+        be the mount.
+
         :raises nova_precache.exception.StorageError: it can be neither read nor made
         """
         path = self.layout.store_id_path
         with storage_errors(f'Reading {path}'):
-            return files.kept_uuid(path)
+            if self._store_id is None:
+                self._store_id = files.kept_uuid(path)
+            return files.read_uuid(path)
 
     def check_there(self) -> None:
-        """See that the directory is there: an unmounted file system must not be filled.
+        """See that the directories are there; make those again that were removed.
 
-        Opening it also has NFS look anew for a file that was not there a moment ago.
+        An unmounted file system must not be filled: nothing is made unless the store id is
+        the one that was read first. Opening the directory also makes NFS look again for a
+        file that was missing a moment ago.
 
-        :raises nova_precache.exception.StorageError: it is not
+        :raises nova_precache.exception.StorageError: they are not
         """
-        with storage_errors(f'Looking at {self.layout.base_directory}'):
-            os.close(os.open(self.layout.base_directory, os.O_RDONLY | os.O_DIRECTORY))
+        base, locks_path = self.layout.base_directory, self.layout.lock_directory
+        with storage_errors(f'Looking at {base}'):
+            is_there = {base: _is_directory(base), locks_path: os.path.isdir(locks_path)}
+        if all(is_there.values()):
+            return
+        paths = ' and '.join(path for path, there in is_there.items() if not there)
+        refusal, id_path = f'{paths} is gone, and is not made again', self.layout.store_id_path
+        with storage_errors(f'{refusal}: Reading {id_path}'):
+            found = files.read_uuid(id_path)
+        if found != self._store_id:
+            raise exception.StorageError(
+                f'{refusal}: {id_path} holds {found}, and held {self._store_id} at the start'
+            )
+        self.prepare()
+        LOG.warning('%s was removed, and is made again', paths)
+
+    def _stamped_now(self) -> float:
+        """Return the time that a file gets which is touched now; over NFS it is the server's.
+
+        Touching a directory takes no space, and no other right than making lock files does.
+        """
+        path = self.layout.lock_directory
+        with storage_errors(f'Touching {path}'):
+            os.utime(path)
+            return os.stat(path).st_mtime
+
+    def measure_lag(self) -> float:
+        """Measure by how many seconds the clock that stamps the files is behind this host's.
+
+        A difference that has changed little is given as it was found before, so that what
+        follows from it does not change each time.
+
+        :returns: 0 where they agree; less than 0: it is ahead
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        lag_seconds = self._host_now() - self.now()
+        if abs(lag_seconds - self._lag_seconds) > _SAME_TIME_SECONDS:
+            self._lag_seconds = lag_seconds if abs(lag_seconds) > _SAME_TIME_SECONDS else 0.0
+            LOG.warning(
+                'The clock that stamps the files in %s is %.0f s behind that of this host, by '
+                'which a nova-compute judges their age',
+                self.layout.base_directory,
+                self._lag_seconds,
+            )
+        return self._lag_seconds
 
     def is_hit(self, image_id: str) -> bool:
         """Tell whether the base file is there and one that a boot can use.
 
+        :raises nova_precache.exception.NotOurs: it is there, and may not be read
         :raises nova_precache.exception.StorageError: it cannot be read
         """
-        path = self.layout.base_path(image_id)
-        with storage_errors(f'Reading {path}'):
-            return self._is_bootable(path)
+        return self._is_hit(layout.base_name(image_id))
 
-    def _is_bootable(self, path: str) -> bool:
-        try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+    def _is_hit(self, name: str) -> bool:
+        path = self.layout.path_of(name)
+        with storage_errors(f'Reading {path}'):
+            file = _base_file(name, path)
+            return file is not None and self._is_bootable(file)
+
+    def _is_bootable(self, file: BaseFile) -> bool:
+        """Return whether a boot can use a file, and Nova would not have converted it."""
+        if not file.size_bytes or not self._force_raw:
+            return bool(file.size_bytes)
+        path = self.layout.path_of(file.name)
+        with storage_errors(f'Reading {path}'):
+            try:
+                with open(path, 'rb', buffering=0, opener=files.regular_or_link) as opened:
+                    return not content.begins_as_image(opened.read(content.START_BYTES))
+            except FileNotFoundError:  # It may expire between the two looks.
                 return False
-            return not (self._force_raw and _is_image(path))
-        except FileNotFoundError:  # It may also expire between the two looks.
-            return False
+            except PermissionError as exc:
+                raise _not_ours('read', path) from exc
 
     def has_companion(self, companion: model.Companion) -> bool:
         """Return whether a kernel or ramdisk is there whole.
@@ -123,13 +202,11 @@ class CacheStore:
         """
         path = self.layout.base_path(companion.id)
         with storage_errors(f'Looking at {path}'):
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:
-                return False
+            file = _base_file(layout.base_name(companion.id), path)
+        if file is None:
+            return False
         size = companion.size_bytes
-        is_whole = status.st_size > 0 if size is None else status.st_size == size
-        return stat.S_ISREG(status.st_mode) and is_whole
+        return file.size_bytes > 0 if size is None else file.size_bytes == size
 
     def noted(self, name: str) -> tuple[model.Companion, ...] | None:
         """Return the companions that the image of a base file needs, as far as it is noted.
@@ -159,14 +236,24 @@ class CacheStore:
         needed = self.noted(name)
         return needed is not None and all(map(self.has_companion, needed))
 
-    def touch(self, image_id: str) -> bool:
-        """Make the base file young, as :meth:`touch_file`."""
-        return self.touch_file(layout.base_name(image_id))
+    def touch(self, image_id: str, *, is_boot: bool = False) -> bool:
+        """Make the base file young, as :meth:`touch_file`.
+
+        :param is_boot: a boot uses the file however old it is
+        """
+        try:
+            return self.touch_file(layout.base_name(image_id))
+        except exception.NotOurs as exc:
+            if not is_boot:
+                raise
+            LOG.warning('The base file of image %s is used as it is: %s', image_id, exc)
+            return True
 
     def touch_file(self, name: str) -> bool:
         """Make a file young: the age of unused ones counts from their mtime.
 
         :returns: whether it is there, and so will be for a while
+        :raises nova_precache.exception.NotOurs: it is there, and may not be touched
         :raises nova_precache.exception.StorageError: the file system refused
         """
         path = self.layout.path_of(name)
@@ -175,14 +262,31 @@ class CacheStore:
                 os.utime(path)
             except FileNotFoundError:
                 return False
-            except PermissionError:
-                # libvirt gives a base file to the user of the machines while they run.
-                LOG.warning('%s keeps its age: it belongs to another user', path)
+            except PermissionError as exc:
+                file = _base_file(name, path)
+                if file is not None:
+                    self._untouched[name] = file
+                raise _not_ours('kept', path) from exc
             # What was touched may have been put aside just before, see remove_unchanged.
             return os.path.exists(path)
 
+    def touch_changed(self) -> None:
+        """Make the files young that could not be before, where they have changed since."""
+        for name, before in list(self._untouched.items()):
+            path = self.layout.path_of(name)
+            try:
+                with storage_errors(f'Looking at {path}'):
+                    file = _base_file(name, path)
+                if file == before and file.changed_ns == before.changed_ns:
+                    continue
+                self._untouched.pop(name, None)
+                if self._is_hit(name) and self.touch_file(name):
+                    LOG.info('%s has changed, and was touched', path)
+            except exception.CacheError as exc:
+                LOG.info('%s has changed, and was not touched: %s', path, exc)
+
     def base_files(self) -> list[BaseFile]:
-        """List the images in the cache; what else is there is not ours to judge.
+        """List the files with the names of images; what else is there is not ours to judge.
 
         :raises nova_precache.exception.StorageError: they cannot be listed
         """
@@ -191,6 +295,26 @@ class CacheStore:
             names = sorted(filter(layout.is_base_name, os.listdir(directory)))
             found = [_base_file(name, self.layout.path_of(name)) for name in names]
         return [file for file in found if file is not None]
+
+    def images(self) -> list[BaseFile]:
+        """List the images in the cache: the files that are hits, and those that cannot be read.
+
+        One thread at a time calls this.
+
+        :raises nova_precache.exception.StorageError: they cannot be listed
+        """
+        found = [file for file in self.base_files() if self._may_be_bootable(file)]
+        self._bootable = {file.name: (file, file.changed_ns) for file in found}
+        return found
+
+    def _may_be_bootable(self, file: BaseFile) -> bool:
+        if self._bootable.get(file.name) == (file, file.changed_ns):
+            return True
+        try:
+            return self._is_bootable(file)
+        except exception.CacheError as exc:
+            LOG.debug('%s counts as an image: %s', file.name, exc)
+            return True
 
     def remove_unchanged(self, file: BaseFile) -> bool:
         """Remove a base file unless it was touched or replaced since it was listed.
@@ -322,6 +446,7 @@ class CacheStore:
 
         :raises nova_precache.exception.StorageError: the file system refused
         """
+        self.check_there()
         with storage_errors(f'Sweeping {self.layout.base_directory}'):
             names = sorted(os.listdir(self.layout.base_directory))
             by_base_name: dict[str, list[str]] = {}
@@ -345,6 +470,7 @@ class CacheStore:
         :raises nova_precache.exception.StorageError: the file system refused
         """
         base_name = layout.base_name(image_id)
+        self.check_there()
         with (
             storage_errors(f'Clearing image {image_id} away'),
             image_locks.try_hold(base_name) as held,
@@ -367,7 +493,7 @@ class CacheStore:
             with storage_errors(f'Sweeping {base_name}'), image_locks.try_hold(base_name) as held:
                 if not held:
                     return 0
-                is_wanted = not self._is_bootable(self.layout.path_of(base_name))
+                is_wanted = not self._is_hit(base_name)
                 return sum(
                     self._sweep_stem(self.layout.path_of(name), is_wanted=is_wanted)
                     for name in journal_names
@@ -402,8 +528,7 @@ class CacheStore:
             return _remove_stem(journal_path, ('part', layout.JOURNAL_SUFFIX) if stays else ())
 
     def _can_be_gone_on_with(self, journal: journals.Journal) -> bool:
-        age_seconds = self._clock() - journal.mtime
-        is_young = age_seconds <= self._partial_max_age_seconds
+        is_young = self.now() - journal.mtime <= self._partial_max_age_seconds
         return (
             is_young
             and journal.is_resumable
@@ -467,16 +592,16 @@ def _remove_stem(path: str, kept_suffixes: Sequence[str] = ()) -> int:
     return sum(map(remove_if_there, found))
 
 
-def _is_image(path: str) -> bool:
-    with open(path, 'rb', opener=files.regular_or_link) as file:
-        return file.read(max(map(len, _IMAGE_MAGICS))).startswith(_IMAGE_MAGICS)
-
-
 def _base_file(name: str, path: str) -> BaseFile | None:
+    """Look at a base file, behind a link too, as a boot follows it; None: there is none."""
     try:
-        status = os.lstat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return None
+    except OSError as exc:
+        if exc.errno in _LEADS_NOWHERE and os.path.islink(path):
+            return None
+        raise
     if not stat.S_ISREG(status.st_mode):
         return None
     return BaseFile(
@@ -485,7 +610,35 @@ def _base_file(name: str, path: str) -> BaseFile | None:
         mtime_ns=status.st_mtime_ns,
         bytes_on_disk=status.st_blocks * _BLOCK_BYTES,
         size_bytes=status.st_size,
+        changed_ns=status.st_ctime_ns,
+        owner=status.st_uid,
     )
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _not_ours(cannot_be: str, path: str) -> exception.NotOurs:
+    """Make the error for a file that this process may not use as it has to."""
+    status = os.stat(path)
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = str(status.st_uid)
+    if cannot_be == 'read':
+        why = f'its mode is {stat.S_IMODE(status.st_mode):04o}'
+    elif _is_immutable(path):
+        why = 'it is immutable'
+    elif capabilities.has_fowner():
+        why = 'CAP_FOWNER has no effect on its file system'
+    else:
+        why = 'this process lacks CAP_FOWNER'
+    return exception.NotOurs(cannot_be, f'owned by {owner}, and {why} ({path})')
 
 
 _KINDS = (

@@ -235,7 +235,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         control: Control,
     ) -> model.ImageOutcome:
         ctxt.update_store()  # in a thread of its own, whoever else joins later
-        control.confirm = functools.partial(self._confirm, image_id)
+        control.confirm = functools.partial(self._confirm, call.image_id)
         try:
             result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)
             return outcomes.of_result(result)

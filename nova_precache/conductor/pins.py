@@ -98,16 +98,23 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What to ask for now; ``failing`` failed lately, and waits for another try."""
+    """What to ask for now.
+
+    :ivar failing: failed lately, and waits for another try
+    :ivar not_ours: is there and another user's; waits until the file changes, whereupon its
+        compute touches it by itself, or until the compute starts again
+    """
 
     batches: Sequence[Batch]
     failing: Sequence[File]
+    not_ours: Sequence[File] = ()
 
 
 class _Need(enum.Enum):
     NOTHING = enum.auto()
     NOW = enum.auto()
     LATER = enum.auto()
+    CHANGE = enum.auto()
 
 
 def lacking(
@@ -136,6 +143,7 @@ def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
     return Choice(
         [Batch(tuple(alike), images) for images, alike in batches.items()],
         [file for file, need in needs.items() if need is _Need.LATER],
+        [file for file, need in needs.items() if need is _Need.CHANGE],
     )
 
 
@@ -229,7 +237,7 @@ class Reconciler:
         choice = self._choose(taken, hosts, images)
         if not asked.unfinished:
             self._ask(taken.pin, aggregate, choice.batches, asked.last_number)
-        return _what_is_wrong(asked.unfinished, unreached, choice.failing)
+        return _what_is_wrong(asked.unfinished, unreached, choice)
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that cannot be called to the reason."""
@@ -295,9 +303,19 @@ def _need(file: File, known: Known, rules: Rules) -> _Need:
     if _is_young(known.touched_at(file), known.now, rules):
         return _Need.NOTHING
     tried = known.tried.get(file)
+    if tried is not None and tried.is_not_ours and _is_as_it_was(known.present.get(file), tried):
+        return _Need.CHANGE
     if tried is None or _seconds(known.now - tried.ended_at) >= rules.wait_seconds(tried):
         return _Need.NOW
     return _Need.LATER if tried.has_failed else _Need.NOTHING
+
+
+def _is_as_it_was(present: model.CachedImage | None, tried: pins.Tried) -> bool:
+    """Return whether a file is there and was not touched since it could not be.
+
+    Its compute touches it once it can; after that it may grow old again.
+    """
+    return present is not None and present.touched_at <= tried.ended_at
 
 
 def _is_young(touched_at: datetime.datetime | None, now: datetime.datetime, rules: Rules) -> bool:
@@ -335,7 +353,7 @@ def _request(
 
 
 def _what_is_wrong(
-    unfinished: Mapping[str, str], unreached: Mapping[str, str], failing: Sequence[File]
+    unfinished: Mapping[str, str], unreached: Mapping[str, str], choice: Choice
 ) -> str | None:
     """Say why not all is kept, with one example of each kind; None when nothing is wrong."""
     wrong = [
@@ -345,9 +363,14 @@ def _what_is_wrong(
     ]
     for host, why in list(unreached.items())[:1]:
         wrong.append(f'hosts not reached: {len(unreached)}, such as {host}: {why}')
-    for host, image_id in failing[:1]:
+    for host, image_id in choice.failing[:1]:
         wrong.append(
-            f'files that failed and are tried again later: {len(failing)}, '
+            f'files that failed and are tried again later: {len(choice.failing)}, '
             f'such as image {image_id} on {host}'
+        )
+    for host, image_id in choice.not_ours[:1]:
+        wrong.append(
+            f'files that are there and cannot be kept: {len(choice.not_ours)}, '
+            f'such as image {image_id} on {host} (see its task)'
         )
     return '; '.join(wrong) or None

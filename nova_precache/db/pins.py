@@ -66,17 +66,25 @@ class Tried:
     :ivar succeeded_at: when one last ended well
     :ivar failures: that ended within a day
     :ivar successes: that ended within an hour
+    :ivar not_ours_at: when one last failed because the file, which is there, is another
+        user's; None once the agent of the host has started again, maybe with other rights
     """
 
     ended_at: datetime.datetime
     succeeded_at: datetime.datetime | None
     failures: int
     successes: int
+    not_ours_at: datetime.datetime | None = None
 
     @property
     def has_failed(self) -> bool:
         """Tell whether the last one failed."""
         return self.succeeded_at is None or self.succeeded_at < self.ended_at
+
+    @property
+    def is_not_ours(self) -> bool:
+        """Whether the last one failed because the file is another user's."""
+        return self.not_ours_at == self.ended_at
 
 
 class Pins:
@@ -225,12 +233,15 @@ class Pins:
             return Asked(session.scalars(last).one() or 0, found)
 
     def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], Tried]:
-        """Map each (host, image) of the pin's requests that ended lately to what came of it."""
+        """Map each (host, image) of the pin's requests that ended lately to its outcomes.
+
+        A failure because a file is another user's counts however long ago it was.
+        """
         with self._database.reader() as session:
             query = _tried(pin_id, db_session.now(session), since_seconds)
             return {
                 (row.host, row.image_id): Tried(
-                    row.ended_at, row.succeeded_at, row.failures, row.successes
+                    row.ended_at, row.succeeded_at, row.failures, row.successes, row.not_ours_at
                 )
                 for row in session.execute(query)
             }
@@ -321,8 +332,13 @@ def _ended(session: orm.Session, reason: str) -> model.Json:
 def _tried(
     pin_id: str, now: datetime.datetime, since_seconds: float
 ) -> sa.Select[*tuple[Any, ...]]:
-    task, request = models.Task, models.CacheRequest
+    task, request, agent = models.Task, models.CacheRequest, models.Agent
     is_success = task.status.in_(model.TASK_SUCCEEDED)
+    is_not_ours = sa.and_(
+        task.reason.startswith(model.NOT_OURS, autoescape=True),
+        task.finished_at >= agent.started_at,
+    )
+    is_recent = task.finished_at > now - datetime.timedelta(seconds=since_seconds)
 
     def count(which: sa.ColumnElement[bool], seconds: float) -> sa.ColumnElement[int]:
         is_counted = sa.and_(which, task.finished_at > now - datetime.timedelta(seconds=seconds))
@@ -336,10 +352,12 @@ def _tried(
             sa.func.max(sa.case((is_success, task.finished_at))).label('succeeded_at'),
             count(~is_success, FAILURES_COUNT_SECONDS).label('failures'),
             count(is_success, SUCCESSES_COUNT_SECONDS).label('successes'),
+            sa.func.max(sa.case((is_not_ours, task.finished_at))).label('not_ours_at'),
         )
         .join(request, request.id == task.request_id)
+        .outerjoin(agent, agent.host == task.host)
         .where(request.pin_id == pin_id)
-        .where(task.finished_at > now - datetime.timedelta(seconds=since_seconds))
+        .where(sa.or_(is_recent, is_not_ours))
         .group_by(task.host, task.image_id)
     )
 

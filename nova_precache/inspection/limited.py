@@ -91,7 +91,8 @@ def _start(command: Sequence[str], output: BinaryIO) -> 'subprocess.Popen[bytes]
 def _command(command: Sequence[str], limits: Limits, idle_priority: bool) -> list[str]:
     file_limit = [] if limits.file_bytes is None else [f'--fsize={limits.file_bytes}']
     limited = [
-        *('setpriv', '--pdeathsig', 'KILL'),
+        # With it, a program that an image took over could open the disks of all guests.
+        *('setpriv', '--pdeathsig', 'KILL', '--inh-caps=-fowner', '--ambient-caps=-fowner'),
         *('prlimit', f'--as={limits.address_space_bytes}', f'--cpu={limits.cpu_seconds}'),
         *('--core=0', *file_limit),
         *command,

@@ -58,6 +58,7 @@ class PythonEnvironment:
         lock = lockutils.external_lock(self._own_name, 'lock-', str(cache_directory()))
         with lockutils.internal_lock(self._own_name):
             try:
+                cache_directory().mkdir(parents=True, exist_ok=True)
                 files.open_lock(lock)
             except OSError as exc:
                 raise EnvironmentFailed(f'{exc.filename} cannot be used: {exc.strerror}') from exc

@@ -3,12 +3,14 @@
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import NoReturn, Protocol
 
+from keystoneauth1 import exceptions as ksa_exceptions
 from keystoneauth1 import loading
 from oslo_config import cfg
 
-from nova_precache import context, exception, outages
+from nova_precache import context, exception, model, outages
 from nova_precache.compute import manager
 from nova_precache.image import glance, service
 
@@ -33,12 +35,48 @@ def of_service(
     :raises nova_precache.exception.ConfigError: neither credentials nor an endpoint are set
     """
     settings = glance.GlanceSettings.from_conf(conf)
-    credentials = loading.load_auth_from_conf_options(conf, 'glance')
+    try:
+        credentials = loading.load_auth_from_conf_options(conf, 'glance')
+    except ksa_exceptions.AuthPluginException as exc:
+        raise exception.ConfigError(f'[glance] auth_type {conf.glance.auth_type}: {exc}') from exc
     if credentials is None:
         return glance.GlanceImageService.with_token(
             settings, endpoint=None, token=None, outage=outage
         )
     return glance.GlanceImageService(settings, credentials, outage=outage)
+
+
+def of_boots(conf: cfg.ConfigOpts) -> service.ImageService:
+    """Make the image service for boots on this host, which need it only for what is not cached.
+
+    A compute has neither credentials nor, most often, an endpoint: calls bring both.
+
+    :raises nova_precache.exception.ConfigError: an option cannot be used
+    """
+    if conf.glance.auth_type or conf.glance.endpoint_override:
+        return of_service(conf)
+    return _NoImages()
+
+
+class _NoImages:
+    """Stands in where the configuration names no image service; every use is an error."""
+
+    def show(self, image_id: str) -> model.Image:
+        self._refuse(image_id)
+
+    def is_member(self, image_id: str, project_id: str) -> bool:
+        self._refuse(image_id)
+
+    def open(
+        self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
+    ) -> AbstractContextManager[service.Connection]:
+        self._refuse(image_id)
+
+    def _refuse(self, image_id: str) -> NoReturn:
+        raise exception.ConfigError(
+            f'Image {image_id} is not in the cache, and cannot be downloaded: set [glance] '
+            'endpoint_override, or [glance] auth_type with its credentials'
+        )
 
 
 def of_callers(

@@ -159,7 +159,7 @@ def test_a_server_that_refuses_a_user_whom_it_let_in_before_is_unavailable(
     database.dispose()
     server.execute(refuse)
     fresh = _connect(theirs)
-    with pytest.raises(exception.PrecacheError, match='guest|locked') as refused:
+    with pytest.raises(exception.PrecacheError, match=r'guest|locked') as refused:
         inventory.Inventory(fresh).list_aggregates()
     assert not isinstance(refused.value, exception.DatabaseUnavailable)
     fresh.dispose()

@@ -52,6 +52,16 @@ def test_a_conductor_is_not_killed_while_its_calls_may_end() -> None:
     assert float(unit['Service']['TimeoutStopSec']) > 2 * conf.conductor.stop_timeout_seconds
 
 
+@pytest.mark.parametrize('path', UNITS, ids=lambda path: str(path.stem))
+def test_a_compute_may_set_the_times_of_the_files_of_others_and_no_service_anything_else(
+    path: pathlib.Path,
+) -> None:
+    service = _unit(path)['Service']
+    granted = service['CapabilityBoundingSet'], service.get('AmbientCapabilities', '')
+    wanted = 'CAP_FOWNER' if path.stem == 'nova-precache-compute' else ''
+    assert granted == (wanted, wanted)
+
+
 def test_the_package_has_the_units_and_the_samples_and_nothing_that_is_not_there() -> None:
     lines = _setup()['files']['data_files'].strip().splitlines()
     shipped = {line.strip() for line in lines if not line.strip().endswith('=')}

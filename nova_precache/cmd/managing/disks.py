@@ -20,12 +20,19 @@ def create(conf: cfg.ConfigOpts) -> int:
     boot = Control(is_boot=True)
     interrupted = exception.Cancelled('interrupted, no root disk was made', keep_partial=True)
     running.on_stop_signals(lambda: boot.stop(interrupted))
-    disk = driver.create_root_disk(
-        wiring_images.of_service(conf),
-        arguments.image,
-        arguments.instance,
-        size_bytes,
-        control=boot,
-    )
+    try:
+        disk = driver.create_root_disk(
+            wiring_images.of_boots(conf),
+            arguments.image,
+            arguments.instance,
+            size_bytes,
+            control=boot,
+        )
+    except exception.ImageUnauthorized as exc:
+        if conf.glance.auth_type:
+            raise
+        raise exception.ConfigError(
+            f'{exc}: it is not in the cache, and [glance] auth_type is not set'
+        ) from exc
     print(disk.path)
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from oslo_config import cfg
 
-from nova_precache import exception, model
+from nova_precache import capabilities, exception, model
 from nova_precache.cache import boots, expiry, filler, layout, locks, store
 from nova_precache.control import Control
 from nova_precache.download import engine, pace
@@ -89,15 +89,17 @@ class LibvirtDriver(driver.ComputeDriver):
         settings = LibvirtSettings.from_conf(conf)
         self._settings = settings
         self._qemu = qemu_img.QemuImg(settings.qemu_img_limits)
-        self._locks = locks.ImageLocks(settings.layout.lock_directory)
         self._store = store.CacheStore(
             settings.layout,
             force_raw=settings.force_raw_images,
             reserved_bytes=settings.reserved_disk_bytes,
             partial_max_age_seconds=settings.partial_max_age_seconds,
         )
+        self._locks = locks.ImageLocks(settings.layout.lock_directory, self._store.check_there)
         self._usage = disk_usage = usage.DiskUsage(settings.layout)
         self._used_by: Mapping[str, int] | None = None
+        self._lag_seconds = 0.0
+        self._problem: str | None = None
         self._pace = pace.HostPace(
             max_rate_bytes=settings.max_rate_bytes,
             max_parallel=settings.max_parallel_downloads,
@@ -159,6 +161,12 @@ class LibvirtDriver(driver.ComputeDriver):
             self._store.sweep(self._locks)
         except (exception.NotEnoughSpace, exception.StorageError) as exc:
             raise exception.ConfigError(f'instances_path cannot be used: {exc}') from exc
+        if not capabilities.has_fowner():
+            LOG.warning(
+                'This process lacks CAP_FOWNER: a base file that libvirt gives to the user of its '
+                'machines cannot be kept from growing old. Have systemd give it to the service: '
+                'CapabilityBoundingSet=CAP_FOWNER and AmbientCapabilities=CAP_FOWNER'
+            )
 
     def cache_image(
         self,
@@ -203,12 +211,17 @@ class LibvirtDriver(driver.ComputeDriver):
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
         if not self._has_file_cache():
             return ()
+        self._store.touch_changed()
+        found = self._store.images()
         if recount:
             self._used_by = self._count_disks()
+            self._lag_seconds = self._measure_lag()
         used_by = self._used_by
         return [
-            _cached_image(file, None if used_by is None else used_by.get(file.name, 0))
-            for file in self._store.base_files()
+            _cached_image(
+                file, self._lag_seconds, None if used_by is None else used_by.get(file.name, 0)
+            )
+            for file in found
             if self._store.is_complete(file.name)
         ]
 
@@ -219,18 +232,37 @@ class LibvirtDriver(driver.ComputeDriver):
             LOG.debug('Nobody knows how many disks are based on each image: %s', exc)
             return None
 
+    def _measure_lag(self) -> float:
+        try:
+            return self._store.measure_lag()
+        except exception.CacheError as exc:
+            LOG.debug('The clock of the cache is not known: %s', exc)
+            return self._lag_seconds
+
     def cache_report(self) -> driver.CacheReport:
         if not self._has_file_cache():
             return driver.CacheReport()
         try:
-            return driver.CacheReport(
+            report = driver.CacheReport(
                 store_id=self._store.store_id(),
                 cache_bytes=self._store.cache_bytes(),
                 free_bytes=self._store.free_bytes(),
             )
-        except exception.CacheError as exc:  # a full disk takes no new store id
-            LOG.warning('The cache cannot be reported: %s', exc)
+            self._problem = None
+        except exception.CacheError as exc:
+            self._mend(exc)
             return driver.CacheReport()
+        return report
+
+    def _mend(self, problem: exception.CacheError) -> None:
+        """Make what was removed again, for the next report; log what cannot be mended once."""
+        try:
+            self._store.check_there()
+        except exception.CacheError as exc:
+            problem = exc
+        if str(problem) != self._problem:
+            LOG.warning('The cache cannot be reported: %s', problem)
+        self._problem = str(problem)
 
     def _has_file_cache(self) -> bool:
         return self._settings.images_type not in _WITHOUT_FILE_CACHE
@@ -251,14 +283,16 @@ def _expiry_rules(conf: cfg.ConfigOpts) -> expiry.ExpiryRules:
     )
 
 
-def _cached_image(file: store.BaseFile, used_by: int | None) -> model.CachedImage:
+def _cached_image(
+    file: store.BaseFile, lag_seconds: float, used_by: int | None
+) -> model.CachedImage:
     return model.CachedImage(
         host='',
         name=file.name,
         image_id=None,
         size_bytes=file.size_bytes,
         disk_bytes=file.bytes_on_disk,
-        touched_at=_utc(file.mtime_ns),
+        touched_at=_utc(file.mtime_ns + int(lag_seconds * 1e9)),
         used_by=used_by,
     )
 

@@ -109,13 +109,13 @@ class RootDiskMaker:
     def _kept(self, image_id: str, control: Control) -> Iterator[None]:
         """Keep a base file from expiring until the disk that is based on it can be seen."""
         with self._locks.hold(layout.base_name(image_id), control):
-            if not self._store.touch(image_id):
+            if not self._store.touch(image_id, is_boot=True):
                 raise exception.StorageError(
                     f'The base file of image {image_id} was removed meanwhile'
                 )
             yield
             # A round that listed the file before the disk was there leaves it alone now.
-            self._store.touch(image_id)
+            self._store.touch(image_id, is_boot=True)
 
     def _copy(
         self,
@@ -171,8 +171,9 @@ def _publish(temporary: str, path: str) -> None:
 def _directory(path: str) -> Iterator[None]:
     """Have a directory, which is gone again when it was made in vain."""
     existed = os.path.isdir(path)
-    with cache_store.storage_errors(f'Making {path}'):
-        os.makedirs(path, exist_ok=True)
+    if not existed:
+        with cache_store.storage_errors(f'Making {path}'), contextlib.suppress(FileExistsError):
+            os.mkdir(path)  # not what it is in, which may be a mount
     try:
         yield
     except BaseException:

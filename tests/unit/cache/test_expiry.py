@@ -218,17 +218,33 @@ def test_partial_files_are_left_to_their_makers(cache: Cache) -> None:
     assert cache.names() == [path.name]
 
 
-def test_directories_and_links_are_left_alone(cache: Cache, tmp_path: pathlib.Path) -> None:
-    directory, link = (cache.base_file(each) for each in ('directory', 'link'))
+def test_directories_are_left_alone_and_of_a_link_the_link_goes(
+    cache: Cache, tmp_path: pathlib.Path
+) -> None:
+    directory, link, dangling = (cache.base_file(each) for each in ('directory', 'link', 'none'))
     target = tmp_path / 'target'
     target.write_bytes(b'data')
     directory.mkdir()
     link.symlink_to(target)
+    dangling.symlink_to(tmp_path / 'nowhere')
     for path in (directory, target):
         os.utime(path, (1, 1))
-    os.utime(link, (1, 1), follow_symlinks=False)
-    assert Round(cache).run() == ()
-    assert cache.names() == sorted([directory.name, link.name])
+    assert Round(cache).run() == (link.name,)
+    assert cache.names() == sorted([directory.name, dangling.name])
+    assert target.read_bytes() == b'data'
+
+
+def test_a_file_of_another_user_goes_unless_a_disk_came_to_be_based_on_it(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who based it there could not make the file young, but had the lock."""
+    path = put(cache, ORIGINAL, 5000)
+    monkeypatch.setattr(os, 'geteuid', lambda: path.stat().st_uid + 1)
+    a_round = Round(cache)
+    looks = iter([(), {ORIGINAL}, (), ()])
+    monkeypatch.setattr(a_round._expirer, '_used_names', lambda: next(looks))
+    assert a_round.run() == ()
+    assert a_round.run() == (ORIGINAL,)
 
 
 def test_a_file_that_cannot_be_removed_does_not_keep_the_others(

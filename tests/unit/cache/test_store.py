@@ -19,6 +19,7 @@ from tests.unit.cache.conftest import Cache, Refusal, cached_bytes, held_by_anot
 
 IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 MIB = 1024**2
+DAY_SECONDS = 86400
 
 
 def mode(path: str | pathlib.Path) -> int:
@@ -85,18 +86,22 @@ def test_what_is_gone_cannot_be_touched(cache: Cache) -> None:
     assert cache.names() == []
 
 
-def test_a_file_of_another_user_keeps_its_age(
+def test_a_file_that_may_not_be_touched_is_told_and_a_boot_uses_it_all_the_same(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """libvirt gives base files away; one is a hit all the same."""
+    """libvirt gives base files away."""
 
     def refuse(path: str) -> None:
         raise PermissionError(1, 'Operation not permitted', path)
 
     monkeypatch.setattr(os, 'utime', refuse)
-    cache.base_file(IMAGE_ID).write_bytes(b'data')
-    assert cache.store.touch(IMAGE_ID)
-    assert f'{cache.base_file(IMAGE_ID)} keeps its age' in caplog.text
+    path = cache.base_file(IMAGE_ID)
+    path.write_bytes(b'data')
+    with pytest.raises(exception.NotOurs, match=f'^present, but cannot be kept: .*{path}'):
+        cache.store.touch(IMAGE_ID)
+    assert caplog.messages == []
+    assert cache.store.touch(IMAGE_ID, is_boot=True)
+    assert f'{path}' in caplog.text
 
 
 def old_file(cache: Cache, data: bytes = b'data') -> store.BaseFile:
@@ -547,3 +552,38 @@ def test_a_file_that_vanishes_while_the_cache_is_listed_is_left_out(
     monkeypatch.setattr(os, 'listdir', lambda path: listed)
     [file] = cache.store.base_files()
     assert (file.name, file.size_bytes) == (layout.base_name('b'), 4)
+
+
+def test_the_time_of_the_store_is_the_one_that_a_file_gets(cache: Cache) -> None:
+    asked = store.CacheStore(cache.paths)
+    before = asked.now()
+    path = cache.base_file('image')
+    path.write_bytes(b'data')
+    assert before <= path.stat().st_mtime <= asked.now()
+    assert cache.names() == [path.name], 'asking makes no file'
+
+
+@pytest.mark.parametrize(
+    ('differences', 'lags', 'warnings'),
+    [
+        ([0, 1, -3, 4.9], [0, 0, 0, 0], 0),
+        (
+            [DAY_SECONDS, DAY_SECONDS + 1, DAY_SECONDS - 2],
+            [DAY_SECONDS, DAY_SECONDS, DAY_SECONDS],
+            1,
+        ),
+        ([-DAY_SECONDS, -DAY_SECONDS + 4], [-DAY_SECONDS, -DAY_SECONDS], 1),
+        ([DAY_SECONDS, DAY_SECONDS + 60, 0], [DAY_SECONDS, DAY_SECONDS + 60, 0], 3),
+    ],
+)
+def test_a_difference_of_clocks_is_warned_of_when_it_changes(
+    cache: Cache,
+    differences: list[float],
+    lags: list[float],
+    warnings: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ahead = iter(differences)
+    measured = store.CacheStore(cache.paths, clock=lambda: 1e9, host_now=lambda: 1e9 + next(ahead))
+    assert [measured.measure_lag() for _ in differences] == lags
+    assert len(caplog.messages) == warnings

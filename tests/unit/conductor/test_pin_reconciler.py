@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.cache import layout
 from nova_precache.cells import models as cell_models
 from nova_precache.conductor import pins as keeping
@@ -81,7 +81,11 @@ class Site:
         ]
 
     def finish(
-        self, pin: model.Pin, outcome: str, ended_at: datetime.datetime | None = None
+        self,
+        pin: model.Pin,
+        outcome: str,
+        ended_at: datetime.datetime | None = None,
+        reason: str | None = None,
     ) -> None:
         """End what a pin has asked for, all of it with one outcome."""
         unfinished = [each for each in self.asked(pin) if each.status in model.REQUEST_ACTIVE]
@@ -92,6 +96,7 @@ class Site:
                     host=host,
                     image_id=image,
                     status=outcome,
+                    reason=reason,
                     created_at=LONG_AGO,
                     finished_at=ended_at or LONG_AGO,
                 )
@@ -524,6 +529,85 @@ def test_a_host_that_tells_of_nothing_has_what_it_was_given_until_it_is_to_be_to
 
     assert _choose(NOW + 11 * HOUR, tried=tried, has_told=False) == ([], [])
     assert _choose(NOW + 13 * HOUR, tried=tried, has_told=False) == ([('h1', 'i1')], [])
+
+
+# What is another user's
+
+
+NOT_OURS = str(exception.NotOurs('kept', 'owned by libvirt-qemu'))
+
+
+@pytest.fixture
+def not_ours(site: Site) -> model.Pin:
+    """A pin whose old file could not be touched three days ago."""
+    site.rules = dataclasses.replace(RULES, interval_seconds=60)
+    pin = site.pin(['h1'])
+    site.report('h1', pin.images, LONG_AGO)
+    site.round()
+    ended_at = _just_now(site) - 72 * HOUR
+    site.finish(pin, 'error', ended_at, NOT_OURS)
+    site.world.change(models.Agent, models.Agent.host == 'h1', started_at=ended_at - HOUR)
+    return pin
+
+
+def _next_round(site: Site) -> None:
+    site.world.change(models.Pin, sa.true(), checked_at=LONG_AGO)
+    site.round()
+
+
+def test_a_file_that_is_another_users_is_not_asked_for_again(
+    site: Site, not_ours: model.Pin
+) -> None:
+    for _ in range(5):
+        _next_round(site)
+
+    assert len(site.asked(not_ours)) == 1
+    assert site.now(not_ours).reason == (
+        'files that are there and cannot be kept: 1, '
+        f'such as image {not_ours.images[0]} on h1 (see its task)'
+    )
+
+
+def test_it_is_asked_for_once_its_compute_has_started_again(
+    site: Site, not_ours: model.Pin
+) -> None:
+    site.world.living('h1')  # it registers
+    _next_round(site)
+    assert len(site.asked(not_ours)) == 2
+
+    site.finish(not_ours, 'error', _just_now(site) + MINUTE, NOT_OURS)
+    for _ in range(3):
+        _next_round(site)
+    assert len(site.asked(not_ours)) == 2
+
+
+def test_it_is_asked_for_when_it_is_gone(site: Site, not_ours: model.Pin) -> None:
+    site.report('h1', [], LONG_AGO)
+    _next_round(site)
+    assert len(site.asked(not_ours)) == 2
+
+
+def test_nothing_is_wrong_once_its_compute_has_touched_it(site: Site, not_ours: model.Pin) -> None:
+    site.report('h1', not_ours.images, _just_now(site))
+    _next_round(site)
+    assert (len(site.asked(not_ours)), site.now(not_ours).reason) == (1, None)
+
+
+def test_it_is_touched_as_any_other_when_it_grows_old_after_that(
+    site: Site, not_ours: model.Pin
+) -> None:
+    site.report('h1', not_ours.images, _just_now(site) - 13 * HOUR)
+    _next_round(site)
+    assert len(site.asked(not_ours)) == 2
+
+
+@pytest.mark.parametrize('reason', [None, 'Touching it: Read-only file system', 'present'])
+def test_what_failed_for_another_reason_is_tried_again(
+    site: Site, not_ours: model.Pin, reason: str | None
+) -> None:
+    site.world.change(models.Task, sa.true(), reason=reason)
+    _next_round(site)
+    assert len(site.asked(not_ours)) == 2
 
 
 def test_nothing_is_touched_where_unused_images_go_at_once() -> None:

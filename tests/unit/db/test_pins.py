@@ -37,11 +37,15 @@ def _add_request(world: World, pin: model.Pin, number: int, status: str) -> str:
 
 
 def _add_task(
-    world: World, request_id: str, status: str, finished_at: datetime.datetime | None
+    world: World,
+    request_id: str,
+    status: str,
+    finished_at: datetime.datetime | None,
+    reason: str | None = None,
 ) -> None:
     row = models.Task(
         request_id=request_id, host='h1', image_id='i1', status=status, created_at=LONG_AGO,
-        finished_at=finished_at,
+        finished_at=finished_at, reason=reason,
     )  # fmt: skip
     world.database.write(lambda session: session.add(row))
 
@@ -259,3 +263,31 @@ def test_what_succeeded_last_has_not_failed(world: World, store: pins.Pins) -> N
 
     assert not tried.has_failed
     assert (tried.failures, tried.successes) == (1, 0)
+
+
+def test_what_failed_since_its_file_is_another_users_counts_until_its_agent_starts_again(
+    world: World, store: pins.Pins
+) -> None:
+    made, now = _create(store), _now(world)
+    reason = str(exception.NotOurs('kept', 'owned by libvirt-qemu'))
+    world.living('h1')
+
+    def starts(at: datetime.datetime) -> None:
+        world.change(models.Agent, models.Agent.host == 'h1', started_at=at)
+
+    def tried(request_status: str, finished_at: datetime.datetime, why: str) -> pins.Tried:
+        number = len(store.asked(made.id).unfinished) + store.asked(made.id).last_number + 1
+        request_id = _add_request(world, made, number, request_status)
+        _add_task(world, request_id, 'error', finished_at, why)
+        [found] = store.tried(made.id, 600).values()
+        return found
+
+    starts(now - 80 * HOUR)
+    long_ago = tried('failed', now - 70 * HOUR, reason)
+    assert (long_ago.is_not_ours, long_ago.has_failed, long_ago.failures) == (True, True, 0)
+    assert not tried('failed', now, 'No space left on device').is_not_ours
+    assert tried('failed', now + HOUR, reason).is_not_ours
+
+    starts(now + 2 * HOUR)
+    [found] = store.tried(made.id, 600).values()
+    assert not found.is_not_ours

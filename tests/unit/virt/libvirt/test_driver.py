@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import shutil
 import stat
 import time
 import uuid
@@ -105,6 +106,41 @@ def test_a_cache_that_vanished_is_not_reported(
     started = make_driver()
     os.rmdir(instances_path / '_base')
     assert started.cache_report() == driver.CacheReport()
+
+
+def test_a_cache_that_was_removed_is_there_again_and_reported_as_empty(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+) -> None:
+    image, started = images.add(disk_images.content(disk_images.MIB)), make_driver()
+    started.cache_image(images, image.id, ignore)
+    report = started.cache_report()
+    shutil.rmtree(instances_path / '_base')
+    started.cache_report()
+
+    assert started.cached_images() == []
+    assert started.cache_report().store_id == report.store_id
+    assert not started.cache_image(images, image.id, ignore).existing
+
+
+def test_a_mount_that_is_gone_is_told_once_and_nothing_is_made_in_its_place(
+    make_driver: MakeDriver, instances_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = make_driver()
+    shutil.rmtree(instances_path)
+    instances_path.mkdir()
+    for _ in range(3):
+        assert started.cache_report() == driver.CacheReport()
+        with pytest.raises(exception.StorageError):
+            started.cached_images()
+        with pytest.raises(exception.StorageError):
+            started.manage_image_cache()
+        with pytest.raises(exception.StorageError):
+            started.forget_image('image')
+    assert os.listdir(instances_path) == []
+    [line] = [each for each in caplog.messages if 'is gone, and is not made again' in each]
+    assert str(instances_path / '.nova-precache-store-id') in line
 
 
 def test_a_disk_too_full_for_a_new_store_id_leaves_the_host_reporting(

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories of a cache that vanish while it is in use: removed, or not mounted any more."""
+
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.cache import locks
+from nova_precache.image import fake
+from tests import disk_images
+from tests.unit.cache.conftest import Cache
+
+pytestmark = pytest.mark.timeout(120)
+
+DATA = disk_images.content(disk_images.MIB)
+DIRECTORIES = [('_base',), ('locks',), ('_base', 'locks')]
+removed = pytest.mark.parametrize('names', DIRECTORIES, ids='+'.join)
+
+
+def ignore(progress: model.Progress) -> None:
+    """Take progress that nobody looks at."""
+
+
+@pytest.fixture
+def cache(cache: Cache) -> Cache:
+    """A cache that was started as a driver starts it."""
+    cache.store.store_id()
+    return cache
+
+
+def remove(cache: Cache, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(pathlib.Path(cache.paths.instances_path, name))
+
+
+def attempts(
+    cache: Cache,
+    images: fake.FakeImageService,
+    image: model.Image,
+    progress: model.ProgressCallback,
+) -> None:
+    """Cache an image in one attempt or two: the first may fail in a way that can pass."""
+    failed: list[exception.CacheError] = []
+    try:
+        cache.filler.fill(images, image.id, progress)
+    except exception.CacheError as exc:
+        failed.append(exc)
+    if failed:
+        assert failed[0].retry is model.Retry.BACKOFF, failed
+        cache.filler.fill(images, image.id, ignore)
+
+
+def all_below(cache: Cache) -> list[str]:
+    root = pathlib.Path(cache.paths.instances_path)
+    return sorted(str(path.relative_to(root)) for path in root.rglob('*'))
+
+
+@removed
+def test_what_was_removed_is_made_again_by_the_next_task(
+    cache: Cache, images: fake.FakeImageService, names: tuple[str, ...]
+) -> None:
+    image = images.add(DATA)
+    cache.filler.fill(images, image.id, ignore)
+    remove(cache, *names)
+
+    result = cache.filler.fill(images, image.id, ignore)
+
+    assert result.existing == ('_base' not in names)
+    assert cache.base_file(image.id).read_bytes() == DATA
+    for path in (cache.paths.base_directory, cache.paths.lock_directory):
+        assert os.stat(path).st_mode & 0o777 == 0o755
+
+
+@removed
+@pytest.mark.parametrize('status', ['downloading', 'verifying', 'converting'])
+def test_what_is_removed_during_a_task_costs_one_attempt_at_most(
+    cache: Cache,
+    images: fake.FakeImageService,
+    tmp_path: pathlib.Path,
+    names: tuple[str, ...],
+    status: str,
+) -> None:
+    data = disk_images.qcow2_of(tmp_path / 'image', DATA).read_bytes()
+    image = images.add(data, disk_format='qcow2')
+    left = list(names)
+
+    def remove_once(progress: model.Progress) -> None:
+        if progress.status == status and left:
+            remove(cache, *left)
+            left.clear()
+
+    attempts(cache, images, image, remove_once)
+
+    assert not left
+    assert cache.base_file(image.id).read_bytes()[: len(DATA)] == DATA
+    assert cache.suffixes() == []
+
+
+@removed
+def test_what_is_removed_right_before_a_file_is_published_costs_one_attempt_at_most(
+    cache: Cache,
+    images: fake.FakeImageService,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+) -> None:
+    image = images.add(DATA)
+    publish = cache.store.publish
+
+    def remove_then_publish(path: str, image_id: str) -> None:
+        monkeypatch.setattr(cache.store, 'publish', publish)
+        remove(cache, *names)
+        publish(path, image_id)
+
+    monkeypatch.setattr(cache.store, 'publish', remove_then_publish)
+    attempts(cache, images, image, ignore)
+    assert cache.base_file(image.id).read_bytes() == DATA
+
+
+def unmount(cache: Cache) -> None:
+    remove(cache, '_base', 'locks')
+    os.unlink(cache.paths.store_id_path)
+
+
+def mount_another(cache: Cache) -> None:
+    unmount(cache)
+    pathlib.Path(cache.paths.store_id_path).write_text(str(uuid.uuid4()))
+
+
+def damage(cache: Cache) -> None:
+    remove(cache, '_base', 'locks')
+    pathlib.Path(cache.paths.store_id_path).write_text('no uuid')
+
+
+def forget_where(cache: Cache) -> None:
+    shutil.rmtree(cache.paths.instances_path)
+
+
+USES: dict[str, Callable[[Cache], object]] = {
+    'a task': lambda cache: cache.filler.fill(fake.FakeImageService(), str(uuid.uuid4()), ignore),
+    'a sweep': lambda cache: cache.store.sweep(cache.locks),
+    'a purge': lambda cache: cache.store.forget('image', cache.locks),
+    'a look': lambda cache: cache.store.base_files(),
+    'a report': lambda cache: cache.store.cache_bytes(),
+}
+
+
+@pytest.mark.parametrize('use', USES)
+@pytest.mark.parametrize('vanish', [unmount, mount_another, damage, forget_where])
+def test_where_the_mount_is_not_proven_nothing_is_made_and_the_path_is_named(
+    cache: Cache, use: str, vanish: Callable[[Cache], None]
+) -> None:
+    vanish(cache)
+    before = all_below(cache)
+    with pytest.raises(exception.StorageError) as refusal:
+        USES[use](cache)
+    assert cache.paths.base_directory in str(refusal.value)
+    assert all_below(cache) == before
+    with pytest.raises(exception.StorageError, match=r'not made again: .*store-id'):
+        cache.store.check_there()
+    assert all_below(cache) == before
+
+
+@pytest.mark.parametrize('vanish', [unmount, forget_where])
+def test_a_store_id_that_is_gone_is_not_made_again_while_the_cache_is_in_use(
+    cache: Cache, vanish: Callable[[Cache], None]
+) -> None:
+    vanish(cache)
+    with pytest.raises(exception.StorageError, match='No such file'):
+        cache.store.store_id()
+    assert all_below(cache) == []
+
+
+def test_without_its_store_id_a_cache_that_is_there_goes_on(
+    cache: Cache, images: fake.FakeImageService
+) -> None:
+    os.unlink(cache.paths.store_id_path)
+    image = images.add(DATA)
+    assert not cache.filler.fill(images, image.id, ignore).existing
+    assert not os.path.exists(cache.paths.store_id_path)
+
+
+def test_who_waits_for_a_lock_makes_no_directory_where_nothing_is_mounted(cache: Cache) -> None:
+    image_locks = locks.ImageLocks(cache.paths.lock_directory, cache.store.check_there)
+    unmount(cache)
+    with pytest.raises(exception.StorageError, match='not made again'), image_locks.hold('name'):
+        pass
+    assert all_below(cache) == []
+
+
+def test_a_mount_that_comes_back_is_used_again(cache: Cache, images: fake.FakeImageService) -> None:
+    image = images.add(DATA)
+    path = pathlib.Path(cache.paths.instances_path)
+    path.rename(path.with_name('elsewhere'))
+    path.mkdir()
+    with pytest.raises(exception.StorageError):
+        cache.filler.fill(images, image.id, ignore)
+    path.rmdir()
+    path.with_name('elsewhere').rename(path)
+    assert not cache.filler.fill(images, image.id, ignore).existing
