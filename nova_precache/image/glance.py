@@ -235,7 +235,7 @@ class GlanceImageService:
             found = self._get(image_id, f'/v2/images/{image_id}/members/{member}')
         except exception.ImageNotUsable:
             return False
-        return bool(found.get('member_id') == project_id)
+        return bool(found.get('member_id', project_id) == project_id)
 
     @contextlib.contextmanager
     def open(

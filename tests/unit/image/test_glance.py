@@ -185,12 +185,22 @@ def test_what_is_not_a_project_is_no_member(
     assert images.is_member(IMAGE_ID, project) is False
 
 
-def test_a_project_is_quoted(server: Server, images: glance.GlanceImageService) -> None:
+@pytest.mark.parametrize(
+    ('answer', 'is_member'),
+    [
+        (b'{"status": "accepted"}', True),
+        (b'{"member_id": "a/b?c", "status": "pending"}', True),
+        (b'{"member_id": "another", "status": "accepted"}', False),
+    ],
+)
+def test_a_project_is_quoted(
+    server: Server, images: glance.GlanceImageService, answer: bytes, is_member: bool
+) -> None:
     server.answers = [
         document(visibility='shared'),
-        Answer(body=b'{"status": "accepted"}', content_type='application/json'),
+        Answer(body=answer, content_type='application/json'),
     ]
-    assert images.is_member(IMAGE_ID, 'a/b?c') is True
+    assert images.is_member(IMAGE_ID, 'a/b?c') is is_member
     assert server.requests[1][0] == f'/v2/images/{IMAGE_ID}/members/a%2Fb%3Fc'
 
 
