@@ -169,7 +169,8 @@ class BesideNovaWithGuests(BesideNova):
     ) -> None:
         super().__init__(directory)
         self.libvirtds = {
-            host.name: libvirtd.Libvirtd(host.directory / 'libvirt') for host in self.hosts
+            host.name: libvirtd.Libvirtd(host.directory / 'libvirt', host.name)
+            for host in self.hosts
         }
         self.capabilities: Sequence[str] = CAPABILITIES
         self._images_type = images_type

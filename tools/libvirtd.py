@@ -3,12 +3,13 @@
 
 It is Debian's, and runs as root. A mount namespace gives it its own directories where
 libvirtd insists on those of the machine, so that several run side by side and the machine's
-own is not touched. A process namespace makes the kernel kill the guests with it: QEMU is a
-daemon, which outlives a libvirtd that stops or is killed.
+own is not touched; it has a host name of its own, too. A process namespace makes the kernel
+kill the guests with it: QEMU is a daemon, which outlives a libvirtd that stops or is killed.
 """
 
 import os
 import pathlib
+import pwd
 import shutil
 import subprocess
 import threading
@@ -24,8 +25,13 @@ VERSION = '12.8.0'
 BINDING = environment.PythonEnvironment(
     name=f'libvirt-python-{VERSION}', requirements=(f'libvirt-python=={VERSION}',)
 )
-# QEMU runs as this user, since libvirt-qemu comes with Debian's libvirt-daemon-system only.
+# QEMU runs as this user. Debian's libvirt does not start without its own default, which only
+# the package libvirt-daemon-system adds: where it is missing, it is another name of this one.
 QEMU_USER = 'nobody'
+_NAMES = {
+    'passwd': 'libvirt-qemu:x:{user.pw_uid}:{user.pw_gid}::/nonexistent:/usr/sbin/nologin\n',
+    'group': 'libvirt-qemu:x:{user.pw_gid}:\n',
+}
 _PROGRAMS = ('libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'pkg-config', 'gcc')
 _PATH = f'{os.environ["PATH"]}{os.pathsep}/usr/sbin'
 _COMMAND_SECONDS = 60
@@ -38,6 +44,9 @@ for name in etc var/lib var/cache run var/log; do
     mkdir -p "$1/$name" "/$name/libvirt"
     mount --bind "$1/$name" "/$name/libvirt"
 done
+echo "$2" > /proc/sys/kernel/hostname
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/group" /etc/group
 libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid &
 wait
 """
@@ -63,10 +72,12 @@ class Libvirtd:
     """One libvirtd, in the foreground; it dies with the thread that started it.
 
     :param directory: an empty one with a short path: there is a socket in it
+    :param hostname: what it takes for the name of the machine, which Nova wants to be unique
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, hostname: str) -> None:
         self.directory = directory
+        self._hostname = hostname
         self.log = directory / 'libvirtd.log'
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -87,11 +98,17 @@ class Libvirtd:
             _LIBVIRTD.format(host_uuid=uuid.uuid4())
         )
         (self.directory / 'etc' / 'qemu.conf').write_text(_QEMU)
-        namespaces = ['--mount', '--propagation=private', '--pid', '--fork', '--mount-proc']
-        command = ['unshare', *namespaces, '--kill-child', 'sh', '-c', _RUN, 'libvirtd']
+        for name, line in _NAMES.items():
+            names = pathlib.Path('/etc', name).read_text()
+            added = line.format(user=pwd.getpwnam(QEMU_USER))
+            (self.directory / name).write_text(f'{names.rstrip()}\n{added}')
+            (self.directory / name).chmod(0o644)
+        namespaces = ['--mount', '--propagation=private', '--uts', '--pid', '--mount-proc']
+        arguments = [str(self.directory), self._hostname]
+        command = ['unshare', *namespaces, '--fork', '--kill-child', 'sh', '-c', _RUN, 'libvirtd']
         with self.log.open('ab') as log:
             self._process = subprocess.Popen(
-                process.dies_with_parent([*command, str(self.directory)], 'KILL'),
+                process.dies_with_parent([*command, *arguments], 'KILL'),
                 env={**os.environ, 'PATH': _PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -123,6 +123,7 @@ def cloud() -> Iterator[Cloud]:
             each.ensure()
         except environment.EnvironmentFailed as exc:
             require_server(each.name, False, str(exc))
+    before = os.umask(0o077)  # there are passwords in the files, and others pass through
     with running.own_directory(guests.BASE_DIRECTORY) as directory:
         whole = Cloud(directory)
         try:
@@ -130,3 +131,4 @@ def cloud() -> Iterator[Cloud]:
             yield whole
         finally:
             whole.stop()
+            os.umask(before)

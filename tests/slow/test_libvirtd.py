@@ -30,7 +30,7 @@ _OWNER = """\
 import pathlib, sys
 from tools import libvirtd
 
-started = libvirtd.Libvirtd(pathlib.Path(sys.argv[1]))
+started = libvirtd.Libvirtd(pathlib.Path(sys.argv[1]), 'alone')
 started.start()
 started.wait()
 print(started.virsh('create', sys.argv[2]), flush=True)
@@ -78,7 +78,7 @@ def _running(mark: str) -> list[str]:
     """Return the names of the processes that have a mark in environment or command line."""
     found = []
     for each in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if each.environ().get(MARK) == mark or mark in each.cmdline():
                 found.append(pathlib.Path(each.exe()).name)
     return found
