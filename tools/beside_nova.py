@@ -129,15 +129,17 @@ def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) ->
     step('A guest boots from each of the images')
     size = ('--vcpus', '1', '--ram', '128', '--disk', '1')
     tour.openstack(whole, 'flavor', 'create', *size, FLAVOR, '-f', 'value', '-c', 'id')
-    booted = table.Table('Guest', 'Image put there by', 'Reads at Glance', 'Its disk', 'Based on')
+    booted = table.Table(
+        'Guest', 'Host', 'Image put there by', 'Glance was read', 'Its disk is based on'
+    )
     for name, image_id in image_ids.items():
         before = whole.glance.served(image_id)
         guest = boot(whole, name)
         reads = whole.glance.served(image_id) - before
         if reads:
             raise StepFailed(f'Glance was read {reads} times for a guest of {name}')
-        overlay, *backing = (str(path.relative_to(whole.directory)) for path in guest.files())
-        booted.add_row(name, IMAGES[name], str(reads), overlay, ', '.join(backing))
+        _, *bases = (path.name for path in guest.files())
+        booted.add_row(name, guest.host.name, IMAGES[name], f'{reads} times', ', '.join(bases))
     tour.tell(whole, 'server', 'list', '--long', '-c', 'Name', '-c', 'Status', '-c', 'Host')
     CONSOLE.print(booted)
 
