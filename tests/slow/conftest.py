@@ -80,13 +80,19 @@ class Cloud(guests.BesideNovaWithGuests):
         """Put a bootable image into Glance, and give its id."""
         return self.upload(disk_images.boot_sector(showing.GUEST_SAYS) + os.urandom(16 * MIB - 512))
 
-    def pin(self, image_id: str, host: Host) -> None:
-        """Pin an image to a host, in an aggregate of its own."""
+    def pin(self, image_id: str, host: Host) -> str:
+        """Pin an image to a host, in an aggregate of its own, and return the path of the pin."""
         aggregate = {'name': f'pinned-{image_id}'}
         made = self.compute('POST', '/os-aggregates', aggregate=aggregate)['aggregate']
         path = f'/os-aggregates/{made["id"]}/action'
         self.compute('POST', path, add_host={'host': host.name})
-        self.post('/pins', pin={'aggregate': made['id'], 'images': [image_id]})
+        pin = self.post('/pins', pin={'aggregate': made['id'], 'images': [image_id]})
+        return f'/pins/{pin["pin"]["id"]}'
+
+    def why_not_kept(self, pin: str) -> str | None:
+        """Return what stands in the way of a pin."""
+        reason = self.get(self.token(), pin)['pin']['reason']
+        return None if reason is None else str(reason)
 
     def downloads(self, image_id: str) -> int:
         return len(self.gateway.served(image_id))
@@ -109,8 +115,8 @@ class Cloud(guests.BesideNovaWithGuests):
         return super()._control(more + _PINS)
 
 
-@pytest.fixture(scope='session')
-def cloud() -> Iterator[Cloud]:
+def require_guests() -> None:
+    """Skip the test, or fail it in CI, unless guests can be booted here."""
     why_not = libvirtd.why_not()
     require_server('libvirt', why_not is None, str(why_not))
     for each in (
@@ -123,6 +129,11 @@ def cloud() -> Iterator[Cloud]:
             each.ensure()
         except environment.EnvironmentFailed as exc:
             require_server(each.name, False, str(exc))
+
+
+@pytest.fixture(scope='session')
+def cloud() -> Iterator[Cloud]:
+    require_guests()
     before = os.umask(0o077)  # there are passwords in the files, and others pass through
     with running.own_directory(guests.BASE_DIRECTORY) as directory:
         whole = Cloud(directory)

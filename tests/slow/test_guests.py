@@ -5,6 +5,9 @@ QEMU and the agents run as users of their own, neither of which is root: libvirt
 the base file of a guest that boots, and never gives it back.
 """
 
+import os
+import time
+
 import pytest
 
 from tests.service import wait_until
@@ -73,17 +76,26 @@ def test_a_pin_keeps_an_image_that_was_booted_from_through_the_ageing_of_nova(
     assert cloud.downloads(pinned) == 1
 
 
-def test_without_the_capability_an_image_that_was_booted_from_is_there_but_cannot_be_kept(
+def test_a_booted_image_cannot_be_kept_without_the_capability_and_is_kept_once_it_is_there(
     cloud: Cloud,
 ) -> None:
     cloud.need(agents=True)
-    image_id = cloud.new_image()
-    assert cloud.outcome(cloud.precache(image_id, cloud.host)) == ('cached', None)
-    cloud.delete_server(cloud.boot(image_id, FLAVOR, cloud.host).id)
+    host, image_id = cloud.host, cloud.new_image()
+    assert cloud.outcome(cloud.precache(image_id, host)) == ('cached', None)
+    cloud.delete_server(cloud.boot(image_id, FLAVOR, host).id)
+    file = tour.base_file(host, image_id)
+    old = time.time() - MINIMUM_AGE_SECONDS
+    os.utime(file, (old, old))
 
-    with cloud.agent_with(cloud.host, ['dac_read_search']):
-        status, reason = cloud.outcome(cloud.precache(image_id, cloud.host))
+    with cloud.agent_with(host, ['dac_read_search']):
+        status, reason = cloud.outcome(cloud.precache(image_id, host))
+        assert status == 'error'
+        cannot = f'present, but cannot be kept: owned by {libvirtd.QEMU_USER}'
+        assert str(reason).startswith(cannot)
+        pin = cloud.pin(image_id, host)
+        wait_until(lambda: 'cannot be kept' in (cloud.why_not_kept(pin) or ''), 'the pin says so')
+        assert file.stat().st_mtime == pytest.approx(old, abs=1)
 
-    assert status == 'error'
-    assert reason == f'present, but cannot be kept: owned by {libvirtd.QEMU_USER}'
+    wait_until(lambda: cloud.why_not_kept(pin) is None, 'nothing stands in the way of the pin')
+    assert file.stat().st_mtime > old + MINIMUM_AGE_SECONDS
     assert cloud.downloads(image_id) == 1
