@@ -147,7 +147,7 @@ def _write(given: argparse.Namespace, measured: dict[str, Measured]) -> None:
 
 
 def tabulated(measured: dict[str, Measured]) -> report.Table:
-    """Give the medians side by side, and the median of the rounds' ratios."""
+    """Lay the medians out side by side, with the median of the rounds' ratios."""
     rows = [
         (
             images_type,
@@ -167,7 +167,7 @@ def _compared(cold: Sequence[float], warm: Sequence[float]) -> tuple[str, str, s
 
 
 def _command(given: argparse.Namespace) -> str:
-    """Give the command that measures the same again."""
+    """Return the command that measures the same again."""
     parser = _parser()
     words = [
         f'--{name}={",".join(value) if isinstance(value, list) else value}'

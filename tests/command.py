@@ -56,7 +56,7 @@ class Command:
         assert condition(), self.said()
 
     def alive(self) -> list[list[str]]:
-        """Give the command lines of all processes of it that run."""
+        """Return the command lines of all processes of it that run."""
         found = []
         for each in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
@@ -71,7 +71,7 @@ class Command:
             return False
 
     def end(self) -> None:
-        """Have nothing of it left, whatever the test has found."""
+        """Kill all that is left of it."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def show(whole: BesideNova) -> dict[str, str]:
-    """Go through both ways, show what Nova noticed of it, and give the ids of the images."""
+    """Go through both ways, show what Nova noticed of it, and return the ids of the images."""
     tour.show_parts(whole)
     step('Whatever is not about images of aggregates is answered by Nova itself')
     tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')

@@ -55,7 +55,7 @@ class Cloud(guests.BesideNovaWithGuests):
         self.make_flavor(FLAVOR, disk_gib=1)
 
     def need(self, *, agents: bool) -> None:
-        """Have images cached by agents, or by the nova-computes."""
+        """Switch to agents or, before there were any, to the nova-computes."""
         if self._has_agents == agents:
             return
         if agents:
