@@ -24,15 +24,40 @@ filesystem_store_chunk_size = {chunk_bytes}
 """
 
 
-class Glance(glance.GlanceServer):
-    """A real Glance that keeps holes as holes.
+class Tuned(glance.GlanceServer):
+    """A Glance that keeps holes as holes, and that is no slower than it must be.
 
     Unless told otherwise, it sends with the congestion control that Linux comes with. BBR,
     which some machines have instead, waits for a timer before each packet, also where there
     is no network.
 
-    :param chunk_bytes: what it reads, and sends, at a time; unless given, as by its own default
-    :param congestion_control: a name that the kernel knows
+    :ivar chunk_bytes: what it reads, and sends, at a time
+    :ivar congestion_control: a name that the kernel knows
+    """
+
+    chunk_bytes = MIB
+    congestion_control = 'cubic'
+
+    def _listen(self) -> socket.socket:
+        listener = super()._listen()
+        name = self.congestion_control
+        try:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except OSError as exc:
+            listener.close()
+            raise process.ServerFailed(f'no congestion control {name}: {exc}') from exc
+        return listener
+
+    def _write_configuration(self, home: pathlib.Path) -> None:
+        super()._write_configuration(home)
+        with (self.directory / 'glance-api.conf').open('a') as file:
+            file.write(_STORE.format(chunk_bytes=self.chunk_bytes))
+
+
+class Glance(Tuned):
+    """One without authentication.
+
+    :param chunk_bytes: unless given, as by Glance's own default
     """
 
     def __init__(
@@ -43,8 +68,8 @@ class Glance(glance.GlanceServer):
         congestion_control: str = 'cubic',
     ) -> None:
         super().__init__(directory, check_formats=False)
-        self._chunk_bytes = chunk_bytes
-        self._congestion_control = congestion_control
+        self.chunk_bytes = chunk_bytes
+        self.congestion_control = congestion_control
 
     def stored(self, image_id: str) -> pathlib.Path:
         """Give the file in which it has the data of an image."""
@@ -70,21 +95,6 @@ class Glance(glance.GlanceServer):
                 timeout=_UPLOAD_SECONDS,
             ).raise_for_status()
         return image_id
-
-    def _listen(self) -> socket.socket:
-        listener = super()._listen()
-        name = self._congestion_control
-        try:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
-        except OSError as exc:
-            listener.close()
-            raise process.ServerFailed(f'no congestion control {name}: {exc}') from exc
-        return listener
-
-    def _write_configuration(self, home: pathlib.Path) -> None:
-        super()._write_configuration(home)
-        with (self.directory / 'glance-api.conf').open('a') as file:
-            file.write(_STORE.format(chunk_bytes=self._chunk_bytes))
 
 
 def random_data(path: pathlib.Path, size_bytes: int, seed: int) -> pathlib.Path:

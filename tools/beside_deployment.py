@@ -2,7 +2,7 @@
 """The service beside a stock Nova: on Nova's inventory, behind the proxy rule."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -116,6 +116,8 @@ class BesideNova(foundation.Foundation):
             self.databases,
         )
 
+    _new_nova: Callable[..., StockNova] = StockNova
+
     def start(self) -> None:
         """Start the cloud as it was before: nothing of the service caches images yet."""
         self._start_servers()
@@ -152,11 +154,7 @@ class BesideNova(foundation.Foundation):
         self._configure('agent')
         # First, so that an agent's first words are heard.
         self._start_conductors()
-        self._start_all(
-            'compute',
-            [_agent(host) for host in self.hosts],
-            lambda name: f'Host {name.removesuffix("-agent")} is registered and serves',
-        )
+        self._start_agents(self.hosts)
         self._start_server(self._api)
 
     def served(self) -> dict[str, list[str]]:
@@ -167,13 +165,20 @@ class BesideNova(foundation.Foundation):
             found[upstreams[upstream]].append(asked)
         return found
 
+    def _start_agents(self, hosts: Sequence[Host]) -> None:
+        self._start_all(
+            'compute',
+            [agent_of(host) for host in hosts],
+            lambda name: f'Host {name.removesuffix("-agent")} is registered and serves',
+        )
+
     def _start_nova(self) -> None:
         user = self.keystone.make_user('service', project='service', name='nova')
-        self.nova = StockNova(
+        self.nova = self._new_nova(
             self.directory,
             self.hosts,
             transport_url=self._rabbitmq.transport_url(self._logins[NOVA], NOVA),
-            glance_url=self.glance.url,
+            glance_url=self.image_url,
             databases=(
                 self.databases.connection_of(NOVA, 'nova_api'),
                 self.databases.connection_of(NOVA, 'nova'),
@@ -192,12 +197,12 @@ class BesideNova(foundation.Foundation):
         for name in ('api', *CONDUCTORS):
             self._write(name, CONTROL, CONTROL, control)
         for host in self.hosts:
-            agent = _AGENT.format(instances_path=host.instances_path, glance_url=self.glance.url)
-            self._write(_agent(host), NOVA, NOVA, agent)
-            path = self.directory / f'{_agent(host)}.conf'
+            agent = _AGENT.format(instances_path=host.instances_path, glance_url=self.image_url)
+            self._write(agent_of(host), NOVA, NOVA, agent)
+            path = self.directory / f'{agent_of(host)}.conf'
             # Its files have a name of their own; the host is Nova's.
             path.write_text(
-                path.read_text().replace(f'host = {_agent(host)}\n', f'host = {host.name}\n', 1)
+                path.read_text().replace(f'host = {agent_of(host)}\n', f'host = {host.name}\n', 1)
             )
 
     def _make_database(self) -> None:
@@ -209,7 +214,8 @@ class BesideNova(foundation.Foundation):
             database.dispose()
 
 
-def _agent(host: Host) -> str:
+def agent_of(host: Host) -> str:
+    """Name the agent of a host."""
     return f'{host.name}-agent'
 
 

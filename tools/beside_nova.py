@@ -4,7 +4,8 @@
 Keystone, Glance, RabbitMQ, MariaDB, nova-api, nova-conductor and two nova-computes run on
 ports of their own and in a directory of its own, and nginx with the shipped rule is the
 compute endpoint. First Nova's own computes cache an image for the service, then agents
-beside them cache another; then all of it is taken down.
+beside them cache another; then all of it is taken down. With --boot, each nova-compute has a
+libvirtd, and boots a guest from each of the images.
 """
 
 import argparse
@@ -15,32 +16,38 @@ from rich import table
 
 from nova_precache.standalone import glance
 from tests import keystone, nova
-from tools import running, showing, tour
+from tools import guests, libvirtd, running, showing, tour
 from tools.beside_deployment import BesideNova
 from tools.showing import CONSOLE, StepFailed, step
 
 BASE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.beside-nova'
 IMAGES = {'without-agents': 'nova-compute', 'with-agents': 'nova-precache-compute'}
+FLAVOR = 'tiny'
 
 
 def main() -> int:
     arguments = _parse_arguments()
     if arguments.build:
-        return running.build((glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT))
+        needed = [glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT]
+        return running.build([*needed, *([libvirtd.BINDING] if arguments.boot else [])])
 
     def show_it(whole: BesideNova) -> None:
         step('Keystone, Glance, RabbitMQ, MariaDB, a stock Nova and the API are started')
         whole.start()
-        show(whole)
+        image_ids = show(whole)
+        if isinstance(whole, guests.BesideNovaWithGuests):
+            show_boots(whole, image_ids)
         if arguments.keep:
             _show_what_to_try(whole)
             running.wait_for_ctrl_c()
 
+    if arguments.boot:
+        return running.run(arguments.directory, guests.BesideNovaWithGuests, show_it)
     return running.run(arguments.directory, BesideNova, show_it)
 
 
-def show(whole: BesideNova) -> None:
-    """Go through both ways, and show what Nova noticed of it."""
+def show(whole: BesideNova) -> dict[str, str]:
+    """Go through both ways, show what Nova noticed of it, and return the ids of the images."""
     tour.show_parts(whole)
     step('Whatever is not about images of aggregates is answered by Nova itself')
     tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')
@@ -56,6 +63,7 @@ def show(whole: BesideNova) -> None:
     show_disks(whole, found)
     show_endpoint(whole)
     show_database(whole, before == whole.databases.dump())
+    return found
 
 
 def cache(whole: BesideNova, image: str) -> str:
@@ -113,10 +121,47 @@ def show_database(whole: BesideNova, is_unchanged: bool) -> None:
     CONSOLE.print('It is row by row what it was before the service joined.')
 
 
+def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) -> None:
+    """Boot a guest from each image.
+
+    :raises StepFailed: it did not boot, or Nova has read the image from Glance for it
+    """
+    step('A guest boots from each of the images')
+    size = ('--vcpus', '1', '--ram', '128', '--disk', '1')
+    tour.openstack(whole, 'flavor', 'create', *size, FLAVOR, '-f', 'value', '-c', 'id')
+    booted = table.Table(
+        'Guest', 'Host', 'Image put there by', 'Glance was read', 'Its disk is based on'
+    )
+    for name, image_id in image_ids.items():
+        before = whole.glance.served(image_id)
+        guest = boot(whole, name)
+        reads = whole.glance.served(image_id) - before
+        if reads:
+            raise StepFailed(f'Glance was read {reads} times for a guest of {name}')
+        _, *bases = (path.name for path in guest.files())
+        booted.add_row(name, guest.host.name, IMAGES[name], f'{reads} times', ', '.join(bases))
+    tour.tell(whole, 'server', 'list', '--long', '-c', 'Name', '-c', 'Status', '-c', 'Host')
+    CONSOLE.print(booted)
+
+
+def boot(whole: guests.BesideNovaWithGuests, image: str) -> guests.Guest:
+    """Boot a guest as Nova's users do, and show what it writes to its serial console."""
+    version = f'--os-compute-api-version={guests.MICROVERSION}'
+    what = ('--image', image, '--flavor', FLAVOR, '--nic', 'none', image)
+    said = tour.openstack(whole, version, 'server', 'create', *what, '-f', 'value', '-c', 'id')
+    guest = whole.wait_for_guest(said.strip())
+    guest.wait_for_line()
+    CONSOLE.print(f'On the serial console of {image}: {showing.GUEST_SAYS}')
+    return guest
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='tools/beside-nova.sh', description=__doc__)
     parser.add_argument(
         '--keep', action='store_true', help='leave it running until Ctrl-C, and say how to use it'
+    )
+    parser.add_argument(
+        '--boot', action='store_true', help='boot a guest from each image, too; needs root'
     )
     parser.add_argument(
         '--build', action='store_true', help='prepare Keystone, Glance and Nova, and end'
@@ -124,10 +169,15 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
-        default=BASE_DIRECTORY,
-        help='where each run has a directory of its own, %(default)s unless given',
+        help='where each run has a directory of its own, which others can reach for --boot; '
+        f'{BASE_DIRECTORY}, and {guests.BASE_DIRECTORY} for --boot, unless given',
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.directory is None:
+        arguments.directory = guests.BASE_DIRECTORY if arguments.boot else BASE_DIRECTORY
+    if arguments.boot and (why := libvirtd.why_not()):
+        parser.error(f'--boot: {why}')
+    return arguments
 
 
 def _show_what_to_try(whole: BesideNova) -> None:

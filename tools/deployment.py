@@ -62,7 +62,7 @@ class Deployment(foundation.Foundation):
         for name in ('api', *CONDUCTORS):
             self._write(name, CONTROL, CONTROL, control)
         for host in self.hosts:
-            compute = _COMPUTE.format(glance_url=self.glance.url)
+            compute = _COMPUTE.format(glance_url=self.image_url)
             self._write(host.name, host.cell, host.cell, compute)
 
     def _make_database(self) -> None:

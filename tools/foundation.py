@@ -129,6 +129,8 @@ class Foundation(abc.ABC):
         self._servers = contextlib.ExitStack()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
+    _glance_type: type[GlanceUnderKeystone] = GlanceUnderKeystone
+
     @abc.abstractmethod
     def start(self) -> None:
         """Start everything and return when each host serves.
@@ -182,8 +184,9 @@ class Foundation(abc.ABC):
         """Start what the service stands on, and make its user and the operator."""
         for server in (self._rabbitmq, self._mariadb, self.keystone):
             self._start_server(server)
-        self.glance = GlanceUnderKeystone(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
+        self.glance = self._glance_type(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
         self._start_server(self.glance)
+        self.image_url = self.glance.url
         self._service_user = self.keystone.make_user(
             'service', project='service', name='nova-precache'
         )
@@ -208,7 +211,7 @@ class Foundation(abc.ABC):
 
     def _register(self, compute_url: str) -> None:
         """Have the catalog name all services, and tell the client who the operator is."""
-        self.keystone.register('image', self.glance.url)
+        self.keystone.register('image', self.image_url)
         self.keystone.register('compute', compute_url)
         self.keystone.register('image-precache', f'{self.api_url}/v1')
         cloud = {
@@ -255,17 +258,21 @@ class Foundation(abc.ABC):
         self._start_all('conductor', CONDUCTORS, lambda name: ' runs')
 
     def _spawn(self, kind: str, name: str) -> None:
-        command = [str(BINARIES / f'nova-precache-{kind}'), '--config-file']
-        command.append(str(self.directory / f'{name}.conf'))
         with self._log(name).open('wb') as log:
             self._children[name] = subprocess.Popen(
-                # At once, since all that it would say goodbye to dies as well.
-                process.dies_with_parent(command, 'KILL'),
+                self._command(kind, name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o022 if kind == 'compute' else -1,  # as its shipped unit has it
             )
+
+    def _command(self, kind: str, name: str) -> list[str]:
+        command = [str(BINARIES / f'nova-precache-{kind}'), '--config-file']
+        command.append(str(self.directory / f'{name}.conf'))
+        # At once, since all that it would say goodbye to dies as well.
+        return process.dies_with_parent(command, 'KILL')
 
     def _stop_children(self) -> None:
         for child in self._children.values():

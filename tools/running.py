@@ -54,7 +54,12 @@ def run(
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's
             signal.signal(number, signal.default_int_handler)
-    with own_directory(base) as directory:
+    with contextlib.ExitStack() as held:
+        try:
+            directory = held.enter_context(own_directory(base))
+        except OSError as exc:
+            print(f'{base} cannot be used: {exc}', file=sys.stderr)
+            return 1
         whole = new(directory)
         try:
             return _run(whole, tour)
@@ -90,8 +95,12 @@ def own_directory(base: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give an empty directory below another; those of runs that are over are removed.
 
     So the logs of the last run can be read, and nothing piles up.
+
+    :raises PermissionError: the other directory is another user's
     """
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if base.lstat().st_uid != os.geteuid():
+        raise PermissionError(f'{base} belongs to another user')
     with contextlib.ExitStack() as held:
         with _locked(base, wait=True):
             for old in base.glob(f'{PREFIX}*'):

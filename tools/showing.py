@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import console
 
 from nova_precache.standalone import process
+from tests import disk_images
 
 BINARIES = pathlib.Path(sys.executable).parent
 COMMAND_SECONDS = 300
+GUEST_SAYS = 'A guest of nova-precache has booted'
 
 CONSOLE = console.Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
@@ -60,12 +62,15 @@ def run(
 
 @contextlib.contextmanager
 def random_qcow2(directory: pathlib.Path, mib: int) -> Iterator[pathlib.Path]:
-    """Give a qcow2 image full of data that nothing can shorten; afterwards it is gone."""
+    """Give a qcow2 image full of data that nothing can shorten; afterwards it is gone.
+
+    A guest that is booted from it writes ``GUEST_SAYS`` to its serial console.
+    """
     raw, qcow2 = directory / 'random.raw', directory / 'random.qcow2'
     try:
         with raw.open('wb') as file:
-            for _ in range(mib):
-                file.write(os.urandom(2**20))
+            file.write(disk_images.boot_sector(GUEST_SAYS))
+            file.write(os.urandom(mib * 2**20 - file.tell()))
         run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', str(raw), str(qcow2)])
         yield qcow2
     finally:

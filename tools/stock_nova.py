@@ -121,9 +121,7 @@ class StockNova:
     def start(self) -> None:
         """Start everything; ``wait`` says when the computes can be called."""
         self._central.mkdir()
-        (self._central / 'precache_show_driver.py').write_text(_DRIVER)
-        # Which Nova's environment has no driver of.
-        (self._central / 'pymysql').symlink_to(_driver_of_mariadb())
+        self._provide_modules(self._central)
         self._api.start()
         for host in self._hosts:
             self._spawn(host.name, 'python', '-c', cloud.COMPUTE, str(self._central))
@@ -149,6 +147,11 @@ class StockNova:
             each.wait()
         self._processes.clear()
         self._api.stop()
+
+    def _provide_modules(self, directory: pathlib.Path) -> None:
+        """Put there what Nova's environment lacks."""
+        (directory / 'precache_show_driver.py').write_text(_DRIVER)
+        (directory / 'pymysql').symlink_to(_driver_of_mariadb())
 
     def _up(self, token: str) -> set[str]:
         answer = requests.get(
@@ -195,6 +198,7 @@ class StockNova:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    umask=0o022,  # QEMU reads what nova-compute writes
                 )
             )
 

@@ -96,7 +96,9 @@ def base_file(host: Host, image_id: str) -> pathlib.Path:
     return host.instances_path / '_base' / name
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, poll_seconds: float = POLL_SECONDS
+) -> None:
     """Wait until something is so.
 
     :raises StepFailed: it takes too long
@@ -106,7 +108,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise StepFailed(f'waited {WAIT_SECONDS} s in vain until {what}')
-        pause.wait(POLL_SECONDS)
+        pause.wait(poll_seconds)
 
 
 def openstack(whole: Foundation, *arguments: str) -> str:

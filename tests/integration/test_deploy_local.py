@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole deployment comes up by one command, works, and is gone afterwards."""
 
-import contextlib
 import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from nova_precache.standalone import environment
 from nova_precache.standalone import glance as glance_server
 from tests import keystone as keystone_server
+from tests.command import Command
 from tests.conftest import require_server
 from tests.service import wait_until
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MARK = 'NOVA_PRECACHE_TEST_OF_DEPLOYMENT'
 PROGRAMS = {
     'epmd': 'rabbitmq-server',
     'mariadbd': 'mariadb-server',
@@ -46,67 +40,9 @@ def _servers() -> None:
             require_server(each.name, False, str(exc))
 
 
-class Command:
-    """The command as it was started, and every process that came of it, daemons as well."""
-
-    def __init__(self, directory: pathlib.Path) -> None:
-        self.directory = directory
-        self._mark = uuid.uuid4().hex
-        arguments = ['--keep', '--computes', '2', '--directory', str(directory / 'runs')]
-        with self.output.open('wb') as output:
-            self.process = subprocess.Popen(
-                [sys.executable, '-W', 'ignore', '-m', 'tools.deploy_local', *arguments],
-                cwd=ROOT,
-                env={**os.environ, MARK: self._mark},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-
-    @property
-    def output(self) -> pathlib.Path:
-        return self.directory / 'output'
-
-    def said(self) -> str:
-        return self.output.read_text()
-
-    def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until something is so, unless the command ends before."""
-
-        def so_or_ended() -> bool:
-            return bool(condition()) or self.process.poll() is not None
-
-        wait_until(so_or_ended, what, 420)
-        assert condition(), self.said()
-
-    def alive(self) -> list[list[str]]:
-        """Give the command lines of all processes of it that run."""
-        found = []
-        for each in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
-                if self._is_ours(each):
-                    found.append(each.cmdline())
-        return found
-
-    def _is_ours(self, each: psutil.Process) -> bool:
-        try:
-            return each.environ().get(MARK) == self._mark
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            return False
-
-    def end(self) -> None:
-        """Have nothing of it left, whatever the test has found."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for each in psutil.process_iter():
-            if self._is_ours(each):
-                each.kill()
-
-
 @pytest.fixture
 def command(tmp_path: pathlib.Path) -> Iterator[Command]:
-    started = Command(tmp_path)
+    started = Command(tmp_path, 'tools.deploy_local', '--keep', '--computes=2')
     try:
         yield started
     finally:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stock nova-api as a child process, to be asked what our API is asked.
 
-A Placement answers in the same process, and no compute service: messages go nowhere.
+A Placement answers in the same process, and a Neutron without any network; there is no
+compute service: messages go nowhere.
 Callers are who they say they are: they send the headers that keystonemiddleware would
 set.
 """
@@ -14,17 +15,21 @@ from nova_precache.standalone import process
 from tests import nova
 
 _SERVE = """\
-import socket, sys
+import json, socket, sys
 listener = socket.socket(fileno=int(sys.argv.pop()))
 import waitress
 from nova.wsgi import osapi_compute
 from placement.wsgi import api as placement
 
 def serve(environ, start_response):
-    if not environ['PATH_INFO'].startswith('/placement'):
+    path = environ['PATH_INFO']
+    if path.startswith('/neutron/'):
+        start_response('200 OK', [('Content-Type', 'application/json')])
+        return [json.dumps({path.rpartition('/')[2]: []}).encode()]
+    if not path.startswith('/placement'):
         return osapi_compute.application(environ, start_response)
     environ['SCRIPT_NAME'] = '/placement'
-    environ['PATH_INFO'] = environ['PATH_INFO'].removeprefix('/placement')
+    environ['PATH_INFO'] = path.removeprefix('/placement')
     return placement.application(environ, start_response)
 
 waitress.serve(serve, sockets=[listener], threads=8)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures what a boot takes with the image cached and without, on a stock Nova with libvirt.
+
+A guest is booted from an image that Nova has to download (cold), and another one from an
+image that was cached by the service before (warm), in turn. It needs root.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import requests
+
+from benchmarks import images, machine, report
+from benchmarks.images import MIB
+from nova_precache.standalone import glance
+from tests import disk_images, keystone, nova
+from tests.keystone_clients import GlanceUnderKeystone
+from tools import guests, libvirtd, running, showing, tour
+from tools.showing import StepFailed
+
+FLAVOR = 'bench'
+IMAGES_TYPES = ('qcow2', 'raw')
+
+
+@dataclasses.dataclass(frozen=True)
+class Boot:
+    """Seconds from the request until Nova says ACTIVE, and until the guest has written."""
+
+    active_seconds: float
+    line_seconds: float
+
+
+@dataclasses.dataclass
+class Measured:
+    """A boot of each kind a round."""
+
+    cold: list[Boot] = dataclasses.field(default_factory=list)
+    warm: list[Boot] = dataclasses.field(default_factory=list)
+
+
+_UNTIL: dict[str, Callable[[Boot], float]] = {
+    'ACTIVE': lambda boot: boot.active_seconds,
+    'the guest writes': lambda boot: boot.line_seconds,
+}
+
+
+class _Glance(images.Tuned, GlanceUnderKeystone):
+    pass
+
+
+class Cloud(guests.BesideNovaWithGuests):
+    """Boots guests on one host, one at a time."""
+
+    _glance_type = _Glance
+
+    def measure(self, image_mib: int, *, warm: bool) -> Boot:
+        """Boot from a new image, then remove the guest and all that there is of the image.
+
+        :raises tools.showing.StepFailed: it went wrong, or Glance was not read as it must be
+        """
+        host = self.hosts[0]
+        image_id = self._new_image(image_mib)
+        if warm and self.outcome(self.precache(image_id, host)) != ('cached', None):
+            raise StepFailed(f'{image_id} was not cached')
+        images.drop_page_cache()
+        images.warm(self.glance.directory / 'images' / image_id)
+        before = self.glance.served(image_id)
+        begun = time.monotonic()
+        server_id = self.create_server(image_id, FLAVOR, host)
+        guest = self.wait_for_guest(server_id)
+        active = time.monotonic()
+        guest.wait_for_line()
+        line = time.monotonic()
+        if (self.glance.served(image_id) == before) != warm:
+            raise StepFailed(f'Glance was read {self.glance.served(image_id) - before} times')
+        self.delete_server(server_id)
+        self._forget(image_id)
+        tour.base_file(host, image_id).unlink()
+        return Boot(active - begun, line - begun)
+
+    def _new_image(self, image_mib: int) -> str:
+        path = images.random_data(self.directory / 'image.raw', image_mib * MIB, time.time_ns())
+        disk_images.patched(path, 0, disk_images.boot_sector(showing.GUEST_SAYS))
+        try:
+            with path.open('rb') as file:
+                return self.upload(file)
+        finally:
+            path.unlink()
+
+    def _forget(self, image_id: str) -> None:
+        headers = {'X-Auth-Token': self.token()}
+        url = f'{self.glance.url}/v2/images/{image_id}'
+        requests.delete(url, headers=headers, timeout=60).raise_for_status()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    if why := libvirtd.why_not():
+        print(why, file=sys.stderr)
+        return 1
+    needed = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, libvirtd.BINDING)
+    if running.build(needed):
+        return 1
+    measured: dict[str, Measured] = {}
+    for images_type in given.images_type:
+
+        def measure(cloud: Cloud, images_type: str = images_type) -> None:
+            measured[images_type] = _measure(cloud, given)
+
+        new = functools.partial(Cloud, images_type=images_type)
+        if status := running.run(given.directory, new, measure):
+            return status
+    _write(given, measured)
+    return 0
+
+
+def _measure(cloud: Cloud, given: argparse.Namespace) -> Measured:
+    cloud.start()
+    cloud.work_with_agents()
+    cloud.make_flavor(FLAVOR, disk_gib=given.image_mib // 1024 + 1)
+    measured = Measured()
+    # The first boot of a nova-compute does what none does again, and counts as none.
+    cloud.measure(16, warm=False)
+    for number in range(given.rounds):
+        for warm in (number % 2 == 0, number % 2 == 1):
+            boot = cloud.measure(given.image_mib, warm=warm)
+            (measured.warm if warm else measured.cold).append(boot)
+            print(f'{"warm" if warm else "cold"}: {boot}')
+    return measured
+
+
+def _write(given: argparse.Namespace, measured: dict[str, Measured]) -> None:
+    table = tabulated(measured)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    where = machine.in_words(given.directory)
+    print(f'\n{today}, {given.rounds} rounds. {where}\n\n{report.text(table)}')
+    if given.rst:
+        said = f'``{_command(given)}``, {today}. {where}'
+        given.rst.write_text(f'{said}\n\n{report.restructured(table)}\n')
+
+
+def tabulated(measured: dict[str, Measured]) -> report.Table:
+    """Lay the medians out side by side, with the median of the rounds' ratios."""
+    rows = [
+        (
+            images_type,
+            until,
+            *_compared([of(boot) for boot in found.cold], [of(boot) for boot in found.warm]),
+        )
+        for images_type, found in measured.items()
+        for until, of in _UNTIL.items()
+    ]
+    head = ('images_type', 'until', 'cold s', 'warm s', 'cold : warm')
+    return report.Table('Medians', head, tuple(rows))
+
+
+def _compared(cold: Sequence[float], warm: Sequence[float]) -> tuple[str, str, str]:
+    ratio = statistics.median(one / other for one, other in zip(cold, warm, strict=True))
+    return f'{statistics.median(cold):.2f}', f'{statistics.median(warm):.2f}', f'{ratio:.1f}'
+
+
+def _command(given: argparse.Namespace) -> str:
+    """Return the command that measures the same again."""
+    parser = _parser()
+    words = [
+        f'--{name}={",".join(value) if isinstance(value, list) else value}'
+        for name in ('rounds', 'image-mib', 'images-type')
+        if (value := getattr(given, name.replace('-', '_')))
+        != parser.get_default(name.replace('-', '_'))
+    ]
+    return ' '.join(['tox -e boot', *(['--', *words] if words else [])])
+
+
+def _images_types(text: str) -> list[str]:
+    names = text.split(',')
+    unknown = sorted(set(names) - set(IMAGES_TYPES))
+    if unknown:
+        raise argparse.ArgumentTypeError(f'no such images_type: {", ".join(unknown)}')
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.boot', description=__doc__)
+    parser.add_argument('--rounds', type=int, default=5, help='times that each is measured')
+    parser.add_argument('--image-mib', type=int, default=1024, help='size of each image')
+    parser.add_argument(
+        '--images-type',
+        type=_images_types,
+        default=list(IMAGES_TYPES),
+        help='[libvirt] images_type, with commas between',
+    )
+    parser.add_argument(
+        '--directory',
+        type=pathlib.Path,
+        default=guests.BASE_DIRECTORY,
+        help='one on the disk that is to be measured, which others can reach; '
+        '%(default)s unless given',
+    )
+    parser.add_argument('--rst', type=pathlib.Path, help='write the table here, for the docs')
+    return parser
+
+
+if __name__ == '__main__':
+    sys.exit(main())

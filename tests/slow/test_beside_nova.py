@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One command boots guests from images that were cached in both ways, and leaves nothing."""
+
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.command import Command
+from tests.service import wait_until
+from tests.slow.conftest import require_guests
+from tools import showing
+
+
+@pytest.fixture
+def command() -> Iterator[Command]:
+    require_guests()
+    # Not tmp_path, which is closed to QEMU's user.
+    with tempfile.TemporaryDirectory(prefix='nova-precache-test-') as name:
+        pathlib.Path(name).chmod(0o711)
+        started = Command(pathlib.Path(name), 'tools.beside_nova', '--boot', '--keep')
+        try:
+            yield started
+        finally:
+            started.end()
+
+
+@pytest.mark.timeout(900)  # it is all of it, in some forty processes
+def test_guests_boot_by_one_command_and_no_process_is_left_when_it_is_killed(
+    command: Command,
+) -> None:
+    command.wait_for(lambda: 'until Ctrl-C' in command.said(), 'it was shown, and waits', 840)
+
+    assert command.said().count(showing.GUEST_SAYS) == 2
+    assert command.said().count('│ 0 times') == 2
+    assert any('libvirtd' in line[0] for line in command.alive() if line)
+
+    command.process.kill()
+
+    command.process.wait()
+    wait_until(lambda: not command.alive(), f'nothing is left: {command.alive()}')

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Run the tests that are too slow for tools/run-tests.sh: guests of a stock Nova boot. They
+# need root, and are skipped without it. With arguments, these go to pytest.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+setup test
+if [[ $(id -u) == 0 ]]; then
+    install_system_packages boot
+fi
+cd "$ROOT"
+# Built here, since it takes longer than a test may.
+python -W ignore -m tests.environments
+exec pytest "${@:-tests/slow}"
