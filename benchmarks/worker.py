@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import least
-from nova_precache import conf as precache_conf
-from nova_precache import control, exception, model
+from nova_precache import conf as precache_conf, control, exception, model
 from nova_precache.image import glance
 from nova_precache.virt import libvirt
 

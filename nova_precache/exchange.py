@@ -11,8 +11,7 @@ from typing import Any
 
 import requests
 import urllib3
-from keystoneauth1 import exceptions as ksa_exceptions
-from keystoneauth1 import session as ksa_session
+from keystoneauth1 import exceptions as ksa_exceptions, session as ksa_session
 from urllib3 import connection as connections
 
 from nova_precache import deadline, exception, redirects

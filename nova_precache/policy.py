@@ -7,8 +7,7 @@ from typing import Any
 from oslo_config import cfg
 from oslo_policy import policy
 
-from nova_precache import context as request_context
-from nova_precache import exception, policies
+from nova_precache import context as request_context, exception, policies
 from nova_precache.policies import base
 
 

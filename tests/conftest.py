@@ -24,8 +24,7 @@ from oslo_config import cfg
 from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 
 from nova_precache import backend
-from nova_precache.standalone import environment
-from nova_precache.standalone import glance as glance_server
+from nova_precache.standalone import environment, glance as glance_server
 from tests import keystone as keystone_server
 from tests.leaks import SECRETS
 

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nova_precache import conf as options
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from nova_precache.standalone import process
 from tests.keystone_clients import middleware
 from tools import foundation, nginx, servers

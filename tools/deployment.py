@@ -5,7 +5,7 @@ import pathlib
 
 from nova_precache import conf as options
 from nova_precache.cells import inventory
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from tools import foundation, servers
 from tools.foundation import CONDUCTORS, Host
 

@@ -16,10 +16,8 @@ from typing import Any, Self
 
 from benchmarks.fleet.cases import Rpc
 from benchmarks.fleet.computes import IMAGE_BYTES
-from nova_precache import conf as precache_conf
-from nova_precache import context, model, rpc
-from nova_precache.compute import manager, name, transfers
-from nova_precache.compute import rpcapi as compute_rpcapi
+from nova_precache import conf as precache_conf, context, model, rpc
+from nova_precache.compute import manager, name, rpcapi as compute_rpcapi, transfers
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.control import Control
 from nova_precache.image import fake, service

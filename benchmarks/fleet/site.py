@@ -9,12 +9,9 @@ import sqlalchemy as sa
 from oslo_config import cfg
 
 from benchmarks.fleet.cases import Case
-from nova_precache import conf as precache_conf
-from nova_precache import model
-from nova_precache.cells import inventory
-from nova_precache.cells import models as cell_models
-from nova_precache.db import models, schema
-from nova_precache.db import session as db_session
+from nova_precache import conf as precache_conf, model
+from nova_precache.cells import inventory, models as cell_models
+from nova_precache.db.engine import models, schema, session as db_session
 
 CHUNK_ROWS = 1000
 FOR_EVER_SECONDS = 10 * 365 * 86400  # nobody reports in a fleet that is simulated

@@ -28,10 +28,9 @@ from benchmarks.fleet.cases import Case, Cost, Outcome, Planning
 from benchmarks.fleet.computes import IMAGE_BYTES, Images, SimulatedComputes
 from nova_precache import context, model
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.db import models, requests
-from nova_precache.db import session as db_session
-from nova_precache.wiring import common
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.db import requests
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.wiring import common, conductor as wiring_conductor
 
 GETS = 5
 LOOK_SECONDS = 0.05

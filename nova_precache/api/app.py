@@ -8,8 +8,7 @@ from typing import Any
 
 import oslo_middleware
 from oslo_config import cfg
-from oslo_middleware import cors, http_proxy_to_wsgi, request_id
-from oslo_middleware import exceptions as middleware_errors
+from oslo_middleware import cors, exceptions as middleware_errors, http_proxy_to_wsgi, request_id
 
 from nova_precache import deadline, exception
 from nova_precache.api import auth, call, dispatch, faults, microversion, requestlog, routes

@@ -17,7 +17,7 @@ from oslo_utils import timeutils, uuidutils
 from nova_precache import exception, model
 from nova_precache.api import times, validation
 from nova_precache.api.call import Call
-from nova_precache.db import listing
+from nova_precache.db.request import queries
 from nova_precache.image import companions, service
 from nova_precache.policies import aggregates as aggregate_policies
 
@@ -88,7 +88,7 @@ def find_aggregate(call: Call, asked: float | str) -> model.Aggregate:
     raise exception.AggregateNotFound(asked)
 
 
-def aggregate_filter(call: Call, asked: str) -> listing.AggregateFilter:
+def aggregate_filter(call: Call, asked: str) -> queries.AggregateFilter:
     """Find the aggregate by which a list is filtered, which may be a deleted one.
 
     Which aggregates there are is looked up only for callers who may list them. For others,
@@ -100,12 +100,12 @@ def aggregate_filter(call: Call, asked: str) -> listing.AggregateFilter:
     number = int(asked) if _is_number(asked) and 0 < int(asked) <= _GREATEST_ID else None
     if not call.may(aggregate_policies.INDEX):
         meant = canonical(asked) if uuidutils.is_uuid_like(asked) else None
-        return listing.AggregateFilter(id=number, uuid=meant, name=asked)
+        return queries.AggregateFilter(id=number, uuid=meant, name=asked)
     try:
-        return listing.AggregateFilter(id=find_aggregate(call, asked).id)
+        return queries.AggregateFilter(id=find_aggregate(call, asked).id)
     except exception.AggregateNotFound as error:
         if number is not None:
-            return listing.AggregateFilter(id=number)
+            return queries.AggregateFilter(id=number)
         raise exception.InvalidInput(
             f'Invalid input for query parameters aggregate. Value: {asked}. {error}'
         ) from error

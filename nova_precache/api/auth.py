@@ -17,8 +17,7 @@ from keystonemiddleware import auth_token
 from oslo_config import cfg
 from oslo_middleware import request_id
 
-from nova_precache import context as request_context
-from nova_precache import exception, exchange, outages, policy
+from nova_precache import context as request_context, exception, exchange, outages, policy
 from nova_precache.wsgi import origins
 
 ENVIRON = 'nova_precache.context'

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from oslo_config import cfg
 
-from nova_precache import context as request_context
-from nova_precache import exception, model, policy
+from nova_precache import context as request_context, exception, model, policy
 from nova_precache.api import microversion
 from nova_precache.cells import inventory
 from nova_precache.conf import image_cache
-from nova_precache.db import listing, pins, requests
+from nova_precache.db import pins, requests
+from nova_precache.db.request import queries
 from nova_precache.image import service
 
 
@@ -114,7 +114,7 @@ class PinStore(Protocol):
         self,
         project_id: str | None = None,
         status: str | None = None,
-        aggregate: listing.AggregateFilter | None = None,
+        aggregate: queries.AggregateFilter | None = None,
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.Pin]: ...

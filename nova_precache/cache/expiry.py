@@ -12,8 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterable
 
 from nova_precache import exception
-from nova_precache.cache import layout, locks
-from nova_precache.cache import store as cache_store
+from nova_precache.cache import layout, locks, store as cache_store
 
 LOG = logging.getLogger(__name__)
 

@@ -28,12 +28,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from nova_precache import control as controls
-from nova_precache import exception, model
-from nova_precache.cache import layout, locks, partials
-from nova_precache.cache import store as cache_store
-from nova_precache.download import engine, source
-from nova_precache.download import pace as paces
+from nova_precache import control as controls, exception, model
+from nova_precache.cache import layout, locks, partials, store as cache_store
+from nova_precache.download import engine, pace as paces, source
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats
 

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 import fasteners
 from oslo_concurrency import lockutils
 
-from nova_precache import control as controls
-from nova_precache import exception, files
+from nova_precache import control as controls, exception, files
 from nova_precache.cache import layout, turns, waiting
 
 LOG = logging.getLogger(__name__)

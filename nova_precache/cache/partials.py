@@ -19,9 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 
 from nova_precache import exception, files, model
-from nova_precache.cache import journal as journals
-from nova_precache.cache import layout
-from nova_precache.cache import store as cache_store
+from nova_precache.cache import journal as journals, layout, store as cache_store
 
 LOG = logging.getLogger(__name__)
 

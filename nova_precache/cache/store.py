@@ -18,8 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from nova_precache import capabilities, exception, files, model
-from nova_precache.cache import journal as journals
-from nova_precache.cache import layout, locks, notes
+from nova_precache.cache import journal as journals, layout, locks, notes
 from nova_precache.inspection import content
 
 LOG = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model
 from nova_precache.cells import models
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import session as db_session
 
 AVAILABILITY_ZONE = 'availability_zone'
 

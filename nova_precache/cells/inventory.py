@@ -14,7 +14,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model
 from nova_precache.cells import aggregates, mappings
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import session as db_session
 
 T = TypeVar('T')
 

@@ -6,8 +6,7 @@ from oslo_config import cfg
 
 from nova_precache import exception
 from nova_precache.cells import inventory, models, templates
-from nova_precache.db import failing, waits
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import errors, session as db_session, timeouts
 
 GROUP = 'api_database'
 
@@ -30,7 +29,9 @@ def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.
     return inventory.Inventory(nova, writable=False, fill_cell=filling.fill_cell)
 
 
-def connect(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_session.Database:
+def connect(
+    conf: cfg.ConfigOpts, limits: timeouts.Limits = timeouts.SERVICE
+) -> db_session.Database:
     """Open Nova's API database, such that it refuses whatever would change it.
 
     :raises nova_precache.exception.ConfigError: it cannot be opened, or is none of Nova's
@@ -40,7 +41,7 @@ def connect(conf: cfg.ConfigOpts, limits: waits.Limits = waits.SERVICE) -> db_se
             '[api_database] connection names the database of this service, not that of Nova'
         )
     database = db_session.connect(conf, GROUP, read_only=True, limits=limits)
-    with db_session.closed_on_failure(database), failing.told():
+    with db_session.closed_on_failure(database), errors.told():
         _require_inventory(database)
     return database
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from nova_precache import model
 from nova_precache.cells import inventory, liveness
-from nova_precache.db import census
+from nova_precache.db import statistics
 
 CHUNK_HOSTS = 1000
 
@@ -54,14 +54,14 @@ class NovaHosts:
                 break
         return found[:limit]
 
-    def count(self) -> Mapping[str, census.HostCount]:
+    def count(self) -> Mapping[str, statistics.HostCount]:
         """Count the hosts of each cell by how they are."""
         counted: dict[str, collections.Counter[str]] = {}
         for chunk in self._chunks(CHUNK_HOSTS):
             for host in chunk:
                 counted.setdefault(host.agent.cell_uuid, collections.Counter())[host.status] += 1
         return {
-            cell_uuid: census.HostCount(
+            cell_uuid: statistics.HostCount(
                 **{status.value: hosts[status] for status in model.HostStatus}
             )
             for cell_uuid, hosts in counted.items()

@@ -11,10 +11,9 @@ from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
 
-from nova_precache.db import session as db_session
-from nova_precache.db import waits
+from nova_precache.db.engine import session as db_session, timeouts
 
-_LIMITS = waits.Limits(connect_seconds=5, answer_seconds=10, lock_seconds=5)
+_LIMITS = timeouts.Limits(connect_seconds=5, answer_seconds=10, lock_seconds=5)
 
 _SERVICES = sa.table(
     'services',
@@ -92,7 +91,7 @@ def connect(url: str) -> sa.Engine:
     backend = made.get_backend_name()
     made = made.set(drivername=_DRIVERS.get(backend, made.drivername))
     engine = sa.create_engine(_not_made(made), pool_pre_ping=True, pool_recycle=3600)
-    waits.limit(engine, _LIMITS)
+    timeouts.limit(engine, _LIMITS)
     return engine
 
 

@@ -6,8 +6,7 @@ import sys
 from nova_precache import backend
 from nova_precache.cmd import running
 from nova_precache.compute import metrics
-from nova_precache.wiring import common
-from nova_precache.wiring import compute as wiring_compute
+from nova_precache.wiring import common, compute as wiring_compute
 
 
 def main() -> None:

@@ -8,20 +8,18 @@ from oslo_config import cfg
 
 from nova_precache import backend
 from nova_precache.cmd import running
-from nova_precache.db import schema, session, waits
-from nova_precache.wiring import api as wiring_api
-from nova_precache.wiring import common
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.db.engine import schema, session, timeouts
+from nova_precache.wiring import api as wiring_api, common, conductor as wiring_conductor
 
 Build = Callable[[cfg.ConfigOpts, session.Database], Sequence[running.Running]]
 
 
 def run_api() -> None:
-    running.exit_with(lambda: _run(_api, waits.API))
+    running.exit_with(lambda: _run(_api, timeouts.API))
 
 
 def run_conductor() -> None:
-    running.exit_with(lambda: _run(_conductor, waits.SERVICE))
+    running.exit_with(lambda: _run(_conductor, timeouts.SERVICE))
 
 
 def _api(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
@@ -33,7 +31,7 @@ def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[run
     return [exposed, wiring_conductor.new_conductor(conf, database, exposed)]
 
 
-def _run(build: Build, limits: waits.Limits) -> int:
+def _run(build: Build, limits: timeouts.Limits) -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.restart_if_chosen(conf)
     with schema.open_current(conf, limits) as database:

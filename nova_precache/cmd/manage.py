@@ -10,7 +10,7 @@ from oslo_config import cfg
 
 from nova_precache.cmd import running
 from nova_precache.cmd.managing import brokers, cells, databases, disks, hosts
-from nova_precache.db import failing
+from nova_precache.db.engine import errors
 
 Command = Callable[[cfg.ConfigOpts], int]
 
@@ -23,7 +23,7 @@ def _main() -> int:
     command = cfg.SubCommandOpt('command', title='Commands', handler=_add_commands)
     conf = running.read_configuration(sys.argv[1:], [command])
     run: Command = conf.command.run
-    with failing.told():
+    with errors.told():
         return run(conf)
 
 

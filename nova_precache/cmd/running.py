@@ -14,8 +14,7 @@ from typing import Protocol
 from oslo_config import cfg
 from oslo_service import systemd
 
-from nova_precache import backend, exception
-from nova_precache import conf as configuration
+from nova_precache import backend, conf as configuration, exception
 
 LOG = logging.getLogger(__name__)
 

@@ -10,11 +10,10 @@ from oslo_log import log
 from oslo_upgradecheck import common_checks, upgradecheck
 from packaging import version
 
-from nova_precache import conf as configuration
-from nova_precache import exception, outages, policy, rpc
+from nova_precache import conf as configuration, exception, outages, policy, rpc
 from nova_precache.cells import novadb
 from nova_precache.cmd import running
-from nova_precache.db import failing, schema, session
+from nova_precache.db.engine import errors, schema, session
 from nova_precache.wiring import common
 
 SHOWN = 5
@@ -117,7 +116,7 @@ class Checks(upgradecheck.UpgradeCommands):
 def _told(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
     """Have what keeps a check from being made be its result."""
     try:
-        with failing.told():
+        with errors.told():
             return check()
     except exception.PrecacheError as exc:
         return _failure(str(exc))

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 import tenacity
 
 from nova_precache import concurrency, exception, files, model, outages, rpc
-from nova_precache.compute import inventory, reporter, transfers
-from nova_precache.compute import name as compute_name
+from nova_precache.compute import inventory, name as compute_name, reporter, transfers
 from nova_precache.virt import driver as virt_driver
 
 LOG = logging.getLogger(__name__)

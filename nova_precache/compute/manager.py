@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
-from nova_precache.compute import name as compute_name
-from nova_precache.compute import outcomes, reporter, rpcapi, transfers
+from nova_precache.compute import name as compute_name, outcomes, reporter, rpcapi, transfers
 from nova_precache.control import Control
 from nova_precache.image import service
 from nova_precache.virt import driver as virt_driver

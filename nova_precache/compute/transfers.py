@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 
 from nova_precache import exception, model
-from nova_precache.compute import meter, outcomes
-from nova_precache.compute import options as transfer_options
+from nova_precache.compute import meter, options as transfer_options, outcomes
 from nova_precache.control import Control
 
 KEPT_OUTCOMES = 1000

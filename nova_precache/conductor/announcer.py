@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from nova_precache import context, exception, model
 from nova_precache.cells import inventory
-from nova_precache.db import announcements, requests
+from nova_precache.db import outbox, requests
 from nova_precache.notifications import emitter, payloads
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Announcer:
 
     def __init__(
         self,
-        due: announcements.Announcements,
+        due: outbox.Announcements,
         request_store: requests.Requests,
         aggregates: inventory.Inventory,
         notify: emitter.Emitter,
@@ -82,7 +82,7 @@ class Announcer:
                 LOG.exception('Notifications could not be sent now, they are tried again')
             self._wake.wait(self.poll_seconds)
 
-    def _send(self, due: announcements.Due) -> None:
+    def _send(self, due: outbox.Due) -> None:
         """Send one; a failure is of this request alone, or the next cannot be taken either."""
         waits = 'Request %s: its notification %d waits'
         try:
@@ -101,7 +101,7 @@ class Announcer:
             self._due.remove(due)
 
     def _notifications(
-        self, request: model.CacheRequest, due: announcements.Due
+        self, request: model.CacheRequest, due: outbox.Due
     ) -> Iterator[payloads.Notification]:
         asker = context.RequestContext(
             user_id=request.user_id,
@@ -123,7 +123,7 @@ class Announcer:
     def _of_host(
         self,
         request: model.CacheRequest,
-        due: announcements.Due,
+        due: outbox.Due,
         host: str,
         asker: context.RequestContext,
     ) -> Iterator[payloads.Notification]:

@@ -10,7 +10,8 @@ from typing import Protocol
 from nova_precache import context, exception, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import askers, breaker, companions, tracker
-from nova_precache.db import claims, jobs, recording
+from nova_precache.db import jobs
+from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ LOG = logging.getLogger(__name__)
 MOVING_WITHIN_SECONDS = 30.0
 # After these, the host's other jobs would fare no better now.
 _HOST_IS_LEFT = frozenset({model.Retry.BACKOFF, model.Retry.LATER})
-_ASK = jobs.Turned(recording.STALE)
+_ASK = jobs.Turned(job_outcome.STALE)
 
 
 class _Unconfirmed(Exception):
@@ -66,7 +67,7 @@ class HostCaller:
 
     def serve(
         self,
-        claim: claims.Claim,
+        claim: job_claim.Claim,
         is_stopping: Callable[[], bool],
         first: jobs.Assignment | None = None,
     ) -> None:
@@ -88,7 +89,7 @@ class HostCaller:
 
     def _step(
         self,
-        claim: claims.Claim,
+        claim: job_claim.Claim,
         assignment: jobs.Assignment | None,
         is_stopping: Callable[[], bool],
     ) -> jobs.Turned:

@@ -16,7 +16,8 @@ from concurrent import futures
 from nova_precache import exception
 from nova_precache.cells import inventory
 from nova_precache.conductor import breaker, caller, planner, planning, tracker
-from nova_precache.db import claims, jobs, requests
+from nova_precache.db import jobs, requests
+from nova_precache.db.job import claim as job_claim
 
 LOG = logging.getLogger(__name__)
 
@@ -153,13 +154,13 @@ class Dispatcher:
             self._count_takeover()
             self._submit(claim)
 
-    def _submit(self, claim: claims.Claim, first: jobs.Assignment | None = None) -> None:
+    def _submit(self, claim: job_claim.Claim, first: jobs.Assignment | None = None) -> None:
         self._breakers.enter(claim.cell_uuid)  # before the next claim looks which cells to avoid
         done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set, first)
         self._in_progress[done] = claim.host
         done.add_done_callback(lambda future: self._served(claim, future))
 
-    def _served(self, claim: claims.Claim, future: futures.Future[None]) -> None:
+    def _served(self, claim: job_claim.Claim, future: futures.Future[None]) -> None:
         self._breakers.leave(claim.cell_uuid)
         self._in_progress.pop(future, None)
         error = future.exception()

@@ -15,7 +15,7 @@ from prometheus_client import core, registry
 from nova_precache import context, model, outages
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import caller
-from nova_precache.db import census
+from nova_precache.db import statistics
 from nova_precache.metrics import DOWNLOAD_BUCKETS_SECONDS
 
 LOG = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 COUNTED_FOR_SECONDS = 5.0
 _PREFIX = 'nova_precache_conductor'
 
-HostsCount = Callable[[], Mapping[str, census.HostCount]]
+HostsCount = Callable[[], Mapping[str, statistics.HostCount]]
 
 
 class Counters:
@@ -104,7 +104,7 @@ class StateCollector(registry.Collector):
 
     def __init__(
         self,
-        count: Callable[[], census.Count],
+        count: Callable[[], statistics.Count],
         clock: Callable[[], float],
         counted_for_seconds: float = COUNTED_FOR_SECONDS,
         count_hosts: HostsCount | None = None,
@@ -114,7 +114,7 @@ class StateCollector(registry.Collector):
         self._clock = clock
         self._counted_for_seconds = counted_for_seconds
         self._lock = threading.Lock()
-        self._counted: census.Count | None = None
+        self._counted: statistics.Count | None = None
         self._stale_at = 0.0
 
     def collect(self) -> Iterator[core.Metric]:
@@ -127,14 +127,14 @@ class StateCollector(registry.Collector):
         if counted is not None:
             yield from _families(counted)
 
-    def _recent(self) -> census.Count | None:
+    def _recent(self) -> statistics.Count | None:
         with self._lock:  # those who ask at once wait for one count
             if self._clock() >= self._stale_at:
                 self._counted = self._try_to_count()
                 self._stale_at = self._clock() + self._counted_for_seconds
             return self._counted
 
-    def _try_to_count(self) -> census.Count | None:
+    def _try_to_count(self) -> statistics.Count | None:
         try:
             counted = self._count()
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the database
@@ -146,7 +146,7 @@ class StateCollector(registry.Collector):
         return dataclasses.replace(counted, hosts=_try_to_count_hosts(self._count_hosts))
 
 
-def _try_to_count_hosts(count: HostsCount) -> Mapping[str, census.HostCount]:
+def _try_to_count_hosts(count: HostsCount) -> Mapping[str, statistics.HostCount]:
     try:
         return count()
     except Exception as exc:  # noqa: BLE001 - whatever is wrong with the inventory
@@ -155,7 +155,7 @@ def _try_to_count_hosts(count: HostsCount) -> Mapping[str, census.HostCount]:
         return {}
 
 
-def _families(counted: census.Count) -> Iterator[core.Metric]:
+def _families(counted: statistics.Count) -> Iterator[core.Metric]:
     yield _gauge(
         'requests',
         'Requests that have not ended.',
@@ -194,7 +194,7 @@ def _gauge(name: str, help_text: str, label: str, values: dict[str, int]) -> cor
     return family
 
 
-def _hosts(counted: census.Count) -> core.Metric:
+def _hosts(counted: statistics.Count) -> core.Metric:
     family = core.GaugeMetricFamily(
         f'{_PREFIX}_hosts',
         'Hosts by whether they can be called: up, down, or not known.',

@@ -17,7 +17,8 @@ from typing import Protocol
 from nova_precache import context, exception, outages
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import breaker, tracker
-from nova_precache.db import agents, jobs, steering, stops
+from nova_precache.db import agents, jobs, request_actions
+from nova_precache.db.job import stop as job_stop
 
 LOG = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Orders:
 
     def __init__(
         self,
-        store: steering.Steering,
+        store: request_actions.Steering,
         job_store: jobs.Jobs,
         agent_store: agents.Agents,
         track: tracker.Tracker,
@@ -117,7 +118,7 @@ class Orders:
         self._stops.stop()
         self._discards.stop()
 
-    def _stop(self, order: stops.StopOrder, is_waited_for: bool) -> float:
+    def _stop(self, order: job_stop.StopOrder, is_waited_for: bool) -> float:
         """Send an order; gives the seconds after which it may be sent again.
 
         :param is_waited_for: some conductor holds the host, and may wait for the outcome.
@@ -145,12 +146,12 @@ class Orders:
             self._has_stopped(order, 'the host does not work on it')
         return OUTCOME_SECONDS if is_waited_for else 0
 
-    def _has_stopped(self, order: stops.StopOrder, why: str) -> None:
+    def _has_stopped(self, order: job_stop.StopOrder, why: str) -> None:
         LOG.info('Job %s of host %s counts as stopped: %s', order.job_id, order.host, why)
         self._tracker.settle(self._store.stopped(order.job_id, order.epoch))
         self._freed()
 
-    def _forget(self, discard: stops.Discard) -> float:
+    def _forget(self, discard: job_stop.Discard) -> float:
         try:
             self._computes(discard.cell_uuid).forget_image(
                 context.admin_context(), discard.host, discard.image_id
@@ -164,7 +165,7 @@ class Orders:
         self._store.discarded(discard.job_id)
         return 0
 
-    def _leave_to_age(self, discard: stops.Discard, why: str) -> None:
+    def _leave_to_age(self, discard: job_stop.Discard, why: str) -> None:
         LOG.info(
             'What came of image %s stays on host %s until it is too old: %s',
             discard.image_id,
@@ -174,7 +175,7 @@ class Orders:
         self._store.discarded(discard.job_id)
 
 
-def _key(order: stops.StopOrder) -> Hashable:
+def _key(order: job_stop.StopOrder) -> Hashable:
     return order.job_id, order.epoch, order.why
 
 

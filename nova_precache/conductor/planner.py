@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from nova_precache import model
-from nova_precache.db import plans
+from nova_precache.db.request import plan as request_plan
 
 LEFT = 'host left the aggregate'
 
@@ -37,7 +37,7 @@ class Facts:
     left: Collection[str] = frozenset()
 
 
-def plan(request: model.CacheRequest, facts: Facts) -> Iterator[plans.PlannedTask]:
+def plan(request: model.CacheRequest, facts: Facts) -> Iterator[request_plan.PlannedTask]:
     """Give the tasks of a request, host by host; the same facts give the same tasks."""
     for host in facts.hosts:
         for image_id in request.images:
@@ -46,16 +46,18 @@ def plan(request: model.CacheRequest, facts: Facts) -> Iterator[plans.PlannedTas
 
 def replan(
     request: model.CacheRequest, tasks: Iterable[model.Task], facts: Facts
-) -> Iterator[plans.PlannedTask]:
+) -> Iterator[request_plan.PlannedTask]:
     """Give those tasks of an earlier plan anew that are tried again."""
     for task in tasks:
         yield _task(request, task.host, task.image_id, facts)
 
 
-def _task(request: model.CacheRequest, host: str, image_id: str, facts: Facts) -> plans.PlannedTask:
+def _task(
+    request: model.CacheRequest, host: str, image_id: str, facts: Facts
+) -> request_plan.PlannedTask:
     status, reason = _known_outcome(request, host, image_id, facts)
     image = facts.images.get(image_id)
-    return plans.PlannedTask(
+    return request_plan.PlannedTask(
         host=host,
         cell_uuid=facts.cells.get(host),
         image_id=image_id,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
 from nova_precache.conductor import liveness, planner, tracker, visibility
-from nova_precache.db import plans, requests
+from nova_precache.db import requests
+from nova_precache.db.request import plan as request_plan
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Planning:
     def _write(
         self,
         request: model.CacheRequest,
-        tasks: Iterable[plans.PlannedTask],
+        tasks: Iterable[request_plan.PlannedTask],
         is_stopping: Callable[[], bool],
     ) -> None:
         for chunk in _chunks(tasks, self._chunk_tasks):
@@ -181,7 +182,9 @@ class Planning:
             self._tracker.failed(request_id)
 
 
-def _chunks(tasks: Iterable[plans.PlannedTask], size: int) -> Iterator[list[plans.PlannedTask]]:
+def _chunks(
+    tasks: Iterable[request_plan.PlannedTask], size: int
+) -> Iterator[list[request_plan.PlannedTask]]:
     iterator = iter(tasks)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nova_precache.conductor import tracker
-from nova_precache.db import steering
+from nova_precache.db import request_actions
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Helm:
 
     def __init__(
         self,
-        store: steering.Steering,
+        store: request_actions.Steering,
         hosts: Returning,
         track: tracker.Tracker,
         tell: Orders,

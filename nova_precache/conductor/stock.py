@@ -14,7 +14,7 @@ from nova_precache import context, exception, model
 from nova_precache.cells import liveness
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import tracker
-from nova_precache.db import jobs, returning, steering, stockcalls
+from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 
 LOG = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class Calls(Protocol):
 
     def begin(
         self, job_id: str, epoch: int, host: str, over_seconds: float
-    ) -> stockcalls.Begun | stockcalls.Occupied | None: ...
+    ) -> nova_calls.Begun | nova_calls.Occupied | None: ...
 
     def answered(self, host: str, epoch: int) -> None: ...
 
-    def occupied(self, host: str) -> stockcalls.Occupied | None: ...
+    def occupied(self, host: str) -> nova_calls.Occupied | None: ...
 
 
 class StockCompute:
@@ -80,7 +80,7 @@ class StockCompute:
         begun = self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
         if begun is None:
             return None
-        if isinstance(begun, stockcalls.Occupied):
+        if isinstance(begun, nova_calls.Occupied):
             raise _occupied('an earlier call got no answer', begun)
         companion_ids = [each.id for each in call.needed or ()]
         image_ids = [*companion_ids, call.image_id]
@@ -103,7 +103,7 @@ class StockCompute:
 
 
 def _occupied(
-    why: str, occupied: stockcalls.Occupied, is_lost: bool = False
+    why: str, occupied: nova_calls.Occupied, is_lost: bool = False
 ) -> exception.HostOccupied:
     return exception.HostOccupied(
         f'{why}, and the host may still be at work on it: '
@@ -152,7 +152,7 @@ class StockOrders:
 
     def __init__(
         self,
-        store: steering.Steering,
+        store: request_actions.Steering,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
@@ -195,7 +195,7 @@ class Liveness(Protocol):
 class StockReturning:
     """Jobs that wait for hosts that were down or disabled, and are due when these are back."""
 
-    def __init__(self, waiting: returning.Waiting, alive: Liveness) -> None:
+    def __init__(self, waiting: host_recovery.Waiting, alive: Liveness) -> None:
         self._waiting = waiting
         self._liveness = alive
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 from nova_precache import context, exception, model, reasons
 from nova_precache.conductor import database_wait, retry
-from nova_precache.db import jobs, recording, requests, steering
+from nova_precache.db import jobs, request_actions, requests
+from nova_precache.db.job import outcome as job_outcome
 
 LOG = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Tracker:
         self,
         job_store: jobs.Jobs,
         request_store: requests.Requests,
-        steering_store: steering.Steering,
+        steering_store: request_actions.Steering,
         announce: Callable[[], None],
         policy: retry.RetryPolicy,
         count: Callable[[int, model.ImageOutcome], None] = lambda tasks, outcome: None,
@@ -54,7 +55,7 @@ class Tracker:
             sum(request.counts.values()),
         )
         alone = (request_id,)  # idle, it may be
-        self.settle(recording.Recorded(current=True, requests=alone, idle=alone))
+        self.settle(job_outcome.Recorded(current=True, requests=alone, idle=alone))
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record how an attempt ended: final, or to be tried again."""
@@ -109,7 +110,7 @@ class Tracker:
             self._settle_final(turned.recorded, outcome)
         return turned
 
-    def _settle_final(self, recorded: recording.Recorded, outcome: model.ImageOutcome) -> None:
+    def _settle_final(self, recorded: job_outcome.Recorded, outcome: model.ImageOutcome) -> None:
         self._count(len(recorded.requests), outcome)  # a request has one task of a job
         self.settle(recorded)
 
@@ -177,14 +178,14 @@ class Tracker:
         """Tell whether the job ends with the attempt that runs, however it ends."""
         return self.policy.is_last(assignment.attempts)
 
-    def settle(self, *recorded: recording.Recorded) -> None:
+    def settle(self, *recorded: job_outcome.Recorded) -> None:
         """Go on from committed outcomes, which may have made whole requests final."""
-        self.database_wait.wait_out(lambda: self._settle(recording.together(recorded)))
+        self.database_wait.wait_out(lambda: self._settle(job_outcome.together(recorded)))
 
-    def _settle(self, settled: recording.Recorded) -> None:
+    def _settle(self, settled: job_outcome.Recorded) -> None:
         guarded = [request for request in settled.requests if self._is_guarded(request)]
         if guarded:
-            settled = recording.together([settled, self._steering.check(guarded)])
+            settled = job_outcome.together([settled, self._steering.check(guarded)])
         self.complete(settled.idle)
         if settled.requests:
             self._announce()

@@ -12,8 +12,9 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
-from nova_precache.db import hearing, locks, models, recording
-from nova_precache.db import session as db_session
+from nova_precache.db import hearing
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import locking, outcome as job_outcome
 
 LOG = logging.getLogger(__name__)
 
@@ -296,9 +297,9 @@ def _take_over(session: orm.Session, host: str) -> None:
         job.stop_why.is_(None),
     )
     job_ids = session.scalars(sa.select(job.uuid).where(called)).all()
-    locks.hold(session, job_ids)
+    locking.hold(session, job_ids)
     for job_id in job_ids:
-        recording.wait(
+        job_outcome.wait(
             session, sa.and_(job.uuid == job_id, called), job_id, _TAKEN_OVER, 0, attempts=-1
         )
 

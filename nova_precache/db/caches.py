@@ -17,8 +17,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import model, wire
-from nova_precache.db import models
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import models, session as db_session
 
 LOG = logging.getLogger(__name__)
 

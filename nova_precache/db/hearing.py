@@ -18,8 +18,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache.db import models
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import models, session as db_session
 
 
 @dataclasses.dataclass(frozen=True)

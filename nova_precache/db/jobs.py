@@ -17,29 +17,27 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
-from nova_precache.db import (
-    beginnings,
+from nova_precache.db import job_batch
+from nova_precache.db.engine import group_commit, models, session as db_session
+from nova_precache.db.job import (
+    begin as job_begin,
+    call_terms,
     calls,
-    claims,
+    claim as job_claim,
     demand,
-    endings,
-    grouping,
-    locks,
-    models,
-    recording,
-    rounds,
-    stops,
-    terms,
+    finish as job_finish,
+    locking,
+    outcome as job_outcome,
+    stop as job_stop,
 )
-from nova_precache.db import session as db_session
 
 LOG = logging.getLogger(__name__)
 
 Assignment = calls.Assignment
 ProgressReport = calls.ProgressReport
-Terms = terms.Terms
-Finish = endings.Finish
-Turned = rounds.Turned
+Terms = call_terms.Terms
+Finish = job_finish.Finish
+Turned = job_batch.Turned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,43 +68,45 @@ class Jobs:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
         self._senders = wire.Senders(LOG)
-        self._group = grouping.Group(self._play, rounds.keys, of_all=exception.DatabaseUnavailable)
+        self._group = group_commit.Group(
+            self._play, job_batch.keys, of_all=exception.DatabaseUnavailable
+        )
 
     def claim(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()
-    ) -> claims.Claim | None:
+    ) -> job_claim.Claim | None:
         """Lease the host of the most urgent job that waits, if the limit allows.
 
         :param limit: most hosts claimed at once over all conductors
         :param avoid_cells: uuids of cells that are not to be called now
         """
         return self._database.write(
-            lambda session: claims.claim(session, conductor_id, limit, avoid_cells, self._lease)
+            lambda session: job_claim.claim(session, conductor_id, limit, avoid_cells, self._lease)
         )
 
     def claim_several(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = (), most: int = 1
-    ) -> Sequence[rounds.Claimed]:
+    ) -> Sequence[job_batch.Claimed]:
         """Lease several hosts as ``claim`` does one, and assign the first job of each.
 
         None when there is none to be had.
 
         :param most: so many of them
         """
-        wanted = claims.Wanted(conductor_id, limit, most, tuple(avoid_cells), self._lease)
-        return cast(Sequence[rounds.Claimed], self._group.submit(wanted))
+        wanted = job_claim.Wanted(conductor_id, limit, most, tuple(avoid_cells), self._lease)
+        return cast(Sequence[job_batch.Claimed], self._group.submit(wanted))
 
-    def take_over(self, conductor_id: str) -> claims.Claim | None:
+    def take_over(self, conductor_id: str) -> job_claim.Claim | None:
         """Take over a claim that another conductor let expire; it goes on counting."""
         return self._database.write(
-            lambda session: claims.take_over(session, conductor_id, self._lease)
+            lambda session: job_claim.take_over(session, conductor_id, self._lease)
         )
 
     def renew(self, conductor_id: str) -> Sequence[str]:
         """Extend the leases of this conductor; gives the hosts that it still holds."""
 
         def work(session: orm.Session) -> Sequence[str]:
-            claims.lock_counter(session)  # as whoever else changes several claims
+            job_claim.lock_counter(session)  # as whoever else changes several claims
             expires = db_session.now(session) + self._lease
             mine = models.Claim.conductor_id == conductor_id
             session.execute(
@@ -119,12 +119,12 @@ class Jobs:
     def release(self, conductor_id: str, host: str) -> bool:
         """Give a host back; False when another conductor has taken it over."""
         held = sa.and_(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
-        return self._database.write(lambda session: claims.release(session, held) == 1)
+        return self._database.write(lambda session: job_claim.release(session, held) == 1)
 
     def release_all(self, conductor_id: str) -> None:
         """Give back every host of a conductor that stops."""
         held = models.Claim.conductor_id == conductor_id
-        self._database.write(lambda session: claims.release(session, held))
+        self._database.write(lambda session: job_claim.release(session, held))
 
     def claimed_hosts(self, conductor_id: str | None = None) -> Sequence[str]:
         """Give the hosts that are claimed by one conductor, or by any."""
@@ -165,7 +165,7 @@ class Jobs:
         :param agent_id: of the compute; None of one of an earlier release
         :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
         """
-        if self._group.submit(beginnings.Begin(job_id, epoch, starts, cell_uuid, agent_id)):
+        if self._group.submit(job_begin.Begin(job_id, epoch, starts, cell_uuid, agent_id)):
             return True
         if agent_id is not None:
             self._require_registered(job_id, cell_uuid, agent_id)
@@ -191,7 +191,7 @@ class Jobs:
         self,
         conductor_id: str,
         host: str,
-        ended: endings.Finish | None = None,
+        ended: job_finish.Finish | None = None,
         goes_on: bool = True,
     ) -> Turned:
         """Record how a call ended, and choose the host's next job as ``assign`` does.
@@ -200,15 +200,15 @@ class Jobs:
         the outcome may decide on what is called next, there is neither: ask again once it
         was seen to.
         """
-        if ended is not None and ended.outcome.status in stops.OUTCOMES:
+        if ended is not None and ended.outcome.status in job_stop.OUTCOMES:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
             turned = self.turn(conductor_id, host, goes_on=goes_on)
             return dataclasses.replace(turned, recorded=recorded)
-        return cast(Turned, self._group.submit(rounds.Turn(conductor_id, host, ended, goes_on)))
+        return cast(Turned, self._group.submit(job_batch.Turn(conductor_id, host, ended, goes_on)))
 
-    def _play(self, members: Sequence[rounds.Member]) -> Sequence[rounds.Result]:
+    def _play(self, members: Sequence[job_batch.Member]) -> Sequence[job_batch.Result]:
         return self._database.write(
-            lambda session: rounds.play(session, members), may_reword=len(members) == 1
+            lambda session: job_batch.play(session, members), may_reword=len(members) == 1
         )
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
@@ -248,7 +248,7 @@ class Jobs:
         """
 
         def work(session: orm.Session, some: Sequence[ProgressReport]) -> int:
-            if not locks.hold(session, [report.job_id for report in some]):
+            if not locking.hold(session, [report.job_id for report in some]):
                 return 0
             now = db_session.now(session)
             return sum(calls.record_progress(session, report, now) for report in some)
@@ -271,32 +271,36 @@ class Jobs:
         with self._database.reader() as session:
             return session.scalars(query).first()
 
-    def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> recording.Recorded:
+    def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> job_outcome.Recorded:
         """Make a job and all tasks that want it final.
 
         One that its compute has left, since it was told to, ends for those who no longer
         want it. If others do, it waits to be called again, which is no attempt.
         """
-        if outcome.status not in stops.OUTCOMES:
-            finished = self._group.submit(endings.Finish(job_id, epoch, outcome))
-            return cast(recording.Recorded, finished)
+        if outcome.status not in job_stop.OUTCOMES:
+            finished = self._group.submit(job_finish.Finish(job_id, epoch, outcome))
+            return cast(job_outcome.Recorded, finished)
         current = calls.current(job_id, epoch)
-        return self._database.write(lambda session: stops.leave(session, current, job_id, outcome))
+        return self._database.write(
+            lambda session: job_stop.leave(session, current, job_id, outcome)
+        )
 
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
-    ) -> recording.Recorded:
+    ) -> job_outcome.Recorded:
         """Have a job wait for its next attempt, holding no slot, unless it was to stop."""
         uncounted = -1 if outcome.retry == model.Retry.LATER else 0
         current = calls.current(job_id, epoch)
         return self._database.write(
-            lambda session: stops.retry(session, current, job_id, outcome, delay_seconds, uncounted)
+            lambda session: job_stop.retry(
+                session, current, job_id, outcome, delay_seconds, uncounted
+            )
         )
 
     def terms(self, job_id: str) -> Terms:
         """Give under which terms a job may be done that is about to be called."""
         with self._database.reader() as session:
-            return terms.terms(session, [job_id])[job_id]
+            return call_terms.terms(session, [job_id])[job_id]
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]:
         """Map hosts to the bytes a second at which images of late came to be cached on them.
@@ -304,7 +308,7 @@ class Jobs:
         A host on which no byte was moved of late is left out.
         """
         with self._database.reader() as session:
-            return terms.measured_rates(session, hosts)
+            return call_terms.measured_rates(session, hosts)
 
     def askers(self, job_id: str) -> Sequence[Asker]:
         """Give the requests that still want a job."""
@@ -321,7 +325,7 @@ class Jobs:
 
     def end_tasks(
         self, job_id: str, request_ids: Collection[str], outcome: model.ImageOutcome
-    ) -> recording.Recorded:
+    ) -> job_outcome.Recorded:
         """Make the tasks of some requests final and leave the job to the others."""
 
         chosen = sa.and_(
@@ -331,7 +335,7 @@ class Jobs:
 
     def skip_waiting(
         self, request_id: str, hosts: Collection[str], reason: str
-    ) -> recording.Recorded:
+    ) -> job_outcome.Recorded:
         """End the tasks of some hosts that no compute has begun, and jobs nobody wants now."""
 
         chosen = sa.and_(
@@ -354,7 +358,7 @@ class Jobs:
             rows = session.scalars(
                 sa.select(models.Job)
                 .where(models.Job.cell_uuid == cell_uuid, models.Job.uuid > after)
-                .where(claims.due(now), claims.unclaimed())
+                .where(job_claim.due(now), job_claim.unclaimed())
                 .order_by(models.Job.uuid)
                 .limit(limit)
             ).all()
@@ -362,14 +366,14 @@ class Jobs:
 
     def fail_unclaimed(
         self, missed: Sequence[MissedCall], outcome: model.ImageOutcome
-    ) -> Sequence[recording.Recorded]:
+    ) -> Sequence[job_outcome.Recorded]:
         """Count attempts that were not made because the cell is unreachable.
 
         What was claimed or counted by others meanwhile is left alone.
         """
 
-        def work(session: orm.Session) -> Sequence[recording.Recorded]:
-            locks.hold(session, [each.job_id for each in missed])
+        def work(session: orm.Session) -> Sequence[job_outcome.Recorded]:
+            locking.hold(session, [each.job_id for each in missed])
             return [_fail_unclaimed(session, each, outcome) for each in missed]
 
         return self._database.write(work)
@@ -377,15 +381,15 @@ class Jobs:
 
 def _fail_unclaimed(
     session: orm.Session, missed: MissedCall, outcome: model.ImageOutcome
-) -> recording.Recorded:
+) -> job_outcome.Recorded:
     waiting = models.Job.status.in_(model.TASK_WAITING)
-    free = sa.and_(models.Job.uuid == missed.job_id, waiting, claims.unclaimed())
+    free = sa.and_(models.Job.uuid == missed.job_id, waiting, job_claim.unclaimed())
     as_it_stood = sa.and_(
-        free, models.Job.attempts == missed.attempts, claims.due(db_session.now(session))
+        free, models.Job.attempts == missed.attempts, job_claim.due(db_session.now(session))
     )
     delay = missed.delay_seconds
-    if not recording.wait(session, as_it_stood, missed.job_id, outcome, delay or 0, attempts=1):
-        return recording.STALE
+    if not job_outcome.wait(session, as_it_stood, missed.job_id, outcome, delay or 0, attempts=1):
+        return job_outcome.STALE
     if delay is not None:
-        return recording.STALE
-    return recording.finish(session, free, missed.job_id, outcome)
+        return job_outcome.STALE
+    return job_outcome.finish(session, free, missed.job_id, outcome)

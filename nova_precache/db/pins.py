@@ -16,8 +16,8 @@ from oslo_utils import timeutils
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import listing, models
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.request import queries
 
 LEASE_SECONDS = 120
 FAILURES_COUNT_SECONDS = 24 * 3600
@@ -111,7 +111,7 @@ class Pins:
         self,
         project_id: str | None = None,
         status: str | None = None,
-        aggregate: listing.AggregateFilter | None = None,
+        aggregate: queries.AggregateFilter | None = None,
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.Pin]:

@@ -11,25 +11,22 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import (
-    accepting,
-    announcements,
+from nova_precache.db import outbox, rows
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import demand, outcome as job_outcome
+from nova_precache.db.request import (
+    actions,
     completion,
-    demand,
-    listing,
-    models,
-    plans,
-    recording,
-    steps,
-    totals,
+    create,
+    plan as request_plan,
+    queries,
 )
-from nova_precache.db import session as db_session
 
 _RACES = 5
 
-Limits = accepting.Limits
-NewRequest = accepting.NewRequest
-RequestFilter = listing.RequestFilter
+Limits = create.Limits
+NewRequest = create.NewRequest
+RequestFilter = queries.RequestFilter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +52,13 @@ class Requests:
         :returns: the request, the earlier one if there is one
         :raises nova_precache.exception.TooMany: a limit of ``[image_cache]`` would be exceeded
         """
-        accepting.check_size(new, self._limits)
+        create.check_size(new, self._limits)
         # Made here: a commit whose answer was lost is tried again, and found done.
         request_id = str(uuid.uuid4())
         for _ in range(_RACES):
             try:
                 return self._database.write(
-                    lambda session: accepting.accept(session, request_id, new, self._limits)
+                    lambda session: create.accept(session, request_id, new, self._limits)
                 )
             except db_exception.DBDuplicateEntry:
                 continue  # somebody was first with the client's own id, or with a file's name
@@ -70,10 +67,10 @@ class Requests:
     def accepted(self, project_id: str | None, client_request_id: str) -> model.CacheRequest | None:
         """Give the request that a project made under an id of its own, if it did."""
         row = models.CacheRequest
-        same = row.client_key == accepting.client_key(project_id, client_request_id)
+        same = row.client_key == create.client_key(project_id, client_request_id)
         with self._database.reader() as session:
             known = session.scalars(sa.select(row).where(same)).all()
-            return next(iter(totals.requests(session, known)), None)
+            return next(iter(rows.requests(session, known)), None)
 
     def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
         """Give a request with its counts; ``project_id`` None means any project's.
@@ -81,7 +78,7 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
-            return totals.requests(session, [load(session, request_id, project_id)])[0]
+            return rows.requests(session, [load(session, request_id, project_id)])[0]
 
     def outline(self, request_id: str) -> model.CacheRequest:
         """Give a request without its counts, which cost a look at each of its tasks.
@@ -89,11 +86,11 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown
         """
         with self._database.reader() as session:
-            return totals.request(load(session, request_id), {})
+            return rows.request(load(session, request_id), {})
 
     def list(
         self,
-        filter: listing.RequestFilter | None = None,  # noqa: A002
+        filter: queries.RequestFilter | None = None,  # noqa: A002
         sort_key: str = 'created_at',
         descending: bool = True,
         limit: int = 1000,
@@ -105,12 +102,12 @@ class Requests:
         :raises nova_precache.exception.InvalidInput: they are not sorted by this key
         :raises nova_precache.exception.RequestNotFound: the marker is unknown
         """
-        chosen = filter or listing.RequestFilter()
-        query = listing.requests(chosen, sort_key, descending, limit, marker)
+        chosen = filter or queries.RequestFilter()
+        query = queries.requests(chosen, sort_key, descending, limit, marker)
         with self._database.reader() as session:
             if marker is not None:
                 load(session, marker, chosen.project_id)
-            return totals.requests(session, session.scalars(query).all())
+            return rows.requests(session, session.scalars(query).all())
 
     def tasks(
         self,
@@ -122,18 +119,18 @@ class Requests:
         image_id: str | None = None,
     ) -> Sequence[model.Task]:
         """Give the tasks of a request in the order of the plan, from after ``marker`` on."""
-        query = listing.tasks(request_id, limit, marker, status, host, image_id)
+        query = queries.tasks(request_id, limit, marker, status, host, image_id)
         with self._database.reader() as session:
-            return [totals.task(row) for row in session.scalars(query)]
+            return [rows.task(row) for row in session.scalars(query)]
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
         """Take the oldest unplanned request for this conductor, for a while."""
 
         def work(session: orm.Session) -> ToPlan | None:
-            row = plans.take_next(session, conductor_id)
+            row = request_plan.take_next(session, conductor_id)
             if row is None:
                 return None
-            return ToPlan(totals.requests(session, [row])[0], row.is_admin)
+            return ToPlan(rows.requests(session, [row])[0], row.is_admin)
 
         return self._database.write(work)
 
@@ -145,7 +142,7 @@ class Requests:
         def work(session: orm.Session) -> None:
             later = db_session.now(session) + datetime.timedelta(seconds=seconds)
             session.execute(
-                plans.planned_by(request_id, conductor_id).values(
+                request_plan.planned_by(request_id, conductor_id).values(
                     planner=str(uuid.uuid4()), planner_lease_until=later, reason=reason
                 )
             )
@@ -153,7 +150,7 @@ class Requests:
         self._database.write(work)
 
     def add_tasks(
-        self, request_id: str, conductor_id: str, tasks: Sequence[plans.PlannedTask]
+        self, request_id: str, conductor_id: str, tasks: Sequence[request_plan.PlannedTask]
     ) -> bool:
         """Write one chunk of a plan; what an earlier try wrote stays as it is.
 
@@ -162,7 +159,7 @@ class Requests:
         for _ in range(_RACES):
             try:
                 return self._database.write(
-                    lambda session: plans.add_tasks(session, request_id, conductor_id, tasks)
+                    lambda session: request_plan.add_tasks(session, request_id, conductor_id, tasks)
                 )
             except db_exception.DBDuplicateEntry:
                 continue  # another request's plan made the same job; join it
@@ -172,11 +169,11 @@ class Requests:
         """Close the plan; False when another conductor has taken it over."""
 
         def work(session: orm.Session) -> bool:
-            steps.lock(session, request_id)
-            held = plans.planned_by(request_id, conductor_id).values(reason=None)
+            actions.lock(session, request_id)
+            held = request_plan.planned_by(request_id, conductor_id).values(reason=None)
             if db_session.rowcount(session.execute(held)) != 1:
                 return False
-            plans.close(session, request_id)
+            request_plan.close(session, request_id)
             return True
 
         return self._database.write(work)
@@ -185,22 +182,22 @@ class Requests:
         """End a request that cannot be planned, with what an earlier try at it has planned."""
         planned = models.Task.request_id == request_id
         outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
-        held = plans.planned_by(request_id, conductor_id)
+        held = request_plan.planned_by(request_id, conductor_id)
 
         def work(session: orm.Session) -> bool:
-            steps.lock(session, request_id)
+            actions.lock(session, request_id)
             if db_session.rowcount(session.execute(held.values(reason=reason))) != 1:
                 return False
             demand.give_up(session, planned, outcome)
-            plans.start(session, request_id)
+            request_plan.start(session, request_id)
             session.execute(
                 held.values(
-                    status=completion.failed_status(totals.counts(session, request_id)),
+                    status=completion.failed_status(rows.counts(session, request_id)),
                     finished_at=db_session.now(session),
                     is_planned=True,
                 )
             )
-            announcements.add(session, request_id, model.Phase.END)
+            outbox.add(session, request_id, model.Phase.END)
             return True
 
         return self._database.write(work)
@@ -208,7 +205,7 @@ class Requests:
     def complete(self, request_id: str) -> bool:
         """End the request if none of its tasks is in flight; True for whoever ended it."""
         with self._database.reader() as session:
-            if recording.has_work(session, request_id):
+            if job_outcome.has_work(session, request_id):
                 return False  # and nobody had to wait for the lock of a writer
         return self._database.write(lambda session: completion.complete(session, request_id))
 
@@ -234,7 +231,7 @@ class Requests:
         )
         query = sa.select(models.CacheRequest).where(completion.is_completable(), waiting.exists())
         with self._database.reader() as session:
-            return [totals.request(row, {}) for row in session.scalars(query)]
+            return [rows.request(row, {}) for row in session.scalars(query)]
 
     def waiting_hosts(self, request_id: str) -> Sequence[str]:
         """Give the hosts with tasks of the request that no compute has begun."""

@@ -18,8 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from nova_precache import control as controls
-from nova_precache import exception, model, priority
+from nova_precache import control as controls, exception, model, priority
 from nova_precache.download import pipeline, retry, verifier
 from nova_precache.download.source import Source
 from nova_precache.download.target import Target

@@ -15,8 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from nova_precache import control as controls
-from nova_precache import exception
+from nova_precache import control as controls, exception
 
 LOG = logging.getLogger(__name__)
 

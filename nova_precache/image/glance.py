@@ -20,9 +20,7 @@ import glanceclient
 import glanceclient.exc
 import requests
 import urllib3.exceptions
-from keystoneauth1 import adapter, plugin
-from keystoneauth1 import exceptions as ksa_exceptions
-from keystoneauth1 import session as ksa_session
+from keystoneauth1 import adapter, exceptions as ksa_exceptions, plugin, session as ksa_session
 from oslo_config import cfg
 
 from nova_precache import context, deadline, exception, exchange, model, outages, redirects

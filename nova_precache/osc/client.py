@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import requests
-from keystoneauth1 import adapter
-from keystoneauth1 import exceptions as keystone
+from keystoneauth1 import adapter, exceptions as keystone
 
 from nova_precache import redirects
 

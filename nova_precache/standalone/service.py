@@ -19,18 +19,18 @@ import fasteners
 import yaml
 from oslo_config import cfg
 
-from nova_precache import concurrency, exception, files, metrics
-from nova_precache import conf as configuration
+from nova_precache import concurrency, conf as configuration, exception, files, metrics
 from nova_precache.cells import inventory
-from nova_precache.compute import agent
-from nova_precache.compute import metrics as compute_metrics
+from nova_precache.compute import agent, metrics as compute_metrics
 from nova_precache.conductor import service as conductor_service
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from nova_precache.standalone import glance
-from nova_precache.wiring import api as wiring_api
-from nova_precache.wiring import common
-from nova_precache.wiring import compute as wiring_compute
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.wiring import (
+    api as wiring_api,
+    common,
+    compute as wiring_compute,
+    conductor as wiring_conductor,
+)
 from nova_precache.wsgi import server
 
 LOG = logging.getLogger(__name__)

@@ -10,10 +10,15 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.cells import transports
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import breaker, orders, strangers, tracker
-from nova_precache.conductor import steering as conductor_steering
-from nova_precache.db import agents, jobs, returning, steering
-from nova_precache.db import session as db_session
+from nova_precache.conductor import (
+    breaker,
+    orders,
+    steering as conductor_steering,
+    strangers,
+    tracker,
+)
+from nova_precache.db import agents, host_recovery, jobs, request_actions
+from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import common
 
 
@@ -77,11 +82,11 @@ class AgentComputes:
         """The database counts them, as they report to it."""
 
     def returning(self) -> conductor_steering.Returning:
-        return returning.Returning(self._database, self._conf.service_down_time)
+        return host_recovery.Returning(self._database, self._conf.service_down_time)
 
     def orders(
         self,
-        store: steering.Steering,
+        store: request_actions.Steering,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],

@@ -9,8 +9,8 @@ from nova_precache import context, policy, rpc
 from nova_precache.api import app, auth, call
 from nova_precache.cells import novadb
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.db import jobs, pins, steering
-from nova_precache.db import session as db_session
+from nova_precache.db import jobs, pins, request_actions
+from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, computes, images, stock
 from nova_precache.wsgi import origins, server
 
@@ -23,7 +23,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
     services = call.Services(
         inventory=aggregates,
         requests=common.request_store(conf, database),
-        steering=steering.Steering(database),
+        steering=request_actions.Steering(database),
         agents=computes.host_store(conf, database, aggregates),
         caches=common.told_caches(conf, database),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),

@@ -9,7 +9,7 @@ from nova_precache import metrics, rpc
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conf import image_cache
 from nova_precache.db import agents, caches, requests, untold
-from nova_precache.db import session as db_session
+from nova_precache.db.engine import session as db_session
 
 
 def version() -> str:

@@ -7,8 +7,15 @@ import uuid
 from oslo_config import cfg
 
 from nova_precache import exception, model, rpc, wire
-from nova_precache.compute import agent, inventory, manager, metrics, rpcapi, transfers
-from nova_precache.compute import name as compute_name
+from nova_precache.compute import (
+    agent,
+    inventory,
+    manager,
+    metrics,
+    name as compute_name,
+    rpcapi,
+    transfers,
+)
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.virt import driver as virt_driver
 from nova_precache.wiring import common, images

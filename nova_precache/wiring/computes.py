@@ -9,10 +9,16 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.api import call
 from nova_precache.cells import inventory, transports
-from nova_precache.conductor import breaker, caller, liveness, metrics, tracker
-from nova_precache.conductor import steering as conductor_steering
-from nova_precache.db import jobs, steering
-from nova_precache.db import session as db_session
+from nova_precache.conductor import (
+    breaker,
+    caller,
+    liveness,
+    metrics,
+    steering as conductor_steering,
+    tracker,
+)
+from nova_precache.db import jobs, request_actions
+from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, stock
 
 
@@ -36,7 +42,7 @@ class Computes(Protocol):
 
     def orders(
         self,
-        store: steering.Steering,
+        store: request_actions.Steering,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],

@@ -18,16 +18,24 @@ from nova_precache.conductor import (
     dispatcher,
     intake,
     manager,
+    metrics as conductor_metrics,
+    pins as conductor_pins,
     planning,
     retry,
     service,
+    steering as conductor_steering,
     tracker,
 )
-from nova_precache.conductor import metrics as conductor_metrics
-from nova_precache.conductor import pins as conductor_pins
-from nova_precache.conductor import steering as conductor_steering
-from nova_precache.db import announcements, caches, census, hearing, jobs, pins, steering
-from nova_precache.db import session as db_session
+from nova_precache.db import (
+    caches,
+    hearing,
+    jobs,
+    outbox,
+    pins,
+    request_actions,
+    statistics,
+)
+from nova_precache.db.engine import session as db_session
 from nova_precache.notifications import emitter
 from nova_precache.wiring import common, computes, images
 
@@ -80,17 +88,17 @@ class ConductorParts:
             refuse=self.backend.refuse,
         )
         self.announcer = announcer.Announcer(
-            announcements.Announcements(database),
+            outbox.Announcements(database),
             self.requests,
             self.inventory,
             emitter.MessagingEmitter(conf),
             conf.conductor.poll_interval_seconds,
             sends_ours=conf.notifications.precache_notifications,
         )
-        self.steering = steering.Steering(database)
+        self.steering = request_actions.Steering(database)
         self.computes: Callable[[str], caller.ComputeClient] = self._measured_compute
         self.counters = conductor_metrics.Counters(exposed.registry)
-        counted = census.Census(database, conf.service_down_time)
+        counted = statistics.Census(database, conf.service_down_time)
         exposed.registry.register(
             conductor_metrics.StateCollector(
                 counted.take, time.monotonic, count_hosts=self.backend.hosts_counter()

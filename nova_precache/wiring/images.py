@@ -6,8 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NoReturn, Protocol
 
-from keystoneauth1 import exceptions as ksa_exceptions
-from keystoneauth1 import loading
+from keystoneauth1 import exceptions as ksa_exceptions, loading
 from oslo_config import cfg
 
 from nova_precache import context, exception, model, outages

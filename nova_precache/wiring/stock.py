@@ -10,10 +10,9 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
-from nova_precache.conductor import metrics, stock, tracker
-from nova_precache.conductor import steering as conductor_steering
-from nova_precache.db import jobs, returning, steering, stockcalls
-from nova_precache.db import session as db_session
+from nova_precache.conductor import metrics, steering as conductor_steering, stock, tracker
+from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
+from nova_precache.db.engine import session as db_session
 
 # Of the few seconds that Prometheus waits for all the metrics of a conductor.
 COUNT_SECONDS = 2.0
@@ -77,7 +76,7 @@ class StockComputes:
         self._database = database
         self._transports = cells
         self._cap = compute_cap(conf)
-        self._calls = stockcalls.StockCalls(database)
+        self._calls = nova_calls.StockCalls(database)
         self._inventory = aggregates
         self.liveness = _liveness(conf, database, aggregates)
 
@@ -102,11 +101,11 @@ class StockComputes:
         return host_store(self._conf, self._database, self._inventory, COUNT_SECONDS).count
 
     def returning(self) -> conductor_steering.Returning:
-        return stock.StockReturning(returning.Waiting(self._database), self.liveness)
+        return stock.StockReturning(host_recovery.Waiting(self._database), self.liveness)
 
     def orders(
         self,
-        store: steering.Steering,
+        store: request_actions.Steering,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],

@@ -5,10 +5,9 @@ import atexit
 import logging
 from collections.abc import Sequence
 
-from nova_precache import backend
-from nova_precache import conf as configuration
+from nova_precache import backend, conf as configuration
 from nova_precache.api import auth
-from nova_precache.db import schema, waits
+from nova_precache.db.engine import schema, timeouts
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
 
@@ -23,7 +22,7 @@ def build(config_files: Sequence[str] | None) -> server.Application:
     conf = configuration.set_up_process(config_files=config_files, program=backend.API)
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)
-    database = schema.open_current(conf, waits.API)
+    database = schema.open_current(conf, timeouts.API)
     # The server says nothing to its application when it stops.
     atexit.register(database.dispose)
     return wiring_api.application(conf, database)

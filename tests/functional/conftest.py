@@ -10,10 +10,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from nova_precache.standalone import glance as glance_server
-from nova_precache.standalone import service as standalone
-from tests import gateway as site_link
-from tests import service
+from nova_precache.standalone import glance as glance_server, service as standalone
+from tests import gateway as site_link, service
 
 Options = dict[str, dict[str, Any]]
 

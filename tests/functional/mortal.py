@@ -25,9 +25,7 @@ from types import FrameType
 from typing import Any
 
 import nova_precache
-from nova_precache import conf as precache_conf
-from nova_precache import control as reins
-from nova_precache import exception, model
+from nova_precache import conf as precache_conf, control as reins, exception, model
 from nova_precache.cache import layout, partials
 from nova_precache.image import fake
 from nova_precache.virt import libvirt

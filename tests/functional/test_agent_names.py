@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as configuration
-from nova_precache import exception, model
+from nova_precache import conf as configuration, exception, model
 from nova_precache.compute import agent
-from nova_precache.db import agents, session
+from nova_precache.db import agents
+from nova_precache.db.engine import session
 from nova_precache.wiring import compute as wiring_compute
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started

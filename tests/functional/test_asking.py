@@ -7,8 +7,7 @@ from typing import Any
 
 import requests
 
-from tests import disk_images
-from tests import gateway as site_link
+from tests import disk_images, gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.service import Service, wait_until

@@ -15,9 +15,8 @@ import pytest
 import requests
 import trustme
 
-from nova_precache import backend
-from nova_precache import conf as options
-from nova_precache.db import schema, session
+from nova_precache import backend, conf as options
+from nova_precache.db.engine import schema, session
 from tests import bad_clients, wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until

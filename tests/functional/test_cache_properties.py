@@ -20,8 +20,7 @@ from concurrent import futures
 
 import hypothesis
 import pytest
-from hypothesis import stateful
-from hypothesis import strategies as st
+from hypothesis import stateful, strategies as st
 from oslo_utils import uuidutils
 
 from nova_precache import exception, model

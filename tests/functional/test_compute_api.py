@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from gabbi import handlers, suitemaker, utils
 
-from nova_precache import conf as options
-from nova_precache import model, policy
+from nova_precache import conf as options, model, policy
 from nova_precache.api import app
 from nova_precache.cells import inventory
-from nova_precache.db import agents, caches, jobs, pins, requests, schema, session, steering
+from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
+from nova_precache.db.engine import schema, session
 from nova_precache.image import fake
 
 GABBITS = pathlib.Path(__file__).parent / 'gabbits'
@@ -55,7 +55,7 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
     services = app.Services(
         inventory=stock,
         requests=requests.Requests(database, requests.Limits(32, 1000, 100)),
-        steering=steering.Steering(database),
+        steering=request_actions.Steering(database),
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),

@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from nova_precache import conf as configuration
-from nova_precache.db import agents, session
-from nova_precache.db import steering as db_steering
+from nova_precache.db import agents, request_actions as db_steering
+from nova_precache.db.engine import session
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start

@@ -7,11 +7,9 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from nova_precache import conf as precache_conf
-from nova_precache import exception, model
+from nova_precache import conf as precache_conf, exception, model
 from nova_precache.cache import layout
 from nova_precache.image import fake
 from nova_precache.virt import libvirt

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, control, exception, model, rpc
+from nova_precache import conf as options, context, control, exception, model, rpc
 from nova_precache.cache import layout
 from nova_precache.cells import inventory as cells
-from nova_precache.compute import inventory
-from nova_precache.compute import rpcapi as compute_rpcapi
-from nova_precache.db import session
+from nova_precache.compute import inventory, rpcapi as compute_rpcapi
+from nova_precache.db.engine import session
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import libvirt
 from tests import disk_images

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import requests as http
 
-from nova_precache import conf as options
-from nova_precache import model, policy
+from nova_precache import conf as options, model, policy
 from nova_precache.api import app
 from nova_precache.cells import inventory
-from nova_precache.db import agents, caches, jobs, pins, requests, schema, session, steering
+from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
+from nova_precache.db.engine import schema, session
 from nova_precache.wsgi import server
 
 LEAST_CALLS = 2000
@@ -113,7 +113,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
     services = app.Services(
         inventory=inventory.Inventory(database),
         requests=requests.Requests(database, requests.Limits(32, 1000, 10_000)),
-        steering=steering.Steering(database),
+        steering=request_actions.Steering(database),
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),

@@ -11,16 +11,14 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from nova_precache import conf as configuration
-from nova_precache import model
+from nova_precache import conf as configuration, model
 from nova_precache.cells import inventory
 from nova_precache.compute import agent
 from nova_precache.conductor import pins as keeping
-from nova_precache.db import agents, caches, pins, session
+from nova_precache.db import agents, caches, pins
+from nova_precache.db.engine import session
 from nova_precache.standalone import glance as glance_server
-from nova_precache.wiring import common
-from nova_precache.wiring import compute as wiring_compute
-from nova_precache.wiring import images as wiring_images
+from nova_precache.wiring import common, compute as wiring_compute, images as wiring_images
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting

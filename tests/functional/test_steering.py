@@ -15,11 +15,10 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from nova_precache import conf as configuration
-from nova_precache import context, model, rpc
+from nova_precache import conf as configuration, context, model, rpc
 from nova_precache.cells import inventory
 from nova_precache.compute import rpcapi
-from nova_precache.db import models, session
+from nova_precache.db.engine import models, session
 from nova_precache.virt import driver as virt_driver
 from nova_precache.wiring import images as wiring_images
 from tests import gateway as site_link

@@ -11,11 +11,9 @@ import pytest
 import requests
 
 from nova_precache import context, model, rpc
-from nova_precache.compute import manager
-from nova_precache.compute import rpcapi as compute_rpcapi
+from nova_precache.compute import manager, rpcapi as compute_rpcapi
 from nova_precache.conductor import manager as conductor_manager
-from nova_precache.wiring import compute as wiring_compute
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.wiring import compute as wiring_compute, conductor as wiring_conductor
 from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started

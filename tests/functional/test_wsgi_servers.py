@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from nova_precache import conf as options
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from tests import wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until

@@ -16,12 +16,12 @@ from typing import Self
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, model
+from nova_precache import conf as options, context, model
 from nova_precache.cells import inventory
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import announcer, breaker, caller, dispatcher, planning, retry, tracker
-from nova_precache.db import agents, announcements, jobs, requests, session, steering
+from nova_precache.db import agents, jobs, outbox, request_actions, requests
+from nova_precache.db.engine import session
 from nova_precache.image import fake
 from nova_precache.notifications import emitter
 from tests.unit.conftest import CACHED, LIMITS
@@ -73,7 +73,7 @@ class Order:
 class Crowd:
     """The computes of all hosts that one conductor calls."""
 
-    def __init__(self, job_store: jobs.Jobs, steer: steering.Steering, seed: str) -> None:
+    def __init__(self, job_store: jobs.Jobs, steer: request_actions.Steering, seed: str) -> None:
         self._jobs = job_store
         self._steering = steer
         self._any = random.Random(seed)
@@ -118,7 +118,7 @@ class Conductor:
         conf = options.new(config_files=[])
         conf.set_override('connection', order.url, 'database')
         self._database = session.connect(conf)
-        steer = steering.Steering(self._database)
+        steer = request_actions.Steering(self._database)
         self._jobs = jobs.Jobs(self._database, LEASE_SECONDS)
         self._crowd = Crowd(self._jobs, steer, order.conductor_id)
         self._notifications = emitter.RecordingEmitter()
@@ -127,7 +127,7 @@ class Conductor:
         self._make(steer)
         self._ticker = threading.Thread(target=self._tick)
 
-    def _make(self, steer: steering.Steering) -> None:
+    def _make(self, steer: request_actions.Steering) -> None:
         store = requests.Requests(self._database, LIMITS)
         hosts = agents.Agents(self._database, DOWN_SECONDS)
         stock = inventory.Inventory(self._database)
@@ -136,7 +136,7 @@ class Conductor:
             images.add(b'data', id=image)
         self._tracker = tracker.Tracker(self._jobs, store, steer, lambda: None, POLICY)
         self._announcer = announcer.Announcer(
-            announcements.Announcements(self._database),
+            outbox.Announcements(self._database),
             store,
             stock,
             self._notifications,

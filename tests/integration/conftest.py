@@ -20,14 +20,15 @@ import requests
 
 from nova_precache import conf as options
 from nova_precache.cells import inventory
-from nova_precache.db import schema
-from nova_precache.db import session as db_session
-from nova_precache.standalone import environment, process
-from nova_precache.standalone import glance as glance_server
-from tests import gateway as site_link
-from tests import glance_policy, nova
-from tests import keystone as keystone_server
-from tests import service as doors
+from nova_precache.db.engine import schema, session as db_session
+from nova_precache.standalone import environment, glance as glance_server, process
+from tests import (
+    gateway as site_link,
+    glance_policy,
+    keystone as keystone_server,
+    nova,
+    service as doors,
+)
 from tests.conftest import RabbitMQ, require_server
 from tests.integration import keystone_site, link
 from tests.leaks import SECRETS

@@ -19,9 +19,7 @@ import requests
 
 from nova_precache import model
 from nova_precache.standalone import process
-from tests import gateway as site_link
-from tests import glance_policy, service, wsgi
-from tests import keystone as keystone_server
+from tests import gateway as site_link, glance_policy, keystone as keystone_server, service, wsgi
 from tests.keystone_clients import GlanceUnderKeystone, credentials, middleware
 from tests.leaks import SECRETS
 from tests.service import wait_until

@@ -17,9 +17,8 @@ import requests
 
 from nova_precache import conf as options
 from nova_precache.cells import inventory
-from nova_precache.db import schema, session
-from nova_precache.standalone import environment
-from nova_precache.standalone import glance as glance_server
+from nova_precache.db.engine import schema, session
+from nova_precache.standalone import environment, glance as glance_server
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
 from tests import nova

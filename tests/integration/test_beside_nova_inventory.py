@@ -18,15 +18,15 @@ import requests
 import sqlalchemy as sa
 from oslo_config import cfg
 
-from nova_precache import conf as options
-from nova_precache import exception
+from nova_precache import conf as options, exception
 from nova_precache.cells import models, novadb, templates
-from nova_precache.db import schema, session
-from nova_precache.standalone import environment
-from nova_precache.standalone import glance as glance_server
-from nova_precache.wiring import api as wiring_api
-from nova_precache.wiring import compute as wiring_compute
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.db.engine import schema, session
+from nova_precache.standalone import environment, glance as glance_server
+from nova_precache.wiring import (
+    api as wiring_api,
+    compute as wiring_compute,
+    conductor as wiring_conductor,
+)
 from tests import databases, nova, service
 from tests.conftest import UploadImage, require_server
 from tests.nova import inventory as nova_inventory

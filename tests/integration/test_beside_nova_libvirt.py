@@ -21,15 +21,11 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as precache_conf
-from nova_precache import exception, model
+from nova_precache import conf as precache_conf, exception, model
 from nova_precache.image import glance as glance_images
-from nova_precache.standalone import environment
-from nova_precache.standalone import glance as glance_server
+from nova_precache.standalone import environment, glance as glance_server
 from nova_precache.virt import libvirt
-from tests import disk_images, nova
-from tests import gateway as site_link
-from tests import service as doors
+from tests import disk_images, gateway as site_link, nova, service as doors
 from tests.conftest import UploadImage, require_server
 from tests.nova import libvirt_compute
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, exception, rpc
+from nova_precache import conf as options, context, exception, rpc
 from nova_precache.cells import inventory
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from tests.conftest import RabbitMQ
 from tests.integration.conftest import BIN
 from tests.integration.link import Link

@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from nova_precache.cells import inventory
-from nova_precache.db import agents, schema
-from tests import databases
-from tests import service as doors
+from nova_precache.db import agents
+from nova_precache.db.engine import schema
+from tests import databases, service as doors
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CELLS, CONDUCTORS, Deployment
 from tests.leaks import SECRETS

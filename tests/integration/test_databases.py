@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
 
-from nova_precache import conf as options
-from nova_precache import exception, model
+from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import caches, jobs, models, recording, schema, session
+from nova_precache.db import caches, jobs
+from nova_precache.db.engine import models, schema, session
+from nova_precache.db.job import outcome as job_outcome
 from tests import databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -339,7 +340,7 @@ def test_two_conductors_do_each_task_once_and_all_of_them(
 
     assert fleet.over == []
     assert [error for each in told for error in each.errors] == []
-    assert stale == [recording.STALE] * 4
+    assert stale == [job_outcome.STALE] * 4
     _check_calls([call for each in told for call in each.calls], fleet)
     _check_rows(fleet)
     _check_announced([each for one in told for each in one.announced], fleet)
@@ -354,7 +355,7 @@ def _all(
     return [each.wait() for each in processes]
 
 
-def _zombie(world: World, call: jobs.Assignment) -> recording.Recorded:
+def _zombie(world: World, call: jobs.Assignment) -> job_outcome.Recorded:
     """Have the dead conductor come back, and tell how a call of its own ended."""
     finish = jobs.Finish(call.job_id, call.epoch, CACHED)
     turned = world.jobs.turn(DEAD, call.host, finish)

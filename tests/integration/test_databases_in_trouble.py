@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 import webob
 
-from nova_precache import conf as options
-from nova_precache import exception, model
-from nova_precache.cells import inventory
-from nova_precache.cells import services as cell_services
-from nova_precache.db import jobs, plans, schema, session
+from nova_precache import conf as options, exception, model
+from nova_precache.cells import inventory, services as cell_services
+from nova_precache.db import jobs
+from nova_precache.db.engine import schema, session
+from nova_precache.db.request import plan as request_plan
 from tests import databases
 from tests.unit.api.conftest import Api, make_api
 from tests.unit.conftest import World, open_world
@@ -305,7 +305,7 @@ def test_any_reason_of_a_request_and_of_a_plan_is_recorded(narrow: World, reason
     narrow.requests.postpone_plan(request.id, CONDUCTOR, 0, reason)
     _assert_is_a_line(narrow.requests.get(request.id).reason or '')
     assert narrow.requests.next_to_plan(CONDUCTOR) is not None
-    skipped = plans.PlannedTask('h1', None, 'i1', model.TaskStatus.SKIPPED, reason)
+    skipped = request_plan.PlannedTask('h1', None, 'i1', model.TaskStatus.SKIPPED, reason)
     assert narrow.requests.add_tasks(request.id, CONDUCTOR, [skipped])
     [recorded] = _reasons_of(narrow, request)
     _assert_is_a_line(recorded)

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache.standalone import environment
-from nova_precache.standalone import glance as glance_server
+from nova_precache.standalone import environment, glance as glance_server
 from tests import keystone as keystone_server
 from tests.command import Command
 from tests.conftest import require_server

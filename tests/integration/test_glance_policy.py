@@ -16,8 +16,7 @@ from oslo_config import cfg
 from oslo_policy import policy as oslo_policy
 
 from nova_precache.standalone import environment
-from tests import glance_policy
-from tests import keystone as keystone_server
+from tests import glance_policy, keystone as keystone_server
 from tests.conftest import require_server
 from tests.glance_policy import ROLE
 from tests.keystone_clients import GlanceUnderKeystone

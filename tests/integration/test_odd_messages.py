@@ -10,10 +10,10 @@ from typing import Any
 import kombu
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, exception, model, rpc
+from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.conductor import intake, manager, rpcapi
-from nova_precache.db import caches, schema
+from nova_precache.db import caches
+from nova_precache.db.engine import schema
 from tests.conftest import RabbitMQ
 from tests.unit import odd
 from tests.unit.conftest import World, open_database, open_world

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import oslo_messaging as messaging
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, rpc
+from nova_precache import conf as options, context, rpc
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import rpcapi
 from tests.conftest import UploadImage

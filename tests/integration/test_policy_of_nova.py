@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from nova_precache import conf as configuration
-from nova_precache import context as request_context
-from nova_precache import exception, policies, policy
+from nova_precache import (
+    conf as configuration,
+    context as request_context,
+    exception,
+    policies,
+    policy,
+)
 from nova_precache.policies import aggregates
 from nova_precache.standalone import environment
 from tests import nova

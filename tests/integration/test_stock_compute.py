@@ -18,10 +18,8 @@ import webob
 from prometheus_client import parser as prometheus
 
 from nova_precache import conf as options
-from nova_precache.db import schema
-from nova_precache.db import session as db_session
-from nova_precache.standalone import glance as glance_server
-from nova_precache.standalone import process
+from nova_precache.db.engine import schema, session as db_session
+from nova_precache.standalone import glance as glance_server, process
 from nova_precache.wiring import api as wiring_api
 from tests.conftest import UploadImage
 from tests.integration.conftest import BIN

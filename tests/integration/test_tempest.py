@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache.standalone import environment
-from tests import keystone as keystone_server
-from tests import tempest
+from tests import keystone as keystone_server, tempest
 from tests.conftest import require_server
 from tests.integration.keystone_site import Site
 

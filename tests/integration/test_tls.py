@@ -14,15 +14,12 @@ import requests
 import trustme
 from oslo_config import cfg
 
-from nova_precache import conf as options
-from nova_precache import exception
+from nova_precache import conf as options, exception
 from nova_precache.cells import inventory
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from nova_precache.standalone import glance as glance_server
 from nova_precache.wiring import api as wiring_api
-from tests import databases
-from tests import gateway as site_link
-from tests import keystone as keystone_server
+from tests import databases, gateway as site_link, keystone as keystone_server
 from tests.keystone_clients import credentials, middleware
 from tests.leaks import SECRETS
 from tests.service import LATEST

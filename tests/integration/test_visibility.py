@@ -18,8 +18,7 @@ import requests
 from nova_precache import exception
 from nova_precache.conductor import visibility
 from nova_precache.image import fake, glance, service
-from tests import glance_policy
-from tests import keystone as keystone_server
+from tests import glance_policy, keystone as keystone_server
 from tests.keystone_clients import GlanceUnderKeystone
 from tests.leaks import SECRETS
 

@@ -17,15 +17,19 @@ sys.modules['libvirt'] = types.ModuleType('libvirt')
 import nova.conf  # noqa: E402
 import nova.privsep  # noqa: E402
 from nova import context, objects  # noqa: E402
-from nova.db.main import api as main_db  # noqa: E402
-from nova.db.main import models  # noqa: E402
+from nova.db.main import (  # noqa: E402
+    api as main_db,
+    models,
+)
 from nova.virt import (  # noqa: E402
     fake,
     node,
     storage_users,
 )
-from nova.virt.libvirt import driver as libvirt_driver  # noqa: E402
-from nova.virt.libvirt import utils as libvirt_utils  # noqa: E402
+from nova.virt.libvirt import (  # noqa: E402
+    driver as libvirt_driver,
+    utils as libvirt_utils,
+)
 from oslo_utils import fileutils  # noqa: E402
 
 CONF = nova.conf.CONF

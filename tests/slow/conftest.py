@@ -8,11 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from nova_precache.standalone import environment, process
-from nova_precache.standalone import glance as glance_server
-from tests import disk_images, nova
-from tests import gateway as site_link
-from tests import keystone as keystone_server
+from nova_precache.standalone import environment, glance as glance_server, process
+from tests import disk_images, gateway as site_link, keystone as keystone_server, nova
 from tests.conftest import require_server
 from tools import guests, libvirtd, running, showing
 from tools.beside_deployment import agent_of

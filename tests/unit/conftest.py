@@ -14,21 +14,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import conf as options
-from nova_precache import model
+from nova_precache import conf as options, model
 from nova_precache.cells import inventory
-from nova_precache.db import (
-    agents,
-    claims,
-    hearing,
-    models,
-    plans,
-    requests,
-    schema,
-    session,
-    steering,
-)
-from nova_precache.db import jobs as db_jobs
+from nova_precache.db import agents, hearing, jobs as db_jobs, request_actions, requests
+from nova_precache.db.engine import models, schema, session
+from nova_precache.db.job import claim as job_claim
+from nova_precache.db.request import plan as request_plan
 from tests import unclosed
 
 LIMITS = requests.Limits(
@@ -63,7 +54,7 @@ class World:
     inventory: inventory.Inventory
     requests: requests.Requests
     jobs: db_jobs.Jobs
-    steering: steering.Steering
+    steering: request_actions.Steering
     agents: agents.Agents
     hearings: hearing.Hearings
     cell: model.Cell
@@ -126,7 +117,7 @@ class World:
             request.id,
             PLANNER,
             [
-                plans.PlannedTask(host, cell_uuid or self.cell.uuid, image, bytes_total=100)
+                request_plan.PlannedTask(host, cell_uuid or self.cell.uuid, image, bytes_total=100)
                 for host in hosts
                 for image in images or request.images
             ],
@@ -181,7 +172,7 @@ class World:
     def claimed(self) -> int:
         """The counter that the limit is compared with."""
         with self.database.reader() as reader:
-            row = reader.get(models.Counter, claims.CLAIMED_HOSTS)
+            row = reader.get(models.Counter, job_claim.CLAIMED_HOSTS)
             assert row is not None
             return row.value
 
@@ -281,7 +272,7 @@ def open_world(database: session.Database) -> World:
         inventory=stock,
         requests=requests.Requests(database, LIMITS),
         jobs=db_jobs.Jobs(database, LEASE_SECONDS),
-        steering=steering.Steering(database),
+        steering=request_actions.Steering(database),
         agents=agents.Agents(database, DOWN_SECONDS),
         hearings=hearing.Hearings(database, GAP_SECONDS),
         cell=stock.create_cell('cell1', 'fake:///cell1'),

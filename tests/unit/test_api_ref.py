@@ -20,7 +20,8 @@ from oslo_utils import timeutils
 
 from nova_precache import model
 from nova_precache.api import dispatch, operations, routes
-from nova_precache.db import caches, jobs, models
+from nova_precache.db import caches, jobs
+from nova_precache.db.engine import models
 from nova_precache.image import fake
 from tests.unit.api import conftest as api_parts
 from tests.unit.conftest import CACHED, World

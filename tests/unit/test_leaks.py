@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from nova_precache.cells import inventory
-from nova_precache.db import session
+from nova_precache.db.engine import session
 from tests import leaks
 from tests.leaks import Leak, Secrets
 

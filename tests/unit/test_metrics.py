@@ -12,11 +12,10 @@ import pytest
 import requests
 from prometheus_client import registry
 
-from nova_precache import conf as options
-from nova_precache import exception, metrics
+from nova_precache import conf as options, exception, metrics
 from nova_precache.compute import metrics as compute_metrics
 from nova_precache.conductor import metrics as conductor_metrics
-from nova_precache.db import census
+from nova_precache.db import statistics
 from nova_precache.virt import driver
 from tests import bad_clients
 
@@ -100,7 +99,7 @@ def _everything() -> registry.CollectorRegistry:
     """A registry with every metric of this service, each with a value."""
     made = registry.CollectorRegistry()
     conductor_metrics.Counters(made)
-    counted = census.Count({}, {}, 0, 0, 0, 0, 0, {'cell-1': census.HostCount(1, 0)})
+    counted = statistics.Count({}, {}, 0, 0, 0, 0, 0, {'cell-1': statistics.HostCount(1, 0)})
     made.register(conductor_metrics.StateCollector(lambda: counted, lambda: 0.0))
     report = driver.CacheReport(cache_bytes=1, free_bytes=1)
     compute_metrics.Computes(made).host('host-1', lambda: report)

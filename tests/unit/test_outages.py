@@ -13,7 +13,7 @@ from oslo_db import exception as db_exception
 from oslo_messaging._drivers import impl_rabbit
 
 from nova_precache import concurrency, exception, outages
-from nova_precache.db import session
+from nova_precache.db.engine import session
 
 HOUR = 3600
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as configuration
-from nova_precache import policy
+from nova_precache import conf as configuration, policy
 from nova_precache.api import app, auth, call
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

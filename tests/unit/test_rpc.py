@@ -19,11 +19,9 @@ import pytest
 import trustme
 from oslo_config import cfg
 from oslo_context import context as oslo_context
-from oslo_messaging._drivers import common as rabbit_common
-from oslo_messaging._drivers import impl_rabbit
+from oslo_messaging._drivers import common as rabbit_common, impl_rabbit
 
-from nova_precache import conf as options
-from nova_precache import context, exception, outages, rpc
+from nova_precache import conf as options, context, exception, outages, rpc
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()

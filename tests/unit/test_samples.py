@@ -10,8 +10,7 @@ import pathlib
 import re
 
 import pytest
-from oslo_config import cfg
-from oslo_config import generator as config_generator
+from oslo_config import cfg, generator as config_generator
 from oslo_policy import generator as policy_generator
 
 from nova_precache import conf as configuration

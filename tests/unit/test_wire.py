@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from nova_precache import context, exception, model, wire
 from nova_precache.cells import models as cell_models
-from nova_precache.db import caches, models
+from nova_precache.db import caches
+from nova_precache.db.engine import models
 from tests.unit import odd
 
 STATE: model.Json = {

@@ -9,7 +9,8 @@ from oslo_config import cfg
 
 from nova_precache import wire
 from nova_precache.cells import inventory, novadb
-from nova_precache.db import agents, departures, schema, session
+from nova_precache.db import agents, host_removal
+from nova_precache.db.engine import schema, session
 from nova_precache.wiring import common, computes
 
 
@@ -20,7 +21,7 @@ class Site:
         self.inventory: inventory.Inventory = novadb.open_inventory(conf, database)
         self.agents: agents.Agents = common.agent_store(conf, database)
         self.hosts = computes.host_store(conf, database, self.inventory)
-        self.departures = departures.Departures(database, conf.service_down_time)
+        self.departures = host_removal.Departures(database, conf.service_down_time)
 
 
 @contextlib.contextmanager

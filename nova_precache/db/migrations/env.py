@@ -3,7 +3,7 @@
 
 from alembic import context
 
-from nova_precache.db import models, schema
+from nova_precache.db.engine import models, schema
 
 context.configure(
     connection=context.config.attributes['connection'],

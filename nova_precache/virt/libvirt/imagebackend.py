@@ -16,8 +16,7 @@ import uuid
 from collections.abc import Iterator
 
 from nova_precache import exception, files, model
-from nova_precache.cache import filler, layout, locks
-from nova_precache.cache import store as cache_store
+from nova_precache.cache import filler, layout, locks, store as cache_store
 from nova_precache.control import Control
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img

@@ -13,16 +13,13 @@ from collections.abc import Iterator
 import pytest
 from oslo_config import cfg
 
-from nova_precache import conf as options
-from nova_precache import context, model, rpc
+from nova_precache import conf as options, context, model, rpc
 from nova_precache.cells import inventory
 from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.db import schema, session
+from nova_precache.db.engine import schema, session
 from nova_precache.standalone import glance as glance_server
-from nova_precache.wiring import api as wiring_api
-from nova_precache.wiring import common
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.wiring import api as wiring_api, common, conductor as wiring_conductor
 from tests import service
 from tests.conftest import UploadImage
 

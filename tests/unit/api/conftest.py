@@ -11,21 +11,11 @@ import pytest
 import webob
 from oslo_config import cfg
 
-from nova_precache import conf as options
-from nova_precache import model, policy
+from nova_precache import conf as options, model, policy
 from nova_precache.api import app
 from nova_precache.cells import inventory
-from nova_precache.db import (
-    agents,
-    caches,
-    jobs,
-    models,
-    pins,
-    requests,
-    schema,
-    session,
-    steering,
-)
+from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
+from nova_precache.db.engine import models, schema, session
 from nova_precache.image import fake
 
 HOSTS = ('host1', 'host2', 'host3')
@@ -153,7 +143,7 @@ def make_api(
     services = app.Services(
         inventory=stock,
         requests=store,
-        steering=steering.Steering(database),
+        steering=request_actions.Steering(database),
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),

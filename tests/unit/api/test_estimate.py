@@ -12,7 +12,9 @@ from nova_precache import model
 from nova_precache.api import call
 from nova_precache.api.schemas import requests as schemas
 from nova_precache.cache import layout
-from nova_precache.db import agents, caches, jobs, models, plans
+from nova_precache.db import agents, caches, jobs
+from nova_precache.db.engine import models
+from nova_precache.db.request import plan as request_plan
 
 NOON = datetime.datetime(2026, 5, 1, 12)  # noqa: DTZ001 - as the database keeps it
 
@@ -128,7 +130,7 @@ def test_rates_are_those_of_what_was_cached_of_late(api: Any, aggregate: Any) ->
     made = api.post('/v1/requests', {'request': asked}).json['request']
     taken = api.requests.next_to_plan('c1')
     cell = api.inventory.list_cells()[0].uuid
-    task = plans.PlannedTask('host1', cell, taken.request.images[0])
+    task = request_plan.PlannedTask('host1', cell, taken.request.images[0])
     assert api.requests.add_tasks(made['id'], 'c1', [task])
     assert api.requests.mark_planned(made['id'], 'c1')
     work = jobs.Jobs(api.database, 30)

@@ -12,8 +12,8 @@ from oslo_utils import timeutils
 
 from nova_precache import model
 from nova_precache.api.schemas import hosts as schemas
-from nova_precache.db import agents, caches, models, pins
-from nova_precache.db import session as db_session
+from nova_precache.db import agents, caches, pins
+from nova_precache.db.engine import models, session as db_session
 
 NOW = datetime.datetime(2030, 1, 2, 3, 4, 5)  # noqa: DTZ001 - as the database keeps it
 LONG_AGO = datetime.datetime(2001, 1, 1)  # noqa: DTZ001

@@ -14,11 +14,10 @@ import pytest
 import webob
 from keystonemiddleware import auth_token
 
-from nova_precache import conf as configuration
-from nova_precache import exception, policy
+from nova_precache import conf as configuration, exception, policy
 from nova_precache.api import auth, faults
 from nova_precache.cells import inventory
-from nova_precache.db import session
+from nova_precache.db.engine import session
 from tests.scripted_server import Answer, serving
 from tests.unit.api.conftest import make_api
 

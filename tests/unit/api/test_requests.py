@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import jobs, models, plans
-from nova_precache.db import requests as store
+from nova_precache.db import jobs, requests as store
+from nova_precache.db.engine import models
+from nova_precache.db.request import plan as request_plan
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def plan(api: Any, request_id: str) -> list[model.Task]:
     assert to_plan.request.id == request_id
     cell = api.inventory.list_cells()[0].uuid
     tasks = [
-        plans.PlannedTask(host=host, cell_uuid=cell, image_id=image)
+        request_plan.PlannedTask(host=host, cell_uuid=cell, image_id=image)
         for host in ('host1', 'host2')
         for image in to_plan.request.images
     ]

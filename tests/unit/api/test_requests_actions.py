@@ -9,8 +9,8 @@ import pytest
 from oslo_utils import timeutils
 
 from nova_precache import model
-from nova_precache.db import plans
 from nova_precache.db import requests as store
+from nova_precache.db.request import plan as request_plan
 
 UNKNOWN = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
 ACTIONS = ('cancel', 'pause', 'resume', 'retry')
@@ -31,7 +31,9 @@ def planned(api: Any, aggregate: Any) -> Any:
         )
         assert api.requests.next_to_plan('c1') is not None
         cell = api.inventory.list_cells()[0].uuid
-        tasks = [plans.PlannedTask(host, cell, request.images[0]) for host in aggregate.hosts]
+        tasks = [
+            request_plan.PlannedTask(host, cell, request.images[0]) for host in aggregate.hosts
+        ]
         assert api.requests.add_tasks(request.id, 'c1', tasks)
         assert api.requests.mark_planned(request.id, 'c1')
         return str(request.id)

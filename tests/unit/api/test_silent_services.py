@@ -15,11 +15,10 @@ import trustme
 import webob
 from oslo_config import cfg
 
-from nova_precache import conf as configuration
-from nova_precache import model
+from nova_precache import conf as configuration, model
 from nova_precache.api import app
 from nova_precache.cells import inventory
-from nova_precache.db import session
+from nova_precache.db.engine import session
 from nova_precache.wiring import images as wiring_images
 from tests.service import wait_until
 from tests.unit.api.conftest import Api, make_api

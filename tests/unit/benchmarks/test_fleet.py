@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fleet import __main__ as command
-from benchmarks.fleet import cases, findings, nova, worker
+from benchmarks.fleet import __main__ as command, cases, findings, nova, worker
 
 NOTHING = cases.Cost(0, 0, 0, 0, 0)
 MIB = 1024**2

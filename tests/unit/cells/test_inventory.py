@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import exception
-from nova_precache.cells import aggregates, mappings, models
-from nova_precache.cells import inventory as cells_inventory
-from nova_precache.db import session
+from nova_precache import conf as options, exception
+from nova_precache.cells import aggregates, inventory as cells_inventory, mappings, models
+from nova_precache.db.engine import session
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import pytest
 import sqlalchemy as sa
 from oslo_config import cfg
 
-from nova_precache import conf as options
-from nova_precache import exception
+from nova_precache import conf as options, exception
 from nova_precache.cells import inventory, models, novadb
-from nova_precache.db import session
+from nova_precache.db.engine import session
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.cells import liveness, novahosts, services
-from nova_precache.db import census
+from nova_precache.db import statistics
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, World
 
@@ -128,8 +128,8 @@ def test_hosts_are_counted_by_cell_and_by_how_they_are(
     one, two = (world.inventory.get_cell(name).uuid for name in ('one', 'two'))
 
     assert shown.count() == {
-        one: census.HostCount(up=1, down=2, unknown=0),
-        two: census.HostCount(up=0, down=0, unknown=1),
+        one: statistics.HostCount(up=1, down=2, unknown=0),
+        two: statistics.HostCount(up=0, down=0, unknown=1),
     }
 
 
@@ -144,7 +144,7 @@ def test_many_hosts_are_counted_some_at_a_time(
 
     (counted,) = novahosts.NovaHosts(world.inventory, alive).count().values()
 
-    assert counted == census.HostCount(up=8, down=1)
+    assert counted == statistics.HostCount(up=8, down=1)
     assert [len(hosts) for hosts in loads] == [4, 4, 1]
 
 

@@ -4,8 +4,7 @@
 import pytest
 
 from nova_precache import exception, outages, rpc
-from nova_precache.cells import inventory, templates, transports
-from nova_precache.cells import models as cell_models
+from nova_precache.cells import inventory, models as cell_models, templates, transports
 from tests.unit.conftest import World
 
 

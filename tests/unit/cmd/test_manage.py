@@ -19,7 +19,8 @@ from nova_precache import exception, model
 from nova_precache.cells import inventory
 from nova_precache.cmd import manage
 from nova_precache.cmd.managing import brokers
-from nova_precache.db import agents, caches, departures, models, session
+from nova_precache.db import agents, caches, host_removal
+from nova_precache.db.engine import models, session
 from tests.unit.cells.conftest import CellDatabase
 from tests.unit.conftest import LONG_AGO, open_database, open_world
 
@@ -265,7 +266,7 @@ def test_a_host_whose_agent_lives_is_not_deleted(run: Run, site: session.Databas
     with pytest.raises(exception.InUse, match='Host alive is up, it reported at'):
         run('host', 'delete', 'alive')
     with pytest.raises(exception.InUse, match='has just reported'):  # since it was looked at
-        departures.Departures(site, 60).forget('alive')
+        host_removal.Departures(site, 60).forget('alive')
 
     assert _left(site, 'alive') == (True, True, 1)
 

@@ -17,12 +17,10 @@ from oslo_concurrency import lockutils
 from oslo_config import cfg
 from oslo_messaging._drivers import amqpdriver
 
-from nova_precache import conf as configuration
-from nova_precache import exception
+from nova_precache import conf as configuration, exception
 from nova_precache.cmd import running
-from nova_precache.db import session
-from nova_precache.wiring import common
-from nova_precache.wiring import conductor as wiring_conductor
+from nova_precache.db.engine import session
+from nova_precache.wiring import common, conductor as wiring_conductor
 from nova_precache.wsgi import foreign
 from tests.service import wait_until
 from tests.unit.conftest import open_database

@@ -12,7 +12,8 @@ from oslo_upgradecheck import upgradecheck
 from nova_precache import model
 from nova_precache.cells import inventory
 from nova_precache.cmd import status
-from nova_precache.db import agents, schema, session
+from nova_precache.db import agents
+from nova_precache.db.engine import schema, session
 from nova_precache.wiring import common
 from tests.unit.conftest import open_database
 

@@ -15,8 +15,7 @@ from nova_precache import conf, exception, model
 from nova_precache.compute import agent, inventory, name, transfers
 from nova_precache.control import Control
 from nova_precache.image import fake as fake_images
-from nova_precache.virt import driver as virt_driver
-from nova_precache.virt import fake as fake_driver
+from nova_precache.virt import driver as virt_driver, fake as fake_driver
 from nova_precache.wiring import compute as wiring_compute
 from tests import odd_files
 from tests.service import wait_until

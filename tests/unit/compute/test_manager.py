@@ -10,10 +10,8 @@ import pytest
 
 from nova_precache import conf, context, exception, model
 from nova_precache.compute import manager, name, transfers
-from nova_precache.image import fake as fake_images
-from nova_precache.image import service
-from nova_precache.virt import driver as virt_driver
-from nova_precache.virt import fake as fake_driver
+from nova_precache.image import fake as fake_images, service
+from nova_precache.virt import driver as virt_driver, fake as fake_driver
 from tests.service import wait_until
 from tests.unit import odd
 from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver

@@ -8,8 +8,7 @@ from typing import Any
 import oslo_messaging as messaging
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, exception, rpc
+from nova_precache import conf as options, context, exception, rpc
 from nova_precache.compute import novarpc
 
 CTXT = context.RequestContext(request_id='req-1', is_admin=True, overwrite=False)

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, exception, model, rpc
+from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.compute import manager, name, rpcapi, transfers
 from nova_precache.image import fake as fake_images
 from tests.unit import odd

@@ -23,8 +23,7 @@ from nova_precache.conductor import (
     steering,
     tracker,
 )
-from nova_precache.db import announcements, jobs, returning
-from nova_precache.db import steering as db_steering
+from nova_precache.db import host_recovery, jobs, outbox, request_actions as db_steering
 from nova_precache.image import fake
 from nova_precache.notifications import emitter, payloads
 from tests.unit.conftest import CACHED, DOWN_SECONDS, World
@@ -246,7 +245,7 @@ class Parts:
     def helm(self, freed: Callable[[], None] = lambda: None) -> steering.Helm:
         return steering.Helm(
             store=self.steering,
-            hosts=returning.Returning(self.world.database, DOWN_SECONDS),
+            hosts=host_recovery.Returning(self.world.database, DOWN_SECONDS),
             track=self.tracker,
             tell=self.orders(freed),
             poll_seconds=0.05,
@@ -268,7 +267,7 @@ def parts(world: World) -> Parts:
     now = [1000.0]
     announced = Announcements()
     announce = announcer.Announcer(
-        announcements.Announcements(world.database),
+        outbox.Announcements(world.database),
         world.requests,
         world.inventory,
         announced,

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.conductor import announcer
-from nova_precache.db import announcements, models, requests
+from nova_precache.db import outbox, requests
+from nova_precache.db.engine import models
 from nova_precache.notifications import emitter, payloads
 from tests.unit.conductor.conftest import WAIT_SECONDS, Announcements, Parts
 from tests.unit.conftest import CACHED, LONG_AGO, PLANNER
@@ -38,7 +39,7 @@ def _announcer(
     parts: Parts, broker: emitter.Emitter, sends_ours: bool = False
 ) -> announcer.Announcer:
     return announcer.Announcer(
-        announcements.Announcements(parts.world.database),
+        outbox.Announcements(parts.world.database),
         parts.world.requests,
         parts.world.inventory,
         broker,
@@ -187,14 +188,14 @@ def test_a_failure_is_logged_and_tried_again(
     parts: Parts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = iter([RuntimeError('the database is away')])
-    take = announcements.Announcements.take
+    take = outbox.Announcements.take
 
-    def fail_once(due: announcements.Announcements, after: str) -> announcements.Due | None:
+    def fail_once(due: outbox.Announcements, after: str) -> outbox.Due | None:
         for error in failures:
             raise error
         return take(due, after)
 
-    monkeypatch.setattr(announcements.Announcements, 'take', fail_once)
+    monkeypatch.setattr(outbox.Announcements, 'take', fail_once)
     broker = emitter.RecordingEmitter()
     request = _done(parts, 'h1')
     running = _announcer(parts, broker)

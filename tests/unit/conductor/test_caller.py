@@ -9,7 +9,7 @@ import pytest
 from nova_precache import exception, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import caller
-from nova_precache.db import models
+from nova_precache.db.engine import models
 from tests.unit.conductor.conftest import POLICY, REST_SECONDS, Parts
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO
 

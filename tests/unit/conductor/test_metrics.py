@@ -9,11 +9,11 @@ from prometheus_client import registry
 from nova_precache import context, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import metrics, tracker
-from nova_precache.db import census
+from nova_precache.db import statistics
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import CACHED
 
-NOBODY = census.Count({}, {}, 0, 0, 0, 0, 0, {})
+NOBODY = statistics.Count({}, {}, 0, 0, 0, 0, 0, {})
 CALL = rpcapi.CacheImageCall('job', 1, 'i1', image_endpoint=None, token=None)
 
 
@@ -109,7 +109,7 @@ def test_the_database_is_counted_at_most_every_few_seconds(
     counts = iter([7, 8])
     made.register(
         metrics.StateCollector(
-            lambda: census.Count({}, {}, next(counts), 0, 0, 0, 0, {}), clock, 5.0
+            lambda: statistics.Count({}, {}, next(counts), 0, 0, 0, 0, {}), clock, 5.0
         )
     )
 
@@ -125,7 +125,7 @@ def test_the_database_is_counted_at_most_every_few_seconds(
 def test_while_the_database_is_away_the_counters_are_still_served(
     made: registry.CollectorRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> census.Count:
+    def fail() -> statistics.Count:
         raise RuntimeError('the database is away')
 
     metrics.Counters(made).taken_over()
@@ -140,10 +140,10 @@ def test_while_the_database_is_away_the_counters_are_still_served(
 def test_hosts_that_the_database_does_not_know_are_counted_where_they_are(
     made: registry.CollectorRegistry, clock: Clock
 ) -> None:
-    def count_hosts() -> dict[str, census.HostCount]:
-        return {'cell-1': census.HostCount(up=3, down=2, unknown=1)}
+    def count_hosts() -> dict[str, statistics.HostCount]:
+        return {'cell-1': statistics.HostCount(up=3, down=2, unknown=1)}
 
-    stale = dataclasses.replace(NOBODY, hosts={'cell-2': census.HostCount(up=0, down=9)})
+    stale = dataclasses.replace(NOBODY, hosts={'cell-2': statistics.HostCount(up=0, down=9)})
     made.register(metrics.StateCollector(lambda: stale, clock, count_hosts=count_hosts))
 
     states = {
@@ -156,7 +156,7 @@ def test_hosts_that_the_database_does_not_know_are_counted_where_they_are(
 def test_while_the_hosts_cannot_be_counted_all_else_is_served(
     made: registry.CollectorRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> dict[str, census.HostCount]:
+    def fail() -> dict[str, statistics.HostCount]:
         raise RuntimeError('the inventory is away')
 
     counted = dataclasses.replace(NOBODY, claimed_hosts=4)

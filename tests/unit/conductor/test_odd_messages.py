@@ -9,8 +9,7 @@ from typing import Any
 import oslo_messaging
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, exception, model, rpc
+from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.conductor import intake, manager
 from nova_precache.db import caches, jobs
 from tests.unit import odd

@@ -14,7 +14,8 @@ from nova_precache import exception, model
 from nova_precache.cache import layout
 from nova_precache.cells import models as cell_models
 from nova_precache.conductor import pins as keeping
-from nova_precache.db import caches, models, pins, requests
+from nova_precache.db import caches, pins, requests
+from nova_precache.db.engine import models
 from nova_precache.image import fake
 from tests.unit.conductor.conftest import Lines
 from tests.unit.conftest import LIMITS, LONG_AGO, World

@@ -5,7 +5,7 @@ import dataclasses
 
 from nova_precache import model
 from nova_precache.conductor import planner
-from nova_precache.db import plans
+from nova_precache.db.request import plan as request_plan
 
 REQUEST = model.CacheRequest(
     id='r1',
@@ -26,7 +26,7 @@ FACTS = planner.Facts(
 )
 
 
-def _plan(**facts: object) -> list[plans.PlannedTask]:
+def _plan(**facts: object) -> list[request_plan.PlannedTask]:
     return list(planner.plan(REQUEST, dataclasses.replace(FACTS, **facts)))  # type: ignore[arg-type]
 
 
@@ -36,10 +36,10 @@ def _outcomes(**facts: object) -> dict[tuple[str, str], tuple[str, str | None]]:
 
 def test_every_image_is_queued_on_every_host_in_the_order_of_the_aggregate() -> None:
     assert _plan() == [
-        plans.PlannedTask('h2', 'cell-2', 'i1', bytes_total=100),
-        plans.PlannedTask('h2', 'cell-2', 'i2'),
-        plans.PlannedTask('h1', 'cell-1', 'i1', bytes_total=100),
-        plans.PlannedTask('h1', 'cell-1', 'i2'),
+        request_plan.PlannedTask('h2', 'cell-2', 'i1', bytes_total=100),
+        request_plan.PlannedTask('h2', 'cell-2', 'i2'),
+        request_plan.PlannedTask('h1', 'cell-1', 'i1', bytes_total=100),
+        request_plan.PlannedTask('h1', 'cell-1', 'i2'),
     ]
 
 
@@ -133,6 +133,6 @@ def test_a_plan_made_anew_has_the_given_tasks_alone_and_skips_hosts_that_left() 
     facts = dataclasses.replace(FACTS, left={'h1'})
 
     assert list(planner.replan(REQUEST, queued, facts)) == [
-        plans.PlannedTask('h2', 'cell-2', 'i2'),
-        plans.PlannedTask('h1', 'cell-1', 'i1', 'skipped', planner.LEFT, bytes_total=100),
+        request_plan.PlannedTask('h2', 'cell-2', 'i2'),
+        request_plan.PlannedTask('h1', 'cell-1', 'i1', 'skipped', planner.LEFT, bytes_total=100),
     ]

@@ -11,7 +11,9 @@ import sqlalchemy as sa
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
 from nova_precache.conductor import planner
-from nova_precache.db import models, plans, requests
+from nova_precache.db import requests
+from nova_precache.db.engine import models
+from nova_precache.db.request import plan as request_plan
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO
 
@@ -290,7 +292,7 @@ def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:
 def test_a_plan_broken_off_in_its_middle_is_completed_by_another_conductor(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'])
     assert parts.world.requests.next_to_plan('dead')
-    done = plans.PlannedTask('h1', parts.world.cell.uuid, asked.images[0])
+    done = request_plan.PlannedTask('h1', parts.world.cell.uuid, asked.images[0])
     assert parts.world.requests.add_tasks(asked.request.id, 'dead', [done])
     _make_plannable(parts)
 

@@ -5,7 +5,8 @@ from oslo_context import context as oslo_context
 
 from nova_precache import context, model
 from nova_precache.compute import rpcapi
-from nova_precache.db import models, requests
+from nova_precache.db import requests
+from nova_precache.db.engine import models
 from tests.unit.conductor.conftest import Lines, Parts
 from tests.unit.conftest import BROKEN
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import context, exception, rpc
-from nova_precache.cells import models as cell_models
-from nova_precache.cells import transports
+from nova_precache import conf as options, context, exception, rpc
+from nova_precache.cells import models as cell_models, transports
 from nova_precache.conductor import rpcapi, service
 from tests.service import wait_until
 from tests.unit.conftest import World

@@ -9,7 +9,7 @@ import pytest
 
 from nova_precache import model
 from nova_precache.conductor import steering
-from nova_precache.db import models
+from nova_precache.db.engine import models
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import CACHED, LONG_AGO
 

@@ -10,7 +10,8 @@ import pytest
 from nova_precache import context, exception, model
 from nova_precache.cells import liveness
 from nova_precache.conductor import stock
-from nova_precache.db import models, returning, stockcalls
+from nova_precache.db import host_recovery, nova_calls
+from nova_precache.db.engine import models
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import LONG_AGO
 
@@ -59,7 +60,7 @@ class FakeNova:
 @pytest.fixture
 def nova(parts: Parts) -> FakeNova:
     made = FakeNova()
-    calls = stockcalls.StockCalls(parts.world.database)
+    calls = nova_calls.StockCalls(parts.world.database)
     compute = stock.StockCompute(made, calls, OVER_SECONDS)
     parts.compute_of = lambda cell_uuid: compute
     for host in ('h1', 'h2'):
@@ -244,8 +245,8 @@ def test_a_conductor_that_is_killed_in_a_call_has_its_successor_wait_for_it(
     parts.world.jobs.claim('c1', limit=1)
     killed = parts.world.jobs.assign('c1', 'h1')
     assert killed is not None
-    calls = stockcalls.StockCalls(parts.world.database)
-    assert calls.begin(killed.job_id, killed.epoch, 'h1', OVER_SECONDS) == stockcalls.Begun(100)
+    calls = nova_calls.StockCalls(parts.world.database)
+    assert calls.begin(killed.job_id, killed.epoch, 'h1', OVER_SECONDS) == nova_calls.Begun(100)
     assert _task(parts, request, image=image.id).status == 'downloading'
     parts.world.expire('h1')
 
@@ -415,7 +416,7 @@ def test_what_waits_for_a_host_is_due_when_it_is_back_and_known_to_be(
     parts.tracker.put_off(assigned, reason)
     parts.world.jobs.release('c1', 'h1')
     away = Away()
-    store = stock.StockReturning(returning.Waiting(parts.world.database), away)
+    store = stock.StockReturning(host_recovery.Waiting(parts.world.database), away)
 
     away.down = {'h1': reason}
     assert store.hasten() == 0
@@ -436,6 +437,6 @@ def test_what_waits_for_a_lost_call_does_not_wait_for_the_host_to_be_back(
     nova.loses('h1')
     parts.serve()
 
-    store = stock.StockReturning(returning.Waiting(parts.world.database), Away())
+    store = stock.StockReturning(host_recovery.Waiting(parts.world.database), Away())
 
     assert store.hasten() == 0

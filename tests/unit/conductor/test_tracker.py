@@ -8,7 +8,8 @@ import pytest
 
 from nova_precache import model
 from nova_precache.conductor import tracker
-from nova_precache.db import jobs, plans, requests
+from nova_precache.db import jobs, requests
+from nova_precache.db.request import plan as request_plan
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import BROKEN, CACHED, PLANNER
 
@@ -40,7 +41,7 @@ def test_a_planned_request_is_announced_with_the_aggregate_as_it_is(parts: Parts
 def test_what_a_plan_finds_to_fail_counts_before_anything_is_called(parts: Parts) -> None:
     request = parts.world.accept(['h1'], ['i1', 'i2'], options=model.RequestOptions(max_failures=0))
     assert parts.world.requests.next_to_plan(PLANNER)
-    gone = plans.PlannedTask('h1', parts.world.cell.uuid, 'i2', 'error', 'it is gone')
+    gone = request_plan.PlannedTask('h1', parts.world.cell.uuid, 'i2', 'error', 'it is gone')
     assert parts.world.requests.add_tasks(request.id, PLANNER, [gone])
     parts.world.plan(request, ['h1'], images=['i1'])
     parts.world.requests.mark_planned(request.id, PLANNER)
@@ -140,7 +141,7 @@ def test_a_request_that_could_not_be_planned_has_a_start_and_an_end(parts: Parts
 def test_hosts_known_at_planning_are_counted_before_those_that_come_later(parts: Parts) -> None:
     request = parts.world.accept(['h1', 'h2'], ['i1'])
     parts.world.requests.next_to_plan(PLANNER)
-    down = plans.PlannedTask('h2', parts.world.cell.uuid, 'i1', 'skipped', 'host down')
+    down = request_plan.PlannedTask('h2', parts.world.cell.uuid, 'i1', 'skipped', 'host down')
     parts.world.requests.add_tasks(request.id, PLANNER, [down])
     parts.world.plan(request, ['h1'])
     parts.world.requests.mark_planned(request.id, PLANNER)

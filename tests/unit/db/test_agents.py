@@ -7,7 +7,7 @@ import datetime
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.db import models
+from nova_precache.db.engine import models
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
 
 AGENT = model.Agent(

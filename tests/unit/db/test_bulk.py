@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import model
-from nova_precache.db import agents, caches, jobs, session
+from nova_precache.db import agents, caches, jobs
+from nova_precache.db.engine import session
 from tests.unit.conftest import LONG_AGO, World
 
 

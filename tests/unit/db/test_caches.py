@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import caches, models, session
+from nova_precache.db import caches
+from nova_precache.db.engine import models, session
 from tests.unit.conftest import LONG_AGO, World
 
 TOUCHED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001 - as the database keeps it

@@ -3,16 +3,17 @@
 
 import sqlalchemy as sa
 
-from nova_precache.db import census, models
+from nova_precache.db import statistics
+from nova_precache.db.engine import models
 from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, World
 
 
-def _census(world: World) -> census.Census:
-    return census.Census(world.database, DOWN_SECONDS)
+def _census(world: World) -> statistics.Census:
+    return statistics.Census(world.database, DOWN_SECONDS)
 
 
 def test_where_nothing_is_there_are_zeros(world: World) -> None:
-    assert _census(world).take() == census.Count({}, {}, 0, 0, 0, 0, 0, {})
+    assert _census(world).take() == statistics.Count({}, {}, 0, 0, 0, 0, 0, {})
 
 
 def test_jobs_in_flight_are_counted_by_what_they_wait_for(world: World) -> None:
@@ -56,8 +57,8 @@ def test_hosts_are_counted_by_cell_and_by_whether_they_report(world: World) -> N
     world.dead('h2')
 
     assert _census(world).take().hosts == {
-        world.cell.uuid: census.HostCount(up=2, down=1),
-        other.uuid: census.HostCount(up=1, down=0),
+        world.cell.uuid: statistics.HostCount(up=2, down=1),
+        other.uuid: statistics.HostCount(up=1, down=0),
     }
 
 
@@ -69,7 +70,7 @@ def test_silent_hosts_of_a_cell_that_cannot_be_heard_are_counted_as_unknown(worl
     world.hears()
 
     assert _census(world).take().hosts == {
-        world.cell.uuid: census.HostCount(up=1, down=0, unknown=1),
+        world.cell.uuid: statistics.HostCount(up=1, down=0, unknown=1),
     }
 
 

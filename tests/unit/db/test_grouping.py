@@ -7,10 +7,10 @@ from concurrent import futures
 
 import pytest
 
-from nova_precache.db import grouping
+from nova_precache.db.engine import group_commit
 from tests.unit.conftest import WAIT_SECONDS
 
-Group = grouping.Group[str, str]
+Group = group_commit.Group[str, str]
 
 
 class Interrupted(BaseException):
@@ -114,12 +114,12 @@ def test_two_about_the_same_are_committed_one_after_the_other_as_they_came(
 
 
 def test_a_group_is_of_bounded_size(group: Group, store: Store) -> None:
-    words = [chr(ord('b') + number) for number in range(grouping.MOST_MEMBERS + 1)]
+    words = [chr(ord('b') + number) for number in range(group_commit.MOST_MEMBERS + 1)]
     with futures.ThreadPoolExecutor(len(words) + 1) as pool:
         for each in _submit_behind(group, store, pool, 'a', words):
             each.result(WAIT_SECONDS)
 
-    assert [len(each) for each in store.groups] == [1, grouping.MOST_MEMBERS, 1]
+    assert [len(each) for each in store.groups] == [1, group_commit.MOST_MEMBERS, 1]
 
 
 def test_after_a_failure_others_are_committed(group: Group, store: Store) -> None:
@@ -178,13 +178,13 @@ def test_one_that_is_interrupted_as_it_waits_is_not_waited_for(
                 assert super().wait(WAIT_SECONDS)
             raise Interrupted
 
-    class Entry(grouping._Entry[grouping.M, grouping.R]):
-        def __init__(self, member: grouping.M, keys: Collection[str]) -> None:
+    class Entry(group_commit._Entry[group_commit.M, group_commit.R]):
+        def __init__(self, member: group_commit.M, keys: Collection[str]) -> None:
             super().__init__(member, keys)
             if member == 'b':
                 self.woken = Dying()
 
-    monkeypatch.setattr(grouping, '_Entry', Entry)
+    monkeypatch.setattr(group_commit, '_Entry', Entry)
     with futures.ThreadPoolExecutor(5) as pool:
         first = pool.submit(group.submit, 'a')
         assert store.committing.wait(WAIT_SECONDS)

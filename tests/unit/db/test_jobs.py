@@ -11,11 +11,13 @@ from concurrent import futures
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.db import claims, jobs, models, recording, session
+from nova_precache.db import jobs
+from nova_precache.db.engine import models, session
+from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
 
-def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> claims.Claim:
+def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> job_claim.Claim:
     claim = world.jobs.claim(conductor, limit)
     assert claim is not None
     return claim
@@ -36,7 +38,7 @@ def _report(
 
 def _finish(
     world: World, assigned: jobs.Assignment, outcome: model.ImageOutcome = CACHED
-) -> recording.Recorded:
+) -> job_outcome.Recorded:
     return world.jobs.finish(assigned.job_id, assigned.epoch, outcome)
 
 
@@ -95,7 +97,7 @@ def test_the_hosts_of_a_cell_that_is_to_be_avoided_are_not_claimed(world: World)
 
     claim = world.jobs.claim('c1', limit=5, avoid_cells={'dead'})
 
-    assert claim == claims.Claim('h2', 'alive', epoch=1)
+    assert claim == job_claim.Claim('h2', 'alive', epoch=1)
     assert world.jobs.claim('c1', limit=5, avoid_cells={'dead', 'alive'}) is None
 
 
@@ -192,7 +194,7 @@ def test_a_counter_that_went_wrong_is_put_right_from_the_living_claims(
 ) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
     _claim(world)
-    world.change(models.Counter, models.Counter.name == claims.CLAIMED_HOSTS, value=wrong)
+    world.change(models.Counter, models.Counter.name == job_claim.CLAIMED_HOSTS, value=wrong)
 
     assert world.jobs.claim('c2', limit=2) is not None
     assert world.jobs.claim('c2', limit=2) is None
@@ -327,7 +329,7 @@ def test_a_stale_call_can_do_nothing(world: World) -> None:
     assert not world.jobs.begin(stale.job_id, stale.epoch)
     assert world.jobs.record_progress([_report(stale, 9, 50)]) == 0
     assert not world.jobs.retry(stale.job_id, stale.epoch, BROKEN, 0)
-    assert _finish(world, stale) == recording.STALE
+    assert _finish(world, stale) == job_outcome.STALE
 
     assert world.tasks(request) == before
     assert world.jobs.begin(current.job_id, current.epoch)
@@ -510,7 +512,7 @@ def test_a_late_result_after_the_final_one_changes_no_row(world: World) -> None:
     assert _finish(world, begun).current
     before = world.tasks(request)
 
-    assert _finish(world, begun, BROKEN) == recording.STALE
+    assert _finish(world, begun, BROKEN) == job_outcome.STALE
     assert not world.jobs.retry(begun.job_id, begun.epoch, BROKEN, 0)
 
     assert world.tasks(request) == before
@@ -639,7 +641,7 @@ def test_a_call_for_a_job_that_was_skipped_meanwhile_may_not_begin(world: World)
     world.jobs.skip_waiting(request.id, {'h1'}, 'host left')
 
     assert not world.jobs.begin(assigned.job_id, assigned.epoch)
-    assert _finish(world, assigned) == recording.STALE
+    assert _finish(world, assigned) == job_outcome.STALE
 
 
 def test_thousands_of_hosts_that_leave_at_once_end_skipped(world: World) -> None:
@@ -700,7 +702,7 @@ def test_a_job_that_was_claimed_meanwhile_is_left_to_its_conductor(
 
     assert world.jobs.fail_unclaimed(
         [jobs.MissedCall(job.job_id, job.attempts, delay)], BROKEN
-    ) == [recording.STALE]
+    ) == [job_outcome.STALE]
 
     assert world.statuses(request) == {('h1', 'i1'): 'queued'}
     assert world.jobs.begin(assigned.job_id, assigned.epoch)

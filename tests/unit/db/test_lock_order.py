@@ -13,9 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import claims, endings, jobs, returning, rounds
-from nova_precache.db.beginnings import Begin
-from nova_precache.db.rounds import Turn
+from nova_precache.db import host_recovery, job_batch, jobs
+from nova_precache.db.job import claim as job_claim, finish as job_finish
+from nova_precache.db.job.begin import Begin
+from nova_precache.db.job_batch import Turn
 from tests.unit.conftest import BROKEN, CACHED, PLANNER, World
 
 ORDER = ('counters', 'claims', 'jobs', 'cache_requests')
@@ -79,8 +80,8 @@ def writes(world: World) -> Writes:
     return Writes(world)
 
 
-def _play(world: World, *members: rounds.Member) -> list[rounds.Result]:
-    return world.database.write(lambda session: rounds.play(session, members))
+def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
+    return world.database.write(lambda session: job_batch.play(session, members))
 
 
 def _calls(world: World, most: int) -> list[jobs.Assignment]:
@@ -88,8 +89,8 @@ def _calls(world: World, most: int) -> list[jobs.Assignment]:
     return [each.first for each in claimed if each.first is not None]
 
 
-def _finish(call: jobs.Assignment) -> endings.Finish:
-    return endings.Finish(call.job_id, call.epoch, CACHED)
+def _finish(call: jobs.Assignment) -> job_finish.Finish:
+    return job_finish.Finish(call.job_id, call.epoch, CACHED)
 
 
 def test_leases_are_renewed_when_nobody_else_changes_claims(world: World, writes: Writes) -> None:
@@ -157,7 +158,7 @@ def test_all_that_is_done_at_one_moment_locks_each_kind_at_once_and_in_order(
         world,
         Begin(calls['h1'].job_id, calls['h1'].epoch),
         Turn('c1', 'h2', _finish(calls['h2'])),
-        claims.Wanted('c1', limit=9, most=9, avoid_cells=(), lease=LEASE),
+        job_claim.Wanted('c1', limit=9, most=9, avoid_cells=(), lease=LEASE),
     )
 
     assert results[0] is True
@@ -178,7 +179,7 @@ def test_under_a_limit_all_jobs_that_may_be_called_next_are_locked_before_reques
 
     turned = _play(world, *(Turn('c1', call.host, _finish(call)) for call in calls))
 
-    assert [each.assignment is None for each in turned if isinstance(each, rounds.Turned)] == [
+    assert [each.assignment is None for each in turned if isinstance(each, job_batch.Turned)] == [
         False,
         False,
     ]
@@ -218,10 +219,10 @@ def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
     world.planned(['h1'], ['i1'])
     world.living('h1')
     [call] = _calls(world, 1)
-    waits = model.ImageOutcome(model.TaskStatus.ERROR, returning.DOWN, model.Retry.LATER)
+    waits = model.ImageOutcome(model.TaskStatus.ERROR, host_recovery.DOWN, model.Retry.LATER)
     world.jobs.retry(call.job_id, call.epoch, waits, 100)
     writes.forget()
 
-    assert returning.Returning(world.database, 60).hasten() == 1
+    assert host_recovery.Returning(world.database, 60).hasten() == 1
 
     assert writes.locked_jobs() == [('h1/i1',)]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.db import listing, models, pins
+from nova_precache.db import pins
+from nova_precache.db.engine import models
+from nova_precache.db.request import queries
 from tests.unit.conftest import LONG_AGO, World
 
 AGGREGATE = model.Aggregate(7, 'uuid-7', 'edge')
@@ -100,8 +102,8 @@ def test_pins_are_listed_by_project_status_and_aggregate(store: pins.Pins) -> No
 
     assert [pin.id for pin in store.list(project_id='p1')] == [mine]
     assert [pin.id for pin in store.list(status='ended')] == [other]
-    assert [pin.id for pin in store.list(aggregate=listing.AggregateFilter(id=8))] == [other]
-    assert store.list(project_id='p1', aggregate=listing.AggregateFilter(id=8)) == []
+    assert [pin.id for pin in store.list(aggregate=queries.AggregateFilter(id=8))] == [other]
+    assert store.list(project_id='p1', aggregate=queries.AggregateFilter(id=8)) == []
 
 
 def test_a_pin_ends_once_with_its_reason(store: pins.Pins) -> None:

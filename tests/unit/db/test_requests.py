@@ -12,8 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import jobs as db_jobs
-from nova_precache.db import listing, models, plans, requests
+from nova_precache.db import jobs as db_jobs, requests
+from nova_precache.db.engine import models
+from nova_precache.db.request import plan as request_plan, queries
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 
 EAST = datetime.timezone(datetime.timedelta(hours=2))
@@ -202,7 +203,7 @@ def test_a_request_whose_planner_died_is_planned_by_another_one(world: World) ->
     assert taken is not None
     assert taken.request.id == request.id
     assert not world.requests.add_tasks(
-        request.id, 'c1', [plans.PlannedTask('h1', world.cell.uuid, 'i1')]
+        request.id, 'c1', [request_plan.PlannedTask('h1', world.cell.uuid, 'i1')]
     )
     assert not world.requests.mark_planned(request.id, 'c1')
     assert not world.requests.fail(request.id, 'c1', 'too late')
@@ -276,7 +277,7 @@ def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
 def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) -> None:
     request = world.accept(['h2', 'h1'], ['i1', 'i2'])
     assert world.requests.next_to_plan(PLANNER)
-    task = plans.PlannedTask('h2', None, 'i1', 'skipped', 'host down')
+    task = request_plan.PlannedTask('h2', None, 'i1', 'skipped', 'host down')
     tasks = [task, dataclasses.replace(task, image_id='i2')]
     world.requests.add_tasks(request.id, PLANNER, tasks)
     world.plan(request, ['h1'])
@@ -486,7 +487,7 @@ def test_requests_are_listed_by_what_they_are_for(world: World) -> None:
 
     assert ids(image_id='i1') == [first.id]
     assert ids(image_id='i2') == [named.id, first.id]
-    assert ids(aggregate=listing.AggregateFilter(id=1)) == [first.id]
+    assert ids(aggregate=queries.AggregateFilter(id=1)) == [first.id]
     assert ids(pin_id='pin-1') == [first.id]
     assert ids(since=first.created_at) == [named.id, first.id]
     assert ids(since=first.created_at + datetime.timedelta(days=1)) == []

@@ -4,13 +4,13 @@
 import pytest
 
 from nova_precache import model
-from nova_precache.db import returning
+from nova_precache.db import host_recovery
 from tests.unit.conftest import BROKEN, DOWN_SECONDS, World
 
 
 @pytest.fixture
-def returned(world: World) -> returning.Returning:
-    return returning.Returning(world.database, DOWN_SECONDS)
+def returned(world: World) -> host_recovery.Returning:
+    return host_recovery.Returning(world.database, DOWN_SECONDS)
 
 
 def _waits(world: World, host: str) -> model.CacheRequest:
@@ -27,7 +27,7 @@ def _waits(world: World, host: str) -> model.CacheRequest:
 
 
 def test_a_job_is_due_as_soon_as_its_host_reports(
-    world: World, returned: returning.Returning
+    world: World, returned: host_recovery.Returning
 ) -> None:
     request = _waits(world, 'h1')
     assert returned.hasten() == 0
@@ -45,7 +45,7 @@ def test_a_job_is_due_as_soon_as_its_host_reports(
 
 
 def test_a_job_that_waits_for_something_else_goes_on_waiting(
-    world: World, returned: returning.Returning
+    world: World, returned: host_recovery.Returning
 ) -> None:
     world.living('h1')
     world.planned(['h1'], ['i1'])
@@ -56,7 +56,7 @@ def test_a_job_that_waits_for_something_else_goes_on_waiting(
 
 
 def test_only_the_jobs_of_the_host_that_is_back_are_due(
-    world: World, returned: returning.Returning
+    world: World, returned: host_recovery.Returning
 ) -> None:
     for host in ('h1', 'h2'):
         _waits(world, host)

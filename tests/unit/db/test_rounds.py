@@ -10,17 +10,23 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import model
-from nova_precache.db import claims, endings, jobs, models, recording, rounds
-from nova_precache.db.beginnings import Begin
-from nova_precache.db.rounds import Turn
+from nova_precache.db import job_batch, jobs
+from nova_precache.db.engine import models
+from nova_precache.db.job import (
+    claim as job_claim,
+    finish as job_finish,
+    outcome as job_outcome,
+)
+from nova_precache.db.job.begin import Begin
+from nova_precache.db.job_batch import Turn
 from tests.unit.conftest import CACHED, World
 
 LEASE = datetime.timedelta(seconds=30)
 BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'broken')
 
 
-def _play(world: World, *members: rounds.Member) -> list[rounds.Result]:
-    return world.database.write(lambda session: rounds.play(session, members))
+def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
+    return world.database.write(lambda session: job_batch.play(session, members))
 
 
 def _assigned(world: World, count: int, conductor: str = 'c1') -> list[jobs.Assignment]:
@@ -28,11 +34,11 @@ def _assigned(world: World, count: int, conductor: str = 'c1') -> list[jobs.Assi
     return [each.first for each in claimed if each.first is not None]
 
 
-def _finish(assignment: jobs.Assignment, outcome: model.ImageOutcome = CACHED) -> endings.Finish:
-    return endings.Finish(assignment.job_id, assignment.epoch, outcome)
+def _finish(assignment: jobs.Assignment, outcome: model.ImageOutcome = CACHED) -> job_finish.Finish:
+    return job_finish.Finish(assignment.job_id, assignment.epoch, outcome)
 
 
-def _hosts(claimed: Sequence[rounds.Claimed]) -> list[str]:
+def _hosts(claimed: Sequence[job_batch.Claimed]) -> list[str]:
     return [each.claim.host for each in claimed]
 
 
@@ -42,7 +48,7 @@ def test_each_of_many_ends_with_its_own_outcome(world: World) -> None:
 
     results = _play(world, _finish(one), _finish(two, BROKEN), Begin(three.job_id, three.epoch))
 
-    ended = recording.Recorded(current=True, requests=(request.id,))
+    ended = job_outcome.Recorded(current=True, requests=(request.id,))
     assert results == [ended, ended, True]
     assert world.statuses(request) == {
         ('h1', 'i1'): 'cached',
@@ -60,7 +66,7 @@ def test_a_late_outcome_among_others_changes_nothing(world: World) -> None:
 
     results = _play(world, _finish(two), _finish(one), Begin(two.job_id, two.epoch))
 
-    assert results[0] == recording.STALE
+    assert results[0] == job_outcome.STALE
     assert results[2] is False
     assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h2', 'i1'): 'queued'}
 
@@ -81,7 +87,7 @@ def test_the_request_that_an_outcome_leaves_without_work_is_told(world: World) -
     others = _play(world, _finish(two), _finish(three))
 
     assert first.idle == ()
-    assert [each.idle for each in others if isinstance(each, recording.Recorded)] == [
+    assert [each.idle for each in others if isinstance(each, job_outcome.Recorded)] == [
         (request.id,),
         (request.id,),
     ]
@@ -96,8 +102,8 @@ def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
 
     first, second = _play(world, Turn('c1', 'h1', _finish(one)), Turn('c1', 'h2', _finish(two)))
 
-    assert isinstance(first, rounds.Turned)
-    assert isinstance(second, rounds.Turned)
+    assert isinstance(first, job_batch.Turned)
+    assert isinstance(second, job_batch.Turned)
     assert first.assignment is not None
     assert (first.assignment.image_id, first.assignment.attempts) == ('i2', 1)
     assert first.assignment.epoch > one.epoch
@@ -179,7 +185,7 @@ def test_under_a_limit_no_more_hosts_are_called_at_once_than_it_says(world: Worl
 
     turned = _play(world, Turn('c1', 'h1', _finish(one)), Turn('c1', 'h2', _finish(two)))
 
-    assigned = [each.assignment for each in turned if isinstance(each, rounds.Turned)]
+    assigned = [each.assignment for each in turned if isinstance(each, job_batch.Turned)]
     assert [each and each.image_id for each in assigned] == ['i2', None]
 
 
@@ -226,7 +232,7 @@ def test_a_host_that_is_given_back_makes_room_for_another_in_the_same_transactio
     world.planned(['h1', 'h2'], ['i1'])
     (one,) = _assigned(world, 1)
 
-    wanted = claims.Wanted('c1', limit=1, most=1, avoid_cells=(), lease=LEASE)
+    wanted = job_claim.Wanted('c1', limit=1, most=1, avoid_cells=(), lease=LEASE)
     _, claimed = _play(world, Turn('c1', 'h1', _finish(one)), wanted)
 
     assert isinstance(claimed, list)
@@ -240,16 +246,16 @@ def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
     one, two = _assigned(world, 2)
     lost = db_exception.DBError('the process was killed')
-    release_hosts = claims.release_hosts
+    release_hosts = job_claim.release_hosts
 
     def die(*given: object) -> None:
         raise lost
 
-    monkeypatch.setattr(claims, 'release_hosts', die)
+    monkeypatch.setattr(job_claim, 'release_hosts', die)
     members = [Turn('c1', 'h1', _finish(one)), Turn('c1', 'h2', _finish(two), goes_on=False)]
     with pytest.raises(db_exception.DBError, match='killed'):
         _play(world, *members)
-    monkeypatch.setattr(claims, 'release_hosts', release_hosts)
+    monkeypatch.setattr(job_claim, 'release_hosts', release_hosts)
 
     assert set(world.statuses(request).values()) == {'queued'}
     assert world.to_announce(request) == ['start']

@@ -7,25 +7,31 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import claims, endings, jobs, models, recording, rounds
-from nova_precache.db.beginnings import Begin
-from nova_precache.db.rounds import Turn
+from nova_precache.db import job_batch, jobs
+from nova_precache.db.engine import models
+from nova_precache.db.job import (
+    claim as job_claim,
+    finish as job_finish,
+    outcome as job_outcome,
+)
+from nova_precache.db.job.begin import Begin
+from nova_precache.db.job_batch import Turn
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
 LEASE = datetime.timedelta(seconds=30)
 EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late')
 
 
-def _play(world: World, *members: rounds.Member) -> list[rounds.Result]:
-    return world.database.write(lambda session: rounds.play(session, members))
+def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
+    return world.database.write(lambda session: job_batch.play(session, members))
 
 
-def _finish(call: jobs.Assignment, outcome: model.ImageOutcome = BROKEN) -> endings.Finish:
-    return endings.Finish(call.job_id, call.epoch, outcome)
+def _finish(call: jobs.Assignment, outcome: model.ImageOutcome = BROKEN) -> job_finish.Finish:
+    return job_finish.Finish(call.job_id, call.epoch, outcome)
 
 
-def _wanted(conductor: str = 'c1') -> claims.Wanted:
-    return claims.Wanted(conductor, limit=9, most=9, avoid_cells=(), lease=LEASE)
+def _wanted(conductor: str = 'c1') -> job_claim.Wanted:
+    return job_claim.Wanted(conductor, limit=9, most=9, avoid_cells=(), lease=LEASE)
 
 
 def _calls(world: World) -> dict[str, jobs.Assignment]:
@@ -45,8 +51,8 @@ def _pass_deadline(world: World, request: model.CacheRequest) -> None:
     world.change(models.CacheRequest, models.CacheRequest.id == request.id, deadline=LONG_AGO)
 
 
-def _ended(request: model.CacheRequest) -> recording.Recorded:
-    return recording.Recorded(current=True, requests=(request.id,))
+def _ended(request: model.CacheRequest) -> job_outcome.Recorded:
+    return job_outcome.Recorded(current=True, requests=(request.id,))
 
 
 def _pause_when_chosen(world: World) -> None:
@@ -72,7 +78,7 @@ def test_last_attempts_that_are_lost_together_end_each_as_its_job_was_to(world: 
 
     results = _play(world, *(_finish(calls[f'h{n}']) for n in range(1, 5)))
 
-    waits = recording.Recorded(current=True)
+    waits = job_outcome.Recorded(current=True)
     assert results == [waits, _ended(cancelled), _ended(late), _ended(other)]
     assert [_idle(each) for each in results] == [(), (cancelled.id,), (late.id,), (other.id,)]
     tasks = [world.tasks(each)[f'h{n}', 'i1'] for n, each in _numbered(paused, cancelled, late)]
@@ -84,8 +90,8 @@ def test_last_attempts_that_are_lost_together_end_each_as_its_job_was_to(world: 
     assert world.tasks(other)['h4', 'i1'].reason == BROKEN.reason
 
 
-def _idle(result: rounds.Result) -> Sequence[str]:
-    assert isinstance(result, recording.Recorded)
+def _idle(result: job_batch.Result) -> Sequence[str]:
+    assert isinstance(result, job_outcome.Recorded)
     return result.idle
 
 
@@ -100,7 +106,7 @@ def test_an_attempt_that_a_pause_has_broken_off_is_made_again_by_a_newer_call(
     call = _begun(world)['h1']
     world.steering.pause(request.id)
     [turned] = _play(world, Turn('c1', 'h1', _finish(call), goes_on=False))
-    assert isinstance(turned, rounds.Turned)
+    assert isinstance(turned, job_batch.Turned)
     assert (turned.recorded.current, turned.is_over) == (True, True)
     assert _calls(world) == {}
 
@@ -121,7 +127,7 @@ def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_to_a_round(world
 
     results = _play(world, _finish(calls['h1']), _finish(calls['h2']))
 
-    assert results == [recording.Recorded(current=True), _ended(gone)]
+    assert results == [job_outcome.Recorded(current=True), _ended(gone)]
     assert world.statuses(other) == {('h1', 'i1'): 'retry_wait'}
     assert world.requests.mark_planned(other.id, PLANNER)
     world.jobs.release('c1', 'h1')

@@ -14,7 +14,8 @@ from alembic.runtime import migration
 
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import models, requests, schema, session
+from nova_precache.db import requests
+from nova_precache.db.engine import models, schema, session
 from tests.unit.conftest import CACHED, open_database, open_world
 
 

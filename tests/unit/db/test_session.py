@@ -13,10 +13,9 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 from sqlalchemy.dialects import mysql, postgresql
 
-from nova_precache import conf as options
-from nova_precache import exception
+from nova_precache import conf as options, exception
 from nova_precache.cells import models as cell_models
-from nova_precache.db import models, session
+from nova_precache.db.engine import models, session
 from tests.unit.conftest import open_database
 
 
@@ -74,7 +73,7 @@ def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_fr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr('nova_precache.db.session.time.sleep', waited.append)
+    monkeypatch.setattr('nova_precache.db.engine.session.time.sleep', waited.append)
     failures = [error(), error()]
 
     def work(writer: orm.Session) -> str:

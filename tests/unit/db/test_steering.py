@@ -7,7 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import jobs, models, plans, recording, steering
+from nova_precache.db import jobs, request_actions
+from nova_precache.db.engine import models
+from nova_precache.db.job import outcome as job_outcome
+from nova_precache.db.request import plan as request_plan
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
 FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keeps it
@@ -20,12 +23,14 @@ def _planned(world: World, *hosts: str, **options: object) -> model.CacheRequest
     return world.planned(hosts or ['h1'], ['i1'], options=asked)
 
 
-def _expire(world: World, request: model.CacheRequest) -> recording.Recorded:
+def _expire(world: World, request: model.CacheRequest) -> job_outcome.Recorded:
     world.change(models.CacheRequest, models.CacheRequest.id == request.id, deadline=LONG_AGO)
     return world.steering.expire()
 
 
-def _finish(world: World, call: jobs.Assignment, outcome: model.ImageOutcome) -> recording.Recorded:
+def _finish(
+    world: World, call: jobs.Assignment, outcome: model.ImageOutcome
+) -> job_outcome.Recorded:
     recorded = world.jobs.finish(call.job_id, call.epoch, outcome)
     world.jobs.release('c1', call.host)
     return recorded
@@ -65,7 +70,7 @@ def test_a_transfer_that_nobody_else_wants_is_told_to_stop(world: World) -> None
 
     assert world.statuses(request) == {('h1', 'i1'): 'downloading'}
     assert world.steering.stop_orders() == [
-        steering.StopOrder(call.job_id, 'h1', world.cell.uuid, call.epoch, 'cancelled', True)
+        request_actions.StopOrder(call.job_id, 'h1', world.cell.uuid, call.epoch, 'cancelled', True)
     ]
     assert not world.jobs.begin(call.job_id, call.epoch)
     assert _finish(world, call, STOPPED).requests == (request.id,)
@@ -123,7 +128,7 @@ def test_what_a_waiting_job_left_on_its_host_is_removed_unless_it_is_kept(
 
     world.steering.cancel(request.id, keep_partial)
 
-    left = steering.Discard(call.job_id, 'h1', world.cell.uuid, 'i1')
+    left = request_actions.Discard(call.job_id, 'h1', world.cell.uuid, 'i1')
     assert world.steering.discards(10) == ([] if keep_partial else [left])
     world.steering.discarded(call.job_id)
     assert world.steering.discards(10) == []
@@ -437,7 +442,7 @@ def test_a_retried_task_may_be_planned_with_its_outcome(world: World) -> None:
     world.steering.retry(request.id)
     assert world.requests.next_to_plan(PLANNER)
 
-    down = plans.PlannedTask('h1', world.cell.uuid, 'i1', 'skipped', 'host down')
+    down = request_plan.PlannedTask('h1', world.cell.uuid, 'i1', 'skipped', 'host down')
     world.requests.add_tasks(request.id, PLANNER, [down])
 
     task = world.tasks(request)['h1', 'i1']
@@ -559,7 +564,7 @@ def test_the_others_start_when_the_canary_has_passed(world: World) -> None:
 def test_a_host_without_work_is_no_canary(world: World) -> None:
     request = world.accept(['h1', 'h2'], ['i1'], options=model.RequestOptions(canary=1))
     assert world.requests.next_to_plan(PLANNER)
-    down = plans.PlannedTask('h1', None, 'i1', 'skipped', 'host down')
+    down = request_plan.PlannedTask('h1', None, 'i1', 'skipped', 'host down')
     world.requests.add_tasks(request.id, PLANNER, [down])
     world.plan(request, ['h2', 'h3'])
     world.requests.mark_planned(request.id, PLANNER)

@@ -10,7 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import demand, jobs, models, session
+from nova_precache.db import jobs
+from nova_precache.db.engine import models, session
+from nova_precache.db.job import demand
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
 HOSTS = ('h1', 'h2', 'h3')

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import exception
-from nova_precache.db import trouble
+from nova_precache.db.engine import trouble
 
 
 def _wrapped(error: Exception) -> Exception:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache import control as controls
-from nova_precache import exception
+from nova_precache import control as controls, exception
 from nova_precache.download import pace, pipeline
 from nova_precache.image import glance, service
 from tests.service import wait_until

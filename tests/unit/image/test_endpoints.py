@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache import conf as options
-from nova_precache import exception, wire
+from nova_precache import conf as options, exception, wire
 from nova_precache.image import endpoints, glance
 from nova_precache.wiring import images as wiring_images
 

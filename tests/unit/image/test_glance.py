@@ -20,8 +20,7 @@ import trustme
 from keystoneauth1 import noauth
 from keystoneauth1.identity import v3
 
-from nova_precache import conf as precache_conf
-from nova_precache import context, exception
+from nova_precache import conf as precache_conf, context, exception
 from nova_precache.image import glance, service
 from tests.scripted_server import Answer, Server, serving
 

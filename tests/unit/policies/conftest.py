@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import pytest
 import webob
 
-from nova_precache import conf as configuration
-from nova_precache import model
+from nova_precache import conf as configuration, model
 from nova_precache.cells import inventory
-from nova_precache.db import agents, pins, requests, session
+from nova_precache.db import agents, pins, requests
+from nova_precache.db.engine import session
 from nova_precache.image import fake
 from tests.unit.api import conftest as api_parts
 

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from oslo_policy import policy as oslo_policy
 
-from nova_precache import conf as configuration
-from nova_precache import context as request_context
-from nova_precache import exception, policies, policy
+from nova_precache import (
+    conf as configuration,
+    context as request_context,
+    exception,
+    policies,
+    policy,
+)
 from nova_precache.api import routes
 from nova_precache.db import pins as pin_store
 from nova_precache.policies import aggregates, base, estimate, hosts, pins, requests

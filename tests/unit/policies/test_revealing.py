@@ -9,7 +9,8 @@ import pytest
 import webob
 
 from nova_precache import model
-from nova_precache.db import caches, models, requests
+from nova_precache.db import caches, requests
+from nova_precache.db.engine import models
 from tests.unit.policies.conftest import HOST, IMAGE, PROJECT, MakeSite, Site
 
 OTHER = 'u:p2:reader'

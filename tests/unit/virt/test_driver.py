@@ -3,8 +3,7 @@
 
 import pytest
 
-from nova_precache import conf as precache_conf
-from nova_precache import control, exception, model
+from nova_precache import conf as precache_conf, control, exception, model
 from nova_precache.cache import layout
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver, fake, libvirt

@@ -13,12 +13,10 @@ import uuid
 
 import pytest
 
-from nova_precache import conf as precache_conf
-from nova_precache import exception, model
+from nova_precache import conf as precache_conf, exception, model
 from nova_precache.cache import boots
 from nova_precache.control import Control
-from nova_precache.image import fake
-from nova_precache.image import glance as glance_images
+from nova_precache.image import fake, glance as glance_images
 from nova_precache.standalone.glance import GlanceServer
 from nova_precache.virt import driver, libvirt
 from nova_precache.virt.libvirt import driver as driver_module

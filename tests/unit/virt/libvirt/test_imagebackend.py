@@ -12,8 +12,7 @@ from nova_precache import exception, model
 from nova_precache.cache import layout
 from nova_precache.control import Control
 from nova_precache.image import fake
-from nova_precache.inspection import formats
-from nova_precache.inspection import qemu_img as qemu
+from nova_precache.inspection import formats, qemu_img as qemu
 from nova_precache.virt import driver
 from nova_precache.virt.libvirt import usage
 from tests import disk_images

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables. Statuses are strings, times are UTC by the database's clock.
+
+Nothing here refers to the inventory's tables, which may live in Nova's database.
+"""
+
+import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import Mapped, mapped_column
+
+from nova_precache.db.engine import texts
+
+Timestamp = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')
+BigId = sa.BigInteger().with_variant(sa.Integer(), 'sqlite')
+Host = sa.String(255)
+Uuid = sa.String(36)
+Status = sa.String(32)
+Bytes = sa.BigInteger
+
+
+class Base(orm.DeclarativeBase):
+    """The tables of this service."""
+
+    type_annotation_map = {datetime.datetime: Timestamp}  # noqa: RUF012
+
+
+class CacheRequest(Base):
+    """What somebody asked for.
+
+    Of one for explicit hosts, ``aggregate_id`` is 0 and its uuid and name are empty: SQLite
+    cannot take a NOT NULL from a column that rows of other tables depend on. ``client_key``
+    is a hash of the client's own id and its project, which no collation takes for another.
+    ``is_planned`` says that its plan is complete, ``not_before`` is empty once it has passed.
+    ``announced`` numbers what is announced.
+    """
+
+    __tablename__ = 'cache_requests'
+    __table_args__ = (
+        sa.Index('cache_requests_status_idx', 'status'),
+        sa.Index('cache_requests_project_idx', 'project_id', 'status'),
+        sa.Index('cache_requests_created_idx', 'created_at'),
+        sa.Index('cache_requests_aggregate_idx', 'aggregate_id'),
+        sa.Index('cache_requests_pin_idx', 'pin_id'),
+        sa.Index('cache_requests_client_idx', 'client_key', unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    number: Mapped[int] = mapped_column(BigId, unique=True)
+    status: Mapped[str] = mapped_column(Status)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
+    aggregate_id: Mapped[int] = mapped_column(sa.Integer)
+    aggregate_uuid: Mapped[str] = mapped_column(Uuid)
+    aggregate_name: Mapped[str] = mapped_column(sa.String(255))
+    images: Mapped[list[str]] = mapped_column(sa.JSON)
+    options: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    priority: Mapped[int] = mapped_column(sa.Integer, default=0)
+    project_id: Mapped[str | None] = mapped_column(sa.String(255))
+    user_id: Mapped[str | None] = mapped_column(sa.String(255))
+    is_admin: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    global_request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    hosts_total: Mapped[int] = mapped_column(sa.Integer, default=0)
+    hosts_done: Mapped[int] = mapped_column(sa.Integer, default=0)
+    hosts: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    description: Mapped[str | None] = mapped_column(sa.Text)
+    client_request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    client_key: Mapped[str | None] = mapped_column(sa.String(64))
+    pin_id: Mapped[str | None] = mapped_column(Uuid)
+    not_before: Mapped[datetime.datetime | None]
+    deadline: Mapped[datetime.datetime | None]
+    max_parallel_hosts: Mapped[int | None] = mapped_column(sa.Integer)
+    max_failures: Mapped[int | None] = mapped_column(sa.Integer)
+    is_planned: Mapped[bool] = mapped_column(sa.Boolean, default=False, server_default=sa.false())
+    canary_passed: Mapped[bool] = mapped_column(sa.Boolean, default=True, server_default=sa.true())
+    announced: Mapped[int] = mapped_column(BigId, default=0, server_default='0')
+    planner: Mapped[str | None] = mapped_column(Uuid)
+    planner_lease_until: Mapped[datetime.datetime | None]
+    created_at: Mapped[datetime.datetime]
+    planned_at: Mapped[datetime.datetime | None]
+    started_at: Mapped[datetime.datetime | None]
+    finished_at: Mapped[datetime.datetime | None]
+
+
+class RequestImage(Base):
+    """An image that a request names, to find requests by it."""
+
+    __tablename__ = 'cache_request_images'
+    __table_args__ = (sa.Index('cache_request_images_image_idx', 'image_id'),)
+
+    request_id: Mapped[str] = mapped_column(
+        Uuid, sa.ForeignKey('cache_requests.id', ondelete='CASCADE'), primary_key=True
+    )
+    image_id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+
+
+class Job(Base):
+    """The work on one (host, image).
+
+    ``active_key`` makes it unique while active; it may be claimed while it is ``ready``:
+    some task in flight of a complete plan wants it and is ``open``. ``stop_why`` says that
+    what a compute may be working on is to stop, and why; of one that has ended, that what
+    is left of it on its host is to be removed.
+    """
+
+    __tablename__ = 'jobs'
+    __table_args__ = (
+        sa.Index('jobs_host_idx', 'host', 'status'),
+        sa.Index('jobs_stop_idx', 'stop_why'),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    uuid: Mapped[str] = mapped_column(Uuid, unique=True)
+    active_key: Mapped[str | None] = mapped_column(sa.String(300), unique=True)
+    host: Mapped[str] = mapped_column(Host)
+    cell_uuid: Mapped[str] = mapped_column(Uuid)
+    image_id: Mapped[str] = mapped_column(Uuid)
+    status: Mapped[str] = mapped_column(Status)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
+    priority: Mapped[int] = mapped_column(sa.Integer, default=0)
+    ready: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    epoch: Mapped[int | None] = mapped_column(BigId)
+    attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
+    mismatches: Mapped[int] = mapped_column(sa.Integer, default=0)
+    bytes_done: Mapped[int] = mapped_column(Bytes, default=0)
+    bytes_total: Mapped[int | None] = mapped_column(Bytes)
+    rate_bytes: Mapped[int | None] = mapped_column(Bytes)
+    stop_why: Mapped[str | None] = mapped_column(Status)
+    stop_keep: Mapped[bool] = mapped_column(sa.Boolean, default=False, server_default=sa.false())
+    progress_sequence: Mapped[int] = mapped_column(BigId, default=0)
+    progress_at: Mapped[datetime.datetime | None]
+    next_attempt_at: Mapped[datetime.datetime | None]
+    created_at: Mapped[datetime.datetime]
+    started_at: Mapped[datetime.datetime | None]
+    finished_at: Mapped[datetime.datetime | None]
+
+
+# In the order in which they are claimed, so that the next one is found without looking at all.
+sa.Index('jobs_due_idx', Job.status, Job.ready, Job.priority.desc(), Job.id)
+
+
+class Task(Base):
+    """One (request, host, image): a snapshot of names, and its outcome.
+
+    ``open`` says that its request lets it be worked on now: it is not paused, its window
+    has begun, its canary has passed or its host is one.
+    """
+
+    __tablename__ = 'cache_tasks'
+    __table_args__ = (
+        sa.UniqueConstraint('request_id', 'host', 'image_id', name='cache_tasks_once'),
+        sa.Index('cache_tasks_status_idx', 'request_id', 'status'),
+        sa.Index('cache_tasks_job_idx', 'job_uuid'),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    request_id: Mapped[str] = mapped_column(
+        Uuid, sa.ForeignKey('cache_requests.id', ondelete='CASCADE')
+    )
+    host: Mapped[str] = mapped_column(Host)
+    cell_uuid: Mapped[str | None] = mapped_column(Uuid)
+    image_id: Mapped[str] = mapped_column(Uuid)
+    job_uuid: Mapped[str | None] = mapped_column(Uuid)
+    status: Mapped[str] = mapped_column(Status)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
+    attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
+    bytes_done: Mapped[int] = mapped_column(Bytes, default=0)
+    bytes_total: Mapped[int | None] = mapped_column(Bytes)
+    rate_bytes: Mapped[int | None] = mapped_column(Bytes)
+    open: Mapped[bool] = mapped_column(sa.Boolean, default=True, server_default=sa.true())
+    next_attempt_at: Mapped[datetime.datetime | None]
+    created_at: Mapped[datetime.datetime]
+    started_at: Mapped[datetime.datetime | None]
+    finished_at: Mapped[datetime.datetime | None]
+
+
+class Announcement(Base):
+    """A notification that is still to be sent; see :mod:`nova_precache.db.outbox`."""
+
+    __tablename__ = 'announcements'
+
+    request_id: Mapped[str] = mapped_column(
+        Uuid, sa.ForeignKey('cache_requests.id', ondelete='CASCADE'), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    phase: Mapped[str] = mapped_column(Status)
+    host: Mapped[str | None] = mapped_column(Host)
+    host_index: Mapped[int | None] = mapped_column(sa.Integer)
+    taken_until: Mapped[datetime.datetime | None]
+
+
+class Claim(Base):
+    """A conductor's lease on a host. The row stays, so that its epoch only grows."""
+
+    __tablename__ = 'claims'
+
+    host: Mapped[str] = mapped_column(Host, primary_key=True)
+    cell_uuid: Mapped[str] = mapped_column(Uuid)
+    conductor_id: Mapped[str | None] = mapped_column(Uuid, index=True)
+    epoch: Mapped[int] = mapped_column(BigId)
+    lease_expires_at: Mapped[datetime.datetime | None]
+
+
+class StockCall(Base):
+    """The call that a nova-compute was sent and has not answered yet, of which it does one only.
+
+    ``epoch`` is that of its job; once ``over_at`` has passed, it has ended, however it did.
+    """
+
+    __tablename__ = 'stock_calls'
+
+    host: Mapped[str] = mapped_column(Host, primary_key=True)
+    epoch: Mapped[int] = mapped_column(sa.BigInteger)
+    over_at: Mapped[datetime.datetime]
+
+
+class Counter(Base):
+    """A number that a claim's transaction compares and sets; also hands out numbers."""
+
+    __tablename__ = 'counters'
+
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    value: Mapped[int] = mapped_column(BigId)
+
+
+class Agent(Base):
+    """A compute's agent as it last reported itself."""
+
+    __tablename__ = 'agents'
+
+    host: Mapped[str] = mapped_column(Host, primary_key=True)
+    agent_id: Mapped[str] = mapped_column(Uuid)
+    cell_uuid: Mapped[str] = mapped_column(Uuid)
+    boot_id: Mapped[str | None] = mapped_column(sa.String(64))
+    version: Mapped[str | None] = mapped_column(sa.String(64))
+    driver: Mapped[str | None] = mapped_column(sa.String(255))
+    store_id: Mapped[str | None] = mapped_column(sa.String(64))
+    cache_bytes: Mapped[int | None] = mapped_column(Bytes)
+    free_bytes: Mapped[int | None] = mapped_column(Bytes)
+    capabilities: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    started_at: Mapped[datetime.datetime]
+    seen_at: Mapped[datetime.datetime]
+
+
+class Hearing(Base):
+    """The time in which a cell could be heard; see :mod:`nova_precache.db.hearing`."""
+
+    __tablename__ = 'hearings'
+
+    cell_uuid: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    since: Mapped[datetime.datetime]
+    until: Mapped[datetime.datetime]
+
+
+class CachedImage(Base):
+    """A file in the cache of a host, as its compute last reported it."""
+
+    __tablename__ = 'cached_images'
+    __table_args__ = (sa.Index('cached_images_name_idx', 'name'),)
+
+    host: Mapped[str] = mapped_column(Host, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(Bytes)
+    disk_bytes: Mapped[int] = mapped_column(Bytes)
+    touched_at: Mapped[datetime.datetime]
+    used_by: Mapped[int | None] = mapped_column(sa.Integer)
+    reported_at: Mapped[datetime.datetime]
+
+
+class ImageName(Base):
+    """Which image a file in a cache is of: its name is a hash, which tells nobody."""
+
+    __tablename__ = 'image_names'
+
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    image_id: Mapped[str] = mapped_column(Uuid)
+
+
+class Pin(Base):
+    """Images that are kept cached on the hosts of an aggregate."""
+
+    __tablename__ = 'pins'
+    __table_args__ = (
+        sa.Index('pins_status_idx', 'status', 'checked_at'),
+        sa.Index('pins_aggregate_idx', 'aggregate_id'),
+    )
+
+    id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    number: Mapped[int] = mapped_column(BigId, unique=True)
+    status: Mapped[str] = mapped_column(Status)
+    reason: Mapped[str | None] = mapped_column(texts.Reason)
+    aggregate_id: Mapped[int] = mapped_column(sa.Integer)
+    aggregate_uuid: Mapped[str] = mapped_column(Uuid)
+    aggregate_name: Mapped[str] = mapped_column(sa.String(255))
+    images: Mapped[list[str]] = mapped_column(sa.JSON)
+    images_gone: Mapped[dict[str, str]] = mapped_column(texts.Reasons)
+    description: Mapped[str | None] = mapped_column(sa.Text)
+    project_id: Mapped[str | None] = mapped_column(sa.String(255))
+    user_id: Mapped[str | None] = mapped_column(sa.String(255))
+    is_admin: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    request_id: Mapped[str | None] = mapped_column(sa.String(255))
+    until: Mapped[datetime.datetime | None]
+    created_at: Mapped[datetime.datetime]
+    checked_at: Mapped[datetime.datetime | None]
+    ended_at: Mapped[datetime.datetime | None]
+    keeper: Mapped[str | None] = mapped_column(Uuid)
+    keeper_lease_until: Mapped[datetime.datetime | None]

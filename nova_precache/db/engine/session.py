@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short transactions on SQLite, MariaDB or PostgreSQL.
+
+No RPC and no HTTP happen inside a transaction. A write on SQLite takes the
+write lock at its first statement (BEGIN IMMEDIATE): a deferred transaction that
+reads and then writes fails at once when another one wrote in between.
+"""
+
+import contextlib
+import datetime
+import itertools
+import logging
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import sqlalchemy as sa
+import tenacity
+from oslo_config import cfg
+from oslo_db import exception as db_exception
+from oslo_db.sqlalchemy import engines
+from sqlalchemy import orm
+from sqlalchemy.dialects import plugins
+from sqlalchemy.ext import compiler
+from sqlalchemy.sql import functions
+
+from nova_precache import deadline, exception, outages
+from nova_precache.db.engine import texts, timeouts, trouble
+
+LOG = logging.getLogger(__name__)
+T = TypeVar('T')
+M = TypeVar('M')
+
+_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # and so on with the last
+_REFUSALS = (
+    db_exception.DBError,
+    db_exception.DBInvalidUnicodeParameter,
+    sa.exc.SQLAlchemyError,
+)
+_PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
+CHUNK_KEYS = 500
+_CONNECTION = 'connection'
+_WRITING = 'writes'
+_WRITES = {_WRITING: True}
+_MYSQLS = frozenset({'mysql', 'mariadb'})
+# Of the next transaction alone.
+_ONE_STATE = 'SET TRANSACTION ISOLATION LEVEL REPEATABLE READ'
+
+
+class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
+    """The database's own clock in UTC, the only one that leases are measured by."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiler.compiles(database_now, 'sqlite')
+def _sqlite_now(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+@compiler.compiles(database_now, 'mysql')
+@compiler.compiles(database_now, 'mariadb')
+def _mysql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return 'UTC_TIMESTAMP(6)'
+
+
+@compiler.compiles(database_now, 'postgresql')
+def _postgresql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return "(clock_timestamp() AT TIME ZONE 'UTC')"
+
+
+def now(session: orm.Session) -> datetime.datetime:
+    """Read the database's clock, in UTC without a time zone."""
+    return session.scalars(sa.select(database_now())).one()
+
+
+class _PooledFiles(sa.engine.CreateEnginePlugin):
+    """Has connections to a SQLite file kept, which oslo.db opens anew for each transaction."""
+
+    def __init__(self, url: sa.URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        # None waits for another's: one more is opened, and closed after use.
+        kwargs.update(poolclass=sa.QueuePool, max_overflow=-1)
+
+    def update_url(self, url: sa.URL) -> sa.URL:
+        return url.difference_update_query(['plugin'])
+
+
+_POOLED_FILES = 'precache_pooled_files'
+plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
+
+
+class Database:
+    """Where transactions are made; one for each process and database.
+
+    As a context manager it closes itself at the end.
+
+    What the server refuses is the error of this service that it amounts to: it cannot serve
+    now, or it cannot hold a value. All else is raised as it is.
+
+    :param name: names the database in the log, as by its option
+    :ivar limits: for how long the server is waited for
+    :ivar outage: what the log says while the server is away
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        read_only: bool = False,
+        name: str = '[database] connection',
+        limits: timeouts.Limits = timeouts.SERVICE,
+    ) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.outage = outages.Outage(f'Database of {name}')
+        engine.hide_parameters = True  # in errors: those of a cell have passwords in them
+        self._silence = timeouts.limit(engine, limits)
+        if read_only:
+            _refuse_writes(engine)
+        elif engine.dialect.name == 'sqlite':
+            _prepare_sqlite(engine, limits)
+        else:
+            _see_what_others_commit(engine)
+        engine.dispose()  # of connections that were opened without these settings
+        self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.dispose()
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[orm.Session]:
+        """A transaction that only reads, and sees one state of all where the database can.
+
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
+        """
+        with self._translated(), self._sessions() as session:
+            if self.engine.dialect.name in _MYSQLS:
+                session.connection().exec_driver_sql(_ONE_STATE)
+            yield session
+
+    def write(self, work: Callable[[orm.Session], T], *, may_reword: bool = True) -> T:
+        """Run ``work`` in a transaction of its own and commit it.
+
+        It runs again from the start when the database reports a deadlock or a
+        lost connection, so it must have no effect but on the session. Reasons that
+        the database refuses are written once more in ASCII.
+
+        :param may_reword: False: several outcomes are written, and not all of them are refused
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
+        :raises nova_precache.exception.DataRefused: it cannot hold what it is given
+        """
+        try:
+            with self._translated():
+                return self._write(work)
+        except exception.DataRefused:
+            if not may_reword:
+                raise
+            with self._translated(), texts.in_ascii():
+                return self._write(work)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        self._silence.refuse()
+        try:
+            yield
+        except _REFUSALS as exc:
+            error = trouble.translate(exc)
+            if error is None:
+                raise
+            if isinstance(error, exception.DatabaseUnavailable):
+                self.outage.began(exc)
+            raise error from exc
+        except exception.PrecacheError:  # of the work, for which it has answered
+            self._note_answer()
+            raise
+        self._note_answer()
+
+    def _note_answer(self) -> None:
+        self._silence.forget()
+        self.outage.over()
+
+    def _write(self, work: Callable[[orm.Session], T]) -> T:
+        """Make a transaction until it passes, or the time for that is over."""
+        ends_at = time.monotonic() + deadline.left(self.limits.retry_seconds)
+        # At once after a deadlock: others may wait for who was chosen to give way.
+        pauses = itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]))
+        while True:
+            try:
+                return self._write_once(work)
+            except _PASSING:
+                seconds = next(pauses)
+                if time.monotonic() + seconds >= ends_at:
+                    raise
+            time.sleep(seconds)
+
+    def _write_once(self, work: Callable[[orm.Session], T]) -> T:
+        with self._sessions() as session:
+            # Kept, since to ask the session for it takes longer than some statements do.
+            session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
+            result = work(session)
+            session.commit()
+            return result
+
+    def closes(self, close: Callable[[], object]) -> None:
+        """Add what else is closed with this database, such as another one opened beside it."""
+        self._closing.callback(close)
+
+    def dispose(self) -> None:
+        """Close every connection, after what was added to be closed with them."""
+        self._closing.close()
+        self.engine.dispose()
+
+
+def connect(
+    conf: cfg.ConfigOpts,
+    group: str = 'database',
+    *,
+    read_only: bool = False,
+    limits: timeouts.Limits = timeouts.SERVICE,
+) -> Database:
+    """Open the database that ``[database]``, or another group of such options, names.
+
+    :param read_only: have the database refuse whatever would change it
+    :param limits: for how long its server is waited for
+    :raises nova_precache.exception.ConfigError: the option is unset or malformed, or the
+        database cannot be opened
+    """
+    url = conf[group].connection
+    if not url:
+        raise exception.ConfigError(f'[{group}] connection is not set')
+    try:
+        return _open(url, conf[group], read_only, f'[{group}] connection', limits)
+    except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
+        # Not chained: a part of the password may be in the message.
+        raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
+
+
+@contextlib.contextmanager
+def closed_on_failure(database: Database) -> Iterator[None]:
+    """Close a database that was opened but turns out to be of no use."""
+    try:
+        yield
+    except BaseException:
+        database.dispose()
+        raise
+
+
+def update(entity: type[Any]) -> sa.Update:
+    """An UPDATE that leaves the objects in the session alone."""
+    return sa.update(entity).execution_options(synchronize_session=False)
+
+
+def table(entity: type[Any]) -> sa.Table:
+    """Give the bare table, of which statements are made once that run all the time."""
+    return sa.inspect(entity).local_table  # type: ignore[no-any-return]
+
+
+def run(
+    session: orm.Session,
+    statement: sa.Executable,
+    values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+) -> sa.CursorResult[*tuple[Any, ...]]:
+    """Run a statement that was made beforehand, past what the ORM would do with it."""
+    connection = session.info.get(_CONNECTION) or session.connection()
+    return connection.execute(statement, values)
+
+
+def run_alike(
+    session: orm.Session,
+    statement: sa.Executable,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+) -> None:
+    """Run a statement for many rows, once for all that are given the same values.
+
+    :param statement: its parameter ``keys`` stands for an IN clause
+    :param rows: each by its key; most often nearly all are alike
+    """
+    alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for key, values in rows:
+        alike.setdefault(tuple(sorted(values.items())), []).append(key)
+    for given, keys in alike.items():
+        run(session, statement, {**dict(given), 'keys': keys})
+
+
+def keys() -> sa.BindParameter[Any]:
+    """Give the parameter that stands for the keys of an IN clause."""
+    return sa.bindparam('keys', expanding=True)
+
+
+def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
+    """Split keys for IN clauses, of which databases take so many at a time."""
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def in_bulk(
+    members: Sequence[M],
+    write: Callable[[Sequence[M]], T],
+    refused: Callable[[M, Exception], None],
+) -> list[T]:
+    """Write all members at once, or, where the database refuses some, all but these.
+
+    Bad members are found by bisection. An outage or a deadlock is raised at once; an error that
+    may or may not be caused by data is raised once several members met it and none was written.
+
+    :param write: commits those that it is given, or none of them
+    :param refused: called with each member that was left out, and the error
+    :returns: the results of ``write``, one for each part that was written
+    """
+    written: list[T] = []
+    errors: list[Exception] = []
+
+    def go_on(some: Sequence[M]) -> None:
+        try:
+            written.append(write(some))
+        except _OF_ALL:
+            raise
+        except _OF_SOME as exc:
+            if len(some) > 1:
+                middle = len(some) // 2
+                go_on(some[:middle])
+                go_on(some[middle:])
+                return
+            if not isinstance(exc, _OF_DATA):
+                errors.append(exc)
+                if not written and len(errors) == _MOST_ALIKE:
+                    raise
+            refused(some[0], exc)
+
+    if members:
+        go_on(members)
+    return written
+
+
+_OF_ALL = (exception.DatabaseUnavailable, *_PASSING, db_exception.RetryRequest)
+_OF_DATA = (
+    exception.DataRefused,
+    db_exception.DBConstraintError,
+    db_exception.DBDataError,
+    db_exception.DBDuplicateEntry,
+    db_exception.DBInvalidUnicodeParameter,
+    db_exception.DBReferenceError,
+    sa.exc.DataError,
+    sa.exc.IntegrityError,
+)
+# Some are raised as they are by oslo.db.
+_OF_SOME = (*_OF_DATA, db_exception.DBError, sa.exc.SQLAlchemyError)
+_MOST_ALIKE = 5
+
+
+def rowcount(result: sa.Result[Any]) -> int:
+    """How many rows a statement changed: the answer of a compare-and-set."""
+    return int(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _open(
+    url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool, name: str, limits: timeouts.Limits
+) -> Database:
+    engine = engines.create_engine(
+        _with_pool(_not_made(url) if read_only else url),
+        sqlite_fk=True,
+        mysql_sql_mode='TRADITIONAL',  # what does not fit is refused, and not cut
+        connection_recycle_time=options.connection_recycle_time,
+        max_pool_size=options.max_pool_size,
+        max_overflow=options.max_overflow,
+        pool_timeout=options.pool_timeout or limits.connect_seconds,
+        max_retries=0,  # it would connect before there are any limits
+    )
+    database = Database(engine, read_only=read_only, name=name, limits=limits)
+    with closed_on_failure(database):
+        for attempt in _attempts(options, database.outage):
+            with attempt, engine.connect():  # as every later one, with our own settings
+                pass
+    database.outage.over()
+    return database
+
+
+def _attempts(
+    options: cfg.ConfigOpts.GroupAttr, outage: outages.Outage
+) -> Iterable[tenacity.AttemptManager]:
+    """Wait for a database that is away when a service starts, as oslo.db would."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(db_exception.DBConnectionError),
+        stop=tenacity.stop_never
+        if options.max_retries < 0
+        else tenacity.stop_after_attempt(max(1, options.max_retries)),
+        wait=tenacity.wait_fixed(options.retry_interval),
+        before_sleep=lambda state: _note(state, outage),
+        reraise=True,
+    )
+
+
+def _note(state: tenacity.RetryCallState, outage: outages.Outage) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    if error is not None:
+        outage.began(error)
+
+
+def _with_pool(url: str) -> str:
+    """Have SQLAlchemy keep connections to a SQLite file; one in memory is kept anyway."""
+    made = sa.make_url(url)
+    if made.get_backend_name() != 'sqlite' or made.database in {None, '', ':memory:'}:
+        return url
+    pooled = made.update_query_dict({'plugin': _POOLED_FILES}, append=True)
+    return pooled.render_as_string(hide_password=False)
+
+
+def _not_made(url: str) -> str:
+    """Have a SQLite file only read, and not made where there is none."""
+    made = sa.make_url(url)
+    if made.get_backend_name() != 'sqlite':
+        return url
+    file = f'file:{urllib.parse.quote(made.database or "")}'
+    only_read = made.set(database=file).update_query_dict({'mode': 'ro', 'uri': 'true'})
+    return only_read.render_as_string(hide_password=False)
+
+
+def _what_is_wrong(url: str, error: Exception) -> str:
+    """Say why a database cannot be had, without its URL, which has a password."""
+    # Of a password that has an @ of its own, the rest is taken for the host.
+    telling = (
+        db_exception.DBError | ImportError | sa.exc.NoSuchModuleError | sa.exc.OperationalError
+    )
+    is_telling = isinstance(error, telling)
+    if is_telling and url.count('@') <= 1:
+        first_line, _, _ = str(error).partition('\n')
+        return f'cannot be used: {first_line}'
+    return 'cannot be used; is it a URL, and its password quoted?'
+
+
+def _see_what_others_commit(engine: sa.Engine) -> None:
+    """Have no transaction work on a snapshot that its first statement took.
+
+    A row lock is followed by a look at what others committed meanwhile. It is set for each
+    connection and not for each transaction, which would take four more statements.
+    """
+
+    @sa.event.listens_for(engine, 'connect')
+    def _set_isolation(connection: Any, record: Any) -> None:
+        engine.dialect.set_isolation_level(connection, 'READ COMMITTED')
+
+
+_READ_ONLY = {
+    'sqlite': 'PRAGMA query_only = ON',
+    'mysql': 'SET SESSION TRANSACTION READ ONLY',
+    'mariadb': 'SET SESSION TRANSACTION READ ONLY',
+    'postgresql': 'SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY',
+}
+
+
+def _refuse_writes(engine: sa.Engine) -> None:
+    """Have every connection refuse writes, whatever its user may do."""
+
+    @sa.event.listens_for(engine, 'connect')
+    def _only_read(connection: Any, record: Any) -> None:
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(_READ_ONLY[engine.dialect.name])
+        connection.commit()
+
+
+def _prepare_sqlite(engine: sa.Engine, limits: timeouts.Limits) -> None:
+    """Have readers not wait for writers, and writers wait their turn."""
+
+    def _limit(connection: Any) -> None:
+        seconds = deadline.left(limits.lock_seconds)
+        connection.execute(f'PRAGMA busy_timeout = {round(1000 * seconds)}')
+
+    @sa.event.listens_for(engine, 'connect')
+    def _set_pragmas(connection: Any, record: Any) -> None:
+        _limit(connection)
+        connection.execute('PRAGMA journal_mode = WAL')
+
+    # oslo.db's own listener ran before and began a deferred transaction, in
+    # which nothing was read yet.
+    @sa.event.listens_for(engine, 'begin')
+    def _begin(connection: sa.Connection) -> None:
+        _limit(connection.connection.dbapi_connection)
+        if connection.get_execution_options().get(_WRITING):
+            connection.exec_driver_sql('ROLLBACK')
+            connection.exec_driver_sql('BEGIN IMMEDIATE')

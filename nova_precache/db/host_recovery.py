@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that wait for a host that was down, and are due as soon as it reports again.
+
+So a host that is waited for need not be looked at again and again.
+"""
+
+import datetime
+from collections.abc import Collection, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import locking
+
+# How the reason of what waits for such a host begins; see agents.Agents.down.
+DOWN = 'host down'
+# Of a nova-compute, see cells.services.
+DISABLED = 'host disabled'
+BATCH_JOBS = 1000
+
+
+class Returning:
+    """The jobs whose hosts have come back; every method is one short transaction."""
+
+    def __init__(self, database: db_session.Database, down_seconds: float) -> None:
+        self._database = database
+        self._down = datetime.timedelta(seconds=down_seconds)
+
+    def hasten(self) -> int:
+        """Have such jobs be due now, some at a time; gives how many there were."""
+        with self._database.reader() as session:
+            job_ids = sorted(session.scalars(self._returned(session)))
+        if not job_ids:
+            return 0
+        return self._database.write(lambda session: _make_due(session, job_ids))
+
+    def _returned(self, session: orm.Session) -> sa.Select[str]:
+        now = db_session.now(session)
+        is_up = sa.exists().where(
+            models.Agent.host == models.Job.host, models.Agent.seen_at >= now - self._down
+        )
+        waits = sa.and_(
+            models.Job.status == model.TaskStatus.RETRY_WAIT,
+            models.Job.next_attempt_at > now,
+            models.Job.reason.startswith(DOWN),
+        )
+        return sa.select(models.Job.uuid).where(waits, is_up).limit(BATCH_JOBS)
+
+
+class Waiting:
+    """Jobs that wait for hosts of which others know whether they are back."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._database = database
+
+    def hosts(self) -> Sequence[str]:
+        """Give the hosts that are waited for."""
+        query = sa.select(models.Job.host).where(self._waits()).distinct()
+        with self._database.reader() as session:
+            return session.scalars(query).all()
+
+    def hasten(self, hosts: Collection[str]) -> int:
+        """Have the jobs of hosts that are back be due now, some at a time; gives how many."""
+        job_ids: list[str] = []
+        with self._database.reader() as session:
+            for chunk in db_session.chunks(sorted(hosts)):
+                these = sa.select(models.Job.uuid).where(models.Job.host.in_(chunk))
+                job_ids += session.scalars(these.where(self._waits()).limit(BATCH_JOBS))
+        if not job_ids:
+            return 0
+        return self._database.write(lambda session: _make_due(session, sorted(job_ids)))
+
+    def _waits(self) -> sa.ColumnElement[bool]:
+        job = models.Job
+        is_away = sa.or_(*(job.reason.startswith(word) for word in (DOWN, DISABLED)))
+        return sa.and_(
+            job.status == model.TaskStatus.RETRY_WAIT,
+            job.next_attempt_at > db_session.database_now(),
+            is_away,
+        )
+
+
+def _make_due(session: orm.Session, job_ids: list[str]) -> int:
+    locking.hold(session, job_ids)
+    now = db_session.now(session)
+    count = 0
+    for chunk in db_session.chunks(job_ids):
+        due = session.execute(
+            db_session.update(models.Job)
+            .where(models.Job.uuid.in_(chunk))
+            .where(models.Job.status == model.TaskStatus.RETRY_WAIT)
+            .values(next_attempt_at=now)
+        )
+        count += db_session.rowcount(due)
+        session.execute(
+            db_session.update(models.Task)
+            .where(models.Task.job_uuid.in_(chunk))
+            .where(models.Task.status == model.TaskStatus.RETRY_WAIT)
+            .values(next_attempt_at=now)
+        )
+    return count

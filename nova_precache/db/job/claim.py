@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims on hosts, inside a transaction: which host a conductor may call, and for how long.
+
+The parallelism limit is the row ``claimed_hosts`` of ``counters``, changed in
+the transaction that makes or ends a claim. That row is locked first by each of
+them, which makes them take turns on every database.
+"""
+
+import dataclasses
+import datetime
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import host_limits
+
+CLAIMED_HOSTS = 'claimed_hosts'
+
+
+_CLAIM, _COUNTER = db_session.table(models.Claim), db_session.table(models.Counter)
+_HOSTS: sa.BindParameter[Any] = sa.bindparam('hosts', expanding=True)
+_IS_HELD = sa.and_(_CLAIM.c.host.in_(_HOSTS), _CLAIM.c.conductor_id == sa.bindparam('conductor'))
+_FENCE = sa.update(_CLAIM).where(_IS_HELD).values(epoch=_CLAIM.c.epoch + 1)
+_HELD = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_IS_HELD)
+_RELEASE = sa.update(_CLAIM).where(_IS_HELD).values(conductor_id=None, lease_expires_at=None)
+_CLAIMED = sa.select(sa.func.count()).select_from(_CLAIM).where(_CLAIM.c.conductor_id.is_not(None))
+_COUNT = _CLAIMED.add_columns(db_session.database_now())
+_IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
+_LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
+_SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
+_COUNT_ANEW = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_CLAIMED.scalar_subquery())
+
+
+_KNOWN = sa.select(_CLAIM.c.host, _CLAIM.c.epoch, _CLAIM.c.cell_uuid).where(
+    _CLAIM.c.host.in_(_HOSTS)
+)
+_LEASED: dict[str, sa.BindParameter[Any]] = {
+    'conductor_id': sa.bindparam('to_conductor'),
+    'lease_expires_at': sa.bindparam('until'),
+}
+_TO_CELL: sa.BindParameter[Any] = sa.bindparam('to_cell')
+_LEASE = sa.insert(_CLAIM).values(
+    host=sa.bindparam('of_host'), epoch=1, cell_uuid=_TO_CELL, **_LEASED
+)
+_LEASE_AGAIN = (
+    sa.update(_CLAIM)
+    .where(_CLAIM.c.host.in_(db_session.keys()))
+    .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
+)
+_MOVE = sa.update(_CLAIM).where(_CLAIM.c.host.in_(db_session.keys())).values(cell_uuid=_TO_CELL)
+# So many jobs are looked at for each host that is to be claimed: more only where hosts have
+# several, of which all but the first were read in vain.
+_JOBS_A_HOST = (2, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """As many hosts as a conductor may claim at once.
+
+    :ivar limit: most hosts claimed at once over all conductors
+    """
+
+    conductor_id: str
+    limit: int
+    most: int
+    avoid_cells: Collection[str]
+    lease: datetime.timedelta
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """How many hosts are claimed, by all conductors, at a moment of the database's clock."""
+
+    claimed: int
+    now: datetime.datetime
+
+    def free(self, wanted: Wanted, given_back: int = 0) -> int:
+        """Count the hosts that may be claimed still.
+
+        :param given_back: so many more may be free by the time when they are claimed
+        """
+        return max(0, min(wanted.limit - self.claimed + given_back, wanted.most))
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A host that this conductor may call until the lease runs out."""
+
+    host: str
+    cell_uuid: str
+    epoch: int
+
+
+def claim(
+    session: orm.Session,
+    conductor_id: str,
+    limit: int,
+    avoid_cells: Collection[str],
+    lease: datetime.timedelta,
+) -> Claim | None:
+    lock_counter(session)
+    left = room(session)
+    if left.claimed >= limit:
+        return None
+    found = _next_claimable(session, left.now, avoid_cells)
+    if found is None:
+        return None
+    host, cell_uuid = found
+    epoch = _lease_host(session, conductor_id, host, cell_uuid, left.now + lease)
+    _set_counter(session, left.claimed + 1)
+    return Claim(host, cell_uuid, epoch)
+
+
+def room(session: orm.Session) -> Room:
+    """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
+    return Room(*db_session.run(session, _COUNT).one())
+
+
+def claim_several(
+    session: orm.Session, wanted: Wanted, among: Mapping[str, str], left: Room
+) -> list[Claim]:
+    """Lease as many of those hosts as are free; the caller still holds the counter's lock."""
+    hosts = dict(itertools.islice(among.items(), left.free(wanted)))
+    if not hosts:
+        return []
+    claims = _lease_hosts(session, wanted.conductor_id, hosts, left.now + wanted.lease)
+    _set_counter(session, left.claimed + len(claims))
+    return claims
+
+
+def _lease_hosts(
+    session: orm.Session, conductor_id: str, hosts: Mapping[str, str], expires_at: datetime.datetime
+) -> list[Claim]:
+    known = {row.host: row for row in db_session.run(session, _KNOWN, {'hosts': sorted(hosts)})}
+    lease = {'to_conductor': conductor_id, 'until': expires_at}
+    if known:
+        db_session.run(session, _LEASE_AGAIN, {**lease, 'keys': sorted(known)})
+    moved = [row.host for row in known.values() if row.cell_uuid != hosts[row.host]]
+    db_session.run_alike(session, _MOVE, [(host, {'to_cell': hosts[host]}) for host in moved])
+    first = sorted(hosts.keys() - known.keys())
+    if first:
+        new = [{**lease, 'of_host': host, 'to_cell': hosts[host]} for host in first]
+        db_session.run(session, _LEASE, new)
+    epochs = {host: known[host].epoch + 1 if host in known else 1 for host in hosts}
+    return [Claim(host, cell, epochs[host]) for host, cell in hosts.items()]
+
+
+def most_urgent(
+    session: orm.Session, avoid_cells: Collection[str], count: int
+) -> Mapping[str, str]:
+    """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
+
+    There may be more: nobody looks at jobs that are far from being the next ones.
+    """
+    hosts: Mapping[str, str] = {}
+    for jobs_a_host in _JOBS_A_HOST:
+        page = jobs_a_host * count
+        given = {'avoid': sorted(avoid_cells), 'rows': page}
+        jobs = db_session.run(session, _DUE, given).all()
+        full = {status for status, rows in _by_status(jobs).items() if len(rows) == page}
+        hosts = _first_hosts(jobs, full, count)
+        if len(hosts) == count or not full:
+            break
+    return hosts
+
+
+def _first_hosts(
+    jobs: Sequence[sa.Row[*tuple[Any, ...]]], full: Collection[str], count: int
+) -> Mapping[str, str]:
+    """Choose the hosts of jobs; of the statuses in ``full`` there may be more jobs."""
+    # What is less urgent than the last of a page that is full has to wait for the next page.
+    ends = [max(map(_rank, rows)) for status, rows in _by_status(jobs).items() if status in full]
+    hosts: dict[str, str] = {}
+    for job in sorted(jobs, key=_rank):
+        if len(hosts) == count or (ends and _rank(job) > min(ends)):
+            break
+        hosts.setdefault(job.host, job.cell_uuid)
+    return hosts
+
+
+def _by_status(
+    jobs: Sequence[sa.Row[*tuple[Any, ...]]],
+) -> Mapping[str, Sequence[sa.Row[*tuple[Any, ...]]]]:
+    found: dict[str, list[sa.Row[*tuple[Any, ...]]]] = {}
+    for job in jobs:
+        found.setdefault(job.status, []).append(job)
+    return found
+
+
+def _rank(job: sa.Row[*tuple[Any, ...]]) -> tuple[bool, int, int]:
+    return job.status in model.TASK_WAITING, -job.priority, job.id
+
+
+def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> Claim | None:
+    lock_counter(session)
+    now = db_session.now(session)
+    expired = session.execute(
+        sa.select(models.Claim.host, models.Claim.cell_uuid)
+        .where(models.Claim.conductor_id != conductor_id, models.Claim.lease_expires_at < now)
+        .order_by(models.Claim.lease_expires_at)
+        .limit(1)
+    ).first()
+    if expired is None:
+        return None
+    epoch = _lease_host(session, conductor_id, expired.host, expired.cell_uuid, now + lease)
+    return Claim(expired.host, expired.cell_uuid, epoch)
+
+
+def release(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
+    """Give the chosen claims back; tells how many there were."""
+    lock_counter(session)
+    released = session.execute(
+        db_session.update(models.Claim)
+        .where(which)
+        .values(conductor_id=None, lease_expires_at=None)
+    )
+    db_session.run(session, _COUNT_ANEW)
+    return db_session.rowcount(released)
+
+
+def release_hosts(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> None:
+    """Give hosts back that a conductor may hold; the caller holds the counter's lock."""
+    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
+    db_session.run(session, _RELEASE, held)
+    db_session.run(session, _COUNT_ANEW)
+
+
+def fence_all(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
+    """Give claims their next epochs; a host that the conductor does not hold is left out."""
+    if not hosts:
+        return {}
+    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
+    db_session.run(session, _FENCE, held)
+    return {row.host: row.epoch for row in db_session.run(session, _HELD, held)}
+
+
+def fence(session: orm.Session, conductor_id: str, host: str) -> int | None:
+    """Give a claim its next epoch; None when the conductor does not hold the host."""
+    fenced = session.execute(
+        db_session.update(models.Claim)
+        .where(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
+        .values(epoch=models.Claim.epoch + 1)
+    )
+    if db_session.rowcount(fenced) != 1:
+        return None
+    return session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).one()
+
+
+def _lease_host(
+    session: orm.Session,
+    conductor_id: str,
+    host: str,
+    cell_uuid: str,
+    expires_at: datetime.datetime,
+) -> int:
+    lease = {
+        'conductor_id': conductor_id,
+        'cell_uuid': cell_uuid,
+        'lease_expires_at': expires_at,
+    }
+    epoch = session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).first()
+    if epoch is None:
+        session.execute(sa.insert(models.Claim).values(host=host, epoch=1, **lease))
+        return 1
+    session.execute(
+        db_session.update(models.Claim)
+        .where(models.Claim.host == host)
+        .values(epoch=models.Claim.epoch + 1, **lease)
+    )
+    return epoch + 1
+
+
+def lock_counter(session: orm.Session) -> None:
+    """Have those who claim hosts, and who call jobs under a limit, take turns."""
+    db_session.run(session, _LOCK_COUNTER)
+
+
+def _set_counter(session: orm.Session, value: int) -> None:
+    db_session.run(session, _SET_COUNTER, {'to_value': value})
+
+
+def due(
+    now: datetime.datetime | db_session.database_now,
+    statuses: Collection[str] = model.TASK_IN_FLIGHT,
+    ready: sa.ColumnElement[bool] | orm.InstrumentedAttribute[bool] = models.Job.ready,
+) -> sa.ColumnElement[bool]:
+    """Of a job: it may be called now. One that is to stop is not ready."""
+    return sa.and_(
+        ready,
+        models.Job.status.in_(statuses),
+        sa.or_(models.Job.next_attempt_at.is_(None), models.Job.next_attempt_at <= now),
+    )
+
+
+def unclaimed() -> sa.ColumnElement[bool]:
+    return ~sa.exists().where(
+        models.Claim.host == models.Job.host, models.Claim.conductor_id.is_not(None)
+    )
+
+
+def urgency() -> tuple[sa.ColumnElement[int], ...]:
+    """What bytes already move for comes first: it is joined, so that nothing runs beside it."""
+    is_moving = sa.case((models.Job.status.in_(model.TASK_WORKING), 0), else_=1)
+    return is_moving, models.Job.priority.desc(), models.Job.id.asc()
+
+
+def _next_claimable(
+    session: orm.Session, now: datetime.datetime, avoid_cells: Collection[str]
+) -> tuple[str, str] | None:
+    """Give the host and cell of the most urgent job; each status has an index in that order."""
+    limited = host_limits.limits(session)
+    full = host_limits.full_to_claim(session, limited) if limited else []
+    hosts = host_limits.free_hosts(session, full) if full else None
+    if hosts is not None and not hosts:
+        return None
+    firsts = []
+    for statuses in (model.TASK_WORKING, *([status] for status in model.TASK_WAITING)):
+        query = sa.select(
+            models.Job.host,
+            models.Job.cell_uuid,
+            models.Job.status,
+            models.Job.priority,
+            models.Job.id,
+        ).where(due(now, statuses), unclaimed())
+        if avoid_cells:
+            query = query.where(models.Job.cell_uuid.not_in(list(avoid_cells)))
+        if full:
+            query = query.where(host_limits.lets_run(full))
+        if hosts is not None:
+            query = query.where(models.Job.host.in_(hosts))
+        first = query.order_by(models.Job.priority.desc(), models.Job.id).limit(1).subquery()
+        firsts.append(sa.select(first))
+    found = session.execute(sa.union_all(*firsts)).all()
+    if not found:
+        return None
+    next_one = min(found, key=lambda job: (job.status in model.TASK_WAITING, -job.priority, job.id))
+    return next_one.host, next_one.cell_uuid
+
+
+def _page(status: str) -> sa.Select[*tuple[Any, ...]]:
+    """Give the most urgent jobs in one status, each of which has an index in that order."""
+    job = models.Job
+    page = (
+        sa.select(job.host, job.cell_uuid, job.status, job.priority, job.id)
+        .where(due(db_session.database_now(), [status]), unclaimed())
+        .where(job.cell_uuid.not_in(sa.bindparam('avoid', expanding=True)))
+        .order_by(job.priority.desc(), job.id)
+        .limit(sa.bindparam('rows', type_=sa.Integer()))
+        .subquery()
+    )
+    return sa.select(page)
+
+
+_DUE = sa.union_all(*(_page(status) for status in sorted(model.TASK_IN_FLIGHT)))

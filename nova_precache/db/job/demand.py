@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What requests want of the jobs that they share, inside a transaction.
+
+A task in flight wants its job unless its request is being cancelled or its deadline has
+passed. Whoever changes what is wanted, or whether it may be worked on now, locks the jobs
+by their active keys, as a plan does, and has them reconciled.
+"""
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import outcome as job_outcome
+
+CANCELLED = model.ImageOutcome(model.TaskStatus.CANCELLED, 'the request was cancelled')
+_NOBODY = model.ImageOutcome(model.TaskStatus.SKIPPED)
+EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'the deadline of the request passed')
+
+
+class StopWhy(enum.StrEnum):
+    """Why a compute is to leave a job; the last is of jobs that have ended."""
+
+    CANCELLED = 'cancelled'
+    DEADLINE = 'deadline'
+    PAUSED = 'paused'
+    DISCARD = 'discard'
+
+
+UNWANTED = frozenset({StopWhy.CANCELLED, StopWhy.DEADLINE})
+
+
+class Verdict(enum.StrEnum):
+    """What is to become of an active job."""
+
+    GO = 'go'  # it may be called
+    HOLD = 'hold'  # a plan that is not complete yet wants it: what moves goes on
+    PAUSE = 'pause'
+    STOP = 'stop'
+    END = 'end'
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An active job, and what the tasks in flight come to that have it.
+
+    :ivar may_run: a task of a complete plan wants it, and is open
+    :ivar unwanted: some of its tasks does not want it any more
+    """
+
+    id: int
+    uuid: str
+    is_working: bool
+    is_called: bool
+    was_begun: bool
+    is_ready: bool
+    stop_why: str | None
+    wanted: bool
+    open: bool
+    may_run: bool
+    unwanted: bool
+    is_cancelled: bool
+    is_expired: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.may_run:
+            return Verdict.GO
+        if self.open:
+            return Verdict.HOLD
+        if self.wanted:
+            return Verdict.PAUSE
+        return Verdict.STOP if self.is_working else Verdict.END
+
+
+@dataclasses.dataclass(frozen=True)
+class Leave:
+    """How a job ends that nobody wants; of one that waits, what is on its host.
+
+    :ivar outcome: of a job without a task that says so by itself
+    """
+
+    outcome: model.ImageOutcome = _NOBODY
+    keep_partial: bool = False
+
+
+def has_passed(now: datetime.datetime) -> sa.ColumnElement[bool]:
+    """Of a request: its deadline is over."""
+    deadline = models.CacheRequest.deadline
+    return sa.and_(deadline.is_not(None), deadline <= now)
+
+
+def is_cancelling() -> sa.ColumnElement[bool]:
+    return models.CacheRequest.status == model.RequestStatus.CANCELLING
+
+
+def wants(now: datetime.datetime | db_session.database_now) -> sa.ColumnElement[bool]:
+    """Of a task joined to its request: it is in flight and wants its job."""
+    deadline = models.CacheRequest.deadline
+    return sa.and_(
+        models.Task.status.in_(model.TASK_IN_FLIGHT),
+        ~is_cancelling(),
+        sa.or_(deadline.is_(None), deadline > now),
+    )
+
+
+def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[str]:
+    """Give the keys of the jobs of those chosen tasks that are in flight, in their order."""
+    query = (
+        sa.select(models.Job.active_key)
+        .join(models.Task, models.Task.job_uuid == models.Job.uuid)
+        .where(chosen, models.Task.status.in_(model.TASK_IN_FLIGHT))
+        .distinct()
+    )
+    return sorted(filter(None, session.scalars(query)))
+
+
+def lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
+    """Keep others from joining or ending jobs while it is decided whether they are wanted.
+
+    By their active keys, as a plan locks them: in another order they might deadlock.
+    """
+    for chunk in db_session.chunks(keys):
+        session.execute(
+            db_session.update(models.Job)
+            .where(models.Job.active_key.in_(chunk))
+            .values(priority=models.Job.priority)
+        )
+
+
+def give_up(
+    session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
+) -> job_outcome.Recorded:
+    """Make those chosen tasks final that are in flight, and have their jobs follow."""
+    keys = active_keys(session, chosen)
+    lock_jobs(session, keys)
+    recorded = job_outcome.end_tasks(session, chosen, outcome)
+    return job_outcome.together([recorded, reconcile(session, keys)])
+
+
+def reconcile(
+    session: orm.Session, keys: Sequence[str], leave: Leave | None = None
+) -> job_outcome.Recorded:
+    """Have active jobs be ready, wait, stop or end as is wanted; the caller holds their locks."""
+    now = db_session.now(session)
+    recorded = [job_outcome.Recorded(current=True)]
+    for chunk in db_session.chunks(keys):
+        views = _look(session, chunk, now)
+        by_verdict = {verdict: [v for v in views if v.verdict == verdict] for verdict in Verdict}
+        # Only a transfer that is to stop keeps the tasks until its outcome is known.
+        left = [view.uuid for view in views if view.unwanted and view.verdict != Verdict.STOP]
+        if left:
+            recorded.append(end_unwanting(session, left, now))
+        _apply(session, by_verdict, leave or Leave())
+    return job_outcome.together(recorded)
+
+
+def end_unwanting(
+    session: orm.Session, job_ids: Sequence[str], now: datetime.datetime
+) -> job_outcome.Recorded:
+    """End those tasks of some jobs that do not want them any more, each with its own outcome."""
+    these = models.Task.job_uuid.in_(job_ids)
+    return job_outcome.together(
+        job_outcome.end_tasks(
+            session,
+            sa.and_(these, models.Task.request_id.in_(sa.select(models.CacheRequest.id).where(of))),
+            outcome,
+        )
+        for of, outcome in ((is_cancelling(), CANCELLED), (has_passed(now), EXPIRED))
+    )
+
+
+def _look(session: orm.Session, keys: Sequence[str], now: datetime.datetime) -> list[View]:
+    job, task, request = models.Job, models.Task, models.CacheRequest
+    wanting = wants(now)
+    in_flight = task.id.is_not(None)
+    flags = (
+        wanting,
+        sa.and_(wanting, task.open),
+        sa.and_(wanting, task.open, request.is_planned),
+        sa.and_(in_flight, ~wanting),
+        sa.and_(in_flight, is_cancelling()),
+        sa.and_(in_flight, has_passed(now)),
+    )
+    columns = (job.id, job.uuid, job.status, job.epoch, job.started_at, job.ready, job.stop_why)
+    query = (
+        sa.select(*columns, *(sa.func.max(sa.case((flag, 1), else_=0)) for flag in flags))
+        .outerjoin(task, sa.and_(task.job_uuid == job.uuid, task.status.in_(model.TASK_IN_FLIGHT)))
+        .outerjoin(request, request.id == task.request_id)
+        .where(job.active_key.in_(keys))
+        .group_by(*columns)
+    )
+    return [_view(*row) for row in session.execute(query)]
+
+
+def _view(
+    job_id: int,
+    uuid: str,
+    status: str,
+    epoch: int | None,
+    started_at: datetime.datetime | None,
+    ready: bool,
+    stop_why: str | None,
+    *flags: int,
+) -> View:
+    is_working = status in model.TASK_WORKING
+    return View(
+        job_id,
+        uuid,
+        is_working,
+        is_working or epoch is not None,
+        started_at is not None,
+        ready,
+        stop_why,
+        *map(bool, flags),
+    )
+
+
+def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave: Leave) -> None:
+    go = [view for view in views[Verdict.GO] if not view.is_ready or view.stop_why is not None]
+    _change(session, go, ready=True, stop_why=None, stop_keep=False)
+    hold = [view for view in views[Verdict.HOLD] if view.is_ready or view.stop_why is not None]
+    pause = views[Verdict.PAUSE]
+    _change(
+        session,
+        [*hold, *(view for view in pause if not view.is_called)],
+        ready=False,
+        stop_why=None,
+        stop_keep=False,
+    )
+    called = [view for view in pause if view.is_called]
+    _change(session, called, ready=False, stop_why=StopWhy.PAUSED, stop_keep=True)
+    _stop(session, [view for view in views[Verdict.STOP] if view.stop_why not in UNWANTED], leave)
+    _end(session, views[Verdict.END], leave)
+
+
+def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
+    """Have computes told to leave what they work on."""
+    late = [view for view in views if view.is_expired and not view.is_cancelled]
+    _change(session, late, ready=False, stop_why=StopWhy.DEADLINE, stop_keep=True)
+    rest = [view for view in views if not view.is_expired or view.is_cancelled]
+    keep = leave.keep_partial
+    _change(session, rest, ready=False, stop_why=StopWhy.CANCELLED, stop_keep=keep)
+
+
+def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
+    """End what waits; a cancelled one that was begun may have left something on its host."""
+    cancelled = [view for view in views if view.is_cancelled]
+    removed = [view for view in cancelled if view.was_begun and not leave.keep_partial]
+    kept = [view for view in cancelled if not view.was_begun or leave.keep_partial]
+    expired = [view for view in views if view.is_expired and not view.is_cancelled]
+    rest = [view for view in views if not view.is_cancelled and not view.is_expired]
+    _finish(session, removed, CANCELLED, StopWhy.DISCARD)
+    _finish(session, kept, CANCELLED)
+    _finish(session, expired, EXPIRED)
+    _finish(session, rest, leave.outcome)
+
+
+def _finish(
+    session: orm.Session,
+    views: Sequence[View],
+    outcome: model.ImageOutcome,
+    stop_why: StopWhy | None = None,
+) -> None:
+    _change(
+        session,
+        views,
+        status=outcome.status,
+        reason=outcome.reason,
+        active_key=None,
+        ready=False,
+        stop_why=stop_why,
+        next_attempt_at=None,
+        finished_at=db_session.database_now(),
+    )
+
+
+def _change(session: orm.Session, views: Iterable[View], **values: object) -> None:
+    ids = [view.id for view in views]
+    if ids:
+        session.execute(db_session.update(models.Job).where(models.Job.id.in_(ids)).values(values))

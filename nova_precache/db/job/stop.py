@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that computes are to leave, inside a transaction: who is told, and what comes of it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import demand, locking, outcome as job_outcome
+
+# How a compute says that it has left a job since it was told to.
+OUTCOMES = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
+_PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class StopOrder:
+    """A job that its compute is to leave.
+
+    :ivar why: a ``demand.StopWhy``
+    """
+
+    job_id: str
+    host: str
+    cell_uuid: str
+    epoch: int | None
+    why: str
+    keep_partial: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Discard:
+    """A job that has ended, of whose unfinished file nothing is to be left on its host."""
+
+    job_id: str
+    host: str
+    cell_uuid: str
+    image_id: str
+
+
+def retry(
+    session: orm.Session,
+    which: sa.ColumnElement[bool],
+    job_id: str,
+    outcome: model.ImageOutcome,
+    delay_seconds: float,
+    attempts: int,
+) -> job_outcome.Recorded:
+    """Have a job wait for its next attempt, unless it was to stop: that it has then."""
+    locking.hold(session, [job_id])
+    goes_on = sa.and_(which, models.Job.ready, models.Job.stop_why.is_(None))
+    if job_outcome.wait(session, goes_on, job_id, outcome, delay_seconds, attempts):
+        return job_outcome.Recorded(current=True)
+    return stopped(session, which, job_id)
+
+
+def stopped(
+    session: orm.Session, which: sa.ColumnElement[bool], job_id: str
+) -> job_outcome.Recorded:
+    """Record that no compute works on a job that was to stop, or that may not begin now."""
+    if job_outcome.wait(session, sa.and_(which, _waits()), job_id, _PAUSED, 0, attempts=-1):
+        return job_outcome.Recorded(current=True)
+    query = sa.select(models.Job.stop_why, models.Job.stop_keep).where(
+        which, models.Job.stop_why.in_(demand.UNWANTED)
+    )
+    job = session.execute(query).first()
+    if job is None:
+        return job_outcome.STALE
+    if job.stop_why == demand.StopWhy.DEADLINE:
+        return leave(session, which, job_id, demand.EXPIRED)
+    discard = None if job.stop_keep else demand.StopWhy.DISCARD
+    return leave(session, which, job_id, demand.CANCELLED, discard)
+
+
+def _waits() -> sa.ColumnElement[bool]:
+    """Of a job: somebody wants it, but not now."""
+    job = models.Job
+    is_held = sa.and_(~job.ready, job.stop_why.is_(None))
+    return sa.or_(job.stop_why == demand.StopWhy.PAUSED, is_held)
+
+
+def leave(
+    session: orm.Session,
+    which: sa.ColumnElement[bool],
+    job_id: str,
+    outcome: model.ImageOutcome,
+    stop_why: demand.StopWhy | None = None,
+) -> job_outcome.Recorded:
+    """End a job that a compute has left; if somebody still wants it, it is called anew."""
+    locking.hold(session, [job_id])
+    locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
+    if db_session.rowcount(session.execute(locked)) != 1:
+        return job_outcome.STALE
+    moved = job_outcome.sizes(models.Task, outcome.bytes_done, outcome.bytes_total)
+    job_outcome.mirror(session, job_id, **moved)
+    recorded = demand.end_unwanting(session, [job_id], db_session.now(session))
+    wanting = sa.select(models.Task.id).where(
+        models.Task.job_uuid == job_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
+    )
+    if session.scalars(wanting.limit(1)).first() is None:
+        job_outcome.end_job(session, which, outcome, stop_why)
+        return recorded
+    job_outcome.wait(session, which, job_id, _PAUSED, 0, attempts=-1)
+    keys = demand.active_keys(session, models.Task.job_uuid == job_id)
+    return job_outcome.together([recorded, demand.reconcile(session, keys)])
+
+
+def orders(session: orm.Session) -> list[StopOrder]:
+    job = models.Job
+    query = (
+        sa.select(job.uuid, job.host, job.cell_uuid, job.epoch, job.stop_why, job.stop_keep)
+        .where(job.stop_why.in_([*demand.UNWANTED, demand.StopWhy.PAUSED]))
+        .where(job.active_key.is_not(None))
+        .order_by(job.id)
+    )
+    return [StopOrder(*row[:4], str(row[4]), row[5]) for row in session.execute(query)]
+
+
+def discards(session: orm.Session, limit: int) -> list[Discard]:
+    job = models.Job
+    query = (
+        sa.select(job.uuid, job.host, job.cell_uuid, job.image_id)
+        .where(job.stop_why == demand.StopWhy.DISCARD, job.active_key.is_(None))
+        .order_by(job.id)
+        .limit(limit)
+    )
+    return [Discard(*row) for row in session.execute(query)]
+
+
+def keep_what_is_left(session: orm.Session, keys: Sequence[str]) -> None:
+    """Leave on their hosts what was to be removed: other jobs go on from there."""
+    file = models.Job.host + '/' + models.Job.image_id
+    forget_discards(session, file.in_(keys))
+
+
+def forget_discards(session: orm.Session, which: sa.ColumnElement[bool]) -> None:
+    """Leave what is on a host where it is: it was removed, or is wanted again."""
+    session.execute(
+        db_session.update(models.Job)
+        .where(models.Job.stop_why == demand.StopWhy.DISCARD, which)
+        .values(stop_why=None)
+    )

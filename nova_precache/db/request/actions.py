@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be done to a request, inside a transaction that has locked it and its jobs.
+
+So what is decided from its row stays true until all that follows from it is written.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.db import outbox, rows
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import demand, outcome as job_outcome
+from nova_precache.db.request import gating, plan as request_plan
+
+PLANNED = frozenset({model.RequestStatus.PLANNED, model.RequestStatus.RUNNING})
+STEERABLE = model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}
+_RETRIED = frozenset(
+    {
+        model.TaskStatus.ERROR,
+        model.TaskStatus.SKIPPED,
+        model.TaskStatus.EXPIRED,
+        model.TaskStatus.CANCELLED,
+        model.TaskStatus.UNSUPPORTED,
+    }
+)
+
+
+def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | None, Sequence[str]]:
+    """Lock a request and its active jobs; gives its row and their keys.
+
+    The jobs come first, as they do where an outcome ends tasks. What a plan has joined
+    before the request was locked is locked with it.
+    """
+    chosen = models.Task.request_id == request_id
+    keys = demand.active_keys(session, chosen)
+    demand.lock_jobs(session, keys)
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .values(announced=models.CacheRequest.announced)
+    )
+    current = demand.active_keys(session, chosen)
+    demand.lock_jobs(session, sorted(set(current) - set(keys)))
+    return session.get(models.CacheRequest, request_id), current
+
+
+def cancel(
+    session: orm.Session, row: models.CacheRequest, keys: Sequence[str], keep_partial: bool
+) -> None:
+    if row.status == model.RequestStatus.CANCELLING:
+        return
+    _require(row, model.REQUEST_ACTIVE, 'cancelled')
+    if not row.is_planned:
+        request_plan.start(session, row.id)
+    row.status, row.is_planned = model.RequestStatus.CANCELLING, True
+    session.flush()
+    outbox.add(session, row.id, model.Phase.CANCEL)
+    demand.reconcile(session, keys, demand.Leave(demand.CANCELLED, keep_partial))
+    job_outcome.end_tasks(session, _without_job(row.id), demand.CANCELLED)
+
+
+def pause(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> None:
+    _require(row, STEERABLE, 'paused')
+    if row.status == model.RequestStatus.PAUSED:
+        return
+    row.status = model.RequestStatus.PAUSED
+    session.flush()
+    outbox.add(session, row.id, model.Phase.PAUSE)
+    gating.close_tasks(session, row.id)
+    demand.reconcile(session, keys)
+
+
+def resume(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> None:
+    _require(row, STEERABLE, 'resumed')
+    if row.status != model.RequestStatus.PAUSED:
+        return
+    has_started = row.started_at is not None
+    running = model.RequestStatus.RUNNING if has_started else model.RequestStatus.PLANNED
+    row.status = running if row.is_planned else model.RequestStatus.ACCEPTED
+    session.flush()
+    outbox.add(session, row.id, model.Phase.RESUME)
+    if row.is_planned:
+        _open(session, row, keys, db_session.now(session))
+        request_plan.start_if_begun(session, row.id)
+
+
+def adopt(
+    session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
+) -> job_outcome.Recorded:
+    """Go on with what a conductor of an earlier release has planned in this database."""
+    if row.is_planned or row.status not in PLANNED:
+        return job_outcome.Recorded(current=True)
+    row.is_planned = True
+    row.hosts_done = row.hosts_total - _hosts_in_flight(session, row.id)
+    # Beyond the numbers that release gives: to the start, each host and the end.
+    row.announced = max(row.announced, row.hosts_total + 2)
+    session.flush()
+    return demand.reconcile(session, keys)
+
+
+def open_window(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> bool:
+    now = db_session.now(session)
+    is_due = row.not_before is not None and row.not_before <= now
+    if not is_due or not row.is_planned or row.status not in STEERABLE:
+        return False
+    row.not_before = None
+    session.flush()
+    if row.status == model.RequestStatus.PAUSED:
+        return False
+    _open(session, row, keys, now)
+    return True
+
+
+def expire(
+    session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
+) -> job_outcome.Recorded:
+    return demand.reconcile(session, keys)
+
+
+def retry(
+    session: orm.Session,
+    row: models.CacheRequest,
+    keys: Sequence[str],
+    not_before: datetime.datetime | None,
+    deadline: datetime.datetime | None,
+) -> None:
+    if row.status in model.REQUEST_ACTIVE or not _queue_anew(session, row):
+        raise exception.StatusConflict('Cache request', row.id, row.status, 'retried')
+    _set_window(row, not_before, deadline, db_session.now(session))
+    row.status, row.reason = model.RequestStatus.ACCEPTED, None
+    row.started_at = row.finished_at = None
+    row.is_planned, row.planner, row.planner_lease_until = False, None, None
+    row.hosts_done = row.hosts_total - _hosts_in_flight(session, row.id)
+    session.flush()
+    outbox.add(session, row.id, model.Phase.RETRY)
+
+
+def _require(row: models.CacheRequest, statuses: frozenset[model.RequestStatus], to: str) -> None:
+    if row.status not in statuses:
+        raise exception.StatusConflict('Cache request', row.id, row.status, to)
+
+
+def _without_job(request_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(models.Task.request_id == request_id, models.Task.job_uuid.is_(None))
+
+
+def _open(
+    session: orm.Session, row: models.CacheRequest, keys: Sequence[str], now: datetime.datetime
+) -> None:
+    """Let a request be worked on, and have what waits for its next attempt wait no longer."""
+    gating.open_tasks(session, row, now)
+    job, task = models.Job, models.Task
+    for chunk in db_session.chunks(keys):
+        these = sa.and_(job.active_key.in_(chunk), job.status == model.TaskStatus.RETRY_WAIT)
+        session.execute(
+            db_session.update(task)
+            .where(task.job_uuid.in_(sa.select(job.uuid).where(these, job.next_attempt_at > now)))
+            .where(task.status == model.TaskStatus.RETRY_WAIT)
+            .values(next_attempt_at=now)
+        )
+        session.execute(
+            db_session.update(job)
+            .where(these, job.next_attempt_at > now)
+            .values(next_attempt_at=now)
+        )
+    demand.reconcile(session, keys)
+
+
+def _queue_anew(session: orm.Session, row: models.CacheRequest) -> bool:
+    """Queue what did not succeed; False when there is nothing to do."""
+    queued = session.execute(
+        db_session.update(models.Task)
+        .where(models.Task.request_id == row.id, models.Task.status.in_(_RETRIED))
+        .values(
+            status=model.TaskStatus.QUEUED,
+            job_uuid=None,
+            reason=None,
+            attempts=0,
+            bytes_done=0,
+            rate_bytes=None,
+            open=False,
+            next_attempt_at=None,
+            started_at=None,
+            finished_at=None,
+        )
+    )
+    return db_session.rowcount(queued) > 0 or row.planned_at is None
+
+
+def _set_window(
+    row: models.CacheRequest,
+    not_before: datetime.datetime | None,
+    deadline: datetime.datetime | None,
+    now: datetime.datetime,
+) -> None:
+    """Set the window of the next run; of the old one goes what has passed."""
+    old = rows.options(row.options)
+    asked = rows.in_utc(
+        dataclasses.replace(
+            old,
+            not_before=not_before or _to_come(old.not_before, now),
+            deadline=deadline or _to_come(old.deadline, now),
+        )
+    )
+    # Without a deadline nobody would ever end the tasks of a host that stays down.
+    waits = asked.wait_for_down_hosts and asked.deadline is not None
+    row.options = rows.options_to_save(dataclasses.replace(asked, wait_for_down_hosts=waits))
+    row.not_before, row.deadline = asked.not_before, asked.deadline
+
+
+def _to_come(time: datetime.datetime | None, now: datetime.datetime) -> datetime.datetime | None:
+    return time if time is not None and time > now else None
+
+
+def _hosts_in_flight(session: orm.Session, request_id: str) -> int:
+    return session.scalars(
+        sa.select(sa.func.count(models.Task.host.distinct()))
+        .where(models.Task.request_id == request_id)
+        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
+    ).one()

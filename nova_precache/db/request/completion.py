@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of requests, inside a transaction: once, when none of their tasks is in flight."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import outbox, rows
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import outcome as job_outcome
+
+
+def is_completable() -> sa.ColumnElement[bool]:
+    """Of a request: it is planned, and has not ended."""
+    return sa.and_(
+        models.CacheRequest.is_planned, models.CacheRequest.status.in_(model.REQUEST_ACTIVE)
+    )
+
+
+def complete(session: orm.Session, request_id: str) -> bool:
+    if job_outcome.has_work(session, request_id):
+        return False
+    this = sa.and_(models.CacheRequest.id == request_id, is_completable())
+    query = sa.select(models.CacheRequest.status, models.CacheRequest.planned_at).where(this)
+    row = session.execute(query).first()
+    if row is None:
+        return False
+    is_cancelled = row.status == model.RequestStatus.CANCELLING
+    counts = rows.counts(session, request_id)
+    changed = session.execute(
+        db_session.update(models.CacheRequest)
+        .where(this, models.CacheRequest.status == row.status)
+        .values(
+            status=final_status(counts, is_cancelled, row.planned_at is not None),
+            finished_at=db_session.now(session),
+        )
+    )
+    if db_session.rowcount(changed) != 1:
+        return False
+    outbox.add(session, request_id, model.Phase.END)
+    return True
+
+
+def final_status(
+    counts: Mapping[str, int], is_cancelled: bool = False, was_planned: bool = True
+) -> model.RequestStatus:
+    """Say how a request ended, from its final tasks by status.
+
+    Without a task there was nothing to do, which is completed, if that was known: a plan
+    that was cancelled says nothing of the tasks that it would have had.
+    """
+    succeeded = sum(n for status, n in counts.items() if status in model.TASK_SUCCEEDED)
+    if succeeded == sum(counts.values()) and (was_planned or not is_cancelled):
+        return model.RequestStatus.COMPLETED
+    if is_cancelled:
+        return model.RequestStatus.CANCELLED
+    if counts.get(model.TaskStatus.EXPIRED):
+        return model.RequestStatus.EXPIRED
+    return model.RequestStatus.PARTIAL if succeeded else model.RequestStatus.FAILED
+
+
+def failed_status(counts: Mapping[str, int]) -> model.RequestStatus:
+    """Say how a request ended that could not be planned, maybe not once more."""
+    succeeded = any(counts.get(status) for status in model.TASK_SUCCEEDED)
+    return model.RequestStatus.PARTIAL if succeeded else model.RequestStatus.FAILED

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the tasks of a request may be worked on, inside a transaction.
+
+A request may be paused, its window may not have begun, or its first hosts may have to
+show that all goes well: its canary.
+"""
+
+import datetime
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+
+
+def awaits_plan() -> sa.ColumnElement[bool]:
+    """Of a request: its plan is not complete, and is still to be."""
+    return sa.and_(
+        ~models.CacheRequest.is_planned,
+        models.CacheRequest.status.in_([model.RequestStatus.ACCEPTED, model.RequestStatus.PAUSED]),
+    )
+
+
+def opens_at_once(request: models.CacheRequest, now: datetime.datetime) -> bool:
+    """Tell whether each task of a request may be worked on as soon as it is planned."""
+    return request.canary_passed and _lets_work(request, now)
+
+
+def open_tasks(session: orm.Session, request: models.CacheRequest, now: datetime.datetime) -> None:
+    """Open those tasks of a planned request that may be worked on now."""
+    if not _lets_work(request, now):
+        return
+    closed = (
+        db_session.update(models.Task)
+        .where(models.Task.request_id == request.id, ~models.Task.open)
+        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
+    )
+    if not request.canary_passed:
+        hosts = canary_hosts(session, request)
+        closed = closed.where(models.Task.host.in_(hosts))
+    session.execute(closed.values(open=True))
+
+
+def close_tasks(session: orm.Session, request_id: str) -> None:
+    session.execute(
+        db_session.update(models.Task)
+        .where(models.Task.request_id == request_id, models.Task.open)
+        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
+        .values(open=False)
+    )
+
+
+def canary_hosts(session: orm.Session, request: models.CacheRequest) -> Sequence[str]:
+    """Give the first hosts of the plan, in its order, that have something to do."""
+    query = (
+        sa.select(models.Task.host)
+        .where(models.Task.request_id == request.id, models.Task.job_uuid.is_not(None))
+        .group_by(models.Task.host)
+        .order_by(sa.func.min(models.Task.id))
+        .limit(request.options.get('canary') or 0)
+    )
+    return session.scalars(query).all()
+
+
+def _lets_work(request: models.CacheRequest, now: datetime.datetime) -> bool:
+    has_begun = request.not_before is None or request.not_before <= now
+    return has_begun and request.status != model.RequestStatus.PAUSED

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans, inside a transaction: a request's tasks, each joined to the job that does its work."""
+
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import outbox
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import demand, outcome as job_outcome, stop as job_stop
+from nova_precache.db.request import gating
+
+PLAN_LEASE_SECONDS = 60
+# What a task shows of its job.
+_MIRRORED = (
+    'status',
+    'reason',
+    'attempts',
+    'bytes_done',
+    'bytes_total',
+    'rate_bytes',
+    'next_attempt_at',
+    'started_at',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTask:
+    """One (host, image) of a plan: queued, or with its outcome already known."""
+
+    host: str
+    cell_uuid: str | None
+    image_id: str
+    status: str = model.TaskStatus.QUEUED
+    reason: str | None = None
+    bytes_total: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Jobs:
+    """What tasks show of their jobs, by active key; some of these were to stop."""
+
+    shown: Mapping[str, model.Json]
+    stopping: Sequence[str] = ()
+
+
+def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | None:
+    """Lease the planning of the oldest request that nobody plans, the most urgent first."""
+    now = db_session.now(session)
+    request = models.CacheRequest
+    unheld = sa.or_(
+        request.planner.is_(None),
+        request.planner == conductor_id,
+        request.planner_lease_until < now,
+    )
+    query = (
+        sa.select(request)
+        .where(gating.awaits_plan(), unheld)
+        .order_by(request.priority.desc(), request.number)
+        .limit(1)
+    )
+    row = session.scalars(query).first()
+    if row is None:
+        return None
+    taken = session.execute(
+        db_session.update(request)
+        .where(request.id == row.id, gating.awaits_plan(), unheld)
+        .values(
+            planner=conductor_id,
+            planner_lease_until=now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS),
+        )
+    )
+    if db_session.rowcount(taken) != 1:
+        return None
+    return row
+
+
+def planned_by(request_id: str, conductor_id: str) -> sa.Update:
+    """Change a request only while this conductor holds its planning."""
+    return (
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .where(models.CacheRequest.planner == conductor_id)
+        .where(gating.awaits_plan())
+    )
+
+
+def add_tasks(
+    session: orm.Session, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]
+) -> bool:
+    """Write one chunk of a plan; False when this conductor holds the planning no more."""
+    # The jobs come first, as they do where an outcome ends tasks.
+    demand.lock_jobs(session, _keys(task for task in tasks if _is_queued(task)))
+    now = db_session.now(session)
+    lease = now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS)
+    held = session.execute(planned_by(request_id, conductor_id).values(planner_lease_until=lease))
+    if db_session.rowcount(held) != 1:
+        return False
+    request = session.get_one(models.CacheRequest, request_id)
+    new, anew = _not_yet_planned(session, request_id, tasks)
+    queued = [task for task in (*new, *anew) if _is_queued(task)]
+    jobs = _join_jobs(session, queued, request.priority, now)
+    is_open = gating.opens_at_once(request, now)
+    if new:
+        rows = [_task_row(request_id, task, jobs.shown, now) for task in new]
+        session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
+    if anew:
+        _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
+    if jobs.stopping:  # they go on, since somebody wants them again
+        demand.reconcile(session, jobs.stopping)
+    return True
+
+
+def _is_queued(task: PlannedTask) -> bool:
+    return task.status == model.TaskStatus.QUEUED
+
+
+def _keys(tasks: Iterable[PlannedTask]) -> list[str]:
+    return sorted(_active_key(task.host, task.image_id) for task in tasks)
+
+
+def _active_key(host: str, image_id: str) -> str:
+    return f'{host}/{image_id}'
+
+
+def _not_yet_planned(
+    session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
+) -> tuple[list[PlannedTask], list[PlannedTask]]:
+    """Give the tasks that are to be written, and those that a retry has queued anew."""
+    hosts = {task.host for task in tasks}
+    row = models.Task
+    query = sa.select(row.host, row.image_id, row.status, row.job_uuid).where(
+        row.request_id == request_id, row.host.in_(hosts)
+    )
+    known = {
+        (host, image_id): status == model.TaskStatus.QUEUED and job_uuid is None
+        for host, image_id, status, job_uuid in session.execute(query)
+    }
+    new = [task for task in tasks if (task.host, task.image_id) not in known]
+    return new, [task for task in tasks if known.get((task.host, task.image_id))]
+
+
+def _plan_anew(session: orm.Session, rows: Sequence[model.Json]) -> None:
+    """Plan tasks that are there; whether they are open is known already."""
+    table: sa.Table = models.Task.metadata.tables[models.Task.__tablename__]
+    which = ('request_id', 'host', 'image_id')
+    kept = {*which, 'created_at'}
+    values: dict[str, object] = {
+        name: sa.bindparam(f'new_{name}') for name in rows[0] if name not in kept
+    }
+    session.execute(
+        sa.update(table)
+        .where(*(table.c[name] == sa.bindparam(f'new_{name}') for name in which))
+        .values(values),
+        [{f'new_{name}': value for name, value in row.items()} for row in rows],
+    )
+
+
+def _join_jobs(
+    session: orm.Session, tasks: Sequence[PlannedTask], priority: int, now: datetime.datetime
+) -> _Jobs:
+    """Find or make the jobs that do the work of tasks.
+
+    The update comes first: it locks the jobs that are active, so that none of
+    them can end between here and the insert of the tasks that join it.
+    """
+    if not tasks:
+        return _Jobs({})
+    keys = [_active_key(task.host, task.image_id) for task in tasks]
+    session.execute(
+        db_session.update(models.Job)
+        .where(models.Job.active_key.in_(keys))
+        .values(
+            priority=sa.case((models.Job.priority < priority, priority), else_=models.Job.priority)
+        )
+    )
+    active = session.scalars(sa.select(models.Job).where(models.Job.active_key.in_(keys))).all()
+    joined = {str(job.active_key): _shown(job) for job in active}
+    rows = [
+        _job_row(task, priority, now)
+        for task, key in zip(tasks, keys, strict=True)
+        if key not in joined
+    ]
+    if rows:
+        job_stop.keep_what_is_left(session, [row['active_key'] for row in rows])
+        session.execute(sa.insert(models.Job), rows)
+    made = {row['active_key']: {'job_uuid': row['uuid']} for row in rows}
+    stopping = sorted(str(job.active_key) for job in active if job.stop_why is not None)
+    return _Jobs({**joined, **made}, stopping)
+
+
+def _shown(job: models.Job) -> model.Json:
+    """What a task shows of the job that it joins."""
+    return {'job_uuid': job.uuid, **{name: getattr(job, name) for name in _MIRRORED}}
+
+
+def _job_row(task: PlannedTask, priority: int, now: datetime.datetime) -> model.Json:
+    return {
+        'uuid': str(uuid.uuid4()),
+        'active_key': _active_key(task.host, task.image_id),
+        'host': task.host,
+        'cell_uuid': task.cell_uuid,
+        'image_id': task.image_id,
+        'status': model.TaskStatus.QUEUED,
+        'priority': priority,
+        'ready': False,
+        'attempts': 0,
+        'mismatches': 0,
+        'bytes_done': 0,
+        'bytes_total': task.bytes_total,
+        'reason': task.reason,
+        'progress_sequence': 0,
+        'created_at': now,
+    }
+
+
+def _task_row(
+    request_id: str,
+    task: PlannedTask,
+    jobs: Mapping[str, model.Json],
+    now: datetime.datetime,
+) -> model.Json:
+    row = {
+        'request_id': request_id,
+        'host': task.host,
+        'cell_uuid': task.cell_uuid,
+        'image_id': task.image_id,
+        'job_uuid': None,
+        'status': task.status,
+        'reason': task.reason,
+        'attempts': 0,
+        'bytes_done': 0,
+        'bytes_total': task.bytes_total,
+        'rate_bytes': None,
+        'next_attempt_at': None,
+        'created_at': now,
+        'started_at': None,
+        'finished_at': None if _is_queued(task) else now,
+    }
+    if _is_queued(task):
+        row.update(jobs[_active_key(task.host, task.image_id)])
+    return row
+
+
+def close(session: orm.Session, request_id: str) -> None:
+    """Complete a plan: its jobs may be claimed; the caller holds the request's row lock."""
+    _skip_what_was_left_out(session, request_id)
+    request, now = models.CacheRequest, db_session.now(session)
+    accepted = request.status == model.RequestStatus.ACCEPTED
+    session.execute(
+        db_session.update(request)
+        .where(request.id == request_id)
+        .values(
+            status=sa.case((accepted, model.RequestStatus.PLANNED), else_=request.status),
+            is_planned=True,
+            planned_at=now,
+            planner=None,
+            planner_lease_until=None,
+        )
+    )
+    start(session, request_id)
+    row = session.get_one(request, request_id)
+    gating.open_tasks(session, row, now)
+    if row.deadline is None or row.deadline > now:
+        _ready_jobs(session, request_id)
+    start_if_begun(session, request_id)
+
+
+def _skip_what_was_left_out(session: orm.Session, request_id: str) -> None:
+    """End what a retry has queued anew, and the plan does not name."""
+    unplanned = sa.and_(
+        models.Task.request_id == request_id,
+        models.Task.status == model.TaskStatus.QUEUED,
+        models.Task.job_uuid.is_(None),
+    )
+    outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, 'the plan of the retry leaves it out')
+    job_outcome.end_tasks(session, unplanned, outcome)
+
+
+def _ready_jobs(session: orm.Session, request_id: str) -> None:
+    wanted = sa.select(models.Task.job_uuid).where(
+        models.Task.request_id == request_id,
+        models.Task.status.in_(model.TASK_IN_FLIGHT),
+        models.Task.open,
+    )
+    session.execute(
+        db_session.update(models.Job)
+        .where(models.Job.status.in_(model.TASK_IN_FLIGHT), ~models.Job.ready)
+        .where(models.Job.uuid.in_(wanted))
+        .values(ready=True, stop_why=None, stop_keep=False)
+    )
+
+
+def start(session: orm.Session, request_id: str) -> None:
+    """Count a request's hosts and those with nothing in flight, and have them announced."""
+    hosts = _hosts_in_flight(session, request_id)
+    done = [host for host, in_flight in hosts.items() if not in_flight]
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id)
+        .values(hosts_total=len(hosts), hosts_done=len(done))
+    )
+    outbox.add_start(session, request_id, done)
+
+
+def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
+    """Map the hosts of a request, in the order of the plan, to their tasks in flight."""
+    task = models.Task
+    in_flight = sa.func.sum(sa.case((task.status.in_(model.TASK_IN_FLIGHT), 1), else_=0))
+    query = (
+        sa.select(task.host, in_flight)
+        .where(task.request_id == request_id)
+        .group_by(task.host)
+        .order_by(sa.func.min(task.id))
+    )
+    return {host: int(count or 0) for host, count in session.execute(query)}
+
+
+def start_if_begun(session: orm.Session, request_id: str) -> None:
+    """Show a request as running from the start when it joined a transfer that runs."""
+    begun = sa.exists().where(
+        models.Task.request_id == request_id, models.Task.status.in_(model.TASK_WORKING)
+    )
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(models.CacheRequest.id == request_id, begun)
+        .where(models.CacheRequest.status == model.RequestStatus.PLANNED)
+        .values(status=model.RequestStatus.RUNNING, started_at=db_session.now(session))
+    )

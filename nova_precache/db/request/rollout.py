@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the first tasks of a request decide on the others: canaries and too many failures."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import demand, outcome as job_outcome
+from nova_precache.db.request import gating
+
+_FAILED = (model.TaskStatus.ERROR, model.TaskStatus.UNSUPPORTED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What follows from how tasks ended.
+
+    :ivar reason: why what waits ends; None when the canary has passed
+    :ivar spared: hosts whose tasks go on
+    """
+
+    reason: str | None
+    spared: Sequence[str] = ()
+
+
+def is_guarded() -> sa.ColumnElement[bool]:
+    """Of a request: it is worked on, under a condition."""
+    row = models.CacheRequest
+    return sa.and_(
+        row.is_planned,
+        row.status.in_(model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}),
+        sa.or_(~row.canary_passed, row.max_failures.is_not(None)),
+    )
+
+
+def look(session: orm.Session, row: models.CacheRequest) -> Finding | None:
+    """Give what is to be done now, which is nothing most of the time."""
+    finding = _too_many_failures(session, row) or _canary(session, row)
+    if finding is None or finding.reason is None:
+        return finding
+    waiting = sa.select(models.Task.id).where(_ends(row.id, finding)).limit(1)
+    return finding if session.scalars(waiting).first() is not None else None
+
+
+def check(
+    session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
+) -> job_outcome.Recorded:
+    """Look again and do it; the caller holds the locks of the request and its jobs."""
+    steerable = model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}
+    finding = look(session, row) if row.is_planned and row.status in steerable else None
+    if finding is None:
+        return job_outcome.Recorded(current=True)
+    if finding.reason is not None:
+        outcome = model.ImageOutcome(model.TaskStatus.CANCELLED, finding.reason)
+        return demand.give_up(session, _ends(row.id, finding), outcome)
+    row.canary_passed = True
+    session.flush()
+    gating.open_tasks(session, row, db_session.now(session))
+    return demand.reconcile(session, keys)
+
+
+def _ends(request_id: str, finding: Finding) -> sa.ColumnElement[bool]:
+    task = models.Task
+    ends = sa.and_(task.request_id == request_id, task.status.in_(model.TASK_WAITING))
+    return sa.and_(ends, task.host.not_in(finding.spared)) if finding.spared else ends
+
+
+def _too_many_failures(session: orm.Session, row: models.CacheRequest) -> Finding | None:
+    if row.max_failures is None:
+        return None
+    failed = session.scalars(
+        sa.select(sa.func.count())
+        .select_from(models.Task)
+        .where(models.Task.request_id == row.id, models.Task.status.in_(_FAILED))
+    ).one()
+    if failed <= row.max_failures:
+        return None
+    return Finding(f'{failed} tasks failed, max_failures is {row.max_failures}')
+
+
+def _canary(session: orm.Session, row: models.CacheRequest) -> Finding | None:
+    if row.canary_passed:
+        return None
+    hosts = gating.canary_hosts(session, row)
+    task = models.Task
+    query = (
+        sa.select(task.host, task.status, task.reason)
+        .where(task.request_id == row.id, task.host.in_(hosts))
+        .where(task.status.not_in(model.TASK_SUCCEEDED))
+        .order_by(task.id)
+    )
+    unfinished = session.execute(query).all()
+    if not unfinished:
+        return Finding(reason=None)
+    for host, status, reason in unfinished:
+        if status not in model.TASK_IN_FLIGHT:
+            return Finding(f'canary host {host}: {reason or status}', hosts)
+    return None

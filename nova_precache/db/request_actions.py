@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that were accepted are steered: by whoever asked, by their windows and conditions.
+
+What is asked of a request is one transaction, which leaves tasks and jobs as they are to
+be; what conductors do is found in the database, by whichever of them looks.
+"""
+
+import datetime
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import exception, model
+from nova_precache.db import rows
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import demand, outcome as job_outcome, stop as job_stop
+from nova_precache.db.request import actions, rollout
+
+T = TypeVar('T')
+
+StopOrder = job_stop.StopOrder
+Discard = job_stop.Discard
+
+
+class Steering:
+    """The requests in the database, as they are steered."""
+
+    def __init__(self, database: db_session.Database) -> None:
+        self._database = database
+
+    def cancel(
+        self, request_id: str, keep_partial: bool = False, project_id: str | None = None
+    ) -> model.CacheRequest:
+        """End what waits, and have computes leave what nobody else wants.
+
+        :param keep_partial: what has come is left on the hosts, for a later attempt
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended
+        """
+        return self._steer(request_id, project_id, actions.cancel, keep_partial)
+
+    def pause(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
+        """Have nothing begin, and computes leave what nobody else wants; what came is kept.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
+        """
+        return self._steer(request_id, project_id, actions.pause)
+
+    def resume(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
+        """Go on with what was paused, at once.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
+        """
+        return self._steer(request_id, project_id, actions.resume)
+
+    def retry(
+        self,
+        request_id: str,
+        not_before: datetime.datetime | None = None,
+        deadline: datetime.datetime | None = None,
+        project_id: str | None = None,
+    ) -> model.CacheRequest:
+        """Have what did not succeed planned and done anew, in another window if one is given.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has not ended, or all of it succeeded
+        """
+        return self._steer(request_id, project_id, actions.retry, not_before, deadline)
+
+    def adopt(self) -> job_outcome.Recorded:
+        """Go on with what conductors of an earlier release plan while both are at work."""
+        row = models.CacheRequest
+        query = sa.select(row.id).where(row.status.in_(actions.PLANNED), ~row.is_planned)
+        return job_outcome.together(
+            self._locking(request_id, actions.adopt) for request_id in self._ids(lambda now: query)
+        )
+
+    def open_windows(self) -> Sequence[str]:
+        """Let those requests be worked on whose time has come; gives their ids."""
+        row = models.CacheRequest
+        query = sa.select(row.id).where(row.status.in_(actions.STEERABLE), row.is_planned)
+        return [
+            request_id
+            for request_id in self._ids(lambda now: query.where(row.not_before <= now))
+            if self._locking(request_id, actions.open_window)
+        ]
+
+    def expire(self) -> job_outcome.Recorded:
+        """End what waits when its deadline has passed, and have computes leave the rest."""
+        row = models.CacheRequest
+        in_flight = sa.exists().where(
+            models.Task.request_id == row.id, models.Task.status.in_(model.TASK_IN_FLIGHT)
+        )
+        query = sa.select(row.id).where(
+            row.status.in_(model.REQUEST_ACTIVE), row.is_planned, in_flight
+        )
+        return job_outcome.together(
+            self._locking(request_id, actions.expire)
+            for request_id in self._ids(lambda now: query.where(demand.has_passed(now)))
+        )
+
+    def check(self, request_ids: Collection[str] | None = None) -> job_outcome.Recorded:
+        """Go by how tasks ended: canaries let the other hosts start or not, failures stop them.
+
+        :param request_ids: None checks all that have such conditions
+        """
+        query = sa.select(models.CacheRequest).where(rollout.is_guarded())
+        if request_ids is not None:
+            query = query.where(models.CacheRequest.id.in_(list(request_ids)))
+        with self._database.reader() as session:
+            due = [row.id for row in session.scalars(query) if rollout.look(session, row)]
+        return job_outcome.together(self._locking(request_id, rollout.check) for request_id in due)
+
+    def stop_orders(self) -> Sequence[StopOrder]:
+        """Give the jobs that computes are to leave, the oldest first."""
+        with self._database.reader() as session:
+            return job_stop.orders(session)
+
+    def stopped(self, job_id: str, epoch: int | None) -> job_outcome.Recorded:
+        """Record that no compute works on a job that was to stop: it ends, or waits when paused."""
+        job = models.Job
+        which = sa.and_(
+            job.uuid == job_id,
+            job.epoch.is_(None) if epoch is None else job.epoch == epoch,
+            job.active_key.is_not(None),
+        )
+        return self._database.write(lambda session: job_stop.stopped(session, which, job_id))
+
+    def discards(self, limit: int) -> Sequence[Discard]:
+        """Give ended jobs whose unfinished files are to be removed from their hosts."""
+        with self._database.reader() as session:
+            return job_stop.discards(session, limit)
+
+    def discarded(self, job_id: str) -> None:
+        """Record that nothing is left to remove."""
+        self._database.write(
+            lambda session: job_stop.forget_discards(session, models.Job.uuid == job_id)
+        )
+
+    def _steer(
+        self,
+        request_id: str,
+        project_id: str | None,
+        step: Callable[..., None],
+        *asked: object,
+    ) -> model.CacheRequest:
+        """Take a step with a request, and show it."""
+
+        def work(session: orm.Session) -> model.CacheRequest:
+            row, keys = actions.lock(session, request_id)
+            if row is None or (project_id is not None and row.project_id != project_id):
+                raise exception.RequestNotFound(request_id)
+            step(session, row, keys, *asked)
+            session.flush()
+            session.refresh(row)
+            return rows.requests(session, [row])[0]
+
+        return self._database.write(work)
+
+    def _locking(
+        self, request_id: str, step: Callable[[orm.Session, models.CacheRequest, Sequence[str]], T]
+    ) -> T | None:
+        """Take a step with a request, unless it was purged."""
+
+        def work(session: orm.Session) -> T | None:
+            row, keys = actions.lock(session, request_id)
+            return None if row is None else step(session, row, keys)
+
+        return self._database.write(work)
+
+    def _ids(self, query: Callable[[datetime.datetime], sa.Select[str]]) -> Sequence[str]:
+        with self._database.reader() as session:
+            return session.scalars(query(db_session.now(session))).all()

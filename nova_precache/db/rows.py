@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and tasks as they are shown; the totals of a request are sums over its tasks."""
+
+import dataclasses
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from oslo_utils import timeutils
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models
+
+_TIMES = ('not_before', 'deadline')
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """Of the tasks of one request in one status."""
+
+    tasks: int
+    bytes_done: int
+    bytes_total: int
+    rate_bytes: int
+
+
+def requests(session: orm.Session, rows: Sequence[models.CacheRequest]) -> list[model.CacheRequest]:
+    """Give requests with their totals, by one query for all."""
+    by_request = _totals(session, [row.id for row in rows])
+    return [request(row, by_request.get(row.id, {})) for row in rows]
+
+
+def counts(session: orm.Session, request_id: str) -> dict[str, int]:
+    """Map each status to the number of tasks of a request that have it."""
+    by_status = _totals(session, [request_id]).get(request_id, {})
+    return {status: total.tasks for status, total in by_status.items()}
+
+
+def request(row: models.CacheRequest, by_status: Mapping[str, Total]) -> model.CacheRequest:
+    totals = by_status.values()
+    return model.CacheRequest(
+        id=row.id,
+        status=row.status,
+        aggregate_id=row.aggregate_id or None,
+        aggregate_uuid=row.aggregate_uuid or None,
+        aggregate_name=row.aggregate_name or None,
+        images=tuple(row.images),
+        project_id=row.project_id,
+        user_id=row.user_id,
+        request_id=row.request_id,
+        priority=row.priority,
+        reason=row.reason,
+        created_at=row.created_at,
+        planned_at=row.planned_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        hosts_total=row.hosts_total,
+        hosts_done=row.hosts_done,
+        counts={status: total.tasks for status, total in sorted(by_status.items())},
+        bytes_done=sum(total.bytes_done for total in totals),
+        bytes_total=sum(total.bytes_total for total in totals),
+        rate_bytes=sum(
+            total.rate_bytes for status, total in by_status.items() if status in model.TASK_WORKING
+        ),
+        bytes_to_come=sum(
+            total.bytes_total - total.bytes_done
+            for status, total in by_status.items()
+            if status in model.TASK_IN_FLIGHT
+        ),
+        hosts=None if row.hosts is None else tuple(row.hosts),
+        options=options(row.options),
+        description=row.description,
+        client_request_id=row.client_request_id,
+        pin_id=row.pin_id,
+        global_request_id=row.global_request_id,
+    )
+
+
+def task(row: models.Task) -> model.Task:
+    names = [field.name for field in dataclasses.fields(model.Task)]
+    return model.Task(**{name: getattr(row, name) for name in names})
+
+
+def options(saved: Mapping[str, Any]) -> model.RequestOptions:
+    """Read the options of a request of this or another release; unknown ones are ignored."""
+    known = {field.name for field in dataclasses.fields(model.RequestOptions)}
+    values = {name: value for name, value in saved.items() if name in known}
+    for name in _TIMES:
+        if values.get(name) is not None:
+            values[name] = datetime.datetime.fromisoformat(values[name])
+    return model.RequestOptions(**values)
+
+
+def options_to_save(asked: model.RequestOptions) -> model.Json:
+    values = dataclasses.asdict(asked)
+    for name in _TIMES:
+        if values[name] is not None:
+            values[name] = values[name].isoformat()
+    return values
+
+
+def in_utc(asked: model.RequestOptions) -> model.RequestOptions:
+    """Give the options with times as the database keeps them."""
+    return dataclasses.replace(
+        asked, not_before=_in_utc(asked.not_before), deadline=_in_utc(asked.deadline)
+    )
+
+
+def _in_utc(time: datetime.datetime | None) -> datetime.datetime | None:
+    return None if time is None else timeutils.normalize_time(time)
+
+
+def _totals(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, Total]]:
+    row = models.Task
+    # A size that is not known yet, or that an earlier release has set too low, is at least this.
+    total = sa.func.coalesce(row.bytes_total, row.bytes_done)
+    at_least = sa.case((total < row.bytes_done, row.bytes_done), else_=total)
+    sums = (row.bytes_done, at_least, row.rate_bytes)
+    query = (
+        sa.select(
+            row.request_id,
+            row.status,
+            sa.func.count(),
+            *(sa.func.coalesce(sa.func.sum(column), 0) for column in sums),
+        )
+        .where(row.request_id.in_(list(request_ids)))
+        .group_by(row.request_id, row.status)
+    )
+    totals: dict[str, dict[str, Total]] = {}
+    for request_id, status, count, *added in session.execute(query):
+        totals.setdefault(request_id, {})[status] = Total(count, *map(int, added))
+    return totals

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much there is of what: a few numbers for the whole service, counted by the database.
+
+Each is one aggregate query, over what is unfinished alone: what has ended may be much,
+and is kept for long.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db import hearing
+from nova_precache.db.engine import models, session as db_session
+
+
+@dataclasses.dataclass(frozen=True)
+class HostCount:
+    """The hosts of a cell by whether they can be called.
+
+    :ivar unknown: silent ones of a cell that could not be heard of late, and those of which
+        their cell's database does not tell
+    """
+
+    up: int
+    down: int
+    unknown: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """What there was at one time.
+
+    :ivar requests: by status, those that have not ended
+    :ivar tasks: by status, those of these requests
+    :ivar jobs_ready: that wait to be called, and may be
+    :ivar jobs_held: that wait until a request lets them go on
+    :ivar jobs_retry_wait: that wait for their next attempt
+    :ivar jobs_working: that a compute works on
+    :ivar claimed_hosts: that some conductor calls
+    :ivar hosts: by the uuid of their cell
+    """
+
+    requests: Mapping[str, int]
+    tasks: Mapping[str, int]
+    jobs_ready: int
+    jobs_held: int
+    jobs_retry_wait: int
+    jobs_working: int
+    claimed_hosts: int
+    hosts: Mapping[str, HostCount]
+
+
+class Census:
+    """Counts what is in the database."""
+
+    def __init__(self, database: db_session.Database, down_seconds: float) -> None:
+        self._database = database
+        self._down = datetime.timedelta(seconds=down_seconds)
+
+    def take(self) -> Count:
+        """Count now, in one transaction that only reads."""
+        with self._database.reader() as session:
+            return Count(
+                requests=_requests(session),
+                tasks=_tasks(session),
+                **_jobs(session),
+                claimed_hosts=_claimed_hosts(session),
+                hosts=_hosts(session, self._down),
+            )
+
+
+def _requests(session: orm.Session) -> dict[str, int]:
+    row = models.CacheRequest
+    query = (
+        sa.select(row.status, sa.func.count())
+        .where(row.status.in_(model.REQUEST_ACTIVE))
+        .group_by(row.status)
+    )
+    return dict(session.execute(query).all())
+
+
+def _tasks(session: orm.Session) -> dict[str, int]:
+    request, task = models.CacheRequest, models.Task
+    active = sa.select(request.id).where(request.status.in_(model.REQUEST_ACTIVE))
+    query = (
+        sa.select(task.status, sa.func.count())
+        .where(task.request_id.in_(active))
+        .group_by(task.status)
+    )
+    return dict(session.execute(query).all())
+
+
+def _jobs(session: orm.Session) -> dict[str, int]:
+    job = models.Job
+    query = (
+        sa.select(job.status, job.ready, sa.func.count())
+        .where(job.status.in_(model.TASK_IN_FLIGHT))
+        .group_by(job.status, job.ready)
+    )
+    counted = dict.fromkeys(('jobs_working', 'jobs_held', 'jobs_retry_wait', 'jobs_ready'), 0)
+    for status, ready, number in session.execute(query):
+        counted[_waits_for(status, ready)] += number
+    return counted
+
+
+def _waits_for(status: str, ready: bool) -> str:
+    if status in model.TASK_WORKING:
+        return 'jobs_working'
+    if not ready:
+        return 'jobs_held'
+    return 'jobs_retry_wait' if status == model.TaskStatus.RETRY_WAIT else 'jobs_ready'
+
+
+def _claimed_hosts(session: orm.Session) -> int:
+    claim = models.Claim
+    held = sa.select(sa.func.count()).where(claim.conductor_id.is_not(None))
+    return session.scalars(held).one()
+
+
+def _hosts(session: orm.Session, down: datetime.timedelta) -> dict[str, HostCount]:
+    agent, now = models.Agent, db_session.now(session)
+    up = sa.func.sum(sa.case((agent.seen_at >= now - down, 1), else_=0))
+    query = sa.select(agent.cell_uuid, up, sa.func.count()).group_by(agent.cell_uuid)
+    counted = session.execute(query).all()
+    heard = hearing.of_cells(session, [cell_uuid for cell_uuid, _, _ in counted])
+    return {
+        cell_uuid: _count(int(alive), total - int(alive), heard.get(cell_uuid), now, down)
+        for cell_uuid, alive, total in counted
+    }
+
+
+def _count(
+    up: int,
+    silent: int,
+    heard: hearing.Heard | None,
+    now: datetime.datetime,
+    down: datetime.timedelta,
+) -> HostCount:
+    if heard is None or heard.may_judge(now, down):
+        return HostCount(up=up, down=silent)
+    return HostCount(up=up, down=0, unknown=silent)
