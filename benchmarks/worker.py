@@ -21,8 +21,8 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import least
-from nova_precache import conf as precache_conf, control, exception, model
+from benchmarks import lower_bound
+from nova_precache import conf as precache_conf, exception, model, transfer_control
 from nova_precache.image import glance
 from nova_precache.virt import libvirt
 
@@ -42,7 +42,7 @@ class Worker:
         self._session = glance.new_session(self._glance)
         self._driver = libvirt.LibvirtDriver(conf)
         self._driver.init_host()
-        self._running: dict[str, control.Control] = {}
+        self._running: dict[str, transfer_control.Control] = {}
 
     def cache_image(self, image_id: str) -> str:
         """Do what a compute does on a precache request."""
@@ -51,7 +51,7 @@ class Worker:
 
     def steered(self, image_id: str, transfer: str) -> str:
         """Do the same, such that :meth:`stop` can reach it."""
-        reins = self._running[transfer] = control.Control()
+        reins = self._running[transfer] = transfer_control.Control()
         try:
             result = self._driver.cache_image(
                 self._images(), image_id, lambda progress: None, reins
@@ -98,7 +98,7 @@ class Worker:
     def least(self, image_id: str, target: str) -> None:
         """Receive, hash and write an image, and nothing else."""
         with self._data(image_id) as answer:
-            least.download(answer, target)
+            lower_bound.download(answer, target)
 
     @contextlib.contextmanager
     def _data(self, image_id: str) -> Iterator[http.client.HTTPResponse]:

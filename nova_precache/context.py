@@ -85,7 +85,7 @@ def admin_context() -> RequestContext:
 
 
 @contextlib.contextmanager
-def working_for(request_id: str | None, global_request_id: str | None = None) -> Iterator[None]:
+def bind_request_id(request_id: str | None, global_request_id: str | None = None) -> Iterator[None]:
     """Log, and ask others, under the ids of a request until this is left.
 
     :param request_id: None makes one up

@@ -255,7 +255,7 @@ class Cell:
     database_problem: str | None = None
 
     @property
-    def why_off(self) -> str | None:
+    def disabled_reason(self) -> str | None:
         """Why none of its computes is called, None where they are."""
         if self.disabled:
             return f'cell {self.name} is disabled'

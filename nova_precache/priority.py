@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from nova_precache import control as controls
+from nova_precache import transfer_control as controls
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def idle_io(control: controls.Control) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
+def sched_batch() -> Iterator[None]:
     """Have the calling thread, when it wakes up, not take the CPU from another that computes.
 
     It gets its share of the CPUs all the same, and so does what waits for a lock that it

@@ -19,9 +19,9 @@ from benchmarks.fleet.computes import IMAGE_BYTES
 from nova_precache import conf as precache_conf, context, model, rpc
 from nova_precache.compute import manager, name, rpcapi as compute_rpcapi, transfers
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.control import Control
 from nova_precache.image import fake, service
 from nova_precache.standalone import process
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 
 FIRST_CALLS = 50

@@ -18,7 +18,7 @@ import time
 
 from benchmarks import images, machine
 from benchmarks.images import MIB
-from benchmarks.soak import link, plan, site, story
+from benchmarks.soak import link, plan, scenario, site
 from nova_precache.standalone import environment
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _soak(
     directory: pathlib.Path, given: argparse.Namespace, stack: contextlib.ExitStack
-) -> story.Story:
+) -> scenario.Story:
     is_own = os.environ.get(_INSIDE) == '1'
     if not is_own:
         print('The disk is not filled: this user can mount none')
@@ -62,7 +62,7 @@ def _soak(
         stack.enter_context(site.new_compute(disk.path, way.url, logs / f'compute-{number}.log'))
         for number in range(_COMPUTES)
     ]
-    told = story.Story(
+    told = scenario.Story(
         disk=disk, glance=glance, way=way, computes=computes, soak_images=soak_images
     )
     told.begin()

@@ -11,8 +11,16 @@ from oslo_config import cfg
 from oslo_middleware import cors, exceptions as middleware_errors, http_proxy_to_wsgi, request_id
 
 from nova_precache import deadline, exception
-from nova_precache.api import auth, call, dispatch, faults, microversion, requestlog, routes
-from nova_precache.api.call import Services as Services
+from nova_precache.api import (
+    auth,
+    dispatch,
+    faults,
+    microversion,
+    request,
+    requestlog,
+    routes,
+)
+from nova_precache.api.request import Services as Services
 from nova_precache.wsgi import gateway
 
 Application = Callable[..., Any]
@@ -95,7 +103,7 @@ class Deadline:
             return self._application(environ, start_response)
 
 
-def build(conf: cfg.ConfigOpts, services: call.Services) -> Application:
+def build(conf: cfg.ConfigOpts, services: request.Services) -> Application:
     """Build the application; what comes first here sees a request first."""
     layers: list[Callable[[Application], Application]] = [
         lambda inner: Healthcheck(inner, conf),
@@ -124,9 +132,9 @@ def _cors(application: Application, conf: cfg.ConfigOpts) -> Application:
     return cors.CORS(application, conf)
 
 
-def _doors(conf: cfg.ConfigOpts, services: call.Services) -> Application:
+def _doors(conf: cfg.ConfigOpts, services: request.Services) -> Application:
     """The version documents are for everybody, the rest for those who have logged in."""
-    settings = call.Settings.from_conf(conf)
+    settings = request.Settings.from_conf(conf)
     documents = dispatch.Dispatcher(routes.VERSION_DOCUMENTS, services, settings)
     choices = dispatch.Dispatcher(routes.CHOICES, services, settings)
     resources = dispatch.Dispatcher(routes.RESOURCES, services, settings)
@@ -137,7 +145,7 @@ def _doors(conf: cfg.ConfigOpts, services: call.Services) -> Application:
         path = environ['PATH_INFO'] = _SLASHES.sub('/', environ['PATH_INFO']) or '/'
         if documents.knows(path):
             return documents(environ, start_response)
-        is_anywhere = microversion.door_of(path) is microversion.ROOT
+        is_anywhere = microversion.api_for_path(path) is microversion.ROOT
         return (choices if is_anywhere else protected)(environ, start_response)
 
     return choose

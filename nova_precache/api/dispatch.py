@@ -14,7 +14,7 @@ import webob.exc
 from webob import acceptparse
 
 from nova_precache import exception
-from nova_precache.api import auth, call, microversion
+from nova_precache.api import auth, microversion, request as api_request
 from nova_precache.context import RequestContext
 
 CONTENT_TYPES = ('application/json', 'application/vnd.openstack.compute+json')
@@ -27,7 +27,7 @@ _METHODS_WITH_QUERY = frozenset({'GET', 'HEAD'})
 _PARAMETER = re.compile(r';(?!\s*q=)[^;,]*')
 
 # A handler for a method, or one for each name of an action.
-Handlers = call.Handler | Mapping[str, call.Handler]
+Handlers = api_request.Handler | Mapping[str, api_request.Handler]
 Methods = Mapping[str, Handlers]
 Table = Mapping[str, Methods]
 
@@ -66,7 +66,9 @@ class Request(webob.Request):  # type: ignore[misc]
 class Dispatcher:
     """A WSGI application over a table of paths, methods and handlers."""
 
-    def __init__(self, table: Table, services: call.Services, settings: call.Settings) -> None:
+    def __init__(
+        self, table: Table, services: api_request.Services, settings: api_request.Settings
+    ) -> None:
         self._table = table
         self._mapper = _make_mapper(table)
         self._services = services
@@ -79,7 +81,7 @@ class Dispatcher:
     @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         path = request.environ['PATH_INFO']
-        door = microversion.door_of(path)
+        door = microversion.api_for_path(path)
         found = self._mapper.routematch(path)
         if found is None:
             return _no_such_path(door)
@@ -94,7 +96,7 @@ class Dispatcher:
         self,
         request: webob.Request,
         methods: Methods,
-        door: microversion.Door,
+        door: microversion.Api,
         version: microversion.Version,
         variables: Mapping[str, str],
     ) -> webob.Response:
@@ -105,7 +107,7 @@ class Dispatcher:
         context = auth.context_of(request.environ)
         _refuse_foreign_project(context, variables.get('project_id'))
         reply = handler(
-            call.Call(
+            api_request.Request(
                 services=self._services,
                 settings=self._settings,
                 context=context,
@@ -127,14 +129,14 @@ def _make_mapper(table: Table) -> routes.Mapper:
     return mapper
 
 
-def _no_such_path(door: microversion.Door) -> webob.Response:
+def _no_such_path(door: microversion.Api) -> webob.Response:
     # Nova leaves this answer to its framework: it is no fault.
     if door is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
-    raise call.NoSuchResource
+    raise api_request.NoSuchResource
 
 
-def _no_such_method(door: microversion.Door, methods: Methods) -> webob.Response:
+def _no_such_method(door: microversion.Api, methods: Methods) -> webob.Response:
     if door is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise MethodNotAllowed(methods)
@@ -157,7 +159,7 @@ def _read_body(request: webob.Request) -> Any:
 
 
 def _read_query(
-    request: webob.Request, methods: Methods, door: microversion.Door
+    request: webob.Request, methods: Methods, door: microversion.Api
 ) -> Mapping[str, Sequence[str]]:
     # What Nova does not look at must not be wrong.
     is_read = door is microversion.PRECACHE or ANY_METHOD in methods
@@ -170,8 +172,8 @@ def _read_query(
 
 
 def _choose(
-    handlers: Handlers, request: webob.Request, body: Any, door: microversion.Door
-) -> call.Handler:
+    handlers: Handlers, request: webob.Request, body: Any, door: microversion.Api
+) -> api_request.Handler:
     if not isinstance(handlers, Mapping):
         return handlers
     is_strange = door is microversion.PRECACHE and not isinstance(body, dict)
@@ -188,7 +190,7 @@ def _action_name(body: Any) -> str:
     if isinstance(body, dict | list | str) and len(body) != 1:
         raise MalformedBody
     if not isinstance(body, dict):
-        raise call.NoSuchResource
+        raise api_request.NoSuchResource
     return str(next(iter(body)))
 
 
@@ -202,11 +204,11 @@ def _refuse_foreign_project(context: RequestContext, in_path: str | None) -> Non
         )
 
 
-def _base_url(request: webob.Request, settings: call.Settings) -> str:
+def _base_url(request: webob.Request, settings: api_request.Settings) -> str:
     return (settings.public_endpoint or str(request.application_url)).rstrip('/')
 
 
-def _to_response(reply: call.Reply, request: webob.Request) -> webob.Response:
+def _to_response(reply: api_request.Reply, request: webob.Request) -> webob.Response:
     body = b'' if reply.body is None else json.dumps(reply.body).encode()
     headers = [('Content-Type', _content_type(request)), *reply.headers.items()]
     return webob.Response(status=reply.status, body=body, headerlist=headers)

@@ -72,14 +72,14 @@ class Middleware:
         return response
 
 
-def find(error: Exception, door: microversion.Door) -> Fault:
+def find(error: Exception, door: microversion.Api) -> Fault:
     """Look an error up, by its class or the nearest one that it is derived from."""
     table = PRECACHE_FAULTS if door is microversion.PRECACHE else FAULTS
     return next((table[cls] for cls in type(error).__mro__ if cls in table), UNEXPECTED)
 
 
 def _answer(error: Exception, request: webob.Request) -> webob.Response:
-    fault = find(error, microversion.door_of(request.environ.get('PATH_INFO', '')))
+    fault = find(error, microversion.api_for_path(request.environ.get('PATH_INFO', '')))
     message = str(error)
     if fault is UNEXPECTED:
         LOG.error('%s %s failed', request.method, request.environ.get('PATH_INFO'), exc_info=error)

@@ -27,7 +27,7 @@ class InvalidVersion(exception.InvalidInput):
 class UnsupportedVersion(exception.PrecacheError):
     """The version is outside of what this release serves."""
 
-    def __init__(self, version: 'Version', door: 'Door') -> None:
+    def __init__(self, version: 'Version', door: 'Api') -> None:
         super().__init__(
             f'Version {version} is not supported by the API. '
             f'Minimum is {door.minimum} and maximum is {door.maximum}.'
@@ -46,7 +46,7 @@ class Version:
 
 
 @dataclasses.dataclass(frozen=True)
-class Door:
+class Api:
     """One of the two APIs with the versions that it speaks."""
 
     prefix: str
@@ -56,24 +56,24 @@ class Door:
     legacy_header: str | None = None
 
 
-COMPUTE = Door(
+COMPUTE = Api(
     prefix='/v2.1',
     service_type='compute',
     minimum=Version(2, 1),
     maximum=Version(2, 81),
     legacy_header='X-OpenStack-Nova-API-Version',
 )
-PRECACHE = Door(
+PRECACHE = Api(
     prefix='/v1',
     service_type='image-precache',
     minimum=Version(1, 0),
     maximum=Version(1, 0),
 )
 # Where one learns which APIs there are.
-ROOT = Door(prefix='', service_type='', minimum=Version(0, 0), maximum=Version(0, 0))
+ROOT = Api(prefix='', service_type='', minimum=Version(0, 0), maximum=Version(0, 0))
 
 
-def door_of(path: str) -> Door:
+def api_for_path(path: str) -> Api:
     """Tell which API a path belongs to."""
     for door in (COMPUTE, PRECACHE):
         if path == door.prefix or path.startswith(f'{door.prefix}/'):
@@ -81,7 +81,7 @@ def door_of(path: str) -> Door:
     return ROOT
 
 
-def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Door) -> Version:
+def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) -> Version:
     """Find the version to answer in, and note it for :func:`announce`; the root has none.
 
     An unsupported version is noted, too: its refusal names it.
@@ -111,7 +111,7 @@ def announce(environ: Mapping[str, Any], headers: Any) -> None:
         headers.add('Vary', door.legacy_header)
 
 
-def _asked(headers: Mapping[str, str], door: Door) -> str | None:
+def _asked(headers: Mapping[str, str], door: Api) -> str | None:
     """Give what the headers say; where they say it twice, the last one counts."""
     for item in reversed(headers.get(HEADER, '').split(',')):
         service_type, *version = item.split(maxsplit=1)[:2] or ['']
@@ -122,7 +122,7 @@ def _asked(headers: Mapping[str, str], door: Door) -> str | None:
     return None
 
 
-def _parse(asked: str | None, door: Door) -> Version:
+def _parse(asked: str | None, door: Api) -> Version:
     if asked is None:
         return door.minimum
     if asked == 'latest':

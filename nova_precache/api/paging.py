@@ -6,26 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from nova_precache import exception, model
-from nova_precache.api.call import Call
+from nova_precache.api.request import Request
 
 Item = TypeVar('Item')
 
 
-def first(call: Call, parameter: str) -> str | None:
+def first(req: Request, parameter: str) -> str | None:
     """Give the value of a parameter of the query that is given at most once."""
-    values = call.query.get(parameter)
+    values = req.query.get(parameter)
     return values[0] if values else None
 
 
-def limit(call: Call) -> int:
+def limit(req: Request) -> int:
     """Give how many items the page is to hold, by the query and the configured limit."""
-    asked = first(call, 'limit')
-    most = call.settings.max_limit
+    asked = first(req, 'limit')
+    most = req.settings.max_limit
     return most if asked is None else min(int(asked), most)
 
 
 def page(
-    call: Call,
+    req: Request,
     path: str,
     collection: str,
     found: Sequence[Item],
@@ -37,11 +37,11 @@ def page(
     :param path: where the list is
     :param found: one item more than the limit, where there is one
     """
-    most = limit(call)
+    most = limit(req)
     shown = found[:most]
     body: model.Json = {collection: [to_json(item) for item in shown]}
     if len(found) > most:
-        href = f'{call.base_url}{path}?{_next_query(call, marker_of(shown[-1]), most)}'
+        href = f'{req.base_url}{path}?{_next_query(req, marker_of(shown[-1]), most)}'
         body[f'{collection}_links'] = [{'rel': 'next', 'href': href}]
     return body
 
@@ -53,8 +53,8 @@ def bad_marker(marker: str | None, error: exception.PrecacheError) -> exception.
     )
 
 
-def _next_query(call: Call, marker: object, most: int) -> str:
+def _next_query(req: Request, marker: object, most: int) -> str:
     kept: Mapping[str, str] = {
-        name: values[0] for name, values in call.query.items() if name != 'limit'
+        name: values[0] for name, values in req.query.items() if name != 'limit'
     }
     return urllib.parse.urlencode({**kept, 'limit': most, 'marker': marker})

@@ -25,7 +25,7 @@ class RequestLog:
     @webob.dec.wsgify  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         # Until the caller has logged in, which makes a context of its own.
-        with context.working_for(
+        with context.bind_request_id(
             request.environ.get(request_id.ENV_REQUEST_ID),
             request.environ.get(request_id.GLOBAL_REQ_ID),
         ):

@@ -2,19 +2,19 @@
 """Whose requests and pins somebody may see or change: those of the project, or all."""
 
 from nova_precache import exception
-from nova_precache.api.call import Call
+from nova_precache.api.request import Request
 
 
-def authorize(call: Call, rule: str) -> str | None:
+def authorize(req: Request, rule: str) -> str | None:
     """Apply the rule, and give the project whose things the caller may have; None is all.
 
     :raises nova_precache.exception.PolicyNotAuthorized: the caller may not
     """
     # Where the rule asks for the caller's own project, an admin has only that, too.
-    if call.context.is_admin and call.may(rule):
+    if req.context.is_admin and req.may(rule):
         return None
-    project_id = call.context.project_id
+    project_id = req.context.project_id
     if project_id is None:
         raise exception.PolicyNotAuthorized(rule)
-    call.authorize(rule, {'project_id': project_id})
+    req.authorize(rule, {'project_id': project_id})
     return project_id

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import fasteners
 from oslo_concurrency import lockutils
 
-from nova_precache import control as controls, exception, files
-from nova_precache.cache import layout, turns, waiting
+from nova_precache import exception, files, transfer_control as controls
+from nova_precache.cache import layout, lock_queue, lock_waiters
 
 LOG = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ImageLocks:
     def __init__(self, lock_directory: str, check_there: Callable[[], None] = lambda: None) -> None:
         self._directory = lock_directory
         self._check_there = check_there
-        self._turns = turns.of(os.path.realpath(lock_directory))
+        self._turns = lock_queue.of(os.path.realpath(lock_directory))
         self._held: dict[str, fasteners.InterProcessLock] = {}
         self._has_warned = False
 
@@ -126,7 +126,7 @@ class ImageLocks:
             contextlib.ExitStack() as stack,
         ):
             try:
-                stack.enter_context(waiting.watch(lock_file, hastening.set_others))
+                stack.enter_context(lock_waiters.watch(lock_file, hastening.set_others))
             except OSError as exc:
                 self._warn(exc)
             yield

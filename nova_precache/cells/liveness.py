@@ -128,7 +128,7 @@ class NovaLiveness:
             if not cells[uuid].is_back_for(self._down_seconds):
                 silent = (host for host in told if told[host].is_silent(self._down_seconds))
                 settling.update(dict.fromkeys(silent, _NOT_YET))
-            reasons = ((host, self._why_off(told.get(host))) for host in hosts)
+            reasons = ((host, self._unavailable_reason(told.get(host))) for host in hosts)
             down.update((host, why) for host, why in reasons if why and host not in settling)
         return Look(found, down, unknown, settling)
 
@@ -137,8 +137,8 @@ class NovaLiveness:
         with self._lock:
             self._replace_cells([])
 
-    def _why_off(self, service: services.Service | None) -> str | None:
-        return _NO_SERVICE if service is None else service.why_off(self._down_seconds)
+    def _unavailable_reason(self, service: services.Service | None) -> str | None:
+        return _NO_SERVICE if service is None else service.unavailable_reason(self._down_seconds)
 
     def _known_cells(self, needed: Collection[str]) -> Mapping[str, '_Cell']:
         """Give the cells of a short while ago, if they have all that are needed.

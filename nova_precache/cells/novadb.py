@@ -41,7 +41,7 @@ def connect(
             '[api_database] connection names the database of this service, not that of Nova'
         )
     database = db_session.connect(conf, GROUP, read_only=True, limits=limits)
-    with db_session.closed_on_failure(database), errors.told():
+    with db_session.closed_on_failure(database), errors.translate_db_errors():
         _require_inventory(database)
     return database
 

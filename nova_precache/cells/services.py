@@ -61,7 +61,7 @@ class Service:
     seen_at: datetime.datetime | None
     now: datetime.datetime
 
-    def why_off(self, down_seconds: float) -> str | None:
+    def unavailable_reason(self, down_seconds: float) -> str | None:
         """Say why its host is not called, None where it is."""
         if self.forced_down:
             return 'host down: it is forced down'

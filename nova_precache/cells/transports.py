@@ -42,7 +42,7 @@ class CellTransports:
         """
         every = self._inventory.list_cells()
         self._tell_of_problems(every)
-        cells = [cell for cell in every if cell.why_off is None]
+        cells = [cell for cell in every if cell.disabled_reason is None]
         with self._lock:
             for cell in cells:
                 connected = self._connected.get(cell.uuid)
@@ -60,7 +60,7 @@ class CellTransports:
             if cell_uuid not in self._connected:
                 cell = self._inventory.get_cell(cell_uuid)
                 if not cell.transport_url:  # which oslo.messaging takes for that of the API
-                    raise exception.ConfigError(cell.why_off)
+                    raise exception.ConfigError(cell.disabled_reason)
                 url = cell.transport_url
                 transport = self._connect(url, f'cell {cell.name}, {cell_uuid}')
                 self._connected[cell_uuid] = _Connected(url, transport)

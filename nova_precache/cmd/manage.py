@@ -9,7 +9,7 @@ from typing import Any
 from oslo_config import cfg
 
 from nova_precache.cmd import running
-from nova_precache.cmd.managing import brokers, cells, databases, disks, hosts
+from nova_precache.cmd.manage_commands import brokers, cells, databases, disks, hosts
 from nova_precache.db.engine import errors
 
 Command = Callable[[cfg.ConfigOpts], int]
@@ -23,7 +23,7 @@ def _main() -> int:
     command = cfg.SubCommandOpt('command', title='Commands', handler=_add_commands)
     conf = running.read_configuration(sys.argv[1:], [command])
     run: Command = conf.command.run
-    with errors.told():
+    with errors.translate_db_errors():
         return run(conf)
 
 

@@ -116,7 +116,7 @@ class Checks(upgradecheck.UpgradeCommands):
 def _told(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
     """Have what keeps a check from being made be its result."""
     try:
-        with errors.told():
+        with errors.translate_db_errors():
             return check()
     except exception.PrecacheError as exc:
         return _failure(str(exc))

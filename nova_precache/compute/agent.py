@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import tenacity
 
 from nova_precache import concurrency, exception, files, model, outages, rpc
-from nova_precache.compute import inventory, name as compute_name, reporter, transfers
+from nova_precache.compute import cache_reporter, name as compute_name, reporter, transfers
 from nova_precache.virt import driver as virt_driver
 
 LOG = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Agent:
         conductor: reporter.Reporter,
         new_server: Callable[[], rpc.Server],
         running: transfers.Transfers,
-        images: inventory.Inventory,
+        images: cache_reporter.CacheReporter,
         report_seconds: float,
         cache_seconds: float | None,
     ) -> None:

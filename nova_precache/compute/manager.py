@@ -8,8 +8,8 @@ from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
 from nova_precache.compute import name as compute_name, outcomes, reporter, rpcapi, transfers
-from nova_precache.control import Control
 from nova_precache.image import service
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver
 
 LOG = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ _LEAST_SECONDS = 0.5
 _STILL_SECONDS = 10.0
 
 
-class Meter:
+class TransferMeter:
     """Measures one transfer; noted in the thread that does it, read in others.
 
     :param clock: seconds, from whenever

@@ -13,8 +13,8 @@ from prometheus_client import core, registry
 
 from nova_precache import model
 from nova_precache.compute import transfers
-from nova_precache.control import Control
 from nova_precache.metrics import DOWNLOAD_BUCKETS_SECONDS
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 
 REPORTED_FOR_SECONDS = 5.0
@@ -51,10 +51,10 @@ class Computes:
         )
         metrics.register(self._caches)
 
-    def host(self, name: str, report: Callable[[], driver.CacheReport]) -> 'Meter':
+    def host(self, name: str, report: Callable[[], driver.CacheReport]) -> 'HostMeter':
         """Give the meter of a further host; ``report`` describes its cache."""
         self._caches.add(name, report)
-        return Meter(
+        return HostMeter(
             clock=self._clock,
             hits=self._hits.labels(name),
             misses=self._misses.labels(name),
@@ -69,7 +69,7 @@ class Computes:
         return prometheus_client.Counter(f'{_PREFIX}_{name}', help_text, ['host'], registry=metrics)
 
 
-class Meter:
+class HostMeter:
     """Measures the transfers of one host."""
 
     def __init__(

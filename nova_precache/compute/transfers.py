@@ -19,7 +19,7 @@ from concurrent import futures
 
 from nova_precache import exception, model
 from nova_precache.compute import meter, options as transfer_options, outcomes
-from nova_precache.control import Control
+from nova_precache.transfer_control import Control
 
 KEPT_OUTCOMES = 1000
 KEPT_STOPS = 1000
@@ -30,7 +30,7 @@ Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
 
 
 @dataclasses.dataclass(eq=False)
-class Follower:
+class Subscriber:
     """A job that wants a transfer, as its newest call says."""
 
     epoch: int
@@ -49,9 +49,9 @@ class Transfer:
 
     image_id: str
     progress: model.Progress
-    speed: meter.Meter
+    speed: meter.TransferMeter
     control: Control = dataclasses.field(default_factory=Control)
-    followers: dict[str, Follower] = dataclasses.field(default_factory=dict)
+    followers: dict[str, Subscriber] = dataclasses.field(default_factory=dict)
     sequence: int = 0
     reported: model.Progress | None = None
 
@@ -225,12 +225,12 @@ class Transfers:
 
     def _transfer(self, image_id: str) -> Transfer:
         started = model.Progress(model.TaskStatus.DOWNLOADING, 0)
-        return Transfer(image_id, started, meter.Meter(self._clock))
+        return Transfer(image_id, started, meter.TransferMeter(self._clock))
 
     def _join(
         self, transfer: Transfer, job_id: str, epoch: int, options: model.TransferOptions
-    ) -> Follower:
-        follower = transfer.followers.setdefault(job_id, Follower(epoch, options))
+    ) -> Subscriber:
+        follower = transfer.followers.setdefault(job_id, Subscriber(epoch, options))
         if epoch >= follower.epoch:  # an older one comes late
             follower.epoch, follower.options = epoch, options
             follower.forget_deadline()
@@ -271,7 +271,7 @@ class Transfers:
         for follower in self._end(transfer, outcome):
             follower.outcome.set_result(outcome)
 
-    def _end(self, transfer: Transfer, outcome: model.ImageOutcome | None) -> list[Follower]:
+    def _end(self, transfer: Transfer, outcome: model.ImageOutcome | None) -> list[Subscriber]:
         with self._lock:
             if self._running.get(transfer.image_id) is transfer:
                 del self._running[transfer.image_id]

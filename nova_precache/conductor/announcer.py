@@ -82,7 +82,7 @@ class Announcer:
                 LOG.exception('Notifications could not be sent now, they are tried again')
             self._wake.wait(self.poll_seconds)
 
-    def _send(self, due: outbox.Due) -> None:
+    def _send(self, due: outbox.DueAnnouncement) -> None:
         """Send one; a failure is of this request alone, or the next cannot be taken either."""
         waits = 'Request %s: its notification %d waits'
         try:
@@ -90,7 +90,7 @@ class Announcer:
         except Exception:
             LOG.exception(waits, due.request_id, due.position)
             return
-        with context.working_for(request.request_id, request.global_request_id):
+        with context.bind_request_id(request.request_id, request.global_request_id):
             LOG.debug('Request %s: its notification %d is sent', request.id, due.position)
             try:
                 for notification in self._notifications(request, due):
@@ -101,7 +101,7 @@ class Announcer:
             self._due.remove(due)
 
     def _notifications(
-        self, request: model.CacheRequest, due: outbox.Due
+        self, request: model.CacheRequest, due: outbox.DueAnnouncement
     ) -> Iterator[payloads.Notification]:
         asker = context.RequestContext(
             user_id=request.user_id,
@@ -123,7 +123,7 @@ class Announcer:
     def _of_host(
         self,
         request: model.CacheRequest,
-        due: outbox.Due,
+        due: outbox.DueAnnouncement,
         host: str,
         asker: context.RequestContext,
     ) -> Iterator[payloads.Notification]:

@@ -8,7 +8,7 @@ before a compute publishes what came; the tasks of those who may not have it any
 from collections.abc import Mapping
 
 from nova_precache import exception, model
-from nova_precache.conductor import tracker, visibility
+from nova_precache.conductor import image_access, tracker
 from nova_precache.db import jobs
 from nova_precache.image import service
 
@@ -56,7 +56,7 @@ class Askers:
         self, image_id: str, project_id: str | None, is_admin: bool
     ) -> exception.ImageNotUsable | None:
         try:
-            visibility.check_bootable(self._images, image_id, project_id, is_admin)
+            image_access.check_bootable(self._images, image_id, project_id, is_admin)
         except exception.ImageNotUsable as exc:
             return exc
         return None

@@ -15,7 +15,7 @@ from concurrent import futures
 
 from nova_precache import exception
 from nova_precache.cells import inventory
-from nova_precache.conductor import breaker, caller, planner, planning, tracker
+from nova_precache.conductor import breaker, host_worker, planner, planning, tracker
 from nova_precache.db import jobs, requests
 from nova_precache.db.job import claim as job_claim
 
@@ -38,7 +38,7 @@ class Dispatcher:
         request_store: requests.Requests,
         aggregates: inventory.Inventory,
         plans: planning.Planning,
-        hosts: caller.HostCaller,
+        hosts: host_worker.HostWorker,
         track: tracker.Tracker,
         breakers: breaker.CellBreakers,
         limit: int,

@@ -9,7 +9,7 @@ from typing import Any
 from nova_precache import context, deadline, exception, rpc, wire
 from nova_precache.cache import layout
 from nova_precache.cells import inventory
-from nova_precache.conductor import intake, rpcapi
+from nova_precache.conductor import report_buffer, rpcapi
 from nova_precache.db import agents, caches, jobs
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         aggregates: inventory.Inventory,
         agent_store: agents.Agents,
         job_store: jobs.Jobs,
-        reports: intake.Intake,
+        reports: report_buffer.ReportBuffer,
         token: Callable[[], str | None],
         check_askers: Callable[[str, str], None] = lambda job_id, image_id: None,
         max_hosts: int = 20_000,

@@ -14,7 +14,7 @@ from prometheus_client import core, registry
 
 from nova_precache import context, model, outages
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import caller
+from nova_precache.conductor import host_worker
 from nova_precache.db import statistics
 from nova_precache.metrics import DOWNLOAD_BUCKETS_SECONDS
 
@@ -76,7 +76,7 @@ class MeasuredCompute:
 
     def __init__(
         self,
-        computes: caller.ComputeClient,
+        computes: host_worker.ComputeClient,
         cell_uuid: str,
         counters: Counters,
         clock: Callable[[], float],

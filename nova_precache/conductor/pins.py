@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
-from nova_precache.conductor import liveness, visibility
+from nova_precache.conductor import image_access, liveness
 from nova_precache.db import caches, pins, requests
 from nova_precache.image import service
 
@@ -49,7 +49,7 @@ class Rules:
         """Since its last use, after which a file is touched; None: never."""
         return self.minimum_age_seconds / 2 if self.minimum_age_seconds > 0 else None
 
-    def wait_seconds(self, tried: pins.Tried) -> float:
+    def wait_seconds(self, tried: pins.AttemptHistory) -> float:
         """Say how long what was asked for is not asked for again.
 
         What succeeded may not have been reported yet, or vanishes again and again.
@@ -71,7 +71,7 @@ class Known:
 
     now: datetime.datetime
     present: Mapping[File, model.CachedImage]
-    tried: Mapping[File, pins.Tried] = dataclasses.field(default_factory=dict)
+    tried: Mapping[File, pins.AttemptHistory] = dataclasses.field(default_factory=dict)
     told: Collection[str] = ()
 
     def touched_at(self, file: File) -> datetime.datetime | None:
@@ -182,10 +182,10 @@ class Reconciler:
         for pin_id in self._pins.due(due_seconds):
             taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
             if taken is not None:
-                with context.working_for(taken.pin.request_id):
+                with context.bind_request_id(taken.pin.request_id):
                     self._look_after(taken)
 
-    def _look_after(self, taken: pins.Taken) -> None:
+    def _look_after(self, taken: pins.LeasedPin) -> None:
         try:
             self._keep(taken)
         except exception.PrecacheError as exc:
@@ -194,7 +194,7 @@ class Reconciler:
             LOG.exception('Looking after pin %s failed', taken.pin.id)
             self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
 
-    def _keep(self, taken: pins.Taken) -> None:
+    def _keep(self, taken: pins.LeasedPin) -> None:
         pin = taken.pin
         if pin.until is not None and pin.until <= taken.now:
             self._end(pin, 'its time is over', pin.images_gone)
@@ -221,14 +221,16 @@ class Reconciler:
         for image_id in pin.images:
             try:
                 left.append(
-                    visibility.check_bootable(self._images, image_id, pin.project_id, pin.is_admin)
+                    image_access.check_bootable(
+                        self._images, image_id, pin.project_id, pin.is_admin
+                    )
                 )
             except exception.ImageNotUsable as exc:
                 gone[image_id] = str(exc)
         return left, gone
 
     def _keep_images(
-        self, taken: pins.Taken, aggregate: model.Aggregate, images: Sequence[model.Image]
+        self, taken: pins.LeasedPin, aggregate: model.Aggregate, images: Sequence[model.Image]
     ) -> str | None:
         """Ask for what is needed; gives what stands in the way of having all of it."""
         unreached = self._unreached(aggregate.hosts)
@@ -242,7 +244,7 @@ class Reconciler:
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that cannot be called to the reason."""
         cells = self._inventory.cell_of_hosts(hosts)
-        off = {cell.uuid: cell.why_off for cell in self._inventory.list_cells()}
+        off = {cell.uuid: cell.disabled_reason for cell in self._inventory.list_cells()}
         unreached = dict(self._liveness.down(hosts))
         for host in hosts:
             if host not in cells:
@@ -252,7 +254,7 @@ class Reconciler:
         return unreached
 
     def _choose(
-        self, taken: pins.Taken, hosts: Sequence[str], images: Sequence[model.Image]
+        self, taken: pins.LeasedPin, hosts: Sequence[str], images: Sequence[model.Image]
     ) -> Choice:
         image_ids = [image.id for image in images]
         part_ids = {part.id for image in images for part in image.parts}
@@ -310,7 +312,7 @@ def _need(file: File, known: Known, rules: Rules) -> _Need:
     return _Need.LATER if tried.has_failed else _Need.NOTHING
 
 
-def _is_as_it_was(present: model.CachedImage | None, tried: pins.Tried) -> bool:
+def _is_as_it_was(present: model.CachedImage | None, tried: pins.AttemptHistory) -> bool:
     """Return whether a file is there and was not touched since it could not be.
 
     Its compute touches it once it can; after that it may grow old again.

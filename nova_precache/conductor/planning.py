@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
-from nova_precache.conductor import liveness, planner, tracker, visibility
+from nova_precache.conductor import image_access, liveness, planner, tracker
 from nova_precache.db import requests
 from nova_precache.db.request import plan as request_plan
 from nova_precache.image import service
@@ -53,7 +53,7 @@ class Planning:
         taken = self._requests.next_to_plan(self._conductor_id)
         if taken is None:
             return False
-        with context.working_for(taken.request.request_id, taken.request.global_request_id):
+        with context.bind_request_id(taken.request.request_id, taken.request.global_request_id):
             self._try_to_plan(taken, is_stopping)
         return True
 
@@ -143,7 +143,7 @@ class Planning:
             cells_off={
                 cell.uuid: why
                 for cell in self._inventory.list_cells()
-                if (why := cell.why_off) is not None
+                if (why := cell.disabled_reason) is not None
             },
             down=self._liveness.down(hosts),
             images=images,
@@ -158,7 +158,7 @@ class Planning:
         refused: dict[str, str] = {}
         for image_id in taken.request.images:
             try:
-                images[image_id] = visibility.check_bootable(
+                images[image_id] = image_access.check_bootable(
                     self._images, image_id, taken.request.project_id, taken.is_admin
                 )
             except exception.ImageNotUsable as exc:

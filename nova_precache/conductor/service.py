@@ -8,7 +8,14 @@ from collections.abc import Callable
 
 from nova_precache import concurrency, exception, model, outages, rpc
 from nova_precache.cells import transports
-from nova_precache.conductor import announcer, dispatcher, intake, manager, rpcapi, steering
+from nova_precache.conductor import (
+    announcer,
+    dispatcher,
+    lifecycle,
+    manager,
+    report_buffer,
+    rpcapi,
+)
 from nova_precache.db import jobs
 
 LOG = logging.getLogger(__name__)
@@ -62,9 +69,9 @@ class Conductor:
         self,
         conductor_id: str,
         dispatch: dispatcher.Dispatcher,
-        helm: steering.Helm,
+        helm: lifecycle.LifecycleLoop,
         announce: announcer.Announcer,
-        reports: intake.Intake,
+        reports: report_buffer.ReportBuffer,
         job_store: jobs.Jobs,
         api_transport: rpc.Transport,
         cell_transports: transports.CellTransports,

@@ -68,13 +68,13 @@ class Tracker:
             return
         self._record_retry(assignment, outcome, delay)
 
-    def attempted_in_turn(
+    def record_and_get_next(
         self,
         conductor_id: str,
         assignment: jobs.Assignment,
         outcome: model.ImageOutcome,
         goes_on: bool,
-    ) -> jobs.Turned:
+    ) -> jobs.NextJobResult:
         """Record it, and at the same time choose the host's next job, or give the host back.
 
         There is neither where the outcome decides on what is next: ask again. An outcome that
@@ -96,7 +96,7 @@ class Tracker:
         assignment: jobs.Assignment,
         outcome: model.ImageOutcome,
         goes_on: bool,
-    ) -> jobs.Turned:
+    ) -> jobs.NextJobResult:
         delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
         ended = None
         if delay is None:
@@ -198,7 +198,7 @@ class Tracker:
         for request_id in request_ids:
             if self._requests.complete(request_id):
                 request = self._requests.get(request_id)
-                with context.working_for(request.request_id, request.global_request_id):
+                with context.bind_request_id(request.request_id, request.global_request_id):
                     counts = dict(request.counts)
                     LOG.info('Request %s is %s: %s', request.id, request.status, counts)
                 self._announce()
@@ -206,7 +206,7 @@ class Tracker:
     def opened(self, request_id: str) -> None:
         """Log that a request may begin, as its window has opened."""
         request = self._requests.outline(request_id)
-        with context.working_for(request.request_id, request.global_request_id):
+        with context.bind_request_id(request.request_id, request.global_request_id):
             LOG.info('Request %s may begin, its time has come', request_id)
 
     def failed(self, request_id: str) -> None:

@@ -297,9 +297,9 @@ def _take_over(session: orm.Session, host: str) -> None:
         job.stop_why.is_(None),
     )
     job_ids = session.scalars(sa.select(job.uuid).where(called)).all()
-    locking.hold(session, job_ids)
+    locking.lock_jobs(session, job_ids)
     for job_id in job_ids:
-        job_outcome.wait(
+        job_outcome.schedule_retry(
             session, sa.and_(job.uuid == job_id, called), job_id, _TAKEN_OVER, 0, attempts=-1
         )
 

@@ -21,7 +21,7 @@ DISABLED = 'host disabled'
 BATCH_JOBS = 1000
 
 
-class Returning:
+class HostRecovery:
     """The jobs whose hosts have come back; every method is one short transaction."""
 
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:
@@ -83,7 +83,7 @@ class Waiting:
 
 
 def _make_due(session: orm.Session, job_ids: list[str]) -> int:
-    locking.hold(session, job_ids)
+    locking.lock_jobs(session, job_ids)
     now = db_session.now(session)
     count = 0
     for chunk in db_session.chunks(job_ids):

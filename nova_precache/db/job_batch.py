@@ -27,7 +27,7 @@ from nova_precache.db.request import rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class NextJobRequest:
     """A worker has done what it was to do on its host, and asks what is next.
 
     :ivar ended: how its call did
@@ -41,7 +41,7 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Turned:
+class NextJobResult:
     """What came of a turn.
 
     :ivar assignment: what is to be called next, if something is due on the host
@@ -61,8 +61,8 @@ class Claimed:
     first: calls.Assignment | None = None
 
 
-Member = job_begin.Begin | job_finish.Finish | Turn | job_claim.Wanted
-Result = bool | job_outcome.Recorded | Turned | Sequence[Claimed]
+Member = job_begin.Begin | job_finish.Finish | NextJobRequest | job_claim.ClaimRequest
+Result = bool | job_outcome.Recorded | NextJobResult | Sequence[Claimed]
 
 _GUARDED = sa.select(models.CacheRequest.id).where(
     models.CacheRequest.id.in_(sa.bindparam('requests', expanding=True)), rollout.is_guarded()
@@ -71,21 +71,21 @@ _GUARDED = sa.select(models.CacheRequest.id).where(
 
 def keys(member: Member) -> Sequence[str]:
     """Give the job and the host that a member is about."""
-    if isinstance(member, job_claim.Wanted):
+    if isinstance(member, job_claim.ClaimRequest):
         return ['']  # one at a time: of two that want all that is free, one gets it
-    if not isinstance(member, Turn):
+    if not isinstance(member, NextJobRequest):
         return [member.job_id]
     return [member.host] if member.ended is None else [member.host, member.ended.job_id]
 
 
-def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
+def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Result]:
     """Do all that the members ask for, and give what came of each."""
     begins = [each for each in members if isinstance(each, job_begin.Begin)]
-    turns = [each for each in members if isinstance(each, Turn)]
+    turns = [each for each in members if isinstance(each, NextJobRequest)]
     finishes = [each for each in members if isinstance(each, job_finish.Finish)]
     finishes += [turn.ended for turn in turns if turn.ended is not None]
     # There is one at most, by its key.
-    wanted = next((each for each in members if isinstance(each, job_claim.Wanted)), None)
+    wanted = next((each for each in members if isinstance(each, job_claim.ClaimRequest)), None)
     if turns or wanted:
         job_claim.lock_counter(session)
     hosts = _Hosts(session, turns, wanted, [each.job_id for each in finishes])
@@ -102,9 +102,9 @@ def play(session: orm.Session, members: Sequence[Member]) -> list[Result]:
     for each in members:
         if isinstance(each, job_begin.Begin):
             results.append(each.job_id in begun)
-        elif isinstance(each, Turn):
+        elif isinstance(each, NextJobRequest):
             results.append(turned[each.host])
-        elif isinstance(each, job_claim.Wanted):
+        elif isinstance(each, job_claim.ClaimRequest):
             results.append(hosts.claim(each, locked))  # the last step, after some were given back
         else:
             results.append(recorded.get(each.job_id, job_outcome.STALE))
@@ -120,8 +120,8 @@ class _Hosts:
     def __init__(
         self,
         session: orm.Session,
-        turns: Sequence[Turn],
-        wanted: job_claim.Wanted | None,
+        turns: Sequence[NextJobRequest],
+        wanted: job_claim.ClaimRequest | None,
         ended: Sequence[str],
     ) -> None:
         self._session = session
@@ -133,7 +133,7 @@ class _Hosts:
         self._limited = bool((turns or free) and host_limits.limits(session))
         self._epochs: dict[str, int] = {}
         self._free: Mapping[str, str] = {}
-        self._chosen: Mapping[str, assign.Due] = {}
+        self._chosen: Mapping[str, assign.DueJob] = {}
         goes_on = [turn for turn in turns if turn.goes_on]
         if self._limited:
             self.jobs = assign.due(session, [turn.host for turn in goes_on])
@@ -149,7 +149,7 @@ class _Hosts:
         self,
         recorded: Mapping[str, job_outcome.Recorded],
         locked: Mapping[str, locking.Locked],
-    ) -> Mapping[str, Turned]:
+    ) -> Mapping[str, NextJobResult]:
         """Give each turn its next job, or its host back."""
         held = self._held_up(recorded)
         epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
@@ -160,14 +160,14 @@ class _Hosts:
         for conductor_id, hosts in _by_conductor(over).items():
             job_claim.release_hosts(self._session, conductor_id, hosts)
         return {
-            each.host: Turned(
+            each.host: NextJobResult(
                 _recorded(each, recorded), assigned.get(each.host), is_over=each in over
             )
             for each in self._turns
         }
 
     def claim(
-        self, wanted: job_claim.Wanted, locked: Mapping[str, locking.Locked]
+        self, wanted: job_claim.ClaimRequest, locked: Mapping[str, locking.Locked]
     ) -> Sequence[Claimed]:
         """Claim free hosts, and assign the first job of each."""
         if self._limited:
@@ -212,7 +212,9 @@ class _Hosts:
         }
 
 
-def _recorded(turn: Turn, recorded: Mapping[str, job_outcome.Recorded]) -> job_outcome.Recorded:
+def _recorded(
+    turn: NextJobRequest, recorded: Mapping[str, job_outcome.Recorded]
+) -> job_outcome.Recorded:
     return (
         job_outcome.STALE
         if turn.ended is None
@@ -220,7 +222,7 @@ def _recorded(turn: Turn, recorded: Mapping[str, job_outcome.Recorded]) -> job_o
     )
 
 
-def _by_conductor(turns: Sequence[Turn]) -> Mapping[str, list[str]]:
+def _by_conductor(turns: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
     """Most often there is one; in tests several share a process."""
     found: dict[str, list[str]] = {}
     for each in turns:

@@ -37,7 +37,7 @@ Assignment = calls.Assignment
 ProgressReport = calls.ProgressReport
 Terms = call_terms.Terms
 Finish = job_finish.Finish
-Turned = job_batch.Turned
+NextJobResult = job_batch.NextJobResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Jobs:
 
         :param most: so many of them
         """
-        wanted = job_claim.Wanted(conductor_id, limit, most, tuple(avoid_cells), self._lease)
+        wanted = job_claim.ClaimRequest(conductor_id, limit, most, tuple(avoid_cells), self._lease)
         return cast(Sequence[job_batch.Claimed], self._group.submit(wanted))
 
     def take_over(self, conductor_id: str) -> job_claim.Claim | None:
@@ -193,7 +193,7 @@ class Jobs:
         host: str,
         ended: job_finish.Finish | None = None,
         goes_on: bool = True,
-    ) -> Turned:
+    ) -> NextJobResult:
         """Record how a call ended, and choose the host's next job as ``assign`` does.
 
         The host is given back if nothing is due, or when the worker does not go on. Where
@@ -204,11 +204,14 @@ class Jobs:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
             turned = self.turn(conductor_id, host, goes_on=goes_on)
             return dataclasses.replace(turned, recorded=recorded)
-        return cast(Turned, self._group.submit(job_batch.Turn(conductor_id, host, ended, goes_on)))
+        return cast(
+            NextJobResult,
+            self._group.submit(job_batch.NextJobRequest(conductor_id, host, ended, goes_on)),
+        )
 
     def _play(self, members: Sequence[job_batch.Member]) -> Sequence[job_batch.Result]:
         return self._database.write(
-            lambda session: job_batch.play(session, members), may_reword=len(members) == 1
+            lambda session: job_batch.execute_batch(session, members), may_reword=len(members) == 1
         )
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
@@ -248,7 +251,7 @@ class Jobs:
         """
 
         def work(session: orm.Session, some: Sequence[ProgressReport]) -> int:
-            if not locking.hold(session, [report.job_id for report in some]):
+            if not locking.lock_jobs(session, [report.job_id for report in some]):
                 return 0
             now = db_session.now(session)
             return sum(calls.record_progress(session, report, now) for report in some)
@@ -373,7 +376,7 @@ class Jobs:
         """
 
         def work(session: orm.Session) -> Sequence[job_outcome.Recorded]:
-            locking.hold(session, [each.job_id for each in missed])
+            locking.lock_jobs(session, [each.job_id for each in missed])
             return [_fail_unclaimed(session, each, outcome) for each in missed]
 
         return self._database.write(work)
@@ -388,7 +391,9 @@ def _fail_unclaimed(
         free, models.Job.attempts == missed.attempts, job_claim.due(db_session.now(session))
     )
     delay = missed.delay_seconds
-    if not job_outcome.wait(session, as_it_stood, missed.job_id, outcome, delay or 0, attempts=1):
+    if not job_outcome.schedule_retry(
+        session, as_it_stood, missed.job_id, outcome, delay or 0, attempts=1
+    ):
         return job_outcome.STALE
     if delay is not None:
         return job_outcome.STALE

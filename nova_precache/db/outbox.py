@@ -39,7 +39,7 @@ _New = tuple[model.Phase, str | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Due:
+class DueAnnouncement:
     """A taken announcement; of a host, ``host_index`` says the how-manieth that is done it is."""
 
     request_id: str
@@ -56,14 +56,14 @@ class Announcements:
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
 
-    def take(self, after: str = '') -> Due | None:
+    def take(self, after: str = '') -> DueAnnouncement | None:
         """Take one to send it, if there is one that no other conductor holds.
 
         :param after: the request whose turn it was; that of the next comes first
         """
         return self._database.write(lambda session: _take(session, after))
 
-    def remove(self, sent: Due) -> None:
+    def remove(self, sent: DueAnnouncement) -> None:
         """Forget one that was sent; the next of its request may follow."""
         row = models.Announcement
         gone = sa.delete(row).where(
@@ -139,7 +139,7 @@ def _insert(session: orm.Session, request_id: str, announced: int, new: Sequence
     db_session.run(session, _INSERT, rows)
 
 
-def _take(session: orm.Session, after: str) -> Due | None:
+def _take(session: orm.Session, after: str) -> DueAnnouncement | None:
     now = db_session.now(session)
     row = models.Announcement
     is_free = sa.or_(row.taken_until.is_(None), row.taken_until < now)
@@ -158,7 +158,7 @@ def _take(session: orm.Session, after: str) -> Due | None:
     is_admin = sa.select(models.CacheRequest.is_admin).where(
         models.CacheRequest.id == due.request_id
     )
-    return Due(
+    return DueAnnouncement(
         request_id=due.request_id,
         position=due.position,
         phase=due.phase,

@@ -39,7 +39,7 @@ class NewPin:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class LeasedPin:
     """A pin that this conductor keeps for a while, and when it took it."""
 
     pin: model.Pin
@@ -47,7 +47,7 @@ class Taken:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PinRequests:
     """The requests that a pin has made so far.
 
     :ivar last_number: of the newest that is still known, 0 when none is
@@ -59,7 +59,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
+class AttemptHistory:
     """What came of a pin's requests for an image on a host.
 
     :ivar ended_at: when the last task of them ended
@@ -172,15 +172,15 @@ class Pins:
             )
             return session.scalars(query).all()
 
-    def take(self, pin_id: str, keeper: str, seconds: float) -> Taken | None:
+    def take(self, pin_id: str, keeper: str, seconds: float) -> LeasedPin | None:
         """Lease a pin that is still due; None when it is not, or is another's."""
 
-        def work(session: orm.Session) -> Taken | None:
+        def work(session: orm.Session) -> LeasedPin | None:
             now = db_session.now(session)
             is_mine = sa.and_(_is_active(pin_id), _is_due(now, seconds), _is_free(now))
             if not _change(session, is_mine, keeper=keeper, keeper_lease_until=_lease(now)):
                 return None
-            return Taken(_reload(session, pin_id), now)
+            return LeasedPin(_reload(session, pin_id), now)
 
         return self._database.write(work)
 
@@ -221,7 +221,7 @@ class Pins:
 
         return self._database.write(work)
 
-    def asked(self, pin_id: str) -> Asked:
+    def asked(self, pin_id: str) -> PinRequests:
         """Tell what requests a pin has made."""
         row = models.CacheRequest
         last = sa.select(sa.func.max(row.number)).where(row.pin_id == pin_id)
@@ -230,9 +230,9 @@ class Pins:
         )
         with self._database.reader() as session:
             found = {each.id: each.status for each in session.execute(unfinished)}
-            return Asked(session.scalars(last).one() or 0, found)
+            return PinRequests(session.scalars(last).one() or 0, found)
 
-    def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], Tried]:
+    def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], AttemptHistory]:
         """Map each (host, image) of the pin's requests that ended lately to its outcomes.
 
         A failure because a file is another user's counts however long ago it was.
@@ -240,7 +240,7 @@ class Pins:
         with self._database.reader() as session:
             query = _tried(pin_id, db_session.now(session), since_seconds)
             return {
-                (row.host, row.image_id): Tried(
+                (row.host, row.image_id): AttemptHistory(
                     row.ended_at, row.succeeded_at, row.failures, row.successes, row.not_ours_at
                 )
                 for row in session.execute(query)

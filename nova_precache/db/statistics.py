@@ -54,7 +54,7 @@ class Count:
     hosts: Mapping[str, HostCount]
 
 
-class Census:
+class Statistics:
     """Counts what is in the database."""
 
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:

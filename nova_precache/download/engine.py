@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from nova_precache import control as controls, exception, model, priority
+from nova_precache import exception, model, priority, transfer_control as controls
 from nova_precache.download import pipeline, retry, verifier
 from nova_precache.download.source import Source
 from nova_precache.download.target import Target
@@ -142,7 +142,7 @@ class _Download:
         """Have all bytes at the target, and hashed."""
         try:
             self._line.start()  # Before this thread is unhurried: theirs would be as it is.
-            with priority.unhurried():
+            with priority.sched_batch():
                 self._replay_kept()
                 for attempt in resume.opens(self.control.wait):
                     with attempt:
@@ -200,9 +200,9 @@ class _Download:
             opening.__exit__(None, None, None)
 
         self.control.check()
-        connection = self.control.leave_when_stopped(opening.__enter__, close)
+        connection = self.control.run_interruptibly(opening.__enter__, close)
         try:
-            with self.control.at_stop(connection.cut):
+            with self.control.on_stop(connection.cut):
                 yield connection
         except exception.DownloadInterrupted:
             self.control.check()  # It may be cut because the work was stopped.
@@ -281,7 +281,7 @@ class _Download:
     @contextlib.contextmanager
     def _at_priority(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(priority.unhurried())
+            stack.enter_context(priority.sched_batch())
             if self.by.idle_priority:
                 stack.enter_context(priority.idle_io(self.control))
             yield

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from nova_precache import control as controls, exception
+from nova_precache import exception, transfer_control as controls
 
 LOG = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Pipeline:
         self._wait_for_free(len(self._pieces))
 
     def _wait_for_free(self, count: int) -> None:
-        with self._control.at_stop(self._stop_waiting), self._changed:
+        with self._control.on_stop(self._stop_waiting), self._changed:
             self._changed.wait_for(lambda: len(self._free) >= count or self._is_stopped)
         self._control.check()
 

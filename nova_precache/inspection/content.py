@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from oslo_utils.imageutils import format_inspector
 
 from nova_precache import exception, files
-from nova_precache.control import Control
+from nova_precache.transfer_control import Control
 
 LOG = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import logging
 import os
 
 from nova_precache import exception
-from nova_precache.control import Control
 from nova_precache.inspection import formats, qemu_img
+from nova_precache.transfer_control import Control
 
 LOG = logging.getLogger(__name__)
 

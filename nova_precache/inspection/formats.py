@@ -28,8 +28,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from nova_precache import exception
-from nova_precache.control import Control
 from nova_precache.inspection import content, headers, qemu_img, watch
+from nova_precache.transfer_control import Control
 
 RAW_DISK_FORMATS = headers.RAW_DISK_FORMATS
 

@@ -19,14 +19,14 @@ from oslo_config import cfg
 from oslo_serialization import jsonutils
 
 from nova_precache import exception
-from nova_precache.control import Control
-from nova_precache.inspection import limited, pagecache
+from nova_precache.inspection import pagecache, sandbox
+from nova_precache.transfer_control import Control
 
 # A disk that is slow or busy uses time but not CPU time.
 WALL_SECONDS_PER_CPU_SECOND = 4
 # How qemu-img ends when it says why; otherwise it was ended, by a limit most likely.
 _EXIT_ERROR = 1
-_LAUNCHER = re.compile(rf'({"|".join(limited.LAUNCHERS)}): ')
+_LAUNCHER = re.compile(rf'({"|".join(sandbox.LAUNCHERS)}): ')
 # An image may hold thousands of snapshots, whose names it tells.
 _MAX_INFO_BYTES = 1024**2
 # Data that cannot be decompressed is an input/output error, too.
@@ -97,7 +97,7 @@ class QemuImg:
 
         :raises nova_precache.exception.ConversionFailed: it is not
         """
-        for program in (self._program, *limited.PROGRAMS):
+        for program in (self._program, *sandbox.PROGRAMS):
             if shutil.which(program) is None:
                 raise exception.ConversionFailed(f'{program} is not installed on this host')
 
@@ -172,11 +172,11 @@ class QemuImg:
         :raises QemuImgFailed: it did not like its input
         """
         wall_seconds = cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
-        limits = limited.Limits(
+        limits = sandbox.Limits(
             self._limits.address_space_bytes, cpu_seconds, wall_seconds, file_bytes
         )
         try:
-            ended = limited.run(
+            ended = sandbox.run(
                 [self._program, *arguments], limits, control, idle_priority=self._idle_priority
             )
         except TimeoutError as exc:
@@ -189,7 +189,7 @@ class QemuImg:
             raise self._failure(arguments[0], ended, cpu_seconds)
         return ended.output
 
-    def _failure(self, command: str, ended: limited.Ended, cpu_seconds: int) -> Exception:
+    def _failure(self, command: str, ended: sandbox.Ended, cpu_seconds: int) -> Exception:
         """Tell the limits and the file system's refusals from a fault of the image."""
         reason = _last_line(ended.errors)
         if ended.exit_code == -signal.SIGXFSZ:

@@ -33,7 +33,7 @@ def rate(text: str) -> int:
     return found
 
 
-def moment(text: str) -> str:
+def parse_time(text: str) -> str:
     """Read a time, or a duration from now on, as ISO 8601 in UTC."""
     span = _span(text)
     return _to_iso(span if span is not None else _time(text), text)
@@ -85,16 +85,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def add_window(parser: argparse.ArgumentParser) -> None:
     """Add the two ends of the time in which work is done."""
     parser.add_argument(
-        '--not-before', metavar='<time>', type=moment, help=f'start no task earlier: {_TIME_HELP}'
+        '--not-before',
+        metavar='<time>',
+        type=parse_time,
+        help=f'start no task earlier: {_TIME_HELP}',
     )
     parser.add_argument(
-        '--deadline', metavar='<time>', type=moment, help=f'stop then, keep what came: {_TIME_HELP}'
+        '--deadline',
+        metavar='<time>',
+        type=parse_time,
+        help=f'stop then, keep what came: {_TIME_HELP}',
     )
 
 
 def add_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--until', metavar='<time>', type=moment, help=f'when it ends by itself: {_TIME_HELP}'
+        '--until', metavar='<time>', type=parse_time, help=f'when it ends by itself: {_TIME_HELP}'
     )
 
 

@@ -94,7 +94,7 @@ class _Followed(command.ShowOne):
 
     def follow(self, request: Json, parsed_args: argparse.Namespace) -> Any:
         if parsed_args.wait:
-            request, self._succeeded = waiting.to_the_end(client.of(self.app), request)
+            request, self._succeeded = waiting.wait_for_completion(client.of(self.app), request)
         return columns.record(request)
 
 

@@ -19,7 +19,7 @@ SMALL_REQUEST = 100
 LISTED_FAILURES = 50
 
 
-def to_the_end(client: Client, request: Json) -> tuple[Json, bool]:
+def wait_for_completion(client: Client, request: Json) -> tuple[Json, bool]:
     """Show on stderr how a request goes on; give it as it ended, and whether all is cached.
 
     Ctrl-C ends the waiting and not the request.

@@ -8,8 +8,8 @@ from oslo_config import cfg
 from oslo_utils import importutils
 
 from nova_precache import exception, model
-from nova_precache.control import Control
 from nova_precache.image import service
+from nova_precache.transfer_control import Control
 
 _NAMESPACE = 'nova_precache.virt'
 

@@ -10,9 +10,9 @@ from oslo_config import cfg
 
 from nova_precache import model
 from nova_precache.cache import layout
-from nova_precache.control import Control
 from nova_precache.download import source
 from nova_precache.image import service
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 
 

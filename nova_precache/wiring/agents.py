@@ -12,10 +12,10 @@ from nova_precache.cells import transports
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     breaker,
-    orders,
-    steering as conductor_steering,
-    strangers,
+    lifecycle as conductor_steering,
+    stop_orders,
     tracker,
+    unknown_hosts,
 )
 from nova_precache.db import agents, host_recovery, jobs, request_actions
 from nova_precache.db.engine import session as db_session
@@ -60,7 +60,7 @@ class AgentComputes:
         self._transports = cells
         self._breakers = breakers
         self._cap = compute_cap(conf)
-        self._strangers = strangers.Strangers(self._steered, breakers, time.monotonic)
+        self._strangers = unknown_hosts.UnknownHosts(self._steered, breakers, time.monotonic)
         self.liveness: agents.Agents = common.agent_store(conf, database)
 
     def client(self, cell_uuid: str) -> rpcapi.ComputeAPI:
@@ -81,8 +81,8 @@ class AgentComputes:
     def hosts_counter(self) -> None:
         """The database counts them, as they report to it."""
 
-    def returning(self) -> conductor_steering.Returning:
-        return host_recovery.Returning(self._database, self._conf.service_down_time)
+    def returning(self) -> conductor_steering.HostRecovery:
+        return host_recovery.HostRecovery(self._database, self._conf.service_down_time)
 
     def orders(
         self,
@@ -90,9 +90,9 @@ class AgentComputes:
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.Orders:
+    ) -> conductor_steering.StopOrderSender:
         """Build what tells computes to stop."""
-        return orders.Orders(
+        return stop_orders.StopOrders(
             store=store,
             job_store=job_store,
             agent_store=self.liveness,
@@ -105,7 +105,7 @@ class AgentComputes:
 
     def _steered(self, cell_uuid: str) -> rpcapi.ComputeAPI:
         """Give a client whose short calls are answered soon, or count as unanswered."""
-        return self._api(self._transports.get(cell_uuid), orders.ANSWER_SECONDS)
+        return self._api(self._transports.get(cell_uuid), stop_orders.ANSWER_SECONDS)
 
     @functools.cache  # noqa: B019 - one client a transport, for the life of the process
     def _api(

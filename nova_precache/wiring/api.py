@@ -6,7 +6,7 @@ from collections.abc import Callable
 from oslo_config import cfg
 
 from nova_precache import context, policy, rpc
-from nova_precache.api import app, auth, call
+from nova_precache.api import app, auth, request
 from nova_precache.cells import novadb
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import jobs, pins, request_actions
@@ -20,7 +20,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
     transport = rpc.connect_own(conf)
     conductor = conductor_rpcapi.ConductorAPI(transport, common.conductor_cap(conf))
     aggregates = novadb.open_inventory(conf, database)
-    services = call.Services(
+    services = request.Services(
         inventory=aggregates,
         requests=common.request_store(conf, database),
         steering=request_actions.Steering(database),

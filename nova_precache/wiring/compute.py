@@ -9,7 +9,7 @@ from oslo_config import cfg
 from nova_precache import exception, model, rpc, wire
 from nova_precache.compute import (
     agent,
-    inventory,
+    cache_reporter,
     manager,
     metrics,
     name as compute_name,
@@ -49,7 +49,7 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
         conductor=reporter,
         new_server=lambda: transport.server(rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
-        images=inventory.Inventory(
+        images=cache_reporter.CacheReporter(
             host=conf.host,
             agent_id=identity['agent_id'],
             driver=driver,

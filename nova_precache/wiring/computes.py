@@ -7,14 +7,14 @@ from typing import Protocol
 from oslo_config import cfg
 
 from nova_precache import model, rpc
-from nova_precache.api import call
+from nova_precache.api import request
 from nova_precache.cells import inventory, transports
 from nova_precache.conductor import (
     breaker,
-    caller,
+    host_worker,
+    lifecycle as conductor_steering,
     liveness,
     metrics,
-    steering as conductor_steering,
     tracker,
 )
 from nova_precache.db import jobs, request_actions
@@ -28,7 +28,7 @@ class Computes(Protocol):
     @property
     def liveness(self) -> liveness.Liveness: ...
 
-    def client(self, cell_uuid: str) -> caller.ComputeClient: ...
+    def client(self, cell_uuid: str) -> host_worker.ComputeClient: ...
 
     def why_no_call(self, transport: rpc.Transport) -> str | None: ...
 
@@ -38,7 +38,7 @@ class Computes(Protocol):
 
     def hosts_counter(self) -> metrics.HostsCount | None: ...
 
-    def returning(self) -> conductor_steering.Returning: ...
+    def returning(self) -> conductor_steering.HostRecovery: ...
 
     def orders(
         self,
@@ -46,7 +46,7 @@ class Computes(Protocol):
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.Orders: ...
+    ) -> conductor_steering.StopOrderSender: ...
 
 
 def choose(
@@ -64,7 +64,7 @@ def choose(
 
 def host_store(
     conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
-) -> call.AgentStore:
+) -> request.AgentStore:
     """Open the hosts as they are shown."""
     if common.is_stock(conf):
         return stock.host_store(conf, database, aggregates)

@@ -14,16 +14,16 @@ from nova_precache.conductor import (
     announcer,
     askers,
     breaker,
-    caller,
     dispatcher,
-    intake,
+    host_worker,
+    lifecycle as conductor_steering,
     manager,
     metrics as conductor_metrics,
     pins as conductor_pins,
     planning,
+    report_buffer,
     retry,
     service,
-    steering as conductor_steering,
     tracker,
 )
 from nova_precache.db import (
@@ -80,7 +80,7 @@ class ConductorParts:
         self.backend = computes.choose(
             conf, database, self.transports, self.inventory, self.breakers
         )
-        self.intake = intake.Intake(
+        self.intake = report_buffer.ReportBuffer(
             self.agents,
             self.jobs,
             caches.Caches(database),
@@ -96,9 +96,9 @@ class ConductorParts:
             sends_ours=conf.notifications.precache_notifications,
         )
         self.steering = request_actions.Steering(database)
-        self.computes: Callable[[str], caller.ComputeClient] = self._measured_compute
+        self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
         self.counters = conductor_metrics.Counters(exposed.registry)
-        counted = statistics.Census(database, conf.service_down_time)
+        counted = statistics.Statistics(database, conf.service_down_time)
         exposed.registry.register(
             conductor_metrics.StateCollector(
                 counted.take, time.monotonic, count_hosts=self.backend.hosts_counter()
@@ -156,8 +156,8 @@ class ConductorParts:
             count_takeover=self.counters.taken_over,
         )
 
-    def _helm(self, freed: Callable[[], None]) -> conductor_steering.Helm:
-        return conductor_steering.Helm(
+    def _helm(self, freed: Callable[[], None]) -> conductor_steering.LifecycleLoop:
+        return conductor_steering.LifecycleLoop(
             store=self.steering,
             hosts=self.backend.returning(),
             track=self.tracker,
@@ -182,7 +182,7 @@ class ConductorParts:
     def _follow_options(
         self,
         dispatch: dispatcher.Dispatcher,
-        helm: conductor_steering.Helm,
+        helm: conductor_steering.LifecycleLoop,
         reconciler: conductor_pins.Reconciler,
     ) -> None:
         """Have the options that may change at run time take effect when they do."""
@@ -211,8 +211,8 @@ class ConductorParts:
             unsupported=lambda: self.backend.why_no_call(self.api_transport),
         )
 
-    def _caller(self) -> caller.HostCaller:
-        return caller.HostCaller(
+    def _caller(self) -> host_worker.HostWorker:
+        return host_worker.HostWorker(
             conductor_id=self.id,
             job_store=self.jobs,
             why_down=self.backend.why_down,
@@ -223,7 +223,7 @@ class ConductorParts:
             breakers=self.breakers,
         )
 
-    def _measured_compute(self, cell_uuid: str) -> caller.ComputeClient:
+    def _measured_compute(self, cell_uuid: str) -> host_worker.ComputeClient:
         return conductor_metrics.MeasuredCompute(
             self.backend.client(cell_uuid), cell_uuid, self.counters, time.monotonic
         )

@@ -10,7 +10,12 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
-from nova_precache.conductor import metrics, steering as conductor_steering, stock, tracker
+from nova_precache.conductor import (
+    lifecycle as conductor_steering,
+    metrics,
+    nova_backend,
+    tracker,
+)
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 from nova_precache.db.engine import session as db_session
 
@@ -80,11 +85,11 @@ class StockComputes:
         self._inventory = aggregates
         self.liveness = _liveness(conf, database, aggregates)
 
-    def client(self, cell_uuid: str) -> stock.StockCompute:
+    def client(self, cell_uuid: str) -> nova_backend.NovaBackend:
         """Give the client of a cell's nova-computes."""
-        over_seconds = self._conf.long_rpc_timeout + stock.SENDING_SECONDS
+        over_seconds = self._conf.long_rpc_timeout + nova_backend.SENDING_SECONDS
         nova = self._api(self._transports.get(cell_uuid))
-        return stock.StockCompute(nova, self._calls, over_seconds)
+        return nova_backend.NovaBackend(nova, self._calls, over_seconds)
 
     def why_no_call(self, transport: rpc.Transport) -> str | None:
         """Say why no compute may be called at all."""
@@ -100,8 +105,8 @@ class StockComputes:
         """Build what counts the hosts; a cell that does not tell at once is not waited for."""
         return host_store(self._conf, self._database, self._inventory, COUNT_SECONDS).count
 
-    def returning(self) -> conductor_steering.Returning:
-        return stock.StockReturning(host_recovery.Waiting(self._database), self.liveness)
+    def returning(self) -> conductor_steering.HostRecovery:
+        return nova_backend.NovaHostRecovery(host_recovery.Waiting(self._database), self.liveness)
 
     def orders(
         self,
@@ -109,9 +114,9 @@ class StockComputes:
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.Orders:
+    ) -> conductor_steering.StopOrderSender:
         """Build what sees to the work that is to stop."""
-        return stock.StockOrders(store, job_store, track, freed)
+        return nova_backend.NovaStopOrders(store, job_store, track, freed)
 
     @functools.cache  # noqa: B019 - one client a transport, for the life of the process
     def _api(self, transport: rpc.Transport) -> novarpc.NovaComputeAPI:

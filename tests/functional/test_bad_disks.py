@@ -17,8 +17,8 @@ from nova_precache.cache import layout
 from nova_precache.image import fake
 from nova_precache.virt import libvirt
 from tests import disk_images
-from tests.functional import mortal
-from tests.functional.rough_link import Kind, RoughLink, Trouble
+from tests.functional import kill_harness
+from tests.functional.faulty_proxy import Kind, RoughLink, Trouble
 
 MIB = disk_images.MIB
 IMAGE_BYTES = 3 * MIB
@@ -74,7 +74,7 @@ class Compute:
         self.driver = self.start()
 
     def start(self) -> libvirt.LibvirtDriver:
-        self.driver = mortal.make_driver(str(self.directory))
+        self.driver = kill_harness.make_driver(str(self.directory))
         self.driver.init_host()
         return self.driver
 
@@ -89,19 +89,21 @@ class Compute:
         progress: model.ProgressCallback = lambda progress: None,
     ) -> tuple[str, str]:
         self.link = RoughLink(self.images, [trouble] if trouble else [], struck=happening)
-        status, reason = mortal.try_to_cache(self.driver, self.link, image_id, progress=progress)
+        status, reason = kill_harness.try_to_cache(
+            self.driver, self.link, image_id, progress=progress
+        )
         return status, reason or ''
 
     def begin(self, image_id: str, cut_bytes: int) -> None:
         """Have so much of an image here, as another attempt left it."""
         link = RoughLink(self.images, [Trouble(Kind.CUT, cut_bytes)] * OPENS)
-        assert mortal.try_to_cache(self.driver, link, image_id)[0] == 'DownloadInterrupted'
+        assert kill_harness.try_to_cache(self.driver, link, image_id)[0] == 'DownloadInterrupted'
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.base_directory))
 
     def assert_tidy_after(
-        self, status: str, reason: str, code: int, disk: mortal.Disk, begun: list[str]
+        self, status: str, reason: str, code: int, disk: kill_harness.Disk, begun: list[str]
     ) -> None:
         """The reason is told; nothing is left but what was there, and may be gone on with."""
         if status not in {'cached', 'existing'}:
@@ -350,7 +352,7 @@ def _fail_at_each_operation(
         if is_begun:
             compute.begin(image_id, MIB)
         begun = compute.names()
-        disk = mortal.Disk(str(compute.directory), fault=mortal.Fault(code, nth, lasts))
+        disk = kill_harness.Disk(str(compute.directory), fault=kill_harness.Fault(code, nth, lasts))
         with disk.watched():
             status, reason = compute.cache(image_id)
         if disk.operations < nth:

@@ -28,9 +28,9 @@ from nova_precache.cache import layout, locks
 from nova_precache.download import pipeline
 from nova_precache.image import fake
 from tests import disk_images
-from tests.functional import mortal, rough_link
-from tests.functional.mortal import When
-from tests.functional.rough_link import Kind, Trouble
+from tests.functional import faulty_proxy, kill_harness
+from tests.functional.faulty_proxy import Kind, Trouble
+from tests.functional.kill_harness import When
 from tests.service import wait_until
 
 EXAMPLES = os.environ.get('NOVA_PRECACHE_EXAMPLES')
@@ -103,11 +103,11 @@ troubles = st.lists(
 )
 deaths = st.one_of(
     st.builds(
-        mortal.Death,
+        kill_harness.Death,
         st.sampled_from([When.BEFORE, When.WITHIN, When.AFTER]),
         st.integers(1, 40),
     ),
-    st.builds(mortal.Death, st.just(When.LINE), st.integers(1, 1500)),
+    st.builds(kill_harness.Death, st.just(When.LINE), st.integers(1, 1500)),
 )
 stops = st.sampled_from(
     [
@@ -119,7 +119,7 @@ stops = st.sampled_from(
     ]
 )
 faults = st.builds(
-    mortal.Fault,
+    kill_harness.Fault,
     st.sampled_from([errno.ENOSPC, errno.EIO, errno.EROFS]),
     st.integers(1, 40),
     st.booleans(),
@@ -155,35 +155,35 @@ class CacheMachine(stateful.RuleBasedStateMachine):
     @stateful.rule(slot=slots, befalling=troubles, is_last=st.booleans())
     def cache(self, slot: int, befalling: list[Trouble], is_last: bool) -> None:
         self._forget(slot)
-        link = rough_link.RoughLink(self.images, self._within(slot, befalling))
-        control = mortal.QuickControl(is_last_attempt=is_last)
+        link = faulty_proxy.RoughLink(self.images, self._within(slot, befalling))
+        control = kill_harness.QuickControl(is_last_attempt=is_last)
         self._attempt(slot, link, control=control, is_clean=not befalling)
 
     @stateful.rule(slot=slots, error=stops, at_byte=at_bytes)
     def stop(self, slot: int, error: exception.CacheError, at_byte: int) -> None:
         self._forget(slot)
-        control = mortal.QuickControl()
+        control = kill_harness.QuickControl()
         stop = self._within(slot, [Trouble(Kind.STOP, at_byte)])
-        link = rough_link.RoughLink(self.images, stop, struck=lambda: control.stop(error))
+        link = faulty_proxy.RoughLink(self.images, stop, struck=lambda: control.stop(error))
         status = self._attempt(slot, link, control=control)
         assert status in {type(error).__name__, *_GOOD, 'UnsafeImage', 'ImageGone', 'ImageMismatch'}
 
     @stateful.rule(slot=slots, error=stops, step=st.sampled_from(['verifying', 'converting']))
     def stop_after_the_download(self, slot: int, error: exception.CacheError, step: str) -> None:
         self._forget(slot)
-        control = mortal.QuickControl()
+        control = kill_harness.QuickControl()
 
         def progress(seen: model.Progress) -> None:
             if seen.status == step:
                 control.stop(error)
 
-        self._attempt(slot, rough_link.RoughLink(self.images), control=control, progress=progress)
+        self._attempt(slot, faulty_proxy.RoughLink(self.images), control=control, progress=progress)
 
     @stateful.rule(slot=slots, fault=faults)
-    def have_the_disk_fail(self, slot: int, fault: mortal.Fault) -> None:
+    def have_the_disk_fail(self, slot: int, fault: kill_harness.Fault) -> None:
         self._forget(slot)
-        with mortal.Disk(str(self.directory), fault=fault).watched():
-            self._attempt(slot, rough_link.RoughLink(self.images), breaks=True)
+        with kill_harness.Disk(str(self.directory), fault=fault).watched():
+            self._attempt(slot, faulty_proxy.RoughLink(self.images), breaks=True)
         self.is_swept = False  # what cannot be removed is left to the next start
 
     @stateful.rule(
@@ -196,7 +196,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
     def kill(
         self,
         slot: int,
-        death: mortal.Death,
+        death: kill_harness.Death,
         befalling: list[Trouble],
         init_host: bool,
         power: random.Random | None,
@@ -204,8 +204,8 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         image_id = self.ids[slot]
         self._forget(slot)
         synced = self._synced()
-        noted = mortal.noted_bytes(self.base_directory, self.images.show(image_id))
-        attempt = mortal.Attempt(
+        noted = kill_harness.noted_bytes(self.base_directory, self.images.show(image_id))
+        attempt = kill_harness.Attempt(
             str(self.directory),
             self.images.show(image_id),
             self.made[image_id].data,
@@ -215,7 +215,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
             init_host,
             str(synced),
         )
-        ended = mortal.run(attempt)
+        ended = kill_harness.run(attempt)
         hypothesis.note(f'{ended}')
         assert ended.opens[:1] in ([], [noted])
         if ended.status != 'died':
@@ -225,16 +225,16 @@ class CacheMachine(stateful.RuleBasedStateMachine):
             return
         self.is_swept = False
         if power is not None:
-            mortal.lose_power(self.base_directory, synced, power)
+            kill_harness.lose_power(self.base_directory, synced, power)
 
     @stateful.rule(slot=slots, befalling=troubles)
     def ask_from_many_sides(self, slot: int, befalling: list[Trouble]) -> None:
         """Two computes that share the directory, and one of them twice."""
-        other = mortal.make_driver(str(self.directory), **self.options)
+        other = kill_harness.make_driver(str(self.directory), **self.options)
         befalling = self._within(slot, befalling)
-        links = [rough_link.RoughLink(self.images, each) for each in (befalling, [], [])]
+        links = [faulty_proxy.RoughLink(self.images, each) for each in (befalling, [], [])]
         drivers = (self.driver, other, other)
-        ask = functools.partial(mortal.try_to_cache, image_id=self.ids[slot])
+        ask = functools.partial(kill_harness.try_to_cache, image_id=self.ids[slot])
         with futures.ThreadPoolExecutor(len(links)) as pool:
             told = [status for status, _ in pool.map(ask, drivers, links)]
         self._note_spoiled(self.ids[slot], befalling)
@@ -251,7 +251,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def start(self) -> None:
-        self.driver = mortal.make_driver(str(self.directory), **self.options)
+        self.driver = kill_harness.make_driver(str(self.directory), **self.options)
         self.driver.init_host()
         self.is_swept = True
 
@@ -296,9 +296,9 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         """Without trouble every image comes, and nothing else is left."""
         for slot, image_id in enumerate(self.ids):
             was_spoiled = image_id in self.spoiled
-            status = self._attempt(slot, rough_link.RoughLink(self.images), is_clean=True)
+            status = self._attempt(slot, faulty_proxy.RoughLink(self.images), is_clean=True)
             if was_spoiled and status == 'ImageMismatch':
-                self._attempt(slot, rough_link.RoughLink(self.images), is_clean=True)
+                self._attempt(slot, faulty_proxy.RoughLink(self.images), is_clean=True)
             self.every_image_is_whole()
             self._boot(slot)
         assert all(map(layout.is_base_name, _names(self.base_directory)))
@@ -307,7 +307,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         """What is cached is bootable, and needs no image service any more."""
         path = self.base_directory / layout.base_name(self.ids[slot])
         if path.exists():
-            link = rough_link.RoughLink(self.images)
+            link = faulty_proxy.RoughLink(self.images)
             disk = self.driver.create_root_disk(link, self.ids[slot], f'machine-{slot}')
             assert (disk.backing_file, link.opens) == (str(path), [])
 
@@ -330,9 +330,9 @@ class CacheMachine(stateful.RuleBasedStateMachine):
     def _attempt(
         self,
         slot: int,
-        link: rough_link.RoughLink,
+        link: faulty_proxy.RoughLink,
         *,
-        control: mortal.QuickControl | None = None,
+        control: kill_harness.QuickControl | None = None,
         progress: model.ProgressCallback = lambda progress: None,
         is_clean: bool = False,
         breaks: bool = False,
@@ -340,8 +340,8 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         image_id = self.ids[slot]
         befalling = link.troubles
         image = self.images.show(image_id)
-        noted = mortal.noted_bytes(self.base_directory, image)
-        status, reason = mortal.try_to_cache(self.driver, link, image_id, control, progress)
+        noted = kill_harness.noted_bytes(self.base_directory, image)
+        status, reason = kill_harness.try_to_cache(self.driver, link, image_id, control, progress)
         hypothesis.note(f'{status}: {reason}; opens {link.opens}, served {link.served_bytes}')
         if is_clean:
             assert status in self._right_outcomes(image_id), (status, reason)
@@ -355,7 +355,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
             assert link.opens[0] == noted, 'it does not go on where it was'
         if keeps and not breaks:
             came = link.position if link.opens else noted
-            assert mortal.noted_bytes(self.base_directory, image) == came, 'not all is kept'
+            assert kill_harness.noted_bytes(self.base_directory, image) == came, 'not all is kept'
         if status == 'cached':
             name = layout.base_name(image_id)
             content = (self.base_directory / name).read_bytes()
@@ -413,7 +413,7 @@ def _names(directory: pathlib.Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def _small_steps(qemu_img: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Notes are made often, as for large images; conversions are real ones."""
-    mortal.note_often(monkeypatch.setattr)
+    kill_harness.note_often(monkeypatch.setattr)
 
 
 class TestCache(CacheMachine.TestCase):  # type: ignore[misc, name-defined]
@@ -439,7 +439,7 @@ def test_a_process_may_die_at_any_operation_on_its_files(
     while True:
         nth += 1
         cache = _Cache(tmp_path / str(nth), image)
-        ended = cache.die(mortal.Death(When.WITHIN, nth), power)
+        ended = cache.die(kill_harness.Death(When.WITHIN, nth), power)
         if ended.status != 'died':
             break
         cache.assert_recovers()
@@ -453,15 +453,15 @@ def test_two_processes_at_once_do_each_other_no_harm_when_somebody_removed_the_l
 ) -> None:
     """Nova's cache manager does that; the other one comes while the first is at work."""
     cache = _Cache(tmp_path, made(kind))
-    others: list[mortal.Ended] = []
+    others: list[kill_harness.Ended] = []
 
     def come() -> None:
         for lock in (tmp_path / 'locks').iterdir():
             lock.unlink()
-        others.append(mortal.run(cache.attempt()))
+        others.append(kill_harness.run(cache.attempt()))
 
-    link = rough_link.RoughLink(cache.images, [Trouble(Kind.CALL, 20_000)], struck=come)
-    status, _ = mortal.try_to_cache(cache.driver, link, cache.image.id)
+    link = faulty_proxy.RoughLink(cache.images, [Trouble(Kind.CALL, 20_000)], struck=come)
+    status, _ = kill_harness.try_to_cache(cache.driver, link, cache.image.id)
 
     assert [other.status for other in others] == ['cached']
     assert status == 'cached'
@@ -505,27 +505,29 @@ class _Cache:
         self.start()
 
     def start(self) -> None:
-        self.driver = mortal.make_driver(str(self.directory))
+        self.driver = kill_harness.make_driver(str(self.directory))
         self.driver.init_host()
 
-    def attempt(self) -> mortal.Attempt:
-        return mortal.Attempt(str(self.directory), self.image, self.made.data)
+    def attempt(self) -> kill_harness.Attempt:
+        return kill_harness.Attempt(str(self.directory), self.image, self.made.data)
 
     def interrupt(self, at_byte: int) -> int:
         """Have a download that is to go on later from a byte, which is given."""
-        control = mortal.QuickControl()
+        control = kill_harness.QuickControl()
         pause = functools.partial(control.stop, exception.Paused('later'))
-        link = rough_link.RoughLink(self.images, [Trouble(Kind.STOP, at_byte)], struck=pause)
-        assert mortal.try_to_cache(self.driver, link, self.image.id, control)[0] == 'Paused'
-        assert mortal.noted_bytes(self.base_directory, self.image) == at_byte
+        link = faulty_proxy.RoughLink(self.images, [Trouble(Kind.STOP, at_byte)], struck=pause)
+        assert kill_harness.try_to_cache(self.driver, link, self.image.id, control)[0] == 'Paused'
+        assert kill_harness.noted_bytes(self.base_directory, self.image) == at_byte
         return at_byte
 
-    def die(self, death: mortal.Death, power: random.Random | None) -> mortal.Ended:
+    def die(self, death: kill_harness.Death, power: random.Random | None) -> kill_harness.Ended:
         synced = self.directory / 'synced'
         synced.mkdir()
-        ended = mortal.run(dataclasses.replace(self.attempt(), death=death, synced=str(synced)))
+        ended = kill_harness.run(
+            dataclasses.replace(self.attempt(), death=death, synced=str(synced))
+        )
         if power is not None and ended.status == 'died':
-            mortal.lose_power(self.base_directory, synced, power)
+            kill_harness.lose_power(self.base_directory, synced, power)
         return ended
 
     def assert_recovers(self) -> None:
@@ -534,9 +536,9 @@ class _Cache:
         path = self.base_directory / name
         assert not path.exists() or path.read_bytes() == self.made.raw
         self.start()
-        noted_bytes = mortal.noted_bytes(self.base_directory, self.image)
-        link = rough_link.RoughLink(self.images)
-        status, _ = mortal.try_to_cache(self.driver, link, self.image.id)
+        noted_bytes = kill_harness.noted_bytes(self.base_directory, self.image)
+        link = faulty_proxy.RoughLink(self.images)
+        status, _ = kill_harness.try_to_cache(self.driver, link, self.image.id)
         assert status in _GOOD
         is_whole = status == 'existing' or noted_bytes == self.image.size
         assert link.opens == ([] if is_whole else [noted_bytes])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from nova_precache import conf as options, context, control, exception, model, rpc
+from nova_precache import conf as options, context, exception, model, rpc, transfer_control
 from nova_precache.cache import layout
 from nova_precache.cells import inventory as cells
-from nova_precache.compute import inventory, rpcapi as compute_rpcapi
+from nova_precache.compute import cache_reporter, rpcapi as compute_rpcapi
 from nova_precache.db.engine import session
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import libvirt
@@ -25,7 +25,7 @@ WAIT_SECONDS = 20
 
 @pytest.fixture(autouse=True)
 def _disks_are_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inventory, 'RECOUNT_SECONDS', 0)
+    monkeypatch.setattr(cache_reporter, 'RECOUNT_SECONDS', 0)
 
 
 def _images(service: Service, host: Host) -> dict[str, dict[str, Any]]:
@@ -71,7 +71,7 @@ def _leave_unfinished(host: Host) -> str:
     """Break a download off on a host, and give the image's id."""
     images = fake_images.FakeImageService()
     image = images.add(disk_images.content(4 * MIB))
-    stopping = control.Control()
+    stopping = transfer_control.Control()
 
     def stop(progress: model.Progress) -> None:
         if progress.bytes_done >= 2 * MIB:

@@ -19,7 +19,15 @@ import pytest
 from nova_precache import conf as options, context, model
 from nova_precache.cells import inventory
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import announcer, breaker, caller, dispatcher, planning, retry, tracker
+from nova_precache.conductor import (
+    announcer,
+    breaker,
+    dispatcher,
+    host_worker,
+    planning,
+    retry,
+    tracker,
+)
 from nova_precache.db import agents, jobs, outbox, request_actions, requests
 from nova_precache.db.engine import session
 from nova_precache.image import fake
@@ -153,7 +161,7 @@ class Conductor:
             chunk_tasks=CHUNK_TASKS,
             unsupported=lambda: None,
         )
-        called = caller.HostCaller(
+        called = host_worker.HostWorker(
             conductor_id=self._order.conductor_id,
             job_store=self._jobs,
             why_down=lambda call: hosts.why_down(call.seen_at, call.assigned_at, call.heard),

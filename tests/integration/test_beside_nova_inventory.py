@@ -242,7 +242,7 @@ def _see_the_same(novas: Site, doors: service.Service, shown: dict[str, Any]) ->
             del theirs['uuid']
             assert theirs == {name: getattr(cell, name) for name in theirs}
     unfilled = stock.get_cell('unfilled')
-    assert (unfilled.transport_url, unfilled.why_off) == ('', UNFILLED)
+    assert (unfilled.transport_url, unfilled.disabled_reason) == ('', UNFILLED)
 
 
 def _change_nothing(novas: Site, doors: service.Service, shown: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import kombu
 import pytest
 
 from nova_precache import conf as options, context, exception, model, rpc
-from nova_precache.conductor import intake, manager, rpcapi
+from nova_precache.conductor import manager, report_buffer, rpcapi
 from nova_precache.db import caches
 from nova_precache.db.engine import schema
 from tests.conftest import RabbitMQ
@@ -39,9 +39,9 @@ def url(rabbitmq: RabbitMQ) -> str:
 
 
 @pytest.fixture
-def reports(world: World, url: str) -> Iterator[intake.Intake]:
+def reports(world: World, url: str) -> Iterator[report_buffer.ReportBuffer]:
     """What a conductor gathers that serves the broker."""
-    gathered = intake.Intake(world.agents, world.jobs, caches.Caches(world.database))
+    gathered = report_buffer.ReportBuffer(world.agents, world.jobs, caches.Caches(world.database))
     endpoint = manager.CellEndpoint(
         world.cell.uuid, world.inventory, world.agents, world.jobs, gathered, lambda: None
     )
@@ -74,7 +74,7 @@ def _message(method: Any, arguments: Any, **more: Any) -> dict[str, str]:
 
 
 def test_no_message_keeps_others_from_being_served_and_heard(
-    world: World, reports: intake.Intake, url: str, caplog: pytest.LogCaptureFixture
+    world: World, reports: report_buffer.ReportBuffer, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = rpcapi.ConductorReporter(
         rpc.connect(options.new(config_files=[]), url), None, WAIT_SECONDS
@@ -116,7 +116,7 @@ def test_no_message_keeps_others_from_being_served_and_heard(
     assert all(each.getMessage().isprintable() for each in ours)
 
 
-def _heard(world: World, reports: intake.Intake) -> bool:
+def _heard(world: World, reports: report_buffer.ReportBuffer) -> bool:
     reports.write_states()
     return world.agents.get(['h1'])['h1'].free_bytes == 5
 

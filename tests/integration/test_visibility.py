@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from nova_precache import exception
-from nova_precache.conductor import visibility
+from nova_precache.conductor import image_access
 from nova_precache.image import fake, glance, service
 from tests import glance_policy, keystone as keystone_server
 from tests.keystone_clients import GlanceUnderKeystone
@@ -154,6 +154,6 @@ def test_a_member_is_refused_once_the_image_is_private_or_the_membership_over(
 
 def _may_have(images: service.ImageService, image_id: str, caller: Caller) -> bool:
     with contextlib.suppress(exception.ImageNotUsable):
-        visibility.check(images, image_id, caller.project_id, caller.is_admin)
+        image_access.check(images, image_id, caller.project_id, caller.is_admin)
         return True
     return False

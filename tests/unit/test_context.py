@@ -26,9 +26,9 @@ def test_what_is_sent_in_the_name_of_a_request_leaves_the_thread_as_it_was() -> 
 
 
 def test_work_for_a_request_is_logged_under_its_ids_until_it_is_left() -> None:
-    with context.working_for('req-1', 'req-g'):
+    with context.bind_request_id('req-1', 'req-g'):
         assert (_current(), context.admin_context().global_request_id) == ('req-1', 'req-g')
-        with context.working_for('req-2'):
+        with context.bind_request_id('req-2'):
             assert _current() == 'req-2'
             assert context.admin_context().request_id == 'req-2'
         assert _current() == 'req-1'
@@ -36,16 +36,16 @@ def test_work_for_a_request_is_logged_under_its_ids_until_it_is_left() -> None:
 
 
 def test_work_that_fails_leaves_no_ids_behind() -> None:
-    with pytest.raises(ValueError, match='a fault'), context.working_for('req-1'):
+    with pytest.raises(ValueError, match='a fault'), context.bind_request_id('req-1'):
         raise ValueError('a fault')
 
     assert _current() is None
 
 
 def test_work_for_no_request_has_ids_of_its_own() -> None:
-    with context.working_for(None):
+    with context.bind_request_id(None):
         first = _current()
         assert first is not None
         assert context.admin_context().request_id == first
-    with context.working_for(None):
+    with context.bind_request_id(None):
         assert _current() not in (None, first)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nova_precache import conf as configuration, policy
-from nova_precache.api import app, auth, call
+from nova_precache.api import app, auth, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'doc' / 'source' / 'pipeline.rst').read_text()
@@ -18,13 +18,13 @@ SAMPLE = ROOT / 'etc' / 'nova-precache' / 'nova-precache.conf.sample'
 
 
 @pytest.fixture
-def services(tmp_path: pathlib.Path) -> call.Services:
+def services(tmp_path: pathlib.Path) -> request.Services:
     enforcer = policy.Enforcer(configuration.new(config_files=[]))
-    unused: dict[str, Any] = {field.name: None for field in dataclasses.fields(call.Services)}
-    return call.Services(**{**unused, 'enforcer': enforcer})
+    unused: dict[str, Any] = {field.name: None for field in dataclasses.fields(request.Services)}
+    return request.Services(**{**unused, 'enforcer': enforcer})
 
 
-def test_the_page_names_each_part_in_its_order(services: call.Services) -> None:
+def test_the_page_names_each_part_in_its_order(services: request.Services) -> None:
     conf = _conf('keystone')
     application = app.build(conf, services)
     protected = auth.protect(lambda *_: [], conf, services.enforcer)

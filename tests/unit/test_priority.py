@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from nova_precache import control, priority
+from nova_precache import priority, transfer_control
 from tests.service import wait_until
 
 NONE, IDLE = psutil.IOPRIO_CLASS_NONE, psutil.IOPRIO_CLASS_IDLE
@@ -73,14 +73,14 @@ def _idle_program() -> Iterator[int]:
 
 def test_a_thread_is_in_the_idle_class_and_then_as_it_was() -> None:
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    with priority.idle_io(control.Control()):
+    with priority.idle_io(transfer_control.Control()):
         assert _io_class() == IDLE
         assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
     assert _io_class() == NONE
 
 
 def test_a_thread_is_as_it_was_also_when_the_work_fails() -> None:
-    with pytest.raises(ValueError), priority.idle_io(control.Control()):
+    with pytest.raises(ValueError), priority.idle_io(transfer_control.Control()):
         raise ValueError
     assert _io_class() == NONE
 
@@ -89,7 +89,7 @@ def test_a_thread_of_another_class_gets_that_again() -> None:
     thread = psutil.Process(threading.get_native_id())
     thread.ionice(BEST_EFFORT, 6)
     try:
-        with priority.idle_io(control.Control()):
+        with priority.idle_io(transfer_control.Control()):
             assert _io_class() == IDLE
         assert (thread.ionice().ioclass, thread.ionice().value) == (BEST_EFFORT, 6)
     finally:
@@ -97,14 +97,14 @@ def test_a_thread_of_another_class_gets_that_again() -> None:
 
 
 def test_only_the_thread_itself_is_in_the_idle_class() -> None:
-    with priority.idle_io(control.Control()):
+    with priority.idle_io(transfer_control.Control()):
         others = psutil.Process().threads()
         classes = [_io_class(thread.id) for thread in others]
         assert classes.count(IDLE) == 1
 
 
 def test_a_thread_is_as_it_was_while_somebody_waits() -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with priority.idle_io(reins):
         with reins.waited_for():
             assert _io_class() == NONE
@@ -112,12 +112,12 @@ def test_a_thread_is_as_it_was_while_somebody_waits() -> None:
 
 
 def test_a_boot_is_never_in_the_idle_class() -> None:
-    with priority.idle_io(control.Control(is_boot=True)):
+    with priority.idle_io(transfer_control.Control(is_boot=True)):
         assert _io_class() == NONE
 
 
 def test_a_thread_that_works_is_lifted_by_another_one() -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     ids: list[int] = []
     is_idle, done = threading.Event(), threading.Event()
 
@@ -146,7 +146,7 @@ def test_work_goes_on_where_the_class_cannot_be_set(
 ) -> None:
     _refuse(monkeypatch, 'ionice', refusal)
     caplog.set_level(logging.DEBUG)
-    reins = control.Control()
+    reins = transfer_control.Control()
     with priority.idle_io(reins), reins.waited_for():
         pass
     assert 'stays as it is' in caplog.text
@@ -173,7 +173,7 @@ def test_work_goes_on_where_nothing_is_known_of_classes(
 
     monkeypatch.setattr(psutil.Process, 'ionice', refuse)
     done = []
-    with priority.idle_io(control.Control()):
+    with priority.idle_io(transfer_control.Control()):
         done.append('work')
     assert done == ['work']
 
@@ -183,15 +183,15 @@ def test_work_goes_on_where_the_operating_system_has_no_classes(
 ) -> None:
     monkeypatch.delattr(psutil.Process, 'ionice')
     done = []
-    with priority.idle_io(control.Control()):
+    with priority.idle_io(transfer_control.Control()):
         done.append('work')
     assert done == ['work']
 
 
 def test_an_unhurried_thread_is_so_until_it_is_done() -> None:
-    with priority.unhurried():
+    with priority.sched_batch():
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
-        with priority.unhurried():
+        with priority.sched_batch():
             assert os.sched_getscheduler(0) == os.SCHED_BATCH
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
@@ -205,7 +205,7 @@ def test_work_is_hurried_where_the_operating_system_refuses(
 
     monkeypatch.setattr(os, 'sched_setscheduler', refuse)
     caplog.set_level(logging.DEBUG, 'nova_precache.priority')
-    with priority.unhurried():
+    with priority.sched_batch():
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
     assert 'stays as it is: not here' in caplog.text
 
@@ -214,7 +214,7 @@ def test_work_goes_on_where_the_operating_system_knows_no_such_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(os, 'SCHED_BATCH')
-    with priority.unhurried():
+    with priority.sched_batch():
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
@@ -233,7 +233,7 @@ def test_a_program_starts_without_what_is_not_installed(
 
 
 def test_all_threads_of_a_program_are_lifted_while_somebody_waits(lifted_niceness: int) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with _idle_program() as pid, priority.follow(pid, reins):
         assert _threads(pid) == {(IDLE, 19)}
         with reins.waited_for():
@@ -242,7 +242,7 @@ def test_all_threads_of_a_program_are_lifted_while_somebody_waits(lifted_nicenes
 
 
 def test_a_program_that_is_urgent_from_the_start_is_lifted(lifted_niceness: int) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with reins.waited_for():
         for _ in range(10):
             command = priority.idle_command(['sleep', '60'])
@@ -257,7 +257,7 @@ def _name(pid: int) -> str:
 
 def test_a_program_that_has_ended_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    reins = control.Control()
+    reins = transfer_control.Control()
     process = subprocess.Popen(['true'])
     with priority.follow(process.pid, reins):
         process.wait()
@@ -271,7 +271,7 @@ def test_a_program_that_has_ended_is_left_alone(caplog: pytest.LogCaptureFixture
 def test_the_io_of_a_program_is_lifted_where_its_niceness_cannot_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with _idle_program() as pid, priority.follow(pid, reins):
         _refuse(monkeypatch, 'nice', psutil.AccessDenied(pid))
         with reins.waited_for():

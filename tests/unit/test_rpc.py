@@ -741,7 +741,7 @@ def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
     client = connect('a').client(TOPIC)
     first, second = (f'req-{uuid.uuid4()}' for _ in range(2))
     for ids in ((first, None), (second, first)):
-        with context.working_for(*ids):
+        with context.bind_request_id(*ids):
             client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
             assert context.current_id() == first  # of whoever called the one that called us
     assert endpoint.ids == [(first, None), (second, first)]

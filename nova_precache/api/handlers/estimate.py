@@ -4,8 +4,8 @@
 import math
 
 from nova_precache import exception, model
-from nova_precache.api import asking, estimating, paging, validation
-from nova_precache.api.call import Call, Reply
+from nova_precache.api import estimator, paging, parsing, validation
+from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import requests as schemas
 from nova_precache.db import caches
 from nova_precache.policies import estimate as policies
@@ -13,34 +13,34 @@ from nova_precache.policies import estimate as policies
 PATH = '/v1/estimate'
 
 
-def create(call: Call) -> Reply:
+def create(req: Request) -> Reply:
     """Estimate the request of the body; the hosts come in pages, in the order of its plan."""
-    validation.check_query(call.query, schemas.ESTIMATE_QUERY)
-    validation.check_document(call.body, schemas.CREATE)
-    call.authorize(policies.ESTIMATE, {'project_id': call.context.project_id})
-    asked = asking.read(call, call.body['request'])
-    rules = estimating.Rules(
-        force_raw_images=call.settings.force_raw_images,
-        reserved_disk_bytes=call.settings.reserved_disk_bytes,
-        precache_concurrency=call.settings.precache_concurrency(),
+    validation.check_query(req.query, schemas.ESTIMATE_QUERY)
+    validation.check_document(req.body, schemas.CREATE)
+    req.authorize(policies.ESTIMATE, {'project_id': req.context.project_id})
+    asked = parsing.read(req, req.body['request'])
+    rules = estimator.Rules(
+        force_raw_images=req.settings.force_raw_images,
+        reserved_disk_bytes=req.settings.reserved_disk_bytes,
+        precache_concurrency=req.settings.precache_concurrency(),
     )
-    estimate = estimating.estimate(asked.images, asked.options, _facts(call, asked), rules)
-    return Reply(body=_to_json(call, estimate))
+    estimate = estimator.estimate(asked.images, asked.options, _facts(req, asked), rules)
+    return Reply(body=_to_json(req, estimate))
 
 
-def _facts(call: Call, asked: asking.Asked) -> estimating.Facts:
-    services, hosts = call.services, asked.hosts
+def _facts(req: Request, asked: parsing.RequestBody) -> estimator.FleetFacts:
+    services, hosts = req.services, asked.hosts
     known_hosts = frozenset(services.caches.known_hosts())
     part_ids = [part.id for image in asked.images for part in image.parts]
     # Where none of them ever did anything, what is usual elsewhere has to do.
     rates = services.rates.measured_rates(hosts) or services.rates.measured_rates(known_hosts)
-    return estimating.Facts(
+    return estimator.FleetFacts(
         hosts=hosts,
         cells=services.inventory.cell_of_hosts(hosts),
         cells_off={
             cell.uuid: why
             for cell in services.inventory.list_cells()
-            if (why := cell.why_off) is not None
+            if (why := cell.disabled_reason) is not None
         },
         down=services.agents.down(hosts),
         agents=services.agents.get(hosts),
@@ -50,9 +50,9 @@ def _facts(call: Call, asked: asking.Asked) -> estimating.Facts:
     )
 
 
-def _to_json(call: Call, estimate: estimating.Estimate) -> model.Json:
-    found = _from_marker(call, estimate.hosts)
-    page = paging.page(call, PATH, 'hosts', found, _host_to_json, lambda host: host.host)
+def _to_json(req: Request, estimate: estimator.Estimate) -> model.Json:
+    found = _from_marker(req, estimate.hosts)
+    page = paging.page(req, PATH, 'hosts', found, _host_to_json, lambda host: host.host)
     return {
         'estimate': {
             'hosts': page.pop('hosts'),
@@ -68,9 +68,9 @@ def _to_json(call: Call, estimate: estimating.Estimate) -> model.Json:
 
 
 def _from_marker(
-    call: Call, hosts: tuple[estimating.HostEstimate, ...]
-) -> tuple[estimating.HostEstimate, ...]:
-    marker = paging.first(call, 'marker')
+    req: Request, hosts: tuple[estimator.HostEstimate, ...]
+) -> tuple[estimator.HostEstimate, ...]:
+    marker = paging.first(req, 'marker')
     if marker is None:
         return hosts
     names = [host.host for host in hosts]
@@ -79,13 +79,13 @@ def _from_marker(
     return hosts[names.index(marker) + 1 :]
 
 
-def _totals_to_json(estimate: estimating.Estimate) -> model.Json:
+def _totals_to_json(estimate: estimator.Estimate) -> model.Json:
     hosts = estimate.hosts
     return {
         'hosts': len(hosts),
-        'hosts_down': sum(host.status != estimating.HostStatus.UP for host in hosts),
+        'hosts_down': sum(host.status != estimator.HostReach.UP for host in hosts),
         'tasks': sum(len(host.images) for host in hosts),
-        'tasks_cached': estimate.count(estimating.ImageState.CACHED),
+        'tasks_cached': estimate.count(estimator.ImageState.CACHED),
         'bytes_to_move': estimate.bytes_to_move,
         'space_needed_bytes': estimate.space_needed_bytes,
         'parallel_hosts': estimate.parallel_hosts,
@@ -93,7 +93,7 @@ def _totals_to_json(estimate: estimating.Estimate) -> model.Json:
     }
 
 
-def _host_to_json(host: estimating.HostEstimate) -> model.Json:
+def _host_to_json(host: estimator.HostEstimate) -> model.Json:
     return {
         'host': host.host,
         'cell': host.cell_uuid,

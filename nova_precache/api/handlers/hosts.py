@@ -8,26 +8,26 @@ from collections.abc import Callable, Mapping
 from oslo_utils import timeutils, uuidutils
 
 from nova_precache import exception, model
-from nova_precache.api import asking, paging, times, validation
-from nova_precache.api.call import Call, Reply
+from nova_precache.api import paging, parsing, times, validation
+from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import hosts as schemas
 from nova_precache.cache import layout
 from nova_precache.policies import hosts as policies
 
 
-def index(call: Call) -> Reply:
+def index(req: Request) -> Reply:
     """List the hosts by name."""
-    validation.check_query(call.query, schemas.INDEX)
-    call.authorize(policies.LIST)
-    status, cell = paging.first(call, 'status'), paging.first(call, 'cell')
-    found = call.services.agents.list_page(
-        limit=paging.limit(call) + 1,
-        marker=paging.first(call, 'marker'),
+    validation.check_query(req.query, schemas.INDEX)
+    req.authorize(policies.LIST)
+    status, cell = paging.first(req, 'status'), paging.first(req, 'cell')
+    found = req.services.agents.list_page(
+        limit=paging.limit(req) + 1,
+        marker=paging.first(req, 'marker'),
         status=None if status is None else model.HostStatus(status),
-        cell_uuid=None if cell is None else asking.canonical(cell),
+        cell_uuid=None if cell is None else parsing.canonical(cell),
     )
     body = paging.page(
-        call,
+        req,
         '/v1/hosts',
         'hosts',
         found,
@@ -37,31 +37,31 @@ def index(call: Call) -> Reply:
     return Reply(body=body)
 
 
-def show(call: Call) -> Reply:
-    call.authorize(policies.SHOW)
-    name = call.path['host']
-    host = call.services.agents.look([name]).get(name)
+def show(req: Request) -> Reply:
+    req.authorize(policies.SHOW)
+    name = req.path['host']
+    host = req.services.agents.look([name]).get(name)
     if host is None:
         raise exception.ComputeHostNotFound(name)
     return Reply(body={'host': _host_to_json(host)})
 
 
-def images(call: Call) -> Reply:
+def images(req: Request) -> Reply:
     """List what is in the cache of a host, by the names of the files."""
-    validation.check_query(call.query, schemas.IMAGES)
-    call.authorize(policies.IMAGES)
-    host = _known(call)
-    limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
-    found = call.services.caches.of_host(host, limit, marker)
-    pinned, to_age = _pinned_on(call, host), _ages()
+    validation.check_query(req.query, schemas.IMAGES)
+    req.authorize(policies.IMAGES)
+    host = _known(req)
+    limit, marker = paging.limit(req) + 1, paging.first(req, 'marker')
+    found = req.services.caches.of_host(host, limit, marker)
+    pinned, to_age = _pinned_on(req, host), _ages()
 
     def image_of(cached: model.CachedImage) -> str | None:
-        if not call.context.is_admin:
+        if not req.context.is_admin:
             return None  # It may be a private one of another project.
         return cached.image_id or pinned.get(_image_name(cached))
 
     body = paging.page(
-        call,
+        req,
         f'/v1/hosts/{urllib.parse.quote(host, safe="")}/images',
         'images',
         found,
@@ -76,20 +76,20 @@ def images(call: Call) -> Reply:
     return Reply(body=body)
 
 
-def of_image(call: Call) -> Reply:
+def of_image(req: Request) -> Reply:
     """List the hosts that have an image in their cache, by name."""
-    validation.check_query(call.query, schemas.IMAGE_HOSTS)
-    call.authorize(policies.IMAGE_HOSTS)
-    image_id = call.path['id']
+    validation.check_query(req.query, schemas.IMAGE_HOSTS)
+    req.authorize(policies.IMAGE_HOSTS)
+    image_id = req.path['id']
     if not uuidutils.is_uuid_like(image_id):
         raise _image_not_found(image_id)
-    if not call.context.is_admin:
-        _check_visible(call, image_id)
-    limit, marker = paging.limit(call) + 1, paging.first(call, 'marker')
-    found = call.services.caches.hosts_of(image_id, limit, marker)
-    agents, to_age = call.services.agents.get([cached.host for cached in found]), _ages()
+    if not req.context.is_admin:
+        _check_visible(req, image_id)
+    limit, marker = paging.limit(req) + 1, paging.first(req, 'marker')
+    found = req.services.caches.hosts_of(image_id, limit, marker)
+    agents, to_age = req.services.agents.get([cached.host for cached in found]), _ages()
     body = paging.page(
-        call,
+        req,
         f'/v1/images/{image_id}/hosts',
         'hosts',
         found,
@@ -103,13 +103,13 @@ def of_image(call: Call) -> Reply:
     return Reply(body=body)
 
 
-def _check_visible(call: Call, image_id: str) -> None:
+def _check_visible(req: Request, image_id: str) -> None:
     """See that the image service shows the caller the image.
 
     :raises nova_precache.exception.NotFound: it does not
     """
     try:
-        call.services.images_for(call.context).show(image_id)
+        req.services.images_for(req.context).show(image_id)
     except exception.ImageNotUsable as error:
         raise _image_not_found(image_id) from error
 
@@ -118,17 +118,17 @@ def _image_not_found(image_id: str) -> exception.NotFound:
     return exception.NotFound(f'Image {image_id} could not be found.')
 
 
-def _known(call: Call) -> str:
-    host = call.path['host']
-    if host not in call.services.agents.get([host]):
+def _known(req: Request) -> str:
+    host = req.path['host']
+    if host not in req.services.agents.get([host]):
         raise exception.ComputeHostNotFound(host)
     return host
 
 
-def _pinned_on(call: Call, host: str) -> Mapping[str, str]:
+def _pinned_on(req: Request, host: str) -> Mapping[str, str]:
     """Map the names of the images that some pin keeps on the host to the images."""
-    aggregates = call.services.inventory.aggregates_of_host(host)
-    pinned = call.services.pins.pinned_images(aggregates)
+    aggregates = req.services.inventory.aggregates_of_host(host)
+    pinned = req.services.pins.pinned_images(aggregates)
     return {layout.base_name(image): image for images in pinned.values() for image in images}
 
 

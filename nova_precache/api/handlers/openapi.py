@@ -2,8 +2,8 @@
 """The OpenAPI document of /v1, which needs no token."""
 
 from nova_precache.api import operations
-from nova_precache.api.call import Call, Reply
+from nova_precache.api.request import Reply, Request
 
 
-def show(call: Call) -> Reply:
-    return Reply(body={**operations.document(), 'servers': [{'url': call.base_url}]})
+def show(req: Request) -> Reply:
+    return Reply(body={**operations.document(), 'servers': [{'url': req.base_url}]})

@@ -7,8 +7,8 @@ import logging
 from oslo_utils import timeutils, uuidutils
 
 from nova_precache import exception, model
-from nova_precache.api import asking, paging, times, validation, visibility
-from nova_precache.api.call import Call, Reply
+from nova_precache.api import paging, parsing, times, validation, visibility
+from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import pins as schemas
 from nova_precache.db import pins
 from nova_precache.policies import pins as policies
@@ -16,70 +16,68 @@ from nova_precache.policies import pins as policies
 LOG = logging.getLogger(__name__)
 
 
-def create(call: Call) -> Reply:
+def create(req: Request) -> Reply:
     """Make a pin; a conductor finds it and sees to its images."""
-    validation.check_document(call.body, schemas.CREATE)
-    call.authorize(policies.CREATE, {'project_id': call.context.project_id})
-    asked = call.body['pin']
+    validation.check_document(req.body, schemas.CREATE)
+    req.authorize(policies.CREATE, {'project_id': req.context.project_id})
+    asked = req.body['pin']
     until = _until(asked.get('until'))
-    asking.check_images(call, [asking.canonical(image_id) for image_id in asked['images']])
-    asking.refuse_unsupported(call)
-    aggregate = asking.find_aggregate(call, asked['aggregate'])
-    images = asking.usable_images(call, asked['images'])
-    pin = call.services.pins.create(
+    parsing.check_images(req, [parsing.canonical(image_id) for image_id in asked['images']])
+    parsing.refuse_unsupported(req)
+    aggregate = parsing.find_aggregate(req, asked['aggregate'])
+    images = parsing.usable_images(req, asked['images'])
+    pin = req.services.pins.create(
         pins.NewPin(
             aggregate=aggregate,
             images=tuple(image.id for image in images),
             until=until,
             description=asked.get('description'),
-            project_id=call.context.project_id,
-            user_id=call.context.user_id,
-            is_admin=bool(call.context.is_admin),
-            request_id=call.context.request_id,
+            project_id=req.context.project_id,
+            user_id=req.context.user_id,
+            is_admin=bool(req.context.is_admin),
+            request_id=req.context.request_id,
         )
     )
     LOG.info('Pin %s: %d images in aggregate %d', pin.id, len(images), aggregate.id)
-    location = f'{call.base_url}/v1/pins/{pin.id}'
-    return Reply(
-        status=201, body={'pin': _with_coverage(call, pin)}, headers={'Location': location}
-    )
+    location = f'{req.base_url}/v1/pins/{pin.id}'
+    return Reply(status=201, body={'pin': _with_coverage(req, pin)}, headers={'Location': location})
 
 
-def index(call: Call) -> Reply:
+def index(req: Request) -> Reply:
     """List the pins, the newest first."""
-    validation.check_query(call.query, schemas.INDEX)
-    project_id = visibility.authorize(call, policies.LIST)
-    marker, aggregate = paging.first(call, 'marker'), paging.first(call, 'aggregate')
+    validation.check_query(req.query, schemas.INDEX)
+    project_id = visibility.authorize(req, policies.LIST)
+    marker, aggregate = paging.first(req, 'marker'), paging.first(req, 'aggregate')
     try:
-        found = call.services.pins.list(
+        found = req.services.pins.list(
             project_id=project_id,
-            status=paging.first(call, 'status'),
-            aggregate=None if aggregate is None else asking.aggregate_filter(call, aggregate),
-            limit=paging.limit(call) + 1,
+            status=paging.first(req, 'status'),
+            aggregate=None if aggregate is None else parsing.aggregate_filter(req, aggregate),
+            limit=paging.limit(req) + 1,
             marker=marker,
         )
     except exception.PinNotFound as error:
         raise paging.bad_marker(marker, error) from error
-    return Reply(body=paging.page(call, '/v1/pins', 'pins', found, _to_json, lambda pin: pin.id))
+    return Reply(body=paging.page(req, '/v1/pins', 'pins', found, _to_json, lambda pin: pin.id))
 
 
-def show(call: Call) -> Reply:
-    project_id = visibility.authorize(call, policies.SHOW)
-    pin = call.services.pins.get(_pin_id(call), project_id)
-    return Reply(body={'pin': _with_coverage(call, pin)})
+def show(req: Request) -> Reply:
+    project_id = visibility.authorize(req, policies.SHOW)
+    pin = req.services.pins.get(_pin_id(req), project_id)
+    return Reply(body={'pin': _with_coverage(req, pin)})
 
 
-def delete(call: Call) -> Reply:
+def delete(req: Request) -> Reply:
     """End a pin: its images stay until they are old enough to go."""
-    project_id = visibility.authorize(call, policies.DELETE)
-    pin_id = _pin_id(call)
-    call.services.pins.end(pin_id, f'ended by {call.context.user_id}', project_id)
+    project_id = visibility.authorize(req, policies.DELETE)
+    pin_id = _pin_id(req)
+    req.services.pins.end(pin_id, f'ended by {req.context.user_id}', project_id)
     LOG.info('Pin %s: ended', pin_id)
     return Reply(status=204)
 
 
-def _pin_id(call: Call) -> str:
-    pin_id = call.path['id']
+def _pin_id(req: Request) -> str:
+    pin_id = req.path['id']
     if not uuidutils.is_uuid_like(pin_id):
         raise exception.PinNotFound(pin_id)
     return pin_id
@@ -94,15 +92,15 @@ def _until(text: str | None) -> datetime.datetime | None:
     return until
 
 
-def _with_coverage(call: Call, pin: model.Pin) -> model.Json:
+def _with_coverage(req: Request, pin: model.Pin) -> model.Json:
     """Tell of a pin how many of the files that it wants are there, where hosts tell that."""
     images = [image for image in pin.images if image not in pin.images_gone]
     try:
-        hosts = call.services.inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid).hosts
+        hosts = req.services.inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid).hosts
     except exception.AggregateNotFound:
         hosts = ()
-    cached = len(call.services.caches.present(hosts, images))
-    known = None if call.settings.is_stock else cached
+    cached = len(req.services.caches.present(hosts, images))
+    known = None if req.settings.is_stock else cached
     coverage = {'wanted': len(hosts) * len(images), 'cached': known}
     return {**_to_json(pin), 'coverage': coverage}
 

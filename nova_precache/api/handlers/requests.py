@@ -8,8 +8,8 @@ from typing import Any
 from oslo_utils import timeutils, uuidutils
 
 from nova_precache import exception, model
-from nova_precache.api import asking, paging, showing, times, validation, visibility
-from nova_precache.api.call import Call, Reply
+from nova_precache.api import paging, parsing, serializers, times, validation, visibility
+from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import requests as schemas
 from nova_precache.db import requests
 from nova_precache.policies import requests as policies
@@ -19,30 +19,30 @@ LOG = logging.getLogger(__name__)
 PATH = '/v1/requests'
 
 
-def create(call: Call) -> Reply:
+def create(req: Request) -> Reply:
     """Accept a request, or give the one that was accepted with the same client_request_id."""
-    validation.check_document(call.body, schemas.CREATE)
-    call.authorize(policies.CREATE, {'project_id': call.context.project_id})
-    body = call.body['request']
+    validation.check_document(req.body, schemas.CREATE)
+    req.authorize(policies.CREATE, {'project_id': req.context.project_id})
+    body = req.body['request']
     # Looked for first: what was in order then may not be so any more.
-    request = _accepted(call, body.get('client_request_id')) or _accept_new(call, body)
+    request = _accepted(req, body.get('client_request_id')) or _accept_new(req, body)
     return Reply(
         status=202,
-        body={'request': showing.request_to_json(request)},
-        headers={'Location': url(call, request)},
+        body={'request': serializers.request_to_json(request)},
+        headers={'Location': url(req, request)},
     )
 
 
-def _accepted(call: Call, client_request_id: str | None) -> model.CacheRequest | None:
+def _accepted(req: Request, client_request_id: str | None) -> model.CacheRequest | None:
     if client_request_id is None:
         return None
-    return call.services.requests.accepted(call.context.project_id, client_request_id)
+    return req.services.requests.accepted(req.context.project_id, client_request_id)
 
 
-def _accept_new(call: Call, body: Mapping[str, Any]) -> model.CacheRequest:
-    asked = asking.read(call, body)
+def _accept_new(req: Request, body: Mapping[str, Any]) -> model.CacheRequest:
+    asked = parsing.read(req, body)
     return accept(
-        call,
+        req,
         aggregate=asked.aggregate,
         hosts=asked.named_hosts,
         images=tuple(image.id for image in asked.images),
@@ -53,101 +53,101 @@ def _accept_new(call: Call, body: Mapping[str, Any]) -> model.CacheRequest:
     )
 
 
-def index(call: Call) -> Reply:
+def index(req: Request) -> Reply:
     """List requests, the newest first unless the query says otherwise."""
-    validation.check_query(call.query, schemas.INDEX)
-    project_id = visibility.authorize(call, policies.LIST)
-    marker = paging.first(call, 'marker')
+    validation.check_query(req.query, schemas.INDEX)
+    project_id = visibility.authorize(req, policies.LIST)
+    marker = paging.first(req, 'marker')
     try:
-        found = call.services.requests.list(
-            _filter(call, project_id),
-            sort_key=paging.first(call, 'sort_key') or 'created_at',
-            descending=paging.first(call, 'sort_dir') != 'asc',
-            limit=paging.limit(call) + 1,
+        found = req.services.requests.list(
+            _filter(req, project_id),
+            sort_key=paging.first(req, 'sort_key') or 'created_at',
+            descending=paging.first(req, 'sort_dir') != 'asc',
+            limit=paging.limit(req) + 1,
             marker=marker,
         )
     except exception.RequestNotFound as error:
         raise paging.bad_marker(marker, error) from error
     return Reply(
         body=paging.page(
-            call, PATH, 'requests', found, showing.request_to_json, lambda request: request.id
+            req, PATH, 'requests', found, serializers.request_to_json, lambda request: request.id
         )
     )
 
 
-def show(call: Call) -> Reply:
-    project_id = visibility.authorize(call, policies.SHOW)
-    return Reply(body={'request': showing.request_to_json(_load(call, project_id))})
+def show(req: Request) -> Reply:
+    project_id = visibility.authorize(req, policies.SHOW)
+    return Reply(body={'request': serializers.request_to_json(_load(req, project_id))})
 
 
-def tasks(call: Call) -> Reply:
+def tasks(req: Request) -> Reply:
     """List the tasks of a request, in the order of its plan."""
-    validation.check_query(call.query, schemas.TASKS)
-    project_id = visibility.authorize(call, policies.TASKS)
-    request = _load(call, project_id)
-    marker = paging.first(call, 'marker')
-    found = call.services.requests.tasks(
+    validation.check_query(req.query, schemas.TASKS)
+    project_id = visibility.authorize(req, policies.TASKS)
+    request = _load(req, project_id)
+    marker = paging.first(req, 'marker')
+    found = req.services.requests.tasks(
         request.id,
-        limit=paging.limit(call) + 1,
+        limit=paging.limit(req) + 1,
         marker=None if marker is None else int(marker),
-        status=paging.first(call, 'status'),
-        host=paging.first(call, 'host'),
-        image_id=_uuid(call, 'image'),
+        status=paging.first(req, 'status'),
+        host=paging.first(req, 'host'),
+        image_id=_uuid(req, 'image'),
     )
     path = f'{PATH}/{request.id}/tasks'
     return Reply(
-        body=paging.page(call, path, 'tasks', found, showing.task_to_json, lambda task: task.id)
+        body=paging.page(req, path, 'tasks', found, serializers.task_to_json, lambda task: task.id)
     )
 
 
-def cancel(call: Call) -> Reply:
+def cancel(req: Request) -> Reply:
     """End what waits, and stop what runs and nobody else wants."""
-    validation.check_document(call.body, schemas.CANCEL)
-    project_id = visibility.authorize(call, policies.CANCEL)
-    asked: Mapping[str, Any] = call.body['cancel'] or {}
-    asking.refuse_by_nova(call, asked, 'keep_partial')
+    validation.check_document(req.body, schemas.CANCEL)
+    project_id = visibility.authorize(req, policies.CANCEL)
+    asked: Mapping[str, Any] = req.body['cancel'] or {}
+    parsing.refuse_by_nova(req, asked, 'keep_partial')
     keep_partial = bool(asked.get('keep_partial'))
     return _steered(
-        call, call.services.steering.cancel(_id(call), keep_partial, project_id=project_id)
+        req, req.services.steering.cancel(_id(req), keep_partial, project_id=project_id)
     )
 
 
-def pause(call: Call) -> Reply:
-    validation.check_document(call.body, schemas.PAUSE)
-    project_id = visibility.authorize(call, policies.PAUSE)
-    return _steered(call, call.services.steering.pause(_id(call), project_id=project_id))
+def pause(req: Request) -> Reply:
+    validation.check_document(req.body, schemas.PAUSE)
+    project_id = visibility.authorize(req, policies.PAUSE)
+    return _steered(req, req.services.steering.pause(_id(req), project_id=project_id))
 
 
-def resume(call: Call) -> Reply:
-    validation.check_document(call.body, schemas.RESUME)
-    project_id = visibility.authorize(call, policies.RESUME)
-    return _steered(call, call.services.steering.resume(_id(call), project_id=project_id))
+def resume(req: Request) -> Reply:
+    validation.check_document(req.body, schemas.RESUME)
+    project_id = visibility.authorize(req, policies.RESUME)
+    return _steered(req, req.services.steering.resume(_id(req), project_id=project_id))
 
 
-def retry(call: Call) -> Reply:
+def retry(req: Request) -> Reply:
     """Have what did not succeed be tried again, in another window where one is given."""
-    validation.check_document(call.body, schemas.RETRY)
-    project_id = visibility.authorize(call, policies.RETRY)
-    window = _window(call, project_id)
-    asking.refuse_unsupported(call)
-    request = call.services.steering.retry(
-        _id(call),
+    validation.check_document(req.body, schemas.RETRY)
+    project_id = visibility.authorize(req, policies.RETRY)
+    window = _window(req, project_id)
+    parsing.refuse_unsupported(req)
+    request = req.services.steering.retry(
+        _id(req),
         not_before=window.not_before,
         deadline=window.deadline,
         project_id=project_id,
     )
-    return _steered(call, request)
+    return _steered(req, request)
 
 
-def accept(call: Call, **what: Any) -> model.CacheRequest:
+def accept(req: Request, **what: Any) -> model.CacheRequest:
     """Save a request of the caller, and tell the conductors."""
-    request = call.services.requests.accept(
+    request = req.services.requests.accept(
         requests.NewRequest(
-            project_id=call.context.project_id,
-            user_id=call.context.user_id,
-            is_admin=bool(call.context.is_admin),
-            request_id=call.context.request_id,
-            global_request_id=call.context.global_request_id,
+            project_id=req.context.project_id,
+            user_id=req.context.user_id,
+            is_admin=bool(req.context.is_admin),
+            request_id=req.context.request_id,
+            global_request_id=req.context.global_request_id,
             **what,
         )
     )
@@ -159,47 +159,47 @@ def accept(call: Call, **what: Any) -> model.CacheRequest:
         if request.hosts is not None
         else f'aggregate {request.aggregate_id}',
     )
-    _wake(call, request)
+    _wake(req, request)
     return request
 
 
-def url(call: Call, request: model.CacheRequest) -> str:
+def url(req: Request, request: model.CacheRequest) -> str:
     """Tell where a request can be watched."""
-    return f'{call.base_url}{PATH}/{request.id}'
+    return f'{req.base_url}{PATH}/{request.id}'
 
 
-def _steered(call: Call, request: model.CacheRequest) -> Reply:
+def _steered(req: Request, request: model.CacheRequest) -> Reply:
     LOG.info('Request %s is %s', request.id, request.status)
-    _wake(call, request)
-    return Reply(status=202, body={'request': showing.request_to_json(request)})
+    _wake(req, request)
+    return Reply(status=202, body={'request': serializers.request_to_json(request)})
 
 
-def _wake(call: Call, request: model.CacheRequest) -> None:
+def _wake(req: Request, request: model.CacheRequest) -> None:
     """Tell the conductors; they look for themselves, so nothing is lost when it fails."""
     try:
-        call.services.wake()
+        req.services.wake()
     except Exception:
         LOG.warning(
             'Request %s: no conductor could be told; they will find it', request.id, exc_info=True
         )
 
 
-def _load(call: Call, project_id: str | None) -> model.CacheRequest:
-    return call.services.requests.get(_id(call), project_id)
+def _load(req: Request, project_id: str | None) -> model.CacheRequest:
+    return req.services.requests.get(_id(req), project_id)
 
 
-def _id(call: Call) -> str:
-    request_id = call.path['id']
+def _id(req: Request) -> str:
+    request_id = req.path['id']
     if not uuidutils.is_uuid_like(request_id):
         raise exception.RequestNotFound(request_id)
     return request_id
 
 
-def _window(call: Call, project_id: str | None) -> asking.Window:
+def _window(req: Request, project_id: str | None) -> parsing.Window:
     """Read the window of a retry; the request's own deadline stays, unless it is over."""
-    asked: Mapping[str, Any] = call.body['retry'] or {}
-    window = asking.window(asked)
-    deadline = _load(call, project_id).options.deadline
+    asked: Mapping[str, Any] = req.body['retry'] or {}
+    window = parsing.window(asked)
+    deadline = _load(req, project_id).options.deadline
     if window.not_before is None or window.deadline is not None or deadline is None:
         return window
     if timeutils.utcnow() < deadline <= window.not_before:
@@ -209,18 +209,18 @@ def _window(call: Call, project_id: str | None) -> asking.Window:
     return window
 
 
-def _filter(call: Call, project_id: str | None) -> requests.RequestFilter:
-    aggregate, since = paging.first(call, 'aggregate'), paging.first(call, 'since')
+def _filter(req: Request, project_id: str | None) -> requests.RequestFilter:
+    aggregate, since = paging.first(req, 'aggregate'), paging.first(req, 'since')
     return requests.RequestFilter(
         project_id=project_id,
-        status=paging.first(call, 'status'),
-        aggregate=None if aggregate is None else asking.aggregate_filter(call, aggregate),
-        image_id=_uuid(call, 'image'),
+        status=paging.first(req, 'status'),
+        aggregate=None if aggregate is None else parsing.aggregate_filter(req, aggregate),
+        image_id=_uuid(req, 'image'),
         since=None if since is None else times.from_text(since),
-        pin_id=_uuid(call, 'pin'),
+        pin_id=_uuid(req, 'pin'),
     )
 
 
-def _uuid(call: Call, parameter: str) -> str | None:
-    asked = paging.first(call, parameter)
-    return None if asked is None else asking.canonical(asked)
+def _uuid(req: Request, parameter: str) -> str | None:
+    asked = paging.first(req, parameter)
+    return None if asked is None else parsing.canonical(asked)

@@ -5,7 +5,7 @@ import urllib.parse
 
 from nova_precache import model
 from nova_precache.api import microversion
-from nova_precache.api.call import Call, Reply
+from nova_precache.api.request import Reply, Request
 
 _UPDATED = {
     microversion.COMPUTE: '2013-07-23T11:33:21Z',
@@ -21,40 +21,40 @@ _DOORS = (microversion.COMPUTE, microversion.PRECACHE)
 _SAFE = "/~!$&'()*+,;=:@"
 
 
-def index(call: Call) -> Reply:
+def index(req: Request) -> Reply:
     """List both APIs."""
-    return Reply(body={'versions': [_summary(call, door) for door in _DOORS]})
+    return Reply(body={'versions': [_summary(req, door) for door in _DOORS]})
 
 
-def choices(call: Call) -> Reply:
+def choices(req: Request) -> Reply:
     """Tell who names no API where what was asked for might be."""
-    return Reply(status=300, body={'choices': [_choice(call, door) for door in _DOORS]})
+    return Reply(status=300, body={'choices': [_choice(req, door) for door in _DOORS]})
 
 
-def compute(call: Call) -> Reply:
-    return Reply(body={'version': _document(call, microversion.COMPUTE)})
+def compute(req: Request) -> Reply:
+    return Reply(body={'version': _document(req, microversion.COMPUTE)})
 
 
-def precache(call: Call) -> Reply:
-    return Reply(body={'version': _document(call, microversion.PRECACHE)})
+def precache(req: Request) -> Reply:
+    return Reply(body={'version': _document(req, microversion.PRECACHE)})
 
 
-def _choice(call: Call, door: microversion.Door) -> model.Json:
-    path = urllib.parse.quote(call.path['path'].strip('/'), _SAFE, encoding='latin-1')
+def _choice(req: Request, door: microversion.Api) -> model.Json:
+    path = urllib.parse.quote(req.path['path'].strip('/'), _SAFE, encoding='latin-1')
     return {
         'id': _IDS[door],
         'status': 'CURRENT',
-        'links': [{'rel': 'self', 'href': f'{call.base_url}{door.prefix}/{path}'}],
+        'links': [{'rel': 'self', 'href': f'{req.base_url}{door.prefix}/{path}'}],
         'media-types': _media_types(door),
     }
 
 
-def _media_types(door: microversion.Door) -> list[model.Json]:
+def _media_types(door: microversion.Api) -> list[model.Json]:
     return [{'base': 'application/json', 'type': _MEDIA_TYPES[door]}]
 
 
-def _document(call: Call, door: microversion.Door) -> model.Json:
-    document = _summary(call, door)
+def _document(req: Request, door: microversion.Api) -> model.Json:
+    document = _summary(req, door)
     document['links'].append(
         {'rel': 'describedby', 'type': 'text/html', 'href': 'http://docs.openstack.org/'}
     )
@@ -62,12 +62,12 @@ def _document(call: Call, door: microversion.Door) -> model.Json:
     return document
 
 
-def _summary(call: Call, door: microversion.Door) -> model.Json:
+def _summary(req: Request, door: microversion.Api) -> model.Json:
     return {
         'id': _IDS[door],
         'status': 'CURRENT',
         'version': str(door.maximum),
         'min_version': str(door.minimum),
         'updated': _UPDATED[door],
-        'links': [{'rel': 'self', 'href': f'{call.base_url}{door.prefix}/'}],
+        'links': [{'rel': 'self', 'href': f'{req.base_url}{door.prefix}/'}],
     }

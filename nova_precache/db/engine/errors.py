@@ -11,7 +11,7 @@ from nova_precache import exception
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def translate_db_errors() -> Iterator[None]:
     """Have what a database refuses within be an error with its reason, but without the statement.
 
     :raises nova_precache.exception.PrecacheError: it was refused

@@ -73,7 +73,7 @@ def open_current(
     :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
     """
     database = db_session.connect(conf, limits=limits)
-    with db_session.closed_on_failure(database), errors.told():
+    with db_session.closed_on_failure(database), errors.translate_db_errors():
         require(database)
     return database
 

@@ -53,7 +53,7 @@ _ATTEMPT_TASKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Due:
+class DueJob:
     """A job that may be called, by its id and by the key that it is locked by."""
 
     job_id: str
@@ -62,7 +62,7 @@ class Due:
 
 def choose(
     session: orm.Session, hosts: Collection[str], ended: Collection[str]
-) -> Mapping[str, Due]:
+) -> Mapping[str, DueJob]:
     """Map those of the hosts that have due jobs to the most urgent.
 
     :param ended: jobs that are about to end
@@ -70,20 +70,20 @@ def choose(
     if not hosts:
         return {}
     rows = db_session.run(session, _FIRST, {'hosts': sorted(hosts), 'ended': list(ended)})
-    return {row.host: Due(row.uuid, row.active_key) for row in rows}
+    return {row.host: DueJob(row.uuid, row.active_key) for row in rows}
 
 
-def due(session: orm.Session, hosts: Collection[str]) -> Sequence[Due]:
+def due(session: orm.Session, hosts: Collection[str]) -> Sequence[DueJob]:
     """Give all due jobs of the hosts."""
     if not hosts:
         return []
     values: dict[str, object] = {'hosts': sorted(hosts), 'ended': []}
-    return [Due(row.uuid, row.active_key) for row in db_session.run(session, _ALL, values)]
+    return [DueJob(row.uuid, row.active_key) for row in db_session.run(session, _ALL, values)]
 
 
 def assign(
     session: orm.Session,
-    chosen: Mapping[str, Due],
+    chosen: Mapping[str, DueJob],
     epochs: Mapping[str, int],
     locked: Mapping[str, locking.Locked],
 ) -> dict[str, calls.Assignment]:

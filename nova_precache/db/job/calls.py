@@ -111,7 +111,7 @@ def assign(
     if db_session.rowcount(assigned) != 1:
         return None  # it has ended, was begun, or may not be called, since it was chosen
     if attempt:
-        job_outcome.mirror(session, job.uuid, **attempt)
+        job_outcome.copy_to_tasks(session, job.uuid, **attempt)
     made = dataclasses.replace(assignment(job, epoch), attempts=attempts)
     return complete(session, [made])[0]
 

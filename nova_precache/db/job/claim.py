@@ -59,7 +59,7 @@ _JOBS_A_HOST = (2, 8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class ClaimRequest:
     """As many hosts as a conductor may claim at once.
 
     :ivar limit: most hosts claimed at once over all conductors
@@ -73,13 +73,13 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class ClaimBudget:
     """How many hosts are claimed, by all conductors, at a moment of the database's clock."""
 
     claimed: int
     now: datetime.datetime
 
-    def free(self, wanted: Wanted, given_back: int = 0) -> int:
+    def free(self, wanted: ClaimRequest, given_back: int = 0) -> int:
         """Count the hosts that may be claimed still.
 
         :param given_back: so many more may be free by the time when they are claimed
@@ -116,13 +116,13 @@ def claim(
     return Claim(host, cell_uuid, epoch)
 
 
-def room(session: orm.Session) -> Room:
+def room(session: orm.Session) -> ClaimBudget:
     """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
-    return Room(*db_session.run(session, _COUNT).one())
+    return ClaimBudget(*db_session.run(session, _COUNT).one())
 
 
 def claim_several(
-    session: orm.Session, wanted: Wanted, among: Mapping[str, str], left: Room
+    session: orm.Session, wanted: ClaimRequest, among: Mapping[str, str], left: ClaimBudget
 ) -> list[Claim]:
     """Lease as many of those hosts as are free; the caller still holds the counter's lock."""
     hosts = dict(itertools.islice(among.items(), left.free(wanted)))

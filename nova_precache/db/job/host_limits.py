@@ -17,7 +17,7 @@ from nova_precache.db.engine import models, session as db_session
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class SaturatedRequest:
     """A request that is busy on as many hosts as it may be: more work there may begin."""
 
     request_id: str
@@ -35,7 +35,7 @@ def limits(session: orm.Session) -> dict[str, int]:
     return {request_id: limit or 0 for request_id, limit in db_session.run(session, _LIMITS)}
 
 
-def full_to_claim(session: orm.Session, limited: Mapping[str, int]) -> list[Full]:
+def full_to_claim(session: orm.Session, limited: Mapping[str, int]) -> list[SaturatedRequest]:
     """Give the requests for which no other host is to be claimed.
 
     A claimed host on which nothing is called yet counts for all that it may be claimed for.
@@ -50,14 +50,16 @@ def full_to_claim(session: orm.Session, limited: Mapping[str, int]) -> list[Full
     return _full(limited, _busy(session, limited, *_called(), to_call))
 
 
-def full_to_call(session: orm.Session, limited: Mapping[str, int], host: str) -> list[Full]:
+def full_to_call(
+    session: orm.Session, limited: Mapping[str, int], host: str
+) -> list[SaturatedRequest]:
     """Give the requests of which no job is to be called on a host that is not busy for them."""
     busy = _busy(session, limited, *_called())
     others = {request_id: hosts - {host} for request_id, hosts in busy.items()}
     return _full(limited, others)
 
 
-def free_hosts(session: orm.Session, full: Collection[Full]) -> Sequence[str] | None:
+def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequence[str] | None:
     """Give the only hosts that may be claimed; None when other requests have work elsewhere."""
     request = models.CacheRequest
     in_flight = sa.exists().where(
@@ -76,7 +78,7 @@ def free_hosts(session: orm.Session, full: Collection[Full]) -> Sequence[str] | 
     return sorted(busy - set(session.scalars(claimed)))
 
 
-def lets_run(full: Collection[Full]) -> sa.ColumnElement[bool]:
+def lets_run(full: Collection[SaturatedRequest]) -> sa.ColumnElement[bool]:
     """Of a job: one of the requests that want it lets it run."""
     task = models.Task
     on_busy_host = (
@@ -123,9 +125,11 @@ def _busy(
     return busy
 
 
-def _full(limited: Mapping[str, int], busy: Mapping[str, Collection[str]]) -> list[Full]:
+def _full(
+    limited: Mapping[str, int], busy: Mapping[str, Collection[str]]
+) -> list[SaturatedRequest]:
     return [
-        Full(request_id, sorted(busy.get(request_id, ())))
+        SaturatedRequest(request_id, sorted(busy.get(request_id, ())))
         for request_id, limit in sorted(limited.items())
         if len(busy.get(request_id, ())) >= limit
     ]

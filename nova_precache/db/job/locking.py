@@ -92,13 +92,13 @@ def lock(
     :param keys: more jobs by their ids, whose active keys are known
     """
     known = keys or {}
-    if not hold(session, job_ids, known):
+    if not lock_jobs(session, job_ids, known):
         return {}
     jobs = {'jobs': sorted({*job_ids, *known})}
     return {row[0]: Locked(*row) for row in db_session.run(session, _LOOK, jobs)}
 
 
-def hold(
+def lock_jobs(
     session: orm.Session, job_ids: Collection[str], keys: Mapping[str, str] | None = None
 ) -> bool:
     """Lock those of the jobs that are active; False when none is."""

@@ -159,7 +159,7 @@ def _without_work(session: orm.Session, request_id: str, hosts: Sequence[str]) -
     return [host for host in hosts if host not in busy]
 
 
-def wait(
+def schedule_retry(
     session: orm.Session,
     which: sa.ColumnElement[bool],
     job_id: str,
@@ -187,7 +187,7 @@ def wait(
     )
     if db_session.rowcount(waits) != 1:
         return False
-    mirror(
+    copy_to_tasks(
         session,
         job_id,
         status=model.TaskStatus.RETRY_WAIT,
@@ -199,7 +199,7 @@ def wait(
     return True
 
 
-def mirror(session: orm.Session, job_id: str, **values: object) -> None:
+def copy_to_tasks(session: orm.Session, job_id: str, **values: object) -> None:
     """Show a job's state in the tasks that want it."""
     session.execute(
         db_session.update(models.Task)

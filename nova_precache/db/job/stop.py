@@ -50,9 +50,9 @@ def retry(
     attempts: int,
 ) -> job_outcome.Recorded:
     """Have a job wait for its next attempt, unless it was to stop: that it has then."""
-    locking.hold(session, [job_id])
+    locking.lock_jobs(session, [job_id])
     goes_on = sa.and_(which, models.Job.ready, models.Job.stop_why.is_(None))
-    if job_outcome.wait(session, goes_on, job_id, outcome, delay_seconds, attempts):
+    if job_outcome.schedule_retry(session, goes_on, job_id, outcome, delay_seconds, attempts):
         return job_outcome.Recorded(current=True)
     return stopped(session, which, job_id)
 
@@ -61,7 +61,9 @@ def stopped(
     session: orm.Session, which: sa.ColumnElement[bool], job_id: str
 ) -> job_outcome.Recorded:
     """Record that no compute works on a job that was to stop, or that may not begin now."""
-    if job_outcome.wait(session, sa.and_(which, _waits()), job_id, _PAUSED, 0, attempts=-1):
+    if job_outcome.schedule_retry(
+        session, sa.and_(which, _waits()), job_id, _PAUSED, 0, attempts=-1
+    ):
         return job_outcome.Recorded(current=True)
     query = sa.select(models.Job.stop_why, models.Job.stop_keep).where(
         which, models.Job.stop_why.in_(demand.UNWANTED)
@@ -90,12 +92,12 @@ def leave(
     stop_why: demand.StopWhy | None = None,
 ) -> job_outcome.Recorded:
     """End a job that a compute has left; if somebody still wants it, it is called anew."""
-    locking.hold(session, [job_id])
+    locking.lock_jobs(session, [job_id])
     locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
     if db_session.rowcount(session.execute(locked)) != 1:
         return job_outcome.STALE
     moved = job_outcome.sizes(models.Task, outcome.bytes_done, outcome.bytes_total)
-    job_outcome.mirror(session, job_id, **moved)
+    job_outcome.copy_to_tasks(session, job_id, **moved)
     recorded = demand.end_unwanting(session, [job_id], db_session.now(session))
     wanting = sa.select(models.Task.id).where(
         models.Task.job_uuid == job_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
@@ -103,7 +105,7 @@ def leave(
     if session.scalars(wanting.limit(1)).first() is None:
         job_outcome.end_job(session, which, outcome, stop_why)
         return recorded
-    job_outcome.wait(session, which, job_id, _PAUSED, 0, attempts=-1)
+    job_outcome.schedule_retry(session, which, job_id, _PAUSED, 0, attempts=-1)
     keys = demand.active_keys(session, models.Task.job_uuid == job_id)
     return job_outcome.together([recorded, demand.reconcile(session, keys)])
 

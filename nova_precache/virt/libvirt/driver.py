@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from oslo_config import cfg
 
 from nova_precache import capabilities, exception, model
-from nova_precache.cache import boots, expiry, filler, layout, locks, store
-from nova_precache.control import Control
-from nova_precache.download import engine, pace
+from nova_precache.cache import boot_signal, expiry, layout, locks, populator, store
+from nova_precache.download import engine, rate_limit
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats, qemu_img
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 from nova_precache.virt.libvirt import imagebackend, usage
 
@@ -100,11 +100,11 @@ class LibvirtDriver(driver.ComputeDriver):
         self._used_by: Mapping[str, int] | None = None
         self._lag_seconds = 0.0
         self._problem: str | None = None
-        self._pace = pace.HostPace(
+        self._pace = rate_limit.HostRateLimit(
             max_rate_bytes=settings.max_rate_bytes,
             max_parallel=settings.max_parallel_downloads,
             yield_share=settings.yield_share,
-            elsewhere=boots.WaitingBoots(settings.layout.lock_directory),
+            elsewhere=boot_signal.WaitingBoots(settings.layout.lock_directory),
         )
         self._filler = self._cache_filler(disk_usage)
         self._expirer = expiry.CacheExpirer(
@@ -122,11 +122,11 @@ class LibvirtDriver(driver.ComputeDriver):
             overlay=settings.overlay,
         )
 
-    def _cache_filler(self, disk_usage: usage.DiskUsage) -> filler.CacheFiller:
+    def _cache_filler(self, disk_usage: usage.DiskUsage) -> populator.CachePopulator:
         settings = self._settings
         qemu = qemu_img.QemuImg(settings.qemu_img_limits, idle_priority=settings.idle_priority)
         inspector = formats.ImageInspector(qemu, settings.vmdk_allowed_types)
-        return filler.CacheFiller(
+        return populator.CachePopulator(
             store=self._store,
             image_locks=self._locks,
             downloader=engine.Downloader(

@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Iterator
 
 from nova_precache import exception, files, model
-from nova_precache.cache import filler, layout, locks, store as cache_store
-from nova_precache.control import Control
+from nova_precache.cache import layout, locks, populator, store as cache_store
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 
 LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class RootDiskMaker:
         *,
         store: cache_store.CacheStore,
         image_locks: locks.ImageLocks,
-        cache_filler: filler.CacheFiller,
+        cache_filler: populator.CachePopulator,
         inspector: formats.ImageInspector,
         qemu: qemu_img.QemuImg,
         overlay: bool,
@@ -193,7 +193,7 @@ def _copy_sparse(source: str, target: str, control: Control) -> None:
         errors='replace',
         process_group=0,  # a Ctrl-C in the terminal is for this process, which ends it
     )
-    with copying, control.at_stop(copying.kill):
+    with copying, control.on_stop(copying.kill):
         try:
             _, errors = copying.communicate(timeout=_COPY_SECONDS)
         except subprocess.TimeoutExpired as exc:

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.api import call
+from nova_precache.api import request
 from nova_precache.api.schemas import requests as schemas
 from nova_precache.cache import layout
 from nova_precache.db import agents, caches, jobs
@@ -205,7 +205,7 @@ def test_who_is_no_admin_is_forbidden(api: Any, aggregate: Any, token: str) -> N
 
 
 def test_estimates_go_by_the_concurrency_of_now(conf: Any) -> None:
-    settings = call.Settings.from_conf(conf)
+    settings = request.Settings.from_conf(conf)
 
     conf.set_override('precache_concurrency', 7, 'image_cache')
 

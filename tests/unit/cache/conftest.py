@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from nova_precache.cache import filler, layout, locks, partials, store
-from nova_precache.download import engine, pace, retry
+from nova_precache.cache import layout, locks, partials, populator, store
+from nova_precache.download import engine, rate_limit, retry
 from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
 
@@ -79,10 +79,10 @@ class Cache:
         )
         self.store.prepare()
         self.partials = partials.Partials(paths, SYNC_RULES)
-        self.pace = pace.HostPace(max_parallel=MAX_PARALLEL)
+        self.pace = rate_limit.HostRateLimit(max_parallel=MAX_PARALLEL)
         qemu = qemu_img.QemuImg()
         self.inspector = formats.ImageInspector(qemu, ['streamOptimized', 'monolithicSparse'])
-        self.filler = filler.CacheFiller(
+        self.filler = populator.CachePopulator(
             store=self.store,
             image_locks=self.locks,
             downloader=engine.Downloader(

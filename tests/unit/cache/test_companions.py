@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nova_precache import control, exception, model
+from nova_precache import exception, model, transfer_control
 from nova_precache.cache import layout
 from nova_precache.image import fake
 from tests import disk_images
@@ -472,7 +472,7 @@ def test_a_boot_that_waits_for_the_kernel_hastens_its_download(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.faults.gate = gate = fake.Gate()
-    reins = control.Control()
+    reins = transfer_control.Control()
     name = layout.base_name(bootable.kernel.id)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         filling = threads.submit(fill, cache, images, bootable.image, control=reins)
@@ -480,7 +480,7 @@ def test_a_boot_that_waits_for_the_kernel_hastens_its_download(
         assert not reins.is_urgent
 
         def boot() -> None:
-            with cache.locks.hold(name, control.Control(is_boot=True)):
+            with cache.locks.hold(name, transfer_control.Control(is_boot=True)):
                 assert cache.base_file(bootable.kernel.id).exists()
 
         booting = threads.submit(boot)
@@ -495,7 +495,7 @@ def test_a_boot_finds_what_its_image_needs_by_the_note(
 ) -> None:
     fill(cache, images, bootable.image)
     cache.base_file(bootable.kernel.id).unlink()
-    boot = control.Control(is_boot=True)
+    boot = transfer_control.Control(is_boot=True)
     assert not fill(cache, images, bootable.image, control=boot).existing
     assert cache.base_file(bootable.kernel.id).read_bytes() == KERNEL
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache import control, exception
-from nova_precache.cache import locks, waiting
+from nova_precache import exception, transfer_control
+from nova_precache.cache import lock_waiters, locks
 from tests.service import wait_until
 from tests.unit.cache.conftest import held_by_another_process
 
@@ -93,14 +93,14 @@ def test_a_lock_of_another_process_is_not_taken_and_waited_for(tmp_path: pathlib
     with held_by_another_process(tmp_path, NAME) as process:
         with image_locks.try_hold(NAME) as held:
             assert not held
-        waiting = threading.Thread(target=wait)
-        waiting.start()
+        lock_waiters = threading.Thread(target=wait)
+        lock_waiters.start()
         # The lock file is open in this process as soon as the thread waits for it.
         while not _is_open(tmp_path / f'nova-{NAME}'):
-            waiting.join(0.01)
+            lock_waiters.join(0.01)
         assert not got.is_set()
         process.communicate()
-    waiting.join(20)
+    lock_waiters.join(20)
     assert got.is_set()
 
 
@@ -155,7 +155,7 @@ def _process(
 class Waiting:
     """A thread that waits for a lock, and what it was stopped with."""
 
-    def __init__(self, image_locks: locks.ImageLocks, reins: control.Control) -> None:
+    def __init__(self, image_locks: locks.ImageLocks, reins: transfer_control.Control) -> None:
         self.got = threading.Event()
         self.error: Exception | None = None
         self._locks, self._control = image_locks, reins
@@ -174,7 +174,7 @@ class Waiting:
         assert not self._thread.is_alive()
 
 
-class Registering(control.Control):
+class Registering(transfer_control.Control):
     """Tells when somebody wants to hear of a stop: who waits for another thread does."""
 
     def __init__(self) -> None:
@@ -182,8 +182,8 @@ class Registering(control.Control):
         self.is_waiting = threading.Event()
 
     @contextlib.contextmanager
-    def at_stop(self, callback: object) -> Iterator[None]:
-        with super().at_stop(callback):  # type: ignore[arg-type]
+    def on_stop(self, callback: object) -> Iterator[None]:
+        with super().on_stop(callback):  # type: ignore[arg-type]
             self.is_waiting.set()
             yield
 
@@ -202,7 +202,7 @@ def test_a_stop_ends_the_wait_for_another_thread(image_locks: locks.ImageLocks) 
 def test_a_stop_ends_the_wait_for_another_process(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with held_by_another_process(tmp_path, NAME) as process:
         waiting_thread = Waiting(image_locks, reins)
         wait_until(lambda: _is_open(tmp_path / f'nova-{NAME}'), 'it waits for the file')
@@ -218,7 +218,7 @@ def test_a_stop_ends_the_wait_for_another_process(
 def test_whoever_is_stopped_does_not_get_a_lock_that_is_free(
     image_locks: locks.ImageLocks,
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     reins.stop(exception.Cancelled('not wanted'))
     with pytest.raises(exception.Cancelled), image_locks.hold(NAME, reins):
         pass
@@ -294,16 +294,16 @@ def test_a_lock_file_that_cannot_be_looked_at_is_a_fault_of_the_storage(
 
 
 def test_nobody_is_waited_for_without_a_reason(image_locks: locks.ImageLocks) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         assert not reins.is_urgent
 
 
 def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
         with image_locks.hastening(NAME, reins):
-            boot = Waiting(image_locks, control.Control(is_boot=True))
+            boot = Waiting(image_locks, transfer_control.Control(is_boot=True))
             wait_until(lambda: reins.is_urgent, 'the boot waits')
         assert not reins.is_urgent
     boot.join()
@@ -311,10 +311,10 @@ def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
 
 
 def test_a_boot_that_waits_already_hastens_from_the_start(image_locks: locks.ImageLocks) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
         with image_locks.hastening(NAME, reins):
-            boot = Waiting(image_locks, control.Control(is_boot=True))
+            boot = Waiting(image_locks, transfer_control.Control(is_boot=True))
             wait_until(lambda: reins.is_urgent, 'the boot waits')
         with image_locks.hastening(NAME, reins):
             assert reins.is_urgent
@@ -322,7 +322,7 @@ def test_a_boot_that_waits_already_hastens_from_the_start(image_locks: locks.Ima
 
 
 def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.ImageLocks) -> None:
-    reins, boots = control.Control(), control.Control(is_boot=True)
+    reins, boots = transfer_control.Control(), transfer_control.Control(is_boot=True)
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         boot = Waiting(image_locks, boots)
         wait_until(lambda: reins.is_urgent, 'the boot waits')
@@ -333,15 +333,15 @@ def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.Imag
 
 def test_a_boot_of_another_cache_with_the_same_locks_hastens(tmp_path: pathlib.Path) -> None:
     first, second = (locks.ImageLocks(str(tmp_path)) for _ in range(2))
-    reins = control.Control()
+    reins = transfer_control.Control()
     with first.hold(NAME, reins), first.hastening(NAME, reins):
-        boot = Waiting(second, control.Control(is_boot=True))
+        boot = Waiting(second, transfer_control.Control(is_boot=True))
         wait_until(lambda: reins.is_urgent, 'the boot waits')
     boot.join()
 
 
 def test_precaching_that_waits_does_not_hasten(image_locks: locks.ImageLocks) -> None:
-    reins, precaching = control.Control(), Registering()
+    reins, precaching = transfer_control.Control(), Registering()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         other = Waiting(image_locks, precaching)
         precaching.is_waiting.wait(20)
@@ -353,7 +353,7 @@ def test_precaching_that_waits_does_not_hasten(image_locks: locks.ImageLocks) ->
 def test_another_process_hastens_while_it_waits_and_is_killed(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         with _process(_WAITER, tmp_path) as waiter:
             wait_until(lambda: reins.is_urgent, 'the process waits')
@@ -365,7 +365,7 @@ def test_another_process_hastens_while_it_waits_and_is_killed(
 def test_another_process_hastens_until_it_gives_up(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with (
         image_locks.hold(NAME, reins),
         image_locks.hastening(NAME, reins),
@@ -382,7 +382,7 @@ def test_another_process_hastens_until_it_gives_up(
 def test_two_processes_hasten_until_the_last_is_gone(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins, path = control.Control(), tmp_path / f'nova-{NAME}'
+    reins, path = transfer_control.Control(), tmp_path / f'nova-{NAME}'
     told: list[bool] = []
     with (
         image_locks.hold(NAME, reins),
@@ -407,7 +407,7 @@ def test_two_processes_hasten_until_the_last_is_gone(
 def test_a_process_that_came_before_hastens_nobody_nor_hides_who_comes(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins, path = control.Control(), tmp_path / f'nova-{NAME}'
+    reins, path = transfer_control.Control(), tmp_path / f'nova-{NAME}'
     told: list[bool] = []
     with image_locks.hold(NAME, reins), _process(_WAITER, tmp_path) as early:
         wait_until(lambda: _has_open(early.pid, path), 'it waits')
@@ -423,7 +423,7 @@ def test_a_process_that_came_before_hastens_nobody_nor_hides_who_comes(
 def test_a_process_that_waits_gets_the_lock(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with _process(_WAITER, tmp_path) as waiter:
         with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
             wait_until(lambda: reins.is_urgent, 'the process waits')
@@ -433,7 +433,7 @@ def test_a_process_that_waits_gets_the_lock(
 def test_a_process_that_waits_for_another_lock_does_not_hasten(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     told: list[bool] = []
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         with reins.at_urgency(told.append):
@@ -449,7 +449,7 @@ def test_a_process_that_waits_for_another_lock_does_not_hasten(
 def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     told: list[bool] = []
     with image_locks.hold(NAME, reins):
         with image_locks.hastening(NAME, reins), reins.at_urgency(told.append):
@@ -468,7 +468,7 @@ def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
 def test_looking_who_waits_holds_nobody_up(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         with _process(_RESTLESS, tmp_path) as restless:
             assert restless.wait(60) == 0
@@ -481,7 +481,7 @@ def test_looking_who_waits_holds_nobody_up(
 def test_hastening_leaves_nothing_behind(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
-    reins = control.Control()
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
         before = (os.listdir('/proc/self/fd'), threading.active_count(), os.listdir(tmp_path))
         for _ in range(20):
@@ -495,7 +495,7 @@ def test_hastening_leaves_nothing_behind(
 
 
 def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> None:
-    image_locks, reins = locks.ImageLocks(str(tmp_path / 'locks')), control.Control()
+    image_locks, reins = locks.ImageLocks(str(tmp_path / 'locks')), transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         (tmp_path / 'locks' / f'nova-{NAME}').unlink()
         (tmp_path / 'locks').rmdir()
@@ -505,7 +505,7 @@ def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> N
 def test_hastening_ends_where_the_watch_ended_before(
     image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Ending(waiting.inotify_simple.INotify):
+    class Ending(lock_waiters.inotify_simple.INotify):
         """Ends a watch at once, as the kernel does when the file system is unmounted."""
 
         def add_watch(self, path: str, mask: int) -> int:
@@ -513,8 +513,8 @@ def test_hastening_ends_where_the_watch_ended_before(
             super().rm_watch(watched)
             return watched
 
-    reins = control.Control()
-    monkeypatch.setattr(waiting.inotify_simple, 'INotify', Ending)
+    reins = transfer_control.Control()
+    monkeypatch.setattr(lock_waiters.inotify_simple, 'INotify', Ending)
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         for thread in threading.enumerate():
             if thread.name == 'waiting':
@@ -530,11 +530,11 @@ def test_what_cannot_be_watched_is_said_once_and_boots_hasten_all_the_same(
     def refuse() -> None:
         raise OSError(errno.EMFILE, 'Too many open files')
 
-    monkeypatch.setattr(waiting.inotify_simple, 'INotify', refuse)
-    reins = control.Control()
+    monkeypatch.setattr(lock_waiters.inotify_simple, 'INotify', refuse)
+    reins = transfer_control.Control()
     for _ in range(2):
         with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
-            boot = Waiting(image_locks, control.Control(is_boot=True))
+            boot = Waiting(image_locks, transfer_control.Control(is_boot=True))
             wait_until(lambda: reins.is_urgent, 'the boot waits')
         boot.join()
     assert [record.levelname for record in caplog.records] == ['WARNING']
@@ -549,8 +549,8 @@ def test_work_goes_on_where_there_is_no_inotify(
     def refuse() -> None:
         raise AttributeError('inotify_init1')
 
-    monkeypatch.setattr(waiting.inotify_simple, 'INotify', refuse)
-    reins = control.Control()
+    monkeypatch.setattr(lock_waiters.inotify_simple, 'INotify', refuse)
+    reins = transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
         assert not reins.is_urgent
     assert 'Function not implemented' in caplog.text

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.cache import boots, layout
+from nova_precache.cache import boot_signal, layout
 from nova_precache.image import fake
 from nova_precache.virt.libvirt import usage
 from tests import disk_images, odd_files
@@ -117,9 +117,9 @@ def test_the_lock_of_another_process_is_never_replaced(cache: Cache) -> None:
 def test_what_is_in_the_place_of_the_file_of_boots_is_named_once(
     cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = pathlib.Path(cache.paths.lock_directory, boots.FILE_NAME)
+    path = pathlib.Path(cache.paths.lock_directory, boot_signal.FILE_NAME)
     odd_files.IRREGULAR[kind](path)
-    waiting = boots.WaitingBoots(cache.paths.lock_directory, clock=iter(range(100)).__next__)
+    waiting = boot_signal.WaitingBoots(cache.paths.lock_directory, clock=iter(range(100)).__next__)
     for _ in range(3):
         with waiting.wait():
             assert not waiting.are_there()

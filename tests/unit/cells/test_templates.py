@@ -90,7 +90,7 @@ def test_one_url_of_a_cell_that_cannot_be_filled_in_leaves_the_other() -> None:
         'mysql+pymysql://nova@controller/nova',
     )
     assert filled.database_problem is None
-    assert filled.why_off == (
+    assert filled.disabled_reason == (
         'cell cell1 cannot be reached: its transport_url is a template, and the URL that fills '
         'it in has no {username}; see [api_database] template_transport_url'
     )

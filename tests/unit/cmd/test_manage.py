@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from nova_precache import exception, model
 from nova_precache.cells import inventory
 from nova_precache.cmd import manage
-from nova_precache.cmd.managing import brokers
+from nova_precache.cmd.manage_commands import brokers
 from nova_precache.db import agents, caches, host_removal
 from nova_precache.db.engine import models, session
 from tests.unit.cells.conftest import CellDatabase

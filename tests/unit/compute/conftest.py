@@ -8,8 +8,8 @@ import pytest
 
 from nova_precache import conf, exception, model
 from nova_precache.compute import reporter
-from nova_precache.control import Control
 from nova_precache.image import service
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver
 
 WAIT_SECONDS = 20
@@ -131,7 +131,7 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         self.asked.append(image_id)
         self.controls.append(control)
         self.begun.set()
-        with control.at_stop(self.opened.set):
+        with control.on_stop(self.opened.set):
             assert self.opened.wait(WAIT_SECONDS)
         control.check()
         if self.confirms:

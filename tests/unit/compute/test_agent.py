@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from nova_precache import conf, exception, model
-from nova_precache.compute import agent, inventory, name, transfers
-from nova_precache.control import Control
+from nova_precache.compute import agent, cache_reporter, name, transfers
 from nova_precache.image import fake as fake_images
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver, fake as fake_driver
 from nova_precache.wiring import compute as wiring_compute
 from tests import odd_files
@@ -131,7 +131,7 @@ def make_compute(
                 conductor=conductor,
                 new_server=server.made_again,  # type: ignore[arg-type]
                 running=running,
-                images=inventory.Inventory('h1', 'agent-1', driver, conductor, 3600, 3600),
+                images=cache_reporter.CacheReporter('h1', 'agent-1', driver, conductor, 3600, 3600),
                 report_seconds=0.05,
                 cache_seconds=cache_seconds,
             )

@@ -14,7 +14,7 @@ class Work:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.speed = meter.Meter(lambda: self.now)
+        self.speed = meter.TransferMeter(lambda: self.now)
         self.progress = model.Progress(model.TaskStatus.DOWNLOADING, 0)
 
     def note(self, bytes_done: int, status: str = model.TaskStatus.DOWNLOADING) -> None:

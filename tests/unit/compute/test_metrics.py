@@ -6,7 +6,7 @@ from prometheus_client import registry
 
 from nova_precache import model
 from nova_precache.compute import metrics
-from nova_precache.control import Control
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 
 DOWNLOADING, VERIFYING = model.TaskStatus.DOWNLOADING, model.TaskStatus.VERIFYING
@@ -32,7 +32,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def meter(made: registry.CollectorRegistry, clock: Clock) -> metrics.Meter:
+def meter(made: registry.CollectorRegistry, clock: Clock) -> metrics.HostMeter:
     return metrics.Computes(made, clock).host('h1', driver.CacheReport)
 
 
@@ -41,7 +41,7 @@ def _value(made: registry.CollectorRegistry, name: str, **labels: str) -> float 
 
 
 def _run(
-    meter: metrics.Meter, outcome: model.ImageOutcome, *progress: model.Progress
+    meter: metrics.HostMeter, outcome: model.ImageOutcome, *progress: model.Progress
 ) -> list[model.Progress]:
     """Do work that makes this progress and ends so; gives what whoever follows it is told."""
     told: list[model.Progress] = []
@@ -56,7 +56,7 @@ def _run(
 
 
 def test_what_is_there_is_a_hit_and_what_is_not_a_miss(
-    meter: metrics.Meter, made: registry.CollectorRegistry
+    meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     for status in ('existing', 'existing', 'cached', 'error', 'cancelled', 'unsupported'):
         _run(meter, model.ImageOutcome(status))
@@ -66,7 +66,7 @@ def test_what_is_there_is_a_hit_and_what_is_not_a_miss(
 
 
 def test_bytes_are_counted_as_they_come_and_progress_goes_on_to_whoever_follows(
-    meter: metrics.Meter, made: registry.CollectorRegistry
+    meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     progress = [model.Progress(DOWNLOADING, done, 100) for done in (0, 40, 100)]
 
@@ -76,7 +76,7 @@ def test_bytes_are_counted_as_they_come_and_progress_goes_on_to_whoever_follows(
 
 
 def test_bytes_that_were_kept_from_an_earlier_time_are_not_downloaded_again(
-    meter: metrics.Meter, made: registry.CollectorRegistry
+    meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     _run(
         meter,
@@ -90,7 +90,7 @@ def test_bytes_that_were_kept_from_an_earlier_time_are_not_downloaded_again(
 
 
 def test_bytes_that_come_twice_count_twice(
-    meter: metrics.Meter, made: registry.CollectorRegistry
+    meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     again = [model.Progress(DOWNLOADING, done, 100) for done in (0, 70, 0, 100)]
 
@@ -100,7 +100,7 @@ def test_bytes_that_come_twice_count_twice(
 
 
 def test_the_seconds_of_what_was_cached_are_observed(
-    meter: metrics.Meter, made: registry.CollectorRegistry, clock: Clock
+    meter: metrics.HostMeter, made: registry.CollectorRegistry, clock: Clock
 ) -> None:
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         clock.now += 20
@@ -114,7 +114,7 @@ def test_the_seconds_of_what_was_cached_are_observed(
 
 
 def test_a_transfer_runs_until_it_has_ended_however_it_does(
-    meter: metrics.Meter, made: registry.CollectorRegistry
+    meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         assert _value(made, 'transfers_running') == 1
@@ -140,7 +140,7 @@ def test_the_cache_is_looked_at_when_it_is_asked_for_but_not_each_time(
 
 
 def test_a_driver_without_a_cache_of_files_has_no_size(
-    meter: metrics.Meter, made: registry.CollectorRegistry
+    meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     assert _value(made, 'cache_bytes') is None
     assert _value(made, 'cache_hits_total') == 0

@@ -10,7 +10,7 @@ import pytest
 
 from nova_precache import exception, model
 from nova_precache.compute import outcomes, transfers
-from nova_precache.control import Control
+from nova_precache.transfer_control import Control
 
 WAIT_SECONDS = 20
 CACHED = model.ImageOutcome('cached', bytes_done=9, bytes_total=9)
@@ -49,7 +49,7 @@ class Held:
         if not self._heeds_stops:
             assert self.opened.wait(WAIT_SECONDS)
             return
-        with control.at_stop(self.opened.set):
+        with control.on_stop(self.opened.set):
             assert self.opened.wait(WAIT_SECONDS)
         control.check()
 

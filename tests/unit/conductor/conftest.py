@@ -15,12 +15,12 @@ from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     announcer,
     breaker,
-    caller,
     dispatcher,
-    orders,
+    host_worker,
+    lifecycle,
     planning,
     retry,
-    steering,
+    stop_orders,
     tracker,
 )
 from nova_precache.db import host_recovery, jobs, outbox, request_actions as db_steering
@@ -177,15 +177,15 @@ class Parts:
     now: list[float]
     why_no_call: Callable[[], str | None] = lambda: None
     access: Callable[[], tuple[str | None, str | None]] = lambda: ('http://glance', 'token-1')
-    compute_of: Callable[[str], caller.ComputeClient] | None = None
+    compute_of: Callable[[str], host_worker.ComputeClient] | None = None
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
         return self.world.agents.why_down(
             assignment.seen_at, assignment.assigned_at, assignment.heard
         )
 
-    def caller(self, conductor: str = 'c1') -> caller.HostCaller:
-        return caller.HostCaller(
+    def caller(self, conductor: str = 'c1') -> host_worker.HostWorker:
+        return host_worker.HostWorker(
             conductor_id=conductor,
             job_store=self.world.jobs,
             why_down=self.why_down,
@@ -230,8 +230,8 @@ class Parts:
             count_takeover=count_takeover,
         )
 
-    def orders(self, freed: Callable[[], None] = lambda: None) -> orders.Orders:
-        return orders.Orders(
+    def orders(self, freed: Callable[[], None] = lambda: None) -> stop_orders.StopOrders:
+        return stop_orders.StopOrders(
             store=self.steering,
             job_store=self.world.jobs,
             agent_store=self.world.agents,
@@ -242,10 +242,10 @@ class Parts:
             freed=freed,
         )
 
-    def helm(self, freed: Callable[[], None] = lambda: None) -> steering.Helm:
-        return steering.Helm(
+    def helm(self, freed: Callable[[], None] = lambda: None) -> lifecycle.LifecycleLoop:
+        return lifecycle.LifecycleLoop(
             store=self.steering,
-            hosts=host_recovery.Returning(self.world.database, DOWN_SECONDS),
+            hosts=host_recovery.HostRecovery(self.world.database, DOWN_SECONDS),
             track=self.tracker,
             tell=self.orders(freed),
             poll_seconds=0.05,

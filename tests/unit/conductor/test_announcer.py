@@ -190,7 +190,7 @@ def test_a_failure_is_logged_and_tried_again(
     failures = iter([RuntimeError('the database is away')])
     take = outbox.Announcements.take
 
-    def fail_once(due: outbox.Announcements, after: str) -> outbox.Due | None:
+    def fail_once(due: outbox.Announcements, after: str) -> outbox.DueAnnouncement | None:
         for error in failures:
             raise error
         return take(due, after)

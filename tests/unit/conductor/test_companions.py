@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.conductor import companions, visibility
-from nova_precache.conductor.stock import ERROR
+from nova_precache.conductor import companions, image_access
+from nova_precache.conductor.nova_backend import ERROR
 from nova_precache.db import requests
 from nova_precache.image import fake
 from tests.unit.conductor.conftest import Parts
@@ -57,7 +57,7 @@ def ask(parts: Parts, *images: model.Image) -> model.CacheRequest:
 def test_a_project_may_have_an_image_with_a_kernel_and_ramdisk_that_it_may_have(
     images: fake.FakeImageService,
 ) -> None:
-    found = visibility.check_bootable(images, add(images).id, 'p1', is_admin=False)
+    found = image_access.check_bootable(images, add(images).id, 'p1', is_admin=False)
     assert found.needed == needed(found)
     assert found.total_bytes == len(DATA) + len(KERNEL) + len(RAMDISK)
 
@@ -68,10 +68,10 @@ def test_an_image_whose_kernel_is_hidden_from_the_project_is_refused(
 ) -> None:
     image = add(images, visibility='private', owner='p2')
     if is_admin:
-        assert visibility.check_bootable(images, image.id, 'p1', is_admin).companions
+        assert image_access.check_bootable(images, image.id, 'p1', is_admin).companions
         return
     with pytest.raises(exception.ImageNotUsable) as caught:
-        visibility.check_bootable(images, image.id, 'p1', is_admin)
+        image_access.check_bootable(images, image.id, 'p1', is_admin)
     assert str(caught.value) == (
         f'Image {image.id} cannot be booted without its kernel_id {image.kernel_id}: '
         f'Image {image.kernel_id} is not visible to project p1'

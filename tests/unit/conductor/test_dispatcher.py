@@ -214,7 +214,7 @@ def test_a_host_that_could_not_be_given_back_is_given_back_later(
 
     def turn_or_fail(
         conductor_id: str, host: str, ended: jobs.Finish | None = None, goes_on: bool = True
-    ) -> jobs.Turned:
+    ) -> jobs.NextJobResult:
         if failures and ended is not None:
             raise failures.pop()
         return turn(conductor_id, host, ended, goes_on)

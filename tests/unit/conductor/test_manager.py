@@ -13,7 +13,7 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.cells import inventory
-from nova_precache.conductor import askers, intake, manager
+from nova_precache.conductor import askers, manager, report_buffer
 from nova_precache.db import caches, jobs
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import BROKEN, CACHED, World
@@ -31,12 +31,14 @@ STATE = {
 
 
 @pytest.fixture
-def reports(world: World) -> intake.Intake:
-    return intake.Intake(world.agents, world.jobs, caches.Caches(world.database))
+def reports(world: World) -> report_buffer.ReportBuffer:
+    return report_buffer.ReportBuffer(world.agents, world.jobs, caches.Caches(world.database))
 
 
 @pytest.fixture
-def endpoint_of(world: World, reports: intake.Intake) -> Callable[[str], manager.CellEndpoint]:
+def endpoint_of(
+    world: World, reports: report_buffer.ReportBuffer
+) -> Callable[[str], manager.CellEndpoint]:
     def build(cell_uuid: str) -> manager.CellEndpoint:
         return manager.CellEndpoint(
             cell_uuid, world.inventory, world.agents, world.jobs, reports, lambda: 'fresh-token'
@@ -117,7 +119,7 @@ def test_a_host_of_another_cell_is_refused_and_does_not_take_the_name_of_a_silen
 
 
 def test_an_agent_whose_host_nova_has_not_mapped_is_refused_with_one_warning(
-    world: World, reports: intake.Intake, caplog: pytest.LogCaptureFixture
+    world: World, reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = manager.CellEndpoint(
         world.cell.uuid,
@@ -140,7 +142,7 @@ def test_an_agent_whose_host_nova_has_not_mapped_is_refused_with_one_warning(
 
 
 def test_a_report_keeps_a_host_alive(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
     world.dead('h1')
@@ -154,7 +156,10 @@ def test_a_report_keeps_a_host_alive(
 
 @pytest.mark.parametrize('total', [{'bytes_total': 80}, {}])
 def test_progress_reaches_the_job(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake, total: dict[str, Any]
+    world: World,
+    endpoint: manager.CellEndpoint,
+    reports: report_buffer.ReportBuffer,
+    total: dict[str, Any],
 ) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
@@ -169,7 +174,7 @@ def test_progress_reaches_the_job(
 
 
 def test_a_step_that_only_a_newer_compute_knows_counts_its_bytes_and_ends_nothing(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     request = world.planned(['h1'], ['i1'])
     world.jobs.claim('c1', 1)
@@ -464,7 +469,7 @@ def test_a_warning_about_older_computes_is_short_however_many_there_are(
 @pytest.mark.parametrize(('told', 'rate'), [({'rate_bytes': 7}, 7), ({}, None)])
 def test_progress_may_tell_how_fast_it_goes_on(
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     told: dict[str, int],
     rate: int | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -492,7 +497,7 @@ IMAGE = {
 
 
 def test_what_a_host_has_cached_is_kept(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
     old = {**IMAGE, 'name': B, 'touched_at': '2026-01-02T04:04:05+01:00', 'colour': 'blue'}
@@ -510,7 +515,7 @@ def test_what_a_host_has_cached_is_kept(
 
 
 def test_changes_of_a_cache_and_parts_of_a_full_report_are_kept(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     def names() -> list[str]:
         reports.write_images()
@@ -531,7 +536,7 @@ def test_changes_of_a_cache_and_parts_of_a_full_report_are_kept(
     'name', ['', f'{"a" * 40}_{"9" * 24}', 'swap_512', '../a', '\ud800', 'a\nb']
 )
 def test_a_name_that_cannot_be_kept_keeps_no_other_from_it(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake, name: str
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer, name: str
 ) -> None:
     endpoint.register(CTXT, STATE)
 
@@ -542,7 +547,7 @@ def test_a_name_that_cannot_be_kept_keeps_no_other_from_it(
 
 
 def test_another_agent_than_the_registered_one_tells_nothing_of_a_cache(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
 
@@ -557,7 +562,7 @@ def test_another_agent_than_the_registered_one_tells_nothing_of_a_cache(
 
 
 def test_no_report_adds_an_agent(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.report_state(CTXT, STATE)
     reports.write_states()
@@ -566,7 +571,7 @@ def test_no_report_adds_an_agent(
 
 
 def test_another_agent_than_the_registered_one_begins_no_job_and_reports_no_progress(
-    world: World, endpoint: manager.CellEndpoint, reports: intake.Intake
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
     world.planned(['h1'], ['i1'])
@@ -591,7 +596,7 @@ def test_a_ping_and_a_report_show_that_the_cell_is_heard(
     world: World,
 ) -> None:
     heard: list[str] = []
-    noting = intake.Intake(
+    noting = report_buffer.ReportBuffer(
         world.agents, world.jobs, caches.Caches(world.database), note_heard=heard.extend
     )
     endpoint = manager.CellEndpoint(

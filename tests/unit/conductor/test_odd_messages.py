@@ -10,7 +10,7 @@ import oslo_messaging
 import pytest
 
 from nova_precache import conf as options, context, exception, model, rpc
-from nova_precache.conductor import intake, manager
+from nova_precache.conductor import manager, report_buffer
 from nova_precache.db import caches, jobs
 from tests.unit import odd
 from tests.unit.conductor.test_manager import CTXT, IMAGE, STATE
@@ -21,17 +21,17 @@ PROGRESS: model.Json = {'status': 'downloading', 'bytes_done': 40, 'bytes_total'
 
 
 @pytest.fixture
-def reports(world: World) -> intake.Intake:
-    return intake.Intake(world.agents, world.jobs, caches.Caches(world.database))
+def reports(world: World) -> report_buffer.ReportBuffer:
+    return report_buffer.ReportBuffer(world.agents, world.jobs, caches.Caches(world.database))
 
 
 @pytest.fixture
-def endpoint(world: World, reports: intake.Intake) -> manager.CellEndpoint:
+def endpoint(world: World, reports: report_buffer.ReportBuffer) -> manager.CellEndpoint:
     return _endpoint(world, world.cell.uuid, reports)
 
 
 def _endpoint(
-    world: World, cell_uuid: str, reports: intake.Intake, **more: Any
+    world: World, cell_uuid: str, reports: report_buffer.ReportBuffer, **more: Any
 ) -> manager.CellEndpoint:
     return manager.CellEndpoint(
         cell_uuid, world.inventory, world.agents, world.jobs, reports, lambda: None, **more
@@ -64,7 +64,7 @@ def _assert_quiet(caplog: pytest.LogCaptureFixture, named: int = 1) -> list[str]
 def test_an_odd_state_loses_no_other_report_and_names_its_host_once(
     world: World,
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for host in ('h1', 'h2'):
@@ -88,7 +88,7 @@ def test_an_odd_state_loses_no_other_report_and_names_its_host_once(
 def test_a_host_whose_name_cannot_be_is_kept_nowhere_and_not_shown_raw(
     world: World,
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in odd.HOST:
@@ -114,7 +114,7 @@ def test_a_host_whose_name_cannot_be_is_kept_nowhere_and_not_shown_raw(
 def test_odd_progress_loses_no_other_and_names_the_host_of_its_job_once(
     world: World,
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     world.planned(['h1', 'h2'], ['i1'])
@@ -146,7 +146,7 @@ def test_odd_progress_loses_no_other_and_names_the_host_of_its_job_once(
 def test_an_odd_inventory_loses_no_other_and_names_its_host_once(
     world: World,
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for host in ('h1', 'h2'):
@@ -210,7 +210,7 @@ class _Good(manager.CellEndpoint):
 
 
 @pytest.fixture
-def served(world: World, reports: intake.Intake) -> Iterator[rpc.Client]:
+def served(world: World, reports: report_buffer.ReportBuffer) -> Iterator[rpc.Client]:
     """A client of the endpoint of a cell, in memory."""
     transport = rpc.connect(options.new(config_files=[]), f'fake:///{uuid.uuid4().hex}')
     endpoint = _Good(
@@ -223,7 +223,10 @@ def served(world: World, reports: intake.Intake) -> Iterator[rpc.Client]:
 
 
 def test_whatever_is_cast_no_traceback_is_logged(
-    world: World, served: rpc.Client, reports: intake.Intake, caplog: pytest.LogCaptureFixture
+    world: World,
+    served: rpc.Client,
+    reports: report_buffer.ReportBuffer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     served.call(CTXT, 'register', '1.0', timeout_seconds=WAIT_SECONDS, state=STATE)
     world.dead('h1')
@@ -272,7 +275,7 @@ def test_a_refusal_arrives_as_one(served: rpc.Client) -> None:
 def test_a_host_has_only_so_many_files_and_the_further_ones_are_told_once(
     world: World,
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -306,7 +309,7 @@ def test_a_host_has_only_so_many_files_and_the_further_ones_are_told_once(
 
 
 def test_a_cell_has_only_so_many_hosts_and_those_it_has_stay(
-    world: World, reports: intake.Intake, caplog: pytest.LogCaptureFixture
+    world: World, reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = _endpoint(world, world.cell.uuid, reports, max_hosts=2)
     for host in ('h1', 'h2'):
@@ -329,7 +332,9 @@ def test_a_cell_has_only_so_many_hosts_and_those_it_has_stay(
 # Cells
 
 
-def test_a_cell_begins_and_reports_no_job_of_another(world: World, reports: intake.Intake) -> None:
+def test_a_cell_begins_and_reports_no_job_of_another(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
     ours = _endpoint(world, world.cell.uuid, reports)
     theirs = _endpoint(world, other.uuid, reports)
@@ -354,7 +359,7 @@ def test_a_cell_begins_and_reports_no_job_of_another(world: World, reports: inta
 
 
 def test_a_cell_reports_no_state_and_no_cache_of_a_host_of_another(
-    world: World, reports: intake.Intake
+    world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
     ours = _endpoint(world, world.cell.uuid, reports)
@@ -387,7 +392,7 @@ def test_a_cell_reports_no_state_and_no_cache_of_a_host_of_another(
 def test_bytes_are_never_beyond_what_glance_said(
     world: World,
     endpoint: manager.CellEndpoint,
-    reports: intake.Intake,
+    reports: report_buffer.ReportBuffer,
     done: int,
     total: int | None,
     shown: tuple[int, int],

@@ -500,7 +500,7 @@ def test_one_pin_that_fails_unexpectedly_does_not_stop_the_round(
 
 @pytest.mark.parametrize(('failures', 'minutes'), [(1, 2), (2, 4), (5, 32), (6, 60), (5000, 60)])
 def test_what_failed_is_tried_again_ever_later_up_to_an_hour(failures: int, minutes: int) -> None:
-    tried = pins.Tried(NOW, None, failures, 0)
+    tried = pins.AttemptHistory(NOW, None, failures, 0)
 
     assert _choose(NOW + (minutes - 1) * MINUTE, tried=tried) == ([], [('h1', 'i1')])
     assert _choose(NOW + minutes * MINUTE, tried=tried) == ([('h1', 'i1')], [])
@@ -510,14 +510,14 @@ def test_what_failed_is_tried_again_ever_later_up_to_an_hour(failures: int, minu
 def test_what_vanishes_after_it_succeeded_is_repaired_ever_later_up_to_ten_minutes(
     successes: int, minutes: int
 ) -> None:
-    tried = pins.Tried(NOW, NOW, failures=3, successes=successes)
+    tried = pins.AttemptHistory(NOW, NOW, failures=3, successes=successes)
 
     assert _choose(NOW + (minutes - 0.5) * MINUTE, tried=tried) == ([], [])
     assert _choose(NOW + minutes * MINUTE, tried=tried) == ([('h1', 'i1')], [])
 
 
 def test_what_was_touched_is_young_before_its_host_tells_so() -> None:
-    tried = pins.Tried(NOW, NOW, failures=0, successes=1)
+    tried = pins.AttemptHistory(NOW, NOW, failures=0, successes=1)
 
     old = NOW - 20 * HOUR
     assert _choose(NOW + 11 * HOUR, present=old, tried=tried) == ([], [])
@@ -526,7 +526,7 @@ def test_what_was_touched_is_young_before_its_host_tells_so() -> None:
 
 
 def test_a_host_that_tells_of_nothing_has_what_it_was_given_until_it_is_to_be_touched() -> None:
-    tried = pins.Tried(NOW, NOW, failures=0, successes=1)
+    tried = pins.AttemptHistory(NOW, NOW, failures=0, successes=1)
 
     assert _choose(NOW + 11 * HOUR, tried=tried, has_told=False) == ([], [])
     assert _choose(NOW + 13 * HOUR, tried=tried, has_told=False) == ([('h1', 'i1')], [])
@@ -636,7 +636,7 @@ def test_what_fails_is_what_is_wrong_with_a_pin(site: Site) -> None:
 def _choose(
     now: datetime.datetime,
     present: datetime.datetime | None = None,
-    tried: pins.Tried | None = None,
+    tried: pins.AttemptHistory | None = None,
     has_told: bool = True,
     rules: keeping.Rules = keeping.Rules(60, 10, 24 * 3600),  # noqa: B008 - it is frozen
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

@@ -16,7 +16,7 @@ from nova_precache import model
 from nova_precache.db import host_recovery, job_batch, jobs
 from nova_precache.db.job import claim as job_claim, finish as job_finish
 from nova_precache.db.job.begin import Begin
-from nova_precache.db.job_batch import Turn
+from nova_precache.db.job_batch import NextJobRequest
 from tests.unit.conftest import BROKEN, CACHED, PLANNER, World
 
 ORDER = ('counters', 'claims', 'jobs', 'cache_requests')
@@ -81,7 +81,7 @@ def writes(world: World) -> Writes:
 
 
 def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
-    return world.database.write(lambda session: job_batch.play(session, members))
+    return world.database.write(lambda session: job_batch.execute_batch(session, members))
 
 
 def _calls(world: World, most: int) -> list[jobs.Assignment]:
@@ -157,8 +157,8 @@ def test_all_that_is_done_at_one_moment_locks_each_kind_at_once_and_in_order(
     results = _play(
         world,
         Begin(calls['h1'].job_id, calls['h1'].epoch),
-        Turn('c1', 'h2', _finish(calls['h2'])),
-        job_claim.Wanted('c1', limit=9, most=9, avoid_cells=(), lease=LEASE),
+        NextJobRequest('c1', 'h2', _finish(calls['h2'])),
+        job_claim.ClaimRequest('c1', limit=9, most=9, avoid_cells=(), lease=LEASE),
     )
 
     assert results[0] is True
@@ -177,9 +177,11 @@ def test_under_a_limit_all_jobs_that_may_be_called_next_are_locked_before_reques
     calls = [world.begun(), world.begun()]
     writes.forget()
 
-    turned = _play(world, *(Turn('c1', call.host, _finish(call)) for call in calls))
+    turned = _play(world, *(NextJobRequest('c1', call.host, _finish(call)) for call in calls))
 
-    assert [each.assignment is None for each in turned if isinstance(each, job_batch.Turned)] == [
+    assert [
+        each.assignment is None for each in turned if isinstance(each, job_batch.NextJobResult)
+    ] == [
         False,
         False,
     ]
@@ -223,6 +225,6 @@ def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
     world.jobs.retry(call.job_id, call.epoch, waits, 100)
     writes.forget()
 
-    assert host_recovery.Returning(world.database, 60).hasten() == 1
+    assert host_recovery.HostRecovery(world.database, 60).hasten() == 1
 
     assert writes.locked_jobs() == [('h1/i1',)]

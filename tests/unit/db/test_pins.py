@@ -222,12 +222,12 @@ def test_a_keeper_ends_a_pin_with_what_is_gone(store: pins.Pins) -> None:
 
 def test_a_pin_knows_what_it_asked_for(world: World, store: pins.Pins) -> None:
     made, other = _create(store), _create(store)
-    assert store.asked(made.id) == pins.Asked(0, {})
+    assert store.asked(made.id) == pins.PinRequests(0, {})
     _add_request(world, made, 3, 'completed')
     running = _add_request(world, made, 5, 'running')
     _add_request(world, other, 9, 'running')
 
-    assert store.asked(made.id) == pins.Asked(5, {running: 'running'})
+    assert store.asked(made.id) == pins.PinRequests(5, {running: 'running'})
 
 
 def test_what_came_of_a_pins_tasks_is_counted(world: World, store: pins.Pins) -> None:
@@ -249,7 +249,7 @@ def test_what_came_of_a_pins_tasks_is_counted(world: World, store: pins.Pins) ->
     [(file, tried)] = store.tried(made.id, 48 * 3600).items()
 
     assert file == ('h1', 'i1')
-    assert tried == pins.Tried(
+    assert tried == pins.AttemptHistory(
         ended_at=now - HOUR / 4, succeeded_at=now - HOUR / 2, failures=2, successes=1
     )
     assert tried.has_failed
@@ -277,7 +277,7 @@ def test_what_failed_since_its_file_is_another_users_counts_until_its_agent_star
     def starts(at: datetime.datetime) -> None:
         world.change(models.Agent, models.Agent.host == 'h1', started_at=at)
 
-    def tried(request_status: str, finished_at: datetime.datetime, why: str) -> pins.Tried:
+    def tried(request_status: str, finished_at: datetime.datetime, why: str) -> pins.AttemptHistory:
         number = len(store.asked(made.id).unfinished) + store.asked(made.id).last_number + 1
         request_id = _add_request(world, made, number, request_status)
         _add_task(world, request_id, 'error', finished_at, why)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nova_precache import control, exception, model
+from nova_precache import exception, model, transfer_control
 from nova_precache.download import engine, retry, source
 from nova_precache.image import fake, glance, service
 from tests.service import wait_until
@@ -115,7 +115,7 @@ class Onlooker:
         self.pieces.clear()
 
 
-class Reins(control.Control):
+class Reins(transfer_control.Control):
     """Reins whose pauses take no time, but are noted."""
 
     def __init__(self, **options: Any) -> None:

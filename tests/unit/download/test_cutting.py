@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache import control as controls, exception
-from nova_precache.download import pace, pipeline
+from nova_precache import exception, transfer_control as controls
+from nova_precache.download import pipeline, rate_limit
 from nova_precache.image import glance, service
 from tests.service import wait_until
 from tests.unit.download.conftest import DATA, Attempt, Link, MakeTarget, Running, image_of
@@ -180,7 +180,7 @@ def test_cancelled_while_it_waits_for_a_buffer_it_ends_as_soon_as_the_write_does
 
 def test_cancelled_while_the_pace_holds_it_up_it_ends_at_once(link: Link, attempt: Attempt) -> None:
     attempt.control = controls.Control()
-    host = pace.HostPace(max_rate_bytes=1)
+    host = rate_limit.HostRateLimit(max_rate_bytes=1)
     running = Running(lambda: attempt.run(link.images(), link.image, pace=host))
     wait_until(lambda: link.ranges, 'the image is asked for')
     attempt.control.stop(CANCELLED)

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from nova_precache import control as controls, exception, model, priority
+from nova_precache import exception, model, priority, transfer_control as controls
 from nova_precache.download import engine, pipeline, retry, verifier
 from nova_precache.image import fake, service
 from tests.service import wait_until

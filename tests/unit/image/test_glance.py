@@ -589,7 +589,7 @@ def test_what_is_asked_carries_the_id_of_the_request_that_it_is_for(server: Serv
     )
     own.show(IMAGE_ID)
     read(own)
-    with context.working_for('req-of-the-thread'):
+    with context.bind_request_id('req-of-the-thread'):
         with_token(server).show(IMAGE_ID)
     ids = [headers['x-openstack-request-id'] for _, headers in server.requests]
     assert ids == ['req-of-the-call', 'req-of-the-call', 'req-of-the-thread']

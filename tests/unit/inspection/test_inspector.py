@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nova_precache import control, exception
+from nova_precache import exception, transfer_control
 from nova_precache.inspection import convert, formats, qemu_img
 from tests import disk_images, image_corpus
 
@@ -367,7 +367,7 @@ def test_what_came_out_of_a_conversion_is_read_no_further_than_is_needed(
     """The end of some images tells something, but a sparse disk may be of many TiB."""
     disk_images.patched(disk_images.converted(path, 'vmdk'), 56, image_corpus.VMDK_FOOTER_AT_END)
     disk_images.truncated(path, 1024**4)
-    held = control.Control()
+    held = transfer_control.Control()
     if is_stopped:
         held.stop(exception.Cancelled('not wanted any more'))
     expected = exception.Cancelled if is_stopped else exception.UnsafeImage

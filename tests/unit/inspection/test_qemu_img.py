@@ -10,7 +10,7 @@ from concurrent import futures
 import psutil
 import pytest
 
-from nova_precache import control, exception, model, priority
+from nova_precache import exception, model, priority, transfer_control
 from nova_precache.inspection import pagecache, qemu_img
 from tests import disk_images, service
 
@@ -107,7 +107,7 @@ def test_a_program_ends_at_once_when_the_work_is_stopped(
     image: pathlib.Path, tmp_path: pathlib.Path, command: str, idle_priority: bool
 ) -> None:
     endless, ready = hanging(tmp_path, idle_priority=idle_priority)
-    held = control.Control()
+    held = transfer_control.Control()
     run = {
         'info': lambda: endless.info(str(image), 'qcow2', held),
         'convert': lambda: endless.convert_to_raw(str(image), 'qcow2', f'{image}.raw', held),
@@ -125,7 +125,7 @@ def test_no_program_is_started_for_work_that_was_stopped(
     image: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     never, ready = hanging(tmp_path)
-    held = control.Control()
+    held = transfer_control.Control()
     held.stop(exception.Paused('later'))
     with pytest.raises(exception.Paused, match='later'):
         never.info(str(image), 'qcow2', held)
@@ -155,7 +155,7 @@ def test_an_idle_program_gives_way_until_it_is_urgent(
     image: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     endless, ready = hanging(tmp_path, idle_priority=True)
-    held = control.Control()
+    held = transfer_control.Control()
     with futures.ThreadPoolExecutor() as threads:
         running = threads.submit(endless.info, str(image), 'qcow2', held)
         service.wait_until(ready.exists, 'the program runs')

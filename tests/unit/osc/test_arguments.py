@@ -50,7 +50,7 @@ def test_a_rate_of_nothing_is_refused() -> None:
     ],
 )
 def test_a_time_is_in_utc_unless_it_names_a_zone(text: str, iso: str) -> None:
-    assert arguments.moment(text) == iso
+    assert arguments.parse_time(text) == iso
     assert arguments.past_moment(text) == iso
 
 
@@ -59,7 +59,7 @@ def test_a_time_is_in_utc_unless_it_names_a_zone(text: str, iso: str) -> None:
 )
 def test_a_duration_is_counted_from_now(text: str, seconds: int) -> None:
     before = datetime.datetime.now(datetime.UTC)
-    found = datetime.datetime.fromisoformat(arguments.moment(text))
+    found = datetime.datetime.fromisoformat(arguments.parse_time(text))
     after = datetime.datetime.now(datetime.UTC)
 
     span = datetime.timedelta(seconds=seconds)
@@ -79,5 +79,5 @@ def test_a_duration_that_asks_for_the_past_goes_back(text: str) -> None:
 )
 def test_what_is_no_time_is_refused_by_its_name(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as refused:
-        arguments.moment(text)
+        arguments.parse_time(text)
     assert repr(text) in str(refused.value)

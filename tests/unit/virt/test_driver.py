@@ -3,7 +3,7 @@
 
 import pytest
 
-from nova_precache import conf as precache_conf, control, exception, model
+from nova_precache import conf as precache_conf, exception, model, transfer_control
 from nova_precache.cache import layout
 from nova_precache.image import fake as fake_images
 from nova_precache.virt import driver, fake, libvirt
@@ -64,7 +64,7 @@ def test_the_fake_driver_does_nothing_when_it_is_stopped() -> None:
     images = fake_images.FakeImageService()
     image = images.add(b'data')
     caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
-    stopped = control.Control()
+    stopped = transfer_control.Control()
     stopped.stop(exception.ShuttingDown('stops'))
     with pytest.raises(exception.ShuttingDown):
         caching.cache_image(images, image.id, ignore, stopped)

@@ -25,7 +25,7 @@ import json, os, pathlib
 from tests import disk_images
 from tests.functional import mortal
 from nova_precache import exception
-from nova_precache.control import Control
+from nova_precache.transfer_control import Control
 from nova_precache.image import fake
 
 path, images = pathlib.Path(sys.argv[1]), fake.FakeImageService()

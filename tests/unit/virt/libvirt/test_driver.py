@@ -14,10 +14,10 @@ import uuid
 import pytest
 
 from nova_precache import conf as precache_conf, exception, model
-from nova_precache.cache import boots
-from nova_precache.control import Control
+from nova_precache.cache import boot_signal
 from nova_precache.image import fake, glance as glance_images
 from nova_precache.standalone.glance import GlanceServer
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver, libvirt
 from nova_precache.virt.libvirt import driver as driver_module
 from tests import disk_images
@@ -212,7 +212,7 @@ def test_precaching_gives_way_to_a_boot_that_is_seen_on_the_host(
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
     told: list[int] = []
-    elsewhere = boots.WaitingBoots(str(instances_path / 'locks'))
+    elsewhere = boot_signal.WaitingBoots(str(instances_path / 'locks'))
     made = make_driver()
     with elsewhere.wait():
         made.cache_image(images, image.id, lambda progress: told.append(progress.bytes_done))

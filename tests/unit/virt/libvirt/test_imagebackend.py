@@ -10,9 +10,9 @@ import pytest
 
 from nova_precache import exception, model
 from nova_precache.cache import layout
-from nova_precache.control import Control
 from nova_precache.image import fake
 from nova_precache.inspection import formats, qemu_img as qemu
+from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 from nova_precache.virt.libvirt import usage
 from tests import disk_images

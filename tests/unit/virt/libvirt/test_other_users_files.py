@@ -19,10 +19,10 @@ import pytest
 from nova_precache import exception, model
 from nova_precache.cache import layout
 from nova_precache.image import fake
-from nova_precache.inspection import limited
+from nova_precache.inspection import sandbox
 from nova_precache.virt import libvirt
 from tests import disk_images, other_user
-from tests.functional import mortal
+from tests.functional import kill_harness
 
 pytestmark = [pytest.mark.usefixtures('qemu_img'), pytest.mark.timeout(120)]
 
@@ -65,7 +65,7 @@ class Agent:
         return self.base.stat().st_mtime > OLD
 
     def driver(self, **options: object) -> libvirt.LibvirtDriver:
-        driver = mortal.make_driver(str(self.instances_path), **options)
+        driver = kill_harness.make_driver(str(self.instances_path), **options)
         driver.init_host()
         return driver
 
@@ -73,7 +73,7 @@ class Agent:
         """Give the status and the reason of a task, and the number of its downloads."""
 
         def work() -> tuple[str, str | None, int]:
-            outcome = mortal.try_to_cache(self.driver(), self.images, self.image_id)
+            outcome = kill_harness.try_to_cache(self.driver(), self.images, self.image_id)
             return *outcome, len(self.images.opens)
 
         return other_user.run(work, **rights)
@@ -158,7 +158,7 @@ def test_a_file_that_could_not_be_touched_is_touched_once_it_has_changed(
 ) -> None:
     def work() -> list[str]:
         driver = agent.driver()
-        outcome = mortal.try_to_cache(driver, agent.images, agent.image_id)
+        outcome = kill_harness.try_to_cache(driver, agent.images, agent.image_id)
         os.write(refused[1], b'.')
         os.read(mended[0], 1)
         driver.cached_images(recount=False)
@@ -241,14 +241,14 @@ def test_root_needs_no_capability_of_its_own(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip('this is not root')
-    mortal.make_driver(str(instances_path)).init_host()
+    kill_harness.make_driver(str(instances_path)).init_host()
     assert 'CAP_FOWNER' not in caplog.text
 
 
 def test_programs_that_read_images_do_not_inherit_the_capability() -> None:
     def work() -> str:
-        limits = limited.Limits(1024**3, cpu_seconds=10, wall_seconds=10)
-        return limited.run(
+        limits = sandbox.Limits(1024**3, cpu_seconds=10, wall_seconds=10)
+        return sandbox.run(
             ['grep', '-E', 'Cap(Inh|Prm|Eff|Amb)', '/proc/self/status'], limits
         ).output
 

@@ -12,7 +12,7 @@ from nova_precache import model
 from nova_precache.image import fake
 from nova_precache.inspection import content
 from tests import disk_images, odd_files
-from tests.functional import mortal
+from tests.functional import kill_harness
 from tests.unit.virt.libvirt.conftest import MakeDriver
 from tests.unit.virt.libvirt.test_driver import sha1
 
@@ -101,7 +101,7 @@ NOT_THERE: dict[str, Put] = {
 
 
 def _try(driver: object, images: fake.FakeImageService, image: model.Image) -> str:
-    return mortal.try_to_cache(driver, images, image.id)[0]  # type: ignore[arg-type]
+    return kill_harness.try_to_cache(driver, images, image.id)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize('kind', [*THERE, *NOT_THERE])

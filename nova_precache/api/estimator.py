@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request would come to: bytes, space and time, host by host.
+
+Pure: the handler gathers the facts. Space is counted as a compute counts it before the
+first byte (``cache.filler``), time by the rates that were measured, with the hosts taken in
+their order as conductors take them.
+"""
+
+import collections
+import dataclasses
+import enum
+import heapq
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from nova_precache import model
+from nova_precache.inspection import formats
+
+
+class HostReach(enum.StrEnum):
+    """Whether a host can be called."""
+
+    UP = 'up'
+    DOWN = 'down'
+    UNMAPPED = 'unmapped'
+
+
+class ImageState(enum.StrEnum):
+    """Whether an image is on a host; unknown where the host never told what it has."""
+
+    CACHED = 'cached'
+    MISSING = 'missing'
+    UNKNOWN = 'unknown'
+
+
+@dataclasses.dataclass(frozen=True)
+class FleetFacts:
+    """What is known of the hosts.
+
+    :ivar hosts: in the order in which they would be planned
+    :ivar cells: host to the uuid of its cell; a host that is not mapped is not in it
+    :ivar cells_off: uuid of a cell that is disabled to the reason
+    :ivar down: host to the reason why it is down
+    :ivar agents: host to what it last reported of itself
+    :ivar present: the (host, image id) that are there, also of kernels and ramdisks
+    :ivar known_hosts: those that told what is there
+    :ivar rates: host to bytes a second, of any hosts where that was measured
+    """
+
+    hosts: Sequence[str]
+    cells: Mapping[str, str]
+    cells_off: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    down: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    agents: Mapping[str, model.Agent] = dataclasses.field(default_factory=dict)
+    present: Collection[tuple[str, str]] = frozenset()
+    known_hosts: Collection[str] = frozenset()
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is configured.
+
+    :ivar force_raw_images: computes convert what is not raw
+    :ivar reserved_disk_bytes: what computes leave free
+    :ivar precache_concurrency: hosts that download at a time
+    """
+
+    force_raw_images: bool
+    reserved_disk_bytes: int
+    precache_concurrency: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEstimate:
+    """What one image would take on one host."""
+
+    image_id: str
+    state: ImageState
+    bytes_to_move: int
+    space_needed_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HostEstimate:
+    """What one host would take.
+
+    :ivar space_needed_bytes: at most at a time: its images come one after the other
+    :ivar fits: None where it is not known what is free
+    :ivar seconds: None where no rate is known
+    """
+
+    host: str
+    cell_uuid: str | None
+    status: HostReach
+    reason: str | None
+    is_worked_on: bool
+    images: tuple[ImageEstimate, ...]
+    bytes_to_move: int
+    space_needed_bytes: int
+    free_bytes: int | None
+    fits: bool | None
+    rate_bytes: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        if not self.bytes_to_move:
+            return 0
+        return None if self.rate_bytes is None else self.bytes_to_move / self.rate_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What all hosts would take together.
+
+    :ivar parallel_hosts: that download at a time
+    :ivar seconds: None where the rate of no host is known
+    :ivar rate_bytes: a second that Glance would have to give at most
+    """
+
+    hosts: tuple[HostEstimate, ...]
+    parallel_hosts: int
+    seconds: float | None
+    rate_bytes: float | None
+
+    @property
+    def bytes_to_move(self) -> int:
+        return sum(host.bytes_to_move for host in self.hosts)
+
+    @property
+    def space_needed_bytes(self) -> int:
+        return sum(host.space_needed_bytes for host in self.hosts)
+
+    def count(self, state: ImageState) -> int:
+        """Give the number of (host, image) in a state."""
+        return sum(image.state == state for host in self.hosts for image in host.images)
+
+
+def estimate(
+    images: Sequence[model.Image], options: model.RequestOptions, facts: FleetFacts, rules: Rules
+) -> Estimate:
+    """Estimate a request for the images on the hosts of the facts."""
+    hosts = _Hosts(images, options, facts, rules).estimates()
+    downloading = [host for host in hosts if host.bytes_to_move]
+    limit = min(rules.precache_concurrency, options.max_parallel_hosts or len(hosts))
+    parallel_hosts = min(limit, len(downloading))
+    return Estimate(
+        hosts=hosts,
+        parallel_hosts=parallel_hosts,
+        seconds=_seconds(hosts, options.canary or 0, limit),
+        rate_bytes=_peak_rate(downloading, parallel_hosts),
+    )
+
+
+class _Hosts:
+    """The estimates of the hosts, which may share their stores."""
+
+    def __init__(
+        self,
+        images: Sequence[model.Image],
+        options: model.RequestOptions,
+        facts: FleetFacts,
+        rules: Rules,
+    ) -> None:
+        self._costs = {image.id: _costs(image, rules.force_raw_images) for image in images}
+        self._options = options
+        self._facts = facts
+        self._reserved_disk_bytes = rules.reserved_disk_bytes
+        self._median_rate = statistics.median(facts.rates.values()) if facts.rates else None
+        self._stored: dict[str, set[str]] = collections.defaultdict(set)
+        for host, part_id in facts.present:
+            self._stored[self._store(host)].add(part_id)
+        # Store to id of a part to the one host that gets it there.
+        self._coming: dict[str, dict[str, str]] = collections.defaultdict(dict)
+
+    def estimates(self) -> tuple[HostEstimate, ...]:
+        return tuple(map(self._estimate, self._facts.hosts))
+
+    def _store(self, host: str) -> str:
+        agent = self._facts.agents.get(host)
+        return (agent.store_id if agent is not None else None) or host
+
+    def _estimate(self, host: str) -> HostEstimate:
+        status, obstacle = self._standing(host)
+        is_worked_on = obstacle is None or self._is_waited_for(host)
+        downloads = self._choose_downloads(host) if is_worked_on else {}
+        agent = self._facts.agents.get(host)
+        free_bytes = agent.free_bytes if agent is not None else None
+        space_needed_bytes = _most_space(downloads.values())
+        return HostEstimate(
+            host=host,
+            cell_uuid=self._facts.cells.get(host),
+            status=status,
+            reason=obstacle or self._shares_with(host),
+            is_worked_on=is_worked_on,
+            images=self._images(host, downloads),
+            bytes_to_move=sum(map(_download_bytes, downloads.values())),
+            space_needed_bytes=space_needed_bytes,
+            free_bytes=free_bytes,
+            fits=self._fits(space_needed_bytes, free_bytes),
+            rate_bytes=self._rate(host),
+        )
+
+    def _standing(self, host: str) -> tuple[HostReach, str | None]:
+        """Tell whether a host can be called, and what keeps it from being worked on."""
+        facts = self._facts
+        cell = facts.cells.get(host)
+        if cell is None:
+            return HostReach.UNMAPPED, 'host is not mapped to a cell'
+        if cell in facts.cells_off:
+            return HostReach.DOWN, facts.cells_off[cell]
+        if host in facts.down:
+            return HostReach.DOWN, facts.down[host]
+        agent = facts.agents.get(host)
+        if agent is not None and not agent.capabilities.get('supports_cache_image', True):
+            return HostReach.UP, f'driver {agent.driver} cannot cache images'
+        return HostReach.UP, None
+
+    def _is_waited_for(self, host: str) -> bool:
+        facts = self._facts
+        cell = facts.cells.get(host)
+        is_off = cell is None or cell in facts.cells_off
+        return self._options.wait_for_down_hosts and host in facts.down and not is_off
+
+    def _choose_downloads(self, host: str) -> dict[str, Sequence['_Cost']]:
+        """Choose for the first host of a store what is neither there nor on its way.
+
+        :returns: image id to its parts that the host gets; images may share a kernel
+        """
+        store = self._store(host)
+        stored, coming = self._stored[store], self._coming[store]
+        chosen: dict[str, Sequence[_Cost]] = {}
+        for image_id, costs in self._costs.items():
+            lacking = [cost for cost in costs if cost.part_id not in stored | coming.keys()]
+            coming.update({cost.part_id: host for cost in lacking})
+            chosen[image_id] = lacking
+        return chosen
+
+    def _shares_with(self, host: str) -> str | None:
+        others = sorted(set(self._coming[self._store(host)].values()) - {host})
+        return f'shares its cache with {", ".join(others)}' if others else None
+
+    def _images(
+        self, host: str, downloads: Mapping[str, Sequence['_Cost']]
+    ) -> tuple[ImageEstimate, ...]:
+        stored = self._stored[self._store(host)]
+        absent = ImageState.MISSING if host in self._facts.known_hosts else ImageState.UNKNOWN
+        return tuple(
+            ImageEstimate(
+                image_id=image_id,
+                state=ImageState.CACHED if stored.issuperset(_part_ids(costs)) else absent,
+                bytes_to_move=_download_bytes(downloads.get(image_id, ())),
+                space_needed_bytes=_space_bytes(downloads.get(image_id, ())),
+            )
+            for image_id, costs in self._costs.items()
+        )
+
+    def _fits(self, space_needed_bytes: int, free_bytes: int | None) -> bool | None:
+        if not space_needed_bytes:
+            return True
+        if free_bytes is None:
+            return None
+        return space_needed_bytes + self._reserved_disk_bytes <= free_bytes
+
+    def _rate(self, host: str) -> float | None:
+        """Give the rate to expect: measured there, else what is usual, within the limit."""
+        measured = self._facts.rates.get(host, self._median_rate)
+        limit = self._options.max_rate_bytes
+        return measured if measured is None or limit is None else min(measured, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cost:
+    """What an image, or its kernel or ramdisk, takes wherever it is downloaded."""
+
+    part_id: str
+    download_bytes: int
+    converted_bytes: int
+
+    @property
+    def space_bytes(self) -> int:
+        return self.download_bytes + self.converted_bytes
+
+
+def _costs(image: model.Image, force_raw_images: bool) -> Sequence[_Cost]:
+    """Return the costs of all parts; a kernel or ramdisk is never converted."""
+    is_converted = force_raw_images and image.disk_format not in formats.RAW_DISK_FORMATS
+    converted_bytes = (image.virtual_size or 0) if is_converted else 0
+    return [
+        *(_Cost(each.id, each.size or 0, 0) for each in image.companions),
+        _Cost(image.id, image.size or 0, converted_bytes),
+    ]
+
+
+def _part_ids(costs: Iterable[_Cost]) -> Iterable[str]:
+    return (cost.part_id for cost in costs)
+
+
+def _download_bytes(costs: Iterable[_Cost]) -> int:
+    return sum(cost.download_bytes for cost in costs)
+
+
+def _space_bytes(costs: Iterable[_Cost]) -> int:
+    return sum(cost.space_bytes for cost in costs)
+
+
+def _most_space(downloads: Iterable[Sequence[_Cost]]) -> int:
+    """Give the most space at a time: a download goes once the image is converted."""
+    kept = most = 0
+    for costs in downloads:
+        most = max(most, kept + _space_bytes(costs))
+        kept += sum(cost.converted_bytes or cost.download_bytes for cost in costs)
+    return most
+
+
+def _seconds(hosts: Sequence[HostEstimate], canary: int, parallel_hosts: int) -> float | None:
+    """Give the time for all; the first hosts that are worked on may have to go ahead."""
+    durations = [host.seconds for host in hosts if host.is_worked_on]
+    known = [seconds for seconds in durations if seconds is not None]
+    if len(known) < len(durations):
+        return None
+    return _schedule(known[:canary], parallel_hosts) + _schedule(known[canary:], parallel_hosts)
+
+
+def _schedule(durations: Iterable[float], parallel_hosts: int) -> float:
+    """Give each host in its order the place that is free first, and tell when all are done."""
+    free_at = [0.0] * parallel_hosts
+    for seconds in durations:
+        heapq.heapreplace(free_at, free_at[0] + seconds)
+    return max(free_at, default=0)
+
+
+def _peak_rate(downloading: Sequence[HostEstimate], parallel_hosts: int) -> float | None:
+    rates = [host.rate_bytes for host in downloading]
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < len(rates):
+        return None
+    return sum(heapq.nlargest(parallel_hosts, known))

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a body asks for, held against what there is: aggregate, hosts, images, window.
+
+Whoever is refused is told the field, before anything is saved.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oslo_utils import timeutils, uuidutils
+
+from nova_precache import exception, model
+from nova_precache.api import times, validation
+from nova_precache.api.request import Request
+from nova_precache.db.request import queries
+from nova_precache.image import companions, service
+from nova_precache.policies import aggregates as aggregate_policies
+
+_LIMITS = ('max_parallel_hosts', 'max_rate_bytes', 'canary', 'max_failures')
+_GREATEST_ID = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestBody:
+    """Images for the hosts of an aggregate or for named ones, and how they are to come."""
+
+    aggregate: model.Aggregate | None
+    named_hosts: tuple[str, ...] | None
+    images: tuple[model.Image, ...]
+    options: model.RequestOptions
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        return (self.named_hosts if self.aggregate is None else self.aggregate.hosts) or ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """When work may start, and when it is over; UTC."""
+
+    not_before: datetime.datetime | None
+    deadline: datetime.datetime | None
+
+
+def read(req: Request, body: Mapping[str, Any]) -> RequestBody:
+    """Read what is asked for in the ``request`` of a body; what is null is as if not there.
+
+    :raises nova_precache.exception.InvalidInput: naming the field, or the host or the image
+    :raises nova_precache.exception.AggregateNotFound: there is no such aggregate
+    :raises nova_precache.exception.VersionUnsupported: no compute may be called
+    """
+    asked = {key: value for key, value in body.items() if value is not None}
+    refuse_by_nova(req, asked, 'max_rate_bytes')
+    options = _options(asked)
+    if ('aggregate' in asked) == ('hosts' in asked):
+        raise exception.InvalidInput(
+            'Invalid input for field/attribute request. Either aggregate or hosts is needed.'
+        )
+    check_images(req, [canonical(image_id) for image_id in asked['images']])
+    refuse_unsupported(req)
+    aggregate = find_aggregate(req, asked['aggregate']) if 'aggregate' in asked else None
+    named = _mapped_hosts(req, asked['hosts']) if 'hosts' in asked else None
+    hosts = named if aggregate is None else aggregate.hosts
+    _check_tasks(req, len(asked['images']) * len(hosts or ()))
+    return RequestBody(aggregate, named, usable_images(req, asked['images']), options)
+
+
+def find_aggregate(req: Request, asked: float | str) -> model.Aggregate:
+    """Find the aggregate with this id, else with this uuid, else with this name.
+
+    :raises nova_precache.exception.AggregateNotFound: there is none
+    """
+    stock = req.services.inventory
+    if _is_number(asked):
+        with contextlib.suppress(exception.AggregateNotFound):
+            return stock.get_aggregate(int(asked))
+    meant = canonical(asked) if uuidutils.is_uuid_like(asked) else None
+    known = stock.list_aggregates()
+    by_uuid = [aggregate for aggregate in known if aggregate.uuid == meant]
+    by_name = [aggregate for aggregate in known if aggregate.name == asked]
+    for aggregate in (*by_uuid, *by_name):
+        return aggregate
+    raise exception.AggregateNotFound(asked)
+
+
+def aggregate_filter(req: Request, asked: str) -> queries.AggregateFilter:
+    """Find the aggregate by which a list is filtered, which may be a deleted one.
+
+    Which aggregates there are is looked up only for callers who may list them. For others,
+    requests and pins are compared with what they noted: a name that none of theirs has gives
+    an empty list, whether there is such an aggregate or not.
+
+    :raises nova_precache.exception.InvalidInput: no aggregate is or was that one
+    """
+    number = int(asked) if _is_number(asked) and 0 < int(asked) <= _GREATEST_ID else None
+    if not req.may(aggregate_policies.INDEX):
+        meant = canonical(asked) if uuidutils.is_uuid_like(asked) else None
+        return queries.AggregateFilter(id=number, uuid=meant, name=asked)
+    try:
+        return queries.AggregateFilter(id=find_aggregate(req, asked).id)
+    except exception.AggregateNotFound as error:
+        if number is not None:
+            return queries.AggregateFilter(id=number)
+        raise exception.InvalidInput(
+            f'Invalid input for query parameters aggregate. Value: {asked}. {error}'
+        ) from error
+
+
+def canonical(asked: Any) -> str:
+    """Spell a uuid as everybody does."""
+    return str(uuid.UUID(asked))
+
+
+def check_images(req: Request, asked: Sequence[str]) -> None:
+    """See that the images are not too many, and each but once.
+
+    :raises nova_precache.exception.TooMany: naming the limit
+    :raises nova_precache.exception.InvalidInput: one is there twice
+    """
+    if len(set(asked)) < len(asked):
+        raise exception.InvalidInput('Duplicate images in request')
+    limit = req.settings.max_images_per_request
+    if len(asked) > limit:
+        raise exception.TooMany('images', len(asked), 'max_images_per_request', limit)
+
+
+def usable_images(req: Request, asked: Sequence[str]) -> tuple[model.Image, ...]:
+    """Look the images up with the caller's own token, each with its kernel and ramdisk.
+
+    Their ids are in the spelling of Glance, which names their files.
+
+    :raises nova_precache.exception.ImageNotUsable: one is unknown, hidden or not active
+    :raises nova_precache.exception.InvalidInput: one is there twice, in two spellings
+    :raises nova_precache.exception.ImageServiceUnavailable: Glance gives no answer
+    """
+    images = req.services.images_for(req.context)
+    found: dict[str, model.Image] = {}
+    spellings: dict[str, str] = {}
+    for spelling in asked:
+        image = companions.look_up(_active(images, spelling), functools.partial(_active, images))
+        if image.id in found:
+            raise exception.InvalidInput(
+                f'Duplicate images in request: {spellings[image.id]} and {spelling} are the same'
+            )
+        found[image.id], spellings[image.id] = image, spelling
+    return tuple(found.values())
+
+
+def _active(images: service.ImageService, image_id: str) -> model.Image:
+    image = images.show(image_id)
+    if image.status != 'active':
+        raise exception.ImageNotUsable(image.id, f'is {image.status}, not active.')
+    return image
+
+
+def refuse_unsupported(req: Request) -> None:
+    """See that computes may be called at all.
+
+    :raises nova_precache.exception.VersionUnsupported: what they are called for is above the pin
+    """
+    why = req.services.why_unsupported()
+    if why is not None:
+        raise exception.VersionUnsupported(why)
+
+
+def refuse_by_nova(req: Request, asked: Mapping[str, Any], field: str) -> None:
+    """See that an option is not asked for which no stock nova-compute would heed.
+
+    :raises nova_precache.exception.InvalidInput: naming the field
+    """
+    if req.settings.is_stock and asked.get(field):
+        raise validation.refusal(field, asked[field], 'A stock nova-compute does not heed it.')
+
+
+def window(asked: Mapping[str, Any]) -> Window:
+    """Read when work may start and when it is over.
+
+    :raises nova_precache.exception.InvalidInput: it is over before it starts
+    """
+    read = Window(_time(asked.get('not_before')), _time(asked.get('deadline')))
+    if read.deadline is not None:
+        if read.deadline <= timeutils.utcnow():
+            raise validation.refusal('deadline', asked['deadline'], 'It must be later than now.')
+        if read.not_before is not None and read.deadline <= read.not_before:
+            raise validation.refusal(
+                'deadline', asked['deadline'], 'It must be later than not_before.'
+            )
+    return read
+
+
+def _is_number(asked: float | str) -> bool:
+    return not isinstance(asked, str) or (asked.isascii() and asked.isdigit())
+
+
+def _options(asked: Mapping[str, Any]) -> model.RequestOptions:
+    when = window(asked)
+    waits = asked.get('wait_for_down_hosts', False)
+    if waits and when.deadline is None:
+        raise validation.refusal('wait_for_down_hosts', waits, 'It needs a deadline.')
+    return model.RequestOptions(
+        not_before=when.not_before,
+        deadline=when.deadline,
+        wait_for_down_hosts=waits,
+        **{name: int(asked[name]) for name in _LIMITS if name in asked},
+    )
+
+
+def _time(text: str | None) -> datetime.datetime | None:
+    return None if text is None else times.from_text(text)
+
+
+def _mapped_hosts(req: Request, asked: Sequence[str]) -> tuple[str, ...]:
+    mapped = req.services.inventory.cell_of_hosts(asked)
+    for host in asked:
+        if host not in mapped:
+            raise validation.refusal('hosts', host, 'The host is not mapped to a cell.')
+    return tuple(asked)
+
+
+def _check_tasks(req: Request, tasks: int) -> None:
+    limit = req.settings.max_tasks_per_request
+    if tasks > limit:
+        raise exception.TooMany('tasks', tasks, 'max_tasks_per_request', limit)

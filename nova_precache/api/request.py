@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a handler is given, and what it gives back: no WSGI, no globals."""
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from oslo_config import cfg
+
+from nova_precache import context as request_context, exception, model, policy
+from nova_precache.api import microversion
+from nova_precache.cells import inventory
+from nova_precache.conf import image_cache
+from nova_precache.db import pins, requests
+from nova_precache.db.request import queries
+from nova_precache.image import service
+
+
+class RequestStore(Protocol):
+    """The requests, as far as the API needs them; ``db.requests.Requests`` is one."""
+
+    def accept(self, new: requests.NewRequest) -> model.CacheRequest: ...
+
+    def accepted(
+        self, project_id: str | None, client_request_id: str
+    ) -> model.CacheRequest | None: ...
+
+    def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest: ...
+
+    def list(
+        self,
+        which: requests.RequestFilter,
+        /,
+        sort_key: str = 'created_at',
+        descending: bool = True,
+        limit: int = 1000,
+        marker: str | None = None,
+    ) -> Sequence[model.CacheRequest]: ...
+
+    def tasks(
+        self,
+        request_id: str,
+        limit: int = 1000,
+        marker: int | None = None,
+        status: str | None = None,
+        host: str | None = None,
+        image_id: str | None = None,
+    ) -> Sequence[model.Task]: ...
+
+
+class Steering(Protocol):
+    """What can be done to a request that was accepted; ``db.steering.Steering`` is one."""
+
+    def cancel(
+        self, request_id: str, keep_partial: bool = False, project_id: str | None = None
+    ) -> model.CacheRequest: ...
+
+    def pause(self, request_id: str, project_id: str | None = None) -> model.CacheRequest: ...
+
+    def resume(self, request_id: str, project_id: str | None = None) -> model.CacheRequest: ...
+
+    def retry(
+        self,
+        request_id: str,
+        not_before: datetime.datetime | None = None,
+        deadline: datetime.datetime | None = None,
+        project_id: str | None = None,
+    ) -> model.CacheRequest: ...
+
+
+class AgentStore(Protocol):
+    """The hosts; ``db.agents.Agents`` is one, and ``cells.novahosts.NovaHosts``."""
+
+    def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]: ...
+
+    def down(self, hosts: Collection[str]) -> Mapping[str, str]: ...
+
+    def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]: ...
+
+    def list_page(
+        self,
+        limit: int,
+        marker: str | None,
+        status: model.HostStatus | None,
+        cell_uuid: str | None,
+    ) -> Sequence[model.Host]: ...
+
+
+class CacheStore(Protocol):
+    """What the caches of the hosts hold; ``db.caches.Caches`` is one."""
+
+    def present(
+        self, hosts: Collection[str], image_ids: Collection[str]
+    ) -> Mapping[tuple[str, str], model.CachedImage]: ...
+
+    def of_host(self, host: str, limit: int, marker: str | None) -> Sequence[model.CachedImage]: ...
+
+    def hosts_of(
+        self, image_id: str, limit: int, marker: str | None
+    ) -> Sequence[model.CachedImage]: ...
+
+    def known_hosts(self) -> Collection[str]: ...
+
+
+class PinStore(Protocol):
+    """The pins, as far as the API needs them; ``db.pins.Pins`` is one."""
+
+    def create(self, new: pins.NewPin) -> model.Pin: ...
+
+    def get(self, pin_id: str, project_id: str | None = None) -> model.Pin: ...
+
+    def list(
+        self,
+        project_id: str | None = None,
+        status: str | None = None,
+        aggregate: queries.AggregateFilter | None = None,
+        limit: int = 1000,
+        marker: str | None = None,
+    ) -> Sequence[model.Pin]: ...
+
+    def end(self, pin_id: str, reason: str, project_id: str | None = None) -> model.Pin: ...
+
+    def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]: ...
+
+
+class RateStore(Protocol):
+    """How fast images came to the hosts of late; ``db.jobs.Jobs`` is one."""
+
+    def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]: ...
+
+
+class NoSuchResource(exception.NotFound):
+    """Nothing is at this path, or not at this microversion."""
+
+    def __init__(self) -> None:
+        super().__init__('The resource could not be found.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Services:
+    """What the handlers act on.
+
+    :param images_for: gives the image service as the caller may see it
+    :param wake: tells the conductors that there is work; may fail
+    :param why_unsupported: why no compute may be called at all, None when it may
+    """
+
+    inventory: inventory.Inventory
+    requests: RequestStore
+    steering: Steering
+    agents: AgentStore
+    caches: CacheStore
+    pins: PinStore
+    rates: RateStore
+    images_for: Callable[[request_context.RequestContext], service.ImageService]
+    wake: Callable[[], None]
+    why_unsupported: Callable[[], str | None]
+    enforcer: policy.Enforcer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The options that handlers go by.
+
+    :ivar is_stock: images are cached by stock nova-computes
+    :ivar force_raw_images: and the one after it: as the computes have them, for estimates
+    :ivar precache_concurrency: tells what it is now, for estimates
+    """
+
+    public_endpoint: str | None
+    max_limit: int
+    max_images_per_request: int
+    max_tasks_per_request: int
+    force_raw_images: bool
+    reserved_disk_bytes: int
+    precache_concurrency: Callable[[], int]
+    is_stock: bool = False
+
+    @classmethod
+    def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
+        return cls(
+            public_endpoint=conf.api.public_endpoint,
+            max_limit=conf.api.max_limit,
+            max_images_per_request=conf.image_cache.max_images_per_request,
+            max_tasks_per_request=conf.image_cache.max_tasks_per_request,
+            force_raw_images=conf.force_raw_images,
+            reserved_disk_bytes=conf.image_cache.reserved_disk_bytes,
+            precache_concurrency=lambda: conf.image_cache.precache_concurrency,
+            is_stock=conf.image_cache.compute_backend == image_cache.NOVA,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One request of the API, authenticated and routed.
+
+    :param path: the variables of the path
+    :param query: the values of each query parameter
+    :param body: what the JSON says; None without a body
+    :param base_url: URL of the root of the API, without a slash at its end
+    """
+
+    services: Services
+    settings: Settings
+    context: request_context.RequestContext
+    version: microversion.Version
+    path: Mapping[str, str]
+    query: Mapping[str, Sequence[str]]
+    body: Any
+    base_url: str
+
+    def require_version(self, major: int, minor: int) -> None:
+        """Have the resource not exist before a microversion.
+
+        :raises NoSuchResource: the caller asked for an older one
+        """
+        if self.version < microversion.Version(major, minor):
+            raise NoSuchResource
+
+    def authorize(self, rule: str, target: Mapping[str, Any] | None = None) -> None:
+        """Apply a policy rule.
+
+        :raises nova_precache.exception.PolicyNotAuthorized: the caller may not
+        """
+        self.services.enforcer.authorize(self.context, rule, target)
+
+    def may(self, rule: str) -> bool:
+        """Return whether the caller meets a policy rule."""
+        try:
+            self.authorize(rule)
+        except exception.PolicyNotAuthorized:
+            return False
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a handler answers; ``body`` None is an empty one."""
+
+    status: int = 200
+    body: model.Json | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+Handler = Callable[[Request], Reply]

@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an image gets into the cache: the one routine for precaching and for boots.
+
+::
+
+    there already?  ── yes ──► make it young: existing
+        │ no
+    lock ── there now? ── yes ──► make it young: existing
+        │ no
+    wait for a slot ─► look the image up, and at its place ─► find what came before
+        ─► reserve space ─────────────────────────────────────────────────┐
+                                                                          │
+    publish ◄─ look it up again ◄─ convert ◄─ inspect the whole ◄─ download, verify and watch
+
+Whatever fails on the way, nothing is left in the directory but what another attempt can
+go on from.
+
+An image that names a kernel or a ramdisk is there only with them. These companions come
+before it, each under its own lock, and are stored as they are: Nova neither inspects nor
+converts them. Space is reserved for all parts together. A companion that is locked by others is
+waited for without the lock of the image, since two images may name each other.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from nova_precache import exception, model, transfer_control as controls
+from nova_precache.cache import layout, locks, partials, store as cache_store
+from nova_precache.download import engine, rate_limit as paces, source
+from nova_precache.image import service
+from nova_precache.inspection import convert, formats
+
+LOG = logging.getLogger(__name__)
+
+# What is to be converted is read again as soon as it is here. While its pages are still in
+# the page cache, qemu-img need not wait for the disk. They stay for that up to this share of
+# the memory, and are gone once the image is published: the page cache is for what the guests
+# read.
+_KEPT_PAGES_SHARE = 1 / 8
+
+
+class _CompanionLocked(Exception):
+    """The companion with this base name is locked by another thread or process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A file that is to come: the base file of an image or of one of its companions.
+
+    :ivar held: what is held for it, until it is published
+    """
+
+    origin: source.Source
+    partial: partials.Partial
+    held: contextlib.ExitStack
+    is_companion: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A file that is on its way.
+
+    :ivar others_bytes: for the other files that come with it
+    """
+
+    part: _Part
+    space: cache_store.Reservation
+    others_bytes: int
+    progress: model.ProgressCallback
+    control: controls.Control
+
+    @property
+    def origin(self) -> source.Source:
+        return self.part.origin
+
+    @property
+    def partial(self) -> partials.Partial:
+        return self.part.partial
+
+    @property
+    def image(self) -> model.Image:
+        return self.origin.image
+
+
+class CachePopulator:
+    """Fills one cache.
+
+    :param force_raw: convert images of other formats to raw
+    :param is_backing: tells whether some disk is based on the file with this path
+    :param max_virtual_size_bytes: the largest disk that an image may hold; 0: any
+    :param sync_rules: None: the usual ones
+    """
+
+    def __init__(
+        self,
+        *,
+        store: cache_store.CacheStore,
+        image_locks: locks.ImageLocks,
+        downloader: engine.Downloader,
+        inspector: formats.ImageInspector,
+        converter: convert.Converter,
+        pace: paces.HostRateLimit,
+        force_raw: bool,
+        is_backing: Callable[[str], bool],
+        max_virtual_size_bytes: int = 0,
+        sync_rules: partials.SyncRules | None = None,
+    ) -> None:
+        self._store = store
+        self._partials = partials.Partials(store.layout, sync_rules)
+        self._locks = image_locks
+        self._downloader = downloader
+        self._inspector = inspector
+        self._converter = converter
+        self._pace = pace
+        self._force_raw = force_raw
+        self._is_backing = is_backing
+        self._max_virtual_size_bytes = max_virtual_size_bytes
+
+    def fill(
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: controls.Control | None = None,
+        needed: Sequence[model.Companion] | None = None,
+    ) -> model.CacheResult:
+        """Bring the base files of an image and its companions into the cache, or touch them.
+
+        Waits while another thread or process, Nova's too, fills in the same image.
+
+        :param needed: the companions as the image service names them now; None: those that
+            were noted when the image came
+        :raises nova_precache.exception.CacheError: with the reason why it is not there
+        """
+        control = control or controls.Control()
+        control.check()
+        is_noted = needed is None or self._store.noted(layout.base_name(image_id)) == tuple(needed)
+        if is_noted and self._is_there(image_id, control, needed):
+            return model.CacheResult(existing=True)
+        while True:
+            try:
+                return self._fill_locked(images, image_id, progress, control, needed)
+            except _CompanionLocked as exc:
+                with self._locks.hold(str(exc), control):
+                    LOG.debug('Companion %s of image %s is free', exc, image_id)
+
+    def _fill_locked(
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: controls.Control,
+        needed: Sequence[model.Companion] | None,
+    ) -> model.CacheResult:
+        with contextlib.ExitStack() as stack:
+            if control.is_boot:
+                stack.enter_context(self._pace.boot())
+            stack.enter_context(self._locks.hold(layout.base_name(image_id), control))
+            stack.enter_context(self._clearing(image_id, control))
+            if self._is_there(image_id, control, needed):
+                if needed is not None:
+                    self._store.note(layout.base_name(image_id), needed)
+                return model.CacheResult(existing=True)
+            stack.enter_context(self._locks.hastening(layout.base_name(image_id), control))
+            stack.enter_context(self._pace.slot(control))
+            return self._fill(images, image_id, progress, control)
+
+    def _is_there(
+        self,
+        image_id: str,
+        control: controls.Control,
+        needed: Sequence[model.Companion] | None,
+    ) -> bool:
+        self._store.check_there()
+        if needed is None:
+            needed = self._store.noted(layout.base_name(image_id))
+        return (
+            needed is not None
+            and self._store.is_hit(image_id)
+            and all(self._is_companion_there(each, control) for each in needed)
+            and self._store.touch(image_id, is_boot=control.is_boot)
+        )
+
+    def _is_companion_there(self, companion: model.Companion, control: controls.Control) -> bool:
+        return self._store.has_companion(companion) and self._store.touch(
+            companion.id, is_boot=control.is_boot
+        )
+
+    @contextlib.contextmanager
+    def _clearing(self, image_id: str, control: controls.Control) -> Iterator[None]:
+        """Clear away in the end what no other attempt will go on from."""
+        keeps = False
+        try:
+            yield
+        except exception.CacheError as exc:
+            keeps = exc.keeps_partial and not control.is_last_attempt
+            raise
+        except _CompanionLocked:
+            keeps = True
+            raise
+        finally:
+            if not keeps:
+                self._partials.clear(image_id)
+
+    def _fill(
+        self,
+        images: service.ImageService,
+        image_id: str,
+        progress: model.ProgressCallback,
+        control: controls.Control,
+    ) -> model.CacheResult:
+        origin = control.run_interruptibly(
+            lambda: source.ImageServiceSource.find(images, image_id), discard=lambda _: None
+        )
+        self._inspector.check_there()
+        with contextlib.ExitStack() as stack:
+            parts = list(self._lacking_companions(origin, control, stack))
+            if self._store.is_hit(image_id) and self._store.touch(
+                image_id, is_boot=control.is_boot
+            ):
+                self._store.note(layout.base_name(image_id), origin.image.needed)
+            else:
+                parts.append(self._open(origin, stack))
+            if not parts:  # only the note was not as it should be
+                return model.CacheResult(existing=True)
+            with self._works(parts, progress, control) as works:
+                size_bytes = sum(map(self._publish, works))
+        LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)
+        return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
+
+    def _lacking_companions(
+        self,
+        origin: source.ImageServiceSource,
+        control: controls.Control,
+        stack: contextlib.ExitStack,
+    ) -> Iterator[_Part]:
+        """Yield the companions that are not there, each with its lock held; touch the others."""
+        for companion, needed in zip(origin.companions(), origin.image.needed, strict=True):
+            held = stack.enter_context(contextlib.ExitStack())
+            base_name = layout.base_name(needed.id)
+            if not held.enter_context(self._locks.try_hold(base_name)):
+                raise _CompanionLocked(base_name)
+            if self._is_companion_there(needed, control):
+                held.close()
+                continue
+            self._store.check_place(needed.id)
+            held.enter_context(self._clearing(needed.id, control))
+            held.enter_context(self._locks.hastening(base_name, control))
+            partial = held.enter_context(self._partials.open(companion.image))
+            yield _Part(companion, partial, held, is_companion=True)
+
+    def _open(self, origin: source.Source, stack: contextlib.ExitStack) -> _Part:
+        image = origin.image
+        self._store.check_place(image.id)
+        self._check_replaceable(image.id)
+        if image.disk_format in formats.RAW_DISK_FORMATS:
+            self._check_virtual_size(image.size or 0)
+        held = stack.enter_context(contextlib.ExitStack())
+        opening = self._partials.open(image, keep_pages=self._keeps_pages(image))
+        return _Part(origin, held.enter_context(opening), held, is_companion=False)
+
+    @contextlib.contextmanager
+    def _works(
+        self,
+        parts: Sequence[_Part],
+        progress: model.ProgressCallback,
+        control: controls.Control,
+    ) -> Iterator[Sequence[_Work]]:
+        """Reserve space for all parts, and check that files may become that large."""
+        needed_bytes = [self._needed_bytes(each, each.origin.image.virtual_size) for each in parts]
+        with self._store.reserve(
+            sum(needed_bytes),
+            [each.partial.converted_path for each in parts],
+            lambda: sum(each.partial.passed_bytes for each in parts),
+        ) as space:
+            for part in parts:
+                part.partial.check_size(part.origin.image.size or 0)
+                if self._will_convert(part):
+                    part.partial.check_converted(part.origin.image.virtual_size or 0)
+            sizes = [each.origin.image.size for each in parts]
+            known = [size for size in sizes if size is not None]
+            total_bytes = sum(known) if len(known) == len(sizes) else None
+            yield [
+                _Work(
+                    part,
+                    space,
+                    others_bytes=sum(needed_bytes) - needed_bytes[index],
+                    progress=_counting(progress, sum(known[:index]), total_bytes),
+                    control=control,
+                )
+                for index, part in enumerate(parts)
+            ]
+
+    def _publish(self, work: _Work) -> int:
+        """Download and publish one part, and return the number of its bytes."""
+        size_bytes = self._download(work)
+        with _keeping(work):
+            path = self._make_bootable(work, size_bytes)
+            for look in (work.origin.check_unchanged, work.control.confirm):
+                work.control.run_interruptibly(look, discard=lambda _: None)
+            work.control.check()
+            if not work.part.is_companion:
+                self._complete(work.image, work.control)
+        self._store.publish(path, work.image.id)
+        work.part.held.close()
+        return size_bytes
+
+    def _complete(self, image: model.Image, control: controls.Control) -> None:
+        """Check that the companions are still there, after what may be days, and note them."""
+        for companion in image.needed:
+            if not self._is_companion_there(companion, control):
+                raise exception.StorageError(
+                    f'{self._store.layout.base_path(companion.id)}, which image {image.id} cannot '
+                    'be booted without, was removed meanwhile'
+                )
+        self._store.note(layout.base_name(image.id), image.needed)
+
+    def _check_replaceable(self, image_id: str) -> None:
+        """See that no disk needs what stands in the place of the base file.
+
+        A qcow2 file there, from a time before ``force_raw_images``, may have
+        overlays that name its format: over a raw file they would not start again.
+        """
+        path = self._store.layout.base_path(image_id)
+        if os.path.exists(path) and self._is_backing(path):
+            raise exception.StorageError(
+                f'{path} is not raw but is the backing file of a disk, so it cannot be replaced'
+            )
+
+    def _check_virtual_size(self, virtual_size_bytes: int) -> None:
+        if 0 < self._max_virtual_size_bytes < virtual_size_bytes:
+            raise exception.UnsafeImage(
+                f'its disk of {virtual_size_bytes} bytes is more than '
+                f'max_virtual_size_bytes, {self._max_virtual_size_bytes}'
+            )
+
+    def _keeps_pages(self, image: model.Image) -> bool:
+        return self._is_converted(image) and (image.size or 0) <= _max_kept_pages_bytes()
+
+    def _needed_bytes(self, part: _Part, virtual_size_bytes: int | None) -> int:
+        """Add up what downloading takes, and converting where that will be done."""
+        download_bytes = max(part.origin.image.size or 0, part.partial.passed_bytes)
+        return download_bytes + (virtual_size_bytes or 0 if self._will_convert(part) else 0)
+
+    def _will_convert(self, part: _Part) -> bool:
+        return not part.is_companion and self._is_converted(part.origin.image)
+
+    def _is_converted(self, image: model.Image) -> bool:
+        return self._force_raw and image.disk_format not in formats.RAW_DISK_FORMATS
+
+    def _download(self, work: _Work) -> int:
+        watcher: engine.Watcher = _Unwatched()
+        if not work.part.is_companion:
+            watcher = self._inspector.watch(
+                work.image.disk_format, functools.partial(self._admit, work)
+            )
+        return self._downloader.download(
+            work.origin, work.partial, watcher, work.control, work.progress
+        )
+
+    def _admit(self, work: _Work, virtual_size_bytes: int) -> None:
+        """See that the disk in an image, as its bytes have it, may be so large, and fits.
+
+        The size that the image service told before does not matter any more.
+        """
+        self._check_virtual_size(virtual_size_bytes)
+        needed_bytes = self._needed_bytes(work.part, virtual_size_bytes)
+        work.space.require(work.others_bytes + needed_bytes)
+        if self._will_convert(work.part):
+            work.partial.check_converted(virtual_size_bytes)
+
+    def _make_bootable(self, work: _Work, size_bytes: int) -> str:
+        """Inspect what came, convert it where it is not what is to be booted, and tell where."""
+        partial, control = work.partial, work.control
+        if work.part.is_companion:
+            return partial.path
+        inspected = self._inspector.inspect(partial.path, work.image.disk_format, control)
+        self._admit(work, inspected.virtual_size_bytes)
+        if not self._force_raw or inspected.qemu_format == 'raw':
+            return partial.path
+        work.progress(model.Progress(model.TaskStatus.CONVERTING, size_bytes, work.image.size))
+        self._converter.to_raw(partial.path, inspected, partial.converted_path, control)
+        return partial.converted_path
+
+
+def _counting(
+    progress: model.ProgressCallback, before_bytes: int, total_bytes: int | None
+) -> model.ProgressCallback:
+    """Count the bytes of one part as those after others, of all."""
+    return lambda now: progress(
+        dataclasses.replace(now, bytes_done=before_bytes + now.bytes_done, bytes_total=total_bytes)
+    )
+
+
+class _Unwatched:
+    """Looks at nothing: a kernel is not inspected."""
+
+    def feed(self, data: memoryview) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _keeping(work: _Work) -> Iterator[None]:
+    """Keep what came for another attempt, where there may be one, as a download does."""
+    try:
+        yield
+    except exception.CacheError as exc:
+        if exc.keeps_partial and not work.control.is_last_attempt:
+            _keep(work)
+        raise
+
+
+def _keep(work: _Work) -> None:
+    try:
+        work.partial.keep()
+    except exception.CacheError as exc:
+        LOG.warning('What came of image %s is not kept: %s', work.image.id, exc)
+
+
+def _max_kept_pages_bytes() -> float:
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') * _KEPT_PAGES_SHARE

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-precache-manage host: which hosts are in which cell, and those that are gone for good."""
+
+import sys
+
+from oslo_config import cfg
+
+from nova_precache import exception, model, wire
+from nova_precache.cmd import manage_commands
+
+
+def show_all(conf: cfg.ConfigOpts) -> int:
+    with manage_commands.site(conf) as site:
+        mappings = site.inventory.list_host_mappings()
+        known = site.hosts.look([host for host, _ in mappings])
+    rows = [(host, cell.name, *_state(known.get(host))) for host, cell in mappings]
+    manage_commands.show(('Host', 'Cell', 'State', 'Last report (UTC)', 'Driver'), rows)
+    return 0
+
+
+def _state(host: model.Host | None) -> tuple[object, ...]:
+    if host is None:
+        return model.HostStatus.DOWN, None, None
+    return host.status, host.agent.seen_at, host.agent.driver
+
+
+def discover(conf: cfg.ConfigOpts) -> int:
+    """Map the hosts of living agents that are mapped to no cell, as a first report does."""
+    with manage_commands.site(conf) as site:
+        mapped = {host for host, _ in site.inventory.list_host_mappings()}
+        unmapped = [agent for agent in site.agents.list() if agent.host not in mapped]
+        known = site.agents.look([agent.host for agent in unmapped]).values()
+        # Each is tried, and what is wrong with one is told.
+        results = [_map(site, each.agent) for each in known if each.status == model.HostStatus.UP]
+    print(f'Hosts mapped: {sum(results)}')
+    return 0 if all(results) else 1
+
+
+def _map(site: manage_commands.Site, agent: model.Agent) -> bool:
+    try:
+        site.inventory.map_host(wire.host(agent.host), agent.cell_uuid)
+    except (exception.InvalidInput, exception.NotFound, exception.Conflict) as exc:
+        print(f'Host {wire.printable(agent.host)} is not mapped: {exc}', file=sys.stderr)
+        return False
+    print(f'Host {agent.host} is mapped to cell {site.inventory.get_cell(agent.cell_uuid).name}.')
+    return True
+
+
+def delete(conf: cfg.ConfigOpts) -> int:
+    host = conf.command.host_name
+    with manage_commands.site(conf) as site:
+        refuse_used(site, host)
+        delete_one(site, host)
+    print(f'Host {wire.printable(host)} is deleted.')
+    return 0
+
+
+def refuse_used(site: manage_commands.Site, host: str) -> None:
+    """Keep a host that lives, or that something still refers to.
+
+    :raises nova_precache.exception.ComputeHostNotFound: nobody knows it
+    :raises nova_precache.exception.InUse: it is needed
+    """
+    known = site.agents.look([host]).get(host)
+    if known is None and host not in site.inventory.cell_of_hosts([host]):
+        raise exception.ComputeHostNotFound(host)
+    if known is not None and known.status == model.HostStatus.UP:
+        raise exception.InUse(
+            f'Host {host} is up, it reported at {known.agent.seen_at} UTC: stop its compute first.'
+        )
+    if known is not None and known.status == model.HostStatus.UNKNOWN:
+        raise exception.InUse(
+            f'Host {host} is not known to be down ({known.reason}): try again once a conductor '
+            'has heard its cell for [DEFAULT] service_down_time.'
+        )
+    if aggregates := sorted(site.inventory.aggregates_of_host(host)):
+        names = ', '.join(map(str, aggregates))
+        raise exception.InUse(f'Host {host} is in aggregates (by id) {names}: remove it there.')
+    if jobs := site.departures.jobs_on_host(host):
+        raise exception.InUse(
+            f'Host {host} has work in flight, {jobs} images: cancel the requests first, or let '
+            'them end.'
+        )
+
+
+def delete_one(site: manage_commands.Site, host: str) -> None:
+    """Delete what is known of a host; nothing where the inventory is Nova's."""
+    site.inventory.unmap_host(host)
+    site.departures.forget(host)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the conductors what is in the cache of a host.
+
+All of it at the start and every few minutes, since a message can be lost; in between what
+has changed, soon after a transfer has ended. How many disks are based on an image is looked
+at with all of it, and once a minute at most when something has changed: there may be
+thousands of disks.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from nova_precache import model
+from nova_precache.compute import reporter
+from nova_precache.virt import driver as virt_driver
+
+IMAGES_A_MESSAGE = 500  # of some 150 bytes each
+RECOUNT_SECONDS = 60.0
+
+_Images = Mapping[str, model.CachedImage]
+
+
+class CacheReporter:
+    """What the conductors were told of one host's cache; used by one thread at a time.
+
+    :param changes_seconds: how often changes are looked for
+    :param full_seconds: how often all is told
+    """
+
+    def __init__(
+        self,
+        host: str,
+        agent_id: str,
+        driver: virt_driver.ComputeDriver,
+        conductor: reporter.Reporter,
+        changes_seconds: float,
+        full_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host = host
+        self._agent_id = agent_id
+        self._driver = driver
+        self._conductor = conductor
+        self._changes_seconds = changes_seconds
+        self._full_seconds = full_seconds
+        self._clock = clock
+        self._told: _Images | None = None
+        self._changes_due = self._full_due = self._recount_due = clock()
+        self._is_count_old = False
+        self._ended = 0
+
+    def report(self, ended: int) -> None:
+        """Tell what is due to be told; to be called each second or so.
+
+        :param ended: how many transfers have ended; after each, changes are looked for
+        :raises nova_precache.exception.PrecacheError: it could not be told, and is told later
+        """
+        now = self._clock()
+        if ended == self._ended and now < self._changes_due:
+            return
+        self._ended = ended
+        self._changes_due = now + self._changes_seconds
+        if self._told is None or now >= self._full_due:
+            self._tell_all(now)
+        else:
+            self._tell_changes(now, self._told)
+
+    def forget(self) -> None:
+        """Report all of it the next time: the conductors may know the cache of another machine."""
+        self._told = None
+        self._changes_due = self._clock()
+
+    def _tell_all(self, now: float) -> None:
+        images = self._count(now)
+        for news in _all(images):
+            self._tell(news)
+        self._told = images
+        self._full_due = now + self._full_seconds
+
+    def _tell_changes(self, now: float, told: _Images) -> None:
+        images = self._look(recount=False)
+        self._is_count_old |= images != told
+        if self._is_count_old and now >= self._recount_due:
+            images = self._count(now)
+        for news in _changes(told, images):
+            self._tell(news)
+        self._told = images
+
+    def _count(self, now: float) -> _Images:
+        images = self._look(recount=True)
+        self._is_count_old = False
+        self._recount_due = now + RECOUNT_SECONDS
+        return images
+
+    def _look(self, *, recount: bool) -> _Images:
+        return {image.name: image for image in self._driver.cached_images(recount=recount)}
+
+    def _tell(self, news: reporter.CacheNews) -> None:
+        self._conductor.report_images(self._host, self._agent_id, news)
+
+
+def _all(images: _Images) -> Iterator[reporter.CacheNews]:
+    """Tell of all images, in parts that each replace the names up to their last one."""
+    parts = list(_parts(sorted(images))) or [()]
+    after = None
+    for part in parts[:-1]:
+        yield reporter.CacheNews(_of(images, part), full=True, after=after, until=part[-1])
+        after = part[-1]
+    yield reporter.CacheNews(_of(images, parts[-1]), full=True, after=after)
+
+
+def _changes(told: _Images, images: _Images) -> Iterator[reporter.CacheNews]:
+    changed = [name for name, image in sorted(images.items()) if told.get(name) != image]
+    removed = sorted(told.keys() - images.keys())
+    for some, gone in itertools.zip_longest(_parts(changed), _parts(removed), fillvalue=()):
+        yield reporter.CacheNews(_of(images, some), gone)
+
+
+def _of(images: _Images, names: Sequence[str]) -> Sequence[model.CachedImage]:
+    return [images[name] for name in names]
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    starts = range(0, len(names), IMAGES_A_MESSAGE)
+    return (names[start : start + IMAGES_A_MESSAGE] for start in starts)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sees to what requests come to without a call: windows open and close, computes are stopped.
+
+All of it is in the database, where any conductor may do any of it: one that dies leaves
+nothing undone. A message that somebody steered a request only has one look sooner.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from nova_precache.conductor import tracker
+from nova_precache.db import request_actions
+
+LOG = logging.getLogger(__name__)
+
+# While computes are being stopped; the next look may find that one was.
+STOPPING_POLL_SECONDS = 1.0
+STOP_SECONDS = 5.0
+
+
+class StopOrderSender(Protocol):
+    """Sees to what computes are to leave; ``conductor.orders.Orders`` tells them."""
+
+    def stop_transfers(self) -> bool:
+        """False when there is nothing to stop."""
+
+    def discard_partials(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class HostRecovery(Protocol):
+    """Knows the hosts that are waited for; ``db.returning.Returning`` does by their agents."""
+
+    def hasten(self) -> int:
+        """Have what waits for hosts that are back be due now; gives how many jobs that is."""
+
+
+class LifecycleLoop:
+    """One conductor's loop; it looks every so often, or when woken.
+
+    :param poll_seconds: may change at any time
+    :param freed: called when work that waited may go on
+    """
+
+    def __init__(
+        self,
+        store: request_actions.Steering,
+        hosts: HostRecovery,
+        track: tracker.Tracker,
+        tell: StopOrderSender,
+        poll_seconds: float,
+        freed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._returning = hosts
+        self._tracker = track
+        self._orders = tell
+        self.poll_seconds = poll_seconds
+        self._freed = freed
+        self._is_stopping_transfers = False
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._loop = threading.Thread(target=self._run, name='helm', daemon=True)
+
+    def start(self) -> None:
+        """Start to look."""
+        self._loop.start()
+
+    def wake(self) -> None:
+        """Have the loop look now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+        self.wake()
+        if self._loop.ident is not None:
+            self._loop.join(STOP_SECONDS)
+        self._orders.stop()
+
+    def look(self) -> None:
+        """Do all that is due; what fails does not hold up the rest, and is due again."""
+        for step in (
+            self._stop_transfers,  # first: somebody may wait for it
+            self._adopt,
+            self._check,
+            self._expire,
+            self._stop_transfers,
+            self._open_windows,
+            self._call_returned_hosts,
+            self._orders.discard_partials,
+        ):
+            try:
+                step()
+            except Exception:
+                LOG.exception('The step %s of the helm failed', step.__name__)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            self.look()
+            self._wake.wait(self._seconds_to_wait())
+
+    def _seconds_to_wait(self) -> float:
+        if self._is_stopping_transfers:
+            return min(STOPPING_POLL_SECONDS, self.poll_seconds)
+        return self.poll_seconds
+
+    def _stop_transfers(self) -> None:
+        self._is_stopping_transfers = self._orders.stop_transfers()
+
+    def _adopt(self) -> None:
+        self._tracker.settle(self._store.adopt())
+
+    def _check(self) -> None:
+        """Do what a conductor could not that died right after it had recorded an outcome."""
+        self._tracker.settle(self._store.check())
+
+    def _expire(self) -> None:
+        self._tracker.settle(self._store.expire())
+
+    def _open_windows(self) -> None:
+        for request_id in self._store.open_windows():
+            self._tracker.opened(request_id)
+            self._freed()
+
+    def _call_returned_hosts(self) -> None:
+        if self._returning.hasten():
+            self._freed()

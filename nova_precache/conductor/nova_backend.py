@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work through stock nova-computes, which know neither jobs nor epochs, and stop for nobody.
+
+So the conductor begins a job itself, right before it calls; a host whose call was lost is
+left alone until that call must be over; and what is to stop is left to end by itself.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+from nova_precache import context, exception, model
+from nova_precache.cells import liveness
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import tracker
+from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
+
+LOG = logging.getLogger(__name__)
+
+DISCARDS = 500
+# Between the note that a call is sent and its sending, a broker may be waited for.
+SENDING_SECONDS = 2.0
+ERROR = 'nova-compute answered error; see its log'
+_UNSUPPORTED = 'the driver of nova-compute cannot cache images'
+
+
+class NovaCompute(Protocol):
+    """What is called on a host; ``compute.novarpc.NovaComputeAPI`` is the real one."""
+
+    def probe(self) -> None:
+        """As ``compute.novarpc.NovaComputeAPI.probe``."""
+
+    def cache_images(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        image_ids: Sequence[str],
+        token: str | None,
+    ) -> Mapping[str, str]:
+        """As ``compute.novarpc.NovaComputeAPI.cache_images``."""
+
+
+class Calls(Protocol):
+    """Which calls were sent; ``db.stockcalls.StockCalls`` is the real one."""
+
+    def begin(
+        self, job_id: str, epoch: int, host: str, over_seconds: float
+    ) -> nova_calls.Begun | nova_calls.Occupied | None: ...
+
+    def answered(self, host: str, epoch: int) -> None: ...
+
+    def occupied(self, host: str) -> nova_calls.Occupied | None: ...
+
+
+class NovaBackend:
+    """The nova-computes of one cell, called as if they were computes of this service.
+
+    :param over_seconds: after which a call that was sent must be over
+    """
+
+    def __init__(self, nova: NovaCompute, calls: Calls, over_seconds: float) -> None:
+        self._nova = nova
+        self._calls = calls
+        self._over_seconds = over_seconds
+
+    def cache_image(
+        self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        """Have a host cache an image and wait for the outcome.
+
+        Its kernel and ramdisk come first, in the same call, as images of their own.
+
+        :returns: None when the job is not to be called any more
+        :raises nova_precache.exception.HostOccupied: this call was lost, or an earlier one
+        :raises nova_precache.exception.CellUnreachable: nothing was sent
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        """
+        self._nova.probe()
+        begun = self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
+        if begun is None:
+            return None
+        if isinstance(begun, nova_calls.Occupied):
+            raise _occupied('an earlier call got no answer', begun)
+        companion_ids = [each.id for each in call.needed or ()]
+        image_ids = [*companion_ids, call.image_id]
+        try:
+            words = self._nova.cache_images(ctxt, host, image_ids, call.token)
+        except (TimeoutError, exception.CellUnreachable) as exc:
+            raise self._lost(host) from exc
+        except exception.PrecacheError:  # that is an answer, too
+            self._calls.answered(host, call.epoch)
+            raise
+        self._calls.answered(host, call.epoch)
+        return _outcome_of_all([(each, words.get(each)) for each in image_ids], begun.bytes_total)
+
+    def _lost(self, host: str) -> exception.HostOccupied:
+        why = 'no answer from nova-compute'
+        occupied = self._calls.occupied(host)
+        if occupied is None:
+            return exception.HostOccupied(why, 0, is_lost=True)
+        return _occupied(why, occupied, is_lost=True)
+
+
+def _occupied(
+    why: str, occupied: nova_calls.Occupied, is_lost: bool = False
+) -> exception.HostOccupied:
+    return exception.HostOccupied(
+        f'{why}, and the host may still be at work on it: '
+        f'it is not called before {occupied.until:%Y-%m-%dT%H:%M:%SZ}',
+        occupied.seconds,
+        is_lost=is_lost,
+    )
+
+
+def _outcome_of_all(
+    words: Sequence[tuple[str, str | None]], size_bytes: int | None
+) -> model.ImageOutcome:
+    """Read the words for the companions of an image and, as the last one, for the image."""
+    outcomes = [outcome_of(word, size_bytes) for _, word in words]
+    for (image_id, _), outcome in zip(words[:-1], outcomes[:-1], strict=True):
+        if outcome.status not in model.TASK_SUCCEEDED:
+            reason = f'kernel or ramdisk {image_id}: {outcome.reason}'
+            return dataclasses.replace(outcome, reason=reason)
+    cached = [each for each in outcomes if each.status == model.TaskStatus.CACHED]
+    is_there = outcomes[-1].status == model.TaskStatus.EXISTING
+    return cached[0] if is_there and cached else outcomes[-1]
+
+
+def outcome_of(word: str | None, size_bytes: int | None) -> model.ImageOutcome:
+    """Read the word of a nova-compute for an image of a size, where that is known.
+
+    An image of which it says nothing, or nothing known, did not come to be cached for all
+    that is known.
+    """
+    if word == model.TaskStatus.CACHED:
+        return model.ImageOutcome(word, bytes_done=size_bytes or 0, bytes_total=size_bytes)
+    if word == model.TaskStatus.EXISTING:
+        return model.ImageOutcome(word, bytes_total=size_bytes)
+    if word == model.TaskStatus.UNSUPPORTED:
+        return model.ImageOutcome(word, _UNSUPPORTED)
+    return model.ImageOutcome(model.TaskStatus.ERROR, ERROR, model.Retry.BACKOFF)
+
+
+class NovaStopOrders:
+    """Sees to what is to stop: no nova-compute can be told, but one that is not waited for.
+
+    What a conductor has called and waits for keeps its outcome.
+
+    :param freed: called when work that waited may go on
+    """
+
+    def __init__(
+        self,
+        store: request_actions.Steering,
+        job_store: jobs.Jobs,
+        track: tracker.Tracker,
+        freed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._jobs = job_store
+        self._tracker = track
+        self._freed = freed
+
+    def stop_transfers(self) -> bool:
+        """Stop what no conductor waits for; False when nothing is to stop."""
+        orders = self._store.stop_orders()
+        if not orders:
+            return False
+        # Only now: a host is given back after the outcome of its call was recorded.
+        claimed = set(self._jobs.claimed_hosts())
+        for order in orders:
+            if order.host not in claimed:
+                LOG.info('Job %s of host %s counts as stopped', order.job_id, order.host)
+                self._tracker.settle(self._store.stopped(order.job_id, order.epoch))
+                self._freed()
+        return True
+
+    def discard_partials(self) -> None:
+        """Leave to Nova what cancelled calls left on their hosts."""
+        for discard in self._store.discards(DISCARDS):
+            self._store.discarded(discard.job_id)
+
+    def stop(self) -> None:
+        """Nobody is being told anything."""
+
+
+class NovaLivenessLook(Protocol):
+    """Which hosts can be called; ``cells.liveness.NovaLiveness`` is the real one."""
+
+    def look(self, hosts: Collection[str], seconds: float | None = None) -> liveness.Look:
+        """As ``cells.liveness.NovaLiveness.look``."""
+
+
+class NovaHostRecovery:
+    """Jobs that wait for hosts that were down or disabled, and are due when these are back."""
+
+    def __init__(self, waiting: host_recovery.Waiting, alive: NovaLivenessLook) -> None:
+        self._waiting = waiting
+        self._liveness = alive
+
+    def hasten(self) -> int:
+        """Have such jobs be due now; gives how many there were."""
+        hosts = self._waiting.hosts()
+        if not hosts:
+            return 0
+        look = self._liveness.look(hosts, liveness.BRIEF_SECONDS)
+        away = {*look.down, *look.unknown, *look.settling}
+        return self._waiting.hasten([host for host in hosts if host not in away])

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gathers what computes report, so that it is written in bulk and not one by one."""
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+
+from nova_precache import model
+from nova_precache.db import agents, caches, jobs
+
+# So many images in memory are written at once, by whoever tells of the last one.
+MAX_IMAGES = 20_000
+# Between two writes, of one cell: above the hosts that may register in it.
+MAX_STATES = 50_000
+
+
+class ReportBuffer:
+    """What was reported since the last write: of each agent and each job the newest.
+
+    :param note_heard: notes the cells from which messages have arrived
+    :param refuse: called with agents that reported, but are not registered for their hosts
+    """
+
+    def __init__(
+        self,
+        agent_store: agents.Agents,
+        job_store: jobs.Jobs,
+        cache_store: caches.Caches,
+        note_heard: Callable[[Collection[str]], None] = lambda cell_uuids: None,
+        refuse: Callable[[Collection[model.Agent]], None] = lambda agents: None,
+    ) -> None:
+        self._agents = agent_store
+        self._jobs = job_store
+        self._caches = cache_store
+        self._note_heard = note_heard
+        self._refuse = refuse
+        self._lock = threading.Lock()
+        self._heard: set[str] = set()
+        self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
+        self._progress: dict[_Call, jobs.ProgressReport] = {}
+        self._images: list[tuple[str, caches.Report]] = []
+        self._images_count = 0
+        self._writing_images = threading.Lock()
+
+    def hear(self, cell_uuid: str) -> None:
+        """Note that a message of a cell has arrived."""
+        with self._lock:
+            self._heard.add(cell_uuid)
+
+    def add_state(self, agent: model.Agent) -> None:
+        """Note a heartbeat; a new one of a cell that has sent too many is dropped."""
+        key = agent.host, agent.agent_id
+        with self._lock:
+            self._heard.add(agent.cell_uuid)
+            states = self._states.setdefault(agent.cell_uuid, {})
+            if key in states or len(states) < MAX_STATES:
+                states[key] = agent
+
+    def add_progress(self, report: jobs.ProgressReport) -> None:
+        """Note a progress; an older one of its call than was seen is forgotten."""
+        call = report.cell_uuid, report.job_id, report.epoch, report.agent_id
+        with self._lock:
+            known = self._progress.get(call)
+            if known is None or report.sequence > known.sequence:
+                self._progress[call] = report
+
+    def add_images(self, agent_id: str, report: caches.Report) -> None:
+        """Note what is in a cache, as an agent tells."""
+        with self._lock:
+            self._images.append((agent_id, report))
+            self._images_count += len(report.images) + len(report.removed) + 1
+            is_full = self._images_count >= MAX_IMAGES
+        if is_full:
+            self.write_images()
+
+    def write_states(self) -> None:
+        """Write the heartbeats gathered so far, and which cells were heard."""
+        with self._lock:
+            states, self._states = self._states, {}
+            heard, self._heard = self._heard, set()
+        reports = [agent for of_cell in states.values() for agent in of_cell.values()]
+        if reports and (strangers := self._agents.report(reports)):
+            self._refuse(strangers)
+        if heard:  # only now: a conductor that cannot record has not heard
+            self._note_heard(heard)
+
+    def write_progress(self) -> None:
+        """Write the progress gathered so far."""
+        with self._lock:
+            progress, self._progress = self._progress, {}
+        if progress:
+            self._jobs.record_progress(progress.values())
+
+    def write_images(self) -> None:
+        """Write what is in the caches, of hosts whose registered agents have told."""
+        with self._writing_images:  # or what was told later might be written first
+            with self._lock:
+                told, self._images, self._images_count = self._images, [], 0
+            if told:
+                self._record_images(told)
+
+    def _record_images(self, told: Sequence[tuple[str, caches.Report]]) -> None:
+        registered = self._agents.get({report.host for _, report in told})
+        self._caches.record_all(
+            report
+            for agent_id, report in told
+            if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
+        )
+
+
+_Call = tuple[str | None, str, int, str | None]
+
+
+def _is_of(agent: model.Agent | None, agent_id: str, cell_uuid: str | None) -> bool:
+    """Check that a report came from the registered agent of its host, in its cell."""
+    if agent is None or agent.agent_id != agent_id:
+        return False
+    return cell_uuid in (None, agent.cell_uuid)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The least that a download takes writes what came, and ends where it cannot."""
+
+import errno
+import io
+import os
+import pathlib
+
+import pytest
+
+from benchmarks import lower_bound
+from nova_precache.download import pipeline
+
+# More than all buffers hold, and the last one not full.
+DATA = os.urandom(4096) * (pipeline.BUFFERS * pipeline.BUFFER_BYTES // 4096 + 1)
+
+
+@pytest.fixture(autouse=True)
+def any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, 'O_DIRECT', 0)
+
+
+def test_what_came_is_written(tmp_path: pathlib.Path) -> None:
+    lower_bound.download(io.BytesIO(DATA), str(tmp_path / 'file'))
+    assert (tmp_path / 'file').read_bytes() == DATA
+
+
+def test_a_write_that_fails_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lower_bound, '_STUCK_SECONDS', 0.1)
+    monkeypatch.setattr(os, 'write', full)
+    with pytest.raises(OSError, match='No space left'):
+        lower_bound.download(io.BytesIO(DATA), str(tmp_path / 'file'))

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boots are seen by whoever precaches, from their begin to their end, however that comes."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from nova_precache.cache import boot_signal
+
+_BOOT = (
+    'import sys, time; from nova_precache.cache import boots\n'
+    'with boots.WaitingBoots(sys.argv[1]).wait():\n'
+    '    print("waits", flush=True); time.sleep(600)'
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        self.now += boot_signal.LOOK_SECONDS
+        return self.now
+
+
+@pytest.fixture
+def seen(tmp_path: pathlib.Path) -> boot_signal.WaitingBoots:
+    """What a compute sees, each time anew."""
+    return boot_signal.WaitingBoots(str(tmp_path), Clock())
+
+
+def test_a_boot_is_seen_while_it_waits(
+    tmp_path: pathlib.Path, seen: boot_signal.WaitingBoots
+) -> None:
+    assert not seen.are_there()
+    with boot_signal.WaitingBoots(str(tmp_path)).wait():
+        assert seen.are_there()
+    assert not seen.are_there()
+
+
+def test_boots_are_seen_until_the_last_one_has_ended(seen: boot_signal.WaitingBoots) -> None:
+    with seen.wait():
+        with seen.wait():
+            assert seen.are_there()
+        assert seen.are_there()
+    assert not seen.are_there()
+
+
+def test_a_boot_of_another_process_is_seen_until_that_dies(
+    tmp_path: pathlib.Path, seen: boot_signal.WaitingBoots
+) -> None:
+    command = [sys.executable, '-c', _BOOT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as boot:
+        assert boot.stdout is not None
+        assert boot.stdout.readline() == 'waits\n'
+        assert seen.are_there()
+        boot.kill()
+    assert not seen.are_there()
+
+
+def test_nobody_looks_more_often_than_is_of_use(tmp_path: pathlib.Path) -> None:
+    now = [100.0]
+    waiting = boot_signal.WaitingBoots(str(tmp_path), lambda: now[0])
+    assert not waiting.are_there()
+    with waiting.wait():
+        assert not waiting.are_there()
+        now[0] += boot_signal.LOOK_SECONDS
+        assert waiting.are_there()
+
+
+def test_without_a_lock_directory_a_boot_goes_on_unseen(tmp_path: pathlib.Path) -> None:
+    nowhere = boot_signal.WaitingBoots(str(tmp_path / 'nowhere'), Clock())
+    with nowhere.wait():
+        assert not nowhere.are_there()

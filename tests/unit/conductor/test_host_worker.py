@@ -1,0 +1,703 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work on one claimed host: what each answer, error and silence comes to."""
+
+import datetime
+import logging
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.compute import rpcapi
+from nova_precache.conductor import host_worker
+from nova_precache.db.engine import models
+from tests.unit.conductor.conftest import POLICY, REST_SECONDS, Parts
+from tests.unit.conftest import BROKEN, CACHED, LONG_AGO
+
+NEVER = model.ImageOutcome('error', 'unsafe image: it has a backing file')
+MISMATCH = model.ImageOutcome('error', 'wrong hash', model.Retry.ONCE)
+
+
+@pytest.fixture
+def parts(parts: Parts) -> Parts:
+    for host in ('h1', 'h2', 'h3'):
+        parts.world.living(host)
+    return parts
+
+
+def _task(parts: Parts, request: model.CacheRequest, host: str = 'h1') -> model.Task:
+    [task] = [task for task in parts.world.requests.tasks(request.id) if task.host == host]
+    return task
+
+
+# Answers
+
+
+def test_all_due_jobs_of_a_host_are_called_in_turn_and_the_host_is_given_back(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2', 'i3'])
+
+    assert parts.serve() == 'h1'
+
+    assert parts.compute.called() == [('h1', 'i1'), ('h1', 'i2'), ('h1', 'i3')]
+    assert parts.world.requests.get(request.id).counts == {'cached': 3}
+    assert parts.world.status(request) == 'completed'
+    assert parts.world.claimed() == 0
+
+
+def test_a_call_carries_the_endpoint_and_a_token_that_no_log_shows(parts: Parts) -> None:
+    parts.world.planned(['h1'], ['i1'])
+
+    parts.serve()
+
+    [(_, call)] = parts.compute.calls
+    assert (call.image_id, call.image_endpoint, call.token) == ('i1', 'http://glance', 'token-1')
+    assert 'token-1' not in repr(call)
+
+
+def test_an_error_that_can_pass_waits_for_its_next_attempt_and_the_host_is_left(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    parts.compute.script('h1', 'i1', parts.compute.answers(BROKEN))
+
+    parts.serve()
+
+    assert parts.compute.called() == [('h1', 'i1')]
+    assert parts.world.statuses(request) == {('h1', 'i1'): 'retry_wait', ('h1', 'i2'): 'queued'}
+    assert parts.world.tasks(request)['h1', 'i1'].reason == 'the line is dead'
+    assert parts.world.claimed() == 0
+
+
+def test_a_compute_is_told_which_attempt_is_the_last_one(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    for _ in range(POLICY.max_attempts):
+        parts.compute.script('h1', image.id, parts.compute.answers(BROKEN))
+        parts.serve()
+        parts.world.make_due()
+
+    told = [call.options.is_last_attempt for _, call in parts.compute.calls]
+    assert told == [False] * (POLICY.max_attempts - 1) + [True]
+    assert _task(parts, request).status == 'error'
+
+
+def test_an_attempt_that_a_stopping_compute_gave_up_is_told_again_to_be_the_last_one(
+    parts: Parts,
+) -> None:
+    image = parts.images.add(b'data')
+    parts.world.planned(['h1'], [image.id])
+    stopping = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
+    for outcome in (BROKEN, BROKEN, stopping, CACHED):
+        parts.compute.script('h1', image.id, parts.compute.answers(outcome))
+        parts.serve()
+        parts.world.make_due()
+
+    told = [call.options.is_last_attempt for _, call in parts.compute.calls]
+    assert told == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ('status', 'reason'),
+    [
+        ('cancelled', 'the request was cancelled'),
+        ('expired', 'the deadline of the request passed'),
+    ],
+)
+def test_what_was_stopped_on_its_host_is_final_with_its_reason_and_no_attempt_follows(
+    parts: Parts, status: str, reason: str
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def stop(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        if status == 'cancelled':
+            parts.steering.cancel(request.id)
+        else:
+            this = models.CacheRequest.id == request.id
+            parts.world.change(models.CacheRequest, this, deadline=LONG_AGO)
+        return model.ImageOutcome(status, 'somebody stopped it')
+
+    parts.compute.script('h1', 'i1', stop)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.reason) == (status, reason)
+    assert parts.world.requests.get(request.id).counts == {status: 1}
+    assert parts.world.status(request) not in model.REQUEST_ACTIVE
+    assert parts.world.depth() == 0
+
+
+def test_an_error_that_can_pass_is_final_after_the_last_attempt(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    for _ in range(POLICY.max_attempts):
+        parts.compute.script('h1', image.id, parts.compute.answers(BROKEN))
+        parts.serve()
+        parts.world.make_due()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts, task.reason) == ('error', 3, 'the line is dead')
+    assert parts.world.status(request) == 'failed'
+
+
+def test_an_error_that_cannot_pass_is_final_at_once_and_the_next_image_goes_on(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    parts.compute.script('h1', 'i1', parts.compute.answers(NEVER))
+
+    parts.serve()
+
+    assert parts.world.statuses(request) == {('h1', 'i1'): 'error', ('h1', 'i2'): 'cached'}
+    assert parts.world.tasks(request)['h1', 'i1'].reason == NEVER.reason
+    assert parts.world.status(request) == 'partial'
+
+
+def test_a_mismatch_is_tried_once_more_at_once(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    parts.compute.script('h1', image.id, *[parts.compute.answers(MISMATCH)] * 3)
+
+    parts.serve()
+
+    assert len(parts.compute.calls) == 2
+    task = _task(parts, request)
+    assert (task.status, task.attempts, task.reason) == ('error', 2, 'wrong hash')
+
+
+def test_a_mismatch_may_be_followed_by_a_success(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    parts.compute.script('h1', image.id, parts.compute.answers(MISMATCH))
+
+    parts.serve()
+
+    assert _task(parts, request).status == 'cached'
+
+
+def test_a_call_that_the_compute_could_not_confirm_is_repeated_at_once(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.compute.script('h1', 'i1', lambda host, call: None)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('cached', 1)
+    first, second = (call.epoch for _, call in parts.compute.calls)
+    assert first < second
+
+
+def test_a_call_that_the_compute_could_not_confirm_twice_is_tried_again_later(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.compute.script('h1', 'i1', *[lambda host, call: None] * 2)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.reason) == ('retry_wait', 'the compute could not confirm the call')
+
+
+def test_a_version_that_may_not_be_sent_or_is_not_known_there_is_unsupported_and_not_retried(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    too_old = exception.VersionUnsupported('cache_image 1.0 is not known to whoever was called')
+    parts.compute.script('h1', 'i1', parts.compute.fails(too_old))
+
+    parts.serve()
+
+    tasks = {task.image_id: task for task in parts.world.requests.tasks(request.id)}
+    assert (tasks['i1'].status, tasks['i1'].reason) == ('unsupported', str(too_old))
+    assert tasks['i1'].attempts == 1
+    assert tasks['i2'].status == 'cached'
+    assert parts.compute.called() == [('h1', 'i1'), ('h1', 'i2')]
+
+
+def test_the_answer_to_a_call_that_was_fenced_meanwhile_changes_nothing(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def lose_the_claim(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        parts.world.expire('h1')
+        assert parts.world.jobs.take_over('c2')
+        assert parts.world.jobs.assign('c2', 'h1')
+        return CACHED
+
+    parts.compute.script('h1', 'i1', lose_the_claim)
+
+    parts.serve()
+
+    assert _task(parts, request).status == 'queued'
+    assert parts.world.jobs.claimed_hosts('c2') == ['h1']
+    assert parts.announced.events() == []
+
+
+# Silence
+
+
+def test_a_call_that_timed_out_while_bytes_move_is_repeated_and_counts_no_attempt(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    silent = parts.compute.fails(TimeoutError(), begins=True)
+    parts.compute.script('h1', 'i1', silent, silent)
+
+    parts.serve()
+
+    epochs = [call.epoch for _, call in parts.compute.calls]
+    assert len(epochs) == 3
+    assert epochs == sorted(set(epochs))
+    assert len({call.job_id for _, call in parts.compute.calls}) == 1
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('cached', 1)
+
+
+def test_a_call_that_timed_out_in_silence_is_an_attempt_that_failed(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def fall_silent(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.world.change(models.Job, models.Job.uuid == call.job_id, progress_at=LONG_AGO)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', fall_silent)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+    assert task.reason == 'no answer from the compute'
+
+
+def test_a_call_that_nobody_took_is_an_attempt_that_failed(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.compute.script('h1', 'i1', parts.compute.fails(TimeoutError()))
+
+    parts.serve()
+
+    assert _task(parts, request).reason == 'no answer from the compute'
+
+
+def test_a_transfer_left_by_another_conductor_is_joined_without_an_attempt(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.world.begun('dead')
+    parts.world.jobs.release_all('dead')
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('cached', 1)
+
+
+# A host or a cell that is gone
+
+
+def test_a_host_that_is_down_is_not_called(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.world.dead('h1')
+
+    parts.serve()
+
+    assert parts.compute.calls == []
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+    assert task.reason is not None
+    assert task.reason.startswith('host down: last report at')
+
+
+def test_a_dead_cell_is_left_alone_and_all_its_due_jobs_count_an_attempt(parts: Parts) -> None:
+    request = parts.world.planned(['h1', 'h2', 'h3'], ['i1'])
+    unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
+    parts.compute.script('h1', 'i1', unreachable)
+
+    parts.serve()
+
+    assert parts.compute.called() == [('h1', 'i1')]
+    assert parts.breakers.avoid() == {parts.world.cell.uuid}
+    for task in parts.world.requests.tasks(request.id):
+        assert (task.status, task.attempts) == ('retry_wait', 1)
+        assert task.reason == f'cell {parts.world.cell.uuid} is unreachable: no route to host'
+    assert parts.world.claimed() == 0
+
+
+def test_the_jobs_of_a_cell_that_stays_dead_end_in_error_with_that_reason(parts: Parts) -> None:
+    images = [parts.images.add(b'data').id]
+    request = parts.world.planned(['h1', 'h2', 'h3'], images)
+    unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
+    for host in ('h1', 'h2', 'h3'):
+        parts.compute.script(host, images[0], *[unreachable] * 9)
+
+    for _ in range(POLICY.max_attempts):
+        parts.serve()
+        parts.world.make_due()
+        parts.now[0] += REST_SECONDS + 1
+
+    assert len(parts.compute.calls) == POLICY.max_attempts
+    for task in parts.world.requests.tasks(request.id):
+        assert (task.status, task.attempts) == ('error', 3)
+        assert 'no route to host' in (task.reason or '')
+    assert parts.world.status(request) == 'failed'
+
+
+def test_a_dead_cell_does_not_count_attempts_for_another_one(parts: Parts) -> None:
+    parts.world.planned(['h1'], ['i1'])
+    other = parts.world.planned(['h2'], ['i1'], cell_uuid='alive')
+    parts.compute.script('h1', 'i1', parts.compute.fails(exception.CellUnreachable('dead')))
+
+    parts.serve()
+
+    assert (_task(parts, other, 'h2').status, _task(parts, other, 'h2').attempts) == ('queued', 0)
+    assert parts.serve() == 'h2'
+    assert _task(parts, other, 'h2').status == 'cached'
+
+
+@pytest.mark.parametrize('answer', [CACHED, TimeoutError()], ids=['an answer', 'a timeout'])
+def test_a_cell_whose_broker_takes_calls_again_is_taken_back(
+    parts: Parts, answer: model.ImageOutcome | TimeoutError
+) -> None:
+    parts.world.planned(['h1'], ['i1'])
+    parts.breakers.failed(parts.world.cell.uuid)
+    parts.now[0] += REST_SECONDS + 1
+    if isinstance(answer, TimeoutError):
+        parts.compute.script('h1', 'i1', parts.compute.fails(answer))
+
+    parts.serve()
+    parts.breakers.enter(parts.world.cell.uuid)
+
+    assert parts.breakers.avoid() == set()
+
+
+def test_a_cell_that_dies_between_two_calls_for_a_transfer_is_left_alone(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.compute.script(
+        'h1',
+        'i1',
+        parts.compute.fails(TimeoutError(), begins=True),
+        parts.compute.fails(exception.CellUnreachable('no route to host')),
+    )
+
+    parts.serve()
+
+    assert _task(parts, request).status == 'retry_wait'
+    assert parts.breakers.avoid() == {parts.world.cell.uuid}
+
+
+# What else goes wrong
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        exception.ImageServiceUnavailable('Glance is away'),
+        exception.ImageUnauthorized('the credentials were refused'),
+    ],
+)
+def test_without_access_to_the_images_the_attempt_fails_and_nothing_is_called(
+    parts: Parts, error: Exception
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def no_access() -> tuple[str | None, str | None]:
+        raise error
+
+    parts.access = no_access
+
+    parts.serve()
+
+    assert parts.compute.calls == []
+    task = _task(parts, request)
+    assert (task.status, task.reason) == ('retry_wait', str(error))
+
+
+def test_a_cell_that_is_not_mapped_any_more_fails_the_attempt(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def no_cell(cell_uuid: str) -> host_worker.ComputeClient:
+        raise exception.CellNotFound(cell_uuid)
+
+    parts.compute_of = no_cell
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert task.status == 'retry_wait'
+    assert task.reason == f'Cell {parts.world.cell.uuid} has no mapping.'
+
+
+def test_an_unexpected_error_fails_the_attempt_and_is_logged_once(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without an outcome the job would be due again at once, and for ever."""
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.compute.script('h1', 'i1', parts.compute.fails(RuntimeError('a bug')))
+
+    with caplog.at_level(logging.ERROR):
+        parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+    assert task.reason == 'unexpected RuntimeError: a bug'
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def test_a_conductor_that_stops_calls_nothing_and_gives_the_host_back(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    claim = parts.world.jobs.claim('c1', limit=1)
+    assert claim is not None
+
+    parts.caller().serve(claim, lambda: True)
+
+    assert parts.compute.calls == []
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('queued', 0)
+    assert parts.world.claimed() == 0
+
+
+# Visibility at a retry
+
+
+def _fail_once(parts: Parts, host: str, image_id: str) -> None:
+    parts.compute.script(host, image_id, parts.compute.answers(BROKEN))
+    parts.serve()
+    parts.compute.calls.clear()
+    parts.world.make_due()
+
+
+def test_at_a_retry_each_request_is_asked_about_on_its_own(parts: Parts) -> None:
+    image = parts.images.add(b'data', owner='p1')
+    mine = parts.world.planned(['h1'], [image.id], project_id='p1')
+    other = parts.world.planned(['h1'], [image.id], project_id='p2')
+    _fail_once(parts, 'h1', image.id)
+    parts.images.update(image.id, visibility='private')
+
+    parts.serve()
+
+    assert _task(parts, mine).status == 'cached'
+    refused = _task(parts, other)
+    assert refused.status == 'error'
+    assert refused.reason == f'Image {image.id} is not visible to project p2'
+    assert parts.world.status(other) == 'failed'
+    assert parts.compute.called() == [('h1', image.id)]
+
+
+def test_an_image_that_nobody_may_have_any_more_is_not_tried_again(parts: Parts) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id, 'i2'])
+    _fail_once(parts, 'h1', image.id)
+    parts.images.update(image.id, status='deactivated')
+
+    parts.serve()
+
+    assert parts.compute.called() == [('h1', 'i2')]
+    task = parts.world.tasks(request)['h1', image.id]
+    assert (task.status, task.reason) == ('error', f'Image {image.id} is deactivated, not active')
+    assert parts.world.depth() == 0
+
+
+def test_a_transfer_in_work_is_joined_though_its_image_was_hidden_since(parts: Parts) -> None:
+    """Its bytes move already, and whoever takes it over must still fetch its outcome."""
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    _fail_once(parts, 'h1', image.id)
+    parts.world.begun('dead')
+    parts.world.jobs.release_all('dead')
+    parts.images.delete(image.id)
+
+    parts.serve()
+
+    assert _task(parts, request).status == 'cached'
+
+
+@pytest.mark.parametrize('fault', ['unavailable', 'unauthorized'])
+def test_a_retry_goes_on_while_visibility_cannot_be_asked_for(
+    parts: Parts, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    _fail_once(parts, 'h1', image.id)
+    errors = {
+        'unavailable': exception.ImageServiceUnavailable('Glance is away'),
+        'unauthorized': exception.ImageUnauthorized('the token was refused'),
+    }
+
+    def show(image_id: str) -> model.Image:
+        raise errors[fault]
+
+    monkeypatch.setattr(parts.images, 'show', show)
+
+    parts.serve()
+
+    assert _task(parts, request).status == 'cached'
+
+
+def test_a_compute_that_restarted_and_moves_again_is_called_again(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def start_anew(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch, starts=True)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', start_anew, start_anew)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts, len(parts.compute.calls)) == ('cached', 2, 3)
+
+
+def test_a_compute_that_restarts_at_each_call_ends_in_an_error(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def start_anew(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch, starts=True)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', *[start_anew] * 20)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.reason) == ('error', 'no answer from the compute')
+    assert len(parts.compute.calls) == POLICY.max_attempts + 1
+
+
+def test_a_compute_that_shuts_down_counts_no_attempt_and_the_host_is_left(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    stops = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
+    parts.compute.script('h1', 'i1', lambda host, call: stops)
+
+    parts.serve()
+
+    waiting, other = parts.world.requests.tasks(request.id)
+    assert (waiting.status, waiting.attempts) == ('retry_wait', 0)
+    assert (other.status, parts.compute.called()) == ('queued', [('h1', 'i1')])
+
+
+# What a request allows
+
+
+def _in_an_hour() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=1)
+
+
+def test_a_call_carries_the_rate_and_the_time_that_its_requests_leave(parts: Parts) -> None:
+    options = model.RequestOptions(max_rate_bytes=1000, deadline=_in_an_hour())
+    parts.world.planned(['h1'], ['i1'], options=options)
+    parts.world.planned(['h2'], ['i1'], options=options)
+    parts.world.planned(['h2'], ['i1'])
+
+    parts.serve()
+    parts.serve()
+
+    first, shared = (call.options for _, call in parts.compute.calls)
+    assert first.max_rate_bytes == 1000
+    assert first.deadline_seconds is not None
+    assert 0 < first.deadline_seconds <= 3600
+    assert (shared.max_rate_bytes, shared.deadline_seconds) == (None, None)
+
+
+def test_a_host_that_is_waited_for_is_put_off_with_all_its_jobs_and_counts_no_attempt(
+    parts: Parts,
+) -> None:
+    options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
+    request = parts.world.planned(['h1'], ['i1', 'i2'], options=options)
+    parts.world.dead('h1')
+
+    parts.serve()
+
+    assert parts.compute.calls == []
+    reason = f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}'
+    for task in parts.world.requests.tasks(request.id):
+        assert (task.status, task.attempts, task.reason) == ('retry_wait', 0, reason)
+    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.breakers.avoid() == set()
+
+
+def test_a_host_that_is_waited_for_is_called_however_often_it_was_down(parts: Parts) -> None:
+    options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
+    request = parts.world.planned(['h1'], ['i1'], options=options)
+    parts.world.dead('h1')
+    for _ in range(POLICY.max_attempts + 1):
+        parts.serve()
+        parts.world.make_due()
+
+    parts.world.living('h1')
+    parts.serve()
+
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('cached', 1)
+
+
+def test_an_unreachable_cell_counts_no_attempt_for_a_job_that_waits_for_its_host(
+    parts: Parts,
+) -> None:
+    options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
+    request = parts.world.planned(['h1'], ['i1'], options=options)
+    parts.compute.script('h1', 'i1', parts.compute.fails(exception.CellUnreachable('no route')))
+
+    parts.serve()
+
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('retry_wait', 0)
+
+
+def test_a_paused_transfer_waits_uncounted_until_its_request_is_resumed(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def pause(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.steering.pause(request.id)
+        return model.ImageOutcome('error', 'the request is paused', model.Retry.LATER)
+
+    parts.compute.script('h1', 'i1', pause)
+    parts.serve()
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('retry_wait', 0)
+    assert parts.world.jobs.claim('c1', limit=5) is None
+
+    parts.steering.resume(request.id)
+    parts.serve()
+
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('cached', 1)
+
+
+def test_what_was_cancelled_by_one_and_is_wanted_by_another_is_called_again(parts: Parts) -> None:
+    first = parts.world.planned(['h1'], ['i1'])
+
+    def cancel(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
+        """The order is under way when another request joins the transfer."""
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.steering.cancel(first.id)
+        parts.world.planned(['h1'], ['i1'])
+        return model.ImageOutcome('cancelled', 'the request was cancelled')
+
+    parts.compute.script('h1', 'i1', cancel)
+
+    parts.serve()
+    if parts.world.depth():
+        parts.serve()
+
+    second = next(r for r in parts.world.requests.list() if r.id != first.id)
+    assert _task(parts, first).status == 'cancelled'
+    assert (_task(parts, second).status, len(parts.compute.calls)) == ('cached', 2)
+    parts.tracker.complete(parts.world.requests.ids_to_complete())  # as each sweep does
+    assert parts.world.status(first) == 'cancelled'
+    assert parts.world.status(second) == 'completed'
+
+
+def test_a_call_that_goes_wrong_while_its_job_is_cancelled_ends_it_and_is_not_repeated(
+    parts: Parts,
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def lose(host: str, call: rpcapi.CacheImageCall) -> None:
+        assert parts.world.jobs.begin(call.job_id, call.epoch)
+        parts.steering.cancel(request.id)
+        raise TimeoutError
+
+    parts.compute.script('h1', 'i1', lose)
+
+    parts.serve()
+
+    assert len(parts.compute.calls) == 1
+    assert _task(parts, request).status == 'cancelled'
+    assert parts.world.status(request) == 'cancelled'

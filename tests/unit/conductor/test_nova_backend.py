@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock nova-computes behind a conductor: no host is sent a call while another may be at work."""
+
+import collections
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from nova_precache import context, exception, model
+from nova_precache.cells import liveness
+from nova_precache.conductor import nova_backend
+from nova_precache.db import host_recovery, nova_calls
+from nova_precache.db.engine import models
+from tests.unit.conductor.conftest import POLICY, Parts
+from tests.unit.conftest import LONG_AGO
+
+OVER_SECONDS = 1800.0
+
+
+class FakeNova:
+    """Every nova-compute: answers ``cached`` unless scripted, and knows what it was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, str | None]] = []
+        self.script: dict[str, list[Callable[[], str | None]]] = collections.defaultdict(list)
+        self.is_broker_up = True
+
+    def probe(self) -> None:
+        if not self.is_broker_up:
+            raise exception.CellUnreachable('no broker')
+
+    def cache_images(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        image_ids: Sequence[str],
+        token: str | None,
+    ) -> Mapping[str, str]:
+        self.sent += [(host, image_id, token) for image_id in image_ids]
+        steps = self.script[host]
+        words = [(each, steps.pop(0)() if steps else 'cached') for each in image_ids]
+        return {image_id: word for image_id, word in words if word is not None}
+
+    def loses(self, host: str, error: Exception | None = None) -> None:
+        """Have the next call of a host get no answer."""
+
+        def lose() -> None:
+            raise error or TimeoutError('no reply')
+
+        self.script[host].append(lose)
+
+    def says(self, host: str, word: str | None) -> None:
+        self.script[host].append(lambda: word)
+
+    def images(self) -> list[str]:
+        return [image_id for _, image_id, _ in self.sent]
+
+
+@pytest.fixture
+def nova(parts: Parts) -> FakeNova:
+    made = FakeNova()
+    calls = nova_calls.StockCalls(parts.world.database)
+    compute = nova_backend.NovaBackend(made, calls, OVER_SECONDS)
+    parts.compute_of = lambda cell_uuid: compute
+    for host in ('h1', 'h2'):
+        parts.world.living(host)
+    return made
+
+
+def _task(
+    parts: Parts, request: model.CacheRequest, host: str = 'h1', image: str = 'i1'
+) -> model.Task:
+    return parts.world.tasks(request)[host, image]
+
+
+def _let_call_be_over(parts: Parts) -> None:
+    """Have so much time pass that what was lost is over, and what waits for that is due."""
+    parts.world.change(models.StockCall, models.StockCall.over_at > LONG_AGO, over_at=LONG_AGO)
+    parts.world.make_due()
+
+
+def _sent_rows(parts: Parts) -> list[str]:
+    with parts.world.database.reader() as session:
+        return [row.host for row in session.query(models.StockCall)]
+
+
+@pytest.mark.parametrize(
+    ('word', 'status', 'reason', 'bytes_done'),
+    [
+        ('cached', 'cached', None, 100),
+        ('existing', 'existing', None, 0),
+        ('unsupported', 'unsupported', 'the driver of nova-compute cannot cache images', 0),
+        ('error', 'retry_wait', nova_backend.ERROR, 0),
+        ('stashed', 'retry_wait', nova_backend.ERROR, 0),
+        (None, 'retry_wait', nova_backend.ERROR, 0),
+    ],
+)
+def test_the_word_of_a_nova_compute_is_the_outcome(
+    parts: Parts, nova: FakeNova, word: str, status: str, reason: str | None, bytes_done: int
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    nova.says('h1', word)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.reason, task.bytes_done) == (status, reason, bytes_done)
+    assert (task.bytes_total, task.attempts) == (100, 1)
+    assert nova.sent == [('h1', 'i1', 'token-1')]
+    assert _sent_rows(parts) == []
+
+
+def test_an_error_is_tried_again_so_often_and_no_more(parts: Parts, nova: FakeNova) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    for _ in range(POLICY.max_attempts):
+        nova.says('h1', 'error')
+        parts.serve()
+        parts.world.make_due()
+
+    task = _task(parts, request, image=image.id)
+    assert (task.status, task.reason, task.attempts) == ('error', nova_backend.ERROR, 3)
+
+
+def test_the_images_of_a_request_are_one_call_each(parts: Parts, nova: FakeNova) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2', 'i3'])
+
+    parts.serve()
+
+    assert nova.images() == ['i1', 'i2', 'i3']
+    assert parts.world.requests.get(request.id).counts == {'cached': 3}
+
+
+def test_two_requests_for_one_image_on_one_host_are_one_call(parts: Parts, nova: FakeNova) -> None:
+    first = parts.world.planned(['h1'], ['i1'])
+    second = parts.world.planned(['h1'], ['i1'])
+
+    parts.serve()
+
+    assert nova.images() == ['i1']
+    assert {_task(parts, each).status for each in (first, second)} == {'cached'}
+
+
+# Lost calls
+
+
+@pytest.mark.parametrize(
+    'error', [TimeoutError('no reply'), exception.CellUnreachable('the broker was lost')]
+)
+def test_after_a_lost_call_all_images_of_the_host_wait_and_hold_no_slot(
+    parts: Parts, nova: FakeNova, error: Exception
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    nova.loses('h1', error)
+
+    parts.serve()
+
+    assert nova.images() == ['i1']
+    lost, other = _task(parts, request), _task(parts, request, image='i2')
+    assert (lost.status, lost.attempts) == ('retry_wait', 1)
+    assert str(lost.reason).startswith('no answer from nova-compute, and the host may still be')
+    assert (other.status, other.attempts) == ('retry_wait', 0)
+    assert str(other.reason).startswith('an earlier call got no answer, and the host may still')
+    assert parts.world.claimed() == 0
+    with parts.world.database.reader() as session:
+        over_at = session.query(models.StockCall).one().over_at
+    for task in (lost, other):
+        assert task.next_attempt_at is not None
+        assert abs(task.next_attempt_at - over_at) < datetime.timedelta(seconds=5)
+        assert f'it is not called before {over_at:%Y-%m-%dT%H:%M:%SZ}' in str(task.reason)
+
+
+def test_what_is_asked_of_the_host_later_waits_for_the_lost_call_too(
+    parts: Parts, nova: FakeNova
+) -> None:
+    parts.world.planned(['h1'], ['i1'])
+    nova.loses('h1')
+    parts.serve()
+
+    late = parts.world.planned(['h1', 'h2'], ['i9'])
+    assert {parts.serve(), parts.serve()} == {'h1', 'h2'}
+
+    assert nova.sent[1:] == [('h2', 'i9', 'token-1')]
+    assert parts.world.statuses(late) == {('h1', 'i9'): 'retry_wait', ('h2', 'i9'): 'cached'}
+    assert _task(parts, late, image='i9').attempts == 0
+
+
+def test_a_job_that_is_due_too_early_is_not_called(parts: Parts, nova: FakeNova) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    nova.loses('h1')
+    parts.serve()
+
+    parts.world.make_due()  # as when a paused request is resumed
+    parts.serve()
+
+    assert len(nova.sent) == 1
+    task = _task(parts, request, image=image.id)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+
+
+def test_once_it_must_be_over_the_host_is_called_again_and_counts_an_attempt(
+    parts: Parts, nova: FakeNova
+) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    nova.loses('h1')
+    parts.serve()
+
+    _let_call_be_over(parts)
+    nova.says('h1', 'existing')
+    parts.serve()
+
+    task = _task(parts, request, image=image.id)
+    assert (task.status, task.attempts) == ('existing', 2)
+    assert _sent_rows(parts) == []
+
+
+def test_the_last_attempt_that_is_lost_is_an_error_and_the_host_is_left_alone_all_the_same(
+    parts: Parts, nova: FakeNova
+) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id])
+    for _ in range(POLICY.max_attempts):
+        nova.loses('h1')
+        _let_call_be_over(parts)
+        parts.serve()
+    assert len(nova.sent) == POLICY.max_attempts
+    task = _task(parts, request, image=image.id)
+    assert (task.status, task.attempts) == ('error', 3)
+    assert str(task.reason).startswith('no answer from nova-compute')
+
+    parts.world.planned(['h1'], ['i2'])
+    parts.serve()
+
+    assert len(nova.sent) == POLICY.max_attempts
+
+
+def test_a_conductor_that_is_killed_in_a_call_has_its_successor_wait_for_it(
+    parts: Parts, nova: FakeNova
+) -> None:
+    image = parts.images.add(b'data')
+    request = parts.world.planned(['h1'], [image.id, 'i2'])
+    parts.world.jobs.claim('c1', limit=1)
+    killed = parts.world.jobs.assign('c1', 'h1')
+    assert killed is not None
+    calls = nova_calls.StockCalls(parts.world.database)
+    assert calls.begin(killed.job_id, killed.epoch, 'h1', OVER_SECONDS) == nova_calls.Begun(100)
+    assert _task(parts, request, image=image.id).status == 'downloading'
+    parts.world.expire('h1')
+
+    claim = parts.world.jobs.take_over('c2')
+    assert claim is not None
+    parts.caller('c2').serve(claim, lambda: False)
+
+    assert nova.sent == []
+    called, other = (_task(parts, request, image=each) for each in (image.id, 'i2'))
+    assert (called.status, called.attempts) == ('retry_wait', 1)
+    assert (other.status, other.attempts) == ('retry_wait', 0)
+    assert parts.world.claimed() == 0
+
+    _let_call_be_over(parts)
+    parts.serve('c2')
+
+    assert _task(parts, request, image=image.id).attempts == 2
+    assert set(parts.world.statuses(request).values()) == {'cached'}
+
+
+def test_a_call_that_was_over_before_anybody_looked_is_repeated_and_counted(
+    parts: Parts, nova: FakeNova
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    nova.loses('h1', KeyboardInterrupt())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        parts.serve('c1')
+
+    _let_call_be_over(parts)
+    parts.serve('c2')
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('cached', 2)
+
+
+def test_where_the_broker_is_gone_nothing_is_sent_and_no_host_has_to_wait_for_it(
+    parts: Parts, nova: FakeNova
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    nova.is_broker_up = False
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, nova.sent) == ('retry_wait', [])
+    assert str(task.reason).endswith('is unreachable: no broker')
+    assert _sent_rows(parts) == []
+
+
+def test_an_error_of_the_compute_is_an_answer(parts: Parts, nova: FakeNova) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    nova.loses('h1', exception.VersionUnsupported('cache_images 6.0 is not known there'))
+
+    parts.serve()
+
+    assert parts.world.statuses(request) == {('h1', 'i1'): 'unsupported', ('h1', 'i2'): 'cached'}
+    assert _sent_rows(parts) == []
+
+
+def test_where_nobody_can_tell_whether_a_host_is_alive_the_cell_is_left_alone(
+    parts: Parts, nova: FakeNova, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def unknown(self: Parts, assignment: object) -> str | None:
+        raise exception.CellUnreachable("cell cell1's database is unreachable (it is gone)")
+
+    monkeypatch.setattr(Parts, 'why_down', unknown)
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts, nova.sent) == ('retry_wait', 1, [])
+    assert "cell1's database is unreachable (it is gone)" in str(task.reason)
+    assert list(parts.breakers.avoid()) == [parts.world.cell.uuid]
+
+
+# What is to stop
+
+
+def _orders(parts: Parts, freed: list[None]) -> nova_backend.NovaStopOrders:
+    return nova_backend.NovaStopOrders(
+        parts.steering, parts.world.jobs, parts.tracker, lambda: freed.append(None)
+    )
+
+
+def test_a_call_that_runs_while_its_request_is_cancelled_keeps_its_outcome(
+    parts: Parts, nova: FakeNova
+) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    freed: list[None] = []
+
+    def answer() -> str:
+        parts.steering.cancel(request.id)
+        assert _orders(parts, freed).stop_transfers()
+        assert _task(parts, request, image='i2').status == 'cancelled'
+        assert parts.world.status(request) == 'cancelling'
+        return 'cached'
+
+    nova.script['h1'].append(answer)
+
+    parts.serve()
+
+    assert parts.world.statuses(request) == {('h1', 'i1'): 'cached', ('h1', 'i2'): 'cancelled'}
+    assert (parts.world.status(request), freed) == ('cancelled', [])
+    assert not _orders(parts, freed).stop_transfers()
+
+
+def test_a_call_that_is_lost_after_its_request_was_cancelled_ends_at_once(
+    parts: Parts, nova: FakeNova
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+
+    def lose() -> str:
+        parts.steering.cancel(request.id)
+        raise TimeoutError
+
+    nova.script['h1'].append(lose)
+
+    parts.serve()
+
+    assert _task(parts, request).status == 'cancelled'
+    assert parts.world.status(request) == 'cancelled'
+    assert _sent_rows(parts) == ['h1']
+
+
+def test_what_is_cancelled_and_called_by_no_living_conductor_ends(
+    parts: Parts, nova: FakeNova
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    nova.loses('h1', KeyboardInterrupt())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        parts.serve()
+    parts.steering.cancel(request.id)
+    assert parts.world.status(request) == 'cancelling'
+    freed: list[None] = []
+
+    assert _orders(parts, freed).stop_transfers()
+
+    assert (_task(parts, request).status, len(freed)) == ('cancelled', 1)
+    assert parts.world.status(request) == 'cancelled'
+    orders = _orders(parts, freed)
+    orders.discard_partials()
+    assert parts.steering.discards(10) == []
+
+
+# Hosts that are back
+
+
+class Away:
+    """Hosts that are away or of which nothing is known."""
+
+    def __init__(self) -> None:
+        self.down: dict[str, str] = {}
+        self.unknown: dict[str, str] = {}
+
+    def look(self, hosts: object, seconds: float | None = None) -> liveness.Look:
+        return liveness.Look({}, self.down, self.unknown)
+
+
+@pytest.mark.parametrize('reason', ['host down: it is forced down', 'host disabled: fans'])
+def test_what_waits_for_a_host_is_due_when_it_is_back_and_known_to_be(
+    parts: Parts, nova: FakeNova, reason: str
+) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    assigned = parts.world.begun()
+    parts.tracker.put_off(assigned, reason)
+    parts.world.jobs.release('c1', 'h1')
+    away = Away()
+    store = nova_backend.NovaHostRecovery(host_recovery.Waiting(parts.world.database), away)
+
+    away.down = {'h1': reason}
+    assert store.hasten() == 0
+    away.down, away.unknown = {}, {'h1': "its cell's database is unreachable"}
+    assert store.hasten() == 0
+    away.unknown = {}
+    assert store.hasten() == 1
+    assert store.hasten() == 0
+    parts.serve()
+
+    assert _task(parts, request).status == 'cached'
+
+
+def test_what_waits_for_a_lost_call_does_not_wait_for_the_host_to_be_back(
+    parts: Parts, nova: FakeNova
+) -> None:
+    parts.world.planned(['h1'], ['i1'])
+    nova.loses('h1')
+    parts.serve()
+
+    store = nova_backend.NovaHostRecovery(host_recovery.Waiting(parts.world.database), Away())
+
+    assert store.hasten() == 0

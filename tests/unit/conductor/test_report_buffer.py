@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports are gathered and written in bulk, the newest of each."""
+
+import threading
+from collections.abc import Iterable
+
+import pytest
+
+from nova_precache import model
+from nova_precache.conductor import report_buffer
+from nova_precache.db import caches, jobs
+from tests.unit.conftest import LONG_AGO, WAIT_SECONDS, World
+
+
+@pytest.fixture
+def reports(world: World) -> report_buffer.ReportBuffer:
+    return report_buffer.ReportBuffer(world.agents, world.jobs, caches.Caches(world.database))
+
+
+def _report(assigned: jobs.Assignment, sequence: int, done: int) -> jobs.ProgressReport:
+    progress = model.Progress(model.TaskStatus.DOWNLOADING, done, 100)
+    return jobs.ProgressReport(assigned.job_id, assigned.epoch, sequence, progress)
+
+
+def _agent(world: World, host: str, agent_id: str, free_bytes: int) -> model.Agent:
+    return model.Agent(host, agent_id, world.cell.uuid, free_bytes=free_bytes)
+
+
+def test_a_report_from_another_cell_displaces_none_of_the_same_agent(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.living('h1')
+    foreign = model.Agent('h1', 'agent-h1', 'another-cell', free_bytes=1)
+
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    reports.add_state(foreign)
+    reports.write_states()
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == 5
+
+
+def test_a_cell_that_reports_for_too_many_hosts_costs_another_none(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_buffer, 'MAX_STATES', 3)
+    refused: list[model.Agent] = []
+    reports._refuse = refused.extend
+    world.living('h1')
+
+    for number in range(50):
+        reports.add_state(model.Agent(f'h{number}', 'made-up', 'another-cell'))
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    reports.write_states()
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == 5
+    assert len(refused) == 3
+
+
+def test_a_cell_whose_reports_could_not_be_recorded_was_not_heard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    reports = report_buffer.ReportBuffer(
+        world.agents, world.jobs, caches.Caches(world.database), note_heard=heard.extend
+    )
+    monkeypatch.setattr(world.agents, 'report', _fail)
+
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    with pytest.raises(ValueError, match='damaged'):
+        reports.write_states()
+
+    assert heard == []
+
+
+def _fail(agents: object) -> None:
+    raise ValueError('the table is damaged')
+
+
+def test_nothing_is_written_before_its_time(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    world.living('h1')
+    world.dead('h1')
+
+    reports.add_progress(_report(begun, 1, 50))
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 1))
+
+    assert world.job(begun.job_id).bytes_done == 0
+    assert 'h1' in world.agents.down(['h1'])
+
+
+def test_of_several_reports_the_newest_is_written(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    for sequence, done in ((1, 10), (3, 30), (2, 20)):
+        reports.add_progress(_report(begun, sequence, done))
+
+    reports.write_progress()
+
+    job = world.job(begun.job_id)
+    assert (job.bytes_done, job.progress_sequence) == (30, 3)
+
+
+def test_a_report_under_a_newer_epoch_is_newer_whatever_its_sequence(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.planned(['h1'], ['i1'])
+    old = world.begun()
+    new = world.jobs.assign_again('c1', old)
+    assert new is not None
+    reports.add_progress(_report(new, 1, 60))
+    reports.add_progress(_report(old, 500, 50))
+
+    reports.write_progress()
+
+    assert world.job(old.job_id).bytes_done == 60
+
+
+def test_the_reports_of_many_jobs_are_written_together(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    for done in (10, 20):
+        reports.add_progress(_report(world.begun(), 1, done))
+
+    reports.write_progress()
+
+    assert [job.bytes_done for job in world.all_jobs()] == [10, 20]
+
+
+def test_the_newest_state_of_each_agent_is_written(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    for host in ('h1', 'h2'):
+        world.living(host)
+        world.dead(host)
+        for free_bytes in (1, 2):
+            reports.add_state(_agent(world, host, f'agent-{host}', free_bytes))
+
+    reports.write_states()
+
+    assert world.agents.down(['h1', 'h2']) == {}
+    assert [agent.free_bytes for agent in world.agents.list()] == [2, 2]
+
+
+def test_a_second_agent_of_the_same_name_does_not_silence_the_first(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.living('h1')
+    world.dead('h1')
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 1))
+    reports.add_state(_agent(world, 'h1', 'impostor', 2))
+
+    reports.write_states()
+
+    assert world.agents.down(['h1']) == {}
+    assert world.agents.get(['h1'])['h1'].free_bytes == 1
+
+
+def test_agents_that_are_not_registered_are_refused_and_their_cells_are_heard(
+    world: World,
+) -> None:
+    heard: list[str] = []
+    refused: list[model.Agent] = []
+    reports = report_buffer.ReportBuffer(
+        world.agents, world.jobs, caches.Caches(world.database), heard.extend, refused.extend
+    )
+    world.living('h1')
+    stranger, lost = _agent(world, 'h1', 'stranger', 2), _agent(world, 'h2', 'agent-h2', 2)
+    for agent in (_agent(world, 'h1', 'agent-h1', 1), stranger, lost):
+        reports.add_state(agent)
+    reports.hear('cell-2')
+
+    reports.write_states()
+    reports.write_states()  # nothing has come in since
+
+    assert refused == [stranger, lost]
+    assert sorted(heard) == sorted([world.cell.uuid, 'cell-2'])
+
+
+def test_what_was_written_is_not_written_again(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.living('h1')
+    reports.add_state(_agent(world, 'h1', 'agent-h1', 1))
+    reports.write_states()
+    world.dead('h1')
+
+    reports.write_states()
+
+    assert 'h1' in world.agents.down(['h1'])
+
+
+def _told(host: str, *names: str, full: bool = True) -> caches.Report:
+    images = [model.CachedImage(host, name, None, 1, 1, LONG_AGO) for name in names]
+    return caches.Report(host, images, full=full)
+
+
+def _names(world: World, host: str) -> list[str]:
+    return [each.name for each in caches.Caches(world.database).of_host(host)]
+
+
+def test_what_hosts_have_cached_is_written_together(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    for host in ('h1', 'h2'):
+        world.living(host)
+        reports.add_images(f'agent-{host}', _told(host, 'a'))
+    reports.add_images('agent-h1', _told('h1', 'b', full=False))
+    assert _names(world, 'h1') == []
+
+    reports.write_images()
+
+    assert (_names(world, 'h1'), _names(world, 'h2')) == (['a', 'b'], ['a'])
+
+
+def test_only_the_registered_agent_of_a_host_tells_what_it_has(
+    world: World, reports: report_buffer.ReportBuffer
+) -> None:
+    world.living('h1')
+    reports.add_images('agent-h1', _told('h1', 'a'))
+    reports.add_images('impostor', _told('h1', 'b'))
+    reports.add_images('agent-h9', _told('h9', 'c'))
+
+    reports.write_images()
+
+    assert (_names(world, 'h1'), _names(world, 'h9')) == (['a'], [])
+
+
+def test_what_was_told_is_written_once(world: World, reports: report_buffer.ReportBuffer) -> None:
+    world.living('h1')
+    reports.add_images('agent-h1', _told('h1', 'a'))
+    reports.write_images()
+    caches.Caches(world.database).record('h1', [], full=True)
+
+    reports.write_images()
+
+    assert _names(world, 'h1') == []
+
+
+def test_more_images_than_memory_is_for_are_written_at_once(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_buffer, 'MAX_IMAGES', 5)  # each report counts, too
+    world.living('h1')
+    reports.add_images('agent-h1', _told('h1', 'a', 'b'))
+    assert _names(world, 'h1') == []
+
+    reports.add_images('agent-h1', _told('h1', 'c', full=False))
+
+    assert _names(world, 'h1') == ['a', 'b', 'c']
+
+
+def test_what_is_told_later_is_not_written_before_what_is_being_written(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.living('h1')
+    record_all = caches.Caches.record_all
+    writing, may_write = threading.Event(), threading.Event()
+    written: list[list[str]] = []
+
+    def write_slowly(store: caches.Caches, told: Iterable[caches.Report]) -> None:
+        some = list(told)
+        writing.set()
+        assert may_write.wait(WAIT_SECONDS)
+        written.append([image.name for report in some for image in report.images])
+        record_all(store, some)
+
+    monkeypatch.setattr(caches.Caches, 'record_all', write_slowly)
+    reports.add_images('agent-h1', _told('h1', 'a'))
+    first = threading.Thread(target=reports.write_images)
+    first.start()
+    assert writing.wait(WAIT_SECONDS)
+    reports.add_images('agent-h1', _told('h1', 'b'))
+    second = threading.Thread(target=reports.write_images)
+    second.start()
+    may_write.set()
+    for thread in (first, second):
+        thread.join(WAIT_SECONDS)
+
+    assert written == [['a'], ['b']]
+    assert _names(world, 'h1') == ['b']

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What computes are told beside their calls, and what each answer and silence comes to."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nova_precache import exception, model
+from nova_precache.conductor import stop_orders
+from nova_precache.db import jobs
+from tests.service import wait_until
+from tests.unit.conductor.conftest import REST_SECONDS, WAIT_SECONDS, Parts, Told
+from tests.unit.conftest import CACHED
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A request on one host, whose compute is at work on it."""
+
+    parts: Parts
+    request: model.CacheRequest
+    assigned: jobs.Assignment
+
+    @property
+    def order(self) -> str:
+        return f'{self.assigned.job_id} {self.assigned.epoch}'
+
+    def leave(self) -> None:
+        """Have the conductor that called the host give it back, as one that stops does."""
+        self.parts.world.jobs.release('c1', self.assigned.host)
+
+    def task(self) -> model.Task:
+        [task] = self.parts.world.requests.tasks(self.request.id)
+        return task
+
+
+@pytest.fixture
+def tell(parts: Parts) -> stop_orders.StopOrders:
+    return parts.orders()
+
+
+def _run(parts: Parts, host: str = 'h1', image: str = 'i1', **fields: object) -> Running:
+    parts.world.living(host)
+    request = parts.world.planned([host], [image], **fields)
+    return Running(parts, request, parts.world.begun())
+
+
+def _cancelled(parts: Parts, host: str = 'h1', **arguments: bool) -> Running:
+    running = _run(parts, host)
+    parts.steering.cancel(running.request.id, **arguments)
+    return running
+
+
+def _answers(parts: Parts, host: str, answer: bool | Exception) -> None:
+    def give() -> bool:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    parts.compute.answer[host] = give
+
+
+def _look(
+    parts: Parts, tell: stop_orders.StopOrders, what: Callable[[], object] | None = None
+) -> None:
+    """Look once, and wait until all that was to be told has been told."""
+    (what or tell.stop_transfers)()
+    wait_until(lambda: not tell._stops._running | tell._discards._running, 'all was told')
+
+
+# What is to be stopped
+
+
+def test_a_cancelled_transfer_is_stopped_on_its_host_and_its_call_brings_the_outcome(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    running = _cancelled(parts)
+
+    assert tell.stop_transfers()
+    parts.compute.wait_told(1)
+
+    assert parts.compute.told == [Told('h1', running.order, 'cancelled', keep_partial=False)]
+    assert parts.world.status(running.request) == 'cancelling'
+    outcome = model.ImageOutcome('cancelled', 'the request was cancelled')
+    parts.tracker.attempted(running.assigned, outcome)
+    assert running.task().status == 'cancelled'
+    assert not tell.stop_transfers()
+
+
+def test_what_is_to_be_kept_is_told(parts: Parts, tell: stop_orders.StopOrders) -> None:
+    running = _cancelled(parts, keep_partial=True)
+
+    _look(parts, tell)
+
+    assert parts.compute.told == [Told('h1', running.order, 'cancelled', keep_partial=True)]
+
+
+def test_a_transfer_that_ended_well_meanwhile_is_cached(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    running = _cancelled(parts)
+    _look(parts, tell)
+
+    parts.tracker.attempted(running.assigned, CACHED)
+
+    assert running.task().status == 'cached'
+    assert parts.world.status(running.request) == 'completed'
+
+
+def test_nothing_is_told_where_nothing_is_to_be_stopped(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    _run(parts)
+
+    assert not tell.stop_transfers()
+    assert parts.compute.told == []
+
+
+def test_an_order_is_not_sent_again_while_it_is_under_way_nor_soon_after(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    _cancelled(parts)
+    answered = threading.Event()
+    parts.compute.answer['h1'] = lambda: answered.wait(WAIT_SECONDS)
+    tell.stop_transfers()
+    parts.compute.wait_told(1)
+
+    parts.now[0] += 100
+    tell.stop_transfers()
+    answered.set()
+    _look(parts, tell)
+    assert len(parts.compute.told) == 1
+
+    parts.now[0] += stop_orders.OUTCOME_SECONDS + 1
+    _look(parts, tell)
+    assert len(parts.compute.told) == 2
+
+
+def test_a_host_that_gives_no_answer_delays_no_other(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    hosts = [f'h{number}' for number in range(1, 6)]
+    for host in hosts:
+        _cancelled(parts, host)
+    answered = threading.Event()
+    for host in hosts[:-1]:
+        parts.compute.answer[host] = lambda: answered.wait(WAIT_SECONDS)
+
+    tell.stop_transfers()
+    parts.compute.wait_told(len(hosts))
+
+    assert {told.host for told in parts.compute.told} == set(hosts)
+    answered.set()
+
+
+# Nobody works on it
+
+
+def test_what_no_compute_works_on_and_nobody_waits_for_ends_at_once(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    running = _cancelled(parts)
+    running.leave()
+    _answers(parts, 'h1', False)
+
+    _look(parts, tell)
+
+    assert running.task().status == 'cancelled'
+    assert parts.world.status(running.request) == 'cancelled'
+    assert parts.world.depth() == 0
+
+
+def test_while_a_conductor_waits_for_the_outcome_it_has_time_to_come(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    """Another conductor may have sent the order, and the compute be about to tell its end."""
+    running = _cancelled(parts)
+    _answers(parts, 'h1', False)
+
+    for _ in range(2):
+        _look(parts, tell)
+    assert running.task().status == 'downloading'
+
+    parts.now[0] += stop_orders.OUTCOME_SECONDS + 1
+    _look(parts, tell)
+    assert running.task().status == 'cancelled'
+    assert parts.world.status(running.request) == 'cancelled'
+
+
+def test_a_conductor_that_died_after_its_order_is_replaced(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    running = _cancelled(parts)
+    _look(parts, tell)  # by the one that dies
+    running.leave()
+    _answers(parts, 'h1', False)
+
+    _look(parts, parts.orders())
+
+    assert running.task().status == 'cancelled'
+
+
+def test_a_job_of_a_host_that_is_down_ends_without_a_call(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    running = _cancelled(parts)
+    parts.world.dead('h1')
+
+    _look(parts, tell)
+
+    assert parts.compute.told == []
+    assert running.task().status == 'cancelled'
+    assert parts.world.status(running.request) == 'cancelled'
+
+
+def test_a_paused_job_that_nobody_works_on_waits_and_work_may_go_on(parts: Parts) -> None:
+    freed = threading.Event()
+    tell = parts.orders(freed.set)
+    running = _run(parts)
+    parts.steering.pause(running.request.id)
+    running.leave()
+    _answers(parts, 'h1', False)
+
+    _look(parts, tell)
+
+    assert parts.compute.told == [Told('h1', running.order, 'paused', keep_partial=True)]
+    assert (running.task().status, running.task().attempts) == ('retry_wait', 0)
+    assert parts.world.status(running.request) == 'paused'
+    assert freed.is_set()
+    assert parts.world.jobs.claim('c1', limit=5) is None
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        exception.VersionUnsupported('stop_image 1.1 is not known'),
+        exception.CellNotFound('cell1'),
+    ],
+)
+def test_a_compute_that_cannot_be_stopped_is_left_to_end(
+    parts: Parts, tell: stop_orders.StopOrders, error: Exception
+) -> None:
+    running = _cancelled(parts)
+    _answers(parts, 'h1', error)
+
+    _look(parts, tell)
+
+    assert running.task().status == 'cancelled'
+
+
+# Who cannot be told
+
+
+def test_an_unreachable_cell_is_left_alone_and_told_later_while_others_are_told(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    other = parts.world.inventory.create_cell('cell2', 'fake:///cell2')
+    dead = _cancelled(parts, 'h1')
+    parts.world.living('h2', other)
+    alive = parts.world.planned(['h2'], ['i1'], cell_uuid=other.uuid)
+    parts.world.begun()
+    parts.steering.cancel(alive.id)
+    _answers(parts, 'h1', exception.CellUnreachable('the broker is away'))
+
+    _look(parts, tell)
+    assert {told.host for told in parts.compute.told} == {'h1', 'h2'}
+    assert parts.breakers.avoid() == {parts.world.cell.uuid}
+    assert dead.task().status == 'downloading'
+
+    parts.compute.told.clear()
+    parts.now[0] += stop_orders.OUTCOME_SECONDS + 1
+    _look(parts, tell)
+    assert {told.host for told in parts.compute.told} == {'h2'}
+
+    parts.now[0] += REST_SECONDS
+    _answers(parts, 'h1', True)
+    parts.compute.told.clear()
+    _look(parts, tell)
+    assert 'h1' in {told.host for told in parts.compute.told}
+    assert parts.breakers.avoid() == set()
+
+
+def test_a_host_that_gave_no_answer_is_told_again_and_its_cell_is_not_left(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    running = _cancelled(parts)
+    _answers(parts, 'h1', TimeoutError('no answer'))
+    _look(parts, tell)
+    _look(parts, tell)
+    assert len(parts.compute.told) == 1
+
+    parts.now[0] += stop_orders.UNANSWERED_SECONDS + 1
+    _look(parts, tell)
+
+    assert len(parts.compute.told) == 2
+    assert parts.breakers.avoid() == set()
+    assert running.task().status == 'downloading'
+
+
+# What is left on a host
+
+
+def _discarded(parts: Parts, host: str = 'h1') -> model.CacheRequest:
+    """A request that was cancelled while it waited for another attempt."""
+    running = _run(parts, host)
+    paused = model.ImageOutcome('error', 'the link broke', model.Retry.BACKOFF)
+    parts.tracker.attempted(running.assigned, paused)
+    running.leave()
+    parts.steering.cancel(running.request.id)
+    assert len(parts.steering.discards(10)) == 1
+    return running.request
+
+
+@pytest.mark.parametrize('answer', [True, False, exception.VersionUnsupported('too low')])
+def test_a_host_is_told_once_to_forget_what_is_wanted_no_more(
+    parts: Parts, tell: stop_orders.StopOrders, answer: bool | Exception
+) -> None:
+    _discarded(parts)
+    _answers(parts, 'h1', answer)
+
+    for _ in range(2):
+        _look(parts, tell, tell.discard_partials)
+
+    assert parts.compute.told == [Told('h1', 'i1')]
+    assert parts.steering.discards(10) == []
+
+
+def test_what_is_on_a_host_that_is_down_is_left_to_its_age(
+    parts: Parts, tell: stop_orders.StopOrders
+) -> None:
+    _discarded(parts)
+    parts.world.dead('h1')
+
+    _look(parts, tell, tell.discard_partials)
+
+    assert parts.compute.told == []
+    assert parts.steering.discards(10) == []
+
+
+@pytest.mark.parametrize(
+    'error', [TimeoutError('no answer'), exception.CellUnreachable('the broker is away')]
+)
+def test_a_host_that_cannot_be_told_now_is_told_later(
+    parts: Parts, tell: stop_orders.StopOrders, error: Exception
+) -> None:
+    _discarded(parts)
+    _answers(parts, 'h1', error)
+    _look(parts, tell, tell.discard_partials)
+    assert len(parts.steering.discards(10)) == 1
+
+    parts.now[0] += stop_orders.DISCARD_UNANSWERED_SECONDS + 1
+    _answers(parts, 'h1', True)
+    _look(parts, tell, tell.discard_partials)
+
+    assert len(parts.compute.told) == 2
+    assert parts.steering.discards(10) == []

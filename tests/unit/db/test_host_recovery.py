@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that wait for a host are due when it reports again, and not before."""
+
+import pytest
+
+from nova_precache import model
+from nova_precache.db import host_recovery
+from tests.unit.conftest import BROKEN, DOWN_SECONDS, World
+
+
+@pytest.fixture
+def returned(world: World) -> host_recovery.HostRecovery:
+    return host_recovery.HostRecovery(world.database, DOWN_SECONDS)
+
+
+def _waits(world: World, host: str) -> model.CacheRequest:
+    """Have a request wait for a host that is down, for the reason that is known of it."""
+    world.living(host)
+    request = world.planned([host], ['i1'])
+    assigned = world.begun()
+    world.dead(host)
+    reason = world.agents.down([host])[host]
+    waits = model.ImageOutcome(model.TaskStatus.ERROR, reason, model.Retry.LATER)
+    world.jobs.retry(assigned.job_id, assigned.epoch, waits, delay_seconds=600)
+    world.jobs.release('c1', host)
+    return request
+
+
+def test_a_job_is_due_as_soon_as_its_host_reports(
+    world: World, returned: host_recovery.HostRecovery
+) -> None:
+    request = _waits(world, 'h1')
+    assert returned.hasten() == 0
+    assert world.jobs.claim('c1', limit=5) is None
+
+    world.living('h1')
+
+    assert returned.hasten() == 1
+    claim = world.jobs.claim('c1', limit=5)
+    assert claim is not None
+    assert claim.host == 'h1'
+    task, job = world.tasks(request)['h1', 'i1'], world.all_jobs()[0]
+    assert (task.status, task.next_attempt_at) == ('retry_wait', job.next_attempt_at)
+    assert returned.hasten() == 0
+
+
+def test_a_job_that_waits_for_something_else_goes_on_waiting(
+    world: World, returned: host_recovery.HostRecovery
+) -> None:
+    world.living('h1')
+    world.planned(['h1'], ['i1'])
+    assigned = world.begun()
+    world.jobs.retry(assigned.job_id, assigned.epoch, BROKEN, delay_seconds=600)
+
+    assert returned.hasten() == 0
+
+
+def test_only_the_jobs_of_the_host_that_is_back_are_due(
+    world: World, returned: host_recovery.HostRecovery
+) -> None:
+    for host in ('h1', 'h2'):
+        _waits(world, host)
+
+    world.living('h2')
+
+    assert returned.hasten() == 1
+    claim = world.jobs.claim('c1', limit=5)
+    assert claim is not None
+    assert claim.host == 'h2'

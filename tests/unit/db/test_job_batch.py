@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked for at one moment: done in one transaction, and each as if it were alone."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+
+from nova_precache import model
+from nova_precache.db import job_batch, jobs
+from nova_precache.db.engine import models
+from nova_precache.db.job import (
+    claim as job_claim,
+    finish as job_finish,
+    outcome as job_outcome,
+)
+from nova_precache.db.job.begin import Begin
+from nova_precache.db.job_batch import NextJobRequest
+from tests.unit.conftest import CACHED, World
+
+LEASE = datetime.timedelta(seconds=30)
+BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'broken')
+
+
+def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
+    return world.database.write(lambda session: job_batch.execute_batch(session, members))
+
+
+def _assigned(world: World, count: int, conductor: str = 'c1') -> list[jobs.Assignment]:
+    claimed = world.jobs.claim_several(conductor, limit=count, most=count)
+    return [each.first for each in claimed if each.first is not None]
+
+
+def _finish(assignment: jobs.Assignment, outcome: model.ImageOutcome = CACHED) -> job_finish.Finish:
+    return job_finish.Finish(assignment.job_id, assignment.epoch, outcome)
+
+
+def _hosts(claimed: Sequence[job_batch.Claimed]) -> list[str]:
+    return [each.claim.host for each in claimed]
+
+
+def test_each_of_many_ends_with_its_own_outcome(world: World) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+    one, two, three = _assigned(world, 3)
+
+    results = _play(world, _finish(one), _finish(two, BROKEN), Begin(three.job_id, three.epoch))
+
+    ended = job_outcome.Recorded(current=True, requests=(request.id,))
+    assert results == [ended, ended, True]
+    assert world.statuses(request) == {
+        ('h1', 'i1'): 'cached',
+        ('h2', 'i1'): 'error',
+        ('h3', 'i1'): 'downloading',
+    }
+    assert world.tasks(request)['h2', 'i1'].reason == 'broken'
+    assert world.to_announce(request) == ['start', 'h1', 'h2']
+
+
+def test_a_late_outcome_among_others_changes_nothing(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    one, two = _assigned(world, 2)
+    assert world.jobs.assign_again('c1', two) is not None  # under a newer epoch
+
+    results = _play(world, _finish(two), _finish(one), Begin(two.job_id, two.epoch))
+
+    assert results[0] == job_outcome.STALE
+    assert results[2] is False
+    assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h2', 'i1'): 'queued'}
+
+
+def test_a_call_does_not_begin_whose_host_was_given_back_by_then(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    (one,) = _assigned(world, 1)
+    _play(world, NextJobRequest('c1', 'h1', goes_on=False))
+
+    assert _play(world, Begin(one.job_id, one.epoch)) == [False]
+
+
+def test_the_request_that_an_outcome_leaves_without_work_is_told(world: World) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+    one, two, three = _assigned(world, 3)
+
+    first = world.jobs.finish(one.job_id, one.epoch, CACHED)
+    others = _play(world, _finish(two), _finish(three))
+
+    assert first.idle == ()
+    assert [each.idle for each in others if isinstance(each, job_outcome.Recorded)] == [
+        (request.id,),
+        (request.id,),
+    ]
+
+
+def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
+    world: World,
+) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    world.planned(['h2'], ['i1'])
+    one, two = _assigned(world, 2)
+
+    first, second = _play(
+        world, NextJobRequest('c1', 'h1', _finish(one)), NextJobRequest('c1', 'h2', _finish(two))
+    )
+
+    assert isinstance(first, job_batch.NextJobResult)
+    assert isinstance(second, job_batch.NextJobResult)
+    assert first.assignment is not None
+    assert (first.assignment.image_id, first.assignment.attempts) == ('i2', 1)
+    assert first.assignment.epoch > one.epoch
+    assert (second.assignment, second.is_over) == (None, True)
+    assert world.jobs.claimed_hosts() == ['h1']
+    assert world.claimed() == 1
+
+
+def test_the_next_jobs_of_many_hosts_are_looked_for_among_those_of_the_hosts(
+    world: World,
+) -> None:
+    plans: list[str] = []
+
+    @sa.event.listens_for(world.database.engine, 'before_cursor_execute')
+    def explain(connection: Any, cursor: Any, statement: str, values: Any, *rest: Any) -> None:
+        if 'row_number()' in statement:
+            cursor.execute(f'EXPLAIN QUERY PLAN {statement}', values)
+            plans.extend(row[3] for row in cursor.fetchall() if 'jobs' in row[3])
+
+    world.planned([f'h{number:02}' for number in range(40)], ['i1'])
+
+    assert len(_assigned(world, 40)) == 40
+    assert plans == ['SEARCH jobs USING INDEX jobs_host_idx (host=? AND status=?)']
+
+
+def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> None:
+    other = world.inventory.create_cell('other', 'fake://').uuid
+    world.planned(['h1', 'h2'], ['i1'])
+    one, two = _assigned(world, 2)
+    _play(world, NextJobRequest('c1', 'h1', _finish(one)), NextJobRequest('c1', 'h2', _finish(two)))
+    world.planned(['h1', 'h2'], ['i2'])
+    world.change(models.Job, models.Job.active_key == 'h2/i2', cell_uuid=other)
+
+    claimed = world.jobs.claim_several('c1', limit=2, most=2)
+
+    assert {each.claim.host: each.claim.cell_uuid for each in claimed} == {
+        'h1': world.cell.uuid,
+        'h2': other,
+    }
+    with world.database.reader() as reader:
+        row = reader.get_one(models.Claim, 'h2')
+        assert (row.cell_uuid, row.epoch) == (other, claimed[-1].claim.epoch)
+
+
+def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_assigned(
+    world: World,
+) -> None:
+    request = world.planned(['h1'], ['i1', 'i2'])
+    (one,) = _assigned(world, 1)
+    world.expire('h1')
+    assert world.jobs.take_over('c2') is not None
+
+    turned = world.jobs.turn('c1', 'h1', _finish(one))
+
+    assert turned.recorded.current
+    assert turned.assignment is None
+    assert world.statuses(request)['h1', 'i2'] == 'queued'
+    assert world.jobs.claimed_hosts('c2') == ['h1']
+
+
+def test_where_the_outcome_decides_on_the_rest_nothing_is_assigned_before_it_was_seen_to(
+    world: World,
+) -> None:
+    options = model.RequestOptions(max_failures=0)
+    world.planned(['h1'], ['i1', 'i2'], options=options)
+    (one,) = _assigned(world, 1)
+
+    turned = world.jobs.turn('c1', 'h1', _finish(one, BROKEN))
+
+    assert (turned.assignment, turned.is_over) == (None, False)
+    assert world.jobs.claimed_hosts('c1') == ['h1']
+
+
+def test_under_a_limit_no_more_hosts_are_called_at_once_than_it_says(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    one, two = _assigned(world, 2)
+    options = model.RequestOptions(max_parallel_hosts=1)
+    world.planned(['h1', 'h2'], ['i2'], options=options)
+
+    turned = _play(
+        world, NextJobRequest('c1', 'h1', _finish(one)), NextJobRequest('c1', 'h2', _finish(two))
+    )
+
+    assigned = [each.assignment for each in turned if isinstance(each, job_batch.NextJobResult)]
+    assert [each and each.image_id for each in assigned] == ['i2', None]
+
+
+def test_all_that_is_free_is_claimed_at_once_the_most_urgent_first(world: World) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    world.planned(['h2', 'h3'], ['i1'], priority=5)
+    world.planned(['h4'], ['i1'], priority=-5)
+
+    assert _hosts(world.jobs.claim_several('c1', limit=3, most=9)) == ['h2', 'h3', 'h1']
+    assert world.jobs.claim_several('c2', limit=3, most=9) == []
+    assert world.claimed() == 3
+
+
+def test_a_claimed_host_has_its_most_urgent_job_assigned_under_the_epoch_of_the_claim(
+    world: World,
+) -> None:
+    world.planned(['h1'], ['i1', 'i2'])
+    world.change(models.Job, models.Job.image_id == 'i2', status='converting')
+
+    (claimed,) = world.jobs.claim_several('c1', limit=9, most=9)
+
+    assert claimed.first is not None
+    assert (claimed.first.image_id, claimed.first.joins) == ('i2', True)
+    assert claimed.first.epoch == claimed.claim.epoch
+    assert world.jobs.begin(claimed.first.job_id, claimed.first.epoch)
+
+
+def test_what_is_less_urgent_waits_though_a_host_has_more_jobs_than_are_looked_at(
+    world: World,
+) -> None:
+    for number in range(5):
+        world.planned(['h1'], [f'i{number}-{image}' for image in range(3)], priority=5)
+    world.planned(['h2'], ['i1'], priority=4)
+    world.planned(['h3'], ['i1'])
+    world.change(models.Job, models.Job.host == 'h3', status='retry_wait')
+
+    assert _hosts(world.jobs.claim_several('c1', limit=1, most=1)) == ['h1']
+    assert _hosts(world.jobs.claim_several('c1', limit=2, most=2)) == ['h2']
+
+
+def test_a_host_that_is_given_back_makes_room_for_another_in_the_same_transaction(
+    world: World,
+) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    (one,) = _assigned(world, 1)
+
+    wanted = job_claim.ClaimRequest('c1', limit=1, most=1, avoid_cells=(), lease=LEASE)
+    _, claimed = _play(world, NextJobRequest('c1', 'h1', _finish(one)), wanted)
+
+    assert isinstance(claimed, list)
+    assert _hosts(claimed) == ['h2']
+    assert world.claimed() == 1
+
+
+def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = world.planned(['h1', 'h2'], ['i1', 'i2'])
+    one, two = _assigned(world, 2)
+    lost = db_exception.DBError('the process was killed')
+    release_hosts = job_claim.release_hosts
+
+    def die(*given: object) -> None:
+        raise lost
+
+    monkeypatch.setattr(job_claim, 'release_hosts', die)
+    members = [
+        NextJobRequest('c1', 'h1', _finish(one)),
+        NextJobRequest('c1', 'h2', _finish(two), goes_on=False),
+    ]
+    with pytest.raises(db_exception.DBError, match='killed'):
+        _play(world, *members)
+    monkeypatch.setattr(job_claim, 'release_hosts', release_hosts)
+
+    assert set(world.statuses(request).values()) == {'queued'}
+    assert world.to_announce(request) == ['start']
+    for host in ('h1', 'h2'):
+        world.expire(host)
+        assert world.jobs.take_over('c2') is not None
+        while (again := world.jobs.assign('c2', host)) is not None:
+            assert world.jobs.finish(again.job_id, again.epoch, CACHED)
+    assert set(world.statuses(request).values()) == {'cached'}
+    assert world.to_announce(request) == ['start', 'h1', 'h2']

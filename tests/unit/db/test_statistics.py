@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much there is of what, as the database counts it."""
+
+import sqlalchemy as sa
+
+from nova_precache.db import statistics
+from nova_precache.db.engine import models
+from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, World
+
+
+def _census(world: World) -> statistics.Statistics:
+    return statistics.Statistics(world.database, DOWN_SECONDS)
+
+
+def test_where_nothing_is_there_are_zeros(world: World) -> None:
+    assert _census(world).take() == statistics.Count({}, {}, 0, 0, 0, 0, 0, {})
+
+
+def test_jobs_in_flight_are_counted_by_what_they_wait_for(world: World) -> None:
+    world.planned(['h1', 'h2', 'h3', 'h4'], ['i1'])
+    world.begun()
+    tried = world.begun()
+    world.jobs.retry(tried.job_id, tried.epoch, BROKEN, 60)
+    held = world.all_jobs()[3].uuid
+    world.change(models.Job, models.Job.uuid == held, ready=False)
+
+    counted = _census(world).take()
+
+    assert (counted.jobs_working, counted.jobs_retry_wait) == (1, 1)
+    assert (counted.jobs_ready, counted.jobs_held) == (1, 1)
+    assert counted.claimed_hosts == 2
+    assert counted.tasks == {'downloading': 1, 'queued': 2, 'retry_wait': 1}
+
+
+def test_what_has_ended_is_not_counted_but_in_its_unfinished_request(world: World) -> None:
+    over = world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    world.jobs.release('c1', 'h1')
+    assert world.requests.complete(over.id)
+    world.planned(['h2', 'h3'], ['i1'])
+    begun = world.begun()
+    world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    world.accept(['h1'], ['i1'])
+
+    counted = _census(world).take()
+
+    assert counted.requests == {'accepted': 1, 'running': 1}
+    assert counted.tasks == {'cached': 1, 'queued': 1}
+
+
+def test_hosts_are_counted_by_cell_and_by_whether_they_report(world: World) -> None:
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+    for host in ('h1', 'h2', 'h3'):
+        world.living(host)
+    world.living('h4', other)
+    world.dead('h2')
+
+    assert _census(world).take().hosts == {
+        world.cell.uuid: statistics.HostCount(up=2, down=1),
+        other.uuid: statistics.HostCount(up=1, down=0),
+    }
+
+
+def test_silent_hosts_of_a_cell_that_cannot_be_heard_are_counted_as_unknown(world: World) -> None:
+    for host in ('h1', 'h2'):
+        world.living(host)
+    world.dead('h2')
+
+    world.hears()
+
+    assert _census(world).take().hosts == {
+        world.cell.uuid: statistics.HostCount(up=1, down=0, unknown=1),
+    }
+
+
+def test_the_number_of_statements_does_not_depend_on_what_there_is(world: World) -> None:
+    statements: list[str] = []
+
+    @sa.event.listens_for(world.database.engine, 'before_cursor_execute')
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        statements.append(statement)
+
+    _census(world).take()
+    few = len(statements)
+    world.planned([f'h{number}' for number in range(50)], ['i1', 'i2'])
+    statements.clear()
+
+    _census(world).take()
+
+    assert len(statements) == few

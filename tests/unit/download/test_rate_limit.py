@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates are held whatever they are and whoever shares them; boots are never held up."""
+
+import contextlib
+import heapq
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nova_precache import exception, transfer_control
+from nova_precache.download import rate_limit
+from tests.service import wait_until
+
+KILO, MEGA, GIGA = 1000, 1000**2, 1000**3
+SECONDS = 10
+
+
+class SimulatedTime:
+    """A clock that goes on, at once, when all the threads that it was told of sleep."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._changed = threading.Condition()
+        self._wake_at: list[float] = []
+        self._awake = 0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        with self._changed:
+            wake_at = self._now + seconds
+            heapq.heappush(self._wake_at, wake_at)
+            self._lay_down()
+            self._changed.wait_for(lambda: self._now >= wake_at)
+
+    def run(self, works: list[Callable[[], None]]) -> None:
+        """Do several things at a time, until all are done."""
+        self._awake += len(works)
+        threads = [threading.Thread(target=self._run, args=(work,)) for work in works]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        finally:
+            with self._changed:
+                self._lay_down()
+
+    def _lay_down(self) -> None:
+        self._awake -= 1
+        if self._awake or not self._wake_at:
+            return
+        self._now = self._wake_at[0]
+        while self._wake_at and self._wake_at[0] <= self._now:
+            heapq.heappop(self._wake_at)
+            self._awake += 1
+        self._changed.notify_all()
+
+
+class SimulatedControl(transfer_control.Control):
+    """Sleeps in simulated time; like a real machine, it wakes up somewhat late."""
+
+    def __init__(self, time: SimulatedTime, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self._time = time
+        self.late_seconds = 0.0
+
+    def wait(self, seconds: float) -> None:
+        self._time.sleep(seconds + self.late_seconds)
+        self.check()
+
+
+class Download:
+    """A download that goes as fast as its link and its pace allow."""
+
+    def __init__(
+        self,
+        time: SimulatedTime,
+        host: rate_limit.HostRateLimit,
+        link_bytes_per_second: float = 100 * GIGA,
+        **options: object,
+    ) -> None:
+        self.control = SimulatedControl(time, **options)
+        self._time = time
+        self._host = host
+        self._link = link_bytes_per_second
+        self.came: list[tuple[float, int]] = []
+
+    def run(self, until: float = SECONDS) -> None:
+        with self._host.slot(self.control):
+            while self._time() < until:
+                allowed = self._host.read_bytes(self.control)
+                assert 0 < allowed <= 1024 * 1024
+                # A connection gives what has come, without waiting for more.
+                count = min(allowed, int(self._link / 100))
+                self._time.sleep(count / self._link)
+                self.came.append((self._time(), count))
+                self._host.take(self.control, count)
+
+    def bytes_between(self, begin: float, end: float) -> int:
+        return sum(count for at, count in self.came if begin <= at < end)
+
+
+@pytest.fixture
+def time() -> SimulatedTime:
+    return SimulatedTime()
+
+
+def _bytes_together(downloads: list[Download], begin: float, end: float) -> int:
+    return sum(download.bytes_between(begin, end) for download in downloads)
+
+
+@pytest.mark.parametrize('late_seconds', [0, 0.002], ids=['on time', 'late'])
+@pytest.mark.parametrize('number', [1, 3, 10])
+@pytest.mark.parametrize('rate', [50 * KILO, MEGA, 100 * MEGA, GIGA])
+def test_a_rate_is_held_by_all_downloads_together(
+    time: SimulatedTime, rate: int, number: int, late_seconds: float
+) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=rate, max_parallel=number, clock=time)
+    downloads = [Download(time, host) for _ in range(number)]
+    for download in downloads:
+        download.control.late_seconds = late_seconds
+    time.run([download.run for download in downloads])
+    assert _bytes_together(downloads, 0, SECONDS) == pytest.approx(SECONDS * rate, rel=0.05)
+    assert _bytes_together(downloads, 4, 5) == pytest.approx(rate, rel=0.1)
+
+
+def test_downloads_that_share_a_rate_get_the_same(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, max_parallel=2, clock=time)
+    downloads = [Download(time, host) for _ in range(2)]
+    time.run([download.run for download in downloads])
+    for download in downloads:
+        assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA / 2, rel=0.05)
+
+
+def test_without_a_limit_nobody_waits(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(clock=time)
+    download = Download(time, host, 10 * MEGA)
+    time.run([download.run])
+    assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * 10 * MEGA, rel=0.02)
+
+
+def test_what_was_not_used_is_not_made_up_for(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=10 * MEGA, clock=time)
+
+    def run() -> None:
+        time.sleep(3600)
+        download.run(3601)
+
+    download = Download(time, host)
+    time.run([run])
+    assert download.bytes_between(3600, 3601) < 1.25 * 10 * MEGA
+
+
+def test_a_download_keeps_to_its_own_limit_within_that_of_the_host(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, max_parallel=2, clock=time)
+    slow = Download(time, host, max_rate_bytes=100 * KILO)
+    fast = Download(time, host)
+    time.run([slow.run, fast.run])
+    assert slow.bytes_between(0, SECONDS) == pytest.approx(SECONDS * 100 * KILO, rel=0.05)
+    assert _bytes_together([slow, fast], 0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
+
+
+def test_a_download_has_a_limit_where_the_host_has_none(time: SimulatedTime) -> None:
+    download = Download(time, rate_limit.HostRateLimit(clock=time), max_rate_bytes=MEGA)
+    time.run([download.run])
+    assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
+
+
+def test_a_boot_is_not_limited_and_takes_nothing_from_the_limit_of_others(
+    time: SimulatedTime,
+) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, yield_share=1.0, clock=time)
+    boot = Download(time, host, 50 * MEGA, is_boot=True)
+    precaching = Download(time, host)
+    time.run([boot.run, precaching.run])
+    assert boot.bytes_between(0, SECONDS) == pytest.approx(SECONDS * 50 * MEGA, rel=0.05)
+    assert precaching.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
+
+
+def test_limits_are_lifted_while_somebody_waits(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, clock=time)
+    download = Download(time, host, 50 * MEGA, max_rate_bytes=100 * KILO)
+
+    def wait() -> None:
+        time.sleep(2)
+        with download.control.waited_for():
+            time.sleep(4)
+
+    time.run([download.run, wait])
+    assert download.bytes_between(0, 2) == pytest.approx(2 * 100 * KILO, rel=0.1)
+    assert download.bytes_between(3, 6) == pytest.approx(3 * 50 * MEGA, rel=0.05)
+    # What came meanwhile is not to be paid for now.
+    assert download.bytes_between(7, 10) == pytest.approx(3 * 100 * KILO, rel=0.1)
+
+
+def _during_a_boot(
+    time: SimulatedTime, host: rate_limit.HostRateLimit, precaching: Download
+) -> None:
+    """Boot something from second 4 to 14, and go on to 18."""
+
+    def boot() -> None:
+        time.sleep(4)
+        with host.boot():
+            time.sleep(SECONDS)
+
+    time.run([lambda: precaching.run(18), boot])
+
+
+def test_precaching_yields_its_share_while_somebody_boots(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(yield_share=0.25, clock=time)
+    precaching = Download(time, host, 100 * MEGA)
+    _during_a_boot(time, host, precaching)
+    assert precaching.bytes_between(0, 4) == pytest.approx(4 * 100 * MEGA, rel=0.05)
+    assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 25 * MEGA, rel=0.05)
+    assert precaching.bytes_between(15, 18) == pytest.approx(3 * 100 * MEGA, rel=0.05)
+
+
+class BootsElsewhere:
+    """Other processes, of which one boots between two seconds; knows who was seen there."""
+
+    def __init__(self, time: SimulatedTime, begin: float, end: float) -> None:
+        self._time = time
+        self._between = (begin, end)
+        self.seen: list[bool] = []
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[None]:
+        self.seen.append(True)
+        yield
+        self.seen.append(False)
+
+    def are_there(self) -> bool:
+        begin, end = self._between
+        return begin <= self._time() < end
+
+
+def test_precaching_yields_to_boots_of_other_processes_which_see_those_of_this_one(
+    time: SimulatedTime,
+) -> None:
+    elsewhere = BootsElsewhere(time, 4, 8)
+    host = rate_limit.HostRateLimit(yield_share=0.25, elsewhere=elsewhere, clock=time)
+    precaching = Download(time, host, 100 * MEGA)
+    time.run([precaching.run])
+    assert precaching.bytes_between(0, 4) == pytest.approx(4 * 100 * MEGA, rel=0.05)
+    assert precaching.bytes_between(4, 8) == pytest.approx(4 * 25 * MEGA, rel=0.1)
+    assert elsewhere.seen == []
+    with host.boot():
+        assert elsewhere.seen == [True]
+    assert elsewhere.seen == [True, False]
+
+
+def test_precaching_yields_a_share_of_its_limit_where_that_is_less(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(max_rate_bytes=10 * MEGA, yield_share=0.25, clock=time)
+    precaching = Download(time, host, 100 * MEGA)
+    _during_a_boot(time, host, precaching)
+    assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 2.5 * MEGA, rel=0.05)
+
+
+def test_precaching_yields_on_a_thin_link_too(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(yield_share=0.25, clock=time)
+    precaching = Download(time, host, 800 * KILO)
+    _during_a_boot(time, host, precaching)
+    assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 200 * KILO, rel=0.05)
+
+
+def test_a_share_of_one_does_not_yield(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(yield_share=1.0, clock=time)
+    precaching = Download(time, host, 100 * MEGA)
+    _during_a_boot(time, host, precaching)
+    assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 100 * MEGA, rel=0.05)
+
+
+def test_precaching_that_somebody_waits_for_does_not_yield_and_others_yield_to_it(
+    time: SimulatedTime,
+) -> None:
+    host = rate_limit.HostRateLimit(yield_share=0.25, max_parallel=2, clock=time)
+    wanted, other = (Download(time, host, 100 * MEGA) for _ in range(2))
+
+    def wait() -> None:
+        time.sleep(4)
+        with wanted.control.waited_for():
+            time.sleep(4)
+
+    time.run([wanted.run, other.run, wait])
+    assert wanted.bytes_between(5, 8) == pytest.approx(3 * 100 * MEGA, rel=0.05)
+    # The host reached 200 MB/s with both of them.
+    assert other.bytes_between(5, 8) == pytest.approx(3 * 50 * MEGA, rel=0.05)
+    assert other.bytes_between(9, 10) == pytest.approx(100 * MEGA, rel=0.05)
+
+
+def test_what_boots_reach_shows_what_the_host_can_do(time: SimulatedTime) -> None:
+    host = rate_limit.HostRateLimit(yield_share=0.25, clock=time)
+    boot = Download(time, host, 100 * MEGA, is_boot=True)
+    precaching = Download(time, host)
+
+    def both() -> None:
+        with host.boot():
+            boot.run()
+
+    time.run([both, precaching.run])
+    # Little is risked in the first second, and what both reach together counts.
+    assert precaching.bytes_between(0, 1) == pytest.approx(MEGA, rel=0.2)
+    assert precaching.bytes_between(5, 10) > 5 * 25 * MEGA
+
+
+@pytest.mark.parametrize(
+    ('max_rate', 'measured', 'expected'),
+    [
+        (None, None, 1024 * 1024),
+        (100 * KILO, None, 100 * KILO),
+        (None, 100 * MEGA, 25 * MEGA),
+        (40 * MEGA, 100 * MEGA, 10 * MEGA),
+        (100 * MEGA, 40 * MEGA, 10 * MEGA),
+        (None, 80 * KILO, 64 * 1024),
+        (50 * KILO, 80 * KILO, 50 * KILO),
+    ],
+)
+def test_what_precaching_may_take_while_somebody_boots(
+    max_rate: int | None, measured: int | None, expected: int
+) -> None:
+    assert rate_limit.yield_rate(max_rate, measured, 0.25) == expected
+
+
+def _meter(
+    *rates: float, is_held: bool = False, meter: rate_limit.BestRate | None = None
+) -> rate_limit.BestRate:
+    """Feed a meter one rate after the other, each for a second."""
+    meter = meter or rate_limit.BestRate(0)
+    at = meter.began_at
+    for rate in rates:
+        for _ in range(4):
+            at += 0.25
+            meter.note(at, int(rate / 4), is_held=is_held)
+    return meter
+
+
+def test_the_best_rate_is_measured() -> None:
+    assert rate_limit.BestRate(0).best_rate_bytes is None
+    assert _meter(4 * KILO, 8 * KILO, 4 * KILO).best_rate_bytes == 8 * KILO
+
+
+def test_what_a_link_does_not_reach_any_more_is_forgotten() -> None:
+    meter = _meter(8 * KILO)
+    _meter(*[4 * KILO] * 59, meter=meter)
+    assert meter.best_rate_bytes == 8 * KILO
+    _meter(4 * KILO, meter=meter)
+    assert meter.best_rate_bytes == 4 * KILO
+
+
+def test_what_is_held_back_shows_at_least_what_it_reaches() -> None:
+    meter = _meter(8 * KILO)
+    _meter(*[4 * KILO] * 100, is_held=True, meter=meter)
+    assert meter.best_rate_bytes == 8 * KILO
+    _meter(12 * KILO, is_held=True, meter=meter)
+    assert meter.best_rate_bytes == 12 * KILO
+
+
+def test_a_pause_is_not_measured() -> None:
+    meter = _meter(8 * KILO)
+    meter.note(meter.began_at + 3600, 1, is_held=False)
+    assert meter.best_rate_bytes == 8 * KILO
+    meter = rate_limit.BestRate(0)
+    meter.note(3600, 1, is_held=False)
+    assert meter.best_rate_bytes is None
+
+
+class Holder:
+    """A thread that takes a slot and stays in it until told."""
+
+    def __init__(self, host: rate_limit.HostRateLimit, reins: transfer_control.Control) -> None:
+        self.is_in, self._leave = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        self._host, self._control = host, reins
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self._host.slot(self._control):
+                self.is_in.set()
+                self._leave.wait(60)
+        except exception.CacheError as exc:
+            self.error = exc
+
+    def leave(self) -> None:
+        self._leave.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def _in_line(host: rate_limit.HostRateLimit, *all_reins: transfer_control.Control) -> list[Holder]:
+    """Have one come after the other."""
+    holders = []
+    for reins in all_reins:
+        before = host.waiting
+        holders.append(Holder(host, reins))
+        wait_until(lambda before=before: host.waiting > before, 'it waits for a slot')
+    return holders
+
+
+def test_downloads_wait_for_a_slot_in_the_order_in_which_they_came() -> None:
+    host = rate_limit.HostRateLimit(max_parallel=1)
+    with host.slot(transfer_control.Control()):
+        first, second = _in_line(host, transfer_control.Control(), transfer_control.Control())
+    assert first.is_in.wait(20)
+    assert not second.is_in.is_set()
+    first.leave()
+    assert second.is_in.wait(20)
+    second.leave()
+    assert host.waiting == 0
+
+
+def test_as_many_run_at_a_time_as_may() -> None:
+    host = rate_limit.HostRateLimit(max_parallel=2)
+    with host.slot(transfer_control.Control()), host.slot(transfer_control.Control()):
+        (third,) = _in_line(host, transfer_control.Control())
+        assert not third.is_in.is_set()
+    assert third.is_in.wait(20)
+    third.leave()
+
+
+def test_a_boot_takes_no_slot() -> None:
+    host = rate_limit.HostRateLimit(max_parallel=1)
+    with (
+        host.slot(transfer_control.Control(is_boot=True)),
+        host.slot(transfer_control.Control()),
+        host.slot(transfer_control.Control(is_boot=True)),
+    ):
+        pass
+
+
+def test_a_download_that_is_urgent_passes_those_that_wait() -> None:
+    host = rate_limit.HostRateLimit(max_parallel=1)
+    urgent = transfer_control.Control()
+    with host.slot(transfer_control.Control()):
+        first, second = _in_line(host, transfer_control.Control(), urgent)
+        with urgent.waited_for():
+            assert second.is_in.wait(20)
+        assert not first.is_in.is_set()
+    # It counts as any other.
+    assert not first.is_in.is_set()
+    second.leave()
+    assert first.is_in.wait(20)
+    first.leave()
+
+
+def test_a_stop_ends_the_wait_for_a_slot_and_leaves_the_line() -> None:
+    host = rate_limit.HostRateLimit(max_parallel=1)
+    stopped = transfer_control.Control()
+    with host.slot(transfer_control.Control()):
+        first, second = _in_line(host, stopped, transfer_control.Control())
+        stopped.stop(exception.Cancelled('not wanted'))
+        first.leave()
+        assert isinstance(first.error, exception.Cancelled)
+    assert second.is_in.wait(20)
+    second.leave()
+
+
+def test_a_stopped_download_does_not_get_a_free_slot() -> None:
+    stopped = transfer_control.Control()
+    stopped.stop(exception.Cancelled('not wanted'))
+    host = rate_limit.HostRateLimit()
+    with pytest.raises(exception.Cancelled), host.slot(stopped):
+        pass
+    with host.slot(transfer_control.Control()):
+        pass
+
+
+@pytest.mark.parametrize('end', ['stop', 'urgency'])
+def test_a_download_that_sleeps_is_woken(end: str) -> None:
+    # At this rate it would sleep for days.
+    host = rate_limit.HostRateLimit(max_rate_bytes=1)
+    reins = transfer_control.Control()
+    errors: list[Exception] = []
+
+    def take() -> None:
+        try:
+            host.take(reins, 1024 * 1024)
+        except exception.Cancelled as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    if end == 'stop':
+        reins.stop(exception.Cancelled('not wanted'))
+        thread.join(20)
+    else:
+        with reins.waited_for():
+            thread.join(20)
+    assert not thread.is_alive()
+    assert bool(errors) == (end == 'stop')
+
+
+def test_another_rate_counts_for_what_is_being_taken_already() -> None:
+    now = SimulatedTime()
+    host = rate_limit.HostRateLimit(max_rate_bytes=KILO, yield_share=1.0, clock=now)
+    taker = SimulatedControl(now)
+
+    def take() -> None:
+        with host.slot(taker):
+            host.take(taker, 1000 * KILO)  # of which a second's worth is charged
+            host.change(max_rate_bytes=MEGA, max_parallel=1, yield_share=1.0)
+            for _ in range(10):
+                host.take(taker, MEGA)
+
+    now.run([take])
+
+    assert 10 <= now() < 12
+
+
+def test_one_more_download_at_a_time_may_begin_at_once() -> None:
+    host = rate_limit.HostRateLimit(max_parallel=1)
+    second_runs = threading.Event()
+
+    def second() -> None:
+        with host.slot(transfer_control.Control()):
+            second_runs.set()
+
+    with host.slot(transfer_control.Control()):
+        waits = threading.Thread(target=second)
+        waits.start()
+        wait_until(lambda: host.waiting == 1, 'the second one waits')
+        assert not second_runs.is_set()
+        host.change(max_rate_bytes=0, max_parallel=2, yield_share=1.0)
+        waits.join(60)
+
+    assert second_runs.is_set()
