@@ -138,7 +138,7 @@ class Dispatcher:
         while not self._stopping.is_set() and len(self._in_progress) < self.limit:
             avoided = self._breakers.avoid()  # first, or a rest may end in between
             most = 1 if self._breakers.has_to_probe() else self.limit
-            claimed = self._jobs.claim_several(self._conductor_id, self.limit, avoided, most)
+            claimed = self._jobs.claim_hosts(self._conductor_id, self.limit, avoided, most)
             for each in claimed:
                 self._submit(each.claim, each.first)
             if not claimed:
@@ -146,10 +146,9 @@ class Dispatcher:
 
     def _take_over(self) -> None:
         """Go on with what other conductors left, before anything else is claimed."""
-        while not self._stopping.is_set():
-            claim = self._jobs.take_over(self._conductor_id)
-            if claim is None:
-                return
+        if self._stopping.is_set():
+            return
+        for claim in self._jobs.take_over(self._conductor_id):
             LOG.warning('Host %s is taken over from a conductor that is gone', claim.host)
             self._count_takeover()
             self._submit(claim)
@@ -184,7 +183,7 @@ class Dispatcher:
         serving = set(self._in_progress.values())
         for host in set(self._jobs.claimed_hosts(self._conductor_id)) - serving:
             LOG.warning('Host %s is claimed and not served, it is given back', host)
-            self._jobs.release(self._conductor_id, host)
+            self._jobs.release(self._conductor_id, [host])
 
     def _skip_hosts_that_left(self) -> None:
         for request in self._requests.with_waiting_tasks():

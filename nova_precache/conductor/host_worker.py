@@ -85,7 +85,7 @@ class HostWorker:
                 turned = self._tracker.database_wait.wait_out(step)
         finally:
             if not turned.is_over:
-                self._jobs.release(self._conductor_id, claim.host)
+                self._jobs.release(self._conductor_id, [claim.host])
 
     def _step(
         self,

@@ -16,7 +16,6 @@ from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import (
     assign,
     begin as job_begin,
-    calls,
     claim as job_claim,
     finish as job_finish,
     host_limits,
@@ -32,12 +31,15 @@ class NextJobRequest:
 
     :ivar ended: how its call did
     :ivar goes_on: False when the host is to be given back
+    :ivar repeated: the job whose call timed out while its bytes moved: it alone is to be called,
+        and without it the host is not given back
     """
 
     conductor_id: str
     host: str
     ended: job_finish.Finish | None = None
     goes_on: bool = True
+    repeated: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class NextJobResult:
     """
 
     recorded: job_outcome.Recorded
-    assignment: calls.Assignment | None = None
+    assignment: assign.Assignment | None = None
     is_over: bool = False
 
 
@@ -58,7 +60,7 @@ class Claimed:
     """A claim, and what is to be called under it first; None when that is to be asked for."""
 
     claim: job_claim.Claim
-    first: calls.Assignment | None = None
+    first: assign.Assignment | None = None
 
 
 Member = job_begin.Begin | job_finish.Finish | NextJobRequest | job_claim.ClaimRequest
@@ -75,7 +77,8 @@ def keys(member: Member) -> Sequence[str]:
         return ['']  # one at a time: of two that want all that is free, one gets it
     if not isinstance(member, NextJobRequest):
         return [member.job_id]
-    return [member.host] if member.ended is None else [member.host, member.ended.job_id]
+    ended = None if member.ended is None else member.ended.job_id
+    return [each for each in (member.host, ended, member.repeated) if each is not None]
 
 
 def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Result]:
@@ -126,24 +129,37 @@ class _Hosts:
     ) -> None:
         self._session = session
         self._turns = turns
-        self._room = None if wanted is None else job_claim.room(session)
-        free = 0
-        if wanted is not None and self._room is not None:
-            free = self._room.free(wanted, given_back=len(turns))
-        self._limited = bool((turns or free) and host_limits.limits(session))
+        self._budget = None if wanted is None else job_claim.budget(session)
         self._epochs: dict[str, int] = {}
-        self._free: Mapping[str, str] = {}
-        self._chosen: Mapping[str, assign.DueJob] = {}
-        goes_on = [turn for turn in turns if turn.goes_on]
-        if self._limited:
-            self.jobs = assign.due(session, [turn.host for turn in goes_on])
-            return
-        for conductor_id, hosts in _by_conductor(goes_on).items():
-            self._epochs.update(job_claim.fence_all(session, conductor_id, hosts))
-        if wanted is not None and free:
-            self._free = job_claim.most_urgent(session, wanted.avoid_cells, free)
-        self._chosen = assign.choose(session, [*self._epochs, *self._free], ended)
+        for conductor_id, hosts in _by_conductor([each for each in turns if each.goes_on]).items():
+            self._epochs.update(job_claim.fence(session, conductor_id, hosts))
+        over = [each.ended.job_id for each in turns if each.ended and each.host in self._epochs]
+        needs_limits = bool(turns) or wanted is not None
+        self._limits = host_limits.load(session, over) if needs_limits else host_limits.NONE
+        self._ended = ended
+        repeated = {each.host: each.repeated for each in turns if each.repeated is not None}
+        self._chosen = dict(self._choose(list(self._epochs), repeated))
+        self._free: dict[str, str] = {}
+        if wanted is not None and self._budget is not None:
+            self._choose_free(wanted, self._budget.free(wanted, given_back=len(turns)))
         self.jobs = list(self._chosen.values())
+
+    def _choose(
+        self, hosts: Sequence[str], repeated: Mapping[str, str] | None = None
+    ) -> Mapping[str, assign.DueJob]:
+        return assign.choose(self._session, hosts, self._ended, repeated or {}, self._limits)
+
+    def _choose_free(self, wanted: job_claim.ClaimRequest, count: int) -> None:
+        """Choose free hosts and their first jobs; limits that are used up on the way hold."""
+        while len(self._free) < count:
+            found = job_claim.most_urgent(
+                self._session, wanted.avoid_cells, count - len(self._free), self._limits, self._free
+            )
+            chosen = self._choose(list(found))
+            self._chosen.update(chosen)
+            self._free.update((host, found[host]) for host in chosen)
+            if not chosen or not self._limits:
+                return
 
     def go_on(
         self,
@@ -154,11 +170,13 @@ class _Hosts:
         held = self._held_up(recorded)
         epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
         assigned = self._assign(epochs, locked)
-        if self._limited:
-            assigned = self._assign_limited(held)
-        over = [each for each in self._turns if each.host not in {*assigned, *held}]
+        over = [
+            each
+            for each in self._turns
+            if each.host not in {*assigned, *held} and each.repeated is None
+        ]
         for conductor_id, hosts in _by_conductor(over).items():
-            job_claim.release_hosts(self._session, conductor_id, hosts)
+            job_claim.release(self._session, conductor_id, hosts)
         return {
             each.host: NextJobResult(
                 _recorded(each, recorded), assigned.get(each.host), is_over=each in over
@@ -170,33 +188,19 @@ class _Hosts:
         self, wanted: job_claim.ClaimRequest, locked: Mapping[str, locking.Locked]
     ) -> Sequence[Claimed]:
         """Claim free hosts, and assign the first job of each."""
-        if self._limited:
-            claim = job_claim.claim(
-                self._session, wanted.conductor_id, wanted.limit, wanted.avoid_cells, wanted.lease
-            )
-            return [] if claim is None else [Claimed(claim)]
         if not self._free:
             return []
         # Of those that turns had, some were given back meanwhile.
-        room = self._room if self._room and not self._turns else job_claim.room(self._session)
-        claimed = job_claim.claim_several(self._session, wanted, self._free, room)
+        left = self._budget if self._budget and not self._turns else job_claim.budget(self._session)
+        claimed = job_claim.acquire(self._session, wanted, self._free, left)
         first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
         return [Claimed(claim, first.get(claim.host)) for claim in claimed]
 
     def _assign(
         self, epochs: Mapping[str, int], locked: Mapping[str, locking.Locked]
-    ) -> dict[str, calls.Assignment]:
+    ) -> dict[str, assign.Assignment]:
         chosen = {host: job for host, job in self._chosen.items() if host in epochs}
         return assign.assign(self._session, chosen, epochs, locked)
-
-    def _assign_limited(self, held: set[str]) -> dict[str, calls.Assignment]:
-        """Assign one after the other: each call may be the last that a request may have."""
-        made = (
-            calls.assign(self._session, each.conductor_id, each.host, None)
-            for each in self._turns
-            if each.goes_on and each.host not in held
-        )
-        return {each.host: each for each in made if each is not None}
 
     def _held_up(self, recorded: Mapping[str, job_outcome.Recorded]) -> set[str]:
         """Give the hosts whose next job hangs on how the last one ended, for its request."""

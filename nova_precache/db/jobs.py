@@ -20,21 +20,22 @@ from nova_precache import exception, model, wire
 from nova_precache.db import job_batch
 from nova_precache.db.engine import group_commit, models, session as db_session
 from nova_precache.db.job import (
+    assign,
     begin as job_begin,
     call_terms,
-    calls,
     claim as job_claim,
     demand,
     finish as job_finish,
     locking,
     outcome as job_outcome,
+    progress,
     stop as job_stop,
 )
 
 LOG = logging.getLogger(__name__)
 
-Assignment = calls.Assignment
-ProgressReport = calls.ProgressReport
+Assignment = assign.Assignment
+ProgressReport = progress.ProgressReport
 Terms = call_terms.Terms
 Finish = job_finish.Finish
 NextJobResult = job_batch.NextJobResult
@@ -72,32 +73,20 @@ class Jobs:
             self._play, job_batch.keys, of_all=exception.DatabaseUnavailable
         )
 
-    def claim(
-        self, conductor_id: str, limit: int, avoid_cells: Collection[str] = ()
-    ) -> job_claim.Claim | None:
-        """Lease the host of the most urgent job that waits, if the limit allows.
+    def claim_hosts(
+        self, conductor_id: str, limit: int, avoid_cells: Collection[str] = (), most: int = 1
+    ) -> Sequence[job_batch.Claimed]:
+        """Lease the hosts of the most urgent jobs that wait, and assign the first job of each.
 
         :param limit: most hosts claimed at once over all conductors
         :param avoid_cells: uuids of cells that are not to be called now
-        """
-        return self._database.write(
-            lambda session: job_claim.claim(session, conductor_id, limit, avoid_cells, self._lease)
-        )
-
-    def claim_several(
-        self, conductor_id: str, limit: int, avoid_cells: Collection[str] = (), most: int = 1
-    ) -> Sequence[job_batch.Claimed]:
-        """Lease several hosts as ``claim`` does one, and assign the first job of each.
-
-        None when there is none to be had.
-
-        :param most: so many of them
+        :param most: so many hosts
         """
         wanted = job_claim.ClaimRequest(conductor_id, limit, most, tuple(avoid_cells), self._lease)
         return cast(Sequence[job_batch.Claimed], self._group.submit(wanted))
 
-    def take_over(self, conductor_id: str) -> job_claim.Claim | None:
-        """Take over a claim that another conductor let expire; it goes on counting."""
+    def take_over(self, conductor_id: str) -> Sequence[job_claim.Claim]:
+        """Take over the claims that other conductors let expire; they go on counting."""
         return self._database.write(
             lambda session: job_claim.take_over(session, conductor_id, self._lease)
         )
@@ -116,15 +105,24 @@ class Jobs:
 
         return self._database.write(work)
 
-    def release(self, conductor_id: str, host: str) -> bool:
-        """Give a host back; False when another conductor has taken it over."""
-        held = sa.and_(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
-        return self._database.write(lambda session: job_claim.release(session, held) == 1)
+    def release(self, conductor_id: str, hosts: Collection[str]) -> int:
+        """Give those of the hosts back that the conductor still holds; return their number."""
+
+        def work(session: orm.Session) -> int:
+            job_claim.lock_counter(session)
+            return job_claim.release(session, conductor_id, hosts)
+
+        return self._database.write(work)
 
     def release_all(self, conductor_id: str) -> None:
         """Give back every host of a conductor that stops."""
-        held = models.Claim.conductor_id == conductor_id
-        self._database.write(lambda session: job_claim.release(session, held))
+
+        def work(session: orm.Session) -> None:
+            job_claim.lock_counter(session)
+            mine = sa.select(models.Claim.host).where(models.Claim.conductor_id == conductor_id)
+            job_claim.release(session, conductor_id, session.scalars(mine).all())
+
+        self._database.write(work)
 
     def claimed_hosts(self, conductor_id: str | None = None) -> Sequence[str]:
         """Give the hosts that are claimed by one conductor, or by any."""
@@ -134,20 +132,12 @@ class Jobs:
         with self._database.reader() as session:
             return session.scalars(query).all()
 
-    def assign(self, conductor_id: str, host: str) -> Assignment | None:
-        """Choose the host's next job and fence it with a new epoch.
-
-        A waiting job's attempt is counted here; one that is being worked on is
-        called again to join it, which is no attempt. None when nothing is due
-        on the host or the claim is lost.
-        """
-        return self._database.write(lambda session: calls.assign(session, conductor_id, host, None))
-
     def assign_again(self, conductor_id: str, assignment: Assignment) -> Assignment | None:
         """Fence a job anew whose call timed out while its bytes were still moving."""
-        return self._database.write(
-            lambda session: calls.assign(session, conductor_id, assignment.host, assignment.job_id)
+        repeated = job_batch.NextJobRequest(
+            conductor_id, assignment.host, repeated=assignment.job_id
         )
+        return cast(NextJobResult, self._group.submit(repeated)).assignment
 
     def begin(
         self,
@@ -194,7 +184,7 @@ class Jobs:
         ended: job_finish.Finish | None = None,
         goes_on: bool = True,
     ) -> NextJobResult:
-        """Record how a call ended, and choose the host's next job as ``assign`` does.
+        """Record how a call ended, and choose the host's next job.
 
         The host is given back if nothing is due, or when the worker does not go on. Where
         the outcome may decide on what is called next, there is neither: ask again once it
@@ -232,7 +222,7 @@ class Jobs:
     def image_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> str | None:
         """Return the image of a job on which a compute of the cell works under that epoch."""
         query = sa.select(models.Job.image_id).where(
-            calls.current(job_id, epoch), *calls.at_work(cell_uuid)
+            locking.current(job_id, epoch), *locking.at_work(cell_uuid)
         )
         with self._database.reader() as session:
             return session.scalars(query).first()
@@ -240,7 +230,7 @@ class Jobs:
     def hosts_at_work(self, cell_uuid: str) -> Sequence[str]:
         """Give the hosts of a cell whose computes work on a job."""
         host = models.Job.host
-        query = sa.select(host).where(*calls.at_work(cell_uuid)).distinct().order_by(host)
+        query = sa.select(host).where(*locking.at_work(cell_uuid)).distinct().order_by(host)
         with self._database.reader() as session:
             return session.scalars(query).all()
 
@@ -254,7 +244,7 @@ class Jobs:
             if not locking.lock_jobs(session, [report.job_id for report in some]):
                 return 0
             now = db_session.now(session)
-            return sum(calls.record_progress(session, report, now) for report in some)
+            return sum(progress.record(session, report, now) for report in some)
 
         counts = db_session.in_bulk(
             list(reports),
@@ -283,7 +273,7 @@ class Jobs:
         if outcome.status not in job_stop.OUTCOMES:
             finished = self._group.submit(job_finish.Finish(job_id, epoch, outcome))
             return cast(job_outcome.Recorded, finished)
-        current = calls.current(job_id, epoch)
+        current = locking.current(job_id, epoch)
         return self._database.write(
             lambda session: job_stop.leave(session, current, job_id, outcome)
         )
@@ -293,7 +283,7 @@ class Jobs:
     ) -> job_outcome.Recorded:
         """Have a job wait for its next attempt, holding no slot, unless it was to stop."""
         uncounted = -1 if outcome.retry == model.Retry.LATER else 0
-        current = calls.current(job_id, epoch)
+        current = locking.current(job_id, epoch)
         return self._database.write(
             lambda session: job_stop.retry(
                 session, current, job_id, outcome, delay_seconds, uncounted
@@ -365,7 +355,7 @@ class Jobs:
                 .order_by(models.Job.uuid)
                 .limit(limit)
             ).all()
-            return [calls.assignment(row, row.epoch or 0) for row in rows]
+            return [assign.as_it_is(row) for row in rows]
 
     def fail_unclaimed(
         self, missed: Sequence[MissedCall], outcome: model.ImageOutcome

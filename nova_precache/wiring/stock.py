@@ -10,12 +10,7 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
-from nova_precache.conductor import (
-    lifecycle as conductor_steering,
-    metrics,
-    nova_backend,
-    tracker,
-)
+from nova_precache.conductor import lifecycle as conductor_steering, metrics, nova_backend, tracker
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 from nova_precache.db.engine import session as db_session
 

@@ -171,7 +171,7 @@ def test_an_outage_costs_no_agent_its_name_and_a_silent_one_is_replaced_and_fenc
     assert world.agents.report([other, model.Agent('h1', 'agent-h1', world.cell.uuid)]) == [
         model.Agent('h1', 'agent-h1', world.cell.uuid)
     ]
-    again = world.jobs.assign('c1', 'h1')
+    again = world.assign('c1', 'h1')
     assert again is not None
     with pytest.raises(exception.AgentConflict):
         world.jobs.begin(again.job_id, again.epoch, True, agent_id='agent-h1')
@@ -221,7 +221,7 @@ class Fleet:
         for host in hosts:
             self.world.living(host)
         self.asked.append(self.world.planned(hosts, SHARED))
-        claimed = self.world.jobs.claim_several(DEAD, LIMIT, most=len(hosts))
+        claimed = self.world.jobs.claim_hosts(DEAD, LIMIT, most=len(hosts))
         self.dead = [each.first for each in claimed if each.first is not None]
         for call in self.dead[:2]:
             assert self.world.jobs.begin(call.job_id, call.epoch)

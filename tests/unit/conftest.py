@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -58,6 +58,9 @@ class World:
     agents: agents.Agents
     hearings: hearing.Hearings
     cell: model.Cell
+    first: dict[tuple[str, str], db_jobs.Assignment | None] = dataclasses.field(
+        default_factory=dict
+    )
 
     def aggregate(self, hosts: Sequence[str], cell: model.Cell | None = None) -> model.Aggregate:
         """Make an aggregate of living hosts."""
@@ -139,11 +142,24 @@ class World:
         assert self.requests.mark_planned(request.id, PLANNER)
         return self.requests.get(request.id)
 
+    def claim(
+        self, conductor: str, limit: int, avoid_cells: Collection[str] = ()
+    ) -> job_claim.Claim | None:
+        """Claim the host of the most urgent job; :meth:`assign` gives the job."""
+        for each in self.jobs.claim_hosts(conductor, limit, avoid_cells):
+            self.first[conductor, each.claim.host] = each.first
+            return each.claim
+        return None
+
+    def assign(self, conductor: str, host: str) -> db_jobs.Assignment | None:
+        """Give the host's next job, which came with its claim or is asked for."""
+        return self.first.pop((conductor, host), None) or self.jobs.turn(conductor, host).assignment
+
     def begun(self, conductor: str = 'c1') -> db_jobs.Assignment:
         """Claim a host, assign a job and have the compute begin it."""
-        claim = self.jobs.claim(conductor, limit=100)
+        claim = self.claim(conductor, limit=100)
         assert claim is not None
-        assigned = self.jobs.assign(conductor, claim.host)
+        assigned = self.assign(conductor, claim.host)
         assert assigned is not None
         assert self.jobs.begin(assigned.job_id, assigned.epoch)
         return assigned

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The next jobs of claimed hosts, inside a transaction, many hosts at once."""
+"""The next jobs of claimed hosts, inside a transaction, many hosts at once.
+
+The epoch that an assignment carries fences the call that follows.
+"""
 
 import dataclasses
+import datetime
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
+from nova_precache.db import hearing
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import calls, claim as job_claim, locking
+from nova_precache.db.job import call_terms, claim as job_claim, host_limits, locking
 
 _JOB, _TASK, _CLAIM = (db_session.table(each) for each in (models.Job, models.Task, models.Claim))
 _TURN = sa.func.row_number().over(partition_by=models.Job.host, order_by=job_claim.urgency())
@@ -24,8 +30,12 @@ _DUE = (
     )
     .subquery()
 )
-_ALL = sa.select(_DUE.c.host, _DUE.c.uuid, _DUE.c.active_key)
-_FIRST = _ALL.where(_DUE.c.turn == 1)
+_FIRST = (
+    sa.select(_DUE.c.host, _DUE.c.uuid, _DUE.c.active_key)
+    .where(_DUE.c.turn <= sa.bindparam('most', type_=sa.Integer()))
+    .order_by(_DUE.c.turn)
+)
+_ALL_JOBS = 2**31 - 1
 # Of its host: whoever holds that has just fenced it.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
 _CALL = (
@@ -52,33 +62,85 @@ _ATTEMPT_TASKS = (
 )
 
 
+_SEEN = (
+    sa.select(
+        models.Agent.host,
+        models.Agent.seen_at,
+        db_session.database_now().label('now'),
+        models.Hearing.since,
+        models.Hearing.until,
+    )
+    .outerjoin(models.Hearing, models.Hearing.cell_uuid == models.Agent.cell_uuid)
+    .where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """A job about to be called, under the epoch that fences the call.
+
+    ``joins`` tells that a compute works on it already, so that the call is no attempt.
+
+    :ivar terms: as they stood when it was assigned
+    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None when it
+        never did
+    :ivar heard: when its cell could be heard, None where conductors do not note that
+    """
+
+    job_id: str
+    host: str
+    cell_uuid: str
+    image_id: str
+    epoch: int
+    attempts: int
+    mismatches: int
+    joins: bool = False
+    terms: call_terms.Terms = call_terms.NONE
+    seen_at: datetime.datetime | None = None
+    assigned_at: datetime.datetime | None = None
+    heard: hearing.Heard | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class DueJob:
-    """A job that may be called, by its id and by the key that it is locked by."""
+    """A job that may be called, by its id and by the key that it is locked by.
+
+    :ivar is_repeated: its call was made, and is made once more, which is no attempt
+    """
 
     job_id: str
     active_key: str
+    is_repeated: bool = False
 
 
 def choose(
-    session: orm.Session, hosts: Collection[str], ended: Collection[str]
+    session: orm.Session,
+    hosts: Sequence[str],
+    ended: Collection[str],
+    repeated: Mapping[str, str],
+    limits: host_limits.HostLimits,
 ) -> Mapping[str, DueJob]:
-    """Map those of the hosts that have due jobs to the most urgent.
+    """Map those of the hosts that have due jobs to the most urgent that limits let run.
 
+    :param hosts: the first may use up what a limit leaves
     :param ended: jobs that are about to end
+    :param repeated: host to the one job that is to be called there again
     """
     if not hosts:
         return {}
-    rows = db_session.run(session, _FIRST, {'hosts': sorted(hosts), 'ended': list(ended)})
-    return {row.host: DueJob(row.uuid, row.active_key) for row in rows}
-
-
-def due(session: orm.Session, hosts: Collection[str]) -> Sequence[DueJob]:
-    """Give all due jobs of the hosts."""
-    if not hosts:
-        return []
-    values: dict[str, object] = {'hosts': sorted(hosts), 'ended': []}
-    return [DueJob(row.uuid, row.active_key) for row in db_session.run(session, _ALL, values)]
+    most = _ALL_JOBS if limits or repeated else 1
+    given = {'hosts': sorted(hosts), 'ended': list(ended), 'most': most}
+    rows = db_session.run(session, _FIRST, given).all()
+    wanted_by = host_limits.wanted_by(session, [row.uuid for row in rows]) if limits else {}
+    turns = {host: turn for turn, host in enumerate(hosts)}
+    chosen: dict[str, DueJob] = {}
+    for row in sorted(rows, key=lambda row: turns[row.host]):
+        is_repeated = repeated.get(row.host) == row.uuid
+        if row.host in chosen or (row.host in repeated and not is_repeated):
+            continue
+        if is_repeated or not limits or limits.take(row.host, wanted_by.get(row.uuid, {})):
+            chosen[row.host] = DueJob(row.uuid, row.active_key, is_repeated)
+    return chosen
 
 
 def assign(
@@ -86,27 +148,70 @@ def assign(
     chosen: Mapping[str, DueJob],
     epochs: Mapping[str, int],
     locked: Mapping[str, locking.Locked],
-) -> dict[str, calls.Assignment]:
+) -> dict[str, Assignment]:
     """Fence the chosen jobs of hosts; one that is not due any more is left out."""
-    jobs = [locked[each.job_id] for each in chosen.values() if each.job_id in locked]
-    made = [_assignment(job, epochs[job.host]) for job in jobs if job.is_due]
-    joined = [(each.job_id, dict[str, object]()) for each in made if each.joins]
-    attempts = [(each.job_id, {'to_attempts': each.attempts}) for each in made if not each.joins]
-    db_session.run_alike(session, _CALL, joined)
+    made, again, attempts = [], [], []
+    for each in chosen.values():
+        job = locked.get(each.job_id)
+        if job is None or not job.is_due:
+            continue
+        assigned = _assignment(job, epochs[job.host], each.is_repeated)
+        made.append(assigned)
+        if assigned.attempts == job.attempts:
+            again.append((job.job_id, dict[str, object]()))
+        else:
+            attempts.append((job.job_id, {'to_attempts': assigned.attempts}))
+    db_session.run_alike(session, _CALL, again)
     db_session.run_alike(session, _ATTEMPT, attempts)
     db_session.run_alike(session, _ATTEMPT_TASKS, attempts)
-    return {each.host: each for each in calls.complete(session, made)}
+    return {each.host: each for each in _complete(session, made)}
 
 
-def _assignment(job: locking.Locked, epoch: int) -> calls.Assignment:
+def _assignment(job: locking.Locked, epoch: int, is_repeated: bool) -> Assignment:
     joins = job.status in model.TASK_WORKING
-    return calls.Assignment(
+    return Assignment(
         job_id=job.job_id,
         host=job.host,
         cell_uuid=job.cell_uuid,
         image_id=job.image_id,
         epoch=epoch,
-        attempts=job.attempts if joins else job.attempts + 1,
+        attempts=job.attempts if joins or is_repeated else job.attempts + 1,
         mismatches=job.mismatches,
         joins=joins,
     )
+
+
+def as_it_is(job: models.Job) -> Assignment:
+    """Show a job that is not claimed under its last epoch."""
+    return Assignment(
+        job_id=job.uuid,
+        host=job.host,
+        cell_uuid=job.cell_uuid,
+        image_id=job.image_id,
+        epoch=job.epoch or 0,
+        attempts=job.attempts,
+        mismatches=job.mismatches,
+        joins=job.status in model.TASK_WORKING,
+    )
+
+
+def _complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignment]:
+    """Add what whoever makes the calls has to know."""
+    if not made:
+        return []
+    agreed = call_terms.terms(session, [each.job_id for each in made])
+    rows = db_session.run(session, _SEEN, {'hosts': [each.host for each in made]})
+    seen = {row.host: _seen(row) for row in rows}
+    never: dict[str, Any] = {}
+    if any(each.host not in seen for each in made):
+        now = db_session.now(session)
+        never = {'assigned_at': now, 'heard': hearing.anywhere(session, now)}
+    return [
+        dataclasses.replace(each, terms=agreed[each.job_id], **seen.get(each.host, never))
+        for each in made
+    ]
+
+
+def _seen(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    heard = None if row.until is None else hearing.Heard(row.since, row.until)
+    return {'seen_at': row.seen_at, 'assigned_at': row.now, 'heard': heard}

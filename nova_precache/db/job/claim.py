@@ -96,46 +96,40 @@ class Claim:
     epoch: int
 
 
-def claim(
-    session: orm.Session,
-    conductor_id: str,
-    limit: int,
-    avoid_cells: Collection[str],
-    lease: datetime.timedelta,
-) -> Claim | None:
-    lock_counter(session)
-    left = room(session)
-    if left.claimed >= limit:
-        return None
-    found = _next_claimable(session, left.now, avoid_cells)
-    if found is None:
-        return None
-    host, cell_uuid = found
-    epoch = _lease_host(session, conductor_id, host, cell_uuid, left.now + lease)
-    _set_counter(session, left.claimed + 1)
-    return Claim(host, cell_uuid, epoch)
-
-
-def room(session: orm.Session) -> ClaimBudget:
+def budget(session: orm.Session) -> ClaimBudget:
     """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
     return ClaimBudget(*db_session.run(session, _COUNT).one())
 
 
-def claim_several(
+def acquire(
     session: orm.Session, wanted: ClaimRequest, among: Mapping[str, str], left: ClaimBudget
 ) -> list[Claim]:
     """Lease as many of those hosts as are free; the caller still holds the counter's lock."""
     hosts = dict(itertools.islice(among.items(), left.free(wanted)))
-    if not hosts:
-        return []
-    claims = _lease_hosts(session, wanted.conductor_id, hosts, left.now + wanted.lease)
-    _set_counter(session, left.claimed + len(claims))
+    claims = _lease(session, wanted.conductor_id, hosts, left.now + wanted.lease)
+    if claims:
+        db_session.run(session, _SET_COUNTER, {'to_value': left.claimed + len(claims)})
     return claims
 
 
-def _lease_hosts(
+def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> list[Claim]:
+    """Lease the hosts whose leases other conductors let expire; they go on counting."""
+    lock_counter(session)
+    now = db_session.now(session)
+    expired = session.execute(
+        sa.select(models.Claim.host, models.Claim.cell_uuid)
+        .where(models.Claim.conductor_id != conductor_id, models.Claim.lease_expires_at < now)
+        .order_by(models.Claim.lease_expires_at)
+    )
+    hosts = {row.host: row.cell_uuid for row in expired}
+    return _lease(session, conductor_id, hosts, now + lease)
+
+
+def _lease(
     session: orm.Session, conductor_id: str, hosts: Mapping[str, str], expires_at: datetime.datetime
 ) -> list[Claim]:
+    if not hosts:
+        return []
     known = {row.host: row for row in db_session.run(session, _KNOWN, {'hosts': sorted(hosts)})}
     lease = {'to_conductor': conductor_id, 'until': expires_at}
     if known:
@@ -151,17 +145,26 @@ def _lease_hosts(
 
 
 def most_urgent(
-    session: orm.Session, avoid_cells: Collection[str], count: int
+    session: orm.Session,
+    avoid_cells: Collection[str],
+    count: int,
+    limits: host_limits.HostLimits,
+    chosen: Collection[str] = (),
 ) -> Mapping[str, str]:
     """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
 
     There may be more: nobody looks at jobs that are far from being the next ones.
+
+    :param chosen: hosts that are left out
     """
+    saturated = limits.saturated()
+    only = host_limits.free_hosts(session, saturated) if saturated else None
+    due_jobs = _due_within(saturated, only, chosen) if saturated or chosen else _DUE
     hosts: Mapping[str, str] = {}
     for jobs_a_host in _JOBS_A_HOST:
         page = jobs_a_host * count
         given = {'avoid': sorted(avoid_cells), 'rows': page}
-        jobs = db_session.run(session, _DUE, given).all()
+        jobs = db_session.run(session, due_jobs, given).all()
         full = {status for status, rows in _by_status(jobs).items() if len(rows) == page}
         hosts = _first_hosts(jobs, full, count)
         if len(hosts) == count or not full:
@@ -196,41 +199,18 @@ def _rank(job: sa.Row[*tuple[Any, ...]]) -> tuple[bool, int, int]:
     return job.status in model.TASK_WAITING, -job.priority, job.id
 
 
-def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> Claim | None:
-    lock_counter(session)
-    now = db_session.now(session)
-    expired = session.execute(
-        sa.select(models.Claim.host, models.Claim.cell_uuid)
-        .where(models.Claim.conductor_id != conductor_id, models.Claim.lease_expires_at < now)
-        .order_by(models.Claim.lease_expires_at)
-        .limit(1)
-    ).first()
-    if expired is None:
-        return None
-    epoch = _lease_host(session, conductor_id, expired.host, expired.cell_uuid, now + lease)
-    return Claim(expired.host, expired.cell_uuid, epoch)
+def release(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> int:
+    """Give those of the hosts back that the conductor holds, and return their number.
 
-
-def release(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
-    """Give the chosen claims back; tells how many there were."""
-    lock_counter(session)
-    released = session.execute(
-        db_session.update(models.Claim)
-        .where(which)
-        .values(conductor_id=None, lease_expires_at=None)
-    )
+    The caller holds the counter's lock.
+    """
+    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
+    released = db_session.run(session, _RELEASE, held)
     db_session.run(session, _COUNT_ANEW)
     return db_session.rowcount(released)
 
 
-def release_hosts(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> None:
-    """Give hosts back that a conductor may hold; the caller holds the counter's lock."""
-    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
-    db_session.run(session, _RELEASE, held)
-    db_session.run(session, _COUNT_ANEW)
-
-
-def fence_all(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
+def fence(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
     """Give claims their next epochs; a host that the conductor does not hold is left out."""
     if not hosts:
         return {}
@@ -239,49 +219,9 @@ def fence_all(session: orm.Session, conductor_id: str, hosts: Collection[str]) -
     return {row.host: row.epoch for row in db_session.run(session, _HELD, held)}
 
 
-def fence(session: orm.Session, conductor_id: str, host: str) -> int | None:
-    """Give a claim its next epoch; None when the conductor does not hold the host."""
-    fenced = session.execute(
-        db_session.update(models.Claim)
-        .where(models.Claim.host == host, models.Claim.conductor_id == conductor_id)
-        .values(epoch=models.Claim.epoch + 1)
-    )
-    if db_session.rowcount(fenced) != 1:
-        return None
-    return session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).one()
-
-
-def _lease_host(
-    session: orm.Session,
-    conductor_id: str,
-    host: str,
-    cell_uuid: str,
-    expires_at: datetime.datetime,
-) -> int:
-    lease = {
-        'conductor_id': conductor_id,
-        'cell_uuid': cell_uuid,
-        'lease_expires_at': expires_at,
-    }
-    epoch = session.scalars(sa.select(models.Claim.epoch).where(models.Claim.host == host)).first()
-    if epoch is None:
-        session.execute(sa.insert(models.Claim).values(host=host, epoch=1, **lease))
-        return 1
-    session.execute(
-        db_session.update(models.Claim)
-        .where(models.Claim.host == host)
-        .values(epoch=models.Claim.epoch + 1, **lease)
-    )
-    return epoch + 1
-
-
 def lock_counter(session: orm.Session) -> None:
     """Have those who claim hosts, and who call jobs under a limit, take turns."""
     db_session.run(session, _LOCK_COUNTER)
-
-
-def _set_counter(session: orm.Session, value: int) -> None:
-    db_session.run(session, _SET_COUNTER, {'to_value': value})
 
 
 def due(
@@ -309,45 +249,12 @@ def urgency() -> tuple[sa.ColumnElement[int], ...]:
     return is_moving, models.Job.priority.desc(), models.Job.id.asc()
 
 
-def _next_claimable(
-    session: orm.Session, now: datetime.datetime, avoid_cells: Collection[str]
-) -> tuple[str, str] | None:
-    """Give the host and cell of the most urgent job; each status has an index in that order."""
-    limited = host_limits.limits(session)
-    full = host_limits.full_to_claim(session, limited) if limited else []
-    hosts = host_limits.free_hosts(session, full) if full else None
-    if hosts is not None and not hosts:
-        return None
-    firsts = []
-    for statuses in (model.TASK_WORKING, *([status] for status in model.TASK_WAITING)):
-        query = sa.select(
-            models.Job.host,
-            models.Job.cell_uuid,
-            models.Job.status,
-            models.Job.priority,
-            models.Job.id,
-        ).where(due(now, statuses), unclaimed())
-        if avoid_cells:
-            query = query.where(models.Job.cell_uuid.not_in(list(avoid_cells)))
-        if full:
-            query = query.where(host_limits.lets_run(full))
-        if hosts is not None:
-            query = query.where(models.Job.host.in_(hosts))
-        first = query.order_by(models.Job.priority.desc(), models.Job.id).limit(1).subquery()
-        firsts.append(sa.select(first))
-    found = session.execute(sa.union_all(*firsts)).all()
-    if not found:
-        return None
-    next_one = min(found, key=lambda job: (job.status in model.TASK_WAITING, -job.priority, job.id))
-    return next_one.host, next_one.cell_uuid
-
-
-def _page(status: str) -> sa.Select[*tuple[Any, ...]]:
+def _page(status: str, *conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, ...]]:
     """Give the most urgent jobs in one status, each of which has an index in that order."""
     job = models.Job
     page = (
         sa.select(job.host, job.cell_uuid, job.status, job.priority, job.id)
-        .where(due(db_session.database_now(), [status]), unclaimed())
+        .where(due(db_session.database_now(), [status]), unclaimed(), *conditions)
         .where(job.cell_uuid.not_in(sa.bindparam('avoid', expanding=True)))
         .order_by(job.priority.desc(), job.id)
         .limit(sa.bindparam('rows', type_=sa.Integer()))
@@ -356,4 +263,22 @@ def _page(status: str) -> sa.Select[*tuple[Any, ...]]:
     return sa.select(page)
 
 
-_DUE = sa.union_all(*(_page(status) for status in sorted(model.TASK_IN_FLIGHT)))
+def _pages(*conditions: sa.ColumnElement[bool]) -> sa.CompoundSelect[*tuple[Any, ...]]:
+    return sa.union_all(*(_page(status, *conditions) for status in sorted(model.TASK_IN_FLIGHT)))
+
+
+def _due_within(
+    saturated: Collection[host_limits.SaturatedRequest],
+    only: Collection[str] | None,
+    chosen: Collection[str],
+) -> sa.CompoundSelect[*tuple[Any, ...]]:
+    """Give the due jobs that limits of requests let run, on other hosts than the chosen ones."""
+    conditions: list[sa.ColumnElement[bool]] = [models.Job.host.not_in(list(chosen))]
+    if saturated:
+        conditions.append(host_limits.lets_run(saturated))
+    if only is not None:
+        conditions.append(models.Job.host.in_(list(only)))
+    return _pages(*conditions)
+
+
+_DUE = _pages()

@@ -11,7 +11,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import calls, locking, outcome as job_outcome, stop as job_stop
+from nova_precache.db.job import locking, outcome as job_outcome, stop as job_stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _end(session: orm.Session, finishes: Sequence[Finish]) -> Mapping[str, job_o
 
 
 def _stop(session: orm.Session, finish: Finish) -> job_outcome.Recorded:
-    return job_stop.stopped(session, calls.current(finish.job_id, finish.epoch), finish.job_id)
+    return job_stop.stopped(session, locking.current(finish.job_id, finish.epoch), finish.job_id)
 
 
 def _lock_requests(session: orm.Session, finishes: Sequence[Finish]) -> bool:

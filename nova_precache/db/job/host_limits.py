@@ -30,33 +30,73 @@ _LIMITS = sa.select(_REQUEST.id, _REQUEST.max_parallel_hosts).where(
 )
 
 
-def limits(session: orm.Session) -> dict[str, int]:
-    """Map the requests that are worked on and have a limit to it."""
-    return {request_id: limit or 0 for request_id, limit in db_session.run(session, _LIMITS)}
+class HostLimits:
+    """On which hosts each request with a limit is busy; counts what a batch adds.
 
-
-def full_to_claim(session: orm.Session, limited: Mapping[str, int]) -> list[SaturatedRequest]:
-    """Give the requests for which no other host is to be claimed.
-
-    A claimed host on which nothing is called yet counts for all that it may be claimed for.
+    :ivar limits: request id to its limit
     """
-    job, called = models.Job, orm.aliased(models.Job)
-    is_called = sa.exists().where(
-        called.host == job.host,
-        called.status.in_(model.TASK_IN_FLIGHT),
-        called.epoch.is_not(None),
-    )
-    to_call = sa.and_(_is_claimed(), job.ready, ~is_called)
-    return _full(limited, _busy(session, limited, *_called(), to_call))
+
+    def __init__(self, limits: Mapping[str, int], busy: Mapping[str, Collection[str]]) -> None:
+        self.limits = limits
+        self._busy = {request_id: set(busy.get(request_id, ())) for request_id in limits}
+
+    def __bool__(self) -> bool:
+        return bool(self.limits)
+
+    def saturated(self) -> list[SaturatedRequest]:
+        """Return the requests that are busy on as many hosts as they may be."""
+        return [
+            SaturatedRequest(request_id, sorted(self._busy[request_id]))
+            for request_id, limit in sorted(self.limits.items())
+            if len(self._busy[request_id]) >= limit
+        ]
+
+    def take(self, host: str, wanted_by: Mapping[str, bool]) -> bool:
+        """Count a call on a host for the requests that want its job, if one of them lets it run.
+
+        :param wanted_by: request id to whether its task is open
+        """
+        may_run = (
+            is_open
+            and (
+                each not in self.limits
+                or host in self._busy[each]
+                or len(self._busy[each]) < self.limits[each]
+            )
+            for each, is_open in wanted_by.items()
+        )
+        if not any(may_run):
+            return False
+        for each in self.limits.keys() & wanted_by.keys():
+            self._busy[each].add(host)
+        return True
 
 
-def full_to_call(
-    session: orm.Session, limited: Mapping[str, int], host: str
-) -> list[SaturatedRequest]:
-    """Give the requests of which no job is to be called on a host that is not busy for them."""
-    busy = _busy(session, limited, *_called())
-    others = {request_id: hosts - {host} for request_id, hosts in busy.items()}
-    return _full(limited, others)
+NONE = HostLimits({}, {})
+
+
+def load(session: orm.Session, ended: Collection[str] = ()) -> HostLimits:
+    """Load the limits of the requests that are worked on; the caller holds the counter's lock.
+
+    :param ended: ids of jobs whose calls are over, so that they keep no host busy
+    """
+    limits = {request_id: limit or 0 for request_id, limit in db_session.run(session, _LIMITS)}
+    return HostLimits(limits, _busy(session, limits, ended) if limits else {})
+
+
+def wanted_by(session: orm.Session, job_ids: Sequence[str]) -> Mapping[str, dict[str, bool]]:
+    """Map jobs to the requests with a task of theirs in flight, and those to whether it is open."""
+    task = models.Task
+    found: collections.defaultdict[str, dict[str, bool]] = collections.defaultdict(dict)
+    for chunk in db_session.chunks(job_ids):
+        # By its jobs alone, or a database may go through all tasks of a request.
+        query = sa.select(task.job_uuid, task.request_id, task.status, task.open).where(
+            task.job_uuid.in_(chunk)
+        )
+        for row in session.execute(query):
+            if row.status in model.TASK_IN_FLIGHT:
+                found[row.job_uuid or ''][row.request_id] = row.open
+    return found
 
 
 def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequence[str] | None:
@@ -93,43 +133,21 @@ def lets_run(full: Collection[SaturatedRequest]) -> sa.ColumnElement[bool]:
     )
 
 
-def _called() -> tuple[sa.ColumnElement[bool], ...]:
-    """Of a job: a compute works on it, or a conductor that holds its host has called it."""
-    job = models.Job
-    return job.status.in_(model.TASK_WORKING), sa.and_(_is_claimed(), job.epoch.is_not(None))
-
-
-def _is_claimed() -> sa.ColumnElement[bool]:
-    claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
-    return sa.and_(models.Job.host.in_(claimed), models.Job.status.in_(model.TASK_WAITING))
-
-
 def _busy(
-    session: orm.Session, limited: Collection[str], *which: sa.ColumnElement[bool]
-) -> dict[str, set[str]]:
-    """Map the requests to the hosts of those jobs that they want."""
-    hosts: dict[str, str] = {}
-    for jobs in which:
-        query = sa.select(models.Job.uuid, models.Job.host).where(jobs)
-        hosts.update((uuid, host) for uuid, host in session.execute(query))
+    session: orm.Session, limited: Collection[str], ended: Collection[str]
+) -> Mapping[str, Collection[str]]:
+    """Map the requests to the hosts on which a compute works on what they want, or is called."""
+    job, hosts = models.Job, dict[str, str]()
+    claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
+    is_called = sa.and_(
+        job.host.in_(claimed), job.status.in_(model.TASK_WAITING), job.epoch.is_not(None)
+    )
+    for which in (job.status.in_(model.TASK_WORKING), is_called):
+        query = sa.select(job.uuid, job.host).where(which)
+        hosts.update((uuid, host) for uuid, host in session.execute(query) if uuid not in ended)
     busy: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
-    task = models.Task
-    for chunk in db_session.chunks(sorted(hosts)):
-        # By its jobs alone, or a database may go through all tasks of a request.
-        wanting = sa.select(task.job_uuid, task.request_id, task.status).where(
-            task.job_uuid.in_(chunk)
-        )
-        for uuid, request_id, status in session.execute(wanting):
-            if request_id in limited and status in model.TASK_IN_FLIGHT:
-                busy[request_id].add(hosts[uuid or ''])
+    for job_id, requests in wanted_by(session, sorted(hosts)).items():
+        for request_id in requests:
+            if request_id in limited:
+                busy[request_id].add(hosts[job_id])
     return busy
-
-
-def _full(
-    limited: Mapping[str, int], busy: Mapping[str, Collection[str]]
-) -> list[SaturatedRequest]:
-    return [
-        SaturatedRequest(request_id, sorted(busy.get(request_id, ())))
-        for request_id, limit in sorted(limited.items())
-        if len(busy.get(request_id, ())) >= limit
-    ]

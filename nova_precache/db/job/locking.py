@@ -109,3 +109,15 @@ def lock_jobs(
     if found:
         db_session.run(session, _LOCK, {'keys': sorted(found.values())})
     return bool(found)
+
+
+def current(job_id: str, epoch: int) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        models.Job.uuid == job_id,
+        models.Job.epoch == epoch,
+        models.Job.status.in_(model.TASK_IN_FLIGHT),
+    )
+
+
+def at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return models.Job.cell_uuid == cell_uuid, models.Job.status.in_(model.TASK_WORKING)

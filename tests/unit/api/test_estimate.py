@@ -134,7 +134,8 @@ def test_rates_are_those_of_what_was_cached_of_late(api: Any, aggregate: Any) ->
     assert api.requests.add_tasks(made['id'], 'c1', [task])
     assert api.requests.mark_planned(made['id'], 'c1')
     work = jobs.Jobs(api.database, 30)
-    job = work.assign('c1', work.claim('c1', limit=1).host)
+    (claimed,) = work.claim_hosts('c1', limit=1)
+    job = claimed.first
     assert work.begin(job.job_id, job.epoch)
     outcome = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=100, bytes_total=100)
     work.finish(job.job_id, job.epoch, outcome)

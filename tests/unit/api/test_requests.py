@@ -183,7 +183,8 @@ def test_while_bytes_move_their_rate_and_the_time_left_are_told(api: Any, make: 
     request_id = make()
     task, other = plan(api, request_id)
     work = jobs.Jobs(api.database, 30)
-    assigned = work.assign('c1', work.claim('c1', limit=1).host)
+    (claimed,) = work.claim_hosts('c1', limit=1)
+    assigned = claimed.first
     assert work.begin(assigned.job_id, assigned.epoch)
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 40, 100, rate_bytes=7)
     work.record_progress([jobs.ProgressReport(assigned.job_id, assigned.epoch, 1, progress)])

@@ -172,7 +172,7 @@ class Parts:
     images: fake.FakeImageService
     breakers: breaker.CellBreakers
     announcer: announcer.Announcer
-    steering: db_steering.Steering
+    lifecycle: db_steering.Steering
     tracker: tracker.Tracker
     now: list[float]
     why_no_call: Callable[[], str | None] = lambda: None
@@ -254,7 +254,7 @@ class Parts:
 
     def serve(self, conductor: str = 'c1') -> str:
         """Claim the next host and serve it to the end; gives its name."""
-        claim = self.world.jobs.claim(conductor, 100, self.breakers.avoid())
+        claim = self.world.claim(conductor, 100, self.breakers.avoid())
         assert claim is not None
         assignments = iter(range(50))
         self.caller(conductor).serve(claim, lambda: next(assignments, None) is None)

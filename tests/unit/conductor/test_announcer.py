@@ -65,7 +65,7 @@ def _done(parts: Parts, *hosts: str) -> model.CacheRequest:
     for _ in hosts:
         begun = parts.world.begun()
         parts.world.jobs.finish(begun.job_id, begun.epoch, CACHED)
-        parts.world.jobs.release('c1', begun.host)
+        parts.world.jobs.release('c1', [begun.host])
     assert parts.world.requests.complete(request.id)
     return request
 
@@ -267,10 +267,10 @@ def test_each_row_carries_novas_notification_and_ours(parts: Parts) -> None:
 def test_the_outcome_of_each_task_of_a_host_is_told_with_its_reason(parts: Parts) -> None:
     parts.world.planned(['h1'], ['i1', 'i2'])
     lost = model.ImageOutcome('error', 'the image is gone')
-    claim = parts.world.jobs.claim('c1', limit=100)
+    claim = parts.world.claim('c1', limit=100)
     assert claim is not None
     for outcome in (CACHED, lost):
-        assigned = parts.world.jobs.assign('c1', claim.host)
+        assigned = parts.world.assign('c1', claim.host)
         assert assigned is not None
         assert parts.world.jobs.begin(assigned.job_id, assigned.epoch)
         parts.world.jobs.finish(assigned.job_id, assigned.epoch, outcome)

@@ -223,7 +223,7 @@ def test_the_answer_to_a_call_that_was_fenced_meanwhile_changes_nothing(parts: P
     def lose_the_claim(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
         parts.world.expire('h1')
         assert parts.world.jobs.take_over('c2')
-        assert parts.world.jobs.assign('c2', 'h1')
+        assert parts.world.assign('c2', 'h1')
         return CACHED
 
     parts.compute.script('h1', 'i1', lose_the_claim)
@@ -445,7 +445,7 @@ def test_an_unexpected_error_fails_the_attempt_and_is_logged_once(
 
 def test_a_conductor_that_stops_calls_nothing_and_gives_the_host_back(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
-    claim = parts.world.jobs.claim('c1', limit=1)
+    claim = parts.world.claim('c1', limit=1)
     assert claim is not None
 
     parts.caller().serve(claim, lambda: True)
@@ -611,7 +611,7 @@ def test_a_host_that_is_waited_for_is_put_off_with_all_its_jobs_and_counts_no_at
     reason = f'host down: last report at {LONG_AGO:%Y-%m-%dT%H:%M:%SZ}'
     for task in parts.world.requests.tasks(request.id):
         assert (task.status, task.attempts, task.reason) == ('retry_wait', 0, reason)
-    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.world.claim('c1', limit=5) is None
     assert parts.breakers.avoid() == set()
 
 
@@ -652,7 +652,7 @@ def test_a_paused_transfer_waits_uncounted_until_its_request_is_resumed(parts: P
     parts.compute.script('h1', 'i1', pause)
     parts.serve()
     assert (_task(parts, request).status, _task(parts, request).attempts) == ('retry_wait', 0)
-    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.world.claim('c1', limit=5) is None
 
     parts.steering.resume(request.id)
     parts.serve()

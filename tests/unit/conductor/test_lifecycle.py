@@ -70,14 +70,14 @@ def test_what_is_not_to_begin_yet_may_be_called_when_its_time_has_come(
 ) -> None:
     request = _planned(parts, 'h1', not_before=SOON)
     helm.look()
-    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.world.claim('c1', limit=5) is None
     assert not freed.is_set()
 
     _change(parts, request, not_before=LONG_AGO)
     helm.look()
 
     assert freed.is_set()
-    assert parts.world.jobs.claim('c1', limit=5) is not None
+    assert parts.world.claim('c1', limit=5) is not None
 
 
 def test_what_waits_when_its_deadline_passes_ends_expired_and_the_request_with_it(
@@ -127,11 +127,11 @@ def test_a_canary_that_succeeded_unnoticed_lets_the_others_begin(
 ) -> None:
     request = _planned(parts, 'h1', 'h2', canary=1)
     assert _ends(parts, CACHED) == 'h1'
-    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.world.claim('c1', limit=5) is None
 
     helm.look()
 
-    claim = parts.world.jobs.claim('c1', limit=5)
+    claim = parts.world.claim('c1', limit=5)
     assert claim is not None
     assert claim.host == 'h2'
     assert parts.world.status(request) == 'running'

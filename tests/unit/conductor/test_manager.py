@@ -177,8 +177,8 @@ def test_a_step_that_only_a_newer_compute_knows_counts_its_bytes_and_ends_nothin
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     request = world.planned(['h1'], ['i1'])
-    world.jobs.claim('c1', 1)
-    job = world.jobs.assign('c1', 'h1')
+    world.claim('c1', 1)
+    job = world.assign('c1', 'h1')
     assert job is not None
     assert endpoint.begin_job(CTXT, job.job_id, job.epoch, mood='fine')
     progress = {'status': 'polishing', 'bytes_done': 5, 'bytes_total': 9, 'gloss': 1}
@@ -194,8 +194,8 @@ def test_a_job_may_begin_under_its_epoch_alone(
     world: World, endpoint: manager.CellEndpoint
 ) -> None:
     world.planned(['h1'], ['i1'])
-    world.jobs.claim('c1', limit=1)
-    assigned = world.jobs.assign('c1', 'h1')
+    world.claim('c1', limit=1)
+    assigned = world.assign('c1', 'h1')
     assert assigned is not None
 
     assert not endpoint.begin_job(CTXT, assigned.job_id, assigned.epoch - 1)
@@ -402,8 +402,8 @@ def test_a_job_that_has_not_begun_or_has_ended_gets_no_token(
     world: World, endpoint: manager.CellEndpoint
 ) -> None:
     world.planned(['h1'], ['i1'])
-    world.jobs.claim('c1', limit=1)
-    job = world.jobs.assign('c1', 'h1')
+    world.claim('c1', limit=1)
+    job = world.assign('c1', 'h1')
     assert job is not None
     named = {'job_id': job.job_id, 'epoch': job.epoch}
 
@@ -575,8 +575,8 @@ def test_another_agent_than_the_registered_one_begins_no_job_and_reports_no_prog
 ) -> None:
     endpoint.register(CTXT, STATE)
     world.planned(['h1'], ['i1'])
-    world.jobs.claim('c1', limit=1)
-    assigned = world.jobs.assign('c1', 'h1')
+    world.claim('c1', limit=1)
+    assigned = world.assign('c1', 'h1')
     assert assigned is not None
     call = CTXT, assigned.job_id, assigned.epoch
 

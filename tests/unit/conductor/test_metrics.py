@@ -183,7 +183,7 @@ def test_a_host_that_is_taken_over_is_counted(
 ) -> None:
     counters = metrics.Counters(made)
     parts.world.planned(['h1'], ['i1'])
-    assert parts.world.jobs.claim('gone', limit=1) is not None
+    assert parts.world.claim('gone', limit=1) is not None
     parts.world.expire('h1')
     dispatch = parts.dispatcher('c1', count_takeover=counters.taken_over)
 

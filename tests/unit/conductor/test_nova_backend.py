@@ -242,16 +242,15 @@ def test_a_conductor_that_is_killed_in_a_call_has_its_successor_wait_for_it(
 ) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id, 'i2'])
-    parts.world.jobs.claim('c1', limit=1)
-    killed = parts.world.jobs.assign('c1', 'h1')
+    parts.world.claim('c1', limit=1)
+    killed = parts.world.assign('c1', 'h1')
     assert killed is not None
     calls = nova_calls.StockCalls(parts.world.database)
     assert calls.begin(killed.job_id, killed.epoch, 'h1', OVER_SECONDS) == nova_calls.Begun(100)
     assert _task(parts, request, image=image.id).status == 'downloading'
     parts.world.expire('h1')
 
-    claim = parts.world.jobs.take_over('c2')
-    assert claim is not None
+    (claim,) = parts.world.jobs.take_over('c2')
     parts.caller('c2').serve(claim, lambda: False)
 
     assert nova.sent == []
@@ -414,7 +413,7 @@ def test_what_waits_for_a_host_is_due_when_it_is_back_and_known_to_be(
     request = parts.world.planned(['h1'], ['i1'])
     assigned = parts.world.begun()
     parts.tracker.put_off(assigned, reason)
-    parts.world.jobs.release('c1', 'h1')
+    parts.world.jobs.release('c1', ['h1'])
     away = Away()
     store = nova_backend.NovaHostRecovery(host_recovery.Waiting(parts.world.database), away)
 

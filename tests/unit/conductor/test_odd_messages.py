@@ -182,8 +182,8 @@ def test_an_odd_beginning_begins_nothing(
     world: World, endpoint: manager.CellEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.planned(['h1'], ['i1'])
-    world.jobs.claim('c1', limit=1)
-    assigned = world.jobs.assign('c1', 'h1')
+    world.claim('c1', limit=1)
+    assigned = world.assign('c1', 'h1')
     assert assigned is not None
 
     for value in odd.JOB:
@@ -339,8 +339,8 @@ def test_a_cell_begins_and_reports_no_job_of_another(
     ours = _endpoint(world, world.cell.uuid, reports)
     theirs = _endpoint(world, other.uuid, reports)
     request = world.planned(['h1'], ['i1'])
-    world.jobs.claim('c1', limit=1)
-    job = world.jobs.assign('c1', 'h1')
+    world.claim('c1', limit=1)
+    job = world.assign('c1', 'h1')
     assert job is not None
 
     assert not theirs.begin_job(CTXT, job.job_id, job.epoch, True)

@@ -358,7 +358,7 @@ def test_a_request_that_was_paused_before_is_planned_and_paused_then(parts: Part
 
     assert parts.world.status(asked.request) == 'paused'
     assert _reasons(parts, asked) == {'h1': ('queued', None)}
-    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.world.claim('c1', limit=5) is None
     assert not parts.planning().plan_next()
 
 
@@ -366,13 +366,13 @@ def _fail_all(parts: Parts, asked: _Asked) -> None:
     """Have every host of a request but the first fail."""
     parts.planning().plan_next()
     outcomes = iter([model.ImageOutcome('cached')])
-    while (claim := parts.world.jobs.claim('c1', limit=5)) is not None:
-        assigned = parts.world.jobs.assign('c1', claim.host)
+    while (claim := parts.world.claim('c1', limit=5)) is not None:
+        assigned = parts.world.assign('c1', claim.host)
         assert assigned is not None
         assert parts.world.jobs.begin(assigned.job_id, assigned.epoch)
         outcome = next(outcomes, model.ImageOutcome('error', 'unsafe image'))
         parts.tracker.attempted(assigned, outcome)
-        parts.world.jobs.release('c1', claim.host)
+        parts.world.jobs.release('c1', [claim.host])
     assert parts.world.status(asked.request) == 'partial'
 
 

@@ -29,7 +29,7 @@ class Running:
 
     def leave(self) -> None:
         """Have the conductor that called the host give it back, as one that stops does."""
-        self.parts.world.jobs.release('c1', self.assigned.host)
+        self.parts.world.jobs.release('c1', [self.assigned.host])
 
     def task(self) -> model.Task:
         [task] = self.parts.world.requests.tasks(self.request.id)
@@ -229,7 +229,7 @@ def test_a_paused_job_that_nobody_works_on_waits_and_work_may_go_on(parts: Parts
     assert (running.task().status, running.task().attempts) == ('retry_wait', 0)
     assert parts.world.status(running.request) == 'paused'
     assert freed.is_set()
-    assert parts.world.jobs.claim('c1', limit=5) is None
+    assert parts.world.claim('c1', limit=5) is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SOON = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timed
 def _attempt(parts: Parts, outcome: model.ImageOutcome) -> jobs.Assignment:
     assigned = parts.world.begun()
     parts.tracker.attempted(assigned, outcome)
-    parts.world.jobs.release('c1', assigned.host)
+    parts.world.jobs.release('c1', [assigned.host])
     return assigned
 
 

@@ -334,7 +334,7 @@ def test_the_outcome_of_an_agent_that_lost_its_name_is_not_recorded(world: World
 
     assert not world.jobs.finish(begun.job_id, begun.epoch, CACHED)
     assert world.statuses(request) == {('host1', 'i1'): 'retry_wait'}
-    again = world.jobs.assign('c1', 'host1')
+    again = world.assign('c1', 'host1')
     assert again is not None
     assert (again.job_id, again.attempts, again.joins) == (begun.job_id, 1, False)
 

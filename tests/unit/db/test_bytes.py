@@ -24,7 +24,7 @@ def _report(
 def _again(world: World, call: jobs.Assignment) -> jobs.Assignment:
     """Have an attempt fail, and make the next one."""
     world.jobs.retry(call.job_id, call.epoch, BROKEN, delay_seconds=0)
-    assigned = world.jobs.assign('c1', call.host)
+    assigned = world.assign('c1', call.host)
     assert assigned is not None
     assert world.jobs.begin(assigned.job_id, assigned.epoch, True)
     return assigned

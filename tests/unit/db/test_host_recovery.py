@@ -22,7 +22,7 @@ def _waits(world: World, host: str) -> model.CacheRequest:
     reason = world.agents.down([host])[host]
     waits = model.ImageOutcome(model.TaskStatus.ERROR, reason, model.Retry.LATER)
     world.jobs.retry(assigned.job_id, assigned.epoch, waits, delay_seconds=600)
-    world.jobs.release('c1', host)
+    world.jobs.release('c1', [host])
     return request
 
 
@@ -31,16 +31,16 @@ def test_a_job_is_due_as_soon_as_its_host_reports(
 ) -> None:
     request = _waits(world, 'h1')
     assert returned.hasten() == 0
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
     world.living('h1')
 
     assert returned.hasten() == 1
-    claim = world.jobs.claim('c1', limit=5)
-    assert claim is not None
-    assert claim.host == 'h1'
     task, job = world.tasks(request)['h1', 'i1'], world.all_jobs()[0]
     assert (task.status, task.next_attempt_at) == ('retry_wait', job.next_attempt_at)
+    claim = world.claim('c1', limit=5)
+    assert claim is not None
+    assert claim.host == 'h1'
     assert returned.hasten() == 0
 
 
@@ -64,6 +64,6 @@ def test_only_the_jobs_of_the_host_that_is_back_are_due(
     world.living('h2')
 
     assert returned.hasten() == 1
-    claim = world.jobs.claim('c1', limit=5)
+    claim = world.claim('c1', limit=5)
     assert claim is not None
     assert claim.host == 'h2'

@@ -30,7 +30,7 @@ def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
 
 
 def _assigned(world: World, count: int, conductor: str = 'c1') -> list[jobs.Assignment]:
-    claimed = world.jobs.claim_several(conductor, limit=count, most=count)
+    claimed = world.jobs.claim_hosts(conductor, limit=count, most=count)
     return [each.first for each in claimed if each.first is not None]
 
 
@@ -139,7 +139,7 @@ def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> Non
     world.planned(['h1', 'h2'], ['i2'])
     world.change(models.Job, models.Job.active_key == 'h2/i2', cell_uuid=other)
 
-    claimed = world.jobs.claim_several('c1', limit=2, most=2)
+    claimed = world.jobs.claim_hosts('c1', limit=2, most=2)
 
     assert {each.claim.host: each.claim.cell_uuid for each in claimed} == {
         'h1': world.cell.uuid,
@@ -156,7 +156,7 @@ def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_
     request = world.planned(['h1'], ['i1', 'i2'])
     (one,) = _assigned(world, 1)
     world.expire('h1')
-    assert world.jobs.take_over('c2') is not None
+    assert world.jobs.take_over('c2')
 
     turned = world.jobs.turn('c1', 'h1', _finish(one))
 
@@ -198,8 +198,8 @@ def test_all_that_is_free_is_claimed_at_once_the_most_urgent_first(world: World)
     world.planned(['h2', 'h3'], ['i1'], priority=5)
     world.planned(['h4'], ['i1'], priority=-5)
 
-    assert _hosts(world.jobs.claim_several('c1', limit=3, most=9)) == ['h2', 'h3', 'h1']
-    assert world.jobs.claim_several('c2', limit=3, most=9) == []
+    assert _hosts(world.jobs.claim_hosts('c1', limit=3, most=9)) == ['h2', 'h3', 'h1']
+    assert world.jobs.claim_hosts('c2', limit=3, most=9) == []
     assert world.claimed() == 3
 
 
@@ -209,7 +209,7 @@ def test_a_claimed_host_has_its_most_urgent_job_assigned_under_the_epoch_of_the_
     world.planned(['h1'], ['i1', 'i2'])
     world.change(models.Job, models.Job.image_id == 'i2', status='converting')
 
-    (claimed,) = world.jobs.claim_several('c1', limit=9, most=9)
+    (claimed,) = world.jobs.claim_hosts('c1', limit=9, most=9)
 
     assert claimed.first is not None
     assert (claimed.first.image_id, claimed.first.joins) == ('i2', True)
@@ -226,8 +226,8 @@ def test_what_is_less_urgent_waits_though_a_host_has_more_jobs_than_are_looked_a
     world.planned(['h3'], ['i1'])
     world.change(models.Job, models.Job.host == 'h3', status='retry_wait')
 
-    assert _hosts(world.jobs.claim_several('c1', limit=1, most=1)) == ['h1']
-    assert _hosts(world.jobs.claim_several('c1', limit=2, most=2)) == ['h2']
+    assert _hosts(world.jobs.claim_hosts('c1', limit=1, most=1)) == ['h1']
+    assert _hosts(world.jobs.claim_hosts('c1', limit=2, most=2)) == ['h2']
 
 
 def test_a_host_that_is_given_back_makes_room_for_another_in_the_same_transaction(
@@ -250,26 +250,26 @@ def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
     one, two = _assigned(world, 2)
     lost = db_exception.DBError('the process was killed')
-    release_hosts = job_claim.release_hosts
+    release = job_claim.release
 
     def die(*given: object) -> None:
         raise lost
 
-    monkeypatch.setattr(job_claim, 'release_hosts', die)
+    monkeypatch.setattr(job_claim, 'release', die)
     members = [
         NextJobRequest('c1', 'h1', _finish(one)),
         NextJobRequest('c1', 'h2', _finish(two), goes_on=False),
     ]
     with pytest.raises(db_exception.DBError, match='killed'):
         _play(world, *members)
-    monkeypatch.setattr(job_claim, 'release_hosts', release_hosts)
+    monkeypatch.setattr(job_claim, 'release', release)
 
     assert set(world.statuses(request).values()) == {'queued'}
     assert world.to_announce(request) == ['start']
     for host in ('h1', 'h2'):
         world.expire(host)
-        assert world.jobs.take_over('c2') is not None
-        while (again := world.jobs.assign('c2', host)) is not None:
+        assert world.jobs.take_over('c2')
+        while (again := world.assign('c2', host)) is not None:
             assert world.jobs.finish(again.job_id, again.epoch, CACHED)
     assert set(world.statuses(request).values()) == {'cached'}
     assert world.to_announce(request) == ['start', 'h1', 'h2']

@@ -36,7 +36,7 @@ def _wanted(conductor: str = 'c1') -> job_claim.ClaimRequest:
 
 def _calls(world: World) -> dict[str, jobs.Assignment]:
     """Have all that is due be called; gives the calls by host."""
-    claimed = world.jobs.claim_several('c1', limit=9, most=9)
+    claimed = world.jobs.claim_hosts('c1', limit=9, most=9)
     return {each.claim.host: each.first for each in claimed if each.first is not None}
 
 
@@ -130,7 +130,7 @@ def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_to_a_round(world
     assert results == [job_outcome.Recorded(current=True), _ended(gone)]
     assert world.statuses(other) == {('h1', 'i1'): 'retry_wait'}
     assert world.requests.mark_planned(other.id, PLANNER)
-    world.jobs.release('c1', 'h1')
+    world.jobs.release('c1', ['h1'])
     assert _calls(world)['h1'].attempts == 1
 
 

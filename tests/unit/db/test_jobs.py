@@ -18,13 +18,13 @@ from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
 
 def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> job_claim.Claim:
-    claim = world.jobs.claim(conductor, limit)
+    claim = world.claim(conductor, limit)
     assert claim is not None
     return claim
 
 
 def _assign(world: World, conductor: str = 'c1', host: str = 'h1') -> jobs.Assignment:
-    assigned = world.jobs.assign(conductor, host)
+    assigned = world.assign(conductor, host)
     assert assigned is not None
     return assigned
 
@@ -48,7 +48,7 @@ def _finish(
 def test_the_limit_counts_the_claimed_hosts_of_all_conductors(world: World) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
 
-    made = [world.jobs.claim(conductor, limit=2) for conductor in ('c1', 'c2', 'c3')]
+    made = [world.claim(conductor, limit=2) for conductor in ('c1', 'c2', 'c3')]
 
     assert [claim and claim.host for claim in made] == ['h1', 'h2', None]
     assert world.claimed() == 2
@@ -59,18 +59,18 @@ def test_a_host_is_claimed_once_however_much_work_it_has(world: World) -> None:
     world.planned(['h1'], ['i3'])
     _claim(world)
 
-    assert world.jobs.claim('c1', limit=100) is None
-    assert world.jobs.claim('c2', limit=100) is None
+    assert world.claim('c1', limit=100) is None
+    assert world.claim('c2', limit=100) is None
 
 
 def test_a_released_host_leaves_its_slot_to_another_one(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
-    assert world.jobs.claim('c1', limit=1)
+    assert world.claim('c1', limit=1)
     assigned = _assign(world)
     assert world.jobs.begin(assigned.job_id, assigned.epoch)
     _finish(world, assigned)
 
-    assert world.jobs.release('c1', 'h1')
+    assert world.jobs.release('c1', ['h1'])
 
     assert world.claimed() == 0
     assert _claim(world, 'c2', limit=1).host == 'h2'
@@ -95,10 +95,10 @@ def test_the_hosts_of_a_cell_that_is_to_be_avoided_are_not_claimed(world: World)
     world.planned(['h1'], ['i1'], cell_uuid='dead')
     world.planned(['h2'], ['i1'], cell_uuid='alive')
 
-    claim = world.jobs.claim('c1', limit=5, avoid_cells={'dead'})
+    claim = world.claim('c1', limit=5, avoid_cells={'dead'})
 
     assert claim == job_claim.Claim('h2', 'alive', epoch=1)
-    assert world.jobs.claim('c1', limit=5, avoid_cells={'dead', 'alive'}) is None
+    assert world.claim('c1', limit=5, avoid_cells={'dead', 'alive'}) is None
 
 
 def test_every_claim_of_a_host_has_a_higher_epoch(world: World) -> None:
@@ -106,7 +106,7 @@ def test_every_claim_of_a_host_has_a_higher_epoch(world: World) -> None:
     epochs = []
     for conductor in ('c1', 'c2', 'c1'):
         epochs.append(_claim(world, conductor).epoch)
-        world.jobs.release(conductor, 'h1')
+        world.jobs.release(conductor, ['h1'])
 
     assert epochs == sorted(set(epochs))
 
@@ -115,7 +115,7 @@ def test_a_living_claim_is_not_taken_over(world: World) -> None:
     world.planned(['h1'], ['i1'])
     _claim(world)
 
-    assert world.jobs.take_over('c2') is None
+    assert world.jobs.take_over('c2') == []
 
 
 def test_an_expired_claim_is_taken_over_with_its_slot_and_a_higher_epoch(world: World) -> None:
@@ -123,14 +123,13 @@ def test_an_expired_claim_is_taken_over_with_its_slot_and_a_higher_epoch(world: 
     lost = _claim(world)
     world.expire('h1')
 
-    assert world.jobs.claim('c2', limit=1) is None
-    taken = world.jobs.take_over('c2')
+    assert world.claim('c2', limit=1) is None
+    (taken,) = world.jobs.take_over('c2')
 
-    assert taken is not None
     assert (taken.host, taken.cell_uuid) == ('h1', world.cell.uuid)
     assert taken.epoch > lost.epoch
     assert world.claimed() == 1
-    assert world.jobs.take_over('c3') is None
+    assert world.jobs.take_over('c3') == []
 
 
 def test_a_conductor_that_lost_a_host_can_neither_release_nor_use_nor_renew_it(
@@ -141,8 +140,8 @@ def test_a_conductor_that_lost_a_host_can_neither_release_nor_use_nor_renew_it(
     world.expire('h1')
     assert world.jobs.take_over('c2')
 
-    assert not world.jobs.release('c1', 'h1')
-    assert world.jobs.assign('c1', 'h1') is None
+    assert not world.jobs.release('c1', ['h1'])
+    assert world.jobs.turn('c1', 'h1').assignment is None
     assert world.jobs.renew('c1') == []
     assert world.jobs.claimed_hosts('c2') == ['h1']
 
@@ -153,9 +152,9 @@ def test_a_conductor_does_not_take_over_from_itself(world: World) -> None:
     _claim(world)
     world.expire('h1')
 
-    assert world.jobs.take_over('c1') is None
+    assert world.jobs.take_over('c1') == []
     assert world.jobs.renew('c1') == ['h1']
-    assert world.jobs.take_over('c2') is None
+    assert world.jobs.take_over('c2') == []
 
 
 def test_a_renewed_lease_is_measured_by_the_clock_of_the_database(world: World) -> None:
@@ -172,8 +171,7 @@ def test_a_renewed_lease_is_measured_by_the_clock_of_the_database(world: World) 
         assert expires is not None
         left = expires - session.now(reader)
     assert datetime.timedelta(seconds=20) < left <= datetime.timedelta(seconds=30)
-    taken = world.jobs.take_over('c3')
-    assert taken is not None
+    (taken,) = world.jobs.take_over('c3')
     assert taken.host == 'h2'
 
 
@@ -196,8 +194,8 @@ def test_a_counter_that_went_wrong_is_put_right_from_the_living_claims(
     _claim(world)
     world.change(models.Counter, models.Counter.name == job_claim.CLAIMED_HOSTS, value=wrong)
 
-    assert world.jobs.claim('c2', limit=2) is not None
-    assert world.jobs.claim('c2', limit=2) is None
+    assert world.claim('c2', limit=2) is not None
+    assert world.claim('c2', limit=2) is None
 
     assert world.claimed() == 2
 
@@ -210,7 +208,7 @@ def test_the_jobs_of_a_host_come_by_urgency_then_age(world: World) -> None:
     world.planned(['h1'], ['i3'], priority=9)
     _claim(world)
     order = []
-    while (assigned := world.jobs.assign('c1', 'h1')) is not None:
+    while (assigned := world.assign('c1', 'h1')) is not None:
         order.append(assigned.image_id)
         _finish(world, assigned)
 
@@ -276,7 +274,7 @@ def test_a_job_that_ended_is_not_called_again(world: World) -> None:
 def test_nothing_is_assigned_on_a_host_that_is_not_claimed(world: World) -> None:
     world.planned(['h1'], ['i1'])
 
-    assert world.jobs.assign('c1', 'h1') is None
+    assert world.assign('c1', 'h1') is None
     assert world.all_jobs()[0].attempts == 0
 
 
@@ -298,7 +296,7 @@ def test_a_call_of_a_released_claim_may_not_begin(world: World) -> None:
     world.planned(['h1'], ['i1'])
     _claim(world)
     assigned = _assign(world)
-    world.jobs.release('c1', 'h1')
+    world.jobs.release('c1', ['h1'])
 
     assert not world.jobs.begin(assigned.job_id, assigned.epoch)
 
@@ -532,7 +530,7 @@ def test_the_hosts_of_a_request_are_counted_as_they_get_done(world: World) -> No
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
     for done in (['h1'], ['h1', 'h2']):
         claim = _claim(world)
-        while (assigned := world.jobs.assign('c1', claim.host)) is not None:
+        while (assigned := world.assign('c1', claim.host)) is not None:
             _finish(world, assigned)
         assert world.to_announce(request) == ['start', *done]
 
@@ -543,10 +541,10 @@ def test_a_job_that_waits_for_its_next_attempt_holds_no_slot(world: World) -> No
     request = world.planned(['h1', 'h2'], ['i1'])
     begun = world.begun()
     assert world.jobs.retry(begun.job_id, begun.epoch, BROKEN, delay_seconds=100)
-    assert world.jobs.assign('c1', 'h1') is None
-    world.jobs.release('c1', 'h1')
+    assert world.assign('c1', 'h1') is None
+    world.jobs.release('c1', ['h1'])
 
-    made = [world.jobs.claim('c2', limit=1), world.jobs.claim('c2', limit=100)]
+    made = [world.claim('c2', limit=1), world.claim('c2', limit=100)]
 
     assert [claim and claim.host for claim in made] == ['h2', None]
     task = world.tasks(request)['h1', 'i1']
@@ -663,7 +661,7 @@ def test_the_due_jobs_of_a_cell_are_those_that_nobody_has_claimed(world: World) 
     world.planned(['h4'], ['i1'], cell_uuid='alive')
     waiting = world.begun()
     world.jobs.retry(waiting.job_id, waiting.epoch, BROKEN, delay_seconds=100)
-    world.jobs.release('c1', 'h1')
+    world.jobs.release('c1', ['h1'])
     _claim(world)
 
     assert [job.host for job in world.jobs.due_in_cell('dead')] == ['h3']
@@ -678,7 +676,7 @@ def test_an_attempt_that_was_not_made_is_counted(world: World) -> None:
     task = world.tasks(request)['h1', 'i1']
     assert (task.status, task.attempts, task.reason) == ('retry_wait', 1, 'the line is dead')
     assert world.job(job.job_id).attempts == 1
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
 
 def test_the_last_attempt_that_was_not_made_ends_the_job(world: World) -> None:
@@ -753,19 +751,18 @@ def _conduct(world: World, conductor: str, watch: _Watch, together: threading.Ba
     """Be a conductor until nothing is in flight."""
     together.wait(10)
     while world.depth():
-        claim = world.jobs.claim(conductor, LIMIT)
+        claim = world.claim(conductor, LIMIT)
         if claim is None:
             continue
-        watch.enter(claim.host)
-        while (assigned := world.jobs.assign(conductor, claim.host)) is not None:
+        while (assigned := world.assign(conductor, claim.host)) is not None:
+            watch.enter(claim.host)
             if not world.jobs.begin(assigned.job_id, assigned.epoch):
-                continue
-            if assigned.attempts == 1 and assigned.image_id == 'i2':
+                pass
+            elif assigned.attempts == 1 and assigned.image_id == 'i2':
                 world.jobs.retry(assigned.job_id, assigned.epoch, BROKEN, 0)
             elif _finish(world, assigned).current:
                 watch.end(assigned.job_id)
-        watch.leave(claim.host)
-        world.jobs.release(conductor, claim.host)
+            watch.leave(claim.host)
 
 
 def test_conductors_that_race_never_exceed_the_limit_and_do_each_job_once(world: World) -> None:
@@ -803,10 +800,7 @@ def test_hosts_are_taken_over_once_when_many_conductors_try(world: World) -> Non
 
     def take_all(conductor: str) -> list[str]:
         together.wait(10)
-        taken = []
-        while (claim := world.jobs.take_over(conductor)) is not None:
-            taken.append(claim.host)
-        return taken
+        return [claim.host for claim in world.jobs.take_over(conductor)]
 
     with futures.ThreadPoolExecutor(4) as pool:
         each = [pool.submit(take_all, f'c{number}') for number in range(4)]

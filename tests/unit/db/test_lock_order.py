@@ -85,7 +85,7 @@ def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
 
 
 def _calls(world: World, most: int) -> list[jobs.Assignment]:
-    claimed = world.jobs.claim_several('c1', limit=9, most=most)
+    claimed = world.jobs.claim_hosts('c1', limit=9, most=most)
     return [each.first for each in claimed if each.first is not None]
 
 
@@ -128,7 +128,7 @@ def _leave(world: World, call: jobs.Assignment) -> None:
 
 
 def _fail_unclaimed(world: World, call: jobs.Assignment) -> None:
-    world.jobs.release('c1', call.host)
+    world.jobs.release('c1', [call.host])
     world.jobs.fail_unclaimed([jobs.MissedCall(call.job_id, call.attempts, None)], BROKEN)
 
 

@@ -93,12 +93,12 @@ class Orders:
             assert self.world.requests.fail(taken.request.id, PLANNER, 'no aggregate')
 
     def call(self) -> None:
-        claim = self.world.jobs.claim('c1', limit=2)
+        claim = self.world.claim('c1', limit=2)
         if claim is None:
             return
-        assigned = self.world.jobs.assign('c1', claim.host)
+        assigned = self.world.assign('c1', claim.host)
         if assigned is None:
-            self.world.jobs.release('c1', claim.host)
+            self.world.jobs.release('c1', [claim.host])
             return
         self.called.append(assigned)
         if self.any.choice([True, True, False]):
@@ -110,14 +110,14 @@ class Orders:
         call = self.called.pop(self.any.randrange(len(self.called)))
         self.world.jobs.begin(call.job_id, call.epoch)
         self.world.jobs.finish(call.job_id, call.epoch, outcome or self.any.choice(OUTCOMES))
-        self.world.jobs.release('c1', call.host)
+        self.world.jobs.release('c1', [call.host])
 
     def break_down(self) -> None:
         if not self.called:
             return
         call = self.called.pop(self.any.randrange(len(self.called)))
         self.world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
-        self.world.jobs.release('c1', call.host)
+        self.world.jobs.release('c1', [call.host])
         self.world.make_due()
 
     def find_stopped(self) -> None:

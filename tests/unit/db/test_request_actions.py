@@ -32,7 +32,7 @@ def _finish(
     world: World, call: jobs.Assignment, outcome: model.ImageOutcome
 ) -> job_outcome.Recorded:
     recorded = world.jobs.finish(call.job_id, call.epoch, outcome)
-    world.jobs.release('c1', call.host)
+    world.jobs.release('c1', [call.host])
     return recorded
 
 
@@ -216,10 +216,10 @@ def test_nothing_of_a_paused_request_begins_until_it_is_resumed(world: World) ->
     request = _planned(world)
 
     assert world.steering.pause(request.id).status == 'paused'
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
     assert world.steering.resume(request.id).status == 'planned'
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
     assert world.to_announce(request) == ['start', 'pause', 'resume']
 
 
@@ -235,7 +235,7 @@ def test_a_paused_transfer_stops_keeps_its_bytes_and_counts_no_attempt(world: Wo
     assert (order.why, order.keep_partial) == ('paused', True)
     later = model.ImageOutcome(model.TaskStatus.ERROR, 'paused', model.Retry.LATER)
     assert world.jobs.retry(call.job_id, call.epoch, later, 100)
-    world.jobs.release('c1', 'h1')
+    world.jobs.release('c1', ['h1'])
     task = world.tasks(request)['h1', 'i1']
     assert (task.status, task.attempts, task.bytes_done) == ('retry_wait', 0, 60)
     assert world.steering.stop_orders() == []
@@ -278,9 +278,9 @@ def test_a_request_that_is_paused_before_it_is_planned_is_planned_and_waits(
     _plan_again(world, request, 'h1')
 
     assert world.status(request) == 'paused'
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
     world.steering.resume(request.id)
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
 
 
 def test_resuming_before_the_plan_has_it_planned_as_any_other(world: World) -> None:
@@ -292,19 +292,19 @@ def test_resuming_before_the_plan_has_it_planned_as_any_other(world: World) -> N
     assert world.steering.resume(request.id).status == 'accepted'
 
     assert world.requests.mark_planned(request.id, PLANNER)
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
 
 
 def test_resuming_makes_what_waits_for_its_next_attempt_due(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
-    world.jobs.release('c1', 'h1')
+    world.jobs.release('c1', ['h1'])
     world.steering.pause(request.id)
 
     world.steering.resume(request.id)
 
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
 
 
 def test_pausing_and_resuming_twice_changes_nothing(world: World) -> None:
@@ -351,9 +351,9 @@ def test_a_last_attempt_that_is_lost_while_it_is_stopped_ends_as_it_was_to(world
 
 def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_by_that(world: World) -> None:
     request, other = _planned(world), world.accept(['h1'], ['i1'])
-    claim = world.jobs.claim('c1', limit=5)
+    claim = world.claim('c1', limit=5)
     assert claim is not None
-    call = world.jobs.assign('c1', claim.host)
+    call = world.assign('c1', claim.host)
     assert call is not None
     assert world.requests.next_to_plan(PLANNER)
     world.plan(other, ['h1'])
@@ -368,16 +368,15 @@ def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_by_that(world: W
 
 def test_a_job_that_is_paused_while_it_is_chosen_is_not_called(world: World) -> None:
     _planned(world)
-    claim = world.jobs.claim('c1', limit=5)
-    assert claim is not None
 
     def pause(connection: sa.Connection, _: object, statement: str, *rest: object) -> None:
-        if statement.startswith('SELECT jobs.'):  # another transaction, where they overlap
+        if 'row_number()' in statement:  # another transaction, where they overlap
             connection.exec_driver_sql('UPDATE jobs SET ready = 0')
 
     sa.event.listen(world.database.engine, 'after_cursor_execute', pause)
 
-    assert world.jobs.assign('c1', claim.host) is None
+    (claimed,) = world.jobs.claim_hosts('c1', limit=5)
+    assert claimed.first is None
 
 
 def test_what_a_deadline_leaves_to_a_paused_request_waits_for_it(world: World) -> None:
@@ -390,7 +389,7 @@ def test_what_a_deadline_leaves_to_a_paused_request_waits_for_it(world: World) -
     _finish(world, call, model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late'))
 
     assert world.statuses(other) == {('h1', 'i1'): 'retry_wait'}
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
     world.steering.resume(other.id)
     assert world.begun().job_id == call.job_id
 
@@ -411,7 +410,7 @@ def test_a_retry_does_again_what_did_not_succeed(world: World) -> None:
     assert again.counts == {'cached': 1, 'queued': 1}
     task = world.tasks(request)['h2', 'i1']
     assert (task.reason, task.attempts, task.finished_at) == (None, 0, None)
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
     _plan_again(world, request, 'h1', 'h2')
     _finish(world, world.begun(), CACHED)
     assert _ended(world, request) == 'completed'
@@ -469,7 +468,7 @@ def test_a_retry_forgets_the_deadline_that_has_passed(world: World) -> None:
 
     assert (again.options.deadline, again.options.wait_for_down_hosts) == (None, False)
     _plan_again(world, request, 'h1')
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
 
 
 def test_a_retry_may_have_another_window(world: World) -> None:
@@ -482,7 +481,7 @@ def test_a_retry_may_have_another_window(world: World) -> None:
 
     assert (again.options.not_before, again.options.deadline) == (FAR_AHEAD, FAR_AHEAD)
     _plan_again(world, request, 'h1')
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
 
 # Windows
@@ -490,7 +489,7 @@ def test_a_retry_may_have_another_window(world: World) -> None:
 
 def test_nothing_starts_before_the_window(world: World) -> None:
     request = _planned(world, not_before=FAR_AHEAD)
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
     assert world.steering.open_windows() == []
     this = models.CacheRequest.id == request.id
     world.change(models.CacheRequest, this, not_before=LONG_AGO)
@@ -498,7 +497,7 @@ def test_nothing_starts_before_the_window(world: World) -> None:
     assert world.steering.open_windows() == [request.id]
 
     assert world.steering.open_windows() == []
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
     assert world.requests.get(request.id).options.not_before == FAR_AHEAD
 
 
@@ -509,10 +508,10 @@ def test_a_window_that_opens_while_a_request_is_paused_opens_with_it(world: Worl
     world.change(models.CacheRequest, this, not_before=LONG_AGO)
 
     assert world.steering.open_windows() == []
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
     world.steering.resume(request.id)
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
 
 
 def test_at_the_deadline_what_waits_expires_and_what_moves_keeps_its_bytes(world: World) -> None:
@@ -552,9 +551,9 @@ def test_the_others_start_when_the_canary_has_passed(world: World) -> None:
     request = _planned(world, 'h1', 'h2', 'h3', canary=1)
     call = world.begun()
     assert call.host == 'h1'
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
     _finish(world, call, CACHED)
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
     world.steering.check([request.id])
 
@@ -570,7 +569,7 @@ def test_a_host_without_work_is_no_canary(world: World) -> None:
     world.requests.mark_planned(request.id, PLANNER)
 
     assert world.begun().host == 'h2'
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
 
 def test_the_others_are_cancelled_when_the_canary_failed(world: World) -> None:
@@ -607,7 +606,7 @@ def test_a_request_has_jobs_called_on_so_many_hosts_at_a_time(world: World) -> N
     _planned(world, 'h1', 'h2', 'h3', max_parallel_hosts=2)
 
     first, second = world.begun(), world.begun()
-    assert world.jobs.claim('c1', limit=10) is None
+    assert world.claim('c1', limit=10) is None
 
     _finish(world, first, CACHED)
     assert world.begun().host == 'h3'
@@ -617,30 +616,30 @@ def test_a_request_has_jobs_called_on_so_many_hosts_at_a_time(world: World) -> N
 def test_a_host_that_is_claimed_counts_before_anything_is_called_there(world: World) -> None:
     _planned(world, 'h1', 'h2', max_parallel_hosts=1)
 
-    assert world.jobs.claim('c1', limit=10)
+    assert world.claim('c1', limit=10)
 
-    assert world.jobs.claim('c2', limit=10) is None
+    assert world.claim('c2', limit=10) is None
 
 
 def test_a_host_claimed_for_another_request_is_not_called_beyond_the_limit(world: World) -> None:
     world.planned(['h1', 'h2'], ['i2'])
     _planned(world, 'h1', 'h2', max_parallel_hosts=1)
     for host in ('h1', 'h2'):
-        assert world.jobs.claim('c1', limit=10)
-        call = world.jobs.assign('c1', host)
+        assert world.claim('c1', limit=10)
+        call = world.assign('c1', host)
         assert call
         assert call.image_id == 'i2'
         world.jobs.finish(call.job_id, call.epoch, CACHED)
 
-    assert world.jobs.assign('c1', 'h1')
+    assert world.assign('c1', 'h1')
 
-    assert world.jobs.assign('c1', 'h2') is None
+    assert world.assign('c1', 'h2') is None
 
 
 def test_a_job_runs_when_one_of_its_requests_lets_it(world: World) -> None:
     _planned(world, 'h1', 'h2', max_parallel_hosts=1)
     world.begun()
-    assert world.jobs.claim('c1', limit=10) is None
+    assert world.claim('c1', limit=10) is None
 
     _planned(world, 'h2')
 

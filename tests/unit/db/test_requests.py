@@ -31,7 +31,7 @@ def _finish_all(world: World, *outcomes: model.ImageOutcome) -> None:
     for outcome in outcomes:
         assigned = world.begun()
         assert world.jobs.finish(assigned.job_id, assigned.epoch, outcome).current
-        world.jobs.release('c1', assigned.host)
+        world.jobs.release('c1', [assigned.host])
 
 
 # Acceptance
@@ -266,12 +266,12 @@ def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
     request = world.accept(['h1', 'h2'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
     world.plan(request, ['h1'])
-    assert world.jobs.claim('c1', limit=5) is None
+    assert world.claim('c1', limit=5) is None
 
     world.plan(request, ['h2'])
     assert world.requests.mark_planned(request.id, PLANNER)
 
-    assert world.jobs.claim('c1', limit=5) is not None
+    assert world.claim('c1', limit=5) is not None
 
 
 def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) -> None:

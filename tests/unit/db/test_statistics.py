@@ -36,7 +36,7 @@ def test_what_has_ended_is_not_counted_but_in_its_unfinished_request(world: Worl
     over = world.planned(['h1'], ['i1'])
     begun = world.begun()
     world.jobs.finish(begun.job_id, begun.epoch, CACHED)
-    world.jobs.release('c1', 'h1')
+    world.jobs.release('c1', ['h1'])
     assert world.requests.complete(over.id)
     world.planned(['h2', 'h3'], ['i1'])
     begun = world.begun()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of calls, inside a transaction: in a job, and in the tasks that want it."""
+
+import dataclasses
+import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from nova_precache import model
+from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import outcome as job_outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgressReport:
+    """The last progress of a job that came in since the last bulk write.
+
+    :ivar cell_uuid: the cell that reported it; a job of another cell is left unchanged
+    :ivar agent_id: of whose call it is; None of an agent of an earlier release
+    """
+
+    job_id: str
+    epoch: int
+    sequence: int
+    progress: model.Progress
+    cell_uuid: str | None = None
+    agent_id: str | None = None
+
+
+def record(session: orm.Session, report: ProgressReport, now: datetime.datetime) -> bool:
+    progress = report.progress
+    values = {
+        'job': report.job_id,
+        'of_epoch': report.epoch,
+        'of_cell': report.cell_uuid,
+        'of_agent': report.agent_id,
+        'to_sequence': report.sequence,
+        'to_time': now,
+        # A word that this release does not know must not make the job look ended.
+        'to_status': str(progress.status) if progress.status in model.TASK_WORKING else None,
+        'moved': progress.bytes_done,
+        'total': progress.bytes_total,
+        'rate': progress.rate_bytes,
+    }
+    if db_session.rowcount(db_session.run(session, _PROGRESS, values)) != 1:
+        return False
+    db_session.run(session, _SHOW_PROGRESS, values)
+    return True
+
+
+_AGENT, _JOB, _TASK = (db_session.table(each) for each in (models.Agent, models.Job, models.Task))
+_OF_AGENT = sa.bindparam('of_agent', type_=sa.String())
+
+
+def _progress(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, Any]:
+    """What of a progress is in a job, and in each task."""
+    return {
+        'status': sa.func.coalesce(sa.bindparam('to_status', type_=sa.String()), columns.status),
+        'rate_bytes': sa.bindparam('rate', type_=sa.BigInteger()),
+        **job_outcome.sizes(
+            columns,
+            sa.bindparam('moved', type_=sa.BigInteger()),
+            sa.bindparam('total', type_=sa.BigInteger()),
+        ),
+    }
+
+
+# Made once, since there is a progress of each transfer every second.
+_PROGRESS = (
+    sa.update(_JOB)
+    .where(
+        _JOB.c.uuid == sa.bindparam('job'),
+        _JOB.c.epoch == sa.bindparam('of_epoch'),
+        _JOB.c.status.in_(model.TASK_WORKING),
+        _JOB.c.progress_sequence < sa.bindparam('to_sequence'),
+        # None: it came from no cell.
+        _JOB.c.cell_uuid
+        == sa.func.coalesce(sa.bindparam('of_cell', type_=sa.String()), _JOB.c.cell_uuid),
+        sa.or_(
+            _OF_AGENT.is_(None),
+            sa.exists().where(_AGENT.c.host == _JOB.c.host, _AGENT.c.agent_id == _OF_AGENT),
+        ),
+    )
+    .values(
+        progress_sequence=sa.bindparam('to_sequence'),
+        progress_at=sa.bindparam('to_time'),
+        **_progress(_JOB.c),
+    )
+)
+_SHOW_PROGRESS = (
+    sa.update(_TASK)
+    .where(_TASK.c.job_uuid == sa.bindparam('job'), _TASK.c.status.in_(model.TASK_IN_FLIGHT))
+    .values(**_progress(_TASK.c))
+)
