@@ -21,7 +21,7 @@ from nova_precache.db.job import outcome as job_outcome
 from tests import databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
-from tests.unit.db.test_steering_orders import Orders
+from tests.unit.db.test_request_action_orders import Orders
 
 LIMIT = 6
 IMAGES = ('i1', 'i2', 'i3')

@@ -437,7 +437,7 @@ class Peer:
         from nova_precache.cache import layout
         from nova_precache.image import fake
         from tests.unit.cache.conftest import Cache
-        from tests.unit.cache.test_filler import LONG_DATA, ignore
+        from tests.unit.cache.test_populator import LONG_DATA, ignore
 
         images = fake.FakeImageService()
         images.add(LONG_DATA, id=sys.argv[2])

@@ -11,7 +11,7 @@ from nova_precache.conductor.nova_backend import ERROR
 from nova_precache.db import requests
 from nova_precache.image import fake
 from tests.unit.conductor.conftest import Parts
-from tests.unit.conductor.test_stock import FakeNova, nova
+from tests.unit.conductor.test_nova_backend import FakeNova, nova
 
 __all__ = ['nova']
 
