@@ -20,7 +20,6 @@ from nova_precache import deadline, exception, redirects
 _KEPT_OPTIONS = (
     'timeout',
     'stream',
-    'connect_retries',
     'status_code_retries',
     'retriable_status_codes',
 )
@@ -59,15 +58,15 @@ class Session(ksa_session.Session):
         """Send a request to where it is redirected; its URL may be a secret that opens it."""
         try:
             if not is_elsewhere:
-                again = {**options, 'params': None, 'log': False}
+                again = {**options, 'params': None, 'log': False, 'connect_retries': 0}
                 return super().request(url, method, redirect=False, **again)
             headers = redirects.harmless(options.get('headers') or {})
             kept = {name: options[name] for name in _KEPT_OPTIONS if name in options}
             return self._elsewhere.request(
                 url, method, redirect=False, raise_exc=False, log=False, headers=headers, **kept
             )
-        except ksa_exceptions.ConnectionError as exc:
-            # Nor is it to be in the log: its text has the URL.
+        except (ksa_exceptions.ConnectionError, urllib3.exceptions.HTTPError, ValueError) as exc:
+            # The text of the error has the URL. keystoneauth logs it at each retry, too.
             raise redirects.RedirectFailed(
                 f'{redirects.origin(url)}, to which it is redirected, cannot be reached '
                 f'({type(exc).__name__})'

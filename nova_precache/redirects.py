@@ -6,6 +6,7 @@ and with the password of a login, wherever it leads; requests drops nothing but
 ``Authorization``.
 """
 
+import ipaddress
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ _SAFE_METHODS = frozenset({'GET', 'HEAD'})
 _REFUSALS = frozenset({401, 403, 404, 407, 410})
 # Strict, so that no other parser reads another host in it: no user, no escape in the host.
 _URL = re.compile(
-    r'(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})'
+    r'(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?)'
     r'(?::(?P<port>[0-9]{1,5}))?(?:[/?][^\x00-\x1f\x7f]*)?',
     re.ASCII | re.IGNORECASE,
 )
@@ -87,11 +88,16 @@ def origin(url: str) -> str:
     match = _URL.fullmatch(url)
     if match is None:
         raise RedirectFailed('redirected to what is no plain http or https URL')
-    scheme = match['scheme'].lower()
+    scheme, host = match['scheme'].lower(), match['host'].lower()
+    if host.startswith('['):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError as exc:
+            raise RedirectFailed('redirected to what is no IPv6 address') from exc
     port = int(match['port'] or _DEFAULT_PORTS[scheme])
     if not 0 < port < 2**16:
         raise RedirectFailed('redirected to a port that is not from 1 to 65535')
-    return f'{scheme}://{match["host"].lower()}:{port}'
+    return f'{scheme}://{host}:{port}'
 
 
 def _target(answer: requests.Response) -> str:

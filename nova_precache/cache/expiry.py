@@ -107,8 +107,11 @@ class CacheExpirer:
     def _remove(self, file: cache_store.BaseFile) -> bool:
         with self._locks.try_hold(file.name) as held:
             # A boot that may not touch the file bases a disk on it with the lock held.
-            is_old = file.owner == os.geteuid() or file.name not in self._used_names()
-            removed = held and is_old and self._store.remove_unchanged(file)
+            removed = (
+                held
+                and (file.owner == os.geteuid() or file.name not in self._used_names())
+                and self._store.remove_unchanged(file)
+            )
         if not removed:
             LOG.debug('Base file %s stays: it is %s', file.name, 'used' if held else 'locked')
         return removed

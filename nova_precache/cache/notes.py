@@ -7,6 +7,7 @@ companions has no note, and neither has one that only Nova has fetched so far. A
 written with the lock of the image held, and goes after its base file has gone.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -35,8 +36,9 @@ def write(path: str, needed: Sequence[model.Companion]) -> None:
 
     :raises OSError: the file system refused
     """
-    if read(path) == tuple(needed):
-        return
+    with contextlib.suppress(PermissionError):  # replaced below
+        if read(path) == tuple(needed):
+            return
     if needed:
         files.replace_whole(path, json.dumps([dataclasses.asdict(each) for each in needed]))
     else:

@@ -41,6 +41,7 @@ LOG = logging.getLogger(__name__)
 # the memory, and are gone once the image is published: the page cache is for what the guests
 # read.
 _KEPT_PAGES_SHARE = 1 / 8
+_TOUCH_SECONDS = 300.0
 
 
 class _CompanionLocked(Exception):
@@ -65,6 +66,7 @@ class _Work:
     """A file that is on its way.
 
     :ivar others_bytes: for the other files that come with it
+    :ivar is_last: no other file comes after it
     """
 
     part: _Part
@@ -72,6 +74,7 @@ class _Work:
     others_bytes: int
     progress: model.ProgressCallback
     control: controls.Control
+    is_last: bool
 
     @property
     def origin(self) -> source.Source:
@@ -199,7 +202,7 @@ class CachePopulator:
         except exception.CacheError as exc:
             keeps = exc.keeps_partial and not control.is_last_attempt
             raise
-        except _CompanionLocked:
+        except (_CompanionLocked, exception.ConfigError):
             keeps = True
             raise
         finally:
@@ -219,16 +222,22 @@ class CachePopulator:
         self._inspector.check_there()
         with contextlib.ExitStack() as stack:
             parts = list(self._lacking_companions(origin, control, stack))
-            if self._store.is_hit(image_id) and self._store.touch(
-                image_id, is_boot=control.is_boot
-            ):
+            is_hit = self._store.is_hit(image_id)
+            if is_hit:
                 self._store.note(layout.base_name(image_id), origin.image.needed)
             else:
                 parts.append(self._open(origin, stack))
+            size_bytes = 0
+            if parts:
+                with self._works(parts, progress, control) as works:
+                    size_bytes = sum(map(self._publish, works))
+            # Only now: its companions come, too, where it cannot be kept.
+            if is_hit and not self._store.touch(image_id, is_boot=control.is_boot):
+                raise exception.StorageError(
+                    f'{self._store.layout.base_path(image_id)} was removed meanwhile'
+                )
             if not parts:  # only the note was not as it should be
                 return model.CacheResult(existing=True)
-            with self._works(parts, progress, control) as works:
-                size_bytes = sum(map(self._publish, works))
         LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)
         return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
 
@@ -289,8 +298,11 @@ class CachePopulator:
                     part,
                     space,
                     others_bytes=sum(needed_bytes) - needed_bytes[index],
-                    progress=_counting(progress, sum(known[:index]), total_bytes),
+                    progress=self._keeping_young(
+                        _counting(progress, sum(known[:index]), total_bytes), part, control
+                    ),
                     control=control,
+                    is_last=part is parts[-1],
                 )
                 for index, part in enumerate(parts)
             ]
@@ -300,8 +312,9 @@ class CachePopulator:
         size_bytes = self._download(work)
         with _keeping(work):
             path = self._make_bootable(work, size_bytes)
-            for look in (work.origin.check_unchanged, work.control.confirm):
-                work.control.run_interruptibly(look, discard=lambda _: None)
+            work.control.run_interruptibly(work.origin.check_unchanged, discard=lambda _: None)
+            if work.is_last:
+                work.control.run_interruptibly(work.control.confirm, discard=lambda _: None)
             work.control.check()
             if not work.part.is_companion:
                 self._complete(work.image, work.control)
@@ -313,11 +326,31 @@ class CachePopulator:
         """Check that the companions are still there, after what may be days, and note them."""
         for companion in image.needed:
             if not self._is_companion_there(companion, control):
-                raise exception.StorageError(
+                lost = exception.StorageError(
                     f'{self._store.layout.base_path(companion.id)}, which image {image.id} cannot '
                     'be booted without, was removed meanwhile'
                 )
+                lost.keeps_partial = True  # the next attempt fetches the companion alone
+                raise lost
         self._store.note(layout.base_name(image.id), image.needed)
+
+    def _keeping_young(
+        self, progress: model.ProgressCallback, part: _Part, control: controls.Control
+    ) -> model.ProgressCallback:
+        """Touch the companions now and then while an image comes, which may take days."""
+        image, clock = part.origin.image, self._downloader.clock
+        touched_at = clock()
+
+        def note(now: model.Progress) -> None:
+            nonlocal touched_at
+            if clock() - touched_at >= _TOUCH_SECONDS:
+                touched_at = clock()
+                for companion in image.needed:
+                    with contextlib.suppress(exception.CacheError):  # found in the end
+                        self._is_companion_there(companion, control)
+            progress(now)
+
+        return note
 
     def _check_replaceable(self, image_id: str) -> None:
         """See that no disk needs what stands in the place of the base file.

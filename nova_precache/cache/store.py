@@ -137,9 +137,9 @@ class CacheStore:
     def _stamped_now(self) -> float:
         """Return the time that a file gets which is touched now; over NFS it is the server's.
 
-        Touching a directory takes no space, and no other right than making lock files does.
+        Touching a directory takes no space, and no other right than making files in it does.
         """
-        path = self.layout.lock_directory
+        path = self.layout.base_directory
         with storage_errors(f'Touching {path}'):
             os.utime(path)
             return os.stat(path).st_mtime
@@ -176,7 +176,12 @@ class CacheStore:
         path = self.layout.path_of(name)
         with storage_errors(f'Reading {path}'):
             file = _base_file(name, path)
-            return file is not None and self._is_bootable(file)
+            try:
+                return file is not None and self._is_bootable(file)
+            except exception.NotOurs:
+                if file is not None:
+                    self._untouched[name] = file
+                raise
 
     def _is_bootable(self, file: BaseFile) -> bool:
         """Return whether a boot can use a file, and Nova would not have converted it."""
@@ -210,12 +215,15 @@ class CacheStore:
     def noted(self, name: str) -> tuple[model.Companion, ...] | None:
         """Return the companions that the image of a base file needs, as far as it is noted.
 
-        :returns: None: they are noted, but the note is damaged
+        :returns: None: they are noted, but the note is damaged or may not be read
         :raises nova_precache.exception.StorageError: the note cannot be read
         """
         path = self.layout.note_path(name)
         with storage_errors(f'Reading {path}'):
-            return notes.read(path)
+            try:
+                return notes.read(path)
+            except PermissionError:
+                return None
 
     def note(self, name: str, needed: Sequence[model.Companion]) -> None:
         """Note the companions that the image of a base file needs, with its lock held.
@@ -226,14 +234,6 @@ class CacheStore:
         path = self.layout.note_path(name)
         with storage_errors(f'Writing {path}'):
             notes.write(path, needed)
-
-    def is_complete(self, name: str) -> bool:
-        """Return whether all the companions that are noted for a base file are there.
-
-        :raises nova_precache.exception.StorageError: one cannot be looked at
-        """
-        needed = self.noted(name)
-        return needed is not None and all(map(self.has_companion, needed))
 
     def touch(self, image_id: str, *, is_boot: bool = False) -> bool:
         """Make the base file young, as :meth:`touch_file`.
@@ -298,13 +298,45 @@ class CacheStore:
     def images(self) -> list[BaseFile]:
         """List the images in the cache: the files that are hits, and those that cannot be read.
 
-        One thread at a time calls this.
+        An image without one of its noted companions is left out. One thread at a time calls
+        this.
 
         :raises nova_precache.exception.StorageError: they cannot be listed
         """
-        found = [file for file in self.base_files() if self._may_be_bootable(file)]
-        self._bootable = {file.name: (file, file.changed_ns) for file in found}
+        files = self.base_files()
+        bootable = {file.name: file for file in files if self._may_be_bootable(file)}
+        self._bootable = {name: (file, file.changed_ns) for name, file in bootable.items()}
+        noted = self._all_noted()
+        companions = {
+            layout.base_name(each.id) for needed in noted.values() for each in needed or ()
+        }
+        return [
+            file
+            for file in files
+            if file.name in companions
+            or (file.name in bootable and self._is_whole(noted.get(file.name, ())))
+        ]
+
+    def _all_noted(self) -> dict[str, tuple[model.Companion, ...] | None]:
+        """Map the base files that have a note to the companions in it, as :meth:`noted`."""
+        directory = self.layout.base_directory
+        with storage_errors(f'Listing {directory}'):
+            names = [each for each in os.listdir(directory) if each.endswith(layout.NOTE_SUFFIX)]
+        found: dict[str, tuple[model.Companion, ...] | None] = {}
+        for base_name in filter(None, map(layout.base_name_of_note, names)):
+            try:
+                found[base_name] = self.noted(base_name)
+            except exception.CacheError as exc:  # of this image alone
+                LOG.debug('The companions of %s are not known: %s', base_name, exc)
+                found[base_name] = None
         return found
+
+    def _is_whole(self, needed: tuple[model.Companion, ...] | None) -> bool:
+        try:
+            return needed is not None and all(map(self.has_companion, needed))
+        except exception.CacheError as exc:
+            LOG.debug('A companion is not known: %s', exc)
+            return False
 
     def _may_be_bootable(self, file: BaseFile) -> bool:
         if self._bootable.get(file.name) == (file, file.changed_ns):

@@ -51,10 +51,11 @@ class Needs:
     def _ask(self, image_id: str, known: Needed | None) -> '_Question':
         while len(self._questions) >= MOST_IMAGES:
             del self._questions[next(iter(self._questions))]
-        self._questions[image_id] = question = _Question(self._clock(), known)
+        question = _Question(self._clock(), known)
         threading.Thread(
             target=self._look_up, args=(image_id, question), name='companions', daemon=True
         ).start()
+        self._questions[image_id] = question
         return question
 
     def _look_up(self, image_id: str, question: '_Question') -> None:
@@ -78,7 +79,7 @@ class _Question:
         self.came: concurrent.futures.Future[Needed | None] = concurrent.futures.Future()
 
     def is_old(self, now: float) -> bool:
-        return self.came.done() and now >= self.asked_at + KEPT_SECONDS
+        return now >= self.asked_at + KEPT_SECONDS
 
     def answer(self, wait_seconds: float = 0) -> Needed | None:
         """Return the answer if it comes in time, else what was known before."""

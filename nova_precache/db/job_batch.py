@@ -114,6 +114,10 @@ def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Resul
     return results
 
 
+# Of one transaction; the dispatcher asks again while it gets some.
+_MOST_ROUNDS = 4
+
+
 class _Hosts:
     """The hosts of turns: fenced first, and then called again or given back; and free ones.
 
@@ -133,29 +137,38 @@ class _Hosts:
         self._epochs: dict[str, int] = {}
         for conductor_id, hosts in _by_conductor([each for each in turns if each.goes_on]).items():
             self._epochs.update(job_claim.fence(session, conductor_id, hosts))
-        over = [each.ended.job_id for each in turns if each.ended and each.host in self._epochs]
-        needs_limits = bool(turns) or wanted is not None
-        self._limits = host_limits.load(session, over) if needs_limits else host_limits.NONE
+        over = {
+            each.ended.job_id: each.ended.epoch
+            for each in turns
+            if each.ended and each.host in self._epochs
+        }
+        free = 0
+        if wanted is not None and self._budget is not None:
+            free = self._budget.free(wanted, given_back=len(turns))
+        self._limits = host_limits.load(session, over) if turns or free else host_limits.NONE
         self._ended = ended
         repeated = {each.host: each.repeated for each in turns if each.repeated is not None}
-        self._chosen = dict(self._choose(list(self._epochs), repeated))
+        self._chosen = dict(
+            assign.choose(session, list(self._epochs), ended, repeated, self._limits)
+        )
         self._free: dict[str, str] = {}
-        if wanted is not None and self._budget is not None:
-            self._choose_free(wanted, self._budget.free(wanted, given_back=len(turns)))
+        if wanted is not None and free:
+            self._choose_free(wanted, free)
         self.jobs = list(self._chosen.values())
-
-    def _choose(
-        self, hosts: Sequence[str], repeated: Mapping[str, str] | None = None
-    ) -> Mapping[str, assign.DueJob]:
-        return assign.choose(self._session, hosts, self._ended, repeated or {}, self._limits)
 
     def _choose_free(self, wanted: job_claim.ClaimRequest, count: int) -> None:
         """Choose free hosts and their first jobs; limits that are used up on the way hold."""
-        while len(self._free) < count:
+        if self._limits:
+            count = min(count, db_session.CHUNK_KEYS)
+        for _ in range(_MOST_ROUNDS):
+            if len(self._free) >= count:
+                return
             found = job_claim.most_urgent(
                 self._session, wanted.avoid_cells, count - len(self._free), self._limits, self._free
             )
-            chosen = self._choose(list(found))
+            chosen = assign.choose(
+                self._session, list(found), self._ended, {}, self._limits, until_saturated=True
+            )
             self._chosen.update(chosen)
             self._free.update((host, found[host]) for host in chosen)
             if not chosen or not self._limits:

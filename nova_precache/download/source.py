@@ -118,6 +118,9 @@ def _check_usable(image: model.Image, image_id: str) -> None:
         raise exception.ImageGone(f'Image {image_id} is {image.status}')
     if image.size == 0:
         raise exception.ImageGone(f'Image {image_id} has no data')
+    why = bootable.why_unbootable(image)
+    if why is not None:
+        raise exception.UnbootableImage(f'Image {image_id} {why}')
 
 
 def _check_same(begun: model.Image, now: model.Image) -> None:

@@ -119,12 +119,14 @@ def choose(
     ended: Collection[str],
     repeated: Mapping[str, str],
     limits: host_limits.HostLimits,
+    until_saturated: bool = False,
 ) -> Mapping[str, DueJob]:
     """Map those of the hosts that have due jobs to the most urgent that limits let run.
 
     :param hosts: the first may use up what a limit leaves
     :param ended: jobs that are about to end
     :param repeated: host to the one job that is to be called there again
+    :param until_saturated: stop once a limit is used up: other hosts may then come first
     """
     if not hosts:
         return {}
@@ -134,12 +136,15 @@ def choose(
     wanted_by = host_limits.wanted_by(session, [row.uuid for row in rows]) if limits else {}
     turns = {host: turn for turn, host in enumerate(hosts)}
     chosen: dict[str, DueJob] = {}
+    saturated = len(limits.saturated())
     for row in sorted(rows, key=lambda row: turns[row.host]):
         is_repeated = repeated.get(row.host) == row.uuid
         if row.host in chosen or (row.host in repeated and not is_repeated):
             continue
-        if is_repeated or not limits or limits.take(row.host, wanted_by.get(row.uuid, {})):
+        if not limits or limits.take(row.host, wanted_by.get(row.uuid, {})):
             chosen[row.host] = DueJob(row.uuid, row.active_key, is_repeated)
+            if until_saturated and len(limits.saturated()) > saturated:
+                break
     return chosen
 
 

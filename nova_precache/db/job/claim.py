@@ -159,6 +159,8 @@ def most_urgent(
     """
     saturated = limits.saturated()
     only = host_limits.free_hosts(session, saturated) if saturated else None
+    if only is not None and not only:
+        return {}
     due_jobs = _due_within(saturated, only, chosen) if saturated or chosen else _DUE
     hosts: Mapping[str, str] = {}
     for jobs_a_host in _JOBS_A_HOST:

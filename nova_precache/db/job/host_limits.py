@@ -2,11 +2,13 @@
 """Requests with ``max_parallel_hosts``, inside a transaction: on how many hosts they are busy.
 
 It is held by those who claim hosts and call jobs, who take turns by the counter's lock.
-While no request that is worked on has such a limit, it costs them one short query.
+While no request that is worked on has such a limit, it costs them one short query. A host is
+busy while a job is called there, so between two images another host may take its place.
 """
 
 import collections
 import dataclasses
+import types
 from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
@@ -75,10 +77,10 @@ class HostLimits:
 NONE = HostLimits({}, {})
 
 
-def load(session: orm.Session, ended: Collection[str] = ()) -> HostLimits:
+def load(session: orm.Session, ended: Mapping[str, int] = types.MappingProxyType({})) -> HostLimits:
     """Load the limits of the requests that are worked on; the caller holds the counter's lock.
 
-    :param ended: ids of jobs whose calls are over, so that they keep no host busy
+    :param ended: job ids to the epochs of calls that are over, which keep no host busy
     """
     limits = {request_id: limit or 0 for request_id, limit in db_session.run(session, _LIMITS)}
     return HostLimits(limits, _busy(session, limits, ended) if limits else {})
@@ -134,7 +136,7 @@ def lets_run(full: Collection[SaturatedRequest]) -> sa.ColumnElement[bool]:
 
 
 def _busy(
-    session: orm.Session, limited: Collection[str], ended: Collection[str]
+    session: orm.Session, limited: Collection[str], ended: Mapping[str, int]
 ) -> Mapping[str, Collection[str]]:
     """Map the requests to the hosts on which a compute works on what they want, or is called."""
     job, hosts = models.Job, dict[str, str]()
@@ -142,9 +144,13 @@ def _busy(
     is_called = sa.and_(
         job.host.in_(claimed), job.status.in_(model.TASK_WAITING), job.epoch.is_not(None)
     )
-    for which in (job.status.in_(model.TASK_WORKING), is_called):
-        query = sa.select(job.uuid, job.host).where(which)
-        hosts.update((uuid, host) for uuid, host in session.execute(query) if uuid not in ended)
+    for which in (is_called, job.status.in_(model.TASK_WORKING)):
+        query = sa.select(job.uuid, job.host, job.epoch).where(which)
+        hosts.update(
+            (uuid, host)
+            for uuid, host, epoch in session.execute(query)
+            if uuid not in ended or ended[uuid] != epoch
+        )
     busy: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
     for job_id, requests in wanted_by(session, sorted(hosts)).items():
         for request_id in requests:

@@ -222,7 +222,6 @@ class LibvirtDriver(driver.ComputeDriver):
                 file, self._lag_seconds, None if used_by is None else used_by.get(file.name, 0)
             )
             for file in found
-            if self._store.is_complete(file.name)
         ]
 
     def _count_disks(self) -> Mapping[str, int] | None:

@@ -172,7 +172,7 @@ class Parts:
     images: fake.FakeImageService
     breakers: breaker.CellBreakers
     announcer: announcer.Announcer
-    lifecycle: db_steering.Steering
+    steering: db_steering.Steering
     tracker: tracker.Tracker
     now: list[float]
     why_no_call: Callable[[], str | None] = lambda: None

@@ -23,13 +23,13 @@ real = time.time
 time.time = lambda: real() + float(sys.argv[2])
 import json, os, pathlib
 from tests import disk_images
-from tests.functional import mortal
+from tests.functional import kill_harness
 from nova_precache import exception
 from nova_precache.transfer_control import Control
 from nova_precache.image import fake
 
 path, images = pathlib.Path(sys.argv[1]), fake.FakeImageService()
-driver = mortal.make_driver(str(path))
+driver = kill_harness.make_driver(str(path))
 driver.init_host()
 
 def names():
@@ -61,7 +61,7 @@ told['left after a day'] = len(names())
 control = Control()
 stop = exception.ShuttingDown('stops')
 large = images.add(disk_images.content(4 * disk_images.MIB))
-status, _ = mortal.try_to_cache(
+status, _ = kill_harness.try_to_cache(
     driver, images, large.id, control,
     lambda progress: control.stop(stop) if progress.bytes_done > 2 * disk_images.MIB else None,
 )
