@@ -132,7 +132,7 @@ def lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
 
 
 def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Count hosts as done that have no more tasks of a request in flight.
+    """Count hosts as done that have no task of a request left in flight.
 
     :param touched: each (request, host) of tasks that ended, sorted
     :returns: the requests with no task in flight on any host
