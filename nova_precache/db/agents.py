@@ -157,7 +157,7 @@ class Agents:
     ) -> str | None:
         """Return why a host with this last report is down, None if it is not.
 
-        :param now: by the database's clock; None if the host never reported
+        :param now: by the database's clock; None counts as a host that never reported
         :param heard: when its cell could be heard; None if conductors do not record that
         """
         if now is None:

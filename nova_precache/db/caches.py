@@ -52,7 +52,7 @@ class Report:
     cell_uuid: str | None = None
 
     def covers(self, name: str) -> bool:
-        """Return whether the report decides if a file of this name exists."""
+        """Return whether the report decides on the existence of a file of this name."""
         follows = self.after is None or name > self.after
         return self.full and follows and (self.until is None or name <= self.until)
 

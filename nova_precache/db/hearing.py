@@ -42,7 +42,7 @@ class Heard:
 class Hearings:
     """Records of the cells that conductors hear; every method is one short transaction.
 
-    :param gap_seconds: time after a record when a cell counts as not heard
+    :param gap_seconds: time after a record at which a cell counts as not heard
     """
 
     def __init__(self, database: db_session.Database, gap_seconds: float) -> None:
@@ -100,7 +100,7 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
 def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
     """Return when all heard cells could be heard, for a host without a row.
 
-    If no cell is heard now, use the one heard since the latest time; None if no cell has a row.
+    If no cell is heard now, use the one with the latest ``since``; None if no cell has a row.
     """
     row = models.Hearing
     every = [Heard(*each) for each in session.execute(sa.select(row.since, row.until))]

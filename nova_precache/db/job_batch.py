@@ -203,7 +203,7 @@ class _Hosts:
         return assign.assign(self._session, chosen, epochs, locked)
 
     def _held_up(self, recorded: Mapping[str, job_outcome.Recorded]) -> set[str]:
-        """Return the hosts whose next job depends on how the last one ended, by its request."""
+        """Return the hosts whose next job depends on the last outcome, by a guarded request."""
         touched = {request for each in recorded.values() for request in each.requests}
         if not touched:
             return set()

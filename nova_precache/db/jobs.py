@@ -86,7 +86,7 @@ class Jobs:
         return cast(Sequence[job_batch.Claimed], self._group.submit(wanted))
 
     def take_over(self, conductor_id: str) -> Sequence[job_claim.Claim]:
-        """Take over claims that other conductors let expire; they still count."""
+        """Take over claims that other conductors let expire; they still count as claimed."""
         return self._database.write(
             lambda session: job_claim.take_over(session, conductor_id, self._lease)
         )
@@ -304,7 +304,7 @@ class Jobs:
             return call_terms.measured_rates(session, hosts)
 
     def askers(self, job_id: str) -> Sequence[Asker]:
-        """List the owners of the requests that still want a job."""
+        """List the requests that still want a job, with their owners."""
         query = (
             sa.select(
                 models.CacheRequest.id, models.CacheRequest.project_id, models.CacheRequest.is_admin

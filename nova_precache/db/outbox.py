@@ -57,7 +57,7 @@ class Announcements:
         self._database = database
 
     def take(self, after: str = '') -> DueAnnouncement | None:
-        """Take an announcement to send it, None if there is none that no other conductor holds.
+        """Take an announcement that no other conductor holds, to send it; None if there is none.
 
         :param after: the request served last; the next one by id comes first
         """
@@ -77,13 +77,13 @@ class Announcements:
 
 
 def add(session: orm.Session, request_id: str, phase: model.Phase) -> None:
-    """Announce a phase of a request as a whole."""
+    """Queue the announcement of a phase of a request as a whole."""
     _reserve(session, request_id, 1)
     _insert(session, request_id, _counted(session, request_id).announced, [(phase, None, None)])
 
 
 def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) -> None:
-    """Announce a request's start, and the hosts that were done by then."""
+    """Queue announcements of a request's start and of the hosts that were done by then."""
     _reserve(session, request_id, 1 + len(hosts_done))
     announced = _counted(session, request_id).announced
     new = [(model.Phase.START, None, None), *_progress(hosts_done, 0)]
@@ -91,9 +91,9 @@ def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) 
 
 
 def add_hosts(session: orm.Session, request_id: str, hosts: Sequence[str]) -> bool:
-    """Count and announce hosts that are done; return False if others are not done yet.
+    """Count done hosts and queue their announcements; return False if others are not done yet.
 
-    Before the plan is complete, nothing is counted: its completion counts these hosts.
+    Before the plan is complete, count nothing and return True: its completion counts these hosts.
     """
     count = len(hosts)
     counted = db_session.run(session, _COUNT_HOSTS, {'request': request_id, 'count': count})

@@ -33,7 +33,7 @@ class Steering:
     def cancel(
         self, request_id: str, keep_partial: bool = False, project_id: str | None = None
     ) -> model.CacheRequest:
-        """Cancel a request: end waiting jobs, and stop transfers that no other request wants.
+        """Cancel a request: end waiting jobs and stop transfers that no other request wants.
 
         :param keep_partial: keep partial downloads on the hosts, for a later attempt
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
@@ -90,7 +90,7 @@ class Steering:
         ]
 
     def expire(self) -> job_outcome.Recorded:
-        """End waiting jobs past their deadline, and order computes to stop the others."""
+        """Expire requests past their deadline: end waiting jobs, stop transfers only they want."""
         row = models.CacheRequest
         in_flight = sa.exists().where(
             models.Task.request_id == row.id, models.Task.status.in_(model.TASK_IN_FLIGHT)

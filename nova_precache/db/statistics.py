@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts for the whole service, computed by the database.
 
-Each is one aggregate query. Requests, tasks and jobs that have ended are not counted: there
-may be many, kept for long.
+Each is one aggregate query. Ended requests, with their tasks, and ended jobs are not counted:
+there may be many, kept for long.
 """
 
 import dataclasses

@@ -79,7 +79,7 @@ class Group(Generic[M, R]):
         self._is_led = False
 
     def submit(self, member: M) -> R:
-        """Wait until a member is committed; raise the error of its own commit.
+        """Submit a member and return its result; raise the error of its own commit.
 
         :raises nova_precache.exception.DatabaseUnavailable: the deadline of this thread has
             passed; others may still commit the member

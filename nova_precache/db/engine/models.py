@@ -35,7 +35,7 @@ class CacheRequest(Base):
     drop NOT NULL in a table that rows of other tables depend on. ``client_key`` is a hash of
     the client's own id and its project, which no collation confuses with another.
     ``is_planned``: its plan is complete. ``not_before`` is empty once it has passed.
-    ``announced`` counts the numbers given to announcements.
+    ``announced`` counts the positions given to announcements.
     """
 
     __tablename__ = 'cache_requests'

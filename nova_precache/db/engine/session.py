@@ -136,7 +136,7 @@ class Database:
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
-        """Open a read-only transaction, on one snapshot where the database can.
+        """Open a transaction for reading, on one snapshot where the database can.
 
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         """
@@ -152,7 +152,7 @@ class Database:
         affect only the session. Reasons that the database refuses are written once more in
         ASCII.
 
-        :param may_reword: False if several outcomes are written, of which only some are refused
+        :param may_reword: False if several outcomes are written, of which only some may be refused
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         :raises nova_precache.exception.DataRefused: it cannot hold what it is given
         """
@@ -187,7 +187,7 @@ class Database:
         self.outage.over()
 
     def _write(self, work: Callable[[orm.Session], T]) -> T:
-        """Retry a transaction until it commits or its time is over."""
+        """Run a transaction until it commits or the time for retries is over."""
         ends_at = time.monotonic() + deadline.left(self.limits.retry_seconds)
         # Soon after a deadlock: others may wait for its victim.
         pauses = itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]))

@@ -63,7 +63,7 @@ class Silence:
     def refuse(self) -> None:
         """Refuse a caller with a deadline while another caller checks a silent server.
 
-        :raises nova_precache.exception.DatabaseUnavailable: another caller does
+        :raises nova_precache.exception.DatabaseUnavailable: the server gave no answer a moment ago
         """
         if self._ends_at is None or not deadline.is_set():
             return
@@ -177,7 +177,7 @@ def _pymysql(limits: Limits) -> Any:
 
 
 def _of_socket(seconds: float) -> float | None:
-    """Return the timeout of a socket, never 0, with which it would not wait at all."""
+    """Return the timeout of a socket, None for no limit; never 0, which would not wait at all."""
     return max(0.001, seconds) if math.isfinite(seconds) else None
 
 

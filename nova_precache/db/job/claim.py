@@ -114,7 +114,7 @@ def acquire(
 
 
 def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> list[Claim]:
-    """Lease the hosts whose leases other conductors let expire; they still count."""
+    """Lease the hosts whose leases other conductors let expire; they still count as claimed."""
     lock_counter(session)
     now = db_session.now(session)
     expired = session.execute(
@@ -212,7 +212,7 @@ def release(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> 
 
 
 def fence(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
-    """Advance the epochs of claims and return them, without hosts that others hold."""
+    """Advance the epochs of those claims that the conductor holds, and map hosts to them."""
     if not hosts:
         return {}
     held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
@@ -245,7 +245,7 @@ def unclaimed() -> sa.ColumnElement[bool]:
 
 
 def urgency() -> tuple[sa.ColumnElement[int], ...]:
-    """Order jobs with moving bytes first: the call joins the transfer and nothing runs beside."""
+    """Order running transfers first: a call joins one, so that nothing runs beside it."""
     is_moving = sa.case((models.Job.status.in_(model.TASK_WORKING), 0), else_=1)
     return is_moving, models.Job.priority.desc(), models.Job.id.asc()
 

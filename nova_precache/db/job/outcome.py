@@ -167,7 +167,7 @@ def schedule_retry(
     delay_seconds: float,
     attempts: int = 0,
 ) -> bool:
-    """Put a job and its tasks into retry_wait; the epoch is cleared, so that no call counts."""
+    """Put a job and its tasks into retry_wait; clear the epoch, so that no earlier call counts."""
     due = db_session.now(session) + datetime.timedelta(seconds=delay_seconds)
     mismatches = 1 if outcome.retry == model.Retry.ONCE else 0
     waits = session.execute(

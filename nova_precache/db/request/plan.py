@@ -50,7 +50,7 @@ class _Jobs:
 
 
 def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | None:
-    """Lease the planning of the most urgent request that no other conductor plans."""
+    """Lease the planning of the most urgent, then oldest, request that no other conductor plans."""
     now = db_session.now(session)
     request = models.CacheRequest
     unheld = sa.or_(
@@ -297,7 +297,7 @@ def _ready_jobs(session: orm.Session, request_id: str) -> None:
 
 
 def start(session: orm.Session, request_id: str) -> None:
-    """Record how many hosts a request has and how many are done; announce its start and those."""
+    """Count a request's hosts and done hosts; queue announcements of its start and the latter."""
     hosts = _hosts_in_flight(session, request_id)
     done = [host for host, in_flight in hosts.items() if not in_flight]
     session.execute(
