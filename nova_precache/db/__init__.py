@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The durable record: a store for each noun, and packages of what runs inside a transaction.
+"""The durable record: a store for each noun, and packages of steps inside a transaction.
 
-``engine`` is the connection, ``request`` and ``job`` are the lives of these two. A method of a
-store is one short transaction; ``job_batch`` does what many calls ask for in one.
+``engine`` is the connection; ``request`` and ``job`` hold the steps in the life of each. A
+method of a store is one short transaction; ``job_batch`` executes many calls in one.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents: who reports under which host name, and who is alive."""
+"""The agents: which one reports under a host name, and which are alive."""
 
 import dataclasses
 import datetime
@@ -23,7 +23,7 @@ _REPORTED = (
 )  # fmt: skip
 _AGENT = db_session.table(models.Agent)
 _REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
-# Made once, since there is a report of each host every few seconds.
+# Built once: each host reports every few seconds.
 _REPORT = (
     sa.update(_AGENT)
     .where(
@@ -42,7 +42,7 @@ class _Standing(enum.Enum):
     UP = enum.auto()
     DOWN = enum.auto()
     UNHEARD = enum.auto()  # silent, and so is its cell
-    SETTLING = enum.auto()  # silent, but its cell can be heard only since a moment ago
+    SETTLING = enum.auto()  # silent, but its cell has been heard only for a moment
 
 
 class Agents:
@@ -54,9 +54,9 @@ class Agents:
         self._senders = wire.Senders(LOG)
 
     def register(self, agent: model.Agent) -> None:
-        """Let an agent report under its host name.
+        """Register an agent under its host name.
 
-        A compare-and-set: of two agents that ask at once for a name that is free, one gets it.
+        A compare-and-set: of two agents that ask for a free name at once, one gets it.
 
         :raises nova_precache.exception.AgentConflict: another agent, still alive, has the name
         """
@@ -68,11 +68,11 @@ class Agents:
             ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> Sequence[model.Agent]:
-        """Write reports in bulk; gives the agents that are not the registered ones of their hosts.
+        """Write reports in bulk; return the agents that are not registered for their hosts.
 
-        Their reports change nothing: they have to register, as after an older database was
-        restored, or another agent has their name. A report that the database refuses is left
-        out, and its host is named in the log.
+        Their reports change nothing: they have to register, as after the restore of an older
+        database, or another agent has their name. A report that the database refuses is skipped,
+        and its host is named in the log.
         """
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
@@ -106,7 +106,7 @@ class Agents:
         return found
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
-        """Map those of the hosts that are down to the reason, by the database's clock."""
+        """Map the hosts that are down to the reason, by the database's clock."""
         return {
             host: _why_down(seen_at)
             for host, (standing, seen_at) in self._stand(hosts).items()
@@ -114,9 +114,9 @@ class Agents:
         }
 
     def settling(self, hosts: Collection[str]) -> Collection[str]:
-        """Give the silent hosts of which it is known in a while whether they are down.
+        """Return the silent hosts that cannot be judged yet.
 
-        Their cells can be heard again, but not for long enough yet.
+        Their cells are heard again, but not for long enough yet.
         """
         standings = self._stand(hosts).items()
         return [host for host, (standing, _) in standings if standing is _Standing.SETTLING]
@@ -124,7 +124,7 @@ class Agents:
     def _stand(
         self, hosts: Collection[str]
     ) -> Mapping[str, tuple[_Standing, datetime.datetime | None]]:
-        """Map hosts to how they are, and when they reported last."""
+        """Map hosts to their standing and the time of their last report."""
         agent = models.Agent
         found: dict[str, tuple[str, datetime.datetime]] = {}
         with self._database.reader() as session:
@@ -143,7 +143,7 @@ class Agents:
         return {host: known.get(host, never) for host in hosts}
 
     def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
-        """Map hosts to how they are; one that never had an agent is left out."""
+        """Map hosts to their state; a host that never had an agent is left out."""
         agents = self.get(hosts)
         with self._database.reader() as session:
             shown = self._hosts(session, agents.values(), db_session.now(session))
@@ -155,9 +155,10 @@ class Agents:
         now: datetime.datetime | None,
         heard: hearing.Heard | None = None,
     ) -> str | None:
-        """Say why a host is down that reported last at that time, by the database's clock.
+        """Return why a host with this last report is down, None if it is not.
 
-        :param heard: when its cell could be heard, None where conductors do not note that
+        :param now: by the database's clock; None counts as a host that never reported
+        :param heard: when its cell could be heard; None if conductors do not record that
         """
         if now is None:
             return _why_down(None)
@@ -165,7 +166,7 @@ class Agents:
         return _why_down(seen_at) if is_down else None
 
     def list(self) -> Sequence[model.Agent]:
-        """Give every agent, by host name."""
+        """List every agent, by host name."""
         with self._database.reader() as session:
             query = sa.select(models.Agent).order_by(models.Agent.host)
             return [_agent(row) for row in session.scalars(query)]
@@ -177,9 +178,9 @@ class Agents:
         status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
     ) -> Sequence[model.Host]:
-        """Give hosts with an agent by name, those after the host that marker names.
+        """List hosts with an agent by name, after the host ``marker``.
 
-        :param status: only those that are so, by the database's clock
+        :param status: only hosts with this status, by the database's clock
         """
         row = models.Agent
         with self._database.reader() as session:
@@ -270,7 +271,7 @@ def _time(seen_at: datetime.datetime | None) -> str:
 
 
 def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, str, str]]:
-    """Give host, id and cell of the registered agents."""
+    """Return host, id and cell of the registered agents."""
     row, found = models.Agent, set[tuple[str, str, str]]()
     for names in db_session.chunks(hosts):
         query = sa.select(row.host, row.agent_id, row.cell_uuid).where(row.host.in_(names))
@@ -283,10 +284,10 @@ def _key(agent: model.Agent) -> tuple[str, str, str]:
 
 
 def _take_over(session: orm.Session, host: str) -> None:
-    """Fence every call that the agent before may have: its outcome is of another machine.
+    """Fence every call of the previous agent: its outcome is of another machine.
 
-    The jobs are called again, which is no attempt. One that is to stop is left to the order
-    that stops it.
+    The jobs are called again, which is no attempt. A job that is to stop is left to its stop
+    order.
     """
     job = models.Job
     called = sa.and_(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the caches of the hosts, as their computes tell.
+"""Contents of the hosts' caches, as their computes report them.
 
-A row without a name stands for the cache itself: it is there once its host has told of
-all that is in it, and when it did so last. So an empty cache is one that is known.
+A row without a name stands for the cache itself: it exists once the host has sent a full
+report, and has the time of the last one. So an empty cache differs from an unknown one.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 NAME_MAX = 64
 # Per host: far above any real cache, so that made-up names do not fill the database.
 MOST_FILES = 10_000
-# Few statements for a whole fleet, each far below what a database takes for one.
+# Few statements for a whole fleet, each far below the limits of a database.
 _HOSTS_AT_ONCE = 2000
 _ROWS_AT_ONCE = 2000
 _WHOLE = ''
@@ -35,10 +35,11 @@ Present = Mapping[tuple[str, str], model.CachedImage]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a host told of its cache: what is new or has changed, and what is gone.
+    """A host's report of its cache: new and changed files, and removed ones.
 
-    :ivar full: what is not in ``images`` is gone, of the names that follow ``after`` up to
-        ``until``; None: from the first, and to the last
+    :ivar full: of the names after ``after`` up to ``until``, those not in ``images`` are gone
+    :ivar after: None from the first name
+    :ivar until: None to the last name
     :ivar cell_uuid: the cell that reported it
     """
 
@@ -51,7 +52,7 @@ class Report:
     cell_uuid: str | None = None
 
     def covers(self, name: str) -> bool:
-        """Tell whether it says of a name that it is there, or else is not."""
+        """Return whether the report decides on the existence of a file of this name."""
         follows = self.after is None or name > self.after
         return self.full and follows and (self.until is None or name <= self.until)
 
@@ -70,13 +71,13 @@ class Caches:
         removed: Sequence[str] = (),
         full: bool = False,
     ) -> None:
-        """Note what a host has; a full report replaces all that was known of it."""
+        """Record the files of a host; a full report replaces all earlier ones."""
         self.record_all([Report(host, images, removed, full)])
 
     def record_all(self, reports: Iterable[Report]) -> None:
-        """Note reports in bulk; of one host, later ones count.
+        """Record reports in bulk; later ones of a host win.
 
-        A report that the database refuses is left out, and its host is named in the log.
+        A report that the database refuses is skipped, and its host is named in the log.
         """
         full: set[str] = set()
         for some in _portions(reports):
@@ -98,7 +99,7 @@ class Caches:
     def of_host(
         self, host: str, limit: int | None = None, marker: str | None = None
     ) -> Sequence[model.CachedImage]:
-        """Give the files in a host's cache by name, those after the one that marker names."""
+        """List the files in a host's cache by name, after the file ``marker``."""
         query = _FILES.where(_ROW.host == host).order_by(_ROW.name).limit(limit)
         if marker is not None:
             query = query.where(_ROW.name > marker)
@@ -110,7 +111,7 @@ class Caches:
     def hosts_of(
         self, image_id: str, limit: int | None = None, marker: str | None = None
     ) -> Sequence[model.CachedImage]:
-        """Give the files of an image by host, those after the host that marker names."""
+        """List the files of an image by host, after the host ``marker``."""
         name = _base_name(image_id)
         query = _FILES.where(_ROW.name == name).order_by(_ROW.host).limit(limit)
         if marker is not None:
@@ -133,14 +134,14 @@ class Caches:
         return found
 
     def known_hosts(self) -> frozenset[str]:
-        """Name the hosts that have told of all that is in their caches."""
+        """Return the hosts that have sent a full report of their caches."""
         query = sa.select(_ROW.host).where(_ROW.name == _WHOLE)
         with self._database.reader() as session:
             return frozenset(session.scalars(query))
 
 
 def usable_parts(present: Present, images: Collection[model.Image]) -> Present:
-    """Leave out kernels and ramdisks that are not whole, as Nova leaves them when it is killed.
+    """Leave out partial kernels and ramdisks, which a killed Nova leaves behind.
 
     :param present: the parts of the images, by (host, image)
     """
@@ -151,7 +152,7 @@ def usable_parts(present: Present, images: Collection[model.Image]) -> Present:
 
 
 def bootable(present: Present, images: Collection[model.Image]) -> Present:
-    """Map (host, image) to the file, as old as the oldest part, where a host has all parts.
+    """Map (host, image) to the file, as old as its oldest part, where a host has all parts.
 
     :param present: the parts of the images, by (host, image)
     """
@@ -169,7 +170,7 @@ def bootable(present: Present, images: Collection[model.Image]) -> Present:
 
 
 _ROW = models.CachedImage
-# Columns and no objects: there may be a hundred thousand.
+# Columns, not objects: there may be a hundred thousand rows.
 _FILES = sa.select(
     _ROW.host,
     _ROW.name,
@@ -199,13 +200,13 @@ def _cached_images(
             disk_bytes=disk_bytes,
             touched_at=touched_at,
             used_by=used_by,
-            # What had not changed when all was told again was not written again.
+            # A later full report does not rewrite unchanged files.
             reported_at=max(reported_at, told.get(host, reported_at)),
         )
 
 
 def _told(session: orm.Session, hosts: Collection[str]) -> Mapping[str, datetime.datetime]:
-    """Map hosts to when they told last of all that is in their caches."""
+    """Map hosts to the times of their last full reports."""
     told: dict[str, datetime.datetime] = {}
     for some in db_session.chunks(sorted(hosts), _HOSTS_AT_ONCE):
         query = sa.select(_ROW.host, _ROW.reported_at).where(
@@ -216,7 +217,7 @@ def _told(session: orm.Session, hosts: Collection[str]) -> Mapping[str, datetime
 
 
 def _image_ids(session: orm.Session, names: Iterable[str]) -> Mapping[str, str]:
-    """Map names of files, resized ones too, to the images that somebody here asked for."""
+    """Map names of files, also of resized ones, to images that requests have named."""
     base_names = {name: name.partition('_')[0] for name in names}
     ids: dict[str, str] = {}
     for some in db_session.chunks(sorted(set(base_names.values()))):
@@ -226,7 +227,7 @@ def _image_ids(session: orm.Session, names: Iterable[str]) -> Mapping[str, str]:
 
 
 def _portions(reports: Iterable[Report]) -> Iterator[list[Report]]:
-    """Split reports such that no transaction takes long; in one order for all conductors."""
+    """Split reports so that no transaction takes long; in one order for all conductors."""
     some: list[Report] = []
     for report in sorted(reports, key=lambda each: each.host):
         if some and sum(len(each.images) for each in some) >= _ROWS_AT_ONCE:
@@ -248,7 +249,7 @@ def _values(image: model.CachedImage) -> _Values:
 
 
 def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
-    """Write what reports change; gives the hosts that told of too many files."""
+    """Write the changes of reports; return the hosts that reported too many files."""
     hosts = sorted({report.host for report in reports})
     _take_turns(session, hosts)
     now = db_session.now(session)
@@ -274,9 +275,9 @@ def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
 
 
 def _take_turns(session: orm.Session, hosts: Sequence[str]) -> None:
-    """Have conductors that write of the same hosts do so one after the other.
+    """Serialise conductors that write files of the same hosts.
 
-    Else they would deadlock over the files of these hosts, and add some twice.
+    Otherwise they would deadlock over these files, and insert some twice.
     """
     for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
         query = sa.select(models.Agent.host).where(models.Agent.host.in_(some))
@@ -284,7 +285,7 @@ def _take_turns(session: orm.Session, hosts: Sequence[str]) -> None:
 
 
 def _known(session: orm.Session, hosts: Sequence[str]) -> dict[str, _Files]:
-    """Read what is there of hosts."""
+    """Read the recorded files of hosts."""
     known: dict[str, _Files] = {host: {} for host in hosts}
     for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
         query = sa.select(
@@ -306,7 +307,7 @@ def _apply(report: Report, files: _Files) -> None:
 
 
 def _leave_out(files: _Files, before: _Files) -> bool:
-    """Leave out new files of which there are too many; those that are known stay."""
+    """Drop new files beyond the maximum, and return whether there were any; known ones stay."""
     too_many = len(files) - (_WHOLE in files) - MOST_FILES
     if too_many <= 0:
         return False
@@ -316,7 +317,7 @@ def _leave_out(files: _Files, before: _Files) -> bool:
 
 
 def _tells_all(report: Report) -> bool:
-    """Tell whether a report is the last part of a full one."""
+    """Return whether a report is the last part of a full one."""
     return report.full and report.until is None
 
 
@@ -343,7 +344,7 @@ def _delete(session: orm.Session, host: str, names: Sequence[str]) -> None:
 
 
 def _update(session: orm.Session, rows: Sequence[_Row]) -> None:
-    """Change rows by their keys; one that another conductor removed is left out."""
+    """Update rows by their keys; skip a row that another conductor removed."""
     if not rows:
         return
     statement = (

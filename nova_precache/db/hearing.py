@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cells the conductors can hear, and since when: by this the silence of a host is counted.
+"""Which cells the conductors can hear, and since when: the measure of a host's silence.
 
 A host may be silent because it is down, or because its cell's broker, every conductor or this
-database was away. So conductors note for each cell that messages arrive, every few seconds and
-by the database's clock. After a gap its time starts again, and no host of it counts as down
-before it has been silent for long enough since then.
+database was away. So conductors record for each cell that messages arrive, every few seconds
+and by the database's clock. After a gap the cell's time starts again, and none of its hosts
+counts as down before it has been silent for long enough since then.
 
-A cell without a row is served by conductors of an earlier release alone: there the last report
-of a host decides by itself.
+A cell without a row is served only by conductors of an earlier release: there the last report
+of a host decides alone.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from nova_precache.db.engine import models, session as db_session
 class Heard:
     """The time in which a cell could be heard, by the database's clock.
 
-    :ivar until: the next note is due by then; later the cell is not heard
+    :ivar until: the next record is due by then; after it the cell counts as not heard
     """
 
     since: datetime.datetime
@@ -40,9 +40,9 @@ class Heard:
 
 
 class Hearings:
-    """What conductors note of the cells that they hear; every method is one short transaction.
+    """Records of the cells that conductors hear; every method is one short transaction.
 
-    :param gap_seconds: between two notes, after which a cell counts as not heard
+    :param gap_seconds: time after a record at which a cell counts as not heard
     """
 
     def __init__(self, database: db_session.Database, gap_seconds: float) -> None:
@@ -50,13 +50,13 @@ class Hearings:
         self._gap = datetime.timedelta(seconds=gap_seconds)
 
     def note(self, cell_uuids: Collection[str]) -> None:
-        """Note that messages of these cells arrive."""
+        """Record that messages of these cells arrive."""
         self._write(lambda session: _note(session, sorted(cell_uuids), self._gap))
 
     def begin(self, cell_uuids: Collection[str]) -> None:
-        """Note cells that are about to be served for the first time.
+        """Record cells that are about to be served for the first time.
 
-        From now on no host of them counts as down before it could be heard for long enough.
+        From now on, none of their hosts counts as down before it could be heard for long enough.
         """
         self._write(lambda session: _begin(session, sorted(cell_uuids)))
 
@@ -98,9 +98,9 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
 
 
 def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
-    """Give when every cell that is heard could be heard, for a host that is in no table.
+    """Return when all heard cells could be heard, for a host without a row.
 
-    Where none is heard, it is the last one that was; None where no cell has a row.
+    If no cell is heard now, use the one with the latest ``since``; None if no cell has a row.
     """
     row = models.Hearing
     every = [Heard(*each) for each in session.execute(sa.select(row.since, row.until))]
@@ -111,7 +111,7 @@ def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
 def may_judge(
     cell_uuid: orm.InstrumentedAttribute[str], now: datetime.datetime, down: datetime.timedelta
 ) -> sa.ColumnElement[bool]:
-    """Select rows whose cell may be judged by silence: as in ``Heard``, or it has no row."""
+    """Select rows whose silence may be judged: as in ``Heard``, or their cell has no row."""
     row = models.Hearing
     could_not_hear = sa.or_(row.until < now, row.since >= now - down)
     return ~sa.exists().where(row.cell_uuid == cell_uuid, could_not_hear)

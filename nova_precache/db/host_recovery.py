@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that wait for a host that was down, and are due as soon as it reports again.
+"""Jobs that wait for a host that is down: they become due as soon as it reports again.
 
-So a host that is waited for need not be looked at again and again.
+This saves polling the host.
 """
 
 import datetime
@@ -14,22 +14,22 @@ from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import locking
 
-# How the reason of what waits for such a host begins; see agents.Agents.down.
+# Prefix of the reason of jobs that wait for such a host; see agents.Agents.down.
 DOWN = 'host down'
-# Of a nova-compute, see cells.services.
+# The same for a nova-compute; see cells.services.
 DISABLED = 'host disabled'
 BATCH_JOBS = 1000
 
 
 class HostRecovery:
-    """The jobs whose hosts have come back; every method is one short transaction."""
+    """Jobs whose hosts have come back."""
 
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:
         self._database = database
         self._down = datetime.timedelta(seconds=down_seconds)
 
     def hasten(self) -> int:
-        """Have such jobs be due now, some at a time; gives how many there were."""
+        """Make up to BATCH_JOBS of these jobs due now; return their number."""
         with self._database.reader() as session:
             job_ids = sorted(session.scalars(self._returned(session)))
         if not job_ids:
@@ -50,19 +50,19 @@ class HostRecovery:
 
 
 class Waiting:
-    """Jobs that wait for hosts of which others know whether they are back."""
+    """Jobs that wait for hosts, where the caller knows which hosts are back."""
 
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
 
     def hosts(self) -> Sequence[str]:
-        """Give the hosts that are waited for."""
+        """List the hosts that jobs wait for."""
         query = sa.select(models.Job.host).where(self._waits()).distinct()
         with self._database.reader() as session:
             return session.scalars(query).all()
 
     def hasten(self, hosts: Collection[str]) -> int:
-        """Have the jobs of hosts that are back be due now, some at a time; gives how many."""
+        """Make jobs of hosts that are back due now, some at a time; return their number."""
         job_ids: list[str] = []
         with self._database.reader() as session:
             for chunk in db_session.chunks(sorted(hosts)):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a host that is gone for good: whether it is needed, and how it is forgotten.
+"""Removal of a host that is gone for good: count its active jobs, delete its records.
 
-The row of its claims stays: should a host of this name ever come, their epochs go on from
-there, and a call that still waits in some queue is not taken for a new one.
+Its claim row stays: if a host of this name appears later, epochs continue from there, and a
+call that still waits in a queue is not taken for a new one.
 """
 
 import datetime
@@ -16,9 +16,9 @@ from nova_precache.db.engine import models, session as db_session
 
 
 class Departures:
-    """Hosts that leave; every method is one short transaction.
+    """Hosts to be removed; every method is one short transaction.
 
-    :param down_seconds: how long an agent has been silent that counts as down
+    :param down_seconds: silence after which an agent counts as down
     """
 
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:
@@ -26,17 +26,17 @@ class Departures:
         self._down = datetime.timedelta(seconds=down_seconds)
 
     def jobs_on_host(self, host: str) -> int:
-        """Count the images that a host is still to cache."""
+        """Count the active jobs on a host."""
         return self._count(models.Job.host == host)
 
     def jobs_in_cell(self, cell_uuid: str) -> int:
-        """Count the images that hosts of a cell are still to cache, once for each host."""
+        """Count the active jobs in a cell, one for each host and image."""
         return self._count(models.Job.cell_uuid == cell_uuid)
 
     def forget(self, host: str) -> None:
-        """Delete the agent of a host and what it told of its cache.
+        """Delete the agent of a host and its cache inventory.
 
-        :raises nova_precache.exception.InUse: the agent is not down after all
+        :raises nova_precache.exception.InUse: the agent is not known to be down
         """
         self._database.write(lambda session: self._forget(session, host))
 

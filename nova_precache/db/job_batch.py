@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workers and computes ask for at the same moment, done in one transaction for all.
+"""Calls of workers and computes that arrive together, executed in one transaction.
 
-Each statement is for all of them, so that a task costs the fewer of them the more is done
-at once. Locks are taken in the order of everybody: the counter, claims, jobs, requests. So
-all jobs that may be called are chosen, and locked, before the first request is.
+Each statement covers all of them: batching lowers the number of statements per task. Locks
+are taken in the global order: the counter, claims, jobs, requests. So all jobs that may be
+called are chosen and locked before the first request.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from nova_precache.db.request import rollout
 
 @dataclasses.dataclass(frozen=True)
 class NextJobRequest:
-    """A worker has done what it was to do on its host, and asks what is next.
+    """A worker's call on its host has ended, and it asks for the next job.
 
-    :ivar ended: how its call did
-    :ivar goes_on: False when the host is to be given back
-    :ivar repeated: the job whose call timed out while its bytes moved: it alone is to be called,
-        and without it the host is not given back
+    :ivar ended: outcome of its call
+    :ivar goes_on: False to release the host
+    :ivar repeated: the job whose call timed out while its bytes moved: only this job may be
+        called, and the host is not released if it is not
     """
 
     conductor_id: str
@@ -44,10 +44,10 @@ class NextJobRequest:
 
 @dataclasses.dataclass(frozen=True)
 class NextJobResult:
-    """What came of a turn.
+    """The result of a turn.
 
-    :ivar assignment: what is to be called next, if something is due on the host
-    :ivar is_over: nothing is due, and the host was given back
+    :ivar assignment: the next call, if a job is due on the host
+    :ivar is_over: the host was released
     """
 
     recorded: job_outcome.Recorded
@@ -57,7 +57,7 @@ class NextJobResult:
 
 @dataclasses.dataclass(frozen=True)
 class Claimed:
-    """A claim, and what is to be called under it first; None when that is to be asked for."""
+    """A claim and its first call; None if that is to be requested separately."""
 
     claim: job_claim.Claim
     first: assign.Assignment | None = None
@@ -72,9 +72,9 @@ _GUARDED = sa.select(models.CacheRequest.id).where(
 
 
 def keys(member: Member) -> Sequence[str]:
-    """Give the job and the host that a member is about."""
+    """Return the job and the host that a member concerns."""
     if isinstance(member, job_claim.ClaimRequest):
-        return ['']  # one at a time: of two that want all that is free, one gets it
+        return ['']  # one per batch: two would want the same free hosts
     if not isinstance(member, NextJobRequest):
         return [member.job_id]
     ended = None if member.ended is None else member.ended.job_id
@@ -82,12 +82,12 @@ def keys(member: Member) -> Sequence[str]:
 
 
 def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Result]:
-    """Do all that the members ask for, and give what came of each."""
+    """Execute all members, and return their results in the same order."""
     begins = [each for each in members if isinstance(each, job_begin.Begin)]
     turns = [each for each in members if isinstance(each, NextJobRequest)]
     finishes = [each for each in members if isinstance(each, job_finish.Finish)]
     finishes += [turn.ended for turn in turns if turn.ended is not None]
-    # There is one at most, by its key.
+    # At most one, because of its key.
     wanted = next((each for each in members if isinstance(each, job_claim.ClaimRequest)), None)
     if turns or wanted:
         job_claim.lock_counter(session)
@@ -95,7 +95,7 @@ def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Resul
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
     locked = locking.lock(session, jobs, {each.job_id: each.active_key for each in hosts.jobs})
     starting = job_begin.to_start(session, begins, locked)
-    if starting:  # with those of what ends, so that it is in one order
+    if starting:  # together with those of ending jobs, in one order
         ending = job_finish.to_lock(session, finishes, locked)
         job_outcome.lock_requests(session, sorted({*starting, *ending}))
     recorded = job_finish.finish(session, finishes, locked)
@@ -108,7 +108,7 @@ def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Resul
         elif isinstance(each, NextJobRequest):
             results.append(turned[each.host])
         elif isinstance(each, job_claim.ClaimRequest):
-            results.append(hosts.claim(each, locked))  # the last step, after some were given back
+            results.append(hosts.claim(each, locked))  # last, after hosts were released
         else:
             results.append(recorded.get(each.job_id, job_outcome.STALE))
     return results
@@ -119,9 +119,9 @@ _MOST_ROUNDS = 4
 
 
 class _Hosts:
-    """The hosts of turns: fenced first, and then called again or given back; and free ones.
+    """The hosts of turns: fenced first, then called again or released; and free hosts.
 
-    :ivar jobs: what may be called on them
+    :ivar jobs: jobs that may be called on them
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class _Hosts:
         self.jobs = list(self._chosen.values())
 
     def _choose_free(self, wanted: job_claim.ClaimRequest, count: int) -> None:
-        """Choose free hosts and their first jobs; limits that are used up on the way hold."""
+        """Choose free hosts and their first jobs; each choice counts against the limits."""
         if self._limits:
             count = min(count, db_session.CHUNK_KEYS)
         for _ in range(_MOST_ROUNDS):
@@ -179,7 +179,7 @@ class _Hosts:
         recorded: Mapping[str, job_outcome.Recorded],
         locked: Mapping[str, locking.Locked],
     ) -> Mapping[str, NextJobResult]:
-        """Give each turn its next job, or its host back."""
+        """Assign each turn its next job, or release its host."""
         held = self._held_up(recorded)
         epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
         assigned = self._assign(epochs, locked)
@@ -203,7 +203,7 @@ class _Hosts:
         """Claim free hosts, and assign the first job of each."""
         if not self._free:
             return []
-        # Of those that turns had, some were given back meanwhile.
+        # Turns may have released some of their hosts since the first count.
         left = self._budget if self._budget and not self._turns else job_claim.budget(self._session)
         claimed = job_claim.acquire(self._session, wanted, self._free, left)
         first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
@@ -216,7 +216,7 @@ class _Hosts:
         return assign.assign(self._session, chosen, epochs, locked)
 
     def _held_up(self, recorded: Mapping[str, job_outcome.Recorded]) -> set[str]:
-        """Give the hosts whose next job hangs on how the last one ended, for its request."""
+        """Return the hosts whose next job depends on the last outcome, by a guarded request."""
         touched = {request for each in recorded.values() for request in each.requests}
         if not touched:
             return set()
@@ -240,7 +240,7 @@ def _recorded(
 
 
 def _by_conductor(turns: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
-    """Most often there is one; in tests several share a process."""
+    """Group the hosts by conductor: usually one; in tests several share a process."""
     found: dict[str, list[str]] = {}
     for each in turns:
         found.setdefault(each.conductor_id, []).append(each.host)

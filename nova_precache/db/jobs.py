@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs, and the claims on hosts under which they are done.
+"""The jobs, and the claims on hosts under which they run.
 
 Every step is a compare-and-set. A claim's epoch grows with each claim and with
-each call under it; a job remembers the epoch of its last call. Whatever carries
-another epoch (a call that lay in a dead broker's queue, a late progress, the
-result of a conductor that lost its lease) changes no row.
+each call under it; a job stores the epoch of its last call. A message with
+another epoch (a call from a dead broker's queue, late progress, the result of a
+conductor that lost its lease) changes no row.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ NextJobResult = job_batch.NextJobResult
 
 @dataclasses.dataclass(frozen=True)
 class MissedCall:
-    """A due job whose call was not made, as its attempts stood then.
+    """A due job whose call was not made, with its number of attempts at that time.
 
-    :ivar delay_seconds: to its next attempt, None to end it
+    :ivar delay_seconds: until its next attempt; None ends the job
     """
 
     job_id: str
@@ -55,7 +55,7 @@ class MissedCall:
 
 @dataclasses.dataclass(frozen=True)
 class Asker:
-    """Whose request wants a job; decides which images it may have."""
+    """The owner of a request that wants a job; decides which images it may use."""
 
     request_id: str
     project_id: str | None
@@ -76,26 +76,26 @@ class Jobs:
     def claim_hosts(
         self, conductor_id: str, limit: int, avoid_cells: Collection[str] = (), most: int = 1
     ) -> Sequence[job_batch.Claimed]:
-        """Lease the hosts of the most urgent jobs that wait, and assign the first job of each.
+        """Lease the hosts of the most urgent waiting jobs, and assign the first job of each.
 
-        :param limit: most hosts claimed at once over all conductors
+        :param limit: maximum of claimed hosts over all conductors
         :param avoid_cells: uuids of cells that are not to be called now
-        :param most: so many hosts
+        :param most: maximum of hosts to lease now
         """
         wanted = job_claim.ClaimRequest(conductor_id, limit, most, tuple(avoid_cells), self._lease)
         return cast(Sequence[job_batch.Claimed], self._group.submit(wanted))
 
     def take_over(self, conductor_id: str) -> Sequence[job_claim.Claim]:
-        """Take over the claims that other conductors let expire; they go on counting."""
+        """Take over claims that other conductors let expire; they still count as claimed."""
         return self._database.write(
             lambda session: job_claim.take_over(session, conductor_id, self._lease)
         )
 
     def renew(self, conductor_id: str) -> Sequence[str]:
-        """Extend the leases of this conductor; gives the hosts that it still holds."""
+        """Extend the leases of this conductor; return the hosts that it still holds."""
 
         def work(session: orm.Session) -> Sequence[str]:
-            job_claim.lock_counter(session)  # as whoever else changes several claims
+            job_claim.lock_counter(session)  # as every change of several claims does
             expires = db_session.now(session) + self._lease
             mine = models.Claim.conductor_id == conductor_id
             session.execute(
@@ -106,7 +106,7 @@ class Jobs:
         return self._database.write(work)
 
     def release(self, conductor_id: str, hosts: Collection[str]) -> int:
-        """Give those of the hosts back that the conductor still holds; return their number."""
+        """Release those of the hosts that the conductor still holds; return their number."""
 
         def work(session: orm.Session) -> int:
             job_claim.lock_counter(session)
@@ -115,7 +115,7 @@ class Jobs:
         return self._database.write(work)
 
     def release_all(self, conductor_id: str) -> None:
-        """Give back every host of a conductor that stops."""
+        """Release every host of a conductor that stops."""
 
         def work(session: orm.Session) -> None:
             job_claim.lock_counter(session)
@@ -125,7 +125,7 @@ class Jobs:
         self._database.write(work)
 
     def claimed_hosts(self, conductor_id: str | None = None) -> Sequence[str]:
-        """Give the hosts that are claimed by one conductor, or by any."""
+        """List the hosts claimed by one conductor, or by any."""
         query = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
         if conductor_id is not None:
             query = query.where(models.Claim.conductor_id == conductor_id)
@@ -133,7 +133,7 @@ class Jobs:
             return session.scalars(query).all()
 
     def assign_again(self, conductor_id: str, assignment: Assignment) -> Assignment | None:
-        """Fence a job anew whose call timed out while its bytes were still moving."""
+        """Assign a job again, fenced, whose call timed out while its bytes still moved."""
         repeated = job_batch.NextJobRequest(
             conductor_id, assignment.host, repeated=assignment.job_id
         )
@@ -147,13 +147,13 @@ class Jobs:
         cell_uuid: str | None = None,
         agent_id: str | None = None,
     ) -> bool:
-        """Let a compute go on with a call: False when the call no longer counts.
+        """Begin a call that has reached a compute; return False if it no longer counts.
 
-        :param cell_uuid: of the compute; a job of another cell does not begin
-        :param starts: the compute has no transfer to join. For a job that was begun
-            before, its compute has restarted meanwhile, which is counted as an attempt.
-        :param agent_id: of the compute; None of one of an earlier release
-        :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
+        :param cell_uuid: cell of the compute; a job of another cell does not begin
+        :param starts: the compute has no transfer to join. If the job was begun before, its
+            compute has restarted since, which counts as an attempt.
+        :param agent_id: of the compute; None from one of an earlier release
+        :raises nova_precache.exception.AgentConflict: not the registered agent of the host
         """
         if self._group.submit(job_begin.Begin(job_id, epoch, starts, cell_uuid, agent_id)):
             return True
@@ -186,9 +186,9 @@ class Jobs:
     ) -> NextJobResult:
         """Record how a call ended, and choose the host's next job.
 
-        The host is given back if nothing is due, or when the worker does not go on. Where
-        the outcome may decide on what is called next, there is neither: ask again once it
-        was seen to.
+        The host is released if nothing is due or the worker does not continue. If the
+        outcome may decide what is called next, neither happens: call again once the outcome
+        is handled.
         """
         if ended is not None and ended.outcome.status in job_stop.OUTCOMES:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
@@ -205,7 +205,7 @@ class Jobs:
         )
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
-        """Tell whether progress of a job came in of late."""
+        """Return whether progress of a job was recorded within ``within_seconds``."""
         with self._database.reader() as session:
             progress_at = session.scalars(
                 sa.select(models.Job.progress_at).where(models.Job.uuid == job_id)
@@ -228,16 +228,16 @@ class Jobs:
             return session.scalars(query).first()
 
     def hosts_at_work(self, cell_uuid: str) -> Sequence[str]:
-        """Give the hosts of a cell whose computes work on a job."""
+        """List the hosts of a cell whose computes work on a job."""
         host = models.Job.host
         query = sa.select(host).where(*locking.at_work(cell_uuid)).distinct().order_by(host)
         with self._database.reader() as session:
             return session.scalars(query).all()
 
     def record_progress(self, reports: Collection[ProgressReport]) -> int:
-        """Write progress in bulk; gives how many of the reports still counted.
+        """Write progress reports in bulk; return how many still counted.
 
-        One that the database refuses is left out, and its job is named in the log.
+        A report that the database refuses is skipped, and its job is named in the log.
         """
 
         def work(session: orm.Session, some: Sequence[ProgressReport]) -> int:
@@ -258,17 +258,17 @@ class Jobs:
         self._senders.refused('progress', sender, wire.line(str(error)))
 
     def host_of(self, job_id: str, cell_uuid: str) -> str | None:
-        """Give the host of a job of a cell, None where there is no such job."""
+        """Return the host of a job of a cell, None if there is no such job."""
         job = models.Job
         query = sa.select(job.host).where(job.uuid == job_id, job.cell_uuid == cell_uuid)
         with self._database.reader() as session:
             return session.scalars(query).first()
 
     def finish(self, job_id: str, epoch: int, outcome: model.ImageOutcome) -> job_outcome.Recorded:
-        """Make a job and all tasks that want it final.
+        """End a job and all tasks that want it.
 
-        One that its compute has left, since it was told to, ends for those who no longer
-        want it. If others do, it waits to be called again, which is no attempt.
+        A job that its compute stopped on order ends for the requests that no longer want it.
+        If others want it, it waits for another call, which is no attempt.
         """
         if outcome.status not in job_stop.OUTCOMES:
             finished = self._group.submit(job_finish.Finish(job_id, epoch, outcome))
@@ -281,7 +281,7 @@ class Jobs:
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
     ) -> job_outcome.Recorded:
-        """Have a job wait for its next attempt, holding no slot, unless it was to stop."""
+        """Schedule a job's next attempt, unless it was to stop; it holds no slot meanwhile."""
         uncounted = -1 if outcome.retry == model.Retry.LATER else 0
         current = locking.current(job_id, epoch)
         return self._database.write(
@@ -291,20 +291,20 @@ class Jobs:
         )
 
     def terms(self, job_id: str) -> Terms:
-        """Give under which terms a job may be done that is about to be called."""
+        """Return the terms of a job that is about to be called."""
         with self._database.reader() as session:
             return call_terms.terms(session, [job_id])[job_id]
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]:
-        """Map hosts to the bytes a second at which images of late came to be cached on them.
+        """Map hosts to the bytes per second at which they cached images recently.
 
-        A host on which no byte was moved of late is left out.
+        A host to which no byte was moved recently is left out.
         """
         with self._database.reader() as session:
             return call_terms.measured_rates(session, hosts)
 
     def askers(self, job_id: str) -> Sequence[Asker]:
-        """Give the requests that still want a job."""
+        """List the requests that still want a job, with their owners."""
         query = (
             sa.select(
                 models.CacheRequest.id, models.CacheRequest.project_id, models.CacheRequest.is_admin
@@ -319,7 +319,7 @@ class Jobs:
     def end_tasks(
         self, job_id: str, request_ids: Collection[str], outcome: model.ImageOutcome
     ) -> job_outcome.Recorded:
-        """Make the tasks of some requests final and leave the job to the others."""
+        """End the tasks of some requests and leave the job to the others."""
 
         chosen = sa.and_(
             models.Task.job_uuid == job_id, models.Task.request_id.in_(list(request_ids))
@@ -329,7 +329,7 @@ class Jobs:
     def skip_waiting(
         self, request_id: str, hosts: Collection[str], reason: str
     ) -> job_outcome.Recorded:
-        """End the tasks of some hosts that no compute has begun, and jobs nobody wants now."""
+        """Skip the tasks on some hosts that no compute has begun; end jobs no longer wanted."""
 
         chosen = sa.and_(
             models.Task.request_id == request_id,
@@ -342,9 +342,9 @@ class Jobs:
     def due_in_cell(
         self, cell_uuid: str, limit: int = 1000, after: str = ''
     ) -> Sequence[Assignment]:
-        """Give the jobs of a cell that would be called now, without claiming them.
+        """List the unclaimed jobs of a cell that are due now, without claiming them.
 
-        :param after: the id of the last job of the page before
+        :param after: id of the last job of the previous page
         """
         with self._database.reader() as session:
             now = db_session.now(session)
@@ -362,7 +362,7 @@ class Jobs:
     ) -> Sequence[job_outcome.Recorded]:
         """Count attempts that were not made because the cell is unreachable.
 
-        What was claimed or counted by others meanwhile is left alone.
+        Jobs that others claimed or counted meanwhile stay unchanged.
         """
 
         def work(session: orm.Session) -> Sequence[job_outcome.Recorded]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls to stock nova-computes, of which a host is sent one at a time, whatever became of it.
+"""Calls to stock nova-computes: at most one at a time for each host.
 
-A nova-compute asks nobody before it begins, and a call that nobody waits for any more is
-done all the same: so what was sent is in the database before it is sent. There it keeps
-further calls from the host until it was answered or must be over, over any restart.
+A nova-compute does not ask before it begins, and completes a call even after its caller has
+given up. So each call is recorded in the database before it is sent. The record blocks
+further calls to the host until the call is answered or must be over, across restarts.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from nova_precache.db.job import begin as job_begin, locking
 class Begun:
     """The host may be called.
 
-    :ivar bytes_total: the size of the image, None where it is not known
+    :ivar bytes_total: size of the image, None if unknown
     """
 
     bytes_total: int | None
@@ -28,9 +28,10 @@ class Begun:
 
 @dataclasses.dataclass(frozen=True)
 class Occupied:
-    """The host may not be called: an earlier call may still be at work.
+    """The host may not be called: an earlier call may still run.
 
-    :ivar seconds: until it is over, which it is ``until``; UTC
+    :ivar seconds: time left until that call counts as over
+    :ivar until: that time, in UTC
     """
 
     seconds: float
@@ -38,7 +39,7 @@ class Occupied:
 
 
 class StockCalls:
-    """The calls that were sent; every method is one short transaction."""
+    """The calls in the database; every method is one short transaction."""
 
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
@@ -46,9 +47,9 @@ class StockCalls:
     def begin(
         self, job_id: str, epoch: int, host: str, over_seconds: float
     ) -> Begun | Occupied | None:
-        """Begin a job as its compute would, right before it is called; None: not any more.
+        """Begin a job as its compute would, right before the call; None if it no longer counts.
 
-        :param over_seconds: from now, after which the call is over even if it is not answered
+        :param over_seconds: from now; then the call is over even if it is not answered
         """
         return self._database.write(
             lambda session: _begin(session, job_id, epoch, host, over_seconds)
@@ -62,7 +63,7 @@ class StockCalls:
         self._database.write(lambda session: session.execute(over))
 
     def occupied(self, host: str) -> Occupied | None:
-        """Tell whether a call may still be at work on a host."""
+        """Return the call that may still run on a host, None if there is none."""
         with self._database.reader() as session:
             return _occupied(session, host)
 

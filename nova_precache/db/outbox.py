@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be announced: written in the transaction that makes it true, removed once sent.
+"""Announcements to send: written in the transaction that makes them true, removed once sent.
 
-A request's rows are numbered in the order in which they are sent: its start, its hosts as
-they were done, its end, and in between what was done to it; after a retry all of it again.
-Whoever sends one takes it first, and only the first that is left can be taken. One that
-was taken by a conductor that died is sent by another: each is sent at least once, and more
-than once only then.
+A request's rows are numbered in sending order: its start, its hosts as they were done, its
+end, and in between the actions on it; after a retry all of it again. A sender takes a row
+before it sends it, and only the first remaining row can be taken. If a conductor dies with a
+taken row, another conductor sends it: each is sent at least once, and more than once only in
+this case.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _New = tuple[model.Phase, str | None, int | None]
 
 @dataclasses.dataclass(frozen=True)
 class DueAnnouncement:
-    """A taken announcement; of a host, ``host_index`` says the how-manieth that is done it is."""
+    """A taken announcement; ``host_index`` counts the hosts done up to this one, from 1."""
 
     request_id: str
     position: int
@@ -51,20 +51,20 @@ class DueAnnouncement:
 
 
 class Announcements:
-    """What the conductors have still to announce; every method is one short transaction."""
+    """The announcements still to be sent; every method is one short transaction."""
 
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
 
     def take(self, after: str = '') -> DueAnnouncement | None:
-        """Take one to send it, if there is one that no other conductor holds.
+        """Take an announcement that no other conductor holds, to send it; None if there is none.
 
-        :param after: the request whose turn it was; that of the next comes first
+        :param after: the request served last; the next one by id comes first
         """
         return self._database.write(lambda session: _take(session, after))
 
     def remove(self, sent: DueAnnouncement) -> None:
-        """Forget one that was sent; the next of its request may follow."""
+        """Delete a sent announcement; the next of its request may follow."""
         row = models.Announcement
         gone = sa.delete(row).where(
             row.request_id == sent.request_id, row.position == sent.position
@@ -72,18 +72,18 @@ class Announcements:
         self._database.write(lambda session: session.execute(gone))
 
     def drop(self) -> None:
-        """Forget all of them: nobody listens."""
+        """Delete all announcements, since notifications are off."""
         self._database.write(lambda session: session.execute(sa.delete(models.Announcement)))
 
 
 def add(session: orm.Session, request_id: str, phase: model.Phase) -> None:
-    """Have a phase of a request as a whole announced."""
+    """Queue the announcement of a phase of a request as a whole."""
     _reserve(session, request_id, 1)
     _insert(session, request_id, _counted(session, request_id).announced, [(phase, None, None)])
 
 
 def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) -> None:
-    """Have a request's start announced, and the hosts that were done by then."""
+    """Queue announcements of a request's start and of the hosts that were done by then."""
     _reserve(session, request_id, 1 + len(hosts_done))
     announced = _counted(session, request_id).announced
     new = [(model.Phase.START, None, None), *_progress(hosts_done, 0)]
@@ -91,9 +91,9 @@ def add_start(session: orm.Session, request_id: str, hosts_done: Sequence[str]) 
 
 
 def add_hosts(session: orm.Session, request_id: str, hosts: Sequence[str]) -> bool:
-    """Count hosts that are done, and have them announced; False when others are not done yet.
+    """Count done hosts and queue their announcements; return False if others are not done yet.
 
-    Before the plan is complete nobody knows that they are; whoever completes it counts them.
+    Before the plan is complete, count nothing and return True: its completion counts these hosts.
     """
     count = len(hosts)
     counted = db_session.run(session, _COUNT_HOSTS, {'request': request_id, 'count': count})
@@ -125,7 +125,7 @@ def _reserve(session: orm.Session, request_id: str, count: int) -> None:
 
 
 def _insert(session: orm.Session, request_id: str, announced: int, new: Sequence[_New]) -> None:
-    """Write those for which the last positions were reserved."""
+    """Insert announcements at the last reserved positions."""
     rows = [
         {
             'request_id': request_id,
@@ -169,7 +169,7 @@ def _take(session: orm.Session, after: str) -> DueAnnouncement | None:
 
 
 def _first(session: orm.Session, *which: sa.ColumnElement[bool]) -> models.Announcement | None:
-    """Give the one that is next of the first request by id, of those chosen."""
+    """Return the next announcement of the first request by id, of those chosen."""
     row, earlier = models.Announcement, orm.aliased(models.Announcement)
     is_first = ~sa.exists().where(
         earlier.request_id == row.request_id, earlier.position < row.position

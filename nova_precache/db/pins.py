@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pins: made, listed, ended; and taken by the one conductor at a time that keeps them.
+"""Pins: create, list and end them; lease each to the one conductor that keeps it.
 
-A keeper's lease is in the pin's row and runs by the database's clock, so that the pin of
-a conductor that died is another's soon.
+The lease is in the pin's row and runs by the database's clock, so that another conductor
+soon takes over the pins of one that died.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ SUCCESSES_COUNT_SECONDS = 3600
 
 @dataclasses.dataclass(frozen=True)
 class NewPin:
-    """What somebody wants kept, checked at the door; ``until`` in UTC."""
+    """A validated order for a pin; ``until`` in UTC."""
 
     aggregate: model.Aggregate
     images: tuple[str, ...]
@@ -40,7 +40,7 @@ class NewPin:
 
 @dataclasses.dataclass(frozen=True)
 class LeasedPin:
-    """A pin that this conductor keeps for a while, and when it took it."""
+    """A pin that this conductor has leased, and when."""
 
     pin: model.Pin
     now: datetime.datetime
@@ -50,8 +50,8 @@ class LeasedPin:
 class PinRequests:
     """The requests that a pin has made so far.
 
-    :ivar last_number: of the newest that is still known, 0 when none is
-    :ivar unfinished: the status of one by its id
+    :ivar last_number: number of the newest request in the database, 0 if there is none
+    :ivar unfinished: request id to status
     """
 
     last_number: int
@@ -60,14 +60,14 @@ class PinRequests:
 
 @dataclasses.dataclass(frozen=True)
 class AttemptHistory:
-    """What came of a pin's requests for an image on a host.
+    """Outcomes of a pin's requests for one image on one host.
 
-    :ivar ended_at: when the last task of them ended
-    :ivar succeeded_at: when one last ended well
-    :ivar failures: that ended within a day
-    :ivar successes: that ended within an hour
-    :ivar not_ours_at: when one last failed because the file, which is there, is another
-        user's; None once the agent of the host has started again, maybe with other rights
+    :ivar ended_at: end of the last task
+    :ivar succeeded_at: end of the last successful task
+    :ivar failures: failed tasks that ended within a day
+    :ivar successes: successful tasks that ended within an hour
+    :ivar not_ours_at: end of the last task that failed because the file exists but belongs to
+        another user; None once the agent of the host has restarted, maybe with other rights
     """
 
     ended_at: datetime.datetime
@@ -78,12 +78,12 @@ class AttemptHistory:
 
     @property
     def has_failed(self) -> bool:
-        """Tell whether the last one failed."""
+        """Return whether the last task failed."""
         return self.succeeded_at is None or self.succeeded_at < self.ended_at
 
     @property
     def is_not_ours(self) -> bool:
-        """Whether the last one failed because the file is another user's."""
+        """Return whether the last task failed because the file belongs to another user."""
         return self.not_ours_at == self.ended_at
 
 
@@ -94,13 +94,13 @@ class Pins:
         self._database = database
 
     def create(self, new: NewPin) -> model.Pin:
-        """Save a pin; the next round of some conductor begins to keep it."""
-        # Made here: a commit whose answer was lost is tried again, and found done.
+        """Record a pin; a conductor begins to keep it in its next round."""
+        # Made outside the transaction: a retry after a lost commit answer finds the row.
         pin_id = str(uuid.uuid4())
         return self._database.write(lambda session: _create(session, pin_id, new))
 
     def get(self, pin_id: str, project_id: str | None = None) -> model.Pin:
-        """Give a pin; ``project_id`` None means any project's.
+        """Return a pin; ``project_id`` None matches any project.
 
         :raises nova_precache.exception.PinNotFound: unknown, or another project's
         """
@@ -115,7 +115,7 @@ class Pins:
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.Pin]:
-        """Give pins, the newest first, from after ``marker`` on.
+        """List pins after ``marker``, the newest first.
 
         :raises nova_precache.exception.PinNotFound: the marker is unknown
         """
@@ -131,10 +131,10 @@ class Pins:
             return [_pin(each) for each in session.scalars(query)]
 
     def end(self, pin_id: str, reason: str, project_id: str | None = None) -> model.Pin:
-        """End a pin; what it has cached stays, and grows old.
+        """End a pin; its images stay cached, and age.
 
         :raises nova_precache.exception.PinNotFound: unknown, or another project's
-        :raises nova_precache.exception.StatusConflict: it has ended already
+        :raises nova_precache.exception.StatusConflict: already ended
         """
 
         def work(session: orm.Session) -> model.Pin:
@@ -147,7 +147,7 @@ class Pins:
         return self._database.write(work)
 
     def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]:
-        """Map those of the aggregates that have active pins to the images that are kept there."""
+        """Map each given aggregate with active pins to the images kept there."""
         row = models.Pin
         query = sa.select(row.aggregate_id, row.images, row.images_gone).where(
             row.status == model.PinStatus.ACTIVE, row.aggregate_id.in_(list(aggregate_ids))
@@ -158,10 +158,10 @@ class Pins:
                 found.setdefault(aggregate_id, set()).update(set(images) - set(gone))
         return {aggregate_id: frozenset(images) for aggregate_id, images in found.items()}
 
-    # For their keepers
+    # For keepers
 
     def due(self, seconds: float) -> Sequence[str]:
-        """Give the active pins that nobody looked after for so long, the longest first."""
+        """List the unleased active pins not checked for ``seconds``, the longest first."""
         row = models.Pin
         with self._database.reader() as session:
             now = db_session.now(session)
@@ -173,7 +173,7 @@ class Pins:
             return session.scalars(query).all()
 
     def take(self, pin_id: str, keeper: str, seconds: float) -> LeasedPin | None:
-        """Lease a pin that is still due; None when it is not, or is another's."""
+        """Lease a pin; return None if it is no longer due or another conductor holds it."""
 
         def work(session: orm.Session) -> LeasedPin | None:
             now = db_session.now(session)
@@ -185,7 +185,7 @@ class Pins:
         return self._database.write(work)
 
     def hold(self, pin_id: str, keeper: str) -> bool:
-        """Renew the lease; False when the pin has ended or is another's."""
+        """Renew the lease; return False if the pin has ended or this keeper has lost it."""
 
         def work(session: orm.Session) -> bool:
             lease = _lease(db_session.now(session))
@@ -196,7 +196,7 @@ class Pins:
     def checked(
         self, pin_id: str, keeper: str, reason: str | None, gone: Mapping[str, str]
     ) -> bool:
-        """Hand a pin back until its next round; False when this keeper has lost it."""
+        """Record a check and release the pin; return False if this keeper has lost it."""
 
         def work(session: orm.Session) -> bool:
             return _change(
@@ -212,7 +212,7 @@ class Pins:
         return self._database.write(work)
 
     def close(self, pin_id: str, keeper: str, reason: str, gone: Mapping[str, str]) -> bool:
-        """End a pin that can be kept no longer; False when this keeper has lost it."""
+        """End a pin that cannot be kept; return False if this keeper has lost it."""
 
         def work(session: orm.Session) -> bool:
             values = {**_ended(session, reason), 'images_gone': dict(gone)}
@@ -222,7 +222,7 @@ class Pins:
         return self._database.write(work)
 
     def asked(self, pin_id: str) -> PinRequests:
-        """Tell what requests a pin has made."""
+        """Return the requests that a pin has made."""
         row = models.CacheRequest
         last = sa.select(sa.func.max(row.number)).where(row.pin_id == pin_id)
         unfinished = sa.select(row.id, row.status).where(
@@ -233,9 +233,9 @@ class Pins:
             return PinRequests(session.scalars(last).one() or 0, found)
 
     def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], AttemptHistory]:
-        """Map each (host, image) of the pin's requests that ended lately to its outcomes.
+        """Map each (host, image) whose tasks ended within ``since_seconds`` to its outcomes.
 
-        A failure because a file is another user's counts however long ago it was.
+        A failure because the file belongs to another user counts regardless of its age.
         """
         with self._database.reader() as session:
             query = _tried(pin_id, db_session.now(session), since_seconds)
@@ -289,7 +289,7 @@ def _load(session: orm.Session, pin_id: str, project_id: str | None) -> models.P
 
 
 def _reload(session: orm.Session, pin_id: str) -> model.Pin:
-    # What the session holds may be older than what an UPDATE just wrote.
+    # The session's copy may be older than the UPDATE.
     return _pin(session.get_one(models.Pin, pin_id, populate_existing=True))
 
 

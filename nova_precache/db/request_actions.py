@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that were accepted are steered: by whoever asked, by their windows and conditions.
+"""Steering of accepted requests: by users, by their windows and by their conditions.
 
-What is asked of a request is one transaction, which leaves tasks and jobs as they are to
-be; what conductors do is found in the database, by whichever of them looks.
+Each action is one transaction that leaves tasks and jobs in their new state. Conductors find
+their work in the database; any of them may do it.
 """
 
 import datetime
@@ -25,7 +25,7 @@ Discard = job_stop.Discard
 
 
 class Steering:
-    """The requests in the database, as they are steered."""
+    """Steers the requests in the database."""
 
     def __init__(self, database: db_session.Database) -> None:
         self._database = database
@@ -33,16 +33,16 @@ class Steering:
     def cancel(
         self, request_id: str, keep_partial: bool = False, project_id: str | None = None
     ) -> model.CacheRequest:
-        """End what waits, and have computes leave what nobody else wants.
+        """Cancel a request: end waiting jobs and stop transfers that no other request wants.
 
-        :param keep_partial: what has come is left on the hosts, for a later attempt
+        :param keep_partial: keep partial downloads on the hosts, for a later attempt
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         :raises nova_precache.exception.StatusConflict: it has ended
         """
         return self._steer(request_id, project_id, actions.cancel, keep_partial)
 
     def pause(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
-        """Have nothing begin, and computes leave what nobody else wants; what came is kept.
+        """Pause a request: begin nothing, stop transfers only it wants, keep partial downloads.
 
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
@@ -50,7 +50,7 @@ class Steering:
         return self._steer(request_id, project_id, actions.pause)
 
     def resume(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
-        """Go on with what was paused, at once.
+        """Resume a paused request at once.
 
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
@@ -64,7 +64,7 @@ class Steering:
         deadline: datetime.datetime | None = None,
         project_id: str | None = None,
     ) -> model.CacheRequest:
-        """Have what did not succeed planned and done anew, in another window if one is given.
+        """Queue the tasks that did not succeed for a new plan, in a new window if one is given.
 
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         :raises nova_precache.exception.StatusConflict: it has not ended, or all of it succeeded
@@ -72,7 +72,7 @@ class Steering:
         return self._steer(request_id, project_id, actions.retry, not_before, deadline)
 
     def adopt(self) -> job_outcome.Recorded:
-        """Go on with what conductors of an earlier release plan while both are at work."""
+        """Take over requests that conductors of an earlier release plan while both releases run."""
         row = models.CacheRequest
         query = sa.select(row.id).where(row.status.in_(actions.PLANNED), ~row.is_planned)
         return job_outcome.together(
@@ -80,7 +80,7 @@ class Steering:
         )
 
     def open_windows(self) -> Sequence[str]:
-        """Let those requests be worked on whose time has come; gives their ids."""
+        """Open the requests whose windows have begun; return their ids."""
         row = models.CacheRequest
         query = sa.select(row.id).where(row.status.in_(actions.STEERABLE), row.is_planned)
         return [
@@ -90,7 +90,7 @@ class Steering:
         ]
 
     def expire(self) -> job_outcome.Recorded:
-        """End what waits when its deadline has passed, and have computes leave the rest."""
+        """Expire requests past their deadline: end waiting jobs, stop transfers only they want."""
         row = models.CacheRequest
         in_flight = sa.exists().where(
             models.Task.request_id == row.id, models.Task.status.in_(model.TASK_IN_FLIGHT)
@@ -104,9 +104,9 @@ class Steering:
         )
 
     def check(self, request_ids: Collection[str] | None = None) -> job_outcome.Recorded:
-        """Go by how tasks ended: canaries let the other hosts start or not, failures stop them.
+        """Apply canaries and failure limits: open the other hosts, or end the waiting tasks.
 
-        :param request_ids: None checks all that have such conditions
+        :param request_ids: None checks all requests with such conditions
         """
         query = sa.select(models.CacheRequest).where(rollout.is_guarded())
         if request_ids is not None:
@@ -116,12 +116,12 @@ class Steering:
         return job_outcome.together(self._locking(request_id, rollout.check) for request_id in due)
 
     def stop_orders(self) -> Sequence[StopOrder]:
-        """Give the jobs that computes are to leave, the oldest first."""
+        """List the jobs that computes are to stop, the oldest first."""
         with self._database.reader() as session:
             return job_stop.orders(session)
 
     def stopped(self, job_id: str, epoch: int | None) -> job_outcome.Recorded:
-        """Record that no compute works on a job that was to stop: it ends, or waits when paused."""
+        """Record that no compute works on a job that was to stop: end it, or hold it if paused."""
         job = models.Job
         which = sa.and_(
             job.uuid == job_id,
@@ -131,7 +131,7 @@ class Steering:
         return self._database.write(lambda session: job_stop.stopped(session, which, job_id))
 
     def discards(self, limit: int) -> Sequence[Discard]:
-        """Give ended jobs whose unfinished files are to be removed from their hosts."""
+        """List ended jobs whose partial files are to be removed from their hosts."""
         with self._database.reader() as session:
             return job_stop.discards(session, limit)
 
@@ -148,7 +148,7 @@ class Steering:
         step: Callable[..., None],
         *asked: object,
     ) -> model.CacheRequest:
-        """Take a step with a request, and show it."""
+        """Run a step on a locked request, and return the request."""
 
         def work(session: orm.Session) -> model.CacheRequest:
             row, keys = actions.lock(session, request_id)
@@ -164,7 +164,7 @@ class Steering:
     def _locking(
         self, request_id: str, step: Callable[[orm.Session, models.CacheRequest, Sequence[str]], T]
     ) -> T | None:
-        """Take a step with a request, unless it was purged."""
+        """Run a step on a locked request, unless it was purged."""
 
         def work(session: orm.Session) -> T | None:
             row, keys = actions.lock(session, request_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and their tasks: accepted, planned, listed, completed."""
+"""Requests and their tasks: accept, plan, list and complete them."""
 
 import dataclasses
 import datetime
@@ -45,15 +45,15 @@ class Requests:
         self._limits = limits
 
     def accept(self, new: NewRequest) -> model.CacheRequest:
-        """Save a request; from here on it cannot be lost.
+        """Save a request durably.
 
-        One whose ``client_request_id`` its project has used before is not saved again.
+        If its project has used the ``client_request_id`` before, nothing is saved.
 
-        :returns: the request, the earlier one if there is one
+        :returns: the saved request, or the earlier one
         :raises nova_precache.exception.TooMany: a limit of ``[image_cache]`` would be exceeded
         """
         create.check_size(new, self._limits)
-        # Made here: a commit whose answer was lost is tried again, and found done.
+        # Made outside the transaction: a retry after a lost commit answer finds the row.
         request_id = str(uuid.uuid4())
         for _ in range(_RACES):
             try:
@@ -61,11 +61,11 @@ class Requests:
                     lambda session: create.accept(session, request_id, new, self._limits)
                 )
             except db_exception.DBDuplicateEntry:
-                continue  # somebody was first with the client's own id, or with a file's name
+                continue  # another writer was first with the client's own id, or a file's name
         raise exception.PrecacheError('The request could not be saved: others keep saving it')
 
     def accepted(self, project_id: str | None, client_request_id: str) -> model.CacheRequest | None:
-        """Give the request that a project made under an id of its own, if it did."""
+        """Return the request that a project made under its own id, if any."""
         row = models.CacheRequest
         same = row.client_key == create.client_key(project_id, client_request_id)
         with self._database.reader() as session:
@@ -73,7 +73,7 @@ class Requests:
             return next(iter(rows.requests(session, known)), None)
 
     def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
-        """Give a request with its counts; ``project_id`` None means any project's.
+        """Return a request with its counts; ``project_id`` None matches any project.
 
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
@@ -81,7 +81,7 @@ class Requests:
             return rows.requests(session, [load(session, request_id, project_id)])[0]
 
     def outline(self, request_id: str) -> model.CacheRequest:
-        """Give a request without its counts, which cost a look at each of its tasks.
+        """Return a request without its counts, which take a read of each of its tasks.
 
         :raises nova_precache.exception.RequestNotFound: unknown
         """
@@ -96,10 +96,10 @@ class Requests:
         limit: int = 1000,
         marker: str | None = None,
     ) -> Sequence[model.CacheRequest]:
-        """Give requests, the newest first if nothing else is said, from after ``marker`` on.
+        """List requests after ``marker``, by default the newest first.
 
         :param sort_key: created_at, finished_at, priority or status
-        :raises nova_precache.exception.InvalidInput: they are not sorted by this key
+        :raises nova_precache.exception.InvalidInput: unknown sort key
         :raises nova_precache.exception.RequestNotFound: the marker is unknown
         """
         chosen = filter or queries.RequestFilter()
@@ -118,13 +118,13 @@ class Requests:
         host: str | None = None,
         image_id: str | None = None,
     ) -> Sequence[model.Task]:
-        """Give the tasks of a request in the order of the plan, from after ``marker`` on."""
+        """List the tasks of a request after ``marker``, in the order of the plan."""
         query = queries.tasks(request_id, limit, marker, status, host, image_id)
         with self._database.reader() as session:
             return [rows.task(row) for row in session.scalars(query)]
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
-        """Take the oldest unplanned request for this conductor, for a while."""
+        """Lease the planning of the most urgent unplanned request to this conductor."""
 
         def work(session: orm.Session) -> ToPlan | None:
             row = request_plan.take_next(session, conductor_id)
@@ -137,7 +137,7 @@ class Requests:
     def postpone_plan(
         self, request_id: str, conductor_id: str, seconds: float, reason: str
     ) -> None:
-        """Leave a request to be planned later, by whichever conductor comes first, and say why."""
+        """Postpone a request's planning, then open to any conductor, and record the reason."""
 
         def work(session: orm.Session) -> None:
             later = db_session.now(session) + datetime.timedelta(seconds=seconds)
@@ -152,9 +152,9 @@ class Requests:
     def add_tasks(
         self, request_id: str, conductor_id: str, tasks: Sequence[request_plan.PlannedTask]
     ) -> bool:
-        """Write one chunk of a plan; what an earlier try wrote stays as it is.
+        """Write one chunk of a plan; rows that an earlier try wrote stay unchanged.
 
-        :returns: False when another conductor has taken the planning over
+        :returns: False if another conductor has taken over the planning
         """
         for _ in range(_RACES):
             try:
@@ -166,7 +166,7 @@ class Requests:
         raise exception.PrecacheError(f'Request {request_id}: its jobs keep being made by others')
 
     def mark_planned(self, request_id: str, conductor_id: str) -> bool:
-        """Close the plan; False when another conductor has taken it over."""
+        """Complete the plan; return False if another conductor has taken it over."""
 
         def work(session: orm.Session) -> bool:
             actions.lock(session, request_id)
@@ -179,7 +179,7 @@ class Requests:
         return self._database.write(work)
 
     def fail(self, request_id: str, conductor_id: str, reason: str) -> bool:
-        """End a request that cannot be planned, with what an earlier try at it has planned."""
+        """End a request that cannot be planned, and the tasks that earlier tries planned."""
         planned = models.Task.request_id == request_id
         outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
         held = request_plan.planned_by(request_id, conductor_id)
@@ -203,14 +203,14 @@ class Requests:
         return self._database.write(work)
 
     def complete(self, request_id: str) -> bool:
-        """End the request if none of its tasks is in flight; True for whoever ended it."""
+        """End the request if none of its tasks is in flight; return whether this call ended it."""
         with self._database.reader() as session:
             if job_outcome.has_work(session, request_id):
-                return False  # and nobody had to wait for the lock of a writer
+                return False  # without a writer's lock
         return self._database.write(lambda session: completion.complete(session, request_id))
 
     def ids_to_complete(self) -> Sequence[str]:
-        """Give the planned requests without a task in flight."""
+        """List the planned requests without a task in flight."""
         in_flight = (
             sa.select(models.Task.id)
             .where(models.Task.request_id == models.CacheRequest.id)
@@ -223,7 +223,7 @@ class Requests:
             return session.scalars(query).all()
 
     def with_waiting_tasks(self) -> Sequence[model.CacheRequest]:
-        """Give the planned requests with tasks that no compute has begun, without counts."""
+        """List the planned requests with tasks that no compute has begun, without counts."""
         waiting = (
             sa.select(models.Task.id)
             .where(models.Task.request_id == models.CacheRequest.id)
@@ -234,7 +234,7 @@ class Requests:
             return [rows.request(row, {}) for row in session.scalars(query)]
 
     def waiting_hosts(self, request_id: str) -> Sequence[str]:
-        """Give the hosts with tasks of the request that no compute has begun."""
+        """List the hosts with tasks of the request that no compute has begun."""
         query = (
             sa.select(models.Task.host)
             .where(models.Task.request_id == request_id)
@@ -245,7 +245,7 @@ class Requests:
             return session.scalars(query).all()
 
     def planned_hosts(self, request_id: str) -> Sequence[str]:
-        """Give the hosts that a request was planned for, in the order of the plan."""
+        """List the hosts that a request was planned for, in the order of the plan."""
         query = (
             sa.select(models.Task.host)
             .where(models.Task.request_id == request_id)
@@ -256,9 +256,9 @@ class Requests:
             return session.scalars(query).all()
 
     def purge(self, retention_days: int) -> int:
-        """Delete requests that ended longer ago, with their tasks, and the jobs they leave.
+        """Delete requests that ended longer ago, with their tasks and unused jobs.
 
-        One request a transaction, since one may have many tasks.
+        Each transaction deletes one request, since it may have many tasks.
         """
         purged = 0
         while self._database.write(lambda session: _purge_oldest(session, retention_days)):
@@ -290,7 +290,7 @@ def _purge_oldest(session: orm.Session, retention_days: int) -> bool:
         sa.select(models.Task.job_uuid).where(models.Task.request_id == request_id)
     )
     orphans = sorted({job for job in jobs if job is not None})
-    session.execute(  # unless it is retried just now
+    session.execute(  # unless it was retried meanwhile
         sa.delete(models.CacheRequest).where(
             models.CacheRequest.id == request_id, models.CacheRequest.finished_at < before
         )
@@ -306,7 +306,7 @@ def _purge_oldest(session: orm.Session, retention_days: int) -> bool:
 
 
 def _purge_left_jobs(session: orm.Session, retention_days: int) -> None:
-    """Delete the jobs of attempts that a retry has left behind: no task tells of them."""
+    """Delete old jobs that no task refers to, as a retry leaves them."""
     before = db_session.now(session) - datetime.timedelta(days=retention_days)
     wanted = sa.exists().where(models.Task.job_uuid == models.Job.uuid)
     session.execute(

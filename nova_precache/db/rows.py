@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and tasks as they are shown; the totals of a request are sums over its tasks."""
+"""Model objects from rows; the totals of a request are sums over its tasks."""
 
 import dataclasses
 import datetime
@@ -18,7 +18,7 @@ _TIMES = ('not_before', 'deadline')
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """Of the tasks of one request in one status."""
+    """Sums over the tasks of one request in one status."""
 
     tasks: int
     bytes_done: int
@@ -27,13 +27,13 @@ class Total:
 
 
 def requests(session: orm.Session, rows: Sequence[models.CacheRequest]) -> list[model.CacheRequest]:
-    """Give requests with their totals, by one query for all."""
+    """Return requests with their totals, by one query for all."""
     by_request = _totals(session, [row.id for row in rows])
     return [request(row, by_request.get(row.id, {})) for row in rows]
 
 
 def counts(session: orm.Session, request_id: str) -> dict[str, int]:
-    """Map each status to the number of tasks of a request that have it."""
+    """Map each status to the number of a request's tasks."""
     by_status = _totals(session, [request_id]).get(request_id, {})
     return {status: total.tasks for status, total in by_status.items()}
 
@@ -84,7 +84,7 @@ def task(row: models.Task) -> model.Task:
 
 
 def options(saved: Mapping[str, Any]) -> model.RequestOptions:
-    """Read the options of a request of this or another release; unknown ones are ignored."""
+    """Read the options of a request of this or another release; ignore unknown ones."""
     known = {field.name for field in dataclasses.fields(model.RequestOptions)}
     values = {name: value for name, value in saved.items() if name in known}
     for name in _TIMES:
@@ -102,7 +102,7 @@ def options_to_save(asked: model.RequestOptions) -> model.Json:
 
 
 def in_utc(asked: model.RequestOptions) -> model.RequestOptions:
-    """Give the options with times as the database keeps them."""
+    """Return the options with times in UTC without a time zone, as the database stores them."""
     return dataclasses.replace(
         asked, not_before=_in_utc(asked.not_before), deadline=_in_utc(asked.deadline)
     )
@@ -114,7 +114,7 @@ def _in_utc(time: datetime.datetime | None) -> datetime.datetime | None:
 
 def _totals(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, Total]]:
     row = models.Task
-    # A size that is not known yet, or that an earlier release has set too low, is at least this.
+    # An unknown size, or one that an earlier release set too low, counts as the bytes done.
     total = sa.func.coalesce(row.bytes_total, row.bytes_done)
     at_least = sa.case((total < row.bytes_done, row.bytes_done), else_=total)
     sums = (row.bytes_done, at_least, row.rate_bytes)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much there is of what: a few numbers for the whole service, counted by the database.
+"""Counts for the whole service, computed by the database.
 
-Each is one aggregate query, over what is unfinished alone: what has ended may be much,
-and is kept for long.
+Each is one aggregate query. Ended requests, with their tasks, and ended jobs are not counted:
+there may be many, kept for long.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from nova_precache.db.engine import models, session as db_session
 class HostCount:
     """The hosts of a cell by whether they can be called.
 
-    :ivar unknown: silent ones of a cell that could not be heard of late, and those of which
-        their cell's database does not tell
+    :ivar unknown: silent hosts of a cell that could not be heard recently, and hosts whose state
+        their cell's database does not report
     """
 
     up: int
@@ -32,16 +32,16 @@ class HostCount:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What there was at one time.
+    """Counts at one moment.
 
-    :ivar requests: by status, those that have not ended
-    :ivar tasks: by status, those of these requests
-    :ivar jobs_ready: that wait to be called, and may be
-    :ivar jobs_held: that wait until a request lets them go on
-    :ivar jobs_retry_wait: that wait for their next attempt
-    :ivar jobs_working: that a compute works on
-    :ivar claimed_hosts: that some conductor calls
-    :ivar hosts: by the uuid of their cell
+    :ivar requests: unfinished requests by status
+    :ivar tasks: the tasks of these requests by status
+    :ivar jobs_ready: waiting jobs that may be called
+    :ivar jobs_held: waiting jobs that no request lets run now
+    :ivar jobs_retry_wait: jobs that wait for their next attempt
+    :ivar jobs_working: jobs that a compute works on
+    :ivar claimed_hosts: hosts that a conductor has claimed
+    :ivar hosts: by cell uuid
     """
 
     requests: Mapping[str, int]
@@ -55,14 +55,14 @@ class Count:
 
 
 class Statistics:
-    """Counts what is in the database."""
+    """Counts requests, tasks, jobs and hosts in the database."""
 
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:
         self._database = database
         self._down = datetime.timedelta(seconds=down_seconds)
 
     def take(self) -> Count:
-        """Count now, in one transaction that only reads."""
+        """Count now, in one read-only transaction."""
         with self._database.reader() as session:
             return Count(
                 requests=_requests(session),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caches of hosts that tell nobody what is in them, as those of stock nova-computes.
+"""Caches of hosts that report no inventory, such as those of stock nova-computes.
 
-What computes of this service reported before is not looked at: it may be long gone.
+Inventories that computes of this service reported earlier are ignored: the files may be gone.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ _WHY = 'It is not known what is in the caches: with compute_backend = nova no ho
 
 
 class UntoldCaches(caches.Caches):
-    """As ``caches.Caches``, of which nothing is known."""
+    """``caches.Caches`` with unknown contents."""
 
     def of_host(
         self, host: str, limit: int | None = None, marker: str | None = None

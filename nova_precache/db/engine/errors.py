@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failures of a database as errors of this service, for commands that tell them in a line."""
+"""Database failures as errors of this service, for commands that report them in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from nova_precache import exception
 
 @contextlib.contextmanager
 def translate_db_errors() -> Iterator[None]:
-    """Have what a database refuses within be an error with its reason, but without the statement.
+    """Translate database errors; keep the reason, omit the SQL.
 
-    :raises nova_precache.exception.PrecacheError: it was refused
+    :raises nova_precache.exception.PrecacheError: the database failed
     """
     try:
         yield

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commits together what many threads want written at the same moment.
+"""Commits together the work that many threads submit at the same moment.
 
-Whoever comes while nothing is being committed commits at once, so that one alone waits for
-nobody. What gathers meanwhile is committed by the first of those who wait, for all of them.
-Where several have come together of late, it lingers for a moment before: calls that began
-together end together, and most of a commit costs the same for one as for many.
+A thread that comes while no commit runs commits at once, so that a single thread never waits.
+Members that gather meanwhile are committed by the first waiting thread, for all. If recent
+groups had several members, this leader lingers for a moment first: calls that began together
+end together, and most of a commit costs the same for one member as for many.
 """
 
 import collections
@@ -26,9 +26,9 @@ _LATE_BATCHES = 3
 
 
 class _Entry(Generic[M, R]):
-    """A member that waits, and what came of it.
+    """A waiting member, and its result.
 
-    :ivar woken: by whoever committed it, or since it is to lead
+    :ivar woken: set when it is committed, or is to lead
     """
 
     def __init__(self, member: M, keys: Collection[str]) -> None:
@@ -52,14 +52,14 @@ class _Entry(Generic[M, R]):
 
 
 class Group(Generic[M, R]):
-    """Has members committed in groups, each of them in the order in which they came.
+    """Commits members in groups, in the order in which they came.
 
-    Whoever is interrupted, as an exiting thread is, leaves the others to the next.
+    A thread that is interrupted, such as an exiting one, leaves the others to the next.
 
-    :param commit: commits all members it is given or none, and gives what came of each
-    :param keys: what a member is about; a group has one of each, and the others follow
-    :param of_all: what no member is to blame for, so that none is tried by itself
-    :param linger: waits a moment for more to come
+    :param commit: commits all given members or none, and returns their results
+    :param keys: what a member concerns; a group has at most one member per key, others follow
+    :param of_all: errors that no member causes, so that none is retried alone
+    :param linger: waits a moment for more members
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Group(Generic[M, R]):
         self._is_led = False
 
     def submit(self, member: M) -> R:
-        """Have a member committed; what its own commit raises is raised here.
+        """Submit a member and return its result; raise the error of its own commit.
 
-        :raises nova_precache.exception.DatabaseUnavailable: the deadline of this thread is over;
-            others may still commit the member
+        :raises nova_precache.exception.DatabaseUnavailable: the deadline of this thread has
+            passed; others may still commit the member
         """
         entry = _Entry[M, R](member, self._keys(member))
         with self._lock:
@@ -100,7 +100,7 @@ class Group(Generic[M, R]):
         return entry.result()
 
     def gathered(self) -> int:
-        """Count those who wait for the next commit."""
+        """Count the members that wait for the next commit."""
         with self._lock:
             return len(self._waiting)
 
@@ -121,13 +121,13 @@ class Group(Generic[M, R]):
                 self._hand_over()
 
     def _hand_over(self) -> None:
-        """Have the first who waits lead; the caller holds the lock."""
+        """Wake the first waiting member to lead; the caller holds the lock."""
         self._is_led = bool(self._waiting)
         if self._waiting:
             self._waiting[0].woken.set()
 
     def _withdraw(self, entry: _Entry[M, R]) -> None:
-        """Take out one that nobody waits for any more; who was to lead has the next do so."""
+        """Remove an entry whose thread gave up; if it was to lead, wake the next one."""
         with self._lock:
             if entry in self._waiting:
                 self._waiting.remove(entry)
@@ -135,7 +135,7 @@ class Group(Generic[M, R]):
                     self._hand_over()
 
     def _take(self) -> list[_Entry[M, R]]:
-        """Take those who came first, up to one that is about the same as an earlier one."""
+        """Take the first entries, up to one that shares a key with an earlier one."""
         about: set[str] = set()
         count = 0
         for entry in self._waiting[:MOST_MEMBERS]:
@@ -149,12 +149,12 @@ class Group(Generic[M, R]):
     def _commit_all(self, batch: Sequence[_Entry[M, R]]) -> None:
         try:
             results = self._commit([entry.member for entry in batch])
-        except Exception as exc:  # noqa: BLE001 - raised to whoever submitted it
+        except Exception as exc:  # noqa: BLE001 - raised in submit()
             if len(batch) == 1 or isinstance(exc, self._of_all):
                 for entry in batch:
                     entry.fail(exc)
                 return
-            for entry in batch:  # so that what fails fails for itself
+            for entry in batch:  # each alone, so that only bad members fail
                 self._commit_all([entry])
         else:
             for entry, result in zip(batch, results, strict=True):

@@ -29,13 +29,13 @@ class Base(orm.DeclarativeBase):
 
 
 class CacheRequest(Base):
-    """What somebody asked for.
+    """A request to cache images.
 
-    Of one for explicit hosts, ``aggregate_id`` is 0 and its uuid and name are empty: SQLite
-    cannot take a NOT NULL from a column that rows of other tables depend on. ``client_key``
-    is a hash of the client's own id and its project, which no collation takes for another.
-    ``is_planned`` says that its plan is complete, ``not_before`` is empty once it has passed.
-    ``announced`` numbers what is announced.
+    Without an aggregate, ``aggregate_id`` is 0 and its uuid and name are empty: SQLite cannot
+    drop NOT NULL in a table that rows of other tables depend on. ``client_key`` is a hash of
+    the client's own id and its project, which no collation confuses with another.
+    ``is_planned``: its plan is complete. ``not_before`` is empty once it has passed.
+    ``announced`` counts the positions given to announcements.
     """
 
     __tablename__ = 'cache_requests'
@@ -86,7 +86,7 @@ class CacheRequest(Base):
 
 
 class RequestImage(Base):
-    """An image that a request names, to find requests by it."""
+    """An image that a request names, to find requests by image."""
 
     __tablename__ = 'cache_request_images'
     __table_args__ = (sa.Index('cache_request_images_image_idx', 'image_id'),)
@@ -100,10 +100,9 @@ class RequestImage(Base):
 class Job(Base):
     """The work on one (host, image).
 
-    ``active_key`` makes it unique while active; it may be claimed while it is ``ready``:
-    some task in flight of a complete plan wants it and is ``open``. ``stop_why`` says that
-    what a compute may be working on is to stop, and why; of one that has ended, that what
-    is left of it on its host is to be removed.
+    ``active_key`` makes it unique while active. It may be claimed while it is ``ready``: a
+    task in flight of a complete plan wants it and is ``open``. ``stop_why`` is the reason why
+    a compute is to stop it; for an ended job, it orders the removal of its partial file.
     """
 
     __tablename__ = 'jobs'
@@ -138,15 +137,15 @@ class Job(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
-# In the order in which they are claimed, so that the next one is found without looking at all.
+# In claim order, so that the next job is found without a scan.
 sa.Index('jobs_due_idx', Job.status, Job.ready, Job.priority.desc(), Job.id)
 
 
 class Task(Base):
     """One (request, host, image): a snapshot of names, and its outcome.
 
-    ``open`` says that its request lets it be worked on now: it is not paused, its window
-    has begun, its canary has passed or its host is one.
+    ``open``: its request lets it run now, since it is not paused, its window has begun, and
+    its canary has passed or the host belongs to the canary.
     """
 
     __tablename__ = 'cache_tasks'
@@ -205,9 +204,9 @@ class Claim(Base):
 
 
 class StockCall(Base):
-    """The call that a nova-compute was sent and has not answered yet, of which it does one only.
+    """The one call that was sent to a nova-compute and is not answered yet.
 
-    ``epoch`` is that of its job; once ``over_at`` has passed, it has ended, however it did.
+    ``epoch`` is that of its job; after ``over_at`` the call counts as ended.
     """
 
     __tablename__ = 'stock_calls'
@@ -218,7 +217,7 @@ class StockCall(Base):
 
 
 class Counter(Base):
-    """A number that a claim's transaction compares and sets; also hands out numbers."""
+    """The number of claimed hosts, locked by each claim, or the last number handed out."""
 
     __tablename__ = 'counters'
 
@@ -227,7 +226,7 @@ class Counter(Base):
 
 
 class Agent(Base):
-    """A compute's agent as it last reported itself."""
+    """A compute's agent, as last reported."""
 
     __tablename__ = 'agents'
 
@@ -271,7 +270,7 @@ class CachedImage(Base):
 
 
 class ImageName(Base):
-    """Which image a file in a cache is of: its name is a hash, which tells nobody."""
+    """The image of a file in a cache, whose name is a hash of the image's id."""
 
     __tablename__ = 'image_names'
 

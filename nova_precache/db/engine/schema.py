@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a database to the current schema, and keeps away from Nova's."""
+"""Migrates a database to the current schema, and refuses Nova's."""
 
 import dataclasses
 import pathlib
@@ -21,10 +21,10 @@ _MIGRATIONS = pathlib.Path(__file__).parents[1] / 'migrations'
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The schema that a database has, beside that of this release.
+    """The schema revision of a database, and that of this release.
 
-    :ivar revision: None: it has no tables of this service
-    :ivar is_older: False also where it is of a later release
+    :ivar revision: None if it has no tables of this service
+    :ivar is_older: False also for the revision of a later release
     """
 
     revision: str | None
@@ -33,7 +33,7 @@ class Found:
 
 
 def find(database: db_session.Database) -> Found:
-    """Look at which schema a database has."""
+    """Read the schema revision of a database."""
     scripts = alembic.script.ScriptDirectory.from_config(_alembic_config())
     with database.engine.connect() as connection:
         options = {'version_table': VERSION_TABLE}
@@ -45,10 +45,9 @@ def find(database: db_session.Database) -> Found:
 
 
 def require(database: db_session.Database) -> None:
-    """Refuse a database that has not been brought to the schema of this release.
+    """Check that a database has the schema of this release or a later one.
 
-    One that a later release has brought further is taken: releases are mixed while
-    a service is upgraded.
+    A later one is accepted: releases are mixed while a service is upgraded.
 
     :raises nova_precache.exception.ConfigError: it has no tables of this service, or old ones
     """
@@ -67,10 +66,10 @@ def require(database: db_session.Database) -> None:
 def open_current(
     conf: cfg.ConfigOpts, limits: timeouts.Limits = timeouts.SERVICE
 ) -> db_session.Database:
-    """Open the configured database, which has been brought to the schema of this release.
+    """Open the configured database and check its schema.
 
-    :param limits: for how long its server is waited for
-    :raises nova_precache.exception.ConfigError: it cannot be opened, or was not
+    :param limits: how long to wait for its server
+    :raises nova_precache.exception.ConfigError: it cannot be opened, or has no or an old schema
     """
     database = db_session.connect(conf, limits=limits)
     with db_session.closed_on_failure(database), errors.translate_db_errors():
@@ -79,7 +78,7 @@ def open_current(
 
 
 def sync(database: db_session.Database) -> None:
-    """Run the migrations that the database has not seen; safe to repeat.
+    """Run the pending migrations; safe to repeat.
 
     :raises nova_precache.exception.ConfigError: the database is Nova's
     """

@@ -3,7 +3,7 @@
 
 No RPC and no HTTP happen inside a transaction. A write on SQLite takes the
 write lock at its first statement (BEGIN IMMEDIATE): a deferred transaction that
-reads and then writes fails at once when another one wrote in between.
+reads and then writes fails at once if another one wrote in between.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ LOG = logging.getLogger(__name__)
 T = TypeVar('T')
 M = TypeVar('M')
 
-_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # and so on with the last
+_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # then the last one repeatedly
 _REFUSALS = (
     db_exception.DBError,
     db_exception.DBInvalidUnicodeParameter,
@@ -44,12 +44,12 @@ _CONNECTION = 'connection'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
 _MYSQLS = frozenset({'mysql', 'mariadb'})
-# Of the next transaction alone.
+# For the next transaction only.
 _ONE_STATE = 'SET TRANSACTION ISOLATION LEVEL REPEATABLE READ'
 
 
 class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
-    """The database's own clock in UTC, the only one that leases are measured by."""
+    """The database's own clock in UTC, the only clock for leases."""
 
     type = sa.DateTime()
     inherit_cache = True
@@ -77,11 +77,11 @@ def now(session: orm.Session) -> datetime.datetime:
 
 
 class _PooledFiles(sa.engine.CreateEnginePlugin):
-    """Has connections to a SQLite file kept, which oslo.db opens anew for each transaction."""
+    """Pools connections to a SQLite file; oslo.db would open one for each transaction."""
 
     def __init__(self, url: sa.URL, kwargs: dict[str, Any]) -> None:
         super().__init__(url, kwargs)
-        # None waits for another's: one more is opened, and closed after use.
+        # No thread waits for another's connection: one more is opened, and closed after use.
         kwargs.update(poolclass=sa.QueuePool, max_overflow=-1)
 
     def update_url(self, url: sa.URL) -> sa.URL:
@@ -93,16 +93,16 @@ plugins.register(_POOLED_FILES, __name__, _PooledFiles.__name__)
 
 
 class Database:
-    """Where transactions are made; one for each process and database.
+    """Runs transactions; one for each process and database.
 
     As a context manager it closes itself at the end.
 
-    What the server refuses is the error of this service that it amounts to: it cannot serve
-    now, or it cannot hold a value. All else is raised as it is.
+    Errors of the server are translated to those of this service: it cannot serve now, or it
+    cannot hold a value. All others are raised unchanged.
 
-    :param name: names the database in the log, as by its option
-    :ivar limits: for how long the server is waited for
-    :ivar outage: what the log says while the server is away
+    :param name: the database's name in the log, such as its option
+    :ivar limits: how long to wait for the server
+    :ivar outage: logs outages of the server
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Database:
         self.engine = engine
         self.limits = limits
         self.outage = outages.Outage(f'Database of {name}')
-        engine.hide_parameters = True  # in errors: those of a cell have passwords in them
+        engine.hide_parameters = True  # in errors: those of a cell contain passwords
         self._silence = timeouts.limit(engine, limits)
         if read_only:
             _refuse_writes(engine)
@@ -136,7 +136,7 @@ class Database:
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[orm.Session]:
-        """A transaction that only reads, and sees one state of all where the database can.
+        """Open a transaction for reading, on one snapshot where the database can.
 
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         """
@@ -148,11 +148,11 @@ class Database:
     def write(self, work: Callable[[orm.Session], T], *, may_reword: bool = True) -> T:
         """Run ``work`` in a transaction of its own and commit it.
 
-        It runs again from the start when the database reports a deadlock or a
-        lost connection, so it must have no effect but on the session. Reasons that
-        the database refuses are written once more in ASCII.
+        ``work`` runs again from the start after a deadlock or a lost connection, so it must
+        affect only the session. Reasons that the database refuses are written once more in
+        ASCII.
 
-        :param may_reword: False: several outcomes are written, and not all of them are refused
+        :param may_reword: False if several outcomes are written, of which only some may be refused
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         :raises nova_precache.exception.DataRefused: it cannot hold what it is given
         """
@@ -177,7 +177,7 @@ class Database:
             if isinstance(error, exception.DatabaseUnavailable):
                 self.outage.began(exc)
             raise error from exc
-        except exception.PrecacheError:  # of the work, for which it has answered
+        except exception.PrecacheError:  # raised by the work: the server has answered
             self._note_answer()
             raise
         self._note_answer()
@@ -187,9 +187,9 @@ class Database:
         self.outage.over()
 
     def _write(self, work: Callable[[orm.Session], T]) -> T:
-        """Make a transaction until it passes, or the time for that is over."""
+        """Run a transaction until it commits or the time for retries is over."""
         ends_at = time.monotonic() + deadline.left(self.limits.retry_seconds)
-        # At once after a deadlock: others may wait for who was chosen to give way.
+        # Soon after a deadlock: others may wait for its victim.
         pauses = itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]))
         while True:
             try:
@@ -202,18 +202,18 @@ class Database:
 
     def _write_once(self, work: Callable[[orm.Session], T]) -> T:
         with self._sessions() as session:
-            # Kept, since to ask the session for it takes longer than some statements do.
+            # Kept: asking the session for it takes longer than some statements.
             session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
             result = work(session)
             session.commit()
             return result
 
     def closes(self, close: Callable[[], object]) -> None:
-        """Add what else is closed with this database, such as another one opened beside it."""
+        """Add a callback for when this database closes, as to close another one beside it."""
         self._closing.callback(close)
 
     def dispose(self) -> None:
-        """Close every connection, after what was added to be closed with them."""
+        """Run the added callbacks, then close every connection."""
         self._closing.close()
         self.engine.dispose()
 
@@ -227,8 +227,8 @@ def connect(
 ) -> Database:
     """Open the database that ``[database]``, or another group of such options, names.
 
-    :param read_only: have the database refuse whatever would change it
-    :param limits: for how long its server is waited for
+    :param read_only: the database refuses all changes
+    :param limits: how long to wait for its server
     :raises nova_precache.exception.ConfigError: the option is unset or malformed, or the
         database cannot be opened
     """
@@ -244,7 +244,7 @@ def connect(
 
 @contextlib.contextmanager
 def closed_on_failure(database: Database) -> Iterator[None]:
-    """Close a database that was opened but turns out to be of no use."""
+    """Close an opened database if the block raises."""
     try:
         yield
     except BaseException:
@@ -253,12 +253,12 @@ def closed_on_failure(database: Database) -> Iterator[None]:
 
 
 def update(entity: type[Any]) -> sa.Update:
-    """An UPDATE that leaves the objects in the session alone."""
+    """Build an UPDATE that leaves the objects in the session unchanged."""
     return sa.update(entity).execution_options(synchronize_session=False)
 
 
 def table(entity: type[Any]) -> sa.Table:
-    """Give the bare table, of which statements are made once that run all the time."""
+    """Return the bare table, for frequent statements that are built once."""
     return sa.inspect(entity).local_table  # type: ignore[no-any-return]
 
 
@@ -267,7 +267,7 @@ def run(
     statement: sa.Executable,
     values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
 ) -> sa.CursorResult[*tuple[Any, ...]]:
-    """Run a statement that was made beforehand, past what the ORM would do with it."""
+    """Run a prebuilt statement, bypassing the ORM."""
     connection = session.info.get(_CONNECTION) or session.connection()
     return connection.execute(statement, values)
 
@@ -277,10 +277,10 @@ def run_alike(
     statement: sa.Executable,
     rows: Iterable[tuple[str, Mapping[str, Any]]],
 ) -> None:
-    """Run a statement for many rows, once for all that are given the same values.
+    """Run a statement for many rows, once for all rows with the same values.
 
     :param statement: its parameter ``keys`` stands for an IN clause
-    :param rows: each by its key; most often nearly all are alike
+    :param rows: key and values of each row; usually nearly all values are alike
     """
     alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for key, values in rows:
@@ -290,12 +290,12 @@ def run_alike(
 
 
 def keys() -> sa.BindParameter[Any]:
-    """Give the parameter that stands for the keys of an IN clause."""
+    """Return the parameter that stands for the keys of an IN clause."""
     return sa.bindparam('keys', expanding=True)
 
 
 def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
-    """Split keys for IN clauses, of which databases take so many at a time."""
+    """Split keys for IN clauses, whose size databases limit."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
@@ -304,14 +304,14 @@ def in_bulk(
     write: Callable[[Sequence[M]], T],
     refused: Callable[[M, Exception], None],
 ) -> list[T]:
-    """Write all members at once, or, where the database refuses some, all but these.
+    """Write all members at once, or, if the database refuses some, all but these.
 
     Bad members are found by bisection. An outage or a deadlock is raised at once; an error that
     may or may not be caused by data is raised once several members met it and none was written.
 
-    :param write: commits those that it is given, or none of them
-    :param refused: called with each member that was left out, and the error
-    :returns: the results of ``write``, one for each part that was written
+    :param write: commits all given members or none
+    :param refused: called with each skipped member and the error
+    :returns: the results of ``write``, one for each written part
     """
     written: list[T] = []
     errors: list[Exception] = []
@@ -349,13 +349,13 @@ _OF_DATA = (
     sa.exc.DataError,
     sa.exc.IntegrityError,
 )
-# Some are raised as they are by oslo.db.
+# oslo.db raises some unchanged.
 _OF_SOME = (*_OF_DATA, db_exception.DBError, sa.exc.SQLAlchemyError)
 _MOST_ALIKE = 5
 
 
 def rowcount(result: sa.Result[Any]) -> int:
-    """How many rows a statement changed: the answer of a compare-and-set."""
+    """Return how many rows a statement changed: the answer of a compare-and-set."""
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
@@ -365,17 +365,17 @@ def _open(
     engine = engines.create_engine(
         _with_pool(_not_made(url) if read_only else url),
         sqlite_fk=True,
-        mysql_sql_mode='TRADITIONAL',  # what does not fit is refused, and not cut
+        mysql_sql_mode='TRADITIONAL',  # refuses values that do not fit, and does not cut them
         connection_recycle_time=options.connection_recycle_time,
         max_pool_size=options.max_pool_size,
         max_overflow=options.max_overflow,
         pool_timeout=options.pool_timeout or limits.connect_seconds,
-        max_retries=0,  # it would connect before there are any limits
+        max_retries=0,  # it would connect before limits are set
     )
     database = Database(engine, read_only=read_only, name=name, limits=limits)
     with closed_on_failure(database):
         for attempt in _attempts(options, database.outage):
-            with attempt, engine.connect():  # as every later one, with our own settings
+            with attempt, engine.connect():  # with our own settings, as later ones
                 pass
     database.outage.over()
     return database
@@ -384,7 +384,7 @@ def _open(
 def _attempts(
     options: cfg.ConfigOpts.GroupAttr, outage: outages.Outage
 ) -> Iterable[tenacity.AttemptManager]:
-    """Wait for a database that is away when a service starts, as oslo.db would."""
+    """Wait at start for a database that is away, as oslo.db would."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(db_exception.DBConnectionError),
         stop=tenacity.stop_never
@@ -403,7 +403,7 @@ def _note(state: tenacity.RetryCallState, outage: outages.Outage) -> None:
 
 
 def _with_pool(url: str) -> str:
-    """Have SQLAlchemy keep connections to a SQLite file; one in memory is kept anyway."""
+    """Pool connections to a SQLite file; one in memory is kept anyway."""
     made = sa.make_url(url)
     if made.get_backend_name() != 'sqlite' or made.database in {None, '', ':memory:'}:
         return url
@@ -412,7 +412,7 @@ def _with_pool(url: str) -> str:
 
 
 def _not_made(url: str) -> str:
-    """Have a SQLite file only read, and not made where there is none."""
+    """Open a SQLite file read-only, and do not create it."""
     made = sa.make_url(url)
     if made.get_backend_name() != 'sqlite':
         return url
@@ -422,8 +422,8 @@ def _not_made(url: str) -> str:
 
 
 def _what_is_wrong(url: str, error: Exception) -> str:
-    """Say why a database cannot be had, without its URL, which has a password."""
-    # Of a password that has an @ of its own, the rest is taken for the host.
+    """Describe why a database cannot be opened, without its URL, which has a password."""
+    # If the password contains an @, its rest is taken for the host.
     telling = (
         db_exception.DBError | ImportError | sa.exc.NoSuchModuleError | sa.exc.OperationalError
     )
@@ -435,10 +435,10 @@ def _what_is_wrong(url: str, error: Exception) -> str:
 
 
 def _see_what_others_commit(engine: sa.Engine) -> None:
-    """Have no transaction work on a snapshot that its first statement took.
+    """Set READ COMMITTED, so that no transaction works on the snapshot of its first statement.
 
-    A row lock is followed by a look at what others committed meanwhile. It is set for each
-    connection and not for each transaction, which would take four more statements.
+    After a row lock, a transaction reads what others committed meanwhile. The level is set for
+    each connection: for each transaction it would take four more statements.
     """
 
     @sa.event.listens_for(engine, 'connect')
@@ -455,7 +455,7 @@ _READ_ONLY = {
 
 
 def _refuse_writes(engine: sa.Engine) -> None:
-    """Have every connection refuse writes, whatever its user may do."""
+    """Make every connection refuse writes, whatever its user may do."""
 
     @sa.event.listens_for(engine, 'connect')
     def _only_read(connection: Any, record: Any) -> None:
@@ -465,7 +465,7 @@ def _refuse_writes(engine: sa.Engine) -> None:
 
 
 def _prepare_sqlite(engine: sa.Engine, limits: timeouts.Limits) -> None:
-    """Have readers not wait for writers, and writers wait their turn."""
+    """Set SQLite up so that readers do not wait for writers, and writers wait their turn."""
 
     def _limit(connection: Any) -> None:
         seconds = deadline.left(limits.lock_seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns for what others wrote: cleaned by their type, so that no statement goes around it."""
+"""Columns for text from outside: cleaned by their type, so that no statement bypasses it."""
 
 import contextlib
 import contextvars

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a database is waited for: no server that falls silent holds a thread for ever.
+"""Limits on waiting for a database: no silent server holds a thread for ever.
 
-A driver waits on a socket, whose other side may be a server that is stopped or a machine that
-is gone. What a URL says of a driver's limits counts. Under a deadline, such as that of a
-caller of the API, everything ends sooner.
+A driver waits on a socket, whose other side may be a stopped server or a machine that is gone.
+Driver limits in a URL take precedence. Under a deadline, such as that of a caller of the API,
+every wait ends sooner.
 """
 
 import contextlib
@@ -21,21 +21,20 @@ from oslo_db import exception as db_exception
 
 from nova_precache import deadline, exception
 
-# A server that lives answers this at once, however busy it is.
+# A living server answers a ping at once, however busy it is.
 PING_SECONDS = 3.0
 _STARTS_OR_STOPS = re.compile('starting up|shutting down|recovery|connections|slots|clients')
-# After a silence, one caller looks whether it is over; the others are not kept waiting.
+# After a silence, one caller checks whether it is over; the others do not wait.
 SILENT_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """For how long a server is waited for, in seconds.
+    """How long to wait for a server, in seconds.
 
     :ivar answer_seconds: without a byte of the answer to a statement
-    :ivar lock_seconds: for what another transaction has locked
-    :ivar retry_seconds: for a transaction that is made again after a deadlock or a lost
-        connection
+    :ivar lock_seconds: for a lock that another transaction holds
+    :ivar retry_seconds: with retries of a transaction after deadlocks or lost connections
     """
 
     connect_seconds: float = 10
@@ -47,14 +46,14 @@ class Limits:
 SERVICE = Limits()
 # Callers of the API are answered within 15 s.
 API = Limits(connect_seconds=4, answer_seconds=10, lock_seconds=5, retry_seconds=10)
-# An operator sees to a command; a migration may take hours for one statement.
+# An operator watches a command; one statement of a migration may take hours.
 COMMAND = Limits(answer_seconds=math.inf, lock_seconds=3600)
 
 
 class Silence:
-    """Remembers that a server was silent, so that its silence is waited out by one at a time.
+    """Remembers that a server was silent, so that only one caller at a time waits for it.
 
-    Only who has a deadline is turned away; the others have their own pauses.
+    Only callers with a deadline are refused; the others have their own pauses.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,9 +61,9 @@ class Silence:
         self._ends_at: float | None = None
 
     def refuse(self) -> None:
-        """Turn away who has a deadline while a silent server is looked at by another.
+        """Refuse a caller with a deadline while another caller checks a silent server.
 
-        :raises nova_precache.exception.DatabaseUnavailable: it is
+        :raises nova_precache.exception.DatabaseUnavailable: the server gave no answer a moment ago
         """
         if self._ends_at is None or not deadline.is_set():
             return
@@ -74,7 +73,7 @@ class Silence:
 
     @contextlib.contextmanager
     def noticed(self, seconds: float) -> Iterator[None]:
-        """Notice that what a living server does at once failed after this time."""
+        """Record a silence if a step that a living server does at once fails after ``seconds``."""
         began_at = self._clock()
         try:
             yield
@@ -88,10 +87,10 @@ class Silence:
 
 
 def limit(engine: sa.Engine, limits: Limits) -> Silence:
-    """Have each connection of an engine wait for its server no longer than that."""
+    """Limit how long each connection of an engine waits for its server."""
     silence, known = Silence(), threading.Event()
     if engine.dialect.name == 'sqlite':
-        return silence  # it has no server; how long a lock is waited for is set where it is taken
+        return silence  # it has no server; the lock timeout is set where the lock is taken
     _limit_ping(engine.dialect, limits, silence)
 
     @sa.event.listens_for(engine, 'do_connect')
@@ -100,7 +99,7 @@ def limit(engine: sa.Engine, limits: Limits) -> Silence:
             with silence.noticed(PING_SECONDS), deadline.within(limits.connect_seconds):
                 connection = _open(dialect, places, options, limits)
         except dialect.loaded_dbapi.OperationalError as exc:
-            # A server that has let this service in before may do so again, whatever it says.
+            # A server that has accepted this service before may do so again, whatever the error.
             if known.is_set() or _is_absent(dialect, exc):
                 raise db_exception.DBConnectionError(exc) from exc
             raise
@@ -113,9 +112,9 @@ def limit(engine: sa.Engine, limits: Limits) -> Silence:
 
 
 def _is_absent(dialect: sa.Dialect, error: Exception) -> bool:
-    """Recognise a PostgreSQL that cannot be reached, or does not serve yet; oslo.db does not.
+    """Recognise a PostgreSQL that is unreachable or not ready yet; oslo.db does not.
 
-    psycopg passes on no code of the server's for a connection that was not made, only its text.
+    For a failed connection, psycopg passes on only the server's text, not its code.
     """
     if dialect.driver != 'psycopg':
         return False
@@ -123,7 +122,7 @@ def _is_absent(dialect: sa.Dialect, error: Exception) -> bool:
 
 
 def _limit_ping(dialect: sa.Dialect, limits: Limits, silence: Silence) -> None:
-    """Have a connection that was kept count as lost when its server does not answer at once."""
+    """Treat a pooled connection as lost if its server does not answer a ping at once."""
     ping = dialect.do_ping
 
     def _ping(connection: Any) -> bool:
@@ -152,11 +151,11 @@ def _open(dialect: sa.Dialect, places: Any, options: dict[str, Any], limits: Lim
 
 @functools.cache
 def _pymysql(limits: Limits) -> Any:
-    """Make the class of PyMySQL's connections under these limits."""
+    """Build the class of PyMySQL's connections under these limits."""
     from pymysql import connections
 
     class Connection(connections.Connection):  # type: ignore[misc]
-        """Looks at the deadline before each read and write, as the driver does at its limits."""
+        """Checks the deadline before each read and write, as the driver does its limits."""
 
         @property
         def _read_timeout(self) -> float | None:
@@ -178,20 +177,20 @@ def _pymysql(limits: Limits) -> Any:
 
 
 def _of_socket(seconds: float) -> float | None:
-    """Give the limit of a socket, which would not wait at all with 0."""
+    """Return the timeout of a socket, None for no limit; never 0, which would not wait at all."""
     return max(0.001, seconds) if math.isfinite(seconds) else None
 
 
 @functools.cache
 def _psycopg(limits: Limits) -> Any:
-    """Make the class of psycopg's connections under these limits."""
+    """Build the class of psycopg's connections under these limits."""
     import psycopg
 
     class Connection(psycopg.Connection[Any]):
         """Ends a wait at its limit, and the connection with it.
 
-        ``statement_timeout`` is no help against a server that is stopped, nor is any limit of
-        TCP: the kernel of its machine goes on acknowledging.
+        ``statement_timeout`` does not help against a stopped server, nor does any limit of
+        TCP: the kernel of its machine still acknowledges.
         """
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +198,7 @@ def _psycopg(limits: Limits) -> Any:
             return super().wait(self._until(gen, ends_at), *args, **kwargs)
 
         def _until(self, gen: Generator[Any, Any, Any], ends_at: float) -> Generator[Any, Any, Any]:
-            """Pass on what the driver waits for; it wakes ten times a second without it."""
+            """Forward the driver's waits; it wakes ten times a second if nothing is ready."""
             try:
                 wanted = next(gen)
                 while True:
@@ -224,7 +223,7 @@ _LOCKS: Mapping[str, str] = {
 
 
 def _names_locks(option: str | tuple[str, ...]) -> bool:
-    """Whether an option of a URL, such as ``init_command`` or ``options``, sees to locks."""
+    """Return whether a URL's option, as ``init_command`` or ``options``, sets a lock timeout."""
     return 'lock_timeout' in str(option) or 'lock_wait_timeout' in str(option)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a database refuses: since it cannot serve now, or since it cannot hold what it is given.
+"""Classifies database errors: the server cannot serve now, or cannot hold the given data.
 
-Each server says it by codes of its own. All other errors are faults of this service or of its
-configuration, such as a missing right or table, and stay as they are.
+Each server has its own codes. All other errors are faults of this service or of its
+configuration, such as a missing right or table, and stay unchanged.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ _MARIADB_UNAVAILABLE = frozenset(
         *(1034, 1035, 1194, 1195, 1712, 1812, 1877, 1932),  # or damaged
         *(1036, 1223, 1290, 1792, 1836, 1874, 3032),  # read-only, offline
         *(1037, 1038, 1041, 1135, 1206),  # out of memory, threads or locks
-        *(1040, 1129, 1203, 1226),  # too many connections, or errors of them
+        *(1040, 1129, 1203, 1226),  # too many connections, or connection errors
         *(1047, 1053, 1077, 1079, 1080),  # not ready, shutting down
         *(1152, 1158, 1159, 1160, 1161, 1184, 1927),  # the connection was lost, or ended
-        *(1020, 1180, 1205, 1213, 1614, 3101, 3572),  # others were in the way
+        *(1020, 1180, 1205, 1213, 1614, 3101, 3572),  # conflicts with other transactions
         *(1317, 1907, 1969, 3024),  # interrupted
-        *(2002, 2003, 2005, 2006, 2012, 2013, 2014, 2026, 2027, 2055),  # said by the driver
-        *(9001, 9002, 9003),  # said by a proxy
+        *(2002, 2003, 2005, 2006, 2012, 2013, 2014, 2026, 2027, 2055),  # raised by the driver
+        *(9001, 9002, 9003),  # sent by a proxy
     }
 )
-# What begins so; see "PostgreSQL Error Codes".
+# Prefixes of SQLSTATE; see "PostgreSQL Error Codes".
 _POSTGRESQL_UNAVAILABLE = (
     '08',  # connection exception
     '25006',  # read-only
-    '25P03',  # ended while idle, or since it took too long
+    '25P03',  # ended while idle, or after too long
     '25P04',
     '40',  # rolled back, such as after a deadlock
     '53',  # insufficient resources
@@ -53,7 +53,7 @@ _SQLITE_REFUSED = frozenset({18, 20})
 
 
 def translate(error: Exception) -> exception.PrecacheError | None:
-    """Make the error of this service of what a driver or its library raised; None: it is none."""
+    """Translate an error of a driver or its library to one of this service; None if none fits."""
     causes = list(_causes(error))
     if any(map(_is_unavailable, causes)):
         reason, _, _ = str(error).partition('\n')
@@ -65,7 +65,7 @@ def translate(error: Exception) -> exception.PrecacheError | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an error, and those of the libraries and the driver that are wrapped in it."""
+    """Yield an error, and those of the libraries and the driver that are wrapped in it."""
     seen: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting:
@@ -103,7 +103,7 @@ def _is_refused(error: BaseException) -> bool:
 
 
 def _sqlstate(error: BaseException) -> str | None:
-    """Give the code of psycopg; of what the driver itself found, there is no connection."""
+    """Return the code of a psycopg error; 08000, no connection, if the driver itself raised it."""
     if type(error).__module__.partition('.')[0] != 'psycopg':
         return None
     state: str | None = getattr(error, 'sqlstate', None)
@@ -112,11 +112,11 @@ def _sqlstate(error: BaseException) -> str | None:
 
 
 def _mariadb_code(error: BaseException) -> int | None:
-    """Give the code of PyMySQL, or of mysqlclient, whose errors are alike."""
+    """Return the code of an error of PyMySQL or mysqlclient, which are alike."""
     if type(error).__module__.partition('.')[0] not in {'pymysql', 'MySQLdb'}:
         return None
     code: Any = error.args[0] if error.args else None
-    if code == 0 and type(error).__name__ == 'InterfaceError':  # used after it was lost
+    if code == 0 and type(error).__name__ == 'InterfaceError':  # used after its loss
         return 2013
     if isinstance(code, str) and 'Packet sequence number wrong' in code:
         return 2027
@@ -125,4 +125,4 @@ def _mariadb_code(error: BaseException) -> int | None:
 
 def _sqlite_code(error: BaseException) -> int | None:
     code: int | None = getattr(error, 'sqlite_errorcode', None)
-    return None if code is None else code & 0xFF  # without what it adds for details
+    return None if code is None else code & 0xFF  # without the extended part

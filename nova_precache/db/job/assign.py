@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The next jobs of claimed hosts, inside a transaction, many hosts at once.
 
-The epoch that an assignment carries fences the call that follows.
+The epoch of an assignment fences the call that follows.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ _DUE = (
     .where(
         models.Job.host.in_(sa.bindparam('hosts', expanding=True)),
         models.Job.uuid.not_in(sa.bindparam('ended', expanding=True)),
-        # In words for which no index is: with several hosts SQLite would take the one that has
-        # ``ready``, and go through all that waits.
+        # Phrased so that no index matches: with several hosts SQLite would take the index with
+        # ``ready`` and scan all waiting jobs.
         job_claim.due(db_session.database_now(), ready=models.Job.ready.is_not(False)),
     )
     .subquery()
@@ -36,7 +36,7 @@ _FIRST = (
     .order_by(_DUE.c.turn)
 )
 _ALL_JOBS = 2**31 - 1
-# Of its host: whoever holds that has just fenced it.
+# Of its host, which this transaction has just fenced.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
 _CALL = (
     sa.update(_JOB)
@@ -79,12 +79,10 @@ _SEEN = (
 class Assignment:
     """A job about to be called, under the epoch that fences the call.
 
-    ``joins`` tells that a compute works on it already, so that the call is no attempt.
-
-    :ivar terms: as they stood when it was assigned
-    :ivar seen_at: when the host reported last, by the clock of ``assigned_at``; None when it
-        never did
-    :ivar heard: when its cell could be heard, None where conductors do not note that
+    :ivar joins: a compute works on the job already, so that the call is no attempt
+    :ivar terms: at the time of assignment
+    :ivar seen_at: last report of the host, by the clock of ``assigned_at``; None if it has none
+    :ivar heard: when its cell could be heard; None if conductors do not record that
     """
 
     job_id: str
@@ -103,9 +101,9 @@ class Assignment:
 
 @dataclasses.dataclass(frozen=True)
 class DueJob:
-    """A job that may be called, by its id and by the key that it is locked by.
+    """A job that may be called: its id, and the key by which it is locked.
 
-    :ivar is_repeated: its call was made, and is made once more, which is no attempt
+    :ivar is_repeated: its call is repeated, which is no attempt
     """
 
     job_id: str
@@ -121,9 +119,9 @@ def choose(
     limits: host_limits.HostLimits,
     until_saturated: bool = False,
 ) -> Mapping[str, DueJob]:
-    """Map those of the hosts that have due jobs to the most urgent that limits let run.
+    """Map hosts with due jobs to the most urgent job that limits let run.
 
-    :param hosts: the first may use up what a limit leaves
+    :param hosts: earlier ones take what a limit leaves first
     :param ended: jobs that are about to end
     :param repeated: host to the one job that is to be called there again
     :param until_saturated: stop once a limit is used up: other hosts may then come first
@@ -154,7 +152,7 @@ def assign(
     epochs: Mapping[str, int],
     locked: Mapping[str, locking.Locked],
 ) -> dict[str, Assignment]:
-    """Fence the chosen jobs of hosts; one that is not due any more is left out."""
+    """Assign the chosen jobs of hosts, fenced; leave out those that are no longer due."""
     made, again, attempts = [], [], []
     for each in chosen.values():
         job = locked.get(each.job_id)
@@ -187,7 +185,7 @@ def _assignment(job: locking.Locked, epoch: int, is_repeated: bool) -> Assignmen
 
 
 def as_it_is(job: models.Job) -> Assignment:
-    """Show a job that is not claimed under its last epoch."""
+    """Build an assignment of an unclaimed job, under its last epoch."""
     return Assignment(
         job_id=job.uuid,
         host=job.host,
@@ -201,7 +199,7 @@ def as_it_is(job: models.Job) -> Assignment:
 
 
 def _complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignment]:
-    """Add what whoever makes the calls has to know."""
+    """Add the terms of the calls, and when hosts reported and their cells could be heard."""
     if not made:
         return []
     agreed = call_terms.terms(session, [each.job_id for each in made])

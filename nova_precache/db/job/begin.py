@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that computes go on with, inside a transaction, many at once."""
+"""Calls that computes begin, inside a transaction, many at once."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from nova_precache.db.job import locking
 
 @dataclasses.dataclass(frozen=True)
 class Begin:
-    """As ``Jobs.begin``; ``cell_uuid`` is None where a conductor begins it itself."""
+    """The arguments of ``Jobs.begin``; ``cell_uuid`` is None if a conductor begins the job."""
 
     job_id: str
     epoch: int
@@ -72,7 +72,7 @@ _START_REQUESTS = (
 def to_start(
     session: orm.Session, begins: Sequence[Begin], locked: Mapping[str, locking.Locked]
 ) -> Sequence[str]:
-    """Give the requests whose first calls these are."""
+    """Return the requests whose first calls these are."""
     jobs = [each.job_id for each in begins if _counts(each, locked)]
     if not jobs:
         return []
@@ -85,9 +85,9 @@ def begin(
     locked: Mapping[str, locking.Locked],
     starting: Sequence[str] | None = None,
 ) -> set[str]:
-    """Let computes go on with those calls that still count; gives their jobs.
+    """Begin the calls that still count; return their jobs.
 
-    :param starting: the requests ``to_start``, if their locks had to be taken before
+    :param starting: the requests ``to_start``, if they had to be locked before
     """
     rows = [
         (each.job_id, _begun(each, locked[each.job_id])) for each in begins if _counts(each, locked)
@@ -103,9 +103,9 @@ def begin(
 
 
 def _counts(begin: Begin, locked: Mapping[str, locking.Locked]) -> bool:
-    """A call counts whose job is not to stop, and whose host is held by whoever made it.
+    """Return whether a call counts: its job is not to stop, and its caller holds the host.
 
-    It has to have reached the agent that is registered for the host.
+    It must also have reached the agent that is registered for the host.
     """
     job = locked.get(begin.job_id)
     if job is None or not job.is_current(begin.epoch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The terms under which a job is called, and how fast jobs were done before."""
+"""The terms under which a job is called, and the measured rates of earlier jobs."""
 
 import collections
 import dataclasses
@@ -21,12 +21,12 @@ _RECENT_JOBS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What all tasks that want a job agree to.
+    """The combined terms of all tasks that want a job.
 
-    :ivar max_rate_bytes: a second; None when one of them sets no limit
-    :ivar deadline_seconds: from now; None when one of them sets none
+    :ivar max_rate_bytes: per second; None if a task sets no limit
+    :ivar deadline_seconds: from now; None if a task sets none
     :ivar waits_for_host: while the host is down, the job waits for it
-    :ivar request_id: of the call by which it was first asked for, and ``global_request_id``
+    :ivar request_id: of the API call that first asked for the job, as ``global_request_id``
     """
 
     max_rate_bytes: int | None = None
@@ -63,7 +63,7 @@ def terms(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Terms]
 
 def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
     if not rows:
-        return Terms(deadline_seconds=0)  # that of the last one has just passed
+        return Terms(deadline_seconds=0)  # the last deadline has just passed
     options = [db_rows.options(row.options) for row in rows]
     rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
     first = min(rows, key=lambda row: row.number)
@@ -91,7 +91,7 @@ def measured_rates(session: orm.Session, hosts: Collection[str]) -> Mapping[str,
 def _recent(
     hosts: Collection[str], since: datetime.datetime
 ) -> sa.Select[str, int, datetime.datetime, datetime.datetime]:
-    """Give the last few jobs of each host that were done at the first attempt."""
+    """Select the last few jobs of each host that succeeded at the first attempt."""
     job = models.Job
     age = sa.func.row_number().over(partition_by=job.host, order_by=job.id.desc()).label('age')
     done = (

@@ -2,8 +2,8 @@
 """Claims on hosts, inside a transaction: which host a conductor may call, and for how long.
 
 The parallelism limit is the row ``claimed_hosts`` of ``counters``, changed in
-the transaction that makes or ends a claim. That row is locked first by each of
-them, which makes them take turns on every database.
+the transaction that makes or ends a claim. Each such transaction locks that row
+first, which serialises them on every database.
 """
 
 import dataclasses
@@ -53,16 +53,17 @@ _LEASE_AGAIN = (
     .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
 )
 _MOVE = sa.update(_CLAIM).where(_CLAIM.c.host.in_(db_session.keys())).values(cell_uuid=_TO_CELL)
-# So many jobs are looked at for each host that is to be claimed: more only where hosts have
-# several, of which all but the first were read in vain.
+# Number of jobs read per host to claim; the larger one only if hosts have several jobs, of
+# which only the first is used.
 _JOBS_A_HOST = (2, 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClaimRequest:
-    """As many hosts as a conductor may claim at once.
+    """A conductor asks for as many hosts as it may claim at once.
 
-    :ivar limit: most hosts claimed at once over all conductors
+    :ivar limit: maximum of claimed hosts over all conductors
+    :ivar most: maximum of hosts to claim now
     """
 
     conductor_id: str
@@ -74,22 +75,22 @@ class ClaimRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ClaimBudget:
-    """How many hosts are claimed, by all conductors, at a moment of the database's clock."""
+    """The number of hosts claimed by all conductors, at a moment of the database's clock."""
 
     claimed: int
     now: datetime.datetime
 
     def free(self, wanted: ClaimRequest, given_back: int = 0) -> int:
-        """Count the hosts that may be claimed still.
+        """Count the hosts that may still be claimed.
 
-        :param given_back: so many more may be free by the time when they are claimed
+        :param given_back: hosts that may be released before the claim
         """
         return max(0, min(wanted.limit - self.claimed + given_back, wanted.most))
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A host that this conductor may call until the lease runs out."""
+    """A host that this conductor may call until the lease expires."""
 
     host: str
     cell_uuid: str
@@ -97,14 +98,14 @@ class Claim:
 
 
 def budget(session: orm.Session) -> ClaimBudget:
-    """Count the live claims; the caller holds the counter's lock, and sets it to what it finds."""
+    """Count the live claims; the caller holds the counter's lock, and updates the counter."""
     return ClaimBudget(*db_session.run(session, _COUNT).one())
 
 
 def acquire(
     session: orm.Session, wanted: ClaimRequest, among: Mapping[str, str], left: ClaimBudget
 ) -> list[Claim]:
-    """Lease as many of those hosts as are free; the caller still holds the counter's lock."""
+    """Lease as many of the hosts as may be claimed; the caller still holds the counter's lock."""
     hosts = dict(itertools.islice(among.items(), left.free(wanted)))
     claims = _lease(session, wanted.conductor_id, hosts, left.now + wanted.lease)
     if claims:
@@ -113,7 +114,7 @@ def acquire(
 
 
 def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> list[Claim]:
-    """Lease the hosts whose leases other conductors let expire; they go on counting."""
+    """Lease the hosts whose leases other conductors let expire; they still count as claimed."""
     lock_counter(session)
     now = db_session.now(session)
     expired = session.execute(
@@ -153,9 +154,9 @@ def most_urgent(
 ) -> Mapping[str, str]:
     """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
 
-    There may be more: nobody looks at jobs that are far from being the next ones.
+    There may be more: jobs that are far from being next are not read.
 
-    :param chosen: hosts that are left out
+    :param chosen: hosts to leave out
     """
     saturated = limits.saturated()
     only = host_limits.free_hosts(session, saturated) if saturated else None
@@ -177,8 +178,8 @@ def most_urgent(
 def _first_hosts(
     jobs: Sequence[sa.Row[*tuple[Any, ...]]], full: Collection[str], count: int
 ) -> Mapping[str, str]:
-    """Choose the hosts of jobs; of the statuses in ``full`` there may be more jobs."""
-    # What is less urgent than the last of a page that is full has to wait for the next page.
+    """Choose the hosts of jobs; the statuses in ``full`` may have more jobs than were read."""
+    # A job less urgent than the last of a full page has to wait for the next page.
     ends = [max(map(_rank, rows)) for status, rows in _by_status(jobs).items() if status in full]
     hosts: dict[str, str] = {}
     for job in sorted(jobs, key=_rank):
@@ -202,7 +203,7 @@ def _rank(job: sa.Row[*tuple[Any, ...]]) -> tuple[bool, int, int]:
 
 
 def release(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> int:
-    """Give those of the hosts back that the conductor holds, and return their number.
+    """Release those of the hosts that the conductor holds, and return their number.
 
     The caller holds the counter's lock.
     """
@@ -213,7 +214,7 @@ def release(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> 
 
 
 def fence(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
-    """Give claims their next epochs; a host that the conductor does not hold is left out."""
+    """Advance the epochs of those claims that the conductor holds, and map hosts to them."""
     if not hosts:
         return {}
     held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
@@ -222,7 +223,7 @@ def fence(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Ma
 
 
 def lock_counter(session: orm.Session) -> None:
-    """Have those who claim hosts, and who call jobs under a limit, take turns."""
+    """Serialise the transactions that claim hosts or call jobs under a limit."""
     db_session.run(session, _LOCK_COUNTER)
 
 
@@ -231,7 +232,7 @@ def due(
     statuses: Collection[str] = model.TASK_IN_FLIGHT,
     ready: sa.ColumnElement[bool] | orm.InstrumentedAttribute[bool] = models.Job.ready,
 ) -> sa.ColumnElement[bool]:
-    """Of a job: it may be called now. One that is to stop is not ready."""
+    """Select jobs that may be called now; a job that is to stop is not ready."""
     return sa.and_(
         ready,
         models.Job.status.in_(statuses),
@@ -246,13 +247,13 @@ def unclaimed() -> sa.ColumnElement[bool]:
 
 
 def urgency() -> tuple[sa.ColumnElement[int], ...]:
-    """What bytes already move for comes first: it is joined, so that nothing runs beside it."""
+    """Order running transfers first: a call joins one, so that nothing runs beside it."""
     is_moving = sa.case((models.Job.status.in_(model.TASK_WORKING), 0), else_=1)
     return is_moving, models.Job.priority.desc(), models.Job.id.asc()
 
 
 def _page(status: str, *conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, ...]]:
-    """Give the most urgent jobs in one status, each of which has an index in that order."""
+    """Select the most urgent jobs in one status, in the order of the index."""
     job = models.Job
     page = (
         sa.select(job.host, job.cell_uuid, job.status, job.priority, job.id)
@@ -274,7 +275,7 @@ def _due_within(
     only: Collection[str] | None,
     chosen: Collection[str],
 ) -> sa.CompoundSelect[*tuple[Any, ...]]:
-    """Give the due jobs that limits of requests let run, on other hosts than the chosen ones."""
+    """Select the due jobs that limits of requests let run, except on the chosen hosts."""
     conditions: list[sa.ColumnElement[bool]] = [models.Job.host.not_in(list(chosen))]
     if saturated:
         conditions.append(host_limits.lets_run(saturated))

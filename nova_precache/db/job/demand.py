@@ -2,8 +2,8 @@
 """What requests want of the jobs that they share, inside a transaction.
 
 A task in flight wants its job unless its request is being cancelled or its deadline has
-passed. Whoever changes what is wanted, or whether it may be worked on now, locks the jobs
-by their active keys, as a plan does, and has them reconciled.
+passed. A transaction that changes what is wanted, or whether it may run now, locks the jobs
+by their active keys, as a plan does, and reconciles them.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'the deadline of the requ
 
 
 class StopWhy(enum.StrEnum):
-    """Why a compute is to leave a job; the last is of jobs that have ended."""
+    """Why a compute is to stop a job; DISCARD is for jobs that have ended."""
 
     CANCELLED = 'cancelled'
     DEADLINE = 'deadline'
@@ -36,10 +36,10 @@ UNWANTED = frozenset({StopWhy.CANCELLED, StopWhy.DEADLINE})
 
 
 class Verdict(enum.StrEnum):
-    """What is to become of an active job."""
+    """The decision on an active job."""
 
     GO = 'go'  # it may be called
-    HOLD = 'hold'  # a plan that is not complete yet wants it: what moves goes on
+    HOLD = 'hold'  # an incomplete plan wants it: a running transfer continues
     PAUSE = 'pause'
     STOP = 'stop'
     END = 'end'
@@ -47,10 +47,10 @@ class Verdict(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """An active job, and what the tasks in flight come to that have it.
+    """An active job, and the combined demand of its tasks in flight.
 
     :ivar may_run: a task of a complete plan wants it, and is open
-    :ivar unwanted: some of its tasks does not want it any more
+    :ivar unwanted: at least one of its tasks no longer wants it
     """
 
     id: int
@@ -80,9 +80,9 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Leave:
-    """How a job ends that nobody wants; of one that waits, what is on its host.
+    """How an unwanted job ends, and whether its partial file is kept.
 
-    :ivar outcome: of a job without a task that says so by itself
+    :ivar outcome: of a job with no cancelled or expired task
     """
 
     outcome: model.ImageOutcome = _NOBODY
@@ -90,7 +90,7 @@ class Leave:
 
 
 def has_passed(now: datetime.datetime) -> sa.ColumnElement[bool]:
-    """Of a request: its deadline is over."""
+    """Select requests whose deadline has passed."""
     deadline = models.CacheRequest.deadline
     return sa.and_(deadline.is_not(None), deadline <= now)
 
@@ -100,7 +100,7 @@ def is_cancelling() -> sa.ColumnElement[bool]:
 
 
 def wants(now: datetime.datetime | db_session.database_now) -> sa.ColumnElement[bool]:
-    """Of a task joined to its request: it is in flight and wants its job."""
+    """Select tasks, joined to their requests, that are in flight and want their job."""
     deadline = models.CacheRequest.deadline
     return sa.and_(
         models.Task.status.in_(model.TASK_IN_FLIGHT),
@@ -110,7 +110,7 @@ def wants(now: datetime.datetime | db_session.database_now) -> sa.ColumnElement[
 
 
 def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[str]:
-    """Give the keys of the jobs of those chosen tasks that are in flight, in their order."""
+    """Return the sorted keys of the jobs of the chosen tasks that are in flight."""
     query = (
         sa.select(models.Job.active_key)
         .join(models.Task, models.Task.job_uuid == models.Job.uuid)
@@ -121,9 +121,9 @@ def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[st
 
 
 def lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
-    """Keep others from joining or ending jobs while it is decided whether they are wanted.
+    """Lock jobs, so that none is joined or ended while their demand is evaluated.
 
-    By their active keys, as a plan locks them: in another order they might deadlock.
+    They are locked by their active keys, as a plan does: another order might deadlock.
     """
     for chunk in db_session.chunks(keys):
         session.execute(
@@ -136,7 +136,7 @@ def lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
 def give_up(
     session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> job_outcome.Recorded:
-    """Make those chosen tasks final that are in flight, and have their jobs follow."""
+    """End the chosen tasks that are in flight, and reconcile their jobs."""
     keys = active_keys(session, chosen)
     lock_jobs(session, keys)
     recorded = job_outcome.end_tasks(session, chosen, outcome)
@@ -146,13 +146,13 @@ def give_up(
 def reconcile(
     session: orm.Session, keys: Sequence[str], leave: Leave | None = None
 ) -> job_outcome.Recorded:
-    """Have active jobs be ready, wait, stop or end as is wanted; the caller holds their locks."""
+    """Ready, hold, stop or end active jobs as wanted; the caller holds their locks."""
     now = db_session.now(session)
     recorded = [job_outcome.Recorded(current=True)]
     for chunk in db_session.chunks(keys):
         views = _look(session, chunk, now)
         by_verdict = {verdict: [v for v in views if v.verdict == verdict] for verdict in Verdict}
-        # Only a transfer that is to stop keeps the tasks until its outcome is known.
+        # Only a transfer that is to stop keeps its tasks until its outcome is known.
         left = [view.uuid for view in views if view.unwanted and view.verdict != Verdict.STOP]
         if left:
             recorded.append(end_unwanting(session, left, now))
@@ -163,7 +163,7 @@ def reconcile(
 def end_unwanting(
     session: orm.Session, job_ids: Sequence[str], now: datetime.datetime
 ) -> job_outcome.Recorded:
-    """End those tasks of some jobs that do not want them any more, each with its own outcome."""
+    """End the tasks that no longer want these jobs, as cancelled or expired."""
     these = models.Task.job_uuid.in_(job_ids)
     return job_outcome.together(
         job_outcome.end_tasks(
@@ -240,7 +240,7 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
 
 
 def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
-    """Have computes told to leave what they work on."""
+    """Order computes to stop these jobs."""
     late = [view for view in views if view.is_expired and not view.is_cancelled]
     _change(session, late, ready=False, stop_why=StopWhy.DEADLINE, stop_keep=True)
     rest = [view for view in views if not view.is_expired or view.is_cancelled]
@@ -249,7 +249,7 @@ def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
 
 
 def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
-    """End what waits; a cancelled one that was begun may have left something on its host."""
+    """End waiting jobs; a cancelled one that was begun may have left a partial file."""
     cancelled = [view for view in views if view.is_cancelled]
     removed = [view for view in cancelled if view.was_begun and not leave.keep_partial]
     kept = [view for view in cancelled if not view.was_begun or leave.keep_partial]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes that are final for all who want a job, inside a transaction, many at once."""
+"""Final outcomes of jobs and all tasks that want them, inside a transaction, many at once."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from nova_precache.db.job import locking, outcome as job_outcome, stop as job_st
 
 @dataclasses.dataclass(frozen=True)
 class Finish:
-    """As ``Jobs.finish``."""
+    """The arguments of ``Jobs.finish``."""
 
     job_id: str
     epoch: int
@@ -27,7 +27,7 @@ _JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
 
 
 def _final(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, object]:
-    """What of an outcome is in a job, and in each task."""
+    """Build the values of an outcome, for a job and for each task."""
     return {
         'status': sa.bindparam('to_status'),
         'reason': sa.bindparam('to_reason'),
@@ -66,22 +66,22 @@ _REQUESTS = sa.select(_TASK.c.request_id).distinct().where(_ARE_WANTED)
 def to_lock(
     session: orm.Session, finishes: Sequence[Finish], locked: Mapping[str, locking.Locked]
 ) -> Sequence[str]:
-    """Give the requests whose locks ``finish`` takes."""
+    """Return the requests whose locks ``finish`` takes."""
     return _wanting(session, [each for each in finishes if _counts(each, locked)])
 
 
 def finish(
     session: orm.Session, finishes: Sequence[Finish], locked: Mapping[str, locking.Locked]
 ) -> Mapping[str, job_outcome.Recorded]:
-    """Make jobs final and all tasks that want them; tells of those whose calls counted.
+    """End jobs and all tasks that want them; return results of those whose calls counted.
 
-    One whose last attempt was broken off since it was to stop does as it was told instead.
+    A job whose last attempt broke off because it was to stop is stopped instead.
     """
     counting = [each for each in finishes if _counts(each, locked)]
     stopped = [each for each in counting if _was_stopped(each, locked[each.job_id])]
     if not stopped:
         return _end(session, counting)
-    _lock_requests(session, counting)  # of both kinds, so that it is in one order
+    _lock_requests(session, counting)  # of both kinds, in one order
     ended = _end(session, [each for each in counting if each not in stopped])
     return {**ended, **{each.job_id: _stop(session, each) for each in stopped}}
 
@@ -94,7 +94,7 @@ def _end(session: orm.Session, finishes: Sequence[Finish]) -> Mapping[str, job_o
     db_session.run_alike(session, _END_JOBS, rows)
     if not _lock_requests(session, finishes):
         return {each.job_id: job_outcome.Recorded(current=True) for each in finishes}
-    # Only now: whoever held a request's lock may have ended some of these tasks.
+    # Only now: the previous holder of a request's lock may have ended some of these tasks.
     ended = db_session.run(session, _WANTING, jobs).all()
     db_session.run_alike(session, _END_TASKS, rows)
     idle = job_outcome.count_done(session, sorted({(row.request_id, row.host) for row in ended}))
@@ -106,7 +106,7 @@ def _stop(session: orm.Session, finish: Finish) -> job_outcome.Recorded:
 
 
 def _lock_requests(session: orm.Session, finishes: Sequence[Finish]) -> bool:
-    """Lock the requests that want some jobs; False when there is none."""
+    """Lock the requests that want some jobs; return False if there is none."""
     wanting = _wanting(session, finishes)
     if wanting:
         job_outcome.lock_requests(session, wanting)
@@ -140,7 +140,7 @@ def _counts(finish: Finish, locked: Mapping[str, locking.Locked]) -> bool:
 
 
 def _was_stopped(finish: Finish, job: locking.Locked) -> bool:
-    """Tell whether what broke its call off may be that it was to stop, or may not begin now."""
+    """Return whether the call may have broken off because the job was to stop or to wait."""
     return finish.outcome.retry == model.Retry.BACKOFF and not job.goes_on
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests with ``max_parallel_hosts``, inside a transaction: on how many hosts they are busy.
+"""Requests with ``max_parallel_hosts``, inside a transaction: the hosts on which they are busy.
 
-It is held by those who claim hosts and call jobs, who take turns by the counter's lock.
-While no request that is worked on has such a limit, it costs them one short query. A host is
-busy while a job is called there, so between two images another host may take its place.
+Transactions that claim hosts or call jobs keep the limit; the counter's lock serialises them.
+While no active request has such a limit, this costs them one short query. A host is busy while
+a job is called there, so between two images another host may take its place.
 """
 
 import collections
@@ -20,7 +20,7 @@ from nova_precache.db.engine import models, session as db_session
 
 @dataclasses.dataclass(frozen=True)
 class SaturatedRequest:
-    """A request that is busy on as many hosts as it may be: more work there may begin."""
+    """A request at its limit of busy hosts: more of its work may begin on these hosts only."""
 
     request_id: str
     hosts: Collection[str]
@@ -33,7 +33,7 @@ _LIMITS = sa.select(_REQUEST.id, _REQUEST.max_parallel_hosts).where(
 
 
 class HostLimits:
-    """On which hosts each request with a limit is busy; counts what a batch adds.
+    """The hosts on which each request with a limit is busy, with those that a batch adds.
 
     :ivar limits: request id to its limit
     """
@@ -46,7 +46,7 @@ class HostLimits:
         return bool(self.limits)
 
     def saturated(self) -> list[SaturatedRequest]:
-        """Return the requests that are busy on as many hosts as they may be."""
+        """Return the requests at their limit of busy hosts."""
         return [
             SaturatedRequest(request_id, sorted(self._busy[request_id]))
             for request_id, limit in sorted(self.limits.items())
@@ -54,7 +54,7 @@ class HostLimits:
         ]
 
     def take(self, host: str, wanted_by: Mapping[str, bool]) -> bool:
-        """Count a call on a host for the requests that want its job, if one of them lets it run.
+        """Count a call for the requests that want its job; return False if none lets it run.
 
         :param wanted_by: request id to whether its task is open
         """
@@ -87,11 +87,11 @@ def load(session: orm.Session, ended: Mapping[str, int] = types.MappingProxyType
 
 
 def wanted_by(session: orm.Session, job_ids: Sequence[str]) -> Mapping[str, dict[str, bool]]:
-    """Map jobs to the requests with a task of theirs in flight, and those to whether it is open."""
+    """Map jobs to the requests with a task in flight, and those to whether the task is open."""
     task = models.Task
     found: collections.defaultdict[str, dict[str, bool]] = collections.defaultdict(dict)
     for chunk in db_session.chunks(job_ids):
-        # By its jobs alone, or a database may go through all tasks of a request.
+        # By job alone: otherwise a database may scan all tasks of a request.
         query = sa.select(task.job_uuid, task.request_id, task.status, task.open).where(
             task.job_uuid.in_(chunk)
         )
@@ -102,7 +102,7 @@ def wanted_by(session: orm.Session, job_ids: Sequence[str]) -> Mapping[str, dict
 
 
 def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequence[str] | None:
-    """Give the only hosts that may be claimed; None when other requests have work elsewhere."""
+    """Return the only hosts that may be claimed; None if other requests have work elsewhere."""
     request = models.CacheRequest
     in_flight = sa.exists().where(
         models.Task.request_id == request.id, models.Task.status.in_(model.TASK_IN_FLIGHT)
@@ -121,7 +121,7 @@ def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequ
 
 
 def lets_run(full: Collection[SaturatedRequest]) -> sa.ColumnElement[bool]:
-    """Of a job: one of the requests that want it lets it run."""
+    """Select jobs that at least one of the requests that want them lets run."""
     task = models.Task
     on_busy_host = (
         sa.and_(task.request_id == each.request_id, task.host.in_(each.hosts)) for each in full
@@ -138,7 +138,7 @@ def lets_run(full: Collection[SaturatedRequest]) -> sa.ColumnElement[bool]:
 def _busy(
     session: orm.Session, limited: Collection[str], ended: Mapping[str, int]
 ) -> Mapping[str, Collection[str]]:
-    """Map the requests to the hosts on which a compute works on what they want, or is called."""
+    """Map requests to the hosts where a compute works on, or is called for, a job they want."""
     job, hosts = models.Job, dict[str, str]()
     claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
     is_called = sa.and_(

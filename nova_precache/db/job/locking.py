@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that are held while it is decided what becomes of them, inside a transaction.
+"""Locks on jobs while a transaction decides about them.
 
-They are locked all at once and by their active keys, as a plan does, and looked at only
-then: what is decided of them is so until the commit. Whoever goes by another index first
-waits for the row with that index's entry in hand, which is a deadlock on MariaDB when the
-row's holder comes to need it.
+Jobs are locked all at once and by their active keys, as a plan does, and read only then: what
+was read holds until the commit. A transaction that uses another index first holds that
+index's entry while it waits for the row: a deadlock on MariaDB if the row's holder then needs
+the entry.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from nova_precache.db.job import claim as job_claim
 
 @dataclasses.dataclass(frozen=True)
 class Locked:
-    """An active job as it is.
+    """The state of an active job under its lock.
 
-    :ivar claim_epoch: of its host, None when no conductor holds it
-    :ivar agent_id: of the agent that is registered for its host, None when none is
+    :ivar claim_epoch: of its host; None if no conductor holds it
+    :ivar agent_id: of the agent registered for its host; None if there is none
     """
 
     job_id: str
@@ -43,11 +43,11 @@ class Locked:
 
     @property
     def goes_on(self) -> bool:
-        """Tell whether it is neither to stop nor to wait."""
+        """Return whether the job is neither to stop nor to wait."""
         return self.ready and self.stop_why is None
 
     def is_current(self, epoch: int) -> bool:
-        """Tell whether a call under an epoch is the last one of the job."""
+        """Return whether a call under ``epoch`` is the last one of the job."""
         return self.epoch == epoch and self.status in model.TASK_IN_FLIGHT
 
 
@@ -87,9 +87,9 @@ _LOOK = (
 def lock(
     session: orm.Session, job_ids: Collection[str], keys: Mapping[str, str] | None = None
 ) -> Mapping[str, Locked]:
-    """Map those of the jobs that are active to how they are now.
+    """Lock the active ones of the jobs, and map them to their state.
 
-    :param keys: more jobs by their ids, whose active keys are known
+    :param keys: more jobs by id, with their active keys
     """
     known = keys or {}
     if not lock_jobs(session, job_ids, known):
@@ -101,7 +101,7 @@ def lock(
 def lock_jobs(
     session: orm.Session, job_ids: Collection[str], keys: Mapping[str, str] | None = None
 ) -> bool:
-    """Lock those of the jobs that are active; False when none is."""
+    """Lock the active ones of the jobs; return False if none is active."""
     found = dict(keys or {})
     unknown = sorted(set(job_ids) - found.keys())
     if unknown:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes, inside a transaction: jobs, and the tasks that want them, become final or wait.
+"""Outcomes, inside a transaction: end jobs and the tasks that want them, or schedule a retry.
 
-Each is a compare-and-set on the job; what it changed is told, and has to be announced.
+Each is a compare-and-set on the job; it returns what it changed, which has to be announced.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _LOCK_REQUESTS = (
     .where(_REQUEST.id == sa.bindparam('request'))
     .values(hosts_done=_REQUEST.hosts_done)
 )
-# Not by status, or SQLite goes through all of the request that is in flight.
+# Not by status: SQLite would scan all tasks of the request that are in flight.
 _ON_HOSTS = sa.select(_TASK.host, _TASK.status).where(
     _TASK.request_id == sa.bindparam('request'),
     _TASK.host.in_(sa.bindparam('hosts', expanding=True)),
@@ -39,9 +39,9 @@ _WORK = (
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """Whose tasks an outcome has ended: nobody's when its call no longer counted.
+    """The requests whose tasks an outcome ended; none if its call no longer counted.
 
-    :ivar idle: those of the requests that have nothing in flight now
+    :ivar idle: those of the requests with no task in flight now
     """
 
     current: bool
@@ -56,7 +56,7 @@ STALE = Recorded(current=False)
 
 
 def together(recorded: Iterable[Recorded | None]) -> Recorded:
-    """Tell of several as of one; it is current when any of them is."""
+    """Merge several into one, which is current if any of them is."""
     several = [each for each in recorded if each is not None]
     requests = {request for each in several for request in each.requests}
     idle = {request for each in several for request in each.idle}
@@ -80,7 +80,7 @@ def end_job(
     outcome: model.ImageOutcome,
     stop_why: object = None,
 ) -> bool:
-    """Make a job final and leave its tasks as they are; False when it was not so any more."""
+    """End a job but not its tasks; return False if ``which`` no longer matches."""
     ended = session.execute(
         db_session.update(models.Job)
         .where(which)
@@ -101,14 +101,14 @@ def end_job(
 def end_tasks(
     session: orm.Session, which: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> Recorded:
-    """Make those tasks final that are in flight, and count the hosts that are done then."""
+    """End the tasks that are in flight, and count the hosts that are then done."""
     in_flight = models.Task.status.in_(model.TASK_IN_FLIGHT)
     wanting = sa.select(models.Task.request_id).where(which, in_flight).distinct()
     requests = tuple(sorted(session.scalars(wanting)))
     if not requests:
         return Recorded(current=True)
     lock_requests(session, requests)
-    # Only now: whoever held a request's lock may have ended some of these tasks.
+    # Only now: the previous holder of a request's lock may have ended some of these tasks.
     pairs = sa.select(models.Task.request_id, models.Task.host).where(which, in_flight).distinct()
     touched = sorted((row.request_id, row.host) for row in session.execute(pairs))
     session.execute(
@@ -127,15 +127,15 @@ def end_tasks(
 
 
 def lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
-    """Have those who end tasks of one request take turns, so that hosts_done adds up."""
+    """Serialise transactions that end tasks of one request, so that hosts_done adds up."""
     db_session.run(session, _LOCK_REQUESTS, [{'request': each} for each in sorted(request_ids)])
 
 
 def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Count those hosts as done of which nothing is in flight for a request any more.
+    """Count hosts as done that have no task of a request left in flight.
 
-    :param touched: each (request, host) of tasks that ended, in order
-    :returns: the requests that have nothing in flight on any host
+    :param touched: each (request, host) of tasks that ended, sorted
+    :returns: the requests with no task in flight on any host
     """
     idle = []
     for request_id, pairs in itertools.groupby(touched, key=operator.itemgetter(0)):
@@ -147,7 +147,7 @@ def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tupl
 
 
 def has_work(session: orm.Session, request_id: str) -> bool:
-    """Tell whether something of a request is in flight, which it is most often."""
+    """Return whether a task of a request is in flight, as it usually is."""
     return db_session.run(session, _WORK, {'request': request_id}).first() is not None
 
 
@@ -167,7 +167,7 @@ def schedule_retry(
     delay_seconds: float,
     attempts: int = 0,
 ) -> bool:
-    """Put a job and its tasks into retry_wait; without an epoch no call of it counts."""
+    """Put a job and its tasks into retry_wait; clear the epoch, so that no earlier call counts."""
     due = db_session.now(session) + datetime.timedelta(seconds=delay_seconds)
     mismatches = 1 if outcome.retry == model.Retry.ONCE else 0
     waits = session.execute(
@@ -200,7 +200,7 @@ def schedule_retry(
 
 
 def copy_to_tasks(session: orm.Session, job_id: str, **values: object) -> None:
-    """Show a job's state in the tasks that want it."""
+    """Copy a job's state to the tasks that want it."""
     session.execute(
         db_session.update(models.Task)
         .where(models.Task.job_uuid == job_id)
@@ -210,7 +210,7 @@ def copy_to_tasks(session: orm.Session, job_id: str, **values: object) -> None:
 
 
 def sizes(row: Any, done: Any, total: Any) -> dict[str, sa.ColumnElement[Any]]:
-    """Give the bytes of a job or a task after a report of its compute.
+    """Build the byte counts of a job or a task after a report of its compute.
 
     Bytes done never decrease. Whatever a compute reports, the total stays at or below the known
     one, which came from Glance, and at or above the bytes done.
@@ -222,7 +222,7 @@ def sizes(row: Any, done: Any, total: Any) -> dict[str, sa.ColumnElement[Any]]:
     moved = sa.literal(done, sa.BigInteger()) if isinstance(done, int) else done
     told = total if isinstance(total, sa.BindParameter) else sa.literal(total, sa.BigInteger())
     known = row.bytes_total
-    # MariaDB assigns columns one after the other; these give the same result in either order.
+    # MariaDB assigns columns one after the other; the result is the same in either order.
     most = sa.case(
         (known.is_(None), told), (told.is_(None), known), (told < known, told), else_=known
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of calls, inside a transaction: in a job, and in the tasks that want it."""
+"""Progress of calls, inside a transaction: of a job, and of the tasks that want it."""
 
 import dataclasses
 import datetime
@@ -15,10 +15,10 @@ from nova_precache.db.job import outcome as job_outcome
 
 @dataclasses.dataclass(frozen=True)
 class ProgressReport:
-    """The last progress of a job that came in since the last bulk write.
+    """The latest progress of a job since the last bulk write.
 
     :ivar cell_uuid: the cell that reported it; a job of another cell is left unchanged
-    :ivar agent_id: of whose call it is; None of an agent of an earlier release
+    :ivar agent_id: the agent that reported it; None from an agent of an earlier release
     """
 
     job_id: str
@@ -38,7 +38,7 @@ def record(session: orm.Session, report: ProgressReport, now: datetime.datetime)
         'of_agent': report.agent_id,
         'to_sequence': report.sequence,
         'to_time': now,
-        # A word that this release does not know must not make the job look ended.
+        # A status unknown to this release must not make the job look ended.
         'to_status': str(progress.status) if progress.status in model.TASK_WORKING else None,
         'moved': progress.bytes_done,
         'total': progress.bytes_total,
@@ -55,7 +55,7 @@ _OF_AGENT = sa.bindparam('of_agent', type_=sa.String())
 
 
 def _progress(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, Any]:
-    """What of a progress is in a job, and in each task."""
+    """Build the values of a progress report, for a job and for each task."""
     return {
         'status': sa.func.coalesce(sa.bindparam('to_status', type_=sa.String()), columns.status),
         'rate_bytes': sa.bindparam('rate', type_=sa.BigInteger()),
@@ -67,7 +67,7 @@ def _progress(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]
     }
 
 
-# Made once, since there is a progress of each transfer every second.
+# Built once: each transfer reports progress every second.
 _PROGRESS = (
     sa.update(_JOB)
     .where(
@@ -75,7 +75,7 @@ _PROGRESS = (
         _JOB.c.epoch == sa.bindparam('of_epoch'),
         _JOB.c.status.in_(model.TASK_WORKING),
         _JOB.c.progress_sequence < sa.bindparam('to_sequence'),
-        # None: it came from no cell.
+        # None if no cell reported it.
         _JOB.c.cell_uuid
         == sa.func.coalesce(sa.bindparam('of_cell', type_=sa.String()), _JOB.c.cell_uuid),
         sa.or_(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that computes are to leave, inside a transaction: who is told, and what comes of it."""
+"""Jobs that computes are to stop, inside a transaction: orders, outcomes, partial files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
 
-# How a compute says that it has left a job since it was told to.
+# Outcomes by which a compute reports that it stopped a job on order.
 OUTCOMES = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 _PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
 
 
 @dataclasses.dataclass(frozen=True)
 class StopOrder:
-    """A job that its compute is to leave.
+    """A job that its compute is to stop.
 
     :ivar why: a ``demand.StopWhy``
     """
@@ -33,7 +33,7 @@ class StopOrder:
 
 @dataclasses.dataclass(frozen=True)
 class Discard:
-    """A job that has ended, of whose unfinished file nothing is to be left on its host."""
+    """An ended job whose partial file is to be removed from its host."""
 
     job_id: str
     host: str
@@ -49,7 +49,7 @@ def retry(
     delay_seconds: float,
     attempts: int,
 ) -> job_outcome.Recorded:
-    """Have a job wait for its next attempt, unless it was to stop: that it has then."""
+    """Schedule the next attempt of a job, unless it was to stop: then it has stopped."""
     locking.lock_jobs(session, [job_id])
     goes_on = sa.and_(which, models.Job.ready, models.Job.stop_why.is_(None))
     if job_outcome.schedule_retry(session, goes_on, job_id, outcome, delay_seconds, attempts):
@@ -78,7 +78,7 @@ def stopped(
 
 
 def _waits() -> sa.ColumnElement[bool]:
-    """Of a job: somebody wants it, but not now."""
+    """Select jobs that are wanted, but not now."""
     job = models.Job
     is_held = sa.and_(~job.ready, job.stop_why.is_(None))
     return sa.or_(job.stop_why == demand.StopWhy.PAUSED, is_held)
@@ -91,7 +91,7 @@ def leave(
     outcome: model.ImageOutcome,
     stop_why: demand.StopWhy | None = None,
 ) -> job_outcome.Recorded:
-    """End a job that a compute has left; if somebody still wants it, it is called anew."""
+    """End a job that a compute has stopped; if a task still wants it, schedule another call."""
     locking.lock_jobs(session, [job_id])
     locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
     if db_session.rowcount(session.execute(locked)) != 1:
@@ -133,13 +133,13 @@ def discards(session: orm.Session, limit: int) -> list[Discard]:
 
 
 def keep_what_is_left(session: orm.Session, keys: Sequence[str]) -> None:
-    """Leave on their hosts what was to be removed: other jobs go on from there."""
+    """Keep partial files that were to be removed: new jobs resume them."""
     file = models.Job.host + '/' + models.Job.image_id
     forget_discards(session, file.in_(keys))
 
 
 def forget_discards(session: orm.Session, which: sa.ColumnElement[bool]) -> None:
-    """Leave what is on a host where it is: it was removed, or is wanted again."""
+    """Drop orders to remove partial files: they are removed, or wanted again."""
     session.execute(
         db_session.update(models.Job)
         .where(models.Job.stop_why == demand.StopWhy.DISCARD, which)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The migrations, run by ``db.schema``."""
+"""The migrations, run by ``db.engine.schema``."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs migrations on the connection that ``db.schema`` opened."""
+"""Runs migrations on the connection that ``db.engine.schema`` opened."""
 
 from alembic import context
 

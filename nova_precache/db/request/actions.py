@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be done to a request, inside a transaction that has locked it and its jobs.
+"""Actions on a request, inside a transaction that has locked it and its jobs.
 
-So what is decided from its row stays true until all that follows from it is written.
+The locks keep the request's row valid until all consequences are written.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ _RETRIED = frozenset(
 
 
 def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | None, Sequence[str]]:
-    """Lock a request and its active jobs; gives its row and their keys.
+    """Lock a request and its active jobs; return its row and their keys.
 
-    The jobs come first, as they do where an outcome ends tasks. What a plan has joined
-    before the request was locked is locked with it.
+    The jobs are locked first, as where an outcome ends tasks. Jobs that a plan joined before
+    the request was locked are locked after it.
     """
     chosen = models.Task.request_id == request_id
     keys = demand.active_keys(session, chosen)
@@ -92,12 +92,12 @@ def resume(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) 
 def adopt(
     session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
 ) -> job_outcome.Recorded:
-    """Go on with what a conductor of an earlier release has planned in this database."""
+    """Take over a request that a conductor of an earlier release has planned."""
     if row.is_planned or row.status not in PLANNED:
         return job_outcome.Recorded(current=True)
     row.is_planned = True
     row.hosts_done = row.hosts_total - _hosts_in_flight(session, row.id)
-    # Beyond the numbers that release gives: to the start, each host and the end.
+    # Above the numbers which that release assigns to the start, each host and the end.
     row.announced = max(row.announced, row.hosts_total + 2)
     session.flush()
     return demand.reconcile(session, keys)
@@ -152,7 +152,7 @@ def _without_job(request_id: str) -> sa.ColumnElement[bool]:
 def _open(
     session: orm.Session, row: models.CacheRequest, keys: Sequence[str], now: datetime.datetime
 ) -> None:
-    """Let a request be worked on, and have what waits for its next attempt wait no longer."""
+    """Open the tasks of a request, and make its jobs in retry_wait due now."""
     gating.open_tasks(session, row, now)
     job, task = models.Job, models.Task
     for chunk in db_session.chunks(keys):
@@ -172,7 +172,7 @@ def _open(
 
 
 def _queue_anew(session: orm.Session, row: models.CacheRequest) -> bool:
-    """Queue what did not succeed; False when there is nothing to do."""
+    """Queue the tasks that did not succeed; return False if there is nothing to do."""
     queued = session.execute(
         db_session.update(models.Task)
         .where(models.Task.request_id == row.id, models.Task.status.in_(_RETRIED))
@@ -198,7 +198,7 @@ def _set_window(
     deadline: datetime.datetime | None,
     now: datetime.datetime,
 ) -> None:
-    """Set the window of the next run; of the old one goes what has passed."""
+    """Set the window of the next run; drop times of the old window that have passed."""
     old = rows.options(row.options)
     asked = rows.in_utc(
         dataclasses.replace(
@@ -207,7 +207,7 @@ def _set_window(
             deadline=deadline or _to_come(old.deadline, now),
         )
     )
-    # Without a deadline nobody would ever end the tasks of a host that stays down.
+    # Without a deadline, the tasks of a host that stays down would never end.
     waits = asked.wait_for_down_hosts and asked.deadline is not None
     row.options = rows.options_to_save(dataclasses.replace(asked, wait_for_down_hosts=waits))
     row.not_before, row.deadline = asked.not_before, asked.deadline

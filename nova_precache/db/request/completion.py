@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of requests, inside a transaction: once, when none of their tasks is in flight."""
+"""Completion of requests, inside a transaction: once, when no task of theirs is in flight."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from nova_precache.db.job import outcome as job_outcome
 
 
 def is_completable() -> sa.ColumnElement[bool]:
-    """Of a request: it is planned, and has not ended."""
+    """Select requests that are planned and have not ended."""
     return sa.and_(
         models.CacheRequest.is_planned, models.CacheRequest.status.in_(model.REQUEST_ACTIVE)
     )
@@ -46,10 +46,10 @@ def complete(session: orm.Session, request_id: str) -> bool:
 def final_status(
     counts: Mapping[str, int], is_cancelled: bool = False, was_planned: bool = True
 ) -> model.RequestStatus:
-    """Say how a request ended, from its final tasks by status.
+    """Return the final status of a request, from the number of its final tasks by status.
 
-    Without a task there was nothing to do, which is completed, if that was known: a plan
-    that was cancelled says nothing of the tasks that it would have had.
+    A request without tasks had nothing to do and is completed, unless it was cancelled before
+    its plan was complete: the tasks it would have had are unknown.
     """
     succeeded = sum(n for status, n in counts.items() if status in model.TASK_SUCCEEDED)
     if succeeded == sum(counts.values()) and (was_planned or not is_cancelled):
@@ -62,6 +62,6 @@ def final_status(
 
 
 def failed_status(counts: Mapping[str, int]) -> model.RequestStatus:
-    """Say how a request ended that could not be planned, maybe not once more."""
+    """Return the final status of a request whose planning, first or repeated, failed."""
     succeeded = any(counts.get(status) for status in model.TASK_SUCCEEDED)
     return model.RequestStatus.PARTIAL if succeeded else model.RequestStatus.FAILED

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saves what somebody asks for, inside a transaction; whoever asks again is given the same."""
+"""Saves new requests, inside a transaction; a repeated one returns the saved request."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from nova_precache.db.engine import models, session as db_session
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Against abuse; each name is that of its option in ``[image_cache]``."""
+    """Limits against abuse, named as their options in ``[image_cache]``."""
 
     max_images_per_request: int
     max_tasks_per_request: int
@@ -24,10 +24,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class NewRequest:
-    """What somebody asks for, checked at the door: for an aggregate or for named hosts.
+    """A validated request, for an aggregate or for named hosts.
 
-    :ivar client_request_id: the client's own, unique in its project
-    :ivar pin_id: the pin that asks
+    :ivar client_request_id: chosen by the client, unique in its project
+    :ivar pin_id: the pin that makes the request
     """
 
     images: tuple[str, ...]
@@ -52,7 +52,7 @@ class NewRequest:
 
 
 def client_key(project_id: str | None, client_request_id: str) -> str:
-    """Make the key that no other request has, of whichever project."""
+    """Build a key from a client's own id that is unique over all projects."""
     key = json.dumps([project_id, client_request_id])
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -74,7 +74,7 @@ def check_size(new: NewRequest, limits: Limits) -> None:
 def accept(
     session: orm.Session, request_id: str, new: NewRequest, limits: Limits
 ) -> model.CacheRequest:
-    """Save a request, unless it has been; the counter's lock has acceptances take turns."""
+    """Save a request unless it is saved already; the counter's lock serialises acceptances."""
     number = _next_number(session)
     known = _known(session, request_id, new.client_key)
     if known is not None:
@@ -157,7 +157,7 @@ def _row(new: NewRequest, request_id: str, number: int) -> models.CacheRequest:
 
 
 def _remember_names(session: orm.Session, image_ids: tuple[str, ...]) -> None:
-    """Keep which images the files in caches are of, whose names are hashes."""
+    """Record the images by the names of their files in caches, which are hashes."""
     names = {
         hashlib.sha1(image.encode(), usedforsecurity=False).hexdigest(): image
         for image in image_ids

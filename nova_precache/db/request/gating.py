@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the tasks of a request may be worked on, inside a transaction.
+"""When the tasks of a request may run, inside a transaction.
 
-A request may be paused, its window may not have begun, or its first hosts may have to
-show that all goes well: its canary.
+A request may be paused, its window may not have begun, or its canary, the first hosts, may
+not have succeeded yet.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from nova_precache.db.engine import models, session as db_session
 
 
 def awaits_plan() -> sa.ColumnElement[bool]:
-    """Of a request: its plan is not complete, and is still to be."""
+    """Select requests that are still to be planned."""
     return sa.and_(
         ~models.CacheRequest.is_planned,
         models.CacheRequest.status.in_([model.RequestStatus.ACCEPTED, model.RequestStatus.PAUSED]),
@@ -24,12 +24,12 @@ def awaits_plan() -> sa.ColumnElement[bool]:
 
 
 def opens_at_once(request: models.CacheRequest, now: datetime.datetime) -> bool:
-    """Tell whether each task of a request may be worked on as soon as it is planned."""
+    """Return whether each task of a request may run as soon as it is planned."""
     return request.canary_passed and _lets_work(request, now)
 
 
 def open_tasks(session: orm.Session, request: models.CacheRequest, now: datetime.datetime) -> None:
-    """Open those tasks of a planned request that may be worked on now."""
+    """Open the tasks of a planned request that may run now."""
     if not _lets_work(request, now):
         return
     closed = (
@@ -53,7 +53,7 @@ def close_tasks(session: orm.Session, request_id: str) -> None:
 
 
 def canary_hosts(session: orm.Session, request: models.CacheRequest) -> Sequence[str]:
-    """Give the first hosts of the plan, in its order, that have something to do."""
+    """List the first hosts of the plan, in its order, that have work to do."""
     query = (
         sa.select(models.Task.host)
         .where(models.Task.request_id == request.id, models.Task.job_uuid.is_not(None))

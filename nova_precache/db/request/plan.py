@@ -16,7 +16,7 @@ from nova_precache.db.job import demand, outcome as job_outcome, stop as job_sto
 from nova_precache.db.request import gating
 
 PLAN_LEASE_SECONDS = 60
-# What a task shows of its job.
+# Columns that a task copies from its job.
 _MIRRORED = (
     'status',
     'reason',
@@ -43,14 +43,14 @@ class PlannedTask:
 
 @dataclasses.dataclass(frozen=True)
 class _Jobs:
-    """What tasks show of their jobs, by active key; some of these were to stop."""
+    """Values that tasks copy from their jobs, and which jobs were to stop, by active key."""
 
     shown: Mapping[str, model.Json]
     stopping: Sequence[str] = ()
 
 
 def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | None:
-    """Lease the planning of the oldest request that nobody plans, the most urgent first."""
+    """Lease the planning of the most urgent, then oldest, request that no other conductor plans."""
     now = db_session.now(session)
     request = models.CacheRequest
     unheld = sa.or_(
@@ -81,7 +81,7 @@ def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | 
 
 
 def planned_by(request_id: str, conductor_id: str) -> sa.Update:
-    """Change a request only while this conductor holds its planning."""
+    """Build an UPDATE of a request that applies while this conductor holds its planning."""
     return (
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id)
@@ -93,8 +93,8 @@ def planned_by(request_id: str, conductor_id: str) -> sa.Update:
 def add_tasks(
     session: orm.Session, request_id: str, conductor_id: str, tasks: Sequence[PlannedTask]
 ) -> bool:
-    """Write one chunk of a plan; False when this conductor holds the planning no more."""
-    # The jobs come first, as they do where an outcome ends tasks.
+    """Write one chunk of a plan; return False if this conductor has lost the planning."""
+    # Jobs are locked first, as where an outcome ends tasks.
     demand.lock_jobs(session, _keys(task for task in tasks if _is_queued(task)))
     now = db_session.now(session)
     lease = now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS)
@@ -111,7 +111,7 @@ def add_tasks(
         session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
     if anew:
         _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
-    if jobs.stopping:  # they go on, since somebody wants them again
+    if jobs.stopping:  # wanted again, so they continue
         demand.reconcile(session, jobs.stopping)
     return True
 
@@ -131,7 +131,7 @@ def _active_key(host: str, image_id: str) -> str:
 def _not_yet_planned(
     session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
 ) -> tuple[list[PlannedTask], list[PlannedTask]]:
-    """Give the tasks that are to be written, and those that a retry has queued anew."""
+    """Return the tasks to insert, and those that a retry has queued again."""
     hosts = {task.host for task in tasks}
     row = models.Task
     query = sa.select(row.host, row.image_id, row.status, row.job_uuid).where(
@@ -146,7 +146,7 @@ def _not_yet_planned(
 
 
 def _plan_anew(session: orm.Session, rows: Sequence[model.Json]) -> None:
-    """Plan tasks that are there; whether they are open is known already."""
+    """Plan existing tasks again; ``open`` stays as it is."""
     table: sa.Table = models.Task.metadata.tables[models.Task.__tablename__]
     which = ('request_id', 'host', 'image_id')
     kept = {*which, 'created_at'}
@@ -164,10 +164,10 @@ def _plan_anew(session: orm.Session, rows: Sequence[model.Json]) -> None:
 def _join_jobs(
     session: orm.Session, tasks: Sequence[PlannedTask], priority: int, now: datetime.datetime
 ) -> _Jobs:
-    """Find or make the jobs that do the work of tasks.
+    """Find or create the jobs that do the work of tasks.
 
-    The update comes first: it locks the jobs that are active, so that none of
-    them can end between here and the insert of the tasks that join it.
+    The UPDATE comes first: it locks the active jobs, so that none of them can end before
+    the tasks that join it are inserted.
     """
     if not tasks:
         return _Jobs({})
@@ -195,7 +195,7 @@ def _join_jobs(
 
 
 def _shown(job: models.Job) -> model.Json:
-    """What a task shows of the job that it joins."""
+    """Return the values that a task copies from the job it joins."""
     return {'job_uuid': job.uuid, **{name: getattr(job, name) for name in _MIRRORED}}
 
 
@@ -248,7 +248,7 @@ def _task_row(
 
 
 def close(session: orm.Session, request_id: str) -> None:
-    """Complete a plan: its jobs may be claimed; the caller holds the request's row lock."""
+    """Complete a plan, so that its jobs may be claimed; the caller holds the request's row lock."""
     _skip_what_was_left_out(session, request_id)
     request, now = models.CacheRequest, db_session.now(session)
     accepted = request.status == model.RequestStatus.ACCEPTED
@@ -272,7 +272,7 @@ def close(session: orm.Session, request_id: str) -> None:
 
 
 def _skip_what_was_left_out(session: orm.Session, request_id: str) -> None:
-    """End what a retry has queued anew, and the plan does not name."""
+    """Skip tasks that a retry has queued again but the plan does not name."""
     unplanned = sa.and_(
         models.Task.request_id == request_id,
         models.Task.status == model.TaskStatus.QUEUED,
@@ -297,7 +297,7 @@ def _ready_jobs(session: orm.Session, request_id: str) -> None:
 
 
 def start(session: orm.Session, request_id: str) -> None:
-    """Count a request's hosts and those with nothing in flight, and have them announced."""
+    """Count a request's hosts and done hosts; queue announcements of its start and the latter."""
     hosts = _hosts_in_flight(session, request_id)
     done = [host for host, in_flight in hosts.items() if not in_flight]
     session.execute(
@@ -309,7 +309,7 @@ def start(session: orm.Session, request_id: str) -> None:
 
 
 def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
-    """Map the hosts of a request, in the order of the plan, to their tasks in flight."""
+    """Map the hosts of a request, in the order of the plan, to the number of tasks in flight."""
     task = models.Task
     in_flight = sa.func.sum(sa.case((task.status.in_(model.TASK_IN_FLIGHT), 1), else_=0))
     query = (
@@ -322,7 +322,7 @@ def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
 
 
 def start_if_begun(session: orm.Session, request_id: str) -> None:
-    """Show a request as running from the start when it joined a transfer that runs."""
+    """Mark a planned request as running if it joined a running transfer."""
     begun = sa.exists().where(
         models.Task.request_id == request_id, models.Task.status.in_(model.TASK_WORKING)
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests and tasks are listed, in what order, from where on: queries.
+"""Queries that list requests and tasks: filters, order and pages.
 
-A page goes on from the key and the number of the last request of the page before, so
-that what is added or ends in between neither hides nor repeats any other.
+A page continues after the key and the number of the last request of the page before, so
+that requests added or ended in between neither hide nor repeat others.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from nova_precache import exception
 from nova_precache.db.engine import models
 
-# What has not finished comes after all that has.
+# Sorts unfinished requests after all finished ones.
 _NOT_YET = datetime.datetime(9999, 12, 31)  # noqa: DTZ001 - as the database keeps it
 _REQUEST = models.CacheRequest
 _SORT_KEYS: dict[str, Any] = {
@@ -27,9 +27,9 @@ _SORT_KEYS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class AggregateFilter:
-    """Which aggregate is meant: one with any of these; None means none.
+    """Matches an aggregate by any of its fields; a field that is None matches none.
 
-    They are compared with what a request or a pin noted when it was made.
+    The fields are compared with the values that a request or pin recorded when it was made.
     """
 
     id: int | None = None
@@ -49,9 +49,9 @@ class AggregateFilter:
 
 @dataclasses.dataclass(frozen=True)
 class RequestFilter:
-    """Which requests are meant; None means any.
+    """Conditions on requests; None matches any.
 
-    :ivar since: asked at this time or later; UTC
+    :ivar since: created at this time or later; UTC
     """
 
     project_id: str | None = None
@@ -65,9 +65,9 @@ class RequestFilter:
 def requests(
     chosen: RequestFilter, sort_key: str, descending: bool, limit: int, marker: str | None
 ) -> sa.Select[models.CacheRequest]:
-    """Give requests by a key, those with the same one by age, from after ``marker`` on.
+    """Select requests after ``marker``, sorted by a key and then by age.
 
-    :raises nova_precache.exception.InvalidInput: they are not sorted by this key
+    :raises nova_precache.exception.InvalidInput: unknown sort key
     """
     if sort_key not in _SORT_KEYS:
         raise exception.InvalidInput(f'sort_key: {sort_key} is not one of {", ".join(_SORT_KEYS)}')
@@ -112,7 +112,7 @@ def tasks(
     host: str | None,
     image_id: str | None,
 ) -> sa.Select[models.Task]:
-    """Give the tasks of a request in the order of the plan, from after ``marker`` on."""
+    """Select the tasks of a request after ``marker``, in the order of the plan."""
     row = models.Task
     query = sa.select(row).where(row.request_id == request_id).order_by(row.id).limit(limit)
     if marker is not None:

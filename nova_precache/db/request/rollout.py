@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the first tasks of a request decide on the others: canaries and too many failures."""
+"""Rollout conditions of a request: a canary or too many failures decide on waiting tasks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ _FAILED = (model.TaskStatus.ERROR, model.TaskStatus.UNSUPPORTED)
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What follows from how tasks ended.
+    """The consequence of how tasks ended.
 
-    :ivar reason: why what waits ends; None when the canary has passed
-    :ivar spared: hosts whose tasks go on
+    :ivar reason: why waiting tasks end; None if the canary has passed
+    :ivar spared: hosts whose tasks continue
     """
 
     reason: str | None
@@ -28,7 +28,7 @@ class Finding:
 
 
 def is_guarded() -> sa.ColumnElement[bool]:
-    """Of a request: it is worked on, under a condition."""
+    """Select planned, active requests with a pending canary or a limit of failures."""
     row = models.CacheRequest
     return sa.and_(
         row.is_planned,
@@ -38,7 +38,7 @@ def is_guarded() -> sa.ColumnElement[bool]:
 
 
 def look(session: orm.Session, row: models.CacheRequest) -> Finding | None:
-    """Give what is to be done now, which is nothing most of the time."""
+    """Return the action that is due now, usually None."""
     finding = _too_many_failures(session, row) or _canary(session, row)
     if finding is None or finding.reason is None:
         return finding
@@ -49,7 +49,7 @@ def look(session: orm.Session, row: models.CacheRequest) -> Finding | None:
 def check(
     session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
 ) -> job_outcome.Recorded:
-    """Look again and do it; the caller holds the locks of the request and its jobs."""
+    """Look again and act; the caller holds the locks of the request and its jobs."""
     steerable = model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}
     finding = look(session, row) if row.is_planned and row.status in steerable else None
     if finding is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is still to be announced, so that no end is lost with the conductor that saw it."""
+"""Announcements still to be sent, so that no end is lost with the conductor that saw it."""
 
 import sqlalchemy as sa
 from alembic import op

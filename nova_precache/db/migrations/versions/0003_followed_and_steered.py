@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are followed and steered, what is in the caches, and pins.
+"""Requests that are followed and steered, the contents of caches, and pins.
 
-SQLite adds columns and no more: made anew, a table would take with it the rows that
-depend on it.
+SQLite can only add columns: rebuilding a table would delete the rows that depend on it.
 """
 
 import hashlib
@@ -61,7 +60,7 @@ def _extend_cache_requests() -> None:
 def _extend_announcements() -> None:
     op.add_column('announcements', sa.Column('host_index', sa.Integer(), nullable=True))
     op.execute(sa.text('UPDATE announcements SET host_index = position WHERE host IS NOT NULL'))
-    # What is announced from now on follows all that may wait to be sent.
+    # New announcements follow all that may still wait to be sent.
     op.execute(sa.text('UPDATE cache_requests SET announced = hosts_total + 2'))
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module a migration, in the order of their numbers."""
+"""One module per migration, in the order of their numbers."""
