@@ -23,7 +23,7 @@ _Images = Mapping[str, model.CachedImage]
 class CacheReporter:
     """Reports one host's cache, and remembers the last report; used by one thread at a time.
 
-    :param changes_seconds: interval between two looks for changes
+    :param changes_seconds: interval between two checks for changes
     :param full_seconds: interval between two full reports
     """
 
@@ -52,7 +52,7 @@ class CacheReporter:
     def report(self, ended: int) -> None:
         """Send the reports that are due; to be called about once a second.
 
-        :param ended: number of transfers that have ended; each one makes a look for changes due
+        :param ended: number of transfers that have ended; each one makes a check for changes due
         :raises nova_precache.exception.PrecacheError: a report was not sent, and is sent later
         """
         now = self._clock()

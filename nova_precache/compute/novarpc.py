@@ -62,7 +62,7 @@ class NovaComputeAPI:
         :returns: image id to its word for the result, for those images that it answers for
 
         :raises TimeoutError: no answer in time, or no heartbeat of the call
-        :raises nova_precache.exception.CellUnreachable: the broker was lost at this moment
+        :raises nova_precache.exception.CellUnreachable: the broker became unreachable just now
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
         unsupported = self.why_unsupported()

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Liveness(Protocol):
-    """Implemented by ``db.agents.Agents``, for stock computes by ``cells.liveness.NovaLiveness``."""
+    """Implemented by ``db.agents.Agents``, and for Nova by ``cells.liveness.NovaLiveness``."""
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map those of the hosts that are known to be down or disabled to the reason."""

@@ -137,7 +137,7 @@ class StateCollector(registry.Collector):
     def _try_to_count(self) -> statistics.Count | None:
         try:
             counted = self._count()
-        except Exception as exc:  # noqa: BLE001 - whatever is wrong with the database
+        except Exception as exc:  # noqa: BLE001 - any error of the database
             level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
             LOG.log(level, 'Metrics are served without those of the database: %s', exc)
             return None
@@ -149,7 +149,7 @@ class StateCollector(registry.Collector):
 def _try_to_count_hosts(count: HostsCount) -> Mapping[str, statistics.HostCount]:
     try:
         return count()
-    except Exception as exc:  # noqa: BLE001 - whatever is wrong with the inventory
+    except Exception as exc:  # noqa: BLE001 - any error of the inventory
         level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
         LOG.log(level, 'Metrics are served without the hosts: %s', exc)
         return {}
