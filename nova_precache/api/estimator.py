@@ -39,7 +39,7 @@ class FleetFacts:
 
     :ivar hosts: in the order in which they would be planned
     :ivar cells: host to the uuid of its cell; unmapped hosts are absent
-    :ivar cells_off: uuid of a disabled cell to the reason
+    :ivar cells_off: uuid of a cell that is disabled or has no usable transport URL to the reason
     :ivar down: host to the reason why it is down
     :ivar agents: host to its last report
     :ivar present: the (host, image id) pairs that are cached, including kernels and ramdisks

@@ -160,7 +160,7 @@ class HostWorker:
         may_ask_again = True
         while True:
             try:
-                # It reads the database only before the call.
+                # After an outage, it is repeated: it needs the database before the call.
                 once = functools.partial(self._call_once, assignment)
                 outcome = self._tracker.database_wait.wait_out(once)
             except TimeoutError:

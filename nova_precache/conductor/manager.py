@@ -236,7 +236,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 self._check_askers(job, image_id)
             except exception.ImageNotUsable as exc:
                 raise exception.ImageGone(str(exc)) from exc
-            except exception.ImageUnauthorized as exc:  # this service's credentials, not its
+            except exception.ImageUnauthorized as exc:  # of this service, not the compute
                 raise exception.ImageServiceUnavailable(str(exc)) from exc
 
     @rpc.refuses(

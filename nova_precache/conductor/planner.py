@@ -19,7 +19,7 @@ class Facts:
 
     :ivar hosts: of the request, in its order
     :ivar cells: host to the uuid of its cell; unmapped hosts are absent
-    :ivar cells_off: uuid of a disabled cell to the reason
+    :ivar cells_off: uuid of a cell that is disabled or has no usable transport URL to the reason
     :ivar down: host to the reason why it is down
     :ivar images: the images that may be cached, by id
     :ivar refused: image id to the reason why it may not be cached
