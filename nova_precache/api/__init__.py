@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two HTTP doors: /v2.1 as Nova serves it, and /v1 with what Nova does not have."""
+"""The two HTTP APIs: /v2.1 as Nova serves it, and /v1 with the operations that Nova lacks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The WSGI application: the order in which a request passes its parts."""
+"""Builds the WSGI application: the layers that a request passes, in order."""
 
 import re
 import time
@@ -25,7 +25,7 @@ from nova_precache.wsgi import gateway
 
 Application = Callable[..., Any]
 
-# Callers are promised an answer within 15 s; an outage is noticed at the end of a wait.
+# Callers are promised an answer within 15 s; an outage is detected only when a wait ends.
 ANSWER_SECONDS = 12.0
 _SLASHES = re.compile('/{2,}')
 _CORS_DEFAULTS = {
@@ -53,9 +53,9 @@ _CORS_DEFAULTS = {
 
 
 class Healthcheck(oslo_middleware.Healthcheck):
-    """Tells whoever balances the load whether this process is to get requests.
+    """Reports to load balancers whether this process accepts requests.
 
-    It comes first, so that it asks nobody who he is and fills no log.
+    It is the outermost layer, so that it needs no authentication and writes no request log.
     """
 
     PATH = '/healthcheck'
@@ -63,7 +63,7 @@ class Healthcheck(oslo_middleware.Healthcheck):
     def __init__(self, application: Application, conf: cfg.ConfigOpts) -> None:
         """Read the options.
 
-        :raises nova_precache.exception.ConfigError: they cannot be
+        :raises nova_precache.exception.ConfigError: they are invalid
         """
         try:
             super().__init__(application, conf)
@@ -78,7 +78,7 @@ class Healthcheck(oslo_middleware.Healthcheck):
 
 
 class RequestId(request_id.RequestId):
-    """Gives every request an id, and tells it under Nova's older name, too."""
+    """Assigns an id to every request, and returns it under Nova's older header, too."""
 
     def __init__(self, application: Application, conf: cfg.ConfigOpts) -> None:
         super().__init__(application, conf)
@@ -86,9 +86,9 @@ class RequestId(request_id.RequestId):
 
 
 class Deadline:
-    """Has a request answered in time, whichever service or database it waits for is silent.
+    """Limits the time to answer a request, even if a service or database is silent.
 
-    The time that it has waited for a thread counts, where the server says when it arrived.
+    The time spent waiting for a thread counts, if the server records when the request arrived.
     """
 
     def __init__(self, application: Application) -> None:
@@ -104,7 +104,7 @@ class Deadline:
 
 
 def build(conf: cfg.ConfigOpts, services: request.Services) -> Application:
-    """Build the application; what comes first here sees a request first."""
+    """Build the application; the first layer in the list is the outermost."""
     layers: list[Callable[[Application], Application]] = [
         lambda inner: Healthcheck(inner, conf),
         lambda inner: _cors(inner, conf),
@@ -122,9 +122,9 @@ def build(conf: cfg.ConfigOpts, services: request.Services) -> Application:
 
 
 def _cors(application: Application, conf: cfg.ConfigOpts) -> Application:
-    """Let browsers of ``[cors] allowed_origin`` in, with the headers that Nova knows.
+    """Allow browsers from ``[cors] allowed_origin``, with the headers that Nova knows.
 
-    To anybody else, too, it answers each OPTIONS.
+    It answers every OPTIONS request, whatever its origin.
     """
     conf.register_opts(cors.OPTS, 'cors')
     for name, value in _CORS_DEFAULTS.items():
@@ -133,7 +133,7 @@ def _cors(application: Application, conf: cfg.ConfigOpts) -> Application:
 
 
 def _doors(conf: cfg.ConfigOpts, services: request.Services) -> Application:
-    """The version documents are for everybody, the rest for those who have logged in."""
+    """Route resources with authentication; version documents and choices need none."""
     settings = request.Settings.from_conf(conf)
     documents = dispatch.Dispatcher(routes.VERSION_DOCUMENTS, services, settings)
     choices = dispatch.Dispatcher(routes.CHOICES, services, settings)
@@ -141,7 +141,7 @@ def _doors(conf: cfg.ConfigOpts, services: request.Services) -> Application:
     protected = auth.protect(resources, conf, services.enforcer)
 
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        # As Nova's URL map has it.
+        # As in Nova's URL map.
         path = environ['PATH_INFO'] = _SLASHES.sub('/', environ['PATH_INFO']) or '/'
         if documents.knows(path):
             return documents(environ, start_response)

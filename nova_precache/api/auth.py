@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentication: who calls, by Keystone's word or, standalone, by nobody's.
+"""Authenticates callers by Keystone or, standalone, not at all.
 
-Either way a request context stands in the WSGI environment afterwards.
+Either way, the WSGI environment holds a request context afterwards.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from nova_precache.wsgi import origins
 ENVIRON = 'nova_precache.context'
 
 _IDENTITY = re.compile(r'([^:]+):([^:]+)(?::(.*))?')
-# As Keystone has them imply each other.
+# Keystone's default implied roles.
 _IMPLIED_ROLES: Mapping[str, tuple[str, ...]] = {
     'admin': ('manager', 'member', 'reader'),
     'manager': ('member', 'reader'),
@@ -36,9 +36,9 @@ Application = Callable[..., Any]
 def protect(
     application: Application, conf: cfg.ConfigOpts, enforcer: policy.Enforcer
 ) -> Application:
-    """Let only authenticated callers pass, by ``[api] auth_strategy``.
+    """Wrap an application so that it requires authentication by ``[api] auth_strategy``.
 
-    :raises nova_precache.exception.ConfigError: ``[keystone_authtoken]`` is of no use
+    :raises nova_precache.exception.ConfigError: ``[keystone_authtoken]`` cannot be used
     """
     if conf.api.auth_strategy == 'noauth2':
         return NoAuth(application, enforcer)
@@ -54,7 +54,7 @@ def protect(
 
 
 def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
-    """Keep a server that asks nobody for a password off the network.
+    """Refuse to serve without authentication beyond the loopback.
 
     :raises nova_precache.exception.ConfigError: it would listen beyond the loopback
     """
@@ -66,9 +66,9 @@ def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
 
 
 def refuse_foreign_server(auth_strategy: str) -> None:
-    """Keep a server that asks nobody for a password out of servers that are not our own.
+    """Refuse to run without authentication in another WSGI server.
 
-    :raises nova_precache.exception.ConfigError: it would listen nobody knows where
+    :raises nova_precache.exception.ConfigError: where that server listens is unknown
     """
     if auth_strategy == 'noauth2':
         raise exception.ConfigError(
@@ -78,7 +78,7 @@ def refuse_foreign_server(auth_strategy: str) -> None:
 
 
 def context_of(environ: Mapping[str, Any]) -> request_context.RequestContext:
-    """Give the context of the caller, an anonymous one where nobody needs to log in."""
+    """Return the context of the caller, an anonymous one where no authentication is needed."""
     context = environ.get(ENVIRON)
     if isinstance(context, request_context.RequestContext):
         return context
@@ -86,7 +86,7 @@ def context_of(environ: Mapping[str, Any]) -> request_context.RequestContext:
 
 
 class NoAuth:
-    """Takes the token's word for it: ``user:project[:role,…]``; any other is an admin."""
+    """Trusts a token of the form ``user:project[:role,…]``; any other caller is an admin."""
 
     def __init__(self, application: Application, enforcer: policy.Enforcer) -> None:
         self._application = application
@@ -107,12 +107,12 @@ class NoAuth:
 
 
 class AuthToken(auth_token.AuthProtocol):  # type: ignore[misc]
-    """Validates tokens, and asks Keystone within the deadline of the request."""
+    """Validates tokens, and queries Keystone within the deadline of the request."""
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """As keystonemiddleware does.
+        """Fetch the data of a token, as keystonemiddleware does.
 
-        :raises nova_precache.exception.IdentityServiceUnavailable: Keystone cannot be asked
+        :raises nova_precache.exception.IdentityServiceUnavailable: Keystone gives no answer
         """
         try:
             return super().fetch_token(token, **kwargs)
@@ -126,7 +126,7 @@ class AuthToken(auth_token.AuthProtocol):  # type: ignore[misc]
             ) from exc
 
     def _create_identity_server(self) -> Any:
-        """As keystonemiddleware does, but note for the log whether Keystone answers."""
+        """Create the client as keystonemiddleware does, and log outages of Keystone."""
         server = super()._create_identity_server()
         outage = outages.Outage('Identity service of [keystone_authtoken]')
         verify_token = server.verify_token
@@ -158,7 +158,7 @@ class AuthToken(auth_token.AuthProtocol):  # type: ignore[misc]
 
 
 class KeystoneContext:
-    """Makes the context of what keystonemiddleware found in a token."""
+    """Builds the context from the token data that keystonemiddleware found."""
 
     def __init__(self, application: Application, enforcer: policy.Enforcer) -> None:
         self._application = application
@@ -168,8 +168,8 @@ class KeystoneContext:
     def __call__(self, request: webob.Request) -> Application:
         context = request_context.RequestContext.from_environ(request.environ)
         if context.user_id is None:
-            # With delay_auth_decision nobody has refused yet. The middleware adds to
-            # this answer where one logs in, which it cannot do to an error.
+            # With delay_auth_decision, nothing has refused the request yet. The middleware adds
+            # the URL of Keystone to this response, which it cannot do to an exception.
             refused: Application = webob.exc.HTTPUnauthorized()
             return refused
         _admit(request, context, self._enforcer)
@@ -177,7 +177,7 @@ class KeystoneContext:
 
 
 def _require_credentials(conf: cfg.ConfigOpts) -> None:
-    """Find at the start what would be an error of the server for each caller with a token."""
+    """Check for credentials at the start; without them, every token causes a server error."""
     group = conf.keystone_authtoken.auth_section or 'keystone_authtoken'
     if conf[group].auth_type is None:
         raise exception.ConfigError(
@@ -187,7 +187,7 @@ def _require_credentials(conf: cfg.ConfigOpts) -> None:
 
 
 def _require_cache_client(options: cfg.ConfigOpts.GroupAttr) -> None:
-    """Find at the start, too, what the middleware imports when the first token comes."""
+    """Check at the start for the module that the middleware imports with the first token."""
     secured = options.memcache_sasl_enabled or options.memcache_tls_enabled
     client = 'bmemcached' if secured else 'memcache'
     if options.memcached_servers and importlib.util.find_spec(client) is None:

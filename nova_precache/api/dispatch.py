@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a WSGI request to a handler and back: route, microversion, body, handler, answer."""
+"""Dispatches WSGI requests to handlers: route, microversion, body, handler, answer."""
 
 import json
 import re
@@ -23,7 +23,7 @@ ANY_METHOD = '*'
 
 _METHODS_WITH_BODY = frozenset({'POST', 'PUT'})
 _METHODS_WITH_QUERY = frozenset({'GET', 'HEAD'})
-# A parameter of a media type, such as version=2.1, which says nothing here; not its weight.
+# A parameter of a media type, such as version=2.1, which is ignored; but not its weight.
 _PARAMETER = re.compile(r';(?!\s*q=)[^;,]*')
 
 # A handler for a method, or one for each name of an action.
@@ -33,14 +33,14 @@ Table = Mapping[str, Methods]
 
 
 class UnsupportedMediaType(exception.PrecacheError):
-    """The body is of a type that this API does not read."""
+    """The content type of the body is not supported."""
 
     def __init__(self) -> None:
         super().__init__('Unsupported Content-Type')
 
 
 class MethodNotAllowed(exception.PrecacheError):
-    """The resource knows other methods."""
+    """The resource supports only other methods."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         super().__init__('The method is not allowed for this resource.')
@@ -48,16 +48,16 @@ class MethodNotAllowed(exception.PrecacheError):
 
 
 class MalformedBody(exception.InvalidInput):
-    """The body is no JSON, or names no action."""
+    """The body is not JSON, or names no action."""
 
     def __init__(self) -> None:
         super().__init__('Malformed request body')
 
 
 class Request(webob.Request):  # type: ignore[misc]
-    """A request whose body stays in memory: a file, as webob takes, nobody would close.
+    """A request whose body stays in memory: webob would use a file and never close it.
 
-    How long a body may be is limited before it comes here.
+    An outer layer limits the size of the body.
     """
 
     request_body_tempfile_limit = sys.maxsize
@@ -75,7 +75,7 @@ class Dispatcher:
         self._settings = settings
 
     def knows(self, path: str) -> bool:
-        """Tell whether the table names just this path, with whatever method."""
+        """Return whether the table contains exactly this path, for any method."""
         return path in self._table
 
     @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
@@ -130,7 +130,7 @@ def _make_mapper(table: Table) -> routes.Mapper:
 
 
 def _no_such_path(door: microversion.Api) -> webob.Response:
-    # Nova leaves this answer to its framework: it is no fault.
+    # In Nova, the framework gives this answer: it has no fault body.
     if door is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise api_request.NoSuchResource
@@ -161,7 +161,7 @@ def _read_body(request: webob.Request) -> Any:
 def _read_query(
     request: webob.Request, methods: Methods, door: microversion.Api
 ) -> Mapping[str, Sequence[str]]:
-    # What Nova does not look at must not be wrong.
+    # A query that Nova does not read may be invalid.
     is_read = door is microversion.PRECACHE or ANY_METHOD in methods
     if request.method not in _METHODS_WITH_QUERY and not is_read:
         return {}
@@ -186,7 +186,7 @@ def _choose(
 
 
 def _action_name(body: Any) -> str:
-    """Give the one key of the body; the strange cases are as strange as in Nova."""
+    """Return the single key of the body; odd bodies get the same errors as in Nova."""
     if isinstance(body, dict | list | str) and len(body) != 1:
         raise MalformedBody
     if not isinstance(body, dict):

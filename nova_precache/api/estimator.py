@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request would come to: bytes, space and time, host by host.
+"""Estimates a request: bytes, space and time, host by host.
 
 Pure: the handler gathers the facts. Space is counted as a compute counts it before the
-first byte (``cache.filler``), time by the rates that were measured, with the hosts taken in
-their order as conductors take them.
+first byte (``cache.filler``), time by measured rates, with the hosts in the order in which
+conductors claim them.
 """
 
 import collections
@@ -26,7 +26,7 @@ class HostReach(enum.StrEnum):
 
 
 class ImageState(enum.StrEnum):
-    """Whether an image is on a host; unknown where the host never told what it has."""
+    """Whether an image is on a host; unknown if the host never reported its inventory."""
 
     CACHED = 'cached'
     MISSING = 'missing'
@@ -35,16 +35,16 @@ class ImageState(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class FleetFacts:
-    """What is known of the hosts.
+    """Facts about the hosts.
 
     :ivar hosts: in the order in which they would be planned
-    :ivar cells: host to the uuid of its cell; a host that is not mapped is not in it
-    :ivar cells_off: uuid of a cell that is disabled to the reason
+    :ivar cells: host to the uuid of its cell; unmapped hosts are absent
+    :ivar cells_off: uuid of a cell that is disabled or has no usable transport URL to the reason
     :ivar down: host to the reason why it is down
-    :ivar agents: host to what it last reported of itself
-    :ivar present: the (host, image id) that are there, also of kernels and ramdisks
-    :ivar known_hosts: those that told what is there
-    :ivar rates: host to bytes a second, of any hosts where that was measured
+    :ivar agents: host to its last report
+    :ivar present: the (host, image id) pairs that are cached, including kernels and ramdisks
+    :ivar known_hosts: the hosts that reported their inventory
+    :ivar rates: host to bytes per second, for any hosts with a measured rate
     """
 
     hosts: Sequence[str]
@@ -59,11 +59,11 @@ class FleetFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What is configured.
+    """The options that affect an estimate.
 
-    :ivar force_raw_images: computes convert what is not raw
-    :ivar reserved_disk_bytes: what computes leave free
-    :ivar precache_concurrency: hosts that download at a time
+    :ivar force_raw_images: computes convert images that are not raw
+    :ivar reserved_disk_bytes: bytes that computes leave free
+    :ivar precache_concurrency: number of hosts that download at a time
     """
 
     force_raw_images: bool
@@ -73,7 +73,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class ImageEstimate:
-    """What one image would take on one host."""
+    """The bytes and space that one image needs on one host."""
 
     image_id: str
     state: ImageState
@@ -83,11 +83,11 @@ class ImageEstimate:
 
 @dataclasses.dataclass(frozen=True)
 class HostEstimate:
-    """What one host would take.
+    """The bytes, space and time that one host needs.
 
-    :ivar space_needed_bytes: at most at a time: its images come one after the other
-    :ivar fits: None where it is not known what is free
-    :ivar seconds: None where no rate is known
+    :ivar space_needed_bytes: the peak: the images are downloaded one after the other
+    :ivar fits: None if the free space is unknown
+    :ivar seconds: None if no rate is known
     """
 
     host: str
@@ -111,11 +111,11 @@ class HostEstimate:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What all hosts would take together.
+    """The bytes, space and time that all hosts need together.
 
-    :ivar parallel_hosts: that download at a time
-    :ivar seconds: None where the rate of no host is known
-    :ivar rate_bytes: a second that Glance would have to give at most
+    :ivar parallel_hosts: number of hosts that download at a time
+    :ivar seconds: None if the rate of no host is known
+    :ivar rate_bytes: peak load of Glance, in bytes per second
     """
 
     hosts: tuple[HostEstimate, ...]
@@ -132,7 +132,7 @@ class Estimate:
         return sum(host.space_needed_bytes for host in self.hosts)
 
     def count(self, state: ImageState) -> int:
-        """Give the number of (host, image) in a state."""
+        """Return the number of (host, image) pairs in a state."""
         return sum(image.state == state for host in self.hosts for image in host.images)
 
 
@@ -170,7 +170,7 @@ class _Hosts:
         self._stored: dict[str, set[str]] = collections.defaultdict(set)
         for host, part_id in facts.present:
             self._stored[self._store(host)].add(part_id)
-        # Store to id of a part to the one host that gets it there.
+        # Store to part id to the one host that downloads the part into that store.
         self._coming: dict[str, dict[str, str]] = collections.defaultdict(dict)
 
     def estimates(self) -> tuple[HostEstimate, ...]:
@@ -202,7 +202,7 @@ class _Hosts:
         )
 
     def _standing(self, host: str) -> tuple[HostReach, str | None]:
-        """Tell whether a host can be called, and what keeps it from being worked on."""
+        """Return whether a host can be called, and what prevents work on it, if anything."""
         facts = self._facts
         cell = facts.cells.get(host)
         if cell is None:
@@ -223,9 +223,9 @@ class _Hosts:
         return self._options.wait_for_down_hosts and host in facts.down and not is_off
 
     def _choose_downloads(self, host: str) -> dict[str, Sequence['_Cost']]:
-        """Choose for the first host of a store what is neither there nor on its way.
+        """Choose the parts that are neither in the host's store nor chosen already for it.
 
-        :returns: image id to its parts that the host gets; images may share a kernel
+        :returns: image id to the parts that the host downloads; images may share a kernel
         """
         store = self._store(host)
         stored, coming = self._stored[store], self._coming[store]
@@ -263,7 +263,7 @@ class _Hosts:
         return space_needed_bytes + self._reserved_disk_bytes <= free_bytes
 
     def _rate(self, host: str) -> float | None:
-        """Give the rate to expect: measured there, else what is usual, within the limit."""
+        """Return the expected rate: measured there, else the median, up to the limit."""
         measured = self._facts.rates.get(host, self._median_rate)
         limit = self._options.max_rate_bytes
         return measured if measured is None or limit is None else min(measured, limit)
@@ -271,7 +271,7 @@ class _Hosts:
 
 @dataclasses.dataclass(frozen=True)
 class _Cost:
-    """What an image, or its kernel or ramdisk, takes wherever it is downloaded."""
+    """The bytes that an image, kernel or ramdisk needs on any host that downloads it."""
 
     part_id: str
     download_bytes: int
@@ -305,7 +305,7 @@ def _space_bytes(costs: Iterable[_Cost]) -> int:
 
 
 def _most_space(downloads: Iterable[Sequence[_Cost]]) -> int:
-    """Give the most space at a time: a download goes once the image is converted."""
+    """Return the peak space: a download is removed once the image is converted."""
     kept = most = 0
     for costs in downloads:
         most = max(most, kept + _space_bytes(costs))
@@ -314,7 +314,7 @@ def _most_space(downloads: Iterable[Sequence[_Cost]]) -> int:
 
 
 def _seconds(hosts: Sequence[HostEstimate], canary: int, parallel_hosts: int) -> float | None:
-    """Give the time for all; the first hosts that are worked on may have to go ahead."""
+    """Return the time for all hosts; canaries finish before the others start."""
     durations = [host.seconds for host in hosts if host.is_worked_on]
     known = [seconds for seconds in durations if seconds is not None]
     if len(known) < len(durations):
@@ -323,7 +323,7 @@ def _seconds(hosts: Sequence[HostEstimate], canary: int, parallel_hosts: int) ->
 
 
 def _schedule(durations: Iterable[float], parallel_hosts: int) -> float:
-    """Give each host in its order the place that is free first, and tell when all are done."""
+    """Assign each host, in order, the slot that is free first; return when all are done."""
     free_at = [0.0] * parallel_hosts
     for seconds in durations:
         heapq.heapreplace(free_at, free_at[0] + seconds)

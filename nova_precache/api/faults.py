@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors on the wire: the one table from exception to status and title, and who applies it."""
+"""Converts exceptions to HTTP errors: the one table of status and title, and its middleware."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """How a kind of error is answered."""
+    """Status and title of the response to a kind of error."""
 
     status: int
     title: str
@@ -37,7 +37,7 @@ BAD_MEDIA_TYPE = Fault(415, 'badMediaType')
 UNEXPECTED = Fault(500, 'computeFault')
 UNAVAILABLE = Fault(503, 'serviceUnavailable')
 
-# The most specific class counts.
+# The most specific class applies.
 FAULTS: Mapping[type[Exception], Fault] = {
     exception.InvalidInput: BAD_REQUEST,
     exception.NotFound: NOT_FOUND,
@@ -57,7 +57,7 @@ PRECACHE_FAULTS: Mapping[type[Exception], Fault] = {
 
 
 class Middleware:
-    """Answers every error that comes up from below, and names the microversion."""
+    """Converts every exception of the inner layers to a response, and names the microversion."""
 
     def __init__(self, application: Callable[..., Any]) -> None:
         self._application = application
@@ -66,14 +66,14 @@ class Middleware:
     def __call__(self, request: webob.Request) -> webob.Response:
         try:
             response = request.get_response(self._application)
-        except Exception as error:  # noqa: BLE001 the edge: whatever it was, it is answered
+        except Exception as error:  # noqa: BLE001 the edge: every error gets a response
             response = _answer(error, request)
         microversion.announce(request.environ, response.headers)
         return response
 
 
 def find(error: Exception, door: microversion.Api) -> Fault:
-    """Look an error up, by its class or the nearest one that it is derived from."""
+    """Return the fault of an error, by its class or its nearest base class."""
     table = PRECACHE_FAULTS if door is microversion.PRECACHE else FAULTS
     return next((table[cls] for cls in type(error).__mro__ if cls in table), UNEXPECTED)
 
@@ -85,7 +85,7 @@ def _answer(error: Exception, request: webob.Request) -> webob.Response:
         LOG.error('%s %s failed', request.method, request.environ.get('PATH_INFO'), exc_info=error)
         message = _unexpected(request)
     elif isinstance(error, exception.DatabaseUnavailable):
-        LOG.debug('%s: %s', error, error.reason)  # it is logged as an outage
+        LOG.debug('%s: %s', error, error.reason)  # logged as an outage already
     body = {fault.title: {'code': fault.status, 'message': message}}
     return webob.Response(
         status=fault.status,
@@ -95,7 +95,7 @@ def _answer(error: Exception, request: webob.Request) -> webob.Response:
 
 
 def _unexpected(request: webob.Request) -> str:
-    """Say nothing of what went wrong, but where to look it up."""
+    """Return a message without details, but with the id to look up in the log."""
     number = request.environ.get(request_id.ENV_REQUEST_ID, 'unknown')
     return f'Unexpected API Error. The log of the service tells more under {number}.'
 

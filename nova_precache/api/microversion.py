@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Microversions: which one a request asks for, and how the answer names it."""
+"""Negotiates microversions: reads them from a request, and names them in the answer."""
 
 import dataclasses
 import re
@@ -11,12 +11,12 @@ from nova_precache import exception
 HEADER = 'OpenStack-API-Version'
 ENVIRON = 'nova_precache.microversion'
 
-# Python reads no number of more than 4300 digits.
+# Python converts no number of more than 4300 digits.
 _FORMAT = re.compile(r'([1-9]\d{0,999})\.([1-9]\d{0,999}|0)')
 
 
 class InvalidVersion(exception.InvalidInput):
-    """The header does not hold a version."""
+    """The header does not contain a version."""
 
     def __init__(self, text: str) -> None:
         super().__init__(
@@ -25,7 +25,7 @@ class InvalidVersion(exception.InvalidInput):
 
 
 class UnsupportedVersion(exception.PrecacheError):
-    """The version is outside of what this release serves."""
+    """The version is outside the range that this release serves."""
 
     def __init__(self, version: 'Version', door: 'Api') -> None:
         super().__init__(
@@ -47,7 +47,7 @@ class Version:
 
 @dataclasses.dataclass(frozen=True)
 class Api:
-    """One of the two APIs with the versions that it speaks."""
+    """One of the two APIs, with the range of its versions."""
 
     prefix: str
     service_type: str
@@ -69,12 +69,12 @@ PRECACHE = Api(
     minimum=Version(1, 0),
     maximum=Version(1, 0),
 )
-# Where one learns which APIs there are.
+# The list of APIs; it has no versions.
 ROOT = Api(prefix='', service_type='', minimum=Version(0, 0), maximum=Version(0, 0))
 
 
 def api_for_path(path: str) -> Api:
-    """Tell which API a path belongs to."""
+    """Return the API that a path belongs to, :data:`ROOT` if none."""
     for door in (COMPUTE, PRECACHE):
         if path == door.prefix or path.startswith(f'{door.prefix}/'):
             return door
@@ -82,11 +82,11 @@ def api_for_path(path: str) -> Api:
 
 
 def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) -> Version:
-    """Find the version to answer in, and note it for :func:`announce`; the root has none.
+    """Return the version to answer in, and record it for :func:`announce`; the root has none.
 
-    An unsupported version is noted, too: its refusal names it.
+    An unsupported version is recorded, too: its refusal names it.
 
-    :raises InvalidVersion: what the header says is no version
+    :raises InvalidVersion: the header does not contain a version
     :raises UnsupportedVersion: too old or too new
     """
     if door is ROOT:
@@ -100,7 +100,7 @@ def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) ->
 
 
 def announce(environ: Mapping[str, Any], headers: Any) -> None:
-    """Name the negotiated version in the headers of an answer, if there was one."""
+    """Add the negotiated version, if any, to the headers of an answer."""
     if ENVIRON not in environ:
         return
     door, version = environ[ENVIRON]
@@ -112,7 +112,7 @@ def announce(environ: Mapping[str, Any], headers: Any) -> None:
 
 
 def _asked(headers: Mapping[str, str], door: Api) -> str | None:
-    """Give what the headers say; where they say it twice, the last one counts."""
+    """Return the requested version; if a header names several, the last one counts."""
     for item in reversed(headers.get(HEADER, '').split(',')):
         service_type, *version = item.split(maxsplit=1)[:2] or ['']
         if service_type.lower() == door.service_type and version:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes an OpenAPI 3.1 document of operations and the JSON schemas that validate them.
+"""Builds an OpenAPI 3.1 document from operations and the JSON schemas that validate them.
 
-The dialect of 3.1 is the JSON schema by which the API itself validates, so that the
-schemas go in as they are, but for our own formats, which nobody else knows.
+OpenAPI 3.1 uses the JSON schema dialect by which the API itself validates, so the schemas are
+included unchanged, except for our own formats, which no other tool knows.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ VERSION_HEADER = 'OpenStack-API-Version'
 
 _JSON = 'application/json'
 _VARIABLE = re.compile(r'\{(\w+)\}')
-# As validation.py has it: what a database cannot keep.
+# The format ``text`` of validation.py: a database cannot store NUL.
 _TEXT: model.Json = {'pattern': '^[^\\x00]*$'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-    """How a status is answered that says that something is wrong.
+    """The response with an error status.
 
-    :ivar title: the name under which its body has code and message; None: it may be of
-        what stands before the service, whose errors have other forms
+    :ivar title: the key of the code and message in its body; None: a layer in front of the
+        service, with other forms of errors, may answer
     """
 
     status: int
@@ -42,12 +42,12 @@ class Error:
 class Operation:
     """One method of one path.
 
-    :ivar name: what generated clients call it
-    :ivar errors: the statuses beside those that every operation may have
+    :ivar name: its name in generated clients
+    :ivar errors: the error statuses in addition to the common ones
     :ivar path: the schemas of the variables of its path
     :ivar query: the schema of its query, each parameter of which is a list of its values
-    :ivar answer: the schema of its answer; None: there is no body
-    :ivar links: operations that can be called with the id that is in the answer
+    :ivar answer: the schema of its answer; None: no body
+    :ivar links: operations that accept the id in the answer
     """
 
     name: str
@@ -67,13 +67,13 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Api:
-    """What a document is about.
+    """The API that a document describes.
 
-    :ivar operations: by path and method
-    :ivar schemas: that go under their names, and are referred to wherever they are used
-    :ivar parameters: of paths and queries: what each is for, with an example
+    :ivar operations: by method and path
+    :ivar schemas: named schemas, which are replaced by references wherever they are used
+    :ivar parameters: descriptions and examples of path and query parameters
     :ivar headers: of answers
-    :ivar common_errors: that every operation may have
+    :ivar common_errors: error statuses that every operation may have
     """
 
     title: str
@@ -90,7 +90,7 @@ class Api:
 
 
 def document(api: Api) -> model.Json:
-    """Make the document; whoever serves it adds where."""
+    """Build the document, without the URL of a server."""
     refer = _Referrer(api.schemas)
     paths: dict[str, model.Json] = {}
     for (method, path), operation in api.operations.items():
@@ -114,7 +114,7 @@ def document(api: Api) -> model.Json:
 
 
 class _Referrer:
-    """Puts a reference where a schema is that has a name."""
+    """Replaces named schemas by references."""
 
     def __init__(self, schemas: Mapping[str, model.Json]) -> None:
         self._names = {id(schema): name for name, schema in schemas.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each operation of /v1 takes and gives: what the OpenAPI document is made of."""
+"""The operations of /v1, with inputs and answers, from which the OpenAPI document is built."""
 
 import functools
 from collections.abc import Mapping
@@ -180,7 +180,7 @@ _ERRORS = (
 
 @functools.cache
 def document() -> model.Json:
-    """Make the OpenAPI document of /v1, but for where it is served."""
+    """Build the OpenAPI document of /v1, without the URL of a server."""
     return openapi.document(
         openapi.Api(
             title='nova-precache',

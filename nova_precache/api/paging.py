@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists in pages: how much of them is given, and the link to the rest."""
+"""Pages of lists: their size, and the link to the next page."""
 
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ Item = TypeVar('Item')
 
 
 def first(req: Request, parameter: str) -> str | None:
-    """Give the value of a parameter of the query that is given at most once."""
+    """Return the value of a query parameter that occurs at most once."""
     values = req.query.get(parameter)
     return values[0] if values else None
 
 
 def limit(req: Request) -> int:
-    """Give how many items the page is to hold, by the query and the configured limit."""
+    """Return the size of the page, by the query and the configured limit."""
     asked = first(req, 'limit')
     most = req.settings.max_limit
     return most if asked is None else min(int(asked), most)
@@ -32,10 +32,10 @@ def page(
     to_json: Callable[[Item], model.Json],
     marker_of: Callable[[Item], object],
 ) -> model.Json:
-    """Make the body of a page, with a link to the next one.
+    """Build the body of a page, with a link to the next one.
 
-    :param path: where the list is
-    :param found: one item more than the limit, where there is one
+    :param path: of the list
+    :param found: up to one item more than the limit
     """
     most = limit(req)
     shown = found[:most]
@@ -47,7 +47,7 @@ def page(
 
 
 def bad_marker(marker: str | None, error: exception.PrecacheError) -> exception.InvalidInput:
-    """Say that the marker names nothing that is in the list."""
+    """Return the error for a marker that is not in the list."""
     return exception.InvalidInput(
         f'Invalid input for query parameters marker. Value: {marker}. {error}'
     )

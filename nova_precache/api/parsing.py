@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a body asks for, held against what there is: aggregate, hosts, images, window.
+"""Reads bodies and checks them against the inventory: aggregate, hosts, images, window.
 
-Whoever is refused is told the field, before anything is saved.
+An error names the field, before anything is saved.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _GREATEST_ID = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class RequestBody:
-    """Images for the hosts of an aggregate or for named ones, and how they are to come."""
+    """Images for the hosts of an aggregate or for named hosts, with the request's options."""
 
     aggregate: model.Aggregate | None
     named_hosts: tuple[str, ...] | None
@@ -41,16 +41,16 @@ class RequestBody:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """When work may start, and when it is over; UTC."""
+    """The time from which work may start, and the deadline; UTC."""
 
     not_before: datetime.datetime | None
     deadline: datetime.datetime | None
 
 
 def read(req: Request, body: Mapping[str, Any]) -> RequestBody:
-    """Read what is asked for in the ``request`` of a body; what is null is as if not there.
+    """Read the ``request`` of a body; a null field counts as absent.
 
-    :raises nova_precache.exception.InvalidInput: naming the field, or the host or the image
+    :raises nova_precache.exception.InvalidInput: names the field, or the host or the image
     :raises nova_precache.exception.AggregateNotFound: there is no such aggregate
     :raises nova_precache.exception.VersionUnsupported: no compute may be called
     """
@@ -89,13 +89,13 @@ def find_aggregate(req: Request, asked: float | str) -> model.Aggregate:
 
 
 def aggregate_filter(req: Request, asked: str) -> queries.AggregateFilter:
-    """Find the aggregate by which a list is filtered, which may be a deleted one.
+    """Return the filter of a list by an aggregate, which may have been deleted.
 
-    Which aggregates there are is looked up only for callers who may list them. For others,
-    requests and pins are compared with what they noted: a name that none of theirs has gives
-    an empty list, whether there is such an aggregate or not.
+    Aggregates are looked up only for callers who may list them. For others, the filter is
+    compared with the aggregate that requests and pins have recorded: a name that none of theirs
+    has gives an empty list, whether or not such an aggregate exists.
 
-    :raises nova_precache.exception.InvalidInput: no aggregate is or was that one
+    :raises nova_precache.exception.InvalidInput: the caller may list aggregates, and none matches
     """
     number = int(asked) if _is_number(asked) and 0 < int(asked) <= _GREATEST_ID else None
     if not req.may(aggregate_policies.INDEX):
@@ -112,15 +112,15 @@ def aggregate_filter(req: Request, asked: str) -> queries.AggregateFilter:
 
 
 def canonical(asked: Any) -> str:
-    """Spell a uuid as everybody does."""
+    """Return a uuid in its canonical spelling."""
     return str(uuid.UUID(asked))
 
 
 def check_images(req: Request, asked: Sequence[str]) -> None:
-    """See that the images are not too many, and each but once.
+    """Check the number of images, and that none is listed twice.
 
-    :raises nova_precache.exception.TooMany: naming the limit
-    :raises nova_precache.exception.InvalidInput: one is there twice
+    :raises nova_precache.exception.TooMany: names the limit
+    :raises nova_precache.exception.InvalidInput: an image is listed twice
     """
     if len(set(asked)) < len(asked):
         raise exception.InvalidInput('Duplicate images in request')
@@ -130,12 +130,12 @@ def check_images(req: Request, asked: Sequence[str]) -> None:
 
 
 def usable_images(req: Request, asked: Sequence[str]) -> tuple[model.Image, ...]:
-    """Look the images up with the caller's own token, each with its kernel and ramdisk.
+    """Look up the images with the caller's own token, each with its kernel and ramdisk.
 
-    Their ids are in the spelling of Glance, which names their files.
+    Their ids are spelled as in Glance; the names of their files depend on this spelling.
 
     :raises nova_precache.exception.ImageNotUsable: one is unknown, hidden or not active
-    :raises nova_precache.exception.InvalidInput: one is there twice, in two spellings
+    :raises nova_precache.exception.InvalidInput: one is listed twice, in two spellings
     :raises nova_precache.exception.ImageServiceUnavailable: Glance gives no answer
     """
     images = req.services.images_for(req.context)
@@ -159,9 +159,9 @@ def _active(images: service.ImageService, image_id: str) -> model.Image:
 
 
 def refuse_unsupported(req: Request) -> None:
-    """See that computes may be called at all.
+    """Check that computes may be called at all.
 
-    :raises nova_precache.exception.VersionUnsupported: what they are called for is above the pin
+    :raises nova_precache.exception.VersionUnsupported: the RPC version pin is too low
     """
     why = req.services.why_unsupported()
     if why is not None:
@@ -169,18 +169,18 @@ def refuse_unsupported(req: Request) -> None:
 
 
 def refuse_by_nova(req: Request, asked: Mapping[str, Any], field: str) -> None:
-    """See that an option is not asked for which no stock nova-compute would heed.
+    """Refuse an option that a stock nova-compute would ignore.
 
-    :raises nova_precache.exception.InvalidInput: naming the field
+    :raises nova_precache.exception.InvalidInput: names the field
     """
     if req.settings.is_stock and asked.get(field):
         raise validation.refusal(field, asked[field], 'A stock nova-compute does not heed it.')
 
 
 def window(asked: Mapping[str, Any]) -> Window:
-    """Read when work may start and when it is over.
+    """Read the time from which work may start, and the deadline.
 
-    :raises nova_precache.exception.InvalidInput: it is over before it starts
+    :raises nova_precache.exception.InvalidInput: the deadline has passed or precedes the start
     """
     read = Window(_time(asked.get('not_before')), _time(asked.get('deadline')))
     if read.deadline is not None:

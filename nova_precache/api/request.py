@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a handler is given, and what it gives back: no WSGI, no globals."""
+"""The arguments and the result of a handler: no WSGI, no globals."""
 
 import dataclasses
 import datetime
@@ -18,7 +18,7 @@ from nova_precache.image import service
 
 
 class RequestStore(Protocol):
-    """The requests, as far as the API needs them; ``db.requests.Requests`` is one."""
+    """The requests, as far as the API needs them; implemented by ``db.requests.Requests``."""
 
     def accept(self, new: requests.NewRequest) -> model.CacheRequest: ...
 
@@ -50,7 +50,7 @@ class RequestStore(Protocol):
 
 
 class Steering(Protocol):
-    """What can be done to a request that was accepted; ``db.steering.Steering`` is one."""
+    """Actions on an accepted request; implemented by ``db.request_actions.Steering``."""
 
     def cancel(
         self, request_id: str, keep_partial: bool = False, project_id: str | None = None
@@ -70,7 +70,7 @@ class Steering(Protocol):
 
 
 class AgentStore(Protocol):
-    """The hosts; ``db.agents.Agents`` is one, and ``cells.novahosts.NovaHosts``."""
+    """The hosts; implemented by ``db.agents.Agents`` and ``cells.novahosts.NovaHosts``."""
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]: ...
 
@@ -88,7 +88,7 @@ class AgentStore(Protocol):
 
 
 class CacheStore(Protocol):
-    """What the caches of the hosts hold; ``db.caches.Caches`` is one."""
+    """The cache inventories of the hosts; implemented by ``db.caches.Caches``."""
 
     def present(
         self, hosts: Collection[str], image_ids: Collection[str]
@@ -104,7 +104,7 @@ class CacheStore(Protocol):
 
 
 class PinStore(Protocol):
-    """The pins, as far as the API needs them; ``db.pins.Pins`` is one."""
+    """The pins, as far as the API needs them; implemented by ``db.pins.Pins``."""
 
     def create(self, new: pins.NewPin) -> model.Pin: ...
 
@@ -125,13 +125,13 @@ class PinStore(Protocol):
 
 
 class RateStore(Protocol):
-    """How fast images came to the hosts of late; ``db.jobs.Jobs`` is one."""
+    """Recent download rates of the hosts; implemented by ``db.jobs.Jobs``."""
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]: ...
 
 
 class NoSuchResource(exception.NotFound):
-    """Nothing is at this path, or not at this microversion."""
+    """No resource has this path, or not at this microversion."""
 
     def __init__(self) -> None:
         super().__init__('The resource could not be found.')
@@ -139,11 +139,11 @@ class NoSuchResource(exception.NotFound):
 
 @dataclasses.dataclass(frozen=True)
 class Services:
-    """What the handlers act on.
+    """The services that handlers use.
 
-    :param images_for: gives the image service as the caller may see it
-    :param wake: tells the conductors that there is work; may fail
-    :param why_unsupported: why no compute may be called at all, None when it may
+    :param images_for: returns the image service with the caller's token
+    :param wake: wakes the conductors; may fail
+    :param why_unsupported: returns why no compute may be called at all, None if they may
     """
 
     inventory: inventory.Inventory
@@ -161,11 +161,12 @@ class Services:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The options that handlers go by.
+    """The options that handlers use.
 
-    :ivar is_stock: images are cached by stock nova-computes
-    :ivar force_raw_images: and the one after it: as the computes have them, for estimates
-    :ivar precache_concurrency: tells what it is now, for estimates
+    :ivar is_stock: stock nova-computes cache the images
+    :ivar force_raw_images: must be as on the computes, for estimates
+    :ivar reserved_disk_bytes: must be as on the computes, for estimates
+    :ivar precache_concurrency: returns the current value, for estimates
     """
 
     public_endpoint: str | None
@@ -197,8 +198,8 @@ class Request:
 
     :param path: the variables of the path
     :param query: the values of each query parameter
-    :param body: what the JSON says; None without a body
-    :param base_url: URL of the root of the API, without a slash at its end
+    :param body: the parsed JSON; None without a body
+    :param base_url: URL of the root of the API, without a trailing slash
     """
 
     services: Services
@@ -211,15 +212,15 @@ class Request:
     base_url: str
 
     def require_version(self, major: int, minor: int) -> None:
-        """Have the resource not exist before a microversion.
+        """Require a microversion from which on the resource exists.
 
-        :raises NoSuchResource: the caller asked for an older one
+        :raises NoSuchResource: the caller requested an older microversion
         """
         if self.version < microversion.Version(major, minor):
             raise NoSuchResource
 
     def authorize(self, rule: str, target: Mapping[str, Any] | None = None) -> None:
-        """Apply a policy rule.
+        """Check a policy rule.
 
         :raises nova_precache.exception.PolicyNotAuthorized: the caller may not
         """
@@ -236,7 +237,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a handler answers; ``body`` None is an empty one."""
+    """The answer of a handler; None as ``body`` means an empty one."""
 
     status: int = 200
     body: model.Json | None = None

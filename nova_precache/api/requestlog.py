@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line in the log for each request."""
+"""Logs one line per request."""
 
 import logging
 import time
@@ -17,14 +17,14 @@ LOG = logging.getLogger(__name__)
 
 
 class RequestLog:
-    """Logs who asked what, and how it was answered; never bodies, tokens or queries."""
+    """Logs the client, the request and the response; never bodies, tokens or queries."""
 
     def __init__(self, application: Callable[..., Any]) -> None:
         self._application = application
 
     @webob.dec.wsgify  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
-        # Until the caller has logged in, which makes a context of its own.
+        # Until authentication, which creates its own context.
         with context.bind_request_id(
             request.environ.get(request_id.ENV_REQUEST_ID),
             request.environ.get(request_id.GLOBAL_REQ_ID),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The URL table: path → method → handler.
 
-Each path under /v2.1 is there with a project in it, too: /v2.1/{project_id}/…. As in
-Nova, documents are given to whatever method asks for them, and who names no API at all
-gets a choice of them.
+Each path under /v2.1 also exists with a project in it: /v2.1/{project_id}/…. As in Nova,
+version documents are served for any method, and a path that names no API is answered with a
+choice of the APIs.
 """
 
 from nova_precache.api import dispatch, microversion

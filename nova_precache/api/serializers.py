@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and tasks as /v1 shows them; ``schemas.requests`` says the same of them."""
+"""Serialises requests and tasks for /v1, as ``schemas.requests`` describes them."""
 
 import math
 
@@ -8,7 +8,7 @@ from nova_precache.api import times
 
 
 def request_to_json(request: model.CacheRequest) -> model.Json:
-    """Show a request, but for its tasks."""
+    """Serialise a request, without its tasks."""
     return {
         'id': request.id,
         'status': request.status,
@@ -39,7 +39,7 @@ def request_to_json(request: model.CacheRequest) -> model.Json:
 
 
 def task_to_json(task: model.Task) -> model.Json:
-    """Show a task of a request."""
+    """Serialise a task of a request."""
     return {
         'id': task.id,
         'host': task.host,

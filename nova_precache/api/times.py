@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times on the wire: RFC 3339 outside, UTC without a zone inside, as the database keeps it."""
+"""Converts times: RFC 3339 in the API, naive UTC inside, as the database stores it."""
 
 import datetime
 import re
@@ -11,14 +11,14 @@ _FIRST_YEAR = 1001  # MySQL's is 1000, and a zone may shift a time into the year
 
 
 def to_text(value: datetime.datetime | None) -> str | None:
-    """Write a time; None, which is no time, stays so."""
+    """Format a time; None stays None."""
     return None if value is None else f'{value.isoformat(timespec="microseconds")}Z'
 
 
 def from_text(text: str) -> datetime.datetime:
-    """Read a time; one without a zone is UTC.
+    """Parse a time; without a zone, it is UTC.
 
-    :raises ValueError: it is none, or in a year that not every database knows
+    :raises ValueError: it is not a time, or in a year that some databases do not support
     """
     if _FORMAT.fullmatch(text) is None:
         raise ValueError(f'{text} is no time of RFC 3339')

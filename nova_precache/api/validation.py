@@ -12,12 +12,12 @@ from nova_precache import exception, model
 from nova_precache.api import times
 
 _FORMATS = jsonschema.FormatChecker(formats=())
-# Nova's regular expressions stop short of this one, and so of all rarer scripts.
+# Nova's regular expressions exclude all characters above this one, and so all rarer scripts.
 _GREATEST_CHARACTER = '\ufffe'
 
 
 class InvalidName(exception.InvalidInput):
-    """A name has characters that names may not have."""
+    """A name contains invalid characters."""
 
     def __init__(self, rule: str) -> None:
         super().__init__(f"An invalid 'name' value was provided. The name must be: {rule}")
@@ -26,7 +26,7 @@ class InvalidName(exception.InvalidInput):
 def check_body(body: Any, schema: model.Json) -> None:
     """Check the body of a request, as Nova does.
 
-    :raises nova_precache.exception.InvalidInput: naming the innermost field at fault
+    :raises nova_precache.exception.InvalidInput: names the innermost invalid field
     """
     error = _find_error(body, schema)
     if error is not None:
@@ -37,7 +37,7 @@ def check_body(body: Any, schema: model.Json) -> None:
 def check_document(body: Any, schema: model.Json) -> None:
     """Check the body of a request of /v1.
 
-    :raises nova_precache.exception.InvalidInput: naming the field at fault with its path
+    :raises nova_precache.exception.InvalidInput: names the invalid field with its path
     """
     error = _find_error(body, schema)
     if error is not None:
@@ -48,7 +48,7 @@ def check_document(body: Any, schema: model.Json) -> None:
 def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
     """Check the parameters of a query, each of which is a list of its values.
 
-    :raises nova_precache.exception.InvalidInput: naming the parameter at fault
+    :raises nova_precache.exception.InvalidInput: names the invalid parameter
     """
     error = _find_error(dict(query), schema)
     if error is not None:
@@ -57,16 +57,16 @@ def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
 
 
 def refusal(field: str, value: object, why: str) -> exception.InvalidInput:
-    """Refuse what no schema can tell, in the words of :func:`check_body`."""
+    """Return the error for a check that no schema can express, worded as in :func:`check_body`."""
     return exception.InvalidInput(
         f'Invalid input for field/attribute {field}. Value: {value}. {why}'
     )
 
 
 def to_integer(text: str, name: str) -> int:
-    """Read an integer from a path.
+    """Parse an integer from a path.
 
-    :raises nova_precache.exception.InvalidInput: it is none
+    :raises nova_precache.exception.InvalidInput: it is not an integer
     """
     try:
         return int(text)
@@ -105,7 +105,7 @@ def _is_time(value: object) -> bool:
 
 @_FORMATS.checks('text')
 def _is_text(value: object) -> bool:
-    """Refuse what JSON can say but a database cannot keep."""
+    """Return False for text that is valid in JSON but that a database cannot store."""
     if not isinstance(value, str):
         return True
     return '\0' not in value and not any('\ud800' <= character <= '\udfff' for character in value)
@@ -120,13 +120,13 @@ def _name_format(name: str, accepts: Callable[[str], bool], rule: str) -> None:
 
 
 def _without_newline(text: str) -> str:
-    """Leave out one newline at the end, which Nova's regular expressions do not see."""
+    """Remove one trailing newline, which Nova's regular expressions ignore."""
     return text[:-1] if len(text) > 1 and text.endswith('\n') else text
 
 
 def _is_name(text: str) -> bool:
     if not text:
-        return True  # the least length refuses it, and says so
+        return True  # minLength refuses it, with its own message
     return _is_printable(text) and not (_is_space(text[0]) or _is_space(text[-1]))
 
 

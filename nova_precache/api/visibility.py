@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose requests and pins somebody may see or change: those of the project, or all."""
+"""Decides whose requests and pins a caller may see or change: those of the project, or all."""
 
 from nova_precache import exception
 from nova_precache.api.request import Request
 
 
 def authorize(req: Request, rule: str) -> str | None:
-    """Apply the rule, and give the project whose things the caller may have; None is all.
+    """Check the rule, and return the project that the caller is confined to; None means all.
 
     :raises nova_precache.exception.PolicyNotAuthorized: the caller may not
     """
-    # Where the rule asks for the caller's own project, an admin has only that, too.
+    # If the rule requires the caller's own project, it confines an admin, too.
     if req.context.is_admin and req.may(rule):
         return None
     project_id = req.context.project_id

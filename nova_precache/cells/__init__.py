@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inventory: aggregates, cells, host mappings; who is alive; transports."""
+"""The inventory: aggregates, cells and host mappings; liveness of hosts; transports."""

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aggregates in a session: how they are loaded, and the rules by which they change.
+"""Loads and changes aggregates in a session.
 
-The rules and messages are Nova's. The database has the last word where two
-writers meet: its unique constraints and foreign keys raise, and whoever called
-looks again.
+The rules and messages are Nova's. The database decides races between writers: its unique
+constraints and foreign keys raise, and the caller retries.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ Item = TypeVar('Item', int, str)
 
 
 class Changes(TypedDict, total=False):
-    """What an update may change; what is left out stays as it is."""
+    """The fields that an update may change; omitted ones stay unchanged."""
 
     name: str
     availability_zone: str | None
@@ -38,7 +37,7 @@ def load_all(session: orm.Session) -> list[model.Aggregate]:
 
 
 def load(session: orm.Session, aggregate_id: int) -> model.Aggregate:
-    # A greater number makes PostgreSQL and SQLite fail instead of finding nothing.
+    # A greater number is an error in PostgreSQL and SQLite instead of an empty result.
     if 0 < aggregate_id <= _GREATEST_ID:
         query = _ordered().where(models.Aggregate.id == aggregate_id)
         for aggregate in _to_models(session, session.scalars(query).all()):
@@ -119,7 +118,7 @@ def remove_host(session: orm.Session, aggregate_id: int, host: str) -> model.Agg
 
 
 def _ordered() -> sa.Select[models.Aggregate]:
-    # What the session holds may be older than what an UPDATE just wrote.
+    # The session may hold older rows than an UPDATE has just written.
     query = sa.select(models.Aggregate).order_by(models.Aggregate.id)
     return query.execution_options(populate_existing=True)
 
@@ -153,9 +152,9 @@ def _to_model(
 def _parts(
     session: orm.Session, ids: Sequence[int], *columns: orm.InstrumentedAttribute[Any]
 ) -> Sequence[sa.Row[*tuple[Any, ...]]]:
-    """Give some columns of what belongs to aggregates, each after the aggregate's id.
+    """Return rows that belong to aggregates: the aggregate id, then the columns.
 
-    Of objects there would be as many as an aggregate has hosts.
+    Columns instead of ORM objects, since an aggregate may have many hosts.
     """
     table = columns[0].class_
     query = sa.select(table.aggregate_id, *columns).where(table.aggregate_id.in_(ids))
@@ -174,7 +173,7 @@ def _rename(session: orm.Session, aggregate_id: int, name: str) -> None:
 
 
 def _lock(session: orm.Session, aggregate_id: int) -> None:
-    """Have whoever else changes the aggregate wait, as a change to its row would."""
+    """Lock the aggregate's row by an update that changes nothing; other writers wait."""
     _change(session, aggregate_id, name=models.Aggregate.name)
 
 
@@ -191,7 +190,10 @@ def _change_metadata(
     metadata: Mapping[str, str | None],
     refusal: str,
 ) -> model.Aggregate:
-    """Give the aggregate with a time of update that, as in Nova, nobody sees again."""
+    """Change the metadata; return the aggregate with a new ``updated_at``.
+
+    As in Nova, this time is not stored.
+    """
     if AVAILABILITY_ZONE in metadata:
         why = _why_not_in(session, aggregate, metadata[AVAILABILITY_ZONE])
         if why is not None:
@@ -215,7 +217,7 @@ def _in_zones(zones: Sequence[str]) -> str:
 def _other_zones(
     session: orm.Session, aggregate_id: int, hosts: Sequence[str], zone: str
 ) -> list[str]:
-    """Give the zones, one for each other aggregate, that any of the hosts is in."""
+    """Return the zones of the other aggregates that hold any of the hosts, one per aggregate."""
     zones: dict[int, str] = {}
     item, member = models.AggregateMetadata, models.AggregateHost
     for names in _chunks(hosts):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inventory: which hosts are in which aggregate and in which cell.
+"""The inventory: the aggregates and the cell of each host.
 
-Its tables are Nova's. Standalone they are in this service's own database and
-are written here; beside Nova they are in Nova's and are only read.
+Its tables have Nova's schema. Standalone, they are in this service's own database and are
+written here; beside Nova, they are in Nova's database and are only read.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,9 +24,9 @@ _RACES = 5
 class Inventory:
     """Aggregates, cells and host mappings; every method is one short transaction.
 
-    Each method that writes raises ``ReadOnlyInventory`` where the tables are Nova's.
+    Each method that writes raises ``ReadOnlyInventory`` if the tables are in Nova's database.
 
-    :param fill_cell: gives a cell whose URLs may be templates with those to use
+    :param fill_cell: returns a cell, whose URLs may be templates, with the URLs filled in
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class Inventory:
         self._fill_cell = fill_cell
 
     def list_aggregates(self) -> Sequence[model.Aggregate]:
-        """Give all aggregates, the oldest first."""
+        """List all aggregates, the oldest first."""
         with self._database.reader() as session:
             return aggregates.load_all(session)
 
     def get_aggregate(self, aggregate_id: int, uuid: str | None = None) -> model.Aggregate:
-        """Give one aggregate.
+        """Return one aggregate.
 
-        :param uuid: what it must have too, since a database may give an id out again
-        :raises nova_precache.exception.AggregateNotFound: no aggregate is that one
+        :param uuid: must match, too, since a database may reuse an id
+        :raises nova_precache.exception.AggregateNotFound: no aggregate has this id and uuid
         """
         with self._database.reader() as session:
             aggregate = aggregates.load(session, aggregate_id)
@@ -57,12 +57,12 @@ class Inventory:
         return aggregate
 
     def aggregates_of_host(self, host: str) -> Collection[int]:
-        """Give the ids of the aggregates that hold a host."""
+        """Return the ids of the aggregates that hold a host."""
         with self._database.reader() as session:
             return aggregates.ids_of_host(session, host)
 
     def create_aggregate(self, name: str, availability_zone: str | None = None) -> model.Aggregate:
-        """Make an aggregate without hosts.
+        """Create an aggregate without hosts.
 
         :raises nova_precache.exception.AggregateNameExists: another one has this name
         """
@@ -73,7 +73,7 @@ class Inventory:
     def update_aggregate(
         self, aggregate_id: int, **changes: Unpack[aggregates.Changes]
     ) -> model.Aggregate:
-        """Change the name or the availability zone, both or neither.
+        """Change the name, the availability zone, or both.
 
         :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
         :raises nova_precache.exception.AggregateNameExists: another one has this name
@@ -83,7 +83,7 @@ class Inventory:
         return self._write_again(lambda session: aggregates.update(session, aggregate_id, changes))
 
     def delete_aggregate(self, aggregate_id: int) -> None:
-        """Delete an aggregate that has no hosts any more.
+        """Delete an aggregate without hosts.
 
         :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
         :raises nova_precache.exception.InvalidAggregateAction: it has hosts
@@ -91,7 +91,7 @@ class Inventory:
         self._write_again(lambda session: aggregates.delete(session, aggregate_id))
 
     def add_host(self, aggregate_id: int, host: str) -> model.Aggregate:
-        """Put a host into an aggregate.
+        """Add a host to an aggregate.
 
         :raises nova_precache.exception.ComputeHostNotFound: the host is mapped to no cell
         :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
@@ -101,7 +101,7 @@ class Inventory:
         return self._write_again(lambda session: _add_host(session, aggregate_id, host))
 
     def remove_host(self, aggregate_id: int, host: str) -> model.Aggregate:
-        """Take a host out of an aggregate, whether it is still mapped to a cell or not.
+        """Remove a host from an aggregate, whether it is still mapped to a cell or not.
 
         :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
         :raises nova_precache.exception.AggregateHostNotFound: the host is not in it
@@ -111,7 +111,7 @@ class Inventory:
     def set_metadata(
         self, aggregate_id: int, metadata: Mapping[str, str | None]
     ) -> model.Aggregate:
-        """Set each key to its value, or remove it where the value is None.
+        """Set each key to its value, or remove it if the value is None.
 
         :raises nova_precache.exception.AggregateNotFound: no aggregate has this id
         :raises nova_precache.exception.InvalidAggregateAction: the availability zone is
@@ -122,14 +122,14 @@ class Inventory:
         )
 
     def list_cells(self) -> Sequence[model.Cell]:
-        """Give all cells that hold hosts, disabled ones too; cell0 holds none."""
+        """List all cells, disabled ones too, except cell0, which holds no hosts."""
         with self._database.reader() as session:
             return [self._fill_cell(cell) for cell in mappings.load_cells(session)]
 
     def get_cell(self, cell: str) -> model.Cell:
-        """Give a cell by its uuid or its name.
+        """Return a cell by its uuid or its name.
 
-        :raises nova_precache.exception.CellNotFound: there is none
+        :raises nova_precache.exception.CellNotFound: no cell has this uuid or name
         """
         with self._database.reader() as session:
             return self._fill_cell(mappings.to_cell(mappings.load_cell(session, cell)))
@@ -141,7 +141,7 @@ class Inventory:
         database_connection: str = '',
         uuid: str | None = None,
     ) -> model.Cell:
-        """Map a cell.
+        """Create a cell mapping.
 
         :raises nova_precache.exception.CellExists: another one has this name, uuid or broker
         """
@@ -151,11 +151,11 @@ class Inventory:
         return self._write_again(lambda session: mappings.create_cell(session, cell))
 
     def map_host(self, host: str, cell_uuid: str) -> None:
-        """Map a host to its cell; nothing happens where it is so already.
+        """Map a host to its cell, unless it is mapped to it already.
 
         :raises nova_precache.exception.CellNotFound: no cell has this uuid
         :raises nova_precache.exception.AgentConflict: the host is in another cell
-        :raises nova_precache.exception.HostNotMapped: Nova, which maps it, has not done so
+        :raises nova_precache.exception.HostNotMapped: Nova maps hosts, and has not mapped this one
         """
         with self._database.reader() as session:
             if mappings.is_mapped(session, host, cell_uuid):
@@ -169,7 +169,7 @@ class Inventory:
         self._write_again(lambda session: mappings.map_host(session, host, cell_uuid))
 
     def unmap_host(self, host: str) -> None:
-        """Have a host belong to no cell; nothing happens where it is so already."""
+        """Delete the cell mapping of a host, if it has one."""
         self._write(lambda session: mappings.unmap_host(session, host))
 
     def delete_cell(self, cell_uuid: str) -> None:
@@ -181,24 +181,24 @@ class Inventory:
         self._write_again(lambda session: mappings.delete_cell(session, cell_uuid))
 
     def cell_of_hosts(self, hosts: Collection[str]) -> Mapping[str, str]:
-        """Map hosts to the uuids of their cells; those without a cell are left out."""
+        """Map hosts to the uuids of their cells; unmapped hosts are absent."""
         with self._database.reader() as session:
             return mappings.cell_of_hosts(session, hosts)
 
     def page_of_hosts(
         self, limit: int, marker: str | None = None, cell_uuid: str | None = None
     ) -> Mapping[str, str]:
-        """Map hosts, by name and from after the marker, to the uuids of their cells."""
+        """Map hosts, sorted by name and starting after the marker, to the uuids of their cells."""
         with self._database.reader() as session:
             return mappings.page_of_hosts(session, limit, marker, cell_uuid)
 
     def list_host_mappings(self) -> Sequence[tuple[str, model.Cell]]:
-        """Give every mapped host with its cell, sorted by host."""
+        """List every mapped host with its cell, sorted by host."""
         with self._database.reader() as session:
             return [(host, self._fill_cell(cell)) for host, cell in mappings.load_hosts(session)]
 
     def _write_again(self, work: Callable[[orm.Session], T]) -> T:
-        """Write; where somebody else was quicker, look again and find what is in the way."""
+        """Write, and retry after a lost race, so that the checks see the other writer's rows."""
         for _ in range(_RACES - 1):
             try:
                 return self._write(work)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hosts with a stock nova-compute can be called, as the cells' databases tell.
+"""Looks up in the cells' databases which stock nova-computes can be called.
 
-Each cell has threads of its own and is waited for so long and no longer: one whose
-database gives no answer delays nobody else, and is left alone for a while.
+Each cell has its own threads and a time limit: a database that gives no answer does not delay
+the other cells, and is not queried again for a while.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from nova_precache import deadline, exception, model, outages
 from nova_precache.cells import inventory, services
 
 ANSWER_SECONDS = 8.0
-# For who has others to see to: of what is not known by then, it is asked again before a call.
+# For callers that must not wait long; a host that is unknown by then is checked before a call.
 BRIEF_SECONDS = 1.0
-SETTLING_SECONDS = 5.0  # after which a host is looked at again that has not reported yet
-REST_SECONDS = (10.0, 20.0, 40.0, 60.0)  # longer each time that it gives no answer
+SETTLING_SECONDS = 5.0  # after which a host that has not reported yet is checked again
+REST_SECONDS = (10.0, 20.0, 40.0, 60.0)  # longer after each failure
 CELLS_SECONDS = 10.0
 CELL_THREADS = 4
 _SILENT = 'it gives no answer'
@@ -33,12 +33,12 @@ _Asked = futures.Future[Mapping[str, services.Service]]
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What is known of hosts at one time.
+    """The state of hosts at one time.
 
-    :ivar services: host to its nova-compute, where there is one
-    :ivar down: host to the reason why it is not called
-    :ivar unknown: host to the reason why nothing is known of it
-    :ivar settling: host to the reason why it is known only in a while whether it is down: it
+    :ivar services: host to its nova-compute service, if it has one
+    :ivar down: host to the reason why it must not be called
+    :ivar unknown: host to the reason why its state is unknown
+    :ivar settling: host to the reason why its state will be known only after a while: it
         could not report while its cell's database was away
     """
 
@@ -49,12 +49,12 @@ class Look:
 
 
 class NovaLiveness:
-    """The nova-computes of every cell; each look is one query a cell.
+    """The nova-computes of every cell; each look queries each cell once.
 
-    :param down_seconds: after its last report, from which a nova-compute is down
-    :param clock: seconds that only grow
-    :param wait: waits for answers, but no longer than so many seconds
-    :param answer_seconds: these
+    :param down_seconds: seconds after its last report from which a nova-compute is down
+    :param clock: monotonic seconds
+    :param wait: waits for answers, up to a number of seconds
+    :param answer_seconds: that number, by default
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class NovaLiveness:
         self._cells_are_old_at = float('-inf')
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
-        """Map hosts that are down or disabled to the reason, those alone of which it is known.
+        """Map hosts that are known to be down or disabled to the reason.
 
-        What is not known in a moment counts as not known.
+        A host is left out if its cell does not answer within ``BRIEF_SECONDS``.
         """
         return self.look(hosts, BRIEF_SECONDS).down
 
     def settling(self, hosts: Collection[str]) -> Collection[str]:
-        """Give the silent hosts of cells whose databases were away until a moment ago."""
+        """Return the silent hosts of cells whose databases have just come back."""
         return list(self.look(hosts, BRIEF_SECONDS).settling)
 
     def why_down(self, host: str, cell_uuid: str) -> str | None:
-        """Say why a host is not to be called.
+        """Return why a host must not be called, None if it may.
 
-        :raises nova_precache.exception.CellUnreachable: the cell's database does not tell
+        :raises nova_precache.exception.CellUnreachable: the cell's database gives no answer
         :raises nova_precache.exception.HostOccupied: it is not known yet whether the host is down
         """
         look = self.look_at({host: cell_uuid})
@@ -99,13 +99,14 @@ class NovaLiveness:
         return look.down.get(host)
 
     def look(self, hosts: Collection[str], seconds: float | None = None) -> Look:
-        """Look at hosts of any cells; one that is not mapped to a cell is left out."""
+        """Look up hosts of any cells; unmapped hosts are absent."""
         return self.look_at(self._inventory.cell_of_hosts(hosts), seconds)
 
     def look_at(self, cell_of_hosts: Mapping[str, str], seconds: float | None = None) -> Look:
-        """Look at hosts whose cells are known, by their uuids.
+        """Look up hosts with known cells.
 
-        :param seconds: wait no longer than these, and hold it against no cell
+        :param cell_of_hosts: host to the uuid of its cell
+        :param seconds: a shorter time limit, whose expiry does not count as a cell's failure
         """
         by_cell: dict[str, list[str]] = {}
         for host, cell_uuid in cell_of_hosts.items():
@@ -133,7 +134,7 @@ class NovaLiveness:
         return Look(found, down, unknown, settling)
 
     def close(self) -> None:
-        """Close the connections to the cells' databases, and ask nothing more."""
+        """Close the connections to the cells' databases, and start no further query."""
         with self._lock:
             self._replace_cells([])
 
@@ -141,9 +142,9 @@ class NovaLiveness:
         return _NO_SERVICE if service is None else service.unavailable_reason(self._down_seconds)
 
     def _known_cells(self, needed: Collection[str]) -> Mapping[str, '_Cell']:
-        """Give the cells of a short while ago, if they have all that are needed.
+        """Return the cached cells if they are recent and include all needed ones, else reload.
 
-        While the inventory is lost, the last ones have to do.
+        While the inventory's database is away, the cached cells are used.
         """
         with self._lock:
             is_fresh = self._clock() < self._cells_are_old_at
@@ -175,7 +176,7 @@ class NovaLiveness:
 
 
 class _Cell:
-    """A cell's database, left alone for a while after it gave no answer."""
+    """A cell's database, which is not queried for a while after it gave no answer."""
 
     def __init__(self, cell: model.Cell, clock: Callable[[], float]) -> None:
         self.cell = cell
@@ -190,11 +191,11 @@ class _Cell:
         self._is_closed = False
 
     def is_back_for(self, seconds: float) -> bool:
-        """Return whether the database was not seen to be away in the last so many seconds."""
+        """Return whether the last return of the database from an outage is longer ago."""
         return self._clock() - self._back_since > seconds
 
     def ask(self, hosts: Collection[str]) -> _Asked:
-        """Begin to ask for hosts."""
+        """Start a query for hosts."""
         refusal: _Asked = futures.Future()
         if not self.cell.database_connection:
             why = self.cell.database_problem or 'its mapping names none'
@@ -205,15 +206,15 @@ class _Cell:
             return refusal
         try:
             return self._pool.submit(self._load, hosts)
-        except RuntimeError:  # closed meanwhile, since its mapping is another now
+        except RuntimeError:  # closed meanwhile, because its mapping has changed
             refusal.set_exception(_unreachable(self.cell, _HAS_MOVED))
             return refusal
 
     def answer(self, asked: _Asked, *, rests: bool) -> Mapping[str, services.Service]:
-        """Give what was asked for, if it is known by now.
+        """Return the result of a query, if it has arrived.
 
-        :param rests: leave the cell alone for a while if it is not
-        :raises nova_precache.exception.CellUnreachable: it is not
+        :param rests: otherwise, do not query the cell for a while
+        :raises nova_precache.exception.CellUnreachable: the query failed or has no result yet
         """
         if not asked.done():
             asked.cancel()
@@ -227,7 +228,7 @@ class _Cell:
             raise _unreachable(self.cell, _HAS_MOVED) from None
 
     def close(self) -> None:
-        """Ask nothing more; a connection in use is closed once its question is answered."""
+        """Start no further query; close each connection once its query is answered."""
         self._is_closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._close_unused()
@@ -235,8 +236,8 @@ class _Cell:
     def _load(self, hosts: Collection[str]) -> Mapping[str, services.Service]:
         try:
             found = services.load(self._connect(), hosts)
-        except Exception as exc:  # noqa: BLE001 - each driver has its own for a URL that is wrong
-            # Not chained and not told in full: a part of a password may be in the message.
+        except Exception as exc:  # noqa: BLE001 - each driver has its own error for a bad URL
+            # Neither chained nor quoted in full: the message may contain a part of a password.
             why = type(getattr(exc, 'orig', None) or exc).__name__
             if isinstance(exc, ImportError):
                 why = f'no Python module {exc.name} here'
@@ -255,7 +256,7 @@ class _Cell:
 
     def _close_unused(self) -> None:
         if self._engine is not None:
-            # The engine's own dispose makes another pool, and what is in use returns to the old.
+            # Engine.dispose would make another pool; used connections return to the old one.
             self._engine.pool.dispose()
 
     def _connect(self) -> sa.Engine:
@@ -267,7 +268,7 @@ class _Cell:
     def _rest(self, error: exception.CellUnreachable) -> None:
         self._outage.began(error)
         if self._clock() < self._rests_until:
-            return  # a look that was given up has failed at last
+            return  # an abandoned query has failed at last
         seconds = REST_SECONDS[min(self._silences, len(REST_SECONDS) - 1)]
         self._silences += 1
         self._rests_until = self._clock() + seconds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cell and host mappings in a session: which cells there are, and who lives in which."""
+"""Loads and changes cell mappings and host mappings in a session."""
 
 import urllib.parse
 from collections.abc import Collection
@@ -27,7 +27,7 @@ def load_cell(session: orm.Session, uuid_or_name: str) -> models.CellMapping:
     cell = models.CellMapping
     query = sa.select(cell).where(sa.or_(cell.uuid == uuid_or_name, cell.name == uuid_or_name))
     found = session.scalars(query.order_by(cell.id)).all()
-    # A uuid means the cell that has it, whatever another one is called.
+    # A uuid means the cell that has it, even if it is the name of another cell.
     for row in sorted(found, key=lambda row: row.uuid != uuid_or_name):
         return row
     raise exception.CellNotFound(uuid_or_name)
@@ -68,9 +68,9 @@ def _refuse_same(cell: model.Cell, other: models.CellMapping) -> None:
 
 
 def _brokers(url: str) -> set[str]:
-    """Spell each broker of a transport URL with its virtual host in the one way.
+    """Return each broker of a transport URL with its virtual host, in canonical form.
 
-    Cells in memory have none: they are told apart by their exchanges.
+    In-memory cells (``fake``) have no broker: their exchanges distinguish them.
     """
     try:
         scheme, netloc, path = urllib.parse.urlsplit(url)[:3]
@@ -82,7 +82,7 @@ def _brokers(url: str) -> set[str]:
             f'{scheme}://{host.hostname or "localhost"}:{host.port or _DEFAULT_PORT}/{virtual_host}'
             for host in hosts
         }
-    except ValueError:  # no cell is reached by it, but nor is it taken twice
+    except ValueError:  # unusable, but must be unique, too
         return {url}
 
 
@@ -109,9 +109,9 @@ def delete_cell(session: orm.Session, cell_uuid: str) -> None:
 
 
 def is_mapped(session: orm.Session, host: str, cell_uuid: str) -> bool:
-    """Tell whether the host is in the cell.
+    """Return whether the host is mapped to the cell.
 
-    :raises nova_precache.exception.AgentConflict: it is in another one
+    :raises nova_precache.exception.AgentConflict: it is mapped to another cell
     """
     mapped_to = cell_of_hosts(session, [host]).get(host)
     if mapped_to not in {None, cell_uuid}:

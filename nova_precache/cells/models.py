@@ -9,11 +9,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 
 class Base(orm.DeclarativeBase):
-    """The tables that beside a Nova are Nova's, and are then only read."""
+    """Base of the inventory tables; beside Nova, these are Nova's own and are only read."""
 
 
 class Timestamps:
-    """The two columns that every one of these tables has."""
+    """The two columns that all these tables have."""
 
     created_at: Mapped[datetime.datetime | None] = mapped_column(sa.DateTime)
     updated_at: Mapped[datetime.datetime | None] = mapped_column(sa.DateTime)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inventory of a Nova beside this service, in a database where nothing is ever written."""
+"""Opens the inventory of the Nova beside this service; its database is never written."""
 
 import sqlalchemy as sa
 from oslo_config import cfg
@@ -12,10 +12,10 @@ GROUP = 'api_database'
 
 
 def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.Inventory:
-    """Open the inventory of Nova where ``[api_database]`` names one, else our own.
+    """Open Nova's inventory if ``[api_database]`` is set, else this service's own.
 
-    :param own: the database of this service, with which Nova's is closed
-    :raises nova_precache.exception.ConfigError: there is no inventory of Nova to be read
+    :param own: the database of this service; closing it closes Nova's, too
+    :raises nova_precache.exception.ConfigError: Nova's inventory cannot be read
     """
     if not conf.api_database.connection:
         return inventory.Inventory(own)
@@ -32,9 +32,10 @@ def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.
 def connect(
     conf: cfg.ConfigOpts, limits: timeouts.Limits = timeouts.SERVICE
 ) -> db_session.Database:
-    """Open Nova's API database, such that it refuses whatever would change it.
+    """Open Nova's API database read-only.
 
-    :raises nova_precache.exception.ConfigError: it cannot be opened, or is none of Nova's
+    :raises nova_precache.exception.ConfigError: it cannot be opened, or is not an API database
+        of Nova
     """
     if conf.api_database.connection == conf.database.connection:
         raise exception.ConfigError(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts of a Nova as they are shown and counted; stock nova-compute tells little of itself.
+"""Lists and counts the hosts of a Nova, whose stock nova-computes report little.
 
-They are looked at so many at a time, and each once.
+Their state is looked up in chunks, each host once.
 """
 
 import collections
@@ -15,9 +15,9 @@ CHUNK_HOSTS = 1000
 
 
 class NovaHosts:
-    """The mapped hosts, and what the cells know of their nova-computes.
+    """The mapped hosts, with the state of their nova-computes from the cells' databases.
 
-    What an agent alone would tell is None.
+    Fields that only an agent of this service reports are None.
     """
 
     def __init__(self, aggregates: inventory.Inventory, alive: liveness.NovaLiveness) -> None:
@@ -25,17 +25,17 @@ class NovaHosts:
         self._liveness = alive
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]:
-        """Map hosts to what is known without a look; one that is in no cell is left out."""
+        """Map hosts to their agents, without a query to a cell; unmapped hosts are absent."""
         cells = self._inventory.cell_of_hosts(hosts)
         return {host: _agent(host, uuid) for host, uuid in cells.items()}
 
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
-        """Map hosts that are down, disabled, or of which nothing is known to the reason."""
+        """Map hosts that are down, disabled or in an unknown state to the reason."""
         look = self._liveness.look(hosts)
         return {**look.down, **look.unknown, **look.settling}
 
     def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
-        """Map hosts to how they are; one that is in no cell is left out."""
+        """Map hosts to their state; unmapped hosts are absent."""
         return self._look_at(self._inventory.cell_of_hosts(hosts))
 
     def list_page(
@@ -45,7 +45,7 @@ class NovaHosts:
         status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
     ) -> list[model.Host]:
-        """As ``db.agents.Agents.list_page``."""
+        """See ``db.agents.Agents.list_page``."""
         found: list[model.Host] = []
         needed = CHUNK_HOSTS if limit is None or status is not None else limit
         for chunk in self._chunks(min(needed, CHUNK_HOSTS), marker, cell_uuid):
@@ -55,7 +55,7 @@ class NovaHosts:
         return found[:limit]
 
     def count(self) -> Mapping[str, statistics.HostCount]:
-        """Count the hosts of each cell by how they are."""
+        """Count the hosts of each cell by state."""
         counted: dict[str, collections.Counter[str]] = {}
         for chunk in self._chunks(CHUNK_HOSTS):
             for host in chunk:
@@ -70,7 +70,7 @@ class NovaHosts:
     def _chunks(
         self, size: int, marker: str | None = None, cell_uuid: str | None = None
     ) -> Iterator[Collection[model.Host]]:
-        """Look at the hosts by name, so many at a time."""
+        """Look up the hosts in order of their names, in chunks of a size."""
         while mapped := self._inventory.page_of_hosts(size, marker, cell_uuid):
             yield self._look_at(mapped).values()
             if len(mapped) < size:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``services`` of one cell's database, which are Nova's and are only read.
+"""Reads Nova's ``services`` table in a cell's database.
 
-Of these rows, those of ``nova-compute`` tell which hosts Nova would call.
+The rows of ``nova-compute`` show which hosts Nova would call.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _COMPUTES = sa.select(
     _SERVICES.c.disabled,
     _SERVICES.c.disabled_reason,
     _SERVICES.c.forced_down,
-    # One that was made and has not reported yet counts from there, as in Nova.
+    # A service that has not reported yet counts from its creation, as in Nova.
     sa.func.coalesce(_SERVICES.c.last_seen_up, _SERVICES.c.created_at).label('seen_at'),
     db_session.database_now().label('now'),
 ).where(
@@ -39,7 +39,7 @@ _COMPUTES = sa.select(
     _SERVICES.c.deleted == 0,
     _SERVICES.c.host.in_(db_session.keys()),
 )
-# Nova's mappings name the drivers that Nova has; these are of this service.
+# Nova's mappings name Nova's drivers; these are the ones of this service.
 _DRIVERS: Mapping[str, str] = {
     'mysql': 'mysql+pymysql',
     'mariadb': 'mysql+pymysql',
@@ -49,9 +49,10 @@ _DRIVERS: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """A nova-compute as its cell knows it.
+    """A nova-compute, from its cell's database.
 
-    :ivar seen_at: when it reported last, by the clock of ``now``; UTC
+    :ivar seen_at: time of its last report, else of its creation; UTC
+    :ivar now: the database's time of the query
     """
 
     host: str
@@ -62,7 +63,7 @@ class Service:
     now: datetime.datetime
 
     def unavailable_reason(self, down_seconds: float) -> str | None:
-        """Say why its host is not called, None where it is."""
+        """Return why its host must not be called, None if it may."""
         if self.forced_down:
             return 'host down: it is forced down'
         if self.seen_at is None:
@@ -74,17 +75,17 @@ class Service:
         return None
 
     def is_silent(self, down_seconds: float) -> bool:
-        """Return whether it is down by the time of its last report alone."""
+        """Return whether it is down because of the time of its last report alone."""
         if self.forced_down or self.seen_at is None:
             return False
-        # As in Nova, a clock that is far ahead is no sign of life.
+        # As in Nova, a report from far in the future does not count as alive.
         return abs((self.now - self.seen_at).total_seconds()) > down_seconds
 
 
 def connect(url: str) -> sa.Engine:
-    """Make an engine for a cell's database; nothing is opened yet.
+    """Create an engine for a cell's database, without a connection.
 
-    :raises sqlalchemy.exc.SQLAlchemyError: the URL cannot be read
+    :raises sqlalchemy.exc.SQLAlchemyError: the URL is invalid
     :raises ImportError: there is no driver for it
     """
     made = sa.make_url(url)
@@ -96,7 +97,7 @@ def connect(url: str) -> sa.Engine:
 
 
 def _not_made(url: sa.URL) -> sa.URL:
-    """Have a SQLite file only read, and not made where there is none."""
+    """Open a SQLite file read-only, so that a missing file is not created."""
     if url.get_backend_name() != 'sqlite':
         return url
     file = f'file:{urllib.parse.quote(url.database or "")}'
@@ -104,7 +105,7 @@ def _not_made(url: sa.URL) -> sa.URL:
 
 
 def load(engine: sa.Engine, hosts: Collection[str]) -> Mapping[str, Service]:
-    """Map hosts to their nova-computes; one that has none is left out."""
+    """Map hosts to their nova-computes; hosts without one are absent."""
     found: dict[str, Service] = {}
     with engine.connect() as connection:
         for chunk in db_session.chunks(sorted(hosts)):

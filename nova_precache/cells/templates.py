@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cell mappings whose URLs are templates, which every reader of Nova's fills in for itself.
+"""Fills in the URLs of cell mappings that are templates, as every reader of Nova's mappings must.
 
 The names are Nova's. ``{scheme}``, ``{username}``, ``{password}``, ``{hostname}``,
-``{port}``, ``{path}``, ``{query}`` and ``{fragment}`` are the parts of a URL of the
-reader's own configuration, in its spelling; where that has several hosts,
-``{username1}``, ``{password1}``, ``{hostname1}`` and ``{port1}`` are those of the first.
+``{port}``, ``{path}``, ``{query}`` and ``{fragment}`` are the parts of a URL in the reader's
+own configuration, spelled as there; if that URL has several hosts, ``{username1}``,
+``{password1}``, ``{hostname1}`` and ``{port1}`` are those of the first.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ Parts = Mapping[str, str | int | None]
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-    """The URLs whose parts fill templates in."""
+    """The URLs whose parts fill in templates."""
 
     transport_url: str | None = dataclasses.field(repr=False)
     database_connection: str | None = dataclasses.field(repr=False)
 
     def fill_cell(self, cell: model.Cell) -> model.Cell:
-        """Give the cell with whole URLs, or without one and with the reason why."""
+        """Return the cell with filled-in URLs; a URL that cannot be is replaced by the reason."""
         transport_url, transport_problem = _try_to_fill(
             'transport_url', cell.transport_url, self.transport_url
         )
@@ -49,9 +49,9 @@ class Filling:
 
 
 def fill(template: str, url: str | None) -> str:
-    """Fill a template in with the parts of a URL; what is no template stays as it is.
+    """Fill in a template with the parts of a URL; other text is returned unchanged.
 
-    :raises nova_precache.exception.InvalidInput: the URL has no such part; names it
+    :raises nova_precache.exception.InvalidInput: the URL lacks parts, which it names
     """
     names = _names(template)
     if not names:
@@ -74,7 +74,7 @@ def _try_to_fill(column: str, template: str, url: str | None) -> tuple[str, str 
 
 
 def _names(template: str) -> Set[str]:
-    """Name the parts that are asked for; none where the braces are a literal URL's own."""
+    """Return the names in a template; none if the braces belong to a literal URL."""
     try:
         pieces = [piece[1:] for piece in string.Formatter().parse(template)]
     except ValueError:
@@ -102,14 +102,14 @@ def _parts(url: str) -> Parts:
             'port': _port(split),
             **_numbered(netloc),
         }
-    except ValueError:  # no URL at all
+    except ValueError:  # not a URL
         return {}
 
 
 def _plain(netloc: str) -> str:
-    """Give several hosts as one whose parts are those that Nova finds.
+    """Reduce several hosts to one with the parts that Nova finds.
 
-    Some Pythons refuse brackets, which an IPv6 address has, amid others.
+    Some versions of Python refuse the brackets of an IPv6 address among other hosts.
     """
     login, at, addresses = netloc.rpartition('@')
     return re.sub(r'[][]', '', login) + at + addresses.partition(',')[0]
@@ -118,7 +118,7 @@ def _plain(netloc: str) -> str:
 def _port(split: urllib.parse.ParseResult) -> int | None:
     try:
         return split.port
-    except ValueError:  # of several hosts, which have numbers instead
+    except ValueError:  # several hosts, whose ports are numbered instead
         return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to each cell's broker, made when it is first needed."""
+"""Connects to the broker of each cell, once, when it is first needed."""
 
 import dataclasses
 import logging
@@ -14,16 +14,16 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Connected:
-    """A transport, and the URL that it was made from."""
+    """A transport, and the URL that it connects to."""
 
     url: str = dataclasses.field(repr=False)
     transport: rpc.Transport
 
 
 class CellTransports:
-    """The transports of the cells that are mapped.
+    """The transports of the mapped cells.
 
-    :param connect: connects to a transport URL, for the cell that it is told of
+    :param connect: returns a transport for a transport URL and a cell's description
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class CellTransports:
         self._told: dict[str, str] = {}
 
     def refresh(self) -> Sequence[model.Cell]:
-        """Give the cells whose computes may be called, and forget the transports of old URLs.
+        """Return the cells whose computes may be called, and drop the transports of old URLs.
 
-        Whoever uses one of these retires it.
+        The user of a dropped transport has to retire it.
         """
         every = self._inventory.list_cells()
         self._tell_of_problems(every)
@@ -51,7 +51,7 @@ class CellTransports:
         return cells
 
     def get(self, cell_uuid: str) -> rpc.Transport:
-        """Give the transport of a cell.
+        """Return the transport of a cell.
 
         :raises nova_precache.exception.CellNotFound: the cell is not mapped
         :raises nova_precache.exception.ConfigError: its transport URL cannot be used
@@ -59,7 +59,7 @@ class CellTransports:
         with self._lock:
             if cell_uuid not in self._connected:
                 cell = self._inventory.get_cell(cell_uuid)
-                if not cell.transport_url:  # which oslo.messaging takes for that of the API
+                if not cell.transport_url:  # oslo.messaging would use the API's URL instead
                     raise exception.ConfigError(cell.disabled_reason)
                 url = cell.transport_url
                 transport = self._connect(url, f'cell {cell.name}, {cell_uuid}')
@@ -67,7 +67,7 @@ class CellTransports:
             return self._connected[cell_uuid].transport
 
     def _tell_of_problems(self, cells: Sequence[model.Cell]) -> None:
-        """Log once what keeps a cell from being served, and again when it is something else."""
+        """Log why a cell cannot be served, once, and again if the reason changes."""
         problems = {
             cell.uuid: problem
             for cell in cells

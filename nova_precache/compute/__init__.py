@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute manager: runs the driver when a conductor calls, and reports."""
+"""The compute service: runs the driver when a conductor calls, and reports."""

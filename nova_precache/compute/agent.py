@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compute as a running whole: registered, serving, reporting, until stopped."""
+"""The compute service: registers, serves and reports until it is stopped."""
 
 import logging
 import pathlib
@@ -20,14 +20,14 @@ STOP_SECONDS = 10.0
 _REGISTER_WAIT_SECONDS = 2.0
 _UNMAPPED_WAIT_SECONDS = 30.0
 LEFTOVERS_SECONDS = 2400.0
-_TAKEN = 'the name is taken'  # which is told each time with the time of a newer report
-_NOVAS_PERIOD_SECONDS = 60.0  # of periodic tasks that name none
+_TAKEN = 'the name is taken'  # the error text itself changes with the time of each report
+_NOVAS_PERIOD_SECONDS = 60.0  # Nova's default for periodic tasks
 
 
 def agent_id(state_path: pathlib.Path) -> str:
-    """Read this host's agent id from its state directory, or make one there.
+    """Read this host's agent id from its state directory, or create one there.
 
-    :raises nova_precache.exception.ConfigError: it can be neither read nor made
+    :raises nova_precache.exception.ConfigError: it can be neither read nor created
     """
     path = state_path / 'agent_id'
     try:
@@ -44,26 +44,26 @@ def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
 
 
 def _seconds_to_next(state: tenacity.RetryCallState) -> float:
-    """Wait for an operator longer than for a conductor, whom all hosts of a cell may ask."""
+    """Return a longer wait if an operator must map the host, else the usual wait."""
     is_unmapped = isinstance(_error_of(state), exception.HostNotMapped)
     return _UNMAPPED_WAIT_SECONDS if is_unmapped else _REGISTER_WAIT_SECONDS
 
 
 def cache_seconds(manager_interval: int) -> float | None:
-    """Read ``[image_cache] manager_interval`` as Nova does; None is never."""
+    """Convert ``[image_cache] manager_interval`` to seconds as Nova does; None means never."""
     if manager_interval < 0:
         return None
     return manager_interval or _NOVAS_PERIOD_SECONDS
 
 
 class Agent:
-    """Announces a host to its cell's conductors, then serves and reports.
+    """Registers a host with its cell's conductors, then serves and reports.
 
-    An agent that is not registered any more stops all that, and registers again when it may.
+    An agent that loses its registration stops serving, and registers again once it may.
 
-    :param new_server: makes the server of its calls, a new one each time that it registers
-    :param cache_seconds: how often unused images are looked for; None for never, but for what
-        unfinished downloads left
+    :param new_server: returns a new RPC server for each registration
+    :param cache_seconds: interval of the removal of unused images; None: only partial downloads
+        are removed, every ``LEFTOVERS_SECONDS``
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Agent:
         return str(self._identity['host'])
 
     def start(self) -> None:
-        """Prepare the host, then register in the background for as long as it takes.
+        """Prepare the host, then register in the background until that succeeds.
 
         :raises nova_precache.exception.ConfigError: the host cannot be used as configured
         """
@@ -117,11 +117,11 @@ class Agent:
         self._registering.start()
 
     def wait_registered(self, timeout_seconds: float) -> bool:
-        """Wait until a conductor knows this host by this agent."""
+        """Wait until this agent is registered for its host; False after a timeout."""
         return self._registered.wait(timeout_seconds)
 
     def stop(self) -> None:
-        """Stop reporting, cut the transfers, and take no more calls."""
+        """Stop reporting, abort the transfers, and stop serving calls."""
         self._stopping.set()
         self._name.close()
         self._transfers.stop()
@@ -132,12 +132,12 @@ class Agent:
             self._stop_soon(self._server, 'a call is being served')
 
     def _stop_soon(self, part: concurrency.Stoppable, otherwise: str) -> None:
-        """Stop, but wait neither for a long call nor for a broker that went silent."""
+        """Stop a part, but do not wait long for a running call or a silent broker."""
         if not concurrency.stop_within(STOP_SECONDS, part):
             LOG.warning('Host %s stops while %s', self.host, otherwise)
 
     def state(self) -> model.Json:
-        """What every report of this agent says."""
+        """Return the state that every report of this agent contains."""
         report = self._driver.cache_report()
         return {
             **self._identity,
@@ -162,12 +162,12 @@ class Agent:
                 self._serve()
 
     def _register(self, retry: tenacity.retry_base) -> None:
-        """Register for as long as it takes, or until the compute stops."""
+        """Register, retrying until that succeeds or the compute stops."""
         for attempt in self._attempts(retry):
             with attempt:
                 self._conductor.register(self.state())
         self._told = None
-        self._tells_all = True  # the conductors may know the cache of another machine
+        self._tells_all = True  # the conductors may have recorded another machine's cache
 
     def _serve(self) -> None:
         if self._stopping.is_set():
@@ -180,9 +180,10 @@ class Agent:
         LOG.info('Host %s is registered and serves', self.host)
 
     def _leave(self, why: exception.AgentConflict) -> None:
-        """Leave the calls of the host to the agent that is registered for it.
+        """Stop serving the host: another agent is registered for it.
 
-        What is cut here is no attempt: it is called again, there or here.
+        A transfer that is aborted here does not count as an attempt: a conductor calls again,
+        there or here.
         """
         LOG.error('Host %s is served by another agent until that one is silent: %s', self.host, why)
         self._told = _TAKEN
@@ -216,7 +217,7 @@ class Agent:
         LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
 
     def report_state(self) -> None:
-        """Tell the conductors that this host is alive."""
+        """Report to the conductors that this host is alive."""
         if self._has_left:
             return
         try:
@@ -226,7 +227,7 @@ class Agent:
             LOG.log(level, 'The state of host %s was not reported: %s', self.host, exc)
 
     def report_progress(self) -> None:
-        """Tell how far each running transfer has come; what is lost, the next one repeats."""
+        """Report the progress of each running transfer; the next report repeats a lost one."""
         try:
             for following in self._transfers.to_report():
                 self._conductor.report_progress(
@@ -236,7 +237,7 @@ class Agent:
             LOG.debug('Progress of host %s was not reported: %s', self.host, exc)
 
     def report_images(self) -> None:
-        """Report what is in the cache, as far as that is due; after a registration, all of it."""
+        """Report the cache inventory if it is due; after a registration, all of it."""
         if self._has_left:
             return
         if self._tells_all:
@@ -248,14 +249,14 @@ class Agent:
             LOG.debug('What host %s has cached was not reported: %s', self.host, exc)
 
     def manage_image_cache(self) -> None:
-        """Have the driver remove images that nobody needs."""
+        """Remove unused images through the driver."""
         try:
             self._driver.manage_image_cache()
         except exception.PrecacheError as exc:
             LOG.warning('No image of host %s was removed: %s', self.host, exc)
 
     def remove_leftovers(self) -> None:
-        """Have the driver remove what unfinished downloads left, where no round does it."""
+        """Remove old partial downloads through the driver, where no image cache round does."""
         try:
             self._driver.remove_leftovers()
         except exception.PrecacheError as exc:

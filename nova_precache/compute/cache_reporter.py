@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the conductors what is in the cache of a host.
+"""Reports the cache inventory of a host to the conductors.
 
-All of it at the start and every few minutes, since a message can be lost; in between what
-has changed, soon after a transfer has ended. How many disks are based on an image is looked
-at with all of it, and once a minute at most when something has changed: there may be
-thousands of disks.
+The full inventory is reported at the start and every few minutes, since a message can be lost;
+in between, changes are reported soon after a transfer ends. The disks based on each image are
+counted for a full report, and at most once a minute after a change: there may be thousands.
 """
 
 import itertools
@@ -22,10 +21,10 @@ _Images = Mapping[str, model.CachedImage]
 
 
 class CacheReporter:
-    """What the conductors were told of one host's cache; used by one thread at a time.
+    """Reports one host's cache, and remembers the last report; used by one thread at a time.
 
-    :param changes_seconds: how often changes are looked for
-    :param full_seconds: how often all is told
+    :param changes_seconds: interval between two checks for changes
+    :param full_seconds: interval between two full reports
     """
 
     def __init__(
@@ -51,10 +50,10 @@ class CacheReporter:
         self._ended = 0
 
     def report(self, ended: int) -> None:
-        """Tell what is due to be told; to be called each second or so.
+        """Send the reports that are due; to be called about once a second.
 
-        :param ended: how many transfers have ended; after each, changes are looked for
-        :raises nova_precache.exception.PrecacheError: it could not be told, and is told later
+        :param ended: number of transfers that have ended; each one makes a check for changes due
+        :raises nova_precache.exception.PrecacheError: a report was not sent, and is sent later
         """
         now = self._clock()
         if ended == self._ended and now < self._changes_due:
@@ -67,7 +66,7 @@ class CacheReporter:
             self._tell_changes(now, self._told)
 
     def forget(self) -> None:
-        """Report all of it the next time: the conductors may know the cache of another machine."""
+        """Make a full report due: the conductors may have recorded another machine's cache."""
         self._told = None
         self._changes_due = self._clock()
 
@@ -101,7 +100,7 @@ class CacheReporter:
 
 
 def _all(images: _Images) -> Iterator[reporter.CacheNews]:
-    """Tell of all images, in parts that each replace the names up to their last one."""
+    """Yield a full report in parts, each of which replaces the names up to its last one."""
     parts = list(_parts(sorted(images))) or [()]
     after = None
     for part in parts[:-1]:

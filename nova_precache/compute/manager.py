@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute's RPC endpoint: fenced, joined, and never without an outcome."""
+"""The compute's RPC endpoint: fences and joins calls, and ends each with an outcome."""
 
 import functools
 import logging
@@ -19,7 +19,7 @@ ImagesFor = Callable[[str | None, str | None, Callable[[], str | None]], service
 
 
 class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
-    """Serves ``rpcapi.ComputeAPI``; each call waits in a thread of its own."""
+    """Serves ``rpcapi.ComputeAPI``; each call blocks a thread of its own."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         needed: object = None,
         **unknown: Any,
     ) -> model.Json | None:
-        """Cache an image; None when the conductor says that the call no longer counts.
+        """Cache an image and return the outcome; None if the call is no longer current.
 
-        A call that cannot be read ends with that reason.
+        A call with invalid arguments ends with an error outcome that names them.
         """
         try:
             call = rpcapi.CacheImageCall(
@@ -81,7 +81,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             begun = self._may_begin(call, is_done=kept is not None)
         except (exception.InvalidInput, exception.ConfigError, exception.NameLost) as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
-        except exception.Unavailable as exc:  # nothing was tried: it is no attempt
+        except exception.Unavailable as exc:  # nothing was tried: this is no attempt
             LOG.info('Job %s is not begun: %s', call.job_id, exc)
             return model.ImageOutcome(model.TaskStatus.ERROR, str(exc), model.Retry.LATER).to_wire()
         if not begun:
@@ -122,7 +122,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         keep_partial: object = False,
         **unknown: Any,
     ) -> bool:
-        """Have a job leave its transfer; False when no call of that epoch is being worked on.
+        """Remove a job from its transfer; False if no call of that epoch is in progress.
 
         :raises nova_precache.exception.InvalidInput: a field is out of range, or ``why`` is
             unknown
@@ -142,7 +142,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     def forget_image(
         self, ctxt: context.RequestContext, image_id: object = None, **unknown: Any
     ) -> bool:
-        """Remove what an unfinished download left; False while the image is being worked on.
+        """Remove the partial download of an image; False while the image is in use.
 
         :raises nova_precache.exception.InvalidInput: the id is malformed
         """
@@ -161,15 +161,15 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     def register_again(
         self, ctxt: context.RequestContext, agent_id: object = None, **unknown: Any
     ) -> None:
-        """Register again, if this is the agent that is meant: two may share the queue."""
+        """Register again, if ``agent_id`` is this agent's: two agents may share the queue."""
         if agent_id == self._name.agent_id:
             self._name.doubt()
 
     def _may_begin(self, call: rpcapi.CacheImageCall, *, is_done: bool) -> bool:
-        """Ask a conductor whether the call still counts.
+        """Ask a conductor whether the call is still current.
 
         :raises nova_precache.exception.NameLost: another agent is registered for the host
-        :raises nova_precache.exception.Unavailable: the conductor cannot look that up now
+        :raises nova_precache.exception.Unavailable: the conductor's database gives no answer now
         """
         starts = not is_done and not self._transfers.is_running(call.image_id)
         try:
@@ -179,7 +179,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             raise exception.NameLost(str(exc)) from exc
         except exception.Unavailable:
             raise
-        except Exception as exc:  # noqa: BLE001 - whatever it was, it is no confirmation
+        except Exception as exc:  # noqa: BLE001 - no error is a confirmation
             LOG.warning('Job %s is not begun, no conductor confirms it: %s', call.job_id, exc)
             return False
         if not begun:
@@ -189,9 +189,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
     def _fresh_token(self, image_id: str) -> str | None:
         """Fetch a token for the running transfer of an image.
 
-        A further call may have joined it, so the epochs are those of now.
+        The current epochs are used, because further calls may have joined the transfer.
 
-        :raises nova_precache.exception.ImageUnauthorized: none is given for any of its jobs
+        :raises nova_precache.exception.ImageUnauthorized: refused for each of its jobs
         :raises nova_precache.exception.DownloadInterrupted: no conductor answers
         """
         why = 'no job wants it any more'
@@ -207,11 +207,11 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         raise exception.ImageUnauthorized(f'There is no fresh token for image {image_id}: {why}')
 
     def _confirm(self, image_id: str) -> None:
-        """Ask a conductor, before an image is published, whether it may be for any of its jobs.
+        """Ask a conductor, before an image is published, whether any of its jobs may use it.
 
-        Without an answer it is published: access to it is checked by Glance at each boot.
+        Without an answer the image is published: Glance checks access to it at each boot.
 
-        :raises nova_precache.exception.ImageGone: it may not, for none of them
+        :raises nova_precache.exception.ImageGone: none of the jobs may use it
         """
         calls = self._transfers.epochs(image_id)
         gone: list[exception.ImageGone] = []
@@ -233,7 +233,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         progress: model.ProgressCallback,
         control: Control,
     ) -> model.ImageOutcome:
-        ctxt.update_store()  # in a thread of its own, whoever else joins later
+        ctxt.update_store()  # this is the thread of the transfer, which later calls join
         control.confirm = functools.partial(self._confirm, call.image_id)
         try:
             result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the bytes of a transfer come.
+"""Measures the download rate of a transfer.
 
-Only bytes that are downloaded count: what is read again from an earlier attempt is verified
-at the speed of the disk, and would promise an end that does not come.
+Only downloaded bytes count: the bytes of an earlier attempt are read again at the speed of the
+disk, which would make the remaining time look too short.
 """
 
 import math
@@ -12,15 +12,15 @@ from collections.abc import Callable
 from nova_precache import model
 
 SMOOTHING_SECONDS = 5.0
-# A shorter time says little: bytes come in pieces of up to a MiB.
+# A shorter time says little: bytes arrive in chunks of up to a MiB.
 _LEAST_SECONDS = 0.5
 _STILL_SECONDS = 10.0
 
 
 class TransferMeter:
-    """Measures one transfer; noted in the thread that does it, read in others.
+    """Measures one transfer; its own thread notes the progress, others read the rate.
 
-    :param clock: seconds, from whenever
+    :param clock: seconds, with any origin
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -34,7 +34,7 @@ class TransferMeter:
         self._rate: float | None = None
 
     def note(self, before: model.Progress, after: model.Progress) -> None:
-        """Note a step of the work."""
+        """Note a change of the progress."""
         with self._lock:
             self._is_downloading = after.status == model.TaskStatus.DOWNLOADING
             if not self._is_downloading:
@@ -43,7 +43,7 @@ class TransferMeter:
                 self._count(after.bytes_done - before.bytes_done)
 
     def rate(self) -> int | None:
-        """Give the bytes a second of the last seconds; 0 while none come, None: not known yet."""
+        """Return the recent bytes per second; 0 while none arrive, None if not yet known."""
         with self._lock:
             if not self._is_downloading:
                 return 0
@@ -63,7 +63,7 @@ class TransferMeter:
         self._measured_seconds = 0.0
 
     def _count(self, count_bytes: int) -> None:
-        """Count bytes from the first ones on: nobody knows for how long these were coming."""
+        """Count bytes, except the first ones: how long these took is unknown."""
         self._came_at = self._clock()
         if self._since is None:
             self._since = self._came_at
@@ -71,7 +71,7 @@ class TransferMeter:
             self._bytes += count_bytes
 
     def _smooth(self, seconds: float) -> None:
-        """Let the last seconds count among all, or those that are smoothed."""
+        """Weight the last seconds by their share of all, at least by exponential smoothing."""
         self._measured_seconds += seconds
         share = max(-math.expm1(-seconds / SMOOTHING_SECONDS), seconds / self._measured_seconds)
         known = self._rate or 0.0

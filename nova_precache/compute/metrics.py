@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compute tells Prometheus: of its cache, and of what it moved.
+"""Prometheus metrics of a compute: its cache and its transfers.
 
-A process may have several computes, as the standalone one has: each is a ``host``.
+A process may run several computes, as the standalone one does: the label ``host`` names each.
 """
 
 import threading
@@ -22,7 +22,7 @@ _PREFIX = 'nova_precache_compute'
 
 
 class Computes:
-    """The metrics of the computes of a process."""
+    """The metrics of all computes of a process."""
 
     def __init__(
         self, metrics: registry.CollectorRegistry, clock: Callable[[], float] = time.monotonic
@@ -52,7 +52,7 @@ class Computes:
         metrics.register(self._caches)
 
     def host(self, name: str, report: Callable[[], driver.CacheReport]) -> 'HostMeter':
-        """Give the meter of a further host; ``report`` describes its cache."""
+        """Add a host, whose cache ``report`` describes, and return its meter."""
         self._caches.add(name, report)
         return HostMeter(
             clock=self._clock,
@@ -89,7 +89,7 @@ class HostMeter:
         self._running = running
 
     def measured(self, work: transfers.Work) -> transfers.Work:
-        """Give work that does the same and is measured."""
+        """Wrap the work of a transfer so that it is measured."""
 
         def measure(progress: model.ProgressCallback, control: Control) -> model.ImageOutcome:
             began = self._clock()
@@ -101,7 +101,7 @@ class HostMeter:
         return measure
 
     def _counting(self, progress: model.ProgressCallback) -> model.ProgressCallback:
-        """Count the bytes that come; those of an earlier time are read again, as verifying."""
+        """Count downloaded bytes; those of an earlier attempt are reported as verifying first."""
         known_bytes = 0
 
         def count(now: model.Progress) -> None:
@@ -123,7 +123,7 @@ class HostMeter:
 
 
 class _Caches(registry.Collector):
-    """The sizes of the caches, looked at when they are asked for, and not each time."""
+    """Collects the sizes of the caches when scraped; a result is reused for a few seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

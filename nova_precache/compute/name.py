@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the name of a host belongs to this agent, as the conductors know it."""
+"""Tracks whether this agent is registered for its host name."""
 
 import threading
 
 
 class Name:
-    """A host name that an agent may lose to another, and get back; safe to use from many threads.
+    """A host name, which an agent may lose to another and get back; thread-safe.
 
     :ivar agent_id: of this agent
     """
@@ -18,19 +18,19 @@ class Name:
         self._is_closed = False
 
     def doubt(self) -> None:
-        """Note that a conductor does not know this agent as that of the host."""
+        """Record that a conductor does not know this agent as registered for the host."""
         with self._condition:
             self._is_doubtful = True
             self._condition.notify_all()
 
     def close(self) -> None:
-        """End the wait: the process stops."""
+        """End :meth:`wait_doubtful`: the process stops."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
 
     def wait_doubtful(self) -> bool:
-        """Wait until this agent has to ask for the name again; False when the process stops."""
+        """Wait until this agent has to register again; False if the process stops."""
         with self._condition:
             self._condition.wait_for(lambda: self._is_closed or self._is_doubtful)
             self._is_doubtful = False

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RPC API of stock nova-compute, from the side that calls: one method of it.
+"""Client side of the RPC API of stock nova-compute: one method of it.
 
-The wire is Nova's: topic, method, arguments, versions and the words of the answer.
+Topic, method, arguments, versions and the words of the answer are Nova's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from nova_precache import context, exception, rpc
 
 TOPIC = 'compute'
-# Nova 34 sends the first; the second is the oldest that knows the method.
+# Nova 34 sends the first; the second is the oldest version with the method.
 VERSION = '6.0'
 OLDEST_VERSION = '5.4'
-# Nova asks its image service nothing without a token; one without Keystone takes any.
+# Nova does not query its image service without a token; without Keystone, any token will do.
 NO_TOKEN = 'notused'  # noqa: S105 - what keystoneauth's plugin "none" sends
 
 
@@ -20,7 +20,7 @@ class NovaComputeAPI:
     """Calls the nova-computes of one cell.
 
     :param version_cap: as ``[upgrade_levels] compute`` in a nova.conf; None for any
-    :param monitor_seconds: without a heartbeat of a call, after which it is lost
+    :param monitor_seconds: time without a heartbeat after which a call counts as lost
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class NovaComputeAPI:
         self._monitor_seconds = monitor_seconds
 
     def why_unsupported(self) -> str | None:
-        """Tell why ``cache_images`` may be sent to no compute, None when it may."""
+        """Return why ``cache_images`` may not be sent to any compute, None if it may."""
         if self._client.can_send(VERSION) or self._client.can_send(OLDEST_VERSION):
             return None
         return f'[upgrade_levels] compute = {self._version_cap} is too low for cache_images'
 
     def probe(self) -> None:
-        """Fail while nothing was sent to a compute, if nothing can be.
+        """Check that the broker accepts messages, before anything is sent to a compute.
 
-        :raises nova_precache.exception.CellUnreachable: the cell's broker takes no message
+        :raises nova_precache.exception.CellUnreachable: the cell's broker accepts no message
         """
         self._transport.probe()
 
@@ -57,12 +57,12 @@ class NovaComputeAPI:
         image_ids: Sequence[str],
         token: str | None,
     ) -> Mapping[str, str]:
-        """Ask a nova-compute to cache images, one after the other.
+        """Request a nova-compute to cache images, one after the other.
 
-        :returns: image id to its word for how that ended, where it gives one
+        :returns: image id to its word for the result, for those images that it answers for
 
         :raises TimeoutError: no answer in time, or no heartbeat of the call
-        :raises nova_precache.exception.CellUnreachable: the broker was lost at this moment
+        :raises nova_precache.exception.CellUnreachable: the broker became unreachable just now
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
         unsupported = self.why_unsupported()

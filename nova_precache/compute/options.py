@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the options of several calls that want one transfer are combined."""
+"""Combines the options of all calls that share a transfer."""
 
 from collections.abc import Iterable
 
@@ -7,12 +7,12 @@ from nova_precache import model
 
 
 def rate_for_all(options: Iterable[model.TransferOptions]) -> int | None:
-    """Give the rate of a transfer that several want: nobody gets less than was allowed."""
+    """Return the rate limit of a shared transfer: the highest one, None if any has no limit."""
     rates = [each.max_rate_bytes for each in options]
     known = [rate for rate in rates if rate is not None]
     return max(known) if known and len(known) == len(rates) else None
 
 
 def is_last_for_all(options: Iterable[model.TransferOptions]) -> bool:
-    """Tell whether no attempt follows for any of those who want a transfer."""
+    """Return whether this is the last attempt of every call that shares the transfer."""
     return all(each.is_last_attempt for each in options)

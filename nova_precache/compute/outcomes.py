@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How what a driver did becomes the outcome that the conductor records."""
+"""Converts the result or error of a driver to the outcome that the conductor records."""
 
 from nova_precache import exception, model
 
 
 def of_result(result: model.CacheResult) -> model.ImageOutcome:
-    """Where the image was there, no bytes had to be moved."""
+    """Convert a driver's result; an image that existed already counts no bytes."""
     if result.existing:
         return model.ImageOutcome(model.TaskStatus.EXISTING, bytes_total=0)
     return model.ImageOutcome(
@@ -14,7 +14,7 @@ def of_result(result: model.CacheResult) -> model.ImageOutcome:
 
 
 def of_stop(error: exception.TransferStopped) -> model.ImageOutcome:
-    """Tell for what an end was made of the work; final, unless it is to go on later."""
+    """Convert the reason why a transfer was stopped; final, unless it resumes later."""
     status = model.TaskStatus.ERROR
     if isinstance(error, exception.Cancelled):
         status = model.TaskStatus.CANCELLED
@@ -25,7 +25,7 @@ def of_stop(error: exception.TransferStopped) -> model.ImageOutcome:
 
 
 def of_error(error: Exception, driver: str) -> model.ImageOutcome:
-    """Keep the reason; an error of ours says itself whether it can pass."""
+    """Convert an error and keep its reason; errors of this package say if a retry makes sense."""
     if isinstance(error, NotImplementedError):
         return model.ImageOutcome(
             model.TaskStatus.UNSUPPORTED, f'driver {driver} cannot cache images'

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute RPC API, from the side that calls.
+"""Client side of the compute RPC API.
 
 History:
 
-* 1.0 - ``cache_image``: gives the outcome, or None when the call no longer counts
+* 1.0 - ``cache_image``: returns the outcome, or None if the call is no longer current
 * 1.1 - ``stop_image``; ``cache_image`` takes ``options``, which a compute of 1.0 ignores
 * 1.2 - ``forget_image``; an outcome has ``at_once``
 * 1.3 - ``register_again``
 * 1.4 - ``cache_image`` takes ``needed``, the kernel and ramdisk of the image
 
-A new minor version adds methods or arguments; a compute ignores arguments that it does
-not know, a conductor keys of the outcome. A call is sent at the lowest version that
-knows all of it, so that ``[upgrade_levels] compute`` forbids no more than it must.
+A new minor version adds methods or arguments; a compute ignores unknown arguments, a
+conductor unknown keys of the outcome. A call is sent at the lowest version that supports
+it, so that ``[upgrade_levels] compute`` forbids only the calls that it must.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ VERSION = '1.4'
 
 
 class StopWhy(enum.StrEnum):
-    """Why a job is to leave its transfer, which says how it ends and what becomes of its file."""
+    """Why a job is stopped, which decides its outcome and whether its partial file is kept."""
 
     CANCELLED = 'cancelled'
     PAUSED = 'paused'
@@ -33,10 +33,10 @@ class StopWhy(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class CacheImageCall:
-    """The arguments of one call, fenced by the epoch; the token is in no repr.
+    """The arguments of one call, fenced by the epoch; the repr omits the token.
 
-    :ivar needed: the kernel and ramdisk of the image as the image service names them now;
-        None: it gave no answer, so the compute goes by what it noted
+    :ivar needed: the kernel and ramdisk that the image service names for the image now; None:
+        it gave no answer, so the compute uses those that it recorded
     """
 
     job_id: str
@@ -65,7 +65,7 @@ class ComputeAPI:
         self._monitor_seconds = monitor_seconds
 
     def why_unsupported(self) -> str | None:
-        """Tell why ``cache_image`` may be sent to no compute, None when it may."""
+        """Return why ``cache_image`` may not be sent to any compute, None if it may."""
         if self._client.can_send('1.0'):
             return None
         return f'[upgrade_levels] compute = {self._version_cap} is too low for cache_image'
@@ -73,9 +73,9 @@ class ComputeAPI:
     def cache_image(
         self, ctxt: context.RequestContext, host: str, call: CacheImageCall
     ) -> model.ImageOutcome | None:
-        """Have a host cache an image and wait for the outcome.
+        """Request a host to cache an image, and wait for the outcome.
 
-        :returns: None when the compute refused the call as stale
+        :returns: None if the compute refused the call as stale
         :raises TimeoutError: no answer in time, or no heartbeat of the call
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
@@ -90,7 +90,7 @@ class ComputeAPI:
         answer = self._client.call(
             ctxt,
             'cache_image',
-            # An older compute would leave the kernel out and still answer "cached".
+            # An older compute would ignore the kernel and still answer "cached".
             '1.4' if call.needed else '1.0',
             server=host,
             timeout_seconds=self._timeout_seconds,
@@ -108,13 +108,13 @@ class ComputeAPI:
         why: StopWhy,
         keep_partial: bool = False,
     ) -> bool:
-        """Have a job leave its transfer, which ends at once when no other job wants it.
+        """Remove a job from its transfer, which ends at once if no other job wants it.
 
-        The outcome is the answer to the call of ``cache_image`` that waits for it.
+        The pending call of ``cache_image`` returns the outcome.
 
-        :param epoch: of the job's last call; a newer one is left alone
-        :param keep_partial: of one that is cancelled: leave the unfinished file to others
-        :returns: False when the host does not work on the job
+        :param epoch: of the job's last call; a newer one is not stopped
+        :param keep_partial: keep the partial file of a cancelled job for later downloads
+        :returns: False if the host does not work on the job
         :raises TimeoutError: no answer in time
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
@@ -136,13 +136,13 @@ class ComputeAPI:
         )
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
-        """Have a host remove what an unfinished download of an image left there.
+        """Request a host to remove the partial download of an image.
 
-        Nobody has to ask again, whatever comes of it: what is left goes with the host's next
-        round that finds it too old.
+        No repetition is needed, whatever the result: the host removes the remains once they are
+        too old.
 
-        :returns: whether nothing is left; False: somebody works on the image, who goes on
-            from it, or it cannot be removed
+        :returns: whether nothing is left; False: a transfer or a boot uses the file and
+            continues from it, or it cannot be removed
         :raises TimeoutError: no answer in time
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
@@ -162,9 +162,9 @@ class ComputeAPI:
         )
 
     def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
-        """Ask an agent that is not registered for its host to register again; not answered.
+        """Request an agent that is not registered for its host to register again; not answered.
 
-        Two agents of one name share a queue: one that has another id ignores it.
+        Two agents of one name share a queue: an agent with another id ignores the message.
 
         :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
         :raises nova_precache.exception.VersionUnsupported: by the pin

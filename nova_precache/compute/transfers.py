@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work in hand on one compute: one transfer an image, joined by all who want it.
+"""The transfers of one compute: one per image, shared by all jobs that want it.
 
 A repeated call joins the running transfer under its newer epoch. The outcomes of
-ended jobs are kept for a while and repeated, so that a reply that was lost does
-not turn ``cached`` into ``existing``.
+ended jobs are kept for a while and returned again, so that a lost reply does not
+turn ``cached`` into ``existing``.
 
 A job leaves its transfer when it is cancelled or paused, or when its deadline passes,
-and is told so at once. The transfer goes on for the others; the last one to leave
-stops it, and is told how it then ended, which may be well.
+and its call returns at once. The transfer continues for the others; the last job to
+leave stops it, and gets the outcome of the transfer, which may still be a success.
 """
 
 import collections
@@ -23,7 +23,7 @@ from nova_precache.transfer_control import Control
 
 KEPT_OUTCOMES = 1000
 KEPT_STOPS = 1000
-# How a job leaves its transfer that another request may have come to want meanwhile.
+# Outcomes that are not repeated: another request may want the same job meanwhile.
 _LEFT = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 
 Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
@@ -31,7 +31,7 @@ Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
 
 @dataclasses.dataclass(eq=False)
 class Subscriber:
-    """A job that wants a transfer, as its newest call says."""
+    """A job that wants a transfer, with the epoch and options of its newest call."""
 
     epoch: int
     options: model.TransferOptions
@@ -45,7 +45,7 @@ class Subscriber:
 
 @dataclasses.dataclass(eq=False)
 class Transfer:
-    """The work on one image, and the jobs that follow it."""
+    """The work on one image, and the jobs that wait for it."""
 
     image_id: str
     progress: model.Progress
@@ -56,21 +56,21 @@ class Transfer:
     reported: model.Progress | None = None
 
     def note(self, progress: model.Progress) -> None:
-        """Note how far the work has come."""
+        """Record the progress of the work."""
         self.speed.note(self.progress, progress)
         self.progress = progress
 
     def measured(self) -> model.Progress:
-        """Tell how far the work has come, and how fast it goes on."""
+        """Return the progress of the work, with its current rate."""
         return dataclasses.replace(self.progress, rate_bytes=self.speed.rate())
 
     def stop(self, error: exception.TransferStopped) -> None:
-        """End the work; it is no attempt that failed, so the error alone says what is kept."""
+        """Stop the work; no attempt failed, so only the error decides which files are kept."""
         self.control.is_last_attempt = False
         self.control.stop(error)
 
     def adjust(self) -> None:
-        """Do the work as those want it who follow now."""
+        """Apply the combined options of the jobs that wait now."""
         wanted = [follower.options for follower in self.followers.values()]
         self.control.max_rate_bytes = transfer_options.rate_for_all(wanted)
         self.control.is_last_attempt = transfer_options.is_last_for_all(wanted)
@@ -88,17 +88,17 @@ class Following:
 
 @dataclasses.dataclass(frozen=True)
 class _Stop:
-    """What came for a job that did not run: its call of that epoch may be about to begin."""
+    """A stop for a job that was not running: its call of that epoch may still arrive."""
 
     epoch: int
     error: exception.TransferStopped
 
 
 class Transfers:
-    """Which images are being worked on; safe to use from many threads.
+    """The running transfers; thread-safe.
 
-    :ivar ended: how many transfers have ended
-    :ivar refusal: why none may begin now, None when they may
+    :ivar ended: number of transfers that have ended
+    :ivar refusal: why no transfer may begin now, None if they may
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,12 +111,12 @@ class Transfers:
         self._stops: collections.OrderedDict[str, _Stop] = collections.OrderedDict()
 
     def kept_outcome(self, job_id: str) -> model.ImageOutcome | None:
-        """Give the outcome of a job that ended here a while ago."""
+        """Return the outcome of a job that ended here, None if none is kept."""
         with self._lock:
             return self._kept.get(job_id)
 
     def is_running(self, image_id: str) -> bool:
-        """Tell whether the image is being worked on, so that a call would join."""
+        """Return whether a transfer of the image is running, so that a call would join it."""
         with self._lock:
             return image_id in self._running
 
@@ -136,14 +136,14 @@ class Transfers:
         work: Work,
         options: model.TransferOptions | None = None,
     ) -> model.ImageOutcome:
-        """Have the work done, or wait until it is that others began; all get its outcome."""
+        """Start the work or join the running transfer, and return its outcome."""
         return self._follow(job_id, epoch, image_id, work, options).result()
 
     def leave(self, job_id: str, epoch: int, error: exception.TransferStopped) -> bool:
-        """Have a job want its transfer no more, which is stopped when no other wants it.
+        """Remove a job from its transfer, and stop the transfer if no other job wants it.
 
-        :param epoch: of the job's call, which begins no more if it was on its way; that of
-            an older one than runs changes nothing
+        :param epoch: of the job's call; it is refused if it arrives later; an epoch older than
+            that of the running call changes nothing
         :returns: whether the job was running
         """
         with self._lock:
@@ -155,7 +155,7 @@ class Transfers:
                 return False
             is_last = len(transfer.followers) == 1
             if is_last:
-                # Whoever wants the image from now on must not get this end of it.
+                # A call that arrives from now on must not get this outcome.
                 del self._running[transfer.image_id]
             else:
                 self._part(transfer, job_id, outcomes.of_stop(error))
@@ -164,31 +164,30 @@ class Transfers:
         return True
 
     def stop(self, why: exception.TransferStopped | None = None) -> None:
-        """Stop every transfer at once, and let no more begin.
+        """Stop every transfer at once, and refuse new ones.
 
-        :param why: by default, since the compute stops
+        :param why: by default, the compute is shutting down
         """
         why = why or exception.ShuttingDown('the compute is shutting down')
         with self._lock:
             self.refusal = why
             running = list(self._running.values())
-            self._running.clear()  # whoever leaves now must not change how they end
+            self._running.clear()  # a job that leaves now must not change their outcome
         for transfer in running:
             transfer.stop(why)
 
     def resume(self) -> None:
-        """Let transfers begin again, unless the compute stops."""
+        """Accept transfers again, unless the compute is shutting down."""
         with self._lock:
             if not isinstance(self.refusal, exception.ShuttingDown):
                 self.refusal = None
 
     def to_report(self) -> list[Following]:
-        """Give the progress of every followed job that has come further since the last time.
+        """Return the progress of every job whose transfer has advanced since the last time.
 
-        To be called each second or so. A download that stands still, or waits for a lock,
-        has nothing to report but, once, that it has no speed any more: so the conductor
-        learns that it does not move. Steps without signs of their own, which have a time
-        limit, are reported each time.
+        To be called about once a second. A download that stalls, or waits for a lock, is
+        reported only once, with rate 0: so the conductor learns that it does not move. Steps
+        that have no progress of their own, but a time limit, are reported each time.
         """
         with self._lock:
             return [
@@ -206,7 +205,7 @@ class Transfers:
         options: model.TransferOptions | None,
     ) -> futures.Future[model.ImageOutcome]:
         with self._lock:
-            if job_id in self._kept:  # it ended while the conductor was asked for this call
+            if job_id in self._kept:  # it ended while the conductor confirmed this call
                 return _already(self._kept[job_id])
             if self.refusal is not None:
                 return _already(outcomes.of_stop(self.refusal))
@@ -216,11 +215,11 @@ class Transfers:
             transfer = self._running.get(image_id) or self._transfer(image_id)
             follower = self._join(transfer, job_id, epoch, options or model.TransferOptions())
             if image_id not in self._running:
-                # Not in the thread of the call, whose job may leave what others still want.
+                # Not in the thread of the call: its job may leave while others still wait.
                 threading.Thread(
                     target=self._do, args=(transfer, work), name=f'transfer-{image_id}', daemon=True
                 ).start()
-                self._running[image_id] = transfer  # where no thread starts, nobody must join it
+                self._running[image_id] = transfer  # only now: without a thread, none may join
             return follower.outcome
 
     def _transfer(self, image_id: str) -> Transfer:
@@ -231,12 +230,12 @@ class Transfers:
         self, transfer: Transfer, job_id: str, epoch: int, options: model.TransferOptions
     ) -> Subscriber:
         follower = transfer.followers.setdefault(job_id, Subscriber(epoch, options))
-        if epoch >= follower.epoch:  # an older one comes late
+        if epoch >= follower.epoch:  # an older call may arrive late
             follower.epoch, follower.options = epoch, options
             follower.forget_deadline()
             follower.deadline = self._start_deadline(job_id, epoch, options.deadline_seconds)
         transfer.adjust()
-        transfer.reported = None  # whoever follows anew is told where it stands
+        transfer.reported = None  # report the current progress to the new job, too
         return follower
 
     def _start_deadline(
@@ -288,7 +287,7 @@ class Transfers:
 
     def _keep(self, job_id: str, outcome: model.ImageOutcome | None) -> None:
         if outcome is None or outcome.retry != model.Retry.NEVER or outcome.status in _LEFT:
-            return  # the job may come again and must then be tried anew
+            return  # a later call of the job must start a new attempt
         self._kept[job_id] = outcome
         while len(self._kept) > KEPT_OUTCOMES:
             self._kept.popitem(last=False)
@@ -301,7 +300,7 @@ def _already(outcome: model.ImageOutcome) -> futures.Future[model.ImageOutcome]:
 
 
 def _report(transfer: Transfer, progress: model.Progress) -> list[Following]:
-    """Tell the progress to all who follow, if there is something to tell."""
+    """Return a report for each waiting job, if the transfer has advanced."""
     if not _has_moved(transfer.reported, progress):
         return []
     transfer.sequence += 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends what the database says is to be announced, in a thread of its own.
+"""Sends the notifications that are due by the database, in a thread of its own.
 
-So a broker that takes no notifications delays no work, and what a conductor did not
-come to announce, another one does.
+A broker that accepts no notifications therefore delays no work, and another conductor sends
+the notifications that this one did not get to.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ _NOVAS = frozenset({model.Phase.START, model.Phase.END})
 
 
 class Announcer:
-    """One conductor's notifications; it looks for them every so often, or when woken.
+    """The notification loop of one conductor: polls for due notifications, also when woken.
 
     :param poll_seconds: may change at any time
-    :param sends_ours: beside Nova's three, which say nothing of a request without an aggregate
+    :param sends_ours: send this service's own notifications in addition to Nova's three, which
+        do not cover a request without an aggregate
     """
 
     def __init__(
@@ -48,23 +49,23 @@ class Announcer:
         self._loop = threading.Thread(target=self._run, name='announcer', daemon=True)
 
     def start(self) -> None:
-        """Start to look for what is to be announced."""
+        """Start polling for due notifications."""
         self._loop.start()
 
     def wake(self) -> None:
-        """Have the loop look now; what is to be dropped can wait."""
+        """Wake the loop now; if notifications are off, dropping them can wait for the next poll."""
         if not self._emitter.is_silent:
             self._wake.set()
 
     def stop(self) -> None:
-        """Send no more; a notification that a broker does not take is not waited for."""
+        """Stop sending; do not wait longer than ``STOP_SECONDS`` for a stalled broker."""
         self._stopping.set()
         self._wake.set()
         if self._loop.ident is not None:
             self._loop.join(STOP_SECONDS)
 
     def announce(self) -> None:
-        """Send everything that is due: the requests take turns, each one's come in order."""
+        """Send all due notifications: requests take turns, each request's are sent in order."""
         if self._emitter.is_silent:
             self._due.drop()
             return
@@ -83,7 +84,10 @@ class Announcer:
             self._wake.wait(self.poll_seconds)
 
     def _send(self, due: outbox.DueAnnouncement) -> None:
-        """Send one; a failure is of this request alone, or the next cannot be taken either."""
+        """Send one; log a failure, so that it holds up only the notifications of this request.
+
+        A failure that affects all requests also fails the next ``take``.
+        """
         waits = 'Request %s: its notification %d waits'
         try:
             request = self._requests.outline(due.request_id)
@@ -129,17 +133,17 @@ class Announcer:
     ) -> Iterator[payloads.Notification]:
         tasks = self._requests.tasks(request.id, limit=len(request.images), host=host)
         if request.aggregate_id is not None:
-            # One that an older release wrote has its index as its position.
+            # An older release stored the host index in the position.
             index = due.position if due.host_index is None else due.host_index
             outcomes = {task.image_id: task.status for task in tasks}
             yield payloads.host_progress(request, host, index, outcomes, asker)
         if self._sends_ours:
             for task in tasks:
-                if task.status not in model.TASK_IN_FLIGHT:  # they may have been queued anew
+                if task.status not in model.TASK_IN_FLIGHT:  # a retry may have queued it again
                     yield payloads.task_outcome(task, asker)
 
     def _aggregate(self, request: model.CacheRequest) -> model.Aggregate:
-        """Give the aggregate as it is, or what is known of it when it was deleted."""
+        """Return the aggregate; if it was deleted, rebuild it from the request and its plan."""
         known = _named(request)
         try:
             return self._inventory.get_aggregate(known.id, known.uuid)
@@ -149,7 +153,7 @@ class Announcer:
 
 
 def _named(request: model.CacheRequest) -> model.Aggregate:
-    """Give what a request keeps of its aggregate."""
+    """Return the aggregate as the request recorded it, without hosts."""
     return model.Aggregate(
         request.aggregate_id or 0, request.aggregate_uuid or '', request.aggregate_name or ''
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether those who asked for an image may still have it, while its job is under way.
+"""Checks that the projects that requested an image may still use it while its job is in flight.
 
-A request was checked when it was made, and planned. It is checked again before each retry, and
-before a compute publishes what came; the tasks of those who may not have it any more end.
+Access is checked when a request is created and when it is planned. It is checked again before
+each retry, and before a compute publishes the image; the tasks of requests that lost access
+end in error.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from nova_precache.image import service
 
 
 class Askers:
-    """The requests that want a job; used by many threads.
+    """Access checks for the requests that share a job; thread-safe.
 
-    :param images: the image service as this service's own credentials see it
+    :param images: the image service, called with this service's own credentials
     """
 
     def __init__(
@@ -27,11 +28,11 @@ class Askers:
         self._tracker = track
 
     def check(self, job_id: str, image_id: str) -> None:
-        """Leave a job to those who may have its image, and end the tasks of all others.
+        """End the tasks of a job whose requests may no longer use its image.
 
-        :raises nova_precache.exception.ImageNotUsable: no request is left that may have it
-        :raises nova_precache.exception.ImageServiceUnavailable: no answer; no task has ended
-        :raises nova_precache.exception.ImageUnauthorized: likewise
+        :raises nova_precache.exception.ImageNotUsable: no remaining request may use the image
+        :raises nova_precache.exception.ImageServiceUnavailable: no answer; no task was ended
+        :raises nova_precache.exception.ImageUnauthorized: credentials refused; no task was ended
         """
         refused = self._refusals(job_id, image_id)
         for request_id, why in refused.items():

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves a cell alone whose broker takes no messages, so that it holds no slots."""
+"""Stops calls to a cell whose broker accepts no messages, so that it occupies no slots."""
 
 import threading
 from collections.abc import Callable, Collection
 
 
 class CellBreakers:
-    """One circuit breaker a cell: open for a while, then one call probes it.
+    """One circuit breaker per cell: open for a while, then one call probes it.
 
-    :param rest_seconds: how long a cell is left alone after it failed; may change at any time
-    :param clock: seconds that only grow
+    :param rest_seconds: how long a breaker stays open after a failure; may change at any time
+    :param clock: monotonic seconds
     """
 
     def __init__(self, rest_seconds: float, clock: Callable[[], float]) -> None:
@@ -20,41 +20,41 @@ class CellBreakers:
         self._probing: set[str] = set()
 
     def avoid(self) -> Collection[str]:
-        """Give the cells of which no host is to be claimed now."""
+        """Return the cells whose hosts must not be claimed now."""
         now = self._clock()
         with self._lock:
             resting = {cell for cell, until in self._open_until.items() if until > now}
             return resting | self._probing
 
     def has_to_probe(self) -> bool:
-        """Tell whether some cell may be called again, by one call only."""
+        """Return whether a cell is due for a probe by a single call."""
         now = self._clock()
         with self._lock:
             rested = {cell for cell, until in self._open_until.items() if until <= now}
             return not rested <= self._probing
 
     def is_resting(self, cell_uuid: str) -> bool:
-        """Tell whether not even a short call is to be made to the cell now.
+        """Return whether the cell must not receive even a short call now.
 
-        One that is probed may have it: the probe can last as long as a download.
+        A cell that is being probed may: the probe can last as long as a download.
         """
         now = self._clock()
         with self._lock:
             return self._open_until.get(cell_uuid, now) > now
 
     def enter(self, cell_uuid: str) -> None:
-        """Note that a host of the cell is claimed; after a failure, as the only probe."""
+        """Record that a host of the cell was claimed; after a failure, it is the only probe."""
         with self._lock:
             if cell_uuid in self._open_until:
                 self._probing.add(cell_uuid)
 
     def leave(self, cell_uuid: str) -> None:
-        """Note that the work on a host of the cell has ended, however it did."""
+        """Record that the work on a host of the cell ended, whatever its outcome."""
         with self._lock:
             self._probing.discard(cell_uuid)
 
     def failed(self, cell_uuid: str) -> bool:
-        """Leave the cell alone from now on, for a while; False when it was left already."""
+        """Open the breaker of the cell for ``rest_seconds``; False if it was open already."""
         now = self._clock()
         with self._lock:
             opens = self._open_until.get(cell_uuid, now) <= now
@@ -62,7 +62,7 @@ class CellBreakers:
             return opens
 
     def succeeded(self, cell_uuid: str) -> None:
-        """Take the cell back."""
+        """Close the breaker of the cell."""
         with self._lock:
             self._open_until.pop(cell_uuid, None)
             self._probing.discard(cell_uuid)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel and ramdisk an image needs now, for the calls to computes.
+"""Looks up which kernel and ramdisk an image needs now, for the calls to computes.
 
-A compute that has the image does not ask the image service, so each call says what else the
-image needs. A request may cause a thousand calls for one image, so the answer is kept for a
-while. No call waits long for an image service that is silent: the compute then goes by what it
-noted itself.
+A compute that has the image cached does not query the image service, so each call names the
+companions of the image. A request may cause a thousand calls for one image, so the answer is
+cached for a while. A call waits only briefly for a silent image service: the compute then uses
+the companions that it recorded itself.
 """
 
 import concurrent.futures
@@ -26,9 +26,9 @@ Needed = tuple[model.Companion, ...]
 
 
 class Needs:
-    """What images need, as the image service says; used by many threads.
+    """The companions of images, by the image service; thread-safe.
 
-    :param clock: seconds that only grow
+    :param clock: monotonic seconds
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Needs:
         self._questions: dict[str, _Question] = {}
 
     def of(self, image_id: str) -> Needed | None:
-        """Return the companions of an image; None if the image service does not say."""
+        """Return the companions of an image; None if they are unknown."""
         with self._lock:
             question = self._questions.get(image_id)
             if question is None or question.is_old(self._clock()):
@@ -71,7 +71,7 @@ class Needs:
 
 
 class _Question:
-    """What was asked about an image, and what was known before."""
+    """A query for the companions of an image, with the previous answer as a fallback."""
 
     def __init__(self, asked_at: float, known: Needed | None) -> None:
         self.asked_at = asked_at
@@ -82,7 +82,7 @@ class _Question:
         return now >= self.asked_at + KEPT_SECONDS
 
     def answer(self, wait_seconds: float = 0) -> Needed | None:
-        """Return the answer if it comes in time, else what was known before."""
+        """Return the answer if it arrives in time, else the previous one."""
         try:
             return self.came.result(max(0, wait_seconds))
         except TimeoutError:

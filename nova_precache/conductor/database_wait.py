@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a database that is away, with what must not be lost in hand."""
+"""Waits out a database outage while holding results that must not be lost."""
 
 import threading
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from typing import TypeVar
 
 from nova_precache import exception
 
-PAUSE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # and so on with the last
+PAUSE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # the last one repeats
 
 T = TypeVar('T')
 
 
 class DatabaseWait:
-    """Has workers try again until the database is back, or the conductor stops.
+    """Retries database work until the database is back or the conductor stops.
 
-    :param wait: waits for a number of seconds, less if the conductor stops; gives whether it does
+    :param wait: waits for some seconds, less if the conductor stops; returns whether it stops
     """
 
     def __init__(self, wait: Callable[[float], bool] | None = None) -> None:
@@ -23,11 +23,11 @@ class DatabaseWait:
         self._wait = wait or self._stopping.wait
 
     def give_up(self) -> None:
-        """Wait no longer: another conductor continues what cannot be written now."""
+        """Stop waiting: another conductor continues the work that cannot be recorded now."""
         self._stopping.set()
 
     def wait_out(self, work: Callable[[], T]) -> T:
-        """Do work that needs the database, once or again, and give its result.
+        """Run work that needs the database, retry it during an outage, and return its result.
 
         :raises nova_precache.exception.DatabaseUnavailable: the conductor stops
         """
@@ -35,7 +35,7 @@ class DatabaseWait:
         while True:
             try:
                 return work()
-            except exception.DatabaseUnavailable:  # it is logged as an outage
+            except exception.DatabaseUnavailable:  # logged as an outage already
                 seconds = PAUSE_SECONDS[min(tries, len(PAUSE_SECONDS) - 1)]
                 if self._wait(seconds):
                     raise

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds work, claims hosts under the limit, and has them served.
+"""Finds work, claims hosts up to the limit, and hands them to workers.
 
-The database is the truth: messages and ended work only wake the loop, which
-otherwise looks every ``poll_interval_seconds``.
+The database is the truth: messages and finished work only wake the loop, which
+otherwise polls every ``poll_interval_seconds``.
 """
 
 import itertools
@@ -26,9 +26,10 @@ LOOP_STOP_SECONDS = 5.0
 
 
 class Dispatcher:
-    """One conductor's loops, of which one plans, and a worker for each claimed host.
+    """The claim loop and the plan loop of one conductor, and a worker for each claimed host.
 
-    :ivar limit: hosts that all conductors claim at once; it and the seconds may change at any time
+    :ivar limit: hosts that all conductors together may claim at once; it and the seconds may
+        change at any time
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Dispatcher:
         self._in_progress: dict[futures.Future[None], str] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        # It makes a thread when all are busy, and no more are than the limit of the moment.
+        # It adds a thread only when all are busy; the current limit bounds the busy ones.
         self._pool = futures.ThreadPoolExecutor(sys.maxsize, thread_name_prefix='host')
         self._loop = threading.Thread(target=self._run, name='dispatcher')
         self._plan_wake = threading.Event()
@@ -69,30 +70,30 @@ class Dispatcher:
         self._next_sweep = 0.0
 
     def start(self) -> None:
-        """Start to look for work."""
+        """Start both loops."""
         self._loop.start()
         self._planner.start()
 
     def wake(self) -> None:
-        """Have both loops look for work now."""
+        """Wake both loops to look for work now."""
         self._plan_wake.set()
         self._wake.set()
 
     def stop_claiming(self) -> None:
-        """Start nothing more, and go on with what runs."""
+        """Stop claiming hosts; the running calls continue."""
         self._stopping.set()
         self._tracker.database_wait.give_up()
         self.wake()
 
     def stop(self) -> None:
-        """Claim nothing more, wait a while for the calls in progress, give every host back.
+        """Stop claiming, wait up to ``stop_seconds`` for running calls, release every host.
 
-        A call that goes on is joined by whichever conductor claims its host next.
+        The conductor that claims the host next joins a call that is still running.
         """
         deadline = time.monotonic() + self.stop_seconds
         self.stop_claiming()
         if self._loop.ident is not None:
-            # Both may wait for a database, and the planner for the image service.
+            # Both may wait for a database, the planner also for the image service.
             self._loop.join(max(LOOP_STOP_SECONDS, self.stop_seconds))
             self._planner.join(_until(deadline))
         left = futures.wait(set(self._in_progress), _until(deadline)).not_done
@@ -122,7 +123,7 @@ class Dispatcher:
             self._plan_wake.wait(self.poll_seconds)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Run one step; a failure, such as a lost database, is logged and tried again later."""
+        """Run one step; log a failure, such as a lost database: the next round retries it."""
         try:
             step()
         except Exception:
@@ -134,9 +135,9 @@ class Dispatcher:
             self._wake.set()
 
     def _claim(self) -> None:
-        """Claim up to the limit."""
+        """Claim hosts up to the limit."""
         while not self._stopping.is_set() and len(self._in_progress) < self.limit:
-            avoided = self._breakers.avoid()  # first, or a rest may end in between
+            avoided = self._breakers.avoid()  # first: a breaker may become due in between
             most = 1 if self._breakers.has_to_probe() else self.limit
             claimed = self._jobs.claim_hosts(self._conductor_id, self.limit, avoided, most)
             for each in claimed:
@@ -145,7 +146,7 @@ class Dispatcher:
                 return
 
     def _take_over(self) -> None:
-        """Go on with what other conductors left, before anything else is claimed."""
+        """Take over the expired claims of other conductors, before any new claim."""
         if self._stopping.is_set():
             return
         for claim in self._jobs.take_over(self._conductor_id):
@@ -154,7 +155,7 @@ class Dispatcher:
             self._submit(claim)
 
     def _submit(self, claim: job_claim.Claim, first: jobs.Assignment | None = None) -> None:
-        self._breakers.enter(claim.cell_uuid)  # before the next claim looks which cells to avoid
+        self._breakers.enter(claim.cell_uuid)  # before the next claim reads the cells to avoid
         done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set, first)
         self._in_progress[done] = claim.host
         done.add_done_callback(lambda future: self._served(claim, future))
@@ -165,11 +166,11 @@ class Dispatcher:
         error = future.exception()
         if error is not None:
             LOG.error('Serving host %s failed', claim.host, exc_info=error)
-            return  # what failed is due again at once: it waits for the next look
+            return  # the failed work is due again at once: leave it to the next poll
         self._wake.set()
 
     def _sweep(self) -> None:
-        """Do now and then what no message announces."""
+        """Do the periodic work that no message triggers."""
         if time.monotonic() < self._next_sweep:
             return
         self._next_sweep = time.monotonic() + self.poll_seconds
@@ -179,7 +180,7 @@ class Dispatcher:
         self._tracker.complete(self._requests.ids_to_complete())
 
     def _release_strays(self) -> None:
-        """Give back the hosts whose worker could not, as when the database was lost."""
+        """Release the hosts whose worker could not, for example during a database outage."""
         serving = set(self._in_progress.values())
         for host in set(self._jobs.claimed_hosts(self._conductor_id)) - serving:
             LOG.warning('Host %s is claimed and not served, it is given back', host)
@@ -194,7 +195,7 @@ class Dispatcher:
                     request.aggregate_id, request.aggregate_uuid
                 )
             except exception.AggregateNotFound:
-                continue  # the request goes on with what was planned
+                continue  # keep the request as planned
             waiting = set(self._requests.waiting_hosts(request.id))
             left = iter(sorted(waiting - set(aggregate.hosts)))
             while hosts := list(itertools.islice(left, SKIP_BATCH_HOSTS)):

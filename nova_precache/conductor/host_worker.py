@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work on one claimed host: its due jobs, one long call after the other."""
+"""Serves one claimed host: calls it for its due jobs, one long call after the other."""
 
 import dataclasses
 import functools
@@ -17,31 +17,31 @@ from nova_precache.image import service
 LOG = logging.getLogger(__name__)
 
 MOVING_WITHIN_SECONDS = 30.0
-# After these, the host's other jobs would fare no better now.
+# After these outcomes, the other jobs of the host would fail, too.
 _HOST_IS_LEFT = frozenset({model.Retry.BACKOFF, model.Retry.LATER})
 _ASK = jobs.NextJobResult(job_outcome.STALE)
 
 
 class _Unconfirmed(Exception):
-    """A compute did nothing, since no conductor confirmed the call to it."""
+    """A compute did nothing, because no conductor confirmed the call."""
 
 
 class ComputeClient(Protocol):
-    """What is called on a host; ``compute.rpcapi.ComputeAPI`` is the real one."""
+    """Calls a compute; implemented by ``compute.rpcapi.ComputeAPI``."""
 
     def cache_image(
         self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
     ) -> model.ImageOutcome | None:
-        """As ``compute.rpcapi.ComputeAPI.cache_image``."""
+        """See ``compute.rpcapi.ComputeAPI.cache_image``."""
 
 
 class HostWorker:
-    """Serves a claim until nothing is due on its host.
+    """Serves a claim until no job is due on its host.
 
-    :param why_down: says why the host of an assignment is not to be called, None where it
-        is; where that cannot be told it raises ``CellUnreachable``, or ``HostOccupied``
-    :param computes: gives the client of a cell by its uuid
-    :param access: gives the image endpoint and a fresh token for a call
+    :param why_down: returns why the host of an assignment must not be called, None if it may;
+        raises ``CellUnreachable`` or ``HostOccupied`` if that is unknown
+    :param computes: returns the client of a cell by its uuid
+    :param access: returns the image endpoint and a fresh token for a call
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class HostWorker:
         is_stopping: Callable[[], bool],
         first: jobs.Assignment | None = None,
     ) -> None:
-        """Call the host for each of its due jobs, then give it back.
+        """Call the host for each of its due jobs, then release it.
 
-        What was assigned is called though everything is about to stop.
+        A job that is assigned already is called even if the conductor is about to stop.
 
-        :param first: what was assigned already
+        :param first: the job that was assigned with the claim
         """
         turned = dataclasses.replace(_ASK, assignment=first)
         try:
             while not turned.is_over:
-                # Whatever an outage breaks off before a call is done again after it.
+                # A database outage before a call repeats the step afterwards.
                 step = functools.partial(self._step, claim, turned.assignment, is_stopping)
                 turned = self._tracker.database_wait.wait_out(step)
         finally:
@@ -100,7 +100,7 @@ class HostWorker:
     def _attempt(
         self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]
     ) -> jobs.NextJobResult:
-        """Make one attempt, and give what is next."""
+        """Make one attempt, and return the next job."""
         terms = assignment.terms
         with context.bind_request_id(terms.request_id, terms.global_request_id):
             return self._attempt_in_its_name(assignment, is_stopping)
@@ -111,7 +111,7 @@ class HostWorker:
         if assignment.attempts > 1 and not assignment.joins:
             if not self._is_wanted(assignment):
                 return _ASK
-            terms = self._jobs.terms(assignment.job_id)  # to ask took a while
+            terms = self._jobs.terms(assignment.job_id)  # the check took time: reload them
             assignment = dataclasses.replace(assignment, terms=terms)
         try:
             why_down = self._why_down(assignment)
@@ -122,16 +122,16 @@ class HostWorker:
         return self._call(assignment, is_stopping)
 
     def _leave_down_host(self, assignment: jobs.Assignment, why: str) -> jobs.NextJobResult:
-        """Put a job off until its host is back, where it is waited for; else it has failed."""
+        """Postpone a job until its host is back, if its requests wait for it; else fail it."""
         if assignment.terms.waits_for_host:
             self._tracker.put_off(assignment, why)
-            return _ASK  # so that its other jobs wait, too, and do not have it claimed again
+            return _ASK  # so that its other jobs wait, too, and the host is not claimed again
         return self._leave_host(assignment, _error(why))
 
     def _leave(
         self, assignment: jobs.Assignment, why: exception.CellUnreachable | exception.HostOccupied
     ) -> jobs.NextJobResult:
-        """Leave what nothing more may be sent to for now."""
+        """Postpone or fail a job whose host or cell must not be called for now."""
         if isinstance(why, exception.CellUnreachable):
             return self._leave_cell(assignment, str(why))
         if why.is_lost:
@@ -150,17 +150,17 @@ class HostWorker:
     def _call(
         self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]
     ) -> jobs.NextJobResult:
-        """Call, and call again for as long as the bytes still move.
+        """Call the host, and repeat a call that timed out while bytes still arrive.
 
-        A further call joins the transfer under a newer epoch; it is no attempt. Whatever
-        goes wrong is the outcome of an attempt, else the job would be due again at once.
-        What a conductor was asked while it stopped may be lost: so the first call that
-        nobody confirmed is repeated, too.
+        A repeated call joins the transfer under a newer epoch; it does not count as an
+        attempt. Every error becomes the outcome of an attempt, else the job would be due again
+        at once. A conductor that stops may lose a compute's query: so the first unconfirmed
+        call is repeated, too.
         """
         may_ask_again = True
         while True:
             try:
-                # What needs the database in it comes before the call.
+                # After an outage, it is repeated: it needs the database before the call.
                 once = functools.partial(self._call_once, assignment)
                 outcome = self._tracker.database_wait.wait_out(once)
             except TimeoutError:
@@ -240,11 +240,11 @@ class HostWorker:
         return turned
 
     def _is_wanted(self, assignment: jobs.Assignment) -> bool:
-        """Check at a retry that the image may still be had by those who asked for it."""
+        """Check at a retry that a request wants the image and may use it; else end the job."""
         try:
             self._askers.check(assignment.job_id, assignment.image_id)
         except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):
-            return True  # the attempt itself will say so
+            return True  # the attempt itself will report it
         except exception.ImageNotUsable:
             LOG.debug('No request may have the image of job %s any more', assignment.job_id)
         if self._jobs.askers(assignment.job_id):

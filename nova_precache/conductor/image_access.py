@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image may be cached for a project, asked with the service's credentials.
+"""Checks whether an image may be cached for a project, using the service's credentials.
 
-The caller's own token was used while the request was made, and is not kept. At planning, at
-each retry and before a compute publishes the image, the same is decided by owner, visibility
+The caller's own token is used when a request is created, and is not stored. At planning, at
+each retry and before a compute publishes the image, access is decided by owner, visibility
 and members, as Glance 33 decides it by its database and its default policy:
 
-- an admin may have every image, and every caller one that is public or community;
-- a shared image is for its owner and its members, whatever these have answered; one without
-  owner is for every project;
-- a private image is for its owner; one without owner is for callers without project alone.
+- an admin may use every image, and every caller an image that is public or community;
+- a shared image is visible to its owner and its members, whatever their member status; without
+  an owner, to every project;
+- a private image is visible to its owner; without an owner, only to callers without a project.
 
-``os_hidden`` only keeps an image out of lists.
+``os_hidden`` only hides an image from lists.
 """
 
 from nova_precache import exception, model
@@ -24,7 +24,7 @@ def check_bootable(
 ) -> model.Image:
     """Return the image with its kernel and ramdisk, if the project may use all of them.
 
-    Nova looks them up with the token of the user, too; raises as :func:`check`.
+    Nova, too, looks them up with the user's token. Raises as :func:`check`.
     """
 
     def usable(each_id: str) -> model.Image:
@@ -36,7 +36,7 @@ def check_bootable(
 def check(
     images: service.ImageService, image_id: str, project_id: str | None, is_admin: bool
 ) -> model.Image:
-    """Give the image if the project may use it.
+    """Return the image if the project may use it.
 
     :raises nova_precache.exception.ImageNotUsable: it may not, with the reason
     :raises nova_precache.exception.ImageServiceUnavailable: no answer

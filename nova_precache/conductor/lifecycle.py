@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sees to what requests come to without a call: windows open and close, computes are stopped.
+"""Moves requests on without a call: opens and expires windows, stops computes.
 
-All of it is in the database, where any conductor may do any of it: one that dies leaves
-nothing undone. A message that somebody steered a request only has one look sooner.
+All state is in the database, and any conductor may do any of it: the others finish the work of
+one that dies. A message that a request was steered only makes a conductor look sooner.
 """
 
 import logging
@@ -15,16 +15,16 @@ from nova_precache.db import request_actions
 
 LOG = logging.getLogger(__name__)
 
-# While computes are being stopped; the next look may find that one was.
+# While computes are being stopped: the next poll may find that one has stopped.
 STOPPING_POLL_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 
 class StopOrderSender(Protocol):
-    """Sees to what computes are to leave; ``conductor.orders.Orders`` tells them."""
+    """Carries out stop orders; ``conductor.stop_orders.StopOrders`` sends them to computes."""
 
     def stop_transfers(self) -> bool:
-        """False when there is nothing to stop."""
+        """Stop the transfers that no request wants; False if there are none."""
 
     def discard_partials(self) -> None: ...
 
@@ -32,17 +32,17 @@ class StopOrderSender(Protocol):
 
 
 class HostRecovery(Protocol):
-    """Knows the hosts that are waited for; ``db.returning.Returning`` does by their agents."""
+    """Finds hosts that are back; ``db.host_recovery.HostRecovery`` does so by their agents."""
 
     def hasten(self) -> int:
-        """Have what waits for hosts that are back be due now; gives how many jobs that is."""
+        """Make the jobs that waited for hosts that are back due now; return their number."""
 
 
 class LifecycleLoop:
-    """One conductor's loop; it looks every so often, or when woken.
+    """The lifecycle loop of one conductor: polls, also when woken.
 
     :param poll_seconds: may change at any time
-    :param freed: called when work that waited may go on
+    :param freed: called when waiting jobs may continue
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class LifecycleLoop:
         self._loop = threading.Thread(target=self._run, name='helm', daemon=True)
 
     def start(self) -> None:
-        """Start to look."""
+        """Start the loop."""
         self._loop.start()
 
     def wake(self) -> None:
-        """Have the loop look now."""
+        """Wake the loop now."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the loop and the stop orders."""
         self._stopping.set()
         self.wake()
         if self._loop.ident is not None:
@@ -82,9 +82,9 @@ class LifecycleLoop:
         self._orders.stop()
 
     def look(self) -> None:
-        """Do all that is due; what fails does not hold up the rest, and is due again."""
+        """Run every step; a step that fails does not hold up the others, and is retried."""
         for step in (
-            self._stop_transfers,  # first: somebody may wait for it
+            self._stop_transfers,  # first: a user may wait for it
             self._adopt,
             self._check,
             self._expire,
@@ -116,7 +116,7 @@ class LifecycleLoop:
         self._tracker.settle(self._store.adopt())
 
     def _check(self) -> None:
-        """Do what a conductor could not that died right after it had recorded an outcome."""
+        """Do the checks of a conductor that died right after it recorded an outcome."""
         self._tracker.settle(self._store.check())
 
     def _expire(self) -> None:

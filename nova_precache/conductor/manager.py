@@ -15,14 +15,14 @@ from nova_precache.db import agents, caches, jobs
 LOG = logging.getLogger(__name__)
 
 SHOWN_HOSTS = 10
-# A compute waits no longer for what is looked up in the database.
+# A compute waits no longer for an answer that needs the database.
 ANSWER_SECONDS = 20.0
-# Sooner than the compute gives it up, which then publishes.
+# Before the compute gives up and publishes.
 CONFIRM_SECONDS = rpcapi.CONFIRM_SECONDS / 2
 
 
 class ApiEndpoint(rpc.Endpoint):
-    """What the API tells a conductor."""
+    """RPC methods that the API calls on a conductor."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -33,14 +33,14 @@ class ApiEndpoint(rpc.Endpoint):
 
 
 class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
-    """What the computes of one cell tell and ask a conductor.
+    """RPC methods that the computes of one cell call on a conductor.
 
-    Arguments that a newer compute sends and this release does not know are ignored; those
-    that it knows are read before anything is done, and all of it is done for this cell alone.
+    Unknown arguments, which a newer compute may send, are ignored; known ones are validated
+    before any action, and every action is confined to this cell.
 
-    :param check_askers: checks that a job (of this id, for this image) is wanted by some
-        request that may have the image, as ``conductor.askers.Askers.check``
-    :param max_hosts: most hosts of this cell whose agents may register
+    :param check_askers: checks, by job id and image id, that some request that wants the job
+        may use the image, as ``conductor.askers.Askers.check``
+    :param max_hosts: maximum number of hosts of this cell whose agents may register
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         """Accept an agent and map its host to this cell.
 
         :raises nova_precache.exception.AgentConflict: the name is taken, here or in another cell
-        :raises nova_precache.exception.HostNotMapped: it is for Nova to map it
+        :raises nova_precache.exception.HostNotMapped: Nova maps hosts, and has not mapped this one
         :raises nova_precache.exception.InvalidInput: a field is out of range, or the cell is full
         """
         with self._refusing('a registration', _host_of(state)):
             agent = wire.agent(state, self._cell_uuid)
             self._refuse_too_many(agent.host)
-        # A host of another cell is refused before it takes the name from its agent there.
+        # Refuse a host of another cell before it takes the name from its agent there.
         self._map(agent.host)
         self._agents.register(agent)
         LOG.info('Agent %s reports for host %s', agent.agent_id, agent.host)
@@ -85,7 +85,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         try:
             self._inventory.map_host(host, self._cell_uuid)
         except exception.HostNotMapped as exc:
-            if self._senders.is_first('not mapped', host):  # it will ask again and again
+            if self._senders.is_first('not mapped', host):  # it retries for ever
                 LOG.warning('%s', exc)
             raise
 
@@ -102,7 +102,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             )
 
     def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
-        """Note that the cell can be heard, and return the version that is served."""
+        """Record that the cell was heard, and return the version that is served."""
         self._intake.hear(self._cell_uuid)
         return super().ping(ctxt)
 
@@ -110,7 +110,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     def report_state(
         self, ctxt: context.RequestContext, state: object = None, **unknown: Any
     ) -> None:
-        """Note that an agent is alive.
+        """Record that an agent is alive.
 
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
@@ -129,9 +129,9 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         agent_id: object = None,
         **unknown: Any,
     ) -> None:
-        """Note how far a job has come.
+        """Record the progress of a job.
 
-        :param agent_id: of the agent that reports; one of 1.1 does not name itself
+        :param agent_id: of the agent that reports; None from an agent of RPC version 1.1
 
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
@@ -159,9 +159,9 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         until: object = None,
         **unknown: Any,
     ) -> None:
-        """Note what is in the cache of a host, if its agent is the one that may tell.
+        """Record the cache inventory of a host, if its registered agent reports it.
 
-        A file that is called as no base file is left out: on a disk it may have any name.
+        A file without the name of a base image is skipped: a directory may hold any file.
 
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
@@ -197,11 +197,11 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         agent_id: object = None,
         **unknown: Any,
     ) -> bool:
-        """Say whether a call still counts, before the first byte.
+        """Return whether a call is still current, before the first byte.
 
-        :param agent_id: of the agent that asks; one of 1.1 does not name itself
+        :param agent_id: of the agent that asks; None from an agent of RPC version 1.1
         :raises nova_precache.exception.AgentConflict: it is not the registered agent of the host
-        :raises nova_precache.exception.DatabaseUnavailable: it cannot be looked up now
+        :raises nova_precache.exception.DatabaseUnavailable: the database gives no answer now
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing_of_job('a beginning', job_id):
@@ -222,9 +222,9 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     ) -> None:
         """Confirm that an image may be published for a job; a stale call is not refused.
 
-        :raises nova_precache.exception.ImageGone: no request is left that may have the image
+        :raises nova_precache.exception.ImageGone: no remaining request may use the image
         :raises nova_precache.exception.InvalidInput: a field is out of range
-        :raises nova_precache.exception.Unavailable: that cannot be found out now
+        :raises nova_precache.exception.Unavailable: access cannot be checked now
         """
         with self._refusing_of_job('a question', job_id):
             job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
@@ -236,7 +236,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 self._check_askers(job, image_id)
             except exception.ImageNotUsable as exc:
                 raise exception.ImageGone(str(exc)) from exc
-            except exception.ImageUnauthorized as exc:  # of this service, and not of the compute
+            except exception.ImageUnauthorized as exc:  # of this service, not the compute
                 raise exception.ImageServiceUnavailable(str(exc)) from exc
 
     @rpc.refuses(
@@ -252,11 +252,11 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         epoch: object = None,
         **unknown: Any,
     ) -> str | None:
-        """Give a fresh token for the image service to a compute that works on an image.
+        """Return a fresh token for the image service to a compute with a job in flight.
 
-        :param job_id: None: from a compute of an older release, which names none
+        :param job_id: None from a compute of an older release
         :raises nova_precache.exception.InvalidInput: a field is out of range
-        :raises nova_precache.exception.TokenRefused: it does not work on one
+        :raises nova_precache.exception.TokenRefused: the job is not in flight
         :raises nova_precache.exception.ImageUnauthorized: Keystone refuses this service
         :raises nova_precache.exception.Unavailable: the database or Keystone cannot answer now
         """
@@ -275,9 +275,9 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         return self._token()
 
     def _check_any_works(self) -> None:
-        """Serve an older compute while its cell has a job in flight.
+        """Refuse an older compute unless its cell has a job in flight.
 
-        Nothing in its call says on which host it is, so all that it may be on are named.
+        Its call names no host, so the log lists all hosts that it may run on.
         """
         hosts = self._jobs.hosts_at_work(self._cell_uuid)
         if not hosts:
@@ -295,7 +295,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
     @contextlib.contextmanager
     def _refusing(self, what: str, host: object) -> Iterator[None]:
-        """Name the host that sent what is refused, once."""
+        """Log a refused message with the host that sent it, once."""
         try:
             yield
         except exception.InvalidInput as exc:
@@ -305,7 +305,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
     @contextlib.contextmanager
     def _refusing_of_job(self, what: str, job_id: object) -> Iterator[None]:
-        """Name the host of a job that something refused was sent for, once."""
+        """Log a refused message with the host of its job, once."""
         try:
             yield
         except exception.InvalidInput as exc:
@@ -327,5 +327,5 @@ def _host_of(state: object) -> object:
 
 
 def _is_name(name: object) -> bool:
-    """Check that a file name is that of an image and fits the column."""
+    """Return whether a file name is that of a base image and fits the column."""
     return isinstance(name, str) and len(name) <= caches.NAME_MAX and layout.is_base_name(name)

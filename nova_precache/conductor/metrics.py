@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conductor tells Prometheus: what it did itself, and how the whole service stands.
+"""Prometheus metrics of a conductor: its own counters, and the state of the whole service.
 
-What is counted from the database is the same on every conductor: take it of one.
+The state is counted in the database and is the same on every conductor: scrape it from one.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ HostsCount = Callable[[], Mapping[str, statistics.HostCount]]
 
 
 class Counters:
-    """What this conductor has done since it was started."""
+    """Counters of this conductor since its start."""
 
     def __init__(self, metrics: registry.CollectorRegistry) -> None:
         self._takeovers = prometheus_client.Counter(
@@ -60,19 +60,19 @@ class Counters:
         self._takeovers.inc()
 
     def ended(self, tasks: int, outcome: model.ImageOutcome) -> None:
-        """Count the tasks that an outcome has ended."""
+        """Count the tasks that an outcome ended."""
         known = outcome.status in set(model.TaskStatus)
         self._outcomes.labels(outcome.status if known else 'other').inc(tasks)
 
     def answered(self, cell_uuid: str, outcome: model.ImageOutcome | None, seconds: float) -> None:
-        """Count what the call to a compute brought."""
+        """Count the bytes and seconds of a call that cached an image."""
         if outcome is not None and outcome.status == model.TaskStatus.CACHED:
             self._bytes.labels(cell_uuid).inc(outcome.bytes_done)
             self._seconds.labels(cell_uuid).observe(seconds)
 
 
 class MeasuredCompute:
-    """The client of a cell's computes; what its calls bring is counted."""
+    """A client of a cell's computes that counts the outcomes of its calls."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class MeasuredCompute:
 
 
 class StateCollector(registry.Collector):
-    """How the service stands, counted when it is asked for, but not more often than needed.
+    """Collects the state of the service when scraped; a count is reused for a few seconds.
 
-    :param count: counts in the database; where that fails the other metrics are served
-    :param count_hosts: counts the hosts, if not the database does, and may fail alike
+    :param count: counts in the database; if it fails, the other metrics are still served
+    :param count_hosts: counts the hosts where the database does not; may fail, too
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class StateCollector(registry.Collector):
             yield from _families(counted)
 
     def _recent(self) -> statistics.Count | None:
-        with self._lock:  # those who ask at once wait for one count
+        with self._lock:  # concurrent scrapes share one count
             if self._clock() >= self._stale_at:
                 self._counted = self._try_to_count()
                 self._stale_at = self._clock() + self._counted_for_seconds
@@ -137,7 +137,7 @@ class StateCollector(registry.Collector):
     def _try_to_count(self) -> statistics.Count | None:
         try:
             counted = self._count()
-        except Exception as exc:  # noqa: BLE001 - whatever is wrong with the database
+        except Exception as exc:  # noqa: BLE001 - any error of the database
             level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
             LOG.log(level, 'Metrics are served without those of the database: %s', exc)
             return None
@@ -149,7 +149,7 @@ class StateCollector(registry.Collector):
 def _try_to_count_hosts(count: HostsCount) -> Mapping[str, statistics.HostCount]:
     try:
         return count()
-    except Exception as exc:  # noqa: BLE001 - whatever is wrong with the inventory
+    except Exception as exc:  # noqa: BLE001 - any error of the inventory
         level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
         LOG.log(level, 'Metrics are served without the hosts: %s', exc)
         return {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work through stock nova-computes, which know neither jobs nor epochs, and stop for nobody.
+"""Caches images through stock nova-computes, which know no jobs or epochs and cannot be stopped.
 
-So the conductor begins a job itself, right before it calls; a host whose call was lost is
-left alone until that call must be over; and what is to stop is left to end by itself.
+So the conductor begins a job itself, right before the call; it does not call a host whose call
+got no answer until that call must be over; and stopped work runs to its end on the host.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 LOG = logging.getLogger(__name__)
 
 DISCARDS = 500
-# Between the note that a call is sent and its sending, a broker may be waited for.
+# A broker may delay a call between its record in the database and its sending.
 SENDING_SECONDS = 2.0
 ERROR = 'nova-compute answered error; see its log'
 _UNSUPPORTED = 'the driver of nova-compute cannot cache images'
 
 
 class NovaCompute(Protocol):
-    """What is called on a host; ``compute.novarpc.NovaComputeAPI`` is the real one."""
+    """Calls a nova-compute; implemented by ``compute.novarpc.NovaComputeAPI``."""
 
     def probe(self) -> None:
-        """As ``compute.novarpc.NovaComputeAPI.probe``."""
+        """See ``compute.novarpc.NovaComputeAPI.probe``."""
 
     def cache_images(
         self,
@@ -38,11 +38,11 @@ class NovaCompute(Protocol):
         image_ids: Sequence[str],
         token: str | None,
     ) -> Mapping[str, str]:
-        """As ``compute.novarpc.NovaComputeAPI.cache_images``."""
+        """See ``compute.novarpc.NovaComputeAPI.cache_images``."""
 
 
 class Calls(Protocol):
-    """Which calls were sent; ``db.stockcalls.StockCalls`` is the real one."""
+    """Records the calls that were sent; implemented by ``db.nova_calls.StockCalls``."""
 
     def begin(
         self, job_id: str, epoch: int, host: str, over_seconds: float
@@ -56,7 +56,7 @@ class Calls(Protocol):
 class NovaBackend:
     """The nova-computes of one cell, called as if they were computes of this service.
 
-    :param over_seconds: after which a call that was sent must be over
+    :param over_seconds: seconds after which a call must be over
     """
 
     def __init__(self, nova: NovaCompute, calls: Calls, over_seconds: float) -> None:
@@ -67,12 +67,12 @@ class NovaBackend:
     def cache_image(
         self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
     ) -> model.ImageOutcome | None:
-        """Have a host cache an image and wait for the outcome.
+        """Request a host to cache an image, and wait for the outcome.
 
-        Its kernel and ramdisk come first, in the same call, as images of their own.
+        The same call names its kernel and ramdisk first, as separate images.
 
-        :returns: None when the job is not to be called any more
-        :raises nova_precache.exception.HostOccupied: this call was lost, or an earlier one
+        :returns: None if the call is no longer current
+        :raises nova_precache.exception.HostOccupied: this call, or an earlier one, got no answer
         :raises nova_precache.exception.CellUnreachable: nothing was sent
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
@@ -88,7 +88,7 @@ class NovaBackend:
             words = self._nova.cache_images(ctxt, host, image_ids, call.token)
         except (TimeoutError, exception.CellUnreachable) as exc:
             raise self._lost(host) from exc
-        except exception.PrecacheError:  # that is an answer, too
+        except exception.PrecacheError:  # this is an answer, too
             self._calls.answered(host, call.epoch)
             raise
         self._calls.answered(host, call.epoch)
@@ -116,7 +116,7 @@ def _occupied(
 def _outcome_of_all(
     words: Sequence[tuple[str, str | None]], size_bytes: int | None
 ) -> model.ImageOutcome:
-    """Read the words for the companions of an image and, as the last one, for the image."""
+    """Combine the results of an image's companions and, as the last one, of the image."""
     outcomes = [outcome_of(word, size_bytes) for _, word in words]
     for (image_id, _), outcome in zip(words[:-1], outcomes[:-1], strict=True):
         if outcome.status not in model.TASK_SUCCEEDED:
@@ -128,10 +128,11 @@ def _outcome_of_all(
 
 
 def outcome_of(word: str | None, size_bytes: int | None) -> model.ImageOutcome:
-    """Read the word of a nova-compute for an image of a size, where that is known.
+    """Convert the result word of a nova-compute for an image to an outcome.
 
-    An image of which it says nothing, or nothing known, did not come to be cached for all
-    that is known.
+    A missing or unknown word counts as an error: the image is not known to be cached.
+
+    :param size_bytes: of the image, None if unknown
     """
     if word == model.TaskStatus.CACHED:
         return model.ImageOutcome(word, bytes_done=size_bytes or 0, bytes_total=size_bytes)
@@ -143,11 +144,11 @@ def outcome_of(word: str | None, size_bytes: int | None) -> model.ImageOutcome:
 
 
 class NovaStopOrders:
-    """Sees to what is to stop: no nova-compute can be told, but one that is not waited for.
+    """Carries out stop orders: no nova-compute can be stopped, so only the record changes.
 
-    What a conductor has called and waits for keeps its outcome.
+    A job whose call a conductor waits for keeps the outcome of that call.
 
-    :param freed: called when work that waited may go on
+    :param freed: called when waiting jobs may continue
     """
 
     def __init__(
@@ -163,11 +164,11 @@ class NovaStopOrders:
         self._freed = freed
 
     def stop_transfers(self) -> bool:
-        """Stop what no conductor waits for; False when nothing is to stop."""
+        """Record the jobs that no conductor waits for as stopped; False without stop orders."""
         orders = self._store.stop_orders()
         if not orders:
             return False
-        # Only now: a host is given back after the outcome of its call was recorded.
+        # Only now: a host is released after the outcome of its call was recorded.
         claimed = set(self._jobs.claimed_hosts())
         for order in orders:
             if order.host not in claimed:
@@ -177,30 +178,30 @@ class NovaStopOrders:
         return True
 
     def discard_partials(self) -> None:
-        """Leave to Nova what cancelled calls left on their hosts."""
+        """Leave the partial downloads of cancelled calls to Nova."""
         for discard in self._store.discards(DISCARDS):
             self._store.discarded(discard.job_id)
 
     def stop(self) -> None:
-        """Nobody is being told anything."""
+        """Do nothing: no order is ever sent."""
 
 
 class NovaLivenessLook(Protocol):
-    """Which hosts can be called; ``cells.liveness.NovaLiveness`` is the real one."""
+    """Looks up which hosts can be called; implemented by ``cells.liveness.NovaLiveness``."""
 
     def look(self, hosts: Collection[str], seconds: float | None = None) -> liveness.Look:
-        """As ``cells.liveness.NovaLiveness.look``."""
+        """See ``cells.liveness.NovaLiveness.look``."""
 
 
 class NovaHostRecovery:
-    """Jobs that wait for hosts that were down or disabled, and are due when these are back."""
+    """Makes jobs due whose hosts were down or disabled and are back."""
 
     def __init__(self, waiting: host_recovery.Waiting, alive: NovaLivenessLook) -> None:
         self._waiting = waiting
         self._liveness = alive
 
     def hasten(self) -> int:
-        """Have such jobs be due now; gives how many there were."""
+        """Make such jobs due now; return their number."""
         hosts = self._waiting.hosts()
         if not hosts:
             return 0

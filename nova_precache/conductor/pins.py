@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what is pinned cached on every host of its aggregate, those too that join later.
+"""Keeps pinned images cached on every host of their aggregate, including hosts that join later.
 
-Each round looks at every active pin: what the caches lack, and what would soon be old
-enough to be removed, is asked for by requests of the pin, a few hosts at a time and after
-everything that people ask for. What a pin needs is decided purely, by :func:`choose`.
+Each round checks every active pin. Images that the caches lack, or that would soon be old
+enough for removal, are requested on behalf of the pin, for a few hosts at a time and with a
+lower priority than users' requests. :func:`choose` decides without I/O what a pin needs.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ File = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How pins are kept.
+    """The configured intervals and limits of pins.
 
     :ivar interval_seconds: between two rounds
-    :ivar hosts_per_round: that a pin asks for at most
+    :ivar hosts_per_round: maximum number of hosts that a pin requests in a round
     :ivar minimum_age_seconds: after which an unused image is removed; 0 or less: at once, so
-        that it is of no use to touch it
+        that touching it is useless
     """
 
     interval_seconds: float
@@ -46,13 +46,14 @@ class Rules:
 
     @property
     def touch_seconds(self) -> float | None:
-        """Since its last use, after which a file is touched; None: never."""
+        """Seconds since its last use after which a file is touched; None: never."""
         return self.minimum_age_seconds / 2 if self.minimum_age_seconds > 0 else None
 
     def wait_seconds(self, tried: pins.AttemptHistory) -> float:
-        """Say how long what was asked for is not asked for again.
+        """Return the seconds to wait before the same file is requested again.
 
-        What succeeded may not have been reported yet, or vanishes again and again.
+        A success counts, too: it may not have been reported yet, or the file may vanish again
+        and again.
         """
         doublings, most = max(0, tried.successes - 1), REPAIR_WAIT_SECONDS
         if tried.has_failed:
@@ -62,11 +63,11 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What is known of the files of a pin at the time ``now``.
+    """Facts about the files of a pin at the time ``now``.
 
-    :ivar present: those that the hosts told of, by (host, image)
-    :ivar tried: what came of what the pin asked for, by (host, image)
-    :ivar told: the hosts that have told of all that is in their caches
+    :ivar present: the files that hosts reported, by (host, image)
+    :ivar tried: the outcomes of the pin's earlier attempts, by (host, image)
+    :ivar told: the hosts that have reported their whole inventory
     """
 
     now: datetime.datetime
@@ -75,10 +76,10 @@ class Known:
     told: Collection[str] = ()
 
     def touched_at(self, file: File) -> datetime.datetime | None:
-        """Tell when a file was last used or asked for; None when it is not there.
+        """Return when a file was last used or successfully requested; None if it is absent.
 
-        Its report may be older than what was done since. Of a host that tells of nothing,
-        what it was asked for is all that is known.
+        A report may be older than the last success. For a host that reports no inventory, only
+        the pin's own attempts are known.
         """
         present, tried = self.present.get(file), self.tried.get(file)
         succeeded_at = None if tried is None else tried.succeeded_at
@@ -98,11 +99,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What to ask for now.
+    """The requests to make now.
 
-    :ivar failing: failed lately, and waits for another try
-    :ivar not_ours: is there and another user's; waits until the file changes, whereupon its
-        compute touches it by itself, or until the compute starts again
+    :ivar failing: files that failed lately and wait for another attempt
+    :ivar not_ours: files that exist and belong to another user; they wait until the file
+        changes, whereupon the compute touches it by itself, or until the compute restarts
     """
 
     batches: Sequence[Batch]
@@ -120,15 +121,15 @@ class _Need(enum.Enum):
 def lacking(
     hosts: Sequence[str], images: Sequence[str], known: Known, rules: Rules
 ) -> Sequence[File]:
-    """Give the files that are missing or old, host by host."""
+    """Return the files that are missing or old, host by host."""
     files = ((host, image_id) for host in hosts for image_id in images)
     return [file for file in files if not _is_young(known.touched_at(file), known.now, rules)]
 
 
 def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
-    """Choose which files to ask for, of those that seem to be missing or old.
+    """Choose which files to request, among those that seem missing or old.
 
-    The hosts that were asked longest ago, or never, come first.
+    Hosts that were never requested come first, then the least recently requested ones.
     """
     needs = {file: _need(file, known, rules) for file in files}
     wanted: dict[str, list[File]] = {}
@@ -148,9 +149,9 @@ def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
 
 
 class Reconciler:
-    """One conductor's rounds over the pins.
+    """Runs the rounds of one conductor over the pins.
 
-    :param wake: called when there is something new to plan
+    :param wake: called when there is a new request to plan
     """
 
     def __init__(
@@ -176,8 +177,8 @@ class Reconciler:
         self._wake = wake
 
     def run(self) -> None:
-        """Look once after each pin that no other conductor has just looked after."""
-        # Half of it: the round before this one ended later than it began.
+        """Check once each pin that no other conductor has just checked."""
+        # Half the interval: the previous round ended later than it began.
         due_seconds = self.rules.interval_seconds / 2
         for pin_id in self._pins.due(due_seconds):
             taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
@@ -212,9 +213,9 @@ class Reconciler:
         self._pins.checked(pin.id, self._conductor_id, reason, gone)
 
     def _look_up(self, pin: model.Pin) -> tuple[list[model.Image], dict[str, str]]:
-        """Return the images, and map those that can no longer be had to the reason.
+        """Return the usable images, and map the others to the reason.
 
-        One may come back.
+        An image may become usable again.
         """
         left: list[model.Image] = []
         gone: dict[str, str] = {}
@@ -232,7 +233,7 @@ class Reconciler:
     def _keep_images(
         self, taken: pins.LeasedPin, aggregate: model.Aggregate, images: Sequence[model.Image]
     ) -> str | None:
-        """Ask for what is needed; gives what stands in the way of having all of it."""
+        """Request the files that are needed; return why not all are kept, None if all are."""
         unreached = self._unreached(aggregate.hosts)
         hosts = [host for host in aggregate.hosts if host not in unreached]
         asked = self._pins.asked(taken.pin.id)
@@ -268,7 +269,7 @@ class Reconciler:
             files += found
             present.update((file, known.present[file]) for file in found if file in known.present)
         if not files:
-            return Choice([], [])  # most often so: what was tried is then of no interest
+            return Choice([], [])  # the usual case; saves the query for attempts
         since_seconds = max(pins.FAILURES_COUNT_SECONDS, self.rules.touch_seconds or 0)
         tried = self._pins.tried(taken.pin.id, since_seconds)
         known = Known(taken.now, present, tried, self._caches.known_hosts())
@@ -284,8 +285,8 @@ class Reconciler:
         if not batches or not self._pins.hold(pin.id, self._conductor_id):
             return
         for index, batch in enumerate(batches):
-            # A conductor whose lease ran out here gets the requests of the one that took
-            # over, and makes none beside them.
+            # If the lease runs out here, the key returns the requests of the conductor that
+            # took over, and no duplicates are made.
             key = f'pin {pin.id} after {last_number}, {index}'
             request = self._requests.accept(_request(pin, aggregate, batch, key))
             LOG.info('Pin %s asks for %d hosts by %s', pin.id, len(batch.hosts), request.id)
@@ -313,7 +314,7 @@ def _need(file: File, known: Known, rules: Rules) -> _Need:
 
 
 def _is_as_it_was(present: model.CachedImage | None, tried: pins.AttemptHistory) -> bool:
-    """Return whether a file is there and was not touched since it could not be.
+    """Return whether a file exists and was not touched since the attempt that could not touch it.
 
     Its compute touches it once it can; after that it may grow old again.
     """
@@ -321,7 +322,7 @@ def _is_as_it_was(present: model.CachedImage | None, tried: pins.AttemptHistory)
 
 
 def _is_young(touched_at: datetime.datetime | None, now: datetime.datetime, rules: Rules) -> bool:
-    """Tell whether a file is there and need not be touched."""
+    """Return whether a file exists and need not be touched."""
     if touched_at is None:
         return False
     return rules.touch_seconds is None or _seconds(now - touched_at) <= rules.touch_seconds
@@ -357,7 +358,7 @@ def _request(
 def _what_is_wrong(
     unfinished: Mapping[str, str], unreached: Mapping[str, str], choice: Choice
 ) -> str | None:
-    """Say why not all is kept, with one example of each kind; None when nothing is wrong."""
+    """Return why not all files are kept, with one example of each kind; None if all are."""
     wrong = [
         f'request {request_id} is paused'
         for request_id, status in unfinished.items()

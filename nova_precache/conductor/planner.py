@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request comes to: one task for each of its hosts and images.
+"""Plans a request: one task for each of its hosts and images.
 
-Pure: the dispatcher gathers the facts, the planner decides, the database writes.
+Pure: ``planning`` gathers the facts and writes the tasks.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ LEFT = 'host left the aggregate'
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known when a request is planned.
+    """Facts that decide the plan of a request.
 
     :ivar hosts: of the request, in its order
-    :ivar cells: host to the uuid of its cell; a host that is not mapped is not in it
-    :ivar cells_off: uuid of a cell that is disabled or unknown to the reason
+    :ivar cells: host to the uuid of its cell; unmapped hosts are absent
+    :ivar cells_off: uuid of a cell that is disabled or has no usable transport URL to the reason
     :ivar down: host to the reason why it is down
-    :ivar images: those that may be cached, by id
+    :ivar images: the images that may be cached, by id
     :ivar refused: image id to the reason why it may not be cached
     :ivar unsupported: why no compute may be called at all, such as a pinned RPC version
-    :ivar left: hosts of an earlier plan that are in the aggregate no more
+    :ivar left: hosts of an earlier plan that have left the aggregate
     """
 
     hosts: Sequence[str]
@@ -38,7 +38,7 @@ class Facts:
 
 
 def plan(request: model.CacheRequest, facts: Facts) -> Iterator[request_plan.PlannedTask]:
-    """Give the tasks of a request, host by host; the same facts give the same tasks."""
+    """Yield the tasks of a request, host by host; the same facts yield the same tasks."""
     for host in facts.hosts:
         for image_id in request.images:
             yield _task(request, host, image_id, facts)
@@ -47,7 +47,7 @@ def plan(request: model.CacheRequest, facts: Facts) -> Iterator[request_plan.Pla
 def replan(
     request: model.CacheRequest, tasks: Iterable[model.Task], facts: Facts
 ) -> Iterator[request_plan.PlannedTask]:
-    """Give those tasks of an earlier plan anew that are tried again."""
+    """Yield new versions of those tasks of an earlier plan that are retried."""
     for task in tasks:
         yield _task(request, task.host, task.image_id, facts)
 

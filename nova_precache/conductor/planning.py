@@ -22,7 +22,7 @@ POSTPONE_SECONDS = 2.0
 class Planning:
     """Plans one request after the other.
 
-    :param unsupported: why no compute may be called at all, None when it may
+    :param unsupported: returns why no compute may be called at all, None if they may
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Planning:
         self._unsupported = unsupported
 
     def plan_next(self, is_stopping: Callable[[], bool] = lambda: False) -> bool:
-        """Plan the oldest request that waits for it; False when none does.
+        """Plan the oldest request that waits for a plan; False if none does.
 
-        :param is_stopping: when it says so, what is left of a plan is handed back
+        :param is_stopping: once it returns True, the rest of the plan is left to another conductor
         """
         taken = self._requests.next_to_plan(self._conductor_id)
         if taken is None:
@@ -77,7 +77,7 @@ class Planning:
         else:
             facts = self._facts_of_retry(taken, queued)
             tasks = planner.replan(request, queued, facts)
-        # Neither down nor up: it would be skipped in vain, or hold a slot until no answer came.
+        # Neither down nor up: the host would be skipped wrongly, or hold a slot until a timeout.
         mapped = [host for host in facts.hosts if host in facts.cells]
         settling = self._liveness.settling(mapped)
         if settling and not request.options.wait_for_down_hosts:
@@ -111,7 +111,7 @@ class Planning:
         return self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid).hosts
 
     def _queued_anew(self, request: model.CacheRequest) -> Sequence[model.Task] | None:
-        """Give the tasks that a retry has queued; None for a request that has no plan yet."""
+        """Return the tasks that a retry has queued; None for a request that has no plan yet."""
         if request.planned_at is None:
             return None
         queued: list[model.Task] = []
@@ -127,11 +127,11 @@ class Planning:
     def _facts_of_retry(
         self, taken: requests.ToPlan, queued: Sequence[model.Task]
     ) -> planner.Facts:
-        """Gather what is known of the hosts of an earlier plan, of which some may have left."""
+        """Gather the facts about the hosts of an earlier plan; some may have left since."""
         hosts = list(dict.fromkeys(task.host for task in queued))
         left: frozenset[str] = frozenset()
         if taken.request.aggregate_id is not None:
-            with contextlib.suppress(exception.AggregateNotFound):  # it goes on as it was planned
+            with contextlib.suppress(exception.AggregateNotFound):  # keep the request as planned
                 left = frozenset(hosts) - set(self._aggregate_hosts(taken.request))
         return dataclasses.replace(self._facts(taken, hosts), left=left)
 

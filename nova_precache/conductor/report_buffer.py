@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gathers what computes report, so that it is written in bulk and not one by one."""
+"""Buffers the reports of computes, so that they are written in bulk and not one by one."""
 
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -7,17 +7,17 @@ from collections.abc import Callable, Collection, Sequence
 from nova_precache import model
 from nova_precache.db import agents, caches, jobs
 
-# So many images in memory are written at once, by whoever tells of the last one.
+# The report that reaches this number of buffered images writes all of them at once.
 MAX_IMAGES = 20_000
-# Between two writes, of one cell: above the hosts that may register in it.
+# Per cell, between two writes: above the number of hosts that may register in a cell.
 MAX_STATES = 50_000
 
 
 class ReportBuffer:
-    """What was reported since the last write: of each agent and each job the newest.
+    """The reports since the last write; only the newest heartbeat per agent and progress per call.
 
-    :param note_heard: notes the cells from which messages have arrived
-    :param refuse: called with agents that reported, but are not registered for their hosts
+    :param note_heard: records the cells from which messages have arrived
+    :param refuse: called with agents that reported but are not registered for their hosts
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class ReportBuffer:
         self._writing_images = threading.Lock()
 
     def hear(self, cell_uuid: str) -> None:
-        """Note that a message of a cell has arrived."""
+        """Record that a message of a cell has arrived."""
         with self._lock:
             self._heard.add(cell_uuid)
 
     def add_state(self, agent: model.Agent) -> None:
-        """Note a heartbeat; a new one of a cell that has sent too many is dropped."""
+        """Buffer a heartbeat; drop one of a further agent if its cell has sent too many."""
         key = agent.host, agent.agent_id
         with self._lock:
             self._heard.add(agent.cell_uuid)
@@ -56,7 +56,7 @@ class ReportBuffer:
                 states[key] = agent
 
     def add_progress(self, report: jobs.ProgressReport) -> None:
-        """Note a progress; an older one of its call than was seen is forgotten."""
+        """Buffer a progress report; drop it if a newer one of the same call is buffered."""
         call = report.cell_uuid, report.job_id, report.epoch, report.agent_id
         with self._lock:
             known = self._progress.get(call)
@@ -64,7 +64,7 @@ class ReportBuffer:
                 self._progress[call] = report
 
     def add_images(self, agent_id: str, report: caches.Report) -> None:
-        """Note what is in a cache, as an agent tells."""
+        """Buffer the cache inventory that an agent reports; write all if the buffer is full."""
         with self._lock:
             self._images.append((agent_id, report))
             self._images_count += len(report.images) + len(report.removed) + 1
@@ -73,26 +73,26 @@ class ReportBuffer:
             self.write_images()
 
     def write_states(self) -> None:
-        """Write the heartbeats gathered so far, and which cells were heard."""
+        """Write the buffered heartbeats, and which cells were heard."""
         with self._lock:
             states, self._states = self._states, {}
             heard, self._heard = self._heard, set()
         reports = [agent for of_cell in states.values() for agent in of_cell.values()]
         if reports and (strangers := self._agents.report(reports)):
             self._refuse(strangers)
-        if heard:  # only now: a conductor that cannot record has not heard
+        if heard:  # only now: a conductor that cannot record heartbeats has not heard the cell
             self._note_heard(heard)
 
     def write_progress(self) -> None:
-        """Write the progress gathered so far."""
+        """Write the buffered progress."""
         with self._lock:
             progress, self._progress = self._progress, {}
         if progress:
             self._jobs.record_progress(progress.values())
 
     def write_images(self) -> None:
-        """Write what is in the caches, of hosts whose registered agents have told."""
-        with self._writing_images:  # or what was told later might be written first
+        """Write the buffered inventories, only those that a host's registered agent reported."""
+        with self._writing_images:  # or a later report might be written first
             with self._lock:
                 told, self._images, self._images_count = self._images, [], 0
             if told:
@@ -111,7 +111,7 @@ _Call = tuple[str | None, str, int, str | None]
 
 
 def _is_of(agent: model.Agent | None, agent_id: str, cell_uuid: str | None) -> bool:
-    """Check that a report came from the registered agent of its host, in its cell."""
+    """Return whether a report came from the registered agent of its host, in its cell."""
     if agent is None or agent.agent_id != agent_id:
         return False
     return cell_uuid in (None, agent.cell_uuid)

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which outcomes are tried again, and when: decided without any I/O."""
+"""Decides which outcomes are retried, and when; without I/O."""
 
 import dataclasses
 
 from nova_precache import model
 
 # For a host that is down and waited for. Its jobs are due as soon as it reports; this only
-# bounds what comes of it when nobody saw that.
+# bounds the wait if no conductor notices that.
 HOST_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how slowly; delays in seconds, doubled with each attempt."""
+    """Number of attempts and delays between them; a delay doubles with each attempt."""
 
     max_attempts: int
     delay_seconds: float
     max_delay_seconds: float
 
     def delay(self, outcome: model.ImageOutcome, attempts: int, mismatches: int) -> float | None:
-        """Give the seconds to wait for the next attempt, None when this outcome is final.
+        """Return the seconds until the next attempt, None if this outcome is final.
 
-        :param attempts: how many were made, this one included
-        :param mismatches: how many of the earlier ones ended in an error that is tried once more
+        :param attempts: number of attempts so far, including this one
+        :param mismatches: number of earlier attempts that ended in an error that is retried once
         """
         if outcome.status != model.TaskStatus.ERROR:
             return None
@@ -37,10 +37,10 @@ class RetryPolicy:
         return None
 
     def is_last(self, attempts: int) -> bool:
-        """Tell whether whatever error ends this attempt is final.
+        """Return whether any error of this attempt is final.
 
-        An attempt that a compute breaks off because it stops is none, and is made again.
+        An attempt that a stopping compute aborts does not count, and is repeated.
 
-        :param attempts: how many were made, this one included
+        :param attempts: number of attempts so far, including this one
         """
         return attempts >= self.max_attempts

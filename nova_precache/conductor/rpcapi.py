@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conductor RPC API, from the sides that call: the API and the computes.
+"""Client side of the conductor RPC API, for the API and the computes.
 
 History:
 
 * 1.0 - ``work_available``, ``register``, ``report_state``, ``report_progress``,
   ``begin_job``, ``get_token``
-* 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` tells the version, where
-  before it told nothing
+* 1.1 - ``report_images``; a progress has ``rate_bytes``; ``ping`` returns the version instead
+  of nothing
 * 1.2 - ``begin_job`` and ``report_progress`` take ``agent_id``; ``begin_job`` refuses an agent
   that is not registered for the host; ``get_token`` takes ``job_id`` and ``epoch``. An older
   conductor ignores these arguments; ``confirm_job``
 
-A new minor version adds methods or arguments; a conductor ignores arguments, and keys of
-a state or a progress, that it does not know. Without 1.0 nothing works, so that no pin
-may be lower.
+A new minor version adds methods or arguments; a conductor ignores unknown arguments, and
+unknown keys of a state or a progress. Nothing works without 1.0, so no pin may be lower.
 """
 
 import threading
@@ -23,12 +22,12 @@ from nova_precache import context, exception, model, rpc, wire
 from nova_precache.compute import reporter
 
 TOPIC = 'precache_conductor'
-# Of its own: on one broker, servers of one topic share one queue, whatever they serve.
+# A separate topic: on one broker, all servers of a topic share its queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
 VERSION = '1.2'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
-# A compute that has all of an image waits no longer to publish it.
+# A compute that has the whole image waits no longer before it publishes it.
 CONFIRM_SECONDS = 10.0
 
 
@@ -41,12 +40,12 @@ class ConductorAPI:
         self._last: _Cast | None = None
 
     def work_available(self, ctxt: context.RequestContext) -> None:
-        """Cast "work is here", once; conductors also find it by themselves.
+        """Cast ``work_available``, at most one at a time; conductors also poll for work.
 
-        A broker that went silent takes half a minute to be given up; this does not wait for it.
-        What was asked for meanwhile is found with what the waiting cast tells of.
+        A cast gives up on a silent broker only after half a minute; this call does not wait for
+        that. While a cast is pending, further calls share it: it announces all work.
 
-        :raises nova_precache.exception.CellUnreachable: the broker took no message so far
+        :raises nova_precache.exception.CellUnreachable: the broker has accepted no message so far
         """
         with self._lock:
             if self._last is None or not self._last.thread.is_alive():
@@ -61,9 +60,9 @@ class ConductorAPI:
 
 
 class _Cast:
-    """One cast on its way, with the error that it ended in.
+    """A cast in progress, and the error that it ended with.
 
-    It is no ``Thread`` itself, whose private names are others in each Python.
+    It does not subclass ``Thread``, whose private names differ between versions of Python.
     """
 
     def __init__(self, client: rpc.Client, ctxt: context.RequestContext) -> None:
@@ -75,12 +74,12 @@ class _Cast:
     def _run(self) -> None:
         try:
             self._client.cast(self._context, 'work_available', '1.0')
-        except Exception as exc:  # noqa: BLE001 - whatever it was, whoever waits is told
+        except Exception as exc:  # noqa: BLE001 - raised again where the caller waits
             self.error = exc
 
 
 class ConductorReporter:
-    """A compute's way to its conductors: the ``compute.reporter.Reporter`` on the wire."""
+    """Client of a compute for its conductors: the ``compute.reporter.Reporter`` over RPC."""
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ class ConductorReporter:
         )
 
     def _knows_of_inventory(self) -> bool:
-        """Ask, since one that does not would log an error for each message that tells of it."""
+        """Ask the conductor: an older one would log an error for each inventory message."""
         return isinstance(self._call('ping'), str)
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:

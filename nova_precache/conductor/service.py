@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conductor as a running whole: servers, dispatcher, and what is done periodically."""
+"""The conductor service: its servers, dispatcher, loops and periodic work."""
 
 import dataclasses
 import logging
@@ -27,10 +27,10 @@ API = 'api'
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """How often a conductor does what, in seconds.
+    """Periodic work of a conductor, with intervals in seconds.
 
-    :ivar purge: removes what is too old
-    :ivar keep_pins: asks for what pins find missing
+    :ivar purge: removes requests that are too old
+    :ivar keep_pins: requests the files that pins lack
     """
 
     lease_seconds: float
@@ -44,10 +44,7 @@ class Periods:
 
 @dataclasses.dataclass(frozen=True)
 class _Served:
-    """A server, and the transport that it was made on.
-
-    :ivar topic: that it serves
-    """
+    """A server, with its transport and topic."""
 
     server: rpc.Server
     transport: rpc.Transport
@@ -63,7 +60,7 @@ class _Served:
 
 
 class Conductor:
-    """Serves the API and every enabled cell, and does the work that they leave."""
+    """Serves the API and every enabled cell, and does the work of the requests."""
 
     def __init__(
         self,
@@ -103,7 +100,7 @@ class Conductor:
         )
 
     def start(self) -> None:
-        """Start everything; brokers are waited for in the background."""
+        """Start all parts; connect to brokers in the background."""
         self.serve_all()
         self._periodic.start()
         self._announcer.start()
@@ -112,11 +109,11 @@ class Conductor:
         LOG.info('Conductor %s runs', self._conductor_id)
 
     def stop_claiming(self) -> None:
-        """Start nothing more, and go on with what runs."""
+        """Stop claiming hosts; the running calls continue."""
         self._dispatcher.stop_claiming()
 
     def stop(self) -> None:
-        """Hand back the claims, write what was reported, close the servers."""
+        """Release the claims, close the servers, write the buffered reports."""
         for step in (
             self._dispatcher.stop,
             self._stop_the_others,
@@ -127,7 +124,7 @@ class Conductor:
         LOG.info('Conductor %s has stopped', self._conductor_id)
 
     def _try_to(self, step: Callable[[], None]) -> None:
-        """Take a step of the stop; when the database is away the others are taken all the same."""
+        """Run one step of the stop; log a failure, so that the other steps still run."""
         try:
             step()
         except Exception:
@@ -139,7 +136,7 @@ class Conductor:
             LOG.warning('Periodic work of the conductor did not end within %g s', PART_STOP_SECONDS)
 
     def serve_all(self) -> None:
-        """Serve the API and the enabled cells, each at the URL of now, and no disabled one."""
+        """Serve the API and every enabled cell at its current URL; stop serving the others."""
         enabled = {cell.uuid: cell for cell in self._transports.refresh()}
         for gone in self._served.keys() - enabled.keys() - {API}:
             self._in_background(self._served.pop(gone).stop)
@@ -154,7 +151,7 @@ class Conductor:
                     LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
 
     def _wake(self) -> None:
-        """Have everything looked at that a request may have been steered to."""
+        """Wake all loops that may have to act on a new or steered request."""
         self._helm.wake()
         self._dispatcher.wake()
         self._announcer.wake()
@@ -181,11 +178,11 @@ class Conductor:
         served.transport.retire()
 
     def _in_background(self, work: Callable[[], None]) -> None:
-        """A broker that is gone holds up nobody else's."""
+        """Run work in a thread, so that a broker that is gone does not delay the others."""
         threading.Thread(target=work, name='rpc-server-stop', daemon=True).start()
 
     def _probe_brokers(self) -> None:
-        """Find out which brokers are away or back; a cell whose broker carries this is heard."""
+        """Probe which brokers are away or back; the probe also records the cell as heard."""
         for served in list(self._served.values()):
             served.transport.probe_in_background(served.topic)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells computes to leave their transfers, and to forget what unfinished ones left.
+"""Orders computes to stop transfers and to discard partial downloads.
 
-The database says what is to be told, to any conductor; what is noted here only keeps one
-from telling the same again and again. Each cell has threads of its own: a host or a
-broker that gives no answer delays what is told to no other cell, and its own not for long.
+The orders are in the database, for any conductor; the state here only keeps one from sending
+the same order again and again. Each cell has its own threads: a host or broker that does not
+answer delays no order to another cell, and those to its own cell only briefly.
 """
 
 import functools
@@ -25,14 +25,14 @@ LOG = logging.getLogger(__name__)
 CELL_THREADS = 32
 ANSWER_SECONDS = 5.0
 DISCARDS = 500
-# The outcome of what was stopped comes with the call that waits for it, well within these.
+# The outcome of a stopped job arrives with the call that waits for it, well within this time.
 OUTCOME_SECONDS = 5.0
 UNANSWERED_SECONDS = 2.0
 DISCARD_UNANSWERED_SECONDS = 30.0
 
 
 class SteeredCompute(Protocol):
-    """What is told to a host; ``compute.rpcapi.ComputeAPI`` is the real one."""
+    """Sends orders to a compute; implemented by ``compute.rpcapi.ComputeAPI``."""
 
     def stop_image(
         self,
@@ -43,18 +43,18 @@ class SteeredCompute(Protocol):
         why: rpcapi.StopWhy,
         keep_partial: bool = False,
     ) -> bool:
-        """As ``compute.rpcapi.ComputeAPI.stop_image``."""
+        """See ``compute.rpcapi.ComputeAPI.stop_image``."""
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
-        """As ``compute.rpcapi.ComputeAPI.forget_image``."""
+        """See ``compute.rpcapi.ComputeAPI.forget_image``."""
 
 
 class StopOrders:
-    """What one conductor has told computes, and what came of it.
+    """Sends the stop and discard orders of one conductor, and records their results.
 
-    :param computes: gives the client of a cell by its uuid
-    :param clock: seconds that only grow
-    :param freed: called when work that waited may go on
+    :param computes: returns the client of a cell by its uuid
+    :param clock: monotonic seconds
+    :param freed: called when waiting jobs may continue
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class StopOrders:
         self._idle_once: set[Hashable] = set()
 
     def stop_transfers(self) -> bool:
-        """Tell the computes what nobody wants any more; False when there is no such thing."""
+        """Order computes to stop the transfers that no request wants; False if there are none."""
         orders = self._store.stop_orders()
         keys = {_key(order) for order in orders}
         self._stops.forget_all_but(keys)
         self._idle_once &= keys
         if not orders:
             return False
-        # Only now: a host is given back after the outcome of its call was recorded.
+        # Only now: a host is released after the outcome of its call was recorded.
         claimed = set(self._jobs.claimed_hosts())
         down = self._agents.down({order.host for order in orders})
         for order in orders:
@@ -100,7 +100,7 @@ class StopOrders:
         return True
 
     def discard_partials(self) -> None:
-        """Have the hosts remove what cancelled transfers left there."""
+        """Order hosts to remove the partial downloads of cancelled transfers."""
         discards = self._store.discards(DISCARDS)
         self._discards.forget_all_but({discard.job_id for discard in discards})
         if not discards:
@@ -114,16 +114,16 @@ class StopOrders:
                 self._discards.run(discard.job_id, discard.cell_uuid, forget)
 
     def stop(self) -> None:
-        """Tell nothing more; who gives no answer is not waited for."""
+        """Stop sending orders; do not wait for hosts that have not answered."""
         self._stops.stop()
         self._discards.stop()
 
     def _stop(self, order: job_stop.StopOrder, is_waited_for: bool) -> float:
-        """Send an order; gives the seconds after which it may be sent again.
+        """Send an order; return the seconds after which it may be sent again.
 
-        :param is_waited_for: some conductor holds the host, and may wait for the outcome.
-            That the compute works on it no more can mean that the outcome is on its way:
-            it is so only when it is told again.
+        :param is_waited_for: a conductor holds the host, and may wait for the outcome. A compute
+            that is idle may then just have sent the outcome: the job counts as stopped only if
+            the compute is idle at a second order, too.
         """
         try:
             was_at_work = self._computes(order.cell_uuid).stop_image(
@@ -180,9 +180,9 @@ def _key(order: job_stop.StopOrder) -> Hashable:
 
 
 class CellCallPool:
-    """Short calls to hosts: none twice at once, none again too soon, none to a dead cell.
+    """Runs short calls to hosts: no key twice at once or again too soon, none to a dead cell.
 
-    :param failed_seconds: after which one that got no answer may be run again
+    :param failed_seconds: seconds after which an unanswered call may be repeated
     """
 
     def __init__(
@@ -200,9 +200,9 @@ class CellCallPool:
         self._pools: dict[str, futures.ThreadPoolExecutor] = {}
 
     def run(self, key: Hashable, cell_uuid: str, errand: Callable[[], float]) -> None:
-        """Run an errand in a thread, if it may be.
+        """Run an errand in a thread, unless it is running, resting or its cell is.
 
-        :param errand: gives the seconds after which it may be run again
+        :param errand: returns the seconds after which it may be run again
         """
         if self._breakers.is_resting(cell_uuid):
             return
@@ -214,13 +214,13 @@ class CellCallPool:
         pool.submit(self._do, key, cell_uuid, errand)
 
     def forget_all_but(self, keys: Collection[Hashable]) -> None:
-        """Forget when errands may be run again that nobody has any more."""
+        """Drop the rest times of all other errands, which are no longer needed."""
         with self._lock:
             for key in self._rests_until.keys() - keys:
                 del self._rests_until[key]
 
     def stop(self) -> None:
-        """Begin no more of them."""
+        """Start no further call; drop those that have not started."""
         with self._lock:
             for pool in self._pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -233,7 +233,7 @@ class CellCallPool:
     def _do(self, key: Hashable, cell_uuid: str, errand: Callable[[], float]) -> None:
         seconds = self._failed_seconds
         try:
-            with context.bind_request_id(None):  # the host logs it under the same id
+            with context.bind_request_id(None):  # the host logs the call under the same id
                 seconds = errand()
         except TimeoutError as exc:
             self._breakers.succeeded(cell_uuid)  # its broker took the call

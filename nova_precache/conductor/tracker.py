@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that records outcomes; what they change is announced after the commit."""
+"""Records outcomes, as the only place that does; announces the changes after the commit."""
 
 import functools
 import logging
@@ -17,12 +17,12 @@ GUARDED_REQUESTS = 1000
 
 
 class Tracker:
-    """Writes what happened to the database.
+    """Records outcomes in the database.
 
-    :param announce: called when that wrote something to be announced
+    :param announce: called after a write that made notifications due
     :param policy: may be replaced at any time
-    :param count: told how many tasks the outcome of a call has ended
-    :ivar database_wait: waits for the database with an outcome that is to be recorded
+    :param count: called with the number of tasks that the outcome of a call has ended
+    :ivar database_wait: waits out an outage with an outcome to record
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Tracker:
         self._announce = announce
         self.policy = policy
         self._count = count
-        # What a request was asked with does not change: one look a request, and not one a task.
+        # The options of a request never change: query them once per request, not once per task.
         self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(self._look_whether_guarded)
 
     def planned(self, request_id: str) -> None:
-        """Go on with a planned request, which has ended if the plan knew every outcome."""
+        """Settle a planned request, which has ended if the plan decided every outcome."""
         request = self._requests.get(request_id)
         LOG.info(
             'Request %s is planned: %d hosts, %d tasks',
@@ -54,11 +54,11 @@ class Tracker:
             request.hosts_total,
             sum(request.counts.values()),
         )
-        alone = (request_id,)  # idle, it may be
+        alone = (request_id,)  # it may be idle
         self.settle(job_outcome.Recorded(current=True, requests=alone, idle=alone))
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
-        """Record how an attempt ended: final, or to be tried again."""
+        """Record the outcome of an attempt: final, or to be retried."""
         delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
         if delay is None:
             finished = self.database_wait.wait_out(
@@ -75,11 +75,10 @@ class Tracker:
         outcome: model.ImageOutcome,
         goes_on: bool,
     ) -> jobs.NextJobResult:
-        """Record it, and at the same time choose the host's next job, or give the host back.
+        """Record an outcome and, in the same step, assign the host's next job or release the host.
 
-        There is neither where the outcome decides on what is next: ask again. An outcome that
-        cannot be recorded as it is ends the job with a plain reason: it would be due again at
-        once, for ever.
+        Where the outcome may decide what is next, it does neither: ask again. An outcome that
+        cannot be recorded ends the job with a plain reason, or it would be due again for ever.
         """
         try:
             return self._attempted_in_turn(conductor_id, assignment, outcome, goes_on)
@@ -115,16 +114,17 @@ class Tracker:
         self.settle(recorded)
 
     def put_off(self, assignment: jobs.Assignment, why: str) -> None:
-        """Have a job wait for its host, which is no attempt."""
+        """Postpone a job until its host is back; this does not count as an attempt."""
         waits = model.ImageOutcome(model.TaskStatus.ERROR, why, model.Retry.LATER)
         self._record_retry(assignment, waits, retry.HOST_SECONDS)
 
     def wait_for(
         self, assignment: jobs.Assignment, why: str, seconds: float, is_attempt: bool
     ) -> None:
-        """Have a job wait so long for its host; what was its last attempt is final.
+        """Postpone a job of an occupied host; if its last attempt was lost, the job ends.
 
-        :param is_attempt: its last call was lost
+        :param seconds: how long to wait
+        :param is_attempt: its call got no answer, which counts as an attempt
         """
         kind = model.Retry.BACKOFF if is_attempt else model.Retry.LATER
         waits = model.ImageOutcome(model.TaskStatus.ERROR, why, kind)
@@ -140,7 +140,7 @@ class Tracker:
             lambda: self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay)
         )
         if recorded.current:
-            # Nothing was tried in vain where it is only put off.
+            # A job that is only postponed has not failed.
             LOG.log(
                 logging.INFO if outcome.retry == model.Retry.LATER else logging.WARNING,
                 'Job %s (image %s on host %s), attempt %d: %s; next in %g s',
@@ -151,10 +151,10 @@ class Tracker:
                 outcome.reason,
                 delay,
             )
-        self.settle(recorded)  # nobody may want it any more, then it has ended
+        self.settle(recorded)  # the job has ended if no request wants it any more
 
     def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
-        """Count an attempt for every job of a cell that would have been called in vain."""
+        """Count a failed attempt for every due job of a cell that cannot be called."""
         last = ''
         wait_out = self.database_wait.wait_out
         while batch := wait_out(
@@ -171,15 +171,15 @@ class Tracker:
         return jobs.MissedCall(job.job_id, job.attempts, delay)
 
     def has_attempts_left(self, assignment: jobs.Assignment) -> bool:
-        """Tell whether the attempt that runs is one of those that the policy allows."""
+        """Return whether the running attempt is within the policy's limit."""
         return assignment.attempts <= self.policy.max_attempts
 
     def is_last_attempt(self, assignment: jobs.Assignment) -> bool:
-        """Tell whether the job ends with the attempt that runs, however it ends."""
+        """Return whether the job ends with the running attempt, whatever its outcome."""
         return self.policy.is_last(assignment.attempts)
 
     def settle(self, *recorded: job_outcome.Recorded) -> None:
-        """Go on from committed outcomes, which may have made whole requests final."""
+        """Act on committed outcomes: check guarded requests, complete idle ones, announce."""
         self.database_wait.wait_out(lambda: self._settle(job_outcome.together(recorded)))
 
     def _settle(self, settled: job_outcome.Recorded) -> None:
@@ -194,7 +194,7 @@ class Tracker:
         return _is_guarded(self._requests.outline(request_id).options)
 
     def complete(self, request_ids: Iterable[str]) -> None:
-        """End the requests that have nothing in flight."""
+        """End those of the requests that have nothing in flight."""
         for request_id in request_ids:
             if self._requests.complete(request_id):
                 request = self._requests.get(request_id)
@@ -204,17 +204,17 @@ class Tracker:
                 self._announce()
 
     def opened(self, request_id: str) -> None:
-        """Log that a request may begin, as its window has opened."""
+        """Log that the window of a request has opened."""
         request = self._requests.outline(request_id)
         with context.bind_request_id(request.request_id, request.global_request_id):
             LOG.info('Request %s may begin, its time has come', request_id)
 
     def failed(self, request_id: str) -> None:
-        """Tell of a request that ended without a plan."""
+        """Log and announce a request that failed without a plan."""
         LOG.error('Request %s failed: %s', request_id, self._requests.get(request_id).reason)
         self._announce()
 
 
 def _is_guarded(options: model.RequestOptions) -> bool:
-    """Tell whether how its tasks end decides what becomes of the rest of a request."""
+    """Return whether outcomes can stop the rest of the request: canaries or a failure limit."""
     return options.canary is not None or options.max_failures is not None

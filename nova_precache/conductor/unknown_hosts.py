@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks agents to register again that report for a host without being registered for it.
+"""Requests agents to register again that report for a host but are not registered for it.
 
-Another agent has the name, or an older database was restored. Which of two agents takes a
-message from the queue that they share is chance, so each report has it sent again.
+Another agent has the name, or an older database was restored. Either of two agents may take a
+message from the queue that they share, so each report causes another message.
 """
 
 import functools
@@ -17,22 +17,22 @@ from nova_precache.conductor import breaker, stop_orders
 LOG = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 1.0
-# A cell may send reports of any number of hosts that do not exist.
+# A cell may send reports for any number of hosts that do not exist.
 MOST_AT_ONCE = 1000
 
 
 class RefusingCompute(Protocol):
-    """What is sent to a host; ``compute.rpcapi.ComputeAPI`` is the real one."""
+    """Sends ``register_again``; implemented by ``compute.rpcapi.ComputeAPI``."""
 
     def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
-        """As ``compute.rpcapi.ComputeAPI.register_again``."""
+        """See ``compute.rpcapi.ComputeAPI.register_again``."""
 
 
 class UnknownHosts:
-    """The agents that one conductor refused.
+    """Sends ``register_again`` to the agents that one conductor refused.
 
-    :param computes: gives the client of a cell by its uuid
-    :param clock: seconds that only grow
+    :param computes: returns the client of a cell by its uuid
+    :param clock: monotonic seconds
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class UnknownHosts:
         self._senders = wire.Senders(LOG)
 
     def refuse(self, agents: Collection[model.Agent]) -> None:
-        """Ask agents to register again, in the background: of each cell some at a time."""
+        """Request agents to register again, in the background; limited per cell."""
         some = _some_of_each_cell(agents)
         self._errands.forget_all_but({_key(agent) for agent in some})
         for agent in some:
@@ -70,7 +70,7 @@ def _key(agent: model.Agent) -> tuple[str, str, str]:
 
 
 def _some_of_each_cell(agents: Collection[model.Agent]) -> list[model.Agent]:
-    """Choose at random where there are too many, so that each is chosen at some time."""
+    """Return the agents; of a cell with too many a random sample, so that each gets its turn."""
     by_cell: dict[str, list[model.Agent]] = {}
     for agent in agents:
         by_cell.setdefault(agent.cell_uuid, []).append(agent)

@@ -43,7 +43,7 @@ MODULES: tuple[ModuleType, ...] = (
     notifications,
     upgrade_levels,
 )
-# Nova's: whoever listens to its notifications there gets ours, too.
+# Nova's exchange: consumers of its notifications get those of this service, too.
 EXCHANGE = 'nova'
 PROJECT = 'nova-precache'
 
@@ -53,11 +53,11 @@ def new(
     config_files: Sequence[str] | None = None,
     program: str | None = None,
 ) -> cfg.ConfigOpts:
-    """Make a conf of its own with every option registered.
+    """Create a separate conf with every option registered.
 
     :param args: command line arguments, such as ``--config-file PATH``
     :param config_files: files to read instead of the default ones
-    :param program: whose own file is one of these; None: that of the running program
+    :param program: its own file is one of the default ones; None: the running program
     :raises oslo_config.cfg.Error: for an unknown argument or a bad value
     """
     conf = cfg.ConfigOpts()
@@ -73,16 +73,16 @@ def set_up_process(
     cli_options: Sequence[cfg.Opt] = (),
     use_stderr: bool = False,
 ) -> cfg.ConfigOpts:
-    """Read the configuration of a process that is one service, into oslo.config's global conf.
+    """Read the configuration of a single-service process into oslo.config's global conf.
 
-    Libraries read that one where nothing is passed to them: lockutils, for one, by which
+    Libraries read the global conf if none is passed to them: lockutils, for example, by which
     oslo.messaging numbers its queues. Parameters and errors are those of :func:`new`.
 
-    :param cli_options: beside those of every command
+    :param cli_options: in addition to those of every command
     :param use_stderr: default of the option: log to standard error, too
     """
     conf = cfg.CONF
-    conf.reset()  # of an earlier command, as where tests call several
+    conf.reset()  # clear the values of an earlier command, as in tests
     register(conf)
     conf.register_cli_opts(cli_options)
     conf.set_default('use_stderr', use_stderr)
@@ -109,10 +109,10 @@ def _read(
 
 
 def register(conf: cfg.ConfigOpts) -> None:
-    """Register every option of the service, and of the libraries it configures."""
+    """Register every option of the service and of the libraries that it configures."""
     log.register_options(conf)
     for module in MODULES:
-        # By its name: a group passed as an object would share its values with every other conf.
+        # By name: a group object would share its values with every other conf.
         name = None if module.GROUP is None else module.GROUP.name
         conf.register_opts(module.OPTIONS, group=name)
     loading.register_session_conf_options(conf, glance.GROUP.name)
@@ -122,7 +122,7 @@ def register(conf: cfg.ConfigOpts) -> None:
 
 
 def _register_messaging(conf: cfg.ConfigOpts) -> None:
-    """Register what oslo.messaging registers too late, or on the global object alone."""
+    """Register the options that oslo.messaging registers too late, or only on the global conf."""
     set_defaults()
     for group, options in messaging_opts.list_opts():
         if group is None:
@@ -134,14 +134,14 @@ def _register_messaging(conf: cfg.ConfigOpts) -> None:
 def read_again(conf: cfg.ConfigOpts) -> None:
     """Read the configuration files again, for the options that may change at run time.
 
-    :raises oslo_config.cfg.Error: a file cannot be read, or a value cannot be; all stays as it was
+    :raises oslo_config.cfg.Error: a file or a value is invalid; nothing has changed
     """
     _refuse_bad_values(conf.config_file, conf.config_dir)
     conf.mutate_config_files()
 
 
 def _refuse_bad_values(files: list[str], directories: list[str]) -> None:
-    """Look at the new values first: oslo.config would tell of a bad one when it is used."""
+    """Check the new values first: oslo.config would report a bad one only when it is used."""
     trial = cfg.ConfigOpts()
     changing = {
         _group_name(module): [option for option in module.OPTIONS if option.mutable]
@@ -161,7 +161,7 @@ def set_defaults() -> None:
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
-    """Give the options to oslo.config's sample generator and Sphinx extension."""
+    """List the options for oslo.config's sample generator and Sphinx extension."""
     options = [(_group_name(module), list(module.OPTIONS)) for module in MODULES]
     for index, (name, opts) in enumerate(options):
         if name == glance.GROUP.name:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""[api]: the two HTTP doors."""
+"""[api]: the HTTP API."""
 
 from oslo_config import cfg
 

@@ -8,7 +8,7 @@ from oslo_db import options as db_options
 
 GROUP = cfg.OptGroup('api_database', title="Nova's API database")
 
-# The others of oslo.db have no effect on a database that is only read.
+# The other options of oslo.db have no effect on a database that is only read.
 _OF_OSLO_DB = frozenset(
     {
         'connection_recycle_time',

@@ -55,7 +55,7 @@ everything else does.
 
 
 def library_options() -> list[cfg.Opt]:
-    """The credentials and TLS options that keystoneauth1 reads in this group."""
+    """List the credential and TLS options that keystoneauth1 reads in this group."""
     return (
         loading.get_session_conf_options()
         + loading.get_auth_common_conf_options()

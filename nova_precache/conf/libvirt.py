@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""[libvirt]: what of Nova's libvirt driver decides about the cache."""
+"""[libvirt]: the options of Nova's libvirt driver that affect the cache."""
 
 from oslo_config import cfg
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""[metrics]: where Prometheus finds what a process counts."""
+"""[metrics]: where a process serves its metrics to Prometheus."""
 
 from oslo_config import cfg
 

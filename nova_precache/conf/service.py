@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""[DEFAULT]: what every process of the service shares."""
+"""[DEFAULT]: the options of every process of the service."""
 
 import socket
 
@@ -24,7 +24,7 @@ must be the host name that nova-compute uses.
         default='/var/lib/nova-precache',
         help='Directory of this host for state that must outlive a restart.',
     ),
-    # Declared where it is read, before this package can be imported.
+    # Declared in the module that reads it before this package can be imported.
     backend.OPTION,
     cfg.FloatOpt(
         'long_rpc_timeout',

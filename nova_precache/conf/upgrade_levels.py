@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""[upgrade_levels]: RPC versions to send while releases are mixed."""
+"""[upgrade_levels]: highest RPC versions to send while releases are mixed."""
 
 from oslo_config import cfg
 

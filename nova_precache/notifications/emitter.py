@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends notifications: best effort, the database is the truth."""
+"""Sends notifications, best effort: the database is the truth."""
 
 import contextlib
 import threading
@@ -21,16 +21,16 @@ class Emitter(Protocol):
 
     @property
     def is_silent(self) -> bool:
-        """Whether none goes anywhere."""
+        """Whether no notification is sent at all."""
 
     def emit(self, notification: payloads.Notification) -> None:
-        """Send a notification; one that cannot be sent is an error in the log."""
+        """Send a notification; log an error if it cannot be sent."""
 
 
 class MessagingEmitter:
     """Sends to the drivers of ``[oslo_messaging_notifications]``, none by default.
 
-    While a broker is away it waits, for as many tries as ``retry`` there says.
+    While a broker is away, it waits for the number of tries that ``retry`` there sets.
     """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
@@ -46,7 +46,7 @@ class MessagingEmitter:
             serializer=_NovasContext(),
             topics=conf.notifications.versioned_notifications_topics,
         )
-        # Without end, which a first connection takes -1 for only when it is None.
+        # Retry for ever: a first connection does so only for None, not for -1.
         retries = None if self._notifier.retry < 0 else self._notifier.retry
         self._notifier.retry = rpc.connect_retries(retries, max(1, len(url.hosts)))
         self.is_silent = is_off or not set(conf.oslo_messaging_notifications.driver) - {'noop'}
@@ -58,7 +58,7 @@ class MessagingEmitter:
 
     @contextlib.contextmanager
     def _noted(self) -> Iterator[None]:
-        """Log that a broker is waited for; of counted tries, oslo.messaging logs the last."""
+        """Log a long wait for a broker; if tries are limited, oslo.messaging logs the last one."""
         if self._notifier.retry is not None:
             yield
             return
@@ -74,7 +74,7 @@ class MessagingEmitter:
 
 
 class RecordingEmitter:
-    """Keeps what would be sent, in memory."""
+    """Keeps notifications in memory instead of sending them."""
 
     is_silent = False
 
@@ -86,7 +86,7 @@ class RecordingEmitter:
 
 
 class _NovasContext(messaging.NoOpSerializer):  # type: ignore[misc]
-    """Writes a context in Nova's keys; what this service does not know is empty."""
+    """Serialises a context with Nova's keys; values unknown to this service are empty."""
 
     def serialize_context(self, ctxt: context.RequestContext) -> model.Json:
         return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notifications, field by field: Nova's as Nova serialises them, and in its form our own."""
+"""The notifications, field by field: Nova's as Nova serialises them, and our own in its form."""
 
 import dataclasses
 import datetime
@@ -13,7 +13,7 @@ OURS = 'image_precache'
 
 
 class Source(enum.StrEnum):
-    """Who a notification says it is from, before the host, whichever process sends it."""
+    """The publisher of a notification, without the host, whichever process sends it."""
 
     API = 'nova-api'
     CONDUCTOR = 'nova-conductor'
@@ -22,7 +22,7 @@ class Source(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Notification:
-    """A notification, and on whose behalf it is sent."""
+    """A notification, and the context of the request that it is about."""
 
     event_type: str
     source: Source
@@ -33,7 +33,7 @@ class Notification:
 def whole_request(
     phase: model.Phase, aggregate: model.Aggregate, asker: context.RequestContext
 ) -> Notification:
-    """The start or the end of a request: an ``AggregatePayload`` 1.1."""
+    """Build the start or the end of a request: an ``AggregatePayload`` 1.1."""
     payload = _versioned(
         NOVA,
         'AggregatePayload',
@@ -56,9 +56,9 @@ def host_progress(
     outcomes: Mapping[str, str],
     asker: context.RequestContext,
 ) -> Notification:
-    """The progress of a request by one host: an ``AggregateCachePayload`` 1.0.
+    """Build the progress of a request by one host: an ``AggregateCachePayload`` 1.0.
 
-    :param index: this host is the index-th that is done, counted from 1
+    :param index: position of this host among the finished ones, counted from 1
     :param outcomes: image id to final task status
     """
     cached = [image for image, status in outcomes.items() if status in model.TASK_SUCCEEDED]
@@ -83,7 +83,7 @@ def host_progress(
 def request_state(
     phase: model.Phase, request: model.CacheRequest, asker: context.RequestContext
 ) -> Notification:
-    """A request as it stands after one of its phases: a ``RequestPayload`` 1.0."""
+    """Build the state of a request after one of its phases: a ``RequestPayload`` 1.0."""
     payload = _versioned(
         OURS,
         'RequestPayload',
@@ -119,7 +119,7 @@ def request_state(
 
 
 def task_outcome(task: model.Task, asker: context.RequestContext) -> Notification:
-    """The final outcome of one task: a ``TaskPayload`` 1.0."""
+    """Build the final outcome of one task: a ``TaskPayload`` 1.0."""
     payload = _versioned(
         OURS,
         'TaskPayload',
@@ -156,7 +156,7 @@ def _novas_event(phase: model.Phase) -> str:
 
 
 def _time(at: datetime.datetime | None) -> str | None:
-    """Write a time in UTC as Nova's notifications do."""
+    """Format a time in UTC as Nova's notifications do."""
     return None if at is None else at.strftime('%Y-%m-%dT%H:%M:%SZ')
 
 

@@ -10,6 +10,6 @@ from nova_precache.policies import aggregates, base, estimate, hosts, pins, requ
 
 
 def list_rules() -> Sequence[policy.RuleDefault]:
-    """Give every rule; also the entry point of oslo.policy's sample generator."""
+    """List every rule; also the entry point of oslo.policy's sample generator."""
     modules = (base, aggregates, requests, estimate, hosts, pins)
     return tuple(itertools.chain.from_iterable(module.list_rules() for module in modules))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see and change aggregates, and ask for images on their hosts; names as in Nova."""
+"""Who may see and change aggregates, and request images on their hosts; names as in Nova."""
 
 from collections.abc import Sequence
 

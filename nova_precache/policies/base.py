@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from oslo_policy import policy
 
 CONTEXT_IS_ADMIN = 'context_is_admin'
-# Of the operations that Nova does not have.
+# Prefix of the operations that Nova does not have.
 OWN_PREFIX = 'image_precache:'
 
 ADMIN = f'rule:{CONTEXT_IS_ADMIN}'
@@ -76,7 +76,7 @@ def list_rules() -> Sequence[policy.RuleDefault]:
 def operation(
     name: str, check: str, description: str, method: str, path: str
 ) -> policy.RuleDefault:
-    """Make the rule of one operation of the API."""
+    """Build the rule of one operation of the API."""
     return policy.DocumentedRuleDefault(
         name=name,
         check_str=check,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may ask what a request would cost, which tells of all the hosts."""
+"""Who may estimate a request; the answer describes all of its hosts."""
 
 from collections.abc import Sequence
 

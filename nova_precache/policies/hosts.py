@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see the hosts and what is in their caches: admins, as they belong to no project."""
+"""Who may see the hosts and their cache inventories: admins, as hosts belong to no project."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see and steer requests: readers see those of their project, admins do all."""
+"""Who may see and steer requests: readers see those of their project, admins may do all."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the object graphs of the API, the conductor and the compute, a module each.
+"""Builds the object graphs of the API, the conductor and the compute, one module each.
 
-The only place that reads options and hands objects to each other.
+The only place that reads options and passes objects to each other.
 """

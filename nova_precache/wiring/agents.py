@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The computes of this service, as a conductor calls and steers them."""
+"""Builds what a conductor needs to call and steer the computes of this service."""
 
 import functools
 import time
@@ -23,7 +23,7 @@ from nova_precache.wiring import common
 
 
 def compute_cap(conf: cfg.ConfigOpts) -> str | None:
-    """Give the newest version of RPC that computes are called with."""
+    """Return the highest RPC version to call computes with, None if not pinned."""
     return rpc.version_cap('compute', conf.upgrade_levels.compute, rpcapi.VERSION)
 
 
@@ -43,7 +43,7 @@ def compute_api(
 
 
 class AgentComputes:
-    """What a conductor has to do with computes of this service.
+    """Builds the conductor's objects for the computes of this service.
 
     :ivar liveness: of these computes
     """
@@ -64,22 +64,22 @@ class AgentComputes:
         self.liveness: agents.Agents = common.agent_store(conf, database)
 
     def client(self, cell_uuid: str) -> rpcapi.ComputeAPI:
-        """Give the client of a cell's computes."""
+        """Return the client of a cell's computes."""
         return self._api(self._transports.get(cell_uuid))
 
     def why_no_call(self, transport: rpc.Transport) -> str | None:
-        """Say why no compute may be called at all."""
+        """Return why no compute may be called at all, None if they may."""
         return self._api(transport).why_unsupported()
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
         return self.liveness.why_down(assignment.seen_at, assignment.assigned_at, assignment.heard)
 
     def refuse(self, unregistered: Collection[model.Agent]) -> None:
-        """Ask agents to register again that are not registered for the hosts they report for."""
+        """Request agents to register again that report for a host without being registered."""
         self._strangers.refuse(unregistered)
 
     def hosts_counter(self) -> None:
-        """The database counts them, as they report to it."""
+        """Return None: the database counts these hosts."""
 
     def returning(self) -> conductor_steering.HostRecovery:
         return host_recovery.HostRecovery(self._database, self._conf.service_down_time)
@@ -91,7 +91,7 @@ class AgentComputes:
         track: tracker.Tracker,
         freed: Callable[[], None],
     ) -> conductor_steering.StopOrderSender:
-        """Build what tells computes to stop."""
+        """Build the sender of stop orders."""
         return stop_orders.StopOrders(
             store=store,
             job_store=job_store,
@@ -104,7 +104,7 @@ class AgentComputes:
         )
 
     def _steered(self, cell_uuid: str) -> rpcapi.ComputeAPI:
-        """Give a client whose short calls are answered soon, or count as unanswered."""
+        """Return a client with a short timeout, for stop orders and other short calls."""
         return self._api(self._transports.get(cell_uuid), stop_orders.ANSWER_SECONDS)
 
     @functools.cache  # noqa: B019 - one client a transport, for the life of the process

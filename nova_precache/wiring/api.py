@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API, as a WSGI application and as a server."""
+"""Builds the API, as a WSGI application and as a server."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
 
 
 def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.HttpServer:
-    """Build the API in this process.
+    """Build the HTTP server of the API.
 
     :raises nova_precache.exception.ConfigError: noauth2 would listen beyond the loopback
     """
@@ -58,7 +58,7 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
         group.bind_port,
         group.threads,
         certificate,
-        # A body that is not far beyond the limit is refused by the pipeline, in Nova's words.
+        # The pipeline refuses a body slightly over the limit, with Nova's message.
         max_body_bytes=2 * conf.oslo_middleware.max_request_body_size,
         reserved_path=app.Healthcheck.PATH,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What more than one service is built of."""
+"""Builds the objects that more than one service needs."""
 
 from importlib import metadata
 
@@ -13,26 +13,26 @@ from nova_precache.db.engine import session as db_session
 
 
 def version() -> str:
-    """Give the version of this installation."""
+    """Return the version of this installation."""
     return metadata.version('nova-precache')
 
 
 def is_stock(conf: cfg.ConfigOpts) -> bool:
-    """Tell whether images are cached by the nova-compute of each host."""
+    """Return whether the stock nova-compute of each host caches the images."""
     return bool(conf.image_cache.compute_backend == image_cache.NOVA)
 
 
 def conductor_cap(conf: cfg.ConfigOpts) -> str | None:
-    """Give the newest version of RPC that conductors are called with.
+    """Return the highest RPC version to call conductors with, None if not pinned.
 
-    :raises nova_precache.exception.ConfigError: it is pinned to one that cannot be
+    :raises nova_precache.exception.ConfigError: it is pinned to an invalid version
     """
     newest, oldest = conductor_rpcapi.VERSION, conductor_rpcapi.OLDEST_VERSION
     return rpc.version_cap('conductor', conf.upgrade_levels.conductor, newest, oldest)
 
 
 def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
-    """Build what serves the metrics of this process, if a port is set."""
+    """Build the metrics endpoint of this process, which serves if a port is set."""
     return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
 
 
@@ -51,5 +51,5 @@ def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.A
 
 
 def told_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
-    """Open what hosts tell of their caches; the stock ones tell nothing."""
+    """Open the store of the hosts' cache inventories; stock nova-computes report none."""
     return untold.UntoldCaches(database) if is_stock(conf) else caches.Caches(database)

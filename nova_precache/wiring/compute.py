@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute of a host."""
+"""Builds the compute of a host."""
 
 import pathlib
 import uuid
@@ -24,7 +24,7 @@ from nova_precache.wiring import common, images
 def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) -> agent.Agent:
     """Build the compute of ``[DEFAULT] host``.
 
-    :param computes: measures those of this process
+    :param computes: the metrics of the computes of this process
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
     identity = _identity(conf)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which computes there are: those of this service, or the stock ones of Nova."""
+"""Chooses between the computes of this service and stock nova-computes."""
 
 from collections.abc import Callable, Collection
 from typing import Protocol
@@ -23,7 +23,7 @@ from nova_precache.wiring import agents, common, stock
 
 
 class Computes(Protocol):
-    """What a conductor has to do with them."""
+    """Builds the conductor's objects for one kind of computes."""
 
     @property
     def liveness(self) -> liveness.Liveness: ...
@@ -56,7 +56,7 @@ def choose(
     aggregates: inventory.Inventory,
     breakers: breaker.CellBreakers,
 ) -> Computes:
-    """Build what ``[image_cache] compute_backend`` names."""
+    """Build the computes that ``[image_cache] compute_backend`` names."""
     if common.is_stock(conf):
         return stock.StockComputes(conf, database, cells, aggregates)
     return agents.AgentComputes(conf, database, cells, breakers)
@@ -65,7 +65,7 @@ def choose(
 def host_store(
     conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
 ) -> request.AgentStore:
-    """Open the hosts as they are shown."""
+    """Open the store from which the API shows hosts."""
     if common.is_stock(conf):
         return stock.host_store(conf, database, aggregates)
     return common.agent_store(conf, database)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conductor."""
+"""Builds the conductor."""
 
 import functools
 import time
@@ -45,18 +45,18 @@ def new_conductor(
     database: db_session.Database,
     exposed: metrics.Exposition | None = None,
 ) -> service.Conductor:
-    """Build a conductor with an identity of its own.
+    """Build a conductor with a new id.
 
-    :param exposed: the metrics of this process, which whoever runs it serves
+    :param exposed: the metrics of this process, which the caller serves
     """
     return ConductorParts(conf, database, exposed or common.exposition(conf)).conductor()
 
 
 class ConductorParts:
-    """What the parts of one conductor share.
+    """Builds the parts of one conductor, and holds the objects that they share.
 
-    :ivar images: the image service as the conductor sees it
-    :ivar computes: gives the client of a cell's computes by its uuid
+    :ivar images: the image service, with the credentials of this service
+    :ivar computes: returns the client of a cell's computes by its uuid
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class ConductorParts:
         helm: conductor_steering.LifecycleLoop,
         reconciler: conductor_pins.Reconciler,
     ) -> None:
-        """Have the options that may change at run time take effect when they do."""
+        """Apply mutable options when the configuration is reloaded."""
 
         def follow(conf: cfg.ConfigOpts, fresh: object) -> None:
             dispatch.limit = conf.image_cache.precache_concurrency
@@ -229,7 +229,7 @@ class ConductorParts:
         )
 
     def _cell_endpoint(self, cell_uuid: str) -> manager.CellEndpoint:
-        self.hearings.begin([cell_uuid])  # before the first agent can ask for a name
+        self.hearings.begin([cell_uuid])  # before the first agent can register
         return manager.CellEndpoint(
             cell_uuid,
             self.inventory,
@@ -253,7 +253,7 @@ def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
 
 
 def _gap_seconds(conf: cfg.ConfigOpts) -> float:
-    """Allow for some notes that come late, but for no long part of the time of a silent host."""
+    """Allow for some late notes, but only for a small part of ``service_down_time``."""
     notes_seconds = conf.conductor.heartbeat_write_interval_seconds
     return float(max(3 * notes_seconds, min(2, conf.service_down_time / 2)))
 

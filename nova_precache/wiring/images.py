@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image service, as each of those sees it who ask for images."""
+"""Builds the image service for each kind of caller."""
 
 import logging
 from collections.abc import Callable
@@ -17,19 +17,19 @@ LOG = logging.getLogger(__name__)
 
 
 class OwnImages(service.ImageService, Protocol):
-    """The image service as a conductor sees it, and as it lets computes see it."""
+    """The image service of a conductor, with the endpoint and token that it passes to computes."""
 
     def endpoint(self) -> str | None:
-        """Give where it is."""
+        """Return its URL."""
 
     def token(self, *, fresh: bool = False) -> str | None:
-        """Give a token for it."""
+        """Return a token for it."""
 
 
 def of_service(
     conf: cfg.ConfigOpts, outage: outages.Outage | None = None
 ) -> glance.GlanceImageService:
-    """Make the image service as this service's own credentials in ``[glance]`` see it.
+    """Build the image service with this service's own credentials in ``[glance]``.
 
     :raises nova_precache.exception.ConfigError: neither credentials nor an endpoint are set
     """
@@ -46,9 +46,9 @@ def of_service(
 
 
 def of_boots(conf: cfg.ConfigOpts) -> service.ImageService:
-    """Make the image service for boots on this host, which need it only for what is not cached.
+    """Build the image service for boots on this host, which need it only for uncached images.
 
-    A compute has neither credentials nor, most often, an endpoint: calls bring both.
+    A compute usually has neither credentials nor an endpoint configured: calls bring both.
 
     :raises nova_precache.exception.ConfigError: an option cannot be used
     """
@@ -58,7 +58,7 @@ def of_boots(conf: cfg.ConfigOpts) -> service.ImageService:
 
 
 class _NoImages:
-    """Stands in where the configuration names no image service; every use is an error."""
+    """Placeholder if the configuration names no image service; every use is an error."""
 
     def show(self, image_id: str) -> model.Image:
         self._refuse(image_id)
@@ -81,7 +81,7 @@ class _NoImages:
 def of_callers(
     conf: cfg.ConfigOpts,
 ) -> Callable[[context.RequestContext], service.ImageService]:
-    """Give what makes the image service as a caller of the API sees it."""
+    """Return a factory of the image service for a caller of the API, with the caller's token."""
     settings = glance.GlanceSettings.from_conf(conf)
     session = glance.new_session(settings)
     outage = glance.new_outage()
@@ -90,7 +90,7 @@ def of_callers(
     def images_for(ctxt: context.RequestContext) -> service.ImageService:
         try:
             endpoint = own.endpoint()
-        except exception.ImageUnauthorized as exc:  # of this service, and not of the caller
+        except exception.ImageUnauthorized as exc:  # this service's credentials, not the caller's
             raise exception.ImageServiceUnavailable(
                 'The image service cannot be found: the credentials of [glance] are refused'
             ) from exc
@@ -106,7 +106,7 @@ def of_callers(
 
 
 def of_calls(conf: cfg.ConfigOpts) -> manager.ImagesFor:
-    """Give what makes the image service as a call to a compute says to reach it."""
+    """Return a factory of the image service from the endpoint and token of a call to a compute."""
     settings = glance.GlanceSettings.from_conf(conf)
     session, outage = glance.new_session(settings), glance.new_outage()
     if settings.is_anywhere_allowed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stock nova-computes, where they cache the images, and how a conductor calls them."""
+"""Builds what a conductor needs to cache images through stock nova-computes."""
 
 import functools
 import time
@@ -14,12 +14,12 @@ from nova_precache.conductor import lifecycle as conductor_steering, metrics, no
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 from nova_precache.db.engine import session as db_session
 
-# Of the few seconds that Prometheus waits for all the metrics of a conductor.
+# A share of the few seconds that Prometheus waits for all metrics of a conductor.
 COUNT_SECONDS = 2.0
 
 
 def compute_cap(conf: cfg.ConfigOpts) -> str | None:
-    """Give the newest version of Nova's RPC that nova-computes are called with."""
+    """Return the highest version of Nova's RPC to call nova-computes with, None if not pinned."""
     return rpc.version_cap('compute', conf.upgrade_levels.compute, novarpc.VERSION)
 
 
@@ -41,7 +41,7 @@ def host_store(
     aggregates: inventory.Inventory,
     answer_seconds: float = liveness.ANSWER_SECONDS,
 ) -> novahosts.NovaHosts:
-    """Open the hosts, which are looked at apart from the work on them."""
+    """Open the host store, with its own liveness look-ups, apart from those of the work."""
     return novahosts.NovaHosts(aggregates, _liveness(conf, database, aggregates, answer_seconds))
 
 
@@ -51,7 +51,7 @@ def _liveness(
     aggregates: inventory.Inventory,
     answer_seconds: float = liveness.ANSWER_SECONDS,
 ) -> liveness.NovaLiveness:
-    """Open the databases of the cells, which are closed with that of this service."""
+    """Build the liveness look-ups; their connections close with this service's database."""
     opened = liveness.NovaLiveness(
         aggregates, conf.service_down_time, time.monotonic, answer_seconds=answer_seconds
     )
@@ -60,7 +60,7 @@ def _liveness(
 
 
 class StockComputes:
-    """What a conductor has to do with stock nova-computes.
+    """Builds the conductor's objects for stock nova-computes.
 
     :ivar liveness: of these computes
     """
@@ -81,23 +81,23 @@ class StockComputes:
         self.liveness = _liveness(conf, database, aggregates)
 
     def client(self, cell_uuid: str) -> nova_backend.NovaBackend:
-        """Give the client of a cell's nova-computes."""
+        """Return the client of a cell's nova-computes."""
         over_seconds = self._conf.long_rpc_timeout + nova_backend.SENDING_SECONDS
         nova = self._api(self._transports.get(cell_uuid))
         return nova_backend.NovaBackend(nova, self._calls, over_seconds)
 
     def why_no_call(self, transport: rpc.Transport) -> str | None:
-        """Say why no compute may be called at all."""
+        """Return why no compute may be called at all, None if they may."""
         return self._api(transport).why_unsupported()
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
         return self.liveness.why_down(assignment.host, assignment.cell_uuid)
 
     def refuse(self, unregistered: Collection[model.Agent]) -> None:
-        """Leave agents of this service alone, of which none is called."""
+        """Ignore agents of this service: they are never called."""
 
     def hosts_counter(self) -> metrics.HostsCount:
-        """Build what counts the hosts; a cell that does not tell at once is not waited for."""
+        """Build the counter of hosts, which waits only ``COUNT_SECONDS`` for a cell."""
         return host_store(self._conf, self._database, self._inventory, COUNT_SECONDS).count
 
     def returning(self) -> conductor_steering.HostRecovery:
@@ -110,7 +110,7 @@ class StockComputes:
         track: tracker.Tracker,
         freed: Callable[[], None],
     ) -> conductor_steering.StopOrderSender:
-        """Build what sees to the work that is to stop."""
+        """Build the handler of stop orders."""
         return nova_backend.NovaStopOrders(store, job_store, track, freed)
 
     @functools.cache  # noqa: B019 - one client a transport, for the life of the process

@@ -88,10 +88,10 @@ def set_metadata(req: Request) -> Reply:
 
 @contextlib.contextmanager
 def resolve_aggregate_id(req: Request) -> Iterator[int]:
-    """Give the id that the path names; who is told that there is none reads it as it was."""
+    """Yield the id that the path names; a not-found error quotes it as the caller wrote it."""
     asked = req.path['id']
     aggregate_id = validation.to_integer(asked, 'id')
-    if '_' in asked:  # 1_0 is ten for Python, and for no database
+    if '_' in asked:  # Python reads 1_0 as ten, no database does
         raise exception.AggregateNotFound(asked)
     try:
         yield aggregate_id
@@ -121,5 +121,5 @@ def _to_json(aggregate: model.Aggregate, version: microversion.Version) -> model
 
 
 def _time(value: datetime.datetime | None) -> str | None:
-    """Nova's oldest format of a time: UTC, and not saying so."""
+    """Format a time as Nova's oldest API does: UTC, without a zone."""
     return None if value is None else value.strftime('%Y-%m-%dT%H:%M:%S.%f')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The estimate: what a request would come to, of which nothing is begun or saved."""
+"""Estimates of requests; nothing is saved or started."""
 
 import math
 
@@ -14,7 +14,7 @@ PATH = '/v1/estimate'
 
 
 def create(req: Request) -> Reply:
-    """Estimate the request of the body; the hosts come in pages, in the order of its plan."""
+    """Estimate the request in the body; the hosts are paged, in the order of the plan."""
     validation.check_query(req.query, schemas.ESTIMATE_QUERY)
     validation.check_document(req.body, schemas.CREATE)
     req.authorize(policies.ESTIMATE, {'project_id': req.context.project_id})
@@ -32,7 +32,7 @@ def _facts(req: Request, asked: parsing.RequestBody) -> estimator.FleetFacts:
     services, hosts = req.services, asked.hosts
     known_hosts = frozenset(services.caches.known_hosts())
     part_ids = [part.id for image in asked.images for part in image.parts]
-    # Where none of them ever did anything, what is usual elsewhere has to do.
+    # If none of these hosts has a measured rate, use the rates of other hosts.
     rates = services.rates.measured_rates(hosts) or services.rates.measured_rates(known_hosts)
     return estimator.FleetFacts(
         hosts=hosts,

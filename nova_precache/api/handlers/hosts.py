@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts, what is in their caches, and which of them have an image."""
+"""Hosts, the images in their caches, and the hosts that have an image."""
 
 import datetime
 import urllib.parse
@@ -47,7 +47,7 @@ def show(req: Request) -> Reply:
 
 
 def images(req: Request) -> Reply:
-    """List what is in the cache of a host, by the names of the files."""
+    """List the images in the cache of a host, by file name."""
     validation.check_query(req.query, schemas.IMAGES)
     req.authorize(policies.IMAGES)
     host = _known(req)
@@ -104,9 +104,9 @@ def of_image(req: Request) -> Reply:
 
 
 def _check_visible(req: Request, image_id: str) -> None:
-    """See that the image service shows the caller the image.
+    """Check that the image is visible to the caller.
 
-    :raises nova_precache.exception.NotFound: it does not
+    :raises nova_precache.exception.NotFound: it is not
     """
     try:
         req.services.images_for(req.context).show(image_id)
@@ -126,19 +126,19 @@ def _known(req: Request) -> str:
 
 
 def _pinned_on(req: Request, host: str) -> Mapping[str, str]:
-    """Map the names of the images that some pin keeps on the host to the images."""
+    """Map the file names of the images that pins keep on the host to the image ids."""
     aggregates = req.services.inventory.aggregates_of_host(host)
     pinned = req.services.pins.pinned_images(aggregates)
     return {layout.base_name(image): image for images in pinned.values() for image in images}
 
 
 def _image_name(cached: model.CachedImage) -> str:
-    """Give the name that the file of the image has, of which this may be a resized one."""
+    """Return the base name of the image's file, without the suffix of a resized one."""
     return cached.name.partition('_')[0]
 
 
 def _ages() -> Callable[[datetime.datetime], int]:
-    """Have all the ages on a page be as of now."""
+    """Return a function that computes ages, with the same current time for a whole page."""
     now = timeutils.utcnow()
     return lambda touched: max(0, int((now - touched).total_seconds()))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of an aggregate: the request to have them cached on its hosts."""
+"""Images of an aggregate: the request to cache them on its hosts."""
 
 from nova_precache.api import parsing, validation
 from nova_precache.api.handlers import aggregates, requests
@@ -9,7 +9,7 @@ from nova_precache.policies import aggregates as policies
 
 
 def create(req: Request) -> Reply:
-    """Accept a request; ``Location`` tells where it can be watched."""
+    """Accept a request; ``Location`` is the URL to follow it."""
     req.require_version(2, 81)
     validation.check_body(req.body, schemas.CACHE)
     req.authorize(policies.IMAGES)

@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 
 def create(req: Request) -> Reply:
-    """Make a pin; a conductor finds it and sees to its images."""
+    """Create a pin; a conductor finds it and requests its images."""
     validation.check_document(req.body, schemas.CREATE)
     req.authorize(policies.CREATE, {'project_id': req.context.project_id})
     asked = req.body['pin']
@@ -68,7 +68,7 @@ def show(req: Request) -> Reply:
 
 
 def delete(req: Request) -> Reply:
-    """End a pin: its images stay until they are old enough to go."""
+    """End a pin; its images stay until they are old enough for removal."""
     project_id = visibility.authorize(req, policies.DELETE)
     pin_id = _pin_id(req)
     req.services.pins.end(pin_id, f'ended by {req.context.user_id}', project_id)
@@ -93,7 +93,7 @@ def _until(text: str | None) -> datetime.datetime | None:
 
 
 def _with_coverage(req: Request, pin: model.Pin) -> model.Json:
-    """Tell of a pin how many of the files that it wants are there, where hosts tell that."""
+    """Show a pin with the number of its files that are cached, if hosts report inventories."""
     images = [image for image in pin.images if image not in pin.images_gone]
     try:
         hosts = req.services.inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid).hosts

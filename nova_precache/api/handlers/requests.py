@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests: made, followed and steered, with each of their tasks."""
+"""Creates, lists, shows and steers requests, and lists their tasks."""
 
 import logging
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ PATH = '/v1/requests'
 
 
 def create(req: Request) -> Reply:
-    """Accept a request, or give the one that was accepted with the same client_request_id."""
+    """Accept a request, or return the one accepted earlier with the same client_request_id."""
     validation.check_document(req.body, schemas.CREATE)
     req.authorize(policies.CREATE, {'project_id': req.context.project_id})
     body = req.body['request']
-    # Looked for first: what was in order then may not be so any more.
+    # Look for it first: a body that was valid then may be invalid now.
     request = _accepted(req, body.get('client_request_id')) or _accept_new(req, body)
     return Reply(
         status=202,
@@ -101,7 +101,7 @@ def tasks(req: Request) -> Reply:
 
 
 def cancel(req: Request) -> Reply:
-    """End what waits, and stop what runs and nobody else wants."""
+    """End the waiting tasks, and stop running transfers that no other request wants."""
     validation.check_document(req.body, schemas.CANCEL)
     project_id = visibility.authorize(req, policies.CANCEL)
     asked: Mapping[str, Any] = req.body['cancel'] or {}
@@ -125,7 +125,7 @@ def resume(req: Request) -> Reply:
 
 
 def retry(req: Request) -> Reply:
-    """Have what did not succeed be tried again, in another window where one is given."""
+    """Retry the tasks that did not succeed, in another window if one is given."""
     validation.check_document(req.body, schemas.RETRY)
     project_id = visibility.authorize(req, policies.RETRY)
     window = _window(req, project_id)
@@ -140,7 +140,7 @@ def retry(req: Request) -> Reply:
 
 
 def accept(req: Request, **what: Any) -> model.CacheRequest:
-    """Save a request of the caller, and tell the conductors."""
+    """Save a request of the caller, and wake the conductors."""
     request = req.services.requests.accept(
         requests.NewRequest(
             project_id=req.context.project_id,
@@ -164,7 +164,7 @@ def accept(req: Request, **what: Any) -> model.CacheRequest:
 
 
 def url(req: Request, request: model.CacheRequest) -> str:
-    """Tell where a request can be watched."""
+    """Return the URL of a request."""
     return f'{req.base_url}{PATH}/{request.id}'
 
 
@@ -175,7 +175,7 @@ def _steered(req: Request, request: model.CacheRequest) -> Reply:
 
 
 def _wake(req: Request, request: model.CacheRequest) -> None:
-    """Tell the conductors; they look for themselves, so nothing is lost when it fails."""
+    """Wake the conductors; a failure is harmless, since they also poll."""
     try:
         req.services.wake()
     except Exception:
@@ -196,7 +196,7 @@ def _id(req: Request) -> str:
 
 
 def _window(req: Request, project_id: str | None) -> parsing.Window:
-    """Read the window of a retry; the request's own deadline stays, unless it is over."""
+    """Read the window of a retry; the request keeps its own deadline unless it has passed."""
     asked: Mapping[str, Any] = req.body['retry'] or {}
     window = parsing.window(asked)
     deadline = _load(req, project_id).options.deadline

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version documents, by which clients find the APIs and their microversions."""
+"""The version documents, through which clients discover the APIs and their microversions."""
 
 import urllib.parse
 
@@ -17,7 +17,7 @@ _MEDIA_TYPES = {
     microversion.PRECACHE: 'application/json',
 }
 _DOORS = (microversion.COMPUTE, microversion.PRECACHE)
-# What a URL's path may hold as it is.
+# Characters that need no quoting in the path of a URL.
 _SAFE = "/~!$&'()*+,;=:@"
 
 
@@ -27,7 +27,7 @@ def index(req: Request) -> Reply:
 
 
 def choices(req: Request) -> Reply:
-    """Tell who names no API where what was asked for might be."""
+    """List the possible URLs of a path that names no API."""
     return Reply(status=300, body={'choices': [_choice(req, door) for door in _DOORS]})
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bodies and queries look like, as JSON schemas, one module a resource."""
+"""JSON schemas of bodies, queries and answers, one module per resource."""

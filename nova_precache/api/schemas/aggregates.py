@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Aggregates: the bodies of create, update and the actions.
 
-Which keyword stands first decides which of two errors is reported.
+The order of keywords decides which of two errors is reported.
 """
 
 from nova_precache import model

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts and what is in their caches: the queries of their lists, and what is answered."""
+"""Hosts and the images in their caches: queries and answers."""
 
 from nova_precache import model
 from nova_precache.api.schemas import common

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of an aggregate: the body that asks for them to be cached."""
+"""Images of an aggregate: the body of the request to cache them."""
 
 from nova_precache import model
 

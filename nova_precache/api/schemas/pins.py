@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pins: the body that makes one, the query of their list, and what is answered."""
+"""Pins: the body that creates one, the query of their list, and answers."""
 
 from nova_precache import model
 from nova_precache.api.schemas import common

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests, tasks and the estimate: bodies, queries and answers.
 
-What is null in a body is as if it were not there. Parameters of a query are lists of their
-values.
+A null field in a body counts as absent. Query parameters are lists of their values.
 """
 
 from nova_precache import model
@@ -23,7 +22,7 @@ _WINDOW: model.Json = {
     'deadline': common.nullable(common.TIME),
 }
 
-# What is asked for: one of ``aggregate`` and ``hosts``, the images, and how they are to come.
+# The body of a request: one of ``aggregate`` and ``hosts``, the images, and the options.
 CREATE = common.only(
     'request',
     common.strict(
