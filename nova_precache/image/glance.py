@@ -425,7 +425,7 @@ class _TokenAuth(plugin.FixedEndpointPlugin):
         return self._token
 
     def get_headers(self, session: ksa_session.Session) -> dict[str, str]:
-        """Return no headers without a token, so that the request is sent: Glance may need none."""
+        """Return {} without a token, so that the request is sent: Glance may need none."""
         return {plugin.IDENTITY_AUTH_HEADER_NAME: self._token} if self._token else {}
 
     def invalidate(self) -> bool:
