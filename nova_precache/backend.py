@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native threads or eventlet: a process chooses before it imports anything that has threads.
+"""Choose native threads or eventlet, before the process imports anything that uses threads.
 
-Eventlet replaces what is in the modules ``threading``, ``socket``, ``time`` and so on.
-Whoever took something out of them earlier, or made a lock or a thread's local data,
-keeps the native one, on which all green threads wait, or which they share. So
+Eventlet patches the modules ``threading``, ``socket``, ``time`` and so on. Code that imported
+names from them earlier, or created a lock or thread-local data, keeps the native ones, which
+block all green threads or are shared by them. So
 
-- the environment is looked at first of all, which needs no other module;
-- a command that finds the choice in its configuration starts itself again with that
-  environment: to read its command line takes oslo.log, which keeps too much;
-- a foreign WSGI server cannot be started again, but its application has no command
-  line: oslo.config alone reads the files, and keeps nothing native (a test looks).
+- the environment is read first, which needs no other module;
+- a command that finds the choice in its configuration restarts itself with that environment:
+  parsing its command line imports oslo.log, which keeps too many native objects;
+- a foreign WSGI server cannot be restarted, but its application has no command line:
+  oslo.config alone reads the files, and keeps no native object (a test checks this).
 
-oslo.service, which oslo.messaging imports, takes eventlet unless it is told otherwise.
-It is told what the process chose. It and futurist import eventlet wherever it is
-installed, which without that patch changes nothing.
+oslo.service, which oslo.messaging imports, uses eventlet by default; a hook reports the choice
+of the process to it. It and futurist import eventlet wherever it is installed, which changes
+nothing without that patch.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ from oslo_service import backend
 from nova_precache import exception
 
 VARIABLE = 'NOVA_PRECACHE_CONCURRENCY'
-# A WSGI server's own name, such as gunicorn, would have us read the file of that name in /etc.
+# With a WSGI server's own name, such as gunicorn, we would read the file of that name in /etc.
 API = 'nova-precache-api'
-# From this Python on, eventlet 0.41 raises its own Timeout out of every Thread.join that runs
-# out of time, in the libraries below us, too (a test looks whether it still does).
+# From this Python on, eventlet 0.41 raises its own Timeout from every Thread.join that times
+# out, also in our libraries (a test checks whether it still does).
 NO_EVENTLET_FROM = (3, 13)
 
 
 class Backend(enum.StrEnum):
-    """What the threads of a process are."""
+    """The kind of threads of a process."""
 
     THREADING = 'threading'
     EVENTLET = 'eventlet'
@@ -75,10 +75,10 @@ class Choice:
 
 
 def choose_by_environment() -> None:
-    """Give this process the threads that its environment names, if it names any.
+    """Choose the threads that the environment of this process names, if it names any.
 
-    :raises nova_precache.exception.ConfigError: there are none such, they are not
-        installed or do not work on this Python, or the process has others already
+    :raises nova_precache.exception.ConfigError: the name is unknown, they are not installed or
+        do not work on this Python, or the process has others already
     """
     chosen = _named_by_environment()
     if chosen is not None:
@@ -86,9 +86,9 @@ def choose_by_environment() -> None:
 
 
 def choose_by_files(config_files: Sequence[str] | None) -> None:
-    """Give this process the threads that its environment or its configuration names.
+    """Choose the threads that the environment or the configuration of this process names.
 
-    :param config_files: None looks in the usual places
+    :param config_files: None: those in the usual places
     :raises nova_precache.exception.ConfigError: as for the environment
     """
     conf = cfg.ConfigOpts()
@@ -103,7 +103,7 @@ def choose_by_files(config_files: Sequence[str] | None) -> None:
 
 
 def restart_if_chosen(conf: cfg.ConfigOpts) -> None:
-    """Start this command again when its configuration names eventlet and it has none yet.
+    """Restart this command if its configuration names eventlet and it does not run under it.
 
     :raises nova_precache.exception.ConfigError: eventlet is not installed, or does not work
         on this Python
@@ -116,7 +116,7 @@ def restart_if_chosen(conf: cfg.ConfigOpts) -> None:
 
 
 def why_no_eventlet() -> str | None:
-    """Say why this Python cannot have eventlet's threads, None where it can."""
+    """Return why eventlet does not work on this Python; None if it does."""
     if sys.version_info < NO_EVENTLET_FROM:
         return None
     return (
@@ -126,14 +126,14 @@ def why_no_eventlet() -> str | None:
 
 
 def current() -> Backend:
-    """Tell what the threads of this process are."""
+    """Return the kind of threads of this process."""
     patcher = sys.modules.get('eventlet.patcher')
     is_green = patcher is not None and patcher.is_monkey_patched('thread')
     return Backend.EVENTLET if is_green else Backend.THREADING
 
 
 def refuse_eventlet(conf: cfg.ConfigOpts, command: str) -> None:
-    """Have a command that is for native threads alone not run as if it were not.
+    """Refuse eventlet for a command that supports only native threads.
 
     :raises nova_precache.exception.ConfigError: eventlet is chosen
     """
@@ -143,8 +143,8 @@ def refuse_eventlet(conf: cfg.ConfigOpts, command: str) -> None:
 
 
 def tell_oslo_service() -> None:
-    """Have oslo.service ask what the threads of this process are, once it needs to know."""
-    # Whoever runs this service can do nothing about what libraries import.
+    """Register a hook by which oslo.service asks for the threads of this process when needed."""
+    # An operator cannot change the imports of our libraries.
     warnings.filterwarnings('ignore', message=r'\s*Eventlet is deprecated')
     backend.register_backend_default_hook(lambda: backend.BackendType(current().value))
 
@@ -174,7 +174,7 @@ def _become(chosen: Choice) -> None:
 def _import_eventlet(chosen: Choice) -> Any:
     if why := why_no_eventlet():
         raise exception.ConfigError(f'{chosen}: {why}')
-    # Its own resolver knows less than the system's of what a host is called.
+    # Its own resolver knows fewer host names than the system's.
     os.environ.setdefault('EVENTLET_NO_GREENDNS', 'yes')
     try:
         import eventlet

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads, whatever they are: work that is done periodically, and how things are stopped.
+"""Run periodic work and stop parts, with threads of either kind.
 
-``backend`` chooses what they are.
+``backend`` chooses their kind.
 """
 
 import threading
@@ -19,9 +19,9 @@ STOP_SECONDS = 60.0
 
 
 class Periodic:
-    """Does several things, each every so many seconds; a failure is logged and tried again.
+    """Runs several functions periodically; a failure is logged, and the next run follows.
 
-    They run in threads of their own, so that a slow one does not delay the others.
+    They run in a pool of threads, so that a slow one does not delay the others.
     """
 
     def __init__(self, name: str, work: Iterable[tuple[float, Work]]) -> None:
@@ -35,21 +35,21 @@ class Periodic:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and wait for what is being done, but not for ever."""
+        """Stop, and wait at most ``STOP_SECONDS`` for running functions."""
         if self._thread.ident is not None:
             self._worker.stop()
             self._thread.join(STOP_SECONDS)
 
 
 class Stoppable(Protocol):
-    """Something that runs until it is stopped."""
+    """A part that runs until it is stopped."""
 
     def stop(self) -> None:
-        """Stop, and return when nothing of it runs any more."""
+        """Stop, and return when it has ended."""
 
 
 def stop_all(parts: Collection[Stoppable]) -> None:
-    """Stop several things at once; each may take a moment."""
+    """Stop several parts in parallel, since each may take a moment."""
     if not parts:
         return
     with futures.ThreadPoolExecutor(len(parts)) as pool:
@@ -58,7 +58,7 @@ def stop_all(parts: Collection[Stoppable]) -> None:
 
 
 def stop_within(seconds: float, part: Stoppable) -> bool:
-    """Stop something and wait for it, but only so long; False when it still runs then."""
+    """Stop a part and wait at most this long; return False if it still runs."""
     thread = threading.Thread(target=part.stop, name='stop', daemon=True)
     thread.start()
     thread.join(seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks: the request context, from the API to Glance's log."""
+"""The request context, from the API to Glance's log."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,18 +13,18 @@ from nova_precache import exception, wire
 class RequestContext(context.RequestContext):
     """An oslo.context request context that knows whether its user is an admin.
 
-    ``auth_token`` lives in memory only: :meth:`to_wire` leaves it out.
+    ``auth_token`` stays in memory: :meth:`to_wire` omits it.
 
-    :ivar is_of_any_project: nobody said which, so the URL may say it
+    :ivar is_of_any_project: the caller named no project, so the URL may name it
     """
 
     is_of_any_project = False
 
     def __init__(self, *, overwrite: bool = True, **kwargs: Any) -> None:
-        """Make a context; with ``overwrite``, this thread logs under it from now on.
+        """Build a context; with ``overwrite``, this thread logs under it from now on.
 
-        oslo.context would keep the first one of a thread in any case, so that all later
-        lines of a loop would carry the ids of the request that it served first.
+        oslo.context always stores the first context of a thread, even without ``overwrite``,
+        so that all later log lines of a loop would carry the ids of its first request.
         """
         before = context.get_current()
         super().__init__(overwrite=overwrite, **kwargs)
@@ -32,7 +32,7 @@ class RequestContext(context.RequestContext):
             _restore(before)
 
     def to_wire(self) -> dict[str, Any]:
-        """Give what may leave the process: ids and roles, no token."""
+        """Return the fields that may leave the process: ids and roles, no token."""
         return {
             'request_id': self.request_id,
             'global_request_id': self.global_request_id,
@@ -43,12 +43,12 @@ class RequestContext(context.RequestContext):
         }
 
     def redacted_copy(self, **kwargs: Any) -> Self:
-        """Copy it without its token; this thread's log goes on under its own context."""
+        """Copy it without its token; this thread still logs under its own context."""
         return super().redacted_copy(overwrite=False, **kwargs)
 
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> 'RequestContext':
-        """Read who asks, for the log alone: what cannot be so is left out, and hides nothing."""
+        """Read the caller of a message, for the log only; omit invalid fields, keep the others."""
         roles = values.get('roles')
         return cls(
             request_id=_known(values.get('request_id'), wire.REQUEST_ID_MAX),
@@ -73,7 +73,7 @@ def _known(value: object, most: int) -> str | None:
 
 
 def admin_context() -> RequestContext:
-    """The service's own identity, with the ids of the request that this thread works for."""
+    """Return the service's own identity, with the ids of the request this thread works for."""
     current = context.get_current()
     return RequestContext(
         is_admin=True,
@@ -86,10 +86,10 @@ def admin_context() -> RequestContext:
 
 @contextlib.contextmanager
 def bind_request_id(request_id: str | None, global_request_id: str | None = None) -> Iterator[None]:
-    """Log, and ask others, under the ids of a request until this is left.
+    """Use the ids of a request within, in the log and in calls of other services.
 
-    :param request_id: None makes one up
-    :param global_request_id: of the request that the caller of this one was serving
+    :param request_id: None generates one
+    :param global_request_id: the id of the original request, set by the calling service
     """
     before = context.get_current()
     RequestContext(
@@ -105,11 +105,11 @@ def bind_request_id(request_id: str | None, global_request_id: str | None = None
 
 
 def current_id() -> str | None:
-    """Give the id under which others are to log what this thread asks of them."""
+    """Return the id under which other services shall log the requests of this thread."""
     current = context.get_current()
     return None if current is None else current.global_id
 
 
 def _restore(before: context.RequestContext | None) -> None:
-    # There is no public way to have none again.
+    # There is no public way to reset it to none.
     context._request_store.context = before

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the work of a thread must have ended, known to all that it waits for on its way.
+"""The deadline of a thread's work, which limits every wait within it.
 
-The API sets it once for each request; databases and other services are waited for no longer.
+The API sets it once per request; waits for databases and other services end by then.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 
 class _Scope:
-    """Work that has a deadline, and the connections on which it waits."""
+    """A deadline, and the connections to shut down when it passes."""
 
     def __init__(self, ends_at: float) -> None:
         self.ends_at = ends_at
@@ -23,10 +23,10 @@ class _Scope:
         self._connections: list[socket.socket] = []
 
     def watch(self, connection: socket.socket) -> None:
-        """Shut a connection down at the deadline, if the work still goes on then.
+        """Shut a connection down at the deadline, unless the work has ended.
 
-        A limit of the socket would count from each byte. The duplicate is of the same
-        connection also once TLS has taken the socket over.
+        A timeout of the socket would restart with each byte. The duplicated descriptor refers
+        to the connection even after TLS has taken over the socket.
         """
         with self._lock:
             self._connections.append(
@@ -49,7 +49,7 @@ class _Scope:
     def _cut(self) -> None:
         with self._lock:
             for connection in self._connections:
-                with contextlib.suppress(OSError):  # it has ended
+                with contextlib.suppress(OSError):  # it is closed already
                     connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -58,7 +58,7 @@ _SCOPE: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar('deadline
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Limit what is waited for inside; a limit around it that ends sooner stays."""
+    """Set a deadline for all waits within; an earlier one of an outer scope still applies."""
     around = _SCOPE.get()
     latest = math.inf if around is None else around.ends_at
     scope = _Scope(min(latest, time.monotonic() + seconds))
@@ -71,18 +71,18 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def is_set() -> bool:
-    """Whether this thread has a deadline."""
+    """Return whether this thread has a deadline."""
     return _SCOPE.get() is not None
 
 
 def left(at_most: float = math.inf) -> float:
-    """Give the seconds that are left, never less than 0 and never more than ``at_most``."""
+    """Return the remaining seconds, from 0 to ``at_most``."""
     scope = _SCOPE.get()
     return at_most if scope is None else max(0.0, min(at_most, scope.ends_at - time.monotonic()))
 
 
 def watch(connection: socket.socket) -> None:
-    """Shut a connection down at the deadline, where there is one."""
+    """Shut a connection down at the deadline, if there is one."""
     scope = _SCOPE.get()
     if scope is not None:
         scope.watch(connection)

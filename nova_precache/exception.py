@@ -75,22 +75,22 @@ from nova_precache import model
 
 
 class PrecacheError(Exception):
-    """Anything that this service raises on purpose."""
+    """The base of all errors that this service raises on purpose."""
 
 
 class InvalidInput(PrecacheError):
-    """What was asked for cannot be; the message names the field."""
+    """A request is invalid; the message names the field."""
 
 
 class DataRefused(InvalidInput):
-    """The database cannot hold a value: its encoding has not the characters, or it is too long."""
+    """The database cannot store a value: its encoding lacks a character, or it is too long."""
 
     def __init__(self) -> None:
         super().__init__('The database cannot hold what was given')
 
 
 class ImageNotUsable(InvalidInput):
-    """An image is unknown, not visible to whoever asked, or not active."""
+    """An image is unknown, not visible to the caller, not active, or cannot be booted."""
 
     def __init__(self, image_id: str, why: str) -> None:
         super().__init__(f'Image {image_id} {why}')
@@ -98,11 +98,11 @@ class ImageNotUsable(InvalidInput):
 
 
 class InvalidAggregateAction(InvalidInput):
-    """An aggregate may not be changed or deleted like this."""
+    """This change or deletion of an aggregate is not allowed."""
 
 
 class RootDiskTooSmall(InvalidInput):
-    """A root disk was to be smaller than what its image holds."""
+    """The requested root disk is smaller than the disk of its image."""
 
     def __init__(self, image_id: str, size_bytes: int, virtual_size_bytes: int) -> None:
         super().__init__(
@@ -119,7 +119,7 @@ class TooMany(InvalidInput):
 
 
 class NotFound(PrecacheError):
-    """Something that was named does not exist."""
+    """A named object does not exist."""
 
 
 class AggregateNotFound(NotFound):
@@ -165,7 +165,7 @@ class PinNotFound(NotFound):
 
 
 class Conflict(PrecacheError):
-    """What exists already stands in the way."""
+    """The request conflicts with the current state."""
 
 
 class AggregateNameExists(Conflict):
@@ -183,7 +183,7 @@ class AggregateHostExists(Conflict):
 
 
 class InvalidHost(Conflict):
-    """A host may not be where it was to be put."""
+    """A host may not be added to this aggregate."""
 
     def __init__(self, aggregate_id: int, why: str) -> None:
         super().__init__(f'Cannot add host to aggregate {aggregate_id}. Reason: {why}.')
@@ -202,7 +202,7 @@ class CellExists(Conflict):
 
 
 class InUse(Conflict):
-    """What is to be deleted is still needed; the message says what for."""
+    """An object to delete is still in use; the message says for what."""
 
 
 class RootDiskExists(Conflict):
@@ -213,22 +213,22 @@ class RootDiskExists(Conflict):
 
 
 class StatusConflict(Conflict):
-    """Something is not in the state for what was asked of it."""
+    """The status of an object does not allow the action."""
 
     def __init__(self, what: str, name: str, status: str, action: str) -> None:
         super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
 
 
 class NotByNova(Conflict):
-    """A stock nova-compute cannot do this, or tell this."""
+    """A stock nova-compute cannot do this, or does not report it."""
 
 
 class VersionUnsupported(Conflict):
-    """A call may not be sent at its version, or whoever was called does not know that."""
+    """A call may not be sent at its version, or the called service does not know the version."""
 
 
 class Forbidden(PrecacheError):
-    """Whoever asked may not do this."""
+    """The caller may not do this."""
 
 
 class PolicyNotAuthorized(Forbidden):
@@ -244,11 +244,11 @@ class ReadOnlyInventory(Forbidden):
 
 
 class TokenRefused(Forbidden):
-    """A compute that works on no image may not read any."""
+    """A compute that works on no image gets no token to read one."""
 
 
 class Unavailable(PrecacheError):
-    """Something that this service needs cannot serve now, and may soon."""
+    """A service that this one depends on is temporarily unavailable."""
 
     retry_after_seconds: ClassVar[int] = 10
 
@@ -256,7 +256,7 @@ class Unavailable(PrecacheError):
 class DatabaseUnavailable(Unavailable):
     """The database cannot be reached, or cannot serve now.
 
-    :ivar reason: what it said, for the log alone: it names the server
+    :ivar reason: its error, for the log only: it names the server
     """
 
     def __init__(self, reason: str, *, is_reached: bool = False) -> None:
@@ -274,32 +274,33 @@ class ImageServiceUnavailable(Unavailable):
 
 
 class OutOfTime(Unavailable):
-    """An answer did not come before the deadline of those who wait for it."""
+    """An answer did not arrive before the deadline."""
 
     def __init__(self) -> None:
         super().__init__('No answer came in time. Please try again later.')
 
 
 class ConfigError(PrecacheError):
-    """The configuration contradicts itself or the machine; names the option."""
+    """The configuration is inconsistent or does not fit the machine; names the option."""
 
 
 class CellUnreachable(PrecacheError):
-    """A cell's broker takes no message, or its database gives no answer."""
+    """A cell's broker takes no message, or its database does not answer."""
 
 
 class BrokerRefused(CellUnreachable):
-    """A broker accepts neither the user, the password nor the virtual host, or forbids it a queue.
+    """A broker refuses the user, the password, the virtual host, or access to a queue.
 
-    It answers, so this does not pass by itself: someone has to change an option or a permission.
+    Since it answers, this does not resolve itself: an operator must change an option or a
+    permission.
     """
 
 
 class HostOccupied(PrecacheError):
-    """A host may not be called now: a call that it never answered may still be at work there.
+    """A host may not be called now: an earlier call without an answer may still run there.
 
-    :ivar seconds: until that call is over for certain
-    :ivar is_lost: it is the call that was to be made, and an attempt
+    :ivar seconds: until that call has certainly ended
+    :ivar is_lost: the call without an answer is the current one, which counts as an attempt
     """
 
     def __init__(self, why: str, seconds: float, *, is_lost: bool = False) -> None:
@@ -309,9 +310,9 @@ class HostOccupied(PrecacheError):
 
 
 class CacheError(PrecacheError):
-    """Caching one image on one host failed; ``retry`` says whether it can pass.
+    """Caching one image on one host failed; ``retry`` says whether to try again.
 
-    ``keeps_partial`` says whether the bytes that came are of use to another attempt.
+    ``keeps_partial`` says whether another attempt can use the received bytes.
     """
 
     retry: ClassVar[model.Retry] = model.Retry.NEVER
@@ -319,22 +320,22 @@ class CacheError(PrecacheError):
 
 
 class ImageGone(CacheError):
-    """The image was deleted, deactivated or hidden while it was wanted."""
+    """The image was deleted, deactivated or hidden while it was needed."""
 
 
 class ImageUnauthorized(CacheError):
-    """Glance refused the token, a fresh one too."""
+    """Glance refused the token, also a fresh one."""
 
     retry = model.Retry.BACKOFF
     keeps_partial = True
 
 
 class UnbootableImage(CacheError):
-    """The image is no disk that an instance boots from as it is, such as an archive."""
+    """The image is not a disk that an instance can boot from, such as an archive."""
 
 
 class UnsafeImage(CacheError):
-    """The image could reach files of the host, or is not what it says it is."""
+    """The image could access files of the host, or does not have its declared format."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f'unsafe image: {why}')
@@ -345,7 +346,7 @@ class UnverifiedImage(CacheError):
 
 
 class ImageMismatch(CacheError):
-    """The bytes that came are not those that Glance hashed."""
+    """The received bytes are not those that Glance hashed."""
 
     retry = model.Retry.ONCE
 
@@ -358,17 +359,17 @@ class DownloadInterrupted(CacheError):
 
 
 class NotEnoughSpace(CacheError):
-    """The file system has no room for the image and the reserve, or for so large a file."""
+    """The file system lacks space for the image and the reserve, or allows no file so large."""
 
 
 class PlaceTaken(CacheError):
-    """Something that is no image has the name of a base file, and stays until it is removed."""
+    """A file that is no image and cannot be replaced has the name of a base file."""
 
 
 class NotOurs(CacheError):
-    """The base file is there, but this process may not read it, or not make it young.
+    """The base file exists, but this process may not read it, or not touch it.
 
-    That does not pass by itself: the file has to change, or the rights of this process.
+    This does not resolve itself: the file or the rights of this process must change.
     """
 
     def __init__(self, cannot_be: str, why: str) -> None:
@@ -382,7 +383,7 @@ class StorageError(CacheError):
 
 
 def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
-    """Make the error for what the operating system refused while ``doing``."""
+    """Build the error for an OSError that occurred while ``doing``."""
     reason = f'{doing}: {error.strerror or error}'
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughSpace(reason)
@@ -394,7 +395,7 @@ class ConversionFailed(CacheError):
 
 
 class ConversionTimedOut(ConversionFailed):
-    """qemu-img took too long, as it may on a host that is busy; what came can be used again."""
+    """qemu-img took too long, as it may on a busy host; the download can be used again."""
 
     retry = model.Retry.BACKOFF
     keeps_partial = True
@@ -405,13 +406,13 @@ class BackendUnsupported(CacheError):
 
 
 class TransferStopped(CacheError):
-    """Somebody had the work end before it was done."""
+    """The transfer was stopped before it was complete."""
 
     keeps_partial = True
 
 
 class Cancelled(TransferStopped):
-    """The image is not wanted any more."""
+    """The image is no longer needed."""
 
     def __init__(self, why: str, *, keep_partial: bool = False) -> None:
         super().__init__(why)
@@ -419,22 +420,22 @@ class Cancelled(TransferStopped):
 
 
 class DeadlinePassed(TransferStopped):
-    """The time in which the image was to come is over; another window goes on from here."""
+    """The deadline for the image has passed; a later request can resume the download."""
 
 
 class Paused(TransferStopped):
-    """The work is to go on later from where it stopped."""
+    """The transfer is paused, and will be resumed later."""
 
     retry = model.Retry.LATER
 
 
 class ShuttingDown(TransferStopped):
-    """The compute stops; whoever asks again later gets the image."""
+    """The compute is stopping; a later attempt can get the image."""
 
     retry = model.Retry.LATER
 
 
 class NameLost(TransferStopped):
-    """Conductors know another agent under this host's name, or none; the other is called."""
+    """The conductors know another agent under this host's name, which they call, or none."""
 
     retry = model.Retry.LATER

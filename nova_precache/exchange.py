@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP exchanges with other services that end at the deadline of the work that needs them.
+"""HTTP exchanges with other services that end at the thread's deadline.
 
-However the other side is slow: it takes no connection, is silent, or sends a byte a second.
-Wherever it redirects to, credentials reach only itself.
+The deadline holds even if the other side accepts no connection, is silent, or sends a byte a
+second. Credentials reach only the other side itself, wherever it redirects to.
 """
 
 import math
@@ -16,7 +16,7 @@ from urllib3 import connection as connections
 
 from nova_precache import deadline, exception, redirects
 
-# What else of a request holds at another origin, too.
+# Options of a request that also apply at another origin.
 _KEPT_OPTIONS = (
     'timeout',
     'stream',
@@ -30,7 +30,7 @@ class Session(ksa_session.Session):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # With other connections and cookies, and without a client certificate.
+        # With its own connections and cookies, and without a client certificate.
         self._elsewhere = ksa_session.Session(
             session=new_session(), verify=self.verify, timeout=self.timeout
         )
@@ -38,7 +38,7 @@ class Session(ksa_session.Session):
     def request(  # type: ignore[override]
         self, url: str, method: str, redirect: int | bool | None = None, **options: Any
     ) -> requests.Response:
-        """As of any session of keystoneauth.
+        """Send a request, as any session of keystoneauth.
 
         :raises nova_precache.redirects.RedirectFailed: a redirect cannot be followed
         """
@@ -55,7 +55,7 @@ class Session(ksa_session.Session):
     def _send_on(
         self, url: str, method: str, is_elsewhere: bool, options: dict[str, Any]
     ) -> requests.Response:
-        """Send a request to where it is redirected; its URL may be a secret that opens it."""
+        """Send a redirected request; keep its URL out of the log, since it may be a secret."""
         try:
             if not is_elsewhere:
                 again = {**options, 'params': None, 'log': False, 'connect_retries': 0}
@@ -66,7 +66,7 @@ class Session(ksa_session.Session):
                 url, method, redirect=False, raise_exc=False, log=False, headers=headers, **kept
             )
         except (ksa_exceptions.ConnectionError, urllib3.exceptions.HTTPError, ValueError) as exc:
-            # The text of the error has the URL. keystoneauth logs it at each retry, too.
+            # The error must not be logged: its text has the URL.
             raise redirects.RedirectFailed(
                 f'{redirects.origin(url)}, to which it is redirected, cannot be reached '
                 f'({type(exc).__name__})'
@@ -74,7 +74,7 @@ class Session(ksa_session.Session):
 
 
 def new_session() -> requests.Session:
-    """Make a session for keystoneauth, which serves the work with a deadline, and all other."""
+    """Create a session for keystoneauth, for work with or without a deadline."""
     session = _Requests()
     adapter = _Adapter()
     for scheme in list(session.adapters):
@@ -84,15 +84,15 @@ def new_session() -> requests.Session:
 
 class _Requests(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Leave redirects alone.
+        """Report no redirects.
 
-        Even where it is not to follow one, requests reads all of its body, and stumbles over
-        its Location.
+        Otherwise requests reads the whole body of a redirect and parses its Location, which
+        may fail, even if it should not follow it.
         """
 
 
 class _Adapter(ksa_session.TCPKeepAliveAdapter):
-    """Sends what there is time for."""
+    """Sends requests within the deadline."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -106,9 +106,9 @@ class _Adapter(ksa_session.TCPKeepAliveAdapter):
     def send(  # type: ignore[override]
         self, request: requests.PreparedRequest, stream: bool = False, **kwargs: Any
     ) -> requests.Response:
-        """As of any adapter, within the deadline.
+        """Send a request, as any adapter, within the deadline.
 
-        :raises nova_precache.exception.OutOfTime: it has passed; no retry follows
+        :raises nova_precache.exception.OutOfTime: the deadline has passed; no retry follows
         """
         if not deadline.is_set():
             return super().send(request, stream=stream, **kwargs)
@@ -118,10 +118,10 @@ class _Adapter(ksa_session.TCPKeepAliveAdapter):
         try:
             if stream:
                 return super().send(request, stream=True, **kwargs)
-            # The connection is kept for other threads, which the deadline must not cut off.
+            # The pooled connection may serve other threads, which the deadline must not cut off.
             with deadline.within(math.inf):
                 response = super().send(request, **kwargs)
-                response.content  # noqa: B018 - read here, so that it fails here
+                response.content  # noqa: B018 - read the body here, so that errors occur here
             return response
         except requests.RequestException as exc:
             if not deadline.left():
@@ -132,7 +132,7 @@ class _Adapter(ksa_session.TCPKeepAliveAdapter):
 def _in_time(timeout: Any) -> tuple[float, float]:
     connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
     seconds = deadline.left()
-    # A name may have several addresses, each of which is tried for so long.
+    # A name may have several addresses, and the connect timeout applies to each.
     return min(connect or seconds, seconds / 2), min(read or seconds, seconds)
 
 

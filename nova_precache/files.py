@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the files of this service, at whose paths another process may have put something else.
+"""Open the files of this service safely: another process may have put something else there.
 
-A FIFO would have the opener wait for ever, a symbolic link lead it to a file of another user,
-a device do what no file does. So a file is opened without waiting and without following a link
-in the last part of its path, and used only if it is a regular one. What is read of it is limited.
+A FIFO would block the opener for ever, a symbolic link lead it to a file of another user, a
+device have side effects. So a file is opened without blocking and without following a link in
+the last part of its path, and used only if it is a regular file. Reads are limited in size.
 
-Files are written whole: under a name that no other process knows, and then renamed or linked.
+Files are written completely under a unique temporary name, and then renamed or linked.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Path = str | os.PathLike[str]
 
 # A text of a UUID has 36 to 45 characters, perhaps with a line end.
 _UUID_MAX_BYTES = 64
-# How often another process may take away what was just there.
+# How often another process may remove the file between two steps.
 _RACES = 5
 _KINDS = {
     stat.S_IFIFO: 'a FIFO',
@@ -37,7 +37,7 @@ _KINDS = {
 
 
 class NotRegular(OSError):
-    """Something else than a regular file is at the path."""
+    """The path is not a regular file."""
 
     def __init__(self, path: Path, mode: int) -> None:
         kind = _KINDS.get(stat.S_IFMT(mode), 'of another kind')
@@ -49,14 +49,14 @@ def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = Fa
 
     :param flags: as for ``os.open``
     :param follow: the path may be a symbolic link
-    :raises NotRegular: it is none
+    :raises NotRegular: the path is not a regular file
     :raises OSError: it cannot be opened
     """
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags, mode)
     except OSError:
-        _check_kind(path, follow=follow)  # says more than "no such device" of a socket
+        _check_kind(path, follow=follow)  # clearer than "no such device" for a socket
         raise
     try:
         status = os.fstat(descriptor)
@@ -69,17 +69,17 @@ def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = Fa
 
 
 def regular(path: str, flags: int) -> int:
-    """Be the ``opener`` of a regular file, for ``open``; raises as :func:`open_regular`."""
+    """Open a regular file, as an ``opener`` for ``open``; raises as :func:`open_regular`."""
     return open_regular(path, flags)
 
 
 def regular_or_link(path: str, flags: int) -> int:
-    """Be the ``opener`` of a regular file that may be behind a symbolic link."""
+    """Open a regular file, also through a symbolic link, as an ``opener`` for ``open``."""
     return open_regular(path, flags, follow=True)
 
 
 def is_regular(path: Path) -> bool:
-    """Return whether a regular file is at the path, and no symbolic link."""
+    """Return whether the path is a regular file, not a symbolic link."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:
@@ -102,12 +102,12 @@ def holds(path: Path, text: str) -> bool:
 
 
 def kept_uuid(path: Path) -> str:
-    """Return the UUID that a file keeps; without a file, or if it holds none, a new one is made.
+    """Return the UUID stored in a file; if it is missing or holds none, store a new one.
 
-    All that ask at once, on other machines too, are given the same.
+    Concurrent callers, also on other machines, get the same UUID.
 
-    :raises NotRegular: something else is in the place of the file
-    :raises OSError: it can be neither read nor made
+    :raises NotRegular: the path is not a regular file
+    :raises OSError: the file can be neither read nor created
     """
     for _ in range(_RACES):
         try:
@@ -123,10 +123,10 @@ def kept_uuid(path: Path) -> str:
 
 
 def read_uuid(path: Path) -> str:
-    """Return the UUID that a file keeps; none is made.
+    """Return the UUID stored in a file; never create one.
 
-    :raises NotRegular: something else is in the place of the file
-    :raises OSError: it cannot be read, or holds none
+    :raises NotRegular: the path is not a regular file
+    :raises OSError: the file cannot be read, or holds no UUID
     """
     try:
         return _parse_uuid(read(path, _UUID_MAX_BYTES))
@@ -135,7 +135,7 @@ def read_uuid(path: Path) -> str:
 
 
 def create_whole(path: Path, text: str) -> None:
-    """Create a file with its content at once; what is there already stays.
+    """Create a file with its content atomically; keep an existing one.
 
     :raises OSError: the file system refused
     """
@@ -144,7 +144,7 @@ def create_whole(path: Path, text: str) -> None:
 
 
 def replace_whole(path: Path, text: str) -> None:
-    """Put a file with its content in the place of whatever is there, but a directory.
+    """Replace a path, except a directory, by a file with this content atomically.
 
     :raises OSError: the file system refused
     """
@@ -153,11 +153,11 @@ def replace_whole(path: Path, text: str) -> None:
 
 
 def open_lock(lock: fasteners.InterProcessLock) -> None:
-    """Open the file of a lock, which the lock itself would do without any care.
+    """Open the file of a lock safely, unlike the lock itself.
 
-    Its directory is made, but not what that is in: nothing may be mounted there now.
+    Create its directory, but not the parent, where a file system may be unmounted.
 
-    :raises NotRegular: something else is in the place of the file
+    :raises NotRegular: the path is not a regular file
     :raises OSError: it cannot be opened
     """
     path = os.fsdecode(lock.path)
@@ -179,7 +179,7 @@ def _check_kind(path: Path, *, follow: bool) -> None:
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
     except OSError:
-        return  # The error of opening it says enough.
+        return  # The error of the open suffices.
     if not stat.S_ISREG(mode):
         raise NotRegular(path, mode)
 
@@ -191,8 +191,8 @@ def _parse_uuid(data: bytes) -> str:
 def _replace_damaged(path: Path, status: os.stat_result) -> None:
     """Replace a file that holds no UUID.
 
-    Each process that has seen this very file puts the same UUID there, whenever it comes to do
-    so: that of the first which made an heir of it. For those that are late, the heir stays.
+    All processes that saw this file, however late, store the same UUID: the first one creates
+    an heir file with it, named after the inode and mtime. The heir stays for late processes.
     """
     heir = f'{os.fspath(path)}.{status.st_ino:x}-{status.st_mtime_ns:x}'
     create_whole(heir, str(uuid.uuid4()))
@@ -203,7 +203,7 @@ def _replace_damaged(path: Path, status: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path, text: str) -> Iterator[str]:
-    """Yield a file with the text, on the disk, which goes unless it is renamed."""
+    """Yield a synced temporary file with the text, removed on leaving unless renamed."""
     temporary = f'{os.fspath(path)}.{uuid.uuid4().hex}'
     try:
         with open(temporary, 'x', encoding='utf-8') as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves the metrics of a process to Prometheus, while it runs and if it is told to."""
+"""Serve the metrics of a process to Prometheus, if a port is configured."""
 
 import logging
 
@@ -9,15 +9,15 @@ from nova_precache.wsgi import server
 
 LOG = logging.getLogger(__name__)
 
-# Of an image on its way to a host, from what the loopback takes to an hour.
+# Duration of an image's download to a host, from the loopback's to an hour.
 DOWNLOAD_BUCKETS_SECONDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
-# Prometheus asks once in a while; the other is for an operator who looks.
+# One for Prometheus, one for an operator.
 _THREADS = 2
 
 
 class Exposition:
-    """The metrics of a process in a registry of its own; port 0 serves them to nobody."""
+    """The metrics of a process in their own registry; port 0 does not serve them."""
 
     def __init__(self, bind_host: str, port: int) -> None:
         self.registry = prometheus_client.CollectorRegistry()
@@ -26,9 +26,9 @@ class Exposition:
         self._server: server.HttpServer | None = None
 
     def start(self) -> None:
-        """Serve them.
+        """Start to serve the metrics.
 
-        :raises nova_precache.exception.ConfigError: the address cannot be listened on
+        :raises nova_precache.exception.ConfigError: the server cannot listen on the address
         """
         if not self._port:
             return

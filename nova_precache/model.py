@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nouns of the service: what crosses a boundary between its parts.
+"""The nouns of the service: data that crosses a boundary between its parts.
 
 Everything here is immutable and knows no database, HTTP or RPC. States are
-strings, so that a value that a newer release wrote passes through an older one.
+strings, so that a value of a newer release passes through an older one.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class RequestStatus(enum.StrEnum):
-    """Where a request stands; the second group is final."""
+    """The status of a request; the second group is final."""
 
     ACCEPTED = 'accepted'
     PLANNED = 'planned'
@@ -33,10 +33,9 @@ class RequestStatus(enum.StrEnum):
 
 
 class TaskStatus(enum.StrEnum):
-    """Where a (request, host, image) or a job stands; the second group is final.
+    """The status of a (request, host, image) or a job; the second group is final.
 
-    The words cached, existing, unsupported, error and skipped mean what they
-    mean in Nova.
+    The words cached, existing, unsupported, error and skipped have their meaning in Nova.
     """
 
     QUEUED = 'queued'
@@ -55,14 +54,14 @@ class TaskStatus(enum.StrEnum):
 
 
 class PinStatus(enum.StrEnum):
-    """Where a pin stands."""
+    """The status of a pin."""
 
     ACTIVE = 'active'
     ENDED = 'ended'
 
 
 class Phase(enum.StrEnum):
-    """What is announced of a request; the first three are Nova's words, in Nova's order."""
+    """The phase in a request's notification; the first three are Nova's, in Nova's order."""
 
     START = 'start'
     PROGRESS = 'progress'
@@ -87,12 +86,12 @@ TASK_WAITING = frozenset({TaskStatus.QUEUED, TaskStatus.RETRY_WAIT})
 TASK_WORKING = frozenset({TaskStatus.DOWNLOADING, TaskStatus.VERIFYING, TaskStatus.CONVERTING})
 TASK_IN_FLIGHT = TASK_WAITING | TASK_WORKING
 TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
-# Begins the reason of a task whose file is there, and whose compute may not use it.
+# Begins the reason of a task whose file exists but may not be used by the compute.
 NOT_OURS = 'present, but cannot be'
 
 
 class Retry(enum.StrEnum):
-    """Whether an outcome that is not a success may be tried again."""
+    """Whether to try again after an outcome that is not a success."""
 
     NEVER = 'never'
     ONCE = 'once'
@@ -102,7 +101,7 @@ class Retry(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far the work on one image has come; sizes in bytes, the rate in bytes a second."""
+    """The progress of one image's transfer; sizes in bytes, the rate in bytes per second."""
 
     status: str
     bytes_done: int
@@ -115,11 +114,11 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclasses.dataclass(frozen=True)
 class TransferOptions:
-    """How the work on one image is to be done, as whoever asks a compute for it says.
+    """Options of one image's transfer, set by the caller of a compute.
 
-    :ivar max_rate_bytes: a second; beside what the host allows all transfers together
-    :ivar deadline_seconds: from now on; what has come by then is kept
-    :ivar is_last_attempt: no other will follow by itself, so nothing unfinished is kept
+    :ivar max_rate_bytes: per second; in addition to the host's limit for all transfers
+    :ivar deadline_seconds: from now; bytes received by then are kept
+    :ivar is_last_attempt: no automatic retry follows, so no partial file is kept
     """
 
     max_rate_bytes: int | None = None
@@ -129,7 +128,7 @@ class TransferOptions:
 
 @dataclasses.dataclass(frozen=True)
 class CacheResult:
-    """What a driver did for one image: a file was there, or bytes were moved."""
+    """A driver's result for one image: it existed already, or bytes were moved."""
 
     existing: bool
     bytes_done: int = 0
@@ -138,9 +137,9 @@ class CacheResult:
 
 @dataclasses.dataclass(frozen=True)
 class ImageOutcome:
-    """How one attempt at (host, image) ended, as a compute reports it.
+    """The result of one attempt at (host, image), as a compute reports it.
 
-    :ivar at_once: of one that is made again later: as soon as it may be
+    :ivar at_once: if the attempt is repeated later, no delay is needed
     """
 
     status: str
@@ -160,16 +159,16 @@ class ImageOutcome:
 
     @classmethod
     def from_wire(cls, payload: Mapping[str, Any]) -> 'ImageOutcome':
-        """Make one of a payload whose fields were read; unknown keys are ignored."""
+        """Build an outcome from a payload with checked fields; ignore unknown keys."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in payload.items() if key in known})
 
 
 @dataclasses.dataclass(frozen=True)
 class Companion:
-    """A kernel or ramdisk without which an image does not boot, stored as it is.
+    """A kernel or ramdisk without which an image does not boot, stored unchanged.
 
-    :ivar size_bytes: that its base file has; None where Glance names no size
+    :ivar size_bytes: size of its base file; None if Glance does not know it
     """
 
     id: str
@@ -183,7 +182,7 @@ class Image:
     ``id`` is in the spelling that Glance returns, from which Nova derives the
     name of the base file.
 
-    :ivar kernel_id: the property as it is set; likewise ``ramdisk_id``
+    :ivar kernel_id: the unchecked property; likewise ``ramdisk_id``
     :ivar companions: the kernel and ramdisk that these name, once they were looked up
     """
 
@@ -205,19 +204,19 @@ class Image:
 
     @property
     def parts(self) -> 'tuple[Image, ...]':
-        """What a boot needs: the companions, then the image itself."""
+        """The images that a boot needs: the companions, then the image itself."""
         return *self.companions, self
 
     @property
     def total_bytes(self) -> int | None:
-        """The size of all parts, None where that of one is unknown."""
+        """The size of all parts; None if one is unknown."""
         sizes = [part.size for part in self.parts]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
 
     @property
     def needed(self) -> tuple[Companion, ...]:
-        """By what a compute recognises the companions in its cache."""
+        """The ids and sizes by which a compute recognises the companions in its cache."""
         return tuple(Companion(each.id, each.size) for each in self.companions)
 
 
@@ -242,8 +241,8 @@ class Aggregate:
 class Cell:
     """A cell mapping. The URLs hold passwords and stay out of every repr.
 
-    :ivar transport_problem: why there is no transport URL, where it is a template without
-        what fills it in; the same for the database
+    :ivar transport_problem: why there is no transport URL, if it is a template that cannot be
+        filled in; the same for the database
     """
 
     uuid: str
@@ -256,7 +255,7 @@ class Cell:
 
     @property
     def disabled_reason(self) -> str | None:
-        """Why none of its computes is called, None where they are."""
+        """Why its computes are not called; None if they are."""
         if self.disabled:
             return f'cell {self.name} is disabled'
         if not self.transport_url:
@@ -284,7 +283,7 @@ class Agent:
 
 
 class HostStatus(enum.StrEnum):
-    """Whether a compute host can be called, as far as that is known."""
+    """Whether a compute host can be called, if known."""
 
     UP = 'up'
     DOWN = 'down'
@@ -293,7 +292,7 @@ class HostStatus(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A compute host, as it last reported itself and as it is now.
+    """A compute host's last report, and its current status.
 
     :ivar reason: why it is not up
     """
@@ -307,11 +306,11 @@ class Host:
 class CachedImage:
     """A file in the cache of a host, as its compute last reported it; sizes in bytes.
 
-    :ivar name: of the file: the SHA-1 of the image's id, ``<sha1>_<size>`` of a resized one
-    :ivar image_id: None where nobody here ever heard of an image of that name
-    :ivar disk_bytes: what it takes on the disk
-    :ivar touched_at: when it was last used or asked for, by the clock of the host
-    :ivar used_by: number of disks that are based on it, None where that is not known
+    :ivar name: of the file: the SHA-1 of the image's id, ``<sha1>_<size>`` for a resized one
+    :ivar image_id: None if this service knows no image with that name
+    :ivar disk_bytes: the space it takes on the disk
+    :ivar touched_at: when it was last used or requested, by the clock of the host
+    :ivar used_by: number of disks that are based on it; None if unknown
     """
 
     host: str
@@ -326,15 +325,15 @@ class CachedImage:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOptions:
-    """How a request is to be worked on; None sets no limit.
+    """Options of a request; None sets no limit.
 
-    :ivar max_parallel_hosts: that work on it at a time, never above the configured limit
-    :ivar max_rate_bytes: a second, on each host
+    :ivar max_parallel_hosts: hosts at work at a time, never above the configured limit
+    :ivar max_rate_bytes: per second, on each host
     :ivar not_before: no task starts earlier; UTC
-    :ivar deadline: what is not done by then ends expired, and keeps its bytes; UTC
-    :ivar wait_for_down_hosts: their tasks wait for them until the deadline
-    :ivar canary: so many hosts must succeed before the others start
-    :ivar max_failures: when more tasks failed, those that have not begun are cancelled
+    :ivar deadline: tasks not done by then expire, and keep their bytes; UTC
+    :ivar wait_for_down_hosts: tasks of down hosts wait for them until the deadline
+    :ivar canary: number of hosts that must succeed before the others start
+    :ivar max_failures: if more tasks fail, those not started are cancelled
     """
 
     max_parallel_hosts: int | None = None
@@ -348,14 +347,14 @@ class RequestOptions:
 
 @dataclasses.dataclass(frozen=True)
 class CacheRequest:
-    """What somebody asked for, and where it stands.
+    """A request to cache images, and its status.
 
-    ``counts`` maps a task status to a number of tasks; they add up to the
-    number of tasks. ``images`` are Glance ids. Either it is for the hosts of an
+    ``counts`` maps a task status to a number of tasks; the numbers add up to the
+    number of tasks. ``images`` are Glance ids. Either the request is for the hosts of an
     aggregate, or ``hosts`` names them.
 
-    :ivar rate_bytes: a second, of all transfers that run for it
-    :ivar bytes_to_come: of its tasks in flight
+    :ivar rate_bytes: per second, of all its running transfers
+    :ivar bytes_to_come: remaining bytes of its tasks in flight
     """
 
     id: str
@@ -389,13 +388,13 @@ class CacheRequest:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until all its bytes are there, at the rate of now; None while nothing moves."""
+        """Seconds until all its bytes are received at the current rate; None if that is 0."""
         return _eta(self.bytes_to_come, self.rate_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One (request, host, image) and its outcome; sizes in bytes."""
+    """One (request, host, image) and its result; sizes in bytes."""
 
     id: int
     request_id: str
@@ -415,7 +414,7 @@ class Task:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until its bytes are there, at the rate of now; None while none move."""
+        """Seconds until its bytes are received at the current rate; None if not known."""
         if self.status not in TASK_WORKING or self.bytes_total is None:
             return None
         return _eta(self.bytes_total - self.bytes_done, self.rate_bytes)
@@ -423,11 +422,11 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """Images that are kept cached on every host of an aggregate, those too that join later.
+    """Images kept cached on every host of an aggregate, including hosts added later.
 
-    :ivar until: when it ends; None: when somebody ends it
-    :ivar reason: why it ended, or what is wrong with it now
-    :ivar images_gone: those of ``images`` that can no longer be had, with the reason
+    :ivar until: when it ends; None: when it is deleted
+    :ivar reason: why it ended, or its current problem
+    :ivar images_gone: those of ``images`` that are no longer available, with the reason
     """
 
     id: str

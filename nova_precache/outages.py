@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log says while something that this process depends on is away.
+"""Log outages of the services that this process depends on.
 
-A database, a broker, an image service: many threads ask for the same one and fail. The log
-has one line when it goes, further ones after growing pauses, and one when it is back.
+Many threads use the same database, broker or image service, and fail together. The log has one
+line when an outage begins, further ones after growing pauses, and one when it ends.
 """
 
 import logging
@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable
 
 LOG = logging.getLogger(__name__)
 
-CALM_SECONDS = 10.0  # after which it counts as gone again; what comes and goes has fewer lines
+CALM_SECONDS = 10.0  # before a new outage is logged, so that a flapping service logs less
 FIRST_PAUSE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 3600.0
 
 _LOGGED = '_logged_as_outage'
-# Libraries log these at each try. What they say is logged here once, with the broker's or
-# the database's name; at the level DEBUG theirs are logged, too.
+# Libraries log these at each try. We log each outage once, with the broker's or the database's
+# name; at the level DEBUG the messages of the libraries are logged, too.
 _REPEATED = {
     'keystonemiddleware.auth_token': ('Unable to validate token: %s',),
     'oslo_db.sqlalchemy.exc_filters': ('DBAPIError exception wrapped.', 'DB exception wrapped.'),
-    # With the name that oslo.log gives it.
+    # The name that oslo.log uses.
     'oslo.messaging._drivers.impl_rabbit': (
         '[%(connection_id)s] AMQP server on %(hostname)s:%(port)s is unreachable',
         '[%(connection_id)s] AMQP server %(hostname)s:%(port)s closed',
@@ -40,10 +40,10 @@ _REPEATED = {
 
 
 class Outage:
-    """One thing that may be away, shared by all threads that use it.
+    """A service that may be unavailable, shared by all threads that use it.
 
-    :param name: begins a sentence of the log, and holds no password
-    :param clock: seconds that only grow
+    :param name: begins a log line, and holds no password
+    :param clock: monotonic, in seconds
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +56,7 @@ class Outage:
         self._kinds: set[type[BaseException]] = set()
 
     def began(self, error: BaseException) -> None:
-        """Note a failure; it is logged if it is the first, of a new kind, or after a pause."""
+        """Record a failure; log it if it is the first, of a new kind, or after a pause."""
         setattr(error, _LOGGED, True)
         now = self._clock()
         with self._lock:
@@ -71,7 +71,7 @@ class Outage:
         LOG.error('%s is unavailable%s: %s', self.name, _for(away_seconds), _first_line(error))
 
     def over(self) -> None:
-        """Note that it answers."""
+        """Record that the service answers."""
         if self._since is None:  # nearly always, so without the lock
             return
         now = self._clock()
@@ -90,7 +90,7 @@ def _for(seconds: float) -> str:
 
 
 def is_logged(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, was noted as an outage."""
+    """Return whether an error, or one of its causes, was recorded as an outage."""
     while error is not None:
         if getattr(error, _LOGGED, False):
             return True
@@ -99,10 +99,10 @@ def is_logged(error: BaseException | None) -> bool:
 
 
 def keep_short(handlers: Iterable[logging.Handler]) -> None:
-    """Have handlers drop what an outage has logged, and what libraries log at each try.
+    """Make handlers drop errors already logged as an outage, and repeated lines of libraries.
 
-    So the edges of threads log whatever failed with its traceback, as they always do. Where
-    debugging is on, these lines are kept at that level, and without a traceback.
+    So the outermost code of a thread can log every failure with its traceback. If debugging is
+    on, these lines are kept at that level, without a traceback.
     """
     for handler in handlers:
         handler.addFilter(_shorten)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy: whether somebody may do something, by the documented rules and the operator's file."""
+"""Policy: check a caller's rights by the documented rules and the operator's file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from nova_precache.policies import base
 
 
 class Enforcer:
-    """Holds the rules of one process; the operator's file is read again when it changes.
+    """The rules of one process; the operator's file is reloaded when it changes.
 
     :raises nova_precache.exception.ConfigError: the file cannot be read
     """
@@ -20,7 +20,7 @@ class Enforcer:
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._enforcer = policy.Enforcer(conf)
         self._enforcer.register_defaults(policies.list_rules())
-        # Rules that this service does not know are no error: the file may be Nova's.
+        # Unknown rules are no error: the file may be Nova's.
         try:
             self._enforcer.load_rules()
         except (ValueError, TypeError, AttributeError) as exc:
@@ -36,28 +36,28 @@ class Enforcer:
         rule: str,
         target: Mapping[str, Any] | None = None,
     ) -> None:
-        """Let pass whoever may do what the rule is about.
+        """Check that the caller satisfies the rule.
 
-        :param target: what is acted on, such as its ``project_id``
-        :raises nova_precache.exception.PolicyNotAuthorized: it is not allowed
+        :param target: attributes of the object of the action, such as its ``project_id``
+        :raises nova_precache.exception.PolicyNotAuthorized: it does not
         """
         if not self._allows(context, rule, dict(target or {})):
             raise exception.PolicyNotAuthorized(rule)
 
     def unknown_rules(self) -> list[str]:
-        """Name what the operator's file says of this service and nothing asks for."""
+        """List the rules of this service in the operator's file that are not used."""
         known = {rule.name for rule in policies.list_rules()}
         own = {name for name in self._enforcer.file_rules if name.startswith(base.OWN_PREFIX)}
         return sorted(own - known)
 
     def is_admin(self, context: request_context.RequestContext) -> bool:
-        """Tell whether the rule ``context_is_admin`` is met."""
+        """Return whether the caller satisfies the rule ``context_is_admin``."""
         own = {'project_id': context.project_id, 'user_id': context.user_id}
         return self._allows(context, base.CONTEXT_IS_ADMIN, own)
 
     def _allows(
         self, context: request_context.RequestContext, rule: str, target: dict[str, Any]
     ) -> bool:
-        # A plain dictionary, because is_admin is a key that oslo.context warns about.
+        # A plain dictionary, because oslo.context warns about the key is_admin.
         credentials = {**context.to_policy_values(), 'is_admin': context.is_admin}
         return bool(self._enforcer.authorize(rule, target, credentials))

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for precaching gives way to all else on the disk and the CPUs, until it is urgent.
+"""Lower the disk and CPU priority of precaching until it is urgent.
 
-What reads and writes does so in the idle I/O class; programs of their own run with the
-lowest niceness too. Where the operating system has no such thing, or refuses it, the
-work goes on without.
+Threads do their I/O in the idle class; child programs also run with the lowest priority
+(niceness 19). If the operating system lacks or refuses this, the work continues without it.
 
-The kernel keeps both of them for each thread, and hands them on to what a thread starts.
+The kernel keeps both per thread, and the threads and programs that it starts inherit them.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ _LAUNCH_POLL_SECONDS = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class Priority:
-    """What the kernel makes of a thread's claims; None: unknown, or to be left alone."""
+    """The I/O class and niceness of a thread; None: unknown, or not to be changed."""
 
     io_class: int | None = None
     io_level: int = 0
@@ -40,7 +39,7 @@ class Priority:
 
     @classmethod
     def of(cls, thread_id: int) -> 'Priority':
-        """Look at a thread; a process id is that of its first thread."""
+        """Return the priority of a thread; a process id denotes its first thread."""
         try:
             thread = psutil.Process(thread_id)
             io = thread.ionice()
@@ -53,7 +52,7 @@ class Priority:
         return dataclasses.replace(self, niceness=None)
 
     def give(self, thread_id: int) -> None:
-        """Have a thread get it as far as the operating system allows."""
+        """Set it for a thread, as far as the operating system allows."""
         with _refusals_noted(thread_id):
             if self.io_class is not None:
                 psutil.Process(thread_id).ionice(self.io_class, self._settable_level())
@@ -62,17 +61,17 @@ class Priority:
                 psutil.Process(thread_id).nice(self.niceness)
 
     def _settable_level(self) -> int:
-        """Drop the level that some kernels tell for classes which have none."""
+        """Return the level; 0 for classes without levels, for which some kernels report one."""
         classless = (psutil.IOPRIO_CLASS_NONE, psutil.IOPRIO_CLASS_IDLE)
         return 0 if self.io_class in classless else self.io_level
 
 
 @contextlib.contextmanager
 def idle_io(control: controls.Control) -> Iterator[None]:
-    """Have the calling thread do its I/O in the idle class while the work is not urgent.
+    """Put the I/O of the calling thread into the idle class while the control is not urgent.
 
-    Its niceness stays as it is: a thread that holds the interpreter's lock, and does not
-    get a CPU, keeps all others of the process waiting, those that serve boots too.
+    Its niceness is unchanged: a thread that holds the interpreter lock but gets no CPU blocks
+    all others of the process, also those that serve boots.
     """
     thread_id = threading.get_native_id()
     before = Priority.of(thread_id).without_niceness()
@@ -89,11 +88,11 @@ def idle_io(control: controls.Control) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sched_batch() -> Iterator[None]:
-    """Have the calling thread, when it wakes up, not take the CPU from another that computes.
+    """Stop the calling thread, within, from preempting a computing thread when it wakes up.
 
-    It gets its share of the CPUs all the same, and so does what waits for a lock that it
-    holds. Where threads take turns with one that computes all the time, as with the hash
-    of an image, that one is the slowest, and each turn taken from it is lost to all.
+    It still gets its share of the CPUs, and so do threads that wait for a lock it holds. If
+    threads share a pipeline with one that computes all the time, as for the hash of an image,
+    that one is the slowest, and preempting it delays all.
     """
     thread_id = threading.get_native_id()
     if not hasattr(os, 'SCHED_BATCH') or os.sched_getscheduler(thread_id) != os.SCHED_OTHER:
@@ -109,10 +108,10 @@ def sched_batch() -> Iterator[None]:
 
 
 def idle_command(command: list[str]) -> list[str]:
-    """Give the command that starts a program in the idle class and with the lowest niceness.
+    """Return the command that starts a program in the idle class and with niceness 19.
 
-    It becomes the program and keeps its process id. Nothing is to be put before it:
-    :func:`follow` knows it only as the first thing that runs in its process.
+    The launchers exec the program in the same process. Put no other launcher before them:
+    :func:`follow` recognises them only as the first programs of the process.
     """
     prefix: list[str] = []
     for launcher in _IDLE_LAUNCHERS:
@@ -125,11 +124,11 @@ def idle_command(command: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def follow(pid: int, control: controls.Control) -> Iterator[None]:
-    """Have a program run with the priority of this process for as long as the work is urgent.
+    """Run a program with the priority of this process while the control is urgent.
 
-    Otherwise it is as :func:`idle_command` started it. Its I/O is lifted in any case;
+    Otherwise it has the priority of :func:`idle_command`. Its I/O class can always be raised;
     its niceness only with the capability CAP_SYS_NICE, or a resource limit RLIMIT_NICE
-    that reaches the niceness of this process (20 for 0).
+    that allows the niceness of this process (20 for 0).
     """
     program = _Program(pid)
     with control.at_urgency(program.set_urgent):
@@ -137,7 +136,7 @@ def follow(pid: int, control: controls.Control) -> Iterator[None]:
 
 
 class _Program:
-    """A program that may have ended, and whose id may be another's by now."""
+    """A program that may have ended, so that another process may have its id."""
 
     def __init__(self, pid: int) -> None:
         self._process: psutil.Process | None = None
@@ -154,7 +153,7 @@ class _Program:
         self._give(Priority.of(os.getpid()) if is_urgent else _idle())
 
     def _wait_for_launch(self) -> None:
-        """Wait until it is the program: its launchers would lower what is lifted now."""
+        """Wait until the launchers have exec'd the program: they would lower it again."""
         launchers = {launcher[0] for launcher in _IDLE_LAUNCHERS}
         end = time.monotonic() + _LAUNCH_SECONDS
         while self._name() in launchers and time.monotonic() < end:
@@ -166,7 +165,7 @@ class _Program:
         return None
 
     def _give(self, priority: Priority) -> None:
-        """Reach its threads, those too that others of them start meanwhile."""
+        """Set the priority of all its threads, also of those started meanwhile."""
         seen: set[int] = set()
         while fresh := self._thread_ids() - seen:
             for thread_id in fresh:
@@ -189,6 +188,6 @@ def _refusals_noted(thread_id: int) -> Iterator[None]:
     try:
         yield
     except psutil.NoSuchProcess:
-        pass  # It has ended.
+        pass  # The program has ended.
     except (psutil.Error, OSError, AttributeError) as exc:
         LOG.debug('The priority of thread %d stays as it is: %s', thread_id, exc)

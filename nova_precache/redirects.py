@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Redirects, followed so that credentials reach only the origin that they are for.
+"""Follow redirects without sending credentials to another origin.
 
-An origin is a scheme, a host and a port. keystoneauth follows a redirect with the token,
-and with the password of a login, wherever it leads; requests drops nothing but
-``Authorization``.
+An origin is a scheme, a host and a port. keystoneauth sends the token, and the password of a
+login, to any redirect target; requests drops only ``Authorization``.
 """
 
 import ipaddress
@@ -18,12 +17,12 @@ from keystoneauth1 import exceptions as ksa_exceptions
 MAX_REDIRECTS = 10
 STATUSES = frozenset({301, 302, 303, 307, 308})
 
-# The only headers that another origin gets.
+# The only headers that are sent to another origin.
 _HARMLESS_HEADERS = frozenset({'accept', 'accept-encoding', 'range', 'user-agent'})
 _SAFE_METHODS = frozenset({'GET', 'HEAD'})
-# From another origin these say nothing of the service that was asked.
+# From another origin these say nothing about the original service.
 _REFUSALS = frozenset({401, 403, 404, 407, 410})
-# Strict, so that no other parser reads another host in it: no user, no escape in the host.
+# Strict, so that no other parser reads a different host in it: no user, no escape in the host.
 _URL = re.compile(
     r'(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?)'
     r'(?::(?P<port>[0-9]{1,5}))?(?:[/?][^\x00-\x1f\x7f]*)?',
@@ -37,14 +36,14 @@ Send = Callable[[str, bool], requests.Response]
 
 
 class RedirectFailed(ksa_exceptions.ClientException):
-    """A redirect cannot be followed; names origins only, since the rest of a URL may be secret."""
+    """A redirect cannot be followed; the message has only origins, since URLs may be secret."""
 
 
 def follow(answer: requests.Response, method: str, send: Send) -> requests.Response:
-    """Follow the redirects of an answer, and return the answer at their end.
+    """Follow the redirects of an answer, and return the final answer.
 
-    Once they have led to another origin, credentials are left out for good: where that one
-    leads, the first one included, is not for it to choose.
+    After a redirect to another origin, no further request carries credentials: that origin
+    must not choose where they are sent, not even back to the first.
 
     :raises RedirectFailed: with the reason
     """
@@ -72,7 +71,7 @@ def follow(answer: requests.Response, method: str, send: Send) -> requests.Respo
 
 
 def harmless(headers: Mapping[str | bytes, Any]) -> dict[str, Any]:
-    """Return those headers that another origin gets."""
+    """Return the headers that may be sent to another origin."""
     named = {
         name.decode('ascii') if isinstance(name, bytes) else name: value
         for name, value in headers.items()
@@ -101,12 +100,12 @@ def origin(url: str) -> str:
 
 
 def _target(answer: requests.Response) -> str:
-    """Return the URL that a redirect leads to; it may be relative."""
+    """Return the target URL of a redirect, whose Location may be relative."""
     location = answer.headers.get('Location')
     if not location:
         raise RedirectFailed(f'HTTP {answer.status_code} without a Location')
     try:
-        # http.client reads headers as Latin-1, whatever they are.
+        # http.client always decodes headers as Latin-1.
         url = location.encode('latin-1').decode()
         if not _SCHEME.match(url):  # urljoin takes some odd URLs with a scheme as relative
             url = urllib.parse.urljoin(answer.url, url)
@@ -119,7 +118,7 @@ def _target(answer: requests.Response) -> str:
 
 
 def _check_method(status: int, method: str, url: str, is_elsewhere: bool) -> None:
-    """Refuse to send a body elsewhere, such as a login, and to make another request of it."""
+    """Refuse to send a body, such as a login, to another origin, or to turn it into a GET."""
     if method.upper() in _SAFE_METHODS:
         return
     if is_elsewhere:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to message brokers, and the clients and servers made on them.
+"""Connections to message brokers, and the clients and servers that use them.
 
-The in-memory driver shares its exchanges over the whole process, whatever the
-URL. So a URL such as ``fake:///cell1`` gets an exchange of the name of its
-virtual host; a real broker's URL keeps ``[DEFAULT] control_exchange``.
+The in-memory driver shares its exchanges across the whole process, regardless of the URL. So a
+URL such as ``fake:///cell1`` gets an exchange named after its virtual host; a real broker's URL
+keeps ``[DEFAULT] control_exchange``.
 
-oslo.messaging waits without a limit in some places: for the queue of replies, which it
-makes at the first call; for a channel of a broker that has just gone silent; for any
-answer of such a broker where heartbeats are off. So each call and cast is made in a thread
-of its own, and given up when it takes too long: :class:`Transport` has the limits.
+oslo.messaging waits without a limit in some places: for the reply queue, which it creates at the
+first call; for a channel of a broker that has just become silent; for any answer of such a
+broker if heartbeats are off. So each call and cast runs in its own thread, and is abandoned when
+it takes too long: :class:`Transport` has the limits.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ T = TypeVar('T')
 UNREADABLE = '<unreadable>'
 AUTO = 'auto'
 OWN_BROKER = '[DEFAULT] transport_url'
-# Within which a message is sent, from the first connection to the broker's confirmation.
+# Limit for sending a message, from the first connection to the broker's confirmation.
 SEND_SECONDS = 30.0
-# Within which a broker says at the start of a command that it refuses this service.
+# How long a command waits at its start for a broker's refusal.
 REFUSAL_SECONDS = 5.0
-# Messages that a silent broker may hold before it is sent no more.
+# Unconfirmed messages to a silent broker before further ones are refused.
 MOST_UNANSWERED = 32
 START_PAUSE_SECONDS = 1.0
 LONGEST_START_PAUSE_SECONDS = 60.0
-# Times that probes pause after failures, at most.
+# Largest number of probes skipped after failures.
 MOST_PAUSES = 12
 # No server listens to it.
 PROBE_TOPIC = 'precache_probe'
-# Where a new connection cannot be made, oslo.messaging lets the errors of its libraries pass.
+# If a new connection fails, oslo.messaging passes on the errors of its libraries.
 _NO_CONNECTION = (
     messaging.MessageDeliveryFailure,
     messaging.ClientSendError,
@@ -60,11 +60,11 @@ _NO_CONNECTION = (
     OSError,
     EOFError,
 )
-# By a broker that was reached, and will do so again.
+# Raised by a broker that was reached, and will refuse again.
 _REFUSED = (amqp.AccessRefused, amqp.NotAllowed)
-# How a server says that it does not know what was called.
+# Errors of a server that does not know the called method or version.
 _UNKNOWN = frozenset({'UnsupportedVersion', 'NoSuchMethod'})
-# Says something of a broker, so that no answer may be one.
+# Describes a broker, so it is never accepted as a remote error.
 _NEVER_REMOTE = exception.CellUnreachable
 _METHOD = re.compile('[a-z][a-z_]{0,63}')
 _VERSION = re.compile(r'[0-9]{1,5}\.[0-9]{1,5}')
@@ -74,7 +74,7 @@ _MONITOR_MAX_SECONDS = 10**6
 class Endpoint:
     """The base of endpoints: answers the probe that precedes a client's first call.
 
-    The class of an endpoint names the version that it serves.
+    The class of an endpoint declares the version that it serves.
     """
 
     target = messaging.Target(version='1.0')
@@ -83,12 +83,12 @@ class Endpoint:
         cls.target = messaging.Target(version=version)
 
     def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
-        """Tell the version that is served; most often, that this could be sent was the question."""
+        """Return the served version; most callers only test whether the message can be sent."""
         return str(self.target.version)
 
 
 def refuses(*errors: type[Exception]) -> Callable[[Method], Method]:
-    """Mark a method of an endpoint that answers these errors: no failure, and not logged as one."""
+    """Declare errors that a method of an endpoint may answer; they are not logged as failures."""
     return messaging.expected_exceptions(*errors)  # type: ignore[no-any-return]
 
 
@@ -105,14 +105,14 @@ class ContextSerializer(messaging.Serializer):  # type: ignore[misc]
         return ctxt.to_wire()
 
     def deserialize_context(self, ctxt: dict[str, Any]) -> context.RequestContext:
-        """Make the context of a call, which the log of the thread that serves it goes under."""
+        """Build the context of a call, under which the serving thread logs."""
         arrived = context.RequestContext.from_wire(ctxt)
         arrived.update_store()
         return arrived
 
 
 class NovaContextSerializer(ContextSerializer):
-    """Carries to a Nova what it goes by: it asks its image service with the token of the caller."""
+    """Sends Nova the fields it needs: it calls the image service with the caller's token."""
 
     def serialize_context(self, ctxt: context.RequestContext) -> dict[str, Any]:
         return {
@@ -145,7 +145,7 @@ class Client:
         )
 
     def can_send(self, version: str) -> bool:
-        """Tell whether the pin in ``[upgrade_levels]`` lets this version be sent."""
+        """Return whether the pin in ``[upgrade_levels]`` allows this version."""
         return bool(self._client.can_send_version(version))
 
     def call(
@@ -160,11 +160,12 @@ class Client:
     ) -> Any:
         """Call and wait; ``monitor_seconds`` without a heartbeat end the wait early.
 
-        :raises TimeoutError: nobody answered in time
-        :raises nova_precache.exception.CellUnreachable: the broker took no message
-        :raises nova_precache.exception.VersionUnsupported: here or there the version is too new
+        :raises TimeoutError: no answer arrived in time
+        :raises nova_precache.exception.CellUnreachable: the broker did not take the message
+        :raises nova_precache.exception.VersionUnsupported: the pin forbids the version, or the
+            server does not know it
         :raises nova_precache.exception.PrecacheError: the call failed at the other end, or its
-            answer is malformed; errors of this service arrive as their own class
+            answer is malformed; errors of this service keep their class
         """
         prepared = self._client.prepare(
             server=server,
@@ -190,9 +191,9 @@ class Client:
         server: str | None = None,
         **arguments: Any,
     ) -> None:
-        """Send and do not wait.
+        """Send without waiting for an answer.
 
-        :raises nova_precache.exception.CellUnreachable: the broker took no message
+        :raises nova_precache.exception.CellUnreachable: the broker did not take the message
         :raises nova_precache.exception.VersionUnsupported: the pin forbids the version
         """
         prepared = self._client.prepare(server=server, version=version)
@@ -205,7 +206,7 @@ class Client:
 
 
 def connect_retries(retries: int | None, hosts: int) -> int | None:
-    """Count retries as oslo.messaging does, for which a try of each host is one of its own.
+    """Convert retries to those of oslo.messaging, which counts a try of each host.
 
     :param retries: of the whole list of hosts; None retries for ever
     """
@@ -213,7 +214,7 @@ def connect_retries(retries: int | None, hosts: int) -> int | None:
 
 
 def _answer(call: Callable[[], Any], what: str) -> Any:
-    """Give the answer of a call; no error that was sent is taken for one of this process."""
+    """Return the answer of a call; never mistake a remote error for one of this process."""
     try:
         return call()
     except messaging.RemoteError as exc:
@@ -231,9 +232,9 @@ def _answer(call: Callable[[], Any], what: str) -> Any:
 
 
 def _sent_error(name: object, text: object, what: str) -> exception.PrecacheError:
-    """Make the error that another process raised, if it is of a kind that it may raise here.
+    """Build the error that another process raised, if its class may be raised here.
 
-    One whose constructor takes more than a text becomes the more general one.
+    A class whose constructor takes more than a text is replaced by its base class.
     """
     if not isinstance(name, str):
         return exception.PrecacheError(f'Remote error: {wire.line(text)}')
@@ -251,9 +252,9 @@ def _sent_error(name: object, text: object, what: str) -> exception.PrecacheErro
 
 
 def _was_sent(error: Exception) -> bool:
-    """Recognise a built-in error that came with an answer: a traceback follows its text.
+    """Return whether a built-in error was sent by the other end: its text has a traceback.
 
-    oslo.messaging makes the built-in errors that it is sent, whatever is allowed.
+    oslo.messaging instantiates built-in errors from answers, whatever modules are allowed.
     """
     text = error.args[0] if error.args else None
     is_built_in = type(error).__module__ == 'builtins'
@@ -262,7 +263,7 @@ def _was_sent(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _own_errors(what: str) -> Iterator[None]:
-    """Translate what oslo.messaging raises; ``what`` is called or cast."""
+    """Translate errors of oslo.messaging; ``what`` is the call or cast."""
     try:
         yield
     except messaging.MessagingTimeout as exc:
@@ -273,7 +274,7 @@ def _own_errors(what: str) -> Iterator[None]:
         raise exception.VersionUnsupported(
             f'{what} may not be sent, the pin is {exc.version_cap}'
         ) from exc
-    # Raised as they are in memory, where nothing is sent.
+    # The in-memory driver raises these directly.
     except (messaging.UnsupportedVersion, messaging.NoSuchMethod) as exc:
         raise exception.VersionUnsupported(f'{what} is not known to whoever was called') from exc
     except Exception as exc:
@@ -282,7 +283,7 @@ def _own_errors(what: str) -> Iterator[None]:
             raise kind(_first_line(exc)) from exc
         if isinstance(exc, messaging.MessagingException):
             raise exception.PrecacheError(_first_line(exc)) from exc
-        if isinstance(exc, cfg.Error | RuntimeError):  # of options that contradict each other
+        if isinstance(exc, cfg.Error | RuntimeError):  # contradictory options
             raise exception.ConfigError(f'oslo.messaging: {_first_line(exc)}') from exc
         raise
 
@@ -296,7 +297,7 @@ def _is_refused(error: BaseException | None) -> bool:
 
 
 class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
-    """Refuses what is no call of an endpoint; that is the sender's fault, and no failure here."""
+    """Refuses messages that are no call of an endpoint, as errors of the sender."""
 
     def __init__(self, endpoints: Sequence[object], broker: str) -> None:
         super().__init__(list(endpoints), ContextSerializer(), messaging.DefaultRPCAccessPolicy)
@@ -320,7 +321,7 @@ class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
             raise messaging.ExpectedException from exc
 
     def _refuse_unknown(self, method: str, version: str) -> None:
-        """Refuse what no endpoint has, before oslo.messaging sends signs of life for it."""
+        """Refuse unknown methods, before oslo.messaging sends heartbeats for them."""
         asked, is_compatible = _version(version), False
         for endpoint in self.endpoints:
             served = _version(getattr(endpoint, 'target', Endpoint.target).version)
@@ -334,9 +335,9 @@ class _Dispatcher(messaging.RPCDispatcher):  # type: ignore[misc]
 
 
 def _called(incoming: Any) -> tuple[str, str]:
-    """Read which method is called at which version, and refuse what would fail further on.
+    """Read method and version of a call; refuse a message that would fail later.
 
-    :raises nova_precache.exception.InvalidInput: a part of the message cannot be
+    :raises nova_precache.exception.InvalidInput: a part of the message is invalid
     """
     message = wire.mapping(incoming.message, 'message')
     method, version = message.get('method'), message.get('version', '1.0')
@@ -356,7 +357,7 @@ def _called(incoming: Any) -> tuple[str, str]:
 
 
 class Server:
-    """Serves endpoints on a topic, each call in a thread of its own."""
+    """Serves endpoints on a topic, each call in its own thread."""
 
     def __init__(
         self, transport: 'Transport', topic: str, name: str, endpoints: Sequence[object]
@@ -373,9 +374,9 @@ class Server:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Start to serve, waiting for the broker for as long as that takes, or until stopped.
+        """Start to serve; wait for the broker as long as needed, or until stopped.
 
-        What fails is tried again after growing pauses.
+        Failures are retried after growing pauses.
         """
         attempts = tenacity.Retrying(
             wait=tenacity.wait_exponential(START_PAUSE_SECONDS, max=LONGEST_START_PAUSE_SECONDS),
@@ -387,11 +388,11 @@ class Server:
         attempts(self._try_to_start)
 
     def start_in_background(self) -> None:
-        """Start to serve when the broker can be reached; a dead one delays nobody."""
+        """Start to serve when the broker can be reached, without blocking the caller."""
         threading.Thread(target=self.start, name='rpc-server-start', daemon=True).start()
 
     def stop(self) -> None:
-        """Take no more messages and wait for the calls being served."""
+        """Stop taking messages and wait for the calls being served."""
         with self._lock:
             self._stopping.set()
             serving = self._serving
@@ -420,15 +421,15 @@ def _close(server: Any) -> None:
 
 
 class Transport:
-    """The way to one broker, with connections for calls apart from those for servers.
+    """The connections to one broker, with separate ones for calls and for servers.
 
-    When a broker is lost, oslo.messaging reconnects a connection that is not in use and
-    lets nobody have it until then: for a server's answers without end, so that a call
-    that is to fail soon would wait for one of these as long as the broker is away. Probes
-    have theirs, too: a connection that is in use all the time is never connected again.
+    When a broker is lost, oslo.messaging reconnects an idle connection and blocks its users
+    until then: for a server's answers without a limit, so that a call on the same connections
+    that should fail soon would wait until the broker is back. Probes have their own
+    connections, too: a connection that is in use all the time is never reconnected.
 
-    :param hosts: of the broker's cluster, in its URL
-    :param outage: what the log says while the broker is away
+    :param hosts: number of hosts of the broker's cluster in its URL
+    :param outage: logs when the broker is unavailable
     """
 
     def __init__(
@@ -452,17 +453,17 @@ class Transport:
         self._probing = probing
         self._probe: futures.Future[None] | None = None
         self._failed_probes = self._pauses = 0
-        # Brokers in memory are never away.
+        # In-memory brokers are always available.
         self._is_ready_for_replies = exchange is not None
 
     def client(
         self, topic: str, version_cap: str | None = None, retries: int | None = None
     ) -> Client:
-        """Make a client; ``retries`` None retries a dead broker until a call is given up."""
+        """Create a client; ``retries`` None retries a dead broker until the call is abandoned."""
         return Client(self, topic, version_cap, retries)
 
     def nova_client(self, topic: str, version_cap: str | None, retries: int | None) -> Client:
-        """Make a client of a stock Nova's service."""
+        """Create a client of a stock Nova's service."""
         return Client(self, topic, version_cap, retries, NovaContextSerializer())
 
     def server(self, topic: str, name: str, endpoints: Sequence[object]) -> Server:
@@ -471,9 +472,9 @@ class Transport:
     def send(
         self, ctxt: context.RequestContext, what: str, seconds: float, work: Callable[[], T]
     ) -> T:
-        """Call or cast, but give it up after ``seconds``; it may still be sent later.
+        """Call or cast; abandon it after ``seconds``, though it may still be sent later.
 
-        :raises nova_precache.exception.CellUnreachable: the broker took no message
+        :raises nova_precache.exception.CellUnreachable: the broker did not take the message
         """
         self._refuse_more_unanswered(what)
         sent = _in_background(ctxt, functools.partial(self._use, work))
@@ -486,7 +487,7 @@ class Transport:
                         self._unanswered.append(sent)
 
     def _refuse_more_unanswered(self, what: str) -> None:
-        """Leave a silent broker alone: each message that it did not take holds a thread."""
+        """Refuse messages to a silent broker: each message that it does not take holds a thread."""
         with self._lock:
             self._unanswered = [each for each in self._unanswered if not each.done()]
             if len(self._unanswered) >= MOST_UNANSWERED:
@@ -496,28 +497,27 @@ class Transport:
                 )
 
     def make_ready_for_replies(self) -> None:
-        """Have the queue for replies, which oslo.messaging makes at the first call.
+        """Create the reply queue by a probe, since oslo.messaging creates it at the first call.
 
-        :raises nova_precache.exception.CellUnreachable: the broker is away
+        :raises nova_precache.exception.CellUnreachable: the broker is unavailable
         """
         if not self._is_ready_for_replies:
             self.probe()
 
     def probe(self, seconds: float = SEND_SECONDS) -> None:
-        """Send a message that no server reads, and find out whether the broker takes it.
+        """Send a message that no server reads, and check that the broker takes it.
 
-        :raises nova_precache.exception.CellUnreachable: it did not in time
+        :raises nova_precache.exception.CellUnreachable: it did not take it in time
         """
         if self.exchange is None:
             with self.noted():
                 _wait(self._begin_probe(), seconds)
 
     def probe_in_background(self, topic: str) -> None:
-        """Cast a ping, which a server of the topic hears as long as the broker carries messages.
+        """Cast a ping, which a server of the topic receives while the broker delivers messages.
 
-        Servers of every release know it. Whether the broker took it is noted for the log. To
-        be called every few seconds: after failures it does nothing for some of these times, in
-        which oslo.messaging can connect again.
+        Servers of every release know it. The result is recorded for the log. Call this every
+        few seconds: after failures it skips some calls, so that oslo.messaging can reconnect.
         """
         with self._lock:
             is_pausing = self._pauses > 0
@@ -526,7 +526,7 @@ class Transport:
             self._begin_probe(topic)
 
     def _begin_probe(self, topic: str = PROBE_TOPIC) -> 'futures.Future[None]':
-        """Begin a probe unless one is under way, which may take as long as the broker is away."""
+        """Start a probe unless one is running, which may last until the broker is back."""
         with self._lock:
             if self._probe is None or self._probe.done():
                 work = functools.partial(self._use, functools.partial(self._send_probe, topic))
@@ -536,7 +536,7 @@ class Transport:
     def _send_probe(self, topic: str) -> None:
         try:
             with self.noted(), _own_errors('ping'):
-                # First a cast, which gives up at a dead broker.
+                # First a cast, which fails at a dead broker.
                 self._prober(topic).cast(context.admin_context(), 'ping')
                 if not self._is_ready_for_replies:
                     with contextlib.suppress(messaging.MessageUndeliverable):
@@ -562,7 +562,7 @@ class Transport:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Note for the log whether the broker could be used."""
+        """Record for the log whether the broker could be used."""
         try:
             yield
         except (exception.CellUnreachable, exception.ConfigError) as exc:
@@ -595,7 +595,7 @@ class Transport:
                 self._close()
 
     def retire(self) -> None:
-        """Make no more calls, and close the connections after the last answer.
+        """Refuse further calls, and close the connections after the last answer.
 
         The servers must have been stopped.
         """
@@ -606,22 +606,22 @@ class Transport:
             self._close()
 
     def _close(self) -> None:
-        """Close in the background: a connection to a dead broker does not let go soon."""
+        """Close in the background: closing a connection to a dead broker may take long."""
         if self.exchange is not None:
-            return  # in memory: closing one empties the exchanges of all
+            return  # in memory: closing one transport empties the exchanges of all
         for raw in (self.calling, self.serving, self._probing):
             threading.Thread(target=raw.cleanup, name='transport-close', daemon=True).start()
 
 
 def _in_background(ctxt: context.RequestContext, work: Callable[[], T]) -> 'futures.Future[T]':
-    """Work in a thread of its own, which logs under the ids of a context."""
+    """Run work in its own thread, which logs under the ids of a context."""
     result: futures.Future[T] = futures.Future()
 
     def run() -> None:
         ctxt.update_store()
         try:
             result.set_result(work())
-        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+        except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
             result.set_exception(exc)
 
     threading.Thread(target=run, name='rpc-send', daemon=True).start()
@@ -635,21 +635,21 @@ def _wait(result: 'futures.Future[T]', seconds: float) -> T:
 
 
 def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKER) -> Transport:
-    """Connect to the broker of ``url``, or of ``[DEFAULT] transport_url``.
+    """Create the transport for ``url`` or ``[DEFAULT] transport_url``; it connects on first use.
 
-    :param whose: named in the log beside the URL
+    :param whose: shown in the log beside the URL
     :raises nova_precache.exception.ConfigError: the URL cannot be used
     """
     try:
         parsed = messaging.TransportURL.parse(conf, url)
-        # Each connects when it is first used.
+        # Each connects on first use.
         calling, serving, probing = (
             messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=[])
             for _ in range(3)
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
-    except RuntimeError as exc:  # which names options of the driver
+    except RuntimeError as exc:  # its text names options of the driver
         raise exception.ConfigError(f'[oslo_messaging_rabbit] {exc}') from exc
     outage = outages.Outage(f'Broker {describe_url(conf, str(parsed))} ({whose})')
     hosts = max(1, len(parsed.hosts))
@@ -657,15 +657,15 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKE
 
 
 def connect_own(conf: cfg.ConfigOpts) -> Transport:
-    """Connect to ``[DEFAULT] transport_url``, whose broker must accept this service.
+    """Connect to ``[DEFAULT] transport_url``; raise if its broker refuses this service.
 
-    One that is away is another matter: it is waited for in the background.
+    An unavailable broker is no error: the service waits for it in the background.
 
     :raises nova_precache.exception.ConfigError: the URL cannot be used, or the broker refuses
         the user, the password or the virtual host
     """
     transport = connect(conf)
-    # On connections of their own: a server such as uWSGI may fork before it uses those above.
+    # On separate connections: a server such as uWSGI may fork before it uses those above.
     trial = connect(conf)
     trial.outage = transport.outage
     try:
@@ -674,7 +674,7 @@ def connect_own(conf: cfg.ConfigOpts) -> Transport:
         place = describe_url(conf, conf.transport_url)
         raise exception.ConfigError(f'{OWN_BROKER} ({place}) is refused: {exc}') from exc
     except exception.CellUnreachable:
-        pass  # it is logged
+        pass  # already logged as an outage
     finally:
         trial.retire()
     return transport
@@ -684,8 +684,8 @@ def version_cap(option: str, pin: str | None, newest: str, oldest: str = '0.0') 
     """Read a pin in ``[upgrade_levels]``: the highest version to send, None for any.
 
     :param newest: the version of this release
-    :param oldest: under which nothing works
-    :raises nova_precache.exception.ConfigError: it is no version, or one that cannot be
+    :param oldest: the lowest version that works
+    :raises nova_precache.exception.ConfigError: the pin is no version, or out of range
     """
     if not pin or pin == AUTO:
         return None
@@ -705,20 +705,20 @@ def _version(text: str) -> tuple[int, int]:
 
 
 def exchange_of(url: messaging.TransportURL) -> str | None:
-    """Name the exchange of an in-memory URL; None means the configured one."""
+    """Return the exchange of an in-memory URL; None means the configured one."""
     if url.transport not in ('fake', 'kombu+memory'):
         return None
     return f'nova-precache-{url.virtual_host or "api"}'
 
 
 def describe_url(conf: cfg.ConfigOpts, url: str) -> str:
-    """Tell where a URL leads, and nothing of who logs in there.
+    """Return a URL without users, passwords and query.
 
-    In a password that was not quoted, a separator makes the rest look like a host or a
-    virtual host; a URL that could be such a one is ``<unreadable>``.
+    In an unquoted password, a separator makes the rest look like a host or a virtual host; a
+    URL that may contain one is shown as ``<unreadable>``.
     """
     if not url:
-        return ''  # which oslo.messaging would take for [DEFAULT] transport_url
+        return ''  # oslo.messaging would read [DEFAULT] transport_url instead
     try:
         if not _is_quoted(url):
             return UNREADABLE
@@ -731,7 +731,7 @@ def describe_url(conf: cfg.ConfigOpts, url: str) -> str:
 
 
 def _is_quoted(url: str) -> bool:
-    """Tell that no ``@`` follows what cannot be part of a user or a password."""
+    """Return whether no ``@`` follows text that cannot belong to a user or a password."""
     netloc = urllib.parse.urlsplit(url).netloc
     have_users = ['@' in host for host in netloc.split(',')]
     return netloc.count('@') == url.count('@') and have_users == sorted(have_users, reverse=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reins of one piece of work on a compute.
+"""Cancellation and priority control of a transfer on a compute.
 
-Whoever asked for the work holds them: it can be stopped at once, with the reason why,
-and hastened while somebody waits for what it makes. Whoever does the work feels them:
-what it blocks on is broken off, what slows it down is lifted.
+The requester can stop the transfer at once, with an error as the reason, and hasten it while
+a boot or another process waits for the result. In the transfer, a stop interrupts blocking
+operations, and urgency lifts its limits.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ T = TypeVar('T')
 
 
 class Control:
-    """Stops and hastens one piece of work; safe to use from many threads.
+    """Stops and hastens one transfer; thread-safe.
 
-    :param is_boot: an instance waits for the image, so nothing may hold it up
-    :param max_rate_bytes: bytes a second that this work may take; None: as many as the host's may
-    :param is_last_attempt: what is unfinished in the end is of no use to anybody
-    :ivar confirm: called before the result is published; its errors end the work
+    :param is_boot: an instance waits for the image, so nothing may delay it
+    :param max_rate_bytes: limit in bytes per second; None: only the host's limit applies
+    :param is_last_attempt: no retry follows, so partial files need not be kept
+    :ivar confirm: called before the result is published; its errors end the transfer
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Control:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether somebody waits for what this work makes."""
+        """Whether a boot or another process waits for the result."""
         return self.is_boot or self._waiters > 0
 
     def stop(self, error: exception.CacheError) -> None:
-        """Have the work end at once with an error; the first one counts."""
+        """Stop the transfer at once with an error; the first error counts."""
         with self._changed:
             if self._error is not None:
                 return
@@ -63,13 +63,13 @@ class Control:
             call()
 
     def check(self) -> None:
-        """Raise the error that the work was stopped with, if it was."""
+        """Raise the error with which the transfer was stopped, if any."""
         if self._error is not None:
-            # Many threads raise the same one: without this it would collect their frames.
+            # Many threads raise the same error: without this it would collect their frames.
             raise self._error.with_traceback(None)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not on when the work is stopped, which raises, or becomes urgent."""
+        """Sleep until the time is over, or the transfer becomes urgent or is stopped (raises)."""
         with self._changed:
             was_urgent = self.is_urgent
             self._changed.wait_for(
@@ -79,7 +79,7 @@ class Control:
 
     @contextlib.contextmanager
     def waited_for(self) -> Iterator[None]:
-        """Hasten the work for as long as somebody waits for it."""
+        """Make the transfer urgent within."""
         self._count_waiters(+1)
         try:
             yield
@@ -97,10 +97,10 @@ class Control:
 
     @contextlib.contextmanager
     def on_stop(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have something called, from whatever thread, when the work is stopped within.
+        """Register a callback, called from any thread when the transfer is stopped within.
 
-        It is called once, and not after this is left: who leaves waits for a call that is
-        under way. What it raises is logged.
+        It is called at most once, and never after the context is left: leaving waits for a
+        running call. Errors of the callback are logged.
         """
         call = _Call(callback)
         with self._changed:
@@ -117,12 +117,12 @@ class Control:
 
     @contextlib.contextmanager
     def at_urgency(self, callback: Callable[[bool], None]) -> Iterator[None]:
-        """Have something told whether the work is urgent: now, and whenever that changes.
+        """Call a callback with the urgency of the transfer: now, and at each change.
 
-        The last call tells how it is; one call comes after the other, and none after this
-        is left: who leaves waits for a call that is under way. What it raises is logged.
+        The last call has the current state. Calls do not overlap, and none follows after the
+        context is left: leaving waits for a running call. Errors of the callback are logged.
         """
-        # It is told what is so when it is called: two changes may overtake each other.
+        # Read the state at the call: two changes may overtake each other.
         call = _Call(lambda: callback(self.is_urgent))
         with self._changed:
             self._at_urgency.append(call)
@@ -135,9 +135,9 @@ class Control:
             call.forbid()
 
     def run_interruptibly(self, work: Callable[[], T], discard: Callable[[T], object]) -> T:
-        """Do what may block beyond anybody's reach; when stopped, go on without it.
+        """Run work that may block uninterruptibly in a thread; a stop abandons it and raises.
 
-        :param discard: called, once, with what it gives too late
+        :param discard: called once with a result that arrives too late
         """
         self.check()
         errand = _Errand(work, discard, self._changed)
@@ -153,11 +153,11 @@ class Control:
 
 
 class _Call:
-    """A callback that is called by one thread at a time, until that is forbidden."""
+    """A callback that one thread calls at a time, until it is forbidden."""
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
-        # What is called may itself change the work that it hears of.
+        # The callback may itself change the state of the control.
         self._lock = threading.RLock()
         self._is_forbidden = False
 
@@ -167,7 +167,7 @@ class _Call:
                 return
             try:
                 self._callback()
-            except Exception:  # whoever stops or hastens must reach the others
+            except Exception:  # the other callbacks must still be called
                 LOG.exception('%r failed', self._callback)
 
     def forbid(self) -> None:
@@ -176,7 +176,7 @@ class _Call:
 
 
 class _Errand(Generic[T]):
-    """Work in a thread of its own, which whoever waits for it may leave behind."""
+    """Work in its own thread, which the waiting thread may abandon."""
 
     def __init__(
         self, work: Callable[[], T], discard: Callable[[T], object], changed: threading.Condition
@@ -190,7 +190,7 @@ class _Errand(Generic[T]):
     def run(self) -> None:
         try:
             value = self._work()
-        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+        except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
             error = exc
         else:
             self._deliver(value)
@@ -211,7 +211,7 @@ class _Errand(Generic[T]):
             self._discard_result()
 
     def leave(self) -> None:
-        """Go without the result; what comes, or has come already, is discarded."""
+        """Abandon the work; discard its result, present or future."""
         with self._changed:
             self._is_left = True
             has_come = self.result.done()
@@ -221,5 +221,5 @@ class _Errand(Generic[T]):
     def _discard_result(self) -> None:
         try:
             self._discard(self.result.result())
-        except Exception:  # nobody waits for it any more
+        except Exception:  # no thread waits for it
             LOG.exception('Discarding what %r gave failed', self._work)

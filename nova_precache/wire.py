@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads messages of other processes into our nouns: each field by type, range and length.
+"""Parse messages of other processes into our nouns; check type, range and length of each field.
 
-A message comes from a broker, where a host that was broken into can publish, or from another
-release. A value that is not refused here would fail further in and hurt others: the bulk write
-of all hosts, the sum that every reader needs. Unknown keys are ignored. The limits are those
-of the columns.
+A message comes from a broker, where a compromised host can publish, or from another release. A
+bad value that is not refused here would fail further in and affect others: the bulk write of
+all hosts, the sum that every reader needs. Unknown keys are ignored. The limits are those of
+the columns.
 """
 
 import datetime
@@ -31,10 +31,10 @@ ENDPOINT_MAX = 1024
 TOKEN_MAX = 65_536
 COUNT_MAX = 2**31 - 1
 NUMBER_MAX = BYTES_MAX = 2**63 - 1
-# Of one image: the sum over the tasks of a request fits an integer of every database.
+# For one image: the sum over the tasks of a request fits an integer of every database.
 IMAGE_BYTES_MAX = 2**45
 ROLES_MAX = 100
-# Of one message, and of what is kept of one host.
+# For one message, and for the stored files of one host.
 FILES_MAX = 10_000
 CAPABILITIES_MAX = 256
 COMPANIONS_MAX = 2  # a kernel and a ramdisk
@@ -43,13 +43,13 @@ _TIME_MAX = 64
 _SHOWN_MAX = 60
 _LINE_MAX = 1000
 
-# As Nova's API takes the names of hosts; a dollar sign would let a newline pass.
+# The host names that Nova's API accepts; used with fullmatch, since $ would accept a newline.
 _HOST = re.compile(f'[a-zA-Z0-9._-]{{1,{HOST_MAX}}}')
 _ID = re.compile(f'[a-zA-Z0-9_-]{{1,{ID_MAX}}}')
 _WORD = re.compile(f'[a-zA-Z0-9_-]{{1,{STATUS_MAX}}}')
 _FIRST_TIME = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _LAST_TIME = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)
-# By name, since a newer release may have more of them.
+# By name, since a newer release may have more statuses.
 _OVER = frozenset(model.TaskStatus) - model.TASK_IN_FLIGHT
 _RETRIES = frozenset(model.Retry)
 
@@ -75,7 +75,7 @@ def identifier(value: object, field: str) -> str:
 
 
 def text(value: object, field: str, most: int, least: int = 0) -> str:
-    """Read a text that can be printed on one line and kept in any database.
+    """Read a text that can be printed on one line and stored in any database.
 
     :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
@@ -85,7 +85,7 @@ def text(value: object, field: str, most: int, least: int = 0) -> str:
 
 
 def whole(value: object, field: str, most: int = NUMBER_MAX) -> int:
-    """Read a whole number that is not negative.
+    """Read a non-negative integer.
 
     :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
@@ -95,7 +95,7 @@ def whole(value: object, field: str, most: int = NUMBER_MAX) -> int:
 
 
 def flag(value: object, field: str) -> bool:
-    """Read a yes or no.
+    """Read a boolean.
 
     :raises nova_precache.exception.InvalidInput: it is neither; names the field
     """
@@ -127,12 +127,12 @@ def items(value: object, field: str, most: int) -> Sequence[Any]:
 
 
 def maybe(read: Callable[..., T], value: object, field: str, *limits: int) -> T | None:
-    """Read what may be null."""
+    """Read a value that may be null."""
     return None if value is None else read(value, field, *limits)
 
 
 def secret(value: object, field: str) -> str:
-    """Read a token, which no error shows.
+    """Read a token; never show it in an error.
 
     :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
@@ -147,7 +147,7 @@ def secret(value: object, field: str) -> str:
 
 
 def time(value: object, field: str) -> datetime.datetime:
-    """Read a time with its offset; gives UTC without one, as times are kept.
+    """Read a time with an offset; return it in UTC without one, as times are stored.
 
     :raises nova_precache.exception.InvalidInput: it is malformed; names the field
     """
@@ -162,7 +162,7 @@ def time(value: object, field: str) -> datetime.datetime:
 
 
 def agent(state: object, cell_uuid: str) -> model.Agent:
-    """Read how an agent describes itself to the conductors of its cell.
+    """Read the report of an agent to the conductors of its cell.
 
     :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
@@ -182,7 +182,7 @@ def agent(state: object, cell_uuid: str) -> model.Agent:
 
 
 def progress(value: object) -> model.Progress:
-    """Read how far a job has come; a step of a newer release passes.
+    """Read the progress of a job; accept an unknown status of a newer release.
 
     :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
@@ -209,7 +209,7 @@ def cached_image(host_name: str, value: object) -> model.CachedImage:
         raise _invalid('images.name', name, 'a name')
     return model.CachedImage(
         host=host_name,
-        name=name,  # of a file, which may have any
+        name=name,  # any name of a file is accepted
         image_id=None,
         size_bytes=whole(get('size_bytes'), 'images.size_bytes', BYTES_MAX),
         disk_bytes=whole(get('disk_bytes'), 'images.disk_bytes', BYTES_MAX),
@@ -219,7 +219,7 @@ def cached_image(host_name: str, value: object) -> model.CachedImage:
 
 
 def image_outcome(answer: object) -> model.ImageOutcome:
-    """Read how an attempt ended; its reason may hold anything, and is cleaned where it is kept.
+    """Read the outcome of an attempt; accept any text as its reason, which is cleaned later.
 
     :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
@@ -239,9 +239,9 @@ def image_outcome(answer: object) -> model.ImageOutcome:
 
 
 def transfer_options(value: object) -> model.TransferOptions:
-    """Read the options of a call; None and absent keys leave what is the default.
+    """Read the options of a call; None and absent keys mean the defaults.
 
-    An unusable value is refused, since a limit must not be lost.
+    An invalid value is refused, since a limit must not be lost.
 
     :raises nova_precache.exception.InvalidInput: a value is out of range; names the field
     """
@@ -256,7 +256,7 @@ def transfer_options(value: object) -> model.TransferOptions:
 
 
 def companions(value: object, field: str) -> tuple[model.Companion, ...]:
-    """Read what an image needs beside itself.
+    """Read the companions of an image.
 
     :raises nova_precache.exception.InvalidInput: a value is out of range; names the field
     """
@@ -283,14 +283,14 @@ def _rate(value: object, field: str) -> int:
 
 
 def _seconds(value: object, field: str) -> float:
-    # A whole number may be too large to be a float.
+    # An integer may be too large for a float.
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         return float(max(-sys.maxsize, min(value, sys.maxsize)))
     raise _invalid(field, value, 'a number')
 
 
 def _capabilities(value: object) -> Mapping[str, Any]:
-    """Read an object of few values, of whatever kinds JSON and every database have."""
+    """Read an object with a limited number of values, all of types of JSON and any database."""
     known = mapping(value, 'state.capabilities')
     left = CAPABILITIES_MAX - _count(known, _CAPABILITIES_DEPTH, CAPABILITIES_MAX)
     if left < 0:
@@ -302,7 +302,7 @@ def _capabilities(value: object) -> Mapping[str, Any]:
 
 
 def _count(value: object, depth: int, most: int) -> int:
-    """Count the values in one, up to a few more than ``most``."""
+    """Count a value and those in it; stop soon after ``most``."""
     if isinstance(value, dict | list | tuple):
         if depth == 0 or len(value) > most:
             return most + 1
@@ -329,7 +329,7 @@ def _count(value: object, depth: int, most: int) -> int:
 
 
 def shown(value: object) -> str:
-    """Show what another process sent: short, on one line, and without control characters."""
+    """Format a foreign value: short, on one line, and without control characters."""
     if isinstance(value, str):
         return repr(value[:_SHOWN_MAX]) + ('...' if len(value) > _SHOWN_MAX else '')
     if type(value) is int and value.bit_length() > 64:
@@ -340,14 +340,14 @@ def shown(value: object) -> str:
 
 
 def line(value: object) -> str:
-    """Give the first line of a text of another process, short and printable."""
+    """Return the first line of a foreign text, short and printable."""
     if not isinstance(value, str):
         return shown(value)
     return printable(value[:_LINE_MAX].strip().partition('\n')[0])
 
 
 def printable(text: str) -> str:
-    """Give a text with what cannot be printed on one line escaped."""
+    """Return a text with its unprintable characters escaped."""
     if text.isprintable():
         return text
     return ''.join(
@@ -360,10 +360,10 @@ def _invalid(field: str, value: object, wanted: str) -> exception.InvalidInput:
 
 
 class Senders:
-    """Names in the log those who sent what was refused, each once for each kind of message.
+    """Logs the senders of refused messages, each once per kind of message.
 
-    :param log: where they are named
-    :param most: how many names are remembered; after these, further senders are not named
+    :param log: the log to use
+    :param most: how many entries are remembered; after these, further senders are not logged
     """
 
     def __init__(self, log: logging.Logger, most: int = 1000) -> None:
@@ -373,7 +373,7 @@ class Senders:
         self._named: set[tuple[str, str]] = set()
 
     def is_first(self, what: str, sender: str) -> bool:
-        """Claim the one log line of a sender for a kind of message; False when it was used."""
+        """Claim the one log line of a sender for a kind of message; False if already used."""
         with self._lock:
             if (what, sender) in self._named or len(self._named) >= self._most:
                 return False
@@ -384,10 +384,10 @@ class Senders:
         return True
 
     def refused(self, what: str, sender: str, why: object) -> None:
-        """Name a sender.
+        """Log a refused message.
 
-        :param what: it sent, in words
-        :param sender: which can be shown
+        :param what: the message, in words
+        :param sender: printable
         """
         if self.is_first(what, sender):
             self._log.warning('Refused %s from %s: %s', what, sender, why)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who boots on a host, in whatever process: what is precached there gives way to them.
+"""Detect boots in any process of a host, so that precaching yields to them.
 
-Each boot has a shared lock on one file for as long as it waits for its image. The kernel
-tells whether there is such a lock, and takes it away from a process that dies. It belongs
-to an open file, not to a process: so a process sees its own, and closing one leaves others.
+Each boot holds a shared lock on one file while it waits for its image. The kernel reports
+whether such a lock exists, and releases it when its process dies. The lock belongs to an
+open file description, not to a process: a process sees its own locks, and closing one file
+does not release the others.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ _FLOCK = 'hhqqi4x'
 
 
 class WaitingBoots:
-    """The boots on the hosts that share one lock directory: over NFS, all of theirs."""
+    """The boots on all hosts that share one lock directory, such as over NFS."""
 
     def __init__(self, lock_directory: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = os.path.join(lock_directory, FILE_NAME)
@@ -36,7 +37,7 @@ class WaitingBoots:
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
-        """Be seen as a boot that waits; where that cannot be, boot all the same."""
+        """Signal a waiting boot within; if the lock fails, warn and boot anyway."""
         with contextlib.ExitStack() as stack:
             try:
                 descriptor = files.open_regular(self._path, os.O_RDONLY | os.O_CREAT, 0o644)
@@ -47,7 +48,7 @@ class WaitingBoots:
             yield
 
     def are_there(self) -> bool:
-        """Tell whether any boot waits; it was so, or not, within the last moments."""
+        """Return whether any boot waits; the answer is cached for ``LOOK_SECONDS``."""
         now = self._clock()
         if self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
@@ -58,7 +59,7 @@ class WaitingBoots:
         try:
             descriptor = files.open_regular(self._path, os.O_RDONLY)
         except FileNotFoundError:
-            return False  # nobody ever booted here
+            return False  # no boot has used this directory yet
         except OSError as exc:
             self._warn(exc)
             return False

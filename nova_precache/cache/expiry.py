@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which base files nobody needs any more, and how they go.
+"""Choose and remove expired base files.
 
-The mtime is the clock, as in Nova: a boot, a precache request and every round in
-which some disk is based on the file set it anew. What is old then is unused.
+A file's age counts from its mtime, as in Nova: a boot, a precache request and every round
+in which some disk is based on the file update it. A file with an old mtime is unused.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ExpiryRules:
-    """From which age on unused files go; ``remove`` false keeps them all."""
+    """The age at which unused files expire; ``remove`` false keeps them all."""
 
     original_age_seconds: float
     resized_age_seconds: float
@@ -27,7 +27,7 @@ class ExpiryRules:
 
 
 class Verdict(enum.StrEnum):
-    """What becomes of a base file."""
+    """The state of a base file in one round."""
 
     USED = 'used'
     KEPT = 'kept'
@@ -36,7 +36,7 @@ class Verdict(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """A verdict on a file, and why."""
+    """A verdict on a file, with its reason."""
 
     file: cache_store.BaseFile
     verdict: Verdict
@@ -45,7 +45,7 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True)
 class ExpiryResult:
-    """What a round removed."""
+    """The base files that a round removed."""
 
     removed: tuple[str, ...] = ()
     freed_bytes: int = 0
@@ -55,10 +55,10 @@ class CacheExpirer:
     """The image cache manager of one cache.
 
     :param rules: may be replaced at any time
-    :param used_names: names of the base files that disks are based on; an error says
-        that nobody knows, and then nothing is removed
-    :param clock: by which files are old, in seconds since the epoch; None: the one that stamps
-        them
+    :param used_names: returns the names of the base files that disks are based on; if it
+        raises, nothing is removed
+    :param clock: judges the age of files, in seconds since the epoch; None: the clock that
+        stamps them
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class CacheExpirer:
         self._now = clock or store.now
 
     def run(self) -> ExpiryResult:
-        """Do one round: touch what is used, remove what is old.
+        """Run one round: touch used files, remove expired ones.
 
         :raises nova_precache.exception.CacheError: nothing was removed, for this reason
         """
-        # Before the disks are looked at: who bases one on a file afterwards touches it.
+        # List the files before the disks: a disk created in between touches its base file.
         files = self._store.base_files()
         used = self._used_names() if files else ()
         decisions = decide(files, used, self._now(), self.rules)
@@ -100,13 +100,13 @@ class CacheExpirer:
             if decision.verdict is Verdict.USED:
                 self._store.touch_file(name)
             return decision.verdict is Verdict.EXPIRED and self._remove(decision.file)
-        except exception.CacheError as exc:  # of this file alone
+        except exception.CacheError as exc:  # affects this file only
             LOG.warning('Base file %s was not managed: %s', name, exc)
             return False
 
     def _remove(self, file: cache_store.BaseFile) -> bool:
         with self._locks.try_hold(file.name) as held:
-            # A boot that may not touch the file bases a disk on it with the lock held.
+            # A boot that may not touch the file still holds the lock while it creates its disk.
             removed = (
                 held
                 and (file.owner == os.geteuid() or file.name not in self._used_names())
@@ -123,7 +123,7 @@ def decide(
     now: float,
     rules: ExpiryRules,
 ) -> list[Decision]:
-    """Give a verdict on each file."""
+    """Decide the verdict on each file."""
     return [Decision(file, *_verdict(file, used_names, now, rules)) for file in files]
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about a partial file, in a small file beside it; and whose it is.
+"""Record the progress and the ownership of a partial file in a journal beside it.
 
-JSON lines: the first tells of which image the bytes are, each further one how many of
-them, from the first on, have come to the disk. What follows the last line end was being
-written when the process died, and counts for nothing.
+The journal consists of JSON lines: the first identifies the image, each later one records
+how many bytes, counted from the first, are on the disk. Bytes after the last line end were
+being written when the process died, and are ignored.
 
-Whoever uses the files of a stem has its journal locked. The lock of the image alone would
-not do: Nova's cache manager may unlink that, and then two hold it. The partial file itself
-is not locked since over NFS that would keep qemu-img from opening it.
+A process that uses the files of a stem holds a lock on their journal. The lock of the image
+does not suffice: Nova's cache manager may unlink its file, and then two processes can hold
+it. The partial file itself is not locked, since over NFS that would stop qemu-img from
+opening it.
 """
 
 import contextlib
@@ -25,15 +26,15 @@ LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
-# A journal takes a line for every tens of MiB; more than this was not written by us.
+# A journal has one line per tens of MiB; a larger file was not written by us.
 _MAX_BYTES = 16 * 1024**2
-# What comes of reading a file that is not a journal of this release.
+# Errors of parsing a file that is not a journal of this release.
 _NOT_UNDERSTOOD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What an image must have in common with a partial file that is to be gone on with."""
+    """The properties of an image that a partial file must match to be resumed."""
 
     image_id: str
     size: int | None
@@ -47,14 +48,14 @@ class Identity:
 
     @property
     def has_hash(self) -> bool:
-        """Whether bytes that were mixed up on the way would be found out."""
+        """Whether a hash is known, so that mixed-up bytes are detected."""
         return bool((self.hash_algo and self.hash_value) or self.checksum)
 
 
 class Journal:
-    """An open journal, and the ownership of its stem; each use raises OSError.
+    """An open journal, and the ownership of its stem; every method may raise OSError.
 
-    :ivar identity: None where the journal cannot be understood
+    :ivar identity: None if the journal cannot be parsed
     :ivar synced_bytes: how many bytes of the image are on the disk
     """
 
@@ -70,7 +71,7 @@ class Journal:
 
     @classmethod
     def create(cls, path: str, identity: Identity) -> Self | None:
-        """Begin a journal; None: somebody cleared it away before it was locked."""
+        """Create and lock a journal; None: another process removed it before it was locked."""
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
         created = cls.own(path)
         if created is not None:
@@ -83,7 +84,7 @@ class Journal:
 
     @classmethod
     def own(cls, path: str) -> Self | None:
-        """Take a journal; None: it is in use, another user's, or there is none."""
+        """Open and lock a journal; None: it is locked, belongs to another user, or is absent."""
         try:
             descriptor = files.open_regular(path, os.O_RDWR)
         except (FileNotFoundError, files.NotRegular):
@@ -95,7 +96,7 @@ class Journal:
             if not _lock(descriptor, path):
                 os.close(descriptor)
                 return None
-            # Under another name it would change there, too.
+            # A file with a second hard link would change under that name, too.
             is_ours = os.fstat(descriptor).st_nlink == 1
             return cls(path, descriptor, os.pread(descriptor, _MAX_BYTES, 0) if is_ours else b'')
         except BaseException:
@@ -104,21 +105,21 @@ class Journal:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether it tells of bytes that another download of the same image can go on from."""
+        """Whether another download of the same image can resume from the recorded bytes."""
         return self.identity is not None and self.identity.has_hash and self.synced_bytes > 0
 
     @property
     def mtime(self) -> float:
-        """When something was noted last, in seconds since the epoch."""
+        """Time of the last record, in seconds since the epoch."""
         return os.fstat(self._descriptor).st_mtime
 
     def note(self, synced_bytes: int) -> None:
-        """Note how many bytes are on the disk; the note is there too afterwards."""
+        """Record durably how many bytes are on the disk."""
         self._append({'synced_bytes': synced_bytes})
         self.synced_bytes = synced_bytes
 
     def close(self) -> None:
-        """Give the stem up."""
+        """Release the stem."""
         os.close(self._descriptor)
 
     def _begin(self, identity: Identity) -> None:
@@ -126,7 +127,7 @@ class Journal:
         self.identity = identity
 
     def _append(self, document: model.Json) -> None:
-        """Write a line after the last whole one."""
+        """Write and sync a line after the last complete one."""
         line = json.dumps(document).encode() + b'\n'
         if os.pwrite(self._descriptor, line, self._end_bytes) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
@@ -136,7 +137,7 @@ class Journal:
 
 
 def _lock(descriptor: int, path: str) -> bool:
-    """Lock an open file, unless another has it, or took it away in between."""
+    """Lock an open file, unless another process holds it or has replaced or removed it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -152,7 +153,7 @@ def _identity(line: bytes) -> Identity:
 
 
 def _synced_bytes(lines: list[bytes]) -> int:
-    """Read the last note; every one must be understood."""
+    """Return the last record; every record must be valid."""
     notes = [json.loads(line)['synced_bytes'] for line in lines]
     if not all(type(note) is int and note >= 0 for note in notes):
         raise ValueError('no number of bytes')

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things of the cache are on disk, such that Nova finds them.
+"""Paths and file names of the cache, compatible with Nova.
 
-Names that Nova shares with us: the base file and the lock. Ours are the partial
-files and the notes of companions, whose names Nova's cache manager takes for nothing that
-it has to keep, and the store id. Partial files of one piece of work have one stem and
-differ by suffix.
+Nova shares the names of the base file and the lock. The partial files, the notes of
+companions and the store id are ours; Nova's cache manager does not recognise the names of
+partial files and notes. Partial files of one download share a stem and differ by suffix.
 """
 
 import dataclasses
@@ -47,10 +46,10 @@ class CacheLayout:
 
     @property
     def nova_marks(self) -> tuple[str, ...]:
-        """Files that a nova-compute with this instances path leaves behind.
+        """Files that show that a nova-compute uses this instances path.
 
         Its image cache manager registers in the first; the second, in the state
-        directory, is there from its first start.
+        directory, exists from its first start.
         """
         return (
             os.path.join(self.instances_path, 'compute_nodes'),
@@ -61,14 +60,14 @@ class CacheLayout:
         return self.path_of(base_name(image_id))
 
     def note_path(self, name: str) -> str:
-        """Name the file that notes which companions the image of a base file needs."""
+        """Return the path of the note that lists the companions of a base file's image."""
         return self.path_of(f'{name}.{NOTE_SUFFIX}')
 
     def path_of(self, name: str) -> str:
         return os.path.join(self.base_directory, name)
 
     def new_partial_path(self, image_id: str, suffix: str) -> str:
-        """Give a name that nobody else has, in the directory of the base file."""
+        """Return a unique path in the directory of the base file."""
         return self.new_path_beside(base_name(image_id), suffix)
 
     def new_path_beside(self, name: str, suffix: str) -> str:
@@ -76,40 +75,40 @@ class CacheLayout:
 
 
 def base_name(image_id: str) -> str:
-    """Name the base file and, with the prefix, the lock of an image, as Nova does."""
+    """Return Nova's name for the base file of an image and, with the prefix, for its lock."""
     return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
 
 
 def is_base_name(name: str) -> bool:
-    """Tell whether a file of this name is an image, as it came or resized.
+    """Return whether a file name denotes an image, original or resized.
 
-    Others, such as Nova's ``swap_512`` and ``ephemeral_20_40d1d2c``, are not ours.
+    Other names, such as Nova's ``swap_512`` and ``ephemeral_20_40d1d2c``, are not ours.
     """
     return re.fullmatch(_ORIGINAL, name) is not None or is_resized_name(name)
 
 
 def is_resized_name(name: str) -> bool:
-    """Tell whether a file of this name is what Nova once resized for overlays."""
+    """Return whether a file name denotes an image that old Nova resized for overlays."""
     return re.fullmatch(_RESIZED, name) is not None
 
 
 def base_name_of_partial(name: str) -> str | None:
-    """Tell to which base file a partial file of ours belongs; None: it is not ours."""
+    """Return the base file of one of our partial files; None: it is not ours."""
     match = _PARTIAL_NAME.fullmatch(name)
     return match[1] if match else None
 
 
 def base_name_of_journal(name: str) -> str | None:
-    """Tell to which base file a journal belongs; None: it is not one of ours."""
+    """Return the base file of one of our journals; None: it is not ours."""
     return base_name_of_partial(name) if name.endswith(f'.{JOURNAL_SUFFIX}') else None
 
 
 def base_name_of_note(name: str) -> str | None:
-    """Return of which base file a note is, or one being written; None: it is not ours."""
+    """Return the base file of a note, also of one being written; None: it is not ours."""
     match = _NOTE_NAME.fullmatch(name)
     return match[1] if match else None
 
 
 def sibling(path: str, suffix: str) -> str:
-    """Name the file of another suffix with the same stem as a partial file or journal."""
+    """Return the path with another suffix and the stem of a partial file or journal."""
     return f'{path.rpartition(".")[0]}.{suffix}'

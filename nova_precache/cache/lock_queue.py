@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who among the threads of this process has the lock of a base file, and who waits for it.
+"""Queue the threads of this process for the lock of a base file.
 
-The kernel gives a file's lock to a process, not to a thread, and takes it away when the
-process closes the file, however often it has it open: only the one whose turn it is
-touches the file.
+The kernel grants a file lock to a process, not to a thread, and releases it as soon as the
+process closes any descriptor of the file: only the thread that has the turn opens the file.
 """
 
 import collections
@@ -26,7 +25,7 @@ class LockQueue:
 
     @contextlib.contextmanager
     def wait_for(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Wait for the turn, and have it."""
+        """Wait for the turn and hold it within."""
         with control.on_stop(self._wake), self._changed:
             self._changed.wait_for(lambda: self._is_free(base_name, control))
             self._held.add(base_name)
@@ -37,7 +36,7 @@ class LockQueue:
 
     @contextlib.contextmanager
     def try_have(self, base_name: str) -> Iterator[bool]:
-        """Have the turn unless another thread has it; gives whether it is so."""
+        """Take the turn unless another thread holds it; yield whether it was taken."""
         with self._changed:
             is_ours = base_name not in self._held
             self._held.add(base_name)
@@ -62,7 +61,7 @@ class LockQueue:
 
     @contextlib.contextmanager
     def boot_waiting(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Have a boot hasten whoever has the turn, while it waits for it."""
+        """Hasten the thread that holds the turn while a boot waits for it within."""
         if not control.is_boot:
             yield
             return
@@ -75,7 +74,7 @@ class LockQueue:
     def _count_boots(self, base_name: str, step: int) -> None:
         with self._changed:
             self._boots[base_name] += step
-            # Without a boot there is no entry.
+            # Adding an empty Counter drops entries that reached zero.
             self._boots += collections.Counter()
             hastening = self._hastenings.get(base_name)
         if hastening is not None:
@@ -87,7 +86,7 @@ class LockQueue:
 
     @contextlib.contextmanager
     def hastening(self, base_name: str, control: controls.Control) -> 'Iterator[PriorityBoost]':
-        """Hasten the work of the one whose turn it is while boots wait for it."""
+        """Hasten the transfer of the turn's holder while boots wait for the turn."""
         hastening = PriorityBoost(control, lambda: self._do_boots_wait(base_name))
         with self._changed:
             self._hastenings[base_name] = hastening
@@ -101,7 +100,7 @@ class LockQueue:
 
 
 class PriorityBoost:
-    """Has a control waited for while boots, or others, wait."""
+    """Mark a control as waited for while boots or other processes wait."""
 
     def __init__(self, control: controls.Control, do_boots_wait: Callable[[], bool]) -> None:
         self._control = control
@@ -120,7 +119,7 @@ class PriorityBoost:
         self.update()
 
     def update(self) -> None:
-        """Have the control waited for, or not, as things are now, whoever tells of them first."""
+        """Mark or unmark the control by the current state, in whatever order changes arrive."""
         with self._lock:
             waits = not self._has_ended and (self._do_others_wait or self._do_boots_wait())
             if waits and self._waited_for is None:
@@ -131,14 +130,14 @@ class PriorityBoost:
                 self._waited_for = None
 
 
-# Caches of one process that share a directory have to share this; those of others must
-# not wait for each other, whose images have the same names.
+# Caches of one process that share a directory must share its queue. Caches of different
+# directories must not wait for each other, although their base files have the same names.
 _turns: weakref.WeakValueDictionary[str, LockQueue] = weakref.WeakValueDictionary()
 _turns_lock = threading.Lock()
 
 
 def of(directory: str) -> LockQueue:
-    """Give the turns of a directory, by its real path."""
+    """Return the queue of a directory, by its real path."""
     with _turns_lock:
         found = _turns.get(directory)
         if found is None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out whether other processes wait for a lock that this one holds.
+"""Detect other processes that wait for a lock that this one holds.
 
-Whoever waits for a lock in Nova's way has its file open, once, and tries again and again.
-inotify tells of each open and close, and holds up nobody: the kernel could also be asked
-who has the file open, by a lease, but then a process that opens it hangs for as long as
-this one is stopped meanwhile.
+A process that waits for a lock in Nova's way keeps the file open once and polls. inotify
+reports each open and close without delaying the opener. A file lease would also show who
+has the file open, but a process that opens it would hang while this one is stopped.
 
-Who had the file open before, and what other machines do to it over NFS, is not seen.
+Processes that opened the file earlier, and other machines over NFS, are not seen.
 """
 
 import contextlib
@@ -26,15 +25,15 @@ _LOST_SOME = inotify_simple.flags.Q_OVERFLOW
 
 @contextlib.contextmanager
 def watch(lock_file: IO[str], tell: Callable[[bool], None]) -> Iterator[None]:
-    """Tell whether others have opened an open file, too, each time that may have changed.
+    """Report whether other processes have an open file open, each time that may have changed.
 
-    This process does not open the file a second time meanwhile.
+    This process must not open the file a second time within.
 
-    :param tell: called from a thread, and not after this is left
+    :param tell: called from another thread; never after the context is left
     :raises OSError: inotify's instances or watches are used up, or there is no inotify
     """
     with _inotify() as inotify:
-        # The file itself: another may have its name by now.
+        # Watch the file itself: its name may belong to another file by now.
         watched = inotify.add_watch(f'/proc/self/fd/{lock_file.fileno()}', _OPENED | _CLOSED)
         left = threading.Event()
         thread = threading.Thread(
@@ -45,8 +44,8 @@ def watch(lock_file: IO[str], tell: Callable[[bool], None]) -> Iterator[None]:
             yield
         finally:
             left.set()
-            # The thread is told that the watch is gone, unless it was told already, or
-            # that there was too much to tell.
+            # Removing the watch wakes the thread. It fails if the watch has ended already;
+            # that event, or the one of an overflowing queue, has then woken the thread.
             with contextlib.suppress(OSError):
                 inotify.rm_watch(watched)
             thread.join()
@@ -68,8 +67,8 @@ def _follow(
             if event.mask & _WATCH_ENDED:
                 return
             if event.mask & _LOST_SOME:
-                opens = 0  # else whoever closed it untold would count for ever
-            # It may go wrong by one: equal events that come within the same moment are told
-            # but once, and whoever had the file open before is seen to close it only.
+                opens = 0  # else a process whose close event was lost would count for ever
+            # The count may be off by one: inotify merges equal consecutive events, and of a
+            # process that had opened the file earlier only the close is seen.
             opens = max(0, opens + bool(event.mask & _OPENED) - bool(event.mask & _CLOSED))
         tell(opens > 0)

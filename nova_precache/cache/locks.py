@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lock of one base file, which Nova's image backend takes too.
 
-Whoever holds it downloads, and whoever waits finds the file there afterwards. It
-only saves work: unique names and an atomic rename keep the cache right without it.
+Its holder downloads the image; the waiting processes then find the file. The lock only
+saves work: unique names and an atomic rename keep the cache correct without it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _MAX_REPLACEMENTS = 10
 class ImageLocks:
     """The locks in one directory, by the names of base files.
 
-    :param check_there: sees, before a lock file is made, that it may be
+    :param check_there: called before a lock file is made; raises if it may not be
     """
 
     def __init__(self, lock_directory: str, check_there: Callable[[], None] = lambda: None) -> None:
@@ -41,11 +41,12 @@ class ImageLocks:
 
     @contextlib.contextmanager
     def hold(self, base_name: str, control: controls.Control | None = None) -> Iterator[None]:
-        """Hold the lock of a base file; waits for whoever holds it.
+        """Wait for the lock of a base file and hold it within.
 
-        :param control: ends the wait when it is stopped
+        :param control: stopping it ends the wait
         :raises nova_precache.exception.StorageError: the lock file cannot be used
-        :raises nova_precache.exception.CacheError: what it was stopped with while it waited
+        :raises nova_precache.exception.CacheError: the control was stopped with it during the
+            wait
         """
         control = control or controls.Control()
         with contextlib.ExitStack() as stack:
@@ -74,12 +75,12 @@ class ImageLocks:
                 if _is_in_place(lock, base_name):
                     stack.pop_all()
                     return lock
-            # It was removed while we waited: whoever comes now takes another.
+            # The file was removed during the wait: newcomers lock its replacement.
         raise exception.StorageError(f'Locking {base_name}: the lock file keeps being replaced')
 
     @contextlib.contextmanager
     def try_hold(self, base_name: str) -> Iterator[bool]:
-        """Hold the lock unless somebody does already; gives whether it is held.
+        """Hold the lock within unless it is held already; yield whether it was acquired.
 
         :raises nova_precache.exception.StorageError: the lock file cannot be used
         """
@@ -95,7 +96,7 @@ class ImageLocks:
         lock = self._lock(base_name)
         with contextlib.ExitStack() as stack:
             stack.callback(_close, lock)
-            # Whoever replaces the file just now has use for it.
+            # A process that replaces the file at this moment wants the lock itself.
             held = _try_acquire(lock, base_name) and _is_in_place(lock, base_name)
             if held:
                 self._held[base_name] = lock
@@ -103,7 +104,7 @@ class ImageLocks:
             yield held
 
     def _lock(self, base_name: str) -> fasteners.InterProcessLock:
-        """Open the lock file; not locked yet."""
+        """Open the lock file without locking it."""
         self._check_there()
         lock = lockutils.external_lock(base_name, layout.LOCK_PREFIX, self._directory)
         try:
@@ -115,10 +116,10 @@ class ImageLocks:
 
     @contextlib.contextmanager
     def hastening(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Hasten the work while a boot of this process, or another process, waits for the lock.
+        """Hasten the transfer while a boot of this process, or another process, waits for the lock.
 
-        The lock is held. Of processes on other machines, which share the directory over
-        NFS, nothing is seen.
+        The caller holds the lock. Processes on other machines, which share the directory
+        over NFS, are not seen.
         """
         lock_file = self._held[base_name].lockfile
         with (
@@ -153,17 +154,17 @@ def _try_acquire(lock: fasteners.InterProcessLock, base_name: str) -> bool:
 
 
 def _is_in_place(lock: fasteners.InterProcessLock, base_name: str) -> bool:
-    """Tell whether the file that is locked is the one at which others look for the lock."""
+    """Return whether the locked file is still the one at the lock's path."""
     try:
         return os.path.samestat(os.fstat(lock.lockfile.fileno()), os.stat(lock.path))
     except OSError as exc:
-        # Over NFS a file that another machine removed is stale.
+        # Over NFS, a file that another machine removed is stale.
         if exc.errno in (errno.ENOENT, errno.ESTALE):
             return False
         raise exception.storage_failure(f'Locking {base_name}', exc) from exc
 
 
 def _close(lock: fasteners.InterProcessLock) -> None:
-    """Close the file, and with it let go of the lock, where it is held."""
+    """Close the file, which also releases the lock if it is held."""
     if lock.lockfile is not None:
         lock.lockfile.close()

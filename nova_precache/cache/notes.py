@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which companions the images in a cache need, noted beside their base files.
+"""Record the companions of cached images in notes beside their base files.
 
-A base file does not say that its image also needs a kernel and a ramdisk; only Glance knows.
-With the note, a boot, or a report of what is cached, need not ask Glance. An image without
-companions has no note, and neither has one that only Nova has fetched so far. A note is
-written with the lock of the image held, and goes after its base file has gone.
+A base file does not show that its image also needs a kernel and a ramdisk; only Glance
+knows. With the note, a boot or a report of the cached images need not ask Glance. An image
+without companions has no note, nor has one that only Nova has fetched so far. A note is
+written under the lock of the image, and removed after its base file is gone.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _MAX_BYTES = 4096
 def read(path: str) -> tuple[model.Companion, ...] | None:
     """Return the noted companions, none without a note; None if the note is damaged.
 
-    :raises OSError: it cannot be read
+    :raises OSError: the note cannot be read
     """
     try:
         return wire.companions(json.loads(files.read(path, _MAX_BYTES)), 'note')
@@ -32,7 +32,7 @@ def read(path: str) -> tuple[model.Companion, ...] | None:
 
 
 def write(path: str, needed: Sequence[model.Companion]) -> None:
-    """Note companions, unless the same are noted already.
+    """Record companions, unless the same are noted already; remove the note for none.
 
     :raises OSError: the file system refused
     """

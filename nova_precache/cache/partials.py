@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are on their way into the cache, and what of them outlives a broken download.
+"""Partial files: unfinished downloads that a later attempt can resume.
 
-A partial file has a journal beside it, which tells of what image its bytes are and how
-many of them are on the disk. A later attempt goes on from there: what was written after
-that may or may not have reached the disk, and is cut off.
+A partial file has a journal beside it, which records the image of its bytes and how many of
+them are on the disk. A later attempt resumes there: bytes written after that may or may not
+have reached the disk, and are cut off.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from nova_precache.cache import journal as journals, layout, store as cache_stor
 
 LOG = logging.getLogger(__name__)
 
-# Blocks of zeros are left out: what a file system, and qemu-img, counts holes in.
+# Blocks of zeros become holes, in the unit in which file systems and qemu-img count holes.
 BLOCK_BYTES = 4096
 _ZEROS = bytes(BLOCK_BYTES)
-# How much goes into the page cache at once. For larger pieces the kernel looks for larger
-# pages, and where the host is a guest itself, those are the ones that its hypervisor may have
-# taken back meanwhile: to get them again takes several times the CPU of the writing.
+# How much is written into the page cache at once. For larger writes the kernel allocates
+# larger pages. If the host is itself a guest, its hypervisor may have reclaimed those, and
+# getting them back takes several times the CPU of the write.
 _PAGES_BYTES = 256 * 1024
-_MAX_FILE_BYTES = 2**63 - 1  # as the kernel counts; an image may claim more
+_MAX_FILE_BYTES = 2**63 - 1  # the kernel's limit; an image may claim more
 
 
 @dataclasses.dataclass(frozen=True)
 class SyncRules:
-    """When what came is brought to the disk.
+    """When received bytes are synced to the disk.
 
-    :ivar write_back_bytes: after so many, the kernel is asked to begin writing them
-    :ivar sync_bytes: after so many, they are waited for and noted
-    :ivar sync_seconds: likewise, where bytes come slowly
+    :ivar write_back_bytes: the kernel is asked to start writeback each time this many arrived
+    :ivar sync_bytes: they are synced and recorded each time this many arrived
+    :ivar sync_seconds: likewise after this time, if bytes arrive slowly
     """
 
     write_back_bytes: int = 8 * 1024**2
@@ -49,9 +49,9 @@ class SyncRules:
 
 
 class Partials:
-    """The partial files of one cache; to be used with the lock of the image held.
+    """The partial files of one cache; the caller holds the lock of the image.
 
-    :param rules: None: the usual ones
+    :param rules: None: the defaults
     """
 
     def __init__(self, paths: layout.CacheLayout, rules: SyncRules | None = None) -> None:
@@ -60,9 +60,9 @@ class Partials:
 
     @contextlib.contextmanager
     def open(self, image: model.Image, *, keep_pages: bool = False) -> 'Iterator[Partial]':
-        """Give the partial file to go on from, or a new one; others of the image go.
+        """Open the partial file to resume, or a new one; remove the image's others.
 
-        It stays when it is left if it can be gone on with then: :meth:`clear` removes it.
+        On leaving, a file that can be resumed stays: :meth:`clear` removes it.
 
         :param keep_pages: leave it in the page cache, since it is read again at once
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
@@ -77,19 +77,19 @@ class Partials:
             yield partial
 
     def clear(self, image_id: str) -> None:
-        """Remove what is unfinished of an image, and used by nobody.
+        """Remove the partial files of an image that are not in use.
 
-        What cannot be removed is left for the next sweep.
+        A file that cannot be removed is left for the next sweep.
         """
         try:
             with cache_store.storage_errors(f'Clearing image {image_id} away'):
                 for journal in self._owned(image_id):
                     cache_store.discard(journal)
-        except exception.CacheError as exc:  # the work has ended as it has
+        except exception.CacheError as exc:  # does not change the result of the download
             LOG.warning('%s', exc)
 
     def _best(self, image: model.Image) -> journals.Journal | None:
-        """Take the partial file with the most bytes of those that fit; remove the rest."""
+        """Acquire the matching partial file with the most bytes; remove the rest."""
         identity = journals.Identity.of(image)
         owned = self._owned(image.id)
         fitting = [each for each in owned if _fits(each, identity)]
@@ -100,7 +100,7 @@ class Partials:
         return best
 
     def _owned(self, image_id: str) -> list[journals.Journal]:
-        """Take every journal of an image that nobody uses."""
+        """Acquire every journal of an image that is not in use."""
         base_name = layout.base_name(image_id)
         with contextlib.ExitStack() as stack:
             owned = []
@@ -123,10 +123,10 @@ class Partials:
 
 
 class Partial:
-    """One partial file, whose journal is owned; stands behind ``download.target.Target``.
+    """One partial file whose journal is owned; implements ``download.target.Target``.
 
     :ivar path: the file
-    :ivar converted_path: where what is made of it goes, and is cleared away with it
+    :ivar converted_path: path of the converted image; removed with the partial file
     """
 
     def __init__(self, journal: journals.Journal, rules: SyncRules, *, keep_pages: bool) -> None:
@@ -147,13 +147,13 @@ class Partial:
 
     @property
     def passed_bytes(self) -> int:
-        """How many bytes of the image came; holes take less on the disk."""
+        """How many bytes of the image were received; holes take less space on the disk."""
         return self._position
 
     def check_size(self, size_bytes: int) -> None:
-        """See that a file may become so large, here and for this process; nothing is written.
+        """Check that file system and process limits allow a file of this size; write nothing.
 
-        :raises nova_precache.exception.NotEnoughSpace: it may not
+        :raises nova_precache.exception.NotEnoughSpace: they do not
         :raises nova_precache.exception.StorageError: the file system refused
         """
         with cache_store.storage_errors(f'Making a file of {size_bytes} bytes'):
@@ -161,7 +161,7 @@ class Partial:
             os.ftruncate(self._descriptor, self._kept_bytes)
 
     def check_converted(self, size_bytes: int) -> None:
-        """See the same of the converted file, which is made, so that a name is left for it.
+        """Check the same for the converted file; create it empty, to reserve its name.
 
         Raises as :meth:`check_size`.
         """
@@ -193,7 +193,7 @@ class Partial:
     def restart(self) -> None:
         with cache_store.storage_errors(f'Emptying {self.path}'):
             self._end_sync()
-            # Noted first: after a crash, no bytes must count that are not there.
+            # Record first: after a crash, the journal must not count missing bytes.
             self._journal.note(0)
             os.ftruncate(self._descriptor, 0)
         self._start_at(0)
@@ -211,7 +211,7 @@ class Partial:
                 self._end_sync()
 
     def close(self) -> None:
-        """Close the file; its journal is closed by whoever opened it."""
+        """Close the file; :class:`Partials` closes its journal."""
         if self._sync is not None:
             futures.wait([self._sync])  # it uses the descriptor
         self._write_through_pages()
@@ -228,16 +228,16 @@ class Partial:
     def _write_all(
         self, buffer: bytearray | mmap.mmap, start: int, end: int, offset_bytes: int
     ) -> None:
-        """Write a range of a buffer whose first byte belongs at an offset."""
+        """Write a range of a buffer; the buffer's first byte belongs at the offset."""
         with memoryview(buffer) as view:
-            while start < end:  # One write may take only a part.
+            while start < end:  # A write may be short.
                 with view[start:end] as rest:
                     start += self._write_some(rest, start, offset_bytes + start)
 
     def _write_some(self, data: memoryview, start: int, position: int) -> int:
-        """Write past the page cache what begins with a page, in the buffer and in the file.
+        """Write whole blocks past the page cache if they are aligned in buffer and file.
 
-        That takes the CPU half the time, and no pages from the guests.
+        That takes half the CPU time, and no page cache from the guests.
         """
         whole = len(data) - len(data) % BLOCK_BYTES
         if self._direct is not None and whole and not (start | position) % BLOCK_BYTES:
@@ -247,7 +247,7 @@ class Partial:
             except OSError as exc:
                 if exc.errno != errno.EINVAL:
                     raise
-                # The disk has other blocks, or the buffer begins amid one.
+                # The disk has larger blocks, or the buffer is not aligned to them.
                 self._write_through_pages()
         with data[:_PAGES_BYTES] as some:
             return os.pwrite(self._descriptor, some, position)
@@ -258,20 +258,20 @@ class Partial:
             self._direct = None
 
     def _write_back(self) -> None:
-        """Have the kernel begin to write what came, and drop what it has written before."""
+        """Start writeback of the new bytes, and drop the pages that were written before."""
         if self._position - self._written_back_bytes >= self._rules.write_back_bytes:
             start = max(0, self._written_back_bytes - self._rules.write_back_bytes)
             self._drop_pages(start, self._position - start)
             self._written_back_bytes = self._position
 
     def _begin_sync(self) -> None:
-        """Bring what came to the disk and note it, while more is written.
+        """Start to sync and record the received bytes while more are written.
 
-        A thread for each time has the I/O class that the writer has by then. It is waited
-        for before the next, so that the dirty pages stay few.
+        Each sync has its own thread, which inherits the writer's current I/O class. The next
+        one waits for it, so that there are few dirty pages.
         """
         self._end_sync()
-        os.ftruncate(self._descriptor, self._position)  # A hole at the end counts too.
+        os.ftruncate(self._descriptor, self._position)  # Include a hole at the end.
         self._set_due()
         done: futures.Future[None] = futures.Future()
         threading.Thread(
@@ -280,7 +280,7 @@ class Partial:
         self._sync = done
 
     def _end_sync(self) -> None:
-        """Wait for what was begun; once it failed, each time fails again."""
+        """Wait for the current sync; a failed one raises on every call."""
         if self._sync is not None:
             self._sync.result()
             self._sync = None
@@ -292,11 +292,11 @@ class Partial:
             self._journal.note(position)
             self._drop_pages(noted_bytes, position - noted_bytes)
             done.set_result(None)
-        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+        except BaseException as exc:  # noqa: BLE001 - raised again by _end_sync
             done.set_exception(exc)
 
     def _drop_pages(self, offset_bytes: int, length: int) -> None:
-        """Give the page cache back to the guests; pages that are dirty begin to be written."""
+        """Free page cache for the guests; the kernel starts to write dirty pages."""
         if length and not self._keeps_pages:
             os.posix_fadvise(self._descriptor, offset_bytes, length, os.POSIX_FADV_DONTNEED)
 
@@ -304,9 +304,9 @@ class Partial:
 def data_ranges(
     buffer: bytearray | mmap.mmap, length: int, offset_bytes: int
 ) -> Iterator[tuple[int, int]]:
-    """Tell where in a buffer there is data: blocks of zeros are left to be holes.
+    """Yield the ranges of a buffer that hold data; skip blocks of zeros, which become holes.
 
-    Blocks are those of the file, in which the buffer's first byte is at an offset.
+    Blocks are counted in the file; the buffer's first byte belongs at the offset.
     """
     first = -offset_bytes % BLOCK_BYTES
     last = length - BLOCK_BYTES
@@ -321,8 +321,8 @@ def data_ranges(
 
 
 def _is_zero(buffer: bytearray | mmap.mmap, block: int) -> bool:
-    # Most blocks of data end with the first look. The find() of an mmap is of no use here:
-    # it looks one byte past the last, which may belong to nobody.
+    # The first byte rules out most blocks of data. mmap.find() cannot be used here: it reads
+    # one byte past the end, which may be unmapped.
     if buffer[block]:
         return False
     with memoryview(buffer) as view, view[block : block + BLOCK_BYTES] as bytes_of_block:
@@ -330,14 +330,14 @@ def _is_zero(buffer: bytearray | mmap.mmap, block: int) -> bool:
 
 
 def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:
-    """Tell whether an image's download can go on from what is here."""
+    """Return whether a download can resume from the partial file of a journal."""
     if not journal.is_resumable or journal.identity != identity:
         return False
     try:
         status = os.lstat(layout.sibling(journal.path, 'part'))
     except OSError:
         return False
-    # Under another name the file would change there, too.
+    # A file with a second hard link would change under that name, too.
     is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
     return is_ours and status.st_size >= journal.synced_bytes
 
@@ -351,7 +351,7 @@ def _leave(journal: journals.Journal) -> None:
 
 
 def _open_cut(path: str, size_bytes: int) -> int:
-    """Open a partial file that ends after so many bytes; without any, a new one."""
+    """Open a partial file and cut it to a size; create a new one for 0."""
     if not size_bytes:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     descriptor = files.open_regular(path, os.O_RDWR)
@@ -364,16 +364,16 @@ def _open_cut(path: str, size_bytes: int) -> int:
 
 
 def _close(descriptor: int) -> None:
-    """Close a file, of which NFS may tell only now what it could not write.
+    """Close a file; ignore write errors, which NFS may report only now.
 
-    What of it counts was synchronised before.
+    The bytes that count were synced before.
     """
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
 def _open_direct(path: str) -> int | None:
-    """Open a file to write past the page cache; None: not on its file system."""
+    """Open a file to write past the page cache; None: its file system does not support it."""
     try:
         return files.open_regular(path, os.O_WRONLY | os.O_DIRECT)
     except OSError:

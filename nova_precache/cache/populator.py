@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image gets into the cache: the one routine for precaching and for boots.
+"""Bring an image into the cache: the one routine for precaching and for boots.
 
 ::
 
-    there already?  ── yes ──► make it young: existing
+    cached already?  ── yes ──► touch it: existing
         │ no
-    lock ── there now? ── yes ──► make it young: existing
+    lock ── cached now? ── yes ──► touch it: existing
         │ no
-    wait for a slot ─► look the image up, and at its place ─► find what came before
+    wait for a slot ─► look the image up, check its place ─► find a partial file to resume
         ─► reserve space ─────────────────────────────────────────────────┐
                                                                           │
     publish ◄─ look it up again ◄─ convert ◄─ inspect the whole ◄─ download, verify and watch
 
-Whatever fails on the way, nothing is left in the directory but what another attempt can
-go on from.
+If a step fails, the directory keeps only what another attempt can resume.
 
-An image that names a kernel or a ramdisk is there only with them. These companions come
-before it, each under its own lock, and are stored as they are: Nova neither inspects nor
-converts them. Space is reserved for all parts together. A companion that is locked by others is
-waited for without the lock of the image, since two images may name each other.
+An image that names a kernel or a ramdisk counts as cached only with them. These companions
+are fetched before it, each under its own lock, and stored unchanged: Nova neither inspects
+nor converts them. Space is reserved for all parts together. While another thread or process
+holds the lock of a companion, the wait for it releases the lock of the image, since two
+images may name each other.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ from nova_precache.inspection import convert, formats
 
 LOG = logging.getLogger(__name__)
 
-# What is to be converted is read again as soon as it is here. While its pages are still in
-# the page cache, qemu-img need not wait for the disk. They stay for that up to this share of
-# the memory, and are gone once the image is published: the page cache is for what the guests
-# read.
+# An image to convert is read again right after its download. While its pages are in the page
+# cache, qemu-img need not wait for the disk. Images up to this share of the memory stay there
+# until they are published; then the page cache is freed for the guests.
 _KEPT_PAGES_SHARE = 1 / 8
+# How often companions are touched during a download.
 _TOUCH_SECONDS = 300.0
 
 
@@ -50,9 +50,9 @@ class _CompanionLocked(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A file that is to come: the base file of an image or of one of its companions.
+    """A file to download: the base file of an image or of one of its companions.
 
-    :ivar held: what is held for it, until it is published
+    :ivar held: its lock and partial file, held until it is published
     """
 
     origin: source.Source
@@ -63,10 +63,10 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """A file that is on its way.
+    """The transfer of one part.
 
-    :ivar others_bytes: for the other files that come with it
-    :ivar is_last: no other file comes after it
+    :ivar others_bytes: space reserved for the other parts
+    :ivar is_last: no other part follows
     """
 
     part: _Part
@@ -93,9 +93,9 @@ class CachePopulator:
     """Fills one cache.
 
     :param force_raw: convert images of other formats to raw
-    :param is_backing: tells whether some disk is based on the file with this path
+    :param is_backing: returns whether a disk is based on the file with this path
     :param max_virtual_size_bytes: the largest disk that an image may hold; 0: any
-    :param sync_rules: None: the usual ones
+    :param sync_rules: None: the defaults
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class CachePopulator:
     ) -> model.CacheResult:
         """Bring the base files of an image and its companions into the cache, or touch them.
 
-        Waits while another thread or process, Nova's too, fills in the same image.
+        Wait while another thread or process, also Nova, fetches the same image.
 
-        :param needed: the companions as the image service names them now; None: those that
-            were noted when the image came
-        :raises nova_precache.exception.CacheError: with the reason why it is not there
+        :param needed: the companions that the image service names now; None: those that
+            were noted when the image was cached
+        :raises nova_precache.exception.CacheError: the image is not cached, for this reason
         """
         control = control or controls.Control()
         control.check()
@@ -195,7 +195,7 @@ class CachePopulator:
 
     @contextlib.contextmanager
     def _clearing(self, image_id: str, control: controls.Control) -> Iterator[None]:
-        """Clear away in the end what no other attempt will go on from."""
+        """Remove the partial files on leaving, unless another attempt may resume them."""
         keeps = False
         try:
             yield
@@ -231,12 +231,12 @@ class CachePopulator:
             if parts:
                 with self._works(parts, progress, control) as works:
                     size_bytes = sum(map(self._publish, works))
-            # Only now: its companions come, too, where it cannot be kept.
+            # After the companions: they are cached even if this file cannot be touched.
             if is_hit and not self._store.touch(image_id, is_boot=control.is_boot):
                 raise exception.StorageError(
                     f'{self._store.layout.base_path(image_id)} was removed meanwhile'
                 )
-            if not parts:  # only the note was not as it should be
+            if not parts:  # only the note was missing or outdated
                 return model.CacheResult(existing=True)
         LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)
         return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
@@ -247,7 +247,7 @@ class CachePopulator:
         control: controls.Control,
         stack: contextlib.ExitStack,
     ) -> Iterator[_Part]:
-        """Yield the companions that are not there, each with its lock held; touch the others."""
+        """Yield the missing companions, each with its lock held; touch the others."""
         for companion, needed in zip(origin.companions(), origin.image.needed, strict=True):
             held = stack.enter_context(contextlib.ExitStack())
             base_name = layout.base_name(needed.id)
@@ -279,7 +279,7 @@ class CachePopulator:
         progress: model.ProgressCallback,
         control: controls.Control,
     ) -> Iterator[Sequence[_Work]]:
-        """Reserve space for all parts, and check that files may become that large."""
+        """Reserve space for all parts, and check that files of their sizes are allowed."""
         needed_bytes = [self._needed_bytes(each, each.origin.image.virtual_size) for each in parts]
         with self._store.reserve(
             sum(needed_bytes),
@@ -308,7 +308,7 @@ class CachePopulator:
             ]
 
     def _publish(self, work: _Work) -> int:
-        """Download and publish one part, and return the number of its bytes."""
+        """Download and publish one part; return its size in bytes."""
         size_bytes = self._download(work)
         with _keeping(work):
             path = self._make_bootable(work, size_bytes)
@@ -323,7 +323,7 @@ class CachePopulator:
         return size_bytes
 
     def _complete(self, image: model.Image, control: controls.Control) -> None:
-        """Check that the companions are still there, after what may be days, and note them."""
+        """Check that the companions are still cached, perhaps days later, and note them."""
         for companion in image.needed:
             if not self._is_companion_there(companion, control):
                 lost = exception.StorageError(
@@ -337,7 +337,7 @@ class CachePopulator:
     def _keeping_young(
         self, progress: model.ProgressCallback, part: _Part, control: controls.Control
     ) -> model.ProgressCallback:
-        """Touch the companions now and then while an image comes, which may take days."""
+        """Touch the companions regularly during the download, which may take days."""
         image, clock = part.origin.image, self._downloader.clock
         touched_at = clock()
 
@@ -346,17 +346,19 @@ class CachePopulator:
             if clock() - touched_at >= _TOUCH_SECONDS:
                 touched_at = clock()
                 for companion in image.needed:
-                    with contextlib.suppress(exception.CacheError):  # found in the end
+                    with contextlib.suppress(
+                        exception.CacheError
+                    ):  # checked again before publishing
                         self._is_companion_there(companion, control)
             progress(now)
 
         return note
 
     def _check_replaceable(self, image_id: str) -> None:
-        """See that no disk needs what stands in the place of the base file.
+        """Check that no disk is based on the file at the base file's path.
 
-        A qcow2 file there, from a time before ``force_raw_images``, may have
-        overlays that name its format: over a raw file they would not start again.
+        A qcow2 file from before ``force_raw_images`` may have overlays that name its format:
+        they would not start over a raw file.
         """
         path = self._store.layout.base_path(image_id)
         if os.path.exists(path) and self._is_backing(path):
@@ -375,7 +377,7 @@ class CachePopulator:
         return self._is_converted(image) and (image.size or 0) <= _max_kept_pages_bytes()
 
     def _needed_bytes(self, part: _Part, virtual_size_bytes: int | None) -> int:
-        """Add up what downloading takes, and converting where that will be done."""
+        """Add up the space for the download and, if needed, the conversion."""
         download_bytes = max(part.origin.image.size or 0, part.partial.passed_bytes)
         return download_bytes + (virtual_size_bytes or 0 if self._will_convert(part) else 0)
 
@@ -396,9 +398,9 @@ class CachePopulator:
         )
 
     def _admit(self, work: _Work, virtual_size_bytes: int) -> None:
-        """See that the disk in an image, as its bytes have it, may be so large, and fits.
+        """Check that the virtual size found in the image's bytes is allowed, and fits.
 
-        The size that the image service told before does not matter any more.
+        It replaces the virtual size that the image service reported.
         """
         self._check_virtual_size(virtual_size_bytes)
         needed_bytes = self._needed_bytes(work.part, virtual_size_bytes)
@@ -407,7 +409,7 @@ class CachePopulator:
             work.partial.check_converted(virtual_size_bytes)
 
     def _make_bootable(self, work: _Work, size_bytes: int) -> str:
-        """Inspect what came, convert it where it is not what is to be booted, and tell where."""
+        """Inspect the image, convert it if required, and return the path of the result."""
         partial, control = work.partial, work.control
         if work.part.is_companion:
             return partial.path
@@ -423,14 +425,14 @@ class CachePopulator:
 def _counting(
     progress: model.ProgressCallback, before_bytes: int, total_bytes: int | None
 ) -> model.ProgressCallback:
-    """Count the bytes of one part as those after others, of all."""
+    """Report the progress of one part as progress of all, after the parts before it."""
     return lambda now: progress(
         dataclasses.replace(now, bytes_done=before_bytes + now.bytes_done, bytes_total=total_bytes)
     )
 
 
 class _Unwatched:
-    """Looks at nothing: a kernel is not inspected."""
+    """Ignore the bytes of a companion, which is not inspected."""
 
     def feed(self, data: memoryview) -> None:
         pass
@@ -441,7 +443,7 @@ class _Unwatched:
 
 @contextlib.contextmanager
 def _keeping(work: _Work) -> Iterator[None]:
-    """Keep what came for another attempt, where there may be one, as a download does."""
+    """Keep the partial file on failure if another attempt may resume it, as a download does."""
     try:
         yield
     except exception.CacheError as exc:

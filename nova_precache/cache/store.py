@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of base files: what is in it, what fits into it, how it grows.
+"""The directory of base files: its contents, its free space, publication and sweeping.
 
-A base file appears by one rename, whole and synchronised with the disk. Until
-then it has a unique name that no boot looks for. What of that is left behind by work
-that ended is swept away, unless another attempt may go on from it.
+A base file is published by one rename, complete and synced to the disk. Before that it has
+a unique name that no boot looks for. Such files that an ended transfer left behind are swept,
+unless another attempt may resume them.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from nova_precache.inspection import content
 LOG = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 512
-# Errors of a link that leads to no file.
+# Errors of a link that resolves to no file.
 _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES})
-# No two clocks agree, and a file system's advances in steps.
+# Two clocks never agree exactly, and a file system's clock advances in steps.
 _SAME_TIME_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseFile:
-    """A base file, as it was when it was looked at; another inode is another file.
+    """The state of a base file when it was examined; another inode is another file.
 
-    :ivar inode: of the file itself where a link has the name
-    :ivar changed_ns: when anything of it last changed, its owner too; a rename changes it
+    :ivar inode: that of the target if the name is a link
+    :ivar changed_ns: the ctime, which a change of the owner and a rename update, too
     :ivar owner: the user id
     """
 
@@ -54,13 +54,13 @@ class BaseFile:
 class CacheStore:
     """One cache on a file system.
 
-    :param force_raw: base files are raw, one that is not counts as absent
-    :param reserved_bytes: what downloads leave free
-    :param partial_max_age_seconds: for how long a download that was broken off can be
-        gone on with; counts from the last bytes that came
-    :param clock: the time by the clock that stamps the files, in seconds since the epoch; None
+    :param force_raw: base files are raw; one that is not counts as absent
+    :param reserved_bytes: space that downloads leave free
+    :param partial_max_age_seconds: how long an interrupted download can be resumed, counted
+        from the last recorded bytes
+    :param clock: the time of the clock that stamps the files, in seconds since the epoch; None
         asks the file system
-    :param host_now: the time by this host's clock
+    :param host_now: the time of this host's clock
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CacheStore:
         self._bootable: dict[str, tuple[BaseFile, int]] = {}
 
     def prepare(self) -> None:
-        """Make the directories, with the modes that Nova would give them.
+        """Create the directories, with the modes that Nova would set.
 
         :raises nova_precache.exception.StorageError: the file system refused
         """
@@ -96,12 +96,12 @@ class CacheStore:
             os.makedirs(self.layout.lock_directory, exist_ok=True)
 
     def store_id(self) -> str:
-        """Give the id of this store, the same for all hosts that share it.
+        """Return the id of this store, the same for all hosts that share it.
 
-        It is made when it is asked for first, and never after that: where it is gone, so may
-        be the mount.
+        The first call creates a missing id, later ones do not: if it is gone, the mount may be
+        gone, too.
 
-        :raises nova_precache.exception.StorageError: it can be neither read nor made
+        :raises nova_precache.exception.StorageError: it can be neither read nor created
         """
         path = self.layout.store_id_path
         with storage_errors(f'Reading {path}'):
@@ -110,13 +110,13 @@ class CacheStore:
             return files.read_uuid(path)
 
     def check_there(self) -> None:
-        """See that the directories are there; make those again that were removed.
+        """Check that the directories exist; create removed ones again.
 
-        An unmounted file system must not be filled: nothing is made unless the store id is
-        the one that was read first. Opening the directory also makes NFS look again for a
-        file that was missing a moment ago.
+        The mount point of an unmounted file system must not be filled: nothing is created
+        unless the store id is the one read first. Opening the directory also makes NFS look
+        again for a file that was missing a moment ago.
 
-        :raises nova_precache.exception.StorageError: they are not
+        :raises nova_precache.exception.StorageError: they are gone and were not created again
         """
         base, locks_path = self.layout.base_directory, self.layout.lock_directory
         with storage_errors(f'Looking at {base}'):
@@ -135,9 +135,9 @@ class CacheStore:
         LOG.warning('%s was removed, and is made again', paths)
 
     def _stamped_now(self) -> float:
-        """Return the time that a file gets which is touched now; over NFS it is the server's.
+        """Return the time stamp of a file touched now; over NFS, the server's time.
 
-        Touching a directory takes no space, and no other right than making files in it does.
+        Touching a directory takes no space, and needs the same rights as making files in it.
         """
         path = self.layout.base_directory
         with storage_errors(f'Touching {path}'):
@@ -147,10 +147,10 @@ class CacheStore:
     def measure_lag(self) -> float:
         """Measure by how many seconds the clock that stamps the files is behind this host's.
 
-        A difference that has changed little is given as it was found before, so that what
-        follows from it does not change each time.
+        If the difference changed little, return the previous value, so that dependent results
+        stay stable.
 
-        :returns: 0 where they agree; less than 0: it is ahead
+        :returns: 0 if the clocks agree; negative if the file system's is ahead
         :raises nova_precache.exception.StorageError: the file system refused
         """
         lag_seconds = self._host_now() - self.now()
@@ -165,9 +165,9 @@ class CacheStore:
         return self._lag_seconds
 
     def is_hit(self, image_id: str) -> bool:
-        """Tell whether the base file is there and one that a boot can use.
+        """Return whether the base file exists and a boot can use it.
 
-        :raises nova_precache.exception.NotOurs: it is there, and may not be read
+        :raises nova_precache.exception.NotOurs: it exists, but its permissions forbid reading
         :raises nova_precache.exception.StorageError: it cannot be read
         """
         return self._is_hit(layout.base_name(image_id))
@@ -184,7 +184,7 @@ class CacheStore:
                 raise
 
     def _is_bootable(self, file: BaseFile) -> bool:
-        """Return whether a boot can use a file, and Nova would not have converted it."""
+        """Return whether a boot can use a file, and it is raw if ``force_raw`` is set."""
         if not file.size_bytes or not self._force_raw:
             return bool(file.size_bytes)
         path = self.layout.path_of(file.name)
@@ -192,17 +192,17 @@ class CacheStore:
             try:
                 with open(path, 'rb', buffering=0, opener=files.regular_or_link) as opened:
                     return not content.begins_as_image(opened.read(content.START_BYTES))
-            except FileNotFoundError:  # It may expire between the two looks.
+            except FileNotFoundError:  # It may expire between stat and open.
                 return False
             except PermissionError as exc:
                 raise _not_ours('read', path) from exc
 
     def has_companion(self, companion: model.Companion) -> bool:
-        """Return whether a kernel or ramdisk is there whole.
+        """Return whether a kernel or ramdisk is cached complete.
 
-        Nova writes these in place: what it was killed over has the name, but not the size.
+        Nova writes these in place: if it was killed, the file has the name, but not the size.
 
-        :raises nova_precache.exception.StorageError: it cannot be looked at
+        :raises nova_precache.exception.StorageError: the file cannot be examined
         """
         path = self.layout.base_path(companion.id)
         with storage_errors(f'Looking at {path}'):
@@ -213,9 +213,9 @@ class CacheStore:
         return file.size_bytes > 0 if size is None else file.size_bytes == size
 
     def noted(self, name: str) -> tuple[model.Companion, ...] | None:
-        """Return the companions that the image of a base file needs, as far as it is noted.
+        """Return the companions noted for the image of a base file.
 
-        :returns: None: they are noted, but the note is damaged or may not be read
+        :returns: None if the note is damaged or may not be read
         :raises nova_precache.exception.StorageError: the note cannot be read
         """
         path = self.layout.note_path(name)
@@ -226,7 +226,7 @@ class CacheStore:
                 return None
 
     def note(self, name: str, needed: Sequence[model.Companion]) -> None:
-        """Note the companions that the image of a base file needs, with its lock held.
+        """Record the companions of a base file's image; the caller holds its lock.
 
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
@@ -236,9 +236,9 @@ class CacheStore:
             notes.write(path, needed)
 
     def touch(self, image_id: str, *, is_boot: bool = False) -> bool:
-        """Make the base file young, as :meth:`touch_file`.
+        """Touch the base file, as :meth:`touch_file`.
 
-        :param is_boot: a boot uses the file however old it is
+        :param is_boot: a boot uses the file even if it may not touch it
         """
         try:
             return self.touch_file(layout.base_name(image_id))
@@ -249,10 +249,10 @@ class CacheStore:
             return True
 
     def touch_file(self, name: str) -> bool:
-        """Make a file young: the age of unused ones counts from their mtime.
+        """Touch a file: the age of unused files counts from their mtime.
 
-        :returns: whether it is there, and so will be for a while
-        :raises nova_precache.exception.NotOurs: it is there, and may not be touched
+        :returns: whether it exists, and thus stays for a while
+        :raises nova_precache.exception.NotOurs: it exists, and may not be touched
         :raises nova_precache.exception.StorageError: the file system refused
         """
         path = self.layout.path_of(name)
@@ -266,11 +266,11 @@ class CacheStore:
                 if file is not None:
                     self._untouched[name] = file
                 raise _not_ours('kept', path) from exc
-            # What was touched may have been put aside just before, see remove_unchanged.
+            # The touched file may have been put aside meanwhile, see remove_unchanged.
             return os.path.exists(path)
 
     def touch_changed(self) -> None:
-        """Make the files young that could not be before, where they have changed since."""
+        """Touch the files that could not be touched before, if they have changed since."""
         for name, before in list(self._untouched.items()):
             path = self.layout.path_of(name)
             try:
@@ -285,7 +285,7 @@ class CacheStore:
                 LOG.info('%s has changed, and was not touched: %s', path, exc)
 
     def base_files(self) -> list[BaseFile]:
-        """List the files with the names of images; what else is there is not ours to judge.
+        """List the files with names of images; other files are not ours to judge.
 
         :raises nova_precache.exception.StorageError: they cannot be listed
         """
@@ -298,8 +298,7 @@ class CacheStore:
     def images(self) -> list[BaseFile]:
         """List the images in the cache: the files that are hits, and those that cannot be read.
 
-        An image without one of its noted companions is left out. One thread at a time calls
-        this.
+        Images without one of their noted companions are left out. Not thread-safe.
 
         :raises nova_precache.exception.StorageError: they cannot be listed
         """
@@ -350,8 +349,8 @@ class CacheStore:
     def remove_unchanged(self, file: BaseFile) -> bool:
         """Remove a base file unless it was touched or replaced since it was listed.
 
-        It is put aside before the last look at it. Whoever touches it without the
-        lock did so before, and is seen, or finds no file any more.
+        It is renamed before the last check. A process that touches it without the lock did so
+        before the rename, and is seen, or finds no file.
 
         :returns: whether it was removed
         :raises nova_precache.exception.StorageError: the file system refused
@@ -369,10 +368,10 @@ class CacheStore:
             return True
 
     def check_place(self, image_id: str) -> None:
-        """See, before anything is downloaded, that an image can be published in the end.
+        """Check, before the download, that the image can be published.
 
-        :raises nova_precache.exception.PlaceTaken: something else has its name
-        :raises nova_precache.exception.StorageError: it cannot be looked at
+        :raises nova_precache.exception.PlaceTaken: a file that cannot be replaced has its name
+        :raises nova_precache.exception.StorageError: the path cannot be examined
         """
         path = self.layout.base_path(image_id)
         with storage_errors(f'Looking at {path}'):
@@ -395,9 +394,9 @@ class CacheStore:
                 raise exception.PlaceTaken(f'{path} is no image and cannot be replaced')
 
     def publish(self, path: str, image_id: str) -> None:
-        """Make a finished temporary file the base file of an image.
+        """Publish a finished temporary file as the base file of an image.
 
-        Its pages leave the page cache, which is for what guests read.
+        Drop its pages from the page cache, which is for the guests.
 
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
@@ -420,12 +419,12 @@ class CacheStore:
         paths: Sequence[str],
         passed_bytes: Callable[[], int] = lambda: 0,
     ) -> 'Iterator[Reservation]':
-        """Set space apart for files that are to be written.
+        """Reserve space for files that will be written.
 
-        :param paths: what these take on the disk is no longer needed
-        :param passed_bytes: nor is this: what came for files of which nobody knows before
-            how much of them will be holes
-        :raises nova_precache.exception.NotEnoughSpace: there is not enough
+        :param paths: files whose space on disk is subtracted from the reservation
+        :param passed_bytes: bytes received, also subtracted: of downloaded files, the share of
+            holes is not known in advance
+        :raises nova_precache.exception.NotEnoughSpace: there is not enough space
         :raises nova_precache.exception.StorageError: the file system cannot be asked
         """
         reservation = Reservation(self, paths, passed_bytes)
@@ -437,7 +436,7 @@ class CacheStore:
                 self._reservations.discard(reservation)
 
     def require(self, reservation: 'Reservation', needed_bytes: int) -> None:
-        """Have a reservation hold so much; raises as :meth:`reserve`."""
+        """Set the size of a reservation; raises as :meth:`reserve`."""
         with self._reservations_lock, storage_errors(f'Looking at {self.layout.base_directory}'):
             others = sum(item.outstanding_bytes() for item in self._reservations - {reservation})
             free = self.free_bytes() - others
@@ -451,7 +450,7 @@ class CacheStore:
             self._reservations.add(reservation)
 
     def free_bytes(self) -> int:
-        """Tell how many bytes the file system has left for us.
+        """Return how many bytes the file system has free for this process.
 
         :raises nova_precache.exception.StorageError: it cannot be asked
         """
@@ -460,7 +459,7 @@ class CacheStore:
         return status.f_bavail * status.f_frsize
 
     def cache_bytes(self) -> int:
-        """Tell how many bytes on disk the files of the cache take.
+        """Return how many bytes on disk the files of the cache take.
 
         :raises nova_precache.exception.StorageError: they cannot be listed
         """
@@ -470,10 +469,10 @@ class CacheStore:
             return sum(map(_bytes_on_disk, paths))
 
     def sweep(self, image_locks: locks.ImageLocks) -> int:
-        """Remove what work left that has ended, and give the number of files.
+        """Remove the files that ended transfers left behind, and return their number.
 
-        Downloads that were broken off stay until they are too old to be gone on with, or the
-        image is there, such as by a boot of Nova's.
+        Interrupted downloads stay until they are too old to resume, or the image is cached,
+        such as by a boot of Nova's.
 
         :raises nova_precache.exception.StorageError: the file system refused
         """
@@ -495,9 +494,9 @@ class CacheStore:
         return swept
 
     def forget(self, image_id: str, image_locks: locks.ImageLocks) -> bool:
-        """Remove what is unfinished of an image, unless somebody works on it.
+        """Remove the partial files of an image, unless its lock is held.
 
-        :returns: whether nothing is left
+        :returns: whether none is left
         :raises nova_precache.exception.StorageError: the file system refused
         """
         base_name = layout.base_name(image_id)
@@ -513,7 +512,7 @@ class CacheStore:
             return not self._journal_paths(base_name)
 
     def _journal_paths(self, base_name: str) -> set[str]:
-        """Name the journals, there or not, of all that is unfinished of an image."""
+        """Return the paths of the journals, existing or not, of an image's partial files."""
         names = os.listdir(self.layout.base_directory)
         found = [each for each in names if layout.base_name_of_partial(each) == base_name]
         return {self.layout.path_of(layout.sibling(each, layout.JOURNAL_SUFFIX)) for each in found}
@@ -529,28 +528,28 @@ class CacheStore:
                     self._sweep_stem(self.layout.path_of(name), is_wanted=is_wanted)
                     for name in journal_names
                 )
-        except exception.CacheError as exc:  # of this image alone
+        except exception.CacheError as exc:  # affects this image only
             LOG.warning('What is unfinished is left: %s', exc)
             return 0
 
     def _sweep_note(self, name: str, image_locks: locks.ImageLocks) -> bool:
-        """Remove a note whose base file has gone, or one that was never written whole."""
+        """Remove a note whose base file is gone, or one whose writing was interrupted."""
         base_name = layout.base_name_of_note(name)
         if base_name is None:
             return False
         path, is_note = self.layout.path_of(name), name.endswith(layout.NOTE_SUFFIX)
         if is_note and os.path.lexists(self.layout.path_of(base_name)):
-            return False  # as most often, for which no lock need be taken
+            return False  # the usual case, which needs no lock
         try:
             with image_locks.try_hold(base_name) as held:
                 is_needed = is_note and os.path.lexists(self.layout.path_of(base_name))
                 return held and not is_needed and remove_if_there(path)
-        except exception.CacheError as exc:  # of this image alone
+        except exception.CacheError as exc:  # affects this image only
             LOG.warning('A note is left: %s', exc)
             return False
 
     def _sweep_stem(self, journal_path: str, *, is_wanted: bool) -> int:
-        """Remove the files with the stem of a journal, but for what can be gone on with."""
+        """Remove the files with the stem of a journal, except a download that can be resumed."""
         journal = journals.Journal.own(journal_path)
         if journal is None:
             return 0 if files.is_regular(journal_path) else _remove_stem(journal_path)
@@ -568,7 +567,7 @@ class CacheStore:
 
 
 class Reservation:
-    """Space that one piece of work has set apart; what it wrote counts no longer."""
+    """Space that one transfer has reserved; bytes already written no longer count."""
 
     def __init__(
         self, store: CacheStore, paths: Sequence[str], passed_bytes: Callable[[], int]
@@ -579,7 +578,7 @@ class Reservation:
         self._passed_bytes = passed_bytes
 
     def require(self, needed_bytes: int) -> None:
-        """Reserve more or less, once more is known; raises as :meth:`CacheStore.reserve`."""
+        """Adjust the size once more is known; raises as :meth:`CacheStore.reserve`."""
         self._store.require(self, needed_bytes)
 
     def written_bytes(self) -> int:
@@ -591,7 +590,7 @@ class Reservation:
 
 @contextlib.contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Translate what the operating system refuses; ``doing`` begins the reason."""
+    """Translate errors of the operating system; ``doing`` begins the reason."""
     try:
         yield
     except OSError as exc:
@@ -599,7 +598,7 @@ def storage_errors(doing: str) -> Iterator[None]:
 
 
 def remove_if_there(path: str) -> bool:
-    """Remove a temporary file; what cannot be removed is left for the next sweep."""
+    """Remove a temporary file; one that cannot be removed is left for the next sweep."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -611,20 +610,20 @@ def remove_if_there(path: str) -> bool:
 
 
 def discard(journal: journals.Journal) -> None:
-    """Remove what belongs to an owned journal, then the journal, and give it up."""
+    """Remove the files of an owned journal, then the journal, and release it."""
     with contextlib.closing(journal):
         _remove_stem(journal.path)
 
 
 def _remove_stem(path: str, kept_suffixes: Sequence[str] = ()) -> int:
-    """Remove the files with the stem of one, and give their number; the journal goes last."""
+    """Remove the files of a stem, the journal last, and return their number."""
     suffixes = [each for each in layout.PARTIAL_SUFFIXES if each not in kept_suffixes]
     found = [layout.sibling(path, each) for each in suffixes]
     return sum(map(remove_if_there, found))
 
 
 def _base_file(name: str, path: str) -> BaseFile | None:
-    """Look at a base file, behind a link too, as a boot follows it; None: there is none."""
+    """Return a base file, following links as a boot does; None: there is none."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -655,7 +654,7 @@ def _is_directory(path: str) -> bool:
 
 
 def _not_ours(cannot_be: str, path: str) -> exception.NotOurs:
-    """Make the error for a file that this process may not use as it has to."""
+    """Build the error for a file whose permissions forbid the required use."""
     status = os.stat(path)
     try:
         owner = pwd.getpwuid(status.st_uid).pw_name
@@ -685,7 +684,7 @@ def _kind(mode: int) -> str:
 
 
 def _is_immutable(path: str) -> bool:
-    """Tell whether a file may not be changed by its owner either, as ``chattr +i`` has it."""
+    """Return whether even the owner may not change a file, as after ``chattr +i``."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as exc:

@@ -7,7 +7,7 @@ from nova_precache import backend, exception
 
 
 def choose_threads() -> None:
-    """Have the threads that the environment names, else say why not and leave."""
+    """Choose the threads that the environment names; exit with the reason if that fails."""
     try:
         backend.choose_by_environment()
     except exception.ConfigError as exc:

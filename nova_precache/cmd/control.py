@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands of the API and the conductor do with the threads of their environment."""
+"""Run the API and the conductor, after their threads were chosen."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -28,7 +28,7 @@ def _main() -> int:
 
 
 def _add_commands(subparsers: Any) -> None:
-    # Each destination is a name that no option has: they share one name space.
+    # Destinations and options share one name space, so no destination has an option's name.
     _add_databases(_group(subparsers, 'db', 'the database of this service'))
     _add_cells(_group(subparsers, 'cell', 'the cells and their brokers'))
     _add_hosts(_group(subparsers, 'host', 'the compute hosts'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command starts its parts, waits for a signal and stops them."""
+"""Start the parts of a command, wait for a signal and stop them."""
 
 import _thread
 import logging
@@ -22,13 +22,13 @@ SIGNAL_SECONDS = 1.0
 
 
 class Running(Protocol):
-    """Something that a command runs."""
+    """A part that a command runs."""
 
     def start(self) -> None:
         """Start, and return."""
 
     def stop(self) -> None:
-        """Stop, and return when nothing of it runs any more."""
+        """Stop, and return when it has ended."""
 
 
 def read_configuration(
@@ -36,16 +36,16 @@ def read_configuration(
     cli_options: Sequence[cfg.Opt] = (),
     default_config_files: list[str] | None = None,
 ) -> cfg.ConfigOpts:
-    """Read the command line and the configuration files, and set the logging up.
+    """Read the command line and the configuration files, and set up logging.
 
-    :param default_config_files: read unless the command line names files; None looks in
-        the usual places
+    :param default_config_files: read unless the command line names files; None: those in the
+        usual places
     """
     return configuration.set_up_process(
         arguments,
         default_config_files,
         cli_options=cli_options,
-        use_stderr=True,  # what a command prints stays apart from its log
+        use_stderr=True,  # keeps the log apart from the command's output
     )
 
 
@@ -56,7 +56,7 @@ def run(
 ) -> None:
     """Start the parts in order, wait for SIGTERM or SIGINT, stop them in reverse.
 
-    :param conf: its files are read again at each SIGHUP
+    :param conf: reloaded at each SIGHUP
     :param ready: called when every part has started
     """
     LOG.info('Concurrency backend: %s', backend.current())
@@ -72,7 +72,7 @@ def run(
         if ready is not None:
             ready()
         systemd.notify_once()
-        # Under eventlet a signal wakes nobody, who then looks only when a time is up.
+        # Under eventlet a signal does not wake the wait, so it checks after each timeout.
         while not stopping.wait(SIGNAL_SECONDS):
             pass
     finally:
@@ -88,22 +88,22 @@ def _stop(part: Running) -> None:
 
 
 def on_stop_signals(call: Callable[[], None]) -> None:
-    """Have something called, in a thread of its own, at the first SIGTERM or SIGINT."""
+    """Register a function to be called, in its own thread, at the first SIGTERM or SIGINT."""
 
     def wake() -> None:
         call()
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        # Not from here: whoever was interrupted may hold the lock that this takes.
-        _thread.start_new_thread(wake, ())  # eventlet's takes a method for its Thread's
+        # Not in this thread: the interrupted code may hold a lock that the call takes.
+        _thread.start_new_thread(wake, ())  # eventlet takes a method for one of a Thread
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
 
 
 def read_again_at_hangup(conf: cfg.ConfigOpts) -> None:
-    """Have the configuration files read again at each SIGHUP; of two at once, one after another."""
+    """Reload the configuration files at each SIGHUP; concurrent reloads run one by one."""
     turns = threading.Lock()
 
     def read() -> None:
@@ -120,19 +120,19 @@ def read_again_at_hangup(conf: cfg.ConfigOpts) -> None:
 
 
 def exit_with(main: Callable[[], int]) -> None:
-    """Run a command and leave, whatever threads still wait for a broker or a long call."""
+    """Run a command and exit, even if threads still wait for a broker or a long call."""
     try:
         status = main()
     except (exception.PrecacheError, cfg.Error) as exc:
         print(exc, file=sys.stderr)
         status = 1
     except Exception:
-        # Not let through: the interpreter would wait for the threads before it ends.
+        # Not propagated: the interpreter would wait for the threads before it ends.
         LOG.exception('The command failed')
         status = 1
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     if threading.active_count() > 1:
-        os._exit(status)  # daemons are waited for, too, by the libraries that made them
+        os._exit(status)  # libraries join even their daemon threads at exit
     sys.exit(status)

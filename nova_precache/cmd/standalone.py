@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-standalone: the whole service in one process, with nothing to configure."""
+"""nova-precache-standalone: the whole service in one process, without configuration."""
 
 import pathlib
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-status: whether a deployment is ready for the services of this release."""
+"""nova-precache-status: check that a deployment is ready for the services of this release."""
 
 import logging
 import sys
@@ -29,13 +29,13 @@ def _main() -> int:
     conf = cfg.ConfigOpts()
     configuration.register(conf)
     conf.set_default('use_stderr', True)  # as for the other commands
-    # It says at each look what kind of database it looks at.
+    # Alembic logs the kind of database at each check.
     log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'alembic=WARN'])
     return upgradecheck.main(conf, configuration.PROJECT, Checks(conf), sys.argv[1:])
 
 
 class Checks(upgradecheck.UpgradeCommands):
-    """What is looked at, each in a method that names what is wrong."""
+    """The upgrade checks; each is a method whose result names the problem."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Checks(upgradecheck.UpgradeCommands):
         return super().check()
 
     def _check_schema(self) -> upgradecheck.Result:
-        """The tables are those of this release."""
+        """Check that the schema is that of this release."""
         with session.connect(self._conf) as database:
             found = schema.find(database)
         if found.revision is None or found.is_older:
@@ -63,11 +63,11 @@ class Checks(upgradecheck.UpgradeCommands):
         return _success()
 
     def _check_policy_format(self) -> upgradecheck.Result:
-        """The policy file is YAML."""
+        """Check that the policy file is YAML."""
         return common_checks.check_policy_json(self, self._conf)
 
     def _check_policy_names(self) -> upgradecheck.Result:
-        """The policy file can be read, and what is ours in it has names that count."""
+        """Check that the policy file can be read, and that our rules in it are known."""
         unknown = policy.Enforcer(self._conf).unknown_rules()
         if unknown:
             return _warning(
@@ -77,7 +77,7 @@ class Checks(upgradecheck.UpgradeCommands):
         return _success()
 
     def _check_cells(self) -> upgradecheck.Result:
-        """The URL of each cell's broker can be read."""
+        """Check that the URL of each cell's broker can be parsed."""
         with schema.open_current(self._conf) as database:
             cells = novadb.open_inventory(self._conf, database).list_cells()
         problems = [
@@ -92,7 +92,7 @@ class Checks(upgradecheck.UpgradeCommands):
         return _success()
 
     def _check_agents(self) -> upgradecheck.Result:
-        """The computes are of this release."""
+        """Check that no compute is of an earlier release."""
         with schema.open_current(self._conf) as database:
             agents = common.agent_store(self._conf, database).list()
         older = [f'{agent.host} ({agent.version})' for agent in agents if _is_older(agent.version)]
@@ -114,7 +114,7 @@ class Checks(upgradecheck.UpgradeCommands):
 
 
 def _told(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
-    """Have what keeps a check from being made be its result."""
+    """Run a check; an error that prevents it becomes its result, a failure."""
     try:
         with errors.translate_db_errors():
             return check()

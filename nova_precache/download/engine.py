@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the bytes of an image from a source to where they stay, verified on their way.
+"""Download an image from a source to a target, and verify it in the stream.
 
 ::
 
     source ─► receive ─► inspect ─┬─► hash ──┐
               (caller's thread)   └─► write ─┴─► finish ─► compare the hash
 
-What is there from an earlier time is read, inspected and hashed again, and the source is
-asked for the rest.
+Bytes kept from an earlier attempt are read, inspected and hashed again; the source is asked
+for the rest.
 """
 
 import contextlib
@@ -26,30 +26,30 @@ from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
 
-FILL_SECONDS = 0.25  # for which a slow link may fill a buffer, before it is passed on
+FILL_SECONDS = 0.25  # how long a slow link may fill a buffer before it is passed on
 
 
 class Watcher(Protocol):
-    """Looks at the bytes of an image while they come."""
+    """Inspects the bytes of an image as they arrive."""
 
     def feed(self, data: memoryview) -> None:
-        """Look at the bytes that follow; they change once it returned.
+        """Inspect the next bytes; the buffer is reused after the return.
 
-        :raises nova_precache.exception.CacheError: the image is not to be had
+        :raises nova_precache.exception.CacheError: the image is refused
         """
 
     def restart(self) -> None:
-        """Know that the image comes from its first byte on again."""
+        """Start over: the image arrives again from its first byte."""
 
 
 class Pace(Protocol):
-    """How fast bytes may come; ``pace.HostPace`` stands behind it."""
+    """Limits the rate of a download; implemented by ``rate_limit.HostRateLimit``."""
 
     def read_bytes(self, control: controls.Control) -> int:
-        """Tell how many bytes to read before the next :meth:`take`."""
+        """Return how many bytes to read before the next :meth:`take`."""
 
     def take(self, control: controls.Control, count_bytes: int) -> None:
-        """Note bytes that came, and wait until more may come."""
+        """Count received bytes, and wait until more may be read."""
 
 
 class _Unpaced:
@@ -64,11 +64,11 @@ class _Unpaced:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Downloader:
-    """Downloads whole images; it does not know what kind of source it reads.
+    """Downloads whole images from any kind of source.
 
-    :ivar allow_unverified: take images of which no hash is known
-    :ivar pace: None: as fast as they come
-    :ivar idle_priority: write only when the disk has nothing else to do, unless urgent
+    :ivar allow_unverified: accept images without a known hash
+    :ivar pace: None: no rate limit
+    :ivar idle_priority: write only when the disk is otherwise idle, unless urgent
     """
 
     allow_unverified: bool = False
@@ -86,19 +86,18 @@ class Downloader:
         control: controls.Control,
         progress: model.ProgressCallback,
     ) -> int:
-        """Bring the image to its target, and give the number of its bytes.
+        """Download the image to its target, and return its size in bytes.
 
-        A cut connection is resumed where it broke. Where the work fails in a way that
-        another attempt may go on from, and there may be one, the target is told to keep
-        what came.
+        A cut connection is resumed where it broke. After an error that permits resumption,
+        the target keeps the received bytes, unless this is the last attempt.
 
         :raises nova_precache.exception.UnverifiedImage: no hash of the image is known
-        :raises nova_precache.exception.ImageMismatch: other bytes came than Glance hashed
+        :raises nova_precache.exception.ImageMismatch: the bytes differ from those Glance hashed
         :raises nova_precache.exception.DownloadInterrupted: cut, also after resuming
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the target cannot be written
-        :raises nova_precache.exception.TransferStopped: as the control was
-        :raises nova_precache.exception.CacheError: as the source and the watcher have it
+        :raises nova_precache.exception.TransferStopped: the control was stopped
+        :raises nova_precache.exception.CacheError: raised by the source or the watcher
         """
         check = verifier.Verifier(source.image, allow_unverified=self.allow_unverified)
         download = _Download(
@@ -119,7 +118,7 @@ class Downloader:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class _Download:
-    """One download on its way."""
+    """One download in progress."""
 
     by: Downloader
     source: Source
@@ -139,9 +138,9 @@ class _Download:
         )
 
     def run(self, resume: retry.ResumePolicy) -> None:
-        """Have all bytes at the target, and hashed."""
+        """Hash all bytes and write them to the target."""
         try:
-            self._line.start()  # Before this thread is unhurried: theirs would be as it is.
+            self._line.start()  # Before sched_batch, which the threads would inherit.
             with priority.sched_batch():
                 self._replay_kept()
                 for attempt in resume.opens(self.control.wait):
@@ -160,7 +159,7 @@ class _Download:
         return model.Progress(status, self.check.bytes_done, self._image.size)
 
     def _replay_kept(self) -> None:
-        """Pass on what the target has from an earlier time."""
+        """Inspect and hash the bytes that the target kept from an earlier attempt."""
         kept_bytes = self.target.kept_bytes
         if kept_bytes > (self._image.size or 0):
             self._start_over()
@@ -176,9 +175,9 @@ class _Download:
             self._pass_on(piece, (self._hash,), model.TaskStatus.VERIFYING)
 
     def _receive_rest(self) -> None:
-        """Receive what is still to come, until the source ends."""
+        """Receive the missing bytes, until the source ends."""
         if self.check.is_complete:
-            return  # All was kept, or the connection broke after the last byte.
+            return  # All bytes were kept, or the connection broke after the last one.
         if self.check.bytes_done:
             LOG.info('Image %s is resumed at byte %d', self._image.id, self.check.bytes_done)
         with self._open() as connection:
@@ -193,7 +192,7 @@ class _Download:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[service.Connection]:
-        """Open the source where the bytes end that are here; cut it when the work is stopped."""
+        """Open the source at the first missing byte; cut it when the control is stopped."""
         opening = self.source.open(self.check.bytes_done)
 
         def close(_: object) -> None:
@@ -205,7 +204,7 @@ class _Download:
             with self.control.on_stop(connection.cut):
                 yield connection
         except exception.DownloadInterrupted:
-            self.control.check()  # It may be cut because the work was stopped.
+            self.control.check()  # The cut may be due to a stop.
             raise
         finally:
             close(connection)
@@ -227,7 +226,7 @@ class _Download:
         self.target.restart()
 
     def _receive_piece(self, connection: service.Connection) -> bool:
-        """Receive bytes and pass them on, also those before a cut; False: it has ended."""
+        """Receive bytes and pass them on, also those before a cut; False: the source ended."""
         piece = self._line.empty()
         room = self._room(piece)
         until = self.by.clock() + FILL_SECONDS
@@ -240,7 +239,7 @@ class _Download:
         return goes_on
 
     def _room(self, piece: pipeline.Piece) -> memoryview:
-        """Give the part of a buffer that is to be filled: the next piece begins with a page."""
+        """Return the part of the buffer to fill, so that the next piece starts at a page."""
         room = memoryview(piece.buffer)
         start = self.check.bytes_done
         end = (start + len(room)) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -253,7 +252,7 @@ class _Download:
         connection: service.Connection,
         until: float,
     ) -> bool:
-        """Receive as much as may come before the pace is asked again; False: it has ended."""
+        """Receive the bytes that the pace allows at once; False: the source ended."""
         start = piece.length
         end = min(start + self._pace.read_bytes(self.control), len(room))
         count = 1

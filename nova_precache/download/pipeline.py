@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of an image's bytes through several threads at once.
+"""Process the bytes of an image in several threads at once.
 
-Each stage is a native thread that does one thing with every piece, in their order:
-hashing, writing. The buffers are few and used again and again, so whoever fills them
-waits for the slowest stage, and memory stays the same whatever the size of the image.
+Each stage is a native thread that does one thing with every piece, in order: hashing,
+writing. The few buffers are reused, so the thread that fills them waits for the slowest
+stage, and memory use does not depend on the size of the image.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ BUFFERS = 12
 
 @dataclasses.dataclass(eq=False)
 class Piece:
-    """Bytes of an image that follow each other, in one of the buffers.
+    """Consecutive bytes of an image in one of the buffers.
 
-    Buffers begin with a page of memory, as whoever writes past the page cache needs it.
+    Buffers are aligned to memory pages, as direct I/O requires.
     """
 
     buffer: mmap.mmap
@@ -41,9 +41,9 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """What a thread does with each piece.
+    """The work of one thread on each piece.
 
-    :ivar around: what the thread does it within
+    :ivar around: makes the context in which the thread works
     """
 
     name: str
@@ -55,7 +55,7 @@ class Stage:
 class Pipeline:
     """Passes pieces on to stages; one thread fills them.
 
-    A stage that fails stops the whole work, as whoever holds the control would.
+    A stage that fails stops the control, and with it the whole download.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Pipeline:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the threads; :meth:`close` is to be called whatever comes of it."""
+        """Start the threads; the caller must call :meth:`close`, also after an error."""
         for stage in self._stages:
             thread = threading.Thread(
                 target=self._run, args=(stage,), name=f'image-{stage.name}', daemon=True
@@ -86,21 +86,21 @@ class Pipeline:
             self._threads.append(thread)
 
     def close(self, *, drop: bool) -> None:
-        """Wait until every stage has ended; unless dropped, all that was passed on is worked on."""
+        """Wait until every stage has ended; with ``drop``, discard the queued pieces."""
         self._is_dropping = self._is_dropping or drop
         for stage in self._stages:
             stage.queue.put(None)
         for thread in self._threads:
             thread.join()
         for piece in self._pieces:
-            # An error may still know a view of it; then it goes when that is forgotten.
+            # A traceback may still hold a view of it; then it is freed with the traceback.
             with contextlib.suppress(BufferError):
                 piece.buffer.close()
 
     def empty(self) -> Piece:
-        """Wait for a buffer to fill, and give it as a piece without bytes.
+        """Wait for a free buffer, and return it as a piece without bytes.
 
-        :raises nova_precache.exception.CacheError: what the work was stopped with
+        :raises nova_precache.exception.CacheError: the control was stopped with it
         """
         self._wait_for_free(1)
         with self._changed:
@@ -109,21 +109,21 @@ class Pipeline:
         return piece
 
     def put(self, piece: Piece, stages: Sequence[Stage]) -> None:
-        """Pass a piece on to some of the stages; afterwards its buffer is free again."""
+        """Pass a piece on to some of the stages; the last one to finish frees its buffer."""
         piece.stages_left = len(stages)
         for stage in stages:
             stage.queue.put(piece)
 
     def give_back(self, piece: Piece) -> None:
-        """Have the buffer of a piece filled anew."""
+        """Return the buffer of a piece to the free ones."""
         with self._changed:
             self._free.append(piece)
             self._changed.notify_all()
 
     def drain(self) -> None:
-        """Wait until all that was passed on has been worked on.
+        """Wait until the stages have processed all pieces.
 
-        :raises nova_precache.exception.CacheError: what the work was stopped with
+        :raises nova_precache.exception.CacheError: the control was stopped with it
         """
         self._wait_for_free(len(self._pieces))
 
@@ -146,7 +146,7 @@ class Pipeline:
                     self._leave(piece)
         except exception.CacheError as exc:
             self._fail(exc)
-        except Exception as exc:  # It is raised where the work is waited for.
+        except Exception as exc:  # Raised in the thread that waits for the pipeline.
             LOG.debug('Stage %s failed', stage.name, exc_info=True)
             failure = exception.CacheError(f'{stage.name} failed: {exc!r}')
             failure.__cause__ = exc

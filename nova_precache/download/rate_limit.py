@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the downloads of one host may go, and how many of them at a time.
+"""Limit the rate and the number of parallel downloads of one host.
 
-Precaching may take a rate and a number of downloads. While somebody boots, it takes
-less. What a boot waits for is never held up, and what it takes is not counted against
-the others: it only tells what the host can do.
+Precaching is limited to a rate and a number of downloads, and yields while an instance
+boots. A download that a boot waits for is never delayed, and its bytes are not charged to
+the others: they only serve to measure the host's rate.
 """
 
 import collections
@@ -19,39 +19,39 @@ from nova_precache import transfer_control as controls
 
 MAX_READ_BYTES = 1024 * 1024
 _MIN_READ_BYTES = 1024
-# How much of a second a read may take out of the rate: few enough that it stays smooth.
+# One read takes at most the bytes of this time: small enough for a smooth rate.
 _READ_SECONDS = 0.05
-# What was not taken is lost after so long: a download that begins does not burst.
+# Unused allowance expires after this time, so that a new download does not burst.
 _BURST_SECONDS = 0.1
-# Who waits looks again after so long: the rate may have risen.
+# A waiting download checks again after this time, since the rate may have risen.
 _MAX_WAIT_SECONDS = 0.25
-# What was read before a limit came into force, in one piece, holds nobody up for longer.
+# A large read from before a limit came into force causes no longer wait than this.
 _MAX_CHARGE_SECONDS = 1.0
-# What is to be paid sooner is left for the next time: no clock is exact enough.
+# A shorter wait is left to the next read: no clock is exact enough.
 _MIN_WAIT_SECONDS = 0.0001
-# What precaching may take while a boot is within, and the host's rate is not known yet.
+# The rate of precaching while an instance boots, until the host's rate is measured.
 UNMEASURED_YIELD_BYTES = 1024 * 1024
-# It takes so much in any case: servers and proxies cut a connection that stands still.
+# The least rate while yielding: servers and proxies cut a stalled connection.
 MIN_YIELD_BYTES = 64 * 1024
 
 
 class BootsElsewhere(Protocol):
-    """The boots of other processes of this host; ``cache.boots`` stands behind it."""
+    """Boots in other processes of this host; implemented by ``cache.boot_signal``."""
 
     def wait(self) -> AbstractContextManager[None]:
-        """Have other processes see a boot while within."""
+        """Signal a boot to other processes within."""
 
     def are_there(self) -> bool:
-        """Tell whether anybody boots; asked often."""
+        """Return whether any boot waits; called often."""
 
 
 class HostRateLimit:
-    """What the downloads of one host share; times are in seconds, rates in bytes a second.
+    """The limits shared by a host's downloads; times in seconds, rates in bytes per second.
 
     :param max_rate_bytes: of all precaching together; 0 for no limit
     :param max_parallel: precaching downloads at a time
-    :param yield_share: of the host's rate that precaching takes at most while somebody boots;
-        1.0 for no yielding
+    :param yield_share: largest share of the host's rate for precaching while an instance
+        boots; 1.0 for no yielding
     :param elsewhere: None: only boots of this process are known
     """
 
@@ -80,9 +80,9 @@ class HostRateLimit:
         self._meter = BestRate(clock())
 
     def change(self, *, max_rate_bytes: int, max_parallel: int, yield_share: float) -> None:
-        """Go by other limits from now on; who waits looks again."""
+        """Apply other limits from now on; waiting downloads check them at once."""
         with self._changed:
-            # Until now the old rate held.
+            # The old rate applied until now.
             self._host.pay(self._clock(), self._host_rate())
             self._max_rate_bytes = max_rate_bytes
             self._max_parallel = max_parallel
@@ -91,7 +91,7 @@ class HostRateLimit:
 
     @contextlib.contextmanager
     def boot(self) -> Iterator[None]:
-        """Have precaching yield while within: an instance waits for an image."""
+        """Make precaching yield within: an instance waits for an image."""
         self._count_boots(+1)
         try:
             with self._elsewhere.wait() if self._elsewhere else contextlib.nullcontext():
@@ -101,20 +101,21 @@ class HostRateLimit:
 
     def _count_boots(self, step: int) -> None:
         with self._changed:
-            # Until now the old rate held.
+            # The old rate applied until now.
             self._host.pay(self._clock(), self._host_rate())
             self._boots += step
 
     @property
     def waiting(self) -> int:
-        """How many downloads wait for their turn."""
+        """How many downloads wait for a slot."""
         return len(self._queue)
 
     @contextlib.contextmanager
     def slot(self, control: controls.Control) -> Iterator[None]:
-        """Be one of the downloads of the host; waits for its turn, unless it is urgent.
+        """Wait for a download slot, unless the control is urgent, and hold it within.
 
-        :raises nova_precache.exception.CacheError: what it was stopped with while it waited
+        :raises nova_precache.exception.CacheError: the control was stopped with it during the
+            wait
         """
         if control.is_boot:
             yield
@@ -151,7 +152,7 @@ class HostRateLimit:
             self._changed.notify_all()
 
     def read_bytes(self, control: controls.Control) -> int:
-        """Tell how much to read before the next take: little where little is allowed."""
+        """Return how many bytes to read before the next take; fewer at a low rate."""
         if control.is_urgent:
             return MAX_READ_BYTES
         with self._changed:
@@ -164,9 +165,10 @@ class HostRateLimit:
         return int(min(max(rate * _READ_SECONDS, _MIN_READ_BYTES), MAX_READ_BYTES))
 
     def take(self, control: controls.Control, count_bytes: int) -> None:
-        """Note what was read, and wait until the limits allow more.
+        """Count the bytes read, and wait until the limits allow more.
 
-        :raises nova_precache.exception.CacheError: what it was stopped with while it waited
+        :raises nova_precache.exception.CacheError: the control was stopped with it during the
+            wait
         """
         dues = self._note(control, count_bytes)
         while not control.is_urgent and (
@@ -195,7 +197,7 @@ class HostRateLimit:
             return max((due.seconds(now) for due in dues), default=0.0)
 
     def _host_rate(self) -> float | None:
-        """Give what precaching may take together now; None for no limit."""
+        """Return the rate of all precaching together now; None for no limit."""
         rate = self._max_rate_bytes or None
         if self._yield_share >= 1.0 or not self._is_yielding():
             return rate
@@ -210,7 +212,7 @@ class HostRateLimit:
 def yield_rate(
     max_rate_bytes: float | None, measured_rate_bytes: float | None, share: float
 ) -> float:
-    """Decide what precaching may take while somebody boots."""
+    """Return the rate of precaching while an instance boots."""
     if measured_rate_bytes is None:
         rate = float(UNMEASURED_YIELD_BYTES)
     else:
@@ -220,9 +222,9 @@ def yield_rate(
 
 
 class Allowance:
-    """What may be taken at a rate: what was taken is paid for as time passes.
+    """A rate limit by debt: bytes taken are paid off as time passes.
 
-    The rate may be another at each call; None is no limit.
+    The rate may differ from call to call; None is no limit.
     """
 
     def __init__(self, now: float) -> None:
@@ -231,7 +233,7 @@ class Allowance:
         self._paid_at = now
 
     def take(self, now: float, rate: float | None, count_bytes: int) -> float:
-        """Take, and give the mark up to which has to be paid before more is taken."""
+        """Take bytes; return the mark up to which must be paid before more are taken."""
         self.pay(now, rate)
         if rate is not None:
             count_bytes = min(count_bytes, int(max(rate * _MAX_CHARGE_SECONDS, _MIN_READ_BYTES)))
@@ -239,14 +241,14 @@ class Allowance:
         return self._taken_bytes
 
     def seconds_until(self, mark: float, now: float, rate: float | None) -> float:
-        """Tell how long it lasts until all up to a mark is paid."""
+        """Return the seconds until all bytes up to a mark are paid."""
         self.pay(now, rate)
         if rate is None:
             return 0.0
         return max(0.0, (mark - self._paid_bytes) / rate)
 
     def pay(self, now: float, rate: float | None) -> None:
-        """Count the time up to now at a rate."""
+        """Pay for the time up to now at a rate."""
         if rate is None:
             self._paid_bytes = self._taken_bytes
         else:
@@ -256,7 +258,7 @@ class Allowance:
 
 
 class _Due:
-    """Something taken from an allowance that is to be paid for."""
+    """Bytes taken from an allowance, to be paid off."""
 
     def __init__(
         self,
@@ -274,12 +276,12 @@ class _Due:
 
 
 class BestRate:
-    """Measures the rate that a host reaches: the best of the last minute of free running.
+    """Measures the rate that a host reaches: the best of the last minute of unlimited transfer.
 
-    All bytes count, a boot's too, in windows of about a second. A window in which
-    somebody was held back shows no more than that the host can do as much: it may raise
-    the best but not age the others. Nor does a pause, whose window is thrown away: the
-    rate of yesterday is a better guess than none.
+    All bytes count, also those of boots, in windows of about a second. A window in which a
+    download was held back only proves that the host reaches at least that rate: it may raise
+    the best rate, but does not displace others. A window with a pause is dropped, so it does
+    not either: yesterday's rate is a better guess than none.
     """
 
     WINDOW_SECONDS = 1.0
@@ -293,7 +295,7 @@ class BestRate:
 
     @property
     def best_rate_bytes(self) -> float | None:
-        """Bytes a second; None: nothing was measured yet."""
+        """Bytes per second; None: nothing was measured yet."""
         return max(self._rates, default=None)
 
     def note(self, now: float, count_bytes: int, *, is_held: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a cut connection is opened again within one attempt."""
+"""The policy for reopening a cut connection within one attempt."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from nova_precache import exception
 
 @dataclasses.dataclass(frozen=True)
 class ResumePolicy:
-    """How often, and how soon, a download goes on at the byte where it was cut.
+    """How often, and how soon, a download is resumed at the byte where it was cut.
 
-    It smooths over what passes in seconds, such as a restart of Glance; what
-    takes longer is for the next attempt.
+    It covers outages of seconds, such as a restart of Glance; longer ones are left to the
+    next attempt.
     """
 
     max_opens: int = 5
@@ -22,9 +22,9 @@ class ResumePolicy:
     max_delay_seconds: float = 8
 
     def opens(self, sleep: Callable[[float], None]) -> tenacity.Retrying:
-        """Iterate over the opens; the last error is raised as it is.
+        """Return an iterator over the opens; the last error is raised unchanged.
 
-        :param sleep: waits so many seconds; what it raises ends it
+        :param sleep: waits the given seconds; an error it raises ends the iteration
         """
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(exception.DownloadInterrupted),

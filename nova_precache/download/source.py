@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the bytes of one image come from: Glance today, peers of the site later."""
+"""The sources of an image's bytes: Glance today, peers of the site later."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from nova_precache.image import bootable, companions, service
 
 
 class Source(Protocol):
-    """The bytes of one image and what they must add up to."""
+    """The bytes of one image, with the size and hash that they must match."""
 
     @property
     def image(self) -> model.Image:
@@ -21,18 +21,18 @@ class Source(Protocol):
     def open(self, offset_bytes: int = 0) -> AbstractContextManager[service.Connection]:
         """Open the bytes from an offset on; leaving the context closes the connection.
 
-        :raises nova_precache.exception.CacheError: as the kind of source has it
+        :raises nova_precache.exception.CacheError: depends on the kind of source
         """
 
     def check_unchanged(self) -> None:
-        """Check that the image may still be had, and is the one that was found.
+        """Check that the image is still available, and unchanged since it was looked up.
 
-        :raises nova_precache.exception.CacheError: as the kind of source has it
+        :raises nova_precache.exception.CacheError: depends on the kind of source
         """
 
 
 class ImageServiceSource:
-    """The bytes as the image service serves them.
+    """The bytes that the image service serves.
 
     :param companion_of: the source of the image whose kernel or ramdisk this is; the two are
         looked up together
@@ -50,24 +50,25 @@ class ImageServiceSource:
 
     @classmethod
     def find(cls, images: service.ImageService, image_id: str) -> 'ImageServiceSource':
-        """Look an image and its companions up, for downloads that are about to begin.
+        """Look up an image and its companions before their download.
 
-        :raises nova_precache.exception.ImageGone: one is not there, or not active
+        :raises nova_precache.exception.ImageGone: one does not exist, or is not active
         :raises nova_precache.exception.ImageUnauthorized: the token was refused
-        :raises nova_precache.exception.DownloadInterrupted: the image service gives no answer
+        :raises nova_precache.exception.DownloadInterrupted: the image service does not answer
+        :raises nova_precache.exception.UnbootableImage: libvirt boots no root disk from it
         """
         return cls(images, _look_up(images, image_id))
 
     def companions(self) -> 'tuple[ImageServiceSource, ...]':
-        """Return the sources of the image's companions, as they were found with it."""
+        """Return the sources of the companions that were looked up with the image."""
         return tuple(ImageServiceSource(self._images, each, self) for each in self.image.companions)
 
     @contextlib.contextmanager
     def open(self, offset_bytes: int = 0) -> Iterator[service.Connection]:
-        """Open the bytes; those that are here already must still be of the same image.
+        """Open the bytes; to resume, check first that the image is unchanged.
 
         :raises nova_precache.exception.ImageMismatch: the image has changed since it was found
-        :raises nova_precache.exception.CacheError: as :meth:`find` and the image service have it
+        :raises nova_precache.exception.CacheError: as :meth:`find` and the image service raise
         """
         if offset_bytes:
             self.check_unchanged()
@@ -75,12 +76,12 @@ class ImageServiceSource:
             yield connection
 
     def check_unchanged(self) -> None:
-        """Look the image and its companions up again.
+        """Look up the image and its companions again, and compare.
 
-        Their status is checked here, too: an admin of Glance can read deactivated images.
+        Their status is checked, too: an admin of Glance can read deactivated images.
 
         :raises nova_precache.exception.ImageMismatch: the image has changed since it was found
-        :raises nova_precache.exception.CacheError: as :meth:`find` has it
+        :raises nova_precache.exception.CacheError: as :meth:`find` raises
         """
         if self._companion_of is not None:
             self._companion_of.check_unchanged()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the bytes that came are those that Glance hashed when they were uploaded."""
+"""Verify that the received bytes are those that Glance hashed at upload."""
 
 import hashlib
 import hmac
@@ -8,13 +8,13 @@ from nova_precache import exception, model
 
 
 class Verifier:
-    """Adds up the bytes of one image, in the order of the image.
+    """Counts and hashes the bytes of one image, in order.
 
-    Glance's multihash decides; the older MD5 checksum does where there is none. One
-    thread may count what another one hashes later.
+    Glance's multihash decides; without one, the older MD5 checksum does. One thread may count
+    bytes that another one hashes later.
 
-    :raises nova_precache.exception.UnverifiedImage: there is neither, or not one that can
-        be computed here, and ``allow_unverified`` is not set
+    :raises nova_precache.exception.UnverifiedImage: the image has neither, or its algorithm
+        is not available here, and ``allow_unverified`` is not set
     """
 
     def __init__(self, image: model.Image, *, allow_unverified: bool) -> None:
@@ -26,14 +26,14 @@ class Verifier:
             raise exception.UnverifiedImage(_why_unverified(image))
 
     def restart(self) -> None:
-        """Forget all bytes."""
+        """Discard all bytes."""
         self.bytes_done = 0
         self._hash = _new_hash(self._algorithm)
 
     def count(self, length: int) -> None:
-        """Count what follows.
+        """Count the next bytes.
 
-        :raises nova_precache.exception.ImageMismatch: it is more than the image has
+        :raises nova_precache.exception.ImageMismatch: they exceed the size of the image
         """
         size = self._image.size
         if size is not None and self.bytes_done + length > size:
@@ -41,17 +41,17 @@ class Verifier:
         self.bytes_done += length
 
     def hash(self, data: memoryview) -> None:
-        """Hash what follows."""
+        """Hash the next bytes."""
         if self._hash is not None:
             self._hash.update(data)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all the bytes are known to have come."""
+        """Whether all bytes were received; False if the size is not known."""
         return self.bytes_done == self._image.size
 
     def check(self) -> None:
-        """Compare what came with what Glance knows.
+        """Compare the hash with Glance's.
 
         :raises nova_precache.exception.ImageMismatch: they differ
         """
@@ -76,7 +76,7 @@ def _new_hash(algorithm: str) -> 'hashlib._Hash | None':
         found = hashlib.new(algorithm, usedforsecurity=False)
     except ValueError:
         return None
-    # The shake functions have no length of their own, so Glance cannot have used one.
+    # The shake functions have no fixed digest length, so Glance cannot have used one.
     return found if found.digest_size else None
 
 

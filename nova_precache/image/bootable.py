@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images no instance boots from, as their formats in Glance say.
+"""Detect images that cannot be booted, by their formats in Glance.
 
-Nova's libvirt driver does not look at ``container_format``: it takes any bytes for a disk of the
+Nova's libvirt driver ignores ``container_format``: it treats any bytes as a disk of the
 ``disk_format``. So an archive becomes a disk that does not boot.
 """
 
 from nova_precache import model
 
-# Nova unpacks none of these, whatever the driver.
+# No driver of Nova unpacks these.
 _PACKED = frozenset({'compressed', 'docker'})
-# Glance wants both formats of such an image to be the same.
+# Glance requires both formats of such an image to be the same.
 _PARTS = {'aki': 'a kernel', 'ari': 'a ramdisk'}
 
 
 def why_unbootable(image: model.Image) -> str | None:
-    """Return why no driver boots from an image, None where some may; reads after its id."""
+    """Return why no driver boots from an image, or None; the text follows the image's id."""
     if image.container_format in _PACKED:
         return (
             f'has container_format {image.container_format}: no instance can be booted from it '
@@ -24,10 +24,10 @@ def why_unbootable(image: model.Image) -> str | None:
 
 
 def why_no_root_disk(image: model.Image) -> str | None:
-    """Return why libvirt boots no instance from an image as its root disk, None where it may.
+    """Return why libvirt boots no instance from an image as its root disk, or None.
 
-    Of an OVA, the VMware driver takes the disk out. A kernel and a ramdisk come with the images
-    that name them.
+    Only the VMware driver extracts the disk of an OVA. A kernel and a ramdisk are cached with
+    the images that name them.
     """
     if image.container_format == 'ova':
         return 'has container_format ova: libvirt takes no disk out of an archive'

@@ -2,8 +2,8 @@
 """The kernel and ramdisk of an image, which Nova fetches at each boot beside the image itself.
 
 Nova takes them from the properties ``kernel_id`` and ``ramdisk_id``. It looks both up with the
-token of the user before it accepts a server, and stores them as they are. The value ``nokernel``
-of ``kernel_id`` means that the image boots without either. What a kernel names is not followed.
+user's token before it accepts a server, and stores them unchanged. The value ``nokernel`` of
+``kernel_id`` means that the image boots without either. Properties of a kernel are not followed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ def look_up(image: model.Image, show: Callable[[str], model.Image]) -> model.Ima
     """Return the image with its companions, each once.
 
     :param show: looks a companion up, and raises if it may not be used
-    :raises nova_precache.exception.ImageNotUsable: the image names no usable companion
+    :raises nova_precache.exception.ImageNotUsable: the image names an unusable companion
     :raises nova_precache.exception.PrecacheError: as ``show`` raises; names the image, too
     """
     found: dict[str, model.Image] = {}
@@ -34,7 +34,7 @@ def look_up(image: model.Image, show: Callable[[str], model.Image]) -> model.Ima
 
 
 def _named(image: model.Image) -> Mapping[str, str]:
-    """Map the properties that are set to the ids that they name."""
+    """Map the properties that are set to their ids."""
     if image.kernel_id == _NO_KERNEL:
         return {}
     properties = {'kernel_id': image.kernel_id, 'ramdisk_id': image.ramdisk_id}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One spelling of the URL of an image service, to compare with others and to connect to.
+"""Normalise the URL of an image service, to compare it and to connect to it.
 
-What comes in a message is connected to in this spelling only, so that no other parser
-reads another host in it.
+A URL from a message is used only in this form, so that no other parser reads a different host
+in it.
 """
 
 import ipaddress
@@ -23,15 +23,15 @@ _VERSION_SUFFIX = re.compile(r'/v\d+(\.\d+)?/*\Z')
 
 
 def without_version(url: str) -> str:
-    """Give the URL under which the versions of the API are."""
+    """Return the URL without the version of the API."""
     return _VERSION_SUFFIX.sub('', url).rstrip('/')
 
 
 def normalise(url: object) -> str:
-    """Give the one spelling of an endpoint, without the version of the API.
+    """Return the normal form of an endpoint, without the version of the API.
 
-    :raises nova_precache.exception.InvalidInput: no plain http or https URL; does not show it,
-        since a password may be in it
+    :raises nova_precache.exception.InvalidInput: no plain http or https URL; the message omits
+        it, since it may contain a password
     """
     if not isinstance(url, str) or len(url) > wire.ENDPOINT_MAX:
         raise exception.InvalidInput(f'not a URL of at most {wire.ENDPOINT_MAX} characters')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image service in memory, with the faults that a real one has on a bad day.
+"""An image service in memory, which can simulate the faults of a real one.
 
 It passes the same contract tests as Glance. A fault is armed for a number of
-opens; a gate holds a download at a byte until the test lets it go on.
+opens; a gate holds a download at a byte until the test releases it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ GATE_TIMEOUT_SECONDS = 30
 
 
 class Gate:
-    """Holds whoever downloads an image before the byte at ``at_byte`` is given out."""
+    """Holds the downloads of an image before the byte at ``at_byte`` is served."""
 
     def __init__(self, at_byte: int = 0) -> None:
         self.at_byte = at_byte
@@ -30,24 +30,24 @@ class Gate:
         self._is_open = False
 
     def wait_reached(self) -> None:
-        """Wait until a download stands at the gate."""
+        """Wait until a download has reached the gate."""
         self._wait(lambda: self._is_reached, 'no download reached the gate')
 
     def release(self) -> None:
-        """Let this download, and each later one, pass."""
+        """Release this download and each later one."""
         with self._changed:
             self._is_open = True
             self._changed.notify_all()
 
     def hold(self, is_cut: Callable[[], bool]) -> None:
-        """Stand at the gate: called by the image service."""
+        """Wait at the gate; called by the image service."""
         with self._changed:
             self._is_reached = True
             self._changed.notify_all()
         self._wait(lambda: self._is_open or is_cut(), 'the gate was not released')
 
     def look(self) -> None:
-        """Have whoever stands here look whether it was cut."""
+        """Wake the waiting downloads to check whether they were cut."""
         with self._changed:
             self._changed.notify_all()
 
@@ -59,15 +59,15 @@ class Gate:
 
 @dataclasses.dataclass
 class Faults:
-    """What goes wrong: each list is used up from its front, one item an open.
+    """The armed faults: each open consumes the first item of ``cuts``, and counts others down.
 
     :param cuts: bytes after which the connection breaks
-    :param unauthorized: opens that find the token refused
-    :param unavailable: shows and opens that find no service
+    :param unauthorized: opens that fail because the token is refused
+    :param unavailable: shows and opens that get no answer
     :param corrupt: opens whose first byte is wrong
-    :param whole: opens from an offset on that are answered with the whole image
-    :param elsewhere: opens whose answer begins with another byte than was asked for
-    :param gate: where every open is held
+    :param whole: opens from an offset on that return the whole image
+    :param elsewhere: opens whose answer begins at another byte than requested
+    :param gate: holds every open
     """
 
     cuts: list[int] = dataclasses.field(default_factory=list)
@@ -80,10 +80,10 @@ class Faults:
 
 
 class FakeImageService:
-    """Images in memory; stands behind ``image.service.ImageService``.
+    """Images in memory; implements ``image.service.ImageService``.
 
-    ``served_bytes`` counts the bytes that were given out, ``opens`` holds the
-    (image id, offset) of each open that gave data.
+    ``served_bytes`` counts the bytes served, ``opens`` holds the (image id, offset) of each
+    open that returned data.
     """
 
     def __init__(self) -> None:
@@ -117,11 +117,11 @@ class FakeImageService:
         self._images[image_id] = dataclasses.replace(self._images[image_id], **fields)
 
     def delete(self, image_id: str) -> None:
-        """Make the image unknown; a running download goes on."""
+        """Delete the image; a running download continues."""
         del self._images[image_id]
 
     def share(self, image_id: str, project_id: str) -> None:
-        """Make a project a member of the image; what it answers makes no difference."""
+        """Make a project a member of the image, whatever its member status."""
         self._members.add((image_id, project_id))
 
     def unshare(self, image_id: str, project_id: str) -> None:
@@ -185,7 +185,7 @@ class FakeImageService:
 
 
 class FakeConnection:
-    """Gives the bytes of an image; stands behind ``image.service.Connection``."""
+    """Serves the bytes of an image; implements ``image.service.Connection``."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image service over the Glance client: the only module that imports it.
 
-Metadata come through the client. Image data are read from the client's HTTP
-session, since its ``images.data()`` knows no offset.
+Metadata are read through the client, image data from the client's HTTP session, since its
+``images.data()`` takes no offset.
 """
 
 import contextlib
@@ -29,19 +29,19 @@ from nova_precache.image import endpoints, service
 LOG = logging.getLogger(__name__)
 
 _CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
-# Many downloads may be refused at once, and one of a broken compute again and again.
+# Many downloads may be refused at once, and those of a broken compute repeatedly.
 FRESH_TOKEN_SECONDS = 5.0
 _RETRIED_STATUS_CODES = [500, 502, 503, 504]
-# Of the 4xx, those that say something of the caller, the image or the time. Any other one, as RFC
-# 9110 has it, says as much as 400 of a request with a Range: it is not served like this.
+# The 4xx that concern the caller, the image or the time. By RFC 9110, any other one is treated
+# like 400: a request with a Range is not served in this form.
 _OWN_MEANING = frozenset({401, 403, 404, 407, 408, 410, 425, 429, 451})
-# For one answer that is no image data, with all that Keystone is asked for it and all retries.
+# For one answer without image data, including its requests to Keystone and all retries.
 ANSWER_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class GlanceSettings:
-    """How Glance is reached; the defaults are those of the options."""
+    """Settings for the access to Glance; the defaults are those of the options."""
 
     endpoint_override: str | None = None
     allowed_endpoints: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class GlanceSettings:
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'GlanceSettings':
         """Read the options.
 
-        :raises nova_precache.exception.ConfigError: one cannot be used
+        :raises nova_precache.exception.ConfigError: one is invalid
         """
         group = conf.glance
         certificate = (group.certfile, group.keyfile) if group.keyfile else group.certfile
@@ -75,14 +75,14 @@ class GlanceSettings:
 
     @property
     def is_anywhere_allowed(self) -> bool:
-        """Whether a call may lead to any image service."""
+        """Whether a call may name any image service."""
         return not (self.endpoint_override or self.allowed_endpoints)
 
     def endpoint_of_call(self, named: object) -> str | None:
-        """Give the endpoint that a call names, if it is used and allowed.
+        """Return the endpoint that a call names, if it is used and allowed.
 
-        :returns: None where the call names none, or ``endpoint_override`` says where Glance is
-        :raises nova_precache.exception.InvalidInput: it cannot be, or is not allowed
+        :returns: None if the call names none, or ``endpoint_override`` is set
+        :raises nova_precache.exception.InvalidInput: it is invalid, or not allowed
         """
         if self.endpoint_override or named is None:
             return None
@@ -105,9 +105,9 @@ def _allowed_endpoints(urls: Sequence[str]) -> tuple[str, ...]:
 
 
 def new_session(settings: GlanceSettings) -> ksa_session.Session:
-    """Make a session, which may serve many callers of one process.
+    """Create a session, which many callers of one process may share.
 
-    Keystone is waited for no longer than Glance is.
+    Its timeout for Keystone is the one for Glance.
     """
     return exchange.Session(
         session=exchange.new_session(),
@@ -118,19 +118,19 @@ def new_session(settings: GlanceSettings) -> ksa_session.Session:
 
 
 def new_outage() -> outages.Outage:
-    """Make what the log says while Glance or Keystone is away, for the callers of one process."""
+    """Create the shared outage log of Glance and Keystone for the callers of one process."""
     return outages.Outage('Image service of [glance]')
 
 
 class GlanceImageService:
-    """Glance as one caller may see it; stands behind ``image.service.ImageService``.
+    """Glance as one caller sees it; implements ``image.service.ImageService``.
 
-    :param auth: credentials of the caller, as keystoneauth has them
+    :param auth: the caller's credentials, a keystoneauth plugin
     :param session: a session to share connections with other callers
-    :param request_id: what Glance is to log whatever is asked under; None is for the request
-        that the thread works for which asks
-    :param clock: in seconds, by which a token is as good as a fresh one for a while
-    :param outage: to share what the log says while Glance or Keystone is away
+    :param request_id: the request id that Glance logs; None: that of the request for which the
+        calling thread works
+    :param clock: in seconds; limits how often a fresh token is requested
+    :param outage: to share the log of outages of Glance and Keystone
     """
 
     def __init__(
@@ -163,11 +163,11 @@ class GlanceImageService:
         request_id: str | None = None,
         outage: outages.Outage | None = None,
     ) -> 'GlanceImageService':
-        """Make the service of a caller who holds a token, or of a Glance that asks for none.
+        """Create the service for a caller with a token, or for a Glance that needs none.
 
-        :param endpoint: where Glance is, unless ``[glance] endpoint_override`` says it
-        :param fresh_token: asked once for another token by each request that is refused
-        :raises nova_precache.exception.ConfigError: nothing says where Glance is
+        :param endpoint: URL of Glance, unless ``[glance] endpoint_override`` is set
+        :param fresh_token: called once by each refused request, to get another token
+        :raises nova_precache.exception.ConfigError: neither gives an endpoint
         """
         url = settings.endpoint_override or endpoint
         if not url:
@@ -179,7 +179,7 @@ class GlanceImageService:
         )
 
     def endpoint(self) -> str:
-        """Give Glance's URL without version: configured, or from the service catalog.
+        """Return Glance's URL without version: configured, or from the service catalog.
 
         :raises nova_precache.exception.ImageServiceUnavailable: the catalog has none
         """
@@ -197,12 +197,12 @@ class GlanceImageService:
         return endpoints.without_version(url)
 
     def token(self, *, fresh: bool = False) -> str | None:
-        """Give a token of these credentials, such as another process may use.
+        """Return a token for these credentials, which another process may use.
 
-        :param fresh: the last one was refused; another is asked for at most once in
+        :param fresh: the last one was refused; another is requested at most once per
             ``FRESH_TOKEN_SECONDS``
         :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
-        :raises nova_precache.exception.ImageServiceUnavailable: Keystone gives no answer
+        :raises nova_precache.exception.ImageServiceUnavailable: Keystone does not answer
         """
         with self._noted(), _keystone_errors(), deadline.within(ANSWER_SECONDS):
             if fresh:
@@ -225,7 +225,7 @@ class GlanceImageService:
 
     def is_member(self, image_id: str, project_id: str) -> bool:
         image = self.show(image_id)
-        # Glance tells members of shared images only.
+        # Glance lists the members of shared images only.
         if image.visibility != 'shared' or project_id in {'', '.', '..'}:
             return False
         member = urllib.parse.quote(project_id, safe='')
@@ -243,15 +243,15 @@ class GlanceImageService:
             raise exception.ImageGone(f'{image_id!r} is not the id of an image')
         response = self._get_part(image_id, offset_bytes)
         start = _start_of(response, offset_bytes, size_bytes)
-        # Without close() the socket would stay open until the rest has come.
+        # Without close() the socket would stay open until the rest is received.
         with contextlib.closing(GlanceConnection(response, image_id, start)) as connection:
             _check_data(response, image_id)
             yield connection
 
     def _get(self, image_id: str, path: str) -> dict[str, Any]:
-        """Ask for a JSON document about an image."""
+        """Request a JSON document about an image."""
         with self._noted(), _show_errors(image_id), deadline.within(ANSWER_SECONDS):
-            http: Any = self._http()  # Its get() gives an answer and a document.
+            http: Any = self._http()  # Its get() returns a response and a document.
             _, document = http.get(
                 path,
                 timeout=self._timeouts(),
@@ -266,7 +266,7 @@ class GlanceImageService:
 
     @contextlib.contextmanager
     def _noted(self) -> Iterator[None]:
-        """Note failures for the log; that a kept token or endpoint is given proves nothing."""
+        """Record outages for the log; a success proves nothing, as the answer may be cached."""
         try:
             yield
         except exception.ImageServiceUnavailable as exc:
@@ -277,10 +277,10 @@ class GlanceImageService:
             raise
 
     def _get_part(self, image_id: str, offset_bytes: int) -> requests.Response:
-        """Ask for the data from a byte on, and for all of them, once, where that is refused.
+        """Request the data from an offset on; if ranges are refused, request all, once.
 
-        Glance refuses where its store cannot seek: RBD, S3, HTTP and others. Proxies and
-        content delivery networks refuse ranges in ways of their own.
+        Glance refuses ranges if its store cannot seek: RBD, S3, HTTP and others. Proxies and
+        content delivery networks refuse them in ways of their own.
         """
         response = self._get_data(image_id, offset_bytes)
         if not offset_bytes or not _refuses_ranges(response.status_code):
@@ -299,8 +299,8 @@ class GlanceImageService:
             headers['Range'] = f'bytes={offset_bytes}-'
         LOG.debug('Reading image %s from byte %d on', image_id, offset_bytes)
         with _open_errors(image_id):
-            # The client's own get() reads what is not an octet stream into memory,
-            # and a proxy may well label it otherwise.
+            # The client's own get() reads a response into memory unless it is an octet stream,
+            # and a proxy may label it otherwise.
             return adapter.Adapter.request(
                 self._http(),
                 f'/v2/images/{image_id}/file',
@@ -328,7 +328,7 @@ class GlanceImageService:
 
 
 class GlanceConnection:
-    """An answer with the data of an image; stands behind ``image.service.Connection``."""
+    """A response with the data of an image; implements ``image.service.Connection``."""
 
     def __init__(self, response: requests.Response, image_id: str, start_bytes: int | None) -> None:
         self.start_bytes = start_bytes
@@ -342,17 +342,17 @@ class GlanceConnection:
         """Wait for bytes, as :meth:`nova_precache.image.service.Connection.read_into`."""
         try:
             count = self._read(buffer)
-        # The latter two are of a socket that is shut down at just this moment.
+        # The latter two are raised if the socket is shut down at this moment.
         except (urllib3.exceptions.HTTPError, OSError, AttributeError, ValueError) as exc:
             raise exception.DownloadInterrupted(f'Image {self._image_id} was cut: {exc}') from exc
-        # What a TLS socket gives after its shutdown is encrypted still.
+        # After its shutdown, a TLS socket returns encrypted bytes.
         if self._is_cut:
             raise exception.DownloadInterrupted(f'Image {self._image_id} was cut from here')
         return count
 
     def cut(self) -> None:
         self._is_cut = True
-        # It may have been closed, or all may have come: then nobody waits for it.
+        # If it was closed, or all bytes were received, no thread waits for it.
         with self._shutting, contextlib.suppress(OSError, RuntimeError, ValueError):
             self._response.raw.shutdown()
 
@@ -369,16 +369,16 @@ class GlanceConnection:
 
 
 class _PlainBody:
-    """A body of known length, whose bytes the kernel puts where they are wanted.
+    """A body of known length, received directly into the caller's buffer.
 
-    ``read1`` of urllib3 gives the same bytes; to copy them takes the CPU longer than to
-    receive them.
+    ``read1`` of urllib3 returns the same bytes, but copying them takes more CPU time than
+    receiving them.
     """
 
     def __init__(self, stream: io.BufferedReader, length: int) -> None:
         self._stream = stream
         self._left = length
-        self._may_be_buffered = True  # what came together with the headers
+        self._may_be_buffered = True  # bytes received together with the headers
 
     def read_into(self, buffer: memoryview) -> int:
         wanted = buffer[: self._left]
@@ -403,7 +403,7 @@ class _PlainBody:
 
 
 def _plain_body(response: requests.Response) -> _PlainBody | None:
-    """Give the body of an answer; None where its bytes are framed, or end with the connection."""
+    """Return the body of a response; None if it is chunked or ends with the connection."""
     plain = getattr(response.raw, '_original_response', None)
     stream, length = getattr(plain, 'fp', None), getattr(plain, 'length', None)
     if not length or getattr(plain, 'chunked', True) or not isinstance(stream, io.BufferedReader):
@@ -412,7 +412,7 @@ def _plain_body(response: requests.Response) -> _PlainBody | None:
 
 
 class _TokenAuth(plugin.FixedEndpointPlugin):
-    """A token that came with a call; keystoneauth invalidates it once a request on a 401."""
+    """A token received with a call; on a 401, keystoneauth invalidates it once per request."""
 
     def __init__(
         self, endpoint: str, token: str | None, fresh_token: Callable[[], str | None] | None
@@ -425,7 +425,7 @@ class _TokenAuth(plugin.FixedEndpointPlugin):
         return self._token
 
     def get_headers(self, session: ksa_session.Session) -> dict[str, str]:
-        """Also without a token the request is to be sent: Glance may ask for none."""
+        """Return {} without a token, so that the request is sent: Glance may need none."""
         return {plugin.IDENTITY_AUTH_HEADER_NAME: self._token} if self._token else {}
 
     def invalidate(self) -> bool:
@@ -484,7 +484,7 @@ def _show_errors(image_id: str) -> Iterator[None]:
     ) as exc:
         raise exception.ImageServiceUnavailable(f'Glance does not answer: {exc}') from exc
     except (AttributeError, LookupError, ValueError) as exc:
-        # The client trips over an error whose body is not what Glance would send.
+        # The client fails on an error whose body Glance would not send.
         raise exception.ImageServiceUnavailable(
             f'Something other than Glance answered about image {image_id}'
         ) from exc
@@ -514,13 +514,13 @@ def _open_errors(image_id: str) -> Iterator[None]:
 
 
 def _refuses_ranges(code: int) -> bool:
-    """Whether an answer to a request for a part means that there are no parts, or no such one."""
+    """Return whether the answer to a range request refuses ranges, or this range."""
     is_refused = 400 <= code < 500 and code not in _OWN_MEANING
     return is_refused or code == requests.codes.not_implemented
 
 
 def _check_data(response: requests.Response, image_id: str) -> None:
-    """Let pass an answer that carries data only."""
+    """Raise unless the response carries image data."""
     code = response.status_code
     empty = response.headers.get('Content-Length') == '0'
     if code == requests.codes.no_content or (code == requests.codes.ok and empty):
@@ -538,7 +538,7 @@ def _check_data(response: requests.Response, image_id: str) -> None:
 
 
 def _check_encoding(response: requests.Response, image_id: str) -> None:
-    """Compressed data are not what Glance hashed, and have other offsets."""
+    """Refuse compressed data: Glance hashed the uncompressed bytes, and offsets differ."""
     encoding = response.headers.get('Content-Encoding', 'identity')
     if encoding != 'identity':
         raise exception.DownloadInterrupted(
@@ -547,7 +547,7 @@ def _check_encoding(response: requests.Response, image_id: str) -> None:
 
 
 def _start_of(response: requests.Response, offset_bytes: int, size_bytes: int | None) -> int | None:
-    """Tell with which byte of the image the answer begins, if that makes sense."""
+    """Return the offset at which the response begins; None if it is not a usable one."""
     if response.status_code != requests.codes.partial_content:
         return 0
     match = _CONTENT_RANGE.fullmatch(response.headers.get('Content-Range', ''))

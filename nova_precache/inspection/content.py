@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names the format of bytes, with the inspectors of oslo.utils.
+"""Recognise the format of bytes, with the inspectors of oslo.utils.
 
-They are asked one by one, and not through the library's wrapper: so an answer is had
-as soon as there is one, also where some inspector waits for the end of the file, and
-what an inspector stumbles over never gets out. What they answer together is the same.
+The inspectors are called one by one, not through the library's wrapper: so the answer is
+available early, even if one inspector waits for the end of the file, and the exceptions of an
+inspector never escape. The combined result is the same.
 
-The bytes reach the inspectors in the same pieces, wherever they come from: what an
-inspector finds in odd images depends on where a piece ends. The first piece is as
-long as those in which Nova reads; later ones are longer, as each costs CPU time.
+The inspectors always receive the bytes in the same pieces, from any source: the result for odd
+images depends on where a piece ends. The first piece is as long as those that Nova reads; later
+ones are longer, as each costs CPU time.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ _FIRST_BYTES = 4096
 _SMALL_BYTES = 64 * 1024
 _BIG_BYTES = 1024**2
 
-# What qemu recognises by its start and the inspectors do not: a boot that let qemu
-# guess the format of the base file would not see a raw disk. None of the names is
-# one that an inspector gives, since nothing has checked what they name.
+# Formats that qemu recognises by their start and the inspectors do not: if a boot made qemu
+# guess the format of the base file, it would not see a raw disk. No inspector uses these
+# names, since nothing has checked such content.
 _QEMU_ONLY = {
     'parallels': re.compile(rb'WithoutFreeSpace|WithouFreSpacExt'),
     'bochs': re.compile(rb'Bochs Virtual HD Image'),
@@ -39,9 +39,9 @@ _QEMU_ONLY = {
     'piece of qed': re.compile(rb'QED\0'),
     'piece of vdi': re.compile(rb'(?s:.{64}\x7f\x10\xda\xbe.{,443})\Z'),
 }
-# How those begin that both recognise. The inspectors name what is in a file; these only tell
-# whether a file begins as one of them, for a look that takes no time. A VHD of fixed size has
-# its magic at the end, and is raw for qemu too.
+# The starts of the formats that both recognise. The inspectors decide the format of a file;
+# these only serve a quick check of its start. A VHD of fixed size has its magic at the end, and
+# is raw for qemu, too.
 _CONVERTED = {
     'qcow2': re.compile(rb'QFI\xfb'),
     'qed': re.compile(rb'QED\0'),
@@ -54,26 +54,26 @@ _NO_RAW = re.compile(
     b'|'.join(b'(?:%s)' % each.pattern for each in (*_CONVERTED.values(), *_QEMU_ONLY.values()))
 )
 START_BYTES = 512
-# Their magic is further on in the image, which may begin as something else.
+# Their magic is not at the start of the image, which may begin like another format.
 _BEGIN_AS_ANY = frozenset({'gpt', 'iso', 'vdi'})
 
 
 def begins_as_image(start: bytes) -> bool:
-    """Return whether a file with this beginning is an image of another format than raw.
+    """Return whether a file with this start is an image of another format than raw.
 
-    Where files are raw, Nova would have converted it. LUKS is not among them: no converter
+    If base files are raw, Nova would have converted it. LUKS is not included: no converter
     has the key.
 
-    :param start: its first ``START_BYTES``; all of a shorter one
+    :param start: the first ``START_BYTES`` of the file; all of a shorter one
     """
     return _NO_RAW.match(start) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What some bytes are.
+    """The recognised format of some bytes.
 
-    :ivar inspector: of the format; None where no inspector knows it
+    :ivar inspector: the one of the format; None if no inspector knows it
     """
 
     name: str
@@ -82,7 +82,7 @@ class Content:
     def check_safety(self) -> None:
         """Run the library's own checks.
 
-        :raises nova_precache.exception.UnsafeImage: what they found
+        :raises nova_precache.exception.UnsafeImage: a check failed
         """
         if self.inspector is None:
             return
@@ -96,7 +96,7 @@ class Content:
 
 
 class Recogniser:
-    """Shows one image to the inspectors, piece by piece from its first byte on.
+    """Feeds one image to the inspectors, piece by piece from its first byte.
 
     :param among: only these formats
     """
@@ -113,14 +113,14 @@ class Recogniser:
 
     @property
     def wanted_bytes(self) -> int:
-        """How long the next piece is to be; only the image's last may be shorter."""
+        """Length of the next piece; only the image's last may be shorter."""
         if self.position == 0:
             return _FIRST_BYTES
         step = _SMALL_BYTES if self.position < _BIG_BYTES else _BIG_BYTES
         return step - self.position % step
 
     def take(self, piece: bytes) -> None:
-        """Show the next piece."""
+        """Feed the next piece."""
         self._start = self._start or piece
         self.position += len(piece)
         for inspector in self._inspectors:
@@ -128,12 +128,12 @@ class Recogniser:
                 continue
             try:
                 inspector.eat_chunk(piece)
-            except Exception as exc:  # noqa: BLE001 - whatever hostile bytes do to a parser
+            except Exception as exc:  # noqa: BLE001 - hostile bytes may raise anything in a parser
                 LOG.debug('The inspector of %s gives up: %s', inspector, exc)
                 self._failed.add(inspector)
 
     def end(self) -> None:
-        """Say that there are no more bytes."""
+        """Signal the end of the image."""
         for inspector in self._inspectors:
             inspector.finish()
 
@@ -151,7 +151,7 @@ class Recogniser:
         return inspector.complete or inspector in self._failed
 
     def content(self) -> Content:
-        """Tell what was recognised so far.
+        """Return the format recognised so far.
 
         :raises nova_precache.exception.UnsafeImage: several formats at once
         """
@@ -175,7 +175,7 @@ def _matches(inspector: format_inspector.FileInspector) -> bool:
     try:
         return inspector.format_match
     except AttributeError as exc:
-        # Text that turns into something else: the VMDK inspector cannot answer then.
+        # Text followed by other data: the VMDK inspector raises.
         raise exception.UnsafeImage(f'whether it is {inspector.NAME} cannot be told') from exc
 
 
@@ -186,12 +186,12 @@ def recognise(
     *,
     only_name: bool = False,
 ) -> Content:
-    """Read a file as far as is needed: 256 KiB of most, all of some.
+    """Read a file as far as needed: 256 KiB of most, all of some.
 
-    :param only_name: no more is needed than to name the content
+    :param only_name: stop as soon as the format is certain
     :raises nova_precache.exception.UnsafeImage: several formats at once
     :raises nova_precache.exception.StorageError: the file could not be read
-    :raises nova_precache.exception.TransferStopped: as the control has it
+    :raises nova_precache.exception.TransferStopped: the control was stopped
     """
     recogniser = Recogniser(among)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the raw file that a hypervisor boots from an image that was inspected."""
+"""Convert an inspected image to the raw file that a hypervisor boots from."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Converter:
-    """Converts with qemu-img, and looks at what came out."""
+    """Converts with qemu-img, and inspects the result."""
 
     def __init__(self, qemu: qemu_img.QemuImg, inspector: formats.ImageInspector) -> None:
         self._qemu = qemu
@@ -25,14 +25,14 @@ class Converter:
         target: str,
         control: Control | None = None,
     ) -> None:
-        """Convert an inspected image into a new file, which is not yet synchronised.
+        """Convert an inspected image into a new file, without syncing it to the disk.
 
-        :param control: ends the conversion at once when stopped
+        :param control: stopping it ends the conversion at once
         :raises nova_precache.exception.UnsafeImage: its content is an image again
-        :raises nova_precache.exception.ConversionFailed: qemu-img could not
+        :raises nova_precache.exception.ConversionFailed: qemu-img failed
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
-        :raises nova_precache.exception.TransferStopped: as the control has it
+        :raises nova_precache.exception.TransferStopped: the control was stopped
         """
         LOG.debug('Converting %s from %s to raw', source, inspected.qemu_format)
         self._qemu.convert_to_raw(source, inspected.qemu_format, target, control)
@@ -41,9 +41,9 @@ class Converter:
 
 
 def _cut_to_size(path: str, size_bytes: int) -> None:
-    """Take off the zeros that qemu-img adds to fill a block, past the page cache.
+    """Cut off the zeros with which qemu-img fills up the last block in direct I/O.
 
-    It does so where it cannot find out how short a write may be, on tmpfs and NFS.
+    It adds them if it cannot determine the smallest write, as on tmpfs and NFS.
     """
     try:
         if os.stat(path).st_size > size_bytes:

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image is what it says it is, and reaches nothing beyond itself.
+"""Check that an image has its declared format and refers to no other file.
 
-Three must agree, as in Nova: the inspector of oslo.utils, which only looks at
-the bytes; the ``disk_format`` that Glance has; and qemu-img, which comes last
-since it opens what an image names. Whatever they disagree about is refused:
+Three must agree, as in Nova: the inspector of oslo.utils, which only reads the bytes; Glance's
+``disk_format``; and qemu-img, which runs last since it opens the files that an image names. An
+image on which they disagree is refused:
 
-- raw is content that nobody recognises, or a partition table;
+- raw is content that no inspector recognises, or a partition table;
 - ami, ari, aki and iso are raw to qemu;
-- two formats at once are refused, but for an ISO that has a partition table too, as
-  those have that also boot from a stick: it is an ISO;
-- LUKS is refused, and encrypted qcow2: only the owner has the key, so the content can
-  neither be checked nor converted;
-- so is a header that tells of another size than qemu-img finds. A VHD has two sizes;
-  that counts which qemu goes by.
+- two formats at once are refused, except an ISO with a partition table, as on images that also
+  boot from a USB stick: it is an ISO;
+- LUKS and encrypted qcow2 are refused: only the owner has the key, so the content can be
+  neither checked nor converted;
+- a header with another size than qemu-img finds is refused. A VHD has two sizes; the one that
+  qemu uses counts.
 
-Nova's libvirt driver decides the same by the same inspector, but that it
+Nova's libvirt driver decides the same by the same inspector, except that it
 
 - refuses every VHD, whose format qemu calls vpc;
-- refuses what is encrypted only when it comes to convert it;
-- has qemu-img guess the format. Here that is always named, and the few formats that
-  only qemu knows are looked for in what the inspector takes for raw;
-- does not look at sizes: neither whether they agree nor whether a disk has any.
+- refuses encrypted images only at their conversion;
+- makes qemu-img guess the format. Here the format is always named, and content that the
+  inspector takes for raw is searched for the few formats that only qemu knows;
+- does not check sizes: neither whether they agree nor whether a disk has any bytes.
 """
 
 import dataclasses
@@ -42,16 +42,16 @@ _QEMU_FORMATS = ('qcow2', 'vhd', 'vhdx', 'vmdk', 'vdi', 'qed', 'luks')
 
 @dataclasses.dataclass(frozen=True)
 class InspectedImage:
-    """A file that may be opened: how qemu calls its format, and what it holds."""
+    """A file that is safe to open: qemu's name of its format, and the size of its disk."""
 
     qemu_format: str
     virtual_size_bytes: int
 
 
 class ImageInspector:
-    """Looks at images.
+    """Inspects images.
 
-    :param vmdk_allowed_types: VMDK create types that are accepted
+    :param vmdk_allowed_types: accepted VMDK create types
     """
 
     def __init__(self, qemu: qemu_img.QemuImg, vmdk_allowed_types: Sequence[str]) -> None:
@@ -61,10 +61,10 @@ class ImageInspector:
     def watch(
         self, disk_format: str | None, on_virtual_size: Callable[[int], None]
     ) -> watch.ImageWatch:
-        """Look at an image while it arrives, as far as its beginning tells something.
+        """Return a watch that inspects the beginning of an image while it arrives.
 
-        :param on_virtual_size: told the size of the disk where the image has a header
-            that says it; what it raises stops the download
+        :param on_virtual_size: called with the size of the disk if the header has it; an
+            error it raises stops the download
         :raises nova_precache.exception.UnsafeImage: the disk_format is not supported
         """
         return watch.ImageWatch(disk_format, self._vmdk_allowed_types, on_virtual_size)
@@ -72,12 +72,12 @@ class ImageInspector:
     def inspect(
         self, path: str, disk_format: str | None, control: Control | None = None
     ) -> InspectedImage:
-        """Check a downloaded image against what Glance says it is.
+        """Check a downloaded image against Glance's disk_format.
 
-        :raises nova_precache.exception.UnsafeImage: with what was found
+        :raises nova_precache.exception.UnsafeImage: with the finding
         :raises nova_precache.exception.ConversionFailed: qemu-img ran into its limits
         :raises nova_precache.exception.StorageError: the file could not be read
-        :raises nova_precache.exception.TransferStopped: as the control has it
+        :raises nova_precache.exception.TransferStopped: the control was stopped
         """
         headers.check_supported(disk_format)
         found = content.recognise(path, control=control)
@@ -86,14 +86,14 @@ class ImageInspector:
         return self._ask_qemu(path, found, control)
 
     def check_there(self) -> None:
-        """See, before an image is downloaded, that it can be inspected in the end.
+        """Check, before a download, that the image can be inspected.
 
         :raises nova_precache.exception.ConversionFailed: qemu-img is not installed
         """
         self._qemu.check_there()
 
     def inspect_base(self, path: str) -> InspectedImage:
-        """Describe a base file, of which no disk_format is known.
+        """Inspect a base file, whose disk_format is not known.
 
         Raises as :meth:`inspect`.
         """
@@ -102,11 +102,11 @@ class ImageInspector:
         return self._ask_qemu(path, found)
 
     def check_converted(self, path: str, control: Control | None = None) -> None:
-        """See that what came out of a conversion is raw, and not another image within.
+        """Check that the result of a conversion is raw, not a nested image.
 
         :raises nova_precache.exception.UnsafeImage: a nested image
         :raises nova_precache.exception.StorageError: the file could not be read
-        :raises nova_precache.exception.TransferStopped: as the control has it
+        :raises nova_precache.exception.TransferStopped: the control was stopped
         """
         found = content.recognise(path, _QEMU_FORMATS, control, only_name=True)
         if found.name != 'raw':
@@ -122,7 +122,7 @@ class ImageInspector:
         return InspectedImage(info.format, info.virtual_size_bytes)
 
     def _check_self_contained(self, info: qemu_img.DiskInfo, path: str) -> None:
-        """Refuse what would have qemu open other files, or ask for a key."""
+        """Refuse an image that makes qemu open other files or ask for a key."""
         if info.backing_file is not None:
             raise exception.UnsafeImage(f'it has the backing file {info.backing_file!r}')
         if info.data_file is not None:
@@ -142,5 +142,5 @@ class ImageInspector:
 
 
 def qemu_name(content: str) -> str:
-    """Give qemu's name of a format that the inspector found."""
+    """Return qemu's name of a format that the inspector found."""
     return _QEMU_NAMES.get(content, content)

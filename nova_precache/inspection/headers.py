@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header of an image may say.
+"""Rules for the header of an image.
 
-These rules need nothing but the first bytes of an image, so they are applied while
-it arrives, and once more to the whole file.
+They need only the first bytes of an image, so they are applied while it arrives, and once
+more to the whole file.
 """
 
 import re
@@ -15,11 +15,11 @@ from nova_precache import exception
 from nova_precache.inspection.content import Content
 
 _AMAZON_FORMATS = frozenset({'ami', 'ari', 'aki'})
-# What qemu reads as raw, as Glance's disk_format has it.
+# Values of Glance's disk_format that qemu reads as raw.
 RAW_DISK_FORMATS = _AMAZON_FORMATS | {'raw', 'iso'}
 _ACCEPTED_FORMATS = RAW_DISK_FORMATS | {'qcow2', 'vhd', 'vhdx', 'vmdk', 'vdi'}
 
-# What the inspector may find, by Glance's disk_format; other formats: themselves.
+# The content that the inspector may find, by Glance's disk_format; other formats: themselves.
 _EXPECTED_CONTENT = {
     'raw': frozenset({'raw', 'gpt'}),
     **dict.fromkeys(_AMAZON_FORMATS, frozenset({'raw', 'gpt', 'iso'})),
@@ -31,18 +31,18 @@ _SECTOR_BYTES = 512
 
 
 def check_supported(disk_format: str | None) -> None:
-    """Refuse a disk_format that is never booted.
+    """Refuse a disk_format that is not supported.
 
-    :raises nova_precache.exception.UnsafeImage: it is one
+    :raises nova_precache.exception.UnsafeImage: it is not supported
     """
     if disk_format not in _ACCEPTED_FORMATS:
         raise exception.UnsafeImage(f'disk_format {disk_format} is not supported')
 
 
 def check_format(content: Content, disk_format: str) -> None:
-    """Refuse content of another format than Glance says.
+    """Refuse content of another format than Glance's disk_format, and LUKS.
 
-    :raises nova_precache.exception.UnsafeImage: with both
+    :raises nova_precache.exception.UnsafeImage: with both formats
     """
     if content.name == 'luks':
         raise exception.UnsafeImage('it is LUKS-encrypted, only its owner has the key')
@@ -53,7 +53,7 @@ def check_format(content: Content, disk_format: str) -> None:
 
 
 def is_read(content: Content) -> bool:
-    """Tell whether all is there that :func:`check_header` looks at."""
+    """Return whether the parts that :func:`check_header` examines were received."""
     inspector = content.inspector
     if isinstance(inspector, format_inspector.VMDKInspector):
         return inspector.region('descriptor').complete
@@ -61,9 +61,9 @@ def is_read(content: Content) -> bool:
 
 
 def check_header(content: Content, vmdk_allowed_types: Sequence[str]) -> None:
-    """Refuse what would have qemu open other files, or ask for a key.
+    """Refuse an image that makes qemu open other files or ask for a key.
 
-    :raises nova_precache.exception.UnsafeImage: with what the header says
+    :raises nova_precache.exception.UnsafeImage: with the finding
     """
     inspector = content.inspector
     if isinstance(inspector, format_inspector.VMDKInspector):
@@ -81,10 +81,10 @@ def _check_qcow2(inspector: format_inspector.QcowInspector) -> None:
 
 
 def _check_vmdk(inspector: format_inspector.VMDKInspector, allowed_types: Sequence[str]) -> None:
-    """Look at the descriptor: for what is at the end of some the library looks later.
+    """Check the descriptor: the library checks the end of some VMDKs later.
 
-    qemu goes by the extents that it names where the descriptor is all there is, or
-    where the header has no capacity.
+    qemu uses the extents that the descriptor names if there is only a descriptor, or if the
+    header has no capacity.
     """
     try:
         inspector.check_descriptor()
@@ -101,10 +101,10 @@ def _check_vmdk(inspector: format_inspector.VMDKInspector, allowed_types: Sequen
 
 
 def virtual_size_bytes(content: Content) -> int | None:
-    """Give the size of the disk as the header has it; None: there is none.
+    """Return the size of the disk by the header; None: it has none.
 
-    That of a VHD is the least that qemu may find: it goes by the geometry or by the
-    current size, as the program has it that made the image.
+    For a VHD it is the least that qemu may find: qemu uses the geometry or the current size,
+    depending on the program that made the image.
     """
     inspector = content.inspector
     if inspector is None or content.name in ('gpt', 'iso') or not is_read(content):
@@ -115,12 +115,12 @@ def virtual_size_bytes(content: Content) -> int | None:
         return int(min(current, cylinders * heads * sectors * _SECTOR_BYTES))
     try:
         return int(inspector.virtual_size) or None
-    except struct.error:  # The size of a VHDX may be too short to be one.
+    except struct.error:  # The size field of a VHDX may be too short.
         return None
 
 
 def check_size(content: Content, found_bytes: int) -> None:
-    """Refuse a disk of no bytes, and one of another size than its header tells.
+    """Refuse an empty disk, and one of another size than its header.
 
     :raises nova_precache.exception.UnsafeImage: with the sizes
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page cache holds of a file, and whether files can do without it."""
+"""Examine the page cache of a file, and test for direct I/O."""
 
 import contextlib
 import errno
@@ -15,9 +15,9 @@ _SAMPLES = 64
 
 
 def takes_direct_writes(path: str) -> bool:
-    """Try to write into a new file past the page cache, where not all file systems can.
+    """Return whether a new file can be written past the page cache on its file system.
 
-    The file is there then, and empty.
+    The file exists afterwards, and is empty.
 
     :raises OSError: the file system takes no write at all
     """
@@ -26,7 +26,7 @@ def takes_direct_writes(path: str) -> bool:
         direct = files.open_regular(path, os.O_WRONLY | os.O_DIRECT)
         with open(direct, 'wb', buffering=0) as file:
             try:
-                # Views of the page that an error still knew would keep it from being closed.
+                # A view that an error still holds would prevent the page from being closed.
                 with (
                     contextlib.closing(mmap.mmap(-1, mmap.PAGESIZE)) as page,
                     memoryview(page) as whole,
@@ -42,13 +42,13 @@ def takes_direct_writes(path: str) -> bool:
 
 
 def is_mostly_cached(path: str) -> bool:
-    """Look whether half of a file can be read without its disk.
+    """Return whether half of a file is in the page cache, by a sample of its pages.
 
     :raises OSError: it cannot be read
     """
     with open(path, 'rb', buffering=0, opener=files.regular_or_link) as file:
         step = max(1, os.fstat(file.fileno()).st_size // _SAMPLES)
-        # A page that was looked at is there the next time: others are looked at then.
+        # A sampled page may be cached afterwards: each call samples other pages.
         first = secrets.randbelow(step)
         found = [_is_cached(file.fileno(), first + number * step) for number in range(_SAMPLES)]
     return sum(found) * 2 >= len(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qemu-img, run within limits: what it reads was written by somebody unknown.
+"""Run qemu-img within limits, since its input is untrusted.
 
 The format of its input is always named, so that qemu-img never guesses it from
 the content. Paths are absolute, since a relative one with a colon would be read
@@ -24,10 +24,11 @@ from nova_precache.transfer_control import Control
 
 # A disk that is slow or busy uses time but not CPU time.
 WALL_SECONDS_PER_CPU_SECOND = 4
-# How qemu-img ends when it says why; otherwise it was ended, by a limit most likely.
+# Exit code of qemu-img with an error message; any other means that it was killed, most likely
+# by a limit.
 _EXIT_ERROR = 1
 _LAUNCHER = re.compile(rf'({"|".join(sandbox.LAUNCHERS)}): ')
-# An image may hold thousands of snapshots, whose names it tells.
+# An image may hold thousands of snapshots, whose names are in the output.
 _MAX_INFO_BYTES = 1024**2
 # Data that cannot be decompressed is an input/output error, too.
 _BAD_CONTENT = 'error while reading'
@@ -36,7 +37,7 @@ _REASON_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 @dataclasses.dataclass(frozen=True)
 class QemuImgLimits:
-    """What one run of qemu-img may use; the defaults are those of the options."""
+    """Resource limits of one run of qemu-img; the defaults are those of the options."""
 
     address_space_bytes: int = 4 * 1024**3
     convert_cpu_seconds: int = 1800
@@ -53,7 +54,7 @@ class QemuImgLimits:
 
 @dataclasses.dataclass(frozen=True)
 class DiskInfo:
-    """What qemu-img tells about a file."""
+    """The output of ``qemu-img info`` about a file."""
 
     format: str
     virtual_size_bytes: int
@@ -67,7 +68,7 @@ class DiskInfo:
 class QemuImg:
     """The program, with its limits.
 
-    :param idle_priority: run it only while there is nothing else to do, until it is urgent
+    :param idle_priority: run it only while the host is otherwise idle, until it is urgent
     """
 
     def __init__(
@@ -82,9 +83,9 @@ class QemuImg:
         self._idle_priority = idle_priority
 
     def check_installed(self) -> None:
-        """See that the program is there, and what runs it, and that it runs within limits.
+        """Check that the program and its launchers are installed, and that it runs within limits.
 
-        :raises nova_precache.exception.ConfigError: it is not, or does not
+        :raises nova_precache.exception.ConfigError: one is missing, or it does not run
         """
         try:
             self.check_there()
@@ -93,21 +94,21 @@ class QemuImg:
             raise exception.ConfigError(f'qemu-img cannot be run on this host: {exc}') from exc
 
     def check_there(self) -> None:
-        """See that the program is still there, and what runs it.
+        """Check that the program and its launchers are still installed.
 
-        :raises nova_precache.exception.ConversionFailed: it is not
+        :raises nova_precache.exception.ConversionFailed: one is missing
         """
         for program in (self._program, *sandbox.PROGRAMS):
             if shutil.which(program) is None:
                 raise exception.ConversionFailed(f'{program} is not installed on this host')
 
     def info(self, path: str, qemu_format: str, control: Control | None = None) -> DiskInfo:
-        """Describe a file that is to be read in the format named.
+        """Describe a file, read in the given format.
 
         :raises nova_precache.exception.UnsafeImage: it cannot be read in that format
-        :raises nova_precache.exception.ConversionFailed: not within the limits
+        :raises nova_precache.exception.ConversionFailed: qemu-img exceeded its limits
         :raises nova_precache.exception.StorageError: the file system refused
-        :raises nova_precache.exception.TransferStopped: as the control has it
+        :raises nova_precache.exception.TransferStopped: the control was stopped
         """
         try:
             output = self._run(
@@ -123,13 +124,13 @@ class QemuImg:
     def convert_to_raw(
         self, source: str, source_format: str, target: str, control: Control | None = None
     ) -> None:
-        """Write the content of a disk as a new raw file; not synchronised with the disk.
+        """Convert an image to a new raw file, without syncing it to the disk.
 
         :raises nova_precache.exception.ConversionFailed: it cannot be read to its end,
             or not within the limits
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the file system refused
-        :raises nova_precache.exception.TransferStopped: as the control has it
+        :raises nova_precache.exception.TransferStopped: the control was stopped
         """
         try:
             self._run(
@@ -147,9 +148,9 @@ class QemuImg:
     def create_overlay(
         self, target: str, backing_file: str, backing_format: str, size_bytes: int
     ) -> None:
-        """Make a qcow2 disk over a backing file.
+        """Create a qcow2 overlay over a backing file.
 
-        :raises nova_precache.exception.StorageError: qemu-img could not
+        :raises nova_precache.exception.StorageError: qemu-img failed
         """
         try:
             self._run(
@@ -169,7 +170,7 @@ class QemuImg:
     ) -> str:
         """Run the program to its end.
 
-        :raises QemuImgFailed: it did not like its input
+        :raises QemuImgFailed: it rejected its input
         """
         wall_seconds = cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
         limits = sandbox.Limits(
@@ -190,7 +191,7 @@ class QemuImg:
         return ended.output
 
     def _failure(self, command: str, ended: sandbox.Ended, cpu_seconds: int) -> Exception:
-        """Tell the limits and the file system's refusals from a fault of the image."""
+        """Build the error: distinguish limits and file system errors from a faulty image."""
         reason = _last_line(ended.errors)
         if ended.exit_code == -signal.SIGXFSZ:
             return QemuImgFailed(f'it has more than {_MAX_INFO_BYTES} bytes to tell')
@@ -211,13 +212,13 @@ class QemuImg:
 
 
 class QemuImgFailed(Exception):
-    """qemu-img ended with an error about what it was given."""
+    """qemu-img ended with an error about its input."""
 
 
 def _cache_modes(source: str, target: str) -> Iterator[str]:
-    """Keep what is converted out of the page cache, which the guests of a host need.
+    """Return options that keep the conversion out of the page cache, which the guests need.
 
-    What the download left of the source there is read from there, at half the time.
+    A source that the download left there is read from it, in half the time.
     """
     if pagecache.takes_direct_writes(target):
         yield from ('-t', 'none')
@@ -226,7 +227,7 @@ def _cache_modes(source: str, target: str) -> Iterator[str]:
 
 
 def _last_line(stderr: str) -> str:
-    """Give the message without the program's name and the paths of this host."""
+    """Return the message without the program's name and the paths of this host."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     message = lines[-1] if lines else 'no message'
     return re.sub(r"^qemu-img: (Could not open '[^']*': )*", '', message)

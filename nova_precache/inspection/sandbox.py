@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a program that reads what somebody unknown wrote: within limits, ended on demand.
+"""Run a program on untrusted input: within limits, killed on demand.
 
-The limits are set by small programs that turn into the one to be run, so it is
-the only process: ending it leaves nothing behind. It also ends when this process does.
+Small launchers set the limits and then exec the program, so it is the only process: killing it
+leaves nothing behind. It also dies with this process.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from typing import BinaryIO
 from nova_precache import priority
 from nova_precache.transfer_control import Control
 
-# Part of util-linux, as what makes a program idle is.
+# Part of util-linux, like ionice.
 PROGRAMS = ('setpriv', 'prlimit')
 LAUNCHERS = (*PROGRAMS, 'ionice')
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Resource limits of a program.
 
-    :ivar file_bytes: to which a file may grow that it writes, and what it prints
+    :ivar file_bytes: largest size of a file that it writes, and of its output
     """
 
     address_space_bytes: int
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a program ended; a negative exit code is that of a signal."""
+    """The result of a program; a negative exit code is that of a signal."""
 
     exit_code: int
     output: str
@@ -51,16 +51,16 @@ def run(
 ) -> Ended:
     """Run a program to its end.
 
-    :param control: ends it when stopped
-    :param idle_priority: run it only while there is nothing else to do, until it is urgent
-    :raises nova_precache.exception.CacheError: what the control was stopped with
-    :raises TimeoutError: it took more than its time
+    :param control: stopping it kills the program
+    :param idle_priority: run it only while the host is otherwise idle, until it is urgent
+    :raises nova_precache.exception.CacheError: the control was stopped with it
+    :raises TimeoutError: it took longer than allowed
     :raises OSError: it could not be started
     """
     control = control or Control()
     control.check()
-    idle_priority = idle_priority and not control.is_boot  # niceness is not always given back
-    with open(os.memfd_create('output'), 'r+b') as output:  # a file, of which the size is limited
+    idle_priority = idle_priority and not control.is_boot  # niceness cannot always be restored
+    with open(os.memfd_create('output'), 'r+b') as output:  # a file, so that its size is limited
         process = _start(_command(command, limits, idle_priority), output)
         following = (
             priority.follow(process.pid, control) if idle_priority else contextlib.nullcontext()
@@ -78,20 +78,20 @@ def run(
 def _start(command: Sequence[str], output: BinaryIO) -> 'subprocess.Popen[bytes]':
     return subprocess.Popen(
         command,
-        # Its messages tell what the file system refused. Each thread's arena would
-        # take of the address space as much as many images need.
+        # The messages are parsed for file system errors, so they are in English. An arena per
+        # thread would take as much address space as many images need.
         env={**os.environ, 'LC_ALL': 'C', 'MALLOC_ARENA_MAX': '2'},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.PIPE,
-        process_group=0,  # a Ctrl-C in the terminal is for this process, which ends it
+        process_group=0,  # Ctrl-C in the terminal reaches only this process, which kills the child
     )
 
 
 def _command(command: Sequence[str], limits: Limits, idle_priority: bool) -> list[str]:
     file_limit = [] if limits.file_bytes is None else [f'--fsize={limits.file_bytes}']
     limited = [
-        # With it, a program that an image took over could open the disks of all guests.
+        # With CAP_FOWNER, a program that an image took over could open the disks of all guests.
         *('setpriv', '--pdeathsig', 'KILL', '--inh-caps=-fowner', '--ambient-caps=-fowner'),
         *('prlimit', f'--as={limits.address_space_bytes}', f'--cpu={limits.cpu_seconds}'),
         *('--core=0', *file_limit),
@@ -102,7 +102,7 @@ def _command(command: Sequence[str], limits: Limits, idle_priority: bool) -> lis
 
 @contextlib.contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave no process behind, however the work with it ends."""
+    """Kill the process on leaving."""
     try:
         yield
     finally:

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at the bytes of an image while they arrive, to refuse it within the first few MiB.
+"""Inspect an image while it arrives, to refuse it within the first few MiB.
 
-What can be told from its beginning is told here; the whole file is inspected after
-the download all the same. Once all is told, further bytes cost nothing.
+Only its beginning is checked here; the whole file is inspected after the download. Once the
+beginning is checked, further bytes cost nothing.
 """
 
 from collections.abc import Callable, Sequence
 
 from nova_precache.inspection import content, headers
 
-# Headers end before: the tables of a VHDX, the farthest, within its third MiB.
+# All headers end before this: the farthest, the tables of a VHDX, within its third MiB.
 MAX_BYTES = 4 * 1024**2
 
 
 class ImageWatch:
-    """Watches one image arrive.
+    """Inspects one image while it arrives.
 
-    :param on_virtual_size: told the size of the disk, as soon as the header has it
+    :param on_virtual_size: called with the size of the disk as soon as the header is read
     :raises nova_precache.exception.UnsafeImage: the disk_format is not supported
     """
 
@@ -34,14 +34,14 @@ class ImageWatch:
         self.restart()
 
     def restart(self) -> None:
-        """Begin again: the next byte is the image's first."""
+        """Start over: the next byte is the image's first."""
         self._recogniser: content.Recogniser | None = content.Recogniser()
         self._piece = bytearray()
 
     def feed(self, data: memoryview) -> None:
-        """Look at the bytes that come next.
+        """Inspect the next bytes.
 
-        :raises nova_precache.exception.UnsafeImage: with what they say
+        :raises nova_precache.exception.UnsafeImage: with the finding
         """
         while data and self._recogniser is not None:
             missing = self._recogniser.wanted_bytes - len(self._piece)
@@ -68,7 +68,7 @@ class ImageWatch:
         return True
 
     def _tell(self, virtual_size_bytes: int | None) -> None:
-        """Say the size, if it was not said before a restart."""
+        """Report the size, unless the same was reported before a restart."""
         if virtual_size_bytes is not None and virtual_size_bytes != self._told_bytes:
             self._told_bytes = virtual_size_bytes
             self._on_virtual_size(virtual_size_bytes)

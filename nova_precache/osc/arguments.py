@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is typed on the command line: sizes, rates, times, and options that commands share."""
+"""Command line arguments: sizes, rates, times, and options that commands share."""
 
 import argparse
 import datetime
@@ -14,7 +14,7 @@ _SIZE_HELP = 'such as 50M or 1G (powers of 1024), or plain bytes'
 
 
 def size(text: str) -> int:
-    """Read a number of bytes: 1048576, 1M, 1MiB."""
+    """Parse a number of bytes: 1048576, 1M, 1MiB."""
     try:
         number = text if text.endswith('B') else f'{text}B'
         found = int(strutils.string_to_bytes(number, unit_system='IEC', return_int=True))
@@ -26,7 +26,7 @@ def size(text: str) -> int:
 
 
 def rate(text: str) -> int:
-    """Read a number of bytes a second: 50M, 50M/s."""
+    """Parse a number of bytes per second: 50M, 50M/s."""
     found = size(text.removesuffix('/s'))
     if found == 0:
         raise argparse.ArgumentTypeError(f'at {text!r} nothing would ever come')
@@ -34,19 +34,19 @@ def rate(text: str) -> int:
 
 
 def parse_time(text: str) -> str:
-    """Read a time, or a duration from now on, as ISO 8601 in UTC."""
+    """Parse a time, or a duration from now, and return it as ISO 8601 in UTC."""
     span = _span(text)
     return _to_iso(span if span is not None else _time(text), text)
 
 
 def past_moment(text: str) -> str:
-    """Read a time, or how long ago it was, as ISO 8601 in UTC."""
+    """Parse a time, or a duration before now, and return it as ISO 8601 in UTC."""
     span = _span(text.removeprefix('-'))
     return _to_iso(-span if span is not None else _time(text), text)
 
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
-    """Add what says which images are to be on which hosts, and how."""
+    """Add the arguments for the images, the hosts and the options of a request."""
     parser.add_argument('images', metavar='<image>', nargs='+', help='images (names or IDs)')
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--aggregate', metavar='<aggregate>', help='on its hosts (name, ID or UUID)')
@@ -83,7 +83,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_window(parser: argparse.ArgumentParser) -> None:
-    """Add the two ends of the time in which work is done."""
+    """Add the start and the end of the time window of a request."""
     parser.add_argument(
         '--not-before',
         metavar='<time>',
@@ -105,7 +105,7 @@ def add_until(parser: argparse.ArgumentParser) -> None:
 
 
 def add_paging(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --limit and --marker; without them a list is given whole."""
+    """Add --limit and --marker; without them the whole list is shown."""
     parser.add_argument('--limit', metavar='<n>', type=_count, help=f'no more {what} than that')
     parser.add_argument('--marker', metavar='<marker>', help='begin after this one')
 
@@ -119,7 +119,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
 
 
 def subject(parsed: argparse.Namespace, images: list[str]) -> Json:
-    """Give what add_subject read, as the API wants it; what was not said is left out."""
+    """Build the API's request body from the arguments of add_subject; omit those not given."""
     said = {
         'aggregate': parsed.aggregate,
         'hosts': parsed.hosts,
@@ -145,7 +145,7 @@ def given(said: Json) -> Json:
 
 
 def _span(text: str) -> datetime.timedelta | None:
-    """Read a duration; None where it is none."""
+    """Parse a duration; None if it is not one."""
     try:
         return durationpy.from_str(text)
     except durationpy.DurationError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the service under /v1: paths, pages, and what it says when it refuses."""
+"""HTTP client of the service under /v1: paths, pages and errors."""
 
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -19,23 +19,23 @@ _PASSING = frozenset({429, 500, 502, 503, 504})
 
 
 class ApiError(Exception):
-    """The service refused; says why in its own words."""
+    """The service refused a request; the message is its own."""
 
 
 class Unavailable(ApiError):
-    """The service does not answer, or not now: it may in a moment."""
+    """The service does not answer, or is temporarily unavailable."""
 
 
 class Client:
-    """The service as commands see it; paths are below /v1."""
+    """The service's API for commands; paths are below /v1."""
 
     def __init__(self, endpoint: adapter.Adapter) -> None:
         self._endpoint = endpoint
 
     def get(self, *path: str, query: Query | None = None) -> Json:
-        """Read what is at a path.
+        """Get the document at a path.
 
-        :raises ApiError: it was refused
+        :raises ApiError: the service refused
         """
         return self._json('GET', path, params=_given(query))
 
@@ -48,10 +48,10 @@ class Client:
     def pages(
         self, *path: str, collection: str, query: Query | None = None, limit: int | None = None
     ) -> Iterator[Json]:
-        """Give the items of a list, page by page as they are used.
+        """Yield the items of a list; fetch each page when it is needed.
 
         :param collection: the key of the list in each answer
-        :param limit: number of items in all
+        :param limit: total number of items
         """
         asked = dict(query or {})
         while True:
@@ -89,11 +89,11 @@ class Client:
         except keystone.SSLError as error:
             raise ApiError(str(error)) from error
         except (keystone.ConnectionError, keystone.HttpServerError) as error:
-            # What follows the colon are the insides of the HTTP library.
+            # The text after the colon is an internal of the HTTP library.
             raise Unavailable(str(error).split(': ')[0]) from error
         if answer.status_code in _PASSING:
             raise Unavailable(_message(answer))
-        # Whoever offers a choice of versions was asked for one that is not there.
+        # A server that offers a choice of versions lacks the requested one.
         if answer.status_code >= requests.codes.multiple_choices:
             raise ApiError(_message(answer))
         return answer
@@ -112,13 +112,13 @@ class Client:
 
 
 def of(app: Any) -> Client:
-    """Give the client of a running ``openstack``, which the plugin makes when it is used."""
+    """Return the client of a running ``openstack``; the plugin creates it on first use."""
     client: Client = app.client_manager.image_precache
     return client
 
 
 def next_marker(page: Json, collection: str) -> str | None:
-    """Find where the next page begins; the host in the link may not be ours to reach."""
+    """Return the marker of the next page; the host in the link may be unreachable from here."""
     for link in page.get(f'{collection}_links', ()):
         if link['rel'] == 'next':
             query = urllib.parse.urlsplit(link['href']).query
@@ -131,7 +131,7 @@ def _given(query: Query | None) -> Json:
 
 
 def _message(answer: requests.Response) -> str:
-    """Take the sentence out of an error; a proxy's page is not for a terminal."""
+    """Extract the message of an error; never print a proxy's error page."""
     try:
         (fault,) = answer.json().values()
         return str(fault['message'])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How values look: readable in a table, raw numbers in whatever a machine reads."""
+"""Format values: readable in a table, raw numbers in machine-readable output."""
 
 import dataclasses
 import datetime
@@ -16,7 +16,7 @@ _UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB', 'ZiB', 'YiB']
 
 
 def size(value: float | None) -> str:
-    """Write bytes for people: 50.0 MiB."""
+    """Format bytes for humans: 50.0 MiB."""
     if value is None:
         return ''
     unit, suffix = filesize.pick_unit_and_suffix(int(value), _UNITS, 1024)
@@ -28,7 +28,7 @@ def rate(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write seconds for people: 0:01:30."""
+    """Format seconds for humans: 0:01:30."""
     return '' if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
@@ -40,7 +40,7 @@ class Size(columns.FormattableColumn[int | None]):
 
 
 class Rate(columns.FormattableColumn[int | None]):
-    """Bytes a second."""
+    """Bytes per second."""
 
     def human_readable(self) -> str:
         return rate(self._value)
@@ -54,21 +54,21 @@ class Duration(columns.FormattableColumn[float | None]):
 
 
 class Lines(columns.FormattableColumn[list[Any]]):
-    """A list, one item a line."""
+    """A list, one item per line."""
 
     def human_readable(self) -> str:
         return '\n'.join(str(item) for item in self._value or ())
 
 
 class Nothing(columns.FormattableColumn[Any]):
-    """What need not be said when there is none of it."""
+    """A value that is shown as empty if it is null."""
 
     def human_readable(self) -> str:
         return '' if self._value is None else str(self._value)
 
 
 class Mapping(format_columns.DictColumn):
-    """A mapping, in which null is nothing to tell."""
+    """A mapping; entries that are null are omitted."""
 
     def human_readable(self) -> str:
         said = {key: value for key, value in (self._value or {}).items() if value is not None}
@@ -77,7 +77,7 @@ class Mapping(format_columns.DictColumn):
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a list: its title, and how its value comes from an item."""
+    """A column of a list: its title, and how to get its value from an item."""
 
     title: str
     value: str | Callable[[Json], Any]
@@ -92,13 +92,13 @@ Table = tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]
 
 
 def table(shown: Sequence[Column], items: Iterable[Json]) -> Table:
-    """Give a list as cliff wants it, item by item."""
+    """Return a list in cliff's form; rows are built lazily."""
     rows = (tuple(column.of(item) for column in shown) for item in items)
     return tuple(column.title for column in shown), rows
 
 
 def record(item: Json) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """Give one thing as cliff wants it; a key's ending tells what its value is."""
+    """Return one item in cliff's form; the key determines the format of its value."""
     return tuple(item), tuple(_form(key, value) for key, value in item.items())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack precache estimate: what a request would do, before anything is done."""
+"""openstack precache estimate: the cost of a request before it is made."""
 
 import argparse
 from typing import Any
@@ -11,14 +11,14 @@ from nova_precache.osc import arguments, client, columns, resolving
 
 
 class Hosts(cliff.FormattableColumn[list[client.Json]]):
-    """The hosts of an estimate, one a line."""
+    """The hosts of an estimate, one per line."""
 
     def human_readable(self) -> str:
         return '\n'.join(_line(host) for host in self._value)
 
 
 class Estimate(command.ShowOne):
-    """Tell what a request would move, how much room it needs, and how long it takes."""
+    """Estimate the bytes to move, the space needed and the duration of a request."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -35,7 +35,7 @@ class Estimate(command.ShowOne):
 
 
 def _ask(service: client.Client, body: client.Json) -> client.Json:
-    """Ask for every page; only the hosts go on from one to the next."""
+    """Fetch all pages; only the hosts are continued on the later ones."""
     page = service.post('estimate', body=body)
     estimate = page['estimate']
     while (marker := client.next_marker(page, 'hosts')) is not None:

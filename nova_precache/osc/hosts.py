@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack precache host list: the hosts that images can be put onto."""
+"""openstack precache host list: the hosts that can cache images."""
 
 import argparse
 
@@ -24,7 +24,7 @@ MORE_COLUMNS = (
 
 
 class List(command.Lister):
-    """List hosts: are they up, how much do they cache, how much is free."""
+    """List hosts with their status, the size of their cache and their free space."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack precache image list, show: which images are on which hosts already."""
+"""openstack precache image list, show: the images that hosts have cached."""
 
 import argparse
 

@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 class Create(command.ShowOne):
-    """Keep images cached on every host of an aggregate, those that join later included."""
+    """Keep images cached on every host of an aggregate, including hosts added later."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -65,7 +65,7 @@ class List(command.Lister):
 
 
 class Show(command.ShowOne):
-    """Show a pin, and how many of its images are where they shall be."""
+    """Show a pin, and how many of its images are cached as required."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -78,7 +78,7 @@ class Show(command.ShowOne):
 
 
 class Delete(command.Command):
-    """End pins: their images stay cached until they are too old."""
+    """End pins: their images stay cached until they expire."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How python-openstackclient finds this plugin; the names are those that it looks for.
+"""The plugin interface of python-openstackclient, which requires these names.
 
-Every ``openstack`` command imports this module, whatever it is about: so it imports
-little.
+Every ``openstack`` command imports this module, so it imports little.
 """
 
 import argparse
@@ -20,7 +19,7 @@ API_VERSIONS = ('1', '1.0')
 
 
 def make_client(instance: Any) -> 'Client':
-    """Make the client that commands find as ``client_manager.image_precache``."""
+    """Create the client that commands use as ``client_manager.image_precache``."""
     from keystoneauth1 import adapter
 
     from nova_precache.osc import client

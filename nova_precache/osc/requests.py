@@ -13,7 +13,7 @@ SORT_KEYS = ('created_at', 'finished_at', 'priority', 'status')
 
 
 def _target(request: Json) -> str:
-    """Name what a request is for."""
+    """Return the name of a request's aggregate, or of its hosts."""
     if request['aggregate'] is not None:
         return str(request['aggregate']['name'])
     return ', '.join(request['hosts'] or ())
@@ -80,7 +80,7 @@ class List(command.Lister):
 
 
 class _Followed(command.ShowOne):
-    """What gives a request, and may wait until it is over."""
+    """The base of commands that show a request and may wait until it ends."""
 
     _succeeded = True
 
@@ -99,7 +99,7 @@ class _Followed(command.ShowOne):
 
 
 class Create(_Followed):
-    """Have images put onto hosts before they are booted from."""
+    """Create a request to cache images on hosts before instances boot from them."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -120,7 +120,7 @@ class Create(_Followed):
 
 
 class Show(_Followed):
-    """Show a request: how far it is, and how fast."""
+    """Show a request with its progress and rate."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         return _add_request(super().get_parser(prog_name))
@@ -131,7 +131,7 @@ class Show(_Followed):
 
 
 class Cancel(command.ShowOne):
-    """Cancel a request: what waits ends at once, downloads that nobody else wants stop."""
+    """Cancel a request: end waiting tasks, stop downloads that no other request needs."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = _add_request(super().get_parser(prog_name))
@@ -158,7 +158,7 @@ class Pause(command.ShowOne):
 
 
 class Resume(_Followed):
-    """Have a paused request go on."""
+    """Resume a paused request."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         return _add_request(super().get_parser(prog_name))
@@ -168,7 +168,7 @@ class Resume(_Followed):
 
 
 class Retry(_Followed):
-    """Do again what of a request failed, was skipped, expired or was cancelled."""
+    """Retry the failed, skipped, expired and cancelled tasks of a request."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = _add_request(super().get_parser(prog_name))

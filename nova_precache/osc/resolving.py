@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the names of images to their ids, as the image service knows them.
+"""Resolve names of images to ids by the image service.
 
-Aggregates, hosts and pins are resolved by the service itself.
+The pre-caching service itself resolves aggregates, hosts and pins.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,13 @@ from oslo_utils import uuidutils
 
 
 class NotFound(Exception):
-    """No image has this name, or several have it."""
+    """No image has this name, or several images have it."""
 
 
 def image_ids(app: Any, names: Iterable[str]) -> list[str]:
-    """Give an id for each name; whatever looks like an id is one.
+    """Return an id for each name; a name that looks like an id is used unchanged.
 
-    So what is asked about an image can be answered when the image service has
-    forgotten it.
+    So commands also work for an image that was deleted from the image service.
 
     :raises NotFound: names the first that is unknown or ambiguous
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a request that is being waited for looks: bars in a terminal, else lines."""
+"""Show the progress of a request during --wait: bars in a terminal, else lines."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from nova_precache.osc.client import Json
 
 MAX_HOSTS = 20
 LINE_SECONDS = 5.0
-# What of a host's tasks tells how it stands: what it is at, else what went wrong.
+# The order in which a task's status becomes that of its host; failures come after these.
 _ORDER = ('converting', 'verifying', 'downloading', 'retry_wait', 'queued')
 _TOTAL = 'Total'
 _WHOLE = model.TASK_SUCCEEDED | {model.RequestStatus.COMPLETED}
@@ -23,7 +23,7 @@ _WHOLE = model.TASK_SUCCEEDED | {model.RequestStatus.COMPLETED}
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A request at one moment, with all its tasks, or (not whole) some that are worked on."""
+    """The state of a request with all its tasks, or (not whole) some in progress."""
 
     request: Json
     tasks: Sequence[Json]
@@ -32,7 +32,7 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class HostState:
-    """What is known of a host's tasks together; sizes in bytes."""
+    """The combined state of a host's tasks; sizes in bytes."""
 
     host: str
     status: str
@@ -45,12 +45,12 @@ class HostState:
 
     @property
     def words(self) -> str:
-        """Say how it stands, and how many of its images are done where it has several."""
+        """The status and, for several tasks, how many are done."""
         return self.status if self.tasks == 1 else f'{self.status} {self.tasks_done}/{self.tasks}'
 
 
 class View(Protocol):
-    """Shows one snapshot after the other, and what else must be said."""
+    """Shows successive snapshots, and notes."""
 
     def show(self, snapshot: Snapshot) -> None: ...
 
@@ -59,7 +59,7 @@ class View(Protocol):
 
 @contextlib.contextmanager
 def view(screen: console.Console) -> Iterator[View]:
-    """Give the view that suits where it is shown."""
+    """Yield the view for the console: bars in a terminal, else lines."""
     if not screen.is_terminal:
         yield Lines(screen)
         return
@@ -76,7 +76,7 @@ def view(screen: console.Console) -> Iterator[View]:
 
 
 class Bars:
-    """A bar for each of the hosts that matter now, and one for all."""
+    """A bar for each visible host, and one for the total."""
 
     def __init__(self, bars: progress.Progress) -> None:
         self._bars = bars
@@ -110,7 +110,7 @@ class Bars:
 
 
 class Lines:
-    """A line when something changed: for a log, or for somebody who hears the screen."""
+    """A line for each change: for a log or a screen reader."""
 
     def __init__(
         self, screen: console.Console, clock: Callable[[], float] = time.monotonic
@@ -139,7 +139,7 @@ class Lines:
 
 
 def total_state(request: Json) -> HostState:
-    """Sum a request up as if it were one host."""
+    """Summarise a request as if it were one host."""
     counts = request['counts']
     return HostState(
         host=_TOTAL,
@@ -154,7 +154,7 @@ def total_state(request: Json) -> HostState:
 
 
 def host_states(tasks: Sequence[Json]) -> Sequence[HostState]:
-    """Put the tasks of each host together, in the order of the plan."""
+    """Combine the tasks of each host, in the order of the plan."""
     by_host: dict[str, list[Json]] = {}
     for task in tasks:
         by_host.setdefault(task['host'], []).append(task)
@@ -162,7 +162,7 @@ def host_states(tasks: Sequence[Json]) -> Sequence[HostState]:
 
 
 def visible(states: Sequence[HostState]) -> Sequence[HostState]:
-    """Choose the hosts that there is room for: those at work first."""
+    """Choose at most ``MAX_HOSTS`` hosts, those at work first."""
     if len(states) <= MAX_HOSTS:
         return states
     return sorted(states, key=lambda state: state.status not in model.TASK_WORKING)[:MAX_HOSTS]
@@ -182,7 +182,7 @@ def _host_state(host: str, tasks: Sequence[Json]) -> HostState:
 
 
 def _status(statuses: Sequence[str]) -> str:
-    """Find the word that tells most: work, waiting, then failure, then success."""
+    """Return the most relevant status: work, waiting, then failure, then success."""
     for status in _ORDER:
         if status in statuses:
             return status
@@ -191,13 +191,13 @@ def _status(statuses: Sequence[str]) -> str:
 
 
 def _done(task: Json) -> int:
-    """Count an image that was there already as whole."""
+    """Return the bytes done; a succeeded task, also of an existing image, counts as whole."""
     whole = task['status'] in model.TASK_SUCCEEDED
     return int((task['bytes_total'] if whole else None) or task['bytes_done'])
 
 
 def _bar(state: HostState) -> Mapping[str, int | None]:
-    """Tell how full the bar is: whole, too, where all was there and nothing had to come."""
+    """Return the fill of the bar: full, too, if all images existed and no byte was moved."""
     if state.bytes_total == 0 and state.status in _WHOLE:
         return {'completed': 1, 'total': 1}
     return {'completed': state.bytes_done, 'total': state.bytes_total or None}

@@ -28,7 +28,7 @@ MORE_COLUMNS = (
 
 
 class List(command.Lister):
-    """List the tasks of a request: how each image on each host is getting on."""
+    """List the tasks of a request: the progress of each image on each host."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

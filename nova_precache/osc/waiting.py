@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows a request until it is over, through restarts of the service, and says how it ended."""
+"""Follow a request until it ends, across restarts of the service, and report the result."""
 
 import itertools
 import time
@@ -20,9 +20,9 @@ LISTED_FAILURES = 50
 
 
 def wait_for_completion(client: Client, request: Json) -> tuple[Json, bool]:
-    """Show on stderr how a request goes on; give it as it ended, and whether all is cached.
+    """Show progress on stderr; return the ended request, and whether all images are cached.
 
-    Ctrl-C ends the waiting and not the request.
+    Ctrl-C ends the wait, not the request.
     """
     screen = console.Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -40,10 +40,10 @@ def wait_for_completion(client: Client, request: Json) -> tuple[Json, bool]:
 
 
 class Watcher:
-    """Asks again and again; how often depends on whether anything happens.
+    """Polls a request, less often while nothing changes.
 
-    :param sleep: waits so many seconds
-    :param patience_seconds: how long nobody may answer
+    :param sleep: waits the given seconds
+    :param patience_seconds: how long the service may be unavailable
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Watcher:
         self._patience_seconds = patience_seconds
 
     def watch(self, request_id: str) -> Json:
-        """Show a request until it has ended, and give it.
+        """Show a request until it ends, and return it.
 
-        :raises Unavailable: nobody answered for long
+        :raises Unavailable: the service was unavailable for ``patience_seconds``
         """
         pause, before = POLL_SECONDS, None
         while True:
@@ -111,7 +111,7 @@ def _trouble(state: tenacity.RetryCallState) -> str:
 
 
 def _tell_failures(client: Client, screen: console.Console, request: Json) -> None:
-    """Name the tasks that did not succeed, as many as one can read."""
+    """List the tasks that did not succeed, at most ``LISTED_FAILURES``."""
     failed = {
         status: count
         for status, count in request['counts'].items()

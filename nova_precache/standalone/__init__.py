@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What standalone and the tests start beside the service: other servers, for real."""
+"""The real servers that standalone and the tests start beside the service."""

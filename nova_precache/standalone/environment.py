@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python environments for servers that must not share ours.
+"""Python environments for servers that cannot share ours.
 
-Each OpenStack server pins what it depends on, and two of them seldom agree. So a
-server that standalone or the tests run is installed into an environment of its
-own, once per user, and kept in the user's cache directory.
+Each OpenStack server pins its dependencies, and the pins of two servers seldom agree. So a
+server that standalone or the tests run is installed into an environment of its own, once per
+user, in the user's cache directory.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ INSTALL_SECONDS = 3600.0
 
 
 class EnvironmentFailed(exception.PrecacheError):
-    """An environment could not be built: names the command, with its last lines."""
+    """An environment could not be built; the message has the command and its last lines."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PythonEnvironment:
-    """A virtual environment by name, and what is installed in it."""
+    """A named virtual environment and its requirements."""
 
     name: str
     requirements: tuple[str, ...]
 
     @property
     def path(self) -> pathlib.Path:
-        """Where it is: each Python has its own, so that none is replaced while it is used."""
+        """Its directory: each Python has its own, so that none is replaced while in use."""
         return cache_directory() / self._own_name
 
     @property
@@ -47,11 +47,11 @@ class PythonEnvironment:
         return f'{self.name}-python-{platform.python_version()}'
 
     def ensure(self) -> pathlib.Path:
-        """Build the environment unless it stands already, and give its directory.
+        """Build the environment unless it exists, and return its directory.
 
-        Virtual environments cannot be moved, so it is built in place: the stamp,
-        written last, tells a complete one from what an interrupted build left.
-        Whoever asks at the same time waits for the first.
+        Virtual environments cannot be moved, so it is built in place: the stamp, written last,
+        distinguishes a complete one from the rest of an interrupted build. Concurrent callers
+        wait for the first.
 
         :raises EnvironmentFailed: a command failed
         """
@@ -68,7 +68,7 @@ class PythonEnvironment:
         return self.path
 
     def _stamp(self) -> str:
-        """What the environment was built from; without its Python it is of no use."""
+        """Return the inputs of the build; without its Python an environment is unusable."""
         return '\n'.join([sys.version, os.path.realpath(sys.executable), *self.requirements])
 
     def _build(self) -> None:
@@ -82,7 +82,7 @@ class PythonEnvironment:
 
 
 def cache_directory() -> pathlib.Path:
-    """Where environments are kept: ``$XDG_CACHE_HOME/nova-precache``."""
+    """Return the directory of the environments: ``$XDG_CACHE_HOME/nova-precache``."""
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     return pathlib.Path(base) / 'nova-precache'
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real Glance as a child process, for standalone and for the tests.
 
-It answers without tokens: every caller is an admin of it, so it listens on the
-loopback only. Run as a module, ``--build`` prepares its environment and ends.
+It needs no tokens: every caller is its admin, so it listens on the loopback only. Run as a
+module, ``--build`` builds its environment and exits.
 """
 
 import argparse
@@ -23,8 +23,8 @@ ENVIRONMENT = environment.PythonEnvironment(
     name=f'glance-{VERSION}', requirements=(f'glance=={VERSION}', 'gunicorn~=27.0')
 )
 
-# Time, method, URI as it was asked (Glance's pipeline shortens the path that others
-# see), status, bytes sent, and the Range header in quotes.
+# Time, method, raw URI (Glance's pipeline shortens the path of later middleware), status,
+# bytes sent, and the Range header in quotes.
 _ACCESS_LOG_FORMAT = '%(t)s %(m)s %({raw_uri}e)s %(s)s %(B)s "%({range}i)s"'
 _DATABASE_STAMP = 'glance.db.complete'
 _CONFIGURATION = """\
@@ -58,7 +58,7 @@ policy_file = {data}/policy.yaml
 [image_format]
 require_image_format_match = {check_formats}
 """
-# Glance itself asks neither who calls nor what the caller takes it for.
+# This Glance checks neither the caller nor its Host and Origin headers.
 _GUARDED = """\
 import importlib.util
 import sys
@@ -75,15 +75,15 @@ _POLICY = '"context_is_admin": "@"\n'
 
 
 class GlanceServer(process.ServerProcess):
-    """A Glance with all its data in one directory, which may be used again and again.
+    """A Glance with all its data in one directory, which may be reused.
 
-    :param directory: configuration, database, images and logs; made when missing
-    :param check_formats: refuse an upload that is not of the format it claims; older
-        Glances never did, so images that lie exist
+    :param directory: configuration, database, images and logs; created if missing
+    :param check_formats: refuse an upload whose content is not of its disk_format; older
+        Glances did not, so such images exist
     """
 
     name = 'Glance'
-    stop_signal = signal.SIGQUIT  # Gunicorn's quick stop: nobody is left to be served
+    stop_signal = signal.SIGQUIT  # Gunicorn's quick stop: no client is left
 
     def __init__(
         self, directory: pathlib.Path, port: int = 0, *, check_formats: bool = True
@@ -93,9 +93,9 @@ class GlanceServer(process.ServerProcess):
         self.access_log = self.directory / 'access.log'
 
     def served(self, image_id: str) -> int:
-        """Count the answers that carried data of an image, whole or a range.
+        """Count the answers with data of an image, whole or a range.
 
-        Glance logs an answer once it ended, a moment after its last byte was sent.
+        Glance logs an answer when it ends, a moment after its last byte was sent.
         """
         served = re.compile(rf' GET /v2/images/{re.escape(image_id)}/file 20[06] ')
         try:
@@ -129,7 +129,7 @@ class GlanceServer(process.ServerProcess):
         )
 
     def _create_database(self, home: pathlib.Path) -> None:
-        """Create the schema once: it takes seconds, and most starts are not the first."""
+        """Create the schema at the first start only, since it takes seconds."""
         stamp = self.directory / _DATABASE_STAMP
         if files.holds(stamp, VERSION):
             return
@@ -149,7 +149,7 @@ class GlanceServer(process.ServerProcess):
             '--threads=16',
             '--timeout=600',
             '--graceful-timeout=5',
-            # Its place is one per user: a second Glance would take the first one's.
+            # Its path is per user: a second Glance would take over the first one's socket.
             '--no-control-socket',
             f'--access-logfile={self.access_log}',
             f'--access-logformat={_ACCESS_LOG_FORMAT}',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes that never outlive the process that started them, and servers among them."""
+"""Child processes, such as servers, that never outlive their parent."""
 
 import abc
 import os
@@ -46,19 +46,19 @@ class ServerProcess(abc.ABC):
 
     @abc.abstractmethod
     def _install(self) -> pathlib.Path:
-        """Give the environment that the server runs in, built when it must be."""
+        """Return the server's environment; build it if needed."""
 
     @abc.abstractmethod
     def _prepare(self, home: pathlib.Path) -> None:
-        """Write configuration and database; the port is known and ours."""
+        """Write configuration and database; the port is already bound."""
 
     @abc.abstractmethod
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
-        """Give the command that serves on the listener."""
+        """Return the command that serves on the listener."""
 
     @abc.abstractmethod
     def _variables(self) -> Mapping[str, str]:
-        """Give what the command finds in its environment, beside ours."""
+        """Return the environment variables that the command gets in addition to ours."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -70,11 +70,10 @@ class ServerProcess(abc.ABC):
     def start(self) -> None:
         """Start the server and return when it answers.
 
-        It dies with the thread that calls this (see ``dies_with_parent``).
+        It dies with the calling thread (see ``dies_with_parent``).
 
         :raises ServerFailed: it runs already, did not come up, or the port is taken
-        :raises nova_precache.standalone.environment.EnvironmentFailed: it is not installed
-            and could not be
+        :raises nova_precache.standalone.environment.EnvironmentFailed: it could not be installed
         """
         if self._process is not None:
             raise ServerFailed(f'{self.name} runs already at {self.url}')
@@ -90,14 +89,14 @@ class ServerProcess(abc.ABC):
             raise
 
     def stop(self) -> None:
-        """Stop the server, with force when it takes too long; nothing when it does not run."""
+        """Stop the server if it runs; kill it if it takes too long."""
         if self._process is None:
             return
         stop(self._process, self.stop_signal)
         self._process = None
 
     def _listen(self) -> socket.socket:
-        """Take the port here, so that nobody else can between choosing and using it."""
+        """Bind the port here, so that no other process takes it before the server uses it."""
         try:
             return socket.create_server((HOST, self.port), backlog=128)
         except OSError as exc:
@@ -106,9 +105,9 @@ class ServerProcess(abc.ABC):
     def _run(
         self, command: list[str], what: str, variables: Mapping[str, str] | None = None
     ) -> None:
-        """Run a command to its end, as a part of the preparation.
+        """Run a command of the preparation to its end.
 
-        :param variables: for its environment, where no other process sees a secret
+        :param variables: added to its environment, where other users cannot read a secret
         """
         try:
             with self._opened_log() as log:
@@ -128,10 +127,10 @@ class ServerProcess(abc.ABC):
 
     def _spawn(self, command: list[str], listener: socket.socket) -> subprocess.Popen[bytes]:
         with self._opened_log() as log:
-            # A session of its own: a Ctrl-C in the terminal reaches whoever runs the
-            # server, who stops it last.
+            # A session of its own: Ctrl-C in the terminal reaches only the parent, which
+            # stops the server last.
             return subprocess.Popen(
-                # When its parent is gone it is to stop as it would be stopped by it.
+                # When the parent dies, the server gets the parent's stop signal.
                 dies_with_parent(command, self.stop_signal.name.removeprefix('SIG')),
                 env={**os.environ, **self._variables()},
                 stdin=subprocess.DEVNULL,
@@ -148,9 +147,9 @@ class ServerProcess(abc.ABC):
             raise ServerFailed(f'the log {self.log} cannot be used: {exc.strerror}') from exc
 
     def _wait_until_it_answers(self) -> None:
-        """Ask once: the port is open already, and the answer comes as soon as it is up.
+        """Send one request: the port is open already, and the server answers as soon as it is up.
 
-        Only the server holds the port now, so it is closed when the server dies.
+        Only the server holds the port now, so it is closed if the server dies.
         """
         try:
             requests.get(self.url, timeout=START_SECONDS).raise_for_status()
@@ -159,13 +158,13 @@ class ServerProcess(abc.ABC):
 
 
 def dies_with_parent(command: list[str], signal_name: str) -> list[str]:
-    """Give the command under which the kernel sends it a signal when its parent is gone.
+    """Return the command with a prefix by which the kernel signals it when its parent dies.
 
-    It holds even when the parent is killed with SIGKILL. The kernel counts the
-    *thread* that started the child as its parent: start children from the main
-    thread, or from one that lives as long as they shall.
+    This works even if the parent is killed with SIGKILL. The kernel regards the *thread* that
+    started the child as its parent: start children from the main thread, or from one that
+    outlives them.
     """
-    # One that was gone before the kernel was told sends no signal any more.
+    # A parent that died before prctl() causes no signal, so check that it still lives.
     still = ['sh', '-c', '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
     return ['setpriv', '--pdeathsig', signal_name, '--', *still, *command]
 
@@ -175,7 +174,7 @@ def stop(
     stop_signal: signal.Signals = signal.SIGTERM,
     seconds: float = STOP_SECONDS,
 ) -> None:
-    """Stop a child that leads a session of its own, with force when it takes too long."""
+    """Stop a child that leads its own session; kill the session if it takes too long."""
     child.send_signal(stop_signal)
     try:
         child.wait(seconds)
@@ -185,12 +184,12 @@ def stop(
 
 
 def last_lines(text: str, count: int = 20) -> str:
-    """Shorten the output of a command to what tells why it failed."""
+    """Return the last lines of a command's output, which say why it failed."""
     return '\n'.join(text.splitlines()[-count:])
 
 
 def tail(path: pathlib.Path, count: int = 20) -> str:
-    """Give the last lines of a log, or say that there is none."""
+    """Return the last lines of a log, or a note that it was not written."""
     try:
         with open(path, 'rb', opener=files.regular) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_MAX_BYTES))

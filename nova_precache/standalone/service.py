@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole service in one process: an API, a conductor, and computes in cells.
 
-Everything it keeps is in one state directory; started again on it, it goes on
-where it was. Brokers are in memory, the database is SQLite, the image service
-is a real Glance.
+All state is in one directory; a restart with the same directory continues from it. Brokers are
+in memory, the database is SQLite, the image service is a real Glance.
 """
 
 import contextlib
@@ -44,7 +43,7 @@ _PORT_MAX_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What to run; ``image_url`` None starts a Glance, ``config_files`` come last."""
+    """The parts to run; ``image_url`` None starts a Glance, ``config_files`` override ours."""
 
     state_dir: pathlib.Path
     port: int = 8774
@@ -63,7 +62,7 @@ class Host:
 
 
 class Standalone:
-    """Starts the parts in their order and stops them in reverse."""
+    """Starts the parts in order and stops them in reverse."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -91,9 +90,10 @@ class Standalone:
         return self._agents
 
     def start(self) -> None:
-        """Start everything and say so in ``standalone.json``.
+        """Start all parts, then write ``standalone.json``.
 
-        :raises nova_precache.exception.PrecacheError: a part cannot start; none then runs
+        :raises nova_precache.exception.PrecacheError: a part cannot start; the others are
+            stopped
         """
         self._take_state_dir()
         try:
@@ -103,7 +103,7 @@ class Standalone:
             raise
 
     def stop(self) -> None:
-        """Stop whatever runs; the state directory keeps everything."""
+        """Stop all running parts; the state directory keeps all data."""
         self.ready_file.unlink(missing_ok=True)
         if self._api is not None:
             self._api.stop()
@@ -123,7 +123,7 @@ class Standalone:
 
     def _take_state_dir(self) -> None:
         with self._used_state_dir():
-            # Other users of the machine may not read what is a private image in Glance.
+            # Other users of the machine must not read private images of Glance.
             self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.open_lock(self._lock)
             is_ours = self._lock.acquire(blocking=False)
@@ -133,7 +133,7 @@ class Standalone:
 
     @contextlib.contextmanager
     def _used_state_dir(self) -> Iterator[None]:
-        """Translate what the operating system refuses there."""
+        """Translate errors of the operating system."""
         try:
             yield
         except OSError as exc:
@@ -168,7 +168,7 @@ class Standalone:
         return self._glance.url
 
     def _glance_port(self) -> int:
-        """Keep the port of an earlier run, which clients may have noted."""
+        """Return the port of an earlier run, which clients may have stored, or a new one."""
         kept = self._state_dir / 'glance.port'
         try:
             port = int(files.read(kept, _PORT_MAX_BYTES))
@@ -191,7 +191,7 @@ class Standalone:
                 cells.create_cell(name, transport_url=f'fake:///{self._exchange(name)}')
 
     def _exchange(self, name: str) -> str:
-        """Name an exchange of this state directory alone: they are shared by a whole process."""
+        """Return an exchange name unique to this state directory: a process shares exchanges."""
         return f'{uuid.uuid5(uuid.NAMESPACE_URL, str(self._state_dir))}-{name}'
 
     def _start_agents(self, conf_path: pathlib.Path, computes: compute_metrics.Computes) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virt drivers: what a kind of hypervisor does to have an image cached."""
+"""Virt drivers: the image caching of each kind of hypervisor."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all virt drivers, and how one is loaded by its configured name."""
+"""The base class of virt drivers, and loading one by its configured name."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _NAMESPACE = 'nova_precache.virt'
 
 @dataclasses.dataclass(frozen=True)
 class CacheReport:
-    """What a driver tells about its cache; sizes in bytes.
+    """A driver's report on its cache; sizes in bytes.
 
     ``store_id`` is the same on hosts that share their cache directory.
     """
@@ -28,7 +28,7 @@ class CacheReport:
 
 @dataclasses.dataclass(frozen=True)
 class RootDisk:
-    """A root disk as it was made; ``backing_file`` is the base file of an overlay."""
+    """A created root disk; ``backing_file`` is the base file of an overlay."""
 
     path: str
     format: str
@@ -38,7 +38,7 @@ class RootDisk:
 
 
 class ComputeDriver:
-    """A hypervisor's side of image caching; by default it has none."""
+    """A hypervisor's image caching; by default it has none."""
 
     capabilities: dict[str, bool] = {'supports_cache_image': False}  # noqa: RUF012
 
@@ -46,10 +46,10 @@ class ComputeDriver:
         """Read the configuration; the host is not touched before ``init_host``."""
 
     def options_changed(self, conf: cfg.ConfigOpts) -> None:
-        """Take over the options that may change at run time; by default there are none."""
+        """Apply the options that may change at run time; by default there are none."""
 
     def init_host(self) -> None:
-        """Prepare the host, and clear away what an earlier process left unfinished.
+        """Prepare the host, and remove the unfinished files of an earlier process.
 
         :raises nova_precache.exception.ConfigError: the host cannot be used as configured
         """
@@ -62,16 +62,17 @@ class ComputeDriver:
         control: Control | None = None,
         needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
-        """Have the image cached, so that a boot does not touch the image service.
+        """Cache the image, so that a boot does not use the image service.
 
-        So are the kernel and ramdisk that it names. What is cached already has its age reset.
+        The kernel and ramdisk that it names are cached, too. Already cached files are touched,
+        which resets their age.
 
-        :param images: the image service, as whoever asked may see it
-        :param progress: called from the thread that does the work, often
-        :param control: stops and hastens the work, from whatever thread
-        :param needed: the kernel and ramdisk of the image as it is now; None: not known
-        :raises nova_precache.exception.CacheError: with the reason why it is not cached
-        :raises NotImplementedError: this driver cannot
+        :param images: the image service, with the rights of the caller
+        :param progress: called often, from the working thread
+        :param control: stops and hastens the transfer, from any thread
+        :param needed: the current kernel and ramdisk of the image; None: not known
+        :raises nova_precache.exception.CacheError: the image is not cached, for this reason
+        :raises NotImplementedError: this driver cannot cache images
         """
         raise NotImplementedError
 
@@ -84,47 +85,46 @@ class ComputeDriver:
         progress: model.ProgressCallback = lambda progress: None,
         control: Control | None = None,
     ) -> RootDisk:
-        """Make the root disk of an instance from the cache, filling it in on a miss.
+        """Create the root disk of an instance from the cache; fetch the image on a miss.
 
         :param instance: name of the instance's directory, in Nova its uuid
-        :param size_bytes: None or 0 makes it as large as the image is
-        :param control: that of a boot; None for one that nobody stops
-        :raises nova_precache.exception.InvalidInput: no name of an instance
+        :param size_bytes: None or 0: the size of the image's disk
+        :param control: that of a boot; None: a boot that is never stopped
+        :raises nova_precache.exception.InvalidInput: ``instance`` is not a valid name
         :raises nova_precache.exception.RootDiskExists: the instance has a root disk
-        :raises nova_precache.exception.RootDiskTooSmall: the image holds more
-        :raises nova_precache.exception.CacheError: with the reason why there is no disk
+        :raises nova_precache.exception.RootDiskTooSmall: the image's disk is larger
+        :raises nova_precache.exception.CacheError: no disk was created, for this reason
         """
         raise exception.BackendUnsupported(f'{type(self).__name__} makes no root disks')
 
     def manage_image_cache(self) -> None:
-        """Remove what no disk uses and nobody asked for in a while; by default nothing.
+        """Remove images that no disk uses and no request has touched recently; by default none.
 
         :raises nova_precache.exception.CacheError: nothing was removed, for this reason
         """
 
     def remove_leftovers(self) -> None:
-        """Remove what broken-off work left and nobody went on with; by default nothing.
+        """Remove partial files too old to resume; by default none.
 
-        It is a part of ``manage_image_cache``, for hosts on which that is never done.
+        It is a part of ``manage_image_cache``, for hosts on which that never runs.
 
-        :raises nova_precache.exception.CacheError: something may be left, for this reason
+        :raises nova_precache.exception.CacheError: some may be left, for this reason
         """
 
     def forget_image(self, image_id: str) -> bool:
-        """Remove what an unfinished download of the image left; by default none leaves any.
+        """Remove the partial files of the image; by default there are none.
 
-        :returns: whether nothing is left; False: somebody works on the image, or it cannot
-            be removed
-        :raises nova_precache.exception.CacheError: something may be left, for this reason
+        :returns: whether none is left; False: the image is in use, or one cannot be removed
+        :raises nova_precache.exception.CacheError: some may be left, for this reason
         """
         return True
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
-        """List the images in the cache, but for the host and their ids; by default none.
+        """List the images in the cache, without host and image ids; by default none.
 
-        :param recount: look at the disks, to tell how many are based on each image; else
-            that is as it was when they were looked at last
-        :raises nova_precache.exception.CacheError: the cache cannot be looked at
+        :param recount: count again how many disks are based on each image; else use the
+            previous count
+        :raises nova_precache.exception.CacheError: the cache cannot be read
         """
         return ()
 
@@ -134,7 +134,7 @@ class ComputeDriver:
 
 
 def load_driver(name: str, conf: cfg.ConfigOpts) -> ComputeDriver:
-    """Make the driver of a configured name, such as ``libvirt.LibvirtDriver``.
+    """Load the driver of a configured name, such as ``libvirt.LibvirtDriver``.
 
     :raises nova_precache.exception.ConfigError: there is no such driver
     """

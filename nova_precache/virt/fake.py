@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drivers without a hypervisor: one that cannot cache, one that does in memory."""
+"""Drivers without a hypervisor: one that cannot cache, one that caches in memory."""
 
 import dataclasses
 import datetime
@@ -17,7 +17,7 @@ from nova_precache.virt import driver
 
 
 class FakeDriver(driver.ComputeDriver):
-    """A hypervisor that keeps no images."""
+    """A hypervisor without an image cache."""
 
 
 class FakeDriverWithCaching(FakeDriver):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection of a client: what it has sent, by when it must, and what is sent to it.
+"""One connection of a client: its request, its deadlines and its answer.
 
-No call here waits for the client: a connection keeps a request until it is whole, and an
-answer until the client has taken it, so that neither holds a thread. h11 knows the
-protocol; what it accepts for the sake of old clients is refused here.
+No call here waits for the client: a connection buffers a request until it is complete, and an
+answer until the client has received it, so that neither occupies a thread. h11 implements the
+protocol; forms that it accepts only for old clients are refused here.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from nova_precache.wsgi import gateway
 LOG = logging.getLogger(__name__)
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-# A record of TLS at least, so that none of one stays behind where no selector sees it.
+# At least one TLS record, so that no part of one stays in a buffer that no selector sees.
 _RECEIVED_BYTES = 64 * 1024
 # The line before a chunk, or all lines after the last one.
 _MAX_INCOMPLETE_BYTES = 4096
@@ -32,13 +32,13 @@ _FOREVER = float('inf')
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n")
-# An end of line that is none to others, a line that continues another, and NUL.
+# A line end that other servers do not accept, a continuation line, and NUL.
 _STRAY = re.compile(rb'(?<!\r)\n|\r(?=[^\n])|\n[ \t]|\0')
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much a client may send, and how long each phase of a connection may last.
+    """Limits on the data of a client, and on the duration of each phase of a connection.
 
     :ivar request_seconds: for TLS, head and body together
     :ivar answer_seconds: until the client has taken the whole answer
@@ -58,7 +58,7 @@ class Limits:
 
 
 class Phase(enum.StrEnum):
-    """What a connection does; while ``ASKING``, the application has its request."""
+    """The phase of a connection; while ``ASKING``, the application has its request."""
 
     HANDSHAKE = enum.auto()
     READING = enum.auto()
@@ -70,11 +70,11 @@ class Phase(enum.StrEnum):
 
 
 class Connection:
-    """A connection that was accepted.
+    """An accepted connection.
 
-    :ivar phase: what it does
-    :ivar since: when that began, by the clock
-    :ivar events: what it waits for of its socket, as selectors have it; 0 is nothing
+    :ivar phase: the current phase
+    :ivar since: start of the phase, by the clock
+    :ivar events: the selector events that it waits for on its socket; 0 for none
     """
 
     phase: Phase
@@ -106,12 +106,12 @@ class Connection:
 
     @property
     def held_bytes(self) -> int:
-        """About what of a request or an answer is in memory."""
+        """Approximate size of the request or answer in memory."""
         body = 0 if self._begun is None else len(self._begun.body)
         return len(self._head) + body + len(self._unsent)
 
     def proceed(self) -> None:
-        """Do what the socket is ready for."""
+        """Receive or send what the socket is ready for."""
         try:
             self._proceed()
         except ssl.SSLWantReadError:
@@ -119,28 +119,28 @@ class Connection:
         except ssl.SSLWantWriteError:
             self.events = _WRITE
         except BlockingIOError:
-            pass  # it was not ready
+            pass  # the socket was not ready
         except OSError as exc:
             LOG.debug('The connection of %s is lost: %s', self._client.host, exc)
             self.close()
 
     def take_request(self) -> gateway.Request | None:
-        """Give a request that has become whole, once."""
+        """Return a complete request, once."""
         if self.phase is not Phase.ASKING or self._begun is None or self._begun.is_taken:
             return None
         self._begun.is_taken = True
         return dataclasses.replace(self._begun.request, body=bytes(self._begun.body))
 
     def answer(self, answer: gateway.Answer, is_last: bool = False) -> None:
-        """Send the answer to the request from now on.
+        """Start to send the answer to the request.
 
         :param is_last: the connection is closed after it
         """
         if self._begun is None:
             return
         parser, request = self._begun.parser, self._begun.request
-        # After chunks, servers may disagree where the next request begins. One that did not
-        # wait for this answer is not served: clients would get more than their turn.
+        # After chunks, servers may disagree where the next request begins. A request that was
+        # sent before this answer is not served: such clients would get more than their share.
         is_last = is_last or request.is_chunked or bool(parser.trailing_data[0])
         try:
             data = _serialise(parser, request.method, answer, is_last)
@@ -151,7 +151,7 @@ class Connection:
         self._send(data, is_last=parser.our_state is not h11.DONE)
 
     def expire(self) -> None:
-        """End a phase that has taken too long."""
+        """End a phase whose deadline has passed."""
         if self._clock() < self._deadline:
             return
         if self.phase is Phase.READING and (self._head or self._begun):
@@ -162,11 +162,11 @@ class Connection:
         self.close()
 
     def hurry(self, seconds: float) -> None:
-        """End the present phase within this time."""
+        """Limit the rest of the current phase to this time."""
         self._deadline = min(self._deadline, self._clock() + seconds)
 
     def close(self) -> None:
-        """Be done with; the socket is closed by who watches it."""
+        """Mark the connection as closed; the loop closes the socket."""
         self._forget()
         self._enter(Phase.CLOSED, _FOREVER)
 
@@ -177,7 +177,7 @@ class Connection:
         self.events = {Phase.ASKING: 0, Phase.ANSWERING: _WRITE, Phase.CLOSED: 0}.get(phase, _READ)
 
     def _forget(self) -> None:
-        """Keep nothing of the last request and its answer."""
+        """Discard the last request and its answer."""
         self._head = bytearray()
         self._begun = None
         self._unsent = memoryview(b'')
@@ -185,7 +185,7 @@ class Connection:
     def _proceed(self) -> None:
         if self.phase is Phase.HANDSHAKE and self._tls is not None:
             self._tls.do_handshake()
-            self.phase, self.events = Phase.READING, _READ  # in the time that is left
+            self.phase, self.events = Phase.READING, _READ  # the deadline stays
         elif self.phase is Phase.IDLE:
             self._enter(Phase.READING, self._limits.request_seconds)
         if self.phase is Phase.READING:
@@ -219,7 +219,7 @@ class Connection:
         except _Refused as refused:
             self._refuse(refused.status, str(refused))
         except h11.RemoteProtocolError as exc:
-            # What follows is what the client sent.
+            # The rest of the message quotes the client's bytes.
             self._refuse(HTTPStatus.BAD_REQUEST, str(exc).partition(': bytearray(')[0])
 
     def _read_head(self, scanned_bytes: int) -> '_Begun | None':
@@ -264,7 +264,7 @@ class Connection:
             self._enter(Phase.ASKING, _FOREVER)
 
     def _continue(self, parser: h11.Connection) -> None:
-        """Ask for the body; to send so little does not wait, unless nothing at all is taken."""
+        """Ask for the body; sending so few bytes blocks only if the client reads nothing."""
         goes_on = h11.InformationalResponse(status_code=100, reason=b'Continue', headers=[])
         self.socket.send(parser.send(goes_on))
 
@@ -290,7 +290,7 @@ class Connection:
             self._enter(Phase.IDLE, self._limits.idle_seconds)
 
     def _linger(self) -> None:
-        """Leave the client the time to read the answer, which a reset would take from it."""
+        """Leave the client time to read the answer, which a reset would discard."""
         self.socket.shutdown(socket.SHUT_WR)
         self._enter(Phase.LINGERING, self._limits.linger_seconds)
 
@@ -303,7 +303,7 @@ class Connection:
 
 @dataclasses.dataclass
 class _Begun:
-    """A request whose head is there, and its body as far as that is."""
+    """A request whose head is complete, and the body received so far."""
 
     parser: h11.Connection
     request: gateway.Request
@@ -313,7 +313,7 @@ class _Begun:
 
 
 class _Refused(Exception):
-    """The request is none that this server accepts."""
+    """This server does not accept the request."""
 
     def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(message)
@@ -328,10 +328,10 @@ def _too_large(limits: Limits) -> _Refused:
 
 
 def _check_head(head: bytearray, scanned_bytes: int, size: int, limits: Limits) -> None:
-    """Refuse what is seen to be none before it is whole.
+    """Refuse an invalid head, even before it is complete.
 
-    :param scanned_bytes: at the beginning of ``head``, seen already
-    :param size: of the head, as far as it is there
+    :param scanned_bytes: length of the start of ``head`` that was checked before
+    :param size: length of the head received so far
     """
     if b'\n' in head and not _REQUEST_LINE.match(head):
         raise _Refused('Malformed request line')
@@ -356,9 +356,9 @@ def _check_request(request: h11.Request, limits: Limits) -> None:
 
 
 def _serialise(parser: h11.Connection, method: str, answer: gateway.Answer, is_last: bool) -> bytes:
-    """Give the bytes of an answer.
+    """Return the bytes of an answer.
 
-    :raises h11.LocalProtocolError: its headers cannot be sent, or differ from its body
+    :raises h11.LocalProtocolError: its headers cannot be sent, or contradict its body
     """
     headers = [*answer.headers]
     names = {name.lower() for name, _ in headers}

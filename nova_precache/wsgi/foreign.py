@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the application that a foreign WSGI server serves, whose threads are chosen already."""
+"""Build the application for a foreign WSGI server, after its threads were chosen."""
 
 import atexit
 import logging
@@ -23,6 +23,6 @@ def build(config_files: Sequence[str] | None) -> server.Application:
     LOG.info('Concurrency backend: %s', backend.current())
     auth.refuse_foreign_server(conf.api.auth_strategy)
     database = schema.open_current(conf, timeouts.API)
-    # The server says nothing to its application when it stops.
+    # A WSGI server does not notify its application when it stops.
     atexit.register(database.dispose)
     return wiring_api.application(conf, database)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between HTTP and WSGI: a request that has arrived whole, and the answer to it."""
+"""Convert between HTTP and WSGI: a complete request, and the answer to it."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 Application = Callable[..., Iterable[bytes]]
 Header = tuple[bytes, bytes]
 
-# In the WSGI environment: when the request was whole, in seconds of the monotonic clock.
+# In the WSGI environment: when the request was complete, in seconds of the monotonic clock.
 ARRIVED_AT = 'nova_precache.arrived_at'
 
 _FRAMING = frozenset({b'content-length', b'transfer-encoding'})
@@ -35,7 +35,7 @@ class Address:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A request; names of headers are in lower case."""
+    """A request; header names are in lower case."""
 
     method: str
     target: bytes
@@ -59,7 +59,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What is answered, with its whole body."""
+    """An answer with its whole body."""
 
     status: int
     reason: bytes
@@ -68,7 +68,7 @@ class Answer:
 
 
 def ask(application: Application, request: Request) -> Answer:
-    """Give what the application answers; 500 where it fails."""
+    """Call the application and return its answer, or 500 if it fails."""
     try:
         status, headers, chunks = webob.Request(_environ(request)).call_application(application)
         try:
@@ -86,7 +86,7 @@ def ask(application: Application, request: Request) -> Answer:
 
 
 def error(status: HTTPStatus, message: str) -> Answer:
-    """Give an answer of the server itself, in the form that OpenStack's clients read."""
+    """Build an error answer of the server itself, in the form that OpenStack's clients read."""
     told = {'code': status.value, 'title': status.phrase, 'message': message}
     body = json.dumps({'error': told}).encode()
     headers = [(b'Content-Type', b'application/json'), (b'Content-Length', b'%d' % len(body))]
@@ -118,9 +118,9 @@ def _environ(request: Request) -> dict[str, Any]:
 
 
 def _headers(request: Request) -> dict[str, str]:
-    """Give the headers as WSGI has them; what is said twice is one list, as in other servers.
+    """Convert headers to WSGI variables; join repeated ones into a list, as other servers do.
 
-    Names with an underscore are dropped: WSGI could not tell ``X_A`` from the ``X-A`` of a
+    Names with an underscore are dropped: WSGI cannot distinguish ``X_A`` from the ``X-A`` of a
     proxy.
     """
     found: dict[str, str] = {}

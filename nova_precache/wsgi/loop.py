@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks after all connections of a server in one thread, which waits for none of them alone."""
+"""Serve all connections of a server in one thread, which never blocks on a single one."""
 
 import collections
 import contextlib
@@ -14,9 +14,9 @@ from nova_precache.wsgi import connection, gateway
 
 LOG = logging.getLogger(__name__)
 
-# Below what a process may open.
+# Below the number of files that a process may open.
 MAX_CONNECTIONS = 512
-# Of requests that are not whole, and of answers that are not taken.
+# Of incomplete requests, and of answers that clients have not received.
 MAX_HELD_BYTES = 64 * 1024**2
 
 _LOOK_SECONDS = 0.5
@@ -33,11 +33,11 @@ _WAITING = frozenset({_Phase.HANDSHAKE, _Phase.READING, _Phase.IDLE})
 
 
 class Loop:
-    """Accepts connections, and hands each request that is whole over.
+    """Accepts connections, and hands over each complete request.
 
-    :param listener: closed in the end
-    :param wrap: makes TLS of a socket, if it is to be
-    :param ask: gets a request, and what is called with its answer, in any thread
+    :param listener: closed when serving ends
+    :param wrap: wraps a socket in TLS if configured
+    :param ask: takes a request, and a callback for its answer, called from any thread
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Loop:
             each.setblocking(False)
 
     def run(self) -> None:
-        """Serve until :meth:`stop` is called and every request has its answer, or a while after."""
+        """Serve until :meth:`stop`; then answer open requests for at most ``_PART_SECONDS``."""
         with self._waker, self._woken, selectors.DefaultSelector() as self._selector:
             with self._listener:
                 self._selector.register(self._listener, selectors.EVENT_READ)
@@ -80,7 +80,7 @@ class Loop:
                 self._do(each, each.close)
 
     def stop(self) -> None:
-        """Accept nothing more, and end when every request has its answer."""
+        """Stop accepting connections, and end when every request has its answer."""
         self._is_stopping = True
         self._wake()
 
@@ -89,7 +89,7 @@ class Loop:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is full, so it wakes, or all has ended
+        with contextlib.suppress(OSError):  # full, so the loop wakes anyway, or the loop has ended
             self._waker.send(b'\0')
 
     def _look(self) -> None:
@@ -110,19 +110,19 @@ class Loop:
             self._free_memory()
 
     def _do(self, each: connection.Connection, step: Callable[[], None]) -> None:
-        """Take a step, unless an earlier event of the same look has closed the connection."""
+        """Run a step, unless an earlier event of the same round has closed the connection."""
         if each not in self._connections:
             return
         try:
             step()
             self._follow(each)
-        except Exception:  # what one client causes must not end the service of all
+        except Exception:  # an error caused by one client must not end the server
             LOG.exception('A connection failed')
             each.close()
             self._follow(each)
 
     def _follow(self, each: connection.Connection) -> None:
-        """Watch for what a connection waits for now."""
+        """Hand over a complete request, and update the watched events of a connection."""
         request = each.take_request()
         if request is not None:
             self._ask(request, lambda answer: self._answered(each, answer))
@@ -159,13 +159,13 @@ class Loop:
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = gateway.Address(*accepted.getsockname()[:2])
         wrapped = self._wrap(accepted)
-        wrapped.setblocking(False)  # eventlet's does not take it over
+        wrapped.setblocking(False)  # eventlet's wrapper does not inherit it
         made = connection.Connection(wrapped, client, server, self._limits, self._clock)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._warn('There are %d connections: closing the oldest', MAX_CONNECTIONS)
             self._close_oldest()
         self._connections.add(made)
-        self._do(made, made.proceed)  # its first bytes may be there already
+        self._do(made, made.proceed)  # its first bytes may have arrived already
 
     def _answer(self, asking: connection.Connection, answer: gateway.Answer) -> None:
         asking.answer(answer, is_last=self._is_stopping)
@@ -174,7 +174,7 @@ class Loop:
         asking.proceed()
 
     def _free_memory(self) -> None:
-        """Close the oldest of the connections that hold too much between them."""
+        """Close the oldest connections while all together hold too many bytes."""
         held = sum(each.held_bytes for each in self._connections)
         if held <= MAX_HELD_BYTES:
             return
@@ -189,12 +189,12 @@ class Loop:
             self._do(each, each.close)
 
     def _oldest(self) -> list[connection.Connection]:
-        """All that may be closed, those first that have done the same thing the longest."""
+        """Return the connections that may be closed, those longest in their phase first."""
         clients = [each for each in self._connections if each.phase is not _Phase.ASKING]
         return sorted(clients, key=lambda each: each.since)
 
     def _part(self) -> None:
-        """Close what no request is in, and let the others end."""
+        """Close connections without a complete request, and limit the time of open answers."""
         for each in list(self._connections):
             if each.phase in _WAITING:
                 self._do(each, each.close)
@@ -202,7 +202,7 @@ class Loop:
                 each.hurry(_STOP_SECONDS)
 
     def _warn(self, message: str, *values: object) -> None:
-        """Log at most once a minute what clients can cause as often as they like."""
+        """Log a warning at most once a minute, since clients can cause it at will."""
         if self._clock() >= self._next_warning:
             self._next_warning = self._clock() + _WARN_SECONDS
             LOG.warning(message, *values)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses what a browser sends for a page of another site, where every caller is an admin.
+"""Refuse requests of a browser for pages of other sites, where every caller is an admin.
 
-The loopback is the only fence of an API with ``noauth2``, and of standalone's Glance, and every
-page in a browser of this machine is within it. A page of another site can send a POST that needs no
-preflight; one whose name its owner points to the loopback (DNS rebinding) can also read the
-answers. A browser names the page in ``Origin`` and the server that it believes to call in ``Host``:
-no page can change them.
+The loopback is the only protection of an API with ``noauth2``, and of standalone's Glance, but a
+page in any browser on this machine can call it. A page of another site can send a POST that needs
+no preflight; one whose owner points its name to the loopback (DNS rebinding) can also read the
+answers. A browser puts the page into ``Origin`` and the called server into ``Host``, and no page
+can change them.
 
-Only the standard library is imported: Glance loads this file into an environment of its own.
+Only the standard library is imported: Glance loads this file into its own environment.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _SHOWN_CHARACTERS = 100
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a page, or an API, is from; the host is in lower case and without brackets."""
+    """The origin of a page or an API; the host is in lower case and without brackets."""
 
     scheme: str
     host: str
@@ -42,7 +42,7 @@ class Origin:
 
     @classmethod
     def parse(cls, text: str, form: re.Pattern[str] = _ORIGIN) -> Self | None:
-        """Read one origin; None: it is not one, or several."""
+        """Parse one origin; None: it is not one, or several."""
         found = form.fullmatch(text)
         if found is None:
             return None
@@ -51,12 +51,12 @@ class Origin:
 
 
 class OriginGuard:
-    """Lets programs and pages of this machine pass, and what else is named.
+    """Admits programs and pages of this machine, and configured origins.
 
     :param allowed_origins: other origins of pages, as a browser writes them, or ``*``
-    :param public_endpoint: a URL of the server; its host is another name by which it may be
-        called, its origin that of its own pages
-    :param allowed: ends the message of a refusal: how more can be allowed
+    :param public_endpoint: a URL of the server; its host is accepted in ``Host``, its origin
+        in ``Origin``
+    :param allowed: ends the message of a refusal: how to allow more
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class OriginGuard:
         return [] if environ['REQUEST_METHOD'] == 'HEAD' else [body]
 
     def _refused_header(self, environ: Mapping[str, Any]) -> str | None:
-        """Name the header that shows the request to be foreign, if there is one."""
+        """Return the name of the header that marks the request as foreign, if any."""
         host, origin = environ.get('HTTP_HOST'), environ.get('HTTP_ORIGIN')
         # HTTP/1.0 needs no Host, and browsers do not speak it.
         if host is not None and not self._is_own_host(host):
             return 'Host'
         if origin is not None:
             return None if self._is_allowed_origin(origin) else 'Origin'
-        # Such as an image or a link in a page of another site, for which there is no Origin.
+        # A browser sends no Origin for, say, an image or a link in a page of another site.
         is_cross_site = 'cross-site' in str(environ.get('HTTP_SEC_FETCH_SITE', '')).lower()
         return 'Sec-Fetch-Site' if is_cross_site else None
 

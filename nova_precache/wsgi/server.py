@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves a WSGI application in this process, where no uwsgi or gunicorn does.
+"""Serve a WSGI application in this process, without uwsgi or gunicorn.
 
-One thread looks after the connections and reads each request whole before a thread of the
-application is taken for it, and none is kept until the answer has arrived: clients that
-are slow, silent or gone take no thread.
+One thread serves the connections. It reads each request completely before a thread of the
+application takes it, and sends the answer itself: clients that are slow, silent or gone occupy
+no thread of the application.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 
 Application = gateway.Application
 
-# A token of Keystone's has a few thousand at most.
+# A Keystone token has a few thousand bytes at most.
 MAX_HEADER_BYTES = 64 * 1024
 # The default of [oslo_middleware] max_request_body_size.
 MAX_BODY_BYTES = 114_688
@@ -33,7 +33,7 @@ _BACKLOG = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Files in PEM by which the server proves who it is; None is where the key is in the same."""
+    """PEM files of the server's certificate; ``key_file`` None: ``cert_file`` has the key."""
 
     cert_file: str
     key_file: str | None = None
@@ -43,12 +43,12 @@ class HttpServer:
     """A threaded HTTP server; port 0 takes a free one.
 
     :param threads: requests that the application answers at once
-    :param certificate: makes it speak TLS only
+    :param certificate: serve TLS only
     :param max_body_bytes: longer bodies are refused with 413
-    :param reserved_path: requests for it have a thread of their own, and are answered also while
-        all others are at work
-    :param error: begins the text of the error where the address cannot be listened on
-    :raises nova_precache.exception.ConfigError: the certificate is of no use
+    :param reserved_path: its requests have their own thread, and are answered even while all
+        others are busy
+    :param error: begins the error message if the server cannot listen on the address
+    :raises nova_precache.exception.ConfigError: the certificate cannot be used
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class HttpServer:
     def start(self) -> None:
         """Listen, then serve in the background.
 
-        :raises nova_precache.exception.ConfigError: the address cannot be listened on
+        :raises nova_precache.exception.ConfigError: the server cannot listen on the address
         """
         try:
             listener = _listen(self._host, self.port)
@@ -90,7 +90,7 @@ class HttpServer:
         self._serving = served, thread
 
     def stop(self) -> None:
-        """Close the port and let the requests being served end."""
+        """Close the port and wait for the requests being served."""
         if self._serving is None:
             return
         served, thread = self._serving
@@ -100,7 +100,7 @@ class HttpServer:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _wrap(self, accepted: socket.socket) -> socket.socket:
-        """Make TLS of a socket, if it is to be; the handshake is made when the client begins it."""
+        """Wrap a socket in TLS if configured; the handshake runs when the client begins it."""
         if self._tls is None:
             return accepted
         return self._tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
@@ -111,7 +111,7 @@ class HttpServer:
 
 
 def _run(served: loop.Loop) -> None:
-    """Serve; if that fails, end the process as a signal would, so that it is started again."""
+    """Serve; on failure, terminate the process by a signal, so that it is restarted."""
     try:
         served.run()
     except Exception:
@@ -135,7 +135,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _tls(certificate: Certificate) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # No password of a key is asked for: a service has no terminal.
+        # Never prompt for the password of a key: a service has no terminal.
         context.load_cert_chain(certificate.cert_file, certificate.key_file, password=str)
     except (OSError, ValueError) as exc:
         raise exception.ConfigError(

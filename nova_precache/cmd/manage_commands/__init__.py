@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nova-precache-manage does, one module a noun: each command takes the configuration."""
+"""The commands of nova-precache-manage, one module per noun; each takes the configuration."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from nova_precache.wiring import common, computes
 
 
 class Site:
-    """The stores that the commands look into and change."""
+    """The stores that the commands read and change."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: session.Database) -> None:
         self.inventory: inventory.Inventory = novadb.open_inventory(conf, database)
@@ -28,14 +28,14 @@ class Site:
 def site(conf: cfg.ConfigOpts) -> Iterator[Site]:
     """Open the configured databases for one command.
 
-    :raises nova_precache.exception.ConfigError: one cannot be opened, or was never synced
+    :raises nova_precache.exception.ConfigError: one cannot be opened, or was not synced
     """
     with schema.open_current(conf) as database:
         yield Site(conf, database)
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; a name that an earlier release let in moves no cursor."""
+    """Print a table; escape control characters in names that an earlier release accepted."""
     table = prettytable.PrettyTable(columns, align='l')
     table.add_rows([[wire.printable(v) if isinstance(v, str) else v for v in row] for row in rows])
     print(table)

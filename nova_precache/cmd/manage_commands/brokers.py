@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the transport URL of a cell is read from.
+"""Read the transport URL of a cell.
 
-It has a password, and a command line is seen by whoever lists processes, and is kept by
-shells. So it need not be there, and nothing here ever shows it.
+It contains a password; a command line is visible in process lists and stored by shells. So the
+URL can be read from elsewhere, and it is never printed.
 """
 
 import getpass
@@ -18,10 +18,10 @@ PROMPT = 'Transport URL (not shown): '
 
 
 def transport_url(conf: cfg.ConfigOpts, given: str | None) -> str:
-    """Give the URL itself, or that of standard input, or that of the configuration.
+    """Return the URL from the command line, standard input or the configuration.
 
-    :param given: on the command line; ``-`` is standard input, None the configuration
-    :raises nova_precache.exception.InvalidInput: there is none, or it cannot be read
+    :param given: from the command line; ``-`` is standard input, None the configuration
+    :raises nova_precache.exception.InvalidInput: there is none, or it cannot be parsed
     """
     if given is None:
         return _checked(conf, _configured(conf), '[DEFAULT] transport_url')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-manage cell: which cells there are, and where their brokers are."""
+"""nova-precache-manage cell: create, list and delete cells with the URLs of their brokers."""
 
 import uuid
 
@@ -46,7 +46,7 @@ def show_all(conf: cfg.ConfigOpts) -> int:
 
 
 def delete(conf: cfg.ConfigOpts) -> int:
-    """Delete a cell that holds no hosts, or with its hosts if each of them may be deleted."""
+    """Delete a cell without hosts, or with --force its hosts, too, if each may be deleted."""
     with manage_commands.site(conf) as site:
         cell = site.inventory.get_cell(conf.command.cell)
         mappings = site.inventory.list_host_mappings()
@@ -72,5 +72,5 @@ def _refuse_used(
             f'Cell {cell.name} has work in flight, {jobs} images on hosts: cancel the requests '
             'first, or let them end.'
         )
-    for host in mapped:  # all of them, before the first is deleted
+    for host in mapped:  # check all before the first is deleted
         hosts.refuse_used(site, host)

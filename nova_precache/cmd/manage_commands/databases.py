@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-manage db: the schema, and what has been kept for long enough."""
+"""nova-precache-manage db: sync the schema, and purge old requests."""
 
 from oslo_config import cfg
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-manage root-disk: what a boot would make of the image cache."""
+"""nova-precache-manage root-disk: create a root disk from the image cache, as a boot does."""
 
 from oslo_config import cfg
 

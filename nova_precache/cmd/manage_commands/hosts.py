@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-manage host: which hosts are in which cell, and those that are gone for good."""
+"""nova-precache-manage host: list and map hosts, and delete those that are gone for good."""
 
 import sys
 
@@ -25,12 +25,12 @@ def _state(host: model.Host | None) -> tuple[object, ...]:
 
 
 def discover(conf: cfg.ConfigOpts) -> int:
-    """Map the hosts of living agents that are mapped to no cell, as a first report does."""
+    """Map the unmapped hosts of live agents to their cells, as a first report does."""
     with manage_commands.site(conf) as site:
         mapped = {host for host, _ in site.inventory.list_host_mappings()}
         unmapped = [agent for agent in site.agents.list() if agent.host not in mapped]
         known = site.agents.look([agent.host for agent in unmapped]).values()
-        # Each is tried, and what is wrong with one is told.
+        # Try each host, and report the error of each.
         results = [_map(site, each.agent) for each in known if each.status == model.HostStatus.UP]
     print(f'Hosts mapped: {sum(results)}')
     return 0 if all(results) else 1
@@ -56,10 +56,10 @@ def delete(conf: cfg.ConfigOpts) -> int:
 
 
 def refuse_used(site: manage_commands.Site, host: str) -> None:
-    """Keep a host that lives, or that something still refers to.
+    """Refuse to delete a host that may be up, or is still referred to.
 
-    :raises nova_precache.exception.ComputeHostNotFound: nobody knows it
-    :raises nova_precache.exception.InUse: it is needed
+    :raises nova_precache.exception.ComputeHostNotFound: the host is unknown
+    :raises nova_precache.exception.InUse: it may be up, is in an aggregate, or has jobs
     """
     known = site.agents.look([host]).get(host)
     if known is None and host not in site.inventory.cell_of_hosts([host]):
@@ -84,6 +84,6 @@ def refuse_used(site: manage_commands.Site, host: str) -> None:
 
 
 def delete_one(site: manage_commands.Site, host: str) -> None:
-    """Delete what is known of a host; nothing where the inventory is Nova's."""
+    """Delete the host's mapping and records; raises if Nova keeps the inventory."""
     site.inventory.unmap_host(host)
     site.departures.forget(host)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches images as the files that Nova's libvirt driver boots instances from."""
+"""Cache images as the files from which Nova's libvirt driver boots instances."""
 
 import dataclasses
 import datetime
@@ -28,7 +28,7 @@ _LAST_MICROSECOND = (_LATEST - _EPOCH) // datetime.timedelta(microseconds=1)
 
 @dataclasses.dataclass(frozen=True)
 class LibvirtSettings:
-    """What the options say about the cache and about root disks."""
+    """The options of the cache and of root disks."""
 
     layout: layout.CacheLayout
     images_type: str
@@ -80,7 +80,7 @@ class LibvirtSettings:
 
 
 class LibvirtDriver(driver.ComputeDriver):
-    """The driver; it moves no instance, it only has their images ready."""
+    """The libvirt driver; it manages only images, not instances."""
 
     capabilities = {'supports_cache_image': True}  # noqa: RUF012
 
@@ -254,7 +254,7 @@ class LibvirtDriver(driver.ComputeDriver):
         return report
 
     def _mend(self, problem: exception.CacheError) -> None:
-        """Make what was removed again, for the next report; log what cannot be mended once."""
+        """Create removed directories again for the next report; log a lasting problem once."""
         try:
             self._store.check_there()
         except exception.CacheError as exc:
@@ -297,7 +297,7 @@ def _cached_image(
 
 
 def _utc(mtime_ns: int) -> datetime.datetime:
-    """Give a file's time in UTC; of one that no calendar has, what comes next to it."""
+    """Return a file's time in UTC, limited to the range from the epoch to the year 9999."""
     microseconds = max(0, min(mtime_ns // 1000, _LAST_MICROSECOND))
     return _EPOCH + datetime.timedelta(microseconds=microseconds)
 
@@ -307,6 +307,6 @@ def _is_novas(paths: layout.CacheLayout) -> bool:
 
 
 def _is_set(conf: cfg.ConfigOpts, name: str, group: str) -> bool:
-    """Tell whether somebody chose the value of an option, if only that of its default."""
+    """Return whether an option was set explicitly, even to its default value."""
     found = conf.get_location(name, group)
     return found is not None and found.location is not cfg.Locations.opt_default

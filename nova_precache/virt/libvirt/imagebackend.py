@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boot side: makes root disks from the cache.
+"""The boot side: create root disks from the cache.
 
-On a miss it fills the cache by the same routine and under the same lock as a
-precache request, so a boot joins a download that is under way. What a killed
-process leaves of a disk goes with the directory of its instance.
+On a miss it fetches the image by the same routine and under the same lock as a precache
+request, so a boot waits for a download in progress. The partial disk of a killed process is
+removed with the directory of its instance.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ _INSTANCE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,254}')
 
 
 class RootDiskMaker:
-    """Makes root disks in the directories of instances.
+    """Creates root disks in the directories of instances.
 
-    :param overlay: make qcow2 overlays; else raw copies
+    :param overlay: create qcow2 overlays; else raw copies
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class RootDiskMaker:
         progress: model.ProgressCallback,
         control: Control,
     ) -> driver.RootDisk:
-        """Make a root disk, as :meth:`nova_precache.virt.driver.ComputeDriver.create_root_disk`."""
+        """Create one, as :meth:`nova_precache.virt.driver.ComputeDriver.create_root_disk`."""
         path = self._disk_path(instance)
         if os.path.lexists(path):
             raise exception.RootDiskExists(path)
-        with _directory(os.path.dirname(path)):  # before a download that would be in vain
+        with _directory(os.path.dirname(path)):  # fails before a useless download
             return self._create(images, image_id, path, size_bytes, progress, control)
 
     def _create(
@@ -106,14 +106,14 @@ class RootDiskMaker:
 
     @contextlib.contextmanager
     def _kept(self, image_id: str, control: Control) -> Iterator[None]:
-        """Keep a base file from expiring until the disk that is based on it can be seen."""
+        """Keep a base file from expiring until the disk based on it exists."""
         with self._locks.hold(layout.base_name(image_id), control):
             if not self._store.touch(image_id, is_boot=True):
                 raise exception.StorageError(
                     f'The base file of image {image_id} was removed meanwhile'
                 )
             yield
-            # A round that listed the file before the disk was there leaves it alone now.
+            # An expiry round that listed the file before the disk existed now keeps it.
             self._store.touch(image_id, is_boot=True)
 
     def _copy(
@@ -124,7 +124,7 @@ class RootDiskMaker:
         size_bytes: int,
         control: Control,
     ) -> None:
-        """Copy the content of the base file, holes as holes, and grow it."""
+        """Copy the content of the base file, preserving holes, and grow it."""
         with self._store.reserve(base.virtual_size_bytes, [target]):
             if base.qemu_format == 'raw':
                 _copy_sparse(base_path, target, control)
@@ -144,9 +144,9 @@ def _disk_size(image_id: str, size_bytes: int | None, virtual_size_bytes: int) -
 
 @contextlib.contextmanager
 def _new_file(path: str) -> Iterator[str]:
-    """Give a name to write to; on leaving the file is at ``path``, whole and on the disk.
+    """Yield a temporary path; on leaving, sync the file and publish it at ``path``.
 
-    :raises nova_precache.exception.RootDiskExists: somebody else made it meanwhile
+    :raises nova_precache.exception.RootDiskExists: another process created it meanwhile
     """
     temporary = f'{path}.{uuid.uuid4().hex}.part'
     try:
@@ -160,7 +160,7 @@ def _new_file(path: str) -> Iterator[str]:
 def _publish(temporary: str, path: str) -> None:
     files.synchronise(temporary)
     try:
-        os.link(temporary, path)  # A rename would replace a disk that is there.
+        os.link(temporary, path)  # A rename would replace an existing disk.
     except FileExistsError as exc:
         raise exception.RootDiskExists(path) from exc
     files.synchronise(os.path.dirname(path))
@@ -168,11 +168,11 @@ def _publish(temporary: str, path: str) -> None:
 
 @contextlib.contextmanager
 def _directory(path: str) -> Iterator[None]:
-    """Have a directory, which is gone again when it was made in vain."""
+    """Create a directory if it is missing; on an error, remove it again."""
     existed = os.path.isdir(path)
     if not existed:
         with cache_store.storage_errors(f'Making {path}'), contextlib.suppress(FileExistsError):
-            os.mkdir(path)  # not what it is in, which may be a mount
+            os.mkdir(path)  # not its parents, which may be a mount
     try:
         yield
     except BaseException:
@@ -191,7 +191,7 @@ def _copy_sparse(source: str, target: str, control: Control) -> None:
         stderr=subprocess.PIPE,
         text=True,
         errors='replace',
-        process_group=0,  # a Ctrl-C in the terminal is for this process, which ends it
+        process_group=0,  # Ctrl-C in the terminal reaches only this process, which kills the child
     )
     with copying, control.on_stop(copying.kill):
         try:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which base files the instances use.
+"""Find the base files that instances use.
 
-A root disk says on which file it is based. Headers are read here and not by qemu-img: there may
-be thousands. Whatever cannot be read might be based on anything, so it is an error and never
+The header of a root disk names its base file. Headers are read here and not by qemu-img: there
+may be thousands. A disk that cannot be read may be based on any file, so it is an error, never
 "not based".
 
-Nova counts a kernel or ramdisk as used while an instance was booted with it. Here, where
-instances are known only by their files, one counts that is noted as needed by the image of a
-disk, and one whose content an instance has: Nova copies both into the directory of the instance.
+Nova counts a kernel or ramdisk as used while an instance exists that was booted with it. Here
+only the files of instances are known: a kernel or ramdisk counts as used if it is noted as a
+companion of a disk's image, or if an instance has a file with its content, since Nova copies
+both into the directory of the instance.
 """
 
 import collections
@@ -31,7 +32,7 @@ _DISK_FORMATS_MAX_BYTES = 64 * 1024
 _COMPARED_BYTES = 64 * 1024
 _COPIES = frozenset({'kernel', 'ramdisk'})
 
-# No disks, and of other users: libvirt's, and root's where a file system is mounted.
+# Not disks, and owned by other users: by libvirt's, and by root in a mounted file system.
 _CONSOLE_LOG = re.compile(r'console\.log(\.[0-9]+)?')
 _RECOVERED = 'lost+found'
 
@@ -43,43 +44,43 @@ _MAX_NAME_BYTES = 1023
 
 
 class DiskUsage:
-    """What the instances below an instances path use."""
+    """The base files used by the instances below an instances path."""
 
     def __init__(self, paths: layout.CacheLayout) -> None:
         self._paths = paths
         self._digests: dict[_Content, bytes] = {}
 
     def is_backing(self, path: str) -> bool:
-        """Tell whether the disk of some instance is based on this base file.
+        """Return whether the disk of any instance is based on this base file.
 
-        :raises nova_precache.exception.StorageError: a disk cannot be read, so nobody knows
+        :raises nova_precache.exception.StorageError: a disk cannot be read, so it is not known
         """
         return os.path.basename(path) in self._disks()
 
     def backing_names(self) -> frozenset[str]:
-        """Name the files behind instances: behind disks, and behind kernels and ramdisks.
+        """Return the names of the files used by disks, and as kernels and ramdisks.
 
-        A disk that was moved, or sees its base file through another mount, is based
-        on the file of the same name; so it is for Nova.
+        A disk that was moved, or reaches its base file through another mount, counts as based
+        on the file of the same name, as in Nova.
 
         :raises nova_precache.exception.StorageError: one cannot be read, so it is not known
         """
         return frozenset(self.counts())
 
     def counts(self) -> Mapping[str, int]:
-        """Count the disks and copies of each file, by its name; others have no entry.
+        """Count the disks and copies of each file, by its name; unused files have no entry.
 
         :raises nova_precache.exception.StorageError: one cannot be read, so it is not known
         """
         disks = self._disks()
-        # An instance may have both, a disk and the copies: it counts once.
+        # An instance may have both a disk and the copies: it counts once.
         return disks + (self._copies() | self._companions(disks))
 
     def _disks(self) -> 'collections.Counter[str]':
         return collections.Counter(name for path in self._directories() for name in _names_in(path))
 
     def _companions(self, disks: Mapping[str, int]) -> 'collections.Counter[str]':
-        """Count the disks of images whose kernel or ramdisk each file is, as far as it is noted."""
+        """Count, for each noted kernel or ramdisk, the disks of the images that need it."""
         found: collections.Counter[str] = collections.Counter()
         for name, count in disks.items():
             if not layout.is_base_name(name):
@@ -93,7 +94,7 @@ class DiskUsage:
     def _copies(self) -> 'collections.Counter[str]':
         """Count the kernels and ramdisks of instances that have the content of a base file.
 
-        Only files of one size are read, and each once.
+        Only files of equal size are read, and each once.
         """
         copies = [
             found
@@ -126,7 +127,7 @@ class DiskUsage:
         return [each for each in found if each is not None]
 
     def _directories(self) -> list[str]:
-        """Give the directories of instances, also of those being resized or deleted."""
+        """List the directories of instances, including those being resized or deleted."""
         recovered = os.path.join(self._paths.instances_path, _RECOVERED)
         others = {self._paths.base_directory, self._paths.lock_directory, recovered}
         with store.storage_errors(f'Looking for disks in {self._paths.instances_path}'):
@@ -136,7 +137,7 @@ class DiskUsage:
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """A file as it was when its content was read."""
+    """The identity of a file whose content was read."""
 
     path: str
     inode: int
@@ -145,7 +146,7 @@ class _Content:
 
 
 def _content(path: str) -> _Content | None:
-    """Look at a file that may be there; what is empty was not copied yet."""
+    """Return a file, None if it is missing or empty; an empty one was not copied yet."""
     with store.storage_errors(f'Looking at {path}'):
         try:
             status = os.stat(path)
@@ -180,7 +181,7 @@ def _names_in(directory: str) -> Iterator[str]:
 
 
 def _may_be_disk(entry: os.DirEntry[str]) -> bool:
-    """Tell a disk from what else is there, such as a log in which a guest writes what it likes."""
+    """Return whether a file may be a disk; a guest may write anything into its console log."""
     return entry.is_file() and not _CONSOLE_LOG.fullmatch(entry.name)
 
 
@@ -194,7 +195,7 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
 
 
 def _disk_formats(path: str) -> dict[str, Any]:
-    """Read which formats Nova notes for an instance's disks, by the disks' names."""
+    """Read the formats that Nova recorded for an instance's disks, by the disks' names."""
     with store.storage_errors(f'Reading {path}'):
         try:
             with open(path, 'rb', opener=files.regular_or_link) as file:
@@ -217,7 +218,7 @@ def _backing_names(disk: os.DirEntry[str], noted_format: Any) -> set[str]:
             return set()  # The instance was deleted meanwhile.
         except (ValueError, RecursionError) as exc:
             if noted_format == 'raw':
-                return set()  # Its guest writes there what it likes.
+                return set()  # The guest may write any header into a raw disk.
             raise exception.StorageError(
                 f'The header of {disk.path} cannot be read: {exc}'
             ) from exc
@@ -228,7 +229,7 @@ def _names(paths: Iterable[str]) -> set[str]:
 
 
 def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:
-    """Read the backing file from a qcow2 header; ValueError says that it cannot be one."""
+    """Read the backing file from a qcow2 header; ValueError: the header is invalid."""
     header = disk.read(_QCOW2_HEADER.size)
     if not header.startswith(_QCOW2_MAGIC):
         if noted_format == 'qcow2':
@@ -253,7 +254,7 @@ def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:
 
 
 def _paths_in(backing_file: str) -> list[str]:
-    """Give the paths that qemu's name of a backing file may mean."""
+    """Return the paths that qemu's name of a backing file may denote."""
     if backing_file.startswith('json:'):
         return list(_strings(json.loads(backing_file.removeprefix('json:'))))
     return [backing_file.removeprefix('file:')]
