@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 # until they are published; then the page cache is freed for the guests.
 _KEPT_PAGES_SHARE = 1 / 8
 # How often companions are touched during a download.
-_TOUCH_SECONDS = 300.0
+TOUCH_SECONDS = 300.0
 
 
 class _CompanionLocked(Exception):
@@ -343,7 +343,7 @@ class CachePopulator:
 
         def note(now: model.Progress) -> None:
             nonlocal touched_at
-            if clock() - touched_at >= _TOUCH_SECONDS:
+            if clock() - touched_at >= TOUCH_SECONDS:
                 touched_at = clock()
                 for companion in image.needed:
                     with contextlib.suppress(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a session of keystoneauth sends where it is redirected: logins, tokens, bodies."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from keystoneauth1 import exceptions as ksa_exceptions
@@ -135,6 +135,30 @@ def test_the_body_of_a_redirect_is_not_waited_for(
     ]
     assert session.get(f'{server.url}/x', stream=True, log=False).content == b'data'
     assert server.connection_closed.wait(20)
+
+
+@pytest.mark.parametrize(
+    'host', ['a..b', f'{"x" * 64}.example', '[::::]', '[1:2]', '.', '-', 'a' * 254]
+)
+@pytest.mark.parametrize('scheme', ['http:', ''])
+def test_an_odd_host_is_a_redirect_that_failed(
+    server: Server, session: exchange.Session, host: str, scheme: str
+) -> None:
+    server.answers = [to(f'{scheme}//{host}/x')]
+    with pytest.raises(redirects.RedirectFailed):
+        session.get(f'{server.url}/x')
+
+
+def test_what_a_redirect_leads_to_is_not_in_the_log(
+    server: Server,
+    session: exchange.Session,
+    free_port: Callable[[], int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.answers = [to(f'http://127.0.0.1:{free_port()}/x?signature=hidden')]
+    with pytest.raises(redirects.RedirectFailed) as failed:
+        session.get(f'{server.url}/x', connect_retries=1, log=False)
+    assert 'hidden' not in f'{failed.value}{caplog.text}'
 
 
 def test_other_schemes_hosts_and_ports_are_other_origins() -> None:

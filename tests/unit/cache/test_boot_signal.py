@@ -10,8 +10,8 @@ import pytest
 from nova_precache.cache import boot_signal
 
 _BOOT = (
-    'import sys, time; from nova_precache.cache import boots\n'
-    'with boots.WaitingBoots(sys.argv[1]).wait():\n'
+    'import sys, time; from nova_precache.cache import boot_signal\n'
+    'with boot_signal.WaitingBoots(sys.argv[1]).wait():\n'
     '    print("waits", flush=True); time.sleep(600)'
 )
 

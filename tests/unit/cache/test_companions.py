@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import dataclasses
+import errno
 import itertools
 import json
 import multiprocessing
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from nova_precache import exception, model, transfer_control
-from nova_precache.cache import layout
+from nova_precache.cache import layout, notes, populator
 from nova_precache.image import fake
 from tests import disk_images
 from tests.service import wait_until
@@ -84,6 +85,11 @@ def base_names(cache: Cache) -> set[str]:
     return {name for name in cache.names() if layout.is_base_name(name)}
 
 
+def listed(cache: Cache) -> set[str]:
+    """Return what the host reports as its images."""
+    return {file.name for file in cache.store.images()}
+
+
 def age(cache: Cache, *images: model.Image) -> None:
     for image in images:
         os.utime(cache.base_file(image.id), (1000, 1000))
@@ -105,7 +111,7 @@ def test_kernel_and_ramdisk_are_cached_as_they_are_beside_the_image(
     assert cache.base_file(bootable.image.id).read_bytes() == DATA
     assert cache.base_file(bootable.kernel.id).read_bytes() == KERNEL
     assert cache.base_file(bootable.ramdisk.id).read_bytes() == RAMDISK
-    assert cache.store.is_complete(layout.base_name(bootable.image.id))
+    assert layout.base_name(bootable.image.id) in listed(cache)
 
 
 def test_a_converted_image_has_its_kernel_unconverted(
@@ -193,7 +199,7 @@ def test_what_nova_fetched_whole_is_noted_and_so_known_without_being_told(
     assert fill(cache, images, bootable.image, bootable.needed).existing
     assert images.opens == []
     cache.base_file(bootable.ramdisk.id).unlink()
-    assert not cache.store.is_complete(layout.base_name(bootable.image.id))
+    assert layout.base_name(bootable.image.id) not in listed(cache)
     assert not fill(cache, images, bootable.image).existing
 
 
@@ -235,7 +241,7 @@ def test_a_damaged_note_counts_as_nothing_known_and_is_mended(
     fill(cache, images, bootable.image)
     name = layout.base_name(bootable.image.id)
     pathlib.Path(cache.paths.note_path(name)).write_bytes(note)
-    assert not cache.store.is_complete(name)
+    assert name not in listed(cache)
     images.opens.clear()
     full = Cache(cache.paths, reserved_bytes=2**60)  # nothing is to come, so nothing must fit
     assert fill(full, images, bootable.image).existing
@@ -464,8 +470,59 @@ def test_a_kernel_that_is_removed_while_its_image_comes_leaves_it_unpublished(
     with pytest.raises(exception.StorageError, match='was removed meanwhile'):
         fill(cache, images, bootable.image, progress=remove)
     assert layout.base_name(bootable.image.id) not in cache.names()
+    images.opens.clear()
     fill(cache, images, bootable.image)
     assert base_names(cache) == {layout.base_name(each.id) for each in bootable.all}
+    assert images.opens == [(bootable.kernel.id, 0)], 'the image itself was kept'
+
+
+def test_companions_are_reported_whatever_they_begin_like(
+    cache: Cache, images: fake.FakeImageService, bootable: Bootable
+) -> None:
+    fill(cache, images, bootable.image)
+    assert listed(cache) == {layout.base_name(each.id) for each in bootable.all}
+    for companion in (bootable.kernel, bootable.ramdisk):
+        cache.base_file(companion.id).unlink()
+        assert layout.base_name(bootable.image.id) not in listed(cache)
+        fill(cache, images, bootable.image)
+
+
+def test_companions_are_touched_while_a_large_image_comes(
+    cache: Cache,
+    images: fake.FakeImageService,
+    bootable: Bootable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(populator, 'TOUCH_SECONDS', 0)
+    young: list[bool] = []
+
+    def grow_old(progress: model.Progress) -> None:
+        if progress.bytes_done > len(KERNEL) + len(RAMDISK):
+            young.append(is_young(cache, bootable.kernel))
+            age(cache, bootable.kernel)
+
+    fill(cache, images, bootable.image, progress=grow_old)
+    assert young
+    assert all(young)
+
+
+def test_a_note_that_may_not_be_read_leaves_out_its_image_alone(
+    cache: Cache,
+    images: fake.FakeImageService,
+    bootable: Bootable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = images.add(DATA)
+    for image in (plain, bootable.image):
+        fill(cache, images, image)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, 'Permission denied', path)
+
+    monkeypatch.setattr(notes, 'read', refuse)
+    assert layout.base_name(plain.id) in listed(cache)
+    assert layout.base_name(bootable.image.id) not in listed(cache)
+    assert fill(cache, images, bootable.image, bootable.needed).existing
 
 
 def test_a_boot_that_waits_for_the_kernel_hastens_its_download(

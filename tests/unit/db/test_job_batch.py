@@ -273,3 +273,58 @@ def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
             assert world.jobs.finish(again.job_id, again.epoch, CACHED)
     assert set(world.statuses(request).values()) == {'cached'}
     assert world.to_announce(request) == ['start', 'h1', 'h2']
+
+
+LIMITED = model.RequestOptions(max_parallel_hosts=1)
+
+
+def test_a_late_outcome_frees_no_place_under_a_limit(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
+    late = world.begun()
+    assert world.jobs.assign_again('c1', late) is not None
+    ended = NextJobRequest('c1', late.host, _finish(late))
+    wanted = job_claim.ClaimRequest('c1', limit=9, most=9, avoid_cells=(), lease=LEASE)
+
+    _, claimed = _play(world, ended, wanted)
+
+    assert claimed == []
+
+
+def test_a_call_that_lost_its_place_under_a_limit_is_not_repeated(world: World) -> None:
+    world.aggregate(['h1', 'h2'])
+    world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
+    lost = world.begun()
+    world.dead('h1')
+    world.agents.register(model.Agent('h1', 'another-agent', world.cell.uuid))
+    (other,) = world.jobs.claim_hosts('c2', limit=9)
+    assert other.first is not None
+
+    assert world.jobs.assign_again('c1', lost) is None
+
+    assert world.jobs.begin(other.first.job_id, other.first.epoch)
+    assert sum(job.status == 'downloading' for job in world.all_jobs()) == 1
+
+
+def test_a_limit_that_is_used_up_lets_the_next_urgent_request_come_next(world: World) -> None:
+    hosts, others = [f'h{number}' for number in range(4)], [f'm{number}' for number in range(4)]
+    world.planned(hosts, ['low'], priority=0)
+    world.planned(hosts, ['top'], priority=10, options=LIMITED)
+    world.planned(others, ['mid'], priority=5)
+
+    claimed = world.jobs.claim_hosts('c1', limit=5, most=5)
+
+    images = [each.first.image_id for each in claimed if each.first is not None]
+    assert images == ['top', 'mid', 'mid', 'mid', 'mid']
+
+
+def test_with_all_places_taken_no_jobs_are_looked_for(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
+    world.begun()
+    asked: list[str] = []
+    sa.event.listen(
+        world.database.engine,
+        'before_cursor_execute',
+        lambda connection, cursor, statement, *rest: asked.append(statement),
+    )
+    assert world.jobs.claim_hosts('c1', limit=9, most=9) == []
+    assert not [each for each in asked if 'UNION' in each]
