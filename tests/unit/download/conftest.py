@@ -135,7 +135,7 @@ class Attempt:
 
     target: FileTarget
     watcher: Onlooker = dataclasses.field(default_factory=Onlooker)
-    transfer_control: Reins = dataclasses.field(default_factory=Reins)
+    control: Reins = dataclasses.field(default_factory=Reins)
     progress: list[model.Progress] = dataclasses.field(default_factory=list)
 
     def run(
