@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run the tests that are too slow for tools/run-tests.sh: guests of a stock Nova boot. They
-# need root, and are skipped without it. With arguments, these go to pytest.
+# Run the tests that are too slow for tools/run-tests.sh: guests of a stock Nova, which need root
+# and are skipped without it, tempest, and a whole deployment. With arguments, these go to pytest.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -12,4 +12,7 @@ fi
 cd "$ROOT"
 # Built here, since it takes longer than a test may.
 python -W ignore -m tests.environments
-exec pytest "${@:-tests/slow}"
+if [[ $# == 0 ]]; then
+    set -- -m slow tests/slow tests/integration
+fi
+exec pytest "$@"

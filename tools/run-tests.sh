@@ -17,8 +17,8 @@ fi
 failed=0
 say 'Four runs at once, most of which wait; what the other three print comes later'
 beside unit pytest tests/unit
-beside integration-1 pytest tests/integration/test_[a-d]*.py
-beside integration-2 pytest tests/integration/test_[!a-d]*.py
+beside integration-1 pytest -m 'not slow' tests/integration/test_[a-d]*.py
+beside integration-2 pytest -m 'not slow' tests/integration/test_[!a-d]*.py
 pytest tests/contract tests/functional || failed=1
 say 'Once more, under eventlet'
 python -m tests.under_eventlet || failed=1

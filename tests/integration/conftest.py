@@ -224,9 +224,16 @@ class Deployment:
         counted = self.query("SELECT value FROM counters WHERE name = 'claimed_hosts'")
         assert counted == [(0,)]
         assert self.query('SELECT host, status FROM jobs WHERE active_key IS NOT NULL') == []
-        for host in self.hosts:
-            if host.base_directory.exists():
-                assert all(_BASE_FILE.fullmatch(name) for name in host.base_files()), host
+        doors.wait_until(self._has_no_partials, 'every partial file was published or removed')
+
+    def _has_no_partials(self) -> bool:
+        """Tell whether all is ended, also what a compute asks about before it publishes it."""
+        return all(
+            _BASE_FILE.fullmatch(name)
+            for host in self.hosts
+            if host.base_directory.exists()
+            for name in host.base_files()
+        )
 
     def assert_cached(self, image_id: str, data: bytes, hosts: Iterable[doors.Host]) -> None:
         """The hosts have the image byte for byte."""

@@ -99,7 +99,7 @@ class Site:
             self._write(
                 host.name,
                 self.cell_broker,
-                f'[glance]\nallowed_endpoints = {self.gateway.url}/v2\n'
+                f'[glance]\nallowed_endpoints = {self.gateway.url}/v2,{self.glance.url}\n'
                 '[image_cache]\nreserved_disk_bytes = 0\n',
             )
         self._manage('db', 'sync')

@@ -26,6 +26,8 @@ CONFIGURATION = {'.conf', '.yaml'}
 # A password, also one within a URL.
 SECRET = re.compile(r'password: (\w+)|^password = (\w+)|://\w+:(\w+)@', re.MULTILINE)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module', autouse=True)
 def _servers() -> None:

@@ -12,6 +12,8 @@ from tests import keystone as keystone_server, tempest
 from tests.conftest import require_server
 from tests.integration.keystone_site import Site
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stock_tempest(site: Site, tmp_path: pathlib.Path) -> Iterator[tempest.Tempest]:

@@ -12,6 +12,8 @@ from tests.service import wait_until
 from tests.slow.conftest import require_guests
 from tools import showing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def command() -> Iterator[Command]:

@@ -14,7 +14,7 @@ from tests.service import wait_until
 from tests.slow.conftest import FLAVOR, MIB, MINIMUM_AGE_SECONDS, Cloud
 from tools import libvirtd, tour
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize('agents', [False, True], ids=['by nova-compute', 'by an agent'])

@@ -30,6 +30,8 @@ _OWNER = """\
 import pathlib, sys
 from tools import libvirtd
 
+pytestmark = pytest.mark.slow
+
 started = libvirtd.Libvirtd(pathlib.Path(sys.argv[1]), 'alone')
 started.start()
 started.wait()
