@@ -58,6 +58,8 @@ _HOST = """
 [DEFAULT]
 compute_driver = libvirt.LibvirtDriver
 my_ip = 127.0.0.1
+# Placement answers 500 to one of two that write to its SQLite at once.
+update_resources_interval = 5
 
 [libvirt]
 connection_uri = {uri}
@@ -125,6 +127,17 @@ class NovaWithGuests(stock_nova.StockNova):
         self._uris = uris
         self._images_type = images_type
         self._options = options
+
+    def wait(self, token: str) -> None:
+        """Wait until guests can be scheduled to every host, too."""
+        super().wait(token)
+        tour.wait_until(self._can_schedule, 'Placement knows every host')
+
+    def _can_schedule(self) -> bool:
+        headers = {'X-Auth-Token': 'admin', 'OpenStack-API-Version': 'placement 1.17'}
+        url = f'{self.url}/placement/allocation_candidates?resources=VCPU:1'
+        answer = checked(requests.get(url, headers=headers, timeout=60))
+        return len(answer.json()['provider_summaries']) == len(self._hosts)
 
     def _provide_modules(self, directory: pathlib.Path) -> None:
         super()._provide_modules(directory)
@@ -204,7 +217,7 @@ class BesideNovaWithGuests(BesideNova):
         }
         url = f'{self.proxy.url}/v2.1{path}'
         answer = requests.request(method, url, json=body or None, headers=headers, timeout=60)
-        return dict(_checked(answer).json()) if answer.content else {}
+        return dict(checked(answer).json()) if answer.content else {}
 
     def upload(self, data: bytes | BinaryIO) -> str:
         """Upload a raw image, private to the operator's project, and return its id."""
@@ -216,10 +229,10 @@ class BesideNovaWithGuests(BesideNova):
             'container_format': 'bare',
             'disk_format': 'raw',
         }
-        _checked(requests.post(images, json=description, headers=headers, timeout=60))
+        checked(requests.post(images, json=description, headers=headers, timeout=60))
         headers['Content-Type'] = 'application/octet-stream'
         url = f'{images}/{image_id}/file'
-        _checked(requests.put(url, data=data, headers=headers, timeout=_UPLOAD_SECONDS))
+        checked(requests.put(url, data=data, headers=headers, timeout=_UPLOAD_SECONDS))
         return image_id
 
     def precache(self, image_id: str, host: Host) -> str:
@@ -246,7 +259,7 @@ class BesideNovaWithGuests(BesideNova):
         """Create a resource of /v1."""
         headers = {'X-Auth-Token': self._operator_token}
         url = f'{self.api_url}/v1{path}'
-        return dict(_checked(requests.post(url, json=body, headers=headers, timeout=60)).json())
+        return dict(checked(requests.post(url, json=body, headers=headers, timeout=60)).json())
 
     def make_flavor(self, name: str, *, disk_gib: int) -> None:
         flavor = {'name': name, 'id': name, 'vcpus': 1, 'ram': 128, 'disk': disk_gib}
@@ -345,7 +358,7 @@ class BesideNovaWithGuests(BesideNova):
         ]
 
 
-def _checked(answer: requests.Response) -> requests.Response:
+def checked(answer: requests.Response) -> requests.Response:
     """Return an answer that is no error.
 
     :raises tools.showing.StepFailed: it is an error; the message has its body
