@@ -136,7 +136,7 @@ class NovaWithGuests(stock_nova.StockNova):
     def _can_schedule(self) -> bool:
         headers = {'X-Auth-Token': 'admin', 'OpenStack-API-Version': 'placement 1.17'}
         url = f'{self.url}/placement/allocation_candidates?resources=VCPU:1'
-        answer = checked(requests.get(url, headers=headers, timeout=60))
+        answer = _checked(requests.get(url, headers=headers, timeout=60))
         return len(answer.json()['provider_summaries']) == len(self._hosts)
 
     def _provide_modules(self, directory: pathlib.Path) -> None:
@@ -217,7 +217,7 @@ class BesideNovaWithGuests(BesideNova):
         }
         url = f'{self.proxy.url}/v2.1{path}'
         answer = requests.request(method, url, json=body or None, headers=headers, timeout=60)
-        return dict(checked(answer).json()) if answer.content else {}
+        return dict(_checked(answer).json()) if answer.content else {}
 
     def upload(self, data: bytes | BinaryIO) -> str:
         """Upload a raw image, private to the operator's project, and return its id."""
@@ -229,10 +229,10 @@ class BesideNovaWithGuests(BesideNova):
             'container_format': 'bare',
             'disk_format': 'raw',
         }
-        checked(requests.post(images, json=description, headers=headers, timeout=60))
+        _checked(requests.post(images, json=description, headers=headers, timeout=60))
         headers['Content-Type'] = 'application/octet-stream'
         url = f'{images}/{image_id}/file'
-        checked(requests.put(url, data=data, headers=headers, timeout=_UPLOAD_SECONDS))
+        _checked(requests.put(url, data=data, headers=headers, timeout=_UPLOAD_SECONDS))
         return image_id
 
     def precache(self, image_id: str, host: Host) -> str:
@@ -259,7 +259,7 @@ class BesideNovaWithGuests(BesideNova):
         """Create a resource of /v1."""
         headers = {'X-Auth-Token': self._operator_token}
         url = f'{self.api_url}/v1{path}'
-        return dict(checked(requests.post(url, json=body, headers=headers, timeout=60)).json())
+        return dict(_checked(requests.post(url, json=body, headers=headers, timeout=60)).json())
 
     def make_flavor(self, name: str, *, disk_gib: int) -> None:
         flavor = {'name': name, 'id': name, 'vcpus': 1, 'ram': 128, 'disk': disk_gib}
@@ -358,7 +358,7 @@ class BesideNovaWithGuests(BesideNova):
         ]
 
 
-def checked(answer: requests.Response) -> requests.Response:
+def _checked(answer: requests.Response) -> requests.Response:
     """Return an answer that is no error.
 
     :raises tools.showing.StepFailed: it is an error; the message has its body
