@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import datetime
 import functools
+import logging
 import pathlib
 import statistics
 import sys
@@ -108,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     needed = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, libvirtd.BINDING)
     if running.build(needed):
         return 1
+    logging.getLogger().setLevel(logging.ERROR)  # the builds are logged at INFO
     measured: dict[str, Measured] = {}
     for images_type in given.images_type:
 

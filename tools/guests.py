@@ -58,6 +58,8 @@ _HOST = """
 [DEFAULT]
 compute_driver = libvirt.LibvirtDriver
 my_ip = 127.0.0.1
+# Placement answers 500 to one of two that write to its SQLite at once.
+update_resources_interval = 5
 
 [libvirt]
 connection_uri = {uri}
@@ -125,6 +127,17 @@ class NovaWithGuests(stock_nova.StockNova):
         self._uris = uris
         self._images_type = images_type
         self._options = options
+
+    def wait(self, token: str) -> None:
+        """Wait until guests can be scheduled to every host, too."""
+        super().wait(token)
+        tour.wait_until(self._can_schedule, 'Placement knows every host')
+
+    def _can_schedule(self) -> bool:
+        headers = {'X-Auth-Token': 'admin', 'OpenStack-API-Version': 'placement 1.17'}
+        url = f'{self.url}/placement/allocation_candidates?resources=VCPU:1'
+        answer = _checked(requests.get(url, headers=headers, timeout=60))
+        return len(answer.json()['provider_summaries']) == len(self._hosts)
 
     def _provide_modules(self, directory: pathlib.Path) -> None:
         super()._provide_modules(directory)

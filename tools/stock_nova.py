@@ -189,10 +189,12 @@ class StockNova:
         own = self._directory / name
         command = [str(self._home / 'bin' / program), *arguments]
         command.append(f'--config-file={own / "nova.conf"}')
+        # One with libvirt takes minutes to end otherwise.
+        signal_name = 'KILL' if arguments else 'TERM'
         with (own / f'{"nova-compute" if arguments else program}.log').open('ab') as log:
             self._processes.append(
                 subprocess.Popen(
-                    process.dies_with_parent(command, 'TERM'),
+                    process.dies_with_parent(command, signal_name),
                     env={**os.environ, **_variables(self._central)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -41,4 +41,4 @@ def test_guests_boot_by_one_command_and_no_process_is_left_when_it_is_killed(
     command.process.kill()
 
     command.process.wait()
-    wait_until(lambda: not command.alive(), f'nothing is left: {command.alive()}')
+    wait_until(lambda: not command.alive(), 'nothing is left')
