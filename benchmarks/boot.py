@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import functools
 import logging
+import os
 import pathlib
 import statistics
 import sys
@@ -70,7 +71,7 @@ class Cloud(guests.BesideNovaWithGuests):
         image_id = self._new_image(image_mib)
         if warm and self.outcome(self.precache(image_id, host)) != ('cached', None):
             raise StepFailed(f'{image_id} was not cached')
-        images.drop_page_cache()
+        os.sync()
         images.warm(self.glance.directory / 'images' / image_id)
         before = self.glance.served(image_id)
         begun = time.monotonic()
