@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run all tests: unit, contract, functional and integration, and those of the API and the
-# conductor once more under eventlet. Sets up what they need. With arguments, such as
+# Run all tests but the slow ones: unit, contract, functional and integration, and those of the
+# API and the conductor once more under eventlet. Sets up what they need. With arguments, such as
 # "-k quota" or "tests/unit", these go to pytest, and nothing runs twice.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
