@@ -15,14 +15,13 @@ if [[ $# -gt 0 ]]; then
 fi
 
 failed=0
-say 'Four runs at once, most of which wait; what the other three print comes later'
+say 'Three runs at once, most of which wait; what the other two print comes later'
 beside unit pytest tests/unit
-beside integration-1 pytest -m 'not slow' tests/integration/test_[a-d]*.py
-beside integration-2 pytest -m 'not slow' tests/integration/test_[!a-d]*.py
+beside integration pytest -m 'not slow' tests/integration
 pytest tests/contract tests/functional || failed=1
 say 'Once more, under eventlet'
 python -m tests.under_eventlet || failed=1
-for name in unit integration-1 integration-2; do
+for name in unit integration; do
     collect "$name" || failed=1
 done
 exit $failed
