@@ -257,7 +257,8 @@ class Parts:
         claim = self.world.claim(conductor, 100, self.breakers.avoid())
         assert claim is not None
         assignments = iter(range(50))
-        self.caller(conductor).serve(claim, lambda: next(assignments, None) is None)
+        first = self.world.first.pop((conductor, claim.host), None)
+        self.caller(conductor).serve(claim, lambda: next(assignments, None) is None, first)
         assert next(assignments, None) is not None, 'the host was served without end'
         return claim.host
 

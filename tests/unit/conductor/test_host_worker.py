@@ -445,13 +445,14 @@ def test_an_unexpected_error_fails_the_attempt_and_is_logged_once(
 
 def test_a_conductor_that_stops_calls_nothing_and_gives_the_host_back(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
-    claim = parts.world.claim('c1', limit=1)
-    assert claim is not None
+    parts.world.claim('dead', limit=1)
+    parts.world.expire('h1')
+    (claim,) = parts.world.jobs.take_over('c1')
 
     parts.caller().serve(claim, lambda: True)
 
     assert parts.compute.calls == []
-    assert (_task(parts, request).status, _task(parts, request).attempts) == ('queued', 0)
+    assert (_task(parts, request).status, _task(parts, request).attempts) == ('queued', 1)
     assert parts.world.claimed() == 0
 
 
