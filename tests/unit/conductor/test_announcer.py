@@ -230,6 +230,8 @@ def test_a_broker_that_takes_nothing_does_not_hold_up_the_stop(
     assert broker.emitted == []
     released.set()
     parts.world.wait(lambda: parts.world.to_announce(request) == ['h1', 'end'])
+    monkeypatch.setattr(announcer, 'STOP_SECONDS', WAIT_SECONDS)
+    running.stop()
 
 
 def test_a_deleted_request_is_announced_no_more(parts: Parts) -> None:
