@@ -16,6 +16,8 @@ from tests.conftest import require_server
 from tests.service import wait_until
 from tools import libvirtd
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MARK = 'NOVA_PRECACHE_TEST_OF_LIBVIRTD'
 _DOMAIN = """\
@@ -29,8 +31,6 @@ _DOMAIN = """\
 _OWNER = """\
 import pathlib, sys
 from tools import libvirtd
-
-pytestmark = pytest.mark.slow
 
 started = libvirtd.Libvirtd(pathlib.Path(sys.argv[1]), 'alone')
 started.start()
