@@ -298,7 +298,7 @@ def test_a_cell_whose_broker_refuses_a_conductor_is_logged_once_and_served_once_
     served = threading.Event()
 
     def is_served() -> bool:
-        # A call that comes before the server has its queue is answered by nobody.
+        # A call sent before the server has declared its queue times out.
         with contextlib.suppress(exception.CellUnreachable, TimeoutError):
             served.set() if _call(transport, timeout_seconds=5.0) == 'served' else None
         return served.is_set()
