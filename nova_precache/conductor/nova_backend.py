@@ -13,7 +13,7 @@ from typing import Protocol
 from nova_precache import context, exception, model
 from nova_precache.cells import liveness
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import tracker
+from nova_precache.conductor import database_wait, tracker
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 
 LOG = logging.getLogger(__name__)
@@ -57,12 +57,20 @@ class NovaBackend:
     """The nova-computes of one cell, called as if they were computes of this service.
 
     :param over_seconds: seconds after which a call must be over
+    :param waiting: waits out an outage with an answer to record
     """
 
-    def __init__(self, nova: NovaCompute, calls: Calls, over_seconds: float) -> None:
+    def __init__(
+        self,
+        nova: NovaCompute,
+        calls: Calls,
+        over_seconds: float,
+        waiting: database_wait.DatabaseWait,
+    ) -> None:
         self._nova = nova
         self._calls = calls
         self._over_seconds = over_seconds
+        self._database_wait = waiting
 
     def cache_image(
         self, ctxt: context.RequestContext, host: str, call: rpcapi.CacheImageCall
@@ -77,7 +85,9 @@ class NovaBackend:
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
         self._nova.probe()
-        begun = self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
+        begun = self._database_wait.wait_out(
+            lambda: self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
+        )
         if begun is None:
             return None
         if isinstance(begun, nova_calls.Occupied):
@@ -89,14 +99,18 @@ class NovaBackend:
         except (TimeoutError, exception.CellUnreachable) as exc:
             raise self._lost(host) from exc
         except exception.PrecacheError:  # this is an answer, too
-            self._calls.answered(host, call.epoch)
+            self._record_answer(host, call.epoch)
             raise
-        self._calls.answered(host, call.epoch)
+        self._record_answer(host, call.epoch)
         return _outcome_of_all([(each, words.get(each)) for each in image_ids], begun.bytes_total)
+
+    def _record_answer(self, host: str, epoch: int) -> None:
+        """Record that a call is over: its caller would repeat it after an outage."""
+        self._database_wait.wait_out(lambda: self._calls.answered(host, epoch))
 
     def _lost(self, host: str) -> exception.HostOccupied:
         why = 'no answer from nova-compute'
-        occupied = self._calls.occupied(host)
+        occupied = self._database_wait.wait_out(lambda: self._calls.occupied(host))
         if occupied is None:
             return exception.HostOccupied(why, 0, is_lost=True)
         return _occupied(why, occupied, is_lost=True)

@@ -49,6 +49,8 @@ class StockCalls:
     ) -> Begun | Occupied | None:
         """Begin a job as its compute would, right before the call; None if it no longer counts.
 
+        May be repeated when it is not known whether an earlier try was committed.
+
         :param over_seconds: from now; then the call is over even if it is not answered
         """
         return self._database.write(
@@ -65,18 +67,23 @@ class StockCalls:
     def occupied(self, host: str) -> Occupied | None:
         """Return the call that may still run on a host, None if there is none."""
         with self._database.reader() as session:
-            return _occupied(session, host)
+            return _occupied(session, session.get(models.StockCall, host))
 
 
 def _begin(
     session: orm.Session, job_id: str, epoch: int, host: str, over_seconds: float
 ) -> Begun | Occupied | None:
     locked = locking.lock(session, [job_id])
-    occupied = _occupied(session, host)
+    sent = session.get(models.StockCall, host)
+    # An epoch is called once: a row of this one is that of a begin whose commit got no answer.
+    is_repeated = sent is not None and sent.epoch == epoch
+    occupied = None if is_repeated else _occupied(session, sent)
     if occupied is not None:
         return occupied
-    begin = job_begin.Begin(job_id, epoch, starts=True)
+    begin = job_begin.Begin(job_id, epoch, starts=not is_repeated)
     if not job_begin.begin(session, [begin], locked):
+        if is_repeated:
+            session.delete(sent)
         return None
     over_at = db_session.now(session) + datetime.timedelta(seconds=over_seconds)
     session.merge(models.StockCall(host=host, epoch=epoch, over_at=over_at))
@@ -84,11 +91,8 @@ def _begin(
     return Begun(session.scalars(sa.select(job.bytes_total).where(job.uuid == job_id)).one())
 
 
-def _occupied(session: orm.Session, host: str) -> Occupied | None:
-    over_at = session.scalars(
-        sa.select(models.StockCall.over_at).where(models.StockCall.host == host)
-    ).first()
+def _occupied(session: orm.Session, sent: models.StockCall | None) -> Occupied | None:
     now = db_session.now(session)
-    if over_at is None or over_at <= now:
+    if sent is None or sent.over_at <= now:
         return None
-    return Occupied((over_at - now).total_seconds(), over_at)
+    return Occupied((sent.over_at - now).total_seconds(), sent.over_at)

@@ -11,6 +11,7 @@ from nova_precache.api import request
 from nova_precache.cells import inventory, transports
 from nova_precache.conductor import (
     breaker,
+    database_wait,
     host_worker,
     lifecycle as conductor_steering,
     liveness,
@@ -55,10 +56,11 @@ def choose(
     cells: transports.CellTransports,
     aggregates: inventory.Inventory,
     breakers: breaker.CellBreakers,
+    waiting: database_wait.DatabaseWait,
 ) -> Computes:
     """Build the computes that ``[image_cache] compute_backend`` names."""
     if common.is_stock(conf):
-        return stock.StockComputes(conf, database, cells, aggregates)
+        return stock.StockComputes(conf, database, cells, aggregates, waiting)
     return agents.AgentComputes(conf, database, cells, breakers)
 
 

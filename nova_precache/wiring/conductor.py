@@ -14,6 +14,7 @@ from nova_precache.conductor import (
     announcer,
     askers,
     breaker,
+    database_wait,
     dispatcher,
     host_worker,
     lifecycle as conductor_steering,
@@ -77,8 +78,9 @@ class ConductorParts:
         self.transports = transports.CellTransports(
             self.inventory, functools.partial(rpc.connect, conf)
         )
+        waiting = database_wait.DatabaseWait()
         self.backend = computes.choose(
-            conf, database, self.transports, self.inventory, self.breakers
+            conf, database, self.transports, self.inventory, self.breakers, waiting
         )
         self.intake = report_buffer.ReportBuffer(
             self.agents,
@@ -111,6 +113,7 @@ class ConductorParts:
             self.announcer.wake,
             self.policy,
             count=self.counters.ended,
+            waiting=waiting,
         )
 
     def conductor(self) -> service.Conductor:

@@ -10,7 +10,13 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
-from nova_precache.conductor import lifecycle as conductor_steering, metrics, nova_backend, tracker
+from nova_precache.conductor import (
+    database_wait,
+    lifecycle as conductor_steering,
+    metrics,
+    nova_backend,
+    tracker,
+)
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 from nova_precache.db.engine import session as db_session
 
@@ -71,8 +77,10 @@ class StockComputes:
         database: db_session.Database,
         cells: transports.CellTransports,
         aggregates: inventory.Inventory,
+        waiting: database_wait.DatabaseWait,
     ) -> None:
         self._conf = conf
+        self._database_wait = waiting
         self._database = database
         self._transports = cells
         self._cap = compute_cap(conf)
@@ -84,7 +92,7 @@ class StockComputes:
         """Return the client of a cell's nova-computes."""
         over_seconds = self._conf.long_rpc_timeout + nova_backend.SENDING_SECONDS
         nova = self._api(self._transports.get(cell_uuid))
-        return nova_backend.NovaBackend(nova, self._calls, over_seconds)
+        return nova_backend.NovaBackend(nova, self._calls, over_seconds, self._database_wait)
 
     def why_no_call(self, transport: rpc.Transport) -> str | None:
         """Return why no compute may be called at all, None if they may."""

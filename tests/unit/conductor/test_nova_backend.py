@@ -9,7 +9,7 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.cells import liveness
-from nova_precache.conductor import nova_backend
+from nova_precache.conductor import database_wait, nova_backend
 from nova_precache.db import host_recovery, nova_calls
 from nova_precache.db.engine import models
 from tests.unit.conductor.conftest import POLICY, Parts
@@ -60,12 +60,37 @@ class FakeNova:
 @pytest.fixture
 def nova(parts: Parts) -> FakeNova:
     made = FakeNova()
-    calls = nova_calls.StockCalls(parts.world.database)
-    compute = nova_backend.NovaBackend(made, calls, OVER_SECONDS)
-    parts.compute_of = lambda cell_uuid: compute
+    _serve_with(parts, made, nova_calls.StockCalls(parts.world.database))
     for host in ('h1', 'h2'):
         parts.world.living(host)
     return made
+
+
+def _serve_with(parts: Parts, nova: FakeNova, calls: nova_calls.StockCalls) -> None:
+    parts.tracker.database_wait = database_wait.DatabaseWait(lambda seconds: False)
+    waiting = parts.tracker.database_wait
+    compute = nova_backend.NovaBackend(nova, calls, OVER_SECONDS, waiting)
+    parts.compute_of = lambda cell_uuid: compute
+
+
+def _losing_database(
+    parts: Parts, method: str, commits: bool = False, meanwhile: Callable[[], object] = bool
+) -> nova_calls.StockCalls:
+    """Return calls whose database is lost once in a method, after its commit or before it."""
+    calls = nova_calls.StockCalls(parts.world.database)
+    work = getattr(calls, method)
+    errors = [exception.DatabaseUnavailable('(2013, lost)')]
+
+    def lose_once(*args: object) -> object:
+        if not errors:
+            return work(*args)
+        if commits:
+            work(*args)
+        meanwhile()
+        raise errors.pop()
+
+    setattr(calls, method, lose_once)
+    return calls
 
 
 def _task(
@@ -293,6 +318,49 @@ def test_where_the_broker_is_gone_nothing_is_sent_and_no_host_has_to_wait_for_it
     assert (task.status, nova.sent) == ('retry_wait', [])
     assert str(task.reason).endswith('is unreachable: no broker')
     assert _sent_rows(parts) == []
+
+
+@pytest.mark.parametrize('commits', [False, True])
+@pytest.mark.parametrize('method', ['begin', 'answered'])
+def test_database_lost_around_call(
+    parts: Parts, nova: FakeNova, method: str, commits: bool
+) -> None:
+    _serve_with(parts, nova, _losing_database(parts, method, commits))
+    request = parts.world.planned(['h1'], ['i1'])
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('cached', 1)
+    assert nova.images() == ['i1']
+    assert _sent_rows(parts) == []
+
+
+def test_database_lost_after_lost_call(parts: Parts, nova: FakeNova) -> None:
+    _serve_with(parts, nova, _losing_database(parts, 'occupied'))
+    request = parts.world.planned(['h1'], ['i1'])
+    nova.loses('h1')
+
+    parts.serve()
+
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+    assert 'no answer from nova-compute' in (task.reason or '')
+    assert nova.images() == ['i1']
+    assert _sent_rows(parts) == ['h1']
+
+
+def test_cancelled_before_repeated_begin(parts: Parts, nova: FakeNova) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    calls = _losing_database(
+        parts, 'begin', commits=True, meanwhile=lambda: parts.steering.cancel(request.id)
+    )
+    _serve_with(parts, nova, calls)
+
+    parts.serve()
+
+    assert nova.images() == []
+    assert calls.occupied('h1') is None
 
 
 def test_an_error_of_the_compute_is_an_answer(parts: Parts, nova: FakeNova) -> None:
