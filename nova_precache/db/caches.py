@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model, wire
+from nova_precache import exception, model, wire
 from nova_precache.db.engine import models, session as db_session
 
 LOG = logging.getLogger(__name__)
@@ -64,17 +64,7 @@ class Caches:
         self._database = database
         self._senders = wire.Senders(LOG)
 
-    def record(
-        self,
-        host: str,
-        images: Sequence[model.CachedImage],
-        removed: Sequence[str] = (),
-        full: bool = False,
-    ) -> None:
-        """Record the files of a host; a full report replaces all earlier ones."""
-        self.record_all([Report(host, images, removed, full)])
-
-    def record_all(self, reports: Iterable[Report]) -> None:
+    def record(self, reports: Iterable[Report]) -> None:
         """Record reports in bulk; later ones of a host win.
 
         A report that the database refuses is skipped, and its host is named in the log.
@@ -138,6 +128,32 @@ class Caches:
         query = sa.select(_ROW.host).where(_ROW.name == _WHOLE)
         with self._database.reader() as session:
             return frozenset(session.scalars(query))
+
+
+_UNREPORTED = 'It is not known what is in the caches: with compute_backend = nova no host tells.'
+
+
+class UnreportedCaches(Caches):
+    """Caches of hosts that report none, such as those of stock nova-computes.
+
+    What computes of this service reported earlier is ignored: the files may be gone.
+    """
+
+    def of_host(
+        self, host: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        raise exception.NotByNova(_UNREPORTED)
+
+    def hosts_of(
+        self, image_id: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        raise exception.NotByNova(_UNREPORTED)
+
+    def present(self, hosts: Collection[str], image_ids: Collection[str]) -> Present:
+        return {}
+
+    def known_hosts(self) -> frozenset[str]:
+        return frozenset()
 
 
 def usable_parts(present: Present, images: Collection[model.Image]) -> Present:

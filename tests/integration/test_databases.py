@@ -101,7 +101,7 @@ def test_a_report_that_the_database_refuses_is_left_out_of_its_batch(
     store = caches.Caches(database)
 
     world.agents.report(states)
-    store.record_all([caches.Report(each.host, [each], full=True) for each in files])
+    store.record([caches.Report(each.host, [each], full=True) for each in files])
 
     assert set(world.agents.down(hosts)) == {'h7'}
     assert store.known_hosts() == set(hosts) - {'h7'}
