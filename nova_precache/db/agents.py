@@ -290,19 +290,11 @@ def _take_over(session: orm.Session, host: str) -> None:
     order.
     """
     job = models.Job
-    called = sa.and_(
-        job.host == host,
-        job.epoch.is_not(None),
-        job.status.in_(model.TASK_IN_FLIGHT),
-        job.ready,
-        job.stop_why.is_(None),
-    )
-    job_ids = session.scalars(sa.select(job.uuid).where(called)).all()
-    locking.lock_jobs(session, job_ids)
-    for job_id in job_ids:
-        job_outcome.schedule_retry(
-            session, sa.and_(job.uuid == job_id, called), job_id, _TAKEN_OVER, 0, attempts=-1
-        )
+    called = sa.select(job.uuid).where(job.host == host, job.epoch.is_not(None))
+    job_ids = session.scalars(called.where(job.status.in_(model.TASK_IN_FLIGHT))).all()
+    locked = locking.lock(session, job_ids).values()
+    again = {each: 0.0 for each in locked if each.epoch is not None and each.goes_on}
+    job_outcome.schedule_retry(session, again, _TAKEN_OVER, attempts=-1)
 
 
 def _report(agent: model.Agent) -> dict[str, object]:

@@ -7,15 +7,14 @@ called are chosen and locked before the first request.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import (
-    assign,
-    begin as job_begin,
+    call,
     claim as job_claim,
     finish as job_finish,
     host_limits,
@@ -51,7 +50,7 @@ class NextJobResult:
     """
 
     recorded: job_outcome.Recorded
-    assignment: assign.Assignment | None = None
+    assignment: call.Assignment | None = None
     is_over: bool = False
 
 
@@ -60,58 +59,79 @@ class Claimed:
     """A claim and its first call; None if that is to be requested separately."""
 
     claim: job_claim.Claim
-    first: assign.Assignment | None = None
+    first: call.Assignment | None = None
 
 
-Member = job_begin.Begin | job_finish.Finish | NextJobRequest | job_claim.ClaimRequest
-Result = bool | job_outcome.Recorded | NextJobResult | Sequence[Claimed]
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one thread submits, or what several submitted at the same moment.
+
+    :ivar claims: at most one, as two would want the same free hosts
+    """
+
+    begins: Sequence[call.Begin] = ()
+    finishes: Sequence[job_finish.Finish] = ()
+    next_jobs: Sequence[NextJobRequest] = ()
+    claims: Sequence[job_claim.ClaimRequest] = ()
+
+    def keys(self) -> set[str]:
+        """Return the jobs and hosts that it concerns: no others of the same batch may share one."""
+        about: list[str | None] = [each.job_id for each in self.begins]
+        about += [each.job_id for each in self.finishes]
+        for each in self.next_jobs:
+            about += [each.host, each.repeated, each.ended.job_id if each.ended else None]
+        about += ['' for _ in self.claims]
+        return {key for key in about if key is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchResult:
+    """The results of all members of a batch.
+
+    :ivar begun: jobs whose calls still counted
+    :ivar recorded: by job, of outcomes that still counted
+    :ivar next_jobs: by host
+    """
+
+    begun: Collection[str]
+    recorded: Mapping[str, job_outcome.Recorded]
+    next_jobs: Mapping[str, NextJobResult]
+    claimed: Sequence[Claimed]
+
 
 _GUARDED = sa.select(models.CacheRequest.id).where(
     models.CacheRequest.id.in_(sa.bindparam('requests', expanding=True)), rollout.is_guarded()
 )
 
 
-def keys(member: Member) -> Sequence[str]:
-    """Return the job and the host that a member concerns."""
-    if isinstance(member, job_claim.ClaimRequest):
-        return ['']  # one per batch: two would want the same free hosts
-    if not isinstance(member, NextJobRequest):
-        return [member.job_id]
-    ended = None if member.ended is None else member.ended.job_id
-    return [each for each in (member.host, ended, member.repeated) if each is not None]
+def merge(batches: Sequence[Batch]) -> Batch:
+    return Batch(
+        begins=[each for batch in batches for each in batch.begins],
+        finishes=[each for batch in batches for each in batch.finishes],
+        next_jobs=[each for batch in batches for each in batch.next_jobs],
+        claims=[each for batch in batches for each in batch.claims],
+    )
 
 
-def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Result]:
-    """Execute all members, and return their results in the same order."""
-    begins = [each for each in members if isinstance(each, job_begin.Begin)]
-    turns = [each for each in members if isinstance(each, NextJobRequest)]
-    finishes = [each for each in members if isinstance(each, job_finish.Finish)]
-    finishes += [turn.ended for turn in turns if turn.ended is not None]
-    # At most one, because of its key.
-    wanted = next((each for each in members if isinstance(each, job_claim.ClaimRequest)), None)
+def execute_batch(session: orm.Session, batch: Batch) -> BatchResult:
+    """Execute all members of a batch."""
+    begins, turns = batch.begins, batch.next_jobs
+    finishes = [*batch.finishes, *(turn.ended for turn in turns if turn.ended is not None)]
+    wanted = next(iter(batch.claims), None)
     if turns or wanted:
         job_claim.lock_counter(session)
     hosts = _Hosts(session, turns, wanted, [each.job_id for each in finishes])
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
     locked = locking.lock(session, jobs, {each.job_id: each.active_key for each in hosts.jobs})
-    starting = job_begin.to_start(session, begins, locked)
+    starting = call.to_start(session, begins, locked)
     if starting:  # together with those of ending jobs, in one order
         ending = job_finish.to_lock(session, finishes, locked)
         job_outcome.lock_requests(session, sorted({*starting, *ending}))
     recorded = job_finish.finish(session, finishes, locked)
-    begun = job_begin.begin(session, begins, locked, starting)
-    turned = hosts.go_on(recorded, locked)
-    results: list[Result] = []
-    for each in members:
-        if isinstance(each, job_begin.Begin):
-            results.append(each.job_id in begun)
-        elif isinstance(each, NextJobRequest):
-            results.append(turned[each.host])
-        elif isinstance(each, job_claim.ClaimRequest):
-            results.append(hosts.claim(each, locked))  # last, after hosts were released
-        else:
-            results.append(recorded.get(each.job_id, job_outcome.STALE))
-    return results
+    begun = call.begin(session, begins, locked, starting)
+    next_jobs = hosts.go_on(recorded, locked)
+    claimed = hosts.claim(wanted, locked) if wanted else []  # after hosts were released
+    return BatchResult(begun, recorded, next_jobs, claimed)
 
 
 # Of one transaction; the dispatcher asks again while it gets some.
@@ -148,9 +168,7 @@ class _Hosts:
         self._limits = host_limits.load(session, over) if turns or free else host_limits.NONE
         self._ended = ended
         repeated = {each.host: each.repeated for each in turns if each.repeated is not None}
-        self._chosen = dict(
-            assign.choose(session, list(self._epochs), ended, repeated, self._limits)
-        )
+        self._chosen = dict(call.choose(session, list(self._epochs), ended, repeated, self._limits))
         self._free: dict[str, str] = {}
         if wanted is not None and free:
             self._choose_free(wanted, free)
@@ -166,7 +184,7 @@ class _Hosts:
             found = job_claim.most_urgent(
                 self._session, wanted.avoid_cells, count - len(self._free), self._limits, self._free
             )
-            chosen = assign.choose(
+            chosen = call.choose(
                 self._session, list(found), self._ended, {}, self._limits, until_saturated=True
             )
             self._chosen.update(chosen)
@@ -211,9 +229,9 @@ class _Hosts:
 
     def _assign(
         self, epochs: Mapping[str, int], locked: Mapping[str, locking.Locked]
-    ) -> dict[str, assign.Assignment]:
+    ) -> dict[str, call.Assignment]:
         chosen = {host: job for host, job in self._chosen.items() if host in epochs}
-        return assign.assign(self._session, chosen, epochs, locked)
+        return call.assign(self._session, chosen, epochs, locked)
 
     def _held_up(self, recorded: Mapping[str, job_outcome.Recorded]) -> set[str]:
         """Return the hosts whose next job depends on the last outcome, by a guarded request."""

@@ -14,7 +14,7 @@ from sqlalchemy import orm
 from nova_precache import exception, model
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand, outcome as job_outcome
+from nova_precache.db.job import demand, locking, outcome as job_outcome
 from nova_precache.db.request import gating, plan as request_plan
 
 PLANNED = frozenset({model.RequestStatus.PLANNED, model.RequestStatus.RUNNING})
@@ -38,14 +38,14 @@ def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | N
     """
     chosen = models.Task.request_id == request_id
     keys = demand.active_keys(session, chosen)
-    demand.lock_jobs(session, keys)
+    locking.lock_keys(session, keys)
     session.execute(
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id)
         .values(announced=models.CacheRequest.announced)
     )
     current = demand.active_keys(session, chosen)
-    demand.lock_jobs(session, sorted(set(current) - set(keys)))
+    locking.lock_keys(session, set(current) - set(keys))
     return session.get(models.CacheRequest, request_id), current
 
 
