@@ -78,7 +78,11 @@ class Agents:
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
             db_session.run(session, _REPORT, list(map(_report, some)))
             registered = _registered(session, [agent.host for agent in some])
-            return [agent for agent in some if _key(agent) not in registered]
+            return [
+                agent
+                for agent in some
+                if (agent.host, agent.agent_id, agent.cell_uuid) not in registered
+            ]
 
         def write(some: Sequence[model.Agent]) -> Sequence[model.Agent]:
             return self._database.write(lambda session: work(session, some))
@@ -277,10 +281,6 @@ def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, st
         query = sa.select(row.host, row.agent_id, row.cell_uuid).where(row.host.in_(names))
         found.update((each.host, each.agent_id, each.cell_uuid) for each in session.execute(query))
     return found
-
-
-def _key(agent: model.Agent) -> tuple[str, str, str]:
-    return agent.host, agent.agent_id, agent.cell_uuid
 
 
 def _take_over(session: orm.Session, host: str) -> None:

@@ -260,10 +260,6 @@ _Row = dict[str, object]
 _NOTHING: _Values = (0, 0, datetime.datetime(1970, 1, 1), None)  # noqa: DTZ001
 
 
-def _values(image: model.CachedImage) -> _Values:
-    return image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
-
-
 def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
     """Write the changes of reports; return the hosts that reported too many files."""
     hosts = sorted({report.host for report in reports})
@@ -317,7 +313,8 @@ def _apply(report: Report, files: _Files) -> None:
         del files[name]
     for name in report.removed:
         files.pop(name, None)
-    files.update({image.name: _values(image) for image in report.images})
+    for image in report.images:
+        files[image.name] = image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
     if _tells_all(report):
         files.setdefault(_WHOLE, _NOTHING)
 

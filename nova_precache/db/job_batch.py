@@ -43,7 +43,7 @@ class NextJobRequest:
 
 @dataclasses.dataclass(frozen=True)
 class NextJobResult:
-    """The result of a turn.
+    """The outcome as recorded, and the next job of the host.
 
     :ivar assignment: the next call, if a job is due on the host
     :ivar is_over: the host was released
@@ -115,12 +115,12 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
 def execute_batch(session: orm.Session, batch: Batch) -> BatchResult:
     """Execute all members of a batch."""
-    begins, turns = batch.begins, batch.next_jobs
-    finishes = [*batch.finishes, *(turn.ended for turn in turns if turn.ended is not None)]
+    begins = batch.begins
+    finishes = [*batch.finishes, *(each.ended for each in batch.next_jobs if each.ended)]
     wanted = next(iter(batch.claims), None)
-    if turns or wanted:
+    if batch.next_jobs or wanted:
         job_claim.lock_counter(session)
-    hosts = _Hosts(session, turns, wanted, [each.job_id for each in finishes])
+    hosts = _Hosts(session, batch.next_jobs, wanted, [each.job_id for each in finishes])
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
     locked = locking.lock(session, jobs, {each.job_id: each.active_key for each in hosts.jobs})
     starting = call.to_start(session, begins, locked)
@@ -129,7 +129,7 @@ def execute_batch(session: orm.Session, batch: Batch) -> BatchResult:
         job_outcome.lock_requests(session, sorted({*starting, *ending}))
     recorded = job_finish.finish(session, finishes, locked)
     begun = call.begin(session, begins, locked, starting)
-    next_jobs = hosts.go_on(recorded, locked)
+    next_jobs = hosts.call_or_release(recorded, locked)
     claimed = hosts.claim(wanted, locked) if wanted else []  # after hosts were released
     return BatchResult(begun, recorded, next_jobs, claimed)
 
@@ -139,7 +139,7 @@ _MOST_ROUNDS = 4
 
 
 class _Hosts:
-    """The hosts of turns: fenced first, then called again or released; and free hosts.
+    """The served hosts, fenced first, then called again or released; and free hosts.
 
     :ivar jobs: jobs that may be called on them
     """
@@ -147,27 +147,27 @@ class _Hosts:
     def __init__(
         self,
         session: orm.Session,
-        turns: Sequence[NextJobRequest],
+        served: Sequence[NextJobRequest],
         wanted: job_claim.ClaimRequest | None,
         ended: Sequence[str],
     ) -> None:
         self._session = session
-        self._turns = turns
+        self._served = served
         self._budget = None if wanted is None else job_claim.budget(session)
         self._epochs: dict[str, int] = {}
-        for conductor_id, hosts in _by_conductor([each for each in turns if each.goes_on]).items():
+        for conductor_id, hosts in _by_conductor([each for each in served if each.goes_on]).items():
             self._epochs.update(job_claim.fence(session, conductor_id, hosts))
         over = {
             each.ended.job_id: each.ended.epoch
-            for each in turns
+            for each in served
             if each.ended and each.host in self._epochs
         }
         free = 0
         if wanted is not None and self._budget is not None:
-            free = self._budget.free(wanted, given_back=len(turns))
-        self._limits = host_limits.load(session, over) if turns or free else host_limits.NONE
+            free = self._budget.free(wanted, given_back=len(served))
+        self._limits = host_limits.load(session, over) if served or free else host_limits.NONE
         self._ended = ended
-        repeated = {each.host: each.repeated for each in turns if each.repeated is not None}
+        repeated = {each.host: each.repeated for each in served if each.repeated is not None}
         self._chosen = dict(call.choose(session, list(self._epochs), ended, repeated, self._limits))
         self._free: dict[str, str] = {}
         if wanted is not None and free:
@@ -192,18 +192,18 @@ class _Hosts:
             if not chosen or not self._limits:
                 return
 
-    def go_on(
+    def call_or_release(
         self,
         recorded: Mapping[str, job_outcome.Recorded],
         locked: Mapping[str, locking.Locked],
     ) -> Mapping[str, NextJobResult]:
-        """Assign each turn its next job, or release its host."""
+        """Assign each served host its next job, or release it."""
         held = self._held_up(recorded)
         epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
         assigned = self._assign(epochs, locked)
         over = [
             each
-            for each in self._turns
+            for each in self._served
             if each.host not in {*assigned, *held} and each.repeated is None
         ]
         for conductor_id, hosts in _by_conductor(over).items():
@@ -212,7 +212,7 @@ class _Hosts:
             each.host: NextJobResult(
                 _recorded(each, recorded), assigned.get(each.host), is_over=each in over
             )
-            for each in self._turns
+            for each in self._served
         }
 
     def claim(
@@ -221,8 +221,10 @@ class _Hosts:
         """Claim free hosts, and assign the first job of each."""
         if not self._free:
             return []
-        # Turns may have released some of their hosts since the first count.
-        left = self._budget if self._budget and not self._turns else job_claim.budget(self._session)
+        # Some hosts may have been released since the first count.
+        left = (
+            self._budget if self._budget and not self._served else job_claim.budget(self._session)
+        )
         claimed = job_claim.acquire(self._session, wanted, self._free, left)
         first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
         return [Claimed(claim, first.get(claim.host)) for claim in claimed]
@@ -242,24 +244,24 @@ class _Hosts:
         guarded = set(db_session.run(self._session, _GUARDED, requests).scalars())
         return {
             each.host
-            for each in self._turns
+            for each in self._served
             if each.goes_on and not guarded.isdisjoint(_recorded(each, recorded).requests)
         }
 
 
 def _recorded(
-    turn: NextJobRequest, recorded: Mapping[str, job_outcome.Recorded]
+    request: NextJobRequest, recorded: Mapping[str, job_outcome.Recorded]
 ) -> job_outcome.Recorded:
     return (
         job_outcome.STALE
-        if turn.ended is None
-        else recorded.get(turn.ended.job_id, job_outcome.STALE)
+        if request.ended is None
+        else recorded.get(request.ended.job_id, job_outcome.STALE)
     )
 
 
-def _by_conductor(turns: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
+def _by_conductor(served: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
     """Group the hosts by conductor: usually one; in tests several share a process."""
     found: dict[str, list[str]] = {}
-    for each in turns:
+    for each in served:
         found.setdefault(each.conductor_id, []).append(each.host)
     return found

@@ -133,7 +133,7 @@ class Jobs:
         repeated = job_batch.NextJobRequest(
             conductor_id, assignment.host, repeated=assignment.job_id
         )
-        return self._next_job(repeated).assignment
+        return self._submit_next(repeated).assignment
 
     def begin(
         self,
@@ -175,7 +175,7 @@ class Jobs:
                 f'Agent {agent_id} is not the one that is registered for host {row.host}'
             )
 
-    def turn(
+    def next_job(
         self,
         conductor_id: str,
         host: str,
@@ -190,11 +190,11 @@ class Jobs:
         """
         if ended is not None and ended.outcome.status in job_finish.STOPPED:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
-            turned = self.turn(conductor_id, host, goes_on=goes_on)
-            return dataclasses.replace(turned, recorded=recorded)
-        return self._next_job(job_batch.NextJobRequest(conductor_id, host, ended, goes_on))
+            result = self.next_job(conductor_id, host, goes_on=goes_on)
+            return dataclasses.replace(result, recorded=recorded)
+        return self._submit_next(job_batch.NextJobRequest(conductor_id, host, ended, goes_on))
 
-    def _next_job(self, request: job_batch.NextJobRequest) -> NextJobResult:
+    def _submit_next(self, request: job_batch.NextJobRequest) -> NextJobResult:
         batch = job_batch.Batch(next_jobs=[request])
         return self._group.submit(batch, lambda done: done.next_jobs[request.host])
 
@@ -215,14 +215,10 @@ class Jobs:
             age = db_session.now(session) - progress_at
             return age < datetime.timedelta(seconds=within_seconds)
 
-    def is_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> bool:
-        """Check that a compute of the cell works on a job under that epoch."""
-        return self.image_at_work(cell_uuid, job_id, epoch) is not None
-
     def image_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> str | None:
         """Return the image of a job on which a compute of the cell works under that epoch."""
         query = sa.select(models.Job.image_id).where(
-            models.Job.uuid == job_id, models.Job.epoch == epoch, *locking.at_work(cell_uuid)
+            models.Job.uuid == job_id, models.Job.epoch == epoch, *_at_work(cell_uuid)
         )
         with self._database.reader() as session:
             return session.scalars(query).first()
@@ -230,7 +226,7 @@ class Jobs:
     def hosts_at_work(self, cell_uuid: str) -> Sequence[str]:
         """List the hosts of a cell whose computes work on a job."""
         host = models.Job.host
-        query = sa.select(host).where(*locking.at_work(cell_uuid)).distinct().order_by(host)
+        query = sa.select(host).where(*_at_work(cell_uuid)).distinct().order_by(host)
         with self._database.reader() as session:
             return session.scalars(query).all()
 
@@ -386,6 +382,10 @@ class Jobs:
             return [ended.get(each.job_id, job_outcome.STALE) for each in missed]
 
         return self._database.write(work)
+
+
+def _at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return models.Job.cell_uuid == cell_uuid, models.Job.status.in_(model.TASK_WORKING)
 
 
 def _may_fail(missed: MissedCall, job: locking.Locked | None) -> bool:

@@ -358,7 +358,7 @@ def _all(
 def _zombie(world: World, call: jobs.Assignment) -> job_outcome.Recorded:
     """Have the dead conductor come back, and tell how a call of its own ended."""
     finish = jobs.Finish(call.job_id, call.epoch, CACHED)
-    turned = world.jobs.turn(DEAD, call.host, finish)
+    turned = world.jobs.next_job(DEAD, call.host, finish)
     assert turned.assignment is None
     return turned.recorded
 

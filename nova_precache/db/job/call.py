@@ -88,10 +88,6 @@ class Begin:
 _JOB, _TASK, _CLAIM, _REQUEST = (
     db_session.table(each) for each in (models.Job, models.Task, models.Claim, models.CacheRequest)
 )
-_THE_JOBS = _JOB.c.uuid.in_(db_session.keys())
-_THEIR_TASKS = sa.and_(
-    _TASK.c.job_uuid.in_(db_session.keys()), _TASK.c.status.in_(model.TASK_IN_FLIGHT)
-)
 _TURN = sa.func.row_number().over(partition_by=models.Job.host, order_by=job_claim.urgency())
 _DUE = (
     sa.select(models.Job.uuid, models.Job.host, models.Job.active_key, _TURN.label('turn'))
@@ -112,14 +108,14 @@ _FIRST = (
 _ALL_JOBS = 2**31 - 1
 # Of its host, which this transaction has just fenced.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
-_CALL = sa.update(_JOB).where(_THE_JOBS).values(epoch=_EPOCH, progress_sequence=0)
+_CALL = sa.update(_JOB).where(locking.THE_JOBS).values(epoch=_EPOCH, progress_sequence=0)
 _QUEUED: dict[str, object] = {
     'status': str(model.TaskStatus.QUEUED),
     'attempts': sa.bindparam('to_attempts'),
     'next_attempt_at': None,
 }
 _ATTEMPT = _CALL.values(**_QUEUED)
-_ATTEMPT_TASKS = sa.update(_TASK).where(_THEIR_TASKS).values(**_QUEUED)
+_ATTEMPT_TASKS = sa.update(_TASK).where(locking.THEIR_TASKS).values(**_QUEUED)
 _SEEN = (
     sa.select(
         models.Agent.host,
@@ -149,7 +145,7 @@ _WANTING = (
 )
 _BEGIN_JOBS = (
     sa.update(_JOB)
-    .where(_THE_JOBS)
+    .where(locking.THE_JOBS)
     .values(
         status=sa.bindparam('to_status'),
         attempts=sa.bindparam('to_attempts'),
@@ -159,7 +155,7 @@ _BEGIN_JOBS = (
 )
 _BEGIN_TASKS = (
     sa.update(_TASK)
-    .where(_THEIR_TASKS)
+    .where(locking.THEIR_TASKS)
     .values(
         status=sa.bindparam('to_status'),
         attempts=sa.bindparam('to_attempts'),

@@ -18,11 +18,7 @@ from nova_precache.db.job import demand, locking, outcome as job_outcome
 STOPPED = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 _PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
 _TASK = db_session.table(models.Task)
-_NOTE_SIZES = (
-    sa.update(_TASK)
-    .where(_TASK.c.job_uuid == sa.bindparam('job'), _TASK.c.status.in_(model.TASK_IN_FLIGHT))
-    .values(**job_outcome.sizes(_TASK.c))
-)
+_NOTE_SIZES = sa.update(_TASK).where(locking.THEIR_TASKS).values(**job_outcome.sizes(_TASK.c))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +97,7 @@ def leave(
     stop_why: demand.StopWhy | None = None,
 ) -> job_outcome.Recorded:
     """End a job that a compute has stopped; if a task still wants it, schedule another call."""
-    moved = {'job': job.job_id, 'moved': outcome.bytes_done, 'total': outcome.bytes_total}
+    moved = {'keys': [job.job_id], 'moved': outcome.bytes_done, 'total': outcome.bytes_total}
     db_session.run(session, _NOTE_SIZES, moved)
     recorded = demand.end_unwanting(session, [job.job_id], job.read_at)
     if not job_outcome.wanting(session, [job.job_id]):

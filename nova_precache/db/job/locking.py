@@ -61,6 +61,12 @@ _KEYS = sa.select(_JOB.uuid, _JOB.active_key).where(
     _JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None)
 )
 _TABLE = db_session.table(_JOB)
+_TASK = db_session.table(models.Task)
+# Jobs whose ids are the parameter ``keys``, and the tasks in flight that want them.
+THE_JOBS = _TABLE.c.uuid.in_(db_session.keys())
+THEIR_TASKS = sa.and_(
+    _TASK.c.job_uuid.in_(db_session.keys()), _TASK.c.status.in_(model.TASK_IN_FLIGHT)
+)
 _LEAST = sa.bindparam('least_priority', type_=sa.Integer())
 _LOCK = (
     sa.update(_TABLE)
@@ -128,7 +134,3 @@ def lock_keys(
     """
     for chunk in db_session.chunks(sorted(keys), _KEYS_AT_ONCE):
         db_session.run(session, _LOCK, {'keys': chunk, 'least_priority': least_priority})
-
-
-def at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return models.Job.cell_uuid == cell_uuid, models.Job.status.in_(model.TASK_WORKING)

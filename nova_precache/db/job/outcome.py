@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -72,10 +72,6 @@ def sizes(columns: Any) -> dict[str, sa.ColumnElement[Any]]:
 
 _JOBS, _TASKS = db_session.table(models.Job), db_session.table(models.Task)
 _JOB, _TASK, _REQUEST = _JOBS.c, _TASKS.c, db_session.table(models.CacheRequest).c
-_THE_JOBS = _JOB.uuid.in_(db_session.keys())
-_TASKS_OF_JOBS = sa.and_(
-    _TASK.job_uuid.in_(db_session.keys()), _TASK.status.in_(model.TASK_IN_FLIGHT)
-)
 
 
 def _final(columns: Any) -> dict[str, object]:
@@ -92,7 +88,7 @@ def _final(columns: Any) -> dict[str, object]:
 # The one pair of statements that ends jobs and tasks.
 _END_JOBS = (
     sa.update(_JOBS)
-    .where(_THE_JOBS)
+    .where(locking.THE_JOBS)
     .values(active_key=None, ready=False, stop_why=sa.bindparam('to_stop'), **_final(_JOB))
 )
 _END_TASKS = sa.update(_TASKS).where(_TASK.status.in_(model.TASK_IN_FLIGHT)).values(**_final(_TASK))
@@ -121,7 +117,7 @@ _WAIT: dict[str, object] = {
 _MORE: sa.BindParameter[int] = sa.bindparam('more', type_=sa.Integer())
 _WAIT_JOBS = (
     sa.update(_JOBS)
-    .where(_THE_JOBS)
+    .where(locking.THE_JOBS)
     .values(
         epoch=None,
         stop_why=None,
@@ -132,24 +128,21 @@ _WAIT_JOBS = (
     )
 )
 _WAIT_TASKS = (
-    sa.update(_TASKS).where(_TASKS_OF_JOBS).values(attempts=_TASK.attempts + _MORE, **_WAIT)
+    sa.update(_TASKS).where(locking.THEIR_TASKS).values(attempts=_TASK.attempts + _MORE, **_WAIT)
 )
 
 
-class Choice:
-    """Tasks in flight, and the statements that end them.
-
-    :param which: selects them; it may use the parameter ``keys``, the ids of their jobs
-    """
+class _Chosen:
+    """Statements that end the chosen tasks in flight; ``which`` may use the parameter ``keys``."""
 
     def __init__(self, which: sa.ColumnElement[bool], *columns: sa.ColumnElement[Any]) -> None:
-        chosen = sa.and_(which, _TASK.status.in_(model.TASK_IN_FLIGHT))
-        self.requests = sa.select(_TASK.request_id).distinct().where(chosen)
-        self.tasks = sa.select(_TASK.request_id, _TASK.host, *columns).distinct().where(chosen)
+        where = sa.and_(which, _TASK.status.in_(model.TASK_IN_FLIGHT))
+        self.requests = sa.select(_TASK.request_id).distinct().where(where)
+        self.tasks = sa.select(_TASK.request_id, _TASK.host, *columns).distinct().where(where)
         self.end = _END_TASKS.where(which)
 
 
-_OF_JOBS = Choice(_TASK.job_uuid.in_(db_session.keys()), _TASK.job_uuid)
+_OF_JOBS = _Chosen(_TASK.job_uuid.in_(db_session.keys()), _TASK.job_uuid)
 
 
 def end(session: orm.Session, outcomes: Mapping[str, model.ImageOutcome]) -> Mapping[str, Recorded]:
@@ -191,23 +184,23 @@ def end_tasks(
     session: orm.Session, which: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> Recorded:
     """End the chosen tasks that are in flight, but not their jobs."""
-    ended, idle = _end_tasks(session, Choice(which), {'': outcome})
+    ended, idle = _end_tasks(session, _Chosen(which), {'': outcome})
     return Recorded(True, tuple(sorted({row.request_id for row in ended})), idle)
 
 
 def _end_tasks(
-    session: orm.Session, choice: Choice, outcomes: Mapping[str, model.ImageOutcome]
+    session: orm.Session, chosen: _Chosen, outcomes: Mapping[str, model.ImageOutcome]
 ) -> tuple[Sequence[sa.Row[*tuple[Any, ...]]], tuple[str, ...]]:
     """Return the ended tasks, and the requests with no task in flight now."""
-    keys = {'keys': list(outcomes)}
-    requests = db_session.run(session, choice.requests, keys).scalars().all()
+    keys = {'keys': list(outcomes)}  # ignored if the tasks are not chosen by their jobs
+    requests = db_session.run(session, chosen.requests, keys).scalars().all()
     if not requests:
         return [], ()
     lock_requests(session, requests)
     # Only now: the previous holder of a request's lock may have ended some of these tasks.
-    ended = db_session.run(session, choice.tasks, keys).all()
+    ended = db_session.run(session, chosen.tasks, keys).all()
     rows = [(job_id, _row(outcome)) for job_id, outcome in outcomes.items()]
-    db_session.run_alike(session, choice.end, rows)
+    db_session.run_alike(session, chosen.end, rows)
     return ended, count_done(session, sorted({(row.request_id, row.host) for row in ended}))
 
 
@@ -220,14 +213,18 @@ def _row(outcome: model.ImageOutcome) -> dict[str, object]:
     }
 
 
-def wanting(session: orm.Session, job_ids: Iterable[str]) -> Sequence[str]:
-    """Return the requests whose tasks in flight want jobs: those that ``end`` locks."""
+def wanting(session: orm.Session, job_ids: Collection[str]) -> Sequence[str]:
+    """Return the requests with tasks in flight that want these jobs: ``end`` locks them."""
+    if not job_ids:
+        return []
     return db_session.run(session, _OF_JOBS.requests, {'keys': list(job_ids)}).scalars().all()
 
 
-def lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
+def lock_requests(session: orm.Session, request_ids: Collection[str]) -> None:
     """Serialise transactions that end tasks of one request, so that hosts_done adds up."""
-    db_session.run(session, _LOCK_REQUESTS, [{'request': each} for each in sorted(request_ids)])
+    if request_ids:
+        rows = [{'request': each} for each in sorted(request_ids)]
+        db_session.run(session, _LOCK_REQUESTS, rows)
 
 
 def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tuple[str, ...]:

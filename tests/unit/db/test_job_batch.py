@@ -164,7 +164,7 @@ def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_
     world.expire('h1')
     assert world.jobs.take_over('c2')
 
-    turned = world.jobs.turn('c1', 'h1', _finish(one))
+    turned = world.jobs.next_job('c1', 'h1', _finish(one))
 
     assert turned.recorded.current
     assert turned.assignment is None
@@ -179,7 +179,7 @@ def test_where_the_outcome_decides_on_the_rest_nothing_is_assigned_before_it_was
     world.planned(['h1'], ['i1', 'i2'], options=options)
     (one,) = _assigned(world, 1)
 
-    turned = world.jobs.turn('c1', 'h1', _finish(one, BROKEN))
+    turned = world.jobs.next_job('c1', 'h1', _finish(one, BROKEN))
 
     assert (turned.assignment, turned.is_over) == (None, False)
     assert world.jobs.claimed_hosts('c1') == ['h1']

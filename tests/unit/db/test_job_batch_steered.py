@@ -150,7 +150,7 @@ def test_what_a_deadline_leaves_to_a_paused_request_is_not_assigned(world: World
     world.steering.pause(other.id)
     _pass_deadline(world, late)
 
-    turned = world.jobs.turn('c1', 'h1', _finish(call, EXPIRED))
+    turned = world.jobs.next_job('c1', 'h1', _finish(call, EXPIRED))
 
     assert turned.recorded == _ended(late)
     assert (turned.assignment, turned.is_over) == (None, True)
@@ -168,7 +168,7 @@ def test_a_job_that_is_paused_while_it_is_chosen_for_a_worker_is_not_called(worl
     call = _begun(world)['h1']
     _pause_when_chosen(world)
 
-    turned = world.jobs.turn('c1', 'h1', _finish(call, CACHED))
+    turned = world.jobs.next_job('c1', 'h1', _finish(call, CACHED))
 
     assert (turned.assignment, turned.is_over) == (None, True)
     assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h1', 'i2'): 'queued'}
@@ -183,7 +183,7 @@ def test_a_job_that_is_paused_while_its_host_is_claimed_is_not_called(world: Wor
 
     assert [(each.claim.host, each.first) for each in claimed] == [('h1', None)]
     assert world.tasks(request)['h1', 'i1'].attempts == 0
-    assert world.jobs.turn('c1', 'h1').is_over
+    assert world.jobs.next_job('c1', 'h1').is_over
 
 
 def test_each_call_has_its_own_terms_and_one_that_nobody_wants_no_time_at_all(
