@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import begin as job_begin, locking
+from nova_precache.db.job import call, locking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,8 @@ def _begin(
     occupied = None if is_repeated else _occupied(session, sent)
     if occupied is not None:
         return occupied
-    begin = job_begin.Begin(job_id, epoch, starts=not is_repeated)
-    if not job_begin.begin(session, [begin], locked):
+    begin = call.Begin(job_id, epoch, starts=not is_repeated)
+    if not call.begin(session, [begin], locked):
         if is_repeated:
             session.delete(sent)
         return None
