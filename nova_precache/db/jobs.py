@@ -16,7 +16,7 @@ from typing import cast
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model, wire
+from nova_precache import exception, model, states, wire
 from nova_precache.db import job_batch
 from nova_precache.db.engine import group_commit, models, session as db_session
 from nova_precache.db.job import (
@@ -190,7 +190,7 @@ class Jobs:
         outcome may decide what is called next, neither happens: call again once the outcome
         is handled.
         """
-        if ended is not None and ended.outcome.status in job_stop.OUTCOMES:
+        if ended is not None and ended.outcome.status in states.STOPPED:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
             turned = self.turn(conductor_id, host, goes_on=goes_on)
             return dataclasses.replace(turned, recorded=recorded)
@@ -270,7 +270,7 @@ class Jobs:
         A job that its compute stopped on order ends for the requests that no longer want it.
         If others want it, it waits for another call, which is no attempt.
         """
-        if outcome.status not in job_stop.OUTCOMES:
+        if outcome.status not in states.STOPPED:
             finished = self._group.submit(job_finish.Finish(job_id, epoch, outcome))
             return cast(job_outcome.Recorded, finished)
         current = locking.current(job_id, epoch)

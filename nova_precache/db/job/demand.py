@@ -23,16 +23,9 @@ _NOBODY = model.ImageOutcome(model.TaskStatus.SKIPPED)
 EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'the deadline of the request passed')
 
 
-class StopWhy(enum.StrEnum):
-    """Why a compute is to stop a job; DISCARD is for jobs that have ended."""
-
-    CANCELLED = 'cancelled'
-    DEADLINE = 'deadline'
-    PAUSED = 'paused'
-    DISCARD = 'discard'
-
-
-UNWANTED = frozenset({StopWhy.CANCELLED, StopWhy.DEADLINE})
+UNWANTED = frozenset({model.StopWhy.CANCELLED, model.StopWhy.DEADLINE})
+# The ``stop_why`` of an ended job whose partial file is to be removed.
+DISCARD = 'discard'
 
 
 class Verdict(enum.StrEnum):
@@ -234,7 +227,7 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
         stop_keep=False,
     )
     called = [view for view in pause if view.is_called]
-    _change(session, called, ready=False, stop_why=StopWhy.PAUSED, stop_keep=True)
+    _change(session, called, ready=False, stop_why=model.StopWhy.PAUSED, stop_keep=True)
     _stop(session, [view for view in views[Verdict.STOP] if view.stop_why not in UNWANTED], leave)
     _end(session, views[Verdict.END], leave)
 
@@ -242,10 +235,10 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
 def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
     """Order computes to stop these jobs."""
     late = [view for view in views if view.is_expired and not view.is_cancelled]
-    _change(session, late, ready=False, stop_why=StopWhy.DEADLINE, stop_keep=True)
+    _change(session, late, ready=False, stop_why=model.StopWhy.DEADLINE, stop_keep=True)
     rest = [view for view in views if not view.is_expired or view.is_cancelled]
     keep = leave.keep_partial
-    _change(session, rest, ready=False, stop_why=StopWhy.CANCELLED, stop_keep=keep)
+    _change(session, rest, ready=False, stop_why=model.StopWhy.CANCELLED, stop_keep=keep)
 
 
 def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
@@ -255,7 +248,7 @@ def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
     kept = [view for view in cancelled if not view.was_begun or leave.keep_partial]
     expired = [view for view in views if view.is_expired and not view.is_cancelled]
     rest = [view for view in views if not view.is_cancelled and not view.is_expired]
-    _finish(session, removed, CANCELLED, StopWhy.DISCARD)
+    _finish(session, removed, CANCELLED, DISCARD)
     _finish(session, kept, CANCELLED)
     _finish(session, expired, EXPIRED)
     _finish(session, rest, leave.outcome)
@@ -265,7 +258,7 @@ def _finish(
     session: orm.Session,
     views: Sequence[View],
     outcome: model.ImageOutcome,
-    stop_why: StopWhy | None = None,
+    stop_why: str | None = None,
 ) -> None:
     _change(
         session,

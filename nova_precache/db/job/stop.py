@@ -11,23 +11,18 @@ from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
 
-# Outcomes by which a compute reports that it stopped a job on order.
-OUTCOMES = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 _PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
 
 
 @dataclasses.dataclass(frozen=True)
 class StopOrder:
-    """A job that its compute is to stop.
-
-    :ivar why: a ``demand.StopWhy``
-    """
+    """A job that its compute is to stop."""
 
     job_id: str
     host: str
     cell_uuid: str
     epoch: int | None
-    why: str
+    why: model.StopWhy
     keep_partial: bool
 
 
@@ -71,9 +66,9 @@ def stopped(
     job = session.execute(query).first()
     if job is None:
         return job_outcome.STALE
-    if job.stop_why == demand.StopWhy.DEADLINE:
+    if job.stop_why == model.StopWhy.DEADLINE:
         return leave(session, which, job_id, demand.EXPIRED)
-    discard = None if job.stop_keep else demand.StopWhy.DISCARD
+    discard = None if job.stop_keep else demand.DISCARD
     return leave(session, which, job_id, demand.CANCELLED, discard)
 
 
@@ -81,7 +76,7 @@ def _waits() -> sa.ColumnElement[bool]:
     """Select jobs that are wanted, but not now."""
     job = models.Job
     is_held = sa.and_(~job.ready, job.stop_why.is_(None))
-    return sa.or_(job.stop_why == demand.StopWhy.PAUSED, is_held)
+    return sa.or_(job.stop_why == model.StopWhy.PAUSED, is_held)
 
 
 def leave(
@@ -89,7 +84,7 @@ def leave(
     which: sa.ColumnElement[bool],
     job_id: str,
     outcome: model.ImageOutcome,
-    stop_why: demand.StopWhy | None = None,
+    stop_why: str | None = None,
 ) -> job_outcome.Recorded:
     """End a job that a compute has stopped; if a task still wants it, schedule another call."""
     locking.lock_jobs(session, [job_id])
@@ -114,18 +109,20 @@ def orders(session: orm.Session) -> list[StopOrder]:
     job = models.Job
     query = (
         sa.select(job.uuid, job.host, job.cell_uuid, job.epoch, job.stop_why, job.stop_keep)
-        .where(job.stop_why.in_([*demand.UNWANTED, demand.StopWhy.PAUSED]))
+        .where(job.stop_why.in_(model.StopWhy))
         .where(job.active_key.is_not(None))
         .order_by(job.id)
     )
-    return [StopOrder(*row[:4], str(row[4]), row[5]) for row in session.execute(query)]
+    return [
+        StopOrder(*row[:4], model.StopWhy(str(row[4])), row[5]) for row in session.execute(query)
+    ]
 
 
 def discards(session: orm.Session, limit: int) -> list[Discard]:
     job = models.Job
     query = (
         sa.select(job.uuid, job.host, job.cell_uuid, job.image_id)
-        .where(job.stop_why == demand.StopWhy.DISCARD, job.active_key.is_(None))
+        .where(job.stop_why == demand.DISCARD, job.active_key.is_(None))
         .order_by(job.id)
         .limit(limit)
     )
@@ -142,6 +139,6 @@ def forget_discards(session: orm.Session, which: sa.ColumnElement[bool]) -> None
     """Drop orders to remove partial files: they are removed, or wanted again."""
     session.execute(
         db_session.update(models.Job)
-        .where(models.Job.stop_why == demand.StopWhy.DISCARD, which)
+        .where(models.Job.stop_why == demand.DISCARD, which)
         .values(stop_why=None)
     )
