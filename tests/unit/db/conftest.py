@@ -29,8 +29,8 @@ class Changes:
             kind = table.__tablename__
             for event, origin in (('INSERT', 'NULL'), ('UPDATE', 'OLD.status')):
                 statements.append(
-                    f'CREATE TRIGGER {kind}_{event} AFTER {event} ON {kind} '
-                    f"BEGIN INSERT INTO changes VALUES ('{kind}', {origin}, NEW.status); END"  # noqa: S608
+                    f'CREATE TRIGGER {kind}_{event} AFTER {event} ON {kind} '  # noqa: S608
+                    f"BEGIN INSERT INTO changes VALUES ('{kind}', {origin}, NEW.status); END"
                 )
         with self._database.engine.begin() as connection:
             for statement in statements:
