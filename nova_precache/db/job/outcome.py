@@ -277,3 +277,17 @@ def schedule_retry(
     ]
     db_session.run_alike(session, _WAIT_JOBS, rows)
     db_session.run_alike(session, _WAIT_TASKS, rows)
+
+
+def make_due(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
+    """Make those of the chosen jobs due now that wait for their next attempt; count them."""
+    job, task, now = models.Job, models.Task, db_session.now(session)
+    these = sa.and_(which, job.status == model.TaskStatus.RETRY_WAIT, job.next_attempt_at > now)
+    session.execute(
+        db_session.update(task)
+        .where(task.job_uuid.in_(sa.select(job.uuid).where(these)))
+        .where(task.status == model.TaskStatus.RETRY_WAIT)
+        .values(next_attempt_at=now)
+    )
+    due = session.execute(db_session.update(job).where(these).values(next_attempt_at=now))
+    return db_session.rowcount(due)

@@ -154,20 +154,8 @@ def _open(
 ) -> None:
     """Open the tasks of a request, and make its jobs in retry_wait due now."""
     gating.open_tasks(session, row, now)
-    job, task = models.Job, models.Task
     for chunk in db_session.chunks(keys):
-        these = sa.and_(job.active_key.in_(chunk), job.status == model.TaskStatus.RETRY_WAIT)
-        session.execute(
-            db_session.update(task)
-            .where(task.job_uuid.in_(sa.select(job.uuid).where(these, job.next_attempt_at > now)))
-            .where(task.status == model.TaskStatus.RETRY_WAIT)
-            .values(next_attempt_at=now)
-        )
-        session.execute(
-            db_session.update(job)
-            .where(these, job.next_attempt_at > now)
-            .values(next_attempt_at=now)
-        )
+        job_outcome.make_due(session, models.Job.active_key.in_(chunk))
     demand.reconcile(session, keys)
 
 

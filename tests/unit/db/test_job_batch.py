@@ -329,3 +329,17 @@ def test_with_all_places_taken_no_jobs_are_looked_for(world: World) -> None:
     )
     assert world.jobs.claim_hosts('c1', limit=9, most=9) == []
     assert not [each for each in asked if 'UNION' in each]
+
+
+def test_batches_name_all_they_concern(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    (one,) = _assigned(world, 1)
+    wanted = job_claim.ClaimRequest('c1', limit=1, most=1, avoid_cells=(), lease=LEASE)
+
+    ended = job_batch.Batch(next_jobs=_next_jobs(one))
+    begun = job_batch.Batch(begins=[Begin(one.job_id, one.epoch)])
+    claims = job_batch.Batch(claims=[wanted])
+
+    assert ended.keys() == {'h1', one.job_id}
+    assert begun.keys() == {one.job_id}
+    assert claims.keys() & job_batch.merge([claims, begun]).keys()

@@ -225,3 +225,29 @@ def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
     assert host_recovery.HostRecovery(world.database, 60).hasten() == 1
 
     assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_stopped_jobs_are_locked_by_key(world: World, writes: Writes) -> None:
+    request = world.planned(['h1'], ['i1'])
+    [call] = _calls(world, 1)
+    world.steering.pause(request.id)
+    writes.forget()
+
+    assert world.steering.stopped(call.job_id, call.epoch).current
+
+    assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_missed_calls_lock_requests_in_order(world: World, writes: Writes) -> None:
+    requests = {host: world.planned([host], ['i1']).id for host in ('h1', 'h2', 'h3')}
+    calls = {requests[call.host]: call for call in _calls(world, 3)}
+    world.jobs.release('c1', list(requests))
+    last_first = [calls[request_id] for request_id in sorted(calls, reverse=True)]
+    missed = [jobs.MissedCall(call.job_id, call.attempts, None) for call in last_first]
+    writes.forget()
+
+    ended = world.jobs.fail_unclaimed(missed, BROKEN)
+
+    assert [each.requests for each in ended] == [(each,) for each in sorted(calls, reverse=True)]
+    assert writes.locked_requests() == sorted(calls)
+    assert writes.locked_jobs() == [('h1/i1', 'h2/i1', 'h3/i1')]
