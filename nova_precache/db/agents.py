@@ -76,7 +76,16 @@ class Agents:
         """
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
-            db_session.run(session, _REPORT, list(map(_report, some)))
+            rows = [
+                {
+                    'of_host': agent.host,
+                    'of_agent': agent.agent_id,
+                    'of_cell': agent.cell_uuid,
+                    **{f'to_{name}': value for name, value in _reported(agent).items()},
+                }
+                for agent in some
+            ]
+            db_session.run(session, _REPORT, rows)
             registered = _registered(session, [agent.host for agent in some])
             return [
                 agent
@@ -295,15 +304,6 @@ def _take_over(session: orm.Session, host: str) -> None:
     locked = locking.lock(session, job_ids).values()
     again = {each: 0.0 for each in locked if each.epoch is not None and each.goes_on}
     job_outcome.schedule_retry(session, again, _TAKEN_OVER, attempts=-1)
-
-
-def _report(agent: model.Agent) -> dict[str, object]:
-    return {
-        'of_host': agent.host,
-        'of_agent': agent.agent_id,
-        'of_cell': agent.cell_uuid,
-        **{f'to_{name}': value for name, value in _reported(agent).items()},
-    }
 
 
 def _add(session: orm.Session, agent: model.Agent) -> None:

@@ -263,7 +263,11 @@ _NOTHING: _Values = (0, 0, datetime.datetime(1970, 1, 1), None)  # noqa: DTZ001
 def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
     """Write the changes of reports; return the hosts that reported too many files."""
     hosts = sorted({report.host for report in reports})
-    _take_turns(session, hosts)
+    # Conductors that write files of the same hosts take turns: otherwise they would deadlock
+    # over these files, and insert some twice.
+    for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
+        query = sa.select(models.Agent.host).where(models.Agent.host.in_(some))
+        session.execute(query.order_by(models.Agent.host).with_for_update()).all()
     now = db_session.now(session)
     before = _known(session, hosts)
     after = {host: dict(files) for host, files in before.items()}
@@ -284,16 +288,6 @@ def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
     _update(session, changed)
     _note_told(session, [report.host for report in reports if _tells_all(report)], now)
     return full
-
-
-def _take_turns(session: orm.Session, hosts: Sequence[str]) -> None:
-    """Serialise conductors that write files of the same hosts.
-
-    Otherwise they would deadlock over these files, and insert some twice.
-    """
-    for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
-        query = sa.select(models.Agent.host).where(models.Agent.host.in_(some))
-        session.execute(query.order_by(models.Agent.host).with_for_update()).all()
 
 
 def _known(session: orm.Session, hosts: Sequence[str]) -> dict[str, _Files]:
