@@ -95,7 +95,7 @@ class HostWorker:
     ) -> jobs.NextJobResult:
         if assignment is not None:
             return self._attempt(assignment, is_stopping)
-        return self._jobs.turn(self._conductor_id, claim.host, goes_on=not is_stopping())
+        return self._jobs.next_job(self._conductor_id, claim.host, goes_on=not is_stopping())
 
     def _attempt(
         self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]

@@ -267,7 +267,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         with self._refusing_of_job('a request for a token', job_id):
             job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
         with deadline.within(ANSWER_SECONDS):
-            works = self._jobs.is_at_work(self._cell_uuid, job, call)
+            works = self._jobs.image_at_work(self._cell_uuid, job, call) is not None
         if not works:
             raise exception.TokenRefused(
                 f'job {job} is not in flight in this cell under epoch {call}'

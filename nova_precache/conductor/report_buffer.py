@@ -100,7 +100,7 @@ class ReportBuffer:
 
     def _record_images(self, told: Sequence[tuple[str, caches.Report]]) -> None:
         registered = self._agents.get({report.host for _, report in told})
-        self._caches.record_all(
+        self._caches.record(
             report
             for agent_id, report in told
             if _is_of(registered.get(report.host), agent_id, report.cell_uuid)

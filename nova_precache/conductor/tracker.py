@@ -103,7 +103,7 @@ class Tracker:
         else:
             self._record_retry(assignment, outcome, delay)
         turned = self.database_wait.wait_out(
-            lambda: self._jobs.turn(conductor_id, assignment.host, ended, goes_on)
+            lambda: self._jobs.next_job(conductor_id, assignment.host, ended, goes_on)
         )
         if ended is not None:
             self._settle_final(turned.recorded, outcome)

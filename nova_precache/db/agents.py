@@ -76,9 +76,22 @@ class Agents:
         """
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
-            db_session.run(session, _REPORT, list(map(_report, some)))
+            rows = [
+                {
+                    'of_host': agent.host,
+                    'of_agent': agent.agent_id,
+                    'of_cell': agent.cell_uuid,
+                    **{f'to_{name}': value for name, value in _reported(agent).items()},
+                }
+                for agent in some
+            ]
+            db_session.run(session, _REPORT, rows)
             registered = _registered(session, [agent.host for agent in some])
-            return [agent for agent in some if _key(agent) not in registered]
+            return [
+                agent
+                for agent in some
+                if (agent.host, agent.agent_id, agent.cell_uuid) not in registered
+            ]
 
         def write(some: Sequence[model.Agent]) -> Sequence[model.Agent]:
             return self._database.write(lambda session: work(session, some))
@@ -279,10 +292,6 @@ def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, st
     return found
 
 
-def _key(agent: model.Agent) -> tuple[str, str, str]:
-    return agent.host, agent.agent_id, agent.cell_uuid
-
-
 def _take_over(session: orm.Session, host: str) -> None:
     """Fence every call of the previous agent: its outcome is of another machine.
 
@@ -290,28 +299,11 @@ def _take_over(session: orm.Session, host: str) -> None:
     order.
     """
     job = models.Job
-    called = sa.and_(
-        job.host == host,
-        job.epoch.is_not(None),
-        job.status.in_(model.TASK_IN_FLIGHT),
-        job.ready,
-        job.stop_why.is_(None),
-    )
-    job_ids = session.scalars(sa.select(job.uuid).where(called)).all()
-    locking.lock_jobs(session, job_ids)
-    for job_id in job_ids:
-        job_outcome.schedule_retry(
-            session, sa.and_(job.uuid == job_id, called), job_id, _TAKEN_OVER, 0, attempts=-1
-        )
-
-
-def _report(agent: model.Agent) -> dict[str, object]:
-    return {
-        'of_host': agent.host,
-        'of_agent': agent.agent_id,
-        'of_cell': agent.cell_uuid,
-        **{f'to_{name}': value for name, value in _reported(agent).items()},
-    }
+    called = sa.select(job.uuid).where(job.host == host, job.epoch.is_not(None))
+    job_ids = session.scalars(called.where(job.status.in_(model.TASK_IN_FLIGHT))).all()
+    locked = locking.lock(session, job_ids).values()
+    again = {each: 0.0 for each in locked if each.epoch is not None and each.goes_on}
+    job_outcome.schedule_retry(session, again, _TAKEN_OVER, attempts=-1)
 
 
 def _add(session: orm.Session, agent: model.Agent) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache import model, wire
+from nova_precache import exception, model, wire
 from nova_precache.db.engine import models, session as db_session
 
 LOG = logging.getLogger(__name__)
@@ -64,17 +64,7 @@ class Caches:
         self._database = database
         self._senders = wire.Senders(LOG)
 
-    def record(
-        self,
-        host: str,
-        images: Sequence[model.CachedImage],
-        removed: Sequence[str] = (),
-        full: bool = False,
-    ) -> None:
-        """Record the files of a host; a full report replaces all earlier ones."""
-        self.record_all([Report(host, images, removed, full)])
-
-    def record_all(self, reports: Iterable[Report]) -> None:
+    def record(self, reports: Iterable[Report]) -> None:
         """Record reports in bulk; later ones of a host win.
 
         A report that the database refuses is skipped, and its host is named in the log.
@@ -138,6 +128,32 @@ class Caches:
         query = sa.select(_ROW.host).where(_ROW.name == _WHOLE)
         with self._database.reader() as session:
             return frozenset(session.scalars(query))
+
+
+_UNREPORTED = 'It is not known what is in the caches: with compute_backend = nova no host tells.'
+
+
+class UnreportedCaches(Caches):
+    """Caches of hosts that report none, such as those of stock nova-computes.
+
+    What computes of this service reported earlier is ignored: the files may be gone.
+    """
+
+    def of_host(
+        self, host: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        raise exception.NotByNova(_UNREPORTED)
+
+    def hosts_of(
+        self, image_id: str, limit: int | None = None, marker: str | None = None
+    ) -> Sequence[model.CachedImage]:
+        raise exception.NotByNova(_UNREPORTED)
+
+    def present(self, hosts: Collection[str], image_ids: Collection[str]) -> Present:
+        return {}
+
+    def known_hosts(self) -> frozenset[str]:
+        return frozenset()
 
 
 def usable_parts(present: Present, images: Collection[model.Image]) -> Present:
@@ -244,14 +260,14 @@ _Row = dict[str, object]
 _NOTHING: _Values = (0, 0, datetime.datetime(1970, 1, 1), None)  # noqa: DTZ001
 
 
-def _values(image: model.CachedImage) -> _Values:
-    return image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
-
-
 def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
     """Write the changes of reports; return the hosts that reported too many files."""
     hosts = sorted({report.host for report in reports})
-    _take_turns(session, hosts)
+    # Conductors that write files of the same hosts take turns: otherwise they would deadlock
+    # over these files, and insert some twice.
+    for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
+        query = sa.select(models.Agent.host).where(models.Agent.host.in_(some))
+        session.execute(query.order_by(models.Agent.host).with_for_update()).all()
     now = db_session.now(session)
     before = _known(session, hosts)
     after = {host: dict(files) for host, files in before.items()}
@@ -274,16 +290,6 @@ def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
     return full
 
 
-def _take_turns(session: orm.Session, hosts: Sequence[str]) -> None:
-    """Serialise conductors that write files of the same hosts.
-
-    Otherwise they would deadlock over these files, and insert some twice.
-    """
-    for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
-        query = sa.select(models.Agent.host).where(models.Agent.host.in_(some))
-        session.execute(query.order_by(models.Agent.host).with_for_update()).all()
-
-
 def _known(session: orm.Session, hosts: Sequence[str]) -> dict[str, _Files]:
     """Read the recorded files of hosts."""
     known: dict[str, _Files] = {host: {} for host in hosts}
@@ -301,7 +307,8 @@ def _apply(report: Report, files: _Files) -> None:
         del files[name]
     for name in report.removed:
         files.pop(name, None)
-    files.update({image.name: _values(image) for image in report.images})
+    for image in report.images:
+        files[image.name] = image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
     if _tells_all(report):
         files.setdefault(_WHOLE, _NOTHING)
 

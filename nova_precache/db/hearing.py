@@ -58,7 +58,7 @@ class Hearings:
 
         From now on, none of their hosts counts as down before it could be heard for long enough.
         """
-        self._write(lambda session: _begin(session, sorted(cell_uuids)))
+        self._write(lambda session: _add(session, sorted(cell_uuids), db_session.now(session)))
 
     def _write(self, work: Callable[[orm.Session], None]) -> None:
         try:
@@ -76,10 +76,6 @@ def _note(session: orm.Session, cell_uuids: Sequence[str], gap: datetime.timedel
         # In the order of the columns: on MariaDB the first one still sees the old ``until``.
         .values(since=sa.case((row.until < now, now), else_=row.since), until=now + gap)
     )
-
-
-def _begin(session: orm.Session, cell_uuids: Sequence[str]) -> None:
-    _add(session, cell_uuids, db_session.now(session))
 
 
 def _add(session: orm.Session, cell_uuids: Sequence[str], now: datetime.datetime) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import locking
+from nova_precache.db.job import locking, outcome as job_outcome
 
 # Prefix of the reason of jobs that wait for such a host; see agents.Agents.down.
 DOWN = 'host down'
@@ -84,20 +84,5 @@ class Waiting:
 
 def _make_due(session: orm.Session, job_ids: list[str]) -> int:
     locking.lock_jobs(session, job_ids)
-    now = db_session.now(session)
-    count = 0
-    for chunk in db_session.chunks(job_ids):
-        due = session.execute(
-            db_session.update(models.Job)
-            .where(models.Job.uuid.in_(chunk))
-            .where(models.Job.status == model.TaskStatus.RETRY_WAIT)
-            .values(next_attempt_at=now)
-        )
-        count += db_session.rowcount(due)
-        session.execute(
-            db_session.update(models.Task)
-            .where(models.Task.job_uuid.in_(chunk))
-            .where(models.Task.status == model.TaskStatus.RETRY_WAIT)
-            .values(next_attempt_at=now)
-        )
-    return count
+    chunks = db_session.chunks(job_ids)
+    return sum(job_outcome.make_due(session, models.Job.uuid.in_(chunk)) for chunk in chunks)

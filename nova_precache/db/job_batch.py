@@ -7,15 +7,14 @@ called are chosen and locked before the first request.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import (
-    assign,
-    begin as job_begin,
+    call,
     claim as job_claim,
     finish as job_finish,
     host_limits,
@@ -44,14 +43,14 @@ class NextJobRequest:
 
 @dataclasses.dataclass(frozen=True)
 class NextJobResult:
-    """The result of a turn.
+    """The outcome as recorded, and the next job of the host.
 
     :ivar assignment: the next call, if a job is due on the host
     :ivar is_over: the host was released
     """
 
     recorded: job_outcome.Recorded
-    assignment: assign.Assignment | None = None
+    assignment: call.Assignment | None = None
     is_over: bool = False
 
 
@@ -60,58 +59,79 @@ class Claimed:
     """A claim and its first call; None if that is to be requested separately."""
 
     claim: job_claim.Claim
-    first: assign.Assignment | None = None
+    first: call.Assignment | None = None
 
 
-Member = job_begin.Begin | job_finish.Finish | NextJobRequest | job_claim.ClaimRequest
-Result = bool | job_outcome.Recorded | NextJobResult | Sequence[Claimed]
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one thread submits, or what several submitted at the same moment.
+
+    :ivar claims: at most one, as two would want the same free hosts
+    """
+
+    begins: Sequence[call.Begin] = ()
+    finishes: Sequence[job_finish.Finish] = ()
+    next_jobs: Sequence[NextJobRequest] = ()
+    claims: Sequence[job_claim.ClaimRequest] = ()
+
+    def keys(self) -> set[str]:
+        """Return the jobs and hosts that it concerns: no others of the same batch may share one."""
+        about: list[str | None] = [each.job_id for each in self.begins]
+        about += [each.job_id for each in self.finishes]
+        for each in self.next_jobs:
+            about += [each.host, each.repeated, each.ended.job_id if each.ended else None]
+        about += ['' for _ in self.claims]
+        return {key for key in about if key is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchResult:
+    """The results of all members of a batch.
+
+    :ivar begun: jobs whose calls still counted
+    :ivar recorded: by job, of outcomes that still counted
+    :ivar next_jobs: by host
+    """
+
+    begun: Collection[str]
+    recorded: Mapping[str, job_outcome.Recorded]
+    next_jobs: Mapping[str, NextJobResult]
+    claimed: Sequence[Claimed]
+
 
 _GUARDED = sa.select(models.CacheRequest.id).where(
     models.CacheRequest.id.in_(sa.bindparam('requests', expanding=True)), rollout.is_guarded()
 )
 
 
-def keys(member: Member) -> Sequence[str]:
-    """Return the job and the host that a member concerns."""
-    if isinstance(member, job_claim.ClaimRequest):
-        return ['']  # one per batch: two would want the same free hosts
-    if not isinstance(member, NextJobRequest):
-        return [member.job_id]
-    ended = None if member.ended is None else member.ended.job_id
-    return [each for each in (member.host, ended, member.repeated) if each is not None]
+def merge(batches: Sequence[Batch]) -> Batch:
+    return Batch(
+        begins=[each for batch in batches for each in batch.begins],
+        finishes=[each for batch in batches for each in batch.finishes],
+        next_jobs=[each for batch in batches for each in batch.next_jobs],
+        claims=[each for batch in batches for each in batch.claims],
+    )
 
 
-def execute_batch(session: orm.Session, members: Sequence[Member]) -> list[Result]:
-    """Execute all members, and return their results in the same order."""
-    begins = [each for each in members if isinstance(each, job_begin.Begin)]
-    turns = [each for each in members if isinstance(each, NextJobRequest)]
-    finishes = [each for each in members if isinstance(each, job_finish.Finish)]
-    finishes += [turn.ended for turn in turns if turn.ended is not None]
-    # At most one, because of its key.
-    wanted = next((each for each in members if isinstance(each, job_claim.ClaimRequest)), None)
-    if turns or wanted:
+def execute_batch(session: orm.Session, batch: Batch) -> BatchResult:
+    """Execute all members of a batch."""
+    begins = batch.begins
+    finishes = [*batch.finishes, *(each.ended for each in batch.next_jobs if each.ended)]
+    wanted = next(iter(batch.claims), None)
+    if batch.next_jobs or wanted:
         job_claim.lock_counter(session)
-    hosts = _Hosts(session, turns, wanted, [each.job_id for each in finishes])
+    hosts = _Hosts(session, batch.next_jobs, wanted, [each.job_id for each in finishes])
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
     locked = locking.lock(session, jobs, {each.job_id: each.active_key for each in hosts.jobs})
-    starting = job_begin.to_start(session, begins, locked)
+    starting = call.to_start(session, begins, locked)
     if starting:  # together with those of ending jobs, in one order
         ending = job_finish.to_lock(session, finishes, locked)
         job_outcome.lock_requests(session, sorted({*starting, *ending}))
     recorded = job_finish.finish(session, finishes, locked)
-    begun = job_begin.begin(session, begins, locked, starting)
-    turned = hosts.go_on(recorded, locked)
-    results: list[Result] = []
-    for each in members:
-        if isinstance(each, job_begin.Begin):
-            results.append(each.job_id in begun)
-        elif isinstance(each, NextJobRequest):
-            results.append(turned[each.host])
-        elif isinstance(each, job_claim.ClaimRequest):
-            results.append(hosts.claim(each, locked))  # last, after hosts were released
-        else:
-            results.append(recorded.get(each.job_id, job_outcome.STALE))
-    return results
+    begun = call.begin(session, begins, locked, starting)
+    next_jobs = hosts.call_or_release(recorded, locked)
+    claimed = hosts.claim(wanted, locked) if wanted else []  # after hosts were released
+    return BatchResult(begun, recorded, next_jobs, claimed)
 
 
 # Of one transaction; the dispatcher asks again while it gets some.
@@ -119,7 +139,7 @@ _MOST_ROUNDS = 4
 
 
 class _Hosts:
-    """The hosts of turns: fenced first, then called again or released; and free hosts.
+    """The served hosts, fenced first, then called again or released; and free hosts.
 
     :ivar jobs: jobs that may be called on them
     """
@@ -127,30 +147,28 @@ class _Hosts:
     def __init__(
         self,
         session: orm.Session,
-        turns: Sequence[NextJobRequest],
+        served: Sequence[NextJobRequest],
         wanted: job_claim.ClaimRequest | None,
         ended: Sequence[str],
     ) -> None:
         self._session = session
-        self._turns = turns
+        self._served = served
         self._budget = None if wanted is None else job_claim.budget(session)
         self._epochs: dict[str, int] = {}
-        for conductor_id, hosts in _by_conductor([each for each in turns if each.goes_on]).items():
+        for conductor_id, hosts in _by_conductor([each for each in served if each.goes_on]).items():
             self._epochs.update(job_claim.fence(session, conductor_id, hosts))
         over = {
             each.ended.job_id: each.ended.epoch
-            for each in turns
+            for each in served
             if each.ended and each.host in self._epochs
         }
         free = 0
         if wanted is not None and self._budget is not None:
-            free = self._budget.free(wanted, given_back=len(turns))
-        self._limits = host_limits.load(session, over) if turns or free else host_limits.NONE
+            free = self._budget.free(wanted, given_back=len(served))
+        self._limits = host_limits.load(session, over) if served or free else host_limits.NONE
         self._ended = ended
-        repeated = {each.host: each.repeated for each in turns if each.repeated is not None}
-        self._chosen = dict(
-            assign.choose(session, list(self._epochs), ended, repeated, self._limits)
-        )
+        repeated = {each.host: each.repeated for each in served if each.repeated is not None}
+        self._chosen = dict(call.choose(session, list(self._epochs), ended, repeated, self._limits))
         self._free: dict[str, str] = {}
         if wanted is not None and free:
             self._choose_free(wanted, free)
@@ -166,7 +184,7 @@ class _Hosts:
             found = job_claim.most_urgent(
                 self._session, wanted.avoid_cells, count - len(self._free), self._limits, self._free
             )
-            chosen = assign.choose(
+            chosen = call.choose(
                 self._session, list(found), self._ended, {}, self._limits, until_saturated=True
             )
             self._chosen.update(chosen)
@@ -174,18 +192,18 @@ class _Hosts:
             if not chosen or not self._limits:
                 return
 
-    def go_on(
+    def call_or_release(
         self,
         recorded: Mapping[str, job_outcome.Recorded],
         locked: Mapping[str, locking.Locked],
     ) -> Mapping[str, NextJobResult]:
-        """Assign each turn its next job, or release its host."""
+        """Assign each served host its next job, or release it."""
         held = self._held_up(recorded)
         epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
         assigned = self._assign(epochs, locked)
         over = [
             each
-            for each in self._turns
+            for each in self._served
             if each.host not in {*assigned, *held} and each.repeated is None
         ]
         for conductor_id, hosts in _by_conductor(over).items():
@@ -194,7 +212,7 @@ class _Hosts:
             each.host: NextJobResult(
                 _recorded(each, recorded), assigned.get(each.host), is_over=each in over
             )
-            for each in self._turns
+            for each in self._served
         }
 
     def claim(
@@ -203,17 +221,19 @@ class _Hosts:
         """Claim free hosts, and assign the first job of each."""
         if not self._free:
             return []
-        # Turns may have released some of their hosts since the first count.
-        left = self._budget if self._budget and not self._turns else job_claim.budget(self._session)
+        # Some hosts may have been released since the first count.
+        left = (
+            self._budget if self._budget and not self._served else job_claim.budget(self._session)
+        )
         claimed = job_claim.acquire(self._session, wanted, self._free, left)
         first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
         return [Claimed(claim, first.get(claim.host)) for claim in claimed]
 
     def _assign(
         self, epochs: Mapping[str, int], locked: Mapping[str, locking.Locked]
-    ) -> dict[str, assign.Assignment]:
+    ) -> dict[str, call.Assignment]:
         chosen = {host: job for host, job in self._chosen.items() if host in epochs}
-        return assign.assign(self._session, chosen, epochs, locked)
+        return call.assign(self._session, chosen, epochs, locked)
 
     def _held_up(self, recorded: Mapping[str, job_outcome.Recorded]) -> set[str]:
         """Return the hosts whose next job depends on the last outcome, by a guarded request."""
@@ -224,24 +244,24 @@ class _Hosts:
         guarded = set(db_session.run(self._session, _GUARDED, requests).scalars())
         return {
             each.host
-            for each in self._turns
+            for each in self._served
             if each.goes_on and not guarded.isdisjoint(_recorded(each, recorded).requests)
         }
 
 
 def _recorded(
-    turn: NextJobRequest, recorded: Mapping[str, job_outcome.Recorded]
+    request: NextJobRequest, recorded: Mapping[str, job_outcome.Recorded]
 ) -> job_outcome.Recorded:
     return (
         job_outcome.STALE
-        if turn.ended is None
-        else recorded.get(turn.ended.job_id, job_outcome.STALE)
+        if request.ended is None
+        else recorded.get(request.ended.job_id, job_outcome.STALE)
     )
 
 
-def _by_conductor(turns: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
+def _by_conductor(served: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
     """Group the hosts by conductor: usually one; in tests several share a process."""
     found: dict[str, list[str]] = {}
-    for each in turns:
+    for each in served:
         found.setdefault(each.conductor_id, []).append(each.host)
     return found

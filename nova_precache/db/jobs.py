@@ -10,8 +10,7 @@ conductor that lost its lease) changes no row.
 import dataclasses
 import datetime
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -20,23 +19,20 @@ from nova_precache import exception, model, states, wire
 from nova_precache.db import job_batch
 from nova_precache.db.engine import group_commit, models, session as db_session
 from nova_precache.db.job import (
-    assign,
-    begin as job_begin,
-    call_terms,
+    call,
     claim as job_claim,
     demand,
     finish as job_finish,
     locking,
     outcome as job_outcome,
     progress,
-    stop as job_stop,
 )
 
 LOG = logging.getLogger(__name__)
 
-Assignment = assign.Assignment
+Assignment = call.Assignment
 ProgressReport = progress.ProgressReport
-Terms = call_terms.Terms
+Terms = call.Terms
 Finish = job_finish.Finish
 NextJobResult = job_batch.NextJobResult
 
@@ -70,7 +66,7 @@ class Jobs:
         self._lease = datetime.timedelta(seconds=lease_seconds)
         self._senders = wire.Senders(LOG)
         self._group = group_commit.Group(
-            self._play, job_batch.keys, of_all=exception.DatabaseUnavailable
+            self._commit, job_batch.Batch.keys, of_all=exception.DatabaseUnavailable
         )
 
     def claim_hosts(
@@ -83,7 +79,7 @@ class Jobs:
         :param most: maximum of hosts to lease now
         """
         wanted = job_claim.ClaimRequest(conductor_id, limit, most, tuple(avoid_cells), self._lease)
-        return cast(Sequence[job_batch.Claimed], self._group.submit(wanted))
+        return self._group.submit(job_batch.Batch(claims=[wanted]), lambda done: done.claimed)
 
     def take_over(self, conductor_id: str) -> Sequence[job_claim.Claim]:
         """Take over claims that other conductors let expire; they still count as claimed."""
@@ -137,7 +133,7 @@ class Jobs:
         repeated = job_batch.NextJobRequest(
             conductor_id, assignment.host, repeated=assignment.job_id
         )
-        return cast(NextJobResult, self._group.submit(repeated)).assignment
+        return self._submit_next(repeated).assignment
 
     def begin(
         self,
@@ -155,7 +151,9 @@ class Jobs:
         :param agent_id: of the compute; None from one of an earlier release
         :raises nova_precache.exception.AgentConflict: not the registered agent of the host
         """
-        if self._group.submit(job_begin.Begin(job_id, epoch, starts, cell_uuid, agent_id)):
+        begin = call.Begin(job_id, epoch, starts, cell_uuid, agent_id)
+        batch = job_batch.Batch(begins=[begin])
+        if self._group.submit(batch, lambda done: job_id in done.begun):
             return True
         if agent_id is not None:
             self._require_registered(job_id, cell_uuid, agent_id)
@@ -177,7 +175,7 @@ class Jobs:
                 f'Agent {agent_id} is not the one that is registered for host {row.host}'
             )
 
-    def turn(
+    def next_job(
         self,
         conductor_id: str,
         host: str,
@@ -192,16 +190,18 @@ class Jobs:
         """
         if ended is not None and ended.outcome.status in states.STOPPED:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
-            turned = self.turn(conductor_id, host, goes_on=goes_on)
-            return dataclasses.replace(turned, recorded=recorded)
-        return cast(
-            NextJobResult,
-            self._group.submit(job_batch.NextJobRequest(conductor_id, host, ended, goes_on)),
-        )
+            result = self.next_job(conductor_id, host, goes_on=goes_on)
+            return dataclasses.replace(result, recorded=recorded)
+        return self._submit_next(job_batch.NextJobRequest(conductor_id, host, ended, goes_on))
 
-    def _play(self, members: Sequence[job_batch.Member]) -> Sequence[job_batch.Result]:
+    def _submit_next(self, request: job_batch.NextJobRequest) -> NextJobResult:
+        batch = job_batch.Batch(next_jobs=[request])
+        return self._group.submit(batch, lambda done: done.next_jobs[request.host])
+
+    def _commit(self, batches: Sequence[job_batch.Batch]) -> job_batch.BatchResult:
+        batch = job_batch.merge(batches)
         return self._database.write(
-            lambda session: job_batch.execute_batch(session, members), may_reword=len(members) == 1
+            lambda session: job_batch.execute_batch(session, batch), may_reword=len(batches) == 1
         )
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
@@ -215,14 +215,10 @@ class Jobs:
             age = db_session.now(session) - progress_at
             return age < datetime.timedelta(seconds=within_seconds)
 
-    def is_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> bool:
-        """Check that a compute of the cell works on a job under that epoch."""
-        return self.image_at_work(cell_uuid, job_id, epoch) is not None
-
     def image_at_work(self, cell_uuid: str, job_id: str, epoch: int) -> str | None:
         """Return the image of a job on which a compute of the cell works under that epoch."""
         query = sa.select(models.Job.image_id).where(
-            locking.current(job_id, epoch), *locking.at_work(cell_uuid)
+            models.Job.uuid == job_id, models.Job.epoch == epoch, *_at_work(cell_uuid)
         )
         with self._database.reader() as session:
             return session.scalars(query).first()
@@ -230,7 +226,7 @@ class Jobs:
     def hosts_at_work(self, cell_uuid: str) -> Sequence[str]:
         """List the hosts of a cell whose computes work on a job."""
         host = models.Job.host
-        query = sa.select(host).where(*locking.at_work(cell_uuid)).distinct().order_by(host)
+        query = sa.select(host).where(*_at_work(cell_uuid)).distinct().order_by(host)
         with self._database.reader() as session:
             return session.scalars(query).all()
 
@@ -271,29 +267,40 @@ class Jobs:
         If others want it, it waits for another call, which is no attempt.
         """
         if outcome.status not in states.STOPPED:
-            finished = self._group.submit(job_finish.Finish(job_id, epoch, outcome))
-            return cast(job_outcome.Recorded, finished)
-        current = locking.current(job_id, epoch)
-        return self._database.write(
-            lambda session: job_stop.leave(session, current, job_id, outcome)
-        )
+            batch = job_batch.Batch(finishes=[Finish(job_id, epoch, outcome)])
+            return self._group.submit(
+                batch, lambda done: done.recorded.get(job_id, job_outcome.STALE)
+            )
+        return self._of_current(job_id, epoch, lambda s, job: job_finish.leave(s, job, outcome))
 
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
     ) -> job_outcome.Recorded:
         """Schedule a job's next attempt, unless it was to stop; it holds no slot meanwhile."""
-        uncounted = -1 if outcome.retry == model.Retry.LATER else 0
-        current = locking.current(job_id, epoch)
-        return self._database.write(
-            lambda session: job_stop.retry(
-                session, current, job_id, outcome, delay_seconds, uncounted
-            )
+        return self._of_current(
+            job_id, epoch, lambda s, job: job_finish.retry(s, job, outcome, delay_seconds)
         )
+
+    def _of_current(
+        self,
+        job_id: str,
+        epoch: int,
+        step: Callable[[orm.Session, locking.Locked], job_outcome.Recorded],
+    ) -> job_outcome.Recorded:
+        """Run a step on a locked job, if its call under ``epoch`` still counts."""
+
+        def work(session: orm.Session) -> job_outcome.Recorded:
+            job = locking.lock(session, [job_id]).get(job_id)
+            if job is None or not job.is_current(epoch):
+                return job_outcome.STALE
+            return step(session, job)
+
+        return self._database.write(work)
 
     def terms(self, job_id: str) -> Terms:
         """Return the terms of a job that is about to be called."""
         with self._database.reader() as session:
-            return call_terms.terms(session, [job_id])[job_id]
+            return call.terms(session, [job_id])[job_id]
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]:
         """Map hosts to the bytes per second at which they cached images recently.
@@ -301,7 +308,7 @@ class Jobs:
         A host to which no byte was moved recently is left out.
         """
         with self._database.reader() as session:
-            return call_terms.measured_rates(session, hosts)
+            return progress.measured_rates(session, hosts)
 
     def askers(self, job_id: str) -> Sequence[Asker]:
         """List the requests that still want a job, with their owners."""
@@ -355,7 +362,7 @@ class Jobs:
                 .order_by(models.Job.uuid)
                 .limit(limit)
             ).all()
-            return [assign.as_it_is(row) for row in rows]
+            return [call.as_it_is(row) for row in rows]
 
     def fail_unclaimed(
         self, missed: Sequence[MissedCall], outcome: model.ImageOutcome
@@ -366,25 +373,23 @@ class Jobs:
         """
 
         def work(session: orm.Session) -> Sequence[job_outcome.Recorded]:
-            locking.lock_jobs(session, [each.job_id for each in missed])
-            return [_fail_unclaimed(session, each, outcome) for each in missed]
+            locked = locking.lock(session, [each.job_id for each in missed])
+            counted = [each for each in missed if _may_fail(each, locked.get(each.job_id))]
+            delays = {locked[each.job_id]: each.delay_seconds or 0 for each in counted}
+            job_outcome.schedule_retry(session, delays, outcome, attempts=1)
+            over = {each.job_id: outcome for each in counted if each.delay_seconds is None}
+            ended = job_outcome.end(session, over)
+            return [ended.get(each.job_id, job_outcome.STALE) for each in missed]
 
         return self._database.write(work)
 
 
-def _fail_unclaimed(
-    session: orm.Session, missed: MissedCall, outcome: model.ImageOutcome
-) -> job_outcome.Recorded:
-    waiting = models.Job.status.in_(model.TASK_WAITING)
-    free = sa.and_(models.Job.uuid == missed.job_id, waiting, job_claim.unclaimed())
-    as_it_stood = sa.and_(
-        free, models.Job.attempts == missed.attempts, job_claim.due(db_session.now(session))
-    )
-    delay = missed.delay_seconds
-    if not job_outcome.schedule_retry(
-        session, as_it_stood, missed.job_id, outcome, delay or 0, attempts=1
-    ):
-        return job_outcome.STALE
-    if delay is not None:
-        return job_outcome.STALE
-    return job_outcome.finish(session, free, missed.job_id, outcome)
+def _at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return models.Job.cell_uuid == cell_uuid, models.Job.status.in_(model.TASK_WORKING)
+
+
+def _may_fail(missed: MissedCall, job: locking.Locked | None) -> bool:
+    """Return whether a job is unclaimed, due, and was not attempted meanwhile."""
+    if job is None or job.claim_epoch is not None or job.status not in model.TASK_WAITING:
+        return False
+    return job.is_due and job.attempts == missed.attempts

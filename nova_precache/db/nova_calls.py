@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import begin as job_begin, locking
+from nova_precache.db.job import call, locking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,7 @@ def _begin(
     occupied = _occupied(session, host)
     if occupied is not None:
         return occupied
-    begin = job_begin.Begin(job_id, epoch, starts=True)
-    if not job_begin.begin(session, [begin], locked):
+    if not call.begin(session, [call.Begin(job_id, epoch, starts=True)], locked):
         return None
     over_at = db_session.now(session) + datetime.timedelta(seconds=over_seconds)
     session.merge(models.StockCall(host=host, epoch=epoch, over_at=over_at))

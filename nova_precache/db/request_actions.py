@@ -15,7 +15,13 @@ from sqlalchemy import orm
 from nova_precache import exception, model, states
 from nova_precache.db import rows
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand, outcome as job_outcome, stop as job_stop
+from nova_precache.db.job import (
+    demand,
+    finish as job_finish,
+    locking,
+    outcome as job_outcome,
+    stop as job_stop,
+)
 from nova_precache.db.request import actions, rollout
 
 T = TypeVar('T')
@@ -123,13 +129,14 @@ class Steering:
 
     def stopped(self, job_id: str, epoch: int | None) -> job_outcome.Recorded:
         """Record that no compute works on a job that was to stop: end it, or hold it if paused."""
-        job = models.Job
-        which = sa.and_(
-            job.uuid == job_id,
-            job.epoch.is_(None) if epoch is None else job.epoch == epoch,
-            job.active_key.is_not(None),
-        )
-        return self._database.write(lambda session: job_stop.stopped(session, which, job_id))
+
+        def work(session: orm.Session) -> job_outcome.Recorded:
+            job = locking.lock(session, [job_id]).get(job_id)
+            if job is None or job.epoch != epoch:
+                return job_outcome.STALE
+            return job_finish.stop(session, job)
+
+        return self._database.write(work)
 
     def discards(self, limit: int) -> Sequence[Discard]:
         """List ended jobs whose partial files are to be removed from their hosts."""

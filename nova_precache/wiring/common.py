@@ -8,7 +8,7 @@ from oslo_config import cfg
 from nova_precache import metrics, rpc
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conf import image_cache
-from nova_precache.db import agents, caches, requests, untold
+from nova_precache.db import agents, caches, requests
 from nova_precache.db.engine import session as db_session
 
 
@@ -52,4 +52,4 @@ def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.A
 
 def told_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
     """Open the store of the hosts' cache inventories; stock nova-computes report none."""
-    return untold.UntoldCaches(database) if is_stock(conf) else caches.Caches(database)
+    return caches.UnreportedCaches(database) if is_stock(conf) else caches.Caches(database)

@@ -48,7 +48,9 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
         stock.map_host(host, cell.uuid)
     for host in HOSTS[:2]:
         agents.Agents(database, 60).register(model.Agent(host, f'agent-{host}', cell.uuid))
-    caches.Caches(database).record(HOSTS[0], [_file(HOSTS[0], next(iter(IMAGES)))], full=True)
+    caches.Caches(database).record(
+        [caches.Report(HOSTS[0], [_file(HOSTS[0], next(iter(IMAGES)))], full=True)]
+    )
     images = fake.FakeImageService()
     for image_id, status in IMAGES.items():
         images.add(b'some bytes', id=image_id, status=status)

@@ -140,7 +140,7 @@ def _populate(services: Any, database: session.Database) -> None:
         stock.add_host(edge.id, host)
         agents.Agents(database, 60).register(model.Agent(host, f'agent-{host}', cell.uuid))
         cached = model.CachedImage(host, name, None, 10, 10, touched_at)
-        services.caches.record(host, [cached], full=True)
+        services.caches.record([caches.Report(host, [cached], full=True)])
     for _ in range(3):
         new = requests.NewRequest(aggregate=edge, images=(IMAGE,))
         services.requests.accept(new)

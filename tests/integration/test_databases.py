@@ -101,7 +101,7 @@ def test_a_report_that_the_database_refuses_is_left_out_of_its_batch(
     store = caches.Caches(database)
 
     world.agents.report(states)
-    store.record_all([caches.Report(each.host, [each], full=True) for each in files])
+    store.record([caches.Report(each.host, [each], full=True) for each in files])
 
     assert set(world.agents.down(hosts)) == {'h7'}
     assert store.known_hosts() == set(hosts) - {'h7'}
@@ -358,7 +358,7 @@ def _all(
 def _zombie(world: World, call: jobs.Assignment) -> job_outcome.Recorded:
     """Have the dead conductor come back, and tell how a call of its own ended."""
     finish = jobs.Finish(call.job_id, call.epoch, CACHED)
-    turned = world.jobs.turn(DEAD, call.host, finish)
+    turned = world.jobs.next_job(DEAD, call.host, finish)
     assert turned.assignment is None
     return turned.recorded
 

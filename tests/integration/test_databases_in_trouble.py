@@ -277,7 +277,7 @@ def test_any_reason_of_an_end_is_recorded_and_the_host_goes_on(narrow: World, re
     call = narrow.begun()
     outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
     ended = jobs.Finish(call.job_id, call.epoch, outcome)
-    turned = narrow.jobs.turn('c1', 'h1', ended)
+    turned = narrow.jobs.next_job('c1', 'h1', ended)
     assert turned.recorded.current
     assert turned.assignment is not None
     [recorded] = _reasons_of(narrow, request)
@@ -314,8 +314,8 @@ def test_what_cannot_be_held_in_a_group_fails_alone(narrow: World) -> None:
     good = jobs.Finish(call.job_id, call.epoch, model.ImageOutcome('cached'))
     too_long = model.ImageOutcome('c' * 300)
     with pytest.raises(exception.DataRefused):
-        narrow.jobs.turn('c1', 'h1', jobs.Finish(call.job_id, call.epoch, too_long))
-    assert narrow.jobs.turn('c1', 'h1', good).recorded.current
+        narrow.jobs.next_job('c1', 'h1', jobs.Finish(call.job_id, call.epoch, too_long))
+    assert narrow.jobs.next_job('c1', 'h1', good).recorded.current
 
 
 def test_a_text_of_a_caller_that_the_database_cannot_hold_is_an_error_of_the_caller(

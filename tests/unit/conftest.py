@@ -153,7 +153,10 @@ class World:
 
     def assign(self, conductor: str, host: str) -> db_jobs.Assignment | None:
         """Give the host's next job, which came with its claim or is asked for."""
-        return self.first.pop((conductor, host), None) or self.jobs.turn(conductor, host).assignment
+        return (
+            self.first.pop((conductor, host), None)
+            or self.jobs.next_job(conductor, host).assignment
+        )
 
     def begun(self, conductor: str = 'c1') -> db_jobs.Assignment:
         """Claim a host, assign a job and have the compute begin it."""

@@ -229,7 +229,7 @@ def _hosts(player: Player, world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     name = hashlib.sha1(IMAGE.encode()).hexdigest()  # noqa: S324
     touched_at = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
     file = model.CachedImage('compute-1', name, None, 2361393152, 1073741824, touched_at, 3)
-    caches.Caches(world.database).record('compute-1', [file], full=True)
+    caches.Caches(world.database).record([caches.Report('compute-1', [file], full=True)])
     later = touched_at + datetime.timedelta(hours=1)
     monkeypatch.setattr(timeutils, 'utcnow', lambda: later)
     player.play('GET', '/v1/hosts?limit=1', 'hosts/list-response')

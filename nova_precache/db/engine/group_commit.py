@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from nova_precache import deadline, exception
 
 M = TypeVar('M')
+C = TypeVar('C')
 R = TypeVar('R')
 
 MOST_MEMBERS = 100
@@ -25,8 +26,8 @@ LINGER_SECONDS = 0.008
 _LATE_BATCHES = 3
 
 
-class _Entry(Generic[M, R]):
-    """A waiting member, and its result.
+class _Entry(Generic[M, C]):
+    """A waiting member, and what its commit returned.
 
     :ivar woken: set when it is committed, or is to lead
     """
@@ -36,27 +37,27 @@ class _Entry(Generic[M, R]):
         self.keys = frozenset(keys)
         self.woken = threading.Event()
         self.is_done = False
-        self._results: Sequence[R] = ()
+        self._committed: Sequence[C] = ()
         self._error: Exception | None = None
 
-    def succeed(self, result: R) -> None:
-        self._results, self.is_done = [result], True
+    def succeed(self, committed: C) -> None:
+        self._committed, self.is_done = [committed], True
 
     def fail(self, error: Exception) -> None:
         self._error, self.is_done = error, True
 
-    def result(self) -> R:
+    def committed(self) -> C:
         if self._error is not None:
             raise self._error
-        return self._results[0]
+        return self._committed[0]
 
 
-class Group(Generic[M, R]):
+class Group(Generic[M, C]):
     """Commits members in groups, in the order in which they came.
 
     A thread that is interrupted, such as an exiting one, leaves the others to the next.
 
-    :param commit: commits all given members or none, and returns their results
+    :param commit: commits all given members or none, and returns the results of all
     :param keys: what a member concerns; a group has at most one member per key, others follow
     :param of_all: errors that no member causes, so that none is retried alone
     :param linger: waits a moment for more members
@@ -64,7 +65,7 @@ class Group(Generic[M, R]):
 
     def __init__(
         self,
-        commit: Callable[[Sequence[M]], Sequence[R]],
+        commit: Callable[[Sequence[M]], C],
         keys: Callable[[M], Collection[str]],
         of_all: type[Exception] | tuple[type[Exception], ...] = (),
         linger: Callable[[], None] = lambda: time.sleep(LINGER_SECONDS),
@@ -75,16 +76,17 @@ class Group(Generic[M, R]):
         self._linger = linger
         self._late_sizes: collections.deque[int] = collections.deque(maxlen=_LATE_BATCHES)
         self._lock = threading.Lock()
-        self._waiting: list[_Entry[M, R]] = []
+        self._waiting: list[_Entry[M, C]] = []
         self._is_led = False
 
-    def submit(self, member: M) -> R:
+    def submit(self, member: M, result: Callable[[C], R]) -> R:
         """Submit a member and return its result; raise the error of its own commit.
 
+        :param result: picks the member's result from those of its commit
         :raises nova_precache.exception.DatabaseUnavailable: the deadline of this thread has
             passed; others may still commit the member
         """
-        entry = _Entry[M, R](member, self._keys(member))
+        entry = _Entry[M, C](member, self._keys(member))
         with self._lock:
             self._waiting.append(entry)
             if not self._is_led:
@@ -97,12 +99,7 @@ class Group(Generic[M, R]):
         except BaseException:
             self._withdraw(entry)
             raise
-        return entry.result()
-
-    def gathered(self) -> int:
-        """Count the members that wait for the next commit."""
-        with self._lock:
-            return len(self._waiting)
+        return result(entry.committed())
 
     def _lead(self) -> None:
         if max(self._late_sizes, default=0) > 1:
@@ -126,7 +123,7 @@ class Group(Generic[M, R]):
         if self._waiting:
             self._waiting[0].woken.set()
 
-    def _withdraw(self, entry: _Entry[M, R]) -> None:
+    def _withdraw(self, entry: _Entry[M, C]) -> None:
         """Remove an entry whose thread gave up; if it was to lead, wake the next one."""
         with self._lock:
             if entry in self._waiting:
@@ -134,7 +131,7 @@ class Group(Generic[M, R]):
                 if entry.woken.is_set():
                     self._hand_over()
 
-    def _take(self) -> list[_Entry[M, R]]:
+    def _take(self) -> list[_Entry[M, C]]:
         """Take the first entries, up to one that shares a key with an earlier one."""
         about: set[str] = set()
         count = 0
@@ -146,9 +143,9 @@ class Group(Generic[M, R]):
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    def _commit_all(self, batch: Sequence[_Entry[M, R]]) -> None:
+    def _commit_all(self, batch: Sequence[_Entry[M, C]]) -> None:
         try:
-            results = self._commit([entry.member for entry in batch])
+            committed = self._commit([entry.member for entry in batch])
         except Exception as exc:  # noqa: BLE001 - raised in submit()
             if len(batch) == 1 or isinstance(exc, self._of_all):
                 for entry in batch:
@@ -157,5 +154,5 @@ class Group(Generic[M, R]):
             for entry in batch:  # each alone, so that only bad members fail
                 self._commit_all([entry])
         else:
-            for entry, result in zip(batch, results, strict=True):
-                entry.succeed(result)
+            for entry in batch:
+                entry.succeed(committed)

@@ -26,7 +26,7 @@ from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
 
 from nova_precache import deadline, exception, outages
-from nova_precache.db.engine import texts, timeouts, trouble
+from nova_precache.db.engine import errors, texts, timeouts
 
 LOG = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -171,7 +171,7 @@ class Database:
         try:
             yield
         except _REFUSALS as exc:
-            error = trouble.translate(exc)
+            error = errors.translate(exc)
             if error is None:
                 raise
             if isinstance(error, exception.DatabaseUnavailable):
@@ -314,7 +314,7 @@ def in_bulk(
     :returns: the results of ``write``, one for each written part
     """
     written: list[T] = []
-    errors: list[Exception] = []
+    met: list[Exception] = []
 
     def go_on(some: Sequence[M]) -> None:
         try:
@@ -328,8 +328,8 @@ def in_bulk(
                 go_on(some[middle:])
                 return
             if not isinstance(exc, _OF_DATA):
-                errors.append(exc)
-                if not written and len(errors) == _MOST_ALIKE:
+                met.append(exc)
+                if not written and len(met) == _MOST_ALIKE:
                     raise
             refused(some[0], exc)
 

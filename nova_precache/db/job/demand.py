@@ -16,7 +16,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import outcome as job_outcome
+from nova_precache.db.job import locking, outcome as job_outcome
 
 CANCELLED = model.ImageOutcome(model.TaskStatus.CANCELLED, 'the request was cancelled')
 _NOBODY = model.ImageOutcome(model.TaskStatus.SKIPPED)
@@ -113,25 +113,12 @@ def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[st
     return sorted(filter(None, session.scalars(query)))
 
 
-def lock_jobs(session: orm.Session, keys: Sequence[str]) -> None:
-    """Lock jobs, so that none is joined or ended while their demand is evaluated.
-
-    They are locked by their active keys, as a plan does: another order might deadlock.
-    """
-    for chunk in db_session.chunks(keys):
-        session.execute(
-            db_session.update(models.Job)
-            .where(models.Job.active_key.in_(chunk))
-            .values(priority=models.Job.priority)
-        )
-
-
 def give_up(
     session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> job_outcome.Recorded:
     """End the chosen tasks that are in flight, and reconcile their jobs."""
     keys = active_keys(session, chosen)
-    lock_jobs(session, keys)
+    locking.lock_keys(session, keys)
     recorded = job_outcome.end_tasks(session, chosen, outcome)
     return job_outcome.together([recorded, reconcile(session, keys)])
 
@@ -243,34 +230,15 @@ def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
 
 def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
     """End waiting jobs; a cancelled one that was begun may have left a partial file."""
-    cancelled = [view for view in views if view.is_cancelled]
-    removed = [view for view in cancelled if view.was_begun and not leave.keep_partial]
-    kept = [view for view in cancelled if not view.was_begun or leave.keep_partial]
-    expired = [view for view in views if view.is_expired and not view.is_cancelled]
-    rest = [view for view in views if not view.is_cancelled and not view.is_expired]
-    _finish(session, removed, CANCELLED, DISCARD)
-    _finish(session, kept, CANCELLED)
-    _finish(session, expired, EXPIRED)
-    _finish(session, rest, leave.outcome)
-
-
-def _finish(
-    session: orm.Session,
-    views: Sequence[View],
-    outcome: model.ImageOutcome,
-    stop_why: str | None = None,
-) -> None:
-    _change(
-        session,
-        views,
-        status=outcome.status,
-        reason=outcome.reason,
-        active_key=None,
-        ready=False,
-        stop_why=stop_why,
-        next_attempt_at=None,
-        finished_at=db_session.database_now(),
-    )
+    removed, kept = dict[str, model.ImageOutcome](), dict[str, model.ImageOutcome]()
+    for view in views:
+        if view.is_cancelled:
+            is_removed = view.was_begun and not leave.keep_partial
+            (removed if is_removed else kept)[view.uuid] = CANCELLED
+        else:
+            kept[view.uuid] = EXPIRED if view.is_expired else leave.outcome
+    job_outcome.end_jobs(session, removed, DISCARD)
+    job_outcome.end_jobs(session, kept)
 
 
 def _change(session: orm.Session, views: Iterable[View], **values: object) -> None:

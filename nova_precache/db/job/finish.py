@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Final outcomes of jobs and all tasks that want them, inside a transaction, many at once."""
+"""How calls end, inside a transaction: with a final outcome, a retry, or because of an order.
 
-import collections
+A call that no longer counts changes nothing.
+"""
+
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import locking, outcome as job_outcome, stop as job_stop
+from nova_precache.db.job import demand, locking, outcome as job_outcome
+
+_PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
+_TASK = db_session.table(models.Task)
+_NOTE_SIZES = sa.update(_TASK).where(locking.THEIR_TASKS).values(**job_outcome.sizes(_TASK.c))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,51 +28,11 @@ class Finish:
     outcome: model.ImageOutcome
 
 
-_JOB, _TASK = db_session.table(models.Job), db_session.table(models.Task)
-
-
-def _final(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]) -> dict[str, object]:
-    """Build the values of an outcome, for a job and for each task."""
-    return {
-        'status': sa.bindparam('to_status'),
-        'reason': sa.bindparam('to_reason'),
-        'rate_bytes': None,
-        'next_attempt_at': None,
-        'finished_at': db_session.database_now(),
-        **job_outcome.sizes(
-            columns,
-            sa.bindparam('moved', type_=sa.BigInteger()),
-            sa.bindparam('total', type_=sa.BigInteger()),
-        ),
-    }
-
-
-_END_JOBS = (
-    sa.update(_JOB)
-    .where(_JOB.c.uuid.in_(db_session.keys()))
-    .values(active_key=None, stop_why=None, **_final(_JOB.c))
-)
-_END_TASKS = (
-    sa.update(_TASK)
-    .where(
-        _TASK.c.job_uuid.in_(db_session.keys()),
-        _TASK.c.status.in_(model.TASK_IN_FLIGHT),
-    )
-    .values(**_final(_TASK.c))
-)
-_ARE_WANTED = sa.and_(
-    _TASK.c.job_uuid.in_(sa.bindparam('jobs', expanding=True)),
-    _TASK.c.status.in_(model.TASK_IN_FLIGHT),
-)
-_WANTING = sa.select(_TASK.c.request_id, _TASK.c.host, _TASK.c.job_uuid).where(_ARE_WANTED)
-_REQUESTS = sa.select(_TASK.c.request_id).distinct().where(_ARE_WANTED)
-
-
 def to_lock(
     session: orm.Session, finishes: Sequence[Finish], locked: Mapping[str, locking.Locked]
 ) -> Sequence[str]:
     """Return the requests whose locks ``finish`` takes."""
-    return _wanting(session, [each for each in finishes if _counts(each, locked)])
+    return job_outcome.wanting(session, [each.job_id for each in _counting(finishes, locked)])
 
 
 def finish(
@@ -77,77 +42,65 @@ def finish(
 
     A job whose last attempt broke off because it was to stop is stopped instead.
     """
-    counting = [each for each in finishes if _counts(each, locked)]
-    stopped = [each for each in counting if _was_stopped(each, locked[each.job_id])]
-    if not stopped:
-        return _end(session, counting)
-    _lock_requests(session, counting)  # of both kinds, in one order
-    ended = _end(session, [each for each in counting if each not in stopped])
-    return {**ended, **{each.job_id: _stop(session, each) for each in stopped}}
+    counting = _counting(finishes, locked)
+    outcomes = {each.job_id: each.outcome for each in counting}
+    stopped = [
+        locked[each.job_id]
+        for each in counting
+        if each.outcome.retry == model.Retry.BACKOFF and not locked[each.job_id].goes_on
+    ]
+    if stopped:  # of both kinds, in one order
+        job_outcome.lock_requests(session, job_outcome.wanting(session, outcomes))
+    for job in stopped:
+        del outcomes[job.job_id]
+    ended = job_outcome.end(session, outcomes)
+    return {**ended, **{job.job_id: stop(session, job) for job in stopped}}
 
 
-def _end(session: orm.Session, finishes: Sequence[Finish]) -> Mapping[str, job_outcome.Recorded]:
-    if not finishes:
-        return {}
-    rows = [(each.job_id, _row(each.outcome)) for each in finishes]
-    jobs = {'jobs': [each.job_id for each in finishes]}
-    db_session.run_alike(session, _END_JOBS, rows)
-    if not _lock_requests(session, finishes):
-        return {each.job_id: job_outcome.Recorded(current=True) for each in finishes}
-    # Only now: the previous holder of a request's lock may have ended some of these tasks.
-    ended = db_session.run(session, _WANTING, jobs).all()
-    db_session.run_alike(session, _END_TASKS, rows)
-    idle = job_outcome.count_done(session, sorted({(row.request_id, row.host) for row in ended}))
-    return _recorded(finishes, ended, idle)
-
-
-def _stop(session: orm.Session, finish: Finish) -> job_outcome.Recorded:
-    return job_stop.stopped(session, locking.current(finish.job_id, finish.epoch), finish.job_id)
-
-
-def _lock_requests(session: orm.Session, finishes: Sequence[Finish]) -> bool:
-    """Lock the requests that want some jobs; return False if there is none."""
-    wanting = _wanting(session, finishes)
-    if wanting:
-        job_outcome.lock_requests(session, wanting)
-    return bool(wanting)
-
-
-def _wanting(session: orm.Session, finishes: Sequence[Finish]) -> Sequence[str]:
-    jobs = {'jobs': [each.job_id for each in finishes]}
-    return db_session.run(session, _REQUESTS, jobs).scalars().all()
-
-
-def _recorded(
-    finishes: Sequence[Finish], ended: Sequence[sa.Row[*tuple[Any, ...]]], idle: Sequence[str]
-) -> Mapping[str, job_outcome.Recorded]:
-    requests: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
-    for row in ended:
-        requests[row.job_uuid].append(row.request_id)
-    return {
-        each.job_id: job_outcome.Recorded(
-            current=True,
-            requests=tuple(sorted(requests[each.job_id])),
-            idle=tuple(request for request in idle if request in requests[each.job_id]),
-        )
+def _counting(finishes: Sequence[Finish], locked: Mapping[str, locking.Locked]) -> Sequence[Finish]:
+    return [
+        each
         for each in finishes
-    }
+        if each.job_id in locked and locked[each.job_id].is_current(each.epoch)
+    ]
 
 
-def _counts(finish: Finish, locked: Mapping[str, locking.Locked]) -> bool:
-    job = locked.get(finish.job_id)
-    return job is not None and job.is_current(finish.epoch)
+def retry(
+    session: orm.Session, job: locking.Locked, outcome: model.ImageOutcome, delay_seconds: float
+) -> job_outcome.Recorded:
+    """Schedule the next attempt of a job, unless it was to stop: then it has stopped."""
+    if not job.goes_on:
+        return stop(session, job)
+    uncounted = -1 if outcome.retry == model.Retry.LATER else 0
+    job_outcome.schedule_retry(session, {job: delay_seconds}, outcome, uncounted)
+    return job_outcome.Recorded(current=True)
 
 
-def _was_stopped(finish: Finish, job: locking.Locked) -> bool:
-    """Return whether the call may have broken off because the job was to stop or to wait."""
-    return finish.outcome.retry == model.Retry.BACKOFF and not job.goes_on
+def stop(session: orm.Session, job: locking.Locked) -> job_outcome.Recorded:
+    """Record that no compute works on a job that was to stop, or that may not begin now."""
+    if job.stop_why == model.StopWhy.PAUSED or (job.stop_why is None and not job.ready):
+        job_outcome.schedule_retry(session, {job: 0}, _PAUSED, attempts=-1)
+        return job_outcome.Recorded(current=True)
+    if job.stop_why not in demand.UNWANTED:
+        return job_outcome.STALE
+    if job.stop_why == model.StopWhy.DEADLINE:
+        return leave(session, job, demand.EXPIRED)
+    return leave(session, job, demand.CANCELLED, None if job.stop_keep else demand.DISCARD)
 
 
-def _row(outcome: model.ImageOutcome) -> dict[str, object]:
-    return {
-        'to_status': str(outcome.status),
-        'to_reason': outcome.reason,
-        'moved': outcome.bytes_done,
-        'total': outcome.bytes_total,
-    }
+def leave(
+    session: orm.Session,
+    job: locking.Locked,
+    outcome: model.ImageOutcome,
+    stop_why: str | None = None,
+) -> job_outcome.Recorded:
+    """End a job that a compute has stopped; if a task still wants it, schedule another call."""
+    moved = {'keys': [job.job_id], 'moved': outcome.bytes_done, 'total': outcome.bytes_total}
+    db_session.run(session, _NOTE_SIZES, moved)
+    recorded = demand.end_unwanting(session, [job.job_id], job.read_at)
+    if not job_outcome.wanting(session, [job.job_id]):
+        job_outcome.end_jobs(session, {job.job_id: outcome}, stop_why)
+        return recorded
+    job_outcome.schedule_retry(session, {job: 0}, _PAUSED, attempts=-1)
+    keys = demand.active_keys(session, models.Task.job_uuid == job.job_id)
+    return job_outcome.together([recorded, demand.reconcile(session, keys)])

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locks on jobs while a transaction decides about them.
 
-Jobs are locked all at once and by their active keys, as a plan does, and read only then: what
+Jobs are locked all at once and by their active keys, in one order, and read only then: what
 was read holds until the commit. A transaction that uses another index first holds that
 index's entry while it waits for the row: a deadlock on MariaDB if the row's holder then needs
 the entry.
 """
 
 import dataclasses
+import datetime
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ class Locked:
 
     :ivar claim_epoch: of its host; None if no conductor holds it
     :ivar agent_id: of the agent registered for its host; None if there is none
+    :ivar read_at: the database's clock when this was read
     """
 
     job_id: str
@@ -37,9 +39,11 @@ class Locked:
     mismatches: int
     ready: bool
     stop_why: str | None
+    stop_keep: bool
     claim_epoch: int | None
     is_due: bool
     agent_id: str | None
+    read_at: datetime.datetime
 
     @property
     def goes_on(self) -> bool:
@@ -57,11 +61,20 @@ _KEYS = sa.select(_JOB.uuid, _JOB.active_key).where(
     _JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None)
 )
 _TABLE = db_session.table(_JOB)
+_TASK = db_session.table(models.Task)
+# Jobs whose ids are the parameter ``keys``, and the tasks in flight that want them.
+THE_JOBS = _TABLE.c.uuid.in_(db_session.keys())
+THEIR_TASKS = sa.and_(
+    _TASK.c.job_uuid.in_(db_session.keys()), _TASK.c.status.in_(model.TASK_IN_FLIGHT)
+)
+_LEAST = sa.bindparam('least_priority', type_=sa.Integer())
 _LOCK = (
     sa.update(_TABLE)
-    .where(_TABLE.c.active_key.in_(sa.bindparam('keys', expanding=True)))
-    .values(priority=_TABLE.c.priority)
+    .where(_TABLE.c.active_key.in_(db_session.keys()))
+    .values(priority=sa.case((_TABLE.c.priority < _LEAST, _LEAST), else_=_TABLE.c.priority))
 )
+_ANY_PRIORITY = -(2**31)
+_KEYS_AT_ONCE = 1000
 _LOOK = (
     sa.select(
         _JOB.uuid,
@@ -74,9 +87,11 @@ _LOOK = (
         _JOB.mismatches,
         _JOB.ready,
         _JOB.stop_why,
+        _JOB.stop_keep,
         _CLAIM.epoch,
         job_claim.due(db_session.database_now()).label('is_due'),
         models.Agent.agent_id,
+        db_session.database_now(),
     )
     .outerjoin(_CLAIM, sa.and_(_CLAIM.host == _JOB.host, _CLAIM.conductor_id.is_not(None)))
     .outerjoin(models.Agent, models.Agent.host == _JOB.host)
@@ -106,18 +121,16 @@ def lock_jobs(
     unknown = sorted(set(job_ids) - found.keys())
     if unknown:
         found.update(tuple(row) for row in db_session.run(session, _KEYS, {'jobs': unknown}))
-    if found:
-        db_session.run(session, _LOCK, {'keys': sorted(found.values())})
+    lock_keys(session, found.values())
     return bool(found)
 
 
-def current(job_id: str, epoch: int) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        models.Job.uuid == job_id,
-        models.Job.epoch == epoch,
-        models.Job.status.in_(model.TASK_IN_FLIGHT),
-    )
+def lock_keys(
+    session: orm.Session, keys: Collection[str], least_priority: int = _ANY_PRIORITY
+) -> None:
+    """Lock active jobs by their active keys, so that none is joined or ended meanwhile.
 
-
-def at_work(cell_uuid: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return models.Job.cell_uuid == cell_uuid, models.Job.status.in_(model.TASK_WORKING)
+    :param least_priority: raise their priority to this one
+    """
+    for chunk in db_session.chunks(sorted(keys), _KEYS_AT_ONCE):
+        db_session.run(session, _LOCK, {'keys': chunk, 'least_priority': least_priority})

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes, inside a transaction: end jobs and the tasks that want them, or schedule a retry.
+"""Outcomes, inside a transaction: end jobs and tasks, or schedule their next attempts.
 
-Each is a compare-and-set on the job; it returns what it changed, which has to be announced.
+Each function takes all jobs that it concerns; the caller holds their locks.
 """
 
+import collections
 import dataclasses
 import datetime
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,24 +18,7 @@ from sqlalchemy import orm
 from nova_precache import model
 from nova_precache.db import outbox
 from nova_precache.db.engine import models, session as db_session
-
-_REQUEST = db_session.table(models.CacheRequest).c
-_TASK = db_session.table(models.Task).c
-_LOCK_REQUESTS = (
-    sa.update(db_session.table(models.CacheRequest))
-    .where(_REQUEST.id == sa.bindparam('request'))
-    .values(hosts_done=_REQUEST.hosts_done)
-)
-# Not by status: SQLite would scan all tasks of the request that are in flight.
-_ON_HOSTS = sa.select(_TASK.host, _TASK.status).where(
-    _TASK.request_id == sa.bindparam('request'),
-    _TASK.host.in_(sa.bindparam('hosts', expanding=True)),
-)
-_WORK = (
-    sa.select(_TASK.id)
-    .where(_TASK.request_id == sa.bindparam('request'), _TASK.status.in_(model.TASK_IN_FLIGHT))
-    .limit(1)
-)
+from nova_precache.db.job import locking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,72 +47,184 @@ def together(recorded: Iterable[Recorded | None]) -> Recorded:
     return Recorded(any(several), tuple(sorted(requests)), tuple(sorted(idle)))
 
 
-def finish(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
-    outcome: model.ImageOutcome,
-) -> Recorded:
-    if not end_job(session, which, outcome):
-        return STALE
-    return end_tasks(session, models.Task.job_uuid == job_id, outcome)
+def sizes(columns: Any) -> dict[str, sa.ColumnElement[Any]]:
+    """Build the byte counts of a job or a task after a report of its compute.
 
+    Bytes done never decrease. Whatever a compute reports, the total stays at or below the known
+    one, which came from Glance, and at or above the bytes done.
 
-def end_job(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    outcome: model.ImageOutcome,
-    stop_why: object = None,
-) -> bool:
-    """End a job but not its tasks; return False if ``which`` no longer matches."""
-    ended = session.execute(
-        db_session.update(models.Job)
-        .where(which)
-        .values(
-            status=outcome.status,
-            reason=outcome.reason,
-            active_key=None,
-            stop_why=stop_why,
-            rate_bytes=None,
-            next_attempt_at=None,
-            finished_at=db_session.database_now(),
-            **sizes(models.Job, outcome.bytes_done, outcome.bytes_total),
-        )
+    :param columns: of the table; the parameters are ``moved``, the bytes done in this attempt,
+        and ``total``, None if no total was reported
+    """
+    moved = sa.bindparam('moved', type_=sa.BigInteger())
+    told = sa.bindparam('total', type_=sa.BigInteger())
+    known = columns.bytes_total
+    # MariaDB assigns columns one after the other; the result is the same in either order.
+    most = sa.case(
+        (known.is_(None), told), (told.is_(None), known), (told < known, told), else_=known
     )
-    return db_session.rowcount(ended) == 1
+    capped = sa.case((most < moved, most), else_=moved)
+    return {
+        'bytes_done': sa.case((columns.bytes_done < capped, capped), else_=columns.bytes_done),
+        'bytes_total': sa.case((most < columns.bytes_done, columns.bytes_done), else_=most),
+    }
+
+
+_JOBS, _TASKS = db_session.table(models.Job), db_session.table(models.Task)
+_JOB, _TASK, _REQUEST = _JOBS.c, _TASKS.c, db_session.table(models.CacheRequest).c
+
+
+def _final(columns: Any) -> dict[str, object]:
+    return {
+        'status': sa.bindparam('to_status'),
+        'reason': sa.bindparam('to_reason'),
+        'rate_bytes': None,
+        'next_attempt_at': None,
+        'finished_at': db_session.database_now(),
+        **sizes(columns),
+    }
+
+
+# The one pair of statements that ends jobs and tasks.
+_END_JOBS = (
+    sa.update(_JOBS)
+    .where(locking.THE_JOBS)
+    .values(active_key=None, ready=False, stop_why=sa.bindparam('to_stop'), **_final(_JOB))
+)
+_END_TASKS = sa.update(_TASKS).where(_TASK.status.in_(model.TASK_IN_FLIGHT)).values(**_final(_TASK))
+_LOCK_REQUESTS = (
+    sa.update(db_session.table(models.CacheRequest))
+    .where(_REQUEST.id == sa.bindparam('request'))
+    .values(hosts_done=_REQUEST.hosts_done)
+)
+# Not by status: SQLite would scan all tasks of the request that are in flight.
+_ON_HOSTS = sa.select(_TASK.host, _TASK.status).where(
+    _TASK.request_id == sa.bindparam('request'),
+    _TASK.host.in_(sa.bindparam('hosts', expanding=True)),
+)
+_WORK = (
+    sa.select(_TASK.id)
+    .where(_TASK.request_id == sa.bindparam('request'), _TASK.status.in_(model.TASK_IN_FLIGHT))
+    .limit(1)
+)
+
+_WAIT: dict[str, object] = {
+    'status': str(model.TaskStatus.RETRY_WAIT),
+    'reason': sa.bindparam('to_reason'),
+    'rate_bytes': None,
+    'next_attempt_at': sa.bindparam('due_at'),
+}
+_MORE: sa.BindParameter[int] = sa.bindparam('more', type_=sa.Integer())
+_WAIT_JOBS = (
+    sa.update(_JOBS)
+    .where(locking.THE_JOBS)
+    .values(
+        epoch=None,
+        stop_why=None,
+        stop_keep=False,
+        attempts=_JOB.attempts + _MORE,
+        mismatches=_JOB.mismatches + sa.bindparam('more_mismatches', type_=sa.Integer()),
+        **_WAIT,
+    )
+)
+_WAIT_TASKS = (
+    sa.update(_TASKS).where(locking.THEIR_TASKS).values(attempts=_TASK.attempts + _MORE, **_WAIT)
+)
+
+
+class _Chosen:
+    """Statements that end the chosen tasks in flight; ``which`` may use the parameter ``keys``."""
+
+    def __init__(self, which: sa.ColumnElement[bool], *columns: sa.ColumnElement[Any]) -> None:
+        where = sa.and_(which, _TASK.status.in_(model.TASK_IN_FLIGHT))
+        self.requests = sa.select(_TASK.request_id).distinct().where(where)
+        self.tasks = sa.select(_TASK.request_id, _TASK.host, *columns).distinct().where(where)
+        self.end = _END_TASKS.where(which)
+
+
+_OF_JOBS = _Chosen(_TASK.job_uuid.in_(db_session.keys()), _TASK.job_uuid)
+
+
+def end(session: orm.Session, outcomes: Mapping[str, model.ImageOutcome]) -> Mapping[str, Recorded]:
+    """End jobs and all tasks that want them; return the results by job id.
+
+    :param outcomes: by job id
+    """
+    if not outcomes:
+        return {}
+    end_jobs(session, outcomes)
+    ended, idle = _end_tasks(session, _OF_JOBS, outcomes)
+    requests: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
+    for row in ended:
+        requests[row.job_uuid].append(row.request_id)
+    return {
+        job_id: Recorded(
+            current=True,
+            requests=tuple(sorted(requests[job_id])),
+            idle=tuple(request for request in idle if request in requests[job_id]),
+        )
+        for job_id in outcomes
+    }
+
+
+def end_jobs(
+    session: orm.Session,
+    outcomes: Mapping[str, model.ImageOutcome],
+    stop_why: str | None = None,
+) -> None:
+    """End jobs but not their tasks.
+
+    :param stop_why: what is still to be done on their hosts
+    """
+    rows = [(job_id, {**_row(each), 'to_stop': stop_why}) for job_id, each in outcomes.items()]
+    db_session.run_alike(session, _END_JOBS, rows)
 
 
 def end_tasks(
     session: orm.Session, which: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> Recorded:
-    """End the tasks that are in flight, and count the hosts that are then done."""
-    in_flight = models.Task.status.in_(model.TASK_IN_FLIGHT)
-    wanting = sa.select(models.Task.request_id).where(which, in_flight).distinct()
-    requests = tuple(sorted(session.scalars(wanting)))
+    """End the chosen tasks that are in flight, but not their jobs."""
+    ended, idle = _end_tasks(session, _Chosen(which), {'': outcome})
+    return Recorded(True, tuple(sorted({row.request_id for row in ended})), idle)
+
+
+def _end_tasks(
+    session: orm.Session, chosen: _Chosen, outcomes: Mapping[str, model.ImageOutcome]
+) -> tuple[Sequence[sa.Row[*tuple[Any, ...]]], tuple[str, ...]]:
+    """Return the ended tasks, and the requests with no task in flight now."""
+    keys = {'keys': list(outcomes)}  # ignored if the tasks are not chosen by their jobs
+    requests = db_session.run(session, chosen.requests, keys).scalars().all()
     if not requests:
-        return Recorded(current=True)
+        return [], ()
     lock_requests(session, requests)
     # Only now: the previous holder of a request's lock may have ended some of these tasks.
-    pairs = sa.select(models.Task.request_id, models.Task.host).where(which, in_flight).distinct()
-    touched = sorted((row.request_id, row.host) for row in session.execute(pairs))
-    session.execute(
-        db_session.update(models.Task)
-        .where(which, in_flight)
-        .values(
-            status=outcome.status,
-            reason=outcome.reason,
-            rate_bytes=None,
-            next_attempt_at=None,
-            finished_at=db_session.database_now(),
-            **sizes(models.Task, outcome.bytes_done, outcome.bytes_total),
-        )
-    )
-    return Recorded(current=True, requests=requests, idle=count_done(session, touched))
+    ended = db_session.run(session, chosen.tasks, keys).all()
+    rows = [(job_id, _row(outcome)) for job_id, outcome in outcomes.items()]
+    db_session.run_alike(session, chosen.end, rows)
+    return ended, count_done(session, sorted({(row.request_id, row.host) for row in ended}))
 
 
-def lock_requests(session: orm.Session, request_ids: Sequence[str]) -> None:
+def _row(outcome: model.ImageOutcome) -> dict[str, object]:
+    return {
+        'to_status': str(outcome.status),
+        'to_reason': outcome.reason,
+        'moved': outcome.bytes_done,
+        'total': outcome.bytes_total,
+    }
+
+
+def wanting(session: orm.Session, job_ids: Collection[str]) -> Sequence[str]:
+    """Return the requests with tasks in flight that want these jobs: ``end`` locks them."""
+    if not job_ids:
+        return []
+    return db_session.run(session, _OF_JOBS.requests, {'keys': list(job_ids)}).scalars().all()
+
+
+def lock_requests(session: orm.Session, request_ids: Collection[str]) -> None:
     """Serialise transactions that end tasks of one request, so that hosts_done adds up."""
-    db_session.run(session, _LOCK_REQUESTS, [{'request': each} for each in sorted(request_ids)])
+    if request_ids:
+        rows = [{'request': each} for each in sorted(request_ids)]
+        db_session.run(session, _LOCK_REQUESTS, rows)
 
 
 def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -161,73 +257,37 @@ def _without_work(session: orm.Session, request_id: str, hosts: Sequence[str]) -
 
 def schedule_retry(
     session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
+    delays: Mapping[locking.Locked, float],
     outcome: model.ImageOutcome,
-    delay_seconds: float,
     attempts: int = 0,
-) -> bool:
-    """Put a job and its tasks into retry_wait; clear the epoch, so that no earlier call counts."""
-    due = db_session.now(session) + datetime.timedelta(seconds=delay_seconds)
-    mismatches = 1 if outcome.retry == model.Retry.ONCE else 0
-    waits = session.execute(
-        db_session.update(models.Job)
-        .where(which)
-        .values(
-            status=model.TaskStatus.RETRY_WAIT,
-            reason=outcome.reason,
-            epoch=None,
-            stop_why=None,
-            stop_keep=False,
-            attempts=models.Job.attempts + attempts,
-            mismatches=models.Job.mismatches + mismatches,
-            rate_bytes=None,
-            next_attempt_at=due,
-        )
-    )
-    if db_session.rowcount(waits) != 1:
-        return False
-    copy_to_tasks(
-        session,
-        job_id,
-        status=model.TaskStatus.RETRY_WAIT,
-        reason=outcome.reason,
-        attempts=models.Task.attempts + attempts,
-        rate_bytes=None,
-        next_attempt_at=due,
-    )
-    return True
+) -> None:
+    """Put jobs and their tasks into retry_wait; clear epochs, so that no earlier call counts.
 
-
-def copy_to_tasks(session: orm.Session, job_id: str, **values: object) -> None:
-    """Copy a job's state to the tasks that want it."""
-    session.execute(
-        db_session.update(models.Task)
-        .where(models.Task.job_uuid == job_id)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-        .values(**values)
-    )
-
-
-def sizes(row: Any, done: Any, total: Any) -> dict[str, sa.ColumnElement[Any]]:
-    """Build the byte counts of a job or a task after a report of its compute.
-
-    Bytes done never decrease. Whatever a compute reports, the total stays at or below the known
-    one, which came from Glance, and at or above the bytes done.
-
-    :param row: the table, or its columns
-    :param done: bytes done in this attempt, a number or a parameter
-    :param total: the reported total, likewise; None if none was reported
+    :param delays: seconds until the next attempt of each job
+    :param attempts: to be added to those that were counted
     """
-    moved = sa.literal(done, sa.BigInteger()) if isinstance(done, int) else done
-    told = total if isinstance(total, sa.BindParameter) else sa.literal(total, sa.BigInteger())
-    known = row.bytes_total
-    # MariaDB assigns columns one after the other; the result is the same in either order.
-    most = sa.case(
-        (known.is_(None), told), (told.is_(None), known), (told < known, told), else_=known
-    )
-    capped = sa.case((most < moved, most), else_=moved)
-    return {
-        'bytes_done': sa.case((row.bytes_done < capped, capped), else_=row.bytes_done),
-        'bytes_total': sa.case((most < row.bytes_done, row.bytes_done), else_=most),
+    more = {
+        'to_reason': outcome.reason,
+        'more': attempts,
+        'more_mismatches': 1 if outcome.retry == model.Retry.ONCE else 0,
     }
+    rows = [
+        (job.job_id, {**more, 'due_at': job.read_at + datetime.timedelta(seconds=seconds)})
+        for job, seconds in delays.items()
+    ]
+    db_session.run_alike(session, _WAIT_JOBS, rows)
+    db_session.run_alike(session, _WAIT_TASKS, rows)
+
+
+def make_due(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
+    """Make those of the chosen jobs due now that wait for their next attempt; count them."""
+    job, task, now = models.Job, models.Task, db_session.now(session)
+    these = sa.and_(which, job.status == model.TaskStatus.RETRY_WAIT, job.next_attempt_at > now)
+    session.execute(
+        db_session.update(task)
+        .where(task.job_uuid.in_(sa.select(job.uuid).where(these)))
+        .where(task.status == model.TaskStatus.RETRY_WAIT)
+        .values(next_attempt_at=now)
+    )
+    due = session.execute(db_session.update(job).where(these).values(next_attempt_at=now))
+    return db_session.rowcount(due)

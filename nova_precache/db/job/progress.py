@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of calls, inside a transaction: of a job, and of the tasks that want it."""
+"""Progress of calls, inside a transaction, and the rates at which hosts cached before."""
 
+import collections
 import dataclasses
 import datetime
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +13,9 @@ from sqlalchemy import orm
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import outcome as job_outcome
+
+_RECENT_DAYS = 30
+_RECENT_JOBS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +64,7 @@ def _progress(columns: sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]
     return {
         'status': sa.func.coalesce(sa.bindparam('to_status', type_=sa.String()), columns.status),
         'rate_bytes': sa.bindparam('rate', type_=sa.BigInteger()),
-        **job_outcome.sizes(
-            columns,
-            sa.bindparam('moved', type_=sa.BigInteger()),
-            sa.bindparam('total', type_=sa.BigInteger()),
-        ),
+        **job_outcome.sizes(columns),
     }
 
 
@@ -94,3 +95,32 @@ _SHOW_PROGRESS = (
     .where(_TASK.c.job_uuid == sa.bindparam('job'), _TASK.c.status.in_(model.TASK_IN_FLIGHT))
     .values(**_progress(_TASK.c))
 )
+
+
+def measured_rates(session: orm.Session, hosts: Collection[str]) -> Mapping[str, float]:
+    since = db_session.now(session) - datetime.timedelta(days=_RECENT_DAYS)
+    moved: collections.Counter[str] = collections.Counter()
+    seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for names in db_session.chunks(sorted(hosts)):
+        for host, bytes_done, started_at, finished_at in session.execute(_recent(names, since)):
+            moved[host] += bytes_done
+            seconds[host] += (finished_at - started_at).total_seconds()
+    return {host: moved[host] / seconds[host] for host in moved if seconds[host] > 0}
+
+
+def _recent(
+    hosts: Collection[str], since: datetime.datetime
+) -> sa.Select[str, int, datetime.datetime, datetime.datetime]:
+    """Select the last few jobs of each host that succeeded at the first attempt."""
+    job = models.Job
+    age = sa.func.row_number().over(partition_by=job.host, order_by=job.id.desc()).label('age')
+    done = (
+        sa.select(job.host, job.bytes_done, job.started_at, job.finished_at, age)
+        .where(job.host.in_(hosts), job.status == model.TaskStatus.CACHED)
+        .where(job.bytes_done > 0, job.attempts == 1, job.finished_at >= since)
+        .where(job.started_at.is_not(None))
+        .subquery()
+    )
+    return sa.select(done.c.host, done.c.bytes_done, done.c.started_at, done.c.finished_at).where(
+        done.c.age <= _RECENT_JOBS
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that computes are to stop, inside a transaction: orders, outcomes, partial files."""
+"""Orders to computes, inside a transaction: to stop jobs, and to remove partial files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +9,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand, locking, outcome as job_outcome
-
-_PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
+from nova_precache.db.job import demand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,75 +32,6 @@ class Discard:
     host: str
     cell_uuid: str
     image_id: str
-
-
-def retry(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
-    outcome: model.ImageOutcome,
-    delay_seconds: float,
-    attempts: int,
-) -> job_outcome.Recorded:
-    """Schedule the next attempt of a job, unless it was to stop: then it has stopped."""
-    locking.lock_jobs(session, [job_id])
-    goes_on = sa.and_(which, models.Job.ready, models.Job.stop_why.is_(None))
-    if job_outcome.schedule_retry(session, goes_on, job_id, outcome, delay_seconds, attempts):
-        return job_outcome.Recorded(current=True)
-    return stopped(session, which, job_id)
-
-
-def stopped(
-    session: orm.Session, which: sa.ColumnElement[bool], job_id: str
-) -> job_outcome.Recorded:
-    """Record that no compute works on a job that was to stop, or that may not begin now."""
-    if job_outcome.schedule_retry(
-        session, sa.and_(which, _waits()), job_id, _PAUSED, 0, attempts=-1
-    ):
-        return job_outcome.Recorded(current=True)
-    query = sa.select(models.Job.stop_why, models.Job.stop_keep).where(
-        which, models.Job.stop_why.in_(demand.UNWANTED)
-    )
-    job = session.execute(query).first()
-    if job is None:
-        return job_outcome.STALE
-    if job.stop_why == model.StopWhy.DEADLINE:
-        return leave(session, which, job_id, demand.EXPIRED)
-    discard = None if job.stop_keep else demand.DISCARD
-    return leave(session, which, job_id, demand.CANCELLED, discard)
-
-
-def _waits() -> sa.ColumnElement[bool]:
-    """Select jobs that are wanted, but not now."""
-    job = models.Job
-    is_held = sa.and_(~job.ready, job.stop_why.is_(None))
-    return sa.or_(job.stop_why == model.StopWhy.PAUSED, is_held)
-
-
-def leave(
-    session: orm.Session,
-    which: sa.ColumnElement[bool],
-    job_id: str,
-    outcome: model.ImageOutcome,
-    stop_why: str | None = None,
-) -> job_outcome.Recorded:
-    """End a job that a compute has stopped; if a task still wants it, schedule another call."""
-    locking.lock_jobs(session, [job_id])
-    locked = db_session.update(models.Job).where(which).values(priority=models.Job.priority)
-    if db_session.rowcount(session.execute(locked)) != 1:
-        return job_outcome.STALE
-    moved = job_outcome.sizes(models.Task, outcome.bytes_done, outcome.bytes_total)
-    job_outcome.copy_to_tasks(session, job_id, **moved)
-    recorded = demand.end_unwanting(session, [job_id], db_session.now(session))
-    wanting = sa.select(models.Task.id).where(
-        models.Task.job_uuid == job_id, models.Task.status.in_(model.TASK_IN_FLIGHT)
-    )
-    if session.scalars(wanting.limit(1)).first() is None:
-        job_outcome.end_job(session, which, outcome, stop_why)
-        return recorded
-    job_outcome.schedule_retry(session, which, job_id, _PAUSED, 0, attempts=-1)
-    keys = demand.active_keys(session, models.Task.job_uuid == job_id)
-    return job_outcome.together([recorded, demand.reconcile(session, keys)])
 
 
 def orders(session: orm.Session) -> list[StopOrder]:

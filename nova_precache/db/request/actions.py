@@ -14,7 +14,7 @@ from sqlalchemy import orm
 from nova_precache import exception, model, states
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand, outcome as job_outcome
+from nova_precache.db.job import demand, locking, outcome as job_outcome
 from nova_precache.db.request import gating, plan as request_plan
 
 
@@ -26,14 +26,14 @@ def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | N
     """
     chosen = models.Task.request_id == request_id
     keys = demand.active_keys(session, chosen)
-    demand.lock_jobs(session, keys)
+    locking.lock_keys(session, keys)
     session.execute(
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id)
         .values(announced=models.CacheRequest.announced)
     )
     current = demand.active_keys(session, chosen)
-    demand.lock_jobs(session, sorted(set(current) - set(keys)))
+    locking.lock_keys(session, set(current) - set(keys))
     return session.get(models.CacheRequest, request_id), current
 
 
@@ -146,20 +146,8 @@ def _open(
 ) -> None:
     """Open the tasks of a request, and make its jobs in retry_wait due now."""
     gating.open_tasks(session, row, now)
-    job, task = models.Job, models.Task
     for chunk in db_session.chunks(keys):
-        these = sa.and_(job.active_key.in_(chunk), job.status == model.TaskStatus.RETRY_WAIT)
-        session.execute(
-            db_session.update(task)
-            .where(task.job_uuid.in_(sa.select(job.uuid).where(these, job.next_attempt_at > now)))
-            .where(task.status == model.TaskStatus.RETRY_WAIT)
-            .values(next_attempt_at=now)
-        )
-        session.execute(
-            db_session.update(job)
-            .where(these, job.next_attempt_at > now)
-            .values(next_attempt_at=now)
-        )
+        job_outcome.make_due(session, models.Job.active_key.in_(chunk))
     demand.reconcile(session, keys)
 
 

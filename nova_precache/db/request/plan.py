@@ -12,7 +12,7 @@ from sqlalchemy import orm
 from nova_precache import model, states
 from nova_precache.db import outbox
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand, outcome as job_outcome, stop as job_stop
+from nova_precache.db.job import demand, locking, outcome as job_outcome, stop as job_stop
 from nova_precache.db.request import gating
 
 PLAN_LEASE_SECONDS = 60
@@ -95,8 +95,8 @@ def add_tasks(
 ) -> bool:
     """Write one chunk of a plan; return False if this conductor has lost the planning."""
     # Jobs are locked first, as where an outcome ends tasks.
-    keys = [_active_key(task.host, task.image_id) for task in tasks if _is_queued(task)]
-    demand.lock_jobs(session, sorted(keys))
+    queued = [task for task in tasks if _is_queued(task)]
+    locking.lock_keys(session, [_active_key(task.host, task.image_id) for task in queued])
     now = db_session.now(session)
     lease = now + datetime.timedelta(seconds=PLAN_LEASE_SECONDS)
     held = session.execute(planned_by(request_id, conductor_id).values(planner_lease_until=lease))
@@ -164,19 +164,13 @@ def _join_jobs(
 ) -> _Jobs:
     """Find or create the jobs that do the work of tasks.
 
-    The UPDATE comes first: it locks the active jobs, so that none of them can end before
-    the tasks that join it are inserted.
+    The active jobs are locked first, so that none of them can end before the tasks that
+    join it are inserted.
     """
     if not tasks:
         return _Jobs({})
     keys = [_active_key(task.host, task.image_id) for task in tasks]
-    session.execute(
-        db_session.update(models.Job)
-        .where(models.Job.active_key.in_(keys))
-        .values(
-            priority=sa.case((models.Job.priority < priority, priority), else_=models.Job.priority)
-        )
-    )
+    locking.lock_keys(session, keys, priority)
     active = session.scalars(sa.select(models.Job).where(models.Job.active_key.in_(keys))).all()
     joined = {
         str(job.active_key): {

@@ -36,7 +36,7 @@ def living(api: Any) -> None:
     reports = agents.Agents(api.database, 60)
     for host in ('host1', 'host2'):
         reports.register(model.Agent(host, f'agent-{host}', cell, free_bytes=10 * 1024**3))
-    caches.Caches(api.database).record('host2', [], full=True)
+    caches.Caches(api.database).record([caches.Report('host2', [], full=True)])
 
 
 def estimate(api: Any, query: str = '', token: str | None = None, **fields: Any) -> Any:
@@ -55,7 +55,7 @@ def test_hosts_totals_and_the_load_on_glance_are_told_in_full(rebuild: Any, aggr
     api.inventory.add_host(aggregate.id, 'host3')
     image = api.images.add(b'x' * 100, disk_format='qcow2', virtual_size=1000)
     cell = api.inventory.list_cells()[0].uuid
-    caches.Caches(api.database).record('host1', [], full=True)
+    caches.Caches(api.database).record([caches.Report('host1', [], full=True)])
 
     told = estimated(estimate(api, aggregate='edge', images=[image.id]))
     first, second, third = told['hosts']
@@ -110,7 +110,7 @@ def test_what_a_host_has_is_not_moved(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'data').id
     name = layout.base_name(image)
     file = model.CachedImage('host1', name, image, 4, 4096, NOON)
-    caches.Caches(api.database).record('host1', [file], full=True)
+    caches.Caches(api.database).record([caches.Report('host1', [file], full=True)])
     told = estimated(estimate(api, aggregate='edge', images=[image]))
     assert [host['images'][0]['state'] for host in told['hosts']] == ['cached', 'missing']
     assert (told['totals']['tasks_cached'], told['totals']['bytes_to_move']) == (1, 4)

@@ -40,7 +40,7 @@ def hold(api: Any) -> Any:
 
     def record(host: str, *images: str, **fields: Any) -> None:
         files = [_file(host, image, **fields) for image in images]
-        store.record(host, files, full=True)
+        store.record([caches.Report(host, files, full=True)])
         for image in images:
             _remember(api, image)
 
@@ -171,7 +171,7 @@ def test_a_hosts_cache_is_shown_in_full(
 def test_a_file_of_an_image_that_nobody_asked_for_has_no_id(api: Any, report: Any) -> None:
     report('host1')
     file = model.CachedImage('host1', NAME, None, 1, 1, NOW)
-    caches.Caches(api.database).record('host1', [file], full=True)
+    caches.Caches(api.database).record([caches.Report('host1', [file], full=True)])
     (shown,) = api.get('/v1/hosts/host1/images').json['images']
     assert (shown['name'], shown['image_id'], shown['used_by']) == (NAME, None, None)
 
@@ -221,7 +221,7 @@ def test_a_pinned_image_is_known_by_its_name_before_anybody_asked_for_it(
     report('host1')
     names = [_name(IMAGE), f'{_name(IMAGE)}_10']
     files = [model.CachedImage('host1', name, None, 1, 1, NOW) for name in names]
-    caches.Caches(api.database).record('host1', files, full=True)
+    caches.Caches(api.database).record([caches.Report('host1', files, full=True)])
     pin(api, aggregate, IMAGE)
     shown = api.get('/v1/hosts/host1/images').json['images']
     assert [image['name'] for image in shown] == names

@@ -116,7 +116,9 @@ def test_coverage_counts_the_files_that_are_there_of_those_that_are_wanted(
     reports = caches.Caches(api.database)
     for host in ('host1', 'host3'):  # host3 is in no aggregate
         name = _name(IMAGE)
-        reports.record(host, [model.CachedImage(host, name, None, 1, 1, NOW)], full=True)
+        reports.record(
+            [caches.Report(host, [model.CachedImage(host, name, None, 1, 1, NOW)], full=True)]
+        )
     assert _coverage(api, new.id) == {'wanted': 4, 'cached': 1}
     assert store.take(new.id, 'keeper', 0) is not None
     assert store.checked(new.id, 'keeper', None, {OTHER: 'it was deleted'})

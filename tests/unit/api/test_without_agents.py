@@ -13,7 +13,7 @@ from oslo_config import cfg
 from nova_precache import model
 from nova_precache.api.schemas import hosts as schemas
 from nova_precache.cells import liveness, novahosts
-from nova_precache.db import agents, untold
+from nova_precache.db import agents, caches
 from tests.unit.api.conftest import Api
 from tests.unit.cells.conftest import CellDatabase
 
@@ -23,7 +23,7 @@ UNTOLD = 'It is not known what is in the caches: with compute_backend = nova no 
 @pytest.fixture
 def beside(conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api]) -> Api:
     conf.set_override('compute_backend', 'nova', 'image_cache')
-    return rebuild(caches=untold.UntoldCaches(api.database))
+    return rebuild(caches=caches.UnreportedCaches(api.database))
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def _host(database: session.Database, host: str, cell_uuid: str, *, is_up: bool)
     inventory.Inventory(database).map_host(host, cell_uuid)
     agents.Agents(database, 60).register(model.Agent(host, f'agent-{host}', cell_uuid))
     image = model.CachedImage(host, 'a' * 40, None, 1, 1, LONG_AGO)
-    caches.Caches(database).record(host, [image], full=True)
+    caches.Caches(database).record([caches.Report(host, [image], full=True)])
     if not is_up:
         silent = session.update(models.Agent).where(models.Agent.host == host)
         database.write(lambda s: s.execute(silent.values(seen_at=LONG_AGO)))

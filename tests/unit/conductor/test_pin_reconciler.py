@@ -114,7 +114,7 @@ class Site:
             model.CachedImage(host, layout.base_name(image), image, 9, 9, touched_at)
             for image in images
         ]
-        self.caches.record(host, files, [], full=True)
+        self.caches.record([caches.Report(host, files, [], full=True)])
 
 
 @pytest.fixture
@@ -735,7 +735,7 @@ def test_a_pin_keeps_a_kernel_young_that_is_older_than_its_image(site: Site) -> 
         model.CachedImage('h1', layout.base_name(each), each, 9, 9, touched_at)
         for each, touched_at in ((image_id, now), (kernel_id, LONG_AGO))
     ]
-    site.caches.record('h1', files, [], full=True)
+    site.caches.record([caches.Report('h1', files, [], full=True)])
     site.round()
     assert site.files(pin) == [{('h1', image_id)}]
 

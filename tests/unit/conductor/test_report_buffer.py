@@ -235,7 +235,7 @@ def test_what_was_told_is_written_once(world: World, reports: report_buffer.Repo
     world.living('h1')
     reports.add_images('agent-h1', _told('h1', 'a'))
     reports.write_images()
-    caches.Caches(world.database).record('h1', [], full=True)
+    caches.Caches(world.database).record([caches.Report('h1', [], full=True)])
 
     reports.write_images()
 
@@ -259,7 +259,7 @@ def test_what_is_told_later_is_not_written_before_what_is_being_written(
     world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.living('h1')
-    record_all = caches.Caches.record_all
+    record = caches.Caches.record
     writing, may_write = threading.Event(), threading.Event()
     written: list[list[str]] = []
 
@@ -268,9 +268,9 @@ def test_what_is_told_later_is_not_written_before_what_is_being_written(
         writing.set()
         assert may_write.wait(WAIT_SECONDS)
         written.append([image.name for report in some for image in report.images])
-        record_all(store, some)
+        record(store, some)
 
-    monkeypatch.setattr(caches.Caches, 'record_all', write_slowly)
+    monkeypatch.setattr(caches.Caches, 'record', write_slowly)
     reports.add_images('agent-h1', _told('h1', 'a'))
     first = threading.Thread(target=reports.write_images)
     first.start()

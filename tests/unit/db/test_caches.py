@@ -41,7 +41,7 @@ def named(image_ids: Iterable[str], size_bytes: int = 2**40) -> dict[str, int]:
 
 
 def test_a_file_is_kept_with_all_that_was_told_of_it(store: caches.Caches) -> None:
-    store.record('h1', [file('i1'), file('i2', used_by=None)], full=True)
+    store.record([caches.Report('h1', [file('i1'), file('i2', used_by=None)], full=True)])
 
     found = {each.name: each for each in store.of_host('h1')}
 
@@ -56,25 +56,27 @@ def test_a_file_is_kept_with_all_that_was_told_of_it(store: caches.Caches) -> No
 
 def test_a_full_report_replaces_all_that_was_known_of_its_host_alone(store: caches.Caches) -> None:
     for host in ('h1', 'h2'):
-        store.record(host, [file('i1'), file('i2')], full=True)
+        store.record([caches.Report(host, [file('i1'), file('i2')], full=True)])
 
-    store.record('h1', [file('i2', 7), file('i3')], full=True)
+    store.record([caches.Report('h1', [file('i2', 7), file('i3')], full=True)])
 
     assert sizes(store, 'h1') == {name_of('i2'): 7, **named(['i3'])}
     assert sizes(store, 'h2') == named(['i1', 'i2'])
 
 
 def test_a_change_leaves_the_rest_as_it_was(store: caches.Caches) -> None:
-    store.record('h1', [file('i1'), file('i2'), file('i3')], full=True)
+    store.record([caches.Report('h1', [file('i1'), file('i2'), file('i3')], full=True)])
 
-    store.record('h1', [file('i2', 7), file('i4')], removed=[name_of('i1'), name_of('i9')])
+    store.record(
+        [caches.Report('h1', [file('i2', 7), file('i4')], removed=[name_of('i1'), name_of('i9')])]
+    )
 
     assert sizes(store, 'h1') == {name_of('i2'): 7, **named(['i3', 'i4'])}
 
 
 def test_an_empty_cache_is_one_that_is_known(store: caches.Caches) -> None:
-    store.record('empty', [], full=True)
-    store.record('changing', [file('i1')])
+    store.record([caches.Report('empty', [], full=True)])
+    store.record([caches.Report('changing', [file('i1')])])
 
     assert store.known_hosts() == {'empty'}
     assert store.of_host('empty') == []
@@ -85,27 +87,27 @@ def test_each_part_of_a_full_report_replaces_its_own_span_in_whatever_order(
 ) -> None:
     names = sorted(named(['i1', 'i2', 'i3', 'i4']))
     of_name = {each.name: each for each in map(file, ('i1', 'i2', 'i3', 'i4'))}
-    store.record('h1', list(of_name.values()), full=True)
+    store.record([caches.Report('h1', list(of_name.values()), full=True)])
     first = caches.Report('h1', [of_name[names[1]]], full=True, until=names[1])
     second = caches.Report('h1', [of_name[names[3]]], full=True, after=names[1])
 
     for parts in ([second], [first]):
-        store.record_all(parts)
+        store.record(parts)
 
     assert list(sizes(store, 'h1')) == [names[1], names[3]]
     assert store.known_hosts() == {'h1'}
 
 
 def test_only_the_last_part_of_a_full_report_makes_a_cache_known(store: caches.Caches) -> None:
-    store.record_all([caches.Report('h1', [file('i1')], full=True, until='9')])
+    store.record([caches.Report('h1', [file('i1')], full=True, until='9')])
     assert store.known_hosts() == frozenset()
 
-    store.record_all([caches.Report('h1', [], full=True, after='9')])
+    store.record([caches.Report('h1', [], full=True, after='9')])
     assert store.known_hosts() == {'h1'}
 
 
 def test_of_reports_that_are_written_together_the_later_one_counts(store: caches.Caches) -> None:
-    store.record_all(
+    store.record(
         [
             caches.Report('h2', [file('i1', 1)], full=True),
             caches.Report('h1', [file('i1', 1), file('i2')], full=True),
@@ -124,7 +126,7 @@ def test_many_reports_are_written_in_transactions_of_some_rows(
     monkeypatch.setattr(caches, '_ROWS_AT_ONCE', 2)
     reports = [caches.Report(f'h{n}', [file('i1'), file('i2')], full=True) for n in range(5)]
 
-    store.record_all(reports)
+    store.record(reports)
 
     assert store.known_hosts() == {f'h{n}' for n in range(5)}
     assert all(sizes(store, f'h{n}') == named(['i1', 'i2']) for n in range(5))
@@ -133,13 +135,13 @@ def test_many_reports_are_written_in_transactions_of_some_rows(
 def test_what_is_told_again_is_new_though_it_did_not_change(
     world: World, store: caches.Caches
 ) -> None:
-    store.record('h1', [file('i1')], full=True)
+    store.record([caches.Report('h1', [file('i1')], full=True)])
     world.change(models.CachedImage, models.CachedImage.host == 'h1', reported_at=LONG_AGO)
     [before] = store.of_host('h1')
     assert before.reported_at == LONG_AGO
 
     written = _writes(world.database)
-    store.record('h1', [file('i1')], full=True)
+    store.record([caches.Report('h1', [file('i1')], full=True)])
 
     [after] = store.of_host('h1')
     assert after.reported_at is not None
@@ -165,7 +167,7 @@ def test_files_have_the_ids_of_images_that_somebody_asked_for(
     _remember(world, ['i1'])
     resized = dataclasses.replace(file('i1'), name=f'{name_of("i1")}_20')
 
-    store.record('h1', [file('i1'), file('i2'), resized], full=True)
+    store.record([caches.Report('h1', [file('i1'), file('i2'), resized], full=True)])
 
     ids = {each.name: each.image_id for each in store.of_host('h1')}
     assert ids == {name_of('i1'): 'i1', name_of('i2'): None, resized.name: 'i1'}
@@ -178,8 +180,8 @@ def _remember(world: World, image_ids: Sequence[str]) -> None:
 
 def test_the_files_of_a_host_come_in_pages(store: caches.Caches) -> None:
     names = sorted(named(['i1', 'i2', 'i3', 'i4', 'i5']))
-    store.record('h1', [file(f'i{n}') for n in range(1, 6)], full=True)
-    store.record('h2', [file('i6')], full=True)
+    store.record([caches.Report('h1', [file(f'i{n}') for n in range(1, 6)], full=True)])
+    store.record([caches.Report('h2', [file('i6')], full=True)])
 
     pages, marker = [], None
     while page := [each.name for each in store.of_host('h1', 2, marker)]:
@@ -191,8 +193,8 @@ def test_the_files_of_a_host_come_in_pages(store: caches.Caches) -> None:
 
 def test_the_hosts_of_an_image_come_in_pages(store: caches.Caches) -> None:
     for number in range(5):
-        store.record(f'h{number}', [file('i1', number), file('i2')], full=True)
-    store.record('without', [file('i2')], full=True)
+        store.record([caches.Report(f'h{number}', [file('i1', number), file('i2')], full=True)])
+    store.record([caches.Report('without', [file('i2')], full=True)])
 
     first = store.hosts_of('i1', 3)
     second = store.hosts_of('i1', 3, first[-1].host)
@@ -205,9 +207,9 @@ def test_the_hosts_of_an_image_come_in_pages(store: caches.Caches) -> None:
 
 
 def test_what_hosts_have_of_images_is_found(store: caches.Caches) -> None:
-    store.record('h1', [file('i1', 1), file('i2', 2)], full=True)
-    store.record('h2', [file('i2', 3), file('i3', 4)], full=True)
-    store.record('h3', [file('i1', 5)], full=True)
+    store.record([caches.Report('h1', [file('i1', 1), file('i2', 2)], full=True)])
+    store.record([caches.Report('h2', [file('i2', 3), file('i3', 4)], full=True)])
+    store.record([caches.Report('h3', [file('i1', 5)], full=True)])
 
     found = store.present(['h1', 'h2', 'h9'], ['i1', 'i2', 'i9'])
 
@@ -221,7 +223,7 @@ def test_what_hosts_have_of_images_is_found(store: caches.Caches) -> None:
 
 
 def test_a_fleet_is_asked_about_in_a_few_statements(world: World, store: caches.Caches) -> None:
-    store.record('h7', [file('i1')], full=True)
+    store.record([caches.Report('h7', [file('i1')], full=True)])
     asked: list[str] = []
     sa.event.listen(
         world.database.engine, 'before_cursor_execute', lambda *given: asked.append(given[2])
@@ -243,10 +245,10 @@ def test_a_file_that_another_conductor_added_at_the_same_moment_is_there_once(
         seen = known(reader, hosts)  # type: ignore[arg-type]
         return {host: {} for host in hosts} if len(calls) == 1 else dict(seen)
 
-    store.record('h1', [file('i1', 1)])
+    store.record([caches.Report('h1', [file('i1', 1)])])
     monkeypatch.setattr(caches, '_known', look_too_early)
 
-    store.record('h1', [file('i1', 2)])
+    store.record([caches.Report('h1', [file('i1', 2)])])
 
     assert sizes(store, 'h1') == {name_of('i1'): 2}
     assert len(calls) == 2

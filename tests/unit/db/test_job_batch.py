@@ -17,7 +17,7 @@ from nova_precache.db.job import (
     finish as job_finish,
     outcome as job_outcome,
 )
-from nova_precache.db.job.begin import Begin
+from nova_precache.db.job.call import Begin
 from nova_precache.db.job_batch import NextJobRequest
 from tests.unit.conftest import CACHED, World
 
@@ -25,8 +25,9 @@ LEASE = datetime.timedelta(seconds=30)
 BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'broken')
 
 
-def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
-    return world.database.write(lambda session: job_batch.execute_batch(session, members))
+def _execute(world: World, **members: Sequence[Any]) -> job_batch.BatchResult:
+    batch = job_batch.Batch(**members)
+    return world.database.write(lambda session: job_batch.execute_batch(session, batch))
 
 
 def _assigned(world: World, count: int, conductor: str = 'c1') -> list[jobs.Assignment]:
@@ -38,6 +39,10 @@ def _finish(assignment: jobs.Assignment, outcome: model.ImageOutcome = CACHED) -
     return job_finish.Finish(assignment.job_id, assignment.epoch, outcome)
 
 
+def _next_jobs(*ended: jobs.Assignment) -> list[NextJobRequest]:
+    return [NextJobRequest('c1', each.host, _finish(each)) for each in ended]
+
+
 def _hosts(claimed: Sequence[job_batch.Claimed]) -> list[str]:
     return [each.claim.host for each in claimed]
 
@@ -46,10 +51,15 @@ def test_each_of_many_ends_with_its_own_outcome(world: World) -> None:
     request = world.planned(['h1', 'h2', 'h3'], ['i1'])
     one, two, three = _assigned(world, 3)
 
-    results = _play(world, _finish(one), _finish(two, BROKEN), Begin(three.job_id, three.epoch))
+    done = _execute(
+        world,
+        finishes=[_finish(one), _finish(two, BROKEN)],
+        begins=[Begin(three.job_id, three.epoch)],
+    )
 
     ended = job_outcome.Recorded(current=True, requests=(request.id,))
-    assert results == [ended, ended, True]
+    assert done.recorded == {one.job_id: ended, two.job_id: ended}
+    assert done.begun == {three.job_id}
     assert world.statuses(request) == {
         ('h1', 'i1'): 'cached',
         ('h2', 'i1'): 'error',
@@ -64,19 +74,21 @@ def test_a_late_outcome_among_others_changes_nothing(world: World) -> None:
     one, two = _assigned(world, 2)
     assert world.jobs.assign_again('c1', two) is not None  # under a newer epoch
 
-    results = _play(world, _finish(two), _finish(one), Begin(two.job_id, two.epoch))
+    done = _execute(
+        world, finishes=[_finish(two), _finish(one)], begins=[Begin(two.job_id, two.epoch)]
+    )
 
-    assert results[0] == job_outcome.STALE
-    assert results[2] is False
+    assert done.recorded.keys() == {one.job_id}
+    assert not done.begun
     assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h2', 'i1'): 'queued'}
 
 
 def test_a_call_does_not_begin_whose_host_was_given_back_by_then(world: World) -> None:
     world.planned(['h1'], ['i1'])
     (one,) = _assigned(world, 1)
-    _play(world, NextJobRequest('c1', 'h1', goes_on=False))
+    _execute(world, next_jobs=[NextJobRequest('c1', 'h1', goes_on=False)])
 
-    assert _play(world, Begin(one.job_id, one.epoch)) == [False]
+    assert not _execute(world, begins=[Begin(one.job_id, one.epoch)]).begun
 
 
 def test_the_request_that_an_outcome_leaves_without_work_is_told(world: World) -> None:
@@ -84,13 +96,10 @@ def test_the_request_that_an_outcome_leaves_without_work_is_told(world: World) -
     one, two, three = _assigned(world, 3)
 
     first = world.jobs.finish(one.job_id, one.epoch, CACHED)
-    others = _play(world, _finish(two), _finish(three))
+    others = _execute(world, finishes=[_finish(two), _finish(three)]).recorded
 
     assert first.idle == ()
-    assert [each.idle for each in others if isinstance(each, job_outcome.Recorded)] == [
-        (request.id,),
-        (request.id,),
-    ]
+    assert [each.idle for each in others.values()] == [(request.id,), (request.id,)]
 
 
 def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
@@ -100,12 +109,9 @@ def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
     world.planned(['h2'], ['i1'])
     one, two = _assigned(world, 2)
 
-    first, second = _play(
-        world, NextJobRequest('c1', 'h1', _finish(one)), NextJobRequest('c1', 'h2', _finish(two))
-    )
+    done = _execute(world, next_jobs=_next_jobs(one, two))
 
-    assert isinstance(first, job_batch.NextJobResult)
-    assert isinstance(second, job_batch.NextJobResult)
+    first, second = done.next_jobs['h1'], done.next_jobs['h2']
     assert first.assignment is not None
     assert (first.assignment.image_id, first.assignment.attempts) == ('i2', 1)
     assert first.assignment.epoch > one.epoch
@@ -135,7 +141,7 @@ def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> Non
     other = world.inventory.create_cell('other', 'fake://').uuid
     world.planned(['h1', 'h2'], ['i1'])
     one, two = _assigned(world, 2)
-    _play(world, NextJobRequest('c1', 'h1', _finish(one)), NextJobRequest('c1', 'h2', _finish(two)))
+    _execute(world, next_jobs=_next_jobs(one, two))
     world.planned(['h1', 'h2'], ['i2'])
     world.change(models.Job, models.Job.active_key == 'h2/i2', cell_uuid=other)
 
@@ -158,7 +164,7 @@ def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_
     world.expire('h1')
     assert world.jobs.take_over('c2')
 
-    turned = world.jobs.turn('c1', 'h1', _finish(one))
+    turned = world.jobs.next_job('c1', 'h1', _finish(one))
 
     assert turned.recorded.current
     assert turned.assignment is None
@@ -173,7 +179,7 @@ def test_where_the_outcome_decides_on_the_rest_nothing_is_assigned_before_it_was
     world.planned(['h1'], ['i1', 'i2'], options=options)
     (one,) = _assigned(world, 1)
 
-    turned = world.jobs.turn('c1', 'h1', _finish(one, BROKEN))
+    turned = world.jobs.next_job('c1', 'h1', _finish(one, BROKEN))
 
     assert (turned.assignment, turned.is_over) == (None, False)
     assert world.jobs.claimed_hosts('c1') == ['h1']
@@ -185,11 +191,9 @@ def test_under_a_limit_no_more_hosts_are_called_at_once_than_it_says(world: Worl
     options = model.RequestOptions(max_parallel_hosts=1)
     world.planned(['h1', 'h2'], ['i2'], options=options)
 
-    turned = _play(
-        world, NextJobRequest('c1', 'h1', _finish(one)), NextJobRequest('c1', 'h2', _finish(two))
-    )
+    done = _execute(world, next_jobs=_next_jobs(one, two))
 
-    assigned = [each.assignment for each in turned if isinstance(each, job_batch.NextJobResult)]
+    assigned = [done.next_jobs[host].assignment for host in ('h1', 'h2')]
     assert [each and each.image_id for each in assigned] == ['i2', None]
 
 
@@ -237,10 +241,9 @@ def test_a_host_that_is_given_back_makes_room_for_another_in_the_same_transactio
     (one,) = _assigned(world, 1)
 
     wanted = job_claim.ClaimRequest('c1', limit=1, most=1, avoid_cells=(), lease=LEASE)
-    _, claimed = _play(world, NextJobRequest('c1', 'h1', _finish(one)), wanted)
+    done = _execute(world, next_jobs=_next_jobs(one), claims=[wanted])
 
-    assert isinstance(claimed, list)
-    assert _hosts(claimed) == ['h2']
+    assert _hosts(done.claimed) == ['h2']
     assert world.claimed() == 1
 
 
@@ -261,7 +264,7 @@ def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
         NextJobRequest('c1', 'h2', _finish(two), goes_on=False),
     ]
     with pytest.raises(db_exception.DBError, match='killed'):
-        _play(world, *members)
+        _execute(world, next_jobs=members)
     monkeypatch.setattr(job_claim, 'release', release)
 
     assert set(world.statuses(request).values()) == {'queued'}
@@ -285,9 +288,7 @@ def test_a_late_outcome_frees_no_place_under_a_limit(world: World) -> None:
     ended = NextJobRequest('c1', late.host, _finish(late))
     wanted = job_claim.ClaimRequest('c1', limit=9, most=9, avoid_cells=(), lease=LEASE)
 
-    _, claimed = _play(world, ended, wanted)
-
-    assert claimed == []
+    assert _execute(world, next_jobs=[ended], claims=[wanted]).claimed == []
 
 
 def test_a_call_that_lost_its_place_under_a_limit_is_not_repeated(world: World) -> None:
@@ -328,3 +329,17 @@ def test_with_all_places_taken_no_jobs_are_looked_for(world: World) -> None:
     )
     assert world.jobs.claim_hosts('c1', limit=9, most=9) == []
     assert not [each for each in asked if 'UNION' in each]
+
+
+def test_batches_name_all_they_concern(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    (one,) = _assigned(world, 1)
+    wanted = job_claim.ClaimRequest('c1', limit=1, most=1, avoid_cells=(), lease=LEASE)
+
+    ended = job_batch.Batch(next_jobs=_next_jobs(one))
+    begun = job_batch.Batch(begins=[Begin(one.job_id, one.epoch)])
+    claims = job_batch.Batch(claims=[wanted])
+
+    assert ended.keys() == {'h1', one.job_id}
+    assert begun.keys() == {one.job_id}
+    assert claims.keys() & job_batch.merge([claims, begun]).keys()

@@ -3,6 +3,7 @@
 
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,7 +15,7 @@ from nova_precache.db.job import (
     finish as job_finish,
     outcome as job_outcome,
 )
-from nova_precache.db.job.begin import Begin
+from nova_precache.db.job.call import Begin
 from nova_precache.db.job_batch import NextJobRequest
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
 
@@ -22,8 +23,9 @@ LEASE = datetime.timedelta(seconds=30)
 EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late')
 
 
-def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
-    return world.database.write(lambda session: job_batch.execute_batch(session, members))
+def _execute(world: World, **members: Sequence[Any]) -> job_batch.BatchResult:
+    batch = job_batch.Batch(**members)
+    return world.database.write(lambda session: job_batch.execute_batch(session, batch))
 
 
 def _finish(call: jobs.Assignment, outcome: model.ImageOutcome = BROKEN) -> job_finish.Finish:
@@ -42,8 +44,8 @@ def _calls(world: World) -> dict[str, jobs.Assignment]:
 
 def _begun(world: World) -> dict[str, jobs.Assignment]:
     calls = _calls(world)
-    begun = _play(world, *(Begin(call.job_id, call.epoch) for call in calls.values()))
-    assert begun == [True] * len(calls)
+    begins = [Begin(call.job_id, call.epoch) for call in calls.values()]
+    assert _execute(world, begins=begins).begun == {call.job_id for call in calls.values()}
     return calls
 
 
@@ -76,11 +78,13 @@ def test_last_attempts_that_are_lost_together_end_each_as_its_job_was_to(world: 
     _pass_deadline(world, late)
     world.steering.expire()
 
-    results = _play(world, *(_finish(calls[f'h{n}']) for n in range(1, 5)))
+    finishes = [_finish(calls[f'h{n}']) for n in range(1, 5)]
+    recorded = _execute(world, finishes=finishes).recorded
+    results = [recorded[each.job_id] for each in finishes]
 
     waits = job_outcome.Recorded(current=True)
     assert results == [waits, _ended(cancelled), _ended(late), _ended(other)]
-    assert [_idle(each) for each in results] == [(), (cancelled.id,), (late.id,), (other.id,)]
+    assert [each.idle for each in results] == [(), (cancelled.id,), (late.id,), (other.id,)]
     tasks = [world.tasks(each)[f'h{n}', 'i1'] for n, each in _numbered(paused, cancelled, late)]
     assert [(task.status, task.reason) for task in tasks] == [
         ('retry_wait', None),
@@ -88,11 +92,6 @@ def test_last_attempts_that_are_lost_together_end_each_as_its_job_was_to(world: 
         ('expired', 'the deadline of the request passed'),
     ]
     assert world.tasks(other)['h4', 'i1'].reason == BROKEN.reason
-
-
-def _idle(result: job_batch.Result) -> Sequence[str]:
-    assert isinstance(result, job_outcome.Recorded)
-    return result.idle
 
 
 def _numbered(*requests: model.CacheRequest) -> Sequence[tuple[int, model.CacheRequest]]:
@@ -105,8 +104,8 @@ def test_an_attempt_that_a_pause_has_broken_off_is_made_again_by_a_newer_call(
     request = world.planned(['h1'], ['i1'])
     call = _begun(world)['h1']
     world.steering.pause(request.id)
-    [turned] = _play(world, NextJobRequest('c1', 'h1', _finish(call), goes_on=False))
-    assert isinstance(turned, job_batch.NextJobResult)
+    ended = NextJobRequest('c1', 'h1', _finish(call), goes_on=False)
+    turned = _execute(world, next_jobs=[ended]).next_jobs['h1']
     assert (turned.recorded.current, turned.is_over) == (True, True)
     assert _calls(world) == {}
 
@@ -125,9 +124,10 @@ def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_to_a_round(world
     world.plan(other, ['h1'])
     world.steering.cancel(request.id)
 
-    results = _play(world, _finish(calls['h1']), _finish(calls['h2']))
+    recorded = _execute(world, finishes=[_finish(calls['h1']), _finish(calls['h2'])]).recorded
 
-    assert results == [job_outcome.Recorded(current=True), _ended(gone)]
+    assert recorded[calls['h1'].job_id] == job_outcome.Recorded(current=True)
+    assert recorded[calls['h2'].job_id] == _ended(gone)
     assert world.statuses(other) == {('h1', 'i1'): 'retry_wait'}
     assert world.requests.mark_planned(other.id, PLANNER)
     world.jobs.release('c1', ['h1'])
@@ -139,7 +139,8 @@ def test_what_succeeded_though_it_was_to_stop_has_succeeded(world: World) -> Non
     call = _begun(world)['h1']
     world.steering.pause(request.id)
 
-    assert _play(world, _finish(call, CACHED)) == [_ended(request)]
+    recorded = _execute(world, finishes=[_finish(call, CACHED)]).recorded
+    assert recorded == {call.job_id: _ended(request)}
     assert world.statuses(request) == {('h1', 'i1'): 'cached'}
 
 
@@ -149,7 +150,7 @@ def test_what_a_deadline_leaves_to_a_paused_request_is_not_assigned(world: World
     world.steering.pause(other.id)
     _pass_deadline(world, late)
 
-    turned = world.jobs.turn('c1', 'h1', _finish(call, EXPIRED))
+    turned = world.jobs.next_job('c1', 'h1', _finish(call, EXPIRED))
 
     assert turned.recorded == _ended(late)
     assert (turned.assignment, turned.is_over) == (None, True)
@@ -167,7 +168,7 @@ def test_a_job_that_is_paused_while_it_is_chosen_for_a_worker_is_not_called(worl
     call = _begun(world)['h1']
     _pause_when_chosen(world)
 
-    turned = world.jobs.turn('c1', 'h1', _finish(call, CACHED))
+    turned = world.jobs.next_job('c1', 'h1', _finish(call, CACHED))
 
     assert (turned.assignment, turned.is_over) == (None, True)
     assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h1', 'i2'): 'queued'}
@@ -178,12 +179,11 @@ def test_a_job_that_is_paused_while_its_host_is_claimed_is_not_called(world: Wor
     request = world.planned(['h1'], ['i1'])
     _pause_when_chosen(world)
 
-    [claimed] = _play(world, _wanted())
+    claimed = _execute(world, claims=[_wanted()]).claimed
 
-    assert isinstance(claimed, list)
     assert [(each.claim.host, each.first) for each in claimed] == [('h1', None)]
     assert world.tasks(request)['h1', 'i1'].attempts == 0
-    assert world.jobs.turn('c1', 'h1').is_over
+    assert world.jobs.next_job('c1', 'h1').is_over
 
 
 def test_each_call_has_its_own_terms_and_one_that_nobody_wants_no_time_at_all(

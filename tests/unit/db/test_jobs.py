@@ -141,7 +141,7 @@ def test_a_conductor_that_lost_a_host_can_neither_release_nor_use_nor_renew_it(
     assert world.jobs.take_over('c2')
 
     assert not world.jobs.release('c1', ['h1'])
-    assert world.jobs.turn('c1', 'h1').assignment is None
+    assert world.jobs.next_job('c1', 'h1').assignment is None
     assert world.jobs.renew('c1') == []
     assert world.jobs.claimed_hosts('c2') == ['h1']
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from nova_precache import model
 from nova_precache.db import host_recovery, job_batch, jobs
 from nova_precache.db.job import claim as job_claim, finish as job_finish
-from nova_precache.db.job.begin import Begin
+from nova_precache.db.job.call import Begin
 from nova_precache.db.job_batch import NextJobRequest
 from tests.unit.conftest import BROKEN, CACHED, PLANNER, World
 
@@ -49,7 +49,7 @@ class Writes:
             if sql.startswith('UPDATE cache_requests'):
                 break
             if _locks_jobs(sql):
-                found.append(tuple(str(value) for value in values))
+                found.append(tuple(value for value in values if isinstance(value, str)))
         return found
 
     def locks_of_jobs(self) -> int:
@@ -80,8 +80,9 @@ def writes(world: World) -> Writes:
     return Writes(world)
 
 
-def _play(world: World, *members: job_batch.Member) -> list[job_batch.Result]:
-    return world.database.write(lambda session: job_batch.execute_batch(session, members))
+def _execute(world: World, **members: Sequence[Any]) -> job_batch.BatchResult:
+    batch = job_batch.Batch(**members)
+    return world.database.write(lambda session: job_batch.execute_batch(session, batch))
 
 
 def _calls(world: World, most: int) -> list[jobs.Assignment]:
@@ -108,7 +109,7 @@ def test_progress_is_written_to_jobs_that_were_all_locked_before(
 ) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     calls = _calls(world, 2)
-    _play(world, *(Begin(call.job_id, call.epoch) for call in calls))
+    _execute(world, begins=[Begin(call.job_id, call.epoch) for call in calls])
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 10, 100, 5)
     writes.forget()
 
@@ -154,15 +155,15 @@ def test_all_that_is_done_at_one_moment_locks_each_kind_at_once_and_in_order(
     world.planned(['h3'], ['i1'])
     writes.forget()
 
-    results = _play(
+    done = _execute(
         world,
-        Begin(calls['h1'].job_id, calls['h1'].epoch),
-        NextJobRequest('c1', 'h2', _finish(calls['h2'])),
-        job_claim.ClaimRequest('c1', limit=9, most=9, avoid_cells=(), lease=LEASE),
+        begins=[Begin(calls['h1'].job_id, calls['h1'].epoch)],
+        next_jobs=[NextJobRequest('c1', 'h2', _finish(calls['h2']))],
+        claims=[job_claim.ClaimRequest('c1', limit=9, most=9, avoid_cells=(), lease=LEASE)],
     )
 
-    assert results[0] is True
-    assert [each.claim.host for each in results[2] if each.first] == ['h3']  # type: ignore[union-attr]
+    assert done.begun == {calls['h1'].job_id}
+    assert [each.claim.host for each in done.claimed if each.first] == ['h3']
     assert writes.tables() == list(ORDER)
     assert writes.locked_jobs() == [('h1/i1', 'h2/i1', 'h2/i2', 'h3/i1')]
     assert writes.locks_of_jobs() == 1
@@ -177,14 +178,10 @@ def test_under_a_limit_all_jobs_that_may_be_called_next_are_locked_before_reques
     calls = [world.begun(), world.begun()]
     writes.forget()
 
-    turned = _play(world, *(NextJobRequest('c1', call.host, _finish(call)) for call in calls))
+    turns = [NextJobRequest('c1', call.host, _finish(call)) for call in calls]
+    done = _execute(world, next_jobs=turns)
 
-    assert [
-        each.assignment is None for each in turned if isinstance(each, job_batch.NextJobResult)
-    ] == [
-        False,
-        False,
-    ]
+    assert all(each.assignment is not None for each in done.next_jobs.values())
     assert writes.locked_jobs() == [('h1/i1', 'h1/i2', 'h2/i1', 'h2/i2')]
 
 
@@ -228,3 +225,29 @@ def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
     assert host_recovery.HostRecovery(world.database, 60).hasten() == 1
 
     assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_stopped_jobs_are_locked_by_key(world: World, writes: Writes) -> None:
+    request = world.planned(['h1'], ['i1'])
+    [call] = _calls(world, 1)
+    world.steering.pause(request.id)
+    writes.forget()
+
+    assert world.steering.stopped(call.job_id, call.epoch).current
+
+    assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_missed_calls_lock_requests_in_order(world: World, writes: Writes) -> None:
+    requests = {host: world.planned([host], ['i1']).id for host in ('h1', 'h2', 'h3')}
+    calls = {requests[call.host]: call for call in _calls(world, 3)}
+    world.jobs.release('c1', list(requests))
+    last_first = [calls[request_id] for request_id in sorted(calls, reverse=True)]
+    missed = [jobs.MissedCall(call.job_id, call.attempts, None) for call in last_first]
+    writes.forget()
+
+    ended = world.jobs.fail_unclaimed(missed, BROKEN)
+
+    assert [each.requests for each in ended] == [(each,) for each in sorted(calls, reverse=True)]
+    assert writes.locked_requests() == sorted(calls)
+    assert writes.locked_jobs() == [('h1/i1', 'h2/i1', 'h3/i1')]

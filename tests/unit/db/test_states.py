@@ -181,7 +181,7 @@ class Driver:
         assert [each.host for each in self._calls] == list(self._hosts)
 
     def call_next(self) -> None:
-        assert self._world.jobs.turn('c1', self._calls[0].host).assignment is not None
+        assert self._world.jobs.next_job('c1', self._calls[0].host).assignment is not None
 
     def call_again(self) -> None:
         called = self._world.jobs.assign_again('c1', self._calls[0])

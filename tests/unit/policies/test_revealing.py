@@ -125,7 +125,7 @@ def opened(make_site: MakeSite) -> Site:
     file = model.CachedImage(
         HOST, name, None, size_bytes=9, disk_bytes=9, touched_at=site.request.created_at, used_by=0
     )
-    caches.Caches(site.api.database).record(HOST, [file], full=True)
+    caches.Caches(site.api.database).record([caches.Report(HOST, [file], full=True)])
     row = models.ImageName(name=name, image_id=IMAGE)
     site.api.database.write(lambda session: session.merge(row))
     return site

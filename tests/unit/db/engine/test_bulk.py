@@ -143,7 +143,7 @@ def test_progress_and_files_that_the_database_refuses_lose_no_others(
     }
 
     assert world.jobs.record_progress(reports) == 1
-    store.record_all([caches.Report(host, [file], full=True) for host, file in files.items()])
+    store.record([caches.Report(host, [file], full=True) for host, file in files.items()])
 
     assert world.job(begun['h1'].job_id).bytes_done == 40
     assert world.job(begun['h2'].job_id).bytes_done == 0

@@ -2,7 +2,7 @@
 """What many want committed at one moment is committed together, and fails apart."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent import futures
 
 import pytest
@@ -10,7 +10,12 @@ import pytest
 from nova_precache.db.engine import group_commit
 from tests.unit.conftest import WAIT_SECONDS
 
-Group = group_commit.Group[str, str]
+
+class Group(group_commit.Group[str, Mapping[str, str]]):
+    """A group of words, which a commit maps to what they became."""
+
+    def add(self, word: str) -> str:
+        return self.submit(word, lambda committed: committed[word])
 
 
 class Interrupted(BaseException):
@@ -31,7 +36,7 @@ class Store:
         self.committing = threading.Event()
         self.opened = threading.Event()
 
-    def commit(self, words: Sequence[str]) -> Sequence[str]:
+    def commit(self, words: Sequence[str]) -> Mapping[str, str]:
         self.committing.set()
         assert self.opened.wait(WAIT_SECONDS)
         self.tried += 1
@@ -40,7 +45,7 @@ class Store:
         if any(word.startswith('bad') for word in words):
             raise ValueError(' '.join(words))
         self.groups.append(words)
-        return [word.upper() for word in words]
+        return {word: word.upper() for word in words}
 
 
 @pytest.fixture
@@ -57,10 +62,10 @@ def _submit_behind(
     group: Group, store: Store, pool: futures.Executor, first: str, words: Sequence[str]
 ) -> list[futures.Future[str]]:
     """Have words gather in their order while the first is being committed."""
-    submitted = [pool.submit(group.submit, first)]
+    submitted = [pool.submit(group.add, first)]
     assert store.committing.wait(WAIT_SECONDS)
     for count, word in enumerate(words, start=1):
-        submitted.append(pool.submit(group.submit, word))
+        submitted.append(pool.submit(group.add, word))
         _wait_gathered(group, count)
     store.opened.set()
     return submitted
@@ -69,7 +74,7 @@ def _submit_behind(
 def _wait_gathered(group: Group, count: int) -> None:
     pause = threading.Event()
     for _ in range(WAIT_SECONDS * 500):
-        if group.gathered() == count:
+        if len(group._waiting) == count:
             return
         pause.wait(0.002)
     raise AssertionError('they did not gather')
@@ -78,7 +83,7 @@ def _wait_gathered(group: Group, count: int) -> None:
 def test_one_that_is_alone_is_committed_by_itself_and_at_once(group: Group, store: Store) -> None:
     store.opened.set()
 
-    assert [group.submit('a'), group.submit('b')] == ['A', 'B']
+    assert [group.add('a'), group.add('b')] == ['A', 'B']
     assert store.groups == [['a'], ['b']]
 
 
@@ -125,9 +130,9 @@ def test_a_group_is_of_bounded_size(group: Group, store: Store) -> None:
 def test_after_a_failure_others_are_committed(group: Group, store: Store) -> None:
     store.opened.set()
     with pytest.raises(ValueError, match='bad'):
-        group.submit('bad')
+        group.add('bad')
 
-    assert group.submit('a') == 'A'
+    assert group.add('a') == 'A'
 
 
 def test_what_no_member_is_to_blame_for_fails_all_of_them_and_none_is_tried_alone(
@@ -135,10 +140,10 @@ def test_what_no_member_is_to_blame_for_fails_all_of_them_and_none_is_tried_alon
 ) -> None:
     group = Group(store.commit, lambda word: [word[-1]], of_all=Lost)
     with futures.ThreadPoolExecutor(5) as pool:
-        submitted = [pool.submit(group.submit, 'a')]
+        submitted = [pool.submit(group.add, 'a')]
         assert store.committing.wait(WAIT_SECONDS)
         for count, word in enumerate(['b', 'c'], start=1):
-            submitted.append(pool.submit(group.submit, word))
+            submitted.append(pool.submit(group.add, word))
             _wait_gathered(group, count)
         store.errors = [Lost('of a'), Lost('of b and c')]
         store.opened.set()
@@ -146,18 +151,18 @@ def test_what_no_member_is_to_blame_for_fails_all_of_them_and_none_is_tried_alon
         errors = [each.exception(WAIT_SECONDS) for each in submitted]
     assert [str(error) for error in errors] == ['of a', 'of b and c', 'of b and c']
     assert store.tried == 2
-    assert group.submit('d') == 'D'
+    assert group.add('d') == 'D'
 
 
 def test_whoever_is_interrupted_as_it_commits_leaves_the_others_to_the_next(
     group: Group, store: Store
 ) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
-        first = pool.submit(group.submit, 'a')
+        first = pool.submit(group.add, 'a')
         assert store.committing.wait(WAIT_SECONDS)
-        leader = pool.submit(group.submit, 'b')
+        leader = pool.submit(group.add, 'b')
         _wait_gathered(group, 1)
-        other = pool.submit(group.submit, 'c')
+        other = pool.submit(group.add, 'c')
         _wait_gathered(group, 2)
         store.errors = [ValueError('of a'), Interrupted()]
         store.opened.set()
@@ -178,7 +183,7 @@ def test_one_that_is_interrupted_as_it_waits_is_not_waited_for(
                 assert super().wait(WAIT_SECONDS)
             raise Interrupted
 
-    class Entry(group_commit._Entry[group_commit.M, group_commit.R]):
+    class Entry(group_commit._Entry[group_commit.M, group_commit.C]):
         def __init__(self, member: group_commit.M, keys: Collection[str]) -> None:
             super().__init__(member, keys)
             if member == 'b':
@@ -186,14 +191,14 @@ def test_one_that_is_interrupted_as_it_waits_is_not_waited_for(
 
     monkeypatch.setattr(group_commit, '_Entry', Entry)
     with futures.ThreadPoolExecutor(5) as pool:
-        first = pool.submit(group.submit, 'a')
+        first = pool.submit(group.add, 'a')
         assert store.committing.wait(WAIT_SECONDS)
-        dying = pool.submit(group.submit, 'b')
+        dying = pool.submit(group.add, 'b')
         if is_heir:
             _wait_gathered(group, 1)
         else:
             assert isinstance(dying.exception(WAIT_SECONDS), Interrupted)
-        last = pool.submit(group.submit, 'c')
+        last = pool.submit(group.add, 'c')
         _wait_gathered(group, 1 + is_heir)
         store.opened.set()
 
@@ -217,5 +222,5 @@ def test_it_lingers_for_more_where_several_came_of_late_and_for_nobody_who_comes
     assert store.groups == [['a'], ['b', 'c']]
     assert lingered == []
     for word in 'defg':
-        group.submit(word)
+        group.add(word)
     assert lingered == [2, 3, 4]

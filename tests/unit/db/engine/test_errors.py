@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import exception
-from nova_precache.db.engine import trouble
+from nova_precache.db.engine import errors
 
 
 def _wrapped(error: Exception) -> Exception:
@@ -28,7 +28,7 @@ def _raw(error: Exception) -> Exception:
 def _kind(error: Exception) -> type[Exception] | None:
     [kind] = {
         None if found is None else type(found)
-        for found in (trouble.translate(_wrapped(error)), trouble.translate(_raw(error)))
+        for found in (errors.translate(_wrapped(error)), errors.translate(_raw(error)))
     }
     return kind
 
@@ -117,11 +117,11 @@ def test_sqlite_tells_by_its_code(code: int, kind: type[Exception] | None) -> No
 
 @pytest.mark.parametrize('error', [sa.exc.TimeoutError('the pool is empty')])
 def test_a_pool_without_a_free_connection_is_an_outage(error: Exception) -> None:
-    assert isinstance(trouble.translate(error), exception.DatabaseUnavailable)
+    assert isinstance(errors.translate(error), exception.DatabaseUnavailable)
 
 
 @pytest.mark.parametrize(
     'error', [UnicodeEncodeError('utf-8', '\ud800', 0, 1, 'surrogates'), OverflowError('int')]
 )
 def test_a_value_that_the_driver_refuses_is_told_apart(error: Exception) -> None:
-    assert isinstance(trouble.translate(db_exception.DBError(error)), exception.DataRefused)
+    assert isinstance(errors.translate(db_exception.DBError(error)), exception.DataRefused)
