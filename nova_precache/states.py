@@ -79,7 +79,7 @@ class Transitions(Generic[S]):
         return frozenset(arrow.target for arrow in self.arrows if arrow.event == event)
 
 
-_ACTIVE = (Request.ACCEPTED, Request.PLANNED, Request.RUNNING)
+_PAUSABLE = (Request.ACCEPTED, Request.PLANNED, Request.RUNNING)
 _ENDED = (Request.COMPLETED, Request.PARTIAL, Request.FAILED, Request.EXPIRED)
 REQUESTS = Transitions[Request](
     (Event.ACCEPT, [None], [Request.ACCEPTED]),
@@ -89,9 +89,9 @@ REQUESTS = Transitions[Request](
     (Event.ADOPT, [Request.PLANNED], [Request.PLANNED]),
     (Event.ADOPT, [Request.RUNNING], [Request.RUNNING]),
     (Event.BEGIN, [Request.PLANNED], [Request.RUNNING]),
-    (Event.PAUSE, _ACTIVE, [Request.PAUSED]),
-    (Event.RESUME, [Request.PAUSED], _ACTIVE),
-    (Event.CANCEL, [*_ACTIVE, Request.PAUSED], [Request.CANCELLING]),
+    (Event.PAUSE, _PAUSABLE, [Request.PAUSED]),
+    (Event.RESUME, [Request.PAUSED], _PAUSABLE),
+    (Event.CANCEL, [*_PAUSABLE, Request.PAUSED], [Request.CANCELLING]),
     (Event.COMPLETE, [Request.PLANNED, Request.RUNNING, Request.PAUSED], _ENDED),
     (Event.COMPLETE, [Request.CANCELLING], [Request.COMPLETED, Request.CANCELLED]),
     (
