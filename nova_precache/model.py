@@ -99,6 +99,14 @@ class Retry(enum.StrEnum):
     LATER = 'later'  # nothing was tried: it does not count as an attempt
 
 
+class StopWhy(enum.StrEnum):
+    """Why a job is stopped, which decides its outcome and whether its partial file is kept."""
+
+    CANCELLED = 'cancelled'
+    PAUSED = 'paused'
+    DEADLINE = 'deadline'
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """The progress of one image's transfer; sizes in bytes, the rate in bytes per second."""

@@ -255,10 +255,10 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
 
 def _stop(why: object, keep_partial: bool) -> exception.TransferStopped:
     match why:
-        case rpcapi.StopWhy.CANCELLED:
+        case model.StopWhy.CANCELLED:
             return exception.Cancelled('the request was cancelled', keep_partial=keep_partial)
-        case rpcapi.StopWhy.PAUSED:
+        case model.StopWhy.PAUSED:
             return exception.Paused('the request is paused')
-        case rpcapi.StopWhy.DEADLINE:
+        case model.StopWhy.DEADLINE:
             return exception.DeadlinePassed('the deadline of the request passed')
     raise exception.InvalidInput(f'why: {wire.shown(why)} is no reason to stop an image')

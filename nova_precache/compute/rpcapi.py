@@ -15,20 +15,11 @@ it, so that ``[upgrade_levels] compute`` forbids only the calls that it must.
 """
 
 import dataclasses
-import enum
 
 from nova_precache import context, exception, model, rpc, wire
 
 TOPIC = 'precache_compute'
 VERSION = '1.4'
-
-
-class StopWhy(enum.StrEnum):
-    """Why a job is stopped, which decides its outcome and whether its partial file is kept."""
-
-    CANCELLED = 'cancelled'
-    PAUSED = 'paused'
-    DEADLINE = 'deadline'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +96,7 @@ class ComputeAPI:
         host: str,
         job_id: str,
         epoch: int,
-        why: StopWhy,
+        why: model.StopWhy,
         keep_partial: bool = False,
     ) -> bool:
         """Remove a job from its transfer, which ends at once if no other job wants it.

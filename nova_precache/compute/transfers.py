@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
 
-from nova_precache import exception, model
+from nova_precache import exception, model, states
 from nova_precache.compute import meter, options as transfer_options, outcomes
 from nova_precache.transfer_control import Control
 
 KEPT_OUTCOMES = 1000
 KEPT_STOPS = 1000
-# Outcomes that are not repeated: another request may want the same job meanwhile.
-_LEFT = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 
 Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
 
@@ -286,8 +284,10 @@ class Transfers:
             self._stops.popitem(last=False)
 
     def _keep(self, job_id: str, outcome: model.ImageOutcome | None) -> None:
-        if outcome is None or outcome.retry != model.Retry.NEVER or outcome.status in _LEFT:
+        if outcome is None or outcome.retry != model.Retry.NEVER:
             return  # a later call of the job must start a new attempt
+        if outcome.status in states.STOPPED:
+            return  # likewise: another request may want the job meanwhile
         self._kept[job_id] = outcome
         while len(self._kept) > KEPT_OUTCOMES:
             self._kept.popitem(last=False)

@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Hashable
 from concurrent import futures
 from typing import Protocol
 
-from nova_precache import context, exception, outages
-from nova_precache.compute import rpcapi
+from nova_precache import context, exception, model, outages
 from nova_precache.conductor import breaker, tracker
 from nova_precache.db import agents, jobs, request_actions
 from nova_precache.db.job import stop as job_stop
@@ -40,7 +39,7 @@ class SteeredCompute(Protocol):
         host: str,
         job_id: str,
         epoch: int,
-        why: rpcapi.StopWhy,
+        why: model.StopWhy,
         keep_partial: bool = False,
     ) -> bool:
         """See ``compute.rpcapi.ComputeAPI.stop_image``."""
@@ -131,7 +130,7 @@ class StopOrders:
                 order.host,
                 order.job_id,
                 sys.maxsize if order.epoch is None else order.epoch,
-                rpcapi.StopWhy(order.why),
+                order.why,
                 order.keep_partial,
             )
         except (exception.VersionUnsupported, exception.CellNotFound) as exc:

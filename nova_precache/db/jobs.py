@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model, wire
+from nova_precache import exception, model, states, wire
 from nova_precache.db import job_batch
 from nova_precache.db.engine import group_commit, models, session as db_session
 from nova_precache.db.job import (
@@ -188,7 +188,7 @@ class Jobs:
         outcome may decide what is called next, neither happens: call again once the outcome
         is handled.
         """
-        if ended is not None and ended.outcome.status in job_finish.STOPPED:
+        if ended is not None and ended.outcome.status in states.STOPPED:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
             result = self.next_job(conductor_id, host, goes_on=goes_on)
             return dataclasses.replace(result, recorded=recorded)
@@ -266,7 +266,7 @@ class Jobs:
         A job that its compute stopped on order ends for the requests that no longer want it.
         If others want it, it waits for another call, which is no attempt.
         """
-        if outcome.status not in job_finish.STOPPED:
+        if outcome.status not in states.STOPPED:
             batch = job_batch.Batch(finishes=[Finish(job_id, epoch, outcome)])
             return self._group.submit(
                 batch, lambda done: done.recorded.get(job_id, job_outcome.STALE)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model
+from nova_precache import exception, model, states
 from nova_precache.db import rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import (
@@ -80,7 +80,8 @@ class Steering:
     def adopt(self) -> job_outcome.Recorded:
         """Take over requests that conductors of an earlier release plan while both releases run."""
         row = models.CacheRequest
-        query = sa.select(row.id).where(row.status.in_(actions.PLANNED), ~row.is_planned)
+        adoptable = states.REQUESTS.origins(states.Event.ADOPT)
+        query = sa.select(row.id).where(row.status.in_(adoptable), ~row.is_planned)
         return job_outcome.together(
             self._locking(request_id, actions.adopt) for request_id in self._ids(lambda now: query)
         )
@@ -88,7 +89,7 @@ class Steering:
     def open_windows(self) -> Sequence[str]:
         """Open the requests whose windows have begun; return their ids."""
         row = models.CacheRequest
-        query = sa.select(row.id).where(row.status.in_(actions.STEERABLE), row.is_planned)
+        query = sa.select(row.id).where(row.status.in_(states.STEERABLE), row.is_planned)
         return [
             request_id
             for request_id in self._ids(lambda now: query.where(row.not_before <= now))

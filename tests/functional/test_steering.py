@@ -64,7 +64,7 @@ class Held:
         url = f'{self.started.service.precache_url}/requests/{self.request_id}/action'
         requests.post(url, json={'cancel': arguments or None}, timeout=60).raise_for_status()
 
-    def stop(self, why: rpcapi.StopWhy, keep_partial: bool = False) -> bool:
+    def stop(self, why: model.StopWhy, keep_partial: bool = False) -> bool:
         with self.compute() as api:
             return api.stop_image(CTXT, self.host.name, self.job_id, self.epoch, why, keep_partial)
 
@@ -184,9 +184,9 @@ def test_a_cancelled_job_may_leave_what_came_to_whoever_wants_the_image_next(hel
     assert held.has_no_partial()
 
 
-@pytest.mark.parametrize('why', rpcapi.StopWhy)
+@pytest.mark.parametrize('why', model.StopWhy)
 def test_a_job_that_is_stopped_and_still_wanted_is_called_again(
-    held: Held, why: rpcapi.StopWhy
+    held: Held, why: model.StopWhy
 ) -> None:
     """Such as one that another request came to want while the order was under way."""
     assert held.stop(why, keep_partial=True)
@@ -205,7 +205,7 @@ def test_a_stop_of_an_older_call_or_an_unknown_job_stops_nothing(held: Held) -> 
         dataclasses.replace(held, epoch=held.epoch - 1),
         dataclasses.replace(held, job_id='unknown'),
     ):
-        assert not stale.stop(rpcapi.StopWhy.CANCELLED)
+        assert not stale.stop(model.StopWhy.CANCELLED)
 
     held.gateway.release()
     assert held.started.service.wait(held.request_id)['counts'] == {'cached': 1}

@@ -9,6 +9,7 @@ import pytest
 from oslo_policy import policy
 
 from nova_precache import model, policies
+from tools import state_diagrams
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.rst').read_text()
@@ -34,6 +35,10 @@ def test_every_state_is_explained_in_the_guide(
     status: model.RequestStatus | model.TaskStatus,
 ) -> None:
     assert re.search(rf'^``{status}``  +\S', ADMIN_GUIDE, re.MULTILINE)
+
+
+def test_the_diagrams_show_every_arrow() -> None:
+    assert state_diagrams.PAGE.read_text() == state_diagrams.draw(), 'run "tox -e genstates"'
 
 
 @pytest.mark.parametrize('rule', policies.list_rules(), ids=lambda rule: str(rule.name))

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, states
 from nova_precache.db import hearing, rows as db_rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import claim as job_claim, demand, host_limits, locking
@@ -169,14 +169,14 @@ _NOT_STARTED = (
     .where(
         _TASK.c.job_uuid.in_(sa.bindparam('jobs', expanding=True)),
         _TASK.c.status.in_(model.TASK_IN_FLIGHT),
-        _REQUEST.c.status == str(model.RequestStatus.PLANNED),
+        _REQUEST.c.status.in_(states.REQUESTS.origins(states.Event.BEGIN)),
     )
 )
 _START_REQUESTS = (
     sa.update(_REQUEST)
     .where(
         _REQUEST.c.id.in_(sa.bindparam('requests', expanding=True)),
-        _REQUEST.c.status == str(model.RequestStatus.PLANNED),
+        _REQUEST.c.status.in_(states.REQUESTS.origins(states.Event.BEGIN)),
     )
     .values(status=str(model.RequestStatus.RUNNING), started_at=db_session.database_now())
 )
@@ -361,7 +361,7 @@ def _counts(begin: Begin, locked: Mapping[str, locking.Locked]) -> bool:
 
 
 def _begun(begin: Begin, job: locking.Locked) -> dict[str, Any]:
-    if job.status in model.TASK_WAITING:
+    if job.status in states.JOBS.origins(states.Event.BEGIN):
         status, attempts = str(model.TaskStatus.DOWNLOADING), job.attempts
     else:
         status, attempts = job.status, job.attempts + int(begin.starts)

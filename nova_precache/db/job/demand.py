@@ -23,16 +23,9 @@ _NOBODY = model.ImageOutcome(model.TaskStatus.SKIPPED)
 EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'the deadline of the request passed')
 
 
-class StopWhy(enum.StrEnum):
-    """Why a compute is to stop a job; DISCARD is for jobs that have ended."""
-
-    CANCELLED = 'cancelled'
-    DEADLINE = 'deadline'
-    PAUSED = 'paused'
-    DISCARD = 'discard'
-
-
-UNWANTED = frozenset({StopWhy.CANCELLED, StopWhy.DEADLINE})
+UNWANTED = frozenset({model.StopWhy.CANCELLED, model.StopWhy.DEADLINE})
+# The ``stop_why`` of an ended job whose partial file is to be removed.
+DISCARD = 'discard'
 
 
 class Verdict(enum.StrEnum):
@@ -221,7 +214,7 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
         stop_keep=False,
     )
     called = [view for view in pause if view.is_called]
-    _change(session, called, ready=False, stop_why=StopWhy.PAUSED, stop_keep=True)
+    _change(session, called, ready=False, stop_why=model.StopWhy.PAUSED, stop_keep=True)
     _stop(session, [view for view in views[Verdict.STOP] if view.stop_why not in UNWANTED], leave)
     _end(session, views[Verdict.END], leave)
 
@@ -229,10 +222,10 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
 def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
     """Order computes to stop these jobs."""
     late = [view for view in views if view.is_expired and not view.is_cancelled]
-    _change(session, late, ready=False, stop_why=StopWhy.DEADLINE, stop_keep=True)
+    _change(session, late, ready=False, stop_why=model.StopWhy.DEADLINE, stop_keep=True)
     rest = [view for view in views if not view.is_expired or view.is_cancelled]
     keep = leave.keep_partial
-    _change(session, rest, ready=False, stop_why=StopWhy.CANCELLED, stop_keep=keep)
+    _change(session, rest, ready=False, stop_why=model.StopWhy.CANCELLED, stop_keep=keep)
 
 
 def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
@@ -244,7 +237,7 @@ def _end(session: orm.Session, views: Sequence[View], leave: Leave) -> None:
             (removed if is_removed else kept)[view.uuid] = CANCELLED
         else:
             kept[view.uuid] = EXPIRED if view.is_expired else leave.outcome
-    job_outcome.end_jobs(session, removed, StopWhy.DISCARD)
+    job_outcome.end_jobs(session, removed, DISCARD)
     job_outcome.end_jobs(session, kept)
 
 

@@ -14,8 +14,6 @@ from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
 
-# By which a compute reports that it stopped a job on order.
-STOPPED = frozenset({model.TaskStatus.CANCELLED, model.TaskStatus.EXPIRED})
 _PAUSED = model.ImageOutcome(model.TaskStatus.RETRY_WAIT)
 _TASK = db_session.table(models.Task)
 _NOTE_SIZES = sa.update(_TASK).where(locking.THEIR_TASKS).values(**job_outcome.sizes(_TASK.c))
@@ -80,21 +78,21 @@ def retry(
 
 def stop(session: orm.Session, job: locking.Locked) -> job_outcome.Recorded:
     """Record that no compute works on a job that was to stop, or that may not begin now."""
-    if job.stop_why == demand.StopWhy.PAUSED or (job.stop_why is None and not job.ready):
+    if job.stop_why == model.StopWhy.PAUSED or (job.stop_why is None and not job.ready):
         job_outcome.schedule_retry(session, {job: 0}, _PAUSED, attempts=-1)
         return job_outcome.Recorded(current=True)
     if job.stop_why not in demand.UNWANTED:
         return job_outcome.STALE
-    if job.stop_why == demand.StopWhy.DEADLINE:
+    if job.stop_why == model.StopWhy.DEADLINE:
         return leave(session, job, demand.EXPIRED)
-    return leave(session, job, demand.CANCELLED, None if job.stop_keep else demand.StopWhy.DISCARD)
+    return leave(session, job, demand.CANCELLED, None if job.stop_keep else demand.DISCARD)
 
 
 def leave(
     session: orm.Session,
     job: locking.Locked,
     outcome: model.ImageOutcome,
-    stop_why: demand.StopWhy | None = None,
+    stop_why: str | None = None,
 ) -> job_outcome.Recorded:
     """End a job that a compute has stopped; if a task still wants it, schedule another call."""
     moved = {'keys': [job.job_id], 'moved': outcome.bytes_done, 'total': outcome.bytes_total}

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand
 
 
 @dataclasses.dataclass(frozen=True)
 class StopOrder:
-    """A job that its compute is to stop.
-
-    :ivar why: a ``demand.StopWhy``
-    """
+    """A job that its compute is to stop."""
 
     job_id: str
     host: str
     cell_uuid: str
     epoch: int | None
-    why: str
+    why: model.StopWhy
     keep_partial: bool
 
 
@@ -40,18 +38,20 @@ def orders(session: orm.Session) -> list[StopOrder]:
     job = models.Job
     query = (
         sa.select(job.uuid, job.host, job.cell_uuid, job.epoch, job.stop_why, job.stop_keep)
-        .where(job.stop_why.in_([*demand.UNWANTED, demand.StopWhy.PAUSED]))
+        .where(job.stop_why.in_(model.StopWhy))
         .where(job.active_key.is_not(None))
         .order_by(job.id)
     )
-    return [StopOrder(*row[:4], str(row[4]), row[5]) for row in session.execute(query)]
+    return [
+        StopOrder(*row[:4], model.StopWhy(str(row[4])), row[5]) for row in session.execute(query)
+    ]
 
 
 def discards(session: orm.Session, limit: int) -> list[Discard]:
     job = models.Job
     query = (
         sa.select(job.uuid, job.host, job.cell_uuid, job.image_id)
-        .where(job.stop_why == demand.StopWhy.DISCARD, job.active_key.is_(None))
+        .where(job.stop_why == demand.DISCARD, job.active_key.is_(None))
         .order_by(job.id)
         .limit(limit)
     )
@@ -68,6 +68,6 @@ def forget_discards(session: orm.Session, which: sa.ColumnElement[bool]) -> None
     """Drop orders to remove partial files: they are removed, or wanted again."""
     session.execute(
         db_session.update(models.Job)
-        .where(models.Job.stop_why == demand.StopWhy.DISCARD, which)
+        .where(models.Job.stop_why == demand.DISCARD, which)
         .values(stop_why=None)
     )

@@ -11,23 +11,11 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model
+from nova_precache import exception, model, states
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
 from nova_precache.db.request import gating, plan as request_plan
-
-PLANNED = frozenset({model.RequestStatus.PLANNED, model.RequestStatus.RUNNING})
-STEERABLE = model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}
-_RETRIED = frozenset(
-    {
-        model.TaskStatus.ERROR,
-        model.TaskStatus.SKIPPED,
-        model.TaskStatus.EXPIRED,
-        model.TaskStatus.CANCELLED,
-        model.TaskStatus.UNSUPPORTED,
-    }
-)
 
 
 def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | None, Sequence[str]]:
@@ -52,21 +40,20 @@ def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | N
 def cancel(
     session: orm.Session, row: models.CacheRequest, keys: Sequence[str], keep_partial: bool
 ) -> None:
-    if row.status == model.RequestStatus.CANCELLING:
+    if not _changes(row, states.Event.CANCEL, 'cancelled'):
         return
-    _require(row, model.REQUEST_ACTIVE, 'cancelled')
     if not row.is_planned:
         request_plan.start(session, row.id)
     row.status, row.is_planned = model.RequestStatus.CANCELLING, True
     session.flush()
     outbox.add(session, row.id, model.Phase.CANCEL)
     demand.reconcile(session, keys, demand.Leave(demand.CANCELLED, keep_partial))
-    job_outcome.end_tasks(session, _without_job(row.id), demand.CANCELLED)
+    unplanned = sa.and_(models.Task.request_id == row.id, models.Task.job_uuid.is_(None))
+    job_outcome.end_tasks(session, unplanned, demand.CANCELLED)
 
 
 def pause(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> None:
-    _require(row, STEERABLE, 'paused')
-    if row.status == model.RequestStatus.PAUSED:
+    if not _changes(row, states.Event.PAUSE, 'paused'):
         return
     row.status = model.RequestStatus.PAUSED
     session.flush()
@@ -76,8 +63,7 @@ def pause(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -
 
 
 def resume(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> None:
-    _require(row, STEERABLE, 'resumed')
-    if row.status != model.RequestStatus.PAUSED:
+    if not _changes(row, states.Event.RESUME, 'resumed'):
         return
     has_started = row.started_at is not None
     running = model.RequestStatus.RUNNING if has_started else model.RequestStatus.PLANNED
@@ -93,10 +79,11 @@ def adopt(
     session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
 ) -> job_outcome.Recorded:
     """Take over a request that a conductor of an earlier release has planned."""
-    if row.is_planned or row.status not in PLANNED:
+    if row.is_planned or row.status not in states.REQUESTS.origins(states.Event.ADOPT):
         return job_outcome.Recorded(current=True)
     row.is_planned = True
-    row.hosts_done = row.hosts_total - _hosts_in_flight(session, row.id)
+    in_flight = request_plan.hosts_in_flight(session, row.id).values()
+    row.hosts_done = row.hosts_total - sum(map(bool, in_flight))
     # Above the numbers which that release assigns to the start, each host and the end.
     row.announced = max(row.announced, row.hosts_total + 2)
     session.flush()
@@ -106,7 +93,7 @@ def adopt(
 def open_window(session: orm.Session, row: models.CacheRequest, keys: Sequence[str]) -> bool:
     now = db_session.now(session)
     is_due = row.not_before is not None and row.not_before <= now
-    if not is_due or not row.is_planned or row.status not in STEERABLE:
+    if not is_due or not row.is_planned or row.status not in states.STEERABLE:
         return False
     row.not_before = None
     session.flush()
@@ -129,24 +116,29 @@ def retry(
     not_before: datetime.datetime | None,
     deadline: datetime.datetime | None,
 ) -> None:
-    if row.status in model.REQUEST_ACTIVE or not _queue_anew(session, row):
+    may = row.status in states.REQUESTS.origins(states.Event.RETRY)
+    if not may or not _queue_anew(session, row):
         raise exception.StatusConflict('Cache request', row.id, row.status, 'retried')
     _set_window(row, not_before, deadline, db_session.now(session))
     row.status, row.reason = model.RequestStatus.ACCEPTED, None
     row.started_at = row.finished_at = None
     row.is_planned, row.planner, row.planner_lease_until = False, None, None
-    row.hosts_done = row.hosts_total - _hosts_in_flight(session, row.id)
+    in_flight = request_plan.hosts_in_flight(session, row.id).values()
+    row.hosts_done = row.hosts_total - sum(map(bool, in_flight))
     session.flush()
     outbox.add(session, row.id, model.Phase.RETRY)
 
 
-def _require(row: models.CacheRequest, statuses: frozenset[model.RequestStatus], to: str) -> None:
-    if row.status not in statuses:
+def _changes(row: models.CacheRequest, event: states.Event, to: str) -> bool:
+    """Return whether an action changes a request; False if an earlier one has done so.
+
+    :raises nova_precache.exception.StatusConflict: its status does not allow the action
+    """
+    if row.status in states.REQUESTS.targets(event):
+        return False
+    if row.status not in states.REQUESTS.origins(event):
         raise exception.StatusConflict('Cache request', row.id, row.status, to)
-
-
-def _without_job(request_id: str) -> sa.ColumnElement[bool]:
-    return sa.and_(models.Task.request_id == request_id, models.Task.job_uuid.is_(None))
+    return True
 
 
 def _open(
@@ -161,9 +153,10 @@ def _open(
 
 def _queue_anew(session: orm.Session, row: models.CacheRequest) -> bool:
     """Queue the tasks that did not succeed; return False if there is nothing to do."""
+    retried = states.TASKS.origins(states.Event.RETRY)
     queued = session.execute(
         db_session.update(models.Task)
-        .where(models.Task.request_id == row.id, models.Task.status.in_(_RETRIED))
+        .where(models.Task.request_id == row.id, models.Task.status.in_(retried))
         .values(
             status=model.TaskStatus.QUEUED,
             job_uuid=None,
@@ -203,11 +196,3 @@ def _set_window(
 
 def _to_come(time: datetime.datetime | None, now: datetime.datetime) -> datetime.datetime | None:
     return time if time is not None and time > now else None
-
-
-def _hosts_in_flight(session: orm.Session, request_id: str) -> int:
-    return session.scalars(
-        sa.select(sa.func.count(models.Task.host.distinct()))
-        .where(models.Task.request_id == request_id)
-        .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
-    ).one()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, states
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import outcome as job_outcome
@@ -14,9 +14,8 @@ from nova_precache.db.job import outcome as job_outcome
 
 def is_completable() -> sa.ColumnElement[bool]:
     """Select requests that are planned and have not ended."""
-    return sa.and_(
-        models.CacheRequest.is_planned, models.CacheRequest.status.in_(model.REQUEST_ACTIVE)
-    )
+    ending = states.REQUESTS.origins(states.Event.COMPLETE)
+    return sa.and_(models.CacheRequest.is_planned, models.CacheRequest.status.in_(ending))
 
 
 def complete(session: orm.Session, request_id: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, states
 from nova_precache.db.engine import models, session as db_session
 
 
@@ -19,7 +19,7 @@ def awaits_plan() -> sa.ColumnElement[bool]:
     """Select requests that are still to be planned."""
     return sa.and_(
         ~models.CacheRequest.is_planned,
-        models.CacheRequest.status.in_([model.RequestStatus.ACCEPTED, model.RequestStatus.PAUSED]),
+        models.CacheRequest.status.in_(states.REQUESTS.origins(states.Event.PLAN)),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, states
 from nova_precache.db import outbox
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome, stop as job_stop
@@ -134,8 +134,9 @@ def _not_yet_planned(
     query = sa.select(row.host, row.image_id, row.status, row.job_uuid).where(
         row.request_id == request_id, row.host.in_(hosts)
     )
+    planned = states.TASKS.origins(states.Event.PLAN)
     known = {
-        (host, image_id): status == model.TaskStatus.QUEUED and job_uuid is None
+        (host, image_id): status in planned and job_uuid is None
         for host, image_id, status, job_uuid in session.execute(query)
     }
     new = [task for task in tasks if (task.host, task.image_id) not in known]
@@ -171,7 +172,13 @@ def _join_jobs(
     keys = [_active_key(task.host, task.image_id) for task in tasks]
     locking.lock_keys(session, keys, priority)
     active = session.scalars(sa.select(models.Job).where(models.Job.active_key.in_(keys))).all()
-    joined = {str(job.active_key): _shown(job) for job in active}
+    joined = {
+        str(job.active_key): {
+            'job_uuid': job.uuid,
+            **{name: getattr(job, name) for name in _MIRRORED},
+        }
+        for job in active
+    }
     rows = [
         _job_row(task, priority, now)
         for task, key in zip(tasks, keys, strict=True)
@@ -183,11 +190,6 @@ def _join_jobs(
     made = {row['active_key']: {'job_uuid': row['uuid']} for row in rows}
     stopping = sorted(str(job.active_key) for job in active if job.stop_why is not None)
     return _Jobs({**joined, **made}, stopping)
-
-
-def _shown(job: models.Job) -> model.Json:
-    """Return the values that a task copies from the job it joins."""
-    return {'job_uuid': job.uuid, **{name: getattr(job, name) for name in _MIRRORED}}
 
 
 def _job_row(task: PlannedTask, priority: int, now: datetime.datetime) -> model.Json:
@@ -289,7 +291,7 @@ def _ready_jobs(session: orm.Session, request_id: str) -> None:
 
 def start(session: orm.Session, request_id: str) -> None:
     """Count a request's hosts and done hosts; queue announcements of its start and the latter."""
-    hosts = _hosts_in_flight(session, request_id)
+    hosts = hosts_in_flight(session, request_id)
     done = [host for host, in_flight in hosts.items() if not in_flight]
     session.execute(
         db_session.update(models.CacheRequest)
@@ -299,7 +301,7 @@ def start(session: orm.Session, request_id: str) -> None:
     outbox.add_start(session, request_id, done)
 
 
-def _hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
+def hosts_in_flight(session: orm.Session, request_id: str) -> dict[str, int]:
     """Map the hosts of a request, in the order of the plan, to the number of tasks in flight."""
     task = models.Task
     in_flight = sa.func.sum(sa.case((task.status.in_(model.TASK_IN_FLIGHT), 1), else_=0))
@@ -320,6 +322,6 @@ def start_if_begun(session: orm.Session, request_id: str) -> None:
     session.execute(
         db_session.update(models.CacheRequest)
         .where(models.CacheRequest.id == request_id, begun)
-        .where(models.CacheRequest.status == model.RequestStatus.PLANNED)
+        .where(models.CacheRequest.status.in_(states.REQUESTS.origins(states.Event.BEGIN)))
         .values(status=model.RequestStatus.RUNNING, started_at=db_session.now(session))
     )

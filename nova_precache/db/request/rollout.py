@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, states
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, outcome as job_outcome
 from nova_precache.db.request import gating
@@ -32,7 +32,7 @@ def is_guarded() -> sa.ColumnElement[bool]:
     row = models.CacheRequest
     return sa.and_(
         row.is_planned,
-        row.status.in_(model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}),
+        row.status.in_(states.STEERABLE),
         sa.or_(~row.canary_passed, row.max_failures.is_not(None)),
     )
 
@@ -50,8 +50,8 @@ def check(
     session: orm.Session, row: models.CacheRequest, keys: Sequence[str]
 ) -> job_outcome.Recorded:
     """Look again and act; the caller holds the locks of the request and its jobs."""
-    steerable = model.REQUEST_ACTIVE - {model.RequestStatus.CANCELLING}
-    finding = look(session, row) if row.is_planned and row.status in steerable else None
+    may_act = row.is_planned and row.status in states.STEERABLE
+    finding = look(session, row) if may_act else None
     if finding is None:
         return job_outcome.Recorded(current=True)
     if finding.reason is not None:

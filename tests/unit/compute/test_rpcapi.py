@@ -116,7 +116,7 @@ def test_a_stop_ends_the_call_that_waits(transport: rpc.Transport, served: Scrip
         made = pool.submit(api.cache_image, CTXT, 'h1', CALL)
         assert served.begun.wait(WAIT_SECONDS)
 
-        assert api.stop_image(CTXT, 'h1', 'j1', 1, rpcapi.StopWhy.DEADLINE)
+        assert api.stop_image(CTXT, 'h1', 'j1', 1, model.StopWhy.DEADLINE)
 
         outcome = made.result(WAIT_SECONDS)
     assert outcome == model.ImageOutcome('expired', 'the deadline of the request passed')
@@ -125,19 +125,19 @@ def test_a_stop_ends_the_call_that_waits(transport: rpc.Transport, served: Scrip
 def test_a_stop_of_what_does_not_run_is_told(
     transport: rpc.Transport, served: ScriptedDriver
 ) -> None:
-    assert not _api(transport).stop_image(CTXT, 'h1', 'j9', 1, rpcapi.StopWhy.CANCELLED)
+    assert not _api(transport).stop_image(CTXT, 'h1', 'j9', 1, model.StopWhy.CANCELLED)
 
 
 def test_a_compute_of_the_first_release_cannot_be_asked_to_stop(
     transport: rpc.Transport, old: OldCompute
 ) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'stop_image 1\.1 is not known'):
-        _api(transport).stop_image(CTXT, 'old', 'j1', 1, rpcapi.StopWhy.CANCELLED)
+        _api(transport).stop_image(CTXT, 'old', 'j1', 1, model.StopWhy.CANCELLED)
 
 
 def test_a_pin_keeps_a_stop_from_being_sent(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.0'):
-        _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, rpcapi.StopWhy.PAUSED)
+        _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, model.StopWhy.PAUSED)
 
 
 @pytest.mark.parametrize('is_forgotten', [True, False])
@@ -224,7 +224,7 @@ def test_an_odd_answer_to_an_order_is_not_taken_for_yes(
     odd_compute.answer = answer
 
     with pytest.raises(exception.InvalidInput, match='the answer'):
-        _api(transport).stop_image(CTXT, 'odd', 'j1', 1, rpcapi.StopWhy.PAUSED)
+        _api(transport).stop_image(CTXT, 'odd', 'j1', 1, model.StopWhy.PAUSED)
     with pytest.raises(exception.InvalidInput, match='the answer'):
         _api(transport).forget_image(CTXT, 'odd', 'i1')
 

@@ -67,7 +67,7 @@ class FakeCompute:
         host: str,
         job_id: str,
         epoch: int,
-        why: rpcapi.StopWhy,
+        why: model.StopWhy,
         keep_partial: bool = False,
     ) -> bool:
         return self._tell(Told(host, f'{job_id} {epoch}', why.value, keep_partial))

@@ -211,7 +211,7 @@ def test_a_claimed_host_has_its_most_urgent_job_assigned_under_the_epoch_of_the_
     world: World,
 ) -> None:
     world.planned(['h1'], ['i1', 'i2'])
-    world.change(models.Job, models.Job.image_id == 'i2', status='converting')
+    world.change(models.Job, models.Job.image_id == 'i2', status='downloading')
 
     (claimed,) = world.jobs.claim_hosts('c1', limit=9, most=9)
 

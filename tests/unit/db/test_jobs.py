@@ -86,7 +86,7 @@ def test_the_most_urgent_work_is_claimed_first_then_the_oldest(world: World) -> 
 def test_a_host_whose_bytes_still_move_is_claimed_before_any_other(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     world.planned(['h3'], ['i1'], priority=5)
-    world.change(models.Job, models.Job.host == 'h2', status='converting')
+    world.change(models.Job, models.Job.host == 'h2', status='downloading')
 
     assert _claim(world).host == 'h2'
 

@@ -17,6 +17,8 @@ from tests.unit.conftest import LONG_AGO, World
 AGGREGATE = model.Aggregate(7, 'uuid-7', 'edge')
 HOUR = datetime.timedelta(hours=1)
 
+pytestmark = pytest.mark.usefixtures('handmade_rows')
+
 
 @pytest.fixture
 def store(world: World) -> pins.Pins:
