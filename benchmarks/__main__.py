@@ -16,7 +16,7 @@ from benchmarks import cases, images, machine, report
 from benchmarks.images import GIB, KIB, MIB
 from nova_precache import exception
 from nova_precache.standalone import environment
-from tests import nova
+from tools.servers import nova
 
 _WHAT_IS_MEASURED = (
     *('rounds', 'case', 'image-mib', 'large-mib', 'holes-mib', 'holes-data-mib'),

@@ -22,9 +22,10 @@ import requests
 from benchmarks import images, machine, report
 from benchmarks.images import MIB
 from nova_precache.standalone import glance
-from tests import disk_images, keystone, nova
-from tests.keystone_clients import GlanceUnderKeystone
-from tools import guests, libvirtd, running, showing, tour
+from tests import disk_images
+from tools import guests, running, showing, tour
+from tools.servers import keystone, libvirtd, nova
+from tools.servers.glance import GlanceUnderKeystone
 from tools.showing import StepFailed
 
 FLAVOR = 'bench'

@@ -22,7 +22,7 @@ from benchmarks import compute, images, observed
 from benchmarks.images import GIB, MIB
 from benchmarks.report import Results, Sample
 from nova_precache.cache import layout
-from tests.nova import libvirt_compute
+from tools.servers.nova import libvirt_compute
 
 LOG = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 
 from nova_precache import backend
 from nova_precache.standalone import environment, glance as glance_server
-from tests import keystone as keystone_server
 from tests.leaks import SECRETS
+from tools.servers import keystone as keystone_server
 
 _why_no_eventlet = backend.why_no_eventlet()
 needs_eventlet = pytest.mark.skipif(_why_no_eventlet is not None, reason=str(_why_no_eventlet))

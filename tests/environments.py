@@ -6,7 +6,8 @@ import sys
 from concurrent import futures
 
 from nova_precache.standalone import glance
-from tests import keystone, nova, tempest
+from tests import tempest
+from tools.servers import keystone, nova
 
 ENVIRONMENTS = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, tempest.ENVIRONMENT)
 

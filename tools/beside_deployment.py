@@ -10,10 +10,11 @@ import sqlalchemy as sa
 from nova_precache import conf as options
 from nova_precache.db.engine import schema, session
 from nova_precache.standalone import process
-from tests.keystone_clients import middleware
-from tools import foundation, nginx, servers
+from tools import foundation
 from tools.foundation import CONDUCTORS, Host
-from tools.stock_nova import StockNova
+from tools.servers import debian, nginx
+from tools.servers.glance import middleware
+from tools.servers.nova.stock import StockNova
 
 HOSTS = ('compute1', 'compute2')
 CONTROL = 'control'
@@ -54,12 +55,12 @@ remove_unused_base_images = false
 """
 
 
-class MariaDB(servers.MariaDB):
+class MariaDB(debian.MariaDB):
     """Has Nova's databases, too: a user who owns them, and one who may read some tables."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         super().__init__(directory, 'nova_precache')
-        self._passwords = {name: servers.new_password() for name in (NOVA, READER)}
+        self._passwords = {name: debian.new_password() for name in (NOVA, READER)}
 
     def connection_of(self, user: str, database: str) -> str:
         password = self._passwords[user]
@@ -112,7 +113,7 @@ class BesideNova(foundation.Foundation):
         super().__init__(
             directory,
             [Host(name, 'cell1', directory / name) for name in HOSTS],
-            {CONTROL: servers.Login(CONTROL, (CONTROL,)), NOVA: servers.Login(NOVA, (NOVA,))},
+            {CONTROL: debian.Login(CONTROL, (CONTROL,)), NOVA: debian.Login(NOVA, (NOVA,))},
             self.databases,
         )
 

@@ -15,9 +15,9 @@ import sys
 from rich import table
 
 from nova_precache.standalone import glance
-from tests import keystone, nova
-from tools import guests, libvirtd, running, showing, tour
+from tools import guests, running, showing, tour
 from tools.beside_deployment import BesideNova
+from tools.servers import keystone, libvirtd, nova
 from tools.showing import CONSOLE, StepFailed, step
 
 BASE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.beside-nova'

@@ -11,9 +11,9 @@ import pathlib
 import sys
 
 from nova_precache.standalone import glance
-from tests import keystone
 from tools import foundation, running, showing, tour
 from tools.deployment import Deployment
+from tools.servers import keystone
 from tools.showing import CONSOLE, step
 from tools.tour import AGGREGATE
 

@@ -6,8 +6,9 @@ import pathlib
 from nova_precache import conf as options
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
-from tools import foundation, servers
+from tools import foundation
 from tools.foundation import CONDUCTORS, Host
+from tools.servers import debian
 
 CELLS = ('cell1', 'cell2')
 CONTROL = 'control'
@@ -34,12 +35,12 @@ class Deployment(foundation.Foundation):
     """
 
     def __init__(self, directory: pathlib.Path, computes: int) -> None:
-        control = servers.Login(CONTROL, (CONTROL, *CELLS))
+        control = debian.Login(CONTROL, (CONTROL, *CELLS))
         super().__init__(
             directory,
             [_host(directory, number) for number in range(computes)],
-            {CONTROL: control, **{cell: servers.Login(cell, (cell,)) for cell in CELLS}},
-            servers.MariaDB(directory / 'mariadb', 'nova_precache'),
+            {CONTROL: control, **{cell: debian.Login(cell, (cell,)) for cell in CELLS}},
+            debian.MariaDB(directory / 'mariadb', 'nova_precache'),
         )
 
     def start(self) -> None:

@@ -21,9 +21,8 @@ import requests
 import yaml
 
 from nova_precache.standalone import process
-from tests import keystone as keystone_server
-from tests.keystone_clients import GlanceUnderKeystone, credentials
-from tools import servers
+from tools.servers import debian, keystone as keystone_server
+from tools.servers.glance import GlanceUnderKeystone, credentials
 
 BINARIES = pathlib.Path(sys.executable).parent
 CLOUD = 'precache'
@@ -116,13 +115,13 @@ class Foundation(abc.ABC):
         self,
         directory: pathlib.Path,
         hosts: Sequence[Host],
-        logins: Mapping[str, servers.Login],
-        mariadb: servers.MariaDB,
+        logins: Mapping[str, debian.Login],
+        mariadb: debian.MariaDB,
     ) -> None:
         self.directory = directory
         self.hosts = hosts
         self._logins = logins
-        self._rabbitmq = servers.RabbitMQ(directory / 'rabbitmq', logins.values())
+        self._rabbitmq = debian.RabbitMQ(directory / 'rabbitmq', logins.values())
         self._mariadb = mariadb
         self.keystone = keystone_server.KeystoneServer(made(directory / 'keystone'))
         self._api = Api(directory, directory / 'api.conf')

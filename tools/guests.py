@@ -23,9 +23,11 @@ import requests
 
 from nova_precache import model
 from nova_precache.standalone import process
-from tools import libvirtd, showing, stock_nova, tour
+from tools import showing, tour
 from tools.beside_deployment import BesideNova, agent_of
 from tools.foundation import Host
+from tools.servers import libvirtd
+from tools.servers.nova import stock
 from tools.showing import StepFailed
 
 # QEMU's user has to reach what is in it, and sockets must have short paths.
@@ -106,7 +108,7 @@ class Guest:
         return [pathlib.Path(each['filename']) for each in json.loads(told.stdout)]
 
 
-class NovaWithGuests(stock_nova.StockNova):
+class NovaWithGuests(stock.StockNova):
     """Has a nova-scheduler, and real drivers of libvirt.
 
     :param uris: of the libvirtds, by host
@@ -161,7 +163,7 @@ class NovaWithGuests(stock_nova.StockNova):
 
     def _start_conductor(self) -> None:
         super()._start_conductor()
-        self._spawn(stock_nova.CENTRAL, 'nova-scheduler')
+        self._spawn(stock.CENTRAL, 'nova-scheduler')
 
 
 class BesideNovaWithGuests(BesideNova):

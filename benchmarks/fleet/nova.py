@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 
 from nova_precache.standalone import process
-from tests import nova
+from tools.servers import nova
 
 _CONFIGURATION = """\
 [DEFAULT]

@@ -22,17 +22,12 @@ from nova_precache import conf as options
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session as db_session
 from nova_precache.standalone import environment, glance as glance_server, process
-from tests import (
-    gateway as site_link,
-    glance_policy,
-    keystone as keystone_server,
-    nova,
-    service as doors,
-)
+from tests import gateway as site_link, glance_policy, service as doors
 from tests.conftest import RabbitMQ, require_server
 from tests.integration import keystone_site, link
 from tests.leaks import SECRETS
-from tests.nova import cloud
+from tools.servers import keystone as keystone_server, nova
+from tools.servers.nova import cloud
 
 BIN = pathlib.Path(sys.executable).parent
 CELLS = ('cell1', 'cell2')

@@ -19,10 +19,11 @@ import requests
 
 from nova_precache import model
 from nova_precache.standalone import process
-from tests import gateway as site_link, glance_policy, keystone as keystone_server, service, wsgi
-from tests.keystone_clients import GlanceUnderKeystone, credentials, middleware
+from tests import gateway as site_link, glance_policy, service, wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.servers import keystone as keystone_server
+from tools.servers.glance import GlanceUnderKeystone, credentials, middleware
 
 BIN = pathlib.Path(sys.executable).parent
 # The role of the operator's own in the policy file below.

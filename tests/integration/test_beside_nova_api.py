@@ -21,10 +21,10 @@ from nova_precache.db.engine import schema, session
 from nova_precache.standalone import environment, glance as glance_server
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
-from tests import nova
 from tests.conftest import UploadImage, require_server
 from tests.integration import compute_api_corpus as corpus
-from tests.nova import api as nova_api
+from tools.servers import nova
+from tools.servers.nova import api as nova_api
 
 # The caller, as each door knows it: by its token, and by what Keystone says of it.
 CALLER = {

@@ -27,9 +27,10 @@ from nova_precache.wiring import (
     compute as wiring_compute,
     conductor as wiring_conductor,
 )
-from tests import databases, nova, service
+from tests import service
 from tests.conftest import UploadImage, require_server
-from tests.nova import inventory as nova_inventory
+from tools.servers import databases, nova
+from tools.servers.nova import inventory as nova_inventory
 
 GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'beside-nova.rst'
 MARIADB_STATEMENTS = re.compile(

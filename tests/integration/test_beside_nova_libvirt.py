@@ -25,9 +25,10 @@ from nova_precache import conf as precache_conf, exception, model
 from nova_precache.image import glance as glance_images
 from nova_precache.standalone import environment, glance as glance_server
 from nova_precache.virt import libvirt
-from tests import disk_images, gateway as site_link, nova, service as doors
+from tests import disk_images, gateway as site_link, service as doors
 from tests.conftest import UploadImage, require_server
-from tests.nova import libvirt_compute
+from tools.servers import nova
+from tools.servers.nova import libvirt_compute
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 

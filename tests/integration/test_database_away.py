@@ -13,11 +13,12 @@ import requests
 from nova_precache.cells import inventory
 from nova_precache.db import agents
 from nova_precache.db.engine import schema
-from tests import databases, service as doors
+from tests import service as doors
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CELLS, CONDUCTORS, Deployment
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.servers import databases
 
 MIB = 1024**2
 OUTAGE = 'Database of [database] connection'

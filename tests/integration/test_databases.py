@@ -18,10 +18,10 @@ from nova_precache.cells import models as cell_models
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
-from tests import databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
 from tests.unit.db.test_request_action_orders import Orders
+from tools.servers import databases
 
 LIMIT = 6
 IMAGES = ('i1', 'i2', 'i3')

@@ -15,9 +15,9 @@ from nova_precache.cells import inventory, services as cell_services
 from nova_precache.db import jobs
 from nova_precache.db.engine import schema, session
 from nova_precache.db.request import plan as request_plan
-from tests import databases
 from tests.unit.api.conftest import Api, make_api
 from tests.unit.conftest import World, open_world
+from tools.servers import databases
 
 PROMISED_SECONDS = 15.0
 SERVERS = [databases.MARIADB, databases.POSTGRESQL]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache.standalone import environment, glance as glance_server
-from tests import keystone as keystone_server
 from tests.command import Command
 from tests.conftest import require_server
 from tests.service import wait_until
+from tools.servers import keystone as keystone_server
 
 PROGRAMS = {
     'epmd': 'rabbitmq-server',

@@ -18,8 +18,8 @@ from tests.conftest import RabbitMQ, UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.integration.link import Link
 from tests.leaks import SECRETS
-from tests.nova import cloud
 from tests.service import LATEST, TIMEOUT_SECONDS, Service
+from tools.servers.nova import cloud
 
 QUEUE = 'versioned_notifications.info'
 # The caller of stock Nova, as noauth2 takes one.

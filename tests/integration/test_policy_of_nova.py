@@ -18,9 +18,9 @@ from nova_precache import (
 )
 from nova_precache.policies import aggregates
 from nova_precache.standalone import environment
-from tests import nova
 from tests.conftest import require_server
 from tests.leaks import SECRETS
+from tools.servers import nova
 
 _LIST_RULES = """\
 import json

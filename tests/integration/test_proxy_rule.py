@@ -23,7 +23,7 @@ from tests import gateway, service
 from tests.conftest import UploadImage, require_server
 from tests.functional.conftest import starting
 from tests.leaks import SECRETS
-from tools.nginx import Nginx, program
+from tools.servers.nginx import Nginx, program
 
 PUBLIC = 'https://precache.example:8775'
 PROJECT = 'a9b8c7d6e5f4430291827364554637fe'

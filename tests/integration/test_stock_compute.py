@@ -23,8 +23,8 @@ from nova_precache.standalone import glance as glance_server, process
 from nova_precache.wiring import api as wiring_api
 from tests.conftest import UploadImage
 from tests.integration.conftest import BIN
-from tests.nova import cloud
 from tests.service import wait_until
+from tools.servers.nova import cloud
 
 KIB = 1024
 FIRST, SECOND = 'nova-host1', 'nova-host2'

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache.standalone import environment
-from tests import keystone as keystone_server, tempest
+from tests import tempest
 from tests.conftest import require_server
 from tests.integration.keystone_site import Site
+from tools.servers import keystone as keystone_server
 
 pytestmark = pytest.mark.slow
 

@@ -19,10 +19,11 @@ from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
 from nova_precache.standalone import glance as glance_server
 from nova_precache.wiring import api as wiring_api
-from tests import databases, gateway as site_link, keystone as keystone_server
-from tests.keystone_clients import credentials, middleware
+from tests import gateway as site_link
 from tests.leaks import SECRETS
 from tests.service import LATEST
+from tools.servers import databases, keystone as keystone_server
+from tools.servers.glance import credentials, middleware
 
 GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'security.rst'
 REGION = 'over-tls'

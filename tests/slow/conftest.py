@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from nova_precache.standalone import environment, glance as glance_server, process
-from tests import disk_images, gateway as site_link, keystone as keystone_server, nova
+from tests import disk_images, gateway as site_link
 from tests.conftest import require_server
-from tools import guests, libvirtd, running, showing
+from tools import guests, running, showing
 from tools.beside_deployment import agent_of
 from tools.foundation import STOP_SECONDS, Host
+from tools.servers import keystone as keystone_server, libvirtd, nova
 
 MIB = 1024**2
 FLAVOR = 'tiny'

@@ -6,9 +6,9 @@ import shutil
 import socket
 
 from nova_precache.standalone import process
-from tools import servers
+from tools.servers import debian
 
-SHIPPED = pathlib.Path(__file__).resolve().parents[1] / 'etc' / 'nginx'
+SHIPPED = pathlib.Path(__file__).resolve().parents[2] / 'etc' / 'nginx'
 # Every path is below its prefix, so that nobody's own nginx is touched.
 _CONFIGURATION = """\
 daemon off;
@@ -28,7 +28,7 @@ http {{
 """
 
 
-class Nginx(servers.OwnPort):
+class Nginx(debian.OwnPort):
     """The shipped example of an endpoint; only its addresses are others.
 
     :param nova: host and port of nova-api

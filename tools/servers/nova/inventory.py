@@ -13,7 +13,7 @@ from typing import Any
 
 import pymysql
 
-from tests import nova
+from tools.servers import nova
 
 _SCRIPT = """\
 import json, sys

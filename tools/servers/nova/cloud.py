@@ -2,7 +2,7 @@
 """A whole stock Nova on a real broker: API, conductor, Placement and nova-computes.
 
 Its images are those of the Glance that it is given. Callers are who they say they
-are, as with :mod:`tests.nova.api`.
+are, as with :mod:`tools.servers.nova.api`.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import kombu
 import requests
 
 from nova_precache.standalone import process
-from tests import nova
-from tests.nova import api
 from tests.service import wait_until
+from tools.servers import nova
+from tools.servers.nova import api
 
 CALLER = {
     'X-User-Id': 'e3a1c7b2f0d94a58b6c0d1e2f3a4b5c6',

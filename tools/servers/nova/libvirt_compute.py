@@ -8,7 +8,7 @@ import subprocess
 from typing import Any, Self
 
 from nova_precache.standalone import process
-from tests import nova
+from tools.servers import nova
 
 _SCRIPT = pathlib.Path(__file__).with_name('libvirt_script.py')
 _NOWHERE = 'http://127.0.0.1:9'

@@ -5,7 +5,7 @@ import pathlib
 import shutil
 
 from nova_precache.standalone import glance as glance_server
-from tests import keystone as keystone_server
+from tools.servers import keystone as keystone_server
 
 _CREDENTIALS = """
 auth_type = password

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import requests
 
 from nova_precache.standalone import process
-from tests import nova
-from tests.nova import cloud
 from tools import tour
 from tools.foundation import Host
+from tools.servers import nova
+from tools.servers.nova import cloud
 
 _DRIVER = """\
 import sys

@@ -183,7 +183,7 @@ def _postgresql_tls(tls: Tls, directory: pathlib.Path, owner: str) -> Mapping[st
     """Copy what only the owner of the server may be able to read."""
     settings = {'listen_addresses': '127.0.0.1', 'port': str(tls.port), 'ssl': 'on'}
     for name, source in (('cert', tls.certificate), ('key', tls.key)):
-        copy = shutil.copy(source, directory / f'tls.{name}')
+        copy = pathlib.Path(shutil.copy(source, directory / f'tls.{name}'))
         copy.chmod(0o600)
         shutil.chown(copy, owner)
         settings[f'ssl_{name}_file'] = str(copy)

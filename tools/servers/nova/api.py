@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from nova_precache.standalone import process
-from tests import nova
+from tools.servers import nova
 
 _SERVE = """\
 import json, socket, sys
