@@ -15,7 +15,7 @@ import sys
 from rich import table
 
 from nova_precache.standalone import glance
-from tools import guests, running, showing, tour
+from tools import boot_sector, guests, running, showing, tour, waiting
 from tools.beside_deployment import BesideNova
 from tools.servers import keystone, libvirtd, nova
 from tools.showing import CONSOLE, StepFailed, step
@@ -52,7 +52,7 @@ def show(whole: BesideNova) -> dict[str, str]:
     step('Whatever is not about images of aggregates is answered by Nova itself')
     tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')
     tour.make_aggregate(whole)
-    before = whole.databases.dump()
+    before = whole.dump()
     step('WITHOUT AGENTS: two conductors join, and nothing on the hosts')
     whole.work_without_agents()
     without, with_agents = IMAGES
@@ -62,7 +62,7 @@ def show(whole: BesideNova) -> dict[str, str]:
     found[with_agents] = cache(whole, with_agents)
     show_disks(whole, found)
     show_endpoint(whole)
-    show_database(whole, before == whole.databases.dump())
+    show_database(whole, before == whole.dump())
     return found
 
 
@@ -96,7 +96,7 @@ def show_endpoint(whole: BesideNova) -> None:
     :raises StepFailed: the rule did not tell requests apart
     """
     step("What came to the endpoint in Keystone's catalog")
-    tour.wait_until(
+    waiting.wait_until(
         lambda: len(whole.served()['nova-precache']) >= len(IMAGES), 'nginx has logged it'
     )
     answered = table.Table('Answered by', 'Requests', 'Such as')
@@ -151,7 +151,7 @@ def boot(whole: guests.BesideNovaWithGuests, image: str) -> guests.Guest:
     said = tour.openstack(whole, version, 'server', 'create', *what, '-f', 'value', '-c', 'id')
     guest = whole.wait_for_guest(said.strip())
     guest.wait_for_line()
-    CONSOLE.print(f'On the serial console of {image}: {showing.GUEST_SAYS}')
+    CONSOLE.print(f'On the serial console of {image}: {boot_sector.LINE}')
     return guest
 
 

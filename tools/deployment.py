@@ -8,7 +8,7 @@ from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
 from tools import foundation
 from tools.foundation import CONDUCTORS, Host
-from tools.servers import debian
+from tools.servers import rabbitmq
 
 CELLS = ('cell1', 'cell2')
 CONTROL = 'control'
@@ -35,12 +35,11 @@ class Deployment(foundation.Foundation):
     """
 
     def __init__(self, directory: pathlib.Path, computes: int) -> None:
-        control = debian.Login(CONTROL, (CONTROL, *CELLS))
+        control = rabbitmq.Login(CONTROL, (CONTROL, *CELLS))
         super().__init__(
             directory,
             [_host(directory, number) for number in range(computes)],
-            {CONTROL: control, **{cell: debian.Login(cell, (cell,)) for cell in CELLS}},
-            debian.MariaDB(directory / 'mariadb', 'nova_precache'),
+            {CONTROL: control, **{cell: rabbitmq.Login(cell, (cell,)) for cell in CELLS}},
         )
 
     def start(self) -> None:

@@ -12,8 +12,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +19,9 @@ import requests
 import yaml
 
 from nova_precache.standalone import process
-from tools.servers import debian, keystone as keystone_server
-from tools.servers.glance import GlanceUnderKeystone, credentials
+from tools import waiting
+from tools.servers import databases, keystone as keystone_server, rabbitmq
+from tools.servers.glance import GlanceUnderKeystone
 
 BINARIES = pathlib.Path(sys.executable).parent
 CLOUD = 'precache'
@@ -32,7 +31,6 @@ ROLE = 'image_precacher'
 _GLANCE_POLICY = pathlib.Path(__file__).parents[1] / 'etc' / 'glance' / 'image-precacher.yaml'
 START_SECONDS = 120
 STOP_SECONDS = 30
-POLL_SECONDS = 0.1
 
 GENERAL = """\
 [DEFAULT]
@@ -52,10 +50,7 @@ connection = {connection}
 
 [glance]
 {image_credentials}
-[keystone_authtoken]
-www_authenticate_uri = {keystone_url}
-service_token_roles_required = true
-{credentials}"""
+{authtoken}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +110,19 @@ class Foundation(abc.ABC):
         self,
         directory: pathlib.Path,
         hosts: Sequence[Host],
-        logins: Mapping[str, debian.Login],
-        mariadb: debian.MariaDB,
+        logins: Mapping[str, rabbitmq.Login],
+        accounts: Sequence[databases.Account] = (),
     ) -> None:
         self.directory = directory
         self.hosts = hosts
         self._logins = logins
-        self._rabbitmq = debian.RabbitMQ(directory / 'rabbitmq', logins.values())
-        self._mariadb = mariadb
+        self._rabbitmq = rabbitmq.RabbitMQ(directory / 'rabbitmq', list(logins.values()))
+        self._account = databases.Account('nova_precache', ('nova_precache',))
+        self.mariadb = databases.MariaDB(
+            directory / 'mariadb',
+            accounts=[self._account, *accounts],
+            settings={'innodb-buffer-pool-size': '32M'},
+        )
         self.keystone = keystone_server.KeystoneServer(made(directory / 'keystone'))
         self._api = Api(directory, directory / 'api.conf')
         self._servers = contextlib.ExitStack()
@@ -181,7 +181,7 @@ class Foundation(abc.ABC):
 
     def _start_servers(self) -> None:
         """Start what the service stands on, and make its user and the operator."""
-        for server in (self._rabbitmq, self._mariadb, self.keystone):
+        for server in (self._rabbitmq, self.mariadb, self.keystone):
             self._start_server(server)
         self.glance = self._glance_type(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
         self._start_server(self.glance)
@@ -193,7 +193,7 @@ class Foundation(abc.ABC):
             ROLE, project='service', name='nova-precache-images'
         )
         self.operator = self.keystone.make_user('admin', project='operators', name='operator')
-        self._mariadb.wait()
+        self.mariadb.wait()
         self._rabbitmq.wait()
 
     def _start_server(self, server: process.ServerProcess) -> None:
@@ -205,7 +205,7 @@ class Foundation(abc.ABC):
             ('Keystone', self.keystone.url),
             ('Glance', self.glance.url),
             ('RabbitMQ', f'{process.HOST}:{self._rabbitmq.port}'),
-            ('MariaDB', f'{process.HOST}:{self._mariadb.port}'),
+            ('MariaDB', f'{process.HOST}:{self.mariadb.port}'),
         ]
 
     def _register(self, compute_url: str) -> None:
@@ -231,10 +231,9 @@ class Foundation(abc.ABC):
     def _control(self, more: str) -> str:
         """Give what API and conductors are told, but for what is said of every process."""
         control = CONTROL.format(
-            connection=self._mariadb.connection,
-            credentials=credentials(self.keystone, self._service_user),
-            image_credentials=credentials(self.keystone, self._image_user),
-            keystone_url=self.keystone.url,
+            connection=self.mariadb.account_url(self._account, *self._account.databases),
+            authtoken=self.keystone.authtoken(self._service_user, token_cache_seconds=300),
+            image_credentials=self.keystone.credentials(self._image_user),
         )
         return f'{more}\n{control}'
 
@@ -284,14 +283,14 @@ class Foundation(abc.ABC):
         return self.directory / f'{name}.log'
 
     def _wait_for_log(self, name: str, sign: str) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        pause = threading.Event()
-        while sign not in self._log(name).read_text(errors='replace'):
-            if self._children[name].poll() is not None or time.monotonic() > deadline:
-                raise process.ServerFailed(
-                    f'{name} did not come up:\n{process.tail(self._log(name))}'
-                )
-            pause.wait(POLL_SECONDS)
+        log = self._log(name)
+        waiting.wait_for_child(
+            name,
+            self._children[name],
+            lambda: sign in log.read_text(errors='replace'),
+            log,
+            START_SECONDS,
+        )
 
 
 def made(directory: pathlib.Path) -> pathlib.Path:

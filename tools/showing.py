@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import console
 
 from nova_precache.standalone import process
-from tests import disk_images
+from tools import boot_sector
 
 BINARIES = pathlib.Path(sys.executable).parent
 COMMAND_SECONDS = 300
-GUEST_SAYS = 'A guest of nova-precache has booted'
 
 CONSOLE = console.Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
@@ -64,12 +63,12 @@ def run(
 def random_qcow2(directory: pathlib.Path, mib: int) -> Iterator[pathlib.Path]:
     """Give a qcow2 image full of data that nothing can shorten; afterwards it is gone.
 
-    A guest that is booted from it writes ``GUEST_SAYS`` to its serial console.
+    A guest that is booted from it writes ``boot_sector.LINE`` to its serial console.
     """
     raw, qcow2 = directory / 'random.raw', directory / 'random.qcow2'
     try:
         with raw.open('wb') as file:
-            file.write(disk_images.boot_sector(GUEST_SAYS))
+            file.write(boot_sector.content())
             file.write(os.urandom(mib * 2**20 - file.tell()))
         run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', str(raw), str(qcow2)])
         yield qcow2

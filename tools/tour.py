@@ -3,9 +3,7 @@
 
 import hashlib
 import pathlib
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import table
@@ -13,11 +11,10 @@ from rich import table
 from nova_precache import model
 from tools.foundation import Foundation, Host
 from tools.showing import CONSOLE, StepFailed, run, step
+from tools.waiting import wait_until
 
 AGGREGATE = 'racks'
 IMAGE_MIB = 16
-WAIT_SECONDS = 120
-POLL_SECONDS = 0.5
 
 
 def show_parts(whole: Foundation) -> None:
@@ -48,7 +45,7 @@ def cache(whole: Foundation, image: str) -> None:
     openstack(whole, 'aggregate', 'cache', 'image', AGGREGATE, image)
     step("The service's command asks for the same, and waits")
     openstack(whole, 'precache', 'create', '--aggregate', AGGREGATE, '--wait', image)
-    wait_until(lambda: have_all_ended(whole), 'every request has ended')
+    wait_until(lambda: have_all_ended(whole), 'every request has ended', poll_seconds=0.5)
 
 
 def have_all_ended(whole: Foundation) -> bool:
@@ -94,21 +91,6 @@ def base_file(host: Host, image_id: str) -> pathlib.Path:
     """Tell where Nova looks for an image on a host."""
     name = hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
     return host.instances_path / '_base' / name
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, poll_seconds: float = POLL_SECONDS
-) -> None:
-    """Wait until something is so.
-
-    :raises StepFailed: it takes too long
-    """
-    deadline = time.monotonic() + WAIT_SECONDS
-    pause = threading.Event()
-    while not condition():
-        if time.monotonic() > deadline:
-            raise StepFailed(f'waited {WAIT_SECONDS} s in vain until {what}')
-        pause.wait(poll_seconds)
 
 
 def openstack(whole: Foundation, *arguments: str) -> str:

@@ -2,6 +2,7 @@
 """Measures what a conductor takes for fleets of simulated computes, and prints tables."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -14,13 +15,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import machine, report
-from benchmarks.fleet import cases, findings, nova, servers
+from benchmarks.fleet import cases, findings, nova
 from nova_precache.standalone import environment, process
+from tools.servers import databases, rabbitmq
 
 LOG = logging.getLogger(__name__)
 
 BROKER_HOSTS = 100
-BROKER_DATABASE = cases.SQLITE
+MARIADB_SETTINGS = {'innodb-flush-log-at-trx-commit': '1'}  # the default of its packages
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             outcomes = list(_run(chosen, directory, given))
             stock = list(_stock(given)) if given.nova else []
-        except (environment.EnvironmentFailed, RuntimeError) as exc:
+        except (environment.EnvironmentFailed, process.ServerFailed, RuntimeError) as exc:
             print(exc, file=sys.stderr)
             return 1
         where = machine.in_words(directory)
@@ -53,16 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(
     chosen: Sequence[cases.Case], directory: pathlib.Path, given: argparse.Namespace
 ) -> Iterator[cases.Outcome]:
-    with servers.databases(directory, given.database) as databases:
+    with contextlib.ExitStack() as running:
+        stores: dict[str, databases.Databases] = {cases.SQLITE: databases.Files(directory)}
+        if cases.MARIADB in given.database:
+            mariadb = databases.MariaDB(directory / 'mariadb', settings=MARIADB_SETTINGS)
+            stores[cases.MARIADB] = running.enter_context(mariadb)
         for case in chosen:
-            with databases.empty(case.database) as url:
+            with stores[case.database].empty() as url:
                 yield _measure(case, url)
         if given.broker:
-            case = cases.Case(
-                BROKER_DATABASE, BROKER_HOSTS, 1, parallel=given.parallel, broker=True
-            )
-            with servers.broker() as broker_url, databases.empty(case.database) as url:
-                yield _measure(case, url, broker_url)
+            case = cases.Case(cases.SQLITE, BROKER_HOSTS, 1, parallel=given.parallel, broker=True)
+            login = rabbitmq.Login('fleet', ('fleet',))
+            broker = running.enter_context(rabbitmq.RabbitMQ(directory / 'rabbitmq', [login]))
+            with stores[case.database].empty() as url:
+                yield _measure(case, url, broker.transport_url(login, 'fleet'))
 
 
 def _measure(case: cases.Case, *urls: str) -> cases.Outcome:
@@ -183,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
         '--no-nova', dest='nova', action='store_false', help='not stock Nova, beside it'
     )
     parser.add_argument(
-        '--directory', type=pathlib.Path, help='where SQLite keeps its files (the usual one)'
+        '--directory',
+        type=pathlib.Path,
+        help='where the databases keep their files (the usual one)',
     )
     parser.add_argument('--json', type=pathlib.Path, help='write all that was measured here')
     parser.add_argument('--rst', type=pathlib.Path, help='write the tables here, for the docs')

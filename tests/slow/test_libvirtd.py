@@ -30,7 +30,7 @@ _DOMAIN = """\
 """
 _OWNER = """\
 import pathlib, sys
-from tools import libvirtd
+from tools.servers import libvirtd
 
 started = libvirtd.Libvirtd(pathlib.Path(sys.argv[1]), 'alone')
 started.start()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throw-away database servers: on sockets of their own, in directories of their own.
+"""Temporary databases: SQLite files, and MariaDB and PostgreSQL in directories of their own.
 
-What a server keeps goes with it, and no server outlives the tests, not even when they are
-killed.
+The administrator reaches a server through a socket that only its owner can open.
 """
 
 import abc
@@ -11,45 +10,46 @@ import dataclasses
 import getpass
 import os
 import pathlib
+import secrets
 import shutil
 import signal
-import subprocess
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self
+from typing import ClassVar
 
 import psutil
 import sqlalchemy as sa
 
 from nova_precache.standalone import process
-from tests.conftest import require_server
-from tests.service import wait_until
+from tools.servers import own_port
 
 SQLITE, MARIADB, POSTGRESQL = KINDS = ('sqlite', 'mariadb', 'postgresql')
 _POSTGRES = 'postgres'
-_POSTGRES_PORT = 5432  # by which a socket is named, too
 
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
-    """What a server has that serves on a port of 127.0.0.1, too, and there over TLS alone."""
+    """Files of a server that serves on its port over TLS alone."""
 
-    port: int
     certificate: str
     key: str
 
 
-class Server(abc.ABC):
-    """Gives empty databases, each of which is gone afterwards."""
+class Databases(abc.ABC):
+    """Creates empty databases and drops each of them afterwards."""
 
     @abc.abstractmethod
     def empty(self, name: str | None = None) -> contextlib.AbstractContextManager[str]:
-        """Make a database, of a name where that matters, and give its URL."""
+        """Create a database and return its URL.
+
+        :param name: a new one if not given
+        """
 
 
-class Files(Server):
-    """SQLite, which is no server at all."""
+class Files(Databases):
+    """SQLite files in a directory."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._directory = directory
@@ -62,219 +62,257 @@ class Files(Server):
             file.unlink()
 
 
-class Socket(Server):
-    """A server that is reached through a socket, and can be away for a while.
+class DatabaseServer(own_port.OwnPort, Databases):
+    """A server with a socket for its administrator; it can be killed and frozen.
 
-    :param url: of its databases, with a place for the name
-    :param first: the database that is always there
+    :param tls: serve on the port over TLS alone
     """
 
-    def __init__(self, running: '_Running', url: str, first: str, drop: str) -> None:
-        self._running = running
-        self._url = url
-        self._first = first
-        self._drop = drop
+    _first: ClassVar[str]
+    _drop: ClassVar[str]
+
+    def __init__(self, directory: pathlib.Path, tls: Tls | None = None) -> None:
+        super().__init__(directory)
+        self._tls = tls
+        # The path of a socket must be short.
+        self._socket_directory = tempfile.mkdtemp(prefix='precache-')
+
+    @abc.abstractmethod
+    def _admin_url(self, database: str) -> str:
+        """Return the URL of a database for the administrator, through the socket."""
+
+    def stop(self) -> None:
+        self.kill()
+        shutil.rmtree(self._socket_directory, ignore_errors=True)
 
     def kill(self) -> None:
-        """Have it end at once; what was committed stays on its disk."""
-        self._running.kill()
+        """Kill the server; committed data stays on its disk."""
+        super().stop()
 
     def restart(self) -> None:
-        self._running.start()
+        """Start the killed server and wait until it serves."""
+        self.start()
+        self.wait()
 
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
-        """Have it do nothing, while its machine goes on taking what is sent to it."""
-        self._running.signal(signal.SIGSTOP)
+        """Freeze the server; its machine still accepts data for it."""
+        self._signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self._running.signal(signal.SIGCONT)
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        for each in (server, *server.children(recursive=True)):
+            each.send_signal(number)
 
     @contextlib.contextmanager
     def empty(self, name: str | None = None) -> Iterator[str]:
         name = name or f'test_{uuid.uuid4().hex}'
         self.execute(f'CREATE DATABASE {name}')
-        yield self._url.format(name)
+        yield self._admin_url(name)
         self.execute(self._drop.format(name))
 
     def execute(self, statement: str) -> None:
-        """Do what only who owns the server may."""
-        engine = sa.create_engine(self._url.format(self._first), isolation_level='AUTOCOMMIT')
+        """Execute a statement as the administrator."""
+        engine = sa.create_engine(self._admin_url(self._first), isolation_level='AUTOCOMMIT')
         try:
             with engine.connect() as connection:
                 connection.execute(sa.text(statement))
         finally:
             engine.dispose()
 
-
-@contextlib.contextmanager
-def sqlite() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as directory:
-        yield Files(pathlib.Path(directory))
-
-
-@contextlib.contextmanager
-def mariadb(tls: Tls | None = None) -> Iterator[Server]:
-    programs = [shutil.which(name) for name in ('mariadb-install-db', 'mariadbd')]
-    require_server('MariaDB', None not in programs, 'apt-get install mariadb-server')
-    install, serve = map(str, programs)
-    with _directory() as directory:
-        data, user = f'--datadir={directory / "data"}', f'--user={getpass.getuser()}'
-        made_so = ['--skip-test-db', '--auth-root-authentication-method=normal']
-        _run([install, '--no-defaults', data, user, *made_so], directory)
-        settings = {
-            'socket': f'{directory}/socket',
-            'tmpdir': str(directory),
-            # Nothing is lost but with the whole machine.
-            'innodb-flush-log-at-trx-commit': '2',
-            **(_mariadb_tls(tls) if tls else {'skip-networking': '1'}),
-        }
-        options = [data, user, *_options(settings)]
-        with _Running([serve, '--no-defaults', *options], signal.SIGKILL, directory) as running:
-            yield Socket(
-                running,
-                f'mysql+pymysql://root@localhost/{{}}?unix_socket={directory}/socket'
-                '&charset=utf8mb4',
-                'mysql',
-                'DROP DATABASE {}',
-            )
+    def _serves(self) -> bool:
+        try:
+            self.execute('SELECT 1')
+        except sa.exc.OperationalError:
+            return False
+        return True
 
 
-@contextlib.contextmanager
-def postgresql(tls: Tls | None = None) -> Iterator[Server]:
-    programs = _postgresql_programs()
-    require_server('PostgreSQL', programs is not None, 'apt-get install postgresql')
-    owner = _POSTGRES if os.geteuid() == 0 else getpass.getuser()  # as root it refuses to run
-    with _directory() as directory:
-        shutil.chown(directory, owner)
-        data = ['-D', str(directory / 'data')]
-        made_so = ['-U', owner, '-A', 'trust', '-N', '-E', 'UTF8', '--locale', 'C']
-        _run([*_as_owner(), f'{programs}/initdb', *data, *made_so], directory)
-        settings = {
-            'unix_socket_directories': str(directory),
-            'listen_addresses': '',
-            'fsync': 'off',
-            'deadlock_timeout': '100ms',
-            **(_postgresql_tls(tls, directory, owner) if tls else {}),
-        }
-        command = [f'{programs}/postgres', *data, *_options(settings)]
-        with _Running(command, signal.SIGQUIT, directory, _as_owner()) as running:
-            yield Socket(
-                running,
-                f'postgresql+psycopg://{owner}@/{{}}?host={directory}'
-                f'&port={tls.port if tls else _POSTGRES_PORT}',
-                'postgres',
-                'DROP DATABASE {} WITH (FORCE)',
-            )
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """A user of a MariaDB who logs in over the port, and the databases the user owns."""
+
+    name: str
+    databases: tuple[str, ...]
+    password: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
 
-def _mariadb_tls(tls: Tls) -> Mapping[str, str]:
-    return {
-        'bind-address': '127.0.0.1',
-        'port': str(tls.port),
-        'ssl-cert': tls.certificate,
-        'ssl-key': tls.key,
-        'require-secure-transport': '1',
-    }
+class MariaDB(DatabaseServer):
+    """A MariaDB.
 
-
-def _postgresql_tls(tls: Tls, directory: pathlib.Path, owner: str) -> Mapping[str, str]:
-    """Copy what only the owner of the server may be able to read."""
-    settings = {'listen_addresses': '127.0.0.1', 'port': str(tls.port), 'ssl': 'on'}
-    for name, source in (('cert', tls.certificate), ('key', tls.key)):
-        copy = pathlib.Path(shutil.copy(source, directory / f'tls.{name}'))
-        copy.chmod(0o600)
-        shutil.chown(copy, owner)
-        settings[f'ssl_{name}_file'] = str(copy)
-    rules = directory / 'rules'
-    rules.write_text('local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n')
-    shutil.chown(rules, owner)
-    return {**settings, 'hba_file': str(rules)}
-
-
-@contextlib.contextmanager
-def _directory() -> Iterator[pathlib.Path]:
-    """Make one with a short name: that of a socket may not be long."""
-    with tempfile.TemporaryDirectory() as name:
-        yield pathlib.Path(name)
-
-
-def _run(command: Sequence[str], directory: pathlib.Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, cwd=directory)
-
-
-class _Running:
-    """Runs a server, in the end and when its parent is gone no more.
-
-    :param last_signal: ends it at once
-    :param user: becomes the user first: the signal is forgotten when that changes
+    :param accounts: created at the start, with their databases
+    :param settings: more options of the server
     """
+
+    name = 'MariaDB'
+    stop_signal = signal.SIGKILL  # a clean stop takes long, and the data is not needed later
+    _first = 'mysql'
+    _drop = 'DROP DATABASE {}'
 
     def __init__(
         self,
-        command: list[str],
-        last_signal: signal.Signals,
         directory: pathlib.Path,
-        user: Sequence[str] = (),
+        *,
+        accounts: Sequence[Account] = (),
+        settings: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
     ) -> None:
-        self._last_signal = last_signal
-        name = last_signal.name.removeprefix('SIG')
-        self._command = [*user, *process.dies_with_parent(command, name)]
-        self._directory = directory
+        super().__init__(directory, tls)
+        self._accounts = accounts
+        self._settings = settings or {}
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def account_url(self, account: Account, database: str) -> str:
+        """Return the URL of a database for one of the accounts, over the port."""
+        return (
+            f'mysql+pymysql://{account.name}:{account.password}@{process.HOST}:{self.port}'
+            f'/{database}?charset=utf8mb4'
+        )
 
-    def __exit__(self, *error: object) -> None:
-        process.stop(self._server)
+    def _admin_url(self, database: str) -> str:
+        # PyMySQL prepares TLS for each connection, which takes longer than to connect.
+        options = f'unix_socket={self._socket}&charset=utf8mb4&ssl_disabled=true'
+        return f'mysql+pymysql://root@localhost/{database}?{options}'
 
-    def start(self) -> None:
-        """Start it, and wait until it serves."""
-        log = self._directory / 'log'
-        with log.open('wb') as output:
-            self._server = subprocess.Popen(
-                self._command,
-                stdout=output,
-                stderr=output,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        wait_until(lambda: 'ready ' in log.read_text(), 'the database server serves')
+    @property
+    def _socket(self) -> str:
+        return f'{self._socket_directory}/socket'
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the server and all processes that it has started."""
-        server = psutil.Process(self._server.pid)
-        for each in (server, *server.children(recursive=True)):
-            each.send_signal(number)
+    def _install(self) -> pathlib.Path:
+        return own_port.program('mariadbd', 'mariadb-server', '/usr/sbin')
 
-    def kill(self) -> None:
-        self._server.send_signal(self._last_signal)
-        self._server.wait()
+    def _prepare(self, home: pathlib.Path) -> None:
+        if (self.directory / 'data').exists():
+            return
+        (self.directory / 'tmp').mkdir(parents=True, exist_ok=True)
+        install = own_port.program('mariadb-install-db', 'mariadb-server')
+        options = ['--skip-test-db', '--auth-root-authentication-method=normal']
+        self._run([str(install), *self._options(), *options], 'mariadb-install-db')
+        (self.directory / 'init.sql').write_text(''.join(self._initial_statements()))
+
+    def _initial_statements(self) -> Iterator[str]:
+        # No one logs in without a password but root, through the socket.
+        yield (
+            'DELETE FROM mysql.global_priv'
+            " WHERE User = '' OR User = 'root' AND Host <> 'localhost';\n"
+        )
+        yield 'FLUSH PRIVILEGES;\n'
+        for account in self._accounts:
+            user = f"'{account.name}'@'{process.HOST}'"
+            yield f"CREATE USER IF NOT EXISTS {user} IDENTIFIED BY '{account.password}';\n"
+            for database in account.databases:
+                yield f'CREATE DATABASE IF NOT EXISTS {database} CHARACTER SET utf8mb4;\n'
+                yield f'GRANT ALL ON {database}.* TO {user};\n'
+
+    def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
+        settings = {
+            'socket': self._socket,
+            'pid-file': f'{self.directory}/mariadb.pid',
+            'bind-address': process.HOST,
+            'port': str(self.port),
+            'skip-name-resolve': '1',
+            'init-file': f'{self.directory}/init.sql',
+            # Committed data is lost only with the whole machine.
+            'innodb-flush-log-at-trx-commit': '2',
+            **self._settings,
+        }
+        if self._tls:
+            settings['ssl-cert'] = self._tls.certificate
+            settings['ssl-key'] = self._tls.key
+            settings['require-secure-transport'] = '1'
+        return [str(home), *self._options(), *_options(settings)]
+
+    def _options(self) -> list[str]:
+        """Return the options of the server and of its installation; the first must be first."""
+        return [
+            '--no-defaults',
+            f'--datadir={self.directory / "data"}',
+            f'--tmpdir={self.directory / "tmp"}',
+            f'--user={getpass.getuser()}',
+        ]
+
+
+class PostgreSQL(DatabaseServer):
+    """A PostgreSQL; as root it runs as the user of Debian's package."""
+
+    name = 'PostgreSQL'
+    stop_signal = signal.SIGQUIT  # at once: the data is not needed later
+    _first = 'postgres'
+    _drop = 'DROP DATABASE {} WITH (FORCE)'
+
+    def _admin_url(self, database: str) -> str:
+        return (
+            f'postgresql+psycopg://{_owner()}@/{database}'
+            f'?host={self._socket_directory}&port={self.port}'
+        )
+
+    def _install(self) -> pathlib.Path:
+        return _postgresql_programs()
+
+    def _prepare(self, home: pathlib.Path) -> None:
+        if (self.directory / 'data').exists():
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for directory in (self.directory, self._socket_directory):
+            shutil.chown(directory, _owner())
+        if self._tls:
+            self._copy_tls(self._tls)
+        options = ['-U', _owner(), '-A', 'trust', '-N', '-E', 'UTF8', '--locale', 'C']
+        command = [str(home / 'initdb'), '-D', str(self.directory / 'data'), *options]
+        self._run(self._as_owner(command), 'initdb')
+
+    def _copy_tls(self, tls: Tls) -> None:
+        """Copy the files, which only the owner of the server may be able to read."""
+        for name, source in (('cert', tls.certificate), ('key', tls.key)):
+            copy = pathlib.Path(shutil.copy(source, self.directory / f'tls.{name}'))
+            copy.chmod(0o600)
+            shutil.chown(copy, _owner())
+        rules = self.directory / 'rules'
+        rules.write_text('local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n')
+        shutil.chown(rules, _owner())
+
+    def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
+        settings = {
+            'unix_socket_directories': self._socket_directory,
+            'port': str(self.port),  # also part of the socket's name
+            'listen_addresses': '',
+            'fsync': 'off',
+            'deadlock_timeout': '100ms',
+        }
+        if self._tls:
+            settings['listen_addresses'] = process.HOST
+            settings['ssl'] = 'on'
+            settings['ssl_cert_file'] = f'{self.directory}/tls.cert'
+            settings['ssl_key_file'] = f'{self.directory}/tls.key'
+            settings['hba_file'] = f'{self.directory}/rules'
+        data = ['-D', str(self.directory / 'data')]
+        command = [str(home / 'postgres'), *data, *_options(settings)]
+        # The kernel cancels the signal of the parent's death when the user changes.
+        return self._as_owner(process.dies_with_parent(command, 'QUIT'))
+
+    def _as_owner(self, command: Sequence[str]) -> list[str]:
+        user = ['--reuid', _POSTGRES, '--regid', _POSTGRES, '--init-groups', '--']
+        as_user = ['setpriv', *user] if os.geteuid() == 0 else []
+        return ['env', f'--chdir={self.directory}', *as_user, *command]
+
+
+def _owner() -> str:
+    return _POSTGRES if os.geteuid() == 0 else getpass.getuser()  # it refuses to run as root
 
 
 def _options(settings: Mapping[str, str]) -> list[str]:
     return [f'--{name}={value}' for name, value in settings.items()]
 
 
-def _postgresql_programs() -> pathlib.Path | None:
-    """Find where they are, which Debian keeps out of PATH."""
-    found = shutil.which('initdb')
-    if found is not None:
-        return pathlib.Path(found).resolve().parent
-    installed = pathlib.Path('/usr/lib/postgresql').glob('*/bin/initdb')
-    return max((each.parent for each in installed), default=None, key=_version)
+def _postgresql_programs() -> pathlib.Path:
+    """Return the directory of the programs, which Debian does not put into PATH."""
+    installed = pathlib.Path('/usr/lib/postgresql').glob('*/bin')
+    newest_first = sorted(installed, key=lambda each: float(each.parent.name), reverse=True)
+    return own_port.program('initdb', 'postgresql', *map(str, newest_first)).resolve().parent
 
 
-def _version(programs: pathlib.Path) -> float:
-    return float(programs.parent.name)
-
-
-def _as_owner() -> list[str]:
-    if os.geteuid() != 0:
-        return []
-    return ['setpriv', '--reuid', _POSTGRES, '--regid', _POSTGRES, '--init-groups', '--']
-
-
-START = {SQLITE: sqlite, MARIADB: mariadb, POSTGRESQL: postgresql}
+SERVERS: dict[str, type[DatabaseServer]] = {MARIADB: MariaDB, POSTGRESQL: PostgreSQL}

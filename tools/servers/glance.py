@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service is told so that it asks Keystone, and a Glance that does."""
+"""A Glance that validates tokens with a Keystone."""
 
 import pathlib
 import shutil
@@ -7,38 +7,9 @@ import shutil
 from nova_precache.standalone import glance as glance_server
 from tools.servers import keystone as keystone_server
 
-_CREDENTIALS = """
-auth_type = password
-auth_url = {url}
-username = {user.name}
-password = {user.password}
-project_name = {user.project}
-user_domain_id = default
-project_domain_id = default
-region_name = {region}
-"""
-_KEYSTONE_AUTHTOKEN = """
-[keystone_authtoken]
-www_authenticate_uri = {url}
-service_token_roles_required = true
-# Nobody's word is kept, so that a revoked token is found out at once.
-token_cache_time = -1
-"""
-
-
-def credentials(keystone: keystone_server.KeystoneServer, user: keystone_server.User) -> str:
-    """Give the options by which a service logs in."""
-    return _CREDENTIALS.format(url=keystone.url, user=user, region=keystone_server.REGION)
-
-
-def middleware(keystone: keystone_server.KeystoneServer, user: keystone_server.User) -> str:
-    """Give the section by which a service asks Keystone about tokens."""
-    section = _KEYSTONE_AUTHTOKEN.format(url=keystone.url).rstrip()
-    return section + credentials(keystone, user)
-
 
 class GlanceUnderKeystone(glance_server.GlanceServer):
-    """A Glance that knows nobody but by a token of Keystone's.
+    """A Glance that accepts no caller without a token of Keystone.
 
     :param policy: a file of rules that differ from Glance's own
     """
@@ -62,8 +33,8 @@ class GlanceUnderKeystone(glance_server.GlanceServer):
             rules.mkdir(exist_ok=True)
             shutil.copy(self._policy, rules)
         path = self.directory / 'glance-api.conf'
-        open_to_all = path.read_text()
-        assert '\nflavor =\n' in open_to_all
-        guarded = open_to_all.replace('\nflavor =\n', '\nflavor = keystone\n')
-        guarded = guarded.replace('[DEFAULT]\n', '[DEFAULT]\ndebug = true\n', 1)
-        path.write_text(guarded + middleware(self._keystone, self._user))
+        without_keystone = path.read_text()
+        assert '\nflavor =\n' in without_keystone
+        configuration = without_keystone.replace('\nflavor =\n', '\nflavor = keystone\n')
+        configuration = configuration.replace('[DEFAULT]\n', '[DEFAULT]\ndebug = true\n', 1)
+        path.write_text(configuration + self._keystone.authtoken(self._user))

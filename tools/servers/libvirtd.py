@@ -12,13 +12,12 @@ import pathlib
 import pwd
 import shutil
 import subprocess
-import threading
-import time
 import uuid
 
 import psutil
 
 from nova_precache.standalone import environment, process
+from tools import waiting
 
 VERSION = '12.8.0'
 # The binding alone; it is built for the libvirt of the machine.
@@ -35,7 +34,6 @@ _NAMES = {
 _PROGRAMS = ('libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'pkg-config', 'gcc')
 _PATH = f'{os.environ["PATH"]}{os.pathsep}/usr/sbin'
 _COMMAND_SECONDS = 60
-_POLL_SECONDS = 0.2
 
 # The first process of the namespace also collects the QEMUs that have ended.
 _RUN = """\
@@ -122,13 +120,9 @@ class Libvirtd:
 
         :raises nova_precache.standalone.process.ServerFailed: it ended, or takes too long
         """
-        deadline = time.monotonic() + process.START_SECONDS
-        pause = threading.Event()
-        while self._virsh('version').returncode != 0:
-            ended = self._process is None or self._process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                raise process.ServerFailed(f'libvirtd did not come up:\n{process.tail(self.log)}')
-            pause.wait(_POLL_SECONDS)
+        waiting.wait_for_child(
+            'libvirtd', self._process, lambda: self._virsh('version').returncode == 0, self.log
+        )
 
     def stop(self) -> None:
         """Kill it and its guests; when this returns, none is left."""

@@ -2,11 +2,10 @@
 """Nova's compute endpoint under nginx, as etc/nginx has it."""
 
 import pathlib
-import shutil
 import socket
 
 from nova_precache.standalone import process
-from tools.servers import debian
+from tools.servers import own_port
 
 SHIPPED = pathlib.Path(__file__).resolve().parents[2] / 'etc' / 'nginx'
 # Every path is below its prefix, so that nobody's own nginx is touched.
@@ -28,7 +27,7 @@ http {{
 """
 
 
-class Nginx(debian.OwnPort):
+class Nginx(own_port.OwnPort):
     """The shipped example of an endpoint; only its addresses are others.
 
     :param nova: host and port of nova-api
@@ -49,10 +48,7 @@ class Nginx(debian.OwnPort):
         return [(upstream, request) for upstream, _, request in parts]
 
     def _install(self) -> pathlib.Path:
-        found = program()
-        if found is None:
-            raise process.ServerFailed('nginx is missing: apt-get install nginx')
-        return found
+        return own_port.program('nginx', 'nginx', '/usr/sbin')
 
     def _prepare(self, home: pathlib.Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -75,10 +71,4 @@ class Nginx(debian.OwnPort):
         return [str(home), '-p', str(self.directory), '-e', 'stderr', '-c', configuration]
 
     def _serves(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex((process.HOST, self.port)) == 0
-
-
-def program() -> pathlib.Path | None:
-    found = shutil.which('nginx') or shutil.which('nginx', path='/usr/sbin')
-    return None if found is None else pathlib.Path(found)
+        return own_port.accepts(self.port)

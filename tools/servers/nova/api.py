@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stock nova-api as a child process, to be asked what our API is asked.
+"""A stock nova-api as a child process.
 
-A Placement answers in the same process, and a Neutron without any network; there is no
-compute service: messages go nowhere.
-Callers are who they say they are: they send the headers that keystonemiddleware would
-set.
+The same process serves a Placement, and a Neutron without networks.
 """
 
 import pathlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from nova_precache.standalone import process
+from nova_precache.standalone import environment
 from tools.servers import nova
 
 _SERVE = """\
@@ -34,34 +31,36 @@ def serve(environ, start_response):
 
 waitress.serve(serve, sockets=[listener], threads=8)
 """
-# As an operator does it with nova-manage, but in one process: each takes seconds to start.
+# The commands of nova-manage in one process: each takes seconds to start.
 _PREPARE = """\
 import sys
-configuration, cell0, *hosts = sys.argv[1:]
+configuration, computes, *hosts = sys.argv[1:]
+from nova.cmd import manage  # before any other module of Nova: it chooses the threads
 from nova import config, context, objects
-from nova.cmd import manage
 config.parse_args(['nova-manage', f'--config-file={configuration}'])
 objects.register_all()
 manage.ApiDbCommands().sync()
 cells = manage.CellV2Commands()
-assert not cells.map_cell0(cell0)
+assert not cells.map_cell0()
 assert manage.DbCommands().sync() in (None, 0)
 assert not cells.create_cell(name='cell1')
 
 everywhere = context.get_admin_context()
 (cell,) = [c for c in objects.CellMappingList.get_all(everywhere) if not c.is_cell0()]
-with context.target_cell(everywhere, cell) as here:
-    for host in hosts:
-        service = dict(host=host, binary='nova-compute', topic='compute', report_count=0)
-        objects.Service(here, **service).create()
-        objects.ComputeNode(
-            here, host=host, hypervisor_hostname=host, hypervisor_type='fake',
-            hypervisor_version=1, vcpus=1, vcpus_used=0, memory_mb=1, memory_mb_used=0,
-            local_gb=1, local_gb_used=0, cpu_info='',
-        ).create()
-        objects.HostMapping(everywhere, host=host, cell_mapping=cell).create()
+for host in hosts:
+    objects.HostMapping(everywhere, host=host, cell_mapping=cell).create()
+if computes == 'recorded':
+    with context.target_cell(everywhere, cell) as here:
+        for host in hosts:
+            service = dict(host=host, binary='nova-compute', topic='compute', report_count=0)
+            objects.Service(here, **service).create()
+            objects.ComputeNode(
+                here, host=host, hypervisor_hostname=host, hypervisor_type='fake',
+                hypervisor_version=1, vcpus=1, vcpus_used=0, memory_mb=1, memory_mb_used=0,
+                local_gb=1, local_gb_used=0, cpu_info='',
+            ).create()
 """
-_CONFIGURATION = """\
+_ALONE = """\
 [DEFAULT]
 transport_url = fake:/
 state_path = {data}
@@ -91,47 +90,83 @@ sync_on_startup = true
 """
 
 
-class NovaApi(process.ServerProcess):
-    """A nova-api with compute hosts that have no compute service behind them.
+class NovaApi(environment.PythonServer):
+    """A nova-api; it creates the databases of its Nova.
 
-    :param directory: an empty one, for its configuration, databases and log
-    :param hosts: the compute hosts, all of one cell
-    :param glance_url: where it looks images up
+    :param directory: an empty one, for its configuration and log
+    :param hosts: the compute hosts, all in one cell
+    :param configure: called when the port is known; writes ``nova.conf`` into the directory
+    :param prepared: called when the databases exist
+    :param validates_tokens: with Keystone; if not, a request names its caller in the headers that
+        keystonemiddleware would set
+    :param has_computes: False records a nova-compute for each host that does not exist
     """
 
     name = 'Nova-API'
+    python_environment = nova.ENVIRONMENT
 
-    def __init__(self, directory: pathlib.Path, hosts: Sequence[str], glance_url: str) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        hosts: Sequence[str],
+        configure: Callable[[], None],
+        prepared: Callable[[], None] = lambda: None,
+        *,
+        validates_tokens: bool = False,
+        has_computes: bool = True,
+    ) -> None:
         super().__init__(directory)
         self._hosts = hosts
-        self._glance_url = glance_url
-
-    def _install(self) -> pathlib.Path:
-        return nova.ENVIRONMENT.ensure()
+        self._configure = configure
+        self._prepared = prepared
+        self._validates_tokens = validates_tokens
+        self._has_computes = has_computes
 
     def _prepare(self, home: pathlib.Path) -> None:
-        configuration = self.directory / 'nova.conf'
-        configuration.write_text(
-            _CONFIGURATION.format(data=self.directory, url=self.url, glance_url=self._glance_url)
-        )
+        self._configure()
         (self.directory / 'placement.conf').write_text(
             _PLACEMENT_CONFIGURATION.format(data=self.directory)
         )
-        # The pipeline as it is shipped, but for the one filter that asks Keystone.
-        shipped = (home / 'etc' / 'nova' / 'api-paste.ini').read_text()
-        pipeline = shipped.replace(' authtoken keystonecontext ', ' keystonecontext ')
+        pipeline = (home / 'etc' / 'nova' / 'api-paste.ini').read_text()
+        if not self._validates_tokens:
+            pipeline = pipeline.replace(' authtoken keystonecontext ', ' keystonecontext ')
         (self.directory / 'api-paste.ini').write_text(pipeline)
-        cell0 = f'sqlite:///{self.directory}/cell0.sqlite'
-        command = [str(home / 'bin' / 'python'), '-c', _PREPARE, str(configuration), cell0]
-        self._run([*command, *self._hosts], 'the preparation of the databases of Nova')
+        self._run(
+            [
+                str(home / 'bin' / 'python'),
+                *('-c', _PREPARE, str(self.directory / 'nova.conf')),
+                'served' if self._has_computes else 'recorded',
+                *self._hosts,
+            ],
+            'the preparation of the databases of Nova',
+            self._variables(),
+        )
+        self._prepared()
 
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
         return [str(home / 'bin' / 'python'), '-c', _SERVE, str(listener.fileno())]
 
     def _variables(self) -> Mapping[str, str]:
         return {
+            **nova.variables(self.directory),
             'OS_NOVA_CONFIG_DIR': str(self.directory),
             'OS_NOVA_CONFIG_FILES': '',
-            'OS_NOVA_DISABLE_EVENTLET_PATCHING': 'true',
             'OS_PLACEMENT_CONFIG_DIR': str(self.directory),
         }
+
+
+class NovaApiAlone(NovaApi):
+    """A nova-api with compute hosts that have no nova-compute; its messages go nowhere.
+
+    :param glance_url: used for images
+    """
+
+    def __init__(self, directory: pathlib.Path, hosts: Sequence[str], glance_url: str) -> None:
+        super().__init__(directory, hosts, self._write_configuration, has_computes=False)
+        self._glance_url = glance_url
+
+    def _write_configuration(self) -> None:
+        configuration = _ALONE.format(
+            data=self.directory, url=self.url, glance_url=self._glance_url
+        )
+        (self.directory / 'nova.conf').write_text(configuration)

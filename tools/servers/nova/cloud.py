@@ -1,93 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole stock Nova on a real broker: API, conductor, Placement and nova-computes.
 
-Its images are those of the Glance that it is given. Callers are who they say they
-are, as with :mod:`tools.servers.nova.api`.
+Its nova-computes need no hypervisor: by default they cache images as Nova's libvirt driver
+does, and only instances are fakes.
 """
 
-import contextlib
-import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import kombu
 import requests
 
 from nova_precache.standalone import process
-from tests.service import wait_until
 from tools.servers import nova
 from tools.servers.nova import api
+from tools.waiting import wait_until
 
-CALLER = {
-    'X-User-Id': 'e3a1c7b2f0d94a58b6c0d1e2f3a4b5c6',
-    'X-Project-Id': 'a9b8c7d6e5f4430291827364554637fe',
-    'X-Roles': 'admin',
-    'X-Auth-Token': 'the-token-of-the-caller',
-    'OpenStack-API-Version': 'compute 2.81',
-}
-REFUSED = 'refused-by-the-driver'
-CENTRAL = 'central'
-CACHED = 'the driver has'
-
-_PLACEMENT_CONFIGURATION = """\
-[api]
-auth_strategy = noauth2
-
-[placement_database]
-connection = sqlite:///{data}/placement.sqlite
-sync_on_startup = true
-"""
-# As an operator does it with nova-manage, but in one process: each takes seconds to start.
-_PREPARE = """\
-import sys
-configuration, cell0, *hosts = sys.argv[1:]
-from nova.cmd import manage  # before anything else of Nova: it chooses the threads
-from nova import config, context, objects
-config.parse_args(['nova-manage', f'--config-file={configuration}'])
-objects.register_all()
-manage.ApiDbCommands().sync()
-cells = manage.CellV2Commands()
-assert not cells.map_cell0(cell0 or None)
-assert manage.DbCommands().sync() in (None, 0)
-assert not cells.create_cell(name='cell1')
-everywhere = context.get_admin_context()
-(cell,) = [c for c in objects.CellMappingList.get_all(everywhere) if not c.is_cell0()]
-for host in hosts:
-    objects.HostMapping(everywhere, host=host, cell_mapping=cell).create()
-"""
+CONDUCTOR = 'nova-conductor'
+_CENTRAL = 'nova'  # the directory of what is not on a compute host
+_DRIVER_MODULE = 'precache_driver'
 # Nova loads drivers from its own package alone.
-COMPUTE = """\
+_COMPUTE = """\
 import sys
 from nova.cmd import compute
 import nova.virt
 nova.virt.__path__.append(sys.argv.pop(1))
 compute.main()
 """
-# The fake driver caches whatever it is asked for; this one refuses some by their name.
-_DRIVER = f"""\
-from nova.image import glance
+CACHING_DRIVER = """\
+import sys
+import types
+
+sys.modules['libvirt'] = types.ModuleType('libvirt')
+
+import nova.privsep
 from nova.virt import fake
+from nova.virt.libvirt import driver
+
+nova.privsep.sys_admin_pctxt.set_client_mode(False)  # without a daemon of root's
 
 
 class Driver(fake.FakeDriverWithCaching):
+    def __init__(self, virtapi, read_only=False):
+        super().__init__(virtapi, read_only)
+        self._images = driver.LibvirtDriver(virtapi)
+
     def cache_image(self, context, image_id):
-        if glance.API().get(context, image_id)['name'] == '{REFUSED}':
-            raise RuntimeError('refused by its name')
-        is_new = super().cache_image(context, image_id)
-        print('{CACHED}', image_id, flush=True)
-        return is_new
+        return self._images.cache_image(context, image_id)
 """
-_CONFIGURATION = """\
+_GENERAL = """\
 [DEFAULT]
-host = {host}
+host = {name}
 state_path = {own}
 instances_path = {own}/instances
 transport_url = {transport_url}
-compute_driver = precache_test_driver.Driver
+compute_driver = {driver}.Driver
 report_interval = 1
 
 [conductor]
@@ -104,223 +75,163 @@ auth_type = admin_token
 token = admin
 endpoint = {url}/placement
 endpoint_override = {url}/placement
-
-[notifications]
-notification_format = both
-
-[oslo_messaging_notifications]
-driver = messagingv2
 """
-# Which computes do without.
+# Computes have none.
 _DATABASES = """
 [database]
-connection = sqlite:///{data}/cell1.sqlite
+connection = {cell}
 
 [api_database]
-connection = sqlite:///{data}/api.sqlite
+connection = {api}
 """
 
 
-class Api(api.NovaApi):
-    """The API of a cloud, and its Placement; it makes the databases of all.
+class StockNova:
+    """nova-api with a Placement, nova-conductor, and a nova-compute on each host.
 
-    :param configure: writes the configuration of all, once the port of this is known
-    :param prepared: called when the databases are there
-    :param cell0: its database; empty: Nova's choice, beside ``[database] connection``
-    :param asks_keystone: False: callers are who they say they are
+    :param directory: each host has its configuration and state in a directory of its name below
+    :param hosts: the compute hosts, which no other Nova on the broker has
+    :param transport_url: of an empty virtual host of RabbitMQ
+    :param databases: URLs of the API database and of the one of cell1
+    :param authtoken: the section by which nova-api validates tokens; without it, a request names
+        its caller in the headers that keystonemiddleware would set
+    :param driver: source of a module whose ``Driver`` the nova-computes use
+    :param sections: more sections of each nova.conf
     """
 
     def __init__(
         self,
         directory: pathlib.Path,
         hosts: Sequence[str],
-        configure: Callable[[], None],
-        prepared: Callable[[], None],
         *,
-        cell0: str,
-        asks_keystone: bool = False,
+        transport_url: str,
+        glance_url: str,
+        databases: tuple[str, str],
+        authtoken: str = '',
+        driver: str = CACHING_DRIVER,
+        sections: str = '',
     ) -> None:
-        super().__init__(directory, hosts, '')
-        self._configure = configure
-        self._prepared = prepared
-        self._cell0 = cell0
-        self._asks_keystone = asks_keystone
-
-    def _prepare(self, home: pathlib.Path) -> None:
-        self._configure()
-        (self.directory / 'placement.conf').write_text(
-            _PLACEMENT_CONFIGURATION.format(data=self.directory)
-        )
-        pipeline = (home / 'etc' / 'nova' / 'api-paste.ini').read_text()
-        if not self._asks_keystone:
-            pipeline = pipeline.replace(' authtoken keystonecontext ', ' keystonecontext ')
-        (self.directory / 'api-paste.ini').write_text(pipeline)
-        configuration = str(self.directory / 'nova.conf')
-        command = [str(home / 'bin' / 'python'), '-c', _PREPARE, configuration, self._cell0]
-        self._run(
-            [*command, *self._hosts],
-            'the preparation of the databases of Nova',
-            self._variables(),
-        )
-        self._prepared()
-
-
-@dataclasses.dataclass
-class NovaCloud:
-    """One cell of stock Nova in an empty directory of its own.
-
-    :param directory: its ``central`` part is of API, conductor and Placement
-    :param transport_url: of an empty virtual host of RabbitMQ, for everything
-    :param hosts: the compute hosts, which no other cloud may have had
-    """
-
-    directory: pathlib.Path
-    transport_url: str
-    glance_url: str
-    hosts: Sequence[str] = ('nova-host1', 'nova-host2')
-    _processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+        self.directory = directory
+        self.hosts = hosts
+        self.transport_url = transport_url
+        self._glance_url = glance_url
+        self._databases = databases
+        self._authtoken = authtoken
+        self._driver = driver
+        self._sections = sections
         self._home = nova.ENVIRONMENT.ensure()
-        self._central = self.directory / CENTRAL
-        self._api = Api(
+        self._central = directory / _CENTRAL
+        self._api = api.NovaApi(
             self._central,
-            self.hosts,
+            hosts,
             self._configure,
             self._start_conductor,
-            cell0=f'sqlite:///{self._central}/cell0.sqlite',
+            validates_tokens=bool(authtoken),
         )
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
-    def databases(self) -> pathlib.Path:
-        """Where the databases are, ``api.sqlite`` and ``cell1.sqlite``."""
-        return self._central
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
+    def url(self) -> str:
+        """The address of nova-api."""
+        return self._api.url
 
     def start(self) -> None:
-        """Start everything, and return when every compute host is up and mapped."""
-        (self.directory / 'precache_test_driver.py').write_text(_DRIVER)
+        """Start all parts; then call ``wait``."""
         self._central.mkdir()
+        self._provide_modules(self._central)
         self._api.start()
         for host in self.hosts:
-            self._spawn(host, host, 'python', '-c', COMPUTE, str(self.directory))
-        wait_until(self._are_up, f'the computes are up; logs in {self.directory}')
+            self._spawn(host, host, 'python', '-c', _COMPUTE, str(self._central))
+
+    def wait(self, headers: Mapping[str, str]) -> None:
+        """Wait until Nova reports all its computes up, and each can be called.
+
+        :param headers: name an admin
+        :raises tools.waiting.TimedOut: it did not
+        """
+        wait_until(
+            lambda: all(
+                self.is_up(host, headers) and _is_served(self.transport_url, host)
+                for host in self.hosts
+            ),
+            f'every nova-compute is up; logs in {self.directory}',
+        )
 
     def stop(self) -> None:
-        """Stop everything; what has no data of its own is killed, which takes no time."""
+        """Stop all parts; those without data are killed, which is quick."""
         for name in list(self._processes):
             self.kill(name)
         self._api.stop()
 
     def kill(self, name: str) -> None:
-        """Kill the nova-compute of a host, or ``nova-conductor``, as a lost machine would."""
+        """Kill the nova-compute of a host, or ``CONDUCTOR``, as on a lost machine."""
         killed = self._processes.pop(name)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
 
-    @contextlib.contextmanager
-    def frozen(self, name: str) -> Iterator[None]:
-        """Have a process do nothing for a while, as on a machine that hangs."""
-        os.killpg(self._processes[name].pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.killpg(self._processes[name].pid, signal.SIGCONT)
-
-    @contextlib.contextmanager
-    def compute_set(self, host: str, off: Any, on: Any) -> Iterator[None]:
-        """Change the nova-compute of a host as an operator would, and change it back."""
-        [service] = self.get(f'/os-services?binary=nova-compute&host={host}')['services']
-        path = f'{self._api.url}/v2.1/os-services/{service["id"]}'
-        requests.put(path, json=off, headers=CALLER, timeout=60).raise_for_status()
-        try:
-            yield
-        finally:
-            requests.put(path, json=on, headers=CALLER, timeout=60).raise_for_status()
-
-    def get(self, path: str) -> Any:
-        answer = requests.get(f'{self._api.url}/v2.1{path}', headers=CALLER, timeout=60)
+    def is_up(self, host: str, headers: Mapping[str, str]) -> bool:
+        """Return whether Nova takes the compute of a host to be alive."""
+        answer = requests.get(
+            f'{self.url}/v2.1/os-services?binary=nova-compute&host={host}',
+            headers=headers,
+            timeout=60,
+            allow_redirects=False,
+        )
         answer.raise_for_status()
-        return answer.json()
-
-    def post(self, path: str, body: Any) -> requests.Response:
-        """Ask the compute API as an admin."""
-        answer = requests.post(f'{self._api.url}/v2.1{path}', json=body, headers=CALLER, timeout=60)
-        answer.raise_for_status()
-        return answer
-
-    def aggregate(self, name: str, hosts: Sequence[str] | None = None) -> int:
-        """Make an aggregate of some hosts, all unless said."""
-        made = self.post('/os-aggregates', {'aggregate': {'name': name}}).json()
-        aggregate_id = int(made['aggregate']['id'])
-        for host in self.hosts if hosts is None else hosts:
-            self.post(f'/os-aggregates/{aggregate_id}/action', {'add_host': {'host': host}})
-        return aggregate_id
-
-    def cache(self, aggregate_id: int, *image_ids: str) -> None:
-        body = {'cache': [{'id': image_id} for image_id in image_ids]}
-        self.post(f'/os-aggregates/{aggregate_id}/images', body)
-
-    def has_cached(self, host: str, image_id: str) -> bool:
-        """Tell whether the driver of a host was ever asked for an image, and has it."""
-        return f'{CACHED} {image_id}' in (self.directory / f'{host}.log').read_text()
-
-    def is_up(self, host: str) -> bool:
-        """Tell whether Nova takes the compute of a host to be alive."""
-        services = self.get(f'/os-services?binary=nova-compute&host={host}')['services']
+        services: list[dict[str, Any]] = answer.json()['services']
         return any(service['state'] == 'up' for service in services)
 
-    def _are_up(self) -> bool:
-        return all(self.is_up(host) and listens(self.transport_url, host) for host in self.hosts)
+    def _provide_modules(self, directory: pathlib.Path) -> None:
+        """Write the modules that Nova's environment lacks."""
+        (directory / f'{_DRIVER_MODULE}.py').write_text(self._driver)
+        if self._databases[0].startswith('mysql'):
+            nova.link_pymysql(directory)
 
     def _configure(self) -> None:
-        self._write(CENTRAL, _CONFIGURATION + _DATABASES)
+        api_database, cell_database = self._databases
+        databases = _DATABASES.format(api=api_database, cell=cell_database)
+        self._write(_CENTRAL, databases + self._authtoken)
         for host in self.hosts:
-            self._write(host, _CONFIGURATION)
+            (self.directory / host / 'instances').mkdir(parents=True)
+            self._write(host, '')
 
-    def _write(self, host: str, configuration: str) -> None:
-        own = self.directory / host
-        (own / 'instances').mkdir(parents=True)
-        (own / 'nova.conf').write_text(
-            configuration.format(
-                data=self._central,
-                own=own,
-                host=host,
-                transport_url=self.transport_url,
-                glance_url=self.glance_url,
-                url=self._api.url,
-            )
+    def _write(self, name: str, more: str) -> None:
+        own = self.directory / name
+        general = _GENERAL.format(
+            name=name,
+            own=own,
+            transport_url=self.transport_url,
+            glance_url=self._glance_url,
+            driver=_DRIVER_MODULE,
+            url=self.url,
         )
+        (own / 'nova.conf').write_text(general + self._sections + more)
 
     def _start_conductor(self) -> None:
-        self._spawn('nova-conductor', CENTRAL, 'nova-conductor')
+        self._start_service(CONDUCTOR)
 
-    def _spawn(self, name: str, host: str, program: str, *arguments: str) -> None:
-        configuration = self.directory / host / 'nova.conf'
-        command = [str(self._home / 'bin' / program), *arguments]
+    def _start_service(self, program: str) -> None:
+        self._spawn(program, _CENTRAL, program)
+
+    def _spawn(self, name: str, owner: str, program: str, *arguments: str) -> None:
+        configuration = self.directory / owner / 'nova.conf'
+        command = [str(self._home / 'bin' / program), *arguments, f'--config-file={configuration}']
+        # A nova-compute with libvirt takes minutes to stop.
+        signal_name = 'KILL' if name in self.hosts else 'TERM'
         with (self.directory / f'{name}.log').open('ab') as log:
             self._processes[name] = subprocess.Popen(
-                process.dies_with_parent([*command, f'--config-file={configuration}'], 'TERM'),
-                env={**os.environ, 'OS_NOVA_DISABLE_EVENTLET_PATCHING': 'true'},
+                process.dies_with_parent(command, signal_name),
+                env={**os.environ, **nova.variables(self._central)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                umask=0o022,  # QEMU reads what nova-compute writes
             )
 
 
-def listens(transport_url: str, host: str) -> bool:
-    """Tell whether a nova-compute can be called; its record is there before, and says "up"."""
+def _is_served(transport_url: str, host: str) -> bool:
+    """Return whether a nova-compute can be called; Nova reports it up before."""
     url = transport_url.replace('rabbit://', 'amqp://')
     with kombu.Connection(url) as connection:  # type: ignore[attr-defined,no-untyped-call]
         try:
