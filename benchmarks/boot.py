@@ -7,19 +7,17 @@ image that was cached by the service before (warm), in turn. It needs root.
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import logging
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import requests
 
-from benchmarks import images, machine, report
+from benchmarks import cli, images, machine, report
 from benchmarks.images import MIB
 from nova_precache.standalone import glance
 from tools import boot_sector, guests, running, tour
@@ -106,8 +104,7 @@ class Cloud(guests.BesideNovaWithGuests):
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if why := libvirtd.why_not():
-        print(why, file=sys.stderr)
-        return 1
+        return cli.fail(why)
     needed = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, libvirtd.BINDING)
     if running.build(needed):
         return 1
@@ -121,7 +118,13 @@ def main(arguments: list[str] | None = None) -> int:
         new = functools.partial(Cloud, images_type=images_type)
         if status := running.run(given.directory, new, measure):
             return status
-    _write(given, measured)
+    results = cli.Results(
+        cli.command('boot', _parser(), given, ('rounds', 'image-mib', 'images-type')),
+        f'{given.rounds} rounds',
+        machine.in_words(given.directory),
+        [tabulated(measured)],
+    )
+    results.publish(rst=given.rst)
     return 0
 
 
@@ -138,16 +141,6 @@ def _measure(cloud: Cloud, given: argparse.Namespace) -> Measured:
             (measured.warm if warm else measured.cold).append(boot)
             print(f'{"warm" if warm else "cold"}: {boot}')
     return measured
-
-
-def _write(given: argparse.Namespace, measured: dict[str, Measured]) -> None:
-    table = tabulated(measured)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    where = machine.in_words(given.directory)
-    print(f'\n{today}, {given.rounds} rounds. {where}\n\n{report.text(table)}')
-    if given.rst:
-        said = f'``{_command(given)}``, {today}. {where}'
-        given.rst.write_text(f'{said}\n\n{report.restructured(table)}\n')
 
 
 def tabulated(measured: dict[str, Measured]) -> report.Table:
@@ -170,33 +163,13 @@ def _compared(cold: Sequence[float], warm: Sequence[float]) -> tuple[str, str, s
     return f'{statistics.median(cold):.2f}', f'{statistics.median(warm):.2f}', f'{ratio:.1f}'
 
 
-def _command(given: argparse.Namespace) -> str:
-    """Return the command that measures the same again."""
-    parser = _parser()
-    words = [
-        f'--{name}={",".join(value) if isinstance(value, list) else value}'
-        for name in ('rounds', 'image-mib', 'images-type')
-        if (value := getattr(given, name.replace('-', '_')))
-        != parser.get_default(name.replace('-', '_'))
-    ]
-    return ' '.join(['tox -e boot', *(['--', *words] if words else [])])
-
-
-def _images_types(text: str) -> list[str]:
-    names = text.split(',')
-    unknown = sorted(set(names) - set(IMAGES_TYPES))
-    if unknown:
-        raise argparse.ArgumentTypeError(f'no such images_type: {", ".join(unknown)}')
-    return names
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.boot', description=__doc__)
     parser.add_argument('--rounds', type=int, default=5, help='times that each is measured')
     parser.add_argument('--image-mib', type=int, default=1024, help='size of each image')
     parser.add_argument(
         '--images-type',
-        type=_images_types,
+        type=cli.names(IMAGES_TYPES, 'images_type'),
         default=list(IMAGES_TYPES),
         help='[libvirt] images_type, with commas between',
     )
@@ -207,9 +180,9 @@ def _parser() -> argparse.ArgumentParser:
         help='one on the disk that is to be measured, which others can reach; '
         '%(default)s unless given',
     )
-    parser.add_argument('--rst', type=pathlib.Path, help='write the table here, for the docs')
+    parser.add_argument('--rst', type=pathlib.Path, help='write the table to this file, as RST')
     return parser
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main)

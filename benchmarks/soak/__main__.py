@@ -11,12 +11,11 @@ import logging
 import os
 import pathlib
 import random
-import signal
 import sys
 import tempfile
 import time
 
-from benchmarks import images, machine
+from benchmarks import cli, images, machine
 from benchmarks.images import MIB
 from benchmarks.soak import link, plan, scenario, site
 from nova_precache.standalone import environment
@@ -32,12 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     missing = machine.missing_commands()
     if missing:
-        print(f'please install {", ".join(missing)} (bindep lists all that is needed)')
-        return 1
+        return cli.fail(f'please install {", ".join(missing)} (bindep lists all that is needed)')
     _take_mounts_of_our_own()
-    level = logging.INFO if given.verbose else logging.WARNING
-    logging.basicConfig(level=level, format='%(asctime)s %(message)s')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up then, too
+    cli.log_progress(logging.INFO if given.verbose else logging.WARNING)
     print(f'Seed {given.seed}, {given.minutes:g} minutes', flush=True)
     given.directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -108,7 +104,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # All has been cleaned up.
-        sys.exit(130)
+    cli.run(main)
