@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what caching an image costs, ours and stock Nova's in turn, and prints tables."""
+"""Measures the cost of caching an image, with our code and stock Nova's in turn."""
 
 import argparse
 import dataclasses
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
                 samples = bench.run(given.case, given.rounds)
         except (cases.WrongResult, exception.PrecacheError) as exc:
             return cli.fail(exc)
-        where = machine.in_words(directory)
+        where = machine.describe(directory)
     results = cli.Results(
         cli.command('bench', _parser(), given, _WHAT_IS_MEASURED),
         f'{given.rounds} rounds',
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _needed_bytes(wanted: list[str], sizes: cases.Sizes) -> int:
-    """Tell what is on the disk at most: source, Glance's copy, ours and its conversion."""
+    """Return the largest disk use: source, Glance's copy, ours and its conversion."""
     at_once = {
         'raw': 3 * sizes.image_bytes,
         'qcow2': 5 * sizes.image_bytes,
@@ -82,33 +82,37 @@ def _needed_bytes(wanted: list[str], sizes: cases.Sizes) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks', description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5, help='times that each is measured')
+    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each')
     parser.add_argument(
         '--case',
         type=cli.names(cases.CASES, 'case'),
         default=list(cases.CASES),
-        help=f'which cases, with commas between; all are {",".join(cases.CASES)}',
+        help=f'cases, with commas between: {",".join(cases.CASES)} (all)',
     )
-    parser.add_argument('--image-mib', type=int, default=1024, help='data of the raw and qcow2')
-    parser.add_argument('--large-mib', type=int, default=4096, help='size of the large one')
-    parser.add_argument('--holes-mib', type=int, default=10240, help='size of the one with holes')
-    parser.add_argument('--holes-data-mib', type=int, default=200, help='data of that one')
+    parser.add_argument(
+        '--image-mib', type=int, default=1024, help='size of the raw and qcow2 images'
+    )
+    parser.add_argument('--large-mib', type=int, default=4096, help='size of the large image')
+    parser.add_argument('--holes-mib', type=int, default=10240, help='size of the image with holes')
+    parser.add_argument(
+        '--holes-data-mib', type=int, default=200, help='data of the image with holes'
+    )
     parser.add_argument(
         '--glance-chunk-kib',
         type=int,
         default=1024,
-        help='what Glance reads and sends at a time; its own default is 64',
+        help='size of the chunks that Glance reads and sends; its own default is 64',
     )
     parser.add_argument(
         '--congestion-control',
         default='cubic',
-        help='what Glance sends with, one of net.ipv4.tcp_available_congestion_control',
+        help='of Glance, one of net.ipv4.tcp_available_congestion_control',
     )
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
         default=environment.cache_directory(),
-        help='one on the disk that is to be measured; yours for caches unless given',
+        help='a directory on the disk to measure (that of your caches)',
     )
     parser.add_argument(
         '--keep-caches',

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what a boot takes with the image cached and without, on a stock Nova with libvirt.
+"""Measures the time of a boot with a cached image and without, on a stock Nova with libvirt.
 
-A guest is booted from an image that Nova has to download (cold), and another one from an
-image that was cached by the service before (warm), in turn. It needs root.
+In turn, a guest boots from an image that Nova has to download (cold), and another from an image
+that the service has cached (warm). It needs root.
 """
 
 import argparse
@@ -31,7 +31,7 @@ IMAGES_TYPES = ('qcow2', 'raw')
 
 @dataclasses.dataclass(frozen=True)
 class Boot:
-    """Seconds from the request until Nova says ACTIVE, and until the guest has written."""
+    """Seconds from the request until Nova reports ACTIVE, and until the guest writes."""
 
     active_seconds: float
     line_seconds: float
@@ -39,7 +39,7 @@ class Boot:
 
 @dataclasses.dataclass
 class Measured:
-    """A boot of each kind a round."""
+    """The boots, one of each kind a round."""
 
     cold: list[Boot] = dataclasses.field(default_factory=list)
     warm: list[Boot] = dataclasses.field(default_factory=list)
@@ -61,9 +61,9 @@ class Cloud(guests.BesideNovaWithGuests):
     _glance_type = _Glance
 
     def measure(self, image_mib: int, *, warm: bool) -> Boot:
-        """Boot from a new image, then remove the guest and all that there is of the image.
+        """Boot from a new image, then remove the guest and the image.
 
-        :raises tools.showing.StepFailed: it went wrong, or Glance was not read as it must be
+        :raises tools.showing.StepFailed: the boot failed, or whether Glance was read is wrong
         """
         host = self.hosts[0]
         image_id = self._new_image(image_mib)
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = cli.Results(
         cli.command('boot', _parser(), given, ('rounds', 'image-mib', 'images-type')),
         f'{given.rounds} rounds',
-        machine.in_words(given.directory),
+        machine.describe(given.directory),
         [tabulated(measured)],
     )
     results.publish(rst=given.rst)
@@ -133,7 +133,7 @@ def _measure(cloud: Cloud, given: argparse.Namespace) -> Measured:
     cloud.work_with_agents()
     cloud.make_flavor(FLAVOR, disk_gib=given.image_mib // 1024 + 1)
     measured = Measured()
-    # The first boot of a nova-compute does what none does again, and counts as none.
+    # The first boot of a nova-compute does more than later ones and is not counted.
     cloud.measure(16, warm=False)
     for number in range(given.rounds):
         for warm in (number % 2 == 0, number % 2 == 1):
@@ -144,7 +144,7 @@ def _measure(cloud: Cloud, given: argparse.Namespace) -> Measured:
 
 
 def tabulated(measured: dict[str, Measured]) -> report.Table:
-    """Lay the medians out side by side, with the median of the rounds' ratios."""
+    """Return a table of the medians, with the median of the rounds' ratios."""
     rows = [
         (
             images_type,
@@ -165,7 +165,7 @@ def _compared(cold: Sequence[float], warm: Sequence[float]) -> tuple[str, str, s
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.boot', description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5, help='times that each is measured')
+    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each')
     parser.add_argument('--image-mib', type=int, default=1024, help='size of each image')
     parser.add_argument(
         '--images-type',
@@ -177,8 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         '--directory',
         type=pathlib.Path,
         default=guests.BASE_DIRECTORY,
-        help='one on the disk that is to be measured, which others can reach; '
-        '%(default)s unless given',
+        help='a directory on the disk to measure, open to other users (%(default)s)',
     )
     parser.add_argument('--rst', type=pathlib.Path, help='write the table to this file, as RST')
     return parser

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what a conductor takes for fleets of simulated computes, and prints tables."""
+"""Measures the cost of a conductor with fleets of simulated computes."""
 
 import argparse
 import contextlib
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             stock = list(_stock(given)) if given.nova else []
         except (environment.EnvironmentFailed, process.ServerFailed, RuntimeError) as exc:
             return cli.fail(exc)
-        where = machine.in_words(directory)
+        where = machine.describe(directory)
     results = cli.Results(
         cli.command('fleet', _parser(), given, _WHAT_IS_MEASURED),
         f'{given.parallel} hosts at a time',
@@ -82,7 +82,7 @@ def _run(
 
 
 def _measure(case: cases.Case, *urls: str) -> cases.Outcome:
-    """Run a case in a process of its own, whose memory is that of nothing else."""
+    """Run a case in a process of its own, whose memory is the case's alone."""
     LOG.info('%s ...', case.name)
     arguments = [json.dumps(dataclasses.asdict(case)), *urls]
     command = [sys.executable, '-W', 'ignore', '-m', 'benchmarks.fleet.worker', *arguments]
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         ('--hosts', cli.numbers(1), [100, 1000, 10000], 'sizes of the fleets'),
         ('--cells', cli.numbers(1), [2, 20], 'cells that they are in'),
         ('--images', cli.numbers(1), [1, 10], 'images of a request'),
-        ('--delay-ms', cli.numbers(0), [0, 50], 'how long a simulated compute takes'),
+        ('--delay-ms', cli.numbers(0), [0, 50], 'duration of a task on a simulated compute'),
     )
     for name, kind, default, what in lists:
         said = ','.join(map(str, default))
@@ -130,22 +130,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--every',
         action='store_true',
-        help='combine all numbers of cells with all delays, not only the first of both, the '
-        'second of both and so on',
+        help='combine each number of cells with each delay, not the first with the first and so on',
     )
     parser.add_argument(
         '--parallel', type=int, default=16, help='[image_cache] precache_concurrency (16)'
     )
     parser.add_argument(
-        '--no-broker', dest='broker', action='store_false', help='not over RabbitMQ, too'
+        '--no-broker', dest='broker', action='store_false', help='do not measure over RabbitMQ'
     )
     parser.add_argument(
-        '--no-nova', dest='nova', action='store_false', help='not stock Nova, beside it'
+        '--no-nova', dest='nova', action='store_false', help='do not measure stock Nova'
     )
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
-        help='where the databases keep their files (the usual one)',
+        help='where the databases keep their files (that of temporary files)',
     )
     cli.add_output_options(parser)
     return parser
