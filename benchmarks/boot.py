@@ -21,7 +21,7 @@ from benchmarks import cli, images, machine, report
 from benchmarks.images import MIB
 from nova_precache.standalone import glance
 from tools import boot_sector, guests, running, tour
-from tools.servers import keystone, libvirtd, nova
+from tools.servers import environments, keystone, libvirtd, nova
 from tools.servers.glance import GlanceUnderKeystone
 from tools.showing import StepFailed
 
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     if why := libvirtd.why_not():
         return cli.fail(why)
     needed = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, libvirtd.BINDING)
-    if running.build(needed):
+    if environments.build(needed):
         return 1
     logging.getLogger().setLevel(logging.ERROR)  # the builds are logged at INFO
     measured: dict[str, Measured] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service beside a stock Nova: on Nova's inventory, behind the proxy rule."""
+"""The service beside a stock Nova: with Nova's inventory, behind the proxy rule."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ HOSTS = ('compute1', 'compute2')
 CONTROL = 'control'
 NOVA = 'nova'
 READER = 'precache_ro'
-# Of Nova's databases: what doc/source/beside-nova.rst lets the service read.
+# The tables of Nova's databases that doc/source/beside-nova.rst lets the service read.
 READABLE = {
     'nova_api': (
         'aggregates',
@@ -41,7 +41,7 @@ connection = {nova_api}
 compute_backend = {backend}
 precache_concurrency = 2
 """
-# Old images are removed by nova-compute.
+# nova-compute removes old images.
 _AGENT = """\
 instances_path = {instances_path}
 
@@ -70,7 +70,7 @@ class BesideNova(foundation.Foundation):
     _new_nova: Callable[..., StockNova] = StockNova
 
     def start(self) -> None:
-        """Start the cloud as it was before: nothing of the service caches images yet."""
+        """Start the cloud and the API of the service, without conductors and agents."""
         self._start_servers()
         self._start_nova()
         self._permit_reading()
@@ -95,21 +95,21 @@ class BesideNova(foundation.Foundation):
         ]
 
     def work_without_agents(self) -> None:
-        """Have Nova's own nova-computes cache images."""
+        """Start conductors that cache images through the nova-computes."""
         self._start_conductors()
 
     def work_with_agents(self) -> None:
-        """Have agents do it from now on, one beside each nova-compute."""
+        """Restart the service with an agent beside each nova-compute."""
         self._stop_children()
         self._api.stop()
         self._configure('agent')
-        # First, so that an agent's first words are heard.
+        # First, so that an agent's first report is received.
         self._start_conductors()
         self._start_agents(self.hosts)
         self._start_server(self._api)
 
     def served(self) -> dict[str, list[str]]:
-        """Give what came through the endpoint so far, by who answered it."""
+        """Return the requests to the endpoint so far, by the service that answered them."""
         upstreams = {_address(self.nova.url): 'Nova', _address(self.api_url): 'nova-precache'}
         found: dict[str, list[str]] = {name: [] for name in upstreams.values()}
         for upstream, asked in self.proxy.served():
@@ -172,7 +172,7 @@ class BesideNova(foundation.Foundation):
             agent = _AGENT.format(instances_path=host.instances_path, glance_url=self.image_url)
             self._write(agent_of(host), NOVA, NOVA, agent)
             path = self.directory / f'{agent_of(host)}.conf'
-            # Its files have a name of their own; the host is Nova's.
+            # Its files are named after the agent; the host is Nova's.
             path.write_text(
                 path.read_text().replace(f'host = {agent_of(host)}\n', f'host = {host.name}\n', 1)
             )
@@ -187,7 +187,7 @@ class BesideNova(foundation.Foundation):
 
 
 def agent_of(host: Host) -> str:
-    """Name the agent of a host."""
+    """Return the name of the agent of a host."""
     return f'{host.name}-agent'
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every deployment on one machine has: the servers around the service, and its processes.
+"""The base of each deployment on one machine: the servers around the service, and its processes.
 
-Every part is a process of its own that dies with its parent. All files are below one
-directory, which only its owner may read: passwords are in some of them.
+Each part is a process that dies with its parent. All files are below one directory, which only
+its owner may read: some contain passwords.
 """
 
 import abc
@@ -26,7 +26,7 @@ from tools.servers.glance import GlanceUnderKeystone
 BINARIES = pathlib.Path(sys.executable).parent
 CLOUD = 'precache'
 CONDUCTORS = ('conductor1', 'conductor2')
-# Reads the images of all by the policy for Glance, and does nothing else.
+# The policy for Glance permits it to read all images, and no other action.
 ROLE = 'image_precacher'
 _GLANCE_POLICY = pathlib.Path(__file__).parents[1] / 'etc' / 'glance' / 'image-precacher.yaml'
 START_SECONDS = 120
@@ -55,7 +55,7 @@ connection = {connection}
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A compute host, which is a process here."""
+    """A compute host, which is a process on this machine."""
 
     name: str
     cell: str
@@ -67,7 +67,7 @@ class Host:
 
 
 class Api(process.ServerProcess):
-    """The API as a foreign WSGI server serves it: gunicorn."""
+    """The API under gunicorn."""
 
     name = 'API'
 
@@ -79,7 +79,7 @@ class Api(process.ServerProcess):
         return BINARIES
 
     def _prepare(self, home: pathlib.Path) -> None:
-        """Nothing: its configuration is there, and names no port."""
+        """Do nothing: its configuration exists, and contains no port."""
 
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
         return [
@@ -87,11 +87,11 @@ class Api(process.ServerProcess):
             f'--bind=fd://{listener.fileno()}',
             '--workers=1',
             '--threads=16',
-            # Longer than a client thinks between two requests: one on a connection that
-            # is just being closed is lost, and a POST is not repeated.
+            # Longer than the pause of a client between two requests: a POST on a connection
+            # that is being closed is lost.
             '--keep-alive=75',
             '--graceful-timeout=5',
-            # Its place is one per user: a second one would take the first one's.
+            # Its path is per user: a second gunicorn would take over the first one's socket.
             '--no-control-socket',
             'nova_precache.wsgi.api:application',
         ]
@@ -101,7 +101,7 @@ class Api(process.ServerProcess):
 
 
 class Foundation(abc.ABC):
-    """Starts the parts in their order, and stops them in reverse.
+    """Starts the parts in order and stops them in reverse.
 
     :param directory: an empty one, closed to other users
     """
@@ -141,7 +141,7 @@ class Foundation(abc.ABC):
 
     @abc.abstractmethod
     def parts(self) -> list[tuple[str, str]]:
-        """Name what runs, and where it answers or where its host is."""
+        """List the running parts, with their address or the cell of their host."""
 
     @property
     def api_url(self) -> str:
@@ -154,11 +154,11 @@ class Foundation(abc.ABC):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Give the variables by which the openstack client finds all of it."""
+        """Return the variables with which the openstack client uses the deployment."""
         return {'OS_CLIENT_CONFIG_FILE': str(self.clouds), 'OS_CLOUD': CLOUD}
 
     def stop(self) -> None:
-        """Stop whatever runs, the servers last."""
+        """Stop all processes, the servers last."""
         self._stop_children()
         self._servers.close()
 
@@ -167,7 +167,7 @@ class Foundation(abc.ABC):
         return self.keystone.token(self.operator)
 
     def get(self, token: str, path: str) -> dict[str, Any]:
-        """Ask /v1 for something."""
+        """Get a resource of /v1."""
         answer = requests.get(
             f'{self.api_url}/v1{path}',
             headers={'X-Auth-Token': token},
@@ -180,7 +180,7 @@ class Foundation(abc.ABC):
     # Servers
 
     def _start_servers(self) -> None:
-        """Start what the service stands on, and make its user and the operator."""
+        """Start the servers that the service needs; create its users and the operator."""
         for server in (self._rabbitmq, self.mariadb, self.keystone):
             self._start_server(server)
         self.glance = self._glance_type(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
@@ -209,7 +209,7 @@ class Foundation(abc.ABC):
         ]
 
     def _register(self, compute_url: str) -> None:
-        """Have the catalog name all services, and tell the client who the operator is."""
+        """Register all services in the catalog, and write the client's login of the operator."""
         self.keystone.register('image', self.image_url)
         self.keystone.register('compute', compute_url)
         self.keystone.register('image-precache', f'{self.api_url}/v1')
@@ -229,7 +229,7 @@ class Foundation(abc.ABC):
     # Configuration
 
     def _control(self, more: str) -> str:
-        """Give what API and conductors are told, but for what is said of every process."""
+        """Return the configuration of API and conductors, without that of each process."""
         control = CONTROL.format(
             connection=self.mariadb.account_url(self._account, *self._account.databases),
             authtoken=self.keystone.authtoken(self._service_user, token_cache_seconds=300),
@@ -246,7 +246,7 @@ class Foundation(abc.ABC):
     # Processes of the service
 
     def _start_all(self, kind: str, names: Sequence[str], sign: Callable[[str], str]) -> None:
-        """Start some processes at once, and wait until each has logged the sign that it is up."""
+        """Start some processes in parallel and wait until each has logged a sign that it is up."""
         for name in names:
             self._spawn(kind, name)
         for name in names:
@@ -263,13 +263,13 @@ class Foundation(abc.ABC):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                umask=0o022 if kind == 'compute' else -1,  # as its shipped unit has it
+                umask=0o022 if kind == 'compute' else -1,  # as in its shipped unit
             )
 
     def _command(self, kind: str, name: str) -> list[str]:
         command = [str(BINARIES / f'nova-precache-{kind}'), '--config-file']
         command.append(str(self.directory / f'{name}.conf'))
-        # At once, since all that it would say goodbye to dies as well.
+        # At once: the servers that it would sign off from die as well.
         return process.dies_with_parent(command, 'KILL')
 
     def _stop_children(self) -> None:

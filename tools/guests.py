@@ -31,13 +31,13 @@ from tools.servers.nova import cloud
 from tools.showing import StepFailed
 from tools.waiting import wait_until
 
-# QEMU's user has to reach what is in it, and sockets must have short paths.
+# QEMU's user must be able to reach its files, and sockets must have short paths.
 BASE_DIRECTORY = pathlib.Path(tempfile.gettempdir()) / 'nova-precache-guests'
 AGENT_USER = 'daemon'
-# The first is that of the shipped unit. The second is for this source tree and the
-# configuration, which may be root's.
+# The first is that of the shipped unit. The second permits reading this source tree and the
+# configuration, which may belong to root.
 CAPABILITIES = ('fowner', 'dac_read_search')
-# The first in which a request names the host.
+# The first in which a request can name the host.
 MICROVERSION = '2.74'
 POLL_SECONDS = 0.1
 _TAIL_BYTES = 64 * 1024
@@ -77,7 +77,7 @@ enabled = false
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A server of Nova's that runs."""
+    """A running server of Nova."""
 
     id: str
     host: Host
@@ -110,10 +110,10 @@ class Guest:
 
 
 class NovaWithGuests(cloud.StockNova):
-    """Has a nova-scheduler, and real drivers of libvirt.
+    """A stock Nova with a nova-scheduler and libvirt.
 
     :param uris: of the libvirtds, by host
-    :param options: more of nova.conf, by host
+    :param options: more sections of nova.conf, by host
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class NovaWithGuests(cloud.StockNova):
         self._options = options
 
     def wait(self, headers: Mapping[str, str]) -> None:
-        """Wait until guests can be scheduled to every host, too."""
+        """Wait until guests can be scheduled to all hosts."""
         super().wait(headers)
         wait_until(self._can_schedule, 'Placement knows every host')
 
@@ -172,8 +172,8 @@ class BesideNovaWithGuests(BesideNova):
 
     :param directory: an empty one, which QEMU's user can reach
     :param images_type: ``[libvirt] images_type`` of the hosts
-    :param nova_options: more of nova.conf, by host
-    :ivar capabilities: those that agents are started with
+    :param nova_options: more sections of nova.conf, by host
+    :ivar capabilities: of the agents
     """
 
     def __init__(
@@ -360,7 +360,7 @@ class BesideNovaWithGuests(BesideNova):
             f'--bounding-set={capabilities}',
             '--no-new-privs',
             '--',
-            # Last, since who becomes another user is no longer told of its parent's death.
+            # Last: a change of user cancels the signal of the parent's death.
             *command,
         ]
 

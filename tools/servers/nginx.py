@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nova's compute endpoint under nginx, as etc/nginx has it."""
+"""Nova's compute endpoint under nginx, by the example in etc/nginx."""
 
 import pathlib
 import socket
@@ -8,7 +8,7 @@ from nova_precache.standalone import process
 from tools.servers import own_port
 
 SHIPPED = pathlib.Path(__file__).resolve().parents[2] / 'etc' / 'nginx'
-# Every path is below its prefix, so that nobody's own nginx is touched.
+# All paths are below its prefix, so that the nginx of the machine is not touched.
 _CONFIGURATION = """\
 daemon off;
 master_process off;
@@ -28,10 +28,10 @@ http {{
 
 
 class Nginx(own_port.OwnPort):
-    """The shipped example of an endpoint; only its addresses are others.
+    """The shipped example of an endpoint, with other addresses.
 
     :param nova: host and port of nova-api
-    :param precache: and of our API
+    :param precache: host and port of our API
     """
 
     name = 'nginx'
@@ -41,7 +41,7 @@ class Nginx(own_port.OwnPort):
         self._upstreams = {'127.0.0.1:18774': nova, '127.0.0.1:8775': precache}
 
     def served(self) -> list[tuple[str, str]]:
-        """Give who answered what so far: host and port, then method, path and version."""
+        """Return the answered requests: upstream host and port; method, path and version."""
         log = self.directory / 'access.log'
         lines = log.read_text().splitlines() if log.exists() else []
         parts = [line.split(' ', 2) for line in lines]
@@ -60,7 +60,7 @@ class Nginx(own_port.OwnPort):
         }
         for old, new in replaced.items():
             if example.count(old) != 1:
-                raise process.ServerFailed(f'{SHIPPED} has not one {old}')
+                raise process.ServerFailed(f'{SHIPPED} does not have exactly one {old}')
             example = example.replace(old, new)
         (self.directory / 'compute-endpoint.conf').write_text(example)
         whole = _CONFIGURATION.format(directory=self.directory)

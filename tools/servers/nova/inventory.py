@@ -15,7 +15,7 @@ from tools.servers import nova
 
 _SCRIPT = """\
 import json, sys
-from nova.cmd import manage  # before anything else of Nova: it chooses the threads
+from nova.cmd import manage  # before any other module of Nova: it chooses the threads
 from nova import config, context, objects
 from oslo_serialization import jsonutils
 
@@ -34,7 +34,7 @@ def prepare(cells, aggregates):
         hosts = cell.pop('hosts')
         if cell.pop('by_command'):
             assert not commands.create_cell(name=name, **cell)
-        else:  # such as nova-manage refuses
+        else:  # one that nova-manage refuses
             objects.CellMapping(everywhere, name=name, **cell).create()
         map_hosts(name, hosts)
     for name, (metadata, hosts) in aggregates.items():
