@@ -2,7 +2,7 @@
 """Python environments for servers that cannot share ours.
 
 Each OpenStack server pins its dependencies, and the pins of two servers seldom agree. So a
-server that standalone or the tests run is installed into an environment of its own, once per
+server that standalone or the tools run is installed into an environment of its own, once per
 user, in the user's cache directory.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real Glance as a child process, for standalone and for the tests.
+"""The real Glance as a child process, for standalone, tests and tools.
 
 It needs no tokens: every caller is its admin, so it listens on the loopback only. Run as a
 module, ``--build`` builds its environment and exits.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stock Nova's libvirt driver: reads a command a line and prints its result, as JSON.
 
-Runs with the Python of Nova's environment, and imports nothing of ours. There is no
-libvirt beside it: an empty module stands in its place, so whatever would need the
-hypervisor fails, and what is asked here is seen to need none.
+It runs with the Python of Nova's environment and imports no module of ours. An empty module
+replaces libvirt, so that a call of the hypervisor fails: the commands need none.
 """
 
 import json
