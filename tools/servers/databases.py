@@ -77,6 +77,11 @@ class DatabaseServer(own_port.OwnPort, Databases):
         # The path of a socket must be short.
         self._socket_directory = tempfile.mkdtemp(prefix='precache-')
 
+    @property
+    @abc.abstractmethod
+    def _socket(self) -> str:
+        """Path of the socket."""
+
     @abc.abstractmethod
     def _admin_url(self, database: str) -> str:
         """Return the URL of a database for the administrator, through the socket."""
@@ -126,6 +131,10 @@ class DatabaseServer(own_port.OwnPort, Databases):
             engine.dispose()
 
     def _serves(self) -> bool:
+        # PyMySQL does not close the socket of a refused connection.
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(self._socket) != 0:
+                return False
         try:
             self.execute('SELECT 1')
         except sa.exc.OperationalError:
@@ -243,6 +252,10 @@ class PostgreSQL(DatabaseServer):
     stop_signal = signal.SIGQUIT  # at once: the data is not needed later
     _first = 'postgres'
     _drop = 'DROP DATABASE {} WITH (FORCE)'
+
+    @property
+    def _socket(self) -> str:
+        return f'{self._socket_directory}/.s.PGSQL.{self.port}'
 
     def _admin_url(self, database: str) -> str:
         return (

@@ -186,6 +186,8 @@ class RabbitMQ(own_port.OwnPort):
         }
 
     def _serves(self) -> bool:
+        if not own_port.accepts(self.port):
+            return False
         login = self._logins[0]
         client = amqp.Connection(
             f'{process.HOST}:{self.port}',
