@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what caching an image costs, ours and stock Nova's in turn, and prints tables."""
+"""Measures the cost of caching an image, with our code and stock Nova's in turn."""
 
 import argparse
 import dataclasses
-import datetime
-import json
-import logging
 import pathlib
 import shutil
-import signal
-import sys
 import tempfile
 
-from benchmarks import cases, images, machine, report
+from benchmarks import cases, cli, images, machine, report
 from benchmarks.images import GIB, KIB, MIB
 from nova_precache import exception
 from nova_precache.standalone import environment
-from tests import nova
+from tools.servers import nova
 
 _WHAT_IS_MEASURED = (
     *('rounds', 'case', 'image-mib', 'large-mib', 'holes-mib', 'holes-data-mib'),
@@ -26,8 +21,7 @@ _WHAT_IS_MEASURED = (
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up then, too
+    cli.log_progress()
     sizes = cases.Sizes(
         image_bytes=given.image_mib * MIB,
         large_bytes=given.large_mib * MIB,
@@ -36,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     missing = machine.missing_commands()
     if missing:
-        return _fail(f'please install {", ".join(missing)} (bindep lists all that is needed)')
+        return cli.fail(f'please install {", ".join(missing)} (bindep lists all that is needed)')
     given.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='bench-', dir=given.directory) as name:
         directory = pathlib.Path(name)
         needed = _needed_bytes(given.case, sizes)
         free = shutil.disk_usage(directory).free
         if free < needed:
-            return _fail(f'{directory} needs {needed / GIB:.0f} GiB, {free / GIB:.0f} free')
+            return cli.fail(f'{directory} needs {needed / GIB:.0f} GiB, {free / GIB:.0f} free')
         try:
             nova.ENVIRONMENT.ensure()
             with images.Glance(
@@ -52,58 +46,30 @@ def main(arguments: list[str] | None = None) -> int:
                 congestion_control=given.congestion_control,
             ) as glance:
                 bench = cases.Bench(directory, glance, sizes, drop_caches=given.drop_caches)
-                results = bench.run(given.case, given.rounds)
+                samples = bench.run(given.case, given.rounds)
         except (cases.WrongResult, exception.PrecacheError) as exc:
-            return _fail(str(exc))
-        where = machine.in_words(directory)
-    found = report.findings(results, bench.data_bytes)
-    _write(given, where, results, found)
-    return 1 if given.check and not all(each.is_met for each in found) else 0
-
-
-def _write(
-    given: argparse.Namespace,
-    where: str,
-    results: report.Results,
-    found: list[report.Finding],
-) -> None:
-    tables = [report.measured(results), report.compared(found)]
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    print(f'\n{today}, {given.rounds} rounds. {where}')
-    for table in tables:
-        print('\n' + report.text(table))
-    if given.rst:
-        said = f'``{_command(given)}``, {today}. {where}'
-        laid_out = [said, *map(report.restructured, tables)]
-        given.rst.write_text('\n\n'.join(laid_out) + '\n')
-    if given.json:
-        document = {
-            'date': today,
-            'machine': where,
+            return cli.fail(exc)
+        where = machine.describe(directory)
+    results = cli.Results(
+        cli.command('bench', _parser(), given, _WHAT_IS_MEASURED),
+        f'{given.rounds} rounds',
+        where,
+        [report.measured(samples)],
+        report.findings(samples, bench.data_bytes),
+        {
             'rounds': given.rounds,
             'results': {
                 case: {who: list(map(dataclasses.asdict, each)) for who, each in by.items()}
-                for case, by in results.items()
+                for case, by in samples.items()
             },
-            'findings': [{**dataclasses.asdict(each), 'is_met': each.is_met} for each in found],
-        }
-        given.json.write_text(json.dumps(document, indent=2) + '\n')
-
-
-def _command(given: argparse.Namespace) -> str:
-    """Give the command that measures the same again."""
-    parser = _parser()
-    words = [
-        f'--{name}={",".join(value) if isinstance(value, list) else value}'
-        for name in _WHAT_IS_MEASURED
-        if (value := getattr(given, name.replace('-', '_')))
-        != parser.get_default(name.replace('-', '_'))
-    ]
-    return ' '.join(['tox -e bench', *(['--', *words] if words else [])])
+        },
+    )
+    results.publish(rst=given.rst, json_file=given.json)
+    return results.status(given)
 
 
 def _needed_bytes(wanted: list[str], sizes: cases.Sizes) -> int:
-    """Tell what is on the disk at most: source, Glance's copy, ours and its conversion."""
+    """Return the largest disk use: source, Glance's copy, ours and its conversion."""
     at_once = {
         'raw': 3 * sizes.image_bytes,
         'qcow2': 5 * sizes.image_bytes,
@@ -114,48 +80,39 @@ def _needed_bytes(wanted: list[str], sizes: cases.Sizes) -> int:
     return max(at_once.get(case, 0) for case in wanted) + 2 * GIB
 
 
-def _fail(why: str) -> int:
-    print(why, file=sys.stderr)
-    return 1
-
-
-def _case_list(text: str) -> list[str]:
-    names = text.split(',')
-    unknown = sorted(set(names) - set(cases.CASES))
-    if unknown:
-        raise argparse.ArgumentTypeError(f'no such case: {", ".join(unknown)}')
-    return names
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks', description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5, help='times that each is measured')
+    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each')
     parser.add_argument(
         '--case',
-        type=_case_list,
+        type=cli.names(cases.CASES, 'case'),
         default=list(cases.CASES),
-        help=f'which cases, with commas between; all are {",".join(cases.CASES)}',
+        help=f'cases, with commas between: {",".join(cases.CASES)} (all)',
     )
-    parser.add_argument('--image-mib', type=int, default=1024, help='data of the raw and qcow2')
-    parser.add_argument('--large-mib', type=int, default=4096, help='size of the large one')
-    parser.add_argument('--holes-mib', type=int, default=10240, help='size of the one with holes')
-    parser.add_argument('--holes-data-mib', type=int, default=200, help='data of that one')
+    parser.add_argument(
+        '--image-mib', type=int, default=1024, help='size of the raw and qcow2 images'
+    )
+    parser.add_argument('--large-mib', type=int, default=4096, help='size of the large image')
+    parser.add_argument('--holes-mib', type=int, default=10240, help='size of the image with holes')
+    parser.add_argument(
+        '--holes-data-mib', type=int, default=200, help='data of the image with holes'
+    )
     parser.add_argument(
         '--glance-chunk-kib',
         type=int,
         default=1024,
-        help='what Glance reads and sends at a time; its own default is 64',
+        help='size of the chunks that Glance reads and sends; its own default is 64',
     )
     parser.add_argument(
         '--congestion-control',
         default='cubic',
-        help='what Glance sends with, one of net.ipv4.tcp_available_congestion_control',
+        help='of Glance, one of net.ipv4.tcp_available_congestion_control',
     )
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
         default=environment.cache_directory(),
-        help='one on the disk that is to be measured; yours for caches unless given',
+        help='a directory on the disk to measure (that of your caches)',
     )
     parser.add_argument(
         '--keep-caches',
@@ -163,14 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         action='store_false',
         help="do not drop the machine's page cache before each (only root can)",
     )
-    parser.add_argument('--json', type=pathlib.Path, help='write all that was measured here')
-    parser.add_argument('--rst', type=pathlib.Path, help='write the tables here, for the docs')
-    parser.add_argument('--check', action='store_true', help='fail when a target is missed')
+    cli.add_output_options(parser)
     return parser
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # All has been cleaned up.
-        sys.exit(130)
+    cli.run(main)

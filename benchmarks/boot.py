@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what a boot takes with the image cached and without, on a stock Nova with libvirt.
+"""Measures the time of a boot with a cached image and without, on a stock Nova with libvirt.
 
-A guest is booted from an image that Nova has to download (cold), and another one from an
-image that was cached by the service before (warm), in turn. It needs root.
+In turn, a guest boots from an image that Nova has to download (cold), and another from an image
+that the service has cached (warm). It needs root.
 """
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import logging
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import requests
 
-from benchmarks import images, machine, report
+from benchmarks import cli, images, machine, report
 from benchmarks.images import MIB
 from nova_precache.standalone import glance
-from tests import disk_images, keystone, nova
-from tests.keystone_clients import GlanceUnderKeystone
-from tools import guests, libvirtd, running, showing, tour
+from tools import boot_sector, guests, running, tour
+from tools.servers import environments, keystone, libvirtd, nova
+from tools.servers.glance import GlanceUnderKeystone
 from tools.showing import StepFailed
 
 FLAVOR = 'bench'
@@ -33,7 +31,7 @@ IMAGES_TYPES = ('qcow2', 'raw')
 
 @dataclasses.dataclass(frozen=True)
 class Boot:
-    """Seconds from the request until Nova says ACTIVE, and until the guest has written."""
+    """Seconds from the request until Nova reports ACTIVE, and until the guest writes."""
 
     active_seconds: float
     line_seconds: float
@@ -41,7 +39,7 @@ class Boot:
 
 @dataclasses.dataclass
 class Measured:
-    """A boot of each kind a round."""
+    """The boots, one of each kind a round."""
 
     cold: list[Boot] = dataclasses.field(default_factory=list)
     warm: list[Boot] = dataclasses.field(default_factory=list)
@@ -63,9 +61,9 @@ class Cloud(guests.BesideNovaWithGuests):
     _glance_type = _Glance
 
     def measure(self, image_mib: int, *, warm: bool) -> Boot:
-        """Boot from a new image, then remove the guest and all that there is of the image.
+        """Boot from a new image, then remove the guest and the image.
 
-        :raises tools.showing.StepFailed: it went wrong, or Glance was not read as it must be
+        :raises tools.showing.StepFailed: the boot failed, or whether Glance was read is wrong
         """
         host = self.hosts[0]
         image_id = self._new_image(image_mib)
@@ -89,7 +87,8 @@ class Cloud(guests.BesideNovaWithGuests):
 
     def _new_image(self, image_mib: int) -> str:
         path = images.random_data(self.directory / 'image.raw', image_mib * MIB, time.time_ns())
-        disk_images.patched(path, 0, disk_images.boot_sector(showing.GUEST_SAYS))
+        with path.open('r+b') as file:
+            file.write(boot_sector.content())
         try:
             with path.open('rb') as file:
                 return self.upload(file)
@@ -105,10 +104,9 @@ class Cloud(guests.BesideNovaWithGuests):
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if why := libvirtd.why_not():
-        print(why, file=sys.stderr)
-        return 1
+        return cli.fail(why)
     needed = (glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT, libvirtd.BINDING)
-    if running.build(needed):
+    if environments.build(needed):
         return 1
     logging.getLogger().setLevel(logging.ERROR)  # the builds are logged at INFO
     measured: dict[str, Measured] = {}
@@ -120,7 +118,13 @@ def main(arguments: list[str] | None = None) -> int:
         new = functools.partial(Cloud, images_type=images_type)
         if status := running.run(given.directory, new, measure):
             return status
-    _write(given, measured)
+    results = cli.Results(
+        cli.command('boot', _parser(), given, ('rounds', 'image-mib', 'images-type')),
+        f'{given.rounds} rounds',
+        machine.describe(given.directory),
+        [tabulated(measured)],
+    )
+    results.publish(rst=given.rst)
     return 0
 
 
@@ -129,7 +133,7 @@ def _measure(cloud: Cloud, given: argparse.Namespace) -> Measured:
     cloud.work_with_agents()
     cloud.make_flavor(FLAVOR, disk_gib=given.image_mib // 1024 + 1)
     measured = Measured()
-    # The first boot of a nova-compute does what none does again, and counts as none.
+    # The first boot of a nova-compute does more than later ones and is not counted.
     cloud.measure(16, warm=False)
     for number in range(given.rounds):
         for warm in (number % 2 == 0, number % 2 == 1):
@@ -139,18 +143,8 @@ def _measure(cloud: Cloud, given: argparse.Namespace) -> Measured:
     return measured
 
 
-def _write(given: argparse.Namespace, measured: dict[str, Measured]) -> None:
-    table = tabulated(measured)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    where = machine.in_words(given.directory)
-    print(f'\n{today}, {given.rounds} rounds. {where}\n\n{report.text(table)}')
-    if given.rst:
-        said = f'``{_command(given)}``, {today}. {where}'
-        given.rst.write_text(f'{said}\n\n{report.restructured(table)}\n')
-
-
 def tabulated(measured: dict[str, Measured]) -> report.Table:
-    """Lay the medians out side by side, with the median of the rounds' ratios."""
+    """Return a table of the medians, with the median of the rounds' ratios."""
     rows = [
         (
             images_type,
@@ -169,33 +163,13 @@ def _compared(cold: Sequence[float], warm: Sequence[float]) -> tuple[str, str, s
     return f'{statistics.median(cold):.2f}', f'{statistics.median(warm):.2f}', f'{ratio:.1f}'
 
 
-def _command(given: argparse.Namespace) -> str:
-    """Return the command that measures the same again."""
-    parser = _parser()
-    words = [
-        f'--{name}={",".join(value) if isinstance(value, list) else value}'
-        for name in ('rounds', 'image-mib', 'images-type')
-        if (value := getattr(given, name.replace('-', '_')))
-        != parser.get_default(name.replace('-', '_'))
-    ]
-    return ' '.join(['tox -e boot', *(['--', *words] if words else [])])
-
-
-def _images_types(text: str) -> list[str]:
-    names = text.split(',')
-    unknown = sorted(set(names) - set(IMAGES_TYPES))
-    if unknown:
-        raise argparse.ArgumentTypeError(f'no such images_type: {", ".join(unknown)}')
-    return names
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.boot', description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5, help='times that each is measured')
+    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each')
     parser.add_argument('--image-mib', type=int, default=1024, help='size of each image')
     parser.add_argument(
         '--images-type',
-        type=_images_types,
+        type=cli.names(IMAGES_TYPES, 'images_type'),
         default=list(IMAGES_TYPES),
         help='[libvirt] images_type, with commas between',
     )
@@ -203,12 +177,11 @@ def _parser() -> argparse.ArgumentParser:
         '--directory',
         type=pathlib.Path,
         default=guests.BASE_DIRECTORY,
-        help='one on the disk that is to be measured, which others can reach; '
-        '%(default)s unless given',
+        help='a directory on the disk to measure, open to other users (%(default)s)',
     )
-    parser.add_argument('--rst', type=pathlib.Path, help='write the table here, for the docs')
+    parser.add_argument('--rst', type=pathlib.Path, help='write the table to this file, as RST')
     return parser
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, one function a contestant: each in a process that has just started.
+"""The cases and their contestants, each in a process that has just started.
 
-A round is fair to its contestants: nothing is dirty, the page cache is empty but for
-Glance's file, so that no disk is waited for there, and a small image has been cached
-since, so that nobody imports anything, or reads a program from the disk, while the
-clock runs. Every file is compared with what it must be.
+A round is fair to its contestants: no page is dirty, the page cache holds Glance's file alone,
+so that Glance waits for no disk, and a small image was cached since, so that no contestant
+imports a module or reads a program from the disk while it is timed. Each file is compared with
+its source.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from benchmarks import compute, images, observed
 from benchmarks.images import GIB, MIB
 from benchmarks.report import Results, Sample
 from nova_precache.cache import layout
-from tests.nova import libvirt_compute
+from tools.servers.nova import libvirt_compute
 
 LOG = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ _SMALL_BYTES = 4 * MIB
 
 
 class WrongResult(Exception):
-    """A file in the cache is not what it must be."""
+    """A file in the cache differs from its source."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured with."""
+    """Sizes of the images."""
 
     image_bytes: int = GIB
     large_bytes: int = 4 * GIB
@@ -46,7 +46,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Uploaded:
-    """An image in Glance, and the file that its base file must be equal to."""
+    """An image in Glance, and the expected content of its base file."""
 
     id: str
     stored: pathlib.Path
@@ -57,9 +57,9 @@ Contestant = Callable[[], Sample]
 
 
 class Bench:
-    """Has the images, and lets the contestants of a case take turns.
+    """Uploads the images and runs the contestants of a case in turn.
 
-    :param directory: on the file system that is measured; emptied by the caller
+    :param directory: on the file system to measure; the caller empties it
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Bench:
     def run(self, cases: list[str], rounds: int) -> Results:
         """Measure some of the cases.
 
-        :raises WrongResult: a file was wrong
+        :raises WrongResult: a file differs from its source
         """
         small = self._full('small', _SMALL_BYTES, seed=0)
         self._small = {'raw': small, 'qcow2': self._qcow2_of(small.stored)}
@@ -142,7 +142,7 @@ class Bench:
         image_id = self._glance.upload(path, disk_format)
         stored = self._glance.stored(image_id)
         if disk_format == 'raw':
-            path.unlink()  # Glance's own file is as good.
+            path.unlink()  # Glance's file is the same
             return Uploaded(image_id, stored, stored)
         return Uploaded(image_id, stored, path)
 
@@ -155,7 +155,7 @@ class Bench:
     def _take_turns(
         self, rounds: int, contestants: dict[str, Contestant], *used: Uploaded
     ) -> dict[str, list[Sample]]:
-        """Let each go once a round, another one first in each, then forget the images."""
+        """Run each once a round, starting with another one each time; then remove the images."""
         samples: dict[str, list[Sample]] = {who: [] for who in contestants}
         order = list(contestants)
         for number in range(rounds):
@@ -276,7 +276,7 @@ class Bench:
 
 @contextlib.contextmanager
 def _clock(pid: int) -> Iterator[list[Sample]]:
-    """Measure what a process does within; gives one sample, on leaving."""
+    """Measure a process until the end of the block, which appends one sample to the list."""
     taken: list[Sample] = []
     spent = observed.cpu_seconds(pid)
     start = time.perf_counter()
@@ -296,7 +296,7 @@ def _base_file(instances_path: pathlib.Path, image: Uploaded) -> pathlib.Path:
 
 
 def _cached_in(directory: pathlib.Path, but: Uploaded) -> int:
-    """Add up the page cache of all files of a cache but one image."""
+    """Return the bytes in the page cache of all files of a cache except one image."""
     name = layout.base_name(but.id)
     return sum(map(observed.cached_bytes, (p for p in directory.iterdir() if p.name != name)))
 

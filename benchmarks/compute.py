@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parent's side of ``worker``: starts our driver, asks it, and may kill it."""
+"""The client of ``worker``: starts, calls and kills the process of our driver."""
 
 import dataclasses
 import itertools
@@ -23,9 +23,9 @@ class WorkerGone(Exception):
 
 
 class CommandFailed(Exception):
-    """What a command raised: ``error`` is the name of the exception.
+    """A command raised an exception; ``error`` is its name.
 
-    :ivar is_known: it is one of ours, with a reason; any other is a mistake of ours
+    :ivar is_known: it is a domain error with a reason; any other is a bug
     :ivar can_pass: another attempt may succeed
     """
 
@@ -42,8 +42,8 @@ class Compute:
 
     Start it from the main thread: it dies with the thread that started it.
 
-    :param log: what it logs is added to this file
-    :param options: those that are not left at their defaults
+    :param log: a file to append its log to
+    :param options: those that differ from their defaults
     """
 
     instances_path: pathlib.Path
@@ -63,7 +63,7 @@ class Compute:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, and return when the driver is ready."""
+        """Start the process and return when the driver is ready."""
         self.instances_path.mkdir(parents=True, exist_ok=True)
         defaults = self.options.get('DEFAULT', {})
         options = {
@@ -90,15 +90,15 @@ class Compute:
         ready.result()
 
     def kill(self) -> None:
-        """Kill it, as a lost machine would; what it was asked ends with WorkerGone."""
+        """Kill it, as on a lost machine; pending calls raise WorkerGone."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
 
     def ask(self, what: str, **arguments: Any) -> 'futures.Future[Any]':
-        """Have something done, and give what will be its result.
+        """Start a command and return the future of its result.
 
-        The future fails with CommandFailed or WorkerGone.
+        The future raises CommandFailed or WorkerGone.
         """
         answer: futures.Future[Any] = futures.Future()
         with self._pending_lock:
@@ -115,9 +115,9 @@ class Compute:
         return answer
 
     def call(self, what: str, **arguments: Any) -> Any:
-        """Have something done, and give its result.
+        """Run a command and return its result.
 
-        :raises CommandFailed: the driver raised something
+        :raises CommandFailed: the driver raised an exception
         :raises WorkerGone: the worker ended
         """
         return self.ask(what, **arguments).result()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are measured with, and the Glance that has them."""
+"""The images to measure with, and their Glance."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
 _UPLOAD_SECONDS = 1800
-# Glance writes no zeros then, so that an image with holes takes no more disk there.
+# Glance then writes no zeros, so that holes of an image take no disk.
 _STORE = """
 [local]
 filesystem_thin_provisioning = true
@@ -25,13 +25,12 @@ filesystem_store_chunk_size = {chunk_bytes}
 
 
 class Tuned(glance.GlanceServer):
-    """A Glance that keeps holes as holes, and that is no slower than it must be.
+    """A Glance that keeps holes, and sends as fast as it can.
 
-    Unless told otherwise, it sends with the congestion control that Linux comes with. BBR,
-    which some machines have instead, waits for a timer before each packet, also where there
-    is no network.
+    By default it uses the default congestion control of Linux. BBR, which some machines use
+    instead, waits for a timer before each packet, even on the loopback.
 
-    :ivar chunk_bytes: what it reads, and sends, at a time
+    :ivar chunk_bytes: size of the chunks that it reads and sends
     :ivar congestion_control: a name that the kernel knows
     """
 
@@ -55,9 +54,9 @@ class Tuned(glance.GlanceServer):
 
 
 class Glance(Tuned):
-    """One without authentication.
+    """A Glance without authentication.
 
-    :param chunk_bytes: unless given, as by Glance's own default
+    :param chunk_bytes: by default that of Glance
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class Glance(Tuned):
         self.congestion_control = congestion_control
 
     def stored(self, image_id: str) -> pathlib.Path:
-        """Give the file in which it has the data of an image."""
+        """Return the path of the data of an image."""
         return self.directory / 'images' / image_id
 
     def upload(self, path: pathlib.Path, disk_format: str) -> str:
-        """Put a file into it as a public image, and give its id."""
+        """Upload a file as a public image and return its id."""
         image_id = str(uuid.uuid4())
         images = f'{self.url}/v2/images'
         description = {
@@ -98,15 +97,15 @@ class Glance(Tuned):
 
 
 def random_data(path: pathlib.Path, size_bytes: int, seed: int) -> pathlib.Path:
-    """Make a raw image that is full of what does not compress."""
+    """Create a raw image of data that does not compress."""
     return holes(path, size_bytes, size_bytes, seed)
 
 
 def holes(path: pathlib.Path, size_bytes: int, data_bytes: int, seed: int) -> pathlib.Path:
-    """Make a raw image with its data in pieces of at most 1 MiB, holes of one size between.
+    """Create a raw image of pieces of data of at most 1 MiB, with equal holes between.
 
-    Pieces begin where a file system's block does. The first sector is zero, so that
-    nobody finds a format in it by chance.
+    Pieces begin at blocks of the file system. The first sector is zero, so that no format is
+    detected in it by chance.
     """
     random_bytes = random.Random(seed).randbytes  # noqa: S311 - the same for the same seed
     count = -(-data_bytes // MIB)
@@ -122,14 +121,14 @@ def holes(path: pathlib.Path, size_bytes: int, data_bytes: int, seed: int) -> pa
 
 
 def converted(source: pathlib.Path, path: pathlib.Path, *options: str) -> pathlib.Path:
-    """Make an image of another format around a raw one; the options name the format."""
+    """Convert a raw image; the options name the format."""
     command = ['qemu-img', 'convert', '-f', 'raw', *options, str(source), str(path)]
     subprocess.run(process.dies_with_parent(command, 'KILL'), check=True)
     return path
 
 
 def warm(path: pathlib.Path) -> None:
-    """Have a file in the page cache: whoever serves it is not to wait for a disk."""
+    """Read a file into the page cache, so that serving it needs no disk."""
     buffer = bytearray(MIB)
     with path.open('rb', buffering=0) as file:
         while file.readinto(buffer):
@@ -137,7 +136,7 @@ def warm(path: pathlib.Path) -> None:
 
 
 def drop_page_cache() -> bool:
-    """Write back what is dirty, and drop the page cache; tells whether it may."""
+    """Write back dirty pages and drop the page cache; return False if that is not permitted."""
     os.sync()
     try:
         pathlib.Path('/proc/sys/vm/drop_caches').write_text('1')

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least that a download takes: receive, hash and write, a thread each, and nothing else.
+"""A lower bound of the time of a download: receive, hash and write, each in a thread.
 
-Nothing is looked up, verified, inspected, noted, limited, reported, published, or to be
-stopped: what is left is what a machine makes of these three at once.
+It does not verify, inspect, journal, limit, report or publish, and cannot be stopped.
 """
 
 import contextlib
@@ -21,9 +20,9 @@ _STUCK_SECONDS = 60
 
 
 def download(answer: io.BufferedIOBase, target: str) -> None:
-    """Bring an answer's body, of whole pages, to a file that is new, and hash it.
+    """Write the body of a response, of whole pages, to a new file, and hash it.
 
-    :raises OSError: the file system, or the connection, did not take part
+    :raises OSError: the file system or the connection failed
     """
     found = hashlib.sha512()
     with _new_file(target) as descriptor:
@@ -48,7 +47,7 @@ def _write(descriptor: int, data: memoryview) -> None:
 
 
 def _pass(answer: io.BufferedIOBase, stages: list[pipeline.Stage]) -> None:
-    """Fill pieces and pass each to every stage; as many, and as large, as ours are."""
+    """Fill pieces and pass each to all stages; their number and size are those of our pipeline."""
     free: queue.SimpleQueue[pipeline.Piece] = queue.SimpleQueue()
     for _ in range(pipeline.BUFFERS):
         free.put(pipeline.Piece(mmap.mmap(-1, pipeline.BUFFER_BYTES)))
@@ -66,7 +65,7 @@ def _pass(answer: io.BufferedIOBase, stages: list[pipeline.Stage]) -> None:
     with futures.ThreadPoolExecutor(len(stages)) as pool:
         running = [pool.submit(run, stage) for stage in stages]
         try:
-            # Where a stage has failed, no piece is free any more.
+            # After a stage has failed, no piece becomes free.
             while (piece := _filled(answer, free.get(timeout=_STUCK_SECONDS))).length:
                 piece.stages_left = len(stages)
                 for stage in stages:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that was measured on, in words, and what it lacks."""
+"""A description of the machine, and the packages that it lacks."""
 
 import os
 import pathlib
@@ -11,13 +11,13 @@ COMMANDS = {'qemu-img': 'qemu-utils', 'setpriv': 'util-linux', 'fincore': 'util-
 
 
 def missing_commands() -> list[str]:
-    """Name the Debian packages that are missing."""
+    """List the missing Debian packages."""
     missing = {package for command, package in COMMANDS.items() if shutil.which(command) is None}
     return sorted(missing)
 
 
-def in_words(directory: pathlib.Path) -> str:
-    """Say what tells one machine's numbers from another's, and nothing that names it."""
+def describe(directory: pathlib.Path) -> str:
+    """Describe the properties that affect results, without names of the machine."""
     memory_gib = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB
     release = '.'.join(platform.release().split('.')[:2])
     return (
@@ -34,7 +34,7 @@ def _processor() -> str:
 
 
 def _file_system(directory: pathlib.Path) -> str:
-    """Name the file system of a directory and the kind of disk below it."""
+    """Describe the file system of a directory and its kind of disk."""
     mounts = [line.split()[:3] for line in pathlib.Path('/proc/mounts').read_text().splitlines()]
     device, _, kind = max(
         (mount for mount in mounts if directory.resolve().is_relative_to(mount[1])),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel knows of a process and of a file."""
+"""Figures that the kernel keeps about a process or a file."""
 
 import contextlib
 import dataclasses
@@ -16,14 +16,14 @@ _CPU_FIELDS = slice(11, 15)  # utime, stime, cutime, cstime: after the name, fro
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memory of a process: what is resident now, and the most that ever was."""
+    """Resident memory of a process, now and at its peak."""
 
     resident_bytes: int
     peak_bytes: int
 
 
 def cpu_seconds(pid: int) -> float:
-    """Tell the CPU time of a process and of its children that ended, user and system."""
+    """Return the CPU time, user and system, of a process and of its children that ended."""
     text = pathlib.Path(f'/proc/{pid}/stat').read_text()
     fields = text.rpartition(')')[2].split()
     return sum(map(int, fields[_CPU_FIELDS])) / _TICKS_PER_SECOND
@@ -40,7 +40,7 @@ def threads(pid: int) -> int:
 
 
 def open_files(pid: int) -> list[str]:
-    """Name what a process has open, sockets and pipes without their numbers."""
+    """List the open files of a process, sockets and pipes without their numbers."""
     found = []
     directory = f'/proc/{pid}/fd'
     for name in os.listdir(directory):
@@ -50,7 +50,7 @@ def open_files(pid: int) -> list[str]:
 
 
 def processes_naming(text: str) -> list[str]:
-    """Give the commands that run with this text in their arguments, but this process's own."""
+    """List the other processes with a text in their arguments."""
     found = []
     for entry in pathlib.Path('/proc').iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -63,7 +63,7 @@ def processes_naming(text: str) -> list[str]:
 
 
 def cached_bytes(path: pathlib.Path) -> int:
-    """Tell how much of a file is in the page cache."""
+    """Return how many bytes of a file are in the page cache."""
     command = ['fincore', '--bytes', '--noheadings', '--raw', '--output', 'RES', str(path)]
     result = subprocess.run(
         process.dies_with_parent(command, 'KILL'), check=True, capture_output=True, text=True
@@ -72,7 +72,7 @@ def cached_bytes(path: pathlib.Path) -> int:
 
 
 def disk_bytes(path: pathlib.Path) -> int:
-    """Tell how much of the disk a file takes."""
+    """Return how many bytes of the disk a file takes."""
     return path.stat().st_blocks * 512
 
 

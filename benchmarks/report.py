@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was measured to tables: medians, ratios, and whether a target is met. No I/O."""
+"""Tables of results: medians, ratios, and whether a target is met. No I/O."""
 
 import dataclasses
 import statistics
@@ -12,11 +12,11 @@ GIB = 1024**3
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One contestant in one round; None is what was not looked at.
+    """One contestant in one round; None is not measured.
 
-    :ivar memory_bytes: most that the process took beyond what it takes when idle
-    :ivar page_cache_bytes: of the published file and of what else is in the cache directory
-    :ivar disk_bytes: what the published file takes
+    :ivar memory_bytes: peak of the process above its memory when idle
+    :ivar page_cache_bytes: of all files in the cache directory
+    :ivar disk_bytes: of the published file
     """
 
     wall_seconds: float
@@ -32,7 +32,7 @@ Results = dict[str, dict[str, list[Sample]]]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is compared with a target; without a target it is only shown."""
+    """A result that is compared with a target, if it has one."""
 
     what: str
     value: float
@@ -52,7 +52,7 @@ class Table:
 
 
 def measured(results: Results) -> Table:
-    """Give the median of each contestant in each case, with the range of its wall time."""
+    """Return the medians of each contestant in each case, with the range of its wall time."""
     rows = [
         (
             case,
@@ -71,7 +71,7 @@ def measured(results: Results) -> Table:
 
 
 def compared(findings: Iterable[Finding]) -> Table:
-    """Give each finding beside its target."""
+    """Return a table of findings and their targets."""
     rows = [
         (
             finding.what,
@@ -85,9 +85,9 @@ def compared(findings: Iterable[Finding]) -> Table:
 
 
 def findings(results: Results, data_bytes: dict[str, int]) -> list[Finding]:
-    """Compare what was measured with what is to be reached.
+    """Compare the results with the targets.
 
-    :param data_bytes: by case, what of its image is not holes
+    :param data_bytes: by case, the size of its image without holes
     """
     return [
         *_speed(results, 'raw', 'Nova', 0.65, hash_target=1.15),
@@ -122,7 +122,7 @@ def _speed(
 
 
 def _beside_hash(case: str, found: dict[str, list[Sample]], target: float) -> Iterable[Finding]:
-    """Compare with what no download can do without, and with one that does nothing else."""
+    """Compare with the hash alone, which each download needs, and with the lower bound."""
     ours, alone, least = (found[who] for who in ('ours', 'sha512', 'the least'))
     yield Finding(f'{case}: wall, ours : sha512', ratio(ours, alone, _wall_of), target=target)
     best = min(map(_wall_of, ours)) / min(map(_wall_of, alone))
@@ -160,13 +160,13 @@ def _existing(results: Results) -> Iterable[Finding]:
 
 
 def ratio(ours: Sequence[Sample], theirs: Sequence[Sample], of: Callable[[Sample], float]) -> float:
-    """Give the median of the rounds' ratios: what slows a whole round down cancels out."""
+    """Return the median of the rounds' ratios, in which a slow round cancels out."""
     pairs = zip(ours, theirs, strict=True)
     return statistics.median(of(one) / of(other) for one, other in pairs)
 
 
 def text(table: Table) -> str:
-    """Lay a table out for a terminal."""
+    """Format a table for a terminal."""
     lines = [table.head, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.head))]
     laid_out = [
@@ -178,7 +178,7 @@ def text(table: Table) -> str:
 
 
 def restructured(table: Table) -> str:
-    """Lay a table out for the documentation."""
+    """Format a table for the documentation."""
     lines = [f'.. list-table:: {table.title}', '   :header-rows: 1', '']
     for row in (table.head, *table.rows):
         for column, cell in enumerate(row):

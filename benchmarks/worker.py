@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our libvirt driver in a process of its own: a command a line in, its result a line out.
+"""Our libvirt driver in a process of its own: reads commands and prints results, a line each.
 
-A compute without its conductor, so that one thing is measured at a time. Commands
-run at once, each in a thread, as the compute's do; the answers carry their ids.
+It is a compute without its conductor, so that the driver alone is measured. Commands run in
+parallel, each in a thread, as on a compute; a result carries the id of its command.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ PIECE_BYTES = 1024**2
 
 
 class Worker:
-    """The driver, and what can be asked of it; the public methods are the commands."""
+    """The driver; the public methods are the commands."""
 
     def __init__(self, glance_url: str, options: dict[str, dict[str, Any]]) -> None:
         conf = precache_conf.new([], [])
@@ -45,39 +45,39 @@ class Worker:
         self._running: dict[str, transfer_control.Control] = {}
 
     def cache_image(self, image_id: str) -> str:
-        """Do what a compute does on a precache request."""
+        """Cache an image as a compute does for a precache request."""
         result = self._driver.cache_image(self._images(), image_id, lambda progress: None)
         return 'existing' if result.existing else 'cached'
 
-    def steered(self, image_id: str, transfer: str) -> str:
-        """Do the same, such that :meth:`stop` can reach it."""
-        reins = self._running[transfer] = transfer_control.Control()
+    def controlled(self, image_id: str, transfer: str) -> str:
+        """Cache an image so that :meth:`stop` can stop it."""
+        control = self._running[transfer] = transfer_control.Control()
         try:
             result = self._driver.cache_image(
-                self._images(), image_id, lambda progress: None, reins
+                self._images(), image_id, lambda progress: None, control
             )
         finally:
             del self._running[transfer]
         return 'existing' if result.existing else 'cached'
 
     def stop(self, transfer: str, error: str) -> bool:
-        """Stop such a transfer, if it still runs, with an error of this name."""
-        reins = self._running.get(transfer)
-        if reins is None:
+        """Stop a controlled transfer with an error of this name; return False if it has ended."""
+        control = self._running.get(transfer)
+        if control is None:
             return False
-        reins.stop(getattr(exception, error)(f'{error} by the soak'))
+        control.stop(getattr(exception, error)(f'{error} by the soak'))
         return True
 
     def boot(self, image_id: str, instance: str) -> str:
-        """Take the part of a boot that makes the root disk, and give its path."""
+        """Create a root disk as a boot does and return its path."""
         return self._driver.create_root_disk(self._images(), image_id, instance).path
 
     def clean(self) -> None:
-        """Take one round of the image cache manager."""
+        """Run one round of the image cache manager."""
         self._driver.manage_image_cache()
 
     def touches(self, image_id: str, count: int) -> float:
-        """Cache a cached image many times, and give the median of seconds a call."""
+        """Cache a cached image many times and return the median seconds of a call."""
         images = self._images()
         taken = []
         for _ in range(count):
@@ -89,14 +89,14 @@ class Worker:
         return statistics.median(taken)
 
     def receive(self, image_id: str) -> None:
-        """Read an image and forget it: how fast Glance sends."""
+        """Read an image and discard it, to measure how fast Glance sends."""
         with self._data(image_id) as answer:
             piece = bytearray(PIECE_BYTES)
             while answer.readinto(piece):
                 pass
 
     def least(self, image_id: str, target: str) -> None:
-        """Receive, hash and write an image, and nothing else."""
+        """Receive, hash and write an image without any other step."""
         with self._data(image_id) as answer:
             lower_bound.download(answer, target)
 
@@ -109,7 +109,7 @@ class Worker:
             yield connection.getresponse()
 
     def hash_file(self, path: str) -> float:
-        """Hash a file that is in memory, and give the seconds of that alone."""
+        """Hash a file that is in memory and return the seconds of the hash alone."""
         with open(path, 'rb') as file:
             pieces = list(iter(functools.partial(file.read, PIECE_BYTES), b''))
         found = hashlib.sha512()
@@ -119,7 +119,7 @@ class Worker:
         return time.perf_counter() - start
 
     def write_file(self, path: str, target: str) -> None:
-        """Copy a file that is in memory, and have the copy on the disk."""
+        """Copy a file that is in memory and sync the copy to the disk."""
         piece = bytearray(PIECE_BYTES)
         with open(path, 'rb', buffering=0) as source, open(target, 'wb', buffering=0) as file:
             while count := source.readinto(piece):
@@ -134,7 +134,7 @@ class Worker:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
-    # A line of the service says what it does, one of urllib3 that a pool is full.
+    # urllib3 logs that a pool is full.
     logging.getLogger('urllib3').setLevel(logging.ERROR)
     worker = Worker(**json.loads(sys.argv[1]))
     answers = threading.Lock()
@@ -142,7 +142,7 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         threading.Thread(target=_run, args=(worker, command, answers), daemon=True).start()
-    os._exit(0)  # Whoever gave the commands is gone, and waits for none.
+    os._exit(0)  # the parent is gone
 
 
 def _run(worker: Worker, command: dict[str, Any], answers: threading.Lock) -> None:
@@ -150,7 +150,7 @@ def _run(worker: Worker, command: dict[str, Any], answers: threading.Lock) -> No
     work = getattr(worker, command.pop('do'))
     try:
         answer = {'result': work(**command)}
-    except Exception as exc:  # noqa: BLE001 - whatever is raised is the answer
+    except Exception as exc:  # noqa: BLE001 - the exception is the answer
         is_known = isinstance(exc, exception.PrecacheError)
         if not is_known:
             traceback.print_exc()

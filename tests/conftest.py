@@ -7,26 +7,27 @@ is set to 1, as in CI, it fails.
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import shutil
 import signal
 import socket
-import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pytest
 import requests
 from oslo_config import cfg
-from pifpaf.drivers import rabbitmq as pifpaf_rabbitmq
 
 from nova_precache import backend
-from nova_precache.standalone import environment, glance as glance_server
-from tests import keystone as keystone_server
+from nova_precache.standalone import environment, glance as glance_server, process
 from tests.leaks import SECRETS
+from tools.servers import databases, keystone as keystone_server, own_port
+from tools.servers.rabbitmq import Login, RabbitMQ
+
+Server = TypeVar('Server', bound=process.ServerProcess)
 
 _why_no_eventlet = backend.why_no_eventlet()
 needs_eventlet = pytest.mark.skipif(_why_no_eventlet is not None, reason=str(_why_no_eventlet))
@@ -78,6 +79,38 @@ def require_server(name: str, available: bool, how: str) -> None:
     pytest.skip(message)
 
 
+def require_environment(needed: environment.PythonEnvironment) -> None:
+    """Build the environment of a server; skip the test, or fail it in CI, if that fails."""
+    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
+    try:
+        needed.ensure()
+    except environment.EnvironmentFailed as exc:
+        require_server(needed.name, False, str(exc))
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Run a server; skip the test, or fail it in CI, if the server is not installed."""
+    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(server)
+        except (environment.EnvironmentFailed, own_port.ProgramMissing) as exc:
+            require_server(server.name, False, str(exc))
+        yield server
+
+
+@contextlib.contextmanager
+def running_databases(kind: str, tls: databases.Tls | None = None) -> Iterator[databases.Databases]:
+    """Run a server of a kind of database in a directory of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        if kind == databases.SQLITE:
+            yield databases.Files(pathlib.Path(name))
+            return
+        with running(databases.SERVERS[kind](pathlib.Path(name), tls=tls)) as server:
+            yield server
+
+
 @pytest.fixture(scope='session')
 def qemu_img() -> str:
     """The path of qemu-img."""
@@ -104,13 +137,8 @@ def glance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[glance_server.G
     Nobody stops it or empties it: a test looks only at images that it uploaded. It
     takes data of any format under any name, since such images exist.
     """
-    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
-    try:
-        glance_server.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Glance', False, str(exc))
     directory = tmp_path_factory.mktemp('glance')
-    with glance_server.GlanceServer(directory, check_formats=False) as server:
+    with running(glance_server.GlanceServer(directory, check_formats=False)) as server:
         SECRETS.expect(server.log)
         yield server
 
@@ -118,12 +146,8 @@ def glance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[glance_server.G
 @pytest.fixture(scope='session')
 def keystone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[keystone_server.KeystoneServer]:
     """A real Keystone for all tests of the session; a service is registered by who needs it."""
-    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
-    try:
-        keystone_server.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Keystone', False, str(exc))
-    with keystone_server.KeystoneServer(tmp_path_factory.mktemp('keystone')) as server:
+    directory = tmp_path_factory.mktemp('keystone')
+    with running(keystone_server.KeystoneServer(directory, SECRETS.note)) as server:
         SECRETS.expect(server.log)
         yield server
 
@@ -167,68 +191,9 @@ def upload_image(glance: glance_server.GlanceServer) -> UploadImage:
     return upload
 
 
-@dataclasses.dataclass(frozen=True)
-class RabbitMQ:
-    """A RabbitMQ node of the tests' own."""
-
-    driver: pifpaf_rabbitmq.RabbitMQDriver
-    nodename: str
-
-    def kill(self) -> None:
-        """Kill the node at once, as a lost machine would; what is durable stays on its disk."""
-        self.driver.kill_node(self.nodename, signal.SIGKILL)
-
-    def restart(self) -> None:
-        """Start the killed node again and wait until it serves."""
-        self.driver.start_node(self.nodename)
-
-    @contextlib.contextmanager
-    def without_vhost(self, url: str) -> Iterator[None]:
-        """Take a virtual host away, with all connections to it, and make it again afterwards."""
-        name = url.rsplit('/', 1)[1]
-        self.driver.rabbitmqctl(self.nodename, ['delete_vhost', name])
-        try:
-            yield
-        finally:
-            self._add_vhost(name)
-
-    def make_vhost(self) -> str:
-        """Make an empty virtual host and give its transport URL."""
-        name = uuid.uuid4().hex
-        self._add_vhost(name)
-        login = f'{self.driver.username}:{self.driver.password}'
-        return f'rabbit://{login}@127.0.0.1:{self.driver.port}/{name}'
-
-    def _add_vhost(self, name: str) -> None:
-        self.driver.rabbitmqctl(self.nodename, ['add_vhost', name])
-        self.driver.rabbitmqctl(
-            self.nodename,
-            ['set_permissions', '-p', name, self.driver.username, '.*', '.*', '.*'],
-        )
-
-
 @pytest.fixture(scope='session')
-def rabbitmq(free_port: Callable[[], int]) -> Iterator[RabbitMQ]:
-    """A RabbitMQ on ports and in a directory of its own, with an Erlang name server too."""
-    require_server(
-        'RabbitMQ',
-        pifpaf_rabbitmq.RabbitMQDriver.find_executable(
-            'rabbitmq-server', ['/usr/lib/rabbitmq/bin', '/usr/local/sbin']
-        )
-        is not None,
-        'apt-get install rabbitmq-server',
-    )
-    port = free_port()
-    name = f'precache-{port}'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('ERL_EPMD_PORT', str(free_port()))
-        patch.setenv('ERL_EPMD_ADDRESS', '127.0.0.1')
-        patch.setenv('RABBITMQ_DIST_PORT', str(free_port()))
-        try:
-            with pifpaf_rabbitmq.RabbitMQDriver(
-                port=port, nodename=name, password=SECRETS.make('password of the broker')
-            ) as driver:
-                yield RabbitMQ(driver, f'{name}@localhost')
-        finally:
-            # The name server was started as a daemon by the node, and outlives it.
-            subprocess.run(['epmd', '-kill'], stdout=subprocess.DEVNULL, check=False)
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ for all tests of the session; each test makes virtual hosts of its own."""
+    login = Login('precache', ('first',), SECRETS.make('password of the broker'))
+    with running(RabbitMQ(tmp_path_factory.mktemp('rabbitmq'), [login])) as server:
+        yield server

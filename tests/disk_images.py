@@ -125,23 +125,6 @@ def with_vmdk_descriptor(path: pathlib.Path, old: str, new: str) -> pathlib.Path
     return patched(path, _VMDK_DESCRIPTOR.start, replaced.ljust(len(descriptor), b'\0'))
 
 
-def boot_sector(line: str) -> bytes:
-    """Give the first 512 bytes of a disk that, booted, writes a line to COM1 and halts.
-
-    There is a partition, without which Nova takes the disk for no disk.
-    """
-    code = bytes.fromhex(
-        '31c0 8ed8 be237c fc'  # ds:si is the text, which follows at 0x7c23
-        'ac 84c0 7412 88c3'  # next: take a character; after the last one halt
-        'bafd03 ec a820 74fb'  # wait until COM1 takes one
-        'baf803 88d8 ee ebe9'  # write it; go to next
-        'fa f4 ebfc'  # halt
-    )
-    text = f'{line}\r\n'.encode('ascii') + b'\0'
-    partition = struct.pack('<B3BB3BII', 0x80, 0, 2, 0, 0x83, 0xFF, 0xFF, 0xFF, 1, 2047)
-    return (code + text).ljust(446, b'\0') + partition + bytes(48) + b'\x55\xaa'
-
-
 def iso(path: pathlib.Path) -> pathlib.Path:
     data = bytearray(64 * 1024)
     data[32 * 1024 : 32 * 1024 + 6] = b'\x01CD001'

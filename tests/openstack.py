@@ -18,7 +18,8 @@ from typing import Any, Self
 
 import pytest
 
-from tests.service import Service, wait_until
+from tests.service import Service
+from tools.waiting import TimedOut, wait_until
 
 with warnings.catch_warnings():
     # Those of other projects' modules as they are imported.
@@ -108,7 +109,7 @@ class Terminal:
         """Press Ctrl-C until the command ends: Python loses one that comes at a bad moment."""
         try:
             wait_until(self._ends_after_ctrl_c, 'the command has ended')
-        except AssertionError as exc:
+        except TimedOut as exc:
             self.process.send_signal(signal.SIGABRT)  # it then says where each thread is
             self.process.wait(10)
             self._reader.join(10)

@@ -4,30 +4,16 @@
 import dataclasses
 import hashlib
 import pathlib
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import requests
 
 from nova_precache import model
 from tests.leaks import SECRETS
+from tools.waiting import wait_until
 
 TIMEOUT_SECONDS = 60.0
 LATEST = {'OpenStack-API-Version': 'compute 2.81', 'X-Auth-Token': 'admin'}
-
-
-def wait_until(
-    condition: Callable[[], Any], what: str, timeout_seconds: float = TIMEOUT_SECONDS
-) -> Any:
-    """Wait until something is so, and give what the condition then gave."""
-    pause = threading.Event()
-    end = time.monotonic() + timeout_seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f'not within {timeout_seconds:g} s: {what}'
-        pause.wait(0.05)
-    return found
 
 
 def _looked_at(answer: requests.Response) -> requests.Response:

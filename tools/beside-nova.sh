@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# A stock Nova on this machine, under Keystone, with Glance, RabbitMQ and MariaDB, and the
-# service added to it without agents and with them, then taken down. Sets up what that
-# needs, then hands over to beside_nova.py ("--help" tells more). With --boot, guests are booted.
+# Start a stock Nova on this machine, with Keystone, Glance, RabbitMQ and MariaDB, add the
+# service without agents and with them, then stop all processes. Installs the requirements, then
+# runs beside_nova.py (see --help). With --boot, guests are booted.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Other projects' deprecations say nothing to somebody who looks for the first time.
+# Without the deprecation warnings of other projects.
 export PYTHONWARNINGS=ignore
 setup beside
 if [[ " $* " == *' --boot '* ]]; then

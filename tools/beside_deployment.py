@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service beside a stock Nova: on Nova's inventory, behind the proxy rule."""
+"""The service beside a stock Nova: with Nova's inventory, behind the proxy rule."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,16 @@ import sqlalchemy as sa
 from nova_precache import conf as options
 from nova_precache.db.engine import schema, session
 from nova_precache.standalone import process
-from tests.keystone_clients import middleware
-from tools import foundation, nginx, servers
+from tools import foundation
 from tools.foundation import CONDUCTORS, Host
-from tools.stock_nova import StockNova
+from tools.servers import databases, nginx, rabbitmq
+from tools.servers.nova.cloud import StockNova
 
 HOSTS = ('compute1', 'compute2')
 CONTROL = 'control'
 NOVA = 'nova'
 READER = 'precache_ro'
-# Of Nova's databases: what doc/source/beside-nova.rst lets the service read.
+# The tables of Nova's databases that doc/source/beside-nova.rst lets the service read.
 READABLE = {
     'nova_api': (
         'aggregates',
@@ -41,7 +41,7 @@ connection = {nova_api}
 compute_backend = {backend}
 precache_concurrency = 2
 """
-# Old images are removed by nova-compute.
+# nova-compute removes old images.
 _AGENT = """\
 instances_path = {instances_path}
 
@@ -54,75 +54,26 @@ remove_unused_base_images = false
 """
 
 
-class MariaDB(servers.MariaDB):
-    """Has Nova's databases, too: a user who owns them, and one who may read some tables."""
-
-    def __init__(self, directory: pathlib.Path) -> None:
-        super().__init__(directory, 'nova_precache')
-        self._passwords = {name: servers.new_password() for name in (NOVA, READER)}
-
-    def connection_of(self, user: str, database: str) -> str:
-        password = self._passwords[user]
-        return (
-            f'mysql+pymysql://{user}:{password}@{process.HOST}:{self.port}'
-            f'/{database}?charset=utf8mb4'
-        )
-
-    def let_read(self) -> None:
-        """Let the reader in; the tables have to be there."""
-        engine = sa.create_engine(self.connection_of(NOVA, 'nova_api'))
-        with engine.begin() as connection:
-            for database, tables in READABLE.items():
-                for table in tables:
-                    connection.exec_driver_sql(
-                        f"GRANT SELECT ON {database}.{table} TO '{READER}'@'{process.HOST}'"
-                    )
-        engine.dispose()
-
-    def dump(self) -> Mapping[str, Any]:
-        """Give all that is in Nova's API database, by table."""
-        engine = sa.create_engine(self.connection_of(NOVA, 'nova_api'))
-        with engine.connect() as connection:
-            metadata = sa.MetaData()
-            metadata.reflect(connection)
-            dumped = {
-                name: [tuple(row) for row in connection.execute(sa.select(table))]
-                for name, table in metadata.tables.items()
-            }
-        engine.dispose()
-        return dumped
-
-    def _prepare(self, home: pathlib.Path) -> None:
-        super()._prepare(home)
-        with (self.directory / 'init.sql').open('a') as init:
-            for user, password in self._passwords.items():
-                init.write(f"CREATE USER '{user}'@'{process.HOST}' IDENTIFIED BY '{password}';\n")
-            for database in ('nova_api', 'nova', 'nova_cell0'):
-                init.write(
-                    f'CREATE DATABASE {database} CHARACTER SET utf8mb4;\n'
-                    f"GRANT ALL ON {database}.* TO '{NOVA}'@'{process.HOST}' WITH GRANT OPTION;\n"
-                )
-
-
 class BesideNova(foundation.Foundation):
     """A cloud with a Nova of one cell, and the service added to it."""
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self.databases = MariaDB(directory / 'mariadb')
+        self._owner = databases.Account(NOVA, ('nova_api', 'nova', 'nova_cell0'))
+        self._reader = databases.Account(READER, ())
         super().__init__(
             directory,
             [Host(name, 'cell1', directory / name) for name in HOSTS],
-            {CONTROL: servers.Login(CONTROL, (CONTROL,)), NOVA: servers.Login(NOVA, (NOVA,))},
-            self.databases,
+            {CONTROL: rabbitmq.Login(CONTROL, (CONTROL,)), NOVA: rabbitmq.Login(NOVA, (NOVA,))},
+            [self._owner, self._reader],
         )
 
     _new_nova: Callable[..., StockNova] = StockNova
 
     def start(self) -> None:
-        """Start the cloud as it was before: nothing of the service caches images yet."""
+        """Start the cloud and the API of the service, without conductors and agents."""
         self._start_servers()
         self._start_nova()
-        self.databases.let_read()
+        self._permit_reading()
         self._configure('nova')
         self._make_database()
         self._start_server(self._api)
@@ -144,26 +95,47 @@ class BesideNova(foundation.Foundation):
         ]
 
     def work_without_agents(self) -> None:
-        """Have Nova's own nova-computes cache images."""
+        """Start conductors that cache images through the nova-computes."""
         self._start_conductors()
 
     def work_with_agents(self) -> None:
-        """Have agents do it from now on, one beside each nova-compute."""
+        """Restart the service with an agent beside each nova-compute."""
         self._stop_children()
         self._api.stop()
         self._configure('agent')
-        # First, so that an agent's first words are heard.
+        # First, so that an agent's first report is received.
         self._start_conductors()
         self._start_agents(self.hosts)
         self._start_server(self._api)
 
     def served(self) -> dict[str, list[str]]:
-        """Give what came through the endpoint so far, by who answered it."""
+        """Return the requests to the endpoint so far, by the service that answered them."""
         upstreams = {_address(self.nova.url): 'Nova', _address(self.api_url): 'nova-precache'}
         found: dict[str, list[str]] = {name: [] for name in upstreams.values()}
         for upstream, asked in self.proxy.served():
             found[upstreams[upstream]].append(asked)
         return found
+
+    def dump(self) -> Mapping[str, Any]:
+        """Return the rows of Nova's API database by table."""
+        engine = sa.create_engine(self.mariadb.account_url(self._owner, 'nova_api'))
+        with engine.connect() as connection:
+            metadata = sa.MetaData()
+            metadata.reflect(connection)
+            dumped = {
+                name: [tuple(row) for row in connection.execute(sa.select(table))]
+                for name, table in metadata.tables.items()
+            }
+        engine.dispose()
+        return dumped
+
+    def _permit_reading(self) -> None:
+        """Grant the reader its tables, which must exist."""
+        for database, tables in READABLE.items():
+            for table in tables:
+                self.mariadb.execute(
+                    f"GRANT SELECT ON {database}.{table} TO '{READER}'@'{process.HOST}'"
+                )
 
     def _start_agents(self, hosts: Sequence[Host]) -> None:
         self._start_all(
@@ -176,21 +148,21 @@ class BesideNova(foundation.Foundation):
         user = self.keystone.make_user('service', project='service', name='nova')
         self.nova = self._new_nova(
             self.directory,
-            self.hosts,
+            [host.name for host in self.hosts],
             transport_url=self._rabbitmq.transport_url(self._logins[NOVA], NOVA),
             glance_url=self.image_url,
             databases=(
-                self.databases.connection_of(NOVA, 'nova_api'),
-                self.databases.connection_of(NOVA, 'nova'),
+                self.mariadb.account_url(self._owner, 'nova_api'),
+                self.mariadb.account_url(self._owner, 'nova'),
             ),
-            keystone_authtoken=middleware(self.keystone, user),
+            authtoken=self.keystone.authtoken(user),
         )
         self._servers.callback(self.nova.stop)
         self.nova.start()
-        self.nova.wait(self.token())
+        self.nova.wait({'X-Auth-Token': self.token()})
 
     def _configure(self, backend: str) -> None:
-        nova_api = self.databases.connection_of(READER, 'nova_api')
+        nova_api = self.mariadb.account_url(self._reader, 'nova_api')
         control = self._control(
             _CONTROL.format(nova_api=nova_api, backend=backend, public_endpoint=self.api_url)
         )
@@ -200,7 +172,7 @@ class BesideNova(foundation.Foundation):
             agent = _AGENT.format(instances_path=host.instances_path, glance_url=self.image_url)
             self._write(agent_of(host), NOVA, NOVA, agent)
             path = self.directory / f'{agent_of(host)}.conf'
-            # Its files have a name of their own; the host is Nova's.
+            # Its files are named after the agent; the host is Nova's.
             path.write_text(
                 path.read_text().replace(f'host = {agent_of(host)}\n', f'host = {host.name}\n', 1)
             )
@@ -215,7 +187,7 @@ class BesideNova(foundation.Foundation):
 
 
 def agent_of(host: Host) -> str:
-    """Name the agent of a host."""
+    """Return the name of the agent of a host."""
     return f'{host.name}-agent'
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a stock Nova up on this machine, and adds the service to it in each of two ways.
+"""Starts a stock Nova on this machine and adds the service to it, without agents and with them.
 
 Keystone, Glance, RabbitMQ, MariaDB, nova-api, nova-conductor and two nova-computes run on
-ports of their own and in a directory of its own, and nginx with the shipped rule is the
-compute endpoint. First Nova's own computes cache an image for the service, then agents
-beside them cache another; then all of it is taken down. With --boot, each nova-compute has a
-libvirtd, and boots a guest from each of the images.
+ports and in a directory of their own; nginx with the shipped rule is the compute endpoint.
+First Nova's own computes cache an image for the service, then agents beside them cache
+another; then all processes are stopped. With --boot, each nova-compute has a libvirtd, and
+boots a guest from each of the images.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import sys
 from rich import table
 
 from nova_precache.standalone import glance
-from tests import keystone, nova
-from tools import guests, libvirtd, running, showing, tour
+from tools import boot_sector, guests, running, showing, tour, waiting
 from tools.beside_deployment import BesideNova
+from tools.servers import environments, keystone, libvirtd, nova
 from tools.showing import CONSOLE, StepFailed, step
 
 BASE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.beside-nova'
@@ -29,10 +29,10 @@ def main() -> int:
     arguments = _parse_arguments()
     if arguments.build:
         needed = [glance.ENVIRONMENT, keystone.ENVIRONMENT, nova.ENVIRONMENT]
-        return running.build([*needed, *([libvirtd.BINDING] if arguments.boot else [])])
+        return environments.build([*needed, *([libvirtd.BINDING] if arguments.boot else [])])
 
     def show_it(whole: BesideNova) -> None:
-        step('Keystone, Glance, RabbitMQ, MariaDB, a stock Nova and the API are started')
+        step('Start Keystone, Glance, RabbitMQ, MariaDB, a stock Nova and the API')
         whole.start()
         image_ids = show(whole)
         if isinstance(whole, guests.BesideNovaWithGuests):
@@ -47,13 +47,13 @@ def main() -> int:
 
 
 def show(whole: BesideNova) -> dict[str, str]:
-    """Go through both ways, show what Nova noticed of it, and return the ids of the images."""
+    """Run both ways, show the effects on Nova, and return the ids of the images."""
     tour.show_parts(whole)
-    step('Whatever is not about images of aggregates is answered by Nova itself')
+    step('Nova itself answers all other requests')
     tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')
     tour.make_aggregate(whole)
-    before = whole.databases.dump()
-    step('WITHOUT AGENTS: two conductors join, and nothing on the hosts')
+    before = whole.dump()
+    step('WITHOUT AGENTS: two conductors are added, and no process on the hosts')
     whole.work_without_agents()
     without, with_agents = IMAGES
     found = {without: cache(whole, without)}
@@ -62,16 +62,16 @@ def show(whole: BesideNova) -> dict[str, str]:
     found[with_agents] = cache(whole, with_agents)
     show_disks(whole, found)
     show_endpoint(whole)
-    show_database(whole, before == whole.databases.dump())
+    show_database(whole, before == whole.dump())
     return found
 
 
 def cache(whole: BesideNova, image: str) -> str:
-    """Upload an image, have it cached in both ways to ask, see what became of it."""
+    """Upload an image, request it with both commands, and show the outcomes."""
     with showing.random_qcow2(whole.directory, tour.IMAGE_MIB) as file:
         image_id = tour.upload(whole, file, image)
         tour.cache(whole, image)
-        step('What became of it')
+        step('The outcomes')
         first = tour.check_outcomes(whole, image_id)
         for command in (('list',), ('task', 'list', first), ('host', 'list')):
             tour.tell(whole, 'precache', *command)
@@ -91,12 +91,12 @@ def show_disks(whole: BesideNova, image_ids: dict[str, str]) -> None:
 
 
 def show_endpoint(whole: BesideNova) -> None:
-    """Show what nginx sent where; it logs a request a moment after the answer.
+    """Show which service nginx sent requests to; it logs them shortly after the answer.
 
-    :raises StepFailed: the rule did not tell requests apart
+    :raises StepFailed: the rule sent one to the wrong service
     """
     step("What came to the endpoint in Keystone's catalog")
-    tour.wait_until(
+    waiting.wait_until(
         lambda: len(whole.served()['nova-precache']) >= len(IMAGES), 'nginx has logged it'
     )
     answered = table.Table('Answered by', 'Requests', 'Such as')
@@ -104,9 +104,9 @@ def show_endpoint(whole: BesideNova) -> None:
         answered.add_row(name, str(len(asked)), asked[-1].rpartition(' ')[0])
     CONSOLE.print(answered)
     if any(_is_ours(asked) for asked in whole.served()['Nova']):
-        raise StepFailed('Nova got a request that was not meant for it')
+        raise StepFailed('Nova got a request for nova-precache')
     if not all(_is_ours(asked) for asked in whole.served()['nova-precache']):
-        raise StepFailed('nova-precache got a request that was meant for Nova')
+        raise StepFailed('nova-precache got a request for Nova')
 
 
 def _is_ours(asked: str) -> bool:
@@ -118,13 +118,13 @@ def show_database(whole: BesideNova, is_unchanged: bool) -> None:
     step("Nova's API database")
     if not is_unchanged:
         raise StepFailed("Nova's API database has changed meanwhile")
-    CONSOLE.print('It is row by row what it was before the service joined.')
+    CONSOLE.print('No row has changed since the service was added.')
 
 
 def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) -> None:
     """Boot a guest from each image.
 
-    :raises StepFailed: it did not boot, or Nova has read the image from Glance for it
+    :raises StepFailed: it did not boot, or Nova read the image from Glance for it
     """
     step('A guest boots from each of the images')
     size = ('--vcpus', '1', '--ram', '128', '--disk', '1')
@@ -145,32 +145,26 @@ def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) ->
 
 
 def boot(whole: guests.BesideNovaWithGuests, image: str) -> guests.Guest:
-    """Boot a guest as Nova's users do, and show what it writes to its serial console."""
+    """Boot a guest as Nova's users do, and show its line on the serial console."""
     version = f'--os-compute-api-version={guests.MICROVERSION}'
     what = ('--image', image, '--flavor', FLAVOR, '--nic', 'none', image)
     said = tour.openstack(whole, version, 'server', 'create', *what, '-f', 'value', '-c', 'id')
     guest = whole.wait_for_guest(said.strip())
     guest.wait_for_line()
-    CONSOLE.print(f'On the serial console of {image}: {showing.GUEST_SAYS}')
+    CONSOLE.print(f'On the serial console of {image}: {boot_sector.LINE}')
     return guest
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='tools/beside-nova.sh', description=__doc__)
-    parser.add_argument(
-        '--keep', action='store_true', help='leave it running until Ctrl-C, and say how to use it'
-    )
+    parser = running.parser('beside-nova.sh', __doc__, 'Keystone, Glance and Nova')
     parser.add_argument(
         '--boot', action='store_true', help='boot a guest from each image, too; needs root'
     )
     parser.add_argument(
-        '--build', action='store_true', help='prepare Keystone, Glance and Nova, and end'
-    )
-    parser.add_argument(
         '--directory',
         type=pathlib.Path,
-        help='where each run has a directory of its own, which others can reach for --boot; '
-        f'{BASE_DIRECTORY}, and {guests.BASE_DIRECTORY} for --boot, unless given',
+        help='parent of the directory of each run, open to other users for --boot '
+        f'({BASE_DIRECTORY}, and {guests.BASE_DIRECTORY} for --boot)',
     )
     arguments = parser.parse_args()
     if arguments.directory is None:
@@ -181,7 +175,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _show_what_to_try(whole: BesideNova) -> None:
-    step('It is left running until Ctrl-C. To use it, in another terminal:')
+    step('It runs until Ctrl-C. To use it, in another terminal:')
     variables = ' '.join(f'{name}={value}' for name, value in whole.environment.items())
     for line in (
         f'export {variables} PATH={showing.BINARIES}:$PATH',

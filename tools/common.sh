@@ -1,23 +1,23 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
-# What the scripts of this directory share: a Python, the packages of the system,
-# and a virtual environment in .venv. To be sourced; every step can be run again.
+# Functions of the scripts in this directory: find a Python, install packages of the system, and
+# make a virtual environment in .venv. To be sourced; all steps can be repeated.
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # The versions that setup.cfg names: these are tested.
 PYTHONS=(3.11 3.12 3.13)
-# One of them for this run, in an environment of its own, else what find_python finds.
+# One of them for this run, in an environment of its own; by default that of find_python.
 PYTHON=${NOVA_PRECACHE_PYTHON:-}
 VENV=${NOVA_PRECACHE_VENV:-$ROOT/.venv${PYTHON:+-$PYTHON}}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# setup PROFILE: have everything that a script needs installed, with .venv/bin first
-# in PATH. A profile is one of quickstart, deploy, beside, test and lint.
+# setup PROFILE: install the requirements of a script and put .venv/bin first in PATH. A profile
+# is one of quickstart, deploy, beside, test and lint.
 setup() {
     local profile=$1
-    # Two scripts at once: the second waits. Nothing started later inherits the lock.
+    # A second script waits. No process started later inherits the lock.
     exec 9>"$VENV.lock"
     flock 9
     make_venv
@@ -38,7 +38,7 @@ make_venv() {
         install_packages python3 python3-venv
         python=$(find_python) || fail 'The Python of this system is older than 3.11.'
     fi
-    # tox may have left a file of this name, which points to an environment of its own.
+    # A file of this name may be from tox.
     if [[ -f $VENV ]]; then
         rm "$VENV"
     fi
@@ -87,8 +87,8 @@ find_version() {
     return 1
 }
 
-# is_usable PYTHON VERSION...: it is one of the versions, or without any is new enough, and can
-# make virtual environments.
+# is_usable PYTHON VERSION...: succeed if it is one of the versions, or new enough if none is
+# given, and can make virtual environments.
 is_usable() {
     "$1" - "${@:2}" <<'END' 2>/dev/null
 import ensurepip, sys, venv
@@ -120,7 +120,7 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "$@" >/dev/null
 }
 
-# Install what the profile needs, unless it was installed from these very files.
+# Install the packages of a profile, unless they were installed from the same files.
 install_requirements() {
     local profile=$1 stamp current
     local -a what
@@ -144,7 +144,7 @@ install_requirements() {
 declare -A RUNNING=()
 LOGS=
 
-# beside NAME COMMAND...: run it in the background; collect prints what it printed.
+# beside NAME COMMAND...: run a command in the background; collect prints its output.
 beside() {
     local name=$1
     shift
@@ -156,7 +156,7 @@ beside() {
     RUNNING[$name]=$!
 }
 
-# collect NAME: wait for what runs beside, print what it printed, return its status.
+# collect NAME: wait for a background command, print its output and return its status.
 collect() {
     local status=0
     wait "${RUNNING[$1]}" || status=$?
@@ -166,7 +166,7 @@ collect() {
     return $status
 }
 
-# Whatever ends the script ends what runs beside, too, and waits until it has tidied up.
+# Stop the background commands at the end of the script, and wait for their cleanup.
 # shellcheck disable=SC2329  # the trap calls it
 end_all() {
     kill "${RUNNING[@]}" 2>/dev/null || true

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# A whole deployment on this machine, with Keystone, Glance, RabbitMQ and MariaDB: brought
-# up, used as its operator does, and taken down. Sets up what that needs, then hands over
-# to deploy_local.py ("--help" tells more).
+# Start a whole deployment on this machine, with Keystone, Glance, RabbitMQ and MariaDB, use it
+# as its operator does, then stop it. Installs the requirements, then runs deploy_local.py (see
+# --help).
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Other projects' deprecations say nothing to somebody who looks for the first time.
+# Without the deprecation warnings of other projects.
 export PYTHONWARNINGS=ignore
 setup deploy
 cd "$ROOT"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a whole deployment up on this machine, uses it as its operator does, takes it down.
+"""Starts a whole deployment on this machine, uses it as its operator does, and stops it.
 
-Keystone, Glance, RabbitMQ and MariaDB run beside the service, on ports of their own and
-in a directory of its own; then Nova's own command and the service's have an image cached on
-all hosts.
+Keystone, Glance, RabbitMQ and MariaDB run beside the service, on ports and in a directory of
+their own; then Nova's own command and the service's cache an image on all hosts.
 """
 
 import argparse
@@ -11,9 +10,9 @@ import pathlib
 import sys
 
 from nova_precache.standalone import glance
-from tests import keystone
 from tools import foundation, running, showing, tour
 from tools.deployment import Deployment
+from tools.servers import environments, keystone
 from tools.showing import CONSOLE, step
 from tools.tour import AGGREGATE
 
@@ -24,10 +23,10 @@ IMAGE = 'golden'
 def main() -> int:
     arguments = _parse_arguments()
     if arguments.build:
-        return running.build((glance.ENVIRONMENT, keystone.ENVIRONMENT))
+        return environments.build((glance.ENVIRONMENT, keystone.ENVIRONMENT))
 
     def show_it(whole: Deployment) -> None:
-        step('Keystone, Glance, RabbitMQ, MariaDB and the service are started')
+        step('Start Keystone, Glance, RabbitMQ, MariaDB and the service')
         whole.start()
         show(whole)
         if arguments.keep:
@@ -42,7 +41,7 @@ def main() -> int:
 
 
 def show(whole: Deployment) -> None:
-    """Go through the tour, step by step."""
+    """Run the tour."""
     tour.show_parts(whole)
     with showing.random_qcow2(whole.directory, tour.IMAGE_MIB) as file:
         image_id = tour.upload(whole, file, IMAGE)
@@ -53,38 +52,34 @@ def show(whole: Deployment) -> None:
 
 
 def show_outcomes(whole: Deployment, image_id: str) -> None:
-    """Show what became of the request of Nova's command, which is the older one."""
-    step('What became of it')
+    """Show the outcomes of the request of Nova's command, which is the older one."""
+    step('The outcomes')
     first = tour.check_outcomes(whole, image_id)
     for command in (('show', first), ('task', 'list', first), ('host', 'list')):
         tour.tell(whole, 'precache', *command)
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='tools/deploy-local.sh', description=__doc__)
-    parser.add_argument(
-        '--keep', action='store_true', help='leave it running until Ctrl-C, and say how to use it'
-    )
+    parser = running.parser('deploy-local.sh', __doc__, 'Keystone and Glance')
     parser.add_argument(
         '--computes',
         type=int,
         choices=range(1, 21),
         default=4,
         metavar='N',
-        help='compute hosts, in two cells; 1 to 20, %(default)s unless given',
+        help='number of compute hosts in two cells, 1 to 20 (%(default)s)',
     )
-    parser.add_argument('--build', action='store_true', help='prepare Keystone and Glance, and end')
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
         default=BASE_DIRECTORY,
-        help='where each run has a directory of its own, %(default)s unless given',
+        help='parent of the directory of each run (%(default)s)',
     )
     return parser.parse_args()
 
 
 def _show_what_to_try(whole: Deployment) -> None:
-    step('It is left running until Ctrl-C. To use it, in another terminal:')
+    step('It runs until Ctrl-C. To use it, in another terminal:')
     variables = ' '.join(f'{name}={value}' for name, value in whole.environment.items())
     host = whole.hosts[0]
     for line in (

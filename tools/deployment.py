@@ -6,8 +6,9 @@ import pathlib
 from nova_precache import conf as options
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
-from tools import foundation, servers
+from tools import foundation
 from tools.foundation import CONDUCTORS, Host
+from tools.servers import rabbitmq
 
 CELLS = ('cell1', 'cell2')
 CONTROL = 'control'
@@ -30,16 +31,15 @@ reserved_disk_bytes = 0
 class Deployment(foundation.Foundation):
     """The service with an inventory of its own.
 
-    :param computes: how many hosts; they are dealt out to two cells
+    :param computes: number of hosts, in turn of two cells
     """
 
     def __init__(self, directory: pathlib.Path, computes: int) -> None:
-        control = servers.Login(CONTROL, (CONTROL, *CELLS))
+        control = rabbitmq.Login(CONTROL, (CONTROL, *CELLS))
         super().__init__(
             directory,
             [_host(directory, number) for number in range(computes)],
-            {CONTROL: control, **{cell: servers.Login(cell, (cell,)) for cell in CELLS}},
-            servers.MariaDB(directory / 'mariadb', 'nova_precache'),
+            {CONTROL: control, **{cell: rabbitmq.Login(cell, (cell,)) for cell in CELLS}},
         )
 
     def start(self) -> None:
@@ -66,9 +66,9 @@ class Deployment(foundation.Foundation):
             self._write(host.name, host.cell, host.cell, compute)
 
     def _make_database(self) -> None:
-        """Make the tables and the cells.
+        """Create the tables and the cells.
 
-        Not by command: a cell's transport URL, with its password, would be an argument.
+        A command would have the transport URL of a cell, with its password, as an argument.
         """
         path = self.directory / 'conductor1.conf'
         database = session.connect(options.new(config_files=[str(path)]))
@@ -81,7 +81,7 @@ class Deployment(foundation.Foundation):
             database.dispose()
 
     def _start_service(self) -> None:
-        # First, so that a compute's first words are heard.
+        # First, so that a compute's first report is received.
         self._start_conductors()
         self._start_all(
             'compute',

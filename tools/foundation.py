@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every deployment on one machine has: the servers around the service, and its processes.
+"""The base of each deployment on one machine: the servers around the service, and its processes.
 
-Every part is a process of its own that dies with its parent. All files are below one
-directory, which only its owner may read: passwords are in some of them.
+Each part is a process that dies with its parent. All files are below one directory, which only
+its owner may read: some contain passwords.
 """
 
 import abc
@@ -12,8 +12,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,19 +19,18 @@ import requests
 import yaml
 
 from nova_precache.standalone import process
-from tests import keystone as keystone_server
-from tests.keystone_clients import GlanceUnderKeystone, credentials
-from tools import servers
+from tools import waiting
+from tools.servers import databases, keystone as keystone_server, rabbitmq
+from tools.servers.glance import GlanceUnderKeystone
 
 BINARIES = pathlib.Path(sys.executable).parent
 CLOUD = 'precache'
 CONDUCTORS = ('conductor1', 'conductor2')
-# Reads the images of all by the policy for Glance, and does nothing else.
+# The policy for Glance permits it to read all images, and no other action.
 ROLE = 'image_precacher'
 _GLANCE_POLICY = pathlib.Path(__file__).parents[1] / 'etc' / 'glance' / 'image-precacher.yaml'
 START_SECONDS = 120
 STOP_SECONDS = 30
-POLL_SECONDS = 0.1
 
 GENERAL = """\
 [DEFAULT]
@@ -53,15 +50,12 @@ connection = {connection}
 
 [glance]
 {image_credentials}
-[keystone_authtoken]
-www_authenticate_uri = {keystone_url}
-service_token_roles_required = true
-{credentials}"""
+{authtoken}"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A compute host, which is a process here."""
+    """A compute host, which is a process on this machine."""
 
     name: str
     cell: str
@@ -73,7 +67,7 @@ class Host:
 
 
 class Api(process.ServerProcess):
-    """The API as a foreign WSGI server serves it: gunicorn."""
+    """The API under gunicorn."""
 
     name = 'API'
 
@@ -85,7 +79,7 @@ class Api(process.ServerProcess):
         return BINARIES
 
     def _prepare(self, home: pathlib.Path) -> None:
-        """Nothing: its configuration is there, and names no port."""
+        """Do nothing: its configuration exists, and contains no port."""
 
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:
         return [
@@ -93,11 +87,11 @@ class Api(process.ServerProcess):
             f'--bind=fd://{listener.fileno()}',
             '--workers=1',
             '--threads=16',
-            # Longer than a client thinks between two requests: one on a connection that
-            # is just being closed is lost, and a POST is not repeated.
+            # Longer than the pause of a client between two requests: a POST on a connection
+            # that is being closed is lost.
             '--keep-alive=75',
             '--graceful-timeout=5',
-            # Its place is one per user: a second one would take the first one's.
+            # Its path is per user: a second gunicorn would take over the first one's socket.
             '--no-control-socket',
             'nova_precache.wsgi.api:application',
         ]
@@ -107,7 +101,7 @@ class Api(process.ServerProcess):
 
 
 class Foundation(abc.ABC):
-    """Starts the parts in their order, and stops them in reverse.
+    """Starts the parts in order and stops them in reverse.
 
     :param directory: an empty one, closed to other users
     """
@@ -116,14 +110,19 @@ class Foundation(abc.ABC):
         self,
         directory: pathlib.Path,
         hosts: Sequence[Host],
-        logins: Mapping[str, servers.Login],
-        mariadb: servers.MariaDB,
+        logins: Mapping[str, rabbitmq.Login],
+        accounts: Sequence[databases.Account] = (),
     ) -> None:
         self.directory = directory
         self.hosts = hosts
         self._logins = logins
-        self._rabbitmq = servers.RabbitMQ(directory / 'rabbitmq', logins.values())
-        self._mariadb = mariadb
+        self._rabbitmq = rabbitmq.RabbitMQ(directory / 'rabbitmq', list(logins.values()))
+        self._account = databases.Account('nova_precache', ('nova_precache',))
+        self.mariadb = databases.MariaDB(
+            directory / 'mariadb',
+            accounts=[self._account, *accounts],
+            settings={'innodb-buffer-pool-size': '32M'},
+        )
         self.keystone = keystone_server.KeystoneServer(made(directory / 'keystone'))
         self._api = Api(directory, directory / 'api.conf')
         self._servers = contextlib.ExitStack()
@@ -142,7 +141,7 @@ class Foundation(abc.ABC):
 
     @abc.abstractmethod
     def parts(self) -> list[tuple[str, str]]:
-        """Name what runs, and where it answers or where its host is."""
+        """List the running parts, with their address or the cell of their host."""
 
     @property
     def api_url(self) -> str:
@@ -155,11 +154,11 @@ class Foundation(abc.ABC):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Give the variables by which the openstack client finds all of it."""
+        """Return the variables with which the openstack client uses the deployment."""
         return {'OS_CLIENT_CONFIG_FILE': str(self.clouds), 'OS_CLOUD': CLOUD}
 
     def stop(self) -> None:
-        """Stop whatever runs, the servers last."""
+        """Stop all processes, the servers last."""
         self._stop_children()
         self._servers.close()
 
@@ -168,7 +167,7 @@ class Foundation(abc.ABC):
         return self.keystone.token(self.operator)
 
     def get(self, token: str, path: str) -> dict[str, Any]:
-        """Ask /v1 for something."""
+        """Get a resource of /v1."""
         answer = requests.get(
             f'{self.api_url}/v1{path}',
             headers={'X-Auth-Token': token},
@@ -181,8 +180,8 @@ class Foundation(abc.ABC):
     # Servers
 
     def _start_servers(self) -> None:
-        """Start what the service stands on, and make its user and the operator."""
-        for server in (self._rabbitmq, self._mariadb, self.keystone):
+        """Start the servers that the service needs; create its users and the operator."""
+        for server in (self._rabbitmq, self.mariadb, self.keystone):
             self._start_server(server)
         self.glance = self._glance_type(self.directory / 'glance', self.keystone, _GLANCE_POLICY)
         self._start_server(self.glance)
@@ -194,7 +193,7 @@ class Foundation(abc.ABC):
             ROLE, project='service', name='nova-precache-images'
         )
         self.operator = self.keystone.make_user('admin', project='operators', name='operator')
-        self._mariadb.wait()
+        self.mariadb.wait()
         self._rabbitmq.wait()
 
     def _start_server(self, server: process.ServerProcess) -> None:
@@ -206,11 +205,11 @@ class Foundation(abc.ABC):
             ('Keystone', self.keystone.url),
             ('Glance', self.glance.url),
             ('RabbitMQ', f'{process.HOST}:{self._rabbitmq.port}'),
-            ('MariaDB', f'{process.HOST}:{self._mariadb.port}'),
+            ('MariaDB', f'{process.HOST}:{self.mariadb.port}'),
         ]
 
     def _register(self, compute_url: str) -> None:
-        """Have the catalog name all services, and tell the client who the operator is."""
+        """Register all services in the catalog, and write the client's login of the operator."""
         self.keystone.register('image', self.image_url)
         self.keystone.register('compute', compute_url)
         self.keystone.register('image-precache', f'{self.api_url}/v1')
@@ -230,12 +229,11 @@ class Foundation(abc.ABC):
     # Configuration
 
     def _control(self, more: str) -> str:
-        """Give what API and conductors are told, but for what is said of every process."""
+        """Return the configuration of API and conductors, without that of each process."""
         control = CONTROL.format(
-            connection=self._mariadb.connection,
-            credentials=credentials(self.keystone, self._service_user),
-            image_credentials=credentials(self.keystone, self._image_user),
-            keystone_url=self.keystone.url,
+            connection=self.mariadb.account_url(self._account, *self._account.databases),
+            authtoken=self.keystone.authtoken(self._service_user, token_cache_seconds=300),
+            image_credentials=self.keystone.credentials(self._image_user),
         )
         return f'{more}\n{control}'
 
@@ -248,7 +246,7 @@ class Foundation(abc.ABC):
     # Processes of the service
 
     def _start_all(self, kind: str, names: Sequence[str], sign: Callable[[str], str]) -> None:
-        """Start some processes at once, and wait until each has logged the sign that it is up."""
+        """Start some processes in parallel and wait until each has logged a sign that it is up."""
         for name in names:
             self._spawn(kind, name)
         for name in names:
@@ -265,13 +263,13 @@ class Foundation(abc.ABC):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                umask=0o022 if kind == 'compute' else -1,  # as its shipped unit has it
+                umask=0o022 if kind == 'compute' else -1,  # as in its shipped unit
             )
 
     def _command(self, kind: str, name: str) -> list[str]:
         command = [str(BINARIES / f'nova-precache-{kind}'), '--config-file']
         command.append(str(self.directory / f'{name}.conf'))
-        # At once, since all that it would say goodbye to dies as well.
+        # At once: the servers that it would sign off from die as well.
         return process.dies_with_parent(command, 'KILL')
 
     def _stop_children(self) -> None:
@@ -285,14 +283,14 @@ class Foundation(abc.ABC):
         return self.directory / f'{name}.log'
 
     def _wait_for_log(self, name: str, sign: str) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        pause = threading.Event()
-        while sign not in self._log(name).read_text(errors='replace'):
-            if self._children[name].poll() is not None or time.monotonic() > deadline:
-                raise process.ServerFailed(
-                    f'{name} did not come up:\n{process.tail(self._log(name))}'
-                )
-            pause.wait(POLL_SECONDS)
+        log = self._log(name)
+        waiting.wait_for_child(
+            name,
+            self._children[name],
+            lambda: sign in log.read_text(errors='replace'),
+            log,
+            START_SECONDS,
+        )
 
 
 def made(directory: pathlib.Path) -> pathlib.Path:

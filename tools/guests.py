@@ -23,18 +23,21 @@ import requests
 
 from nova_precache import model
 from nova_precache.standalone import process
-from tools import libvirtd, showing, stock_nova, tour
+from tools import boot_sector
 from tools.beside_deployment import BesideNova, agent_of
 from tools.foundation import Host
+from tools.servers import libvirtd
+from tools.servers.nova import cloud
 from tools.showing import StepFailed
+from tools.waiting import wait_until
 
-# QEMU's user has to reach what is in it, and sockets must have short paths.
+# QEMU's user must be able to reach its files, and sockets must have short paths.
 BASE_DIRECTORY = pathlib.Path(tempfile.gettempdir()) / 'nova-precache-guests'
 AGENT_USER = 'daemon'
-# The first is that of the shipped unit. The second is for this source tree and the
-# configuration, which may be root's.
+# The first is that of the shipped unit. The second permits reading this source tree and the
+# configuration, which may belong to root.
 CAPABILITIES = ('fowner', 'dac_read_search')
-# The first in which a request names the host.
+# The first in which a request can name the host.
 MICROVERSION = '2.74'
 POLL_SECONDS = 0.1
 _TAIL_BYTES = 64 * 1024
@@ -74,7 +77,7 @@ enabled = false
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A server of Nova's that runs."""
+    """A running server of Nova."""
 
     id: str
     host: Host
@@ -83,7 +86,7 @@ class Guest:
     def disk(self) -> pathlib.Path:
         return self.host.instances_path / self.id / 'disk'
 
-    def has_written(self, line: str = showing.GUEST_SAYS) -> bool:
+    def has_written(self, line: str = boot_sector.LINE) -> bool:
         """Return whether a line is at the end of its serial console."""
         log = self.host.instances_path / self.id / 'console.log'
         if not log.exists():
@@ -95,9 +98,9 @@ class Guest:
     def wait_for_line(self) -> None:
         """Wait until it has written its line.
 
-        :raises tools.showing.StepFailed: it takes too long
+        :raises tools.waiting.TimedOut: it did not
         """
-        tour.wait_until(self.has_written, f'{self.id} has written its line', POLL_SECONDS)
+        wait_until(self.has_written, f'{self.id} has written its line')
 
     def files(self) -> list[pathlib.Path]:
         """Return the files of its disk, each of which is based on the next."""
@@ -106,17 +109,17 @@ class Guest:
         return [pathlib.Path(each['filename']) for each in json.loads(told.stdout)]
 
 
-class NovaWithGuests(stock_nova.StockNova):
-    """Has a nova-scheduler, and real drivers of libvirt.
+class NovaWithGuests(cloud.StockNova):
+    """A stock Nova with a nova-scheduler and libvirt.
 
     :param uris: of the libvirtds, by host
-    :param options: more of nova.conf, by host
+    :param options: more sections of nova.conf, by host
     """
 
     def __init__(
         self,
         directory: pathlib.Path,
-        hosts: Sequence[Host],
+        hosts: Sequence[str],
         *,
         uris: Mapping[str, str],
         images_type: str,
@@ -128,16 +131,16 @@ class NovaWithGuests(stock_nova.StockNova):
         self._images_type = images_type
         self._options = options
 
-    def wait(self, token: str) -> None:
-        """Wait until guests can be scheduled to every host, too."""
-        super().wait(token)
-        tour.wait_until(self._can_schedule, 'Placement knows every host')
+    def wait(self, headers: Mapping[str, str]) -> None:
+        """Wait until guests can be scheduled to all hosts."""
+        super().wait(headers)
+        wait_until(self._can_schedule, 'Placement knows every host')
 
     def _can_schedule(self) -> bool:
         headers = {'X-Auth-Token': 'admin', 'OpenStack-API-Version': 'placement 1.17'}
         url = f'{self.url}/placement/allocation_candidates?resources=VCPU:1'
         answer = _checked(requests.get(url, headers=headers, timeout=60))
-        return len(answer.json()['provider_summaries']) == len(self._hosts)
+        return len(answer.json()['provider_summaries']) == len(self.hosts)
 
     def _provide_modules(self, directory: pathlib.Path) -> None:
         super()._provide_modules(directory)
@@ -146,7 +149,7 @@ class NovaWithGuests(stock_nova.StockNova):
 
     def _write(self, name: str, more: str) -> None:
         helper = self._home / 'bin' / 'privsep-helper'
-        more += _ALL.format(url=self.url, helper=helper, own=self._directory / name)
+        more += _ALL.format(url=self.url, helper=helper, own=self.directory / name)
         if name in self._uris:
             more += _HOST.format(uri=self._uris[name], images_type=self._images_type)
             more += self._options.get(name, '')
@@ -154,14 +157,14 @@ class NovaWithGuests(stock_nova.StockNova):
 
     def _configure(self) -> None:
         super()._configure()
-        for host in self._hosts:
-            host.directory.chmod(0o711)
+        for host in self.hosts:
+            (self.directory / host).chmod(0o711)
             for name in ('', '_base', 'locks'):
-                made_for_agent(host.instances_path / name)
+                made_for_agent(self.directory / host / 'instances' / name)
 
     def _start_conductor(self) -> None:
         super()._start_conductor()
-        self._spawn(stock_nova.CENTRAL, 'nova-scheduler')
+        self._start_service('nova-scheduler')
 
 
 class BesideNovaWithGuests(BesideNova):
@@ -169,8 +172,8 @@ class BesideNovaWithGuests(BesideNova):
 
     :param directory: an empty one, which QEMU's user can reach
     :param images_type: ``[libvirt] images_type`` of the hosts
-    :param nova_options: more of nova.conf, by host
-    :ivar capabilities: those that agents are started with
+    :param nova_options: more sections of nova.conf, by host
+    :ivar capabilities: of the agents
     """
 
     def __init__(
@@ -243,9 +246,9 @@ class BesideNovaWithGuests(BesideNova):
     def outcome(self, path: str) -> tuple[str, str | None]:
         """Wait until a request of one task has ended, and return the task's status and reason.
 
-        :raises tools.showing.StepFailed: it takes too long
+        :raises tools.waiting.TimedOut: it did not
         """
-        tour.wait_until(
+        wait_until(
             lambda: (
                 self.get(self._operator_token, path)['request']['status']
                 not in model.REQUEST_ACTIVE
@@ -282,16 +285,20 @@ class BesideNovaWithGuests(BesideNova):
     def wait_for_guest(self, server_id: str) -> Guest:
         """Wait until a server is ACTIVE and return its guest.
 
-        :raises tools.showing.StepFailed: it went wrong, or takes too long
+        :raises tools.showing.StepFailed: Nova reports an error
+        :raises tools.waiting.TimedOut: it did not
         """
-        tour.wait_until(lambda: self._is_active(server_id), f'{server_id} is ACTIVE', POLL_SECONDS)
+        wait_until(
+            lambda: self._is_active(server_id), f'{server_id} is ACTIVE', poll_seconds=POLL_SECONDS
+        )
         name = self.server(server_id)['OS-EXT-SRV-ATTR:host']
         return Guest(server_id, next(host for host in self.hosts if host.name == name))
 
     def boot(self, image_id: str, flavor: str, host: Host) -> Guest:
         """Boot a guest and wait until it has written its line.
 
-        :raises tools.showing.StepFailed: it went wrong, or takes too long
+        :raises tools.showing.StepFailed: Nova reports an error
+        :raises tools.waiting.TimedOut: it did not
         """
         guest = self.wait_for_guest(self.create_server(image_id, flavor, host))
         guest.wait_for_line()
@@ -301,7 +308,7 @@ class BesideNovaWithGuests(BesideNova):
         """Delete a server and wait until Nova has done so."""
         self.compute('DELETE', f'/servers/{server_id}')
         path = f'/servers?uuid={server_id}'
-        tour.wait_until(lambda: not self.compute('GET', path)['servers'], f'{server_id} is gone')
+        wait_until(lambda: not self.compute('GET', path)['servers'], f'{server_id} is gone')
 
     @functools.cached_property
     def _operator_token(self) -> str:
@@ -353,7 +360,7 @@ class BesideNovaWithGuests(BesideNova):
             f'--bounding-set={capabilities}',
             '--no-new-privs',
             '--',
-            # Last, since who becomes another user is no longer told of its parent's death.
+            # Last: a change of user cancels the signal of the parent's death.
             *command,
         ]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The one lint run: format, style, types, the import map, shell, release notes.
-# Everything is run, and it fails when any of it failed.
+# Run all lint checks: format, style, types, the import map, shell, release notes.
+# All checks run; it fails if one failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

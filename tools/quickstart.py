@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows the service at work, from the outside: commands, HTTP, files and a log.
+"""Shows the service at work with commands and HTTP.
 
-It starts nova-precache-standalone, uploads an image to the real Glance that comes
-with it, has the openstack client estimate what caching it takes, caches it on the four
-hosts of an aggregate while that is watched, and makes a root disk from the cache.
+It starts nova-precache-standalone, uploads an image to its real Glance, estimates the cost of
+caching it, caches it on the four hosts of an aggregate, showing the progress, and creates a
+root disk from the cache.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Service:
         return list(self.description['hosts'])
 
     def openstack(self, *arguments: str, watched: bool = False) -> str:
-        """Run the openstack client, showing what is run."""
+        """Show and run a command of the openstack client."""
         return run(['openstack', *arguments], self._environment(), watched=watched)
 
     def tell(self, *arguments: str) -> None:
@@ -63,7 +63,7 @@ class Service:
         return run(['nova-precache-manage', '--config-file', configuration, *arguments])
 
     def get(self, path: str) -> Json:
-        """Ask the service's own API."""
+        """Get a resource of /v1."""
         answer = requests.get(
             f'{self.description["precache_url"]}{path}',
             headers={'X-Auth-Token': self.description['token']},
@@ -74,7 +74,7 @@ class Service:
         return dict(answer.json())
 
     def cached_file(self, host: str, image_id: str) -> pathlib.Path:
-        """Where Nova's libvirt driver looks for an image on a host."""
+        """Return the path where Nova's libvirt driver looks for an image on a host."""
         paths = {item['name']: pathlib.Path(item['instances_path']) for item in self.hosts}
         name = hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
         return paths[host] / '_base' / name
@@ -86,7 +86,7 @@ class Service:
 
 def main() -> int:
     keep = _parse_arguments().keep
-    # Whoever stops this script stops what it started.
+    # A stop of this script also stops its processes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with started(STATE_DIRECTORY, keep=keep) as service:
@@ -104,7 +104,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def started(directory: pathlib.Path, *, keep: bool) -> Iterator[Service]:
-    """Run the service; it is left running only on success, when it is to be kept."""
+    """Run the service; keep it running only on success, and if asked to."""
     _refuse_a_second(directory)
     directory.mkdir(mode=0o700, exist_ok=True)
     child = _spawn(directory, keep=keep)
@@ -118,22 +118,22 @@ def started(directory: pathlib.Path, *, keep: bool) -> Iterator[Service]:
 
 
 def show(service: Service) -> None:
-    """Go through the tour, step by step."""
+    """Run the tour."""
     step(f'The service runs, with {len(service.hosts)} compute hosts in two cells')
     image_id = ensure_image(service)
     ensure_aggregate(service)
-    step('What would it take to have the image on all hosts of the aggregate?')
+    step('Estimate the cost of caching the image on all hosts of the aggregate')
     service.tell('precache', 'estimate', '--aggregate', NAME, NAME)
     step('Cache it there')
     show_outcomes(service, cache(service))
-    step('Which hosts have it, by what they tell themselves')
+    step('The hosts that report it')
     wait_for_inventory(service, image_id)
     service.tell('precache', 'image', 'show', NAME)
     boot(service, image_id)
 
 
 def ensure_image(service: Service) -> str:
-    """Upload an image of random data, unless an earlier run did; give its id."""
+    """Upload an image of random data, unless an earlier run did; return its id."""
     filters = ['--name', NAME, '--status', 'active']
     found = json.loads(service.openstack('image', 'list', *filters, '-f', 'json'))
     if found:
@@ -146,7 +146,7 @@ def ensure_image(service: Service) -> str:
 
 
 def ensure_aggregate(service: Service) -> None:
-    """Have an aggregate of all hosts."""
+    """Create an aggregate of all hosts, unless an earlier run did."""
     step('An aggregate holds the hosts')
     aggregates = json.loads(service.openstack('aggregate', 'list', '-f', 'json'))
     if NAME not in [aggregate['Name'] for aggregate in aggregates]:
@@ -158,7 +158,7 @@ def ensure_aggregate(service: Service) -> None:
 
 
 def cache(service: Service) -> list[Json]:
-    """Ask for the image and watch that until it is over; give the tasks."""
+    """Request the image, show the progress until the end, and return the tasks."""
     said = service.openstack(
         *('precache', 'create', '--aggregate', NAME, '--wait', NAME),
         *('-f', 'value', '-c', 'id'),
@@ -178,16 +178,16 @@ def show_outcomes(service: Service, tasks: Sequence[Json]) -> None:
 
 
 def wait_for_inventory(service: Service, image_id: str) -> None:
-    """Wait until all hosts have told that they have the image, which they do in a moment."""
+    """Wait until all hosts have reported the image."""
     deadline = time.monotonic() + INVENTORY_SECONDS
     while len(service.get(f'/images/{image_id}/hosts')['hosts']) < len(service.hosts):
         if time.monotonic() > deadline:
-            raise StepFailed(f'not all hosts told in {INVENTORY_SECONDS} s what they have')
+            raise StepFailed(f'not all hosts reported the image within {INVENTORY_SECONDS} s')
         time.sleep(0.5)
 
 
 def boot(service: Service, image_id: str) -> None:
-    """Make a root disk as a boot does, and show that Glance was not asked for data."""
+    """Create a root disk as a boot does, and show that Glance was not read."""
     step('Make a root disk on a warmed host: nothing is downloaded')
     server = glance.GlanceServer(service.directory / 'glance')
     before = server.served(image_id)
@@ -213,7 +213,7 @@ def boot(service: Service, image_id: str) -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='tools/quickstart.sh', description=__doc__)
     parser.add_argument(
-        '--keep', action='store_true', help='leave the service running, and say how to stop it'
+        '--keep', action='store_true', help='keep the service running, and print how to stop it'
     )
     return parser.parse_args()
 
@@ -225,7 +225,7 @@ def _refuse_a_second(directory: pathlib.Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Tell whether the process is there and still a standalone service."""
+    """Return whether the process exists and is a standalone service."""
     try:
         command = pathlib.Path('/proc', str(pid), 'cmdline').read_bytes()
     except FileNotFoundError:
@@ -288,7 +288,7 @@ def _show_failure(error: Exception) -> None:
 
 def _show_what_to_try(service: Service) -> None:
     clouds = service.directory / 'clouds.yaml'
-    step('The service is left running. To try:')
+    step('The service keeps running. To try:')
     for line in (
         f'export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=precache PATH={BINARIES}:$PATH',
         'openstack image create --disk-format qcow2 --file FILE --public NAME',

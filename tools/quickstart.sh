@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# See it running: cache a real image on four compute hosts in two cells.
-# Sets up what that needs, then hands over to quickstart.py ("--help" tells more).
+# Show the service at work: cache a real image on four compute hosts in two cells.
+# Installs the requirements, then runs quickstart.py (see --help).
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Other projects' deprecations say nothing to somebody who looks for the first time.
+# Without the deprecation warnings of other projects.
 export PYTHONWARNINGS=ignore
 setup quickstart
 cd "$ROOT"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run the unit tests, and those under eventlet, under every tested Python that this machine has
-# beside that of .venv, under which tools/run-tests.sh runs all tests. Each has an environment
-# of its own, such as .venv-3.12. With arguments, such as "3.13", under these versions alone.
+# Run the unit tests, and those under eventlet, with each tested Python of this machine except
+# that of .venv, with which tools/run-tests.sh runs all tests. Each has an environment of its own,
+# such as .venv-3.12. Arguments, such as "3.13", select versions.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -26,7 +26,7 @@ for version in "${here[@]}"; do
         bash -c 'source tools/common.sh && setup test'
 done
 
-# run NAME COMMAND...: run it under all of these versions at once.
+# run NAME COMMAND...: run a command with all of these versions in parallel.
 run() {
     local name=$1 version
     shift

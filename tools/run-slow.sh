@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run the tests that are too slow for tools/run-tests.sh: guests of a stock Nova, which need root
-# and are skipped without it, tempest, and a whole deployment. With arguments, these go to pytest.
+# Run the tests that are too slow for tools/run-tests.sh: guests of a stock Nova, which are skipped
+# without root, tempest, and a whole deployment. Arguments go to pytest.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

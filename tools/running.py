@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command brings a deployment up, goes through it, and leaves nothing running."""
+"""Starts a deployment for a command, and stops all its processes at the end."""
 
+import argparse
 import contextlib
 import fcntl
 import logging
@@ -11,32 +12,33 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import requests
 
 from nova_precache import exception
-from nova_precache.standalone import environment
 from tools.foundation import Foundation
 from tools.showing import StepFailed, step
 
-PREFIX = 'deployment-'  # of directories, which are removed by this name
+PREFIX = 'deployment-'  # of the directories to remove
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Deployed = TypeVar('Deployed', bound=Foundation)
 
 
-def build(environments: Iterable[environment.PythonEnvironment]) -> int:
-    """Build the environments of the other servers, which takes minutes the first time."""
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
-        for each in environments:
-            each.ensure()
-    except environment.EnvironmentFailed as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    return 0
+def parser(command: str, description: str | None, servers: str) -> argparse.ArgumentParser:
+    """Return the parser of the options that such commands share.
+
+    :param command: a script in ``tools``
+    :param servers: that ``--build`` prepares
+    """
+    made = argparse.ArgumentParser(prog=f'tools/{command}', description=description)
+    made.add_argument(
+        '--keep', action='store_true', help='keep it running until Ctrl-C, and print how to use it'
+    )
+    made.add_argument('--build', action='store_true', help=f'prepare {servers} and exit')
+    return made
 
 
 def run(
@@ -44,13 +46,13 @@ def run(
     new: Callable[[pathlib.Path], Deployed],
     tour: Callable[[Deployed], None],
 ) -> int:
-    """Start a deployment in a directory of its own, go through it, and stop it, come what may.
+    """Create a deployment in a directory of its own, run a tour of it, and always stop it.
 
-    :param tour: starts it, first of all
-    :returns: what the command ends with
+    :param tour: starts the deployment first
+    :returns: an exit status
     """
     logging.basicConfig(level=logging.ERROR)
-    os.umask(0o077)  # there are passwords in the files
+    os.umask(0o077)  # the files contain passwords
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's
             signal.signal(number, signal.default_int_handler)
@@ -64,7 +66,7 @@ def run(
         try:
             return _run(whole, tour)
         finally:
-            # A signal in between would leave some of it running.
+            # A signal during the stop would leave processes running.
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             whole.stop()
@@ -92,11 +94,11 @@ def wait_for_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def own_directory(base: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give an empty directory below another; those of runs that are over are removed.
+    """Create an empty directory below another; remove those of runs that have ended.
 
-    So the logs of the last run can be read, and nothing piles up.
+    So the logs of the last run can be read, and old ones do not accumulate.
 
-    :raises PermissionError: the other directory is another user's
+    :raises PermissionError: the other directory belongs to another user
     """
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     if base.lstat().st_uid != os.geteuid():
@@ -113,9 +115,9 @@ def own_directory(base: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a directory as long as this process lives, at most.
+    """Lock a directory, at most until this process ends.
 
-    :raises BlockingIOError: another holds it
+    :raises BlockingIOError: another process has locked it
     """
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

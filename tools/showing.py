@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that show the service at work share: steps, commands, an image."""
+"""Steps, commands and an image for the commands that show the service at work."""
 
 import contextlib
 import os
@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import console
 
 from nova_precache.standalone import process
-from tests import disk_images
+from tools import boot_sector
 
 BINARIES = pathlib.Path(sys.executable).parent
 COMMAND_SECONDS = 300
-GUEST_SAYS = 'A guest of nova-precache has booted'
 
 CONSOLE = console.Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
@@ -23,7 +22,7 @@ CONSOLE = console.Console(
 
 
 class StepFailed(Exception):
-    """A step went wrong; the message says which and how."""
+    """A step failed; the message has the step and the reason."""
 
 
 def step(title: str) -> None:
@@ -33,13 +32,14 @@ def step(title: str) -> None:
 def run(
     command: Sequence[str], environment: Mapping[str, str] | None = None, *, watched: bool = False
 ) -> str:
-    """Show a command, run it, and give what it printed; its errors are seen when watched.
+    """Show a command, run it, and return its output.
 
+    :param watched: show its errors while it runs
     :raises StepFailed: it failed, or took too long
     """
     CONSOLE.print(f'$ {" ".join(command)}', style='dim', markup=False)
     path = f'{BINARIES}{os.pathsep}{os.environ["PATH"]}'
-    # Whatever cloud the caller uses otherwise is not meant.
+    # Without the variables of another cloud.
     ours = {name: value for name, value in os.environ.items() if not name.startswith('OS_')}
     try:
         result = subprocess.run(
@@ -62,14 +62,14 @@ def run(
 
 @contextlib.contextmanager
 def random_qcow2(directory: pathlib.Path, mib: int) -> Iterator[pathlib.Path]:
-    """Give a qcow2 image full of data that nothing can shorten; afterwards it is gone.
+    """Create a temporary qcow2 image of data that does not compress.
 
-    A guest that is booted from it writes ``GUEST_SAYS`` to its serial console.
+    A guest that boots from it writes ``boot_sector.LINE`` to its serial console.
     """
     raw, qcow2 = directory / 'random.raw', directory / 'random.qcow2'
     try:
         with raw.open('wb') as file:
-            file.write(disk_images.boot_sector(GUEST_SAYS))
+            file.write(boot_sector.content())
             file.write(os.urandom(mib * 2**20 - file.tell()))
         run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', str(raw), str(qcow2)])
         yield qcow2

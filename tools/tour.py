@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does with a deployment to see it at work, step by step."""
+"""The steps of an operator who tries a deployment."""
 
 import hashlib
 import pathlib
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import table
@@ -13,11 +11,10 @@ from rich import table
 from nova_precache import model
 from tools.foundation import Foundation, Host
 from tools.showing import CONSOLE, StepFailed, run, step
+from tools.waiting import wait_until
 
 AGGREGATE = 'racks'
 IMAGE_MIB = 16
-WAIT_SECONDS = 120
-POLL_SECONDS = 0.5
 
 
 def show_parts(whole: Foundation) -> None:
@@ -28,7 +25,7 @@ def show_parts(whole: Foundation) -> None:
 
 
 def upload(whole: Foundation, file: pathlib.Path, name: str) -> str:
-    """Put a private image into Glance, and give its id."""
+    """Upload a private image to Glance and return its id."""
     step(f'The operator uploads an image of {IMAGE_MIB} MiB, private to a project')
     qcow2 = ('--disk-format', 'qcow2', '--file', str(file))
     said = openstack(whole, 'image', 'create', *qcow2, '--private', name, '-f', 'value', '-c', 'id')
@@ -43,12 +40,12 @@ def make_aggregate(whole: Foundation) -> None:
 
 
 def cache(whole: Foundation, image: str) -> None:
-    """Ask as Nova's users do, and in our way."""
-    step("Nova's own command has the image cached")
+    """Request an image with Nova's command and with the service's."""
+    step("Nova's own command caches the image")
     openstack(whole, 'aggregate', 'cache', 'image', AGGREGATE, image)
-    step("The service's command asks for the same, and waits")
+    step("The service's command requests the same and waits")
     openstack(whole, 'precache', 'create', '--aggregate', AGGREGATE, '--wait', image)
-    wait_until(lambda: have_all_ended(whole), 'every request has ended')
+    wait_until(lambda: have_all_ended(whole), 'every request has ended', poll_seconds=0.5)
 
 
 def have_all_ended(whole: Foundation) -> bool:
@@ -57,21 +54,21 @@ def have_all_ended(whole: Foundation) -> bool:
 
 
 def check_outcomes(whole: Foundation, image_id: str) -> str:
-    """See that each request for an image put it on every host, and give the oldest one's id.
+    """Check that each request for an image cached it on all hosts; return the oldest one's id.
 
-    :raises StepFailed: it is not so, or somebody has downloaded it in vain
+    :raises StepFailed: it did not, or a host has downloaded the image twice
     """
     token = whole.token()
     found = whole.get(token, '/requests')['requests']
     for_image = [request for request in found if request['images'] == [image_id]]
     if not for_image:
-        raise StepFailed('no request for the image has come to nova-precache')
+        raise StepFailed('nova-precache got no request for the image')
     for request in for_image:
         _expect_success(whole.get(token, f'/requests/{request["id"]}/tasks')['tasks'], whole.hosts)
     served = whole.glance.served(image_id)
     CONSOLE.print(f'Glance has served the image {served} times, for {len(whole.hosts)} hosts.')
     if served != len(whole.hosts):
-        raise StepFailed('a host has downloaded it in vain')
+        raise StepFailed('a host has downloaded it twice')
     return str(min(for_image, key=lambda request: str(request['created_at']))['id'])
 
 
@@ -83,36 +80,21 @@ def _expect_success(tasks: list[dict[str, Any]], hosts: Sequence[Host]) -> None:
 
 
 def compare(whole: Foundation, file: pathlib.Path, image_id: str) -> None:
-    """Show that what is on the disks is what was uploaded."""
-    step('On the disks of the hosts is what was uploaded')
+    """Show that the cached files have the content of the uploaded image."""
+    step('The hosts have the uploaded image')
     for host in whole.hosts:
         cached = str(base_file(host, image_id))
         run(['qemu-img', 'compare', '-f', 'qcow2', '-F', 'raw', str(file), cached])
 
 
 def base_file(host: Host, image_id: str) -> pathlib.Path:
-    """Tell where Nova looks for an image on a host."""
+    """Return the path where Nova looks for an image on a host."""
     name = hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
     return host.instances_path / '_base' / name
 
 
-def wait_until(
-    condition: Callable[[], bool], what: str, poll_seconds: float = POLL_SECONDS
-) -> None:
-    """Wait until something is so.
-
-    :raises StepFailed: it takes too long
-    """
-    deadline = time.monotonic() + WAIT_SECONDS
-    pause = threading.Event()
-    while not condition():
-        if time.monotonic() > deadline:
-            raise StepFailed(f'waited {WAIT_SECONDS} s in vain until {what}')
-        pause.wait(poll_seconds)
-
-
 def openstack(whole: Foundation, *arguments: str) -> str:
-    """Run the unmodified openstack client as the operator, showing what is run."""
+    """Show and run a command of the unmodified openstack client as the operator."""
     return run(['openstack', *arguments], whole.environment, watched='--wait' in arguments)
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs a conductor to have images cached by a whole fleet of simulated computes."""
+"""Benchmark of a conductor that caches images on a fleet of simulated computes."""

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Computes behind a real broker: the RPC server of the service for each, in one more process.
+"""Computes behind a real broker: an RPC server of the service for each, in one more process.
 
-Their driver is simulated. The calls cost the conductor's process something whatever is in
-them, which is measured with ones that do nothing.
+Their driver is simulated. Empty calls measure what a call itself costs the conductor's process.
 """
 
 import json
@@ -31,7 +30,7 @@ STOP_SECONDS = 30.0
 
 
 class Computes:
-    """The process of the computes, while it runs."""
+    """The running process of the computes."""
 
     def __init__(self, transport_url: str, hosts: Sequence[str], delay_seconds: float) -> None:
         self._hosts = hosts
@@ -50,7 +49,7 @@ class Computes:
 
     def __exit__(self, *error: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # upon which it ends
+        self._process.stdin.close()  # ends the process
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -58,11 +57,11 @@ class Computes:
             self._process.wait()
 
     def measure(self, parallel: int) -> Rpc:
-        """Call them with nothing, so many at once; then have them call the conductor."""
+        """Make empty calls of the computes, then of the conductor, some in parallel."""
         client = self._transport.client(compute_rpcapi.TOPIC)
-        _call_with_nothing(client, FIRST_CALLS, parallel, self._hosts)
+        _make_empty_calls(client, FIRST_CALLS, parallel, self._hosts)
         began, began_cpu = time.monotonic(), time.process_time()
-        _call_with_nothing(client, EMPTY_CALLS, parallel, self._hosts)
+        _make_empty_calls(client, EMPTY_CALLS, parallel, self._hosts)
         made_wall, made = time.monotonic() - began, time.process_time() - began_cpu
         self._say(f'{FIRST_CALLS} {parallel}')
         began_cpu = time.process_time()
@@ -80,11 +79,11 @@ class Computes:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line.strip() != word:
-            raise RuntimeError(f'The process of the computes said {line!r} and not {word!r}')
+            raise RuntimeError(f'The process of the computes printed {line!r} instead of {word!r}')
 
 
 class SimulatedDriver(driver.ComputeDriver):
-    """Caches whatever it is asked for, in the time that it was given."""
+    """Caches any image, after a delay."""
 
     def __init__(self, delay_seconds: float) -> None:
         self._delay_seconds = delay_seconds
@@ -102,7 +101,7 @@ class SimulatedDriver(driver.ComputeDriver):
 
 
 def serve(transport_url: str, hosts: Sequence[str], delay_seconds: float) -> None:
-    """Serve the hosts until the input ends: numbers there are of calls to the conductor."""
+    """Serve the hosts until the input ends; each line there orders calls of the conductor."""
     transport = _connect(transport_url)
     for host in hosts:
         endpoint = _endpoint(transport, host, delay_seconds)
@@ -111,7 +110,7 @@ def serve(transport_url: str, hosts: Sequence[str], delay_seconds: float) -> Non
     print('ready', flush=True)
     for line in sys.stdin:
         times, parallel = map(int, line.split())
-        _call_with_nothing(conductor, times, parallel)
+        _make_empty_calls(conductor, times, parallel)
         print('done', flush=True)
 
 
@@ -135,7 +134,7 @@ def _connect(transport_url: str) -> rpc.Transport:
     return rpc.connect(conf)
 
 
-def _call_with_nothing(
+def _make_empty_calls(
     client: rpc.Client, times: int, parallel: int, servers: Sequence[str | None] = (None,)
 ) -> None:
     def call(number: int) -> None:
@@ -145,7 +144,7 @@ def _call_with_nothing(
         )
 
     with futures.ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(call, range(times)))  # raises what a call raised
+        list(pool.map(call, range(times)))  # raises the error of a call
 
 
 if __name__ == '__main__':

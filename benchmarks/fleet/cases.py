@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which fleets are measured, and what one run of a conductor with one of them tells. No I/O."""
+"""The fleets to measure, and the results of one of them. No I/O."""
 
 import dataclasses
 import itertools
@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SQLITE, MARIADB = 'sqlite', 'mariadb'
-SLOW_TASKS = 10_000  # so many at most are run with computes that take their time
-REPEATED_TASKS = 1_000  # of fewer, one request would tell of a moment alone
+SLOW_TASKS = 10_000  # limit for computes with a delay
+REPEATED_TASKS = 1_000  # below, a single request takes too short a time
 REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A fleet, and what is asked of it.
+    """A fleet and its request.
 
-    :ivar delay_ms: how long each simulated compute takes
+    :ivar delay_ms: duration of a task on a simulated compute
     :ivar broker: whether the computes are real RPC servers, behind RabbitMQ
     """
 
@@ -34,11 +34,11 @@ class Case:
 
     @property
     def requests(self) -> int:
-        """How many requests are made, of which the median by its CPU is told."""
+        """The number of requests; the one with the median CPU time is the result."""
         return 1 if self.tasks >= REPEATED_TASKS else REPEATS
 
     def of_any_size(self) -> 'Case':
-        """Give what it shares with those that differ from it in their hosts alone."""
+        """Return the case without its number of hosts, to group cases by the rest."""
         return dataclasses.replace(self, hosts=0)
 
     @property
@@ -51,7 +51,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one step took: seconds of the clock and of this process, and SQL statements."""
+    """Cost of one step: wall time, CPU time of this process, and SQL statements."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -79,7 +79,7 @@ class Planning:
 
 @dataclasses.dataclass(frozen=True)
 class Rpc:
-    """What an empty call costs this process, in seconds of its CPU: made by it, and served."""
+    """CPU seconds of this process for an empty call, as its client and as its server."""
 
     made_seconds: float
     served_seconds: float
@@ -88,15 +88,15 @@ class Rpc:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What was measured of one case.
+    """Results of one case.
 
-    :ivar plan: from when the request was there until it was seen to be planned
-    :ivar work: from then until it had ended
-    :ivar first_cpu_seconds: of a small request before, with all that a process does but once
-    :ivar idle: what the process took afterwards, while nobody asked for anything
-    :ivar get_seconds: median of ``Requests.get`` when all tasks are there
-    :ivar peak_bytes: most that the process had resident in all of it
-    :ivar idle_bytes: what it had before the request
+    :ivar plan: from the request until it is planned
+    :ivar work: from then until its end
+    :ivar first_cpu_seconds: of a small request before, including one-time work of the process
+    :ivar idle: cost of the process without requests
+    :ivar get_seconds: median of ``Requests.get`` with all tasks
+    :ivar peak_bytes: peak of resident memory
+    :ivar idle_bytes: resident memory before the request
     """
 
     case: Case
@@ -116,14 +116,14 @@ class Outcome:
 
     @property
     def cpu_ms_per_task(self) -> float:
-        """What a task adds to what the process takes anyhow."""
+        """CPU time of a task above that of the idle process."""
         spent = self.plan.cpu_seconds + self.work.cpu_seconds
         seconds = self.plan.wall_seconds + self.work.wall_seconds
         return self._per_task(spent - self.idle_share * seconds) * 1000
 
     @property
     def idle_share(self) -> float:
-        """What the process takes of a CPU while there is nothing to do."""
+        """Share of a CPU that the idle process uses."""
         return self.idle.cpu_seconds / self.idle.wall_seconds
 
     @property
@@ -132,7 +132,7 @@ class Outcome:
 
     @property
     def rpc_ms_per_task(self) -> float | None:
-        """What of the CPU are the two calls of a task: one made, one served (``begin_job``)."""
+        """CPU time of the two calls of a task: one made, one served (``begin_job``)."""
         if self.rpc is None:
             return None
         return (self.rpc.made_seconds + self.rpc.served_seconds) * 1000
@@ -142,7 +142,7 @@ class Outcome:
 
 
 def from_json(found: Mapping[str, Any]) -> Outcome:
-    """Read what a worker printed."""
+    """Parse the output of a worker."""
     return Outcome(
         **{
             **found,
@@ -166,12 +166,10 @@ def choose(
     *,
     every: bool = False,
 ) -> list[Case]:
-    """Give the combinations, the small ones first.
+    """Return the combinations, small ones first, without large ones that have a delay.
 
-    Computes that take their time only make the large ones longer: those are left out.
-
-    :param every: combine all numbers of cells with all delays, and not the first with the
-        first, the second with the second; of one that has fewer, the last goes on
+    :param every: combine each number of cells with each delay, instead of the first with the
+        first and so on; the last of the shorter list is repeated
     """
     kinds = list(itertools.product(cells, delays_ms) if every else _together(cells, delays_ms))
     found = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Computes that are simulated: what the conductor calls, answered in its own process."""
+"""Simulated computes, which answer the conductor in its own process."""
 
 import time
 
@@ -12,10 +12,10 @@ IMAGE_BYTES = 1024
 
 
 class SimulatedComputes:
-    """Stands behind ``conductor.caller.ComputeClient``: every compute of every cell.
+    """Implements the client of the computes for all computes of all cells.
 
-    As a real one does, each asks the conductor before the first byte, which is a
-    transaction of the conductor's; then it takes its time and has cached the image.
+    As a real one, each asks the conductor before the first byte, which is a transaction; then it
+    waits and reports the image cached.
     """
 
     def __init__(self, job_store: jobs.Jobs, delay_seconds: float) -> None:
@@ -35,7 +35,7 @@ class SimulatedComputes:
 
 
 class Images(fake.FakeImageService):
-    """Images that nobody downloads, of an image service that gives no tokens."""
+    """Images without downloads, of an image service without tokens."""
 
     def endpoint(self) -> str | None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was measured of fleets to tables, beside Nova's figures and the targets. No I/O."""
+"""Tables of the results of fleets and of stock Nova, and the targets. No I/O."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,11 +10,11 @@ from benchmarks.report import MIB, Finding, Table
 CPU_TARGET_MS = 2.5
 FLAT_TARGET = 1.25
 MEMORY_TARGET_MIB = 300
-CHUNK_TASKS = 1000  # that one transaction of the planner writes, by default
+CHUNK_TASKS = 1000  # of one transaction of the planner, by default
 
 
 def measured(outcomes: Iterable[Outcome]) -> Table:
-    """Give what each case took by task."""
+    """Return a table of the cost of a task in each case."""
     head = (
         'hosts x images',
         'CPU ms a task',
@@ -51,7 +51,7 @@ def _row(found: Outcome) -> tuple[str, ...]:
 
 
 def stock(found: Sequence[Nova]) -> Table:
-    """Give what the same costs stock Nova, by host, of which it asks all images at once."""
+    """Return a table of the cost of a host with stock Nova, which gets all images in one call."""
     head = ('hosts x images', 'CPU ms a host', 'wall ms a host', 'statements a host')
     rows = [
         (
@@ -66,7 +66,7 @@ def stock(found: Sequence[Nova]) -> Table:
 
 
 def targets(outcomes: Sequence[Outcome]) -> list[Finding]:
-    """Compare what was measured with what is to be reached."""
+    """Compare the results with the targets."""
     return [
         *_cpu(outcomes),
         *_flat(outcomes),
@@ -76,7 +76,7 @@ def targets(outcomes: Sequence[Outcome]) -> list[Finding]:
 
 
 def _cpu(outcomes: Iterable[Outcome]) -> Iterable[Finding]:
-    """The target is the conductor's, and not that of the client of a broker."""
+    """Compare CPU times without a broker, whose client is not part of the target."""
     for found in outcomes:
         if found.rpc is None:
             what = f'{found.case.name}: CPU a task'
@@ -84,7 +84,7 @@ def _cpu(outcomes: Iterable[Outcome]) -> Iterable[Finding]:
 
 
 def _flat(outcomes: Sequence[Outcome]) -> Iterable[Finding]:
-    """Compare each largest fleet with the smallest that differs from it in its hosts alone."""
+    """Compare the largest fleet with the smallest that differs only in the number of hosts."""
     alike: dict[Case, list[Outcome]] = {}
     for found in outcomes:
         alike.setdefault(found.case.of_any_size(), []).append(found)
@@ -106,7 +106,7 @@ def _memory(outcomes: Iterable[Outcome]) -> Iterable[Finding]:
 
 
 def _planning(outcomes: Iterable[Outcome]) -> Iterable[Finding]:
-    """Its statements may grow with its transactions, and not with the hosts."""
+    """Show the statements a transaction, which must not grow with the hosts."""
     for found in outcomes:
         transactions = -(-found.case.tasks // CHUNK_TASKS)
         yield Finding(

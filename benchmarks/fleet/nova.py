@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the same fleet costs a stock Nova's conductor: its own code, in its own environment.
+"""Cost of the same fleet with the conductor of a stock Nova, in its own environment.
 
-Its computes answer at once, as our simulated ones do, and it tracks nothing.
+Its computes answer at once, as our simulated ones do, and it tracks no results.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 
 from nova_precache.standalone import process
-from tests import nova
+from tools.servers import nova
 
 _CONFIGURATION = """\
 [DEFAULT]
@@ -24,7 +24,7 @@ connection = sqlite:///{directory}/cell.sqlite
 _SCRIPT = """\
 import json, sys, time
 configuration, directory, count, images = sys.argv[1:]
-from nova.cmd import manage  # before anything else of Nova: it chooses the threads
+from nova.cmd import manage  # before any other module of Nova: it chooses the threads
 import sqlalchemy as sa
 from oslo_utils import timeutils, uuidutils
 from nova import config, context, objects
@@ -65,7 +65,7 @@ class Computes:
         return {image: 'cached' for image in image_ids}
 
 conductor = manager.ComputeTaskManager.__new__(manager.ComputeTaskManager)
-conductor.compute_rpcapi = Computes()  # of what it has, the two that caching uses
+conductor.compute_rpcapi = Computes()  # the two attributes that caching uses
 conductor.servicegroup_api = servicegroup.API()
 ids = [uuidutils.generate_uuid() for _ in range(int(images))]
 def run(some):
@@ -73,7 +73,7 @@ def run(some):
         context=everywhere, id=1, uuid=uuidutils.generate_uuid(), name='fleet',
         hosts=list(some), metadata={})
     conductor.cache_images(everywhere, aggregate, ids)
-run(hosts[:3])  # what is done once
+run(hosts[:3])  # one-time work
 statements[0] = 0
 began, began_cpu = time.monotonic(), time.process_time()
 run(hosts)
@@ -85,7 +85,7 @@ print(json.dumps({
 
 @dataclasses.dataclass(frozen=True)
 class Nova:
-    """What one request took stock Nova."""
+    """Cost of one request with stock Nova."""
 
     hosts: int
     images: int
@@ -103,9 +103,9 @@ class Nova:
 
 
 def measure(hosts: int, images: int) -> Nova:
-    """Have a stock Nova's conductor ask these hosts for images.
+    """Measure a request for images on some hosts.
 
-    :raises nova_precache.standalone.environment.EnvironmentFailed: no Nova can be had
+    :raises nova_precache.standalone.environment.EnvironmentFailed: Nova cannot be installed
     """
     python = nova.ENVIRONMENT.ensure() / 'bin' / 'python'
     with tempfile.TemporaryDirectory(prefix='fleet-nova-') as name:

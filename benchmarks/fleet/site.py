@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database with a fleet in it: cells, mapped hosts that are up, and aggregates of them."""
+"""A database with a fleet: cells, mapped hosts that are up, and aggregates of them."""
 
 import dataclasses
 import uuid
@@ -14,11 +14,11 @@ from nova_precache.cells import inventory, models as cell_models
 from nova_precache.db.engine import models, schema, session as db_session
 
 CHUNK_ROWS = 1000
-FOR_EVER_SECONDS = 10 * 365 * 86400  # nobody reports in a fleet that is simulated
+FOR_EVER_SECONDS = 10 * 365 * 86400  # simulated computes send no reports
 
 
 def configure(case: Case, database_url: str, transport_url: str, state_dir: str) -> cfg.ConfigOpts:
-    """Make the configuration of the conductor."""
+    """Return the configuration of the conductor."""
     conf = precache_conf.new([], [])
     conf.set_override('transport_url', transport_url)
     conf.set_override('state_path', state_dir)
@@ -34,10 +34,10 @@ def configure(case: Case, database_url: str, transport_url: str, state_dir: str)
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What is there.
+    """The aggregates.
 
-    :ivar fleet: the aggregate of all hosts
-    :ivar few: that of some, on which something is done beforehand
+    :ivar fleet: all hosts
+    :ivar few: some hosts, for the small request before
     """
 
     fleet: model.Aggregate
@@ -59,7 +59,7 @@ def populate(case: Case, database: db_session.Database, transport_url: str) -> S
 
 
 def _of_cell(transport_url: str, number: int) -> str:
-    """In memory each cell has an exchange of its own; on the broker they share one."""
+    """Return the URL of a cell: an exchange of its own in memory, the same one on a broker."""
     return f'{transport_url}-cell{number}' if transport_url.startswith('fake:') else transport_url
 
 

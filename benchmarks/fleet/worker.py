@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case in a process of its own: a case in its arguments, what was measured on its output.
+"""One case in a process of its own: reads the case from its arguments and prints the results.
 
-The conductor is the one that the service runs, with all of its loops, on a real database;
-only its computes are simulated.
+The conductor is that of the service, with all its loops, on a real database; only its computes
+are simulated.
 """
 
 import collections
@@ -41,7 +41,7 @@ _READS, _INSERTS, _UPDATES = ('SELECT',), ('INSERT',), ('UPDATE', 'DELETE')
 
 
 class Statements:
-    """Counts what is sent to a database."""
+    """Counts the statements that are sent to a database."""
 
     def __init__(self, database: db_session.Database) -> None:
         self._lock = threading.Lock()
@@ -66,17 +66,17 @@ C = TypeVar('C', Cost, Planning)
 
 
 @dataclasses.dataclass
-class Meter:
+class CostMeter:
     """Reads the clocks and counts the statements of this process.
 
-    What the thread takes that measures is not counted: it waits for the end by looking.
+    It excludes the CPU time of the measuring thread, which polls for the end.
     """
 
     statements: Statements
     last: Cost = dataclasses.field(default_factory=lambda: Cost(0, 0, 0, 0, 0))
 
     def lap(self) -> Cost:
-        """Give what it took since the last time."""
+        """Return the cost since the last lap."""
         now = Cost(
             wall_seconds=time.monotonic(),
             cpu_seconds=time.process_time() - time.thread_time(),
@@ -88,7 +88,7 @@ class Meter:
         return _since(before, now)
 
     def planning(self) -> Planning:
-        """Give what planning has sent so far."""
+        """Return the statements of the planner so far."""
         counts = (
             self.statements.of(*verbs, thread=PLANNER) for verbs in (_READS, _INSERTS, _UPDATES)
         )
@@ -101,7 +101,7 @@ def _since(before: C, now: C) -> C:
 
 
 def measure(case: Case, database_url: str, broker_url: str | None = None) -> Outcome:
-    """Have one request worked on by a conductor, from its start to its end."""
+    """Run the requests of a case with a conductor."""
     transport_url = broker_url or 'fake:///fleet'
     with tempfile.TemporaryDirectory(prefix='fleet-') as state_dir:
         conf = site.configure(case, database_url, transport_url, state_dir)
@@ -148,12 +148,12 @@ def _measure(
     conductor = parts.conductor()
     conductor.start()
     try:
-        meter = Meter(Statements(database))
+        meter = CostMeter(Statements(database))
         meter.lap()
         _, once = _run(parts, database, first, meter)
         once_cpu_seconds = once.cpu_seconds + meter.lap().cpu_seconds
         idle = _rest(meter)
-        idle_bytes = _forget_peak()
+        idle_bytes = _reset_peak()
         served = sorted(
             (_serve(case, parts, database, each, meter) for each in asked),
             key=lambda each: each.plan.cpu_seconds + each.work.cpu_seconds,
@@ -189,9 +189,9 @@ def _serve(
     parts: wiring_conductor.ConductorParts,
     database: db_session.Database,
     asked: requests.NewRequest,
-    meter: Meter,
+    meter: CostMeter,
 ) -> _Served:
-    """Have a request of the case worked on, and tell what it took."""
+    """Run a request of the case and return its cost."""
     meter.lap()
     before = meter.planning()
     request_id, plan = _run(parts, database, asked, meter)
@@ -200,8 +200,8 @@ def _serve(
     return _Served(request_id, plan, work, _since(before, meter.planning()))
 
 
-def _rest(meter: Meter) -> Cost:
-    """Give what it takes for a while in which there is nothing to do."""
+def _rest(meter: CostMeter) -> Cost:
+    """Return the cost of some seconds without requests."""
     meter.lap()
     time.sleep(IDLE_SECONDS)
     return meter.lap()
@@ -211,21 +211,21 @@ def _run(
     parts: wiring_conductor.ConductorParts,
     database: db_session.Database,
     new: requests.NewRequest,
-    meter: Meter,
+    meter: CostMeter,
 ) -> tuple[str, Cost]:
-    """Have one request worked on to its end; gives its id and what its plan took."""
+    """Run one request to its end and return its id and the cost of its plan."""
     request = parts.requests.accept(new)
     conductor_rpcapi.ConductorAPI(parts.api_transport).work_available(context.admin_context())
-    look = _Look(database, request.id)
-    look.until(lambda status: status != model.RequestStatus.ACCEPTED)
+    poll = _StatusPoll(database, request.id)
+    poll.until(lambda status: status != model.RequestStatus.ACCEPTED)
     plan = meter.lap()
-    look.until(lambda status: status not in model.REQUEST_ACTIVE)
-    look.close()
+    poll.until(lambda status: status not in model.REQUEST_ACTIVE)
+    poll.close()
     return request.id, plan
 
 
-class _Look:
-    """Looks how a request stands, past the counted connections and cheaply."""
+class _StatusPoll:
+    """Polls the status of a request through a connection that is not counted."""
 
     def __init__(self, database: db_session.Database, request_id: str) -> None:
         self._engine = sa.create_engine(database.engine.url)
@@ -239,7 +239,7 @@ class _Look:
                 if is_so(connection.scalars(self._query).one()):
                     return
             if time.monotonic() > give_up_at:
-                raise RuntimeError('The request does not come to an end')
+                raise RuntimeError('The request does not end')
             time.sleep(LOOK_SECONDS)
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ class _Look:
 
 
 def _check(case: Case, request: model.CacheRequest) -> None:
-    """A benchmark of what did not happen would be fast."""
+    """Check that each task was cached: a failure would be fast."""
     expected = {str(model.TaskStatus.CACHED): case.tasks}
     if request.status != model.RequestStatus.COMPLETED or dict(request.counts) != expected:
         raise RuntimeError(f'The request ended {request.status}: {request.counts}')
@@ -262,8 +262,8 @@ def _time_get(store: requests.Requests, request_id: str) -> float:
     return statistics.median(taken)
 
 
-def _forget_peak() -> int:
-    """Have the kernel forget the most that was resident so far; give what is now."""
+def _reset_peak() -> int:
+    """Reset the peak of resident memory and return the current value."""
     pathlib.Path('/proc/self/clear_refs').write_text('5')
     return observed.memory(os.getpid()).resident_bytes
 
@@ -272,7 +272,7 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.ERROR)
     found = measure(Case(**json.loads(arguments[0])), arguments[1], *arguments[2:])
     print(json.dumps(dataclasses.asdict(found)), flush=True)
-    os._exit(0)  # the broker's connections are not waited for
+    os._exit(0)  # without waiting for the connections to the broker
 
 
 if __name__ == '__main__':

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Some minutes of everything that goes wrong, after which the cache must be right."""
+"""Some minutes of random failures, after which the cache must be correct."""

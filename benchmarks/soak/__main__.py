@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precaches for some minutes while everything goes wrong at random, then looks what is wrong.
+"""Caches images for some minutes with random failures, then checks the cache.
 
-Two computes share one cache and a slow way to a real Glance. They are killed, cut off,
-stopped, and their disk is filled; the seed tells what and when.
+Two computes share one cache and a slow link to a real Glance. They are killed, disconnected and
+stopped, and their disk is filled; the seed determines the steps.
 """
 
 import argparse
@@ -11,12 +11,11 @@ import logging
 import os
 import pathlib
 import random
-import signal
 import sys
 import tempfile
 import time
 
-from benchmarks import images, machine
+from benchmarks import cli, images, machine
 from benchmarks.images import MIB
 from benchmarks.soak import link, plan, scenario, site
 from nova_precache.standalone import environment
@@ -32,52 +31,55 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     missing = machine.missing_commands()
     if missing:
-        print(f'please install {", ".join(missing)} (bindep lists all that is needed)')
-        return 1
-    _take_mounts_of_our_own()
-    level = logging.INFO if given.verbose else logging.WARNING
-    logging.basicConfig(level=level, format='%(asctime)s %(message)s')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up then, too
+        return cli.fail(f'please install {", ".join(missing)} (bindep lists all that is needed)')
+    _enter_mount_namespace()
+    cli.log_progress(logging.INFO if given.verbose else logging.WARNING)
     print(f'Seed {given.seed}, {given.minutes:g} minutes', flush=True)
     given.directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix='soak-', dir=given.directory))
-        told = _soak(pathlib.Path(name), given, stack)
-        print(told.report())
-    return 1 if told.wrong else 0
+        soak = _soak(pathlib.Path(name), given, stack)
+        print(soak.report())
+    return 1 if soak.wrong else 0
 
 
 def _soak(
     directory: pathlib.Path, given: argparse.Namespace, stack: contextlib.ExitStack
-) -> scenario.Story:
+) -> scenario.Scenario:
     is_own = os.environ.get(_INSIDE) == '1'
     if not is_own:
-        print('The disk is not filled: this user can mount none')
+        print('The disk is not filled: this user cannot mount file systems')
     glance = stack.enter_context(images.Glance(directory / 'glance'))
     soak_images = site.upload_images(glance, directory / 'images')
     disk = stack.enter_context(site.new_disk(directory / 'store', is_own=is_own))
-    way = stack.enter_context(link.Link(glance.port, _RATE_BYTES))
+    glance_link = stack.enter_context(link.Link(glance.port, _RATE_BYTES))
     logs = given.logs or directory
     computes = [
-        stack.enter_context(site.new_compute(disk.path, way.url, logs / f'compute-{number}.log'))
+        stack.enter_context(
+            site.new_compute(disk.path, glance_link.url, logs / f'compute-{number}.log')
+        )
         for number in range(_COMPUTES)
     ]
-    told = scenario.Story(
-        disk=disk, glance=glance, way=way, computes=computes, soak_images=soak_images
+    soak = scenario.Scenario(
+        disk=disk,
+        glance=glance,
+        glance_link=glance_link,
+        computes=computes,
+        soak_images=soak_images,
     )
-    told.begin()
+    soak.begin()
     end = time.monotonic() + given.minutes * 60
     for step in plan.steps(given.seed, _COMPUTES):
         if time.monotonic() > end:
             break
-        told.take(step)
+        soak.take(step)
         time.sleep(step.pause_seconds)
-    told.end()
-    return told
+    soak.end()
+    return soak
 
 
-def _take_mounts_of_our_own() -> None:
-    """Begin again where a file system can be mounted, which goes with the last process."""
+def _enter_mount_namespace() -> None:
+    """Restart this program in a mount namespace, whose mounts end with the last process."""
     if _INSIDE in os.environ:
         return
     command = site.namespace_command()
@@ -89,7 +91,7 @@ def _take_mounts_of_our_own() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.soak', description=__doc__)
-    parser.add_argument('--minutes', type=float, default=5, help='how long it goes on')
+    parser.add_argument('--minutes', type=float, default=5, help='duration')
     parser.add_argument(
         '--seed',
         type=int,
@@ -100,15 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         '--directory',
         type=pathlib.Path,
         default=environment.cache_directory(),
-        help='where all of it is, but the disk that is filled',
+        help='for all files except the disk that is filled',
     )
     parser.add_argument('--logs', type=pathlib.Path, help='keep the logs of the computes here')
-    parser.add_argument('--verbose', action='store_true', help='tell each step')
+    parser.add_argument('--verbose', action='store_true', help='log each step')
     return parser
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # All has been cleaned up.
-        sys.exit(130)
+    cli.run(main)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of the cache and of the computes, whatever happened to them."""
+"""Checks of the cache and of the computes after any failures."""
 
 import collections
 import hashlib
@@ -18,18 +18,18 @@ from nova_precache.standalone import process
 MIB = 1024**2
 PART_SUFFIX = 'part'
 FLAT_GROWTH_BYTES = 16 * MIB
-# Connections that are kept for the next request: no more than run at once.
+# Connections kept for the next request: at most as many as run in parallel.
 _SPARE_SOCKETS = 8
 _SOCKET = 'socket:[]'
 
 
 def wrong_files(images: Sequence[site.SoakImage], paths: layout.CacheLayout) -> list[str]:
-    """Name the base files that are not what they must be; those that are missing are not."""
+    """List the base files with wrong content; missing ones are not wrong."""
     return [f'{image.name} is wrong' for image in images if is_right(image, paths) is False]
 
 
 def is_right(image: site.SoakImage, paths: layout.CacheLayout) -> bool | None:
-    """Tell whether the base file of an image is right; None: there is none."""
+    """Return whether the base file of an image has the right content; None if it is missing."""
     try:
         with open(paths.base_path(image.id), 'rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest() == image.sha256
@@ -38,9 +38,9 @@ def is_right(image: site.SoakImage, paths: layout.CacheLayout) -> bool | None:
 
 
 def leftovers(paths: layout.CacheLayout, *, finished: bool) -> list[str]:
-    """Name what is in the cache directory and must not be, while nothing runs there.
+    """List the files that must not be in the cache directory while no transfer runs.
 
-    :param finished: all images are there, so nothing is to be gone on with
+    :param finished: all images are cached, so no partial download is to be resumed
     """
     names = set(os.listdir(paths.base_directory))
     left = {name for name in names if not layout.is_base_name(name)}
@@ -53,13 +53,13 @@ def leftovers(paths: layout.CacheLayout, *, finished: bool) -> list[str]:
 
 
 def _notes(paths: layout.CacheLayout, journal_name: str) -> bool:
-    """Tell whether a journal notes any bytes that are on the disk."""
+    """Return whether a journal records bytes that are on the disk."""
     lines = pathlib.Path(paths.path_of(journal_name)).read_text().splitlines()
     return len(lines) > 1 and json.loads(lines[-1])['synced_bytes'] > 0
 
 
 def wrong_disks(disks: dict[pathlib.Path, site.SoakImage]) -> list[str]:
-    """Name the root disks that do not read as their image does."""
+    """List the root disks whose content differs from their image."""
     found = []
     for path, image in disks.items():
         command = [
@@ -84,7 +84,7 @@ def wrong_disks(disks: dict[pathlib.Path, site.SoakImage]) -> list[str]:
 
 
 def leaked_handles(before: Iterable[str], after: Iterable[str]) -> list[str]:
-    """Name what a process has open now that it had not before."""
+    """List the handles that a process has opened and not closed."""
     more = collections.Counter(after) - collections.Counter(before)
     if more[_SOCKET] <= _SPARE_SOCKETS:
         del more[_SOCKET]
@@ -92,7 +92,7 @@ def leaked_handles(before: Iterable[str], after: Iterable[str]) -> list[str]:
 
 
 def growth_bytes(samples: Sequence[tuple[float, int]]) -> float:
-    """Compare the memory of the last quarter with that of the second; the first warms up."""
+    """Return the growth of memory from the second quarter to the last; the first is warm-up."""
     quarter = len(samples) // 4
     if quarter == 0:
         return 0.0
@@ -102,7 +102,7 @@ def growth_bytes(samples: Sequence[tuple[float, int]]) -> float:
 
 
 def slope_bytes_per_minute(samples: Sequence[tuple[float, int]]) -> float:
-    """Fit a line through the memory over time, without the first quarter."""
+    """Return the slope of memory over time, without the first quarter."""
     later = samples[len(samples) // 4 :]
     if len({at for at, _ in later}) < 2:
         return 0.0
@@ -111,7 +111,7 @@ def slope_bytes_per_minute(samples: Sequence[tuple[float, int]]) -> float:
 
 
 def left_processes(directory: pathlib.Path, but: Iterable[int]) -> list[str]:
-    """Name the processes that work in a directory, but for some."""
+    """List the processes that work in a directory, except some."""
     known = {str(pid) for pid in but}
     found = observed.processes_naming(str(directory))
     return [each for each in found if each.partition(':')[0] not in known]

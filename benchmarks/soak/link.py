@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way to Glance, byte by byte: slow, and cut, held or spoiled when it is told so."""
+"""A slow TCP proxy to Glance that can cut, stall and corrupt its connections."""
 
 import contextlib
 import socket
@@ -11,14 +11,15 @@ from typing import Self
 
 _PIECE_BYTES = 64 * 1024
 _RESET_ON_CLOSE = struct.pack('ii', 1, 0)
-# What comes without image data is far shorter, and is left as it is.
+# Answers without image data are far shorter, and stay as they are.
 _SPOILED_FROM_BYTES = 16 * 1024
 
 
 class Link:
-    """Takes connections at ``url`` and passes them on; safe to use from many threads.
+    """Forwards connections from ``url``; thread-safe.
 
     :param rate_bytes: a second and connection, from Glance
+    :ivar spoiled: number of corrupted bytes
     """
 
     def __init__(self, port: int, rate_bytes: int) -> None:
@@ -45,9 +46,9 @@ class Link:
         self.cut()
 
     def cut(self, *, reset: bool = False) -> int:
-        """Break all connections, and give their number.
+        """Close all connections and return their number.
 
-        :param reset: as a lost machine would, instead of an orderly end
+        :param reset: with RST, as on a lost machine
         """
         with self._lock:
             broken = list(self._open)
@@ -59,16 +60,16 @@ class Link:
         return len(broken)
 
     def stall(self, seconds: float) -> None:
-        """Let nothing come for so long."""
+        """Forward no data from Glance for some seconds."""
         self._held_until = time.monotonic() + seconds
 
     def spoil(self) -> None:
-        """Have one byte wrong in the next image data."""
+        """Corrupt one byte of the next image data."""
         with self._lock:
             self._to_spoil += 1
 
     def heal(self) -> None:
-        """Let everything come as it is from now on."""
+        """End stalls and corruption."""
         self._held_until = 0.0
         with self._lock:
             self._to_spoil = 0

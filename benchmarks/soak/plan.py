@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when, from a seed: the same seed gives the same steps. No I/O."""
+"""The random steps of a seed; the same seed gives the same steps. No I/O."""
 
 import dataclasses
 import enum
@@ -11,33 +11,33 @@ class What(enum.StrEnum):
     """The kinds of steps."""
 
     CACHE = enum.auto()
-    """Ask one of the computes for an image."""
+    """Cache an image on one of the computes."""
     BOOT = enum.auto()
-    """Have one make the root disk of an instance."""
+    """Create the root disk of an instance on one of the computes."""
     STOP = enum.auto()
-    """Stop a transfer that runs."""
+    """Stop a running transfer."""
     CUT = enum.auto()
-    """Break all connections to Glance."""
+    """Close all connections to Glance."""
     STALL = enum.auto()
-    """Hold all that comes from Glance, for a while."""
+    """Stall all data from Glance for some seconds."""
     SPOIL = enum.auto()
-    """Have a byte wrong in the data that comes next."""
+    """Corrupt a byte of the next data."""
     KILL = enum.auto()
-    """Kill the second compute, and start it again."""
+    """Kill the second compute and restart it."""
     RESTART_GLANCE = enum.auto()
-    """Stop Glance, and start it again."""
+    """Restart Glance."""
     FILL = enum.auto()
-    """Fill the disk, for a while."""
+    """Fill the disk for some seconds."""
     FLIP = enum.auto()
-    """Turn a byte of an unfinished file that nobody works on."""
+    """Corrupt a byte of a partial download that no transfer writes."""
     REMOVE = enum.auto()
     """Remove a base file, as an operator might."""
     DELETE_INSTANCE = enum.auto()
     """Remove the root disk of an instance."""
     CLEAN = enum.auto()
-    """Have one of the computes take a round of the image cache manager."""
+    """Run a round of the image cache manager on one of the computes."""
     REST = enum.auto()
-    """Wait until nothing runs, and see how much memory the long-lived compute keeps."""
+    """Wait until no transfer runs, and measure the memory of the long-lived compute."""
 
 
 WEIGHTS = {
@@ -62,13 +62,13 @@ _LONGEST_PAUSE_SECONDS = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One thing that happens; each kind looks at what it needs.
+    """One step; each kind uses the fields that it needs.
 
-    :ivar compute: which of them, from 0 on
-    :ivar choice: from 0 to 1: which of those that are there, however many these are
-    :ivar amount: from 0 to 1: how much, or for how long
-    :ivar error: what a transfer is stopped with
-    :ivar pause_seconds: until the next one
+    :ivar compute: index of the compute
+    :ivar choice: from 0 to 1, selects one of the existing objects
+    :ivar amount: from 0 to 1, of the largest size or duration
+    :ivar error: name of the error that stops a transfer
+    :ivar pause_seconds: until the next step
     """
 
     what: What
@@ -80,7 +80,7 @@ class Step:
 
 
 def steps(seed: int, computes: int) -> Iterator[Step]:
-    """Give steps without end."""
+    """Yield steps endlessly."""
     chance = random.Random(seed)  # noqa: S311 - the same for the same seed
     kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
     while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the steps of the plan, and keeps account of what came of each."""
+"""Executes the steps of the plan and counts their results."""
 
 import collections
 import contextlib
@@ -33,8 +33,8 @@ _SETTLE_SECONDS = 30
 
 
 @dataclasses.dataclass(eq=False)
-class Errand:
-    """Something that a compute was asked for."""
+class PendingCall:
+    """A call of a compute that has not ended yet."""
 
     image: site.SoakImage
     compute: compute.Compute
@@ -43,10 +43,10 @@ class Errand:
     transfer: str | None = None
 
 
-class Story:
+class Scenario:
     """One soak: the first compute lives all the time, the others are killed at random.
 
-    :ivar wrong: what must never be, in words
+    :ivar wrong: messages about failed checks
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class Story:
         *,
         disk: site.Disk,
         glance: images.Glance,
-        way: link.Link,
+        glance_link: link.Link,
         computes: Sequence[compute.Compute],
         soak_images: Sequence[site.SoakImage],
     ) -> None:
         self._disk = disk
         self._glance = glance
-        self._way = way
+        self._link = glance_link
         self._computes = computes
         self._images = soak_images
         self._paths = site.cache_layout(disk.path)
         self._locks = locks.ImageLocks(self._paths.lock_directory)
-        self._errands: list[Errand] = []
+        self._calls: list[PendingCall] = []
         self._disks: dict[pathlib.Path, site.SoakImage] = {}
         self._removed_at: dict[str, float] = {}
-        self._killed: set[Errand] = set()
+        self._killed: set[PendingCall] = set()
         self._full_until: float | None = None
         self._flipped = 0
         self.wrong: list[str] = []
@@ -94,13 +94,13 @@ class Story:
         }
 
     def begin(self) -> None:
-        """Have the long-lived compute do all it ever does once, and see what it has open."""
+        """Cache each image once on the long-lived compute, and record its open files."""
         for image in self._images:
             self._computes[0].call('cache_image', image_id=image.id)
         self._handles = observed.open_files(self._computes[0].pid)
 
     def take(self, step: Step) -> None:
-        """Do a step, and look at what has come of the earlier ones."""
+        """Execute a step and check the results of earlier ones."""
         LOG.info('%s', step)
         happened = self._acts[step.what](step)
         self.done[step.what if happened else f'{step.what} (nothing to do)'] += 1
@@ -109,44 +109,44 @@ class Story:
         self._collect()
 
     def end(self) -> None:
-        """Let everything come to an end, and see that all is right."""
-        self._way.heal()
+        """Wait for all calls and check the cache."""
+        self._link.heal()
         self._empty_disk()
-        self._wait_for_errands()
+        self._wait_for_calls()
         left = judge.leftovers(self._paths, finished=False)
-        self.wrong += [f'left while nothing runs: {name}' for name in left]
+        self.wrong += [f'left over while idle: {name}' for name in left]
         self.wrong += judge.wrong_files(self._images, self._paths)
         self._finish_images()
         self._check_finished()
         self._check_handles()
 
     def _check_finished(self) -> None:
-        """See that all is there, and nothing but that, once a compute has swept."""
+        """Check that the cache holds the images alone after a compute has cleaned up."""
         self._computes[1].kill()
         self._computes[1].start()
         for image in self._images:
             if not judge.is_right(image, self._paths):
-                self.wrong.append(f'{image.name} is not there, or wrong, in the end')
+                self.wrong.append(f'{image.name} is missing or wrong at the end')
         left = judge.leftovers(self._paths, finished=True)
-        self.wrong += [f'left when all is done: {name}' for name in left]
+        self.wrong += [f'left over at the end: {name}' for name in left]
         self.wrong += judge.wrong_disks(self._disks)
         mistaken = sum(self.outcomes[name] for name in ('ImageMismatch', 'UnsafeImage'))
-        if mistaken > self._way.spoiled + self._flipped:
-            self.wrong.append(f'{mistaken} images were found wrong that were not')
+        if mistaken > self._link.spoiled + self._flipped:
+            self.wrong.append(f'{mistaken} correct images were refused')
         growth = judge.growth_bytes(self.memory)
         if growth > judge.FLAT_GROWTH_BYTES:
             self.wrong.append(f'the memory grew by {growth / MIB:.1f} MiB')
 
     def report(self) -> str:
-        """Say what happened, and what is wrong."""
+        """Return the counts of steps and results, and the failed checks."""
         resumed = self._glance.access_log.read_text().count('/file 206 ')
         slope = judge.slope_bytes_per_minute(self.memory) / MIB
         growth = judge.growth_bytes(self.memory) / MIB
         lines = [
             'Steps: ' + _counts(self.done),
             'Outcomes: ' + _counts(self.outcomes),
-            f'Downloads that Glance went on with from a byte: {resumed}',
-            f'Bytes spoiled on their way: {self._way.spoiled}, on the disk: {self._flipped}',
+            f'Resumed downloads: {resumed}',
+            f'Bytes corrupted in transit: {self._link.spoiled}, on the disk: {self._flipped}',
             f'Memory of the long-lived compute: {slope:+.2f} MiB a minute ({growth:+.1f} MiB)',
             f'Root disks compared: {len(self._disks)}',
             '',
@@ -155,12 +155,12 @@ class Story:
         ]
         return '\n'.join(lines)
 
-    # What may happen; each tells whether it did.
+    # The steps; each returns whether there was an object for it.
 
     def _cache(self, step: Step) -> bool:
         transfer = str(uuid.uuid4())
         image = self._image(step)
-        return self._ask(step, image, 'steered', image_id=image.id, transfer=transfer)
+        return self._ask(step, image, 'controlled', image_id=image.id, transfer=transfer)
 
     def _boot(self, step: Step) -> bool:
         if len(self._disks) >= _MOST_INSTANCES:
@@ -169,36 +169,36 @@ class Story:
         return self._ask(step, image, 'boot', image_id=image.id, instance=str(uuid.uuid4()))
 
     def _ask(self, step: Step, image: site.SoakImage, what: str, **arguments: str) -> bool:
-        if len(self._errands) >= _MOST_AT_ONCE:
+        if len(self._calls) >= _MOST_AT_ONCE:
             return False
         asked = self._computes[step.compute]
         answer = asked.ask(what, **arguments)
         transfer = arguments.get('transfer')
-        self._errands.append(Errand(image, asked, answer, time.monotonic(), transfer))
+        self._calls.append(PendingCall(image, asked, answer, time.monotonic(), transfer))
         return True
 
     def _stop(self, step: Step) -> bool:
-        running = [each for each in self._errands if each.transfer and not each.answer.done()]
+        running = [each for each in self._calls if each.transfer and not each.answer.done()]
         if not running:
             return False
-        errand = running[int(step.choice * len(running))]
-        stopped = errand.compute.ask('stop', transfer=errand.transfer, error=step.error)
+        call = running[int(step.choice * len(running))]
+        stopped = call.compute.ask('stop', transfer=call.transfer, error=step.error)
         return bool(stopped.result())
 
     def _cut(self, step: Step) -> bool:
-        return self._way.cut(reset=step.amount < 0.5) > 0
+        return self._link.cut(reset=step.amount < 0.5) > 0
 
     def _stall(self, step: Step) -> bool:
-        self._way.stall(step.amount * _LONGEST_STALL_SECONDS)
+        self._link.stall(step.amount * _LONGEST_STALL_SECONDS)
         return True
 
     def _spoil(self, step: Step) -> bool:
-        self._way.spoil()
+        self._link.spoil()
         return True
 
     def _kill(self, step: Step) -> bool:
         victim = self._computes[1]
-        self._killed |= {each for each in self._errands if each.compute is victim}
+        self._killed |= {each for each in self._calls if each.compute is victim}
         victim.kill()
         victim.start()
         return True
@@ -217,7 +217,7 @@ class Story:
         return True
 
     def _flip(self, step: Step) -> bool:
-        """Turn a byte of what was kept, as a bad disk might, while nobody writes there."""
+        """Corrupt a byte of a partial download, as a bad disk does, while no transfer writes it."""
         parts = [
             name
             for name in sorted(os.listdir(self._paths.base_directory))
@@ -227,7 +227,7 @@ class Story:
             return False
         name = parts[int(step.choice * len(parts))]
         with self._locks.try_hold(str(layout.base_name_of_partial(name))) as held:
-            turned = held and _turn_byte(self._paths.path_of(name), step.amount)
+            turned = held and _corrupt_byte(self._paths.path_of(name), step.amount)
         self._flipped += turned
         return turned
 
@@ -255,13 +255,13 @@ class Story:
         return True
 
     def _rest(self, step: Step) -> bool:
-        futures.wait([each.answer for each in self._errands], _HUNG_SECONDS)
+        futures.wait([each.answer for each in self._calls], _HUNG_SECONDS)
         resident = observed.memory(self._computes[0].pid).resident_bytes
         self.memory.append((time.monotonic(), resident))
         LOG.info('Resident: %.1f MiB', resident / MIB)
         return True
 
-    # What comes of it.
+    # The checks.
 
     def _image(self, step: Step) -> site.SoakImage:
         return self._images[int(step.choice * len(self._images))]
@@ -271,48 +271,48 @@ class Story:
         self._full_until = None
 
     def _collect(self) -> None:
-        for errand in [each for each in self._errands if each.answer.done()]:
-            self._errands.remove(errand)
-            self._account(errand)
-        for errand in self._errands:
-            if time.monotonic() - errand.asked_at > _HUNG_SECONDS:
-                self.wrong.append(f'{errand.image.name} hangs since {_HUNG_SECONDS} s')
-                errand.asked_at = float('inf')  # said once
+        for call in [each for each in self._calls if each.answer.done()]:
+            self._calls.remove(call)
+            self._account(call)
+        for call in self._calls:
+            if time.monotonic() - call.asked_at > _HUNG_SECONDS:
+                self.wrong.append(f'{call.image.name} has hung for {_HUNG_SECONDS} s')
+                call.asked_at = float('inf')  # reported once
 
-    def _account(self, errand: Errand) -> None:
+    def _account(self, call: PendingCall) -> None:
         try:
-            outcome = errand.answer.result()
+            outcome = call.answer.result()
         except compute.WorkerGone as exc:
             self.outcomes['killed'] += 1
-            if errand not in self._killed:
+            if call not in self._killed:
                 self.wrong.append(f'the compute died: {exc}')
             return
         except compute.CommandFailed as exc:
             self.outcomes[exc.error] += 1
             if not exc.is_known:
-                self.wrong.append(f'{errand.image.name}: {exc}')
+                self.wrong.append(f'{call.image.name}: {exc}')
             return
-        if errand.transfer is None:
-            self._disks[pathlib.Path(outcome)] = errand.image
+        if call.transfer is None:
+            self._disks[pathlib.Path(outcome)] = call.image
             outcome = 'booted'
         self.outcomes[outcome] += 1
-        self._check_image(errand, outcome)
+        self._check_image(call, outcome)
 
-    def _check_image(self, errand: Errand, outcome: str) -> None:
-        """See that an image that is said to be there is, unless it was removed since."""
-        right = judge.is_right(errand.image, self._paths)
-        removed = self._removed_at.get(errand.image.id, 0.0) >= errand.asked_at
+    def _check_image(self, call: PendingCall, outcome: str) -> None:
+        """Check that an image reported as cached is there, unless it was removed since."""
+        right = judge.is_right(call.image, self._paths)
+        removed = self._removed_at.get(call.image.id, 0.0) >= call.asked_at
         if right is False or (right is None and not removed):
             state = 'wrong' if right is False else 'missing'
-            self.wrong.append(f'{errand.image.name} is {state} after "{outcome}"')
+            self.wrong.append(f'{call.image.name} is {state} after "{outcome}"')
 
-    def _wait_for_errands(self) -> None:
-        futures.wait([each.answer for each in self._errands], _HUNG_SECONDS)
+    def _wait_for_calls(self) -> None:
+        futures.wait([each.answer for each in self._calls], _HUNG_SECONDS)
         self._collect()
-        self.wrong += [f'{each.image.name} never ended' for each in self._errands]
+        self.wrong += [f'{each.image.name} never ended' for each in self._calls]
 
     def _finish_images(self) -> None:
-        """Have every image there; what was spoiled before may cost an attempt."""
+        """Cache all images; data corrupted before may cost an attempt."""
         for image in self._images:
             for attempt in range(_FINAL_ATTEMPTS):
                 try:
@@ -321,10 +321,10 @@ class Story:
                 except compute.CommandFailed as exc:
                     self.outcomes[exc.error] += 1
                     if attempt + 1 == _FINAL_ATTEMPTS:
-                        self.wrong.append(f'{image.name} cannot be cached in the end: {exc}')
+                        self.wrong.append(f'{image.name} cannot be cached at the end: {exc}')
 
     def _check_handles(self) -> None:
-        """See what is open, and what runs, once what was cut has been cleared away."""
+        """Check for leaked handles and processes, after closed connections are cleaned up."""
         end = time.monotonic() + _SETTLE_SECONDS
         while True:
             after = observed.open_files(self._computes[0].pid)
@@ -338,7 +338,7 @@ class Story:
         self.wrong += [f'left running: {each}' for each in left]
 
 
-def _turn_byte(path: str, where: float) -> bool:
+def _corrupt_byte(path: str, where: float) -> bool:
     with contextlib.suppress(FileNotFoundError), open(path, 'r+b', buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:

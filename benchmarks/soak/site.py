@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where it happens: a small disk, images in a real Glance, computes that share a cache."""
+"""The parts of a soak: a small disk, images in a real Glance, computes that share a cache."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ _OPTIONS: compute.Options = {
 
 @dataclasses.dataclass(frozen=True)
 class SoakImage:
-    """An image in Glance, and the raw file that its base file must be equal to."""
+    """An image in Glance, and the expected content of its base file."""
 
     name: str
     id: str
@@ -35,7 +35,7 @@ class SoakImage:
     sha256: str
 
 
-# Name: size and data in bytes, and how the image is converted from raw.
+# By name: size and data in bytes, and the options of its conversion from raw.
 _IMAGES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     'raw-tiny': (64 * KIB, 64 * KIB, ()),
     'raw-odd': (5 * MIB + 12345, 5 * MIB, ()),
@@ -51,7 +51,7 @@ _IMAGES: dict[str, tuple[int, int, tuple[str, ...]]] = {
 
 
 def upload_images(glance: images.Glance, directory: pathlib.Path) -> list[SoakImage]:
-    """Make images of several formats and sizes, and upload them."""
+    """Create images of several formats and sizes and upload them."""
     directory.mkdir()
     made = []
     for seed, (name, (size, data, options)) in enumerate(_IMAGES.items()):
@@ -77,7 +77,10 @@ def cache_layout(store: pathlib.Path) -> layout.CacheLayout:
 
 
 class Disk:
-    """The file system of the cache, which can be filled where it is one of its own."""
+    """The file system of the cache.
+
+    :ivar is_own: it holds the cache alone, so it can be filled
+    """
 
     def __init__(self, path: pathlib.Path, *, is_own: bool) -> None:
         self.path = path
@@ -85,7 +88,7 @@ class Disk:
         self._ballast = path / 'ballast'
 
     def fill(self, left_bytes: int) -> None:
-        """Leave only so much of it free."""
+        """Fill the disk up to some free bytes."""
         if not self.is_own:
             return
         status = os.statvfs(self.path)
@@ -99,7 +102,7 @@ class Disk:
 
 @contextlib.contextmanager
 def new_disk(path: pathlib.Path, *, is_own: bool) -> Iterator[Disk]:
-    """Mount a small file system, where this process has mounts of its own."""
+    """Mount a small file system, if this process is in a mount namespace of its own."""
     path.mkdir()
     if not is_own:
         yield Disk(path, is_own=False)
@@ -113,7 +116,7 @@ def new_disk(path: pathlib.Path, *, is_own: bool) -> Iterator[Disk]:
 
 
 def namespace_command() -> list[str] | None:
-    """Give the command after which mounts are the own ones of what it runs, if one works."""
+    """Return the command that runs another in a mount namespace, or None if none works."""
     for options in (['--mount'], ['--user', '--map-root-user', '--mount']):
         command = ['unshare', *options, '--propagation', 'private', '--']
         if shutil.which('unshare') is None:

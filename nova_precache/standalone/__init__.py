@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real servers that standalone and the tests start beside the service."""
+"""The service in one process with a real Glance, and the base of all servers in tools/servers."""

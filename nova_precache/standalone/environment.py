@@ -2,7 +2,7 @@
 """Python environments for servers that cannot share ours.
 
 Each OpenStack server pins its dependencies, and the pins of two servers seldom agree. So a
-server that standalone or the tests run is installed into an environment of its own, once per
+server that standalone or the tools run is installed into an environment of its own, once per
 user, in the user's cache directory.
 """
 
@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from typing import ClassVar
 
 from oslo_concurrency import lockutils
 
@@ -79,6 +80,31 @@ class PythonEnvironment:
         pip = [str(self.path / 'bin' / 'python'), '-m', 'pip', '--disable-pip-version-check']
         _run([*pip, 'install', '--progress-bar', 'off', *self.requirements])
         files.replace_whole(self.path / _STAMP, self._stamp())
+
+
+class PythonServer(process.ServerProcess):
+    """A server that is installed into an environment of its own."""
+
+    python_environment: ClassVar[PythonEnvironment]
+
+    def _install(self) -> pathlib.Path:
+        return self.python_environment.ensure()
+
+    def _manage(
+        self,
+        home: pathlib.Path,
+        program: str,
+        configuration: pathlib.Path,
+        command: str,
+        *options: str,
+        **variables: str,
+    ) -> None:
+        """Run a command of the server's management program to its end.
+
+        :param variables: added to its environment variables
+        """
+        arguments = [str(home / 'bin' / program), f'--config-file={configuration}', command]
+        self._run([*arguments, *options], f'{program} {command}', variables)
 
 
 def cache_directory() -> pathlib.Path:

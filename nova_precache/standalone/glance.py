@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real Glance as a child process, for standalone and for the tests.
+"""The real Glance as a child process, for standalone, tests and tools.
 
 It needs no tokens: every caller is its admin, so it listens on the loopback only. Run as a
 module, ``--build`` builds its environment and exits.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 
 from nova_precache import files
-from nova_precache.standalone import environment, process
+from nova_precache.standalone import environment
 from nova_precache.wsgi import origins
 
 VERSION = '33.0.0'
@@ -74,7 +74,7 @@ _GUARDED_NAME = 'guarded_glance'
 _POLICY = '"context_is_admin": "@"\n'
 
 
-class GlanceServer(process.ServerProcess):
+class GlanceServer(environment.PythonServer):
     """A Glance with all its data in one directory, which may be reused.
 
     :param directory: configuration, database, images and logs; created if missing
@@ -83,6 +83,7 @@ class GlanceServer(process.ServerProcess):
     """
 
     name = 'Glance'
+    python_environment = ENVIRONMENT
     stop_signal = signal.SIGQUIT  # Gunicorn's quick stop: no client is left
 
     def __init__(
@@ -103,9 +104,6 @@ class GlanceServer(process.ServerProcess):
         except FileNotFoundError:
             return 0
         return sum(1 for line in lines if served.search(line))
-
-    def _install(self) -> pathlib.Path:
-        return ENVIRONMENT.ensure()
 
     def _prepare(self, home: pathlib.Path) -> None:
         self._write_configuration(home)
@@ -133,12 +131,7 @@ class GlanceServer(process.ServerProcess):
         stamp = self.directory / _DATABASE_STAMP
         if files.holds(stamp, VERSION):
             return
-        command = [
-            str(home / 'bin' / 'glance-manage'),
-            f'--config-file={self.directory}/glance-api.conf',
-            'db_sync',
-        ]
-        self._run(command, 'glance-manage db_sync')
+        self._manage(home, 'glance-manage', self.directory / 'glance-api.conf', 'db_sync')
         files.replace_whole(stamp, VERSION)
 
     def _command(self, home: pathlib.Path, listener: socket.socket) -> list[str]:

@@ -7,7 +7,6 @@ import functools
 import os
 import pathlib
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,18 +20,13 @@ import requests
 from nova_precache import conf as options
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session as db_session
-from nova_precache.standalone import environment, glance as glance_server, process
-from tests import (
-    gateway as site_link,
-    glance_policy,
-    keystone as keystone_server,
-    nova,
-    service as doors,
-)
-from tests.conftest import RabbitMQ, require_server
+from nova_precache.standalone import glance as glance_server, process
+from tests import gateway as site_link, glance_policy, nova_cloud, service as doors
+from tests.conftest import require_environment
 from tests.integration import keystone_site, link
 from tests.leaks import SECRETS
-from tests.nova import cloud
+from tools.servers import keystone as keystone_server, nova
+from tools.servers.rabbitmq import RabbitMQ
 
 BIN = pathlib.Path(sys.executable).parent
 CELLS = ('cell1', 'cell2')
@@ -100,9 +94,9 @@ class Deployment:
 
     def _connect(self, url: str) -> tuple[str, link.Link]:
         """Give the URL of a broker behind a link of its own."""
-        opened = link.Link(self.free_port(), self.rabbitmq.driver.port)
+        opened = link.Link(self.free_port(), self.rabbitmq.port)
         opened.restore()
-        return url.replace(f':{self.rabbitmq.driver.port}/', f':{opened.port}/'), opened
+        return url.replace(f':{self.rabbitmq.port}/', f':{opened.port}/'), opened
 
     def connect_database(self, name: str = CONDUCTORS[0]) -> db_session.Database:
         """Open the database that a process is configured with."""
@@ -382,15 +376,11 @@ def stock(
     glance: glance_server.GlanceServer,
     rabbitmq: RabbitMQ,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[cloud.NovaCloud]:
+) -> Iterator[nova_cloud.NovaCloud]:
     """A stock Nova that tests share; whoever changes something of it changes it back."""
-    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
-    try:
-        nova.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Nova', False, str(exc))
+    require_environment(nova.ENVIRONMENT)
     directory: pathlib.Path = tmp_path_factory.mktemp('nova')
-    with cloud.NovaCloud(directory, rabbitmq.make_vhost(), glance.url) as running:
+    with nova_cloud.NovaCloud(directory, rabbitmq.make_vhost(), glance.url) as running:
         yield running
 
 

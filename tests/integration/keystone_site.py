@@ -19,10 +19,11 @@ import requests
 
 from nova_precache import model
 from nova_precache.standalone import process
-from tests import gateway as site_link, glance_policy, keystone as keystone_server, service, wsgi
-from tests.keystone_clients import GlanceUnderKeystone, credentials, middleware
+from tests import gateway as site_link, glance_policy, service, wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.servers import keystone as keystone_server
+from tools.servers.glance import GlanceUnderKeystone
 
 BIN = pathlib.Path(sys.executable).parent
 # The role of the operator's own in the policy file below.
@@ -136,9 +137,9 @@ class Site:
             '[conductor]\npoll_interval_seconds = 0.5\nheartbeat_write_interval_seconds = 0.5\n'
             'pin_interval_seconds = 1\n'
             f'[database]\nconnection = sqlite:///{self.directory}/precache.sqlite\n'
-            f'[glance]\n{credentials(self.keystone, self.image_user)}'
+            f'[glance]\n{self.keystone.credentials(self.image_user)}'
             f'[oslo_policy]\npolicy_file = {self.directory}/policy.yaml\n'
-            + middleware(self.keystone, self.service_user)
+            + self.keystone.authtoken(self.service_user)
         )
 
     def _write(self, name: str, broker: str, options: str) -> None:
@@ -280,7 +281,7 @@ class Commands:
 
     def __init__(self, site: Site, user: keystone_server.User) -> None:
         self._site = site
-        self._environment = site.keystone.environment(user)
+        self._environment = site.keystone.variables(user)
 
     def catalog_names(self, suffix: str) -> None:
         """Have the catalog name the URL of compute with something at its end."""

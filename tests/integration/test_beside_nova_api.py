@@ -7,7 +7,6 @@ import http.client
 import json
 import pathlib
 import re
-import shutil
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,13 +17,13 @@ import requests
 from nova_precache import conf as options
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
-from nova_precache.standalone import environment, glance as glance_server
+from nova_precache.standalone import glance as glance_server
 from nova_precache.wiring import api as wiring_api
 from nova_precache.wsgi import server
-from tests import nova
-from tests.conftest import UploadImage, require_server
+from tests.conftest import UploadImage, require_environment
 from tests.integration import compute_api_corpus as corpus
-from tests.nova import api as nova_api
+from tools.servers import nova
+from tools.servers.nova import api as nova_api
 
 # The caller, as each door knows it: by its token, and by what Keystone says of it.
 CALLER = {
@@ -138,13 +137,9 @@ def _without_chance(value: Any, key: str = '') -> Any:
 def stock_api(
     glance: glance_server.GlanceServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[nova_api.NovaApi]:
-    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
-    try:
-        nova.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Nova', False, str(exc))
+    require_environment(nova.ENVIRONMENT)
     directory = tmp_path_factory.mktemp('nova')
-    with nova_api.NovaApi(directory, corpus.HOSTS, glance.url) as stock:
+    with nova_api.NovaApiAlone(directory, corpus.HOSTS, glance.url) as stock:
         yield stock
 
 

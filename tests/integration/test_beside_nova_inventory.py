@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,15 +20,16 @@ from oslo_config import cfg
 from nova_precache import conf as options, exception
 from nova_precache.cells import models, novadb, templates
 from nova_precache.db.engine import schema, session
-from nova_precache.standalone import environment, glance as glance_server
+from nova_precache.standalone import glance as glance_server
 from nova_precache.wiring import (
     api as wiring_api,
     compute as wiring_compute,
     conductor as wiring_conductor,
 )
-from tests import databases, nova, service
-from tests.conftest import UploadImage, require_server
-from tests.nova import inventory as nova_inventory
+from tests import service
+from tests.conftest import UploadImage, require_environment, running_databases
+from tools.servers import databases, nova
+from tools.servers.nova import inventory as nova_inventory
 
 GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'beside-nova.rst'
 MARIADB_STATEMENTS = re.compile(
@@ -52,7 +52,7 @@ class Site:
     """
 
     directory: pathlib.Path
-    server: databases.Server
+    server: databases.Databases
     connection: str
     nova: nova_inventory.NovaInventory
     glance_url: str
@@ -64,7 +64,7 @@ class Site:
 
     def let_in(self) -> None:
         """Where the database has users, make the one that the guide speaks of, with its words."""
-        if not isinstance(self.server, databases.Socket):
+        if not isinstance(self.server, databases.DatabaseServer):
             return
         for statement in MARIADB_STATEMENTS.findall(GUIDE.read_text()):
             self.server.execute(statement)
@@ -153,13 +153,9 @@ def novas(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
     """A Nova that has cells with hosts: one as usual, one without a broker, one disabled."""
-    require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
-    try:
-        nova.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Nova', False, str(exc))
+    require_environment(nova.ENVIRONMENT)
     directory = tmp_path_factory.mktemp(f'nova-{request.param}')
-    with databases.START[request.param]() as server, server.empty('nova_api') as url:
+    with running_databases(request.param) as server, server.empty('nova_api') as url:
         theirs = directory / 'nova'
         theirs.mkdir()
         transport_url = f'fake:///{directory.name}'

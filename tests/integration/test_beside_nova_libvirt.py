@@ -23,11 +23,12 @@ import pytest
 
 from nova_precache import conf as precache_conf, exception, model
 from nova_precache.image import glance as glance_images
-from nova_precache.standalone import environment, glance as glance_server
+from nova_precache.standalone import glance as glance_server
 from nova_precache.virt import libvirt
-from tests import disk_images, gateway as site_link, nova, service as doors
-from tests.conftest import UploadImage, require_server
-from tests.nova import libvirt_compute
+from tests import disk_images, gateway as site_link, service as doors
+from tests.conftest import UploadImage, require_environment
+from tools.servers import nova
+from tools.servers.nova import libvirt_compute
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -48,10 +49,7 @@ def compute(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[libvirt_compute.LibvirtCompute]:
     """Stock Nova's libvirt driver, in a process of its own."""
-    try:
-        nova.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Nova', False, str(exc))
+    require_environment(nova.ENVIRONMENT)
     with libvirt_compute.LibvirtCompute(tmp_path_factory.mktemp('nova')) as started:
         yield started
 

@@ -15,11 +15,11 @@ import pytest
 from nova_precache import conf as options, context, exception, rpc
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
-from tests.conftest import RabbitMQ
 from tests.integration.conftest import BIN
 from tests.integration.link import Link
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.servers.rabbitmq import RabbitMQ
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
@@ -50,9 +50,7 @@ def forbidden(rabbitmq: RabbitMQ) -> Spoil:
 
     def forbid(url: str) -> str:
         vhost = urllib.parse.urlsplit(rabbitmq.make_vhost()).path[1:]
-        rabbitmq.driver.rabbitmqctl(
-            rabbitmq.nodename, ['clear_permissions', '-p', vhost, rabbitmq.driver.username]
-        )
+        rabbitmq.forbid(vhost)
         return f'{url.rpartition("/")[0]}/{vhost}'
 
     return forbid
@@ -135,8 +133,8 @@ def test_a_broker_that_goes_and_comes_back_has_two_lines_in_the_log_of_each_serv
     tmp_path: pathlib.Path,
     free_port: Callable[[], int],
 ) -> None:
-    with Link(free_port(), rabbitmq.driver.port) as link, contextlib.ExitStack() as running:
-        url = rabbitmq.make_vhost().replace(f':{rabbitmq.driver.port}/', f':{link.port}/')
+    with Link(free_port(), rabbitmq.port) as link, contextlib.ExitStack() as running:
+        url = rabbitmq.make_vhost().replace(f':{rabbitmq.port}/', f':{link.port}/')
         path = file(url)
         path.write_text(f'{path.read_text()}{_QUICK}')
         database = session.connect(options.new(config_files=[str(path)]))
@@ -210,7 +208,7 @@ def test_a_broker_of_which_one_host_lives_is_used_whichever_is_tried_first(
 ) -> None:
     url = rabbitmq.make_vhost()
     head, _, vhost = url.rpartition('/')
-    dead = [head.replace(f':{rabbitmq.driver.port}', f':{free_port()}') for _ in range(2)]
+    dead = [head.replace(f':{rabbitmq.port}', f':{free_port()}') for _ in range(2)]
     dead = [each.removeprefix('rabbit://') for each in dead]
     with _serving(url):
         for _ in range(4):  # oslo.messaging shuffles them
@@ -255,9 +253,9 @@ def test_a_broker_that_goes_silent_before_the_first_call_is_given_up_and_used_ag
 ) -> None:
     url = rabbitmq.make_vhost()
     monkeypatch.setattr(rpc.Transport.probe, '__defaults__', (3.0,))
-    with _serving(url), Link(free_port(), rabbitmq.driver.port) as link:
+    with _serving(url), Link(free_port(), rabbitmq.port) as link:
         transport = rpc.connect(
-            options.new(config_files=[]), url.replace(f':{rabbitmq.driver.port}/', f':{link.port}/')
+            options.new(config_files=[]), url.replace(f':{rabbitmq.port}/', f':{link.port}/')
         )
         transport.client(TOPIC, retries=0).cast(CTXT, 'ping', '1.0')
         link.silence()
@@ -291,10 +289,7 @@ def test_a_cell_whose_broker_refuses_a_conductor_is_logged_once_and_served_once_
             _call(transport)
 
     vhost = urllib.parse.urlsplit(url).path[1:]
-    rabbitmq.driver.rabbitmqctl(
-        rabbitmq.nodename,
-        ['set_permissions', '-p', vhost, rabbitmq.driver.username, '.*', '.*', '.*'],
-    )
+    rabbitmq.permit(vhost)
     served = threading.Event()
 
     def is_served() -> bool:

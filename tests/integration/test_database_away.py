@@ -13,11 +13,12 @@ import requests
 from nova_precache.cells import inventory
 from nova_precache.db import agents
 from nova_precache.db.engine import schema
-from tests import databases, service as doors
-from tests.conftest import UploadImage
+from tests import service as doors
+from tests.conftest import UploadImage, running_databases
 from tests.integration.conftest import API, CELLS, CONDUCTORS, Deployment
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.servers import databases
 
 MIB = 1024**2
 OUTAGE = 'Database of [database] connection'
@@ -65,7 +66,7 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
     image_id = upload_image(data)
     service, gateway = deployment.service, deployment.gateway
     with contextlib.ExitStack() as running:
-        server = cast(databases.Socket, running.enter_context(databases.START[kind]()))
+        server = cast(databases.DatabaseServer, running.enter_context(running_databases(kind)))
         url = running.enter_context(server.empty())
         running.enter_context(_moved(deployment, url))
         aggregate_id = service.aggregate(f'killed {kind}')
@@ -110,7 +111,9 @@ def test_an_outage_of_the_database_costs_no_host_its_name_and_is_no_silence_of_a
     service = deployment.service
     twins = [f'twin-{host.name}' for host in deployment.hosts]
     with contextlib.ExitStack() as running:
-        server = cast(databases.Socket, running.enter_context(databases.START[databases.MARIADB]()))
+        server = cast(
+            databases.DatabaseServer, running.enter_context(running_databases(databases.MARIADB))
+        )
         url = running.enter_context(server.empty())
         slow = {'heartbeat_write_interval_seconds': WRITE_SECONDS}
         times = {'DEFAULT': {'service_down_time': DOWN_SECONDS}, 'conductor': slow}

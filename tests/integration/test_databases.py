@@ -18,10 +18,11 @@ from nova_precache.cells import models as cell_models
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
-from tests import databases
+from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
 from tests.unit.db.test_request_action_orders import Orders
+from tools.servers import databases
 
 LIMIT = 6
 IMAGES = ('i1', 'i2', 'i3')
@@ -33,14 +34,14 @@ WAIT_SECONDS = 60
 
 
 @pytest.fixture(scope='session', params=databases.KINDS)
-def server(request: pytest.FixtureRequest) -> Iterator[databases.Server]:
+def server(request: pytest.FixtureRequest) -> Iterator[databases.Databases]:
     """A server of each kind, one after the other."""
-    with databases.START[request.param]() as started:
+    with running_databases(request.param) as started:
         yield started
 
 
 @pytest.fixture
-def url(server: databases.Server) -> Iterator[str]:
+def url(server: databases.Databases) -> Iterator[str]:
     with server.empty() as made:
         yield made
 

@@ -15,9 +15,10 @@ from nova_precache.cells import inventory, services as cell_services
 from nova_precache.db import jobs
 from nova_precache.db.engine import schema, session
 from nova_precache.db.request import plan as request_plan
-from tests import databases
+from tests.conftest import running_databases
 from tests.unit.api.conftest import Api, make_api
 from tests.unit.conftest import World, open_world
+from tools.servers import databases
 
 PROMISED_SECONDS = 15.0
 SERVERS = [databases.MARIADB, databases.POSTGRESQL]
@@ -31,9 +32,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope='session')
-def server(kind: str) -> Iterator[databases.Socket]:
-    with databases.START[kind]() as started:
-        yield cast(databases.Socket, started)
+def server(kind: str) -> Iterator[databases.DatabaseServer]:
+    with running_databases(kind) as started:
+        yield cast(databases.DatabaseServer, started)
 
 
 def _connect(url: str) -> session.Database:
@@ -43,7 +44,7 @@ def _connect(url: str) -> session.Database:
 
 
 @pytest.fixture
-def url(server: databases.Socket) -> Iterator[str]:
+def url(server: databases.DatabaseServer) -> Iterator[str]:
     with server.empty() as made:
         yield made
 
@@ -77,7 +78,7 @@ def _assert_unavailable(answer: webob.Response) -> None:
 
 
 def test_a_silent_database_is_503_in_time_and_is_used_again_when_it_answers(
-    api: Api, server: databases.Socket
+    api: Api, server: databases.DatabaseServer
 ) -> None:
     assert api.get(AGGREGATES).status_int == 200
     with server.silent():
@@ -104,7 +105,7 @@ def test_what_another_has_locked_is_503_in_time(api: Api, url: str, kind: str) -
 
 
 @contextlib.contextmanager
-def _read_only(server: databases.Socket, url: str, kind: str) -> Iterator[str]:
+def _read_only(server: databases.DatabaseServer, url: str, kind: str) -> Iterator[str]:
     """Have the server refuse writes, and give a URL of one whom it refuses them."""
     if kind == databases.MARIADB:
         server.execute('CREATE OR REPLACE USER writer@localhost')
@@ -121,7 +122,7 @@ def _read_only(server: databases.Socket, url: str, kind: str) -> Iterator[str]:
 
 
 def test_a_server_that_is_read_only_is_503_and_reads_go_on(
-    api: Api, server: databases.Socket, url: str, kind: str
+    api: Api, server: databases.DatabaseServer, url: str, kind: str
 ) -> None:
     with _read_only(server, url, kind) as theirs:
         conf = options.new(config_files=[])
@@ -134,7 +135,7 @@ def test_a_server_that_is_read_only_is_503_and_reads_go_on(
 
 
 def test_a_server_that_refuses_a_user_whom_it_let_in_before_is_unavailable(
-    server: databases.Socket, url: str, kind: str
+    server: databases.DatabaseServer, url: str, kind: str
 ) -> None:
     if kind == databases.MARIADB:
         server.execute('CREATE OR REPLACE USER guest@localhost')
@@ -200,7 +201,7 @@ def test_a_table_that_is_missing_stays_an_error_of_the_service(api: Api) -> None
 
 
 def test_a_session_that_is_ended_costs_a_reader_no_more_than_a_503(
-    api: Api, server: databases.Socket, kind: str
+    api: Api, server: databases.DatabaseServer, kind: str
 ) -> None:
     assert api.get(AGGREGATES).status_int == 200
     if kind == databases.POSTGRESQL:
@@ -217,7 +218,7 @@ def test_a_session_that_is_ended_costs_a_reader_no_more_than_a_503(
 
 
 def test_the_database_of_a_cell_that_is_silent_is_waited_for_within_limits(
-    server: databases.Socket, url: str
+    server: databases.DatabaseServer, url: str
 ) -> None:
     engine = cell_services.connect(url)
     with engine.connect() as connection:
@@ -232,7 +233,7 @@ def test_the_database_of_a_cell_that_is_silent_is_waited_for_within_limits(
 
 @pytest.fixture(params=['utf8', 'latin1'])
 def narrow(
-    request: pytest.FixtureRequest, server: databases.Socket, url: str, kind: str
+    request: pytest.FixtureRequest, server: databases.DatabaseServer, url: str, kind: str
 ) -> Iterator[World]:
     """A database whose encoding does not have all characters."""
     made = sa.make_url(url)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache.standalone import environment, glance as glance_server
-from tests import keystone as keystone_server
+from nova_precache.standalone import glance as glance_server
 from tests.command import Command
-from tests.conftest import require_server
+from tests.conftest import require_environment, require_server
 from tests.service import wait_until
+from tools.servers import keystone as keystone_server
 
 PROGRAMS = {
     'epmd': 'rabbitmq-server',
@@ -35,10 +35,7 @@ def _servers() -> None:
         path = f'{os.environ["PATH"]}{os.pathsep}/usr/sbin'
         require_server(program, shutil.which(program, path=path) is not None, package)
     for each in (glance_server.ENVIRONMENT, keystone_server.ENVIRONMENT):
-        try:
-            each.ensure()
-        except environment.EnvironmentFailed as exc:
-            require_server(each.name, False, str(exc))
+        require_environment(each)
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from oslo_config import cfg
 from oslo_policy import policy as oslo_policy
 
 from nova_precache.standalone import environment
-from tests import glance_policy, keystone as keystone_server
+from tests import glance_policy
 from tests.conftest import require_server
 from tests.glance_policy import ROLE
-from tests.keystone_clients import GlanceUnderKeystone
 from tests.leaks import SECRETS
+from tools.servers import keystone as keystone_server
+from tools.servers.glance import GlanceUnderKeystone
 
 # Parts of other rules, which guard no URL of their own.
 PARTS = {'default', 'metadef_default', 'service_api'}

@@ -14,18 +14,19 @@ import kombu
 import pytest
 import requests
 
-from tests.conftest import RabbitMQ, UploadImage
+from tests import nova_cloud
+from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.integration.link import Link
 from tests.leaks import SECRETS
-from tests.nova import cloud
 from tests.service import LATEST, TIMEOUT_SECONDS, Service
+from tools.servers.rabbitmq import RabbitMQ
 
 QUEUE = 'versioned_notifications.info'
 # The caller of stock Nova, as noauth2 takes one.
 ASKER = {
     **LATEST,
-    'X-Auth-Token': f'{cloud.CALLER["X-User-Id"]}:{cloud.CALLER["X-Project-Id"]}:admin',
+    'X-Auth-Token': f'{nova_cloud.CALLER["X-User-Id"]}:{nova_cloud.CALLER["X-Project-Id"]}:admin',
 }
 WHOLE = ['start', 'progress', 'progress', 'progress', 'progress', 'end']
 KIB = 1024
@@ -115,7 +116,7 @@ def notified(
 ) -> Iterator[Announcing]:
     """A consumer of what the conductors announce, while they do."""
     url = rabbitmq.make_vhost()
-    port = rabbitmq.driver.port
+    port = rabbitmq.port
     with Link(free_port(), port) as link, Consumer(url) as consumer:
         options = {
             'driver': 'messagingv2',
@@ -247,7 +248,7 @@ def test_a_broker_that_takes_no_notifications_delays_no_work_and_gets_them_later
 # Beside stock Nova
 
 
-def _announced_by_nova(stock: cloud.NovaCloud, good: str, refused: str) -> list[Heard]:
+def _announced_by_nova(stock: nova_cloud.NovaCloud, good: str, refused: str) -> list[Heard]:
     aggregate_id = stock.aggregate('compared')
     metadata = {'metadata': {'availability_zone': 'zone', 'ssd': 'true'}}
     stock.post(f'/os-aggregates/{aggregate_id}/action', {'set_metadata': metadata})
@@ -307,10 +308,10 @@ def _comparable(heard: Heard) -> Json:
 
 
 def test_a_consumer_that_knows_nova_sees_no_difference(
-    announcing: Announcing, stock: cloud.NovaCloud, upload_image: UploadImage
+    announcing: Announcing, stock: nova_cloud.NovaCloud, upload_image: UploadImage
 ) -> None:
     good = upload_image(os.urandom(KIB))
-    refused = upload_image(os.urandom(KIB), 'qcow2', name=cloud.REFUSED)
+    refused = upload_image(os.urandom(KIB), 'qcow2', name=nova_cloud.REFUSED)
 
     theirs = _announced_by_nova(stock, good, refused)
     ours = _announced_by_us(announcing, good, refused)

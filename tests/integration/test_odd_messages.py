@@ -14,9 +14,9 @@ from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.conductor import manager, report_buffer, rpcapi
 from nova_precache.db import caches
 from nova_precache.db.engine import schema
-from tests.conftest import RabbitMQ
 from tests.unit import odd
 from tests.unit.conftest import World, open_database, open_world
+from tools.servers.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.integration
 

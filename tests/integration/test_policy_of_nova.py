@@ -17,10 +17,9 @@ from nova_precache import (
     policy,
 )
 from nova_precache.policies import aggregates
-from nova_precache.standalone import environment
-from tests import nova
-from tests.conftest import require_server
+from tests.conftest import require_environment
 from tests.leaks import SECRETS
+from tools.servers import nova
 
 _LIST_RULES = """\
 import json
@@ -40,11 +39,8 @@ ROLES = ('admin', 'manager', 'member', 'reader', 'service', 'dreamer')
 
 @pytest.fixture(scope='module')
 def nova_home() -> pathlib.Path:
-    try:
-        return nova.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('Nova', False, str(exc))
-        raise
+    require_environment(nova.ENVIRONMENT)
+    return nova.ENVIRONMENT.path
 
 
 def test_names_checks_scopes_and_operations_are_novas(nova_home: pathlib.Path) -> None:

@@ -20,10 +20,10 @@ import yaml
 
 from nova_precache.standalone import glance as glance_server
 from tests import gateway, service
-from tests.conftest import UploadImage, require_server
+from tests.conftest import UploadImage, running
 from tests.functional.conftest import starting
 from tests.leaks import SECRETS
-from tools.nginx import Nginx, program
+from tools.servers.nginx import Nginx
 
 PUBLIC = 'https://precache.example:8775'
 PROJECT = 'a9b8c7d6e5f4430291827364554637fe'
@@ -111,7 +111,6 @@ class Cloud:
 def whole_cloud(
     glance: glance_server.GlanceServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cloud]:
-    require_server('nginx', program() is not None, 'apt-get install nginx')
     directory = tmp_path_factory.mktemp('proxy')
     with starting(directory, glance.url) as start:
         doors = start(
@@ -121,9 +120,8 @@ def whole_cloud(
         with (
             Recorder(api) as nova,
             Recorder(api) as precache,
-            Nginx(directory, nova.address, precache.address) as proxy,
+            running(Nginx(directory, nova.address, precache.address)) as proxy,
         ):
-            proxy.wait()
             yield Cloud(proxy, nova, precache, doors, glance.url, directory)
 
 

@@ -21,9 +21,9 @@ from nova_precache import conf as options
 from nova_precache.db.engine import schema, session as db_session
 from nova_precache.standalone import glance as glance_server, process
 from nova_precache.wiring import api as wiring_api
+from tests import nova_cloud
 from tests.conftest import UploadImage
 from tests.integration.conftest import BIN
-from tests.nova import cloud
 from tests.service import wait_until
 
 KIB = 1024
@@ -67,7 +67,7 @@ Json = dict[str, Any]
 class Beside:
     """Our API in this process, and a conductor in another, which can be killed."""
 
-    stock: cloud.NovaCloud
+    stock: nova_cloud.NovaCloud
     directory: pathlib.Path
     database: db_session.Database
     application: Callable[..., Any]
@@ -189,7 +189,7 @@ class Beside:
 
 @pytest.fixture(scope='module')
 def beside(
-    stock: cloud.NovaCloud,
+    stock: nova_cloud.NovaCloud,
     glance: glance_server.GlanceServer,
     free_port: Callable[[], int],
     tmp_path_factory: pytest.TempPathFactory,
@@ -222,7 +222,7 @@ def test_images_are_cached_by_the_nova_computes_that_are_there(
 ) -> None:
     aggregate_id = beside.stock.aggregate('agentless')
     good = upload_image(os.urandom(KIB))
-    refused = upload_image(os.urandom(KIB), name=cloud.REFUSED)
+    refused = upload_image(os.urandom(KIB), name=nova_cloud.REFUSED)
 
     path = beside.cache(aggregate_id, good)
     assert set(beside.outcomes(path).values()) == {('cached', None)}
@@ -246,7 +246,7 @@ def test_the_kernel_of_an_image_is_cached_by_nova_computes_as_an_image_of_its_ow
     aggregate_id = beside.stock.aggregate('kernels')
     kernel, refused = (
         upload_image(os.urandom(KIB), 'aki', container_format='aki', name=name)
-        for name in ('kernel', cloud.REFUSED)
+        for name in ('kernel', nova_cloud.REFUSED)
     )
     good, bad = (upload_image(os.urandom(KIB), kernel_id=each) for each in (kernel, refused))
 

@@ -7,20 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from nova_precache.standalone import environment
-from tests import keystone as keystone_server, tempest
-from tests.conftest import require_server
+from tests import tempest
+from tests.conftest import require_environment
 from tests.integration.keystone_site import Site
+from tools.servers import keystone as keystone_server
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def stock_tempest(site: Site, tmp_path: pathlib.Path) -> Iterator[tempest.Tempest]:
-    try:
-        tempest.ENVIRONMENT.ensure()
-    except environment.EnvironmentFailed as exc:
-        require_server('tempest', False, str(exc))
+    require_environment(tempest.ENVIRONMENT)
     # It uploads in chunks of no known number, which the gateway does not pass on.
     site.keystone.register('image', site.glance.url)
     site.keystone.register('compute', site.compute_url)

@@ -19,10 +19,11 @@ from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
 from nova_precache.standalone import glance as glance_server
 from nova_precache.wiring import api as wiring_api
-from tests import databases, gateway as site_link, keystone as keystone_server
-from tests.keystone_clients import credentials, middleware
+from tests import gateway as site_link
+from tests.conftest import running_databases
 from tests.leaks import SECRETS
 from tests.service import LATEST
+from tools.servers import databases, keystone as keystone_server
 
 GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'security.rst'
 REGION = 'over-tls'
@@ -66,13 +67,10 @@ USERS = {
 }
 # What is added to a URL for a connection without TLS.
 PLAIN = {databases.MARIADB: '?ssl_disabled=true', databases.POSTGRESQL: '?sslmode=disable'}
-STARTERS = {
-    databases.MARIADB: ('mysql+pymysql', databases.mariadb),
-    databases.POSTGRESQL: ('postgresql+psycopg', databases.postgresql),
-}
+SCHEMES = {databases.MARIADB: 'mysql+pymysql', databases.POSTGRESQL: 'postgresql+psycopg'}
 
 
-@pytest.mark.parametrize('kind', STARTERS)
+@pytest.mark.parametrize('kind', SCHEMES)
 def test_a_database_is_spoken_to_over_tls_and_only_if_its_certificate_is_good(
     kind: str,
     authorities: Authorities,
@@ -81,14 +79,14 @@ def test_a_database_is_spoken_to_over_tls_and_only_if_its_certificate_is_good(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     password = SECRETS.make('password of a database')
-    scheme, start = STARTERS[kind]
-    tls = databases.Tls(free_port(), *authorities.write(tmp_path))
-    with start(tls) as server, server.empty('precache') as _:
+    scheme = SCHEMES[kind]
+    tls = databases.Tls(*authorities.write(tmp_path))
+    with running_databases(kind, tls) as server, server.empty('precache') as _:
         for statement in USERS[kind].format(name='precache', password=password).split('; '):
             server.execute(statement)
 
         def connect(query: str, host: str = '127.0.0.1') -> session.Database:
-            return _connect(f'{scheme}://precache:{password}@{host}:{tls.port}/precache{query}')
+            return _connect(f'{scheme}://precache:{password}@{host}:{server.port}/precache{query}')
 
         query = _documented(scheme)
         good, bad = (query.format(path) for path in (authorities.good, authorities.bad))
@@ -183,9 +181,9 @@ def _configure(
         f'[DEFAULT]\ntransport_url = fake:///{directory.name}\n'
         '[api]\nbind_port = 0\n'
         f'[database]\nconnection = sqlite:///{directory}/precache.sqlite\n'
-        f'{middleware(keystone, keystone.admin)}cafile = {middleware_trusts}\n'
+        f'{keystone.authtoken(keystone.admin)}cafile = {middleware_trusts}\n'
         'http_request_max_retries = 0\n'
-        f'[glance]\n{credentials(keystone, keystone.admin)}cafile = {glance_trusts}\n'
+        f'[glance]\n{keystone.credentials(keystone.admin)}cafile = {glance_trusts}\n'
     )
     plain = keystone.url.removesuffix('/v3')
     sections = sections.replace(plain, front).replace(keystone_server.REGION, REGION)

@@ -18,9 +18,10 @@ import requests
 from nova_precache import exception
 from nova_precache.conductor import image_access
 from nova_precache.image import fake, glance, service
-from tests import glance_policy, keystone as keystone_server
-from tests.keystone_clients import GlanceUnderKeystone
+from tests import glance_policy
 from tests.leaks import SECRETS
+from tools.servers import keystone as keystone_server
+from tools.servers.glance import GlanceUnderKeystone
 
 DATA = os.urandom(100)
 STATUSES = (None, 'pending', 'accepted', 'rejected')

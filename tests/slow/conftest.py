@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from nova_precache.standalone import environment, glance as glance_server, process
-from tests import disk_images, gateway as site_link, keystone as keystone_server, nova
-from tests.conftest import require_server
-from tools import guests, libvirtd, running, showing
+from nova_precache.standalone import glance as glance_server, process
+from tests import gateway as site_link
+from tests.conftest import require_environment, require_server
+from tools import boot_sector, guests, running
 from tools.beside_deployment import agent_of
 from tools.foundation import STOP_SECONDS, Host
+from tools.servers import keystone as keystone_server, libvirtd, nova
 
 MIB = 1024**2
 FLAVOR = 'tiny'
@@ -75,7 +76,7 @@ class Cloud(guests.BesideNovaWithGuests):
 
     def new_image(self) -> str:
         """Put a bootable image into Glance, and give its id."""
-        return self.upload(disk_images.boot_sector(showing.GUEST_SAYS) + os.urandom(16 * MIB - 512))
+        return self.upload(boot_sector.content() + os.urandom(16 * MIB - boot_sector.SIZE_BYTES))
 
     def pin(self, image_id: str, host: Host) -> str:
         """Pin an image to a host, in an aggregate of its own, and return the path of the pin."""
@@ -122,10 +123,7 @@ def require_guests() -> None:
         nova.ENVIRONMENT,
         libvirtd.BINDING,
     ):
-        try:
-            each.ensure()
-        except environment.EnvironmentFailed as exc:
-            require_server(each.name, False, str(exc))
+        require_environment(each)
 
 
 @pytest.fixture(scope='session')

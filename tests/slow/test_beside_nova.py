@@ -10,7 +10,7 @@ import pytest
 from tests.command import Command
 from tests.service import wait_until
 from tests.slow.conftest import require_guests
-from tools import showing
+from tools import boot_sector
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def test_guests_boot_by_one_command_and_no_process_is_left_when_it_is_killed(
 ) -> None:
     command.wait_for(lambda: 'until Ctrl-C' in command.said(), 'it was shown, and waits', 840)
 
-    assert command.said().count(showing.GUEST_SAYS) == 2
+    assert command.said().count(boot_sector.LINE) == 2
     assert command.said().count('│ 0 times') == 2
     assert any('libvirtd' in line[0] for line in command.alive() if line)
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.service import wait_until
 from tests.slow.conftest import FLAVOR, MIB, MINIMUM_AGE_SECONDS, Cloud
-from tools import libvirtd, tour
+from tools import tour
+from tools.servers import libvirtd
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import require_server
 from tests.service import wait_until
-from tools import libvirtd
+from tools.servers import libvirtd
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ _DOMAIN = """\
 """
 _OWNER = """\
 import pathlib, sys
-from tools import libvirtd
+from tools.servers import libvirtd
 
 started = libvirtd.Libvirtd(pathlib.Path(sys.argv[1]), 'alone')
 started.start()

@@ -35,7 +35,7 @@ class StubEnvironment:
 def stub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> StubEnvironment:
     stub = StubEnvironment(tmp_path / 'environment')
     stub.put('glance-manage', 'exit 0')
-    monkeypatch.setattr(glance, 'ENVIRONMENT', stub)
+    monkeypatch.setattr(glance.GlanceServer, 'python_environment', stub)
     return stub
 
 

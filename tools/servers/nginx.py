@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nova's compute endpoint under nginx, as etc/nginx has it."""
+"""Nova's compute endpoint under nginx, by the example in etc/nginx."""
 
 import pathlib
-import shutil
 import socket
 
 from nova_precache.standalone import process
-from tools import servers
+from tools.servers import own_port
 
-SHIPPED = pathlib.Path(__file__).resolve().parents[1] / 'etc' / 'nginx'
-# Every path is below its prefix, so that nobody's own nginx is touched.
+SHIPPED = pathlib.Path(__file__).resolve().parents[2] / 'etc' / 'nginx'
+# All paths are below its prefix, so that the nginx of the machine is not touched.
 _CONFIGURATION = """\
 daemon off;
 master_process off;
@@ -28,11 +27,11 @@ http {{
 """
 
 
-class Nginx(servers.OwnPort):
-    """The shipped example of an endpoint; only its addresses are others.
+class Nginx(own_port.OwnPort):
+    """The shipped example of an endpoint, with other addresses.
 
     :param nova: host and port of nova-api
-    :param precache: and of our API
+    :param precache: host and port of our API
     """
 
     name = 'nginx'
@@ -42,17 +41,14 @@ class Nginx(servers.OwnPort):
         self._upstreams = {'127.0.0.1:18774': nova, '127.0.0.1:8775': precache}
 
     def served(self) -> list[tuple[str, str]]:
-        """Give who answered what so far: host and port, then method, path and version."""
+        """Return the answered requests: upstream host and port; method, path and version."""
         log = self.directory / 'access.log'
         lines = log.read_text().splitlines() if log.exists() else []
         parts = [line.split(' ', 2) for line in lines]
         return [(upstream, request) for upstream, _, request in parts]
 
     def _install(self) -> pathlib.Path:
-        found = program()
-        if found is None:
-            raise process.ServerFailed('nginx is missing: apt-get install nginx')
-        return found
+        return own_port.program('nginx', 'nginx', '/usr/sbin')
 
     def _prepare(self, home: pathlib.Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -64,7 +60,7 @@ class Nginx(servers.OwnPort):
         }
         for old, new in replaced.items():
             if example.count(old) != 1:
-                raise process.ServerFailed(f'{SHIPPED} has not one {old}')
+                raise process.ServerFailed(f'{SHIPPED} does not have exactly one {old}')
             example = example.replace(old, new)
         (self.directory / 'compute-endpoint.conf').write_text(example)
         whole = _CONFIGURATION.format(directory=self.directory)
@@ -75,10 +71,4 @@ class Nginx(servers.OwnPort):
         return [str(home), '-p', str(self.directory), '-e', 'stderr', '-c', configuration]
 
     def _serves(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex((process.HOST, self.port)) == 0
-
-
-def program() -> pathlib.Path | None:
-    found = shutil.which('nginx') or shutil.which('nginx', path='/usr/sbin')
-    return None if found is None else pathlib.Path(found)
+        return own_port.accepts(self.port)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock Nova's libvirt driver, asked line by line: a command in, its result out, as JSON.
+"""Stock Nova's libvirt driver: reads a command a line and prints its result, as JSON.
 
-Runs with the Python of Nova's environment, and imports nothing of ours. There is no
-libvirt beside it: an empty module stands in its place, so whatever would need the
-hypervisor fails, and what is asked here is seen to need none.
+It runs with the Python of Nova's environment and imports no module of ours. An empty module
+replaces libvirt, so that a call of the hypervisor fails: the commands need none.
 """
 
 import json
@@ -55,12 +54,12 @@ def answer(command: dict) -> dict:
     driver = libvirt_driver.LibvirtDriver(fake.FakeVirtAPI())
     try:
         return {'result': work(driver, **command)}
-    except Exception as exc:  # noqa: BLE001 - whatever Nova raises is the answer
+    except Exception as exc:  # noqa: BLE001 - the exception is the answer
         return {'error': type(exc).__name__, 'message': str(exc)}
 
 
 def cache_image(driver: libvirt_driver.LibvirtDriver, image_id: str) -> str:
-    """Do what nova-compute does on a precache request, and name the outcome as it does."""
+    """Cache an image as nova-compute does on a precache request, and return its outcome."""
     fetched = driver.cache_image(caller(), image_id)
     return 'cached' if fetched else 'existing'
 
@@ -68,7 +67,7 @@ def cache_image(driver: libvirt_driver.LibvirtDriver, image_id: str) -> str:
 def make_root_disk(
     driver: libvirt_driver.LibvirtDriver, image_id: str, instance: str, root_gb: int
 ) -> str:
-    """Take the part of a boot that makes the root disk, and give its path."""
+    """Create the root disk as a boot does, and return its path."""
     directory = libvirt_utils.get_instance_path(new_instance(instance, image_id))
     fileutils.ensure_tree(directory)
     driver._create_and_inject_local_root(
@@ -91,7 +90,7 @@ def make_disks(
     ramdisk_id: str,
     instance: str,
 ) -> str:
-    """Take the part of a boot that makes all files of an instance; returns their directory."""
+    """Create all files of an instance as a boot does, and return their directory."""
     booted = new_instance(instance, image_id, root_gb=1, kernel_id=kernel_id, ramdisk_id=ramdisk_id)
     driver._create_image(
         caller(), booted, disk_mapping={'disk': {'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}}
@@ -102,10 +101,10 @@ def make_disks(
 def manage_image_cache(
     driver: libvirt_driver.LibvirtDriver, instances: dict, companions: dict
 ) -> None:
-    """Take one round of the image cache manager.
+    """Run one round of the image cache manager.
 
-    :param instances: image by uuid of those that nova-compute knows on this host
-    :param companions: ``kernel_id`` and ``ramdisk_id`` of those that have them, by uuid
+    :param instances: image of each instance on this host, by uuid
+    :param companions: ``kernel_id`` and ``ramdisk_id`` of instances that have them, by uuid
     """
     known = [
         new_instance(uuid, image_id, **companions.get(uuid, {}))
@@ -115,13 +114,13 @@ def manage_image_cache(
 
 
 def leave_marks(driver: libvirt_driver.LibvirtDriver) -> None:
-    """Leave what the first start and the first round of a nova-compute leave on a host."""
+    """Write the files of the first start and the first round of a nova-compute."""
     node.write_local_node_uuid('2c3b6a0e-8f1d-4f57-9c77-6d0f5a1e9b3d')
     storage_users.register_storage_use(CONF.instances_path, CONF.host)
 
 
 def caller() -> context.RequestContext:
-    """Somebody with a token, whatever it is: Glance asks for none."""
+    """Return the context of a caller with some token, which Glance does not check."""
     return context.RequestContext(is_admin=True, auth_token='none')
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A nova_api database as nova-manage makes it, filled by Nova's own objects.
+"""A nova_api database as nova-manage creates it, filled and read by Nova's own objects.
 
-No service of Nova runs: what it would answer, its objects are asked for.
+No service of Nova runs.
 """
 
 import json
@@ -11,13 +11,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pymysql
-
-from tests import nova
+from tools.servers import nova
 
 _SCRIPT = """\
 import json, sys
-from nova.cmd import manage  # before anything else of Nova: it chooses the threads
+from nova.cmd import manage  # before any other module of Nova: it chooses the threads
 from nova import config, context, objects
 from oslo_serialization import jsonutils
 
@@ -36,7 +34,7 @@ def prepare(cells, aggregates):
         hosts = cell.pop('hosts')
         if cell.pop('by_command'):
             assert not commands.create_cell(name=name, **cell)
-        else:  # such as nova-manage refuses
+        else:  # one that nova-manage refuses
             objects.CellMapping(everywhere, name=name, **cell).create()
         map_hosts(name, hosts)
     for name, (metadata, hosts) in aggregates.items():
@@ -100,7 +98,7 @@ class NovaInventory:
 
     :param directory: an empty one
     :param connection: URL of the empty database
-    :param transport_url: what fills the cells' templates in; the same for the database
+    :param transport_url: fills in the templates of the cells, as ``cell_database`` does
     """
 
     def __init__(
@@ -117,18 +115,13 @@ class NovaInventory:
                 cell_database=cell_database,
             )
         )
-        # Which Nova's environment has no driver of.
-        (directory / 'pymysql').symlink_to(pathlib.Path(pymysql.__file__).parent)
+        nova.link_pymysql(directory)
 
     def ask(self, *asked: tuple[str, Mapping[str, Any]]) -> Sequence[Any]:
-        """Have functions of the script called, by name and arguments; it takes seconds to start."""
+        """Call functions of the script by name and arguments; it takes seconds to start."""
         done = subprocess.run(
             [self._python, '-c', _SCRIPT, self._configuration, json.dumps(asked)],
-            env={
-                **os.environ,
-                'OS_NOVA_DISABLE_EVENTLET_PATCHING': 'true',
-                'PYTHONPATH': str(self._directory),
-            },
+            env={**os.environ, **nova.variables(self._directory)},
             capture_output=True,
             text=True,
             check=False,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A libvirtd with directories and processes of its own, whose guests end with it.
 
-It is Debian's, and runs as root. A mount namespace gives it its own directories where
-libvirtd insists on those of the machine, so that several run side by side and the machine's
-own is not touched; it has a host name of its own, too. A process namespace makes the kernel
-kill the guests with it: QEMU is a daemon, which outlives a libvirtd that stops or is killed.
+It is Debian's, and runs as root. A mount namespace replaces the fixed directories of libvirtd,
+so that several run in parallel and the machine's own is not touched; each has its own host name.
+In a process namespace the kernel kills the guests with it: QEMU is a daemon, which outlives a
+libvirtd that stops or is killed.
 """
 
 import os
@@ -12,21 +12,20 @@ import pathlib
 import pwd
 import shutil
 import subprocess
-import threading
-import time
 import uuid
 
 import psutil
 
 from nova_precache.standalone import environment, process
+from tools import waiting
 
 VERSION = '12.8.0'
-# The binding alone; it is built for the libvirt of the machine.
+# The Python binding, built for the libvirt of the machine.
 BINDING = environment.PythonEnvironment(
     name=f'libvirt-python-{VERSION}', requirements=(f'libvirt-python=={VERSION}',)
 )
-# QEMU runs as this user. Debian's libvirt does not start without its own default, which only
-# the package libvirt-daemon-system adds: where it is missing, it is another name of this one.
+# QEMU runs as this user. Debian's libvirt does not start without its default user, which the
+# package libvirt-daemon-system adds; without the package, that is an alias of this one.
 QEMU_USER = 'nobody'
 _NAMES = {
     'passwd': 'libvirt-qemu:x:{user.pw_uid}:{user.pw_gid}::/nonexistent:/usr/sbin/nologin\n',
@@ -35,9 +34,8 @@ _NAMES = {
 _PROGRAMS = ('libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'pkg-config', 'gcc')
 _PATH = f'{os.environ["PATH"]}{os.pathsep}/usr/sbin'
 _COMMAND_SECONDS = 60
-_POLL_SECONDS = 0.2
 
-# The first process of the namespace also collects the QEMUs that have ended.
+# The first process of the namespace also reaps ended QEMUs.
 _RUN = """\
 set -e
 for name in etc var/lib var/cache run var/log; do
@@ -56,7 +54,7 @@ auth_unix_ro = "none"
 auth_unix_rw = "none"
 host_uuid = "{host_uuid}"
 """
-# Ownership as Debian has it: libvirt gives a guest's files to the user of QEMU.
+# Debian's ownership: libvirt gives the files of a guest to the user of QEMU.
 _QEMU = f"""\
 user = "{QEMU_USER}"
 group = "nogroup"
@@ -71,8 +69,8 @@ stdio_handler = "file"
 class Libvirtd:
     """One libvirtd, in the foreground; it dies with the thread that started it.
 
-    :param directory: an empty one with a short path: there is a socket in it
-    :param hostname: what it takes for the name of the machine, which Nova wants to be unique
+    :param directory: an empty one with a short path, for a socket
+    :param hostname: reported as the name of the machine, which must be unique in Nova
     """
 
     def __init__(self, directory: pathlib.Path, hostname: str) -> None:
@@ -83,11 +81,11 @@ class Libvirtd:
 
     @property
     def uri(self) -> str:
-        """Where clients find it; they need not be in its namespaces."""
+        """The URI for clients, which need not be in its namespaces."""
         return f'qemu+unix:///system?socket={self.directory}/run/libvirt-sock'
 
     def start(self) -> None:
-        """Start it, and return before it serves; ``wait`` says when.
+        """Start it and return before it serves; then call ``wait``.
 
         :raises nova_precache.standalone.process.ServerFailed: this machine cannot run it
         """
@@ -118,23 +116,19 @@ class Libvirtd:
             )
 
     def wait(self) -> None:
-        """Wait until it answers; the first answer takes seconds, in which it looks at QEMU.
+        """Wait until it answers; the first answer takes seconds, since it examines QEMU.
 
         :raises nova_precache.standalone.process.ServerFailed: it ended, or takes too long
         """
-        deadline = time.monotonic() + process.START_SECONDS
-        pause = threading.Event()
-        while self._virsh('version').returncode != 0:
-            ended = self._process is None or self._process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                raise process.ServerFailed(f'libvirtd did not come up:\n{process.tail(self.log)}')
-            pause.wait(_POLL_SECONDS)
+        waiting.wait_for_child(
+            'libvirtd', self._process, lambda: self._virsh('version').returncode == 0, self.log
+        )
 
     def stop(self) -> None:
-        """Kill it and its guests; when this returns, none is left."""
+        """Kill it and its guests, and wait until they have ended."""
         if self._process is None:
             return
-        # The first process of the namespace ends after all others in it, and unshare after that.
+        # The first process of the namespace ends after all others in it, then unshare.
         namespace = psutil.Process(self._process.pid).children()
         for first in namespace:
             first.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The libvirt half of a stock nova-compute, as a child process that does what it is told."""
+"""The libvirt driver of a stock nova-compute, as a child process that takes commands."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import subprocess
 from typing import Any, Self
 
 from nova_precache.standalone import process
-from tests import nova
+from tools.servers import nova
 
 _SCRIPT = pathlib.Path(__file__).with_name('libvirt_script.py')
 _NOWHERE = 'http://127.0.0.1:9'
@@ -25,7 +25,7 @@ Options = dict[str, dict[str, Any]]
 
 
 class NovaError(Exception):
-    """What stock Nova raised: the name of its exception, and its message."""
+    """An error of stock Nova; the message has the name of its exception and its message."""
 
 
 @dataclasses.dataclass
@@ -61,10 +61,10 @@ class LibvirtCompute:
         return self._process.pid
 
     def call(self, what: str, options: Options, glance_url: str | None, **arguments: Any) -> Any:
-        """Have something done, and give its result.
+        """Run a command and return its result.
 
-        :param glance_url: None: nobody answers where it would ask
-        :raises NovaError: Nova raised something
+        :param glance_url: None for an address without a server
+        :raises NovaError: Nova raised an error
         """
         glance = {'api_servers': [glance_url or _NOWHERE]}
         command = {'do': what, 'options': {**options, 'glance': glance}, **arguments}
