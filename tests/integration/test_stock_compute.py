@@ -98,7 +98,7 @@ class Beside:
         }
 
     def let_calls_be_over(self) -> None:
-        """Let enough time pass to end every lost call."""
+        """End every lost call by moving its times into the past."""
         past = {'past': datetime.datetime(2001, 1, 1)}  # noqa: DTZ001 - as the database keeps it
         with self.database.engine.begin() as connection:
             for table, column in (('stock_calls', 'over_at'), ('jobs', 'next_attempt_at')):

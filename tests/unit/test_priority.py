@@ -153,7 +153,7 @@ def test_work_goes_on_where_the_class_cannot_be_set(
 
 
 def _refuse(monkeypatch: pytest.MonkeyPatch, name: str, refusal: Exception) -> None:
-    """Let psutil read a priority, but not set it."""
+    """Make psutil refuse to set a priority, but not to read it."""
     honest = getattr(psutil.Process, name)
 
     def set_or_get(process: psutil.Process, *value: int) -> object:

@@ -75,7 +75,7 @@ def _task(
 
 
 def _let_call_be_over(parts: Parts) -> None:
-    """Let enough time pass to end lost calls, and make due what waits for that."""
+    """End lost calls by moving their times into the past, and make the waiting jobs due."""
     parts.world.change(models.StockCall, models.StockCall.over_at > LONG_AGO, over_at=LONG_AGO)
     parts.world.make_due()
 

@@ -664,7 +664,7 @@ def _living(site: Site, host: str) -> str:
 
 
 def _take_over(site: Site, pin: model.Pin) -> None:
-    """Let another conductor take over a pin whose keeper is slow."""
+    """Take over a pin, whose keeper is slow, as another conductor."""
     site.world.change(models.Pin, models.Pin.id == pin.id, keeper_lease_until=LONG_AGO)
     site.reconciler('c2').run()
     assert len(site.asked(pin)) == 1
