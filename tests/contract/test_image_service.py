@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every image service does: Glance and the one in memory pass the same tests."""
+"""Behaviour of every image service: Glance and the in-memory one pass the same tests."""
 
 import hashlib
 import uuid
@@ -16,7 +16,7 @@ DATA = hashlib.sha512(b'seed').digest() * 50_000
 
 
 class Backend(Protocol):
-    """An image service with the hands of its operator."""
+    """An image service and what its operator can do to it."""
 
     @property
     def images(self) -> service.ImageService: ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole service in this process, before a real Glance on a link that tests control."""
+"""The whole service in this process, in front of a real Glance on a link that tests control."""
 
 import contextlib
 import dataclasses
@@ -28,19 +28,19 @@ QUICK: Options = {
 
 @pytest.fixture(scope='session', autouse=True)
 def _no_secret_is_told(secrets_kept: None) -> None:
-    """Search all that these tests left, once everything has stopped."""
+    """Search everything that these tests wrote, after every process has stopped."""
 
 
 @pytest.fixture
 def gateway(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
-    """The site's link to Glance, open and fast until a test says otherwise."""
+    """The site's link to Glance, open and fast unless a test changes it."""
     with site_link.Gateway(glance.url) as link:
         yield link
 
 
 @dataclasses.dataclass
 class Started:
-    """A standalone that runs in this process, and its doors."""
+    """A standalone that runs in this process, and its API client and configuration."""
 
     standalone: standalone.Standalone
     service: service.Service
@@ -51,14 +51,14 @@ class Started:
 
 
 class Start(Protocol):
-    """Starts a standalone with options on top of quick ones; see :func:`start`."""
+    """Start a standalone with extra options; see :func:`start`."""
 
     def __call__(self, **options: dict[str, Any]) -> Started: ...
 
 
 @pytest.fixture
 def start(tmp_path: pathlib.Path, gateway: site_link.Gateway) -> Iterator[Start]:
-    """A function that starts a standalone, again and again on one state directory."""
+    """Return a function that starts a standalone, repeatedly on one state directory."""
     with starting(tmp_path, gateway.url) as begin:
         yield begin
         gateway.release()
@@ -66,7 +66,7 @@ def start(tmp_path: pathlib.Path, gateway: site_link.Gateway) -> Iterator[Start]
 
 @contextlib.contextmanager
 def starting(directory: pathlib.Path, image_url: str) -> Iterator[Start]:
-    """Give a function as :func:`start` does; what it started is stopped in the end."""
+    """Yield a function like :func:`start`, and stop at the end what it started."""
     running: list[Started] = []
 
     def begin(**options: dict[str, Any]) -> Started:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images over a rough link: at which byte of a download what happens is the test's to say."""
+"""An image service over a faulty link: the test chooses the fault and the byte where it strikes."""
 
 import contextlib
 import dataclasses
@@ -14,23 +14,23 @@ CUT_SECONDS = 30
 
 
 class Kind(enum.StrEnum):
-    """What befalls one open of an image's data."""
+    """A fault of one open of an image's data."""
 
     NONE = 'none'
     CUT = 'cut'  # the connection breaks
-    SPOIL = 'spoil'  # one byte is another one
-    CALL = 'call'  # something happens meanwhile, and the download goes on
-    STOP = 'stop'  # the work is stopped from elsewhere: nothing comes until it is cut
-    REFUSED = 'refused'  # the token
+    SPOIL = 'spoil'  # one byte is changed
+    CALL = 'call'  # a callback runs meanwhile, and the download continues
+    STOP = 'stop'  # another thread stops the work: no data arrives until the connection is cut
+    REFUSED = 'refused'  # the token is refused
     SILENT = 'silent'  # no answer
-    WHOLE = 'whole'  # the range is not heeded
-    ELSEWHERE = 'elsewhere'  # the answer begins somewhere that it does not tell
-    SHORT = 'short'  # few bytes at a time
+    WHOLE = 'whole'  # the range is ignored
+    ELSEWHERE = 'elsewhere'  # the answer does not say at which byte it starts
+    SHORT = 'short'  # few bytes per read
 
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """It strikes once the download has come to a byte of the image."""
+    """A fault that strikes when the download reaches a byte of the image."""
 
     kind: Kind
     at_byte: int = 0
@@ -41,14 +41,14 @@ _SHORT_BYTES = 1000
 
 
 class RoughLink:
-    """Stands before an image service; each open has the first of the troubles that are left.
+    """Wraps an image service; each open takes the next of the remaining faults.
 
-    :ivar opens: from which byte on each open was asked that gave data
-    :ivar served_bytes: given out
-    :ivar position: how many bytes of the image, from its first one on, somebody has who
-        began each time where the last connection came to
-    :param noting: told of each such open at once
-    :param struck: what happens at a ``CALL`` or ``STOP``
+    :ivar opens: start byte of each open that returned data
+    :ivar served_bytes: bytes sent
+    :ivar position: how many bytes, from the first of the image, a reader has that resumes each
+       time where the last connection ended
+    :param noting: called with the start byte of each such open
+    :param struck: called at a ``CALL`` or ``STOP``
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class _RoughConnection:
         self._connection.cut()
 
     def _most_bytes(self, most: int) -> int:
-        """Come to the byte of the trouble exactly, and let it strike there."""
+        """Limit the read to the byte of the fault, and apply the fault there."""
         kind = self._trouble.kind
         if kind is Kind.SHORT:
             return min(most, _SHORT_BYTES)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compute in a process of its own that dies, or whose disk fails, at a chosen moment.
 
-Processes are forked from one that has imported everything, so that hundreds of them
-can die in a test. What such a process synchronised with the disk is noted, so that a
-test can take the rest away, as a loss of power does.
+Processes are forked from one that has imported everything, so that a test can kill
+hundreds of them. The harness records what such a process synchronised with the disk, so
+that a test can discard the rest, as a power loss does.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ OPERATIONS = (*_SYNCS, *_WRITES, *_NAMES, *_OTHERS)
 BLOCK_BYTES = 512
 _LOST_NAMES = 0.1
 _GARBAGE = b'\xaa' * BLOCK_BYTES
-_replace = os.replace  # as it is while others are watched
+_replace = os.replace  # the original, while others are wrapped
 
 
 class When(enum.StrEnum):
-    """Where a process dies, counted from the begin of its attempt."""
+    """The point where a process dies, counted from the start of its attempt."""
 
     BEFORE = 'before'  # the n-th operation on files
-    WITHIN = 'within'  # it: half of a write is done, nothing of a synchronisation
+    WITHIN = 'within'  # during it: half of a write is done, nothing of a synchronisation
     AFTER = 'after'
-    LINE = 'line'  # the n-th line of code of the cache and the download
+    LINE = 'line'  # the n-th line executed in the cache and the download
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Death:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """The n-th operation on files fails, and where it lasts, all later ones that write."""
+    """The n-th operation on files fails; with ``lasts``, so do all later writes."""
 
     errno: int
     nth: int
@@ -71,7 +71,7 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What a process is to do: start a compute's driver, and have it cache an image."""
+    """The work of one process: start a compute's driver and cache an image."""
 
     instances_path: str
     image: model.Image
@@ -85,7 +85,7 @@ class Attempt:
 
 @dataclasses.dataclass
 class Ended:
-    """How it went: ``status`` is ``died`` where the process did."""
+    """The result; ``status`` is ``died`` if the process did."""
 
     status: str = 'died'
     reason: str | None = None
@@ -95,18 +95,18 @@ class Ended:
 
 
 class QuickControl(reins.Control):
-    """The reins of work that need not wait before it tries again."""
+    """Transfer control that does not wait between attempts."""
 
     def wait(self, seconds: float) -> None:
         super().wait(0)
 
 
 def make_driver(instances_path: str, **options: object) -> libvirt.LibvirtDriver:
-    """Make a driver that is not started; options of groups are called ``group__name``."""
+    """Make a driver without starting it; options of groups are called ``group__name``."""
     conf = precache_conf.new([], [])
     conf.set_override('instances_path', instances_path)
     conf.set_override('reserved_disk_bytes', 0, 'image_cache')
-    conf.set_override('idle_priority', False, 'image_cache')  # or tests last as others let them
+    conf.set_override('idle_priority', False, 'image_cache')  # or other work slows tests
     for name, value in options.items():
         group, _, option = name.rpartition('__')
         conf.set_override(option, value, group or None)
@@ -120,7 +120,7 @@ def try_to_cache(
     control: reins.Control | None = None,
     progress: model.ProgressCallback = lambda progress: None,
 ) -> tuple[str, str | None]:
-    """Give the status and the reason of one attempt, as a compute would report it."""
+    """Return status and reason of one attempt, as a compute would report it."""
     try:
         result = driver.cache_image(images, image_id, progress, control or QuickControl())
     except exception.CacheError as exc:
@@ -129,18 +129,18 @@ def try_to_cache(
 
 
 def note_often(setattr: Callable[[object, str, object], None]) -> None:  # noqa: A002
-    """Have a download note what came after every few bytes, as it does for large images."""
+    """Make downloads record their progress every few bytes, as they do for large images."""
     rules = functools.partial(partials.SyncRules, write_back_bytes=64 * 1024, sync_bytes=256 * 1024)
     setattr(partials, 'SyncRules', rules)
 
 
 _context = multiprocessing.get_context('forkserver')
-# Each process imports what the main module does, which is pytest's.
+# Each process imports the main module, which is pytest's.
 _context.set_forkserver_preload([__name__, 'pytest'])
 
 
 def run(attempt: Attempt) -> Ended:
-    """Have a process make an attempt, and wait for its end, whichever that is."""
+    """Run an attempt in a process, and wait until it ends or dies."""
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_live, args=(attempt, theirs))
     process.start()
@@ -174,14 +174,14 @@ def _live(attempt: Attempt, told: connection.Connection) -> None:
 
 
 def _copy_whole(source: str | pathlib.Path, target: pathlib.Path) -> None:
-    """Copy a file such that no death in between leaves a part of it."""
+    """Copy a file so that a kill in between never leaves a partial copy."""
     temporary = f'{target}.{threading.get_ident()}'
     shutil.copyfile(source, temporary)
     _replace(temporary, target)
 
 
 def _write_half(write: Callable[..., int], descriptor: int, data: bytes, *rest: int) -> None:
-    with contextlib.suppress(OSError):  # A direct write has to be of whole sectors.
+    with contextlib.suppress(OSError):  # A direct write must be of whole sectors.
         write(descriptor, memoryview(data)[: len(data) // 2], *rest)
 
 
@@ -190,9 +190,9 @@ def die() -> None:
 
 
 class Disk:
-    """Sees what this process does with the files below a directory; it dies, or they fail, there.
+    """Watches this process's file operations below a directory; kills it or fails them there.
 
-    :param synced: directory that takes what of each file was synchronised
+    :param synced: directory that receives the synchronised content of each file
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class Disk:
         return str(path).startswith(self._directory)
 
     def _begin(self, name: str) -> When | None:
-        """Count an operation, fail it or tell whether the process dies of it."""
+        """Count an operation; raise the fault, or return when the process dies of it."""
         with self._lock:
             self.operations += 1
             nth = self.operations
@@ -278,7 +278,7 @@ class Disk:
         return self._trace_line
 
     def _before(self, name: str, arguments: Sequence[Any]) -> None:
-        """Note what a synchronisation brings to the disk: what is there when it begins."""
+        """Record the content that a synchronisation writes to disk: that of its start."""
         if self._synced is None or name not in _SYNCS:
             return
         path = os.readlink(f'/proc/self/fd/{arguments[0]}')
@@ -286,7 +286,7 @@ class Disk:
             _copy_whole(path, self._noted(path))
 
     def _after(self, name: str, arguments: Sequence[Any]) -> None:
-        """Follow the files to their new names."""
+        """Follow files to their new names."""
         if self._synced is None or name not in _NAMES:
             return
         noted = self._noted(arguments[0])
@@ -301,7 +301,7 @@ class Disk:
 
 
 def noted_bytes(directory: pathlib.Path, image: model.Image) -> int:
-    """Tell how much of an image, as it is now, was noted to be on the disk."""
+    """Return how much of the image, in its present version, is recorded as on disk."""
     journals = directory.glob(f'{layout.base_name(image.id)}.*.journal')
     usable = [path for path in journals if path.with_suffix('.part').exists()]
     return max((_noted(path.read_bytes(), image) for path in usable), default=0)
@@ -310,14 +310,14 @@ def noted_bytes(directory: pathlib.Path, image: model.Image) -> int:
 def _noted(text: bytes, image: model.Image) -> int:
     try:
         described, *notes = map(json.loads, text[: text.rfind(b'\n') + 1].splitlines())
-    except ValueError:  # A loss of power left nothing that can be read.
+    except ValueError:  # A power loss left nothing readable.
         return 0
     is_of_it = (described['size'], described['hash_value']) == (image.size, image.hash_value)
     return int(notes[-1]['synced_bytes']) if is_of_it and notes else 0
 
 
 def lose_power(directory: pathlib.Path, synced: pathlib.Path, chance: random.Random) -> None:
-    """Take away what was not synchronised: each block is as it was, or will be.
+    """Discard what was not synchronised: each block has its old or its new content.
 
     Names of unfinished files, for which the directory is not synchronised, may be gone.
     """
@@ -333,7 +333,7 @@ def lose_power(directory: pathlib.Path, synced: pathlib.Path, chance: random.Ran
 
 
 def _torn(old: bytes, new: bytes, chance: random.Random) -> bytes:
-    """Make what a disk may have of a file; what is new in it may be anything."""
+    """Build a possible content of a file after a power loss; new blocks may hold garbage."""
     size = len(chance.choice((old, new)))
     weights = chance.choice(((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)))
     blocks = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two machines have one host name, the database was away, or an older one was restored."""
+"""Two machines share a host name; the database was unreachable, or an older one was restored."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def started(start: Start) -> Started:
 
 @pytest.fixture
 def known(started: Started) -> Iterator[agents.Agents]:
-    """The agents in the database, as a process with these options sees them."""
+    """The agents in the database, as seen by a process with these options."""
     database = session.connect(configuration.new(config_files=[started.conf]))
     yield agents.Agents(database, DOWN_SECONDS)
     database.dispose()
@@ -43,7 +43,7 @@ Twin = Callable[[Host], agent.Agent]
 
 @pytest.fixture
 def twin(started: Started, tmp_path: pathlib.Path) -> Iterator[Twin]:
-    """Starts the agent of another machine that has the name of a host."""
+    """Return a function that starts another machine's agent under the name of a host."""
     made: list[agent.Agent] = []
 
     def begin(host: Host) -> agent.Agent:
@@ -146,7 +146,7 @@ def test_an_agent_that_lost_its_name_serves_nothing_and_comes_back_without_a_res
     request_id = started.service.cache(aggregate_id, first)
     gateway.wait_for(1)
 
-    # Its reports get lost while its transfer runs.
+    # Its reports are lost while its transfer runs.
     with monkeypatch.context() as cut:
         cut.setattr(type(own._conductor), 'report_state', _only_others(own))
         other = twin(host)
@@ -175,7 +175,7 @@ def test_an_agent_that_lost_its_name_serves_nothing_and_comes_back_without_a_res
 
 
 def _only_others(own: agent.Agent) -> Callable[..., None]:
-    """Give a report of state that loses those of one agent."""
+    """Wrap the report of state so that it loses the reports of one agent."""
     reporter, send = own._conductor, type(own._conductor).report_state
 
     def report_state(self: Any, state: model.Json) -> None:

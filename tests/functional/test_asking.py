@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told at /v1 before anything is begun comes true, on a real Glance."""
+"""Estimates at /v1 match what then happens, on a real Glance."""
 
 import os
 import pathlib

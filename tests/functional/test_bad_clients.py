@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-api answers while bad clients hold connections, and its memory stays."""
+"""nova-precache-api answers while bad clients hold connections, and its memory stays bounded."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,10 @@ from tests.service import wait_until
 
 CLIENTS = 200
 ROUNDS = 5
-# Where other tests take all of the machine, one try may be unlucky.
+# One try may fail when other tests load the machine.
 TRY_SECONDS = 3
 MIB = 1024**2
-# What 200 clients may hold between them, and what a process takes for its first requests.
+# Memory for 200 clients together, and for the first requests of a process.
 MAX_GROWTH_BYTES = 100 * MIB
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks that are full, read-only, away or broken: the reason is told, and nothing is left."""
+"""Disks that are full, read-only, unmounted or broken: the reason is reported, nothing leaks."""
 
 import contextlib
 import errno
@@ -22,9 +22,9 @@ from tests.functional.faulty_proxy import Kind, RoughLink, Trouble
 
 MIB = disk_images.MIB
 IMAGE_BYTES = 3 * MIB
-# Where it is one of these that failed, what is left is cleared away at the next start.
+# If one of these failed, the next start removes the remains.
 CLEARING = {'open', 'unlink', 'remove'}
-# So often a cut connection is opened again within one attempt.
+# How often one attempt reopens a cut connection.
 OPENS = 5
 
 Mount = Callable[..., None]
@@ -39,7 +39,7 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def mount() -> Iterator[Mount]:
-    """A function that mounts; whatever is mounted is taken away in the end."""
+    """Return a function that mounts; every mount is removed at the end."""
     with contextlib.ExitStack() as stack:
 
         def do(*arguments: str, on: pathlib.Path) -> None:
@@ -59,13 +59,13 @@ def _run(*command: str) -> None:
 
 @pytest.fixture
 def small_disk(directory: pathlib.Path, mount: Mount) -> pathlib.Path:
-    """Instances on a file system of their own, with 8 MiB."""
+    """An instances directory on a file system of 8 MiB."""
     mount('-t', 'tmpfs', '-o', 'size=8m', 'none', on=directory)
     return directory
 
 
 class Compute:
-    """A driver, the images that it caches, and a look at what is in its cache."""
+    """A driver, the images that it caches, and a view of its cache."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
@@ -95,7 +95,7 @@ class Compute:
         return status, reason or ''
 
     def begin(self, image_id: str, cut_bytes: int) -> None:
-        """Have so much of an image here, as another attempt left it."""
+        """Leave a partial download of this size, as an earlier attempt would."""
         link = RoughLink(self.images, [Trouble(Kind.CUT, cut_bytes)] * OPENS)
         assert kill_harness.try_to_cache(self.driver, link, image_id)[0] == 'DownloadInterrupted'
 
@@ -105,7 +105,7 @@ class Compute:
     def assert_tidy_after(
         self, status: str, reason: str, code: int, disk: kill_harness.Disk, begun: list[str]
     ) -> None:
-        """The reason is told; nothing is left but what was there, and may be gone on with."""
+        """Check that the reason is reported and only resumable partial files from before remain."""
         if status not in {'cached', 'existing'}:
             assert os.strerror(code) in reason
         if disk.failed & CLEARING:
@@ -114,14 +114,14 @@ class Compute:
         assert set(left) <= set(begun), (status, reason, disk.failed)
 
     def assert_recovers(self, image_id: str, raw: bytes) -> None:
-        """Another attempt has the image, and only that is there."""
+        """Check that another attempt caches the image and leaves nothing else."""
         assert self.cache(image_id)[0] in {'cached', 'existing'}
         assert self.names() == [layout.base_name(image_id)]
         assert (self.base_directory / self.names()[0]).read_bytes() == raw
 
 
 def _fill(directory: pathlib.Path) -> None:
-    """Take all space that is left."""
+    """Fill the free space."""
     with (directory / 'filler').open('wb', buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
@@ -129,7 +129,7 @@ def _fill(directory: pathlib.Path) -> None:
 
 @pytest.fixture
 def qcow2(tmp_path: pathlib.Path, qemu_img: str) -> tuple[bytes, bytes]:
-    """An image, and what it is converted to."""
+    """An image and its raw conversion."""
     raw = disk_images.content(2 * MIB)
     return disk_images.qcow2_of(tmp_path / 'image', raw).read_bytes(), raw
 
@@ -286,7 +286,7 @@ class TestDirectoryVanishes:
 
         assert status == 'StorageError'
         assert os.strerror(errno.ENOENT) in reason
-        # The directory below the mount point is not filled in its stead.
+        # The directory below the mount point is not filled instead.
         assert compute.cache(image_id)[0] == 'StorageError'
         assert list(small_disk.iterdir()) == []
         compute.start()
@@ -298,7 +298,7 @@ class TestDiskBreaks:
     def test_what_it_took_it_does_not_have(
         self, tmp_path: pathlib.Path, directory: pathlib.Path, mount: Mount
     ) -> None:
-        """A disk of 64 MiB has 8 behind it: each write is taken, not each is done."""
+        """A disk of 64 MiB is backed by 8: every write is accepted, not every one is stored."""
         thin = tmp_path / 'thin'
         thin.mkdir()
         mount('-t', 'tmpfs', '-o', 'size=8m', 'none', on=thin)
@@ -343,7 +343,7 @@ def _fail_at_each_operation(
     lasts: bool = False,
     is_begun: bool = False,
 ) -> None:
-    """Have attempts fail, each a step later, until one has come to its end unharmed."""
+    """Fail attempts, each one operation later, until one completes unharmed."""
     image, raw = data
     statuses = set()
     for nth in itertools.count(1):

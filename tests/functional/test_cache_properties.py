@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever befalls a cache, it holds only whole images, and what can be gone on with.
+"""Whatever happens to a cache, it holds only whole images and resumable partial downloads.
 
-Hypothesis looks for a sequence of cuts, kills, losses of power, full disks and changed
-images after which that is not so. Each run tries the same sequences; with
+Hypothesis searches for a sequence of cuts, kills, power losses, full disks and changed
+images that breaks this. Each run tries the same sequences; with
 ``NOVA_PRECACHE_EXAMPLES`` set to a number, it tries that many new ones.
 """
 
@@ -41,7 +41,7 @@ DAY_SECONDS = 24 * 3600
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An image as the service has it; ``raw`` is None where it must never be cached."""
+    """An image as the service has it; ``raw`` is None if it must never be cached."""
 
     data: bytes
     disk_format: str
@@ -54,7 +54,7 @@ def _plain(size_bytes: int) -> Made:
 
 
 def _with_holes() -> Made:
-    piece = 220_000  # so the last bytes make less than what is noted at a time
+    piece = 220_000  # so that the last piece is smaller than what is recorded at a time
     data = b''.join(disk_images.content(piece, seed) + bytes(piece) for seed in range(5)) + b'end'
     return Made(data, 'raw', data)
 
@@ -132,7 +132,7 @@ _GOOD = ('cached', 'existing')
 class CacheMachine(stateful.RuleBasedStateMachine):
     """One cache, two images, and everything that happens to them.
 
-    :ivar spoiled: images of which wrong bytes may be kept, which nobody can see before the end
+    :ivar spoiled: images whose partial files may hold wrong bytes, which only the end can show
     """
 
     @stateful.initialize(first=kinds, second=kinds, force_raw=st.booleans())
@@ -150,7 +150,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
             self._put(image_id, made(kind))
         self.start()
 
-    # What happens
+    # Rules
 
     @stateful.rule(slot=slots, befalling=troubles, is_last=st.booleans())
     def cache(self, slot: int, befalling: list[Trouble], is_last: bool) -> None:
@@ -184,7 +184,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         self._forget(slot)
         with kill_harness.Disk(str(self.directory), fault=fault).watched():
             self._attempt(slot, faulty_proxy.RoughLink(self.images), breaks=True)
-        self.is_swept = False  # what cannot be removed is left to the next start
+        self.is_swept = False  # the next start removes what cannot be removed now
 
     @stateful.rule(
         slot=slots,
@@ -229,7 +229,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(slot=slots, befalling=troubles)
     def ask_from_many_sides(self, slot: int, befalling: list[Trouble]) -> None:
-        """Two computes that share the directory, and one of them twice."""
+        """Cache an image from two computes that share the directory, twice from one of them."""
         other = kill_harness.make_driver(str(self.directory), **self.options)
         befalling = self._within(slot, befalling)
         links = [faulty_proxy.RoughLink(self.images, each) for each in (befalling, [], [])]
@@ -257,7 +257,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def expire(self) -> None:
-        """Whatever is there is too old now."""
+        """Age every file past its expiry."""
         old = os.stat(self.directory).st_mtime - 30 * DAY_SECONDS
         for path in self.base_directory.iterdir():
             os.utime(path, (old, old))
@@ -266,7 +266,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
             assert _names(self.base_directory) == []
         self.spoiled.clear()
 
-    # What is to be so
+    # Invariants
 
     @stateful.invariant()
     def every_image_is_whole(self) -> None:
@@ -293,7 +293,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def _end_well(self) -> None:
-        """Without trouble every image comes, and nothing else is left."""
+        """Check that without faults every image is cached and nothing else remains."""
         for slot, image_id in enumerate(self.ids):
             was_spoiled = image_id in self.spoiled
             status = self._attempt(slot, faulty_proxy.RoughLink(self.images), is_clean=True)
@@ -304,14 +304,14 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         assert all(map(layout.is_base_name, _names(self.base_directory)))
 
     def _boot(self, slot: int) -> None:
-        """What is cached is bootable, and needs no image service any more."""
+        """Check that a cached image boots without the image service."""
         path = self.base_directory / layout.base_name(self.ids[slot])
         if path.exists():
             link = faulty_proxy.RoughLink(self.images)
             disk = self.driver.create_root_disk(link, self.ids[slot], f'machine-{slot}')
             assert (disk.backing_file, link.opens) == (str(path), [])
 
-    # How
+    # Helpers
 
     @property
     def base_directory(self) -> pathlib.Path:
@@ -319,7 +319,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
 
     def _put(self, image_id: str, image: Made) -> None:
         if self.made.get(image_id) != image:
-            self.spoiled.discard(image_id)  # nobody goes on with what came of another
+            self.spoiled.discard(image_id)  # a partial download of another version is never resumed
         self.made[image_id] = image
         self.images.add(image.data, id=image_id, disk_format=image.disk_format)
         if image.raw is not None:
@@ -382,7 +382,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         ]
 
     def _open_files(self) -> list[str]:
-        """Name the files of the cache, and the watches, that this process has open."""
+        """List the files of the cache, and the watches, that this process has open."""
         found = []
         for descriptor in os.listdir('/proc/self/fd'):
             with contextlib.suppress(FileNotFoundError):
@@ -390,16 +390,16 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         return [each for each in found if str(self.directory) in each or 'inotify' in each]
 
     def _within(self, slot: int, befalling: list[Trouble]) -> list[Trouble]:
-        """Have each trouble strike somewhere within the image."""
+        """Move each fault to a byte within the image."""
         most = len(self.made[self.ids[slot]].data) + 1
         return [dataclasses.replace(each, at_byte=each.at_byte % most) for each in befalling]
 
     def _forget(self, slot: int) -> None:
-        """Have an image expire, else it would have to come but once."""
+        """Remove an image, or it would be downloaded only once."""
         (self.base_directory / layout.base_name(self.ids[slot])).unlink(missing_ok=True)
 
     def _synced(self) -> pathlib.Path:
-        """Give a directory that holds what is on the disk by now."""
+        """Return a directory that holds the content now on disk."""
         directory = self.directory / 'synced'
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(self.base_directory, directory)
@@ -412,7 +412,7 @@ def _names(directory: pathlib.Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _small_steps(qemu_img: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notes are made often, as for large images; conversions are real ones."""
+    """Record progress often, as for large images; conversions are real ones."""
     kill_harness.note_often(monkeypatch.setattr)
 
 
@@ -433,7 +433,7 @@ class TestCache(CacheMachine.TestCase):  # type: ignore[misc, name-defined]
 def test_a_process_may_die_at_any_operation_on_its_files(
     tmp_path: pathlib.Path, kind: str, power: random.Random | None
 ) -> None:
-    """It dies within each; what was noted before is not fetched again."""
+    """The process dies during each; recorded bytes are not fetched again."""
     image = made(kind)
     nth = 0
     while True:
@@ -451,7 +451,7 @@ def test_a_process_may_die_at_any_operation_on_its_files(
 def test_two_processes_at_once_do_each_other_no_harm_when_somebody_removed_the_lock_file(
     tmp_path: pathlib.Path, kind: str
 ) -> None:
-    """Nova's cache manager does that; the other one comes while the first is at work."""
+    """Nova's cache manager does that; the second process starts while the first is at work."""
     cache = _Cache(tmp_path, made(kind))
     others: list[kill_harness.Ended] = []
 
@@ -512,7 +512,7 @@ class _Cache:
         return kill_harness.Attempt(str(self.directory), self.image, self.made.data)
 
     def interrupt(self, at_byte: int) -> int:
-        """Have a download that is to go on later from a byte, which is given."""
+        """Pause a download at a byte, to be resumed later; return the byte."""
         control = kill_harness.QuickControl()
         pause = functools.partial(control.stop, exception.Paused('later'))
         link = faulty_proxy.RoughLink(self.images, [Trouble(Kind.STOP, at_byte)], struck=pause)
@@ -531,7 +531,7 @@ class _Cache:
         return ended
 
     def assert_recovers(self) -> None:
-        """The next process clears up, goes on with what is noted, and has the image."""
+        """Check that the next process cleans up, resumes from the journal and caches the image."""
         name = layout.base_name(self.image.id)
         path = self.base_directory / name
         assert not path.exists() or path.read_bytes() == self.made.raw

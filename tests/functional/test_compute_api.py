@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute API as its clients see it: each file of gabbits is a story of requests.
+"""The compute API as its clients see it: each file of gabbits is a sequence of requests.
 
-A story runs against an API of its own, in this process, with three mapped hosts of which
-the last never reported, two images that are active and one that is not; the first host
-has the first image.
+A sequence runs against an API of its own, in this process, with three mapped hosts, the
+last of which never reported, two active images and one inactive; the first host has the
+first image.
 """
 
 import datetime
@@ -36,7 +36,7 @@ Application = Callable[..., Any]
 
 @pytest.fixture
 def application(tmp_path: pathlib.Path) -> Iterator[Application]:
-    """The API without aggregates, before a fake image service; nobody hears its bell."""
+    """The API without aggregates, with a fake image service; wake-up casts go nowhere."""
     conf = options.new(config_files=[])
     conf.set_override('auth_strategy', 'noauth2', 'api')
     conf.set_override('connection', f'sqlite:///{tmp_path}/precache.sqlite', 'database')
@@ -72,7 +72,7 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
 
 
 def _file(host: str, image_id: str) -> model.CachedImage:
-    """A file of the image in a cache, last touched in 2026 and used by nobody."""
+    """A file of the image in a cache, last touched in 2026 and unused."""
     name = hashlib.sha1(image_id.encode()).hexdigest()  # noqa: S324
     touched_at = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
     return model.CachedImage(host, name, None, 2048, 1024, touched_at, used_by=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may come in at the doors of a whole service: browsers' pages, readers of other projects."""
+"""Access to the whole service: pages in browsers, readers of other projects."""
 
 import http.client
 import json
@@ -37,7 +37,7 @@ def port_of(started: Started) -> int:
 def ask(
     started: Started, method: str, path: str, body: str = '', **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Send a request as a browser would, whose ``Host`` is what the page calls the service."""
+    """Send a request as a browser would; ``Host`` is the service's name in the page."""
     connection = http.client.HTTPConnection('127.0.0.1', port_of(started), timeout=60)
     sent = {name.replace('_', '-'): value for name, value in headers.items()}
     connection.request(method, path, body, sent)
@@ -131,7 +131,7 @@ def test_the_public_endpoint_is_the_only_other_name(start: Start) -> None:
     started = start(api={'public_endpoint': 'https://cloud.example/precache'})
     assert ask(started, 'GET', '/v1/hosts', Host='cloud.example')[0] == 200
     assert ask(started, 'GET', '/v1/hosts', Host='evil.example')[0] == 403
-    # What the caller says of itself steers no link.
+    # Headers that the caller sets do not change any link.
     _, _, body = ask(started, 'GET', '/', Host='localhost', X_Forwarded_Host='evil.example')
     assert b'evil.example' not in body
     assert b'https://cloud.example/precache/v2.1' in body

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images get onto the hosts of an aggregate, once each, whole, and in a bootable form."""
+"""Images reach the hosts of an aggregate, once each, whole, and in a bootable form."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ MIB = 1024**2
 
 
 def _make_qcow2(directory: pathlib.Path, size_mib: int = 8) -> tuple[pathlib.Path, pathlib.Path]:
-    """Make a qcow2 with data, and what qemu-img converts it to."""
+    """Make a qcow2 with data; return it and its conversion by qemu-img."""
     source, image, raw = (directory / name for name in ('source', 'image.qcow2', 'image.raw'))
     source.write_bytes(os.urandom(size_mib * MIB))
     subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that was cached, grew old and was purged is cached again when it is asked for."""
+"""An image that was cached, grew old and was purged is cached again on request."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ DAY_SECONDS = 86400
 
 
 def _age(path: pathlib.Path) -> None:
-    """Make a base file old enough to go."""
+    """Make a base file old enough to expire."""
     then = time.time() - 2 * DAY_SECONDS
     os.utime(path, (then, then))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input and bad days: each ends in a true outcome, and leaves nothing behind."""
+"""Bad input and outages: each ends in a correct outcome and leaves nothing behind."""
 
 import logging
 import os
@@ -62,7 +62,7 @@ def test_a_host_that_is_down_is_skipped_with_that_reason_and_the_others_go_on(
     down_seconds = 8
     started = start(
         DEFAULT={'report_interval': 0.2, 'service_down_time': down_seconds},
-        # A conductor that is held up for a moment on a busy machine must not count as deaf.
+        # A conductor that a busy machine delays for a moment must not count as deaf.
         conductor={'heartbeat_write_interval_seconds': 2},
     )
     gone = started.standalone.agents[0]
@@ -274,7 +274,7 @@ def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
     gateway.hold(at_byte=MIB, let_pass=1)
     request_id = started.service.cache(started.service.aggregate('rollout'), image_id)
     gateway.wait_for(1)
-    started.stop()  # the download that is held is cut
+    started.stop()  # the held download is cut
     gateway.release()
 
     service = start().service
@@ -282,7 +282,7 @@ def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})
     assert [task['attempts'] for task in service.tasks(request_id)] == [1, 1, 1, 1]
-    # Once each, and once more for the transfer that was cut.
+    # Once each, and again for the transfer that was cut.
     assert len(gateway.served(image_id)) <= 5
     for host in service.hosts:
         assert host.base_files() == [host.base_path(image_id).name]

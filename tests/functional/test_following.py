@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests are cancelled, paused, cut by their deadline and held back, on a real Glance."""
+"""Requests are cancelled, paused, ended by their deadline and held back, on a real Glance."""
 
 import dataclasses
 import datetime
@@ -24,13 +24,13 @@ HALF = SIZE // 2
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """Somebody at the door of /v1, and the link that shows what comes of it."""
+    """A user of /v1, with the link that shows the effect."""
 
     service: Service
     gateway: site_link.Gateway
 
     def ask(self, hosts: tuple[Host, ...], *images: str, **options: Any) -> str:
-        """Ask for images on some hosts and give the id of the request."""
+        """Ask for images on some hosts and return the request's id."""
         body = {'hosts': [host.name for host in hosts], 'images': list(images), **options}
         return str(self._post('/requests', {'request': body})['id'])
 
@@ -43,14 +43,14 @@ class Operator:
         return dict(answer.json()['request'])
 
     def statuses(self, request_id: str) -> dict[str, str]:
-        """Give the status of the task on each host."""
+        """Return the status of the task on each host."""
         return {task['host']: task['status'] for task in self.service.tasks(request_id)}
 
     def wait_for_status(self, request_id: str, status: str) -> None:
         wait_until(lambda: self.service.request(request_id)['status'] == status, f'it is {status}')
 
     def wait_for_bytes(self, request_id: str, count: int) -> None:
-        """Wait until what Glance has sent is known to have arrived."""
+        """Wait until the bytes that Glance sent are reported as received."""
         wait_until(
             lambda: self.service.request(request_id)['bytes_done'] == count, f'{count} bytes came'
         )
@@ -143,7 +143,7 @@ def test_a_request_is_cancelled_while_its_compute_is_down(
     down_seconds = 2
     started = start(
         DEFAULT={'report_interval': 0.2, 'service_down_time': down_seconds},
-        image_cache={'retry_delay_seconds': 3600},  # or it is called once more, in vain
+        image_cache={'retry_delay_seconds': 3600},  # or the job is called again, in vain
     )
     service = started.service
     operator = Operator(service, gateway)
@@ -266,7 +266,7 @@ def test_the_others_begin_when_the_canary_has_succeeded(
         canary: 'downloading',
         **dict.fromkeys(others, 'queued'),
     }
-    # Whoever was asked for later has begun: the others could have, too.
+    # Hosts of later requests have started: the waiting ones could have, too.
     second = operator.ask(service.hosts[1:2], image_id)
     gateway.wait_for(2)
     assert operator.statuses(request_id)[others[1]] == 'queued'
@@ -317,7 +317,7 @@ def test_a_host_that_is_down_is_waited_for_and_the_others_go_on(
     down_seconds = 8
     times = {
         'DEFAULT': {'report_interval': 0.2, 'service_down_time': down_seconds},
-        # A conductor that is held up for a moment on a busy machine must not count as deaf.
+        # A conductor that a busy machine delays for a moment must not count as deaf.
         'conductor': {'heartbeat_write_interval_seconds': 2},
     }
     started = start(**times)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Good and hostile images through a whole driver: what is published, what is left, what it cost."""
+"""Good and hostile images through a whole driver: what is published, what remains, at what cost."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from nova_precache.virt import libvirt
 from tests import disk_images, image_corpus
 
 LARGE_BYTES = 16 * disk_images.MIB
-# What a refusal of a large image may have cost of it.
+# How much of a large image may be read before it is refused.
 EARLY_BYTES = 4 * disk_images.MIB
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
@@ -36,7 +36,7 @@ class Host:
         self._driver.init_host()
 
     def cache(self, data: bytes, disk_format: str) -> str | None:
-        """Cache an image; give the reason why that failed, None: it is there."""
+        """Cache an image; return the reason of a failure, or None."""
         image = self.images.add(data, disk_format=disk_format)
         try:
             self._driver.cache_image(self.images, image.id, lambda progress: None)
@@ -45,7 +45,7 @@ class Host:
         return None
 
     def take_published(self) -> list[bytes]:
-        """Give, and remove, all that is in the directory: nothing but base files."""
+        """Return and remove the content of the directory, which must be base files only."""
         found = sorted((self._directory / '_base').iterdir())
         known = set(map(layout.base_name, self.images._images))
         assert {path.name for path in found} <= known
@@ -73,7 +73,7 @@ def image(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[pathl
 
 
 def claims(name: str) -> list[str]:
-    """The formats that the table has of an image, and one that is a lie."""
+    """The formats that the table claims for an image, and a false one."""
     told = list(image_corpus.CASES[name].verdicts)
     return told + [each for each in image_corpus.DISK_FORMATS if each not in told][:1]
 
@@ -90,7 +90,7 @@ def test_an_image_is_published_as_qemu_img_reads_it_or_not_at_all(
             assert host.take_published() == [disk(image, disk_format)]
         else:
             expected = 'max_virtual_size_bytes' if verdict.too_large else verdict.reason
-            # An image service gives no empty image.
+            # An image service has no empty images.
             assert expected in str(reason) or not data, disk_format
             assert host.take_published() == []
 
@@ -130,7 +130,7 @@ def test_a_disk_that_is_too_large_is_refused_from_its_header(
     path = tmp_path / 'image'
     qemu_format = image_corpus.QEMU_FORMATS.get(disk_format, disk_format)
     disk_images.qemu_img('create', '-f', qemu_format, str(path), '1G')
-    # What follows would make it another image, but is never looked at.
+    # The next bytes would make it another image, but are never read.
     large = path.read_bytes().ljust(LARGE_BYTES, b'\0')[:LARGE_BYTES]
     assert 'max_virtual_size_bytes' in str(host.cache(large, disk_format))
     assert host.images.served_bytes <= EARLY_BYTES
@@ -138,7 +138,7 @@ def test_a_disk_that_is_too_large_is_refused_from_its_header(
 
 
 HEADERS = {
-    # The bytes of each format in which flipped bits mean most.
+    # The bytes of each format where flipped bits matter most.
     'qcow2': range(112),
     'vmdk': range(0x200 + 512),
     'vhd': range(512 + 1024),
@@ -159,7 +159,7 @@ def valid(disk_format: str, directory: pathlib.Path) -> bytes:
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> tuple[str, dict[int, int]]:
-    """Choose a format and, by their place in its header, bytes to replace."""
+    """Choose a format and the bytes to replace, by their offset in its header."""
     disk_format = draw(st.sampled_from(sorted(HEADERS)))
     places = st.sampled_from(HEADERS[disk_format])
     return disk_format, draw(st.dictionaries(places, st.integers(0, 255), min_size=1, max_size=4))

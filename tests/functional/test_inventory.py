@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the caches of all hosts can be asked for, and follows what happens there."""
+"""The inventory of all hosts' caches can be queried and follows their changes."""
 
 import os
 from typing import Any
@@ -38,7 +38,7 @@ def _hosts_of(service: Service, image_id: str) -> set[str]:
 
 
 def _driver(host: Host) -> libvirt.LibvirtDriver:
-    """Make a driver over the directory of a host, as another process would have it."""
+    """Make a driver on the directory of a host, as another process would."""
     conf = options.new([], [])
     conf.set_override('instances_path', host.instances_path)
     return libvirt.LibvirtDriver(conf)
@@ -58,7 +58,7 @@ def test_an_image_is_known_on_its_hosts_with_its_size_and_its_disks_until_it_goe
     known = _images(service, host)[name]
     assert (known['image_id'], known['size_bytes'], known['used_by']) == (image_id, len(data), 0)
 
-    # It is there, so that nothing is asked of the image service.
+    # The image is cached, so the image service is not asked.
     _driver(host).create_root_disk(fake_images.FakeImageService(), image_id, 'instance')
     wait_until(lambda: _images(service, host)[name]['used_by'] == 1, 'a disk is based on it')
 
@@ -68,7 +68,7 @@ def test_an_image_is_known_on_its_hosts_with_its_size_and_its_disks_until_it_goe
 
 
 def _leave_unfinished(host: Host) -> str:
-    """Break a download off on a host, and give the image's id."""
+    """Interrupt a download on a host, and return the image's id."""
     images = fake_images.FakeImageService()
     image = images.add(disk_images.content(4 * MIB))
     stopping = transfer_control.Control()
@@ -84,7 +84,7 @@ def _leave_unfinished(host: Host) -> str:
 
 
 def _compute_of(started: Started, host: Host) -> compute_rpcapi.ComputeAPI:
-    """Give a client of the host's cell, as a conductor has it."""
+    """Return a client of the host's cell, like a conductor's."""
     conf = options.new([], [started.conf])
     database = session.connect(conf)
     [cell] = [each for each in cells.Inventory(database).list_cells() if each.name == host.cell]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that name a kernel and a ramdisk in a real Glance: cached whole, or not at all."""
+"""Images that name a kernel and a ramdisk in a real Glance: cached completely, or not at all."""
 
 import os
 import uuid
@@ -19,7 +19,7 @@ from tests.functional.test_upgrades import ComputeOf11
 from tests.service import Host, Service, wait_until
 
 MIB = 1024**2
-# So begins a kernel of x86 that a disk could begin with, too: 0x55AA where an MBR has it.
+# An x86 kernel that starts as a disk could, too: 0x55AA where an MBR has it.
 KERNEL = b'MZ' + os.urandom(508) + b'\x55\xaaHdrS' + os.urandom(MIB)
 RAMDISK = b'\x1f\x8b' + os.urandom(MIB // 2)
 DATA = os.urandom(2 * MIB)
@@ -27,7 +27,7 @@ TOTAL = len(KERNEL) + len(RAMDISK) + len(DATA)
 
 
 class Bootable:
-    """An image of the formats that have kernels, and its companions."""
+    """An image and its companions, in the formats that have kernels."""
 
     def __init__(self, upload: UploadImage, **fields: Any) -> None:
         self.kernel = upload(KERNEL, 'aki', container_format='aki', **fields)
@@ -54,7 +54,7 @@ def bootable(upload_image: UploadImage) -> Bootable:
 
 
 def _names(service: Service, host: Host) -> set[str]:
-    """What the service says that is cached on a host."""
+    """Return the images that the service lists on a host."""
     return {each['name'] for each in service.get(f'/hosts/{host.name}/images')['images']}
 
 

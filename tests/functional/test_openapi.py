@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schemathesis against the API behind its own HTTP server: it does as its document says.
+"""Schemathesis against the API behind its own HTTP server: it matches its document.
 
-The image service has every image, so that what is asked for is mostly accepted; no
-conductor works on it, so that nothing but the calls changes what is there.
+The image service has every image, so that most requests are accepted; no conductor runs,
+so that only the calls change state.
 """
 
 import collections
@@ -30,9 +30,9 @@ HOSTS = ('host1', 'host2', 'host3')
 TOKEN = 'user:p1:admin'
 IMAGE = '5b1f6a3e-6f5c-4b53-9d0c-2f1d8c7e0a01'
 
-# What is known to be there is asked for often. A pin that was ended stays, to tell why,
-# which is no use of it after it was freed. Where no schema says it all (that a time has
-# passed, that one of aggregate and hosts is needed), what is valid may be refused.
+# Existing objects are queried often. An ended pin stays, to show why it ended, so that
+# using it after its deletion is no error. Where the schema omits a condition (a time has
+# passed, one of aggregate and hosts is required), valid input may be refused.
 SETTINGS = f"""
 [auth.openapi.token]
 api_key = "{TOKEN}"
@@ -73,7 +73,7 @@ Application = Callable[..., Any]
 
 
 class AnyImage:
-    """An image service that has whatever image it is asked for."""
+    """An image service that has every image it is asked for."""
 
     def show(self, image_id: str) -> model.Image:
         return model.Image(id=image_id, size=10, virtual_size=20)
@@ -82,7 +82,7 @@ class AnyImage:
 class Counted:
     """Counts the answers of an application by method, path and status.
 
-    It lets no other token pass than the one: of noauth2's each is good.
+    It accepts one token only: noauth2 would accept any.
     """
 
     def __init__(self, application: Application) -> None:
@@ -129,7 +129,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
 
 
 def _populate(services: Any, database: session.Database) -> None:
-    """Have an aggregate of hosts that report, with an image in their caches."""
+    """Make an aggregate of hosts that report an image in their caches."""
     stock = services.inventory
     cell = stock.create_cell('cell1', 'fake:///cell1')
     edge = stock.create_aggregate('edge')
@@ -181,5 +181,5 @@ def test_the_service_does_as_its_document_says(
         for path, methods in described.items()
         for method, operation in methods.items()
     }
-    # Else the calls would show that bad ones are refused, and no more.
+    # Otherwise the calls would only show that bad ones are refused.
     assert successes <= counted.answers.keys()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``openstack precache`` on the whole service: what is asked there is done here."""
+"""``openstack precache`` on the whole service: its commands take effect there."""
 
 import os
 import uuid
@@ -41,7 +41,7 @@ def site(
 
 @pytest.fixture
 def edge(site: Site) -> str:
-    """An aggregate of all hosts, by its name."""
+    """The name of an aggregate of all hosts."""
     name = f'edge-{uuid.uuid4().hex}'
     site.service.aggregate(name)
     return name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service without root, and a base file that libvirt gave to the user of its machines."""
+"""A service without root, and a base file that libvirt gave to the user of its guests."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ reserved_disk_bytes = 0
 
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
-    """A directory of the agent's, where it may look."""
+    """A directory of the agent, which that user may search."""
     path = pathlib.Path(tempfile.mkdtemp(dir='/tmp'))
     (path / 'service.conf').write_text(_CONF)
     (path / 'service.conf').chmod(0o644)
@@ -45,7 +45,7 @@ def directory() -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def running(directory: pathlib.Path, glance: str, capabilities: str = '') -> Iterator[Service]:
-    """Run the service as a user who is not root; what it is made of may be root's to read."""
+    """Run the service as a user other than root; its code may be readable by root only."""
     if os.geteuid() != 0:
         pytest.skip('only root becomes another user')
     capabilities = f'-all,+dac_read_search{capabilities}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is pinned is on every host of its aggregate, whatever joins, vanishes or grows old."""
+"""A pinned image is on every host of its aggregate, whatever joins, vanishes or grows old."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ class Pinned:
         return dict(self.service.get(f'/pins/{self.id}')['pin'])
 
     def requests(self) -> list[model.Json]:
-        """What the pin has asked for, the oldest first."""
+        """The requests of the pin, oldest first."""
         return list(self.service.get(f'/requests?pin={self.id}&sort_dir=asc')['requests'])
 
     def outcomes(self) -> list[tuple[str, str]]:
@@ -55,14 +55,14 @@ class Pinned:
         ]
 
     def fetched(self) -> list[str]:
-        """The hosts that came to have the image, by name.
+        """The names of the hosts that fetched the image.
 
-        A host that has not told so by the next round is asked again, and has it already.
+        A host that has not reported it by the next round is asked again, and has it already.
         """
         return sorted(host for host, status in self.outcomes() if status == 'cached')
 
     def wait_warm(self, *hosts: Host) -> None:
-        """Wait until the hosts have the image and nothing more is being asked for."""
+        """Wait until the hosts have the image and no request of the pin is active."""
         names = sorted(host.name for host in hosts)
 
         def is_warm() -> bool:
@@ -82,7 +82,7 @@ def _pin(service: Service, image_id: str, *hosts: Host) -> Pinned:
 
 
 def _age_seconds(service: Service, image_id: str) -> float:
-    """How old a file is by what its host, the only one that has it, told last."""
+    """The age of a file, by the last report of the only host that has it."""
     return max(
         (each['age_seconds'] for each in service.get(f'/images/{image_id}/hosts')['hosts']),
         default=0,
@@ -90,7 +90,7 @@ def _age_seconds(service: Service, image_id: str) -> float:
 
 
 def _ask_for_later(service: Service, image_id: str) -> str:
-    """Make a request that waits for years, as the project that pins are of."""
+    """Make a request that waits for years, in the project of the pins."""
     body = {
         'hosts': [service.hosts[0].name],
         'images': [image_id],
@@ -103,7 +103,7 @@ def _ask_for_later(service: Service, image_id: str) -> str:
 
 @contextlib.contextmanager
 def _another_host(started: Started, name: str) -> Iterator[Host]:
-    """Run one more compute in the first cell."""
+    """Run another compute in the first cell."""
     conf = configuration.new(config_files=[started.conf])
     with _database(started) as database:
         cell = inventory.Inventory(database).get_cell('cell1')
@@ -144,7 +144,7 @@ def _reconciler(started: Started, database: session.Database, name: str) -> keep
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """A service that looks after pins often, and its link to Glance; tests share it."""
+    """A service that checks pins often, and its link to Glance; tests share it."""
 
     started: Started
     gateway: site_link.Gateway

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may have an image, as a real Glance decides it: when it is asked for, and in the end."""
+"""Who may use an image, as a real Glance decides it: at the request, and in the outcome."""
 
 import os
 import pathlib

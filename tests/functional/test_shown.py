@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A working day with one request: asked for, watched, stopped in the middle, done after all.
+"""A working day with one request: made, watched, stopped halfway, and completed in the end.
 
-Its other parts are shown beside what else can happen to them: windows in
+The other features have their tests beside their failure cases: windows in
 ``test_following.py``, pins in ``test_pins.py``, estimates in ``test_asking.py``.
 """
 
@@ -18,7 +18,7 @@ from tests.openstack import Site
 from tests.service import wait_until
 
 MIB = 1024**2
-# Far more than is on its way in the buffers of a connection.
+# Far more than the buffers of a connection hold.
 BIG = 16 * MIB
 MIDDLE = 2 * MIB
 
@@ -64,6 +64,6 @@ def test_three_images_on_four_hosts_are_watched_cancelled_and_retried(
 
 
 def _sent(glance: glance_server.GlanceServer, image_id: str) -> list[int]:
-    """Give the bytes that Glance sent of an image, by its log, which has a line when it ends."""
+    """Return the bytes of an image that Glance sent, by its log, which gets a line at the end."""
     line = re.compile(rf' GET /v2/images/{image_id}/file 20[06] (\d+) ')
     return [int(sent) for sent in line.findall(glance.access_log.read_text())]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transfers are stopped, hastened and gone on with, whatever the link to Glance does."""
+"""Transfers are stopped, accelerated and resumed, whatever the link to Glance does."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ class Held:
 
     @contextlib.contextmanager
     def compute(self) -> Iterator[rpcapi.ComputeAPI]:
-        """The computes of the host's cell, as a conductor calls them."""
+        """The computes of the host's cell, called as by a conductor."""
         with _database(self.started) as database:
             [cell] = [
                 each
@@ -69,7 +69,7 @@ class Held:
             return api.stop_image(CTXT, self.host.name, self.job_id, self.epoch, why, keep_partial)
 
     def ranges(self) -> list[str | None]:
-        """What was asked of Glance."""
+        """The ranges requested from Glance."""
         return [each.requested_range for each in self.gateway.served(self.image_id)]
 
     def has_no_partial(self) -> bool:
@@ -110,7 +110,7 @@ def _boot(started: Started, host: Host, image_id: str) -> 'subprocess.Popen[str]
 
 @pytest.fixture
 def held(start: Start, upload_image: UploadImage, gateway: site_link.Gateway) -> Held:
-    """A download that stands still after 2 of 4 MiB, all of which have arrived."""
+    """A download held after 2 of 4 MiB, all of which have arrived."""
     data = os.urandom(4 * MIB)
     image_id = upload_image(data)
     started = start()
@@ -127,7 +127,7 @@ def held(start: Start, upload_image: UploadImage, gateway: site_link.Gateway) ->
         return Held(started, gateway, host, image_id, data, request_id, job.uuid, job.epoch)
 
 
-# Computes that stop
+# Stopping computes
 
 
 def test_a_compute_that_stops_on_a_silent_link_ends_its_download_at_once_and_goes_on_later(
@@ -152,7 +152,7 @@ def test_a_compute_that_stops_on_a_silent_link_ends_its_download_at_once_and_goe
     assert held.has_no_partial()
 
 
-# Jobs that are stopped
+# Stopped jobs
 
 
 def test_a_cancelled_job_cuts_its_download_and_leaves_nothing(held: Held) -> None:
@@ -188,7 +188,7 @@ def test_a_cancelled_job_may_leave_what_came_to_whoever_wants_the_image_next(hel
 def test_a_job_that_is_stopped_and_still_wanted_is_called_again(
     held: Held, why: model.StopWhy
 ) -> None:
-    """Such as one that another request came to want while the order was under way."""
+    """For example, if another request wanted it while the order was on its way."""
     assert held.stop(why, keep_partial=True)
     wait_until(lambda: len(held.gateway.downloads) == 2, 'it was called again')
     held.gateway.release()
@@ -227,7 +227,7 @@ def test_a_download_ends_when_its_deadline_passes_and_what_came_is_kept(held: He
     assert outcome.status == 'expired'
     assert held.gateway.running(), 'it was not the deadline that ended it'
     assert not held.has_no_partial()
-    # Its request has no deadline: what came is gone on from.
+    # Its request has no deadline: the download is resumed.
     wait_until(lambda: len(held.gateway.downloads) == 2, 'it was called again')
     held.gateway.release()
     assert held.started.service.wait(held.request_id)['counts'] == {'cached': 1}
@@ -271,7 +271,7 @@ def test_a_boot_hastens_the_precaching_of_its_image(
 ) -> None:
     data = os.urandom(8 * MIB)
     image_id = upload_image(data)
-    started = start(image_cache={'max_rate_bytes': 16 * 1024})  # it would take 8 minutes
+    started = start(image_cache={'max_rate_bytes': 16 * 1024})  # the download would take 8 minutes
     service, host = started.service, started.service.hosts[0]
     request_id = service.cache(service.aggregate('one', (host,)), image_id)
     wait_until(lambda: service.request(request_id)['bytes_done'] > 0, 'it has begun')
@@ -326,7 +326,7 @@ def test_a_boot_that_waits_for_a_precache_can_be_interrupted_and_the_precache_go
 
 
 def _wait_until_it_waits(held: Held, boot: 'subprocess.Popen[str]') -> None:
-    """Wait until the process has the image's lock file open, which it tries to lock then."""
+    """Wait until the process has the image's lock file open, which it then tries to lock."""
     lock = (
         pathlib.Path(held.host.instances_path)
         / 'locks'

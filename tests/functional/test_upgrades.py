@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases are mixed while a cloud is upgraded: older computes, older conductors, newer words."""
+"""Mixed releases during an upgrade: older computes, older conductors, newer values."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ COMPUTE, CONDUCTOR = manager.ComputeManager, conductor_manager.CellEndpoint
 
 
 class ComputeOf10(rpc.Endpoint, version='1.0'):
-    """A compute of the first release: it works as today's, and knows only this much of it."""
+    """A compute of the first release: today's code, with only the methods of that release."""
 
     def __init__(self, *parts: Any) -> None:
         self._works = COMPUTE(*parts)
@@ -46,7 +46,7 @@ class ComputeOf10(rpc.Endpoint, version='1.0'):
 
 
 class ComputeOf11(ComputeOf10, version='1.1'):
-    """One that can be told to stop, but not to forget."""
+    """A compute that knows the order to stop, but not the order to forget."""
 
     def stop_image(
         self,
@@ -61,7 +61,7 @@ class ComputeOf11(ComputeOf10, version='1.1'):
 
 
 class ComputeOf2099(COMPUTE, version='1.99'):  # type: ignore[misc, valid-type]
-    """One of a release to come, which says more, and in words that nobody knows yet."""
+    """A compute of a future release, which reports more, with statuses unknown today."""
 
     def cache_image(self, *call: Any, **more: Any) -> model.Json | None:
         outcome = super().cache_image(*call, **more)
@@ -69,13 +69,13 @@ class ComputeOf2099(COMPUTE, version='1.99'):  # type: ignore[misc, valid-type]
 
 
 class ConductorOf10(rpc.Endpoint, version='1.0'):
-    """A conductor of the first release, which keeps no inventory and tells no version."""
+    """A conductor of the first release, which keeps no inventory and reports no version."""
 
     def __init__(self, *parts: Any, **more: Any) -> None:
         self._works = CONDUCTOR(*parts, **more)
 
     def ping(self, ctxt: context.RequestContext) -> None:  # type: ignore[override]
-        """Answer, as it did then, with nothing."""
+        """Answer with nothing, as that release did."""
 
     def register(self, ctxt: context.RequestContext, state: model.Json, **unknown: Any) -> None:
         self._works.register(ctxt, state)
@@ -155,7 +155,7 @@ def test_what_only_a_newer_compute_says_is_passed_on_and_ends_the_request(
     request = service.wait(request_id)
     assert (request['status'], request['counts']) == ('failed', {'dreamt': 2})
     assert {task['status'] for task in service.tasks(request_id)} == {'dreamt'}
-    # Nor does a state of the request itself, written by a newer conductor, harm anybody.
+    # An unknown status of the request itself, written by a newer conductor, does no harm either.
     _change(started, "UPDATE cache_requests SET status = 'dreaming'")
     assert service.request(request_id)['status'] == 'dreaming'
     assert site('precache', 'show', request_id)['status'] == 'dreaming'
@@ -216,7 +216,7 @@ def _says(caplog: pytest.LogCaptureFixture, text: str) -> bool:
 
 
 def _errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Give our own errors: oslo.messaging has one for each call that an endpoint does not know."""
+    """Return our own errors: oslo.messaging logs one for each call unknown to an endpoint."""
     return [
         each.getMessage()
         for each in caplog.records

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gunicorn and uwsgi really serve the application, with several processes each."""
+"""gunicorn and uwsgi serve the application, with several processes each."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from tests import wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until
 
-# None of it may be missing or misread under a proxy that strips /compute.
+# A proxy that strips /compute must not lose or change any part of it.
 FORWARDED = {
     'X-Forwarded-Proto': 'https',
     'X-Forwarded-Host': 'cloud.example',
@@ -28,7 +28,7 @@ FORWARDED = {
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """The application in a server, and what its processes log."""
+    """The application in a server, and the log of its processes."""
 
     url: str
     log_path: pathlib.Path
@@ -44,7 +44,7 @@ class Served:
             return False
 
     def logged(self) -> list[dict[str, object]]:
-        """What the application logged; the server's own lines are not in JSON."""
+        """The application's log records; the server's own lines are not JSON."""
         lines = self.log_path.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith('{')]
 
@@ -69,7 +69,7 @@ def _serving(
 
 @pytest.fixture
 def directory(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Where a configuration is, and a database that was synced."""
+    """A directory with a configuration and a synced database."""
     conf = tmp_path / 'nova-precache.conf'
     conf.write_text(
         f"""\
@@ -112,7 +112,7 @@ def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
     gunicorn += ['--threads', '4', 'nova_precache.wsgi.api:application']
     uwsgi = wsgi.uwsgi(directory, uwsgi_address)
 
-    with (  # at the same time: each takes a while to start
+    with (  # in parallel: each takes a while to start
         _serving(gunicorn, directory, 'gunicorn', f'http://{gunicorn_address}') as by_gunicorn,
         _serving(uwsgi, directory, 'uwsgi', f'http://{uwsgi_address}') as by_uwsgi,
     ):
@@ -143,11 +143,11 @@ def _check(served: Served) -> None:
     assert refused.status_code == 401
     assert refused.headers['x-openstack-request-id'].startswith('req-')
     paths = {str(line['message']).split('"')[1] for line in _of(served, 'api.requestlog')}
-    assert paths == {'GET /', 'GET /v1/', 'GET /v1/requests'}  # and not who asks for its health
+    assert paths == {'GET /', 'GET /v1/', 'GET /v1/requests'}  # and not the health checks
 
 
 def _check_reload(directory: pathlib.Path, *servers: Served) -> None:
-    """After SIGHUP what is configured counts, and it is the same server."""
+    """Check that after SIGHUP the same server uses the new configuration."""
     conf = directory / 'nova-precache.conf'
     conf.write_text(f'{conf.read_text()}[api]\npublic_endpoint = https://new.example\n')
     for served in servers:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stock nova-api and we are asked, good and bad, in groups.
+"""The requests, good and bad, sent to a stock nova-api and to ours, in groups.
 
-Every group begins with the aggregates of ``STAGE``, whose ids are 1, 2 and 3, and its
-requests follow each other: what one changes, the next ones find changed. After each
-group the aggregates are compared, too.
+Every group starts with the aggregates of ``STAGE``, whose ids are 1, 2 and 3. Its
+requests run in order, each on the state that the earlier ones left. After each group the
+aggregates are compared, too.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ AGGREGATES = '/v2.1/os-aggregates'
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How we answer where we do not answer as Nova does, and why."""
+    """An answer of ours that differs from Nova's, and why."""
 
     why: str
     status: int
@@ -40,7 +40,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One request; ``body`` are the bytes that are sent."""
+    """One request; ``body`` holds the bytes to send."""
 
     method: str
     path: str
@@ -59,7 +59,7 @@ def _shorten(text: bytes) -> str:
     return whole if len(whole) < 120 else f'{whole[:60]}… ({len(whole)} characters)'
 
 
-# Every difference that single requests show. Those of many requests are in the test.
+# Every difference in single requests. Differences in many requests are in the test.
 NOT_UTF8 = Difference('Nova fails where the body is not UTF-8', 400, 'Malformed request body')
 UNREAD = Difference('Nova reads, and fails on, a body that nobody asked for', 200)
 UNREAD_TOO = Difference(UNREAD.why, 400)
@@ -110,7 +110,7 @@ def raw(method: str, path: str, body: bytes | None, **headers: str) -> Ask:
 
 
 def at(version: str | None, asks: Sequence[Ask]) -> list[Ask]:
-    """Have the requests ask for another microversion, or for none."""
+    """Return the requests with another microversion, or with none."""
     named = {} if version is None else {VERSION: f'compute {version}'}
     return [
         dataclasses.replace(
@@ -166,7 +166,7 @@ STAGE = (
     create(name='spare'),
 )
 
-# What is no JSON object of a known shape, for every path that takes a body.
+# Values that are no JSON object of a known shape, for every path that takes a body.
 BODIES: Mapping[str, bytes | None] = {
     'none': None,
     'empty': b'',
@@ -207,7 +207,7 @@ NOT_UTF8_BODIES = (
     '{"aggregate": {"name": "utf16"}}'.encode('utf-16'),
 )
 DEEP_BODIES = (b'[' * 3000 + b']' * 3000, b'[' * 100_000)
-# What stands where an object of a known shape is expected.
+# Values in place of an object of a known shape.
 VALUES: Sequence[Any] = (None, 0, 1, -1.5, True, '', 'x', [], ['x'], {}, {'x': 1}, [{}])
 IDS = (
     '1', '01', '+1', '-1', '0', '%201', '1%20', '1_0', '1.0', '1e0', '0x1', '4711', '2147483647',
@@ -348,7 +348,7 @@ PROJECTS = (
 
 
 def groups() -> Iterator[tuple[str, list[Ask]]]:
-    """Give the groups, each with the name that its test has."""
+    """Return the groups, each with the name of its test."""
     yield from _good()
     yield from _versions()
     yield from _paths()

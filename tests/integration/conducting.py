@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conductor in a process of its own, on a database that it shares, with computes that count.
+"""A conductor in a process of its own, on a shared database, with computes that record calls.
 
-Its parts are real, but for the brokers, the images and the computes: what is called here
-is done in an instant, or goes wrong.
+Its parts are real except for the brokers, the images and the computes, which answer at
+once or fail.
 """
 
 import collections
@@ -35,7 +35,7 @@ from nova_precache.notifications import emitter
 from tests.unit.conftest import CACHED, LIMITS
 
 LEASE_SECONDS = 30.0
-DOWN_SECONDS = 3600.0  # nobody reports meanwhile
+DOWN_SECONDS = 3600.0  # no host reports meanwhile
 POLL_SECONDS = 0.1
 RENEW_SECONDS = 0.05
 CHUNK_TASKS = 20
@@ -49,7 +49,7 @@ OUTCOMES = (*[CACHED] * 7, BROKEN, BROKEN, REFUSED)
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call that a compute took, while it went on by the clock of all processes."""
+    """A call that a compute took, with start and end on the clock of all processes."""
 
     host: str
     job_id: str
@@ -61,7 +61,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What a conductor did, each notification told by its type and what it is about."""
+    """The work of a conductor; each notification as its type and subject."""
 
     calls: list[Call]
     announced: list[tuple[str, ...]]
@@ -70,7 +70,7 @@ class Told:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What a conductor is to be: its database, its limit, and what its computes know."""
+    """Configuration of a conductor: its database, its limit, and the images of its computes."""
 
     url: str
     conductor_id: str
@@ -111,7 +111,7 @@ class Crowd:
         return self._any.choice(OUTCOMES)
 
     def write_progress(self) -> None:
-        """Write in bulk what came in since the last time, as a conductor does."""
+        """Write the buffered progress in bulk, as a conductor does."""
         with self._lock:
             reports, self._progress = self._progress, {}
         if reports:
@@ -195,7 +195,7 @@ class Conductor:
         self._ticker.join()
 
     def announce(self) -> Told:
-        """Send what is to be announced, and tell all that was done."""
+        """Send the pending announcements, and return all the work done."""
         self._announcer.announce()
         self._database.dispose()
         return Told(self._crowd.calls, _sent(self._notifications), self._errors)
@@ -219,7 +219,7 @@ def _sent(notifications: emitter.RecordingEmitter) -> list[tuple[str, ...]]:
 
 
 class Process:
-    """Runs a conductor until it is told to stop, and again until it is told to announce."""
+    """Runs a conductor, which starts, stops and announces on command."""
 
     def __init__(self, order: Order) -> None:
         spawn = multiprocessing.get_context('spawn')
@@ -236,11 +236,11 @@ class Process:
         self._pipe.close()
 
     def begin(self, what: str) -> None:
-        """Have it start, stop or announce."""
+        """Start, stop or announce, without waiting."""
         self._pipe.send(what)
 
     def wait(self) -> Told | None:
-        """Wait until that is done; gives what it tells."""
+        """Wait until that is done, and return its result."""
         if not self._pipe.poll(STOP_SECONDS):
             pytest.fail(f'process {self._process.pid} does not answer')
         told: Told | None = self._pipe.recv()
@@ -256,7 +256,7 @@ def _serve(order: Order, pipe: connection.Connection) -> None:
 
 
 def most_at_once(calls: list[Call]) -> int:
-    """Count how many of the calls went on at one moment, at most."""
+    """Return the highest number of calls that overlapped."""
     changes = sorted([(each.since, 1) for each in calls] + [(each.until, -1) for each in calls])
     most = now = 0
     for _, change in changes:

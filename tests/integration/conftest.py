@@ -38,9 +38,9 @@ Changes = Mapping[str, Mapping[str, object]]
 
 @dataclasses.dataclass
 class Deployment:
-    """An API, two conductors and a compute for each host, each configured from a file of its own.
+    """An API, two conductors and a compute for each host, each with its own configuration file.
 
-    Every broker (a virtual host) is reached through a link, which can be taken away.
+    Every broker (a virtual host) is reached through a link, which a test can cut.
     """
 
     directory: pathlib.Path
@@ -70,11 +70,11 @@ class Deployment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All processes, in the order in which they are started."""
+        """All processes, in start order."""
         return (*CONDUCTORS, API, *(host.name for host in self.hosts))
 
     def set_up(self) -> None:
-        """Write the configuration, make the database and the cells, start everything."""
+        """Write the configuration, create the database and the cells, start everything."""
         for broker in (API, *CELLS):
             self.urls[broker], self.links[broker] = self._connect(self.rabbitmq.make_vhost())
         for name in self.names:
@@ -86,14 +86,14 @@ class Deployment:
         database.dispose()
         for name in (*CONDUCTORS, API):
             self.start(name)
-        for name in CONDUCTORS:  # before the computes: what nobody hears is repeated late
+        for name in CONDUCTORS:  # before the computes: unheard casts are repeated late
             self.wait_for_log(name, ' runs')
         for host in self.hosts:
             self.start(host.name)
         self.wait_until_hosts_are_up()
 
     def _connect(self, url: str) -> tuple[str, link.Link]:
-        """Give the URL of a broker behind a link of its own."""
+        """Return the URL of a broker behind a link of its own."""
         opened = link.Link(self.free_port(), self.rabbitmq.port)
         opened.restore()
         return url.replace(f':{self.rabbitmq.port}/', f':{opened.port}/'), opened
@@ -104,14 +104,14 @@ class Deployment:
         return db_session.connect(options.new(arguments))
 
     def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """Look into the database behind everybody's back."""
+        """Query the database directly, past all processes."""
         with contextlib.closing(sqlite3.connect(self.directory / 'precache.sqlite')) as database:
             rows = database.execute(sql, values).fetchall()
             database.commit()
             return rows
 
     def kind(self, name: str) -> str:
-        """Tell whose command a process runs."""
+        """Return the command that a process runs."""
         if name == API:
             return 'api'
         return 'conductor' if name in CONDUCTORS else 'compute'
@@ -135,7 +135,7 @@ class Deployment:
         killed.wait()
 
     def stop(self, *names: str) -> None:
-        """Stop processes as an operator would; what does not stop well is a failure."""
+        """Stop processes as an operator would; fail if one does not stop cleanly."""
         stopped = {name: self.processes.pop(name) for name in names}
         for each in stopped.values():
             each.send_signal(signal.SIGCONT)
@@ -155,7 +155,7 @@ class Deployment:
                 each.cut()
 
     def mend(self) -> None:
-        """Have everything run again, as each test expects it; one that ended is told of once."""
+        """Restore the running state that each test expects; report a process that ended, once."""
         ended = {name: each.poll() for name, each in self.processes.items()}
         ended = {name: status for name, status in ended.items() if status is not None}
         for name in ended:
@@ -172,11 +172,11 @@ class Deployment:
         self.wait_until_hosts_are_up()
 
     def log(self, name: str) -> str:
-        """Give what a process has logged since the test began."""
+        """Return what a process has logged since the test began."""
         return self.whole_log(name)[self.forgotten.get(name, 0) :]
 
     def forget_logs(self) -> None:
-        """Have the next test see only what is logged from now on."""
+        """Hide all log lines so far from the next test."""
         self.forgotten = {name: len(self.whole_log(name)) for name in self.names}
 
     def whole_log(self, name: str) -> str:
@@ -186,7 +186,7 @@ class Deployment:
         doors.wait_until(lambda: text in self.log(name), f'{name} logs "{text}"')
 
     def wait_until_hosts_are_up(self) -> None:
-        """Wait until all have read their files and answer, and each host reports from now on."""
+        """Wait until all have read their files and answer, and each host has just reported."""
         fresh = "SELECT host FROM agents WHERE seen_at > datetime('now', '-2 seconds')"
 
         def are_up() -> bool:
@@ -213,7 +213,7 @@ class Deployment:
         return dict(self.query('SELECT host, epoch FROM claims'))
 
     def assert_tidy(self) -> None:
-        """Nothing is claimed or counted any more, and no host has a partial file."""
+        """Check that nothing is claimed or counted, and that no host has a partial file."""
         doors.wait_until(lambda: not self.claimed_hosts(), 'every claim was given back')
         counted = self.query("SELECT value FROM counters WHERE name = 'claimed_hosts'")
         assert counted == [(0,)]
@@ -221,7 +221,7 @@ class Deployment:
         doors.wait_until(self._has_no_partials, 'every partial file was published or removed')
 
     def _has_no_partials(self) -> bool:
-        """Tell whether all is ended, also what a compute asks about before it publishes it."""
+        """Return whether every file is published or removed, also those awaiting confirmation."""
         return all(
             _BASE_FILE.fullmatch(name)
             for host in self.hosts
@@ -230,12 +230,12 @@ class Deployment:
         )
 
     def assert_cached(self, image_id: str, data: bytes, hosts: Iterable[doors.Host]) -> None:
-        """The hosts have the image byte for byte."""
+        """Check that the hosts have the image byte for byte."""
         for host in hosts:
             assert host.base_path(image_id).read_bytes() == data, host.name
 
     def conductor_of(self, conductor_id: str) -> str:
-        """Name the process of a conductor that calls itself by this id."""
+        """Return the name of the process of the conductor with this id."""
         return next(name for name in CONDUCTORS if conductor_id in self.whole_log(name))
 
     def other_conductor(self, name: str) -> str:
@@ -254,7 +254,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def configured(self, names: Iterable[str], changes: Changes) -> Iterator[None]:
-        """Restart some processes with other options; the next test has them as they were."""
+        """Restart some processes with other options, and restore them for the next test."""
         self._stop_running(names)
         for name in names:
             self.configure(name, changes)
@@ -307,7 +307,7 @@ class Deployment:
 
 
 def _can_stop(started: subprocess.Popen[bytes]) -> bool:
-    """Tell whether a process that has just been started handles SIGTERM by now."""
+    """Return whether a process that has just been started handles SIGTERM yet."""
     if started.poll() is not None:
         return True
     status = pathlib.Path(f'/proc/{started.pid}/status').read_text()
@@ -325,7 +325,7 @@ def whole_deployment(
     tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
 ) -> Iterator[Deployment]:
-    """What all tests share; whoever changes its configuration changes it back."""
+    """Shared by all tests; a test that changes its configuration restores it."""
     with site_link.Gateway(glance.url) as gateway:
         directory = tmp_path_factory.mktemp('deployment')
         whole = Deployment(directory, gateway, rabbitmq, free_port)
@@ -339,7 +339,7 @@ def whole_deployment(
 
 @pytest.fixture
 def deployment(whole_deployment: Deployment) -> Deployment:
-    """A deployment of which everything runs; images and aggregates are each test's own."""
+    """A deployment in which everything runs; images and aggregates belong to each test."""
     whole_deployment.mend()
     whole_deployment.forget_logs()
     whole_deployment.gateway.most_at_once = 0
@@ -353,7 +353,7 @@ def site(
     tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],
 ) -> Iterator[keystone_site.Site]:
-    """A site under a Keystone, for all tests; users, images and aggregates are each test's own."""
+    """A site under a Keystone, for all tests; users, images and aggregates belong to each test."""
     directory = tmp_path_factory.mktemp('site')
     with (
         keystone_site.GlanceUnderKeystone(
@@ -377,7 +377,7 @@ def stock(
     rabbitmq: RabbitMQ,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[nova_cloud.NovaCloud]:
-    """A stock Nova that tests share; whoever changes something of it changes it back."""
+    """A stock Nova that tests share; a test that changes it restores it."""
     require_environment(nova.ENVIRONMENT)
     directory: pathlib.Path = tmp_path_factory.mktemp('nova')
     with nova_cloud.NovaCloud(directory, rabbitmq.make_vhost(), glance.url) as running:
@@ -386,7 +386,7 @@ def stock(
 
 @pytest.fixture(scope='session', autouse=True)
 def _no_secret_is_told(secrets_kept: None) -> None:
-    """Search all that these tests left, once everything has stopped."""
+    """Search everything that these tests wrote, after every process has stopped."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site as an operator has one: Keystone's catalog names Glance and us, and both ask it.
+"""An operator's site: Keystone's catalog lists Glance and our APIs, and both use Keystone.
 
-The API, the conductor and two computes are processes of their own. Credentials are
-in the file of the control plane only.
+The API, the conductor and two computes are processes of their own. Credentials are in
+the file of the control plane only.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from tools.servers import keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
 
 BIN = pathlib.Path(sys.executable).parent
-# The role of the operator's own in the policy file below.
+# The operator's own role in the policy file below.
 PRECACHER = 'precacher'
 
 _POLICY = f"""\
@@ -38,7 +38,7 @@ _POLICY = f"""\
 
 
 class Gateway(site_link.Gateway):
-    """A link to Glance that notes with which tokens an image was asked for."""
+    """A link to Glance that records the tokens with which an image was requested."""
 
     def __init__(self, glance_url: str) -> None:
         super().__init__(glance_url)
@@ -51,13 +51,13 @@ class Gateway(site_link.Gateway):
         super().serve(handler)
 
     def download_tokens(self, image_id: str) -> list[str]:
-        """Give the tokens of the downloads of an image, in their order."""
+        """Return the tokens of the downloads of an image, in order."""
         return [token for path, token in self.tokens if path == f'/v2/images/{image_id}/file']
 
 
 @dataclasses.dataclass
 class Site:
-    """Everything that runs, and what its users do."""
+    """The processes of the site, and the actions of its users."""
 
     directory: pathlib.Path
     keystone: keystone_server.KeystoneServer
@@ -89,10 +89,10 @@ class Site:
             service.Host(name, 'cell1', str(self.directory / name / 'instances')) for name in names
         )
 
-    # What runs
+    # Processes
 
     def set_up(self) -> None:
-        """Write the configuration, make the database and the cell, start everything."""
+        """Write the configuration, create the database and the cell, start everything."""
         self.register()
         (self.directory / 'policy.yaml').write_text(_POLICY)
         self._write('control', self.api_broker, self._control())
@@ -112,20 +112,20 @@ class Site:
         self._wait_until_ready()
 
     def register(self) -> None:
-        """Have the catalog name Glance and our two APIs."""
+        """Register Glance and our two APIs in the catalog."""
         self.keystone.register('image', self.gateway.url)
         self.keystone.register('compute', self.compute_url)
         self.keystone.register('image-precache', f'http://127.0.0.1:{self.port}/v1')
 
     def tear_down(self) -> None:
-        """Stop everything as an operator would; whatever does not stop is a failure."""
+        """Stop everything as an operator would; fail if a process does not stop."""
         for each in self.processes.values():
             each.send_signal(signal.SIGTERM)
         statuses = {name: each.wait(60) for name, each in self.processes.items()}
         assert set(statuses.values()) <= {0}, statuses
 
     def secrets(self) -> set[str]:
-        """Give every password and token that anybody used."""
+        """Return every password and token in use."""
         in_use = {token for _, token in self.gateway.tokens}
         return self._passwords | set(self._tokens.values()) | in_use
 
@@ -146,7 +146,7 @@ class Site:
         (self.directory / f'{name}.conf').write_text(
             f'[DEFAULT]\nhost = {name}\nstate_path = {self.directory / name}\n'
             f'transport_url = {broker}\nreport_interval = 1\nrpc_response_timeout = 6\n'
-            # All that there is to log, of the libraries too.
+            # Log everything, the libraries too.
             f'debug = true\ndefault_log_levels = root=DEBUG\n{options}'
             '[oslo_messaging_notifications]\ndriver = log\n'
         )
@@ -185,7 +185,7 @@ class Site:
         except requests.ConnectionError:
             return False
 
-    # What its users do
+    # Actions of users
 
     def user(self, *roles: str, project: str | None = None) -> keystone_server.User:
         user = self.keystone.make_user(*roles, project=project)
@@ -193,7 +193,7 @@ class Site:
         return user
 
     def token(self, user: keystone_server.User, scope: str = 'project') -> str:
-        """Log in, once for each user and scope."""
+        """Return a token, logging in once for each user and scope."""
         if (user, scope) not in self._tokens:
             self._tokens[user, scope] = self.keystone.token(user, scope)
         return self._tokens[user, scope]
@@ -206,7 +206,7 @@ class Site:
         body: Any = None,
         headers: dict[str, str] | None = None,
     ) -> requests.Response:
-        """Send a request to the API; ``path`` begins with /v2.1 or /v1."""
+        """Send a request to the API; ``path`` starts with /v2.1 or /v1."""
         sent = {'OpenStack-API-Version': 'compute 2.81', **(headers or {})}
         if token is not None:
             sent['X-Auth-Token'] = token
@@ -237,7 +237,7 @@ class Site:
         return self.ask(token, 'POST', path, body, headers)
 
     def upload(self, user: keystone_server.User, visibility: str, size_bytes: int = 1024) -> str:
-        """Put an image into Glance as a user does, and give its id."""
+        """Upload an image to Glance as a user, and return its id."""
         headers = {'X-Auth-Token': self.token(user)}
         image_id = str(uuid.uuid4())
         description = {
@@ -262,7 +262,7 @@ class Site:
         return [each for each in answer.json()['requests'] if each['images'] == [image_id]]
 
     def outcome(self, image_id: str) -> dict[str, int]:
-        """Wait until the one request for an image has ended, and count its tasks by status."""
+        """Wait until the only request for an image has ended, and count its tasks by status."""
 
         def ended() -> dict[str, Any] | None:
             (request,) = self.requests_for(image_id)
@@ -284,7 +284,7 @@ class Commands:
         self._environment = site.keystone.variables(user)
 
     def catalog_names(self, suffix: str) -> None:
-        """Have the catalog name the URL of compute with something at its end."""
+        """Change the catalog's URL of compute: append a suffix."""
         self._site.keystone.register('compute', self._site.compute_url + suffix)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -298,13 +298,13 @@ class Commands:
         return SECRETS.look_at(ended)
 
     def output(self, *command: str) -> str:
-        """Run a command, which must succeed, and give what it printed."""
+        """Run a command, which must succeed, and return its output."""
         done = self.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def rows(self, *command: str) -> list[dict[str, str]]:
-        """Run a command that prints a table among other things, and give its rows."""
+        """Run a command that prints a table among other things, and return its rows."""
         lines = [line for line in self.output(*command).splitlines() if line.startswith('|')]
         names, *rows = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines]
         return [dict(zip(names, row, strict=True)) for row in rows]

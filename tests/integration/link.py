@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network link to a broker that tests take away: a TCP proxy on the loopback.
+"""A network link to a broker that tests can cut: a TCP proxy on the loopback.
 
-What goes through it is the broker's own; a link can be cut, so that connections
-break and new ones are refused, or go silent, so that nothing arrives any more.
+It passes the broker's own bytes. A cut link breaks its connections and refuses new ones; a
+silent link passes nothing, without an error.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class Link:
-    """Listens on ``port`` and passes everything on to a port of this machine."""
+    """Listens on ``port`` and forwards to a port of this machine."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self.port = port
@@ -33,7 +33,7 @@ class Link:
         self.cut()
 
     def cut(self) -> None:
-        """Break all connections, and refuse others."""
+        """Break all connections, and refuse new ones."""
         with self._lock:
             listener, self._listener = self._listener, None
             broken, self._connections = self._connections, set()
@@ -42,11 +42,11 @@ class Link:
         self._flows.set()
 
     def silence(self) -> None:
-        """Let nothing pass any more, and say so to nobody."""
+        """Stop passing data, without closing a connection."""
         self._flows.clear()
 
     def restore(self) -> None:
-        """Let connections be made, and everything pass."""
+        """Accept connections and pass data again."""
         self._flows.set()
         with self._lock:
             if self._listener is None:
@@ -62,7 +62,7 @@ class Link:
             try:
                 far = socket.create_connection(('127.0.0.1', self._target_port))
             except OSError:
-                _close(near)  # as the broker that is not there would
+                _close(near)  # as if the broker were down
                 continue
             with self._lock:
                 is_cut = self._listener is not listener
@@ -89,7 +89,7 @@ class Link:
 
 
 def _close(connection: socket.socket) -> None:
-    """Wake up whoever waits on it, too."""
+    """Close a socket and wake up a thread that waits on it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

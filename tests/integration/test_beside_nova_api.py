@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our /v2.1 beside a stock nova-api: whatever both are asked, they answer alike."""
+"""Our /v2.1 beside a stock nova-api: both answer every request alike."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from tests.integration import compute_api_corpus as corpus
 from tools.servers import nova
 from tools.servers.nova import api as nova_api
 
-# The caller, as each door knows it: by its token, and by what Keystone says of it.
+# The caller for each API: by its token, and by Keystone's headers.
 CALLER = {
     'X-Auth-Token': f'user:{corpus.PROJECT}:admin',
     'X-User-Id': 'user',
@@ -33,19 +33,19 @@ CALLER = {
     'X-Roles': 'admin,manager,member,reader',
 }
 LATEST = {corpus.VERSION: f'compute {corpus.OUR_MAXIMUM}'}
-# Who serves says these, and not the application.
+# Set by the server, not by the application.
 TRANSPORT = frozenset({'connection', 'date', 'keep-alive', 'server', 'transfer-encoding'})
 REQUEST_IDS = ('x-openstack-request-id', 'x-compute-request-id')
 
 REQUEST_ID = re.compile(r'req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-# Nova has been seen to give five digits.
+# Nova has been seen to return five digits.
 TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{5,6}')
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came back, without what differs from one time to the next."""
+    """An answer, without the parts that differ each time."""
 
     status: int
     headers: Mapping[str, Sequence[str]]
@@ -54,7 +54,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Door:
-    """An API at an address, and the newest microversion that it speaks."""
+    """An API at an address, with its newest microversion."""
 
     url: str
     maximum: str
@@ -98,16 +98,16 @@ class Door:
             return text
 
     def _without_place(self, text: str) -> str:
-        """Where Nova's newest microversion is named, ours counts."""
+        """Replace Nova's newest microversion by ours."""
         return text.replace(self.url, 'URL').replace(self.maximum, corpus.OUR_MAXIMUM)
 
 
 def _without_additions(ask: corpus.Ask, answer: Answer) -> Answer:
-    """Leave out what only one of the two APIs has.
+    """Remove what only one of the two APIs has.
 
-    We say where a request can be watched, and give every answer the id of its request,
-    also at the root, where Nova gives none. Nova lists its deprecated v2.0 there, and
-    we list our /v1.
+    We say where a request can be watched, and return the id of the request in every answer,
+    also at the root, where Nova does not. Nova lists its deprecated v2.0 there, and we list
+    our /v1.
     """
     added = {'location'} if answer.headers.get('location') == ['URL/v1/requests/UUID'] else set()
     body = answer.body
@@ -121,7 +121,7 @@ def _without_additions(ask: corpus.Ask, answer: Answer) -> Answer:
 
 
 def _without_chance(value: Any, key: str = '') -> Any:
-    """Have times and uuids equal where they are well-formed."""
+    """Replace well-formed times and uuids by constants."""
     if isinstance(value, dict):
         return {name: _without_chance(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -150,7 +150,7 @@ def doors(
     stock_api: nova_api.NovaApi,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Door, Door]]:
-    """A stock nova-api and our API, before the same Glance."""
+    """A stock nova-api and our API, with the same Glance."""
     _upload_images(glance.url, upload_image)
     with _serving(tmp_path_factory.mktemp('ours'), glance.url) as ours:
         yield (
@@ -172,7 +172,7 @@ def _upload_images(glance_url: str, upload_image: UploadImage) -> None:
 def _serving(
     directory: pathlib.Path, glance_url: str, novas_database: str | None = None
 ) -> Iterator[server.HttpServer]:
-    """Serve our API in this process, with the hosts mapped to a cell and nobody behind it."""
+    """Serve our API in this process, with the hosts mapped to a cell without a conductor."""
     conf = options.new(config_files=[])
     conf.set_override('auth_strategy', 'noauth2', 'api')
     conf.set_override('bind_port', 0, 'api')
@@ -244,7 +244,7 @@ def _is_as_expected(ask: corpus.Ask, stock: Answer, ours: Answer) -> bool:
 
 
 def _set_the_stage(doors: Sequence[Door]) -> None:
-    """Have exactly the aggregates of the stage; SQLite gives their ids out again."""
+    """Reset the aggregates to exactly those of the stage; SQLite reuses their ids."""
     for door in doors:
         found = door.ask(corpus.get(corpus.AGGREGATES)).body['aggregates']
         if [_outline(aggregate) for aggregate in found] != STAGE:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inventory of a real Nova, read as Nova reads it, and never written.
 
-Its database is nova-manage's; API, conductor and agents are ours, in this process.
+nova-manage made its database; API, conductor and agents are ours, in this process.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ AGGREGATES: Mapping[str, tuple[dict[str, str], list[str]]] = {
 class Site:
     """Our service on an inventory of Nova.
 
-    :ivar connection: URL of its API database, for who may do everything
-    :ivar reader: what our service is told
+    :ivar connection: URL of Nova's API database, with all privileges
+    :ivar reader: URL that our service is given
     """
 
     directory: pathlib.Path
@@ -63,7 +63,7 @@ class Site:
         self.reader = self.connection
 
     def let_in(self) -> None:
-        """Where the database has users, make the one that the guide speaks of, with its words."""
+        """On a database with users, create the guide's user with the guide's statements."""
         if not isinstance(self.server, databases.DatabaseServer):
             return
         for statement in MARIADB_STATEMENTS.findall(GUIDE.read_text()):
@@ -131,7 +131,7 @@ reserved_disk_bytes = 0
         return service.Host(host, cell, conf.instances_path)
 
     def dump(self) -> Mapping[str, Any]:
-        """Give all that is in Nova's database, and how its tables are made."""
+        """Return all rows of Nova's database, and its table definitions."""
         engine = sa.create_engine(self.connection)
         with engine.connect() as connection:
             metadata = sa.MetaData()
@@ -152,7 +152,7 @@ def novas(
     glance: glance_server.GlanceServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """A Nova that has cells with hosts: one as usual, one without a broker, one disabled."""
+    """A Nova that has cells with hosts: a normal one, one without a broker, one disabled."""
     require_environment(nova.ENVIRONMENT)
     directory = tmp_path_factory.mktemp(f'nova-{request.param}')
     with running_databases(request.param) as server, server.empty('nova_api') as url:
@@ -188,7 +188,7 @@ UNFILLED = (
     'fills it in has no {hostname}, {password}, {username}; '
     'see [api_database] template_transport_url'
 )
-# What a template may look like, and the URL that fills it in.
+# Cell templates, and the URL that fills them in.
 TEMPLATES = [
     (DATABASE_TEMPLATE, CELL_DATABASE),
     ('{scheme}:///{path}?{query}#{fragment}', 'sqlite:////var/lib/nova.sqlite'),
@@ -269,7 +269,7 @@ def _refused(conf: cfg.ConfigOpts, statement: sa.Executable, why: str) -> None:
 def _cache(
     novas: Site, doors: service.Service, image_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Have an aggregate of Nova cache an image: on the one host where that is possible."""
+    """Cache an image on an aggregate of Nova: on the one host where that is possible."""
     with caplog.at_level(logging.WARNING):
         here = novas.start_agent('here', 'cell1')
         novas.start_agent('unmapped', 'cell1')

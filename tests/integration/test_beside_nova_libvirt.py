@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On one directory: our libvirt driver, and stock Nova's own code beside it.
+"""Our libvirt driver beside stock Nova's own code, on one directory.
 
-Nova answers what only it can: whether our base file is its own to it, whether its
-boot takes the file without a download, and whether its lock and ours are one.
+Only Nova can answer whether it takes our base file for its own, whether its boot uses the
+file without a download, and whether its lock and ours are the same.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ DAY_SECONDS = 86400
 
 @pytest.fixture(scope='module')
 def link(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
-    """The way to Glance that Nova and we have in common; it counts the downloads."""
+    """The link to Glance that Nova and we share; it counts the downloads."""
     with site_link.Gateway(glance.url) as gateway:
         yield gateway
 
@@ -56,7 +56,7 @@ def compute(
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A directory of instances, seen through our driver and through Nova's."""
+    """A directory of instances, used by our driver and by Nova's."""
 
     compute: libvirt_compute.LibvirtCompute
     link: site_link.Gateway
@@ -74,11 +74,11 @@ class Host:
         return driver
 
     def cache_image(self, image_id: str) -> model.CacheResult:
-        """Cache an image in our way."""
+        """Cache an image with our driver."""
         return self.ours().cache_image(self._images(), image_id, lambda progress: None)
 
     def nova_caches(self, image_id: str, glance_url: str | None = None) -> str:
-        """Have Nova cache an image; gives the outcome. No URL: Glance is out of its reach."""
+        """Cache an image with Nova and return the outcome; without a URL, Glance is unreachable."""
         outcome = self.compute.call('cache_image', self._options(), glance_url, image_id=image_id)
         return str(outcome)
 
@@ -91,7 +91,7 @@ class Host:
         glance_url: str | None = None,
         instance: str | None = None,
     ) -> pathlib.Path:
-        """Have Nova make a root disk; gives its path."""
+        """Make a root disk with Nova, and return its path."""
         path = self.compute.call(
             'make_root_disk',
             self._options(images_type),
@@ -105,7 +105,7 @@ class Host:
     def nova_boots_with_kernel(
         self, bootable: 'Bootable', glance_url: str | None = None
     ) -> pathlib.Path:
-        """Let Nova make the files of an instance; returns their directory."""
+        """Make the files of an instance with Nova, and return their directory."""
         path = self.compute.call(
             'make_disks',
             self._options(),
@@ -122,7 +122,7 @@ class Host:
         instances: dict[str, str] | None = None,
         companions: dict[str, dict[str, str]] | None = None,
     ) -> None:
-        """Have Nova's image cache manager go round; it knows these instances' images."""
+        """Run Nova's image cache manager; it knows the images of these instances."""
         self.compute.call(
             'manage_image_cache',
             self._options(),
@@ -163,14 +163,14 @@ def _sha1(image_id: str) -> str:
 def host(
     compute: libvirt_compute.LibvirtCompute, link: site_link.Gateway, tmp_path: pathlib.Path
 ) -> Iterator[Host]:
-    """A host without instances, as Nova and we are configured by default."""
+    """A host without instances, with the defaults of Nova and of our service."""
     yield Host(compute, link, tmp_path / 'instances')
     link.release()
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of image: Glance's name of its format, and how one is made."""
+    """A kind of image: Glance's name of its format, and how to make one."""
 
     disk_format: str
     qemu_format: str
@@ -226,7 +226,7 @@ def filled(
     upload_image: UploadImage,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Filled:
-    """An image of each kind that Nova boots, cached by us; raw is forced or not."""
+    """An image of each kind that Nova boots, cached by us, with raw forced and not."""
     name, force_raw = request.param
     directory = tmp_path_factory.mktemp('filled')
     kind = KINDS[name]
@@ -271,7 +271,7 @@ def describe(disk: pathlib.Path) -> dict[str, Any]:
 
 
 def assert_same_guest_content(disk: pathlib.Path, qemu_format: str, filled: Filled) -> None:
-    """See that a guest finds the image on its disk, and nothing behind it."""
+    """Check that a guest finds the image on its disk, followed by nothing but zeros."""
     formats = ('-f', qemu_format, '-F', filled.kind.qemu_format)
     disk_images.qemu_img('compare', *formats, str(disk), str(filled.original))
 
@@ -291,7 +291,7 @@ def test_our_files_are_those_that_nova_makes(filled: Filled, tmp_path: pathlib.P
 
 
 def access(path: pathlib.Path) -> tuple[str, int, int]:
-    """Give what decides who may use a file: its mode and owners."""
+    """Return mode and owners of a file, which decide who may use it."""
     status = path.stat()
     return stat.filemode(status.st_mode), status.st_uid, status.st_gid
 
@@ -302,7 +302,7 @@ def test_nova_boots_an_overlay_of_a_vmdk_that_is_kept(
     upload_image: UploadImage,
     tmp_path: pathlib.Path,
 ) -> None:
-    """A copy it makes of none but raw and qcow2 files, its own included."""
+    """Nova copies only raw and qcow2 files, also from its own cache."""
     kind = KINDS['stream vmdk']
     original = kind.make(tmp_path / 'original')
     image_id = upload_image(original, disk_format='vmdk')
@@ -318,7 +318,7 @@ def test_nova_boots_an_overlay_of_a_vmdk_that_is_kept(
 def test_an_image_that_only_we_accept_boots_in_nova(
     host: Host, upload_image: UploadImage, tmp_path: pathlib.Path
 ) -> None:
-    """Nova and qemu call it by different names, on which Nova's check of a download stumbles."""
+    """Nova and qemu name the format differently, so Nova's check of a download fails."""
     original = disk_images.converted(tmp_path / 'original', 'vpc', '-o', 'force_size=on')
     image_id = upload_image(original, disk_format='vhd')
     with pytest.raises(libvirt_compute.NovaError, match='does not match disk_format'):
@@ -367,12 +367,12 @@ def test_a_root_disk_below_the_virtual_size_of_our_base_file_is_refused_by_nova(
     assert describe(host.nova_boots(image_id, root_gib=2))['virtual-size'] == 2 * GIB
 
 
-# The image cache manager of Nova, on our files
+# Nova's image cache manager on our files
 
 
 @pytest.fixture
 def image_id(upload_image: UploadImage) -> str:
-    """A raw image of a few pieces, as they pass the link."""
+    """A raw image of a few pieces, as the link passes them."""
     return upload_image(disk_images.content(MIB))
 
 
@@ -407,7 +407,7 @@ def test_asking_again_keeps_a_base_file_from_novas_manager(host: Host, image_id:
 def test_novas_manager_keeps_our_base_file_while_an_instance_needs_it(
     host: Host, image_id: str
 ) -> None:
-    """Either way: the instance is based on the file, or was made from the image."""
+    """Whether the instance is based on the file or was made from the image."""
     host.cache_image(image_id)
     instance = str(uuid.uuid4())
     host.nova_boots(image_id, instance=instance)
@@ -466,7 +466,7 @@ def test_we_leave_expiry_to_a_nova_compute_known_by_what_it_leaves_behind(
     assert host.names() == []
 
 
-# The lock, taken by each in its own way
+# The lock, taken by each side in its own way
 
 
 @contextlib.contextmanager
@@ -480,7 +480,7 @@ def downloads_held(link: site_link.Gateway) -> Iterator[None]:
 
 
 def waits_for(process_id: int, lock_file: pathlib.Path) -> bool:
-    """Tell whether a process that does not hold the lock is at it: its file is open then."""
+    """Return whether a process that does not hold the lock waits for it: its file is open then."""
     descriptors = pathlib.Path(f'/proc/{process_id}/fd')
     return any(_leads_to(each, lock_file) for each in descriptors.iterdir())
 
@@ -488,7 +488,7 @@ def waits_for(process_id: int, lock_file: pathlib.Path) -> bool:
 def _leads_to(descriptor: pathlib.Path, file: pathlib.Path) -> bool:
     try:
         return os.readlink(descriptor) == str(file)
-    except FileNotFoundError:  # closed while they were listed, as that of the list is
+    except FileNotFoundError:  # closed while they were listed, like the descriptor of the listing
         return False
 
 

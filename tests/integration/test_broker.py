@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brokers die, or cannot be reached; work waits, and every task still ends true."""
+"""Brokers die or become unreachable; work waits, and every task ends in a correct outcome."""
 
 import os
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def test_a_killed_broker_that_comes_back_costs_no_transfer(
     deployment.rabbitmq.kill()
     try:
         gateway.release()
-        # The transfer ends while nobody can be told.
+        # The transfer ends while its outcome cannot be sent.
         deployment.wait_for_log(host.name, f'Image {image_id} on host {host.name}')
     finally:
         deployment.rabbitmq.restart()
@@ -85,7 +85,7 @@ def test_without_the_broker_of_the_api_a_request_is_taken_and_found(
     image_id = upload_image(data)
     service = deployment.service
     aggregate_id = service.aggregate(f'unheard {image_id}')
-    service.wait(service.cache(aggregate_id, image_id))  # the API is connected
+    service.wait(service.cache(aggregate_id, image_id))  # connects the API
     for host in deployment.hosts:
         host.base_path(image_id).unlink()
 

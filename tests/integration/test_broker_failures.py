@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brokers that refuse a service, are partly dead or go silent, and what is then said."""
+"""Brokers that refuse a service, fail in part or go silent, and how that is logged."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def _with_unknown_vhost(url: str) -> str:
 
 @pytest.fixture
 def forbidden(rabbitmq: RabbitMQ) -> Spoil:
-    """A function that gives the URL of a virtual host that the user may not use."""
+    """Return a function that returns the URL of a virtual host that the user may not use."""
 
     def forbid(url: str) -> str:
         vhost = urllib.parse.urlsplit(rabbitmq.make_vhost()).path[1:]
@@ -58,7 +58,7 @@ def forbidden(rabbitmq: RabbitMQ) -> Spoil:
 
 @pytest.fixture
 def file(tmp_path: pathlib.Path) -> Callable[[str], pathlib.Path]:
-    """A function that writes the configuration of a deployment whose broker is at a URL."""
+    """Return a function that writes a deployment's configuration for a broker at a URL."""
 
     def write(url: str) -> pathlib.Path:
         path = tmp_path / 'nova-precache.conf'
@@ -145,7 +145,7 @@ def test_a_broker_that_goes_and_comes_back_has_two_lines_in_the_log_of_each_serv
 
         link.cut()
         wait_until(lambda: all(AWAY in log.read_text() for log in logs), 'it is logged')
-        # The broker of the API, which is the same, and that of the cell.
+        # The API's broker, which is the same one, and the cell's.
         wait_until(lambda: logs[0].read_text().count(AWAY) == 2, 'both are logged')
         link.restore()
         wait_until(lambda: logs[0].read_text().count(BACK) == 2, 'the conductor is back')
@@ -173,7 +173,7 @@ kombu_reconnect_delay = 0.1
 
 
 def _start(command: str, file: pathlib.Path, running: contextlib.ExitStack) -> pathlib.Path:
-    """Start a command and give its log."""
+    """Start a command and return its log."""
     log = SECRETS.expect(file.with_name(f'{command}.log'))
     arguments = [str(BIN / f'nova-precache-{command}'), '--config-file', str(file)]
     with log.open('ab') as out:

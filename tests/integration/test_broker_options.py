@@ -15,7 +15,7 @@ SHARED_MEMORY = pathlib.Path('/dev/shm')  # noqa: S108 - where oslo.messaging nu
 
 @pytest.fixture
 def prefix(tmp_path: pathlib.Path) -> Iterator[str]:
-    """What the processes of this test are called, so that their numbers are found again."""
+    """A name for the processes of this test, by which their files in shared memory are removed."""
     name = f'precache-{os.getpid()}'
     yield name
     for left in SHARED_MEMORY.glob(f'*_{name}-*_qmanager'):
@@ -25,7 +25,7 @@ def prefix(tmp_path: pathlib.Path) -> Iterator[str]:
 def test_with_the_queue_manager_all_services_serve_and_a_request_completes(
     deployment: Deployment, upload_image: UploadImage, prefix: str
 ) -> None:
-    """Its locks are in a directory of the global configuration, by default of state_path."""
+    """Its locks are in a directory set in the global configuration, by default of state_path."""
     data = os.urandom(1024)
     image_id = upload_image(data)
     service = deployment.service

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cell loses its broker: its tasks end in errors that say so, the other cell is not held up."""
+"""A cell loses its broker: its tasks end in errors that say so, the other cell is not delayed."""
 
 import os
 
@@ -12,7 +12,7 @@ CONTROL_PLANE = (API, *CONDUCTORS)
 
 
 def _impatient(deployment: Deployment) -> Changes:
-    """The API has its broker in common with the other cell, which is allowed."""
+    """The API shares its broker with the other cell, which is allowed."""
     return {
         'DEFAULT': {'transport_url': deployment.urls['cell2']},
         'image_cache': {'precache_max_attempts': ATTEMPTS},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database server dies in mid-request and comes back: nothing is lost, nothing done twice."""
+"""The database server dies in mid-request and returns: nothing is lost, nothing done twice."""
 
 import contextlib
 import os
@@ -26,20 +26,20 @@ AWAY = 'The database cannot be reached. Please try again later.'
 
 
 DOWN_SECONDS = 6
-# Between two writes of reports, in which an agent of the same name may be first.
+# Between two writes of reports, when an agent of the same name may be first.
 WRITE_SECONDS = 3
 
 
 @contextlib.contextmanager
 def _moved(deployment: Deployment, url: str, **options: Mapping[str, object]) -> Iterator[None]:
-    """Have the API and the conductors work on another database, which is empty."""
+    """Switch the API and the conductors to another, empty database."""
     changes = {'database': {'connection': url}, **options}
     deployment.configure(API, changes)
     database = deployment.connect_database(API)
     schema.sync(database)
     stock = inventory.Inventory(database)
     cells = {cell: stock.create_cell(cell, deployment.urls[cell]) for cell in CELLS}
-    for host in deployment.hosts:  # which registered when they were started
+    for host in deployment.hosts:  # they registered when they were started
         stock.map_host(host.name, cells[host.cell].uuid)
     database.dispose()
     with deployment.configured((*CONDUCTORS, API), changes):
@@ -79,7 +79,7 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
             _assert_said(service.ask(aggregate_id, image_id))
             _assert_said(requests.get(f'{service.precache_url}/requests', timeout=60))
             gateway.release()
-            # The transfer ends while nobody can write it down.
+            # The transfer ends while its outcome cannot be recorded.
             wait_until(lambda: _is_on_a_host(deployment, image_id), 'one host has the image')
             wait_until(lambda: _have_tried(deployment), 'the conductors have missed it')
         finally:
@@ -147,7 +147,7 @@ def test_an_outage_of_the_database_costs_no_host_its_name_and_is_no_silence_of_a
 
 
 def _configure_twin(deployment: Deployment, host: str, name: str) -> None:
-    """Configure another machine that has the name of a host."""
+    """Configure another machine with the name of a host."""
     text = (deployment.directory / f'{host}.conf').read_text()
     old, new = (f'state_path = {deployment.directory / each}\n' for each in (host, name))
     assert old in text
@@ -172,5 +172,5 @@ def _is_on_a_host(deployment: Deployment, image_id: str) -> bool:
 
 
 def _have_tried(deployment: Deployment) -> bool:
-    """Check that every conductor knows of the outage, in which its claims run out."""
+    """Check that every conductor noticed the outage, during which its claims expire."""
     return all(f'{OUTAGE} is unavailable' in deployment.log(name) for name in CONDUCTORS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds on SQLite holds on MariaDB and PostgreSQL: the tables, and what is done at once."""
+"""The tables and the concurrent work of SQLite, on MariaDB and PostgreSQL as well."""
 
 import collections
 import contextlib
@@ -48,7 +48,7 @@ def url(server: databases.Databases) -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Iterator[session.Database]:
-    """An empty database that was brought to the current schema."""
+    """An empty database at the current schema."""
     conf = options.new(config_files=[])
     conf.set_override('connection', url, 'database')
     opened = session.connect(conf)
@@ -203,7 +203,7 @@ def test_bytes_that_were_moved_stay_when_the_image_is_found_later(
 
 @dataclasses.dataclass
 class Fleet:
-    """Four requests: two that overlap, one with a limit of its own, and a dead conductor's."""
+    """Four requests: two that overlap, one with a limit of its own, and one of a dead conductor."""
 
     world: World
     kill: str | None
@@ -218,7 +218,7 @@ class Fleet:
         self._ask(_hosts(8, 24), IMAGES[2:], options=model.RequestOptions(max_parallel_hosts=2))
 
     def _leave_behind(self, hosts: Sequence[str]) -> None:
-        """Have a conductor claim hosts, call some of them, and die."""
+        """Claim hosts and call some of them as a conductor that then dies."""
         for host in hosts:
             self.world.living(host)
         self.asked.append(self.world.planned(hosts, SHARED))
@@ -236,7 +236,7 @@ class Fleet:
         )
 
     def go_on_to_the_end(self) -> None:
-        """Steer what is under way, and look all the time."""
+        """Steer the running requests, and check the limits all the time."""
         self._wait_done(15)
         self._steer(1, self.world.steering.pause)
         self._kill()
@@ -261,7 +261,7 @@ class Fleet:
                     return
 
     def _looks(self) -> Iterator[None]:
-        """Look whether no limit is exceeded, and stop what is to stop, again and again."""
+        """Check repeatedly that no limit is exceeded, and stop the jobs that must stop."""
         pause = threading.Event()
         for _ in range(WAIT_SECONDS * 50):
             self._look()
@@ -280,7 +280,7 @@ class Fleet:
             self.over.append(f'{limited} hosts of one request')
 
     def _stop_idle(self) -> None:
-        """Tell of what is to stop and nobody works on, as the computes would."""
+        """Report jobs to stop on unclaimed hosts as stopped, as the computes would."""
         orders = self.world.steering.stop_orders()
         claimed = set(self.world.jobs.claimed_hosts()) if orders else set()
         for order in orders:
@@ -288,7 +288,7 @@ class Fleet:
                 self.world.steering.stopped(order.job_id, order.epoch)
 
     def _kill(self) -> None:
-        """Cut everybody's connections."""
+        """Cut the connections of all other processes."""
         if self.kill is None:
             return
         with self.world.database.engine.connect() as connection:
@@ -312,7 +312,7 @@ def _hosts(first: int, end: int) -> list[str]:
 
 
 def _claims(world: World, limited: str) -> tuple[int, int, int]:
-    """Count claims, what they are counted as, and the hosts that are busy for a request."""
+    """Count the claims, read their counter, and count the hosts busy for a request."""
     claimed = sa.select(sa.func.count()).where(models.Claim.conductor_id.is_not(None))
     counted = sa.select(models.Counter.value).where(models.Counter.name == 'claimed_hosts')
     busy = sa.select(sa.func.count()).where(
@@ -357,7 +357,7 @@ def _all(
 
 
 def _zombie(world: World, call: jobs.Assignment) -> job_outcome.Recorded:
-    """Have the dead conductor come back, and tell how a call of its own ended."""
+    """Finish a call of the dead conductor, and return how that was recorded."""
     finish = jobs.Finish(call.job_id, call.epoch, CACHED)
     turned = world.jobs.next_job(DEAD, call.host, finish)
     assert turned.assignment is None
@@ -365,7 +365,7 @@ def _zombie(world: World, call: jobs.Assignment) -> job_outcome.Recorded:
 
 
 def _check_calls(calls: Sequence[conducting.Call], fleet: Fleet) -> None:
-    """No more at once than the limit says, one on a host, and each under an epoch of its own."""
+    """Check the limit, one call at a time on a host, and a separate epoch for each call."""
     began = [call for call in calls if call.began]
     assert {call.host for call in began} >= {*_hosts(0, 15), 'd1', 'd2', 'd3', 'd4'}
     assert conducting.most_at_once(began) <= LIMIT
@@ -378,7 +378,7 @@ def _check_calls(calls: Sequence[conducting.Call], fleet: Fleet) -> None:
 
 
 def _check_rows(fleet: Fleet) -> None:
-    """Everything is final, and the totals are those of the tasks."""
+    """Check that everything is final, and that the totals are the sums of the tasks."""
     world = fleet.world
     assert _claims(world, fleet.asked[3].id) == (0, 0, 0)
     assert world.depth() == 0
@@ -393,7 +393,7 @@ def _check_rows(fleet: Fleet) -> None:
 
 
 def _check_announced(announced: Sequence[tuple[str, ...]], fleet: Fleet) -> None:
-    """Each request's start and end came once, and so did each of its tasks."""
+    """Check that each task was announced once, and so were each request's start and end."""
     ours = [each for each in announced if each[0].startswith('image_precache.')]
     tasks = [each[1:] for each in ours if each[0].endswith('.task')]
     assert sorted(tasks) == sorted(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database that cannot serve now is 503 in time, and what it cannot hold ends no other work."""
+"""A database that cannot serve now is a 503 in time; a value that it refuses ends no other work."""
 
 import contextlib
 import time
@@ -61,7 +61,7 @@ def api(url: str) -> Iterator[Api]:
 
 
 def _ask_in_time(ask: Callable[[], webob.Response]) -> webob.Response:
-    """Ask, and be answered within what is promised."""
+    """Send a request and check that the answer comes within the promised time."""
     began_at = time.monotonic()
     answer = ask()
     assert time.monotonic() - began_at < PROMISED_SECONDS
@@ -106,7 +106,7 @@ def test_what_another_has_locked_is_503_in_time(api: Api, url: str, kind: str) -
 
 @contextlib.contextmanager
 def _read_only(server: databases.DatabaseServer, url: str, kind: str) -> Iterator[str]:
-    """Have the server refuse writes, and give a URL of one whom it refuses them."""
+    """Make the server read-only, and yield a URL of a user whose writes it refuses."""
     if kind == databases.MARIADB:
         server.execute('CREATE OR REPLACE USER writer@localhost')
         server.execute('GRANT ALL ON *.* TO writer@localhost')
@@ -235,7 +235,7 @@ def test_the_database_of_a_cell_that_is_silent_is_waited_for_within_limits(
 def narrow(
     request: pytest.FixtureRequest, server: databases.DatabaseServer, url: str, kind: str
 ) -> Iterator[World]:
-    """A database whose encoding does not have all characters."""
+    """A database whose encoding lacks some characters."""
     made = sa.make_url(url)
     if kind == databases.MARIADB:
         server.execute(f'ALTER DATABASE {made.database} CHARACTER SET {request.param}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole deployment comes up by one command, works, and is gone afterwards."""
+"""One command starts a whole deployment, which works, and leaves nothing afterwards."""
 
 import os
 import pathlib
@@ -47,7 +47,7 @@ def command(tmp_path: pathlib.Path) -> Iterator[Command]:
         started.end()
 
 
-@pytest.mark.timeout(600)  # it is all of it, in some thirty processes
+@pytest.mark.timeout(600)  # the whole deployment, in some thirty processes
 def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
     command: Command,
 ) -> None:
@@ -60,7 +60,7 @@ def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
     assert len(secrets) >= 6  # the operator, two services, MariaDB and two logins of RabbitMQ
     assert not run.stat().st_mode & 0o077
     assert not any((run / name).stat().st_mode & 0o077 for name in ('api.conf', 'clouds.yaml'))
-    # A compute knows its way to the broker of its cell.
+    # A compute knows the URL of its cell's broker.
     assert len(SECRET.findall(configured['cell1-compute1.conf'])) == 1
 
     command_lines = ' '.join(word for line in command.alive() for word in line)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API and the conductors under eventlet do over RabbitMQ what they do with native threads.
+"""Under eventlet, API and conductors work over RabbitMQ as they do with native threads.
 
-The computes have native threads, as they always do.
+The computes have native threads, as always.
 """
 
 import os
@@ -69,5 +69,5 @@ def test_another_conductor_joins_the_transfer_of_one_that_was_killed(
 
 
 def _last_run(deployment: Deployment, name: str) -> str:
-    """Give what a process has logged since it was started, its threads first."""
+    """Return the log of a process since its last start, which names its threads first."""
     return deployment.whole_log(name).rpartition('Concurrency backend: ')[2]

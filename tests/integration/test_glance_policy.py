@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the shipped policy for Glance lets the role do: by its rules, and on a real Glance."""
+"""What the shipped policy for Glance allows the role: by its rules, and on a real Glance."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ READING = {
     'get_tasks',
     'list_metadef_resource_types',
 }
-# Read only, and yet refused, since no download needs it.
+# Read-only, but refused, since no download needs it.
 REFUSED_READING = {
     'cache_list',
     'fetch_image_location',
@@ -103,7 +103,7 @@ def test_the_role_reads_and_changes_nothing_of_any_project(
     names = {rule for rule, _ in allowed}
     assert names - READING - PARTS - {'context_is_admin', 'get_image_location'} == set()
     assert {(rule, str(target)) for rule in NEEDED for target in _targets()} <= allowed
-    if 'reader' not in more:  # a reader of a project may read what is of that project
+    if 'reader' not in more:  # a reader of a project may read its resources
         assert 'get_image_location' not in names
 
 
@@ -124,7 +124,7 @@ def test_callers_without_the_role_may_do_what_they_could_before(
 
 
 def _targets() -> list[dict[str, Any]]:
-    """Give images and other things, of the caller's project and of others."""
+    """Return images and other things, of the caller's project and of others."""
     return [
         {'project_id': project, 'owner': project, 'member_id': member, 'visibility': visibility}
         for project in (OWN, OTHER, None)
@@ -151,7 +151,7 @@ def _allows(
 
 @dataclasses.dataclass
 class Victims:
-    """A Glance with what belongs to a tenant, and how its users ask for it."""
+    """A Glance with the resources of a tenant, and its users' ways to reach them."""
 
     url: str
     tokens: dict[str, str]
@@ -174,7 +174,7 @@ class Victims:
         return answer.json() if answer.content else None
 
     def upload(self, **properties: Any) -> str:
-        """Put an image of the tenant's into Glance."""
+        """Upload an image of the tenant to Glance."""
         image = self.make(
             'tenant',
             'POST',
@@ -185,7 +185,7 @@ class Victims:
         return str(image['id'])
 
     def state(self) -> dict[str, Any]:
-        """Give what could have been changed, as the admin sees it."""
+        """Return the state that requests could change, as the admin sees it."""
         image = f'/images/{self.image_id}'
         paths = [image, f'{image}/members', f'/images/{self.queued_id}', '/tasks', '/cache']
         paths += [f'/metadefs/namespaces/{self.namespace}', '/metadefs/namespaces?limit=1000']
@@ -263,7 +263,7 @@ def _patches() -> list[dict[str, Any]]:
 
 
 _NEW = {'disk_format': 'raw', 'container_format': 'bare'}
-# Requests to each URL of Glance that changes something; ``of`` is what its path names.
+# Requests to each URL of Glance that changes something; ``of`` names the path's resource.
 WRITES: dict[tuple[str, str], list[dict[str, Any]]] = {
     ('POST', '/images'): [
         {'body': _NEW},
@@ -375,7 +375,7 @@ def _names(victims: Victims) -> dict[str, str]:
 
 
 def _fill(body: Any, names: Mapping[str, str]) -> Any:
-    """Put names into the values of a body that stand for one."""
+    """Replace the names in a body by the values that they stand for."""
     if not isinstance(body, dict):
         return body
     return {
@@ -408,7 +408,7 @@ def test_the_role_reads_no_more_than_downloads_need(victims: Victims, who: str) 
 
 
 def test_glance_gives_the_role_the_data_of_a_deactivated_image(victims: Victims) -> None:
-    """So the check of the status is left to the service."""
+    """So the service must check the status itself."""
     image_id = victims.upload(visibility='private')
     victims.make('admin', 'POST', f'/images/{image_id}/actions/deactivate')
 

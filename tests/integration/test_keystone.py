@@ -25,7 +25,7 @@ def commands(site: Site) -> Commands:
     return Commands(site, site.admin)
 
 
-# The commands
+# Commands
 
 
 def test_nova_caches_an_image_by_id_on_an_aggregate_that_it_made(
@@ -95,7 +95,7 @@ def test_openstack_says_who_may_not(site: Site) -> None:
     assert '403' in done.stderr
 
 
-# Who may do what
+# Permissions
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_private_image_of_another_project_is_not_to_be_found(site: Site) -> No
     assert site.gateway.served(image_id) == []
 
 
-# Whose token is good
+# Valid tokens
 
 
 def test_version_documents_are_for_everybody(site: Site) -> None:
@@ -269,7 +269,7 @@ def test_a_killed_keystone_that_comes_back_costs_no_request_and_no_transfer(site
     site.keystone.kill()
     try:
         answer = site.cache(token, aggregate_id, images[0])
-        # The rest of what is cut is not to be had: Glance asks Keystone about each token.
+        # The cut downloads cannot resume: Glance asks Keystone about each token.
         site.gateway.release()
         wait_until(lambda: _conductor_missed_keystone(site), 'the conductor wants a token')
     finally:
@@ -282,7 +282,7 @@ def test_a_killed_keystone_that_comes_back_costs_no_request_and_no_transfer(site
     tasks = [task for image_id in images for task in site.tasks(image_id)]
     assert [task['reason'] for task in tasks] == [None] * 4
     served = [each for image_id in images for each in site.gateway.served(image_id)]
-    assert sum(each.bytes_sent for each in served) == 4 * 4 * MIB  # no byte came twice
+    assert sum(each.bytes_sent for each in served) == 4 * 4 * MIB  # no byte was sent twice
     for host in site.hosts:
         sizes = [host.base_path(image_id).stat().st_size for image_id in images]
         assert sizes == [4 * MIB] * 2
@@ -310,7 +310,7 @@ def test_a_private_image_that_is_deactivated_during_its_download_is_not_publishe
     (task,) = site.tasks(image_id)
     assert (task['reason'], task['attempts']) == (f'Image {image_id} is deactivated', 1)
     assert not host.base_path(image_id).exists()
-    # Glance gives such a user the data to the last byte.
+    # Glance sends such a user the data to the last byte.
     assert [each.bytes_sent for each in site.gateway.served(image_id)] == [4 * MIB]
 
 
@@ -337,7 +337,7 @@ def test_a_token_that_a_compute_was_given_reads_any_image_and_changes_none(site:
 
 
 def _ask_glance(site: Site, token: str, method: str, path: str, body: Any = None) -> Any:
-    """Ask Glance about an image, which must do as it is asked."""
+    """Send a request about an image to Glance, which must accept it."""
     headers = {'X-Auth-Token': token}
     if method == 'PATCH':
         headers['Content-Type'] = 'application/openstack-images-v2.1-json-patch'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes die in mid-request; every task still gets its one true outcome."""
+"""Processes die in mid-request; every task still ends in its one correct outcome."""
 
 import os
 import pathlib
@@ -132,7 +132,7 @@ def test_a_compute_killed_while_it_converts_leaves_nothing_and_converts_again(
 
 
 def _slow_converter(directory: pathlib.Path, qemu_img: str) -> pathlib.Path:
-    """Put a qemu-img there that never ends a conversion; gives what tells that it is at one."""
+    """Install a qemu-img that never ends a conversion; return the file that shows it has begun."""
     converting = directory / 'converting'
     program = directory / 'qemu-img'
     program.write_text(

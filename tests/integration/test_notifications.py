@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications as a consumer takes them from RabbitMQ: ours, and beside them stock Nova's."""
+"""Notifications as a consumer takes them from RabbitMQ: ours, and stock Nova's."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from tests.service import LATEST, TIMEOUT_SECONDS, Service
 from tools.servers.rabbitmq import RabbitMQ
 
 QUEUE = 'versioned_notifications.info'
-# The caller of stock Nova, as noauth2 takes one.
+# The caller of stock Nova, for noauth2.
 ASKER = {
     **LATEST,
     'X-Auth-Token': f'{nova_cloud.CALLER["X-User-Id"]}:{nova_cloud.CALLER["X-Project-Id"]}:admin',
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """A notification of image caching as it came over the wire."""
+    """A notification of image caching as received."""
 
     delivery: Json
     envelope: Json
@@ -52,7 +52,7 @@ class Heard:
 
 
 class Consumer:
-    """Takes notifications in the way of those of Nova: from its exchange, by its topic."""
+    """Consumes notifications as one consumes Nova's: from its exchange, by its topic."""
 
     def __init__(self, url: str) -> None:
         self._connection = kombu.Connection(url.replace('rabbit://', 'amqp://'))
@@ -69,7 +69,7 @@ class Consumer:
         self._connection.close()
 
     def until_the_end(self, aggregate_id: int) -> list[Heard]:
-        """Give what was announced of an aggregate's next request, its end included."""
+        """Return the notifications of an aggregate's next request, up to its end."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while 'end' not in (each.phase for each in self._of(aggregate_id)):
             assert time.monotonic() < deadline, self._heard
@@ -114,7 +114,7 @@ class Announcing:
 def notified(
     whole_deployment: Deployment, rabbitmq: RabbitMQ, free_port: Callable[[], int]
 ) -> Iterator[Announcing]:
-    """A consumer of what the conductors announce, while they do."""
+    """A consumer of the conductors' announcements, which are enabled meanwhile."""
     url = rabbitmq.make_vhost()
     port = rabbitmq.port
     with Link(free_port(), port) as link, Consumer(url) as consumer:
@@ -138,7 +138,7 @@ def _indices(heard: list[Heard]) -> list[tuple[int, int]]:
 
 
 def _once(heard: list[Heard]) -> list[Heard]:
-    """Leave out what came a second time, as it may after a conductor was killed."""
+    """Remove repeated notifications, which may occur after a conductor was killed."""
     pairs = zip([None, *heard], heard, strict=False)
     return [e for before, e in pairs if before is None or _tells(before) != _tells(e)]
 
@@ -218,7 +218,7 @@ def test_what_conductors_owed_when_they_died_is_announced_when_one_runs_again(
     announcing.link.restore()
     owed = 'SELECT phase FROM announcements WHERE request_id = ? ORDER BY position'
     assert [phase for (phase,) in deployment.query(owed, request_id)] == WHOLE
-    # Whoever was about to send one has it for a while yet.
+    # A killed conductor keeps its announcements for a while.
     deployment.query('UPDATE announcements SET taken_until = NULL')
     deployment.start(CONDUCTORS[0])
 
@@ -276,7 +276,7 @@ def _announced_by_us(announcing: Announcing, good: str, refused: str) -> list[He
 
 
 def _form(value: Any) -> Any:
-    """What a consumer may rely on: the keys, and the types of what is below them."""
+    """Return what a consumer may rely on: the keys, and the types of the values."""
     if isinstance(value, dict):
         return {key: _form(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -285,7 +285,7 @@ def _form(value: Any) -> Any:
 
 
 def _comparable(heard: Heard) -> Json:
-    """A notification without that which differs between any two."""
+    """Return a notification without the parts that differ between any two."""
     host = heard.message['publisher_id'].partition(':')[2]
     assert host
     payload = heard.message['payload']

@@ -40,7 +40,7 @@ def url(rabbitmq: RabbitMQ) -> str:
 
 @pytest.fixture
 def reports(world: World, url: str) -> Iterator[report_buffer.ReportBuffer]:
-    """What a conductor gathers that serves the broker."""
+    """The report buffer of a conductor that serves the broker."""
     gathered = report_buffer.ReportBuffer(world.agents, world.jobs, caches.Caches(world.database))
     endpoint = manager.CellEndpoint(
         world.cell.uuid, world.inventory, world.agents, world.jobs, gathered, lambda: None
@@ -54,7 +54,7 @@ def reports(world: World, url: str) -> Iterator[report_buffer.ReportBuffer]:
 
 
 def _publish(url: str, bodies: list[Any]) -> None:
-    """Publish as a host can that was broken into: past every client."""
+    """Publish as a compromised host can: without any client."""
     with kombu.Connection(url.replace('rabbit://', 'amqp://')) as connection:
         producer = connection.Producer()
         for body in bodies:

@@ -23,7 +23,7 @@ PINNED = {'upgrade_levels': {'compute': '0.9'}}
 
 
 class OldCompute:
-    """What served a version that conductors send no more."""
+    """A server of a version that conductors no longer send."""
 
     target = messaging.Target(version='0.9')
 
@@ -139,7 +139,7 @@ def test_a_compute_that_is_too_old_for_a_call_ends_unsupported_and_is_asked_once
 
 @contextlib.contextmanager
 def _serve_old_compute(deployment: Deployment) -> Iterator[tuple[str, OldCompute]]:
-    """Have a host of an older release in cell1, mapped and up."""
+    """Serve a host of an older release in cell1, mapped and up."""
     conf = options.new(config_files=[])
     transport = rpc.connect(conf, deployment.urls['cell1'])
     host, old = f'old-{uuid.uuid4().hex[:8]}', OldCompute()

@@ -56,7 +56,7 @@ def test_names_checks_scopes_and_operations_are_novas(nova_home: pathlib.Path) -
     }
     assert ours == {name: novas[name] for name in ours}
     assert {rule for rule in novas if 'aggregates' in rule} <= set(ours)
-    # Whatever a rule of Nova's may refer to is known here, too.
+    # Every name that a rule of Nova may refer to is known here, too.
     assert {rule for rule in novas if ':' not in rule} <= set(ours)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rule for nginx: one request of the compute API is ours, and all others stay Nova's.
 
-Both sides are one real API behind a gateway of its own, which notes what came through it.
+Both sides are one real API, each behind a gateway that records its requests.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ PROJECT = 'a9b8c7d6e5f4430291827364554637fe'
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request as it came out of the proxy."""
+    """A request as the proxy forwarded it."""
 
     method: str
     path: str
@@ -39,7 +39,7 @@ class Asked:
 
 
 class Recorder(gateway.Gateway):
-    """Passes everything on, and notes it."""
+    """Forwards everything, and records it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -51,7 +51,7 @@ class Recorder(gateway.Gateway):
 
     def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         headers = {name.lower(): value for name, value in handler.headers.items()}
-        # In its path, the server has made one slash of several at the beginning.
+        # The server has replaced several slashes at the start of its path by one.
         path = handler.requestline.split()[1]
         self.asked.append(Asked(handler.command, path, headers))
         super().serve(handler)
@@ -59,7 +59,7 @@ class Recorder(gateway.Gateway):
 
 @dataclasses.dataclass
 class Cloud:
-    """Nova's endpoint with the two behind it."""
+    """Nova's endpoint with the two sides behind it."""
 
     proxy: Nginx
     nova: Recorder
@@ -71,7 +71,7 @@ class Cloud:
     def ask(
         self, method: str, path: str, body: bytes | Iterable[bytes] = b'', **headers: str
     ) -> http.client.HTTPResponse:
-        """Send a request to the endpoint, the path as it is."""
+        """Send a request to the endpoint, without changing the path."""
         connection = http.client.HTTPConnection('127.0.0.1', self.proxy.port, timeout=60)
         sent = {name.replace('_', '-'): value for name, value in headers.items()}
         with contextlib.closing(connection):
@@ -137,7 +137,7 @@ OURS = [
     '/v2.1/os-aggregates/1/images?and=a&query',
     '/v2.1/os-aggregates/racks/images',
     '//v2.1//os-aggregates/1/images',
-    # Any server of either API takes the path apart only when it is decoded.
+    # The server of either API splits the path only after decoding it.
     '/v2.1/os-aggregates/1%2Fimages',
     '/v2.1/os%2Daggregates/1/images',
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running conductors and computes go by what their files say after a SIGHUP."""
+"""Running conductors and computes apply their changed files after a SIGHUP."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ TWO_AT_ONCE: Changes = {'image_cache': {'precache_concurrency': 2}}
 
 @pytest.fixture
 def reloaded(deployment: Deployment) -> Iterator[Deployment]:
-    """A deployment whose processes go by their own files again afterwards."""
+    """A deployment whose processes return to their own files afterwards."""
     yield deployment
     _reload(deployment, deployment.names)
 

@@ -25,7 +25,7 @@ def test_the_callers_id_is_in_every_log_down_to_glances(site: Site) -> None:
         assert any(own in line and image_id in line for line in found), name
     downloads = site.gateway.served(image_id)
     assert [download.request_id for download in downloads] == [callers] * 2
-    # Glance has taken it for its own: it logs and answers under it.
+    # Glance has adopted it: it logs and answers under it.
     wait_until(lambda: _lines(site.glance.log.read_text(), callers), "it is in Glance's log")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came is not fetched again: after cuts, restarts and kills a download goes on."""
+"""Received bytes are not fetched again: after cuts, restarts and kills a download resumes."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ from tests.integration.conftest import Deployment
 from tests.service import Host, wait_until
 
 MIB = 1024**2
-# A compute notes what reached its disk every 64 MiB.
+# A compute records the bytes on its disk every 64 MiB.
 NOTED_BYTES = 64 * MIB
 LARGE_BYTES = 80 * MIB
 
@@ -94,7 +94,7 @@ def test_a_store_that_gives_no_part_is_read_from_the_begin(
 
 
 def _refuse_ranges(gateway: site_link.Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the link answer as a Glance with RBD does: whole images, and HTTP 400 to a range."""
+    """Make the link answer like a Glance with RBD: whole images, and HTTP 400 to a range."""
     serve = gateway.serve
 
     def serve_whole_only(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -108,7 +108,7 @@ def _refuse_ranges(gateway: site_link.Gateway, monkeypatch: pytest.MonkeyPatch) 
 def _without_ranges(
     gateway: site_link.Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> list[str | None]:
-    """Have the link ask Glance for whole images only; gives what the compute asks for."""
+    """Make the link ask Glance for whole images only; return the ranges the compute requests."""
     asked: list[str | None] = []
     serve = gateway.serve
 
@@ -166,7 +166,7 @@ def test_an_image_that_was_replaced_meanwhile_is_never_mixed_with_what_came_of_t
 
 
 def _killed_after_a_note(deployment: Deployment, host: Host, image_id: str) -> str:
-    """Have a compute killed in mid-download; its link stays held. Gives the request's id."""
+    """Kill a compute in mid-download, keep its link held, and return the request's id."""
     deployment.gateway.hold(at_byte=NOTED_BYTES + 8 * MIB)
     service = deployment.service
     request_id = service.cache(service.aggregate(image_id, (host,)), image_id)
@@ -187,7 +187,7 @@ def _noted_bytes(host: Host, image_id: str) -> int:
 
 
 def _forget(glance: glance_server.GlanceServer, image_id: str) -> None:
-    """Have Glance know nothing of an image: what it deletes, it remembers the id of."""
+    """Purge an image from Glance's database: Glance keeps the ids of deleted images."""
     requests.delete(f'{glance.url}/v2/images/{image_id}', timeout=30).raise_for_status()
     with contextlib.closing(sqlite3.connect(glance.directory / 'glance.db')) as database:
         for table in ('image_locations', 'image_properties', 'image_members', 'image_tags'):
@@ -274,8 +274,8 @@ def test_a_download_outlives_a_restart_of_glance(
 def local_glance(
     tmp_path: pathlib.Path, glance: glance_server.GlanceServer
 ) -> Iterator[glance_server.GlanceServer]:
-    """A Glance of the site's own, which a test may stop."""
-    assert glance.url  # Where that could be had, so can this.
+    """A second Glance at the site, which a test may stop."""
+    assert glance.url  # Where the first one could be started, so can this one.
     with glance_server.GlanceServer(tmp_path / 'glance', check_formats=False) as server:
         yield server
 

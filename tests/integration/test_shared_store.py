@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two hosts with one instances_path, as over NFS: an image is downloaded for both at once."""
+"""Two hosts with one instances_path, as over NFS: one download of an image serves both."""
 
 import json
 import os
@@ -20,7 +20,7 @@ NOTED_BYTES = 64 * MIB
 def pair(
     whole_deployment: Deployment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Host, Host]]:
-    """Two hosts of a cell that share a directory, and that are asked at the same time."""
+    """Two hosts of a cell that share a directory, and are called at the same time."""
     path = tmp_path_factory.mktemp('shared') / 'instances'
     whole_deployment.mend()
     first, second = whole_deployment.hosts[:2]
@@ -99,7 +99,7 @@ def _with_partial_open(deployment: Deployment, hosts: tuple[Host, ...]) -> list[
 
 
 def _open_names(deployment: Deployment, host: Host) -> set[str]:
-    """Name the files that the compute of a host has open."""
+    """List the files that the compute of a host has open."""
     names = set()
     for entry in pathlib.Path(f'/proc/{deployment.processes[host.name].pid}/fd').iterdir():
         try:

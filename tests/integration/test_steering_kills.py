@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes die while a request is being stopped; it is stopped all the same."""
+"""Processes die while a request is being stopped; it is stopped nevertheless."""
 
 import os
 
@@ -12,7 +12,7 @@ from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.service import wait_until
 
 MIB = 1024**2
-BUFFER_BYTES = pipeline.BUFFER_BYTES  # what came of less is not told
+BUFFER_BYTES = pipeline.BUFFER_BYTES  # a compute reports no less than this
 
 
 def _act(deployment: Deployment, request_id: str, action: str) -> None:

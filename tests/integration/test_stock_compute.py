@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beside a stock Nova, with nothing of ours on its hosts: its own nova-computes cache images."""
+"""Beside a stock Nova, with none of our agents on its hosts: its own nova-computes cache images."""
 
 import contextlib
 import dataclasses
@@ -88,7 +88,7 @@ class Beside:
         self._conductor.wait()
 
     def counted_hosts(self) -> dict[str, float]:
-        """How many hosts there are of each state, as the conductor tells Prometheus."""
+        """The number of hosts by state, as in the conductor's Prometheus metrics."""
         url = f'http://127.0.0.1:{self.metrics_port}/metrics'
         return {
             sample.labels['state']: sample.value
@@ -98,7 +98,7 @@ class Beside:
         }
 
     def let_calls_be_over(self) -> None:
-        """Have so much time pass that whatever was lost is over."""
+        """End every lost call by moving its times into the past."""
         past = {'past': datetime.datetime(2001, 1, 1)}  # noqa: DTZ001 - as the database keeps it
         with self.database.engine.begin() as connection:
             for table, column in (('stock_calls', 'over_at'), ('jobs', 'next_attempt_at')):
@@ -111,14 +111,14 @@ class Beside:
         return request.get_response(self.application)
 
     def cache(self, aggregate_id: int, *images: str, **more: Any) -> str:
-        """Ask for images; gives the path of the request."""
+        """Ask for images; return the path of the request."""
         body = {'request': {'aggregate': aggregate_id, 'images': list(images), **more}}
         answer = self.call('POST', '/v1/requests', body)
         assert answer.status_int == 202, answer.text
         return f'/v1/requests/{answer.json["request"]["id"]}'
 
     def cache_on(self, hosts: Sequence[str], image: str) -> str:
-        """Ask for an image on hosts; gives the path of the request."""
+        """Ask for an image on hosts; return the path of the request."""
         answer = self.call(
             'POST', '/v1/requests', {'request': {'hosts': list(hosts), 'images': [image]}}
         )
@@ -129,7 +129,7 @@ class Beside:
     def cell(
         self, name: str, transport_url: str, database_connection: str, host: str
     ) -> Iterator[None]:
-        """Have Nova map one more cell with a host for a while."""
+        """Map one more cell with a host in Nova for a while."""
         inventory = sa.create_engine(f'sqlite:///{self.stock.databases}/api.sqlite')
         mapping = {
             'uuid': str(uuid.uuid4()),
@@ -167,7 +167,7 @@ class Beside:
         return {task['host']: task for task in self.call('GET', f'{path}/tasks').json['tasks']}
 
     def outcomes(self, path: str) -> dict[str, tuple[str, str | None]]:
-        """Wait for the end of a request, and map its hosts to how they ended."""
+        """Wait for the end of a request, and return the outcome of each host."""
         final = {'completed', 'partial', 'failed', 'cancelled'}
         wait_until(
             lambda: self.call('GET', path).json['request']['status'] in final,
@@ -176,7 +176,7 @@ class Beside:
         return {host: (task['status'], task['reason']) for host, task in self.tasks(path).items()}
 
     def wait_for(self, path: str, host: str, reason: str) -> Json:
-        """Wait until a task waits for its next attempt, and says why."""
+        """Wait until a task waits for its next attempt, for this reason."""
 
         def waits() -> Json | None:
             task = self.tasks(path).get(host, {})
@@ -307,7 +307,7 @@ def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
 def test_a_host_whose_call_was_lost_is_called_again_when_that_must_be_over_and_not_before(
     beside: Beside, upload_image: UploadImage
 ) -> None:
-    """Its nova-compute hangs, and does the call that it was sent when it goes on."""
+    """Its nova-compute hangs, and runs the call that it received when it resumes."""
     aggregate_id = beside.stock.aggregate('hanging')
     images = [upload_image(os.urandom(KIB)) for _ in range(2)]
     with beside.stock.frozen(FIRST):
@@ -315,7 +315,7 @@ def test_a_host_whose_call_was_lost_is_called_again_when_that_must_be_over_and_n
         task = beside.wait_for(lost, FIRST, 'no answer from nova-compute')
         assert beside.tasks(lost)[SECOND]['status'] == 'cached'
 
-        beside.kill_conductor()  # which forgets nothing that is not in the database
+        beside.kill_conductor()  # all its state is in the database
         beside.start_conductor()
         other = beside.cache(aggregate_id, images[1])
         beside.wait_for(other, FIRST, 'an earlier call got no answer')

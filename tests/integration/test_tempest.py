@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def stock_tempest(site: Site, tmp_path: pathlib.Path) -> Iterator[tempest.Tempest]:
     require_environment(tempest.ENVIRONMENT)
-    # It uploads in chunks of no known number, which the gateway does not pass on.
+    # It uploads in chunks without a length, which the gateway does not forward.
     site.keystone.register('image', site.glance.url)
     site.keystone.register('compute', site.compute_url)
     yield tempest.Tempest(tmp_path, _configuration(site))
@@ -48,7 +48,7 @@ def _configuration(site: Site) -> tempest.Configuration:
 
 
 def _written_tests() -> list[str]:
-    """Name the tests that there are in the plugin's files."""
+    """List the tests in the plugin's files."""
     files = (tempest.ROOT / tempest.PLUGIN).rglob('test_*.py')
     written = '\n'.join(path.read_text() for path in files)
     return re.findall(r'^    def (test_\w+)', written, re.MULTILINE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to the database and to Keystone: as the guide says, and with nobody else."""
+"""TLS to the database and to Keystone: as the guide describes, and with trusted servers only."""
 
 import contextlib
 import dataclasses
@@ -31,14 +31,14 @@ REGION = 'over-tls'
 
 @dataclasses.dataclass(frozen=True)
 class Authorities:
-    """One that vouches for 127.0.0.1 and one that does not, and the files of their certificates."""
+    """Files of the CA that signed the certificate of 127.0.0.1 and of another CA."""
 
     good: str
     bad: str
     server: trustme.LeafCert
 
     def write(self, directory: pathlib.Path) -> tuple[str, str]:
-        """Write the server's certificate and key, and give their paths."""
+        """Write the server's certificate and key, and return their paths."""
         self.server.private_key_pem.write_to_path(directory / 'key.pem')
         for each in self.server.cert_chain_pems:
             each.write_to_path(directory / 'cert.pem', append=True)
@@ -65,7 +65,7 @@ USERS = {
         "CREATE USER precache PASSWORD '{password}'; ALTER DATABASE {name} OWNER TO precache"
     ),
 }
-# What is added to a URL for a connection without TLS.
+# Appended to a URL for a connection without TLS.
 PLAIN = {databases.MARIADB: '?ssl_disabled=true', databases.POSTGRESQL: '?sslmode=disable'}
 SCHEMES = {databases.MARIADB: 'mysql+pymysql', databases.POSTGRESQL: 'postgresql+psycopg'}
 
@@ -100,7 +100,7 @@ def test_a_database_is_spoken_to_over_tls_and_only_if_its_certificate_is_good(
 
 
 def _documented(scheme: str) -> str:
-    """Give what the guide has an operator add to a URL, with a place for the file."""
+    """Return the guide's addition to a URL, with a placeholder for the file."""
     word = {'mysql+pymysql': 'ssl_ca', 'postgresql+psycopg': 'sslrootcert'}[scheme]
     (query,) = re.findall(rf'``(\?[^`]*{word}=[^`]*)``', GUIDE.read_text())
     return str(query).replace('/etc/ssl/ca.pem', '{}')
@@ -132,7 +132,7 @@ def secured(
     glance: glance_server.GlanceServer,
     authorities: Authorities,
 ) -> Iterator[site_link.Gateway]:
-    """Keystone over TLS; in the catalog it is so in a region of its own, which has a Glance."""
+    """Keystone over TLS, listed so in the catalog in a region of its own, which has a Glance."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authorities.server.configure_cert(tls)
     with site_link.Gateway(keystone.url.removesuffix('/v3'), tls) as front:
@@ -176,7 +176,7 @@ def _configure(
     middleware_trusts: str,
     glance_trusts: str,
 ) -> cfg.ConfigOpts:
-    """Have our API know Keystone over TLS alone."""
+    """Configure our API to use Keystone over TLS only."""
     sections = (
         f'[DEFAULT]\ntransport_url = fake:///{directory.name}\n'
         '[api]\nbind_port = 0\n'
@@ -194,7 +194,7 @@ def _configure(
 
 @contextlib.contextmanager
 def _api(conf: cfg.ConfigOpts) -> Iterator[str]:
-    """Run our API, and give the URL of the images of an aggregate."""
+    """Run our API, and return the URL of the images of an aggregate."""
     database = session.connect(conf)
     try:
         schema.sync(database)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two conductors share the work: under one limit, and each goes on where the other ended."""
+"""Two conductors share the work under one limit, and each continues the other's work."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ UNMAPPED_HOSTS = 150
 
 
 def _holder(deployment: Deployment) -> str:
-    """Name the conductor that holds the one claim."""
+    """Return the conductor that holds the only claim."""
     held = 'SELECT conductor_id FROM claims WHERE conductor_id IS NOT NULL'
     [(conductor_id,)] = deployment.query(held)
     return deployment.conductor_of(conductor_id)
@@ -127,7 +127,7 @@ def test_a_conductor_that_stood_still_changes_nothing_when_it_goes_on(
 
 
 def _stands_still(deployment: Deployment, name: str) -> bool:
-    """Halt a process, but not in the middle of a write: SQLite would then halt everybody."""
+    """Halt a process, but not in the middle of a write: SQLite would then halt all others."""
     deployment.processes[name].send_signal(signal.SIGSTOP)
     try:
         deployment.query('BEGIN IMMEDIATE')
@@ -186,6 +186,6 @@ def _tasks(deployment: Deployment, request_id: str) -> int:
 
 
 def _end_the_lease(deployment: Deployment, request_id: str) -> None:
-    """Have the time pass after which a plan is taken over."""
+    """Expire the planner's lease, so that the other conductor takes the plan over."""
     past = 'UPDATE cache_requests SET planner_lease_until = ? WHERE id = ?'
     deployment.query(past, '2026-01-01 00:00:00.000000', request_id)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may have which image: what a real Glance gives their tokens, and what is decided here.
+"""Who may use which image: what a real Glance returns for their tokens, and our decision.
 
-Each image is asked for at Glance by users of several projects, its description and its data;
+Users of several projects ask Glance for each image, for its description and its data;
 ``conductor.visibility`` decides with the service's own credentials, and over the fake.
 """
 
@@ -25,7 +25,7 @@ from tools.servers.glance import GlanceUnderKeystone
 
 DATA = os.urandom(100)
 STATUSES = (None, 'pending', 'accepted', 'rejected')
-# Visibility, whether it has an owner, what the other project is to it, os_hidden.
+# Visibility, whether it has an owner, the other project's relation to it, os_hidden.
 CASES = [
     *itertools.product(('public', 'community', 'private'), (True, False), (None,), (False,)),
     *itertools.product(('shared',), (True, False), STATUSES, (False,)),
@@ -62,7 +62,7 @@ class World:
         return answer.json() if answer.content else None
 
     def is_given(self, who: str, image_id: str) -> bool:
-        """Return whether Glance gives someone an image: all of it, or nothing."""
+        """Return whether Glance returns an image to a user: all of it, or nothing."""
         shown = self.ask(who, 'GET', f'/{image_id}').status_code
         data = self.ask(who, 'GET', f'/{image_id}/file')
         assert (shown, data.status_code) in {(200, 200), (404, 403), (404, 404), (403, 403)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stock Nova that boots guests, for all tests; images, guests and pins are each test's own."""
+"""A stock Nova that boots guests, for all tests; images, guests and pins belong to each test."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from tools.servers import keystone as keystone_server, libvirtd, nova
 
 MIB = 1024**2
 FLAVOR = 'tiny'
-# Of the host whose images grow old within a test, in Nova's configuration and conductors'.
+# For the host whose images expire within a test, in Nova's and the conductors' configuration.
 MINIMUM_AGE_SECONDS = 40
 _AGEING = f"""
 [image_cache]
@@ -35,7 +35,7 @@ remove_unused_original_minimum_age_seconds = {MINIMUM_AGE_SECONDS}
 
 
 class Cloud(guests.BesideNovaWithGuests):
-    """The images come through a gateway, which counts and holds their downloads.
+    """A cloud whose images come through a gateway, which counts and holds their downloads.
 
     :ivar host: keeps its images
     :ivar ageing: removes an image that is not used for ``MINIMUM_AGE_SECONDS``
@@ -53,7 +53,7 @@ class Cloud(guests.BesideNovaWithGuests):
         self.make_flavor(FLAVOR, disk_gib=1)
 
     def need(self, *, agents: bool) -> None:
-        """Switch to agents or, before there were any, to the nova-computes."""
+        """Switch to agents, or to the nova-computes if no agents have been started yet."""
         if self._has_agents == agents:
             return
         if agents:
@@ -75,7 +75,7 @@ class Cloud(guests.BesideNovaWithGuests):
             self._restart_agent(host)
 
     def new_image(self) -> str:
-        """Put a bootable image into Glance, and give its id."""
+        """Upload a bootable image to Glance, and return its id."""
         return self.upload(boot_sector.content() + os.urandom(16 * MIB - boot_sector.SIZE_BYTES))
 
     def pin(self, image_id: str, host: Host) -> str:
@@ -88,7 +88,7 @@ class Cloud(guests.BesideNovaWithGuests):
         return f'/pins/{pin["pin"]["id"]}'
 
     def why_not_kept(self, pin: str) -> str | None:
-        """Return what stands in the way of a pin."""
+        """Return the reason why a pin is not satisfied."""
         reason = self.get(self.token(), pin)['pin']['reason']
         return None if reason is None else str(reason)
 
@@ -129,7 +129,7 @@ def require_guests() -> None:
 @pytest.fixture(scope='session')
 def cloud() -> Iterator[Cloud]:
     require_guests()
-    before = os.umask(0o077)  # there are passwords in the files, and others pass through
+    before = os.umask(0o077)  # the files hold passwords, and other users may traverse the directory
     with running.own_directory(guests.BASE_DIRECTORY) as directory:
         whole = Cloud(directory)
         try:

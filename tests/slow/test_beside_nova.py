@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def command() -> Iterator[Command]:
     require_guests()
-    # Not tmp_path, which is closed to QEMU's user.
+    # Not tmp_path, which QEMU's user cannot read.
     with tempfile.TemporaryDirectory(prefix='nova-precache-test-') as name:
         pathlib.Path(name).chmod(0o711)
         started = Command(pathlib.Path(name), 'tools.beside_nova', '--boot', '--keep')
@@ -28,7 +28,7 @@ def command() -> Iterator[Command]:
             started.end()
 
 
-@pytest.mark.timeout(900)  # it is all of it, in some forty processes
+@pytest.mark.timeout(900)  # the whole cloud, in some forty processes
 def test_guests_boot_by_one_command_and_no_process_is_left_when_it_is_killed(
     command: Command,
 ) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests of a stock Nova boot from what was cached for them, on a real libvirtd.
+"""Guests of a stock Nova boot from the images cached for them, on a real libvirtd.
 
-QEMU and the agents run as users of their own, neither of which is root: libvirt gives QEMU
-the base file of a guest that boots, and never gives it back.
+QEMU and the agents run as users of their own, neither of which is root: libvirt changes the
+owner of a booting guest's base file to QEMU's user, and never changes it back.
 """
 
 import os

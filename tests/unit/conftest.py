@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real database for each test, and short words for what tests do with it."""
+"""A real database for each test, and helpers for common steps."""
 
 import dataclasses
 import datetime
@@ -39,7 +39,7 @@ BROKEN = model.ImageOutcome(model.TaskStatus.ERROR, 'the line is dead', model.Re
 
 @pytest.fixture(autouse=True)
 def closed_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fail a test that leaves a database open, or runs what does."""
+    """Fail a test that leaves a database open, or that runs a command that does."""
     base = tmp_path_factory.getbasetemp()
     before = unclosed.databases(base)
     yield
@@ -71,17 +71,17 @@ class World:
         return made
 
     def living(self, host: str, cell: model.Cell | None = None) -> None:
-        """Have a host with an agent that has just reported."""
+        """Add a host with an agent that has just reported."""
         cell_uuid = (cell or self.cell).uuid
         self.inventory.map_host(host, cell_uuid)
         self.agents.register(model.Agent(host, f'agent-{host}', cell_uuid))
 
     def dead(self, host: str) -> None:
-        """Have the agent of a host be silent for long."""
+        """Set the last report of a host's agent long into the past."""
         self.change(models.Agent, models.Agent.host == host, seen_at=LONG_AGO)
 
     def pass_time(self, seconds: float) -> None:
-        """Have so much time passed since all that is known of agents and of what was heard."""
+        """Move all records of agents and of heard cells this far into the past."""
         for table, names in ((models.Agent, ['seen_at']), (models.Hearing, ['since', 'until'])):
             with self.database.reader() as reader:
                 rows = reader.scalars(sa.select(table)).all()
@@ -92,7 +92,7 @@ class World:
                 self.change(table, key == getattr(row, key.name), **values)
 
     def hears(self, *cell_uuids: str, for_seconds: float = 0) -> None:
-        """Have conductors hear cells, from so long ago on; by default the one of this world."""
+        """Record that conductors have heard cells, for this long; by default the world's cell."""
         cells = cell_uuids or (self.cell.uuid,)
         self.hearings.note(cells)
         with self.database.reader() as reader:
@@ -133,7 +133,7 @@ class World:
         cell_uuid: str | None = None,
         **fields: Any,
     ) -> model.CacheRequest:
-        """Save a request and plan it; nothing else may wait to be planned."""
+        """Save a request and plan it; no other request may wait to be planned."""
         request = self.accept(hosts, images, **fields)
         taken = self.requests.next_to_plan(PLANNER)
         assert taken is not None
@@ -145,21 +145,21 @@ class World:
     def claim(
         self, conductor: str, limit: int, avoid_cells: Collection[str] = ()
     ) -> job_claim.Claim | None:
-        """Claim the host of the most urgent job; :meth:`assign` gives the job."""
+        """Claim the host of the most urgent job; :meth:`assign` returns the job."""
         for each in self.jobs.claim_hosts(conductor, limit, avoid_cells):
             self.first[conductor, each.claim.host] = each.first
             return each.claim
         return None
 
     def assign(self, conductor: str, host: str) -> db_jobs.Assignment | None:
-        """Give the host's next job, which came with its claim or is asked for."""
+        """Return the host's next job, from its claim or from the database."""
         return (
             self.first.pop((conductor, host), None)
             or self.jobs.next_job(conductor, host).assignment
         )
 
     def begun(self, conductor: str = 'c1') -> db_jobs.Assignment:
-        """Claim a host, assign a job and have the compute begin it."""
+        """Claim a host, assign a job and let the compute begin it."""
         claim = self.claim(conductor, limit=100)
         assert claim is not None
         assigned = self.assign(conductor, claim.host)
@@ -172,7 +172,7 @@ class World:
             return reader.scalars(sa.select(models.Job).where(models.Job.uuid == job_id)).one()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until the database says so."""
+        """Wait until a query of the database is true."""
         pause = threading.Event()
         for _ in range(WAIT_SECONDS * 50):
             if condition():
@@ -189,14 +189,14 @@ class World:
             return reader.scalars(sa.select(models.Job).order_by(models.Job.id)).all()
 
     def claimed(self) -> int:
-        """The counter that the limit is compared with."""
+        """Return the counter that the limit is compared with."""
         with self.database.reader() as reader:
             row = reader.get(models.Counter, job_claim.CLAIMED_HOSTS)
             assert row is not None
             return row.value
 
     def tasks(self, request: model.CacheRequest) -> dict[tuple[str, str], model.Task]:
-        """The tasks of a request by host and image."""
+        """Return the tasks of a request by host and image."""
         return {(t.host, t.image_id): t for t in self.requests.tasks(request.id)}
 
     def statuses(self, request: model.CacheRequest) -> dict[tuple[str, str], str]:
@@ -206,14 +206,14 @@ class World:
         return self.requests.get(request.id).status
 
     def to_announce(self, request: model.CacheRequest) -> list[str]:
-        """What of a request is still to be announced: phases, and hosts for their progress."""
+        """Return the pending announcements of a request: phases, and hosts for their progress."""
         row = models.Announcement
         query = sa.select(row).where(row.request_id == request.id).order_by(row.position)
         with self.database.reader() as reader:
             return [due.host or due.phase for due in reader.scalars(query)]
 
     def announced(self, request: model.CacheRequest) -> list[tuple[int, str, int | None]]:
-        """The same with their positions, and the indexes of hosts."""
+        """Return the same with their positions, and the indexes of hosts."""
         row = models.Announcement
         query = sa.select(row).where(row.request_id == request.id).order_by(row.position)
         with self.database.reader() as reader:
@@ -221,11 +221,11 @@ class World:
         return [(due.position, due.host or due.phase, due.host_index) for due in rows]
 
     def expire(self, host: str) -> None:
-        """Have the lease of a host's claim run out."""
+        """Expire the lease of a host's claim."""
         self.change(models.Claim, models.Claim.host == host, lease_expires_at=LONG_AGO)
 
     def make_due(self) -> None:
-        """Have every job that waits for its next attempt wait no longer."""
+        """Make every job due that waits for its next attempt."""
         waits = models.Job.next_attempt_at.is_not(None)
         self.change(models.Job, waits, next_attempt_at=LONG_AGO)
 
@@ -235,7 +235,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
-    """Have the umask under which services run."""
+    """Set the umask of services."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -273,7 +273,7 @@ def world(database: session.Database) -> World:
 
 
 def open_in_haste(path: pathlib.Path) -> session.Database:
-    """Open a database that need not outlive a loss of power."""
+    """Open a database that need not survive a power loss."""
     made = open_database(path)
     made.dispose()
 
@@ -306,7 +306,7 @@ def open_database(path: pathlib.Path) -> session.Database:
 
 @pytest.fixture
 def root_logger_as_it_was() -> Iterator[None]:
-    """What is tested sets the logging up for its whole process; this one has others in it."""
+    """Restore the root logger, since the tested code configures logging for the whole process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -80,7 +80,7 @@ def fields(
     odd: Mapping[str, Sequence[Any]],
     *more: object,
 ) -> Iterator[tuple[Callable[[Any], object], Any, str]]:
-    """Give a reader, a message with one odd value, and the name of the field."""
+    """Return a reader, a message with one odd value, and the name of the field."""
 
     def read_it(message: Any) -> object:
         return read(message, *more)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of the REST API: each route is in it, and each sample is what is said.
+"""The reference of the REST API: each route is in it, and each sample equals the real answer.
 
 Samples are read and compared field by field; ids and times, which differ each time,
 only by their form.
@@ -41,12 +41,12 @@ _FORMS = {
     'a time of /v1': re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z'),
     'a time of Nova': re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}'),
 }
-# What is the same each time, though it has such a form.
+# Values that are the same each time, though they have such a form.
 _FIXED = {IMAGE}
 
 
 class Player:
-    """Plays the samples against the API: each is sent, or compared with what comes."""
+    """Plays the samples against the API: sends requests, and compares answers."""
 
     def __init__(self, api: Any) -> None:
         self._api = api
@@ -62,7 +62,7 @@ class Player:
         status: int = 200,
         token: str = TOKEN,
     ) -> Any:
-        """Send a request with the sample ``asks``; it is answered with the sample ``answer``."""
+        """Send the request sample ``asks``, and compare the answer with the sample ``answer``."""
         body = None if asks is None else self._sample(asks)
         response = self._api.call(method, path, body, token=token)
         assert response.status_int == status, response.text
@@ -77,7 +77,7 @@ class Player:
 
 
 def _check_schema(method: str, path: str, response: Any) -> None:
-    """See that an answer of /v1 is as the schema of its operation says."""
+    """Check that an answer of /v1 matches the schema of its operation."""
     plain = path.partition('?')[0].removeprefix('http://api.example:8774')
     document = operations.document()
     for template, methods in document['paths'].items():
@@ -93,7 +93,7 @@ def _check_schema(method: str, path: str, response: Any) -> None:
 
 
 def _by_form(value: Any) -> Any:
-    """Have the form stand for each id and time in a document."""
+    """Replace each id and time in a document by its form."""
     if isinstance(value, Mapping):
         return {key: _by_form(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -158,7 +158,7 @@ def _aggregates(player: Player, world: World) -> None:
 
 
 def _requests(player: Player, world: World) -> str:
-    """Play a request of which one host is done and the other is at work; give where it is."""
+    """Play a request with one host done and the other at work; return its path."""
     cached = player.play(
         'POST', '/v2.1/os-aggregates/1/images', asks='aggregates/cache-request', status=202
     )
@@ -274,7 +274,7 @@ def test_every_route_is_in_the_reference_and_nothing_else() -> None:
 
 
 _METHOD = re.compile(r'^\.\. rest_method:: (\w+) (\S+)$', re.MULTILINE)
-# They mean what the route without the slash, or with one, means.
+# They mean the same as the route without the slash, or with one.
 _SAME = {'/v2.1', '/v1'}
 
 
@@ -324,7 +324,7 @@ _FREE = {'counts', 'images_gone', 'metadata', 'media-types'}
 
 
 def _fields(value: Any) -> Iterator[str]:
-    """Give the names of fields, but for those of free form and those inside of links."""
+    """Return the names of fields, except those of free form and those inside links."""
     if isinstance(value, list):
         for item in value:
             yield from _fields(item)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process has the threads that the environment or its configuration names, from the start."""
+"""A process uses the threads that its environment or configuration names, from the start."""
 
 import os
 import pathlib
@@ -56,7 +56,7 @@ print(backend.current(), 'oslo_config.cfg' in before)
 def _python(
     code: str, *arguments: object, variable: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, whose threads nobody chose before."""
+    """Run code in a process of its own, without an inherited choice of threads."""
     environment = {name: value for name, value in os.environ.items() if name != backend.VARIABLE}
     if variable is not None:
         environment[backend.VARIABLE] = variable

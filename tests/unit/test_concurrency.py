@@ -12,7 +12,7 @@ WAIT_SECONDS = 20
 
 
 class Worker:
-    """Counts how often it worked, and goes on with it until it may end."""
+    """Counts how often it worked, and repeats until it may end."""
 
     def __init__(self) -> None:
         self.done = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user can meet is documented, and what the documents name exists."""
+"""Whatever a user can meet is documented, and whatever the documents name exists."""
 
 import configparser
 import pathlib

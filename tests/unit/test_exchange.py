@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session of keystoneauth sends where it is redirected: logins, tokens, bodies."""
+"""What a session of keystoneauth sends when it is redirected: logins, tokens, bodies."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files: regular ones alone are opened, nothing waits, and what is written is whole."""
+"""Small files: only regular ones are opened, nothing blocks, and writes are complete."""
 
 import logging
 import os
@@ -130,7 +130,7 @@ def test_who_comes_late_to_a_damaged_file_changes_nothing(tmp_path: pathlib.Path
 
 
 def test_two_damaged_files_alike_are_replaced_by_different_ones(tmp_path: pathlib.Path) -> None:
-    """Such as those of hosts that were made from one image of a disk."""
+    """For example, those of hosts that were made from one disk image."""
     made = set()
     for name in 'ab':
         (tmp_path / name).mkdir()

@@ -38,7 +38,7 @@ def test_a_log_that_is_not_searched_is_missed(secrets: Secrets, tmp_path: pathli
     searched.write_text('nothing')
     empty.touch()
     elsewhere.write_text('nothing')
-    assert secrets.missed() == []  # nobody had a secret
+    assert secrets.missed() == []  # no secret is used
 
     secrets.make('token')
     secrets.leaks(searched.parent)
@@ -74,7 +74,7 @@ def test_a_database_may_have_secrets_in_its_cell_mappings_alone(
     cells.create_cell('cell1', f'rabbit://u:{password}@h/')
     assert secrets.leaks(database_path.parent) == []
 
-    cells.create_aggregate(f'named {password}')  # which is in its write-ahead log only
+    cells.create_aggregate(f'named {password}')  # it is only in the write-ahead log
 
     assert secrets.leaks(database_path.parent) == [Leak(database_path.name, 'password')]
 

@@ -51,7 +51,7 @@ def test_stopping_closes_the_port(served: tuple[metrics.Exposition, str]) -> Non
 
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=20)
-    exposed.stop()  # once more does no harm
+    exposed.stop()  # a second stop does no harm
 
 
 def test_bad_clients_take_no_threads_and_do_not_keep_prometheus_from_its_answer(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed is all that is there."""
+"""Every package is installed, except those for developers."""
 
 import configparser
 import pathlib

@@ -46,7 +46,7 @@ def _conf(strategy: str) -> Any:
 
 
 def _names(application: Any) -> Iterator[str]:
-    """Name what a request passes, from the outside in."""
+    """Return the parts that a request passes, from the outside in."""
     for attribute in ('application', '_application', '_app'):
         if hasattr(application, attribute):
             yield type(application).__name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says of threads and programs that give way, and of those that need not."""
+"""The kernel's view of threads and programs that yield, and of those that need not."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from tests.service import wait_until
 NONE, IDLE = psutil.IOPRIO_CLASS_NONE, psutil.IOPRIO_CLASS_IDLE
 BEST_EFFORT = psutil.IOPRIO_CLASS_BE
 
-# A program with a second thread, that says when both run.
+# A program with a second thread, which reports when both run.
 _TWO_THREADS = """
 import sys, threading
 threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -32,14 +32,14 @@ def _io_class(thread_id: int | None = None) -> int:
 
 
 def _threads(pid: int) -> set[tuple[int, int]]:
-    """Give the I/O class and the niceness of each thread of a program."""
+    """Return the I/O class and the niceness of each thread of a program."""
     threads = [psutil.Process(thread.id) for thread in psutil.Process(pid).threads()]
     return {(int(thread.ionice().ioclass), thread.nice()) for thread in threads}
 
 
 @pytest.fixture(scope='module')
 def lifted_niceness() -> int:
-    """The niceness that a program which was at 19 can have again."""
+    """The niceness that a program with niceness 19 can regain."""
     with _program(['sleep', '60']) as pid:
         program = psutil.Process(pid)
         program.nice(19)
@@ -153,7 +153,7 @@ def test_work_goes_on_where_the_class_cannot_be_set(
 
 
 def _refuse(monkeypatch: pytest.MonkeyPatch, name: str, refusal: Exception) -> None:
-    """Have psutil tell a priority, but not set it."""
+    """Make psutil refuse to set a priority, but not to read it."""
     honest = getattr(psutil.Process, name)
 
     def set_or_get(process: psutil.Process, *value: int) -> object:

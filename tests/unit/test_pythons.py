@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The set-up takes a Python that is tested, wherever that is, and says when it has none."""
+"""The set-up takes a tested Python, wherever it is, and reports when there is none."""
 
 import ast
 import configparser
@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMON = ROOT / 'tools' / 'common.sh'
 REAL = pathlib.Path(sys.executable)
-# Passes for another version: it is asked by a program on its standard input.
+# Passes for another version: it is queried by a program on its standard input.
 _AS = """\
 #!/bin/sh
 [ "$1" = --version ] && echo "Python {version}.0" && exit
@@ -28,7 +28,7 @@ _SHIM = '#!/bin/sh\necho "pyenv: $0: command not found" >&2\nexit 127\n'
 
 @pytest.fixture
 def machine(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The directory that is all of PATH, which has no Python yet."""
+    """The directory that is all of PATH, without a Python so far."""
     path = tmp_path / 'bin'
     path.mkdir()
     for tool in ('bash', 'cat', 'dirname', 'sh', 'tac'):

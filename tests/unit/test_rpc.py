@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brokers in memory: apart by URL, with contexts but no tokens, and errors of our own."""
+"""Brokers in memory: separate by URL, with contexts but no tokens, and errors of our own."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ WAIT_SECONDS = 20
 
 
 class Endpoint(rpc.Endpoint):
-    """Answers with its name, and remembers who asked."""
+    """Answers with its name, and records its callers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -48,7 +48,7 @@ class Endpoint(rpc.Endpoint):
         self.cast.set()
 
     def note_ids(self, ctxt: context.RequestContext) -> None:
-        """Note under which ids a line of this thread's log would be."""
+        """Record the ids that a log line of this thread would have."""
         current = oslo_context.get_current()
         assert current is not None
         self.ids.append((current.request_id, current.global_request_id))
@@ -70,14 +70,14 @@ def conf() -> Any:
 
 @pytest.fixture
 def connect(conf: Any) -> Callable[[str], rpc.Transport]:
-    """A function that connects to a broker in memory of the test's own, by a name."""
+    """Return a function that connects to a broker in memory of the test's own, by a name."""
     own = uuid.uuid4().hex
     return lambda name: rpc.connect(conf, f'fake:///{own}-{name}')
 
 
 @pytest.fixture
 def serve(connect: Callable[[str], rpc.Transport]) -> Iterator[Serve]:
-    """A function that serves an endpoint on a broker."""
+    """Return a function that serves an endpoint on a broker."""
     with contextlib.ExitStack() as stack:
 
         def run(broker: str, server_name: str = 'server1') -> Endpoint:
@@ -248,7 +248,7 @@ def test_a_broker_that_refuses_the_user_or_the_virtual_host_is_told_from_one_tha
 ) -> None:
     client = connect('a').client(TOPIC)
     lost = messaging.MessageDeliveryFailure('Unable to connect after 1 tries: it was refused')
-    lost.__context__ = error  # as where it had been connected before
+    lost.__context__ = error  # as if it had been connected before
     for raised in (error, lost):
         _fail_to_send(monkeypatch, raised)
         with pytest.raises(exception.BrokerRefused, match='refused'):
@@ -486,7 +486,7 @@ def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
         ('rabbit://host', 'rabbit://host/'),
         ('fake:///cell1', 'fake:///cell1'),
         ('', ''),
-        # What was not quoted: /, ?, # and a comma, before which is what could be a port.
+        # Not quoted: /, ?, # and a comma, before which could be a port.
         ('rabbit://user:pa/ss@host/', '<unreadable>'),
         ('rabbit://user:12/ss@host/v', '<unreadable>'),
         ('rabbit://user:12?ss@host/v', '<unreadable>'),
@@ -505,7 +505,7 @@ def test_a_url_is_shown_without_who_logs_in(conf: Any, url: str, shown: str) -> 
 
 @contextlib.contextmanager
 def _brokers(number: int) -> Iterator[tuple[list[int], set[int]]]:
-    """Listen as brokers that close each connection; gives their ports, and those spoken to."""
+    """Listen as brokers that close each connection; return their ports, and those contacted."""
     spoken_to: set[int] = set()
 
     def serve(listener: socket.socket) -> None:
@@ -557,7 +557,7 @@ def test_retries_are_of_all_hosts_of_a_url(
 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A broker that takes casts, and no call until the event is set."""
+    """A broker that takes casts, but no call until the event is set."""
     answers = threading.Event()
 
     def call(self: Any, *arguments: Any, **more: Any) -> str:
@@ -685,7 +685,7 @@ def test_the_log_names_the_broker_and_whose_it_is_but_not_who_logs_in(
 
 @contextlib.contextmanager
 def _listening(name: str, authority: trustme.CA) -> Iterator[tuple[int, list[bytes]]]:
-    """Listen as a broker of some name does, and give the port and what is said first, over TLS."""
+    """Listen as a TLS broker with this name; return the port and the first bytes it receives."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(tls)
     said: list[bytes] = []
@@ -743,15 +743,15 @@ def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
     for ids in ((first, None), (second, first)):
         with context.bind_request_id(*ids):
             client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
-            assert context.current_id() == first  # of whoever called the one that called us
+            assert context.current_id() == first  # of the call before ours
     assert endpoint.ids == [(first, None), (second, first)]
 
 
-# What cannot be a message, and errors that others send
+# Invalid messages, and errors that others send
 
 
 def _rabbit_error(data: object) -> Exception:
-    """Make what oslo.messaging makes of an error that came with an answer."""
+    """Make oslo.messaging's error of an answer that carries an error."""
     return rabbit_common.deserialize_remote_exception(json.dumps(data), [])
 
 
@@ -875,7 +875,7 @@ def test_what_is_no_call_is_refused_without_a_traceback_and_named_once(
 
 
 class Incoming:
-    """A message as oslo.messaging hands it to a dispatcher."""
+    """A message as oslo.messaging passes it to a dispatcher."""
 
     def __init__(self, message: Any, client_timeout: Any) -> None:
         self.message = message

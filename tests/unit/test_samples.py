@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The committed samples are what the generators make of the options and the rules.
+"""The committed samples equal the generators' output for the options and the rules.
 
-Of the configuration only our own options are compared: those of the libraries in
-it change with each of their releases.
+Only our own options of the configuration are compared: those of the libraries in it
+change with each of their releases.
 """
 
 import io
@@ -75,7 +75,7 @@ def _generate_configuration() -> str:
 
 
 def _own_blocks(sample: str) -> dict[Name, str]:
-    """Take a sample apart: the text of each of our options, by group and name."""
+    """Split a sample: the text of each of our options, by group and name."""
     blocks: dict[Name, str] = {}
     group = namespace = ''
     for block in re.split(r'\n\n+', sample.strip()):

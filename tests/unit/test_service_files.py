@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shipped to run the service with fits the commands and the package."""
+"""The files to run the service with match the commands and the package."""
 
 import configparser
 import pathlib

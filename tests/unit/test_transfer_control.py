@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is stopped ends at once, what is hastened hears of it, and nobody is told twice."""
+"""Stopped work ends at once, hastened work is notified, and each callback runs only once."""
 
 import contextlib
 import functools
@@ -11,13 +11,13 @@ import pytest
 from nova_precache import exception, transfer_control
 from tests.service import wait_until
 
-# Nobody sleeps so long: who is not woken fails the test.
+# No thread sleeps this long: one that is not woken fails the test.
 FOREVER_SECONDS = 3600
 CANCELLED = exception.Cancelled('not wanted any more')
 
 
 class Running:
-    """A thread, and what it gave or raised."""
+    """A thread, and its result or error."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
@@ -41,7 +41,7 @@ class Running:
 
 
 class Asleep(transfer_control.Control):
-    """Tells when somebody is about to sleep."""
+    """Reports when a thread is about to sleep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_work_that_is_stopped_already_is_not_begun() -> None:
 
 
 class Blocking:
-    """Work that blocks until it is told to go on."""
+    """Work that blocks until it is released."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.is_begun, self.go_on = threading.Event(), threading.Event()

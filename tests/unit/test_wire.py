@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other processes say is read by type, range and length; what is refused is named once."""
+"""Values from other processes are read by type, range and length; a refusal is named once."""
 
 import datetime
 import logging
@@ -190,7 +190,7 @@ def test_a_context_keeps_what_it_can_be() -> None:
     assert read.roles[0] == 'reader'
     assert set(read.roles) == {'reader', 'x'}
     assert len(read.roles) < 1000
-    assert 'root' not in read.request_id  # one of its own, as where there was none
+    assert 'root' not in read.request_id  # one of its own, as if there was none
     assert read.global_request_id is None
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API and a conductor in this process, with its threads, before computes that a test plays.
+"""The API and a conductor in this process, with its threads, and computes played by the test.
 
-The computes are not the real ones, which have native threads, whatever these have.
+The computes are not the real ones, which have native threads whatever the others have.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ CACHED = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=4, bytes_total=4
 
 
 class Computes(rpc.Endpoint):
-    """Every compute of the cell; a call is answered when it may be."""
+    """Every compute of the cell; calls are answered once ``may_answer`` is set."""
 
     def __init__(self, conductor: conductor_rpcapi.ConductorReporter) -> None:
         self._conductor = conductor
@@ -62,7 +62,7 @@ class Computes(rpc.Endpoint):
 
 @dataclasses.dataclass
 class ControlPlane:
-    """What was started, and its doors."""
+    """The API client and the computes of a running control plane."""
 
     service: service.Service
     computes: Computes

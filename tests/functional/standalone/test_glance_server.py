@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real Glance starts, serves ranges, keeps its images and leaves no process."""
+"""The real Glance starts, serves ranges, keeps its images and leaves no process behind."""
 
 import pathlib
 
@@ -60,7 +60,7 @@ def test_a_glance_leaves_no_process_and_comes_back_with_its_images(
 def test_pages_of_other_sites_are_refused(
     glance: glance_server.GlanceServer, headers: dict[str, str]
 ) -> None:
-    """Every caller is an admin of it, and a browser of this machine is one."""
+    """Every caller is its admin, and so is a browser on this machine."""
     url, body = f'{glance.url}/v2/images', '{"name": "made by a page"}'
     answers = [
         requests.post(url, body, headers={**headers, 'Content-Type': 'text/plain'}, timeout=60),

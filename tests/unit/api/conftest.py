@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real application on a real SQLite, with a fake image service and a hand on the bell."""
+"""The real application on a real SQLite, with a fake image service and a recorded wake-up cast."""
 
 import dataclasses
 import pathlib
@@ -23,7 +23,7 @@ HOSTS = ('host1', 'host2', 'host3')
 
 @dataclasses.dataclass
 class Api:
-    """A client of the application, and what stands behind it."""
+    """A client of the application, and the parts behind it."""
 
     application: Callable[..., Any]
     conf: cfg.ConfigOpts
@@ -123,7 +123,7 @@ def aggregate(api: Api) -> model.Aggregate:
 
 @pytest.fixture
 def rebuild(conf: cfg.ConfigOpts, database: session.Database) -> Callable[..., Api]:
-    """A function that builds the API again, after options were changed."""
+    """Return a function that builds the API again, after options were changed."""
 
     def build(stock: inventory.Inventory | None = None, **services: Any) -> Api:
         return make_api(conf, database, stock or inventory.Inventory(database), **services)

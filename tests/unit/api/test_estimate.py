@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POST /v1/estimate: what is told of real hosts, and that nothing comes of it."""
+"""POST /v1/estimate: its answer about real hosts, and that it changes nothing."""
 
 import datetime
 from typing import Any
@@ -20,7 +20,7 @@ NOON = datetime.datetime(2026, 5, 1, 12)  # noqa: DTZ001 - as the database keeps
 
 
 class Rates:
-    """What was measured of late."""
+    """Recently measured rates."""
 
     def __init__(self, rates: dict[str, float]) -> None:
         self.rates = rates
@@ -31,7 +31,7 @@ class Rates:
 
 @pytest.fixture
 def living(api: Any) -> None:
-    """Has host1 and host2 report, host2 all that it has, which is nothing."""
+    """Make host1 and host2 report; host2 reports a full, empty inventory."""
     cell = api.inventory.list_cells()[0].uuid
     reports = agents.Agents(api.database, 60)
     for host in ('host1', 'host2'):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request would come to: bytes and space as computes count them, time by rates."""
+"""Estimates of a request: bytes and space as computes count them, time by rates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def agent(host: str, **fields: Any) -> model.Agent:
 
 
 def facts(*hosts: str, **more: Any) -> estimator.FleetFacts:
-    """Hosts of one cell that are up and have told that nothing is there."""
+    """Hosts of one cell that are up and have reported empty caches."""
     known: dict[str, Any] = {'cells': dict.fromkeys(hosts, 'cell'), 'known_hosts': set(hosts)}
     return estimator.FleetFacts(hosts=hosts, **{**known, **more})
 

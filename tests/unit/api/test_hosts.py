@@ -23,7 +23,7 @@ NAME = '6a4c1f3fc77e9b6f2a1d9a3d3a1f6c0b7d2e8f90'
 
 @pytest.fixture
 def report(api: Any) -> Any:
-    """A function that has a host report itself."""
+    """Return a function that reports a host as alive."""
     store = agents.Agents(api.database, api.conf.service_down_time)
 
     def register(host: str, **fields: Any) -> None:
@@ -35,7 +35,7 @@ def report(api: Any) -> Any:
 
 @pytest.fixture
 def hold(api: Any) -> Any:
-    """A function that has a host tell what is in its cache, by image or else by name."""
+    """Return a function that records a host's inventory, by image or else by name."""
     store = caches.Caches(api.database)
 
     def record(host: str, *images: str, **fields: Any) -> None:
@@ -62,7 +62,7 @@ def _remember(api: Any, image: str) -> None:
 
 
 def silence(api: Any, host: str) -> None:
-    """Have a host be silent for long."""
+    """Set a host's last report long into the past."""
     silent = db_session.update(models.Agent).where(models.Agent.host == host)
     api.database.write(lambda session: session.execute(silent.values(seen_at=LONG_AGO)))
 

@@ -12,7 +12,7 @@ from nova_precache import exception
 
 @pytest.fixture
 def nothing_saved(api: Any) -> Iterator[None]:
-    """Sees to it that a refusal leaves no trace."""
+    """Check that a refusal leaves no trace."""
     yield
     assert api.saved_requests() == 0
     assert api.wakes == []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentication by Keystone: what is refused, and what becomes of what it says.
+"""Authentication by Keystone: what is refused, and how its answers are used.
 
-The refusals are, byte for byte, what a stock nova-api gives; the real Keystone's word
-on real tokens is in the integration tests.
+The refusals equal those of a stock nova-api, byte for byte; the integration tests use real
+tokens of a real Keystone.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from nova_precache.db.engine import session
 from tests.scripted_server import Answer, serving
 from tests.unit.api.conftest import make_api
 
-KEYSTONE = 'http://127.0.0.1:9'  # nobody listens on the port called discard
+KEYSTONE = 'http://127.0.0.1:9'  # no server listens on the discard port
 PROTECTED = ['/v2.1/os-aggregates', '/v2.1/abc/os-aggregates', '/v2.1/nothing', '/v1/requests']
 
 
 class MakeGuarded(Protocol):
-    """Makes the API with a configuration file for a Keystone that is away.
+    """Makes the API with a configuration file for a Keystone that is unreachable.
 
-    Options of ``[keystone_authtoken]`` come on top of usual ones; None takes one out.
+    Options of ``[keystone_authtoken]`` extend the usual ones; None removes one.
     """
 
     def __call__(self, **options: str | None) -> Any: ...
@@ -62,7 +62,7 @@ def guarded(make_guarded: MakeGuarded) -> Any:
 
 @pytest.fixture
 def behind_keystone(conf: Any) -> Any:
-    """The step after keystonemiddleware, and what comes after it."""
+    """The middleware after keystonemiddleware, and what follows it."""
 
     @webob.dec.wsgify
     def show(request: webob.Request) -> webob.Response:
@@ -133,7 +133,7 @@ def test_without_keystone_a_token_is_worth_nothing_for_now(
 
 
 class Keystone:
-    """Validates tokens as it is told to."""
+    """Validates tokens as scripted."""
 
     def __init__(self) -> None:
         self.answer: Exception | dict[str, Any] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI document: it is one, it has every operation, and it says what is validated."""
+"""The OpenAPI document: it is valid, has every operation, and states what is validated."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def test_every_error_has_the_form_that_it_is_said_to_have(api: Any, document: An
 
 
 def test_its_schemas_are_those_that_validate(document: Any) -> None:
-    """A change of a schema is one of the document, but for what only this service knows."""
+    """A changed schema changes the document, except for what only this service knows."""
     named = document['components']['schemas']['NewRequest']['properties']['request']
     asked = requests.CREATE['properties']['request']
     assert set(named['properties']) == set(asked['properties'])

@@ -32,7 +32,7 @@ def store(api: Any) -> pins.Pins:
 
 @pytest.fixture
 def make(store: pins.Pins, aggregate: model.Aggregate) -> Any:
-    """A function that saves a pin and gives its id."""
+    """Return a function that saves a pin and returns its id."""
 
     def save(project_id: str | None = 'p1', where: model.Aggregate = aggregate) -> str:
         return store.create(pins.NewPin(where, (IMAGE,), project_id=project_id)).id

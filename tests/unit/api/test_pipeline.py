@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every request passes: ids, sizes, paths, methods, content types, accidents."""
+"""The checks on every request: ids, sizes, paths, methods, content types, accidents."""
 
 import dataclasses
 import io
@@ -49,7 +49,7 @@ def test_a_body_that_is_too_big_is_refused(api: Any) -> None:
 
 
 class BrokenOff(io.RawIOBase):
-    """A body that ends before the length that was announced, as servers tell it."""
+    """A body that ends before the announced length, as servers report it."""
 
     def readable(self) -> bool:
         return True
@@ -67,7 +67,7 @@ def test_a_body_that_breaks_off_is_malformed(api: Any) -> None:
 
 
 class Endless(io.RawIOBase):
-    """A body without an end, which counts what is read of it."""
+    """A body without an end, which counts the bytes read."""
 
     def __init__(self) -> None:
         self.read_bytes = 0

@@ -17,7 +17,7 @@ from nova_precache.db.request import plan as request_plan
 
 @pytest.fixture
 def make(api: Any, aggregate: Any) -> Any:
-    """A function that saves a request and gives its id."""
+    """Return a function that saves a request and returns its id."""
 
     def save(project_id: str | None = 'p1', images: int = 1, ids: Any = (), **fields: Any) -> str:
         new = store.NewRequest(
@@ -33,7 +33,7 @@ def make(api: Any, aggregate: Any) -> Any:
 
 
 def plan(api: Any, request_id: str) -> list[model.Task]:
-    """Give the request one task for each of the aggregate's hosts and images."""
+    """Plan one task for each of the aggregate's hosts and images."""
     to_plan = api.requests.next_to_plan('c1')
     assert to_plan.request.id == request_id
     cell = api.inventory.list_cells()[0].uuid

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steering a request at /v1: cancelled, paused, resumed, retried, by whom and when."""
+"""Actions on a request at /v1: cancel, pause, resume, retry, by whom and when."""
 
 import datetime
 import uuid
@@ -18,7 +18,7 @@ ACTIONS = ('cancel', 'pause', 'resume', 'retry')
 
 @pytest.fixture
 def planned(api: Any, aggregate: Any) -> Any:
-    """A function that saves and plans a request, one image on two hosts, and gives its id."""
+    """Return a function that saves and plans a request for one image on two hosts."""
 
     def plan(project_id: str | None = 'p1', **options: Any) -> str:
         request = api.requests.accept(
@@ -57,7 +57,7 @@ def message(response: Any, expected: int) -> str:
 
 
 def cancelled(api: Any, request_id: str) -> None:
-    """Have the request cancelled, and a conductor end it."""
+    """Cancel the request, and let a conductor end it."""
     assert status(act(api, request_id, 'cancel')) == 'cancelling'
     assert api.requests.complete(request_id)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking for images at /v1: what is accepted, and what saves nothing and why."""
+"""Requests for images at /v1: what is accepted, and what saves nothing and why."""
 
 import datetime
 import urllib.parse
@@ -19,7 +19,7 @@ LATER = '2035-05-02T06:00:00Z'
 
 @pytest.fixture(autouse=True)
 def noon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have it be noon, for whoever checks what is asked for."""
+    """Set the clock of the validation to noon."""
     monkeypatch.setattr(timeutils, 'utcnow', lambda: NOW)
 
 
@@ -30,7 +30,7 @@ def image(api: Any) -> str:
 
 @pytest.fixture
 def nothing_saved(api: Any) -> Iterator[None]:
-    """Sees to it that a refusal leaves no trace."""
+    """Check that a refusal leaves no trace."""
     yield
     assert api.saved_requests() == 0
     assert api.wakes == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callers are answered in time, however slow what stands behind the API is; no thread is kept."""
+"""Callers are answered in time, however slow the services behind the API; no thread is kept."""
 
 import contextlib
 import pathlib
@@ -24,11 +24,11 @@ from tests.service import wait_until
 from tests.unit.api.conftest import Api, make_api
 
 SECONDS = 2.0
-# Of what a caller is promised this is the same share.
+# The same share of what a caller is promised.
 PROMISED_SECONDS = SECONDS * 15 / 12 + 1
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n'
-# Sent a byte at a time; a limit of a socket counts from each.
+# Sent a byte at a time; a socket's timeout restarts at each.
 SLOW = {
     'silent': b'',
     'a head without end': HEAD + b'X-More: ' + b'x' * 1000,
@@ -36,12 +36,12 @@ SLOW = {
     'pieces without end': HEAD + b'Transfer-Encoding: chunked\r\n\r\n' + b'1\r\n \r\n' * 300,
     'a body until it closes': HEAD + b'Connection: close\r\n\r\n' + b' ' * 1000,
 }
-# The head comes at once, and then a byte each so often.
+# The head comes at once, then one byte per interval.
 BYTE_SECONDS = 0.2
 
 
 class SlowServer:
-    """Takes connections, and answers each a byte at a time."""
+    """Accepts connections, and answers each a byte at a time."""
 
     def __init__(self, answer: bytes, tls: ssl.SSLContext | None = None) -> None:
         self._answer = answer
@@ -95,7 +95,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _answered(ask: Callable[[], webob.Response]) -> webob.Response:
-    """Ask, and be answered in time, by a thread that is free again afterwards."""
+    """Send a request; check that the answer comes in time and that the thread is free then."""
     threads = threading.active_count()
     began_at = time.monotonic()
     answer = ask()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a refusal names the field, under Nova's door and under our own; which times are read."""
+"""How a refusal names the field, in Nova's API and in ours; which times are accepted."""
 
 import datetime
 from typing import Any

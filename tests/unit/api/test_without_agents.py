@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /v1 refuses, and does not pretend to know, where stock nova-computes cache images."""
+"""What /v1 refuses, and does not pretend to know, when stock nova-computes cache images."""
 
 import pathlib
 import time
@@ -30,7 +30,7 @@ def beside(conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api]) -> Api:
 def hosts(
     conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api], tmp_path: pathlib.Path
 ) -> Iterator[Api]:
-    """Two hosts of a cell that tells of one, and one of a cell that tells nothing."""
+    """Two hosts of a cell that reports one of them, and one of a cell that reports nothing."""
     novas = CellDatabase(tmp_path / 'nova_cell1.sqlite')
     novas.add('one')
     novas.close()

@@ -7,7 +7,7 @@ from benchmarks import boot
 
 
 def test_cold_and_warm_stand_side_by_side_with_the_median_of_the_rounds_ratios() -> None:
-    # The machine was three times as slow in the last round, which both kinds felt.
+    # In the last round the machine was three times as slow, for both kinds.
     cold = [boot.Boot(10.0, 11.0), boot.Boot(8.0, 9.0), boot.Boot(30.0, 33.0)]
     warm = [boot.Boot(2.0, 3.0), boot.Boot(2.0, 3.0), boot.Boot(6.0, 9.0)]
 

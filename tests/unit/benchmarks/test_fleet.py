@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made of the numbers of a fleet, and that a small one can be measured."""
+"""Evaluation of a fleet's measurements, and that a small fleet can be measured."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ MIB = 1024**2
 
 
 def _outcome(case: cases.Case, cpu_ms: float, **fields: Any) -> cases.Outcome:
-    """A case that took so much CPU a task, a fifth of it to plan."""
+    """A case with this CPU time per task, a fifth of it for planning."""
     seconds = cpu_ms * case.tasks / 1000
     known: dict[str, Any] = {
         'plan': cases.Cost(1.0, seconds / 5, 10, 2, 3),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least that a download takes writes what came, and ends where it cannot."""
+"""The cheapest possible download writes what it receives, and ends when it cannot."""
 
 import errno
 import io
@@ -11,7 +11,7 @@ import pytest
 from benchmarks import lower_bound
 from nova_precache.download import pipeline
 
-# More than all buffers hold, and the last one not full.
+# More than all buffers hold, with the last one partly full.
 DATA = os.urandom(4096) * (pipeline.BUFFERS * pipeline.BUFFER_BYTES // 4096 + 1)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the soak plans, and what it takes for wrong."""
+"""The plan of the soak, and its checks."""
 
 import hashlib
 import itertools

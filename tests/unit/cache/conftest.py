@@ -16,12 +16,12 @@ from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
 
 MAX_PARALLEL = 8
-# Small enough that tiny images go through all of it, however slow the disk is.
+# Small enough that tiny images use all of it, however slow the disk is.
 SYNC_RULES = partials.SyncRules(
     write_back_bytes=64 * 1024, sync_bytes=256 * 1024, sync_seconds=3600
 )
 
-# Another process that takes the lock as Nova does, says so, and holds it until told.
+# Another process that takes the lock as Nova does, reports it, and holds it until told.
 _HOLDER = """
 import sys
 from oslo_concurrency import lockutils
@@ -32,7 +32,7 @@ with lockutils.lock(sys.argv[2], 'nova-', external=True, lock_path=sys.argv[1]):
 
 
 def held_by_another_process(directory: str | pathlib.Path, name: str) -> subprocess.Popen[str]:
-    """Have a lock held until the process is talked to."""
+    """Hold a lock in another process until it reads from its input."""
     process = subprocess.Popen(
         [sys.executable, '-c', _HOLDER, str(directory), name],
         stdin=subprocess.PIPE,
@@ -55,7 +55,7 @@ def images() -> fake.FakeImageService:
 
 
 class Cache:
-    """A cache as a driver puts it together."""
+    """A cache, wired as a driver does it."""
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ class Cache:
         return sorted(os.listdir(self.paths.base_directory))
 
     def suffixes(self) -> list[str]:
-        """List the kinds of partial files that are there."""
+        """List the kinds of partial files present."""
         return [name.rpartition('.')[2] for name in self.names() if '.' in name]
 
     def file_of(self, suffix: str) -> pathlib.Path:
-        """Give the only partial file of a kind."""
+        """Return the only partial file of a kind."""
         [name] = [name for name in self.names() if name.endswith(f'.{suffix}')]
         return pathlib.Path(self.paths.path_of(name))
 
@@ -122,7 +122,7 @@ def cache(paths: layout.CacheLayout) -> Cache:
 
 
 def cached_bytes(path: str | os.PathLike[str]) -> int:
-    """Tell how much of a file is in the page cache."""
+    """Return how many bytes of a file are in the page cache."""
     result = subprocess.run(
         ['fincore', '--bytes', '--noheadings', '--output', 'RES', str(path)],
         capture_output=True,
@@ -148,7 +148,7 @@ def drops_pages(cache: Cache) -> None:
 
 
 class Refusal:
-    """Has an operation of the system fail while it is on."""
+    """Makes a system call fail while it is on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
         self.is_on = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known before an image is downloaded is looked at before."""
+"""Whatever can be checked before a download is checked before it."""
 
 import os
 import pathlib
@@ -22,11 +22,11 @@ DATA = disk_images.content(1024**2)
 
 
 def ignore(progress: model.Progress) -> None:
-    """Take progress that no test looks at."""
+    """Ignore progress."""
 
 
 def _bind(path: pathlib.Path) -> None:
-    """Make a socket, whose name may not be long."""
+    """Bind a socket, whose name must be short."""
     with socket.socket(socket.AF_UNIX) as server:
         here = os.open(path.parent, os.O_RDONLY)
         server.bind(f'/proc/self/fd/{here}/{path.name}')
@@ -75,7 +75,7 @@ def test_a_file_that_may_not_be_replaced_is_seen(
 
 @pytest.fixture
 def file_limit() -> Iterator[Callable[[int], None]]:
-    """Sets how large a file of this process may be."""
+    """Return a function that limits the file size of this process."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -180,7 +180,7 @@ def test_an_image_that_nova_boots_is_cached_whatever_its_container(
 
 
 def test_names_that_run_out_are_seen(tmp_path: pathlib.Path, images: fake.FakeImageService) -> None:
-    """The journal and the partial file find a name, the converted file does not."""
+    """The journal and the partial file get a name, the converted file does not."""
     path = tmp_path / 'small'
     path.mkdir()
     # The root, instances_path's two directories, the lock file, the journal, the partial file.

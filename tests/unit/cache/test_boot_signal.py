@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boots are seen by whoever precaches, from their begin to their end, however that comes."""
+"""Precaching processes see boots from their start to their end, however they end."""
 
 import pathlib
 import subprocess
@@ -27,7 +27,7 @@ class Clock:
 
 @pytest.fixture
 def seen(tmp_path: pathlib.Path) -> boot_signal.WaitingBoots:
-    """What a compute sees, each time anew."""
+    """The view of a compute, which reads the directory each time."""
     return boot_signal.WaitingBoots(str(tmp_path), Clock())
 
 

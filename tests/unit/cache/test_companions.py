@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that names a kernel and a ramdisk is in the cache with them, or it is not there."""
+"""An image that names a kernel and a ramdisk is in the cache with them, or not at all."""
 
 import concurrent.futures
 import dataclasses
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('qemu_img')
 
 KIB = 1024
 DATA = disk_images.content(KIB**2)
-# What an inspector would refuse, or convert: a kernel is stored as it is.
+# What an inspector would refuse, or convert: a kernel is stored unchanged.
 KERNEL = b'QFI\xfb' + disk_images.content(300 * KIB)
 RAMDISK = b'KDMV' + disk_images.content(200 * KIB)
 
@@ -81,7 +81,7 @@ def fill(
 
 
 def base_names(cache: Cache) -> set[str]:
-    """Return what a boot would find, without what only we look at."""
+    """Return the files that a boot would find, without those that only we read."""
     return {name for name in cache.names() if layout.is_base_name(name)}
 
 
@@ -206,7 +206,7 @@ def test_what_nova_fetched_whole_is_noted_and_so_known_without_being_told(
 def test_a_kernel_that_nova_was_killed_over_is_fetched_again(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
-    """Nova writes a kernel in place, so that half of it has the name of all of it."""
+    """Nova writes a kernel in place, so a partial one can have the final name."""
     fill(cache, images, bootable.image)
     cache.base_file(bootable.kernel.id).write_bytes(KERNEL[:1000])
     assert not fill(cache, images, bootable.image, bootable.needed).existing
@@ -243,7 +243,7 @@ def test_a_damaged_note_counts_as_nothing_known_and_is_mended(
     pathlib.Path(cache.paths.note_path(name)).write_bytes(note)
     assert name not in listed(cache)
     images.opens.clear()
-    full = Cache(cache.paths, reserved_bytes=2**60)  # nothing is to come, so nothing must fit
+    full = Cache(cache.paths, reserved_bytes=2**60)  # nothing is downloaded, so no space is needed
     assert fill(full, images, bootable.image).existing
     assert images.opens == []
     assert cache.store.noted(name) == bootable.needed
@@ -300,7 +300,7 @@ def test_an_image_is_not_its_own_kernel(cache: Cache, images: fake.FakeImageServ
 
 
 class AnySpelling(fake.FakeImageService):
-    """Finds ids in any spelling, as Glance does on a database that ignores the case."""
+    """Finds ids in any spelling, as Glance does on a case-insensitive database."""
 
     def show(self, image_id: str) -> model.Image:
         return super().show(image_id.lower())
@@ -583,7 +583,7 @@ def test_a_note_stays_while_its_image_is_being_filled_in(
     assert cache.store.noted(name) == bootable.needed
 
 
-# A server that has all imported forks a process in no time, and has no threads.
+# A server that has imported everything forks quickly, and has no threads.
 _processes = multiprocessing.get_context('forkserver')
 _processes.set_forkserver_preload([__name__])
 
@@ -599,7 +599,7 @@ def add_known(images: fake.FakeImageService) -> model.Image:
 
 
 def fill_until_killed(instances_path: str, name: str, after: int) -> None:
-    """Be killed at one of the calls of an operation of the system."""
+    """Fill the cache until killed at the n-th call of a system operation."""
     calls, real = itertools.count(), getattr(os, name)
 
     def deadly(*arguments: Any, **more: Any) -> Any:

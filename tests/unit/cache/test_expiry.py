@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes and what stays: decided on a listing, done on real files."""
+"""What expires and what stays: decided on a listing, done on real files."""
 
 import os
 import pathlib
@@ -237,7 +237,7 @@ def test_directories_are_left_alone_and_of_a_link_the_link_goes(
 def test_a_file_of_another_user_goes_unless_a_disk_came_to_be_based_on_it(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who based it there could not make the file young, but had the lock."""
+    """That disk's maker could not update the file's time, but held the lock."""
     path = put(cache, ORIGINAL, 5000)
     monkeypatch.setattr(os, 'geteuid', lambda: path.stat().st_uid + 1)
     a_round = Round(cache)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A journal is believed as far as it is whole, and has one owner."""
+"""A journal is trusted up to its first damage, and has one owner."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ def path(tmp_path: pathlib.Path) -> str:
 
 
 def create(path: str, *synced_bytes: int, identity: journal.Identity = IDENTITY) -> None:
-    """Leave a journal as a process leaves it that ends."""
+    """Write a journal as a process that then ended."""
     made = journal.Journal.create(path, identity)
     assert made is not None
     with contextlib.closing(made):
@@ -165,7 +165,7 @@ def test_nobody_owns_a_journal_that_is_not_there(path: str) -> None:
 def test_a_journal_that_goes_before_it_is_locked_is_nobodys(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sweeps may own a new journal before its maker does."""
+    """A sweep may own a new journal before its creator does."""
     lock = fcntl.flock
 
     def sweep_first(descriptor: int, how: int) -> None:

@@ -10,7 +10,7 @@ PATHS = layout.CacheLayout('/var/lib/nova/instances')
 
 
 def test_the_base_file_is_named_by_the_sha1_of_the_image_id() -> None:
-    """As sha1sum of the id, which is what Nova names it by."""
+    """The sha1sum of the id, as Nova names it."""
     assert layout.base_name(IMAGE_ID) == 'f2d1a8250ed3d4b744a8250dab8f6840179d502a'
 
 

@@ -22,7 +22,7 @@ from tests.unit.cache.conftest import held_by_another_process
 NAME = 'd45dc8a0f9f8ba9b7ea3a7e4a0c3c57c5de0d9d5'
 OTHER_NAME = '0123456789abcdef0123456789abcdef01234567'
 
-# Another process that waits for a lock as Nova does, and leaves when it has it.
+# Another process that waits for a lock as Nova does, and exits when it has it.
 _WAITER = """
 import sys
 from oslo_concurrency import lockutils
@@ -31,7 +31,7 @@ with lockutils.lock(sys.argv[2], 'nova-', external=True, lock_path=sys.argv[1]):
     print('held', flush=True)
 """
 
-# Another process that gives up waiting when it is talked to, and then stays.
+# Another process that stops waiting on input, and then stays.
 _IMPATIENT = """
 import sys
 from oslo_concurrency import lockutils
@@ -138,7 +138,7 @@ def image_locks(tmp_path: pathlib.Path) -> locks.ImageLocks:
 def _process(
     script: str, directory: pathlib.Path, name: str = NAME
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a script on a lock of another process than this."""
+    """Run a script on a lock in another process."""
     process = subprocess.Popen(
         [sys.executable, '-c', script, str(directory), name],
         stdin=subprocess.PIPE,
@@ -153,7 +153,7 @@ def _process(
 
 
 class Waiting:
-    """A thread that waits for a lock, and what it was stopped with."""
+    """A thread that waits for a lock, with the error that stopped it."""
 
     def __init__(self, image_locks: locks.ImageLocks, reins: transfer_control.Control) -> None:
         self.got = threading.Event()
@@ -175,7 +175,7 @@ class Waiting:
 
 
 class Registering(transfer_control.Control):
-    """Tells when somebody wants to hear of a stop: who waits for another thread does."""
+    """Reports when a thread registers for a stop, as one that waits for another thread does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_held(
         path.unlink()
         process.communicate()
     assert held.wait(20)
-    # Whoever comes now, and finds the file by its name, finds it locked.
+    # A later process, which finds the file by its name, finds it locked.
     with _process(_WAITER, tmp_path) as waiter:
         assert waiter.stdout is not None
         assert waiter.stdout.readline() == 'starts\n'
@@ -395,11 +395,11 @@ def test_two_processes_hasten_until_the_last_is_gone(
             with reins.at_urgency(told.append):
                 first.kill()
                 first.wait()
-                # Its end is told, at the latest, when that of another file is.
+                # Its end is reported at the latest with the end of another file.
                 with _process(_IMPATIENT, tmp_path, NAME) as third:
                     wait_until(lambda: _has_open(third.pid, path), 'the third has it open')
                 assert told == [True]
-            # Two ends in a row that nobody has read yet count as one.
+            # Two unread ends in a row count as one.
             wait_until(_all_events_are_read, 'the end of the third is told')
         wait_until(lambda: not reins.is_urgent, 'both are gone')
 
@@ -561,9 +561,9 @@ def _is_open(path: pathlib.Path) -> bool:
 
 
 def _all_events_are_read() -> bool:
-    """Whether none of this process waits in an inotify instance."""
+    """Return whether no event of this process waits in an inotify instance."""
     for descriptor in map(int, os.listdir('/proc/self/fd')):
-        with contextlib.suppress(OSError):  # that of the list itself is gone
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is gone
             if 'inotify' in os.readlink(f'/proc/self/fd/{descriptor}'):
                 unread = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
                 if int.from_bytes(unread, sys.byteorder):

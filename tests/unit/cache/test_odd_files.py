@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What another process may have put into a cache hangs nothing and leads to no other file."""
+"""Files that another process puts into a cache block nothing and redirect no write."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from tests import disk_images, odd_files
 from tests.unit.cache.conftest import Cache, held_by_another_process
 from tests.unit.cache.test_partials import DATA, IMAGE, leave
 
-# What waited at a FIFO would wait for ever.
+# A read of a FIFO would block for ever.
 pytestmark = pytest.mark.timeout(60)
 
 IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
@@ -39,12 +39,12 @@ def image(images: fake.FakeImageService) -> model.Image:
 def fill(
     cache: Cache, images: fake.FakeImageService, image: model.Image
 ) -> Callable[[], model.CacheResult]:
-    """A function that has the image cached."""
+    """Return a function that caches the image."""
     return lambda: cache.filler.fill(images, image.id, nothing)
 
 
 def precious(path: pathlib.Path) -> bool:
-    """Return whether the other file, if there is one, is as it was."""
+    """Return whether the other file, if there is one, is unchanged."""
     other = path.with_name(f'{path.name}-of-somebody-else')
     return not other.exists() or other.read_text() == 'precious'
 

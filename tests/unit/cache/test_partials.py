@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on its way into the cache: written with its holes, gone on with, cleared away."""
+"""Partial files: written with their holes, resumed, removed."""
 
 import errno
 import fcntl
@@ -39,28 +39,28 @@ IMAGE = image_of()
 def put(
     partial: partials.Partial, data: bytes, offset_bytes: int = 0, piece_bytes: int = 64 * KIB
 ) -> None:
-    """Write data as an engine does, with buffers that hold something else behind it."""
+    """Write data as an engine does, with buffers that hold other bytes behind it."""
     for start in range(0, len(data), piece_bytes):
         piece = data[start : start + piece_bytes]
         partial.write(in_pages(piece + b'left from before'), len(piece), offset_bytes + start)
 
 
 def in_pages(data: bytes) -> mmap.mmap:
-    """Have data in memory as an engine has them."""
+    """Return data in page-aligned memory, as an engine has it."""
     buffer = mmap.mmap(-1, len(data))
     buffer[:] = data
     return buffer
 
 
 def leave(cache: Cache, data: bytes = DATA, image: model.Image = IMAGE) -> None:
-    """Leave a partial file behind that is to be gone on with."""
+    """Leave a partial file behind, to be resumed."""
     with cache.partials.open(image) as partial:
         put(partial, data)
         partial.keep()
 
 
 def take(cache: Cache, image: model.Image = IMAGE) -> bytes:
-    """Give what is kept of an image."""
+    """Return the kept bytes of an image."""
     with cache.partials.open(image) as partial:
         buffer = bytearray(partial.kept_bytes + 10)
         count = partial.read_kept(memoryview(buffer), 0)
@@ -154,7 +154,7 @@ def test_a_file_system_that_has_only_its_page_cache_will_do(
 def note_writes(
     monkeypatch: pytest.MonkeyPatch, *, refuse_direct: bool = False
 ) -> list[tuple[int, bool]]:
-    """Note how many bytes each write takes, and whether past the page cache."""
+    """Record how many bytes each write takes, and whether it bypasses the page cache."""
     noted = []
     write = os.pwrite
 
@@ -190,10 +190,10 @@ def test_blocks_of_zeros_become_holes_and_nothing_else_does(cache: Cache, seed: 
         (bytes(4096) + b'x', 4097, 0, [(4096, 4097)]),
         (b'x' + bytes(8190) + b'x', 8192, 0, [(0, 8192)]),
         (b'x' * 4096 + bytes(4096) + b'x' * 4096, 12288, 4096, [(0, 4096), (8192, 12288)]),
-        # The blocks are those of the file; a piece of one at either end is data.
+        # The blocks are those of the file; a partial block at either end is data.
         (bytes(8192), 8192, 1, [(0, 4095), (8191, 8192)]),
         (bytes(4096), 4096, 4095, [(0, 4096)]),
-        # What the buffer holds beyond the length is of no matter.
+        # Bytes in the buffer beyond the length do not matter.
         (bytes(4096), 4095, 0, [(0, 4095)]),
         (b'x' * 10, 0, 0, []),
     ],
@@ -204,7 +204,7 @@ def test_data_is_told_from_holes(
     assert list(partials.data_ranges(bytearray(buffer), length, offset_bytes)) == ranges
 
 
-# A buffer of two pages, the second of which nobody may touch, with zeros but for one byte.
+# A buffer of two pages, the second one protected, with zeros but for one byte.
 _LOOK_AT_THE_LAST_BLOCK = """
 import ctypes, mmap
 from nova_precache.cache import partials
@@ -274,7 +274,7 @@ def test_only_what_was_synchronised_counts_and_the_rest_is_cut_off(cache: Cache)
 
 
 def test_bytes_are_synchronised_and_noted_while_they_come(cache: Cache) -> None:
-    """256 KiB are due; a write that finds the last ones not yet noted waits for that."""
+    """256 KiB are due; a write waits if the previous ones are not recorded yet."""
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA[: 512 * KIB])
     assert take(cache) == DATA[: 512 * KIB]
@@ -443,7 +443,7 @@ def test_what_the_disk_refuses_is_told_and_never_noted(
 def test_bytes_that_never_reached_the_disk_are_not_noted_later(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel tells of a failed write once, and takes the pages for clean from then on."""
+    """The kernel reports a failed write once, and treats the pages as clean from then on."""
     refusal = Refusal(monkeypatch, 'fdatasync', errno.EIO)
     with cache.partials.open(IMAGE) as partial:
         refusal.is_on = True
@@ -458,7 +458,7 @@ def test_bytes_that_never_reached_the_disk_are_not_noted_later(
 def test_what_is_refused_only_when_a_file_is_closed_harms_nobody(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS may tell only then what it could not write."""
+    """NFS may report a failed write only then."""
     close = os.close
 
     def refuse(descriptor: int) -> None:
@@ -546,13 +546,13 @@ def test_no_file_stays_open(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> No
     assert opened() == before
 
 
-# A server that has all imported forks a process in no time, and has no threads.
+# A server that has imported everything forks quickly, and has no threads.
 _processes = multiprocessing.get_context('forkserver')
 _processes.set_forkserver_preload([__name__])
 
 
 def write_until_killed(instances_path: str, name: str, after: int) -> None:
-    """Be killed at one of the calls of an operation of the system."""
+    """Write until killed at the n-th call of a system operation."""
     calls = itertools.count()
     real = getattr(os, name)
 
@@ -602,7 +602,7 @@ def test_pages_leave_the_cache_unless_they_are_read_again_at_once(
         put(partial, DATA)
         partial.keep()
         assert least <= cached_bytes(partial.path) <= most
-        # What is read of the kept bytes leaves it again, too.
+        # The kept bytes that are read leave the page cache again, too.
     with cache.partials.open(IMAGE) as partial:
         partial.read_kept(memoryview(bytearray(MIB)), 0)
         assert cached_bytes(partial.path) == 0

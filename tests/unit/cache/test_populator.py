@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image ends up in the cache whole, once, or nothing of it does."""
+"""An image ends up in the cache whole, once, or not at all."""
 
 import concurrent.futures
 import contextlib
@@ -32,11 +32,11 @@ from tests.unit.cache.conftest import MAX_PARALLEL, Cache, Refusal, cached_bytes
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
 DATA = disk_images.content(1024**2)
-LONG_DATA = disk_images.content(4 * 1024**2)  # which comes in several pieces
+LONG_DATA = disk_images.content(4 * 1024**2)  # long enough to arrive in several pieces
 
 
 def ignore(progress: model.Progress) -> None:
-    """Take progress that nobody looks at."""
+    """Ignore progress."""
 
 
 def test_a_raw_image_is_cached_as_it_is(cache: Cache, images: fake.FakeImageService) -> None:
@@ -115,7 +115,7 @@ def test_the_steps_are_told_in_their_order(
 
 
 def hostile_images() -> dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Path], str]]:
-    """Give images by name: disk_format, how it is made, why it is refused."""
+    """Return images by name: disk_format, how to make it, why it is refused."""
     return {
         'backing file': (
             'qcow2',
@@ -430,7 +430,7 @@ def test_different_images_are_downloaded_side_by_side(
 
 
 class Peer:
-    """Another process that fills the same cache, and stands at a gate in mid download."""
+    """Another process that fills the same cache, and stops at a gate in mid-download."""
 
     _SCRIPT = textwrap.dedent("""
         import sys, threading
@@ -510,7 +510,7 @@ def test_a_download_of_a_killed_process_is_gone_on_with(
 
 
 def unlink_lock_file(cache: Cache, image_id: str) -> None:
-    """Do what Nova's cache manager may do to a lock that somebody holds."""
+    """Unlink a held lock file, as Nova's cache manager may."""
     name = f'{layout.LOCK_PREFIX}{layout.base_name(image_id)}'
     os.unlink(os.path.join(cache.paths.lock_directory, name))
 
@@ -598,7 +598,7 @@ def test_a_read_only_file_system_is_a_fault_of_the_storage(
 def test_a_hit_that_cannot_be_made_young_is_told(
     small_file_system: pathlib.Path, images: fake.FakeImageService
 ) -> None:
-    """Its age would go on counting, and it might be gone when it is needed."""
+    """Its age would keep counting, and it might expire before it is needed."""
     cache = Cache(layout.CacheLayout(str(small_file_system)))
     image = images.add(DATA)
     cache.filler.fill(images, image.id, ignore)
@@ -610,7 +610,7 @@ def test_a_hit_that_cannot_be_made_young_is_told(
 def paused_at(
     cache: Cache, images: fake.FakeImageService, image_id: str, at_byte: int
 ) -> exception.CacheError:
-    """Have a download stopped when so much of it came, to be gone on with later."""
+    """Pause a download at this byte, to be resumed later."""
     return stopped_at(
         cache, images, image_id, at_byte, transfer_control.Control(), exception.Paused('later')
     )
@@ -840,7 +840,7 @@ def test_a_boot_waits_for_no_slot_and_hastens_who_does(
 
 
 class HangingImageService(fake.FakeImageService):
-    """Gives no answer until it is let."""
+    """Blocks each answer until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -917,7 +917,7 @@ def test_what_is_stopped_just_before_it_is_published_is_not_published(
 
 
 def huge_qcow2(path: pathlib.Path, virtual_size: str) -> bytes:
-    """Make an image whose header comes long before its end."""
+    """Make an image whose header ends long before the image does."""
     disk_images.qemu_img('create', '-f', 'qcow2', str(path), virtual_size)
     return path.read_bytes() + disk_images.content(8 * 1024**2)
 
@@ -1004,7 +1004,7 @@ def test_what_came_before_needs_no_space(
 def test_downloads_side_by_side_share_the_space(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one of them has not yet received is not free for the other."""
+    """The space for bytes that one of them still expects is not free for the other."""
     monkeypatch.setattr(cache.store, 'free_bytes', lambda: len(DATA) * 3 // 2)
     image, others = images.add(DATA), fake.FakeImageService()
     other = others.add(DATA)
@@ -1074,7 +1074,7 @@ def test_what_the_disk_refuses_is_told_and_leaves_nothing(
     assert not cache.filler.fill(images, image.id, ignore).existing
 
 
-# A server that has all imported forks a process in no time, and has no threads.
+# A server that has imported everything forks quickly, and has no threads.
 _processes = multiprocessing.get_context('forkserver')
 _processes.set_forkserver_preload([__name__])
 
@@ -1082,7 +1082,7 @@ IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 
 
 def fill_until_killed(instances_path: str, data: bytes, name: str, after: int) -> None:
-    """Be killed at one of the calls of an operation of the system, or at a step."""
+    """Fill the cache until killed at the n-th call of a system operation, or at a step."""
     calls = itertools.count()
 
     def count() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories of a cache that vanish while it is in use: removed, or not mounted any more."""
+"""Directories of a cache that vanish while it is in use: removed or unmounted."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ removed = pytest.mark.parametrize('names', DIRECTORIES, ids='+'.join)
 
 
 def ignore(progress: model.Progress) -> None:
-    """Take progress that nobody looks at."""
+    """Ignore progress."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def attempts(
     image: model.Image,
     progress: model.ProgressCallback,
 ) -> None:
-    """Cache an image in one attempt or two: the first may fail in a way that can pass."""
+    """Cache an image in one attempt or two: the first may fail with a transient error."""
     failed: list[exception.CacheError] = []
     try:
         cache.filler.fill(images, image.id, progress)

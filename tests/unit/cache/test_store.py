@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as cached, how files appear, and what is cleared away."""
+"""What counts as cached, how files appear, and what is removed."""
 
 import concurrent.futures
 import contextlib
@@ -89,7 +89,7 @@ def test_what_is_gone_cannot_be_touched(cache: Cache) -> None:
 def test_a_file_that_may_not_be_touched_is_told_and_a_boot_uses_it_all_the_same(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """libvirt gives base files away."""
+    """libvirt changes the owner of base files."""
 
     def refuse(path: str) -> None:
         raise PermissionError(1, 'Operation not permitted', path)
@@ -167,7 +167,7 @@ def test_a_touch_that_comes_too_late_finds_nothing(
 def test_a_touch_of_what_is_just_put_aside_finds_nothing(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel had found the file before it was renamed, and set its time after the last look."""
+    """The kernel found the file before it was renamed, and set its time after the last check."""
     file = old_file(cache)
     touch = os.utime
 
@@ -184,7 +184,7 @@ def _around_rename(
     before: Callable[[], object] = lambda: None,
     after: Callable[[], object] = lambda: None,
 ) -> None:
-    """Have something happen around the next rename."""
+    """Run callbacks before and after the next rename."""
     rename = os.rename
 
     def renaming(source: str, target: str) -> None:
@@ -364,7 +364,7 @@ def test_what_is_here_from_an_earlier_time_needs_no_space(cache: Cache) -> None:
 def leave(
     cache: Cache, *, synced_bytes: int = 10, part: bool = True, hash_value: str | None = 'ab'
 ) -> list[str]:
-    """Leave a partial file with its journal, and give their names."""
+    """Leave a partial file with its journal, and return their names."""
     path = cache.paths.new_partial_path(IMAGE_ID, 'journal')
     identity = journal.Identity(IMAGE_ID, 100, 'sha512', hash_value, None)
     created = journal.Journal.create(path, identity)

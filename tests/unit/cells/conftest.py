@@ -13,7 +13,7 @@ from nova_precache import model
 from nova_precache.cells import liveness
 from tests.unit.conftest import DOWN_SECONDS, World
 
-# As Nova makes it, but for columns that nobody here reads.
+# As Nova makes it, but without columns that no code here reads.
 _SERVICES = sa.Table(
     'services',
     sa.MetaData(),

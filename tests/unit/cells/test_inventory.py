@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inventory: what the API's tests do not reach: cells, host mappings, races, scale."""
+"""The inventory where the API's tests do not reach: cells, host mappings, races, scale."""
 
 import pathlib
 import threading
@@ -178,7 +178,7 @@ def test_a_host_is_in_many_aggregates_of_one_zone(inventory: cells_inventory.Inv
 
 
 def at_once(work: Callable[[int], object], times: int = 8) -> list[object]:
-    """Run the work in threads that start together; gives results and errors."""
+    """Run the work in threads that start together; return results and errors."""
     barrier, results = threading.Barrier(times), []
 
     def run(number: int) -> None:
@@ -223,7 +223,7 @@ def test_many_agents_of_one_host_make_one_mapping(inventory: cells_inventory.Inv
 def test_who_is_overtaken_between_look_and_write_finds_what_is_in_the_way(
     inventory: cells_inventory.Inventory, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    """As on a server database, where a look takes no lock."""
+    """As on a server database, where reading takes no lock."""
     inventory.map_host('host1', inventory.create_cell('cell1', 'fake:///').uuid)
     taken = inventory.create_aggregate('edge')
     blind = [True]

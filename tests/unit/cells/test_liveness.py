@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nova-computes can be called, as the ``services`` of the cells' databases tell."""
+"""Which nova-computes can be called, by the ``services`` of the cells' databases."""
 
 import datetime
 import pathlib
@@ -109,12 +109,12 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
     first_rest, second_rest, *_ = liveness.REST_SECONDS
     clock.now += first_rest
     assert set(alive.look(['h2']).unknown) == {'h2'}
-    assert len(caplog.messages) == 1  # it is told once
+    assert len(caplog.messages) == 1  # it is logged once
 
     assert not path.exists()
     second = CellDatabase(path)
     second.add('h2')
-    clock.now += first_rest  # but it rests for longer now
+    clock.now += first_rest  # but its pause is longer now
     with pytest.raises(exception.CellUnreachable, match=r'two.*\(it gave no answer a moment ago\)'):
         alive.why_down('h2', cell.uuid)
     clock.now += second_rest - first_rest
@@ -153,7 +153,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
     finally:
         released.set()
     (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
-    silent_cell._pool.shutdown()  # once what was given up has failed at last
+    silent_cell._pool.shutdown()  # once the abandoned query has failed
     alive.close()
     assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
     [line] = caplog.messages

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database of Nova is opened such that nothing in it changes; one that is none is refused.
+"""A database of Nova is opened without changing it; any other database is refused.
 
-MariaDB, and a database that Nova has made, are for the integration tests.
+MariaDB, and a database that Nova has made, are in the integration tests.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ def conf(tmp_path: pathlib.Path, path: pathlib.Path) -> cfg.ConfigOpts:
 
 @pytest.fixture
 def theirs(path: pathlib.Path) -> inventory.Inventory:
-    """An inventory as Nova has it: in a file that is not in the mode of ours."""
+    """An inventory like Nova's: in a file without the journal mode of ours."""
     engine = sa.create_engine(sa.URL.create('sqlite', database=str(path)))
     models.Base.metadata.create_all(engine)
     with engine.begin() as connection:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts of a Nova as they are shown and counted, each cell asked once for a page."""
+"""The hosts of a Nova as they are shown and counted, each cell queried once for a page."""
 
 import threading
 from collections.abc import Collection, Iterable, Mapping
@@ -22,7 +22,7 @@ UNTOLD = "cell two's database is unreachable (its mapping names none)"
 
 @pytest.fixture
 def shown(world: World, first: CellDatabase, alive: liveness.NovaLiveness) -> novahosts.NovaHosts:
-    """Hosts of a cell that tells, and one of a cell that does not."""
+    """Hosts of a cell that answers, and one of a cell that does not."""
     open_cell(world, 'one', first.url, 'a', 'b', 'c')
     first.add('a')
     first.add('b', forced_down=True)
@@ -32,7 +32,7 @@ def shown(world: World, first: CellDatabase, alive: liveness.NovaLiveness) -> no
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """For which hosts cells were asked."""
+    """The hosts of each query of a cell."""
     asked: list[list[str]] = []
     load = services.load
 
@@ -45,7 +45,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def _many(world: World, cell: CellDatabase, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """More hosts than are looked at at a time, of which the last is down."""
+    """Return more hosts than one query takes, the last of which is down."""
     monkeypatch.setattr(novahosts, 'CHUNK_HOSTS', 4)
     hosts = [f'h{number}' for number in range(9)]
     open_cell(world, 'one', cell.url, *hosts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cell mappings that are templates, filled in as Nova does: its own test is in integration."""
+"""Cell mappings that are templates, filled in as Nova does; integration tests compare with Nova."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to each cell's broker, made when it is first needed."""
+"""One connection to each cell's broker, made at its first use."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.unit.conftest import World
 
 
 class Broker:
-    """Makes transports, and remembers of which URLs."""
+    """Makes transports, and records their URLs."""
 
     def __init__(self) -> None:
         self.made: list[str] = []

@@ -16,7 +16,7 @@ from tests.unit.cells.conftest import CellDatabase
 from tests.unit.conftest import open_database
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-# Prints which databases are open where the command would end its process.
+# Prints the databases that are open when the command would exit.
 REPORT = """
 import gc, os, pathlib, sys
 from nova_precache.cmd import running

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands start and stop; what they cannot use, each says in a line and leaves."""
+"""The commands start and stop; each reports an unusable setting in one line and exits."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None
     code = (
         'from nova_precache import backend; backend.choose_by_environment()\n'
         'from nova_precache.cmd import running; import threading\n'
-        # A green thread begins when the process waits.
+        # A green thread starts when the process waits.
         'told = threading.Thread(target=print, args=("waits",), kwargs={"flush": True})\n'
         'running.run([], ready=told.start)'
     )

@@ -45,7 +45,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """A function that runs the command in this process and gives what it prints."""
+    """Return a function that runs the command in this process and returns its output."""
     monkeypatch.setattr('oslo_log.log.setup', lambda conf, product: None)
 
     def command(*arguments: str) -> str:
@@ -207,7 +207,7 @@ def test_an_error_on_purpose_ends_the_command_with_one_line_and_no_trace(
 
 @pytest.fixture
 def site(run: Run, path: pathlib.Path) -> Iterator[session.Database]:
-    """A database that was synced."""
+    """A synced database."""
     run('db', 'sync')
     database = open_database(path)
     yield database
@@ -215,7 +215,7 @@ def site(run: Run, path: pathlib.Path) -> Iterator[session.Database]:
 
 
 def _host(database: session.Database, host: str, cell_uuid: str, *, is_up: bool) -> None:
-    """Have a mapped host whose agent has told of an image, now or long ago."""
+    """Add a mapped host whose agent has reported an image, now or long ago."""
     inventory.Inventory(database).map_host(host, cell_uuid)
     agents.Agents(database, 60).register(model.Agent(host, f'agent-{host}', cell_uuid))
     image = model.CachedImage(host, 'a' * 40, None, 1, 1, LONG_AGO)
@@ -226,7 +226,7 @@ def _host(database: session.Database, host: str, cell_uuid: str, *, is_up: bool)
 
 
 def _left(database: session.Database, host: str) -> tuple[bool, bool, int]:
-    """Tell whether a host is mapped, whether it has an agent, and what is known of its cache."""
+    """Return whether a host is mapped, whether it has an agent, and how many files it reported."""
     mapped = inventory.Inventory(database).cell_of_hosts([host])
     known = agents.Agents(database, 60).get([host])
     return host in mapped, host in known, len(caches.Caches(database).of_host(host))
@@ -265,7 +265,7 @@ def test_a_host_whose_agent_lives_is_not_deleted(run: Run, site: session.Databas
 
     with pytest.raises(exception.InUse, match='Host alive is up, it reported at'):
         run('host', 'delete', 'alive')
-    with pytest.raises(exception.InUse, match='has just reported'):  # since it was looked at
+    with pytest.raises(exception.InUse, match='has just reported'):  # since the check
         host_removal.Departures(site, 60).forget('alive')
 
     assert _left(site, 'alive') == (True, True, 1)
@@ -321,7 +321,7 @@ def test_an_agent_of_a_cell_that_is_gone_keeps_no_other_from_being_mapped(
     agents.Agents(site, 60).register(model.Agent('astray', 'agent-1', 'no-such-cell'))
     agents.Agents(site, 60).register(model.Agent('lost', 'agent-2', cell.uuid))
 
-    with pytest.raises(AssertionError):  # it ends with 1
+    with pytest.raises(AssertionError):  # it exits with 1
         run('host', 'discover')
 
     said = capsys.readouterr()
@@ -369,7 +369,7 @@ URL = 'rabbit://user:s3cret@broker:5672/cell1'
 
 
 def _type(monkeypatch: pytest.MonkeyPatch, given: bytes) -> None:
-    """Have this be the standard input."""
+    """Replace standard input by this text."""
     monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(given), encoding='utf-8'))
 
 
@@ -408,7 +408,7 @@ def test_a_transport_url_is_asked_for_at_a_terminal_and_not_shown(
         stdin=its_other_end,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # or it asks at the terminal of whoever runs the tests
+        start_new_session=True,  # or it prompts at the terminal that runs the tests
     )
     try:
         assert process.stderr is not None
@@ -420,7 +420,7 @@ def test_a_transport_url_is_asked_for_at_a_terminal_and_not_shown(
         process.wait()
         os.close(its_other_end)
     os.set_blocking(terminal, False)
-    with contextlib.suppress(BlockingIOError, OSError):  # the latter: nothing, and it is closed
+    with contextlib.suppress(BlockingIOError, OSError):  # the latter: no data, and it is closed
         assert b's3cret' not in os.read(terminal, 1000)
     os.close(terminal)
 

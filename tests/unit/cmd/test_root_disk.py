@@ -88,7 +88,7 @@ def test_of_an_image_that_is_not_cached_the_options_are_named_that_are_missing(
 
 
 class _Guarded(http.server.BaseHTTPRequestHandler):
-    """An image service that lets nobody in."""
+    """An image service that refuses every caller."""
 
     def do_GET(self) -> None:
         self.send_response(401)
@@ -96,7 +96,7 @@ class _Guarded(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Keep the output of the tests clean."""
 
 
 @contextlib.contextmanager

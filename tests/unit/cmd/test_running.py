@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands read their configuration, again too, and tell systemd that they run."""
+"""How commands read and reload their configuration, and notify systemd."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures('root_logger_as_it_was')
 
 @pytest.fixture
 def hangups() -> Iterator[None]:
-    """Leave SIGHUP as it was."""
+    """Restore the handler of SIGHUP."""
     before = signal.getsignal(signal.SIGHUP)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -41,7 +41,7 @@ def hangups() -> Iterator[None]:
 
 @pytest.fixture
 def file(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A configuration file, with all that a conductor and a compute need."""
+    """A configuration file with all that a conductor and a compute need."""
     made = tmp_path / 'nova-precache.conf'
     _write(made)
     return made
@@ -74,7 +74,7 @@ def _read(file: pathlib.Path) -> cfg.ConfigOpts:
 def test_the_file_in_etc_is_read_unless_another_is_named(
     monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    """No test writes to /etc: that the file is missed there shows that it is read."""
+    """No test writes to /etc: the error about the missing file shows that it is read."""
     monkeypatch.setattr(sys, 'argv', [program])
     is_there = {DEFAULT_FILE, '/etc/gunicorn.conf'}
     monkeypatch.setattr('os.path.exists', lambda path: path in is_there)
@@ -122,7 +122,7 @@ def test_the_queue_manager_of_oslo_messaging_has_a_directory_for_its_locks(
         monkeypatch.setattr(sys, 'argv', ['gunicorn', '--bind', 'somewhere'])
         with pytest.raises(exception.ConfigError, match='no tables'):
             foreign.build([str(file)])
-    # It looks at the leader of the process group, which may have ended before the tests.
+    # It checks the leader of the process group, which may have ended before the tests.
     monkeypatch.setattr(os, 'getpgrp', os.getpid)
     manager = amqpdriver.QManager('host', f'test-{uuid.uuid4()}')
     try:
@@ -244,7 +244,7 @@ def test_systemd_is_told_once_all_has_started(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_part_that_fails_to_stop_keeps_no_other_running_nor_the_process() -> None:
-    """A thread that is at work, as a pool's, is not waited for either."""
+    """Nor does it wait for a busy thread, such as a pool's."""
     code = """\
 import os, signal, threading, types
 from nova_precache.cmd import running
@@ -304,6 +304,6 @@ def test_a_conductor_whose_database_became_unreadable_ends_at_a_signal(
     assert process.returncode == 0, said
     assert 'Traceback' not in said
     away = [line for line in said.splitlines() if 'Database of [database] connection' in line]
-    assert 1 <= len(away) <= 2, said  # another kind of error has a line of its own
+    assert 1 <= len(away) <= 2, said  # each other kind of error has a line of its own
     assert all('is unavailable: ' in line for line in away)
     assert 'has stopped' in said.splitlines()[-1]

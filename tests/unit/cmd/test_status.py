@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-precache-status upgrade check: what it finds, and how it ends."""
+"""nova-precache-status upgrade check: its findings and its exit code."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ CHECKS = ('Database schema', 'Policy file format', 'Policy rules', 'Cells', 'Com
 
 @pytest.fixture
 def directory(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Where the configuration is."""
+    """A directory for the configuration."""
     (tmp_path / 'nova-precache.conf').write_text(
         f'[database]\nconnection = sqlite:///{tmp_path}/precache.sqlite\n'
         f'[oslo_policy]\npolicy_file = {tmp_path}/policy.yaml\n'
@@ -36,7 +36,7 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
 def run(
     directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """A function that runs the command, and gives its exit code and what each check found."""
+    """Return a function that runs the command; it returns the exit code and each check's result."""
     monkeypatch.setattr('oslo_log.log.setup', lambda conf, product: None)
     monkeypatch.setattr(upgradecheck, 'CONF', None)
     conf = directory / 'nova-precache.conf'

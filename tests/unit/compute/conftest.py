@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compute stands between: a conductor in memory, and a driver that a test scripts."""
+"""The neighbours of a compute: a conductor in memory, and a driver that a test scripts."""
 
 import threading
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ WAIT_SECONDS = 20
 
 
 class FakeReporter:
-    """Stands behind ``compute.reporter.Reporter``; errors are used up from the front.
+    """Stands in for ``compute.reporter.Reporter``; errors are used up from the front.
 
-    ``current`` maps a job to the epoch that may begin; ``started`` has what each call said
-    about whether it starts a transfer.
+    ``current`` maps a job to the epoch that may begin; ``started`` has, for each call, whether it
+    said that it starts a transfer.
     """
 
     def __init__(self) -> None:
@@ -87,23 +87,23 @@ class FakeReporter:
         return 'fresh-token'
 
     def wait_begun(self, count: int) -> None:
-        """Wait until so many calls have asked whether they may begin."""
+        """Wait until this many calls have asked whether they may begin."""
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.started) >= count, WAIT_SECONDS)
 
     def wait_images(self, count: int) -> None:
-        """Wait until so many reports of what is in the cache came."""
+        """Wait until this many reports of the cache have arrived."""
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.images) >= count, WAIT_SECONDS)
 
     def wait_reported(self, count: int) -> None:
-        """Wait until so many states were reported."""
+        """Wait until this many states were reported."""
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.states) >= count, WAIT_SECONDS)
 
 
 class ScriptedDriver(virt_driver.ComputeDriver):
-    """Does what the test says, and remembers for which images it was asked."""
+    """Does what the test scripts, and records the images it was called for."""
 
     def __init__(self) -> None:
         super().__init__(conf.new(config_files=[]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compute registers for as long as it takes, serves, reports, and stops."""
+"""A compute retries its registration, serves, reports, and stops."""
 
 import logging
 import pathlib
@@ -25,7 +25,7 @@ CACHED = model.ImageOutcome('cached')
 
 
 class FakeServer:
-    """Knows whether it serves."""
+    """Records whether it serves."""
 
     def __init__(self) -> None:
         self.serves = False
@@ -548,7 +548,7 @@ def test_the_agent_id_of_a_host_outlives_its_process(tmp_path: pathlib.Path) -> 
 
 
 def test_an_agent_id_that_was_cut_short_is_made_anew(tmp_path: pathlib.Path) -> None:
-    """An empty one would be that of every host that lost its own like this."""
+    """An empty one would be shared by every host that lost its own in this way."""
     (tmp_path / 'agent_id').touch()
 
     made = agent.agent_id(tmp_path)

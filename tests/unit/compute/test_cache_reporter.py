@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What conductors are told of a cache: all of it now and then, what changes in between."""
+"""Reports of a cache to conductors: a full one now and then, changes in between."""
 
 import dataclasses
 import datetime
@@ -22,7 +22,7 @@ def image(name: str, size_bytes: int = 1, used_by: int | None = 0) -> model.Cach
 
 
 class Driver(virt_driver.ComputeDriver):
-    """Has what the test puts there, and counts how often it had to look at the disks."""
+    """Holds the test's files, and counts how often it had to read the disks."""
 
     def __init__(self) -> None:
         super().__init__(conf.new(config_files=[]))
@@ -63,7 +63,7 @@ class Host:
         )  # fmt: skip
 
     def after(self, seconds: float) -> list[reporter.CacheNews]:
-        """Let time pass, and give what is then told."""
+        """Advance the clock, and return the report then due."""
         self.now += seconds
         self.conductor.images.clear()
         self.inventory.report(self.ended)

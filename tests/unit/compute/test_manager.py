@@ -20,7 +20,7 @@ CTXT = context.admin_context()
 
 
 class Access:
-    """Gives an image service, and remembers what it was to be made of."""
+    """Returns an image service, and records its arguments."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -175,7 +175,7 @@ def test_a_token_that_one_job_is_refused_is_asked_for_by_another(
 def _confirming(
     driver: ScriptedDriver, conductor: FakeReporter, jobs: Sequence[str]
 ) -> list[model.ImageOutcome | None]:
-    """Have jobs want one image; a thread of the transfer then asks whether it is confirmed."""
+    """Call for one image from several jobs; the transfer then asks whether each is confirmed."""
     compute = _manager(driver, conductor)
     driver.opened.clear()
     driver.confirms = True
@@ -564,7 +564,7 @@ def test_a_transfer_works_under_the_ids_of_the_call_that_began_it(
     assert ids == ['req-j1']
 
 
-# Messages that cannot be
+# Invalid messages
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast bytes come: smoothed, of what is downloaded alone, and nothing when none come."""
+"""The measured rate: smoothed, of downloaded bytes only, and none when no bytes arrive."""
 
 import pytest
 
@@ -22,7 +22,7 @@ class Work:
         self.speed.note(before, self.progress)
 
     def download(self, rate_bytes: int, seconds: int) -> None:
-        """Have bytes come in ten pieces a second, and the rate asked for each second."""
+        """Download at this rate in ten pieces a second, reading the rate once a second."""
         for _ in range(seconds):
             for _ in range(10):
                 self.now += 0.1
@@ -52,7 +52,7 @@ def test_nothing_is_known_before_the_first_bytes_nor_right_after_them(work: Work
 
 
 def test_the_time_before_the_first_bytes_does_not_count(work: Work) -> None:
-    """It may wait for its turn, or for a server."""
+    """The transfer may wait for its turn, or for a server."""
     work.now += 3600
 
     work.download(10 * MIB, seconds=3)
@@ -61,7 +61,7 @@ def test_the_time_before_the_first_bytes_does_not_count(work: Work) -> None:
 
 
 def test_the_first_looks_count_alike(work: Work) -> None:
-    """One that falls between two pieces must not be believed for long."""
+    """A look that falls between two pieces must not distort the rate for long."""
     work.note(1)
     for piece_bytes in (0, 10, 10, 10):
         work.now += 1
@@ -108,7 +108,7 @@ def test_bytes_that_were_kept_are_no_speed(work: Work) -> None:
 
 
 def test_kept_bytes_that_are_read_between_two_looks_are_no_speed_either(work: Work) -> None:
-    """The disk may have read all of them before anybody asks."""
+    """The disk may have read all of them before the rate is first read."""
     work.note(1000 * MIB, model.TaskStatus.VERIFYING)
     work.note(1001 * MIB)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compute counts of its transfers, and tells of its cache."""
+"""The metrics of a compute: its transfers and its cache."""
 
 import pytest
 from prometheus_client import registry
@@ -43,7 +43,7 @@ def _value(made: registry.CollectorRegistry, name: str, **labels: str) -> float 
 def _run(
     meter: metrics.HostMeter, outcome: model.ImageOutcome, *progress: model.Progress
 ) -> list[model.Progress]:
-    """Do work that makes this progress and ends so; gives what whoever follows it is told."""
+    """Run work with this progress and outcome; return the progress that its callers see."""
     told: list[model.Progress] = []
 
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:

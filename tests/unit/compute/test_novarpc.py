@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stock nova-compute is sent, and how what it answers is read."""
+"""What a stock nova-compute is sent, and how its answer is read."""
 
 import uuid
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ CTXT = context.RequestContext(request_id='req-1', is_admin=True, overwrite=False
 
 
 class NovaCompute:
-    """An endpoint as Nova has it: it serves what it is told to, and knows no other method."""
+    """An endpoint like Nova's: it serves the scripted method, and knows no other."""
 
     def __init__(self, version: str) -> None:
         self.target = messaging.Target(version=version)

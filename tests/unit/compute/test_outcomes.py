@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a driver did or could not do, in the words that the conductor records."""
+"""The results and errors of a driver, as the outcomes that the conductor records."""
 
 import pytest
 

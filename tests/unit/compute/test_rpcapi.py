@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What conductors say to computes on the wire, to computes of this release and older ones."""
+"""The messages of conductors to computes on the wire, of this release and older ones."""
 
 import dataclasses
 import math
@@ -171,7 +171,7 @@ def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transpo
         _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')
 
 
-# Answers and messages that cannot be
+# Invalid answers and messages
 
 
 def _is_json(value: object) -> bool:
@@ -179,7 +179,7 @@ def _is_json(value: object) -> bool:
 
 
 class OddCompute(rpc.Endpoint, version='1.9'):
-    """A compute that answers whatever a test says."""
+    """A compute that answers whatever a test scripts."""
 
     def __init__(self) -> None:
         self.answer: Any = None
@@ -270,7 +270,7 @@ def test_what_an_image_needs_reaches_the_driver(
 def test_an_older_compute_is_asked_for_no_image_that_needs_a_kernel(
     transport: rpc.Transport, old: OldCompute
 ) -> None:
-    """It would leave the kernel out, and call the image cached."""
+    """It would omit the kernel, and report the image as cached."""
     with pytest.raises(exception.VersionUnsupported, match=r'cache_image 1\.4'):
         _api(transport).cache_image(CTXT, 'old', KERNEL_CALL)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One transfer an image: joined, fenced anew, remembered, and cut when the compute stops."""
+"""One transfer an image: joined, fenced again, remembered, and cut when the compute stops."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ EXISTING = model.ImageOutcome('existing')
 
 
 class Held:
-    """Work on an image that goes on until the test opens its gate, or somebody stops it.
+    """Work on an image that blocks until the test opens its gate, or a stop arrives.
 
-    It is past its download, and so reported each time that somebody asks.
+    It is past its download, and reports so to each caller.
     """
 
     def __init__(self, outcome: model.ImageOutcome = CACHED, heeds_stops: bool = True) -> None:
@@ -64,7 +64,7 @@ def running() -> transfers.Transfers:
 
 @pytest.fixture
 def call(running: transfers.Transfers) -> Iterator[Call]:
-    """A function that makes a call in a thread of its own, and returns once it follows."""
+    """Return a function that makes a call in a thread of its own, and returns once it follows."""
     with futures.ThreadPoolExecutor(8) as pool:
 
         def run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conductor's parts on a real database, with a compute that does what a test scripts."""
+"""A conductor's parts on a real database, with a compute that a test scripts."""
 
 import collections
 import dataclasses
@@ -37,7 +37,7 @@ Step = Callable[[str, rpcapi.CacheImageCall], model.ImageOutcome | None]
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What a host was told beside its calls: to stop a job, or to forget an image."""
+    """An order to a host outside its calls: to stop a job, or to forget an image."""
 
     host: str
     what: str
@@ -49,8 +49,8 @@ class FakeCompute:
     """Every compute of every cell: begins each job, and answers ``cached`` unless scripted.
 
     ``script`` holds steps by (host, image), used up from the front; a step is called
-    with the host and the call, and returns the answer or raises. ``answer`` holds what a
-    host answers when it is told to stop or to forget something: True unless said.
+    with the host and the call, and returns the answer or raises. ``answer`` holds a host's
+    answer to orders to stop or to forget: True by default.
     """
 
     def __init__(self, world: World) -> None:
@@ -82,7 +82,7 @@ class FakeCompute:
         return self.answer.get(told.host, lambda: True)()
 
     def wait_told(self, count: int) -> None:
-        """Wait until hosts were told so many things."""
+        """Wait until this many orders were sent."""
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.told) >= count, WAIT_SECONDS)
 
@@ -100,7 +100,7 @@ class FakeCompute:
         return step(host, call)
 
     def answers(self, outcome: model.ImageOutcome) -> Step:
-        """A step that begins the job and ends it with the outcome."""
+        """Return a step that begins the job and ends it with the outcome."""
 
         def step(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome | None:
             return outcome if self._world.jobs.begin(call.job_id, call.epoch) else None
@@ -108,7 +108,7 @@ class FakeCompute:
         return step
 
     def fails(self, error: Exception, begins: bool = False) -> Step:
-        """A step that raises, having begun the job or not."""
+        """Return a step that raises, with or without having begun the job."""
 
         def step(host: str, call: rpcapi.CacheImageCall) -> None:
             if begins:
@@ -118,18 +118,18 @@ class FakeCompute:
         return step
 
     def called(self) -> list[tuple[str, str]]:
-        """The (host, image) of each call so far."""
+        """Return the (host, image) of each call so far."""
         with self._condition:
             return [(host, call.image_id) for host, call in self.calls]
 
     def wait_called(self, count: int) -> None:
-        """Wait until so many calls have come in."""
+        """Wait until this many calls have come in."""
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.calls) >= count, WAIT_SECONDS)
 
 
 class Announcements(emitter.RecordingEmitter):
-    """What was announced; a test can wait for it."""
+    """The notifications sent; a test can wait for one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,12 +141,12 @@ class Announcements(emitter.RecordingEmitter):
             self._condition.notify_all()
 
     def events(self, family: str = 'aggregate.cache_images.') -> list[str]:
-        """The last words of the event types that begin so: unless told otherwise, Nova's."""
+        """Return the last words of the event types of a family, by default Nova's."""
         types = [notification.event_type for notification in self.emitted]
         return [each.removeprefix(family) for each in types if each.startswith(family)]
 
     def data(self, phase: str, family: str = 'aggregate.cache_images.') -> list[model.Json]:
-        """What the notifications of one kind carried."""
+        """Return the data of the notifications of one kind."""
         return [
             notification.payload['nova_object.data']
             for notification in self.emitted
@@ -154,7 +154,7 @@ class Announcements(emitter.RecordingEmitter):
         ]
 
     def wait(self, event: str, count: int = 1) -> None:
-        """Wait until there were so many of these events."""
+        """Wait until this many of these events were sent."""
         with self._condition:
             came = self._condition.wait_for(
                 lambda: self.events().count(event) >= count, WAIT_SECONDS
@@ -253,7 +253,7 @@ class Parts:
         )
 
     def serve(self, conductor: str = 'c1') -> str:
-        """Claim the next host and serve it to the end; gives its name."""
+        """Claim the next host and serve it to the end; return its name."""
         claim = self.world.claim(conductor, 100, self.breakers.avoid())
         assert claim is not None
         assignments = iter(range(50))
@@ -290,7 +290,7 @@ def parts(world: World) -> Parts:
 
 
 class Lines(logging.Handler):
-    """What is logged, each line with the request id of the thread that logs it."""
+    """The log, each line with the request id of the thread that logs it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class Lines(logging.Handler):
         self._lines.append((ids, record.getMessage()))
 
     def about(self, names: Iterable[str]) -> list[tuple[str, str | None, str]]:
-        """Give the lines that name one of these: it, the request id, and the message."""
+        """Return the lines that name one of these ids: the id, the request id, and the message."""
         return [
             (name, current, message)
             for current, message in self._lines

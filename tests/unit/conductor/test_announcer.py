@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications that conductors still owe: by whom and in which order they are sent."""
+"""Pending notifications of conductors: who sends them, and in which order."""
 
 import threading
 from collections.abc import Callable
@@ -20,11 +20,11 @@ OURS = 'image_precache.'
 
 
 class Killed(BaseException):
-    """What ends a conductor in the middle of its work."""
+    """Ends a conductor in the middle of its work."""
 
 
 class Broker(emitter.RecordingEmitter):
-    """Does something each time that a notification is sent."""
+    """Runs a callback each time that a notification is sent."""
 
     def __init__(self, then: Callable[[payloads.Notification], None]) -> None:
         super().__init__()
@@ -49,18 +49,18 @@ def _announcer(
 
 
 def _events(broker: emitter.RecordingEmitter) -> list[str]:
-    """The last words of what was sent."""
+    """Return the last words of the event types sent."""
     return [each.event_type.rpartition('.')[2] for each in broker.emitted]
 
 
 def _all_taken_long_ago(parts: Parts) -> None:
-    """Have whoever took an announcement be gone."""
+    """Expire the leases of all announcements that were taken."""
     taken = models.Announcement.taken_until.is_not(None)
     parts.world.change(models.Announcement, taken, taken_until=LONG_AGO)
 
 
 def _done(parts: Parts, *hosts: str) -> model.CacheRequest:
-    """A request that is over, of which nothing was announced."""
+    """Return an ended request without any announcement yet."""
     request = parts.world.planned(hosts, ['i1'])
     for _ in hosts:
         begun = parts.world.begun()
@@ -328,7 +328,7 @@ def test_what_nova_does_not_have_only_we_tell(parts: Parts, phase: str, sends_ou
 
 
 def _announcing_only(parts: Parts, phase: str) -> model.CacheRequest:
-    """A request of which one phase is to be announced."""
+    """Return a request with one phase to announce."""
     request = parts.world.planned(['h1'], ['i1'])
     parts.world.change(models.Announcement, sa.true(), phase=phase)
     return request

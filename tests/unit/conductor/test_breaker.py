@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cell that failed is left alone, then probed by one call."""
+"""A failed cell is left alone, then probed by one call."""
 
 import pytest
 

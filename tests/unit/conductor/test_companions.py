@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel and ramdisk of an image: planned with it, told with each call, kept by pins."""
+"""Kernel and ramdisk of an image: planned with it, sent with each call, kept by pins."""
 
 import threading
 
@@ -42,7 +42,7 @@ def needed(image: model.Image) -> tuple[model.Companion, ...]:
 
 
 def ask(parts: Parts, *images: model.Image) -> model.CacheRequest:
-    """Ask for images on one living host, and plan that."""
+    """Ask for images on one living host, and plan the request."""
     parts.world.living('h1')
     aggregate = parts.world.aggregate(['h1'])
     new = requests.NewRequest(images=tuple(image.id for image in images), aggregate=aggregate)
@@ -51,7 +51,7 @@ def ask(parts: Parts, *images: model.Image) -> model.CacheRequest:
     return parts.world.requests.get(request.id)
 
 
-# Whether all may be had
+# Visibility of all of them
 
 
 def test_a_project_may_have_an_image_with_a_kernel_and_ramdisk_that_it_may_have(
@@ -129,7 +129,7 @@ def test_a_retry_whose_ramdisk_has_gone_meanwhile_is_not_made(parts: Parts) -> N
 
 
 class Counting(fake.FakeImageService):
-    """Counts what it is asked, and may be silent."""
+    """Counts its queries, and can be made to fail."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in hand when the database goes away is written down when it is back, once."""
+"""Results that an outage of the database delays are recorded once, when it is back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ AWAY = exception.DatabaseUnavailable('(2013, lost)')
 
 
 class Failing:
-    """Has a method fail some times before it does what it did."""
+    """Makes a method fail several times before it works."""
 
     def __init__(self, work: Callable[..., Any], *errors: Exception) -> None:
         self._work = work
@@ -30,7 +30,7 @@ class Failing:
 
 @pytest.fixture
 def waited(parts: Parts) -> list[float]:
-    """The seconds for which the worker waited."""
+    """The seconds that the worker waited."""
     seconds: list[float] = []
 
     def wait(pause: float) -> bool:

@@ -43,9 +43,9 @@ def running(parts: Parts) -> Iterator[Running]:
 
 
 class Crowd:
-    """Steps of a compute that note how many work at once.
+    """Steps of a compute that record how many work at once.
 
-    :param full: the first calls wait until so many are at work together
+    :param full: the first calls wait until this many are at work together
     """
 
     def __init__(self, parts: Parts, full: int) -> None:
@@ -118,7 +118,7 @@ def test_as_many_hosts_work_at_once_as_the_limit_says_and_never_more(
 
     assert crowd.most == limit
     assert crowd.most_on_a_host == 1
-    # A request that is planned when a host is done already has it looked at once more.
+    # A request that is planned when a host is done already is checked once more.
     assert set(parts.compute.called()) == {(h, i) for h in hosts for i in images}
     assert {parts.world.status(request) for request in asked} == {'completed'}
 

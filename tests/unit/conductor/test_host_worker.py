@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work on one claimed host: what each answer, error and silence comes to."""
+"""The work on one claimed host: the effect of each answer, error and silence."""
 
 import datetime
 import logging
@@ -385,7 +385,7 @@ def test_a_cell_that_dies_between_two_calls_for_a_transfer_is_left_alone(parts: 
     assert parts.breakers.avoid() == {parts.world.cell.uuid}
 
 
-# What else goes wrong
+# Other errors
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_an_image_that_nobody_may_have_any_more_is_not_tried_again(parts: Parts)
 
 
 def test_a_transfer_in_work_is_joined_though_its_image_was_hidden_since(parts: Parts) -> None:
-    """Its bytes move already, and whoever takes it over must still fetch its outcome."""
+    """Its bytes move already, and the conductor that takes it over must still fetch its outcome."""
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     _fail_once(parts, 'h1', image.id)
@@ -576,7 +576,7 @@ def test_a_compute_that_shuts_down_counts_no_attempt_and_the_host_is_left(parts:
     assert (other.status, parts.compute.called()) == ('queued', [('h1', 'i1')])
 
 
-# What a request allows
+# Limits of a request
 
 
 def _in_an_hour() -> datetime.datetime:
@@ -665,7 +665,7 @@ def test_what_was_cancelled_by_one_and_is_wanted_by_another_is_called_again(part
     first = parts.world.planned(['h1'], ['i1'])
 
     def cancel(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
-        """The order is under way when another request joins the transfer."""
+        """The order is on its way when another request joins the transfer."""
         assert parts.world.jobs.begin(call.job_id, call.epoch)
         parts.steering.cancel(first.id)
         parts.world.planned(['h1'], ['i1'])

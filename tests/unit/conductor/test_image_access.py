@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may have which image, decided without the token of whoever asked."""
+"""Who may use which image, decided without the caller's token."""
 
 from typing import Any
 

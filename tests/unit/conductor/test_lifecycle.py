@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no call brings about: windows, deadlines, and what a conductor that died left undone."""
+"""Work that no call triggers: windows, deadlines, and the remains of a dead conductor."""
 
 import datetime
 import threading
@@ -29,7 +29,7 @@ def helm(parts: Parts, freed: threading.Event) -> lifecycle.LifecycleLoop:
 
 @pytest.fixture
 def start(helm: lifecycle.LifecycleLoop) -> Iterator[Callable[[], lifecycle.LifecycleLoop]]:
-    """A function that has the helm's own loop run until the test ends."""
+    """Return a function that starts the lifecycle loop, until the test ends."""
 
     def begin() -> lifecycle.LifecycleLoop:
         helm.start()
@@ -55,7 +55,7 @@ def _change(parts: Parts, request: model.CacheRequest, **values: object) -> None
 
 
 def _ends(parts: Parts, outcome: model.ImageOutcome) -> str:
-    """Have an attempt recorded by a conductor that dies right after that; gives its host."""
+    """Record an attempt by a conductor that dies right after that; return its host."""
     assigned = parts.world.begun('dead')
     parts.world.jobs.finish(assigned.job_id, assigned.epoch, outcome)
     parts.world.jobs.release_all('dead')
@@ -107,7 +107,7 @@ def test_a_transfer_that_runs_when_its_deadline_passes_is_stopped_in_the_same_lo
     assert parts.world.statuses(request) == {('h1', 'i1'): 'downloading'}
 
 
-# What a conductor that died left, or one of an earlier release
+# Remains of a dead conductor, or of one of an earlier release
 
 
 def test_what_an_earlier_release_has_planned_is_taken_on(

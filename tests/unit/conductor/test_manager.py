@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What computes tell and ask a conductor."""
+"""What computes report to a conductor and ask it."""
 
 import dataclasses
 import datetime
@@ -93,7 +93,7 @@ def test_a_second_agent_of_a_living_host_is_refused(
 
 
 def _refusal(endpoint: manager.CellEndpoint, state: model.Json) -> BaseException | None:
-    """Give what the agent is answered; oslo.messaging logs it as no failure."""
+    """Return the refusal sent to the agent; oslo.messaging does not log it as a failure."""
     with pytest.raises(oslo_messaging.ExpectedException) as answered:
         endpoint.register(CTXT, state)
     _, error, _ = answered.value.exc_info
@@ -322,7 +322,7 @@ def test_without_an_image_service_nothing_is_confirmed_and_nothing_ends(
 
 
 def _token_refusal(endpoint: manager.CellEndpoint, **named: Any) -> str:
-    """Give why a compute gets no token; oslo.messaging logs it as no failure."""
+    """Return why a compute gets no token; oslo.messaging does not log it as a failure."""
     with pytest.raises(oslo_messaging.ExpectedException) as answered:
         endpoint.get_token(CTXT, **named)
     _, error, _ = answered.value.exc_info

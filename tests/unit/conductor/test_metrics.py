@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conductor counts, and how the whole service stands by its metrics."""
+"""The metrics of a conductor, and the whole service's state in them."""
 
 import dataclasses
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock nova-computes behind a conductor: no host is sent a call while another may be at work."""
+"""Stock nova-computes behind a conductor: no host gets a call while another may be at work."""
 
 import collections
 import datetime
@@ -19,7 +19,7 @@ OVER_SECONDS = 1800.0
 
 
 class FakeNova:
-    """Every nova-compute: answers ``cached`` unless scripted, and knows what it was sent."""
+    """Every nova-compute: answers ``cached`` unless scripted, and records its calls."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, str | None]] = []
@@ -43,7 +43,7 @@ class FakeNova:
         return {image_id: word for image_id, word in words if word is not None}
 
     def loses(self, host: str, error: Exception | None = None) -> None:
-        """Have the next call of a host get no answer."""
+        """Lose the next call of a host, or fail it with the error."""
 
         def lose() -> None:
             raise error or TimeoutError('no reply')
@@ -100,7 +100,7 @@ def _task(
 
 
 def _let_call_be_over(parts: Parts) -> None:
-    """Have so much time pass that what was lost is over, and what waits for that is due."""
+    """End lost calls by moving their times into the past, and make the waiting jobs due."""
     parts.world.change(models.StockCall, models.StockCall.over_at > LONG_AGO, over_at=LONG_AGO)
     parts.world.make_due()
 
@@ -391,7 +391,7 @@ def test_where_nobody_can_tell_whether_a_host_is_alive_the_cell_is_left_alone(
     assert list(parts.breakers.avoid()) == [parts.world.cell.uuid]
 
 
-# What is to stop
+# Stopping
 
 
 def _orders(parts: Parts, freed: list[None]) -> nova_backend.NovaStopOrders:
@@ -464,7 +464,7 @@ def test_what_is_cancelled_and_called_by_no_living_conductor_ends(
 
 
 class Away:
-    """Hosts that are away or of which nothing is known."""
+    """Hosts that are down or of unknown state."""
 
     def __init__(self) -> None:
         self.down: dict[str, str] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that cannot be hurt their sender alone, who is named once and without a traceback."""
+"""Invalid messages harm only their sender, which is named once and without a traceback."""
 
 import json
 import uuid
@@ -53,7 +53,7 @@ def _odd(good: model.Json, table: Any) -> Iterator[tuple[str, model.Json]]:
 
 
 def _assert_quiet(caplog: pytest.LogCaptureFixture, named: int = 1) -> list[str]:
-    """No traceback, no raw character, and the expected number of lines that name senders."""
+    """Check for no traceback, no raw character, and this many lines that name senders."""
     assert [record for record in caplog.records if record.exc_info] == []
     lines = [each for each in caplog.messages if each.startswith('Refused')]
     assert all(each.isprintable() and len(each) < 500 for each in lines)
@@ -203,7 +203,7 @@ def test_an_odd_beginning_begins_nothing(
 
 
 class _Good(manager.CellEndpoint):
-    """Notes that the last message has come."""
+    """Records that the last message has arrived."""
 
     def work_done(self, ctxt: context.RequestContext, answer: object = None, **_: object) -> str:
         return 'done'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pin asks for in its rounds, what it leaves, and when it ends."""
+"""The requests of a pin in its rounds, what it leaves alone, and when it ends."""
 
 import dataclasses
 import datetime
@@ -28,7 +28,7 @@ MINUTE = datetime.timedelta(minutes=1)
 
 @dataclasses.dataclass
 class Site:
-    """Conductors that keep pins, and what they find."""
+    """Conductors that keep pins, and their surroundings."""
 
     world: World
     pins: pins.Pins
@@ -53,11 +53,11 @@ class Site:
         )
 
     def round(self) -> None:
-        """Look after every pin once."""
+        """Check every pin once."""
         self.reconciler().run()
 
     def pin(self, hosts: Sequence[str], images: int = 1, **fields: Any) -> model.Pin:
-        """Make a pin of new images for a new aggregate of living hosts."""
+        """Pin new images to a new aggregate of living hosts."""
         made = tuple(self.images.add(b'some data').id for _ in range(images))
         aggregate = self.world.aggregate(hosts)
         new = {'aggregate': aggregate, 'images': made, 'project_id': 'p1', **fields}
@@ -67,7 +67,7 @@ class Site:
         return self.pins.get(pin.id)
 
     def asked(self, pin: model.Pin) -> list[model.CacheRequest]:
-        """The requests of a pin, the oldest first."""
+        """Return the requests of a pin, oldest first."""
         row = models.CacheRequest
         query = sa.select(row.id).where(row.pin_id == pin.id).order_by(row.number)
         with self.world.database.reader() as reader:
@@ -75,7 +75,7 @@ class Site:
         return [self.world.requests.get(request_id) for request_id in ids]
 
     def files(self, pin: model.Pin) -> list[set[tuple[str, str]]]:
-        """The files that each request of a pin asked for, the oldest request first."""
+        """Return the files that each request of a pin asked for, oldest request first."""
         return [
             {(host, image) for host in request.hosts or () for image in request.images}
             for request in self.asked(pin)
@@ -88,7 +88,7 @@ class Site:
         ended_at: datetime.datetime | None = None,
         reason: str | None = None,
     ) -> None:
-        """End what a pin has asked for, all of it with one outcome."""
+        """End the requests of a pin, all tasks with one outcome."""
         unfinished = [each for each in self.asked(pin) if each.status in model.REQUEST_ACTIVE]
         for request in unfinished:
             rows = [
@@ -109,7 +109,7 @@ class Site:
             self.world.change(models.CacheRequest, is_it, status='partial', finished_at=LONG_AGO)
 
     def report(self, host: str, images: Sequence[str], touched_at: datetime.datetime) -> None:
-        """Have a host tell of all that it has."""
+        """Report the full inventory of a host."""
         files = [
             model.CachedImage(host, layout.base_name(image), image, 9, 9, touched_at)
             for image in images
@@ -129,14 +129,14 @@ def site(world: World) -> Site:
 
 
 def _just_now(site: Site) -> datetime.datetime:
-    """The time by the database."""
+    """Return the database's time."""
     site.world.living('clock')
     seen_at = site.world.agents.get(['clock'])['clock'].seen_at
     assert seen_at is not None
     return seen_at
 
 
-# What is asked for
+# Requests
 
 
 def test_a_pin_asks_for_what_its_hosts_lack_after_all_that_people_ask_for(site: Site) -> None:
@@ -495,7 +495,7 @@ def test_one_pin_that_fails_unexpectedly_does_not_stop_the_round(
     assert len(site.asked(good)) == 1
 
 
-# When something is tried again
+# When a host or an image is tried again
 
 
 @pytest.mark.parametrize(('failures', 'minutes'), [(1, 2), (2, 4), (5, 32), (6, 60), (5000, 60)])
@@ -532,7 +532,7 @@ def test_a_host_that_tells_of_nothing_has_what_it_was_given_until_it_is_to_be_to
     assert _choose(NOW + 13 * HOUR, tried=tried, has_told=False) == ([('h1', 'i1')], [])
 
 
-# What is another user's
+# Files of another user
 
 
 NOT_OURS = str(exception.NotOurs('kept', 'owned by libvirt-qemu'))
@@ -640,7 +640,7 @@ def _choose(
     has_told: bool = True,
     rules: keeping.Rules = keeping.Rules(60, 10, 24 * 3600),  # noqa: B008 - it is frozen
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Give what is asked for and what is failing, of one image on one host."""
+    """Return the files to ask for and the failing ones, for one image on one host."""
     file = ('h1', 'i1')
     known = keeping.Known(
         now,
@@ -664,14 +664,14 @@ def _living(site: Site, host: str) -> str:
 
 
 def _take_over(site: Site, pin: model.Pin) -> None:
-    """Have another conductor look after a pin whose keeper is slow."""
+    """Take over a pin, whose keeper is slow, as another conductor."""
     site.world.change(models.Pin, models.Pin.id == pin.id, keeper_lease_until=LONG_AGO)
     site.reconciler('c2').run()
     assert len(site.asked(pin)) == 1
 
 
 class _Interrupted(requests.Requests):
-    """Accepts a request after something else has happened."""
+    """Accepts a request after a callback has run."""
 
     def __init__(self, inner: requests.Requests, happens: Any) -> None:
         self._inner = inner

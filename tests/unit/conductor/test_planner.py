@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request comes to, host by host, before any compute is called."""
+"""The plan of a request, host by host, before any compute is called."""
 
 import dataclasses
 
@@ -90,7 +90,7 @@ def test_with_a_pin_that_is_too_low_no_compute_is_called() -> None:
 
 
 def test_what_the_image_is_comes_before_what_the_host_is() -> None:
-    """Else the reason would say to repair a host, which would not help."""
+    """Otherwise the reason would be to repair a host, which would not help."""
     outcomes = _outcomes(
         refused={'i1': 'was deleted'},
         cells={'h1': 'cell-1'},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an accepted request becomes tasks, on good days and on bad ones."""
+"""How an accepted request becomes tasks, with and without failures."""
 
 import dataclasses
 import logging
@@ -38,7 +38,7 @@ def _reasons(parts: Parts, asked: _Asked) -> dict[str, tuple[str, str | None]]:
 
 
 def _make_plannable(parts: Parts) -> None:
-    """Have every postponed request wait no longer."""
+    """Make every postponed request due."""
     is_held = models.CacheRequest.planner_lease_until.is_not(None)
     parts.world.change(models.CacheRequest, is_held, planner_lease_until=LONG_AGO)
 
@@ -211,7 +211,7 @@ def test_after_an_outage_a_host_that_stays_silent_is_skipped_in_the_end(parts: P
 
 
 def test_a_request_made_right_after_an_outage_skips_no_host(parts: Parts) -> None:
-    """No conductor has noted yet that it hears the cell: the calls themselves show who is there."""
+    """No conductor has recorded yet that it hears the cell: the calls show which hosts are up."""
     parts.world.hears(for_seconds=1000)
     asked = _ask(parts, ['h1', 'h2', 'restored'])
     parts.world.change(models.Agent, models.Agent.host == 'restored', host='other')
@@ -272,7 +272,7 @@ def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:
     taken_over: list[requests.ToPlan | None] = []
 
     def lose() -> str | None:
-        """Stand in for a long look at the pin, during which the lease runs out."""
+        """Stand in for a slow check of the pin, during which the lease expires."""
         _make_plannable(parts)
         taken_over.append(parts.world.requests.next_to_plan('c2'))
         return None
@@ -346,7 +346,7 @@ def test_a_host_that_is_waited_for_is_planned_though_not_all_had_time_to_report(
     assert parts.world.status(asked.request) == 'planned'
 
 
-# Requests that were steered before they had a plan, or after
+# Requests with actions before they had a plan, or after
 
 
 def test_a_request_that_was_paused_before_is_planned_and_paused_then(parts: Parts) -> None:
@@ -363,7 +363,7 @@ def test_a_request_that_was_paused_before_is_planned_and_paused_then(parts: Part
 
 
 def _fail_all(parts: Parts, asked: _Asked) -> None:
-    """Have every host of a request but the first fail."""
+    """Fail all hosts of a request but the first."""
     parts.planning().plan_next()
     outcomes = iter([model.ImageOutcome('cached')])
     while (claim := parts.world.claim('c1', limit=5)) is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports are gathered and written in bulk, the newest of each."""
+"""Reports are buffered and written in bulk, the newest of each."""
 
 import threading
 from collections.abc import Iterable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under which ids a conductor works: those of the call by which a job was first asked for."""
+"""The request ids of a conductor's work: those of the call that first asked for a job."""
 
 from oslo_context import context as oslo_context
 
@@ -14,7 +14,7 @@ Ids = tuple[str | None, str | None]
 
 
 class Compute:
-    """Notes under which ids it is called, and does what the compute of the parts does."""
+    """Records the request ids of its calls, and passes them to the scripted compute."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which outcomes are tried again, and after how long."""
+"""Which outcomes are retried, and after how long."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the API tells conductors of work: once, and without waiting for a silent broker."""
+"""How the API notifies conductors of work: once, and without waiting for a silent broker."""
 
 import datetime
 import queue
@@ -19,7 +19,7 @@ WAIT_SECONDS = 20
 
 
 class Broker:
-    """A transport, and its only client, whose broker takes casts when it is told to."""
+    """A transport and its only client, whose broker accepts casts when the test lets it."""
 
     def __init__(self) -> None:
         self.casts = 0
@@ -88,11 +88,11 @@ def test_a_silent_broker_is_not_waited_for_and_gets_one_cast_at_a_time(
     assert broker.done.acquire(timeout=WAIT_SECONDS)
 
 
-# What a compute tells
+# Reports of a compute
 
 
 class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
-    """Takes what computes tell of their caches and of their progress."""
+    """Receives computes' reports of their caches and of their progress."""
 
     def __init__(self) -> None:
         self.told: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -211,7 +211,7 @@ def test_why_a_token_is_refused_reaches_the_compute(
 
 
 class OldConductor(Conductor, version=rpcapi.OLDEST_VERSION):
-    """One that serves what the first release did, and notes what it was asked."""
+    """A conductor that serves the methods of the first release, and records its calls."""
 
     def ping(self, ctxt: context.RequestContext) -> None:  # type: ignore[override]
         self.told.put({'ping': True})
@@ -247,7 +247,7 @@ def test_conductors_that_were_upgraded_are_told_all_the_next_time(
     assert conductor.told.empty()
 
 
-# Answers that cannot be
+# Invalid answers
 
 
 @pytest.mark.parametrize('answer', [None, 1, 'false', {}, [True]])
@@ -309,7 +309,7 @@ def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport
     server.stop()
 
 
-# By which a conductor knows that a cell can be heard
+# How a conductor knows that it can hear a cell
 
 
 def test_a_probe_reaches_the_conductors_of_every_release(transport: rpc.Transport) -> None:

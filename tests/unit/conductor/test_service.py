@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which brokers a conductor serves: the one of each enabled cell, at the URL of now."""
+"""Which brokers a conductor serves: the one of each enabled cell, at its current URL."""
 
 import functools
 import threading
@@ -20,7 +20,7 @@ WAIT_SECONDS = 20
 
 
 class Endpoint(rpc.Endpoint):
-    """Tells for which cell it was asked."""
+    """Records the cell for which it was made."""
 
     def __init__(self, cell_uuid: str) -> None:
         self._cell_uuid = cell_uuid

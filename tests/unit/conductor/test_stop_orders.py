@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What computes are told beside their calls, and what each answer and silence comes to."""
+"""Orders to computes outside their calls, and the effect of each answer and silence."""
 
 import dataclasses
 import threading
@@ -28,7 +28,7 @@ class Running:
         return f'{self.assigned.job_id} {self.assigned.epoch}'
 
     def leave(self) -> None:
-        """Have the conductor that called the host give it back, as one that stops does."""
+        """Release the host, as a conductor that stops does."""
         self.parts.world.jobs.release('c1', [self.assigned.host])
 
     def task(self) -> model.Task:
@@ -65,12 +65,12 @@ def _answers(parts: Parts, host: str, answer: bool | Exception) -> None:
 def _look(
     parts: Parts, tell: stop_orders.StopOrders, what: Callable[[], object] | None = None
 ) -> None:
-    """Look once, and wait until all that was to be told has been told."""
+    """Look once, and wait until all orders have been sent."""
     (what or tell.stop_transfers)()
     wait_until(lambda: not tell._stops._running | tell._discards._running, 'all was told')
 
 
-# What is to be stopped
+# Jobs to stop
 
 
 def test_a_cancelled_transfer_is_stopped_on_its_host_and_its_call_brings_the_outcome(
@@ -155,7 +155,7 @@ def test_a_host_that_gives_no_answer_delays_no_other(
     answered.set()
 
 
-# Nobody works on it
+# Jobs that no compute works on
 
 
 def test_what_no_compute_works_on_and_nobody_waits_for_ends_at_once(
@@ -175,7 +175,7 @@ def test_what_no_compute_works_on_and_nobody_waits_for_ends_at_once(
 def test_while_a_conductor_waits_for_the_outcome_it_has_time_to_come(
     parts: Parts, tell: stop_orders.StopOrders
 ) -> None:
-    """Another conductor may have sent the order, and the compute be about to tell its end."""
+    """Another conductor may have ordered the stop; the compute may be about to report its end."""
     running = _cancelled(parts)
     _answers(parts, 'h1', False)
 
@@ -250,7 +250,7 @@ def test_a_compute_that_cannot_be_stopped_is_left_to_end(
     assert running.task().status == 'cancelled'
 
 
-# Who cannot be told
+# Computes that get no order
 
 
 def test_an_unreachable_cell_is_left_alone_and_told_later_while_others_are_told(
@@ -299,7 +299,7 @@ def test_a_host_that_gave_no_answer_is_told_again_and_its_cell_is_not_left(
     assert running.task().status == 'downloading'
 
 
-# What is left on a host
+# Partial files on a host
 
 
 def _discarded(parts: Parts, host: str = 'h1') -> model.CacheRequest:

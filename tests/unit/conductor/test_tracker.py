@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is announced: a start, each host once, and always an end."""
+"""Announcements: a start, each host once, and always an end."""
 
 import dataclasses
 import datetime
@@ -189,7 +189,7 @@ def test_the_jobs_of_a_dead_cell_that_wait_for_their_hosts_do_not_end(parts: Par
     assert parts.world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
 
 
-# Requests of which one task decides over the others
+# Requests in which one task decides about the others
 
 
 def test_when_the_canary_has_failed_the_others_are_cancelled_at_once(parts: Parts) -> None:

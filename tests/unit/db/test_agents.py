@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who reports under which host name, and who is alive."""
+"""Which agent reports under a host name, and which hosts are alive."""
 
 import dataclasses
 import datetime
@@ -119,7 +119,7 @@ def test_agents_are_listed_by_host(world: World) -> None:
 
 
 def test_a_report_adds_no_agent_and_gives_those_that_have_to_register(world: World) -> None:
-    """As after an older database was restored, or where another agent has the name."""
+    """As after a restore of an older database, or if another agent has the name."""
     world.agents.register(dataclasses.replace(AGENT, host='host2'))
     reports = [AGENT, *(dataclasses.replace(each, host='host2') for each in (AGENT, OTHER))]
 
@@ -188,7 +188,7 @@ def test_how_a_host_is_comes_with_its_reason(world: World) -> None:
 
 
 def test_an_outage_is_not_counted_as_the_silence_of_a_host(world: World) -> None:
-    """Of the database, of the cell's broker, or of every conductor: none notes the cell then."""
+    """Of the database, of the cell's broker, or of every conductor: none records the cell then."""
     world.hears('cell-1', for_seconds=1000)
     world.agents.register(AGENT)
 
@@ -244,7 +244,7 @@ def test_a_cell_about_to_be_served_judges_nobody_before_it_was_heard(world: Worl
 
 
 def _take(world: World) -> str:
-    """Have another agent ask for the name of host1."""
+    """Ask for the name of host1 as another agent."""
     try:
         world.agents.register(OTHER)
     except exception.AgentConflict:

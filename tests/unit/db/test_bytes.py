@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of jobs, tasks and requests: they only grow, and no total is less than they are."""
+"""The bytes of jobs, tasks and requests: they only grow, and no total is below its parts."""
 
 import random
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def _report(
 
 
 def _again(world: World, call: jobs.Assignment) -> jobs.Assignment:
-    """Have an attempt fail, and make the next one."""
+    """Fail an attempt, and make the next one."""
     world.jobs.retry(call.job_id, call.epoch, BROKEN, delay_seconds=0)
     assigned = world.assign('c1', call.host)
     assert assigned is not None
@@ -102,7 +102,7 @@ def test_in_any_order_of_events_bytes_only_grow_and_fit_their_total(
 
 
 def _joining(world: World) -> model.CacheRequest:
-    """Make one more request that wants the image."""
+    """Make another request that wants the image."""
     request = world.accept(['h1'], ['i1'])
     taken = world.requests.next_to_plan(PLANNER)
     assert taken is not None

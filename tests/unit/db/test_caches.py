@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the caches of hosts: replaced, changed, found by host and by image."""
+"""The recorded inventory of hosts: replaced, changed, found by host and by image."""
 
 import dataclasses
 import datetime
@@ -22,7 +22,7 @@ def name_of(image_id: str) -> str:
 
 
 def file(image_id: str, size_bytes: int = 2**40, used_by: int | None = 1) -> model.CachedImage:
-    """A file as a compute tells of it."""
+    """A file as a compute reports it."""
     name = name_of(image_id)
     return model.CachedImage('', name, None, size_bytes, 5, TOUCHED, used_by)
 
@@ -150,7 +150,7 @@ def test_what_is_told_again_is_new_though_it_did_not_change(
 
 
 def _writes(database: session.Database) -> list[str]:
-    """Note what is written from now on."""
+    """Record all statements that write from now on."""
     written: list[str] = []
 
     @sa.event.listens_for(database.engine, 'before_cursor_execute')

@@ -14,7 +14,7 @@ def returned(world: World) -> host_recovery.HostRecovery:
 
 
 def _waits(world: World, host: str) -> model.CacheRequest:
-    """Have a request wait for a host that is down, for the reason that is known of it."""
+    """Make a request wait for a host that is down, with its recorded reason."""
     world.living(host)
     request = world.planned([host], ['i1'])
     assigned = world.begun()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked for at one moment: done in one transaction, and each as if it were alone."""
+"""Concurrent calls of the job store: done in one transaction, each as if it were alone."""
 
 import datetime
 from collections.abc import Sequence

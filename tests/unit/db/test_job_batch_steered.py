@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked for at one moment, of requests that are steered at that moment."""
+"""Concurrent calls of the job store, for requests that are steered at that moment."""
 
 import datetime
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def _wanted(conductor: str = 'c1') -> job_claim.ClaimRequest:
 
 
 def _calls(world: World) -> dict[str, jobs.Assignment]:
-    """Have all that is due be called; gives the calls by host."""
+    """Claim all hosts that are due; return the calls by host."""
     claimed = world.jobs.claim_hosts('c1', limit=9, most=9)
     return {each.claim.host: each.first for each in claimed if each.first is not None}
 
@@ -58,7 +58,7 @@ def _ended(request: model.CacheRequest) -> job_outcome.Recorded:
 
 
 def _pause_when_chosen(world: World) -> None:
-    """Have jobs be paused right after they were chosen, as another transaction may."""
+    """Pause jobs right after they were chosen, as another transaction may."""
 
     def pause(connection: sa.Connection, _: object, statement: str, *rest: object) -> None:
         if 'row_number()' in statement:

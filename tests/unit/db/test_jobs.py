@@ -302,7 +302,7 @@ def test_a_call_of_a_released_claim_may_not_begin(world: World) -> None:
 
 
 def test_a_call_of_a_claim_that_was_taken_over_may_not_begin(world: World) -> None:
-    """Not even before its new owner has assigned the job anew, or has chosen another one."""
+    """Not even before its new owner has assigned the job again, or has chosen another one."""
     world.planned(['h1'], ['i1'])
     _claim(world)
     lost = _assign(world)
@@ -748,7 +748,7 @@ class _Watch:
 
 
 def _conduct(world: World, conductor: str, watch: _Watch, together: threading.Barrier) -> None:
-    """Be a conductor until nothing is in flight."""
+    """Work as a conductor until nothing is in flight."""
     together.wait(10)
     while world.depth():
         claim = world.claim(conductor, LIMIT)

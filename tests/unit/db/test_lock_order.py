@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows are locked in one order by whoever locks several, or servers find them in deadlocks.
+"""All transactions lock rows in one order, or servers find them in deadlocks.
 
-The order is that of the statements, which on SQLite are the same: the counter, claims,
-jobs by their active keys, requests by their ids.
+The order is that of the statements, which SQLite shares: the counter, claims, jobs by
+their active keys, requests by their ids.
 """
 
 import datetime
@@ -24,7 +24,7 @@ LEASE = datetime.timedelta(seconds=30)
 
 
 class Writes:
-    """The changes of rows that were asked for, in their order."""
+    """The statements that change rows, in order."""
 
     def __init__(self, world: World) -> None:
         self._statements: list[tuple[str, Any]] = []
@@ -38,12 +38,12 @@ class Writes:
         self._statements.clear()
 
     def tables(self) -> list[str]:
-        """Give the tables in the order in which each was first changed."""
+        """Return the tables in the order in which each was first changed."""
         found = dict.fromkeys(sql.split()[1] for sql, _ in self._statements)
         return [table for table in found if table in ORDER]
 
     def locked_jobs(self) -> list[tuple[str, ...]]:
-        """Give the active keys that were locked, by statement, before any request was."""
+        """Return the active keys that were locked, by statement, before any request was."""
         found = []
         for sql, values in self._statements:
             if sql.startswith('UPDATE cache_requests'):
@@ -56,7 +56,7 @@ class Writes:
         return sum(_locks_jobs(sql) for sql, _ in self._statements)
 
     def locked_requests(self) -> list[str]:
-        """Give the requests that were changed, each once, in their order."""
+        """Return the changed requests, each once, in order."""
         found = [
             value
             for sql, values in self._statements
@@ -137,7 +137,7 @@ def _fail_unclaimed(world: World, call: jobs.Assignment) -> None:
 def test_one_job_is_locked_as_many_are(
     world: World, writes: Writes, step: Callable[[World, jobs.Assignment], None]
 ) -> None:
-    """A row that is locked by way of two indexes is a deadlock on MariaDB."""
+    """A row that is locked through two indexes is a deadlock on MariaDB."""
     world.planned(['h1'], ['i1'])
     [call] = _calls(world, 1)
     writes.forget()

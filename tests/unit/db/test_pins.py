@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pins are found again, end once, and are kept by one conductor at a time."""
+"""Pins are found again, end once, and have one keeper at a time."""
 
 import datetime
 import uuid
@@ -30,7 +30,7 @@ def _create(store: pins.Pins, images: Sequence[str] = ('i1',), **fields: Any) ->
 
 
 def _add_request(world: World, pin: model.Pin, number: int, status: str) -> str:
-    """Have a request of the pin, as far as a pin looks at it."""
+    """Add a request of the pin, with the fields that a pin reads."""
     request_id = str(uuid.uuid4())
     row = models.CacheRequest(
         id=request_id, number=number, status=status, aggregate_id=7, aggregate_uuid='uuid-7',
@@ -133,7 +133,7 @@ def test_the_pinned_images_of_aggregates_are_those_that_active_pins_still_keep(
     assert store.pinned_images([7, 8]) == {7: {'i1', 'i2', 'i4'}}
 
 
-# For their keepers
+# Keepers
 
 
 def test_of_two_conductors_one_gets_a_pin(store: pins.Pins) -> None:

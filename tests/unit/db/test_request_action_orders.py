@@ -26,7 +26,7 @@ OUTCOMES = (CACHED, CACHED, CACHED, REFUSED, BROKEN, CANCELLED, EXPIRED)
 
 
 class Orders:
-    """What users, conductors, computes and time may do, one at a time."""
+    """The actions of users, conductors, computes and time, one at a time."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
@@ -42,7 +42,7 @@ class Orders:
         )
 
     def take_a_step(self) -> str:
-        """Do anything; gives what it was."""
+        """Take a random step, and return its name."""
         step = self.accept if len(self.asked) < 2 else self.any.choice(self.steps)
         step()
         return step.__name__
@@ -162,7 +162,7 @@ class Orders:
         ]
         assert self.world.depth() == 0
 
-    # What is always true
+    # Invariants
 
     def look(self) -> None:
         self._a_job_is_ready_if_and_only_if_an_open_task_wants_it()
@@ -256,7 +256,7 @@ class Orders:
     def _check_hosts(
         self, request: model.CacheRequest, rows: Sequence[tuple[int, str, int | None]]
     ) -> None:
-        """See that the hosts of each run come once, with their indexes in order."""
+        """Check that the hosts of each run appear once, with their indexes in order."""
         run: list[str] = []
         for _, word, index in rows:
             if word == 'start':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests: accepted within limits, planned once by whoever, listed, ended, purged."""
+"""Requests: accepted within limits, planned once, by any conductor, listed, ended, purged."""
 
 import dataclasses
 import datetime
@@ -27,7 +27,7 @@ def _expire_planning(world: World, request: model.CacheRequest) -> None:
 
 
 def _finish_all(world: World, *outcomes: model.ImageOutcome) -> None:
-    """Have each job of the plan end with one of the outcomes, in its order."""
+    """End each job of the plan with one of the outcomes, in order."""
     for outcome in outcomes:
         assigned = world.begun()
         assert world.jobs.finish(assigned.job_id, assigned.epoch, outcome).current
@@ -449,7 +449,7 @@ def test_a_request_that_was_not_planned_yet_does_not_end(world: World) -> None:
     assert world.status(request) == 'accepted'
 
 
-# What is shown
+# Views
 
 
 def test_requests_are_listed_the_newest_first_page_by_page(world: World) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much there is of what, as the database counts it."""
+"""Counts of the service's objects, by the database."""
 
 import sqlalchemy as sa
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around the engine in its tests: a real file, a real server, watched reins."""
+"""The engine's surroundings in its tests: a real file, a real server, a recorded control."""
 
 import contextlib
 import dataclasses
@@ -28,10 +28,10 @@ DATA = hashlib.sha512(b'seed').digest() * 65536  # 4 MiB
 
 
 class FileTarget:
-    """A real file that can be told to refuse; stands behind ``download.target.Target``.
+    """A real file that can refuse writes; stands in for ``download.target.Target``.
 
     :ivar refuse_at: the file system is full at this byte
-    :ivar stop_at: whatever comes from this byte on waits for :meth:`go_on`
+    :ivar stop_at: writes from this byte on wait for :meth:`go_on`
     """
 
     def __init__(self, path: pathlib.Path, kept: bytes = b'') -> None:
@@ -98,7 +98,7 @@ class FileTarget:
 
 @dataclasses.dataclass
 class Onlooker:
-    """Sees all bytes, and refuses them at one; stands behind ``engine.Watcher``."""
+    """Records all bytes, and refuses them at one; stands in for ``engine.Watcher``."""
 
     seen: bytearray = dataclasses.field(default_factory=bytearray)
     pieces: list[int] = dataclasses.field(default_factory=list)
@@ -116,7 +116,7 @@ class Onlooker:
 
 
 class Reins(transfer_control.Control):
-    """Reins whose pauses take no time, but are noted."""
+    """A control whose pauses take no time, but are recorded."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -131,7 +131,7 @@ class Reins(transfer_control.Control):
 
 @dataclasses.dataclass
 class Attempt:
-    """One download with what it told on the way."""
+    """One download with the progress that it reported."""
 
     target: FileTarget
     watcher: Onlooker = dataclasses.field(default_factory=Onlooker)
@@ -149,7 +149,7 @@ class Attempt:
 
 
 class Running:
-    """A download in a thread of its own, that is to be stopped from outside."""
+    """A download in a thread of its own, to be stopped from outside."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.error: BaseException | None = None
@@ -164,7 +164,7 @@ class Running:
             self.error = exc
 
     def failure(self) -> BaseException | None:
-        """Wait for its end, and give what it ended with."""
+        """Wait for its end, and return its error."""
         self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive(), 'the download goes on'
         return self.error
@@ -206,7 +206,7 @@ class Link:
         return glance.GlanceImageService.with_token(settings, endpoint=self.url, **with_token)
 
     def wait_closed(self, count: int = 1) -> None:
-        """Wait until the client has closed so many of the connections that fell silent."""
+        """Wait until the client has closed this many of the connections that fell silent."""
         wait_until(lambda: self.closed >= count, 'the connection is closed', WAIT_SECONDS)
 
 
@@ -299,7 +299,7 @@ def link() -> Iterator[Link]:
 
 @pytest.fixture
 def dead_end() -> Iterator[str]:
-    """The URL of a server that takes no connection and refuses none."""
+    """The URL of a server that neither accepts nor refuses connections."""
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         listener.listen(0)
@@ -341,7 +341,7 @@ def attempt(new_attempt: NewAttempt) -> Attempt:
 
 @pytest.fixture
 def nothing_left() -> Iterator[Callable[[], None]]:
-    """A function that sees that no thread and no file is left of what the test began."""
+    """Return a function that checks that the test has left no thread and no file open."""
     threads_before = set(threading.enumerate())
     files_before = open_files()
 
@@ -356,7 +356,7 @@ def nothing_left() -> Iterator[Callable[[], None]]:
 
 
 def ours(threads: set[threading.Thread]) -> list[str]:
-    """Name those that are not of the server."""
+    """Return those that do not belong to the server."""
     return [thread.name for thread in threads if 'process_request_thread' not in thread.name]
 
 

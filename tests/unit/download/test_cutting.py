@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads over real sockets that are cut, stopped or refused, wherever they stand.
+"""Downloads over real sockets that are cut, stopped or refused, at any point.
 
-Whatever happens, no thread and no descriptor is left of them.
+In every case they leave no thread and no descriptor.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ def test_an_image_that_changes_on_the_way_is_not_gone_on_with(link: Link, attemp
 def test_an_image_that_is_longer_than_known_is_not_gone_on_with(
     link: Link, make_target: MakeTarget
 ) -> None:
-    """Its metadata are those of before, but the answer is about other data."""
+    """Its metadata are unchanged, but the answer is about other data."""
     image = link.image
     link.shown = image
     link.data = DATA + b'more'
@@ -133,7 +133,7 @@ def test_paused_while_the_server_is_silent_all_that_came_is_kept(
     link.silent_at = silent_at
     images = Overheard(link.images())
     running = Running(lambda: attempt.run(images, link.image))
-    # It may not have filled a buffer, so nothing else tells of it.
+    # It may not have filled a buffer, so it is not reported otherwise.
     wait_until(lambda: images.count_bytes == silent_at, 'all that was sent has come')
     attempt.control.stop(PAUSED)
     assert running.failure() is PAUSED
@@ -149,7 +149,7 @@ def test_cancelled_while_there_is_no_answer_it_ends_at_once(link: Link, attempt:
     attempt.control.stop(CANCELLED)
     assert running.failure() is CANCELLED
     assert attempt.target.log == []
-    link.late.set()  # the answer that nobody wants any more is closed when it comes
+    link.late.set()  # the answer is closed when it comes, since it is no longer wanted
 
 
 def test_cancelled_while_it_connects_it_ends_at_once(

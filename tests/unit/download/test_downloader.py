@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What arrives in the file, what is refused, and how often a cut is resumed."""
+"""What arrives in the file, what is refused, and how often a cut download resumes."""
 
 import contextlib
 import dataclasses
@@ -554,7 +554,7 @@ def test_wherever_it_is_cut_each_byte_is_asked_for_once_and_arrives(
 
 
 class SmallSteps:
-    """A pace that allows a little at a time."""
+    """A pace that allows a few bytes at a time."""
 
     def __init__(self, step_bytes: int) -> None:
         self.taken: list[int] = []
@@ -571,7 +571,7 @@ class SmallSteps:
 
 
 class Calling(list[model.Progress]):
-    """Does something when it is told of progress."""
+    """Runs a callback at each report of progress."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         super().__init__()
@@ -588,7 +588,7 @@ class Refusing(list[model.Progress]):
 
 
 class OddSource:
-    """Gives so many bytes a read, and is cut after so many."""
+    """Returns a given number of bytes a read, and is cut after given numbers of bytes."""
 
     def __init__(self, data: bytes, cuts: list[int], reads: list[int]) -> None:
         self.image = image_of(data)
@@ -622,4 +622,4 @@ class OddConnection:
         return count
 
     def cut(self) -> None:
-        """Nobody does that here."""
+        """Do nothing: these tests do not cut it."""

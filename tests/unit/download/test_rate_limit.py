@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates are held whatever they are and whoever shares them; boots are never held up."""
+"""Rates are kept at any value and number of downloads; boots are never held up."""
 
 import contextlib
 import heapq
@@ -17,7 +17,7 @@ SECONDS = 10
 
 
 class SimulatedTime:
-    """A clock that goes on, at once, when all the threads that it was told of sleep."""
+    """A clock that advances at once when all the threads that it knows of sleep."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -36,7 +36,7 @@ class SimulatedTime:
             self._changed.wait_for(lambda: self._now >= wake_at)
 
     def run(self, works: list[Callable[[], None]]) -> None:
-        """Do several things at a time, until all are done."""
+        """Run several functions in parallel, until all are done."""
         self._awake += len(works)
         threads = [threading.Thread(target=self._run, args=(work,)) for work in works]
         for thread in threads:
@@ -77,7 +77,7 @@ class SimulatedControl(transfer_control.Control):
 
 
 class Download:
-    """A download that goes as fast as its link and its pace allow."""
+    """A download as fast as its link and its pace allow."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Download:
             while self._time() < until:
                 allowed = self._host.read_bytes(self.control)
                 assert 0 < allowed <= 1024 * 1024
-                # A connection gives what has come, without waiting for more.
+                # A connection returns what has arrived, without waiting for more.
                 count = min(allowed, int(self._link / 100))
                 self._time.sleep(count / self._link)
                 self.came.append((self._time(), count))
@@ -196,14 +196,14 @@ def test_limits_are_lifted_while_somebody_waits(time: SimulatedTime) -> None:
     time.run([download.run, wait])
     assert download.bytes_between(0, 2) == pytest.approx(2 * 100 * KILO, rel=0.1)
     assert download.bytes_between(3, 6) == pytest.approx(3 * 50 * MEGA, rel=0.05)
-    # What came meanwhile is not to be paid for now.
+    # Bytes received meanwhile are not charged now.
     assert download.bytes_between(7, 10) == pytest.approx(3 * 100 * KILO, rel=0.1)
 
 
 def _during_a_boot(
     time: SimulatedTime, host: rate_limit.HostRateLimit, precaching: Download
 ) -> None:
-    """Boot something from second 4 to 14, and go on to 18."""
+    """Boot from second 4 to 14, and download until 18."""
 
     def boot() -> None:
         time.sleep(4)
@@ -223,7 +223,7 @@ def test_precaching_yields_its_share_while_somebody_boots(time: SimulatedTime) -
 
 
 class BootsElsewhere:
-    """Other processes, of which one boots between two seconds; knows who was seen there."""
+    """Other processes, one of which boots in an interval; records when they see our boots."""
 
     def __init__(self, time: SimulatedTime, begin: float, end: float) -> None:
         self._time = time
@@ -305,7 +305,7 @@ def test_what_boots_reach_shows_what_the_host_can_do(time: SimulatedTime) -> Non
             boot.run()
 
     time.run([both, precaching.run])
-    # Little is risked in the first second, and what both reach together counts.
+    # The first second starts low, and then the rate that both reach together counts.
     assert precaching.bytes_between(0, 1) == pytest.approx(MEGA, rel=0.2)
     assert precaching.bytes_between(5, 10) > 5 * 25 * MEGA
 
@@ -331,7 +331,7 @@ def test_what_precaching_may_take_while_somebody_boots(
 def _meter(
     *rates: float, is_held: bool = False, meter: rate_limit.BestRate | None = None
 ) -> rate_limit.BestRate:
-    """Feed a meter one rate after the other, each for a second."""
+    """Feed a meter with the rates, each for a second."""
     meter = meter or rate_limit.BestRate(0)
     at = meter.began_at
     for rate in rates:
@@ -396,7 +396,7 @@ class Holder:
 
 
 def _in_line(host: rate_limit.HostRateLimit, *all_reins: transfer_control.Control) -> list[Holder]:
-    """Have one come after the other."""
+    """Queue holders one after the other."""
     holders = []
     for reins in all_reins:
         before = host.waiting

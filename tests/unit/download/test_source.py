@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are downloaded, and which downloads are gone on with."""
+"""Which images are downloaded, and which downloads are resumed."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""To which image services a call may lead a compute, however their URLs are spelled."""
+"""To which image services a call may direct a compute, however their URLs are spelled."""
 
 import http.server
 import logging
@@ -176,7 +176,7 @@ def test_a_compute_that_goes_wherever_a_call_says_advises_an_option_at_the_start
 
 @pytest.fixture
 def elsewhere() -> Iterator[tuple[str, list[str]]]:
-    """A server where a compute has no business, and what it was asked."""
+    """A server that a compute must not use, and the requests it received."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

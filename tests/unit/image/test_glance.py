@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the answers of a Glance, or of what stands before it, become.
+"""How answers of a Glance, or of a proxy before it, are handled.
 
-The server here is a real one that says what each test has it say; what a real
-Glance says is in the contract tests.
+The server here is a real one that answers as each test scripts; the contract tests use a
+real Glance.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def with_token(
 
 
 def chunked(data: bytes, chunk_bytes: int) -> bytes:
-    """Encode data as an answer without length has them."""
+    """Encode data in chunks, as in an answer without a length."""
     chunks = [data[at : at + chunk_bytes] for at in range(0, len(data), chunk_bytes)]
     return b''.join(b'%x\r\n%s\r\n' % (len(chunk), chunk) for chunk in [*chunks, b''])
 
@@ -86,7 +86,7 @@ def read(images: glance.GlanceImageService, offset_bytes: int = 0) -> bytes:
 
 
 def read_on(connection: service.Connection, most_bytes: int | None = None) -> bytes:
-    """Read to the end, or so many bytes."""
+    """Read to the end, or at least this many bytes."""
     buffer = memoryview(bytearray(1024**2))
     data = bytearray()
     while most_bytes is None or len(data) < most_bytes:
@@ -467,7 +467,7 @@ def test_a_cut_ends_a_read_over_tls_too(
 def test_after_a_cut_nothing_encrypted_is_given(
     tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path
 ) -> None:
-    """A socket that is shut down forgets its encryption, while there are data in it."""
+    """A socket that is shut down loses its encryption while it still holds data."""
     images = trusting(tls_server, authority, tmp_path)
     tls_server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True)]
     with images.open(IMAGE_ID) as connection:
@@ -575,7 +575,7 @@ def test_glance_may_ask_who_calls_by_a_certificate_too(
 
 
 def configured(server: Server, **options: object) -> glance.GlanceImageService:
-    """Make the service as the options of a compute have it."""
+    """Make the service from the options of a compute."""
     conf = precache_conf.new([], [])
     for name, value in {'num_retries': 0, **options}.items():
         conf.set_override(name, value, 'glance')
@@ -602,7 +602,7 @@ def test_data_of_any_content_type_are_streamed(
     caplog: pytest.LogCaptureFixture,
     content_type: str | None,
 ) -> None:
-    """An answer that never ends is not read before its first bytes are given, nor logged."""
+    """An endless answer is neither read before its first bytes are returned, nor logged."""
     caplog.set_level(logging.DEBUG)
     server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True, content_type=content_type)]
     with images.open(IMAGE_ID) as connection:
@@ -645,7 +645,7 @@ def test_a_fresh_token_that_is_refused_too_ends_it(server: Server) -> None:
 
 
 class Credentials(noauth.NoAuth):
-    """Counts how often it is told that its token is no longer good."""
+    """Counts how often its token was rejected."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Glance, or what stands before it, may redirect to, and with which credentials."""
+"""Where Glance, or a proxy before it, may redirect to, and with which credentials."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def elsewhere() -> Iterator[Server]:
-    """Another origin: its port is another one."""
+    """Another origin: its port differs."""
     with serving() as script:
         yield script
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of images: what becomes of each claim about each of them."""
+"""The table of images: the verdict on each claim about each of them."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def inspector() -> formats.ImageInspector:
 def refused_arriving(
     inspector: formats.ImageInspector, disk_format: str, data: bytes, feed_bytes: int = FEED_BYTES
 ) -> str | None:
-    """Give the reason why an image is refused while it arrives, None: it is not."""
+    """Return the reason why an image is refused while it arrives, or None."""
     watching = inspector.watch(disk_format, lambda size_bytes: None)
     try:
         for start in range(0, len(data), feed_bytes):
@@ -80,7 +80,7 @@ def test_a_whole_image_is_refused_for_its_reason_or_accepted(
 def test_an_arriving_image_is_refused_as_early_as_it_can_be(
     inspector: formats.ImageInspector, image: pathlib.Path, name: str
 ) -> None:
-    """And for nothing for which the whole of it is not refused."""
+    """And never for a reason that does not hold for the whole image."""
     data = image.read_bytes()
     large = data.ljust(watch.MAX_BYTES, b'\0')
     for disk_format in image_corpus.DISK_FORMATS:
@@ -115,7 +115,7 @@ def test_an_accepted_image_becomes_what_qemu_img_makes_of_it(
 
 
 def test_what_is_taken_for_raw_is_raw_to_qemu_too(image: pathlib.Path, name: str) -> None:
-    """A machine whose disk names no format would else see another disk."""
+    """Otherwise a guest whose disk names no format would see another disk."""
     verdicts = [image_corpus.CASES[name].verdict(each) for each in image_corpus.RAW_FORMATS]
     if image_corpus.ACCEPTED in verdicts:
         guessed = json.loads(disk_images.qemu_img('info', '--output=json', str(image)))
@@ -127,13 +127,13 @@ def test_the_inspectors_say_what_the_library_would_have_them_say(image: pathlib.
         found = content.recognise(str(image)).inspector
     except exception.UnsafeImage as exc:
         if any(name in str(exc) for name in content._QEMU_ONLY):
-            return  # which the library does not know
+            return  # the library does not know it
         found = None
     assert str(found or 'raw') == (library_verdict(image) or 'raw')
 
 
 def library_verdict(path: pathlib.Path) -> str | None:
-    """Give the format that the library's own wrapper finds, None: several or a crash."""
+    """Return the format that the library's own wrapper finds; None: several or a crash."""
     with path.open('rb') as file:
         wrapper = format_inspector.InspectWrapper(file)
         try:
@@ -232,7 +232,7 @@ def test_it_does_not_matter_in_what_pieces_an_image_arrives(
 
 
 def test_no_name_that_only_qemu_has_is_that_of_an_inspector() -> None:
-    """What no inspector has checked must not pass for what one has."""
+    """A name that no inspector has checked must not pass as checked."""
     assert not set(content._QEMU_ONLY) & set(format_inspector.ALL_FORMATS)
 
 

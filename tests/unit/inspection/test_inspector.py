@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are accepted, which refused, and for what reason."""
+"""Which images are accepted, which refused, and for which reason."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def inspector() -> formats.ImageInspector:
 
 
 def refusal(inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str | None) -> str:
-    """Inspect a file that must be refused as unsafe, and give the reason."""
+    """Inspect a file that must be refused as unsafe, and return the reason."""
     with pytest.raises(exception.UnsafeImage) as caught:
         inspector.inspect(str(path), disk_format)
     return str(caught.value)
@@ -264,7 +264,7 @@ def test_what_only_qemu_recognises_is_not_raw(
 def test_what_only_qemu_img_sees_is_refused_too(
     path: pathlib.Path, tmp_path: pathlib.Path, told: dict[str, object], reason: str
 ) -> None:
-    """A program in its place tells what no image gets past the inspector with."""
+    """A stand-in program reports what no image that passes the inspector can contain."""
     document = {'format': 'raw', 'virtual-size': 1, **told}
     program = tmp_path / 'stand-in'
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(document)}\nEND\n")
@@ -364,7 +364,7 @@ def test_an_image_within_an_image_is_refused(
 def test_what_came_out_of_a_conversion_is_read_no_further_than_is_needed(
     inspector: formats.ImageInspector, path: pathlib.Path, is_stopped: bool
 ) -> None:
-    """The end of some images tells something, but a sparse disk may be of many TiB."""
+    """Some formats need the end of the image, but a sparse disk may have many TiB."""
     disk_images.patched(disk_images.converted(path, 'vmdk'), 56, image_corpus.VMDK_FOOTER_AT_END)
     disk_images.truncated(path, 1024**4)
     held = transfer_control.Control()
@@ -389,7 +389,7 @@ def test_a_boot_sector_without_partitions_within_an_image_is_raw_to_qemu(
 def test_every_format_that_qemu_guesses_is_known_to_the_inspector(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
-    """A base file that qemu would take for anything but raw must not pass for raw."""
+    """A base file that qemu would not take for raw must not pass for raw."""
     for qemu_format in ('qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi', 'qed', 'parallels', 'qcow'):
         disk_images.converted(path, qemu_format)
         with pytest.raises(exception.UnsafeImage, match='converted to raw, its content is'):

@@ -69,7 +69,7 @@ def test_what_was_just_written_is_cached_and_what_was_dropped_is_not(path: pathl
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if pagecache.is_mostly_cached(str(path)):
         pytest.skip('this file system lives in memory, or does not tell')
-    # Looking at it does not bring it there.
+    # Checking it does not load it.
     assert not any(pagecache.is_mostly_cached(str(path)) for _ in range(4))
 
 

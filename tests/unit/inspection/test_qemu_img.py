@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qemu-img within its limits, and what its failures become."""
+"""qemu-img within its limits, and the errors for its failures."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ def image(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def stand_in(tmp_path: pathlib.Path, script: str) -> str:
-    """Make a program that behaves as no qemu-img can be brought to on demand."""
+    """Make a program with a behaviour that no qemu-img shows on demand."""
     program = tmp_path / 'stand-in'
     program.write_text(f'#!/bin/sh\n{script}\n')
     program.chmod(0o755)
@@ -172,7 +172,7 @@ def test_an_idle_program_gives_way_until_it_is_urgent(
 
 
 def told_to_convert(tmp_path: pathlib.Path, source: pathlib.Path, target: pathlib.Path) -> str:
-    """Convert with a program that only writes down how it was called."""
+    """Convert with a program that only records its arguments."""
     program = stand_in(tmp_path, f'echo "$@" > {tmp_path}/arguments')
     qemu_img.QemuImg(program=program).convert_to_raw(str(source), 'qcow2', str(target))
     return (tmp_path / 'arguments').read_text()
@@ -218,7 +218,7 @@ def test_a_large_disk_is_converted_within_the_limits_and_stays_sparse(
 def test_an_image_that_has_endlessly_much_to_tell_is_cut_short(
     tmp_path: pathlib.Path,
 ) -> None:
-    """What it tells is held in memory, ours too."""
+    """Its output is held in memory, ours too."""
     image = disk_images.qcow2_with_long_snapshot_names(tmp_path / 'image', 4000)
     with pytest.raises(exception.UnsafeImage, match='has more than 1048576 bytes to tell'):
         qemu_img.QemuImg().info(str(image), 'qcow2')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of an image while it arrives, and what that costs."""
+"""What is known of an image while it arrives, and what that costs."""
 
 import pathlib
 import time
@@ -29,7 +29,7 @@ def sizes() -> list[int]:
 
 
 def feed(watching: watch.ImageWatch, data: bytes) -> None:
-    """Feed what a large image begins with."""
+    """Feed the start of a large image."""
     watching.feed(memoryview(data.ljust(watch.MAX_BYTES, b'\0')))
 
 
@@ -106,7 +106,7 @@ def test_what_does_not_like_the_size_stops_the_download(
 def test_after_a_restart_the_first_byte_comes_again(
     inspector: formats.ImageInspector, path: pathlib.Path, sizes: list[int]
 ) -> None:
-    """The size that was told is not told again, but another one is."""
+    """A size that was reported is not reported again, but a different one is."""
     small = disk_images.converted(path, 'qcow2').read_bytes()
     large = disk_images.converted(path, 'qcow2', size_bytes=2 * disk_images.MIB).read_bytes()
     watching = inspector.watch('qcow2', sizes.append)
@@ -124,7 +124,7 @@ def test_after_a_restart_the_first_byte_comes_again(
 def test_once_all_is_told_further_bytes_cost_nothing(
     inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str
 ) -> None:
-    """Beside the half second that hashing as much takes, this is not seen."""
+    """Compared with the half second to hash as much, this is invisible."""
     watching = inspector.watch(disk_format, lambda size_bytes: None)
     if disk_format == 'qcow2':
         path.write_bytes(b'QFI\xfb\0\0\0\3'.ljust(24, b'\0') + bytes(512))
@@ -141,7 +141,7 @@ def test_once_all_is_told_further_bytes_cost_nothing(
 def test_a_header_that_never_ends_is_left_to_the_inspection_of_the_file(
     inspector: formats.ImageInspector, sizes: list[int]
 ) -> None:
-    """A VHDX may have its tables anywhere."""
+    """The tables of a VHDX may be anywhere."""
     data = bytearray(b'vhdxfile'.ljust(watch.MAX_BYTES, b'\0'))
     region = bytes.fromhex('06a27c8b90479a4bb8fe575f050f886e') + (1 << 40).to_bytes(8, 'little')
     data[192 * 1024 : 192 * 1024 + 4] = b'regi'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bus in memory, and who listens on it."""
+"""A bus in memory, and its consumers."""
 
 import dataclasses
 import pathlib
@@ -31,7 +31,7 @@ class Heard:
 
 
 class Listener:
-    """A consumer of one topic; it hears what was sent since it was made, and before."""
+    """A consumer of one topic; it also receives what was sent before it was made."""
 
     def __init__(self, conf: cfg.ConfigOpts, topic: str) -> None:
         self._heard: queue.Queue[Heard] = queue.Queue()
@@ -66,7 +66,7 @@ class Listener:
 
 @pytest.fixture
 def configure(tmp_path: pathlib.Path) -> Iterator[Configure]:
-    """A function that reads a file with some more sections, with the bus in memory."""
+    """Return a function that reads a file with additional sections, with the bus in memory."""
 
     def read(sections: str = '', driver: str = 'driver = messagingv2') -> cfg.ConfigOpts:
         file = tmp_path / 'nova-precache.conf'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each notification is documented, with a sample that is what is sent."""
+"""Each notification is documented, with a sample that equals what is sent."""
 
 import dataclasses
 import datetime
@@ -70,7 +70,7 @@ def _request(phase: model.Phase, **changes: Any) -> payloads.Notification:
 
 
 def _running(**changes: Any) -> dict[str, Any]:
-    """How the request stands when its first image is on the first host."""
+    """Return the request when its first image is on the first host."""
     return {
         'counts': {'cached': 1, 'queued': 3},
         'bytes_done': 32 * MIB,
@@ -143,7 +143,7 @@ def test_there_is_no_sample_of_what_is_not_sent() -> None:
 
 
 def test_every_phase_of_a_request_has_a_notification_of_its_own() -> None:
-    of_hosts = {model.Phase.PROGRESS}  # their tasks are told one by one
+    of_hosts = {model.Phase.PROGRESS}  # their tasks are announced one by one
 
     assert {f'image_precache.request.{phase}' for phase in set(model.Phase) - of_hosts} <= set(SENT)
 

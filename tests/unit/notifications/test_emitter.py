@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications reach the bus when it is there, and hurt nobody when it is not."""
+"""Notifications reach the bus when it is up, and do no harm when it is not."""
 
 import dataclasses
 import logging

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real ``openstack`` shell in this process, before a service that answers as it is told."""
+"""The real ``openstack`` shell in this process, before a service that answers as scripted."""
 
 import dataclasses
 import http.server
@@ -25,7 +25,7 @@ IMAGE_ID = '0b5f7c40-0000-4000-8000-000000000001'
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a client sent."""
+    """A request that a client sent."""
 
     method: str
     path: str
@@ -35,7 +35,7 @@ class Asked:
 
 
 class Wire:
-    """A service that gives each path the answers it was told, the last one again and again."""
+    """A service that returns the scripted answers of each path, the last one repeatedly."""
 
     def __init__(self) -> None:
         self.url = ''
@@ -96,7 +96,7 @@ def client_of(url: str) -> client.Client:
 
 
 def request(**fields: Any) -> model.Json:
-    """Give a request as the service does."""
+    """Return a request as the service does."""
     return {
         'id': REQUEST_ID,
         'status': 'running',
@@ -121,7 +121,7 @@ def request(**fields: Any) -> model.Json:
 
 
 def task(host: str, status: str, **fields: Any) -> model.Json:
-    """Give a task as the service does."""
+    """Return a task as the service does."""
     return {
         'id': 1,
         'host': host,

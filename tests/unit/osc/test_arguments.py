@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is typed: sizes, rates and times."""
+"""Arguments of the commands: sizes, rates and times."""
 
 import argparse
 import datetime

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command does where the service is redirected."""
+"""Behaviour of a command when the service redirects it."""
 
 from collections.abc import Iterator
 

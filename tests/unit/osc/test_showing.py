@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on the screen while a request is waited for."""
+"""The screen while a command waits for a request."""
 
 import io
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a request: how often it asks, what it outlasts, how it ends."""
+"""Waiting for a request: how often it asks, what it survives, how it ends."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ RESTARTING = fault(503, 'serviceUnavailable', 'starting')
 
 
 class View:
-    """Remembers what it was to show."""
+    """Records what it was asked to show."""
 
     def __init__(self) -> None:
         self.shown: list[showing.Snapshot] = []
@@ -38,7 +38,7 @@ class View:
 
 
 class Watched:
-    """A watcher whose pauses take no time and are remembered."""
+    """A watcher whose pauses take no time and are recorded."""
 
     def __init__(self, service: client.Client, patience_seconds: float = 60) -> None:
         self.view = View()

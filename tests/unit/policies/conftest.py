@@ -54,9 +54,9 @@ class Site:
 
 
 class MakeSite(Protocol):
-    """Makes a site with an operator's policy file; None is for no file.
+    """Makes a site with an operator's policy file; None stands for no file.
 
-    With the strategy ``keystone``, its Keystone is away.
+    With the strategy ``keystone``, its Keystone is unreachable.
     """
 
     def __call__(self, policy: str | None = None, strategy: str = 'noauth2') -> Site: ...

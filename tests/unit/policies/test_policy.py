@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule for every kind of caller, at the door; and the operator's file."""
+"""Every rule for every kind of caller of the API; and the operator's file."""
 
 import dataclasses
 import os
@@ -38,7 +38,7 @@ READERS = ADMINS | {'manager', 'member', 'reader'}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a rule guards, who may do it by default, and what it answers them."""
+    """The request that a rule guards, who may send it by default, and the answer."""
 
     method: str
     path: str
@@ -75,7 +75,7 @@ ROWS = {
     requests.CANCEL: row('POST', f'{REQUEST}/action', {'cancel': None}, status=202),
     requests.PAUSE: row('POST', f'{REQUEST}/action', {'pause': None}, status=202),
     requests.RESUME: row('POST', f'{REQUEST}/action', {'resume': None}, status=202),
-    # Who may do it is told that the request has not ended.
+    # An allowed caller learns that the request has not ended.
     requests.RETRY: row('POST', f'{REQUEST}/action', {'retry': None}, status=409),
     estimate.ESTIMATE: row('POST', '/v1/estimate', ASKED),
     hosts.LIST: row('GET', '/v1/hosts'),
@@ -116,8 +116,8 @@ def test_each_rule_lets_pass_whom_it_should(make_site: MakeSite, rule: str, pers
         assert _everything(site) == before
 
 
-# What a reader, a member and a manager of another project are answered: nothing is told of
-# what belongs to a project that is not theirs.
+# The answers to a reader, a member and a manager of another project: they learn nothing
+# about resources of a project that is not theirs.
 ELSEWHERE = {
     requests.LIST: 200,
     requests.SHOW: 404,
@@ -150,7 +150,7 @@ def test_nothing_is_for_who_has_not_logged_in(make_site: MakeSite, token: str | 
     before = _everything(site)
     for rule, guarded in ROWS.items():
         answer = site.ask(guarded.method, guarded.path, guarded.body, token)
-        # No Keystone can be asked about a token here.
+        # No Keystone can validate a token here.
         assert answer.status_int == (503 if token == 'garbage' else 401), rule
     assert _everything(site) == before
 
@@ -175,7 +175,7 @@ def test_every_operation_has_a_rule_and_every_rule_an_operation() -> None:
     served = {
         (method, re.sub(r'\{\w+\}', '{}', path), action)
         for path, methods in routes.RESOURCES.items()
-        if '{project_id' not in path and path != '/v2.1/'  # a document is for everybody
+        if '{project_id' not in path and path != '/v2.1/'  # a document is for every caller
         for method, handlers in methods.items()
         for action in (handlers if isinstance(handlers, dict) else [None])
     }
@@ -188,7 +188,7 @@ def test_every_operation_has_a_rule_and_every_rule_an_operation() -> None:
 
 
 def _parse(method: str, documented: str) -> tuple[str, str, str | None]:
-    """Take a rule's path apart: Nova's way names an action in brackets, and no version."""
+    """Split a rule's path: Nova names an action in brackets, and no version."""
     found = re.fullmatch(r'(\S+)(?: \((\w+)\))?', documented)
     assert found is not None, documented
     path = re.sub(r'\{\w+\}', '{}', found[1])
@@ -214,7 +214,7 @@ def test_only_admins_list_the_requests_of_other_projects(make_site: MakeSite) ->
     assert listed('u:p2:member') == []
 
 
-# The rules that other rules refer to: who meets them, in one's own project.
+# The rules that other rules refer to: who meets them, in their own project.
 PERSONAS = {
     'context_is_admin': {'admin'},
     'admin_api': {'admin'},
@@ -236,7 +236,7 @@ ROLES = {
     'service': ['service'],
     'none': [],
 }
-# Those of them that mean as much in any project.
+# Those of them that mean the same in any project.
 ANYWHERE = {'context_is_admin', 'admin_api', 'service_api', 'service_or_admin'}
 
 
@@ -284,7 +284,7 @@ def test_every_rule_is_listed_once_and_described() -> None:
 
 
 # As an operator of Nova may have one: rules of its other resources, older names,
-# references to rules that only Nova has, and what nobody has.
+# references to rules that only Nova has, and to rules that do not exist.
 NOVAS_FILE = """\
 "context_is_admin": "role:admin or role:operator"
 "admin_api": "is_admin:True"
@@ -320,7 +320,7 @@ TO_DO = {
     [
         ('', 'index'),
         ('reader', 'index'),
-        # The target of aggregates has no project, in Nova too: nobody owns one.
+        # The target of aggregates has no project, in Nova too: it has no owner.
         ('member', 'index images'),
         ('manager', 'index images'),
         ('precacher', 'index images'),

@@ -50,7 +50,7 @@ def test_a_filter_tells_no_reader_which_aggregates_there_are(
     assert listed(answers[0]) == []
     # Nor the readers of a project that has used one of them.
     assert same([ask(asked, OWN) for asked in ['empty', site.empty.id, *unknown]])
-    # An admin is still told of a name that is mistyped.
+    # An admin is still told of a mistyped name.
     assert ask('nowhere', 'u:p2:admin').status_int == 400
 
 

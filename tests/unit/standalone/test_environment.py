@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environments are built once, wholly or not at all; pip is real, the package tiny."""
+"""Environments are built once, completely or not at all; pip is real, the package tiny."""
 
 import os
 import pathlib

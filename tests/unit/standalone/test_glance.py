@@ -17,7 +17,7 @@ IMAGE = '0b5f5b6c-4d0a-4a3b-9a53-0c7a3a1f0a11'
 
 @dataclasses.dataclass(frozen=True)
 class StubEnvironment:
-    """An environment that stands already, with whatever commands the test puts in."""
+    """A prepared environment with the commands that the test puts in."""
 
     path: pathlib.Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Children die with us, and logs are cut to their end."""
+"""Children die with this process, and logs are cut to their end."""
 
 import pathlib
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What standalone does with its state directory before anything of it runs."""
+"""What standalone does with its state directory before it starts anything."""
 
 import pathlib
 import stat
@@ -13,12 +13,12 @@ from tests import odd_files
 
 
 class StartedGlance(exception.PrecacheError):
-    """Standalone came as far as its Glance."""
+    """Standalone reached the start of its Glance."""
 
 
 @pytest.fixture
 def glance_ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The ports that a Glance was to be started on, of which none comes up."""
+    """The ports on which a Glance was to be started; none starts."""
     ports: list[int] = []
 
     def start(server: glance.GlanceServer) -> NoReturn:

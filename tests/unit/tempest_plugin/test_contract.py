@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin's look at answers is no formality: whatever is not documented is found."""
+"""The plugin really checks answers: it finds whatever is not documented."""
 
 import json
 from typing import Any

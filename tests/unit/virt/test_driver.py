@@ -10,7 +10,7 @@ from nova_precache.virt import driver, fake, libvirt
 
 
 def ignore(progress: model.Progress) -> None:
-    """Take progress that nobody looks at."""
+    """Ignore progress."""
 
 
 @pytest.mark.parametrize(

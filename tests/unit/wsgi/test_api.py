@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The application for foreign WSGI servers is built from a file, and never for noauth2."""
+"""The application for other WSGI servers is built from a file, and never for noauth2."""
 
 import importlib
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures('root_logger_as_it_was')
 
 @pytest.fixture
 def directory(database_path: pathlib.Path) -> pathlib.Path:
-    """Where a database is that was synced."""
+    """A directory with a synced database."""
     return database_path.parent
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection takes whole and correct requests only, and each phase of it has an end."""
+"""A connection takes only complete and correct requests, and each phase of it has a timeout."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ class Clock:
 
 @dataclasses.dataclass
 class Link:
-    """A connection, and the end of its client."""
+    """A connection, and its client's end."""
 
     served: connection.Connection
     client: socket.socket
@@ -47,7 +47,7 @@ class Link:
         self.served.proceed()
 
     def received(self) -> bytes:
-        """Give what the client has received by now."""
+        """Return what the client has received so far."""
         if self.served.phase is Phase.ANSWERING:
             self.served.proceed()
         try:
@@ -77,7 +77,7 @@ def _status(answer: bytes) -> int:
 
 
 def _refused(link: Link) -> int:
-    """Check that a request was refused and that nothing more is taken, and give the status."""
+    """Check that a request was refused and that nothing more is read, and return the status."""
     assert link.served.take_request() is None
     answer = link.received()
     head, _, body = answer.partition(b'\r\n\r\n')
@@ -90,7 +90,7 @@ def _refused(link: Link) -> int:
     return _status(answer)
 
 
-# What is good
+# Accepted requests
 
 
 GOOD = {
@@ -181,7 +181,7 @@ def test_a_client_may_end_after_its_request(link: Link) -> None:
     assert link.served.phase is Phase.CLOSED
 
 
-# What is not
+# Refused requests
 
 
 MALFORMED = {
@@ -299,7 +299,7 @@ def test_what_a_client_sent_is_not_in_the_answer(link: Link) -> None:
     assert b'secret' not in link.received()
 
 
-# How long
+# Timeouts
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_request_that_is_not_whole_in_time_is_refused(
     link: Link, first: bytes, byte: bytes
 ) -> None:
     link.send(first)
-    link.received()  # that it may continue
+    link.received()  # the permission to continue
     for _ in range(14):
         link.pass_seconds(1)
         if byte:
@@ -399,7 +399,7 @@ def test_what_a_refused_client_still_sends_has_a_limit(link: Link) -> None:
     assert sent <= LIMITS.max_linger_bytes + 65536
 
 
-# What the application answers
+# Answers of the application
 
 
 def _answered(link: Link, answer: gateway.Answer, method: bytes = b'GET') -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server of the API serves many at once, and lets them end when it stops."""
+"""The server of the API serves many at once, and lets them finish when it stops."""
 
 import contextlib
 import http.client
@@ -106,7 +106,7 @@ def test_headers_have_a_limit(serving: server.HttpServer, length: int, status: i
 
 def test_what_is_unread_of_a_body_is_no_other_request(serving: server.HttpServer) -> None:
     head = b'POST /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
-    # The line before a chunk may look like one that begins a request.
+    # The line before a chunk may look like the first line of a request.
     unread = b'F;X /quick HTTP/1.1\r\n' + b'Host: x\r\nX: x\r\n' + b'\r\n0\r\n\r\n'
     with socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS) as sender:
         sender.sendall(head + unread)
@@ -154,14 +154,14 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_address(application: Ap
         made = server.HttpServer(application, '127.0.0.1', port, 1)
         with pytest.raises(exception.ConfigError, match=rf'cannot listen on 127.0.0.1:{port}'):
             made.start()
-    made.stop()  # does no harm
+    made.stop()  # a second stop does no harm
 
 
 # Bad clients
 
 
 def _asks(serving: server.HttpServer) -> socket.socket:
-    """Open a connection, which is one the server knows once its request was answered."""
+    """Open a connection that the server knows, since its request was answered."""
     client = socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS)
     client.sendall(b'GET /quick HTTP/1.1\r\nHost: x\r\n\r\n')
     assert client.recv(65536)
@@ -248,7 +248,7 @@ def test_answers_that_clients_leave_take_a_limited_memory(monkeypatch: pytest.Mo
 
 
 def _count(client: socket.socket, up_to_bytes: int) -> int:
-    """Count what a client still receives, until the server closes."""
+    """Count the bytes that a client still receives, until the server closes."""
     count = 65536  # by _asks, at most
     with contextlib.suppress(ConnectionError):
         while count < up_to_bytes and (data := client.recv(1_000_000)):
@@ -324,7 +324,7 @@ def test_a_request_being_served_ends_before_the_server_has_stopped(
 
 @pytest.fixture
 def authority(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The certificate of whoever signed that of the server, which is beside it."""
+    """The certificate of the CA that signed the server's, which is beside it."""
     made = trustme.CA()
     made.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.write_to_path(
         tmp_path / 'server.pem'
@@ -410,7 +410,7 @@ def test_who_says_nothing_keeps_nobody_from_being_accepted(
     serving.start()
     with socket.create_connection(('127.0.0.1', serving.port)):
         url = f'https://127.0.0.1:{serving.port}/quick'
-        # Less than the ten seconds that the server waits for whoever says nothing.
+        # Less than the ten seconds that the server waits for a silent client.
         assert requests.get(url, verify=str(authority), timeout=5).text == '/quick'
     serving.stop()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bulk write that the database refuses is done without those at fault; one that fails for all
-is not done one by one."""
+"""A bulk write that the database refuses is repeated without the faulty rows; one that fails for
+all is not repeated row by row.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from tests.unit.conftest import LONG_AGO, World
 
 
 class Writer:
-    """Writes numbers but those that are bad."""
+    """Writes numbers except the bad ones."""
 
     def __init__(self, bad: set[int], error: Exception) -> None:
         self._bad = bad

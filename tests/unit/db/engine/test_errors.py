@@ -21,7 +21,7 @@ def _wrapped(error: Exception) -> Exception:
 
 
 def _raw(error: Exception) -> Exception:
-    """Wrap it as where oslo.db leaves it alone."""
+    """Wrap it as SQLAlchemy does, where oslo.db leaves it alone."""
     return sa.exc.OperationalError('SELECT 1', {}, error)
 
 

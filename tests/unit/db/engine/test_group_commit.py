@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What many want committed at one moment is committed together, and fails apart."""
+"""Concurrent commits are committed together, and fail separately."""
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -19,15 +19,15 @@ class Group(group_commit.Group[str, Mapping[str, str]]):
 
 
 class Interrupted(BaseException):
-    """What ends a thread that works."""
+    """Ends a working thread."""
 
 
 class Lost(Exception):
-    """What no word is to blame for."""
+    """A failure that no word causes."""
 
 
 class Store:
-    """Commits words, the first time once the test lets it, and keeps what it committed."""
+    """Commits words, the first time once the test lets it, and records what it committed."""
 
     def __init__(self) -> None:
         self.groups: list[Sequence[str]] = []
@@ -61,7 +61,7 @@ def group(store: Store) -> Group:
 def _submit_behind(
     group: Group, store: Store, pool: futures.Executor, first: str, words: Sequence[str]
 ) -> list[futures.Future[str]]:
-    """Have words gather in their order while the first is being committed."""
+    """Queue words in order while the first is being committed."""
     submitted = [pool.submit(group.add, first)]
     assert store.committing.wait(WAIT_SECONDS)
     for count, word in enumerate(words, start=1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The migrations make what the models say, and never touch Nova's database."""
+"""The migrations produce the tables of the models, and never touch Nova's database."""
 
 import datetime
 import hashlib
@@ -95,7 +95,7 @@ def test_the_tables_of_a_later_release_are_taken(new_database: session.Database)
 
 
 def _sync_to(database: session.Database, revision: str) -> None:
-    """Make the tables of an earlier release."""
+    """Create the tables of an earlier release."""
     with database.engine.begin() as connection:
         config = schema._alembic_config()
         config.attributes['connection'] = connection
@@ -107,14 +107,14 @@ _TYPES = {'images': sa.JSON(), 'created_at': sa.DateTime(), 'planned_at': sa.Dat
 
 
 def _insert(database: session.Database, table: str, **values: object) -> None:
-    """Write a row as an earlier release would."""
+    """Insert a row as an earlier release would."""
     columns = [sa.column(name, _TYPES.get(name)) for name in values]
     with database.engine.begin() as connection:
         connection.execute(sa.insert(sa.table(table, *columns)).values(**values))
 
 
 def _insert_running_request(database: session.Database) -> None:
-    """Write what 0002 has of a request for two hosts, of which one is done."""
+    """Insert the rows of 0002 for a request for two hosts, of which one is done."""
     now = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
     asked = {'id': 'r1', 'number': 1, 'status': 'running', 'images': ['i1'], 'options': '{}'}
     of = {'aggregate_id': 1, 'aggregate_uuid': 'uuid-1', 'aggregate_name': 'edge'}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transactions take turns, see what others committed, and are made again."""
+"""Transactions take turns, see what others committed, and are retried."""
 
 import datetime
 import pathlib

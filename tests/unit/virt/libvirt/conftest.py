@@ -25,7 +25,7 @@ def instances_path(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def make_driver(instances_path: pathlib.Path, qemu_img: str) -> MakeDriver:
-    """A function that starts a driver; its arguments are options, ``group__name`` in a group."""
+    """Return a function that starts a driver with options; ``group__name`` is one of a group."""
 
     def make(**options: object) -> libvirt.LibvirtDriver:
         conf = precache_conf.new([], [])

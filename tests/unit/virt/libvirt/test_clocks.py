@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host whose clock is not the one that stamps the files, as over NFS.
+"""A host whose clock differs from the one that stamps the files, as over NFS.
 
-The file system's clock is the machine's; that of the host is shifted in a process of its own,
-before anything of the service is imported.
+The file system uses the machine's clock; the host's clock is shifted in a process of its
+own, before anything of the service is imported.
 """
 
 import datetime

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The libvirt driver: real images, from a real Glance, under the name where Nova looks."""
+"""The libvirt driver: real images, from a real Glance, under the names that Nova looks for."""
 
 import datetime
 import errno
@@ -26,7 +26,7 @@ from tests.unit.virt.libvirt.conftest import MakeDriver
 
 
 def ignore(progress: model.Progress) -> None:
-    """Take progress that nobody looks at."""
+    """Ignore progress."""
 
 
 def sha1(image_id: str) -> str:
@@ -198,7 +198,7 @@ def test_precaching_is_limited_and_can_be_stopped_and_a_boot_is_not_limited(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
-    slow = make_driver(image_cache__max_rate_bytes=2048)  # it would take 8 minutes
+    slow = make_driver(image_cache__max_rate_bytes=2048)  # the download would take 8 minutes
     control = Control()
     stopped = exception.Cancelled('not wanted')
     with pytest.raises(exception.Cancelled):
@@ -219,14 +219,14 @@ def test_precaching_gives_way_to_a_boot_that_is_seen_on_the_host(
     assert told[0] < disk_images.MIB // 2, 'the first bytes came at once'
 
 
-# What is left unfinished
+# Unfinished downloads
 
 
 @pytest.fixture
 def unfinished(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> str:
-    """The id of an image whose download was broken off in the middle."""
+    """The id of an image whose download was interrupted in the middle."""
     image = images.add(disk_images.content(4 * disk_images.MIB))
     control = Control()
 
@@ -306,7 +306,7 @@ def two_days_old(instances_path: pathlib.Path, image_id: str) -> pathlib.Path:
 def old_image(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> pathlib.Path:
-    """An image that was cached two days ago and used by nobody since."""
+    """An image that was cached two days ago and is unused since."""
     image = images.add(disk_images.content(disk_images.MIB))
     make_driver().cache_image(images, image.id, ignore)
     return two_days_old(instances_path, image.id)
@@ -426,7 +426,7 @@ def test_a_backend_without_files_has_no_cache_to_manage(
     assert old_image.exists()
 
 
-# What is in the cache
+# Inventory
 
 
 def test_what_is_cached_is_listed_with_its_sizes_its_age_and_its_disks(
@@ -538,7 +538,7 @@ def test_a_running_driver_takes_other_ages_and_limits_over(
     made.manage_image_cache()
 
     assert not file.exists()
-    # Of a rate this low it is never much at a time.
+    # A rate this low never allows many bytes at a time.
     assert made._pace.read_bytes(Control()) == 1024
 
 

@@ -25,11 +25,11 @@ EXPIRES_AT_ONCE: dict[str, object] = {'image_cache__remove_unused_original_minim
 
 
 def ignore(progress: model.Progress) -> None:
-    """Take progress that nobody looks at."""
+    """Ignore progress."""
 
 
 def guest_content(disk: driver.RootDisk, size_bytes: int = MIB) -> bytes:
-    """Read what a guest would."""
+    """Read what a guest would read."""
     return disk_images.as_raw(pathlib.Path(disk.path), disk.format)[:size_bytes]
 
 

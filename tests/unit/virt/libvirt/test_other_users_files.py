@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base files that libvirt gave to the user of its machines, and an agent that is not root.
+"""Base files that libvirt gave to the user of its guests, and an agent that is not root.
 
 Each test does its work in a process of another user, on real files.
 """
@@ -33,7 +33,7 @@ DATA = disk_images.content(disk_images.MIB)
 
 @pytest.fixture
 def instances_path() -> Iterator[pathlib.Path]:
-    """Instances of the agent, where it may look."""
+    """Instances of the agent, in a directory that its user may search."""
     directory = pathlib.Path(tempfile.mkdtemp(dir='/tmp'))
     directory.chmod(0o755)
     path = directory / 'instances'
@@ -44,7 +44,7 @@ def instances_path() -> Iterator[pathlib.Path]:
 
 
 class Agent:
-    """An agent's driver that is started by that user, and one image that was booted once."""
+    """The driver of an agent that runs as that user, and one image that was booted once."""
 
     def __init__(self, instances_path: pathlib.Path) -> None:
         self.instances_path = instances_path
@@ -55,7 +55,7 @@ class Agent:
         self.give_to(other_user.NOBODY)
 
     def give_to(self, owner: int, mode: int = 0o644) -> None:
-        """Have the base file belong to a user, and be old."""
+        """Change the owner of the base file, and make it old."""
         os.chown(self.base, owner, owner)
         self.base.chmod(mode)
         os.utime(self.base, (OLD, OLD))
@@ -70,7 +70,7 @@ class Agent:
         return driver
 
     def cache(self, **rights: bool) -> Any:
-        """Give the status and the reason of a task, and the number of its downloads."""
+        """Return the status and the reason of a task, and the number of its downloads."""
 
         def work() -> tuple[str, str | None, int]:
             outcome = kill_harness.try_to_cache(self.driver(), self.images, self.image_id)
@@ -133,7 +133,7 @@ def test_an_immutable_file_is_told(agent: Agent) -> None:
 def test_a_file_that_may_not_be_read_is_told_and_not_downloaded(
     agent: Agent, mode: int, fowner: bool
 ) -> None:
-    """A nova-compute with another umask wrote it: what is in it cannot be judged here."""
+    """A nova-compute with another umask wrote it: its content cannot be judged here."""
     agent.give_to(other_user.NOBODY, mode)
     assert agent.cache(fowner=fowner) == (
         'NotOurs',
@@ -188,7 +188,7 @@ def test_a_boot_uses_a_file_that_cannot_be_touched(agent: Agent) -> None:
 def test_a_file_of_another_user_on_which_a_disk_came_to_be_based_does_not_expire(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The round had looked at the disks before, and the boot could not make the file young."""
+    """The round had checked the disks before, and the boot could not update the file's time."""
 
     def work() -> bool:
         driver = agent.driver(**EXPIRES)

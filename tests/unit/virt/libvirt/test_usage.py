@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What disks are based on, read from real overlays and from broken ones."""
+"""The base files of disks, read from real overlays and from broken ones."""
 
 import errno
 import json
@@ -202,7 +202,7 @@ def test_a_name_that_cannot_be_understood_is_an_error(
 def test_a_disk_that_nova_notes_as_qcow2_and_is_not_is_an_error(
     paths: layout.CacheLayout, disk: pathlib.Path
 ) -> None:
-    """Zeroed by a crash it would pass for raw, based on nothing."""
+    """Zeroed by a crash, it would pass for raw, without a base file."""
     notes = disk.with_name('disk.info')
     notes.write_text(json.dumps({f'/before/the/resize/{disk.name}': 'qcow2'}))
     assert backing_names(paths) == {NAME}
@@ -232,7 +232,7 @@ def test_notes_of_nova_that_cannot_be_read_are_an_error(
     notes.write_text(text)
     with pytest.raises(exception.StorageError, match=f'{notes} cannot be read'):
         backing_names(paths)
-    notes.write_text('')  # Nova makes it so, and fills it in afterwards.
+    notes.write_text('')  # Nova creates it empty, and fills it in afterwards.
     assert backing_names(paths) == {NAME}
 
 

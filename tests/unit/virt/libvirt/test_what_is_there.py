@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as being in the cache: for a task, for a boot and for what the host reports alike."""
+"""What counts as cached: the same for a task, for a boot and for the host's report."""
 
 import os
 import pathlib
@@ -208,6 +208,6 @@ def test_what_is_no_file_never_expires_and_holds_up_no_other(
 
 
 def test_a_look_at_a_start_names_what_the_inspectors_name() -> None:
-    """It is one more list of magics, and must not grow apart from theirs."""
+    """It is another list of magics, and must stay in step with theirs."""
     among = content.format_inspector.ALL_FORMATS
     assert set(content._CONVERTED) | {'raw', 'gpt', 'iso', 'luks'} == set(among)
