@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import microversion_parse
 import routes
 import webob
 import webob.dec
@@ -15,21 +16,15 @@ from webob import acceptparse
 
 from nova_precache import exception
 from nova_precache.api import auth, microversion, request as api_request
+from nova_precache.api.operations import ANY_METHOD, Methods, Operation, Table
 from nova_precache.context import RequestContext
 
 CONTENT_TYPES = ('application/json', 'application/vnd.openstack.compute+json')
-
-ANY_METHOD = '*'
 
 _METHODS_WITH_BODY = frozenset({'POST', 'PUT'})
 _METHODS_WITH_QUERY = frozenset({'GET', 'HEAD'})
 # A parameter of a media type, such as version=2.1, which is ignored; but not its weight.
 _PARAMETER = re.compile(r';(?!\s*q=)[^;,]*')
-
-# A handler for a method, or one for each name of an action.
-Handlers = api_request.Handler | Mapping[str, api_request.Handler]
-Methods = Mapping[str, Handlers]
-Table = Mapping[str, Methods]
 
 
 class UnsupportedMediaType(exception.PrecacheError):
@@ -97,15 +92,19 @@ class Dispatcher:
         request: webob.Request,
         methods: Methods,
         door: microversion.Api,
-        version: microversion.Version,
+        version: microversion_parse.Version,
         variables: Mapping[str, str],
     ) -> webob.Response:
-        _refuse_content_type(request)
+        if request.content_type not in {'', 'text/plain', *CONTENT_TYPES}:
+            raise UnsupportedMediaType
         body = _read_body(request)
-        handlers = methods.get(request.method) or methods[ANY_METHOD]
-        handler = _choose(handlers, request, body, door)
+        operation = methods.get(request.method) or methods[ANY_METHOD]
+        handler = _choose(operation, request, body, door)
         context = auth.context_of(request.environ)
         _refuse_foreign_project(context, variables.get('project_id'))
+        query = _read_query(request, methods, door)
+        if operation.since is not None and version < operation.since:
+            raise api_request.NoSuchResource
         reply = handler(
             api_request.Request(
                 services=self._services,
@@ -113,9 +112,11 @@ class Dispatcher:
                 context=context,
                 version=version,
                 path=variables,
-                query=_read_query(request, methods, door),
+                query=query,
                 body=body,
-                base_url=_base_url(request, self._settings),
+                base_url=(self._settings.public_endpoint or str(request.application_url)).rstrip(
+                    '/'
+                ),
             )
         )
         return _to_response(reply, request)
@@ -140,11 +141,6 @@ def _no_such_method(door: microversion.Api, methods: Methods) -> webob.Response:
     if door is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise MethodNotAllowed(methods)
-
-
-def _refuse_content_type(request: webob.Request) -> None:
-    if request.content_type not in {'', 'text/plain', *CONTENT_TYPES}:
-        raise UnsupportedMediaType
 
 
 def _read_body(request: webob.Request) -> Any:
@@ -172,17 +168,17 @@ def _read_query(
 
 
 def _choose(
-    handlers: Handlers, request: webob.Request, body: Any, door: microversion.Api
+    operation: Operation, request: webob.Request, body: Any, door: microversion.Api
 ) -> api_request.Handler:
-    if not isinstance(handlers, Mapping):
-        return handlers
+    if operation.handler is not None:
+        return operation.handler
     is_strange = door is microversion.PRECACHE and not isinstance(body, dict)
     if is_strange or not request.body:
         raise MalformedBody
     name = _action_name(body)
-    if name not in handlers:
+    if name not in operation.actions:
         raise exception.InvalidInput(f'There is no such action: {name}')
-    return handlers[name]
+    return operation.actions[name].handler
 
 
 def _action_name(body: Any) -> str:
@@ -202,10 +198,6 @@ def _refuse_foreign_project(context: RequestContext, in_path: str | None) -> Non
             f"Malformed request URL: URL's project_id '{in_path}' doesn't match "
             f"Context's project_id '{context.project_id}'"
         )
-
-
-def _base_url(request: webob.Request, settings: api_request.Settings) -> str:
-    return (settings.public_endpoint or str(request.application_url)).rstrip('/')
 
 
 def _to_response(reply: api_request.Reply, request: webob.Request) -> webob.Response:

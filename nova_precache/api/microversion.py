@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import microversion_parse
+from microversion_parse import Version
+
 from nova_precache import exception
 
 HEADER = 'OpenStack-API-Version'
@@ -27,22 +30,11 @@ class InvalidVersion(exception.InvalidInput):
 class UnsupportedVersion(exception.PrecacheError):
     """The version is outside the range that this release serves."""
 
-    def __init__(self, version: 'Version', door: 'Api') -> None:
+    def __init__(self, version: Version, door: 'Api') -> None:
         super().__init__(
             f'Version {version} is not supported by the API. '
             f'Minimum is {door.minimum} and maximum is {door.maximum}.'
         )
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Version:
-    """A microversion; later ones are greater."""
-
-    major: int
-    minor: int
-
-    def __str__(self) -> str:
-        return f'{self.major}.{self.minor}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +83,11 @@ def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) ->
     """
     if door is ROOT:
         return door.minimum
-    asked = _asked(headers, door)
+    legacy_headers = [door.legacy_header] if door.legacy_header is not None else []
+    asked = microversion_parse.get_version(headers, door.service_type, legacy_headers)
     version = _parse(asked, door)
     environ[ENVIRON] = (door, version)
-    if not door.minimum <= version <= door.maximum:
+    if not version.matches(door.minimum, door.maximum):
         raise UnsupportedVersion(version, door)
     return version
 
@@ -109,17 +102,6 @@ def announce(environ: Mapping[str, Any], headers: Any) -> None:
     if door.legacy_header is not None:
         headers[door.legacy_header] = str(version)
         headers.add('Vary', door.legacy_header)
-
-
-def _asked(headers: Mapping[str, str], door: Api) -> str | None:
-    """Return the requested version; if a header names several, the last one counts."""
-    for item in reversed(headers.get(HEADER, '').split(',')):
-        service_type, *version = item.split(maxsplit=1)[:2] or ['']
-        if service_type.lower() == door.service_type and version:
-            return version[0].strip()
-    if door.legacy_header is not None and door.legacy_header in headers:
-        return headers[door.legacy_header].rpartition(',')[2].strip()
-    return None
 
 
 def _parse(asked: str | None, door: Api) -> Version:
