@@ -7,9 +7,9 @@ from typing import Any
 
 from docutils.parsers import rst
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
 
-import reference  # noqa: E402 - it is beside this folder
+from tools import api_reference
 
 project = 'nova-precache: the REST API'
 copyright = 'the nova-precache developers'  # noqa: A001 - Sphinx's name
@@ -30,7 +30,7 @@ class OperationDirective(rst.Directive):
 
     def run(self) -> list[Any]:
         name, action = (*self.arguments, None)[:2]
-        lines = reference.section(name, action, self.options.get('sample'), self.content)
+        lines = api_reference.section(name, action, self.options.get('sample'), self.content)
         self.state_machine.insert_input(list(lines), f'operation {name}')
         return []
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from nova_precache.api import microversion, openapi, routes
 from nova_precache.api.operations import ANY_METHOD, Operation
 
-SAMPLES = pathlib.Path(__file__).parent / 'samples'
+SAMPLES = pathlib.Path(__file__).parents[1] / 'doc' / 'api-ref' / 'samples'
 
 _SHOWN_FORMATS = {'uuid', 'date-time', 'uri'}
 
@@ -137,12 +137,13 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
     """Give the limits of a value as sentences."""
-    for inner in schema.get('oneOf', [schema]):
-        if 'enum' in inner:
-            yield f'One of {", ".join(f"``{value}``" for value in inner["enum"])}.'
-        if 'minimum' in inner and 'maximum' in inner:
-            yield f'From {inner["minimum"]} to {inner["maximum"]}.'
-        if 'maxLength' in inner:
-            yield f'Up to {inner["maxLength"]} characters.'
-        if inner.get('uniqueItems'):
-            yield 'None twice.'
+    choices = [each for each in schema.get('oneOf', [schema]) if each != {'type': 'null'}]
+    inner = choices[0] if len(choices) == 1 else {}
+    if 'enum' in inner:
+        yield f'One of {", ".join(f"``{value}``" for value in inner["enum"])}.'
+    if 'minimum' in inner and 'maximum' in inner:
+        yield f'From {inner["minimum"]} to {inner["maximum"]}.'
+    if 'maxLength' in inner:
+        yield f'Up to {inner["maxLength"]} characters.'
+    if inner.get('uniqueItems'):
+        yield 'None twice.'
