@@ -76,22 +76,22 @@ class Dispatcher:
     @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         path = request.environ['PATH_INFO']
-        door = microversion.api_for_path(path)
+        api = microversion.api_for_path(path)
         found = self._mapper.routematch(path)
         if found is None:
-            return _no_such_path(door)
+            return _no_such_path(api)
         variables, route = found
         methods = self._table[route.name]
         if methods.keys().isdisjoint({request.method, ANY_METHOD}):
-            return _no_such_method(door, methods)
-        version = microversion.negotiate(request.environ, request.headers, door)
-        return self._handle(request, methods, door, version, variables)
+            return _no_such_method(api, methods)
+        version = microversion.negotiate(request.environ, request.headers, api)
+        return self._handle(request, methods, api, version, variables)
 
     def _handle(
         self,
         request: webob.Request,
         methods: Methods,
-        door: microversion.Api,
+        api: microversion.Api,
         version: microversion_parse.Version,
         variables: Mapping[str, str],
     ) -> webob.Response:
@@ -99,10 +99,10 @@ class Dispatcher:
             raise UnsupportedMediaType
         body = _read_body(request)
         operation = methods.get(request.method) or methods[ANY_METHOD]
-        handler = _choose(operation, request, body, door)
+        handler = _choose(operation, request, body, api)
         context = auth.context_of(request.environ)
         _refuse_foreign_project(context, variables.get('project_id'))
-        query = _read_query(request, methods, door)
+        query = _read_query(request, methods, api)
         if operation.since is not None and version < operation.since:
             raise api_request.NoSuchResource
         reply = handler(
@@ -130,15 +130,15 @@ def _make_mapper(table: Table) -> routes.Mapper:
     return mapper
 
 
-def _no_such_path(door: microversion.Api) -> webob.Response:
+def _no_such_path(api: microversion.Api) -> webob.Response:
     # In Nova, the framework gives this answer: it has no fault body.
-    if door is not microversion.PRECACHE:
+    if api is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise api_request.NoSuchResource
 
 
-def _no_such_method(door: microversion.Api, methods: Methods) -> webob.Response:
-    if door is not microversion.PRECACHE:
+def _no_such_method(api: microversion.Api, methods: Methods) -> webob.Response:
+    if api is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise MethodNotAllowed(methods)
 
@@ -155,10 +155,10 @@ def _read_body(request: webob.Request) -> Any:
 
 
 def _read_query(
-    request: webob.Request, methods: Methods, door: microversion.Api
+    request: webob.Request, methods: Methods, api: microversion.Api
 ) -> Mapping[str, Sequence[str]]:
     # A query that Nova does not read may be invalid.
-    is_read = door is microversion.PRECACHE or ANY_METHOD in methods
+    is_read = api is microversion.PRECACHE or ANY_METHOD in methods
     if request.method not in _METHODS_WITH_QUERY and not is_read:
         return {}
     try:
@@ -168,11 +168,11 @@ def _read_query(
 
 
 def _choose(
-    operation: Operation, request: webob.Request, body: Any, door: microversion.Api
+    operation: Operation, request: webob.Request, body: Any, api: microversion.Api
 ) -> api_request.Handler:
     if operation.handler is not None:
         return operation.handler
-    is_strange = door is microversion.PRECACHE and not isinstance(body, dict)
+    is_strange = api is microversion.PRECACHE and not isinstance(body, dict)
     if is_strange or not request.body:
         raise MalformedBody
     name = _action_name(body)

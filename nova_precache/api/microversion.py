@@ -3,7 +3,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import microversion_parse
@@ -30,10 +30,10 @@ class InvalidVersion(exception.InvalidInput):
 class UnsupportedVersion(exception.PrecacheError):
     """The version is outside the range that this release serves."""
 
-    def __init__(self, version: Version, door: 'Api') -> None:
+    def __init__(self, version: Version, api: 'Api') -> None:
         super().__init__(
             f'Version {version} is not supported by the API. '
-            f'Minimum is {door.minimum} and maximum is {door.maximum}.'
+            f'Minimum is {api.minimum} and maximum is {api.maximum}.'
         )
 
 
@@ -67,13 +67,13 @@ ROOT = Api(prefix='', service_type='', minimum=Version(0, 0), maximum=Version(0,
 
 def api_for_path(path: str) -> Api:
     """Return the API that a path belongs to, :data:`ROOT` if none."""
-    for door in (COMPUTE, PRECACHE):
-        if path == door.prefix or path.startswith(f'{door.prefix}/'):
-            return door
+    for api in (COMPUTE, PRECACHE):
+        if path == api.prefix or path.startswith(f'{api.prefix}/'):
+            return api
     return ROOT
 
 
-def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) -> Version:
+def negotiate(environ: dict[str, Any], headers: MutableMapping[str, str], api: Api) -> Version:
     """Return the version to answer in, and record it for :func:`announce`; the root has none.
 
     An unsupported version is recorded, too: its refusal names it.
@@ -81,14 +81,14 @@ def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) ->
     :raises InvalidVersion: the header does not contain a version
     :raises UnsupportedVersion: too old or too new
     """
-    if door is ROOT:
-        return door.minimum
-    legacy_headers = [door.legacy_header] if door.legacy_header is not None else []
-    asked = microversion_parse.get_version(headers, door.service_type, legacy_headers)
-    version = _parse(asked, door)
-    environ[ENVIRON] = (door, version)
-    if not version.matches(door.minimum, door.maximum):
-        raise UnsupportedVersion(version, door)
+    if api is ROOT:
+        return api.minimum
+    legacy_headers = [api.legacy_header] if api.legacy_header is not None else []
+    asked = microversion_parse.get_version(headers, api.service_type, legacy_headers)
+    version = _parse(asked, api)
+    environ[ENVIRON] = (api, version)
+    if not version.matches(api.minimum, api.maximum):
+        raise UnsupportedVersion(version, api)
     return version
 
 
@@ -96,19 +96,19 @@ def announce(environ: Mapping[str, Any], headers: Any) -> None:
     """Add the negotiated version, if any, to the headers of an answer."""
     if ENVIRON not in environ:
         return
-    door, version = environ[ENVIRON]
-    headers[HEADER] = f'{door.service_type} {version}'
+    api, version = environ[ENVIRON]
+    headers[HEADER] = f'{api.service_type} {version}'
     headers.add('Vary', HEADER)
-    if door.legacy_header is not None:
-        headers[door.legacy_header] = str(version)
-        headers.add('Vary', door.legacy_header)
+    if api.legacy_header is not None:
+        headers[api.legacy_header] = str(version)
+        headers.add('Vary', api.legacy_header)
 
 
-def _parse(asked: str | None, door: Api) -> Version:
+def _parse(asked: str | None, api: Api) -> Version:
     if asked is None:
-        return door.minimum
+        return api.minimum
     if asked == 'latest':
-        return door.maximum
+        return api.maximum
     match = _FORMAT.fullmatch(asked)
     if match is None:
         raise InvalidVersion(asked)

@@ -102,7 +102,7 @@ VERSION_DOCUMENTS: Table = {
     '/v1/openapi.json': {
         'GET': Operation(
             'showOpenapi',
-            'Show this document',
+            'Show the OpenAPI document',
             'documents',
             _show_openapi,
             answer={'type': 'object', 'required': ['openapi', 'info', 'paths']},
@@ -232,7 +232,7 @@ _PRECACHE: Table = {
     '/v1/requests': {
         'POST': Operation(
             'createRequest',
-            'Ask for images on hosts',
+            'Create a request for images on hosts',
             'requests',
             requests.create,
             status=202,

@@ -16,8 +16,9 @@ _FAULTY = 500
 
 def check(request: webob.Request, response: webob.Response) -> None:
     """Check an answer, unless the path or the method is not served."""
-    for operation in _find(request.method, request.path_info):
-        where = f'{request.method} {request.path_info}: {response.status} {response.text}'
+    path = request.environ['PATH_INFO']
+    for operation in _find(request.method, path):
+        where = f'{request.method} {path!r}: {response.status} {response.text}'
         if response.status_int == operation.status:
             _check_body(operation, response, where)
         elif response.status_int != _FAULTY:
