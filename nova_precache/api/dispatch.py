@@ -59,7 +59,7 @@ class Request(webob.Request):  # type: ignore[misc]
 
 
 class Dispatcher:
-    """A WSGI application over a table of paths, methods and handlers."""
+    """A WSGI application over a table of paths, methods and operations."""
 
     def __init__(
         self, table: Table, services: api_request.Services, settings: api_request.Settings
@@ -105,6 +105,7 @@ class Dispatcher:
         query = _read_query(request, methods, api)
         if operation.since is not None and version < operation.since:
             raise api_request.NoSuchResource
+        base_url = self._settings.public_endpoint or str(request.application_url)
         reply = handler(
             api_request.Request(
                 services=self._services,
@@ -114,9 +115,7 @@ class Dispatcher:
                 path=variables,
                 query=query,
                 body=body,
-                base_url=(self._settings.public_endpoint or str(request.application_url)).rstrip(
-                    '/'
-                ),
+                base_url=base_url.rstrip('/'),
             )
         )
         return _to_response(reply, request)
