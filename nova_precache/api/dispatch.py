@@ -49,7 +49,7 @@ class MalformedBody(exception.InvalidInput):
         super().__init__('Malformed request body')
 
 
-class Request(webob.Request):  # type: ignore[misc]
+class InMemoryRequest(webob.Request):  # type: ignore[misc]
     """A request whose body stays in memory: webob would use a file and never close it.
 
     An outer layer limits the size of the body.
@@ -73,7 +73,7 @@ class Dispatcher:
         """Return whether the table contains exactly this path, for any method."""
         return path in self._table
 
-    @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
+    @webob.dec.wsgify(RequestClass=InMemoryRequest)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         path = request.environ['PATH_INFO']
         api = microversion.api_for_path(path)
