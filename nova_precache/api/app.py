@@ -115,7 +115,7 @@ def build(conf: cfg.ConfigOpts, services: request.Services) -> Application:
         faults.Middleware,
         Deadline,
     ]
-    application: Application = _doors(conf, services)
+    application: Application = _route(conf, services)
     for layer in reversed(layers):
         application = layer(application)
     return application
@@ -132,7 +132,7 @@ def _cors(application: Application, conf: cfg.ConfigOpts) -> Application:
     return cors.CORS(application, conf)
 
 
-def _doors(conf: cfg.ConfigOpts, services: request.Services) -> Application:
+def _route(conf: cfg.ConfigOpts, services: request.Services) -> Application:
     """Route resources with authentication; version documents and choices need none."""
     settings = request.Settings.from_conf(conf)
     documents = dispatch.Dispatcher(routes.VERSION_DOCUMENTS, services, settings)

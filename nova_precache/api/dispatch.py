@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import microversion_parse
 import routes
 import webob
 import webob.dec
@@ -15,21 +16,15 @@ from webob import acceptparse
 
 from nova_precache import exception
 from nova_precache.api import auth, microversion, request as api_request
+from nova_precache.api.operations import ANY_METHOD, Methods, Operation, Table
 from nova_precache.context import RequestContext
 
 CONTENT_TYPES = ('application/json', 'application/vnd.openstack.compute+json')
-
-ANY_METHOD = '*'
 
 _METHODS_WITH_BODY = frozenset({'POST', 'PUT'})
 _METHODS_WITH_QUERY = frozenset({'GET', 'HEAD'})
 # A parameter of a media type, such as version=2.1, which is ignored; but not its weight.
 _PARAMETER = re.compile(r';(?!\s*q=)[^;,]*')
-
-# A handler for a method, or one for each name of an action.
-Handlers = api_request.Handler | Mapping[str, api_request.Handler]
-Methods = Mapping[str, Handlers]
-Table = Mapping[str, Methods]
 
 
 class UnsupportedMediaType(exception.PrecacheError):
@@ -54,7 +49,7 @@ class MalformedBody(exception.InvalidInput):
         super().__init__('Malformed request body')
 
 
-class Request(webob.Request):  # type: ignore[misc]
+class InMemoryRequest(webob.Request):  # type: ignore[misc]
     """A request whose body stays in memory: webob would use a file and never close it.
 
     An outer layer limits the size of the body.
@@ -64,7 +59,7 @@ class Request(webob.Request):  # type: ignore[misc]
 
 
 class Dispatcher:
-    """A WSGI application over a table of paths, methods and handlers."""
+    """A WSGI application over a table of paths, methods and operations."""
 
     def __init__(
         self, table: Table, services: api_request.Services, settings: api_request.Settings
@@ -78,34 +73,39 @@ class Dispatcher:
         """Return whether the table contains exactly this path, for any method."""
         return path in self._table
 
-    @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
+    @webob.dec.wsgify(RequestClass=InMemoryRequest)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         path = request.environ['PATH_INFO']
-        door = microversion.api_for_path(path)
+        api = microversion.api_for_path(path)
         found = self._mapper.routematch(path)
         if found is None:
-            return _no_such_path(door)
+            return _no_such_path(api)
         variables, route = found
         methods = self._table[route.name]
         if methods.keys().isdisjoint({request.method, ANY_METHOD}):
-            return _no_such_method(door, methods)
-        version = microversion.negotiate(request.environ, request.headers, door)
-        return self._handle(request, methods, door, version, variables)
+            return _no_such_method(api, methods)
+        version = microversion.negotiate(request.environ, request.headers, api)
+        return self._handle(request, methods, api, version, variables)
 
     def _handle(
         self,
         request: webob.Request,
         methods: Methods,
-        door: microversion.Api,
-        version: microversion.Version,
+        api: microversion.Api,
+        version: microversion_parse.Version,
         variables: Mapping[str, str],
     ) -> webob.Response:
-        _refuse_content_type(request)
+        if request.content_type not in {'', 'text/plain', *CONTENT_TYPES}:
+            raise UnsupportedMediaType
         body = _read_body(request)
-        handlers = methods.get(request.method) or methods[ANY_METHOD]
-        handler = _choose(handlers, request, body, door)
+        operation = methods.get(request.method) or methods[ANY_METHOD]
+        handler = _choose(operation, request, body, api)
         context = auth.context_of(request.environ)
         _refuse_foreign_project(context, variables.get('project_id'))
+        query = _read_query(request, methods, api)
+        if operation.since is not None and version < operation.since:
+            raise api_request.NoSuchResource
+        base_url = self._settings.public_endpoint or str(request.application_url)
         reply = handler(
             api_request.Request(
                 services=self._services,
@@ -113,9 +113,9 @@ class Dispatcher:
                 context=context,
                 version=version,
                 path=variables,
-                query=_read_query(request, methods, door),
+                query=query,
                 body=body,
-                base_url=_base_url(request, self._settings),
+                base_url=base_url.rstrip('/'),
             )
         )
         return _to_response(reply, request)
@@ -129,22 +129,17 @@ def _make_mapper(table: Table) -> routes.Mapper:
     return mapper
 
 
-def _no_such_path(door: microversion.Api) -> webob.Response:
+def _no_such_path(api: microversion.Api) -> webob.Response:
     # In Nova, the framework gives this answer: it has no fault body.
-    if door is not microversion.PRECACHE:
+    if api is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise api_request.NoSuchResource
 
 
-def _no_such_method(door: microversion.Api, methods: Methods) -> webob.Response:
-    if door is not microversion.PRECACHE:
+def _no_such_method(api: microversion.Api, methods: Methods) -> webob.Response:
+    if api is not microversion.PRECACHE:
         return webob.exc.HTTPNotFound()
     raise MethodNotAllowed(methods)
-
-
-def _refuse_content_type(request: webob.Request) -> None:
-    if request.content_type not in {'', 'text/plain', *CONTENT_TYPES}:
-        raise UnsupportedMediaType
 
 
 def _read_body(request: webob.Request) -> Any:
@@ -159,10 +154,10 @@ def _read_body(request: webob.Request) -> Any:
 
 
 def _read_query(
-    request: webob.Request, methods: Methods, door: microversion.Api
+    request: webob.Request, methods: Methods, api: microversion.Api
 ) -> Mapping[str, Sequence[str]]:
     # A query that Nova does not read may be invalid.
-    is_read = door is microversion.PRECACHE or ANY_METHOD in methods
+    is_read = api is microversion.PRECACHE or ANY_METHOD in methods
     if request.method not in _METHODS_WITH_QUERY and not is_read:
         return {}
     try:
@@ -172,17 +167,17 @@ def _read_query(
 
 
 def _choose(
-    handlers: Handlers, request: webob.Request, body: Any, door: microversion.Api
+    operation: Operation, request: webob.Request, body: Any, api: microversion.Api
 ) -> api_request.Handler:
-    if not isinstance(handlers, Mapping):
-        return handlers
-    is_strange = door is microversion.PRECACHE and not isinstance(body, dict)
+    if operation.handler is not None:
+        return operation.handler
+    is_strange = api is microversion.PRECACHE and not isinstance(body, dict)
     if is_strange or not request.body:
         raise MalformedBody
     name = _action_name(body)
-    if name not in handlers:
+    if name not in operation.actions:
         raise exception.InvalidInput(f'There is no such action: {name}')
-    return handlers[name]
+    return operation.actions[name].handler
 
 
 def _action_name(body: Any) -> str:
@@ -202,10 +197,6 @@ def _refuse_foreign_project(context: RequestContext, in_path: str | None) -> Non
             f"Malformed request URL: URL's project_id '{in_path}' doesn't match "
             f"Context's project_id '{context.project_id}'"
         )
-
-
-def _base_url(request: webob.Request, settings: api_request.Settings) -> str:
-    return (settings.public_endpoint or str(request.application_url)).rstrip('/')
 
 
 def _to_response(reply: api_request.Reply, request: webob.Request) -> webob.Response:

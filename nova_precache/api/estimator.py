@@ -248,7 +248,11 @@ class _Hosts:
         return tuple(
             ImageEstimate(
                 image_id=image_id,
-                state=ImageState.CACHED if stored.issuperset(_part_ids(costs)) else absent,
+                state=(
+                    ImageState.CACHED
+                    if stored.issuperset(cost.part_id for cost in costs)
+                    else absent
+                ),
                 bytes_to_move=_download_bytes(downloads.get(image_id, ())),
                 space_needed_bytes=_space_bytes(downloads.get(image_id, ())),
             )
@@ -290,10 +294,6 @@ def _costs(image: model.Image, force_raw_images: bool) -> Sequence[_Cost]:
         *(_Cost(each.id, each.size or 0, 0) for each in image.companions),
         _Cost(image.id, image.size or 0, converted_bytes),
     ]
-
-
-def _part_ids(costs: Iterable[_Cost]) -> Iterable[str]:
-    return (cost.part_id for cost in costs)
 
 
 def _download_bytes(costs: Iterable[_Cost]) -> int:

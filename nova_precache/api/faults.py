@@ -72,9 +72,9 @@ class Middleware:
         return response
 
 
-def find(error: Exception, door: microversion.Api) -> Fault:
+def find(error: Exception, api: microversion.Api) -> Fault:
     """Return the fault of an error, by its class or its nearest base class."""
-    table = PRECACHE_FAULTS if door is microversion.PRECACHE else FAULTS
+    table = PRECACHE_FAULTS if api is microversion.PRECACHE else FAULTS
     return next((table[cls] for cls in type(error).__mro__ if cls in table), UNEXPECTED)
 
 

@@ -3,8 +3,11 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
+
+import microversion_parse
+from microversion_parse import Version
 
 from nova_precache import exception
 
@@ -27,22 +30,11 @@ class InvalidVersion(exception.InvalidInput):
 class UnsupportedVersion(exception.PrecacheError):
     """The version is outside the range that this release serves."""
 
-    def __init__(self, version: 'Version', door: 'Api') -> None:
+    def __init__(self, version: Version, api: 'Api') -> None:
         super().__init__(
             f'Version {version} is not supported by the API. '
-            f'Minimum is {door.minimum} and maximum is {door.maximum}.'
+            f'Minimum is {api.minimum} and maximum is {api.maximum}.'
         )
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Version:
-    """A microversion; later ones are greater."""
-
-    major: int
-    minor: int
-
-    def __str__(self) -> str:
-        return f'{self.major}.{self.minor}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +67,13 @@ ROOT = Api(prefix='', service_type='', minimum=Version(0, 0), maximum=Version(0,
 
 def api_for_path(path: str) -> Api:
     """Return the API that a path belongs to, :data:`ROOT` if none."""
-    for door in (COMPUTE, PRECACHE):
-        if path == door.prefix or path.startswith(f'{door.prefix}/'):
-            return door
+    for api in (COMPUTE, PRECACHE):
+        if path == api.prefix or path.startswith(f'{api.prefix}/'):
+            return api
     return ROOT
 
 
-def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) -> Version:
+def negotiate(environ: dict[str, Any], headers: MutableMapping[str, str], api: Api) -> Version:
     """Return the version to answer in, and record it for :func:`announce`; the root has none.
 
     An unsupported version is recorded, too: its refusal names it.
@@ -89,13 +81,14 @@ def negotiate(environ: dict[str, Any], headers: Mapping[str, str], door: Api) ->
     :raises InvalidVersion: the header does not contain a version
     :raises UnsupportedVersion: too old or too new
     """
-    if door is ROOT:
-        return door.minimum
-    asked = _asked(headers, door)
-    version = _parse(asked, door)
-    environ[ENVIRON] = (door, version)
-    if not door.minimum <= version <= door.maximum:
-        raise UnsupportedVersion(version, door)
+    if api is ROOT:
+        return api.minimum
+    legacy_headers = [api.legacy_header] if api.legacy_header is not None else []
+    asked = microversion_parse.get_version(headers, api.service_type, legacy_headers)
+    version = _parse(asked, api)
+    environ[ENVIRON] = (api, version)
+    if not version.matches(api.minimum, api.maximum):
+        raise UnsupportedVersion(version, api)
     return version
 
 
@@ -103,30 +96,19 @@ def announce(environ: Mapping[str, Any], headers: Any) -> None:
     """Add the negotiated version, if any, to the headers of an answer."""
     if ENVIRON not in environ:
         return
-    door, version = environ[ENVIRON]
-    headers[HEADER] = f'{door.service_type} {version}'
+    api, version = environ[ENVIRON]
+    headers[HEADER] = f'{api.service_type} {version}'
     headers.add('Vary', HEADER)
-    if door.legacy_header is not None:
-        headers[door.legacy_header] = str(version)
-        headers.add('Vary', door.legacy_header)
+    if api.legacy_header is not None:
+        headers[api.legacy_header] = str(version)
+        headers.add('Vary', api.legacy_header)
 
 
-def _asked(headers: Mapping[str, str], door: Api) -> str | None:
-    """Return the requested version; if a header names several, the last one counts."""
-    for item in reversed(headers.get(HEADER, '').split(',')):
-        service_type, *version = item.split(maxsplit=1)[:2] or ['']
-        if service_type.lower() == door.service_type and version:
-            return version[0].strip()
-    if door.legacy_header is not None and door.legacy_header in headers:
-        return headers[door.legacy_header].rpartition(',')[2].strip()
-    return None
-
-
-def _parse(asked: str | None, door: Api) -> Version:
+def _parse(asked: str | None, api: Api) -> Version:
     if asked is None:
-        return door.minimum
+        return api.minimum
     if asked == 'latest':
-        return door.maximum
+        return api.maximum
     match = _FORMAT.fullmatch(asked)
     if match is None:
         raise InvalidVersion(asked)

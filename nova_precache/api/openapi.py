@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds an OpenAPI 3.1 document from operations and the JSON schemas that validate them.
+"""Builds the OpenAPI 3.1 document of /v1 from its operations and their JSON schemas.
 
 OpenAPI 3.1 uses the JSON schema dialect by which the API itself validates, so the schemas are
 included unchanged, except for our own formats, which no other tool knows.
@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nova_precache import model
-
-VERSION_HEADER = 'OpenStack-API-Version'
+from nova_precache.api import faults, microversion
+from nova_precache.api.operations import Operation, Table
+from nova_precache.api.schemas import common, hosts, pins, requests
 
 _JSON = 'application/json'
 _VARIABLE = re.compile(r'\{(\w+)\}')
 # The format ``text`` of validation.py: a database cannot store NUL.
 _TEXT: model.Json = {'pattern': '^[^\\x00]*$'}
+_VERSION = f'{microversion.PRECACHE.service_type} {microversion.PRECACHE.maximum}'
+_REQUEST_ID = 'x-openstack-request-id'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,156 +41,161 @@ class Error:
         return f'Error{self.status}'
 
 
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """One method of one path.
+ERRORS: Mapping[int, Error] = {
+    error.status: error
+    for error in (
+        Error(400, faults.BAD_REQUEST.title, 'The body, the query or a header is invalid.'),
+        Error(401, None, 'There is no token, or it is not valid.'),
+        Error(403, faults.FORBIDDEN.title, 'The policy does not allow it.'),
+        Error(404, faults.NOT_FOUND.title, 'There is nothing of this id, or it is not yours.'),
+        Error(406, faults.NOT_ACCEPTABLE.title, 'The microversion is not supported.'),
+        Error(409, faults.CONFLICT.title, 'Its status does not allow it.'),
+        Error(413, faults.OVER_LIMIT.title, 'A configured limit would be exceeded.'),
+        Error(415, faults.BAD_MEDIA_TYPE.title, 'The media type of the body is not supported.'),
+        Error(
+            503,
+            None,
+            'Keystone, the image service or the database does not answer; nothing was saved.',
+            ['Retry-After'],
+        ),
+    )
+}
+_COMMON_ERRORS = frozenset({400, 401, 403, 406, 415, 503})
+_WITH_TOKEN = frozenset({401, 403})
 
-    :ivar name: its name in generated clients
-    :ivar errors: the error statuses in addition to the common ones
-    :ivar path: the schemas of the variables of its path
-    :ivar query: the schema of its query, each parameter of which is a list of its values
-    :ivar answer: the schema of its answer; None: no body
-    :ivar links: operations that accept the id in the answer
-    """
+_SCHEMAS: Mapping[str, model.Json] = {
+    'Request': requests.REQUEST,
+    'NewRequest': requests.CREATE,
+    'Action': requests.ACTION,
+    'Task': requests.TASK,
+    'Estimate': requests.ESTIMATE,
+    'EstimatedHost': requests.ESTIMATED_HOST,
+    'Host': hosts.HOST,
+    'HostImage': hosts.HOST_IMAGE,
+    'ImageHost': hosts.IMAGE_HOST,
+    'NewPin': pins.CREATE,
+    'Pin': pins.PIN,
+    'PinWithCoverage': pins.PIN_WITH_COVERAGE,
+    'Links': common.PAGE_LINKS,
+}
+HEADERS: Mapping[str, model.Json] = {
+    microversion.HEADER: {
+        'description': 'The microversion of the answer.',
+        'required': True,
+        'schema': common.STRING,
+        'example': _VERSION,
+    },
+    _REQUEST_ID: {
+        'description': 'The id of the request, which the log of the service contains, too.',
+        'required': True,
+        'schema': common.STRING,
+    },
+    'Location': {
+        'description': 'The URL of what was created.',
+        'required': True,
+        'schema': {'type': 'string', 'format': 'uri'},
+    },
+    'Retry-After': {
+        'description': 'After how many seconds to ask again, if that is known.',
+        'schema': {'type': 'integer'},
+    },
+}
+_VERSION_PARAMETER: model.Json = {
+    'name': microversion.HEADER,
+    'in': 'header',
+    'description': (
+        'The requested microversion, after the type of the service; '
+        f'{microversion.PRECACHE.minimum} by default. "latest" is the newest.'
+    ),
+    'schema': common.STRING,
+    'example': _VERSION,
+}
+_TOKEN: model.Json = {
+    'type': 'apiKey',
+    'in': 'header',
+    'name': 'X-Auth-Token',
+    'description': 'A token of Keystone, for a project.',
+}
 
-    name: str
-    summary: str
-    tag: str
-    status: int = 200
-    answer: model.Json | None = None
-    errors: Sequence[int] = ()
-    path: Mapping[str, model.Json] = dataclasses.field(default_factory=dict)
-    query: model.Json | None = None
-    body: model.Json | None = None
-    example: model.Json | None = None
-    headers: Sequence[str] = ()
-    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    is_public: bool = False
 
-
-@dataclasses.dataclass(frozen=True)
-class Api:
-    """The API that a document describes.
-
-    :ivar operations: by method and path
-    :ivar schemas: named schemas, which are replaced by references wherever they are used
-    :ivar parameters: descriptions and examples of path and query parameters
-    :ivar headers: of answers
-    :ivar common_errors: error statuses that every operation may have
-    """
-
-    title: str
-    description: str
-    version: str
-    operations: Mapping[tuple[str, str], Operation]
-    schemas: Mapping[str, model.Json]
-    errors: Sequence[Error]
-    common_errors: Sequence[int]
-    parameters: Mapping[str, model.Json]
-    headers: Mapping[str, model.Json]
-    version_parameter: model.Json
-    security: Mapping[str, model.Json]
-
-
-def document(api: Api) -> model.Json:
+def document(table: Table) -> model.Json:
     """Build the document, without the URL of a server."""
-    refer = _Referrer(api.schemas)
-    paths: dict[str, model.Json] = {}
-    for (method, path), operation in api.operations.items():
-        paths.setdefault(path, {})[method.lower()] = _operation(api, operation, path, refer)
     return {
         'openapi': '3.1.0',
-        'info': {'title': api.title, 'description': api.description, 'version': api.version},
-        'paths': paths,
+        'info': {
+            'title': 'nova-precache',
+            'description': 'Images are on the compute hosts before they are booted from.',
+            'version': str(microversion.PRECACHE.maximum),
+        },
+        'paths': {
+            path: {
+                method.lower(): _operation(operation, path) for method, operation in methods.items()
+            }
+            for path, methods in table.items()
+        },
         'components': {
             'schemas': {
-                **{name: refer.inside(schema) for name, schema in api.schemas.items()},
-                **{error.name: _error_schema(error) for error in api.errors},
+                **{name: _inside(schema) for name, schema in _SCHEMAS.items()},
+                **{error.name: _error_schema(error) for error in ERRORS.values()},
             },
-            'responses': {error.name: _error(error) for error in api.errors},
-            'headers': dict(api.headers),
-            'parameters': {VERSION_HEADER: dict(api.version_parameter)},
-            'securitySchemes': dict(api.security),
+            'responses': {error.name: _error(error) for error in ERRORS.values()},
+            'headers': dict(HEADERS),
+            'parameters': {microversion.HEADER: _VERSION_PARAMETER},
+            'securitySchemes': {'token': _TOKEN},
         },
-        'security': [{name: []} for name in api.security],
+        'security': [{'token': []}],
     }
 
 
-class _Referrer:
-    """Replaces named schemas by references."""
-
-    def __init__(self, schemas: Mapping[str, model.Json]) -> None:
-        self._names = {id(schema): name for name, schema in schemas.items()}
-
-    def __call__(self, schema: Any) -> Any:
-        if id(schema) in self._names:
-            return {'$ref': f'#/components/schemas/{self._names[id(schema)]}'}
-        return self.inside(schema)
-
-    def inside(self, schema: Any) -> Any:
-        if isinstance(schema, list | tuple):
-            return [self(item) for item in schema]
-        if not isinstance(schema, dict):
-            return schema
-        inner = {key: self(value) for key, value in schema.items()}
-        if inner.get('format') == 'text':
-            del inner['format']
-            return {**_TEXT, **inner}
-        return inner
+def reasons(operation: Operation) -> Mapping[int, str]:
+    """Return the error statuses of an operation, each with its reason."""
+    numbers = _COMMON_ERRORS - _WITH_TOKEN if operation.is_public else _COMMON_ERRORS
+    if operation.body is not None or operation.actions:
+        numbers |= {413}
+    found = {**{number: ERRORS[number].why for number in numbers}, **operation.errors}
+    return dict(sorted(found.items()))
 
 
-def _operation(api: Api, operation: Operation, path: str, refer: _Referrer) -> model.Json:
+def _operation(operation: Operation, path: str) -> model.Json:
     made: model.Json = {
         'operationId': operation.name,
         'summary': operation.summary,
         'tags': [operation.tag],
-        'parameters': list(_parameters(api, operation, path, refer)),
-        'responses': _responses(api, operation, refer),
+        'parameters': list(_parameters(operation, path)),
+        'responses': {
+            str(operation.status): _success(operation),
+            **{str(number): _refusal(number, why) for number, why in reasons(operation).items()},
+        },
     }
     if operation.body is not None:
-        content = {'schema': refer(operation.body), 'example': operation.example}
+        content = {'schema': _refer(operation.body), 'example': operation.example}
         made['requestBody'] = {'required': True, 'content': {_JSON: content}}
     if operation.is_public:
         made['security'] = []
     return made
 
 
-def _parameters(
-    api: Api, operation: Operation, path: str, refer: _Referrer
-) -> Iterator[model.Json]:
-    yield {'$ref': f'#/components/parameters/{VERSION_HEADER}'}
+def _parameters(operation: Operation, path: str) -> Iterator[model.Json]:
+    yield {'$ref': f'#/components/parameters/{microversion.HEADER}'}
     for name in _VARIABLE.findall(path):
-        schema = refer(operation.path[name])
-        yield {'name': name, 'in': 'path', 'required': True, 'schema': schema} | _told(api, name)
+        yield {'name': name, 'in': 'path', 'required': True, **_described(operation.path[name])}
     for name, values in (operation.query or {}).get('properties', {}).items():
-        yield {'name': name, 'in': 'query', 'schema': refer(values['items'])} | _told(api, name)
+        yield {'name': name, 'in': 'query', **_described(values['items'])}
 
 
-def _told(api: Api, name: str) -> model.Json:
-    return dict(api.parameters.get(name, {}))
+def _described(schema: model.Json) -> model.Json:
+    """Describe a parameter; its description is not part of its schema here."""
+    bare = {key: value for key, value in schema.items() if key != 'description'}
+    return {'description': schema['description'], 'schema': _refer(bare)}
 
 
-def _responses(api: Api, operation: Operation, refer: _Referrer) -> model.Json:
-    statuses = {error.status: error for error in api.errors}
-    wanted = sorted({*api.common_errors, *operation.errors})
-    if operation.is_public:
-        wanted = [status for status in wanted if status not in (401, 403)]
-    return {
-        str(operation.status): _success(operation, refer),
-        **{
-            str(status): {'$ref': f'#/components/responses/{statuses[status].name}'}
-            for status in wanted
-        },
-    }
-
-
-def _success(operation: Operation, refer: _Referrer) -> model.Json:
+def _success(operation: Operation) -> model.Json:
     made: model.Json = {
         'description': operation.summary,
-        'headers': _headers((VERSION_HEADER, 'x-openstack-request-id', *operation.headers)),
+        'headers': _headers((microversion.HEADER, _REQUEST_ID, *operation.headers)),
     }
     if operation.answer is not None:
-        made['content'] = {_JSON: {'schema': refer(operation.answer)}}
+        made['content'] = {_JSON: {'schema': _refer(operation.answer)}}
     if operation.links:
         made['links'] = {
             name: {'operationId': name, 'parameters': {'id': f'$response.body#{pointer}'}}
@@ -196,13 +204,19 @@ def _success(operation: Operation, refer: _Referrer) -> model.Json:
     return made
 
 
+def _refusal(status: int, why: str) -> model.Json:
+    shared = ERRORS[status]
+    reference = {'$ref': f'#/components/responses/{shared.name}'}
+    return reference if why == shared.why else {**reference, 'description': why}
+
+
 def _error(error: Error) -> model.Json:
     content: model.Json = {'schema': {'$ref': f'#/components/schemas/{error.name}'}}
     if error.title is not None:
         content['example'] = {error.title: {'code': error.status, 'message': error.why}}
     return {
         'description': error.why,
-        'headers': _headers(('x-openstack-request-id', *error.headers)),
+        'headers': _headers((_REQUEST_ID, *error.headers)),
         'content': {_JSON: content},
     }
 
@@ -220,3 +234,25 @@ def _error_schema(error: Error) -> model.Json:
 
 def _headers(names: Sequence[str]) -> model.Json:
     return {name: {'$ref': f'#/components/headers/{name}'} for name in names}
+
+
+_NAMES = {id(schema): name for name, schema in _SCHEMAS.items()}
+
+
+def _refer(schema: Any) -> Any:
+    """Replace named schemas by references."""
+    if id(schema) in _NAMES:
+        return {'$ref': f'#/components/schemas/{_NAMES[id(schema)]}'}
+    return _inside(schema)
+
+
+def _inside(schema: Any) -> Any:
+    if isinstance(schema, list | tuple):
+        return [_refer(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _refer(value) for key, value in schema.items()}
+    if inner.get('format') == 'text':
+        del inner['format']
+        return {**_TEXT, **inner}
+    return inner

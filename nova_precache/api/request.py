@@ -6,10 +6,10 @@ import datetime
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+import microversion_parse
 from oslo_config import cfg
 
 from nova_precache import context as request_context, exception, model, policy
-from nova_precache.api import microversion
 from nova_precache.cells import inventory
 from nova_precache.conf import image_cache
 from nova_precache.db import pins, requests
@@ -205,19 +205,11 @@ class Request:
     services: Services
     settings: Settings
     context: request_context.RequestContext
-    version: microversion.Version
+    version: microversion_parse.Version
     path: Mapping[str, str]
     query: Mapping[str, Sequence[str]]
     body: Any
     base_url: str
-
-    def require_version(self, major: int, minor: int) -> None:
-        """Require a microversion from which on the resource exists.
-
-        :raises NoSuchResource: the caller requested an older microversion
-        """
-        if self.version < microversion.Version(major, minor):
-            raise NoSuchResource
 
     def authorize(self, rule: str, target: Mapping[str, Any] | None = None) -> None:
         """Check a policy rule.

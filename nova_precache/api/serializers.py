@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serialises requests and tasks for /v1, as ``schemas.requests`` describes them."""
+"""Serialises requests and tasks for /v1, as ``schemas.requests`` describes them.
+
+The parts that they share with pins and estimates are public, too.
+"""
 
 import math
 
@@ -9,15 +12,24 @@ from nova_precache.api import times
 
 def request_to_json(request: model.CacheRequest) -> model.Json:
     """Serialise a request, without its tasks."""
+    options = request.options
     return {
         'id': request.id,
         'status': request.status,
         'reason': request.reason,
-        'aggregate': _aggregate_to_json(request),
+        'aggregate': None if request.aggregate_id is None else aggregate_to_json(request),
         'hosts': None if request.hosts is None else list(request.hosts),
         'images': list(request.images),
         'priority': request.priority,
-        'options': _options_to_json(request.options),
+        'options': {
+            'max_parallel_hosts': options.max_parallel_hosts,
+            'max_rate_bytes': options.max_rate_bytes,
+            'not_before': times.to_text(options.not_before),
+            'deadline': times.to_text(options.deadline),
+            'wait_for_down_hosts': options.wait_for_down_hosts,
+            'canary': options.canary,
+            'max_failures': options.max_failures,
+        },
         'description': request.description,
         'client_request_id': request.client_request_id,
         'pin_id': request.pin_id,
@@ -34,7 +46,7 @@ def request_to_json(request: model.CacheRequest) -> model.Json:
         'bytes_done': request.bytes_done,
         'bytes_total': request.bytes_total,
         'rate_bytes': request.rate_bytes,
-        'eta_seconds': _seconds(request.eta_seconds),
+        'eta_seconds': round_up(request.eta_seconds),
     }
 
 
@@ -51,7 +63,7 @@ def task_to_json(task: model.Task) -> model.Json:
         'bytes_done': task.bytes_done,
         'bytes_total': task.bytes_total,
         'rate_bytes': task.rate_bytes,
-        'eta_seconds': _seconds(task.eta_seconds),
+        'eta_seconds': round_up(task.eta_seconds),
         'next_attempt_at': times.to_text(task.next_attempt_at),
         'created_at': times.to_text(task.created_at),
         'started_at': times.to_text(task.started_at),
@@ -59,27 +71,15 @@ def task_to_json(task: model.Task) -> model.Json:
     }
 
 
-def _aggregate_to_json(request: model.CacheRequest) -> model.Json | None:
-    if request.aggregate_id is None:
-        return None
+def aggregate_to_json(owner: model.CacheRequest | model.Pin) -> model.Json:
+    """Serialise the aggregate as the request or pin recorded it."""
     return {
-        'id': request.aggregate_id,
-        'uuid': request.aggregate_uuid,
-        'name': request.aggregate_name,
+        'id': owner.aggregate_id,
+        'uuid': owner.aggregate_uuid,
+        'name': owner.aggregate_name,
     }
 
 
-def _options_to_json(options: model.RequestOptions) -> model.Json:
-    return {
-        'max_parallel_hosts': options.max_parallel_hosts,
-        'max_rate_bytes': options.max_rate_bytes,
-        'not_before': times.to_text(options.not_before),
-        'deadline': times.to_text(options.deadline),
-        'wait_for_down_hosts': options.wait_for_down_hosts,
-        'canary': options.canary,
-        'max_failures': options.max_failures,
-    }
-
-
-def _seconds(value: float | None) -> int | None:
+def round_up(value: float | None) -> int | None:
+    """Return the next integer; None stays None."""
     return None if value is None else math.ceil(value)

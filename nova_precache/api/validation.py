@@ -114,28 +114,18 @@ def _is_text(value: object) -> bool:
 def _name_format(name: str, accepts: Callable[[str], bool], rule: str) -> None:
     @_FORMATS.checks(name, raises=InvalidName)
     def _check(value: object) -> bool:
-        if isinstance(value, str) and accepts(_without_newline(value)):
-            return True
+        if isinstance(value, str):
+            # Nova's regular expressions ignore one trailing newline.
+            is_ended = len(value) > 1 and value.endswith('\n')
+            if accepts(value[:-1] if is_ended else value):
+                return True
         raise InvalidName(rule)
-
-
-def _without_newline(text: str) -> str:
-    """Remove one trailing newline, which Nova's regular expressions ignore."""
-    return text[:-1] if len(text) > 1 and text.endswith('\n') else text
 
 
 def _is_name(text: str) -> bool:
     if not text:
         return True  # minLength refuses it, with its own message
     return _is_printable(text) and not (_is_space(text[0]) or _is_space(text[-1]))
-
-
-def _is_padded_name(text: str) -> bool:
-    return _is_printable(text) and not all(_is_space(character) for character in text)
-
-
-def _is_zone(text: str) -> bool:
-    return _is_name(text) and ':' not in text
 
 
 def _is_printable(text: str) -> bool:
@@ -156,9 +146,11 @@ def _is_space(character: str) -> bool:
 _name_format('name', _is_name, 'printable characters. Can not start or end with whitespace.')
 _name_format(
     'name_with_leading_trailing_spaces',
-    _is_padded_name,
+    lambda text: _is_printable(text) and not all(map(_is_space, text)),
     'printable characters with at least one non space character',
 )
 _name_format(
-    'az_name', _is_zone, 'printable characters except :.Can not start or end with whitespace.'
+    'az_name',
+    lambda text: _is_name(text) and ':' not in text,
+    'printable characters except :.Can not start or end with whitespace.',
 )

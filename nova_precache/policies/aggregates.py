@@ -22,7 +22,7 @@ def list_rules() -> Sequence[policy.RuleDefault]:
     return (
         _admin_rule(INDEX, 'List the aggregates', 'GET', '/os-aggregates'),
         _admin_rule(SHOW, 'Show an aggregate', 'GET', '/os-aggregates/{aggregate_id}'),
-        _admin_rule(CREATE, 'Make an aggregate', 'POST', '/os-aggregates'),
+        _admin_rule(CREATE, 'Create an aggregate', 'POST', '/os-aggregates'),
         _admin_rule(
             UPDATE,
             "Change an aggregate's name or availability zone",
@@ -30,12 +30,12 @@ def list_rules() -> Sequence[policy.RuleDefault]:
             '/os-aggregates/{aggregate_id}',
         ),
         _admin_rule(DELETE, 'Delete an aggregate', 'DELETE', '/os-aggregates/{aggregate_id}'),
-        _action_rule(ADD_HOST, 'Put a host into an aggregate'),
-        _action_rule(REMOVE_HOST, 'Take a host out of an aggregate'),
+        _action_rule(ADD_HOST, 'Add a host to an aggregate'),
+        _action_rule(REMOVE_HOST, 'Remove a host from an aggregate'),
         _action_rule(SET_METADATA, "Set or remove an aggregate's metadata"),
         _admin_rule(
             IMAGES,
-            "Ask for images to be cached on an aggregate's hosts",
+            "Cache images on an aggregate's hosts",
             'POST',
             '/os-aggregates/{aggregate_id}/images',
         ),

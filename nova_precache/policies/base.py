@@ -14,7 +14,7 @@ PROJECT_READER_OR_ADMIN = 'rule:project_reader_or_admin'
 
 _RULES = (
     policy.RuleDefault(
-        CONTEXT_IS_ADMIN, 'role:admin', 'Who is an admin: may do everything, in every project.'
+        CONTEXT_IS_ADMIN, 'role:admin', 'Admins, who may do everything in every project.'
     ),
     policy.RuleDefault(
         'admin_api',
@@ -24,22 +24,22 @@ _RULES = (
     policy.RuleDefault(
         'admin_or_owner',
         'is_admin:True or project_id:%(project_id)s',
-        'Admins and everybody in the project, for policy files that use it.',
+        'Admins and all users of the project, for policy files that use it.',
     ),
     policy.RuleDefault(
         'project_manager_api',
         'role:manager and project_id:%(project_id)s',
-        'Who may manage what belongs to the project, for policy files that use it.',
+        'Managers of the project, for policy files that use it.',
     ),
     policy.RuleDefault(
         'project_member_api',
         'role:member and project_id:%(project_id)s',
-        'Who may change what belongs to the project.',
+        'Members of the project.',
     ),
     policy.RuleDefault(
         'project_reader_api',
         'role:reader and project_id:%(project_id)s',
-        'Who may see what belongs to the project.',
+        'Readers of the project.',
     ),
     policy.RuleDefault(
         'service_api',

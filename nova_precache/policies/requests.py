@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see and steer requests: readers see those of their project, admins may do all."""
+"""Who may see requests and act on them: readers see those of their project, admins may do all."""
 
 from collections.abc import Sequence
 
@@ -21,14 +21,16 @@ _ONE = '/v1/requests/{request_id}'
 
 def list_rules() -> Sequence[policy.RuleDefault]:
     return (
-        base.operation(CREATE, base.ADMIN, 'Ask for images on hosts', 'POST', '/v1/requests'),
+        base.operation(
+            CREATE, base.ADMIN, 'Create a request for images on hosts', 'POST', '/v1/requests'
+        ),
         _reader_rule(LIST, 'List the requests', '/v1/requests'),
         _reader_rule(SHOW, 'Show a request', _ONE),
         _reader_rule(TASKS, 'List the tasks of a request', f'{_ONE}/tasks'),
         _action_rule(CANCEL, 'Cancel a request'),
         _action_rule(PAUSE, 'Pause a request'),
-        _action_rule(RESUME, 'Let a paused request go on'),
-        _action_rule(RETRY, 'Have what failed in a request be tried again'),
+        _action_rule(RESUME, 'Resume a paused request'),
+        _action_rule(RETRY, 'Retry the tasks of a request that did not succeed'),
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of the REST API: each route is in it, and each sample equals the real answer.
+"""The reference of the REST API: each operation is in it, and each sample equals the real answer.
 
-Samples are read and compared field by field; ids and times, which differ each time,
-only by their form.
+Each answer is checked by its schema in ``api/described.py``. Samples are compared field by
+field; ids and times, which differ each time, only by their form.
 """
 
 import datetime
@@ -11,20 +11,19 @@ import json
 import pathlib
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jsonschema
 import pytest
 from oslo_utils import timeutils
 
 from nova_precache import model
-from nova_precache.api import dispatch, operations, routes
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models
 from nova_precache.image import fake
 from tests.unit.api import conftest as api_parts
 from tests.unit.conftest import CACHED, World
+from tools import api_reference
 
 API_REF = pathlib.Path(__file__).resolve().parents[2] / 'doc' / 'api-ref'
 SAMPLES = API_REF / 'samples'
@@ -67,29 +66,12 @@ class Player:
         response = self._api.call(method, path, body, token=token)
         assert response.status_int == status, response.text
         if answer is not None:
-            _check_schema(method, path, response)
             assert _by_form(response.json) == _by_form(self._sample(answer))
         return response
 
     def _sample(self, name: str) -> Any:
         self.played.add(name)
         return json.loads((SAMPLES / f'{name}.json').read_text())
-
-
-def _check_schema(method: str, path: str, response: Any) -> None:
-    """Check that an answer of /v1 matches the schema of its operation."""
-    plain = path.partition('?')[0].removeprefix('http://api.example:8774')
-    document = operations.document()
-    for template, methods in document['paths'].items():
-        if re.fullmatch(re.sub(r'\{\w+\}', '[^/]+', template), plain):
-            told = methods[method.lower()]['responses'][str(response.status_int)]
-            schema = {
-                **told['content']['application/json']['schema'],
-                'components': document['components'],
-            }
-            jsonschema.Draft202012Validator(schema).validate(response.json)
-            return
-    assert not plain.startswith('/v1/') or plain == '/v1/'
 
 
 def _by_form(value: Any) -> Any:
@@ -268,59 +250,65 @@ def test_a_sample_that_differs_is_found_out() -> None:
     assert _by_form([f'http://x/{other}']) == ['http://x/a UUID']
 
 
+# The directive of an operation or an action, with the samples that it shows.
+_OPERATION = re.compile(
+    r'^\.\. operation:: (\w+)(?: (\w+))?\n(?:   :sample: (\S+)\n)?', re.MULTILINE
+)
+DIRECTIVES = [found for page in PAGES.values() for found in _OPERATION.findall(page)]
+
+
 def test_every_route_is_in_the_reference_and_nothing_else() -> None:
-    documented = {tuple(found) for page in PAGES.values() for found in _METHOD.findall(page)}
-    assert {(method, _variables(path)) for method, path in documented} == set(_served())
-
-
-_METHOD = re.compile(r'^\.\. rest_method:: (\w+) (\S+)$', re.MULTILINE)
-# They mean the same as the route without the slash, or with one.
-_SAME = {'/v2.1', '/v1'}
-
-
-def _served() -> Iterator[tuple[str, str]]:
-    for table in (routes.VERSION_DOCUMENTS, routes.CHOICES, routes.RESOURCES):
-        for path, methods in table.items():
-            if path in _SAME or '{project_id' in path:
-                continue
-            for method in methods:
-                if method != 'HEAD':
-                    read = 'GET' if method == dispatch.ANY_METHOD else method
-                    yield read, _variables(path)
-
-
-def _variables(path: str) -> str:
-    return re.sub(r'\{[^{}]+\}', '{}', path)
-
-
-def test_every_action_is_in_the_reference() -> None:
-    actions = {
-        name
-        for methods in routes.RESOURCES.values()
-        for handlers in methods.values()
-        if isinstance(handlers, Mapping)
-        for name in handlers
-    }
-    pages = PAGES['aggregates.rst'] + PAGES['requests.rst']
-    titles = set(re.findall(r'^.* \((\w+)\)\n=+$', pages, re.MULTILINE))
-    assert actions == titles
+    served = [
+        (place.operation.name, action)
+        for place in api_reference.places().values()
+        for action in place.operation.actions or ['']
+    ]
+    assert sorted((name, action) for name, action, _ in DIRECTIVES) == sorted(served)
 
 
 def test_every_sample_is_shown() -> None:
-    shown = {name for page in PAGES.values() for name in re.findall(r':: \.\./samples/(\S+)', page)}
-    assert shown == {str(path.relative_to(SAMPLES)) for path in SAMPLES.rglob('*.json')}
+    shown = {
+        line for directive in DIRECTIVES for line in _render(*directive) if '/samples/' in line
+    }
+    shown.update(line for page in PAGES.values() for line in page.splitlines())
+    for path in SAMPLES.rglob('*.json'):
+        assert f'.. literalinclude:: ../samples/{path.relative_to(SAMPLES)}' in shown
 
 
-def test_every_field_of_an_answer_is_explained() -> None:
-    for page in PAGES.values():
-        explained = set(re.findall(r'^   - ([\w-]+): \w+$', page, re.MULTILINE))
-        for name in re.findall(r':: \.\./samples/(\S+-response\.json)', page):
-            if not name.startswith('faults/'):
-                fields = set(_fields(json.loads((SAMPLES / name).read_text())))
-                assert fields <= explained, name
+@pytest.mark.parametrize('directive', DIRECTIVES, ids=lambda each: ' '.join(each[:2]).strip())
+def test_every_field_of_an_answer_is_explained(directive: tuple[str, str, str]) -> None:
+    lines = _render(*directive)
+    for half in ('request', 'response'):
+        sample = SAMPLES / f'{directive[2]}-{half}.json'
+        if directive[2] and sample.exists():
+            fields = set(_fields(json.loads(sample.read_text())))
+            assert fields <= set(re.findall(r'^   \* - ([\w-]+)', '\n'.join(lines), re.MULTILINE))
 
 
-_FREE = {'counts', 'images_gone', 'metadata', 'media-types'}
+def _render(name: str, action: str, sample: str) -> Sequence[str]:
+    return list(api_reference.section(name, action or None, sample or None, []))
+
+
+def test_section_shows_limits_and_types() -> None:
+    lines = '\n'.join(_render('createRequest', '', ''))
+    priority = (
+        '   * - priority (Optional)\n'
+        '     - body\n'
+        '     - integer or null\n'
+        '     - Requests with a greater priority go first; 0 by default. From -1000 to 1000.\n'
+    )
+    assert priority in lines
+    assert '   * - 413 - Request Entity Too Large\n' in lines
+
+
+def test_section_shows_one_action() -> None:
+    lines = _render('actOnRequest', 'retry', '')
+    assert lines[0] == 'Retry a request (retry)'
+    assert '     - The request has not ended, or all of its tasks succeeded.' in lines
+    assert not any('keep_partial' in line for line in lines)
+
+
+_FREE = {'counts', 'images_gone', 'media-types', 'metadata'}
 
 
 def _fields(value: Any) -> Iterator[str]:

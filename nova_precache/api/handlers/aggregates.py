@@ -8,13 +8,15 @@ import contextlib
 import datetime
 from collections.abc import Iterator
 
+import microversion_parse
+
 from nova_precache import exception, model
-from nova_precache.api import microversion, validation
+from nova_precache.api import validation
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import aggregates as schemas
 from nova_precache.policies import aggregates as policies
 
-_UUID_SINCE = microversion.Version(2, 41)
+_UUID_SINCE = microversion_parse.Version(2, 41)
 
 
 def index(req: Request) -> Reply:
@@ -103,7 +105,7 @@ def _reply(req: Request, aggregate: model.Aggregate) -> Reply:
     return Reply(body={'aggregate': _to_json(aggregate, req.version)})
 
 
-def _to_json(aggregate: model.Aggregate, version: microversion.Version) -> model.Json:
+def _to_json(aggregate: model.Aggregate, version: microversion_parse.Version) -> model.Json:
     body = {
         'id': aggregate.id,
         'name': aggregate.name,

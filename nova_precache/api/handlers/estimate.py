@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates of requests; nothing is saved or started."""
 
-import math
-
 from nova_precache import exception, model
-from nova_precache.api import estimator, paging, parsing, validation
+from nova_precache.api import estimator, paging, parsing, serializers, validation
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import requests as schemas
 from nova_precache.db import caches
@@ -60,7 +58,7 @@ def _to_json(req: Request, estimate: estimator.Estimate) -> model.Json:
             'glance': {
                 'bytes': estimate.bytes_to_move,
                 'parallel_downloads': estimate.parallel_hosts,
-                'rate_bytes': _whole(estimate.rate_bytes),
+                'rate_bytes': serializers.round_up(estimate.rate_bytes),
             },
         },
         **page,
@@ -89,7 +87,7 @@ def _totals_to_json(estimate: estimator.Estimate) -> model.Json:
         'bytes_to_move': estimate.bytes_to_move,
         'space_needed_bytes': estimate.space_needed_bytes,
         'parallel_hosts': estimate.parallel_hosts,
-        'seconds': _whole(estimate.seconds),
+        'seconds': serializers.round_up(estimate.seconds),
     }
 
 
@@ -112,10 +110,6 @@ def _host_to_json(host: estimator.HostEstimate) -> model.Json:
         'space_needed_bytes': host.space_needed_bytes,
         'free_bytes': host.free_bytes,
         'fits': host.fits,
-        'rate_bytes': _whole(host.rate_bytes),
-        'seconds': _whole(host.seconds),
+        'rate_bytes': serializers.round_up(host.rate_bytes),
+        'seconds': serializers.round_up(host.seconds),
     }
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else math.ceil(value)

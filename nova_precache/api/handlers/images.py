@@ -4,13 +4,12 @@
 from nova_precache.api import parsing, validation
 from nova_precache.api.handlers import aggregates, requests
 from nova_precache.api.request import Reply, Request
-from nova_precache.api.schemas import images as schemas
+from nova_precache.api.schemas import aggregates as schemas
 from nova_precache.policies import aggregates as policies
 
 
 def create(req: Request) -> Reply:
     """Accept a request; ``Location`` is the URL to follow it."""
-    req.require_version(2, 81)
     validation.check_body(req.body, schemas.CACHE)
     req.authorize(policies.IMAGES)
     with aggregates.resolve_aggregate_id(req) as aggregate_id:

@@ -7,7 +7,7 @@ import logging
 from oslo_utils import timeutils, uuidutils
 
 from nova_precache import exception, model
-from nova_precache.api import paging, parsing, times, validation, visibility
+from nova_precache.api import paging, parsing, serializers, times, validation, visibility
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import pins as schemas
 from nova_precache.db import pins
@@ -110,11 +110,7 @@ def _to_json(pin: model.Pin) -> model.Json:
         'id': pin.id,
         'status': pin.status,
         'reason': pin.reason,
-        'aggregate': {
-            'id': pin.aggregate_id,
-            'uuid': pin.aggregate_uuid,
-            'name': pin.aggregate_name,
-        },
+        'aggregate': serializers.aggregate_to_json(pin),
         'images': list(pin.images),
         'images_gone': dict(pin.images_gone),
         'until': times.to_text(pin.until),

@@ -180,7 +180,7 @@ def _wake(req: Request, request: model.CacheRequest) -> None:
         req.services.wake()
     except Exception:
         LOG.warning(
-            'Request %s: no conductor could be told; they will find it', request.id, exc_info=True
+            'Request %s: no conductor could be woken; they will find it', request.id, exc_info=True
         )
 
 

@@ -16,19 +16,19 @@ _MEDIA_TYPES = {
     microversion.COMPUTE: 'application/vnd.openstack.compute+json;version=2.1',
     microversion.PRECACHE: 'application/json',
 }
-_DOORS = (microversion.COMPUTE, microversion.PRECACHE)
+_APIS = (microversion.COMPUTE, microversion.PRECACHE)
 # Characters that need no quoting in the path of a URL.
 _SAFE = "/~!$&'()*+,;=:@"
 
 
 def index(req: Request) -> Reply:
     """List both APIs."""
-    return Reply(body={'versions': [_summary(req, door) for door in _DOORS]})
+    return Reply(body={'versions': [_summary(req, api) for api in _APIS]})
 
 
 def choices(req: Request) -> Reply:
     """List the possible URLs of a path that names no API."""
-    return Reply(status=300, body={'choices': [_choice(req, door) for door in _DOORS]})
+    return Reply(status=300, body={'choices': [_choice(req, api) for api in _APIS]})
 
 
 def compute(req: Request) -> Reply:
@@ -39,35 +39,35 @@ def precache(req: Request) -> Reply:
     return Reply(body={'version': _document(req, microversion.PRECACHE)})
 
 
-def _choice(req: Request, door: microversion.Api) -> model.Json:
+def _choice(req: Request, api: microversion.Api) -> model.Json:
     path = urllib.parse.quote(req.path['path'].strip('/'), _SAFE, encoding='latin-1')
     return {
-        'id': _IDS[door],
+        'id': _IDS[api],
         'status': 'CURRENT',
-        'links': [{'rel': 'self', 'href': f'{req.base_url}{door.prefix}/{path}'}],
-        'media-types': _media_types(door),
+        'links': [{'rel': 'self', 'href': f'{req.base_url}{api.prefix}/{path}'}],
+        'media-types': _media_types(api),
     }
 
 
-def _media_types(door: microversion.Api) -> list[model.Json]:
-    return [{'base': 'application/json', 'type': _MEDIA_TYPES[door]}]
+def _media_types(api: microversion.Api) -> list[model.Json]:
+    return [{'base': 'application/json', 'type': _MEDIA_TYPES[api]}]
 
 
-def _document(req: Request, door: microversion.Api) -> model.Json:
-    document = _summary(req, door)
+def _document(req: Request, api: microversion.Api) -> model.Json:
+    document = _summary(req, api)
     document['links'].append(
         {'rel': 'describedby', 'type': 'text/html', 'href': 'http://docs.openstack.org/'}
     )
-    document['media-types'] = _media_types(door)
+    document['media-types'] = _media_types(api)
     return document
 
 
-def _summary(req: Request, door: microversion.Api) -> model.Json:
+def _summary(req: Request, api: microversion.Api) -> model.Json:
     return {
-        'id': _IDS[door],
+        'id': _IDS[api],
         'status': 'CURRENT',
-        'version': str(door.maximum),
-        'min_version': str(door.minimum),
-        'updated': _UPDATED[door],
-        'links': [{'rel': 'self', 'href': f'{req.base_url}{door.prefix}/'}],
+        'version': str(api.maximum),
+        'min_version': str(api.minimum),
+        'updated': _UPDATED[api],
+        'links': [{'rel': 'self', 'href': f'{req.base_url}{api.prefix}/'}],
     }

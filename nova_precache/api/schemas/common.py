@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building blocks of the schemas of /v1."""
+"""Building blocks of the schemas.
+
+The descriptions of properties are shown in the OpenAPI document and in the API reference.
+"""
 
 from nova_precache import model
+
+
+def described(schema: model.Json, description: str) -> model.Json:
+    """Return the schema with a description."""
+    return {**schema, 'description': description}
 
 
 def strict(properties: model.Json, **more: object) -> model.Json:
@@ -38,8 +46,9 @@ def items(schema: model.Json) -> model.Json:
 
 def page(collection: str, schema: model.Json) -> model.Json:
     """Build a page of a list, with a link to the next page if there is one."""
+    found = described(items(schema), f'The {collection} of this page.')
     links = f'{collection}_links'
-    return strict({collection: items(schema), links: LINKS}, required=[collection])
+    return strict({collection: found, links: PAGE_LINKS}, required=[collection])
 
 
 UUID: model.Json = {'type': 'string', 'format': 'uuid'}
@@ -48,7 +57,13 @@ STRING: model.Json = {'type': 'string'}
 BOOLEAN: model.Json = {'type': 'boolean'}
 NUMBER: model.Json = {'type': 'number'}
 COUNT: model.Json = {'type': 'integer', 'minimum': 0}
-DESCRIPTION: model.Json = {'type': 'string', 'maxLength': 1024, 'format': 'text'}
+DESCRIPTION: model.Json = {
+    'type': 'string',
+    'maxLength': 1024,
+    'format': 'text',
+    'description': 'A text of your own.',
+}
+NAME: model.Json = {'type': 'string', 'minLength': 1, 'maxLength': 255, 'format': 'text'}
 # Nova's pattern for host names, except for a trailing newline, which a dollar sign allows; a
 # list query may name a host that does not exist.
 HOST: model.Json = {
@@ -58,18 +73,63 @@ HOST: model.Json = {
     'maxLength': 255,
 }
 # An id, a UUID or a name; text of digits is an id.
-AGGREGATE_TEXT: model.Json = {
-    'type': 'string',
-    'minLength': 1,
-    'maxLength': 255,
-    'format': 'text',
-}
 AGGREGATE: model.Json = {
-    'oneOf': [{'type': 'integer', 'minimum': 1, 'maximum': 2**31 - 1}, AGGREGATE_TEXT]
+    'oneOf': [{'type': 'integer', 'minimum': 1, 'maximum': 2**31 - 1}, NAME],
+    'description': 'The id, UUID or name of the aggregate.',
 }
-IMAGES: model.Json = {'type': 'array', 'minItems': 1, 'uniqueItems': True, 'items': UUID}
-LINKS: model.Json = items(whole({'rel': STRING, 'href': {'type': 'string', 'format': 'uri'}}))
+IMAGES: model.Json = {
+    'type': 'array',
+    'minItems': 1,
+    'uniqueItems': True,
+    'items': UUID,
+    'description': 'The ids of the images.',
+}
+LINKS: model.Json = items(
+    whole(
+        {
+            'rel': described(STRING, 'The relation.'),
+            'href': {'type': 'string', 'format': 'uri', 'description': 'The URL.'},
+        }
+    )
+)
+PAGE_LINKS = described(LINKS, 'The link ``next`` to the next page; absent on the last one.')
+
+HOST_NAME = described(STRING, 'The name of the host.')
+FREE_BYTES = described(nullable(COUNT), 'Free bytes for the cache; null if not reported.')
+# The aggregate as it was when the request or pin was created.
+RECORDED_AGGREGATE: model.Json = whole(
+    {
+        'id': described(COUNT, 'The id of the aggregate.'),
+        'uuid': described(UUID, 'The UUID of the aggregate.'),
+        'name': described(STRING, 'The name that the aggregate had at the time of creation.'),
+    }
+)
+OWNER: model.Json = {
+    'project_id': described(
+        nullable(STRING), 'The project of the caller who created it; null without one.'
+    ),
+    'user_id': described(nullable(STRING), 'The user who created it.'),
+}
 
 # Up to 18 digits, which fit into the integers of every database.
 POSITIVE: model.Json = {'type': 'string', 'pattern': '^0*[1-9][0-9]{0,17}$'}
-LIMIT = once(POSITIVE)
+LIMIT = once(
+    {
+        **POSITIVE,
+        'description': 'The size of the page, up to ``[api] max_limit``.',
+        'examples': ['10'],
+    }
+)
+AGGREGATE_FILTER = once(
+    described(
+        NAME,
+        'Only items for this aggregate, by its id, UUID or name; a deleted one is found by its id '
+        'alone. Callers who may not list aggregates get those of their own requests and pins '
+        'that recorded it, or an empty list.',
+    )
+)
+
+
+def marker(schema: model.Json, of: str) -> model.Json:
+    """Build the query parameter that names the last item of the page before."""
+    return once(described(schema, f'The {of} of the last item of the page before.'))

@@ -3,48 +3,95 @@
 
 from nova_precache import model
 from nova_precache.api.schemas import common
+from nova_precache.api.schemas.common import described, nullable
 
-_STATUS = list(map(str, model.HostStatus))
-_NAME = {'type': 'string', 'minLength': 1, 'maxLength': 255, 'format': 'text'}
+_STATUS: model.Json = {'type': 'string', 'enum': list(map(str, model.HostStatus))}
 
+BY_HOST = {'host': described(common.HOST, 'The name of the host.')}
+BY_IMAGE = {'id': described(common.UUID, 'The id of the image.')}
 INDEX = common.strict(
     {
         'limit': common.LIMIT,
-        'marker': common.once(common.HOST),
-        'status': common.once({'type': 'string', 'enum': _STATUS}),
-        'cell': common.once(common.UUID),
+        'marker': common.marker(common.HOST, 'name'),
+        'status': common.once(described(_STATUS, 'Only hosts in this status.')),
+        'cell': common.once(described(common.UUID, 'Only hosts of this cell.')),
     }
 )
-IMAGES = common.strict({'limit': common.LIMIT, 'marker': common.once(_NAME)})
-IMAGE_HOSTS = common.strict({'limit': common.LIMIT, 'marker': common.once(common.HOST)})
+IMAGES = common.strict({'limit': common.LIMIT, 'marker': common.marker(common.NAME, 'name')})
+IMAGE_HOSTS = common.strict({'limit': common.LIMIT, 'marker': common.marker(common.HOST, 'name')})
 
-HOST = common.whole(
-    {
-        'host': common.STRING,
-        'cell': common.UUID,
-        'status': {'type': 'string', 'enum': _STATUS},
-        'reason': common.nullable(common.STRING),
-        'seen_at': common.nullable(common.TIME),
-        'version': common.nullable(common.STRING),
-        'driver': common.nullable(common.STRING),
-        'store_id': common.nullable(common.STRING),
-        'cache_bytes': common.nullable(common.COUNT),
-        'free_bytes': common.nullable(common.COUNT),
-    }
+_REPORTED_STRING = nullable(common.STRING)
+HOST = described(
+    common.whole(
+        {
+            'host': common.HOST_NAME,
+            'cell': described(common.UUID, 'The UUID of its cell.'),
+            'status': described(
+                _STATUS,
+                '``unknown`` if it was silent while no conductor was connected to its cell or, '
+                'with ``[image_cache] compute_backend = nova``, if the database of its cell '
+                'gives no answer.',
+            ),
+            'reason': described(_REPORTED_STRING, 'Why it is not up; null while it is.'),
+            'seen_at': described(
+                nullable(common.TIME), 'The time of the last report; null if unknown.'
+            ),
+            'version': described(
+                _REPORTED_STRING, 'The release of its agent; null if not reported.'
+            ),
+            'driver': described(
+                _REPORTED_STRING, 'Its virtualization driver; null if not reported.'
+            ),
+            'store_id': described(
+                _REPORTED_STRING,
+                'The id of its cache, which is the same for hosts that share one; null if not '
+                'reported.',
+            ),
+            'cache_bytes': described(
+                nullable(common.COUNT), 'Bytes that its cache takes; null if not reported.'
+            ),
+            'free_bytes': common.FREE_BYTES,
+        }
+    ),
+    'The host.',
 )
 _FILE = {
-    'size_bytes': common.COUNT,
-    'disk_bytes': common.COUNT,
-    'touched_at': common.TIME,
-    'age_seconds': common.COUNT,
-    'used_by': common.nullable(common.COUNT),
+    'size_bytes': described(common.COUNT, 'The size of the file.'),
+    'disk_bytes': described(common.COUNT, 'Bytes that the file takes on the disk.'),
+    'touched_at': described(
+        common.TIME, 'When it was last used or requested, by the clock of the host.'
+    ),
+    'age_seconds': described(common.COUNT, 'Seconds since ``touched_at``.'),
+    'used_by': described(
+        nullable(common.COUNT), 'The number of disks based on it; null if unknown.'
+    ),
 }
-HOST_IMAGE = common.whole(
-    {
-        'name': common.STRING,
-        'image_id': common.nullable(common.UUID),
-        **_FILE,
-        'pinned': common.BOOLEAN,
-    }
+HOST_IMAGE = described(
+    common.whole(
+        {
+            'name': described(
+                common.STRING, 'The name of the file, which is made of the id of the image.'
+            ),
+            'image_id': described(
+                nullable(common.UUID),
+                'The id of the image; null if no request named it, and for callers who are not '
+                'admins.',
+            ),
+            **_FILE,
+            'pinned': described(common.BOOLEAN, 'Whether a pin keeps it on this host.'),
+        }
+    ),
+    'The file of an image.',
 )
-IMAGE_HOST = common.whole({'host': common.STRING, 'cell': common.nullable(common.UUID), **_FILE})
+IMAGE_HOST = described(
+    common.whole(
+        {
+            'host': common.HOST_NAME,
+            'cell': described(
+                nullable(common.UUID), 'The UUID of its cell; null if it no longer reports.'
+            ),
+            **_FILE,
+        }
+    ),
+    'A host that has the image.',
+)

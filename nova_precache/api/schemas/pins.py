@@ -3,47 +3,77 @@
 
 from nova_precache import model
 from nova_precache.api.schemas import common
+from nova_precache.api.schemas.common import described, nullable
 
-_STATUS = {'type': 'string', 'enum': [str(status) for status in model.PinStatus]}
+_STATUS: model.Json = {'type': 'string', 'enum': [str(status) for status in model.PinStatus]}
+_PIN_ID = described(common.UUID, 'The id of the pin.')
+BY_ID = {'id': _PIN_ID}
 
 CREATE = common.only(
     'pin',
-    common.strict(
-        {
-            'aggregate': common.AGGREGATE,
-            'images': common.IMAGES,
-            'until': common.nullable(common.TIME),
-            'description': common.nullable(common.DESCRIPTION),
-        },
-        required=['aggregate', 'images'],
+    described(
+        common.strict(
+            {
+                'aggregate': common.AGGREGATE,
+                'images': common.IMAGES,
+                'until': described(
+                    nullable(common.TIME),
+                    'The time of its end, later than now; without one, it stays until it is '
+                    'deleted.',
+                ),
+                'description': nullable(common.DESCRIPTION),
+            },
+            required=['aggregate', 'images'],
+        ),
+        'The pin.',
     ),
 )
 INDEX = common.strict(
     {
         'limit': common.LIMIT,
-        'marker': common.once(common.UUID),
-        'status': common.once(_STATUS),
-        'aggregate': common.once(common.AGGREGATE_TEXT),
+        'marker': common.marker(common.UUID, 'id'),
+        'status': common.once(described(_STATUS, 'Only pins in this status.')),
+        'aggregate': common.AGGREGATE_FILTER,
     }
 )
 
 _PIN = {
-    'id': common.UUID,
-    'status': common.STRING,
-    'reason': common.nullable(common.STRING),
-    'aggregate': common.whole(
-        {'id': {'type': 'integer'}, 'uuid': common.STRING, 'name': common.STRING}
+    'id': _PIN_ID,
+    'status': described(common.STRING, 'The status: ``active`` or ``ended``.'),
+    'reason': described(
+        nullable(common.STRING), 'Why it ended, or which problem it has now; else null.'
     ),
-    'images': common.items(common.UUID),
-    'images_gone': {'type': 'object', 'additionalProperties': common.STRING},
-    'until': common.nullable(common.TIME),
-    'description': common.nullable(common.STRING),
-    'project_id': common.nullable(common.STRING),
-    'user_id': common.nullable(common.STRING),
-    'created_at': common.TIME,
-    'checked_at': common.nullable(common.TIME),
-    'ended_at': common.nullable(common.TIME),
+    'aggregate': described(common.RECORDED_AGGREGATE, 'The aggregate.'),
+    'images': described(common.items(common.UUID), 'The ids of the images.'),
+    'images_gone': described(
+        {'type': 'object', 'additionalProperties': common.STRING},
+        'The images that are no longer available, each with the reason.',
+    ),
+    'until': described(
+        nullable(common.TIME), 'The time of its end; null if it stays until it is deleted.'
+    ),
+    'description': described(nullable(common.STRING), 'The text of the caller; null without one.'),
+    **common.OWNER,
+    'created_at': described(common.TIME, 'The time of creation.'),
+    'checked_at': described(
+        nullable(common.TIME), 'When a conductor last checked it; null until then.'
+    ),
+    'ended_at': described(nullable(common.TIME), 'The time of the end; null until then.'),
 }
-PIN = common.whole(_PIN)
-_COVERAGE = common.whole({'wanted': common.COUNT, 'cached': common.nullable(common.COUNT)})
-PIN_WITH_COVERAGE = common.whole({**_PIN, 'coverage': _COVERAGE})
+PIN = described(common.whole(_PIN), 'The pin.')
+_COVERAGE = common.whole(
+    {
+        'wanted': described(
+            common.COUNT, 'Files that it wants: hosts of the aggregate times images.'
+        ),
+        'cached': described(
+            nullable(common.COUNT),
+            'How many of them are cached, as far as their hosts have reported; null with '
+            '``[image_cache] compute_backend = nova``, since the hosts report none.',
+        ),
+    }
+)
+PIN_WITH_COVERAGE = described(
+    common.whole({**_PIN, 'coverage': described(_COVERAGE, 'How much of it is cached.')}),
+    'The pin.',
+)

@@ -6,196 +6,384 @@ A null field in a body counts as absent. Query parameters are lists of their val
 
 from nova_precache import model
 from nova_precache.api.schemas import common
+from nova_precache.api.schemas.common import described, nullable
+
+_REQUEST_ID = described(common.UUID, 'The id of the request.')
+BY_ID = {'id': _REQUEST_ID}
 
 
-def _least(least: int, most: int = 2**31 - 1) -> model.Json:
-    return common.nullable({'type': 'integer', 'minimum': least, 'maximum': most})
+def _least(least: int, description: str, most: int = 2**31 - 1) -> model.Json:
+    return described(nullable({'type': 'integer', 'minimum': least, 'maximum': most}), description)
 
 
-def _either(statuses: type[model.RequestStatus | model.TaskStatus]) -> model.Json:
-    return common.once({'type': 'string', 'enum': [str(status) for status in statuses]})
+def _either(statuses: type[model.RequestStatus | model.TaskStatus], description: str) -> model.Json:
+    enum = [str(status) for status in statuses]
+    return common.once(described({'type': 'string', 'enum': enum}, description))
 
 
-_NAME: model.Json = {'type': 'string', 'minLength': 1, 'maxLength': 255, 'format': 'text'}
+_NOT_BEFORE = described(nullable(common.TIME), 'The time before which no task starts.')
 _WINDOW: model.Json = {
-    'not_before': common.nullable(common.TIME),
-    'deadline': common.nullable(common.TIME),
+    'not_before': _NOT_BEFORE,
+    'deadline': described(
+        nullable(common.TIME),
+        'The time, later than now, at which unfinished tasks end ``expired``; partial downloads '
+        'are kept.',
+    ),
 }
 
 # The body of a request: one of ``aggregate`` and ``hosts``, the images, and the options.
 CREATE = common.only(
     'request',
-    common.strict(
-        {
-            'aggregate': common.nullable(common.AGGREGATE),
-            'hosts': common.nullable(
-                {'type': 'array', 'items': common.HOST, 'minItems': 1, 'uniqueItems': True}
-            ),
-            'images': common.IMAGES,
-            'priority': common.nullable({'type': 'integer', 'minimum': -1000, 'maximum': 1000}),
-            'max_parallel_hosts': _least(1),
-            'max_rate_bytes': _least(1, 2**63 - 1),
-            **_WINDOW,
-            'wait_for_down_hosts': common.nullable(common.BOOLEAN),
-            'canary': _least(1),
-            'max_failures': _least(0),
-            'description': common.nullable(common.DESCRIPTION),
-            'client_request_id': common.nullable(_NAME),
-        },
-        required=['images'],
+    described(
+        common.strict(
+            {
+                'aggregate': described(
+                    nullable(common.AGGREGATE),
+                    'The id, UUID or name of the aggregate. Either this or ``hosts``.',
+                ),
+                'hosts': described(
+                    nullable(
+                        {'type': 'array', 'items': common.HOST, 'minItems': 1, 'uniqueItems': True}
+                    ),
+                    'The names of the hosts, each mapped to a cell. Either this or ``aggregate``.',
+                ),
+                'images': common.IMAGES,
+                'priority': described(
+                    nullable({'type': 'integer', 'minimum': -1000, 'maximum': 1000}),
+                    'Requests with a greater priority go first; 0 by default.',
+                ),
+                'max_parallel_hosts': _least(
+                    1,
+                    'The number of hosts that download at a time, within '
+                    '``[image_cache] precache_concurrency``.',
+                ),
+                'max_rate_bytes': _least(1, 'Bytes per second on each host.', 2**63 - 1),
+                **_WINDOW,
+                'wait_for_down_hosts': described(
+                    nullable(common.BOOLEAN),
+                    'Whether to wait for hosts that are down until the deadline, which is '
+                    'required then.',
+                ),
+                'canary': _least(
+                    1,
+                    'The number of hosts, the first ones, that must succeed before the others '
+                    'start. If one of them fails, the tasks of the others are cancelled.',
+                ),
+                'max_failures': _least(
+                    0, 'If more tasks fail, those that have not started are cancelled.'
+                ),
+                'description': nullable(common.DESCRIPTION),
+                'client_request_id': described(
+                    nullable(common.NAME),
+                    'A name of your own, unique among the requests of the project.',
+                ),
+            },
+            required=['images'],
+        ),
+        'The request.',
     ),
 )
 
 CANCEL = common.only(
-    'cancel', common.nullable(common.strict({'keep_partial': common.nullable(common.BOOLEAN)}))
+    'cancel',
+    described(
+        nullable(
+            common.strict(
+                {
+                    'keep_partial': described(
+                        nullable(common.BOOLEAN),
+                        'Whether to keep partial downloads on the hosts for another request; '
+                        'false by default.',
+                    )
+                }
+            )
+        ),
+        'The action; null is the same as an empty object.',
+    ),
 )
-PAUSE = common.only('pause', {'type': 'null'})
-RESUME = common.only('resume', {'type': 'null'})
-RETRY = common.only('retry', common.nullable(common.strict(_WINDOW)))
+PAUSE = common.only('pause', described({'type': 'null'}, 'The action.'))
+RESUME = common.only('resume', described({'type': 'null'}, 'The action.'))
+RETRY = common.only(
+    'retry',
+    described(
+        nullable(
+            common.strict(
+                {
+                    'not_before': _NOT_BEFORE,
+                    'deadline': described(
+                        nullable(common.TIME),
+                        'A new deadline; without one, the old one stays unless it has passed.',
+                    ),
+                }
+            )
+        ),
+        'The action; null is the same as an empty object.',
+    ),
+)
 ACTION: model.Json = {'oneOf': [CANCEL, PAUSE, RESUME, RETRY]}
 
 SORT_KEYS = ('created_at', 'finished_at', 'priority', 'status')
 
 INDEX = common.strict(
     {
-        'status': _either(model.RequestStatus),
-        'aggregate': common.once(_NAME),
-        'image': common.once(common.UUID),
-        'since': common.once(common.TIME),
-        'pin': common.once(common.UUID),
-        'sort_key': common.once({'type': 'string', 'enum': list(SORT_KEYS)}),
-        'sort_dir': common.once({'type': 'string', 'enum': ['asc', 'desc']}),
+        'status': _either(model.RequestStatus, 'Only requests in this status.'),
+        'aggregate': common.AGGREGATE_FILTER,
+        'image': common.once(described(common.UUID, 'Only requests for this image.')),
+        'since': common.once(
+            described(common.TIME, 'Only requests created at this time or later.')
+        ),
+        'pin': common.once(described(common.UUID, 'Only requests that this pin created.')),
+        'sort_key': common.once(
+            described(
+                {'type': 'string', 'enum': list(SORT_KEYS)},
+                'What to sort by; ``created_at`` by default.',
+            )
+        ),
+        'sort_dir': common.once(
+            described(
+                {'type': 'string', 'enum': ['asc', 'desc']},
+                'The direction of sorting; ``desc`` by default.',
+            )
+        ),
         'limit': common.LIMIT,
-        'marker': common.once(common.UUID),
+        'marker': common.marker(common.UUID, 'id'),
     }
 )
 TASKS = common.strict(
     {
-        'status': _either(model.TaskStatus),
-        'host': common.once(_NAME),
-        'image': common.once(common.UUID),
+        'status': _either(model.TaskStatus, 'Only tasks in this status.'),
+        'host': common.once(described(common.NAME, 'Only tasks of this host.')),
+        'image': common.once(described(common.UUID, 'Only tasks of this image.')),
         'limit': common.LIMIT,
-        'marker': common.LIMIT,
+        'marker': common.marker(common.POSITIVE, 'id'),
     }
 )
-ESTIMATE_QUERY = common.strict({'limit': common.LIMIT, 'marker': common.once(_NAME)})
+ESTIMATE_QUERY = common.strict(
+    {'limit': common.LIMIT, 'marker': common.marker(common.NAME, 'host')}
+)
 
-_OPTIONAL_STRING = common.nullable(common.STRING)
-_OPTIONAL_TIME = common.nullable(common.TIME)
-_OPTIONAL_COUNT = common.nullable(common.COUNT)
+_OPTIONAL_STRING = nullable(common.STRING)
+_OPTIONAL_TIME = nullable(common.TIME)
+_OPTIONAL_COUNT = nullable(common.COUNT)
+_CREATED_AT = described(common.TIME, 'The time of creation.')
+_STARTED_AT = described(_OPTIONAL_TIME, 'The time of the first download; null until then.')
+_FINISHED_AT = described(_OPTIONAL_TIME, 'The time of the end; null until then.')
+_BYTES_DONE = described(common.COUNT, 'Bytes downloaded so far.')
+_ETA_SECONDS = described(
+    _OPTIONAL_COUNT,
+    'Seconds until all bytes are downloaded, at the current rate; null without a transfer.',
+)
+_IMAGE_ID = described(common.UUID, 'The id of the image.')
+_CELL = described(
+    nullable(common.UUID), 'The UUID of the cell of the host; null if it is not mapped to one.'
+)
 
-REQUEST = common.whole(
+_OPTIONS = common.whole(
     {
-        'id': common.UUID,
-        'status': common.STRING,
-        'reason': _OPTIONAL_STRING,
-        'aggregate': common.nullable(
-            common.whole({'id': common.COUNT, 'uuid': common.UUID, 'name': common.STRING})
+        'max_parallel_hosts': described(
+            _OPTIONAL_COUNT,
+            'The number of hosts that download at a time; null for as many as are allowed.',
         ),
-        'hosts': common.nullable(common.items(common.STRING)),
-        'images': common.items(common.UUID),
-        'priority': {'type': 'integer'},
-        'options': common.whole(
-            {
-                'max_parallel_hosts': _OPTIONAL_COUNT,
-                'max_rate_bytes': _OPTIONAL_COUNT,
-                'not_before': _OPTIONAL_TIME,
-                'deadline': _OPTIONAL_TIME,
-                'wait_for_down_hosts': common.BOOLEAN,
-                'canary': _OPTIONAL_COUNT,
-                'max_failures': _OPTIONAL_COUNT,
-            }
+        'max_rate_bytes': described(
+            _OPTIONAL_COUNT, 'Bytes per second on each host; null for no limit.'
         ),
-        'description': _OPTIONAL_STRING,
-        'client_request_id': _OPTIONAL_STRING,
-        'pin_id': common.nullable(common.UUID),
-        'project_id': _OPTIONAL_STRING,
-        'user_id': _OPTIONAL_STRING,
-        'request_id': _OPTIONAL_STRING,
-        'created_at': common.TIME,
-        'planned_at': _OPTIONAL_TIME,
-        'started_at': _OPTIONAL_TIME,
-        'finished_at': _OPTIONAL_TIME,
-        'hosts_total': common.COUNT,
-        'hosts_done': common.COUNT,
-        'counts': {'type': 'object', 'additionalProperties': common.COUNT},
-        'bytes_done': common.COUNT,
-        'bytes_total': common.COUNT,
-        'rate_bytes': common.COUNT,
-        'eta_seconds': _OPTIONAL_COUNT,
+        'not_before': described(
+            _OPTIONAL_TIME, 'The time before which no task starts; null for at once.'
+        ),
+        'deadline': described(
+            _OPTIONAL_TIME, 'The time at which unfinished tasks end ``expired``; null for never.'
+        ),
+        'wait_for_down_hosts': described(
+            common.BOOLEAN, 'Whether to wait for hosts that are down.'
+        ),
+        'canary': described(
+            _OPTIONAL_COUNT,
+            'The number of hosts that must succeed before the others start; null for none.',
+        ),
+        'max_failures': described(
+            _OPTIONAL_COUNT,
+            'If more tasks fail, those that have not started are cancelled; null for never.',
+        ),
     }
 )
-TASK = common.whole(
-    {
-        'id': common.COUNT,
-        'host': common.STRING,
-        'cell': common.nullable(common.UUID),
-        'image_id': common.UUID,
-        'status': common.STRING,
-        'reason': _OPTIONAL_STRING,
-        'attempts': common.COUNT,
-        'bytes_done': common.COUNT,
-        'bytes_total': _OPTIONAL_COUNT,
-        'rate_bytes': _OPTIONAL_COUNT,
-        'eta_seconds': _OPTIONAL_COUNT,
-        'next_attempt_at': _OPTIONAL_TIME,
-        'created_at': common.TIME,
-        'started_at': _OPTIONAL_TIME,
-        'finished_at': _OPTIONAL_TIME,
-    }
+REQUEST = described(
+    common.whole(
+        {
+            'id': _REQUEST_ID,
+            'status': described(
+                common.STRING,
+                'The status: ``accepted``, ``planned``, ``running``, ``completed``, ``partial``, '
+                '``failed`` and others.',
+            ),
+            'reason': described(
+                _OPTIONAL_STRING, 'The reason for the status; null if the tasks say it all.'
+            ),
+            'aggregate': described(
+                nullable(common.RECORDED_AGGREGATE),
+                'The aggregate; null if only hosts were named.',
+            ),
+            'hosts': described(
+                nullable(common.items(common.STRING)),
+                'The hosts that were named, or that the pin chose; null for all hosts of the '
+                'aggregate.',
+            ),
+            'images': described(common.items(common.UUID), 'The ids of the images.'),
+            'priority': described(
+                {'type': 'integer'}, 'Requests with a greater priority go first.'
+            ),
+            'options': described(_OPTIONS, 'The options.'),
+            'description': described(_OPTIONAL_STRING, 'The text of the caller; null without one.'),
+            'client_request_id': described(
+                _OPTIONAL_STRING, 'The name that the client gave it; null without one.'
+            ),
+            'pin_id': described(
+                nullable(common.UUID), 'The id of the pin that created it; null without one.'
+            ),
+            **common.OWNER,
+            'request_id': described(
+                _OPTIONAL_STRING, 'The id of the API request that created it, ``req-…``.'
+            ),
+            'created_at': _CREATED_AT,
+            'planned_at': described(
+                _OPTIONAL_TIME, 'The time at which all tasks were planned; null until then.'
+            ),
+            'started_at': _STARTED_AT,
+            'finished_at': _FINISHED_AT,
+            'hosts_total': described(common.COUNT, 'The number of hosts in the plan.'),
+            'hosts_done': described(
+                common.COUNT, 'The number of hosts of which every task has ended.'
+            ),
+            'counts': described(
+                {'type': 'object', 'additionalProperties': common.COUNT},
+                'The number of tasks in each status.',
+            ),
+            'bytes_done': _BYTES_DONE,
+            'bytes_total': described(common.COUNT, 'Bytes to download, as far as is known.'),
+            'rate_bytes': described(
+                common.COUNT, 'Bytes per second of all running transfers together.'
+            ),
+            'eta_seconds': _ETA_SECONDS,
+        }
+    ),
+    'The request.',
+)
+TASK = described(
+    common.whole(
+        {
+            'id': described(common.COUNT, 'The id of the task.'),
+            'host': common.HOST_NAME,
+            'cell': _CELL,
+            'image_id': _IMAGE_ID,
+            'status': described(
+                common.STRING,
+                'The status: ``queued``, ``retry_wait``, ``downloading``, ``verifying``, '
+                '``converting`` or, at the end, ``cached``, ``existing``, ``unsupported``, '
+                '``error``, ``skipped`` and others.',
+            ),
+            'reason': described(
+                _OPTIONAL_STRING, 'The reason for the status; null if there is none.'
+            ),
+            'attempts': described(common.COUNT, 'The number of attempts.'),
+            'bytes_done': _BYTES_DONE,
+            'bytes_total': described(_OPTIONAL_COUNT, 'Bytes to download; null if unknown.'),
+            'rate_bytes': described(_OPTIONAL_COUNT, 'Bytes per second; null without a transfer.'),
+            'eta_seconds': _ETA_SECONDS,
+            'next_attempt_at': described(
+                _OPTIONAL_TIME, 'The time of the next attempt, in ``retry_wait``; else null.'
+            ),
+            'created_at': _CREATED_AT,
+            'started_at': _STARTED_AT,
+            'finished_at': _FINISHED_AT,
+        }
+    ),
+    'The task.',
 )
 REQUEST_ANSWER = common.only('request', REQUEST)
 REQUESTS_ANSWER = common.page('requests', REQUEST)
 TASKS_ANSWER = common.page('tasks', TASK)
 
-ESTIMATED_HOST = common.whole(
+_BYTES_TO_MOVE = described(common.COUNT, 'Bytes to download.')
+_SPACE_NEEDED_BYTES = described(common.COUNT, 'Bytes of disk needed during the work.')
+ESTIMATED_HOST = described(
+    common.whole(
+        {
+            'host': common.HOST_NAME,
+            'cell': _CELL,
+            'status': described(
+                {'type': 'string', 'enum': ['up', 'down', 'unmapped']},
+                'Whether the host can be called.',
+            ),
+            'reason': described(
+                _OPTIONAL_STRING,
+                'Why nothing would be done there, or which hosts share its cache; else null.',
+            ),
+            'images': described(
+                common.items(
+                    common.whole(
+                        {
+                            'image_id': _IMAGE_ID,
+                            'state': described(
+                                {'type': 'string', 'enum': ['cached', 'missing', 'unknown']},
+                                'Whether the image is on the host; ``unknown`` if the host has '
+                                'not reported its cache yet.',
+                            ),
+                            'bytes_to_move': _BYTES_TO_MOVE,
+                            'space_needed_bytes': _SPACE_NEEDED_BYTES,
+                        }
+                    )
+                ),
+                'The images on this host.',
+            ),
+            'bytes_to_move': _BYTES_TO_MOVE,
+            'space_needed_bytes': _SPACE_NEEDED_BYTES,
+            'free_bytes': common.FREE_BYTES,
+            'fits': described(
+                nullable(common.BOOLEAN), 'Whether there is enough space; null if unknown.'
+            ),
+            'rate_bytes': described(
+                _OPTIONAL_COUNT,
+                'The expected bytes per second, by recent downloads; null if none was measured.',
+            ),
+            'seconds': described(
+                _OPTIONAL_COUNT, 'The time for this host; null if no rate is known.'
+            ),
+        }
+    ),
+    'The host.',
+)
+_TOTALS = common.whole(
     {
-        'host': common.STRING,
-        'cell': common.nullable(common.UUID),
-        'status': {'type': 'string', 'enum': ['up', 'down', 'unmapped']},
-        'reason': _OPTIONAL_STRING,
-        'images': common.items(
-            common.whole(
-                {
-                    'image_id': common.UUID,
-                    'state': {'type': 'string', 'enum': ['cached', 'missing', 'unknown']},
-                    'bytes_to_move': common.COUNT,
-                    'space_needed_bytes': common.COUNT,
-                }
-            )
+        'hosts': described(common.COUNT, 'The number of hosts.'),
+        'hosts_down': described(common.COUNT, 'The number of hosts that cannot be called.'),
+        'tasks': described(common.COUNT, 'The number of hosts times that of images.'),
+        'tasks_cached': described(common.COUNT, 'Tasks whose files are all cached.'),
+        'bytes_to_move': _BYTES_TO_MOVE,
+        'space_needed_bytes': _SPACE_NEEDED_BYTES,
+        'parallel_hosts': described(common.COUNT, 'The number of hosts that download at a time.'),
+        'seconds': described(
+            _OPTIONAL_COUNT, 'The time for all hosts; null if a rate is not known.'
         ),
-        'bytes_to_move': common.COUNT,
-        'space_needed_bytes': common.COUNT,
-        'free_bytes': _OPTIONAL_COUNT,
-        'fits': common.nullable(common.BOOLEAN),
-        'rate_bytes': _OPTIONAL_COUNT,
-        'seconds': _OPTIONAL_COUNT,
     }
 )
-ESTIMATE = common.whole(
+_GLANCE = common.whole(
     {
-        'hosts': common.items(ESTIMATED_HOST),
-        'totals': common.whole(
-            {
-                'hosts': common.COUNT,
-                'hosts_down': common.COUNT,
-                'tasks': common.COUNT,
-                'tasks_cached': common.COUNT,
-                'bytes_to_move': common.COUNT,
-                'space_needed_bytes': common.COUNT,
-                'parallel_hosts': common.COUNT,
-                'seconds': _OPTIONAL_COUNT,
-            }
-        ),
-        'glance': common.whole(
-            {
-                'bytes': common.COUNT,
-                'parallel_downloads': common.COUNT,
-                'rate_bytes': _OPTIONAL_COUNT,
-            }
+        'bytes': described(common.COUNT, 'Bytes that it would send.'),
+        'parallel_downloads': described(common.COUNT, 'Downloads at a time.'),
+        'rate_bytes': described(
+            _OPTIONAL_COUNT, 'Bytes per second of all downloads together; null if unknown.'
         ),
     }
+)
+ESTIMATE = described(
+    common.whole(
+        {
+            'hosts': described(common.items(ESTIMATED_HOST), 'The hosts of this page.'),
+            'totals': described(_TOTALS, 'All hosts together, those of other pages too.'),
+            'glance': described(_GLANCE, 'The load of the image service.'),
+        }
+    ),
+    'The estimate.',
 )
 ESTIMATE_ANSWER = common.strict(
-    {'estimate': ESTIMATE, 'hosts_links': common.LINKS}, required=['estimate']
+    {'estimate': ESTIMATE, 'hosts_links': common.PAGE_LINKS}, required=['estimate']
 )

@@ -17,6 +17,7 @@ from nova_precache.cells import inventory
 from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
 from nova_precache.db.engine import models, schema, session
 from nova_precache.image import fake
+from tests.unit.api import described
 
 HOSTS = ('host1', 'host2', 'host3')
 
@@ -45,7 +46,10 @@ class Api:
         headers: dict[str, str] | None = None,
         environ: dict[str, str] | None = None,
     ) -> webob.Response:
-        """Send a request; ``raw`` are the bytes of a body that is not (good) JSON."""
+        """Send a request, and check that its answer is described.
+
+        :param raw: the bytes of a body that is not (good) JSON
+        """
         request = webob.Request.blank(
             path, environ, method=method, base_url='http://api.example:8774'
         )
@@ -58,7 +62,9 @@ class Api:
         if token is not None:
             request.headers['X-Auth-Token'] = token
         request.headers.update(headers or {})
-        return request.get_response(self.application)
+        response = request.get_response(self.application)
+        described.check(request, response)
+        return response
 
     def get(self, path: str, **more: Any) -> webob.Response:
         return self.call('GET', path, **more)

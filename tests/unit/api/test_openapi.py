@@ -3,14 +3,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 import openapi_spec_validator
 import pytest
 
-from nova_precache.api import microversion, operations, routes
+from nova_precache.api import microversion, openapi, routes
 from nova_precache.api.schemas import requests
 
 
@@ -45,12 +45,7 @@ def _served() -> Iterator[tuple[str, str]]:
 
 
 def test_its_action_has_every_action_that_is_served(document: Any) -> None:
-    (actions,) = (
-        methods['POST']
-        for path, methods in routes.RESOURCES.items()
-        if path == '/v1/requests/{id}/action'
-    )
-    assert isinstance(actions, Mapping)
+    actions = routes.RESOURCES['/v1/requests/{id}/action']['POST'].actions
     bodies = document['components']['schemas']['Action']['oneOf']
     assert {name for body in bodies for name in body['required']} == set(actions)
 
@@ -111,7 +106,38 @@ def test_its_schemas_are_those_that_validate(document: Any) -> None:
 
 def test_it_is_the_same_for_each_who_asks(api: Any, document: Any) -> None:
     assert api.get('/v1/openapi.json').json == document
-    assert 'servers' not in operations.document()
+    assert 'servers' not in routes.document()
+
+
+def test_parameters_and_fields_are_explained(document: Any) -> None:
+    for operation in _operations(document):
+        for parameter in operation['parameters']:
+            assert '$ref' in parameter or parameter['description']
+    errors = {f'Error{status}' for status in openapi.ERRORS}
+    for name, schema in document['components']['schemas'].items():
+        if name not in errors:
+            assert list(_unexplained(schema, name)) == []
+
+
+def _unexplained(schema: Any, where: str) -> Iterator[str]:
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _unexplained(item, where)
+    elif isinstance(schema, dict):
+        for name, field in schema.get('properties', {}).items():
+            if not {'description', '$ref'} & field.keys():
+                yield f'{where}.{name}'
+            yield from _unexplained(field, f'{where}.{name}')
+        for key in ('oneOf', 'items'):
+            yield from _unexplained(schema.get(key), where)
+
+
+def test_refusal_has_its_own_reason(document: Any) -> None:
+    refusal = document['paths']['/v1/pins/{id}']['delete']['responses']['409']
+    assert refusal == {
+        '$ref': '#/components/responses/Error409',
+        'description': 'The pin has ended already.',
+    }
 
 
 def test_it_has_no_other_method(api: Any) -> None:

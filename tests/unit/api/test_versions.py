@@ -52,3 +52,19 @@ def test_the_precache_api_has_versions_of_its_own(api: Any) -> None:
     refused = api.get('/v1/requests', headers=too_new)
     assert refused.status_int == 406
     assert refused.json['notAcceptable']['message'].endswith('maximum is 1.0.')
+
+
+@pytest.mark.parametrize(
+    ('standard', 'legacy', 'expected'),
+    [
+        ('compute 2.1, COMPUTE 2.41', '2.81', '2.41'),
+        ('compute', '2.1, 2.81', '2.81'),
+        ('volume 3.0', '2.41', '2.41'),
+        ('volume 3.0', '2.41 , latest', '2.81'),
+    ],
+)
+def test_last_named_version_counts(api: Any, standard: str, legacy: str, expected: str) -> None:
+    headers = {'OpenStack-API-Version': standard, 'X-OpenStack-Nova-API-Version': legacy}
+    response = api.get('/v2.1/os-aggregates', version=None, headers=headers)
+    assert response.headers['X-OpenStack-Nova-API-Version'] == expected
+    assert response.headers['OpenStack-API-Version'] == f'compute {expected}'

@@ -176,8 +176,8 @@ def test_every_operation_has_a_rule_and_every_rule_an_operation() -> None:
         (method, re.sub(r'\{\w+\}', '{}', path), action)
         for path, methods in routes.RESOURCES.items()
         if '{project_id' not in path and path != '/v2.1/'  # a document is for every caller
-        for method, handlers in methods.items()
-        for action in (handlers if isinstance(handlers, dict) else [None])
+        for method, operation in methods.items()
+        for action in operation.actions or [None]
     }
     ruled = {
         _parse(operation['method'], operation['path'])

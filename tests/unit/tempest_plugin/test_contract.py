@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nova_precache.api import operations
+from nova_precache.api import routes
 from nova_precache_tempest_plugin.services import contract
 
 URL = 'http://precache.example.org:8776/image/v1/pins'
@@ -16,7 +16,7 @@ REFUSAL = {'badRequest': {'code': 400, 'message': 'Invalid input for field/attri
 
 @pytest.fixture(scope='module')
 def promised() -> contract.Contract:
-    return contract.Contract(json.loads(json.dumps(operations.document())))
+    return contract.Contract(json.loads(json.dumps(routes.document())))
 
 
 @pytest.mark.parametrize(
