@@ -59,7 +59,7 @@ class ComputeAPI:
         timeout_seconds: float,
         monitor_seconds: float,
     ) -> None:
-        self._client = transport.client(TOPIC, version_cap, connect_retries)
+        self._client = rpc.Client(transport, TOPIC, version_cap, connect_retries)
         self._version_cap = version_cap
         self._timeout_seconds = timeout_seconds
         self._monitor_seconds = monitor_seconds
