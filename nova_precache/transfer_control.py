@@ -68,6 +68,11 @@ class Control:
             # Many threads raise the same error: without this it would collect their frames.
             raise self._error.with_traceback(None)
 
+    def keeps_partial(self, error: BaseException) -> bool:
+        """Return whether another attempt may resume the partial files after this error."""
+        is_resumable = isinstance(error, exception.CacheError) and error.keeps_partial
+        return is_resumable and not self.is_last_attempt
+
     def wait(self, seconds: float) -> None:
         """Sleep until the time is over, or the transfer becomes urgent or is stopped (raises)."""
         with self._changed:

@@ -50,11 +50,9 @@ class ImageWatch:
             if len(self._piece) == self._recogniser.wanted_bytes:
                 self._recogniser.take(bytes(self._piece))
                 self._piece.clear()
-                self._look(self._recogniser)
-
-    def _look(self, recogniser: content.Recogniser) -> None:
-        if self._is_all_told(recogniser) or recogniser.position >= MAX_BYTES:
-            self._recogniser = None
+                is_told = self._is_all_told(self._recogniser)
+                if is_told or self._recogniser.position >= MAX_BYTES:
+                    self._recogniser = None
 
     def _is_all_told(self, recogniser: content.Recogniser) -> bool:
         if not recogniser.is_named:
