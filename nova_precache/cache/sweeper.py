@@ -53,7 +53,7 @@ class Sweeper:
             LOG.info('Removed %d files that were left unfinished', swept)
         return swept
 
-    def discard_partials(self, image_id: str) -> bool:
+    def discard_partial(self, image_id: str) -> bool:
         """Remove the partial files of an image, unless its lock is held.
 
         :returns: whether none is left

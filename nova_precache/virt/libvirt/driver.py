@@ -209,7 +209,7 @@ class LibvirtDriver(driver.ComputeDriver):
             self._sweeper.sweep()
 
     def forget_image(self, image_id: str) -> bool:
-        return not self._has_file_cache() or self._sweeper.discard_partials(image_id)
+        return not self._has_file_cache() or self._sweeper.discard_partial(image_id)
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
         if not self._has_file_cache():

@@ -143,7 +143,7 @@ def forget_where(cache: Cache) -> None:
 USES: dict[str, Callable[[Cache], object]] = {
     'a task': lambda cache: cache.filler.fill(fake.FakeImageService(), str(uuid.uuid4()), ignore),
     'a sweep': lambda cache: cache.sweeper.sweep(),
-    'a purge': lambda cache: cache.sweeper.discard_partials('image'),
+    'a purge': lambda cache: cache.sweeper.discard_partial('image'),
     'a look': lambda cache: cache.store.base_files(),
     'a report': lambda cache: cache.space.cache_bytes(),
 }

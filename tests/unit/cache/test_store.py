@@ -499,15 +499,15 @@ def test_what_is_unfinished_of_an_image_is_forgotten_and_nothing_else(cache: Cac
     for path in (other, base):
         path.write_bytes(b'data')
 
-    assert cache.sweeper.discard_partials(IMAGE_ID)
+    assert cache.sweeper.discard_partial(IMAGE_ID)
 
     assert cache.names() == sorted([other.name, base.name])
-    assert cache.sweeper.discard_partials(IMAGE_ID), 'nothing is left'
+    assert cache.sweeper.discard_partial(IMAGE_ID), 'nothing is left'
 
 
 def test_the_base_file_of_an_image_is_not_forgotten(cache: Cache) -> None:
     cache.base_file(IMAGE_ID).write_bytes(b'data')
-    assert cache.sweeper.discard_partials(IMAGE_ID)
+    assert cache.sweeper.discard_partial(IMAGE_ID)
     assert cache.base_file(IMAGE_ID).read_bytes() == b'data'
 
 
@@ -515,11 +515,11 @@ def test_what_another_process_works_on_is_not_forgotten(cache: Cache) -> None:
     kept = leave(cache)
     holder = held_by_another_process(cache.paths.lock_directory, layout.base_name(IMAGE_ID))
     try:
-        assert not cache.sweeper.discard_partials(IMAGE_ID)
+        assert not cache.sweeper.discard_partial(IMAGE_ID)
         assert cache.names() == kept
     finally:
         holder.communicate('done')
-    assert cache.sweeper.discard_partials(IMAGE_ID)
+    assert cache.sweeper.discard_partial(IMAGE_ID)
     assert cache.names() == []
 
 
@@ -528,9 +528,9 @@ def test_what_somebody_writes_is_not_forgotten_though_the_lock_file_is_gone(cach
     owned = journal.Journal.own(str(cache.file_of('journal')))
     assert owned is not None
     with contextlib.closing(owned):
-        assert not cache.sweeper.discard_partials(IMAGE_ID)
+        assert not cache.sweeper.discard_partial(IMAGE_ID)
         assert cache.names() == running
-    assert cache.sweeper.discard_partials(IMAGE_ID)
+    assert cache.sweeper.discard_partial(IMAGE_ID)
 
 
 def test_what_cannot_be_removed_is_not_forgotten(
@@ -539,7 +539,7 @@ def test_what_cannot_be_removed_is_not_forgotten(
     leave(cache)
     refusal = Refusal(monkeypatch, 'unlink', errno.EROFS)
     refusal.is_on = True
-    assert not cache.sweeper.discard_partials(IMAGE_ID)
+    assert not cache.sweeper.discard_partial(IMAGE_ID)
 
 
 def test_a_file_that_vanishes_while_the_cache_is_listed_is_left_out(
