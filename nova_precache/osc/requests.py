@@ -6,7 +6,7 @@ from typing import Any
 
 from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, resolving, waiting
+from nova_precache.osc import arguments, client, columns, listing, resolving, waiting
 from nova_precache.osc.client import Json
 
 SORT_KEYS = ('created_at', 'finished_at', 'priority', 'status')
@@ -41,11 +41,14 @@ MORE_COLUMNS = (
 )
 
 
-class List(command.Lister):
+class List(listing.Lister):
     """List requests, the newest first."""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
+    collection = 'requests'
+    first_columns = COLUMNS
+    more_columns = MORE_COLUMNS
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add('--status', metavar='<status>', help='those in this state')
         add('--aggregate', metavar='<aggregate>', help='those for it (name, ID or UUID)')
@@ -59,24 +62,13 @@ class List(command.Lister):
         add('--pin', metavar='<pin>', help='those that a pin made (ID)')
         add('--sort-key', choices=SORT_KEYS, help='what they are sorted by (default: created_at)')
         add('--sort-dir', choices=('asc', 'desc'), help='in which direction (default: desc)')
-        add('--long', action='store_true', help='with more columns')
-        arguments.add_paging(parser, 'requests')
-        return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
-        names = [] if parsed_args.image is None else [parsed_args.image]
-        images = resolving.image_ids(self.app, names)
-        query = {
-            'image': next(iter(images), None),
-            **{
-                key: getattr(parsed_args, key)
-                for key in ('status', 'aggregate', 'since', 'pin', 'sort_key', 'sort_dir', 'marker')
-            },
-        }
-        found = client.of(self.app).pages(
-            'requests', collection='requests', query=query, limit=parsed_args.limit
-        )
-        return columns.table(COLUMNS + (MORE_COLUMNS if parsed_args.long else ()), found)
+    def query(self, parsed_args: argparse.Namespace) -> client.Json:
+        keys = ('status', 'aggregate', 'since', 'pin', 'sort_key', 'sort_dir')
+        said = {key: getattr(parsed_args, key) for key in keys}
+        name = parsed_args.image
+        image_id = None if name is None else resolving.image_id(self.app, name)
+        return {'image': image_id, **said}
 
 
 class _Followed(command.ShowOne):
