@@ -5,28 +5,25 @@ import argparse
 
 from nova_precache.osc import client, columns, listing
 
-COLUMNS = (
-    columns.Column('Host', 'host'),
-    columns.Column('Cell', 'cell'),
-    columns.Column('Status', 'status'),
-    columns.Column('Cache', 'cache_bytes', columns.Size),
-    columns.Column('Free', 'free_bytes', columns.Size),
-    columns.Column('Seen At', 'seen_at'),
-    columns.Column('Reason', 'reason'),
-)
-MORE_COLUMNS = (
-    columns.Column('Version', 'version'),
-    columns.Column('Driver', 'driver'),
-    columns.Column('Store ID', 'store_id'),
-)
-
 
 class List(listing.Lister):
     """List hosts with their status, the size of their cache and their free space."""
 
     collection = 'hosts'
-    first_columns = COLUMNS
-    more_columns = MORE_COLUMNS
+    first_columns = (
+        columns.Column('Host', 'host'),
+        columns.Column('Cell', 'cell'),
+        columns.Column('Status', 'status'),
+        columns.Column('Cache', 'cache_bytes', columns.Size),
+        columns.Column('Free', 'free_bytes', columns.Size),
+        columns.Column('Seen At', 'seen_at'),
+        columns.Column('Reason', 'reason'),
+    )
+    more_columns = (
+        columns.Column('Version', 'version'),
+        columns.Column('Driver', 'driver'),
+        columns.Column('Store ID', 'store_id'),
+    )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('--status', choices=('up', 'down', 'unknown'), help='those that are so')

@@ -12,20 +12,18 @@ _SIZES = (
     columns.Column('Age', 'age_seconds', columns.Duration),
     columns.Column('Used By', 'used_by'),
 )
-ON_HOST = (
-    columns.Column('Image', 'image_id'),
-    *_SIZES,
-    columns.Column('Pinned', 'pinned'),
-    columns.Column('Name', 'name'),
-)
-OF_IMAGE = (columns.Column('Host', 'host'), columns.Column('Cell', 'cell'), *_SIZES)
 
 
 class List(listing.Lister):
     """List the images in the cache of a host, as it last reported them."""
 
     collection = 'images'
-    first_columns = ON_HOST
+    first_columns = (
+        columns.Column('Image', 'image_id'),
+        *_SIZES,
+        columns.Column('Pinned', 'pinned'),
+        columns.Column('Name', 'name'),
+    )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('--host', metavar='<host>', required=True, help='the host')
@@ -38,7 +36,7 @@ class Show(listing.Lister):
     """Show which hosts have an image in their cache."""
 
     collection = 'hosts'
-    first_columns = OF_IMAGE
+    first_columns = (columns.Column('Host', 'host'), columns.Column('Cell', 'cell'), *_SIZES)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('image', metavar='<image>', help='image (name or ID)')

@@ -9,16 +9,6 @@ from osc_lib.command import command
 
 from nova_precache.osc import arguments, client, columns, listing, resolving
 
-COLUMNS = (
-    columns.Column('ID', 'id'),
-    columns.Column('Status', 'status'),
-    columns.Column('Aggregate', lambda pin: pin['aggregate']['name']),
-    columns.Column('Images', 'images', columns.Lines),
-    columns.Column('Until', 'until'),
-    columns.Column('Reason', 'reason'),
-    columns.Column('Description', 'description'),
-)
-
 
 class Create(command.ShowOne):
     """Keep images cached on every host of an aggregate, including hosts added later."""
@@ -48,7 +38,15 @@ class List(listing.Lister):
     """List pins."""
 
     collection = 'pins'
-    first_columns = COLUMNS
+    first_columns = (
+        columns.Column('ID', 'id'),
+        columns.Column('Status', 'status'),
+        columns.Column('Aggregate', lambda pin: pin['aggregate']['name']),
+        columns.Column('Images', 'images', columns.Lines),
+        columns.Column('Until', 'until'),
+        columns.Column('Reason', 'reason'),
+        columns.Column('Description', 'description'),
+    )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('--status', choices=('active', 'ended'), help='those that are so')

@@ -19,34 +19,30 @@ def _target(request: Json) -> str:
     return ', '.join(request['hosts'] or ())
 
 
-COLUMNS = (
-    columns.Column('ID', 'id'),
-    columns.Column('Status', 'status'),
-    columns.Column('For', _target),
-    columns.Column('Images', lambda request: len(request['images'])),
-    columns.Column('Hosts', 'hosts_total'),
-    columns.Column('Hosts Done', 'hosts_done'),
-    columns.Column('Bytes Done', 'bytes_done', columns.Size),
-    columns.Column('Bytes Total', 'bytes_total', columns.Size),
-    columns.Column('Created At', 'created_at'),
-)
-MORE_COLUMNS = (
-    columns.Column('Finished At', 'finished_at'),
-    columns.Column('Rate', 'rate_bytes', columns.Rate),
-    columns.Column('ETA', 'eta_seconds', columns.Duration),
-    columns.Column('Priority', 'priority'),
-    columns.Column('Counts', 'counts', columns.Mapping),
-    columns.Column('Reason', 'reason'),
-    columns.Column('Description', 'description'),
-)
-
-
 class List(listing.Lister):
     """List requests, the newest first."""
 
     collection = 'requests'
-    first_columns = COLUMNS
-    more_columns = MORE_COLUMNS
+    first_columns = (
+        columns.Column('ID', 'id'),
+        columns.Column('Status', 'status'),
+        columns.Column('For', _target),
+        columns.Column('Images', lambda request: len(request['images'])),
+        columns.Column('Hosts', 'hosts_total'),
+        columns.Column('Hosts Done', 'hosts_done'),
+        columns.Column('Bytes Done', 'bytes_done', columns.Size),
+        columns.Column('Bytes Total', 'bytes_total', columns.Size),
+        columns.Column('Created At', 'created_at'),
+    )
+    more_columns = (
+        columns.Column('Finished At', 'finished_at'),
+        columns.Column('Rate', 'rate_bytes', columns.Rate),
+        columns.Column('ETA', 'eta_seconds', columns.Duration),
+        columns.Column('Priority', 'priority'),
+        columns.Column('Counts', 'counts', columns.Mapping),
+        columns.Column('Reason', 'reason'),
+        columns.Column('Description', 'description'),
+    )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument

@@ -5,32 +5,29 @@ import argparse
 
 from nova_precache.osc import client, columns, listing, resolving
 
-COLUMNS = (
-    columns.Column('Host', 'host'),
-    columns.Column('Image', 'image_id'),
-    columns.Column('Status', 'status'),
-    columns.Column('Bytes Done', 'bytes_done', columns.Size),
-    columns.Column('Bytes Total', 'bytes_total', columns.Size),
-    columns.Column('Rate', 'rate_bytes', columns.Rate),
-    columns.Column('ETA', 'eta_seconds', columns.Duration),
-    columns.Column('Attempts', 'attempts'),
-    columns.Column('Reason', 'reason'),
-)
-MORE_COLUMNS = (
-    columns.Column('ID', 'id'),
-    columns.Column('Cell', 'cell'),
-    columns.Column('Started At', 'started_at'),
-    columns.Column('Finished At', 'finished_at'),
-    columns.Column('Next Attempt At', 'next_attempt_at'),
-)
-
 
 class List(listing.Lister):
     """List the tasks of a request: the progress of each image on each host."""
 
     collection = 'tasks'
-    first_columns = COLUMNS
-    more_columns = MORE_COLUMNS
+    first_columns = (
+        columns.Column('Host', 'host'),
+        columns.Column('Image', 'image_id'),
+        columns.Column('Status', 'status'),
+        columns.Column('Bytes Done', 'bytes_done', columns.Size),
+        columns.Column('Bytes Total', 'bytes_total', columns.Size),
+        columns.Column('Rate', 'rate_bytes', columns.Rate),
+        columns.Column('ETA', 'eta_seconds', columns.Duration),
+        columns.Column('Attempts', 'attempts'),
+        columns.Column('Reason', 'reason'),
+    )
+    more_columns = (
+        columns.Column('ID', 'id'),
+        columns.Column('Cell', 'cell'),
+        columns.Column('Started At', 'started_at'),
+        columns.Column('Finished At', 'finished_at'),
+        columns.Column('Next Attempt At', 'next_attempt_at'),
+    )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('request', metavar='<request>', help='request (ID)')

@@ -11,14 +11,8 @@ from nova_precache import context, exception
 AUTO = 'auto'
 
 
-class ContextSerializer(messaging.Serializer):  # type: ignore[misc]
+class ContextSerializer(messaging.NoOpSerializer):  # type: ignore[misc]
     """Carries the request context without its token."""
-
-    def serialize_entity(self, ctxt: context.RequestContext, entity: Any) -> Any:
-        return entity
-
-    def deserialize_entity(self, ctxt: context.RequestContext, entity: Any) -> Any:
-        return entity
 
     def serialize_context(self, ctxt: context.RequestContext) -> dict[str, Any]:
         return ctxt.to_wire()
