@@ -485,7 +485,7 @@ def test_one_image_that_cannot_be_swept_keeps_no_other(
 
 def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
     os.rmdir(cache.paths.base_directory)
-    for use in (cache.store.check_there, cache.store.free_bytes, cache.store.cache_bytes):
+    for use in (cache.store.check_there, cache.space.free_bytes, cache.space.cache_bytes):
         with pytest.raises(exception.StorageError, match='No such file or directory'):
             use()
 
