@@ -148,16 +148,8 @@ class _Connection(connections.HTTPConnection):
         super().request(*args, **kwargs)
 
 
-class _TlsConnection(connections.HTTPSConnection):
-    def _new_conn(self) -> socket.socket:
-        made = super()._new_conn()
-        deadline.watch(made)
-        return made
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is not None:
-            deadline.watch(self.sock)
-        super().request(*args, **kwargs)
+class _TlsConnection(_Connection, connections.HTTPSConnection):
+    pass
 
 
 class _Pool(urllib3.HTTPConnectionPool):

@@ -175,6 +175,18 @@ def synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_if_there(path: str) -> bool:
+    """Remove a temporary file; log one that cannot be removed, and leave it."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        LOG.warning('%s cannot be removed: %s', path, exc)
+        return False
+    return True
+
+
 def _check_kind(path: Path, *, follow: bool) -> None:
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
@@ -213,13 +225,4 @@ def _written(path: Path, text: str) -> Iterator[str]:
         yield temporary
         synchronise(os.path.dirname(path) or os.curdir)
     finally:
-        _remove(temporary)
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        LOG.warning('%s cannot be removed: %s', path, exc)
+        remove_if_there(temporary)

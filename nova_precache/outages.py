@@ -68,7 +68,8 @@ class Outage:
             self._kinds.add(type(error))
             self._pause = min(max(FIRST_PAUSE_SECONDS, 2 * self._pause), LONGEST_PAUSE_SECONDS)
             self._next_line = now + self._pause
-        LOG.error('%s is unavailable%s: %s', self.name, _for(away_seconds), _first_line(error))
+        lasting = f' for {away_seconds:.0f} s' if away_seconds >= 1 else ''
+        LOG.error('%s is unavailable%s: %s', self.name, lasting, first_line(error))
 
     def over(self) -> None:
         """Record that the service answers."""
@@ -83,10 +84,6 @@ class Outage:
                 self._next_line = now + CALM_SECONDS
         if was_logged and since is not None:
             LOG.warning('%s is available again, after %d s', self.name, now - since)
-
-
-def _for(seconds: float) -> str:
-    return f' for {seconds:.0f} s' if seconds >= 1 else ''
 
 
 def is_logged(error: BaseException | None) -> bool:
@@ -113,12 +110,13 @@ def _shorten(record: logging.LogRecord) -> bool:
     if not is_logged(error) and not str(record.msg).startswith(_REPEATED.get(record.name, '\0')):
         return True
     if error is not None:
-        reason = f'{type(error).__name__}: {_first_line(error)}'
+        reason = f'{type(error).__name__}: {first_line(error)}'
         record.msg, record.args = f'{record.getMessage()}: {reason}', ()
         record.exc_info = record.exc_text = None
     record.levelno, record.levelname = logging.DEBUG, 'DEBUG'
     return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class without a text."""
     return str(error).partition('\n')[0] or type(error).__name__

@@ -7,10 +7,12 @@ operations, and urgency lifts its limits.
 """
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 from nova_precache import exception
@@ -68,6 +70,11 @@ class Control:
             # Many threads raise the same error: without this it would collect their frames.
             raise self._error.with_traceback(None)
 
+    def keeps_partial(self, error: BaseException) -> bool:
+        """Return whether another attempt may resume the partial files after this error."""
+        is_resumable = isinstance(error, exception.CacheError) and error.keeps_partial
+        return is_resumable and not self.is_last_attempt
+
     def wait(self, seconds: float) -> None:
         """Sleep until the time is over, or the transfer becomes urgent or is stopped (raises)."""
         with self._changed:
@@ -95,28 +102,17 @@ class Control:
         for call in calls:
             call()
 
-    @contextlib.contextmanager
-    def on_stop(self, callback: Callable[[], None]) -> Iterator[None]:
+    def on_stop(self, callback: Callable[[], None]) -> AbstractContextManager[None]:
         """Register a callback, called from any thread when the transfer is stopped within.
 
         It is called at most once, and never after the context is left: leaving waits for a
         running call. Errors of the callback are logged.
         """
-        call = _Call(callback)
-        with self._changed:
-            self._at_stop.append(call)
-            stopped = self._error is not None
-        if stopped:
-            call()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._at_stop.remove(call)
-            call.forbid()
+        return self._registered(
+            self._at_stop, _Call(callback), is_due=lambda: self._error is not None
+        )
 
-    @contextlib.contextmanager
-    def at_urgency(self, callback: Callable[[bool], None]) -> Iterator[None]:
+    def at_urgency(self, callback: Callable[[bool], None]) -> AbstractContextManager[None]:
         """Call a callback with the urgency of the transfer: now, and at each change.
 
         The last call has the current state. Calls do not overlap, and none follows after the
@@ -124,14 +120,22 @@ class Control:
         """
         # Read the state at the call: two changes may overtake each other.
         call = _Call(lambda: callback(self.is_urgent))
+        return self._registered(self._at_urgency, call, is_due=lambda: True)
+
+    @contextlib.contextmanager
+    def _registered(
+        self, calls: 'list[_Call]', call: '_Call', is_due: Callable[[], bool]
+    ) -> Iterator[None]:
         with self._changed:
-            self._at_urgency.append(call)
-        call()
+            calls.append(call)
+            is_due_now = is_due()
+        if is_due_now:
+            call()
         try:
             yield
         finally:
             with self._changed:
-                self._at_urgency.remove(call)
+                calls.remove(call)
             call.forbid()
 
     def run_interruptibly(self, work: Callable[[], T], discard: Callable[[T], object]) -> T:
@@ -191,34 +195,29 @@ class _Errand(Generic[T]):
         try:
             value = self._work()
         except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
-            error = exc
+            finish = functools.partial(self.result.set_exception, exc)
         else:
-            self._deliver(value)
-            return
+            finish = functools.partial(self.result.set_result, value)
         with self._changed:
-            self.result.set_exception(error)
+            finish()
             self._changed.notify_all()
-            too_late = self._is_left
-        if too_late:
-            LOG.debug('%r, which nobody waits for any more, failed: %s', self._work, error)
-
-    def _deliver(self, value: T) -> None:
-        with self._changed:
-            self.result.set_result(value)
-            self._changed.notify_all()
-            too_late = self._is_left
-        if too_late:
+            is_late = self._is_left
+        if is_late:
             self._discard_result()
 
     def leave(self) -> None:
         """Abandon the work; discard its result, present or future."""
         with self._changed:
             self._is_left = True
-            has_come = self.result.done()
-        if has_come and self.result.exception() is None:
+            is_done = self.result.done()
+        if is_done:
             self._discard_result()
 
     def _discard_result(self) -> None:
+        error = self.result.exception()
+        if error is not None:
+            LOG.debug('%r, which nobody waits for any more, failed: %s', self._work, error)
+            return
         try:
             self._discard(self.result.result())
         except Exception:  # no thread waits for it

@@ -58,7 +58,7 @@ class Computes:
 
     def measure(self, parallel: int) -> Rpc:
         """Make empty calls of the computes, then of the conductor, some in parallel."""
-        client = self._transport.client(compute_rpcapi.TOPIC)
+        client = rpc.Client(self._transport, compute_rpcapi.TOPIC)
         _make_empty_calls(client, FIRST_CALLS, parallel, self._hosts)
         began, began_cpu = time.monotonic(), time.process_time()
         _make_empty_calls(client, EMPTY_CALLS, parallel, self._hosts)
@@ -105,8 +105,8 @@ def serve(transport_url: str, hosts: Sequence[str], delay_seconds: float) -> Non
     transport = _connect(transport_url)
     for host in hosts:
         endpoint = _endpoint(transport, host, delay_seconds)
-        transport.server(compute_rpcapi.TOPIC, host, [endpoint]).start()
-    conductor = transport.client(conductor_rpcapi.TOPIC)
+        rpc.Server(transport, compute_rpcapi.TOPIC, host, [endpoint]).start()
+    conductor = rpc.Client(transport, conductor_rpcapi.TOPIC)
     print('ready', flush=True)
     for line in sys.stdin:
         times, parallel = map(int, line.split())

@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 from nova_precache import exception, files, model
@@ -84,7 +84,7 @@ class Partials:
         try:
             with cache_store.storage_errors(f'Clearing image {image_id} away'):
                 for journal in self._owned(image_id):
-                    cache_store.discard(journal)
+                    _discard(journal)
         except exception.CacheError as exc:  # does not change the result of the download
             LOG.warning('%s', exc)
 
@@ -96,7 +96,7 @@ class Partials:
         best = max(fitting, key=lambda each: each.synced_bytes, default=None)
         for journal in owned:
             if journal is not best:
-                cache_store.discard(journal)
+                _discard(journal)
         return best
 
     def _owned(self, image_id: str) -> list[journals.Journal]:
@@ -139,7 +139,7 @@ class Partial:
         self._descriptor = _open_cut(self.path, journal.synced_bytes)
         self._direct = None if keep_pages else _open_direct(self.path)
         self._start_at(journal.synced_bytes)
-        cache_store.remove_if_there(self.converted_path)
+        files.remove_if_there(self.converted_path)
 
     @property
     def kept_bytes(self) -> int:
@@ -329,6 +329,19 @@ def _is_zero(buffer: bytearray | mmap.mmap, block: int) -> bool:
         return _ZEROS.startswith(bytes_of_block)
 
 
+def remove_stem(path: str, kept_suffixes: Sequence[str] = ()) -> int:
+    """Remove the files of a stem, the journal last, and return their number."""
+    suffixes = [each for each in layout.PARTIAL_SUFFIXES if each not in kept_suffixes]
+    found = [layout.sibling(path, each) for each in suffixes]
+    return sum(map(files.remove_if_there, found))
+
+
+def _discard(journal: journals.Journal) -> None:
+    """Remove the files of an owned journal, then the journal, and release it."""
+    with contextlib.closing(journal):
+        remove_stem(journal.path)
+
+
 def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:
     """Return whether a download can resume from the partial file of a journal."""
     if not journal.is_resumable or journal.identity != identity:
@@ -343,11 +356,11 @@ def _fits(journal: journals.Journal, identity: journals.Identity) -> bool:
 
 
 def _leave(journal: journals.Journal) -> None:
-    cache_store.remove_if_there(layout.sibling(journal.path, 'converted'))
+    files.remove_if_there(layout.sibling(journal.path, 'converted'))
     if journal.is_resumable:
         journal.close()
     else:
-        cache_store.discard(journal)
+        _discard(journal)
 
 
 def _open_cut(path: str, size_bytes: int) -> int:

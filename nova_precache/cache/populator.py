@@ -29,8 +29,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from nova_precache import exception, model, transfer_control as controls
-from nova_precache.cache import layout, locks, partials, store as cache_store
-from nova_precache.download import engine, rate_limit as paces, source
+from nova_precache.cache import layout, locks, partials, space as spaces, store as cache_store
+from nova_precache.download import engine, rate_limit as paces, source, target
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats
 
@@ -70,7 +70,7 @@ class _Work:
     """
 
     part: _Part
-    space: cache_store.Reservation
+    space: spaces.Reservation
     others_bytes: int
     progress: model.ProgressCallback
     control: controls.Control
@@ -102,6 +102,7 @@ class CachePopulator:
         self,
         *,
         store: cache_store.CacheStore,
+        space: spaces.CacheSpace,
         image_locks: locks.ImageLocks,
         downloader: engine.Downloader,
         inspector: formats.ImageInspector,
@@ -113,6 +114,7 @@ class CachePopulator:
         sync_rules: partials.SyncRules | None = None,
     ) -> None:
         self._store = store
+        self._space = space
         self._partials = partials.Partials(store.layout, sync_rules)
         self._locks = image_locks
         self._downloader = downloader
@@ -200,7 +202,7 @@ class CachePopulator:
         try:
             yield
         except exception.CacheError as exc:
-            keeps = exc.keeps_partial and not control.is_last_attempt
+            keeps = control.keeps_partial(exc)
             raise
         except (_CompanionLocked, exception.ConfigError):
             keeps = True
@@ -281,7 +283,7 @@ class CachePopulator:
     ) -> Iterator[Sequence[_Work]]:
         """Reserve space for all parts, and check that files of their sizes are allowed."""
         needed_bytes = [self._needed_bytes(each, each.origin.image.virtual_size) for each in parts]
-        with self._store.reserve(
+        with self._space.reserve(
             sum(needed_bytes),
             [each.partial.converted_path for each in parts],
             lambda: sum(each.partial.passed_bytes for each in parts),
@@ -374,7 +376,9 @@ class CachePopulator:
             )
 
     def _keeps_pages(self, image: model.Image) -> bool:
-        return self._is_converted(image) and (image.size or 0) <= _max_kept_pages_bytes()
+        memory_bytes = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        is_small = (image.size or 0) <= memory_bytes * _KEPT_PAGES_SHARE
+        return is_small and self._is_converted(image)
 
     def _needed_bytes(self, part: _Part, virtual_size_bytes: int | None) -> int:
         """Add up the space for the download and, if needed, the conversion."""
@@ -447,17 +451,6 @@ def _keeping(work: _Work) -> Iterator[None]:
     try:
         yield
     except exception.CacheError as exc:
-        if exc.keeps_partial and not work.control.is_last_attempt:
-            _keep(work)
+        if work.control.keeps_partial(exc):
+            target.keep(work.partial, work.image.id)
         raise
-
-
-def _keep(work: _Work) -> None:
-    try:
-        work.partial.keep()
-    except exception.CacheError as exc:
-        LOG.warning('What came of image %s is not kept: %s', work.image.id, exc)
-
-
-def _max_kept_pages_bytes() -> float:
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') * _KEPT_PAGES_SHARE

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of base files: its contents, its free space, publication and sweeping.
+"""The directory of base files: what it contains, when it was used, and publication.
 
 A base file is published by one rename, complete and synced to the disk. Before that it has
-a unique name that no boot looks for. Such files that an ended transfer left behind are swept,
-unless another attempt may resume them.
+a unique name that no boot looks for.
 """
 
 import contextlib
@@ -13,12 +12,11 @@ import logging
 import os
 import pwd
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from nova_precache import capabilities, exception, files, model
-from nova_precache.cache import journal as journals, layout, locks, notes
+from nova_precache.cache import layout, notes
 from nova_precache.inspection import content
 
 LOG = logging.getLogger(__name__)
@@ -28,6 +26,12 @@ _BLOCK_BYTES = 512
 _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES})
 # Two clocks never agree exactly, and a file system's clock advances in steps.
 _SAME_TIME_SECONDS = 5.0
+_KINDS = (
+    (stat.S_ISDIR, 'a directory'),
+    (stat.S_ISLNK, 'a symbolic link that leads to no image'),
+    (stat.S_ISFIFO, 'a FIFO'),
+    (stat.S_ISSOCK, 'a socket'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +59,6 @@ class CacheStore:
     """One cache on a file system.
 
     :param force_raw: base files are raw; one that is not counts as absent
-    :param reserved_bytes: space that downloads leave free
-    :param partial_max_age_seconds: how long an interrupted download can be resumed, counted
-        from the last recorded bytes
     :param clock: the time of the clock that stamps the files, in seconds since the epoch; None
         asks the file system
     :param host_now: the time of this host's clock
@@ -68,8 +69,6 @@ class CacheStore:
         paths: layout.CacheLayout,
         *,
         force_raw: bool = True,
-        reserved_bytes: int = 0,
-        partial_max_age_seconds: float = 24 * 3600,
         clock: Callable[[], float] | None = None,
         host_now: Callable[[], float] = time.time,
     ) -> None:
@@ -78,10 +77,6 @@ class CacheStore:
         self._host_now = host_now
         self._lag_seconds = 0.0
         self._force_raw = force_raw
-        self._reserved_bytes = reserved_bytes
-        self._partial_max_age_seconds = partial_max_age_seconds
-        self._reservations: set[Reservation] = set()
-        self._reservations_lock = threading.Lock()
         self._store_id: str | None = None
         self._untouched: dict[str, BaseFile] = {}
         self._bootable: dict[str, tuple[BaseFile, int]] = {}
@@ -170,9 +165,10 @@ class CacheStore:
         :raises nova_precache.exception.NotOurs: it exists, but its permissions forbid reading
         :raises nova_precache.exception.StorageError: it cannot be read
         """
-        return self._is_hit(layout.base_name(image_id))
+        return self.is_hit_file(layout.base_name(image_id))
 
-    def _is_hit(self, name: str) -> bool:
+    def is_hit_file(self, name: str) -> bool:
+        """Return the same as :meth:`is_hit` for the name of a base file."""
         path = self.layout.path_of(name)
         with storage_errors(f'Reading {path}'):
             file = _base_file(name, path)
@@ -279,7 +275,7 @@ class CacheStore:
                 if file == before and file.changed_ns == before.changed_ns:
                     continue
                 self._untouched.pop(name, None)
-                if self._is_hit(name) and self.touch_file(name):
+                if self.is_hit_file(name) and self.touch_file(name):
                     LOG.info('%s has changed, and was touched', path)
             except exception.CacheError as exc:
                 LOG.info('%s has changed, and was not touched: %s', path, exc)
@@ -381,9 +377,8 @@ class CacheStore:
                 return
             directory = os.stat(self.layout.base_directory)
             if not stat.S_ISREG(there.st_mode):
-                raise exception.PlaceTaken(
-                    f'{path} is {_kind(there.st_mode)}, where the image has to be'
-                )
+                kind = next((name for is_it, name in _KINDS if is_it(there.st_mode)), 'a device')
+                raise exception.PlaceTaken(f'{path} is {kind}, where the image has to be')
             owners = {there.st_uid, directory.st_uid, 0}
             if directory.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
                 raise exception.PlaceTaken(
@@ -412,181 +407,6 @@ class CacheStore:
             finally:
                 os.close(descriptor)
 
-    @contextlib.contextmanager
-    def reserve(
-        self,
-        needed_bytes: int,
-        paths: Sequence[str],
-        passed_bytes: Callable[[], int] = lambda: 0,
-    ) -> 'Iterator[Reservation]':
-        """Reserve space for files that will be written.
-
-        :param paths: files whose space on disk is subtracted from the reservation
-        :param passed_bytes: bytes received, also subtracted: of downloaded files, the share of
-            holes is not known in advance
-        :raises nova_precache.exception.NotEnoughSpace: there is not enough space
-        :raises nova_precache.exception.StorageError: the file system cannot be asked
-        """
-        reservation = Reservation(self, paths, passed_bytes)
-        try:
-            self.require(reservation, needed_bytes)
-            yield reservation
-        finally:
-            with self._reservations_lock:
-                self._reservations.discard(reservation)
-
-    def require(self, reservation: 'Reservation', needed_bytes: int) -> None:
-        """Set the size of a reservation; raises as :meth:`reserve`."""
-        with self._reservations_lock, storage_errors(f'Looking at {self.layout.base_directory}'):
-            others = sum(item.outstanding_bytes() for item in self._reservations - {reservation})
-            free = self.free_bytes() - others
-            still_needed = needed_bytes - reservation.written_bytes() + self._reserved_bytes
-            if still_needed > free:
-                raise exception.NotEnoughSpace(
-                    f'needs {still_needed} bytes ({self._reserved_bytes} of them stay free), '
-                    f'{max(0, free)} free'
-                )
-            reservation.needed_bytes = needed_bytes
-            self._reservations.add(reservation)
-
-    def free_bytes(self) -> int:
-        """Return how many bytes the file system has free for this process.
-
-        :raises nova_precache.exception.StorageError: it cannot be asked
-        """
-        with storage_errors(f'Looking at {self.layout.base_directory}'):
-            status = os.statvfs(self.layout.base_directory)
-        return status.f_bavail * status.f_frsize
-
-    def cache_bytes(self) -> int:
-        """Return how many bytes on disk the files of the cache take.
-
-        :raises nova_precache.exception.StorageError: they cannot be listed
-        """
-        directory = self.layout.base_directory
-        with storage_errors(f'Listing {directory}'):
-            paths = [os.path.join(directory, name) for name in os.listdir(directory)]
-            return sum(map(_bytes_on_disk, paths))
-
-    def sweep(self, image_locks: locks.ImageLocks) -> int:
-        """Remove the files that ended transfers left behind, and return their number.
-
-        Interrupted downloads stay until they are too old to resume, or the image is cached,
-        such as by a boot of Nova's.
-
-        :raises nova_precache.exception.StorageError: the file system refused
-        """
-        self.check_there()
-        with storage_errors(f'Sweeping {self.layout.base_directory}'):
-            names = sorted(os.listdir(self.layout.base_directory))
-            by_base_name: dict[str, list[str]] = {}
-            for name in names:
-                base_name = layout.base_name_of_partial(name)
-                if base_name is not None:
-                    by_base_name.setdefault(base_name, []).append(name)
-            swept = sum(
-                self._sweep_image(base_name, found, image_locks)
-                for base_name, found in by_base_name.items()
-            )
-            swept += sum(self._sweep_note(name, image_locks) for name in names)
-        if swept:
-            LOG.info('Removed %d files that were left unfinished', swept)
-        return swept
-
-    def forget(self, image_id: str, image_locks: locks.ImageLocks) -> bool:
-        """Remove the partial files of an image, unless its lock is held.
-
-        :returns: whether none is left
-        :raises nova_precache.exception.StorageError: the file system refused
-        """
-        base_name = layout.base_name(image_id)
-        self.check_there()
-        with (
-            storage_errors(f'Clearing image {image_id} away'),
-            image_locks.try_hold(base_name) as held,
-        ):
-            if not held:
-                return False
-            for path in self._journal_paths(base_name):
-                self._sweep_stem(path, is_wanted=False)
-            return not self._journal_paths(base_name)
-
-    def _journal_paths(self, base_name: str) -> set[str]:
-        """Return the paths of the journals, existing or not, of an image's partial files."""
-        names = os.listdir(self.layout.base_directory)
-        found = [each for each in names if layout.base_name_of_partial(each) == base_name]
-        return {self.layout.path_of(layout.sibling(each, layout.JOURNAL_SUFFIX)) for each in found}
-
-    def _sweep_image(self, base_name: str, names: list[str], image_locks: locks.ImageLocks) -> int:
-        journal_names = {layout.sibling(name, layout.JOURNAL_SUFFIX) for name in names}
-        try:
-            with storage_errors(f'Sweeping {base_name}'), image_locks.try_hold(base_name) as held:
-                if not held:
-                    return 0
-                is_wanted = not self._is_hit(base_name)
-                return sum(
-                    self._sweep_stem(self.layout.path_of(name), is_wanted=is_wanted)
-                    for name in journal_names
-                )
-        except exception.CacheError as exc:  # affects this image only
-            LOG.warning('What is unfinished is left: %s', exc)
-            return 0
-
-    def _sweep_note(self, name: str, image_locks: locks.ImageLocks) -> bool:
-        """Remove a note whose base file is gone, or one whose writing was interrupted."""
-        base_name = layout.base_name_of_note(name)
-        if base_name is None:
-            return False
-        path, is_note = self.layout.path_of(name), name.endswith(layout.NOTE_SUFFIX)
-        if is_note and os.path.lexists(self.layout.path_of(base_name)):
-            return False  # the usual case, which needs no lock
-        try:
-            with image_locks.try_hold(base_name) as held:
-                is_needed = is_note and os.path.lexists(self.layout.path_of(base_name))
-                return held and not is_needed and remove_if_there(path)
-        except exception.CacheError as exc:  # affects this image only
-            LOG.warning('A note is left: %s', exc)
-            return False
-
-    def _sweep_stem(self, journal_path: str, *, is_wanted: bool) -> int:
-        """Remove the files with the stem of a journal, except a download that can be resumed."""
-        journal = journals.Journal.own(journal_path)
-        if journal is None:
-            return 0 if files.is_regular(journal_path) else _remove_stem(journal_path)
-        with contextlib.closing(journal):
-            stays = is_wanted and self._can_be_gone_on_with(journal)
-            return _remove_stem(journal_path, ('part', layout.JOURNAL_SUFFIX) if stays else ())
-
-    def _can_be_gone_on_with(self, journal: journals.Journal) -> bool:
-        is_young = self.now() - journal.mtime <= self._partial_max_age_seconds
-        return (
-            is_young
-            and journal.is_resumable
-            and os.path.exists(layout.sibling(journal.path, 'part'))
-        )
-
-
-class Reservation:
-    """Space that one transfer has reserved; bytes already written no longer count."""
-
-    def __init__(
-        self, store: CacheStore, paths: Sequence[str], passed_bytes: Callable[[], int]
-    ) -> None:
-        self.needed_bytes = 0
-        self._store = store
-        self._paths = tuple(paths)
-        self._passed_bytes = passed_bytes
-
-    def require(self, needed_bytes: int) -> None:
-        """Adjust the size once more is known; raises as :meth:`CacheStore.reserve`."""
-        self._store.require(self, needed_bytes)
-
-    def written_bytes(self) -> int:
-        return self._passed_bytes() + sum(map(_bytes_on_disk, self._paths))
-
-    def outstanding_bytes(self) -> int:
-        return max(0, self.needed_bytes - self.written_bytes())
-
 
 @contextlib.contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
@@ -595,31 +415,6 @@ def storage_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise exception.storage_failure(doing, exc) from exc
-
-
-def remove_if_there(path: str) -> bool:
-    """Remove a temporary file; one that cannot be removed is left for the next sweep."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    except OSError as exc:
-        LOG.warning('%s cannot be removed: %s', path, exc)
-        return False
-    return True
-
-
-def discard(journal: journals.Journal) -> None:
-    """Remove the files of an owned journal, then the journal, and release it."""
-    with contextlib.closing(journal):
-        _remove_stem(journal.path)
-
-
-def _remove_stem(path: str, kept_suffixes: Sequence[str] = ()) -> int:
-    """Remove the files of a stem, the journal last, and return their number."""
-    suffixes = [each for each in layout.PARTIAL_SUFFIXES if each not in kept_suffixes]
-    found = [layout.sibling(path, each) for each in suffixes]
-    return sum(map(remove_if_there, found))
 
 
 def _base_file(name: str, path: str) -> BaseFile | None:
@@ -671,18 +466,6 @@ def _not_ours(cannot_be: str, path: str) -> exception.NotOurs:
     return exception.NotOurs(cannot_be, f'owned by {owner}, and {why} ({path})')
 
 
-_KINDS = (
-    (stat.S_ISDIR, 'a directory'),
-    (stat.S_ISLNK, 'a symbolic link that leads to no image'),
-    (stat.S_ISFIFO, 'a FIFO'),
-    (stat.S_ISSOCK, 'a socket'),
-)
-
-
-def _kind(mode: int) -> str:
-    return next((name for is_it, name in _KINDS if is_it(mode)), 'a device')
-
-
 def _is_immutable(path: str) -> bool:
     """Return whether even the owner may not change a file, as after ``chattr +i``."""
     try:
@@ -690,10 +473,3 @@ def _is_immutable(path: str) -> bool:
     except OSError as exc:
         return exc.errno == errno.EPERM
     return False
-
-
-def _bytes_on_disk(path: str) -> int:
-    try:
-        return os.lstat(path).st_blocks * _BLOCK_BYTES
-    except FileNotFoundError:
-        return 0

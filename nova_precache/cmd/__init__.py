@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: each reads its options, builds its parts and runs them."""
+"""The commands: each reads its options, builds its parts and runs them.
+
+A module for each command: ``api`` and ``conductor`` (both by ``control``), ``compute``,
+``standalone``, ``manage`` (with ``manage_commands``) and ``status``. ``running`` starts and stops
+the parts of all of them.
+"""
 
 import sys
 

@@ -15,15 +15,13 @@ Build = Callable[[cfg.ConfigOpts, session.Database], Sequence[running.Running]]
 
 
 def run_api() -> None:
-    running.exit_with(lambda: _run(_api, timeouts.API))
+    running.exit_with(
+        lambda: _run(lambda conf, db: [wiring_api.new_server(conf, db)], timeouts.API)
+    )
 
 
 def run_conductor() -> None:
     running.exit_with(lambda: _run(_conductor, timeouts.SERVICE))
-
-
-def _api(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
-    return [wiring_api.new_server(conf, database)]
 
 
 def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:

@@ -4,7 +4,7 @@
 import logging
 import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tenacity
 
@@ -163,7 +163,15 @@ class Agent:
 
     def _register(self, retry: tenacity.retry_base) -> None:
         """Register, retrying until that succeeds or the compute stops."""
-        for attempt in self._attempts(retry):
+        attempts = tenacity.Retrying(
+            retry=retry,
+            wait=_seconds_to_next,
+            sleep=tenacity.sleep_using_event(self._stopping),
+            stop=tenacity.stop_when_event_set(self._stopping),
+            before_sleep=self._log_refusal,
+            retry_error_callback=lambda state: None,  # stopped before it was registered
+        )
+        for attempt in attempts:
             with attempt:
                 self._conductor.register(self.state())
         self._told = None
@@ -193,18 +201,6 @@ class Agent:
         if self._server is not None:
             self._stop_soon(self._server, 'a call is being served')
             self._server = None
-
-    def _attempts(self, retry: tenacity.retry_base) -> Iterator[tenacity.AttemptManager]:
-        return iter(
-            tenacity.Retrying(
-                retry=retry,
-                wait=_seconds_to_next,
-                sleep=tenacity.sleep_using_event(self._stopping),
-                stop=tenacity.stop_when_event_set(self._stopping),
-                before_sleep=self._log_refusal,
-                retry_error_callback=lambda state: None,  # stopped before it was registered
-            )
-        )
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = _error_of(state)

@@ -68,27 +68,29 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             )
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
+        outcome = self._outcome(ctxt, call)
+        return None if outcome is None else outcome.to_wire()
+
+    def _outcome(
+        self, ctxt: context.RequestContext, call: rpcapi.CacheImageCall
+    ) -> model.ImageOutcome | None:
+        """Return the outcome of a transfer, or the kept one; None if the call is stale."""
         refusal = self._transfers.refusal
         if refusal is not None:
-            return outcomes.of_stop(refusal).to_wire()
+            return outcomes.of_stop(refusal)
         kept = self._transfers.kept_outcome(call.job_id)
         try:
-            images = self._images_for(
-                call.image_endpoint,
-                call.token,
-                functools.partial(self._fresh_token, call.image_id),
-            )
+            fresh_token = functools.partial(self._fresh_token, call.image_id)
+            images = self._images_for(call.image_endpoint, call.token, fresh_token)
             begun = self._may_begin(call, is_done=kept is not None)
         except (exception.InvalidInput, exception.ConfigError, exception.NameLost) as exc:
-            return outcomes.of_error(exc, self._driver_name).to_wire()
+            return outcomes.of_error(exc, self._driver_name)
         except exception.Unavailable as exc:  # nothing was tried: this is no attempt
             LOG.info('Job %s is not begun: %s', call.job_id, exc)
-            return model.ImageOutcome(model.TaskStatus.ERROR, str(exc), model.Retry.LATER).to_wire()
+            return model.ImageOutcome(model.TaskStatus.ERROR, str(exc), model.Retry.LATER)
         if not begun:
             return None
-        if kept is not None:
-            return kept.to_wire()
-        return self._transfer(ctxt, call, images).to_wire()
+        return kept or self._transfer(ctxt, call, images)
 
     def _transfer(
         self,
@@ -239,18 +241,15 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)
             return outcomes.of_result(result)
         except NotImplementedError as exc:
-            self._warn_once()
+            if not self._warned:
+                self._warned = True
+                LOG.warning('Driver %s cannot cache images', self._driver_name)
             return outcomes.of_error(exc, self._driver_name)
         except exception.PrecacheError as exc:
             return outcomes.of_error(exc, self._driver_name)
         except Exception as exc:
             LOG.exception('Caching image %s on host %s failed', call.image_id, self._host)
             return outcomes.of_error(exc, self._driver_name)
-
-    def _warn_once(self) -> None:
-        if not self._warned:
-            self._warned = True
-            LOG.warning('Driver %s cannot cache images', self._driver_name)
 
 
 def _stop(why: object, keep_partial: bool) -> exception.TransferStopped:

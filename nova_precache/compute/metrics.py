@@ -27,23 +27,23 @@ class Computes:
     def __init__(
         self, metrics: registry.CollectorRegistry, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._clock = clock
+        self.clock = clock
         self._caches = _Caches(clock)
-        self._hits = self._counter(metrics, 'cache_hits', 'Images that were there already.')
-        self._misses = self._counter(
+        self.hits = self._counter(metrics, 'cache_hits', 'Images that were there already.')
+        self.misses = self._counter(
             metrics, 'cache_misses', 'Images that were not there, whatever came of it.'
         )
-        self._bytes = self._counter(
+        self.bytes_received = self._counter(
             metrics, 'downloaded_bytes', 'Bytes that were received, those given up included.'
         )
-        self._seconds = prometheus_client.Histogram(
+        self.seconds = prometheus_client.Histogram(
             f'{_PREFIX}_download_seconds',
             'Seconds that it took to have an image verified, converted and in the cache.',
             ['host'],
             registry=metrics,
             buckets=DOWNLOAD_BUCKETS_SECONDS,
         )
-        self._running = prometheus_client.Gauge(
+        self.running = prometheus_client.Gauge(
             f'{_PREFIX}_transfers_running',
             'Images that are being worked on.',
             ['host'],
@@ -54,14 +54,7 @@ class Computes:
     def host(self, name: str, report: Callable[[], driver.CacheReport]) -> 'HostMeter':
         """Add a host, whose cache ``report`` describes, and return its meter."""
         self._caches.add(name, report)
-        return HostMeter(
-            clock=self._clock,
-            hits=self._hits.labels(name),
-            misses=self._misses.labels(name),
-            bytes_received=self._bytes.labels(name),
-            seconds=self._seconds.labels(name),
-            running=self._running.labels(name),
-        )
+        return HostMeter(self, name)
 
     def _counter(
         self, metrics: registry.CollectorRegistry, name: str, help_text: str
@@ -72,21 +65,13 @@ class Computes:
 class HostMeter:
     """Measures the transfers of one host."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        hits: prometheus_client.Counter,
-        misses: prometheus_client.Counter,
-        bytes_received: prometheus_client.Counter,
-        seconds: prometheus_client.Histogram,
-        running: prometheus_client.Gauge,
-    ) -> None:
-        self._clock = clock
-        self._hits = hits
-        self._misses = misses
-        self._bytes = bytes_received
-        self._seconds = seconds
-        self._running = running
+    def __init__(self, computes: Computes, host: str) -> None:
+        self._clock = computes.clock
+        self._hits = computes.hits.labels(host)
+        self._misses = computes.misses.labels(host)
+        self._bytes = computes.bytes_received.labels(host)
+        self._seconds = computes.seconds.labels(host)
+        self._running = computes.running.labels(host)
 
     def measured(self, work: transfers.Work) -> transfers.Work:
         """Wrap the work of a transfer so that it is measured."""

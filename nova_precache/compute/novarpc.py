@@ -32,7 +32,9 @@ class NovaComputeAPI:
         monitor_seconds: float,
     ) -> None:
         self._transport = transport
-        self._client = transport.nova_client(TOPIC, version_cap, connect_retries)
+        self._client = rpc.Client(
+            transport, TOPIC, version_cap, connect_retries, rpc.NovaContextSerializer()
+        )
         self._version_cap = version_cap
         self._timeout_seconds = timeout_seconds
         self._monitor_seconds = monitor_seconds

@@ -15,6 +15,7 @@ it, so that ``[upgrade_levels] compute`` forbids only the calls that it must.
 """
 
 import dataclasses
+from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
 
@@ -50,7 +51,7 @@ class ComputeAPI:
         timeout_seconds: float,
         monitor_seconds: float,
     ) -> None:
-        self._client = transport.client(TOPIC, version_cap, connect_retries)
+        self._client = rpc.Client(transport, TOPIC, version_cap, connect_retries)
         self._version_cap = version_cap
         self._timeout_seconds = timeout_seconds
         self._monitor_seconds = monitor_seconds
@@ -111,19 +112,9 @@ class ComputeAPI:
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         :raises nova_precache.exception.InvalidInput: the answer cannot be read
         """
-        return wire.flag(
-            self._client.call(
-                ctxt,
-                'stop_image',
-                '1.1',
-                server=host,
-                timeout_seconds=self._monitor_seconds,
-                job_id=job_id,
-                epoch=epoch,
-                why=why.value,
-                keep_partial=keep_partial,
-            ),
-            'the answer',
+        job = {'job_id': job_id, 'epoch': epoch}
+        return self._ask(
+            ctxt, host, 'stop_image', '1.1', **job, why=why.value, keep_partial=keep_partial
         )
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
@@ -140,17 +131,7 @@ class ComputeAPI:
         :raises nova_precache.exception.StorageError: the host's file system refused
         :raises nova_precache.exception.InvalidInput: the answer cannot be read
         """
-        return wire.flag(
-            self._client.call(
-                ctxt,
-                'forget_image',
-                '1.2',
-                server=host,
-                timeout_seconds=self._monitor_seconds,
-                image_id=image_id,
-            ),
-            'the answer',
-        )
+        return self._ask(ctxt, host, 'forget_image', '1.2', image_id=image_id)
 
     def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
         """Request an agent that is not registered for its host to register again; not answered.
@@ -161,3 +142,17 @@ class ComputeAPI:
         :raises nova_precache.exception.VersionUnsupported: by the pin
         """
         self._client.cast(ctxt, 'register_again', '1.3', server=host, agent_id=agent_id)
+
+    def _ask(
+        self, ctxt: context.RequestContext, host: str, method: str, version: str, **arguments: Any
+    ) -> bool:
+        """Call a method that answers soon, with yes or no."""
+        answer = self._client.call(
+            ctxt,
+            method,
+            version,
+            server=host,
+            timeout_seconds=self._monitor_seconds,
+            **arguments,
+        )
+        return wire.flag(answer, 'the answer')

@@ -145,7 +145,8 @@ class Transfers:
         :returns: whether the job was running
         """
         with self._lock:
-            transfer = self._followed_by(job_id)
+            running = self._running.values()
+            transfer = next((each for each in running if job_id in each.followers), None)
             if transfer is None:
                 self._note_stop(job_id, _Stop(epoch, error))
                 return False
@@ -247,9 +248,6 @@ class Transfers:
         timer.daemon = True
         timer.start()
         return timer
-
-    def _followed_by(self, job_id: str) -> Transfer | None:
-        return next((each for each in self._running.values() if job_id in each.followers), None)
 
     def _part(self, transfer: Transfer, job_id: str, outcome: model.ImageOutcome) -> None:
         follower = transfer.followers.pop(job_id)

@@ -35,7 +35,7 @@ class ConductorAPI:
     """Wakes the conductors when a request was saved."""
 
     def __init__(self, transport: rpc.Transport, version_cap: str | None = None) -> None:
-        self._client = transport.client(API_TOPIC, version_cap, retries=0)
+        self._client = rpc.Client(transport, API_TOPIC, version_cap, retries=0)
         self._lock = threading.Lock()
         self._last: _Cast | None = None
 
@@ -89,7 +89,7 @@ class ConductorReporter:
         agent_id: str | None = None,
     ) -> None:
         self._agent_id = agent_id
-        self._client = transport.client(TOPIC, version_cap, retries=1)
+        self._client = rpc.Client(transport, TOPIC, version_cap, retries=1)
         self._timeout_seconds = timeout_seconds
         self._is_inventory_kept: bool | None = None
 

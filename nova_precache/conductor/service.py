@@ -169,7 +169,7 @@ class Conductor:
     def _serve(
         self, key: str, transport: rpc.Transport, topic: str, endpoint: rpc.Endpoint
     ) -> None:
-        server = transport.server(topic, self._conductor_id, [endpoint])
+        server = rpc.Server(transport, topic, self._conductor_id, [endpoint])
         server.start_in_background()
         self._served[key] = _Served(server, transport, topic)
 

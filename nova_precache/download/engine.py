@@ -21,7 +21,7 @@ from typing import Protocol
 from nova_precache import exception, model, priority, transfer_control as controls
 from nova_precache.download import pipeline, retry, verifier
 from nova_precache.download.source import Source
-from nova_precache.download.target import Target
+from nova_precache.download.target import Target, keep
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -131,8 +131,12 @@ class _Download:
     def __post_init__(self) -> None:
         self._image = self.source.image
         self._pace = self.by.pace or _Unpaced()
-        self._hash = pipeline.Stage('hash', self._hash_piece)
-        self._write = pipeline.Stage('write', self._write_piece, self._at_priority)
+        self._hash = pipeline.Stage('hash', lambda piece: self.check.hash(piece.view()))
+        self._write = pipeline.Stage(
+            'write',
+            lambda piece: self.target.write(piece.buffer, piece.length, piece.offset_bytes),
+            self._at_priority,
+        )
         self._line = pipeline.Pipeline(
             (self._hash, self._write), self.control, buffer_bytes=self.by.buffer_bytes
         )
@@ -148,10 +152,10 @@ class _Download:
                         self._receive_rest()
                 self._line.drain()
         except BaseException as exc:
-            keeps = self._is_worth_keeping(exc)
+            keeps = self.control.keeps_partial(exc)
             self._line.close(drop=not keeps)
             if keeps and not self._line.has_failed:
-                self._keep()
+                keep(self.target, self._image.id)
             raise
         self._line.close(drop=False)
 
@@ -284,22 +288,3 @@ class _Download:
             if self.by.idle_priority:
                 stack.enter_context(priority.idle_io(self.control))
             yield
-
-    def _hash_piece(self, piece: pipeline.Piece) -> None:
-        self.check.hash(piece.view())
-
-    def _write_piece(self, piece: pipeline.Piece) -> None:
-        self.target.write(piece.buffer, piece.length, piece.offset_bytes)
-
-    def _is_worth_keeping(self, error: BaseException) -> bool:
-        return (
-            isinstance(error, exception.CacheError)
-            and error.keeps_partial
-            and not self.control.is_last_attempt
-        )
-
-    def _keep(self) -> None:
-        try:
-            self.target.keep()
-        except exception.CacheError as exc:
-            LOG.warning('What came of image %s is not kept: %s', self._image.id, exc)

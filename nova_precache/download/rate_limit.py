@@ -105,11 +105,6 @@ class HostRateLimit:
             self._host.pay(self._clock(), self._host_rate())
             self._boots += step
 
-    @property
-    def waiting(self) -> int:
-        """How many downloads wait for a slot."""
-        return len(self._queue)
-
     @contextlib.contextmanager
     def slot(self, control: controls.Control) -> Iterator[None]:
         """Wait for a download slot, unless the control is urgent, and hold it within.

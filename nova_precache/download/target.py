@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The destination of an image's bytes: a file on disk, resumable after a crash."""
 
+import logging
 import mmap
 from typing import Protocol
+
+from nova_precache import exception
+
+LOG = logging.getLogger(__name__)
 
 
 class Target(Protocol):
@@ -35,3 +40,11 @@ class Target(Protocol):
 
     def keep(self) -> None:
         """Sync the received bytes and record their number, for another attempt."""
+
+
+def keep(target: Target, image_id: str) -> None:
+    """Keep the received bytes after an error; log a failure, so that the error is raised."""
+    try:
+        target.keep()
+    except exception.CacheError as exc:
+        LOG.warning('The partial download of image %s is not kept: %s', image_id, exc)

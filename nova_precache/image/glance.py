@@ -7,9 +7,7 @@ Metadata are read through the client, image data from the client's HTTP session,
 
 import contextlib
 import dataclasses
-import io
 import logging
-import re
 import threading
 import time
 import urllib.parse
@@ -19,16 +17,14 @@ from typing import Any
 import glanceclient
 import glanceclient.exc
 import requests
-import urllib3.exceptions
 from keystoneauth1 import adapter, exceptions as ksa_exceptions, plugin, session as ksa_session
 from oslo_config import cfg
 
 from nova_precache import context, deadline, exception, exchange, model, outages, redirects
-from nova_precache.image import endpoints, service
+from nova_precache.image import connection as connections, endpoints, service
 
 LOG = logging.getLogger(__name__)
 
-_CONTENT_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
 # Many downloads may be refused at once, and those of a broken compute repeatedly.
 FRESH_TOKEN_SECONDS = 5.0
 _RETRIED_STATUS_CODES = [500, 502, 503, 504]
@@ -238,14 +234,15 @@ class GlanceImageService:
     @contextlib.contextmanager
     def open(
         self, image_id: str, offset_bytes: int = 0, size_bytes: int | None = None
-    ) -> Iterator['GlanceConnection']:
+    ) -> Iterator[connections.GlanceConnection]:
         if not service.IMAGE_ID.fullmatch(image_id):
             raise exception.ImageGone(f'{image_id!r} is not the id of an image')
         response = self._get_part(image_id, offset_bytes)
-        start = _start_of(response, offset_bytes, size_bytes)
         # Without close() the socket would stay open until the rest is received.
-        with contextlib.closing(GlanceConnection(response, image_id, start)) as connection:
-            _check_data(response, image_id)
+        with contextlib.closing(
+            connections.GlanceConnection(response, image_id, offset_bytes, size_bytes)
+        ) as connection:
+            connection.check_data()
             yield connection
 
     def _get(self, image_id: str, path: str) -> dict[str, Any]:
@@ -325,90 +322,6 @@ class GlanceImageService:
 
     def _timeouts(self) -> tuple[float, float]:
         return self._settings.connect_timeout_seconds, self._settings.read_timeout_seconds
-
-
-class GlanceConnection:
-    """A response with the data of an image; implements ``image.service.Connection``."""
-
-    def __init__(self, response: requests.Response, image_id: str, start_bytes: int | None) -> None:
-        self.start_bytes = start_bytes
-        self._response = response
-        self._image_id = image_id
-        self._is_cut = False
-        self._shutting = threading.Lock()
-        self._body = _plain_body(response)
-
-    def read_into(self, buffer: memoryview) -> int:
-        """Wait for bytes, as :meth:`nova_precache.image.service.Connection.read_into`."""
-        try:
-            count = self._read(buffer)
-        # The latter two are raised if the socket is shut down at this moment.
-        except (urllib3.exceptions.HTTPError, OSError, AttributeError, ValueError) as exc:
-            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut: {exc}') from exc
-        # After its shutdown, a TLS socket returns encrypted bytes.
-        if self._is_cut:
-            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut from here')
-        return count
-
-    def cut(self) -> None:
-        self._is_cut = True
-        # If it was closed, or all bytes were received, no thread waits for it.
-        with self._shutting, contextlib.suppress(OSError, RuntimeError, ValueError):
-            self._response.raw.shutdown()
-
-    def close(self) -> None:
-        with self._shutting:
-            self._response.close()
-
-    def _read(self, buffer: memoryview) -> int:
-        if self._body is not None:
-            return self._body.read_into(buffer)
-        data: bytes = self._response.raw.read1(len(buffer), decode_content=False)
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _PlainBody:
-    """A body of known length, received directly into the caller's buffer.
-
-    ``read1`` of urllib3 returns the same bytes, but copying them takes more CPU time than
-    receiving them.
-    """
-
-    def __init__(self, stream: io.BufferedReader, length: int) -> None:
-        self._stream = stream
-        self._left = length
-        self._may_be_buffered = True  # bytes received together with the headers
-
-    def read_into(self, buffer: memoryview) -> int:
-        wanted = buffer[: self._left]
-        if not wanted:
-            return 0
-        count = self._read_buffered(wanted) if self._may_be_buffered else self._receive(wanted)
-        if not count:
-            raise ConnectionError(f'it ended {self._left} bytes early')
-        self._left -= count
-        return count
-
-    def _read_buffered(self, wanted: memoryview) -> int:
-        data = self._stream.read1(len(wanted))
-        wanted[: len(data)] = data
-        self._may_be_buffered = len(data) == len(wanted)
-        return len(data)
-
-    def _receive(self, wanted: memoryview) -> int:
-        stream: Any = self._stream.raw
-        count: int = stream.readinto(wanted)
-        return count
-
-
-def _plain_body(response: requests.Response) -> _PlainBody | None:
-    """Return the body of a response; None if it is chunked or ends with the connection."""
-    plain = getattr(response.raw, '_original_response', None)
-    stream, length = getattr(plain, 'fp', None), getattr(plain, 'length', None)
-    if not length or getattr(plain, 'chunked', True) or not isinstance(stream, io.BufferedReader):
-        return None
-    return _PlainBody(stream, length)
 
 
 class _TokenAuth(plugin.FixedEndpointPlugin):
@@ -517,41 +430,3 @@ def _refuses_ranges(code: int) -> bool:
     """Return whether the answer to a range request refuses ranges, or this range."""
     is_refused = 400 <= code < 500 and code not in _OWN_MEANING
     return is_refused or code == requests.codes.not_implemented
-
-
-def _check_data(response: requests.Response, image_id: str) -> None:
-    """Raise unless the response carries image data."""
-    code = response.status_code
-    empty = response.headers.get('Content-Length') == '0'
-    if code == requests.codes.no_content or (code == requests.codes.ok and empty):
-        raise exception.ImageGone(f'Image {image_id} has no data')
-    if code in {requests.codes.ok, requests.codes.partial_content}:
-        _check_encoding(response, image_id)
-        return
-    if code == requests.codes.unauthorized:
-        raise exception.ImageUnauthorized(f'Glance refuses the token for image {image_id}')
-    if code in {requests.codes.forbidden, requests.codes.not_found, requests.codes.gone}:
-        raise exception.ImageGone(
-            f'Image {image_id} was deleted, deactivated or hidden (HTTP {code})'
-        )
-    raise exception.DownloadInterrupted(f'Image {image_id} cannot be read: HTTP {code}')
-
-
-def _check_encoding(response: requests.Response, image_id: str) -> None:
-    """Refuse compressed data: Glance hashed the uncompressed bytes, and offsets differ."""
-    encoding = response.headers.get('Content-Encoding', 'identity')
-    if encoding != 'identity':
-        raise exception.DownloadInterrupted(
-            f'Image {image_id} comes with Content-Encoding {encoding!r}, which was not asked for'
-        )
-
-
-def _start_of(response: requests.Response, offset_bytes: int, size_bytes: int | None) -> int | None:
-    """Return the offset at which the response begins; None if it is not a usable one."""
-    if response.status_code != requests.codes.partial_content:
-        return 0
-    match = _CONTENT_RANGE.fullmatch(response.headers.get('Content-Range', ''))
-    if match is None or match[1] != str(offset_bytes):
-        return None
-    is_other = size_bytes is not None and match[2] not in {'*', str(size_bytes)}
-    return None if is_other else offset_bytes

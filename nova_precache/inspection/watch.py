@@ -50,11 +50,9 @@ class ImageWatch:
             if len(self._piece) == self._recogniser.wanted_bytes:
                 self._recogniser.take(bytes(self._piece))
                 self._piece.clear()
-                self._look(self._recogniser)
-
-    def _look(self, recogniser: content.Recogniser) -> None:
-        if self._is_all_told(recogniser) or recogniser.position >= MAX_BYTES:
-            self._recogniser = None
+                is_told = self._is_all_told(self._recogniser)
+                if is_told or self._recogniser.position >= MAX_BYTES:
+                    self._recogniser = None
 
     def _is_all_told(self, recogniser: content.Recogniser) -> bool:
         if not recogniser.is_named:
@@ -64,11 +62,8 @@ class ImageWatch:
         if not headers.is_read(found):
             return False
         headers.check_header(found, self._vmdk_allowed_types)
-        self._tell(headers.virtual_size_bytes(found))
+        size_bytes = headers.virtual_size_bytes(found)
+        if size_bytes is not None and size_bytes != self._told_bytes:  # as before a restart
+            self._told_bytes = size_bytes
+            self._on_virtual_size(size_bytes)
         return True
-
-    def _tell(self, virtual_size_bytes: int | None) -> None:
-        """Report the size, unless the same was reported before a restart."""
-        if virtual_size_bytes is not None and virtual_size_bytes != self._told_bytes:
-            self._told_bytes = virtual_size_bytes
-            self._on_virtual_size(virtual_size_bytes)

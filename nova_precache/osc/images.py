@@ -3,9 +3,7 @@
 
 import argparse
 
-from osc_lib.command import command
-
-from nova_precache.osc import arguments, client, columns, resolving
+from nova_precache.osc import columns, listing, resolving
 
 _SIZES = (
     columns.Column('Size', 'size_bytes', columns.Size),
@@ -14,49 +12,34 @@ _SIZES = (
     columns.Column('Age', 'age_seconds', columns.Duration),
     columns.Column('Used By', 'used_by'),
 )
-ON_HOST = (
-    columns.Column('Image', 'image_id'),
-    *_SIZES,
-    columns.Column('Pinned', 'pinned'),
-    columns.Column('Name', 'name'),
-)
-OF_IMAGE = (columns.Column('Host', 'host'), columns.Column('Cell', 'cell'), *_SIZES)
 
 
-class List(command.Lister):
+class List(listing.Lister):
     """List the images in the cache of a host, as it last reported them."""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
+    collection = 'images'
+    first_columns = (
+        columns.Column('Image', 'image_id'),
+        *_SIZES,
+        columns.Column('Pinned', 'pinned'),
+        columns.Column('Name', 'name'),
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('--host', metavar='<host>', required=True, help='the host')
-        arguments.add_paging(parser, 'images')
-        return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
-        found = client.of(self.app).pages(
-            *('hosts', parsed_args.host, 'images'),
-            collection='images',
-            query={'marker': parsed_args.marker},
-            limit=parsed_args.limit,
-        )
-        return columns.table(ON_HOST, found)
+    def path(self, parsed_args: argparse.Namespace) -> tuple[str, ...]:
+        return 'hosts', parsed_args.host, 'images'
 
 
-class Show(command.Lister):
+class Show(listing.Lister):
     """Show which hosts have an image in their cache."""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument('image', metavar='<image>', help='image (name or ID)')
-        arguments.add_paging(parser, 'hosts')
-        return parser
+    collection = 'hosts'
+    first_columns = (columns.Column('Host', 'host'), columns.Column('Cell', 'cell'), *_SIZES)
 
-    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
-        (image_id,) = resolving.image_ids(self.app, [parsed_args.image])
-        found = client.of(self.app).pages(
-            *('images', image_id, 'hosts'),
-            collection='hosts',
-            query={'marker': parsed_args.marker},
-            limit=parsed_args.limit,
-        )
-        return columns.table(OF_IMAGE, found)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument('image', metavar='<image>', help='image (name or ID)')
+
+    def path(self, parsed_args: argparse.Namespace) -> tuple[str, ...]:
+        return 'images', resolving.image_id(self.app, parsed_args.image), 'hosts'

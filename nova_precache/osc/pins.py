@@ -7,17 +7,7 @@ from typing import Any
 from osc_lib import exceptions
 from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, resolving
-
-COLUMNS = (
-    columns.Column('ID', 'id'),
-    columns.Column('Status', 'status'),
-    columns.Column('Aggregate', lambda pin: pin['aggregate']['name']),
-    columns.Column('Images', 'images', columns.Lines),
-    columns.Column('Until', 'until'),
-    columns.Column('Reason', 'reason'),
-    columns.Column('Description', 'description'),
-)
+from nova_precache.osc import arguments, client, columns, listing, resolving
 
 
 class Create(command.ShowOne):
@@ -44,24 +34,28 @@ class Create(command.ShowOne):
         return columns.record(answer['pin'])
 
 
-class List(command.Lister):
+class List(listing.Lister):
     """List pins."""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
+    collection = 'pins'
+    first_columns = (
+        columns.Column('ID', 'id'),
+        columns.Column('Status', 'status'),
+        columns.Column('Aggregate', lambda pin: pin['aggregate']['name']),
+        columns.Column('Images', 'images', columns.Lines),
+        columns.Column('Until', 'until'),
+        columns.Column('Reason', 'reason'),
+        columns.Column('Description', 'description'),
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('--status', choices=('active', 'ended'), help='those that are so')
         parser.add_argument(
             '--aggregate', metavar='<aggregate>', help='those of it (name, ID or UUID)'
         )
-        arguments.add_paging(parser, 'pins')
-        return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
-        query = {key: getattr(parsed_args, key) for key in ('status', 'aggregate', 'marker')}
-        found = client.of(self.app).pages(
-            'pins', collection='pins', query=query, limit=parsed_args.limit
-        )
-        return columns.table(COLUMNS, found)
+    def query(self, parsed_args: argparse.Namespace) -> client.Json:
+        return {'status': parsed_args.status, 'aggregate': parsed_args.aggregate}
 
 
 class Show(command.ShowOne):

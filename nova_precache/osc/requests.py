@@ -6,7 +6,7 @@ from typing import Any
 
 from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, resolving, waiting
+from nova_precache.osc import arguments, client, columns, listing, resolving, waiting
 from nova_precache.osc.client import Json
 
 SORT_KEYS = ('created_at', 'finished_at', 'priority', 'status')
@@ -19,33 +19,32 @@ def _target(request: Json) -> str:
     return ', '.join(request['hosts'] or ())
 
 
-COLUMNS = (
-    columns.Column('ID', 'id'),
-    columns.Column('Status', 'status'),
-    columns.Column('For', _target),
-    columns.Column('Images', lambda request: len(request['images'])),
-    columns.Column('Hosts', 'hosts_total'),
-    columns.Column('Hosts Done', 'hosts_done'),
-    columns.Column('Bytes Done', 'bytes_done', columns.Size),
-    columns.Column('Bytes Total', 'bytes_total', columns.Size),
-    columns.Column('Created At', 'created_at'),
-)
-MORE_COLUMNS = (
-    columns.Column('Finished At', 'finished_at'),
-    columns.Column('Rate', 'rate_bytes', columns.Rate),
-    columns.Column('ETA', 'eta_seconds', columns.Duration),
-    columns.Column('Priority', 'priority'),
-    columns.Column('Counts', 'counts', columns.Mapping),
-    columns.Column('Reason', 'reason'),
-    columns.Column('Description', 'description'),
-)
-
-
-class List(command.Lister):
+class List(listing.Lister):
     """List requests, the newest first."""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
+    collection = 'requests'
+    first_columns = (
+        columns.Column('ID', 'id'),
+        columns.Column('Status', 'status'),
+        columns.Column('For', _target),
+        columns.Column('Images', lambda request: len(request['images'])),
+        columns.Column('Hosts', 'hosts_total'),
+        columns.Column('Hosts Done', 'hosts_done'),
+        columns.Column('Bytes Done', 'bytes_done', columns.Size),
+        columns.Column('Bytes Total', 'bytes_total', columns.Size),
+        columns.Column('Created At', 'created_at'),
+    )
+    more_columns = (
+        columns.Column('Finished At', 'finished_at'),
+        columns.Column('Rate', 'rate_bytes', columns.Rate),
+        columns.Column('ETA', 'eta_seconds', columns.Duration),
+        columns.Column('Priority', 'priority'),
+        columns.Column('Counts', 'counts', columns.Mapping),
+        columns.Column('Reason', 'reason'),
+        columns.Column('Description', 'description'),
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add('--status', metavar='<status>', help='those in this state')
         add('--aggregate', metavar='<aggregate>', help='those for it (name, ID or UUID)')
@@ -59,24 +58,13 @@ class List(command.Lister):
         add('--pin', metavar='<pin>', help='those that a pin made (ID)')
         add('--sort-key', choices=SORT_KEYS, help='what they are sorted by (default: created_at)')
         add('--sort-dir', choices=('asc', 'desc'), help='in which direction (default: desc)')
-        add('--long', action='store_true', help='with more columns')
-        arguments.add_paging(parser, 'requests')
-        return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
-        names = [] if parsed_args.image is None else [parsed_args.image]
-        images = resolving.image_ids(self.app, names)
-        query = {
-            'image': next(iter(images), None),
-            **{
-                key: getattr(parsed_args, key)
-                for key in ('status', 'aggregate', 'since', 'pin', 'sort_key', 'sort_dir', 'marker')
-            },
-        }
-        found = client.of(self.app).pages(
-            'requests', collection='requests', query=query, limit=parsed_args.limit
-        )
-        return columns.table(COLUMNS + (MORE_COLUMNS if parsed_args.long else ()), found)
+    def query(self, parsed_args: argparse.Namespace) -> client.Json:
+        keys = ('status', 'aggregate', 'since', 'pin', 'sort_key', 'sort_dir')
+        said = {key: getattr(parsed_args, key) for key in keys}
+        name = parsed_args.image
+        image_id = None if name is None else resolving.image_id(self.app, name)
+        return {'image': image_id, **said}
 
 
 class _Followed(command.ShowOne):

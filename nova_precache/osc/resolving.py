@@ -16,16 +16,19 @@ class NotFound(Exception):
 
 
 def image_ids(app: Any, names: Iterable[str]) -> list[str]:
-    """Return an id for each name; a name that looks like an id is used unchanged.
+    """Return an id for each name, as :func:`image_id`; raises for the first that has none."""
+    return [image_id(app, name) for name in names]
+
+
+def image_id(app: Any, name: str) -> str:
+    """Return the id of an image; a name that looks like an id is used unchanged.
 
     So commands also work for an image that was deleted from the image service.
 
-    :raises NotFound: names the first that is unknown or ambiguous
+    :raises NotFound: the name is unknown or ambiguous
     """
-    return [name if uuidutils.is_uuid_like(name) else _find(app, name) for name in names]
-
-
-def _find(app: Any, name: str) -> str:
+    if uuidutils.is_uuid_like(name):
+        return name
     try:
         found = app.client_manager.sdk_connection.image.find_image(name)
     except exceptions.DuplicateResource:

@@ -88,16 +88,12 @@ class Watcher:
     def _snapshot(self, request_id: str) -> showing.Snapshot:
         request = self._client.get('requests', request_id)['request']
         whole = sum(request['counts'].values()) <= SMALL_REQUEST
-        statuses = [None] if whole else _working(request)
+        working = [status for status in request['counts'] if status in model.TASK_WORKING]
         tasks = itertools.chain.from_iterable(
             _tasks(self._client, request, status, SMALL_REQUEST if whole else showing.MAX_HOSTS)
-            for status in statuses
+            for status in ([None] if whole else working)
         )
         return showing.Snapshot(request, tuple(tasks), whole)
-
-
-def _working(request: Json) -> Sequence[str]:
-    return [status for status in request['counts'] if status in model.TASK_WORKING]
 
 
 def _tasks(client: Client, request: Json, status: str | None, limit: int) -> Sequence[Json]:

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service in one process with a real Glance, and the base of all servers in tools/servers."""
+"""The whole service in one process, and the real servers beside it.
+
+``service`` starts the parts; ``glance`` is a real Glance as a child ``process``, installed in
+an ``environment`` of its own.
+"""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the object graphs of the API, the conductor and the compute, one module each.
+"""Build the object graphs; the only place that reads options and passes objects to each other.
 
-The only place that reads options and passes objects to each other.
+``api``, ``conductor`` and ``compute`` build one service each, from ``common`` parts and the image
+service of ``images``. ``computes`` chooses what a conductor calls: the computes of this service
+(``agents``), or stock nova-computes (``stock``).
 """

@@ -190,7 +190,7 @@ class Endpoint(rpc.Endpoint):
 
 @contextlib.contextmanager
 def _serving(url: str) -> Iterator[None]:
-    server = rpc.connect(options.new(config_files=[]), url).server(TOPIC, 's', [Endpoint()])
+    server = rpc.Server(rpc.connect(options.new(config_files=[]), url), TOPIC, 's', [Endpoint()])
     server.start()
     try:
         yield
@@ -199,7 +199,7 @@ def _serving(url: str) -> Iterator[None]:
 
 
 def _call(transport: rpc.Transport, timeout_seconds: float = WAIT_SECONDS) -> object:
-    client = transport.client(TOPIC, retries=0)
+    client = rpc.Client(transport, TOPIC, retries=0)
     return client.call(CTXT, 'name', '1.0', timeout_seconds=timeout_seconds)
 
 
@@ -243,7 +243,7 @@ def test_calls_are_answered_whatever_kind_the_queues_are_of(
     with _serving(url):
         transport = rpc.connect(options.new(config_files=[]), url)
         assert _call(transport) == 'served'
-        transport.client(TOPIC, retries=0).cast(CTXT, 'name', '1.0')
+        rpc.Client(transport, TOPIC, retries=0).cast(CTXT, 'name', '1.0')
         transport.retire()
 
 
@@ -257,7 +257,7 @@ def test_a_broker_that_goes_silent_before_the_first_call_is_given_up_and_used_ag
         transport = rpc.connect(
             options.new(config_files=[]), url.replace(f':{rabbitmq.port}/', f':{link.port}/')
         )
-        transport.client(TOPIC, retries=0).cast(CTXT, 'ping', '1.0')
+        rpc.Client(transport, TOPIC, retries=0).cast(CTXT, 'ping', '1.0')
         link.silence()
         with pytest.raises(exception.CellUnreachable):
             _call(transport)
@@ -279,10 +279,10 @@ def test_a_cell_whose_broker_refuses_a_conductor_is_logged_once_and_served_once_
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rpc, 'LONGEST_START_PAUSE_SECONDS', 0.1)
+    monkeypatch.setattr(rpc.server, 'LONGEST_START_PAUSE_SECONDS', 0.1)
     url = forbidden(rabbitmq.make_vhost())
     transport = rpc.connect(options.new(config_files=[]), url, 'cell one')
-    server = transport.server(TOPIC, 's', [Endpoint()])
+    server = rpc.Server(transport, TOPIC, 's', [Endpoint()])
     server.start_in_background()
     for _ in range(3):
         with pytest.raises(exception.BrokerRefused, match='NOT_ALLOWED'):

@@ -45,8 +45,8 @@ def reports(world: World, url: str) -> Iterator[report_buffer.ReportBuffer]:
     endpoint = manager.CellEndpoint(
         world.cell.uuid, world.inventory, world.agents, world.jobs, gathered, lambda: None
     )
-    server = rpc.connect(options.new(config_files=[]), url).server(
-        rpcapi.TOPIC, 'conductor', [endpoint]
+    server = rpc.Server(
+        rpc.connect(options.new(config_files=[]), url), rpcapi.TOPIC, 'conductor', [endpoint]
     )
     server.start()
     yield gathered

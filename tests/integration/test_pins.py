@@ -143,7 +143,7 @@ def _serve_old_compute(deployment: Deployment) -> Iterator[tuple[str, OldCompute
     conf = options.new(config_files=[])
     transport = rpc.connect(conf, deployment.urls['cell1'])
     host, old = f'old-{uuid.uuid4().hex[:8]}', OldCompute()
-    server = transport.server(compute_rpcapi.TOPIC, host, [old])
+    server = rpc.Server(transport, compute_rpcapi.TOPIC, host, [old])
     server.start()
     try:
         reporter = rpcapi.ConductorReporter(transport, None, timeout_seconds=30)

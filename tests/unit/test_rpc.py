@@ -82,7 +82,7 @@ def serve(connect: Callable[[str], rpc.Transport]) -> Iterator[Serve]:
 
         def run(broker: str, server_name: str = 'server1') -> Endpoint:
             endpoint = Endpoint(f'{broker}/{server_name}')
-            server = connect(broker).server(TOPIC, server_name, [endpoint])
+            server = rpc.Server(connect(broker), TOPIC, server_name, [endpoint])
             server.start()
             stack.callback(server.stop)
             return endpoint
@@ -100,8 +100,8 @@ def test_each_in_memory_url_has_an_exchange_of_its_own(
     serve('a')
     serve('b')
 
-    assert _call(connect('a').client(TOPIC), 'name') == 'a/server1'
-    assert _call(connect('b').client(TOPIC), 'name') == 'b/server1'
+    assert _call(rpc.Client(connect('a'), TOPIC), 'name') == 'a/server1'
+    assert _call(rpc.Client(connect('b'), TOPIC), 'name') == 'b/server1'
 
 
 def test_a_call_to_a_server_reaches_that_one(
@@ -109,7 +109,7 @@ def test_a_call_to_a_server_reaches_that_one(
 ) -> None:
     for server in ('host1', 'host2'):
         serve('a', server)
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
 
     assert _call(client, 'name', server='host2') == 'a/host2'
     assert _call(client, 'name', server='host1') == 'a/host1'
@@ -118,7 +118,7 @@ def test_a_call_to_a_server_reaches_that_one(
 def test_a_cast_arrives(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
     endpoint = serve('a')
 
-    connect('a').client(TOPIC).cast(CTXT, 'note', '1.0')
+    rpc.Client(connect('a'), TOPIC).cast(CTXT, 'note', '1.0')
 
     assert endpoint.cast.wait(WAIT_SECONDS)
 
@@ -129,7 +129,7 @@ def test_arguments_and_answers_are_as_they_were_sent(
     serve('a')
     sent = {'text': 'ä', 'number': 2**40, 'nothing': None, 'list': [1, 'b']}
 
-    assert _call(connect('a').client(TOPIC), 'echo', what=sent) == sent
+    assert _call(rpc.Client(connect('a'), TOPIC), 'echo', what=sent) == sent
 
 
 def test_the_context_crosses_the_wire_without_its_token(
@@ -146,14 +146,14 @@ def test_the_context_crosses_the_wire_without_its_token(
         overwrite=False,
     )
 
-    connect('a').client(TOPIC).call(ctxt, 'name', '1.0', timeout_seconds=WAIT_SECONDS)
+    rpc.Client(connect('a'), TOPIC).call(ctxt, 'name', '1.0', timeout_seconds=WAIT_SECONDS)
 
     [arrived] = endpoint.asked_by
     assert arrived.to_wire() == ctxt.to_wire()
     assert (arrived.user_id, arrived.project_id, arrived.roles) == ('u1', 'p1', ['reader'])
     assert not arrived.is_admin
     assert arrived.auth_token is None
-    assert 'secret' not in repr(rpc.ContextSerializer().serialize_context(ctxt))
+    assert 'secret' not in repr(rpc.message.ContextSerializer().serialize_context(ctxt))
 
 
 def test_the_services_own_context_stays_an_admin(
@@ -161,7 +161,7 @@ def test_the_services_own_context_stays_an_admin(
 ) -> None:
     endpoint = serve('a')
 
-    _call(connect('a').client(TOPIC), 'name')
+    _call(rpc.Client(connect('a'), TOPIC), 'name')
 
     assert endpoint.asked_by[0].is_admin
 
@@ -169,7 +169,7 @@ def test_the_services_own_context_stays_an_admin(
 def test_a_call_that_nobody_answers_times_out(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
-    client = connect('nobody').client(TOPIC)
+    client = rpc.Client(connect('nobody'), TOPIC)
 
     with pytest.raises(TimeoutError):
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
@@ -181,13 +181,13 @@ def test_an_error_of_ours_arrives_as_itself(
     serve('a')
 
     with pytest.raises(exception.AgentConflict, match='another agent has this name'):
-        _call(connect('a').client(TOPIC), 'conflict')
+        _call(rpc.Client(connect('a'), TOPIC), 'conflict')
 
 
 def test_an_error_of_anybody_else_is_an_error_of_ours(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
 
     def fail(*arguments: Any, **more: Any) -> None:
         raise messaging.RemoteError('DBConnectionError', 'the database is away', ['a trace'])
@@ -225,7 +225,7 @@ def _shown(error: Exception) -> str:
 def test_whatever_a_lost_connection_raises_is_a_cell_that_cannot_be_reached(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
     _fail_to_send(monkeypatch, error)
 
     for attempt in (lambda: _call(client, 'name'), lambda: client.cast(CTXT, 'note', '1.0')):
@@ -246,7 +246,7 @@ def test_whatever_a_lost_connection_raises_is_a_cell_that_cannot_be_reached(
 def test_a_broker_that_refuses_the_user_or_the_virtual_host_is_told_from_one_that_is_away(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
     lost = messaging.MessageDeliveryFailure('Unable to connect after 1 tries: it was refused')
     lost.__context__ = error  # as if it had been connected before
     for raised in (error, lost):
@@ -268,7 +268,7 @@ def test_a_broker_that_refuses_the_user_or_the_virtual_host_is_told_from_one_tha
 def test_an_error_that_an_endpoint_raised_is_none_of_the_connection(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
     try:
         raise error
     except type(error):
@@ -294,7 +294,7 @@ def test_an_error_that_an_endpoint_raised_is_none_of_the_connection(
 def test_options_that_do_not_go_together_are_an_error_of_the_configuration(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
     _fail_to_send(monkeypatch, error)
 
     with pytest.raises(exception.ConfigError, match=r'lock_path|rabbit_stream_fanout'):
@@ -315,8 +315,8 @@ def test_a_broker_that_refuses_the_first_connection_is_a_cell_that_cannot_be_rea
     transport = rpc.connect(conf, f'rabbit://127.0.0.1:{free_port()}/')
 
     for attempt in (
-        lambda: _call(transport.client(TOPIC, retries=0), 'name'),
-        lambda: transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0'),
+        lambda: _call(rpc.Client(transport, TOPIC, retries=0), 'name'),
+        lambda: rpc.Client(transport, TOPIC, retries=0).cast(CTXT, 'note', '1.0'),
     ):
         with pytest.raises(exception.CellUnreachable, match=r'(?i)refused'):
             attempt()
@@ -328,13 +328,13 @@ def test_what_is_not_public_cannot_be_called(
     serve('a')
 
     with pytest.raises(exception.PrecacheError):
-        _call(connect('a').client(TOPIC), '_hidden')
+        _call(rpc.Client(connect('a'), TOPIC), '_hidden')
 
 
 def test_a_version_beyond_the_pin_cannot_be_sent(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
-    pinned = connect('a').client(TOPIC, version_cap='1.3')
+    pinned = rpc.Client(connect('a'), TOPIC, version_cap='1.3')
 
     assert [pinned.can_send(version) for version in ('1.0', '1.3', '1.4', '2.0')] == [
         True,
@@ -377,7 +377,7 @@ def test_what_the_pin_forbids_is_not_sent(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     endpoint = serve('a')
-    pinned = connect('a').client(TOPIC, version_cap='0.9')
+    pinned = rpc.Client(connect('a'), TOPIC, version_cap='0.9')
 
     for send in (
         lambda: _call(pinned, 'name'),
@@ -393,7 +393,7 @@ def test_what_an_older_server_does_not_know_is_told(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     serve('a')
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
 
     with pytest.raises(exception.VersionUnsupported, match=r'name 1\.1 is not known'):
         client.call(CTXT, 'name', '1.1', timeout_seconds=WAIT_SECONDS)
@@ -417,24 +417,25 @@ def test_a_retired_transport_is_closed_after_its_last_answer(
     for raw in (transport.calling, transport.serving):
         monkeypatch.setattr(raw, 'cleanup', closed.release)
 
-    with transport.used_to_call():
+    def answer() -> bool:
         transport.retire()
-        assert not closed.acquire(blocking=False)
+        return closed.acquire(blocking=False)
 
+    assert not transport.send(CTXT, 'name 1.0', WAIT_SECONDS, answer)
     assert closed.acquire(timeout=WAIT_SECONDS)
     assert closed.acquire(timeout=WAIT_SECONDS)
     with pytest.raises(exception.PrecacheError, match='no longer used'):
-        transport.client(TOPIC).cast(CTXT, 'note', '1.0')
+        rpc.Client(transport, TOPIC).cast(CTXT, 'note', '1.0')
 
 
 def test_a_server_started_in_the_background_serves_and_stops(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
-    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+    server = rpc.Server(connect('a'), TOPIC, 'server1', [Endpoint('a')])
 
     server.start_in_background()
 
-    assert _call(connect('a').client(TOPIC), 'name') == 'a'
+    assert _call(rpc.Client(connect('a'), TOPIC), 'name') == 'a'
     server.stop()
 
 
@@ -457,18 +458,18 @@ def test_a_url_that_cannot_be_used_names_the_option_and_shows_no_password(
     ],
 )
 def test_only_a_url_in_memory_names_an_exchange(conf: Any, url: str, exchange: str | None) -> None:
-    assert rpc.exchange_of(messaging.TransportURL.parse(conf, url)) == exchange
+    assert rpc.transport.exchange_of(messaging.TransportURL.parse(conf, url)) == exchange
 
 
 def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
-    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+    server = rpc.Server(connect('a'), TOPIC, 'server1', [Endpoint('a')])
     server.stop()
 
     server.start()
 
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
     with pytest.raises(TimeoutError):
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.2)
 
@@ -533,7 +534,7 @@ def test_each_host_of_a_broker_is_tried_before_it_counts_as_away(conf: Any) -> N
         hosts = ','.join(f'u:p@127.0.0.1:{port}' for port in ports)
         transport = rpc.connect(conf, f'rabbit://{hosts}/v')
         with pytest.raises(exception.CellUnreachable):
-            transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0')
+            rpc.Client(transport, TOPIC, retries=0).cast(CTXT, 'note', '1.0')
     assert spoken_to == set(ports)
 
 
@@ -551,7 +552,7 @@ def test_each_host_of_a_broker_is_tried_before_it_counts_as_away(conf: Any) -> N
 def test_retries_are_of_all_hosts_of_a_url(
     conf: Any, url: str, retries: int | None, tried_again: int | None
 ) -> None:
-    client = rpc.connect(conf, url).client(TOPIC, retries=retries)
+    client = rpc.Client(rpc.connect(conf, url), TOPIC, retries=retries)
     assert client._client.retry == tried_again
 
 
@@ -566,7 +567,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
     monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'call', call)
     monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'cast', lambda *_, **__: None)
-    monkeypatch.setattr(rpc, 'SEND_SECONDS', 0.1)
+    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', 0.1)
     yield answers
     answers.set()
 
@@ -576,7 +577,7 @@ def test_the_first_call_is_given_up_where_the_queue_for_replies_cannot_be_made(
 ) -> None:
     monkeypatch.setattr(rpc.Transport.probe, '__defaults__', (0.1,))
     transport = rpc.connect(conf, 'rabbit://127.0.0.1:1/')
-    client = transport.client(TOPIC, retries=0)
+    client = rpc.Client(transport, TOPIC, retries=0)
 
     for _ in range(2):
         with pytest.raises(exception.CellUnreachable, match=r'no answer from the broker in 0\.1 s'):
@@ -589,7 +590,7 @@ def test_the_first_call_is_given_up_where_the_queue_for_replies_cannot_be_made(
 def test_a_call_that_never_comes_back_is_given_up_after_its_timeout(
     connect: Callable[[str], rpc.Transport], hanging: threading.Event
 ) -> None:
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
 
     with pytest.raises(exception.CellUnreachable, match=r'no answer from the broker in 0\.2 s'):
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
@@ -602,10 +603,10 @@ def test_a_cast_to_a_silent_broker_is_given_up(
     monkeypatch.setattr(
         messaging.rpc.client._BaseCallContext, 'cast', lambda *_, **__: silent.wait()
     )
-    monkeypatch.setattr(rpc, 'SEND_SECONDS', 0.1)
+    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', 0.1)
 
     with pytest.raises(exception.CellUnreachable, match='no answer from the broker'):
-        connect('a').client(TOPIC).cast(CTXT, 'note', '1.0')
+        rpc.Client(connect('a'), TOPIC).cast(CTXT, 'note', '1.0')
 
     silent.set()
 
@@ -617,7 +618,7 @@ def test_a_server_whose_start_fails_is_started_again(
 ) -> None:
     monkeypatch.setattr(caplog.handler, 'filters', [])
     outages.keep_short([caplog.handler])
-    monkeypatch.setattr(rpc, 'START_PAUSE_SECONDS', 0)
+    monkeypatch.setattr(rpc.server, 'START_PAUSE_SECONDS', 0)
     errors = [ConnectionResetError(104, 'Connection reset by peer'), amqp.NotAllowed('no vhost')]
     listen = messaging.Transport._listen
 
@@ -628,11 +629,11 @@ def test_a_server_whose_start_fails_is_started_again(
 
     monkeypatch.setattr(messaging.Transport, '_listen', fail)
     transport = connect('a')
-    server = transport.server(TOPIC, 'server1', [Endpoint('a')])
+    server = rpc.Server(transport, TOPIC, 'server1', [Endpoint('a')])
 
     server.start()
 
-    assert _call(connect('a').client(TOPIC), 'name') == 'a'
+    assert _call(rpc.Client(connect('a'), TOPIC), 'name') == 'a'
     server.stop()
     name = transport.outage.name
     assert [message for message in caplog.messages if message.startswith(name)] == [
@@ -653,8 +654,8 @@ def test_a_server_whose_start_fails_stops_at_once(
         raise ConnectionResetError(104, 'Connection reset by peer')
 
     monkeypatch.setattr(messaging.Transport, '_listen', fail)
-    monkeypatch.setattr(rpc, 'START_PAUSE_SECONDS', 3600)
-    server = connect('a').server(TOPIC, 'server1', [Endpoint('a')])
+    monkeypatch.setattr(rpc.server, 'START_PAUSE_SECONDS', 3600)
+    server = rpc.Server(connect('a'), TOPIC, 'server1', [Endpoint('a')])
     starting = threading.Thread(target=server.start)
     starting.start()
     assert failed.wait(WAIT_SECONDS)
@@ -673,7 +674,7 @@ def test_the_log_names_the_broker_and_whose_it_is_but_not_who_logs_in(
 
     for _ in range(3):
         with pytest.raises(exception.CellUnreachable):
-            transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0')
+            rpc.Client(transport, TOPIC, retries=0).cast(CTXT, 'note', '1.0')
 
     [line] = [each for each in caplog.messages if 'is unavailable' in each]
     assert line.startswith(f'Broker rabbit://127.0.0.1:{port}/v (cell one) is unavailable: ')
@@ -726,7 +727,7 @@ def test_a_broker_over_tls_is_spoken_to_if_its_certificate_is_good(
     with _listening(name, authority) as (port, said):
         transport = rpc.connect(conf, f'rabbit://u:secret@127.0.0.1:{port}/')
         with pytest.raises(exception.CellUnreachable) as caught:
-            transport.client(TOPIC, retries=0).cast(CTXT, 'note', '1.0')
+            rpc.Client(transport, TOPIC, retries=0).cast(CTXT, 'note', '1.0')
     assert said == ([b'AMQP\0\0\x09\x01'] if is_reached else [])
     assert 'secret' not in str(caught.value)
 
@@ -738,7 +739,7 @@ def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     endpoint = serve('a')
-    client = connect('a').client(TOPIC)
+    client = rpc.Client(connect('a'), TOPIC)
     first, second = (f'req-{uuid.uuid4()}' for _ in range(2))
     for ids in ((first, None), (second, first)):
         with context.bind_request_id(*ids):
@@ -790,7 +791,7 @@ def test_an_error_that_was_sent_is_one_of_ours_on_one_line(
     monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
 
     with pytest.raises(exception.PrecacheError) as caught:
-        _call(connect('a').client(TOPIC), 'name')
+        _call(rpc.Client(connect('a'), TOPIC), 'name')
     assert type(caught.value) is expected
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1100
@@ -809,7 +810,7 @@ def test_an_answer_that_cannot_be_read_is_an_error_of_ours(
     monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
 
     with pytest.raises(exception.PrecacheError, match=r'name 1\.0'):
-        _call(connect('a').client(TOPIC), 'name')
+        _call(rpc.Client(connect('a'), TOPIC), 'name')
 
 
 def test_a_connection_that_breaks_here_is_not_taken_for_an_answer(
@@ -821,7 +822,7 @@ def test_a_connection_that_breaks_here_is_not_taken_for_an_answer(
     monkeypatch.setattr(messaging.rpc.client._CallContext, 'call', fail)
 
     with pytest.raises((ConnectionResetError, exception.CellUnreachable)):
-        _call(connect('a').client(TOPIC), 'name')
+        _call(rpc.Client(connect('a'), TOPIC), 'name')
 
 
 GOOD: dict[str, Any] = {'method': 'name', 'args': {}, 'version': '1.0'}
@@ -859,7 +860,7 @@ GOOD: dict[str, Any] = {'method': 'name', 'args': {}, 'version': '1.0'}
 def test_what_is_no_call_is_refused_without_a_traceback_and_named_once(
     odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    dispatcher = rpc._Dispatcher([Endpoint('a')], 'Broker one')
+    dispatcher = rpc.server._Dispatcher([Endpoint('a')], 'Broker one')
     message = {**GOOD, **odd}
     incoming = Incoming(message, message.pop('timeout', None))
 
@@ -886,4 +887,4 @@ class Incoming:
 def test_what_is_no_message_at_all_is_refused() -> None:
     for message in (None, 5, 'text', ['name']):
         with pytest.raises(messaging.ExpectedException):
-            rpc._Dispatcher([Endpoint('a')], 'Broker one').dispatch(Incoming(message, None))
+            rpc.server._Dispatcher([Endpoint('a')], 'Broker one').dispatch(Incoming(message, None))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from oslo_config import cfg
 
 from nova_precache import capabilities, exception, model
-from nova_precache.cache import boot_signal, expiry, layout, locks, populator, store
+from nova_precache.cache import boot_signal, expiry, layout, locks, populator, space, store, sweeper
 from nova_precache.download import engine, rate_limit
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats, qemu_img
@@ -92,10 +92,10 @@ class LibvirtDriver(driver.ComputeDriver):
         self._store = store.CacheStore(
             settings.layout,
             force_raw=settings.force_raw_images,
-            reserved_bytes=settings.reserved_disk_bytes,
-            partial_max_age_seconds=settings.partial_max_age_seconds,
         )
+        self._space = space.CacheSpace(settings.layout, settings.reserved_disk_bytes)
         self._locks = locks.ImageLocks(settings.layout.lock_directory, self._store.check_there)
+        self._sweeper = sweeper.Sweeper(self._store, self._locks, settings.partial_max_age_seconds)
         self._usage = disk_usage = usage.DiskUsage(settings.layout)
         self._used_by: Mapping[str, int] | None = None
         self._lag_seconds = 0.0
@@ -106,7 +106,7 @@ class LibvirtDriver(driver.ComputeDriver):
             yield_share=settings.yield_share,
             elsewhere=boot_signal.WaitingBoots(settings.layout.lock_directory),
         )
-        self._filler = self._cache_filler(disk_usage)
+        self._populator = self._cache_populator(disk_usage)
         self._expirer = expiry.CacheExpirer(
             store=self._store,
             image_locks=self._locks,
@@ -115,19 +115,21 @@ class LibvirtDriver(driver.ComputeDriver):
         )
         self._root_disks = imagebackend.RootDiskMaker(
             store=self._store,
+            space=self._space,
             image_locks=self._locks,
-            cache_filler=self._filler,
+            cache_populator=self._populator,
             inspector=formats.ImageInspector(self._qemu, settings.vmdk_allowed_types),
             qemu=self._qemu,
             overlay=settings.overlay,
         )
 
-    def _cache_filler(self, disk_usage: usage.DiskUsage) -> populator.CachePopulator:
+    def _cache_populator(self, disk_usage: usage.DiskUsage) -> populator.CachePopulator:
         settings = self._settings
         qemu = qemu_img.QemuImg(settings.qemu_img_limits, idle_priority=settings.idle_priority)
         inspector = formats.ImageInspector(qemu, settings.vmdk_allowed_types)
         return populator.CachePopulator(
             store=self._store,
+            space=self._space,
             image_locks=self._locks,
             downloader=engine.Downloader(
                 allow_unverified=settings.allow_unverified_images,
@@ -158,7 +160,7 @@ class LibvirtDriver(driver.ComputeDriver):
         try:
             self._store.prepare()
             self._store.store_id()
-            self._store.sweep(self._locks)
+            self._sweeper.sweep()
         except (exception.NotEnoughSpace, exception.StorageError) as exc:
             raise exception.ConfigError(f'instances_path cannot be used: {exc}') from exc
         if not capabilities.has_fowner():
@@ -177,7 +179,7 @@ class LibvirtDriver(driver.ComputeDriver):
         needed: Sequence[model.Companion] | None = None,
     ) -> model.CacheResult:
         self._check_backend()
-        return self._filler.fill(images, image_id, progress, control, needed)
+        return self._populator.fill(images, image_id, progress, control, needed)
 
     def create_root_disk(
         self,
@@ -195,18 +197,19 @@ class LibvirtDriver(driver.ComputeDriver):
     def manage_image_cache(self) -> None:
         if not self._has_file_cache():
             return
-        self._store.sweep(self._locks)
-        if not self._settings.expiry_set and _is_novas(self._settings.layout):
+        self._sweeper.sweep()
+        is_novas = any(map(os.path.exists, self._settings.layout.nova_marks))
+        if is_novas and not self._settings.expiry_set:
             LOG.debug('Unused base files are left to nova-compute, whose cache this is too')
             return
         self._expirer.run()
 
     def remove_leftovers(self) -> None:
         if self._has_file_cache():
-            self._store.sweep(self._locks)
+            self._sweeper.sweep()
 
     def forget_image(self, image_id: str) -> bool:
-        return not self._has_file_cache() or self._store.forget(image_id, self._locks)
+        return not self._has_file_cache() or self._sweeper.discard_partial(image_id)
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
         if not self._has_file_cache():
@@ -244,8 +247,8 @@ class LibvirtDriver(driver.ComputeDriver):
         try:
             report = driver.CacheReport(
                 store_id=self._store.store_id(),
-                cache_bytes=self._store.cache_bytes(),
-                free_bytes=self._store.free_bytes(),
+                cache_bytes=self._space.cache_bytes(),
+                free_bytes=self._space.free_bytes(),
             )
             self._problem = None
         except exception.CacheError as exc:
@@ -300,10 +303,6 @@ def _utc(mtime_ns: int) -> datetime.datetime:
     """Return a file's time in UTC, limited to the range from the epoch to the year 9999."""
     microseconds = max(0, min(mtime_ns // 1000, _LAST_MICROSECOND))
     return _EPOCH + datetime.timedelta(microseconds=microseconds)
-
-
-def _is_novas(paths: layout.CacheLayout) -> bool:
-    return any(map(os.path.exists, paths.nova_marks))
 
 
 def _is_set(conf: cfg.ConfigOpts, name: str, group: str) -> bool:

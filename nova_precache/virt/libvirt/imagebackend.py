@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 
 from nova_precache import exception, files, model
-from nova_precache.cache import layout, locks, populator, store as cache_store
+from nova_precache.cache import layout, locks, populator, space as spaces, store as cache_store
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img
 from nova_precache.transfer_control import Control
@@ -40,15 +40,17 @@ class RootDiskMaker:
         self,
         *,
         store: cache_store.CacheStore,
+        space: spaces.CacheSpace,
         image_locks: locks.ImageLocks,
-        cache_filler: populator.CachePopulator,
+        cache_populator: populator.CachePopulator,
         inspector: formats.ImageInspector,
         qemu: qemu_img.QemuImg,
         overlay: bool,
     ) -> None:
         self._store = store
+        self._space = space
         self._locks = image_locks
-        self._filler = cache_filler
+        self._populator = cache_populator
         self._inspector = inspector
         self._qemu = qemu
         self._overlay = overlay
@@ -78,7 +80,7 @@ class RootDiskMaker:
         progress: model.ProgressCallback,
         control: Control,
     ) -> driver.RootDisk:
-        filled = self._filler.fill(images, image_id, progress, control)
+        filled = self._populator.fill(images, image_id, progress, control)
         base_path = self._store.layout.base_path(image_id)
         base = self._inspector.inspect_base(base_path)
         size_bytes = _disk_size(image_id, size_bytes, base.virtual_size_bytes)
@@ -125,7 +127,7 @@ class RootDiskMaker:
         control: Control,
     ) -> None:
         """Copy the content of the base file, preserving holes, and grow it."""
-        with self._store.reserve(base.virtual_size_bytes, [target]):
+        with self._space.reserve(base.virtual_size_bytes, [target]):
             if base.qemu_format == 'raw':
                 _copy_sparse(base_path, target, control)
             else:
@@ -154,7 +156,7 @@ def _new_file(path: str) -> Iterator[str]:
         with cache_store.storage_errors(f'Publishing {path}'):
             _publish(temporary, path)
     finally:
-        cache_store.remove_if_there(temporary)
+        files.remove_if_there(temporary)
 
 
 def _publish(temporary: str, path: str) -> None:

@@ -19,7 +19,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from nova_precache import exception, files
@@ -172,17 +172,13 @@ def _digest(content: _Content) -> bytes | None:
 def _names_in(directory: str) -> Iterator[str]:
     with store.storage_errors(f'Looking for disks in {directory}'):
         try:
-            disks = [entry for entry in _entries(directory) if _may_be_disk(entry)]
+            entries = [entry for entry in _entries(directory) if entry.is_file()]
         except FileNotFoundError:
             return  # The instance was deleted meanwhile.
     formats = _disk_formats(os.path.join(directory, _DISK_FORMATS))
-    for entry in disks:
-        yield from _backing_names(entry, formats.get(entry.name))
-
-
-def _may_be_disk(entry: os.DirEntry[str]) -> bool:
-    """Return whether a file may be a disk; a guest may write anything into its console log."""
-    return entry.is_file() and not _CONSOLE_LOG.fullmatch(entry.name)
+    for entry in entries:
+        if not _CONSOLE_LOG.fullmatch(entry.name):  # a guest may write anything into it
+            yield from _backing_names(entry, formats.get(entry.name))
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:
@@ -212,8 +208,9 @@ def _backing_names(disk: os.DirEntry[str], noted_format: Any) -> set[str]:
     with store.storage_errors(f'Reading the header of {disk.path}'):
         try:
             with open(disk.path, 'rb', opener=files.regular_or_link) as file:
-                paths = _backing_paths(file, disk.name, noted_format)
-            return _names(os.path.join(os.path.dirname(disk.path), path) for path in paths)
+                named = _backing_paths(file, disk.name, noted_format)
+            paths = [os.path.join(os.path.dirname(disk.path), path) for path in named]
+            return {os.path.basename(each) for each in (*paths, *map(os.path.realpath, paths))}
         except FileNotFoundError:
             return set()  # The instance was deleted meanwhile.
         except (ValueError, RecursionError) as exc:
@@ -222,10 +219,6 @@ def _backing_names(disk: os.DirEntry[str], noted_format: Any) -> set[str]:
             raise exception.StorageError(
                 f'The header of {disk.path} cannot be read: {exc}'
             ) from exc
-
-
-def _names(paths: Iterable[str]) -> set[str]:
-    return {os.path.basename(each) for path in paths for each in (path, os.path.realpath(path))}
 
 
 def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:

@@ -89,7 +89,7 @@ def control_plane(
     transport = rpc.connect(conf, f'fake:///{tmp_path.name}-cell1')
     reporter = conductor_rpcapi.ConductorReporter(transport, None, WAIT_SECONDS)
     computes = Computes(reporter)
-    servers = [transport.server(compute_rpcapi.TOPIC, host, [computes]) for host in HOSTS]
+    servers = [rpc.Server(transport, compute_rpcapi.TOPIC, host, [computes]) for host in HOSTS]
     for host, server in zip(HOSTS, servers, strict=True):
         reporter.register(_state(host))
         server.start()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nova_precache.cache import layout, locks, partials, populator, store
+from nova_precache.cache import layout, locks, partials, populator, space, store, sweeper
 from nova_precache.download import engine, rate_limit, retry
 from nova_precache.image import fake
 from nova_precache.inspection import convert, formats, qemu_img
@@ -73,10 +73,10 @@ class Cache:
         self.store = store.CacheStore(
             paths,
             force_raw=force_raw,
-            reserved_bytes=reserved_bytes,
-            partial_max_age_seconds=100,
             clock=clock,
         )
+        self.space = space.CacheSpace(paths, reserved_bytes)
+        self.sweeper = sweeper.Sweeper(self.store, self.locks, partial_max_age_seconds=100)
         self.store.prepare()
         self.partials = partials.Partials(paths, SYNC_RULES)
         self.pace = rate_limit.HostRateLimit(max_parallel=MAX_PARALLEL)
@@ -84,6 +84,7 @@ class Cache:
         self.inspector = formats.ImageInspector(qemu, ['streamOptimized', 'monolithicSparse'])
         self.filler = populator.CachePopulator(
             store=self.store,
+            space=self.space,
             image_locks=self.locks,
             downloader=engine.Downloader(
                 allow_unverified=allow_unverified,

@@ -395,7 +395,7 @@ def test_a_full_disk_is_found_before_the_first_byte_of_any_part(
 ) -> None:
     cache = Cache(paths)
     total = len(DATA) + len(KERNEL) + len(RAMDISK)
-    free = cache.store.free_bytes()
+    free = cache.space.free_bytes()
     full = Cache(paths, reserved_bytes=free - total + 400 * KIB)
     with pytest.raises(exception.NotEnoughSpace, match='needs'):
         fill(full, images, bootable.image)
@@ -565,11 +565,11 @@ def test_a_note_goes_after_its_image_and_stays_with_it(
     note = pathlib.Path(cache.paths.note_path(name))
     unwritten = note.with_name(f'{note.name}.{"0" * 32}')
     unwritten.write_text('[')
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert json.loads(note.read_text())[0]['id'] == bootable.kernel.id
     assert not unwritten.exists()
     cache.base_file(bootable.image.id).unlink()
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert not note.exists()
 
 
@@ -579,7 +579,7 @@ def test_a_note_stays_while_its_image_is_being_filled_in(
     name = layout.base_name(bootable.image.id)
     cache.store.note(name, bootable.needed)
     with cache.locks.hold(name):
-        cache.store.sweep(cache.locks)
+        cache.sweeper.sweep()
     assert cache.store.noted(name) == bootable.needed
 
 
@@ -629,10 +629,10 @@ def test_a_process_that_is_killed_between_kernel_and_image_leaves_no_image_witho
     whole = {layout.base_name(each) for each in _IDS}
     assert layout.base_name(image.id) not in base_names(cache) or base_names(cache) == whole
 
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     fill(cache, images, image)
 
     for image_id, data in zip(_IDS, (DATA, KERNEL, RAMDISK), strict=True):
         assert cache.base_file(image_id).read_bytes() == data
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert set(cache.names()) == {*whole, f'{layout.base_name(image.id)}.companions'}

@@ -98,7 +98,7 @@ def test_what_is_in_the_place_of_a_lock_leaves_the_sweep_of_other_images(
     for path in left:
         pathlib.Path(path).touch()
     odd_files.IRREGULAR[kind](lock_path(cache))
-    assert cache.store.sweep(cache.locks) == 1
+    assert cache.sweeper.sweep() == 1
     assert cache.names() == [os.path.basename(left[0])]
     (line,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert str(lock_path(cache)) in line
@@ -135,7 +135,7 @@ def test_what_is_in_the_place_of_a_journal_keeps_no_image_from_coming(
     path = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'journal'))
     odd_files.IRREGULAR[kind](path)
     assert not fill().existing
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert os.path.lexists(path) == (kind == 'a directory')  # no unlink removes that
     assert precious(path)
 
@@ -180,7 +180,7 @@ def test_a_journal_with_another_name_is_not_gone_on_with(
 def test_a_journal_that_holds_anything_else_is_swept(cache: Cache, damage: str) -> None:
     path = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'journal'))
     odd_files.DAMAGED[damage](path)
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert not path.exists()
     assert precious(path)
 
@@ -209,7 +209,7 @@ def test_links_among_the_base_files_keep_no_cache_from_being_measured(cache: Cac
     for number, put in enumerate((odd_files.LOOP, odd_files.DANGLING, os.mkfifo)):
         put(pathlib.Path(cache.paths.path_of(str(number))))
     cache.base_file(IMAGE_ID).write_bytes(os.urandom(8192))
-    assert cache.store.cache_bytes() >= 8192
+    assert cache.space.cache_bytes() >= 8192
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a socket'])

@@ -412,7 +412,7 @@ def test_a_new_journal_that_was_swept_at_once_is_made_anew(
 
     def sweep_first(path: str) -> object:
         monkeypatch.undo()
-        assert cache.store.sweep(cache.locks) == 1
+        assert cache.sweeper.sweep() == 1
         return lock(partials.journals.Journal, path)
 
     monkeypatch.setattr(partials.journals.Journal, 'own', sweep_first)

@@ -520,9 +520,9 @@ def test_a_running_download_of_another_process_is_not_swept(
 ) -> None:
     image = images.add(LONG_DATA)
     peer = Peer(cache, image.id)
-    assert cache.store.sweep(cache.locks) == 0
+    assert cache.sweeper.sweep() == 0
     unlink_lock_file(cache, image.id)
-    assert cache.store.sweep(cache.locks) == 0
+    assert cache.sweeper.sweep() == 0
     assert peer.finish() == 'cached'
     assert cache.names() == [layout.base_name(image.id)]
 
@@ -664,7 +664,7 @@ def test_a_download_of_another_process_is_gone_on_with_after_a_sweep(
     image = images.add(DATA)
     paused_at(Cache(paths), images, image.id, 400_000)
     restarted = Cache(paths)
-    assert restarted.store.sweep(restarted.locks) == 0
+    assert restarted.sweeper.sweep() == 0
     restarted.filler.fill(images, image.id, ignore)
     assert images.served_bytes == len(DATA)
 
@@ -995,7 +995,7 @@ def test_what_came_before_needs_no_space(
     image = images.add(DATA)
     paused_at(cache, images, image.id, 800_000)
     other = images.add(DATA)
-    monkeypatch.setattr(cache.store, 'free_bytes', lambda: len(DATA) // 2)
+    monkeypatch.setattr(cache.space, 'free_bytes', lambda: len(DATA) // 2)
     with pytest.raises(exception.NotEnoughSpace):
         cache.filler.fill(images, other.id, ignore)
     assert not cache.filler.fill(images, image.id, ignore).existing
@@ -1005,7 +1005,7 @@ def test_downloads_side_by_side_share_the_space(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The space for bytes that one of them still expects is not free for the other."""
-    monkeypatch.setattr(cache.store, 'free_bytes', lambda: len(DATA) * 3 // 2)
+    monkeypatch.setattr(cache.space, 'free_bytes', lambda: len(DATA) * 3 // 2)
     image, others = images.add(DATA), fake.FakeImageService()
     other = others.add(DATA)
     gate = images.faults.gate = fake.Gate()
@@ -1138,10 +1138,10 @@ def test_a_process_that_is_killed_at_a_step_leaves_nothing_half(
     if cache.store.is_hit(image.id):
         assert cache.base_file(image.id).read_bytes() == expected
 
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert set(cache.suffixes()) in (set(), {'journal', 'part'})
     cache.filler.fill(images, image.id, ignore)
 
     assert cache.base_file(image.id).read_bytes() == expected
-    cache.store.sweep(cache.locks)
+    cache.sweeper.sweep()
     assert set(cache.suffixes()) in (set(), {'journal', 'part'})

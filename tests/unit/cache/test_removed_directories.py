@@ -142,10 +142,10 @@ def forget_where(cache: Cache) -> None:
 
 USES: dict[str, Callable[[Cache], object]] = {
     'a task': lambda cache: cache.filler.fill(fake.FakeImageService(), str(uuid.uuid4()), ignore),
-    'a sweep': lambda cache: cache.store.sweep(cache.locks),
-    'a purge': lambda cache: cache.store.forget('image', cache.locks),
+    'a sweep': lambda cache: cache.sweeper.sweep(),
+    'a purge': lambda cache: cache.sweeper.discard_partial('image'),
     'a look': lambda cache: cache.store.base_files(),
-    'a report': lambda cache: cache.store.cache_bytes(),
+    'a report': lambda cache: cache.space.cache_bytes(),
 }
 
 

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as cached, how files appear, and what is removed."""
+"""What counts as cached, how files appear, and how expired ones are removed."""
 
 import concurrent.futures
-import contextlib
-import errno
 import os
 import pathlib
 import stat
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from nova_precache import exception, files
-from nova_precache.cache import journal, layout, store
-from tests.unit.cache.conftest import Cache, Refusal, cached_bytes, held_by_another_process
+from nova_precache import exception
+from nova_precache.cache import layout, store
+from tests.unit.cache.conftest import Cache, cached_bytes
 
 IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 MIB = 1024**2
@@ -210,7 +207,7 @@ def test_what_a_killed_round_put_aside_is_swept(
     with pytest.raises(KilledError):
         cache.store.remove_unchanged(file)
     assert [name.endswith('.expired') for name in cache.names()] == [True]
-    assert cache.store.sweep(cache.locks) == 1
+    assert cache.sweeper.sweep() == 1
     assert cache.names() == []
 
 
@@ -277,269 +274,11 @@ def test_the_store_id_stays_and_is_shared(cache: Cache) -> None:
     ]
 
 
-def test_the_cache_is_measured_as_it_is_on_disk(cache: Cache) -> None:
-    path = cache.base_file(IMAGE_ID)
-    with path.open('wb') as file:
-        file.write(os.urandom(MIB))
-        file.truncate(100 * MIB)
-        os.fsync(file.fileno())
-    assert MIB <= cache.store.cache_bytes() < 2 * MIB
-    assert cache.store.free_bytes() > 0
-
-
-def test_more_than_is_free_is_refused_with_both_numbers(cache: Cache) -> None:
-    free = cache.store.free_bytes()
-    with (
-        pytest.raises(exception.NotEnoughSpace, match=rf'needs {2 * free} bytes .* free'),
-        cache.store.reserve(2 * free, []),
-    ):
-        pass
-
-
-def test_the_reserve_stays_free(cache: Cache) -> None:
-    careful = Cache(cache.paths, reserved_bytes=cache.store.free_bytes()).store
-    with pytest.raises(exception.NotEnoughSpace), careful.reserve(100 * MIB, []):
-        pass
-
-
-def test_reservations_add_up_until_they_are_given_back(cache: Cache) -> None:
-    half = int(cache.store.free_bytes() * 0.6)
-    with (
-        cache.store.reserve(half, []),
-        pytest.raises(exception.NotEnoughSpace),
-        cache.store.reserve(half, []),
-    ):
-        pass
-    with cache.store.reserve(half, []):
-        pass
-
-
-def test_a_reservation_can_grow_as_far_as_there_is_space(cache: Cache) -> None:
-    with cache.store.reserve(MIB, []) as reservation:
-        reservation.require(2 * MIB)
-        assert reservation.outstanding_bytes() == 2 * MIB
-        with pytest.raises(exception.NotEnoughSpace):
-            reservation.require(cache.store.free_bytes() * 2)
-
-
-def test_a_reservation_can_shrink_when_less_is_needed(cache: Cache) -> None:
-    with cache.store.reserve(2 * MIB, []) as reservation:
-        reservation.require(MIB)
-        assert reservation.outstanding_bytes() == MIB
-
-
-def test_what_was_written_counts_no_longer_as_reserved(
-    cache: Cache, tmp_path: pathlib.Path
-) -> None:
-    path = tmp_path / 'file'
-    with cache.store.reserve(4 * MIB, [str(path)]) as reservation:
-        path.write_bytes(os.urandom(3 * MIB))
-        files.synchronise(path)
-        assert reservation.outstanding_bytes() <= MIB
-
-
-def test_what_was_written_and_cannot_be_looked_at_is_a_fault_of_the_storage(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with (
-        cache.store.reserve(1, [cache.paths.path_of('written')]) as space,
-        monkeypatch.context() as patched,
-    ):
-        Refusal(patched, 'lstat', errno.ESTALE).is_on = True
-        with pytest.raises(exception.StorageError, match=os.strerror(errno.ESTALE)):
-            space.require(2)
-
-
-def test_what_came_counts_no_longer_as_reserved_where_it_was_holes(cache: Cache) -> None:
-    with cache.store.reserve(4 * MIB, [], lambda: 3 * MIB) as reservation:
-        assert reservation.outstanding_bytes() == MIB
-
-
-def test_what_is_here_from_an_earlier_time_needs_no_space(cache: Cache) -> None:
-    size = 2 * cache.store.free_bytes()
-    with cache.store.reserve(size, [], lambda: size - MIB) as reservation:
-        assert reservation.outstanding_bytes() == MIB
-
-
-def leave(
-    cache: Cache, *, synced_bytes: int = 10, part: bool = True, hash_value: str | None = 'ab'
-) -> list[str]:
-    """Leave a partial file with its journal, and return their names."""
-    path = cache.paths.new_partial_path(IMAGE_ID, 'journal')
-    identity = journal.Identity(IMAGE_ID, 100, 'sha512', hash_value, None)
-    created = journal.Journal.create(path, identity)
-    assert created is not None
-    with contextlib.closing(created):
-        if synced_bytes:
-            created.note(synced_bytes)
-    if part:
-        pathlib.Path(layout.sibling(path, 'part')).write_bytes(bytes(20))
-    suffixes = ['journal', 'part'] if part else ['journal']
-    return [os.path.basename(layout.sibling(path, suffix)) for suffix in suffixes]
-
-
-def test_young_downloads_that_can_be_gone_on_with_are_not_swept(cache: Cache) -> None:
-    kept = leave(cache)
-    assert cache.store.sweep(cache.locks) == 0
-    assert cache.names() == kept
-
-
-@pytest.mark.parametrize(
-    ('left', 'swept'),
-    [
-        ({'synced_bytes': 0}, 2),
-        ({'part': False}, 1),
-        ({'hash_value': None}, 2),
-    ],
-)
-def test_what_nobody_can_go_on_with_is_swept(
-    cache: Cache, left: dict[str, Any], swept: int
-) -> None:
-    leave(cache, **left)
-    assert cache.store.sweep(cache.locks) == swept
-    assert cache.names() == []
-
-
-def test_a_download_whose_journal_is_not_understood_is_swept(cache: Cache) -> None:
-    name, _ = leave(cache)
-    pathlib.Path(cache.paths.path_of(name)).write_text('another release wrote this\n')
-    assert cache.store.sweep(cache.locks) == 2
-    assert cache.names() == []
-
-
-@pytest.mark.parametrize(('age_seconds', 'swept'), [(99, 0), (101, 2)])
-def test_a_download_that_nobody_went_on_with_is_swept_at_its_age(
-    paths: layout.CacheLayout, age_seconds: float, swept: int
-) -> None:
-    cache = Cache(paths, clock=lambda: 1_000_000)
-    for name in leave(cache):
-        os.utime(paths.path_of(name), (1_000_000 - age_seconds,) * 2)
-    assert cache.store.sweep(cache.locks) == swept
-
-
-def test_the_age_of_a_download_counts_from_its_last_note(paths: layout.CacheLayout) -> None:
-    cache = Cache(paths, clock=lambda: 1_000_000)
-    journal_name, part_name = leave(cache)
-    os.utime(paths.path_of(part_name), (1_000_000, 1_000_000))
-    os.utime(paths.path_of(journal_name), (1, 1))
-    assert cache.store.sweep(cache.locks) == 2
-
-
-@pytest.mark.parametrize(('data', 'swept'), [(b'data', 2), (b'QFI\xfb', 0), (b'', 0)])
-def test_a_download_of_what_is_there_meanwhile_is_swept(
-    cache: Cache, data: bytes, swept: int
-) -> None:
-    leave(cache)
-    cache.base_file(IMAGE_ID).write_bytes(data)
-    assert cache.store.sweep(cache.locks) == swept
-
-
-def test_half_a_conversion_is_swept_and_its_download_stays(cache: Cache) -> None:
-    kept = leave(cache)
-    converted = cache.file_of('part').with_suffix('.converted')
-    converted.write_bytes(b'half')
-    assert cache.store.sweep(cache.locks) == 1
-    assert cache.names() == kept
-
-
-@pytest.mark.parametrize('suffix', ['part', 'converted', 'expired'])
-def test_files_without_a_journal_are_swept_and_no_others(cache: Cache, suffix: str) -> None:
-    stale = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, suffix))
-    base = cache.base_file(IMAGE_ID)
-    of_nova = base.with_name(f'{base.name}.part')
-    for path in (stale, base, of_nova):
-        path.write_bytes(b'data')
-    assert cache.store.sweep(cache.locks) == 1
-    assert cache.names() == sorted([base.name, of_nova.name])
-
-
-def test_what_belongs_to_a_locked_image_is_not_swept(cache: Cache) -> None:
-    running = leave(cache, synced_bytes=0)
-    with cache.locks.hold(layout.base_name(IMAGE_ID)):
-        assert cache.store.sweep(cache.locks) == 0
-    assert cache.names() == running
-    assert cache.store.sweep(cache.locks) == 2
-
-
-def test_what_somebody_writes_is_not_swept_though_the_lock_file_is_gone(cache: Cache) -> None:
-    """Nova's cache manager may unlink it, and a new one is free."""
-    running = leave(cache, synced_bytes=0)
-    owned = journal.Journal.own(str(cache.file_of('journal')))
-    assert owned is not None
-    with contextlib.closing(owned):
-        assert cache.store.sweep(cache.locks) == 0
-        assert cache.names() == running
-    assert cache.store.sweep(cache.locks) == 2
-
-
-def test_one_image_that_cannot_be_swept_keeps_no_other(
-    cache: Cache, caplog: pytest.LogCaptureFixture
-) -> None:
-    name, _ = leave(cache, synced_bytes=0)
-    unreadable = f'{"0" * 40}{name[40:]}'
-    os.mkdir(cache.paths.path_of(unreadable))
-    assert cache.store.sweep(cache.locks) == 2
-    assert cache.names() == [unreadable]
-    assert 'Is a directory' in caplog.text
-
-
 def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
     os.rmdir(cache.paths.base_directory)
-    for use in (cache.store.check_there, cache.store.free_bytes, cache.store.cache_bytes):
+    for use in (cache.store.check_there, cache.space.free_bytes, cache.space.cache_bytes):
         with pytest.raises(exception.StorageError, match='No such file or directory'):
             use()
-
-
-def test_what_is_unfinished_of_an_image_is_forgotten_and_nothing_else(cache: Cache) -> None:
-    leave(cache)
-    cache.file_of('part').with_suffix('.converted').write_bytes(b'half')
-    pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'part')).write_bytes(b'no journal')
-    other = pathlib.Path(cache.paths.new_partial_path('other', 'part'))
-    base = cache.base_file('whole')
-    for path in (other, base):
-        path.write_bytes(b'data')
-
-    assert cache.store.forget(IMAGE_ID, cache.locks)
-
-    assert cache.names() == sorted([other.name, base.name])
-    assert cache.store.forget(IMAGE_ID, cache.locks), 'nothing is left'
-
-
-def test_the_base_file_of_an_image_is_not_forgotten(cache: Cache) -> None:
-    cache.base_file(IMAGE_ID).write_bytes(b'data')
-    assert cache.store.forget(IMAGE_ID, cache.locks)
-    assert cache.base_file(IMAGE_ID).read_bytes() == b'data'
-
-
-def test_what_another_process_works_on_is_not_forgotten(cache: Cache) -> None:
-    kept = leave(cache)
-    holder = held_by_another_process(cache.paths.lock_directory, layout.base_name(IMAGE_ID))
-    try:
-        assert not cache.store.forget(IMAGE_ID, cache.locks)
-        assert cache.names() == kept
-    finally:
-        holder.communicate('done')
-    assert cache.store.forget(IMAGE_ID, cache.locks)
-    assert cache.names() == []
-
-
-def test_what_somebody_writes_is_not_forgotten_though_the_lock_file_is_gone(cache: Cache) -> None:
-    running = leave(cache)
-    owned = journal.Journal.own(str(cache.file_of('journal')))
-    assert owned is not None
-    with contextlib.closing(owned):
-        assert not cache.store.forget(IMAGE_ID, cache.locks)
-        assert cache.names() == running
-    assert cache.store.forget(IMAGE_ID, cache.locks)
-
-
-def test_what_cannot_be_removed_is_not_forgotten(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leave(cache)
-    refusal = Refusal(monkeypatch, 'unlink', errno.EROFS)
-    refusal.is_on = True
-    assert not cache.store.forget(IMAGE_ID, cache.locks)
 
 
 def test_a_file_that_vanishes_while_the_cache_is_listed_is_left_out(

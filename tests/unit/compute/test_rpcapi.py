@@ -49,7 +49,7 @@ def transport() -> rpc.Transport:
 def old(transport: rpc.Transport) -> Iterator[OldCompute]:
     """A compute of the first release, which serves host ``old``."""
     compute = OldCompute()
-    server = transport.server(rpcapi.TOPIC, 'old', [compute])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'old', [compute])
     server.start()
     yield compute
     server.stop()
@@ -68,7 +68,7 @@ def served(
         transfers.Transfers(),
     )
     conductor.current = {'j1': 1}
-    server = transport.server(rpcapi.TOPIC, 'h1', [compute])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'h1', [compute])
     server.start()
     yield driver
     driver.opened.set()
@@ -194,7 +194,7 @@ class OddCompute(rpc.Endpoint, version='1.9'):
 def odd_compute(transport: rpc.Transport) -> Iterator[OddCompute]:
     """A compute that serves host ``odd``."""
     compute = OddCompute()
-    server = transport.server(rpcapi.TOPIC, 'odd', [compute])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'odd', [compute])
     server.start()
     yield compute
     server.stop()
@@ -240,7 +240,7 @@ def test_an_agent_that_is_not_registered_is_asked_to_register_again(
         lambda *access: fake_images.FakeImageService(),
         transfers.Transfers(),
     )
-    server = transport.server(rpcapi.TOPIC, 'h2', [compute])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'h2', [compute])
     server.start()
 
     _api(transport).register_again(CTXT, 'h2', 'agent-1')

@@ -216,9 +216,9 @@ def served(world: World, reports: report_buffer.ReportBuffer) -> Iterator[rpc.Cl
     endpoint = _Good(
         world.cell.uuid, world.inventory, world.agents, world.jobs, reports, lambda: None
     )
-    server = transport.server('topic', 'server1', [endpoint])
+    server = rpc.Server(transport, 'topic', 'server1', [endpoint])
     server.start()
-    yield transport.client('topic')
+    yield rpc.Client(transport, 'topic')
     server.stop()
 
 

@@ -28,8 +28,8 @@ class Broker:
         self.answers.set()
         self.done = threading.Semaphore(0)
 
-    def client(self, topic: str, version_cap: str | None, retries: int) -> 'Broker':
-        assert (topic, retries) == (rpcapi.API_TOPIC, 0)
+    def client(self, transport: 'Broker', topic: str, cap: str | None, retries: int) -> 'Broker':
+        assert (transport, topic, retries) == (self, rpcapi.API_TOPIC, 0)
         return self
 
     def probe(self, topic: str) -> 'Broker':
@@ -54,6 +54,7 @@ def broker() -> Broker:
 @pytest.fixture
 def api(broker: Any, monkeypatch: pytest.MonkeyPatch) -> rpcapi.ConductorAPI:
     monkeypatch.setattr(rpcapi, 'WAKE_SECONDS', WAIT_SECONDS)
+    monkeypatch.setattr(rpc, 'Client', broker.client)
     return rpcapi.ConductorAPI(broker)
 
 
@@ -130,7 +131,7 @@ def transport() -> rpc.Transport:
 @pytest.fixture
 def conductor(transport: rpc.Transport) -> Iterator[Conductor]:
     endpoint = Conductor()
-    server = transport.server(rpcapi.TOPIC, 'conductor', [endpoint])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'conductor', [endpoint])
     server.start()
     yield endpoint
     server.stop()
@@ -221,7 +222,7 @@ def test_conductors_that_keep_no_inventory_are_asked_before_they_are_told_all(
     transport: rpc.Transport,
 ) -> None:
     old = OldConductor()
-    server = transport.server(rpcapi.TOPIC, 'old', [old])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'old', [old])
     server.start()
     reports = _reporter(transport)
     everything = reporter.CacheNews(NEWS.images, full=True, until='d')
@@ -300,7 +301,7 @@ def test_a_job_is_confirmed_or_refused_with_the_reason(
 
 
 def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport) -> None:
-    server = transport.server(rpcapi.TOPIC, 'old', [OldConductor()])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'old', [OldConductor()])
     server.start()
     with pytest.raises(exception.VersionUnsupported, match='confirm_job'):
         _reporter(transport).confirm_job('j1', 3)
@@ -314,7 +315,7 @@ def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport
 
 def test_a_probe_reaches_the_conductors_of_every_release(transport: rpc.Transport) -> None:
     old = OldConductor()
-    server = transport.server(rpcapi.TOPIC, 'old', [old])
+    server = rpc.Server(transport, rpcapi.TOPIC, 'old', [old])
     server.start()
 
     transport.probe_in_background(rpcapi.TOPIC)

@@ -10,7 +10,6 @@ import pytest
 
 from nova_precache import exception, transfer_control
 from nova_precache.download import rate_limit
-from tests.service import wait_until
 
 KILO, MEGA, GIGA = 1000, 1000**2, 1000**3
 SECONDS = 10
@@ -399,10 +398,22 @@ def _in_line(host: rate_limit.HostRateLimit, *all_reins: transfer_control.Contro
     """Queue holders one after the other."""
     holders = []
     for reins in all_reins:
-        before = host.waiting
+        queued = _queued(reins)
         holders.append(Holder(host, reins))
-        wait_until(lambda before=before: host.waiting > before, 'it waits for a slot')
+        assert queued.wait(20)
     return holders
+
+
+def _queued(control: transfer_control.Control) -> threading.Event:
+    """Return an event that is set once its download waits: the queue checks the control."""
+    queued, check = threading.Event(), control.check
+
+    def note() -> None:
+        queued.set()
+        check()
+
+    control.check = note  # type: ignore[method-assign]
+    return queued
 
 
 def test_downloads_wait_for_a_slot_in_the_order_in_which_they_came() -> None:
@@ -414,7 +425,8 @@ def test_downloads_wait_for_a_slot_in_the_order_in_which_they_came() -> None:
     first.leave()
     assert second.is_in.wait(20)
     second.leave()
-    assert host.waiting == 0
+    with host.slot(transfer_control.Control()):
+        pass  # nothing is left in the queue
 
 
 def test_as_many_run_at_a_time_as_may() -> None:
@@ -517,16 +529,17 @@ def test_another_rate_counts_for_what_is_being_taken_already() -> None:
 
 def test_one_more_download_at_a_time_may_begin_at_once() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
-    second_runs = threading.Event()
+    second_runs, control = threading.Event(), transfer_control.Control()
+    queued = _queued(control)
 
     def second() -> None:
-        with host.slot(transfer_control.Control()):
+        with host.slot(control):
             second_runs.set()
 
     with host.slot(transfer_control.Control()):
         waits = threading.Thread(target=second)
         waits.start()
-        wait_until(lambda: host.waiting == 1, 'the second one waits')
+        assert queued.wait(20)
         assert not second_runs.is_set()
         host.change(max_rate_bytes=0, max_parallel=2, yield_share=1.0)
         waits.join(60)
