@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
-from nova_precache.conductor import image_access, liveness
+from nova_precache.conductor import image_access, liveness, planner
 from nova_precache.db import caches, pins, requests
 from nova_precache.image import service
 
@@ -205,30 +205,15 @@ class Reconciler:
         except exception.AggregateNotFound:
             self._end(pin, 'the aggregate was deleted', pin.images_gone)
             return
-        left, gone = self._look_up(pin)
+        # An image that is refused may become usable again.
+        checked = image_access.check_all(self._images, pin.images, pin.project_id, pin.is_admin)
+        left = [each.image for each in checked.values() if each.image is not None]
+        gone = {each: why for each, facts in checked.items() if (why := facts.refused) is not None}
         if not left:
             self._end(pin, f'no image is left: {"; ".join(gone.values())}', gone)
             return
         reason = self._keep_images(taken, aggregate, left)
         self._pins.checked(pin.id, self._conductor_id, reason, gone)
-
-    def _look_up(self, pin: model.Pin) -> tuple[list[model.Image], dict[str, str]]:
-        """Return the usable images, and map the others to the reason.
-
-        An image may become usable again.
-        """
-        left: list[model.Image] = []
-        gone: dict[str, str] = {}
-        for image_id in pin.images:
-            try:
-                left.append(
-                    image_access.check_bootable(
-                        self._images, image_id, pin.project_id, pin.is_admin
-                    )
-                )
-            except exception.ImageNotUsable as exc:
-                gone[image_id] = str(exc)
-        return left, gone
 
     def _keep_images(
         self, taken: pins.LeasedPin, aggregate: model.Aggregate, images: Sequence[model.Image]
@@ -243,16 +228,15 @@ class Reconciler:
         return _what_is_wrong(asked.unfinished, unreached, choice)
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
-        """Map the hosts that cannot be called to the reason."""
-        cells = self._inventory.cell_of_hosts(hosts)
-        off = {cell.uuid: cell.disabled_reason for cell in self._inventory.list_cells()}
-        unreached = dict(self._liveness.down(hosts))
-        for host in hosts:
-            if host not in cells:
-                unreached[host] = 'host is not mapped to a cell'
-            elif (why := off.get(cells[host])) is not None:
-                unreached[host] = why
-        return unreached
+        """Map the hosts that would get no task now to the reason."""
+        facts = planner.host_facts(
+            hosts,
+            self._inventory.cell_of_hosts(hosts),
+            self._inventory.list_cells(),
+            self._liveness.down(hosts),
+        )
+        decisions = {host: planner.decide(facts[host], model.RequestOptions()) for host in hosts}
+        return {host: each.reason for host, each in decisions.items() if each.reason is not None}
 
     def _choose(
         self, taken: pins.LeasedPin, hosts: Sequence[str], images: Sequence[model.Image]

@@ -7,6 +7,7 @@ from nova_precache import exception, model
 from nova_precache.api import estimator, paging, parsing, validation
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import requests as schemas
+from nova_precache.conductor import planner
 from nova_precache.db import caches
 from nova_precache.policies import estimate as policies
 
@@ -30,20 +31,20 @@ def create(req: Request) -> Reply:
 
 def _facts(req: Request, asked: parsing.RequestBody) -> estimator.FleetFacts:
     services, hosts = req.services, asked.hosts
+    agents = services.agents.get(hosts)
     known_hosts = frozenset(services.caches.known_hosts())
     part_ids = [part.id for image in asked.images for part in image.parts]
     # If none of these hosts has a measured rate, use the rates of other hosts.
     rates = services.rates.measured_rates(hosts) or services.rates.measured_rates(known_hosts)
     return estimator.FleetFacts(
-        hosts=hosts,
-        cells=services.inventory.cell_of_hosts(hosts),
-        cells_off={
-            cell.uuid: why
-            for cell in services.inventory.list_cells()
-            if (why := cell.disabled_reason) is not None
-        },
-        down=services.agents.down(hosts),
-        agents=services.agents.get(hosts),
+        hosts=planner.host_facts(
+            hosts,
+            services.inventory.cell_of_hosts(hosts),
+            services.inventory.list_cells(),
+            services.agents.down(hosts),
+            agents=agents,
+        ),
+        agents=agents,
         present=caches.usable_parts(services.caches.present(hosts, part_ids), asked.images).keys(),
         known_hosts=known_hosts,
         rates=rates,

@@ -8,6 +8,7 @@ import pytest
 
 from nova_precache import model
 from nova_precache.api import estimator
+from nova_precache.conductor import planner
 
 RULES = estimator.Rules(force_raw_images=True, reserved_disk_bytes=100, precache_concurrency=2)
 RAW = model.Image('raw', size=1000, disk_format='raw')
@@ -21,8 +22,14 @@ def agent(host: str, **fields: Any) -> model.Agent:
 
 def facts(*hosts: str, **more: Any) -> estimator.FleetFacts:
     """Hosts of one cell that are up and have told that nothing is there."""
-    known: dict[str, Any] = {'cells': dict.fromkeys(hosts, 'cell'), 'known_hosts': set(hosts)}
-    return estimator.FleetFacts(hosts=hosts, **{**known, **more})
+    planned = planner.host_facts(
+        hosts,
+        more.pop('cells', dict.fromkeys(hosts, 'cell')),
+        more.pop('listed', ()),
+        more.pop('down', {}),
+        agents=more.get('agents', {}),
+    )
+    return estimator.FleetFacts(hosts=planned, **{'known_hosts': set(hosts), **more})
 
 
 def estimated(
@@ -115,7 +122,7 @@ def test_hosts_that_would_be_skipped_move_nothing_and_say_why() -> None:
     known = facts(
         'off', 'down', 'lost', 'bare', 'up',
         cells={'off': 'disabled', 'down': 'cell', 'bare': 'cell', 'up': 'cell'},
-        cells_off={'disabled': 'cell two is disabled'},
+        listed=[model.Cell('disabled', 'two', 'fake:///two', disabled=True)],
         down={'down': 'host down: quiet'},
         agents={'bare': agent('bare', driver='x', capabilities={'supports_cache_image': False})},
         rates={'up': 100},
