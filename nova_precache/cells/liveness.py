@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import deadline, exception, model, outages
-from nova_precache.cells import inventory, services
+from nova_precache.cells import breaker, inventory, services
 
 ANSWER_SECONDS = 8.0
 # For callers that must not wait long; a host that is unknown by then is checked before a call.
@@ -184,8 +184,7 @@ class _Cell:
         self._pool = futures.ThreadPoolExecutor(CELL_THREADS, thread_name_prefix='liveness')
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
-        self._rests_until = float('-inf')
-        self._silences = 0
+        self._breaker = breaker.CircuitBreaker(_rest_seconds, clock)
         self._outage = outages.Outage(f'Database of cell {cell.name}', clock)
         self._back_since = float('-inf')
         self._is_closed = False
@@ -201,7 +200,7 @@ class _Cell:
             why = self.cell.database_problem or 'its mapping names none'
             refusal.set_exception(_unreachable(self.cell, why))
             return refusal
-        if self._clock() < self._rests_until:
+        if self._breaker.is_open:
             refusal.set_exception(_unreachable(self.cell, 'it gave no answer a moment ago'))
             return refusal
         try:
@@ -242,9 +241,9 @@ class _Cell:
             if isinstance(exc, ImportError):
                 why = f'no Python module {exc.name} here'
         else:
-            if self._silences:
+            if self._breaker.has_failed:
                 self._back_since = self._clock()
-            self._silences = 0
+            self._breaker.succeeded()
             self._outage.over()
             return found
         finally:
@@ -267,11 +266,12 @@ class _Cell:
 
     def _rest(self, error: exception.CellUnreachable) -> None:
         self._outage.began(error)
-        if self._clock() < self._rests_until:
-            return  # an abandoned query has failed at last
-        seconds = REST_SECONDS[min(self._silences, len(REST_SECONDS) - 1)]
-        self._silences += 1
-        self._rests_until = self._clock() + seconds
+        if not self._breaker.is_open:  # else an abandoned query has failed at last
+            self._breaker.failed()
+
+
+def _rest_seconds(failures: int) -> float:
+    return REST_SECONDS[min(failures, len(REST_SECONDS)) - 1]
 
 
 def _answer(

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from concurrent import futures
 
 from nova_precache import exception
-from nova_precache.cells import inventory
-from nova_precache.conductor import breaker, host_worker, planner, planning, tracker
+from nova_precache.cells import breaker, inventory
+from nova_precache.conductor import host_worker, planner, planning, tracker
 from nova_precache.db import jobs, requests
 from nova_precache.db.job import claim as job_claim
 

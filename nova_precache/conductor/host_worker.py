@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nova_precache import context, exception, model
+from nova_precache.cells import breaker
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import askers, breaker, companions, tracker
+from nova_precache.conductor import askers, companions, tracker
 from nova_precache.db import jobs
 from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 from nova_precache.image import service

@@ -49,7 +49,7 @@ class ImageFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decision:
+class PlanDecision:
     """The status with which a task begins, and the reason unless it is simply queued."""
 
     status: model.TaskStatus
@@ -102,7 +102,9 @@ def _incapable_reason(agent: model.Agent | None) -> str | None:
     return f'driver {agent.driver} cannot cache images'
 
 
-def decide(host: HostFacts, options: model.RequestOptions, image: ImageFacts = USABLE) -> Decision:
+def decide(
+    host: HostFacts, options: model.RequestOptions, image: ImageFacts = USABLE
+) -> PlanDecision:
     """Decide whether a host gets a task for an image; the first reason against it counts.
 
     The image comes first: repairing the host would not help.
@@ -118,8 +120,8 @@ def decide(host: HostFacts, options: model.RequestOptions, image: ImageFacts = U
         (host.incapable, model.TaskStatus.UNSUPPORTED),
     ):
         if reason is not None:
-            return Decision(status, reason)
-    return Decision(model.TaskStatus.QUEUED)
+            return PlanDecision(status, reason)
+    return PlanDecision(model.TaskStatus.QUEUED)
 
 
 def plan(

@@ -15,8 +15,9 @@ from concurrent import futures
 from typing import Protocol
 
 from nova_precache import context, exception, outages
+from nova_precache.cells import breaker
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import breaker, tracker
+from nova_precache.conductor import tracker
 from nova_precache.db import agents, jobs, request_actions
 from nova_precache.db.job import stop as job_stop
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from nova_precache import context, exception, model, wire
-from nova_precache.conductor import breaker, stop_orders
+from nova_precache.cells import breaker
+from nova_precache.conductor import stop_orders
 
 LOG = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection
 from oslo_config import cfg
 
 from nova_precache import model, rpc
-from nova_precache.cells import transports
+from nova_precache.cells import breaker, transports
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
-    breaker,
     lifecycle as conductor_steering,
     stop_orders,
     tracker,

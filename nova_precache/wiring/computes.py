@@ -8,9 +8,8 @@ from oslo_config import cfg
 
 from nova_precache import model, rpc
 from nova_precache.api import request
-from nova_precache.cells import inventory, transports
+from nova_precache.cells import breaker, inventory, transports
 from nova_precache.conductor import (
-    breaker,
     host_worker,
     lifecycle as conductor_steering,
     liveness,

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from oslo_config import cfg
 
 from nova_precache import metrics, rpc
-from nova_precache.cells import novadb, transports
+from nova_precache.cells import breaker, novadb, transports
 from nova_precache.conductor import (
     announcer,
     askers,
-    breaker,
     dispatcher,
     host_worker,
     lifecycle as conductor_steering,

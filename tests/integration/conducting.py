@@ -17,11 +17,10 @@ from typing import Self
 import pytest
 
 from nova_precache import conf as options, context, model
-from nova_precache.cells import inventory
+from nova_precache.cells import breaker, inventory
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     announcer,
-    breaker,
     dispatcher,
     host_worker,
     planning,

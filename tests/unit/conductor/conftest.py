@@ -11,10 +11,10 @@ import pytest
 from oslo_context import context as oslo_context
 
 from nova_precache import context, model
+from nova_precache.cells import breaker
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     announcer,
-    breaker,
     dispatcher,
     host_worker,
     lifecycle,

@@ -156,7 +156,7 @@ def test_the_first_reason_counts() -> None:
         ('skipped', 'down'),
         ('unsupported', 'incapable'),
     ]
-    assert planner.decide(facts, model.RequestOptions()) == planner.Decision(
+    assert planner.decide(facts, model.RequestOptions()) == planner.PlanDecision(
         model.TaskStatus.QUEUED
     )
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from nova_precache.conductor import breaker
+from nova_precache.cells import breaker
 
 
 class Clock:
