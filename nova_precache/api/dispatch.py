@@ -54,7 +54,7 @@ class MalformedBody(exception.InvalidInput):
         super().__init__('Malformed request body')
 
 
-class Request(webob.Request):  # type: ignore[misc]
+class WebRequest(webob.Request):  # type: ignore[misc]
     """A request whose body stays in memory: webob would use a file and never close it.
 
     An outer layer limits the size of the body.
@@ -63,7 +63,7 @@ class Request(webob.Request):  # type: ignore[misc]
     request_body_tempfile_limit = sys.maxsize
 
 
-class Dispatcher:
+class Router:
     """A WSGI application over a table of paths, methods and handlers."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Dispatcher:
         """Return whether the table contains exactly this path, for any method."""
         return path in self._table
 
-    @webob.dec.wsgify(RequestClass=Request)  # type: ignore[untyped-decorator]
+    @webob.dec.wsgify(RequestClass=WebRequest)  # type: ignore[untyped-decorator]
     def __call__(self, request: webob.Request) -> webob.Response:
         path = request.environ['PATH_INFO']
         door = microversion.api_for_path(path)

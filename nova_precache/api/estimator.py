@@ -53,7 +53,7 @@ class FleetFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class EstimateRules:
     """The options that affect an estimate.
 
     :ivar force_raw_images: computes convert images that are not raw
@@ -132,7 +132,10 @@ class Estimate:
 
 
 def estimate(
-    images: Sequence[model.Image], options: model.RequestOptions, facts: FleetFacts, rules: Rules
+    images: Sequence[model.Image],
+    options: model.RequestOptions,
+    facts: FleetFacts,
+    rules: EstimateRules,
 ) -> Estimate:
     """Estimate a request for the images on the hosts of the facts."""
     hosts = _FleetEstimator(images, options, facts, rules).estimates()
@@ -155,7 +158,7 @@ class _FleetEstimator:
         images: Sequence[model.Image],
         options: model.RequestOptions,
         facts: FleetFacts,
-        rules: Rules,
+        rules: EstimateRules,
     ) -> None:
         self._costs = {image.id: _costs(image, rules.force_raw_images) for image in images}
         self._options = options

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 class CircuitBreaker:
     """Open for a while after a failure; then a call may probe.
 
-    :param rest_seconds: returns how long it stays open after so many failures in a row
+    :param rest_seconds: returns how long it stays open, by the number of failures in a row
     :param clock: monotonic seconds
     :ivar is_probed: a long call probes, so that no other one is made
     """

@@ -129,17 +129,21 @@ class NovaLiveness:
             if not cells[uuid].is_back_for(self._down_seconds):
                 silent = (host for host in told if told[host].is_silent(self._down_seconds))
                 settling.update(dict.fromkeys(silent, _NOT_YET))
-            reasons = ((host, self._unavailable_reason(told.get(host))) for host in hosts)
-            down.update((host, why) for host, why in reasons if why and host not in settling)
+            for host in hosts:
+                service = told.get(host)
+                why = (
+                    _NO_SERVICE
+                    if service is None
+                    else service.unavailable_reason(self._down_seconds)
+                )
+                if why and host not in settling:
+                    down[host] = why
         return Look(found, down, unknown, settling)
 
     def close(self) -> None:
         """Close the connections to the cells' databases, and start no further query."""
         with self._lock:
             self._replace_cells([])
-
-    def _unavailable_reason(self, service: services.Service | None) -> str | None:
-        return _NO_SERVICE if service is None else service.unavailable_reason(self._down_seconds)
 
     def _known_cells(self, needed: Collection[str]) -> Mapping[str, '_Cell']:
         """Return the cached cells if they are recent and include all needed ones, else reload.
@@ -184,7 +188,9 @@ class _Cell:
         self._pool = futures.ThreadPoolExecutor(CELL_THREADS, thread_name_prefix='liveness')
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
-        self._breaker = breaker.CircuitBreaker(_rest_seconds, clock)
+        self._breaker = breaker.CircuitBreaker(
+            lambda failures: REST_SECONDS[min(failures, len(REST_SECONDS)) - 1], clock
+        )
         self._outage = outages.Outage(f'Database of cell {cell.name}', clock)
         self._back_since = float('-inf')
         self._is_closed = False
@@ -268,10 +274,6 @@ class _Cell:
         self._outage.began(error)
         if not self._breaker.is_open:  # else an abandoned query has failed at last
             self._breaker.failed()
-
-
-def _rest_seconds(failures: int) -> float:
-    return REST_SECONDS[min(failures, len(REST_SECONDS)) - 1]
 
 
 def _answer(

@@ -31,7 +31,7 @@ File = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class PinRules:
     """The configured intervals and limits of pins.
 
     :ivar interval_seconds: between two rounds
@@ -62,18 +62,18 @@ class Rules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class FileFacts:
     """Facts about the files of a pin at the time ``now``.
 
     :ivar present: the files that hosts reported, by (host, image)
     :ivar tried: the outcomes of the pin's earlier attempts, by (host, image)
-    :ivar told: the hosts that have reported their whole inventory
+    :ivar reported: the hosts that have reported their whole inventory
     """
 
     now: datetime.datetime
     present: Mapping[File, model.CachedImage]
     tried: Mapping[File, pins.AttemptHistory] = dataclasses.field(default_factory=dict)
-    told: Collection[str] = ()
+    reported: Collection[str] = ()
 
     def touched_at(self, file: File) -> datetime.datetime | None:
         """Return when a file was last used or successfully requested; None if it is absent.
@@ -86,7 +86,7 @@ class Known:
         if present is not None:
             return max(present.touched_at, succeeded_at or present.touched_at)
         host, _ = file
-        return None if host in self.told else succeeded_at
+        return None if host in self.reported else succeeded_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class PinChoice:
     """The requests to make now.
 
     :ivar failing: files that failed lately and wait for another attempt
@@ -118,15 +118,15 @@ class _Need(enum.Enum):
     CHANGE = enum.auto()
 
 
-def lacking(
-    hosts: Sequence[str], images: Sequence[str], known: Known, rules: Rules
+def missing_or_old(
+    hosts: Sequence[str], images: Sequence[str], known: FileFacts, rules: PinRules
 ) -> Sequence[File]:
     """Return the files that are missing or old, host by host."""
     files = ((host, image_id) for host in hosts for image_id in images)
     return [file for file in files if not _is_young(known.touched_at(file), known.now, rules)]
 
 
-def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
+def choose(files: Sequence[File], known: FileFacts, rules: PinRules) -> PinChoice:
     """Choose which files to request, among those that seem missing or old.
 
     Hosts that were never requested come first, then the least recently requested ones.
@@ -141,7 +141,7 @@ def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
     batches: dict[tuple[str, ...], list[str]] = {}
     for host in (host for host in wanted if host in chosen):
         batches.setdefault(tuple(image_id for _, image_id in wanted[host]), []).append(host)
-    return Choice(
+    return PinChoice(
         [Batch(tuple(alike), images) for images, alike in batches.items()],
         [file for file, need in needs.items() if need is _Need.LATER],
         [file for file, need in needs.items() if need is _Need.CHANGE],
@@ -163,7 +163,7 @@ class Reconciler:
         aggregates: inventory.Inventory,
         alive: liveness.Liveness,
         images: service.ImageService,
-        rules: Rules,
+        rules: PinRules,
         wake: Callable[[], None],
     ) -> None:
         self._conductor_id = conductor_id
@@ -184,18 +184,18 @@ class Reconciler:
             taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
             if taken is not None:
                 with context.bind_request_id(taken.pin.request_id):
-                    self._look_after(taken)
+                    self._try_to_check(taken)
 
-    def _look_after(self, taken: pins.LeasedPin) -> None:
+    def _try_to_check(self, taken: pins.LeasedPin) -> None:
         try:
-            self._keep(taken)
+            self._check(taken)
         except exception.PrecacheError as exc:
             self._postpone(taken.pin, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
             LOG.exception('Looking after pin %s failed', taken.pin.id)
             self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
 
-    def _keep(self, taken: pins.LeasedPin) -> None:
+    def _check(self, taken: pins.LeasedPin) -> None:
         pin = taken.pin
         if pin.until is not None and pin.until <= taken.now:
             self._end(pin, 'its time is over', pin.images_gone)
@@ -224,8 +224,8 @@ class Reconciler:
         asked = self._pins.asked(taken.pin.id)
         choice = self._choose(taken, hosts, images)
         if not asked.unfinished:
-            self._ask(taken.pin, aggregate, choice.batches, asked.last_number)
-        return _what_is_wrong(asked.unfinished, unreached, choice)
+            self._request_batches(taken.pin, aggregate, choice.batches, asked.last_number)
+        return _problems(asked.unfinished, unreached, choice)
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that would get no task now to the reason."""
@@ -240,7 +240,7 @@ class Reconciler:
 
     def _choose(
         self, taken: pins.LeasedPin, hosts: Sequence[str], images: Sequence[model.Image]
-    ) -> Choice:
+    ) -> PinChoice:
         image_ids = [image.id for image in images]
         part_ids = {part.id for image in images for part in image.parts}
         files: list[File] = []
@@ -248,18 +248,18 @@ class Reconciler:
         for start in range(0, len(hosts), HOSTS_AT_ONCE):
             some = hosts[start : start + HOSTS_AT_ONCE]
             parts = self._caches.present(some, part_ids)
-            known = Known(taken.now, caches.bootable(parts, images))
-            found = lacking(some, image_ids, known, self.rules)
+            known = FileFacts(taken.now, caches.bootable(parts, images))
+            found = missing_or_old(some, image_ids, known, self.rules)
             files += found
             present.update((file, known.present[file]) for file in found if file in known.present)
         if not files:
-            return Choice([], [])  # the usual case; saves the query for attempts
+            return PinChoice([], [])  # the usual case; saves the query for attempts
         since_seconds = max(pins.FAILURES_COUNT_SECONDS, self.rules.touch_seconds or 0)
         tried = self._pins.tried(taken.pin.id, since_seconds)
-        known = Known(taken.now, present, tried, self._caches.known_hosts())
+        known = FileFacts(taken.now, present, tried, self._caches.known_hosts())
         return choose(files, known, self.rules)
 
-    def _ask(
+    def _request_batches(
         self,
         pin: model.Pin,
         aggregate: model.Aggregate,
@@ -272,7 +272,21 @@ class Reconciler:
             # If the lease runs out here, the key returns the requests of the conductor that
             # took over, and no duplicates are made.
             key = f'pin {pin.id} after {last_number}, {index}'
-            request = self._requests.accept(_request(pin, aggregate, batch, key))
+            request = self._requests.accept(
+                requests.NewRequest(
+                    aggregate=dataclasses.replace(aggregate, hosts=batch.hosts),
+                    hosts=batch.hosts,
+                    images=batch.images,
+                    description=f'pin {pin.id}',
+                    client_request_id=key,
+                    pin_id=pin.id,
+                    project_id=pin.project_id,
+                    user_id=pin.user_id,
+                    is_admin=pin.is_admin,
+                    request_id=pin.request_id,
+                    priority=PRIORITY,
+                )
+            )
             LOG.info('Pin %s asks for %d hosts by %s', pin.id, len(batch.hosts), request.id)
         self._wake()
 
@@ -286,33 +300,33 @@ class Reconciler:
         self._pins.checked(pin.id, self._conductor_id, reason, pin.images_gone)
 
 
-def _need(file: File, known: Known, rules: Rules) -> _Need:
+def _need(file: File, known: FileFacts, rules: PinRules) -> _Need:
     if _is_young(known.touched_at(file), known.now, rules):
         return _Need.NOTHING
-    tried = known.tried.get(file)
-    if tried is not None and tried.is_not_ours and _is_as_it_was(known.present.get(file), tried):
+    tried, present = known.tried.get(file), known.present.get(file)
+    if (
+        tried is not None
+        and tried.is_not_ours
+        and present is not None
+        and present.touched_at <= tried.ended_at
+    ):
+        # Its compute touches the file once it can; after that it may grow old again.
         return _Need.CHANGE
     if tried is None or _seconds(known.now - tried.ended_at) >= rules.wait_seconds(tried):
         return _Need.NOW
     return _Need.LATER if tried.has_failed else _Need.NOTHING
 
 
-def _is_as_it_was(present: model.CachedImage | None, tried: pins.AttemptHistory) -> bool:
-    """Return whether a file exists and was not touched since the attempt that could not touch it.
-
-    Its compute touches it once it can; after that it may grow old again.
-    """
-    return present is not None and present.touched_at <= tried.ended_at
-
-
-def _is_young(touched_at: datetime.datetime | None, now: datetime.datetime, rules: Rules) -> bool:
+def _is_young(
+    touched_at: datetime.datetime | None, now: datetime.datetime, rules: PinRules
+) -> bool:
     """Return whether a file exists and need not be touched."""
     if touched_at is None:
         return False
     return rules.touch_seconds is None or _seconds(now - touched_at) <= rules.touch_seconds
 
 
-def _last_tried(files: Sequence[File], known: Known) -> tuple[bool, datetime.datetime]:
+def _last_tried(files: Sequence[File], known: FileFacts) -> tuple[bool, datetime.datetime]:
     tries = [known.tried[file].ended_at for file in files if file in known.tried]
     return bool(tries), max(tries, default=known.now)
 
@@ -321,26 +335,8 @@ def _seconds(time: datetime.timedelta) -> float:
     return time.total_seconds()
 
 
-def _request(
-    pin: model.Pin, aggregate: model.Aggregate, batch: Batch, key: str
-) -> requests.NewRequest:
-    return requests.NewRequest(
-        aggregate=dataclasses.replace(aggregate, hosts=batch.hosts),
-        hosts=batch.hosts,
-        images=batch.images,
-        description=f'pin {pin.id}',
-        client_request_id=key,
-        pin_id=pin.id,
-        project_id=pin.project_id,
-        user_id=pin.user_id,
-        is_admin=pin.is_admin,
-        request_id=pin.request_id,
-        priority=PRIORITY,
-    )
-
-
-def _what_is_wrong(
-    unfinished: Mapping[str, str], unreached: Mapping[str, str], choice: Choice
+def _problems(
+    unfinished: Mapping[str, str], unreached: Mapping[str, str], choice: PinChoice
 ) -> str | None:
     """Return why not all files are kept, with one example of each kind; None if all are."""
     wrong = [

@@ -60,7 +60,9 @@ class Planning:
         try:
             self._plan(taken, is_stopping)
         except exception.AggregateNotFound:
-            self._fail(taken.request.id, 'the aggregate was deleted before the request was planned')
+            reason = 'the aggregate was deleted before the request was planned'
+            if self._requests.fail(taken.request.id, self._conductor_id, reason):
+                self._tracker.failed(taken.request.id)
         except exception.PrecacheError as exc:
             self._postpone(taken.request.id, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
@@ -154,10 +156,6 @@ class Planning:
         level = logging.DEBUG if is_logged else logging.WARNING
         LOG.log(level, 'Request %s is planned later: %s', request_id, reason)
         self._requests.postpone_plan(request_id, self._conductor_id, seconds, reason)
-
-    def _fail(self, request_id: str, reason: str) -> None:
-        if self._requests.fail(request_id, self._conductor_id, reason):
-            self._tracker.failed(request_id)
 
 
 def _chunks(

@@ -11,7 +11,7 @@ from nova_precache.api import request
 from nova_precache.cells import breaker, inventory, transports
 from nova_precache.conductor import (
     host_worker,
-    lifecycle as conductor_steering,
+    lifecycle,
     liveness,
     metrics,
     tracker,
@@ -21,7 +21,7 @@ from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, stock
 
 
-class Computes(Protocol):
+class ComputeBackend(Protocol):
     """Builds the conductor's objects for one kind of computes."""
 
     @property
@@ -37,15 +37,15 @@ class Computes(Protocol):
 
     def hosts_counter(self) -> metrics.HostsCount | None: ...
 
-    def returning(self) -> conductor_steering.HostRecovery: ...
+    def host_recovery(self) -> lifecycle.HostRecovery: ...
 
     def orders(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.StopOrderSender: ...
+    ) -> lifecycle.StopOrderSender: ...
 
 
 def choose(
@@ -54,7 +54,7 @@ def choose(
     cells: transports.CellTransports,
     aggregates: inventory.Inventory,
     breakers: breaker.CellBreakers,
-) -> Computes:
+) -> ComputeBackend:
     """Build the computes that ``[image_cache] compute_backend`` names."""
     if common.is_stock(conf):
         return stock.StockComputes(conf, database, cells, aggregates)

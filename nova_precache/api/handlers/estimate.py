@@ -20,7 +20,7 @@ def create(req: Request) -> Reply:
     validation.check_document(req.body, schemas.CREATE)
     req.authorize(policies.ESTIMATE, {'project_id': req.context.project_id})
     asked = parsing.read(req, req.body['request'])
-    rules = estimator.Rules(
+    rules = estimator.EstimateRules(
         force_raw_images=req.settings.force_raw_images,
         reserved_disk_bytes=req.settings.reserved_disk_bytes,
         precache_concurrency=req.settings.precache_concurrency(),

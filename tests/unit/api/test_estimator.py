@@ -10,7 +10,9 @@ from nova_precache import model
 from nova_precache.api import estimator
 from nova_precache.conductor import planner
 
-RULES = estimator.Rules(force_raw_images=True, reserved_disk_bytes=100, precache_concurrency=2)
+RULES = estimator.EstimateRules(
+    force_raw_images=True, reserved_disk_bytes=100, precache_concurrency=2
+)
 RAW = model.Image('raw', size=1000, disk_format='raw')
 QCOW2 = model.Image('qcow2', size=300, virtual_size=2000, disk_format='qcow2')
 NOTHING = model.RequestOptions()
@@ -35,7 +37,7 @@ def facts(*hosts: str, **more: Any) -> estimator.FleetFacts:
 def estimated(
     known: estimator.FleetFacts,
     *images: model.Image,
-    rules: estimator.Rules = RULES,
+    rules: estimator.EstimateRules = RULES,
     **options: Any,
 ) -> estimator.Estimate:
     return estimator.estimate(images or (RAW,), model.RequestOptions(**options), known, rules)
@@ -77,7 +79,9 @@ def test_what_boots_as_it_came_is_not_converted(image: model.Image) -> None:
 
 
 def test_where_images_stay_as_they_are_nothing_is_converted() -> None:
-    rules = estimator.Rules(force_raw_images=False, reserved_disk_bytes=0, precache_concurrency=1)
+    rules = estimator.EstimateRules(
+        force_raw_images=False, reserved_disk_bytes=0, precache_concurrency=1
+    )
     (host,) = estimated(facts('h1'), QCOW2, rules=rules).hosts
     assert host.space_needed_bytes == 300
 
