@@ -135,9 +135,9 @@ def _cors(application: Application, conf: cfg.ConfigOpts) -> Application:
 def _route(conf: cfg.ConfigOpts, services: request.Services) -> Application:
     """Route resources with authentication; version documents and choices need none."""
     settings = request.Settings.from_conf(conf)
-    documents = dispatch.Dispatcher(routes.VERSION_DOCUMENTS, services, settings)
-    choices = dispatch.Dispatcher(routes.CHOICES, services, settings)
-    resources = dispatch.Dispatcher(routes.RESOURCES, services, settings)
+    documents = dispatch.Router(routes.VERSION_DOCUMENTS, services, settings)
+    choices = dispatch.Router(routes.CHOICES, services, settings)
+    resources = dispatch.Router(routes.RESOURCES, services, settings)
     protected = auth.protect(resources, conf, services.enforcer)
 
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:

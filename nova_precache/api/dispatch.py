@@ -58,7 +58,7 @@ class InMemoryRequest(webob.Request):  # type: ignore[misc]
     request_body_tempfile_limit = sys.maxsize
 
 
-class Dispatcher:
+class Router:
     """A WSGI application over a table of paths, methods and operations."""
 
     def __init__(

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from nova_precache import model
+from nova_precache.conductor import planner
 from nova_precache.inspection import formats
 
 
@@ -37,20 +38,14 @@ class ImageState(enum.StrEnum):
 class FleetFacts:
     """Facts about the hosts.
 
-    :ivar hosts: in the order in which they would be planned
-    :ivar cells: host to the uuid of its cell; unmapped hosts are absent
-    :ivar cells_off: uuid of a cell that is disabled or has no usable transport URL to the reason
-    :ivar down: host to the reason why it is down
+    :ivar hosts: in the order in which they would be planned, with the facts for the plan
     :ivar agents: host to its last report
     :ivar present: the (host, image id) pairs that are cached, including kernels and ramdisks
     :ivar known_hosts: the hosts that reported their inventory
     :ivar rates: host to bytes per second, for any hosts with a measured rate
     """
 
-    hosts: Sequence[str]
-    cells: Mapping[str, str]
-    cells_off: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    down: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hosts: Mapping[str, planner.HostFacts]
     agents: Mapping[str, model.Agent] = dataclasses.field(default_factory=dict)
     present: Collection[tuple[str, str]] = frozenset()
     known_hosts: Collection[str] = frozenset()
@@ -58,7 +53,7 @@ class FleetFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class EstimateRules:
     """The options that affect an estimate.
 
     :ivar force_raw_images: computes convert images that are not raw
@@ -137,10 +132,13 @@ class Estimate:
 
 
 def estimate(
-    images: Sequence[model.Image], options: model.RequestOptions, facts: FleetFacts, rules: Rules
+    images: Sequence[model.Image],
+    options: model.RequestOptions,
+    facts: FleetFacts,
+    rules: EstimateRules,
 ) -> Estimate:
     """Estimate a request for the images on the hosts of the facts."""
-    hosts = _Hosts(images, options, facts, rules).estimates()
+    hosts = _FleetEstimator(images, options, facts, rules).estimates()
     downloading = [host for host in hosts if host.bytes_to_move]
     limit = min(rules.precache_concurrency, options.max_parallel_hosts or len(hosts))
     parallel_hosts = min(limit, len(downloading))
@@ -152,7 +150,7 @@ def estimate(
     )
 
 
-class _Hosts:
+class _FleetEstimator:
     """The estimates of the hosts, which may share their stores."""
 
     def __init__(
@@ -160,7 +158,7 @@ class _Hosts:
         images: Sequence[model.Image],
         options: model.RequestOptions,
         facts: FleetFacts,
-        rules: Rules,
+        rules: EstimateRules,
     ) -> None:
         self._costs = {image.id: _costs(image, rules.force_raw_images) for image in images}
         self._options = options
@@ -181,18 +179,18 @@ class _Hosts:
         return (agent.store_id if agent is not None else None) or host
 
     def _estimate(self, host: str) -> HostEstimate:
-        status, obstacle = self._standing(host)
-        is_worked_on = obstacle is None or self._is_waited_for(host)
-        downloads = self._choose_downloads(host) if is_worked_on else {}
+        facts = self._facts.hosts[host]
+        decision = planner.decide(facts, self._options)
+        downloads = self._choose_downloads(host) if decision.is_queued else {}
         agent = self._facts.agents.get(host)
         free_bytes = agent.free_bytes if agent is not None else None
         space_needed_bytes = _most_space(downloads.values())
         return HostEstimate(
             host=host,
-            cell_uuid=self._facts.cells.get(host),
-            status=status,
-            reason=obstacle or self._shares_with(host),
-            is_worked_on=is_worked_on,
+            cell_uuid=facts.cell_uuid,
+            status=_reach(facts),
+            reason=decision.reason or self._shares_with(host),
+            is_worked_on=decision.is_queued,
             images=self._images(host, downloads),
             bytes_to_move=sum(map(_download_bytes, downloads.values())),
             space_needed_bytes=space_needed_bytes,
@@ -200,27 +198,6 @@ class _Hosts:
             fits=self._fits(space_needed_bytes, free_bytes),
             rate_bytes=self._rate(host),
         )
-
-    def _standing(self, host: str) -> tuple[HostReach, str | None]:
-        """Return whether a host can be called, and what prevents work on it, if anything."""
-        facts = self._facts
-        cell = facts.cells.get(host)
-        if cell is None:
-            return HostReach.UNMAPPED, 'host is not mapped to a cell'
-        if cell in facts.cells_off:
-            return HostReach.DOWN, facts.cells_off[cell]
-        if host in facts.down:
-            return HostReach.DOWN, facts.down[host]
-        agent = facts.agents.get(host)
-        if agent is not None and not agent.capabilities.get('supports_cache_image', True):
-            return HostReach.UP, f'driver {agent.driver} cannot cache images'
-        return HostReach.UP, None
-
-    def _is_waited_for(self, host: str) -> bool:
-        facts = self._facts
-        cell = facts.cells.get(host)
-        is_off = cell is None or cell in facts.cells_off
-        return self._options.wait_for_down_hosts and host in facts.down and not is_off
 
     def _choose_downloads(self, host: str) -> dict[str, Sequence['_Cost']]:
         """Choose the parts that are neither in the host's store nor chosen already for it.
@@ -271,6 +248,12 @@ class _Hosts:
         measured = self._facts.rates.get(host, self._median_rate)
         limit = self._options.max_rate_bytes
         return measured if measured is None or limit is None else min(measured, limit)
+
+
+def _reach(host: planner.HostFacts) -> HostReach:
+    if host.cell_uuid is None:
+        return HostReach.UNMAPPED
+    return HostReach.UP if host.cell_off is None and host.down is None else HostReach.DOWN
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,8 @@ class RequestStore(Protocol):
     ) -> Sequence[model.Task]: ...
 
 
-class Steering(Protocol):
-    """Actions on an accepted request; implemented by ``db.request_actions.Steering``."""
+class ActionStore(Protocol):
+    """Actions on an accepted request; implemented by ``db.request_actions.RequestActions``."""
 
     def cancel(
         self, request_id: str, keep_partial: bool = False, project_id: str | None = None
@@ -87,7 +87,7 @@ class AgentStore(Protocol):
     ) -> Sequence[model.Host]: ...
 
 
-class CacheStore(Protocol):
+class CachedImageStore(Protocol):
     """The cache inventories of the hosts; implemented by ``db.caches.Caches``."""
 
     def present(
@@ -148,9 +148,9 @@ class Services:
 
     inventory: inventory.Inventory
     requests: RequestStore
-    steering: Steering
+    actions: ActionStore
     agents: AgentStore
-    caches: CacheStore
+    caches: CachedImageStore
     pins: PinStore
     rates: RateStore
     images_for: Callable[[request_context.RequestContext], service.ImageService]

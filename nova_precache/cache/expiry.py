@@ -26,7 +26,7 @@ class ExpiryRules:
     remove: bool = True
 
 
-class Verdict(enum.StrEnum):
+class ExpiryVerdict(enum.StrEnum):
     """The state of a base file in one round."""
 
     USED = 'used'
@@ -39,7 +39,7 @@ class Decision:
     """A verdict on a file, with its reason."""
 
     file: cache_store.BaseFile
-    verdict: Verdict
+    verdict: ExpiryVerdict
     reason: str
 
 
@@ -97,9 +97,9 @@ class CacheExpirer:
         name = decision.file.name
         LOG.debug('Base file %s is %s: %s', name, decision.verdict, decision.reason)
         try:
-            if decision.verdict is Verdict.USED:
+            if decision.verdict is ExpiryVerdict.USED:
                 self._store.touch_file(name)
-            return decision.verdict is Verdict.EXPIRED and self._remove(decision.file)
+            return decision.verdict is ExpiryVerdict.EXPIRED and self._remove(decision.file)
         except exception.CacheError as exc:  # affects this file only
             LOG.warning('Base file %s was not managed: %s', name, exc)
             return False
@@ -129,14 +129,14 @@ def decide(
 
 def _verdict(
     file: cache_store.BaseFile, used_names: Collection[str], now: float, rules: ExpiryRules
-) -> tuple[Verdict, str]:
+) -> tuple[ExpiryVerdict, str]:
     if file.name in used_names:
-        return Verdict.USED, 'a disk is based on it'
+        return ExpiryVerdict.USED, 'a disk is based on it'
     resized = layout.is_resized_name(file.name)
     limit = rules.resized_age_seconds if resized else rules.original_age_seconds
     age = f'{file.age_seconds(now):.0f} s old, {limit:g} s may be'
     if file.age_seconds(now) < limit:
-        return Verdict.KEPT, age
+        return ExpiryVerdict.KEPT, age
     if not rules.remove:
-        return Verdict.KEPT, f'{age}, but none is removed'
-    return Verdict.EXPIRED, age
+        return ExpiryVerdict.KEPT, f'{age}, but none is removed'
+    return ExpiryVerdict.EXPIRED, age

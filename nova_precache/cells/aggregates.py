@@ -66,7 +66,7 @@ def update(session: orm.Session, aggregate_id: int, changes: Changes) -> model.A
     aggregate = load(session, aggregate_id)
     if changes.get('name', aggregate.name) != aggregate.name:
         _refuse_taken(session, changes['name'], but_by=aggregate_id)
-        _rename(session, aggregate_id, changes['name'])
+        _change(session, aggregate_id, name=changes['name'], updated_at=timeutils.utcnow())
         aggregate = load(session, aggregate_id)
     if 'availability_zone' in changes:
         zone = {AVAILABILITY_ZONE: changes['availability_zone']}
@@ -132,21 +132,18 @@ def _to_models(session: orm.Session, rows: Sequence[models.Aggregate]) -> list[m
         item = models.AggregateMetadata
         for aggregate_id, key, value in _parts(session, ids, item.key, item.value):
             metadata[aggregate_id][key] = value
-    return [_to_model(row, hosts[row.id], metadata[row.id]) for row in rows]
-
-
-def _to_model(
-    row: models.Aggregate, hosts: Sequence[str], metadata: Mapping[str, str]
-) -> model.Aggregate:
-    return model.Aggregate(
-        id=row.id,
-        uuid=row.uuid or '',
-        name=row.name or '',
-        hosts=tuple(hosts),
-        metadata=metadata,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-    )
+    return [
+        model.Aggregate(
+            id=row.id,
+            uuid=row.uuid or '',
+            name=row.name or '',
+            hosts=tuple(hosts[row.id]),
+            metadata=metadata[row.id],
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+        for row in rows
+    ]
 
 
 def _parts(
@@ -166,15 +163,6 @@ def _refuse_taken(session: orm.Session, name: str, but_by: int | None = None) ->
     for aggregate_id in session.scalars(sa.select(row.id).where(row.name == name)):
         if aggregate_id != but_by:
             raise exception.AggregateNameExists(name)
-
-
-def _rename(session: orm.Session, aggregate_id: int, name: str) -> None:
-    _change(session, aggregate_id, name=name, updated_at=timeutils.utcnow())
-
-
-def _lock(session: orm.Session, aggregate_id: int) -> None:
-    """Lock the aggregate's row by an update that changes nothing; other writers wait."""
-    _change(session, aggregate_id, name=models.Aggregate.name)
 
 
 def _change(session: orm.Session, aggregate_id: int, **values: Any) -> None:
@@ -198,7 +186,8 @@ def _change_metadata(
         why = _why_not_in(session, aggregate, metadata[AVAILABILITY_ZONE])
         if why is not None:
             raise exception.InvalidAggregateAction(f'{refusal} {aggregate.id}. Reason: {why}.')
-    _lock(session, aggregate.id)
+    # This changes nothing, but locks the aggregate's row, so that other writers wait.
+    _change(session, aggregate.id, name=models.Aggregate.name)
     _put_metadata(session, aggregate.id, metadata)
     return dataclasses.replace(load(session, aggregate.id), updated_at=timeutils.utcnow())
 

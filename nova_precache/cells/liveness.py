@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
 from nova_precache import deadline, exception, model, outages
-from nova_precache.cells import inventory, services
+from nova_precache.cells import breaker, inventory, services
 
 ANSWER_SECONDS = 8.0
 # For callers that must not wait long; a host that is unknown by then is checked before a call.
@@ -129,17 +129,21 @@ class NovaLiveness:
             if not cells[uuid].is_back_for(self._down_seconds):
                 silent = (host for host in told if told[host].is_silent(self._down_seconds))
                 settling.update(dict.fromkeys(silent, _NOT_YET))
-            reasons = ((host, self._unavailable_reason(told.get(host))) for host in hosts)
-            down.update((host, why) for host, why in reasons if why and host not in settling)
+            for host in hosts:
+                service = told.get(host)
+                why = (
+                    _NO_SERVICE
+                    if service is None
+                    else service.unavailable_reason(self._down_seconds)
+                )
+                if why and host not in settling:
+                    down[host] = why
         return Look(found, down, unknown, settling)
 
     def close(self) -> None:
         """Close the connections to the cells' databases, and start no further query."""
         with self._lock:
             self._replace_cells([])
-
-    def _unavailable_reason(self, service: services.Service | None) -> str | None:
-        return _NO_SERVICE if service is None else service.unavailable_reason(self._down_seconds)
 
     def _known_cells(self, needed: Collection[str]) -> Mapping[str, '_Cell']:
         """Return the cached cells if they are recent and include all needed ones, else reload.
@@ -184,8 +188,9 @@ class _Cell:
         self._pool = futures.ThreadPoolExecutor(CELL_THREADS, thread_name_prefix='liveness')
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
-        self._rests_until = float('-inf')
-        self._silences = 0
+        self._breaker = breaker.CircuitBreaker(
+            lambda failures: REST_SECONDS[min(failures, len(REST_SECONDS)) - 1], clock
+        )
         self._outage = outages.Outage(f'Database of cell {cell.name}', clock)
         self._back_since = float('-inf')
         self._is_closed = False
@@ -201,7 +206,7 @@ class _Cell:
             why = self.cell.database_problem or 'its mapping names none'
             refusal.set_exception(_unreachable(self.cell, why))
             return refusal
-        if self._clock() < self._rests_until:
+        if self._breaker.is_open:
             refusal.set_exception(_unreachable(self.cell, 'it gave no answer a moment ago'))
             return refusal
         try:
@@ -242,9 +247,9 @@ class _Cell:
             if isinstance(exc, ImportError):
                 why = f'no Python module {exc.name} here'
         else:
-            if self._silences:
+            if self._breaker.has_failed:
                 self._back_since = self._clock()
-            self._silences = 0
+            self._breaker.succeeded()
             self._outage.over()
             return found
         finally:
@@ -267,11 +272,8 @@ class _Cell:
 
     def _rest(self, error: exception.CellUnreachable) -> None:
         self._outage.began(error)
-        if self._clock() < self._rests_until:
-            return  # an abandoned query has failed at last
-        seconds = REST_SECONDS[min(self._silences, len(REST_SECONDS) - 1)]
-        self._silences += 1
-        self._rests_until = self._clock() + seconds
+        if not self._breaker.is_open:  # else an abandoned query has failed at last
+            self._breaker.failed()
 
 
 def _answer(

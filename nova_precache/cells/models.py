@@ -8,7 +8,7 @@ from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, mapped_column
 
 
-class Base(orm.DeclarativeBase):
+class InventoryBase(orm.DeclarativeBase):
     """Base of the inventory tables; beside Nova, these are Nova's own and are only read."""
 
 
@@ -19,7 +19,7 @@ class Timestamps:
     updated_at: Mapped[datetime.datetime | None] = mapped_column(sa.DateTime)
 
 
-class Aggregate(Timestamps, Base):
+class Aggregate(Timestamps, InventoryBase):
     __tablename__ = 'aggregates'
     __table_args__ = (
         sa.UniqueConstraint('name', name='uniq_aggregate0name'),
@@ -31,7 +31,7 @@ class Aggregate(Timestamps, Base):
     name: Mapped[str | None] = mapped_column(sa.String(255))
 
 
-class AggregateHost(Timestamps, Base):
+class AggregateHost(Timestamps, InventoryBase):
     __tablename__ = 'aggregate_hosts'
     __table_args__ = (
         sa.UniqueConstraint('host', 'aggregate_id', name='uniq_aggregate_hosts0host0aggregate_id'),
@@ -42,7 +42,7 @@ class AggregateHost(Timestamps, Base):
     aggregate_id: Mapped[int] = mapped_column(sa.ForeignKey('aggregates.id'))
 
 
-class AggregateMetadata(Timestamps, Base):
+class AggregateMetadata(Timestamps, InventoryBase):
     __tablename__ = 'aggregate_metadata'
     __table_args__ = (
         sa.UniqueConstraint('aggregate_id', 'key', name='uniq_aggregate_metadata0aggregate_id0key'),
@@ -55,7 +55,7 @@ class AggregateMetadata(Timestamps, Base):
     aggregate_id: Mapped[int] = mapped_column(sa.ForeignKey('aggregates.id'))
 
 
-class CellMapping(Timestamps, Base):
+class CellMapping(Timestamps, InventoryBase):
     __tablename__ = 'cell_mappings'
     __table_args__ = (sa.UniqueConstraint('uuid', name='uniq_cell_mappings0uuid'),)
 
@@ -67,7 +67,7 @@ class CellMapping(Timestamps, Base):
     disabled: Mapped[bool | None] = mapped_column(sa.Boolean, default=False)
 
 
-class HostMapping(Timestamps, Base):
+class HostMapping(Timestamps, InventoryBase):
     __tablename__ = 'host_mappings'
     __table_args__ = (
         sa.UniqueConstraint('host', name='uniq_host_mappings0host'),

@@ -30,7 +30,7 @@ def open_inventory(conf: cfg.ConfigOpts, own: db_session.Database) -> inventory.
 
 
 def connect(
-    conf: cfg.ConfigOpts, limits: timeouts.Limits = timeouts.SERVICE
+    conf: cfg.ConfigOpts, limits: timeouts.TimeLimits = timeouts.SERVICE
 ) -> db_session.Database:
     """Open Nova's API database read-only.
 
@@ -49,7 +49,7 @@ def connect(
 
 def _require_inventory(database: db_session.Database) -> None:
     tables = sa.inspect(database.engine)
-    for name in models.Base.metadata.tables:
+    for name in models.InventoryBase.metadata.tables:
         if not tables.has_table(name):
             raise exception.ConfigError(
                 f'[api_database] connection names no API database of Nova: it has no table {name}'

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from nova_precache.db.engine import session as db_session, timeouts
 
-_LIMITS = timeouts.Limits(connect_seconds=5, answer_seconds=10, lock_seconds=5)
+_LIMITS = timeouts.TimeLimits(connect_seconds=5, answer_seconds=10, lock_seconds=5)
 
 _SERVICES = sa.table(
     'services',

@@ -29,7 +29,7 @@ def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[run
     return [exposed, wiring_conductor.new_conductor(conf, database, exposed)]
 
 
-def _run(build: Build, limits: timeouts.Limits) -> int:
+def _run(build: Build, limits: timeouts.TimeLimits) -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.restart_if_chosen(conf)
     with schema.open_current(conf, limits) as database:

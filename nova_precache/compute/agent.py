@@ -56,7 +56,7 @@ def cache_seconds(manager_interval: int) -> float | None:
     return manager_interval or _NOVAS_PERIOD_SECONDS
 
 
-class Agent:
+class ComputeAgent:
     """Registers a host with its cell's conductors, then serves and reports.
 
     An agent that loses its registration stops serving, and registers again once it may.

@@ -21,7 +21,7 @@ REPORTED_FOR_SECONDS = 5.0
 _PREFIX = 'nova_precache_compute'
 
 
-class Computes:
+class ComputeMetrics:
     """The metrics of all computes of a process."""
 
     def __init__(

@@ -1,2 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conductor: plans requests, claims hosts, calls computes, keeps the record."""
+"""The conductor: plans requests, claims hosts, calls computes, records the outcomes.
+
+- Process: ``service`` starts and stops the parts; ``manager`` has the RPC endpoints, ``rpcapi``
+  their clients, ``metrics`` the counters.
+- Plan: ``planning`` gathers the facts, ``planner`` decides which hosts get a task;
+  ``image_access`` checks images for a project. ``pins`` requests what pinned hosts lack.
+- Work: ``dispatcher`` claims hosts, ``host_worker`` calls one, ``tracker`` records the outcome,
+  ``retry`` decides whether another attempt follows. ``job_access`` and ``companions`` supply a
+  call; ``database_wait`` waits out an outage.
+- Without a call: ``lifecycle`` opens and expires windows; ``stop_orders`` stops transfers.
+- Hosts: ``report_buffer`` writes their reports, ``unknown_hosts`` makes them register again,
+  ``liveness`` is the interface to their state; ``nova_backend`` calls stock nova-computes.
+- Notifications: ``announcer``.
+"""

@@ -107,7 +107,7 @@ class Announcer:
     def _notifications(
         self, request: model.CacheRequest, due: outbox.DueAnnouncement
     ) -> Iterator[payloads.Notification]:
-        asker = context.RequestContext(
+        requester = context.RequestContext(
             user_id=request.user_id,
             project_id=request.project_id,
             request_id=request.request_id,
@@ -117,43 +117,38 @@ class Announcer:
         )
         phase = model.Phase(due.phase)
         if due.host is not None:
-            yield from self._of_host(request, due, due.host, asker)
+            yield from self._of_host(request, due, due.host, requester)
             return
         if phase in _NOVAS and request.aggregate_id is not None:
-            yield payloads.whole_request(phase, self._aggregate(request), asker)
+            yield payloads.whole_request(phase, self._aggregate(request), requester)
         if self._sends_ours:
-            yield payloads.request_state(phase, self._requests.get(request.id), asker)
+            yield payloads.request_state(phase, self._requests.get(request.id), requester)
 
     def _of_host(
         self,
         request: model.CacheRequest,
         due: outbox.DueAnnouncement,
         host: str,
-        asker: context.RequestContext,
+        requester: context.RequestContext,
     ) -> Iterator[payloads.Notification]:
         tasks = self._requests.tasks(request.id, limit=len(request.images), host=host)
         if request.aggregate_id is not None:
             # An older release stored the host index in the position.
             index = due.position if due.host_index is None else due.host_index
             outcomes = {task.image_id: task.status for task in tasks}
-            yield payloads.host_progress(request, host, index, outcomes, asker)
+            yield payloads.host_progress(request, host, index, outcomes, requester)
         if self._sends_ours:
             for task in tasks:
                 if task.status not in model.TASK_IN_FLIGHT:  # a retry may have queued it again
-                    yield payloads.task_outcome(task, asker)
+                    yield payloads.task_outcome(task, requester)
 
     def _aggregate(self, request: model.CacheRequest) -> model.Aggregate:
         """Return the aggregate; if it was deleted, rebuild it from the request and its plan."""
-        known = _named(request)
+        known = model.Aggregate(
+            request.aggregate_id or 0, request.aggregate_uuid or '', request.aggregate_name or ''
+        )
         try:
             return self._inventory.get_aggregate(known.id, known.uuid)
         except exception.AggregateNotFound:
             hosts = tuple(self._requests.planned_hosts(request.id))
             return dataclasses.replace(known, hosts=hosts)
-
-
-def _named(request: model.CacheRequest) -> model.Aggregate:
-    """Return the aggregate as the request recorded it, without hosts."""
-    return model.Aggregate(
-        request.aggregate_id or 0, request.aggregate_uuid or '', request.aggregate_name or ''
-    )

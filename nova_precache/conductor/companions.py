@@ -25,7 +25,7 @@ MOST_IMAGES = 1000
 Needed = tuple[model.Companion, ...]
 
 
-class Needs:
+class CompanionLookup:
     """The companions of images, by the image service; thread-safe.
 
     :param clock: monotonic seconds
@@ -37,46 +37,46 @@ class Needs:
         self._images = images
         self._clock = clock
         self._lock = threading.Lock()
-        self._questions: dict[str, _Question] = {}
+        self._queries: dict[str, _Query] = {}
 
-    def of(self, image_id: str) -> Needed | None:
+    def get(self, image_id: str) -> Needed | None:
         """Return the companions of an image; None if they are unknown."""
         with self._lock:
-            question = self._questions.get(image_id)
-            if question is None or question.is_old(self._clock()):
-                known = None if question is None else question.answer()
-                question = self._ask(image_id, known)
-        return question.answer(question.asked_at + ANSWER_SECONDS - self._clock())
+            query = self._queries.get(image_id)
+            if query is None or query.is_old(self._clock()):
+                known = None if query is None else query.answer()
+                query = self._ask(image_id, known)
+        return query.answer(query.asked_at + ANSWER_SECONDS - self._clock())
 
-    def _ask(self, image_id: str, known: Needed | None) -> '_Question':
-        while len(self._questions) >= MOST_IMAGES:
-            del self._questions[next(iter(self._questions))]
-        question = _Question(self._clock(), known)
+    def _ask(self, image_id: str, known: Needed | None) -> '_Query':
+        while len(self._queries) >= MOST_IMAGES:
+            del self._queries[next(iter(self._queries))]
+        query = _Query(self._clock(), known)
         threading.Thread(
-            target=self._look_up, args=(image_id, question), name='companions', daemon=True
+            target=self._look_up, args=(image_id, query), name='companions', daemon=True
         ).start()
-        self._questions[image_id] = question
-        return question
+        self._queries[image_id] = query
+        return query
 
-    def _look_up(self, image_id: str, question: '_Question') -> None:
+    def _look_up(self, image_id: str, query: '_Query') -> None:
         try:
             image = self._images.show(image_id)
-            question.came.set_result(companions.look_up(image, self._images.show).needed)
+            query.answered.set_result(companions.look_up(image, self._images.show).needed)
         except exception.PrecacheError as exc:
             LOG.debug('The companions of image %s are not known: %s', image_id, exc)
-            question.came.set_result(question.known)
+            query.answered.set_result(query.known)
         except Exception:
             LOG.exception('Looking up the companions of image %s failed', image_id)
-            question.came.set_result(question.known)
+            query.answered.set_result(query.known)
 
 
-class _Question:
+class _Query:
     """A query for the companions of an image, with the previous answer as a fallback."""
 
     def __init__(self, asked_at: float, known: Needed | None) -> None:
         self.asked_at = asked_at
         self.known = known
-        self.came: concurrent.futures.Future[Needed | None] = concurrent.futures.Future()
+        self.answered: concurrent.futures.Future[Needed | None] = concurrent.futures.Future()
 
     def is_old(self, now: float) -> bool:
         return now >= self.asked_at + KEPT_SECONDS
@@ -84,6 +84,6 @@ class _Question:
     def answer(self, wait_seconds: float = 0) -> Needed | None:
         """Return the answer if it arrives in time, else the previous one."""
         try:
-            return self.came.result(max(0, wait_seconds))
+            return self.answered.result(max(0, wait_seconds))
         except TimeoutError:
             return self.known

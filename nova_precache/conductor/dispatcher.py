@@ -14,8 +14,8 @@ from collections.abc import Callable
 from concurrent import futures
 
 from nova_precache import exception
-from nova_precache.cells import inventory
-from nova_precache.conductor import breaker, host_worker, planner, planning, tracker
+from nova_precache.cells import breaker, inventory
+from nova_precache.conductor import host_worker, planner, planning, tracker
 from nova_precache.db import jobs, requests
 from nova_precache.db.job import claim as job_claim
 
@@ -52,7 +52,7 @@ class Dispatcher:
         self._requests = request_store
         self._inventory = aggregates
         self._planning = plans
-        self._caller = hosts
+        self._worker = hosts
         self._tracker = track
         self._breakers = breakers
         self.limit = limit
@@ -156,7 +156,7 @@ class Dispatcher:
 
     def _submit(self, claim: job_claim.Claim, first: jobs.Assignment | None = None) -> None:
         self._breakers.enter(claim.cell_uuid)  # before the next claim reads the cells to avoid
-        done = self._pool.submit(self._caller.serve, claim, self._stopping.is_set, first)
+        done = self._pool.submit(self._worker.serve, claim, self._stopping.is_set, first)
         self._in_progress[done] = claim.host
         done.add_done_callback(lambda future: self._served(claim, future))
 

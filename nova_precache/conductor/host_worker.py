@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nova_precache import context, exception, model
+from nova_precache.cells import breaker
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import askers, breaker, companions, tracker
+from nova_precache.conductor import companions, job_access, tracker
 from nova_precache.db import jobs
 from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 from nova_precache.image import service
@@ -60,8 +61,8 @@ class HostWorker:
         self._why_down = why_down
         self._tracker = track
         self._computes = computes
-        self._askers = askers.Askers(job_store, images, track)
-        self._needs = companions.Needs(images)
+        self._job_access = job_access.JobAccess(job_store, images, track)
+        self._companions = companions.CompanionLookup(images)
         self._access = access
         self._breakers = breakers
 
@@ -77,14 +78,14 @@ class HostWorker:
 
         :param first: the job that was assigned with the claim
         """
-        turned = dataclasses.replace(_ASK, assignment=first)
+        result = dataclasses.replace(_ASK, assignment=first)
         try:
-            while not turned.is_over:
+            while not result.is_over:
                 # A database outage before a call repeats the step afterwards.
-                step = functools.partial(self._step, claim, turned.assignment, is_stopping)
-                turned = self._tracker.database_wait.wait_out(step)
+                step = functools.partial(self._step, claim, result.assignment, is_stopping)
+                result = self._tracker.database_wait.wait_out(step)
         finally:
-            if not turned.is_over:
+            if not result.is_over:
                 self._jobs.release(self._conductor_id, [claim.host])
 
     def _step(
@@ -103,9 +104,9 @@ class HostWorker:
         """Make one attempt, and return the next job."""
         terms = assignment.terms
         with context.bind_request_id(terms.request_id, terms.global_request_id):
-            return self._attempt_in_its_name(assignment, is_stopping)
+            return self._check_and_call(assignment, is_stopping)
 
-    def _attempt_in_its_name(
+    def _check_and_call(
         self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]
     ) -> jobs.NextJobResult:
         if assignment.attempts > 1 and not assignment.joins:
@@ -124,7 +125,7 @@ class HostWorker:
     def _leave_down_host(self, assignment: jobs.Assignment, why: str) -> jobs.NextJobResult:
         """Postpone a job until its host is back, if its requests wait for it; else fail it."""
         if assignment.terms.waits_for_host:
-            self._tracker.put_off(assignment, why)
+            self._tracker.postpone(assignment, why)
             return _ASK  # so that its other jobs wait, too, and the host is not claimed again
         return self._leave_host(assignment, _error(why))
 
@@ -137,7 +138,7 @@ class HostWorker:
         if why.is_lost:
             self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
         is_attempt = why.is_lost or assignment.joins
-        self._tracker.wait_for(assignment, str(why), why.seconds, is_attempt)
+        self._tracker.postpone_occupied(assignment, str(why), why.seconds, is_attempt)
         return _ASK  # so that its other jobs wait, too
 
     def _leave_host(
@@ -220,7 +221,7 @@ class HostWorker:
                 deadline_seconds=terms.deadline_seconds,
                 is_last_attempt=self._tracker.is_last_attempt(assignment),
             ),
-            needed=self._needs.of(assignment.image_id),
+            needed=self._companions.get(assignment.image_id),
         )
         compute = self._computes(assignment.cell_uuid)
         outcome = compute.cache_image(context.admin_context(), assignment.host, call)
@@ -234,15 +235,15 @@ class HostWorker:
         opens = self._breakers.failed(assignment.cell_uuid)
         waits = self._jobs.terms(assignment.job_id).waits_for_host
         own = dataclasses.replace(outcome, retry=model.Retry.LATER) if waits else outcome
-        turned = self._leave_host(assignment, own)
+        result = self._leave_host(assignment, own)
         if opens:
             self._tracker.cell_failed(assignment.cell_uuid, outcome)
-        return turned
+        return result
 
     def _is_wanted(self, assignment: jobs.Assignment) -> bool:
         """Check at a retry that a request wants the image and may use it; else end the job."""
         try:
-            self._askers.check(assignment.job_id, assignment.image_id)
+            self._job_access.check(assignment.job_id, assignment.image_id)
         except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):
             return True  # the attempt itself will report it
         except exception.ImageNotUsable:

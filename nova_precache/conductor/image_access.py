@@ -13,10 +13,33 @@ and members, as Glance 33 decides it by its database and its default policy:
 ``os_hidden`` only hides an image from lists.
 """
 
+from collections.abc import Iterable
+
 from nova_precache import exception, model
+from nova_precache.conductor import planner
 from nova_precache.image import bootable, companions, service
 
 _OPEN_TO_ALL = ('public', 'community')
+
+
+def check_all(
+    images: service.ImageService,
+    image_ids: Iterable[str],
+    project_id: str | None,
+    is_admin: bool,
+) -> dict[str, planner.ImageFacts]:
+    """Check each image as :func:`check_bootable`, and return the results by id.
+
+    :raises nova_precache.exception.ImageServiceUnavailable: no answer
+    """
+    found: dict[str, planner.ImageFacts] = {}
+    for image_id in image_ids:
+        try:
+            image = check_bootable(images, image_id, project_id, is_admin)
+            found[image_id] = planner.ImageFacts(image)
+        except exception.ImageNotUsable as exc:
+            found[image_id] = planner.ImageFacts(refused=str(exc))
+    return found
 
 
 def check_bootable(

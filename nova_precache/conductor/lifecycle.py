@@ -32,7 +32,7 @@ class StopOrderSender(Protocol):
 
 
 class HostRecovery(Protocol):
-    """Finds hosts that are back; ``db.host_recovery.HostRecovery`` does so by their agents."""
+    """Finds hosts that are back; ``db.host_recovery.AgentHostRecovery`` does so for agents."""
 
     def hasten(self) -> int:
         """Make the jobs that waited for hosts that are back due now; return their number."""
@@ -47,23 +47,23 @@ class LifecycleLoop:
 
     def __init__(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         hosts: HostRecovery,
         track: tracker.Tracker,
-        tell: StopOrderSender,
+        orders: StopOrderSender,
         poll_seconds: float,
         freed: Callable[[], None],
     ) -> None:
         self._store = store
-        self._returning = hosts
+        self._recovery = hosts
         self._tracker = track
-        self._orders = tell
+        self._orders = orders
         self.poll_seconds = poll_seconds
         self._freed = freed
         self._is_stopping_transfers = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._loop = threading.Thread(target=self._run, name='helm', daemon=True)
+        self._loop = threading.Thread(target=self._run, name='lifecycle', daemon=True)
 
     def start(self) -> None:
         """Start the loop."""
@@ -81,7 +81,7 @@ class LifecycleLoop:
             self._loop.join(STOP_SECONDS)
         self._orders.stop()
 
-    def look(self) -> None:
+    def run_once(self) -> None:
         """Run every step; a step that fails does not hold up the others, and is retried."""
         for step in (
             self._stop_transfers,  # first: a user may wait for it
@@ -96,12 +96,12 @@ class LifecycleLoop:
             try:
                 step()
             except Exception:
-                LOG.exception('The step %s of the helm failed', step.__name__)
+                LOG.exception('The step %s of the lifecycle loop failed', step.__name__)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
-            self.look()
+            self.run_once()
             self._wake.wait(self._seconds_to_wait())
 
     def _seconds_to_wait(self) -> float:
@@ -128,5 +128,5 @@ class LifecycleLoop:
             self._freed()
 
     def _call_returned_hosts(self) -> None:
-        if self._returning.hasten():
+        if self._recovery.hasten():
             self._freed()

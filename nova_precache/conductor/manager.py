@@ -38,8 +38,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     Unknown arguments, which a newer compute may send, are ignored; known ones are validated
     before any action, and every action is confined to this cell.
 
-    :param check_askers: checks, by job id and image id, that some request that wants the job
-        may use the image, as ``conductor.askers.Askers.check``
+    :param check_access: checks, by job id and image id, that some request that wants the job
+        may use the image, as ``conductor.job_access.JobAccess.check``
     :param max_hosts: maximum number of hosts of this cell whose agents may register
     """
 
@@ -51,16 +51,16 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         job_store: jobs.Jobs,
         reports: report_buffer.ReportBuffer,
         token: Callable[[], str | None],
-        check_askers: Callable[[str, str], None] = lambda job_id, image_id: None,
+        check_access: Callable[[str, str], None] = lambda job_id, image_id: None,
         max_hosts: int = 20_000,
     ) -> None:
         self._cell_uuid = cell_uuid
         self._inventory = aggregates
         self._agents = agent_store
         self._jobs = job_store
-        self._intake = reports
+        self._reports = reports
         self._token = token
-        self._check_askers = check_askers
+        self._check_access = check_access
         self._max_hosts = max_hosts
         self._senders = wire.Senders(LOG)
         self._nameless: set[str] = set()
@@ -103,7 +103,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
     def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
         """Record that the cell was heard, and return the version that is served."""
-        self._intake.hear(self._cell_uuid)
+        self._reports.hear(self._cell_uuid)
         return super().ping(ctxt)
 
     @rpc.refuses(exception.InvalidInput)
@@ -116,7 +116,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         """
         with self._refusing('a report', _host_of(state)):
             agent = wire.agent(state, self._cell_uuid)
-        self._intake.add_state(agent)
+        self._reports.add_state(agent)
 
     @rpc.refuses(exception.InvalidInput)
     def report_progress(
@@ -144,7 +144,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 self._cell_uuid,
                 wire.maybe(wire.text, agent_id, 'agent_id', wire.ID_MAX, 1),
             )
-        self._intake.add_progress(report)
+        self._reports.add_progress(report)
 
     @rpc.refuses(exception.InvalidInput)
     def report_images(
@@ -185,7 +185,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         if len(report.images) < len(files):
             sender = f'host {name} of cell {self._cell_uuid}'
             self._senders.refused('some images', sender, 'no base file has such a name')
-        self._intake.add_images(reporter, report)
+        self._reports.add_images(reporter, report)
 
     @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.DatabaseUnavailable)
     def begin_job(
@@ -233,7 +233,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             if image_id is None:
                 return
             try:
-                self._check_askers(job, image_id)
+                self._check_access(job, image_id)
             except exception.ImageNotUsable as exc:
                 raise exception.ImageGone(str(exc)) from exc
             except exception.ImageUnauthorized as exc:  # of this service, not the compute

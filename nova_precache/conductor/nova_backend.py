@@ -167,7 +167,7 @@ class NovaStopOrders:
 
     def __init__(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
-from nova_precache.conductor import image_access, liveness
+from nova_precache.conductor import image_access, liveness, planner
 from nova_precache.db import caches, pins, requests
 from nova_precache.image import service
 
@@ -31,7 +31,7 @@ File = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class PinRules:
     """The configured intervals and limits of pins.
 
     :ivar interval_seconds: between two rounds
@@ -62,18 +62,18 @@ class Rules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class FileFacts:
     """Facts about the files of a pin at the time ``now``.
 
     :ivar present: the files that hosts reported, by (host, image)
     :ivar tried: the outcomes of the pin's earlier attempts, by (host, image)
-    :ivar told: the hosts that have reported their whole inventory
+    :ivar reported: the hosts that have reported their whole inventory
     """
 
     now: datetime.datetime
     present: Mapping[File, model.CachedImage]
     tried: Mapping[File, pins.AttemptHistory] = dataclasses.field(default_factory=dict)
-    told: Collection[str] = ()
+    reported: Collection[str] = ()
 
     def touched_at(self, file: File) -> datetime.datetime | None:
         """Return when a file was last used or successfully requested; None if it is absent.
@@ -86,7 +86,7 @@ class Known:
         if present is not None:
             return max(present.touched_at, succeeded_at or present.touched_at)
         host, _ = file
-        return None if host in self.told else succeeded_at
+        return None if host in self.reported else succeeded_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class PinChoice:
     """The requests to make now.
 
     :ivar failing: files that failed lately and wait for another attempt
@@ -118,15 +118,15 @@ class _Need(enum.Enum):
     CHANGE = enum.auto()
 
 
-def lacking(
-    hosts: Sequence[str], images: Sequence[str], known: Known, rules: Rules
+def missing_or_old(
+    hosts: Sequence[str], images: Sequence[str], known: FileFacts, rules: PinRules
 ) -> Sequence[File]:
     """Return the files that are missing or old, host by host."""
     files = ((host, image_id) for host in hosts for image_id in images)
     return [file for file in files if not _is_young(known.touched_at(file), known.now, rules)]
 
 
-def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
+def choose(files: Sequence[File], known: FileFacts, rules: PinRules) -> PinChoice:
     """Choose which files to request, among those that seem missing or old.
 
     Hosts that were never requested come first, then the least recently requested ones.
@@ -141,7 +141,7 @@ def choose(files: Sequence[File], known: Known, rules: Rules) -> Choice:
     batches: dict[tuple[str, ...], list[str]] = {}
     for host in (host for host in wanted if host in chosen):
         batches.setdefault(tuple(image_id for _, image_id in wanted[host]), []).append(host)
-    return Choice(
+    return PinChoice(
         [Batch(tuple(alike), images) for images, alike in batches.items()],
         [file for file, need in needs.items() if need is _Need.LATER],
         [file for file, need in needs.items() if need is _Need.CHANGE],
@@ -163,7 +163,7 @@ class Reconciler:
         aggregates: inventory.Inventory,
         alive: liveness.Liveness,
         images: service.ImageService,
-        rules: Rules,
+        rules: PinRules,
         wake: Callable[[], None],
     ) -> None:
         self._conductor_id = conductor_id
@@ -184,18 +184,18 @@ class Reconciler:
             taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
             if taken is not None:
                 with context.bind_request_id(taken.pin.request_id):
-                    self._look_after(taken)
+                    self._try_to_check(taken)
 
-    def _look_after(self, taken: pins.LeasedPin) -> None:
+    def _try_to_check(self, taken: pins.LeasedPin) -> None:
         try:
-            self._keep(taken)
+            self._check(taken)
         except exception.PrecacheError as exc:
             self._postpone(taken.pin, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
             LOG.exception('Looking after pin %s failed', taken.pin.id)
             self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
 
-    def _keep(self, taken: pins.LeasedPin) -> None:
+    def _check(self, taken: pins.LeasedPin) -> None:
         pin = taken.pin
         if pin.until is not None and pin.until <= taken.now:
             self._end(pin, 'its time is over', pin.images_gone)
@@ -205,30 +205,15 @@ class Reconciler:
         except exception.AggregateNotFound:
             self._end(pin, 'the aggregate was deleted', pin.images_gone)
             return
-        left, gone = self._look_up(pin)
+        # An image that is refused may become usable again.
+        checked = image_access.check_all(self._images, pin.images, pin.project_id, pin.is_admin)
+        left = [each.image for each in checked.values() if each.image is not None]
+        gone = {each: why for each, facts in checked.items() if (why := facts.refused) is not None}
         if not left:
             self._end(pin, f'no image is left: {"; ".join(gone.values())}', gone)
             return
         reason = self._keep_images(taken, aggregate, left)
         self._pins.checked(pin.id, self._conductor_id, reason, gone)
-
-    def _look_up(self, pin: model.Pin) -> tuple[list[model.Image], dict[str, str]]:
-        """Return the usable images, and map the others to the reason.
-
-        An image may become usable again.
-        """
-        left: list[model.Image] = []
-        gone: dict[str, str] = {}
-        for image_id in pin.images:
-            try:
-                left.append(
-                    image_access.check_bootable(
-                        self._images, image_id, pin.project_id, pin.is_admin
-                    )
-                )
-            except exception.ImageNotUsable as exc:
-                gone[image_id] = str(exc)
-        return left, gone
 
     def _keep_images(
         self, taken: pins.LeasedPin, aggregate: model.Aggregate, images: Sequence[model.Image]
@@ -239,24 +224,23 @@ class Reconciler:
         asked = self._pins.asked(taken.pin.id)
         choice = self._choose(taken, hosts, images)
         if not asked.unfinished:
-            self._ask(taken.pin, aggregate, choice.batches, asked.last_number)
-        return _what_is_wrong(asked.unfinished, unreached, choice)
+            self._request_batches(taken.pin, aggregate, choice.batches, asked.last_number)
+        return _problems(asked.unfinished, unreached, choice)
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
-        """Map the hosts that cannot be called to the reason."""
-        cells = self._inventory.cell_of_hosts(hosts)
-        off = {cell.uuid: cell.disabled_reason for cell in self._inventory.list_cells()}
-        unreached = dict(self._liveness.down(hosts))
-        for host in hosts:
-            if host not in cells:
-                unreached[host] = 'host is not mapped to a cell'
-            elif (why := off.get(cells[host])) is not None:
-                unreached[host] = why
-        return unreached
+        """Map the hosts that would get no task now to the reason."""
+        facts = planner.host_facts(
+            hosts,
+            self._inventory.cell_of_hosts(hosts),
+            self._inventory.list_cells(),
+            self._liveness.down(hosts),
+        )
+        decisions = {host: planner.decide(facts[host], model.RequestOptions()) for host in hosts}
+        return {host: each.reason for host, each in decisions.items() if each.reason is not None}
 
     def _choose(
         self, taken: pins.LeasedPin, hosts: Sequence[str], images: Sequence[model.Image]
-    ) -> Choice:
+    ) -> PinChoice:
         image_ids = [image.id for image in images]
         part_ids = {part.id for image in images for part in image.parts}
         files: list[File] = []
@@ -264,18 +248,18 @@ class Reconciler:
         for start in range(0, len(hosts), HOSTS_AT_ONCE):
             some = hosts[start : start + HOSTS_AT_ONCE]
             parts = self._caches.present(some, part_ids)
-            known = Known(taken.now, caches.bootable(parts, images))
-            found = lacking(some, image_ids, known, self.rules)
+            known = FileFacts(taken.now, caches.bootable(parts, images))
+            found = missing_or_old(some, image_ids, known, self.rules)
             files += found
             present.update((file, known.present[file]) for file in found if file in known.present)
         if not files:
-            return Choice([], [])  # the usual case; saves the query for attempts
+            return PinChoice([], [])  # the usual case; saves the query for attempts
         since_seconds = max(pins.FAILURES_COUNT_SECONDS, self.rules.touch_seconds or 0)
         tried = self._pins.tried(taken.pin.id, since_seconds)
-        known = Known(taken.now, present, tried, self._caches.known_hosts())
+        known = FileFacts(taken.now, present, tried, self._caches.known_hosts())
         return choose(files, known, self.rules)
 
-    def _ask(
+    def _request_batches(
         self,
         pin: model.Pin,
         aggregate: model.Aggregate,
@@ -288,7 +272,21 @@ class Reconciler:
             # If the lease runs out here, the key returns the requests of the conductor that
             # took over, and no duplicates are made.
             key = f'pin {pin.id} after {last_number}, {index}'
-            request = self._requests.accept(_request(pin, aggregate, batch, key))
+            request = self._requests.accept(
+                requests.NewRequest(
+                    aggregate=dataclasses.replace(aggregate, hosts=batch.hosts),
+                    hosts=batch.hosts,
+                    images=batch.images,
+                    description=f'pin {pin.id}',
+                    client_request_id=key,
+                    pin_id=pin.id,
+                    project_id=pin.project_id,
+                    user_id=pin.user_id,
+                    is_admin=pin.is_admin,
+                    request_id=pin.request_id,
+                    priority=PRIORITY,
+                )
+            )
             LOG.info('Pin %s asks for %d hosts by %s', pin.id, len(batch.hosts), request.id)
         self._wake()
 
@@ -302,33 +300,33 @@ class Reconciler:
         self._pins.checked(pin.id, self._conductor_id, reason, pin.images_gone)
 
 
-def _need(file: File, known: Known, rules: Rules) -> _Need:
+def _need(file: File, known: FileFacts, rules: PinRules) -> _Need:
     if _is_young(known.touched_at(file), known.now, rules):
         return _Need.NOTHING
-    tried = known.tried.get(file)
-    if tried is not None and tried.is_not_ours and _is_as_it_was(known.present.get(file), tried):
+    tried, present = known.tried.get(file), known.present.get(file)
+    if (
+        tried is not None
+        and tried.is_not_ours
+        and present is not None
+        and present.touched_at <= tried.ended_at
+    ):
+        # Its compute touches the file once it can; after that it may grow old again.
         return _Need.CHANGE
     if tried is None or _seconds(known.now - tried.ended_at) >= rules.wait_seconds(tried):
         return _Need.NOW
     return _Need.LATER if tried.has_failed else _Need.NOTHING
 
 
-def _is_as_it_was(present: model.CachedImage | None, tried: pins.AttemptHistory) -> bool:
-    """Return whether a file exists and was not touched since the attempt that could not touch it.
-
-    Its compute touches it once it can; after that it may grow old again.
-    """
-    return present is not None and present.touched_at <= tried.ended_at
-
-
-def _is_young(touched_at: datetime.datetime | None, now: datetime.datetime, rules: Rules) -> bool:
+def _is_young(
+    touched_at: datetime.datetime | None, now: datetime.datetime, rules: PinRules
+) -> bool:
     """Return whether a file exists and need not be touched."""
     if touched_at is None:
         return False
     return rules.touch_seconds is None or _seconds(now - touched_at) <= rules.touch_seconds
 
 
-def _last_tried(files: Sequence[File], known: Known) -> tuple[bool, datetime.datetime]:
+def _last_tried(files: Sequence[File], known: FileFacts) -> tuple[bool, datetime.datetime]:
     tries = [known.tried[file].ended_at for file in files if file in known.tried]
     return bool(tries), max(tries, default=known.now)
 
@@ -337,26 +335,8 @@ def _seconds(time: datetime.timedelta) -> float:
     return time.total_seconds()
 
 
-def _request(
-    pin: model.Pin, aggregate: model.Aggregate, batch: Batch, key: str
-) -> requests.NewRequest:
-    return requests.NewRequest(
-        aggregate=dataclasses.replace(aggregate, hosts=batch.hosts),
-        hosts=batch.hosts,
-        images=batch.images,
-        description=f'pin {pin.id}',
-        client_request_id=key,
-        pin_id=pin.id,
-        project_id=pin.project_id,
-        user_id=pin.user_id,
-        is_admin=pin.is_admin,
-        request_id=pin.request_id,
-        priority=PRIORITY,
-    )
-
-
-def _what_is_wrong(
-    unfinished: Mapping[str, str], unreached: Mapping[str, str], choice: Choice
+def _problems(
+    unfinished: Mapping[str, str], unreached: Mapping[str, str], choice: PinChoice
 ) -> str | None:
     """Return why not all files are kept, with one example of each kind; None if all are."""
     wrong = [

@@ -2,10 +2,9 @@
 """Turns accepted requests into tasks: gathers the facts, writes the plan in chunks."""
 
 import contextlib
-import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
@@ -61,7 +60,9 @@ class Planning:
         try:
             self._plan(taken, is_stopping)
         except exception.AggregateNotFound:
-            self._fail(taken.request.id, 'the aggregate was deleted before the request was planned')
+            reason = 'the aggregate was deleted before the request was planned'
+            if self._requests.fail(taken.request.id, self._conductor_id, reason):
+                self._tracker.failed(taken.request.id)
         except exception.PrecacheError as exc:
             self._postpone(taken.request.id, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
@@ -70,19 +71,31 @@ class Planning:
 
     def _plan(self, taken: requests.ToPlan, is_stopping: Callable[[], bool]) -> None:
         request = taken.request
-        queued = self._queued_anew(request)
-        if queued is None:
-            facts = self._facts(taken, self._hosts(request))
-            tasks = planner.plan(request, facts)
-        else:
-            facts = self._facts_of_retry(taken, queued)
-            tasks = planner.replan(request, queued, facts)
+        queued = self._queued_again(request)
+        hosts, left = self._hosts(request, queued)
+        images = image_access.check_all(
+            self._images, request.images, request.project_id, taken.is_admin
+        )
+        host_facts = planner.host_facts(
+            hosts,
+            self._inventory.cell_of_hosts(hosts),
+            self._inventory.list_cells(),
+            self._liveness.down(hosts),
+            uncallable=self._unsupported(),
+            left=left,
+        )
         # Neither down nor up: the host would be skipped wrongly, or hold a slot until a timeout.
-        mapped = [host for host in facts.hosts if host in facts.cells]
+        mapped = [host for host, facts in host_facts.items() if facts.cell_uuid is not None]
         settling = self._liveness.settling(mapped)
         if settling and not request.options.wait_for_down_hosts:
             self._postpone(request.id, f'{len(settling)} hosts have not reported yet')
             return
+        files = (
+            itertools.product(hosts, request.images)
+            if queued is None
+            else ((task.host, task.image_id) for task in queued)
+        )
+        tasks = planner.plan(files, host_facts, images, request.options)
         self._write(request, tasks, is_stopping)
 
     def _write(
@@ -100,17 +113,25 @@ class Planning:
         if self._requests.mark_planned(request.id, self._conductor_id):
             self._tracker.planned(request.id)
 
-    def _hosts(self, request: model.CacheRequest) -> Sequence[str]:
-        if request.hosts is not None:
-            return request.hosts
-        return self._aggregate_hosts(request)
+    def _hosts(
+        self, request: model.CacheRequest, queued: Sequence[model.Task] | None
+    ) -> tuple[Sequence[str], Collection[str]]:
+        """Return the hosts to plan, and those of an earlier plan that have left the aggregate."""
+        if queued is None:
+            return self._aggregate_hosts(request) if request.hosts is None else request.hosts, ()
+        hosts = list(dict.fromkeys(task.host for task in queued))
+        left: set[str] = set()
+        if request.aggregate_id is not None:
+            with contextlib.suppress(exception.AggregateNotFound):  # keep the request as planned
+                left = set(hosts) - set(self._aggregate_hosts(request))
+        return hosts, left
 
     def _aggregate_hosts(self, request: model.CacheRequest) -> Sequence[str]:
         if request.aggregate_id is None:
             raise exception.PrecacheError('the request names neither an aggregate nor hosts')
         return self._inventory.get_aggregate(request.aggregate_id, request.aggregate_uuid).hosts
 
-    def _queued_anew(self, request: model.CacheRequest) -> Sequence[model.Task] | None:
+    def _queued_again(self, request: model.CacheRequest) -> Sequence[model.Task] | None:
         """Return the tasks that a retry has queued; None for a request that has no plan yet."""
         if request.planned_at is None:
             return None
@@ -124,47 +145,6 @@ class Planning:
             queued += page
         return queued
 
-    def _facts_of_retry(
-        self, taken: requests.ToPlan, queued: Sequence[model.Task]
-    ) -> planner.Facts:
-        """Gather the facts about the hosts of an earlier plan; some may have left since."""
-        hosts = list(dict.fromkeys(task.host for task in queued))
-        left: frozenset[str] = frozenset()
-        if taken.request.aggregate_id is not None:
-            with contextlib.suppress(exception.AggregateNotFound):  # keep the request as planned
-                left = frozenset(hosts) - set(self._aggregate_hosts(taken.request))
-        return dataclasses.replace(self._facts(taken, hosts), left=left)
-
-    def _facts(self, taken: requests.ToPlan, hosts: Sequence[str]) -> planner.Facts:
-        images, refused = self._check_images(taken)
-        return planner.Facts(
-            hosts=hosts,
-            cells=self._inventory.cell_of_hosts(hosts),
-            cells_off={
-                cell.uuid: why
-                for cell in self._inventory.list_cells()
-                if (why := cell.disabled_reason) is not None
-            },
-            down=self._liveness.down(hosts),
-            images=images,
-            refused=refused,
-            unsupported=self._unsupported(),
-        )
-
-    def _check_images(
-        self, taken: requests.ToPlan
-    ) -> tuple[dict[str, model.Image], dict[str, str]]:
-        images: dict[str, model.Image] = {}
-        refused: dict[str, str] = {}
-        for image_id in taken.request.images:
-            try:
-                images[image_id] = image_access.check_bootable(
-                    self._images, image_id, taken.request.project_id, taken.is_admin
-                )
-            except exception.ImageNotUsable as exc:
-                refused[image_id] = str(exc)
-        return images, refused
-
     def _postpone(
         self,
         request_id: str,
@@ -176,10 +156,6 @@ class Planning:
         level = logging.DEBUG if is_logged else logging.WARNING
         LOG.log(level, 'Request %s is planned later: %s', request_id, reason)
         self._requests.postpone_plan(request_id, self._conductor_id, seconds, reason)
-
-    def _fail(self, request_id: str, reason: str) -> None:
-        if self._requests.fail(request_id, self._conductor_id, reason):
-            self._tracker.failed(request_id)
 
 
 def _chunks(

@@ -78,8 +78,8 @@ class ReportBuffer:
             states, self._states = self._states, {}
             heard, self._heard = self._heard, set()
         reports = [agent for of_cell in states.values() for agent in of_cell.values()]
-        if reports and (strangers := self._agents.report(reports)):
-            self._refuse(strangers)
+        if reports and (unregistered := self._agents.report(reports)):
+            self._refuse(unregistered)
         if heard:  # only now: a conductor that cannot record heartbeats has not heard the cell
             self._note_heard(heard)
 

@@ -121,7 +121,10 @@ class ConductorReporter:
     def report_images(self, host: str, agent_id: str, news: reporter.CacheNews) -> None:
         is_first = news.full and news.after is None
         if self._is_inventory_kept is None or is_first:
-            self._is_inventory_kept = self._client.can_send('1.1') and self._knows_of_inventory()
+            # An older conductor would log an error for each inventory message.
+            self._is_inventory_kept = self._client.can_send('1.1') and isinstance(
+                self._call('ping'), str
+            )
         if not self._is_inventory_kept:
             return
         self._client.cast(
@@ -136,10 +139,6 @@ class ConductorReporter:
             after=news.after,
             until=news.until,
         )
-
-    def _knows_of_inventory(self) -> bool:
-        """Ask the conductor: an older one would log an error for each inventory message."""
-        return isinstance(self._call('ping'), str)
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
         begun = self._call(

@@ -37,7 +37,7 @@ class Periods:
     progress_seconds: float
     heartbeat_seconds: float
     cells_seconds: float
-    purge: Callable[[], None]
+    purge: Callable[[], object]
     pin_seconds: float
     keep_pins: Callable[[], object]
 
@@ -66,7 +66,7 @@ class Conductor:
         self,
         conductor_id: str,
         dispatch: dispatcher.Dispatcher,
-        helm: lifecycle.LifecycleLoop,
+        lifecycle_loop: lifecycle.LifecycleLoop,
         announce: announcer.Announcer,
         reports: report_buffer.ReportBuffer,
         job_store: jobs.Jobs,
@@ -77,9 +77,9 @@ class Conductor:
     ) -> None:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
-        self._helm = helm
+        self._lifecycle_loop = lifecycle_loop
         self._announcer = announce
-        self._intake = reports
+        self._reports = reports
         self._jobs = job_store
         self._api_transport = api_transport
         self._transports = cell_transports
@@ -104,7 +104,7 @@ class Conductor:
         self.serve_all()
         self._periodic.start()
         self._announcer.start()
-        self._helm.start()
+        self._lifecycle_loop.start()
         self._dispatcher.start()
         LOG.info('Conductor %s runs', self._conductor_id)
 
@@ -117,8 +117,8 @@ class Conductor:
         for step in (
             self._dispatcher.stop,
             self._stop_the_others,
-            self._intake.write_progress,
-            self._intake.write_images,
+            self._reports.write_progress,
+            self._reports.write_images,
         ):
             self._try_to(step)
         LOG.info('Conductor %s has stopped', self._conductor_id)
@@ -131,7 +131,7 @@ class Conductor:
             LOG.exception('A part of the conductor did not stop as it should')
 
     def _stop_the_others(self) -> None:
-        concurrency.stop_all([self._helm, self._announcer, *self._served.values()])
+        concurrency.stop_all([self._lifecycle_loop, self._announcer, *self._served.values()])
         if not concurrency.stop_within(PART_STOP_SECONDS, self._periodic):
             LOG.warning('Periodic work of the conductor did not end within %g s', PART_STOP_SECONDS)
 
@@ -152,7 +152,7 @@ class Conductor:
 
     def _wake(self) -> None:
         """Wake all loops that may have to act on a new or steered request."""
-        self._helm.wake()
+        self._lifecycle_loop.wake()
         self._dispatcher.wake()
         self._announcer.wake()
 

@@ -15,7 +15,8 @@ from concurrent import futures
 from typing import Protocol
 
 from nova_precache import context, exception, model, outages
-from nova_precache.conductor import breaker, tracker
+from nova_precache.cells import breaker
+from nova_precache.conductor import tracker
 from nova_precache.db import agents, jobs, request_actions
 from nova_precache.db.job import stop as job_stop
 
@@ -58,7 +59,7 @@ class StopOrders:
 
     def __init__(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         job_store: jobs.Jobs,
         agent_store: agents.Agents,
         track: tracker.Tracker,
@@ -109,7 +110,7 @@ class StopOrders:
             if discard.host in down:
                 self._leave_to_age(discard, down[discard.host])
             else:
-                forget = functools.partial(self._forget, discard)
+                forget = functools.partial(self._discard, discard)
                 self._discards.run(discard.job_id, discard.cell_uuid, forget)
 
     def stop(self) -> None:
@@ -150,7 +151,7 @@ class StopOrders:
         self._tracker.settle(self._store.stopped(order.job_id, order.epoch))
         self._freed()
 
-    def _forget(self, discard: job_stop.Discard) -> float:
+    def _discard(self, discard: job_stop.Discard) -> float:
         try:
             self._computes(discard.cell_uuid).forget_image(
                 context.admin_context(), discard.host, discard.image_id
@@ -166,7 +167,7 @@ class StopOrders:
 
     def _leave_to_age(self, discard: job_stop.Discard, why: str) -> None:
         LOG.info(
-            'What came of image %s stays on host %s until it is too old: %s',
+            'The partial download of image %s stays on host %s until it is too old: %s',
             discard.image_id,
             discard.host,
             why,
@@ -198,10 +199,10 @@ class CellCallPool:
         self._rests_until: dict[Hashable, float] = {}
         self._pools: dict[str, futures.ThreadPoolExecutor] = {}
 
-    def run(self, key: Hashable, cell_uuid: str, errand: Callable[[], float]) -> None:
-        """Run an errand in a thread, unless it is running, resting or its cell is.
+    def run(self, key: Hashable, cell_uuid: str, call: Callable[[], float]) -> None:
+        """Make a call in a thread, unless it is running, resting or its cell is.
 
-        :param errand: returns the seconds after which it may be run again
+        :param call: returns the seconds after which it may be made again
         """
         if self._breakers.is_resting(cell_uuid):
             return
@@ -210,10 +211,10 @@ class CellCallPool:
                 return
             self._running.add(key)
             pool = self._pools.get(cell_uuid) or self._add_pool(cell_uuid)
-        pool.submit(self._do, key, cell_uuid, errand)
+        pool.submit(self._do, key, cell_uuid, call)
 
     def forget_all_but(self, keys: Collection[Hashable]) -> None:
-        """Drop the rest times of all other errands, which are no longer needed."""
+        """Drop the rest times of all other calls, which are no longer needed."""
         with self._lock:
             for key in self._rests_until.keys() - keys:
                 del self._rests_until[key]
@@ -229,11 +230,11 @@ class CellCallPool:
         self._pools[cell_uuid] = pool
         return pool
 
-    def _do(self, key: Hashable, cell_uuid: str, errand: Callable[[], float]) -> None:
+    def _do(self, key: Hashable, cell_uuid: str, call: Callable[[], float]) -> None:
         seconds = self._failed_seconds
         try:
             with context.bind_request_id(None):  # the host logs the call under the same id
-                seconds = errand()
+                seconds = call()
         except TimeoutError as exc:
             self._breakers.succeeded(cell_uuid)  # its broker took the call
             LOG.warning('A host of cell %s gave no answer: %s', cell_uuid, exc)
@@ -243,7 +244,7 @@ class CellCallPool:
         except exception.PrecacheError as exc:
             LOG.warning('A host of cell %s refused or cannot be understood: %s', cell_uuid, exc)
         except Exception:
-            LOG.exception('What a host of cell %s was to be told failed', cell_uuid)
+            LOG.exception('A call to a host of cell %s failed', cell_uuid)
         finally:
             with self._lock:
                 self._running.discard(key)

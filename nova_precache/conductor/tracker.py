@@ -29,7 +29,7 @@ class Tracker:
         self,
         job_store: jobs.Jobs,
         request_store: requests.Requests,
-        steering_store: request_actions.Steering,
+        actions: request_actions.RequestActions,
         announce: Callable[[], None],
         policy: retry.RetryPolicy,
         count: Callable[[int, model.ImageOutcome], None] = lambda tasks, outcome: None,
@@ -38,12 +38,14 @@ class Tracker:
         self.database_wait = waiting or database_wait.DatabaseWait()
         self._jobs = job_store
         self._requests = request_store
-        self._steering = steering_store
+        self._actions = actions
         self._announce = announce
         self.policy = policy
         self._count = count
         # The options of a request never change: query them once per request, not once per task.
-        self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(self._look_whether_guarded)
+        self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(
+            lambda request_id: _is_guarded(request_store.outline(request_id).options)
+        )
 
     def planned(self, request_id: str) -> None:
         """Settle a planned request, which has ended if the plan decided every outcome."""
@@ -81,15 +83,15 @@ class Tracker:
         cannot be recorded ends the job with a plain reason, or it would be due again for ever.
         """
         try:
-            return self._attempted_in_turn(conductor_id, assignment, outcome, goes_on)
+            return self._record_and_assign(conductor_id, assignment, outcome, goes_on)
         except exception.DatabaseUnavailable:
             raise
         except Exception:
             LOG.exception('The outcome of job %s cannot be recorded', assignment.job_id)
             plain = model.ImageOutcome(model.TaskStatus.ERROR, reasons.UNRECORDED)
-            return self._attempted_in_turn(conductor_id, assignment, plain, goes_on)
+            return self._record_and_assign(conductor_id, assignment, plain, goes_on)
 
-    def _attempted_in_turn(
+    def _record_and_assign(
         self,
         conductor_id: str,
         assignment: jobs.Assignment,
@@ -102,23 +104,23 @@ class Tracker:
             ended = jobs.Finish(assignment.job_id, assignment.epoch, outcome)
         else:
             self._record_retry(assignment, outcome, delay)
-        turned = self.database_wait.wait_out(
+        result = self.database_wait.wait_out(
             lambda: self._jobs.next_job(conductor_id, assignment.host, ended, goes_on)
         )
         if ended is not None:
-            self._settle_final(turned.recorded, outcome)
-        return turned
+            self._settle_final(result.recorded, outcome)
+        return result
 
     def _settle_final(self, recorded: job_outcome.Recorded, outcome: model.ImageOutcome) -> None:
         self._count(len(recorded.requests), outcome)  # a request has one task of a job
         self.settle(recorded)
 
-    def put_off(self, assignment: jobs.Assignment, why: str) -> None:
+    def postpone(self, assignment: jobs.Assignment, why: str) -> None:
         """Postpone a job until its host is back; this does not count as an attempt."""
         waits = model.ImageOutcome(model.TaskStatus.ERROR, why, model.Retry.LATER)
         self._record_retry(assignment, waits, retry.HOST_SECONDS)
 
-    def wait_for(
+    def postpone_occupied(
         self, assignment: jobs.Assignment, why: str, seconds: float, is_attempt: bool
     ) -> None:
         """Postpone a job of an occupied host; if its last attempt was lost, the job ends.
@@ -185,13 +187,10 @@ class Tracker:
     def _settle(self, settled: job_outcome.Recorded) -> None:
         guarded = [request for request in settled.requests if self._is_guarded(request)]
         if guarded:
-            settled = job_outcome.together([settled, self._steering.check(guarded)])
+            settled = job_outcome.together([settled, self._actions.check(guarded)])
         self.complete(settled.idle)
         if settled.requests:
             self._announce()
-
-    def _look_whether_guarded(self, request_id: str) -> bool:
-        return _is_guarded(self._requests.outline(request_id).options)
 
     def complete(self, request_ids: Iterable[str]) -> None:
         """End those of the requests that have nothing in flight."""

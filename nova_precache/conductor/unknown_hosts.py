@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from nova_precache import context, exception, model, wire
-from nova_precache.conductor import breaker, stop_orders
+from nova_precache.cells import breaker
+from nova_precache.conductor import stop_orders
 
 LOG = logging.getLogger(__name__)
 
@@ -42,18 +43,18 @@ class UnknownHosts:
         clock: Callable[[], float],
     ) -> None:
         self._computes = computes
-        self._errands = stop_orders.CellCallPool(breakers, clock, AGAIN_SECONDS)
+        self._calls = stop_orders.CellCallPool(breakers, clock, AGAIN_SECONDS)
         self._senders = wire.Senders(LOG)
 
     def refuse(self, agents: Collection[model.Agent]) -> None:
         """Request agents to register again, in the background; limited per cell."""
         some = _some_of_each_cell(agents)
-        self._errands.forget_all_but({_key(agent) for agent in some})
+        self._calls.forget_all_but({_key(agent) for agent in some})
         for agent in some:
             if self._senders.is_first(agent.cell_uuid, f'{agent.host} {agent.agent_id}'):
                 LOG.warning('Agent %s is not registered for host %s', agent.agent_id, agent.host)
             send = functools.partial(self._send, agent)
-            self._errands.run(_key(agent), agent.cell_uuid, send)
+            self._calls.run(_key(agent), agent.cell_uuid, send)
 
     def _send(self, agent: model.Agent) -> float:
         try:

@@ -21,7 +21,7 @@ DISABLED = 'host disabled'
 BATCH_JOBS = 1000
 
 
-class HostRecovery:
+class AgentHostRecovery:
     """Jobs whose hosts have come back."""
 
     def __init__(self, database: db_session.Database, down_seconds: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steering of accepted requests: by users, by their windows and by their conditions.
+"""Actions on accepted requests: by users, by their windows and by their conditions.
 
 Each action is one transaction that leaves tasks and jobs in their new state. Conductors find
 their work in the database; any of them may do it.
@@ -30,7 +30,7 @@ StopOrder = job_stop.StopOrder
 Discard = job_stop.Discard
 
 
-class Steering:
+class RequestActions:
     """Steers the requests in the database."""
 
     def __init__(self, database: db_session.Database) -> None:

@@ -24,7 +24,7 @@ from nova_precache.db.request import (
 
 _RACES = 5
 
-Limits = create.Limits
+RequestLimits = create.RequestLimits
 NewRequest = create.NewRequest
 RequestFilter = queries.RequestFilter
 
@@ -40,7 +40,7 @@ class ToPlan:
 class Requests:
     """The requests in the database; every method is one short transaction."""
 
-    def __init__(self, database: db_session.Database, limits: Limits) -> None:
+    def __init__(self, database: db_session.Database, limits: RequestLimits) -> None:
         self._database = database
         self._limits = limits
 

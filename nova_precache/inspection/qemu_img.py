@@ -173,7 +173,7 @@ class QemuImg:
         :raises QemuImgFailed: it rejected its input
         """
         wall_seconds = cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
-        limits = sandbox.Limits(
+        limits = sandbox.ResourceLimits(
             self._limits.address_space_bytes, cpu_seconds, wall_seconds, file_bytes
         )
         try:

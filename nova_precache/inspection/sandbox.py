@@ -21,7 +21,7 @@ LAUNCHERS = (*PROGRAMS, 'ionice')
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """Resource limits of a program.
 
     :ivar file_bytes: largest size of a file that it writes, and of its output
@@ -44,7 +44,7 @@ class Ended:
 
 def run(
     command: Sequence[str],
-    limits: Limits,
+    limits: ResourceLimits,
     control: Control | None = None,
     *,
     idle_priority: bool = False,
@@ -88,7 +88,7 @@ def _start(command: Sequence[str], output: BinaryIO) -> 'subprocess.Popen[bytes]
     )
 
 
-def _command(command: Sequence[str], limits: Limits, idle_priority: bool) -> list[str]:
+def _command(command: Sequence[str], limits: ResourceLimits, idle_priority: bool) -> list[str]:
     file_limit = [] if limits.file_bytes is None else [f'--fsize={limits.file_bytes}']
     limited = [
         # With CAP_FOWNER, a program that an image took over could open the disks of all guests.

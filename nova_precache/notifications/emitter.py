@@ -54,7 +54,7 @@ class MessagingEmitter:
     def emit(self, notification: payloads.Notification) -> None:
         notifier = self._notifier.prepare(publisher_id=f'{notification.source}:{self._host}')
         with self._noted():
-            notifier.info(notification.asker, notification.event_type, notification.payload)
+            notifier.info(notification.requester, notification.event_type, notification.payload)
 
     @contextlib.contextmanager
     def _noted(self) -> Iterator[None]:

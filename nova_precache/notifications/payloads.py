@@ -12,7 +12,7 @@ NOVA = 'nova'
 OURS = 'image_precache'
 
 
-class Source(enum.StrEnum):
+class Publisher(enum.StrEnum):
     """The publisher of a notification, without the host, whichever process sends it."""
 
     API = 'nova-api'
@@ -25,13 +25,13 @@ class Notification:
     """A notification, and the context of the request that it is about."""
 
     event_type: str
-    source: Source
+    source: Publisher
     payload: model.Json
-    asker: context.RequestContext
+    requester: context.RequestContext
 
 
 def whole_request(
-    phase: model.Phase, aggregate: model.Aggregate, asker: context.RequestContext
+    phase: model.Phase, aggregate: model.Aggregate, requester: context.RequestContext
 ) -> Notification:
     """Build the start or the end of a request: an ``AggregatePayload`` 1.1."""
     payload = _versioned(
@@ -46,7 +46,7 @@ def whole_request(
             'metadata': dict(aggregate.metadata),
         },
     )
-    return Notification(_novas_event(phase), Source.API, payload, asker)
+    return Notification(_novas_event(phase), Publisher.API, payload, requester)
 
 
 def host_progress(
@@ -54,7 +54,7 @@ def host_progress(
     host: str,
     index: int,
     outcomes: Mapping[str, str],
-    asker: context.RequestContext,
+    requester: context.RequestContext,
 ) -> Notification:
     """Build the progress of a request by one host: an ``AggregateCachePayload`` 1.0.
 
@@ -77,11 +77,11 @@ def host_progress(
             'total': request.hosts_total,
         },
     )
-    return Notification(_novas_event(model.Phase.PROGRESS), Source.CONDUCTOR, payload, asker)
+    return Notification(_novas_event(model.Phase.PROGRESS), Publisher.CONDUCTOR, payload, requester)
 
 
 def request_state(
-    phase: model.Phase, request: model.CacheRequest, asker: context.RequestContext
+    phase: model.Phase, request: model.CacheRequest, requester: context.RequestContext
 ) -> Notification:
     """Build the state of a request after one of its phases: a ``RequestPayload`` 1.0."""
     payload = _versioned(
@@ -115,10 +115,10 @@ def request_state(
             'finished_at': _time(request.finished_at),
         },
     )
-    return Notification(f'{OURS}.request.{phase}', Source.PRECACHE, payload, asker)
+    return Notification(f'{OURS}.request.{phase}', Publisher.PRECACHE, payload, requester)
 
 
-def task_outcome(task: model.Task, asker: context.RequestContext) -> Notification:
+def task_outcome(task: model.Task, requester: context.RequestContext) -> Notification:
     """Build the final outcome of one task: a ``TaskPayload`` 1.0."""
     payload = _versioned(
         OURS,
@@ -139,7 +139,7 @@ def task_outcome(task: model.Task, asker: context.RequestContext) -> Notificatio
             'finished_at': _time(task.finished_at),
         },
     )
-    return Notification(f'{OURS}.task', Source.PRECACHE, payload, asker)
+    return Notification(f'{OURS}.task', Publisher.PRECACHE, payload, requester)
 
 
 def _options(options: model.RequestOptions) -> model.Json:

@@ -22,11 +22,11 @@ class ApiError(Exception):
     """The service refused a request; the message is its own."""
 
 
-class Unavailable(ApiError):
+class ApiUnavailable(ApiError):
     """The service does not answer, or is temporarily unavailable."""
 
 
-class Client:
+class ApiClient:
     """The service's API for commands; paths are below /v1."""
 
     def __init__(self, endpoint: adapter.Adapter) -> None:
@@ -90,9 +90,9 @@ class Client:
             raise ApiError(str(error)) from error
         except (keystone.ConnectionError, keystone.HttpServerError) as error:
             # The text after the colon is an internal of the HTTP library.
-            raise Unavailable(str(error).split(': ')[0]) from error
+            raise ApiUnavailable(str(error).split(': ')[0]) from error
         if answer.status_code in _PASSING:
-            raise Unavailable(_message(answer))
+            raise ApiUnavailable(_message(answer))
         # A server that offers a choice of versions lacks the requested one.
         if answer.status_code >= requests.codes.multiple_choices:
             raise ApiError(_message(answer))
@@ -111,9 +111,9 @@ class Client:
         return answer
 
 
-def of(app: Any) -> Client:
+def of(app: Any) -> ApiClient:
     """Return the client of a running ``openstack``; the plugin creates it on first use."""
-    client: Client = app.client_manager.image_precache
+    client: ApiClient = app.client_manager.image_precache
     return client
 
 

@@ -34,7 +34,7 @@ class Estimate(command.ShowOne):
         return (*names, 'by_host'), (*values, Hosts(estimate['hosts']))
 
 
-def _ask(service: client.Client, body: client.Json) -> client.Json:
+def _ask(service: client.ApiClient, body: client.Json) -> client.Json:
     """Fetch all pages; only the hosts are continued on the later ones."""
     page = service.post('estimate', body=body)
     estimate = page['estimate']

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from osc_lib import utils
 
 if TYPE_CHECKING:
-    from nova_precache.osc.client import Client
+    from nova_precache.osc.client import ApiClient
 
 API_NAME = 'image_precache'
 API_VERSION_OPTION = 'os_image_precache_api_version'
@@ -18,7 +18,7 @@ DEFAULT_API_VERSION = '1'
 API_VERSIONS = ('1', '1.0')
 
 
-def make_client(instance: Any) -> 'Client':
+def make_client(instance: Any) -> 'ApiClient':
     """Create the client that commands use as ``client_manager.image_precache``."""
     from keystoneauth1 import adapter
 
@@ -26,7 +26,7 @@ def make_client(instance: Any) -> 'Client':
 
     version = str(instance._api_version[API_NAME])
     config = instance.sdk_connection.config
-    return client.Client(
+    return client.ApiClient(
         adapter.Adapter(
             session=instance.session,
             service_type=client.SERVICE_TYPE,

@@ -11,7 +11,7 @@ from openstack import exceptions
 from oslo_utils import uuidutils
 
 
-class NotFound(Exception):
+class NameNotFound(Exception):
     """No image has this name, or several images have it."""
 
 
@@ -25,14 +25,14 @@ def image_id(app: Any, name: str) -> str:
 
     So commands also work for an image that was deleted from the image service.
 
-    :raises NotFound: the name is unknown or ambiguous
+    :raises NameNotFound: the name is unknown or ambiguous
     """
     if uuidutils.is_uuid_like(name):
         return name
     try:
         found = app.client_manager.sdk_connection.image.find_image(name)
     except exceptions.DuplicateResource:
-        raise NotFound(f'More than one image is named {name}: give the ID of one.') from None
+        raise NameNotFound(f'More than one image is named {name}: give the ID of one.') from None
     if found is None:
-        raise NotFound(f'No image has the name or ID {name}.')
+        raise NameNotFound(f'No image has the name or ID {name}.')
     return str(found.id)

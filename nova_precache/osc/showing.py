@@ -49,7 +49,7 @@ class HostState:
         return self.status if self.tasks == 1 else f'{self.status} {self.tasks_done}/{self.tasks}'
 
 
-class View(Protocol):
+class ProgressView(Protocol):
     """Shows successive snapshots, and notes."""
 
     def show(self, snapshot: Snapshot) -> None: ...
@@ -58,10 +58,10 @@ class View(Protocol):
 
 
 @contextlib.contextmanager
-def view(screen: console.Console) -> Iterator[View]:
+def view(screen: console.Console) -> Iterator[ProgressView]:
     """Yield the view for the console: bars in a terminal, else lines."""
     if not screen.is_terminal:
-        yield Lines(screen)
+        yield LineView(screen)
         return
     shown = (
         progress.TextColumn('{task.description}', markup=False),
@@ -72,10 +72,10 @@ def view(screen: console.Console) -> Iterator[View]:
         progress.TextColumn('{task.fields[words]}', markup=False),
     )
     with progress.Progress(*shown, console=screen) as bars:
-        yield Bars(bars)
+        yield BarView(bars)
 
 
-class Bars:
+class BarView:
     """A bar for each visible host, and one for the total."""
 
     def __init__(self, bars: progress.Progress) -> None:
@@ -109,7 +109,7 @@ class Bars:
         self._bars.update(self._known[state.host], **fields)
 
 
-class Lines:
+class LineView:
     """A line for each change: for a log or a screen reader."""
 
     def __init__(

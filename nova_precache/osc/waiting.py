@@ -10,7 +10,7 @@ from rich import console
 
 from nova_precache import model
 from nova_precache.osc import showing
-from nova_precache.osc.client import ApiError, Client, Json, Unavailable
+from nova_precache.osc.client import ApiClient, ApiError, ApiUnavailable, Json
 
 POLL_SECONDS = 0.5
 QUIET_POLL_SECONDS = 5.0
@@ -19,7 +19,7 @@ SMALL_REQUEST = 100
 LISTED_FAILURES = 50
 
 
-def wait_for_completion(client: Client, request: Json) -> tuple[Json, bool]:
+def wait_for_completion(client: ApiClient, request: Json) -> tuple[Json, bool]:
     """Show progress on stderr; return the ended request, and whether all images are cached.
 
     Ctrl-C ends the wait, not the request.
@@ -27,19 +27,19 @@ def wait_for_completion(client: Client, request: Json) -> tuple[Json, bool]:
     screen = console.Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         with showing.view(screen) as view:
-            ended = Watcher(client, view).watch(str(request['id']))
+            ended = RequestWatcher(client, view).watch(str(request['id']))
         succeeded = ended['status'] == model.RequestStatus.COMPLETED
         if not succeeded:
             _tell_failures(client, screen, ended)
     except KeyboardInterrupt:
         _say(screen, f'Interrupted. {_how_to_go_on(request)}')
         raise
-    except Unavailable as error:
+    except ApiUnavailable as error:
         raise ApiError(f'{error}\n{_how_to_go_on(request)}') from error
     return ended, succeeded
 
 
-class Watcher:
+class RequestWatcher:
     """Polls a request, less often while nothing changes.
 
     :param sleep: waits the given seconds
@@ -48,8 +48,8 @@ class Watcher:
 
     def __init__(
         self,
-        client: Client,
-        view: showing.View,
+        client: ApiClient,
+        view: showing.ProgressView,
         *,
         sleep: Callable[[float], None] = time.sleep,
         patience_seconds: float = PATIENCE_SECONDS,
@@ -76,7 +76,7 @@ class Watcher:
 
     def _patiently(self, ask: Callable[[str], showing.Snapshot], of: str) -> showing.Snapshot:
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
+            retry=tenacity.retry_if_exception_type(ApiUnavailable),
             stop=tenacity.stop_after_delay(self._patience_seconds),
             wait=tenacity.wait_exponential(POLL_SECONDS, max=QUIET_POLL_SECONDS),
             before_sleep=lambda state: self._view.note(_trouble(state)),
@@ -96,7 +96,7 @@ class Watcher:
         return showing.Snapshot(request, tuple(tasks), whole)
 
 
-def _tasks(client: Client, request: Json, status: str | None, limit: int) -> Sequence[Json]:
+def _tasks(client: ApiClient, request: Json, status: str | None, limit: int) -> Sequence[Json]:
     path = ('requests', str(request['id']), 'tasks')
     return list(client.pages(*path, collection='tasks', query={'status': status}, limit=limit))
 
@@ -106,7 +106,7 @@ def _trouble(state: tenacity.RetryCallState) -> str:
     return f'{error}; asking again'
 
 
-def _tell_failures(client: Client, screen: console.Console, request: Json) -> None:
+def _tell_failures(client: ApiClient, screen: console.Console, request: Json) -> None:
     """List the tasks that did not succeed, at most ``LISTED_FAILURES``."""
     failed = {
         status: count

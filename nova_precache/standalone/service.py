@@ -54,7 +54,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
+class StandaloneHost:
     """One of the compute hosts of this process."""
 
     name: str
@@ -72,10 +72,10 @@ class Standalone:
         self._database: session.Database | None = None
         self._exposed: metrics.Exposition | None = None
         self._conductor: conductor_service.Conductor | None = None
-        self._agents: list[agent.Agent] = []
+        self._agents: list[agent.ComputeAgent] = []
         self._api: server.HttpServer | None = None
         self._hosts = [
-            Host(f'{cell}-compute{number}', cell)
+            StandaloneHost(f'{cell}-compute{number}', cell)
             for cell in self._cells()
             for number in range(1, shape.hosts_per_cell + 1)
         ]
@@ -85,7 +85,7 @@ class Standalone:
         return self._state_dir / 'standalone.json'
 
     @property
-    def agents(self) -> Sequence[agent.Agent]:
+    def agents(self) -> Sequence[agent.ComputeAgent]:
         """The computes of this process."""
         return self._agents
 
@@ -152,7 +152,7 @@ class Standalone:
         self._exposed.start()
         self._conductor = wiring_conductor.new_conductor(conf, self._database, self._exposed)
         self._conductor.start()
-        self._start_agents(conf_path, compute_metrics.Computes(self._exposed.registry))
+        self._start_agents(conf_path, compute_metrics.ComputeMetrics(self._exposed.registry))
         api = wiring_api.new_server(conf, self._database)
         api.start()
         self._api = api
@@ -194,7 +194,9 @@ class Standalone:
         """Return an exchange name unique to this state directory: a process shares exchanges."""
         return f'{uuid.uuid5(uuid.NAMESPACE_URL, str(self._state_dir))}-{name}'
 
-    def _start_agents(self, conf_path: pathlib.Path, computes: compute_metrics.Computes) -> None:
+    def _start_agents(
+        self, conf_path: pathlib.Path, computes: compute_metrics.ComputeMetrics
+    ) -> None:
         for host in self._hosts:
             conf = self._read_conf(conf_path)
             conf.set_override('host', host.name)

@@ -8,11 +8,10 @@ from collections.abc import Callable, Collection
 from oslo_config import cfg
 
 from nova_precache import model, rpc
-from nova_precache.cells import transports
+from nova_precache.cells import breaker, transports
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
-    breaker,
-    lifecycle as conductor_steering,
+    lifecycle,
     stop_orders,
     tracker,
     unknown_hosts,
@@ -60,7 +59,7 @@ class AgentComputes:
         self._transports = cells
         self._breakers = breakers
         self._cap = compute_cap(conf)
-        self._strangers = unknown_hosts.UnknownHosts(self._steered, breakers, time.monotonic)
+        self._unknown_hosts = unknown_hosts.UnknownHosts(self._steered, breakers, time.monotonic)
         self.liveness: agents.Agents = common.agent_store(conf, database)
 
     def client(self, cell_uuid: str) -> rpcapi.ComputeAPI:
@@ -76,21 +75,21 @@ class AgentComputes:
 
     def refuse(self, unregistered: Collection[model.Agent]) -> None:
         """Request agents to register again that report for a host without being registered."""
-        self._strangers.refuse(unregistered)
+        self._unknown_hosts.refuse(unregistered)
 
     def hosts_counter(self) -> None:
         """Return None: the database counts these hosts."""
 
-    def returning(self) -> conductor_steering.HostRecovery:
-        return host_recovery.HostRecovery(self._database, self._conf.service_down_time)
+    def host_recovery(self) -> lifecycle.HostRecovery:
+        return host_recovery.AgentHostRecovery(self._database, self._conf.service_down_time)
 
     def orders(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.StopOrderSender:
+    ) -> lifecycle.StopOrderSender:
         """Build the sender of stop orders."""
         return stop_orders.StopOrders(
             store=store,

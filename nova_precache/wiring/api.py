@@ -23,7 +23,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
     services = request.Services(
         inventory=aggregates,
         requests=common.request_store(conf, database),
-        steering=request_actions.Steering(database),
+        actions=request_actions.RequestActions(database),
         agents=computes.host_store(conf, database, aggregates),
         caches=common.told_caches(conf, database),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),

@@ -38,7 +38,7 @@ def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
 
 def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:
     group = conf.image_cache
-    limits = requests.Limits(
+    limits = requests.RequestLimits(
         max_images_per_request=group.max_images_per_request,
         max_tasks_per_request=group.max_tasks_per_request,
         max_active_requests_per_project=group.max_active_requests_per_project,

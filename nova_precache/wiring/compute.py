@@ -21,7 +21,9 @@ from nova_precache.virt import driver as virt_driver
 from nova_precache.wiring import common, images
 
 
-def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) -> agent.Agent:
+def new_agent(
+    conf: cfg.ConfigOpts, computes: metrics.ComputeMetrics | None = None
+) -> agent.ComputeAgent:
     """Build the compute of ``[DEFAULT] host``.
 
     :param computes: the metrics of the computes of this process
@@ -36,13 +38,13 @@ def new_agent(conf: cfg.ConfigOpts, computes: metrics.Computes | None = None) ->
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
     running = transfers.Transfers()
-    measured = (computes or metrics.Computes(common.exposition(conf).registry)).host(
+    measured = (computes or metrics.ComputeMetrics(common.exposition(conf).registry)).host(
         conf.host, driver.cache_report
     )
     endpoint = manager.ComputeManager(
         name, driver, reporter, images.of_calls(conf), running, measured.measured
     )
-    return agent.Agent(
+    return agent.ComputeAgent(
         identity=identity,
         name=name,
         driver=driver,

@@ -8,12 +8,11 @@ from oslo_config import cfg
 
 from nova_precache import model, rpc
 from nova_precache.api import request
-from nova_precache.cells import inventory, transports
+from nova_precache.cells import breaker, inventory, transports
 from nova_precache.conductor import (
-    breaker,
     database_wait,
     host_worker,
-    lifecycle as conductor_steering,
+    lifecycle,
     liveness,
     metrics,
     tracker,
@@ -23,7 +22,7 @@ from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, stock
 
 
-class Computes(Protocol):
+class ComputeBackend(Protocol):
     """Builds the conductor's objects for one kind of computes."""
 
     @property
@@ -39,15 +38,15 @@ class Computes(Protocol):
 
     def hosts_counter(self) -> metrics.HostsCount | None: ...
 
-    def returning(self) -> conductor_steering.HostRecovery: ...
+    def host_recovery(self) -> lifecycle.HostRecovery: ...
 
     def orders(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.StopOrderSender: ...
+    ) -> lifecycle.StopOrderSender: ...
 
 
 def choose(
@@ -57,7 +56,7 @@ def choose(
     aggregates: inventory.Inventory,
     breakers: breaker.CellBreakers,
     waiting: database_wait.DatabaseWait,
-) -> Computes:
+) -> ComputeBackend:
     """Build the computes that ``[image_cache] compute_backend`` names."""
     if common.is_stock(conf):
         return stock.StockComputes(conf, database, cells, aggregates, waiting)

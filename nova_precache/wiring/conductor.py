@@ -9,15 +9,14 @@ from collections.abc import Callable
 from oslo_config import cfg
 
 from nova_precache import metrics, rpc
-from nova_precache.cells import novadb, transports
+from nova_precache.cells import breaker, novadb, transports
 from nova_precache.conductor import (
     announcer,
-    askers,
-    breaker,
     database_wait,
     dispatcher,
     host_worker,
-    lifecycle as conductor_steering,
+    job_access,
+    lifecycle,
     manager,
     metrics as conductor_metrics,
     pins as conductor_pins,
@@ -82,52 +81,59 @@ class ConductorParts:
         self.backend = computes.choose(
             conf, database, self.transports, self.inventory, self.breakers, waiting
         )
-        self.intake = report_buffer.ReportBuffer(
+        self.reports = report_buffer.ReportBuffer(
             self.agents,
             self.jobs,
             caches.Caches(database),
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
         )
-        self.announcer = announcer.Announcer(
-            outbox.Announcements(database),
-            self.requests,
-            self.inventory,
-            emitter.MessagingEmitter(conf),
-            conf.conductor.poll_interval_seconds,
-            sends_ours=conf.notifications.precache_notifications,
-        )
-        self.steering = request_actions.Steering(database)
+        self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
-        self.counters = conductor_metrics.Counters(exposed.registry)
-        counted = statistics.Statistics(database, conf.service_down_time)
-        exposed.registry.register(
-            conductor_metrics.StateCollector(
-                counted.take, time.monotonic, count_hosts=self.backend.hosts_counter()
-            )
-        )
+        self.counters = self._counters(exposed)
+        self.announcer = self._announcer()
         self.tracker = tracker.Tracker(
             self.jobs,
             self.requests,
-            self.steering,
+            self.actions,
             self.announcer.wake,
             self.policy,
             count=self.counters.ended,
             waiting=waiting,
         )
 
+    def _counters(self, exposed: metrics.Exposition) -> conductor_metrics.Counters:
+        counters = conductor_metrics.Counters(exposed.registry)
+        counted = statistics.Statistics(self.database, self.conf.service_down_time)
+        exposed.registry.register(
+            conductor_metrics.StateCollector(
+                counted.take, time.monotonic, count_hosts=self.backend.hosts_counter()
+            )
+        )
+        return counters
+
+    def _announcer(self) -> announcer.Announcer:
+        return announcer.Announcer(
+            outbox.Announcements(self.database),
+            self.requests,
+            self.inventory,
+            emitter.MessagingEmitter(self.conf),
+            self.conf.conductor.poll_interval_seconds,
+            sends_ours=self.conf.notifications.precache_notifications,
+        )
+
     def conductor(self) -> service.Conductor:
         options = self.conf.conductor
         dispatch = self._dispatcher()
-        helm = self._helm(dispatch.wake)
+        loop = self._lifecycle_loop(dispatch.wake)
         reconciler = self._reconciler(dispatch.wake)
-        self._follow_options(dispatch, helm, reconciler)
+        self._follow_options(dispatch, loop, reconciler)
         return service.Conductor(
             conductor_id=self.id,
             dispatch=dispatch,
-            helm=helm,
+            lifecycle_loop=loop,
             announce=self.announcer,
-            reports=self.intake,
+            reports=self.reports,
             job_store=self.jobs,
             api_transport=self.api_transport,
             cell_transports=self.transports,
@@ -137,7 +143,7 @@ class ConductorParts:
                 progress_seconds=options.progress_write_interval_seconds,
                 heartbeat_seconds=options.heartbeat_write_interval_seconds,
                 cells_seconds=options.cell_refresh_seconds,
-                purge=self._purge,
+                purge=lambda: self.requests.purge(self.conf.image_cache.request_retention_days),
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),
@@ -150,7 +156,7 @@ class ConductorParts:
             request_store=self.requests,
             aggregates=self.inventory,
             plans=self._planning(),
-            hosts=self._caller(),
+            hosts=self._host_worker(),
             track=self.tracker,
             breakers=self.breakers,
             limit=self.conf.image_cache.precache_concurrency,
@@ -159,12 +165,12 @@ class ConductorParts:
             count_takeover=self.counters.taken_over,
         )
 
-    def _helm(self, freed: Callable[[], None]) -> conductor_steering.LifecycleLoop:
-        return conductor_steering.LifecycleLoop(
-            store=self.steering,
-            hosts=self.backend.returning(),
+    def _lifecycle_loop(self, freed: Callable[[], None]) -> lifecycle.LifecycleLoop:
+        return lifecycle.LifecycleLoop(
+            store=self.actions,
+            hosts=self.backend.host_recovery(),
             track=self.tracker,
-            tell=self.backend.orders(self.steering, self.jobs, self.tracker, freed),
+            orders=self.backend.orders(self.actions, self.jobs, self.tracker, freed),
             poll_seconds=self.conf.conductor.poll_interval_seconds,
             freed=freed,
         )
@@ -185,7 +191,7 @@ class ConductorParts:
     def _follow_options(
         self,
         dispatch: dispatcher.Dispatcher,
-        helm: conductor_steering.LifecycleLoop,
+        lifecycle_loop: lifecycle.LifecycleLoop,
         reconciler: conductor_pins.Reconciler,
     ) -> None:
         """Apply mutable options when the configuration is reloaded."""
@@ -196,7 +202,7 @@ class ConductorParts:
             self.tracker.policy = _retry_policy(conf)
             self.breakers.rest_seconds = self.tracker.policy.delay_seconds
             reconciler.rules = _pin_rules(conf)
-            for loop in (dispatch, helm, self.announcer):
+            for loop in (dispatch, lifecycle_loop, self.announcer):
                 loop.poll_seconds = conf.conductor.poll_interval_seconds
                 loop.wake()
 
@@ -214,7 +220,7 @@ class ConductorParts:
             unsupported=lambda: self.backend.why_no_call(self.api_transport),
         )
 
-    def _caller(self) -> host_worker.HostWorker:
+    def _host_worker(self) -> host_worker.HostWorker:
         return host_worker.HostWorker(
             conductor_id=self.id,
             job_store=self.jobs,
@@ -238,14 +244,11 @@ class ConductorParts:
             self.inventory,
             self.agents,
             self.jobs,
-            self.intake,
+            self.reports,
             token=lambda: self.images.token(fresh=True),
-            check_askers=askers.Askers(self.jobs, self.images, self.tracker).check,
+            check_access=job_access.JobAccess(self.jobs, self.images, self.tracker).check,
             max_hosts=self.conf.conductor.max_hosts_per_cell,
         )
-
-    def _purge(self) -> None:
-        self.requests.purge(self.conf.image_cache.request_retention_days)
 
 
 def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
@@ -261,9 +264,9 @@ def _gap_seconds(conf: cfg.ConfigOpts) -> float:
     return float(max(3 * notes_seconds, min(2, conf.service_down_time / 2)))
 
 
-def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.Rules:
+def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.PinRules:
     group = conf.image_cache
-    return conductor_pins.Rules(
+    return conductor_pins.PinRules(
         interval_seconds=conf.conductor.pin_interval_seconds,
         hosts_per_round=group.pin_hosts_per_round,
         minimum_age_seconds=group.remove_unused_original_minimum_age_seconds,

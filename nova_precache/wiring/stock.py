@@ -10,13 +10,7 @@ from oslo_config import cfg
 from nova_precache import model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
-from nova_precache.conductor import (
-    database_wait,
-    lifecycle as conductor_steering,
-    metrics,
-    nova_backend,
-    tracker,
-)
+from nova_precache.conductor import database_wait, lifecycle, metrics, nova_backend, tracker
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 from nova_precache.db.engine import session as db_session
 
@@ -108,16 +102,16 @@ class StockComputes:
         """Build the counter of hosts, which waits only ``COUNT_SECONDS`` for a cell."""
         return host_store(self._conf, self._database, self._inventory, COUNT_SECONDS).count
 
-    def returning(self) -> conductor_steering.HostRecovery:
+    def host_recovery(self) -> lifecycle.HostRecovery:
         return nova_backend.NovaHostRecovery(host_recovery.Waiting(self._database), self.liveness)
 
     def orders(
         self,
-        store: request_actions.Steering,
+        store: request_actions.RequestActions,
         job_store: jobs.Jobs,
         track: tracker.Tracker,
         freed: Callable[[], None],
-    ) -> conductor_steering.StopOrderSender:
+    ) -> lifecycle.StopOrderSender:
         """Build the handler of stop orders."""
         return nova_backend.NovaStopOrders(store, job_store, track, freed)
 

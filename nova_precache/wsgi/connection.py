@@ -37,7 +37,7 @@ _STRAY = re.compile(rb'(?<!\r)\n|\r(?=[^\n])|\n[ \t]|\0')
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class ConnectionLimits:
     """Limits on the data of a client, and on the duration of each phase of a connection.
 
     :ivar request_seconds: for TLS, head and body together
@@ -57,7 +57,7 @@ class Limits:
     linger_seconds: float = 2
 
 
-class Phase(enum.StrEnum):
+class ConnectionPhase(enum.StrEnum):
     """The phase of a connection; while ``ASKING``, the application has its request."""
 
     HANDSHAKE = enum.auto()
@@ -69,7 +69,7 @@ class Phase(enum.StrEnum):
     CLOSED = enum.auto()
 
 
-class Connection:
+class HttpConnection:
     """An accepted connection.
 
     :ivar phase: the current phase
@@ -77,7 +77,7 @@ class Connection:
     :ivar events: the selector events that it waits for on its socket; 0 for none
     """
 
-    phase: Phase
+    phase: ConnectionPhase
     since: float
     events: int
     _deadline: float
@@ -87,7 +87,7 @@ class Connection:
         client_socket: socket.socket,
         client: gateway.Address,
         server: gateway.Address,
-        limits: Limits,
+        limits: ConnectionLimits,
         clock: Callable[[], float],
     ) -> None:
         self.socket = client_socket
@@ -101,7 +101,7 @@ class Connection:
         self._unsent = memoryview(b'')
         self._is_last = False
         self._discarded_bytes = 0
-        first = Phase.READING if self._tls is None else Phase.HANDSHAKE
+        first = ConnectionPhase.READING if self._tls is None else ConnectionPhase.HANDSHAKE
         self._enter(first, limits.request_seconds)
 
     @property
@@ -124,9 +124,9 @@ class Connection:
             LOG.debug('The connection of %s is lost: %s', self._client.host, exc)
             self.close()
 
-    def take_request(self) -> gateway.Request | None:
+    def take_request(self) -> gateway.HttpRequest | None:
         """Return a complete request, once."""
-        if self.phase is not Phase.ASKING or self._begun is None or self._begun.is_taken:
+        if self.phase is not ConnectionPhase.ASKING or self._begun is None or self._begun.is_taken:
             return None
         self._begun.is_taken = True
         return dataclasses.replace(self._begun.request, body=bytes(self._begun.body))
@@ -154,7 +154,7 @@ class Connection:
         """End a phase whose deadline has passed."""
         if self._clock() < self._deadline:
             return
-        if self.phase is Phase.READING and (self._head or self._begun):
+        if self.phase is ConnectionPhase.READING and (self._head or self._begun):
             seconds = self._limits.request_seconds
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f'No whole request within {seconds:g} seconds')
             return
@@ -168,13 +168,17 @@ class Connection:
     def close(self) -> None:
         """Mark the connection as closed; the loop closes the socket."""
         self._forget()
-        self._enter(Phase.CLOSED, _FOREVER)
+        self._enter(ConnectionPhase.CLOSED, _FOREVER)
 
-    def _enter(self, phase: Phase, seconds: float) -> None:
+    def _enter(self, phase: ConnectionPhase, seconds: float) -> None:
         self.phase = phase
         self.since = self._clock()
         self._deadline = self.since + seconds
-        self.events = {Phase.ASKING: 0, Phase.ANSWERING: _WRITE, Phase.CLOSED: 0}.get(phase, _READ)
+        self.events = {
+            ConnectionPhase.ASKING: 0,
+            ConnectionPhase.ANSWERING: _WRITE,
+            ConnectionPhase.CLOSED: 0,
+        }.get(phase, _READ)
 
     def _forget(self) -> None:
         """Discard the last request and its answer."""
@@ -183,16 +187,16 @@ class Connection:
         self._unsent = memoryview(b'')
 
     def _proceed(self) -> None:
-        if self.phase is Phase.HANDSHAKE and self._tls is not None:
+        if self.phase is ConnectionPhase.HANDSHAKE and self._tls is not None:
             self._tls.do_handshake()
-            self.phase, self.events = Phase.READING, _READ  # the deadline stays
-        elif self.phase is Phase.IDLE:
-            self._enter(Phase.READING, self._limits.request_seconds)
-        if self.phase is Phase.READING:
+            self.phase, self.events = ConnectionPhase.READING, _READ  # the deadline stays
+        elif self.phase is ConnectionPhase.IDLE:
+            self._enter(ConnectionPhase.READING, self._limits.request_seconds)
+        if self.phase is ConnectionPhase.READING:
             self._receive()
-        elif self.phase is Phase.ANSWERING:
+        elif self.phase is ConnectionPhase.ANSWERING:
             self._write()
-        elif self.phase is Phase.LINGERING:
+        elif self.phase is ConnectionPhase.LINGERING:
             self._discard()
 
     # A request
@@ -235,7 +239,7 @@ class Connection:
         if not isinstance(event, h11.Request):
             raise _Refused('Malformed request')
         _check_request(event, self._limits)
-        request = gateway.Request(
+        request = gateway.HttpRequest(
             method=event.method.decode('ascii'),
             target=event.target,
             version=event.http_version.decode('ascii'),
@@ -261,7 +265,7 @@ class Connection:
             if parser.they_are_waiting_for_100_continue:
                 self._continue(parser)
         else:
-            self._enter(Phase.ASKING, _FOREVER)
+            self._enter(ConnectionPhase.ASKING, _FOREVER)
 
     def _continue(self, parser: h11.Connection) -> None:
         """Ask for the body; sending so few bytes blocks only if the client reads nothing."""
@@ -279,7 +283,7 @@ class Connection:
         self._forget()
         self._unsent = memoryview(data)
         self._is_last = is_last
-        self._enter(Phase.ANSWERING, self._limits.answer_seconds)
+        self._enter(ConnectionPhase.ANSWERING, self._limits.answer_seconds)
 
     def _write(self) -> None:
         while self._unsent:
@@ -287,12 +291,12 @@ class Connection:
         if self._is_last:
             self._linger()
         else:
-            self._enter(Phase.IDLE, self._limits.idle_seconds)
+            self._enter(ConnectionPhase.IDLE, self._limits.idle_seconds)
 
     def _linger(self) -> None:
         """Leave the client time to read the answer, which a reset would discard."""
         self.socket.shutdown(socket.SHUT_WR)
-        self._enter(Phase.LINGERING, self._limits.linger_seconds)
+        self._enter(ConnectionPhase.LINGERING, self._limits.linger_seconds)
 
     def _discard(self) -> None:
         data = self.socket.recv(_RECEIVED_BYTES)
@@ -306,7 +310,7 @@ class _Begun:
     """A request whose head is complete, and the body received so far."""
 
     parser: h11.Connection
-    request: gateway.Request
+    request: gateway.HttpRequest
     body: bytearray = dataclasses.field(default_factory=bytearray)
     chunks: int = 0
     is_taken: bool = False
@@ -320,14 +324,14 @@ class _Refused(Exception):
         self.status = status
 
 
-def _too_large(limits: Limits) -> _Refused:
+def _too_large(limits: ConnectionLimits) -> _Refused:
     return _Refused(
         f'Request is too large. Larger than max_request_body_size ({limits.max_body_bytes}).',
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     )
 
 
-def _check_head(head: bytearray, scanned_bytes: int, size: int, limits: Limits) -> None:
+def _check_head(head: bytearray, scanned_bytes: int, size: int, limits: ConnectionLimits) -> None:
     """Refuse an invalid head, even before it is complete.
 
     :param scanned_bytes: length of the start of ``head`` that was checked before
@@ -341,7 +345,7 @@ def _check_head(head: bytearray, scanned_bytes: int, size: int, limits: Limits) 
         raise _Refused('The headers are too large', HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
-def _check_request(request: h11.Request, limits: Limits) -> None:
+def _check_request(request: h11.Request, limits: ConnectionLimits) -> None:
     if request.method == b'CONNECT':
         raise _Refused('This server is no proxy', HTTPStatus.METHOD_NOT_ALLOWED)
     if not request.target.startswith(b'/') or b'#' in request.target:

@@ -34,7 +34,7 @@ class Address:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """A request; header names are in lower case."""
 
     method: str
@@ -67,7 +67,7 @@ class Answer:
     body: bytes
 
 
-def ask(application: Application, request: Request) -> Answer:
+def ask(application: Application, request: HttpRequest) -> Answer:
     """Call the application and return its answer, or 500 if it fails."""
     try:
         status, headers, chunks = webob.Request(_environ(request)).call_application(application)
@@ -93,7 +93,7 @@ def error(status: HTTPStatus, message: str) -> Answer:
     return Answer(status.value, status.phrase.encode(), headers, body)
 
 
-def _environ(request: Request) -> dict[str, Any]:
+def _environ(request: HttpRequest) -> dict[str, Any]:
     return {
         'REQUEST_METHOD': request.method,
         'SCRIPT_NAME': '',
@@ -117,7 +117,7 @@ def _environ(request: Request) -> dict[str, Any]:
     }
 
 
-def _headers(request: Request) -> dict[str, str]:
+def _headers(request: HttpRequest) -> dict[str, str]:
     """Convert headers to WSGI variables; join repeated ones into a list, as other servers do.
 
     Names with an underscore are dropped: WSGI cannot distinguish ``X_A`` from the ``X-A`` of a

@@ -28,7 +28,7 @@ _WARN_SECONDS = 60
 _ACCEPTED_AT_ONCE = 64
 _RETRY_SECONDS = 0.1
 
-_Phase = connection.Phase
+_Phase = connection.ConnectionPhase
 _WAITING = frozenset({_Phase.HANDSHAKE, _Phase.READING, _Phase.IDLE})
 
 
@@ -44,8 +44,8 @@ class Loop:
         self,
         listener: socket.socket,
         wrap: Callable[[socket.socket], socket.socket],
-        ask: Callable[[gateway.Request, Callable[[gateway.Answer], None]], None],
-        limits: connection.Limits,
+        ask: Callable[[gateway.HttpRequest, Callable[[gateway.Answer], None]], None],
+        limits: connection.ConnectionLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listener = listener
@@ -53,8 +53,8 @@ class Loop:
         self._ask = ask
         self._limits = limits
         self._clock = clock
-        self._connections: set[connection.Connection] = set()
-        self._answers: collections.deque[tuple[connection.Connection, gateway.Answer]] = (
+        self._connections: set[connection.HttpConnection] = set()
+        self._answers: collections.deque[tuple[connection.HttpConnection, gateway.Answer]] = (
             collections.deque()
         )
         self._is_stopping = False
@@ -84,7 +84,7 @@ class Loop:
         self._is_stopping = True
         self._wake()
 
-    def _answered(self, asking: connection.Connection, answer: gateway.Answer) -> None:
+    def _answered(self, asking: connection.HttpConnection, answer: gateway.Answer) -> None:
         self._answers.append((asking, answer))
         self._wake()
 
@@ -109,7 +109,7 @@ class Loop:
                 self._do(each, each.expire)
             self._free_memory()
 
-    def _do(self, each: connection.Connection, step: Callable[[], None]) -> None:
+    def _do(self, each: connection.HttpConnection, step: Callable[[], None]) -> None:
         """Run a step, unless an earlier event of the same round has closed the connection."""
         if each not in self._connections:
             return
@@ -121,7 +121,7 @@ class Loop:
             each.close()
             self._follow(each)
 
-    def _follow(self, each: connection.Connection) -> None:
+    def _follow(self, each: connection.HttpConnection) -> None:
         """Hand over a complete request, and update the watched events of a connection."""
         request = each.take_request()
         if request is not None:
@@ -160,14 +160,14 @@ class Loop:
         server = gateway.Address(*accepted.getsockname()[:2])
         wrapped = self._wrap(accepted)
         wrapped.setblocking(False)  # eventlet's wrapper does not inherit it
-        made = connection.Connection(wrapped, client, server, self._limits, self._clock)
+        made = connection.HttpConnection(wrapped, client, server, self._limits, self._clock)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._warn('There are %d connections: closing the oldest', MAX_CONNECTIONS)
             self._close_oldest()
         self._connections.add(made)
         self._do(made, made.proceed)  # its first bytes may have arrived already
 
-    def _answer(self, asking: connection.Connection, answer: gateway.Answer) -> None:
+    def _answer(self, asking: connection.HttpConnection, answer: gateway.Answer) -> None:
         asking.answer(answer, is_last=self._is_stopping)
         if self._is_stopping:
             asking.hurry(_STOP_SECONDS)
@@ -188,7 +188,7 @@ class Loop:
         for each in self._oldest()[:1]:
             self._do(each, each.close)
 
-    def _oldest(self) -> list[connection.Connection]:
+    def _oldest(self) -> list[connection.HttpConnection]:
         """Return the connections that may be closed, those longest in their phase first."""
         clients = [each for each in self._connections if each.phase is not _Phase.ASKING]
         return sorted(clients, key=lambda each: each.since)

@@ -67,7 +67,7 @@ class HttpServer:
         self._host = host
         self._error = error or f'[api] cannot listen on {host}:{port}'
         self._tls = None if certificate is None else _tls(certificate)
-        self._limits = connection.Limits(MAX_HEADER_BYTES, max(0, max_body_bytes))
+        self._limits = connection.ConnectionLimits(MAX_HEADER_BYTES, max(0, max_body_bytes))
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix='http')
         self._reserved_path = reserved_path
         self._reserved_pool = futures.ThreadPoolExecutor(1, thread_name_prefix='http-reserved')
@@ -105,7 +105,9 @@ class HttpServer:
             return accepted
         return self._tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
 
-    def _ask(self, request: gateway.Request, answered: Callable[[gateway.Answer], None]) -> None:
+    def _ask(
+        self, request: gateway.HttpRequest, answered: Callable[[gateway.Answer], None]
+    ) -> None:
         pool = self._reserved_pool if request.path == self._reserved_path else self._pool
         pool.submit(lambda: answered(gateway.ask(self._application, request)))
 

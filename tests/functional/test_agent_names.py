@@ -38,15 +38,15 @@ def known(started: Started) -> Iterator[agents.Agents]:
     database.dispose()
 
 
-Twin = Callable[[Host], agent.Agent]
+Twin = Callable[[Host], agent.ComputeAgent]
 
 
 @pytest.fixture
 def twin(started: Started, tmp_path: pathlib.Path) -> Iterator[Twin]:
     """Return a function that starts another machine's agent under the name of a host."""
-    made: list[agent.Agent] = []
+    made: list[agent.ComputeAgent] = []
 
-    def begin(host: Host) -> agent.Agent:
+    def begin(host: Host) -> agent.ComputeAgent:
         conf = configuration.new(config_files=[started.conf, str(tmp_path / 'options.conf')])
         conf.set_override('host', host.name)
         conf.set_override('transport_url', _transport_url(started, host.cell))
@@ -82,7 +82,7 @@ def _agents_ids(known: agents.Agents) -> dict[str, str]:
     return {each.host: each.agent_id for each in known.list()}
 
 
-def _own(started: Started, host: Host) -> agent.Agent:
+def _own(started: Started, host: Host) -> agent.ComputeAgent:
     [own] = [each for each in started.standalone.agents if each.host == host.name]
     return own
 
@@ -174,7 +174,7 @@ def test_an_agent_that_lost_its_name_serves_nothing_and_comes_back_without_a_res
     assert host.base_path(third).exists()
 
 
-def _only_others(own: agent.Agent) -> Callable[..., None]:
+def _only_others(own: agent.ComputeAgent) -> Callable[..., None]:
     """Wrap the report of state so that it loses the reports of one agent."""
     reporter, send = own._conductor, type(own._conductor).report_state
 

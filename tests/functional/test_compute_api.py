@@ -56,8 +56,8 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
         images.add(b'some bytes', id=image_id, status=status)
     services = app.Services(
         inventory=stock,
-        requests=requests.Requests(database, requests.Limits(32, 1000, 100)),
-        steering=request_actions.Steering(database),
+        requests=requests.Requests(database, requests.RequestLimits(32, 1000, 100)),
+        actions=request_actions.RequestActions(database),
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),

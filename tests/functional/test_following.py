@@ -157,7 +157,7 @@ def test_a_request_is_cancelled_while_its_compute_is_down(
 
     assert service.wait(request_id)['counts'] == {'cancelled': 1}
     database = session.connect(configuration.new(config_files=[started.conf]))
-    known, steering = agents.Agents(database, down_seconds), db_steering.Steering(database)
+    known, steering = agents.Agents(database, down_seconds), db_steering.RequestActions(database)
     wait_until(lambda: known.down([gone.host]), 'the host counts as down')
     wait_until(lambda: not steering.discards(10), 'what came is left to age')
     database.dispose()

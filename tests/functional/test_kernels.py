@@ -208,7 +208,7 @@ def test_an_older_compute_takes_images_and_leaves_those_with_a_kernel(
 def test_a_compute_that_an_older_conductor_calls_goes_by_its_own_note(
     start: Start, bootable: Bootable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(companions.Needs, 'of', lambda needs, image_id: None)
+    monkeypatch.setattr(companions.CompanionLookup, 'get', lambda needs, image_id: None)
     service = start(upgrade_levels={'compute': '1.3'}).service
     host = service.hosts[0]
     aggregate_id = service.aggregate('edge', (host,))

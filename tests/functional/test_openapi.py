@@ -112,8 +112,8 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
     schema.sync(database)
     services = app.Services(
         inventory=inventory.Inventory(database),
-        requests=requests.Requests(database, requests.Limits(32, 1000, 10_000)),
-        steering=request_actions.Steering(database),
+        requests=requests.Requests(database, requests.RequestLimits(32, 1000, 10_000)),
+        actions=request_actions.RequestActions(database),
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),

@@ -109,7 +109,7 @@ def _another_host(started: Started, name: str) -> Iterator[Host]:
         cell = inventory.Inventory(database).get_cell('cell1')
     conf.set_override('host', name)
     conf.set_override('transport_url', cell.transport_url)
-    compute: agent.Agent = wiring_compute.new_agent(conf)
+    compute: agent.ComputeAgent = wiring_compute.new_agent(conf)
     compute.start()
     try:
         assert compute.wait_registered(60)
@@ -137,7 +137,7 @@ def _reconciler(started: Started, database: session.Database, name: str) -> keep
         aggregates=inventory.Inventory(database),
         alive=agents.Agents(database, 60),
         images=wiring_images.of_service(conf),
-        rules=keeping.Rules(60, 10, 24 * HOUR_SECONDS),
+        rules=keeping.PinRules(60, 10, 24 * HOUR_SECONDS),
         wake=lambda: None,
     )
 

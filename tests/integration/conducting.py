@@ -17,11 +17,10 @@ from typing import Self
 import pytest
 
 from nova_precache import conf as options, context, model
-from nova_precache.cells import inventory
+from nova_precache.cells import breaker, inventory
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     announcer,
-    breaker,
     dispatcher,
     host_worker,
     planning,
@@ -81,7 +80,9 @@ class Order:
 class Crowd:
     """The computes of all hosts that one conductor calls."""
 
-    def __init__(self, job_store: jobs.Jobs, steer: request_actions.Steering, seed: str) -> None:
+    def __init__(
+        self, job_store: jobs.Jobs, steer: request_actions.RequestActions, seed: str
+    ) -> None:
         self._jobs = job_store
         self._steering = steer
         self._any = random.Random(seed)
@@ -126,7 +127,7 @@ class Conductor:
         conf = options.new(config_files=[])
         conf.set_override('connection', order.url, 'database')
         self._database = session.connect(conf)
-        steer = request_actions.Steering(self._database)
+        steer = request_actions.RequestActions(self._database)
         self._jobs = jobs.Jobs(self._database, LEASE_SECONDS)
         self._crowd = Crowd(self._jobs, steer, order.conductor_id)
         self._notifications = emitter.RecordingEmitter()
@@ -135,7 +136,7 @@ class Conductor:
         self._make(steer)
         self._ticker = threading.Thread(target=self._tick)
 
-    def _make(self, steer: request_actions.Steering) -> None:
+    def _make(self, steer: request_actions.RequestActions) -> None:
         store = requests.Requests(self._database, LIMITS)
         hosts = agents.Agents(self._database, DOWN_SECONDS)
         stock = inventory.Inventory(self._database)

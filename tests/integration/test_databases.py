@@ -61,7 +61,7 @@ def database(url: str) -> Iterator[session.Database]:
 
 def test_the_migrations_make_exactly_the_tables_of_the_models(database: session.Database) -> None:
     everything = sa.MetaData()
-    for base in (models.Base, cell_models.Base):
+    for base in (models.Base, cell_models.InventoryBase):
         for table in base.metadata.tables.values():
             table.to_metadata(everything)
     with database.engine.connect() as connection:

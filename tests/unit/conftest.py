@@ -22,7 +22,7 @@ from nova_precache.db.job import claim as job_claim
 from nova_precache.db.request import plan as request_plan
 from tests import unclosed
 
-LIMITS = requests.Limits(
+LIMITS = requests.RequestLimits(
     max_images_per_request=3,
     max_tasks_per_request=5000,
     max_active_requests_per_project=100,
@@ -54,7 +54,7 @@ class World:
     inventory: inventory.Inventory
     requests: requests.Requests
     jobs: db_jobs.Jobs
-    steering: request_actions.Steering
+    steering: request_actions.RequestActions
     agents: agents.Agents
     hearings: hearing.Hearings
     cell: model.Cell
@@ -291,7 +291,7 @@ def open_world(database: session.Database) -> World:
         inventory=stock,
         requests=requests.Requests(database, LIMITS),
         jobs=db_jobs.Jobs(database, LEASE_SECONDS),
-        steering=request_actions.Steering(database),
+        steering=request_actions.RequestActions(database),
         agents=agents.Agents(database, DOWN_SECONDS),
         hearings=hearing.Hearings(database, GAP_SECONDS),
         cell=stock.create_cell('cell1', 'fake:///cell1'),

@@ -102,7 +102,7 @@ def _everything() -> registry.CollectorRegistry:
     counted = statistics.Count({}, {}, 0, 0, 0, 0, 0, {'cell-1': statistics.HostCount(1, 0)})
     made.register(conductor_metrics.StateCollector(lambda: counted, lambda: 0.0))
     report = driver.CacheReport(cache_bytes=1, free_bytes=1)
-    compute_metrics.Computes(made).host('host-1', lambda: report)
+    compute_metrics.ComputeMetrics(made).host('host-1', lambda: report)
     return made
 
 

@@ -33,7 +33,7 @@ def test_the_page_names_each_part_in_its_order(services: request.Services) -> No
 
     documented = re.findall(r'^``(\w+)``  +\S', PAGE, re.MULTILINE)
 
-    assert documented == [*parts, *open_to_all, 'Dispatcher']
+    assert documented == [*parts, *open_to_all, 'Router']
 
 
 def _conf(strategy: str) -> Any:

@@ -5,6 +5,7 @@ from nova_precache import exception, model
 from nova_precache.api import estimator, paging, parsing, serializers, validation
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import requests as schemas
+from nova_precache.conductor import planner
 from nova_precache.db import caches
 from nova_precache.policies import estimate as policies
 
@@ -17,7 +18,7 @@ def create(req: Request) -> Reply:
     validation.check_document(req.body, schemas.CREATE)
     req.authorize(policies.ESTIMATE, {'project_id': req.context.project_id})
     asked = parsing.read(req, req.body['request'])
-    rules = estimator.Rules(
+    rules = estimator.EstimateRules(
         force_raw_images=req.settings.force_raw_images,
         reserved_disk_bytes=req.settings.reserved_disk_bytes,
         precache_concurrency=req.settings.precache_concurrency(),
@@ -28,20 +29,20 @@ def create(req: Request) -> Reply:
 
 def _facts(req: Request, asked: parsing.RequestBody) -> estimator.FleetFacts:
     services, hosts = req.services, asked.hosts
+    agents = services.agents.get(hosts)
     known_hosts = frozenset(services.caches.known_hosts())
     part_ids = [part.id for image in asked.images for part in image.parts]
     # If none of these hosts has a measured rate, use the rates of other hosts.
     rates = services.rates.measured_rates(hosts) or services.rates.measured_rates(known_hosts)
     return estimator.FleetFacts(
-        hosts=hosts,
-        cells=services.inventory.cell_of_hosts(hosts),
-        cells_off={
-            cell.uuid: why
-            for cell in services.inventory.list_cells()
-            if (why := cell.disabled_reason) is not None
-        },
-        down=services.agents.down(hosts),
-        agents=services.agents.get(hosts),
+        hosts=planner.host_facts(
+            hosts,
+            services.inventory.cell_of_hosts(hosts),
+            services.inventory.list_cells(),
+            services.agents.down(hosts),
+            agents=agents,
+        ),
+        agents=agents,
         present=caches.usable_parts(services.caches.present(hosts, part_ids), asked.images).keys(),
         known_hosts=known_hosts,
         rates=rates,

@@ -107,21 +107,21 @@ def cancel(req: Request) -> Reply:
     asked: Mapping[str, Any] = req.body['cancel'] or {}
     parsing.refuse_by_nova(req, asked, 'keep_partial')
     keep_partial = bool(asked.get('keep_partial'))
-    return _steered(
-        req, req.services.steering.cancel(_id(req), keep_partial, project_id=project_id)
+    return _accepted_action(
+        req, req.services.actions.cancel(_id(req), keep_partial, project_id=project_id)
     )
 
 
 def pause(req: Request) -> Reply:
     validation.check_document(req.body, schemas.PAUSE)
     project_id = visibility.authorize(req, policies.PAUSE)
-    return _steered(req, req.services.steering.pause(_id(req), project_id=project_id))
+    return _accepted_action(req, req.services.actions.pause(_id(req), project_id=project_id))
 
 
 def resume(req: Request) -> Reply:
     validation.check_document(req.body, schemas.RESUME)
     project_id = visibility.authorize(req, policies.RESUME)
-    return _steered(req, req.services.steering.resume(_id(req), project_id=project_id))
+    return _accepted_action(req, req.services.actions.resume(_id(req), project_id=project_id))
 
 
 def retry(req: Request) -> Reply:
@@ -130,13 +130,13 @@ def retry(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.RETRY)
     window = _window(req, project_id)
     parsing.refuse_unsupported(req)
-    request = req.services.steering.retry(
+    request = req.services.actions.retry(
         _id(req),
         not_before=window.not_before,
         deadline=window.deadline,
         project_id=project_id,
     )
-    return _steered(req, request)
+    return _accepted_action(req, request)
 
 
 def accept(req: Request, **what: Any) -> model.CacheRequest:
@@ -168,7 +168,7 @@ def url(req: Request, request: model.CacheRequest) -> str:
     return f'{req.base_url}{PATH}/{request.id}'
 
 
-def _steered(req: Request, request: model.CacheRequest) -> Reply:
+def _accepted_action(req: Request, request: model.CacheRequest) -> Reply:
     LOG.info('Request %s is %s', request.id, request.status)
     _wake(req, request)
     return Reply(status=202, body={'request': serializers.request_to_json(request)})

@@ -64,7 +64,7 @@ def require(database: db_session.Database) -> None:
 
 
 def open_current(
-    conf: cfg.ConfigOpts, limits: timeouts.Limits = timeouts.SERVICE
+    conf: cfg.ConfigOpts, limits: timeouts.TimeLimits = timeouts.SERVICE
 ) -> db_session.Database:
     """Open the configured database and check its schema.
 

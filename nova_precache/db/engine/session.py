@@ -111,7 +111,7 @@ class Database:
         *,
         read_only: bool = False,
         name: str = '[database] connection',
-        limits: timeouts.Limits = timeouts.SERVICE,
+        limits: timeouts.TimeLimits = timeouts.SERVICE,
     ) -> None:
         self.engine = engine
         self.limits = limits
@@ -223,7 +223,7 @@ def connect(
     group: str = 'database',
     *,
     read_only: bool = False,
-    limits: timeouts.Limits = timeouts.SERVICE,
+    limits: timeouts.TimeLimits = timeouts.SERVICE,
 ) -> Database:
     """Open the database that ``[database]``, or another group of such options, names.
 
@@ -360,7 +360,11 @@ def rowcount(result: sa.Result[Any]) -> int:
 
 
 def _open(
-    url: str, options: cfg.ConfigOpts.GroupAttr, read_only: bool, name: str, limits: timeouts.Limits
+    url: str,
+    options: cfg.ConfigOpts.GroupAttr,
+    read_only: bool,
+    name: str,
+    limits: timeouts.TimeLimits,
 ) -> Database:
     engine = engines.create_engine(
         _with_pool(_not_made(url) if read_only else url),
@@ -464,7 +468,7 @@ def _refuse_writes(engine: sa.Engine) -> None:
         connection.commit()
 
 
-def _prepare_sqlite(engine: sa.Engine, limits: timeouts.Limits) -> None:
+def _prepare_sqlite(engine: sa.Engine, limits: timeouts.TimeLimits) -> None:
     """Set SQLite up so that readers do not wait for writers, and writers wait their turn."""
 
     def _limit(connection: Any) -> None:

@@ -29,7 +29,7 @@ SILENT_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """How long to wait for a server, in seconds.
 
     :ivar answer_seconds: without a byte of the answer to a statement
@@ -43,11 +43,11 @@ class Limits:
     retry_seconds: float = 30
 
 
-SERVICE = Limits()
+SERVICE = TimeLimits()
 # Callers of the API are answered within 15 s.
-API = Limits(connect_seconds=4, answer_seconds=10, lock_seconds=5, retry_seconds=10)
+API = TimeLimits(connect_seconds=4, answer_seconds=10, lock_seconds=5, retry_seconds=10)
 # An operator watches a command; one statement of a migration may take hours.
-COMMAND = Limits(answer_seconds=math.inf, lock_seconds=3600)
+COMMAND = TimeLimits(answer_seconds=math.inf, lock_seconds=3600)
 
 
 class Silence:
@@ -86,7 +86,7 @@ class Silence:
         self._ends_at = None
 
 
-def limit(engine: sa.Engine, limits: Limits) -> Silence:
+def limit(engine: sa.Engine, limits: TimeLimits) -> Silence:
     """Limit how long each connection of an engine waits for its server."""
     silence, known = Silence(), threading.Event()
     if engine.dialect.name == 'sqlite':
@@ -121,7 +121,7 @@ def _is_absent(dialect: sa.Dialect, error: Exception) -> bool:
     return 'FATAL' not in str(error) or _STARTS_OR_STOPS.search(str(error)) is not None
 
 
-def _limit_ping(dialect: sa.Dialect, limits: Limits, silence: Silence) -> None:
+def _limit_ping(dialect: sa.Dialect, limits: TimeLimits, silence: Silence) -> None:
     """Treat a pooled connection as lost if its server does not answer a ping at once."""
     ping = dialect.do_ping
 
@@ -133,7 +133,7 @@ def _limit_ping(dialect: sa.Dialect, limits: Limits, silence: Silence) -> None:
     dialect.do_ping = _ping  # type: ignore[assignment,method-assign]
 
 
-def _open(dialect: sa.Dialect, places: Any, options: dict[str, Any], limits: Limits) -> Any:
+def _open(dialect: sa.Dialect, places: Any, options: dict[str, Any], limits: TimeLimits) -> Any:
     seconds = deadline.left(limits.connect_seconds)
     if not seconds:
         raise dialect.loaded_dbapi.OperationalError(2013, 'no time is left to connect')
@@ -150,7 +150,7 @@ def _open(dialect: sa.Dialect, places: Any, options: dict[str, Any], limits: Lim
 
 
 @functools.cache
-def _pymysql(limits: Limits) -> Any:
+def _pymysql(limits: TimeLimits) -> Any:
     """Build the class of PyMySQL's connections under these limits."""
     from pymysql import connections
 
@@ -182,7 +182,7 @@ def _of_socket(seconds: float) -> float | None:
 
 
 @functools.cache
-def _psycopg(limits: Limits) -> Any:
+def _psycopg(limits: TimeLimits) -> Any:
     """Build the class of psycopg's connections under these limits."""
     import psycopg
 
@@ -227,7 +227,7 @@ def _names_locks(option: str | tuple[str, ...]) -> bool:
     return 'lock_timeout' in str(option) or 'lock_wait_timeout' in str(option)
 
 
-def _limit_locks(engine: sa.Engine, limits: Limits) -> None:
+def _limit_locks(engine: sa.Engine, limits: TimeLimits) -> None:
     statement = _LOCKS[engine.dialect.name].format(limits.lock_seconds)
 
     @sa.event.listens_for(engine, 'connect')

@@ -14,7 +14,7 @@ from nova_precache.db.engine import models, session as db_session
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Limits against abuse, named as their options in ``[image_cache]``."""
 
     max_images_per_request: int
@@ -57,7 +57,7 @@ def client_key(project_id: str | None, client_request_id: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def check_size(new: NewRequest, limits: Limits) -> None:
+def check_size(new: NewRequest, limits: RequestLimits) -> None:
     hosts = new.hosts if new.aggregate is None or new.hosts is not None else new.aggregate.hosts
     hosts = hosts or ()
     images, tasks = len(new.images), len(new.images) * len(hosts)
@@ -72,7 +72,7 @@ def check_size(new: NewRequest, limits: Limits) -> None:
 
 
 def accept(
-    session: orm.Session, request_id: str, new: NewRequest, limits: Limits
+    session: orm.Session, request_id: str, new: NewRequest, limits: RequestLimits
 ) -> model.CacheRequest:
     """Save a request unless it is saved already; the counter's lock serialises acceptances."""
     number = _next_number(session)
@@ -109,7 +109,7 @@ def _known(
     return session.scalars(sa.select(request).where(same)).first()
 
 
-def _check_active(session: orm.Session, project_id: str | None, limits: Limits) -> None:
+def _check_active(session: orm.Session, project_id: str | None, limits: RequestLimits) -> None:
     active = session.scalars(
         sa.select(sa.func.count())
         .select_from(models.CacheRequest)

@@ -149,7 +149,7 @@ def make_api(
     services = app.Services(
         inventory=stock,
         requests=store,
-        steering=request_actions.Steering(database),
+        actions=request_actions.RequestActions(database),
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
@@ -163,6 +163,6 @@ def make_api(
     return Api(app.build(conf, services), conf, database, stock, store, images, wakes)
 
 
-def limits_of(conf: cfg.ConfigOpts) -> requests.Limits:
-    names = [field.name for field in dataclasses.fields(requests.Limits)]
-    return requests.Limits(**{name: conf.image_cache[name] for name in names})
+def limits_of(conf: cfg.ConfigOpts) -> requests.RequestLimits:
+    names = [field.name for field in dataclasses.fields(requests.RequestLimits)]
+    return requests.RequestLimits(**{name: conf.image_cache[name] for name in names})

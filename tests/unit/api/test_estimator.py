@@ -8,8 +8,11 @@ import pytest
 
 from nova_precache import model
 from nova_precache.api import estimator
+from nova_precache.conductor import planner
 
-RULES = estimator.Rules(force_raw_images=True, reserved_disk_bytes=100, precache_concurrency=2)
+RULES = estimator.EstimateRules(
+    force_raw_images=True, reserved_disk_bytes=100, precache_concurrency=2
+)
 RAW = model.Image('raw', size=1000, disk_format='raw')
 QCOW2 = model.Image('qcow2', size=300, virtual_size=2000, disk_format='qcow2')
 NOTHING = model.RequestOptions()
@@ -21,14 +24,20 @@ def agent(host: str, **fields: Any) -> model.Agent:
 
 def facts(*hosts: str, **more: Any) -> estimator.FleetFacts:
     """Hosts of one cell that are up and have reported empty caches."""
-    known: dict[str, Any] = {'cells': dict.fromkeys(hosts, 'cell'), 'known_hosts': set(hosts)}
-    return estimator.FleetFacts(hosts=hosts, **{**known, **more})
+    planned = planner.host_facts(
+        hosts,
+        more.pop('cells', dict.fromkeys(hosts, 'cell')),
+        more.pop('listed', ()),
+        more.pop('down', {}),
+        agents=more.get('agents', {}),
+    )
+    return estimator.FleetFacts(hosts=planned, **{'known_hosts': set(hosts), **more})
 
 
 def estimated(
     known: estimator.FleetFacts,
     *images: model.Image,
-    rules: estimator.Rules = RULES,
+    rules: estimator.EstimateRules = RULES,
     **options: Any,
 ) -> estimator.Estimate:
     return estimator.estimate(images or (RAW,), model.RequestOptions(**options), known, rules)
@@ -70,7 +79,9 @@ def test_what_boots_as_it_came_is_not_converted(image: model.Image) -> None:
 
 
 def test_where_images_stay_as_they_are_nothing_is_converted() -> None:
-    rules = estimator.Rules(force_raw_images=False, reserved_disk_bytes=0, precache_concurrency=1)
+    rules = estimator.EstimateRules(
+        force_raw_images=False, reserved_disk_bytes=0, precache_concurrency=1
+    )
     (host,) = estimated(facts('h1'), QCOW2, rules=rules).hosts
     assert host.space_needed_bytes == 300
 
@@ -115,7 +126,7 @@ def test_hosts_that_would_be_skipped_move_nothing_and_say_why() -> None:
     known = facts(
         'off', 'down', 'lost', 'bare', 'up',
         cells={'off': 'disabled', 'down': 'cell', 'bare': 'cell', 'up': 'cell'},
-        cells_off={'disabled': 'cell two is disabled'},
+        listed=[model.Cell('disabled', 'two', 'fake:///two', disabled=True)],
         down={'down': 'host down: quiet'},
         agents={'bare': agent('bare', driver='x', capabilities={'supports_cache_image': False})},
         rates={'up': 100},

@@ -68,7 +68,7 @@ def test_an_unused_file_goes_at_the_age_of_its_kind(
 ) -> None:
     file = listed(name, age_seconds)
     assert expiry.decide([file], (), NOW, RULES) == [
-        expiry.Decision(file, expiry.Verdict(verdict), reason)
+        expiry.Decision(file, expiry.ExpiryVerdict(verdict), reason)
     ]
 
 

@@ -18,7 +18,7 @@ def database(tmp_path: pathlib.Path) -> Iterator[session.Database]:
     conf = options.new(config_files=[])
     conf.set_override('connection', f'sqlite:///{tmp_path}/inventory.sqlite', 'database')
     made = session.connect(conf)
-    models.Base.metadata.create_all(made.engine)
+    models.InventoryBase.metadata.create_all(made.engine)
     yield made
     made.dispose()
 

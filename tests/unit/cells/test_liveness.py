@@ -155,7 +155,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
     (silent_cell,) = [each for each in alive._cells.values() if each.cell.name == 'two']
     silent_cell._pool.shutdown()  # once the abandoned query has failed
     alive.close()
-    assert silent_cell._rests_until == clock.now + liveness.REST_SECONDS[0]
+    assert silent_cell._breaker._open_until == clock.now + liveness.REST_SECONDS[0]
     [line] = caplog.messages
     assert line.startswith('Database of cell two is unavailable: ')
     assert line.endswith(' (it gives no answer)')

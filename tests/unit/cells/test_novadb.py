@@ -33,7 +33,7 @@ def conf(tmp_path: pathlib.Path, path: pathlib.Path) -> cfg.ConfigOpts:
 def theirs(path: pathlib.Path) -> inventory.Inventory:
     """An inventory like Nova's: in a file without the journal mode of ours."""
     engine = sa.create_engine(sa.URL.create('sqlite', database=str(path)))
-    models.Base.metadata.create_all(engine)
+    models.InventoryBase.metadata.create_all(engine)
     with engine.begin() as connection:
         cell = sa.insert(models.CellMapping).values(uuid='c1', name='cell1', transport_url='{path}')
         connection.execute(cell)
@@ -73,7 +73,7 @@ def test_hosts_and_cells_are_those_of_nova_and_none_is_added(conf: cfg.ConfigOpt
 def test_without_one_of_nova_the_inventory_is_our_own(conf: cfg.ConfigOpts) -> None:
     conf.clear_override('connection', 'api_database')
     with session.connect(conf) as own:
-        models.Base.metadata.create_all(own.engine)
+        models.InventoryBase.metadata.create_all(own.engine)
         cell = novadb.open_inventory(conf, own).create_cell('cell1', 'fake:///{path}')
         assert inventory.Inventory(own).list_cells() == [cell]
 

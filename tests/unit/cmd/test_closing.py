@@ -43,7 +43,7 @@ def conf(tmp_path: pathlib.Path, database_path: pathlib.Path) -> Iterator[pathli
     cell = CellDatabase(tmp_path / 'cell1.sqlite')
     cell.add('host1')
     nova = open_database(tmp_path / 'nova_api.sqlite')
-    models.Base.metadata.create_all(nova.engine)
+    models.InventoryBase.metadata.create_all(nova.engine)
     stock = inventory.Inventory(nova)
     stock.map_host('host1', stock.create_cell('cell1', 'fake:///cell1', cell.url).uuid)
     nova.dispose()

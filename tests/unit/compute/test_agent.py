@@ -104,7 +104,7 @@ def driver() -> Driver:
     return Driver()
 
 
-MakeCompute = Callable[..., agent.Agent]
+MakeCompute = Callable[..., agent.ComputeAgent]
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def make_compute(
     driver: Driver,
     held: name.Name,
 ) -> Iterator[MakeCompute]:
-    made: list[agent.Agent] = []
+    made: list[agent.ComputeAgent] = []
 
-    def make(cache_seconds: float | None) -> agent.Agent:
+    def make(cache_seconds: float | None) -> agent.ComputeAgent:
         made.append(
-            agent.Agent(
+            agent.ComputeAgent(
                 identity={
                     'host': 'h1',
                     'agent_id': 'agent-1',
@@ -144,7 +144,7 @@ def make_compute(
 
 
 @pytest.fixture
-def compute(make_compute: MakeCompute) -> agent.Agent:
+def compute(make_compute: MakeCompute) -> agent.ComputeAgent:
     return make_compute(cache_seconds=0.05)
 
 
@@ -153,7 +153,7 @@ def _errors(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
 
 
 def test_a_compute_registers_with_what_it_is_and_then_serves(
-    compute: agent.Agent, conductor: FakeReporter, server: FakeServer
+    compute: agent.ComputeAgent, conductor: FakeReporter, server: FakeServer
 ) -> None:
     compute.start()
 
@@ -179,7 +179,7 @@ def test_a_compute_registers_with_what_it_is_and_then_serves(
     [exception.CellUnreachable('no conductor answered'), RuntimeError('its database is away')],
 )
 def test_a_compute_registers_for_as_long_as_it_takes(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
     error: Exception,
@@ -195,7 +195,7 @@ def test_a_compute_registers_for_as_long_as_it_takes(
 
 
 def test_a_name_that_is_taken_is_logged_as_an_error(
-    compute: agent.Agent, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
+    compute: agent.ComputeAgent, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor.register_errors = [exception.AgentConflict('another agent has this name')]
 
@@ -208,7 +208,7 @@ def test_a_name_that_is_taken_is_logged_as_an_error(
 
 
 def test_a_host_that_nova_has_yet_to_map_says_so_once(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,7 +224,7 @@ def test_a_host_that_nova_has_yet_to_map_says_so_once(
 
 
 def test_a_registered_compute_goes_on_reporting_through_failures(
-    compute: agent.Agent, conductor: FakeReporter
+    compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
     conductor.report_errors = [exception.CellUnreachable('the broker is away')]
 
@@ -236,7 +236,7 @@ def test_a_registered_compute_goes_on_reporting_through_failures(
 
 
 def test_the_progress_of_every_transfer_is_reported(
-    compute: agent.Agent, conductor: FakeReporter, running: transfers.Transfers
+    compute: agent.ComputeAgent, conductor: FakeReporter, running: transfers.Transfers
 ) -> None:
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 4, 9)
 
@@ -251,7 +251,7 @@ def test_the_progress_of_every_transfer_is_reported(
 
 
 def test_progress_that_cannot_be_reported_does_no_harm(
-    compute: agent.Agent, conductor: FakeReporter, running: transfers.Transfers
+    compute: agent.ComputeAgent, conductor: FakeReporter, running: transfers.Transfers
 ) -> None:
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         conductor.report_errors = [exception.CellUnreachable('the broker is away')]
@@ -266,7 +266,7 @@ def test_progress_that_cannot_be_reported_does_no_harm(
 
 
 def test_what_is_cached_is_told_after_the_registration_and_after_each_transfer(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     running: transfers.Transfers,
     driver: Driver,
@@ -291,7 +291,7 @@ def test_what_is_cached_is_told_after_the_registration_and_after_each_transfer(
 
 
 def test_what_is_cached_and_could_not_be_told_does_no_harm(
-    compute: agent.Agent, conductor: FakeReporter
+    compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
     conductor.report_errors = [exception.CellUnreachable('the broker is away')]
 
@@ -301,7 +301,7 @@ def test_what_is_cached_and_could_not_be_told_does_no_harm(
 
 
 def test_the_image_cache_is_managed_again_and_again_through_failures(
-    compute: agent.Agent, driver: Driver, caplog: pytest.LogCaptureFixture
+    compute: agent.ComputeAgent, driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver.cache_errors = [
         exception.StorageError('The header of /i/disk cannot be read'),
@@ -340,7 +340,7 @@ def test_an_image_cache_that_is_not_to_be_managed_loses_only_what_was_left_unfin
 
 
 def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
-    compute: agent.Agent, server: FakeServer, running: transfers.Transfers
+    compute: agent.ComputeAgent, server: FakeServer, running: transfers.Transfers
 ) -> None:
     compute.start()
     assert compute.wait_registered(WAIT_SECONDS)
@@ -353,7 +353,7 @@ def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
 
 
 def test_a_compute_that_stops_ends_a_transfer_that_stands_still(
-    compute: agent.Agent, running: transfers.Transfers
+    compute: agent.ComputeAgent, running: transfers.Transfers
 ) -> None:
     begun = threading.Event()
 
@@ -373,7 +373,7 @@ def test_a_compute_that_stops_ends_a_transfer_that_stands_still(
 
 
 def test_a_compute_can_stop_while_nobody_answers(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -395,7 +395,7 @@ def test_a_compute_can_stop_while_nobody_answers(
 
 
 def test_a_compute_stops_though_a_silent_broker_takes_no_report(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -423,14 +423,16 @@ def test_a_compute_stops_though_a_silent_broker_takes_no_report(
     assert not server.serves
 
 
-def test_a_compute_that_never_started_can_stop(compute: agent.Agent, server: FakeServer) -> None:
+def test_a_compute_that_never_started_can_stop(
+    compute: agent.ComputeAgent, server: FakeServer
+) -> None:
     compute.stop()
 
     assert not server.serves
 
 
 def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_restart(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
     running: transfers.Transfers,
@@ -479,7 +481,7 @@ def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_r
 
 
 def test_an_agent_that_a_restored_database_does_not_know_registers_and_cuts_nothing(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
     running: transfers.Transfers,
@@ -501,7 +503,7 @@ def test_an_agent_that_a_restored_database_does_not_know_registers_and_cuts_noth
 
 
 def test_a_compute_can_stop_while_another_has_its_name(
-    compute: agent.Agent,
+    compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
     running: transfers.Transfers,
@@ -525,7 +527,7 @@ def test_a_compute_can_stop_while_another_has_its_name(
 
 
 def test_a_host_that_cannot_be_used_does_not_register(
-    compute: agent.Agent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
+    compute: agent.ComputeAgent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Any) -> None:
         raise exception.ConfigError('instances_path cannot be written')

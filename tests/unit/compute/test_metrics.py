@@ -33,7 +33,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def meter(made: registry.CollectorRegistry, clock: Clock) -> metrics.HostMeter:
-    return metrics.Computes(made, clock).host('h1', driver.CacheReport)
+    return metrics.ComputeMetrics(made, clock).host('h1', driver.CacheReport)
 
 
 def _value(made: registry.CollectorRegistry, name: str, **labels: str) -> float | None:
@@ -130,7 +130,7 @@ def test_the_cache_is_looked_at_when_it_is_asked_for_but_not_each_time(
     made: registry.CollectorRegistry, clock: Clock
 ) -> None:
     reports = iter([driver.CacheReport('s', 10, 90), driver.CacheReport('s', 20, 80)])
-    metrics.Computes(made, clock).host('h1', lambda: next(reports))
+    metrics.ComputeMetrics(made, clock).host('h1', lambda: next(reports))
 
     first = _value(made, 'cache_bytes'), _value(made, 'free_bytes')
     clock.now += metrics.REPORTED_FOR_SECONDS
@@ -147,7 +147,7 @@ def test_a_driver_without_a_cache_of_files_has_no_size(
 
 
 def test_the_computes_of_one_process_are_told_apart(made: registry.CollectorRegistry) -> None:
-    computes = metrics.Computes(made)
+    computes = metrics.ComputeMetrics(made)
     for host, size in (('h1', 1), ('h2', 2)):
         report = driver.CacheReport('s', size, size)
         meter = computes.host(host, lambda report=report: report)  # type: ignore[misc]

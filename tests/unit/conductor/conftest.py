@@ -11,10 +11,10 @@ import pytest
 from oslo_context import context as oslo_context
 
 from nova_precache import context, model
+from nova_precache.cells import breaker
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     announcer,
-    breaker,
     dispatcher,
     host_worker,
     lifecycle,
@@ -172,7 +172,7 @@ class Parts:
     images: fake.FakeImageService
     breakers: breaker.CellBreakers
     announcer: announcer.Announcer
-    steering: db_steering.Steering
+    steering: db_steering.RequestActions
     tracker: tracker.Tracker
     now: list[float]
     why_no_call: Callable[[], str | None] = lambda: None
@@ -245,9 +245,9 @@ class Parts:
     def helm(self, freed: Callable[[], None] = lambda: None) -> lifecycle.LifecycleLoop:
         return lifecycle.LifecycleLoop(
             store=self.steering,
-            hosts=host_recovery.HostRecovery(self.world.database, DOWN_SECONDS),
+            hosts=host_recovery.AgentHostRecovery(self.world.database, DOWN_SECONDS),
             track=self.tracker,
-            tell=self.orders(freed),
+            orders=self.orders(freed),
             poll_seconds=0.05,
             freed=freed,
         )
@@ -274,7 +274,7 @@ def parts(world: World) -> Parts:
         announced,
         poll_seconds=0.05,
     )
-    store = db_steering.Steering(world.database)
+    store = db_steering.RequestActions(world.database)
     return Parts(
         world=world,
         compute=FakeCompute(world),

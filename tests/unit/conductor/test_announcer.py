@@ -102,7 +102,7 @@ def test_a_notification_tells_who_asked_and_has_no_token(parts: Parts) -> None:
 
     assert len(parts.announced.emitted) == 2
     for notification in parts.announced.emitted:
-        asker = notification.asker
+        asker = notification.requester
         assert (asker.project_id, asker.user_id, asker.request_id) == ('p1', 'u1', 'req-1')
         assert asker.is_admin
         assert asker.auth_token is None

@@ -146,29 +146,29 @@ class Counting(fake.FakeImageService):
 def test_an_image_is_looked_up_once_a_while_and_what_was_known_outlives_an_outage() -> None:
     images, now = Counting(), [100.0]
     image = add(images)
-    needs = companions.Needs(images, lambda: now[0])
-    assert [needs.of(image.id) for _ in range(5)] == [needed(image)] * 5
+    needs = companions.CompanionLookup(images, lambda: now[0])
+    assert [needs.get(image.id) for _ in range(5)] == [needed(image)] * 5
     assert len(images.shown) == 3
 
     now[0] += companions.KEPT_SECONDS
     images.faults.unavailable = 1
-    assert needs.of(image.id) == needed(image)
+    assert needs.get(image.id) == needed(image)
     assert len(images.shown) == 4
 
     now[0] += companions.KEPT_SECONDS
     images.update(image.id, kernel_id=None)
-    assert needs.of(image.id) == needed(image)[1:]
+    assert needs.get(image.id) == needed(image)[1:]
 
 
 def test_what_an_image_needs_is_not_known_without_an_answer() -> None:
     images, now = Counting(), [100.0]
     image = add(images)
-    needs = companions.Needs(images, lambda: now[0])
-    assert needs.of('00000000-0000-0000-0000-000000000000') is None
+    needs = companions.CompanionLookup(images, lambda: now[0])
+    assert needs.get('00000000-0000-0000-0000-000000000000') is None
     images.may_answer.clear()
-    needs.of(image.id)  # waits for a moment
+    needs.get(image.id)  # waits for a moment
     now[0] += companions.ANSWER_SECONDS
-    assert needs.of(image.id) is None
+    assert needs.get(image.id) is None
     assert images.shown.count(image.id) == 1
     images.may_answer.set()
 
@@ -177,9 +177,9 @@ def test_no_more_images_are_remembered_than_there_is_room_for(
     images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(companions, 'MOST_IMAGES', 2)
-    needs = companions.Needs(images)
+    needs = companions.CompanionLookup(images)
     made = [add(images) for _ in range(5)]
-    assert [needs.of(each.id) for each in made] == [needed(each) for each in made]
+    assert [needs.get(each.id) for each in made] == [needed(each) for each in made]
 
 
 # Stock nova-computes

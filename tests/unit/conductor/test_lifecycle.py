@@ -69,12 +69,12 @@ def test_what_is_not_to_begin_yet_may_be_called_when_its_time_has_come(
     parts: Parts, helm: lifecycle.LifecycleLoop, freed: threading.Event
 ) -> None:
     request = _planned(parts, 'h1', not_before=SOON)
-    helm.look()
+    helm.run_once()
     assert parts.world.claim('c1', limit=5) is None
     assert not freed.is_set()
 
     _change(parts, request, not_before=LONG_AGO)
-    helm.look()
+    helm.run_once()
 
     assert freed.is_set()
     assert parts.world.claim('c1', limit=5) is not None
@@ -86,7 +86,7 @@ def test_what_waits_when_its_deadline_passes_ends_expired_and_the_request_with_i
     request = _planned(parts, 'h1', 'h2', deadline=SOON)
     _change(parts, request, deadline=LONG_AGO)
 
-    helm.look()
+    helm.run_once()
 
     assert set(parts.world.statuses(request).values()) == {'expired'}
     assert parts.world.status(request) == 'expired'
@@ -100,7 +100,7 @@ def test_a_transfer_that_runs_when_its_deadline_passes_is_stopped_in_the_same_lo
     parts.world.begun()
     _change(parts, request, deadline=LONG_AGO)
 
-    helm.look()
+    helm.run_once()
     parts.compute.wait_told(1)
 
     assert [told.why for told in parts.compute.told] == ['deadline']
@@ -117,7 +117,7 @@ def test_what_an_earlier_release_has_planned_is_taken_on(
     _change(parts, request, is_planned=False)
     _ends(parts, CACHED)
 
-    helm.look()
+    helm.run_once()
 
     assert parts.world.requests.ids_to_complete() == [request.id]
 
@@ -129,7 +129,7 @@ def test_a_canary_that_succeeded_unnoticed_lets_the_others_begin(
     assert _ends(parts, CACHED) == 'h1'
     assert parts.world.claim('c1', limit=5) is None
 
-    helm.look()
+    helm.run_once()
 
     claim = parts.world.claim('c1', limit=5)
     assert claim is not None
@@ -143,7 +143,7 @@ def test_failures_that_nobody_counted_cancel_what_waits(
     request = _planned(parts, 'h1', 'h2', 'h3', max_failures=0)
     _ends(parts, BAD)
 
-    helm.look()
+    helm.run_once()
 
     assert parts.world.requests.get(request.id).counts == {'error': 1, 'cancelled': 2}
     assert parts.world.status(request) == 'failed'
@@ -158,12 +158,12 @@ def test_a_host_that_is_waited_for_is_called_as_soon_as_it_reports(
     request = _planned(parts, 'h1', wait_for_down_hosts=True, deadline=SOON)
     parts.world.dead('h1')
     parts.serve()
-    helm.look()
+    helm.run_once()
     assert not freed.is_set()
     assert parts.world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
 
     parts.world.living('h1')
-    helm.look()
+    helm.run_once()
 
     assert freed.is_set()
     parts.serve()
@@ -184,7 +184,7 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
 
     monkeypatch.setattr(parts.steering, 'stop_orders', fail)
 
-    helm.look()
+    helm.run_once()
 
     assert parts.world.status(request) == 'expired'
 

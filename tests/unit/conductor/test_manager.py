@@ -13,7 +13,7 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.cells import inventory
-from nova_precache.conductor import askers, manager, report_buffer
+from nova_precache.conductor import job_access, manager, report_buffer
 from nova_precache.db import caches, jobs
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import BROKEN, CACHED, World
@@ -209,7 +209,7 @@ def confirming(
     world: World, parts: Parts, endpoint_of: Callable[[str], manager.CellEndpoint]
 ) -> manager.CellEndpoint:
     endpoint = endpoint_of(world.cell.uuid)
-    endpoint._check_askers = askers.Askers(world.jobs, parts.images, parts.tracker).check
+    endpoint._check_access = job_access.JobAccess(world.jobs, parts.images, parts.tracker).check
     return endpoint
 
 
@@ -295,7 +295,7 @@ def test_a_stale_call_and_a_job_of_another_cell_are_not_refused(
     request = world.planned(['h1'], ['unknown'], project_id='p1')
     begun = world.begun()
     theirs = endpoint_of(world.inventory.create_cell('cell2', 'fake:///cell2').uuid)
-    theirs._check_askers = confirming._check_askers
+    theirs._check_access = confirming._check_access
 
     confirming.confirm_job(CTXT, job_id=begun.job_id, epoch=begun.epoch - 1)
     confirming.confirm_job(CTXT, job_id='unknown', epoch=1)

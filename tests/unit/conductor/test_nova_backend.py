@@ -480,7 +480,7 @@ def test_what_waits_for_a_host_is_due_when_it_is_back_and_known_to_be(
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     assigned = parts.world.begun()
-    parts.tracker.put_off(assigned, reason)
+    parts.tracker.postpone(assigned, reason)
     parts.world.jobs.release('c1', ['h1'])
     away = Away()
     store = nova_backend.NovaHostRecovery(host_recovery.Waiting(parts.world.database), away)

@@ -20,7 +20,7 @@ from nova_precache.image import fake
 from tests.unit.conductor.conftest import Lines
 from tests.unit.conftest import LIMITS, LONG_AGO, World
 
-RULES = keeping.Rules(interval_seconds=0, hosts_per_round=10, minimum_age_seconds=24 * 3600)
+RULES = keeping.PinRules(interval_seconds=0, hosts_per_round=10, minimum_age_seconds=24 * 3600)
 NOW = datetime.datetime(2030, 1, 1)  # noqa: DTZ001 - as the database keeps it
 HOUR = datetime.timedelta(hours=1)
 MINUTE = datetime.timedelta(minutes=1)
@@ -35,7 +35,7 @@ class Site:
     caches: caches.Caches
     images: fake.FakeImageService
     wakes: list[None]
-    rules: keeping.Rules = RULES
+    rules: keeping.PinRules = RULES
 
     def reconciler(
         self, conductor: str = 'c1', request_store: requests.Requests | None = None
@@ -612,7 +612,7 @@ def test_what_failed_for_another_reason_is_tried_again(
 
 
 def test_nothing_is_touched_where_unused_images_go_at_once() -> None:
-    rules = keeping.Rules(60, 10, minimum_age_seconds=0)
+    rules = keeping.PinRules(60, 10, minimum_age_seconds=0)
 
     assert _choose(NOW, present=LONG_AGO, rules=rules) == ([], [])
     assert _choose(NOW, rules=rules) == ([('h1', 'i1')], [])
@@ -638,18 +638,18 @@ def _choose(
     present: datetime.datetime | None = None,
     tried: pins.AttemptHistory | None = None,
     has_told: bool = True,
-    rules: keeping.Rules = keeping.Rules(60, 10, 24 * 3600),  # noqa: B008 - it is frozen
+    rules: keeping.PinRules = keeping.PinRules(60, 10, 24 * 3600),  # noqa: B008 - it is frozen
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return the files to ask for and the failing ones, for one image on one host."""
     file = ('h1', 'i1')
-    known = keeping.Known(
+    known = keeping.FileFacts(
         now,
         {} if present is None else {file: model.CachedImage('h1', 'n', 'i1', 9, 9, present)},
         {} if tried is None else {file: tried},
         {'h1'} if has_told else set(),
     )
-    seemingly = dataclasses.replace(known, tried={}, told=())
-    choice = keeping.choose(keeping.lacking(['h1'], ['i1'], seemingly, rules), known, rules)
+    seemingly = dataclasses.replace(known, tried={}, reported=())
+    choice = keeping.choose(keeping.missing_or_old(['h1'], ['i1'], seemingly, rules), known, rules)
     files = [(host, i) for batch in choice.batches for host in batch.hosts for i in batch.images]
     return files, list(choice.failing)
 

@@ -2,35 +2,40 @@
 """The plan of a request, host by host, before any compute is called."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nova_precache import model
 from nova_precache.conductor import planner
 from nova_precache.db.request import plan as request_plan
 
-REQUEST = model.CacheRequest(
-    id='r1',
-    status='accepted',
-    aggregate_id=1,
-    aggregate_uuid='uuid-1',
-    aggregate_name='edge',
-    images=('i1', 'i2'),
-    project_id=None,
-    user_id=None,
-    request_id=None,
-)
-FACTS = planner.Facts(
-    hosts=('h2', 'h1'),
-    cells={'h1': 'cell-1', 'h2': 'cell-2'},
-    down={},
-    images={'i1': model.Image('i1', size=100), 'i2': model.Image('i2', size=None)},
-)
+HOSTS = ('h2', 'h1')
+IMAGES = {
+    'i1': planner.ImageFacts(model.Image('i1', size=100)),
+    'i2': planner.ImageFacts(model.Image('i2', size=None)),
+}
+FILES = tuple(itertools.product(HOSTS, IMAGES))
+CELLS = {'h1': 'cell-1', 'h2': 'cell-2'}
+TWO_IS_OFF = model.Cell('cell-2', 'two', 'fake:///two', disabled=True)
 
 
-def _plan(**facts: object) -> list[request_plan.PlannedTask]:
-    return list(planner.plan(REQUEST, dataclasses.replace(FACTS, **facts)))  # type: ignore[arg-type]
+def _plan(
+    files: Sequence[tuple[str, str]] = FILES,
+    cells: Mapping[str, str] = CELLS,
+    known: Sequence[model.Cell] = (),
+    down: Mapping[str, str] | None = None,
+    refused: Mapping[str, str] | None = None,
+    waits: bool = False,
+    **facts: Any,
+) -> list[request_plan.PlannedTask]:
+    hosts = planner.host_facts(HOSTS, cells, known, down or {}, **facts)
+    unusable = {each: planner.ImageFacts(refused=why) for each, why in (refused or {}).items()}
+    options = model.RequestOptions(wait_for_down_hosts=waits)
+    return list(planner.plan(files, hosts, IMAGES | unusable, options))
 
 
-def _outcomes(**facts: object) -> dict[tuple[str, str], tuple[str, str | None]]:
+def _outcomes(**facts: Any) -> dict[tuple[str, str], tuple[str, str | None]]:
     return {(task.host, task.image_id): (task.status, task.reason) for task in _plan(**facts)}
 
 
@@ -48,11 +53,11 @@ def test_the_same_facts_give_the_same_plan() -> None:
 
 
 def test_an_aggregate_without_hosts_comes_to_nothing() -> None:
-    assert _plan(hosts=()) == []
+    assert _plan(files=()) == []
 
 
 def test_an_image_that_may_not_be_cached_is_an_error_on_every_host() -> None:
-    outcomes = _outcomes(images={'i1': model.Image('i1')}, refused={'i2': 'is not active'})
+    outcomes = _outcomes(refused={'i2': 'is not active'})
 
     assert outcomes == {
         ('h2', 'i1'): ('queued', None),
@@ -70,7 +75,7 @@ def test_a_host_without_a_cell_is_skipped_and_the_others_go_on() -> None:
 
 
 def test_the_hosts_of_a_disabled_cell_are_skipped() -> None:
-    outcomes = _outcomes(cells_off={'cell-2': 'cell two is disabled'})
+    outcomes = _outcomes(known=[TWO_IS_OFF])
 
     assert outcomes['h2', 'i1'] == ('skipped', 'cell two is disabled')
     assert outcomes['h1', 'i1'] == ('queued', None)
@@ -84,7 +89,7 @@ def test_a_host_that_is_down_is_skipped_with_the_reason() -> None:
 
 
 def test_with_a_pin_that_is_too_low_no_compute_is_called() -> None:
-    outcomes = _outcomes(unsupported='the pin is too low')
+    outcomes = _outcomes(uncallable='the pin is too low')
 
     assert set(outcomes.values()) == {('unsupported', 'the pin is too low')}
 
@@ -95,7 +100,7 @@ def test_what_the_image_is_comes_before_what_the_host_is() -> None:
         refused={'i1': 'was deleted'},
         cells={'h1': 'cell-1'},
         down={'h1': 'host down', 'h2': 'host down'},
-        unsupported='the pin is too low',
+        uncallable='the pin is too low',
     )
 
     assert outcomes == {
@@ -107,32 +112,59 @@ def test_what_the_image_is_comes_before_what_the_host_is() -> None:
 
 
 def test_with_hosts_that_are_waited_for_one_that_is_down_is_queued_and_says_why() -> None:
-    waits = dataclasses.replace(REQUEST, options=model.RequestOptions(wait_for_down_hosts=True))
-    facts = dataclasses.replace(FACTS, down={'h2': 'host down: it has never reported'})
-
-    outcomes = {(t.host, t.image_id): (t.status, t.reason) for t in planner.plan(waits, facts)}
+    outcomes = _outcomes(waits=True, down={'h2': 'host down: it has never reported'})
 
     assert outcomes['h2', 'i1'] == ('queued', 'host down: it has never reported')
     assert outcomes['h1', 'i1'] == ('queued', None)
 
 
 def test_a_host_that_is_not_mapped_is_not_waited_for() -> None:
-    waits = dataclasses.replace(REQUEST, options=model.RequestOptions(wait_for_down_hosts=True))
-    facts = dataclasses.replace(FACTS, cells={'h1': 'cell-1'}, down={'h2': 'host down'})
+    planned = _plan(waits=True, cells={'h1': 'cell-1'}, down={'h2': 'host down'})
 
-    outcomes = {task.host: task.status for task in planner.plan(waits, facts)}
-
-    assert outcomes == {'h2': 'skipped', 'h1': 'queued'}
+    assert {task.host: task.status for task in planned} == {'h2': 'skipped', 'h1': 'queued'}
 
 
 def test_a_plan_made_anew_has_the_given_tasks_alone_and_skips_hosts_that_left() -> None:
-    queued = [
-        model.Task(number, 'r1', host, None, image_id, 'queued')
-        for number, (host, image_id) in enumerate([('h2', 'i2'), ('h1', 'i1')])
-    ]
-    facts = dataclasses.replace(FACTS, left={'h1'})
+    planned = _plan(files=[('h2', 'i2'), ('h1', 'i1')], left={'h1'})
 
-    assert list(planner.replan(REQUEST, queued, facts)) == [
+    assert planned == [
         request_plan.PlannedTask('h2', 'cell-2', 'i2'),
         request_plan.PlannedTask('h1', 'cell-1', 'i1', 'skipped', planner.LEFT, bytes_total=100),
     ]
+
+
+def test_the_first_reason_counts() -> None:
+    """Each reason in its place: repairing what a later one names would not help."""
+    facts = planner.HostFacts(
+        cell_uuid='cell-1',
+        cell_off='off',
+        down='down',
+        uncallable='uncallable',
+        incapable='incapable',
+        left='left',
+    )
+    found = []
+    for name in ('left', 'cell_off', 'uncallable', 'down', 'incapable'):
+        decision = planner.decide(facts, model.RequestOptions())
+        found.append((decision.status.value, decision.reason))
+        facts = dataclasses.replace(facts, **{name: None})
+
+    assert found == [
+        ('skipped', 'left'),
+        ('skipped', 'off'),
+        ('unsupported', 'uncallable'),
+        ('skipped', 'down'),
+        ('unsupported', 'incapable'),
+    ]
+    assert planner.decide(facts, model.RequestOptions()) == planner.PlanDecision(
+        model.TaskStatus.QUEUED
+    )
+
+
+def test_an_agent_without_the_driver() -> None:
+    agent = model.Agent('h1', 'a1', 'cell-1', driver='x', capabilities={'supports_cache_image': 0})
+
+    outcomes = _outcomes(agents={'h1': agent})
+
+    assert outcomes['h1', 'i1'] == ('unsupported', 'driver x cannot cache images')
+    assert outcomes['h2', 'i1'] == ('queued', None)

@@ -436,7 +436,7 @@ def test_a_request_that_is_cancelled_while_it_is_planned_ends_with_what_was_plan
         return False
 
     parts.planning(chunk_tasks=1).plan_next(cancel_after_the_first)
-    parts.helm().look()
+    parts.helm().run_once()
     parts.tracker.complete(parts.world.requests.ids_to_complete())
 
     assert parts.world.requests.get(asked.request.id).counts == {'cancelled': 1}

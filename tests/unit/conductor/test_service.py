@@ -47,7 +47,7 @@ def conductor(world: World, conf: Any, brokers: transports.CellTransports) -> se
     return service.Conductor(
         conductor_id=str(uuid.uuid4()),
         dispatch=nothing,
-        helm=nothing,
+        lifecycle_loop=nothing,
         announce=nothing,
         reports=nothing,
         job_store=world.jobs,

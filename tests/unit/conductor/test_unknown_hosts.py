@@ -4,7 +4,8 @@
 import pytest
 
 from nova_precache import context, exception, model
-from nova_precache.conductor import breaker, unknown_hosts
+from nova_precache.cells import breaker
+from nova_precache.conductor import unknown_hosts
 from tests.service import wait_until
 
 LOST = model.Agent('h1', 'agent-1', 'cell-1')

@@ -9,8 +9,8 @@ from tests.unit.conftest import BROKEN, DOWN_SECONDS, World
 
 
 @pytest.fixture
-def returned(world: World) -> host_recovery.HostRecovery:
-    return host_recovery.HostRecovery(world.database, DOWN_SECONDS)
+def returned(world: World) -> host_recovery.AgentHostRecovery:
+    return host_recovery.AgentHostRecovery(world.database, DOWN_SECONDS)
 
 
 def _waits(world: World, host: str) -> model.CacheRequest:
@@ -27,7 +27,7 @@ def _waits(world: World, host: str) -> model.CacheRequest:
 
 
 def test_a_job_is_due_as_soon_as_its_host_reports(
-    world: World, returned: host_recovery.HostRecovery
+    world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:
     request = _waits(world, 'h1')
     assert returned.hasten() == 0
@@ -45,7 +45,7 @@ def test_a_job_is_due_as_soon_as_its_host_reports(
 
 
 def test_a_job_that_waits_for_something_else_goes_on_waiting(
-    world: World, returned: host_recovery.HostRecovery
+    world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:
     world.living('h1')
     world.planned(['h1'], ['i1'])
@@ -56,7 +56,7 @@ def test_a_job_that_waits_for_something_else_goes_on_waiting(
 
 
 def test_only_the_jobs_of_the_host_that_is_back_are_due(
-    world: World, returned: host_recovery.HostRecovery
+    world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:
     for host in ('h1', 'h2'):
         _waits(world, host)

@@ -222,7 +222,7 @@ def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
     world.jobs.retry(call.job_id, call.epoch, waits, 100)
     writes.forget()
 
-    assert host_recovery.HostRecovery(world.database, 60).hasten() == 1
+    assert host_recovery.AgentHostRecovery(world.database, 60).hasten() == 1
 
     assert writes.locked_jobs() == [('h1/i1',)]
 

@@ -23,9 +23,11 @@ ASKER = context.RequestContext(
     auth_token='the-token-of-the-caller',
     overwrite=False,
 )
-START = payloads.Notification('aggregate.cache_images.start', payloads.Source.API, {'a': 1}, ASKER)
+START = payloads.Notification(
+    'aggregate.cache_images.start', payloads.Publisher.API, {'a': 1}, ASKER
+)
 PROGRESS = dataclasses.replace(
-    START, event_type='aggregate.cache_images.progress', source=payloads.Source.CONDUCTOR
+    START, event_type='aggregate.cache_images.progress', source=payloads.Publisher.CONDUCTOR
 )
 
 

@@ -85,14 +85,14 @@ def openstack(wire: Wire, capsys: pytest.CaptureFixture[str]) -> OpenStack:
 
 
 @pytest.fixture
-def service(wire: Wire) -> client.Client:
+def service(wire: Wire) -> client.ApiClient:
     """The client of the commands."""
     return client_of(wire.url)
 
 
-def client_of(url: str) -> client.Client:
+def client_of(url: str) -> client.ApiClient:
     opened = session.Session(auth=noauth.NoAuth())
-    return client.Client(adapter.Adapter(opened, endpoint_override=f'{url}/v1'))
+    return client.ApiClient(adapter.Adapter(opened, endpoint_override=f'{url}/v1'))
 
 
 def request(**fields: Any) -> model.Json:

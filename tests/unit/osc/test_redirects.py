@@ -23,14 +23,14 @@ def elsewhere() -> Iterator[Server]:
 
 
 @pytest.fixture
-def service(server: Server) -> client.Client:
+def service(server: Server) -> client.ApiClient:
     opened = session.Session(auth=token_endpoint.Token(server.url, 'secret-token'))
-    return client.Client(adapter.Adapter(opened, endpoint_override=f'{server.url}/v1'))
+    return client.ApiClient(adapter.Adapter(opened, endpoint_override=f'{server.url}/v1'))
 
 
 @pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
 def test_no_token_is_sent_to_another_host(
-    server: Server, elsewhere: Server, service: client.Client, status: int
+    server: Server, elsewhere: Server, service: client.ApiClient, status: int
 ) -> None:
     moved = Answer(status, headers={'Location': f'{elsewhere.url}/v1/requests?key=private'})
     server.answers = [moved, moved]
@@ -42,7 +42,7 @@ def test_no_token_is_sent_to_another_host(
 
 
 def test_a_redirect_to_another_path_of_the_same_host_is_followed(
-    server: Server, service: client.Client
+    server: Server, service: client.ApiClient
 ) -> None:
     server.answers = [
         Answer(308, headers={'Location': '/precache/v1/requests?limit=1'}),
@@ -56,7 +56,7 @@ def test_a_redirect_to_another_path_of_the_same_host_is_followed(
     assert server.tokens() == ['secret-token', 'secret-token']
 
 
-def test_a_loop_ends_with_an_error(server: Server, service: client.Client) -> None:
+def test_a_loop_ends_with_an_error(server: Server, service: client.ApiClient) -> None:
     server.answers = [Answer(302, headers={'Location': '/again'})] * 11
     with pytest.raises(client.ApiError, match='redirected more than 10 times'):
         service.get('requests')

@@ -92,7 +92,7 @@ def test_a_terminal_has_a_bar_for_each_host_and_one_for_all() -> None:
 
 def test_there_are_never_more_bars_than_there_is_room_for(screen: console.Console) -> None:
     bars = progress.Progress(console=screen)
-    view = showing.Bars(bars)
+    view = showing.BarView(bars)
 
     for first in (0, 100, 200):
         hosts = [task(f'c{first + number}', 'downloading') for number in range(50)]
@@ -106,7 +106,7 @@ def test_a_bar_is_whole_where_nothing_had_to_come(screen: console.Console) -> No
     bars = progress.Progress(console=screen)
     nothing = {'bytes_done': 0, 'bytes_total': 0}
 
-    showing.Bars(bars).show(
+    showing.BarView(bars).show(
         _snapshot(
             *(task('c1', 'existing', **nothing), task('c2', 'error', **nothing)),
             status='failed',
@@ -120,7 +120,7 @@ def test_a_bar_is_whole_where_nothing_had_to_come(screen: console.Console) -> No
 
 def test_a_log_has_a_line_for_each_change(screen: console.Console) -> None:
     clock = Clock()
-    view = showing.Lines(screen, clock)
+    view = showing.LineView(screen, clock)
 
     view.show(_snapshot(task('c1', 'queued')))
     view.show(_snapshot(task('c1', 'queued'), bytes_done=104857600))
@@ -140,16 +140,16 @@ def test_a_log_has_a_line_for_each_change(screen: console.Console) -> None:
 
 
 def test_a_log_has_no_lines_for_the_hosts_of_a_large_request(screen: console.Console) -> None:
-    showing.Lines(screen, Clock()).show(_snapshot(task('c1', 'downloading'), whole=False))
+    showing.LineView(screen, Clock()).show(_snapshot(task('c1', 'downloading'), whole=False))
 
     assert _text(screen).startswith('Total: ')
     assert 'c1' not in _text(screen)
 
 
 def test_what_is_noted_twice_in_a_row_is_said_once(screen: console.Console) -> None:
-    views: tuple[showing.View, ...] = (
-        showing.Lines(screen, Clock()),
-        showing.Bars(progress.Progress(console=screen)),
+    views: tuple[showing.ProgressView, ...] = (
+        showing.LineView(screen, Clock()),
+        showing.BarView(progress.Progress(console=screen)),
     )
 
     for view in views:
@@ -160,6 +160,6 @@ def test_what_is_noted_twice_in_a_row_is_said_once(screen: console.Console) -> N
 
 
 def test_before_there_is_a_plan_there_is_only_a_word(screen: console.Console) -> None:
-    showing.Lines(screen, Clock()).show(_snapshot(status='accepted', counts={}))
+    showing.LineView(screen, Clock()).show(_snapshot(status='accepted', counts={}))
 
     assert _text(screen) == 'Total: accepted\n'

@@ -40,10 +40,10 @@ class View:
 class Watched:
     """A watcher whose pauses take no time and are recorded."""
 
-    def __init__(self, service: client.Client, patience_seconds: float = 60) -> None:
+    def __init__(self, service: client.ApiClient, patience_seconds: float = 60) -> None:
         self.view = View()
         self.pauses: list[float] = []
-        self.watcher = waiting.Watcher(
+        self.watcher = waiting.RequestWatcher(
             service, self.view, sleep=self.pauses.append, patience_seconds=patience_seconds
         )
 
@@ -53,7 +53,7 @@ class Watched:
 
 
 @pytest.fixture
-def watched(wire: Wire, service: client.Client) -> Watched:
+def watched(wire: Wire, service: client.ApiClient) -> Watched:
     wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': [task('c1', 'downloading')]}))
     return Watched(service)
 
@@ -95,14 +95,14 @@ def test_a_request_that_is_gone_is_not_asked_for_again(wire: Wire, watched: Watc
     with pytest.raises(client.ApiError, match='could not be found') as refused:
         watched.watcher.watch(REQUEST_ID)
 
-    assert not isinstance(refused.value, client.Unavailable)
+    assert not isinstance(refused.value, client.ApiUnavailable)
     assert len(wire.queries(PATH)) == 2
 
 
-def test_patience_ends(wire: Wire, service: client.Client) -> None:
+def test_patience_ends(wire: Wire, service: client.ApiClient) -> None:
     wire.answer('GET', PATH, RESTARTING)
 
-    with pytest.raises(client.Unavailable, match='starting'):
+    with pytest.raises(client.ApiUnavailable, match='starting'):
         Watched(service, patience_seconds=0).watcher.watch(REQUEST_ID)
 
 
@@ -110,7 +110,7 @@ def test_a_service_that_does_not_listen_is_unavailable(free_port: Callable[[], i
     url = f'http://127.0.0.1:{free_port()}'
     nobody = client_of(url)
 
-    with pytest.raises(client.Unavailable) as refused:
+    with pytest.raises(client.ApiUnavailable) as refused:
         nobody.get('requests')
 
     assert str(refused.value) == f'Unable to establish connection to {url}/v1/requests'
@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_the_request_running_and_says_so(
     def interrupted(self: object, request_id: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(waiting.Watcher, 'watch', interrupted)
+    monkeypatch.setattr(waiting.RequestWatcher, 'watch', interrupted)
 
     said = openstack('precache', 'create', '--wait', '--aggregate', 'edge', IMAGE_ID)
 

@@ -10,11 +10,11 @@ import pytest
 
 from nova_precache.wsgi import connection, gateway
 
-LIMITS = connection.Limits(max_head_bytes=8192, max_body_bytes=1000)
+LIMITS = connection.ConnectionLimits(max_head_bytes=8192, max_body_bytes=1000)
 HEAD = b'POST /v1/requests HTTP/1.1\r\nHost: x\r\n'
 CHUNKED = HEAD + b'Transfer-Encoding: chunked\r\n\r\n'
 ANSWER = gateway.Answer(200, b'OK', [(b'Content-Type', b'text/plain')], b'good')
-Phase = connection.Phase
+Phase = connection.ConnectionPhase
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
 class Link:
     """A connection, and its client's end."""
 
-    served: connection.Connection
+    served: connection.HttpConnection
     client: socket.socket
     clock: Clock
 
@@ -68,7 +68,7 @@ def link() -> Iterator[Link]:
         served.setblocking(False)
         clock = Clock()
         address = gateway.Address('client', 1), gateway.Address('server', 2)
-        yield Link(connection.Connection(served, *address, LIMITS, clock), client, clock)
+        yield Link(connection.HttpConnection(served, *address, LIMITS, clock), client, clock)
 
 
 def _status(answer: bytes) -> int:

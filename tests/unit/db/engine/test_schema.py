@@ -36,7 +36,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(
     schema.sync(new_database)
 
     everything = sa.MetaData()
-    for base in (models.Base, cell_models.Base):
+    for base in (models.Base, cell_models.InventoryBase):
         for table in base.metadata.tables.values():
             table.to_metadata(everything)
     with new_database.engine.connect() as connection:

@@ -247,7 +247,7 @@ def test_root_needs_no_capability_of_its_own(
 
 def test_programs_that_read_images_do_not_inherit_the_capability() -> None:
     def work() -> str:
-        limits = sandbox.Limits(1024**3, cpu_seconds=10, wall_seconds=10)
+        limits = sandbox.ResourceLimits(1024**3, cpu_seconds=10, wall_seconds=10)
         return sandbox.run(
             ['grep', '-E', 'Cap(Inh|Prm|Eff|Amb)', '/proc/self/status'], limits
         ).output

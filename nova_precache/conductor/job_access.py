@@ -14,7 +14,7 @@ from nova_precache.db import jobs
 from nova_precache.image import service
 
 
-class Askers:
+class JobAccess:
     """Access checks for the requests that share a job; thread-safe.
 
     :param images: the image service, called with this service's own credentials
@@ -44,13 +44,13 @@ class Askers:
     def _refusals(self, job_id: str, image_id: str) -> Mapping[str, exception.ImageNotUsable]:
         found: dict[tuple[str | None, bool], exception.ImageNotUsable | None] = {}
         refused = {}
-        for asker in self._jobs.askers(job_id):
-            who = asker.project_id, asker.is_admin
+        for requester in self._jobs.askers(job_id):
+            who = requester.project_id, requester.is_admin
             if who not in found:
                 found[who] = self._refusal(image_id, *who)
             why = found[who]
             if why is not None:
-                refused[asker.request_id] = why
+                refused[requester.request_id] = why
         return refused
 
     def _refusal(

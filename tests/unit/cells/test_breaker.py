@@ -3,7 +3,7 @@
 
 import pytest
 
-from nova_precache.conductor import breaker
+from nova_precache.cells import breaker
 
 
 class Clock:
@@ -108,3 +108,28 @@ def test_a_short_call_that_succeeds_takes_back_a_cell_whose_probe_goes_on(
     breakers.succeeded('a')
 
     assert breakers.avoid() == set()
+
+
+def test_each_failure_in_a_row_rests_longer(clock: Clock) -> None:
+    one = breaker.CircuitBreaker(lambda failures: 10.0 * failures, clock)
+
+    assert one.failed()
+    clock.now += 11
+    assert not one.is_open
+    assert one.failed()
+    clock.now += 11
+    assert one.is_open
+
+    one.succeeded()
+    assert not one.is_open
+    one.failed()
+    clock.now += 11
+    assert not one.is_open
+
+
+def test_a_failure_reports_an_open_breaker(clock: Clock) -> None:
+    one = breaker.CircuitBreaker(lambda failures: 10.0, clock)
+
+    assert [one.failed(), one.failed()] == [True, False]
+    clock.now += 11
+    assert one.failed()
