@@ -65,7 +65,7 @@ class ComputeMetrics:
 class HostMeter:
     """Measures the transfers of one host."""
 
-    def __init__(self, computes: Computes, host: str) -> None:
+    def __init__(self, computes: ComputeMetrics, host: str) -> None:
         self._clock = computes.clock
         self._hits = computes.hits.labels(host)
         self._misses = computes.misses.labels(host)
