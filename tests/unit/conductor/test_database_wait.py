@@ -43,7 +43,7 @@ def waited(parts: Parts) -> list[float]:
 
 
 @pytest.mark.parametrize('outcome', [CACHED, BROKEN])
-@pytest.mark.parametrize('method', ['turn', 'retry', 'finish'])
+@pytest.mark.parametrize('method', ['next_job', 'retry', 'finish'])
 def test_an_outcome_is_kept_until_the_database_is_back_and_nothing_is_called_twice(
     parts: Parts, waited: list[float], monkeypatch: pytest.MonkeyPatch, method: str, outcome: Any
 ) -> None:
@@ -72,7 +72,7 @@ def test_what_is_asked_before_a_call_is_asked_again_and_the_call_is_made_once(
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     stores = parts.world.jobs
-    monkeypatch.setattr(stores, 'turn', Failing(stores.turn, AWAY, AWAY))
+    monkeypatch.setattr(stores, 'next_job', Failing(stores.next_job, AWAY, AWAY))
     parts.serve()
     [task] = parts.world.requests.tasks(request.id)
     assert (task.status, task.attempts) == ('cached', 1)
@@ -92,7 +92,7 @@ def test_an_outcome_that_cannot_be_recorded_ends_the_task_and_the_next_request_g
 
     def answer(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
         assert stores.begin(call.job_id, call.epoch)
-        method = 'turn' if outcome is CACHED else 'retry'
+        method = 'next_job' if outcome is CACHED else 'retry'
         monkeypatch.setattr(stores, method, Failing(getattr(stores, method), error))
         return outcome
 
@@ -114,7 +114,7 @@ def test_a_conductor_that_stops_leaves_the_outcome_to_another(
     parts.world.living('h1')
     parts.world.planned(['h1'], ['i1'])
     parts.tracker.database_wait.give_up()
-    monkeypatch.setattr(parts.world.jobs, 'turn', Failing(parts.world.jobs.turn, AWAY))
+    monkeypatch.setattr(parts.world.jobs, 'next_job', Failing(parts.world.jobs.next_job, AWAY))
     with pytest.raises(exception.DatabaseUnavailable):
         parts.serve()
 

@@ -208,23 +208,23 @@ def test_a_host_that_could_not_be_given_back_is_given_back_later(
     parts: Parts, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = _planned(parts, ['h1', 'h2'])
-    turn, release = parts.world.jobs.turn, parts.world.jobs.release
+    next_job, release = parts.world.jobs.next_job, parts.world.jobs.release
     lost = db_exception.DBConnectionError('the database is away')
     failures = [lost, lost]
 
-    def turn_or_fail(
+    def next_job_or_fail(
         conductor_id: str, host: str, ended: jobs.Finish | None = None, goes_on: bool = True
     ) -> jobs.NextJobResult:
         if failures and ended is not None:
             raise failures.pop()
-        return turn(conductor_id, host, ended, goes_on)
+        return next_job(conductor_id, host, ended, goes_on)
 
     def release_or_fail(conductor_id: str, host: str) -> bool:
         if failures:
             raise failures.pop()
         return release(conductor_id, host)
 
-    monkeypatch.setattr(parts.world.jobs, 'turn', turn_or_fail)
+    monkeypatch.setattr(parts.world.jobs, 'next_job', next_job_or_fail)
     monkeypatch.setattr(parts.world.jobs, 'release', release_or_fail)
 
     running.start(limit=1)
