@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The one lint run: format, style, types, the import map, shell, release notes.
+# The one lint run: format, style, types, the import map, shell, the commands in the documentation,
+# release notes.
 # Everything is run, and it fails when any of it failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -22,5 +23,6 @@ check ruff check .
 check mypy
 check lint-imports --no-logo
 check shellcheck tools/*.sh .ci/run
+check python -m tools.documentation
 check reno --quiet lint
 exit $failed
