@@ -9,6 +9,11 @@ rules of access. ``wiring`` builds the services and ``cmd`` runs them; ``standal
 one process, and ``osc`` is the command line client.
 """
 
-from nova_precache import backend
+import importlib.util
 
-backend.tell_oslo_service()
+# Before any module imports oslo.messaging, which would let oslo.service choose eventlet. Where only
+# the openstack client is installed there is neither.
+if importlib.util.find_spec('oslo_service') is not None:
+    from nova_precache import backend
+
+    backend.tell_oslo_service()

@@ -125,19 +125,23 @@ install_requirements() {
     local profile=$1 stamp current
     local -a what
     case $profile in
-        quickstart) what=(--editable '.[osc]') ;;
-        deploy | beside) what=(--editable '.[osc,mysql]' 'gunicorn>=27.0.0') ;;
-        test) what=(--editable '.[osc,mysql,postgresql]' --requirement test-requirements.txt) ;;
-        lint) what=(--editable '.[osc,postgresql]' --requirement lint-requirements.txt) ;;
+        quickstart) what=(--editable '.[server,osc]') ;;
+        deploy | beside) what=(--editable '.[server,osc,mysql]' 'gunicorn>=27.0.0') ;;
+        # With the tools of the lint run, by which a developer makes a change complete.
+        test)
+            what=(--editable '.[server,osc,mysql,postgresql]')
+            what+=(--requirement test-requirements.txt --requirement lint-requirements.txt)
+            ;;
+        lint) what=(--editable '.[server,osc,postgresql]' --requirement lint-requirements.txt) ;;
         *) fail "No such profile: $profile" ;;
     esac
     stamp=$VENV/installed-$profile
-    current=$(cd "$ROOT" && cat setup.cfg setup.py pyproject.toml ./*requirements.txt | sha256sum)
+    current=$(cd "$ROOT" && cat setup.cfg setup.py pyproject.toml ./*requirements.txt etc/nova-precache/constraints.txt | sha256sum)
     if [[ -f $stamp && $(<"$stamp") == "$current" ]]; then
         return
     fi
     say "Installing the Python packages of the profile $profile into $VENV"
-    (cd "$ROOT" && "$VENV/bin/pip" install --quiet "${what[@]}")
+    (cd "$ROOT" && "$VENV/bin/pip" install --quiet --constraint etc/nova-precache/constraints.txt "${what[@]}")
     printf '%s\n' "$current" >"$stamp"
 }
 

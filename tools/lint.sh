@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run all lint checks: format, style, types, the import map, shell, release notes.
-# All checks run; it fails if one failed.
+# Run all lint checks: format, style, types, the import map, shell, the commands in the
+# documentation, release notes. All checks run; it fails if one failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -22,5 +22,6 @@ check ruff check .
 check mypy
 check lint-imports --no-logo
 check shellcheck tools/*.sh .ci/run
+check python -m tools.documentation
 check reno --quiet lint
 exit $failed

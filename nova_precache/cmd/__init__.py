@@ -6,14 +6,32 @@ A module for each command: ``api`` and ``conductor`` (both by ``control``), ``co
 the parts of all of them.
 """
 
+import importlib.util
+import pathlib
 import sys
 
-from nova_precache import backend, exception
+from nova_precache import exception
 
 
 def choose_threads() -> None:
     """Choose the threads that the environment names; exit with the reason if that fails."""
+    from nova_precache import backend
+
     try:
         backend.choose_by_environment()
     except exception.ConfigError as exc:
         sys.exit(str(exc))
+
+
+def _require_server() -> None:
+    """Exit with the remedy where only what the openstack client needs is installed.
+
+    The scripts are installed there, too: a wheel cannot leave out some of them.
+    """
+    if importlib.util.find_spec('oslo_messaging') is None:
+        program = pathlib.Path(sys.argv[0]).name
+        sys.exit(f'{program} needs the extra "server": install nova-precache[server]')
+
+
+# Before the modules of the commands import what is missing then.
+_require_server()

@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import pathlib
 import subprocess
-import textwrap
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests import disk_images
+from tools import documentation
 
-GUIDE = (pathlib.Path(__file__).parents[3] / 'doc' / 'source' / 'admin.rst').read_text()
 IMAGE_ID = str(uuid.uuid4())
 DATA = disk_images.content(disk_images.MIB)
 
@@ -25,10 +24,12 @@ pytestmark = [pytest.mark.usefixtures('qemu_img'), pytest.mark.timeout(120)]
 @pytest.fixture
 def configuration(tmp_path: pathlib.Path) -> pathlib.Path:
     """The guide's file for a compute, with directories of the test."""
-    _, _, after = GUIDE.partition('\nA compute::\n\n')
-    block = after.partition('\n``force_raw_images``')[0]
-    text = textwrap.dedent(block)
-    assert '[glance]\n' in text
+    (block,) = [
+        each
+        for each in documentation.run_by('guide', 'doc/source/admin.rst')
+        if each.language == 'ini' and each.arguments[0] == 'compute'
+    ]
+    text = block.text
     text = text.replace('/var/lib/nova/instances', str(tmp_path / 'instances'))
     text = text.replace('/var/lib/nova-precache', str(tmp_path / 'state'))
     path = tmp_path / 'compute.conf'
