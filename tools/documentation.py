@@ -25,6 +25,7 @@ from docutils.parsers.rst import roles
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The files that run the blocks with a comment, by the first word of the comment.
 TESTS = {
+    'chapters': 'tests/slow/test_documented_chapters.py',
     'client': 'tests/slow/test_documented_client.py',
     'database': 'tests/integration/test_documented_databases.py',
     'guide': 'tests/slow/test_guide.py',
@@ -40,6 +41,7 @@ MAX_NOT_RUN = 10
 PROGRAMS = {
     *('apt-get', 'cp', 'curl', 'git', 'install', 'runuser', 'sudo', 'systemctl', 'useradd'),
     *('createdb', 'createuser', 'mysql', 'psql', 'rabbitmqctl'),
+    *('grep', 'journalctl', 'logrotate', 'mariadb', 'mariadb-dump', 'ps', 'sqlite3'),
     *('gunicorn', 'pip', 'python3', 'tempest', 'tox', 'uwsgi'),
     *('nova', 'nova-manage', 'openstack'),
     *('nova-precache-api', 'nova-precache-conductor', 'nova-precache-compute'),

@@ -329,8 +329,11 @@ def test_a_command_in_a_sentence_exists_and_has_its_options(command: str) -> Non
         'openstack': _check_openstack,
         'tox': _check_tox,
         'systemctl': _check_systemctl,
+        'journalctl': _check_journalctl,
         'nova-precache-status': lambda words: _check_words(words, ['upgrade', 'check']),
-        'nova-manage': lambda words: _check_words(words, ['cell_v2', 'create_cell']),
+        'nova-manage': lambda words: _check_words(
+            words, ['cell_v2', 'create_cell', 'discover_hosts']
+        ),
         'tempest': lambda words: _check_words(words[:1], ['init', 'list-plugins', 'run']),
     }
     if program.startswith('tools/'):
@@ -449,9 +452,14 @@ def _check_installed(program: str) -> None:
     assert 'lint-requirements.txt' in profile[0]
 
 
+def _check_journalctl(words: list[str]) -> None:
+    names = ('--unit', '--since', '--priority', '--grep', '--output')
+    _check_words([word for word in words if word.startswith('--')], list(names))
+
+
 def _check_systemctl(words: list[str]) -> None:
     verb, *units = words
-    assert verb in {'edit', 'reload', 'restart'}
+    assert verb in {'edit', 'reload', 'restart', 'status', 'stop'}
     assert [unit for unit in units if not (ROOT / f'etc/systemd/{unit}.service').exists()] == []
 
 
