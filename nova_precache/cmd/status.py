@@ -55,7 +55,7 @@ class Checks(upgradecheck.UpgradeCommands):
                 f'The database is at revision {found.revision or "none"}, and this release needs '
                 f'{found.newest}: run nova-precache-manage db sync.'
             )
-        if found.revision != found.newest:
+        if found.is_newer:
             return _warning(
                 f'The database is at revision {found.revision}, of a later release than this one, '
                 f'which knows {found.newest}.'

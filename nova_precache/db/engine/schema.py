@@ -24,12 +24,13 @@ class Found:
     """The schema revision of a database, and that of this release.
 
     :ivar revision: None if it has no tables of this service
-    :ivar is_older: False also for the revision of a later release
+    :ivar is_newer: it is not known to this release
     """
 
     revision: str | None
     newest: str
     is_older: bool
+    is_newer: bool
 
 
 def find(database: db_session.Database) -> Found:
@@ -41,7 +42,8 @@ def find(database: db_session.Database) -> Found:
         revision = found.get_current_revision()
     newest = set(scripts.get_heads())
     older = {each.revision for each in scripts.walk_revisions()} - newest
-    return Found(revision, ', '.join(sorted(newest)), revision in older)
+    is_newer = revision is not None and revision not in older | newest
+    return Found(revision, ', '.join(sorted(newest)), revision in older, is_newer)
 
 
 def require(database: db_session.Database) -> None:
@@ -80,12 +82,18 @@ def open_current(
 def sync(database: db_session.Database) -> None:
     """Run the pending migrations; safe to repeat.
 
-    :raises nova_precache.exception.ConfigError: the database is Nova's
+    :raises nova_precache.exception.ConfigError: the database is Nova's, or of a later release
     """
     if sa.inspect(database.engine).has_table(_NOVA_TABLE):
         raise exception.ConfigError(
             '[database] connection names a database of Nova (it has a table '
             f'{_NOVA_TABLE}); this service needs a database of its own'
+        )
+    found = find(database)
+    if found.is_newer:
+        raise exception.ConfigError(
+            f'the tables of this service are of a later release (revision {found.revision}, this '
+            f'one has {found.newest}); install that release'
         )
     with database.engine.begin() as connection:
         config = _alembic_config()

@@ -94,6 +94,16 @@ def test_the_tables_of_a_later_release_are_taken(new_database: session.Database)
     schema.require(new_database)
 
 
+def test_the_tables_of_a_later_release_are_not_migrated(new_database: session.Database) -> None:
+    schema.sync(new_database)
+    _set_revision(new_database, '9999')
+
+    with pytest.raises(
+        exception.ConfigError, match=r'of a later release \(revision 9999, this one'
+    ):
+        schema.sync(new_database)
+
+
 def _sync_to(database: session.Database, revision: str) -> None:
     """Create the tables of an earlier release."""
     with database.engine.begin() as connection:
