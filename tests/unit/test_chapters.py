@@ -23,8 +23,11 @@ STATUSES = {
     *map(str, itertools.chain(model.RequestStatus, model.TaskStatus, model.HostStatus)),
 }
 _FORMAT = re.compile(r'%(?:\.?\d+)?[sdgrf]')
+# The message is on a line of its own.
 _LOG_LINE = re.compile(
-    r'(?:api|conductor|compute) +\S+ (?P<level>[A-Z]+) (?P<logger>[\w.]+) \[[^]]*\] (?P<message>.*)'
+    r'^\S+ (?:api|conductor|compute) +(?P<level>[A-Z]+) (?P<logger>[\w.]+) \[[^]]*\]\n'
+    r' +(?P<message>.*)$',
+    re.MULTILINE,
 )
 
 
@@ -106,10 +109,8 @@ def test_a_command_in_the_table_of_symptoms_is_in_a_block_of_its_page(command: s
 
 def _log_lines() -> list[re.Match[str]]:
     blocks = documentation.blocks('doc/source/logs.rst')
-    lines = [
-        line for block in blocks if block.language == 'text' for line in block.text.splitlines()
-    ]
-    return [found for line in lines if (found := _LOG_LINE.fullmatch(line))]
+    shown = [block for block in blocks if block.language == 'text']
+    return [found for block in shown for found in _LOG_LINE.finditer(block.text)]
 
 
 def _formats(logger: str, level: str) -> Sequence[str]:
