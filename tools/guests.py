@@ -330,7 +330,7 @@ class BesideNovaWithGuests(BesideNova):
         for each in self.directory.resolve().parents:
             if not each.stat().st_mode & stat.S_IXOTH:
                 raise process.ServerFailed(
-                    f'{each} is closed to other users, and QEMU runs as {libvirtd.QEMU_USER}'
+                    f'{each} is closed to other users, but QEMU runs as {libvirtd.QEMU_USER}'
                 )
 
     def _start_nova(self) -> None:
