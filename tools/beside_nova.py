@@ -50,7 +50,9 @@ def show(whole: BesideNova) -> dict[str, str]:
     """Run both ways, show the effects on Nova, and return the ids of the images."""
     tour.show_parts(whole)
     step('Nova itself answers all other requests')
-    tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')
+    tour.show_command(
+        whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State'
+    )
     tour.make_aggregate(whole)
     before = whole.dump()
     step('WITHOUT AGENTS: add two conductors and no process on the hosts')
@@ -74,7 +76,7 @@ def cache(whole: BesideNova, image: str) -> str:
         step('Outcomes')
         first = tour.check_outcomes(whole, image_id)
         for command in (('list',), ('task', 'list', first), ('host', 'list')):
-            tour.tell(whole, 'precache', *command)
+            tour.show_command(whole, 'precache', *command)
         tour.compare(whole, file, image_id)
     return image_id
 
@@ -140,7 +142,7 @@ def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) ->
             raise StepFailed(f'Glance was read {reads} times for a guest of {name}')
         _, *bases = (path.name for path in guest.files())
         booted.add_row(name, guest.host.name, IMAGES[name], f'{reads} times', ', '.join(bases))
-    tour.tell(whole, 'server', 'list', '--long', '-c', 'Name', '-c', 'Status', '-c', 'Host')
+    tour.show_command(whole, 'server', 'list', '--long', '-c', 'Name', '-c', 'Status', '-c', 'Host')
     CONSOLE.print(booted)
 
 

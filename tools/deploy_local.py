@@ -56,7 +56,7 @@ def show_outcomes(whole: Deployment, image_id: str) -> None:
     step('Outcomes')
     first = tour.check_outcomes(whole, image_id)
     for command in (('show', first), ('task', 'list', first), ('host', 'list')):
-        tour.tell(whole, 'precache', *command)
+        tour.show_command(whole, 'precache', *command)
 
 
 def _parse_arguments() -> argparse.Namespace:

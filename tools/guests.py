@@ -105,8 +105,8 @@ class Guest:
     def files(self) -> list[pathlib.Path]:
         """Return the files of its disk, each of which is based on the next."""
         command = ['qemu-img', 'info', '--force-share', '--backing-chain', '--output=json']
-        told = subprocess.run([*command, str(self.disk)], capture_output=True, check=True)
-        return [pathlib.Path(each['filename']) for each in json.loads(told.stdout)]
+        info = subprocess.run([*command, str(self.disk)], capture_output=True, check=True)
+        return [pathlib.Path(each['filename']) for each in json.loads(info.stdout)]
 
 
 class NovaWithGuests(cloud.StockNova):

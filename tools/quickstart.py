@@ -54,7 +54,7 @@ class Service:
         """Show and run a command of the openstack client."""
         return run(['openstack', *arguments], self._environment(), watched=watched)
 
-    def tell(self, *arguments: str) -> None:
+    def show_command(self, *arguments: str) -> None:
         """Run the openstack client and show what it prints."""
         CONSOLE.print(self.openstack(*arguments).rstrip(), markup=False)
 
@@ -123,12 +123,12 @@ def show(service: Service) -> None:
     image_id = ensure_image(service)
     ensure_aggregate(service)
     step('Estimate the cost of caching the image on all hosts of the aggregate')
-    service.tell('precache', 'estimate', '--aggregate', NAME, NAME)
+    service.show_command('precache', 'estimate', '--aggregate', NAME, NAME)
     step('Cache the image on these hosts')
     show_outcomes(service, cache(service))
     step('List the hosts that report the image')
     wait_for_inventory(service, image_id)
-    service.tell('precache', 'image', 'show', NAME)
+    service.show_command('precache', 'image', 'show', NAME)
     boot(service, image_id)
 
 

@@ -98,6 +98,6 @@ def openstack(whole: Foundation, *arguments: str) -> str:
     return run(['openstack', *arguments], whole.environment, watched='--wait' in arguments)
 
 
-def tell(whole: Foundation, *arguments: str) -> None:
+def show_command(whole: Foundation, *arguments: str) -> None:
     """Run the openstack client and show what it prints."""
     CONSOLE.print(openstack(whole, *arguments).rstrip(), markup=False)

@@ -103,7 +103,7 @@ def test_a_database_that_was_never_synced_is_a_failure(run: Run) -> None:
     ('revision', 'code', 'said'),
     [
         ('0001', 2, 'The database is at revision 0001, but this release needs'),
-        ('9999', 1, 'The database is at revision 9999, of a later release than this one'),
+        ('9999', 1, 'The database is at revision 9999, from a later release'),
     ],
 )
 def test_the_tables_of_another_release_are_told(
