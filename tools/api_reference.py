@@ -146,4 +146,4 @@ def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
     if 'maxLength' in inner:
         yield f'Up to {inner["maxLength"]} characters.'
     if inner.get('uniqueItems'):
-        yield 'None twice.'
+        yield 'Unique items.'

@@ -467,7 +467,7 @@ def test_a_kernel_that_is_removed_while_its_image_comes_leaves_it_unpublished(
         if progress.bytes_done == progress.bytes_total:
             cache.base_file(bootable.kernel.id).unlink(missing_ok=True)
 
-    with pytest.raises(exception.StorageError, match='was removed meanwhile'):
+    with pytest.raises(exception.StorageError, match='was removed during the transfer'):
         fill(cache, images, bootable.image, progress=remove)
     assert layout.base_name(bootable.image.id) not in cache.names()
     images.opens.clear()

@@ -245,7 +245,7 @@ def test_a_transfer_that_ended_asks_for_no_token(
     assert _call(_manager(driver, conductor, access)) is not None
     assert access.fresh_token is not None
 
-    with pytest.raises(exception.ImageUnauthorized, match='no job wants it any more'):
+    with pytest.raises(exception.ImageUnauthorized, match='no job needs the image'):
         access.fresh_token()
 
     assert conductor.token_calls == []
