@@ -206,7 +206,7 @@ def test_a_failure_is_logged_and_tried_again(
         running.stop()
 
     assert _events(broker) == ['start', 'progress', 'end']
-    assert 'Notifications could not be sent now, they are tried again' in caplog.messages
+    assert 'Sending notifications failed; retrying' in caplog.messages
 
 
 def test_a_broker_that_takes_nothing_does_not_hold_up_the_stop(
