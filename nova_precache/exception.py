@@ -107,7 +107,7 @@ class RootDiskTooSmall(InvalidInput):
     def __init__(self, image_id: str, size_bytes: int, virtual_size_bytes: int) -> None:
         super().__init__(
             f'Image {image_id} needs a root disk of at least {virtual_size_bytes} bytes, '
-            f'{size_bytes} requested'
+            f'{size_bytes} asked'
         )
 
 

@@ -230,7 +230,7 @@ def test_a_program_starts_without_what_is_not_installed(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv('PATH', '/nonexistent')
     assert priority.idle_command(['qemu-img', 'info']) == ['qemu-img', 'info']
-    assert 'ionice is not installed, qemu-img runs without it' in caplog.text
+    assert 'ionice is not installed; running qemu-img without it' in caplog.text
 
 
 def test_all_threads_of_a_program_are_lifted_while_somebody_waits(lifted_niceness: int) -> None:

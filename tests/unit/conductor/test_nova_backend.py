@@ -184,9 +184,9 @@ def test_after_a_lost_call_all_images_of_the_host_wait_and_hold_no_slot(
     assert nova.images() == ['i1']
     lost, other = _task(parts, request), _task(parts, request, image='i2')
     assert (lost.status, lost.attempts) == ('retry_wait', 1)
-    assert str(lost.reason).startswith('no answer from nova-compute, and the host may still be')
+    assert str(lost.reason).startswith('no answer from nova-compute; the host may still be')
     assert (other.status, other.attempts) == ('retry_wait', 0)
-    assert str(other.reason).startswith('an earlier call got no answer, and the host may still')
+    assert str(other.reason).startswith('an earlier call got no answer; the host may still')
     assert parts.world.claimed() == 0
     with parts.world.database.reader() as session:
         over_at = session.query(models.StockCall).one().over_at
