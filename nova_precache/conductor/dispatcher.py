@@ -150,7 +150,7 @@ class Dispatcher:
         if self._stopping.is_set():
             return
         for claim in self._jobs.take_over(self._conductor_id):
-            LOG.warning('Took over host %s from a conductor whose lease expired', claim.host)
+            LOG.warning('Host %s is taken over from a conductor whose lease expired', claim.host)
             self._count_takeover()
             self._submit(claim)
 

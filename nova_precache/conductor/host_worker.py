@@ -202,7 +202,7 @@ class HostWorker:
         return self._repeat(assignment)
 
     def _repeat(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
-        LOG.info('Repeating the call for job %s', assignment.job_id)
+        LOG.info('The call for job %s is repeated', assignment.job_id)
         return self._tracker.database_wait.wait_out(
             lambda: self._jobs.assign_again(self._conductor_id, assignment)
         )

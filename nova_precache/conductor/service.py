@@ -106,7 +106,7 @@ class Conductor:
         self._announcer.start()
         self._lifecycle_loop.start()
         self._dispatcher.start()
-        LOG.info('Conductor %s has started', self._conductor_id)
+        LOG.info('Conductor %s runs', self._conductor_id)
 
     def stop_claiming(self) -> None:
         """Stop claiming hosts; the running calls continue."""
