@@ -193,7 +193,7 @@ def test_after_a_lost_call_all_images_of_the_host_wait_and_hold_no_slot(
     for task in (lost, other):
         assert task.next_attempt_at is not None
         assert abs(task.next_attempt_at - over_at) < datetime.timedelta(seconds=5)
-        assert f'it is not called before {over_at:%Y-%m-%dT%H:%M:%SZ}' in str(task.reason)
+        assert f'is not called before {over_at:%Y-%m-%dT%H:%M:%SZ}' in str(task.reason)
 
 
 def test_what_is_asked_of_the_host_later_waits_for_the_lost_call_too(
