@@ -30,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     missing = machine.missing_commands()
     if missing:
-        return cli.fail(f'please install {", ".join(missing)} (bindep lists all that is needed)')
+        return cli.fail(f'please install {", ".join(missing)} (bindep lists the required packages)')
     given.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='bench-', dir=given.directory) as name:
         directory = pathlib.Path(name)
         needed = _needed_bytes(given.case, sizes)
         free = shutil.disk_usage(directory).free
         if free < needed:
-            return cli.fail(f'{directory} needs {needed / GIB:.0f} GiB, {free / GIB:.0f} free')
+            return cli.fail(f'{directory} needs {needed / GIB:.0f} GiB, {free / GIB:.0f} GiB free')
         try:
             nova.ENVIRONMENT.ensure()
             with images.Glance(
@@ -82,12 +82,12 @@ def _needed_bytes(wanted: list[str], sizes: cases.Sizes) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks', description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each')
+    parser.add_argument('--rounds', type=int, default=5, help='number of measurements per case')
     parser.add_argument(
         '--case',
         type=cli.names(cases.CASES, 'case'),
         default=list(cases.CASES),
-        help=f'cases, with commas between: {",".join(cases.CASES)} (all)',
+        help=f'comma-separated cases: {",".join(cases.CASES)} (all)',
     )
     parser.add_argument(
         '--image-mib', type=int, default=1024, help='size of the raw and qcow2 images'
@@ -95,18 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--large-mib', type=int, default=4096, help='size of the large image')
     parser.add_argument('--holes-mib', type=int, default=10240, help='size of the image with holes')
     parser.add_argument(
-        '--holes-data-mib', type=int, default=200, help='data of the image with holes'
+        '--holes-data-mib', type=int, default=200, help='amount of data in the image with holes'
     )
     parser.add_argument(
         '--glance-chunk-kib',
         type=int,
         default=1024,
-        help='size of the chunks that Glance reads and sends; its own default is 64',
+        help='size of the chunks that Glance reads and sends (its default: 64)',
     )
     parser.add_argument(
         '--congestion-control',
         default='cubic',
-        help='of Glance, one of net.ipv4.tcp_available_congestion_control',
+        help='congestion control of Glance, from net.ipv4.tcp_available_congestion_control',
     )
     parser.add_argument(
         '--directory',
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         '--keep-caches',
         dest='drop_caches',
         action='store_false',
-        help="do not drop the machine's page cache before each (only root can)",
+        help='do not drop the page cache of the machine before each measurement (needs root)',
     )
     cli.add_output_options(parser)
     return parser

@@ -165,13 +165,15 @@ def _compared(cold: Sequence[float], warm: Sequence[float]) -> tuple[str, str, s
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.boot', description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each')
+    parser.add_argument(
+        '--rounds', type=int, default=5, help='number of measurements per images_type'
+    )
     parser.add_argument('--image-mib', type=int, default=1024, help='size of each image')
     parser.add_argument(
         '--images-type',
         type=cli.names(IMAGES_TYPES, 'images_type'),
         default=list(IMAGES_TYPES),
-        help='[libvirt] images_type, with commas between',
+        help='comma-separated values of [libvirt] images_type',
     )
     parser.add_argument(
         '--directory',

@@ -35,7 +35,7 @@ def fail(reason: object) -> int:
 
 
 def names(known: Iterable[str], what: str) -> Callable[[str], list[str]]:
-    """Return the type of an option that takes some known names, with commas between."""
+    """Return the type of an option that takes some known names, separated by commas."""
 
     def parse(text: str) -> list[str]:
         found = text.split(',')
@@ -47,7 +47,7 @@ def names(known: Iterable[str], what: str) -> Callable[[str], list[str]]:
 
 
 def numbers(minimum: int) -> Callable[[str], list[int]]:
-    """Return the type of an option that takes numbers, with commas between."""
+    """Return the type of an option that takes numbers, separated by commas."""
 
     def parse(text: str) -> list[int]:
         found = [int(word) for word in text.split(',')]

@@ -56,8 +56,8 @@ OPTION = cfg.StrOpt(
         (Backend.EVENTLET, 'Green threads, for the API and the conductor; needs eventlet.'),
     ],
     help=f"""
-What the threads of the API and the conductor are. The environment variable
-{VARIABLE} says the same and wins. Eventlet is refused on Python
+Kind of threads in the API and the conductor. The environment variable
+{VARIABLE} overrides it. Eventlet is refused on Python
 {_dotted(NO_EVENTLET_FROM)} and newer, where it does not work.
 """,
 )
@@ -160,7 +160,7 @@ def _named_by_environment() -> Choice | None:
     if not named:
         return None
     if named not in set(Backend):
-        raise exception.ConfigError(f'{VARIABLE} = {named}: it can be {" or ".join(Backend)}')
+        raise exception.ConfigError(f'{VARIABLE} = {named}: it must be {" or ".join(Backend)}')
     return Choice(Backend(named), VARIABLE)
 
 

@@ -86,7 +86,7 @@ class DataRefused(InvalidInput):
     """The database cannot store a value: its encoding lacks a character, or it is too long."""
 
     def __init__(self) -> None:
-        super().__init__('The database cannot hold what was given')
+        super().__init__('The database cannot store a given value')
 
 
 class ImageNotUsable(InvalidInput):
@@ -260,7 +260,7 @@ class DatabaseUnavailable(Unavailable):
     """
 
     def __init__(self, reason: str, *, is_reached: bool = False) -> None:
-        what = 'serve this now' if is_reached else 'be reached'
+        what = 'serve requests now' if is_reached else 'be reached'
         super().__init__(f'The database cannot {what}. Please try again later.')
         self.reason = reason
 
@@ -277,7 +277,7 @@ class OutOfTime(Unavailable):
     """An answer did not arrive before the deadline."""
 
     def __init__(self) -> None:
-        super().__init__('No answer came in time. Please try again later.')
+        super().__init__('No answer arrived in time. Please try again later.')
 
 
 class ConfigError(PrecacheError):

@@ -68,7 +68,7 @@ class Session(ksa_session.Session):
         except (ksa_exceptions.ConnectionError, urllib3.exceptions.HTTPError, ValueError) as exc:
             # The error must not be logged: its text has the URL.
             raise redirects.RedirectFailed(
-                f'{redirects.origin(url)}, to which it is redirected, cannot be reached '
+                f'redirected to {redirects.origin(url)}, which cannot be reached '
                 f'({type(exc).__name__})'
             ) from None
 

@@ -119,7 +119,7 @@ def kept_uuid(path: Path) -> str:
         with contextlib.suppress(ValueError):
             return _parse_uuid(data)
         _replace_damaged(path, status)
-    raise OSError(errno.EAGAIN, 'it keeps being replaced', os.fspath(path))
+    raise OSError(errno.EAGAIN, 'other processes keep replacing it', os.fspath(path))
 
 
 def read_uuid(path: Path) -> str:
@@ -131,7 +131,7 @@ def read_uuid(path: Path) -> str:
     try:
         return _parse_uuid(read(path, _UUID_MAX_BYTES))
     except ValueError as exc:
-        raise OSError(errno.EINVAL, 'it holds no UUID', os.fspath(path)) from exc
+        raise OSError(errno.EINVAL, 'it contains no UUID', os.fspath(path)) from exc
 
 
 def create_whole(path: Path, text: str) -> None:
@@ -210,7 +210,7 @@ def _replace_damaged(path: Path, status: os.stat_result) -> None:
     create_whole(heir, str(uuid.uuid4()))
     made = read_uuid(heir)
     replace_whole(path, made)
-    LOG.warning('%s held no UUID: it was replaced, and holds %s now', path, made)
+    LOG.warning('%s contained no UUID: replaced it with %s', path, made)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Exposition:
         )
         serving.start()
         self._server = serving
-        LOG.info('Metrics are served on %s, port %d', self._bind_host, self._port)
+        LOG.info('Serving metrics on %s, port %d', self._bind_host, self._port)
 
     def stop(self) -> None:
         """Close the port."""

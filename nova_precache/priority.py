@@ -116,7 +116,7 @@ def idle_command(command: list[str]) -> list[str]:
     prefix: list[str] = []
     for launcher in _IDLE_LAUNCHERS:
         if shutil.which(launcher[0]) is None:
-            LOG.debug('%s is not installed, %s runs without it', launcher[0], command[0])
+            LOG.debug('%s is not installed; running %s without it', launcher[0], command[0])
         else:
             prefix += launcher
     return prefix + command
@@ -190,4 +190,4 @@ def _refusals_noted(thread_id: int) -> Iterator[None]:
     except psutil.NoSuchProcess:
         pass  # The program has ended.
     except (psutil.Error, OSError, AttributeError) as exc:
-        LOG.debug('The priority of thread %d stays as it is: %s', thread_id, exc)
+        LOG.debug('Cannot change the priority of thread %d: %s', thread_id, exc)

@@ -59,7 +59,7 @@ def follow(answer: requests.Response, method: str, send: Send) -> requests.Respo
         if is_elsewhere and answer.status_code in _REFUSALS:
             answer.close()
             raise RedirectFailed(
-                f'{origin(url)}, to which it is redirected, answers HTTP {answer.status_code} '
+                f'redirected to {origin(url)}, which answers HTTP {answer.status_code} '
                 'without credentials'
             )
     if answer.status_code not in STATUSES:
@@ -86,13 +86,13 @@ def origin(url: str) -> str:
     """
     match = _URL.fullmatch(url)
     if match is None:
-        raise RedirectFailed('redirected to what is no plain http or https URL')
+        raise RedirectFailed('redirected to a URL that is not plain http or https')
     scheme, host = match['scheme'].lower(), match['host'].lower()
     if host.startswith('['):
         try:
             ipaddress.IPv6Address(host[1:-1])
         except ValueError as exc:
-            raise RedirectFailed('redirected to what is no IPv6 address') from exc
+            raise RedirectFailed('redirected to an invalid IPv6 address') from exc
     port = int(match['port'] or _DEFAULT_PORTS[scheme])
     if not 0 < port < 2**16:
         raise RedirectFailed('redirected to a port that is not from 1 to 65535')
@@ -111,7 +111,7 @@ def _target(answer: requests.Response) -> str:
             url = urllib.parse.urljoin(answer.url, url)
         url = urllib.parse.urldefrag(url).url
     except ValueError as exc:
-        raise RedirectFailed('redirected to what is no URL') from exc
+        raise RedirectFailed('redirected to an invalid URL') from exc
     if origin(url).startswith('http:') and origin(answer.url).startswith('https:'):
         raise RedirectFailed(f'redirected from https to {origin(url)}')
     return url

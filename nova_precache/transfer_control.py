@@ -216,9 +216,9 @@ class _Errand(Generic[T]):
     def _discard_result(self) -> None:
         error = self.result.exception()
         if error is not None:
-            LOG.debug('%r, which nobody waits for any more, failed: %s', self._work, error)
+            LOG.debug('Abandoned %r failed: %s', self._work, error)
             return
         try:
             self._discard(self.result.result())
         except Exception:  # no thread waits for it
-            LOG.exception('Discarding what %r gave failed', self._work)
+            LOG.exception('Discarding the result of %r failed', self._work)

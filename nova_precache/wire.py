@@ -189,7 +189,7 @@ def progress(value: object) -> model.Progress:
     get = mapping(value, 'progress').get
     status = _word(get('status'), 'progress.status')
     if status in _OVER:
-        raise _invalid('progress.status', status, 'a status of work that goes on')
+        raise _invalid('progress.status', status, 'a status of unfinished work')
     return model.Progress(
         status,
         whole(get('bytes_done'), 'progress.bytes_done', IMAGE_BYTES_MAX),
@@ -226,7 +226,7 @@ def image_outcome(answer: object) -> model.ImageOutcome:
     payload = mapping(answer, 'outcome')
     status = _word(payload.get('status'), 'outcome.status')
     if status in model.TASK_IN_FLIGHT:
-        raise _invalid('outcome.status', status, 'a status of work that has ended')
+        raise _invalid('outcome.status', status, 'a status of finished work')
     reason, retry = payload.get('reason'), payload.get('retry', model.Retry.NEVER)
     if not isinstance(reason, str | None):
         raise _invalid('outcome.reason', reason, 'a text')
@@ -324,7 +324,7 @@ def _count(value: object, depth: int, most: int) -> int:
     elif not (
         value is None or type(value) is bool or (type(value) is float and math.isfinite(value))
     ):
-        raise _invalid('state.capabilities', value, 'a value of JSON')
+        raise _invalid('state.capabilities', value, 'a JSON value')
     return 1
 
 
@@ -380,7 +380,7 @@ class Senders:
             self._named.add((what, sender))
             is_last = len(self._named) == self._most
         if is_last:
-            self._log.warning('Further senders of what is refused are not named')
+            self._log.warning('Further senders of refused messages are not logged')
         return True
 
     def refused(self, what: str, sender: str, why: object) -> None:

@@ -177,8 +177,8 @@ QCOW2 = {
     'qcow2, half': _of('qcow2', ACCEPTED, _cut(_QCOW2, 700_000)),
     'qcow2, without data': _of('qcow2', ACCEPTED, _cut(_QCOW2, 64 * 1024)),
     'qcow2, header only': _of('qcow2', ACCEPTED, _cut(_QCOW2, 512), is_early=False),
-    'qcow2, header cut': Case(_cut(_QCOW2, 511), 'piece of qcow2', {}, early=False),
-    'qcow2, magic only': Case(_cut(_QCOW2, 4), 'piece of qcow2', {}, early=False),
+    'qcow2, header cut': Case(_cut(_QCOW2, 511), 'incomplete qcow2', {}, early=False),
+    'qcow2, magic only': Case(_cut(_QCOW2, 4), 'incomplete qcow2', {}, early=False),
     'qcow2 with backing file': _of(
         'qcow2',
         early('Image has a backing file'),
@@ -220,7 +220,7 @@ QCOW2 = {
     'qcow2, larger than its tables': _of(
         'qcow2', too_large(_CANNOT), _patched(_QCOW2, 24, _q64(1 << 40))
     ),
-    'qcow2 of no size': _of('qcow2', late('no bytes'), _patched(_QCOW2, 24, _q64(0))),
+    'qcow2 of no size': _of('qcow2', late('virtual size is 0'), _patched(_QCOW2, 24, _q64(0))),
 }
 NESTED = {
     'qcow2 within qcow2': _of('qcow2', converting('its content is qcow2'), _nested(_QCOW2)),
@@ -322,7 +322,7 @@ VMDK = {
         'vmdk', ACCEPTED, _described(_VMDK, 'SPARSE "', 'SPARSE "other-')
     ),
     'vmdk, streamed and cut': _of(
-        'vmdk', converting('qemu-img could not convert'), _cut(_STREAM, 600_000)
+        'vmdk', converting('qemu-img cannot convert it'), _cut(_STREAM, 600_000)
     ),
     'vmdk with footer': _of('vmdk', ACCEPTED, _vmdk_with_footer),
     'vmdk without its footer': _of(
@@ -331,7 +331,7 @@ VMDK = {
         _patched(_STREAM, _VMDK_GD_OFFSET, VMDK_FOOTER_AT_END),
     ),
     'vmdk with another size in its footer': _of(
-        'vmdk', late('qemu-img finds a disk of 524288'), _vmdk_with_smaller_footer
+        'vmdk', late('qemu-img finds 524288'), _vmdk_with_smaller_footer
     ),
     'vmdk whose footer ends in a path': _of(
         'vmdk', late('End-of-stream marker is invalid'), _vmdk_with_more_after_its_footer
@@ -384,7 +384,7 @@ VMDK = {
     'vmdk of version 9': _of(
         'vmdk', early('No descriptor found'), _patched(_VMDK, 4, struct.pack('<I', 9))
     ),
-    'vmdk of version 3': Case(_bytes(b'COWD\1\0\0\0'.ljust(65536, b'\0')), 'vmdk of version 3', {}),
+    'vmdk version 3': Case(_bytes(b'COWD\1\0\0\0'.ljust(65536, b'\0')), 'vmdk version 3', {}),
     'vmdk, absurd size': _of(
         'vmdk', too_large(_CANNOT), _patched(_VMDK, _VMDK_CAPACITY, struct.pack('<Q', 1 << 54))
     ),
@@ -438,7 +438,7 @@ OTHERS = {
     'vhd, fixed': _raw(_image('vpc', '-o', 'subformat=fixed,force_size=on')),
     'vhd, absurd size': _of('vhd', too_large(_CANNOT), _vhd_sized(1 << 60)),
     'vhd, larger than its table': _of('vhd', too_large(_CANNOT), _vhd_sized(1 << 33)),
-    'vhd of no size': _of('vhd', late('no bytes'), _vhd_sized(0)),
+    'vhd of no size': _of('vhd', late('virtual size is 0'), _vhd_sized(0)),
     'vhd, header cut': _of('vhd', late('Incomplete'), _cut(_VHD, 511), is_early=False),
     'vhd, header only': _of('vhd', late(_CANNOT), _cut(_VHD, 512), is_early=False),
     'vhdx': _of('vhdx', ACCEPTED, _VHDX),
@@ -457,9 +457,9 @@ OTHERS = {
     ),
     'vdi, blocks of nothing': _of('vdi', late(_CANNOT), _patched(_VDI, 0x178, bytes(4))),
     'vdi with parent': _of('vdi', late(_CANNOT), _patched(_VDI, 0x1A8, b'\1' * 32)),
-    'vdi, header cut': Case(_cut(_VDI, 511), 'piece of vdi', {}, early=False),
+    'vdi, header cut': Case(_cut(_VDI, 511), 'incomplete vdi', {}, early=False),
     'qed': Case(_image('qed'), 'qed', {}),
-    'qed, header cut': Case(_cut(_image('qed'), 100), 'piece of qed', {}, early=False),
+    'qed, header cut': Case(_cut(_image('qed'), 100), 'incomplete qed', {}, early=False),
     'luks': _always(early('LUKS-encrypted'), disk_images.luks),
     'luks of version 2': _always(
         early('LUKS-encrypted'), functools.partial(disk_images.luks, version=2)
@@ -515,8 +515,8 @@ RAW = {
     'iso and vmdk descriptor': _always(
         early('several formats at once: iso, vmdk descriptor'), _beginning(_FLAT, disk_images.iso)
     ),
-    'gpt and vmdk of version 3': _always(
-        early('several formats at once: gpt, vmdk of version 3'),
+    'gpt and vmdk version 3': _always(
+        early('several formats at once: gpt, vmdk version 3'),
         _beginning(b'COWD\1', disk_images.gpt),
     ),
     'vdi and vmdk descriptor': _always(
@@ -526,8 +526,8 @@ RAW = {
     'raw that begins as qcow2': _of(
         'qcow2', late(_CANNOT), _patched(disk_images.raw, 0, b'QFI\xfb\0\0\0\2')
     ),
-    'no byte': Case(
-        _bytes(b''), 'raw', dict.fromkeys(('raw', 'ami'), late('no bytes')), early=False
+    'virtual size is 0': Case(
+        _bytes(b''), 'raw', dict.fromkeys(('raw', 'ami'), late('virtual size is 0')), early=False
     ),
     'one byte': _raw(_bytes(b'x'), is_early=False),
     '511 bytes': _raw(_bytes(b'\xff' * 511), is_early=False),
@@ -541,7 +541,7 @@ RAW = {
     ),
     'text': _raw(_bytes(_TEXT)),
     'text that turns into bytes': _always(
-        early('whether it is vmdk cannot be told'), _bytes(_TEXT[:1000] + b'\xff' * 300_000)
+        early('cannot determine whether it is vmdk'), _bytes(_TEXT[:1000] + b'\xff' * 300_000)
     ),
 }
 CASES = {**QCOW2, **NESTED, **VMDK, **OTHERS, **RAW}

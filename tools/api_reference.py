@@ -87,7 +87,7 @@ def _part(title: str, rows: Sequence[Sequence[str]], sample: str | None) -> Iter
         yield from ('There are no parameters and no body.', '')
     file = f'{sample}-{title.lower()}.json'
     if (SAMPLES / file).exists():
-        yield from (f'.. literalinclude:: ../samples/{file}', '   :language: javascript', '')
+        yield from (f'.. literalinclude:: ../samples/{file}', '   :language: json', '')
 
 
 def _table(widths: str, head: Sequence[str], rows: Iterator[Any] | Sequence[Any]) -> Iterator[str]:
@@ -146,4 +146,4 @@ def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
     if 'maxLength' in inner:
         yield f'Up to {inner["maxLength"]} characters.'
     if inner.get('uniqueItems'):
-        yield 'None twice.'
+        yield 'Unique items.'

@@ -14,7 +14,7 @@ if [[ " $* " == *' --boot '* ]]; then
 fi
 cd "$ROOT"
 if [[ ${1:-} != --help ]]; then
-    say 'Preparing Keystone, Glance and Nova, which takes some minutes the first time'
+    say 'Preparing Keystone, Glance and Nova, which takes several minutes the first time'
     python -m tools.beside_nova --build "$@"
 fi
 exec python -m tools.beside_nova "$@"

@@ -50,14 +50,16 @@ def show(whole: BesideNova) -> dict[str, str]:
     """Run both ways, show the effects on Nova, and return the ids of the images."""
     tour.show_parts(whole)
     step('Nova itself answers all other requests')
-    tour.tell(whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State')
+    tour.show_command(
+        whole, 'compute', 'service', 'list', '-c', 'Binary', '-c', 'Host', '-c', 'State'
+    )
     tour.make_aggregate(whole)
     before = whole.dump()
-    step('WITHOUT AGENTS: two conductors are added, and no process on the hosts')
+    step('WITHOUT AGENTS: add two conductors and no process on the hosts')
     whole.work_without_agents()
     without, with_agents = IMAGES
     found = {without: cache(whole, without)}
-    step('WITH AGENTS: the same service, and nova-precache-compute beside each nova-compute')
+    step('WITH AGENTS: add nova-precache-compute beside each nova-compute')
     whole.work_with_agents()
     found[with_agents] = cache(whole, with_agents)
     show_disks(whole, found)
@@ -71,17 +73,17 @@ def cache(whole: BesideNova, image: str) -> str:
     with showing.random_qcow2(whole.directory, tour.IMAGE_MIB) as file:
         image_id = tour.upload(whole, file, image)
         tour.cache(whole, image)
-        step('The outcomes')
+        step('Outcomes')
         first = tour.check_outcomes(whole, image_id)
         for command in (('list',), ('task', 'list', first), ('host', 'list')):
-            tour.tell(whole, 'precache', *command)
+            tour.show_command(whole, 'precache', *command)
         tour.compare(whole, file, image_id)
     return image_id
 
 
 def show_disks(whole: BesideNova, image_ids: dict[str, str]) -> None:
-    step("In Nova's _base on each host")
-    disks = table.Table('Host', 'Image', 'File', 'MiB', 'Put there by')
+    step("Files in Nova's _base directory on each host")
+    disks = table.Table('Host', 'Image', 'File', 'MiB', 'Cached by')
     for host in whole.hosts:
         for name, image_id in image_ids.items():
             file = tour.base_file(host, image_id)
@@ -95,18 +97,18 @@ def show_endpoint(whole: BesideNova) -> None:
 
     :raises StepFailed: the rule sent one to the wrong service
     """
-    step("What came to the endpoint in Keystone's catalog")
+    step("Requests to the endpoint in Keystone's catalog")
     waiting.wait_until(
-        lambda: len(whole.served()['nova-precache']) >= len(IMAGES), 'nginx has logged it'
+        lambda: len(whole.served()['nova-precache']) >= len(IMAGES), 'nginx has logged the requests'
     )
-    answered = table.Table('Answered by', 'Requests', 'Such as')
+    answered = table.Table('Answered by', 'Requests', 'Example')
     for name, asked in whole.served().items():
         answered.add_row(name, str(len(asked)), asked[-1].rpartition(' ')[0])
     CONSOLE.print(answered)
     if any(_is_ours(asked) for asked in whole.served()['Nova']):
-        raise StepFailed('Nova got a request for nova-precache')
+        raise StepFailed('Nova received a request for nova-precache')
     if not all(_is_ours(asked) for asked in whole.served()['nova-precache']):
-        raise StepFailed('nova-precache got a request for Nova')
+        raise StepFailed('nova-precache received a request for Nova')
 
 
 def _is_ours(asked: str) -> bool:
@@ -117,7 +119,7 @@ def _is_ours(asked: str) -> bool:
 def show_database(whole: BesideNova, is_unchanged: bool) -> None:
     step("Nova's API database")
     if not is_unchanged:
-        raise StepFailed("Nova's API database has changed meanwhile")
+        raise StepFailed("Nova's API database has changed")
     CONSOLE.print('No row has changed since the service was added.')
 
 
@@ -126,11 +128,11 @@ def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) ->
 
     :raises StepFailed: it did not boot, or Nova read the image from Glance for it
     """
-    step('A guest boots from each of the images')
+    step('Boot a guest from each image')
     size = ('--vcpus', '1', '--ram', '128', '--disk', '1')
     tour.openstack(whole, 'flavor', 'create', *size, FLAVOR, '-f', 'value', '-c', 'id')
     booted = table.Table(
-        'Guest', 'Host', 'Image put there by', 'Glance was read', 'Its disk is based on'
+        'Guest', 'Host', 'Image cached by', 'Glance was read', 'Its disk is based on'
     )
     for name, image_id in image_ids.items():
         before = whole.glance.served(image_id)
@@ -140,7 +142,7 @@ def show_boots(whole: guests.BesideNovaWithGuests, image_ids: dict[str, str]) ->
             raise StepFailed(f'Glance was read {reads} times for a guest of {name}')
         _, *bases = (path.name for path in guest.files())
         booted.add_row(name, guest.host.name, IMAGES[name], f'{reads} times', ', '.join(bases))
-    tour.tell(whole, 'server', 'list', '--long', '-c', 'Name', '-c', 'Status', '-c', 'Host')
+    tour.show_command(whole, 'server', 'list', '--long', '-c', 'Name', '-c', 'Status', '-c', 'Host')
     CONSOLE.print(booted)
 
 
@@ -158,7 +160,7 @@ def boot(whole: guests.BesideNovaWithGuests, image: str) -> guests.Guest:
 def _parse_arguments() -> argparse.Namespace:
     parser = running.parser('beside-nova.sh', __doc__, 'Keystone, Glance and Nova')
     parser.add_argument(
-        '--boot', action='store_true', help='boot a guest from each image, too; needs root'
+        '--boot', action='store_true', help='also boot a guest from each image; needs root'
     )
     parser.add_argument(
         '--directory',
@@ -175,7 +177,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _show_what_to_try(whole: BesideNova) -> None:
-    step('It runs until Ctrl-C. To use it, in another terminal:')
+    step('Running until Ctrl-C. To use it in another terminal:')
     variables = ' '.join(f'{name}={value}' for name, value in whole.environment.items())
     for line in (
         f'export {variables} PATH={showing.BINARIES}:$PATH',

@@ -42,7 +42,7 @@ make_venv() {
     if [[ -f $VENV ]]; then
         rm "$VENV"
     fi
-    say "Making $VENV with $("$python" --version)"
+    say "Creating $VENV with $("$python" --version)"
     "$python" -m venv --clear "$VENV"
 }
 
@@ -63,7 +63,7 @@ find_python() {
     done
     for name in python3 /usr/bin/python3; do
         if is_usable "$name"; then
-            say "This is not tested with $("$name" --version), but with Python ${PYTHONS[*]}"
+            say "Untested with $("$name" --version); tested with Python ${PYTHONS[*]}"
             command -v "$name"
             return
         fi

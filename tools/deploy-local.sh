@@ -11,7 +11,7 @@ export PYTHONWARNINGS=ignore
 setup deploy
 cd "$ROOT"
 if [[ ${1:-} != --help ]]; then
-    say 'Preparing Keystone and Glance, which takes some minutes the first time'
+    say 'Preparing Keystone and Glance, which takes several minutes the first time'
     python -m tools.deploy_local --build
 fi
 exec python -m tools.deploy_local "$@"

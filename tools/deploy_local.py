@@ -53,10 +53,10 @@ def show(whole: Deployment) -> None:
 
 def show_outcomes(whole: Deployment, image_id: str) -> None:
     """Show the outcomes of the request of Nova's command, which is the older one."""
-    step('The outcomes')
+    step('Outcomes')
     first = tour.check_outcomes(whole, image_id)
     for command in (('show', first), ('task', 'list', first), ('host', 'list')):
-        tour.tell(whole, 'precache', *command)
+        tour.show_command(whole, 'precache', *command)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -79,7 +79,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _show_what_to_try(whole: Deployment) -> None:
-    step('It runs until Ctrl-C. To use it, in another terminal:')
+    step('Running until Ctrl-C. To use it in another terminal:')
     variables = ' '.join(f'{name}={value}' for name, value in whole.environment.items())
     host = whole.hosts[0]
     for line in (

@@ -105,8 +105,8 @@ class Guest:
     def files(self) -> list[pathlib.Path]:
         """Return the files of its disk, each of which is based on the next."""
         command = ['qemu-img', 'info', '--force-share', '--backing-chain', '--output=json']
-        told = subprocess.run([*command, str(self.disk)], capture_output=True, check=True)
-        return [pathlib.Path(each['filename']) for each in json.loads(told.stdout)]
+        info = subprocess.run([*command, str(self.disk)], capture_output=True, check=True)
+        return [pathlib.Path(each['filename']) for each in json.loads(info.stdout)]
 
 
 class NovaWithGuests(cloud.StockNova):
@@ -330,7 +330,7 @@ class BesideNovaWithGuests(BesideNova):
         for each in self.directory.resolve().parents:
             if not each.stat().st_mode & stat.S_IXOTH:
                 raise process.ServerFailed(
-                    f'{each} is closed to other users, and QEMU runs as {libvirtd.QEMU_USER}'
+                    f'{each} is closed to other users, but QEMU runs as {libvirtd.QEMU_USER}'
                 )
 
     def _start_nova(self) -> None:

@@ -54,7 +54,7 @@ class Service:
         """Show and run a command of the openstack client."""
         return run(['openstack', *arguments], self._environment(), watched=watched)
 
-    def tell(self, *arguments: str) -> None:
+    def show_command(self, *arguments: str) -> None:
         """Run the openstack client and show what it prints."""
         CONSOLE.print(self.openstack(*arguments).rstrip(), markup=False)
 
@@ -95,7 +95,7 @@ def main() -> int:
         _show_failure(exc)
         return 1
     except KeyboardInterrupt:
-        print('Interrupted; everything is stopped.', file=sys.stderr)
+        print('Interrupted; all processes are stopped.', file=sys.stderr)
         return 130
     if keep:
         _show_what_to_try(service)
@@ -119,16 +119,16 @@ def started(directory: pathlib.Path, *, keep: bool) -> Iterator[Service]:
 
 def show(service: Service) -> None:
     """Run the tour."""
-    step(f'The service runs, with {len(service.hosts)} compute hosts in two cells')
+    step(f'The service is running, with {len(service.hosts)} compute hosts in two cells')
     image_id = ensure_image(service)
     ensure_aggregate(service)
     step('Estimate the cost of caching the image on all hosts of the aggregate')
-    service.tell('precache', 'estimate', '--aggregate', NAME, NAME)
-    step('Cache it there')
+    service.show_command('precache', 'estimate', '--aggregate', NAME, NAME)
+    step('Cache the image on these hosts')
     show_outcomes(service, cache(service))
-    step('The hosts that report it')
+    step('List the hosts that report the image')
     wait_for_inventory(service, image_id)
-    service.tell('precache', 'image', 'show', NAME)
+    service.show_command('precache', 'image', 'show', NAME)
     boot(service, image_id)
 
 
@@ -147,7 +147,7 @@ def ensure_image(service: Service) -> str:
 
 def ensure_aggregate(service: Service) -> None:
     """Create an aggregate of all hosts, unless an earlier run did."""
-    step('An aggregate holds the hosts')
+    step('Create an aggregate of all hosts')
     aggregates = json.loads(service.openstack('aggregate', 'list', '-f', 'json'))
     if NAME not in [aggregate['Name'] for aggregate in aggregates]:
         service.openstack('aggregate', 'create', NAME)
@@ -188,7 +188,7 @@ def wait_for_inventory(service: Service, image_id: str) -> None:
 
 def boot(service: Service, image_id: str) -> None:
     """Create a root disk as a boot does, and show that Glance was not read."""
-    step('Make a root disk on a warmed host: nothing is downloaded')
+    step('Create a root disk on a host with the image: nothing is downloaded')
     server = glance.GlanceServer(service.directory / 'glance')
     before = server.served(image_id)
     host = service.hosts[0]
@@ -204,10 +204,10 @@ def boot(service: Service, image_id: str) -> None:
         shutil.rmtree(directory, ignore_errors=True)
     after = server.served(image_id)
     CONSOLE.print(
-        f'Glance has served the image {before} times in all; for the root disk {after - before}.'
+        f'Glance served the image {before} times before the root disk, {after - before} for it.'
     )
     if after != before:
-        raise StepFailed('the root disk was not made from the cache')
+        raise StepFailed('the root disk was not created from the cache')
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -221,7 +221,7 @@ def _parse_arguments() -> argparse.Namespace:
 def _refuse_a_second(directory: pathlib.Path) -> None:
     pid_file = directory / 'standalone.pid'
     if pid_file.exists() and _is_alive(int(pid_file.read_text())):
-        sys.exit(f'A service of an earlier run is still up. Stop it first: kill $(cat {pid_file})')
+        sys.exit(f'The service of an earlier run is still up. Stop it: kill $(cat {pid_file})')
 
 
 def _is_alive(pid: int) -> bool:
@@ -260,7 +260,7 @@ def _wait_until_ready(directory: pathlib.Path, child: subprocess.Popen[bytes]) -
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             return dict(json.loads((directory / 'standalone.json').read_text()))
         if child.poll() is not None:
-            raise StepFailed(f'the service ended with {child.returncode}')
+            raise StepFailed(f'the service exited with status {child.returncode}')
         if time.monotonic() > deadline:
             raise StepFailed(f'the service was not ready after {START_SECONDS} s')
         time.sleep(0.1)
@@ -282,13 +282,13 @@ def _duration(task: Json) -> str:
 def _show_failure(error: Exception) -> None:
     for log in ('standalone.log', 'glance/glance.log'):
         path = STATE_DIRECTORY / log
-        print(f'--- the end of {path}:\n{process.tail(path)}\n', file=sys.stderr)
+        print(f'--- last lines of {path}:\n{process.tail(path)}\n', file=sys.stderr)
     print(f'The quick start failed: {error}', file=sys.stderr)
 
 
 def _show_what_to_try(service: Service) -> None:
     clouds = service.directory / 'clouds.yaml'
-    step('The service keeps running. To try:')
+    step('The service is still running. Try:')
     for line in (
         f'export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=precache PATH={BINARIES}:$PATH',
         'openstack image create --disk-format qcow2 --file FILE --public NAME',

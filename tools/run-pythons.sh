@@ -11,12 +11,12 @@ failed=0
 here=()
 for version in "${@:-${PYTHONS[@]}}"; do
     if [[ $# == 0 ]] && is_usable "$VENV/bin/python" "$version"; then
-        say "Python $version: that of $VENV, under which all tests run"
+        say "Python $version: that of $VENV, which runs all tests"
     elif python=$(find_version "$version"); then
         say "Python $version: $python"
         here+=("$version")
     else
-        say "Python $version: not on this machine"
+        say "Python $version: not installed"
         [[ $# == 0 ]] || failed=1
     fi
 done

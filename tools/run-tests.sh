@@ -15,7 +15,7 @@ if [[ $# -gt 0 ]]; then
 fi
 
 failed=0
-say 'Three runs in parallel; the output of two comes later'
+say 'Three runs in parallel; the output of two is printed at the end'
 beside unit pytest tests/unit
 beside integration pytest -m 'not slow' tests/integration
 pytest tests/contract tests/functional || failed=1

@@ -35,7 +35,9 @@ def parser(command: str, description: str | None, servers: str) -> argparse.Argu
     """
     made = argparse.ArgumentParser(prog=f'tools/{command}', description=description)
     made.add_argument(
-        '--keep', action='store_true', help='keep it running until Ctrl-C, and print how to use it'
+        '--keep',
+        action='store_true',
+        help='keep the deployment running until Ctrl-C, and print how to use it',
     )
     made.add_argument('--build', action='store_true', help=f'prepare {servers} and exit')
     return made
@@ -70,7 +72,7 @@ def run(
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             whole.stop()
-            step('Everything is stopped')
+            step('All processes are stopped')
 
 
 def _run(whole: Deployed, tour: Callable[[Deployed], None]) -> int:
@@ -78,7 +80,7 @@ def _run(whole: Deployed, tour: Callable[[Deployed], None]) -> int:
         tour(whole)
     except (StepFailed, exception.PrecacheError, requests.RequestException) as exc:
         print(
-            f'The deployment failed: {exc}\nIts logs are below {whole.directory}', file=sys.stderr
+            f'The deployment failed: {exc}\nThe logs are below {whole.directory}', file=sys.stderr
         )
         return 1
     except KeyboardInterrupt:

@@ -6,11 +6,13 @@
 
 import itertools
 import pathlib
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 from nova_precache import states
 
+MAX_COLUMNS = 90
 PAGE = pathlib.Path(__file__).resolve().parents[1] / 'doc' / 'source' / 'states.inc'
 KINDS: dict[str, states.Transitions[Any]] = {
     'A request': states.REQUESTS,
@@ -25,7 +27,8 @@ Exit = tuple[states.Event, tuple[str, ...]]
 def draw() -> str:
     """Return the diagrams of all kinds, as reStructuredText."""
     return '\n'.join(
-        f'{kind}::\n\n{"".join(_lines(transitions))}' for kind, transitions in KINDS.items()
+        f'{kind}:\n\n.. code-block:: text\n\n{"".join(_lines(transitions))}'
+        for kind, transitions in KINDS.items()
     )
 
 
@@ -38,8 +41,15 @@ def _lines(transitions: states.Transitions[Any]) -> Iterator[str]:
         yield f'    {", ".join(names)}\n'
         for number, (event, targets) in enumerate(same, 1):
             corner = '└' if number == len(same) else '├'
+            side = ' ' if number == len(same) else '│'
             line = '─' * (width - len(event) + 1)
-            yield f'      {corner}─ {event} {line}► {", ".join(targets)}\n'
+            yield textwrap.fill(
+                ', '.join(targets),
+                MAX_COLUMNS,
+                initial_indent=f'      {corner}─ {event} {line}► ',
+                subsequent_indent=f'      {side}{" " * (width + 6)}',
+            )
+            yield '\n'
         yield '\n'
 
 

@@ -33,7 +33,7 @@ def upload(whole: Foundation, file: pathlib.Path, name: str) -> str:
 
 
 def make_aggregate(whole: Foundation) -> None:
-    step('An aggregate holds the hosts')
+    step('Create an aggregate of the hosts')
     openstack(whole, 'aggregate', 'create', AGGREGATE)
     for host in whole.hosts:
         openstack(whole, 'aggregate', 'add', 'host', AGGREGATE, host.name)
@@ -62,13 +62,13 @@ def check_outcomes(whole: Foundation, image_id: str) -> str:
     found = whole.get(token, '/requests')['requests']
     for_image = [request for request in found if request['images'] == [image_id]]
     if not for_image:
-        raise StepFailed('nova-precache got no request for the image')
+        raise StepFailed('nova-precache received no request for the image')
     for request in for_image:
         _expect_success(whole.get(token, f'/requests/{request["id"]}/tasks')['tasks'], whole.hosts)
     served = whole.glance.served(image_id)
-    CONSOLE.print(f'Glance has served the image {served} times, for {len(whole.hosts)} hosts.')
+    CONSOLE.print(f'Glance served the image {served} times, to {len(whole.hosts)} hosts.')
     if served != len(whole.hosts):
-        raise StepFailed('a host has downloaded it twice')
+        raise StepFailed('a host downloaded the image twice')
     return str(min(for_image, key=lambda request: str(request['created_at']))['id'])
 
 
@@ -81,7 +81,7 @@ def _expect_success(tasks: list[dict[str, Any]], hosts: Sequence[Host]) -> None:
 
 def compare(whole: Foundation, file: pathlib.Path, image_id: str) -> None:
     """Show that the cached files have the content of the uploaded image."""
-    step('The hosts have the uploaded image')
+    step('Compare the cached files with the uploaded image')
     for host in whole.hosts:
         cached = str(base_file(host, image_id))
         run(['qemu-img', 'compare', '-f', 'qcow2', '-F', 'raw', str(file), cached])
@@ -98,6 +98,6 @@ def openstack(whole: Foundation, *arguments: str) -> str:
     return run(['openstack', *arguments], whole.environment, watched='--wait' in arguments)
 
 
-def tell(whole: Foundation, *arguments: str) -> None:
+def show_command(whole: Foundation, *arguments: str) -> None:
     """Run the openstack client and show what it prints."""
     CONSOLE.print(openstack(whole, *arguments).rstrip(), markup=False)

@@ -33,7 +33,7 @@ def wait_until(
     deadline = time.monotonic() + timeout_seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise TimedOut(f'not within {timeout_seconds:g} s: {what}')
+            raise TimedOut(f'timed out after {timeout_seconds:g} s: {what}')
         pause.wait(poll_seconds)
     return found
 
@@ -61,4 +61,4 @@ def wait_for_child(
     else:
         if not ended():
             return
-    raise process.ServerFailed(f'{name} did not come up:\n{process.tail(log)}')
+    raise process.ServerFailed(f'{name} did not start:\n{process.tail(log)}')

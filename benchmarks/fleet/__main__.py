@@ -93,7 +93,7 @@ def _measure(case: cases.Case, *urls: str) -> cases.Outcome:
         raise RuntimeError(f'{case.name} could not be measured')
     found = cases.from_json(json.loads(done.stdout.splitlines()[-1]))
     LOG.info(
-        '%s: %.2f ms of CPU and %.1f statements a task',
+        '%s: %.2f ms of CPU and %.1f statements per task',
         case.name,
         found.cpu_ms_per_task,
         found.statements_per_task,
@@ -115,22 +115,22 @@ def _parser() -> argparse.ArgumentParser:
             '--database',
             cli.names([cases.SQLITE, cases.MARIADB], 'database'),
             [cases.SQLITE, cases.MARIADB],
-            'sqlite and mariadb',
+            'databases: sqlite, mariadb',
         ),
-        ('--hosts', cli.numbers(1), [100, 1000, 10000], 'sizes of the fleets'),
-        ('--cells', cli.numbers(1), [2, 20], 'cells that they are in'),
-        ('--images', cli.numbers(1), [1, 10], 'images of a request'),
-        ('--delay-ms', cli.numbers(0), [0, 50], 'duration of a task on a simulated compute'),
+        ('--hosts', cli.numbers(1), [100, 1000, 10000], 'numbers of hosts'),
+        ('--cells', cli.numbers(1), [2, 20], 'numbers of cells'),
+        ('--images', cli.numbers(1), [1, 10], 'numbers of images per request'),
+        ('--delay-ms', cli.numbers(0), [0, 50], 'durations of a task on a simulated compute'),
     )
     for name, kind, default, what in lists:
         said = ','.join(map(str, default))
         parser.add_argument(
-            name, type=kind, default=default, help=f'{what}, with commas between ({said})'
+            name, type=kind, default=default, help=f'{what}, separated by commas ({said})'
         )
     parser.add_argument(
         '--every',
         action='store_true',
-        help='combine each number of cells with each delay, not the first with the first and so on',
+        help='measure each number of cells with each delay instead of pairing them in order',
     )
     parser.add_argument(
         '--parallel', type=int, default=16, help='[image_cache] precache_concurrency (16)'
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
-        help='where the databases keep their files (that of temporary files)',
+        help='directory of the databases (default: that of temporary files)',
     )
     cli.add_output_options(parser)
     return parser

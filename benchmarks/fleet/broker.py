@@ -79,7 +79,7 @@ class Computes:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line.strip() != word:
-            raise RuntimeError(f'The process of the computes printed {line!r} instead of {word!r}')
+            raise RuntimeError(f'The compute process printed {line!r} instead of {word!r}')
 
 
 class SimulatedDriver(driver.ComputeDriver):

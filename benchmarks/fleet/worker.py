@@ -239,7 +239,7 @@ class _StatusPoll:
                 if is_so(connection.scalars(self._query).one()):
                     return
             if time.monotonic() > give_up_at:
-                raise RuntimeError('The request does not end')
+                raise RuntimeError('The request did not end in time')
             time.sleep(LOOK_SECONDS)
 
     def close(self) -> None:

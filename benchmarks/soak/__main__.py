@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     missing = machine.missing_commands()
     if missing:
-        return cli.fail(f'please install {", ".join(missing)} (bindep lists all that is needed)')
+        return cli.fail(f'please install {", ".join(missing)} (bindep lists the required packages)')
     _enter_mount_namespace()
     cli.log_progress(logging.INFO if given.verbose else logging.WARNING)
     print(f'Seed {given.seed}, {given.minutes:g} minutes', flush=True)
@@ -48,7 +48,7 @@ def _soak(
 ) -> scenario.Scenario:
     is_own = os.environ.get(_INSIDE) == '1'
     if not is_own:
-        print('The disk is not filled: this user cannot mount file systems')
+        print('Not filling the disk: this user cannot mount file systems')
     glance = stack.enter_context(images.Glance(directory / 'glance'))
     soak_images = site.upload_images(glance, directory / 'images')
     disk = stack.enter_context(site.new_disk(directory / 'store', is_own=is_own))
@@ -96,15 +96,15 @@ def _parser() -> argparse.ArgumentParser:
         '--seed',
         type=int,
         default=random.randrange(10**6),  # noqa: S311 - not a secret
-        help='the same seed takes the same steps',
+        help='seed of the random steps; the same seed repeats them',
     )
     parser.add_argument(
         '--directory',
         type=pathlib.Path,
         default=environment.cache_directory(),
-        help='for all files except the disk that is filled',
+        help='directory of all files except those on the disk that is filled',
     )
-    parser.add_argument('--logs', type=pathlib.Path, help='keep the logs of the computes here')
+    parser.add_argument('--logs', type=pathlib.Path, help='directory for the logs of the computes')
     parser.add_argument('--verbose', action='store_true', help='log each step')
     return parser
 

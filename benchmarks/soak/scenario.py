@@ -135,7 +135,7 @@ class Scenario:
             self.wrong.append(f'{mistaken} correct images were refused')
         growth = judge.growth_bytes(self.memory)
         if growth > judge.FLAT_GROWTH_BYTES:
-            self.wrong.append(f'the memory grew by {growth / MIB:.1f} MiB')
+            self.wrong.append(f'memory grew by {growth / MIB:.1f} MiB')
 
     def report(self) -> str:
         """Return the counts of steps and results, and the failed checks."""
@@ -147,7 +147,7 @@ class Scenario:
             'Outcomes: ' + _counts(self.outcomes),
             f'Resumed downloads: {resumed}',
             f'Bytes corrupted in transit: {self._link.spoiled}, on the disk: {self._flipped}',
-            f'Memory of the long-lived compute: {slope:+.2f} MiB a minute ({growth:+.1f} MiB)',
+            f'Memory of the long-lived compute: {slope:+.2f} MiB per minute ({growth:+.1f} MiB)',
             f'Root disks compared: {len(self._disks)}',
             '',
             f'Wrong: {len(self.wrong)}',

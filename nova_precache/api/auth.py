@@ -60,8 +60,8 @@ def refuse_exposure(auth_strategy: str, bind_host: str) -> None:
     """
     if auth_strategy == 'noauth2' and not origins.is_loopback(bind_host):
         raise exception.ConfigError(
-            '[api] auth_strategy = noauth2 makes every caller an admin; it may listen on the '
-            f'loopback only, and not on [api] bind_host = {bind_host}'
+            '[api] auth_strategy = noauth2 makes every caller an admin and requires a '
+            f'loopback address, but [api] bind_host = {bind_host}'
         )
 
 
@@ -72,8 +72,9 @@ def refuse_foreign_server(auth_strategy: str) -> None:
     """
     if auth_strategy == 'noauth2':
         raise exception.ConfigError(
-            '[api] auth_strategy = noauth2 makes every caller an admin, and where another WSGI '
-            'server listens is not known here; use keystone, or run nova-precache-api'
+            '[api] auth_strategy = noauth2 makes every caller an admin, and this process '
+            'cannot check where its WSGI server listens; use keystone, or run '
+            'nova-precache-api'
         )
 
 
@@ -181,8 +182,7 @@ def _require_credentials(conf: cfg.ConfigOpts) -> None:
     group = conf.keystone_authtoken.auth_section or 'keystone_authtoken'
     if conf[group].auth_type is None:
         raise exception.ConfigError(
-            f'[{group}] auth_type is not set: without credentials of its own the API cannot '
-            'ask Keystone whose a token is'
+            f'[{group}] auth_type is not set: the API needs its own credentials to validate tokens'
         )
 
 

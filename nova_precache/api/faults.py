@@ -97,7 +97,7 @@ def _answer(error: Exception, request: webob.Request) -> webob.Response:
 def _unexpected(request: webob.Request) -> str:
     """Return a message without details, but with the id to look up in the log."""
     number = request.environ.get(request_id.ENV_REQUEST_ID, 'unknown')
-    return f'Unexpected API Error. The log of the service tells more under {number}.'
+    return f'Unexpected API Error. See the log of the service for {number}.'
 
 
 def _headers(error: Exception) -> list[tuple[str, str]]:

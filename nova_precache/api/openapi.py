@@ -45,11 +45,13 @@ ERRORS: Mapping[int, Error] = {
     error.status: error
     for error in (
         Error(400, faults.BAD_REQUEST.title, 'The body, the query or a header is invalid.'),
-        Error(401, None, 'There is no token, or it is not valid.'),
-        Error(403, faults.FORBIDDEN.title, 'The policy does not allow it.'),
-        Error(404, faults.NOT_FOUND.title, 'There is nothing of this id, or it is not yours.'),
+        Error(401, None, 'The token is missing or invalid.'),
+        Error(403, faults.FORBIDDEN.title, 'The policy does not allow the action.'),
+        Error(
+            404, faults.NOT_FOUND.title, 'Nothing has this id, or it belongs to another project.'
+        ),
         Error(406, faults.NOT_ACCEPTABLE.title, 'The microversion is not supported.'),
-        Error(409, faults.CONFLICT.title, 'Its status does not allow it.'),
+        Error(409, faults.CONFLICT.title, 'The status of the object does not allow the action.'),
         Error(413, faults.OVER_LIMIT.title, 'A configured limit would be exceeded.'),
         Error(415, faults.BAD_MEDIA_TYPE.title, 'The media type of the body is not supported.'),
         Error(
@@ -86,17 +88,17 @@ HEADERS: Mapping[str, model.Json] = {
         'example': _VERSION,
     },
     _REQUEST_ID: {
-        'description': 'The id of the request, which the log of the service contains, too.',
+        'description': 'The id of the API request, which also appears in the log of the service.',
         'required': True,
         'schema': common.STRING,
     },
     'Location': {
-        'description': 'The URL of what was created.',
+        'description': 'The URL of the created object.',
         'required': True,
         'schema': {'type': 'string', 'format': 'uri'},
     },
     'Retry-After': {
-        'description': 'After how many seconds to ask again, if that is known.',
+        'description': 'Seconds to wait before repeating the request, if known.',
         'schema': {'type': 'integer'},
     },
 }
@@ -114,7 +116,7 @@ _TOKEN: model.Json = {
     'type': 'apiKey',
     'in': 'header',
     'name': 'X-Auth-Token',
-    'description': 'A token of Keystone, for a project.',
+    'description': 'A project-scoped Keystone token.',
 }
 
 
@@ -124,7 +126,7 @@ def document(table: Table) -> model.Json:
         'openapi': '3.1.0',
         'info': {
             'title': 'nova-precache',
-            'description': 'Images are on the compute hosts before they are booted from.',
+            'description': 'Caches images on compute hosts before instances boot from them.',
             'version': str(microversion.PRECACHE.maximum),
         },
         'paths': {

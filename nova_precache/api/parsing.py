@@ -59,7 +59,7 @@ def read(req: Request, body: Mapping[str, Any]) -> RequestBody:
     options = _options(asked)
     if ('aggregate' in asked) == ('hosts' in asked):
         raise exception.InvalidInput(
-            'Invalid input for field/attribute request. Either aggregate or hosts is needed.'
+            'Invalid input for field/attribute request. Either aggregate or hosts is required.'
         )
     check_images(req, [canonical(image_id) for image_id in asked['images']])
     refuse_unsupported(req)
@@ -174,7 +174,7 @@ def refuse_by_nova(req: Request, asked: Mapping[str, Any], field: str) -> None:
     :raises nova_precache.exception.InvalidInput: names the field
     """
     if req.settings.is_stock and asked.get(field):
-        raise validation.refusal(field, asked[field], 'A stock nova-compute does not heed it.')
+        raise validation.refusal(field, asked[field], 'A stock nova-compute does not support it.')
 
 
 def window(asked: Mapping[str, Any]) -> Window:
@@ -201,7 +201,7 @@ def _options(asked: Mapping[str, Any]) -> model.RequestOptions:
     when = window(asked)
     waits = asked.get('wait_for_down_hosts', False)
     if waits and when.deadline is None:
-        raise validation.refusal('wait_for_down_hosts', waits, 'It needs a deadline.')
+        raise validation.refusal('wait_for_down_hosts', waits, 'It requires a deadline.')
     return model.RequestOptions(
         not_before=when.not_before,
         deadline=when.deadline,

@@ -308,7 +308,7 @@ _PRECACHE: Table = {
     '/v1/estimate': {
         'POST': Operation(
             'estimateRequest',
-            'Estimate a request without making it',
+            'Estimate a request without creating it',
             'estimate',
             estimate.create,
             query=request_schemas.ESTIMATE_QUERY,
@@ -360,7 +360,7 @@ _PRECACHE: Table = {
             path=host_schemas.BY_IMAGE,
             query=host_schemas.IMAGE_HOSTS,
             answer=common.page('hosts', host_schemas.IMAGE_HOST),
-            errors={404: 'The id is no UUID, or the image is not visible to the caller.'}
+            errors={404: 'The id is not a UUID, or the image is not visible to the caller.'}
             | _NO_INVENTORY,
         )
     },

@@ -21,7 +21,7 @@ def from_text(text: str) -> datetime.datetime:
     :raises ValueError: it is not a time, or in a year that some databases do not support
     """
     if _FORMAT.fullmatch(text) is None:
-        raise ValueError(f'{text} is no time of RFC 3339')
+        raise ValueError(f'{text} is not an RFC 3339 time')
     there = datetime.datetime.fromisoformat(text.upper())
     if not _FIRST_YEAR <= there.year < datetime.MAXYEAR:
         raise ValueError(f'{text} is too early or too late')

@@ -31,7 +31,7 @@ class WaitingBoots:
     def __init__(self, lock_directory: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = os.path.join(lock_directory, FILE_NAME)
         self._clock = clock
-        self._are_there = False
+        self._any_waiting = False
         self._looked_at: float | None = None
         self._has_warned = False
 
@@ -47,13 +47,13 @@ class WaitingBoots:
                 self._warn(exc)
             yield
 
-    def are_there(self) -> bool:
+    def any_waiting(self) -> bool:
         """Return whether any boot waits; the answer is cached for ``LOOK_SECONDS``."""
         now = self._clock()
         if self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
-            self._are_there = self._look()
-        return self._are_there
+            self._any_waiting = self._look()
+        return self._any_waiting
 
     def _look(self) -> bool:
         try:
@@ -66,7 +66,7 @@ class WaitingBoots:
         try:
             found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK))
         except OSError as exc:
-            LOG.debug('Nobody can tell who boots: %s', exc)
+            LOG.debug('Cannot detect waiting boots: %s', exc)
             return False
         finally:
             os.close(descriptor)
@@ -74,7 +74,7 @@ class WaitingBoots:
 
     def _warn(self, error: OSError) -> None:
         if not self._has_warned:
-            LOG.warning('Precaching does not give way to boots: %s: %s', self._path, error.strerror)
+            LOG.warning('Precaching cannot yield to boots: %s: %s', self._path, error.strerror)
         self._has_warned = True
 
 

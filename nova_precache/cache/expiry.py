@@ -101,7 +101,7 @@ class CacheExpirer:
                 self._store.touch_file(name)
             return decision.verdict is ExpiryVerdict.EXPIRED and self._remove(decision.file)
         except exception.CacheError as exc:  # affects this file only
-            LOG.warning('Base file %s was not managed: %s', name, exc)
+            LOG.warning('Cannot touch or remove base file %s: %s', name, exc)
             return False
 
     def _remove(self, file: cache_store.BaseFile) -> bool:
@@ -113,7 +113,7 @@ class CacheExpirer:
                 and self._store.remove_unchanged(file)
             )
         if not removed:
-            LOG.debug('Base file %s stays: it is %s', file.name, 'used' if held else 'locked')
+            LOG.debug('Keeping base file %s: it is %s', file.name, 'used' if held else 'locked')
         return removed
 
 
@@ -134,9 +134,9 @@ def _verdict(
         return ExpiryVerdict.USED, 'a disk is based on it'
     resized = layout.is_resized_name(file.name)
     limit = rules.resized_age_seconds if resized else rules.original_age_seconds
-    age = f'{file.age_seconds(now):.0f} s old, {limit:g} s may be'
+    age = f'{file.age_seconds(now):.0f} s old, expires at {limit:g} s'
     if file.age_seconds(now) < limit:
         return ExpiryVerdict.KEPT, age
     if not rules.remove:
-        return ExpiryVerdict.KEPT, f'{age}, but none is removed'
+        return ExpiryVerdict.KEPT, f'{age}, but removal is disabled'
     return ExpiryVerdict.EXPIRED, age

@@ -90,7 +90,7 @@ class Journal:
         except (FileNotFoundError, files.NotRegular):
             return None
         except PermissionError as exc:
-            LOG.warning('%s is left alone: %s', path, exc.strerror)
+            LOG.warning('Skipping %s: %s', path, exc.strerror)
             return None
         try:
             if not _lock(descriptor, path):
@@ -148,7 +148,7 @@ def _lock(descriptor: int, path: str) -> bool:
 def _identity(line: bytes) -> Identity:
     document = json.loads(line)
     if document.pop('version') != FORMAT_VERSION:
-        raise ValueError('a journal of another release')
+        raise ValueError('unknown journal version')
     return Identity(**document)
 
 
@@ -156,5 +156,5 @@ def _synced_bytes(lines: list[bytes]) -> int:
     """Return the last record; every record must be valid."""
     notes = [json.loads(line)['synced_bytes'] for line in lines]
     if not all(type(note) is int and note >= 0 for note in notes):
-        raise ValueError('no number of bytes')
+        raise ValueError('synced_bytes is not a number of bytes')
     return notes[-1] if notes else 0

@@ -21,7 +21,7 @@ class LockQueue:
         self._changed = threading.Condition()
         self._held: set[str] = set()
         self._boots: collections.Counter[str] = collections.Counter()
-        self._hastenings: dict[str, PriorityBoost] = {}
+        self._boosts_by_name: dict[str, PriorityBoost] = {}
 
     @contextlib.contextmanager
     def wait_for(self, base_name: str, control: controls.Control) -> Iterator[None]:
@@ -35,7 +35,7 @@ class LockQueue:
             self._give_up(base_name)
 
     @contextlib.contextmanager
-    def try_have(self, base_name: str) -> Iterator[bool]:
+    def try_acquire(self, base_name: str) -> Iterator[bool]:
         """Take the turn unless another thread holds it; yield whether it was taken."""
         with self._changed:
             is_ours = base_name not in self._held
@@ -61,7 +61,7 @@ class LockQueue:
 
     @contextlib.contextmanager
     def boot_waiting(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Hasten the thread that holds the turn while a boot waits for it within."""
+        """Boost the thread that holds the turn while a boot waits for it within."""
         if not control.is_boot:
             yield
             return
@@ -76,27 +76,29 @@ class LockQueue:
             self._boots[base_name] += step
             # Adding an empty Counter drops entries that reached zero.
             self._boots += collections.Counter()
-            hastening = self._hastenings.get(base_name)
-        if hastening is not None:
-            hastening.update()
+            boost = self._boosts_by_name.get(base_name)
+        if boost is not None:
+            boost.update()
 
     def _do_boots_wait(self, base_name: str) -> bool:
         with self._changed:
             return self._boots[base_name] > 0
 
     @contextlib.contextmanager
-    def hastening(self, base_name: str, control: controls.Control) -> 'Iterator[PriorityBoost]':
-        """Hasten the transfer of the turn's holder while boots wait for the turn."""
-        hastening = PriorityBoost(control, lambda: self._do_boots_wait(base_name))
+    def priority_boost(
+        self, base_name: str, control: controls.Control
+    ) -> 'Iterator[PriorityBoost]':
+        """Raise the priority of the transfer of the turn's holder while boots wait for the turn."""
+        boost = PriorityBoost(control, lambda: self._do_boots_wait(base_name))
         with self._changed:
-            self._hastenings[base_name] = hastening
+            self._boosts_by_name[base_name] = boost
         try:
-            hastening.update()
-            yield hastening
+            boost.update()
+            yield boost
         finally:
             with self._changed:
-                del self._hastenings[base_name]
-            hastening.end()
+                del self._boosts_by_name[base_name]
+            boost.end()
 
 
 class PriorityBoost:

@@ -29,12 +29,14 @@ _MAX_REPLACEMENTS = 10
 class ImageLocks:
     """The locks in one directory, by the names of base files.
 
-    :param check_there: called before a lock file is made; raises if it may not be
+    :param check_mounted: called before a lock file is made; raises if it may not be
     """
 
-    def __init__(self, lock_directory: str, check_there: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, lock_directory: str, check_mounted: Callable[[], None] = lambda: None
+    ) -> None:
         self._directory = lock_directory
-        self._check_there = check_there
+        self._check_mounted = check_mounted
         self._turns = lock_queue.of(os.path.realpath(lock_directory))
         self._held: dict[str, fasteners.InterProcessLock] = {}
         self._has_warned = False
@@ -84,7 +86,7 @@ class ImageLocks:
 
         :raises nova_precache.exception.StorageError: the lock file cannot be used
         """
-        with self._turns.try_have(base_name) as is_ours:
+        with self._turns.try_acquire(base_name) as is_ours:
             if not is_ours:
                 yield False
                 return
@@ -105,29 +107,29 @@ class ImageLocks:
 
     def _lock(self, base_name: str) -> fasteners.InterProcessLock:
         """Open the lock file without locking it."""
-        self._check_there()
+        self._check_mounted()
         lock = lockutils.external_lock(base_name, layout.LOCK_PREFIX, self._directory)
         try:
             files.open_lock(lock)
         except OSError as exc:
             path = os.fsdecode(lock.path)
-            raise exception.storage_failure(f'Locking {base_name} by {path}', exc) from exc
+            raise exception.storage_failure(f'Locking {base_name} with {path}', exc) from exc
         return lock
 
     @contextlib.contextmanager
-    def hastening(self, base_name: str, control: controls.Control) -> Iterator[None]:
-        """Hasten the transfer while a boot of this process, or another process, waits for the lock.
+    def priority_boost(self, base_name: str, control: controls.Control) -> Iterator[None]:
+        """Raise the priority of the transfer while a boot or another process waits for the lock.
 
         The caller holds the lock. Processes on other machines, which share the directory
         over NFS, are not seen.
         """
         lock_file = self._held[base_name].lockfile
         with (
-            self._turns.hastening(base_name, control) as hastening,
+            self._turns.priority_boost(base_name, control) as boost,
             contextlib.ExitStack() as stack,
         ):
             try:
-                stack.enter_context(lock_waiters.watch(lock_file, hastening.set_others))
+                stack.enter_context(lock_waiters.watch(lock_file, boost.set_others))
             except OSError as exc:
                 self._warn(exc)
             yield
@@ -137,7 +139,7 @@ class ImageLocks:
             return
         self._has_warned = True
         LOG.warning(
-            'Precaching is not hastened when other processes wait in %s, it cannot be watched '
+            'Cannot watch %s for waiting processes, so precaching does not speed up for them '
             '(see the limits in /proc/sys/fs/inotify): %s',
             self._directory,
             error,

@@ -82,7 +82,7 @@ class Partials:
         A file that cannot be removed is left for the next sweep.
         """
         try:
-            with cache_store.storage_errors(f'Clearing image {image_id} away'):
+            with cache_store.storage_errors(f'Removing partial files of image {image_id}'):
                 for journal in self._owned(image_id):
                     _discard(journal)
         except exception.CacheError as exc:  # does not change the result of the download
@@ -156,7 +156,7 @@ class Partial:
         :raises nova_precache.exception.NotEnoughSpace: they do not
         :raises nova_precache.exception.StorageError: the file system refused
         """
-        with cache_store.storage_errors(f'Making a file of {size_bytes} bytes'):
+        with cache_store.storage_errors(f'Creating a file of {size_bytes} bytes'):
             os.ftruncate(self._descriptor, max(min(size_bytes, _MAX_FILE_BYTES), self._kept_bytes))
             os.ftruncate(self._descriptor, self._kept_bytes)
 
@@ -165,7 +165,7 @@ class Partial:
 
         Raises as :meth:`check_size`.
         """
-        with cache_store.storage_errors(f'Making a file of {size_bytes} bytes'):
+        with cache_store.storage_errors(f'Creating a file of {size_bytes} bytes'):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             descriptor = os.open(self.converted_path, flags, 0o666)
             try:
@@ -191,7 +191,7 @@ class Partial:
                 self._begin_sync()
 
     def restart(self) -> None:
-        with cache_store.storage_errors(f'Emptying {self.path}'):
+        with cache_store.storage_errors(f'Truncating {self.path}'):
             self._end_sync()
             # Record first: after a crash, the journal must not count missing bytes.
             self._journal.note(0)
@@ -204,7 +204,7 @@ class Partial:
             os.ftruncate(self._descriptor, size_bytes)
 
     def keep(self) -> None:
-        with cache_store.storage_errors(f'Keeping {self.path}'):
+        with cache_store.storage_errors(f'Syncing {self.path}'):
             self._end_sync()
             if self._position > self._journal.synced_bytes:
                 self._begin_sync()

@@ -144,14 +144,14 @@ class CachePopulator:
         control = control or controls.Control()
         control.check()
         is_noted = needed is None or self._store.noted(layout.base_name(image_id)) == tuple(needed)
-        if is_noted and self._is_there(image_id, control, needed):
+        if is_noted and self._touch_cached(image_id, control, needed):
             return model.CacheResult(existing=True)
         while True:
             try:
                 return self._fill_locked(images, image_id, progress, control, needed)
             except _CompanionLocked as exc:
                 with self._locks.hold(str(exc), control):
-                    LOG.debug('Companion %s of image %s is free', exc, image_id)
+                    LOG.debug('Companion %s of image %s is unlocked', exc, image_id)
 
     def _fill_locked(
         self,
@@ -166,31 +166,31 @@ class CachePopulator:
                 stack.enter_context(self._pace.boot())
             stack.enter_context(self._locks.hold(layout.base_name(image_id), control))
             stack.enter_context(self._clearing(image_id, control))
-            if self._is_there(image_id, control, needed):
+            if self._touch_cached(image_id, control, needed):
                 if needed is not None:
                     self._store.note(layout.base_name(image_id), needed)
                 return model.CacheResult(existing=True)
-            stack.enter_context(self._locks.hastening(layout.base_name(image_id), control))
+            stack.enter_context(self._locks.priority_boost(layout.base_name(image_id), control))
             stack.enter_context(self._pace.slot(control))
             return self._fill(images, image_id, progress, control)
 
-    def _is_there(
+    def _touch_cached(
         self,
         image_id: str,
         control: controls.Control,
         needed: Sequence[model.Companion] | None,
     ) -> bool:
-        self._store.check_there()
+        self._store.check_mounted()
         if needed is None:
             needed = self._store.noted(layout.base_name(image_id))
         return (
             needed is not None
             and self._store.is_hit(image_id)
-            and all(self._is_companion_there(each, control) for each in needed)
+            and all(self._touch_companion(each, control) for each in needed)
             and self._store.touch(image_id, is_boot=control.is_boot)
         )
 
-    def _is_companion_there(self, companion: model.Companion, control: controls.Control) -> bool:
+    def _touch_companion(self, companion: model.Companion, control: controls.Control) -> bool:
         return self._store.has_companion(companion) and self._store.touch(
             companion.id, is_boot=control.is_boot
         )
@@ -221,7 +221,7 @@ class CachePopulator:
         origin = control.run_interruptibly(
             lambda: source.ImageServiceSource.find(images, image_id), discard=lambda _: None
         )
-        self._inspector.check_there()
+        self._inspector.check_programs()
         with contextlib.ExitStack() as stack:
             parts = list(self._lacking_companions(origin, control, stack))
             is_hit = self._store.is_hit(image_id)
@@ -236,7 +236,7 @@ class CachePopulator:
             # After the companions: they are cached even if this file cannot be touched.
             if is_hit and not self._store.touch(image_id, is_boot=control.is_boot):
                 raise exception.StorageError(
-                    f'{self._store.layout.base_path(image_id)} was removed meanwhile'
+                    f'{self._store.layout.base_path(image_id)} was removed during the transfer'
                 )
             if not parts:  # only the note was missing or outdated
                 return model.CacheResult(existing=True)
@@ -255,12 +255,12 @@ class CachePopulator:
             base_name = layout.base_name(needed.id)
             if not held.enter_context(self._locks.try_hold(base_name)):
                 raise _CompanionLocked(base_name)
-            if self._is_companion_there(needed, control):
+            if self._touch_companion(needed, control):
                 held.close()
                 continue
             self._store.check_place(needed.id)
             held.enter_context(self._clearing(needed.id, control))
-            held.enter_context(self._locks.hastening(base_name, control))
+            held.enter_context(self._locks.priority_boost(base_name, control))
             partial = held.enter_context(self._partials.open(companion.image))
             yield _Part(companion, partial, held, is_companion=True)
 
@@ -327,10 +327,10 @@ class CachePopulator:
     def _complete(self, image: model.Image, control: controls.Control) -> None:
         """Check that the companions are still cached, perhaps days later, and note them."""
         for companion in image.needed:
-            if not self._is_companion_there(companion, control):
+            if not self._touch_companion(companion, control):
                 lost = exception.StorageError(
-                    f'{self._store.layout.base_path(companion.id)}, which image {image.id} cannot '
-                    'be booted without, was removed meanwhile'
+                    f'{self._store.layout.base_path(companion.id)}, which image {image.id} needs '
+                    'to boot, was removed during the transfer'
                 )
                 lost.keeps_partial = True  # the next attempt fetches the companion alone
                 raise lost
@@ -351,7 +351,7 @@ class CachePopulator:
                     with contextlib.suppress(
                         exception.CacheError
                     ):  # checked again before publishing
-                        self._is_companion_there(companion, control)
+                        self._touch_companion(companion, control)
             progress(now)
 
         return note
@@ -371,8 +371,8 @@ class CachePopulator:
     def _check_virtual_size(self, virtual_size_bytes: int) -> None:
         if 0 < self._max_virtual_size_bytes < virtual_size_bytes:
             raise exception.UnsafeImage(
-                f'its disk of {virtual_size_bytes} bytes is more than '
-                f'max_virtual_size_bytes, {self._max_virtual_size_bytes}'
+                f'virtual size of {virtual_size_bytes} bytes exceeds '
+                f'max_virtual_size_bytes ({self._max_virtual_size_bytes})'
             )
 
     def _keeps_pages(self, image: model.Image) -> bool:

@@ -49,13 +49,13 @@ class CacheSpace:
 
     def require(self, reservation: 'Reservation', needed_bytes: int) -> None:
         """Set the size of a reservation; raises as :meth:`reserve`."""
-        with self._reservations_lock, store.storage_errors(f'Looking at {self._directory}'):
+        with self._reservations_lock, store.storage_errors(f'Checking {self._directory}'):
             others = sum(item.outstanding_bytes() for item in self._reservations - {reservation})
             free = self.free_bytes() - others
             still_needed = needed_bytes - reservation.written_bytes() + self._reserved_bytes
             if still_needed > free:
                 raise exception.NotEnoughSpace(
-                    f'needs {still_needed} bytes ({self._reserved_bytes} of them stay free), '
+                    f'needs {still_needed} bytes (including {self._reserved_bytes} reserved), '
                     f'{max(0, free)} free'
                 )
             reservation.needed_bytes = needed_bytes
@@ -66,7 +66,7 @@ class CacheSpace:
 
         :raises nova_precache.exception.StorageError: it cannot be asked
         """
-        with store.storage_errors(f'Looking at {self._directory}'):
+        with store.storage_errors(f'Checking {self._directory}'):
             status = os.statvfs(self._directory)
         return status.f_bavail * status.f_frsize
 

@@ -28,7 +28,7 @@ _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACC
 _SAME_TIME_SECONDS = 5.0
 _KINDS = (
     (stat.S_ISDIR, 'a directory'),
-    (stat.S_ISLNK, 'a symbolic link that leads to no image'),
+    (stat.S_ISLNK, 'a symbolic link to no image'),
     (stat.S_ISFIFO, 'a FIFO'),
     (stat.S_ISSOCK, 'a socket'),
 )
@@ -86,7 +86,7 @@ class CacheStore:
 
         :raises nova_precache.exception.StorageError: the file system refused
         """
-        with storage_errors(f'Making {self.layout.base_directory}'):
+        with storage_errors(f'Creating {self.layout.base_directory}'):
             os.makedirs(self.layout.base_directory, exist_ok=True)
             os.makedirs(self.layout.lock_directory, exist_ok=True)
 
@@ -104,7 +104,7 @@ class CacheStore:
                 self._store_id = files.kept_uuid(path)
             return files.read_uuid(path)
 
-    def check_there(self) -> None:
+    def check_mounted(self) -> None:
         """Check that the directories exist; create removed ones again.
 
         The mount point of an unmounted file system must not be filled: nothing is created
@@ -114,20 +114,20 @@ class CacheStore:
         :raises nova_precache.exception.StorageError: they are gone and were not created again
         """
         base, locks_path = self.layout.base_directory, self.layout.lock_directory
-        with storage_errors(f'Looking at {base}'):
+        with storage_errors(f'Checking {base}'):
             is_there = {base: _is_directory(base), locks_path: os.path.isdir(locks_path)}
         if all(is_there.values()):
             return
         paths = ' and '.join(path for path, there in is_there.items() if not there)
-        refusal, id_path = f'{paths} is gone, and is not made again', self.layout.store_id_path
+        refusal, id_path = f'{paths} is missing and is not recreated', self.layout.store_id_path
         with storage_errors(f'{refusal}: Reading {id_path}'):
             found = files.read_uuid(id_path)
         if found != self._store_id:
             raise exception.StorageError(
-                f'{refusal}: {id_path} holds {found}, and held {self._store_id} at the start'
+                f'{refusal}: {id_path} contains {found} instead of {self._store_id}'
             )
         self.prepare()
-        LOG.warning('%s was removed, and is made again', paths)
+        LOG.warning('Recreated %s, which was removed', paths)
 
     def _stamped_now(self) -> float:
         """Return the time stamp of a file touched now; over NFS, the server's time.
@@ -152,8 +152,8 @@ class CacheStore:
         if abs(lag_seconds - self._lag_seconds) > _SAME_TIME_SECONDS:
             self._lag_seconds = lag_seconds if abs(lag_seconds) > _SAME_TIME_SECONDS else 0.0
             LOG.warning(
-                'The clock that stamps the files in %s is %.0f s behind that of this host, by '
-                'which a nova-compute judges their age',
+                'The clock of the file system of %s is %.0f s behind that of this host, from which '
+                'nova-compute computes the age of files',
                 self.layout.base_directory,
                 self._lag_seconds,
             )
@@ -201,7 +201,7 @@ class CacheStore:
         :raises nova_precache.exception.StorageError: the file cannot be examined
         """
         path = self.layout.base_path(companion.id)
-        with storage_errors(f'Looking at {path}'):
+        with storage_errors(f'Checking {path}'):
             file = _base_file(layout.base_name(companion.id), path)
         if file is None:
             return False
@@ -241,7 +241,7 @@ class CacheStore:
         except exception.NotOurs as exc:
             if not is_boot:
                 raise
-            LOG.warning('The base file of image %s is used as it is: %s', image_id, exc)
+            LOG.warning('Using the base file of image %s without touching it: %s', image_id, exc)
             return True
 
     def touch_file(self, name: str) -> bool:
@@ -270,15 +270,15 @@ class CacheStore:
         for name, before in list(self._untouched.items()):
             path = self.layout.path_of(name)
             try:
-                with storage_errors(f'Looking at {path}'):
+                with storage_errors(f'Checking {path}'):
                     file = _base_file(name, path)
                 if file == before and file.changed_ns == before.changed_ns:
                     continue
                 self._untouched.pop(name, None)
                 if self.is_hit_file(name) and self.touch_file(name):
-                    LOG.info('%s has changed, and was touched', path)
+                    LOG.info('Touched %s, which has changed', path)
             except exception.CacheError as exc:
-                LOG.info('%s has changed, and was not touched: %s', path, exc)
+                LOG.info('Cannot touch %s, which has changed: %s', path, exc)
 
     def base_files(self) -> list[BaseFile]:
         """List the files with names of images; other files are not ours to judge.
@@ -322,7 +322,7 @@ class CacheStore:
             try:
                 found[base_name] = self.noted(base_name)
             except exception.CacheError as exc:  # of this image alone
-                LOG.debug('The companions of %s are not known: %s', base_name, exc)
+                LOG.debug('Cannot read the companions of %s: %s', base_name, exc)
                 found[base_name] = None
         return found
 
@@ -330,7 +330,7 @@ class CacheStore:
         try:
             return needed is not None and all(map(self.has_companion, needed))
         except exception.CacheError as exc:
-            LOG.debug('A companion is not known: %s', exc)
+            LOG.debug('Cannot check a companion: %s', exc)
             return False
 
     def _may_be_bootable(self, file: BaseFile) -> bool:
@@ -339,7 +339,7 @@ class CacheStore:
         try:
             return self._is_bootable(file)
         except exception.CacheError as exc:
-            LOG.debug('%s counts as an image: %s', file.name, exc)
+            LOG.debug('Assuming that %s is an image: %s', file.name, exc)
             return True
 
     def remove_unchanged(self, file: BaseFile) -> bool:
@@ -370,7 +370,7 @@ class CacheStore:
         :raises nova_precache.exception.StorageError: the path cannot be examined
         """
         path = self.layout.base_path(image_id)
-        with storage_errors(f'Looking at {path}'):
+        with storage_errors(f'Checking {path}'):
             try:
                 there = os.lstat(path)
             except FileNotFoundError:
@@ -378,15 +378,15 @@ class CacheStore:
             directory = os.stat(self.layout.base_directory)
             if not stat.S_ISREG(there.st_mode):
                 kind = next((name for is_it, name in _KINDS if is_it(there.st_mode)), 'a device')
-                raise exception.PlaceTaken(f'{path} is {kind}, where the image has to be')
+                raise exception.PlaceTaken(f'{path} is {kind}, which the image cannot replace')
             owners = {there.st_uid, directory.st_uid, 0}
             if directory.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
                 raise exception.PlaceTaken(
-                    f'{path} is no image and belongs to another user, in a directory where only '
-                    'its owner may replace it'
+                    f'{path} is not an image and belongs to another user, in a directory where '
+                    'only its owner may replace it'
                 )
             if _is_immutable(path):
-                raise exception.PlaceTaken(f'{path} is no image and cannot be replaced')
+                raise exception.PlaceTaken(f'{path} is not an image and cannot be replaced')
 
     def publish(self, path: str, image_id: str) -> None:
         """Publish a finished temporary file as the base file of an image.

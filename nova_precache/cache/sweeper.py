@@ -37,8 +37,8 @@ class Sweeper:
 
         :raises nova_precache.exception.StorageError: the file system refused
         """
-        self._store.check_there()
-        with store.storage_errors(f'Sweeping {self._layout.base_directory}'):
+        self._store.check_mounted()
+        with store.storage_errors(f'Removing leftovers of {self._layout.base_directory}'):
             names = sorted(os.listdir(self._layout.base_directory))
             by_base_name: dict[str, list[str]] = {}
             for name in names:
@@ -50,7 +50,7 @@ class Sweeper:
             )
             swept += sum(self._sweep_note(name) for name in names)
         if swept:
-            LOG.info('Removed %d files that were left unfinished', swept)
+            LOG.info('Removed %d leftover files', swept)
         return swept
 
     def discard_partial(self, image_id: str) -> bool:
@@ -60,9 +60,9 @@ class Sweeper:
         :raises nova_precache.exception.StorageError: the file system refused
         """
         base_name = layout.base_name(image_id)
-        self._store.check_there()
+        self._store.check_mounted()
         with (
-            store.storage_errors(f'Clearing image {image_id} away'),
+            store.storage_errors(f'Removing partial files of image {image_id}'),
             self._locks.try_hold(base_name) as held,
         ):
             if not held:
@@ -81,7 +81,7 @@ class Sweeper:
         journal_names = {layout.sibling(name, layout.JOURNAL_SUFFIX) for name in names}
         try:
             with (
-                store.storage_errors(f'Sweeping {base_name}'),
+                store.storage_errors(f'Removing leftovers of {base_name}'),
                 self._locks.try_hold(base_name) as held,
             ):
                 if not held:
@@ -92,7 +92,7 @@ class Sweeper:
                     for name in journal_names
                 )
         except exception.CacheError as exc:  # affects this image only
-            LOG.warning('What is unfinished is left: %s', exc)
+            LOG.warning('Cannot remove leftover files: %s', exc)
             return 0
 
     def _sweep_note(self, name: str) -> bool:
@@ -108,7 +108,7 @@ class Sweeper:
                 is_needed = is_note and os.path.lexists(self._layout.path_of(base_name))
                 return held and not is_needed and files.remove_if_there(path)
         except exception.CacheError as exc:  # affects this image only
-            LOG.warning('A note is left: %s', exc)
+            LOG.warning('Cannot remove a companion note: %s', exc)
             return False
 
     def _sweep_stem(self, journal_path: str, *, is_wanted: bool) -> int:

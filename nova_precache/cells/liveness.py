@@ -23,9 +23,9 @@ SETTLING_SECONDS = 5.0  # after which a host that has not reported yet is checke
 REST_SECONDS = (10.0, 20.0, 40.0, 60.0)  # longer after each failure
 CELLS_SECONDS = 10.0
 CELL_THREADS = 4
-_SILENT = 'it gives no answer'
+_SILENT = 'it does not answer'
 _HAS_MOVED = 'its mapping has just changed'
-_NOT_YET = 'it has not reported yet since the database of its cell is back'
+_NOT_YET = 'it has not reported yet since the database of its cell came back'
 _NO_SERVICE = 'host down: it has no nova-compute service'
 
 _Asked = futures.Future[Mapping[str, services.Service]]
@@ -203,11 +203,11 @@ class _Cell:
         """Start a query for hosts."""
         refusal: _Asked = futures.Future()
         if not self.cell.database_connection:
-            why = self.cell.database_problem or 'its mapping names none'
+            why = self.cell.database_problem or 'its mapping has no database URL'
             refusal.set_exception(_unreachable(self.cell, why))
             return refusal
         if self._breaker.is_open:
-            refusal.set_exception(_unreachable(self.cell, 'it gave no answer a moment ago'))
+            refusal.set_exception(_unreachable(self.cell, 'it did not answer a moment ago'))
             return refusal
         try:
             return self._pool.submit(self._load, hosts)
@@ -245,7 +245,7 @@ class _Cell:
             # Neither chained nor quoted in full: the message may contain a part of a password.
             why = type(getattr(exc, 'orig', None) or exc).__name__
             if isinstance(exc, ImportError):
-                why = f'no Python module {exc.name} here'
+                why = f'Python module {exc.name} is not installed'
         else:
             if self._breaker.has_failed:
                 self._back_since = self._clock()

@@ -52,5 +52,6 @@ def _require_inventory(database: db_session.Database) -> None:
     for name in models.InventoryBase.metadata.tables:
         if not tables.has_table(name):
             raise exception.ConfigError(
-                f'[api_database] connection names no API database of Nova: it has no table {name}'
+                '[api_database] connection does not name an API database of Nova: table '
+                f'{name} is missing'
             )

@@ -29,20 +29,21 @@ def _main() -> int:
 
 def _add_commands(subparsers: Any) -> None:
     # Destinations and options share one name space, so no destination has an option's name.
-    _add_databases(_group(subparsers, 'db', 'the database of this service'))
-    _add_cells(_group(subparsers, 'cell', 'the cells and their brokers'))
-    _add_hosts(_group(subparsers, 'host', 'the compute hosts'))
-    _add_disks(_group(subparsers, 'root-disk', 'root disks of instances on this host'))
+    _add_databases(_group(subparsers, 'db', 'manage the database of this service'))
+    _add_cells(_group(subparsers, 'cell', 'manage the cells and their brokers'))
+    _add_hosts(_group(subparsers, 'host', 'manage the compute hosts'))
+    _add_disks(_group(subparsers, 'root-disk', 'manage root disks of instances on this host'))
 
 
 def _add_databases(database: Any) -> None:
-    _command(database, 'sync', databases.sync, 'create the tables, or bring them up to date')
-    _command(database, 'version', databases.version, 'show the revision of the tables')
+    _command(database, 'sync', databases.sync, 'create or upgrade the tables')
+    _command(database, 'version', databases.version, 'show the schema revision')
     purge = _command(database, 'purge', databases.purge, 'delete requests that ended long ago')
     purge.add_argument(
         '--age-days',
         type=_whole_number,
-        help='days since they ended, else [image_cache] request_retention_days; 0 for all',
+        help='minimum days since a request ended (default: [image_cache] request_retention_days); '
+        '0 deletes all',
     )
 
 
@@ -53,33 +54,43 @@ def _add_cells(group: Any) -> None:
         brokers.OPTION,
         dest='cell_transport_url',
         metavar='-|URL',
-        help="URL of the cell's broker, else [DEFAULT] transport_url; '-' reads it from standard "
-        'input, since others see the passwords of a command line',
+        help="URL of the cell's broker (default: [DEFAULT] transport_url); '-' reads it from "
+        'standard input, since passwords on a command line are visible to other users',
     )
-    create.add_argument('--uuid', dest='cell_uuid', help='uuid of the cell, else a new one')
-    _command(group, 'list', cells.show_all, 'show the cells, without who logs in to their brokers')
-    delete = _command(group, 'delete', cells.delete, 'delete a cell that holds no hosts')
+    create.add_argument('--uuid', dest='cell_uuid', help='uuid of the cell (default: a new one)')
+    _command(
+        group, 'list', cells.show_all, 'list the cells, without the credentials of their brokers'
+    )
+    delete = _command(group, 'delete', cells.delete, 'delete a cell that has no hosts')
     delete.add_argument('cell', help='uuid or name of the cell')
     delete.add_argument(
-        '--force', action='store_true', help='delete its hosts, too, if all are gone for good'
+        '--force',
+        action='store_true',
+        help='also delete its hosts, if all of them are down and unused',
     )
 
 
 def _add_hosts(group: Any) -> None:
-    _command(group, 'list', hosts.show_all, 'show the hosts that are mapped to a cell')
-    _command(group, 'discover', hosts.discover, 'map the hosts that report and are in no cell')
-    delete = _command(group, 'delete', hosts.delete, 'forget a host that is gone for good')
+    _command(group, 'list', hosts.show_all, 'list the hosts that are mapped to a cell')
+    _command(group, 'discover', hosts.discover, 'map hosts that report but have no mapping')
+    delete = _command(
+        group, 'delete', hosts.delete, 'delete the mapping and records of a retired host'
+    )
     delete.add_argument('host_name', metavar='host', help='name of the host')
 
 
 def _add_disks(group: Any) -> None:
     create = _command(
-        group, 'create', disks.create, 'make a root disk from the image cache, as a boot does'
+        group, 'create', disks.create, 'create a root disk from the image cache, as a boot does'
     )
-    create.add_argument('--host', dest='on_host', help='host whose paths are used, else this one')
+    create.add_argument(
+        '--host', dest='on_host', help='host whose paths to use (default: this host)'
+    )
     create.add_argument('--image', required=True, help='id of the image')
-    create.add_argument('--instance', required=True, help='name of the directory of the instance')
-    create.add_argument('--size-gib', type=int, help="size of the disk, else the image's own")
+    create.add_argument('--instance', required=True, help="name of the instance's directory")
+    create.add_argument(
+        '--size-gib', type=int, help='size of the disk (default: that of the image)'
+    )
 
 
 def _whole_number(text: str) -> int:

@@ -63,7 +63,7 @@ def run(
     stopping = threading.Event()
     on_stop_signals(stopping.set)
     if conf is not None:
-        read_again_at_hangup(conf)
+        reload_on_sighup(conf)
     started: list[Running] = []
     try:
         for part in parts:
@@ -84,7 +84,7 @@ def _stop(part: Running) -> None:
     try:
         part.stop()
     except Exception:
-        LOG.exception('%s did not stop as it should', type(part).__name__)
+        LOG.exception('Stopping %s failed', type(part).__name__)
 
 
 def on_stop_signals(call: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ def on_stop_signals(call: Callable[[], None]) -> None:
         signal.signal(number, stop)
 
 
-def read_again_at_hangup(conf: cfg.ConfigOpts) -> None:
+def reload_on_sighup(conf: cfg.ConfigOpts) -> None:
     """Reload the configuration files at each SIGHUP; concurrent reloads run one by one."""
     turns = threading.Lock()
 
@@ -111,7 +111,9 @@ def read_again_at_hangup(conf: cfg.ConfigOpts) -> None:
             try:
                 configuration.read_again(conf)
             except (cfg.Error, OSError) as exc:
-                LOG.error('The configuration stays as it was: %s', exc)
+                LOG.error(
+                    'Reloading the configuration failed, keeping the previous values: %s', exc
+                )
 
     def hang_up(number: int, frame: FrameType | None) -> None:
         _thread.start_new_thread(read, ())  # as above

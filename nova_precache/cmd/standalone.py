@@ -15,15 +15,17 @@ OPTIONS = [
         'state-dir',
         default=str(pathlib.Path.home() / '.local/state/nova-precache'),
         sample_default='~/.local/state/nova-precache',
-        help='Directory that keeps everything: images, caches, database, logs.',
+        help='Directory for all files: images, caches, database, logs.',
     ),
-    cfg.PortOpt('port', default=8774, help='Port of the API; 0 takes a free one.'),
-    cfg.IntOpt('cells', default=2, min=1, max=100, help='Cells to run.'),
-    cfg.IntOpt('hosts-per-cell', default=2, min=1, max=100, help='Compute hosts in each cell.'),
+    cfg.PortOpt('port', default=8774, help='Port of the API; 0 selects a free port.'),
+    cfg.IntOpt('cells', default=2, min=1, max=100, help='Number of cells.'),
+    cfg.IntOpt(
+        'hosts-per-cell', default=2, min=1, max=100, help='Number of compute hosts in each cell.'
+    ),
     cfg.URIOpt(
         'image-url',
         schemes=['http', 'https'],
-        help='Image service to use, else a Glance is started.',
+        help='URL of the image service (default: a Glance is started).',
     ),
 ]
 

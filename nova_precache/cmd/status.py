@@ -52,13 +52,13 @@ class Checks(upgradecheck.UpgradeCommands):
             found = schema.find(database)
         if found.revision is None or found.is_older:
             return _failure(
-                f'The database is at revision {found.revision or "none"}, and this release needs '
+                f'The database is at revision {found.revision or "none"}, but this release needs '
                 f'{found.newest}: run nova-precache-manage db sync.'
             )
         if found.is_newer:
             return _warning(
-                f'The database is at revision {found.revision}, of a later release than this one, '
-                f'which knows {found.newest}.'
+                f'The database is at revision {found.revision}, from a later release; '
+                f'this release needs {found.newest}.'
             )
         return _success()
 
@@ -70,10 +70,7 @@ class Checks(upgradecheck.UpgradeCommands):
         """Check that the policy file can be read, and that our rules in it are known."""
         unknown = policy.Enforcer(self._conf).unknown_rules()
         if unknown:
-            return _warning(
-                f'The policy file has rules that no release asks for, or none any more: '
-                f'{_some(unknown)}.'
-            )
+            return _warning(f'The policy file has unknown or removed rules: {_some(unknown)}.')
         return _success()
 
     def _check_cells(self) -> upgradecheck.Result:
@@ -81,14 +78,14 @@ class Checks(upgradecheck.UpgradeCommands):
         with schema.open_current(self._conf) as database:
             cells = novadb.open_inventory(self._conf, database).list_cells()
         problems = [
-            f'{cell.name} ({cell.transport_problem or "the URL cannot be read"})'
+            f'{cell.name} ({cell.transport_problem or "the URL cannot be parsed"})'
             for cell in cells
             if rpc.describe_url(self._conf, cell.transport_url) in {'', rpc.UNREADABLE}
         ]
         if problems:
             return _failure(f'Cells whose broker cannot be reached: {_some(problems)}.')
         if not cells:
-            return _warning('There is no cell, so no host: nova-precache-manage cell create.')
+            return _warning('There are no cells: create one with nova-precache-manage cell create.')
         return _success()
 
     def _check_agents(self) -> upgradecheck.Result:
@@ -99,21 +96,21 @@ class Checks(upgradecheck.UpgradeCommands):
         if older:
             return _warning(
                 f'{len(older)} of {len(agents)} computes are of an earlier release than '
-                f'{common.version()}: {_some(older)}. They go on to work; upgrade them after '
+                f'{common.version()}: {_some(older)}. They continue to work; upgrade them after '
                 'the conductors.'
             )
         return _success()
 
     _upgrade_checks = (
-        ('Database schema', lambda self: _told(self._check_schema)),
-        ('Policy file format', lambda self: _told(self._check_policy_format)),
-        ('Policy rules', lambda self: _told(self._check_policy_names)),
-        ('Cells', lambda self: _told(self._check_cells)),
-        ('Computes', lambda self: _told(self._check_agents)),
+        ('Database schema', lambda self: _run_check(self._check_schema)),
+        ('Policy file format', lambda self: _run_check(self._check_policy_format)),
+        ('Policy rules', lambda self: _run_check(self._check_policy_names)),
+        ('Cells', lambda self: _run_check(self._check_cells)),
+        ('Computes', lambda self: _run_check(self._check_agents)),
     )
 
 
-def _told(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
+def _run_check(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
     """Run a check; an error that prevents it becomes its result, a failure."""
     try:
         with errors.translate_db_errors():

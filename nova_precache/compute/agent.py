@@ -88,8 +88,8 @@ class ComputeAgent:
         self._inventory = images
         self._stopping = threading.Event()
         self._registered = threading.Event()
-        self._has_left = self._tells_all = False
-        self._told: str | None = None
+        self._has_left = self._is_full_report_due = False
+        self._logged_refusal: str | None = None
         self._registering = threading.Thread(
             target=self._register_and_serve, name=f'register-{self.host}', daemon=True
         )
@@ -127,9 +127,9 @@ class ComputeAgent:
         self._transfers.stop()
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
-        self._stop_soon(self._periodic, 'what it does periodically goes on')
+        self._stop_soon(self._periodic, 'its periodic tasks are running')
         if self._server is not None:
-            self._stop_soon(self._server, 'a call is being served')
+            self._stop_soon(self._server, 'a call is running')
 
     def _stop_soon(self, part: concurrency.Stoppable, otherwise: str) -> None:
         """Stop a part, but do not wait long for a running call or a silent broker."""
@@ -174,8 +174,8 @@ class ComputeAgent:
         for attempt in attempts:
             with attempt:
                 self._conductor.register(self.state())
-        self._told = None
-        self._tells_all = True  # the conductors may have recorded another machine's cache
+        self._logged_refusal = None
+        self._is_full_report_due = True  # the conductors may have recorded another machine's cache
 
     def _serve(self) -> None:
         if self._stopping.is_set():
@@ -193,13 +193,13 @@ class ComputeAgent:
         A transfer that is aborted here does not count as an attempt: a conductor calls again,
         there or here.
         """
-        LOG.error('Host %s is served by another agent until that one is silent: %s', self.host, why)
-        self._told = _TAKEN
+        LOG.error('Another agent serves host %s, waiting until it is silent: %s', self.host, why)
+        self._logged_refusal = _TAKEN
         self._has_left = True
         self._registered.clear()
         self._transfers.stop(exception.NameLost(str(why)))
         if self._server is not None:
-            self._stop_soon(self._server, 'a call is being served')
+            self._stop_soon(self._server, 'a call is running')
             self._server = None
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
@@ -207,9 +207,9 @@ class ComputeAgent:
         level, about = logging.WARNING, str(error)
         if isinstance(error, exception.AgentConflict):
             level, about = logging.ERROR, _TAKEN
-        if outages.is_logged(error) or about == self._told:
+        if outages.is_logged(error) or about == self._logged_refusal:
             level = logging.DEBUG
-        self._told = about
+        self._logged_refusal = about
         LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
 
     def report_state(self) -> None:
@@ -220,7 +220,7 @@ class ComputeAgent:
             self._conductor.report_state(self.state())
         except exception.PrecacheError as exc:
             level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
-            LOG.log(level, 'The state of host %s was not reported: %s', self.host, exc)
+            LOG.log(level, 'Failed to report the state of host %s: %s', self.host, exc)
 
     def report_progress(self) -> None:
         """Report the progress of each running transfer; the next report repeats a lost one."""
@@ -230,30 +230,30 @@ class ComputeAgent:
                     following.job_id, following.epoch, following.sequence, following.progress
                 )
         except exception.PrecacheError as exc:
-            LOG.debug('Progress of host %s was not reported: %s', self.host, exc)
+            LOG.debug('Failed to report the progress of host %s: %s', self.host, exc)
 
     def report_images(self) -> None:
         """Report the cache inventory if it is due; after a registration, all of it."""
         if self._has_left:
             return
-        if self._tells_all:
-            self._tells_all = False
-            self._inventory.forget()
+        if self._is_full_report_due:
+            self._is_full_report_due = False
+            self._inventory.require_full_report()
         try:
             self._inventory.report(self._transfers.ended)
         except exception.PrecacheError as exc:
-            LOG.debug('What host %s has cached was not reported: %s', self.host, exc)
+            LOG.debug('Failed to report the cached images of host %s: %s', self.host, exc)
 
     def manage_image_cache(self) -> None:
         """Remove unused images through the driver."""
         try:
             self._driver.manage_image_cache()
         except exception.PrecacheError as exc:
-            LOG.warning('No image of host %s was removed: %s', self.host, exc)
+            LOG.warning('Failed to remove unused images of host %s: %s', self.host, exc)
 
     def remove_leftovers(self) -> None:
         """Remove old partial downloads through the driver, where no image cache round does."""
         try:
             self._driver.remove_leftovers()
         except exception.PrecacheError as exc:
-            LOG.warning('Unfinished downloads of host %s may be left: %s', self.host, exc)
+            LOG.warning('Failed to remove old partial downloads of host %s: %s', self.host, exc)

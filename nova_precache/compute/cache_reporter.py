@@ -44,7 +44,7 @@ class CacheReporter:
         self._changes_seconds = changes_seconds
         self._full_seconds = full_seconds
         self._clock = clock
-        self._told: _Images | None = None
+        self._reported: _Images | None = None
         self._changes_due = self._full_due = self._recount_due = clock()
         self._is_count_old = False
         self._ended = 0
@@ -60,31 +60,31 @@ class CacheReporter:
             return
         self._ended = ended
         self._changes_due = now + self._changes_seconds
-        if self._told is None or now >= self._full_due:
-            self._tell_all(now)
+        if self._reported is None or now >= self._full_due:
+            self._report_all(now)
         else:
-            self._tell_changes(now, self._told)
+            self._report_changes(now, self._reported)
 
-    def forget(self) -> None:
+    def require_full_report(self) -> None:
         """Make a full report due: the conductors may have recorded another machine's cache."""
-        self._told = None
+        self._reported = None
         self._changes_due = self._clock()
 
-    def _tell_all(self, now: float) -> None:
+    def _report_all(self, now: float) -> None:
         images = self._count(now)
         for news in _all(images):
-            self._tell(news)
-        self._told = images
+            self._send(news)
+        self._reported = images
         self._full_due = now + self._full_seconds
 
-    def _tell_changes(self, now: float, told: _Images) -> None:
+    def _report_changes(self, now: float, reported: _Images) -> None:
         images = self._look(recount=False)
-        self._is_count_old |= images != told
+        self._is_count_old |= images != reported
         if self._is_count_old and now >= self._recount_due:
             images = self._count(now)
-        for news in _changes(told, images):
-            self._tell(news)
-        self._told = images
+        for news in _changes(reported, images):
+            self._send(news)
+        self._reported = images
 
     def _count(self, now: float) -> _Images:
         images = self._look(recount=True)
@@ -95,7 +95,7 @@ class CacheReporter:
     def _look(self, *, recount: bool) -> _Images:
         return {image.name: image for image in self._driver.cached_images(recount=recount)}
 
-    def _tell(self, news: reporter.CacheNews) -> None:
+    def _send(self, news: reporter.CacheNews) -> None:
         self._conductor.report_images(self._host, self._agent_id, news)
 
 
@@ -109,9 +109,9 @@ def _all(images: _Images) -> Iterator[reporter.CacheNews]:
     yield reporter.CacheNews(_of(images, parts[-1]), full=True, after=after)
 
 
-def _changes(told: _Images, images: _Images) -> Iterator[reporter.CacheNews]:
-    changed = [name for name, image in sorted(images.items()) if told.get(name) != image]
-    removed = sorted(told.keys() - images.keys())
+def _changes(reported: _Images, images: _Images) -> Iterator[reporter.CacheNews]:
+    changed = [name for name, image in sorted(images.items()) if reported.get(name) != image]
+    removed = sorted(reported.keys() - images.keys())
     for some, gone in itertools.zip_longest(_parts(changed), _parts(removed), fillvalue=()):
         yield reporter.CacheNews(_of(images, some), gone)
 

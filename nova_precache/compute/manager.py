@@ -86,7 +86,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         except (exception.InvalidInput, exception.ConfigError, exception.NameLost) as exc:
             return outcomes.of_error(exc, self._driver_name)
         except exception.Unavailable as exc:  # nothing was tried: this is no attempt
-            LOG.info('Job %s is not begun: %s', call.job_id, exc)
+            LOG.info('Not starting job %s: %s', call.job_id, exc)
             return model.ImageOutcome(model.TaskStatus.ERROR, str(exc), model.Retry.LATER)
         if not begun:
             return None
@@ -133,11 +133,11 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         stop = _stop(why, wire.flag(keep_partial, 'keep_partial'))
         left = self._transfers.leave(job, call, stop)
         LOG.info(
-            'Job %s of host %s is stopped (%s): %s',
+            'Stopping job %s on host %s (%s): %s',
             job,
             self._host,
             why,
-            'it was at work' if left else 'nothing runs for it',
+            'it was running' if left else 'it was not running',
         )
         return left
 
@@ -151,14 +151,14 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         image = wire.identifier(image_id, 'image_id')
         if self._transfers.is_running(image):
             return False
-        forgotten = self._driver.forget_image(image)
+        discarded = self._driver.discard_partial(image)
         LOG.info(
-            'What is unfinished of image %s on host %s %s',
+            'Partial download of image %s on host %s %s',
             image,
             self._host,
-            'is removed' if forgotten else 'stays: it is in use',
+            'removed' if discarded else 'kept: the image is in use',
         )
-        return forgotten
+        return discarded
 
     def register_again(
         self, ctxt: context.RequestContext, agent_id: object = None, **unknown: Any
@@ -182,10 +182,10 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         except exception.Unavailable:
             raise
         except Exception as exc:  # noqa: BLE001 - no error is a confirmation
-            LOG.warning('Job %s is not begun, no conductor confirms it: %s', call.job_id, exc)
+            LOG.warning('Not starting job %s, no conductor confirmed it: %s', call.job_id, exc)
             return False
         if not begun:
-            LOG.info('Job %s is not begun, its call of epoch %d is stale', call.job_id, call.epoch)
+            LOG.info('Not starting job %s, call of epoch %d is stale', call.job_id, call.epoch)
         return begun
 
     def _fresh_token(self, image_id: str) -> str | None:
@@ -196,7 +196,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         :raises nova_precache.exception.ImageUnauthorized: refused for each of its jobs
         :raises nova_precache.exception.DownloadInterrupted: no conductor answers
         """
-        why = 'no job wants it any more'
+        why = 'no job needs the image'
         for job_id, epoch in self._transfers.epochs(image_id).items():
             try:
                 return self._conductor.get_token(job_id, epoch)
@@ -204,9 +204,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
                 why = str(exc)
             except (exception.CellUnreachable, exception.Unavailable) as exc:
                 raise exception.DownloadInterrupted(
-                    f'Image {image_id} needs a fresh token: {exc}'
+                    f'Cannot fetch a fresh token for image {image_id}: {exc}'
                 ) from exc
-        raise exception.ImageUnauthorized(f'There is no fresh token for image {image_id}: {why}')
+        raise exception.ImageUnauthorized(f'No fresh token for image {image_id}: {why}')
 
     def _confirm(self, image_id: str) -> None:
         """Ask a conductor, before an image is published, whether any of its jobs may use it.
@@ -223,7 +223,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             except exception.ImageGone as exc:
                 gone.append(exc)
             except exception.PrecacheError as exc:
-                LOG.info('Job %s (image %s) is unconfirmed: %s', job_id, image_id, exc)
+                LOG.info('No conductor confirmed job %s (image %s): %s', job_id, image_id, exc)
         if gone and len(gone) == len(calls):
             raise gone[0]
 
@@ -260,4 +260,4 @@ def _stop(why: object, keep_partial: bool) -> exception.TransferStopped:
             return exception.Paused('the request is paused')
         case model.StopWhy.DEADLINE:
             return exception.DeadlinePassed('the deadline of the request passed')
-    raise exception.InvalidInput(f'why: {wire.shown(why)} is no reason to stop an image')
+    raise exception.InvalidInput(f'why: {wire.shown(why)} is not a reason to stop a transfer')

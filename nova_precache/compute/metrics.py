@@ -29,23 +29,23 @@ class ComputeMetrics:
     ) -> None:
         self.clock = clock
         self._caches = _Caches(clock)
-        self.hits = self._counter(metrics, 'cache_hits', 'Images that were there already.')
+        self.hits = self._counter(metrics, 'cache_hits', 'Images that were already in the cache.')
         self.misses = self._counter(
-            metrics, 'cache_misses', 'Images that were not there, whatever came of it.'
+            metrics, 'cache_misses', 'Images that were not in the cache, regardless of the outcome.'
         )
         self.bytes_received = self._counter(
-            metrics, 'downloaded_bytes', 'Bytes that were received, those given up included.'
+            metrics, 'downloaded_bytes', 'Received bytes, including discarded ones.'
         )
         self.seconds = prometheus_client.Histogram(
             f'{_PREFIX}_download_seconds',
-            'Seconds that it took to have an image verified, converted and in the cache.',
+            'Seconds to download, verify, convert and publish an image.',
             ['host'],
             registry=metrics,
             buckets=DOWNLOAD_BUCKETS_SECONDS,
         )
         self.running = prometheus_client.Gauge(
             f'{_PREFIX}_transfers_running',
-            'Images that are being worked on.',
+            'Running transfers.',
             ['host'],
             registry=metrics,
         )
@@ -124,10 +124,10 @@ class _Caches(registry.Collector):
 
     def collect(self) -> Iterator[core.Metric]:
         used = core.GaugeMetricFamily(
-            f'{_PREFIX}_cache_bytes', 'What the cache takes on the disk.', labels=['host']
+            f'{_PREFIX}_cache_bytes', 'Bytes that the cache occupies on the disk.', labels=['host']
         )
         free = core.GaugeMetricFamily(
-            f'{_PREFIX}_free_bytes', 'What is free on the disk of the cache.', labels=['host']
+            f'{_PREFIX}_free_bytes', 'Free bytes on the file system of the cache.', labels=['host']
         )
         for host, report in self._recent().items():
             if report.cache_bytes is not None:

@@ -36,7 +36,7 @@ class Subscriber:
     deadline: threading.Timer | None = None
     outcome: futures.Future[model.ImageOutcome] = dataclasses.field(default_factory=futures.Future)
 
-    def forget_deadline(self) -> None:
+    def cancel_deadline(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
 
@@ -231,7 +231,7 @@ class Transfers:
         follower = transfer.followers.setdefault(job_id, Subscriber(epoch, options))
         if epoch >= follower.epoch:  # an older call may arrive late
             follower.epoch, follower.options = epoch, options
-            follower.forget_deadline()
+            follower.cancel_deadline()
             follower.deadline = self._start_deadline(job_id, epoch, options.deadline_seconds)
         transfer.adjust()
         transfer.reported = None  # report the current progress to the new job, too
@@ -251,7 +251,7 @@ class Transfers:
 
     def _part(self, transfer: Transfer, job_id: str, outcome: model.ImageOutcome) -> None:
         follower = transfer.followers.pop(job_id)
-        follower.forget_deadline()
+        follower.cancel_deadline()
         transfer.adjust()
         self._keep(job_id, outcome)
         follower.outcome.set_result(outcome)
@@ -272,7 +272,7 @@ class Transfers:
                 del self._running[transfer.image_id]
             self.ended += 1
             for job_id, follower in transfer.followers.items():
-                follower.forget_deadline()
+                follower.cancel_deadline()
                 self._keep(job_id, outcome)
             return list(transfer.followers.values())
 

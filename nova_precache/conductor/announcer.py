@@ -80,7 +80,7 @@ class Announcer:
             try:
                 self.announce()
             except Exception:
-                LOG.exception('Notifications could not be sent now, they are tried again')
+                LOG.exception('Sending notifications failed; retrying')
             self._wake.wait(self.poll_seconds)
 
     def _send(self, due: outbox.DueAnnouncement) -> None:
@@ -88,14 +88,14 @@ class Announcer:
 
         A failure that affects all requests also fails the next ``take``.
         """
-        waits = 'Request %s: its notification %d waits'
+        waits = 'Request %s: notification %d is not sent yet'
         try:
             request = self._requests.outline(due.request_id)
         except Exception:
             LOG.exception(waits, due.request_id, due.position)
             return
         with context.bind_request_id(request.request_id, request.global_request_id):
-            LOG.debug('Request %s: its notification %d is sent', request.id, due.position)
+            LOG.debug('Request %s: sending notification %d', request.id, due.position)
             try:
                 for notification in self._notifications(request, due):
                     self._emitter.emit(notification)

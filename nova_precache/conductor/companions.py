@@ -63,7 +63,7 @@ class CompanionLookup:
             image = self._images.show(image_id)
             query.answered.set_result(companions.look_up(image, self._images.show).needed)
         except exception.PrecacheError as exc:
-            LOG.debug('The companions of image %s are not known: %s', image_id, exc)
+            LOG.debug('Cannot look up the companions of image %s: %s', image_id, exc)
             query.answered.set_result(query.known)
         except Exception:
             LOG.exception('Looking up the companions of image %s failed', image_id)

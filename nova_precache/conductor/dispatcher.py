@@ -98,7 +98,7 @@ class Dispatcher:
             self._planner.join(_until(deadline))
         left = futures.wait(set(self._in_progress), _until(deadline)).not_done
         if left:
-            LOG.warning('%d calls in progress are left to another conductor', len(left))
+            LOG.warning('Leaving %d calls in progress to another conductor', len(left))
         self._release_all()
         self._pool.shutdown(wait=False)
 
@@ -106,7 +106,7 @@ class Dispatcher:
         try:
             self._jobs.release_all(self._conductor_id)
         except Exception:
-            LOG.exception('No host could be given back, the leases will run out')
+            LOG.exception('Releasing the claimed hosts failed; their leases will expire')
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -150,7 +150,7 @@ class Dispatcher:
         if self._stopping.is_set():
             return
         for claim in self._jobs.take_over(self._conductor_id):
-            LOG.warning('Host %s is taken over from a conductor that is gone', claim.host)
+            LOG.warning('Host %s is taken over from a conductor whose lease expired', claim.host)
             self._count_takeover()
             self._submit(claim)
 
@@ -183,7 +183,7 @@ class Dispatcher:
         """Release the hosts whose worker could not, for example during a database outage."""
         serving = set(self._in_progress.values())
         for host in set(self._jobs.claimed_hosts(self._conductor_id)) - serving:
-            LOG.warning('Host %s is claimed and not served, it is given back', host)
+            LOG.warning('Releasing host %s: it is claimed but has no worker', host)
             self._jobs.release(self._conductor_id, [host])
 
     def _skip_hosts_that_left(self) -> None:

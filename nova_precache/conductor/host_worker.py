@@ -247,10 +247,10 @@ class HostWorker:
         except (exception.ImageServiceUnavailable, exception.ImageUnauthorized):
             return True  # the attempt itself will report it
         except exception.ImageNotUsable:
-            LOG.debug('No request may have the image of job %s any more', assignment.job_id)
+            LOG.debug('No request may use the image of job %s any longer', assignment.job_id)
         if self._jobs.askers(assignment.job_id):
             return True
-        unwanted = model.ImageOutcome(model.TaskStatus.SKIPPED, 'no request wants it any more')
+        unwanted = model.ImageOutcome(model.TaskStatus.SKIPPED, 'no request needs it any longer')
         self._tracker.settle(self._jobs.finish(assignment.job_id, assignment.epoch, unwanted))
         return False
 

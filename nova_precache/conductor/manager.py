@@ -184,7 +184,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             )
         if len(report.images) < len(files):
             sender = f'host {name} of cell {self._cell_uuid}'
-            self._senders.refused('some images', sender, 'no base file has such a name')
+            self._senders.refused('some images', sender, 'their names are not those of base files')
         self._reports.add_images(reporter, report)
 
     @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.DatabaseUnavailable)
@@ -204,7 +204,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         :raises nova_precache.exception.DatabaseUnavailable: the database gives no answer now
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
-        with self._refusing_of_job('a beginning', job_id):
+        with self._refusing_of_job('the start of a job', job_id):
             job = wire.identifier(job_id, 'job_id')
             call = wire.whole(epoch, 'epoch')
             is_start = wire.flag(starts, 'starts')
@@ -226,7 +226,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         :raises nova_precache.exception.InvalidInput: a field is out of range
         :raises nova_precache.exception.Unavailable: access cannot be checked now
         """
-        with self._refusing_of_job('a question', job_id):
+        with self._refusing_of_job('a confirmation request', job_id):
             job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
         with deadline.within(CONFIRM_SECONDS):
             image_id = self._jobs.image_at_work(self._cell_uuid, job, call)
@@ -264,7 +264,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             with deadline.within(ANSWER_SECONDS):
                 self._check_any_works()
             return self._token()
-        with self._refusing_of_job('a request for a token', job_id):
+        with self._refusing_of_job('a token request', job_id):
             job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
         with deadline.within(ANSWER_SECONDS):
             works = self._jobs.image_at_work(self._cell_uuid, job, call) is not None
@@ -285,8 +285,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         new = [host for host in hosts if host not in self._nameless]
         if new:
             LOG.warning(
-                'A compute of cell %s asks for a token and names no job: upgrade it. '
-                'At work there are %s%s',
+                'A compute of cell %s requested a token without a job id: upgrade it. Hosts '
+                'with jobs in flight: %s%s',
                 self._cell_uuid,
                 ', '.join(new[:SHOWN_HOSTS]),
                 f' and {len(new) - SHOWN_HOSTS} more' if len(new) > SHOWN_HOSTS else '',

@@ -32,7 +32,7 @@ class Counters:
     def __init__(self, metrics: registry.CollectorRegistry) -> None:
         self._takeovers = prometheus_client.Counter(
             f'{_PREFIX}_takeovers',
-            'Hosts taken over from conductors that are gone.',
+            'Hosts taken over from conductors whose leases expired.',
             registry=metrics,
         )
         self._outcomes = prometheus_client.Counter(
@@ -121,7 +121,7 @@ class StateCollector(registry.Collector):
         counted = self._recent()
         yield core.GaugeMetricFamily(
             f'{_PREFIX}_database_up',
-            'Whether the database could be asked for what is counted there.',
+            'Whether the metrics that come from the database could be read.',
             value=float(counted is not None),
         )
         if counted is not None:
@@ -139,7 +139,7 @@ class StateCollector(registry.Collector):
             counted = self._count()
         except Exception as exc:  # noqa: BLE001 - any error of the database
             level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
-            LOG.log(level, 'Metrics are served without those of the database: %s', exc)
+            LOG.log(level, 'Serving metrics without those of the database: %s', exc)
             return None
         if self._count_hosts is None:
             return counted
@@ -151,7 +151,7 @@ def _try_to_count_hosts(count: HostsCount) -> Mapping[str, statistics.HostCount]
         return count()
     except Exception as exc:  # noqa: BLE001 - any error of the inventory
         level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
-        LOG.log(level, 'Metrics are served without the hosts: %s', exc)
+        LOG.log(level, 'Serving metrics without those of the hosts: %s', exc)
         return {}
 
 
@@ -181,7 +181,7 @@ def _families(counted: statistics.Count) -> Iterator[core.Metric]:
     )
     yield core.GaugeMetricFamily(
         f'{_PREFIX}_claimed_hosts',
-        'Hosts that conductors call now, of precache_concurrency at most.',
+        'Hosts that conductors are calling now, at most precache_concurrency.',
         value=counted.claimed_hosts,
     )
     yield _hosts(counted)

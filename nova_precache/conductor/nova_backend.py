@@ -21,7 +21,7 @@ LOG = logging.getLogger(__name__)
 DISCARDS = 500
 # A broker may delay a call between its record in the database and its sending.
 SENDING_SECONDS = 2.0
-ERROR = 'nova-compute answered error; see its log'
+ERROR = 'nova-compute reported an error; see its log'
 _UNSUPPORTED = 'the driver of nova-compute cannot cache images'
 
 
@@ -120,8 +120,8 @@ def _occupied(
     why: str, occupied: nova_calls.Occupied, is_lost: bool = False
 ) -> exception.HostOccupied:
     return exception.HostOccupied(
-        f'{why}, and the host may still be at work on it: '
-        f'it is not called before {occupied.until:%Y-%m-%dT%H:%M:%SZ}',
+        f'{why}; the host may still be working on it and is not called before '
+        f'{occupied.until:%Y-%m-%dT%H:%M:%SZ}',
         occupied.seconds,
         is_lost=is_lost,
     )
@@ -186,7 +186,7 @@ class NovaStopOrders:
         claimed = set(self._jobs.claimed_hosts())
         for order in orders:
             if order.host not in claimed:
-                LOG.info('Job %s of host %s counts as stopped', order.job_id, order.host)
+                LOG.info('Recording job %s of host %s as stopped', order.job_id, order.host)
                 self._tracker.settle(self._store.stopped(order.job_id, order.epoch))
                 self._freed()
         return True

@@ -192,13 +192,13 @@ class Reconciler:
         except exception.PrecacheError as exc:
             self._postpone(taken.pin, str(exc), is_logged=outages.is_logged(exc))
         except Exception as exc:
-            LOG.exception('Looking after pin %s failed', taken.pin.id)
+            LOG.exception('Checking pin %s failed', taken.pin.id)
             self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
 
     def _check(self, taken: pins.LeasedPin) -> None:
         pin = taken.pin
         if pin.until is not None and pin.until <= taken.now:
-            self._end(pin, 'its time is over', pin.images_gone)
+            self._end(pin, 'its end time has passed', pin.images_gone)
             return
         try:
             aggregate = self._inventory.get_aggregate(pin.aggregate_id, pin.aggregate_uuid)
@@ -210,7 +210,7 @@ class Reconciler:
         left = [each.image for each in checked.values() if each.image is not None]
         gone = {each: why for each, facts in checked.items() if (why := facts.refused) is not None}
         if not left:
-            self._end(pin, f'no image is left: {"; ".join(gone.values())}', gone)
+            self._end(pin, f'no image is available: {"; ".join(gone.values())}', gone)
             return
         reason = self._keep_images(taken, aggregate, left)
         self._pins.checked(pin.id, self._conductor_id, reason, gone)
@@ -287,7 +287,7 @@ class Reconciler:
                     priority=PRIORITY,
                 )
             )
-            LOG.info('Pin %s asks for %d hosts by %s', pin.id, len(batch.hosts), request.id)
+            LOG.info('Pin %s: %d hosts in request %s', pin.id, len(batch.hosts), request.id)
         self._wake()
 
     def _end(self, pin: model.Pin, reason: str, gone: Mapping[str, str]) -> None:
@@ -296,7 +296,7 @@ class Reconciler:
 
     def _postpone(self, pin: model.Pin, reason: str, *, is_logged: bool = False) -> None:
         level = logging.DEBUG if is_logged else logging.WARNING
-        LOG.log(level, 'Pin %s is looked after in the next round: %s', pin.id, reason)
+        LOG.log(level, 'Pin %s is checked again in the next round: %s', pin.id, reason)
         self._pins.checked(pin.id, self._conductor_id, reason, pin.images_gone)
 
 
@@ -348,12 +348,12 @@ def _problems(
         wrong.append(f'hosts not reached: {len(unreached)}, such as {host}: {why}')
     for host, image_id in choice.failing[:1]:
         wrong.append(
-            f'files that failed and are tried again later: {len(choice.failing)}, '
-            f'such as image {image_id} on {host}'
+            f'files that failed and will be retried: {len(choice.failing)}, such as image '
+            f'{image_id} on {host}'
         )
     for host, image_id in choice.not_ours[:1]:
         wrong.append(
-            f'files that are there and cannot be kept: {len(choice.not_ours)}, '
-            f'such as image {image_id} on {host} (see its task)'
+            f'cached files that cannot be kept: {len(choice.not_ours)}, such as image '
+            f'{image_id} on {host} (see its task)'
         )
     return '; '.join(wrong) or None

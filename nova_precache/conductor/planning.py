@@ -154,7 +154,7 @@ class Planning:
         is_logged: bool = False,
     ) -> None:
         level = logging.DEBUG if is_logged else logging.WARNING
-        LOG.log(level, 'Request %s is planned later: %s', request_id, reason)
+        LOG.log(level, 'Planning of request %s is postponed: %s', request_id, reason)
         self._requests.postpone_plan(request_id, self._conductor_id, seconds, reason)
 
 

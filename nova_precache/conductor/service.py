@@ -53,7 +53,7 @@ class _Served:
     def stop(self) -> None:
         if not concurrency.stop_within(PART_STOP_SECONDS, self.server):
             LOG.warning(
-                '%s: its RPC server did not stop within %g s',
+                '%s: RPC server did not stop within %g s',
                 self.transport.outage.name,
                 PART_STOP_SECONDS,
             )
@@ -128,12 +128,14 @@ class Conductor:
         try:
             step()
         except Exception:
-            LOG.exception('A part of the conductor did not stop as it should')
+            LOG.exception('Stopping a part of the conductor failed')
 
     def _stop_the_others(self) -> None:
         concurrency.stop_all([self._lifecycle_loop, self._announcer, *self._served.values()])
         if not concurrency.stop_within(PART_STOP_SECONDS, self._periodic):
-            LOG.warning('Periodic work of the conductor did not end within %g s', PART_STOP_SECONDS)
+            LOG.warning(
+                'Periodic work of the conductor did not stop within %g s', PART_STOP_SECONDS
+            )
 
     def serve_all(self) -> None:
         """Serve the API and every enabled cell at its current URL; stop serving the others."""
@@ -162,7 +164,7 @@ class Conductor:
         if served is not None and served.transport is transport:
             return
         if served is not None:
-            LOG.info('Cell %s (%s) has another broker now', cell.name, cell.uuid)
+            LOG.info('The broker of cell %s (%s) has changed', cell.name, cell.uuid)
             self._in_background(lambda: self._leave(served))
         self._serve(cell.uuid, transport, rpcapi.TOPIC, self._cell_endpoint(cell.uuid))
 
@@ -188,4 +190,4 @@ class Conductor:
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)
-        LOG.debug('Conductor %s holds %d hosts', self._conductor_id, len(held))
+        LOG.debug('Conductor %s renewed its leases on %d hosts', self._conductor_id, len(held))

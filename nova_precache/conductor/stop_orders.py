@@ -135,19 +135,19 @@ class StopOrders:
                 order.keep_partial,
             )
         except (exception.VersionUnsupported, exception.CellNotFound) as exc:
-            self._has_stopped(order, f'it is left to end by itself, {exc}')
+            self._has_stopped(order, f'it cannot be stopped and runs to its end: {exc}')
             return OUTCOME_SECONDS
         self._breakers.succeeded(order.cell_uuid)
         if was_at_work:
-            LOG.info('Job %s of host %s is stopped: %s', order.job_id, order.host, order.why)
+            LOG.info('Stopped job %s of host %s: %s', order.job_id, order.host, order.why)
         elif is_waited_for and _key(order) not in self._idle_once:
             self._idle_once.add(_key(order))
         else:
-            self._has_stopped(order, 'the host does not work on it')
+            self._has_stopped(order, 'the host is not working on it')
         return OUTCOME_SECONDS if is_waited_for else 0
 
     def _has_stopped(self, order: job_stop.StopOrder, why: str) -> None:
-        LOG.info('Job %s of host %s counts as stopped: %s', order.job_id, order.host, why)
+        LOG.info('Recording job %s of host %s as stopped: %s', order.job_id, order.host, why)
         self._tracker.settle(self._store.stopped(order.job_id, order.epoch))
         self._freed()
 
@@ -167,7 +167,7 @@ class StopOrders:
 
     def _leave_to_age(self, discard: job_stop.Discard, why: str) -> None:
         LOG.info(
-            'The partial download of image %s stays on host %s until it is too old: %s',
+            'The partial download of image %s stays on host %s until it expires: %s',
             discard.image_id,
             discard.host,
             why,
@@ -242,7 +242,9 @@ class CellCallPool:
             if self._breakers.failed(cell_uuid) and not outages.is_logged(exc):
                 LOG.warning('Cell %s is unreachable: %s', cell_uuid, exc)
         except exception.PrecacheError as exc:
-            LOG.warning('A host of cell %s refused or cannot be understood: %s', cell_uuid, exc)
+            LOG.warning(
+                'A host of cell %s refused a call, or its answer is invalid: %s', cell_uuid, exc
+            )
         except Exception:
             LOG.exception('A call to a host of cell %s failed', cell_uuid)
         finally:

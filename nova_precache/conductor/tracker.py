@@ -87,7 +87,7 @@ class Tracker:
         except exception.DatabaseUnavailable:
             raise
         except Exception:
-            LOG.exception('The outcome of job %s cannot be recorded', assignment.job_id)
+            LOG.exception('Recording the outcome of job %s failed', assignment.job_id)
             plain = model.ImageOutcome(model.TaskStatus.ERROR, reasons.UNRECORDED)
             return self._record_and_assign(conductor_id, assignment, plain, goes_on)
 
@@ -145,7 +145,7 @@ class Tracker:
             # A job that is only postponed has not failed.
             LOG.log(
                 logging.INFO if outcome.retry == model.Retry.LATER else logging.WARNING,
-                'Job %s (image %s on host %s), attempt %d: %s; next in %g s',
+                'Job %s (image %s on host %s), attempt %d: %s; next attempt in %g s',
                 assignment.job_id,
                 assignment.image_id,
                 assignment.host,
@@ -206,7 +206,7 @@ class Tracker:
         """Log that the window of a request has opened."""
         request = self._requests.outline(request_id)
         with context.bind_request_id(request.request_id, request.global_request_id):
-            LOG.info('Request %s may begin, its time has come', request_id)
+            LOG.info('Request %s may start: its not_before has passed', request_id)
 
     def failed(self, request_id: str) -> None:
         """Log and announce a request that failed without a plan."""

@@ -62,7 +62,7 @@ class UnknownHosts:
                 context.admin_context(), agent.host, agent.agent_id
             )
         except exception.VersionUnsupported as exc:
-            LOG.debug('Agent %s is not asked to register again: %s', agent.agent_id, exc)
+            LOG.debug('Cannot ask agent %s to register again: %s', agent.agent_id, exc)
         return 0
 
 

@@ -10,7 +10,7 @@ OPTIONS = [
         'auth_strategy',
         default='keystone',
         choices=[
-            ('keystone', 'tokens are validated by keystonemiddleware'),
+            ('keystone', 'keystonemiddleware validates tokens'),
             ('noauth2', 'every caller is an admin; listens on the loopback only'),
         ],
         help='How callers are authenticated.',
@@ -20,29 +20,34 @@ OPTIONS = [
     cfg.StrOpt(
         'cert_file',
         help="""
-File with the certificate of nova-precache-api, and those that lead to its authority, in
-PEM. Set, it speaks TLS only. Of uwsgi, gunicorn or a proxy, TLS is their own.
+PEM file with the certificate of nova-precache-api and its chain of intermediate
+certificates. If set, nova-precache-api accepts TLS connections only. Ignored
+under uWSGI or gunicorn, which terminate TLS themselves.
 """,
     ),
     cfg.StrOpt(
-        'key_file', help='File with the private key of ``cert_file``, unless it is in there, too.'
+        'key_file',
+        help='File with the private key of ``cert_file``; unset, ``cert_file`` contains it.',
     ),
     cfg.IntOpt(
-        'threads', default=16, min=1, help='Requests that nova-precache-api serves at once.'
+        'threads',
+        default=16,
+        min=1,
+        help='Number of requests that nova-precache-api serves concurrently.',
     ),
     cfg.URIOpt(
         'public_endpoint',
         schemes=['http', 'https'],
         help="""
 Base URL under which callers reach this API, for links and ``Location`` headers.
-Unset, it is what the request and the headers of a proxy say. With noauth2, its host
-is also a name by which the API may be called.
+Unset, it is taken from the request and the headers of a proxy. With noauth2,
+requests may also name its host.
 """,
     ),
     cfg.IntOpt(
         'max_limit',
         default=1000,
         min=1,
-        help='Most items that one page of a list holds.',
+        help='Maximum number of items on one page of a list.',
     ),
 ]

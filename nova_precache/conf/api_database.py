@@ -25,30 +25,31 @@ OPTIONS = [
         'connection',
         secret=True,
         help="""
-URL of the API database of a Nova, as this option in its nova.conf. When it is
-set, aggregates, cells and host mappings are those of that Nova. They are only
-read, so that a user who may do no more is enough, and ``/v2.1`` refuses to
-change aggregates. Unset, they are kept in this service's own database.
-Computes need neither.
+URL of the API database of a Nova, as in its nova.conf. If set, aggregates,
+cells and host mappings are read from that Nova. They are never written: a
+database user with read access suffices, and ``/v2.1`` refuses to change
+aggregates. Unset, this service keeps them in its own database. Computes do not
+use this option.
 """,
     ),
     cfg.StrOpt(
         'template_database_connection',
         secret=True,
         help="""
-URL whose parts fill in a ``database_connection`` of Nova's cell mappings that
-is a template, such as ``{scheme}://{username}:{password}@{hostname}/nova``:
-what ``[database] connection`` is in the nova.conf of Nova's controllers.
-Unset, the databases of such cells cannot be read.
+URL whose parts replace the fields of a ``database_connection`` template in
+Nova's cell mappings, such as
+``{scheme}://{username}:{password}@{hostname}/nova``. Use the value of
+``[database] connection`` in the nova.conf of Nova's controllers. Unset, the
+databases of such cells cannot be read.
 """,
     ),
     cfg.StrOpt(
         'template_transport_url',
         secret=True,
         help="""
-The same for a ``transport_url`` that is a template: what ``transport_url`` in
-``[DEFAULT]`` is in the nova.conf of Nova's controllers. Unset, it is that of
-this service.
+The same for a ``transport_url`` template. Use the value of ``[DEFAULT]
+transport_url`` in the nova.conf of Nova's controllers. Unset, the
+``transport_url`` of this service is used.
 """,
     ),
     *(copy.deepcopy(opt) for opt in db_options.database_opts if opt.name in _OF_OSLO_DB),

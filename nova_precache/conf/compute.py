@@ -18,7 +18,8 @@ Virt driver to load, as a module and class below ``nova_precache.virt``:
     cfg.StrOpt(
         'instances_path',
         default='$state_path/instances',
-        help='Directory of instances and of the image cache. Beside Nova: that of nova-compute.',
+        help='Directory of instances and of the image cache. Beside Nova, use the directory of '
+        'nova-compute.',
     ),
     cfg.BoolOpt(
         'force_raw_images',
@@ -28,6 +29,6 @@ Virt driver to load, as a module and class below ``nova_precache.virt``:
     cfg.BoolOpt(
         'use_cow_images',
         default=True,
-        help='Make root disks as qcow2 overlays where [libvirt] images_type is default.',
+        help='Create root disks as qcow2 overlays if [libvirt] images_type is default.',
     ),
 ]

@@ -11,7 +11,7 @@ OPTIONS = [
         mutable=True,
         default=5,
         min=0.05,
-        help='Seconds between two looks into the database, for work whose message was lost.',
+        help='Seconds between two polls of the database for work whose message was lost.',
     ),
     cfg.FloatOpt(
         'claim_lease_seconds',
@@ -19,7 +19,7 @@ OPTIONS = [
         min=1,
         help="""
 Seconds after which the claims of a conductor that stopped renewing them may be
-taken over. They are renewed three times in this time.
+taken over. A conductor renews its claims three times in this period.
 """,
     ),
     cfg.FloatOpt(
@@ -45,8 +45,8 @@ taken over. They are renewed three times in this time.
         default=1,
         min=0,
         help="""
-Times that the hosts of a cell's broker are tried again before the cell is left
-alone. Each time, every host in its transport URL is tried.
+Number of times that the connection to a cell's broker is retried before calls
+to the cell are suspended. Each retry tries every host in its transport URL.
 """,
     ),
     cfg.FloatOpt(
@@ -55,23 +55,23 @@ alone. Each time, every host in its transport URL is tried.
         default=10,
         min=0,
         help="""
-Seconds that a conductor that is told to stop waits for the calls in progress.
-What is left is handed back: another conductor joins the transfer.
+Seconds that a stopping conductor waits for the calls in progress. It releases
+the unfinished ones, so that another conductor joins the transfers.
 """,
     ),
     cfg.FloatOpt(
         'cell_refresh_seconds',
         default=60,
         min=1,
-        help='Seconds between two looks for cells that were added or disabled.',
+        help='Seconds between two checks for added or disabled cells.',
     ),
     cfg.FloatOpt(
         'pin_interval_seconds',
         default=60,
         min=0.05,
         help="""
-Seconds between two rounds in which the conductors look after the pins. Of several
-conductors, one at a time looks after a pin, and none again within half of it.
+Seconds between two rounds in which the conductors check the pins. One conductor
+at a time checks a pin, and none checks it again within half of this time.
 """,
     ),
     cfg.IntOpt(
@@ -79,9 +79,9 @@ conductors, one at a time looks after a pin, and none again within half of it.
         default=20000,
         min=1,
         help="""
-Most hosts of one cell whose agents may register. It bounds what a compute that
-invents host names can add to the database; hosts that are registered already are
-served whatever the limit.
+Maximum number of hosts of one cell whose agents may register. It limits the
+rows that a compute that invents host names can add to the database. Hosts that
+are already registered are served regardless of the limit.
 """,
     ),
 ]

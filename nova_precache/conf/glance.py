@@ -11,27 +11,27 @@ OPTIONS = [
         'endpoint_override',
         schemes=['http', 'https'],
         help="""
-URL of the image service. On a compute it is the site's own Glance and takes
-precedence over the endpoint that the conductor names. Unset on the API and the
-conductor, the service catalog tells.
+URL of the image service. On a compute it is the Glance of the site and takes
+precedence over the endpoint that the conductor names. Unset, the API and the
+conductor use the service catalog.
 """,
     ),
     cfg.ListOpt(
         'allowed_endpoints',
         help="""
-On a compute: the URLs of image services to which a call may send it. A call that
-names another one is refused, and no request is made. Without this option and
-``endpoint_override``, a process that can publish to the broker of the cell chooses
-where the compute sends its token and reads images from. Name the endpoint of the
-service catalog here. Case, default ports, a slash at the end and ``/v2`` make no difference;
-everything else does.
+URLs of image services that a call may name; used by computes. A call that names
+another one is refused without a request to it. Without this option and
+``endpoint_override``, a process that can publish to the broker of the cell
+chooses where the compute sends its token and reads images from. Name the
+endpoint of the service catalog here. Case, default ports, a slash at the end
+and ``/v2`` make no difference; everything else does.
 """,
     ),
-    cfg.StrOpt('region_name', help='Region whose image service is taken from the catalog.'),
+    cfg.StrOpt('region_name', help='Region of the image service in the service catalog.'),
     cfg.ListOpt(
         'valid_interfaces',
         default=['internal', 'public'],
-        help='Interfaces of the image service, the preferred first.',
+        help='Interfaces of the image service, in order of preference.',
     ),
     cfg.FloatOpt(
         'connect_timeout_seconds',
@@ -43,13 +43,14 @@ everything else does.
         'read_timeout_seconds',
         default=60,
         min=0.1,
-        help='Seconds without a byte after which a connection to the image service is given up.',
+        help='Seconds without a byte after which a connection to the image service is closed.',
     ),
     cfg.IntOpt(
         'num_retries',
         default=3,
         min=0,
-        help='Times that a short request (never a download) to the image service is repeated.',
+        help='Number of times that a short request to the image service (never a download) is '
+        'retried.',
     ),
 ]
 

@@ -14,13 +14,14 @@ OPTIONS = [
         default=AGENT,
         choices=[
             (AGENT, "this service's own compute, ``nova-precache-compute``, on each host"),
-            (NOVA, 'the nova-compute that is there; nothing of this service runs on hosts'),
+            (NOVA, 'the existing nova-compute; no process of this service runs on the hosts'),
         ],
         help="""
-What caches images on the compute hosts; conductors and API read it. A nova-compute is
-called by Nova's own RPC API on the brokers of the cells, and whether it is alive is read
-from the cells' databases. It tells no progress, and cannot be stopped, slowed down or
-asked what it has.
+Service that caches images on the compute hosts; read by conductors and the API.
+With ``nova``, conductors call nova-compute through Nova's own RPC API on the
+brokers of the cells, and read from the databases of the cells whether it is
+alive. nova-compute reports neither progress nor inventory, and its work cannot
+be stopped or slowed down.
 """,
     ),
     cfg.IntOpt(
@@ -28,53 +29,53 @@ asked what it has.
         mutable=True,
         default=1,
         min=1,
-        help='Hosts that download at once, over all requests and all conductors.',
+        help='Number of hosts that download concurrently, over all requests and all conductors.',
     ),
     cfg.IntOpt(
         'precache_max_attempts',
         mutable=True,
         default=5,
         min=1,
-        help='Times that one image is tried on one host when the error is one that can pass.',
+        help='Number of attempts for one image on one host if the errors are transient.',
     ),
     cfg.FloatOpt(
         'retry_delay_seconds',
         mutable=True,
         default=10,
         min=0,
-        help='Seconds before the second attempt; each later one waits twice as long.',
+        help='Seconds before the second attempt; the delay doubles before each later one.',
     ),
     cfg.FloatOpt(
         'retry_max_delay_seconds',
         mutable=True,
         default=600,
         min=0,
-        help='Most seconds between two attempts.',
+        help='Maximum number of seconds between two attempts.',
     ),
     cfg.IntOpt(
         'max_images_per_request',
         default=32,
         min=1,
-        help='Images that one request may name.',
+        help='Maximum number of images in one request.',
     ),
     cfg.IntOpt(
         'max_tasks_per_request',
         default=200000,
         min=1,
-        help='Tasks (hosts times images) that one request may have.',
+        help='Maximum number of tasks (hosts times images) of one request.',
     ),
     cfg.IntOpt(
         'max_active_requests_per_project',
         default=100,
         min=1,
-        help='Requests of one project that may be unfinished at a time.',
+        help='Maximum number of unfinished requests of one project.',
     ),
     cfg.IntOpt(
         'request_retention_days',
         mutable=True,
         default=30,
         min=1,
-        help='Days for which an ended request can be looked up.',
+        help='Days for which an ended request is kept.',
     ),
     cfg.IntOpt(
         'pin_hosts_per_round',
@@ -82,8 +83,9 @@ asked what it has.
         default=10,
         min=1,
         help="""
-Hosts that a pin asks for at most in one of its rounds, see ``[conductor]
-pin_interval_seconds``, so that a rack that comes back does not storm the image service.
+Maximum number of hosts that a pin requests images for in one round (see
+``[conductor] pin_interval_seconds``), so that a rack that comes back does not
+overload the image service.
 """,
     ),
     cfg.StrOpt(
@@ -100,9 +102,10 @@ pin_interval_seconds``, so that a rack that comes back does not storm the image 
         deprecated_name='image_cache_manager_interval',
         deprecated_group='DEFAULT',
         help="""
-Seconds between two rounds in which a compute looks for unused images, and for what
-unfinished downloads left. As in Nova, 0 means every 60 seconds and -1 never; what
-unfinished downloads left is then looked for every 2400 seconds all the same.
+Seconds between two rounds in which a compute removes unused images and expired
+partial downloads. As in Nova, 0 means every 60 seconds and -1 disables the
+removal of unused images; expired partial downloads are then removed every 2400
+seconds.
 """,
     ),
     cfg.BoolOpt(
@@ -110,8 +113,8 @@ unfinished downloads left is then looked for every 2400 seconds all the same.
         default=True,
         deprecated_group='DEFAULT',
         help="""
-Remove images that no disk is based on, once they are old enough. Unless it
-is set, a compute leaves this to a nova-compute with the same instances_path.
+Remove images that no disk is based on, once they are old enough. If disabled, a
+compute leaves this to a nova-compute with the same instances_path.
 """,
     ),
     cfg.IntOpt(
@@ -119,7 +122,7 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
         mutable=True,
         default=24 * 3600,
         deprecated_group='DEFAULT',
-        help='Seconds since its last use for which an unused image stays.',
+        help='Seconds for which an unused image is kept after its last use.',
     ),
     cfg.IntOpt(
         'remove_unused_resized_minimum_age_seconds',
@@ -132,7 +135,7 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
         'reserved_disk_bytes',
         default=1024**3,
         min=0,
-        help='Bytes of the file system that a download leaves free.',
+        help='Bytes of the file system that downloads keep free.',
     ),
     cfg.IntOpt(
         'max_rate_bytes',
@@ -140,8 +143,8 @@ is set, a compute leaves this to a nova-compute with the same instances_path.
         default=0,
         min=0,
         help="""
-Bytes a second that all precaching downloads of a host may take together; 0 sets
-no limit. A download that a boot waits for is not limited.
+Maximum total rate of the precaching downloads of a host, in bytes per second; 0
+means no limit. A download that a boot waits for is not limited.
 """,
     ),
     cfg.IntOpt(
@@ -150,8 +153,8 @@ no limit. A download that a boot waits for is not limited.
         default=1,
         min=1,
         help="""
-Precaching downloads of a host at a time; the others wait. One that a boot waits for
-does not, and neither does the boot's own.
+Maximum number of concurrent precaching downloads of a host; the others wait.
+The limit does not apply to a download that a boot waits for or starts.
 """,
     ),
     cfg.IntOpt(
@@ -161,18 +164,19 @@ does not, and neither does the boot's own.
         min=1,
         max=100,
         help="""
-While a boot through this service waits for the download of another image, in whatever
-process, the precaching downloads of the host slow down to this share of the rate that
-the host reached before, or of ``max_rate_bytes`` where that is less. 100 does not slow
-them down. Of boots of Nova, only those are known that wait for the same image.
+Percentage to which the precaching downloads of a host slow down while a boot
+through this service, in any process, waits for the download of another image.
+It applies to the rate that the host reached before, or to ``max_rate_bytes`` if
+that is lower. 100 does not slow them down. A boot through Nova is only detected
+if it waits for the same image.
 """,
     ),
     cfg.BoolOpt(
         'idle_priority',
         default=True,
         help="""
-Write and convert images for precaching only when the disk and the CPUs have
-nothing else to do, until a boot waits for them.
+Write and convert images for precaching with idle disk and CPU priority, until a
+boot waits for them.
 """,
     ),
     cfg.IntOpt(
@@ -180,9 +184,10 @@ nothing else to do, until a boot waits for them.
         default=600,
         min=10,
         help="""
-Seconds between two reports in which a compute tells the conductors of every image in its
-cache, and of how many disks are based on each. What changes in between is reported after
-``[DEFAULT] report_interval``, or as soon as a transfer has ended.
+Seconds between two full reports of a compute to the conductors, with every
+image in its cache and the number of disks based on it. Changes in between are
+reported after ``[DEFAULT] report_interval``, or as soon as a transfer has
+ended.
 """,
     ),
     cfg.IntOpt(
@@ -190,51 +195,54 @@ cache, and of how many disks are based on each. What changes in between is repor
         default=24 * 3600,
         min=0,
         help="""
-Seconds since its last byte for which the unfinished file of a download that was
-broken off stays, so that a later attempt, request or boot goes on from it. It is
-removed by the first round after that, see ``manager_interval``, or at the start of
-the compute, whoever else removes unused images. 0 keeps none for longer than that.
-What ended for good is removed at once. It counts as space in use.
+Seconds for which the partial file of an interrupted download is kept after its
+last byte, so that a later attempt, request or boot can resume it. The first
+round after that (see ``manager_interval``) or the start of the compute removes
+it, even if nova-compute removes the unused images. 0 keeps it until the next
+round only. The partial file of a download that will not be retried is removed
+at once. Partial files count as used space.
 """,
     ),
     cfg.IntOpt(
         'max_virtual_size_bytes',
         default=0,
         min=0,
-        help='Largest disk that an image may hold, however small its file; 0 sets no limit.',
+        help='Maximum virtual size of the disk in an image, in bytes, regardless of the size of '
+        'the file; 0 means no limit.',
     ),
     cfg.BoolOpt(
         'allow_unverified_images',
         default=False,
-        help='Cache images for which the image service knows no hash.',
+        help='Cache images for which the image service has no hash.',
     ),
     cfg.IntOpt(
         'convert_address_space_bytes',
         default=4 * 1024**3,
         min=1024**2,
-        help='Address space that qemu-img may use.',
+        help='Maximum address space of qemu-img, in bytes.',
     ),
     cfg.IntOpt(
         'convert_cpu_seconds',
         default=1800,
         min=1,
         help="""
-CPU time that qemu-img may use to convert an image. Where it has waited so long for the
-CPUs and the disk that four times as much has passed, it is ended and tried again.
+Maximum CPU time of qemu-img to convert an image, in seconds. If four times as
+much wall-clock time has passed, qemu-img is ended and the conversion is
+retried.
 """,
     ),
     cfg.IntOpt(
         'inspect_cpu_seconds',
         default=30,
         min=1,
-        help='CPU time that qemu-img may use to look at an image.',
+        help='Maximum CPU time of qemu-img to inspect an image, in seconds.',
     ),
     cfg.ListOpt(
         'vmdk_allowed_types',
         default=['streamOptimized', 'monolithicSparse'],
         help="""
-VMDK create types that are accepted, as Nova's ``[compute] vmdk_allowed_types``.
-Those that name extents as files of the host are refused whatever this says.
+VMDK create types to accept, as in Nova's ``[compute] vmdk_allowed_types``.
+Types that name files of the host as extents are always refused.
 """,
     ),
 ]

@@ -11,8 +11,8 @@ OPTIONS = [
         default='default',
         choices=['default', 'raw', 'flat', 'qcow2', 'lvm', 'rbd', 'ploop'],
         help="""
-Image backend of instances, as in Nova. ``default`` is qcow2 or flat, as
-``use_cow_images`` says; lvm, rbd and ploop keep no image cache.
+Image backend of instances, as in Nova. ``default`` is qcow2 or flat, depending
+on ``use_cow_images``; lvm, rbd and ploop keep no image cache.
 """,
     ),
 ]

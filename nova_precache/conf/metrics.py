@@ -11,15 +11,15 @@ OPTIONS = [
         default=0,
         help="""
 TCP port on which a conductor or a compute serves its metrics over HTTP, under
-/metrics. 0 serves none. Two processes of one host need two ports.
+/metrics. 0 disables metrics. Each process of a host needs its own port.
 """,
     ),
     cfg.HostAddressOpt(
         'bind_host',
         default='127.0.0.1',
         help="""
-Address to serve the metrics on. They ask nobody who he is: beyond the loopback,
-a firewall must.
+Address to serve the metrics on. Callers are not authenticated: protect any
+address other than loopback with a firewall.
 """,
     ),
 ]

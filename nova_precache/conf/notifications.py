@@ -10,30 +10,30 @@ OPTIONS = [
         'notification_format',
         default='versioned',
         choices=[
-            ('versioned', 'They are sent.'),
-            ('both', 'The same: of image caching there are only versioned ones.'),
-            ('unversioned', 'They are not sent, as by Nova, whose default this is.'),
+            ('versioned', 'Send versioned notifications.'),
+            ('both', 'The same; notifications of image caching are always versioned.'),
+            ('unversioned', 'Send no versioned notifications; the default of Nova.'),
         ],
         help="""
-Form of the notifications that are sent. Where they are sent to is said by
-[oslo_messaging_notifications], and unless a driver is set there, none is sent.
+Format of the notifications. [oslo_messaging_notifications] configures their
+driver and destination; without a driver, none is sent.
 """,
     ),
     cfg.ListOpt(
         'versioned_notifications_topics',
         default=['versioned_notifications'],
         help="""
-Topics of the versioned notifications, each of which gets all of them: in
-RabbitMQ, in a queue that is named after the topic with .info appended.
+Topics of the versioned notifications. Each topic receives all of them; in
+RabbitMQ, its queue is named after the topic, with .info appended.
 """,
     ),
     cfg.BoolOpt(
         'precache_notifications',
         default=True,
         help="""
-Send image_precache.request.* and image_precache.task, too, beside those of
-image caching that Nova sends. Of a request for hosts that it names itself,
-without an aggregate, there are only these.
+Also send image_precache.request.* and image_precache.task, in addition to the
+notifications that Nova sends about image caching. For a request that names
+hosts instead of an aggregate, only these are sent.
 """,
     ),
 ]

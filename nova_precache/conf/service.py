@@ -22,7 +22,7 @@ must be the host name that nova-compute uses.
     cfg.StrOpt(
         'state_path',
         default='/var/lib/nova-precache',
-        help='Directory of this host for state that must outlive a restart.',
+        help='Directory of this host for state that must survive a restart.',
     ),
     # Declared in the module that reads it before this package can be imported.
     backend.OPTION,
@@ -30,22 +30,22 @@ must be the host name that nova-compute uses.
         'long_rpc_timeout',
         default=1800,
         min=1,
-        help='Seconds that a call to a compute may take, heartbeats or not, before it is repeated.',
+        help='Seconds after which a call to a compute is repeated, even if it sends heartbeats.',
     ),
     cfg.FloatOpt(
         'report_interval',
         default=10,
         min=0.1,
-        help='Seconds between two reports of a compute about its state.',
+        help='Seconds between two state reports of a compute.',
     ),
     cfg.FloatOpt(
         'service_down_time',
         default=60,
         min=0.2,
         help="""
-Seconds without a report from which a compute counts as down, and another
-agent may take its name. Time in which no conductor could hear its cell does
-not count. It has to be several times report_interval and [conductor]
+Seconds without a report after which a compute counts as down and another agent
+may take its name. Time during which no conductor was connected to its cell does
+not count. Must be several times report_interval and [conductor]
 heartbeat_write_interval_seconds.
 """,
     ),

@@ -9,19 +9,20 @@ OPTIONS = [
     cfg.StrOpt(
         'compute',
         help="""
-Highest version of the compute RPC API to send, such as 1.0; read by conductors, and
-by the API, which refuses under ``/v1`` what no compute could be called for. What needs
-a higher one ends ``unsupported``, and no compute is called. ``auto`` is as unset: what
-an older compute does not know ends ``unsupported`` there. Names of releases are not
-known. With ``[image_cache] compute_backend = nova`` it is the version of Nova's compute
-RPC API, such as 5.4, which is the oldest that caches images.
+Highest version of the compute RPC API to send, such as 1.0; read by conductors
+and by the API, which refuses requests under ``/v1`` that no compute could be
+called for. A task that needs a higher version ends ``unsupported``, without a
+call. ``auto`` has the same effect as unset: a task that an older compute does
+not support ends ``unsupported`` on that compute. Names of releases are not
+accepted. With ``[image_cache] compute_backend = nova`` it is the version of
+Nova's compute RPC API, such as 5.4, which is the oldest that caches images.
 """,
     ),
     cfg.StrOpt(
         'conductor',
         help="""
-Highest version of the conductor RPC API to send, such as 1.0, which is the lowest;
-read by the API and by computes. ``auto`` is as unset.
+Highest version of the conductor RPC API to send; the lowest is 1.0. Read by the
+API and by computes. ``auto`` has the same effect as unset.
 """,
     ),
 ]

@@ -64,7 +64,7 @@ class Agents:
             self._database.write(lambda session: self._register(session, agent))
         except db_exception.DBDuplicateEntry as exc:
             raise exception.AgentConflict(
-                f'Host {agent.host} was taken by another agent at this moment'
+                f'Another agent has just registered for host {agent.host}'
             ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> Sequence[model.Agent]:
@@ -235,9 +235,9 @@ class Agents:
             case _Standing.DOWN:
                 return model.Host(agent, model.HostStatus.DOWN, _why_down(agent.seen_at))
             case _Standing.UNHEARD:
-                why = 'no conductor hears its cell now'
+                why = 'no conductor is connected to its cell'
             case _Standing.SETTLING:
-                why = 'conductors have heard its cell again only for a moment'
+                why = 'conductors have just reconnected to its cell'
         reason = f'last report at {_time(agent.seen_at)}, and {why}'
         return model.Host(agent, model.HostStatus.UNKNOWN, reason)
 
@@ -254,7 +254,7 @@ class Agents:
         if other is not None:
             raise exception.AgentConflict(
                 f'Host {agent.host} has an agent with another id that reported at '
-                f'{other.seen_at} UTC; two hosts may not have one name'
+                f'{other.seen_at} UTC; host names must be unique'
             )
         _add(session, agent)
         _take_over(session, agent.host)  # from an agent whose row is gone

@@ -74,7 +74,7 @@ class Caches:
             full.update(*db_session.in_bulk(some, self._write, self._refuse))
         for host in full:
             self._senders.refused(
-                'some images', f'host {host}', f'at most {MOST_FILES} are kept of a host'
+                'some images', f'host {host}', f'at most {MOST_FILES} are recorded per host'
             )
 
     def _refuse(self, report: Report, error: Exception) -> None:
@@ -130,7 +130,10 @@ class Caches:
             return frozenset(session.scalars(query))
 
 
-_UNREPORTED = 'It is not known what is in the caches: with compute_backend = nova no host tells.'
+_UNREPORTED = (
+    'The contents of the caches are unknown: with compute_backend = nova, hosts report no '
+    'inventory.'
+)
 
 
 class UnreportedCaches(Caches):

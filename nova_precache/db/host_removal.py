@@ -55,6 +55,7 @@ class Departures:
         session.execute(sa.delete(models.Agent).where(models.Agent.host == host, is_down))
         if session.get(models.Agent, host) is not None:
             raise exception.InUse(
-                f'Host {host} has just reported, or cannot be heard: it is not known to be gone.'
+                f'Host {host} has reported recently, or its cell is not connected: it may '
+                'still be running.'
             )
         session.execute(sa.delete(models.CachedImage).where(models.CachedImage.host == host))

@@ -171,9 +171,7 @@ class Jobs:
         with self._database.reader() as session:
             row = session.execute(query).first()
         if row is not None and row.agent_id != agent_id:
-            raise exception.AgentConflict(
-                f'Agent {agent_id} is not the one that is registered for host {row.host}'
-            )
+            raise exception.AgentConflict(f'Agent {agent_id} is not registered for host {row.host}')
 
     def next_job(
         self,

@@ -62,7 +62,9 @@ class Requests:
                 )
             except db_exception.DBDuplicateEntry:
                 continue  # another writer was first with the client's own id, or a file's name
-        raise exception.PrecacheError('The request could not be saved: others keep saving it')
+        raise exception.PrecacheError(
+            'The request could not be saved: it conflicts with other writers'
+        )
 
     def accepted(self, project_id: str | None, client_request_id: str) -> model.CacheRequest | None:
         """Return the request that a project made under its own id, if any."""
@@ -163,7 +165,7 @@ class Requests:
                 )
             except db_exception.DBDuplicateEntry:
                 continue  # another request's plan made the same job; join it
-        raise exception.PrecacheError(f'Request {request_id}: its jobs keep being made by others')
+        raise exception.PrecacheError(f'Request {request_id}: other plans keep creating its jobs')
 
     def mark_planned(self, request_id: str, conductor_id: str) -> bool:
         """Complete the plan; return False if another conductor has taken it over."""

@@ -173,7 +173,7 @@ class _Download:
             piece.length = self.target.read_kept(memoryview(piece.buffer), self.check.bytes_done)
             if not piece.length:
                 raise exception.StorageError(
-                    f'Only {self.check.bytes_done} of {kept_bytes} bytes that were kept are left'
+                    f'The partial file has {self.check.bytes_done} of {kept_bytes} recorded bytes'
                 )
             self.check.count(piece.length)
             self._pass_on(piece, (self._hash,), model.TaskStatus.VERIFYING)
@@ -183,7 +183,7 @@ class _Download:
         if self.check.is_complete:
             return  # All bytes were kept, or the connection broke after the last one.
         if self.check.bytes_done:
-            LOG.info('Image %s is resumed at byte %d', self._image.id, self.check.bytes_done)
+            LOG.info('Resuming image %s at byte %d', self._image.id, self.check.bytes_done)
         with self._open() as connection:
             self._agree_on_start(connection.start_bytes)
             while self._receive_piece(connection):
@@ -216,11 +216,13 @@ class _Download:
     def _agree_on_start(self, start_bytes: int | None) -> None:
         if start_bytes == self.check.bytes_done:
             return
-        LOG.info('Image %s starts over: its source gives no part of it', self._image.id)
+        LOG.info(
+            'Restarting the download of image %s: its source does not serve ranges', self._image.id
+        )
         self._start_over()
         if start_bytes != 0:
             raise exception.DownloadInterrupted(
-                f'Image {self._image.id} came from another byte on than was asked for'
+                f'The source of image {self._image.id} sent another range than requested'
             )
 
     def _start_over(self) -> None:

@@ -41,7 +41,7 @@ class BootsElsewhere(Protocol):
     def wait(self) -> AbstractContextManager[None]:
         """Signal a boot to other processes within."""
 
-    def are_there(self) -> bool:
+    def any_waiting(self) -> bool:
         """Return whether any boot waits; called often."""
 
 
@@ -201,7 +201,7 @@ class HostRateLimit:
     def _is_yielding(self) -> bool:
         if self._boots > 0 or any(control.is_urgent for control in self._running):
             return True
-        return self._elsewhere is not None and self._elsewhere.are_there()
+        return self._elsewhere is not None and self._elsewhere.any_waiting()
 
 
 def yield_rate(

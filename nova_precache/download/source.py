@@ -93,7 +93,9 @@ def _look_up(images: service.ImageService, image_id: str) -> model.Image:
     image = _usable(images, image_id)
     if image.id != image_id:
         # Its base file would have a name that no boot looks for.
-        raise exception.ImageGone(f'Image {image_id} is spelled {image.id} by the image service')
+        raise exception.ImageGone(
+            f'The image service spells the id of image {image_id} as {image.id}'
+        )
     why = bootable.why_no_root_disk(image)
     if why is not None:
         raise exception.UnbootableImage(f'Image {image_id} {why}')
@@ -127,11 +129,11 @@ def _check_usable(image: model.Image, image_id: str) -> None:
 def _check_same(begun: model.Image, now: model.Image) -> None:
     if _content(now) != _content(begun):
         raise exception.ImageMismatch(
-            f'Image {begun.id} has another size or hash than when its download began'
+            f'Image {begun.id} changed its size or hash after its download began'
         )
     if tuple(map(_content, now.companions)) != tuple(map(_content, begun.companions)):
         raise exception.ImageMismatch(
-            f'Image {begun.id} has another kernel or ramdisk than when its download began'
+            f'Image {begun.id} changed its kernel or ramdisk after its download began'
         )
 
 

@@ -47,4 +47,4 @@ def keep(target: Target, image_id: str) -> None:
     try:
         target.keep()
     except exception.CacheError as exc:
-        LOG.warning('The partial download of image %s is not kept: %s', image_id, exc)
+        LOG.warning('Cannot keep the partial download of image %s: %s', image_id, exc)

@@ -60,8 +60,8 @@ class Verifier:
         found = self._hash.hexdigest()
         if not hmac.compare_digest(found, self._expected.lower()):
             raise exception.ImageMismatch(
-                f'Image {self._image.id}: {self._algorithm} of the {self.bytes_done} bytes that '
-                f'came is {found[:16]}…, Glance has {self._expected[:16]}…'
+                f'Image {self._image.id}: {self._algorithm} of the {self.bytes_done} received '
+                f'bytes is {found[:16]}…, Glance has {self._expected[:16]}…'
             )
 
 
@@ -82,5 +82,5 @@ def _new_hash(algorithm: str) -> 'hashlib._Hash | None':
 
 def _why_unverified(image: model.Image) -> str:
     if image.hash_algo and image.hash_value:
-        return f'Image {image.id} is hashed with {image.hash_algo}, which is not known here'
+        return f'Image {image.id} has a {image.hash_algo} hash, which this host does not support'
     return f'Glance has no hash of image {image.id}'

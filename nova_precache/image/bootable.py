@@ -16,10 +16,7 @@ _PARTS = {'aki': 'a kernel', 'ari': 'a ramdisk'}
 def why_unbootable(image: model.Image) -> str | None:
     """Return why no driver boots from an image, or None; the text follows the image's id."""
     if image.container_format in _PACKED:
-        return (
-            f'has container_format {image.container_format}: no instance can be booted from it '
-            'as it is'
-        )
+        return f'has container_format {image.container_format}: no instance can boot from it'
     return None
 
 
@@ -30,8 +27,8 @@ def why_no_root_disk(image: model.Image) -> str | None:
     the images that name them.
     """
     if image.container_format == 'ova':
-        return 'has container_format ova: libvirt takes no disk out of an archive'
+        return 'has container_format ova: libvirt does not extract disks from archives'
     for found in (image.container_format, image.disk_format):
         if found in _PARTS:
-            return f'has the format {found}: {_PARTS[found]} is no root disk'
+            return f'has the format {found}: {_PARTS[found]} is not a root disk'
     return why_unbootable(image)

@@ -28,7 +28,7 @@ def look_up(image: model.Image, show: Callable[[str], model.Image]) -> model.Ima
         with _errors_of(image, name, companion_id):
             companion = show(companion_id)
             if companion.id == image.id:
-                raise exception.ImageNotUsable(image.id, 'is itself no kernel or ramdisk')
+                raise exception.ImageNotUsable(image.id, 'cannot be its own kernel or ramdisk')
         found[companion.id] = companion
     return dataclasses.replace(image, companions=tuple(found.values()))
 
@@ -42,7 +42,7 @@ def _named(image: model.Image) -> Mapping[str, str]:
     for name, value in named.items():
         if not isinstance(value, str) or not service.IMAGE_ID.fullmatch(value):
             raise exception.ImageNotUsable(
-                image.id, f'names no image by its {name}: {wire.shown(value)} is not an id'
+                image.id, f'has an invalid {name}: {wire.shown(value)} is not the id of an image'
             )
     return named
 

@@ -61,10 +61,14 @@ class GlanceConnection:
             count = self._read(buffer)
         # The latter two are raised if the socket is shut down at this moment.
         except (urllib3.exceptions.HTTPError, OSError, AttributeError, ValueError) as exc:
-            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut: {exc}') from exc
+            raise exception.DownloadInterrupted(
+                f'The download of image {self._image_id} was interrupted: {exc}'
+            ) from exc
         # After its shutdown, a TLS socket returns encrypted bytes.
         if self._is_cut:
-            raise exception.DownloadInterrupted(f'Image {self._image_id} was cut from here')
+            raise exception.DownloadInterrupted(
+                f'The download of image {self._image_id} was interrupted by this process'
+            )
         return count
 
     def cut(self) -> None:
@@ -103,7 +107,7 @@ class _PlainBody:
             return 0
         count = self._read_buffered(wanted) if self._may_be_buffered else self._receive(wanted)
         if not count:
-            raise ConnectionError(f'it ended {self._left} bytes early')
+            raise ConnectionError(f'the response ended {self._left} bytes early')
         self._left -= count
         return count
 
@@ -133,7 +137,7 @@ def _check_encoding(response: requests.Response, image_id: str) -> None:
     encoding = response.headers.get('Content-Encoding', 'identity')
     if encoding != 'identity':
         raise exception.DownloadInterrupted(
-            f'Image {image_id} comes with Content-Encoding {encoding!r}, which was not asked for'
+            f'Image {image_id} was sent with Content-Encoding {encoding!r}, which was not requested'
         )
 
 

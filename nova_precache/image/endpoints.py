@@ -52,4 +52,4 @@ def _host(match: re.Match[str]) -> str:
     try:
         return f'[{ipaddress.IPv6Address(match["address"])}]'
     except ValueError as exc:
-        raise exception.InvalidInput('its IPv6 address cannot be') from exc
+        raise exception.InvalidInput('its IPv6 address is invalid') from exc

@@ -168,7 +168,7 @@ class GlanceImageService:
         url = settings.endpoint_override or endpoint
         if not url:
             raise exception.ConfigError(
-                '[glance] endpoint_override is not set, and no endpoint came with the request'
+                '[glance] endpoint_override is not set, and the request names no endpoint'
             )
         return cls(
             settings, _TokenAuth(url, token, fresh_token), session, request_id, outage=outage
@@ -257,7 +257,9 @@ class GlanceImageService:
                 retriable_status_codes=_RETRIED_STATUS_CODES,
             )
         if not isinstance(document, dict):
-            raise exception.ImageServiceUnavailable(f'Glance has no answer about image {image_id}')
+            raise exception.ImageServiceUnavailable(
+                f'Glance returned no JSON object for image {image_id}'
+            )
         self._outage.over()
         return document
 
@@ -284,7 +286,7 @@ class GlanceImageService:
             return response
         response.close()
         LOG.info(
-            'No part of image %s is given (HTTP %d), so all of it is asked for',
+            'Glance refuses a range of image %s (HTTP %d): requesting all of it',
             image_id,
             response.status_code,
         )
@@ -294,7 +296,7 @@ class GlanceImageService:
         headers = {'Accept-Encoding': 'identity'}
         if offset_bytes:
             headers['Range'] = f'bytes={offset_bytes}-'
-        LOG.debug('Reading image %s from byte %d on', image_id, offset_bytes)
+        LOG.debug('Reading image %s from byte %d', image_id, offset_bytes)
         with _open_errors(image_id):
             # The client's own get() reads a response into memory unless it is an octet stream,
             # and a proxy may label it otherwise.

@@ -33,11 +33,11 @@ _QEMU_ONLY = {
     'parallels': re.compile(rb'WithoutFreeSpace|WithouFreSpacExt'),
     'bochs': re.compile(rb'Bochs Virtual HD Image'),
     'cloop': re.compile(rb'#!/bin/sh\n#V2\.0 Format\nmodprobe cloop'),
-    'vmdk of version 3': re.compile(rb'COWD'),
+    'vmdk version 3': re.compile(rb'COWD'),
     'vmdk descriptor': re.compile(rb'(?:#[^\n]*\n| +\r?\n)*version=[123]\r?\n'),
-    'piece of qcow2': re.compile(rb'QFI\xfb'),
-    'piece of qed': re.compile(rb'QED\0'),
-    'piece of vdi': re.compile(rb'(?s:.{64}\x7f\x10\xda\xbe.{,443})\Z'),
+    'incomplete qcow2': re.compile(rb'QFI\xfb'),
+    'incomplete qed': re.compile(rb'QED\0'),
+    'incomplete vdi': re.compile(rb'(?s:.{64}\x7f\x10\xda\xbe.{,443})\Z'),
 }
 # The starts of the formats that both recognise. The inspectors decide the format of a file;
 # these only serve a quick check of its start. A VHD of fixed size has its magic at the end, and
@@ -129,7 +129,7 @@ class Recogniser:
             try:
                 inspector.eat_chunk(piece)
             except Exception as exc:  # noqa: BLE001 - hostile bytes may raise anything in a parser
-                LOG.debug('The inspector of %s gives up: %s', inspector, exc)
+                LOG.debug('Inspector %s failed: %s', inspector, exc)
                 self._failed.add(inspector)
 
     def end(self) -> None:
@@ -176,7 +176,7 @@ def _matches(inspector: format_inspector.FileInspector) -> bool:
         return inspector.format_match
     except AttributeError as exc:
         # Text followed by other data: the VMDK inspector raises.
-        raise exception.UnsafeImage(f'whether it is {inspector.NAME} cannot be told') from exc
+        raise exception.UnsafeImage(f'cannot determine whether it is {inspector.NAME}') from exc
 
 
 def recognise(

@@ -49,4 +49,4 @@ def _cut_to_size(path: str, size_bytes: int) -> None:
         if os.stat(path).st_size > size_bytes:
             os.truncate(path, size_bytes)
     except OSError as exc:
-        raise exception.storage_failure(f'Cutting {path}', exc) from exc
+        raise exception.storage_failure(f'Truncating {path}', exc) from exc

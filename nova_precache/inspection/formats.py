@@ -85,12 +85,12 @@ class ImageInspector:
         headers.check_header(found, self._vmdk_allowed_types)
         return self._ask_qemu(path, found, control)
 
-    def check_there(self) -> None:
+    def check_programs(self) -> None:
         """Check, before a download, that the image can be inspected.
 
         :raises nova_precache.exception.ConversionFailed: qemu-img is not installed
         """
-        self._qemu.check_there()
+        self._qemu.check_programs()
 
     def inspect_base(self, path: str) -> InspectedImage:
         """Inspect a base file, whose disk_format is not known.
@@ -110,7 +110,7 @@ class ImageInspector:
         """
         found = content.recognise(path, _QEMU_FORMATS, control, only_name=True)
         if found.name != 'raw':
-            raise exception.UnsafeImage(f'converted to raw, its content is {found.name}')
+            raise exception.UnsafeImage(f'its content is {found.name} after conversion to raw')
 
     def _ask_qemu(
         self, path: str, found: content.Content, control: Control | None = None

@@ -125,11 +125,11 @@ def check_size(content: Content, found_bytes: int) -> None:
     :raises nova_precache.exception.UnsafeImage: with the sizes
     """
     if not found_bytes:
-        raise exception.UnsafeImage('its disk has no bytes')
-    told_bytes = virtual_size_bytes(content)
-    if told_bytes is None or content.name == 'vhd':
+        raise exception.UnsafeImage('its virtual size is 0')
+    declared_bytes = virtual_size_bytes(content)
+    if declared_bytes is None or content.name == 'vhd':
         return
-    if abs(told_bytes - found_bytes) >= _SECTOR_BYTES:
+    if abs(declared_bytes - found_bytes) >= _SECTOR_BYTES:
         raise exception.UnsafeImage(
-            f'its header tells of {told_bytes} bytes, qemu-img finds a disk of {found_bytes}'
+            f'its header declares {declared_bytes} bytes, but qemu-img finds {found_bytes}'
         )

@@ -88,12 +88,12 @@ class QemuImg:
         :raises nova_precache.exception.ConfigError: one is missing, or it does not run
         """
         try:
-            self.check_there()
+            self.check_programs()
             self._run(self._limits.inspect_cpu_seconds, '--version')
         except (exception.CacheError, QemuImgFailed) as exc:
             raise exception.ConfigError(f'qemu-img cannot be run on this host: {exc}') from exc
 
-    def check_there(self) -> None:
+    def check_programs(self) -> None:
         """Check that the program and its launchers are still installed.
 
         :raises nova_precache.exception.ConversionFailed: one is missing
@@ -141,9 +141,9 @@ class QemuImg:
                 control=control,
             )
         except QemuImgFailed as exc:
-            raise exception.ConversionFailed(f'qemu-img could not convert: {exc}') from exc
+            raise exception.ConversionFailed(f'qemu-img cannot convert it: {exc}') from exc
         except OSError as exc:
-            raise exception.storage_failure(f'Converting into {target}', exc) from exc
+            raise exception.storage_failure(f'Converting to {target}', exc) from exc
 
     def create_overlay(
         self, target: str, backing_file: str, backing_format: str, size_bytes: int
@@ -159,7 +159,7 @@ class QemuImg:
                 *('-F', backing_format, os.path.abspath(target), str(size_bytes)),
             )
         except QemuImgFailed as exc:
-            raise exception.StorageError(f'qemu-img could not create {target}: {exc}') from exc
+            raise exception.StorageError(f'qemu-img cannot create {target}: {exc}') from exc
 
     def _run(
         self,
@@ -194,13 +194,13 @@ class QemuImg:
         """Build the error: distinguish limits and file system errors from a faulty image."""
         reason = _last_line(ended.errors)
         if ended.exit_code == -signal.SIGXFSZ:
-            return QemuImgFailed(f'it has more than {_MAX_INFO_BYTES} bytes to tell')
+            return QemuImgFailed(f'its description exceeds {_MAX_INFO_BYTES} bytes')
         was_ended = ended.exit_code != _EXIT_ERROR or _LAUNCHER.match(reason)
         if was_ended or os.strerror(errno.ENOMEM) in reason:
             return exception.ConversionFailed(
-                f'qemu-img {command} broke off with {ended.exit_code}, having '
-                f'{self._limits.address_space_bytes} bytes of address space and '
-                f'{cpu_seconds} s of CPU time: {reason}'
+                f'qemu-img {command} was ended with exit code {ended.exit_code} (limits: '
+                f'{self._limits.address_space_bytes} bytes of address space, '
+                f'{cpu_seconds} s of CPU time): {reason}'
             )
         if reason.startswith(_BAD_CONTENT):
             return QemuImgFailed(reason)

@@ -30,7 +30,7 @@ class ImageWatch:
         self._disk_format = str(disk_format)
         self._vmdk_allowed_types = vmdk_allowed_types
         self._on_virtual_size = on_virtual_size
-        self._told_bytes: int | None = None
+        self._reported_bytes: int | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -50,11 +50,11 @@ class ImageWatch:
             if len(self._piece) == self._recogniser.wanted_bytes:
                 self._recogniser.take(bytes(self._piece))
                 self._piece.clear()
-                is_told = self._is_all_told(self._recogniser)
-                if is_told or self._recogniser.position >= MAX_BYTES:
+                is_checked = self._check_beginning(self._recogniser)
+                if is_checked or self._recogniser.position >= MAX_BYTES:
                     self._recogniser = None
 
-    def _is_all_told(self, recogniser: content.Recogniser) -> bool:
+    def _check_beginning(self, recogniser: content.Recogniser) -> bool:
         if not recogniser.is_named:
             return False
         found = recogniser.content()
@@ -63,7 +63,7 @@ class ImageWatch:
             return False
         headers.check_header(found, self._vmdk_allowed_types)
         size_bytes = headers.virtual_size_bytes(found)
-        if size_bytes is not None and size_bytes != self._told_bytes:  # as before a restart
-            self._told_bytes = size_bytes
+        if size_bytes is not None and size_bytes != self._reported_bytes:  # as before a restart
+            self._reported_bytes = size_bytes
             self._on_virtual_size(size_bytes)
         return True

@@ -62,7 +62,7 @@ class MessagingEmitter:
         if self._notifier.retry is not None:
             yield
             return
-        late = exception.CellUnreachable(f'it took no notification within {LATE_SECONDS:g} s')
+        late = exception.CellUnreachable(f'it accepted no notification within {LATE_SECONDS:g} s')
         timer = threading.Timer(LATE_SECONDS, self._outage.began, [late])
         timer.daemon = True
         timer.start()

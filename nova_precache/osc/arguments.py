@@ -9,8 +9,8 @@ from oslo_utils import strutils
 
 from nova_precache.osc.client import Json
 
-_TIME_HELP = 'ISO 8601 (UTC unless it names a zone), or from now on, such as +2h or +1h30m'
-_SIZE_HELP = 'such as 50M or 1G (powers of 1024), or plain bytes'
+_TIME_HELP = 'ISO 8601 (default zone: UTC) or an offset from now, such as +2h or +1h30m'
+_SIZE_HELP = 'plain bytes or a binary unit, such as 50M or 1G'
 
 
 def size(text: str) -> int:
@@ -19,9 +19,9 @@ def size(text: str) -> int:
         number = text if text.endswith('B') else f'{text}B'
         found = int(strutils.string_to_bytes(number, unit_system='IEC', return_int=True))
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a size; give one {_SIZE_HELP}') from None
+        raise argparse.ArgumentTypeError(f'{text!r} is not a size: expected {_SIZE_HELP}') from None
     if found < 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is less than nothing')
+        raise argparse.ArgumentTypeError(f'{text!r} must not be negative')
     return found
 
 
@@ -29,7 +29,7 @@ def rate(text: str) -> int:
     """Parse a number of bytes per second: 50M, 50M/s."""
     found = size(text.removesuffix('/s'))
     if found == 0:
-        raise argparse.ArgumentTypeError(f'at {text!r} nothing would ever come')
+        raise argparse.ArgumentTypeError(f'{text!r} must be greater than zero')
     return found
 
 
@@ -47,39 +47,65 @@ def past_moment(text: str) -> str:
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for the images, the hosts and the options of a request."""
-    parser.add_argument('images', metavar='<image>', nargs='+', help='images (names or IDs)')
+    parser.add_argument(
+        'images', metavar='<image>', nargs='+', help='images to cache (names or IDs)'
+    )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument('--aggregate', metavar='<aggregate>', help='on its hosts (name, ID or UUID)')
+    where.add_argument(
+        '--aggregate',
+        metavar='<aggregate>',
+        help='cache on all hosts of this aggregate (name, ID or UUID)',
+    )
     where.add_argument(
         '--host',
         metavar='<host>',
         dest='hosts',
         action='append',
-        help='on this host (repeat for more)',
+        help='cache on this host (repeat option for several hosts)',
     )
     _add_options(parser)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--priority', metavar='<n>', type=int, help='-1000 to 1000; higher goes first')
-    add('--max-parallel-hosts', metavar='<n>', type=int, help='hosts that work at a time')
-    add('--max-rate', metavar='<rate>', type=rate, help=f'of each host, a second: {_SIZE_HELP}')
+    add(
+        '--priority',
+        metavar='<n>',
+        type=int,
+        help='priority from -1000 to 1000; requests with a higher one run first',
+    )
+    add(
+        '--max-parallel-hosts',
+        metavar='<n>',
+        type=int,
+        help='maximum number of hosts that work at the same time',
+    )
+    add(
+        '--max-rate',
+        metavar='<rate>',
+        type=rate,
+        help=f'maximum rate of each host, per second: {_SIZE_HELP}',
+    )
     add_window(parser)
     add(
         '--wait-for-down-hosts',
         action='store_true',
         default=None,
-        help='hosts that are down have until the deadline to come back',
+        help='wait for hosts that are down, until the deadline, instead of skipping them',
     )
-    add('--canary', metavar='<n>', type=int, help='first so many hosts must succeed')
+    add(
+        '--canary',
+        metavar='<n>',
+        type=int,
+        help='number of hosts that must succeed before the others start',
+    )
     add(
         '--max-failures',
         metavar='<n>',
         type=int,
-        help='when more tasks fail, the rest is not begun',
+        help='cancel the tasks that have not started when more than this number have failed',
     )
-    add('--description', metavar='<text>', help='what it is for')
+    add('--description', metavar='<text>', help='description of the request')
 
 
 def add_window(parser: argparse.ArgumentParser) -> None:
@@ -88,33 +114,35 @@ def add_window(parser: argparse.ArgumentParser) -> None:
         '--not-before',
         metavar='<time>',
         type=parse_time,
-        help=f'start no task earlier: {_TIME_HELP}',
+        help=f'start no task before this time: {_TIME_HELP}',
     )
     parser.add_argument(
         '--deadline',
         metavar='<time>',
         type=parse_time,
-        help=f'stop then, keep what came: {_TIME_HELP}',
+        help=f'stop at this time and keep partial downloads for a retry: {_TIME_HELP}',
     )
 
 
 def add_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--until', metavar='<time>', type=parse_time, help=f'when it ends by itself: {_TIME_HELP}'
+        '--until', metavar='<time>', type=parse_time, help=f'end the pin at this time: {_TIME_HELP}'
     )
 
 
 def add_paging(parser: argparse.ArgumentParser, what: str) -> None:
     """Add --limit and --marker; without them the whole list is shown."""
-    parser.add_argument('--limit', metavar='<n>', type=_count, help=f'no more {what} than that')
-    parser.add_argument('--marker', metavar='<marker>', help='begin after this one')
+    parser.add_argument(
+        '--limit', metavar='<n>', type=_count, help=f'maximum number of {what} to list'
+    )
+    parser.add_argument('--marker', metavar='<marker>', help=f'list only the {what} after this one')
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--wait',
         action='store_true',
-        help='show how it goes on until it is over; end with 0 if every image is cached, else 1',
+        help='show progress until the request ends; exit 0 if every image is cached, else 1',
     )
 
 
@@ -156,7 +184,7 @@ def _time(text: str) -> datetime.datetime:
     try:
         found = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a time; give one {_TIME_HELP}') from None
+        raise argparse.ArgumentTypeError(f'{text!r} is not a time: expected {_TIME_HELP}') from None
     return found if found.tzinfo is not None else found.replace(tzinfo=datetime.UTC)
 
 
@@ -166,11 +194,11 @@ def _to_iso(when: datetime.datetime | datetime.timedelta, text: str) -> str:
             when = datetime.datetime.now(datetime.UTC) + when
         in_utc = when.astimezone(datetime.UTC).replace(tzinfo=None)
     except OverflowError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not in any calendar') from None
+        raise argparse.ArgumentTypeError(f'{text!r} is outside the years 1 to 9999') from None
     return f'{in_utc.isoformat()}Z'
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of at least 1')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)

@@ -69,7 +69,7 @@ class ApiClient:
         try:
             return dict(answer.json())
         except (ValueError, TypeError):
-            raise ApiError(f'At {answer.url} is no image pre-caching service') from None
+            raise ApiError(f'No image pre-caching service found at {answer.url}') from None
 
     def _send(self, method: str, path: tuple[str, ...], **arguments: Any) -> requests.Response:
         url = ''.join(f'/{urllib.parse.quote(part, safe="")}' for part in path)
@@ -77,8 +77,8 @@ class ApiClient:
         def send_on(to: str, is_elsewhere: bool) -> requests.Response:
             if is_elsewhere:
                 raise redirects.RedirectFailed(
-                    f'The image pre-caching service is redirected to {redirects.origin(to)}, '
-                    'where no token is sent: correct its endpoint'
+                    f'The image pre-caching service redirects to {redirects.origin(to)}, '
+                    'which gets no token: correct the endpoint'
                 )
             return self._ask(to, method, **{**arguments, 'params': None})
 

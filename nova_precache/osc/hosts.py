@@ -26,8 +26,10 @@ class List(listing.Lister):
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument('--status', choices=('up', 'down', 'unknown'), help='those that are so')
-        parser.add_argument('--cell', metavar='<cell>', help='those of this cell (UUID)')
+        parser.add_argument(
+            '--status', choices=('up', 'down', 'unknown'), help='list only hosts in this state'
+        )
+        parser.add_argument('--cell', metavar='<cell>', help='list only hosts in this cell (UUID)')
 
     def query(self, parsed_args: argparse.Namespace) -> client.Json:
         return {'status': parsed_args.status, 'cell': parsed_args.cell}

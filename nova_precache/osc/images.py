@@ -26,7 +26,9 @@ class List(listing.Lister):
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument('--host', metavar='<host>', required=True, help='the host')
+        parser.add_argument(
+            '--host', metavar='<host>', required=True, help='host whose cache to list'
+        )
 
     def path(self, parsed_args: argparse.Namespace) -> tuple[str, ...]:
         return 'hosts', parsed_args.host, 'images'

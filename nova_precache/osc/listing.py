@@ -34,7 +34,7 @@ class Lister(command.Lister):
         parser = super().get_parser(prog_name)
         self.add_arguments(parser)
         if self.more_columns:
-            parser.add_argument('--long', action='store_true', help='with more columns')
+            parser.add_argument('--long', action='store_true', help='show additional columns')
         arguments.add_paging(parser, self.collection)
         return parser
 

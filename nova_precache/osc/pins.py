@@ -15,12 +15,17 @@ class Create(command.ShowOne):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument('images', metavar='<image>', nargs='+', help='images (names or IDs)')
         parser.add_argument(
-            '--aggregate', metavar='<aggregate>', required=True, help='name, ID or UUID'
+            'images', metavar='<image>', nargs='+', help='images to keep cached (names or IDs)'
+        )
+        parser.add_argument(
+            '--aggregate',
+            metavar='<aggregate>',
+            required=True,
+            help='aggregate whose hosts keep the images (name, ID or UUID)',
         )
         arguments.add_until(parser)
-        parser.add_argument('--description', metavar='<text>', help='what it is for')
+        parser.add_argument('--description', metavar='<text>', help='description of the pin')
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
@@ -49,9 +54,13 @@ class List(listing.Lister):
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument('--status', choices=('active', 'ended'), help='those that are so')
         parser.add_argument(
-            '--aggregate', metavar='<aggregate>', help='those of it (name, ID or UUID)'
+            '--status', choices=('active', 'ended'), help='list only pins in this state'
+        )
+        parser.add_argument(
+            '--aggregate',
+            metavar='<aggregate>',
+            help='list only pins of this aggregate (name, ID or UUID)',
         )
 
     def query(self, parsed_args: argparse.Namespace) -> client.Json:
@@ -59,7 +68,7 @@ class List(listing.Lister):
 
 
 class Show(command.ShowOne):
-    """Show a pin, and how many of its images are cached as required."""
+    """Show a pin and how many of its required images are cached."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -72,7 +81,7 @@ class Show(command.ShowOne):
 
 
 class Delete(command.Command):
-    """End pins: their images stay cached until they expire."""
+    """Delete pins; their images stay cached until they expire."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

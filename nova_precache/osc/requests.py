@@ -46,18 +46,26 @@ class List(listing.Lister):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add('--status', metavar='<status>', help='those in this state')
-        add('--aggregate', metavar='<aggregate>', help='those for it (name, ID or UUID)')
-        add('--image', metavar='<image>', help='those with this image (name or ID)')
+        add('--status', metavar='<status>', help='list only requests in this state')
+        add(
+            '--aggregate',
+            metavar='<aggregate>',
+            help='list only requests for this aggregate (name, ID or UUID)',
+        )
+        add(
+            '--image',
+            metavar='<image>',
+            help='list only requests for this image (name or ID)',
+        )
         add(
             '--since',
             metavar='<time>',
             type=arguments.past_moment,
-            help='those made since: ISO 8601, or how long ago, such as 2h',
+            help='list only requests created since this time: ISO 8601, or an age such as 2h',
         )
-        add('--pin', metavar='<pin>', help='those that a pin made (ID)')
-        add('--sort-key', choices=SORT_KEYS, help='what they are sorted by (default: created_at)')
-        add('--sort-dir', choices=('asc', 'desc'), help='in which direction (default: desc)')
+        add('--pin', metavar='<pin>', help='list only requests created by this pin (ID)')
+        add('--sort-key', choices=SORT_KEYS, help='sort by this field (default: created_at)')
+        add('--sort-dir', choices=('asc', 'desc'), help='sort direction (default: desc)')
 
     def query(self, parsed_args: argparse.Namespace) -> client.Json:
         keys = ('status', 'aggregate', 'since', 'pin', 'sort_key', 'sort_dir')
@@ -95,7 +103,7 @@ class Create(_Followed):
         parser.add_argument(
             '--client-request-id',
             metavar='<id>',
-            help='an ID of yours: when repeated, nothing new is made',
+            help='your own ID for the request; repeating it returns the existing request',
         )
         return parser
 
@@ -119,14 +127,14 @@ class Show(_Followed):
 
 
 class Cancel(command.ShowOne):
-    """Cancel a request: end waiting tasks, stop downloads that no other request needs."""
+    """Cancel a request: cancel waiting tasks, stop downloads that no other request needs."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = _add_request(super().get_parser(prog_name))
         parser.add_argument(
             '--keep-partial',
             action='store_true',
-            help='leave on the hosts what came of images, for another request to go on from',
+            help='keep partial downloads on the hosts so that a retry can resume them',
         )
         return parser
 
@@ -136,7 +144,7 @@ class Cancel(command.ShowOne):
 
 
 class Pause(command.ShowOne):
-    """Pause a request: downloads stop and keep their bytes."""
+    """Pause a request: stop its downloads and keep the received bytes."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         return _add_request(super().get_parser(prog_name))

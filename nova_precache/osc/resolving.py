@@ -32,7 +32,7 @@ def image_id(app: Any, name: str) -> str:
     try:
         found = app.client_manager.sdk_connection.image.find_image(name)
     except exceptions.DuplicateResource:
-        raise NameNotFound(f'More than one image is named {name}: give the ID of one.') from None
+        raise NameNotFound(f'More than one image is named {name}: use an ID.') from None
     if found is None:
         raise NameNotFound(f'No image has the name or ID {name}.')
     return str(found.id)

@@ -31,9 +31,10 @@ class List(listing.Lister):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('request', metavar='<request>', help='request (ID)')
-        parser.add_argument('--status', metavar='<status>', help='those in this state')
-        parser.add_argument('--host', metavar='<host>', help='those of this host')
-        parser.add_argument('--image', metavar='<image>', help='those of it (name or ID)')
+        add = parser.add_argument
+        add('--status', metavar='<status>', help='list only tasks in this state')
+        add('--host', metavar='<host>', help='list only tasks on this host')
+        add('--image', metavar='<image>', help='list only tasks for this image (name or ID)')
 
     def path(self, parsed_args: argparse.Namespace) -> tuple[str, ...]:
         return 'requests', parsed_args.request, 'tasks'

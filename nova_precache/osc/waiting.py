@@ -30,12 +30,12 @@ def wait_for_completion(client: ApiClient, request: Json) -> tuple[Json, bool]:
             ended = RequestWatcher(client, view).watch(str(request['id']))
         succeeded = ended['status'] == model.RequestStatus.COMPLETED
         if not succeeded:
-            _tell_failures(client, screen, ended)
+            _print_failures(client, screen, ended)
     except KeyboardInterrupt:
-        _say(screen, f'Interrupted. {_how_to_go_on(request)}')
+        _print(screen, f'Interrupted. {_follow_hint(request)}')
         raise
     except ApiUnavailable as error:
-        raise ApiError(f'{error}\n{_how_to_go_on(request)}') from error
+        raise ApiError(f'{error}\n{_follow_hint(request)}') from error
     return ended, succeeded
 
 
@@ -103,10 +103,10 @@ def _tasks(client: ApiClient, request: Json, status: str | None, limit: int) -> 
 
 def _trouble(state: tenacity.RetryCallState) -> str:
     error = state.outcome.exception() if state.outcome else None
-    return f'{error}; asking again'
+    return f'{error}; retrying'
 
 
-def _tell_failures(client: ApiClient, screen: console.Console, request: Json) -> None:
+def _print_failures(client: ApiClient, screen: console.Console, request: Json) -> None:
     """List the tasks that did not succeed, at most ``LISTED_FAILURES``."""
     failed = {
         status: count
@@ -115,25 +115,25 @@ def _tell_failures(client: ApiClient, screen: console.Console, request: Json) ->
     }
     why = f': {request["reason"]}' if request['reason'] else ''
     total, missing = sum(request['counts'].values()), sum(failed.values())
-    _say(screen, f'Request {request["id"]} is {request["status"]}{why}')
+    _print(screen, f'Request {request["id"]} is {request["status"]}{why}')
     if missing:
-        _say(screen, f'{missing} of {total} images are not cached:')
+        _print(screen, f'{missing} of {total} images are not cached:')
     tasks = itertools.chain.from_iterable(
         _tasks(client, request, status, LISTED_FAILURES) for status in failed
     )
     for task in itertools.islice(tasks, LISTED_FAILURES):
         reason = f': {task["reason"]}' if task['reason'] else ''
-        _say(screen, f'  {task["host"]} {task["image_id"]} {task["status"]}{reason}')
+        _print(screen, f'  {task["host"]} {task["image_id"]} {task["status"]}{reason}')
     if missing > LISTED_FAILURES:
-        _say(screen, f'  … See them all: openstack precache task list {request["id"]}')
+        _print(screen, f'  … List all: openstack precache task list {request["id"]}')
 
 
-def _how_to_go_on(request: Json) -> str:
+def _follow_hint(request: Json) -> str:
     return (
-        f'The request goes on without you. '
-        f'To watch it again: openstack precache show --wait {request["id"]}'
+        'The request continues to run. '
+        f'To follow it: openstack precache show --wait {request["id"]}'
     )
 
 
-def _say(screen: console.Console, text: str) -> None:
+def _print(screen: console.Console, text: str) -> None:
     screen.print(text, markup=False)

@@ -13,6 +13,6 @@ ESTIMATE = 'image_precache:estimate'
 def list_rules() -> Sequence[policy.RuleDefault]:
     return (
         base.operation(
-            ESTIMATE, base.ADMIN, 'Estimate a request without making it', 'POST', '/v1/estimate'
+            ESTIMATE, base.ADMIN, 'Estimate a request without creating it', 'POST', '/v1/estimate'
         ),
     )

@@ -40,11 +40,13 @@ def translate_errors(what: str) -> Iterator[None]:
         raise
     except messaging.RPCVersionCapError as exc:
         raise exception.VersionUnsupported(
-            f'{what} may not be sent, the pin is {exc.version_cap}'
+            f'{what} is above the pinned version {exc.version_cap}'
         ) from exc
     # The in-memory driver raises these directly.
     except (messaging.UnsupportedVersion, messaging.NoSuchMethod) as exc:
-        raise exception.VersionUnsupported(f'{what} is not known to whoever was called') from exc
+        raise exception.VersionUnsupported(
+            f'{what} is not supported by the called service'
+        ) from exc
     except Exception as exc:
         if isinstance(exc, _NO_CONNECTION):
             kind = exception.BrokerRefused if _is_refused(exc) else exception.CellUnreachable
@@ -90,7 +92,7 @@ def _sent_error(name: object, text: object, what: str) -> exception.PrecacheErro
     if not isinstance(name, str):
         return exception.PrecacheError(f'Remote error: {wire.line(text)}')
     if name in _UNKNOWN:
-        return exception.VersionUnsupported(f'{what} is not known to whoever was called')
+        return exception.VersionUnsupported(f'{what} is not supported by the called service')
     known = getattr(exception, name, None)
     if not isinstance(known, type) or not issubclass(known, exception.PrecacheError):
         return exception.PrecacheError(f'Remote error: {wire.line(name)} {wire.line(text)}')

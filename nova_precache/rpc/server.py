@@ -104,7 +104,7 @@ class Server:
     def _log_failure(self, state: tenacity.RetryCallState) -> None:
         error = None if state.outcome is None else state.outcome.exception()
         if error is not None:
-            LOG.error('An RPC server could not be started', exc_info=error)
+            LOG.error('Starting an RPC server failed', exc_info=error)
 
 
 def _close(server: Any) -> None:
@@ -160,15 +160,17 @@ def _called(incoming: Any) -> tuple[str, str]:
     message = wire.mapping(incoming.message, 'message')
     method, version = message.get('method'), message.get('version', '1.0')
     if not isinstance(method, str) or not _METHOD.fullmatch(method):
-        raise exception.InvalidInput(f'method: {wire.shown(method)} is no name')
+        raise exception.InvalidInput(f'method: {wire.shown(method)} is not the name of a method')
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        raise exception.InvalidInput(f'version: {wire.shown(version)} is none')
+        raise exception.InvalidInput(f'version: {wire.shown(version)} is not a version')
     if message.get('namespace') is not None:
-        raise exception.InvalidInput('namespace: none is served')
+        raise exception.InvalidInput('namespace: not supported')
     if not {'self', 'ctxt'}.isdisjoint(wire.mapping(message.get('args', {}), 'args')):
-        raise exception.InvalidInput('args: self and ctxt are not for the sender to choose')
+        raise exception.InvalidInput('args: self and ctxt are reserved')
     seconds = incoming.client_timeout
     is_number = type(seconds) in (int, float)
     if seconds is not None and not (is_number and 0 <= seconds <= _MONITOR_MAX_SECONDS):
-        raise exception.InvalidInput(f'timeout: {wire.shown(seconds)} cannot be one')
+        raise exception.InvalidInput(
+            f'timeout: {wire.shown(seconds)} is not a valid number of seconds'
+        )
     return method, version

@@ -100,7 +100,7 @@ class Transport:
             self._unanswered = [each for each in self._unanswered if not each.done()]
             if len(self._unanswered) >= MOST_UNANSWERED:
                 raise exception.CellUnreachable(
-                    f'{what} is not sent: the broker has taken none of the last '
+                    f'{what} was not sent: the broker has accepted none of the last '
                     f'{MOST_UNANSWERED} messages'
                 )
 
@@ -186,7 +186,7 @@ class Transport:
         """
         with self._lock:
             if self._is_retired:
-                raise exception.PrecacheError('The broker is no longer used')
+                raise exception.PrecacheError('The connections to the broker are closed')
             self._calls += 1
         try:
             return work()

@@ -76,7 +76,7 @@ class ServerProcess(abc.ABC):
         :raises nova_precache.standalone.environment.EnvironmentFailed: it could not be installed
         """
         if self._process is not None:
-            raise ServerFailed(f'{self.name} runs already at {self.url}')
+            raise ServerFailed(f'{self.name} is already running at {self.url}')
         home = self._install()
         with self._listen() as listener:
             self.port = listener.getsockname()[1]
@@ -154,7 +154,7 @@ class ServerProcess(abc.ABC):
         try:
             requests.get(self.url, timeout=START_SECONDS).raise_for_status()
         except requests.RequestException as exc:
-            raise ServerFailed(f'{self.name} did not come up:\n{tail(self.log)}') from exc
+            raise ServerFailed(f'{self.name} did not start:\n{tail(self.log)}') from exc
 
 
 def dies_with_parent(command: list[str], signal_name: str) -> list[str]:

@@ -69,7 +69,7 @@ class ComputeDriver:
 
         :param images: the image service, with the rights of the caller
         :param progress: called often, from the working thread
-        :param control: stops and hastens the transfer, from any thread
+        :param control: stops the transfer or raises its priority, from any thread
         :param needed: the current kernel and ramdisk of the image; None: not known
         :raises nova_precache.exception.CacheError: the image is not cached, for this reason
         :raises NotImplementedError: this driver cannot cache images
@@ -95,7 +95,7 @@ class ComputeDriver:
         :raises nova_precache.exception.RootDiskTooSmall: the image's disk is larger
         :raises nova_precache.exception.CacheError: no disk was created, for this reason
         """
-        raise exception.BackendUnsupported(f'{type(self).__name__} makes no root disks')
+        raise exception.BackendUnsupported(f'{type(self).__name__} cannot create root disks')
 
     def manage_image_cache(self) -> None:
         """Remove images that no disk uses and no request has touched recently; by default none.
@@ -111,7 +111,7 @@ class ComputeDriver:
         :raises nova_precache.exception.CacheError: some may be left, for this reason
         """
 
-    def forget_image(self, image_id: str) -> bool:
+    def discard_partial(self, image_id: str) -> bool:
         """Remove the partial files of the image; by default there are none.
 
         :returns: whether none is left; False: the image is in use, or one cannot be removed

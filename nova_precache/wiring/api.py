@@ -50,7 +50,7 @@ def new_server(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Ht
             served,
             conf.cors.allowed_origin or (),
             group.public_endpoint,
-            ', and what [api] public_endpoint and [cors] allowed_origin name',
+            ', [api] public_endpoint or [cors] allowed_origin',
         )
     return server.HttpServer(
         served,

@@ -92,7 +92,7 @@ def of_callers(
             endpoint = own.endpoint()
         except exception.ImageUnauthorized as exc:  # this service's credentials, not the caller's
             raise exception.ImageServiceUnavailable(
-                'The image service cannot be found: the credentials of [glance] are refused'
+                'Cannot look up the image service: Keystone refuses the credentials of [glance]'
             ) from exc
         return glance.GlanceImageService.with_token(
             settings,
@@ -111,8 +111,8 @@ def of_calls(conf: cfg.ConfigOpts) -> manager.ImagesFor:
     session, outage = glance.new_session(settings), glance.new_outage()
     if settings.is_anywhere_allowed:
         LOG.warning(
-            'Images are read from whatever endpoint a call names: '
-            'set [glance] allowed_endpoints, or endpoint_override'
+            'Calls may name any image endpoint: set [glance] allowed_endpoints or '
+            'endpoint_override to restrict them'
         )
 
     def images_for(

@@ -121,7 +121,7 @@ class HttpConnection:
         except BlockingIOError:
             pass  # the socket was not ready
         except OSError as exc:
-            LOG.debug('The connection of %s is lost: %s', self._client.host, exc)
+            LOG.debug('Lost the connection of %s: %s', self._client.host, exc)
             self.close()
 
     def take_request(self) -> gateway.HttpRequest | None:
@@ -145,8 +145,8 @@ class HttpConnection:
         try:
             data = _serialise(parser, request.method, answer, is_last)
         except h11.LocalProtocolError as exc:
-            LOG.error('The answer of the application is no HTTP: %s', exc)
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, 'The log of the service has the reason.')
+            LOG.error('The application returned an invalid HTTP response: %s', exc)
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, 'See the log of the service.')
             return
         self._send(data, is_last=parser.our_state is not h11.DONE)
 
@@ -156,9 +156,13 @@ class HttpConnection:
             return
         if self.phase is ConnectionPhase.READING and (self._head or self._begun):
             seconds = self._limits.request_seconds
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f'No whole request within {seconds:g} seconds')
+            self._refuse(
+                HTTPStatus.REQUEST_TIMEOUT, f'No complete request within {seconds:g} seconds'
+            )
             return
-        LOG.debug('Closing the connection of %s, too long %s', self._client.host, self.phase)
+        LOG.debug(
+            'Closing the connection of %s: too long in phase %s', self._client.host, self.phase
+        )
         self.close()
 
     def hurry(self, seconds: float) -> None:
@@ -206,7 +210,7 @@ class HttpConnection:
         if data:
             self._take(data)
         elif self._head or self._begun:
-            self._refuse(HTTPStatus.BAD_REQUEST, 'The request ends before it is whole')
+            self._refuse(HTTPStatus.BAD_REQUEST, 'The request is incomplete')
         else:
             self.close()
 
@@ -275,7 +279,7 @@ class HttpConnection:
     # An answer
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        LOG.debug('Refusing a request of %s with %d', self._client.host, status)
+        LOG.debug('Refusing a request from %s with %d', self._client.host, status)
         refusal = gateway.error(status, message)
         self._send(_serialise(h11.Connection(h11.SERVER), '', refusal, True), is_last=True)
 
@@ -347,14 +351,14 @@ def _check_head(head: bytearray, scanned_bytes: int, size: int, limits: Connecti
 
 def _check_request(request: h11.Request, limits: ConnectionLimits) -> None:
     if request.method == b'CONNECT':
-        raise _Refused('This server is no proxy', HTTPStatus.METHOD_NOT_ALLOWED)
+        raise _Refused('This server is not a proxy', HTTPStatus.METHOD_NOT_ALLOWED)
     if not request.target.startswith(b'/') or b'#' in request.target:
         raise _Refused('The target of a request must be a path')
     headers = dict(request.headers)
     if b'transfer-encoding' in headers and (
         b'content-length' in headers or request.http_version != b'1.1'
     ):
-        raise _Refused('Transfer-Encoding must stand alone, in HTTP/1.1')
+        raise _Refused('Transfer-Encoding requires HTTP/1.1 and excludes Content-Length')
     if int(headers.get(b'content-length', b'0')) > limits.max_body_bytes:
         raise _too_large(limits)
 

@@ -82,7 +82,7 @@ def ask(application: Application, request: HttpRequest) -> Answer:
         return Answer(int(code), reason.encode('latin-1'), encoded, body)
     except Exception:
         LOG.exception('%s %s failed', request.method, request.path)
-        return error(HTTPStatus.INTERNAL_SERVER_ERROR, 'The log of the service has the reason.')
+        return error(HTTPStatus.INTERNAL_SERVER_ERROR, 'See the log of the service.')
 
 
 def error(status: HTTPStatus, message: str) -> Answer:

@@ -151,7 +151,7 @@ class Loop:
             try:
                 self._add(accepted, gateway.Address(*address[:2]))
             except OSError as exc:
-                LOG.debug('A connection of %s is lost: %s', address[0], exc)
+                LOG.debug('Lost a connection of %s: %s', address[0], exc)
                 accepted.close()
 
     def _add(self, accepted: socket.socket, client: gateway.Address) -> None:
@@ -162,7 +162,7 @@ class Loop:
         wrapped.setblocking(False)  # eventlet's wrapper does not inherit it
         made = connection.HttpConnection(wrapped, client, server, self._limits, self._clock)
         if len(self._connections) >= MAX_CONNECTIONS:
-            self._warn('There are %d connections: closing the oldest', MAX_CONNECTIONS)
+            self._warn('%d connections are open: closing the oldest', MAX_CONNECTIONS)
             self._close_oldest()
         self._connections.add(made)
         self._do(made, made.proceed)  # its first bytes may have arrived already

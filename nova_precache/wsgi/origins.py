@@ -79,8 +79,8 @@ class OriginGuard:
             return self._application(environ, start_response)
         value = str(environ[f'HTTP_{refused.upper().replace("-", "_")}'])[:_SHOWN_CHARACTERS]
         message = (
-            f'{refused} {value!r} is refused: every caller is an admin here, so only this machine '
-            f'is served{self._allowed}'
+            f'{refused} {value!r} is refused: every caller is an admin here, so it must name '
+            f'this machine{self._allowed}'
         )
         path = environ.get('PATH_INFO', '')[:_SHOWN_CHARACTERS]
         LOG.warning('%s %r: %s', environ['REQUEST_METHOD'], path, message)

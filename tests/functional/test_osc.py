@@ -140,7 +140,7 @@ def test_a_terminal_shows_bars_and_ctrl_c_leaves_the_request_running(
     assert status == 130, terminal.text
     assert 'Total' in terminal.text
     assert site.service.hosts[0].name in terminal.text
-    assert 'The request goes on without you.' in terminal.text
+    assert 'The request continues to run.' in terminal.text
     (request,) = site.service.get(f'/requests?image={image_id}')['requests']
     assert f'openstack precache show --wait {request["id"]}' in terminal.text
     link.release()
@@ -197,7 +197,7 @@ def test_whoever_waits_outlasts_a_restart_of_the_service(
     out, said = waiter.communicate(timeout=60)
 
     assert waiter.returncode == 0, said
-    assert 'asking again' in said
+    assert 'retrying' in said
     assert 'completed' in out
 
 

@@ -217,7 +217,7 @@ def test_an_image_that_is_deleted_ends_its_pin_and_stays_in_the_caches(
 
     ended = pin.now()
     assert list(ended['images_gone']) == [image_id]
-    assert ended['reason'] == f'no image is left: {ended["images_gone"][image_id]}'
+    assert ended['reason'] == f'no image is available: {ended["images_gone"][image_id]}'
     assert host.base_path(image_id).exists()
 
 

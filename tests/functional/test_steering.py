@@ -299,7 +299,7 @@ def test_a_boot_that_is_interrupted_ends_at_once_and_holds_no_lock(
     disk, errors = boot.communicate(timeout=WAIT_SECONDS)
 
     assert (boot.returncode, disk) == (1, '')
-    assert errors.endswith('interrupted, no root disk was made\n')
+    assert errors.endswith('interrupted: no root disk was created\n')
     assert 'Traceback' not in errors
     assert not (pathlib.Path(host.instances_path) / 'vm-1').exists()
     assert gateway.running(), 'it was not the signal that ended it'
@@ -319,7 +319,7 @@ def test_a_boot_that_waits_for_a_precache_can_be_interrupted_and_the_precache_go
         _, errors = ended.result(WAIT_SECONDS)
 
     assert boot.returncode == 1
-    assert errors.endswith('interrupted, no root disk was made\n')
+    assert errors.endswith('interrupted: no root disk was created\n')
     held.gateway.release()
     assert held.started.service.wait(held.request_id)['counts'] == {'cached': 1}
     assert held.ranges() == [None]

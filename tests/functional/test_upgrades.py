@@ -130,7 +130,7 @@ def test_an_older_compute_caches_and_what_it_cannot_be_told_is_left_to_end(
     gateway.wait_for(1)
     _act(started, request_id, 'cancel')
     assert service.wait(request_id)['counts'] == {'cancelled': 1}
-    assert _says(caplog, 'it is left to end by itself') == (old is ComputeOf10)
+    assert _says(caplog, 'it cannot be stopped and runs to its end') == (old is ComputeOf10)
     gateway.release()
     again = service.wait(service.cache(aggregate_id, second))
     assert again['status'] == 'completed'

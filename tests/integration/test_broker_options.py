@@ -41,5 +41,5 @@ def test_with_the_queue_manager_all_services_serve_and_a_request_completes(
     for host in deployment.hosts:
         assert list(SHARED_MEMORY.glob(f'*_{prefix}-{host.name}_qmanager'))
     for name in deployment.names:
-        assert 'An RPC server could not be started' not in deployment.log(name)
+        assert 'Starting an RPC server failed' not in deployment.log(name)
     deployment.assert_tidy()

@@ -73,7 +73,7 @@ def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
 
     assert command.process.wait(60) == 0, command.said()
     assert command.alive() == []
-    assert 'Glance has served the image 2 times, for 2 hosts.' in command.said()
+    assert 'Glance served the image 2 times, to 2 hosts.' in command.said()
     assert re.search(r'counts +\| (cached|existing): 2', command.said())
 
 

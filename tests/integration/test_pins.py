@@ -131,7 +131,7 @@ def test_a_compute_that_is_too_old_for_a_call_ends_unsupported_and_is_asked_once
 
     assert request['counts'] == {'unsupported': 1}
     [task] = service.tasks(request_id)
-    assert task['reason'] == 'cache_image 1.0 is not known to whoever was called'
+    assert task['reason'] == 'cache_image 1.0 is not supported by the called service'
     assert task['attempts'] == 1
     assert old.calls == 0
     deployment.assert_tidy()

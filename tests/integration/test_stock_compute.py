@@ -232,7 +232,7 @@ def test_images_are_cached_by_the_nova_computes_that_are_there(
     assert {task['bytes_done'] for task in beside.tasks(again).values()} == {0}
 
     failing = beside.cache(aggregate_id, refused)
-    beside.wait_for(failing, FIRST, 'nova-compute answered error; see its log')
+    beside.wait_for(failing, FIRST, 'nova-compute reported an error; see its log')
     assert beside.call('POST', f'{failing}/action', {'cancel': None}).status_int == 202
     assert {status for status, _ in beside.outcomes(failing).values()} == {'cancelled'}
 
@@ -258,7 +258,7 @@ def test_the_kernel_of_an_image_is_cached_by_nova_computes_as_an_image_of_its_ow
     assert set(beside.outcomes(again).values()) == {('existing', None)}
 
     failing = beside.cache(aggregate_id, bad)
-    reason = f'kernel or ramdisk {refused}: nova-compute answered error; see its log'
+    reason = f'kernel or ramdisk {refused}: nova-compute reported an error; see its log'
     beside.wait_for(failing, FIRST, reason)
     assert beside.call('POST', f'{failing}/action', {'cancel': None}).status_int == 202
     assert {status for status, _ in beside.outcomes(failing).values()} == {'cancelled'}

@@ -292,10 +292,8 @@ def _render(name: str, action: str, sample: str) -> Sequence[str]:
 def test_section_shows_limits_and_types() -> None:
     lines = '\n'.join(_render('createRequest', '', ''))
     priority = (
-        '   * - priority (Optional)\n'
-        '     - body\n'
-        '     - integer or null\n'
-        '     - Requests with a greater priority go first; 0 by default. From -1000 to 1000.\n'
+        '   * - priority (Optional)\n     - body\n     - integer or null\n     - Requests '
+        'with a higher priority are served first; 0 by default. From -1000 to 1000.\n'
     )
     assert priority in lines
     assert '   * - 413 - Request Entity Too Large\n' in lines

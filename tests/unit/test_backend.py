@@ -149,7 +149,7 @@ def test_another_word_in_the_variable_is_refused_and_the_right_ones_are_named() 
     ran = _python(CHOOSE, variable='gevent')
 
     assert ran.stderr == (
-        'refused: NOVA_PRECACHE_CONCURRENCY = gevent: it can be threading or eventlet\n'
+        'refused: NOVA_PRECACHE_CONCURRENCY = gevent: it must be threading or eventlet\n'
     )
 
 

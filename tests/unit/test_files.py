@@ -91,7 +91,7 @@ def test_a_file_without_a_uuid_is_replaced_once_with_a_warning(
     assert str(uuid.UUID(made)) == made
     assert path.read_text() == made == files.kept_uuid(path)
     (line,) = caplog.messages
-    assert line == f'{path} held no UUID: it was replaced, and holds {made} now'
+    assert line == f'{path} contained no UUID: replaced it with {made}'
     other = tmp_path / 'id-of-somebody-else'
     assert not other.exists() or other.read_text() == 'precious'
 

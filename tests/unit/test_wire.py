@@ -216,7 +216,7 @@ def test_so_many_senders_are_named_and_no_more_are_remembered(
         senders.refused('a report', f'host {number}', 'it is odd')
 
     assert len(caplog.messages) == 4
-    assert caplog.messages[-2:].count('Further senders of what is refused are not named') == 1
+    assert caplog.messages[-2:].count('Further senders of refused messages are not logged') == 1
 
 
 @pytest.mark.parametrize(

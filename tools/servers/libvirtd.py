@@ -163,5 +163,5 @@ def why_not() -> str | None:
         return 'libvirtd and its namespaces need root'
     missing = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
     if missing:
-        return f'{", ".join(missing)} missing: "bindep --brief boot" names the packages'
+        return f'missing {", ".join(missing)}: "bindep --brief boot" lists the packages'
     return None

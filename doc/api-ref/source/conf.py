@@ -11,13 +11,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
 
 from tools import api_reference
 
-project = 'nova-precache: the REST API'
+project = 'nova-precache API'
 copyright = 'the nova-precache developers'  # noqa: A001 - Sphinx's name
-extensions = ['os_api_ref']
-html_theme = 'alabaster'
-html_theme_options = {'fixed_sidebar': True, 'page_width': '72em'}
-html_static_path = ['_static']
-html_css_files = ['api-ref.css']
+extensions = ['openstackdocstheme', 'os_api_ref']
+highlight_language = 'json'
+html_theme = 'openstackdocs'
+# Nothing is loaded from another host; doc/_templates replaces what would be.
+html_theme_options = {
+    'analytics_tracking_code': '',
+    'display_badge': False,
+    'sidebar_search': True,
+}
+templates_path = ['../../_templates']
+html_static_path = ['../../_static']
+html_css_files = ['site.css']
+html_context = {'to_guide': '../index.html', 'to_api_reference': 'index.html'}
+openstackdocs_auto_name = False
 
 
 class OperationDirective(rst.Directive):

@@ -180,7 +180,9 @@ def _wake(req: Request, request: model.CacheRequest) -> None:
         req.services.wake()
     except Exception:
         LOG.warning(
-            'Request %s: no conductor could be woken; they will find it', request.id, exc_info=True
+            'Request %s: no conductor could be notified; one will find it at its next poll',
+            request.id,
+            exc_info=True,
         )
 
 

@@ -65,7 +65,7 @@ UPDATE = common.only(
             }
         ),
         'anyOf': [{'required': ['name']}, {'required': ['availability_zone']}],
-        'description': 'What is to change; at least one field.',
+        'description': 'The fields to change; at least one.',
     },
 )
 ADD_HOST = common.only('add_host', described(common.only('host', _HOST), 'The action.'))
@@ -84,7 +84,7 @@ CACHE: model.Json = common.only(
             'additionalProperties': False,
             'required': ['id'],
         },
-        'description': 'The images; none twice.',
+        'description': 'The images, without duplicates.',
     },
 )
 

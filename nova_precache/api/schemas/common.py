@@ -61,7 +61,7 @@ DESCRIPTION: model.Json = {
     'type': 'string',
     'maxLength': 1024,
     'format': 'text',
-    'description': 'A text of your own.',
+    'description': 'A free text of the caller.',
 }
 NAME: model.Json = {'type': 'string', 'minLength': 1, 'maxLength': 255, 'format': 'text'}
 # Nova's pattern for host names, except for a trailing newline, which a dollar sign allows; a
@@ -101,7 +101,7 @@ RECORDED_AGGREGATE: model.Json = whole(
     {
         'id': described(COUNT, 'The id of the aggregate.'),
         'uuid': described(UUID, 'The UUID of the aggregate.'),
-        'name': described(STRING, 'The name that the aggregate had at the time of creation.'),
+        'name': described(STRING, 'The name of the aggregate at the time of creation.'),
     }
 )
 OWNER: model.Json = {
@@ -123,13 +123,13 @@ LIMIT = once(
 AGGREGATE_FILTER = once(
     described(
         NAME,
-        'Only items for this aggregate, by its id, UUID or name; a deleted one is found by its id '
-        'alone. Callers who may not list aggregates get those of their own requests and pins '
-        'that recorded it, or an empty list.',
+        'Only items for this aggregate, by its id, UUID or name; a deleted one is found by '
+        'its id only. Callers who may not list aggregates get only their own requests and '
+        'pins for it, or an empty list.',
     )
 )
 
 
 def marker(schema: model.Json, of: str) -> model.Json:
     """Build the query parameter that names the last item of the page before."""
-    return once(described(schema, f'The {of} of the last item of the page before.'))
+    return once(described(schema, f'The {of} of the last item of the previous page.'))

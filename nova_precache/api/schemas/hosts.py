@@ -28,9 +28,9 @@ HOST = described(
             'cell': described(common.UUID, 'The UUID of its cell.'),
             'status': described(
                 _STATUS,
-                '``unknown`` if it was silent while no conductor was connected to its cell or, '
-                'with ``[image_cache] compute_backend = nova``, if the database of its cell '
-                'gives no answer.',
+                '``unknown`` if it was silent while no conductor was connected to its cell '
+                'or, with ``[image_cache] compute_backend = nova``, if the database of its '
+                'cell does not answer.',
             ),
             'reason': described(_REPORTED_STRING, 'Why it is not up; null while it is.'),
             'seen_at': described(
@@ -48,7 +48,7 @@ HOST = described(
                 'reported.',
             ),
             'cache_bytes': described(
-                nullable(common.COUNT), 'Bytes that its cache takes; null if not reported.'
+                nullable(common.COUNT), 'Bytes that its cache occupies; null if not reported.'
             ),
             'free_bytes': common.FREE_BYTES,
         }
@@ -57,7 +57,7 @@ HOST = described(
 )
 _FILE = {
     'size_bytes': described(common.COUNT, 'The size of the file.'),
-    'disk_bytes': described(common.COUNT, 'Bytes that the file takes on the disk.'),
+    'disk_bytes': described(common.COUNT, 'Bytes that the file occupies on the disk.'),
     'touched_at': described(
         common.TIME, 'When it was last used or requested, by the clock of the host.'
     ),
@@ -70,7 +70,7 @@ HOST_IMAGE = described(
     common.whole(
         {
             'name': described(
-                common.STRING, 'The name of the file, which is made of the id of the image.'
+                common.STRING, 'The name of the file, which is derived from the id of the image.'
             ),
             'image_id': described(
                 nullable(common.UUID),

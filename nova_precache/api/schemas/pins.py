@@ -18,8 +18,8 @@ CREATE = common.only(
                 'images': common.IMAGES,
                 'until': described(
                     nullable(common.TIME),
-                    'The time of its end, later than now; without one, it stays until it is '
-                    'deleted.',
+                    'The time at which it ends, later than now; without one, it stays until '
+                    'it is deleted.',
                 ),
                 'description': nullable(common.DESCRIPTION),
             },
@@ -41,7 +41,7 @@ _PIN = {
     'id': _PIN_ID,
     'status': described(common.STRING, 'The status: ``active`` or ``ended``.'),
     'reason': described(
-        nullable(common.STRING), 'Why it ended, or which problem it has now; else null.'
+        nullable(common.STRING), 'Why it ended, or its current problem; else null.'
     ),
     'aggregate': described(common.RECORDED_AGGREGATE, 'The aggregate.'),
     'images': described(common.items(common.UUID), 'The ids of the images.'),
@@ -50,7 +50,7 @@ _PIN = {
         'The images that are no longer available, each with the reason.',
     ),
     'until': described(
-        nullable(common.TIME), 'The time of its end; null if it stays until it is deleted.'
+        nullable(common.TIME), 'The time at which it ends; null if it stays until it is deleted.'
     ),
     'description': described(nullable(common.STRING), 'The text of the caller; null without one.'),
     **common.OWNER,
@@ -64,16 +64,23 @@ PIN = described(common.whole(_PIN), 'The pin.')
 _COVERAGE = common.whole(
     {
         'wanted': described(
-            common.COUNT, 'Files that it wants: hosts of the aggregate times images.'
+            common.COUNT, 'Files that it keeps cached: hosts of the aggregate times images.'
         ),
         'cached': described(
             nullable(common.COUNT),
-            'How many of them are cached, as far as their hosts have reported; null with '
-            '``[image_cache] compute_backend = nova``, since the hosts report none.',
+            'The number of them that are cached, as reported by the hosts; null with '
+            '``[image_cache] compute_backend = nova``, since those hosts report no inventory.',
         ),
     }
 )
 PIN_WITH_COVERAGE = described(
-    common.whole({**_PIN, 'coverage': described(_COVERAGE, 'How much of it is cached.')}),
+    common.whole(
+        {
+            **_PIN,
+            'coverage': described(
+                _COVERAGE, 'The number of its files, and of those that are cached.'
+            ),
+        }
+    ),
     'The pin.',
 )

@@ -50,7 +50,7 @@ CREATE = common.only(
                 'images': common.IMAGES,
                 'priority': described(
                     nullable({'type': 'integer', 'minimum': -1000, 'maximum': 1000}),
-                    'Requests with a greater priority go first; 0 by default.',
+                    'Requests with a higher priority are served first; 0 by default.',
                 ),
                 'max_parallel_hosts': _least(
                     1,
@@ -66,8 +66,9 @@ CREATE = common.only(
                 ),
                 'canary': _least(
                     1,
-                    'The number of hosts, the first ones, that must succeed before the others '
-                    'start. If one of them fails, the tasks of the others are cancelled.',
+                    'The number of hosts, the first in the plan, that must succeed before '
+                    'the others start. If one of them fails, the tasks of the others are '
+                    'cancelled.',
                 ),
                 'max_failures': _least(
                     0, 'If more tasks fail, those that have not started are cancelled.'
@@ -75,7 +76,7 @@ CREATE = common.only(
                 'description': nullable(common.DESCRIPTION),
                 'client_request_id': described(
                     nullable(common.NAME),
-                    'A name of your own, unique among the requests of the project.',
+                    'An id that the client chooses, unique among the requests of the project.',
                 ),
             },
             required=['images'],
@@ -136,7 +137,7 @@ INDEX = common.strict(
         'sort_key': common.once(
             described(
                 {'type': 'string', 'enum': list(SORT_KEYS)},
-                'What to sort by; ``created_at`` by default.',
+                'The field to sort by; ``created_at`` by default.',
             )
         ),
         'sort_dir': common.once(
@@ -182,13 +183,13 @@ _OPTIONS = common.whole(
     {
         'max_parallel_hosts': described(
             _OPTIONAL_COUNT,
-            'The number of hosts that download at a time; null for as many as are allowed.',
+            'The number of hosts that download at a time; null for the configured limit.',
         ),
         'max_rate_bytes': described(
             _OPTIONAL_COUNT, 'Bytes per second on each host; null for no limit.'
         ),
         'not_before': described(
-            _OPTIONAL_TIME, 'The time before which no task starts; null for at once.'
+            _OPTIONAL_TIME, 'The time before which no task starts; null to start at once.'
         ),
         'deadline': described(
             _OPTIONAL_TIME, 'The time at which unfinished tasks end ``expired``; null for never.'
@@ -216,7 +217,7 @@ REQUEST = described(
                 '``failed`` and others.',
             ),
             'reason': described(
-                _OPTIONAL_STRING, 'The reason for the status; null if the tasks say it all.'
+                _OPTIONAL_STRING, 'The reason for the status; null if the tasks have the reasons.'
             ),
             'aggregate': described(
                 nullable(common.RECORDED_AGGREGATE),
@@ -229,12 +230,12 @@ REQUEST = described(
             ),
             'images': described(common.items(common.UUID), 'The ids of the images.'),
             'priority': described(
-                {'type': 'integer'}, 'Requests with a greater priority go first.'
+                {'type': 'integer'}, 'Requests with a higher priority are served first.'
             ),
             'options': described(_OPTIONS, 'The options.'),
             'description': described(_OPTIONAL_STRING, 'The text of the caller; null without one.'),
             'client_request_id': described(
-                _OPTIONAL_STRING, 'The name that the client gave it; null without one.'
+                _OPTIONAL_STRING, 'The id that the client chose; null without one.'
             ),
             'pin_id': described(
                 nullable(common.UUID), 'The id of the pin that created it; null without one.'
@@ -251,14 +252,14 @@ REQUEST = described(
             'finished_at': _FINISHED_AT,
             'hosts_total': described(common.COUNT, 'The number of hosts in the plan.'),
             'hosts_done': described(
-                common.COUNT, 'The number of hosts of which every task has ended.'
+                common.COUNT, 'The number of hosts whose tasks have all ended.'
             ),
             'counts': described(
                 {'type': 'object', 'additionalProperties': common.COUNT},
                 'The number of tasks in each status.',
             ),
             'bytes_done': _BYTES_DONE,
-            'bytes_total': described(common.COUNT, 'Bytes to download, as far as is known.'),
+            'bytes_total': described(common.COUNT, 'Bytes to download, as far as known.'),
             'rate_bytes': described(
                 common.COUNT, 'Bytes per second of all running transfers together.'
             ),
@@ -315,7 +316,7 @@ ESTIMATED_HOST = described(
             ),
             'reason': described(
                 _OPTIONAL_STRING,
-                'Why nothing would be done there, or which hosts share its cache; else null.',
+                'Why the host would do nothing, or which hosts share its cache; else null.',
             ),
             'images': described(
                 common.items(
@@ -378,8 +379,8 @@ ESTIMATE = described(
     common.whole(
         {
             'hosts': described(common.items(ESTIMATED_HOST), 'The hosts of this page.'),
-            'totals': described(_TOTALS, 'All hosts together, those of other pages too.'),
-            'glance': described(_GLANCE, 'The load of the image service.'),
+            'totals': described(_TOTALS, 'Totals of all hosts, including those of other pages.'),
+            'glance': described(_GLANCE, 'The load on the image service.'),
         }
     ),
     'The estimate.',

@@ -19,7 +19,7 @@ _SUMMARY: model.Json = {
     'status': _STATUS,
     'version': described(common.STRING, 'The newest microversion.'),
     'min_version': described(common.STRING, 'The oldest microversion.'),
-    'updated': described(common.STRING, 'A date without a meaning.'),
+    'updated': described(common.STRING, 'A date without meaning.'),
     'links': _LINKS,
 }
 

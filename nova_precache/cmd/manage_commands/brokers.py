@@ -47,12 +47,12 @@ def _read() -> str:
     lines = text.split()
     if len(lines) != 1:
         raise exception.InvalidInput(
-            f'{OPTION} {STANDARD_INPUT} takes one line of standard input, which is the URL'
+            f'{OPTION} {STANDARD_INPUT} expects the URL as one line on standard input'
         )
     return lines[0]
 
 
 def _checked(conf: cfg.ConfigOpts, url: str, source: str) -> str:
     if len(url.split()) != 1 or rpc.describe_url(conf, url) in {'', rpc.UNREADABLE}:
-        raise exception.InvalidInput(f'{source} cannot be read; is its password quoted?')
+        raise exception.InvalidInput(f'{source} cannot be parsed; is the password percent-encoded?')
     return url

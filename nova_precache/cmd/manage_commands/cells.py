@@ -69,8 +69,8 @@ def _refuse_used(
         )
     if jobs := site.departures.jobs_in_cell(cell.uuid):
         raise exception.InUse(
-            f'Cell {cell.name} has work in flight, {jobs} images on hosts: cancel the requests '
-            'first, or let them end.'
+            f'Cell {cell.name} has {jobs} jobs in progress: cancel the requests or wait until they '
+            'end.'
         )
     for host in mapped:  # check all before the first is deleted
         hosts.refuse_used(site, host)

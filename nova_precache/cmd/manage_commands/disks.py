@@ -18,7 +18,7 @@ def create(conf: cfg.ConfigOpts) -> int:
     driver.init_host()
     size_bytes = None if arguments.size_gib is None else arguments.size_gib * 1024**3
     boot = Control(is_boot=True)
-    interrupted = exception.Cancelled('interrupted, no root disk was made', keep_partial=True)
+    interrupted = exception.Cancelled('interrupted: no root disk was created', keep_partial=True)
     running.on_stop_signals(lambda: boot.stop(interrupted))
     try:
         disk = driver.create_root_disk(
@@ -32,7 +32,7 @@ def create(conf: cfg.ConfigOpts) -> int:
         if conf.glance.auth_type:
             raise
         raise exception.ConfigError(
-            f'{exc}: it is not in the cache, and [glance] auth_type is not set'
+            f'{exc}: the image is not in the cache, and [glance] auth_type is not set'
         ) from exc
     print(disk.path)
     return 0

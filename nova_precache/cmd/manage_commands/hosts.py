@@ -66,20 +66,21 @@ def refuse_used(site: manage_commands.Site, host: str) -> None:
         raise exception.ComputeHostNotFound(host)
     if known is not None and known.status == model.HostStatus.UP:
         raise exception.InUse(
-            f'Host {host} is up, it reported at {known.agent.seen_at} UTC: stop its compute first.'
+            f'Host {host} is up (last report: {known.agent.seen_at} UTC): stop its compute first.'
         )
     if known is not None and known.status == model.HostStatus.UNKNOWN:
         raise exception.InUse(
-            f'Host {host} is not known to be down ({known.reason}): try again once a conductor '
-            'has heard its cell for [DEFAULT] service_down_time.'
+            f'Cannot verify that host {host} is down ({known.reason}): try again after a conductor '
+            'has received reports from its cell for [DEFAULT] service_down_time.'
         )
     if aggregates := sorted(site.inventory.aggregates_of_host(host)):
         names = ', '.join(map(str, aggregates))
-        raise exception.InUse(f'Host {host} is in aggregates (by id) {names}: remove it there.')
+        raise exception.InUse(
+            f'Host {host} is in the aggregates with id {names}: remove it from them first.'
+        )
     if jobs := site.departures.jobs_on_host(host):
         raise exception.InUse(
-            f'Host {host} has work in flight, {jobs} images: cancel the requests first, or let '
-            'them end.'
+            f'Host {host} has {jobs} jobs in progress: cancel the requests or wait until they end.'
         )
 
 

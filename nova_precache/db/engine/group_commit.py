@@ -93,7 +93,9 @@ class Group(Generic[M, C]):
                 self._hand_over()
         try:
             if not entry.woken.wait(deadline.left(MOST_SECONDS)):
-                raise exception.DatabaseUnavailable('others are being committed', is_reached=True)
+                raise exception.DatabaseUnavailable(
+                    'earlier commits have not finished', is_reached=True
+                )
             if not entry.is_done:
                 self._lead()
         except BaseException:

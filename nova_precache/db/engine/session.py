@@ -435,7 +435,7 @@ def _what_is_wrong(url: str, error: Exception) -> str:
     if is_telling and url.count('@') <= 1:
         first_line, _, _ = str(error).partition('\n')
         return f'cannot be used: {first_line}'
-    return 'cannot be used; is it a URL, and its password quoted?'
+    return 'cannot be used; check that it is a URL and that its password is quoted'
 
 
 def _see_what_others_commit(engine: sa.Engine) -> None:

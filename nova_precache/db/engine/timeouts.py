@@ -68,7 +68,7 @@ class Silence:
         if self._ends_at is None or not deadline.is_set():
             return
         if self._clock() < self._ends_at:
-            raise exception.DatabaseUnavailable('it gave no answer a moment ago')
+            raise exception.DatabaseUnavailable('it did not answer a moment ago')
         self._ends_at = self._clock() + PING_SECONDS + SILENT_SECONDS
 
     @contextlib.contextmanager
@@ -136,7 +136,7 @@ def _limit_ping(dialect: sa.Dialect, limits: TimeLimits, silence: Silence) -> No
 def _open(dialect: sa.Dialect, places: Any, options: dict[str, Any], limits: TimeLimits) -> Any:
     seconds = deadline.left(limits.connect_seconds)
     if not seconds:
-        raise dialect.loaded_dbapi.OperationalError(2013, 'no time is left to connect')
+        raise dialect.loaded_dbapi.OperationalError(2013, 'no time left to connect')
     options.setdefault('connect_timeout', max(1, round(seconds)))
     match dialect.driver:
         case 'pymysql':
@@ -205,7 +205,7 @@ def _psycopg(limits: TimeLimits) -> Any:
                     ready = yield wanted
                     if not ready and time.monotonic() >= ends_at:
                         self.pgconn.finish()
-                        raise psycopg.OperationalError('the server gave no answer in time')
+                        raise psycopg.OperationalError('the server did not answer in time')
                     wanted = gen.send(ready)
             except StopIteration as exc:
                 return exc.value

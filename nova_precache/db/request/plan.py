@@ -271,7 +271,7 @@ def _skip_what_was_left_out(session: orm.Session, request_id: str) -> None:
         models.Task.status == model.TaskStatus.QUEUED,
         models.Task.job_uuid.is_(None),
     )
-    outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, 'the plan of the retry leaves it out')
+    outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, 'not in the plan of the retry')
     job_outcome.end_tasks(session, unplanned, outcome)
 
 

@@ -94,7 +94,7 @@ class LibvirtDriver(driver.ComputeDriver):
             force_raw=settings.force_raw_images,
         )
         self._space = space.CacheSpace(settings.layout, settings.reserved_disk_bytes)
-        self._locks = locks.ImageLocks(settings.layout.lock_directory, self._store.check_there)
+        self._locks = locks.ImageLocks(settings.layout.lock_directory, self._store.check_mounted)
         self._sweeper = sweeper.Sweeper(self._store, self._locks, settings.partial_max_age_seconds)
         self._usage = disk_usage = usage.DiskUsage(settings.layout)
         self._used_by: Mapping[str, int] | None = None
@@ -165,8 +165,8 @@ class LibvirtDriver(driver.ComputeDriver):
             raise exception.ConfigError(f'instances_path cannot be used: {exc}') from exc
         if not capabilities.has_fowner():
             LOG.warning(
-                'This process lacks CAP_FOWNER: a base file that libvirt gives to the user of its '
-                'machines cannot be kept from growing old. Have systemd give it to the service: '
+                'This process lacks CAP_FOWNER: it cannot touch base files that libvirt has given '
+                'to the user of QEMU, so they may expire early. Set in the systemd unit: '
                 'CapabilityBoundingSet=CAP_FOWNER and AmbientCapabilities=CAP_FOWNER'
             )
 
@@ -200,7 +200,7 @@ class LibvirtDriver(driver.ComputeDriver):
         self._sweeper.sweep()
         is_novas = any(map(os.path.exists, self._settings.layout.nova_marks))
         if is_novas and not self._settings.expiry_set:
-            LOG.debug('Unused base files are left to nova-compute, whose cache this is too')
+            LOG.debug('nova-compute uses this cache, too, and removes the unused base files')
             return
         self._expirer.run()
 
@@ -208,7 +208,7 @@ class LibvirtDriver(driver.ComputeDriver):
         if self._has_file_cache():
             self._sweeper.sweep()
 
-    def forget_image(self, image_id: str) -> bool:
+    def discard_partial(self, image_id: str) -> bool:
         return not self._has_file_cache() or self._sweeper.discard_partial(image_id)
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
@@ -231,14 +231,14 @@ class LibvirtDriver(driver.ComputeDriver):
         try:
             return self._usage.counts()
         except exception.StorageError as exc:
-            LOG.debug('Nobody knows how many disks are based on each image: %s', exc)
+            LOG.debug('Cannot count the disks based on each image: %s', exc)
             return None
 
     def _measure_lag(self) -> float:
         try:
             return self._store.measure_lag()
         except exception.CacheError as exc:
-            LOG.debug('The clock of the cache is not known: %s', exc)
+            LOG.debug('Cannot read the clock of the cache: %s', exc)
             return self._lag_seconds
 
     def cache_report(self) -> driver.CacheReport:
@@ -252,18 +252,18 @@ class LibvirtDriver(driver.ComputeDriver):
             )
             self._problem = None
         except exception.CacheError as exc:
-            self._mend(exc)
+            self._repair(exc)
             return driver.CacheReport()
         return report
 
-    def _mend(self, problem: exception.CacheError) -> None:
+    def _repair(self, problem: exception.CacheError) -> None:
         """Create removed directories again for the next report; log a lasting problem once."""
         try:
-            self._store.check_there()
+            self._store.check_mounted()
         except exception.CacheError as exc:
             problem = exc
         if str(problem) != self._problem:
-            LOG.warning('The cache cannot be reported: %s', problem)
+            LOG.warning('Cannot read the size and free space of the cache: %s', problem)
         self._problem = str(problem)
 
     def _has_file_cache(self) -> bool:
@@ -272,7 +272,7 @@ class LibvirtDriver(driver.ComputeDriver):
     def _check_backend(self) -> None:
         if not self._has_file_cache():
             raise exception.BackendUnsupported(
-                f'[libvirt] images_type {self._settings.images_type} keeps no image cache in files'
+                f'[libvirt] images_type {self._settings.images_type} does not cache images in files'
             )
 
 

@@ -90,7 +90,7 @@ class RootDiskMaker:
         else:
             with _new_file(path) as temporary:
                 self._copy(base_path, base, temporary, size_bytes, control)
-        LOG.info('Root disk %s of image %s is made, %d bytes', path, image_id, size_bytes)
+        LOG.info('Created root disk %s from image %s, %d bytes', path, image_id, size_bytes)
         return driver.RootDisk(
             path=path,
             format='qcow2' if self._overlay else 'raw',
@@ -112,7 +112,7 @@ class RootDiskMaker:
         with self._locks.hold(layout.base_name(image_id), control):
             if not self._store.touch(image_id, is_boot=True):
                 raise exception.StorageError(
-                    f'The base file of image {image_id} was removed meanwhile'
+                    f'The base file of image {image_id} was removed during the boot'
                 )
             yield
             # An expiry round that listed the file before the disk existed now keeps it.
@@ -173,7 +173,7 @@ def _directory(path: str) -> Iterator[None]:
     """Create a directory if it is missing; on an error, remove it again."""
     existed = os.path.isdir(path)
     if not existed:
-        with cache_store.storage_errors(f'Making {path}'), contextlib.suppress(FileExistsError):
+        with cache_store.storage_errors(f'Creating {path}'), contextlib.suppress(FileExistsError):
             os.mkdir(path)  # not its parents, which may be a mount
     try:
         yield
@@ -201,7 +201,7 @@ def _copy_sparse(source: str, target: str, control: Control) -> None:
         except subprocess.TimeoutExpired as exc:
             copying.kill()
             raise exception.StorageError(
-                f'Copying to {target}: it took more than {_COPY_SECONDS} s'
+                f'Copying to {target} took more than {_COPY_SECONDS} s'
             ) from exc
     control.check()
     if copying.returncode != 0:

@@ -130,7 +130,7 @@ class DiskUsage:
         """List the directories of instances, including those being resized or deleted."""
         recovered = os.path.join(self._paths.instances_path, _RECOVERED)
         others = {self._paths.base_directory, self._paths.lock_directory, recovered}
-        with store.storage_errors(f'Looking for disks in {self._paths.instances_path}'):
+        with store.storage_errors(f'Listing disks in {self._paths.instances_path}'):
             entries = _entries(self._paths.instances_path)
             return [entry.path for entry in entries if entry.is_dir() and entry.path not in others]
 
@@ -147,7 +147,7 @@ class _Content:
 
 def _content(path: str) -> _Content | None:
     """Return a file, None if it is missing or empty; an empty one was not copied yet."""
-    with store.storage_errors(f'Looking at {path}'):
+    with store.storage_errors(f'Checking {path}'):
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -170,7 +170,7 @@ def _digest(content: _Content) -> bytes | None:
 
 
 def _names_in(directory: str) -> Iterator[str]:
-    with store.storage_errors(f'Looking for disks in {directory}'):
+    with store.storage_errors(f'Listing disks in {directory}'):
         try:
             entries = [entry for entry in _entries(directory) if entry.is_file()]
         except FileNotFoundError:
@@ -186,7 +186,7 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
         entries = list(scanned)
     for entry in entries:
         if entry.is_symlink() and not os.path.exists(entry.path):
-            raise exception.StorageError(f'{entry.path} leads to where nothing is')
+            raise exception.StorageError(f'{entry.path} is a broken symbolic link')
     return entries
 
 
@@ -226,12 +226,12 @@ def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:
     header = disk.read(_QCOW2_HEADER.size)
     if not header.startswith(_QCOW2_MAGIC):
         if noted_format == 'qcow2':
-            raise ValueError('it is not qcow2 any more')
+            raise ValueError('it is no longer qcow2')
         if name == _ROOT_DISK and len(header) < _QCOW2_HEADER.size:
-            raise ValueError('it is cut off')
+            raise ValueError('it is truncated')
         return []
     if len(header) < _QCOW2_HEADER.size:
-        raise ValueError('it is cut off')
+        raise ValueError('it is truncated')
     _, version, offset, length = _QCOW2_HEADER.unpack(header)
     if version not in _QCOW2_VERSIONS:
         raise ValueError(f'its version is {version}')
@@ -242,7 +242,7 @@ def _backing_paths(disk: BinaryIO, name: str, noted_format: Any) -> list[str]:
     disk.seek(offset)
     backing_file = disk.read(length)
     if len(backing_file) < length or b'\0' in backing_file:
-        raise ValueError('the name of its backing file is cut off')
+        raise ValueError('the name of its backing file is truncated')
     return _paths_in(os.fsdecode(backing_file))
 
 

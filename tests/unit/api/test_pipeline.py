@@ -229,7 +229,7 @@ def test_without_authentication_the_loopback_will_do(host: str) -> None:
 
 
 def test_without_authentication_no_other_server_runs_the_application() -> None:
-    with pytest.raises(exception.ConfigError, match='another WSGI server') as refused:
+    with pytest.raises(exception.ConfigError, match='its WSGI server') as refused:
         auth.refuse_foreign_server('noauth2')
     assert 'bind_host' not in str(refused.value)
     auth.refuse_foreign_server('keystone')

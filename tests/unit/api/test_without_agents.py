@@ -17,7 +17,10 @@ from nova_precache.db import agents, caches
 from tests.unit.api.conftest import Api
 from tests.unit.cells.conftest import CellDatabase
 
-UNTOLD = 'It is not known what is in the caches: with compute_backend = nova no host tells.'
+UNTOLD = (
+    'The contents of the caches are unknown: with compute_backend = nova, hosts report no '
+    'inventory.'
+)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_hosts_are_shown_with_what_their_cells_know_and_no_more(hosts: Api) -> N
     assert {name: (host['status'], host['reason']) for name, host in shown.items()} == {
         'one': ('up', None),
         'two': ('down', 'host down: it has no nova-compute service'),
-        'three': ('unknown', "cell n2's database is unreachable (its mapping names none)"),
+        'three': ('unknown', "cell n2's database is unreachable (its mapping has no database URL)"),
     }
     assert [host['seen_at'] is None for host in shown.values()] == [False, True, True]
     by_agents = ('version', 'driver', 'store_id', 'cache_bytes', 'free_bytes')
@@ -83,8 +86,8 @@ def test_a_rate_is_refused(beside: Api, asked: dict[str, Any], path: str) -> Non
 
     assert refused.status_int == 400
     assert refused.json['badRequest']['message'] == (
-        'Invalid input for field/attribute max_rate_bytes. Value: 5. '
-        'A stock nova-compute does not heed it.'
+        'Invalid input for field/attribute max_rate_bytes. Value: 5. A stock nova-compute '
+        'does not support it.'
     )
     assert beside.saved_requests() == 0
 

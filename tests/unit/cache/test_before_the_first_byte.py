@@ -49,7 +49,7 @@ def test_a_name_that_something_else_has_is_seen_and_stays(
 ) -> None:
     image = images.add(DATA)
     make(cache.base_file(image.id))
-    with pytest.raises(exception.PlaceTaken, match='where the image has to be') as refused:
+    with pytest.raises(exception.PlaceTaken, match='which the image cannot replace') as refused:
         cache.filler.fill(images, image.id, ignore)
     assert refused.value.retry == model.Retry.NEVER
     assert images.opens == []

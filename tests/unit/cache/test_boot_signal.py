@@ -34,18 +34,18 @@ def seen(tmp_path: pathlib.Path) -> boot_signal.WaitingBoots:
 def test_a_boot_is_seen_while_it_waits(
     tmp_path: pathlib.Path, seen: boot_signal.WaitingBoots
 ) -> None:
-    assert not seen.are_there()
+    assert not seen.any_waiting()
     with boot_signal.WaitingBoots(str(tmp_path)).wait():
-        assert seen.are_there()
-    assert not seen.are_there()
+        assert seen.any_waiting()
+    assert not seen.any_waiting()
 
 
 def test_boots_are_seen_until_the_last_one_has_ended(seen: boot_signal.WaitingBoots) -> None:
     with seen.wait():
         with seen.wait():
-            assert seen.are_there()
-        assert seen.are_there()
-    assert not seen.are_there()
+            assert seen.any_waiting()
+        assert seen.any_waiting()
+    assert not seen.any_waiting()
 
 
 def test_a_boot_of_another_process_is_seen_until_that_dies(
@@ -55,22 +55,22 @@ def test_a_boot_of_another_process_is_seen_until_that_dies(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as boot:
         assert boot.stdout is not None
         assert boot.stdout.readline() == 'waits\n'
-        assert seen.are_there()
+        assert seen.any_waiting()
         boot.kill()
-    assert not seen.are_there()
+    assert not seen.any_waiting()
 
 
 def test_nobody_looks_more_often_than_is_of_use(tmp_path: pathlib.Path) -> None:
     now = [100.0]
     waiting = boot_signal.WaitingBoots(str(tmp_path), lambda: now[0])
-    assert not waiting.are_there()
+    assert not waiting.any_waiting()
     with waiting.wait():
-        assert not waiting.are_there()
+        assert not waiting.any_waiting()
         now[0] += boot_signal.LOOK_SECONDS
-        assert waiting.are_there()
+        assert waiting.any_waiting()
 
 
 def test_without_a_lock_directory_a_boot_goes_on_unseen(tmp_path: pathlib.Path) -> None:
     nowhere = boot_signal.WaitingBoots(str(tmp_path / 'nowhere'), Clock())
     with nowhere.wait():
-        assert not nowhere.are_there()
+        assert not nowhere.any_waiting()

@@ -294,7 +294,7 @@ def test_a_malformed_companion_is_refused_by_its_name(
 def test_an_image_is_not_its_own_kernel(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.update(image.id, kernel_id=image.id)
-    with pytest.raises(exception.ImageGone, match='is itself no kernel'):
+    with pytest.raises(exception.ImageGone, match='cannot be its own kernel'):
         fill(cache, images, image)
     assert (images.opens, cache.names()) == ([], [])
 
@@ -318,7 +318,7 @@ def test_a_kernel_is_stored_under_the_name_of_its_id_as_the_image_service_spells
 
     images.update(image.id, kernel_id=image.id.upper())
     cache.base_file(kernel.id).unlink()
-    with pytest.raises(exception.ImageGone, match='is itself no kernel'):
+    with pytest.raises(exception.ImageGone, match='cannot be its own kernel'):
         fill(cache, images, image)
 
 
@@ -467,7 +467,7 @@ def test_a_kernel_that_is_removed_while_its_image_comes_leaves_it_unpublished(
         if progress.bytes_done == progress.bytes_total:
             cache.base_file(bootable.kernel.id).unlink(missing_ok=True)
 
-    with pytest.raises(exception.StorageError, match='was removed meanwhile'):
+    with pytest.raises(exception.StorageError, match='was removed during the transfer'):
         fill(cache, images, bootable.image, progress=remove)
     assert layout.base_name(bootable.image.id) not in cache.names()
     images.opens.clear()

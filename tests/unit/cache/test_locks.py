@@ -295,14 +295,14 @@ def test_a_lock_file_that_cannot_be_looked_at_is_a_fault_of_the_storage(
 
 def test_nobody_is_waited_for_without_a_reason(image_locks: locks.ImageLocks) -> None:
     reins = transfer_control.Control()
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         assert not reins.is_urgent
 
 
 def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
-        with image_locks.hastening(NAME, reins):
+        with image_locks.priority_boost(NAME, reins):
             boot = Waiting(image_locks, transfer_control.Control(is_boot=True))
             wait_until(lambda: reins.is_urgent, 'the boot waits')
         assert not reins.is_urgent
@@ -313,17 +313,17 @@ def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
 def test_a_boot_that_waits_already_hastens_from_the_start(image_locks: locks.ImageLocks) -> None:
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
-        with image_locks.hastening(NAME, reins):
+        with image_locks.priority_boost(NAME, reins):
             boot = Waiting(image_locks, transfer_control.Control(is_boot=True))
             wait_until(lambda: reins.is_urgent, 'the boot waits')
-        with image_locks.hastening(NAME, reins):
+        with image_locks.priority_boost(NAME, reins):
             assert reins.is_urgent
     boot.join()
 
 
 def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.ImageLocks) -> None:
     reins, boots = transfer_control.Control(), transfer_control.Control(is_boot=True)
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         boot = Waiting(image_locks, boots)
         wait_until(lambda: reins.is_urgent, 'the boot waits')
         boots.stop(exception.Cancelled('not wanted'))
@@ -334,7 +334,7 @@ def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.Imag
 def test_a_boot_of_another_cache_with_the_same_locks_hastens(tmp_path: pathlib.Path) -> None:
     first, second = (locks.ImageLocks(str(tmp_path)) for _ in range(2))
     reins = transfer_control.Control()
-    with first.hold(NAME, reins), first.hastening(NAME, reins):
+    with first.hold(NAME, reins), first.priority_boost(NAME, reins):
         boot = Waiting(second, transfer_control.Control(is_boot=True))
         wait_until(lambda: reins.is_urgent, 'the boot waits')
     boot.join()
@@ -342,7 +342,7 @@ def test_a_boot_of_another_cache_with_the_same_locks_hastens(tmp_path: pathlib.P
 
 def test_precaching_that_waits_does_not_hasten(image_locks: locks.ImageLocks) -> None:
     reins, precaching = transfer_control.Control(), Registering()
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         other = Waiting(image_locks, precaching)
         precaching.is_waiting.wait(20)
         assert not reins.is_urgent
@@ -354,7 +354,7 @@ def test_another_process_hastens_while_it_waits_and_is_killed(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         with _process(_WAITER, tmp_path) as waiter:
             wait_until(lambda: reins.is_urgent, 'the process waits')
             waiter.kill()
@@ -368,7 +368,7 @@ def test_another_process_hastens_until_it_gives_up(
     reins = transfer_control.Control()
     with (
         image_locks.hold(NAME, reins),
-        image_locks.hastening(NAME, reins),
+        image_locks.priority_boost(NAME, reins),
         _process(_IMPATIENT, tmp_path) as waiter,
     ):
         assert waiter.stdin is not None
@@ -386,7 +386,7 @@ def test_two_processes_hasten_until_the_last_is_gone(
     told: list[bool] = []
     with (
         image_locks.hold(NAME, reins),
-        image_locks.hastening(NAME, reins),
+        image_locks.priority_boost(NAME, reins),
         _process(_WAITER, tmp_path) as first,
     ):
         wait_until(lambda: reins.is_urgent, 'the first waits')
@@ -411,7 +411,7 @@ def test_a_process_that_came_before_hastens_nobody_nor_hides_who_comes(
     told: list[bool] = []
     with image_locks.hold(NAME, reins), _process(_WAITER, tmp_path) as early:
         wait_until(lambda: _has_open(early.pid, path), 'it waits')
-        with image_locks.hastening(NAME, reins), reins.at_urgency(told.append):
+        with image_locks.priority_boost(NAME, reins), reins.at_urgency(told.append):
             early.kill()
             early.wait()
             with _process(_WAITER, tmp_path):
@@ -425,7 +425,7 @@ def test_a_process_that_waits_gets_the_lock(
 ) -> None:
     reins = transfer_control.Control()
     with _process(_WAITER, tmp_path) as waiter:
-        with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
             wait_until(lambda: reins.is_urgent, 'the process waits')
         assert waiter.communicate(timeout=20)[0] == 'starts\nheld\n'
 
@@ -435,7 +435,7 @@ def test_a_process_that_waits_for_another_lock_does_not_hasten(
 ) -> None:
     reins = transfer_control.Control()
     told: list[bool] = []
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         with reins.at_urgency(told.append):
             os.listdir(tmp_path)
             with held_by_another_process(tmp_path, OTHER_NAME) as other:
@@ -452,14 +452,14 @@ def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
     reins = transfer_control.Control()
     told: list[bool] = []
     with image_locks.hold(NAME, reins):
-        with image_locks.hastening(NAME, reins), reins.at_urgency(told.append):
+        with image_locks.priority_boost(NAME, reins), reins.at_urgency(told.append):
             (tmp_path / f'nova-{NAME}').unlink()
             with held_by_another_process(tmp_path, NAME) as other:
                 other.communicate()
         assert told == [False]
     with (
         image_locks.hold(NAME, reins),
-        image_locks.hastening(NAME, reins),
+        image_locks.priority_boost(NAME, reins),
         _process(_WAITER, tmp_path),
     ):
         wait_until(lambda: reins.is_urgent, 'the process waits')
@@ -469,7 +469,7 @@ def test_looking_who_waits_holds_nobody_up(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         with _process(_RESTLESS, tmp_path) as restless:
             assert restless.wait(60) == 0
         wait_until(lambda: not reins.is_urgent, 'the process is gone')
@@ -485,9 +485,9 @@ def test_hastening_leaves_nothing_behind(
     with image_locks.hold(NAME, reins):
         before = (os.listdir('/proc/self/fd'), threading.active_count(), os.listdir(tmp_path))
         for _ in range(20):
-            with image_locks.hastening(NAME, reins):
+            with image_locks.priority_boost(NAME, reins):
                 pass
-        with pytest.raises(ValueError), image_locks.hastening(NAME, reins):
+        with pytest.raises(ValueError), image_locks.priority_boost(NAME, reins):
             raise ValueError
         after = (os.listdir('/proc/self/fd'), threading.active_count(), os.listdir(tmp_path))
     assert after == before
@@ -496,7 +496,7 @@ def test_hastening_leaves_nothing_behind(
 
 def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> None:
     image_locks, reins = locks.ImageLocks(str(tmp_path / 'locks')), transfer_control.Control()
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         (tmp_path / 'locks' / f'nova-{NAME}').unlink()
         (tmp_path / 'locks').rmdir()
     assert not reins.is_urgent
@@ -515,7 +515,7 @@ def test_hastening_ends_where_the_watch_ended_before(
 
     reins = transfer_control.Control()
     monkeypatch.setattr(lock_waiters.inotify_simple, 'INotify', Ending)
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         for thread in threading.enumerate():
             if thread.name == 'waiting':
                 thread.join(20)
@@ -533,7 +533,7 @@ def test_what_cannot_be_watched_is_said_once_and_boots_hasten_all_the_same(
     monkeypatch.setattr(lock_waiters.inotify_simple, 'INotify', refuse)
     reins = transfer_control.Control()
     for _ in range(2):
-        with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+        with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
             boot = Waiting(image_locks, transfer_control.Control(is_boot=True))
             wait_until(lambda: reins.is_urgent, 'the boot waits')
         boot.join()
@@ -551,7 +551,7 @@ def test_work_goes_on_where_there_is_no_inotify(
 
     monkeypatch.setattr(lock_waiters.inotify_simple, 'INotify', refuse)
     reins = transfer_control.Control()
-    with image_locks.hold(NAME, reins), image_locks.hastening(NAME, reins):
+    with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         assert not reins.is_urgent
     assert 'Function not implemented' in caplog.text
 

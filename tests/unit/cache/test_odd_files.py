@@ -82,7 +82,7 @@ def test_what_is_in_the_place_of_a_lock_ends_a_job_with_its_path(
     odd_files.IRREGULAR[kind](path)
     with pytest.raises(exception.StorageError) as refusal:
         fill()
-    assert f'by {path}: it is a' in str(refusal.value)
+    assert f'with {path}: it is a' in str(refusal.value)
     assert refusal.value.retry is model.Retry.BACKOFF
     assert os.path.lexists(path)
     assert precious(path)
@@ -122,7 +122,7 @@ def test_what_is_in_the_place_of_the_file_of_boots_is_named_once(
     waiting = boot_signal.WaitingBoots(cache.paths.lock_directory, clock=iter(range(100)).__next__)
     for _ in range(3):
         with waiting.wait():
-            assert not waiting.are_there()
+            assert not waiting.any_waiting()
     (line,) = caplog.messages
     assert f'{path}: it is a' in line
     assert precious(path)

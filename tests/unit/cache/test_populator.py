@@ -138,7 +138,7 @@ def hostile_images() -> dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Pa
         'cut header': (
             'qcow2',
             lambda path: disk_images.truncated(disk_images.converted(path, 'qcow2'), 100),
-            'content is piece of qcow2',
+            'content is incomplete qcow2',
         ),
         'absurd table': ('qcow2', disk_images.qcow2_with_absurd_l1_size, 'qemu-img cannot read'),
         'flat extent': ('vmdk', disk_images.vmdk_flat, 'subformat'),
@@ -151,7 +151,7 @@ def hostile_images() -> dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Pa
                 path,
                 disk_images.converted(path.with_name('inner'), 'qcow2').read_bytes(),
             ),
-            'converted to raw, its content is qcow2',
+            'its content is qcow2 after conversion to raw',
         ),
     }
 
@@ -254,7 +254,7 @@ def test_a_failed_download_leaves_only_what_is_of_use_and_can_be_repeated(
     [
         (deactivate, exception.ImageGone, 'is deactivated', []),
         (delete, exception.ImageGone, 'could not be found', []),
-        (forget_hash, exception.ImageMismatch, 'another size or hash', []),
+        (forget_hash, exception.ImageMismatch, 'changed its size or hash', []),
         (go_away, exception.DownloadInterrupted, 'does not answer', ['journal', 'part']),
     ],
 )

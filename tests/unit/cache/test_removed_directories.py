@@ -160,8 +160,8 @@ def test_where_the_mount_is_not_proven_nothing_is_made_and_the_path_is_named(
         USES[use](cache)
     assert cache.paths.base_directory in str(refusal.value)
     assert all_below(cache) == before
-    with pytest.raises(exception.StorageError, match=r'not made again: .*store-id'):
-        cache.store.check_there()
+    with pytest.raises(exception.StorageError, match=r'not recreated: .*store-id'):
+        cache.store.check_mounted()
     assert all_below(cache) == before
 
 
@@ -185,9 +185,9 @@ def test_without_its_store_id_a_cache_that_is_there_goes_on(
 
 
 def test_who_waits_for_a_lock_makes_no_directory_where_nothing_is_mounted(cache: Cache) -> None:
-    image_locks = locks.ImageLocks(cache.paths.lock_directory, cache.store.check_there)
+    image_locks = locks.ImageLocks(cache.paths.lock_directory, cache.store.check_mounted)
     unmount(cache)
-    with pytest.raises(exception.StorageError, match='not made again'), image_locks.hold('name'):
+    with pytest.raises(exception.StorageError, match='not recreated'), image_locks.hold('name'):
         pass
     assert all_below(cache) == []
 

@@ -276,7 +276,7 @@ def test_the_store_id_stays_and_is_shared(cache: Cache) -> None:
 
 def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
     os.rmdir(cache.paths.base_directory)
-    for use in (cache.store.check_there, cache.space.free_bytes, cache.space.cache_bytes):
+    for use in (cache.store.check_mounted, cache.space.free_bytes, cache.space.cache_bytes):
         with pytest.raises(exception.StorageError, match='No such file or directory'):
             use()
 

@@ -115,7 +115,7 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
     second = CellDatabase(path)
     second.add('h2')
     clock.now += first_rest  # but its pause is longer now
-    with pytest.raises(exception.CellUnreachable, match=r'two.*\(it gave no answer a moment ago\)'):
+    with pytest.raises(exception.CellUnreachable, match=r'two.*\(it did not answer a moment ago\)'):
         alive.why_down('h2', cell.uuid)
     clock.now += second_rest - first_rest
     assert alive.why_down('h2', cell.uuid) is None
@@ -146,7 +146,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
 
     monkeypatch.setattr(services, 'load', silent)
     try:
-        for why in ('it gives no answer', 'it gave no answer a moment ago'):
+        for why in ('it does not answer', 'it did not answer a moment ago'):
             look = alive.look(['h1', 'h2'])
             assert look.down == {'h1': 'host disabled: no reason is given'}
             assert look.unknown == {'h2': f"cell two's database is unreachable ({why})"}
@@ -158,7 +158,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
     assert silent_cell._breaker._open_until == clock.now + liveness.REST_SECONDS[0]
     [line] = caplog.messages
     assert line.startswith('Database of cell two is unavailable: ')
-    assert line.endswith(' (it gives no answer)')
+    assert line.endswith(' (it does not answer)')
 
 
 def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cell(
@@ -198,7 +198,7 @@ def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cel
 @pytest.mark.parametrize(
     ('url', 'why'),
     [
-        ('', 'its mapping names none'),
+        ('', 'its mapping has no database URL'),
         ('nonsense:pa55', 'ArgumentError'),
         ('nosql://nova:pa55@db/nova', 'NoSuchModuleError'),
         ('mysql+pymysql://nova:pa55@db/nova?pa55word=1', 'TypeError'),
@@ -312,7 +312,9 @@ def test_a_host_is_not_down_for_what_it_could_not_report_while_its_cell_was_away
     look = alive.look(['h1', 'h2', 'h3'])
 
     assert look.down == {'h2': 'host down: it is forced down'}
-    assert look.settling == {'h1': 'it has not reported yet since the database of its cell is back'}
+    assert look.settling == {
+        'h1': 'it has not reported yet since the database of its cell came back'
+    }
     assert alive.settling(['h1', 'h2', 'h3']) == ['h1']
     with pytest.raises(exception.HostOccupied, match='has not reported yet'):
         alive.why_down('h1', cell.uuid)

@@ -89,7 +89,7 @@ def test_a_database_without_an_inventory_is_refused(
     conf: cfg.ConfigOpts, path: pathlib.Path
 ) -> None:
     path.touch()
-    with pytest.raises(exception.ConfigError, match='it has no table aggregates'):
+    with pytest.raises(exception.ConfigError, match='table aggregates is missing'):
         novadb.connect(conf)
 
 

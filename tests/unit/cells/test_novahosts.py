@@ -17,7 +17,7 @@ from tests.unit.conftest import DOWN_SECONDS, World
 
 UP, DOWN, UNKNOWN = model.HostStatus
 FORCED = 'host down: it is forced down'
-UNTOLD = "cell two's database is unreachable (its mapping names none)"
+UNTOLD = "cell two's database is unreachable (its mapping has no database URL)"
 
 
 @pytest.fixture
@@ -177,6 +177,6 @@ def test_the_hosts_of_a_silent_cell_are_unknown_and_no_others_and_it_is_not_wait
 
     assert [(host.agent.host, host.status, host.reason) for host in listed] == [
         ('a', UP, None),
-        ('b', UNKNOWN, "cell two's database is unreachable (it gives no answer)"),
+        ('b', UNKNOWN, "cell two's database is unreachable (it does not answer)"),
     ]
     assert waited == [2.0]

@@ -108,7 +108,7 @@ def test_the_checks_of_an_upgrade_close_what_they_opened(conf: pathlib.Path) -> 
     ('spoil', 'why'),
     [
         ('precache.sqlite', 'run nova-precache-manage db sync'),
-        ('nova_api.sqlite', 'it has no table aggregates'),
+        ('nova_api.sqlite', 'table aggregates is missing'),
     ],
 )
 def test_a_command_that_is_refused_closes_what_it_opened(

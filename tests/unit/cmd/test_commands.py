@@ -192,7 +192,9 @@ def test_threads_that_nobody_has_are_told_in_a_line(command: str) -> None:
     ended = _run(command, threads='gevent')
 
     assert ended.returncode == 1
-    assert ended.stderr == ('NOVA_PRECACHE_CONCURRENCY = gevent: it can be threading or eventlet\n')
+    assert ended.stderr == (
+        'NOVA_PRECACHE_CONCURRENCY = gevent: it must be threading or eventlet\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -206,11 +206,11 @@ def test_a_signal_has_the_files_read_again_and_tells_what_is_wrong_with_them(
     file: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     conf = _read(file)
-    running.read_again_at_hangup(conf)
+    running.reload_on_sighup(conf)
 
     _write(file, image_cache='precache_concurrency = none')
     signal.raise_signal(signal.SIGHUP)
-    wait_until(lambda: 'The configuration stays as it was' in caplog.text, 'it is refused')
+    wait_until(lambda: 'Reloading the configuration failed' in caplog.text, 'it is refused')
     _write(file, image_cache='precache_concurrency = 5')
     signal.raise_signal(signal.SIGHUP)
     wait_until(lambda: conf.image_cache.precache_concurrency == 5, 'it is read')

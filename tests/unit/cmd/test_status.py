@@ -102,8 +102,8 @@ def test_a_database_that_was_never_synced_is_a_failure(run: Run) -> None:
 @pytest.mark.parametrize(
     ('revision', 'code', 'said'),
     [
-        ('0001', 2, 'The database is at revision 0001, and this release needs'),
-        ('9999', 1, 'The database is at revision 9999, of a later release than this one'),
+        ('0001', 2, 'The database is at revision 0001, but this release needs'),
+        ('9999', 1, 'The database is at revision 9999, from a later release'),
     ],
 )
 def test_the_tables_of_another_release_are_told(
@@ -157,7 +157,7 @@ def test_a_cell_whose_broker_cannot_be_read_is_a_failure_without_its_password(
     assert code == 2
     assert found['Cells'] == (
         'Failure',
-        'Cells whose broker cannot be reached: cell2 (the URL cannot be read).',
+        'Cells whose broker cannot be reached: cell2 (the URL cannot be parsed).',
     )
 
 

@@ -140,7 +140,7 @@ class ScriptedDriver(virt_driver.ComputeDriver):
             raise self.error
         return model.CacheResult(existing=len(self.asked) > 1, bytes_done=7, bytes_total=7)
 
-    def forget_image(self, image_id: str) -> bool:
+    def discard_partial(self, image_id: str) -> bool:
         self.forgotten.append(image_id)
         if self.error is not None:
             raise self.error

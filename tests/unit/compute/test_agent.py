@@ -312,7 +312,7 @@ def test_the_image_cache_is_managed_again_and_again_through_failures(
 
     driver.wait_managed(3)
     assert _errors(caplog, logging.WARNING) == [
-        'No image of host h1 was removed: The header of /i/disk cannot be read'
+        'Failed to remove unused images of host h1: The header of /i/disk cannot be read'
     ]
 
 
@@ -335,7 +335,7 @@ def test_an_image_cache_that_is_not_to_be_managed_loses_only_what_was_left_unfin
     driver.wait_swept(3)
     assert driver.managed == 0
     assert _errors(caplog, logging.WARNING) == [
-        'Unfinished downloads of host h1 may be left: the directory is gone'
+        'Failed to remove old partial downloads of host h1: the directory is gone'
     ]
 
 
@@ -476,7 +476,7 @@ def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_r
     assert running.run('after', 1, 'i3', lambda note, control: CACHED) == CACHED
     assert conductor.images[-1][2].full
     assert _errors(caplog, logging.ERROR) == [
-        'Host h1 is served by another agent until that one is silent: h1 has another agent since 0'
+        'Another agent serves host h1, waiting until it is silent: h1 has another agent since 0'
     ]
 
 

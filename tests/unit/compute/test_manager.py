@@ -224,7 +224,7 @@ def test_an_image_that_is_refused_for_every_job_ends_with_that_reason(
         exception.CellUnreachable('no conductor answered'),
         exception.Unavailable('the database cannot be reached'),
         exception.ImageServiceUnavailable('Glance does not answer'),
-        exception.VersionUnsupported('confirm_job is not known to whoever was called'),
+        exception.VersionUnsupported('confirm_job is not supported by the called service'),
     ],
 )
 def test_without_an_answer_an_image_is_published(
@@ -245,7 +245,7 @@ def test_a_transfer_that_ended_asks_for_no_token(
     assert _call(_manager(driver, conductor, access)) is not None
     assert access.fresh_token is not None
 
-    with pytest.raises(exception.ImageUnauthorized, match='no job wants it any more'):
+    with pytest.raises(exception.ImageUnauthorized, match='no job needs the image'):
         access.fresh_token()
 
     assert conductor.token_calls == []

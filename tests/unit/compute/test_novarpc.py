@@ -116,7 +116,7 @@ def test_the_version_is_the_one_that_nova_sends_unless_it_is_pinned(
 def test_a_compute_that_is_too_old_is_unsupported(served: Served) -> None:
     served.serve('h1', '5.13')
 
-    with pytest.raises(exception.VersionUnsupported, match=r'cache_images 6\.0 is not known'):
+    with pytest.raises(exception.VersionUnsupported, match=r'cache_images 6\.0 is not supported'):
         served.api().cache_images(CTXT, 'h1', ['i1'], 'token-1')
 
 

@@ -131,12 +131,12 @@ def test_a_stop_of_what_does_not_run_is_told(
 def test_a_compute_of_the_first_release_cannot_be_asked_to_stop(
     transport: rpc.Transport, old: OldCompute
 ) -> None:
-    with pytest.raises(exception.VersionUnsupported, match=r'stop_image 1\.1 is not known'):
+    with pytest.raises(exception.VersionUnsupported, match=r'stop_image 1\.1 is not supported'):
         _api(transport).stop_image(CTXT, 'old', 'j1', 1, model.StopWhy.CANCELLED)
 
 
 def test_a_pin_keeps_a_stop_from_being_sent(transport: rpc.Transport) -> None:
-    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.0'):
+    with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.0'):
         _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, model.StopWhy.PAUSED)
 
 
@@ -162,12 +162,12 @@ def test_what_keeps_a_compute_from_forgetting_is_told(
 def test_an_older_compute_cannot_be_asked_to_forget(
     transport: rpc.Transport, old: OldCompute
 ) -> None:
-    with pytest.raises(exception.VersionUnsupported, match=r'forget_image 1\.2 is not known'):
+    with pytest.raises(exception.VersionUnsupported, match=r'forget_image 1\.2 is not supported'):
         _api(transport).forget_image(CTXT, 'old', 'i1')
 
 
 def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transport) -> None:
-    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
+    with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.1'):
         _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')
 
 
@@ -250,7 +250,7 @@ def test_an_agent_that_is_not_registered_is_asked_to_register_again(
 
 
 def test_a_pin_keeps_an_agent_from_being_asked_to_register_again(transport: rpc.Transport) -> None:
-    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.2'):
+    with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.2'):
         _api(transport, '1.2').register_again(CTXT, 'h1', 'agent-1')
 
 

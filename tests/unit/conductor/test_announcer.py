@@ -151,7 +151,7 @@ def test_a_request_that_cannot_be_announced_does_not_hold_up_the_others(
     assert parts.announced.events() == ['start', 'progress', 'end']
     assert parts.world.to_announce(fine) == []
     assert parts.world.to_announce(stuck) == ['new word', 'h1', 'new word']
-    assert f'Request {stuck.id}: its notification 0 waits' in caplog.messages
+    assert f'Request {stuck.id}: notification 0 is not sent yet' in caplog.messages
 
 
 def test_requests_take_turns_so_that_a_large_one_does_not_hold_up_the_others(
@@ -206,7 +206,7 @@ def test_a_failure_is_logged_and_tried_again(
         running.stop()
 
     assert _events(broker) == ['start', 'progress', 'end']
-    assert 'Notifications could not be sent now, they are tried again' in caplog.messages
+    assert 'Sending notifications failed; retrying' in caplog.messages
 
 
 def test_a_broker_that_takes_nothing_does_not_hold_up_the_stop(

@@ -427,7 +427,7 @@ def test_a_conductor_whose_database_is_away_stops_and_says_that_leases_run_out(
 
     made.stop()
 
-    assert 'the leases will run out' in caplog.text
+    assert 'their leases will expire' in caplog.text
     with pytest.raises(RuntimeError, match='shutdown'):
         made._pool.submit(print)
 

@@ -205,7 +205,7 @@ def test_a_version_that_may_not_be_sent_or_is_not_known_there_is_unsupported_and
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
-    too_old = exception.VersionUnsupported('cache_image 1.0 is not known to whoever was called')
+    too_old = exception.VersionUnsupported('cache_image 1.0 is not supported by the called service')
     parts.compute.script('h1', 'i1', parts.compute.fails(too_old))
 
     parts.serve()

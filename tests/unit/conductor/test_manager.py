@@ -445,7 +445,7 @@ def test_an_older_compute_gets_a_token_while_its_cell_works_with_a_warning_a_hos
     for _ in range(3):
         assert endpoint.get_token(CTXT, mood='fine') == 'fresh-token'
 
-    warnings = [each for each in caplog.messages if 'names no job' in each]
+    warnings = [each for each in caplog.messages if 'without a job id' in each]
     assert [each.rsplit(' ', 1)[1] for each in warnings] == [first.host, second.host]
     for each in (first, second):
         world.jobs.finish(each.job_id, each.epoch, CACHED)
@@ -462,7 +462,7 @@ def test_a_warning_about_older_computes_is_short_however_many_there_are(
 
     assert endpoint.get_token(CTXT) == 'fresh-token'
 
-    [warning] = [each for each in caplog.messages if 'names no job' in each]
+    [warning] = [each for each in caplog.messages if 'without a job id' in each]
     assert warning.endswith('h09 and 2 more')
 
 

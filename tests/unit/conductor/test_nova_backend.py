@@ -184,16 +184,16 @@ def test_after_a_lost_call_all_images_of_the_host_wait_and_hold_no_slot(
     assert nova.images() == ['i1']
     lost, other = _task(parts, request), _task(parts, request, image='i2')
     assert (lost.status, lost.attempts) == ('retry_wait', 1)
-    assert str(lost.reason).startswith('no answer from nova-compute, and the host may still be')
+    assert str(lost.reason).startswith('no answer from nova-compute; the host may still be')
     assert (other.status, other.attempts) == ('retry_wait', 0)
-    assert str(other.reason).startswith('an earlier call got no answer, and the host may still')
+    assert str(other.reason).startswith('an earlier call got no answer; the host may still')
     assert parts.world.claimed() == 0
     with parts.world.database.reader() as session:
         over_at = session.query(models.StockCall).one().over_at
     for task in (lost, other):
         assert task.next_attempt_at is not None
         assert abs(task.next_attempt_at - over_at) < datetime.timedelta(seconds=5)
-        assert f'it is not called before {over_at:%Y-%m-%dT%H:%M:%SZ}' in str(task.reason)
+        assert f'is not called before {over_at:%Y-%m-%dT%H:%M:%SZ}' in str(task.reason)
 
 
 def test_what_is_asked_of_the_host_later_waits_for_the_lost_call_too(

@@ -305,7 +305,7 @@ def test_a_host_has_only_so_many_files_and_the_further_ones_are_told_once(
     assert len(kept('h1')) == 30
     assert caches.Caches(world.database).known_hosts() == {'h1', 'h2'}
     [line] = _assert_quiet(caplog)
-    assert line == 'Refused some images from host h1: at most 30 are kept of a host'
+    assert line == 'Refused some images from host h1: at most 30 are recorded per host'
 
 
 def test_a_cell_has_only_so_many_hosts_and_those_it_has_stay(

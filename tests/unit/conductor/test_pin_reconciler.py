@@ -379,7 +379,7 @@ def test_a_pin_whose_time_is_over_ends_and_asks_for_nothing(site: Site) -> None:
 
     site.round()
 
-    assert (site.now(over).status, site.now(over).reason) == ('ended', 'its time is over')
+    assert (site.now(over).status, site.now(over).reason) == ('ended', 'its end time has passed')
     assert site.asked(over) == []
     assert site.now(open_until_later).status == 'active'
     assert len(site.asked(open_until_later)) == 1
@@ -442,8 +442,8 @@ def test_a_pin_without_an_image_left_ends_and_says_why(site: Site) -> None:
     assert ended.status == 'ended'
     assert set(ended.images_gone) == set(pin.images)
     assert ended.reason == (
-        f'no image is left: Image {pin.images[0]} could not be found.; '
-        f'Image {pin.images[1]} is not visible to project p1'
+        f'no image is available: Image {pin.images[0]} could not be found.; Image '
+        f'{pin.images[1]} is not visible to project p1'
     )
     assert site.asked(pin) == []
 
@@ -491,7 +491,7 @@ def test_one_pin_that_fails_unexpectedly_does_not_stop_the_round(
     site.round()
 
     assert site.now(bad).reason == 'unexpected ZeroDivisionError'
-    assert f'Looking after pin {bad.id} failed' in caplog.text
+    assert f'Checking pin {bad.id} failed' in caplog.text
     assert len(site.asked(good)) == 1
 
 
@@ -564,8 +564,8 @@ def test_a_file_that_is_another_users_is_not_asked_for_again(
 
     assert len(site.asked(not_ours)) == 1
     assert site.now(not_ours).reason == (
-        'files that are there and cannot be kept: 1, '
-        f'such as image {not_ours.images[0]} on h1 (see its task)'
+        f'cached files that cannot be kept: 1, such as image {not_ours.images[0]} on h1 (see '
+        'its task)'
     )
 
 
@@ -629,7 +629,7 @@ def test_what_fails_is_what_is_wrong_with_a_pin(site: Site) -> None:
 
     assert len(site.asked(pin)) == 1
     assert site.now(pin).reason == (
-        f'files that failed and are tried again later: 2, such as image {pin.images[0]} on h1'
+        f'files that failed and will be retried: 2, such as image {pin.images[0]} on h1'
     )
 
 
@@ -746,4 +746,4 @@ def test_an_image_whose_kernel_is_gone_cannot_be_kept(site: Site) -> None:
     site.round()
     assert site.asked(pin) == []
     reason = f'Image {image_id} cannot be booted without its kernel_id {kernel_id}: '
-    assert str(site.now(pin).reason).startswith(f'no image is left: {reason}')
+    assert str(site.now(pin).reason).startswith(f'no image is available: {reason}')

@@ -263,7 +263,7 @@ def test_a_request_that_cannot_be_planned_now_does_not_hold_up_the_others(
 
     assert parts.world.status(bad.request) == 'accepted'
     assert parts.world.status(good.request) == 'planned'
-    assert f'Request {bad.request.id} is planned later' in caplog.text
+    assert f'Planning of request {bad.request.id} is postponed' in caplog.text
     assert len([record for record in caplog.records if record.exc_info]) == traces
 
 

@@ -305,7 +305,7 @@ def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport
     server.start()
     with pytest.raises(exception.VersionUnsupported, match='confirm_job'):
         _reporter(transport).confirm_job('j1', 3)
-    with pytest.raises(exception.VersionUnsupported, match=r'the pin is 1\.1'):
+    with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.1'):
         _reporter(transport, '1.1').confirm_job('j1', 3)
     server.stop()
 

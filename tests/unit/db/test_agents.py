@@ -296,8 +296,7 @@ def test_a_silent_host_of_a_cell_that_cannot_be_heard_is_unknown_with_the_reason
 
     assert world.agents.settling(['host1', 'never']) == ['host1', 'never']
     assert world.agents.look(['host1'])['host1'].reason == (
-        'last report at 2001-01-01T00:00:00Z, and conductors have heard its cell again only for '
-        'a moment'
+        'last report at 2001-01-01T00:00:00Z, and conductors have just reconnected to its cell'
     )
 
     world.pass_time(DOWN_SECONDS)
@@ -305,7 +304,7 @@ def test_a_silent_host_of_a_cell_that_cannot_be_heard_is_unknown_with_the_reason
 
     assert world.agents.settling(['host1', 'never']) == []
     assert world.agents.look(['host1'])['host1'].reason == (
-        'last report at 2001-01-01T00:00:00Z, and no conductor hears its cell now'
+        'last report at 2001-01-01T00:00:00Z, and no conductor is connected to its cell'
     )
 
 

@@ -895,7 +895,7 @@ def test_only_the_registered_agent_of_a_host_begins_its_jobs(world: World) -> No
     _claim(world)
     assigned = _assign(world)
 
-    with pytest.raises(exception.AgentConflict, match='stranger is not the one that is registered'):
+    with pytest.raises(exception.AgentConflict, match='stranger is not registered'):
         world.jobs.begin(assigned.job_id, assigned.epoch, True, agent_id='stranger')
     assert world.statuses(request) == {('h1', 'i1'): 'queued'}
 

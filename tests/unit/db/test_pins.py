@@ -214,10 +214,10 @@ def test_a_keeper_ends_a_pin_with_what_is_gone(store: pins.Pins) -> None:
     made = _create(store)
     assert store.take(made.id, 'c1', 0)
 
-    assert store.close(made.id, 'c1', 'no image is left', {'i1': 'deleted'})
+    assert store.close(made.id, 'c1', 'no image is available', {'i1': 'deleted'})
 
     ended = store.get(made.id)
-    assert (ended.status, ended.reason) == ('ended', 'no image is left')
+    assert (ended.status, ended.reason) == ('ended', 'no image is available')
     assert ended.images_gone == {'i1': 'deleted'}
     assert ended.ended_at == ended.checked_at is not None
 

@@ -94,7 +94,7 @@ def test_an_image_that_changes_on_the_way_is_not_gone_on_with(link: Link, attemp
     image = link.image
     link.cuts = [70_000]
     attempt.control.on_pause = lambda: setattr(link, 'shown', image_of(DATA[:-1]))
-    with pytest.raises(exception.ImageMismatch, match='another size or hash'):
+    with pytest.raises(exception.ImageMismatch, match='changed its size or hash'):
         attempt.run(link.images(), image)
     assert link.ranges == [None]
     assert attempt.target.log == []

@@ -235,7 +235,7 @@ class BootsElsewhere:
         yield
         self.seen.append(False)
 
-    def are_there(self) -> bool:
+    def any_waiting(self) -> bool:
         begin, end = self._between
         return begin <= self._time() < end
 

@@ -404,7 +404,7 @@ def test_an_answer_that_is_cut_is_an_interruption(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(body=DATA[:1000], length=len(DATA))]
-    with pytest.raises(exception.DownloadInterrupted, match='was cut'):
+    with pytest.raises(exception.DownloadInterrupted, match='was interrupted'):
         read(images)
 
 
@@ -448,7 +448,7 @@ def test_data_without_length_that_are_cut_are_an_interruption(
     body = chunked(DATA[:3000], 1000)
     for length in (len(body) - 5, len(body) - 500):
         server.answers = [Answer(body=body[:length], headers=CHUNKED)]
-        with pytest.raises(exception.DownloadInterrupted, match='was cut'):
+        with pytest.raises(exception.DownloadInterrupted, match='was interrupted'):
             read(images)
 
 

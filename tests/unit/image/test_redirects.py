@@ -230,7 +230,7 @@ def test_what_is_no_redirect_is_not_followed(
 def test_the_refusal_of_another_origin_is_not_the_word_of_glance(
     server: Server, elsewhere: Server, images: glance.GlanceImageService, status: int
 ) -> None:
-    why = f'{elsewhere.url}, to which it is redirected, answers HTTP {status} without credentials'
+    why = f'redirected to {elsewhere.url}, which answers HTTP {status} without credentials'
     server.answers = [to(f'{elsewhere.url}/mirror?signature=secret')] * 2
     elsewhere.answers = [Answer(status)] * 2
     with pytest.raises(exception.DownloadInterrupted, match=why) as read_error:

@@ -154,7 +154,7 @@ REFUSED_ONLY_HERE = {
     'qcow2 of no size': ('qcow2',),
     'vmdk with another size in its footer': ('vmdk',),
     'vdi and vmdk descriptor': ('vdi',),  # of two that fit, qemu takes the one it asks first
-    'no byte': ('raw', 'ami'),
+    'virtual size is 0': ('raw', 'ami'),
     # Their magic is there, but not all that qemu looks at.
     **dict.fromkeys(
         ('qcow2, magic only', 'parallels of the older kind', 'bochs', 'cloop'), ('raw', 'ami')

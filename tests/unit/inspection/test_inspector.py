@@ -356,7 +356,7 @@ def test_an_image_within_an_image_is_refused(
     disk_images.qcow2_of(path, inner.read_bytes())
     inspected = inspector.inspect(str(path), 'qcow2')
     converter = convert.Converter(qemu_img.QemuImg(), inspector)
-    with pytest.raises(exception.UnsafeImage, match='converted to raw, its content is qcow2'):
+    with pytest.raises(exception.UnsafeImage, match='its content is qcow2 after conversion to raw'):
         converter.to_raw(str(path), inspected, str(tmp_path / 'target'))
 
 
@@ -392,5 +392,5 @@ def test_every_format_that_qemu_guesses_is_known_to_the_inspector(
     """A base file that qemu would not take for raw must not pass for raw."""
     for qemu_format in ('qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi', 'qed', 'parallels', 'qcow'):
         disk_images.converted(path, qemu_format)
-        with pytest.raises(exception.UnsafeImage, match='converted to raw, its content is'):
+        with pytest.raises(exception.UnsafeImage, match='its content is'):
             inspector.check_converted(str(path))

@@ -220,7 +220,7 @@ def test_an_image_that_has_endlessly_much_to_tell_is_cut_short(
 ) -> None:
     """Its output is held in memory, ours too."""
     image = disk_images.qcow2_with_long_snapshot_names(tmp_path / 'image', 4000)
-    with pytest.raises(exception.UnsafeImage, match='has more than 1048576 bytes to tell'):
+    with pytest.raises(exception.UnsafeImage, match='description exceeds 1048576 bytes'):
         qemu_img.QemuImg().info(str(image), 'qcow2')
     assert os.listdir(tmp_path) == ['image']
 

@@ -36,7 +36,7 @@ def test_a_rate_may_say_that_it_is_one() -> None:
 
 
 def test_a_rate_of_nothing_is_refused() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match='nothing would ever come'):
+    with pytest.raises(argparse.ArgumentTypeError, match='must be greater than zero'):
         arguments.rate('0')
 
 

@@ -125,8 +125,8 @@ def test_the_page_of_a_proxy_is_not_shown(wire: Wire, openstack: OpenStack) -> N
     ('answer', 'told'),
     [
         ((300, {'choices': []}), 'The image pre-caching service answered 300 Multiple Choices'),
-        ((200, '<html>Welcome</html>'), 'At {url}/v1/requests is no image pre-caching service'),
-        ((200, ['something else']), 'At {url}/v1/requests is no image pre-caching service'),
+        ((200, '<html>Welcome</html>'), 'No image pre-caching service found at {url}/v1/requests'),
+        ((200, ['something else']), 'No image pre-caching service found at {url}/v1/requests'),
     ],
 )
 def test_what_is_not_the_service_is_told_from_it(

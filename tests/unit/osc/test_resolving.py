@@ -28,7 +28,7 @@ def test_a_name_of_two_images_is_refused(wire: Wire, openstack: OpenStack) -> No
     said = openstack('precache', 'create', '--aggregate', 'edge', 'debian')
 
     assert said.status == 1
-    assert said.err == 'More than one image is named debian: give the ID of one.\n'
+    assert said.err == 'More than one image is named debian: use an ID.\n'
 
 
 def test_a_name_of_no_image_is_refused(wire: Wire, openstack: OpenStack) -> None:

@@ -153,10 +153,10 @@ def test_what_is_noted_twice_in_a_row_is_said_once(screen: console.Console) -> N
     )
 
     for view in views:
-        view.note('no answer; asking again')
-        view.note('no answer; asking again')
+        view.note('no answer; retrying')
+        view.note('no answer; retrying')
 
-    assert _text(screen) == 'no answer; asking again\n' * len(views)
+    assert _text(screen) == 'no answer; retrying\n' * len(views)
 
 
 def test_before_there_is_a_plan_there_is_only_a_word(screen: console.Console) -> None:

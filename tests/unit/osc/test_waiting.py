@@ -84,8 +84,8 @@ def test_a_restart_of_the_service_is_waited_out(wire: Wire, watched: Watched) ->
 
     assert ended['status'] == 'completed'
     assert watched.view.notes == [
-        'starting; asking again',
-        'The image pre-caching service answered 502 Bad Gateway; asking again',
+        'starting; retrying',
+        'The image pre-caching service answered 502 Bad Gateway; retrying',
     ]
 
 
@@ -200,5 +200,5 @@ def test_ctrl_c_leaves_the_request_running_and_says_so(
     said = openstack('precache', 'create', '--wait', '--aggregate', 'edge', IMAGE_ID)
 
     assert (said.status, said.out) == (130, '')
-    assert 'The request goes on without you.' in said.err
+    assert 'The request continues to run.' in said.err
     assert f'openstack precache show --wait {REQUEST_ID}' in said.err

@@ -55,7 +55,7 @@ def test_a_glance_that_never_answers_is_given_up_and_killed(
     monkeypatch.setattr(process, 'START_SECONDS', 0.5)
     monkeypatch.setattr(process, 'STOP_SECONDS', 0.1)
 
-    with pytest.raises(process.ServerFailed, match='did not come up'):
+    with pytest.raises(process.ServerFailed, match='did not start'):
         glance.GlanceServer(tmp_path / 'glance').start()
 
     pid = (tmp_path / 'glance' / 'pid').read_text().strip()

@@ -42,10 +42,10 @@ def test_a_driver_caches_nothing_unless_it_says_how() -> None:
     plain.manage_image_cache()
     plain.remove_leftovers()
     assert plain.cached_images() == ()
-    assert plain.forget_image('i'), 'nothing is left'
+    assert plain.discard_partial('i'), 'nothing is left'
     with pytest.raises(NotImplementedError):
         plain.cache_image(fake_images.FakeImageService(), 'i', ignore)
-    with pytest.raises(exception.BackendUnsupported, match='FakeDriver makes no root disks'):
+    with pytest.raises(exception.BackendUnsupported, match='FakeDriver cannot create root disks'):
         plain.create_root_disk(fake_images.FakeImageService(), 'i', 'instance')
 
 

@@ -95,7 +95,7 @@ def test_the_application_has_the_threads_that_the_configuration_names(
 def test_noauth2_is_refused_because_nobody_knows_where_the_server_listens(
     monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path
 ) -> None:
-    with pytest.raises(exception.ConfigError, match='another WSGI server listens is not known'):
+    with pytest.raises(exception.ConfigError, match='cannot check where its WSGI server listens'):
         _import(monkeypatch, directory, 'noauth2')
 
 

@@ -434,7 +434,7 @@ def test_an_answer_that_is_no_http_is_an_error_of_the_server(
     link: Link, answer: gateway.Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert _status(_answered(link, answer)) == 500
-    assert 'The answer of the application is no HTTP' in caplog.text
+    assert 'The application returned an invalid HTTP response' in caplog.text
 
 
 def test_an_answer_to_a_client_that_has_gone_is_dropped(link: Link) -> None:

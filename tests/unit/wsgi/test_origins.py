@@ -88,7 +88,7 @@ def test_every_name_of_the_loopback_is_one_of_the_api(host: str | None) -> None:
 def test_any_other_host_is_refused_and_named(host: str) -> None:
     message = refusal(ask(Host=host))
     assert f'Host {host!r} is refused' in message
-    assert message.endswith('only this machine is served')
+    assert message.endswith('so it must name this machine')
 
 
 @pytest.mark.parametrize('name', ['X-Forwarded-Host', 'Forwarded', 'X-Host', 'X-Original-Host'])

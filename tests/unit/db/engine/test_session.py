@@ -160,8 +160,8 @@ def _connect(url: str | None) -> session.Database:
     [
         (None, 'is not set'),
         ('', 'is not set'),
-        ('nonsense', 'is it a URL'),
-        ('sqlite+pysqlite://user:pass@host:word/name', 'is it a URL'),
+        ('nonsense', 'check that it is a URL'),
+        ('sqlite+pysqlite://user:pass@host:word/name', 'check that it is a URL'),
         ('sqlite+pysqlite:////nonexistent/precache.sqlite', 'unable to open database file'),
         ('nodb://user:password@host/name', 'nodb'),
         ('mysql+nodriver://user:password@host/name', 'nodriver'),
@@ -176,7 +176,7 @@ def test_a_database_that_cannot_be_had_is_told_by_its_option_without_its_passwor
     message = str(refused.value)
     assert why in message
     assert '\n' not in message
-    assert 'word' not in message.removesuffix('and its password quoted?')
+    assert 'word' not in message.removesuffix('and that its password is quoted')
 
 
 def test_what_a_driver_says_is_told_unless_it_takes_a_part_of_the_password_for_a_host(

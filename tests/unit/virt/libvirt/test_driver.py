@@ -135,9 +135,9 @@ def test_a_mount_that_is_gone_is_told_once_and_nothing_is_made_in_its_place(
         with pytest.raises(exception.StorageError):
             started.manage_image_cache()
         with pytest.raises(exception.StorageError):
-            started.forget_image('image')
+            started.discard_partial('image')
     assert os.listdir(instances_path) == []
-    [line] = [each for each in caplog.messages if 'is gone, and is not made again' in each]
+    [line] = [each for each in caplog.messages if 'is missing and is not recreated' in each]
     assert str(instances_path / '.nova-precache-store-id') in line
 
 
@@ -505,9 +505,9 @@ def test_what_is_unfinished_is_forgotten_unless_the_image_is_locked(
 ) -> None:
     made, other = make_driver(), make_driver()
     with other._locks.hold(sha1(unfinished)):
-        assert not made.forget_image(unfinished)
+        assert not made.discard_partial(unfinished)
     assert len(os.listdir(instances_path / '_base')) == 2
-    assert made.forget_image(unfinished)
+    assert made.discard_partial(unfinished)
     assert os.listdir(instances_path / '_base') == []
 
 
@@ -516,7 +516,7 @@ def test_a_backend_without_files_has_nothing_to_tell_or_forget(
 ) -> None:
     without = make_driver(libvirt__images_type='rbd')
     assert without.cached_images() == ()
-    assert without.forget_image('image')
+    assert without.discard_partial('image')
     assert not instances_path.exists()
 
 

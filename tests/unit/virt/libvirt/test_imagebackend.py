@@ -323,7 +323,7 @@ def test_a_base_file_that_expires_before_a_disk_is_based_on_it_is_told(
         return found
 
     monkeypatch.setattr(formats.ImageInspector, 'inspect_base', inspect_then_expire)
-    with pytest.raises(exception.StorageError, match='removed meanwhile'):
+    with pytest.raises(exception.StorageError, match='removed during the boot'):
         make_driver().create_root_disk(images, image.id, 'instance')
     assert not (instances_path / 'instance').exists()
 

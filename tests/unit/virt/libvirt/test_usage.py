@@ -152,16 +152,16 @@ def name_offset(disk: pathlib.Path) -> int:
 
 Break = Callable[[pathlib.Path], object]
 BROKEN: dict[str, tuple[Break, str]] = {
-    'nothing left': (lambda disk: disk_images.truncated(disk, 0), 'it is cut off'),
-    'cut header': (lambda disk: disk_images.truncated(disk, 10), 'it is cut off'),
+    'nothing left': (lambda disk: disk_images.truncated(disk, 0), 'it is truncated'),
+    'cut header': (lambda disk: disk_images.truncated(disk, 10), 'it is truncated'),
     'cut name': (
         lambda disk: disk_images.truncated(disk, name_offset(disk) + 9),
-        'name of its backing file is cut',
+        'name of its backing file is truncated',
     ),
     'version': (lambda disk: disk_images.patched(disk, 4, bytes([0, 0, 0, 9])), 'version is 9'),
     'far offset': (
         lambda disk: disk_images.patched(disk, 8, (1 << 40).to_bytes(8)),
-        'name of its backing file is cut',
+        'name of its backing file is truncated',
     ),
     'absurd offset': (lambda disk: disk_images.patched(disk, 8, b'\xff' * 8), 'offset'),
     'absurd length': (
@@ -170,7 +170,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     'zeros in the name': (
         lambda disk: disk_images.patched(disk, name_offset(disk), bytes(4)),
-        'name of its backing file is cut',
+        'name of its backing file is truncated',
     ),
 }
 
@@ -207,7 +207,9 @@ def test_a_disk_that_nova_notes_as_qcow2_and_is_not_is_an_error(
     notes.write_text(json.dumps({f'/before/the/resize/{disk.name}': 'qcow2'}))
     assert backing_names(paths) == {NAME}
     disk_images.patched(disk, 0, bytes(512))
-    with pytest.raises(exception.StorageError, match=f'{disk} cannot be read: it is not qcow2'):
+    with pytest.raises(
+        exception.StorageError, match=f'{disk} cannot be read: it is no longer qcow2'
+    ):
         backing_names(paths)
     notes.write_text(json.dumps({str(disk): 'raw'}))
     assert backing_names(paths) == frozenset()
@@ -311,7 +313,7 @@ def test_a_link_to_what_is_not_mounted_is_an_error(
     link = disk if what == 'disk' else disk.parent
     link.rename(tmp_path / 'unmounted')
     link.symlink_to(tmp_path / 'not-there')
-    with pytest.raises(exception.StorageError, match=f'{link} leads to where nothing is'):
+    with pytest.raises(exception.StorageError, match=f'{link} is a broken symbolic link'):
         backing_names(paths)
 
 
