@@ -15,8 +15,8 @@ OPTIONS = [
             ('unversioned', 'Send no versioned notifications; the default of Nova.'),
         ],
         help="""
-Format of the notifications. [oslo_messaging_notifications] configures their
-driver and destination; without a driver, none is sent.
+Format of the notifications. Their driver and destination are configured in
+[oslo_messaging_notifications]; without a driver, none is sent.
 """,
     ),
     cfg.ListOpt(
