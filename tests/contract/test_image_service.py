@@ -100,7 +100,7 @@ def rest(connection: service.Connection, buffer_bytes: int = 1024**2) -> bytes:
     return bytes(read)
 
 
-def test_an_uploaded_image_is_described(backend: Backend) -> None:
+def test_uploaded_image_is_described(backend: Backend) -> None:
     image_id = backend.add(DATA, disk_format='raw', name='n', visibility='private')
     image = backend.images.show(image_id)
     assert image.id == image_id
@@ -120,9 +120,7 @@ def test_an_uploaded_image_is_described(backend: Backend) -> None:
         '',
     ],
 )
-def test_the_kernel_and_ramdisk_that_an_image_names_are_as_they_were_set(
-    backend: Backend, kernel_id: str
-) -> None:
+def test_kernel_and_ramdisk_ids_returned(backend: Backend, kernel_id: str) -> None:
     ramdisk_id = str(uuid.uuid4())
     image = backend.images.show(
         backend.add(
@@ -140,12 +138,12 @@ def test_the_kernel_and_ramdisk_that_an_image_names_are_as_they_were_set(
 
 
 @pytest.mark.parametrize('offset_bytes', [0, 1, 65_536, len(DATA) - 1])
-def test_the_data_are_given_from_any_offset(backend: Backend, offset_bytes: int) -> None:
+def test_data_read_from_any_offset(backend: Backend, offset_bytes: int) -> None:
     image_id = backend.add(DATA)
     assert read(backend.images, image_id, offset_bytes) == DATA[offset_bytes:]
 
 
-def test_a_reader_may_leave_early_and_read_again(backend: Backend) -> None:
+def test_reader_may_leave_and_read_again(backend: Backend) -> None:
     image_id = backend.add(DATA)
     buffer = bytearray(1000)
     with backend.images.open(image_id) as connection:
@@ -155,13 +153,13 @@ def test_a_reader_may_leave_early_and_read_again(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize('buffer_bytes', [7777, 65_536, len(DATA) + 1])
-def test_a_buffer_may_have_any_size(backend: Backend, buffer_bytes: int) -> None:
+def test_buffer_may_have_any_size(backend: Backend, buffer_bytes: int) -> None:
     image_id = backend.add(DATA)
     with backend.images.open(image_id) as connection:
         assert rest(connection, buffer_bytes) == DATA
 
 
-def test_behind_the_end_there_is_the_end_again(backend: Backend) -> None:
+def test_reading_past_end_stays_at_end(backend: Backend) -> None:
     image_id = backend.add(DATA)
     with backend.images.open(image_id) as connection:
         assert rest(connection) == DATA
@@ -169,7 +167,7 @@ def test_behind_the_end_there_is_the_end_again(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize('read_bytes', [0, 1000])
-def test_a_cut_connection_gives_no_more(backend: Backend, read_bytes: int) -> None:
+def test_cut_connection_yields_no_more(backend: Backend, read_bytes: int) -> None:
     image_id = backend.add(DATA)
     buffer = memoryview(bytearray(1000))
     with backend.images.open(image_id) as connection:
@@ -181,7 +179,7 @@ def test_a_cut_connection_gives_no_more(backend: Backend, read_bytes: int) -> No
     assert read(backend.images, image_id) == DATA
 
 
-def test_cutting_may_come_too_late_and_more_than_once(backend: Backend) -> None:
+def test_connection_may_be_cut_repeatedly(backend: Backend) -> None:
     image_id = backend.add(DATA)
     with backend.images.open(image_id) as connection:
         assert rest(connection) == DATA
@@ -195,7 +193,7 @@ def test_cutting_may_come_too_late_and_more_than_once(backend: Backend) -> None:
     assert read(backend.images, image_id) == DATA
 
 
-def test_a_part_of_an_image_of_another_size_begins_nowhere(backend: Backend) -> None:
+def test_range_of_other_size_rejected(backend: Backend) -> None:
     image_id = backend.add(DATA)
     with backend.images.open(image_id, 1000, len(DATA)) as connection:
         assert connection.start_bytes == 1000
@@ -204,14 +202,14 @@ def test_a_part_of_an_image_of_another_size_begins_nowhere(backend: Backend) -> 
 
 
 @pytest.mark.parametrize('offset_bytes', [len(DATA), len(DATA) + 1])
-def test_from_behind_the_end_on_all_of_it_comes(backend: Backend, offset_bytes: int) -> None:
+def test_offset_past_end_returns_whole(backend: Backend, offset_bytes: int) -> None:
     image_id = backend.add(DATA)
     with backend.images.open(image_id, offset_bytes, len(DATA)) as connection:
         assert connection.start_bytes == 0
         assert rest(connection) == DATA
 
 
-def test_an_unknown_image_is_not_usable_and_has_no_data(backend: Backend) -> None:
+def test_unknown_image_is_unusable(backend: Backend) -> None:
     unknown = str(uuid.uuid4())
     with pytest.raises(exception.ImageNotUsable, match=unknown):
         backend.images.show(unknown)
@@ -221,14 +219,14 @@ def test_an_unknown_image_is_not_usable_and_has_no_data(backend: Backend) -> Non
         read(backend.images, unknown)
 
 
-def test_what_is_not_an_id_is_not_usable(backend: Backend) -> None:
+def test_invalid_id_is_unusable(backend: Backend) -> None:
     with pytest.raises(exception.ImageNotUsable):
         backend.images.show('../tasks')
     with pytest.raises(exception.ImageGone):
         read(backend.images, '../tasks')
 
 
-def test_a_deleted_image_is_gone(backend: Backend) -> None:
+def test_deleted_image_is_gone(backend: Backend) -> None:
     image_id = backend.add(DATA)
     backend.delete(image_id)
     with pytest.raises(exception.ImageNotUsable):
@@ -237,20 +235,20 @@ def test_a_deleted_image_is_gone(backend: Backend) -> None:
         read(backend.images, image_id)
 
 
-def test_a_deactivated_image_says_so(backend: Backend) -> None:
+def test_deactivated_image_has_that_status(backend: Backend) -> None:
     image_id = backend.add(DATA)
     backend.deactivate(image_id)
     assert backend.images.show(image_id).status == 'deactivated'
 
 
-def test_an_image_without_data_is_gone(backend: Backend) -> None:
+def test_image_without_data_is_gone(backend: Backend) -> None:
     image_id = backend.add(b'')
     with pytest.raises(exception.ImageGone, match='has no data'):
         read(backend.images, image_id)
 
 
 @pytest.mark.parametrize('status', ['pending', 'accepted', 'rejected'])
-def test_a_member_is_one_whatever_it_answered(backend: Backend, status: str) -> None:
+def test_member_counts_in_any_status(backend: Backend, status: str) -> None:
     image_id = backend.add(DATA, visibility='shared')
     backend.share(image_id, 'p1', status)
     assert backend.images.is_member(image_id, 'p1')
@@ -259,6 +257,6 @@ def test_a_member_is_one_whatever_it_answered(backend: Backend, status: str) -> 
     assert not backend.images.is_member(image_id, 'p1')
 
 
-def test_an_image_that_is_not_shared_has_no_members(backend: Backend) -> None:
+def test_unshared_image_has_no_members(backend: Backend) -> None:
     image_id = backend.add(DATA, visibility='public')
     assert not backend.images.is_member(image_id, 'p1')

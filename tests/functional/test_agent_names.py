@@ -92,7 +92,7 @@ def _cache_on(started: Started, host: Host, image_id: str, name: str) -> model.J
     return started.service.wait(started.service.cache(aggregate_id, image_id))
 
 
-def test_while_the_database_takes_no_report_no_host_loses_its_name(
+def test_database_outage_costs_no_host_name(
     started: Started, known: agents.Agents, twin: Twin, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -128,7 +128,7 @@ def _is_silent(host: model.Host) -> bool:
     return host.status != model.HostStatus.UP
 
 
-def test_an_agent_that_lost_its_name_serves_nothing_and_comes_back_without_a_restart(
+def test_superseded_agent_returns_without_restart(
     started: Started,
     known: agents.Agents,
     twin: Twin,
@@ -186,9 +186,7 @@ def _only_others(own: agent.ComputeAgent) -> Callable[..., None]:
     return report_state
 
 
-def test_a_cell_of_which_no_host_reports_is_heard_all_along(
-    started: Started, known: agents.Agents
-) -> None:
+def test_cell_without_reporting_hosts_stays_heard(started: Started, known: agents.Agents) -> None:
     gone = [host for host in started.service.hosts if host.cell == 'cell1']
     for host in gone:
         _own(started, host).stop()
@@ -199,7 +197,7 @@ def test_a_cell_of_which_no_host_reports_is_heard_all_along(
     assert down.keys() <= {host.name for host in gone}
 
 
-def test_agents_that_a_restored_database_does_not_know_register_again(
+def test_agents_unknown_to_restored_database_reregister(
     started: Started, known: agents.Agents, upload_image: UploadImage, gateway: Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))

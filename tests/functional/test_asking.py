@@ -33,7 +33,7 @@ def sent(gateway: site_link.Gateway, *images: str) -> int:
     return sum(each.bytes_sent for image in images for each in gateway.served(image))
 
 
-def test_an_estimate_is_what_then_comes_over_the_link(
+def test_estimate_matches_link_traffic(
     start: Start, gateway: site_link.Gateway, upload_image: UploadImage, tmp_path: pathlib.Path
 ) -> None:
     service = start().service
@@ -63,9 +63,7 @@ def test_an_estimate_is_what_then_comes_over_the_link(
     wait_until(lambda: cached(service, body) == 8, 'all hosts told what they have')
 
 
-def test_what_no_compute_may_be_called_for_is_refused(
-    start: Start, upload_image: UploadImage
-) -> None:
+def test_request_below_rpc_pin_refused(start: Start, upload_image: UploadImage) -> None:
     service = start(upgrade_levels={'compute': '0.9'}).service
     body = {'hosts': [service.hosts[0].name], 'images': [upload_image(b'data')]}
     for path in ('/requests', '/estimate'):

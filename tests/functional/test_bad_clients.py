@@ -120,7 +120,7 @@ endpoint_override = http://127.0.0.1:1
     assert 'Traceback' not in log_path.read_text()
 
 
-def test_200_bad_clients_of_all_kinds_do_not_keep_the_api_from_answering(api: Api) -> None:
+def test_200_mixed_bad_clients_block_none(api: Api) -> None:
     before = api.memory_bytes()
     with bad_clients.opened(api.port, CLIENTS, api.tls) as bad:
         for _ in range(ROUNDS):
@@ -132,7 +132,7 @@ def test_200_bad_clients_of_all_kinds_do_not_keep_the_api_from_answering(api: Ap
 
 @pytest.mark.parametrize('kind', bad_clients.KINDS)
 @of_one_kind
-def test_200_bad_clients_of_one_kind_do_not_either(
+def test_200_equal_bad_clients_block_none(
     api: Api, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bad_clients, 'KINDS', {kind: bad_clients.KINDS[kind]})
@@ -155,7 +155,7 @@ def test_200_bad_clients_of_one_kind_do_not_either(
 )
 @pytest.mark.parametrize('framing', ['Content-Length: 1610612736', 'Transfer-Encoding: chunked'])
 @of_one_kind
-def test_an_enormous_body_is_refused_at_every_path_and_not_read(
+def test_huge_body_refused_unread_everywhere(
     api: Api, method: str, path: str, framing: str
 ) -> None:
     before = api.memory_bytes()

@@ -136,7 +136,7 @@ def qcow2(tmp_path: pathlib.Path, qemu_img: str) -> tuple[bytes, bytes]:
 
 @pytest.mark.usefixtures('qemu_img')
 class TestDiskFillsUp:
-    def test_in_the_middle_of_a_download(self, small_disk: pathlib.Path) -> None:
+    def test_fills_during_download(self, small_disk: pathlib.Path) -> None:
         compute = Compute(small_disk)
         data = disk_images.content(IMAGE_BYTES)
         image_id = compute.add(data)
@@ -149,7 +149,7 @@ class TestDiskFillsUp:
         (small_disk / 'filler').unlink()
         compute.assert_recovers(image_id, data)
 
-    def test_before_a_download_goes_on_that_was_cut(self, small_disk: pathlib.Path) -> None:
+    def test_fills_before_resumed_download(self, small_disk: pathlib.Path) -> None:
         compute = Compute(small_disk)
         data = disk_images.content(IMAGE_BYTES)
         image_id = compute.add(data)
@@ -165,7 +165,7 @@ class TestDiskFillsUp:
         (small_disk / 'filler').unlink()
         compute.assert_recovers(image_id, data)
 
-    def test_in_the_middle_of_a_conversion(
+    def test_fills_during_conversion(
         self, small_disk: pathlib.Path, qcow2: tuple[bytes, bytes]
     ) -> None:
         compute = Compute(small_disk)
@@ -184,7 +184,7 @@ class TestDiskFillsUp:
         (small_disk / 'filler').unlink()
         compute.assert_recovers(image_id, raw)
 
-    def test_when_names_run_out(self, directory: pathlib.Path, mount: Mount) -> None:
+    def test_fills_when_names_run_out(self, directory: pathlib.Path, mount: Mount) -> None:
         mount('-t', 'tmpfs', '-o', 'size=8m,nr_inodes=32', 'none', on=directory)
         compute = Compute(directory)
         data = disk_images.content(MIB)
@@ -209,7 +209,7 @@ def _use_up_names(directory: pathlib.Path) -> None:
 
 @pytest.mark.usefixtures('qemu_img')
 class TestDiskIsReadOnly:
-    def test_nothing_is_cached_until_it_is_mended(
+    def test_read_only_caches_nothing_until_repaired(
         self, small_disk: pathlib.Path, mount: Mount
     ) -> None:
         compute = Compute(small_disk)
@@ -225,9 +225,7 @@ class TestDiskIsReadOnly:
         _run('mount', '-o', 'remount,rw', str(small_disk))
         compute.assert_recovers(image_id, data)
 
-    def test_what_was_begun_is_gone_on_with_once_it_is_mended(
-        self, small_disk: pathlib.Path
-    ) -> None:
+    def test_repaired_disk_resumes_partial(self, small_disk: pathlib.Path) -> None:
         compute = Compute(small_disk)
         data = disk_images.content(IMAGE_BYTES)
         image_id = compute.add(data)
@@ -245,7 +243,7 @@ class TestDiskIsReadOnly:
 
 @pytest.mark.usefixtures('qemu_img')
 class TestDirectoryVanishes:
-    def test_in_the_middle_of_a_download(self, directory: pathlib.Path) -> None:
+    def test_vanishes_during_download(self, directory: pathlib.Path) -> None:
         compute = Compute(directory)
         data = disk_images.content(IMAGE_BYTES)
         image_id = compute.add(data)
@@ -258,7 +256,7 @@ class TestDirectoryVanishes:
         assert os.strerror(errno.ENOENT) in reason
         compute.assert_recovers(image_id, data)
 
-    def test_in_the_middle_of_a_conversion(
+    def test_vanishes_during_conversion(
         self, directory: pathlib.Path, qcow2: tuple[bytes, bytes]
     ) -> None:
         compute = Compute(directory)
@@ -275,7 +273,7 @@ class TestDirectoryVanishes:
         assert os.strerror(errno.ENOENT) in reason
         compute.assert_recovers(image_id, raw)
 
-    def test_with_the_file_system_that_held_it(self, small_disk: pathlib.Path) -> None:
+    def test_vanishes_with_its_filesystem(self, small_disk: pathlib.Path) -> None:
         compute = Compute(small_disk)
         data = disk_images.content(IMAGE_BYTES)
         image_id = compute.add(data)
@@ -295,7 +293,7 @@ class TestDirectoryVanishes:
 
 @pytest.mark.usefixtures('qemu_img')
 class TestDiskBreaks:
-    def test_what_it_took_it_does_not_have(
+    def test_accepted_writes_are_lost(
         self, tmp_path: pathlib.Path, directory: pathlib.Path, mount: Mount
     ) -> None:
         """A disk of 64 MiB is backed by 8: every write is accepted, not every one is stored."""
@@ -323,13 +321,13 @@ class TestDiskBreaks:
         ('code', 'lasts'), [(errno.EIO, False), (errno.ENOSPC, True), (errno.EROFS, True)]
     )
     @pytest.mark.parametrize('is_begun', [False, True], ids=['anew', 'resumed'])
-    def test_at_any_operation(
+    def test_fails_at_any_operation(
         self, tmp_path: pathlib.Path, code: int, lasts: bool, is_begun: bool
     ) -> None:
         data = disk_images.content(IMAGE_BYTES)
         _fail_at_each_operation(tmp_path, (data, data), 'raw', code, lasts, is_begun)
 
-    def test_at_any_operation_of_a_conversion(
+    def test_fails_at_any_conversion_operation(
         self, tmp_path: pathlib.Path, qcow2: tuple[bytes, bytes]
     ) -> None:
         _fail_at_each_operation(tmp_path / 'computes', qcow2, 'qcow2', errno.EIO)

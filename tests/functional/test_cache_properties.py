@@ -430,7 +430,7 @@ class TestCache(CacheMachine.TestCase):  # type: ignore[misc, name-defined]
 @pytest.mark.parametrize(
     ('kind', 'power'), [('with holes', random.Random(1)), ('small qcow2', None)]
 )
-def test_a_process_may_die_at_any_operation_on_its_files(
+def test_process_may_die_at_any_operation(
     tmp_path: pathlib.Path, kind: str, power: random.Random | None
 ) -> None:
     """The process dies during each; recorded bytes are not fetched again."""
@@ -448,9 +448,7 @@ def test_a_process_may_die_at_any_operation_on_its_files(
 
 
 @pytest.mark.parametrize('kind', ['some buffers', 'small qcow2'])
-def test_two_processes_at_once_do_each_other_no_harm_when_somebody_removed_the_lock_file(
-    tmp_path: pathlib.Path, kind: str
-) -> None:
+def test_removed_lock_file_lets_processes_coexist(tmp_path: pathlib.Path, kind: str) -> None:
     """Nova's cache manager does that; the second process starts while the first is at work."""
     cache = _Cache(tmp_path, made(kind))
     others: list[kill_harness.Ended] = []
@@ -468,7 +466,7 @@ def test_two_processes_at_once_do_each_other_no_harm_when_somebody_removed_the_l
     cache.assert_recovers()
 
 
-def test_what_stands_behind_the_noted_bytes_of_an_unfinished_file_counts_for_nothing(
+def test_bytes_beyond_last_note_ignored(
     tmp_path: pathlib.Path,
 ) -> None:
     cache = _Cache(tmp_path, made('with holes'))
@@ -481,7 +479,7 @@ def test_what_stands_behind_the_noted_bytes_of_an_unfinished_file_counts_for_not
     cache.assert_recovers()
 
 
-def test_an_image_that_became_another_one_is_fetched_from_its_begin(
+def test_replaced_image_fetched_from_zero(
     tmp_path: pathlib.Path,
 ) -> None:
     cache = _Cache(tmp_path, made('with holes'))

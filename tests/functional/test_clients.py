@@ -48,7 +48,7 @@ def openstack(started: Started) -> OpenStack:
     return OpenStack(started)
 
 
-def test_openstack_makes_an_aggregate_and_caches_an_image_by_name(
+def test_openstack_caches_image_by_name(
     started: Started, openstack: OpenStack, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(1024), name=f'named-{os.getpid()}')
@@ -65,7 +65,7 @@ def test_openstack_makes_an_aggregate_and_caches_an_image_by_name(
     assert started.service.wait(request['id'])['counts'] == {'cached': 1}
 
 
-def test_openstack_caches_an_image_by_id(
+def test_openstack_caches_image_by_id(
     started: Started, openstack: OpenStack, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -78,7 +78,7 @@ def test_openstack_caches_an_image_by_id(
     assert started.service.wait(request['id'])['counts'] == {'cached': 1}
 
 
-def test_openstack_sets_shows_and_deletes_an_aggregate(openstack: OpenStack) -> None:
+def test_openstack_sets_shows_deletes_aggregate(openstack: OpenStack) -> None:
     openstack.get('aggregate', 'create', 'short-lived')
 
     done = openstack.run('aggregate', 'set', '--property', 'ssd=true', 'short-lived')
@@ -88,7 +88,7 @@ def test_openstack_sets_shows_and_deletes_an_aggregate(openstack: OpenStack) -> 
     assert openstack.get('aggregate', 'list') == []
 
 
-def test_openstack_says_which_aggregate_is_unknown(openstack: OpenStack) -> None:
+def test_openstack_names_unknown_aggregate(openstack: OpenStack) -> None:
     done = openstack.run('aggregate', 'show', 'nowhere')
 
     assert done.returncode == 1

@@ -79,7 +79,7 @@ def _file(host: str, image_id: str) -> model.CachedImage:
 
 
 @pytest.mark.parametrize('story', sorted(GABBITS.glob('*.yaml')), ids=lambda path: path.stem)
-def test_the_requests_are_answered_as_told(story: pathlib.Path, application: Application) -> None:
+def test_compute_api_story_passes(story: pathlib.Path, application: Application) -> None:
     suite = suitemaker.test_suite_from_dict(
         unittest.TestLoader(),
         story.stem,

@@ -65,7 +65,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize('content_type', ['text/plain', 'application/json', ''])
 @pytest.mark.parametrize('headers', FOREIGN)
-def test_a_page_of_another_site_changes_nothing(
+def test_cross_site_page_changes_nothing(
     started: Started, headers: dict[str, str], content_type: str
 ) -> None:
     status, answered, body = ask(
@@ -83,7 +83,7 @@ def test_a_page_of_another_site_changes_nothing(
 
 @pytest.mark.parametrize('headers', FOREIGN)
 @pytest.mark.parametrize('path', ['/', '/healthcheck', '/v1/hosts', '/v1/openapi.json', '/nowhere'])
-def test_a_page_of_another_site_reads_nothing(
+def test_cross_site_page_reads_nothing(
     started: Started, headers: dict[str, str], path: str
 ) -> None:
     for method in ('GET', 'HEAD', 'OPTIONS'):
@@ -92,7 +92,7 @@ def test_a_page_of_another_site_reads_nothing(
         assert b'compute' not in body
 
 
-def test_a_preflight_is_for_the_allowed_origin_only(started: Started) -> None:
+def test_preflight_allows_only_configured_origin(started: Started) -> None:
     wanted = {'Access-Control-Request-Method': 'POST', 'Sec-Fetch-Site': 'cross-site'}
     status, answered, _ = ask(started, 'OPTIONS', '/v1/requests', Origin=DASHBOARD, **wanted)
     assert (status, answered['access-control-allow-origin']) == (200, DASHBOARD)
@@ -115,19 +115,19 @@ def test_a_preflight_is_for_the_allowed_origin_only(started: Started) -> None:
         'Host: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Site: none\r\n',
     ],
 )
-def test_a_header_that_comes_twice_is_no_way_around(started: Started, head: str) -> None:
+def test_repeated_header_bypasses_no_check(started: Started, head: str) -> None:
     with socket.create_connection(('127.0.0.1', port_of(started)), timeout=60) as connection:
         connection.sendall(f'GET /v1/hosts HTTP/1.1\r\n{head}Connection: close\r\n\r\n'.encode())
         assert connection.makefile('rb').readline().split()[1] in (b'400', b'403')
 
 
 @pytest.mark.parametrize('host', ['localhost', '127.0.0.1', '127.0.0.2:1', '[::1]:8774'])
-def test_programs_and_pages_of_this_machine_are_served(started: Started, host: str) -> None:
+def test_local_programs_and_pages_served(started: Started, host: str) -> None:
     for headers in ({}, {'Origin': 'http://localhost:3000', 'Sec-Fetch-Site': 'same-site'}):
         assert ask(started, 'GET', '/v1/hosts', Host=host, **headers)[0] == 200
 
 
-def test_the_public_endpoint_is_the_only_other_name(start: Start) -> None:
+def test_public_endpoint_is_only_other_name(start: Start) -> None:
     started = start(api={'public_endpoint': 'https://cloud.example/precache'})
     assert ask(started, 'GET', '/v1/hosts', Host='cloud.example')[0] == 200
     assert ask(started, 'GET', '/v1/hosts', Host='evil.example')[0] == 403
@@ -144,9 +144,7 @@ def read(started: Started, path: str, token: str = READER) -> tuple[int, Any]:
     return answer.status_code, answer.json()
 
 
-def test_a_reader_sees_no_hosts_and_learns_no_names(
-    started: Started, upload_image: UploadImage
-) -> None:
+def test_reader_sees_no_hosts_or_names(started: Started, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(1024))
     aggregate_id = started.service.aggregate('secret-rack')
     request_id = started.service.cache(aggregate_id, image_id)
@@ -176,9 +174,7 @@ def test_a_reader_sees_no_hosts_and_learns_no_names(
     requests.delete(f'{started.service.compute_url}/os-aggregates/{aggregate_id}', timeout=60)
 
 
-def test_a_fifo_for_a_lock_ends_a_job_and_not_the_compute(
-    start: Start, upload_image: UploadImage
-) -> None:
+def test_fifo_as_lock_fails_only_job(start: Start, upload_image: UploadImage) -> None:
     started = start(image_cache={'precache_max_attempts': 1})
     image_id, good = upload_image(os.urandom(1024)), upload_image(os.urandom(1024))
     host = started.service.hosts[0]
@@ -196,7 +192,7 @@ def test_a_fifo_for_a_lock_ends_a_job_and_not_the_compute(
 
 
 @pytest.mark.parametrize('kind', ['fifo', 'symlink', 'garbage'])
-def test_a_store_id_that_is_none_is_named_at_the_start_or_made_again(
+def test_invalid_store_id_named_or_recreated(
     start: Start, tmp_path: pathlib.Path, kind: str
 ) -> None:
     started = start()

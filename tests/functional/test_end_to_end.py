@@ -36,7 +36,7 @@ def _digest(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_qcow2_is_on_every_host_of_two_cells_as_qemu_img_converts_it(
+def test_qcow2_cached_in_two_cells(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway, tmp_path: pathlib.Path
 ) -> None:
     image, raw = _make_qcow2(tmp_path)
@@ -57,7 +57,7 @@ def test_a_qcow2_is_on_every_host_of_two_cells_as_qemu_img_converts_it(
     assert request['bytes_done'] == request['bytes_total'] == 4 * image.stat().st_size
 
 
-def test_asked_again_the_image_is_existing_its_age_is_reset_and_glance_serves_nothing(
+def test_repeated_request_finds_images_existing(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -75,7 +75,7 @@ def test_asked_again_the_image_is_existing_its_age_is_reset_and_glance_serves_no
         assert host.base_path(image_id).stat().st_mtime > 1000
 
 
-def test_a_request_shows_bytes_and_states_while_they_move(
+def test_running_request_shows_bytes_and_states(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -96,7 +96,7 @@ def test_a_request_shows_bytes_and_states_while_they_move(
     assert service.wait(request_id)['counts'] == {'cached': 1}
 
 
-def test_two_requests_for_one_image_and_host_make_one_transfer_and_both_get_its_outcome(
+def test_requests_for_same_image_share_transfer(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -118,7 +118,7 @@ def test_two_requests_for_one_image_and_host_make_one_transfer_and_both_get_its_
     assert len(gateway.served(image_id)) == 1
 
 
-def test_with_a_limit_of_two_three_requests_keep_two_hosts_busy_and_never_three(
+def test_limit_keeps_two_hosts_busy(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     images = [upload_image(os.urandom(MIB)) for _ in range(3)]
@@ -136,7 +136,7 @@ def test_with_a_limit_of_two_three_requests_keep_two_hosts_busy_and_never_three(
     assert [len(gateway.served(image_id)) for image_id in images] == [4] * 3
 
 
-def test_a_boot_during_a_precache_joins_its_download(
+def test_boot_joins_download_of_precache(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -165,7 +165,7 @@ def test_a_boot_during_a_precache_joins_its_download(
     assert str(host.base_path(image_id)).encode() in info.stdout
 
 
-def test_a_boot_on_a_warm_host_does_not_touch_the_image_service(
+def test_warm_boot_skips_image_service(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))

@@ -35,7 +35,7 @@ def _boot(started: Started, host: Host, image_id: str, instance: str) -> pathlib
     return pathlib.Path(disk.path)
 
 
-def test_precached_aged_purged_and_precached_again(
+def test_expired_image_cached_again(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     wanted, used = (upload_image(os.urandom(MIB)) for _ in range(2))

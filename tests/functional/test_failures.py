@@ -20,9 +20,7 @@ from tests.service import wait_until
 MIB = 1024**2
 
 
-def test_an_aggregate_without_hosts_completes_at_once_with_zero_tasks(
-    start: Start, upload_image: UploadImage
-) -> None:
+def test_aggregate_without_hosts_completes_at_once(start: Start, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(1024))
     service = start().service
 
@@ -31,7 +29,7 @@ def test_an_aggregate_without_hosts_completes_at_once_with_zero_tasks(
     assert (request['status'], request['counts'], request['hosts_total']) == ('completed', {}, 0)
 
 
-def test_an_image_service_out_of_reach_while_asking_is_503_and_nothing_is_saved(
+def test_glance_outage_returns_503_unsaved(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -44,7 +42,7 @@ def test_an_image_service_out_of_reach_while_asking_is_503_and_nothing_is_saved(
     assert service.get('/requests')['requests'] == []
 
 
-def test_an_unknown_image_is_400_naming_it_and_nothing_is_saved(start: Start) -> None:
+def test_unknown_image_returns_400_unsaved(start: Start) -> None:
     unknown = '11111111-2222-4333-8444-555555555555'
     service = start().service
 
@@ -55,9 +53,7 @@ def test_an_unknown_image_is_400_naming_it_and_nothing_is_saved(start: Start) ->
     assert service.get('/requests')['requests'] == []
 
 
-def test_a_host_that_is_down_is_skipped_with_that_reason_and_the_others_go_on(
-    start: Start, upload_image: UploadImage
-) -> None:
+def test_down_host_skipped_and_others_continue(start: Start, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(1024))
     down_seconds = 8
     started = start(
@@ -81,7 +77,7 @@ def test_a_host_that_is_down_is_skipped_with_that_reason_and_the_others_go_on(
     assert skipped[0]['reason'].startswith('host down: last report at ')
 
 
-def test_a_cut_download_goes_on_from_the_byte_where_it_stopped(
+def test_cut_download_resumes_at_its_byte(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -97,7 +93,7 @@ def test_a_cut_download_goes_on_from_the_byte_where_it_stopped(
     assert second.bytes_sent == MIB
 
 
-def test_a_wrong_hash_gets_one_fresh_retry(
+def test_wrong_hash_retried_once(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -111,7 +107,7 @@ def test_a_wrong_hash_gets_one_fresh_retry(
     assert service.hosts[0].base_files() == [service.hosts[0].base_path(image_id).name]
 
 
-def test_a_hash_that_stays_wrong_is_an_error_after_the_second_try_and_leaves_nothing(
+def test_persistent_wrong_hash_is_error(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -128,7 +124,7 @@ def test_a_hash_that_stays_wrong_is_an_error_after_the_second_try_and_leaves_not
     assert service.hosts[0].base_files() == []
 
 
-def test_an_image_that_is_deleted_during_the_work_is_an_error_with_that_reason(
+def test_deleted_image_fails_with_reason(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -148,7 +144,7 @@ def test_an_image_that_is_deleted_during_the_work_is_an_error_with_that_reason(
     assert service.hosts[0].base_files() == []
 
 
-def test_an_unsafe_image_is_an_error_without_a_second_try_and_leaves_nothing(
+def test_unsafe_image_unretried_error(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway, tmp_path: pathlib.Path
 ) -> None:
     image = tmp_path / 'liar.qcow2'
@@ -165,7 +161,7 @@ def test_an_unsafe_image_is_an_error_without_a_second_try_and_leaves_nothing(
     assert service.hosts[0].base_files() == []
 
 
-def test_too_little_disk_is_an_error_that_says_how_much_is_needed_before_the_first_byte(
+def test_insufficient_space_error_precedes_download(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -179,7 +175,7 @@ def test_too_little_disk_is_an_error_that_says_how_much_is_needed_before_the_fir
     assert gateway.downloads == []
 
 
-def test_a_driver_without_cache_image_is_unsupported_and_warns_once(
+def test_driver_without_cache_warns_once_unsupported(
     start: Start, upload_image: UploadImage, caplog: pytest.LogCaptureFixture
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -196,7 +192,7 @@ def test_a_driver_without_cache_image_is_unsupported_and_warns_once(
     assert len(warnings) == 1
 
 
-def test_a_pinned_rpc_version_makes_all_tasks_unsupported_and_contacts_no_compute(
+def test_low_rpc_pin_contacts_no_compute(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -210,7 +206,7 @@ def test_a_pinned_rpc_version_makes_all_tasks_unsupported_and_contacts_no_comput
     assert gateway.downloads == []
 
 
-def test_an_image_service_that_fails_is_tried_again_and_then_an_error_with_its_reason(
+def test_failing_glance_retried_then_error(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(1024))
@@ -226,7 +222,7 @@ def test_an_image_service_that_fails_is_tried_again_and_then_an_error_with_its_r
     assert service.hosts[0].base_files() == []
 
 
-def test_a_host_that_leaves_the_aggregate_has_its_waiting_tasks_skipped(
+def test_departed_host_has_waiting_tasks_skipped(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -246,7 +242,7 @@ def test_a_host_that_leaves_the_aggregate_has_its_waiting_tasks_skipped(
     assert len(gateway.served(image_id)) == 1
 
 
-def test_a_request_goes_on_when_its_aggregate_is_deleted(
+def test_request_continues_after_aggregate_deletion(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -266,7 +262,7 @@ def test_a_request_goes_on_when_its_aggregate_is_deleted(
     assert request['counts']['cached'] >= 1
 
 
-def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
+def test_restarted_service_continues_request(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -288,7 +284,7 @@ def test_stopped_in_mid_request_and_started_again_it_goes_on_where_it_was(
         assert host.base_files() == [host.base_path(image_id).name]
 
 
-def test_a_call_that_times_out_while_bytes_move_is_repeated_and_counts_no_attempt(
+def test_moving_call_timeout_counts_no_attempt(
     start: Start,
     upload_image: UploadImage,
     gateway: site_link.Gateway,

@@ -75,7 +75,7 @@ def _in_seconds(seconds: float) -> str:
 # Cancel
 
 
-def test_a_cancelled_request_cuts_what_runs_ends_what_waits_and_leaves_nothing(
+def test_cancelled_request_stops_and_leaves_nothing(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start(image_cache={'precache_concurrency': 2}).service
@@ -97,7 +97,7 @@ def test_a_cancelled_request_cuts_what_runs_ends_what_waits_and_leaves_nothing(
     assert all(each.bytes_sent < SIZE for each in gateway.served(image_id))
 
 
-def test_what_a_cancelled_request_kept_is_gone_on_from(
+def test_kept_partial_of_cancelled_request_resumes(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start().service
@@ -116,7 +116,7 @@ def test_what_a_cancelled_request_kept_is_gone_on_from(
     assert operator.ranges(image_id) == [None, f'bytes={HALF}-']
 
 
-def test_of_two_requests_that_share_a_transfer_one_is_cancelled_and_it_goes_on(
+def test_shared_transfer_survives_one_cancel(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start().service
@@ -137,7 +137,7 @@ def test_of_two_requests_that_share_a_transfer_one_is_cancelled_and_it_goes_on(
     assert operator.ranges(image_id) == [None]
 
 
-def test_a_request_is_cancelled_while_its_compute_is_down(
+def test_request_cancelled_while_compute_down(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     down_seconds = 2
@@ -166,7 +166,7 @@ def test_a_request_is_cancelled_while_its_compute_is_down(
 # Pause and resume
 
 
-def test_a_paused_request_keeps_what_came_and_goes_on_from_there_when_resumed(
+def test_paused_request_resumes_from_kept_bytes(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start().service
@@ -195,7 +195,7 @@ def test_a_paused_request_keeps_what_came_and_goes_on_from_there_when_resumed(
 # Windows
 
 
-def test_a_deadline_cuts_what_runs_and_a_retry_fetches_only_the_missing_bytes(
+def test_retry_after_deadline_fetches_missing_bytes(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start().service
@@ -219,7 +219,7 @@ def test_a_deadline_cuts_what_runs_and_a_retry_fetches_only_the_missing_bytes(
     assert cut_bytes + sum(later) == 2 * SIZE
 
 
-def test_nothing_begins_before_its_time_and_then_it_begins(
+def test_nothing_starts_before_not_before(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start().service
@@ -239,7 +239,7 @@ def test_nothing_begins_before_its_time_and_then_it_begins(
 # Limits of a request
 
 
-def test_no_more_hosts_work_at_once_than_a_request_allows(
+def test_request_limit_bounds_parallel_hosts(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start(image_cache={'precache_concurrency': 4}).service
@@ -252,7 +252,7 @@ def test_no_more_hosts_work_at_once_than_a_request_allows(
     assert len(gateway.served(image_id)) == 4
 
 
-def test_the_others_begin_when_the_canary_has_succeeded(
+def test_others_start_after_canary_succeeds(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start(image_cache={'precache_concurrency': 4}).service
@@ -276,7 +276,7 @@ def test_the_others_begin_when_the_canary_has_succeeded(
     assert service.wait(second)['counts'] == {'cached': 1}
 
 
-def test_the_others_are_cancelled_when_the_canary_has_failed(
+def test_others_cancelled_after_canary_fails(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start(image_cache={'precache_concurrency': 4, 'precache_max_attempts': 1}).service
@@ -293,7 +293,7 @@ def test_the_others_are_cancelled_when_the_canary_has_failed(
     assert {download.image_id for download in gateway.downloads} == {image_id}
 
 
-def test_what_waits_is_cancelled_when_more_tasks_failed_than_may(
+def test_max_failures_cancels_waiting_tasks(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     service = start(image_cache={'precache_max_attempts': 1}).service
@@ -311,7 +311,7 @@ def test_what_waits_is_cancelled_when_more_tasks_failed_than_may(
 # Hosts
 
 
-def test_a_host_that_is_down_is_waited_for_and_the_others_go_on(
+def test_awaited_down_host_delays_no_others(
     start: Start, gateway: site_link.Gateway, image_id: str
 ) -> None:
     down_seconds = 8

@@ -78,9 +78,7 @@ def claims(name: str) -> list[str]:
     return told + [each for each in image_corpus.DISK_FORMATS if each not in told][:1]
 
 
-def test_an_image_is_published_as_qemu_img_reads_it_or_not_at_all(
-    host: Host, image: pathlib.Path, name: str
-) -> None:
+def test_image_published_as_qemu_reads_it(host: Host, image: pathlib.Path, name: str) -> None:
     data = image.read_bytes()
     for disk_format in claims(name):
         verdict = image_corpus.CASES[name].verdict(disk_format)
@@ -100,9 +98,7 @@ def disk(image: pathlib.Path, disk_format: str) -> bytes:
     return image.read_bytes() if qemu_format == 'raw' else disk_images.as_raw(image, qemu_format)
 
 
-def test_a_large_image_that_its_beginning_gives_away_is_cut_early(
-    host: Host, image: pathlib.Path, name: str
-) -> None:
+def test_large_unsafe_image_cut_early(host: Host, image: pathlib.Path, name: str) -> None:
     large = image.read_bytes().ljust(LARGE_BYTES, b'\0')
     for disk_format in claims(name):
         verdict = image_corpus.CASES[name].verdict(disk_format)
@@ -115,7 +111,7 @@ def test_a_large_image_that_its_beginning_gives_away_is_cut_early(
 
 
 @pytest.mark.parametrize('disk_format', ['ploop', 'qed', 'luks', None])
-def test_a_format_that_is_not_supported_costs_no_byte(host: Host, disk_format: str | None) -> None:
+def test_unsupported_format_downloads_nothing(host: Host, disk_format: str | None) -> None:
     before = host.images.served_bytes
     assert 'is not supported' in str(host.cache(bytes(LARGE_BYTES), str(disk_format)))
     assert host.images.served_bytes == before
@@ -123,9 +119,7 @@ def test_a_format_that_is_not_supported_costs_no_byte(host: Host, disk_format: s
 
 
 @pytest.mark.parametrize('disk_format', ['qcow2', 'vmdk', 'vhdx', 'vdi', 'vhd'])
-def test_a_disk_that_is_too_large_is_refused_from_its_header(
-    tmp_path: pathlib.Path, disk_format: str
-) -> None:
+def test_oversized_disk_refused_at_header(tmp_path: pathlib.Path, disk_format: str) -> None:
     host = Host(tmp_path, max_virtual_size_bytes=8 * disk_images.MIB)
     path = tmp_path / 'image'
     qemu_format = image_corpus.QEMU_FORMATS.get(disk_format, disk_format)
@@ -169,7 +163,7 @@ def spoilt(draw: st.DrawFn) -> tuple[str, dict[int, int]]:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(choice=spoilt())
-def test_whatever_a_header_holds_no_other_bytes_than_the_image_has_are_published(
+def test_any_header_publishes_only_image_bytes(
     host: Host, tmp_path_factory: pytest.TempPathFactory, choice: tuple[str, dict[int, int]]
 ) -> None:
     disk_format, bytes_by_place = choice
@@ -185,9 +179,7 @@ def test_whatever_a_header_holds_no_other_bytes_than_the_image_has_are_published
         assert host.take_published() == []
 
 
-def test_every_example_of_a_header_is_an_image_that_is_accepted(
-    host: Host, tmp_path: pathlib.Path
-) -> None:
+def test_every_valid_header_accepted(host: Host, tmp_path: pathlib.Path) -> None:
     for disk_format in HEADERS:
         assert host.cache(valid(disk_format, tmp_path), disk_format) is None
     assert len(host.take_published()) == len(HEADERS)

@@ -44,9 +44,7 @@ def _driver(host: Host) -> libvirt.LibvirtDriver:
     return libvirt.LibvirtDriver(conf)
 
 
-def test_an_image_is_known_on_its_hosts_with_its_size_and_its_disks_until_it_goes(
-    start: Start, upload_image: UploadImage
-) -> None:
+def test_image_shown_on_hosts_until_removed(start: Start, upload_image: UploadImage) -> None:
     data = disk_images.content(2 * MIB)
     image_id = upload_image(data)
     service = start().service
@@ -93,7 +91,7 @@ def _compute_of(started: Started, host: Host) -> compute_rpcapi.ComputeAPI:
     return compute_rpcapi.ComputeAPI(transport, None, 0, WAIT_SECONDS, WAIT_SECONDS)
 
 
-def test_a_running_compute_forgets_what_is_unfinished_when_nobody_works_on_it(
+def test_running_compute_discards_unused_partial(
     start: Start,
 ) -> None:
     started = start()

@@ -66,7 +66,7 @@ def _estimate(service: Service, *image_ids: str) -> dict[str, Any]:
     return dict(host)
 
 
-def test_kernel_and_ramdisk_are_part_of_the_task(
+def test_task_includes_kernel_and_ramdisk(
     start: Start, bootable: Bootable, gateway: site_link.Gateway
 ) -> None:
     service = start().service
@@ -91,7 +91,7 @@ def test_kernel_and_ramdisk_are_part_of_the_task(
     assert len(gateway.served(bootable.kernel)) == len(gateway.served(bootable.image)) == 4
 
 
-def test_an_image_whose_kernel_went_from_a_host_is_not_cached_there_until_it_is_back(
+def test_image_without_kernel_not_cached(
     start: Start, bootable: Bootable, gateway: site_link.Gateway
 ) -> None:
     service = start().service
@@ -113,7 +113,7 @@ def test_an_image_whose_kernel_went_from_a_host_is_not_cached_there_until_it_is_
     wait_until(lambda: image in _names(service, host), 'the image is told of again')
 
 
-def test_a_kernel_that_an_image_names_only_now_is_fetched_though_the_image_is_there(
+def test_newly_named_kernel_fetched(
     start: Start, upload_image: UploadImage, glance: GlanceServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(companions, 'KEPT_SECONDS', 0)
@@ -137,7 +137,7 @@ def test_a_kernel_that_an_image_names_only_now_is_fetched_though_the_image_is_th
 
 @pytest.mark.parametrize('kind', ['kernel_id', 'ramdisk_id'])
 @pytest.mark.parametrize('value', ['missing', 'deactivated', 'malformed', 'itself'])
-def test_an_image_without_its_companion_is_refused_and_nothing_is_saved(
+def test_image_without_companion_refused_unsaved(
     start: Start, upload_image: UploadImage, glance: GlanceServer, kind: str, value: str
 ) -> None:
     service = start().service
@@ -163,7 +163,7 @@ def test_an_image_without_its_companion_is_refused_and_nothing_is_saved(
 
 
 @pytest.mark.parametrize('lost', ['kernel', 'ramdisk'])
-def test_a_companion_that_is_deleted_under_way_is_an_error_with_that_reason(
+def test_deleted_companion_fails_running_task(
     start: Start,
     bootable: Bootable,
     gateway: site_link.Gateway,
@@ -190,7 +190,7 @@ def test_a_companion_that_is_deleted_under_way_is_an_error_with_that_reason(
     assert not [name for name in host.base_files() if '.' in name]
 
 
-def test_an_older_compute_takes_images_and_leaves_those_with_a_kernel(
+def test_older_compute_caches_only_kernelless_images(
     start: Start, bootable: Bootable, upload_image: UploadImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wiring_compute.manager, 'ComputeManager', ComputeOf11)
@@ -205,7 +205,7 @@ def test_an_older_compute_takes_images_and_leaves_those_with_a_kernel(
     assert f'cache_image {rpcapi.VERSION}' in str(reason)
 
 
-def test_a_compute_that_an_older_conductor_calls_goes_by_its_own_note(
+def test_older_conductors_call_uses_note(
     start: Start, bootable: Bootable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(companions.CompanionLookup, 'get', lambda needs, image_id: None)
@@ -222,7 +222,7 @@ def test_a_compute_that_an_older_conductor_calls_goes_by_its_own_note(
     assert (request['counts'], request['bytes_done']) == ({'cached': 1}, len(RAMDISK))
 
 
-def test_a_pin_keeps_a_kernel_and_covers_only_what_has_it(start: Start, bootable: Bootable) -> None:
+def test_pin_keeps_kernel_and_counts_it(start: Start, bootable: Bootable) -> None:
     service = start(conductor={'pin_interval_seconds': 1}).service
     host = service.hosts[0]
     aggregate_id = service.aggregate('edge', (host,))

@@ -155,9 +155,7 @@ def url(counted: Counted) -> Iterator[str]:
     running.stop()
 
 
-def test_the_service_does_as_its_document_says(
-    url: str, counted: Counted, tmp_path: pathlib.Path
-) -> None:
+def test_service_matches_its_document(url: str, counted: Counted, tmp_path: pathlib.Path) -> None:
     settings = tmp_path / 'schemathesis.toml'
     settings.write_text(SETTINGS)
     run = subprocess.run(

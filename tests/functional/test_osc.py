@@ -47,9 +47,7 @@ def edge(site: Site) -> str:
     return name
 
 
-def test_what_is_asked_for_by_name_is_waited_for_and_found_again(
-    site: Site, edge: str, upload_image: UploadImage
-) -> None:
+def test_named_image_cached_and_found(site: Site, edge: str, upload_image: UploadImage) -> None:
     name = f'golden-{os.getpid()}'
     image_id = upload_image(os.urandom(MIB), name=name)
     hosts = [host.name for host in site.service.hosts]
@@ -69,7 +67,7 @@ def test_what_is_asked_for_by_name_is_waited_for_and_found_again(
     assert (held['Image'], held['Size'], held['Pinned']) == (image_id, MIB, False)
 
 
-def test_an_estimate_is_what_then_happens(site: Site, edge: str, upload_image: UploadImage) -> None:
+def test_estimate_matches_outcome(site: Site, edge: str, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(MIB))
     host = site.service.hosts[0].name
     site('precache', 'create', '--host', host, '--wait', image_id)
@@ -84,7 +82,7 @@ def test_an_estimate_is_what_then_happens(site: Site, edge: str, upload_image: U
     assert request['counts'] == {'existing': 1, 'cached': 3}
 
 
-def test_a_request_is_paused_resumed_cancelled_and_retried(
+def test_request_paused_resumed_cancelled_retried(
     site: Site, upload_image: UploadImage, link: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -108,7 +106,7 @@ def test_a_request_is_paused_resumed_cancelled_and_retried(
     assert (request['status'], request['counts']) == ('completed', {'cached': 1})
 
 
-def test_a_pin_is_made_shown_and_ended(site: Site, edge: str, upload_image: UploadImage) -> None:
+def test_pin_created_shown_and_ended(site: Site, edge: str, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(MIB))
 
     made = site(
@@ -124,7 +122,7 @@ def test_a_pin_is_made_shown_and_ended(site: Site, edge: str, upload_image: Uplo
     assert site('precache', 'pin', 'show', made['id'])['status'] == 'ended'
 
 
-def test_a_terminal_shows_bars_and_ctrl_c_leaves_the_request_running(
+def test_ctrl_c_leaves_request_running(
     site: Site, edge: str, upload_image: UploadImage, link: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -147,7 +145,7 @@ def test_a_terminal_shows_bars_and_ctrl_c_leaves_the_request_running(
     assert site.service.wait(request['id'])['counts'] == {'cached': 4}
 
 
-def test_a_terminal_is_told_how_a_request_ended(site: Site, upload_image: UploadImage) -> None:
+def test_terminal_shows_final_status(site: Site, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(MIB))
     host = site.service.hosts[0].name
 
@@ -158,7 +156,7 @@ def test_a_terminal_is_told_how_a_request_ended(site: Site, upload_image: Upload
     assert '1.0 MiB of 1.0 MiB' in terminal.text
 
 
-def test_a_failure_is_told_with_its_reason_and_the_exit_status(
+def test_failure_shows_reason_and_exit_status(
     site: Site, upload_image: UploadImage, link: site_link.Gateway
 ) -> None:
     image_id = upload_image(os.urandom(MIB))
@@ -175,7 +173,7 @@ def test_a_failure_is_told_with_its_reason_and_the_exit_status(
     assert f'  {host} {image_id} error: {task["Reason"]}\n' in said
 
 
-def test_whoever_waits_outlasts_a_restart_of_the_service(
+def test_wait_survives_service_restart(
     start: Start,
     upload_image: UploadImage,
     gateway: site_link.Gateway,
@@ -201,7 +199,7 @@ def test_whoever_waits_outlasts_a_restart_of_the_service(
     assert 'completed' in out
 
 
-def test_what_is_unknown_is_named(site: Site, edge: str, upload_image: UploadImage) -> None:
+def test_unknown_names_are_reported(site: Site, edge: str, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(1024))
 
     for arguments, name in (

@@ -73,7 +73,7 @@ def running(directory: pathlib.Path, glance: str, capabilities: str = '') -> Ite
             process.wait(60)
 
 
-def test_a_pin_waits_for_a_file_that_cannot_be_kept_until_it_changes_or_the_service_may(
+def test_pin_waits_for_untouchable_foreign_file(
     directory: pathlib.Path, glance: glance_server.GlanceServer, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(MIB))

@@ -168,9 +168,7 @@ def image_id(upload_image: UploadImage) -> str:
     return upload_image(os.urandom(MIB))
 
 
-def test_a_fifth_host_that_joins_is_warm_without_anyone_asking(
-    running: Running, image_id: str
-) -> None:
+def test_joining_host_warmed_unasked(running: Running, image_id: str) -> None:
     service = running.service
     pin = _pin(service, image_id, *service.hosts)
     pin.wait_warm(*service.hosts)
@@ -190,7 +188,7 @@ def test_a_fifth_host_that_joins_is_warm_without_anyone_asking(
     assert (pin.now()['status'], pin.now()['reason']) == ('active', None)
 
 
-def test_a_file_that_was_deleted_comes_back(running: Running, image_id: str) -> None:
+def test_deleted_file_comes_back(running: Running, image_id: str) -> None:
     service = running.service
     host, other = service.hosts[:2]
     pin = _pin(service, image_id, host, other)
@@ -204,7 +202,7 @@ def test_a_file_that_was_deleted_comes_back(running: Running, image_id: str) -> 
     assert len(running.gateway.served(image_id)) == 3
 
 
-def test_an_image_that_is_deleted_ends_its_pin_and_stays_in_the_caches(
+def test_deleted_image_ends_pin_stays_cached(
     running: Running, image_id: str, glance: glance_server.GlanceServer
 ) -> None:
     service = running.service
@@ -221,7 +219,7 @@ def test_an_image_that_is_deleted_ends_its_pin_and_stays_in_the_caches(
     assert host.base_path(image_id).exists()
 
 
-def test_a_file_is_touched_before_it_is_old_enough_to_go(running: Running, image_id: str) -> None:
+def test_file_touched_before_expiry(running: Running, image_id: str) -> None:
     service = running.service
     host = service.hosts[0]
     aggregate_id = service.aggregate(f'rollout-{image_id}', (host,))
@@ -241,7 +239,7 @@ def test_a_file_is_touched_before_it_is_old_enough_to_go(running: Running, image
     assert len(running.gateway.served(image_id)) == 1
 
 
-def test_so_many_hosts_at_a_time_are_asked_for_whatever_the_project_waits_for(
+def test_hosts_per_round_bounded_despite_quota(
     start: Start, image_id: str, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     limits = {
@@ -263,7 +261,7 @@ def test_so_many_hosts_at_a_time_are_asked_for_whatever_the_project_waits_for(
     assert len(gateway.served(image_id)) == 4
 
 
-def test_conductors_that_look_at_once_make_one_request(
+def test_concurrent_conductors_make_one_request(
     start: Start, image_id: str, gateway: site_link.Gateway
 ) -> None:
     started = start(conductor=NEVER)
@@ -290,7 +288,7 @@ def test_conductors_that_look_at_once_make_one_request(
     assert len(gateway.served(image_id)) == 4
 
 
-def test_a_pin_that_somebody_ends_asks_for_nothing_more(
+def test_ended_pin_requests_nothing_more(
     running: Running, image_id: str, upload_image: UploadImage
 ) -> None:
     service = running.service

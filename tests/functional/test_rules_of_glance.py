@@ -55,7 +55,7 @@ def _patch(gateway: site_link.Gateway, image_id: str, name: str, value: str) -> 
 
 
 @pytest.mark.parametrize('status', ['pending', 'rejected', 'accepted'])
-def test_a_member_gets_a_shared_image_whatever_it_answered(
+def test_member_of_any_status_gets_image(
     open_to_members: Started,
     upload_image: UploadImage,
     gateway: site_link.Gateway,
@@ -97,7 +97,7 @@ def _delete(gateway: site_link.Gateway, image_id: str) -> None:
         (_delete, 'could not be found'),
     ],
 )
-def test_an_image_that_is_withdrawn_while_it_comes_is_published_on_no_host(
+def test_withdrawn_image_published_nowhere(
     open_to_members: Started,
     upload_image: UploadImage,
     gateway: site_link.Gateway,
@@ -123,7 +123,7 @@ def test_an_image_that_is_withdrawn_while_it_comes_is_published_on_no_host(
     assert [host.base_files() for host in service.hosts] == [[]] * 4
 
 
-def test_who_may_still_have_a_hidden_image_gets_it_and_who_may_not_does_not(
+def test_hidden_image_needs_membership(
     open_to_members: Started, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     service = open_to_members.service
@@ -143,7 +143,7 @@ def test_who_may_still_have_a_hidden_image_gets_it_and_who_may_not_does_not(
 
 
 @pytest.mark.parametrize('container_format', ['compressed', 'docker'])
-def test_what_no_instance_boots_from_is_an_error_before_any_host_is_called(
+def test_unbootable_image_fails_before_any_call(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway, container_format: str
 ) -> None:
     service = start().service

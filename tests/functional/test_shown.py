@@ -23,7 +23,7 @@ BIG = 16 * MIB
 MIDDLE = 2 * MIB
 
 
-def test_three_images_on_four_hosts_are_watched_cancelled_and_retried(
+def test_request_watched_cancelled_and_retried(
     start: Start,
     gateway: site_link.Gateway,
     glance: glance_server.GlanceServer,

@@ -130,7 +130,7 @@ def held(start: Start, upload_image: UploadImage, gateway: site_link.Gateway) ->
 # Stopping computes
 
 
-def test_a_compute_that_stops_on_a_silent_link_ends_its_download_at_once_and_goes_on_later(
+def test_stop_on_silent_link_resumes_later(
     held: Held, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -155,7 +155,7 @@ def test_a_compute_that_stops_on_a_silent_link_ends_its_download_at_once_and_goe
 # Stopped jobs
 
 
-def test_a_cancelled_job_cuts_its_download_and_leaves_nothing(held: Held) -> None:
+def test_cancelled_job_leaves_nothing(held: Held) -> None:
     held.cancel()
 
     request = held.started.service.wait(held.request_id)
@@ -171,7 +171,7 @@ def test_a_cancelled_job_cuts_its_download_and_leaves_nothing(held: Held) -> Non
     assert held.ranges() == [None, None]
 
 
-def test_a_cancelled_job_may_leave_what_came_to_whoever_wants_the_image_next(held: Held) -> None:
+def test_cancelled_job_may_keep_partial(held: Held) -> None:
     held.cancel(keep_partial=True)
     held.started.service.wait(held.request_id)
     assert not held.has_no_partial()
@@ -185,9 +185,7 @@ def test_a_cancelled_job_may_leave_what_came_to_whoever_wants_the_image_next(hel
 
 
 @pytest.mark.parametrize('why', model.StopWhy)
-def test_a_job_that_is_stopped_and_still_wanted_is_called_again(
-    held: Held, why: model.StopWhy
-) -> None:
+def test_stopped_but_wanted_job_repeated(held: Held, why: model.StopWhy) -> None:
     """For example, if another request wanted it while the order was on its way."""
     assert held.stop(why, keep_partial=True)
     wait_until(lambda: len(held.gateway.downloads) == 2, 'it was called again')
@@ -200,7 +198,7 @@ def test_a_job_that_is_stopped_and_still_wanted_is_called_again(
     assert held.ranges() == [None, f'bytes={2 * MIB}-']
 
 
-def test_a_stop_of_an_older_call_or_an_unknown_job_stops_nothing(held: Held) -> None:
+def test_stop_of_older_call_ignored(held: Held) -> None:
     for stale in (
         dataclasses.replace(held, epoch=held.epoch - 1),
         dataclasses.replace(held, job_id='unknown'),
@@ -212,7 +210,7 @@ def test_a_stop_of_an_older_call_or_an_unknown_job_stops_nothing(held: Held) -> 
     assert held.ranges() == [None]
 
 
-def test_a_download_ends_when_its_deadline_passes_and_what_came_is_kept(held: Held) -> None:
+def test_deadline_ends_download_and_keeps_partial(held: Held) -> None:
     call = rpcapi.CacheImageCall(
         held.job_id,
         held.epoch,
@@ -238,7 +236,7 @@ def test_a_download_ends_when_its_deadline_passes_and_what_came_is_kept(held: He
 
 
 @pytest.mark.parametrize(('max_attempts', 'status'), [(1, 'error'), (2, 'retry_wait')])
-def test_the_last_attempt_leaves_nothing_and_one_before_it_what_came(
+def test_only_last_attempt_discards_partial(
     start: Start,
     upload_image: UploadImage,
     gateway: site_link.Gateway,
@@ -266,7 +264,7 @@ def test_the_last_attempt_leaves_nothing_and_one_before_it_what_came(
 # Boots
 
 
-def test_a_boot_hastens_the_precaching_of_its_image(
+def test_boot_boosts_precache_of_its_image(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     data = os.urandom(8 * MIB)
@@ -284,7 +282,7 @@ def test_a_boot_hastens_the_precaching_of_its_image(
     assert host.base_path(image_id).read_bytes() == data
 
 
-def test_a_boot_that_is_interrupted_ends_at_once_and_holds_no_lock(
+def test_interrupted_boot_ends_and_releases_lock(
     start: Start, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -308,7 +306,7 @@ def test_a_boot_that_is_interrupted_ends_at_once_and_holds_no_lock(
     assert host.base_path(image_id).read_bytes() == data
 
 
-def test_a_boot_that_waits_for_a_precache_can_be_interrupted_and_the_precache_goes_on(
+def test_interrupted_waiting_boot_leaves_precache_running(
     held: Held,
 ) -> None:
     boot = _boot(held.started, held.host, held.image_id)

@@ -105,7 +105,7 @@ class ConductorOf10(rpc.Endpoint, version='1.0'):
 
 
 @pytest.mark.parametrize('old', [ComputeOf10, ComputeOf11])
-def test_an_older_compute_caches_and_what_it_cannot_be_told_is_left_to_end(
+def test_older_compute_caches_and_cannot_stop(
     start: Start,
     gateway: site_link.Gateway,
     upload_image: UploadImage,
@@ -138,7 +138,7 @@ def test_an_older_compute_caches_and_what_it_cannot_be_told_is_left_to_end(
     assert _errors(caplog) == []
 
 
-def test_what_only_a_newer_compute_says_is_passed_on_and_ends_the_request(
+def test_newer_compute_status_ends_request(
     start: Start,
     upload_image: UploadImage,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,7 +164,7 @@ def test_what_only_a_newer_compute_says_is_passed_on_and_ends_the_request(
     assert _errors(caplog) == []
 
 
-def test_a_compute_under_an_older_conductor_caches_and_tells_only_what_that_knows(
+def test_newer_compute_works_under_older_conductor(
     start: Start,
     upload_image: UploadImage,
     monkeypatch: pytest.MonkeyPatch,
@@ -189,7 +189,7 @@ def test_a_compute_under_an_older_conductor_caches_and_tells_only_what_that_know
         ({'compute': '0.9'}, 'unsupported', 0),
     ],
 )
-def test_pins_keep_what_is_newer_from_being_sent(
+def test_pins_hold_back_newer_messages(
     start: Start, upload_image: UploadImage, pins: dict[str, str], status: str, inventory: int
 ) -> None:
     service = start(upgrade_levels=pins).service

@@ -98,7 +98,7 @@ enable_proxy_headers_parsing = true
     return tmp_path
 
 
-def test_gunicorn_and_uwsgi_serve_the_application_in_several_processes(
+def test_gunicorn_and_uwsgi_serve_several_processes(
     directory: pathlib.Path, free_port: Callable[[], int]
 ) -> None:
     uwsgi_address, gunicorn_address = (f'127.0.0.1:{free_port()}' for _ in range(2))

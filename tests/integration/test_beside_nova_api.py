@@ -204,7 +204,7 @@ STAGE = [
 
 
 @pytest.mark.parametrize('name', GROUPS)
-def test_both_answer_alike(doors: tuple[Door, Door], name: str) -> None:
+def test_answers_equal_those_of_nova(doors: tuple[Door, Door], name: str) -> None:
     _set_the_stage(doors)
     differences = []
     for ask in (*GROUPS[name], corpus.get(corpus.AGGREGATES)):
@@ -214,7 +214,7 @@ def test_both_answer_alike(doors: tuple[Door, Door], name: str) -> None:
     assert not differences, '\n\n'.join(differences)
 
 
-def test_on_the_database_of_a_nova_we_list_exactly_what_it_lists(
+def test_nova_database_lists_same_aggregates(
     doors: tuple[Door, Door],
     stock_api: nova_api.NovaApi,
     glance: glance_server.GlanceServer,

@@ -202,7 +202,7 @@ TEMPLATES = [
 ]
 
 
-def test_a_nova_keeps_the_inventory_and_is_only_read(
+def test_nova_inventory_is_only_read(
     novas: Site, upload_image: UploadImage, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown, filled = novas.nova.ask(

@@ -237,7 +237,7 @@ def filled(
     return Filled(host, kind, image_id, original)
 
 
-def test_our_base_file_exists_to_nova_which_makes_it_young(filled: Filled) -> None:
+def test_nova_finds_and_touches_our_file(filled: Filled) -> None:
     base = filled.host.base(filled.image_id)
     os.utime(base, (1, 1))
     before = base.read_bytes()
@@ -246,7 +246,7 @@ def test_our_base_file_exists_to_nova_which_makes_it_young(filled: Filled) -> No
     assert base.read_bytes() == before
 
 
-def test_nova_boots_an_overlay_of_our_base_file_without_a_download(filled: Filled) -> None:
+def test_nova_overlay_boots_without_download(filled: Filled) -> None:
     disk = filled.host.nova_boots(filled.image_id, images_type='qcow2')
     info = describe(disk)
     assert info['format'] == 'qcow2'
@@ -256,7 +256,7 @@ def test_nova_boots_an_overlay_of_our_base_file_without_a_download(filled: Fille
     assert len(filled.host.link.served(filled.image_id)) == 1
 
 
-def test_nova_boots_a_copy_of_our_base_file_without_a_download(filled: Filled) -> None:
+def test_nova_copy_boots_without_download(filled: Filled) -> None:
     disk = filled.host.nova_boots(filled.image_id, images_type='raw')
     info = describe(disk)
     kept = not filled.host.force_raw
@@ -276,7 +276,7 @@ def assert_same_guest_content(disk: pathlib.Path, qemu_format: str, filled: Fill
     disk_images.qemu_img('compare', *formats, str(disk), str(filled.original))
 
 
-def test_our_files_are_those_that_nova_makes(filled: Filled, tmp_path: pathlib.Path) -> None:
+def test_files_equal_those_of_nova(filled: Filled, tmp_path: pathlib.Path) -> None:
     ours = filled.host
     theirs = dataclasses.replace(ours, instances_path=tmp_path / 'instances')
     outcome = theirs.nova_caches(filled.image_id, ours.link.url)
@@ -296,7 +296,7 @@ def access(path: pathlib.Path) -> tuple[str, int, int]:
     return stat.filemode(status.st_mode), status.st_uid, status.st_gid
 
 
-def test_nova_boots_an_overlay_of_a_vmdk_that_is_kept(
+def test_nova_overlay_boots_from_kept_vmdk(
     compute: libvirt_compute.LibvirtCompute,
     link: site_link.Gateway,
     upload_image: UploadImage,
@@ -315,7 +315,7 @@ def test_nova_boots_an_overlay_of_a_vmdk_that_is_kept(
         host.nova_boots(image_id, images_type='raw')
 
 
-def test_an_image_that_only_we_accept_boots_in_nova(
+def test_image_refused_by_nova_still_boots(
     host: Host, upload_image: UploadImage, tmp_path: pathlib.Path
 ) -> None:
     """Nova and qemu name the format differently, so Nova's check of a download fails."""
@@ -343,7 +343,7 @@ HOSTILE: dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Path]]] = {
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_what_nova_refuses_we_refuse(
+def test_image_refused_by_nova_refused(
     host: Host, upload_image: UploadImage, tmp_path: pathlib.Path, name: str
 ) -> None:
     disk_format, make = HOSTILE[name]
@@ -355,7 +355,7 @@ def test_what_nova_refuses_we_refuse(
     assert host.names() == []
 
 
-def test_a_root_disk_below_the_virtual_size_of_our_base_file_is_refused_by_nova(
+def test_nova_refuses_too_small_root_disk(
     host: Host, upload_image: UploadImage, tmp_path: pathlib.Path
 ) -> None:
     original = tmp_path / 'original'
@@ -381,9 +381,7 @@ def age(path: pathlib.Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_novas_manager_removes_what_is_old_and_unused_and_we_cache_it_again(
-    host: Host, image_id: str
-) -> None:
+def test_image_expired_by_nova_cached_again(host: Host, image_id: str) -> None:
     host.cache_image(image_id)
     age(host.base(image_id), DAY_SECONDS - 60)
     host.nova_cleans()
@@ -396,7 +394,7 @@ def test_novas_manager_removes_what_is_old_and_unused_and_we_cache_it_again(
     assert host.names() == [_sha1(image_id)]
 
 
-def test_asking_again_keeps_a_base_file_from_novas_manager(host: Host, image_id: str) -> None:
+def test_repeated_request_prevents_expiry_by_nova(host: Host, image_id: str) -> None:
     host.cache_image(image_id)
     age(host.base(image_id), DAY_SECONDS + 60)
     assert host.cache_image(image_id).existing
@@ -404,9 +402,7 @@ def test_asking_again_keeps_a_base_file_from_novas_manager(host: Host, image_id:
     assert host.names() == [_sha1(image_id)]
 
 
-def test_novas_manager_keeps_our_base_file_while_an_instance_needs_it(
-    host: Host, image_id: str
-) -> None:
+def test_nova_keeps_base_file_in_use(host: Host, image_id: str) -> None:
     """Whether the instance is based on the file or was made from the image."""
     host.cache_image(image_id)
     instance = str(uuid.uuid4())
@@ -418,7 +414,7 @@ def test_novas_manager_keeps_our_base_file_while_an_instance_needs_it(
     assert time.time() - host.base(image_id).stat().st_mtime < DAY_SECONDS
 
 
-def test_novas_manager_leaves_our_other_files_alone(host: Host, image_id: str) -> None:
+def test_nova_leaves_our_other_files(host: Host, image_id: str) -> None:
     host.cache_image(image_id)
     ours = host.ours()
     store_id = ours.cache_report().store_id
@@ -435,7 +431,7 @@ def test_novas_manager_leaves_our_other_files_alone(host: Host, image_id: str) -
     assert ours.cache_report().store_id == store_id
 
 
-def test_our_manager_keeps_what_a_disk_of_nova_is_based_on(host: Host, image_id: str) -> None:
+def test_our_expiry_keeps_novas_backing_files(host: Host, image_id: str) -> None:
     host.cache_image(image_id)
     disk = host.nova_boots(image_id)
     age(host.base(image_id), DAY_SECONDS + 60)
@@ -448,7 +444,7 @@ def test_our_manager_keeps_what_a_disk_of_nova_is_based_on(host: Host, image_id:
 
 
 @pytest.mark.parametrize('mark', ['compute_id', 'instances/compute_nodes'])
-def test_we_leave_expiry_to_a_nova_compute_known_by_what_it_leaves_behind(
+def test_expiry_left_to_detected_nova_compute(
     host: Host, image_id: str, tmp_path: pathlib.Path, mark: str
 ) -> None:
     host.cache_image(image_id)
@@ -492,7 +488,7 @@ def _leads_to(descriptor: pathlib.Path, file: pathlib.Path) -> bool:
         return False
 
 
-def test_a_boot_of_nova_that_downloads_holds_us_off(host: Host, image_id: str) -> None:
+def test_downloading_nova_boot_blocks_us(host: Host, image_id: str) -> None:
     host.ours()
     with futures.ThreadPoolExecutor() as pool, downloads_held(host.link):
         boot = pool.submit(host.nova_boots, image_id, glance_url=host.link.url)
@@ -508,7 +504,7 @@ def test_a_boot_of_nova_that_downloads_holds_us_off(host: Host, image_id: str) -
     assert len(host.link.served(image_id)) == 1
 
 
-def test_our_download_holds_a_boot_of_nova_off(host: Host, image_id: str) -> None:
+def test_our_download_blocks_nova_boot(host: Host, image_id: str) -> None:
     with futures.ThreadPoolExecutor() as pool, downloads_held(host.link):
         asked = pool.submit(host.cache_image, image_id)
         host.link.wait_for(1)
@@ -523,9 +519,7 @@ def test_our_download_holds_a_boot_of_nova_off(host: Host, image_id: str) -> Non
     assert len(host.link.served(image_id)) == 1
 
 
-def test_a_precache_of_nova_which_takes_no_lock_does_ours_no_harm(
-    host: Host, image_id: str
-) -> None:
+def test_lockless_nova_precache_is_harmless(host: Host, image_id: str) -> None:
     with futures.ThreadPoolExecutor() as pool, downloads_held(host.link):
         asked = pool.submit(host.cache_image, image_id)
         host.link.wait_for(1)
@@ -572,9 +566,7 @@ def bootable(upload_image: UploadImage, tmp_path: pathlib.Path) -> Bootable:
     return Bootable(image, kernel, ramdisk)
 
 
-def test_nova_boots_with_the_kernel_and_ramdisk_that_we_cached_without_glance(
-    host: Host, bootable: Bootable
-) -> None:
+def test_nova_boots_with_our_cached_kernel(host: Host, bootable: Bootable) -> None:
     assert not host.cache_image(bootable.image).existing
 
     directory = host.nova_boots_with_kernel(bootable)
@@ -584,7 +576,7 @@ def test_nova_boots_with_the_kernel_and_ramdisk_that_we_cached_without_glance(
     assert (directory / 'disk').exists()
 
 
-def test_what_nova_fetched_for_a_boot_is_there_for_us(host: Host, bootable: Bootable) -> None:
+def test_nova_fetched_companions_are_hits(host: Host, bootable: Bootable) -> None:
     host.nova_boots_with_kernel(bootable, glance_url=host.link.url)
     served = len(host.link.downloads)
     assert host.base(bootable.ramdisk).read_bytes() == RAMDISK
@@ -594,7 +586,7 @@ def test_what_nova_fetched_for_a_boot_is_there_for_us(host: Host, bootable: Boot
     assert len(host.link.downloads) == served
 
 
-def test_a_kernel_is_in_use_as_long_for_us_as_for_nova(host: Host, bootable: Bootable) -> None:
+def test_kernel_usage_agrees_with_nova(host: Host, bootable: Bootable) -> None:
     host.cache_image(bootable.image)
     directory = host.nova_boots_with_kernel(bootable)
 
@@ -615,9 +607,7 @@ def test_a_kernel_is_in_use_as_long_for_us_as_for_nova(host: Host, bootable: Boo
     assert host.names() == []
 
 
-def test_novas_cache_manager_leaves_a_note_alone_and_we_remove_it_after_the_image(
-    host: Host, bootable: Bootable
-) -> None:
+def test_note_survives_nova_and_follows_image(host: Host, bootable: Bootable) -> None:
     host.cache_image(bootable.image)
     for image_id in bootable.all:
         age(host.base(image_id), DAY_SECONDS + 60)

@@ -20,9 +20,7 @@ def _of_cell(deployment: Deployment, cell: str) -> tuple[Host, ...]:
     return tuple(host for host in deployment.hosts if host.cell == cell)
 
 
-def test_a_killed_broker_that_comes_back_costs_no_transfer(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_killed_broker_costs_no_transfer(deployment: Deployment, upload_image: UploadImage) -> None:
     data = os.urandom(4 * MIB)
     image_id = upload_image(data)
     service, gateway = deployment.service, deployment.gateway
@@ -49,7 +47,7 @@ def test_a_killed_broker_that_comes_back_costs_no_transfer(
 
 
 @away
-def test_a_cell_whose_broker_is_away_holds_up_no_other_and_goes_on_when_it_is_back(
+def test_unreachable_cell_delays_no_other(
     deployment: Deployment, upload_image: UploadImage, take_away: Callable[[Link], None]
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -78,7 +76,7 @@ def test_a_cell_whose_broker_is_away_holds_up_no_other_and_goes_on_when_it_is_ba
 
 
 @away
-def test_without_the_broker_of_the_api_a_request_is_taken_and_found(
+def test_request_accepted_without_api_broker(
     deployment: Deployment, upload_image: UploadImage, take_away: Callable[[Link], None]
 ) -> None:
     data = os.urandom(MIB)
@@ -97,7 +95,7 @@ def test_without_the_broker_of_the_api_a_request_is_taken_and_found(
     deployment.assert_tidy()
 
 
-def test_a_conductor_stops_though_the_broker_of_a_cell_is_away(
+def test_conductor_stops_without_cell_broker(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)

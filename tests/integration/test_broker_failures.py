@@ -92,7 +92,7 @@ endpoint_override = http://127.0.0.1:1
         ('api', _with_unknown_vhost, 'NOT_ALLOWED'),
     ],
 )
-def test_a_command_whose_broker_refuses_it_ends_with_a_line_and_never_counts_as_running(
+def test_refused_command_exits_with_one_line(
     rabbitmq: RabbitMQ,
     request: pytest.FixtureRequest,
     file: Callable[[str], pathlib.Path],
@@ -127,7 +127,7 @@ def test_a_command_whose_broker_refuses_it_ends_with_a_line_and_never_counts_as_
     SECRETS.look_into(ended.stderr, f'what a {command} says that is refused')
 
 
-def test_a_broker_that_goes_and_comes_back_has_two_lines_in_the_log_of_each_service(
+def test_broker_restart_logs_two_lines(
     rabbitmq: RabbitMQ,
     file: Callable[[str], pathlib.Path],
     tmp_path: pathlib.Path,
@@ -203,9 +203,7 @@ def _call(transport: rpc.Transport, timeout_seconds: float = WAIT_SECONDS) -> ob
     return client.call(CTXT, 'name', '1.0', timeout_seconds=timeout_seconds)
 
 
-def test_a_broker_of_which_one_host_lives_is_used_whichever_is_tried_first(
-    rabbitmq: RabbitMQ, free_port: Callable[[], int]
-) -> None:
+def test_any_live_broker_host_used(rabbitmq: RabbitMQ, free_port: Callable[[], int]) -> None:
     url = rabbitmq.make_vhost()
     head, _, vhost = url.rpartition('/')
     dead = [head.replace(f':{rabbitmq.port}', f':{free_port()}') for _ in range(2)]
@@ -235,9 +233,7 @@ def test_a_broker_of_which_one_host_lives_is_used_whichever_is_tried_first(
     ],
     ids='-'.join,
 )
-def test_calls_are_answered_whatever_kind_the_queues_are_of(
-    rabbitmq: RabbitMQ, option: dict[str, object]
-) -> None:
+def test_every_queue_type_supported(rabbitmq: RabbitMQ, option: dict[str, object]) -> None:
     query = '&'.join(f'{name}={value}' for name, value in option.items())
     url = f'{rabbitmq.make_vhost()}?{query}'
     with _serving(url):
@@ -248,7 +244,7 @@ def test_calls_are_answered_whatever_kind_the_queues_are_of(
 
 
 @left_socket
-def test_a_broker_that_goes_silent_before_the_first_call_is_given_up_and_used_again(
+def test_silent_broker_abandoned_then_reused(
     rabbitmq: RabbitMQ, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = rabbitmq.make_vhost()
@@ -273,7 +269,7 @@ def test_a_broker_that_goes_silent_before_the_first_call_is_given_up_and_used_ag
 
 
 @left_socket
-def test_a_cell_whose_broker_refuses_a_conductor_is_logged_once_and_served_once_it_may_be(
+def test_refusing_cell_broker_served_after_recovery(
     rabbitmq: RabbitMQ,
     forbidden: Spoil,
     caplog: pytest.LogCaptureFixture,

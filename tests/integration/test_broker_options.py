@@ -22,7 +22,7 @@ def prefix(tmp_path: pathlib.Path) -> Iterator[str]:
         left.unlink()
 
 
-def test_with_the_queue_manager_all_services_serve_and_a_request_completes(
+def test_services_work_with_queue_manager(
     deployment: Deployment, upload_image: UploadImage, prefix: str
 ) -> None:
     """Its locks are in a directory set in the global configuration, by default of state_path."""

@@ -19,9 +19,7 @@ def _impatient(deployment: Deployment) -> Changes:
     }
 
 
-def test_a_cell_away_for_longer_than_the_retries_ends_in_errors_and_can_be_asked_again(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_long_cell_outage_ends_in_errors(deployment: Deployment, upload_image: UploadImage) -> None:
     data = os.urandom(MIB)
     image_id = upload_image(data)
     service = deployment.service
@@ -40,7 +38,7 @@ def test_a_cell_away_for_longer_than_the_retries_ends_in_errors_and_can_be_asked
     deployment.assert_tidy()
 
 
-def test_a_cell_without_its_virtual_host_ends_in_errors_and_does_not_hold_up_the_other(
+def test_missing_vhost_fails_only_its_cell(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(MIB))

@@ -59,7 +59,7 @@ def _assert_said(answer: requests.Response) -> None:
 
 
 @pytest.mark.parametrize('kind', [databases.MARIADB, databases.POSTGRESQL])
-def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
+def test_killed_database_costs_no_request(
     deployment: Deployment, upload_image: UploadImage, kind: str
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -104,7 +104,7 @@ def test_a_killed_database_that_comes_back_costs_no_request_and_no_transfer(
         assert 'Traceback' not in deployment.log(name), name
 
 
-def test_an_outage_of_the_database_costs_no_host_its_name_and_is_no_silence_of_a_host(
+def test_database_outage_is_no_host_silence(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(MIB))

@@ -59,7 +59,7 @@ def database(url: str) -> Iterator[session.Database]:
         opened.dispose()
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_models(database: session.Database) -> None:
+def test_migrations_match_models(database: session.Database) -> None:
     everything = sa.MetaData()
     for base in (models.Base, cell_models.InventoryBase):
         for table in base.metadata.tables.values():
@@ -71,7 +71,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(database: session.
         assert autogenerate.compare_metadata(context, everything) == []
 
 
-def test_what_others_commit_changes_nothing_for_a_reader_but_on_postgresql(
+def test_snapshot_stable_except_on_postgresql(
     database: session.Database,
 ) -> None:
     counter = models.Counter
@@ -85,7 +85,7 @@ def test_what_others_commit_changes_nothing_for_a_reader_but_on_postgresql(
     assert (after == before) == (database.engine.dialect.name != 'postgresql')
 
 
-def test_a_report_that_the_database_refuses_is_left_out_of_its_batch(
+def test_refused_report_dropped_from_batch(
     database: session.Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = open_world(database)
@@ -110,7 +110,7 @@ def test_a_report_that_the_database_refuses_is_left_out_of_its_batch(
     assert named == ['Refused a report from host h7', 'Refused an inventory from host h7']
 
 
-def test_bytes_stay_within_what_is_known_of_them_in_every_order_of_a_servers_assignments(
+def test_bytes_stay_bounded_in_any_order(
     database: session.Database,
 ) -> None:
     world = open_world(database)
@@ -135,7 +135,7 @@ def test_bytes_stay_within_what_is_known_of_them_in_every_order_of_a_servers_ass
     assert shown() == (100, 100)
 
 
-def test_whatever_is_done_to_two_requests_nothing_is_lost(database: session.Database) -> None:
+def test_random_actions_lose_no_task(database: session.Database) -> None:
     if database.engine.dialect.name == 'sqlite':
         pytest.skip('the unit tests do it in more orders')
     orders = Orders(open_world(database), SEED)
@@ -146,7 +146,7 @@ def test_whatever_is_done_to_two_requests_nothing_is_lost(database: session.Data
     orders.look()
 
 
-def test_an_outage_costs_no_agent_its_name_and_a_silent_one_is_replaced_and_fenced(
+def test_outage_costs_no_agent_its_name(
     database: session.Database,
 ) -> None:
     world = open_world(database)
@@ -179,7 +179,7 @@ def test_an_outage_costs_no_agent_its_name_and_a_silent_one_is_replaced_and_fenc
     assert world.jobs.begin(again.job_id, again.epoch, True, agent_id='other')
 
 
-def test_bytes_that_were_moved_stay_when_the_image_is_found_later(
+def test_found_image_keeps_moved_bytes(
     database: session.Database,
 ) -> None:
     world = open_world(database)
@@ -323,9 +323,7 @@ def _claims(world: World, limited: str) -> tuple[int, int, int]:
         return tuple(reader.execute(sa.select(*columns)).one())  # type: ignore[return-value]
 
 
-def test_two_conductors_do_each_task_once_and_all_of_them(
-    url: str, database: session.Database
-) -> None:
+def test_two_conductors_do_each_task_once(url: str, database: session.Database) -> None:
     fleet = Fleet(open_world(database), KILLS[database.engine.dialect.name])
     fleet.set_up()
     orders = [conducting.Order(url, each, LIMIT, IMAGES) for each in CONDUCTORS]

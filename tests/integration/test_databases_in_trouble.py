@@ -77,7 +77,7 @@ def _assert_unavailable(answer: webob.Response) -> None:
     assert int(answer.headers['Retry-After']) > 0
 
 
-def test_a_silent_database_is_503_in_time_and_is_used_again_when_it_answers(
+def test_silent_database_returns_503_then_recovers(
     api: Api, server: databases.DatabaseServer
 ) -> None:
     assert api.get(AGGREGATES).status_int == 200
@@ -90,7 +90,7 @@ def test_a_silent_database_is_503_in_time_and_is_used_again_when_it_answers(
     assert _create(api).status_int == 200
 
 
-def test_what_another_has_locked_is_503_in_time(api: Api, url: str, kind: str) -> None:
+def test_locked_rows_return_503(api: Api, url: str, kind: str) -> None:
     lock = {
         databases.MARIADB: 'LOCK TABLES aggregates WRITE',
         databases.POSTGRESQL: 'LOCK TABLE aggregates',
@@ -121,7 +121,7 @@ def _read_only(server: databases.DatabaseServer, url: str, kind: str) -> Iterato
         server.execute(f'ALTER DATABASE {name} RESET default_transaction_read_only')
 
 
-def test_a_server_that_is_read_only_is_503_and_reads_go_on(
+def test_read_only_server_still_serves_reads(
     api: Api, server: databases.DatabaseServer, url: str, kind: str
 ) -> None:
     with _read_only(server, url, kind) as theirs:
@@ -134,7 +134,7 @@ def test_a_server_that_is_read_only_is_503_and_reads_go_on(
         database.dispose()
 
 
-def test_a_server_that_refuses_a_user_whom_it_let_in_before_is_unavailable(
+def test_newly_refused_user_is_unavailable(
     server: databases.DatabaseServer, url: str, kind: str
 ) -> None:
     if kind == databases.MARIADB:
@@ -175,9 +175,7 @@ def test_a_server_that_refuses_a_user_whom_it_let_in_before_is_unavailable(
         ('it cannot be read', "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1030|58030"),
     ],
 )
-def test_what_a_server_says_when_it_cannot_serve_now_is_503(
-    api: Api, kind: str, what: str, codes: str
-) -> None:
+def test_transient_server_errors_return_503(api: Api, kind: str, what: str, codes: str) -> None:
     statement, _, state = codes.partition('|')
     if kind == databases.MARIADB:
         body = f"{statement}, MESSAGE_TEXT = '{what}'"
@@ -194,13 +192,13 @@ def test_what_a_server_says_when_it_cannot_serve_now_is_503(
     _assert_unavailable(_ask_in_time(lambda: _create(api)))
 
 
-def test_a_table_that_is_missing_stays_an_error_of_the_service(api: Api) -> None:
+def test_missing_table_stays_internal_error(api: Api) -> None:
     with api.database.engine.begin() as connection:
         connection.exec_driver_sql('ALTER TABLE aggregates RENAME TO elsewhere')
     assert api.get(AGGREGATES).status_int == 500
 
 
-def test_a_session_that_is_ended_costs_a_reader_no_more_than_a_503(
+def test_killed_session_costs_one_503(
     api: Api, server: databases.DatabaseServer, kind: str
 ) -> None:
     assert api.get(AGGREGATES).status_int == 200
@@ -217,9 +215,7 @@ def test_a_session_that_is_ended_costs_a_reader_no_more_than_a_503(
     assert _create(api).status_int == 200
 
 
-def test_the_database_of_a_cell_that_is_silent_is_waited_for_within_limits(
-    server: databases.DatabaseServer, url: str
-) -> None:
+def test_silent_cell_database_wait_bounded(server: databases.DatabaseServer, url: str) -> None:
     engine = cell_services.connect(url)
     with engine.connect() as connection:
         connection.execute(sa.text('SELECT 1'))
@@ -273,7 +269,7 @@ def _assert_is_a_line(reason: str) -> None:
 
 
 @pytest.mark.parametrize('reason', REASONS.values(), ids=REASONS.keys())
-def test_any_reason_of_an_end_is_recorded_and_the_host_goes_on(narrow: World, reason: str) -> None:
+def test_any_final_reason_recorded(narrow: World, reason: str) -> None:
     request = narrow.planned(['h1'], ['i1', 'i2'])
     call = narrow.begun()
     outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason)
@@ -286,7 +282,7 @@ def test_any_reason_of_an_end_is_recorded_and_the_host_goes_on(narrow: World, re
 
 
 @pytest.mark.parametrize('reason', REASONS.values(), ids=REASONS.keys())
-def test_any_reason_to_wait_is_recorded_and_the_attempt_counts(narrow: World, reason: str) -> None:
+def test_any_retry_reason_recorded(narrow: World, reason: str) -> None:
     request = narrow.planned(['h1'], ['i1'])
     call = narrow.begun()
     outcome = model.ImageOutcome(model.TaskStatus.ERROR, reason, model.Retry.BACKOFF)
@@ -297,7 +293,7 @@ def test_any_reason_to_wait_is_recorded_and_the_attempt_counts(narrow: World, re
 
 
 @pytest.mark.parametrize('reason', REASONS.values(), ids=REASONS.keys())
-def test_any_reason_of_a_request_and_of_a_plan_is_recorded(narrow: World, reason: str) -> None:
+def test_any_plan_reason_recorded(narrow: World, reason: str) -> None:
     request = narrow.accept(['h1'], ['i1'])
     assert narrow.requests.next_to_plan(CONDUCTOR) is not None
     narrow.requests.postpone_plan(request.id, CONDUCTOR, 0, reason)
@@ -309,7 +305,7 @@ def test_any_reason_of_a_request_and_of_a_plan_is_recorded(narrow: World, reason
     _assert_is_a_line(recorded)
 
 
-def test_what_cannot_be_held_in_a_group_fails_alone(narrow: World) -> None:
+def test_unstorable_group_member_fails_alone(narrow: World) -> None:
     narrow.planned(['h1'], ['i1'])
     call = narrow.begun()
     good = jobs.Finish(call.job_id, call.epoch, model.ImageOutcome('cached'))
@@ -319,9 +315,7 @@ def test_what_cannot_be_held_in_a_group_fails_alone(narrow: World) -> None:
     assert narrow.jobs.next_job('c1', 'h1', good).recorded.current
 
 
-def test_a_text_of_a_caller_that_the_database_cannot_hold_is_an_error_of_the_caller(
-    api: Api, kind: str
-) -> None:
+def test_unstorable_caller_text_returns_400(api: Api, kind: str) -> None:
     with api.database.engine.begin() as connection:
         if kind == databases.MARIADB:
             connection.exec_driver_sql('ALTER TABLE aggregates CONVERT TO CHARACTER SET latin1')

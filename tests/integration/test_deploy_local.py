@@ -48,7 +48,7 @@ def command(tmp_path: pathlib.Path) -> Iterator[Command]:
 
 
 @pytest.mark.timeout(600)  # the whole deployment, in some thirty processes
-def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
+def test_deployment_caches_image_and_leaves_nothing(
     command: Command,
 ) -> None:
     command.wait_for(lambda: 'until Ctrl-C' in command.said(), 'it was shown, and waits')
@@ -77,7 +77,7 @@ def test_a_deployment_comes_up_caches_an_image_tells_no_secret_and_is_gone(
     assert re.search(r'counts +\| (cached|existing): 2', command.said())
 
 
-def test_a_killed_deployment_leaves_no_process(command: Command) -> None:
+def test_killed_deployment_leaves_no_process(command: Command) -> None:
     def is_on_its_way() -> bool:
         lines = [' '.join(line) for line in command.alive()]
         return all(any(word in line for line in lines) for word in ('beam', 'epmd', 'mariadbd'))

@@ -26,9 +26,7 @@ def _under_eventlet(whole_deployment: Deployment) -> Iterator[None]:
         yield
 
 
-def test_images_get_onto_every_host_of_two_cells(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_images_reach_hosts_of_two_cells(deployment: Deployment, upload_image: UploadImage) -> None:
     images = [os.urandom(MIB), os.urandom(MIB)]
     image_ids = [upload_image(data) for data in images]
     service = deployment.service
@@ -47,7 +45,7 @@ def test_images_get_onto_every_host_of_two_cells(
     assert [name for name in CONTROL_PLANE if 'Traceback' in _last_run(deployment, name)] == []
 
 
-def test_another_conductor_joins_the_transfer_of_one_that_was_killed(
+def test_conductor_joins_transfer_of_killed_one(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))

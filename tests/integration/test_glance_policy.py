@@ -76,14 +76,14 @@ def shipped() -> dict[str, str]:
 # The rules
 
 
-def test_every_rule_of_glance_is_one_that_reads_or_is_overridden(
+def test_every_glance_rule_reads_or_overridden(
     facts: glance_policy.GlanceFacts, shipped: dict[str, str]
 ) -> None:
     assert set(facts.rules) - READING - PARTS == set(shipped)
     assert set(shipped) >= REFUSED_READING
 
 
-def test_only_the_admin_of_the_context_is_more_than_an_admin(shipped: dict[str, str]) -> None:
+def test_only_context_is_admin_extended(shipped: dict[str, str]) -> None:
     assert shipped['context_is_admin'] == f'role:admin or role:{ROLE}'
     others = {name: check for name, check in shipped.items() if name != 'context_is_admin'}
     assert all(check.startswith('role:admin') for check in others.values())
@@ -91,7 +91,7 @@ def test_only_the_admin_of_the_context_is_more_than_an_admin(shipped: dict[str, 
 
 
 @pytest.mark.parametrize('more', [(), ('service',), ('reader',), ('service', 'reader')])
-def test_the_role_reads_and_changes_nothing_of_any_project(
+def test_role_only_reads_any_project(
     facts: glance_policy.GlanceFacts, shipped: dict[str, str], more: tuple[str, ...]
 ) -> None:
     enforcer = _enforcer({**facts.rules, **shipped})
@@ -113,7 +113,7 @@ def test_the_role_reads_and_changes_nothing_of_any_project(
      ('service', 'member', 'reader'), ('admin',), ('admin', 'manager', 'member', 'reader')],
     ids=str,
 )  # fmt: skip
-def test_callers_without_the_role_may_do_what_they_could_before(
+def test_callers_without_role_unaffected(
     facts: glance_policy.GlanceFacts, shipped: dict[str, str], roles: tuple[str, ...]
 ) -> None:
     cases = list(itertools.product(facts.rules, _targets()))
@@ -338,7 +338,7 @@ WRITES: dict[tuple[str, str], list[dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def test_every_url_of_glance_that_changes_something_is_tried(
+def test_every_changing_glance_url_tried(
     facts: glance_policy.GlanceFacts,
 ) -> None:
     assert set(WRITES) == facts.writing
@@ -347,7 +347,7 @@ def test_every_url_of_glance_that_changes_something_is_tried(
 @pytest.mark.parametrize(
     ('method', 'path'), sorted(WRITES), ids=lambda value: value.removeprefix('/metadefs')
 )
-def test_the_role_changes_nothing(
+def test_role_changes_nothing(
     victims: Victims, untouched: dict[str, Any], method: str, path: str
 ) -> None:
     for who, arguments in itertools.product((ROLE, 'service too'), WRITES[method, path]):
@@ -384,7 +384,7 @@ def _fill(body: Any, names: Mapping[str, str]) -> Any:
     }
 
 
-def test_the_role_finds_and_reads_what_is_private_to_others(victims: Victims) -> None:
+def test_role_reads_private_images_of_others(victims: Victims) -> None:
     image_id = victims.upload(visibility='private')
 
     shown = victims.make(ROLE, 'GET', f'/images/{image_id}')
@@ -399,7 +399,7 @@ def test_the_role_finds_and_reads_what_is_private_to_others(victims: Victims) ->
 
 
 @pytest.mark.parametrize('who', [ROLE, 'service too'])
-def test_the_role_reads_no_more_than_downloads_need(victims: Victims, who: str) -> None:
+def test_role_reads_only_needed_data(victims: Victims, who: str) -> None:
     for path in (
         f'/images/{victims.image_id}/locations', '/tasks', '/cache',
         f'/cache/nodes/{victims.image_id}', '/info/stores/detail',
@@ -407,7 +407,7 @@ def test_the_role_reads_no_more_than_downloads_need(victims: Victims, who: str) 
         assert (path, victims.ask(who, 'GET', path).status_code) == (path, 403)
 
 
-def test_glance_gives_the_role_the_data_of_a_deactivated_image(victims: Victims) -> None:
+def test_role_downloads_deactivated_image(victims: Victims) -> None:
     """So the service must check the status itself."""
     image_id = victims.upload(visibility='private')
     victims.make('admin', 'POST', f'/images/{image_id}/actions/deactivate')
@@ -417,7 +417,7 @@ def test_glance_gives_the_role_the_data_of_a_deactivated_image(victims: Victims)
     assert victims.ask('tenant', 'GET', f'/images/{image_id}/file').status_code == 403
 
 
-def test_a_tenant_still_changes_what_is_its_own(victims: Victims) -> None:
+def test_tenant_still_changes_its_own(victims: Victims) -> None:
     image_id = victims.upload(visibility='shared')
     image = f'/images/{image_id}'
     victims.make('tenant', 'POST', f'{image}/members', {'member': 'a-friend'})

@@ -28,9 +28,7 @@ def commands(site: Site) -> Commands:
 # Commands
 
 
-def test_nova_caches_an_image_by_id_on_an_aggregate_that_it_made(
-    site: Site, commands: Commands
-) -> None:
+def test_nova_caches_image_on_own_aggregate(site: Site, commands: Commands) -> None:
     image_id = site.upload(site.admin, 'public')
     host = site.hosts[0]
     commands.catalog_names('/$(project_id)s')
@@ -46,7 +44,7 @@ def test_nova_caches_an_image_by_id_on_an_aggregate_that_it_made(
     assert host.base_path(image_id).exists()
 
 
-def test_nova_lists_shows_empties_and_deletes_an_aggregate(site: Site, commands: Commands) -> None:
+def test_nova_manages_and_deletes_aggregate(site: Site, commands: Commands) -> None:
     host = site.hosts[0]
     aggregate_id = str(site.aggregate('old', host))
     commands.catalog_names('')
@@ -69,7 +67,7 @@ def test_nova_lists_shows_empties_and_deletes_an_aggregate(site: Site, commands:
     [('', 'image-{}'), ('/$(project_id)s', '{}')],
     ids=['by-name', 'by-id-with-the-project-in-the-url'],
 )
-def test_openstack_caches_an_image_through_the_catalog(
+def test_openstack_caches_image_through_catalog(
     site: Site, commands: Commands, suffix: str, image: str
 ) -> None:
     image_id = site.upload(site.admin, 'private')
@@ -84,7 +82,7 @@ def test_openstack_caches_an_image_through_the_catalog(
     assert all(host.base_path(image_id).stat().st_size == 1024 for host in site.hosts)
 
 
-def test_openstack_says_who_may_not(site: Site) -> None:
+def test_openstack_names_forbidden_caller(site: Site) -> None:
     member = Commands(site, site.user('member'))
     member.catalog_names('')
 
@@ -110,7 +108,7 @@ def test_openstack_says_who_may_not(site: Site) -> None:
         ('dreamer', 403, 403),
     ],
 )
-def test_a_role_is_worth_what_the_policy_says(
+def test_policy_decides_rights_of_role(
     site: Site, role: str, aggregates: int, requests: int
 ) -> None:
     token = site.token(site.user(role))
@@ -120,7 +118,7 @@ def test_a_role_is_worth_what_the_policy_says(
     assert made.status_code == (200 if role == 'admin' else 403)
 
 
-def test_the_owner_of_a_private_image_has_it_cached_and_watches_it(site: Site) -> None:
+def test_owner_caches_own_private_image(site: Site) -> None:
     owner = site.user('member', PRECACHER)
     image_id = site.upload(owner, 'private')
     token = site.token(owner)
@@ -136,7 +134,7 @@ def test_the_owner_of_a_private_image_has_it_cached_and_watches_it(site: Site) -
     assert site.ask(stranger, 'GET', path).status_code == 404
 
 
-def test_a_private_image_of_another_project_is_not_to_be_found(site: Site) -> None:
+def test_other_projects_private_image_not_found(site: Site) -> None:
     image_id = site.upload(site.user('member'), 'private')
     stranger = site.token(site.user('member', PRECACHER))
 
@@ -151,7 +149,7 @@ def test_a_private_image_of_another_project_is_not_to_be_found(site: Site) -> No
 # Valid tokens
 
 
-def test_version_documents_are_for_everybody(site: Site) -> None:
+def test_version_documents_are_public(site: Site) -> None:
     for path in ('/', '/v2.1', '/v2.1/', '/v1', '/v1/'):
         for token in (None, 'garbage'):
             assert site.ask(token, 'GET', path).status_code == 200, path
@@ -176,7 +174,7 @@ def _of_a_disabled_user(site: Site) -> str:
     ids=['none', 'garbage', 'empty', 'revoked', 'disabled'],
 )
 @pytest.mark.parametrize('path', ['/v2.1/os-aggregates', '/v2.1/abc/os-aggregates', '/v1/requests'])
-def test_without_a_good_token_there_is_nothing(
+def test_invalid_token_is_refused(
     site: Site, token: Callable[[Site], str | None], path: str
 ) -> None:
     answer = site.ask(token(site), 'GET', path)
@@ -186,13 +184,13 @@ def test_without_a_good_token_there_is_nothing(
     assert answer.json() == UNAUTHENTICATED
 
 
-def test_roles_are_those_of_the_token_whatever_a_header_says(site: Site) -> None:
+def test_roles_come_from_token_not_headers(site: Site) -> None:
     forged = {'X-Roles': 'admin', 'X-Is-Admin-Project': 'True', 'X-User-Id': 'somebody'}
     token = site.token(site.user('member'))
     assert site.ask(token, 'GET', '/v2.1/os-aggregates', headers=forged).status_code == 403
 
 
-def test_the_project_in_the_path_must_be_that_of_the_token(site: Site) -> None:
+def test_path_project_must_match_token(site: Site) -> None:
     token, own = site.token(site.admin), site.keystone.project_id(site.admin)
     assert site.ask(token, 'GET', f'/v2.1/{own}/os-aggregates').status_code == 200
     answer = site.ask(token, 'GET', '/v2.1/abc/os-aggregates')
@@ -203,7 +201,7 @@ def test_the_project_in_the_path_must_be_that_of_the_token(site: Site) -> None:
 
 
 @pytest.mark.parametrize('scope', ['system', 'unscoped'])
-def test_a_token_for_no_project_is_good_for_nothing_here(site: Site, scope: str) -> None:
+def test_unscoped_token_is_refused(site: Site, scope: str) -> None:
     user = site.user('admin')
     site.keystone.make_admin_of_system(user)
     token = site.token(user, scope)
@@ -219,9 +217,7 @@ def test_a_token_for_no_project_is_good_for_nothing_here(site: Site, scope: str)
 @pytest.mark.parametrize(
     ('role', 'status'), [('service', 200), ('member', 401), (None, 401)], ids=str
 )
-def test_a_service_that_asks_for_a_user_must_be_one(
-    site: Site, role: str | None, status: int
-) -> None:
+def test_service_token_needs_service_role(site: Site, role: str | None, status: int) -> None:
     service_token = site.token(site.user(role)) if role else 'garbage'
     answer = site.ask(
         site.token(site.admin),
@@ -235,7 +231,7 @@ def test_a_service_that_asks_for_a_user_must_be_one(
 # The service's own credentials
 
 
-def test_a_download_whose_token_ends_goes_on_with_another(site: Site) -> None:
+def test_download_outlives_its_token(site: Site) -> None:
     image_id = site.upload(site.admin, 'private', 4 * MIB)
     host = site.hosts[0]
     site.gateway.hold(at_byte=MIB)
@@ -256,7 +252,7 @@ def test_a_download_whose_token_ends_goes_on_with_another(site: Site) -> None:
     assert fresh != token
 
 
-def test_a_killed_keystone_that_comes_back_costs_no_request_and_no_transfer(site: Site) -> None:
+def test_killed_keystone_costs_no_request(site: Site) -> None:
     images = [site.upload(site.admin, 'private', 4 * MIB) for _ in range(2)]
     aggregate_id = site.aggregate('without Keystone', *site.hosts)
     token = site.token(site.admin)
@@ -292,7 +288,7 @@ def _conductor_missed_keystone(site: Site) -> bool:
     return 'Keystone: Unable to establish connection' in site.logs()['conductor-control']
 
 
-def test_a_private_image_that_is_deactivated_during_its_download_is_not_published(
+def test_image_deactivated_during_download_unpublished(
     site: Site,
 ) -> None:
     owner = site.user('member', PRECACHER)
@@ -314,7 +310,7 @@ def test_a_private_image_that_is_deactivated_during_its_download_is_not_publishe
     assert [each.bytes_sent for each in site.gateway.served(image_id)] == [4 * MIB]
 
 
-def test_a_token_that_a_compute_was_given_reads_any_image_and_changes_none(site: Site) -> None:
+def test_compute_token_only_reads_images(site: Site) -> None:
     owner = site.user('member', PRECACHER)
     image_id, other_id = (site.upload(owner, 'private') for _ in range(2))
     site.cache(site.token(owner), site.aggregate('read only', site.hosts[0]), image_id)
@@ -354,7 +350,7 @@ def test_computes_hold_no_credentials(site: Site) -> None:
         assert '[database]' not in configuration
 
 
-def test_no_secret_is_in_a_log(site: Site) -> None:
+def test_no_log_holds_secrets(site: Site) -> None:
     def whole_story() -> dict[str, Any]:
         image_id = site.upload(site.admin, 'public')
         site.ask(_revoked(site), 'GET', '/v2.1/os-aggregates')

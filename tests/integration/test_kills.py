@@ -13,7 +13,7 @@ from tests.service import wait_until
 MIB = 1024**2
 
 
-def test_separate_processes_cache_an_image_in_two_cells(
+def test_separate_processes_cache_in_two_cells(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(MIB)
@@ -28,9 +28,7 @@ def test_separate_processes_cache_an_image_in_two_cells(
     deployment.assert_tidy()
 
 
-def test_when_all_conductors_are_killed_nothing_is_lost_and_each_host_is_served_once(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_killed_conductors_lose_nothing(deployment: Deployment, upload_image: UploadImage) -> None:
     data = os.urandom(MIB)
     image_id = upload_image(data)
     service = deployment.service
@@ -54,7 +52,7 @@ def test_when_all_conductors_are_killed_nothing_is_lost_and_each_host_is_served_
     deployment.assert_tidy()
 
 
-def test_a_killed_compute_is_tried_again_and_leaves_no_partial_file(
+def test_killed_compute_retried_without_leftovers(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -77,7 +75,7 @@ def test_a_killed_compute_is_tried_again_and_leaves_no_partial_file(
     deployment.assert_tidy()
 
 
-def test_a_compute_that_stops_while_it_is_waited_for_is_served_when_it_is_back(
+def test_stopped_awaited_compute_served_later(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(MIB)
@@ -106,7 +104,7 @@ def test_a_compute_that_stops_while_it_is_waited_for_is_served_when_it_is_back(
     deployment.assert_tidy()
 
 
-def test_a_compute_killed_while_it_converts_leaves_nothing_and_converts_again(
+def test_compute_killed_in_conversion_converts_again(
     deployment: Deployment, upload_image: UploadImage, qemu_img: str, tmp_path: pathlib.Path
 ) -> None:
     raw = disk_images.raw(tmp_path / 'source')

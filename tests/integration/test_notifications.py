@@ -147,7 +147,7 @@ def _tells(heard: Heard) -> tuple[str, Json]:
     return heard.phase, heard.data
 
 
-def test_a_request_is_announced_from_its_start_by_each_host_to_its_end(
+def test_request_announced_from_start_to_end(
     announcing: Announcing, upload_image: UploadImage
 ) -> None:
     service = announcing.service
@@ -168,7 +168,7 @@ def test_a_request_is_announced_from_its_start_by_each_host_to_its_end(
         assert (whole.data['name'], whole.data['hosts']) == ('announced', hosts)
 
 
-def test_hosts_without_a_cell_and_images_that_fail_are_announced_too(
+def test_skipped_and_failed_hosts_announced(
     announcing: Announcing, upload_image: UploadImage
 ) -> None:
     service = announcing.service
@@ -191,9 +191,7 @@ def test_hosts_without_a_cell_and_images_that_fail_are_announced_too(
     assert (ghost['images_cached'], ghost['images_failed']) == ([], [good, unsafe])
 
 
-def test_a_request_for_no_hosts_is_announced(
-    announcing: Announcing, upload_image: UploadImage
-) -> None:
+def test_request_without_hosts_announced(announcing: Announcing, upload_image: UploadImage) -> None:
     service = announcing.service
     aggregate_id = service.aggregate('empty', ())
 
@@ -203,7 +201,7 @@ def test_a_request_for_no_hosts_is_announced(
     assert [each.phase for each in heard] == ['start', 'end']
 
 
-def test_what_conductors_owed_when_they_died_is_announced_when_one_runs_again(
+def test_notifications_of_dead_conductors_sent(
     announcing: Announcing, upload_image: UploadImage
 ) -> None:
     deployment, service = announcing.deployment, announcing.service
@@ -228,7 +226,7 @@ def test_what_conductors_owed_when_they_died_is_announced_when_one_runs_again(
 
 
 @pytest.mark.parametrize('take_away', [Link.cut, Link.silence], ids=['refuses', 'is silent'])
-def test_a_broker_that_takes_no_notifications_delays_no_work_and_gets_them_later(
+def test_blocked_notification_broker_delays_no_work(
     announcing: Announcing, upload_image: UploadImage, take_away: Callable[[Link], None]
 ) -> None:
     service = announcing.service
@@ -307,7 +305,7 @@ def _comparable(heard: Heard) -> Json:
     }
 
 
-def test_a_consumer_that_knows_nova_sees_no_difference(
+def test_nova_consumer_sees_no_difference(
     announcing: Announcing, stock: nova_cloud.NovaCloud, upload_image: UploadImage
 ) -> None:
     good = upload_image(os.urandom(KIB))

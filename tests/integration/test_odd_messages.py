@@ -73,7 +73,7 @@ def _message(method: Any, arguments: Any, **more: Any) -> dict[str, str]:
     return {'oslo.version': '2.0', 'oslo.message': json.dumps(message)}
 
 
-def test_no_message_keeps_others_from_being_served_and_heard(
+def test_odd_messages_do_not_block_others(
     world: World, reports: report_buffer.ReportBuffer, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = rpcapi.ConductorReporter(

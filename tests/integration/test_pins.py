@@ -34,9 +34,7 @@ class OldCompute:
         self.calls += 1
 
 
-def test_where_the_pin_is_too_low_tasks_end_unsupported_and_no_compute_is_contacted(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_low_pin_contacts_no_compute(deployment: Deployment, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(MIB))
     service = deployment.service
     before = deployment.epochs()
@@ -51,7 +49,7 @@ def test_where_the_pin_is_too_low_tasks_end_unsupported_and_no_compute_is_contac
     deployment.assert_tidy()
 
 
-def test_a_pin_that_is_lowered_after_planning_ends_what_is_left_in_the_same_way(
+def test_pin_lowered_after_planning_ends_rest(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
@@ -72,9 +70,7 @@ def test_a_pin_that_is_lowered_after_planning_ends_what_is_left_in_the_same_way(
     deployment.assert_tidy()
 
 
-def test_pins_that_are_high_enough_change_nothing(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_sufficient_pins_change_nothing(deployment: Deployment, upload_image: UploadImage) -> None:
     data = os.urandom(MIB)
     image_id = upload_image(data)
     service = deployment.service
@@ -95,7 +91,7 @@ def test_pins_that_are_high_enough_change_nothing(
         ('cell1-host1', 'conductor', '0.9'),
     ],
 )
-def test_a_pin_that_cannot_be_is_refused_at_the_start(
+def test_invalid_pin_refused_at_start(
     deployment: Deployment, name: str, option: str, pin: str
 ) -> None:
     program = BIN / f'nova-precache-{deployment.kind(name)}'
@@ -116,9 +112,7 @@ def test_a_pin_that_cannot_be_is_refused_at_the_start(
     assert 'Traceback' not in ended.stderr
 
 
-def test_a_compute_that_is_too_old_for_a_call_ends_unsupported_and_is_asked_once(
-    deployment: Deployment, upload_image: UploadImage
-) -> None:
+def test_too_old_compute_asked_once(deployment: Deployment, upload_image: UploadImage) -> None:
     image_id = upload_image(os.urandom(MIB))
     service = deployment.service
     with _serve_old_compute(deployment) as (host, old):

@@ -43,7 +43,7 @@ def nova_home() -> pathlib.Path:
     return nova.ENVIRONMENT.path
 
 
-def test_names_checks_scopes_and_operations_are_novas(nova_home: pathlib.Path) -> None:
+def test_rules_match_those_of_nova(nova_home: pathlib.Path) -> None:
     novas = json.loads(_run(nova_home / 'bin' / 'python', '-c', _LIST_RULES))
     ours = {
         rule.name: {
@@ -60,7 +60,7 @@ def test_names_checks_scopes_and_operations_are_novas(nova_home: pathlib.Path) -
     assert {rule for rule in novas if ':' not in rule} <= set(ours)
 
 
-def test_the_file_that_novas_tool_writes_changes_nothing(
+def test_policy_generated_by_nova_changes_nothing(
     nova_home: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     written = tmp_path / 'policy.yaml'

@@ -174,7 +174,7 @@ NOVAS = [
 
 
 @pytest.mark.parametrize('path', OURS)
-def test_a_request_to_cache_images_is_ours(cloud: Cloud, path: str) -> None:
+def test_cache_request_routed_to_service(cloud: Cloud, path: str) -> None:
     cloud.ask('POST', path, b'{}')
 
     assert [(asked.method, asked.path) for asked in cloud.precache.asked] == [('POST', path)]
@@ -182,14 +182,14 @@ def test_a_request_to_cache_images_is_ours(cloud: Cloud, path: str) -> None:
 
 
 @pytest.mark.parametrize(('method', 'path'), NOVAS, ids=' '.join)
-def test_whatever_else_there_is_stays_with_nova(cloud: Cloud, method: str, path: str) -> None:
+def test_other_requests_stay_with_nova(cloud: Cloud, method: str, path: str) -> None:
     cloud.ask(method, path, b'{}' if method != 'GET' else b'')
 
     assert [(asked.method, asked.path) for asked in cloud.nova.asked] == [(method, path)]
     assert cloud.precache.asked == []
 
 
-def test_what_a_caller_says_arrives_but_not_what_only_a_proxy_may_say(cloud: Cloud) -> None:
+def test_caller_headers_pass_without_proxy_headers(cloud: Cloud) -> None:
     said = {'X-OpenStack-Nova-API-Version': '2.81', 'X-Auth-Token': 'token'}
     said['X-OpenStack-Request-ID'] = 'req-9e3d1c5e-8d3c-4b36-a4a4-2b8b1f0a6f10'
     forged = {'Forwarded': 'host=evil', 'X-Forwarded-Prefix': '/evil', 'X-Forwarded-Port': '1'}
@@ -208,7 +208,7 @@ def test_what_a_caller_says_arrives_but_not_what_only_a_proxy_may_say(cloud: Clo
     assert answer.headers['x-compute-request-id'].startswith('req-')
 
 
-def test_what_a_caller_would_rather_have_asked_changes_nothing(cloud: Cloud) -> None:
+def test_method_override_changes_no_route(cloud: Cloud) -> None:
     cloud.ask('GET', '/v2.1/os-aggregates/1/images', **{'X-HTTP-Method-Override': 'POST'})
     assert cloud.precache.asked == []
 
@@ -216,7 +216,7 @@ def test_what_a_caller_would_rather_have_asked_changes_nothing(cloud: Cloud) -> 
     assert len(cloud.precache.asked) == 1
 
 
-def test_a_body_in_chunks_arrives_whole_and_with_its_length(cloud: Cloud) -> None:
+def test_chunked_body_arrives_with_its_length(cloud: Cloud) -> None:
     body = [b'{"cache": [', b'{"id": "no"}]}']
 
     answer = cloud.ask('POST', '/v2.1/os-aggregates/1/images', iter(body))
@@ -227,7 +227,7 @@ def test_a_body_in_chunks_arrives_whole_and_with_its_length(cloud: Cloud) -> Non
     assert answer.status == 400
 
 
-def test_a_body_that_is_too_long_is_refused_by_the_service_or_before_it(cloud: Cloud) -> None:
+def test_too_long_body_refused(cloud: Cloud) -> None:
     path = '/v2.1/os-aggregates/1/images'
 
     assert cloud.ask('POST', path, b' ' * 120_000).status == 413
@@ -236,7 +236,7 @@ def test_a_body_that_is_too_long_is_refused_by_the_service_or_before_it(cloud: C
     assert len(cloud.precache.asked) == 1
 
 
-def test_a_location_names_the_public_endpoint(cloud: Cloud, upload_image: UploadImage) -> None:
+def test_location_names_public_endpoint(cloud: Cloud, upload_image: UploadImage) -> None:
     aggregate_id = cloud.service.aggregate('located')
     body = json.dumps({'cache': [{'id': upload_image(b'1')}]}).encode()
 
@@ -253,9 +253,7 @@ def test_a_location_names_the_public_endpoint(cloud: Cloud, upload_image: Upload
     assert cloud.service.wait(request_id)['status'] == 'completed'
 
 
-def test_the_unmodified_client_gets_the_tracked_service(
-    cloud: Cloud, upload_image: UploadImage
-) -> None:
+def test_unmodified_client_gets_tracked_service(cloud: Cloud, upload_image: UploadImage) -> None:
     aggregate_id = cloud.service.aggregate('through-the-proxy')
     image_id = upload_image(b'2')
 

@@ -33,7 +33,7 @@ def _reload(deployment: Deployment, names: Iterable[str], changes: Changes | Non
             deployment.processes[name].send_signal(signal.SIGHUP)
 
 
-def test_a_rate_and_a_limit_change_under_transfers_that_run(
+def test_limits_change_under_running_transfers(
     reloaded: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(MIB)

@@ -7,7 +7,7 @@ from tests.integration.keystone_site import Site
 from tests.service import wait_until
 
 
-def test_the_callers_id_is_in_every_log_down_to_glances(site: Site) -> None:
+def test_caller_id_reaches_every_log(site: Site) -> None:
     image_id = site.upload(site.admin, 'private')
     aggregate_id = site.aggregate(f'of {image_id}', *site.hosts)
     callers = f'req-{uuid.uuid4()}'

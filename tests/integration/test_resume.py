@@ -31,7 +31,7 @@ def host(deployment: Deployment) -> Host:
     return deployment.hosts[0]
 
 
-def test_a_cut_download_goes_on_at_the_byte_where_it_was_cut(
+def test_cut_download_resumes_at_its_byte(
     deployment: Deployment, host: Host, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -50,7 +50,7 @@ def test_a_cut_download_goes_on_at_the_byte_where_it_was_cut(
     deployment.assert_tidy()
 
 
-def test_a_whole_answer_to_a_range_is_taken_from_its_begin(
+def test_full_answer_to_range_starts_over(
     deployment: Deployment,
     host: Host,
     upload_image: UploadImage,
@@ -70,7 +70,7 @@ def test_a_whole_answer_to_a_range_is_taken_from_its_begin(
     deployment.assert_tidy()
 
 
-def test_a_store_that_gives_no_part_is_read_from_the_begin(
+def test_store_without_ranges_read_from_start(
     deployment: Deployment,
     host: Host,
     upload_image: UploadImage,
@@ -122,7 +122,7 @@ def _without_ranges(
     return asked
 
 
-def test_a_killed_compute_goes_on_with_what_was_on_its_disk(
+def test_killed_compute_resumes_from_disk(
     deployment: Deployment, host: Host, upload_image: UploadImage
 ) -> None:
     data = os.urandom(LARGE_BYTES)
@@ -142,7 +142,7 @@ def test_a_killed_compute_goes_on_with_what_was_on_its_disk(
     deployment.assert_tidy()
 
 
-def test_an_image_that_was_replaced_meanwhile_is_never_mixed_with_what_came_of_the_other(
+def test_replaced_image_is_never_mixed(
     deployment: Deployment,
     host: Host,
     upload_image: UploadImage,
@@ -196,7 +196,7 @@ def _forget(glance: glance_server.GlanceServer, image_id: str) -> None:
         database.commit()
 
 
-def test_a_stopped_compute_holds_no_lock_and_goes_on_when_it_is_back(
+def test_stopped_compute_releases_lock_and_resumes(
     deployment: Deployment, host: Host, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -236,7 +236,7 @@ def _is_locked(host: Host, image_id: str) -> bool:
     return False
 
 
-def test_a_download_outlives_a_restart_of_glance(
+def test_download_survives_glance_restart(
     deployment: Deployment,
     host: Host,
     upload_image: UploadImage,

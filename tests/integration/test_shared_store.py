@@ -33,7 +33,7 @@ def pair(
         yield Host(first.name, first.cell, str(path)), Host(second.name, second.cell, str(path))
 
 
-def test_an_image_is_downloaded_once_for_two_hosts_that_share_their_store(
+def test_shared_store_downloads_image_once(
     deployment: Deployment, pair: tuple[Host, Host], upload_image: UploadImage
 ) -> None:
     data = os.urandom(MIB)
@@ -54,7 +54,7 @@ def test_an_image_is_downloaded_once_for_two_hosts_that_share_their_store(
     assert _unfinished(pair[0]) == []
 
 
-def test_when_the_host_that_downloads_is_killed_the_other_goes_on_from_there(
+def test_other_host_resumes_killed_hosts_download(
     deployment: Deployment, pair: tuple[Host, Host], upload_image: UploadImage
 ) -> None:
     data = os.urandom(80 * MIB)

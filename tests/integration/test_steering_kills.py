@@ -21,7 +21,7 @@ def _act(deployment: Deployment, request_id: str, action: str) -> None:
 
 
 @pytest.mark.parametrize('killed_first', [True, False], ids=['before', 'after'])
-def test_a_request_is_cancelled_though_all_conductors_are_killed(
+def test_request_cancelled_despite_killed_conductors(
     deployment: Deployment, upload_image: UploadImage, killed_first: bool
 ) -> None:
     image_id = upload_image(os.urandom(8 * MIB))
@@ -55,7 +55,7 @@ def test_a_request_is_cancelled_though_all_conductors_are_killed(
     deployment.assert_tidy()
 
 
-def test_a_request_is_cancelled_whose_compute_is_killed(
+def test_request_cancelled_despite_killed_compute(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(8 * MIB)

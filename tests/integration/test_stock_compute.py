@@ -217,9 +217,7 @@ def beside(
     database.dispose()
 
 
-def test_images_are_cached_by_the_nova_computes_that_are_there(
-    beside: Beside, upload_image: UploadImage
-) -> None:
+def test_nova_computes_cache_images(beside: Beside, upload_image: UploadImage) -> None:
     aggregate_id = beside.stock.aggregate('agentless')
     good = upload_image(os.urandom(KIB))
     refused = upload_image(os.urandom(KIB), name=nova_cloud.REFUSED)
@@ -240,9 +238,7 @@ def test_images_are_cached_by_the_nova_computes_that_are_there(
     assert beside.call('POST', '/v1/requests', rate).status_int == 400
 
 
-def test_the_kernel_of_an_image_is_cached_by_nova_computes_as_an_image_of_its_own(
-    beside: Beside, upload_image: UploadImage
-) -> None:
+def test_nova_computes_cache_kernel_separately(beside: Beside, upload_image: UploadImage) -> None:
     aggregate_id = beside.stock.aggregate('kernels')
     kernel, refused = (
         upload_image(os.urandom(KIB), 'aki', container_format='aki', name=name)
@@ -264,7 +260,7 @@ def test_the_kernel_of_an_image_is_cached_by_nova_computes_as_an_image_of_its_ow
     assert {status for status, _ in beside.outcomes(failing).values()} == {'cancelled'}
 
 
-def test_a_cell_that_cannot_be_reached_holds_up_no_host_of_another(
+def test_unreachable_cell_delays_no_other_host(
     beside: Beside, upload_image: UploadImage, free_port: Callable[[], int]
 ) -> None:
     nowhere = f'127.0.0.1:{free_port()}'
@@ -278,9 +274,7 @@ def test_a_cell_that_cannot_be_reached_holds_up_no_host_of_another(
     assert outcomes == {FIRST: ('cached', None), SECOND: ('cached', None)}
 
 
-def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
-    beside: Beside, upload_image: UploadImage
-) -> None:
+def test_hosts_uncallable_by_nova_skipped(beside: Beside, upload_image: UploadImage) -> None:
     aggregate_id = beside.stock.aggregate('off')
     disabled = {'status': 'disabled', 'disabled_reason': 'its fans are being cleaned'}
     with (
@@ -304,9 +298,7 @@ def test_hosts_that_nova_would_not_call_are_skipped_and_say_why(
     assert {(host['driver'], host['free_bytes']) for host in hosts} == {(None, None)}
 
 
-def test_a_host_whose_call_was_lost_is_called_again_when_that_must_be_over_and_not_before(
-    beside: Beside, upload_image: UploadImage
-) -> None:
+def test_host_called_after_lost_call_ends(beside: Beside, upload_image: UploadImage) -> None:
     """Its nova-compute hangs, and runs the call that it received when it resumes."""
     aggregate_id = beside.stock.aggregate('hanging')
     images = [upload_image(os.urandom(KIB)) for _ in range(2)]

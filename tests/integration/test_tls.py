@@ -71,7 +71,7 @@ SCHEMES = {databases.MARIADB: 'mysql+pymysql', databases.POSTGRESQL: 'postgresql
 
 
 @pytest.mark.parametrize('kind', SCHEMES)
-def test_a_database_is_spoken_to_over_tls_and_only_if_its_certificate_is_good(
+def test_tls_database_needs_valid_certificate(
     kind: str,
     authorities: Authorities,
     free_port: Callable[[], int],
@@ -148,7 +148,7 @@ def secured(
         ('good', 'bad', 503, 'Keystone'),
     ],
 )
-def test_keystone_over_tls_must_be_vouched_for_by_the_authority_that_is_set(
+def test_tls_keystone_needs_configured_authority(
     keystone: keystone_server.KeystoneServer,
     secured: site_link.Gateway,
     authorities: Authorities,

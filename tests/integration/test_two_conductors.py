@@ -22,7 +22,7 @@ def _holder(deployment: Deployment) -> str:
     return deployment.conductor_of(conductor_id)
 
 
-def test_the_limit_holds_over_two_conductors_and_two_requests(
+def test_limit_holds_across_conductors_and_requests(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = [os.urandom(2 * MIB), os.urandom(2 * MIB)]
@@ -45,7 +45,7 @@ def test_the_limit_holds_over_two_conductors_and_two_requests(
         deployment.assert_tidy()
 
 
-def test_what_a_killed_conductor_held_is_taken_over_and_joined(
+def test_hosts_of_killed_conductor_joined(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -72,7 +72,7 @@ def test_what_a_killed_conductor_held_is_taken_over_and_joined(
     assert all(epoch >= before.get(host, 0) for host, epoch in deployment.epochs().items())
 
 
-def test_a_stopped_conductor_hands_its_host_back_at_once(
+def test_stopped_conductor_returns_host_at_once(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -97,7 +97,7 @@ def test_a_stopped_conductor_hands_its_host_back_at_once(
     deployment.assert_tidy()
 
 
-def test_a_conductor_that_stood_still_changes_nothing_when_it_goes_on(
+def test_resumed_frozen_conductor_changes_nothing(
     deployment: Deployment, upload_image: UploadImage
 ) -> None:
     data = os.urandom(4 * MIB)
@@ -138,7 +138,7 @@ def _stands_still(deployment: Deployment, name: str) -> bool:
 
 
 @pytest.mark.parametrize('is_killed', [True, False], ids=['killed', 'stopped'])
-def test_a_plan_that_a_conductor_began_is_ended_by_the_other(
+def test_interrupted_plan_ended_by_other_conductor(
     deployment: Deployment, upload_image: UploadImage, is_killed: bool
 ) -> None:
     data = os.urandom(MIB)

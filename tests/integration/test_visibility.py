@@ -99,7 +99,7 @@ def world(
     CASES,
     ids=str,
 )
-def test_what_glance_gives_is_what_may_be_had(
+def test_access_matches_glance(
     world: World, visible_to: str, has_owner: bool, status: str | None, hidden: bool
 ) -> None:
     owner = world.callers['owner'].project_id if has_owner else None
@@ -128,7 +128,7 @@ def test_what_glance_gives_is_what_may_be_had(
             assert (who, type(images).__name__, decided) == (who, type(images).__name__, given)
 
 
-def test_a_member_is_refused_once_the_image_is_private_or_the_membership_over(
+def test_member_refused_after_image_becomes_private(
     world: World,
 ) -> None:
     other = world.callers['other']

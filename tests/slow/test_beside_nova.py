@@ -29,7 +29,7 @@ def command() -> Iterator[Command]:
 
 
 @pytest.mark.timeout(900)  # the whole cloud, in some forty processes
-def test_guests_boot_by_one_command_and_no_process_is_left_when_it_is_killed(
+def test_killed_boot_command_leaves_no_process(
     command: Command,
 ) -> None:
     command.wait_for(lambda: 'until Ctrl-C' in command.said(), 'it was shown, and waits', 840)

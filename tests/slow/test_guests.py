@@ -19,9 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize('agents', [False, True], ids=['by nova-compute', 'by an agent'])
-def test_a_guest_boots_from_a_cached_image_and_glance_is_not_read(
-    cloud: Cloud, agents: bool
-) -> None:
+def test_guest_boots_cached_image_without_glance(cloud: Cloud, agents: bool) -> None:
     cloud.need(agents=agents)
     image_id = cloud.new_image()
 
@@ -34,7 +32,7 @@ def test_a_guest_boots_from_a_cached_image_and_glance_is_not_read(
     assert guest.files() == [guest.disk, tour.base_file(cloud.host, image_id)]
 
 
-def test_a_boot_during_a_download_waits_for_it_and_both_are_served_by_one(cloud: Cloud) -> None:
+def test_boot_during_download_shares_it(cloud: Cloud) -> None:
     cloud.need(agents=True)
     image_id = cloud.new_image()
     cloud.gateway.hold(at_byte=MIB)
@@ -55,7 +53,7 @@ def test_a_boot_during_a_download_waits_for_it_and_both_are_served_by_one(cloud:
     assert cloud.downloads(image_id) == 1
 
 
-def test_a_pin_keeps_an_image_that_was_booted_from_through_the_ageing_of_nova(
+def test_pin_outlasts_nova_cache_ageing(
     cloud: Cloud,
 ) -> None:
     cloud.need(agents=True)
@@ -77,7 +75,7 @@ def test_a_pin_keeps_an_image_that_was_booted_from_through_the_ageing_of_nova(
     assert cloud.downloads(pinned) == 1
 
 
-def test_a_booted_image_cannot_be_kept_without_the_capability_and_is_kept_once_it_is_there(
+def test_booted_image_kept_only_with_capability(
     cloud: Cloud,
 ) -> None:
     cloud.need(agents=True)

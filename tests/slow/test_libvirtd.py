@@ -53,7 +53,7 @@ def _kill(owner: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize('end', [_stop, _kill])
-def test_nothing_runs_after_the_owner_of_a_libvirtd_with_a_guest_has_ended(
+def test_libvirtd_guest_dies_with_owner(
     end: Callable[[subprocess.Popen[bytes]], None], tmp_path: pathlib.Path
 ) -> None:
     why_not = libvirtd.why_not()

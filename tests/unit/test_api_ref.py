@@ -98,7 +98,7 @@ def player(world: World, tmp_path: pathlib.Path) -> Player:
     return Player(api)
 
 
-def test_every_sample_is_what_the_service_takes_and_gives(
+def test_samples_match_service(
     player: Player, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _versions(player)
@@ -242,7 +242,7 @@ def _pins(player: Player) -> None:
     player.play('GET', '/v1/pins', 'pins/list-response')
 
 
-def test_a_sample_that_differs_is_found_out() -> None:
+def test_differing_sample_is_detected() -> None:
     assert _by_form({'id': IMAGE, 'n': 1}) != _by_form({'id': IMAGE, 'n': 2})
     other = IMAGE.replace('7', '8')
     assert _by_form([other]) == _by_form([IMAGE.replace('7', '9')])
@@ -257,7 +257,7 @@ _OPERATION = re.compile(
 DIRECTIVES = [found for page in PAGES.values() for found in _OPERATION.findall(page)]
 
 
-def test_every_route_is_in_the_reference_and_nothing_else() -> None:
+def test_reference_has_exactly_every_route() -> None:
     served = [
         (place.operation.name, action)
         for place in api_reference.places().values()
@@ -276,7 +276,7 @@ def test_every_sample_is_shown() -> None:
 
 
 @pytest.mark.parametrize('directive', DIRECTIVES, ids=lambda each: ' '.join(each[:2]).strip())
-def test_every_field_of_an_answer_is_explained(directive: tuple[str, str, str]) -> None:
+def test_every_response_field_explained(directive: tuple[str, str, str]) -> None:
     lines = _render(*directive)
     for half in ('request', 'response'):
         sample = SAMPLES / f'{directive[2]}-{half}.json'

@@ -78,7 +78,7 @@ def conf(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_nobody_who_says_nothing_gets_eventlet_though_it_is_installed() -> None:
+def test_default_is_native_despite_eventlet() -> None:
     code = f'import eventlet\n{CHOOSE}\nimport socket; print(socket.socket.__module__)'
 
     ran = _python(code)
@@ -86,7 +86,7 @@ def test_nobody_who_says_nothing_gets_eventlet_though_it_is_installed() -> None:
     assert ran.stdout.split() == ['threading', 'socket']
 
 
-def test_eventlet_is_refused_on_the_pythons_where_its_join_fails_and_on_no_other() -> None:
+def test_eventlet_refused_on_broken_pythons() -> None:
     assert (_python(JOINED).stdout == 'works\n') == (backend.why_no_eventlet() is None)
 
 
@@ -97,7 +97,7 @@ def test_eventlet_is_refused_on_the_pythons_where_its_join_fails_and_on_no_other
         (None, '[DEFAULT] concurrency_backend = eventlet'),
     ],
 )
-def test_where_eventlet_does_not_work_it_is_refused_before_anything_is_patched(
+def test_broken_eventlet_refused_before_patching(
     conf: pathlib.Path, variable: str | None, named: str
 ) -> None:
     older = 'from nova_precache import backend; backend.NO_EVENTLET_FROM = (3, 10)'
@@ -114,7 +114,7 @@ def test_where_eventlet_does_not_work_it_is_refused_before_anything_is_patched(
 
 
 @needs_eventlet
-def test_the_variable_selects_eventlet() -> None:
+def test_variable_selects_eventlet() -> None:
     code = f'{CHOOSE}\nimport socket, threading, time\n'
     code += 'for each in (socket.socket, threading.Lock, time.sleep): print(each.__module__)'
 
@@ -130,22 +130,22 @@ def test_the_variable_selects_eventlet() -> None:
 
 
 @needs_eventlet
-def test_the_option_selects_eventlet(conf: pathlib.Path) -> None:
+def test_option_selects_eventlet(conf: pathlib.Path) -> None:
     ran = _python(CHOOSE, conf)
 
     assert (ran.stdout, ran.stderr) == ('eventlet\n', '')
 
 
-def test_the_variable_wins_over_the_option(conf: pathlib.Path) -> None:
+def test_variable_overrides_option(conf: pathlib.Path) -> None:
     assert _python(CHOOSE, conf, variable='threading').stdout == 'threading\n'
 
 
 @needs_eventlet
-def test_an_empty_variable_says_nothing(conf: pathlib.Path) -> None:
+def test_empty_variable_is_ignored(conf: pathlib.Path) -> None:
     assert _python(CHOOSE, conf, variable='').stdout == 'eventlet\n'
 
 
-def test_another_word_in_the_variable_is_refused_and_the_right_ones_are_named() -> None:
+def test_invalid_variable_names_valid_values() -> None:
     ran = _python(CHOOSE, variable='gevent')
 
     assert ran.stderr == (
@@ -153,7 +153,7 @@ def test_another_word_in_the_variable_is_refused_and_the_right_ones_are_named() 
     )
 
 
-def test_another_word_in_the_option_is_refused_and_the_right_ones_are_named(
+def test_invalid_option_names_valid_values(
     conf: pathlib.Path,
 ) -> None:
     conf.write_text('[DEFAULT]\nconcurrency_backend = gevent\n')
@@ -165,7 +165,7 @@ def test_another_word_in_the_option_is_refused_and_the_right_ones_are_named(
 
 
 @needs_eventlet
-def test_eventlet_that_is_not_installed_is_refused() -> None:
+def test_missing_eventlet_is_refused() -> None:
     ran = _python(f"sys.modules['eventlet'] = None\n{CHOOSE}", variable='eventlet')
 
     assert ran.stderr == (
@@ -173,7 +173,7 @@ def test_eventlet_that_is_not_installed_is_refused() -> None:
     )
 
 
-def test_a_process_that_another_has_put_under_eventlet_is_not_taken_for_a_native_one() -> None:
+def test_already_patched_process_recognized() -> None:
     ran = _python(f'import eventlet; eventlet.monkey_patch()\n{CHOOSE}', variable='threading')
 
     assert ran.stderr.splitlines()[-1] == (
@@ -183,7 +183,7 @@ def test_a_process_that_another_has_put_under_eventlet_is_not_taken_for_a_native
 
 
 @needs_eventlet
-def test_what_is_imported_to_read_the_choice_keeps_nothing_native(conf: pathlib.Path) -> None:
+def test_reading_choice_imports_nothing_native(conf: pathlib.Path) -> None:
     ran = _python(KEPT, conf)
 
     kept = ran.stdout.splitlines()
@@ -194,7 +194,7 @@ def test_what_is_imported_to_read_the_choice_keeps_nothing_native(conf: pathlib.
 
 
 @pytest.mark.parametrize('variable', THREADS)
-def test_oslo_service_and_oslo_messaging_have_the_threads_that_were_chosen(variable: str) -> None:
+def test_oslo_libraries_use_chosen_threads(variable: str) -> None:
     ran = _python(
         f'{CHOOSE}\n'
         'import oslo_messaging; from oslo_messaging import _utils\n'

@@ -38,11 +38,11 @@ class Worker:
         self.work_long()
 
 
-def test_this_process_has_the_threads_that_its_environment_names() -> None:
+def test_process_uses_threads_of_environment() -> None:
     assert backend.current() == os.environ.get(backend.VARIABLE, backend.Backend.THREADING)
 
 
-def test_something_slow_does_not_delay_what_else_is_done_periodically() -> None:
+def test_slow_task_does_not_delay_others() -> None:
     slow, quick = Worker(), Worker()
     periodic = concurrency.Periodic('test', [(0.01, slow.work_long), (0.01, quick.work)])
 
@@ -55,7 +55,7 @@ def test_something_slow_does_not_delay_what_else_is_done_periodically() -> None:
     periodic.stop()
 
 
-def test_what_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_task_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker()
 
     def fail() -> None:
@@ -70,7 +70,7 @@ def test_what_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     assert 'the disk is full' in caplog.text
 
 
-def test_stopping_waits_for_what_is_being_done() -> None:
+def test_stop_waits_for_running_work() -> None:
     worker = Worker()
     periodic = concurrency.Periodic('test', [(0.01, worker.work_long)])
     periodic.start()
@@ -83,11 +83,11 @@ def test_stopping_waits_for_what_is_being_done() -> None:
     assert done >= 1
 
 
-def test_what_was_never_started_can_be_stopped() -> None:
+def test_unstarted_service_can_be_stopped() -> None:
     concurrency.Periodic('test', [(0.01, Worker().work)]).stop()
 
 
-def test_several_things_are_stopped_at_once() -> None:
+def test_several_services_stop_at_once() -> None:
     workers = [Worker(), Worker()]
     stopping = threading.Thread(target=concurrency.stop_all, args=(workers,))
     stopping.start()
@@ -100,7 +100,7 @@ def test_several_things_are_stopped_at_once() -> None:
     assert [worker.done for worker in workers] == [1, 1]
 
 
-def test_what_does_not_stop_in_time_is_left() -> None:
+def test_late_service_is_left() -> None:
     worker = Worker()
 
     assert not concurrency.stop_within(0.05, worker)
@@ -109,7 +109,7 @@ def test_what_does_not_stop_in_time_is_left() -> None:
     worker.wait_done(1)
 
 
-def test_what_stops_in_time_is_waited_for() -> None:
+def test_timely_service_waited_for() -> None:
     worker = Worker()
     worker.may_end.set()
 

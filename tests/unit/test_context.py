@@ -17,7 +17,7 @@ def _current() -> str | None:
     return None if current is None else current.request_id
 
 
-def test_what_is_sent_in_the_name_of_a_request_leaves_the_thread_as_it_was() -> None:
+def test_sending_for_request_restores_thread_context() -> None:
     context.RequestContext(request_id='req-1', overwrite=False)
     context.RequestContext.from_wire({'request_id': 'req-2'})
     context.admin_context()
@@ -25,7 +25,7 @@ def test_what_is_sent_in_the_name_of_a_request_leaves_the_thread_as_it_was() -> 
     assert _current() is None
 
 
-def test_work_for_a_request_is_logged_under_its_ids_until_it_is_left() -> None:
+def test_request_work_logs_its_ids() -> None:
     with context.bind_request_id('req-1', 'req-g'):
         assert (_current(), context.admin_context().global_request_id) == ('req-1', 'req-g')
         with context.bind_request_id('req-2'):
@@ -35,14 +35,14 @@ def test_work_for_a_request_is_logged_under_its_ids_until_it_is_left() -> None:
     assert _current() is None
 
 
-def test_work_that_fails_leaves_no_ids_behind() -> None:
+def test_failed_work_leaves_no_ids() -> None:
     with pytest.raises(ValueError, match='a fault'), context.bind_request_id('req-1'):
         raise ValueError('a fault')
 
     assert _current() is None
 
 
-def test_work_for_no_request_has_ids_of_its_own() -> None:
+def test_work_without_request_has_own_ids() -> None:
     with context.bind_request_id(None):
         first = _current()
         assert first is not None

@@ -25,13 +25,13 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize('command', _commands())
-def test_every_command_is_in_the_readme_and_the_guide(command: str) -> None:
+def test_readme_and_guide_name_every_command(command: str) -> None:
     assert f'``{command}``' in README
     assert f'``{command}``' in ADMIN_GUIDE
 
 
 @pytest.mark.parametrize('status', [*model.RequestStatus, *model.TaskStatus])
-def test_every_state_is_explained_in_the_guide(
+def test_guide_explains_every_state(
     status: model.RequestStatus | model.TaskStatus,
 ) -> None:
     assert re.search(rf'^``{status}``  +\S', ADMIN_GUIDE, re.MULTILINE)
@@ -42,12 +42,12 @@ def test_the_diagrams_show_every_arrow() -> None:
 
 
 @pytest.mark.parametrize('rule', policies.list_rules(), ids=lambda rule: str(rule.name))
-def test_every_policy_rule_is_described(rule: policy.RuleDefault) -> None:
+def test_every_policy_rule_described(rule: policy.RuleDefault) -> None:
     assert rule.description
 
 
 @pytest.mark.parametrize('document', [README, CONTRIBUTING, ADMIN_GUIDE])
-def test_every_path_that_a_document_names_exists(document: str) -> None:
+def test_documented_paths_exist(document: str) -> None:
     named = re.findall(r'(?:nova_precache|tests|tools|doc)/[\w/.-]*\w', document)
 
     assert [path for path in named if not (ROOT / path).exists()] == []
@@ -56,7 +56,7 @@ def test_every_path_that_a_document_names_exists(document: str) -> None:
 @pytest.mark.parametrize(
     'option', sorted(set(re.findall(r'``\[(\w+)\] (\w+)``', README + ADMIN_GUIDE)))
 )
-def test_every_option_that_a_document_names_exists(option: tuple[str, str]) -> None:
+def test_documented_options_exist(option: tuple[str, str]) -> None:
     group, name = option
     sample = (ROOT / 'etc' / 'nova-precache' / 'nova-precache.conf.sample').read_text()
 

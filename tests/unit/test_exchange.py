@@ -35,7 +35,7 @@ def to(location: str, status: int = 302) -> Answer:
 
 
 @pytest.mark.parametrize('status', sorted(redirects.STATUSES))
-def test_a_login_is_not_sent_to_another_origin(
+def test_login_not_sent_to_other_origin(
     server: Server, elsewhere: Server, session: exchange.Session, status: int
 ) -> None:
     login = v3.Password(
@@ -53,7 +53,7 @@ def test_a_login_is_not_sent_to_another_origin(
 
 
 @pytest.mark.parametrize('status', [301, 302, 307, 308])
-def test_a_body_is_sent_on_within_the_origin(
+def test_body_is_resent_within_origin(
     server: Server, session: exchange.Session, status: int
 ) -> None:
     server.answers = [to('/new/place', status), Answer(body=b'{}')]
@@ -61,16 +61,14 @@ def test_a_body_is_sent_on_within_the_origin(
     assert server.bodies == [b'{"a": 1}'] * 2
 
 
-def test_what_is_to_be_fetched_instead_of_sent_is_an_error(
-    server: Server, session: exchange.Session
-) -> None:
+def test_redirect_from_post_fails(server: Server, session: exchange.Session) -> None:
     server.answers = [to('/result', 303)]
     with pytest.raises(redirects.RedirectFailed, match='POST is answered HTTP 303'):
         session.post(f'{server.url}/old', json={'a': 1})
     assert len(server.requests) == 1
 
 
-def test_no_header_of_a_caller_reaches_another_origin(
+def test_caller_headers_stay_within_origin(
     server: Server, elsewhere: Server, session: exchange.Session
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/x')]
@@ -85,7 +83,7 @@ def test_no_header_of_a_caller_reaches_another_origin(
 
 
 @pytest.mark.parametrize('raises', [True, False])
-def test_an_error_of_another_origin_is_raised_where_errors_are(
+def test_error_of_other_origin_raised(
     server: Server, elsewhere: Server, session: exchange.Session, raises: bool
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/x')]
@@ -98,7 +96,7 @@ def test_an_error_of_another_origin_is_raised_where_errors_are(
 
 
 @pytest.mark.parametrize('raises', [True, False])
-def test_the_refusal_of_another_origin_is_an_error_of_the_redirect(
+def test_redirected_refusal_is_redirect_error(
     server: Server, elsewhere: Server, session: exchange.Session, raises: bool
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/x')]
@@ -107,7 +105,7 @@ def test_the_refusal_of_another_origin_is_an_error_of_the_redirect(
         session.get(f'{server.url}/x', raise_exc=raises)
 
 
-def test_a_cookie_of_one_port_does_not_reach_another(
+def test_cookie_does_not_cross_ports(
     server: Server, elsewhere: Server, session: exchange.Session
 ) -> None:
     server.answers = [Answer(headers={'Set-Cookie': 'session=secret'}), to(f'{elsewhere.url}/x')]
@@ -118,17 +116,13 @@ def test_a_cookie_of_one_port_does_not_reach_another(
     assert 'cookie' not in elsewhere.requests[0][1]
 
 
-def test_who_wants_the_redirect_itself_is_given_it(
-    server: Server, session: exchange.Session
-) -> None:
+def test_redirect_can_be_returned_unfollowed(server: Server, session: exchange.Session) -> None:
     server.answers = [to('/other')]
     assert session.get(f'{server.url}/x', redirect=False).headers['Location'] == '/other'
     assert len(server.requests) == 1
 
 
-def test_the_body_of_a_redirect_is_not_waited_for(
-    server: Server, session: exchange.Session
-) -> None:
+def test_redirect_body_not_awaited(server: Server, session: exchange.Session) -> None:
     server.answers = [
         Answer(302, b'endless', {'Location': '/data'}, length=2**40, hang=True),
         Answer(body=b'data'),
@@ -141,7 +135,7 @@ def test_the_body_of_a_redirect_is_not_waited_for(
     'host', ['a..b', f'{"x" * 64}.example', '[::::]', '[1:2]', '.', '-', 'a' * 254]
 )
 @pytest.mark.parametrize('scheme', ['http:', ''])
-def test_an_odd_host_is_a_redirect_that_failed(
+def test_odd_host_failed_redirect(
     server: Server, session: exchange.Session, host: str, scheme: str
 ) -> None:
     server.answers = [to(f'{scheme}//{host}/x')]
@@ -149,7 +143,7 @@ def test_an_odd_host_is_a_redirect_that_failed(
         session.get(f'{server.url}/x')
 
 
-def test_what_a_redirect_leads_to_is_not_in_the_log(
+def test_redirect_target_not_logged(
     server: Server,
     session: exchange.Session,
     free_port: Callable[[], int],
@@ -161,7 +155,7 @@ def test_what_a_redirect_leads_to_is_not_in_the_log(
     assert 'hidden' not in f'{failed.value}{caplog.text}'
 
 
-def test_other_schemes_hosts_and_ports_are_other_origins() -> None:
+def test_scheme_host_and_port_distinguish_origins() -> None:
     urls = [
         'http://host',
         'https://host',
@@ -183,5 +177,5 @@ def test_other_schemes_hosts_and_ports_are_other_origins() -> None:
         ('http://[::1]:80', 'http://[::1]/'),
     ],
 )
-def test_one_origin_may_be_spelled_in_several_ways(one: str, other: str) -> None:
+def test_origin_has_several_spellings(one: str, other: str) -> None:
     assert redirects.origin(one) == redirects.origin(other)

@@ -18,9 +18,7 @@ ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 
 @pytest.mark.parametrize('kind', odd_files.NOT_REGULAR)
 @pytest.mark.parametrize('flags', [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_CREAT])
-def test_what_is_no_regular_file_is_refused_and_told(
-    tmp_path: pathlib.Path, kind: str, flags: int
-) -> None:
+def test_irregular_file_refused_and_named(tmp_path: pathlib.Path, kind: str, flags: int) -> None:
     path = tmp_path / 'file'
     odd_files.NOT_REGULAR[kind](path)
     with pytest.raises(files.NotRegular) as refusal:
@@ -31,14 +29,14 @@ def test_what_is_no_regular_file_is_refused_and_told(
 
 @pytest.mark.parametrize('put', [odd_files.DANGLING, odd_files.DEVICE, odd_files.LOOP])
 @pytest.mark.parametrize('flags', [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC])
-def test_no_link_is_followed(tmp_path: pathlib.Path, put: odd_files.Put, flags: int) -> None:
+def test_links_are_not_followed(tmp_path: pathlib.Path, put: odd_files.Put, flags: int) -> None:
     path = tmp_path / 'file'
     put(path)
     with pytest.raises(files.NotRegular, match='symbolic link'):
         files.open_regular(path, flags)
 
 
-def test_a_link_is_followed_where_that_is_meant_to_a_regular_file_only(
+def test_intended_link_followed_to_regular_file(
     tmp_path: pathlib.Path,
 ) -> None:
     link, target = tmp_path / 'link', tmp_path / 'target'
@@ -53,7 +51,7 @@ def test_a_link_is_followed_where_that_is_meant_to_a_regular_file_only(
             files.open_regular(link, os.O_RDONLY, follow=True)
 
 
-def test_a_file_that_is_not_there_and_one_that_cannot_be_opened_are_told_apart(
+def test_absent_and_unopenable_files_distinguished(
     tmp_path: pathlib.Path,
 ) -> None:
     with pytest.raises(FileNotFoundError):
@@ -63,7 +61,7 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_opened_are_told_apart(
         files.read(tmp_path / 'file' / 'below', 1)
 
 
-def test_of_a_large_file_only_the_start_is_read(tmp_path: pathlib.Path) -> None:
+def test_large_file_read_partially(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'file'
     odd_files.DAMAGED['10 GiB of holes'](path)
     assert files.read(path, 5) == bytes(5)
@@ -72,16 +70,14 @@ def test_of_a_large_file_only_the_start_is_read(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     'text', [ID, f'{ID}\n', f'  {ID}\r\n', ID.upper(), f'{{{ID}}}', ID.replace('-', '')]
 )
-def test_a_uuid_is_read_in_every_spelling_as_the_usual_one(
-    tmp_path: pathlib.Path, text: str
-) -> None:
+def test_uuid_spellings_are_normalized(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / 'id').write_text(text)
     assert files.kept_uuid(tmp_path / 'id') == ID
     assert (tmp_path / 'id').read_bytes() == text.encode()
 
 
 @pytest.mark.parametrize('damage', odd_files.DAMAGED)
-def test_a_file_without_a_uuid_is_replaced_once_with_a_warning(
+def test_invalid_uuid_file_replaced_with_warning(
     tmp_path: pathlib.Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / 'id'
@@ -97,7 +93,7 @@ def test_a_file_without_a_uuid_is_replaced_once_with_a_warning(
 
 
 @pytest.mark.parametrize('kind', odd_files.IRREGULAR)
-def test_what_is_in_the_place_of_a_uuid_is_left_there(tmp_path: pathlib.Path, kind: str) -> None:
+def test_object_at_uuid_file_stays(tmp_path: pathlib.Path, kind: str) -> None:
     path = tmp_path / 'id'
     odd_files.IRREGULAR[kind](path)
     before = os.lstat(path)
@@ -107,9 +103,7 @@ def test_what_is_in_the_place_of_a_uuid_is_left_there(tmp_path: pathlib.Path, ki
 
 
 @pytest.mark.parametrize('damage', ['', None])
-def test_all_that_make_a_uuid_at_once_are_given_the_same(
-    tmp_path: pathlib.Path, damage: str | None
-) -> None:
+def test_concurrent_uuid_creators_get_same(tmp_path: pathlib.Path, damage: str | None) -> None:
     for number in range(20):
         path = tmp_path / str(number)
         if damage is not None:
@@ -119,7 +113,7 @@ def test_all_that_make_a_uuid_at_once_are_given_the_same(
         assert made == {path.read_text()}
 
 
-def test_who_comes_late_to_a_damaged_file_changes_nothing(tmp_path: pathlib.Path) -> None:
+def test_late_repair_changes_nothing(tmp_path: pathlib.Path) -> None:
     """Another host over NFS, which saw it before it was replaced and was slow."""
     path = tmp_path / 'id'
     path.touch()
@@ -129,7 +123,7 @@ def test_who_comes_late_to_a_damaged_file_changes_nothing(tmp_path: pathlib.Path
     assert path.read_text() == made == files.kept_uuid(path)
 
 
-def test_two_damaged_files_alike_are_replaced_by_different_ones(tmp_path: pathlib.Path) -> None:
+def test_identical_damaged_files_get_different_uuids(tmp_path: pathlib.Path) -> None:
     """For example, those of hosts that were made from one disk image."""
     made = set()
     for name in 'ab':
@@ -141,7 +135,7 @@ def test_two_damaged_files_alike_are_replaced_by_different_ones(tmp_path: pathli
     assert len(made) == 2
 
 
-def test_what_is_created_whole_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
+def test_created_file_keeps_existing_one(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'file'
     files.create_whole(path, 'first')
     files.create_whole(path, 'second')
@@ -152,7 +146,7 @@ def test_what_is_created_whole_leaves_what_was_there(tmp_path: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize('kind', odd_files.IRREGULAR)
-def test_what_is_replaced_is_not_written_into(tmp_path: pathlib.Path, kind: str) -> None:
+def test_replacement_not_written_in_place(tmp_path: pathlib.Path, kind: str) -> None:
     path = tmp_path / 'file'
     odd_files.IRREGULAR[kind](path)
     if path.is_dir():
@@ -165,7 +159,7 @@ def test_what_is_replaced_is_not_written_into(tmp_path: pathlib.Path, kind: str)
     assert not other.exists() or other.read_text() == 'precious'
 
 
-def test_a_file_holds_a_text_or_another_or_is_none(tmp_path: pathlib.Path) -> None:
+def test_file_holds_exact_text(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'file'
     assert not files.holds(path, 'text')
     path.write_text('text')
@@ -178,7 +172,7 @@ def test_a_file_holds_a_text_or_another_or_is_none(tmp_path: pathlib.Path) -> No
 
 
 @pytest.mark.parametrize('kind', odd_files.IRREGULAR)
-def test_a_lock_is_taken_on_a_regular_file_only(tmp_path: pathlib.Path, kind: str) -> None:
+def test_lock_needs_regular_file(tmp_path: pathlib.Path, kind: str) -> None:
     lock = lockutils.external_lock('name', 'nova-', str(tmp_path / 'made'))
     files.open_lock(lock)
     with lock:

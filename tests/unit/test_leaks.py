@@ -17,7 +17,7 @@ def secrets() -> Secrets:
     return Secrets()
 
 
-def test_a_secret_in_a_log_is_told_by_its_name(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+def test_secret_in_log_reported_by_name(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     password = secrets.make('password of the broker')
     secrets.make('token')
     (tmp_path / 'host1').mkdir()
@@ -30,7 +30,7 @@ def test_a_secret_in_a_log_is_told_by_its_name(secrets: Secrets, tmp_path: pathl
     assert password not in repr(found)
 
 
-def test_a_log_that_is_not_searched_is_missed(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+def test_unsearched_log_is_reported(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     searched, empty, elsewhere = (
         secrets.expect(tmp_path / name) for name in ('logs/api.log', 'logs/empty.log', 'other.log')
     )
@@ -46,7 +46,7 @@ def test_a_log_that_is_not_searched_is_missed(secrets: Secrets, tmp_path: pathli
     assert secrets.missed() == [empty, elsewhere]
 
 
-def test_a_secret_is_found_where_a_file_is_cut_into_chunks(
+def test_secret_across_chunks_found(
     secrets: Secrets, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leaks, '_CHUNK', 40)
@@ -59,14 +59,14 @@ def test_a_secret_is_found_where_a_file_is_cut_into_chunks(
     }
 
 
-def test_configuration_may_have_secrets(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+def test_configuration_may_hold_secrets(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     password = secrets.make('password')
     (tmp_path / 'nova-precache.conf').write_text(f'password = {password}')
 
     assert secrets.leaks(tmp_path) == []
 
 
-def test_a_database_may_have_secrets_in_its_cell_mappings_alone(
+def test_secrets_allowed_only_in_cell_mappings(
     secrets: Secrets, database: session.Database, database_path: pathlib.Path
 ) -> None:
     password = secrets.make('password')
@@ -79,7 +79,7 @@ def test_a_database_may_have_secrets_in_its_cell_mappings_alone(
     assert secrets.leaks(database_path.parent) == [Leak(database_path.name, 'password')]
 
 
-def test_the_database_of_another_service_is_its_own_business(
+def test_database_of_other_service_ignored(
     secrets: Secrets, database: session.Database, database_path: pathlib.Path
 ) -> None:
     password = secrets.make('password')
@@ -90,7 +90,7 @@ def test_the_database_of_another_service_is_its_own_business(
     assert secrets.leaks(database_path.parent) == []
 
 
-def test_what_a_test_captured_is_searched_too(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+def test_captured_test_output_searched(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     token = secrets.make('token')
 
     secrets.look_into(f'X-Auth-Token: {token}', 'test_it, captured log')
@@ -98,9 +98,7 @@ def test_what_a_test_captured_is_searched_too(secrets: Secrets, tmp_path: pathli
     assert secrets.leaks(tmp_path) == [Leak('test_it, captured log', 'token')]
 
 
-def test_what_a_command_printed_is_searched_on_both_ways_out(
-    secrets: Secrets, tmp_path: pathlib.Path
-) -> None:
+def test_both_command_outputs_searched(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     first, second = secrets.make('password'), secrets.make('token')
     ended = subprocess.CompletedProcess(['/bin/show', 'it'], 1, f'<{first}>', f'<{second}>')
 
@@ -111,7 +109,7 @@ def test_what_a_command_printed_is_searched_on_both_ways_out(
     ]
 
 
-def test_what_is_no_secret_cannot_be_noted(secrets: Secrets, tmp_path: pathlib.Path) -> None:
+def test_non_secret_cannot_be_registered(secrets: Secrets, tmp_path: pathlib.Path) -> None:
     with pytest.raises(AssertionError, match='by accident'):
         secrets.note('secret', 'password')
     (tmp_path / 'api.log').write_text('secret')

@@ -33,7 +33,7 @@ def served(free_port: Callable[[], int]) -> Iterator[tuple[metrics.Exposition, s
     exposed.stop()
 
 
-def test_what_is_in_the_registry_is_served(served: tuple[metrics.Exposition, str]) -> None:
+def test_registry_content_is_served(served: tuple[metrics.Exposition, str]) -> None:
     exposed, url = served
     prometheus_client.Counter('nova_precache_tests', 'Tests.', registry=exposed.registry).inc(3)
 
@@ -44,7 +44,7 @@ def test_what_is_in_the_registry_is_served(served: tuple[metrics.Exposition, str
     assert 'python_info' not in answer.text  # of the registry that libraries share
 
 
-def test_stopping_closes_the_port(served: tuple[metrics.Exposition, str]) -> None:
+def test_stop_closes_port(served: tuple[metrics.Exposition, str]) -> None:
     exposed, url = served
 
     exposed.stop()
@@ -54,7 +54,7 @@ def test_stopping_closes_the_port(served: tuple[metrics.Exposition, str]) -> Non
     exposed.stop()  # a second stop does no harm
 
 
-def test_bad_clients_take_no_threads_and_do_not_keep_prometheus_from_its_answer(
+def test_bad_clients_do_not_block_prometheus(
     served: tuple[metrics.Exposition, str],
 ) -> None:
     _, url = served
@@ -67,11 +67,11 @@ def test_bad_clients_take_no_threads_and_do_not_keep_prometheus_from_its_answer(
         assert threading.active_count() <= threads + 2
 
 
-def test_a_body_for_the_metrics_is_limited(served: tuple[metrics.Exposition, str]) -> None:
+def test_metrics_request_body_limited(served: tuple[metrics.Exposition, str]) -> None:
     assert requests.get(served[1], data=b'x' * 200_000, timeout=20).status_code == 413
 
 
-def test_a_port_that_is_taken_is_an_error_that_names_the_option() -> None:
+def test_taken_port_error_names_option() -> None:
     with socket.create_server((ADDRESS, 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -79,7 +79,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option() -> None:
             metrics.Exposition(ADDRESS, port).start()
 
 
-def test_without_a_port_nothing_is_served_and_all_is_counted() -> None:
+def test_metrics_counted_without_port() -> None:
     conf = options.new(config_files=[])
     exposed = metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
     counters = conductor_metrics.Counters(exposed.registry)
@@ -91,7 +91,7 @@ def test_without_a_port_nothing_is_served_and_all_is_counted() -> None:
     assert exposed.registry.get_sample_value('nova_precache_conductor_takeovers_total') == 1
 
 
-def test_the_loopback_alone_is_served_unless_told_otherwise() -> None:
+def test_loopback_served_by_default() -> None:
     assert options.new(config_files=[]).metrics.bind_host == ADDRESS
 
 
@@ -110,7 +110,7 @@ FAMILIES = {family.name: family for family in _everything().collect()}
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_every_metric_is_documented_with_its_labels(name: str) -> None:
+def test_every_metric_documented_with_labels(name: str) -> None:
     family = FAMILIES[name]
     shown = f'{name}_total' if family.type == 'counter' else name
     described = re.search(rf'^``{shown}``(?: \((.*)\))?\n    \S', GUIDE, re.MULTILINE)
@@ -120,13 +120,13 @@ def test_every_metric_is_documented_with_its_labels(name: str) -> None:
     assert set(re.findall(r'\w+', described[1] or '')) >= labels
 
 
-def test_no_metric_is_documented_that_is_not_there() -> None:
+def test_no_missing_metric_documented() -> None:
     shown = {f'{name}_total' if FAMILIES[name].type == 'counter' else name for name in FAMILIES}
 
     assert set(re.findall(r'^``(nova_precache_\w+)``', GUIDE, re.MULTILINE)) == shown
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_every_metric_has_our_prefix_and_a_help_text(name: str) -> None:
+def test_metrics_have_prefix_and_help(name: str) -> None:
     assert re.match(r'nova_precache_(conductor|compute)_[a-z_]+\Z', name)
     assert FAMILIES[name].documentation.endswith('.')

@@ -35,7 +35,7 @@ def outage(clock: Clock) -> outages.Outage:
     return outages.Outage('Database of [database] connection', clock)
 
 
-def test_an_outage_has_a_line_at_its_begin_some_with_growing_pauses_and_one_at_its_end(
+def test_outage_logs_start_reminders_and_end(
     outage: outages.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for clock.now in range(4 * HOUR):
@@ -53,7 +53,7 @@ def test_an_outage_has_a_line_at_its_begin_some_with_growing_pauses_and_one_at_i
     ]
 
 
-def test_a_failure_of_another_kind_has_a_line_at_once(
+def test_other_failure_logged_at_once(
     outage: outages.Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
     for error in (OSError('away'), PermissionError('refused'), OSError('away')):
@@ -62,7 +62,7 @@ def test_a_failure_of_another_kind_has_a_line_at_once(
     assert [message.rpartition(': ')[2] for message in caplog.messages] == ['away', 'refused']
 
 
-def test_what_comes_and_goes_all_the_time_has_few_lines(
+def test_flapping_outage_logs_few_lines(
     outage: outages.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for clock.now in range(100):
@@ -72,7 +72,7 @@ def test_what_comes_and_goes_all_the_time_has_few_lines(
     assert len(caplog.messages) == 2 * 100 / outages.CALM_SECONDS
 
 
-def test_what_never_was_away_is_not_back(
+def test_uninterrupted_service_logs_no_return(
     outage: outages.Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
     outage.over()
@@ -89,7 +89,7 @@ def short(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
     caplog.handler.filters.clear()
 
 
-def test_an_error_that_an_outage_logged_is_not_logged_again(
+def test_logged_outage_error_not_repeated(
     outage: outages.Outage, short: pytest.LogCaptureFixture
 ) -> None:
     logged, other = OSError('away'), ValueError('a fault')
@@ -114,7 +114,7 @@ def database(tmp_path: pathlib.Path) -> Iterator[session.Database]:
     made.dispose()
 
 
-def test_a_database_that_is_away_has_one_line_whoever_asks(
+def test_database_outage_logs_one_line(
     database: session.Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(5):
@@ -129,7 +129,7 @@ def test_a_database_that_is_away_has_one_line_whoever_asks(
     ]
 
 
-def test_an_error_within_a_transaction_is_no_outage(
+def test_error_within_transaction_is_no_outage(
     database: session.Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.suppress(ValueError), database.reader():
@@ -139,7 +139,7 @@ def test_an_error_within_a_transaction_is_no_outage(
 
 
 @pytest.mark.parametrize(('level', 'lines'), [(logging.INFO, 1), (logging.DEBUG, 3)])
-def test_what_libraries_log_at_each_try_is_for_debugging(
+def test_library_retries_logged_at_debug(
     short: pytest.LogCaptureFixture, level: int, lines: int
 ) -> None:
     library = impl_rabbit.LOG
@@ -153,7 +153,7 @@ def test_what_libraries_log_at_each_try_is_for_debugging(
     assert short.records[-1].message == 'The broker has blocked the connection: memory'
 
 
-def test_periodic_work_that_fails_is_done_again_and_an_outage_is_not_logged_each_time(
+def test_periodic_outage_logged_once(
     outage: outages.Outage, short: pytest.LogCaptureFixture
 ) -> None:
     done = threading.Semaphore(0)

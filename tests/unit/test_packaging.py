@@ -46,7 +46,7 @@ def _extra(name: str) -> dict[str, requirements.Requirement]:
     return _required(_setup()['extras'][name])
 
 
-def test_every_package_is_installed_unless_it_is_for_developers() -> None:
+def test_packages_installed_except_developer_ones() -> None:
     there = {path.parent.name for path in ROOT.glob('*/__init__.py')}
     assert set(_setup()['files']['packages'].split()) == there - STAYS_HERE
 

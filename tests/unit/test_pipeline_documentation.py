@@ -24,7 +24,7 @@ def services(tmp_path: pathlib.Path) -> request.Services:
     return request.Services(**{**unused, 'enforcer': enforcer})
 
 
-def test_the_page_names_each_part_in_its_order(services: request.Services) -> None:
+def test_page_names_parts_in_order(services: request.Services) -> None:
     conf = _conf('keystone')
     application = app.build(conf, services)
     protected = auth.protect(lambda *_: [], conf, services.enforcer)
@@ -66,12 +66,12 @@ def _names(application: Any) -> Iterator[str]:
         ('healthcheck', 'ignore_proxied_requests'),
     ],
 )
-def test_the_sample_configures_each_part(section: str, option: str) -> None:
+def test_sample_configures_each_part(section: str, option: str) -> None:
     found = SAMPLE.read_text().partition(f'\n[{section}]\n')[2].partition('\n\n[')[0]
     assert f'\n#{option} = ' in found
 
 
-def test_the_sample_is_a_configuration_file_that_sets_nothing() -> None:
+def test_sample_file_sets_nothing() -> None:
     conf = configuration.new(config_files=[str(SAMPLE)])
     assert conf.api.auth_strategy == configuration.new(config_files=[]).api.auth_strategy
     assert all(

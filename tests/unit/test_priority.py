@@ -71,7 +71,7 @@ def _idle_program() -> Iterator[int]:
         process.communicate()
 
 
-def test_a_thread_is_in_the_idle_class_and_then_as_it_was() -> None:
+def test_thread_is_idle_then_restored() -> None:
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     with priority.idle_io(transfer_control.Control()):
         assert _io_class() == IDLE
@@ -79,13 +79,13 @@ def test_a_thread_is_in_the_idle_class_and_then_as_it_was() -> None:
     assert _io_class() == NONE
 
 
-def test_a_thread_is_as_it_was_also_when_the_work_fails() -> None:
+def test_thread_restored_after_error() -> None:
     with pytest.raises(ValueError), priority.idle_io(transfer_control.Control()):
         raise ValueError
     assert _io_class() == NONE
 
 
-def test_a_thread_of_another_class_gets_that_again() -> None:
+def test_thread_of_other_class_restored() -> None:
     thread = psutil.Process(threading.get_native_id())
     thread.ionice(BEST_EFFORT, 6)
     try:
@@ -96,14 +96,14 @@ def test_a_thread_of_another_class_gets_that_again() -> None:
         thread.ionice(NONE)
 
 
-def test_only_the_thread_itself_is_in_the_idle_class() -> None:
+def test_only_own_thread_becomes_idle() -> None:
     with priority.idle_io(transfer_control.Control()):
         others = psutil.Process().threads()
         classes = [_io_class(thread.id) for thread in others]
         assert classes.count(IDLE) == 1
 
 
-def test_a_thread_is_as_it_was_while_somebody_waits() -> None:
+def test_thread_lifted_while_awaited() -> None:
     reins = transfer_control.Control()
     with priority.idle_io(reins):
         with reins.waited_for():
@@ -111,12 +111,12 @@ def test_a_thread_is_as_it_was_while_somebody_waits() -> None:
         assert _io_class() == IDLE
 
 
-def test_a_boot_is_never_in_the_idle_class() -> None:
+def test_boot_is_never_idle() -> None:
     with priority.idle_io(transfer_control.Control(is_boot=True)):
         assert _io_class() == NONE
 
 
-def test_a_thread_that_works_is_lifted_by_another_one() -> None:
+def test_other_thread_lifts_working_thread() -> None:
     reins = transfer_control.Control()
     ids: list[int] = []
     is_idle, done = threading.Event(), threading.Event()
@@ -141,7 +141,7 @@ def test_a_thread_that_works_is_lifted_by_another_one() -> None:
 
 
 @pytest.mark.parametrize('refusal', [psutil.AccessDenied(1), OSError(38, 'not implemented')])
-def test_work_goes_on_where_the_class_cannot_be_set(
+def test_work_continues_without_settable_class(
     refusal: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _refuse(monkeypatch, 'ionice', refusal)
@@ -165,7 +165,7 @@ def _refuse(monkeypatch: pytest.MonkeyPatch, name: str, refusal: Exception) -> N
 
 
 @pytest.mark.parametrize('refusal', [psutil.AccessDenied(1), OSError(38, 'not implemented')])
-def test_work_goes_on_where_nothing_is_known_of_classes(
+def test_work_continues_with_unknown_classes(
     refusal: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -178,7 +178,7 @@ def test_work_goes_on_where_nothing_is_known_of_classes(
     assert done == ['work']
 
 
-def test_work_goes_on_where_the_operating_system_has_no_classes(
+def test_work_continues_without_class_support(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(psutil.Process, 'ionice')
@@ -188,7 +188,7 @@ def test_work_goes_on_where_the_operating_system_has_no_classes(
     assert done == ['work']
 
 
-def test_an_unhurried_thread_is_so_until_it_is_done() -> None:
+def test_batch_thread_restored_when_done() -> None:
     with priority.sched_batch():
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
         with priority.sched_batch():
@@ -197,7 +197,7 @@ def test_an_unhurried_thread_is_so_until_it_is_done() -> None:
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-def test_work_is_hurried_where_the_operating_system_refuses(
+def test_work_continues_when_batch_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -211,7 +211,7 @@ def test_work_is_hurried_where_the_operating_system_refuses(
     assert caplog.messages[-1].endswith(': not here')
 
 
-def test_work_goes_on_where_the_operating_system_knows_no_such_threads(
+def test_work_continues_without_batch_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(os, 'SCHED_BATCH')
@@ -219,12 +219,12 @@ def test_work_goes_on_where_the_operating_system_knows_no_such_threads(
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-def test_a_program_starts_in_the_idle_class_and_nice() -> None:
+def test_program_starts_idle_and_nice() -> None:
     with _idle_program() as pid:
         assert _threads(pid) == {(IDLE, 19)}
 
 
-def test_a_program_starts_without_what_is_not_installed(
+def test_program_starts_without_missing_tools(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -233,7 +233,7 @@ def test_a_program_starts_without_what_is_not_installed(
     assert 'ionice is not installed; running qemu-img without it' in caplog.text
 
 
-def test_all_threads_of_a_program_are_lifted_while_somebody_waits(lifted_niceness: int) -> None:
+def test_awaited_program_lifted_entirely(lifted_niceness: int) -> None:
     reins = transfer_control.Control()
     with _idle_program() as pid, priority.follow(pid, reins):
         assert _threads(pid) == {(IDLE, 19)}
@@ -242,7 +242,7 @@ def test_all_threads_of_a_program_are_lifted_while_somebody_waits(lifted_nicenes
         assert _threads(pid) == {(IDLE, 19)}
 
 
-def test_a_program_that_is_urgent_from_the_start_is_lifted(lifted_niceness: int) -> None:
+def test_initially_urgent_program_lifted(lifted_niceness: int) -> None:
     reins = transfer_control.Control()
     with reins.waited_for():
         for _ in range(10):
@@ -256,7 +256,7 @@ def _name(pid: int) -> str:
     return psutil.Process(pid).name()
 
 
-def test_a_program_that_has_ended_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_ended_program_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     reins = transfer_control.Control()
     process = subprocess.Popen(['true'])
@@ -269,7 +269,7 @@ def test_a_program_that_has_ended_is_left_alone(caplog: pytest.LogCaptureFixture
     assert 'failed' not in caplog.text
 
 
-def test_the_io_of_a_program_is_lifted_where_its_niceness_cannot_be(
+def test_io_lifted_without_niceness(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reins = transfer_control.Control()

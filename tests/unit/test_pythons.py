@@ -67,7 +67,7 @@ def _named() -> list[str]:
     return found[1].split()
 
 
-def test_the_pythons_that_are_tested_are_those_that_are_named() -> None:
+def test_tested_pythons_named_ones() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / 'setup.cfg')
     classified = re.findall(r'Python :: (3\.\d+)$', setup['metadata']['classifiers'], re.MULTILINE)
@@ -77,9 +77,7 @@ def test_the_pythons_that_are_tested_are_those_that_are_named() -> None:
     assert f'Python {classified[0]} to {classified[-1]}' in (ROOT / 'README.rst').read_text()
 
 
-def test_a_name_in_path_that_does_not_run_is_passed_over_for_that_of_pyenv(
-    machine: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_broken_python_falls_back_to_pyenv(machine: pathlib.Path, tmp_path: pathlib.Path) -> None:
     _put(machine / 'python3.12', _SHIM)
     _put(machine / 'pyenv', f'#!/bin/sh\necho {tmp_path}/pyenv\n')
     there = _python(tmp_path / 'pyenv/versions/3.12.1/bin/python3.12', '3.12')
@@ -88,7 +86,7 @@ def test_a_name_in_path_that_does_not_run_is_passed_over_for_that_of_pyenv(
     assert _shell(machine, 'find_version 3.13').returncode == 1
 
 
-def test_a_python_that_is_tested_comes_before_a_newer_one_of_the_default_name(
+def test_tested_python_precedes_newer_default(
     machine: pathlib.Path,
 ) -> None:
     _python(machine / 'python3', '3.15')
@@ -100,7 +98,7 @@ def test_a_python_that_is_tested_comes_before_a_newer_one_of_the_default_name(
     assert older != newer
 
 
-def test_where_there_is_only_a_newer_one_it_is_taken_with_a_warning(
+def test_newer_python_used_with_warning(
     machine: pathlib.Path,
 ) -> None:
     newer = _python(machine / 'python3', '3.15')
@@ -113,13 +111,13 @@ def test_where_there_is_only_a_newer_one_it_is_taken_with_a_warning(
     )
 
 
-def test_an_older_one_is_not_taken(machine: pathlib.Path) -> None:
+def test_older_python_not_used(machine: pathlib.Path) -> None:
     _python(machine / 'python3', '3.10')
 
     assert _shell(machine, 'find_python').returncode == 1
 
 
-def test_a_version_that_is_asked_for_and_not_there_is_named(machine: pathlib.Path) -> None:
+def test_missing_requested_version_named(machine: pathlib.Path) -> None:
     ran = _shell(machine, 'make_venv', NOVA_PRECACHE_PYTHON='3.12')
 
     assert (ran.returncode, ran.stderr) == (
@@ -128,7 +126,7 @@ def test_a_version_that_is_asked_for_and_not_there_is_named(machine: pathlib.Pat
     )
 
 
-def test_each_version_that_is_asked_for_has_an_environment_of_its_own(
+def test_each_version_has_own_environment(
     machine: pathlib.Path,
 ) -> None:
     ran = _shell(machine, 'echo "${VENV##*/}"', NOVA_PRECACHE_PYTHON='3.12')
@@ -137,7 +135,7 @@ def test_each_version_that_is_asked_for_has_an_environment_of_its_own(
     assert (ran.stdout, default.stdout) == ('.venv-3.12\n', '.venv\n')
 
 
-def test_no_class_is_a_thread_itself_whose_private_names_differ_between_pythons() -> None:
+def test_no_class_inherits_from_thread() -> None:
     threads = [
         f'{path.relative_to(ROOT)}: {node.name}'
         for path in (ROOT / 'nova_precache').rglob('*.py')

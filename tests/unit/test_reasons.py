@@ -22,22 +22,22 @@ from nova_precache import model, reasons
         ('', ''),
     ],
 )
-def test_a_reason_becomes_a_line_that_any_log_and_database_can_hold(quoted: str, line: str) -> None:
+def test_reason_becomes_storable_line(quoted: str, line: str) -> None:
     assert reasons.clean(quoted) == line
     assert model.ImageOutcome('error', quoted).reason == line
 
 
-def test_a_long_reason_is_shortened_and_says_so() -> None:
+def test_long_reason_is_visibly_shortened() -> None:
     line = reasons.clean('<html>' + 'x' * 10**6)
     assert len(line) == reasons.MAX_LENGTH
     assert line.endswith(' ...')
 
 
-def test_a_clean_reason_stays_as_it_is() -> None:
+def test_clean_reason_is_unchanged() -> None:
     line = reasons.clean('x\x00' * 10**4)
     assert reasons.clean(line) == line
 
 
-def test_an_outcome_that_comes_from_another_process_is_cleaned_too() -> None:
+def test_received_outcome_is_cleaned() -> None:
     outcome = model.ImageOutcome.from_wire({'status': 'error', 'reason': 'a\nb'})
     assert outcome.reason == 'a b'

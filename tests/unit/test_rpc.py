@@ -94,7 +94,7 @@ def _call(client: rpc.Client, method: str, **arguments: Any) -> Any:
     return client.call(CTXT, method, '1.0', timeout_seconds=WAIT_SECONDS, **arguments)
 
 
-def test_each_in_memory_url_has_an_exchange_of_its_own(
+def test_each_memory_url_has_own_exchange(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     serve('a')
@@ -104,9 +104,7 @@ def test_each_in_memory_url_has_an_exchange_of_its_own(
     assert _call(rpc.Client(connect('b'), TOPIC), 'name') == 'b/server1'
 
 
-def test_a_call_to_a_server_reaches_that_one(
-    serve: Serve, connect: Callable[[str], rpc.Transport]
-) -> None:
+def test_call_reaches_named_server(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
     for server in ('host1', 'host2'):
         serve('a', server)
     client = rpc.Client(connect('a'), TOPIC)
@@ -115,7 +113,7 @@ def test_a_call_to_a_server_reaches_that_one(
     assert _call(client, 'name', server='host1') == 'a/host1'
 
 
-def test_a_cast_arrives(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
+def test_cast_reaches_server(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
     endpoint = serve('a')
 
     rpc.Client(connect('a'), TOPIC).cast(CTXT, 'note', '1.0')
@@ -123,7 +121,7 @@ def test_a_cast_arrives(serve: Serve, connect: Callable[[str], rpc.Transport]) -
     assert endpoint.cast.wait(WAIT_SECONDS)
 
 
-def test_arguments_and_answers_are_as_they_were_sent(
+def test_arguments_and_answers_arrive_unchanged(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     serve('a')
@@ -132,7 +130,7 @@ def test_arguments_and_answers_are_as_they_were_sent(
     assert _call(rpc.Client(connect('a'), TOPIC), 'echo', what=sent) == sent
 
 
-def test_the_context_crosses_the_wire_without_its_token(
+def test_context_crosses_wire_without_token(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     endpoint = serve('a')
@@ -156,9 +154,7 @@ def test_the_context_crosses_the_wire_without_its_token(
     assert 'secret' not in repr(rpc.message.ContextSerializer().serialize_context(ctxt))
 
 
-def test_the_services_own_context_stays_an_admin(
-    serve: Serve, connect: Callable[[str], rpc.Transport]
-) -> None:
+def test_service_context_stays_admin(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
     endpoint = serve('a')
 
     _call(rpc.Client(connect('a'), TOPIC), 'name')
@@ -166,7 +162,7 @@ def test_the_services_own_context_stays_an_admin(
     assert endpoint.asked_by[0].is_admin
 
 
-def test_a_call_that_nobody_answers_times_out(
+def test_unanswered_call_times_out(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
     client = rpc.Client(connect('nobody'), TOPIC)
@@ -175,16 +171,14 @@ def test_a_call_that_nobody_answers_times_out(
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
 
 
-def test_an_error_of_ours_arrives_as_itself(
-    serve: Serve, connect: Callable[[str], rpc.Transport]
-) -> None:
+def test_own_error_arrives_as_itself(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
     serve('a')
 
     with pytest.raises(exception.AgentConflict, match='another agent has this name'):
         _call(rpc.Client(connect('a'), TOPIC), 'conflict')
 
 
-def test_an_error_of_anybody_else_is_an_error_of_ours(
+def test_foreign_error_becomes_our_error(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = rpc.Client(connect('a'), TOPIC)
@@ -222,7 +216,7 @@ def _shown(error: Exception) -> str:
 
 
 @pytest.mark.parametrize('error', LOST, ids=_shown)
-def test_whatever_a_lost_connection_raises_is_a_cell_that_cannot_be_reached(
+def test_lost_connection_means_unreachable(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     client = rpc.Client(connect('a'), TOPIC)
@@ -243,7 +237,7 @@ def test_whatever_a_lost_connection_raises_is_a_cell_that_cannot_be_reached(
     ],
     ids=_shown,
 )
-def test_a_broker_that_refuses_the_user_or_the_virtual_host_is_told_from_one_that_is_away(
+def test_broker_refusal_differs_from_outage(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     client = rpc.Client(connect('a'), TOPIC)
@@ -265,7 +259,7 @@ def test_a_broker_that_refuses_the_user_or_the_virtual_host_is_told_from_one_tha
     ],
     ids=_shown,
 )
-def test_an_error_that_an_endpoint_raised_is_none_of_the_connection(
+def test_endpoint_error_is_no_connection_error(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     client = rpc.Client(connect('a'), TOPIC)
@@ -291,7 +285,7 @@ def test_an_error_that_an_endpoint_raised_is_none_of_the_connection(
     ],
     ids=_shown,
 )
-def test_options_that_do_not_go_together_are_an_error_of_the_configuration(
+def test_conflicting_options_are_configuration_error(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     client = rpc.Client(connect('a'), TOPIC)
@@ -309,7 +303,7 @@ def _fail_to_send(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(messaging.rpc.client._BaseCallContext, 'cast', fail)
 
 
-def test_a_broker_that_refuses_the_first_connection_is_a_cell_that_cannot_be_reached(
+def test_refused_first_connection_means_unreachable(
     conf: Any, free_port: Callable[[], int]
 ) -> None:
     transport = rpc.connect(conf, f'rabbit://127.0.0.1:{free_port()}/')
@@ -322,7 +316,7 @@ def test_a_broker_that_refuses_the_first_connection_is_a_cell_that_cannot_be_rea
             attempt()
 
 
-def test_what_is_not_public_cannot_be_called(
+def test_private_method_cannot_be_called(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     serve('a')
@@ -331,7 +325,7 @@ def test_what_is_not_public_cannot_be_called(
         _call(rpc.Client(connect('a'), TOPIC), '_hidden')
 
 
-def test_a_version_beyond_the_pin_cannot_be_sent(
+def test_version_above_pin_cannot_be_sent(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
     pinned = rpc.Client(connect('a'), TOPIC, version_cap='1.3')
@@ -345,12 +339,12 @@ def test_a_version_beyond_the_pin_cannot_be_sent(
 
 
 @pytest.mark.parametrize('pin', [None, '', 'auto'])
-def test_without_a_pin_any_version_may_be_sent(pin: str | None) -> None:
+def test_any_version_sent_without_pin(pin: str | None) -> None:
     assert rpc.version_cap('compute', pin, newest='1.2') is None
 
 
 @pytest.mark.parametrize('pin', ['0.9', '1.0', '1.2', '1.7'])
-def test_a_pin_is_a_version_even_one_that_is_too_low_or_not_there_yet(pin: str) -> None:
+def test_pin_accepts_low_or_future_version(pin: str) -> None:
     assert rpc.version_cap('compute', pin, newest='1.2') == pin
 
 
@@ -366,14 +360,14 @@ def test_a_pin_is_a_version_even_one_that_is_too_low_or_not_there_yet(pin: str) 
         ('0.9', 'too low, the oldest version is 1.0'),
     ],
 )
-def test_a_pin_that_cannot_be_is_refused_with_its_option(pin: str, why: str) -> None:
+def test_invalid_pin_refused_with_option(pin: str, why: str) -> None:
     with pytest.raises(exception.ConfigError) as caught:
         rpc.version_cap('conductor', pin, newest='1.2', oldest='1.0')
     assert str(caught.value).startswith(f'[upgrade_levels] conductor = {pin} is ')
     assert why in str(caught.value)
 
 
-def test_what_the_pin_forbids_is_not_sent(
+def test_call_forbidden_by_pin_not_sent(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     endpoint = serve('a')
@@ -389,7 +383,7 @@ def test_what_the_pin_forbids_is_not_sent(
     assert not endpoint.cast.is_set()
 
 
-def test_what_an_older_server_does_not_know_is_told(
+def test_unknown_method_of_older_server_reported(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     serve('a')
@@ -401,7 +395,7 @@ def test_what_an_older_server_does_not_know_is_told(
         client.call(CTXT, 'added', '1.0', timeout_seconds=WAIT_SECONDS)
 
 
-def test_a_call_and_an_answer_share_no_connection(
+def test_call_and_answer_use_separate_connections(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
     transport = connect('a')
@@ -409,7 +403,7 @@ def test_a_call_and_an_answer_share_no_connection(
     assert transport.calling._driver is not transport.serving._driver
 
 
-def test_a_retired_transport_is_closed_after_its_last_answer(
+def test_retired_transport_closes_after_last_answer(
     conf: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = threading.Semaphore(0)
@@ -428,7 +422,7 @@ def test_a_retired_transport_is_closed_after_its_last_answer(
         rpc.Client(transport, TOPIC).cast(CTXT, 'note', '1.0')
 
 
-def test_a_server_started_in_the_background_serves_and_stops(
+def test_background_server_serves_and_stops(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
     server = rpc.Server(connect('a'), TOPIC, 'server1', [Endpoint('a')])
@@ -440,9 +434,7 @@ def test_a_server_started_in_the_background_serves_and_stops(
 
 
 @pytest.mark.parametrize('url', ['nonsense://host/', 'rabbit://u:secret@host:port/'])
-def test_a_url_that_cannot_be_used_names_the_option_and_shows_no_password(
-    conf: Any, url: str
-) -> None:
+def test_unusable_url_names_option_without_password(conf: Any, url: str) -> None:
     with pytest.raises(exception.ConfigError, match='transport_url') as caught:
         rpc.connect(conf, url)
     assert 'secret' not in str(caught.value)
@@ -457,11 +449,11 @@ def test_a_url_that_cannot_be_used_names_the_option_and_shows_no_password(
         ('rabbit://u:p@host/cell1', None),
     ],
 )
-def test_only_a_url_in_memory_names_an_exchange(conf: Any, url: str, exchange: str | None) -> None:
+def test_only_memory_url_names_exchange(conf: Any, url: str, exchange: str | None) -> None:
     assert rpc.transport.exchange_of(messaging.TransportURL.parse(conf, url)) == exchange
 
 
-def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
+def test_server_stopped_before_broker_serves_nothing(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
     server = rpc.Server(connect('a'), TOPIC, 'server1', [Endpoint('a')])
@@ -497,7 +489,7 @@ def test_a_server_that_was_stopped_before_its_broker_came_serves_nothing(
         ('secret', '<unreadable>'),
     ],
 )
-def test_a_url_is_shown_without_who_logs_in(conf: Any, url: str, shown: str) -> None:
+def test_url_shown_without_credentials(conf: Any, url: str, shown: str) -> None:
     assert rpc.describe_url(conf, url) == shown
 
 
@@ -529,7 +521,7 @@ def _brokers(number: int) -> Iterator[tuple[list[int], set[int]]]:
             thread.join()
 
 
-def test_each_host_of_a_broker_is_tried_before_it_counts_as_away(conf: Any) -> None:
+def test_every_broker_host_tried(conf: Any) -> None:
     with _brokers(3) as (ports, spoken_to):
         hosts = ','.join(f'u:p@127.0.0.1:{port}' for port in ports)
         transport = rpc.connect(conf, f'rabbit://{hosts}/v')
@@ -549,7 +541,7 @@ def test_each_host_of_a_broker_is_tried_before_it_counts_as_away(conf: Any) -> N
         ('rabbit://u:p@a,u:p@b/', None, None),
     ],
 )
-def test_retries_are_of_all_hosts_of_a_url(
+def test_retries_cover_all_hosts(
     conf: Any, url: str, retries: int | None, tried_again: int | None
 ) -> None:
     client = rpc.Client(rpc.connect(conf, url), TOPIC, retries=retries)
@@ -572,7 +564,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     answers.set()
 
 
-def test_the_first_call_is_given_up_where_the_queue_for_replies_cannot_be_made(
+def test_call_fails_without_reply_queue(
     conf: Any, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc.Transport.probe, '__defaults__', (0.1,))
@@ -587,7 +579,7 @@ def test_the_first_call_is_given_up_where_the_queue_for_replies_cannot_be_made(
     assert client.call(CTXT, 'name', '1.0', timeout_seconds=WAIT_SECONDS) == 'answered'
 
 
-def test_a_call_that_never_comes_back_is_given_up_after_its_timeout(
+def test_hanging_call_ends_at_timeout(
     connect: Callable[[str], rpc.Transport], hanging: threading.Event
 ) -> None:
     client = rpc.Client(connect('a'), TOPIC)
@@ -596,7 +588,7 @@ def test_a_call_that_never_comes_back_is_given_up_after_its_timeout(
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
 
 
-def test_a_cast_to_a_silent_broker_is_given_up(
+def test_cast_to_silent_broker_abandoned(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = threading.Event()
@@ -611,7 +603,7 @@ def test_a_cast_to_a_silent_broker_is_given_up(
     silent.set()
 
 
-def test_a_server_whose_start_fails_is_started_again(
+def test_failed_server_start_retried(
     connect: Callable[[str], rpc.Transport],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -644,7 +636,7 @@ def test_a_server_whose_start_fails_is_started_again(
     assert 'Traceback' not in caplog.text
 
 
-def test_a_server_whose_start_fails_stops_at_once(
+def test_failed_server_start_stops_at_once(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
@@ -666,7 +658,7 @@ def test_a_server_whose_start_fails_stops_at_once(
     assert not starting.is_alive()
 
 
-def test_the_log_names_the_broker_and_whose_it_is_but_not_who_logs_in(
+def test_log_names_broker_without_credentials(
     conf: Any, free_port: Callable[[], int], caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
@@ -716,7 +708,7 @@ def _listening(name: str, authority: trustme.CA) -> Iterator[tuple[int, list[byt
     [('127.0.0.1', True, True), ('127.0.0.1', False, False), ('other.example', True, False)],
     ids=['good', 'of another authority', 'of another name'],
 )
-def test_a_broker_over_tls_is_spoken_to_if_its_certificate_is_good(
+def test_tls_broker_needs_valid_certificate(
     conf: Any, tmp_path: pathlib.Path, name: str, trusts: bool, is_reached: bool
 ) -> None:
     authority = trustme.CA()
@@ -735,7 +727,7 @@ def test_a_broker_over_tls_is_spoken_to_if_its_certificate_is_good(
 # Request ids
 
 
-def test_what_serves_a_call_works_under_the_ids_of_whoever_called(
+def test_served_call_logs_ids_of_caller(
     serve: Serve, connect: Callable[[str], rpc.Transport]
 ) -> None:
     endpoint = serve('a')
@@ -775,7 +767,7 @@ def _rabbit_error(data: object) -> Exception:
         (None, None, exception.PrecacheError),
     ],
 )
-def test_an_error_that_was_sent_is_one_of_ours_on_one_line(
+def test_sent_error_fits_one_line(
     connect: Callable[[str], rpc.Transport],
     monkeypatch: pytest.MonkeyPatch,
     module: Any,
@@ -801,7 +793,7 @@ def test_an_error_that_was_sent_is_one_of_ours_on_one_line(
 @pytest.mark.parametrize(
     'sent', [5, ['x'], None, {'class': 'KeyError', 'module': 'builtins', 'message': ['x']}]
 )
-def test_an_answer_that_cannot_be_read_is_an_error_of_ours(
+def test_unreadable_answer_is_our_error(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch, sent: object
 ) -> None:
     def fail(*arguments: Any, **more: Any) -> None:
@@ -813,7 +805,7 @@ def test_an_answer_that_cannot_be_read_is_an_error_of_ours(
         _call(rpc.Client(connect('a'), TOPIC), 'name')
 
 
-def test_a_connection_that_breaks_here_is_not_taken_for_an_answer(
+def test_local_connection_error_is_no_answer(
     connect: Callable[[str], rpc.Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **more: Any) -> None:
@@ -857,7 +849,7 @@ GOOD: dict[str, Any] = {'method': 'name', 'args': {}, 'version': '1.0'}
         {'timeout': float('nan')},
     ],
 )
-def test_what_is_no_call_is_refused_without_a_traceback_and_named_once(
+def test_invalid_call_refused_and_named_once(
     odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     dispatcher = rpc.server._Dispatcher([Endpoint('a')], 'Broker one')
@@ -884,7 +876,7 @@ class Incoming:
         self.ctxt: dict[str, Any] = {}
 
 
-def test_what_is_no_message_at_all_is_refused() -> None:
+def test_non_message_is_refused() -> None:
     for message in (None, 5, 'text', ['name']):
         with pytest.raises(messaging.ExpectedException):
             rpc.server._Dispatcher([Endpoint('a')], 'Broker one').dispatch(Incoming(message, None))

@@ -22,7 +22,7 @@ SAMPLES = ROOT / 'etc' / 'nova-precache'
 Name = tuple[str, str]
 
 
-def test_the_sample_configuration_has_every_option_as_it_is() -> None:
+def test_sample_configuration_has_every_option() -> None:
     committed = _own_blocks((SAMPLES / 'nova-precache.conf.sample').read_text())
     generated = _own_blocks(_generate_configuration())
 
@@ -31,14 +31,14 @@ def test_the_sample_configuration_has_every_option_as_it_is() -> None:
     }, 'run "tox -e genconfig"'
 
 
-def test_the_sample_configuration_has_no_option_that_is_gone() -> None:
+def test_sample_configuration_has_no_removed_option() -> None:
     committed = set(_own_blocks((SAMPLES / 'nova-precache.conf.sample').read_text()))
     keystone = {('glance', option.dest) for option in glance.library_options()}
 
     assert committed - keystone - _own_options() == set(), 'run "tox -e genconfig"'
 
 
-def test_the_sample_policy_has_every_rule_as_it_is(tmp_path: pathlib.Path) -> None:
+def test_sample_policy_has_every_rule(tmp_path: pathlib.Path) -> None:
     generated = tmp_path / 'policy.yaml'
     arguments = ['--namespace', 'nova_precache', '--output-file', str(generated)]
 
@@ -48,7 +48,7 @@ def test_the_sample_policy_has_every_rule_as_it_is(tmp_path: pathlib.Path) -> No
     assert committed == generated.read_text(), 'run "tox -e genpolicy"'
 
 
-def test_an_option_is_found_in_a_sample_by_its_group_and_name() -> None:
+def test_option_found_by_group_and_name() -> None:
     sample = (
         '[DEFAULT]\n\n#\n# From oslo.log\n#\n\n# Noise.\n#debug = false\n\n\n'
         '[api]\n\n#\n# From nova_precache\n#\n\n# Threads. (integer value)\n#threads = 16\n'
@@ -89,7 +89,7 @@ def _own_blocks(sample: str) -> dict[Name, str]:
 
 
 @pytest.mark.parametrize('name', sorted(_own_options()))
-def test_every_option_says_what_it_is_for(name: Name) -> None:
+def test_every_option_has_help(name: Name) -> None:
     [option] = [
         option
         for group, options in configuration.list_opts()

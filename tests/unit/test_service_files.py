@@ -27,13 +27,13 @@ def _unit(path: pathlib.Path) -> configparser.ConfigParser:
     return unit
 
 
-def test_each_service_has_a_unit() -> None:
+def test_each_service_has_unit() -> None:
     services = {'api', 'compute', 'conductor'}
     assert {path.stem for path in UNITS} == {f'nova-precache-{each}' for each in services}
 
 
 @pytest.mark.parametrize('path', UNITS, ids=lambda path: str(path.stem))
-def test_a_unit_starts_a_command_that_is_installed_where_the_guide_installs_it(
+def test_unit_starts_installed_command(
     path: pathlib.Path,
 ) -> None:
     service = _unit(path)['Service']
@@ -45,7 +45,7 @@ def test_a_unit_starts_a_command_that_is_installed_where_the_guide_installs_it(
     assert (service['Type'], service['ExecReload']) == ('notify', '/bin/kill -HUP $MAINPID')
 
 
-def test_a_conductor_is_not_killed_while_its_calls_may_end() -> None:
+def test_conductor_unit_waits_for_calls() -> None:
     unit = _unit(ROOT / 'etc' / 'systemd' / 'nova-precache-conductor.service')
     conf = configuration.new(config_files=[])
 
@@ -53,7 +53,7 @@ def test_a_conductor_is_not_killed_while_its_calls_may_end() -> None:
 
 
 @pytest.mark.parametrize('path', UNITS, ids=lambda path: str(path.stem))
-def test_a_compute_may_set_the_times_of_the_files_of_others_and_no_service_anything_else(
+def test_only_compute_has_touch_capability(
     path: pathlib.Path,
 ) -> None:
     service = _unit(path)['Service']
@@ -62,7 +62,7 @@ def test_a_compute_may_set_the_times_of_the_files_of_others_and_no_service_anyth
     assert granted == (wanted, wanted)
 
 
-def test_the_package_has_the_units_and_the_samples_and_nothing_that_is_not_there() -> None:
+def test_package_has_exactly_units_and_samples() -> None:
     lines = _setup()['files']['data_files'].strip().splitlines()
     shipped = {line.strip() for line in lines if not line.strip().endswith('=')}
 

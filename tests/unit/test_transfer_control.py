@@ -52,14 +52,14 @@ class Asleep(transfer_control.Control):
         super().wait(seconds)
 
 
-def test_work_that_nobody_stopped_goes_on() -> None:
+def test_unstopped_work_continues() -> None:
     reins = transfer_control.Control()
     reins.wait(0)
     reins.check()
     assert not reins.is_urgent
 
 
-def test_a_stop_wakes_whoever_sleeps_and_says_why() -> None:
+def test_stop_wakes_sleeper_with_reason() -> None:
     reins = Asleep()
     sleeping = Running(lambda: reins.wait(FOREVER_SECONDS))
     reins.is_asleep.wait(20)
@@ -68,7 +68,7 @@ def test_a_stop_wakes_whoever_sleeps_and_says_why() -> None:
         sleeping.result()
 
 
-def test_the_first_stop_counts() -> None:
+def test_first_stop_counts() -> None:
     reins = transfer_control.Control()
     reins.stop(CANCELLED)
     reins.stop(exception.ShuttingDown('later'))
@@ -76,7 +76,7 @@ def test_the_first_stop_counts() -> None:
         reins.check()
 
 
-def test_an_error_does_not_collect_the_frames_of_all_who_raise_it() -> None:
+def test_reraised_error_collects_no_frames() -> None:
     reins = transfer_control.Control()
     error = exception.Paused('for now')
     reins.stop(error)
@@ -92,7 +92,7 @@ def test_an_error_does_not_collect_the_frames_of_all_who_raise_it() -> None:
     assert depth() == depth() == depth()
 
 
-def test_urgency_wakes_whoever_sleeps() -> None:
+def test_urgency_wakes_sleeper() -> None:
     reins = Asleep()
     sleeping = Running(lambda: reins.wait(FOREVER_SECONDS))
     reins.is_asleep.wait(20)
@@ -100,7 +100,7 @@ def test_urgency_wakes_whoever_sleeps() -> None:
         assert sleeping.result() is None
 
 
-def test_work_is_urgent_until_the_last_waiter_has_gone() -> None:
+def test_urgency_ends_with_last_waiter() -> None:
     reins = transfer_control.Control()
     with reins.waited_for():
         with reins.waited_for():
@@ -109,7 +109,7 @@ def test_work_is_urgent_until_the_last_waiter_has_gone() -> None:
     assert not reins.is_urgent
 
 
-def test_a_boot_is_always_urgent_and_hears_of_no_change() -> None:
+def test_boot_urgency_never_changes() -> None:
     reins = transfer_control.Control(is_boot=True)
     told: list[bool] = []
     with reins.at_urgency(told.append), reins.waited_for():
@@ -118,7 +118,7 @@ def test_a_boot_is_always_urgent_and_hears_of_no_change() -> None:
     assert told == [True]
 
 
-def test_a_stop_is_told_once() -> None:
+def test_stop_is_reported_once() -> None:
     reins = transfer_control.Control()
     told: list[str] = []
     with reins.on_stop(lambda: told.append('stopped')):
@@ -127,7 +127,7 @@ def test_a_stop_is_told_once() -> None:
     assert told == ['stopped']
 
 
-def test_whoever_comes_after_the_stop_is_told_at_once() -> None:
+def test_late_subscriber_called_at_once() -> None:
     reins = transfer_control.Control()
     reins.stop(CANCELLED)
     told: list[str] = []
@@ -136,7 +136,7 @@ def test_whoever_comes_after_the_stop_is_told_at_once() -> None:
     assert told == ['stopped']
 
 
-def test_whoever_left_is_not_told_any_more() -> None:
+def test_removed_subscriber_not_called() -> None:
     reins = transfer_control.Control()
     told: list[object] = []
     with reins.on_stop(lambda: told.append('stopped')), reins.at_urgency(told.append):
@@ -146,7 +146,7 @@ def test_whoever_left_is_not_told_any_more() -> None:
         assert told == [False]
 
 
-def test_a_stop_while_somebody_registers_is_told_once() -> None:
+def test_stop_during_registration_reported_once() -> None:
     for _ in range(200):
         reins = transfer_control.Control()
         told: list[str] = []
@@ -164,7 +164,7 @@ def _stop_at(start: threading.Barrier, reins: transfer_control.Control) -> None:
     reins.stop(CANCELLED)
 
 
-def test_a_callback_that_fails_keeps_nobody_else_from_being_told(
+def test_failing_callback_does_not_block_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     reins = transfer_control.Control()
@@ -186,7 +186,7 @@ def test_a_callback_that_fails_keeps_nobody_else_from_being_told(
     assert caplog.text.count('ValueError: a fault of its own') == 4
 
 
-def test_whoever_leaves_waits_for_a_call_that_is_under_way() -> None:
+def test_leaving_waits_for_running_callback() -> None:
     reins = transfer_control.Control()
     called, go_on = threading.Event(), threading.Event()
     order: list[str] = []
@@ -213,7 +213,7 @@ def test_whoever_leaves_waits_for_a_call_that_is_under_way() -> None:
     assert order == ['called', 'left']
 
 
-def test_a_callback_may_leave() -> None:
+def test_callback_may_unsubscribe() -> None:
     reins = transfer_control.Control()
     stack = contextlib.ExitStack()
     told: list[bool] = []
@@ -229,7 +229,7 @@ def test_a_callback_may_leave() -> None:
     assert told == [False, True]
 
 
-def test_what_is_told_last_is_how_it_is() -> None:
+def test_last_callback_has_current_state() -> None:
     reins = transfer_control.Control()
     told: list[bool] = []
 
@@ -246,13 +246,13 @@ def test_what_is_told_last_is_how_it_is() -> None:
             assert told[-1] is True
 
 
-def test_the_result_of_work_that_is_not_stopped_is_given() -> None:
+def test_result_of_unstopped_work_returned() -> None:
     discarded: list[str] = []
     assert transfer_control.Control().run_interruptibly(lambda: 'done', discarded.append) == 'done'
     assert discarded == []
 
 
-def test_the_error_of_work_that_is_not_stopped_is_raised() -> None:
+def test_error_of_unstopped_work_raised() -> None:
     def fail() -> None:
         raise exception.ImageGone('deleted')
 
@@ -260,7 +260,7 @@ def test_the_error_of_work_that_is_not_stopped_is_raised() -> None:
         transfer_control.Control().run_interruptibly(fail, lambda _: None)
 
 
-def test_work_that_is_stopped_already_is_not_begun() -> None:
+def test_stopped_work_does_not_begin() -> None:
     reins = transfer_control.Control()
     reins.stop(CANCELLED)
     begun: list[str] = []
@@ -300,7 +300,7 @@ def _left_behind(work: Blocking, discard: Callable[[str], object]) -> None:
         worker.result()
 
 
-def test_whoever_is_stopped_does_not_wait_and_what_comes_later_is_discarded() -> None:
+def test_stop_returns_early_and_discards_result() -> None:
     work = Blocking()
     discarded: list[str] = []
     _left_behind(work, discarded.append)
@@ -309,7 +309,7 @@ def test_whoever_is_stopped_does_not_wait_and_what_comes_later_is_discarded() ->
     assert discarded == ['too late']
 
 
-def test_what_fails_after_it_was_left_behind_has_nothing_to_discard() -> None:
+def test_abandoned_failure_has_nothing_to_discard() -> None:
     work = Blocking(ValueError('late'))
     discarded: list[str] = []
     _left_behind(work, discarded.append)
@@ -317,7 +317,7 @@ def test_what_fails_after_it_was_left_behind_has_nothing_to_discard() -> None:
     assert discarded == []
 
 
-def test_what_cannot_be_discarded_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_discard_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: str) -> None:
         raise ValueError('not to be got rid of')
 
@@ -327,7 +327,7 @@ def test_what_cannot_be_discarded_is_logged(caplog: pytest.LogCaptureFixture) ->
     assert 'ValueError: not to be got rid of' in caplog.text
 
 
-def test_what_comes_while_it_is_stopped_is_given_or_discarded_and_never_both() -> None:
+def test_result_during_stop_returned_or_discarded() -> None:
     for _ in range(300):
         reins = transfer_control.Control()
         work = Blocking()

@@ -52,7 +52,7 @@ ODD_FIELDS = [
     ODD_FIELDS,
     ids=[f'{n}-{field}' for n, (_, _, field) in enumerate(ODD_FIELDS)],
 )
-def test_a_field_that_cannot_be_is_refused_by_its_name(
+def test_invalid_field_refused_by_name(
     read: Callable[[Any], object], message: Any, field: str
 ) -> None:
     with pytest.raises(exception.InvalidInput) as refused:
@@ -63,7 +63,7 @@ def test_a_field_that_cannot_be_is_refused_by_its_name(
     assert str(refused.value).isprintable()
 
 
-def test_what_can_be_is_read_with_all_that_it_says() -> None:
+def test_valid_message_read_completely() -> None:
     assert wire.agent({**STATE, 'mood': 'fine'}, 'cell-1') == model.Agent(
         **STATE, cell_uuid='cell-1'
     )
@@ -80,7 +80,7 @@ def test_what_can_be_is_read_with_all_that_it_says() -> None:
     assert wire.image_outcome({**OUTCOME.to_wire(), 'mood': 'fine'}) == OUTCOME
 
 
-def test_what_may_be_left_out_has_a_default() -> None:
+def test_optional_field_has_default() -> None:
     bare = {'host': 'h1', 'agent_id': 'agent-1'}
     assert wire.agent(bare, 'cell-1') == model.Agent('h1', 'agent-1', 'cell-1')
     assert wire.progress({'status': 'downloading', 'bytes_done': 0}).bytes_total is None
@@ -89,14 +89,14 @@ def test_what_may_be_left_out_has_a_default() -> None:
 
 
 @pytest.mark.parametrize('word', ['polishing', 'queued', 'x' * 32])
-def test_a_step_of_a_newer_release_passes_and_so_does_its_outcome(word: str) -> None:
+def test_newer_step_and_outcome_accepted(word: str) -> None:
     assert wire.progress({**PROGRESS, 'status': word}).status == word
     if word not in model.TASK_IN_FLIGHT:
         assert wire.image_outcome({'status': word}).status == word
 
 
 @pytest.mark.parametrize('name', ['h', 'H-1.example_2', '-', '..', 'h' * 255])
-def test_a_host_has_the_characters_that_nova_lets_one_have(name: str) -> None:
+def test_host_name_characters_match_nova(name: str) -> None:
     assert wire.host(name) == name
 
 
@@ -119,7 +119,7 @@ ANYTHING = st.recursive(
     )
     | ANYTHING
 )
-def test_whatever_is_sent_is_read_or_refused_and_fits_the_columns(message: Any) -> None:
+def test_messages_refused_or_fit_columns(message: Any) -> None:
     complete = {**STATE, **message} if isinstance(message, dict) else message
     for read, value in (
         (lambda sent: wire.agent(sent, 'cell-1'), complete),
@@ -142,7 +142,7 @@ def _fits(value: str, most: int) -> bool:
     return len(value) <= most and value.isprintable() and bool(value.encode())
 
 
-def test_the_limits_are_those_of_the_columns() -> None:
+def test_limits_match_columns() -> None:
     agent, job, image = models.Agent, models.Job, models.CachedImage
     for limit, columns in {
         wire.HOST_MAX: (agent.host, job.host, image.host, cell_models.HostMapping.host),
@@ -167,13 +167,13 @@ def test_the_limits_are_those_of_the_columns() -> None:
 @pytest.mark.parametrize(
     'value', ['Bearer\nX: y', 'x' * 65_537, 'tökén', 5, {'a': 'secret-token'}, ['secret-token']]
 )
-def test_a_token_that_cannot_be_is_in_no_error(value: object) -> None:
+def test_invalid_token_is_in_no_error(value: object) -> None:
     with pytest.raises(exception.InvalidInput) as refused:
         wire.secret(value, 'token')
     assert str(refused.value) == 'token: not a token'
 
 
-def test_a_context_keeps_what_it_can_be() -> None:
+def test_context_keeps_valid_fields() -> None:
     odd_context: model.Json = {
         'request_id': 'req-1\nroot: logged in',
         'global_request_id': ['req-2'],
@@ -194,7 +194,7 @@ def test_a_context_keeps_what_it_can_be() -> None:
     assert read.global_request_id is None
 
 
-def test_a_sender_is_named_once_for_each_kind(caplog: pytest.LogCaptureFixture) -> None:
+def test_sender_named_once_per_kind(caplog: pytest.LogCaptureFixture) -> None:
     senders = wire.Senders(logging.getLogger('nova_precache.test'))
 
     for _ in range(3):
@@ -207,7 +207,7 @@ def test_a_sender_is_named_once_for_each_kind(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_so_many_senders_are_named_and_no_more_are_remembered(
+def test_remembered_senders_are_bounded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     senders = wire.Senders(logging.getLogger('nova_precache.test'), most=3)
@@ -234,13 +234,11 @@ def test_so_many_senders_are_named_and_no_more_are_remembered(
     ],
     ids=range(9),
 )
-def test_what_was_sent_is_shown_short_and_without_control_characters(
-    value: object, shown: str
-) -> None:
+def test_received_text_shown_short_and_printable(value: object, shown: str) -> None:
     assert wire.shown(value) == shown
 
 
-def test_a_text_of_several_lines_becomes_one_that_can_be_printed() -> None:
+def test_multiline_text_becomes_one_line() -> None:
     assert wire.line('first \x1b[31m\nsecond') == 'first \\x1b[31m'
     assert wire.line('x' * 5000) == 'x' * 1000
     assert wire.line(['x']) == '<list>'

@@ -143,7 +143,7 @@ def _state(host: str) -> model.Json:
     }
 
 
-def test_hosts_are_called_at_once_up_to_the_limit_and_their_progress_is_seen(
+def test_limit_bounds_parallel_hosts(
     control_plane: ControlPlane, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(b'data')
@@ -162,7 +162,7 @@ def test_hosts_are_called_at_once_up_to_the_limit_and_their_progress_is_seen(
     assert computes.most_at_once == LIMIT
 
 
-def test_a_call_that_waits_does_not_hold_up_the_api(
+def test_waiting_call_does_not_block_api(
     control_plane: ControlPlane, upload_image: UploadImage
 ) -> None:
     doors, computes = control_plane.service, control_plane.computes

@@ -12,7 +12,7 @@ from tests.conftest import UploadImage
 from tests.service import wait_until
 
 
-def test_glance_serves_a_range_and_counts_it(
+def test_glance_serves_and_counts_range(
     glance: glance_server.GlanceServer, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(b'0123456789')
@@ -24,7 +24,7 @@ def test_glance_serves_a_range_and_counts_it(
     wait_until(lambda: glance.served(image_id) == 1, 'Glance has logged it')
 
 
-def test_glance_hashes_what_is_uploaded(
+def test_glance_hashes_uploads(
     glance: glance_server.GlanceServer, upload_image: UploadImage
 ) -> None:
     image_id = upload_image(b'0123456789', disk_format='qcow2', name='ten')
@@ -35,7 +35,7 @@ def test_glance_hashes_what_is_uploaded(
     assert image['os_hash_algo'] == 'sha512'
 
 
-def test_a_glance_leaves_no_process_and_comes_back_with_its_images(
+def test_restarted_glance_keeps_images(
     glance: glance_server.GlanceServer, tmp_path: pathlib.Path
 ) -> None:
     before = set(psutil.Process().children(recursive=True))
@@ -57,7 +57,7 @@ def test_a_glance_leaves_no_process_and_comes_back_with_its_images(
     'headers',
     [{'Origin': 'http://evil.example'}, {'Host': 'evil.example'}, {'Sec-Fetch-Site': 'cross-site'}],
 )
-def test_pages_of_other_sites_are_refused(
+def test_cross_site_pages_refused(
     glance: glance_server.GlanceServer, headers: dict[str, str]
 ) -> None:
     """Every caller is its admin, and so is a browser on this machine."""

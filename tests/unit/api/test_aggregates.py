@@ -23,7 +23,7 @@ def message(response: Any) -> str:
     return str(fault['message'])
 
 
-def test_a_new_aggregate_is_answered_with_200_without_hosts_and_metadata(api: Any) -> None:
+def test_new_aggregate_returns_200_without_hosts(api: Any) -> None:
     response = api.post(PATH, {'aggregate': {'name': 'edge', 'availability_zone': 'az1'}})
     assert response.status_int == 200
     assert response.headers['Content-Type'] == 'application/json'
@@ -44,14 +44,14 @@ def test_a_new_aggregate_is_answered_with_200_without_hosts_and_metadata(api: An
 
 @pytest.mark.parametrize('method', ['GET', 'DELETE'])
 @pytest.mark.parametrize('bad_id', ['edge', '1.0', '1e3', '%20x', '1' * 5000])
-def test_an_id_that_is_no_integer_is_a_bad_request(api: Any, method: str, bad_id: str) -> None:
+def test_non_integer_id_is_bad_request(api: Any, method: str, bad_id: str) -> None:
     response = api.call(method, f'{PATH}/{bad_id}')
     assert response.status_int == 400
     assert message(response) == 'Invalid input received: id must be an integer'
 
 
 @pytest.mark.parametrize('unknown', ['0', '-1', '4711', '99999999999999999999999'])
-def test_an_unknown_aggregate_is_not_found(api: Any, unknown: str) -> None:
+def test_unknown_aggregate_not_found(api: Any, unknown: str) -> None:
     body = {'aggregate': {'name': 'new'}}
     responses = [
         api.get(f'{PATH}/{unknown}'),
@@ -106,16 +106,14 @@ def test_an_unknown_aggregate_is_not_found(api: Any, unknown: str) -> None:
         ),
     ],
 )
-def test_a_bad_new_aggregate_is_refused_naming_the_field(
-    api: Any, aggregate: Any, expected: str
-) -> None:
+def test_bad_new_aggregate_refused_naming_field(api: Any, aggregate: Any, expected: str) -> None:
     response = api.post(PATH, {'aggregate': aggregate})
     assert response.status_int == 400
     assert message(response) == expected
     assert api.inventory.list_aggregates() == []
 
 
-def test_a_taken_name_is_a_conflict(api: Any, aggregate: Any) -> None:
+def test_taken_name_is_conflict(api: Any, aggregate: Any) -> None:
     other = api.inventory.create_aggregate('other')
     made = api.post(PATH, {'aggregate': {'name': 'edge'}})
     renamed = api.call('PUT', f'{PATH}/{other.id}', {'aggregate': {'name': 'edge'}})
@@ -127,7 +125,7 @@ def test_a_taken_name_is_a_conflict(api: Any, aggregate: Any) -> None:
     assert api.inventory.get_aggregate(other.id).name == 'other'
 
 
-def test_an_update_changes_what_it_names_and_trims_the_name(api: Any, aggregate: Any) -> None:
+def test_update_changes_fields_and_trims_name(api: Any, aggregate: Any) -> None:
     response = api.call('PUT', f'{PATH}/{aggregate.id}', {'aggregate': {'name': '  core '}})
     assert response.status_int == 200
     assert response.json['aggregate']['name'] == 'core'
@@ -140,15 +138,13 @@ def test_an_update_changes_what_it_names_and_trims_the_name(api: Any, aggregate:
 
 
 @pytest.mark.parametrize('aggregate_body', [{}, {'name': '   '}, {'name': None}, {'uuid': 'x'}])
-def test_an_update_without_a_good_change_is_refused(
-    api: Any, aggregate: Any, aggregate_body: Any
-) -> None:
+def test_update_without_valid_change_refused(api: Any, aggregate: Any, aggregate_body: Any) -> None:
     response = api.call('PUT', f'{PATH}/{aggregate.id}', {'aggregate': aggregate_body})
     assert response.status_int == 400
     assert api.inventory.get_aggregate(aggregate.id) == aggregate
 
 
-def test_a_zone_cannot_be_emptied(api: Any, aggregate: Any) -> None:
+def test_zone_cannot_be_emptied(api: Any, aggregate: Any) -> None:
     update = {'aggregate': {'name': 'renamed', 'availability_zone': None}}
     updated = api.call('PUT', f'{PATH}/{aggregate.id}', update)
     metadata = {'set_metadata': {'metadata': {'availability_zone': None, 'a': 'b'}}}
@@ -165,7 +161,7 @@ def test_a_zone_cannot_be_emptied(api: Any, aggregate: Any) -> None:
     assert api.inventory.get_aggregate(aggregate.id) == aggregate
 
 
-def test_a_host_is_in_one_zone_only(api: Any, aggregate: Any) -> None:
+def test_host_belongs_to_one_zone(api: Any, aggregate: Any) -> None:
     api.inventory.update_aggregate(aggregate.id, availability_zone='az1')
     other = api.inventory.create_aggregate('other', 'az2')
     third = api.inventory.create_aggregate('third')
@@ -185,7 +181,7 @@ def test_a_host_is_in_one_zone_only(api: Any, aggregate: Any) -> None:
     assert same.status_int == 200
 
 
-def test_an_aggregate_with_hosts_is_not_deleted(api: Any, aggregate: Any) -> None:
+def test_aggregate_with_hosts_not_deleted(api: Any, aggregate: Any) -> None:
     response = api.call('DELETE', f'{PATH}/{aggregate.id}')
     assert response.status_int == 400
     assert message(response) == (
@@ -208,7 +204,7 @@ def test_an_aggregate_with_hosts_is_not_deleted(api: Any, aggregate: Any) -> Non
         ('host3', 'host3'),
     ],
 )
-def test_a_bad_host_is_refused_naming_the_field(
+def test_bad_host_refused_naming_field(
     api: Any, aggregate: Any, action: str, content: Any, field: str
 ) -> None:
     response = api.post(f'{PATH}/{aggregate.id}/action', {action: content})
@@ -221,14 +217,14 @@ def test_a_bad_host_is_refused_naming_the_field(
     'metadata',
     [{'a/b': 'c'}, {'': 'c'}, {'k' * 256: 'c'}, {'a': 1}, {'a': 'v' * 256}, {'a': '\0'}, [], None],
 )
-def test_bad_metadata_are_refused(api: Any, aggregate: Any, metadata: Any) -> None:
+def test_bad_metadata_is_refused(api: Any, aggregate: Any, metadata: Any) -> None:
     response = api.post(f'{PATH}/{aggregate.id}/action', {'set_metadata': {'metadata': metadata}})
     assert response.status_int == 400
     assert message(response).startswith('Invalid input for field/attribute ')
     assert api.inventory.get_aggregate(aggregate.id).metadata == {}
 
 
-def test_beside_nova_aggregates_are_only_read(rebuild: Any, database: Any, aggregate: Any) -> None:
+def test_nova_aggregates_read_only(rebuild: Any, database: Any, aggregate: Any) -> None:
     api = rebuild(inventory.Inventory(database, writable=False))
     path = f'{PATH}/{aggregate.id}'
     writes = [

@@ -50,7 +50,7 @@ def estimated(response: Any) -> Any:
 
 
 @pytest.mark.usefixtures('living')
-def test_hosts_totals_and_the_load_on_glance_are_told_in_full(rebuild: Any, aggregate: Any) -> None:
+def test_estimate_shows_hosts_totals_and_load(rebuild: Any, aggregate: Any) -> None:
     api = rebuild(rates=Rates({'host1': 3, 'host9': 100}))
     api.inventory.add_host(aggregate.id, 'host3')
     image = api.images.add(b'x' * 100, disk_format='qcow2', virtual_size=1000)
@@ -97,7 +97,7 @@ def test_hosts_totals_and_the_load_on_glance_are_told_in_full(rebuild: Any, aggr
 
 
 @pytest.mark.usefixtures('living')
-def test_nothing_is_saved_fetched_or_told_to_conductors(api: Any, aggregate: Any) -> None:
+def test_estimate_saves_and_casts_nothing(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'data').id
     estimated(estimate(api, aggregate='edge', images=[image], client_request_id='mine'))
     assert api.saved_requests() == 0
@@ -106,7 +106,7 @@ def test_nothing_is_saved_fetched_or_told_to_conductors(api: Any, aggregate: Any
 
 
 @pytest.mark.usefixtures('living')
-def test_what_a_host_has_is_not_moved(api: Any, aggregate: Any) -> None:
+def test_cached_images_not_moved(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'data').id
     name = layout.base_name(image)
     file = model.CachedImage('host1', name, image, 4, 4096, NOON)
@@ -117,14 +117,14 @@ def test_what_a_host_has_is_not_moved(api: Any, aggregate: Any) -> None:
 
 
 @pytest.mark.usefixtures('living')
-def test_without_any_measure_there_is_no_duration(api: Any, aggregate: Any) -> None:
+def test_without_measurements_there_is_no_duration(api: Any, aggregate: Any) -> None:
     told = estimated(estimate(api, aggregate='edge', images=[api.images.add(b'data').id]))
     assert [host['seconds'] for host in told['hosts']] == [None, None]
     assert (told['totals']['seconds'], told['glance']['rate_bytes']) == (None, None)
 
 
 @pytest.mark.usefixtures('living')
-def test_rates_are_those_of_what_was_cached_of_late(api: Any, aggregate: Any) -> None:
+def test_rates_come_from_recent_downloads(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'x' * 100).id
     asked = {'aggregate': 'edge', 'images': [image]}
     made = api.post('/v1/requests', {'request': asked}).json['request']
@@ -156,7 +156,7 @@ def _let_it_have_taken(api: Any, seconds: int) -> None:
 
 
 @pytest.mark.usefixtures('living')
-def test_hosts_that_never_did_anything_are_taken_for_others(rebuild: Any, aggregate: Any) -> None:
+def test_unmeasured_hosts_use_other_rates(rebuild: Any, aggregate: Any) -> None:
     api = rebuild(rates=Rates({'host2': 2}))
     image = api.images.add(b'data').id
     (host,) = estimated(estimate(api, hosts=['host1'], images=[image]))['hosts']
@@ -164,7 +164,7 @@ def test_hosts_that_never_did_anything_are_taken_for_others(rebuild: Any, aggreg
 
 
 @pytest.mark.usefixtures('living')
-def test_hosts_come_in_pages_under_the_same_totals(api: Any) -> None:
+def test_hosts_paged_under_same_totals(api: Any) -> None:
     fields = {'hosts': ['host2', 'host3', 'host1'], 'images': [api.images.add(b'data').id]}
     first = estimate(api, '?limit=2', **fields)
     assert [host['host'] for host in estimated(first)['hosts']] == ['host2', 'host3']
@@ -180,13 +180,13 @@ def test_hosts_come_in_pages_under_the_same_totals(api: Any) -> None:
 @pytest.mark.parametrize(
     ('query', 'field'), [('?limit=0', 'limit'), ('?marker=host9', 'marker'), ('?x=1', 'x')]
 )
-def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str, field: str) -> None:
+def test_bad_query_refused_naming_parameter(api: Any, query: str, field: str) -> None:
     response = estimate(api, query, hosts=['host1'], images=[api.images.add(b'data').id])
     assert response.status_int == 400
     assert field in response.json['badRequest']['message']
 
 
-def test_what_no_request_may_ask_for_is_refused_likewise(api: Any, aggregate: Any) -> None:
+def test_request_rules_apply_to_estimate(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'data').id
     for fields, status in (
         ({'aggregate': 'nowhere', 'images': [image]}, 404),
@@ -198,14 +198,14 @@ def test_what_no_request_may_ask_for_is_refused_likewise(api: Any, aggregate: An
 
 
 @pytest.mark.parametrize('token', ['u:p', 'u:p:reader', 'u:p:member,manager'])
-def test_who_is_no_admin_is_forbidden(api: Any, aggregate: Any, token: str) -> None:
+def test_non_admin_is_forbidden(api: Any, aggregate: Any, token: str) -> None:
     image = api.images.add(b'data').id
     response = estimate(api, token=token, aggregate='edge', images=[image])
     assert response.status_int == 403
     assert 'image_precache:estimate' in response.json['forbidden']['message']
 
 
-def test_estimates_go_by_the_concurrency_of_now(conf: Any) -> None:
+def test_estimates_use_current_concurrency(conf: Any) -> None:
     settings = request.Settings.from_conf(conf)
 
     conf.set_override('precache_concurrency', 7, 'image_cache')

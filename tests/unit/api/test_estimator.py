@@ -50,7 +50,7 @@ def seconds(rates: Sequence[float], canary: int | None = None, **options: Any) -
     return estimated(known, canary=canary, **options).seconds
 
 
-def test_what_is_there_already_takes_nothing() -> None:
+def test_cached_image_costs_nothing() -> None:
     found = estimated(facts('h1', 'h2', present={('h1', 'raw')}, rates={'h2': 10}))
     there, missing = found.hosts
     assert [image.state for image in (*there.images, *missing.images)] == ['cached', 'missing']
@@ -61,24 +61,24 @@ def test_what_is_there_already_takes_nothing() -> None:
     assert found.count(estimator.ImageState.CACHED) == 1
 
 
-def test_what_a_host_never_told_is_unknown_and_counts_as_to_move() -> None:
+def test_unreported_host_counts_as_uncached() -> None:
     (host,) = estimated(facts('h1', known_hosts=())).hosts
     (image,) = host.images
     assert (image.state, image.bytes_to_move) == ('unknown', 1000)
 
 
-def test_what_is_converted_needs_room_for_both_forms() -> None:
+def test_conversion_needs_space_for_both_forms() -> None:
     (host,) = estimated(facts('h1'), QCOW2).hosts
     assert (host.bytes_to_move, host.space_needed_bytes) == (300, 2300)
 
 
 @pytest.mark.parametrize('image', [RAW, model.Image('iso', size=1000, disk_format='iso')])
-def test_what_boots_as_it_came_is_not_converted(image: model.Image) -> None:
+def test_bootable_format_not_converted(image: model.Image) -> None:
     (host,) = estimated(facts('h1'), image).hosts
     assert host.space_needed_bytes == 1000
 
 
-def test_where_images_stay_as_they_are_nothing_is_converted() -> None:
+def test_disabled_conversion_converts_nothing() -> None:
     rules = estimator.EstimateRules(
         force_raw_images=False, reserved_disk_bytes=0, precache_concurrency=1
     )
@@ -86,7 +86,7 @@ def test_where_images_stay_as_they_are_nothing_is_converted() -> None:
     assert host.space_needed_bytes == 300
 
 
-def test_the_images_of_a_host_need_their_room_one_after_the_other() -> None:
+def test_images_need_space_one_by_one() -> None:
     smaller = model.Image('smaller', size=200, virtual_size=500, disk_format='qcow2')
     (host,) = estimated(facts('h1'), QCOW2, smaller).hosts
     assert [image.space_needed_bytes for image in host.images] == [2300, 700]
@@ -94,13 +94,13 @@ def test_the_images_of_a_host_need_their_room_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(('free_bytes', 'fits'), [(None, None), (1099, False), (1100, True)])
-def test_a_reserve_stays_free(free_bytes: int | None, fits: bool | None) -> None:
+def test_reserve_stays_free(free_bytes: int | None, fits: bool | None) -> None:
     known = facts('h1', agents={'h1': agent('h1', free_bytes=free_bytes)})
     (host,) = estimated(known).hosts
     assert (host.free_bytes, host.fits) == (free_bytes, fits)
 
 
-def test_hosts_that_share_a_store_download_once_and_say_so() -> None:
+def test_shared_store_downloads_once() -> None:
     agents = {host: agent(host, store_id='nfs') for host in ('h1', 'h2')}
     found = estimated(facts('h1', 'h2', 'h3', agents=agents))
     assert [host.bytes_to_move for host in found.hosts] == [1000, 0, 1000]
@@ -109,20 +109,20 @@ def test_hosts_that_share_a_store_download_once_and_say_so() -> None:
     assert found.bytes_to_move == 2000
 
 
-def test_what_one_of_them_has_all_that_share_the_store_have() -> None:
+def test_shared_store_shares_cached_images() -> None:
     agents = {host: agent(host, store_id='nfs') for host in ('h1', 'h2')}
     found = estimated(facts('h1', 'h2', agents=agents, present={('h2', 'raw')}))
     assert found.count(estimator.ImageState.CACHED) == 2
     assert found.bytes_to_move == 0
 
 
-def test_a_host_that_is_down_leaves_a_shared_store_to_the_next() -> None:
+def test_down_host_leaves_store_to_next() -> None:
     agents = {host: agent(host, store_id='nfs') for host in ('h1', 'h2')}
     found = estimated(facts('h1', 'h2', agents=agents, down={'h1': 'host down: quiet'}))
     assert [host.bytes_to_move for host in found.hosts] == [0, 1000]
 
 
-def test_hosts_that_would_be_skipped_move_nothing_and_say_why() -> None:
+def test_skipped_hosts_move_nothing_with_reason() -> None:
     known = facts(
         'off', 'down', 'lost', 'bare', 'up',
         cells={'off': 'disabled', 'down': 'cell', 'bare': 'cell', 'up': 'cell'},
@@ -142,31 +142,31 @@ def test_hosts_that_would_be_skipped_move_nothing_and_say_why() -> None:
     assert found.seconds == 10
 
 
-def test_hosts_that_are_down_count_where_they_are_waited_for() -> None:
+def test_awaited_down_hosts_count() -> None:
     known = facts('h1', down={'h1': 'host down: quiet'}, rates={'h1': 100})
     found = estimated(known, wait_for_down_hosts=True)
     assert found.hosts[0].status == 'down'
     assert (found.bytes_to_move, found.seconds) == (1000, 10)
 
 
-def test_a_host_that_was_never_measured_is_taken_for_a_usual_one() -> None:
+def test_unmeasured_host_gets_usual_rate() -> None:
     found = estimated(facts('h1', 'h2', rates={'h2': 10, 'h3': 50, 'h4': 20}))
     assert [host.rate_bytes for host in found.hosts] == [20, 10]
 
 
-def test_without_any_measure_nothing_is_said_of_time() -> None:
+def test_without_measurements_time_is_unknown() -> None:
     found = estimated(facts('h1'), max_rate_bytes=10)
     assert (found.hosts[0].rate_bytes, found.hosts[0].seconds) == (None, None)
     assert (found.seconds, found.rate_bytes) == (None, None)
 
 
-def test_no_host_is_faster_than_the_request_allows() -> None:
+def test_request_rate_limits_hosts() -> None:
     found = estimated(facts('h1', 'h2', rates={'h1': 100, 'h2': 5}), max_rate_bytes=50)
     assert [host.rate_bytes for host in found.hosts] == [50, 5]
     assert [host.seconds for host in found.hosts] == [20, 200]
 
 
-def test_each_host_takes_the_place_that_is_free_first() -> None:
+def test_hosts_take_first_free_slot() -> None:
     assert seconds([10, 100, 100, 100]) == 100  # one beside three
     assert seconds([100, 100, 100]) == 20
     assert seconds([100, 100, 100], max_parallel_hosts=1) == 30
@@ -174,12 +174,12 @@ def test_each_host_takes_the_place_that_is_free_first() -> None:
     assert seconds([]) == 0
 
 
-def test_the_others_wait_for_the_canary() -> None:
+def test_others_wait_for_canary() -> None:
     assert seconds([10, 100, 100]) == 100
     assert seconds([10, 100, 100], canary=1) == 110
 
 
-def test_glance_gives_to_as_many_hosts_as_download_at_a_time() -> None:
+def test_glance_load_follows_concurrency() -> None:
     rates = {'h1': 10, 'h2': 30, 'h3': 20}
     found = estimated(facts('h1', 'h2', 'h3', rates=rates))
     assert (found.parallel_hosts, found.rate_bytes, found.bytes_to_move) == (2, 50, 3000)
@@ -196,14 +196,14 @@ BOOTED = model.Image(
 )
 
 
-def test_a_kernel_counts_with_its_image_and_is_not_converted() -> None:
+def test_kernel_counts_unconverted_with_image() -> None:
     (host,) = estimated(facts('h1'), BOOTED).hosts
     assert (host.bytes_to_move, host.space_needed_bytes) == (350, 2350)
     (image,) = host.images
     assert (image.image_id, image.bytes_to_move, image.space_needed_bytes) == ('booted', 350, 2350)
 
 
-def test_a_kernel_that_two_images_share_comes_once() -> None:
+def test_shared_kernel_moves_once() -> None:
     (host,) = estimated(facts('h1'), BOOTED, OTHER).hosts
     assert [image.bytes_to_move for image in host.images] == [350, 10]
     assert (host.bytes_to_move, host.space_needed_bytes) == (360, 2350)
@@ -219,6 +219,6 @@ def test_a_kernel_that_two_images_share_comes_once() -> None:
         ({'booted', 'kernel'}, 'cached', 0),
     ],
 )
-def test_an_image_is_cached_where_its_kernel_is(present: set[str], state: str, moved: int) -> None:
+def test_image_cached_only_with_kernel(present: set[str], state: str, moved: int) -> None:
     (host,) = estimated(facts('h1', present={('h1', each) for each in present}), BOOTED).hosts
     assert [(image.state, image.bytes_to_move) for image in host.images] == [(state, moved)]

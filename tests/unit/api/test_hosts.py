@@ -82,7 +82,7 @@ def pin(api: Any, aggregate: model.Aggregate, *images: str) -> str:
     return pins.Pins(api.database).create(pins.NewPin(aggregate, images)).id
 
 
-def test_a_host_is_shown_in_full(api: Any, report: Any) -> None:
+def test_host_shown_in_full(api: Any, report: Any) -> None:
     report('host1', version='1.0', driver='libvirt', store_id='s1', cache_bytes=7, free_bytes=2**40)
     shown = api.get('/v1/hosts/host1').json['host']
     jsonschema.validate(shown, schemas.HOST)
@@ -101,7 +101,7 @@ def test_a_host_is_shown_in_full(api: Any, report: Any) -> None:
     assert api.get('/v1/hosts').json == {'hosts': [api.get('/v1/hosts/host1').json['host']]}
 
 
-def test_a_host_that_is_silent_is_down_and_says_since_when(api: Any, report: Any) -> None:
+def test_silent_host_shows_down_since(api: Any, report: Any) -> None:
     report('host1')
     silence(api, 'host1')
     shown = api.get('/v1/hosts/host1').json['host']
@@ -111,7 +111,7 @@ def test_a_host_that_is_silent_is_down_and_says_since_when(api: Any, report: Any
     )
 
 
-def test_hosts_come_by_name_and_in_pages(api: Any, report: Any) -> None:
+def test_hosts_paged_by_name(api: Any, report: Any) -> None:
     for host in ('host3', 'host1', 'host2'):
         report(host)
     first = api.get('/v1/hosts?limit=2')
@@ -120,9 +120,7 @@ def test_hosts_come_by_name_and_in_pages(api: Any, report: Any) -> None:
     assert 'hosts_links' not in second.json
 
 
-def test_no_page_of_hosts_is_longer_than_max_limit(
-    api: Any, rebuild: Any, conf: Any, report: Any
-) -> None:
+def test_host_pages_respect_max_limit(api: Any, rebuild: Any, conf: Any, report: Any) -> None:
     conf.set_override('max_limit', 2, 'api')
     for host in ('host1', 'host2', 'host3'):
         report(host)
@@ -131,7 +129,7 @@ def test_no_page_of_hosts_is_longer_than_max_limit(
     assert 'limit=2&marker=host2' in follow(page, 'hosts')
 
 
-def test_hosts_are_filtered_by_status_and_cell_over_pages(api: Any, report: Any) -> None:
+def test_hosts_filtered_by_status_and_cell(api: Any, report: Any) -> None:
     other = api.inventory.create_cell('cell2', 'fake:///cell2')
     for host in ('host1', 'host2', 'host3'):
         report(host)
@@ -144,7 +142,7 @@ def test_hosts_are_filtered_by_status_and_cell_over_pages(api: Any, report: Any)
     assert names(api.get(follow(first, 'hosts'))) == ['host3']
 
 
-def test_a_hosts_cache_is_shown_in_full(
+def test_host_cache_shown_in_full(
     api: Any, report: Any, hold: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report('host1')
@@ -168,7 +166,7 @@ def test_a_hosts_cache_is_shown_in_full(
     }
 
 
-def test_a_file_of_an_image_that_nobody_asked_for_has_no_id(api: Any, report: Any) -> None:
+def test_unrequested_file_has_no_image_id(api: Any, report: Any) -> None:
     report('host1')
     file = model.CachedImage('host1', NAME, None, 1, 1, NOW)
     caches.Caches(api.database).record([caches.Report('host1', [file], full=True)])
@@ -176,14 +174,14 @@ def test_a_file_of_an_image_that_nobody_asked_for_has_no_id(api: Any, report: An
     assert (shown['name'], shown['image_id'], shown['used_by']) == (NAME, None, None)
 
 
-def test_no_file_is_younger_than_now(api: Any, report: Any, hold: Any) -> None:
+def test_file_age_is_never_negative(api: Any, report: Any, hold: Any) -> None:
     report('host1')
     hold('host1', IMAGE, touched_at=timeutils.utcnow() + datetime.timedelta(hours=1))
     (shown,) = api.get('/v1/hosts/host1/images').json['images']
     assert shown['age_seconds'] == 0
 
 
-def test_a_hosts_files_come_in_pages(api: Any, report: Any, hold: Any) -> None:
+def test_host_files_come_in_pages(api: Any, report: Any, hold: Any) -> None:
     report('host1')
     ids = [f'7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e{n:02}' for n in range(5)]
     hold('host1', *ids)
@@ -196,7 +194,7 @@ def test_a_hosts_files_come_in_pages(api: Any, report: Any, hold: Any) -> None:
     assert path == ''
 
 
-def test_an_image_is_pinned_where_its_host_is_in_an_aggregate_that_keeps_it(
+def test_image_pinned_through_aggregate_of_host(
     api: Any, aggregate: Any, report: Any, hold: Any
 ) -> None:
     other = IMAGE.replace('7', '8')
@@ -215,9 +213,7 @@ def test_an_image_is_pinned_where_its_host_is_in_an_aggregate_that_keeps_it(
     assert pinned('host1') == set()
 
 
-def test_a_pinned_image_is_known_by_its_name_before_anybody_asked_for_it(
-    api: Any, aggregate: Any, report: Any
-) -> None:
+def test_pinned_image_known_before_any_request(api: Any, aggregate: Any, report: Any) -> None:
     report('host1')
     names = [_name(IMAGE), f'{_name(IMAGE)}_10']
     files = [model.CachedImage('host1', name, None, 1, 1, NOW) for name in names]
@@ -228,7 +224,7 @@ def test_a_pinned_image_is_known_by_its_name_before_anybody_asked_for_it(
     assert all(image['image_id'] == IMAGE and image['pinned'] for image in shown)
 
 
-def test_the_hosts_of_an_image_are_shown_in_full_and_in_pages(
+def test_image_hosts_shown_in_full_pages(
     api: Any, report: Any, hold: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for host in ('host1', 'host2', 'host3'):
@@ -253,19 +249,19 @@ def test_the_hosts_of_an_image_are_shown_in_full_and_in_pages(
     assert 'hosts_links' not in second.json
 
 
-def test_an_image_that_no_host_has_is_on_none(api: Any) -> None:
+def test_uncached_image_has_no_hosts(api: Any) -> None:
     assert api.get(f'/v1/images/{IMAGE}/hosts').json == {'hosts': []}
 
 
 @pytest.mark.parametrize('path', ['/v1/hosts/nobody', '/v1/hosts/nobody/images'])
-def test_a_host_that_never_reported_is_not_found(api: Any, path: str) -> None:
+def test_never_reported_host_not_found(api: Any, path: str) -> None:
     response = api.get(path)
     assert response.status_int == 404
     assert response.json['itemNotFound']['message'] == 'Compute host nobody could not be found.'
 
 
 @pytest.mark.parametrize('image', ['x', '%00', 'cirros'])
-def test_what_is_no_uuid_is_no_image(api: Any, image: str) -> None:
+def test_invalid_uuid_is_no_image(api: Any, image: str) -> None:
     assert api.get(f'/v1/images/{image}/hosts').status_int == 404
 
 
@@ -284,7 +280,7 @@ def test_what_is_no_uuid_is_no_image(api: Any, image: str) -> None:
         (f'/v1/images/{IMAGE}/hosts', 'status=up'),
     ],
 )
-def test_a_bad_query_is_refused_naming_the_parameter(api: Any, path: str, query: str) -> None:
+def test_bad_query_refused_naming_parameter(api: Any, path: str, query: str) -> None:
     response = api.get(f'{path}?{query}')
     assert response.status_int == 400
     assert query.split('=')[0] in response.json['badRequest']['message']
@@ -304,7 +300,7 @@ def test_only_admins_see_hosts(api: Any, report: Any, path: str) -> None:
         assert api.get(missing, token=f'u:p1:{role}').json == answer.json
 
 
-def test_a_page_of_a_cache_costs_as_many_statements_whatever_it_holds(
+def test_cache_page_takes_constant_statements(
     api: Any, aggregate: Any, report: Any, hold: Any
 ) -> None:
     report('host1')

@@ -32,9 +32,7 @@ def message(response: Any) -> str:
     return str(fault['message'])
 
 
-def test_a_request_is_saved_and_answered_with_202_and_where_to_look(
-    api: Any, aggregate: Any
-) -> None:
+def test_request_returns_202_with_location(api: Any, aggregate: Any) -> None:
     images = [api.images.add(b'1').id, api.images.add(b'2').id]
     response = api.post(path(aggregate), asking_for(*images), token='u1:abc:admin')
     assert (response.status_int, response.body) == (202, b'')
@@ -52,7 +50,7 @@ def test_a_request_is_saved_and_answered_with_202_and_where_to_look(
     assert len(api.wakes) == 1
 
 
-def test_the_project_may_be_in_the_path(api: Any, aggregate: Any) -> None:
+def test_project_may_be_in_path(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'1').id
     response = api.post(
         f'/v2.1/abc/os-aggregates/{aggregate.id}/images',
@@ -63,22 +61,20 @@ def test_the_project_may_be_in_the_path(api: Any, aggregate: Any) -> None:
     assert '/v2.1/' not in response.headers['Location']
 
 
-def test_the_public_endpoint_is_in_the_location(
-    api: Any, rebuild: Any, conf: Any, aggregate: Any
-) -> None:
+def test_location_uses_public_endpoint(api: Any, rebuild: Any, conf: Any, aggregate: Any) -> None:
     conf.set_override('public_endpoint', 'https://cloud.example/compute', 'api')
     other = rebuild()
     response = other.post(path(aggregate), asking_for(other.images.add(b'1').id))
     assert response.headers['Location'].startswith('https://cloud.example/compute/v1/requests/')
 
 
-def test_an_aggregate_without_hosts_is_accepted(api: Any) -> None:
+def test_aggregate_without_hosts_accepted(api: Any) -> None:
     empty = api.inventory.create_aggregate('empty')
     assert api.post(path(empty), asking_for(api.images.add(b'1').id)).status_int == 202
     assert api.saved_requests() == 1
 
 
-def test_ids_are_saved_as_glance_spells_them(api: Any, rebuild: Any, aggregate: Any) -> None:
+def test_ids_saved_in_glance_spelling(api: Any, rebuild: Any, aggregate: Any) -> None:
     image = api.images.add(b'1').id
     known = api.images.show
 
@@ -97,7 +93,7 @@ def test_ids_are_saved_as_glance_spells_them(api: Any, rebuild: Any, aggregate: 
     assert api.saved_requests() == 1
 
 
-def test_a_deaf_conductor_changes_nothing_for_the_caller(
+def test_unreachable_conductor_does_not_affect_caller(
     rebuild: Any, aggregate: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
@@ -112,7 +108,7 @@ def test_a_deaf_conductor_changes_nothing_for_the_caller(
 
 @pytest.mark.usefixtures('nothing_saved')
 @pytest.mark.parametrize('version', ['2.1', '2.80', None])
-def test_before_2_81_there_are_no_images(api: Any, aggregate: Any, version: str | None) -> None:
+def test_images_are_absent_before_2_81(api: Any, aggregate: Any, version: str | None) -> None:
     response = api.post(path(aggregate), asking_for(api.images.add(b'1').id), version=version)
     assert response.status_int == 404
     assert message(response) == 'The resource could not be found.'
@@ -120,7 +116,7 @@ def test_before_2_81_there_are_no_images(api: Any, aggregate: Any, version: str 
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_an_unknown_aggregate_is_not_found(api: Any) -> None:
+def test_unknown_aggregate_not_found(api: Any) -> None:
     image = api.images.add(b'1').id
     response = api.post('/v2.1/os-aggregates/4711/images', asking_for(image))
     assert response.status_int == 404
@@ -132,7 +128,7 @@ def test_an_unknown_aggregate_is_not_found(api: Any) -> None:
 
 @pytest.mark.usefixtures('nothing_saved')
 @pytest.mark.parametrize('token', ['u:p', 'u:p:reader', 'u:p:member,manager'])
-def test_who_is_no_admin_is_forbidden(api: Any, aggregate: Any, token: str) -> None:
+def test_non_admin_is_forbidden(api: Any, aggregate: Any, token: str) -> None:
     response = api.post(path(aggregate), asking_for(api.images.add(b'1').id), token=token)
     assert response.status_int == 403
     assert response.json == {
@@ -190,9 +186,7 @@ ID = '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
         (asking_for(ID, ID), 'Duplicate images in request'),
     ],
 )
-def test_a_bad_body_is_refused_naming_the_field(
-    api: Any, aggregate: Any, body: Any, expected: str
-) -> None:
+def test_bad_body_refused_naming_field(api: Any, aggregate: Any, body: Any, expected: str) -> None:
     api.images.add(b'1', id=ID)
     response = api.post(path(aggregate), body)
     assert response.status_int == 400
@@ -200,14 +194,14 @@ def test_a_bad_body_is_refused_naming_the_field(
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_too_many_images_are_refused_naming_the_limit(api: Any, aggregate: Any) -> None:
+def test_too_many_images_refused_naming_limit(api: Any, aggregate: Any) -> None:
     images = [api.images.add(b'%d' % number).id for number in range(33)]
     response = api.post(path(aggregate), asking_for(*images))
     assert response.status_int == 400
     assert message(response) == 'Too many images: 33 asked, max_images_per_request is 32'
 
 
-def test_too_many_tasks_are_refused_naming_the_limit(
+def test_too_many_tasks_refused_naming_limit(
     api: Any, rebuild: Any, conf: Any, aggregate: Any
 ) -> None:
     conf.set_override('max_tasks_per_request', 3, 'image_cache')
@@ -219,9 +213,7 @@ def test_too_many_tasks_are_refused_naming_the_limit(
     assert api.saved_requests() == 0
 
 
-def test_too_many_unfinished_requests_are_refused_naming_the_limit(
-    rebuild: Any, conf: Any, aggregate: Any
-) -> None:
+def test_too_many_requests_refused_naming_limit(rebuild: Any, conf: Any, aggregate: Any) -> None:
     conf.set_override('max_active_requests_per_project', 1, 'image_cache')
     api = rebuild()
     image = api.images.add(b'1').id
@@ -233,7 +225,7 @@ def test_too_many_unfinished_requests_are_refused_naming_the_limit(
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_an_unknown_image_is_named(api: Any, aggregate: Any) -> None:
+def test_unknown_image_is_named(api: Any, aggregate: Any) -> None:
     known, unknown = api.images.add(b'1').id, str(uuid.uuid4())
     response = api.post(path(aggregate), asking_for(known, unknown))
     assert response.status_int == 400
@@ -242,7 +234,7 @@ def test_an_unknown_image_is_named(api: Any, aggregate: Any) -> None:
 
 @pytest.mark.usefixtures('nothing_saved')
 @pytest.mark.parametrize('status', ['queued', 'saving', 'deactivated', 'killed'])
-def test_an_image_that_is_not_active_is_named(api: Any, aggregate: Any, status: str) -> None:
+def test_inactive_image_is_named(api: Any, aggregate: Any, status: str) -> None:
     image = api.images.add(b'1', status=status).id
     response = api.post(path(aggregate), asking_for(image))
     assert response.status_int == 400
@@ -250,7 +242,7 @@ def test_an_image_that_is_not_active_is_named(api: Any, aggregate: Any, status: 
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_without_glance_the_caller_is_told_to_come_again(api: Any, aggregate: Any) -> None:
+def test_glance_outage_returns_retry_later(api: Any, aggregate: Any) -> None:
     image = api.images.add(b'1').id
     api.images.faults.unavailable = 1
     response = api.post(path(aggregate), asking_for(image))
@@ -261,9 +253,7 @@ def test_without_glance_the_caller_is_told_to_come_again(api: Any, aggregate: An
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_a_token_that_glance_refuses_is_unauthorized(
-    api: Any, rebuild: Any, aggregate: Any
-) -> None:
+def test_token_refused_by_glance_unauthorized(api: Any, rebuild: Any, aggregate: Any) -> None:
     class Refusing:
         def show(self, image_id: str) -> Any:
             raise exception.ImageUnauthorized('The token was refused')

@@ -21,16 +21,16 @@ def document(api: Any) -> Any:
     return response.json
 
 
-def test_it_is_an_openapi_document(document: Any) -> None:
+def test_document_is_valid_openapi(document: Any) -> None:
     assert document['openapi'] == '3.1.0'
     openapi_spec_validator.validate(document)
 
 
-def test_it_says_where_it_was_served(document: Any) -> None:
+def test_document_names_its_server(document: Any) -> None:
     assert document['servers'] == [{'url': 'http://api.example:8774'}]
 
 
-def test_it_has_the_operations_of_v1_and_no_others(document: Any) -> None:
+def test_document_has_exactly_v1_operations(document: Any) -> None:
     described = {
         (method.upper(), path) for path, methods in document['paths'].items() for method in methods
     }
@@ -44,13 +44,13 @@ def _served() -> Iterator[tuple[str, str]]:
             yield from ((method, path) for method in methods)
 
 
-def test_its_action_has_every_action_that_is_served(document: Any) -> None:
+def test_document_has_every_served_action(document: Any) -> None:
     actions = routes.RESOURCES['/v1/requests/{id}/action']['POST'].actions
     bodies = document['components']['schemas']['Action']['oneOf']
     assert {name for body in bodies for name in body['required']} == set(actions)
 
 
-def test_every_example_of_a_body_is_one_that_is_taken(document: Any) -> None:
+def test_every_body_example_accepted(document: Any) -> None:
     checked = 0
     for operation in _operations(document):
         for content in operation.get('requestBody', {}).get('content', {}).values():
@@ -60,7 +60,7 @@ def test_every_example_of_a_body_is_one_that_is_taken(document: Any) -> None:
     assert checked == len([each for each in _served() if each[0] == 'POST'])
 
 
-def test_every_operation_has_its_own_name_and_tells_its_errors(document: Any) -> None:
+def test_operations_have_names_and_errors(document: Any) -> None:
     names = [operation['operationId'] for operation in _operations(document)]
     assert len(set(names)) == len(names)
     for operation in _operations(document):
@@ -74,7 +74,7 @@ def _operations(document: Any) -> list[Any]:
     return [operation for methods in document['paths'].values() for operation in methods.values()]
 
 
-def test_every_error_has_the_form_that_it_is_said_to_have(api: Any, document: Any) -> None:
+def test_errors_match_documented_schema(api: Any, document: Any) -> None:
     seen = set()
     for response in (
         api.get('/v1/pins?limit=0'),
@@ -94,7 +94,7 @@ def test_every_error_has_the_form_that_it_is_said_to_have(api: Any, document: An
     assert seen == {400, 403, 404, 406, 415}
 
 
-def test_its_schemas_are_those_that_validate(document: Any) -> None:
+def test_documented_schemas_are_validating_schemas(document: Any) -> None:
     """A changed schema changes the document, except for what only this service knows."""
     named = document['components']['schemas']['NewRequest']['properties']['request']
     asked = requests.CREATE['properties']['request']
@@ -104,7 +104,7 @@ def test_its_schemas_are_those_that_validate(document: Any) -> None:
     assert set(own) == {'uuid', 'date-time', 'uri'}
 
 
-def test_it_is_the_same_for_each_who_asks(api: Any, document: Any) -> None:
+def test_all_callers_get_same_document(api: Any, document: Any) -> None:
     assert api.get('/v1/openapi.json').json == document
     assert 'servers' not in routes.document()
 
@@ -140,7 +140,7 @@ def test_refusal_has_its_own_reason(document: Any) -> None:
     }
 
 
-def test_it_has_no_other_method(api: Any) -> None:
+def test_document_has_no_other_method(api: Any) -> None:
     refused = api.post('/v1/openapi.json', {})
     assert refused.status_int == 405
     assert refused.headers['Allow'] == 'GET'

@@ -59,7 +59,7 @@ def count(api: Any) -> int:
     return len(ids(api.get('/v1/pins')))
 
 
-def test_a_new_pin_is_answered_in_full_and_shown_where_it_says(api: Any, aggregate: Any) -> None:
+def test_new_pin_shown_at_its_location(api: Any, aggregate: Any) -> None:
     body = asked('edge', IMAGE, OTHER, until='2090-01-01T02:00:00+02:00', description='for CI')
     response = api.post('/v1/pins', body, token='u1:p1:admin')
     assert response.status_int == 201
@@ -86,7 +86,7 @@ def test_a_new_pin_is_answered_in_full_and_shown_where_it_says(api: Any, aggrega
 
 
 @pytest.mark.parametrize('spell', ['id', 'uuid', 'name'])
-def test_an_aggregate_is_meant_by_id_uuid_or_name(
+def test_aggregate_accepts_id_uuid_or_name(
     api: Any, aggregate: model.Aggregate, spell: str
 ) -> None:
     response = api.post('/v1/pins', asked(getattr(aggregate, spell)))
@@ -94,9 +94,7 @@ def test_an_aggregate_is_meant_by_id_uuid_or_name(
     assert response.json['pin']['aggregate']['id'] == aggregate.id
 
 
-def test_an_image_is_pinned_in_the_spelling_that_the_image_service_has(
-    api: Any, aggregate: Any, rebuild: Any
-) -> None:
+def test_image_pinned_in_glance_spelling(api: Any, aggregate: Any, rebuild: Any) -> None:
     known = api.images.show
 
     class AnySpelling:
@@ -109,7 +107,7 @@ def test_an_image_is_pinned_in_the_spelling_that_the_image_service_has(
     assert response.json['pin']['images'] == [IMAGE]
 
 
-def test_coverage_counts_the_files_that_are_there_of_those_that_are_wanted(
+def test_coverage_counts_cached_of_wanted_files(
     api: Any, store: pins.Pins, aggregate: model.Aggregate
 ) -> None:
     new = store.create(pins.NewPin(aggregate, (IMAGE, OTHER)))
@@ -125,7 +123,7 @@ def test_coverage_counts_the_files_that_are_there_of_those_that_are_wanted(
     assert _coverage(api, new.id) == {'wanted': 2, 'cached': 1}
 
 
-def test_a_pin_whose_aggregate_is_gone_wants_nothing(api: Any, store: pins.Pins) -> None:
+def test_pin_without_aggregate_wants_nothing(api: Any, store: pins.Pins) -> None:
     gone = api.inventory.create_aggregate('gone')
     pin_id = store.create(pins.NewPin(gone, (IMAGE,))).id
     api.inventory.delete_aggregate(gone.id)
@@ -162,7 +160,7 @@ def _coverage(api: Any, pin_id: str) -> Any:
         ({'colour': 'red'}, 'colour'),
     ],
 )
-def test_a_bad_body_is_refused_naming_the_field(
+def test_bad_body_refused_naming_field(
     api: Any, aggregate: Any, change: dict[str, object], field: str
 ) -> None:
     body = {'pin': {**asked('edge')['pin'], **change}}
@@ -173,13 +171,11 @@ def test_a_bad_body_is_refused_naming_the_field(
 
 
 @pytest.mark.parametrize('body', [None, [], {}, {'pin': {}}, {'pin': None}, 'pin'])
-def test_a_body_that_is_no_pin_is_refused(api: Any, body: Any) -> None:
+def test_body_without_pin_refused(api: Any, body: Any) -> None:
     assert api.post('/v1/pins', body).status_int == 400
 
 
-def test_a_pin_ends_later_than_now(
-    api: Any, aggregate: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pin_must_end_in_future(api: Any, aggregate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeutils, 'utcnow', lambda: NOW)
     refused = api.post('/v1/pins', asked('edge', until='2030-01-02T03:04:05Z'))
     assert refused.status_int == 400
@@ -191,7 +187,7 @@ def test_a_pin_ends_later_than_now(
 
 
 @pytest.mark.parametrize('unknown', [7, 'nowhere', IMAGE, '99999999999999999999'])
-def test_a_pin_of_an_unknown_aggregate_is_not_made(api: Any, unknown: object) -> None:
+def test_pin_of_unknown_aggregate_refused(api: Any, unknown: object) -> None:
     response = api.post('/v1/pins', asked(unknown))
     assert response.status_int == 404
     message = f'Aggregate {unknown} could not be found.'
@@ -199,9 +195,7 @@ def test_a_pin_of_an_unknown_aggregate_is_not_made(api: Any, unknown: object) ->
     assert count(api) == 0
 
 
-def test_a_pin_of_an_image_that_the_caller_cannot_have_is_not_made(
-    api: Any, aggregate: Any
-) -> None:
+def test_pin_of_inaccessible_image_refused(api: Any, aggregate: Any) -> None:
     unknown = '9c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'
     api.images.add(b'', id=(queued := '9c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e60'), status='queued')
     for image, why in ((unknown, 'could not be found.'), (queued, 'is queued, not active.')):
@@ -211,7 +205,7 @@ def test_a_pin_of_an_image_that_the_caller_cannot_have_is_not_made(
     assert count(api) == 0
 
 
-def test_the_images_are_looked_up_as_the_caller(api: Any, aggregate: Any, rebuild: Any) -> None:
+def test_images_looked_up_as_caller(api: Any, aggregate: Any, rebuild: Any) -> None:
     tokens: list[str | None] = []
 
     def images_for(context: Any) -> fake.FakeImageService:
@@ -223,7 +217,7 @@ def test_the_images_are_looked_up_as_the_caller(api: Any, aggregate: Any, rebuil
     assert tokens == ['u:p1:admin']
 
 
-def test_a_pin_of_too_many_images_is_refused_naming_the_limit(
+def test_too_many_images_refused_naming_limit(
     api: Any, aggregate: Any, conf: Any, rebuild: Any
 ) -> None:
     conf.set_override('max_images_per_request', 1, 'image_cache')
@@ -232,18 +226,14 @@ def test_a_pin_of_too_many_images_is_refused_naming_the_limit(
     assert 'max_images_per_request is 1' in response.json['overLimit']['message']
 
 
-def test_no_pin_is_made_that_computes_cannot_be_called_for(
-    api: Any, aggregate: Any, rebuild: Any
-) -> None:
+def test_pin_below_rpc_version_refused(api: Any, aggregate: Any, rebuild: Any) -> None:
     pinned_down = rebuild(why_unsupported=lambda: 'the computes are too old')
     response = pinned_down.post('/v1/pins', asked('edge'))
     assert response.status_int == 409
     assert response.json['conflictingRequest']['message'] == 'the computes are too old'
 
 
-def test_no_pin_is_made_while_the_image_service_is_away(
-    api: Any, aggregate: Any, rebuild: Any
-) -> None:
+def test_glance_outage_refuses_pin(api: Any, aggregate: Any, rebuild: Any) -> None:
     def images_for(context: Any) -> Any:
         raise exception.ImageServiceUnavailable('it is away')
 
@@ -253,7 +243,7 @@ def test_no_pin_is_made_while_the_image_service_is_away(
     assert count(api) == 0
 
 
-def test_pins_come_newest_first_and_in_pages_without_their_coverage(api: Any, make: Any) -> None:
+def test_pins_paged_newest_first_without_coverage(api: Any, make: Any) -> None:
     made = [make() for _ in range(5)]
     first = api.get('/v1/pins?limit=2')
     second = api.get(follow(first))
@@ -263,16 +253,14 @@ def test_pins_come_newest_first_and_in_pages_without_their_coverage(api: Any, ma
     jsonschema.validate(first.json['pins'][0], schemas.PIN)
 
 
-def test_no_page_of_pins_is_longer_than_max_limit(
-    api: Any, make: Any, conf: Any, rebuild: Any
-) -> None:
+def test_pin_pages_respect_max_limit(api: Any, make: Any, conf: Any, rebuild: Any) -> None:
     conf.set_override('max_limit', 2, 'api')
     for _ in range(3):
         make()
     assert len(ids(rebuild().get('/v1/pins?limit=100'))) == 2
 
 
-def test_pins_are_filtered_by_status_and_aggregate_over_pages(
+def test_pins_filtered_by_status_and_aggregate(
     api: Any, make: Any, store: pins.Pins, aggregate: model.Aggregate
 ) -> None:
     other = api.inventory.create_aggregate('other')
@@ -287,7 +275,7 @@ def test_pins_are_filtered_by_status_and_aggregate_over_pages(
     assert ids(api.get(follow(first))) == [active[0]]
 
 
-def test_the_pins_of_a_deleted_aggregate_are_found_by_its_id_alone(api: Any, make: Any) -> None:
+def test_deleted_aggregate_pins_found_by_id(api: Any, make: Any) -> None:
     gone = api.inventory.create_aggregate('gone')
     pin_id = make(where=gone)
     api.inventory.delete_aggregate(gone.id)
@@ -295,7 +283,7 @@ def test_the_pins_of_a_deleted_aggregate_are_found_by_its_id_alone(api: Any, mak
     assert api.get('/v1/pins?aggregate=gone').status_int == 400
 
 
-def test_an_ended_pin_stays_to_tell_why(api: Any, make: Any) -> None:
+def test_ended_pin_shows_reason(api: Any, make: Any) -> None:
     pin_id = make()
     ended = api.call('DELETE', f'/v1/pins/{pin_id}', token='u1:p1:admin')
     assert (ended.status_int, ended.body) == (204, b'')
@@ -304,7 +292,7 @@ def test_an_ended_pin_stays_to_tell_why(api: Any, make: Any) -> None:
     assert shown['ended_at'].endswith('Z')
 
 
-def test_a_pin_ends_once(api: Any, make: Any) -> None:
+def test_pin_ends_once(api: Any, make: Any) -> None:
     pin_id = make()
     assert api.call('DELETE', f'/v1/pins/{pin_id}').status_int == 204
     again = api.call('DELETE', f'/v1/pins/{pin_id}')
@@ -315,7 +303,7 @@ def test_a_pin_ends_once(api: Any, make: Any) -> None:
 
 @pytest.mark.parametrize('unknown', ['x', IMAGE, '%00'])
 @pytest.mark.parametrize('method', ['GET', 'DELETE'])
-def test_an_unknown_pin_is_not_found(api: Any, method: str, unknown: str) -> None:
+def test_unknown_pin_not_found(api: Any, method: str, unknown: str) -> None:
     response = api.call(method, f'/v1/pins/{unknown}')
     assert response.status_int == 404
     assert 'itemNotFound' in response.json
@@ -325,13 +313,13 @@ def test_an_unknown_pin_is_not_found(api: Any, method: str, unknown: str) -> Non
     'query',
     ['limit=0', 'limit=1&limit=2', 'marker=x', f'marker={IMAGE}', 'status=strange', 'colour=red'],
 )
-def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str) -> None:
+def test_bad_query_refused_naming_parameter(api: Any, query: str) -> None:
     response = api.get(f'/v1/pins?{query}')
     assert response.status_int == 400
     assert query.split('=')[0] in response.json['badRequest']['message']
 
 
-def test_a_project_sees_its_own_pins_and_an_admin_all(api: Any, make: Any) -> None:
+def test_project_sees_own_pins_admin_all(api: Any, make: Any) -> None:
     own, foreign, nobodys = make('p1'), make('p2'), make(None)
     assert ids(api.get('/v1/pins', token='u:p1:reader')) == [own]
     assert ids(api.get('/v1/pins', token='u:p1:admin')) == [nobodys, foreign, own]
@@ -340,12 +328,12 @@ def test_a_project_sees_its_own_pins_and_an_admin_all(api: Any, make: Any) -> No
     assert api.get(f'/v1/pins/{foreign}', token='u:p1:admin').status_int == 200
 
 
-def test_a_foreign_pin_is_no_marker(api: Any, make: Any) -> None:
+def test_foreign_pin_is_no_marker(api: Any, make: Any) -> None:
     response = api.get(f'/v1/pins?marker={make("p2")}', token='u:p1:reader')
     assert response.status_int == 400
 
 
-def test_only_an_admin_makes_and_ends_pins(api: Any, make: Any, store: pins.Pins) -> None:
+def test_only_admin_creates_and_ends_pins(api: Any, make: Any, store: pins.Pins) -> None:
     pin_id = make('p1')
     assert api.post('/v1/pins', asked('edge'), token='u:p1:member').status_int == 403
     assert api.call('DELETE', f'/v1/pins/{pin_id}', token='u:p1:member').status_int == 403

@@ -20,15 +20,13 @@ from nova_precache.api import app, auth, requestlog
 from nova_precache.wsgi import gateway
 
 
-def test_every_answer_has_a_request_id_under_both_names(api: Any) -> None:
+def test_answers_have_both_request_ids(api: Any) -> None:
     response = api.get('/v2.1/os-aggregates')
     assert response.headers['x-openstack-request-id'].startswith('req-')
     assert response.headers['x-compute-request-id'] == response.headers['x-openstack-request-id']
 
 
-def test_a_browser_of_an_allowed_origin_may_send_what_nova_lets_it_send(
-    api: Any, rebuild: Any, conf: Any
-) -> None:
+def test_cors_allows_headers_of_nova(api: Any, rebuild: Any, conf: Any) -> None:
     conf.set_override('allowed_origin', ['https://horizon.example'], 'cors')
     asked = {
         'Origin': 'https://horizon.example',
@@ -42,7 +40,7 @@ def test_a_browser_of_an_allowed_origin_may_send_what_nova_lets_it_send(
     assert response.headers['Access-Control-Allow-Headers'] == 'X-Auth-Token,OpenStack-API-Version'
 
 
-def test_a_body_that_is_too_big_is_refused(api: Any) -> None:
+def test_too_large_body_refused(api: Any) -> None:
     response = api.post('/v2.1/os-aggregates', {'aggregate': {'name': 'x' * 200_000}})
     assert response.status_int == 413
     assert api.inventory.list_aggregates() == []
@@ -58,7 +56,7 @@ class BrokenOff(io.RawIOBase):
         raise OSError('the client went away')
 
 
-def test_a_body_that_breaks_off_is_malformed(api: Any) -> None:
+def test_truncated_body_is_malformed(api: Any) -> None:
     request = webob.Request.blank('/v2.1/os-aggregates', method='POST')
     request.body_file, request.content_length = BrokenOff(), 20
     response = request.get_response(api.application)
@@ -86,7 +84,7 @@ class Endless(io.RawIOBase):
 @pytest.mark.parametrize(
     'path', ['/healthcheck', '/', '/v1/', '/v1/requests', '/v2.1/os-aggregates', '/nowhere']
 )
-def test_under_another_server_no_path_reads_a_body_without_a_limit(
+def test_body_limit_holds_under_other_servers(
     api: Any, conf: Any, path: str, method: str, length: str | None
 ) -> None:
     body = Endless()
@@ -103,9 +101,7 @@ def test_under_another_server_no_path_reads_a_body_without_a_limit(
 
 
 @pytest.mark.parametrize(('waited_seconds', 'status'), [(app.ANSWER_SECONDS + 1, 503), (0, 200)])
-def test_the_time_that_a_request_waited_for_a_thread_counts(
-    api: Any, waited_seconds: float, status: int
-) -> None:
+def test_request_time_includes_thread_wait(api: Any, waited_seconds: float, status: int) -> None:
     request = webob.Request.blank('/v2.1/os-aggregates', method='POST')
     request.json = {'aggregate': {'name': 'edge'}}
     request.environ[gateway.ARRIVED_AT] = time.monotonic() - waited_seconds
@@ -113,13 +109,13 @@ def test_the_time_that_a_request_waited_for_a_thread_counts(
     assert len(api.inventory.list_aggregates()) == (status == 200)
 
 
-def test_an_unknown_path_of_the_precache_api_is_a_fault(api: Any) -> None:
+def test_unknown_path_returns_fault(api: Any) -> None:
     response = api.get('/v1/nothing')
     assert response.status_int == 404
     assert response.json['itemNotFound']['message'] == 'The resource could not be found.'
 
 
-def test_a_wrong_method_of_the_precache_api_names_the_right_ones(api: Any) -> None:
+def test_wrong_method_names_allowed_ones(api: Any) -> None:
     response = api.call('DELETE', '/v1/requests')
     assert response.status_int == 405
     assert response.json['badMethod']['code'] == 405
@@ -127,14 +123,14 @@ def test_a_wrong_method_of_the_precache_api_names_the_right_ones(api: Any) -> No
 
 
 @pytest.mark.parametrize('raw', [b'{', b'nonsense', b'\xff\xfe', b'[' * 100_000])
-def test_a_body_that_is_no_json_is_malformed(api: Any, raw: bytes) -> None:
+def test_non_json_body_malformed(api: Any, raw: bytes) -> None:
     response = api.post('/v2.1/os-aggregates', raw=raw)
     assert response.status_int == 400
     assert response.json == {'badRequest': {'code': 400, 'message': 'Malformed request body'}}
     assert api.inventory.list_aggregates() == []
 
 
-def test_the_older_content_type_is_read_and_given(api: Any) -> None:
+def test_older_content_type_supported(api: Any) -> None:
     older = 'application/vnd.openstack.compute+json'
     response = api.post(
         '/v2.1/os-aggregates',
@@ -146,25 +142,25 @@ def test_the_older_content_type_is_read_and_given(api: Any) -> None:
 
 
 @pytest.mark.parametrize('raw', [b'', b'{}', b'{"a": 1, "b": 2}', b'[]', b'"ab"', b'{'])
-def test_a_body_that_names_no_single_action_is_malformed(api: Any, raw: bytes) -> None:
+def test_body_without_single_action_malformed(api: Any, raw: bytes) -> None:
     response = api.post('/v2.1/os-aggregates/1/action', raw=raw)
     assert response.status_int == 400
     assert response.json['badRequest']['message'] == 'Malformed request body'
 
 
 @pytest.mark.parametrize('raw', [b'null', b'5', b'[1]', b'"a"'])
-def test_an_action_that_is_no_object_is_not_found(api: Any, raw: bytes) -> None:
+def test_non_object_action_not_found(api: Any, raw: bytes) -> None:
     response = api.post('/v2.1/os-aggregates/1/action', raw=raw)
     assert response.status_int == 404
     assert response.json['itemNotFound']['message'] == 'The resource could not be found.'
 
 
-def test_who_has_no_project_may_name_any_in_the_path(api: Any) -> None:
+def test_caller_without_project_names_any(api: Any) -> None:
     assert api.get('/v2.1/abc123/os-aggregates').status_int == 200
     assert api.get('/v2.1/abc123/os-aggregates/7').status_int == 404
 
 
-def test_an_accident_tells_nothing_but_where_to_look(
+def test_unexpected_error_shows_only_request_id(
     api: Any, rebuild: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = rebuild(enforcer=None)
@@ -177,9 +173,7 @@ def test_an_accident_tells_nothing_but_where_to_look(
     assert "'NoneType' object has no attribute" in caplog.text
 
 
-def test_each_request_is_logged_once_without_its_query(
-    api: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_request_logged_once_without_query(api: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, 'nova_precache.api.requestlog'):
         api.get('/v1/requests?limit=1', token='secret')
     lines = [r.getMessage() for r in caplog.records if r.name == 'nova_precache.api.requestlog']
@@ -190,9 +184,7 @@ def test_each_request_is_logged_once_without_its_query(
 
 
 @pytest.mark.parametrize('path', ['/v2.1', '/v2.1/os-aggregates', '/v1/nothing'])
-def test_each_line_of_the_log_goes_under_the_ids_of_its_request(
-    api: Any, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_log_lines_carry_request_ids(api: Any, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     logged: list[tuple[str, str | None]] = []
 
     def note(*line: object) -> None:
@@ -210,25 +202,25 @@ def test_each_line_of_the_log_goes_under_the_ids_of_its_request(
     ]
 
 
-def test_a_path_cannot_forge_a_line_of_the_log(api: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_path_cannot_forge_log_line(api: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, 'nova_precache.api.requestlog'):
         assert api.get('/v1/%0aforged%ff').status_int == 404
     assert '"GET /v1/%0Aforged%FF" status: 404' in caplog.text
 
 
 @pytest.mark.parametrize('host', ['0.0.0.0', '::', '192.0.2.1', 'example.org', ''])
-def test_without_authentication_nobody_listens_beyond_the_loopback(host: str) -> None:
+def test_unauthenticated_api_refuses_public_address(host: str) -> None:
     with pytest.raises(exception.ConfigError, match='bind_host'):
         auth.refuse_exposure('noauth2', host)
     auth.refuse_exposure('keystone', host)
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '127.8.8.8', '::1', 'localhost'])
-def test_without_authentication_the_loopback_will_do(host: str) -> None:
+def test_unauthenticated_api_accepts_loopback(host: str) -> None:
     auth.refuse_exposure('noauth2', host)
 
 
-def test_without_authentication_no_other_server_runs_the_application() -> None:
+def test_unauthenticated_api_refuses_other_servers() -> None:
     with pytest.raises(exception.ConfigError, match='its WSGI server') as refused:
         auth.refuse_foreign_server('noauth2')
     assert 'bind_host' not in str(refused.value)
@@ -252,7 +244,7 @@ class SeenContext:
         ('u:p:admin', 'u', 'p', ['admin', 'manager', 'member', 'reader'], True),
     ],
 )
-def test_a_token_without_keystone_says_who_calls(
+def test_token_without_keystone_names_caller(
     rebuild: Any, aggregate: Any, token: str | None, user_id: str, project_id: str | None,
     roles: list[str], is_admin: bool,
 ) -> None:  # fmt: skip
@@ -268,7 +260,7 @@ def test_a_token_without_keystone_says_who_calls(
 
 
 @pytest.mark.parametrize('method', ['GET', 'HEAD'])
-def test_the_health_is_told_to_anybody_and_not_logged(
+def test_health_is_public_and_unlogged(
     rebuild: Any, conf: Any, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     conf.set_override('auth_strategy', 'keystone', 'api')
@@ -284,7 +276,7 @@ def test_the_health_is_told_to_anybody_and_not_logged(
     assert api.get('/v1/requests').status_int == 401
 
 
-def test_a_process_that_is_taken_out_of_service_says_so(
+def test_disabled_process_reports_unhealthy(
     rebuild: Any, api: Any, conf: Any, tmp_path: pathlib.Path
 ) -> None:
     off = tmp_path / 'off'
@@ -301,7 +293,7 @@ def test_a_process_that_is_taken_out_of_service_says_so(
     assert after.text == 'DISABLED BY FILE'
 
 
-def test_the_health_is_no_business_of_other_networks(rebuild: Any, api: Any, conf: Any) -> None:
+def test_health_hidden_from_other_networks(rebuild: Any, api: Any, conf: Any) -> None:
     conf.set_override('allowed_source_ranges', ['192.0.2.0/24'], 'healthcheck')
 
     response = rebuild().call('GET', '/healthcheck', environ={'REMOTE_ADDR': '198.51.100.1'})
@@ -317,7 +309,7 @@ def test_the_health_is_no_business_of_other_networks(rebuild: Any, api: Any, con
         ('allowed_source_ranges', ['everywhere']),
     ],
 )
-def test_options_of_the_health_that_cannot_be_are_refused(
+def test_invalid_health_options_refused(
     rebuild: Any, api: Any, conf: Any, option: str, value: list[str]
 ) -> None:
     conf.set_override(option, value, 'healthcheck')

@@ -58,7 +58,7 @@ def follow(response: Any, collection: str) -> str:
     return str(link['href']).removeprefix('http://api.example:8774')
 
 
-def test_a_new_request_is_shown_in_full(api: Any, make: Any, aggregate: Any) -> None:
+def test_new_request_shown_in_full(api: Any, make: Any, aggregate: Any) -> None:
     request_id = make()
     response = api.get(f'/v1/requests/{request_id}')
     assert response.status_int == 200
@@ -101,7 +101,7 @@ def test_a_new_request_is_shown_in_full(api: Any, make: Any, aggregate: Any) -> 
     }
 
 
-def test_a_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
+def test_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
     request_id = make(images=2)
     plan(api, request_id)
     shown = api.get(f'/v1/requests/{request_id}').json['request']
@@ -111,7 +111,7 @@ def test_a_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
     assert shown['planned_at'].endswith('Z')
 
 
-def test_tasks_are_shown_in_full_and_in_order(api: Any, make: Any) -> None:
+def test_tasks_shown_in_full_and_order(api: Any, make: Any) -> None:
     request_id = make()
     first, second = plan(api, request_id)
     response = api.get(f'/v1/requests/{request_id}/tasks')
@@ -150,7 +150,7 @@ def test_tasks_come_in_pages(api: Any, make: Any) -> None:
     assert 'tasks_links' not in second.json
 
 
-def test_requests_come_newest_first_and_in_pages(api: Any, make: Any) -> None:
+def test_requests_paged_newest_first(api: Any, make: Any) -> None:
     made = [make() for _ in range(5)]
     first = api.get('/v1/requests?limit=2')
     second = api.get(follow(first, 'requests'))
@@ -160,7 +160,7 @@ def test_requests_come_newest_first_and_in_pages(api: Any, make: Any) -> None:
     assert 'requests_links' not in api.get('/v1/requests?limit=5').json
 
 
-def test_no_page_is_longer_than_max_limit(api: Any, rebuild: Any, conf: Any, make: Any) -> None:
+def test_pages_respect_max_limit(api: Any, rebuild: Any, conf: Any, make: Any) -> None:
     conf.set_override('max_limit', 2, 'api')
     for _ in range(3):
         make()
@@ -169,7 +169,7 @@ def test_no_page_is_longer_than_max_limit(api: Any, rebuild: Any, conf: Any, mak
     assert len(ids(other.get('/v1/requests?limit=100'))) == 2
 
 
-def test_requests_are_filtered_by_status_over_pages(api: Any, make: Any) -> None:
+def test_requests_filtered_by_status_over_pages(api: Any, make: Any) -> None:
     planned = make()
     plan(api, planned)
     accepted = [make(), make()]
@@ -179,7 +179,7 @@ def test_requests_are_filtered_by_status_over_pages(api: Any, make: Any) -> None
     assert ids(api.get(follow(first, 'requests'))) == [accepted[0]]
 
 
-def test_while_bytes_move_their_rate_and_the_time_left_are_told(api: Any, make: Any) -> None:
+def test_running_request_shows_rate_and_eta(api: Any, make: Any) -> None:
     request_id = make()
     task, other = plan(api, request_id)
     work = jobs.Jobs(api.database, 30)
@@ -196,7 +196,7 @@ def test_while_bytes_move_their_rate_and_the_time_left_are_told(api: Any, make: 
     assert (request['bytes_done'], request['rate_bytes'], request['eta_seconds']) == (40, 7, 9)
 
 
-def test_requests_are_filtered_by_what_they_are_for(api: Any, make: Any, aggregate: Any) -> None:
+def test_requests_filtered_by_target(api: Any, make: Any, aggregate: Any) -> None:
     image, pin_id = str(uuid.uuid4()), str(uuid.uuid4())
     other = api.inventory.create_aggregate('rack & roll')
     of_image, of_pin = make(ids=(image,)), make(pin_id=pin_id)
@@ -213,7 +213,7 @@ def test_requests_are_filtered_by_what_they_are_for(api: Any, make: Any, aggrega
     assert ids(api.get(f'/v1/requests?image={image}&pin={pin_id}')) == []
 
 
-def test_requests_of_a_deleted_aggregate_are_found_by_its_id(api: Any, make: Any) -> None:
+def test_deleted_aggregate_requests_found_by_id(api: Any, make: Any) -> None:
     gone = api.inventory.create_aggregate('gone')
     request_id = make(aggregate=gone)
     api.inventory.delete_aggregate(gone.id)
@@ -221,7 +221,7 @@ def test_requests_of_a_deleted_aggregate_are_found_by_its_id(api: Any, make: Any
     assert api.get('/v1/requests?aggregate=gone').status_int == 400
 
 
-def test_requests_are_filtered_by_when_they_were_made(api: Any, make: Any) -> None:
+def test_requests_filtered_by_creation_time(api: Any, make: Any) -> None:
     old, new = make(), make()
     long_ago = datetime.datetime(2001, 1, 1)  # noqa: DTZ001 - as the database keeps it
     row = models.CacheRequest
@@ -232,7 +232,7 @@ def test_requests_are_filtered_by_when_they_were_made(api: Any, make: Any) -> No
     assert ids(api.get('/v1/requests?since=2001-01-01T01:00:00%2B02:00')) == [new, old]
 
 
-def test_requests_are_sorted_and_their_pages_keep_the_query(api: Any, make: Any) -> None:
+def test_sorted_request_pages_keep_query(api: Any, make: Any) -> None:
     made = [make(priority=priority) for priority in (5, -5, 0)]
     by_priority = [made[1], made[2], made[0]]
     assert ids(api.get('/v1/requests?sort_key=priority&sort_dir=asc')) == by_priority
@@ -248,7 +248,7 @@ def test_requests_are_sorted_and_their_pages_keep_the_query(api: Any, make: Any)
     assert seen == by_priority
 
 
-def test_tasks_are_filtered_over_pages(api: Any, make: Any) -> None:
+def test_tasks_filtered_over_pages(api: Any, make: Any) -> None:
     request_id = make(images=3)
     planned = plan(api, request_id)
     path = f'/v1/requests/{request_id}/tasks'
@@ -288,7 +288,7 @@ def test_tasks_are_filtered_over_pages(api: Any, make: Any) -> None:
         ('colour=red', 'colour'),
     ],
 )
-def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str, parameter: str) -> None:
+def test_bad_query_refused_naming_parameter(api: Any, query: str, parameter: str) -> None:
     response = api.get(f'/v1/requests?{query}')
     assert response.status_int == 400
     assert parameter in response.json['badRequest']['message']
@@ -297,7 +297,7 @@ def test_a_bad_query_is_refused_naming_the_parameter(api: Any, query: str, param
 @pytest.mark.parametrize(
     'query', ['marker=x', 'marker=' + '9' * 30, 'status=sad', 'image=x', 'limit=0']
 )
-def test_a_bad_query_of_tasks_is_refused(api: Any, make: Any, query: str) -> None:
+def test_bad_task_query_refused(api: Any, make: Any, query: str) -> None:
     response = api.get(f'/v1/requests/{make()}/tasks?{query}')
     assert response.status_int == 400
     assert query.split('=')[0] in response.json['badRequest']['message']
@@ -305,13 +305,13 @@ def test_a_bad_query_of_tasks_is_refused(api: Any, make: Any, query: str) -> Non
 
 @pytest.mark.parametrize('unknown', ['x', '7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f', '%00'])
 @pytest.mark.parametrize('rest', ['', '/tasks'])
-def test_an_unknown_request_is_not_found(api: Any, unknown: str, rest: str) -> None:
+def test_unknown_request_not_found(api: Any, unknown: str, rest: str) -> None:
     response = api.get(f'/v1/requests/{unknown}{rest}')
     assert response.status_int == 404
     assert 'itemNotFound' in response.json
 
 
-def test_a_project_sees_its_own_requests_and_an_admin_all(api: Any, make: Any) -> None:
+def test_project_sees_own_requests_admin_all(api: Any, make: Any) -> None:
     own, foreign, nobodys = make('p1'), make('p2'), make(None)
     assert ids(api.get('/v1/requests', token='u:p1:reader')) == [own]
     assert ids(api.get('/v1/requests', token='u:p1:admin')) == [nobodys, foreign, own]
@@ -321,7 +321,7 @@ def test_a_project_sees_its_own_requests_and_an_admin_all(api: Any, make: Any) -
         assert api.get(f'/v1/requests/{foreign}{rest}', token='u:p1:admin').status_int == 200
 
 
-def test_a_foreign_request_is_no_marker(api: Any, make: Any) -> None:
+def test_foreign_request_is_no_marker(api: Any, make: Any) -> None:
     foreign = make('p2')
     response = api.get(f'/v1/requests?marker={foreign}', token='u:p1:reader')
     assert response.status_int == 400
@@ -329,7 +329,7 @@ def test_a_foreign_request_is_no_marker(api: Any, make: Any) -> None:
 
 
 @pytest.mark.parametrize('rest', ['', '/7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f'])
-def test_without_the_reader_role_nothing_is_seen(api: Any, rest: str) -> None:
+def test_reader_role_is_needed(api: Any, rest: str) -> None:
     response = api.get(f'/v1/requests{rest}', token='u:p1')
     assert response.status_int == 403
     assert "Policy doesn't allow image_precache:requests:" in response.json['forbidden']['message']

@@ -70,7 +70,7 @@ def in_hours(hours: float) -> str:
     return (timeutils.utcnow() + datetime.timedelta(hours=hours)).isoformat() + 'Z'
 
 
-def test_what_waits_is_cancelled_at_once(api: Any, planned: Any) -> None:
+def test_waiting_tasks_cancelled_at_once(api: Any, planned: Any) -> None:
     request_id = planned()
     assert status(act(api, request_id, 'cancel', {'keep_partial': True})) == 'cancelling'
     assert counts(api, request_id) == {'cancelled': 2}
@@ -78,7 +78,7 @@ def test_what_waits_is_cancelled_at_once(api: Any, planned: Any) -> None:
     assert api.get(f'/v1/requests/{request_id}').json['request']['status'] == 'cancelled'
 
 
-def test_a_request_is_paused_and_resumed_and_conductors_are_told(api: Any, planned: Any) -> None:
+def test_pause_and_resume_cast_to_conductors(api: Any, planned: Any) -> None:
     request_id = planned()
     assert status(act(api, request_id, 'pause')) == 'paused'
     assert status(act(api, request_id, 'pause')) == 'paused'
@@ -86,7 +86,7 @@ def test_a_request_is_paused_and_resumed_and_conductors_are_told(api: Any, plann
     assert len(api.wakes) == 3
 
 
-def test_what_was_cancelled_is_tried_again_in_another_window(api: Any, planned: Any) -> None:
+def test_cancelled_request_retried_in_new_window(api: Any, planned: Any) -> None:
     request_id = planned()
     cancelled(api, request_id)
     window = {
@@ -104,7 +104,7 @@ def test_what_was_cancelled_is_tried_again_in_another_window(api: Any, planned: 
 @pytest.mark.parametrize(
     ('is_over', 'action'), [(True, 'cancel'), (True, 'pause'), (True, 'resume'), (False, 'retry')]
 )
-def test_what_its_state_does_not_let_be_done_is_a_conflict(
+def test_action_in_wrong_state_conflicts(
     api: Any, planned: Any, is_over: bool, action: str
 ) -> None:
     request_id = planned()
@@ -117,20 +117,20 @@ def test_what_its_state_does_not_let_be_done_is_a_conflict(
 
 @pytest.mark.parametrize('action', ACTIONS)
 @pytest.mark.parametrize('unknown', [UNKNOWN, 'x', '%00'])
-def test_an_unknown_request_is_not_found(api: Any, action: str, unknown: str) -> None:
+def test_unknown_request_not_found(api: Any, action: str, unknown: str) -> None:
     assert 'could not be found' in message(act(api, unknown, action), 404)
     assert api.wakes == []
 
 
 @pytest.mark.parametrize('action', ACTIONS)
-def test_who_is_no_admin_is_forbidden(api: Any, planned: Any, action: str) -> None:
+def test_non_admin_is_forbidden(api: Any, planned: Any, action: str) -> None:
     request_id = planned()
     why = message(act(api, request_id, action, token='u:p1:member,reader'), 403)
     assert f'image_precache:requests:{action}' in why
 
 
 @pytest.mark.parametrize('action', ACTIONS)
-def test_who_may_act_in_a_project_finds_no_other_projects_requests(
+def test_project_admin_sees_no_other_project(
     rebuild: Any, conf: Any, tmp_path: Any, planned: Any, action: str
 ) -> None:
     rules = tmp_path / 'policy.yaml'
@@ -160,9 +160,7 @@ def test_who_may_act_in_a_project_finds_no_other_projects_requests(
         ({'retry': {'deadline': '2001-01-01T00:00:00Z'}}, 'deadline'),
     ],
 )
-def test_a_bad_action_is_refused_naming_what_is_wrong(
-    api: Any, planned: Any, body: Any, field: str
-) -> None:
+def test_bad_action_refused_naming_fault(api: Any, planned: Any, body: Any, field: str) -> None:
     request_id = planned()
     response = api.post(f'/v1/requests/{request_id}/action', body)
     assert field in message(response, 400)
@@ -170,12 +168,12 @@ def test_a_bad_action_is_refused_naming_what_is_wrong(
 
 
 @pytest.mark.parametrize('raw', [b'null', b'5', b'[5]', b'"x"', b'true'])
-def test_an_action_that_is_no_object_is_malformed(api: Any, raw: bytes) -> None:
+def test_non_object_action_malformed(api: Any, raw: bytes) -> None:
     response = api.post(f'/v1/requests/{UNKNOWN}/action', raw=raw)
     assert message(response, 400) == 'Malformed request body'
 
 
-def test_a_retry_may_not_start_after_the_deadline_that_stays(api: Any, planned: Any) -> None:
+def test_retry_cannot_start_after_deadline(api: Any, planned: Any) -> None:
     deadline = timeutils.utcnow() + datetime.timedelta(hours=2)
     request_id = planned(deadline=deadline)
     cancelled(api, request_id)
@@ -183,9 +181,7 @@ def test_a_retry_may_not_start_after_the_deadline_that_stays(api: Any, planned: 
     assert status(act(api, request_id, 'retry', {'not_before': in_hours(1)})) == 'accepted'
 
 
-def test_nothing_is_retried_that_computes_may_not_be_called_for(
-    api: Any, rebuild: Any, planned: Any
-) -> None:
+def test_retry_below_rpc_pin_refused(api: Any, rebuild: Any, planned: Any) -> None:
     request_id = planned()
     cancelled(api, request_id)
     pinned = rebuild(why_unsupported=lambda: 'the pin is too low')

@@ -51,9 +51,7 @@ def refused(response: Any, status: int = 400) -> str:
     return str(fault['message'])
 
 
-def test_a_request_is_saved_shown_and_told_to_the_conductors(
-    api: Any, aggregate: Any, image: str
-) -> None:
+def test_request_saved_shown_and_cast(api: Any, aggregate: Any, image: str) -> None:
     response = ask(api, 'u1:p1:admin', aggregate='edge', images=[image])
     shown = accepted(response)
     assert response.headers['Location'] == f'http://api.example:8774/v1/requests/{shown["id"]}'
@@ -82,7 +80,7 @@ def test_every_option_is_kept(api: Any, aggregate: Any, image: str) -> None:
     assert {name: shown[name] for name in others} == others
 
 
-def test_what_is_null_is_as_if_it_were_not_there(api: Any, aggregate: Any, image: str) -> None:
+def test_null_equals_absent(api: Any, aggregate: Any, image: str) -> None:
     names = (
         'hosts', 'priority', 'max_parallel_hosts', 'max_rate_bytes', 'not_before', 'deadline',
         'wait_for_down_hosts', 'canary', 'max_failures', 'description', 'client_request_id',
@@ -98,16 +96,14 @@ def _all(api: Any) -> list[model.CacheRequest]:
     return [api.requests.get(request_id) for request_id in ids]
 
 
-def test_an_aggregate_is_its_id_or_its_uuid_or_its_name(
-    api: Any, aggregate: Any, image: str
-) -> None:
+def test_aggregate_accepts_id_uuid_or_name(api: Any, aggregate: Any, image: str) -> None:
     for asked in (aggregate.id, str(aggregate.id), aggregate.uuid, aggregate.uuid.upper(), 'edge'):
         made = accepted(ask(api, aggregate=asked, images=[image]))
         assert made['aggregate']['id'] == aggregate.id
 
 
 @pytest.mark.parametrize('name', ['ärger & söhne/☃', '4711', ID, 'a%20b', "x' OR '1'='1"])
-def test_an_aggregate_of_whatever_name_is_found(api: Any, image: str, name: str) -> None:
+def test_aggregate_found_under_any_name(api: Any, image: str, name: str) -> None:
     made = api.inventory.create_aggregate(name)
     assert accepted(ask(api, aggregate=name, images=[image]))['aggregate']['id'] == made.id
     query = urllib.parse.urlencode({'aggregate': name})
@@ -115,23 +111,21 @@ def test_an_aggregate_of_whatever_name_is_found(api: Any, image: str, name: str)
     assert [request['aggregate']['name'] for request in listed['requests']] == [name]
 
 
-def test_an_id_and_a_uuid_come_before_a_name(api: Any, aggregate: Any, image: str) -> None:
+def test_id_and_uuid_precede_name(api: Any, aggregate: Any, image: str) -> None:
     for name in (str(aggregate.id), aggregate.uuid):
         api.inventory.create_aggregate(name)
         found = accepted(ask(api, aggregate=name, images=[image]))['aggregate']
         assert found['id'] == aggregate.id
 
 
-def test_hosts_can_be_named_instead(api: Any, image: str) -> None:
+def test_hosts_can_replace_aggregate(api: Any, image: str) -> None:
     made = accepted(ask(api, hosts=['host3', 'host1'], images=[image]))
     assert made['hosts'] == ['host3', 'host1']
     assert made['aggregate'] is None
     assert made == api.get(f'/v1/requests/{made["id"]}').json['request']
 
 
-def test_a_request_of_the_same_client_id_is_the_same_in_each_project(
-    api: Any, aggregate: Any, image: str
-) -> None:
+def test_client_id_identifies_request_per_project(api: Any, aggregate: Any, image: str) -> None:
     def again(token: str) -> str:
         fields = {'aggregate': 'edge', 'images': [image], 'client_request_id': 'mine'}
         return str(accepted(ask(api, token, **fields))['id'])
@@ -142,9 +136,7 @@ def test_a_request_of_the_same_client_id_is_the_same_in_each_project(
     assert api.saved_requests() == 2
 
 
-def test_a_repeated_post_is_answered_though_it_would_be_refused_by_now(
-    api: Any, aggregate: Any, image: str
-) -> None:
+def test_repeated_post_skips_new_checks(api: Any, aggregate: Any, image: str) -> None:
     fields = {'aggregate': 'edge', 'images': [image], 'client_request_id': 'mine'}
     first = accepted(ask(api, **fields))
     late = {**fields, 'deadline': '2001-01-01T00:00:00Z', 'aggregate': 'deleted meanwhile'}
@@ -152,9 +144,7 @@ def test_a_repeated_post_is_answered_though_it_would_be_refused_by_now(
     assert api.saved_requests() == 1
 
 
-def test_a_time_without_a_zone_is_utc_and_others_become_it(
-    api: Any, aggregate: Any, image: str
-) -> None:
+def test_times_converted_to_utc(api: Any, aggregate: Any, image: str) -> None:
     made = accepted(
         ask(
             api,
@@ -211,35 +201,33 @@ def test_a_time_without_a_zone_is_utc_and_others_become_it(
         ({'colour': 'red'}, 'colour'),
     ],
 )
-def test_a_bad_field_is_named(
-    api: Any, aggregate: Any, image: str, fields: Any, field: str
-) -> None:
+def test_bad_field_is_named(api: Any, aggregate: Any, image: str, fields: Any, field: str) -> None:
     whole = {'aggregate': 'edge', 'images': [image], **fields}
     assert field in refused(ask(api, **whole))
 
 
 @pytest.mark.usefixtures('nothing_saved')
 @pytest.mark.parametrize('raw', [b'', b'null', b'5', b'[]', b'{}', b'{"request": null}', b'{'])
-def test_a_bad_body_is_refused(api: Any, raw: bytes) -> None:
+def test_bad_body_is_refused(api: Any, raw: bytes) -> None:
     assert refused(api.post('/v1/requests', raw=raw))
 
 
 @pytest.mark.usefixtures('nothing_saved')
 @pytest.mark.parametrize('asked', [4711, '4711', 'nowhere', ID, 2**31 - 1, '9' * 255])
-def test_an_unknown_aggregate_is_not_found(api: Any, image: str, asked: Any) -> None:
+def test_unknown_aggregate_not_found(api: Any, image: str, asked: Any) -> None:
     message = refused(ask(api, aggregate=asked, images=[image]), 404)
     assert message == f'Aggregate {asked} could not be found.'
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_a_host_that_is_in_no_cell_is_named(api: Any, image: str) -> None:
+def test_host_without_cell_named(api: Any, image: str) -> None:
     message = refused(ask(api, hosts=['host1', 'host9'], images=[image]))
     assert 'hosts' in message
     assert 'host9' in message
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_an_image_that_cannot_be_had_is_named(api: Any, aggregate: Any, image: str) -> None:
+def test_inaccessible_image_is_named(api: Any, aggregate: Any, image: str) -> None:
     unknown, queued = str(uuid.uuid4()), api.images.add(b'1', status='queued').id
     for asked, why in ((unknown, 'could not be found.'), (queued, 'is queued, not active.')):
         message = refused(ask(api, aggregate='edge', images=[image, asked]))
@@ -247,9 +235,7 @@ def test_an_image_that_cannot_be_had_is_named(api: Any, aggregate: Any, image: s
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_without_glance_the_caller_is_told_to_come_again(
-    api: Any, aggregate: Any, image: str
-) -> None:
+def test_glance_outage_returns_retry_later(api: Any, aggregate: Any, image: str) -> None:
     api.images.faults.unavailable = 1
     response = ask(api, aggregate='edge', images=[image])
     refused(response, 503)
@@ -257,9 +243,7 @@ def test_without_glance_the_caller_is_told_to_come_again(
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_too_many_images_or_tasks_are_over_the_limit(
-    rebuild: Any, conf: Any, aggregate: Any
-) -> None:
+def test_too_many_images_or_tasks_refused(rebuild: Any, conf: Any, aggregate: Any) -> None:
     conf.set_override('max_images_per_request', 2, 'image_cache')
     conf.set_override('max_tasks_per_request', 3, 'image_cache')
     api = rebuild()
@@ -273,9 +257,7 @@ def test_too_many_images_or_tasks_are_over_the_limit(
 
 
 @pytest.mark.usefixtures('nothing_saved')
-def test_a_pin_that_forbids_the_call_to_computes_is_a_conflict(
-    rebuild: Any, aggregate: Any
-) -> None:
+def test_forbidding_rpc_pin_is_conflict(rebuild: Any, aggregate: Any) -> None:
     api = rebuild(why_unsupported=lambda: '[upgrade_levels] compute = 0.9 is too low')
     image = api.images.add(b'1').id
     message = refused(ask(api, aggregate='edge', images=[image]), 409)
@@ -285,12 +267,12 @@ def test_a_pin_that_forbids_the_call_to_computes_is_a_conflict(
 
 @pytest.mark.usefixtures('nothing_saved')
 @pytest.mark.parametrize('token', ['u:p', 'u:p:reader', 'u:p:member,manager'])
-def test_who_is_no_admin_is_forbidden(api: Any, aggregate: Any, image: str, token: str) -> None:
+def test_non_admin_is_forbidden(api: Any, aggregate: Any, image: str, token: str) -> None:
     message = refused(ask(api, token, aggregate='edge', images=[image]), 403)
     assert 'image_precache:requests:create' in message
 
 
-def test_a_deaf_conductor_changes_nothing_for_the_caller(
+def test_unreachable_conductor_does_not_affect_caller(
     rebuild: Any, aggregate: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:

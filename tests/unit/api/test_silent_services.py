@@ -116,7 +116,7 @@ def _with_glance(
     return make_api(conf, database, stock, images_for=wiring_images.of_callers(conf))
 
 
-def test_a_slow_glance_is_503_in_time_for_several_images_too(
+def test_slow_glance_returns_503(
     conf: cfg.ConfigOpts,
     database: session.Database,
     api: Api,
@@ -130,7 +130,7 @@ def test_a_slow_glance_is_503_in_time_for_several_images_too(
     assert api.saved_requests() == 0
 
 
-def test_a_slow_glance_behind_tls_is_503_in_time(
+def test_slow_tls_glance_returns_503(
     conf: cfg.ConfigOpts,
     database: session.Database,
     api: Api,
@@ -151,7 +151,7 @@ def test_a_slow_glance_behind_tls_is_503_in_time(
     _assert_unavailable(answer)
 
 
-def test_a_slow_keystone_is_503_in_time(
+def test_slow_keystone_returns_503(
     tmp_path: pathlib.Path, database: session.Database, slow: SlowServer
 ) -> None:
     path = tmp_path / 'nova-precache.conf'
@@ -174,7 +174,7 @@ project_domain_name = Default
     _assert_unavailable(_answered(lambda: guarded.get('/v1/requests', token='some-token')))
 
 
-def test_a_lock_that_another_process_holds_is_503_in_time(
+def test_locked_database_returns_503(
     conf: cfg.ConfigOpts, api: Api, tmp_path: pathlib.Path
 ) -> None:
     other = sqlite3.connect(tmp_path / 'precache.sqlite', isolation_level=None)

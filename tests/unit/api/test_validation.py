@@ -30,7 +30,7 @@ def complaint(check: Any, body: Any) -> str:
     return str(caught.value)
 
 
-def test_our_own_door_names_a_field_by_its_path_and_novas_the_innermost() -> None:
+def test_field_paths_match_each_api() -> None:
     body = {'request': {'images': ['a', 5]}}
     rest = "Value: 5. 5 is not of type 'string'"
     ours = complaint(validation.check_document, body)
@@ -38,13 +38,13 @@ def test_our_own_door_names_a_field_by_its_path_and_novas_the_innermost() -> Non
     assert complaint(validation.check_body, body) == f'Invalid input for field/attribute 1. {rest}'
 
 
-def test_a_key_that_is_not_known_is_named_with_where_it_is() -> None:
+def test_unknown_key_named_with_its_place() -> None:
     message = complaint(validation.check_document, {'request': {'colour': 'red'}})
     assert 'field/attribute request.' in message
     assert "'colour' was unexpected" in message
 
 
-def test_what_is_no_object_is_told_without_a_field() -> None:
+def test_non_object_reported_without_field() -> None:
     assert complaint(validation.check_document, 5) == "5 is not of type 'object'"
 
 
@@ -57,7 +57,7 @@ def test_what_is_no_object_is_told_without_a_field() -> None:
         ('2035-05-01T22:00:00.1234567+02:30', '2035-05-01T19:30:00.123456Z'),
     ],
 )
-def test_times_are_read_with_and_without_a_zone(text: str, expected: str) -> None:
+def test_times_parsed_with_or_without_zone(text: str, expected: str) -> None:
     read = times.from_text(text)
     assert read.tzinfo is None
     assert times.to_text(read) == expected
@@ -81,12 +81,12 @@ def test_times_are_read_with_and_without_a_zone(text: str, expected: str) -> Non
         '9999-12-31T23:59:59-01:00',
     ],
 )
-def test_what_is_no_time_that_every_database_keeps_is_refused(text: str) -> None:
+def test_time_outside_database_range_refused(text: str) -> None:
     message = complaint(validation.check_document, {'request': {'deadline': text}})
     assert 'request.deadline' in message
 
 
-def test_a_time_is_compared_with_those_of_the_database() -> None:
+def test_time_is_comparable_with_database() -> None:
     naive = datetime.datetime(2035, 5, 1)  # noqa: DTZ001 - as the database keeps it
     assert times.from_text('2035-05-01T02:00:00+02:00') == naive
     assert times.to_text(None) is None

@@ -7,22 +7,20 @@ import pytest
 
 
 @pytest.mark.parametrize('path', ['/v1', '/v1/'])
-def test_the_precache_document_is_in_its_own_version(api: Any, path: str) -> None:
+def test_precache_document_has_its_own_version(api: Any, path: str) -> None:
     response = api.get(path)
     assert response.json['version']['version'] == '1.0'
     assert response.headers['OpenStack-API-Version'] == 'image-precache 1.0'
     assert response.headers.getall('Vary') == ['OpenStack-API-Version']
 
 
-def test_links_follow_the_public_endpoint(api: Any, rebuild: Any, conf: Any) -> None:
+def test_links_use_public_endpoint(api: Any, rebuild: Any, conf: Any) -> None:
     conf.set_override('public_endpoint', 'https://cloud.example/precache/', 'api')
     href = rebuild().get('/v1').json['version']['links'][0]['href']
     assert href == 'https://cloud.example/precache/v1/'
 
 
-def test_links_follow_a_proxy_where_its_headers_are_trusted(
-    api: Any, rebuild: Any, conf: Any
-) -> None:
+def test_links_use_trusted_proxy_headers(api: Any, rebuild: Any, conf: Any) -> None:
     forwarded = {'X-Forwarded-Proto': 'https', 'X-Forwarded-Host': 'cloud.example'}
     conf.set_override('enable_proxy_headers_parsing', True, 'oslo_middleware')
     href = rebuild().get('/v1', headers=forwarded).json['version']['links'][0]['href']
@@ -33,15 +31,13 @@ def test_links_follow_a_proxy_where_its_headers_are_trusted(
     ('path', 'service'), [('/v2.1/os-aggregates', 'compute'), ('/v1/requests', 'image-precache')]
 )
 @pytest.mark.parametrize('version', ['2.' + '1' * 5000, '1' * 5000 + '.1'])
-def test_a_number_longer_than_python_reads_is_no_version(
-    api: Any, path: str, service: str, version: str
-) -> None:
+def test_too_long_number_is_no_version(api: Any, path: str, service: str, version: str) -> None:
     response = api.get(path, headers={'OpenStack-API-Version': f'{service} {version}'})
     assert response.status_int == 400
     assert 'is of invalid format' in response.json['badRequest']['message']
 
 
-def test_the_precache_api_has_versions_of_its_own(api: Any) -> None:
+def test_precache_api_has_own_versions(api: Any) -> None:
     both = {'OpenStack-API-Version': 'compute 2.81, image-precache latest'}
     response = api.get('/v1/requests', headers=both)
     assert response.status_int == 200

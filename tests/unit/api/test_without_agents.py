@@ -46,7 +46,7 @@ def hosts(
     alive.close()
 
 
-def test_hosts_are_shown_with_what_their_cells_know_and_no_more(hosts: Api) -> None:
+def test_hosts_show_only_data_of_cells(hosts: Api) -> None:
     shown = {each: hosts.get(f'/v1/hosts/{each}').json['host'] for each in ('one', 'two', 'three')}
 
     for host in shown.values():
@@ -65,9 +65,7 @@ def test_hosts_are_shown_with_what_their_cells_know_and_no_more(hosts: Api) -> N
 @pytest.mark.parametrize(
     ('status', 'expected'), [('up', ['one']), ('down', ['two']), ('unknown', ['three'])]
 )
-def test_hosts_are_filtered_by_what_their_cells_know(
-    hosts: Api, status: str, expected: list[str]
-) -> None:
+def test_hosts_filtered_by_data_of_cells(hosts: Api, status: str, expected: list[str]) -> None:
     mapped = {'one', 'two', 'three'}
 
     found = hosts.get(f'/v1/hosts?status={status}').json['hosts']
@@ -81,7 +79,7 @@ def asked(beside: Api, aggregate: model.Aggregate) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize('path', ['/v1/requests', '/v1/estimate'])
-def test_a_rate_is_refused(beside: Api, asked: dict[str, Any], path: str) -> None:
+def test_rate_limit_is_refused(beside: Api, asked: dict[str, Any], path: str) -> None:
     refused = beside.post(path, {'request': {**asked, 'max_rate_bytes': 5}})
 
     assert refused.status_int == 400
@@ -92,15 +90,13 @@ def test_a_rate_is_refused(beside: Api, asked: dict[str, Any], path: str) -> Non
     assert beside.saved_requests() == 0
 
 
-def test_what_is_no_limit_is_not_refused(beside: Api, asked: dict[str, Any]) -> None:
+def test_request_without_rate_limit_accepted(beside: Api, asked: dict[str, Any]) -> None:
     made = beside.post('/v1/requests', {'request': {**asked, 'max_rate_bytes': None}})
 
     assert made.status_int == 202
 
 
-def test_keeping_what_came_of_a_cancelled_call_is_refused_and_the_cancel_is_not(
-    beside: Api, asked: dict[str, Any]
-) -> None:
+def test_keep_partial_refused_but_cancel_accepted(beside: Api, asked: dict[str, Any]) -> None:
     made = beside.post('/v1/requests', {'request': asked}).json['request']
     action = f'/v1/requests/{made["id"]}/action'
 
@@ -115,7 +111,7 @@ def _have_living_hosts(beside: Api) -> None:
 
 
 @pytest.mark.parametrize('of', ['host', 'image'])
-def test_what_is_in_caches_is_told_by_nobody(beside: Api, asked: dict[str, Any], of: str) -> None:
+def test_caches_are_not_available(beside: Api, asked: dict[str, Any], of: str) -> None:
     paths = {'host': '/v1/hosts/host1/images', 'image': f'/v1/images/{asked["images"][0]}/hosts'}
     _have_living_hosts(beside)
 
@@ -124,7 +120,7 @@ def test_what_is_in_caches_is_told_by_nobody(beside: Api, asked: dict[str, Any],
     assert (answer.status_int, answer.json['conflictingRequest']['message']) == (409, UNTOLD)
 
 
-def test_an_estimate_says_that_nothing_is_known(beside: Api, asked: dict[str, Any]) -> None:
+def test_estimate_is_unknown(beside: Api, asked: dict[str, Any]) -> None:
     _have_living_hosts(beside)
 
     estimate = beside.post('/v1/estimate', {'request': asked}).json['estimate']
@@ -136,7 +132,7 @@ def test_an_estimate_says_that_nothing_is_known(beside: Api, asked: dict[str, An
     }
 
 
-def test_how_much_of_a_pin_is_there_is_not_known(beside: Api, asked: dict[str, Any]) -> None:
+def test_pin_coverage_is_unknown(beside: Api, asked: dict[str, Any]) -> None:
     made = beside.post('/v1/pins', {'pin': asked})
 
     assert made.json['pin']['coverage'] == {'wanted': 2, 'cached': None}

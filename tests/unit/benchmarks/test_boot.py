@@ -6,7 +6,7 @@ import pytest
 from benchmarks import boot
 
 
-def test_cold_and_warm_stand_side_by_side_with_the_median_of_the_rounds_ratios() -> None:
+def test_cold_and_warm_have_median_ratio() -> None:
     # In the last round the machine was three times as slow, for both kinds.
     cold = [boot.Boot(10.0, 11.0), boot.Boot(8.0, 9.0), boot.Boot(30.0, 33.0)]
     warm = [boot.Boot(2.0, 3.0), boot.Boot(2.0, 3.0), boot.Boot(6.0, 9.0)]
@@ -19,7 +19,7 @@ def test_cold_and_warm_stand_side_by_side_with_the_median_of_the_rounds_ratios()
     )
 
 
-def test_an_images_type_that_has_no_file_cache_is_refused(
+def test_images_type_without_file_cache_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):

@@ -37,7 +37,7 @@ def _missed(*outcomes: cases.Outcome) -> list[str]:
 SMALL, LARGE = cases.Case('sqlite', 100), cases.Case('sqlite', 10_000)
 
 
-def test_what_a_task_takes_is_that_of_planning_and_working() -> None:
+def test_task_cost_sums_planning_and_work() -> None:
     found = _outcome(SMALL, 2.0)
 
     assert found.cpu_ms_per_task == pytest.approx(2.0)
@@ -45,37 +45,37 @@ def test_what_a_task_takes_is_that_of_planning_and_working() -> None:
     assert found.statements_per_task == pytest.approx(1.0)
 
 
-def test_what_the_process_takes_anyhow_is_not_of_a_task() -> None:
+def test_idle_cost_not_of_task() -> None:
     found = _outcome(SMALL, 2.0, idle=cases.Cost(2.0, 0.04, 0, 0, 0))
 
     assert found.idle_share == pytest.approx(0.02)
     assert found.cpu_ms_per_task == pytest.approx(2.0 - 0.02 * found.wall_ms_per_task)
 
 
-def test_a_fleet_that_costs_no_more_a_task_meets_the_targets() -> None:
+def test_constant_task_cost_meets_targets() -> None:
     assert _missed(_outcome(SMALL, 2.0), _outcome(LARGE, 2.4)) == []
 
 
-def test_a_task_that_costs_more_in_a_large_fleet_is_told() -> None:
+def test_growing_task_cost_reported() -> None:
     assert _missed(_outcome(SMALL, 1.0), _outcome(LARGE, 1.3)) == [
         '10,000 x 1 in 2 cells, sqlite: CPU a task, as with 100 hosts'
     ]
 
 
-def test_fleets_that_differ_in_more_than_their_hosts_are_not_compared() -> None:
+def test_differently_configured_fleets_not_compared() -> None:
     other = dataclasses.replace(LARGE, cells=20)
 
     assert _missed(_outcome(SMALL, 1.0), _outcome(other, 2.4)) == []
 
 
-def test_too_much_cpu_and_memory_are_told() -> None:
+def test_excess_cpu_and_memory_reported() -> None:
     assert _missed(_outcome(SMALL, 2.6, peak_bytes=301 * MIB)) == [
         '100 x 1 in 2 cells, sqlite: CPU a task',
         '100 x 1 in 2 cells, sqlite: memory, at most',
     ]
 
 
-def test_what_a_broker_costs_is_told_apart_and_has_no_target() -> None:
+def test_broker_cost_is_separate_without_target() -> None:
     case = dataclasses.replace(SMALL, broker=True)
     rpc = cases.Rpc(made_seconds=0.002, served_seconds=0.001, made_wall_seconds=0.005)
     found = _outcome(case, 5.4, rpc=rpc)
@@ -86,13 +86,13 @@ def test_what_a_broker_costs_is_told_apart_and_has_no_target() -> None:
     assert not [each for each in findings.targets([found]) if 'CPU' in each.what]
 
 
-def test_each_number_of_cells_has_a_delay_of_its_own() -> None:
+def test_each_cell_count_has_own_delay() -> None:
     chosen = cases.choose(['sqlite'], [100], [2, 20, 200], [1], [0, 50], 16)
 
     assert [(case.cells, case.delay_ms) for case in chosen] == [(2, 0), (20, 50), (200, 50)]
 
 
-def test_every_value_is_measured_with_each_fleet_and_database() -> None:
+def test_values_measured_per_fleet_and_database() -> None:
     databases, sizes = ['sqlite', 'mariadb'], [100, 1000, 10_000]
     chosen = cases.choose(databases, sizes, [2, 20], [1, 10], [0, 50], 16)
 
@@ -103,7 +103,7 @@ def test_every_value_is_measured_with_each_fleet_and_database() -> None:
                 assert {getattr(case, axis) for case in these} == values
 
 
-def test_large_fleets_are_not_run_with_computes_that_take_their_time() -> None:
+def test_large_fleets_skip_slow_computes() -> None:
     chosen = cases.choose(
         ['sqlite', 'mariadb'], [100, 10_000], [2, 20], [1, 10], [0, 50], 16, every=True
     )
@@ -113,7 +113,7 @@ def test_large_fleets_are_not_run_with_computes_that_take_their_time() -> None:
     assert chosen[-1].tasks == 100_000
 
 
-def test_the_tables_have_every_case_and_stock_nova() -> None:
+def test_tables_show_every_case_and_nova() -> None:
     table = findings.measured([_outcome(SMALL, 2.0)])
     stock = findings.stock([nova.Nova(100, 10, 400, 1.0, 0.7)])
 
@@ -122,7 +122,7 @@ def test_the_tables_have_every_case_and_stock_nova() -> None:
     assert stock.rows == (('100 x 10', '7.00', '10.00', '4.0'),)
 
 
-def test_a_small_fleet_can_be_measured(tmp_path: pathlib.Path) -> None:
+def test_small_fleet_can_be_measured(tmp_path: pathlib.Path) -> None:
     case = cases.Case('sqlite', hosts=3, images=2, parallel=2)
 
     found = worker.measure(case, f'sqlite:///{tmp_path}/fleet.sqlite')
@@ -139,7 +139,7 @@ def test_a_small_fleet_can_be_measured(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize('arguments', [['--hosts=0'], ['--database=oracle'], ['--images=ten']])
-def test_what_cannot_be_measured_is_refused(
+def test_unmeasurable_options_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -20,14 +20,12 @@ def any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, 'O_DIRECT', 0)
 
 
-def test_what_came_is_written(tmp_path: pathlib.Path) -> None:
+def test_received_bytes_are_written(tmp_path: pathlib.Path) -> None:
     lower_bound.download(io.BytesIO(DATA), str(tmp_path / 'file'))
     assert (tmp_path / 'file').read_bytes() == DATA
 
 
-def test_a_write_that_fails_is_told(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_is_reported(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

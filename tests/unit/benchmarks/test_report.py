@@ -17,14 +17,14 @@ def _found(results: report.Results, **data_bytes: int) -> dict[str, Finding]:
     return {each.what: each for each in report.findings(results, data_bytes)}
 
 
-def test_a_round_that_is_slow_for_all_does_not_change_the_ratio() -> None:
+def test_slow_round_does_not_change_ratio() -> None:
     ours = _samples(1, 10, 1)
     theirs = _samples(2, 20, 2)
 
     assert report.ratio(ours, theirs, lambda sample: sample.wall_seconds) == 0.5
 
 
-def test_raw_is_compared_with_the_hash_and_with_nova() -> None:
+def test_raw_compared_with_hash_and_nova() -> None:
     found = _found(
         {
             'raw': {
@@ -46,7 +46,7 @@ def test_raw_is_compared_with_the_hash_and_with_nova() -> None:
     assert found['raw: CPU, ours : Nova'].is_met
 
 
-def test_the_most_memory_and_page_cache_of_all_rounds_count() -> None:
+def test_highest_memory_and_page_cache_count() -> None:
     samples = [Sample(1, 1, 10 * MIB, 0), Sample(1, 1, 65 * MIB, 9 * MIB), Sample(1, 1, 1, 0)]
 
     found = _found({'large': {'ours': samples}})
@@ -56,25 +56,23 @@ def test_the_most_memory_and_page_cache_of_all_rounds_count() -> None:
 
 
 @pytest.mark.parametrize(('disk_bytes', 'is_met'), [(105, True), (112, False)])
-def test_a_file_with_holes_may_take_a_little_more_than_its_data(
-    disk_bytes: int, is_met: bool
-) -> None:
+def test_sparse_file_may_exceed_its_data(disk_bytes: int, is_met: bool) -> None:
     results = {'holes': {'ours': [Sample(1, disk_bytes=disk_bytes)]}}
 
     assert _found(results, holes=100)['holes: on disk, file : data'].is_met is is_met
 
 
-def test_an_existing_image_is_told_in_milliseconds() -> None:
+def test_existing_image_shown_in_milliseconds() -> None:
     finding = _found({'existing': {'ours': _samples(0.0002)}})['existing: a call']
 
     assert (finding.value, finding.unit, finding.is_met) == (pytest.approx(0.2), 'ms', True)
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
+def test_unmeasured_values_not_judged() -> None:
     assert report.findings({'large': {'ours': _samples(1)}}, {'holes': 1}) == []
 
 
-def test_the_tables_show_medians_and_verdicts() -> None:
+def test_tables_show_medians_and_verdicts() -> None:
     results: report.Results = {'raw': {'ours': _samples(1, 2, 6, cpu_seconds=3)}}
 
     measured = report.measured(results)
@@ -90,7 +88,7 @@ def test_the_tables_show_medians_and_verdicts() -> None:
     )
 
 
-def test_a_table_is_laid_out_in_columns_and_as_a_list_table() -> None:
+def test_table_has_columns_and_list_form() -> None:
     table = report.Table('Medians', ('case', 'who'), (('raw', 'ours'), ('qcow2', '')))
 
     assert report.text(table).splitlines()[2:] == [

@@ -35,16 +35,16 @@ def _image(data: bytes) -> site.SoakImage:
     return site.SoakImage('an image', IMAGE_ID, pathlib.Path('/nowhere'), digest)
 
 
-def test_the_same_seed_takes_the_same_steps() -> None:
+def test_same_seed_takes_same_steps() -> None:
     assert _steps(7) == _steps(7)
     assert _steps(7) != _steps(8)
 
 
-def test_everything_happens_sooner_or_later() -> None:
+def test_every_event_happens_eventually() -> None:
     assert {step.what for step in _steps(7)} == set(plan.What)
 
 
-def test_a_base_file_is_right_wrong_or_not_there(paths: layout.CacheLayout) -> None:
+def test_base_file_right_wrong_or_absent(paths: layout.CacheLayout) -> None:
     name = layout.base_name(IMAGE_ID)
     assert judge.is_right(_image(b'right'), paths) is None
 
@@ -55,7 +55,7 @@ def test_a_base_file_is_right_wrong_or_not_there(paths: layout.CacheLayout) -> N
     assert judge.wrong_files([_image(b'right')], paths) == ['an image is wrong']
 
 
-def test_what_can_be_gone_on_with_may_stay_until_all_is_done(paths: layout.CacheLayout) -> None:
+def test_resumable_partial_may_stay_until_end(paths: layout.CacheLayout) -> None:
     notes = [{'version': 1}, {'synced_bytes': 4096}]
     _put(paths, f'{STEM}.part')
     _put(paths, f'{STEM}.journal', b''.join(json.dumps(note).encode() + b'\n' for note in notes))
@@ -66,7 +66,7 @@ def test_what_can_be_gone_on_with_may_stay_until_all_is_done(paths: layout.Cache
 
 
 @pytest.mark.parametrize('names', [('part',), ('converted',), ('part', 'journal')])
-def test_what_nothing_is_noted_of_is_left_over(
+def test_partial_without_journal_is_leftover(
     paths: layout.CacheLayout, names: tuple[str, ...]
 ) -> None:
     for name in names:
@@ -77,25 +77,25 @@ def test_what_nothing_is_noted_of_is_left_over(
     assert found == sorted(f'{STEM}.{name}' for name in names)
 
 
-def test_a_handle_more_than_before_is_leaked() -> None:
+def test_extra_handle_is_leaked() -> None:
     before = ['/dev/null', 'pipe:[]']
 
     assert judge.leaked_handles(before, [*before, '/base', '/base']) == ['2 times /base']
 
 
-def test_a_few_connections_may_be_kept() -> None:
+def test_few_connections_may_be_kept() -> None:
     assert judge.leaked_handles([], ['socket:[]'] * 8) == []
     assert judge.leaked_handles([], ['socket:[]'] * 9) == ['9 times socket:[]']
 
 
-def test_memory_that_only_warms_up_is_flat() -> None:
+def test_memory_warming_up_is_flat() -> None:
     samples = [(float(at), 100 if at >= 25 else at) for at in range(100)]
 
     assert judge.growth_bytes(samples) == 0
     assert judge.slope_bytes_per_minute(samples) == 0
 
 
-def test_memory_that_grows_all_the_time_is_found() -> None:
+def test_steadily_growing_memory_found() -> None:
     samples = [(float(at), 10 * at) for at in range(100)]
 
     assert judge.growth_bytes(samples) == 500

@@ -44,7 +44,7 @@ PLACES: dict[str, Callable[[pathlib.Path], object]] = {
 
 
 @pytest.mark.parametrize('make', PLACES.values(), ids=PLACES.keys())
-def test_a_name_that_something_else_has_is_seen_and_stays(
+def test_occupied_name_detected_and_kept(
     cache: Cache, images: fake.FakeImageService, make: Callable[[pathlib.Path], object]
 ) -> None:
     image = images.add(DATA)
@@ -56,9 +56,7 @@ def test_a_name_that_something_else_has_is_seen_and_stays(
     assert cache.names() == [layout.base_name(image.id)]
 
 
-def test_a_file_that_may_not_be_replaced_is_seen(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_unreplaceable_file_is_detected(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     path = cache.base_file(image.id)
     path.touch()
@@ -81,7 +79,7 @@ def file_limit() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_file_that_may_not_become_so_large_is_seen(
+def test_oversized_file_is_detected(
     cache: Cache, images: fake.FakeImageService, file_limit: Callable[[int], None]
 ) -> None:
     image = images.add(DATA)
@@ -92,7 +90,7 @@ def test_a_file_that_may_not_become_so_large_is_seen(
     assert cache.names() == []
 
 
-def test_a_converted_file_that_may_not_become_so_large_is_seen(
+def test_oversized_converted_file_detected(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -107,7 +105,7 @@ def test_a_converted_file_that_may_not_become_so_large_is_seen(
     assert cache.names() == []
 
 
-def test_a_qemu_img_that_is_gone_is_seen(
+def test_missing_qemu_img_detected(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = images.add(DATA)
@@ -128,7 +126,7 @@ def test_a_qemu_img_that_is_gone_is_seen(
         ('ari', 'raw', 'ari'),
     ],
 )
-def test_an_image_that_no_instance_boots_from_is_seen(
+def test_unbootable_image_is_detected(
     cache: Cache,
     images: fake.FakeImageService,
     container_format: str,
@@ -147,7 +145,7 @@ def test_an_image_that_no_instance_boots_from_is_seen(
 
 @pytest.mark.parametrize('force_raw', [True, False])
 @pytest.mark.parametrize('disk_format', [None, 'ploop', 'unknown', 'compressed'])
-def test_an_image_of_a_disk_format_that_is_never_booted_is_seen(
+def test_unbootable_disk_format_detected(
     cache: Cache, images: fake.FakeImageService, disk_format: str | None, force_raw: bool
 ) -> None:
     cache = cache if force_raw else Cache(cache.paths, force_raw=False)
@@ -167,7 +165,7 @@ def test_an_image_of_a_disk_format_that_is_never_booted_is_seen(
         ('ovf', 'ami'),
     ],
 )
-def test_an_image_that_nova_boots_is_cached_whatever_its_container(
+def test_bootable_image_cached_with_any_container(
     cache: Cache,
     images: fake.FakeImageService,
     container_format: str | None,
@@ -179,7 +177,9 @@ def test_an_image_that_nova_boots_is_cached_whatever_its_container(
     assert not cache.filler.fill(images, image.id, ignore).existing
 
 
-def test_names_that_run_out_are_seen(tmp_path: pathlib.Path, images: fake.FakeImageService) -> None:
+def test_exhausted_names_are_detected(
+    tmp_path: pathlib.Path, images: fake.FakeImageService
+) -> None:
     """The journal and the partial file get a name, the converted file does not."""
     path = tmp_path / 'small'
     path.mkdir()

@@ -31,16 +31,14 @@ def seen(tmp_path: pathlib.Path) -> boot_signal.WaitingBoots:
     return boot_signal.WaitingBoots(str(tmp_path), Clock())
 
 
-def test_a_boot_is_seen_while_it_waits(
-    tmp_path: pathlib.Path, seen: boot_signal.WaitingBoots
-) -> None:
+def test_waiting_boot_is_seen(tmp_path: pathlib.Path, seen: boot_signal.WaitingBoots) -> None:
     assert not seen.any_waiting()
     with boot_signal.WaitingBoots(str(tmp_path)).wait():
         assert seen.any_waiting()
     assert not seen.any_waiting()
 
 
-def test_boots_are_seen_until_the_last_one_has_ended(seen: boot_signal.WaitingBoots) -> None:
+def test_boots_seen_until_last_ends(seen: boot_signal.WaitingBoots) -> None:
     with seen.wait():
         with seen.wait():
             assert seen.any_waiting()
@@ -48,7 +46,7 @@ def test_boots_are_seen_until_the_last_one_has_ended(seen: boot_signal.WaitingBo
     assert not seen.any_waiting()
 
 
-def test_a_boot_of_another_process_is_seen_until_that_dies(
+def test_boot_seen_until_its_process_dies(
     tmp_path: pathlib.Path, seen: boot_signal.WaitingBoots
 ) -> None:
     command = [sys.executable, '-c', _BOOT, str(tmp_path)]
@@ -60,7 +58,7 @@ def test_a_boot_of_another_process_is_seen_until_that_dies(
     assert not seen.any_waiting()
 
 
-def test_nobody_looks_more_often_than_is_of_use(tmp_path: pathlib.Path) -> None:
+def test_polling_rate_is_bounded(tmp_path: pathlib.Path) -> None:
     now = [100.0]
     waiting = boot_signal.WaitingBoots(str(tmp_path), lambda: now[0])
     assert not waiting.any_waiting()
@@ -70,7 +68,7 @@ def test_nobody_looks_more_often_than_is_of_use(tmp_path: pathlib.Path) -> None:
         assert waiting.any_waiting()
 
 
-def test_without_a_lock_directory_a_boot_goes_on_unseen(tmp_path: pathlib.Path) -> None:
+def test_boot_continues_without_lock_directory(tmp_path: pathlib.Path) -> None:
     nowhere = boot_signal.WaitingBoots(str(tmp_path / 'nowhere'), Clock())
     with nowhere.wait():
         assert not nowhere.any_waiting()

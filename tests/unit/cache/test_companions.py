@@ -100,7 +100,7 @@ def is_young(cache: Cache, image: model.Image) -> bool:
 
 
 @pytest.mark.parametrize('force_raw', [True, False])
-def test_kernel_and_ramdisk_are_cached_as_they_are_beside_the_image(
+def test_companions_cached_unconverted_beside_image(
     paths: layout.CacheLayout, images: fake.FakeImageService, bootable: Bootable, force_raw: bool
 ) -> None:
     cache = Cache(paths, force_raw=force_raw)
@@ -114,7 +114,7 @@ def test_kernel_and_ramdisk_are_cached_as_they_are_beside_the_image(
     assert layout.base_name(bootable.image.id) in listed(cache)
 
 
-def test_a_converted_image_has_its_kernel_unconverted(
+def test_converted_image_keeps_raw_kernel(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     kernel = images.add(KERNEL, disk_format='aki', container_format='aki')
@@ -125,7 +125,7 @@ def test_a_converted_image_has_its_kernel_unconverted(
     assert cache.base_file(kernel.id).read_bytes() == KERNEL
 
 
-def test_progress_counts_the_bytes_of_all_and_only_grows(
+def test_progress_sums_all_parts_and_grows(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     told: list[model.Progress] = []
@@ -137,7 +137,7 @@ def test_progress_counts_the_bytes_of_all_and_only_grows(
     assert {progress.bytes_total for progress in told} == {total}
 
 
-def test_the_image_is_published_after_what_it_needs(
+def test_image_published_after_companions(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     order: list[set[str]] = []
@@ -148,7 +148,7 @@ def test_the_image_is_published_after_what_it_needs(
     assert layout.base_name(bootable.image.id) in base_names(cache)
 
 
-def test_a_hit_touches_all_and_asks_the_image_service_nothing(
+def test_hit_touches_all_parts_offline(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     fill(cache, images, bootable.image)
@@ -161,7 +161,7 @@ def test_a_hit_touches_all_and_asks_the_image_service_nothing(
 
 @pytest.mark.parametrize('missing', ['kernel', 'ramdisk', 'image'])
 @pytest.mark.parametrize('is_told', [True, False])
-def test_what_is_missing_comes_again_alone(
+def test_only_missing_part_fetched(
     cache: Cache,
     images: fake.FakeImageService,
     bootable: Bootable,
@@ -182,7 +182,7 @@ def test_what_is_missing_comes_again_alone(
     assert all(is_young(cache, each) for each in bootable.all)
 
 
-def test_an_image_that_nova_fetched_is_there_once_its_kernel_is(
+def test_nova_image_complete_once_kernel_arrives(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     cache.base_file(bootable.image.id).write_bytes(DATA)
@@ -191,7 +191,7 @@ def test_an_image_that_nova_fetched_is_there_once_its_kernel_is(
     assert fill(cache, images, bootable.image, bootable.needed).existing
 
 
-def test_what_nova_fetched_whole_is_noted_and_so_known_without_being_told(
+def test_complete_nova_image_noted(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     for image, data in zip(bootable.all, (DATA, KERNEL, RAMDISK), strict=True):
@@ -203,7 +203,7 @@ def test_what_nova_fetched_whole_is_noted_and_so_known_without_being_told(
     assert not fill(cache, images, bootable.image).existing
 
 
-def test_a_kernel_that_nova_was_killed_over_is_fetched_again(
+def test_kernel_interrupted_by_nova_refetched(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     """Nova writes a kernel in place, so a partial one can have the final name."""
@@ -213,7 +213,7 @@ def test_a_kernel_that_nova_was_killed_over_is_fetched_again(
     assert cache.base_file(bootable.kernel.id).read_bytes() == KERNEL
 
 
-def test_a_kernel_that_an_image_names_now_is_fetched_though_the_image_is_there(
+def test_newly_named_kernel_fetched(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     plain = images.add(DATA)
@@ -235,7 +235,7 @@ def test_a_kernel_that_an_image_names_now_is_fetched_though_the_image_is_there(
 @pytest.mark.parametrize(
     'note', [b'', b'no JSON', b'{}', b'[{"id": 5}]', b'[' * 3000, b'[1, 2, 3]']
 )
-def test_a_damaged_note_counts_as_nothing_known_and_is_mended(
+def test_damaged_note_is_repaired(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable, note: bytes
 ) -> None:
     fill(cache, images, bootable.image)
@@ -259,7 +259,7 @@ def test_a_damaged_note_counts_as_nothing_known_and_is_mended(
         ({'container_format': 'compressed'}, 'has container_format compressed'),
     ],
 )
-def test_an_image_without_a_usable_companion_is_refused_before_the_first_byte(
+def test_unusable_companion_refused_before_download(
     cache: Cache,
     images: fake.FakeImageService,
     bootable: Bootable,
@@ -281,7 +281,7 @@ def test_an_image_without_a_usable_companion_is_refused_before_the_first_byte(
 
 @pytest.mark.parametrize('value', ['', 'None', 'x' * 70000, '../etc', 'http://glance/images/1', 5])
 @pytest.mark.parametrize('kind', ['kernel_id', 'ramdisk_id'])
-def test_a_malformed_companion_is_refused_by_its_name(
+def test_malformed_companion_refused_by_name(
     cache: Cache, images: fake.FakeImageService, kind: str, value: Any
 ) -> None:
     image = images.add(DATA, **{kind: value})
@@ -291,7 +291,7 @@ def test_a_malformed_companion_is_refused_by_its_name(
     assert (images.opens, cache.names()) == ([], [])
 
 
-def test_an_image_is_not_its_own_kernel(cache: Cache, images: fake.FakeImageService) -> None:
+def test_image_not_its_own_kernel(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.update(image.id, kernel_id=image.id)
     with pytest.raises(exception.ImageGone, match='cannot be its own kernel'):
@@ -306,7 +306,7 @@ class AnySpelling(fake.FakeImageService):
         return super().show(image_id.lower())
 
 
-def test_a_kernel_is_stored_under_the_name_of_its_id_as_the_image_service_spells_it(
+def test_kernel_stored_under_canonical_id(
     cache: Cache,
 ) -> None:
     images = AnySpelling()
@@ -322,7 +322,7 @@ def test_a_kernel_is_stored_under_the_name_of_its_id_as_the_image_service_spells
         fill(cache, images, image)
 
 
-def test_the_value_nokernel_means_neither_kernel_nor_ramdisk(
+def test_nokernel_means_no_companions(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.update(bootable.image.id, kernel_id='nokernel')
@@ -330,14 +330,14 @@ def test_the_value_nokernel_means_neither_kernel_nor_ramdisk(
     assert cache.names() == [layout.base_name(bootable.image.id)]
 
 
-def test_one_image_that_is_kernel_and_ramdisk_comes_once(
+def test_same_kernel_and_ramdisk_fetched_once(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.update(bootable.image.id, ramdisk_id=bootable.kernel.id)
     assert fill(cache, images, bootable.image).bytes_total == len(DATA) + len(KERNEL)
 
 
-def test_what_a_kernel_names_is_not_followed(
+def test_companions_of_kernel_ignored(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.update(bootable.kernel.id, kernel_id=bootable.image.id, ramdisk_id='nonsense')
@@ -346,9 +346,7 @@ def test_what_a_kernel_names_is_not_followed(
     assert base_names(cache) == {layout.base_name(each.id) for each in bootable.all}
 
 
-def test_images_that_name_each_other_do_not_wait_for_each_other(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_mutual_companions_do_not_deadlock(cache: Cache, images: fake.FakeImageService) -> None:
     first, second = images.add(DATA), images.add(DATA)
     images.update(first.id, kernel_id=second.id)
     images.update(second.id, kernel_id=first.id)
@@ -359,7 +357,7 @@ def test_images_that_name_each_other_do_not_wait_for_each_other(
     assert base_names(cache) == {layout.base_name(each.id) for each in (first, second)}
 
 
-def test_two_images_that_share_a_kernel_fetch_it_once(
+def test_shared_kernel_fetched_once(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     other = images.add(DATA, kernel_id=bootable.kernel.id)
@@ -370,7 +368,7 @@ def test_two_images_that_share_a_kernel_fetch_it_once(
     assert moved == 2 * len(DATA) + len(KERNEL) + len(RAMDISK)
 
 
-def test_a_kernel_that_nova_fetches_just_now_is_waited_for(
+def test_kernel_fetched_by_nova_awaited(
     cache: Cache,
     images: fake.FakeImageService,
     bootable: Bootable,
@@ -390,7 +388,7 @@ def test_a_kernel_that_nova_fetches_just_now_is_waited_for(
     assert bootable.kernel.id not in [each for each, _ in images.opens]
 
 
-def test_a_full_disk_is_found_before_the_first_byte_of_any_part(
+def test_full_disk_detected_before_any_download(
     paths: layout.CacheLayout, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     cache = Cache(paths)
@@ -402,7 +400,7 @@ def test_a_full_disk_is_found_before_the_first_byte_of_any_part(
     assert (images.opens, cache.names()) == ([], [])
 
 
-def test_what_broke_off_is_resumed_and_what_was_done_is_kept(
+def test_interrupted_part_resumes_and_others_stay(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.faults.cuts = [100 * KIB] * 2
@@ -422,7 +420,7 @@ def test_what_broke_off_is_resumed_and_what_was_done_is_kept(
     assert cache.base_file(bootable.image.id).read_bytes() == DATA
 
 
-def test_a_kernel_of_other_bytes_is_not_published(
+def test_kernel_with_wrong_hash_not_published(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.faults.corrupt = 1
@@ -445,7 +443,7 @@ def test_a_kernel_of_other_bytes_is_not_published(
         ),
     ],
 )
-def test_an_image_whose_companion_is_withdrawn_under_way_is_not_published(
+def test_withdrawn_companion_keeps_image_unpublished(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable, change: Any, error: Any
 ) -> None:
     def withdraw(progress: model.Progress) -> None:
@@ -460,7 +458,7 @@ def test_an_image_whose_companion_is_withdrawn_under_way_is_not_published(
     assert cache.suffixes() == []
 
 
-def test_a_kernel_that_is_removed_while_its_image_comes_leaves_it_unpublished(
+def test_removed_kernel_keeps_image_unpublished(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     def remove(progress: model.Progress) -> None:
@@ -476,7 +474,7 @@ def test_a_kernel_that_is_removed_while_its_image_comes_leaves_it_unpublished(
     assert images.opens == [(bootable.kernel.id, 0)], 'the image itself was kept'
 
 
-def test_companions_are_reported_whatever_they_begin_like(
+def test_companions_reported_whatever_their_prefix(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     fill(cache, images, bootable.image)
@@ -487,7 +485,7 @@ def test_companions_are_reported_whatever_they_begin_like(
         fill(cache, images, bootable.image)
 
 
-def test_companions_are_touched_while_a_large_image_comes(
+def test_companions_touched_during_image_download(
     cache: Cache,
     images: fake.FakeImageService,
     bootable: Bootable,
@@ -506,7 +504,7 @@ def test_companions_are_touched_while_a_large_image_comes(
     assert all(young)
 
 
-def test_a_note_that_may_not_be_read_leaves_out_its_image_alone(
+def test_unreadable_note_omits_only_its_image(
     cache: Cache,
     images: fake.FakeImageService,
     bootable: Bootable,
@@ -525,7 +523,7 @@ def test_a_note_that_may_not_be_read_leaves_out_its_image_alone(
     assert fill(cache, images, bootable.image, bootable.needed).existing
 
 
-def test_a_boot_that_waits_for_the_kernel_hastens_its_download(
+def test_boot_waiting_for_kernel_raises_priority(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     images.faults.gate = gate = fake.Gate()
@@ -547,7 +545,7 @@ def test_a_boot_that_waits_for_the_kernel_hastens_its_download(
         assert not filling.result(60).existing
 
 
-def test_a_boot_finds_what_its_image_needs_by_the_note(
+def test_boot_finds_companions_by_note(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     fill(cache, images, bootable.image)
@@ -557,7 +555,7 @@ def test_a_boot_finds_what_its_image_needs_by_the_note(
     assert cache.base_file(bootable.kernel.id).read_bytes() == KERNEL
 
 
-def test_a_note_goes_after_its_image_and_stays_with_it(
+def test_note_removed_after_its_image(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     fill(cache, images, bootable.image)
@@ -573,7 +571,7 @@ def test_a_note_goes_after_its_image_and_stays_with_it(
     assert not note.exists()
 
 
-def test_a_note_stays_while_its_image_is_being_filled_in(
+def test_note_stays_while_image_filled(
     cache: Cache, images: fake.FakeImageService, bootable: Bootable
 ) -> None:
     name = layout.base_name(bootable.image.id)
@@ -616,7 +614,7 @@ def fill_until_killed(instances_path: str, name: str, after: int) -> None:
     ('name', 'after'),
     [(name, after) for name in ('rename', 'fsync') for after in range(4)],
 )
-def test_a_process_that_is_killed_between_kernel_and_image_leaves_no_image_without_it(
+def test_killed_process_leaves_no_partial_set(
     cache: Cache, images: fake.FakeImageService, name: str, after: int
 ) -> None:
     image = add_known(images)

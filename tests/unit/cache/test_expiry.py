@@ -63,7 +63,7 @@ class Round:
         (RESIZED, 99, 'kept', '99 s old, expires at 100 s'),
     ],
 )
-def test_an_unused_file_goes_at_the_age_of_its_kind(
+def test_unused_file_expires_by_kind(
     name: str, age_seconds: float, verdict: str, reason: str
 ) -> None:
     file = listed(name, age_seconds)
@@ -73,12 +73,12 @@ def test_an_unused_file_goes_at_the_age_of_its_kind(
 
 
 @pytest.mark.parametrize('name', [ORIGINAL, RESIZED])
-def test_a_used_file_stays_however_old(name: str) -> None:
+def test_used_file_stays_at_any_age(name: str) -> None:
     [decision] = expiry.decide([listed(name, 10**9)], {name}, NOW, RULES)
     assert (decision.verdict, decision.reason) == ('used', 'a disk is based on it')
 
 
-def test_the_original_and_what_was_resized_are_used_each_for_itself() -> None:
+def test_original_and_resized_used_separately() -> None:
     files = [listed(ORIGINAL, 5000), listed(RESIZED, 5000)]
     assert [each.verdict for each in expiry.decide(files, {RESIZED}, NOW, RULES)] == [
         'expired',
@@ -86,14 +86,14 @@ def test_the_original_and_what_was_resized_are_used_each_for_itself() -> None:
     ]
 
 
-def test_where_nothing_is_removed_old_files_are_kept() -> None:
+def test_disabled_removal_keeps_old_files() -> None:
     rules = expiry.ExpiryRules(1000, 100, remove=False)
     [decision] = expiry.decide([listed(ORIGINAL, 5000)], (), NOW, rules)
     assert decision.verdict == 'kept'
     assert decision.reason.endswith('but removal is disabled')
 
 
-def test_a_round_removes_what_is_old_and_unused_and_tells_its_size(
+def test_round_removes_unused_and_reports_size(
     cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(cache, ORIGINAL, 1001, os.urandom(8192))
@@ -109,23 +109,21 @@ def test_a_round_removes_what_is_old_and_unused_and_tells_its_size(
     assert ORIGINAL in message
 
 
-def test_a_round_that_removes_nothing_says_nothing(
-    cache: Cache, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_round_without_removal_is_silent(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
     put(cache, ORIGINAL, 1)
     caplog.set_level('INFO')
     assert Round(cache).run() == ()
     assert caplog.records == []
 
 
-def test_a_touched_image_lives_on(cache: Cache) -> None:
+def test_touched_image_stays(cache: Cache) -> None:
     touched, untouched = (put(cache, layout.base_name(each), 10**6) for each in 'ab')
     cache.store.touch('a')
     assert Round(cache).run() == (untouched.name,)
     assert cache.names() == [touched.name]
 
 
-def test_the_age_of_a_used_file_begins_when_its_last_disk_is_gone(cache: Cache) -> None:
+def test_age_starts_without_last_disk(cache: Cache) -> None:
     path = put(cache, ORIGINAL, 10**6)
     a_round = Round(cache)
     a_round.used = {ORIGINAL}
@@ -138,7 +136,7 @@ def test_the_age_of_a_used_file_begins_when_its_last_disk_is_gone(cache: Cache) 
     assert a_round.run() == (ORIGINAL,)
 
 
-def test_used_files_are_marked_where_nothing_is_removed(cache: Cache) -> None:
+def test_used_files_marked_without_removal(cache: Cache) -> None:
     used, unused = (put(cache, layout.base_name(each), 10**6) for each in 'ab')
     a_round = Round(cache, expiry.ExpiryRules(1000, 100, remove=False))
     a_round.used = {used.name}
@@ -147,7 +145,7 @@ def test_used_files_are_marked_where_nothing_is_removed(cache: Cache) -> None:
     assert unused.stat().st_mtime == NOW - 10**6
 
 
-def test_what_is_locked_is_left_alone(cache: Cache) -> None:
+def test_locked_file_stays(cache: Cache) -> None:
     put(cache, ORIGINAL, 5000)
     put(cache, RESIZED, 5000)
     with cache.locks.hold(ORIGINAL):
@@ -156,7 +154,7 @@ def test_what_is_locked_is_left_alone(cache: Cache) -> None:
     assert Round(cache).run() == (ORIGINAL,)
 
 
-def test_what_nova_has_locked_is_left_alone(cache: Cache) -> None:
+def test_file_locked_by_nova_stays(cache: Cache) -> None:
     put(cache, ORIGINAL, 5000)
     with held_by_another_process(cache.paths.lock_directory, ORIGINAL) as nova:
         assert Round(cache).run() == ()
@@ -164,7 +162,7 @@ def test_what_nova_has_locked_is_left_alone(cache: Cache) -> None:
     assert Round(cache).run() == (ORIGINAL,)
 
 
-def test_a_disk_that_nobody_can_read_ends_the_round(cache: Cache) -> None:
+def test_unreadable_disk_ends_round(cache: Cache) -> None:
     path = put(cache, ORIGINAL, 5000)
     a_round = Round(cache)
     a_round.used = exception.StorageError('The header of disk cannot be read')
@@ -173,13 +171,13 @@ def test_a_disk_that_nobody_can_read_ends_the_round(cache: Cache) -> None:
     assert path.stat().st_mtime == NOW - 5000
 
 
-def test_a_cache_that_is_not_mounted_ends_the_round(cache: Cache) -> None:
+def test_unmounted_cache_ends_round(cache: Cache) -> None:
     os.rmdir(cache.paths.base_directory)
     with pytest.raises(exception.StorageError, match='No such file or directory'):
         Round(cache).run()
 
 
-def test_disks_are_looked_at_once_a_round_and_not_for_an_empty_cache(cache: Cache) -> None:
+def test_disks_read_once_per_round(cache: Cache) -> None:
     a_round = Round(cache)
     a_round.run()
     assert a_round.looked == 0
@@ -205,22 +203,20 @@ def test_disks_are_looked_at_once_a_round_and_not_for_an_empty_cache(cache: Cach
         'somebody-elses',
     ],
 )
-def test_what_is_not_an_image_is_left_alone(cache: Cache, name: str) -> None:
+def test_foreign_file_stays(cache: Cache, name: str) -> None:
     put(cache, name, 10**9)
     assert Round(cache).run() == ()
     assert cache.names() == [name]
 
 
-def test_partial_files_are_left_to_their_makers(cache: Cache) -> None:
+def test_partial_files_stay(cache: Cache) -> None:
     path = pathlib.Path(cache.paths.new_partial_path('image', 'part'))
     put(cache, path.name, 10**9)
     assert Round(cache).run() == ()
     assert cache.names() == [path.name]
 
 
-def test_directories_are_left_alone_and_of_a_link_the_link_goes(
-    cache: Cache, tmp_path: pathlib.Path
-) -> None:
+def test_directory_stays_and_link_removed(cache: Cache, tmp_path: pathlib.Path) -> None:
     directory, link, dangling = (cache.base_file(each) for each in ('directory', 'link', 'none'))
     target = tmp_path / 'target'
     target.write_bytes(b'data')
@@ -234,7 +230,7 @@ def test_directories_are_left_alone_and_of_a_link_the_link_goes(
     assert target.read_bytes() == b'data'
 
 
-def test_a_file_of_another_user_goes_unless_a_disk_came_to_be_based_on_it(
+def test_foreign_users_file_expires_unless_used(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That disk's maker could not update the file's time, but held the lock."""
@@ -247,7 +243,7 @@ def test_a_file_of_another_user_goes_unless_a_disk_came_to_be_based_on_it(
     assert a_round.run() == (ORIGINAL,)
 
 
-def test_a_file_that_cannot_be_removed_does_not_keep_the_others(
+def test_unremovable_file_does_not_block_others(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = sorted(put(cache, layout.base_name(each), 5000) for each in 'ab')

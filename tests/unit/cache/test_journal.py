@@ -44,12 +44,12 @@ def read(path: str) -> tuple[journal.Identity | None, int]:
         return found.identity, found.synced_bytes
 
 
-def test_what_was_noted_last_counts(path: str) -> None:
+def test_last_note_counts(path: str) -> None:
     create(path, 10, 30, 20)
     assert read(path) == (IDENTITY, 20)
 
 
-def test_a_journal_is_gone_on_with_where_it_ends(path: str) -> None:
+def test_reopened_journal_continues_at_end(path: str) -> None:
     create(path, 10)
     with contextlib.closing(own(path)) as found:
         found.note(20)
@@ -58,9 +58,7 @@ def test_a_journal_is_gone_on_with_where_it_ends(path: str) -> None:
 
 
 @pytest.mark.parametrize('torn_bytes', range(1, len('{"synced_bytes": 20}\n')))
-def test_a_torn_last_line_counts_for_nothing_and_is_written_over(
-    path: str, torn_bytes: int
-) -> None:
+def test_torn_last_line_overwritten(path: str, torn_bytes: int) -> None:
     create(path, 10, 20)
     os.truncate(path, os.path.getsize(path) - torn_bytes)
     assert read(path) == (IDENTITY, 10)
@@ -95,7 +93,7 @@ def test_a_torn_last_line_counts_for_nothing_and_is_written_over(
         '{"synced_bytes": 1}\n{"synced_bytes": 1}\n',
     ],
 )
-def test_a_journal_that_is_not_understood_tells_of_nothing(path: str, text: str) -> None:
+def test_unknown_journal_format_ignored(path: str, text: str) -> None:
     pathlib.Path(path).write_text(text)
     assert read(path) == (None, 0)
     with contextlib.closing(own(path)) as found:
@@ -112,7 +110,7 @@ def test_a_journal_that_is_not_understood_tells_of_nothing(path: str, text: str)
         ({'hash_algo': None, 'hash_value': None, 'checksum': None}, False),
     ],
 )
-def test_what_nobody_could_verify_is_not_gone_on_with(
+def test_unverifiable_partial_not_resumed(
     path: str, fields: dict[str, None], resumable: bool
 ) -> None:
     create(path, 10, identity=dataclasses.replace(IDENTITY, **fields))  # type: ignore[arg-type]
@@ -120,13 +118,13 @@ def test_what_nobody_could_verify_is_not_gone_on_with(
         assert found.is_resumable is resumable
 
 
-def test_without_bytes_there_is_nothing_to_go_on_with(path: str) -> None:
+def test_journal_without_bytes_not_resumed(path: str) -> None:
     create(path, 10, 0)
     with contextlib.closing(own(path)) as found:
         assert not found.is_resumable
 
 
-def test_a_journal_has_one_owner_in_a_process(path: str) -> None:
+def test_journal_has_one_owner_per_process(path: str) -> None:
     create(path)
     with contextlib.closing(own(path)):
         assert journal.Journal.own(path) is None
@@ -142,7 +140,7 @@ sys.stdin.read()
 """
 
 
-def test_a_journal_has_one_owner_among_processes_until_that_dies(path: str) -> None:
+def test_dead_process_releases_its_journal(path: str) -> None:
     create(path)
     command = [sys.executable, '-W', 'ignore', '-c', _OWNER, path]
     with contextlib.closing(own(path)):
@@ -158,13 +156,11 @@ def test_a_journal_has_one_owner_among_processes_until_that_dies(path: str) -> N
     own(path).close()
 
 
-def test_nobody_owns_a_journal_that_is_not_there(path: str) -> None:
+def test_missing_journal_has_no_owner(path: str) -> None:
     assert journal.Journal.own(path) is None
 
 
-def test_a_journal_that_goes_before_it_is_locked_is_nobodys(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_journal_removed_before_lock_unowned(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep may own a new journal before its creator does."""
     lock = fcntl.flock
 
@@ -176,9 +172,7 @@ def test_a_journal_that_goes_before_it_is_locked_is_nobodys(
     assert journal.Journal.create(path, IDENTITY) is None
 
 
-def test_a_journal_that_was_replaced_before_it_is_locked_is_nobodys(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_journal_replaced_before_lock_unowned(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     create(path)
     lock = fcntl.flock
 
@@ -191,9 +185,7 @@ def test_a_journal_that_was_replaced_before_it_is_locked_is_nobodys(
     assert journal.Journal.own(path) is None
 
 
-def test_a_line_that_a_full_disk_takes_half_of_is_an_error(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torn_write_on_full_disk_raises(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     create(path, 10)
     write = os.pwrite
     with contextlib.closing(own(path)) as found:

@@ -9,24 +9,24 @@ IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 PATHS = layout.CacheLayout('/var/lib/nova/instances')
 
 
-def test_the_base_file_is_named_by_the_sha1_of_the_image_id() -> None:
+def test_base_file_named_by_id_sha1() -> None:
     """The sha1sum of the id, as Nova names it."""
     assert layout.base_name(IMAGE_ID) == 'f2d1a8250ed3d4b744a8250dab8f6840179d502a'
 
 
-def test_base_files_and_locks_are_where_nova_has_them() -> None:
+def test_base_files_and_locks_match_nova() -> None:
     name = layout.base_name(IMAGE_ID)
     assert PATHS.base_path(IMAGE_ID) == f'/var/lib/nova/instances/_base/{name}'
     assert PATHS.lock_directory == '/var/lib/nova/instances/locks'
     assert layout.LOCK_PREFIX == 'nova-'
 
 
-def test_the_directory_follows_the_option() -> None:
+def test_directory_follows_option() -> None:
     paths = layout.CacheLayout('/i', 'cache')
     assert os.path.dirname(paths.base_path(IMAGE_ID)) == '/i/cache'
 
 
-def test_partial_files_are_unique_and_tell_their_base_file() -> None:
+def test_partial_names_are_unique_and_reversible() -> None:
     paths = {PATHS.new_partial_path(IMAGE_ID, 'part') for _ in range(10)}
     assert len(paths) == 10
     for path in paths:
@@ -34,19 +34,19 @@ def test_partial_files_are_unique_and_tell_their_base_file() -> None:
         assert layout.base_name_of_partial(name) == layout.base_name(IMAGE_ID)
 
 
-def test_the_files_of_nova_are_not_partial_files_of_ours() -> None:
+def test_nova_files_not_our_partials() -> None:
     name = layout.base_name(IMAGE_ID)
     for other in (name, f'{name}.part', f'{name}.converted', f'{name}_20', f'{name}_resized.part'):
         assert layout.base_name_of_partial(other) is None
 
 
-def test_what_is_put_aside_tells_its_base_file_also_when_that_was_resized() -> None:
+def test_set_aside_name_yields_base_file() -> None:
     for name in (layout.base_name(IMAGE_ID), f'{layout.base_name(IMAGE_ID)}_20'):
         path = PATHS.new_path_beside(name, 'expired')
         assert layout.base_name_of_partial(os.path.basename(path)) == name
 
 
-def test_images_are_told_from_what_else_nova_keeps_there() -> None:
+def test_images_distinguished_from_other_nova_files() -> None:
     name = layout.base_name(IMAGE_ID)
     assert layout.is_base_name(name)
     assert not layout.is_resized_name(name)
@@ -56,7 +56,7 @@ def test_images_are_told_from_what_else_nova_keeps_there() -> None:
         assert not layout.is_base_name(other)
 
 
-def test_the_journal_of_a_partial_file_has_its_name() -> None:
+def test_journal_named_after_partial_file() -> None:
     path = PATHS.new_partial_path(IMAGE_ID, 'part')
     journal = layout.sibling(path, layout.JOURNAL_SUFFIX)
     assert journal == path.removesuffix('part') + 'journal'
@@ -64,6 +64,6 @@ def test_the_journal_of_a_partial_file_has_its_name() -> None:
     assert layout.base_name_of_journal(os.path.basename(path)) is None
 
 
-def test_a_journal_of_somebody_else_is_none_of_ours() -> None:
+def test_foreign_journal_not_ours() -> None:
     assert layout.base_name_of_journal('system.journal') is None
     assert layout.base_name_of_journal(f'{layout.base_name(IMAGE_ID)}.journal') is None

@@ -50,25 +50,25 @@ for _ in range(20000):
 """
 
 
-def test_the_lock_file_has_the_name_that_nova_uses(tmp_path: pathlib.Path) -> None:
+def test_lock_file_has_nova_name(tmp_path: pathlib.Path) -> None:
     with locks.ImageLocks(str(tmp_path)).hold(NAME):
         assert os.listdir(tmp_path) == [f'nova-{NAME}']
 
 
-def test_a_lock_that_is_free_is_taken(tmp_path: pathlib.Path) -> None:
+def test_free_lock_is_acquired(tmp_path: pathlib.Path) -> None:
     image_locks = locks.ImageLocks(str(tmp_path))
     for _ in range(2):
         with image_locks.try_hold(NAME) as held:
             assert held
 
 
-def test_a_lock_of_a_thread_is_not_taken(tmp_path: pathlib.Path) -> None:
+def test_lock_of_other_thread_not_acquired(tmp_path: pathlib.Path) -> None:
     image_locks = locks.ImageLocks(str(tmp_path))
     with image_locks.hold(NAME), image_locks.try_hold(NAME) as held:
         assert not held
 
 
-def test_caches_of_one_process_that_share_a_directory_share_its_locks(
+def test_caches_sharing_directory_share_locks(
     tmp_path: pathlib.Path,
 ) -> None:
     first, second = (locks.ImageLocks(str(tmp_path)) for _ in range(2))
@@ -76,13 +76,13 @@ def test_caches_of_one_process_that_share_a_directory_share_its_locks(
         assert not held
 
 
-def test_hosts_of_one_process_do_not_wait_for_each_other(tmp_path: pathlib.Path) -> None:
+def test_process_hosts_do_not_block(tmp_path: pathlib.Path) -> None:
     first, second = (locks.ImageLocks(str(tmp_path / name)) for name in 'ab')
     with first.hold(NAME), second.try_hold(NAME) as held:
         assert held
 
 
-def test_a_lock_of_another_process_is_not_taken_and_waited_for(tmp_path: pathlib.Path) -> None:
+def test_lock_of_other_process_awaited(tmp_path: pathlib.Path) -> None:
     image_locks = locks.ImageLocks(str(tmp_path))
     got = threading.Event()
 
@@ -104,7 +104,7 @@ def test_a_lock_of_another_process_is_not_taken_and_waited_for(tmp_path: pathlib
     assert got.is_set()
 
 
-def test_a_directory_that_cannot_be_used_is_a_fault_of_the_storage(
+def test_unusable_directory_faults_storage(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / 'locks').write_text('not a directory')
@@ -121,7 +121,7 @@ def test_a_directory_that_cannot_be_used_is_a_fault_of_the_storage(
         pass
 
 
-def test_an_error_within_is_not_changed(tmp_path: pathlib.Path) -> None:
+def test_inner_error_passes_unchanged(tmp_path: pathlib.Path) -> None:
     with (
         pytest.raises(FileNotFoundError),
         locks.ImageLocks(str(tmp_path)).hold(NAME),
@@ -188,7 +188,7 @@ class Registering(transfer_control.Control):
             yield
 
 
-def test_a_stop_ends_the_wait_for_another_thread(image_locks: locks.ImageLocks) -> None:
+def test_stop_ends_wait_for_thread(image_locks: locks.ImageLocks) -> None:
     reins = Registering()
     with image_locks.hold(NAME):
         waiting_thread = Waiting(image_locks, reins)
@@ -199,9 +199,7 @@ def test_a_stop_ends_the_wait_for_another_thread(image_locks: locks.ImageLocks) 
     assert not waiting_thread.got.is_set()
 
 
-def test_a_stop_ends_the_wait_for_another_process(
-    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
-) -> None:
+def test_stop_ends_wait_for_process(image_locks: locks.ImageLocks, tmp_path: pathlib.Path) -> None:
     reins = transfer_control.Control()
     with held_by_another_process(tmp_path, NAME) as process:
         waiting_thread = Waiting(image_locks, reins)
@@ -215,7 +213,7 @@ def test_a_stop_ends_the_wait_for_another_process(
         assert held
 
 
-def test_whoever_is_stopped_does_not_get_a_lock_that_is_free(
+def test_stopped_caller_gets_no_free_lock(
     image_locks: locks.ImageLocks,
 ) -> None:
     reins = transfer_control.Control()
@@ -226,9 +224,7 @@ def test_whoever_is_stopped_does_not_get_a_lock_that_is_free(
         assert held
 
 
-def test_a_lock_file_that_was_removed_meanwhile_is_not_held(
-    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
-) -> None:
+def test_removed_lock_file_not_held(image_locks: locks.ImageLocks, tmp_path: pathlib.Path) -> None:
     path = tmp_path / f'nova-{NAME}'
     held, leave = threading.Event(), threading.Event()
 
@@ -255,7 +251,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_held(
         assert waiter.communicate()[0] == 'held\n'
 
 
-def test_a_lock_file_that_is_always_another_is_a_fault_of_the_storage(
+def test_ever_changing_lock_file_faults_storage(
     image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os.path, 'samestat', lambda *_: False)
@@ -263,7 +259,7 @@ def test_a_lock_file_that_is_always_another_is_a_fault_of_the_storage(
         pass
 
 
-def test_a_lock_file_that_another_machine_removed_is_replaced(
+def test_remotely_removed_lock_file_replaced(
     image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare = os.path.samestat
@@ -277,7 +273,7 @@ def test_a_lock_file_that_another_machine_removed_is_replaced(
         assert not held
 
 
-def test_a_lock_file_that_cannot_be_looked_at_is_a_fault_of_the_storage(
+def test_unreadable_lock_file_faults_storage(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*of: os.stat_result) -> bool:
@@ -293,13 +289,13 @@ def test_a_lock_file_that_cannot_be_looked_at_is_a_fault_of_the_storage(
         assert held
 
 
-def test_nobody_is_waited_for_without_a_reason(image_locks: locks.ImageLocks) -> None:
+def test_uncontended_lock_boosts_nothing(image_locks: locks.ImageLocks) -> None:
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         assert not reins.is_urgent
 
 
-def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
+def test_waiting_boot_raises_priority(image_locks: locks.ImageLocks) -> None:
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
         with image_locks.priority_boost(NAME, reins):
@@ -310,7 +306,7 @@ def test_a_boot_that_waits_hastens(image_locks: locks.ImageLocks) -> None:
     assert boot.got.is_set()
 
 
-def test_a_boot_that_waits_already_hastens_from_the_start(image_locks: locks.ImageLocks) -> None:
+def test_already_waiting_boot_raises_priority(image_locks: locks.ImageLocks) -> None:
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
         with image_locks.priority_boost(NAME, reins):
@@ -321,7 +317,7 @@ def test_a_boot_that_waits_already_hastens_from_the_start(image_locks: locks.Ima
     boot.join()
 
 
-def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.ImageLocks) -> None:
+def test_stopped_boot_ends_priority_boost(image_locks: locks.ImageLocks) -> None:
     reins, boots = transfer_control.Control(), transfer_control.Control(is_boot=True)
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         boot = Waiting(image_locks, boots)
@@ -331,7 +327,7 @@ def test_a_boot_that_is_stopped_does_not_hasten_any_more(image_locks: locks.Imag
         assert not reins.is_urgent
 
 
-def test_a_boot_of_another_cache_with_the_same_locks_hastens(tmp_path: pathlib.Path) -> None:
+def test_boot_of_other_cache_raises_priority(tmp_path: pathlib.Path) -> None:
     first, second = (locks.ImageLocks(str(tmp_path)) for _ in range(2))
     reins = transfer_control.Control()
     with first.hold(NAME, reins), first.priority_boost(NAME, reins):
@@ -340,7 +336,7 @@ def test_a_boot_of_another_cache_with_the_same_locks_hastens(tmp_path: pathlib.P
     boot.join()
 
 
-def test_precaching_that_waits_does_not_hasten(image_locks: locks.ImageLocks) -> None:
+def test_waiting_precache_keeps_priority(image_locks: locks.ImageLocks) -> None:
     reins, precaching = transfer_control.Control(), Registering()
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         other = Waiting(image_locks, precaching)
@@ -350,7 +346,7 @@ def test_precaching_that_waits_does_not_hasten(image_locks: locks.ImageLocks) ->
     assert other.got.is_set()
 
 
-def test_another_process_hastens_while_it_waits_and_is_killed(
+def test_waiting_process_boosts_until_killed(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
@@ -362,7 +358,7 @@ def test_another_process_hastens_while_it_waits_and_is_killed(
         assert not reins.is_urgent
 
 
-def test_another_process_hastens_until_it_gives_up(
+def test_waiting_process_boosts_until_giving_up(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
@@ -379,7 +375,7 @@ def test_another_process_hastens_until_it_gives_up(
         assert waiter.poll() is None
 
 
-def test_two_processes_hasten_until_the_last_is_gone(
+def test_boost_lasts_until_last_waiter(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins, path = transfer_control.Control(), tmp_path / f'nova-{NAME}'
@@ -404,7 +400,7 @@ def test_two_processes_hasten_until_the_last_is_gone(
         wait_until(lambda: not reins.is_urgent, 'both are gone')
 
 
-def test_a_process_that_came_before_hastens_nobody_nor_hides_who_comes(
+def test_earlier_process_neither_boosts_nor_hides(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins, path = transfer_control.Control(), tmp_path / f'nova-{NAME}'
@@ -420,9 +416,7 @@ def test_a_process_that_came_before_hastens_nobody_nor_hides_who_comes(
         assert told == [False, True, False]
 
 
-def test_a_process_that_waits_gets_the_lock(
-    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
-) -> None:
+def test_waiting_process_gets_lock(image_locks: locks.ImageLocks, tmp_path: pathlib.Path) -> None:
     reins = transfer_control.Control()
     with _process(_WAITER, tmp_path) as waiter:
         with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
@@ -430,7 +424,7 @@ def test_a_process_that_waits_gets_the_lock(
         assert waiter.communicate(timeout=20)[0] == 'starts\nheld\n'
 
 
-def test_a_process_that_waits_for_another_lock_does_not_hasten(
+def test_other_locks_waiter_does_not_boost(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
@@ -446,7 +440,7 @@ def test_a_process_that_waits_for_another_lock_does_not_hasten(
         assert told == [False, True, False]
 
 
-def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
+def test_recreating_process_waits_for_none(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
@@ -465,7 +459,7 @@ def test_a_process_that_made_the_lock_file_anew_waits_for_nobody(
         wait_until(lambda: reins.is_urgent, 'the process waits')
 
 
-def test_looking_who_waits_holds_nobody_up(
+def test_inspecting_waiters_blocks_no_process(
     image_locks: locks.ImageLocks, tmp_path: pathlib.Path
 ) -> None:
     reins = transfer_control.Control()
@@ -478,9 +472,7 @@ def test_looking_who_waits_holds_nobody_up(
             assert waiter.poll() is None
 
 
-def test_hastening_leaves_nothing_behind(
-    image_locks: locks.ImageLocks, tmp_path: pathlib.Path
-) -> None:
+def test_boost_leaves_no_files(image_locks: locks.ImageLocks, tmp_path: pathlib.Path) -> None:
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins):
         before = (os.listdir('/proc/self/fd'), threading.active_count(), os.listdir(tmp_path))
@@ -494,7 +486,7 @@ def test_hastening_leaves_nothing_behind(
     assert not reins.is_urgent
 
 
-def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> None:
+def test_boost_ends_with_removed_directory(tmp_path: pathlib.Path) -> None:
     image_locks, reins = locks.ImageLocks(str(tmp_path / 'locks')), transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         (tmp_path / 'locks' / f'nova-{NAME}').unlink()
@@ -502,7 +494,7 @@ def test_hastening_ends_where_the_directory_is_gone(tmp_path: pathlib.Path) -> N
     assert not reins.is_urgent
 
 
-def test_hastening_ends_where_the_watch_ended_before(
+def test_boost_ends_with_ended_watch(
     image_locks: locks.ImageLocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ending(lock_waiters.inotify_simple.INotify):
@@ -522,7 +514,7 @@ def test_hastening_ends_where_the_watch_ended_before(
                 assert not thread.is_alive()
 
 
-def test_what_cannot_be_watched_is_said_once_and_boots_hasten_all_the_same(
+def test_unwatchable_directory_warns_once_and_boosts(
     image_locks: locks.ImageLocks,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -541,7 +533,7 @@ def test_what_cannot_be_watched_is_said_once_and_boots_hasten_all_the_same(
     assert 'Too many open files' in caplog.text
 
 
-def test_work_goes_on_where_there_is_no_inotify(
+def test_locks_work_without_inotify(
     image_locks: locks.ImageLocks,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

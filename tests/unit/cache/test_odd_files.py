@@ -50,7 +50,7 @@ def precious(path: pathlib.Path) -> bool:
 
 
 @irregular
-def test_what_is_in_the_place_of_a_store_id_is_named(cache: Cache, kind: str) -> None:
+def test_object_at_store_id_named(cache: Cache, kind: str) -> None:
     path = pathlib.Path(cache.paths.store_id_path)
     odd_files.IRREGULAR[kind](path)
     with pytest.raises(exception.StorageError) as refusal:
@@ -61,7 +61,7 @@ def test_what_is_in_the_place_of_a_store_id_is_named(cache: Cache, kind: str) ->
 
 
 @pytest.mark.parametrize('damage', odd_files.DAMAGED)
-def test_a_store_id_that_is_none_is_replaced_once(cache: Cache, damage: str) -> None:
+def test_invalid_store_id_replaced_once(cache: Cache, damage: str) -> None:
     path = pathlib.Path(cache.paths.store_id_path)
     odd_files.DAMAGED[damage](path)
     made = cache.store.store_id()
@@ -75,7 +75,7 @@ def lock_path(cache: Cache) -> pathlib.Path:
 
 
 @irregular
-def test_what_is_in_the_place_of_a_lock_ends_a_job_with_its_path(
+def test_object_at_lock_fails_with_path(
     cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
 ) -> None:
     path = lock_path(cache)
@@ -91,7 +91,7 @@ def test_what_is_in_the_place_of_a_lock_ends_a_job_with_its_path(
 
 
 @irregular
-def test_what_is_in_the_place_of_a_lock_leaves_the_sweep_of_other_images(
+def test_object_at_lock_spares_other_sweeps(
     cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = [cache.paths.new_partial_path(each, 'part') for each in (IMAGE_ID, 'another')]
@@ -104,7 +104,7 @@ def test_what_is_in_the_place_of_a_lock_leaves_the_sweep_of_other_images(
     assert str(lock_path(cache)) in line
 
 
-def test_the_lock_of_another_process_is_never_replaced(cache: Cache) -> None:
+def test_lock_of_other_process_never_replaced(cache: Cache) -> None:
     with held_by_another_process(cache.paths.lock_directory, layout.base_name(IMAGE_ID)) as other:
         held = os.stat(lock_path(cache))
         with cache.locks.try_hold(layout.base_name(IMAGE_ID)) as is_held:
@@ -114,7 +114,7 @@ def test_the_lock_of_another_process_is_never_replaced(cache: Cache) -> None:
 
 
 @irregular
-def test_what_is_in_the_place_of_the_file_of_boots_is_named_once(
+def test_object_at_boots_file_named_once(
     cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = pathlib.Path(cache.paths.lock_directory, boot_signal.FILE_NAME)
@@ -129,7 +129,7 @@ def test_what_is_in_the_place_of_the_file_of_boots_is_named_once(
 
 
 @irregular
-def test_what_is_in_the_place_of_a_journal_keeps_no_image_from_coming(
+def test_object_at_journal_blocks_no_image(
     cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
 ) -> None:
     path = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'journal'))
@@ -141,9 +141,7 @@ def test_what_is_in_the_place_of_a_journal_keeps_no_image_from_coming(
 
 
 @irregular
-def test_what_is_in_the_place_of_a_partial_file_is_not_gone_on_with(
-    cache: Cache, kind: str
-) -> None:
+def test_object_at_partial_not_resumed(cache: Cache, kind: str) -> None:
     leave(cache)
     part = cache.file_of('part')
     part.unlink()
@@ -153,9 +151,7 @@ def test_what_is_in_the_place_of_a_partial_file_is_not_gone_on_with(
     assert precious(part)
 
 
-def test_a_partial_file_with_another_name_is_not_gone_on_with(
-    cache: Cache, tmp_path: pathlib.Path
-) -> None:
+def test_hard_linked_partial_not_resumed(cache: Cache, tmp_path: pathlib.Path) -> None:
     leave(cache)
     kept = tmp_path / 'backup'
     os.link(cache.file_of('part'), kept)
@@ -164,9 +160,7 @@ def test_a_partial_file_with_another_name_is_not_gone_on_with(
     assert kept.read_bytes() == DATA
 
 
-def test_a_journal_with_another_name_is_not_gone_on_with(
-    cache: Cache, tmp_path: pathlib.Path
-) -> None:
+def test_hard_linked_journal_not_resumed(cache: Cache, tmp_path: pathlib.Path) -> None:
     leave(cache)
     kept = tmp_path / 'backup'
     os.link(cache.file_of('journal'), kept)
@@ -177,7 +171,7 @@ def test_a_journal_with_another_name_is_not_gone_on_with(
 
 
 @pytest.mark.parametrize('damage', odd_files.DAMAGED)
-def test_a_journal_that_holds_anything_else_is_swept(cache: Cache, damage: str) -> None:
+def test_journal_with_foreign_content_swept(cache: Cache, damage: str) -> None:
     path = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'journal'))
     odd_files.DAMAGED[damage](path)
     cache.sweeper.sweep()
@@ -186,7 +180,7 @@ def test_a_journal_that_holds_anything_else_is_swept(cache: Cache, damage: str) 
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a socket', 'a dangling symbolic link'])
-def test_what_is_in_the_place_of_a_base_file_is_no_hit_and_named_before_the_download(
+def test_object_at_base_file_not_hit(
     cache: Cache, kind: str, fill: Callable[[], model.CacheResult]
 ) -> None:
     path = cache.base_file(IMAGE_ID)
@@ -198,14 +192,14 @@ def test_what_is_in_the_place_of_a_base_file_is_no_hit_and_named_before_the_down
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a socket', 'a link to a device'])
-def test_what_is_no_file_is_not_inspected(cache: Cache, kind: str) -> None:
+def test_non_file_not_inspected(cache: Cache, kind: str) -> None:
     path = cache.base_file(IMAGE_ID)
     odd_files.IRREGULAR[kind](path)
     with pytest.raises(exception.StorageError, match=f'Reading {path}: it is a'):
         cache.inspector.inspect_base(str(path))
 
 
-def test_links_among_the_base_files_keep_no_cache_from_being_measured(cache: Cache) -> None:
+def test_links_do_not_break_cache_size(cache: Cache) -> None:
     for number, put in enumerate((odd_files.LOOP, odd_files.DANGLING, os.mkfifo)):
         put(pathlib.Path(cache.paths.path_of(str(number))))
     cache.base_file(IMAGE_ID).write_bytes(os.urandom(8192))
@@ -213,9 +207,7 @@ def test_links_among_the_base_files_keep_no_cache_from_being_measured(cache: Cac
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a socket'])
-def test_what_is_in_the_place_of_novas_notes_ends_the_look_for_disks(
-    cache: Cache, kind: str
-) -> None:
+def test_object_at_disk_info_ends_scan(cache: Cache, kind: str) -> None:
     instance = pathlib.Path(cache.paths.instances_path, 'instance')
     instance.mkdir()
     odd_files.IRREGULAR[kind](instance / 'disk.info')

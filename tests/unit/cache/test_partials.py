@@ -70,7 +70,7 @@ def take(cache: Cache, image: model.Image = IMAGE) -> bytes:
         return bytes(buffer[:count])
 
 
-def test_bytes_are_written_where_they_belong(cache: Cache) -> None:
+def test_bytes_written_at_their_offset(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA, piece_bytes=100_001)
         partial.finish(len(DATA))
@@ -78,14 +78,12 @@ def test_bytes_are_written_where_they_belong(cache: Cache) -> None:
         assert sorted(cache.suffixes()) == ['journal', 'part']
 
 
-def test_a_partial_file_has_the_mode_that_nova_gives_base_files(cache: Cache) -> None:
+def test_partial_has_mode_of_base_files(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as partial:
         assert os.stat(partial.path).st_mode & 0o777 == 0o644
 
 
-def test_writes_that_take_only_a_part_are_gone_on_with(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_writes_are_continued(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwrite
     monkeypatch.setattr(os, 'pwrite', lambda fd, data, at: write(fd, data[:7000], at))
     with cache.partials.open(IMAGE) as partial:
@@ -93,9 +91,7 @@ def test_writes_that_take_only_a_part_are_gone_on_with(
         assert pathlib.Path(partial.path).read_bytes() == DATA
 
 
-def test_whole_pages_are_written_past_the_page_cache(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_pages_bypass_page_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     written = note_writes(monkeypatch)
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA[:100_000])
@@ -106,18 +102,14 @@ def test_whole_pages_are_written_past_the_page_cache(
     assert not any(is_direct for _, is_direct in written[3:]), 'these begin amid a page'
 
 
-def test_what_is_read_again_at_once_is_written_through_the_page_cache(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reread_bytes_use_page_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     written = note_writes(monkeypatch)
     with cache.partials.open(IMAGE, keep_pages=True) as partial:
         put(partial, DATA)
     assert written == [(64 * KIB, False)] * 16
 
 
-def test_little_goes_into_the_page_cache_at_once(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_cache_share_is_small(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     written = note_writes(monkeypatch)
     with cache.partials.open(IMAGE, keep_pages=True) as partial:
         put(partial, DATA, piece_bytes=MIB)
@@ -125,9 +117,7 @@ def test_little_goes_into_the_page_cache_at_once(
     assert written == [(256 * KIB, False)] * 4
 
 
-def test_a_disk_that_wants_other_blocks_is_written_through_the_page_cache(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unaligned_disk_uses_page_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     written = note_writes(monkeypatch, refuse_direct=True)
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA)
@@ -135,9 +125,7 @@ def test_a_disk_that_wants_other_blocks_is_written_through_the_page_cache(
     assert written == [(64 * KIB, False)] * 16
 
 
-def test_a_file_system_that_has_only_its_page_cache_will_do(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filesystem_without_direct_io_works(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     really_open = os.open
 
     def refuse(path: str, flags: int, mode: int = 0o777) -> int:
@@ -171,7 +159,7 @@ def note_writes(
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_blocks_of_zeros_become_holes_and_nothing_else_does(cache: Cache, seed: int) -> None:
+def test_only_zero_blocks_become_holes(cache: Cache, seed: int) -> None:
     chance = random.Random(seed)
     blocks = [chance.choice([bytes(4096), chance.randbytes(4096)]) for _ in range(200)]
     data = b''.join(blocks) + bytes(chance.randrange(5000))
@@ -198,7 +186,7 @@ def test_blocks_of_zeros_become_holes_and_nothing_else_does(cache: Cache, seed: 
         (b'x' * 10, 0, 0, []),
     ],
 )
-def test_data_is_told_from_holes(
+def test_data_and_holes_distinguished(
     buffer: bytes, length: int, offset_bytes: int, ranges: list[tuple[int, int]]
 ) -> None:
     assert list(partials.data_ranges(bytearray(buffer), length, offset_bytes)) == ranges
@@ -218,14 +206,14 @@ print(list(partials.data_ranges(buffer, mmap.PAGESIZE, 0)))
 """
 
 
-def test_nothing_is_looked_at_beyond_the_end_of_a_buffer() -> None:
+def test_scan_stays_within_buffer() -> None:
     looked = subprocess.run(
         [sys.executable, '-c', _LOOK_AT_THE_LAST_BLOCK], capture_output=True, text=True, check=False
     )
     assert (looked.returncode, looked.stdout) == (0, '[(0, 4096)]\n'), looked.stderr
 
 
-def test_a_sparse_image_takes_on_the_disk_what_its_data_takes(cache: Cache) -> None:
+def test_sparse_image_uses_space_of_data(cache: Cache) -> None:
     with partials.Partials(cache.paths).open(image_of(size=1024 * MIB)) as partial:
         zeros, data = bytearray(MIB), bytearray(DATA)
         for at in range(512):
@@ -238,7 +226,7 @@ def test_a_sparse_image_takes_on_the_disk_what_its_data_takes(cache: Cache) -> N
     assert MIB <= status.st_blocks * 512 <= 2 * MIB
 
 
-def test_what_was_kept_is_gone_on_with(cache: Cache) -> None:
+def test_kept_partial_is_resumed(cache: Cache) -> None:
     leave(cache, DATA[:300_000])
     with cache.partials.open(IMAGE) as partial:
         assert partial.kept_bytes == 300_000
@@ -247,12 +235,12 @@ def test_what_was_kept_is_gone_on_with(cache: Cache) -> None:
         assert pathlib.Path(partial.path).read_bytes() == DATA
 
 
-def test_a_hole_at_the_end_is_kept_too(cache: Cache) -> None:
+def test_trailing_hole_is_kept(cache: Cache) -> None:
     leave(cache, DATA + bytes(MIB), image_of(size=3 * MIB))
     assert take(cache, image_of(size=3 * MIB)) == DATA + bytes(MIB)
 
 
-def test_kept_bytes_are_read_in_pieces(cache: Cache) -> None:
+def test_kept_bytes_read_in_pieces(cache: Cache) -> None:
     leave(cache, DATA[:10_000])
     with cache.partials.open(IMAGE) as partial:
         buffer = bytearray(4000)
@@ -264,7 +252,7 @@ def test_kept_bytes_are_read_in_pieces(cache: Cache) -> None:
         assert partial.read_kept(memoryview(buffer), 10_000) == 0
 
 
-def test_only_what_was_synchronised_counts_and_the_rest_is_cut_off(cache: Cache) -> None:
+def test_unsynced_tail_cut_off(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA[:100_000])
         partial.keep()
@@ -273,14 +261,14 @@ def test_only_what_was_synchronised_counts_and_the_rest_is_cut_off(cache: Cache)
     assert take(cache) == DATA[:100_000]
 
 
-def test_bytes_are_synchronised_and_noted_while_they_come(cache: Cache) -> None:
+def test_bytes_synced_and_noted_during_download(cache: Cache) -> None:
     """256 KiB are due; a write waits if the previous ones are not recorded yet."""
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA[: 512 * KIB])
     assert take(cache) == DATA[: 512 * KIB]
 
 
-def test_slow_bytes_are_noted_after_some_seconds(cache: Cache) -> None:
+def test_slow_bytes_noted_after_seconds(cache: Cache) -> None:
     now = 0.0
     rules = partials.SyncRules(sync_seconds=5, clock=lambda: now)
     with partials.Partials(cache.paths, rules).open(IMAGE) as partial:
@@ -293,7 +281,7 @@ def test_slow_bytes_are_noted_after_some_seconds(cache: Cache) -> None:
     assert take(cache) == DATA[:3000]
 
 
-def test_starting_over_forgets_all(cache: Cache) -> None:
+def test_restart_discards_all(cache: Cache) -> None:
     leave(cache, DATA[:500_000])
     with cache.partials.open(IMAGE) as partial:
         partial.restart()
@@ -315,13 +303,13 @@ def test_starting_over_forgets_all(cache: Cache) -> None:
         image_of(hash_algo=None, hash_value=None),
     ],
 )
-def test_nothing_is_resumed_onto_another_image(cache: Cache, other: model.Image) -> None:
+def test_other_image_not_resumed(cache: Cache, other: model.Image) -> None:
     leave(cache)
     assert take(cache, other) == b''
     assert cache.names() == []
 
 
-def test_an_image_without_a_hash_is_not_resumed(cache: Cache) -> None:
+def test_image_without_hash_not_resumed(cache: Cache) -> None:
     image = image_of(hash_algo=None, hash_value=None)
     leave(cache, DATA, image)
     assert take(cache, image) == b''
@@ -337,7 +325,7 @@ def test_an_image_without_a_hash_is_not_resumed(cache: Cache) -> None:
         ('part', lambda path: os.truncate(path, len(DATA) - 1)),
     ],
 )
-def test_what_cannot_be_trusted_is_not_resumed(
+def test_untrusted_partial_not_resumed(
     cache: Cache, suffix: str, change: Callable[[pathlib.Path], object]
 ) -> None:
     leave(cache)
@@ -345,7 +333,7 @@ def test_what_cannot_be_trusted_is_not_resumed(
     assert take(cache) == b''
 
 
-def test_the_longest_of_several_is_taken_and_the_others_go(cache: Cache) -> None:
+def test_longest_partial_wins_and_others_go(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as first, cache.partials.open(IMAGE) as second:
         put(first, DATA[:1000])
         put(second, DATA[:2000])
@@ -358,7 +346,7 @@ def test_the_longest_of_several_is_taken_and_the_others_go(cache: Cache) -> None
     assert len(cache.names()) == 2
 
 
-def test_what_another_holder_of_the_lock_uses_is_left_alone(cache: Cache) -> None:
+def test_partial_of_other_lock_holder_stays(cache: Cache) -> None:
     """Nova's cache manager may unlink the lock file, and then two hold the lock."""
     leave(cache)
     with cache.partials.open(IMAGE) as ours, cache.partials.open(IMAGE) as theirs:
@@ -368,21 +356,21 @@ def test_what_another_holder_of_the_lock_uses_is_left_alone(cache: Cache) -> Non
         assert len(cache.names()) == 4
 
 
-def test_other_images_are_left_alone(cache: Cache) -> None:
+def test_partials_of_other_images_stay(cache: Cache) -> None:
     leave(cache, DATA, image_of(id='other'))
     leave(cache)
     cache.partials.clear(IMAGE.id)
     assert take(cache, image_of(id='other')) == DATA
 
 
-def test_clearing_leaves_nothing_of_an_image(cache: Cache) -> None:
+def test_clear_removes_all_of_image(cache: Cache) -> None:
     leave(cache)
     cache.file_of('part').with_suffix('.converted').write_bytes(b'half')
     cache.partials.clear(IMAGE.id)
     assert cache.names() == []
 
 
-def test_what_cannot_be_gone_on_with_is_gone_when_it_is_left(cache: Cache) -> None:
+def test_unresumable_partial_removed_on_exit(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA[:1000])
         pathlib.Path(partial.converted_path).write_bytes(b'half')
@@ -390,7 +378,7 @@ def test_what_cannot_be_gone_on_with_is_gone_when_it_is_left(cache: Cache) -> No
     assert cache.names() == []
 
 
-def test_half_a_conversion_is_gone_when_its_download_is_left(cache: Cache) -> None:
+def test_half_conversion_removed_on_exit(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as partial:
         put(partial, DATA)
         partial.keep()
@@ -398,16 +386,14 @@ def test_half_a_conversion_is_gone_when_its_download_is_left(cache: Cache) -> No
     assert sorted(cache.suffixes()) == ['journal', 'part']
 
 
-def test_half_a_conversion_goes_when_its_download_is_gone_on_with(cache: Cache) -> None:
+def test_half_conversion_removed_on_resume(cache: Cache) -> None:
     leave(cache)
     cache.file_of('part').with_suffix('.converted').write_bytes(b'half')
     assert take(cache) == DATA
     assert 'converted' not in cache.suffixes()
 
 
-def test_a_new_journal_that_was_swept_at_once_is_made_anew(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_swept_new_journal_recreated(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = partials.journals.Journal.own.__func__  # type: ignore[attr-defined]
 
     def sweep_first(path: str) -> object:
@@ -426,7 +412,7 @@ def test_a_new_journal_that_was_swept_at_once_is_made_anew(
     [(errno.EIO, exception.StorageError), (errno.ENOSPC, exception.NotEnoughSpace)],
 )
 @pytest.mark.parametrize('name', ['pwrite', 'ftruncate', 'fdatasync'])
-def test_what_the_disk_refuses_is_told_and_never_noted(
+def test_refused_write_reported_and_not_noted(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, name: str, number: int, error: type[Exception]
 ) -> None:
     refusal = Refusal(monkeypatch, name, number)
@@ -440,9 +426,7 @@ def test_what_the_disk_refuses_is_told_and_never_noted(
     assert take(cache) == DATA[:1000]
 
 
-def test_bytes_that_never_reached_the_disk_are_not_noted_later(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsynced_bytes_are_never_noted(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel reports a failed write once, and treats the pages as clean from then on."""
     refusal = Refusal(monkeypatch, 'fdatasync', errno.EIO)
     with cache.partials.open(IMAGE) as partial:
@@ -455,9 +439,7 @@ def test_bytes_that_never_reached_the_disk_are_not_noted_later(
     assert take(cache) == b''
 
 
-def test_what_is_refused_only_when_a_file_is_closed_harms_nobody(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_at_close_is_harmless(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS may report a failed write only then."""
     close = os.close
 
@@ -474,9 +456,7 @@ def test_what_is_refused_only_when_a_file_is_closed_harms_nobody(
     assert take(cache) == DATA[:1000]
 
 
-def test_the_writer_goes_on_while_the_disk_is_waited_for(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writer_continues_during_sync(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     synchronise = os.fdatasync
     goes_on = threading.Event()
 
@@ -493,9 +473,7 @@ def test_the_writer_goes_on_while_the_disk_is_waited_for(
     assert take(cache) == DATA[: 256 * KIB]
 
 
-def test_a_thread_that_cannot_be_started_is_not_waited_for(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unstartable_thread_not_awaited(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -508,7 +486,7 @@ def test_a_thread_that_cannot_be_started_is_not_waited_for(
     assert cache.names() == []
 
 
-def test_what_cannot_be_cleared_away_is_logged_and_harms_nobody(
+def test_failed_cleanup_logged_and_harmless(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     leave(cache)
@@ -520,7 +498,7 @@ def test_what_cannot_be_cleared_away_is_logged_and_harms_nobody(
     assert take(cache) == DATA
 
 
-def test_a_directory_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
+def test_missing_directory_faults_storage(cache: Cache) -> None:
     os.rmdir(cache.paths.base_directory)
     with (
         pytest.raises(exception.StorageError, match='No such file or directory'),
@@ -577,9 +555,7 @@ def write_until_killed(instances_path: str, name: str, after: int) -> None:
         *(('fdatasync', after) for after in range(12)),
     ],
 )
-def test_whatever_a_killed_process_leaves_begins_with_the_image(
-    cache: Cache, name: str, after: int
-) -> None:
+def test_killed_process_leaves_image_prefix(cache: Cache, name: str, after: int) -> None:
     process = _processes.Process(
         target=write_until_killed, args=(cache.paths.instances_path, name, after)
     )
@@ -595,7 +571,7 @@ def test_whatever_a_killed_process_leaves_begins_with_the_image(
 
 @pytest.mark.usefixtures('drops_pages')
 @pytest.mark.parametrize(('keep_pages', 'least', 'most'), [(False, 0, 0), (True, MIB, MIB)])
-def test_pages_leave_the_cache_unless_they_are_read_again_at_once(
+def test_pages_leave_cache_unless_reread(
     cache: Cache, keep_pages: bool, least: int, most: int
 ) -> None:
     with cache.partials.open(IMAGE, keep_pages=keep_pages) as partial:

@@ -39,7 +39,7 @@ def ignore(progress: model.Progress) -> None:
     """Ignore progress."""
 
 
-def test_a_raw_image_is_cached_as_it_is(cache: Cache, images: fake.FakeImageService) -> None:
+def test_raw_image_cached_unchanged(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     result = cache.filler.fill(images, image.id, ignore)
     assert result == model.CacheResult(existing=False, bytes_done=len(DATA), bytes_total=len(DATA))
@@ -51,7 +51,7 @@ def test_a_raw_image_is_cached_as_it_is(cache: Cache, images: fake.FakeImageServ
     ('disk_format', 'qemu_format'),
     [('qcow2', 'qcow2'), ('vhd', 'vpc'), ('vhdx', 'vhdx'), ('vmdk', 'vmdk'), ('vdi', 'vdi')],
 )
-def test_other_formats_are_cached_as_qemu_img_converts_them(
+def test_other_formats_converted_by_qemu_img(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -65,7 +65,7 @@ def test_other_formats_are_cached_as_qemu_img_converts_them(
     assert cache.base_file(image.id).read_bytes() == disk_images.as_raw(path, qemu_format)
 
 
-def test_other_formats_are_kept_where_raw_is_not_forced(
+def test_other_formats_kept_without_force_raw(
     paths: layout.CacheLayout, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     cache = Cache(paths, force_raw=False)
@@ -77,7 +77,7 @@ def test_other_formats_are_kept_where_raw_is_not_forced(
 
 
 @pytest.mark.parametrize('qemu_format', ['raw', 'qcow2'])
-def test_a_base_file_has_the_mode_that_nova_gives_it(
+def test_base_file_has_mode_of_nova(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, qemu_format: str
 ) -> None:
     path = disk_images.converted(tmp_path / 'image', qemu_format)
@@ -86,9 +86,7 @@ def test_a_base_file_has_the_mode_that_nova_gives_it(
     assert stat.S_IMODE(cache.base_file(image.id).stat().st_mode) == 0o644
 
 
-def test_what_is_cached_is_made_young_and_not_read_again(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_cached_image_touched_without_download(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     cache.filler.fill(images, image.id, ignore)
     os.utime(cache.base_file(image.id), (1, 1))
@@ -98,7 +96,7 @@ def test_what_is_cached_is_made_young_and_not_read_again(
     assert len(images.opens) == 1
 
 
-def test_the_steps_are_told_in_their_order(
+def test_steps_reported_in_order(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     path = disk_images.converted(tmp_path / 'image', 'qcow2')
@@ -157,7 +155,7 @@ def hostile_images() -> dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Pa
 
 
 @pytest.mark.parametrize('name', hostile_images())
-def test_a_hostile_image_is_refused_and_nothing_is_left(
+def test_hostile_image_refused_without_leftovers(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, name: str
 ) -> None:
     disk_format, make, reason = hostile_images()[name]
@@ -169,7 +167,7 @@ def test_a_hostile_image_is_refused_and_nothing_is_left(
     assert cache.names() == []
 
 
-def test_what_cannot_fit_is_refused_before_the_first_byte(
+def test_too_large_image_refused_before_download(
     paths: layout.CacheLayout, images: fake.FakeImageService
 ) -> None:
     cache = Cache(paths, reserved_bytes=1024**5)
@@ -180,9 +178,7 @@ def test_what_cannot_fit_is_refused_before_the_first_byte(
     assert cache.names() == []
 
 
-def test_a_converted_image_needs_space_for_both_files(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_conversion_needs_space_for_both_files(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA, disk_format='qcow2', virtual_size=1024**5)
     with pytest.raises(exception.NotEnoughSpace):
         cache.filler.fill(images, image.id, ignore)
@@ -228,7 +224,7 @@ def forget_hash(images: fake.FakeImageService, image_id: str) -> None:
         (forget_hash, exception.UnverifiedImage, model.Retry.NEVER, []),
     ],
 )
-def test_a_failed_download_leaves_only_what_is_of_use_and_can_be_repeated(
+def test_failed_download_leaves_only_resumable_files(
     cache: Cache,
     images: fake.FakeImageService,
     fault: Callable[[fake.FakeImageService, str], None],
@@ -258,7 +254,7 @@ def test_a_failed_download_leaves_only_what_is_of_use_and_can_be_repeated(
         (go_away, exception.DownloadInterrupted, 'does not answer', ['journal', 'part']),
     ],
 )
-def test_an_image_that_is_withdrawn_during_its_download_is_not_published(
+def test_withdrawn_image_not_published(
     cache: Cache,
     images: fake.FakeImageService,
     change: Callable[[fake.FakeImageService, str], None],
@@ -281,7 +277,7 @@ def test_an_image_that_is_withdrawn_during_its_download_is_not_published(
 
 @pytest.mark.parametrize('step', ['downloading', 'verifying', 'converting'])
 @pytest.mark.parametrize('change', [deactivate, delete])
-def test_an_image_that_is_withdrawn_at_a_step_is_not_published(
+def test_image_withdrawn_at_step_not_published(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -305,7 +301,7 @@ def test_an_image_that_is_withdrawn_at_a_step_is_not_published(
 
 
 @pytest.mark.parametrize('qemu_format', ['raw', 'qcow2'])
-def test_what_is_not_confirmed_in_the_end_is_not_published(
+def test_unconfirmed_image_not_published(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, qemu_format: str
 ) -> None:
     path = disk_images.converted(tmp_path / 'image', qemu_format)
@@ -323,16 +319,14 @@ def test_what_is_not_confirmed_in_the_end_is_not_published(
     assert cache.names() == []
 
 
-def test_an_empty_image_is_not_cached(cache: Cache, images: fake.FakeImageService) -> None:
+def test_empty_image_not_cached(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(b'')
     with pytest.raises(exception.ImageGone, match='has no data'):
         cache.filler.fill(images, image.id, ignore)
     assert cache.names() == []
 
 
-def test_a_base_file_of_another_format_is_replaced(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_base_file_of_other_format_replaced(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     cache.base_file(image.id).write_bytes(b'QFI\xfb from before force_raw_images')
     assert not cache.filler.fill(images, image.id, ignore).existing
@@ -340,9 +334,7 @@ def test_a_base_file_of_another_format_is_replaced(
     assert cache.names() == [layout.base_name(image.id)]
 
 
-def test_a_base_file_that_a_disk_needs_is_not_replaced(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_base_file_in_use_not_replaced(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     base = cache.base_file(image.id)
     base.write_bytes(b'QFI\xfb from before force_raw_images')
@@ -353,7 +345,7 @@ def test_a_base_file_that_a_disk_needs_is_not_replaced(
     assert images.opens == []
 
 
-def test_a_file_that_expires_while_it_is_found_is_downloaded_again(
+def test_file_expiring_during_check_downloaded_again(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = images.add(DATA)
@@ -371,9 +363,7 @@ def test_a_file_that_expires_while_it_is_found_is_downloaded_again(
     assert len(images.opens) == 2
 
 
-def test_a_cache_that_vanished_is_not_made_anew(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_missing_cache_not_recreated(cache: Cache, images: fake.FakeImageService) -> None:
     """An empty mount point would be filled, and with it the disk below."""
     shutil.rmtree(cache.paths.instances_path)
     with pytest.raises(exception.StorageError, match='No such file or directory'):
@@ -381,7 +371,7 @@ def test_a_cache_that_vanished_is_not_made_anew(
     assert not os.path.exists(cache.paths.instances_path)
 
 
-def test_a_cache_that_vanishes_during_a_download_is_a_fault_of_the_storage(
+def test_cache_lost_during_download_faults_storage(
     cache: Cache, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -413,9 +403,7 @@ def test_two_threads_download_once(cache: Cache, images: fake.FakeImageService) 
     assert cache.names() == [layout.base_name(image.id)]
 
 
-def test_different_images_are_downloaded_side_by_side(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_different_images_download_in_parallel(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     gate = images.faults.gate = fake.Gate()
     thread = threading.Thread(target=cache.filler.fill, args=(images, image.id, ignore))
@@ -490,9 +478,7 @@ def test_two_processes_download_once(cache: Cache, images: fake.FakeImageService
     assert images.opens == []
 
 
-def test_a_download_of_a_killed_process_is_gone_on_with(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_download_of_killed_process_resumed(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(LONG_DATA)
     peer = Peer(cache, image.id)
     wait_until(lambda: b'synced_bytes' in cache.file_of('journal').read_bytes(), 'it is noted')
@@ -515,9 +501,7 @@ def unlink_lock_file(cache: Cache, image_id: str) -> None:
     os.unlink(os.path.join(cache.paths.lock_directory, name))
 
 
-def test_a_running_download_of_another_process_is_not_swept(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_running_download_survives_sweep(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(LONG_DATA)
     peer = Peer(cache, image.id)
     assert cache.sweeper.sweep() == 0
@@ -527,9 +511,7 @@ def test_a_running_download_of_another_process_is_not_swept(
     assert cache.names() == [layout.base_name(image.id)]
 
 
-def test_two_who_hold_the_lock_at_once_do_each_other_no_harm(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_two_lock_holders_do_no_harm(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(LONG_DATA)
     peer = Peer(cache, image.id)
     unlink_lock_file(cache, image.id)
@@ -554,7 +536,7 @@ def small_file_system(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     subprocess.run(['umount', str(path)], check=True)
 
 
-def test_a_disk_that_fills_up_during_a_download_leaves_nothing(
+def test_disk_full_during_download_leaves_nothing(
     small_file_system: pathlib.Path, images: fake.FakeImageService
 ) -> None:
     cache = Cache(layout.CacheLayout(str(small_file_system)))
@@ -564,7 +546,7 @@ def test_a_disk_that_fills_up_during_a_download_leaves_nothing(
     assert cache.names() == []
 
 
-def test_a_disk_that_fills_up_during_a_conversion_leaves_nothing(
+def test_disk_full_during_conversion_leaves_nothing(
     small_file_system: pathlib.Path, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     cache = Cache(layout.CacheLayout(str(small_file_system)))
@@ -583,7 +565,7 @@ def test_a_disk_that_fills_up_during_a_conversion_leaves_nothing(
     assert cache.names() == []
 
 
-def test_a_read_only_file_system_is_a_fault_of_the_storage(
+def test_read_only_filesystem_faults_storage(
     small_file_system: pathlib.Path, images: fake.FakeImageService
 ) -> None:
     cache = Cache(layout.CacheLayout(str(small_file_system)))
@@ -595,7 +577,7 @@ def test_a_read_only_file_system_is_a_fault_of_the_storage(
     assert cache.names() == []
 
 
-def test_a_hit_that_cannot_be_made_young_is_told(
+def test_untouchable_hit_is_reported(
     small_file_system: pathlib.Path, images: fake.FakeImageService
 ) -> None:
     """Its age would keep counting, and it might expire before it is needed."""
@@ -640,7 +622,7 @@ def assert_unlocked(cache: Cache, image_id: str) -> None:
         assert held
 
 
-def test_a_paused_download_goes_on_at_its_byte(cache: Cache, images: fake.FakeImageService) -> None:
+def test_paused_download_resumes_at_its_byte(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     error = paused_at(cache, images, image.id, 400_000)
     assert isinstance(error, exception.Paused)
@@ -658,7 +640,7 @@ def test_a_paused_download_goes_on_at_its_byte(cache: Cache, images: fake.FakeIm
     assert cache.names() == [layout.base_name(image.id)]
 
 
-def test_a_download_of_another_process_is_gone_on_with_after_a_sweep(
+def test_foreign_download_resumed_after_sweep(
     paths: layout.CacheLayout, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -669,9 +651,7 @@ def test_a_download_of_another_process_is_gone_on_with_after_a_sweep(
     assert images.served_bytes == len(DATA)
 
 
-def test_an_image_that_was_uploaded_anew_is_downloaded_from_its_first_byte_on(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_reuploaded_image_restarts_from_zero(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     paused_at(cache, images, image.id, 400_000)
     other = disk_images.content(len(DATA), seed=2)
@@ -681,7 +661,7 @@ def test_an_image_that_was_uploaded_anew_is_downloaded_from_its_first_byte_on(
     assert cache.base_file(image.id).read_bytes() == other
 
 
-def test_an_image_without_a_hash_is_not_gone_on_with(
+def test_image_without_hash_not_resumed(
     paths: layout.CacheLayout, images: fake.FakeImageService
 ) -> None:
     cache = Cache(paths, allow_unverified=True)
@@ -690,9 +670,7 @@ def test_an_image_without_a_hash_is_not_gone_on_with(
     assert cache.names() == []
 
 
-def test_bytes_that_rot_while_they_are_kept_are_found_out_and_fetched_again(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_corrupt_kept_bytes_refetched(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     paused_at(cache, images, image.id, 400_000)
     disk_images.patched(cache.file_of('part'), 100_000, bytes([DATA[100_000] ^ 1]))
@@ -704,7 +682,7 @@ def test_bytes_that_rot_while_they_are_kept_are_found_out_and_fetched_again(
     assert cache.base_file(image.id).read_bytes() == DATA
 
 
-def test_a_conversion_that_was_paused_needs_no_second_download(
+def test_paused_conversion_needs_no_second_download(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     path = disk_images.converted(tmp_path / 'image', 'qcow2')
@@ -728,7 +706,7 @@ def test_a_conversion_that_was_paused_needs_no_second_download(
     ('is_last_attempt', 'error'),
     [(False, exception.Cancelled('not wanted')), (True, exception.ShuttingDown('bye'))],
 )
-def test_what_nobody_will_go_on_with_is_gone(
+def test_unresumable_partial_is_removed(
     cache: Cache, images: fake.FakeImageService, is_last_attempt: bool, error: exception.CacheError
 ) -> None:
     image = images.add(DATA)
@@ -738,9 +716,7 @@ def test_what_nobody_will_go_on_with_is_gone(
     assert_unlocked(cache, image.id)
 
 
-def test_a_cancelled_download_is_kept_where_another_may_want_it(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_cancelled_shared_download_kept(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     error = exception.Cancelled('not wanted', keep_partial=True)
     stopped_at(cache, images, image.id, 400_000, transfer_control.Control(), error)
@@ -748,7 +724,7 @@ def test_a_cancelled_download_is_kept_where_another_may_want_it(
 
 
 @pytest.mark.parametrize(('is_last_attempt', 'left'), [(False, ['journal', 'part']), (True, [])])
-def test_a_last_attempt_that_never_began_clears_away_what_others_left(
+def test_unstarted_last_attempt_clears_partials(
     cache: Cache, images: fake.FakeImageService, is_last_attempt: bool, left: list[str]
 ) -> None:
     image = images.add(DATA)
@@ -761,9 +737,7 @@ def test_a_last_attempt_that_never_began_clears_away_what_others_left(
     assert sorted(cache.suffixes()) == left
 
 
-def test_an_image_that_is_gone_takes_along_what_came_of_it(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_deleted_image_removes_its_partial(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     paused_at(cache, images, image.id, 400_000)
     images.delete(image.id)
@@ -772,7 +746,7 @@ def test_an_image_that_is_gone_takes_along_what_came_of_it(
     assert cache.names() == []
 
 
-def test_what_was_stopped_before_is_not_begun(cache: Cache, images: fake.FakeImageService) -> None:
+def test_stopped_transfer_does_not_begin(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     reins = transfer_control.Control()
     reins.stop(exception.Cancelled('not wanted'))
@@ -781,9 +755,7 @@ def test_what_was_stopped_before_is_not_begun(cache: Cache, images: fake.FakeIma
     assert images.opens == []
 
 
-def test_a_cancelled_wait_for_the_lock_ends_at_once(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_cancel_ends_lock_wait_at_once(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     reins = transfer_control.Control()
     with (
@@ -805,9 +777,7 @@ def all_slots_taken(cache: Cache) -> Iterator[None]:
         yield
 
 
-def test_a_cancelled_wait_for_a_slot_ends_at_once(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_cancel_ends_slot_wait_at_once(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     reins = transfer_control.Control()
     with concurrent.futures.ThreadPoolExecutor(1) as thread, all_slots_taken(cache):
@@ -823,9 +793,7 @@ def is_locked(cache: Cache, image_id: str) -> bool:
         return not held
 
 
-def test_a_boot_waits_for_no_slot_and_hastens_who_does(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_boot_skips_slots_and_boosts_waiter(cache: Cache, images: fake.FakeImageService) -> None:
     image, other = images.add(DATA), images.add(DATA)
     with concurrent.futures.ThreadPoolExecutor(2) as threads, all_slots_taken(cache):
         boot = transfer_control.Control(is_boot=True)
@@ -853,7 +821,7 @@ class HangingImageService(fake.FakeImageService):
         return super().show(image_id)
 
 
-def test_a_cancelled_look_up_ends_at_once(cache: Cache) -> None:
+def test_cancel_ends_lookup_at_once(cache: Cache) -> None:
     images = HangingImageService()
     image = images.add(DATA)
     reins = transfer_control.Control()
@@ -875,7 +843,7 @@ def test_a_cancelled_look_up_ends_at_once(cache: Cache) -> None:
         (exception.ShuttingDown('bye'), ['journal', 'part']),
     ],
 )
-def test_what_is_stopped_at_a_step_leaves_nothing_but_what_can_be_gone_on_with(
+def test_stop_at_step_leaves_only_partial(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -898,7 +866,7 @@ def test_what_is_stopped_at_a_step_leaves_nothing_but_what_can_be_gone_on_with(
     assert_unlocked(cache, image.id)
 
 
-def test_what_is_stopped_just_before_it_is_published_is_not_published(
+def test_stop_before_publish_prevents_it(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = images.add(DATA)
@@ -922,7 +890,7 @@ def huge_qcow2(path: pathlib.Path, virtual_size: str) -> bytes:
     return path.read_bytes() + disk_images.content(8 * 1024**2)
 
 
-def test_a_disk_that_cannot_fit_is_refused_as_soon_as_the_header_tells(
+def test_unfitting_disk_refused_at_header(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     data = huge_qcow2(tmp_path / 'image', '1P')
@@ -934,7 +902,7 @@ def test_a_disk_that_cannot_fit_is_refused_as_soon_as_the_header_tells(
     assert cache.names() == []
 
 
-def test_a_disk_that_is_too_large_is_refused_as_soon_as_the_header_tells(
+def test_oversized_disk_refused_at_header(
     paths: layout.CacheLayout, images: fake.FakeImageService, tmp_path: pathlib.Path
 ) -> None:
     cache = Cache(paths, max_virtual_size_bytes=10 * 1024**2)
@@ -948,7 +916,7 @@ def test_a_disk_that_is_too_large_is_refused_as_soon_as_the_header_tells(
 
 
 @pytest.mark.parametrize('disk_format', ['raw', 'iso', 'ami'])
-def test_a_raw_disk_that_is_too_large_is_refused_before_the_first_byte(
+def test_oversized_raw_disk_refused_before_download(
     paths: layout.CacheLayout, images: fake.FakeImageService, disk_format: str
 ) -> None:
     cache = Cache(paths, max_virtual_size_bytes=len(DATA) - 1)
@@ -960,7 +928,7 @@ def test_a_raw_disk_that_is_too_large_is_refused_before_the_first_byte(
 
 @pytest.mark.parametrize('disk_format', ['vhd', 'vmdk', 'vdi', 'vhdx'])
 @pytest.mark.parametrize('force_raw', [True, False])
-def test_a_disk_that_is_too_large_is_refused_in_every_format(
+def test_oversized_disk_refused_in_every_format(
     paths: layout.CacheLayout,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -977,7 +945,7 @@ def test_a_disk_that_is_too_large_is_refused_in_every_format(
 
 
 @pytest.mark.parametrize('virtual_size', [None, 1, 100 * 1024**2])
-def test_the_bytes_say_how_large_a_disk_is_and_not_the_metadata(
+def test_disk_size_comes_from_bytes(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -989,7 +957,7 @@ def test_the_bytes_say_how_large_a_disk_is_and_not_the_metadata(
     assert cache.base_file(image.id).read_bytes() == disk_images.as_raw(path, 'qcow2')
 
 
-def test_what_came_before_needs_no_space(
+def test_kept_bytes_need_no_space(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = images.add(DATA)
@@ -1001,7 +969,7 @@ def test_what_came_before_needs_no_space(
     assert not cache.filler.fill(images, image.id, ignore).existing
 
 
-def test_downloads_side_by_side_share_the_space(
+def test_parallel_downloads_share_space(
     cache: Cache, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The space for bytes that one of them still expects is not free for the other."""
@@ -1038,7 +1006,7 @@ def test_holes_stay_holes(
 
 @pytest.mark.usefixtures('drops_pages')
 @pytest.mark.parametrize('qemu_format', ['raw', 'qcow2'])
-def test_what_is_cached_leaves_the_page_cache_to_the_guests(
+def test_cached_image_leaves_page_cache(
     cache: Cache, images: fake.FakeImageService, tmp_path: pathlib.Path, qemu_format: str
 ) -> None:
     path = disk_images.converted(tmp_path / 'image', qemu_format)
@@ -1057,7 +1025,7 @@ def test_what_is_cached_leaves_the_page_cache_to_the_guests(
     ],
 )
 @pytest.mark.parametrize('name', ['pwrite', 'fdatasync', 'ftruncate', 'fsync', 'rename'])
-def test_what_the_disk_refuses_is_told_and_leaves_nothing(
+def test_disk_error_reported_without_leftovers(
     cache: Cache,
     images: fake.FakeImageService,
     monkeypatch: pytest.MonkeyPatch,
@@ -1118,7 +1086,7 @@ def fill_until_killed(instances_path: str, data: bytes, name: str, after: int) -
         ('unlink', 1),
     ],
 )
-def test_a_process_that_is_killed_at_a_step_leaves_nothing_half(
+def test_killed_process_leaves_nothing_half_done(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,

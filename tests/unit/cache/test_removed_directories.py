@@ -61,7 +61,7 @@ def all_below(cache: Cache) -> list[str]:
 
 
 @removed
-def test_what_was_removed_is_made_again_by_the_next_task(
+def test_removed_directory_recreated_by_next_task(
     cache: Cache, images: fake.FakeImageService, names: tuple[str, ...]
 ) -> None:
     image = images.add(DATA)
@@ -78,7 +78,7 @@ def test_what_was_removed_is_made_again_by_the_next_task(
 
 @removed
 @pytest.mark.parametrize('status', ['downloading', 'verifying', 'converting'])
-def test_what_is_removed_during_a_task_costs_one_attempt_at_most(
+def test_removal_during_task_costs_one_attempt(
     cache: Cache,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -102,7 +102,7 @@ def test_what_is_removed_during_a_task_costs_one_attempt_at_most(
 
 
 @removed
-def test_what_is_removed_right_before_a_file_is_published_costs_one_attempt_at_most(
+def test_removal_before_publish_costs_one_attempt(
     cache: Cache,
     images: fake.FakeImageService,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +151,7 @@ USES: dict[str, Callable[[Cache], object]] = {
 
 @pytest.mark.parametrize('use', USES)
 @pytest.mark.parametrize('vanish', [unmount, mount_another, damage, forget_where])
-def test_where_the_mount_is_not_proven_nothing_is_made_and_the_path_is_named(
+def test_unproven_mount_creates_nothing(
     cache: Cache, use: str, vanish: Callable[[Cache], None]
 ) -> None:
     vanish(cache)
@@ -166,25 +166,21 @@ def test_where_the_mount_is_not_proven_nothing_is_made_and_the_path_is_named(
 
 
 @pytest.mark.parametrize('vanish', [unmount, forget_where])
-def test_a_store_id_that_is_gone_is_not_made_again_while_the_cache_is_in_use(
-    cache: Cache, vanish: Callable[[Cache], None]
-) -> None:
+def test_removed_store_id_stays_absent(cache: Cache, vanish: Callable[[Cache], None]) -> None:
     vanish(cache)
     with pytest.raises(exception.StorageError, match='No such file'):
         cache.store.store_id()
     assert all_below(cache) == []
 
 
-def test_without_its_store_id_a_cache_that_is_there_goes_on(
-    cache: Cache, images: fake.FakeImageService
-) -> None:
+def test_cache_without_store_id_keeps_working(cache: Cache, images: fake.FakeImageService) -> None:
     os.unlink(cache.paths.store_id_path)
     image = images.add(DATA)
     assert not cache.filler.fill(images, image.id, ignore).existing
     assert not os.path.exists(cache.paths.store_id_path)
 
 
-def test_who_waits_for_a_lock_makes_no_directory_where_nothing_is_mounted(cache: Cache) -> None:
+def test_lock_waiter_creates_nothing_while_unmounted(cache: Cache) -> None:
     image_locks = locks.ImageLocks(cache.paths.lock_directory, cache.store.check_mounted)
     unmount(cache)
     with pytest.raises(exception.StorageError, match='not recreated'), image_locks.hold('name'):
@@ -192,7 +188,7 @@ def test_who_waits_for_a_lock_makes_no_directory_where_nothing_is_mounted(cache:
     assert all_below(cache) == []
 
 
-def test_a_mount_that_comes_back_is_used_again(cache: Cache, images: fake.FakeImageService) -> None:
+def test_returned_mount_used_again(cache: Cache, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     path = pathlib.Path(cache.paths.instances_path)
     path.rename(path.with_name('elsewhere'))

@@ -14,7 +14,7 @@ IMAGE_ID = '155d900f-4e14-4e4c-a73d-069cbf4541e6'
 MIB = 1024**2
 
 
-def test_the_cache_is_measured_as_it_is_on_disk(cache: Cache) -> None:
+def test_cache_size_measured_on_disk(cache: Cache) -> None:
     path = cache.base_file(IMAGE_ID)
     with path.open('wb') as file:
         file.write(os.urandom(MIB))
@@ -24,7 +24,7 @@ def test_the_cache_is_measured_as_it_is_on_disk(cache: Cache) -> None:
     assert cache.space.free_bytes() > 0
 
 
-def test_more_than_is_free_is_refused_with_both_numbers(cache: Cache) -> None:
+def test_excess_space_refused_with_both_numbers(cache: Cache) -> None:
     free = cache.space.free_bytes()
     with (
         pytest.raises(exception.NotEnoughSpace, match=rf'needs {2 * free} bytes .* free'),
@@ -33,13 +33,13 @@ def test_more_than_is_free_is_refused_with_both_numbers(cache: Cache) -> None:
         pass
 
 
-def test_the_reserve_stays_free(cache: Cache) -> None:
+def test_reserve_stays_free(cache: Cache) -> None:
     careful = Cache(cache.paths, reserved_bytes=cache.space.free_bytes()).space
     with pytest.raises(exception.NotEnoughSpace), careful.reserve(100 * MIB, []):
         pass
 
 
-def test_reservations_add_up_until_they_are_given_back(cache: Cache) -> None:
+def test_reservations_add_up_until_released(cache: Cache) -> None:
     half = int(cache.space.free_bytes() * 0.6)
     with (
         cache.space.reserve(half, []),
@@ -51,7 +51,7 @@ def test_reservations_add_up_until_they_are_given_back(cache: Cache) -> None:
         pass
 
 
-def test_a_reservation_can_grow_as_far_as_there_is_space(cache: Cache) -> None:
+def test_reservation_grows_up_to_free_space(cache: Cache) -> None:
     with cache.space.reserve(MIB, []) as reservation:
         reservation.require(2 * MIB)
         assert reservation.outstanding_bytes() == 2 * MIB
@@ -59,15 +59,13 @@ def test_a_reservation_can_grow_as_far_as_there_is_space(cache: Cache) -> None:
             reservation.require(cache.space.free_bytes() * 2)
 
 
-def test_a_reservation_can_shrink_when_less_is_needed(cache: Cache) -> None:
+def test_reservation_can_shrink(cache: Cache) -> None:
     with cache.space.reserve(2 * MIB, []) as reservation:
         reservation.require(MIB)
         assert reservation.outstanding_bytes() == MIB
 
 
-def test_what_was_written_counts_no_longer_as_reserved(
-    cache: Cache, tmp_path: pathlib.Path
-) -> None:
+def test_written_bytes_release_reservation(cache: Cache, tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'file'
     with cache.space.reserve(4 * MIB, [str(path)]) as reservation:
         path.write_bytes(os.urandom(3 * MIB))
@@ -75,7 +73,7 @@ def test_what_was_written_counts_no_longer_as_reserved(
         assert reservation.outstanding_bytes() <= MIB
 
 
-def test_what_was_written_and_cannot_be_looked_at_is_a_fault_of_the_storage(
+def test_unreadable_written_file_faults_storage(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
@@ -87,12 +85,12 @@ def test_what_was_written_and_cannot_be_looked_at_is_a_fault_of_the_storage(
             space.require(2)
 
 
-def test_what_came_counts_no_longer_as_reserved_where_it_was_holes(cache: Cache) -> None:
+def test_holes_release_reservation(cache: Cache) -> None:
     with cache.space.reserve(4 * MIB, [], lambda: 3 * MIB) as reservation:
         assert reservation.outstanding_bytes() == MIB
 
 
-def test_what_is_here_from_an_earlier_time_needs_no_space(cache: Cache) -> None:
+def test_kept_bytes_need_no_space(cache: Cache) -> None:
     size = 2 * cache.space.free_bytes()
     with cache.space.reserve(size, [], lambda: size - MIB) as reservation:
         assert reservation.outstanding_bytes() == MIB

@@ -23,7 +23,7 @@ def mode(path: str | pathlib.Path) -> int:
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
-def test_directories_have_the_modes_that_nova_gives_them(cache: Cache) -> None:
+def test_directories_have_modes_of_nova(cache: Cache) -> None:
     assert mode(cache.paths.base_directory) == 0o755
     assert mode(cache.paths.lock_directory) == 0o755
 
@@ -39,7 +39,7 @@ def test_directories_have_the_modes_that_nova_gives_them(cache: Cache) -> None:
         (b'Q', True, True),
     ],
 )
-def test_a_hit_is_a_file_that_a_boot_can_use(
+def test_hit_is_usable_by_boot(
     cache: Cache, data: bytes, hit_when_raw: bool, hit_otherwise: bool
 ) -> None:
     cache.base_file(IMAGE_ID).write_bytes(data)
@@ -47,15 +47,13 @@ def test_a_hit_is_a_file_that_a_boot_can_use(
     assert Cache(cache.paths, force_raw=False).store.is_hit(IMAGE_ID) is hit_otherwise
 
 
-def test_nothing_and_a_directory_are_no_hits(cache: Cache) -> None:
+def test_directory_or_absent_file_misses(cache: Cache) -> None:
     assert not cache.store.is_hit(IMAGE_ID)
     cache.base_file(IMAGE_ID).mkdir()
     assert not cache.store.is_hit(IMAGE_ID)
 
 
-def test_a_file_that_goes_while_it_is_looked_at_is_no_hit(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_vanishing_during_check_misses(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     path = cache.base_file(IMAGE_ID)
     path.write_bytes(b'data')
     look = os.stat
@@ -70,7 +68,7 @@ def test_a_file_that_goes_while_it_is_looked_at_is_no_hit(
     assert not cache.store.is_hit(IMAGE_ID)
 
 
-def test_touching_makes_a_file_young(cache: Cache) -> None:
+def test_touch_makes_file_young(cache: Cache) -> None:
     path = cache.base_file(IMAGE_ID)
     path.write_bytes(b'data')
     os.utime(path, (1, 1))
@@ -78,12 +76,12 @@ def test_touching_makes_a_file_young(cache: Cache) -> None:
     assert path.stat().st_mtime > 1_000_000_000
 
 
-def test_what_is_gone_cannot_be_touched(cache: Cache) -> None:
+def test_missing_file_cannot_be_touched(cache: Cache) -> None:
     assert not cache.store.touch(IMAGE_ID)
     assert cache.names() == []
 
 
-def test_a_file_that_may_not_be_touched_is_told_and_a_boot_uses_it_all_the_same(
+def test_untouchable_file_reported_but_usable(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """libvirt changes the owner of base files."""
@@ -109,21 +107,21 @@ def old_file(cache: Cache, data: bytes = b'data') -> store.BaseFile:
     return file
 
 
-def test_the_listing_of_base_files_tells_their_ages_and_their_size_on_disk(cache: Cache) -> None:
+def test_listing_has_ages_and_disk_sizes(cache: Cache) -> None:
     pathlib.Path(cache.paths.path_of('swap_512')).write_bytes(b'swap')
     file = old_file(cache, os.urandom(MIB))
     assert (file.name, file.age_seconds(now=11)) == (layout.base_name(IMAGE_ID), 10)
     assert file.bytes_on_disk == cache.base_file(IMAGE_ID).stat().st_blocks * 512
 
 
-def test_a_file_as_it_was_listed_is_removed(cache: Cache) -> None:
+def test_unchanged_listed_file_removed(cache: Cache) -> None:
     file = old_file(cache)
     assert cache.store.remove_unchanged(file)
     assert cache.names() == []
     assert not cache.store.remove_unchanged(file)
 
 
-def test_a_file_that_was_touched_or_replaced_since_it_was_listed_stays(cache: Cache) -> None:
+def test_file_changed_since_listing_stays(cache: Cache) -> None:
     path = cache.base_file(IMAGE_ID)
     file = old_file(cache)
     cache.store.touch(IMAGE_ID)
@@ -138,9 +136,7 @@ def test_a_file_that_was_touched_or_replaced_since_it_was_listed_stays(cache: Ca
     assert path.read_bytes() == b'new'
 
 
-def test_a_touch_at_the_last_moment_saves_the_file(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_moment_touch_saves_file(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     file = old_file(cache)
     touched: list[bool] = []
     _around_rename(monkeypatch, before=lambda: touched.append(cache.store.touch(IMAGE_ID)))
@@ -150,9 +146,7 @@ def test_a_touch_at_the_last_moment_saves_the_file(
     assert cache.base_file(IMAGE_ID).read_bytes() == b'data'
 
 
-def test_a_touch_that_comes_too_late_finds_nothing(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_touch_finds_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     file = old_file(cache)
     touched: list[bool] = []
     _around_rename(monkeypatch, after=lambda: touched.append(cache.store.touch(IMAGE_ID)))
@@ -161,9 +155,7 @@ def test_a_touch_that_comes_too_late_finds_nothing(
     assert cache.names() == []
 
 
-def test_a_touch_of_what_is_just_put_aside_finds_nothing(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_touch_misses_set_aside_file(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel found the file before it was renamed, and set its time after the last check."""
     file = old_file(cache)
     touch = os.utime
@@ -193,9 +185,7 @@ def _around_rename(
     monkeypatch.setattr(os, 'rename', renaming)
 
 
-def test_what_a_killed_round_put_aside_is_swept(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_rounds_set_aside_files_swept(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     class KilledError(BaseException):
         """Ends the process."""
 
@@ -218,14 +208,14 @@ def finished(cache: Cache, data: bytes = b'new') -> str:
     return path
 
 
-def test_publishing_replaces_what_is_there(cache: Cache) -> None:
+def test_publish_replaces_existing_file(cache: Cache) -> None:
     cache.base_file(IMAGE_ID).write_bytes(b'old')
     cache.store.publish(finished(cache), IMAGE_ID)
     assert cache.names() == [layout.base_name(IMAGE_ID)]
     assert cache.base_file(IMAGE_ID).read_bytes() == b'new'
 
 
-def test_what_cannot_be_published_is_a_fault_of_the_storage(cache: Cache) -> None:
+def test_failed_publish_faults_storage(cache: Cache) -> None:
     cache.base_file(IMAGE_ID).mkdir()
     with pytest.raises(exception.StorageError, match='Is a directory'):
         cache.store.publish(finished(cache), IMAGE_ID)
@@ -233,16 +223,14 @@ def test_what_cannot_be_published_is_a_fault_of_the_storage(cache: Cache) -> Non
 
 
 @pytest.mark.usefixtures('drops_pages')
-def test_what_is_published_leaves_the_page_cache(cache: Cache) -> None:
+def test_published_file_leaves_page_cache(cache: Cache) -> None:
     path = finished(cache, os.urandom(MIB))
     assert cached_bytes(path) == MIB
     cache.store.publish(path, IMAGE_ID)
     assert cached_bytes(cache.base_file(IMAGE_ID)) == 0
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_synced_before_and_after_rename(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     path = finished(cache)
     steps: list[str] = []
     synchronise, rename = os.fsync, os.rename
@@ -261,7 +249,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
     assert steps == [path, 'rename', cache.paths.base_directory]
 
 
-def test_the_store_id_stays_and_is_shared(cache: Cache) -> None:
+def test_store_id_is_stable_and_shared(cache: Cache) -> None:
     stores = [store.CacheStore(cache.paths) for _ in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         found = set(threads.map(lambda item: item.store_id(), stores))
@@ -274,14 +262,14 @@ def test_the_store_id_stays_and_is_shared(cache: Cache) -> None:
     ]
 
 
-def test_a_cache_that_vanished_is_a_fault_of_the_storage(cache: Cache) -> None:
+def test_missing_cache_faults_storage(cache: Cache) -> None:
     os.rmdir(cache.paths.base_directory)
     for use in (cache.store.check_mounted, cache.space.free_bytes, cache.space.cache_bytes):
         with pytest.raises(exception.StorageError, match='No such file or directory'):
             use()
 
 
-def test_a_file_that_vanishes_while_the_cache_is_listed_is_left_out(
+def test_file_vanishing_during_listing_omitted(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for image_id in ('a', 'b'):
@@ -293,7 +281,7 @@ def test_a_file_that_vanishes_while_the_cache_is_listed_is_left_out(
     assert (file.name, file.size_bytes) == (layout.base_name('b'), 4)
 
 
-def test_the_time_of_the_store_is_the_one_that_a_file_gets(cache: Cache) -> None:
+def test_store_time_is_file_time(cache: Cache) -> None:
     asked = store.CacheStore(cache.paths)
     before = asked.now()
     path = cache.base_file('image')
@@ -315,7 +303,7 @@ def test_the_time_of_the_store_is_the_one_that_a_file_gets(cache: Cache) -> None
         ([DAY_SECONDS, DAY_SECONDS + 60, 0], [DAY_SECONDS, DAY_SECONDS + 60, 0], 3),
     ],
 )
-def test_a_difference_of_clocks_is_warned_of_when_it_changes(
+def test_clock_difference_warned_on_change(
     cache: Cache,
     differences: list[float],
     lags: list[float],

@@ -32,7 +32,7 @@ def leave(
     return [os.path.basename(layout.sibling(path, suffix)) for suffix in suffixes]
 
 
-def test_young_downloads_that_can_be_gone_on_with_are_not_swept(cache: Cache) -> None:
+def test_young_resumable_downloads_survive_sweep(cache: Cache) -> None:
     kept = leave(cache)
     assert cache.sweeper.sweep() == 0
     assert cache.names() == kept
@@ -46,15 +46,13 @@ def test_young_downloads_that_can_be_gone_on_with_are_not_swept(cache: Cache) ->
         ({'hash_value': None}, 2),
     ],
 )
-def test_what_nobody_can_go_on_with_is_swept(
-    cache: Cache, left: dict[str, Any], swept: int
-) -> None:
+def test_unresumable_files_are_swept(cache: Cache, left: dict[str, Any], swept: int) -> None:
     leave(cache, **left)
     assert cache.sweeper.sweep() == swept
     assert cache.names() == []
 
 
-def test_a_download_whose_journal_is_not_understood_is_swept(cache: Cache) -> None:
+def test_download_with_unknown_journal_swept(cache: Cache) -> None:
     name, _ = leave(cache)
     pathlib.Path(cache.paths.path_of(name)).write_text('another release wrote this\n')
     assert cache.sweeper.sweep() == 2
@@ -62,7 +60,7 @@ def test_a_download_whose_journal_is_not_understood_is_swept(cache: Cache) -> No
 
 
 @pytest.mark.parametrize(('age_seconds', 'swept'), [(99, 0), (101, 2)])
-def test_a_download_that_nobody_went_on_with_is_swept_at_its_age(
+def test_abandoned_download_swept_at_its_age(
     paths: layout.CacheLayout, age_seconds: float, swept: int
 ) -> None:
     cache = Cache(paths, clock=lambda: 1_000_000)
@@ -71,7 +69,7 @@ def test_a_download_that_nobody_went_on_with_is_swept_at_its_age(
     assert cache.sweeper.sweep() == swept
 
 
-def test_the_age_of_a_download_counts_from_its_last_note(paths: layout.CacheLayout) -> None:
+def test_download_age_counts_from_last_note(paths: layout.CacheLayout) -> None:
     cache = Cache(paths, clock=lambda: 1_000_000)
     journal_name, part_name = leave(cache)
     os.utime(paths.path_of(part_name), (1_000_000, 1_000_000))
@@ -80,15 +78,13 @@ def test_the_age_of_a_download_counts_from_its_last_note(paths: layout.CacheLayo
 
 
 @pytest.mark.parametrize(('data', 'swept'), [(b'data', 2), (b'QFI\xfb', 0), (b'', 0)])
-def test_a_download_of_what_is_there_meanwhile_is_swept(
-    cache: Cache, data: bytes, swept: int
-) -> None:
+def test_download_of_cached_image_swept(cache: Cache, data: bytes, swept: int) -> None:
     leave(cache)
     cache.base_file(IMAGE_ID).write_bytes(data)
     assert cache.sweeper.sweep() == swept
 
 
-def test_half_a_conversion_is_swept_and_its_download_stays(cache: Cache) -> None:
+def test_half_conversion_swept_and_download_stays(cache: Cache) -> None:
     kept = leave(cache)
     converted = cache.file_of('part').with_suffix('.converted')
     converted.write_bytes(b'half')
@@ -97,7 +93,7 @@ def test_half_a_conversion_is_swept_and_its_download_stays(cache: Cache) -> None
 
 
 @pytest.mark.parametrize('suffix', ['part', 'converted', 'expired'])
-def test_files_without_a_journal_are_swept_and_no_others(cache: Cache, suffix: str) -> None:
+def test_only_our_files_without_journal_swept(cache: Cache, suffix: str) -> None:
     stale = pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, suffix))
     base = cache.base_file(IMAGE_ID)
     of_nova = base.with_name(f'{base.name}.part')
@@ -107,7 +103,7 @@ def test_files_without_a_journal_are_swept_and_no_others(cache: Cache, suffix: s
     assert cache.names() == sorted([base.name, of_nova.name])
 
 
-def test_what_belongs_to_a_locked_image_is_not_swept(cache: Cache) -> None:
+def test_files_of_locked_image_not_swept(cache: Cache) -> None:
     running = leave(cache, synced_bytes=0)
     with cache.locks.hold(layout.base_name(IMAGE_ID)):
         assert cache.sweeper.sweep() == 0
@@ -115,7 +111,7 @@ def test_what_belongs_to_a_locked_image_is_not_swept(cache: Cache) -> None:
     assert cache.sweeper.sweep() == 2
 
 
-def test_what_somebody_writes_is_not_swept_though_the_lock_file_is_gone(cache: Cache) -> None:
+def test_file_being_written_not_swept(cache: Cache) -> None:
     """Nova's cache manager may unlink it, and a new one is free."""
     running = leave(cache, synced_bytes=0)
     owned = journal.Journal.own(str(cache.file_of('journal')))
@@ -126,7 +122,7 @@ def test_what_somebody_writes_is_not_swept_though_the_lock_file_is_gone(cache: C
     assert cache.sweeper.sweep() == 2
 
 
-def test_one_image_that_cannot_be_swept_keeps_no_other(
+def test_unsweepable_image_does_not_block_others(
     cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, _ = leave(cache, synced_bytes=0)
@@ -137,7 +133,7 @@ def test_one_image_that_cannot_be_swept_keeps_no_other(
     assert 'Is a directory' in caplog.text
 
 
-def test_what_is_unfinished_of_an_image_is_forgotten_and_nothing_else(cache: Cache) -> None:
+def test_only_partials_of_image_discarded(cache: Cache) -> None:
     leave(cache)
     cache.file_of('part').with_suffix('.converted').write_bytes(b'half')
     pathlib.Path(cache.paths.new_partial_path(IMAGE_ID, 'part')).write_bytes(b'no journal')
@@ -152,13 +148,13 @@ def test_what_is_unfinished_of_an_image_is_forgotten_and_nothing_else(cache: Cac
     assert cache.sweeper.discard_partial(IMAGE_ID), 'nothing is left'
 
 
-def test_the_base_file_of_an_image_is_not_forgotten(cache: Cache) -> None:
+def test_base_file_not_discarded(cache: Cache) -> None:
     cache.base_file(IMAGE_ID).write_bytes(b'data')
     assert cache.sweeper.discard_partial(IMAGE_ID)
     assert cache.base_file(IMAGE_ID).read_bytes() == b'data'
 
 
-def test_what_another_process_works_on_is_not_forgotten(cache: Cache) -> None:
+def test_partial_in_use_not_discarded(cache: Cache) -> None:
     kept = leave(cache)
     holder = held_by_another_process(cache.paths.lock_directory, layout.base_name(IMAGE_ID))
     try:
@@ -170,7 +166,7 @@ def test_what_another_process_works_on_is_not_forgotten(cache: Cache) -> None:
     assert cache.names() == []
 
 
-def test_what_somebody_writes_is_not_forgotten_though_the_lock_file_is_gone(cache: Cache) -> None:
+def test_partial_being_written_not_discarded(cache: Cache) -> None:
     running = leave(cache)
     owned = journal.Journal.own(str(cache.file_of('journal')))
     assert owned is not None
@@ -180,9 +176,7 @@ def test_what_somebody_writes_is_not_forgotten_though_the_lock_file_is_gone(cach
     assert cache.sweeper.discard_partial(IMAGE_ID)
 
 
-def test_what_cannot_be_removed_is_not_forgotten(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unremovable_partial_not_discarded(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(cache)
     refusal = Refusal(monkeypatch, 'unlink', errno.EROFS)
     refusal.is_on = True

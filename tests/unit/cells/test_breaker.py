@@ -24,7 +24,7 @@ def breakers(clock: Clock) -> breaker.CellBreakers:
     return breaker.CellBreakers(10, clock)
 
 
-def test_a_cell_that_never_failed_is_not_avoided_however_many_work_in_it(
+def test_healthy_cell_is_never_avoided(
     breakers: breaker.CellBreakers,
 ) -> None:
     breakers.enter('a')
@@ -33,9 +33,7 @@ def test_a_cell_that_never_failed_is_not_avoided_however_many_work_in_it(
     assert breakers.avoid() == set()
 
 
-def test_a_cell_that_failed_is_avoided_for_a_while_and_others_are_not(
-    breakers: breaker.CellBreakers, clock: Clock
-) -> None:
+def test_failed_cell_avoided_for_a_while(breakers: breaker.CellBreakers, clock: Clock) -> None:
     breakers.failed('a')
 
     assert breakers.avoid() == {'a'}
@@ -45,9 +43,7 @@ def test_a_cell_that_failed_is_avoided_for_a_while_and_others_are_not(
     assert breakers.avoid() == set()
 
 
-def test_after_its_rest_a_cell_is_probed_by_one_claim_at_a_time(
-    breakers: breaker.CellBreakers, clock: Clock
-) -> None:
+def test_open_breaker_probes_one_claim(breakers: breaker.CellBreakers, clock: Clock) -> None:
     breakers.failed('a')
     clock.now += 11
 
@@ -58,9 +54,7 @@ def test_after_its_rest_a_cell_is_probed_by_one_claim_at_a_time(
     assert breakers.avoid() == set()
 
 
-def test_a_probe_that_fails_has_the_cell_rest_again(
-    breakers: breaker.CellBreakers, clock: Clock
-) -> None:
+def test_failed_probe_reopens_breaker(breakers: breaker.CellBreakers, clock: Clock) -> None:
     breakers.failed('a')
     clock.now += 11
     breakers.enter('a')
@@ -71,9 +65,7 @@ def test_a_probe_that_fails_has_the_cell_rest_again(
     assert breakers.avoid() == {'a'}
 
 
-def test_a_probe_that_succeeds_takes_the_cell_back(
-    breakers: breaker.CellBreakers, clock: Clock
-) -> None:
+def test_successful_probe_closes_breaker(breakers: breaker.CellBreakers, clock: Clock) -> None:
     breakers.failed('a')
     clock.now += 11
     breakers.enter('a')
@@ -85,7 +77,7 @@ def test_a_probe_that_succeeds_takes_the_cell_back(
     assert breakers.avoid() == set()
 
 
-def test_a_cell_that_is_probed_may_have_short_calls_and_one_that_rests_may_not(
+def test_short_calls_allowed_only_while_probing(
     breakers: breaker.CellBreakers, clock: Clock
 ) -> None:
     assert not breakers.is_resting('a')
@@ -98,9 +90,7 @@ def test_a_cell_that_is_probed_may_have_short_calls_and_one_that_rests_may_not(
     assert not breakers.is_resting('a')
 
 
-def test_a_short_call_that_succeeds_takes_back_a_cell_whose_probe_goes_on(
-    breakers: breaker.CellBreakers, clock: Clock
-) -> None:
+def test_successful_short_call_closes_breaker(breakers: breaker.CellBreakers, clock: Clock) -> None:
     breakers.failed('a')
     clock.now += 11
     breakers.enter('a')

@@ -28,7 +28,7 @@ def inventory(database: session.Database) -> cells_inventory.Inventory:
     return cells_inventory.Inventory(database)
 
 
-def test_a_cell_is_found_by_uuid_and_by_name(inventory: cells_inventory.Inventory) -> None:
+def test_cell_found_by_uuid_and_name(inventory: cells_inventory.Inventory) -> None:
     one = inventory.create_cell('cell1', 'rabbit://u:secret@one/', uuid='c1')
     two = inventory.create_cell('cell2', 'rabbit://u:secret@two/')
     assert inventory.list_cells() == [one, two]
@@ -39,7 +39,7 @@ def test_a_cell_is_found_by_uuid_and_by_name(inventory: cells_inventory.Inventor
         inventory.get_cell('cell3')
 
 
-def test_a_uuid_means_the_cell_that_has_it(inventory: cells_inventory.Inventory) -> None:
+def test_uuid_matches_only_its_cell(inventory: cells_inventory.Inventory) -> None:
     inventory.create_cell('c2', 'fake:///1', uuid='c1')
     inventory.create_cell('other', 'fake:///2', uuid='c2')
     assert inventory.get_cell('c2').name == 'other'
@@ -53,7 +53,7 @@ def test_a_uuid_means_the_cell_that_has_it(inventory: cells_inventory.Inventory)
         ('cell2', 'rabbit://two/', 'c1'),
     ],
 )
-def test_no_two_cells_share_a_name_a_broker_or_a_uuid(
+def test_cells_have_unique_name_broker_uuid(
     inventory: cells_inventory.Inventory, name: str, url: str, uuid: str | None
 ) -> None:
     inventory.create_cell('cell1', 'rabbit://one/', uuid='c1')
@@ -72,9 +72,7 @@ def test_no_two_cells_share_a_name_a_broker_or_a_uuid(
         'rabbit://u:p@two:5673/?ssl=1',
     ],
 )
-def test_no_two_cells_share_a_broker_however_it_is_spelled(
-    inventory: cells_inventory.Inventory, url: str
-) -> None:
+def test_broker_uniqueness_ignores_spelling(inventory: cells_inventory.Inventory, url: str) -> None:
     inventory.create_cell('cell1', 'rabbit://u:p@one,u:p@two:5673/')
     with pytest.raises(exception.CellExists, match='broker'):
         inventory.create_cell('cell2', url)
@@ -83,7 +81,7 @@ def test_no_two_cells_share_a_broker_however_it_is_spelled(
 @pytest.mark.parametrize(
     'url', ['rabbit://u:p@one:5673/', 'rabbit://u:p@one/v', 'rabbit://u:p@three/', 'rabbit://[:x/']
 )
-def test_another_port_virtual_host_or_name_is_another_broker(
+def test_port_vhost_and_name_distinguish_brokers(
     inventory: cells_inventory.Inventory, url: str
 ) -> None:
     inventory.create_cell('cell1', 'rabbit://u:p@one,u:p@two:5673/')
@@ -91,18 +89,18 @@ def test_another_port_virtual_host_or_name_is_another_broker(
     assert len(inventory.list_cells()) == 2
 
 
-def test_cells_in_memory_may_have_one_url(inventory: cells_inventory.Inventory) -> None:
+def test_in_memory_cells_may_share_url(inventory: cells_inventory.Inventory) -> None:
     inventory.create_cell('cell1', 'fake:///')
     inventory.create_cell('cell2', 'fake:///')
     assert [cell.name for cell in inventory.list_cells()] == ['cell1', 'cell2']
 
 
-def test_cell0_holds_no_hosts_and_is_left_out(inventory: cells_inventory.Inventory) -> None:
+def test_cell0_is_left_out(inventory: cells_inventory.Inventory) -> None:
     inventory.create_cell('cell0', 'none:///', uuid=mappings.CELL0_UUID)
     assert inventory.list_cells() == []
 
 
-def test_a_host_is_mapped_once_however_often_it_says_hello(
+def test_repeated_registration_maps_host_once(
     inventory: cells_inventory.Inventory,
 ) -> None:
     cell = inventory.create_cell('cell1', 'fake:///')
@@ -111,7 +109,7 @@ def test_a_host_is_mapped_once_however_often_it_says_hello(
     assert inventory.list_host_mappings() == [('host1', cell)]
 
 
-def test_a_host_does_not_move_to_another_cell(inventory: cells_inventory.Inventory) -> None:
+def test_host_does_not_change_cell(inventory: cells_inventory.Inventory) -> None:
     one, two = (
         inventory.create_cell('cell1', 'fake:///'),
         inventory.create_cell('cell2', 'fake:///'),
@@ -122,12 +120,12 @@ def test_a_host_does_not_move_to_another_cell(inventory: cells_inventory.Invento
     assert inventory.cell_of_hosts(['host1']) == {'host1': one.uuid}
 
 
-def test_a_host_of_an_unknown_cell_is_refused(inventory: cells_inventory.Inventory) -> None:
+def test_host_of_unknown_cell_refused(inventory: cells_inventory.Inventory) -> None:
     with pytest.raises(exception.CellNotFound):
         inventory.map_host('host1', 'c1')
 
 
-def test_many_hosts_are_looked_up_at_once(inventory: cells_inventory.Inventory) -> None:
+def test_many_hosts_looked_up_at_once(inventory: cells_inventory.Inventory) -> None:
     one, two = (
         inventory.create_cell('cell1', 'fake:///'),
         inventory.create_cell('cell2', 'fake:///'),
@@ -143,7 +141,7 @@ def test_many_hosts_are_looked_up_at_once(inventory: cells_inventory.Inventory) 
     assert inventory.cell_of_hosts([]) == {}
 
 
-def test_beside_nova_a_mapped_host_may_say_hello_but_none_is_mapped(
+def test_nova_inventory_maps_no_hosts(
     inventory: cells_inventory.Inventory, database: session.Database
 ) -> None:
     cell = inventory.create_cell('cell1', 'fake:///')
@@ -159,7 +157,7 @@ def test_beside_nova_a_mapped_host_may_say_hello_but_none_is_mapped(
     assert [host for host, _ in read_only.list_host_mappings()] == ['host1']
 
 
-def test_a_host_leaves_though_no_cell_has_it_any_more(
+def test_host_of_missing_cell_can_leave(
     inventory: cells_inventory.Inventory, database: session.Database
 ) -> None:
     cell = inventory.create_cell('cell1', 'fake:///')
@@ -170,7 +168,7 @@ def test_a_host_leaves_though_no_cell_has_it_any_more(
     assert inventory.remove_host(aggregate.id, 'host1').hosts == ()
 
 
-def test_a_host_is_in_many_aggregates_of_one_zone(inventory: cells_inventory.Inventory) -> None:
+def test_host_joins_aggregates_of_one_zone(inventory: cells_inventory.Inventory) -> None:
     inventory.map_host('host1', inventory.create_cell('cell1', 'fake:///').uuid)
     for name, zone in (('a', 'az1'), ('b', 'az1'), ('c', None)):
         inventory.add_host(inventory.create_aggregate(name, zone).id, 'host1')
@@ -197,14 +195,14 @@ def at_once(work: Callable[[int], object], times: int = 8) -> list[object]:
     return results
 
 
-def test_of_many_that_make_one_name_one_wins(inventory: cells_inventory.Inventory) -> None:
+def test_concurrent_creation_has_one_winner(inventory: cells_inventory.Inventory) -> None:
     results = at_once(lambda number: inventory.create_aggregate('edge'))
     lost = [result for result in results if isinstance(result, exception.AggregateNameExists)]
     assert len(lost) == 7
     assert len(inventory.list_aggregates()) == 1
 
 
-def test_of_many_that_add_one_host_one_wins(inventory: cells_inventory.Inventory) -> None:
+def test_concurrent_host_addition_has_one_winner(inventory: cells_inventory.Inventory) -> None:
     inventory.map_host('host1', inventory.create_cell('cell1', 'fake:///').uuid)
     aggregate = inventory.create_aggregate('edge')
     results = at_once(lambda number: inventory.add_host(aggregate.id, 'host1'))
@@ -213,14 +211,14 @@ def test_of_many_that_add_one_host_one_wins(inventory: cells_inventory.Inventory
     assert inventory.get_aggregate(aggregate.id).hosts == ('host1',)
 
 
-def test_many_agents_of_one_host_make_one_mapping(inventory: cells_inventory.Inventory) -> None:
+def test_concurrent_agents_map_host_once(inventory: cells_inventory.Inventory) -> None:
     cell = inventory.create_cell('cell1', 'fake:///')
     assert at_once(lambda number: inventory.map_host('host1', cell.uuid)) == [None] * 8
     assert inventory.list_host_mappings() == [('host1', cell)]
 
 
 @pytest.mark.parametrize('which', ['name', 'host', 'metadata'])
-def test_who_is_overtaken_between_look_and_write_finds_what_is_in_the_way(
+def test_race_loser_sees_conflicting_row(
     inventory: cells_inventory.Inventory, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """As on a server database, where reading takes no lock."""
@@ -254,7 +252,7 @@ def test_who_is_overtaken_between_look_and_write_finds_what_is_in_the_way(
     assert not blind
 
 
-def test_an_aggregate_that_got_a_freed_id_is_not_taken_for_the_old_one(
+def test_reused_aggregate_id_not_confused(
     inventory: cells_inventory.Inventory,
 ) -> None:
     old = inventory.create_aggregate('old')

@@ -18,7 +18,7 @@ from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO, World
 
 
-def test_what_is_down_or_disabled_is_told_with_its_reason(
+def test_down_or_disabled_host_has_reason(
     world: World, first: CellDatabase, alive: liveness.NovaLiveness
 ) -> None:
     named = ('up', 'late', 'off', 'forced', 'ahead', 'mute', 'new', 'none')
@@ -46,7 +46,7 @@ def test_what_is_down_or_disabled_is_told_with_its_reason(
     }
 
 
-def test_a_host_is_down_only_after_the_time_that_is_configured(
+def test_host_down_after_configured_time(
     world: World, first: CellDatabase, alive: liveness.NovaLiveness
 ) -> None:
     cell = open_cell(world, 'one', first.url, 'just', 'not')
@@ -57,7 +57,7 @@ def test_a_host_is_down_only_after_the_time_that_is_configured(
     assert str(alive.why_down('not', cell.uuid)).startswith('host down: last report at ')
 
 
-def test_many_hosts_are_one_query_a_cell_and_chunks_of_it(
+def test_hosts_queried_per_cell_in_chunks(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -86,7 +86,7 @@ def _counting(load: Callable[..., Any], loads: list[int]) -> Callable[..., Any]:
     return count
 
 
-def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
+def test_unreachable_cell_reported_then_skipped(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -122,7 +122,7 @@ def test_a_cell_whose_database_is_gone_is_told_and_left_alone_for_a_while(
     second.close()
 
 
-def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller_for_long(
+def test_hanging_database_delays_no_other_cell(
     world: World,
     first: CellDatabase,
     clock: Clock,
@@ -161,7 +161,7 @@ def test_a_database_that_gives_no_answer_delays_no_other_cell_and_not_the_caller
     assert line.endswith(' (it does not answer)')
 
 
-def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cell(
+def test_short_wait_does_not_blame_cell(
     world: World, first: CellDatabase, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -204,7 +204,7 @@ def test_who_has_others_to_see_to_waits_but_a_moment_and_holds_it_against_no_cel
         ('mysql+pymysql://nova:pa55@db/nova?pa55word=1', 'TypeError'),
     ],
 )
-def test_a_cell_without_a_usable_database_says_so_and_no_password(
+def test_unusable_database_reported_without_password(
     world: World, alive: liveness.NovaLiveness, url: str, why: str, caplog: Any
 ) -> None:
     cell = open_cell(world, 'one', url, 'h1')
@@ -225,11 +225,11 @@ def test_a_cell_without_a_usable_database_says_so_and_no_password(
         ('sqlite:///nova.sqlite', 'sqlite'),
     ],
 )
-def test_a_cell_is_read_with_the_drivers_of_this_service(url: str, driver: str) -> None:
+def test_cell_uses_drivers_of_this_service(url: str, driver: str) -> None:
     assert services.connect(url).url.drivername == driver
 
 
-def test_while_the_inventory_is_lost_the_cells_of_before_are_asked(
+def test_lost_inventory_keeps_known_cells(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -249,7 +249,7 @@ def test_while_the_inventory_is_lost_the_cells_of_before_are_asked(
     assert alive.why_down('h1', cell.uuid) is None
 
 
-def test_a_cell_that_is_new_is_asked_at_once_and_one_that_is_gone_tells_nothing(
+def test_added_cell_queried_and_removed_dropped(
     world: World, first: CellDatabase, alive: liveness.NovaLiveness
 ) -> None:
     with pytest.raises(exception.CellUnreachable, match='cell gone has no mapping'):
@@ -261,7 +261,7 @@ def test_a_cell_that_is_new_is_asked_at_once_and_one_that_is_gone_tells_nothing(
     assert alive.why_down('h1', cell.uuid) is None
 
 
-def test_a_cell_that_moves_to_another_database_is_asked_there(
+def test_moved_cell_queried_at_new_database(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -281,7 +281,7 @@ def test_a_cell_that_moves_to_another_database_is_asked_there(
     second.close()
 
 
-def test_a_cell_that_moves_while_it_is_asked_counts_as_unreachable(
+def test_cell_moved_during_query_unreachable(
     world: World, first: CellDatabase, alive: liveness.NovaLiveness, clock: Clock
 ) -> None:
     cell = open_cell(world, 'one', first.url, 'h1')
@@ -293,7 +293,7 @@ def test_a_cell_that_moves_while_it_is_asked_counts_as_unreachable(
         alive.why_down('h1', cell.uuid)
 
 
-def test_a_host_is_not_down_for_what_it_could_not_report_while_its_cell_was_away(
+def test_host_survives_outage_of_its_cell(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -329,7 +329,7 @@ def _fail(engine: sa.Engine, hosts: Collection[str]) -> Any:
     raise OSError('away')
 
 
-def test_a_connection_in_use_is_closed_once_its_question_is_answered(
+def test_busy_connection_closed_after_answer(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,

@@ -42,9 +42,7 @@ def theirs(path: pathlib.Path) -> inventory.Inventory:
 
 
 @pytest.mark.usefixtures('theirs')
-def test_what_is_opened_refuses_to_be_changed_and_stays_as_it_was(
-    conf: cfg.ConfigOpts, path: pathlib.Path
-) -> None:
+def test_opened_database_read_only(conf: cfg.ConfigOpts, path: pathlib.Path) -> None:
     before = path.read_bytes()
     database = novadb.connect(conf)
     with pytest.raises(exception.DatabaseUnavailable):
@@ -57,7 +55,7 @@ def test_what_is_opened_refuses_to_be_changed_and_stays_as_it_was(
 
 
 @pytest.mark.usefixtures('theirs')
-def test_hosts_and_cells_are_those_of_nova_and_none_is_added(conf: cfg.ConfigOpts) -> None:
+def test_hosts_and_cells_come_from_nova(conf: cfg.ConfigOpts) -> None:
     conf.set_override('template_transport_url', 'rabbit://h/the-path', 'api_database')
     with session.connect(conf) as own:
         stock = novadb.open_inventory(conf, own)
@@ -70,7 +68,7 @@ def test_hosts_and_cells_are_those_of_nova_and_none_is_added(conf: cfg.ConfigOpt
             stock.create_cell('cell2', 'fake:///')
 
 
-def test_without_one_of_nova_the_inventory_is_our_own(conf: cfg.ConfigOpts) -> None:
+def test_own_inventory_without_nova_database(conf: cfg.ConfigOpts) -> None:
     conf.clear_override('connection', 'api_database')
     with session.connect(conf) as own:
         models.InventoryBase.metadata.create_all(own.engine)
@@ -78,22 +76,20 @@ def test_without_one_of_nova_the_inventory_is_our_own(conf: cfg.ConfigOpts) -> N
         assert inventory.Inventory(own).list_cells() == [cell]
 
 
-def test_no_file_is_made_where_there_is_none(conf: cfg.ConfigOpts, path: pathlib.Path) -> None:
+def test_missing_file_not_created(conf: cfg.ConfigOpts, path: pathlib.Path) -> None:
     conf.set_override('max_retries', 0, 'api_database')
     with pytest.raises(exception.ConfigError, match=r'^\[api_database\] connection cannot be used'):
         novadb.connect(conf)
     assert not path.exists()
 
 
-def test_a_database_without_an_inventory_is_refused(
-    conf: cfg.ConfigOpts, path: pathlib.Path
-) -> None:
+def test_database_without_inventory_refused(conf: cfg.ConfigOpts, path: pathlib.Path) -> None:
     path.touch()
     with pytest.raises(exception.ConfigError, match='table aggregates is missing'):
         novadb.connect(conf)
 
 
-def test_our_own_database_is_not_taken_for_novas(conf: cfg.ConfigOpts) -> None:
+def test_own_database_not_accepted(conf: cfg.ConfigOpts) -> None:
     conf.set_override('connection', conf.database.connection, 'api_database')
     with pytest.raises(exception.ConfigError, match='not that of Nova'):
         novadb.connect(conf)

@@ -54,9 +54,7 @@ def _many(world: World, cell: CellDatabase, monkeypatch: pytest.MonkeyPatch) -> 
     return hosts
 
 
-def test_every_mapped_host_is_listed_and_what_is_known_of_it(
-    world: World, shown: novahosts.NovaHosts
-) -> None:
+def test_mapped_hosts_listed_with_known_data(world: World, shown: novahosts.NovaHosts) -> None:
     listed = {host.agent.host: host for host in shown.list_page()}
 
     assert list(listed) == ['a', 'b', 'c', 'd']
@@ -72,7 +70,7 @@ def test_every_mapped_host_is_listed_and_what_is_known_of_it(
     assert listed['d'].agent.cell_uuid == world.inventory.get_cell('two').uuid
 
 
-def test_a_host_that_is_mapped_to_no_cell_is_not_known(shown: novahosts.NovaHosts) -> None:
+def test_unmapped_host_is_unknown(shown: novahosts.NovaHosts) -> None:
     assert {host: told.status for host, told in shown.look(['b', 'd', 'e']).items()} == {
         'b': DOWN,
         'd': UNKNOWN,
@@ -81,9 +79,7 @@ def test_a_host_that_is_mapped_to_no_cell_is_not_known(shown: novahosts.NovaHost
     assert shown.down(['a', 'b', 'd', 'e']) == {'b': FORCED, 'd': UNTOLD}
 
 
-def test_hosts_are_listed_in_pages_by_state_and_by_cell(
-    world: World, shown: novahosts.NovaHosts
-) -> None:
+def test_hosts_paged_by_state_and_cell(world: World, shown: novahosts.NovaHosts) -> None:
     two = world.inventory.get_cell('two').uuid
 
     def names(**which: Any) -> list[str]:
@@ -98,14 +94,12 @@ def test_hosts_are_listed_in_pages_by_state_and_by_cell(
     assert names(cell_uuid='no-such-cell') == []
 
 
-def test_a_page_asks_for_its_own_hosts_and_once(
-    shown: novahosts.NovaHosts, loads: list[list[str]]
-) -> None:
+def test_page_queries_its_hosts_once(shown: novahosts.NovaHosts, loads: list[list[str]]) -> None:
     assert [host.agent.host for host in shown.list_page(limit=2)] == ['a', 'b']
     assert loads == [['a', 'b']]
 
 
-def test_a_filter_asks_for_each_host_once_and_for_no_more_than_are_needed(
+def test_filter_queries_each_host_once(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -122,9 +116,7 @@ def test_a_filter_asks_for_each_host_once_and_for_no_more_than_are_needed(
     assert loads == [hosts[:4]]
 
 
-def test_hosts_are_counted_by_cell_and_by_how_they_are(
-    world: World, shown: novahosts.NovaHosts
-) -> None:
+def test_hosts_counted_by_cell_and_state(world: World, shown: novahosts.NovaHosts) -> None:
     one, two = (world.inventory.get_cell(name).uuid for name in ('one', 'two'))
 
     assert shown.count() == {
@@ -133,7 +125,7 @@ def test_hosts_are_counted_by_cell_and_by_how_they_are(
     }
 
 
-def test_many_hosts_are_counted_some_at_a_time(
+def test_many_hosts_counted_in_chunks(
     world: World,
     first: CellDatabase,
     alive: liveness.NovaLiveness,
@@ -148,7 +140,7 @@ def test_many_hosts_are_counted_some_at_a_time(
     assert [len(hosts) for hosts in loads] == [4, 4, 1]
 
 
-def test_the_hosts_of_a_silent_cell_are_unknown_and_no_others_and_it_is_not_waited_for_long(
+def test_silent_cell_hosts_become_unknown(
     world: World, first: CellDatabase, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []

@@ -38,9 +38,7 @@ MYSQL = 'mysql+pymysql://nova:secret@Controller:3306/nova_cell0?charset=utf8#her
         ('rabbit://{{{username}}}@h/', RABBIT, 'rabbit://{nova}@h/'),
     ],
 )
-def test_a_template_takes_parts_of_a_url_in_its_spelling(
-    template: str, url: str, filled: str
-) -> None:
+def test_template_takes_parts_of_url(template: str, url: str, filled: str) -> None:
     assert templates.fill(template, url) == filled
 
 
@@ -57,7 +55,7 @@ def test_a_template_takes_parts_of_a_url_in_its_spelling(
         '',
     ],
 )
-def test_what_is_no_template_stays_as_it_is(url: str) -> None:
+def test_url_without_template_stays_unchanged(url: str) -> None:
     assert templates.fill(url, RABBIT) == url
 
 
@@ -73,13 +71,13 @@ def test_what_is_no_template_stays_as_it_is(url: str) -> None:
         ('rabbit://{hostname2}/', 'rabbit://one:5672,two:port/', 'hostname2'),
     ],
 )
-def test_a_part_that_the_url_has_not_is_named(template: str, url: str | None, missing: str) -> None:
+def test_missing_part_is_named(template: str, url: str | None, missing: str) -> None:
     with pytest.raises(exception.InvalidInput, match=missing) as raised:
         templates.fill(template, url)
     assert 'secret' not in str(raised.value)
 
 
-def test_one_url_of_a_cell_that_cannot_be_filled_in_leaves_the_other() -> None:
+def test_unfillable_url_leaves_other_usable() -> None:
     filling = templates.Filling(transport_url='rabbit://', database_connection=MYSQL)
     cell = model.Cell(
         'uuid', 'cell1', 'rabbit://{username}@h/', '{scheme}://{username}@{hostname}/nova'

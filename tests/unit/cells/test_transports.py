@@ -44,14 +44,14 @@ def cells(world: World, broker: Broker) -> transports.CellTransports:
     return transports.CellTransports(world.inventory, broker.connect)
 
 
-def test_nothing_is_connected_before_it_is_needed(
+def test_connections_are_lazy(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
     assert cells.refresh() == [world.cell]
     assert broker.made == []
 
 
-def test_a_cell_is_connected_once(
+def test_cell_is_connected_once(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
     first = cells.get(world.cell.uuid)
@@ -60,7 +60,7 @@ def test_a_cell_is_connected_once(
     assert broker.made == ['fake:///cell1']
 
 
-def test_only_enabled_cells_with_a_broker_are_served(
+def test_only_enabled_cells_with_broker_served(
     world: World, cells: transports.CellTransports
 ) -> None:
     off = world.inventory.create_cell('off', 'fake:///off')
@@ -70,7 +70,7 @@ def test_only_enabled_cells_with_a_broker_are_served(
     assert [cell.name for cell in cells.refresh()] == ['cell1']
 
 
-def test_a_cell_whose_template_is_not_filled_in_is_told_of_once_and_keeps_nobody_else_off(
+def test_unfillable_template_reported_once_without_blocking(
     world: World, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = world.inventory.create_cell('broken', 'rabbit://{hostname}/')
@@ -86,7 +86,7 @@ def test_a_cell_whose_template_is_not_filled_in_is_told_of_once_and_keeps_nobody
     assert cells.get(world.cell.uuid).exchange == 'fake:///cell1'
 
 
-def test_a_cell_without_a_url_is_not_called_by_that_of_the_api(
+def test_cell_without_url_not_called(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
     without = world.inventory.create_cell('without', '')
@@ -95,7 +95,7 @@ def test_a_cell_without_a_url_is_not_called_by_that_of_the_api(
     assert broker.made == []
 
 
-def test_a_cell_that_was_added_later_is_found(
+def test_cell_added_later_found(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
     cells.get(world.cell.uuid)
@@ -106,7 +106,7 @@ def test_a_cell_that_was_added_later_is_found(
     assert broker.made == ['fake:///cell1', 'fake:///cell2']
 
 
-def test_a_cell_whose_url_has_changed_is_connected_anew_after_a_refresh(
+def test_changed_url_reconnects_after_refresh(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
     old = cells.get(world.cell.uuid)
@@ -122,12 +122,12 @@ def test_a_cell_whose_url_has_changed_is_connected_anew_after_a_refresh(
     assert 'moved' not in repr(cells._connected)
 
 
-def test_an_unknown_cell_is_not_found(cells: transports.CellTransports) -> None:
+def test_unknown_cell_not_found(cells: transports.CellTransports) -> None:
     with pytest.raises(exception.CellNotFound):
         cells.get('none')
 
 
-def test_a_cell_whose_url_was_wrong_is_tried_again(
+def test_wrong_url_is_retried(
     world: World, cells: transports.CellTransports, broker: Broker
 ) -> None:
     broker.broken.add('fake:///cell1')

@@ -96,11 +96,11 @@ def _assert_all_is_closed(process: subprocess.Popen[str]) -> str:
     'arguments',
     ['db sync', 'db version', 'db purge', 'host list'],
 )
-def test_a_command_closes_what_it_opened(conf: pathlib.Path, arguments: str) -> None:
+def test_command_closes_its_resources(conf: pathlib.Path, arguments: str) -> None:
     _assert_all_is_closed(_start(conf, 'manage.main', *arguments.split()))
 
 
-def test_the_checks_of_an_upgrade_close_what_they_opened(conf: pathlib.Path) -> None:
+def test_upgrade_check_closes_its_resources(conf: pathlib.Path) -> None:
     _assert_all_is_closed(_start(conf, 'status.main', 'upgrade', 'check'))
 
 
@@ -111,16 +111,14 @@ def test_the_checks_of_an_upgrade_close_what_they_opened(conf: pathlib.Path) -> 
         ('nova_api.sqlite', 'table aggregates is missing'),
     ],
 )
-def test_a_command_that_is_refused_closes_what_it_opened(
-    conf: pathlib.Path, spoil: str, why: str
-) -> None:
+def test_refused_command_closes_its_resources(conf: pathlib.Path, spoil: str, why: str) -> None:
     (conf.parent / spoil).unlink()
     (conf.parent / spoil).touch()
 
     assert why in _assert_all_is_closed(_start(conf, 'manage.main', 'host', 'list'))
 
 
-def test_a_command_closes_a_file_that_is_no_database(conf: pathlib.Path) -> None:
+def test_command_closes_non_database_file(conf: pathlib.Path) -> None:
     (conf.parent / 'precache.sqlite').write_bytes(b'no database at all, but long enough' * 100)
 
     out = _assert_all_is_closed(_start(conf, 'manage.main', 'db', 'version'))
@@ -129,7 +127,7 @@ def test_a_command_closes_a_file_that_is_no_database(conf: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize('run', ['control.run_api', 'control.run_conductor'])
-def test_a_service_that_stops_closes_what_it_opened(conf: pathlib.Path, run: str) -> None:
+def test_stopping_service_closes_its_resources(conf: pathlib.Path, run: str) -> None:
     log = conf.parent / 'log'
     process = _start(conf, run, '--log-file', str(log))
     wait_until(lambda: log.exists() and _is_up(log.read_text(), run), f'{run} runs', 60)
@@ -143,7 +141,7 @@ def _is_up(log: str, run: str) -> bool:
     return 'Concurrency backend' in log if run.endswith('api') else 'runs' in log
 
 
-def test_what_was_added_to_a_database_is_closed_with_it(database_path: pathlib.Path) -> None:
+def test_resources_closed_with_their_database(database_path: pathlib.Path) -> None:
     closed: list[str] = []
     with open_database(database_path) as database:
         database.closes(lambda: closed.append('beside'))

@@ -48,7 +48,7 @@ def _run(command: str, *arguments: object, threads: str = '') -> subprocess.Comp
         ),
     ],
 )
-def test_the_api_and_a_conductor_run_with_the_threads_that_were_chosen_and_stop_when_told(
+def test_services_run_chosen_threads_and_stop(
     database_path: pathlib.Path,
     free_port: Callable[[], int],
     command: str,
@@ -102,7 +102,7 @@ endpoint_override = http://127.0.0.1:1
 
 
 @pytest.mark.parametrize('threads', THREADS)
-def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None:
+def test_signal_wakes_idle_process(threads: str) -> None:
     code = (
         'from nova_precache import backend; backend.choose_by_environment()\n'
         'from nova_precache.cmd import running; import threading\n'
@@ -123,7 +123,7 @@ def test_a_signal_wakes_a_process_in_which_nothing_happens(threads: str) -> None
 
 
 @pytest.mark.parametrize('threads', THREADS)
-def test_a_signal_that_comes_just_when_a_process_begins_to_wait_ends_it(threads: str) -> None:
+def test_signal_before_wait_ends_process(threads: str) -> None:
     code = (
         'from nova_precache import backend; backend.choose_by_environment()\n'
         'from nova_precache.cmd import running; import os, signal, sys, threading\n'
@@ -149,7 +149,7 @@ def test_a_signal_that_comes_just_when_a_process_begins_to_wait_ends_it(threads:
 
 
 @pytest.mark.parametrize('pool', ['futurist', 'concurrent.futures'])
-def test_a_command_leaves_though_a_thread_is_at_work_that_python_would_wait_for(pool: str) -> None:
+def test_command_exits_despite_busy_thread(pool: str) -> None:
     code = (
         f'import threading, {pool}; from nova_precache.cmd import running\n'
         'works = threading.Event()\n'
@@ -172,9 +172,7 @@ def test_a_command_leaves_though_a_thread_is_at_work_that_python_would_wait_for(
 
 
 @pytest.mark.parametrize('command', ['compute', 'standalone'])
-def test_what_runs_with_native_threads_alone_refuses_eventlet(
-    tmp_path: pathlib.Path, command: str
-) -> None:
+def test_native_thread_services_refuse_eventlet(tmp_path: pathlib.Path, command: str) -> None:
     conf = tmp_path / 'nova-precache.conf'
     conf.write_text('[DEFAULT]\nconcurrency_backend = eventlet\n')
     reason = f'eventlet: nova-precache-{command} runs with native threads only'
@@ -188,7 +186,7 @@ def test_what_runs_with_native_threads_alone_refuses_eventlet(
 
 
 @pytest.mark.parametrize('command', ['conductor', 'compute'])
-def test_threads_that_nobody_has_are_told_in_a_line(command: str) -> None:
+def test_unknown_threads_reported_in_one_line(command: str) -> None:
     ended = _run(command, threads='gevent')
 
     assert ended.returncode == 1
@@ -211,7 +209,7 @@ def test_threads_that_nobody_has_are_told_in_a_line(command: str) -> None:
         ),
     ],
 )
-def test_a_database_that_cannot_be_used_is_told_in_a_line(
+def test_unusable_database_reported_in_one_line(
     tmp_path: pathlib.Path, command: str, database: str, said: str
 ) -> None:
     conf = tmp_path / 'nova-precache.conf'
@@ -225,7 +223,7 @@ def test_a_database_that_cannot_be_used_is_told_in_a_line(
     assert 'Traceback' not in ended.stderr
 
 
-def test_a_state_directory_that_is_a_file_is_told_in_a_line(tmp_path: pathlib.Path) -> None:
+def test_file_as_state_directory_reported(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'file'
     path.touch()
 

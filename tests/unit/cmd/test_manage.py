@@ -63,7 +63,7 @@ def _cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
 
 
-def test_a_sync_makes_the_tables_and_can_be_repeated(run: Run, path: pathlib.Path) -> None:
+def test_repeatable_sync_creates_tables(run: Run, path: pathlib.Path) -> None:
     assert run('db', 'sync') == 'The database is up to date.\n'
     assert run('db', 'sync') == 'The database is up to date.\n'
 
@@ -74,7 +74,7 @@ def test_a_sync_makes_the_tables_and_can_be_repeated(run: Run, path: pathlib.Pat
     database.dispose()
 
 
-def test_a_created_cell_is_listed_without_who_logs_in(run: Run) -> None:
+def test_created_cell_listed_without_credentials(run: Run) -> None:
     run('db', 'sync')
     url = 'rabbit://user:s3cret@host1:5672/cell1'
 
@@ -86,7 +86,7 @@ def test_a_created_cell_is_listed_without_who_logs_in(run: Run) -> None:
     ]
 
 
-def test_a_cell_has_the_uuid_that_was_asked_for(run: Run) -> None:
+def test_cell_gets_given_uuid(run: Run) -> None:
     run('db', 'sync')
     asked = uuid.uuid4()
     arguments = ('--name', 'cell1', '--transport-url', 'fake:///cell1', '--uuid', asked.hex)
@@ -94,7 +94,7 @@ def test_a_cell_has_the_uuid_that_was_asked_for(run: Run) -> None:
     assert run('cell', 'create', *arguments) == f'{asked}\n'
 
 
-def test_a_second_cell_of_the_same_name_is_refused(run: Run) -> None:
+def test_second_cell_of_same_name_refused(run: Run) -> None:
     run('db', 'sync')
     run('cell', 'create', '--name', 'cell1', '--transport-url', 'rabbit://host1/')
 
@@ -104,9 +104,7 @@ def test_a_second_cell_of_the_same_name_is_refused(run: Run) -> None:
     assert len(_cells(run('cell', 'list'))) == 2
 
 
-def test_hosts_are_listed_with_their_cell_and_whether_they_live(
-    run: Run, path: pathlib.Path
-) -> None:
+def test_hosts_listed_with_cell_and_state(run: Run, path: pathlib.Path) -> None:
     run('db', 'sync')
     database = open_database(path)
     stock, store = inventory.Inventory(database), agents.Agents(database, 60)
@@ -135,7 +133,7 @@ def test_hosts_are_listed_with_their_cell_and_whether_they_live(
     assert rows[2][3] == str(LONG_AGO)
 
 
-def test_hosts_without_agents_are_as_their_cells_know_them(
+def test_agentless_hosts_listed_from_cells(
     run: Run, site: session.Database, config_file: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     with config_file.open('a') as more:
@@ -167,12 +165,12 @@ def test_hosts_without_agents_are_as_their_cells_know_them(
         ('cell', 'create', '--name', 'cell1', '--transport-url', 'fake:///cell1'),
     ],
 )
-def test_a_database_that_was_never_synced_is_refused(run: Run, arguments: tuple[str, ...]) -> None:
+def test_unsynced_database_is_refused(run: Run, arguments: tuple[str, ...]) -> None:
     with pytest.raises(exception.ConfigError, match='run nova-precache-manage db sync'):
         run(*arguments)
 
 
-def test_what_the_database_refuses_is_told_in_a_line(run: Run, site: session.Database) -> None:
+def test_database_error_reported_in_one_line(run: Run, site: session.Database) -> None:
     with site.engine.begin() as connection:
         connection.execute(sa.text('DROP TABLE agents'))
 
@@ -182,7 +180,7 @@ def test_what_the_database_refuses_is_told_in_a_line(run: Run, site: session.Dat
     assert '\n' not in str(failed.value)
 
 
-def test_an_error_on_purpose_ends_the_command_with_one_line_and_no_trace(
+def test_expected_error_ends_without_traceback(
     config_file: pathlib.Path, path: pathlib.Path
 ) -> None:
     database = open_database(path)
@@ -232,9 +230,7 @@ def _left(database: session.Database, host: str) -> tuple[bool, bool, int]:
     return host in mapped, host in known, len(caches.Caches(database).of_host(host))
 
 
-def test_a_host_that_is_gone_for_good_is_forgotten_and_others_are_not(
-    run: Run, site: session.Database
-) -> None:
+def test_only_removed_host_deleted(run: Run, site: session.Database) -> None:
     cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
     for host in ('gone', 'other'):
         _host(site, host, cell.uuid, is_up=False)
@@ -247,9 +243,7 @@ def test_a_host_that_is_gone_for_good_is_forgotten_and_others_are_not(
         run('host', 'delete', 'gone')
 
 
-def test_a_name_that_an_earlier_release_let_in_is_shown_escaped_and_can_be_deleted(
-    run: Run, site: session.Database
-) -> None:
+def test_unprintable_name_shown_escaped_and_deletable(run: Run, site: session.Database) -> None:
     evil = '../../evil\n\x1b[31m'
     cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
     _host(site, evil, cell.uuid, is_up=False)
@@ -259,7 +253,7 @@ def test_a_name_that_an_earlier_release_let_in_is_shown_escaped_and_can_be_delet
     assert _left(site, evil) == (False, False, 0)
 
 
-def test_a_host_whose_agent_lives_is_not_deleted(run: Run, site: session.Database) -> None:
+def test_host_with_live_agent_not_deleted(run: Run, site: session.Database) -> None:
     cell = inventory.Inventory(site).create_cell('cell1', 'fake:///cell1')
     _host(site, 'alive', cell.uuid, is_up=True)
 
@@ -271,7 +265,7 @@ def test_a_host_whose_agent_lives_is_not_deleted(run: Run, site: session.Databas
     assert _left(site, 'alive') == (True, True, 1)
 
 
-def test_a_host_of_an_aggregate_is_not_deleted(run: Run, site: session.Database) -> None:
+def test_host_in_aggregate_not_deleted(run: Run, site: session.Database) -> None:
     stock = inventory.Inventory(site)
     _host(site, 'gone', stock.create_cell('cell1', 'fake:///cell1').uuid, is_up=False)
     aggregate = stock.create_aggregate('edge')
@@ -283,7 +277,7 @@ def test_a_host_of_an_aggregate_is_not_deleted(run: Run, site: session.Database)
     assert _left(site, 'gone') == (True, True, 1)
 
 
-def test_work_in_flight_keeps_its_host_and_its_cell(run: Run, site: session.Database) -> None:
+def test_running_work_protects_host_and_cell(run: Run, site: session.Database) -> None:
     site_of_tests = open_world(site)
     _host(site, 'gone', site_of_tests.cell.uuid, is_up=False)
     site_of_tests.planned(['gone'], ['image-1'])
@@ -296,9 +290,7 @@ def test_work_in_flight_keeps_its_host_and_its_cell(run: Run, site: session.Data
     assert _left(site, 'gone') == (True, True, 1)
 
 
-def test_living_agents_that_are_in_no_cell_are_mapped_to_theirs(
-    run: Run, site: session.Database
-) -> None:
+def test_unmapped_live_agents_mapped(run: Run, site: session.Database) -> None:
     stock = inventory.Inventory(site)
     cell = stock.create_cell('cell1', 'fake:///cell1')
     for host, is_up in (('known', True), ('lost', True), ('silent', False)):
@@ -313,7 +305,7 @@ def test_living_agents_that_are_in_no_cell_are_mapped_to_theirs(
     assert run('host', 'discover') == 'Hosts mapped: 0\n'
 
 
-def test_an_agent_of_a_cell_that_is_gone_keeps_no_other_from_being_mapped(
+def test_orphaned_agent_blocks_no_other(
     run: Run, site: session.Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stock = inventory.Inventory(site)
@@ -330,7 +322,7 @@ def test_an_agent_of_a_cell_that_is_gone_keeps_no_other_from_being_mapped(
 
 
 @pytest.mark.parametrize('named_by', ['name', 'uuid'])
-def test_an_empty_cell_is_deleted(run: Run, site: session.Database, named_by: str) -> None:
+def test_empty_cell_is_deleted(run: Run, site: session.Database, named_by: str) -> None:
     stock = inventory.Inventory(site)
     cell = stock.create_cell('cell1', 'fake:///cell1')
     other = stock.create_cell('cell2', 'fake:///cell2')
@@ -343,9 +335,7 @@ def test_an_empty_cell_is_deleted(run: Run, site: session.Database, named_by: st
         run('cell', 'delete', cell.uuid)
 
 
-def test_a_cell_with_hosts_goes_only_by_force_and_only_if_all_are_gone(
-    run: Run, site: session.Database
-) -> None:
+def test_force_deletes_cell_of_dead_hosts(run: Run, site: session.Database) -> None:
     stock = inventory.Inventory(site)
     cell = stock.create_cell('cell1', 'fake:///cell1')
     _host(site, 'gone', cell.uuid, is_up=False)
@@ -374,7 +364,7 @@ def _type(monkeypatch: pytest.MonkeyPatch, given: bytes) -> None:
 
 
 @pytest.mark.parametrize('ending', ['', '\n', '\r\n'])
-def test_a_transport_url_is_read_from_standard_input(
+def test_transport_url_read_from_stdin(
     run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     _type(monkeypatch, f'{URL}{ending}'.encode())
@@ -386,7 +376,7 @@ def test_a_transport_url_is_read_from_standard_input(
     assert said == f'{cell.uuid}\n'
 
 
-def test_without_a_transport_url_a_cell_is_at_the_configured_broker(
+def test_default_cell_uses_configured_broker(
     run: Run, site: session.Database, config_file: pathlib.Path
 ) -> None:
     with config_file.open('a') as more:
@@ -397,7 +387,7 @@ def test_without_a_transport_url_a_cell_is_at_the_configured_broker(
     assert [cell.transport_url for cell in inventory.Inventory(site).list_cells()] == [URL]
 
 
-def test_a_transport_url_is_asked_for_at_a_terminal_and_not_shown(
+def test_transport_url_prompted_without_echo(
     site: session.Database, config_file: pathlib.Path
 ) -> None:
     terminal, its_other_end = pty.openpty()
@@ -440,7 +430,7 @@ def test_a_transport_url_is_asked_for_at_a_terminal_and_not_shown(
         '{scheme}://user:pass@{hostname}/',
     ],
 )
-def test_a_transport_url_that_cannot_be_read_is_refused_and_not_shown(
+def test_unreadable_transport_url_refused_and_hidden(
     run: Run, site: session.Database, url: str
 ) -> None:
     unreadable = r'^--transport-url cannot be parsed'
@@ -464,7 +454,7 @@ def test_a_transport_url_that_cannot_be_read_is_refused_and_not_shown(
         ),
     ],
 )
-def test_standard_input_without_a_transport_url_is_refused_and_not_shown(
+def test_stdin_without_transport_url_refused(
     run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch, given: bytes, why: str
 ) -> None:
     _type(monkeypatch, given)
@@ -491,7 +481,7 @@ def test_standard_input_without_a_transport_url_is_refused_and_not_shown(
         ),
     ],
 )
-def test_a_configuration_without_a_transport_url_is_refused_and_not_shown(
+def test_configuration_without_transport_url_refused(
     run: Run, site: session.Database, config_file: pathlib.Path, configured: str, why: str
 ) -> None:
     with config_file.open('a') as more:
@@ -512,7 +502,7 @@ def test_a_configuration_without_a_transport_url_is_refused_and_not_shown(
         (('--name', 'cell1', '--uuid', 'cell-1'), "--uuid 'cell-1' is not a UUID"),
     ],
 )
-def test_a_cell_that_no_database_can_name_is_refused(
+def test_unstorable_cell_name_refused(
     run: Run, site: session.Database, arguments: tuple[str, ...], why: str
 ) -> None:
     with pytest.raises(exception.InvalidInput) as refused:
@@ -522,7 +512,7 @@ def test_a_cell_that_no_database_can_name_is_refused(
     assert inventory.Inventory(site).list_cells() == []
 
 
-def test_requests_that_ended_long_ago_are_purged(run: Run, site: session.Database) -> None:
+def test_long_ended_requests_purged(run: Run, site: session.Database) -> None:
     site_of_tests = open_world(site)
     old, ended, running = (site_of_tests.planned([host], ['image-1']) for host in 'abc')
     for request, days in ((old, 31), (ended, 1)):
@@ -540,12 +530,12 @@ def test_requests_that_ended_long_ago_are_purged(run: Run, site: session.Databas
 
 
 @pytest.mark.parametrize('days', ['-1', '1.5', 'all', '', '100000'])
-def test_an_age_that_is_no_number_of_days_is_refused(run: Run, days: str) -> None:
+def test_invalid_age_in_days_refused(run: Run, days: str) -> None:
     with pytest.raises(SystemExit):
         run('db', 'purge', f'--age-days={days}')
 
 
-def test_the_revision_of_the_tables_is_shown(run: Run, path: pathlib.Path) -> None:
+def test_schema_revision_is_shown(run: Run, path: pathlib.Path) -> None:
     before = run('db', 'version')
     run('db', 'sync')
     after = run('db', 'version')
@@ -563,7 +553,7 @@ def test_the_revision_of_the_tables_is_shown(run: Run, path: pathlib.Path) -> No
         ('host', 'delete', 'gone'),
     ],
 )
-def test_what_nova_keeps_is_changed_there(
+def test_nova_inventory_read_only(
     run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     stock = inventory.Inventory(site)

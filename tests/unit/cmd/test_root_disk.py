@@ -64,9 +64,7 @@ def create(configuration: pathlib.Path) -> 'subprocess.CompletedProcess[str]':
 @pytest.mark.parametrize(
     'glance', ['', 'endpoint_override = http://127.0.0.1:1', 'allowed_endpoints =']
 )
-def test_an_image_that_is_cached_needs_no_image_service(
-    configuration: pathlib.Path, glance: str
-) -> None:
+def test_cached_image_needs_no_image_service(configuration: pathlib.Path, glance: str) -> None:
     set_glance(configuration, glance)
     base = put_base_file(configuration)
     done = create(configuration)
@@ -75,7 +73,7 @@ def test_an_image_that_is_cached_needs_no_image_service(
     assert disk_images.as_raw(disk, 'qcow2') == base.read_bytes() == DATA
 
 
-def test_of_an_image_that_is_not_cached_the_options_are_named_that_are_missing(
+def test_uncached_image_names_missing_options(
     configuration: pathlib.Path,
 ) -> None:
     done = create(configuration)
@@ -110,7 +108,7 @@ def guarded_service() -> Iterator[str]:
         serving.join()
 
 
-def test_an_image_service_that_wants_a_token_leads_to_the_option_for_it(
+def test_required_token_names_its_option(
     configuration: pathlib.Path,
 ) -> None:
     with guarded_service() as url:
@@ -127,7 +125,7 @@ def test_an_image_service_that_wants_a_token_leads_to_the_option_for_it(
         ('auth_type = nonsense', '[glance] auth_type nonsense: .*could not be found'),
     ],
 )
-def test_credentials_that_cannot_be_used_are_an_option_to_mend(
+def test_unusable_credentials_name_their_option(
     configuration: pathlib.Path, options: str, named: str
 ) -> None:
     set_glance(configuration, options)

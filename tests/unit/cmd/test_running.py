@@ -71,9 +71,7 @@ def _read(file: pathlib.Path) -> cfg.ConfigOpts:
 
 
 @pytest.mark.parametrize('program', ['nova-precache-conductor', 'gunicorn'])
-def test_the_file_in_etc_is_read_unless_another_is_named(
-    monkeypatch: pytest.MonkeyPatch, program: str
-) -> None:
+def test_etc_file_is_default_configuration(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """No test writes to /etc: the error about the missing file shows that it is read."""
     monkeypatch.setattr(sys, 'argv', [program])
     is_there = {DEFAULT_FILE, '/etc/gunicorn.conf'}
@@ -85,9 +83,7 @@ def test_the_file_in_etc_is_read_unless_another_is_named(
     assert missed.value.config_files == [DEFAULT_FILE]  # and none of the server's
 
 
-def test_a_log_in_json_is_had_by_an_option(
-    file: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_json_log_is_an_option(file: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     running.read_configuration(['--config-file', str(file), '--use-json'])
 
     logging.getLogger('nova_precache').warning('It is %s', 'so')
@@ -96,9 +92,7 @@ def test_a_log_in_json_is_had_by_an_option(
     assert (said['message'], said['levelname']) == ('It is so', 'WARNING')
 
 
-def test_libraries_that_read_the_global_configuration_find_what_the_files_say(
-    file: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_libraries_see_global_configuration(file: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file.write_text(f"""{file.read_text()}
 [oslo_concurrency]
 lock_path = {tmp_path}/named
@@ -113,7 +107,7 @@ lock_path = {tmp_path}/named
 
 
 @pytest.mark.parametrize('build', ['command', 'application'])
-def test_the_queue_manager_of_oslo_messaging_has_a_directory_for_its_locks(
+def test_oslo_messaging_has_lock_directory(
     file: pathlib.Path, tmp_path: pathlib.Path, build: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if build == 'command':
@@ -133,9 +127,7 @@ def test_the_queue_manager_of_oslo_messaging_has_a_directory_for_its_locks(
     assert (tmp_path / 'state' / 'locks').is_dir()
 
 
-def test_a_second_command_of_a_process_keeps_nothing_of_the_first(
-    file: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_second_command_keeps_no_old_state(file: pathlib.Path, tmp_path: pathlib.Path) -> None:
     other = tmp_path / 'other.conf'
     other.write_text('')
     file.write_text(f'{file.read_text()}\n[oslo_concurrency]\nlock_path = {tmp_path}/named\n')
@@ -146,9 +138,7 @@ def test_a_second_command_of_a_process_keeps_nothing_of_the_first(
     assert conf.oslo_concurrency.lock_path == '/var/lib/nova-precache/locks'
 
 
-def test_a_conductor_goes_by_what_its_files_say_now(
-    file: pathlib.Path, database_of: session.Database
-) -> None:
+def test_conductor_reloads_its_files(file: pathlib.Path, database_of: session.Database) -> None:
     conf = _read(file)
     parts = wiring_conductor.ConductorParts(conf, database_of, common.exposition(conf))
     dispatch = parts.conductor()._dispatcher
@@ -185,9 +175,7 @@ def database_of(database_path: pathlib.Path) -> Iterator[session.Database]:
 @pytest.mark.parametrize(
     'value', ['precache_concurrency = 0', 'precache_concurrency = many', '[no end']
 )
-def test_a_value_that_cannot_be_changes_nothing_and_the_next_one_counts(
-    file: pathlib.Path, value: str
-) -> None:
+def test_invalid_value_ignored_until_corrected(file: pathlib.Path, value: str) -> None:
     conf = _read(file)
 
     _write(file, image_cache=f'request_retention_days = 5\n{value}')
@@ -202,7 +190,7 @@ def test_a_value_that_cannot_be_changes_nothing_and_the_next_one_counts(
 
 
 @pytest.mark.usefixtures('hangups')
-def test_a_signal_has_the_files_read_again_and_tells_what_is_wrong_with_them(
+def test_signal_reloads_files_and_reports_errors(
     file: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     conf = _read(file)
@@ -218,7 +206,7 @@ def test_a_signal_has_the_files_read_again_and_tells_what_is_wrong_with_them(
     assert 'precache_concurrency' in caplog.text
 
 
-def test_systemd_is_told_once_all_has_started(tmp_path: pathlib.Path) -> None:
+def test_systemd_notified_after_start(tmp_path: pathlib.Path) -> None:
     code = (
         'import types; from nova_precache.cmd import running\n'
         'part = types.SimpleNamespace(start=lambda: print("started", flush=True),\n'
@@ -243,7 +231,7 @@ def test_systemd_is_told_once_all_has_started(tmp_path: pathlib.Path) -> None:
     assert (said, process.returncode) == (b'started\nstopped\n', 0)
 
 
-def test_a_part_that_fails_to_stop_keeps_no_other_running_nor_the_process() -> None:
+def test_failing_stop_does_not_block_others() -> None:
     """Nor does it wait for a busy thread, such as a pool's."""
     code = """\
 import os, signal, threading, types
@@ -272,7 +260,7 @@ running.exit_with(main)
     assert (ended.stdout, ended.returncode) == (b'stopped\n', 1)
 
 
-def test_a_conductor_whose_database_became_unreadable_ends_at_a_signal(
+def test_signal_ends_conductor_with_unreadable_database(
     file: pathlib.Path, tmp_path: pathlib.Path, database_of: session.Database
 ) -> None:
     _write(file, 'poll_interval_seconds = 3600')

@@ -65,14 +65,14 @@ def site(directory: pathlib.Path) -> Iterator[session.Database]:
     database.dispose()
 
 
-def test_a_deployment_of_this_release_is_ready(run: Run, site: session.Database) -> None:
+def test_current_deployment_is_ready(run: Run, site: session.Database) -> None:
     agents.Agents(site, 60).register(_agent('host1', common.version()))
 
     assert run() == (0, dict.fromkeys(CHECKS, ('Success', None)))
 
 
 @pytest.mark.filterwarnings("ignore:the 'ALL' constant is deprecated")  # upgradecheck's own
-def test_the_results_are_a_table(
+def test_results_are_a_table(
     run: Run,
     site: session.Database,
     directory: pathlib.Path,
@@ -90,7 +90,7 @@ def test_the_results_are_a_table(
     assert all(f'| Check: {check} ' in table for check in CHECKS)
 
 
-def test_a_database_that_was_never_synced_is_a_failure(run: Run) -> None:
+def test_unsynced_database_is_failure(run: Run) -> None:
     code, found = run()
 
     assert code == 2
@@ -106,7 +106,7 @@ def test_a_database_that_was_never_synced_is_a_failure(run: Run) -> None:
         ('9999', 1, 'The database is at revision 9999, from a later release'),
     ],
 )
-def test_the_tables_of_another_release_are_told(
+def test_tables_of_other_release_reported(
     run: Run, site: session.Database, revision: str, code: int, said: str
 ) -> None:
     with site.engine.begin() as connection:
@@ -120,9 +120,7 @@ def test_the_tables_of_another_release_are_told(
     assert said in str(found['Database schema'][1])
 
 
-def test_what_the_database_refuses_is_a_failure_of_the_check(
-    run: Run, site: session.Database
-) -> None:
+def test_database_error_fails_check(run: Run, site: session.Database) -> None:
     with site.engine.begin() as connection:
         connection.exec_driver_sql('DROP TABLE agents')
 
@@ -132,7 +130,7 @@ def test_what_the_database_refuses_is_a_failure_of_the_check(
     assert 'no such table: agents' in str(found['Computes'][1])
 
 
-def test_computes_of_an_earlier_release_are_a_warning(run: Run, site: session.Database) -> None:
+def test_older_computes_are_warning(run: Run, site: session.Database) -> None:
     store = agents.Agents(site, 60)
     for number in range(7):
         store.register(_agent(f'old{number}', '0.0.0.dev1'))
@@ -147,9 +145,7 @@ def test_computes_of_an_earlier_release_are_a_warning(run: Run, site: session.Da
     assert 'old4 (0.0.0.dev1) and 3 more' in str(found['Computes'][1])
 
 
-def test_a_cell_whose_broker_cannot_be_read_is_a_failure_without_its_password(
-    run: Run, site: session.Database
-) -> None:
+def test_unreadable_broker_fails_without_password(run: Run, site: session.Database) -> None:
     inventory.Inventory(site).create_cell('cell2', 'rabbit://user:s3/cret@broker/')
 
     code, found = run()
@@ -161,7 +157,7 @@ def test_a_cell_whose_broker_cannot_be_read_is_a_failure_without_its_password(
     )
 
 
-def test_a_deployment_without_a_cell_is_a_warning(run: Run, site: session.Database) -> None:
+def test_deployment_without_cell_is_warning(run: Run, site: session.Database) -> None:
     inventory.Inventory(site).delete_cell(inventory.Inventory(site).get_cell('cell1').uuid)
 
     assert run()[1]['Cells'][0] == 'Warning'
@@ -178,7 +174,7 @@ def test_a_deployment_without_a_cell_is_a_warning(run: Run, site: session.Databa
         ('"image_precache:requests:list": "@"', 'Policy rules', 'Success', 'None'),
     ],
 )
-def test_a_policy_file_that_does_not_do_what_it_says_is_told(
+def test_ineffective_policy_file_reported(
     run: Run, site: session.Database, directory: pathlib.Path,
     text: str, check: str, result: str, said: str,
 ) -> None:  # fmt: skip

@@ -152,7 +152,7 @@ def _errors(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
-def test_a_compute_registers_with_what_it_is_and_then_serves(
+def test_compute_registers_then_serves(
     compute: agent.ComputeAgent, conductor: FakeReporter, server: FakeServer
 ) -> None:
     compute.start()
@@ -178,7 +178,7 @@ def test_a_compute_registers_with_what_it_is_and_then_serves(
     'error',
     [exception.CellUnreachable('no conductor answered'), RuntimeError('its database is away')],
 )
-def test_a_compute_registers_for_as_long_as_it_takes(
+def test_registration_retries_until_successful(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
@@ -194,7 +194,7 @@ def test_a_compute_registers_for_as_long_as_it_takes(
     assert _errors(caplog, logging.WARNING) == [f'Host h1 is not registered yet: {error}']
 
 
-def test_a_name_that_is_taken_is_logged_as_an_error(
+def test_taken_name_logged_as_error(
     compute: agent.ComputeAgent, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor.register_errors = [exception.AgentConflict('another agent has this name')]
@@ -207,7 +207,7 @@ def test_a_name_that_is_taken_is_logged_as_an_error(
     ]
 
 
-def test_a_host_that_nova_has_yet_to_map_says_so_once(
+def test_unmapped_host_warns_once(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     caplog: pytest.LogCaptureFixture,
@@ -223,7 +223,7 @@ def test_a_host_that_nova_has_yet_to_map_says_so_once(
     assert _errors(caplog, logging.WARNING) == ['Host h1 is not registered yet: h1 is not mapped']
 
 
-def test_a_registered_compute_goes_on_reporting_through_failures(
+def test_reports_continue_through_failures(
     compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
     conductor.report_errors = [exception.CellUnreachable('the broker is away')]
@@ -235,7 +235,7 @@ def test_a_registered_compute_goes_on_reporting_through_failures(
     assert conductor.report_errors == []
 
 
-def test_the_progress_of_every_transfer_is_reported(
+def test_progress_of_every_transfer_reported(
     compute: agent.ComputeAgent, conductor: FakeReporter, running: transfers.Transfers
 ) -> None:
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 4, 9)
@@ -250,7 +250,7 @@ def test_the_progress_of_every_transfer_is_reported(
     assert conductor.progress == [('j1', 3, 1, progress)]
 
 
-def test_progress_that_cannot_be_reported_does_no_harm(
+def test_failed_progress_report_is_harmless(
     compute: agent.ComputeAgent, conductor: FakeReporter, running: transfers.Transfers
 ) -> None:
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
@@ -265,7 +265,7 @@ def test_progress_that_cannot_be_reported_does_no_harm(
     assert [sequence for _, _, sequence, _ in conductor.progress] == [2]
 
 
-def test_what_is_cached_is_told_after_the_registration_and_after_each_transfer(
+def test_cache_reported_after_registration_and_transfers(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     running: transfers.Transfers,
@@ -290,7 +290,7 @@ def test_what_is_cached_is_told_after_the_registration_and_after_each_transfer(
     assert (news.full, [each.size_bytes for each in news.images]) == (False, [4])
 
 
-def test_what_is_cached_and_could_not_be_told_does_no_harm(
+def test_failed_cache_report_is_harmless(
     compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
     conductor.report_errors = [exception.CellUnreachable('the broker is away')]
@@ -300,7 +300,7 @@ def test_what_is_cached_and_could_not_be_told_does_no_harm(
     assert conductor.report_errors == []
 
 
-def test_the_image_cache_is_managed_again_and_again_through_failures(
+def test_image_cache_managed_through_failures(
     compute: agent.ComputeAgent, driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver.cache_errors = [
@@ -317,11 +317,11 @@ def test_the_image_cache_is_managed_again_and_again_through_failures(
 
 
 @pytest.mark.parametrize(('interval', 'seconds'), [(-1, None), (0, 60), (1, 1), (2400, 2400)])
-def test_the_interval_means_what_it_means_in_nova(interval: int, seconds: float | None) -> None:
+def test_interval_has_meaning_of_nova(interval: int, seconds: float | None) -> None:
     assert agent.cache_seconds(interval) == seconds
 
 
-def test_an_image_cache_that_is_not_to_be_managed_loses_only_what_was_left_unfinished(
+def test_unmanaged_cache_only_sweeps_partials(
     make_compute: MakeCompute,
     driver: Driver,
     monkeypatch: pytest.MonkeyPatch,
@@ -339,7 +339,7 @@ def test_an_image_cache_that_is_not_to_be_managed_loses_only_what_was_left_unfin
     ]
 
 
-def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
+def test_stopping_compute_starts_no_transfer(
     compute: agent.ComputeAgent, server: FakeServer, running: transfers.Transfers
 ) -> None:
     compute.start()
@@ -352,7 +352,7 @@ def test_a_compute_that_stops_serves_no_more_and_starts_no_transfer(
     assert (outcome.status, outcome.retry) == ('error', model.Retry.LATER)
 
 
-def test_a_compute_that_stops_ends_a_transfer_that_stands_still(
+def test_stopping_compute_ends_stalled_transfer(
     compute: agent.ComputeAgent, running: transfers.Transfers
 ) -> None:
     begun = threading.Event()
@@ -372,7 +372,7 @@ def test_a_compute_that_stops_ends_a_transfer_that_stands_still(
         assert made.result(WAIT_SECONDS).reason == 'stopped'
 
 
-def test_a_compute_can_stop_while_nobody_answers(
+def test_compute_stops_without_conductor(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
@@ -394,7 +394,7 @@ def test_a_compute_can_stop_while_nobody_answers(
     assert not server.serves
 
 
-def test_a_compute_stops_though_a_silent_broker_takes_no_report(
+def test_compute_stops_with_silent_broker(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
@@ -423,15 +423,13 @@ def test_a_compute_stops_though_a_silent_broker_takes_no_report(
     assert not server.serves
 
 
-def test_a_compute_that_never_started_can_stop(
-    compute: agent.ComputeAgent, server: FakeServer
-) -> None:
+def test_unstarted_compute_can_stop(compute: agent.ComputeAgent, server: FakeServer) -> None:
     compute.stop()
 
     assert not server.serves
 
 
-def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_restart(
+def test_superseded_agent_pauses_until_reregistered(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
@@ -480,7 +478,7 @@ def test_an_agent_that_lost_its_name_stops_all_until_it_gets_it_back_without_a_r
     ]
 
 
-def test_an_agent_that_a_restored_database_does_not_know_registers_and_cuts_nothing(
+def test_unknown_agent_registers_without_interruption(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
@@ -502,7 +500,7 @@ def test_an_agent_that_a_restored_database_does_not_know_registers_and_cuts_noth
     assert conductor.registered[0] == conductor.registered[1]
 
 
-def test_a_compute_can_stop_while_another_has_its_name(
+def test_compute_stops_while_name_taken(
     compute: agent.ComputeAgent,
     conductor: FakeReporter,
     server: FakeServer,
@@ -526,7 +524,7 @@ def test_a_compute_can_stop_while_another_has_its_name(
     assert running.run('j1', 1, 'i1', lambda note, control: CACHED).status == 'error'
 
 
-def test_a_host_that_cannot_be_used_does_not_register(
+def test_unusable_host_does_not_register(
     compute: agent.ComputeAgent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Any) -> None:
@@ -540,7 +538,7 @@ def test_a_host_that_cannot_be_used_does_not_register(
     assert conductor.registered == []
 
 
-def test_the_agent_id_of_a_host_outlives_its_process(tmp_path: pathlib.Path) -> None:
+def test_agent_id_outlives_process(tmp_path: pathlib.Path) -> None:
     state = tmp_path / 'not' / 'there' / 'yet'
 
     first = agent.agent_id(state)
@@ -549,7 +547,7 @@ def test_the_agent_id_of_a_host_outlives_its_process(tmp_path: pathlib.Path) -> 
     assert agent.agent_id(state) == first
 
 
-def test_an_agent_id_that_was_cut_short_is_made_anew(tmp_path: pathlib.Path) -> None:
+def test_truncated_agent_id_replaced(tmp_path: pathlib.Path) -> None:
     """An empty one would be shared by every host that lost its own in this way."""
     (tmp_path / 'agent_id').touch()
 
@@ -561,7 +559,7 @@ def test_an_agent_id_that_was_cut_short_is_made_anew(tmp_path: pathlib.Path) -> 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('damage', odd_files.DAMAGED)
-def test_an_agent_id_that_is_none_is_replaced(tmp_path: pathlib.Path, damage: str) -> None:
+def test_invalid_agent_id_replaced(tmp_path: pathlib.Path, damage: str) -> None:
     odd_files.DAMAGED[damage](tmp_path / 'agent_id')
 
     made = agent.agent_id(tmp_path)
@@ -572,7 +570,7 @@ def test_an_agent_id_that_is_none_is_replaced(tmp_path: pathlib.Path, damage: st
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('kind', odd_files.IRREGULAR)
-def test_what_is_in_the_place_of_an_agent_id_is_named(tmp_path: pathlib.Path, kind: str) -> None:
+def test_object_at_agent_id_named(tmp_path: pathlib.Path, kind: str) -> None:
     odd_files.IRREGULAR[kind](tmp_path / 'agent_id')
 
     with pytest.raises(exception.ConfigError) as refusal:
@@ -583,7 +581,7 @@ def test_what_is_in_the_place_of_an_agent_id_is_named(tmp_path: pathlib.Path, ki
     assert '\n' not in str(refusal.value)
 
 
-def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: pathlib.Path) -> None:
+def test_unusable_state_directory_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'file').touch()
 
     with pytest.raises(exception.ConfigError, match=f'state_path {tmp_path}/file'):
@@ -591,9 +589,7 @@ def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: pathlib.Path) 
 
 
 @pytest.mark.parametrize('host', ['fe80::1', '::1'])
-def test_a_host_name_that_nova_would_not_take_is_refused_by_the_name_of_its_option(
-    host: str, tmp_path: pathlib.Path
-) -> None:
+def test_invalid_host_name_error_names_option(host: str, tmp_path: pathlib.Path) -> None:
     options = conf.new(config_files=[])
     options.set_override('host', host)
     options.set_override('state_path', str(tmp_path / 'state'))

@@ -76,25 +76,25 @@ def host(conductor: FakeReporter) -> Host:
     return Host(Driver(), conductor)
 
 
-def test_all_is_told_at_the_start(host: Host) -> None:
+def test_start_reports_everything(host: Host) -> None:
     host.driver.put(image('b'), image('a'))
     host.driver.used_by['a'] = 3
 
     assert host.after(0) == [reporter.CacheNews([image('a', used_by=3), image('b')], full=True)]
 
 
-def test_an_empty_cache_is_told_too(host: Host) -> None:
+def test_empty_cache_is_reported(host: Host) -> None:
     assert host.after(0) == [reporter.CacheNews([], full=True)]
 
 
-def test_what_did_not_change_is_not_told(host: Host) -> None:
+def test_unchanged_files_not_reported(host: Host) -> None:
     host.driver.put(image('a'))
     host.after(0)
 
     assert host.after(CHANGES_SECONDS) == []
 
 
-def test_what_is_new_changed_and_gone_is_told_and_nothing_else(host: Host) -> None:
+def test_only_changes_are_reported(host: Host) -> None:
     host.driver.put(image('a'), image('b'), image('c'))
     host.after(0)
     host.driver.put(image('b', 2), image('d'))
@@ -104,7 +104,7 @@ def test_what_is_new_changed_and_gone_is_told_and_nothing_else(host: Host) -> No
     assert host.after(CHANGES_SECONDS) == []
 
 
-def test_changes_are_looked_for_now_and_then_and_at_once_when_a_transfer_ended(
+def test_transfer_end_triggers_immediate_report(
     host: Host,
 ) -> None:
     host.after(0)
@@ -116,7 +116,7 @@ def test_changes_are_looked_for_now_and_then_and_at_once_when_a_transfer_ended(
     assert host.after(0) == [reporter.CacheNews([image('a')])]
 
 
-def test_all_is_told_again_after_its_interval(host: Host) -> None:
+def test_interval_triggers_full_report(host: Host) -> None:
     host.driver.put(image('a'))
     host.after(0)
 
@@ -124,7 +124,7 @@ def test_all_is_told_again_after_its_interval(host: Host) -> None:
     assert host.after(CHANGES_SECONDS) == [reporter.CacheNews([image('a')], full=True)]
 
 
-def test_disks_are_not_looked_at_while_nothing_changes(host: Host) -> None:
+def test_unchanged_cache_reads_no_disks(host: Host) -> None:
     host.driver.put(image('a'))
     for _ in range(50):
         host.after(CHANGES_SECONDS)
@@ -132,7 +132,7 @@ def test_disks_are_not_looked_at_while_nothing_changes(host: Host) -> None:
     assert host.driver.counts == 1
 
 
-def test_after_a_change_disks_are_looked_at_once_a_minute_at_most(host: Host) -> None:
+def test_changed_cache_reads_disks_each_minute(host: Host) -> None:
     host.driver.put(image('a'))
     host.after(0)
     host.driver.used_by['a'] = 1  # an instance has booted, and touched its base file
@@ -147,7 +147,7 @@ def test_after_a_change_disks_are_looked_at_once_a_minute_at_most(host: Host) ->
 
 
 @pytest.mark.parametrize('error', [exception.StorageError('no disk'), None])
-def test_what_could_not_be_told_is_told_later(host: Host, error: Exception | None) -> None:
+def test_failed_full_report_repeated(host: Host, error: Exception | None) -> None:
     host.driver.put(image('a'))
     host.driver.error = error
     if error is None:
@@ -160,7 +160,7 @@ def test_what_could_not_be_told_is_told_later(host: Host, error: Exception | Non
     assert host.after(CHANGES_SECONDS) == [reporter.CacheNews([image('a')], full=True)]
 
 
-def test_changes_that_could_not_be_told_are_told_later(host: Host) -> None:
+def test_failed_change_report_repeated(host: Host) -> None:
     host.after(0)
     host.driver.put(image('a'))
     host.conductor.report_errors = [exception.CellUnreachable('no broker')]
@@ -170,7 +170,7 @@ def test_changes_that_could_not_be_told_are_told_later(host: Host) -> None:
     assert host.after(CHANGES_SECONDS) == [reporter.CacheNews([image('a')])]
 
 
-def test_a_large_cache_is_told_in_parts_that_cover_all_names(
+def test_large_cache_reported_in_covering_parts(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_reporter, 'IMAGES_A_MESSAGE', 2)
@@ -183,7 +183,7 @@ def test_a_large_cache_is_told_in_parts_that_cover_all_names(
     ]
 
 
-def test_many_changes_are_told_in_parts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_changes_reported_in_parts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_reporter, 'IMAGES_A_MESSAGE', 2)
     host.driver.put(*map(image, 'abc'))
     host.after(0)

@@ -57,7 +57,7 @@ def _call(
     return None if answer is None else model.ImageOutcome.from_wire(answer)
 
 
-def test_a_confirmed_call_gives_the_outcome_of_the_driver(
+def test_confirmed_call_returns_driver_outcome(
     driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     conductor.current = {'j1': 1}
@@ -67,9 +67,7 @@ def test_a_confirmed_call_gives_the_outcome_of_the_driver(
     assert outcome == model.ImageOutcome('cached', bytes_done=7, bytes_total=7)
 
 
-def test_a_stale_call_does_not_reach_the_driver(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_stale_call_does_not_reach_driver(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     conductor.current = {'j1': 2}
 
     assert _call(_manager(driver, conductor), epoch=1) is None
@@ -80,7 +78,7 @@ def test_a_stale_call_does_not_reach_the_driver(
     'error',
     [exception.CellUnreachable('no conductor answered'), RuntimeError('its database is away')],
 )
-def test_a_call_that_no_conductor_confirms_does_not_reach_the_driver(
+def test_unconfirmed_call_does_not_reach_driver(
     driver: ScriptedDriver, conductor: FakeReporter, error: Exception
 ) -> None:
     conductor.current = {'j1': 1}
@@ -90,7 +88,7 @@ def test_a_call_that_no_conductor_confirms_does_not_reach_the_driver(
     assert driver.asked == []
 
 
-def test_a_call_with_arguments_of_a_newer_release_is_served(
+def test_unknown_arguments_of_newer_release_accepted(
     driver: ScriptedDriver, conductor: FakeReporter, access: Access
 ) -> None:
     conductor.current = {'j1': 1}
@@ -109,7 +107,7 @@ def test_a_call_with_arguments_of_a_newer_release_is_served(
         exception.ConfigError('[glance] endpoint_override is not set'),
     ],
 )
-def test_a_call_that_leads_where_it_may_not_ends_for_good_before_it_begins(
+def test_forbidden_endpoint_fails_before_start(
     driver: ScriptedDriver, conductor: FakeReporter, error: Exception
 ) -> None:
     conductor.current = {'j1': 1}
@@ -120,7 +118,7 @@ def test_a_call_that_leads_where_it_may_not_ends_for_good_before_it_begins(
     assert (driver.asked, conductor.started) == ([], [])
 
 
-def test_a_fresh_token_is_asked_for_under_the_newest_epoch_of_a_running_job(
+def test_token_requested_under_newest_epoch(
     driver: ScriptedDriver, conductor: FakeReporter, access: Access
 ) -> None:
     compute = _manager(driver, conductor, access)
@@ -144,7 +142,7 @@ def test_a_fresh_token_is_asked_for_under_the_newest_epoch_of_a_running_job(
     assert conductor.token_calls == [('j1', 1), ('j1', 2)]
 
 
-def test_a_token_that_one_job_is_refused_is_asked_for_by_another(
+def test_refused_token_requested_by_other_job(
     driver: ScriptedDriver, conductor: FakeReporter, access: Access
 ) -> None:
     compute = _manager(driver, conductor, access)
@@ -187,7 +185,7 @@ def _confirming(
         return [each.result(WAIT_SECONDS) for each in calls]
 
 
-def test_a_conductor_confirms_each_job_before_its_image_is_published(
+def test_conductor_confirms_each_job_before_publish(
     driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     outcomes = _confirming(driver, conductor, ['j1', 'j2'])
@@ -196,7 +194,7 @@ def test_a_conductor_confirms_each_job_before_its_image_is_published(
     assert sorted(conductor.confirmed) == [('j1', 1), ('j2', 1)]
 
 
-def test_an_image_that_is_confirmed_for_one_job_is_published(
+def test_image_confirmed_for_one_job_published(
     driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     conductor.confirm_errors = [exception.ImageGone('is not visible to project p1')]
@@ -207,9 +205,7 @@ def test_an_image_that_is_confirmed_for_one_job_is_published(
     assert len(conductor.confirmed) == 2
 
 
-def test_an_image_that_is_refused_for_every_job_ends_with_that_reason(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_image_refused_for_all_jobs_fails(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     gone = 'Image i1 is not visible to project p1'
     conductor.confirm_errors = [exception.ImageGone(gone), exception.ImageGone('for j2')]
 
@@ -227,7 +223,7 @@ def test_an_image_that_is_refused_for_every_job_ends_with_that_reason(
         exception.VersionUnsupported('confirm_job is not supported by the called service'),
     ],
 )
-def test_without_an_answer_an_image_is_published(
+def test_image_published_without_answer(
     driver: ScriptedDriver, conductor: FakeReporter, error: Exception
 ) -> None:
     conductor.confirm_errors = [error]
@@ -238,7 +234,7 @@ def test_without_an_answer_an_image_is_published(
     assert outcome.status == 'cached'
 
 
-def test_a_transfer_that_ended_asks_for_no_token(
+def test_ended_transfer_requests_no_token(
     driver: ScriptedDriver, conductor: FakeReporter, access: Access
 ) -> None:
     conductor.current = {'j1': 1}
@@ -251,9 +247,7 @@ def test_a_transfer_that_ended_asks_for_no_token(
     assert conductor.token_calls == []
 
 
-def test_a_repeated_call_joins_the_one_transfer(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_repeated_call_joins_transfer(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     compute = _manager(driver, conductor)
     driver.opened.clear()
     with futures.ThreadPoolExecutor(2) as pool:
@@ -272,9 +266,7 @@ def test_a_repeated_call_joins_the_one_transfer(
     assert conductor.started == [True, False]
 
 
-def test_a_call_repeated_after_the_end_gets_the_same_outcome(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_call_after_end_gets_same_outcome(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     compute = _manager(driver, conductor)
     conductor.current = {'j1': 1}
     first = _call(compute, epoch=1)
@@ -284,7 +276,7 @@ def test_a_call_repeated_after_the_end_gets_the_same_outcome(
     assert driver.asked == ['i1']
 
 
-def test_an_outcome_that_came_while_the_conductor_was_asked_is_repeated(
+def test_outcome_during_confirmation_repeated(
     driver: ScriptedDriver, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = _manager(driver, conductor)
@@ -305,7 +297,7 @@ def test_an_outcome_that_came_while_the_conductor_was_asked_is_repeated(
     assert driver.asked == ['i1']
 
 
-def test_a_driver_without_a_cache_is_unsupported_and_warned_of_once(
+def test_driver_without_cache_warns_once_unsupported(
     conductor: FakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor.current = {'j1': 1, 'j2': 1}
@@ -330,7 +322,7 @@ def test_a_driver_without_a_cache_is_unsupported_and_warned_of_once(
         (exception.ImageServiceUnavailable('the line is dead'), model.Retry.BACKOFF),
     ],
 )
-def test_an_error_on_purpose_is_the_outcome_and_is_not_logged_as_a_fault(
+def test_expected_error_unlogged_outcome(
     driver: ScriptedDriver,
     conductor: FakeReporter,
     error: Exception,
@@ -346,7 +338,7 @@ def test_an_error_on_purpose_is_the_outcome_and_is_not_logged_as_a_fault(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_an_unexpected_error_is_the_outcome_with_its_reason_and_is_logged(
+def test_unexpected_error_logged_outcome(
     driver: ScriptedDriver, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor.current = {'j1': 1}
@@ -360,9 +352,7 @@ def test_an_unexpected_error_is_the_outcome_with_its_reason_and_is_logged(
     assert record.message == 'Caching image i1 on host h1 failed'
 
 
-def test_an_attempt_that_failed_for_a_while_can_be_made_again(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_failed_attempt_can_be_repeated(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     compute = _manager(driver, conductor)
     conductor.current = {'j1': 1}
     driver.error = exception.DownloadInterrupted('cut')
@@ -379,7 +369,7 @@ def test_an_attempt_that_failed_for_a_while_can_be_made_again(
 # Stopping, and options
 
 
-def test_a_stopped_job_is_cancelled_and_so_its_call_is_answered(
+def test_stopped_job_answers_its_call_cancelled(
     driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     compute = _manager(driver, conductor)
@@ -407,7 +397,7 @@ def test_a_stopped_job_is_cancelled_and_so_its_call_is_answered(
         ('deadline', False, 'expired', 'never', True),
     ],
 )
-def test_why_a_job_is_stopped_says_how_it_ends_and_what_is_kept(
+def test_stop_reason_decides_status_and_partial(
     driver: ScriptedDriver,
     conductor: FakeReporter,
     why: str,
@@ -432,16 +422,12 @@ def test_why_a_job_is_stopped_says_how_it_ends_and_what_is_kept(
     assert stopped.value.keeps_partial == keeps
 
 
-def test_a_stop_for_a_reason_of_a_newer_release_is_refused(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_unknown_stop_reason_refused(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     with pytest.raises(exception.InvalidInput, match="why: 'whim'"):
         _manager(driver, conductor).stop_image(CTXT, 'j1', 1, 'whim')
 
 
-def test_the_options_of_a_call_steer_its_transfer(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_call_options_control_transfer(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     conductor.current = {'j1': 1}
     wanted = {'max_rate_bytes': 1024, 'is_last_attempt': True, 'deadline_seconds': None, 'new': 1}
 
@@ -453,9 +439,7 @@ def test_the_options_of_a_call_steer_its_transfer(
     assert (control.max_rate_bytes, control.is_last_attempt, control.is_boot) == (1024, True, False)
 
 
-def test_a_call_whose_deadline_has_passed_expires(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_call_past_deadline_expires(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     conductor.current = {'j1': 1}
     driver.opened.clear()
 
@@ -468,7 +452,7 @@ def test_a_call_whose_deadline_has_passed_expires(
 
 
 @pytest.mark.parametrize('seconds', [10**400, 1e308, 2**63], ids=['whole', 'float', 'int64'])
-def test_a_deadline_may_be_as_far_away_as_numbers_go(
+def test_distant_deadline_is_accepted(
     driver: ScriptedDriver, conductor: FakeReporter, seconds: float
 ) -> None:
     conductor.current = {'j1': 1}
@@ -498,7 +482,7 @@ def test_a_deadline_may_be_as_far_away_as_numbers_go(
         ({'is_last_attempt': 1}, 'options.is_last_attempt'),
     ],
 )
-def test_options_that_cannot_be_are_an_error_that_names_them_and_nothing_is_done(
+def test_invalid_options_named_and_nothing_done(
     driver: ScriptedDriver, conductor: FakeReporter, wrong: object, field: str
 ) -> None:
     conductor.current = {'j1': 1}
@@ -512,9 +496,7 @@ def test_options_that_cannot_be_are_an_error_that_names_them_and_nothing_is_done
     assert conductor.started == []
 
 
-def test_what_is_unfinished_of_an_image_is_forgotten_unless_it_is_being_worked_on(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_unused_partial_of_image_discarded(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     conductor.current = {'j1': 1}
     compute = _manager(driver, conductor)
     driver.opened.clear()
@@ -532,9 +514,7 @@ def test_what_is_unfinished_of_an_image_is_forgotten_unless_it_is_being_worked_o
     assert driver.forgotten == ['i2', 'i1']
 
 
-def test_a_transfer_works_under_the_ids_of_the_call_that_began_it(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_transfer_logs_ids_of_first_call(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     conductor.current = {'j1': 1, 'j2': 1}
     driver.opened.clear()
     ids: list[str | None] = []
@@ -578,7 +558,7 @@ def test_a_transfer_works_under_the_ids_of_the_call_that_began_it(
         ('options', (5, 'text', ['a'])),
     ],
 )
-def test_a_call_with_an_odd_field_ends_with_that_reason_and_nothing_is_begun(
+def test_odd_field_fails_call_before_start(
     driver: ScriptedDriver, conductor: FakeReporter, field: str, values: Any
 ) -> None:
     conductor.current = {'j1': 1}
@@ -596,9 +576,7 @@ def test_a_call_with_an_odd_field_ends_with_that_reason_and_nothing_is_begun(
     assert driver.asked == []
 
 
-def test_orders_with_odd_fields_are_refused(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_orders_with_odd_fields_refused(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     compute = _manager(driver, conductor)
 
     for value in odd.JOB:
@@ -621,7 +599,7 @@ def test_orders_with_odd_fields_are_refused(
 # An agent that is not registered for its host
 
 
-def test_a_call_that_a_conductor_refuses_to_this_agent_is_put_off_and_no_attempt(
+def test_refused_agents_call_counts_no_attempt(
     driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     held = name.Name('h1', 'agent-1')
@@ -637,7 +615,7 @@ def test_a_call_that_a_conductor_refuses_to_this_agent_is_put_off_and_no_attempt
     assert held.wait_doubtful()
 
 
-def test_an_agent_of_another_id_takes_no_notice_that_it_is_to_register_again(
+def test_reregistration_of_other_agent_ignored(
     driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     held = name.Name('h1', 'agent-1')
@@ -648,9 +626,7 @@ def test_an_agent_of_another_id_takes_no_notice_that_it_is_to_register_again(
     assert not held.wait_doubtful()
 
 
-def test_an_outcome_that_is_kept_is_given_to_a_call_that_counts_alone(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_kept_outcome_needs_valid_call(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     """Another agent may have the name by now, or the call is stale."""
     compute = _manager(driver, conductor)
     conductor.current = {'j1': 1}
@@ -668,9 +644,7 @@ def test_an_outcome_that_is_kept_is_given_to_a_call_that_counts_alone(
     assert (lost.status, lost.retry) == ('error', model.Retry.LATER)
 
 
-def test_what_a_call_says_that_the_image_needs_reaches_the_driver(
-    driver: ScriptedDriver, conductor: FakeReporter
-) -> None:
+def test_companions_of_call_reach_driver(driver: ScriptedDriver, conductor: FakeReporter) -> None:
     conductor.current = {'j1': 1, 'j2': 1, 'j3': 1}
     compute = _manager(driver, conductor)
     wanted = [{'id': 'k1', 'size_bytes': 7, 'new': 1}, {'id': 'r1'}]
@@ -695,7 +669,7 @@ def test_what_a_call_says_that_the_image_needs_reaches_the_driver(
         ([{'id': 'k1'}] * 3, 'needed'),
     ],
 )
-def test_needs_that_cannot_be_are_an_error_that_names_them_and_nothing_is_done(
+def test_invalid_companions_named_and_nothing_done(
     driver: ScriptedDriver, conductor: FakeReporter, wrong: object, field: str
 ) -> None:
     conductor.current = {'j1': 1}

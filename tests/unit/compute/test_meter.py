@@ -35,13 +35,13 @@ def work() -> Work:
     return Work()
 
 
-def test_a_steady_download_has_its_rate(work: Work) -> None:
+def test_steady_download_has_its_rate(work: Work) -> None:
     work.download(50 * MIB, seconds=10)
 
     assert work.speed.rate() == pytest.approx(50 * MIB, rel=0.01)
 
 
-def test_nothing_is_known_before_the_first_bytes_nor_right_after_them(work: Work) -> None:
+def test_rate_unknown_around_first_bytes(work: Work) -> None:
     assert work.speed.rate() is None
 
     work.note(MIB)
@@ -51,7 +51,7 @@ def test_nothing_is_known_before_the_first_bytes_nor_right_after_them(work: Work
     assert work.speed.rate() is None
 
 
-def test_the_time_before_the_first_bytes_does_not_count(work: Work) -> None:
+def test_time_before_first_bytes_ignored(work: Work) -> None:
     """The transfer may wait for its turn, or for a server."""
     work.now += 3600
 
@@ -60,7 +60,7 @@ def test_the_time_before_the_first_bytes_does_not_count(work: Work) -> None:
     assert work.speed.rate() == pytest.approx(10 * MIB, rel=0.01)
 
 
-def test_the_first_looks_count_alike(work: Work) -> None:
+def test_first_samples_have_equal_weight(work: Work) -> None:
     """A look that falls between two pieces must not distort the rate for long."""
     work.note(1)
     for piece_bytes in (0, 10, 10, 10):
@@ -71,7 +71,7 @@ def test_the_first_looks_count_alike(work: Work) -> None:
     assert rate == 8, '30 bytes in 4 seconds'
 
 
-def test_a_rate_follows_a_change_within_seconds_and_not_at_once(work: Work) -> None:
+def test_rate_follows_change_within_seconds(work: Work) -> None:
     work.download(100 * MIB, seconds=10)
 
     work.download(10 * MIB, seconds=1)
@@ -83,7 +83,7 @@ def test_a_rate_follows_a_change_within_seconds_and_not_at_once(work: Work) -> N
     assert later == pytest.approx(10 * MIB, rel=0.05)
 
 
-def test_it_matters_little_how_often_the_rate_is_asked_for(work: Work) -> None:
+def test_sampling_interval_hardly_matters(work: Work) -> None:
     other = Work()
     for each, rates in ((work, range(50)), (other, ())):
         each.download(100 * MIB, seconds=10)
@@ -96,7 +96,7 @@ def test_it_matters_little_how_often_the_rate_is_asked_for(work: Work) -> None:
     assert work.speed.rate() == pytest.approx(other.speed.rate(), rel=0.02)
 
 
-def test_bytes_that_were_kept_are_no_speed(work: Work) -> None:
+def test_kept_bytes_do_not_count(work: Work) -> None:
     for kept in range(100):
         work.now += 0.01
         work.note(kept * 64 * MIB, model.TaskStatus.VERIFYING)
@@ -107,7 +107,7 @@ def test_bytes_that_were_kept_are_no_speed(work: Work) -> None:
     assert work.speed.rate() == pytest.approx(10 * MIB, rel=0.01)
 
 
-def test_kept_bytes_that_are_read_between_two_looks_are_no_speed_either(work: Work) -> None:
+def test_kept_bytes_between_samples_ignored(work: Work) -> None:
     """The disk may have read all of them before the rate is first read."""
     work.note(1000 * MIB, model.TaskStatus.VERIFYING)
     work.note(1001 * MIB)
@@ -117,7 +117,7 @@ def test_kept_bytes_that_are_read_between_two_looks_are_no_speed_either(work: Wo
     assert work.speed.rate() == pytest.approx(10 * MIB, rel=0.01)
 
 
-def test_a_download_that_starts_over_goes_on_at_its_rate(work: Work) -> None:
+def test_restarted_download_keeps_rate(work: Work) -> None:
     work.download(10 * MIB, seconds=5)
     work.note(MIB)
 
@@ -127,7 +127,7 @@ def test_a_download_that_starts_over_goes_on_at_its_rate(work: Work) -> None:
 
 
 @pytest.mark.parametrize('status', [model.TaskStatus.VERIFYING, model.TaskStatus.CONVERTING])
-def test_what_follows_the_download_has_no_rate(work: Work, status: str) -> None:
+def test_steps_after_download_have_no_rate(work: Work, status: str) -> None:
     work.download(10 * MIB, seconds=5)
 
     work.note(work.progress.bytes_done, status)
@@ -135,7 +135,7 @@ def test_what_follows_the_download_has_no_rate(work: Work, status: str) -> None:
     assert work.speed.rate() == 0
 
 
-def test_a_download_that_stands_still_loses_its_rate(work: Work) -> None:
+def test_stalled_download_loses_rate(work: Work) -> None:
     work.download(10 * MIB, seconds=5)
     rates = []
     for _ in range(10):

@@ -55,7 +55,7 @@ def _run(
     return told
 
 
-def test_what_is_there_is_a_hit_and_what_is_not_a_miss(
+def test_hits_and_misses_counted(
     meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     for status in ('existing', 'existing', 'cached', 'error', 'cancelled', 'unsupported'):
@@ -65,7 +65,7 @@ def test_what_is_there_is_a_hit_and_what_is_not_a_miss(
     assert _value(made, 'cache_misses_total') == 3
 
 
-def test_bytes_are_counted_as_they_come_and_progress_goes_on_to_whoever_follows(
+def test_bytes_counted_while_progress_passes_through(
     meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     progress = [model.Progress(DOWNLOADING, done, 100) for done in (0, 40, 100)]
@@ -75,9 +75,7 @@ def test_bytes_are_counted_as_they_come_and_progress_goes_on_to_whoever_follows(
     assert _value(made, 'downloaded_bytes_total') == 100
 
 
-def test_bytes_that_were_kept_from_an_earlier_time_are_not_downloaded_again(
-    meter: metrics.HostMeter, made: registry.CollectorRegistry
-) -> None:
+def test_kept_bytes_not_counted(meter: metrics.HostMeter, made: registry.CollectorRegistry) -> None:
     _run(
         meter,
         CACHED,
@@ -89,7 +87,7 @@ def test_bytes_that_were_kept_from_an_earlier_time_are_not_downloaded_again(
     assert _value(made, 'downloaded_bytes_total') == 40
 
 
-def test_bytes_that_come_twice_count_twice(
+def test_bytes_received_twice_count_twice(
     meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     again = [model.Progress(DOWNLOADING, done, 100) for done in (0, 70, 0, 100)]
@@ -99,7 +97,7 @@ def test_bytes_that_come_twice_count_twice(
     assert _value(made, 'downloaded_bytes_total') == 170
 
 
-def test_the_seconds_of_what_was_cached_are_observed(
+def test_durations_of_cached_images_observed(
     meter: metrics.HostMeter, made: registry.CollectorRegistry, clock: Clock
 ) -> None:
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
@@ -113,7 +111,7 @@ def test_the_seconds_of_what_was_cached_are_observed(
     assert _value(made, 'download_seconds_count') == 1
 
 
-def test_a_transfer_runs_until_it_has_ended_however_it_does(
+def test_transfer_counts_as_running_until_end(
     meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
@@ -126,7 +124,7 @@ def test_a_transfer_runs_until_it_has_ended_however_it_does(
     assert _value(made, 'transfers_running') == 0
 
 
-def test_the_cache_is_looked_at_when_it_is_asked_for_but_not_each_time(
+def test_cache_size_measured_on_cached_scrape(
     made: registry.CollectorRegistry, clock: Clock
 ) -> None:
     reports = iter([driver.CacheReport('s', 10, 90), driver.CacheReport('s', 20, 80)])
@@ -139,14 +137,14 @@ def test_the_cache_is_looked_at_when_it_is_asked_for_but_not_each_time(
     assert (first, later) == ((10, 90), (20, 80))
 
 
-def test_a_driver_without_a_cache_of_files_has_no_size(
+def test_driver_without_file_cache_sizeless(
     meter: metrics.HostMeter, made: registry.CollectorRegistry
 ) -> None:
     assert _value(made, 'cache_bytes') is None
     assert _value(made, 'cache_hits_total') == 0
 
 
-def test_the_computes_of_one_process_are_told_apart(made: registry.CollectorRegistry) -> None:
+def test_computes_of_one_process_distinguished(made: registry.CollectorRegistry) -> None:
     computes = metrics.ComputeMetrics(made)
     for host, size in (('h1', 1), ('h2', 2)):
         report = driver.CacheReport('s', size, size)

@@ -65,7 +65,7 @@ def served() -> Iterator[Served]:
     made.stop()
 
 
-def test_a_compute_is_sent_one_image_and_the_token_and_nothing_that_it_does_not_know(
+def test_nova_call_has_only_image_token(
     served: Served,
 ) -> None:
     compute = served.serve('h1')
@@ -85,7 +85,7 @@ def test_a_compute_is_sent_one_image_and_the_token_and_nothing_that_it_does_not_
     }
 
 
-def test_without_a_token_a_compute_is_given_one_that_is_none(served: Served) -> None:
+def test_missing_token_sends_empty_one(served: Served) -> None:
     compute = served.serve('h1')
 
     served.api().cache_images(CTXT, 'h1', ['i1'], None)
@@ -94,7 +94,7 @@ def test_without_a_token_a_compute_is_given_one_that_is_none(served: Served) -> 
 
 
 @pytest.mark.parametrize('answer', [{}, {'i2': 'cached'}, None, 'cached', {'i1': None}, [['i1']]])
-def test_an_answer_that_says_nothing_of_the_image_is_no_word(served: Served, answer: Any) -> None:
+def test_answer_without_image_is_no_result(served: Served, answer: Any) -> None:
     served.serve('h1').answer = answer
 
     assert served.api().cache_images(CTXT, 'h1', ['i1'], 'token-1') == {}
@@ -104,23 +104,21 @@ def test_an_answer_that_says_nothing_of_the_image_is_no_word(served: Served, ans
     ('pin', 'serves'),
     [(None, '6.5'), (None, '6.0'), ('6.5', '6.0'), ('5.4', '5.4'), ('5.13', '5.13')],
 )
-def test_the_version_is_the_one_that_nova_sends_unless_it_is_pinned(
-    served: Served, pin: str | None, serves: str
-) -> None:
+def test_version_matches_nova_unless_pinned(served: Served, pin: str | None, serves: str) -> None:
     compute = served.serve('h1', serves)
     compute.answer = {'i1': 'cached'}
 
     assert served.api(pin).cache_images(CTXT, 'h1', ['i1'], 'token-1') == {'i1': 'cached'}
 
 
-def test_a_compute_that_is_too_old_is_unsupported(served: Served) -> None:
+def test_too_old_compute_unsupported(served: Served) -> None:
     served.serve('h1', '5.13')
 
     with pytest.raises(exception.VersionUnsupported, match=r'cache_images 6\.0 is not supported'):
         served.api().cache_images(CTXT, 'h1', ['i1'], 'token-1')
 
 
-def test_a_pin_below_what_caches_images_has_nothing_sent(served: Served) -> None:
+def test_low_pin_sends_nothing(served: Served) -> None:
     compute = served.serve('h1')
     api = served.api('5.3')
 
@@ -130,6 +128,6 @@ def test_a_pin_below_what_caches_images_has_nothing_sent(served: Served) -> None
     assert compute.calls == []
 
 
-def test_a_host_that_nobody_serves_is_a_timeout(served: Served) -> None:
+def test_unserved_host_times_out(served: Served) -> None:
     with pytest.raises(TimeoutError):
         served.api(timeout_seconds=0.2).cache_images(CTXT, 'h1', ['i1'], 'token-1')

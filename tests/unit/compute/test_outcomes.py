@@ -7,7 +7,7 @@ from nova_precache import exception, model
 from nova_precache.compute import outcomes
 
 
-def test_moved_bytes_are_cached_and_a_file_that_was_there_is_existing() -> None:
+def test_moved_bytes_distinguish_cached_from_existing() -> None:
     moved = model.CacheResult(existing=False, bytes_done=5, bytes_total=5)
     there = model.CacheResult(existing=True)
 
@@ -15,7 +15,7 @@ def test_moved_bytes_are_cached_and_a_file_that_was_there_is_existing() -> None:
     assert outcomes.of_result(there) == model.ImageOutcome('existing', bytes_total=0)
 
 
-def test_what_was_paused_may_have_been_resumed_already() -> None:
+def test_only_paused_outcome_retries_at_once() -> None:
     assert outcomes.of_stop(exception.Paused('paused')).at_once
     assert not outcomes.of_stop(exception.ShuttingDown('stops')).at_once
 
@@ -44,9 +44,7 @@ def test_what_was_paused_may_have_been_resumed_already() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_error_keeps_its_reason_and_says_whether_it_can_pass(
-    error: Exception, expected: tuple[str, str, str]
-) -> None:
+def test_error_keeps_reason_and_retry(error: Exception, expected: tuple[str, str, str]) -> None:
     outcome = outcomes.of_error(error, 'Xen')
 
     assert (outcome.status, outcome.reason, outcome.retry) == expected

@@ -85,9 +85,7 @@ def _api(transport: rpc.Transport, cap: str | None = None) -> rpcapi.ComputeAPI:
     )
 
 
-def test_the_options_of_a_call_reach_the_transfer(
-    transport: rpc.Transport, served: ScriptedDriver
-) -> None:
+def test_call_options_reach_transfer(transport: rpc.Transport, served: ScriptedDriver) -> None:
     wanted = model.TransferOptions(max_rate_bytes=7, is_last_attempt=True)
     call = rpcapi.CacheImageCall('j1', 1, 'i1', None, options=wanted)
 
@@ -100,7 +98,7 @@ def test_the_options_of_a_call_reach_the_transfer(
 
 
 @pytest.mark.parametrize('cap', [None, '1.0', '1.1'])
-def test_a_compute_of_the_first_release_ignores_options(
+def test_first_release_compute_ignores_options(
     transport: rpc.Transport, old: OldCompute, cap: str | None
 ) -> None:
     outcome = _api(transport, cap).cache_image(CTXT, 'old', CALL)
@@ -109,7 +107,7 @@ def test_a_compute_of_the_first_release_ignores_options(
     assert set(old.ignored) == {'options'}
 
 
-def test_a_stop_ends_the_call_that_waits(transport: rpc.Transport, served: ScriptedDriver) -> None:
+def test_stop_ends_waiting_call(transport: rpc.Transport, served: ScriptedDriver) -> None:
     served.opened.clear()
     api = _api(transport)
     with futures.ThreadPoolExecutor(1) as pool:
@@ -122,26 +120,22 @@ def test_a_stop_ends_the_call_that_waits(transport: rpc.Transport, served: Scrip
     assert outcome == model.ImageOutcome('expired', 'the deadline of the request passed')
 
 
-def test_a_stop_of_what_does_not_run_is_told(
-    transport: rpc.Transport, served: ScriptedDriver
-) -> None:
+def test_stop_of_unknown_job_reported(transport: rpc.Transport, served: ScriptedDriver) -> None:
     assert not _api(transport).stop_image(CTXT, 'h1', 'j9', 1, model.StopWhy.CANCELLED)
 
 
-def test_a_compute_of_the_first_release_cannot_be_asked_to_stop(
-    transport: rpc.Transport, old: OldCompute
-) -> None:
+def test_first_release_compute_cannot_stop(transport: rpc.Transport, old: OldCompute) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'stop_image 1\.1 is not supported'):
         _api(transport).stop_image(CTXT, 'old', 'j1', 1, model.StopWhy.CANCELLED)
 
 
-def test_a_pin_keeps_a_stop_from_being_sent(transport: rpc.Transport) -> None:
+def test_pin_prevents_stop(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.0'):
         _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, model.StopWhy.PAUSED)
 
 
 @pytest.mark.parametrize('is_forgotten', [True, False])
-def test_a_compute_forgets_what_is_unfinished_of_an_image(
+def test_compute_discards_partial_of_image(
     transport: rpc.Transport, served: ScriptedDriver, is_forgotten: bool
 ) -> None:
     served.forgets = is_forgotten
@@ -150,23 +144,19 @@ def test_a_compute_forgets_what_is_unfinished_of_an_image(
     assert served.forgotten == ['i1']
 
 
-def test_what_keeps_a_compute_from_forgetting_is_told(
-    transport: rpc.Transport, served: ScriptedDriver
-) -> None:
+def test_discard_failure_reason_returned(transport: rpc.Transport, served: ScriptedDriver) -> None:
     served.error = exception.StorageError('Read-only file system')
 
     with pytest.raises(exception.StorageError, match='Read-only'):
         _api(transport).forget_image(CTXT, 'h1', 'i1')
 
 
-def test_an_older_compute_cannot_be_asked_to_forget(
-    transport: rpc.Transport, old: OldCompute
-) -> None:
+def test_older_compute_cannot_discard(transport: rpc.Transport, old: OldCompute) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'forget_image 1\.2 is not supported'):
         _api(transport).forget_image(CTXT, 'old', 'i1')
 
 
-def test_a_pin_keeps_a_compute_from_being_asked_to_forget(transport: rpc.Transport) -> None:
+def test_pin_prevents_discard(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.1'):
         _api(transport, '1.1').forget_image(CTXT, 'h1', 'i1')
 
@@ -200,9 +190,7 @@ def odd_compute(transport: rpc.Transport) -> Iterator[OddCompute]:
     server.stop()
 
 
-def test_an_odd_outcome_is_an_error_that_names_the_field(
-    transport: rpc.Transport, odd_compute: OddCompute
-) -> None:
+def test_odd_outcome_error_names_field(transport: rpc.Transport, odd_compute: OddCompute) -> None:
     good = model.ImageOutcome('cached').to_wire()
     answers = [
         (field, {**good, field: value})
@@ -218,7 +206,7 @@ def test_an_odd_outcome_is_an_error_that_names_the_field(
 
 
 @pytest.mark.parametrize('answer', [None, 1, 'false', {}, [True]])
-def test_an_odd_answer_to_an_order_is_not_taken_for_yes(
+def test_odd_order_answer_not_success(
     transport: rpc.Transport, odd_compute: OddCompute, answer: Any
 ) -> None:
     odd_compute.answer = answer
@@ -229,7 +217,7 @@ def test_an_odd_answer_to_an_order_is_not_taken_for_yes(
         _api(transport).forget_image(CTXT, 'odd', 'i1')
 
 
-def test_an_agent_that_is_not_registered_is_asked_to_register_again(
+def test_unregistered_agent_asked_to_register_again(
     transport: rpc.Transport, driver: ScriptedDriver, conductor: FakeReporter
 ) -> None:
     held = name.Name('h2', 'agent-1')
@@ -249,7 +237,7 @@ def test_an_agent_that_is_not_registered_is_asked_to_register_again(
     server.stop()
 
 
-def test_a_pin_keeps_an_agent_from_being_asked_to_register_again(transport: rpc.Transport) -> None:
+def test_pin_prevents_reregistration_order(transport: rpc.Transport) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.2'):
         _api(transport, '1.2').register_again(CTXT, 'h1', 'agent-1')
 
@@ -257,9 +245,7 @@ def test_a_pin_keeps_an_agent_from_being_asked_to_register_again(transport: rpc.
 KERNEL_CALL = dataclasses.replace(CALL, needed=(model.Companion('k1', 7),))
 
 
-def test_what_an_image_needs_reaches_the_driver(
-    transport: rpc.Transport, served: ScriptedDriver
-) -> None:
+def test_companions_reach_driver(transport: rpc.Transport, served: ScriptedDriver) -> None:
     outcome = _api(transport).cache_image(CTXT, 'h1', KERNEL_CALL)
 
     assert outcome is not None
@@ -267,9 +253,7 @@ def test_what_an_image_needs_reaches_the_driver(
     assert served.needed == [(model.Companion('k1', 7),)]
 
 
-def test_an_older_compute_is_asked_for_no_image_that_needs_a_kernel(
-    transport: rpc.Transport, old: OldCompute
-) -> None:
+def test_older_compute_gets_no_companions(transport: rpc.Transport, old: OldCompute) -> None:
     """It would omit the kernel, and report the image as cached."""
     with pytest.raises(exception.VersionUnsupported, match=r'cache_image 1\.4'):
         _api(transport).cache_image(CTXT, 'old', KERNEL_CALL)
@@ -279,7 +263,7 @@ def test_an_older_compute_is_asked_for_no_image_that_needs_a_kernel(
 
 
 @pytest.mark.parametrize('cap', ['1.0', '1.3'])
-def test_a_pin_below_what_knows_kernels_lets_only_other_images_be_asked_for(
+def test_low_pin_allows_images_without_companions(
     transport: rpc.Transport, served: ScriptedDriver, cap: str
 ) -> None:
     with pytest.raises(exception.VersionUnsupported, match=r'1\.4'):

@@ -100,14 +100,12 @@ def _cancelled() -> exception.Cancelled:
     return exception.Cancelled('not wanted')
 
 
-def test_the_outcome_of_the_work_is_given(running: transfers.Transfers) -> None:
+def test_outcome_of_work_returned(running: transfers.Transfers) -> None:
     assert running.run('j1', 1, 'i1', _done(CACHED)) == CACHED
     assert running.to_report() == []
 
 
-def test_a_repeated_call_joins_the_transfer_under_the_newer_epoch(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_repeated_call_joins_under_newer_epoch(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     first = call('j1', 1, work)
 
@@ -119,9 +117,7 @@ def test_a_repeated_call_joins_the_transfer_under_the_newer_epoch(
     assert work.times == 1
 
 
-def test_an_older_call_that_comes_late_does_not_lower_the_epoch(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_late_older_call_keeps_epoch(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     call('j1', 7, work)
 
@@ -131,9 +127,7 @@ def test_an_older_call_that_comes_late_does_not_lower_the_epoch(
         assert late.result(WAIT_SECONDS) == CACHED
 
 
-def test_another_job_for_the_same_image_joins_and_is_reported_too(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_other_job_for_image_joins(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     made = [call('j1', 1, work), call('j2', 5, work)]
 
@@ -154,9 +148,7 @@ def test_two_images_are_two_transfers(running: transfers.Transfers, call: Call) 
     assert [each.result(WAIT_SECONDS) for each in made] == [CACHED, EXISTING]
 
 
-def test_progress_is_reported_with_a_growing_sequence(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_progress_reported_with_growing_sequence(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     call('j1', 3, work)
 
@@ -168,7 +160,7 @@ def test_progress_is_reported_with_a_growing_sequence(
     work.opened.set()
 
 
-def test_a_download_that_stands_still_is_not_reported_and_a_conversion_is(
+def test_stalled_download_not_reported_unlike_conversion(
     running: transfers.Transfers,
 ) -> None:
     seen = []
@@ -184,7 +176,7 @@ def test_a_download_that_stands_still_is_not_reported_and_a_conversion_is(
     assert seen == [[1, 0], [1, 1]]
 
 
-def test_the_rate_of_a_download_is_reported_and_once_that_it_has_none_any_more() -> None:
+def test_download_rate_and_its_end_reported() -> None:
     now = 0.0
     running = transfers.Transfers(clock=lambda: now)
     seen = []
@@ -203,7 +195,7 @@ def test_the_rate_of_a_download_is_reported_and_once_that_it_has_none_any_more()
     assert seen[3] == [], 'it stands still, if not for long'
 
 
-def test_transfers_that_have_ended_are_counted(running: transfers.Transfers) -> None:
+def test_ended_transfers_are_counted(running: transfers.Transfers) -> None:
     assert running.ended == 0
     for number in range(3):
         running.run(f'j{number}', 1, 'i1', _done(CACHED))
@@ -211,7 +203,7 @@ def test_transfers_that_have_ended_are_counted(running: transfers.Transfers) -> 
     assert running.ended == 3
 
 
-def test_whoever_joins_a_download_that_stands_still_has_it_reported_again(
+def test_joining_stalled_download_reports_it_again(
     running: transfers.Transfers,
 ) -> None:
     seen: list[tuple[str, int]] = []
@@ -234,7 +226,7 @@ def test_whoever_joins_a_download_that_stands_still_has_it_reported_again(
     assert seen == [('j1', 1), ('j2', 4)]
 
 
-def test_the_outcome_of_an_ended_job_is_repeated(running: transfers.Transfers) -> None:
+def test_outcome_of_ended_job_repeated(running: transfers.Transfers) -> None:
     """A lost reply must not turn ``cached`` into ``existing``."""
     running.run('j1', 1, 'i1', _done(CACHED))
 
@@ -242,7 +234,7 @@ def test_the_outcome_of_an_ended_job_is_repeated(running: transfers.Transfers) -
     assert running.run('j1', 2, 'i1', _done(EXISTING)) == CACHED
 
 
-def test_a_new_job_for_an_image_that_was_done_is_done_anew(running: transfers.Transfers) -> None:
+def test_new_job_for_done_image_restarts(running: transfers.Transfers) -> None:
     running.run('j1', 1, 'i1', _done(CACHED))
 
     assert running.kept_outcome('j2') is None
@@ -250,9 +242,7 @@ def test_a_new_job_for_an_image_that_was_done_is_done_anew(running: transfers.Tr
 
 
 @pytest.mark.parametrize('how', [model.Retry.BACKOFF, model.Retry.ONCE])
-def test_an_outcome_that_is_to_be_tried_again_is_not_kept(
-    running: transfers.Transfers, how: model.Retry
-) -> None:
+def test_retryable_outcome_not_kept(running: transfers.Transfers, how: model.Retry) -> None:
     failed = model.ImageOutcome('error', 'why', how)
     assert running.run('j1', 1, 'i1', _done(failed)) == failed
 
@@ -260,7 +250,7 @@ def test_an_outcome_that_is_to_be_tried_again_is_not_kept(
     assert running.run('j1', 2, 'i1', _done(CACHED)) == CACHED
 
 
-def test_only_so_many_outcomes_are_kept_and_the_oldest_go_first(
+def test_oldest_kept_outcomes_dropped(
     running: transfers.Transfers,
 ) -> None:
     for number in range(transfers.KEPT_OUTCOMES + 1):
@@ -270,9 +260,7 @@ def test_only_so_many_outcomes_are_kept_and_the_oldest_go_first(
     assert running.kept_outcome('j1') == CACHED
 
 
-def test_an_error_reaches_all_who_wait_and_the_next_call_starts_anew(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_error_reaches_all_waiters_then_restarts(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     work.error = SystemExit(3)
     made = [call('j1', 1, work), call('j2', 1, work)]
@@ -286,7 +274,7 @@ def test_an_error_reaches_all_who_wait_and_the_next_call_starts_anew(
     assert running.run('j1', 2, 'i1', _done(CACHED)) == CACHED
 
 
-def test_a_transfer_for_which_there_is_no_thread_fails_and_the_next_call_starts_anew(
+def test_missing_thread_fails_transfer_then_restarts(
     running: transfers.Transfers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -304,7 +292,7 @@ def test_a_transfer_for_which_there_is_no_thread_fails_and_the_next_call_starts_
 # Stopping
 
 
-def test_a_compute_that_stops_stops_every_transfer_so_that_they_count_as_no_attempt(
+def test_stopping_compute_stops_transfers_without_attempt(
     running: transfers.Transfers, call: Call
 ) -> None:
     made = [call('j1', 1, Held(), 'i1'), call('j2', 1, Held(), 'i2')]
@@ -316,9 +304,7 @@ def test_a_compute_that_stops_stops_every_transfer_so_that_they_count_as_no_atte
     assert running.kept_outcome('j1') is None
 
 
-def test_whoever_leaves_while_the_compute_stops_does_not_change_what_is_kept(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_leave_during_shutdown_keeps_partials(running: transfers.Transfers, call: Call) -> None:
     work = Held(heeds_stops=False)
     work.outcome = outcomes.of_stop(exception.ShuttingDown('soon'))
     call('j1', 1, work)
@@ -331,7 +317,7 @@ def test_whoever_leaves_while_the_compute_stops_does_not_change_what_is_kept(
     work.opened.set()
 
 
-def test_a_compute_that_stops_begins_nothing(running: transfers.Transfers) -> None:
+def test_stopping_compute_begins_nothing(running: transfers.Transfers) -> None:
     work = Held()
     running.stop()
 
@@ -339,9 +325,7 @@ def test_a_compute_that_stops_begins_nothing(running: transfers.Transfers) -> No
     assert work.times == 0
 
 
-def test_the_only_job_that_leaves_stops_the_transfer_and_is_told_how_it_ended(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_last_leaving_job_stops_transfer(running: transfers.Transfers, call: Call) -> None:
     made = call('j1', 3, Held())
 
     assert running.leave('j1', 3, _cancelled())
@@ -350,9 +334,7 @@ def test_the_only_job_that_leaves_stops_the_transfer_and_is_told_how_it_ended(
     assert running.kept_outcome('j1') is None, 'another request may want it by now'
 
 
-def test_work_that_was_done_before_it_felt_the_stop_counts_as_done(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_work_done_before_stop_counts(running: transfers.Transfers, call: Call) -> None:
     work = Held(heeds_stops=False)
     made = call('j1', 3, work)
 
@@ -363,9 +345,7 @@ def test_work_that_was_done_before_it_felt_the_stop_counts_as_done(
     assert made.result(WAIT_SECONDS) == CACHED
 
 
-def test_a_job_that_leaves_others_is_told_at_once_and_the_transfer_goes_on(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_job_leaving_others_returns_at_once(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     first, second = call('j1', 1, work), call('j2', 1, work)
 
@@ -379,9 +359,7 @@ def test_a_job_that_leaves_others_is_told_at_once_and_the_transfer_goes_on(
     assert running.kept_outcome('j1') is None, 'another request may want it by now'
 
 
-def test_the_last_of_those_who_leave_stops_the_transfer(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_last_of_leaving_jobs_stops_transfer(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     made = [call('j1', 1, work), call('j2', 1, work)]
 
@@ -393,9 +371,7 @@ def test_the_last_of_those_who_leave_stops_the_transfer(
     assert running.kept_outcome('j2') is None, 'it could not be gone on with'
 
 
-def test_a_stop_of_an_older_call_than_runs_is_ignored(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_stop_of_older_call_ignored(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     made = call('j1', 5, work)
 
@@ -406,9 +382,7 @@ def test_a_stop_of_an_older_call_than_runs_is_ignored(
     assert made.result(WAIT_SECONDS).status == 'cancelled'
 
 
-def test_a_call_that_is_stopped_on_its_way_does_not_begin_and_a_newer_one_does(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_early_stop_blocks_only_its_call(running: transfers.Transfers, call: Call) -> None:
     assert not running.leave('j1', 3, _cancelled())
 
     late = running.run('j1', 3, 'i1', Held())
@@ -421,7 +395,7 @@ def test_a_call_that_is_stopped_on_its_way_does_not_begin_and_a_newer_one_does(
     assert made.result(WAIT_SECONDS) == CACHED
 
 
-def test_only_so_many_stops_are_kept(running: transfers.Transfers, call: Call) -> None:
+def test_remembered_stops_are_bounded(running: transfers.Transfers, call: Call) -> None:
     for number in range(transfers.KEPT_STOPS + 1):
         running.leave(f'j{number}', 1, _cancelled())
 
@@ -432,9 +406,7 @@ def test_only_so_many_stops_are_kept(running: transfers.Transfers, call: Call) -
     assert made.result(WAIT_SECONDS) == CACHED
 
 
-def test_a_job_that_does_not_run_has_nothing_to_leave(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_unknown_job_cannot_leave(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     made = call('j1', 1, work)
 
@@ -446,9 +418,7 @@ def test_a_job_that_does_not_run_has_nothing_to_leave(
     assert running.kept_outcome('j1') == CACHED
 
 
-def test_whoever_comes_while_a_stopped_transfer_still_ends_gets_one_of_its_own(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_call_during_stop_gets_own_transfer(running: transfers.Transfers, call: Call) -> None:
     stopped, fresh = Held(heeds_stops=False), Held()
     stopped.outcome = outcomes.of_stop(_cancelled())
     first = call('j1', 1, stopped)
@@ -467,7 +437,7 @@ def test_whoever_comes_while_a_stopped_transfer_still_ends_gets_one_of_its_own(
 # Options
 
 
-def test_a_transfer_is_stopped_when_its_deadline_passes(running: transfers.Transfers) -> None:
+def test_transfer_stops_at_its_deadline(running: transfers.Transfers) -> None:
     at_once = model.TransferOptions(deadline_seconds=-1)
 
     outcome = running.run('j1', 1, 'i1', Held(), at_once)
@@ -478,9 +448,7 @@ def test_a_transfer_is_stopped_when_its_deadline_passes(running: transfers.Trans
     assert running.kept_outcome('j1') is None, 'another request may want it by now'
 
 
-def test_a_transfer_goes_on_for_whoever_has_more_time(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_transfer_lasts_until_latest_deadline(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     patient = call('j1', 1, work, deadline_seconds=1e300)
 
@@ -492,9 +460,7 @@ def test_a_transfer_goes_on_for_whoever_has_more_time(
     assert patient.result(WAIT_SECONDS) == CACHED
 
 
-def test_the_deadline_of_a_newer_call_replaces_that_of_the_older_one(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_newer_call_replaces_deadline(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     first = call('j1', 1, work, deadline_seconds=3600)
 
@@ -504,7 +470,7 @@ def test_the_deadline_of_a_newer_call_replaces_that_of_the_older_one(
     assert first.result(WAIT_SECONDS) == second
 
 
-def test_no_timer_outlives_its_transfer(running: transfers.Transfers) -> None:
+def test_timer_ends_with_transfer(running: transfers.Transfers) -> None:
     in_time = model.TransferOptions(deadline_seconds=3600)
 
     assert running.run('j1', 1, 'i1', _done(CACHED), in_time) == CACHED
@@ -515,9 +481,7 @@ def test_no_timer_outlives_its_transfer(running: transfers.Transfers) -> None:
     assert not any(timer.is_alive() for timer in timers)
 
 
-def test_a_transfer_is_as_fast_as_the_fastest_of_those_who_want_it(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_highest_wanted_rate_applies(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     call('j1', 1, work, max_rate_bytes=5)
     assert work.control.max_rate_bytes == 5
@@ -533,9 +497,7 @@ def test_a_transfer_is_as_fast_as_the_fastest_of_those_who_want_it(
     work.opened.set()
 
 
-def test_a_transfer_is_the_last_attempt_only_when_it_is_for_everybody(
-    running: transfers.Transfers, call: Call
-) -> None:
+def test_last_attempt_needs_all_jobs(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     call('j1', 1, work, is_last_attempt=True)
     assert work.control.is_last_attempt

@@ -70,7 +70,7 @@ def _done(parts: Parts, *hosts: str) -> model.CacheRequest:
     return request
 
 
-def test_what_a_conductor_did_not_come_to_announce_another_one_announces(parts: Parts) -> None:
+def test_unannounced_ends_sent_by_other_conductor(parts: Parts) -> None:
     _done(parts, 'h1', 'h2')
 
     parts.announcer.announce()
@@ -93,7 +93,7 @@ def test_everything_is_announced_once(parts: Parts) -> None:
     assert parts.world.to_announce(request) == []
 
 
-def test_a_notification_tells_who_asked_and_has_no_token(parts: Parts) -> None:
+def test_notification_names_requester_without_token(parts: Parts) -> None:
     parts.world.planned(
         ['h1'], ['i1'], project_id='p1', user_id='u1', request_id='req-1', is_admin=True
     )
@@ -108,7 +108,7 @@ def test_a_notification_tells_who_asked_and_has_no_token(parts: Parts) -> None:
         assert asker.auth_token is None
 
 
-def test_while_one_conductor_sends_no_other_sends_what_comes_after(parts: Parts) -> None:
+def test_one_conductor_sends_at_a_time(parts: Parts) -> None:
     request = _done(parts, 'h1')
     other = Announcements()
     broker = Broker(lambda notification: _announcer(parts, other).announce())
@@ -120,7 +120,7 @@ def test_while_one_conductor_sends_no_other_sends_what_comes_after(parts: Parts)
     assert parts.world.to_announce(request) == []
 
 
-def test_a_conductor_that_dies_while_it_sends_is_made_up_for(parts: Parts) -> None:
+def test_dead_sender_is_replaced(parts: Parts) -> None:
     def die(notification: payloads.Notification) -> None:
         if notification.event_type == PROGRESS:
             raise Killed
@@ -138,7 +138,7 @@ def test_a_conductor_that_dies_while_it_sends_is_made_up_for(parts: Parts) -> No
     assert parts.announced.events() == ['progress', 'end']
 
 
-def test_a_request_that_cannot_be_announced_does_not_hold_up_the_others(
+def test_failing_announcement_does_not_block_others(
     parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     stuck, fine = sorted((_done(parts, 'h1'), _done(parts, 'h1')), key=lambda each: each.id)
@@ -154,7 +154,7 @@ def test_a_request_that_cannot_be_announced_does_not_hold_up_the_others(
     assert f'Request {stuck.id}: notification 0 is not sent yet' in caplog.messages
 
 
-def test_requests_take_turns_so_that_a_large_one_does_not_hold_up_the_others(
+def test_requests_take_turns(
     parts: Parts,
 ) -> None:
     _done(parts, 'h1', 'h2', 'h3')
@@ -168,7 +168,7 @@ def test_requests_take_turns_so_that_a_large_one_does_not_hold_up_the_others(
     assert events[6:] == ['progress', 'end']
 
 
-def test_where_nobody_listens_nothing_is_left_to_announce(parts: Parts) -> None:
+def test_without_listeners_nothing_left(parts: Parts) -> None:
     class Silent(emitter.RecordingEmitter):
         is_silent = True
 
@@ -184,7 +184,7 @@ def test_where_nobody_listens_nothing_is_left_to_announce(parts: Parts) -> None:
     assert len(commits) == 1
 
 
-def test_a_failure_is_logged_and_tried_again(
+def test_failure_logged_and_retried(
     parts: Parts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = iter([RuntimeError('the database is away')])
@@ -209,9 +209,7 @@ def test_a_failure_is_logged_and_tried_again(
     assert 'Sending notifications failed; retrying' in caplog.messages
 
 
-def test_a_broker_that_takes_nothing_does_not_hold_up_the_stop(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocked_broker_does_not_delay_stop(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(announcer, 'STOP_SECONDS', 0.1)
     reached, released = threading.Event(), threading.Event()
 
@@ -234,7 +232,7 @@ def test_a_broker_that_takes_nothing_does_not_hold_up_the_stop(
     running.stop()
 
 
-def test_a_deleted_request_is_announced_no_more(parts: Parts) -> None:
+def test_deleted_request_not_announced(parts: Parts) -> None:
     request = _done(parts, 'h1')
     parts.world.change(
         models.CacheRequest, models.CacheRequest.id == request.id, finished_at=LONG_AGO
@@ -246,7 +244,7 @@ def test_a_deleted_request_is_announced_no_more(parts: Parts) -> None:
     assert parts.announced.events() == []
 
 
-def test_each_row_carries_novas_notification_and_ours(parts: Parts) -> None:
+def test_each_row_has_both_notifications(parts: Parts) -> None:
     request = _done(parts, 'h1', 'h2')
 
     parts.announcer.announce()
@@ -266,7 +264,7 @@ def test_each_row_carries_novas_notification_and_ours(parts: Parts) -> None:
     assert (end['counts'], end['bytes_done']) == ({'cached': 2}, 200)
 
 
-def test_the_outcome_of_each_task_of_a_host_is_told_with_its_reason(parts: Parts) -> None:
+def test_task_outcome_announced_with_reason(parts: Parts) -> None:
     parts.world.planned(['h1'], ['i1', 'i2'])
     lost = model.ImageOutcome('error', 'the image is gone')
     claim = parts.world.claim('c1', limit=100)
@@ -289,7 +287,7 @@ def test_the_outcome_of_each_task_of_a_host_is_told_with_its_reason(parts: Parts
     assert all(each['seconds'] >= 0 for each in told)
 
 
-def test_a_task_that_was_queued_anew_before_it_was_told_of_is_not_told_of(parts: Parts) -> None:
+def test_requeued_task_not_announced(parts: Parts) -> None:
     request = _done(parts, 'h1', 'h2')
     again = sa.and_(models.Task.request_id == request.id, models.Task.host == 'h1')
     parts.world.change(models.Task, again, status='queued')
@@ -300,7 +298,7 @@ def test_a_task_that_was_queued_anew_before_it_was_told_of_is_not_told_of(parts:
     assert [each['host'] for each in parts.announced.data('progress')] == ['h1', 'h2']
 
 
-def test_where_only_novas_are_wanted_the_others_are_not_sent(parts: Parts) -> None:
+def test_unwanted_own_notifications_not_sent(parts: Parts) -> None:
     request = _done(parts, 'h1')
     broker = emitter.RecordingEmitter()
 
@@ -316,7 +314,7 @@ def test_where_only_novas_are_wanted_the_others_are_not_sent(parts: Parts) -> No
 
 @pytest.mark.parametrize('phase', ['cancel', 'pause', 'resume', 'retry'])
 @pytest.mark.parametrize('sends_ours', [True, False])
-def test_what_nova_does_not_have_only_we_tell(parts: Parts, phase: str, sends_ours: bool) -> None:
+def test_non_nova_phase_sends_own_only(parts: Parts, phase: str, sends_ours: bool) -> None:
     request = _announcing_only(parts, phase)
     broker = emitter.RecordingEmitter()
 
@@ -334,7 +332,7 @@ def _announcing_only(parts: Parts, phase: str) -> model.CacheRequest:
     return request
 
 
-def test_of_a_request_without_an_aggregate_only_ours_are_sent(parts: Parts) -> None:
+def test_request_without_aggregate_sends_own_only(parts: Parts) -> None:
     request = parts.world.requests.accept(requests.NewRequest(images=('i1',), hosts=('h1',)))
     assert parts.world.requests.next_to_plan(PLANNER) is not None
     assert parts.world.plan(request, ['h1'])
@@ -354,7 +352,7 @@ def test_of_a_request_without_an_aggregate_only_ours_are_sent(parts: Parts) -> N
     assert (start['hosts'], start['aggregate_name']) == (['h1'], None)
 
 
-def test_novas_index_is_that_of_the_host_and_not_of_the_row(parts: Parts) -> None:
+def test_nova_index_counts_hosts_not_rows(parts: Parts) -> None:
     _done(parts, 'h1')
     of_host = models.Announcement.host == 'h1'
     parts.world.change(models.Announcement, of_host, host_index=5)
@@ -364,7 +362,7 @@ def test_novas_index_is_that_of_the_host_and_not_of_the_row(parts: Parts) -> Non
     assert [data['index'] for data in parts.announced.data('progress')] == [5]
 
 
-def test_what_an_older_release_wrote_has_its_index_as_its_position(parts: Parts) -> None:
+def test_older_rows_use_position_as_index(parts: Parts) -> None:
     _done(parts, 'h1')
     of_host = models.Announcement.host == 'h1'
     parts.world.change(models.Announcement, of_host, host_index=None)

@@ -54,7 +54,7 @@ def ask(parts: Parts, *images: model.Image) -> model.CacheRequest:
 # Visibility of all of them
 
 
-def test_a_project_may_have_an_image_with_a_kernel_and_ramdisk_that_it_may_have(
+def test_accessible_kernel_and_ramdisk_allowed(
     images: fake.FakeImageService,
 ) -> None:
     found = image_access.check_bootable(images, add(images).id, 'p1', is_admin=False)
@@ -63,9 +63,7 @@ def test_a_project_may_have_an_image_with_a_kernel_and_ramdisk_that_it_may_have(
 
 
 @pytest.mark.parametrize('is_admin', [True, False])
-def test_an_image_whose_kernel_is_hidden_from_the_project_is_refused(
-    images: fake.FakeImageService, is_admin: bool
-) -> None:
+def test_hidden_kernel_refuses_image(images: fake.FakeImageService, is_admin: bool) -> None:
     image = add(images, visibility='private', owner='p2')
     if is_admin:
         assert image_access.check_bootable(images, image.id, 'p1', is_admin).companions
@@ -82,13 +80,13 @@ def test_an_image_whose_kernel_is_hidden_from_the_project_is_refused(
 # Planning
 
 
-def test_the_size_of_a_task_is_that_of_all_parts(parts: Parts) -> None:
+def test_task_size_sums_all_parts(parts: Parts) -> None:
     request = ask(parts, add(parts.images))
     assert request.counts == {'queued': 1}
     assert request.bytes_total == len(DATA) + len(KERNEL) + len(RAMDISK)
 
 
-def test_a_task_whose_kernel_is_gone_ends_with_that_reason(parts: Parts) -> None:
+def test_missing_kernel_ends_task_with_reason(parts: Parts) -> None:
     image = add(parts.images)
     assert image.kernel_id
     parts.images.update(image.kernel_id, status='deactivated')
@@ -105,14 +103,14 @@ def test_a_task_whose_kernel_is_gone_ends_with_that_reason(parts: Parts) -> None
 # Calls
 
 
-def test_a_call_says_what_the_image_needs_now(parts: Parts) -> None:
+def test_call_names_current_companions(parts: Parts) -> None:
     image, plain = add(parts.images), parts.images.add(DATA)
     ask(parts, image, plain)
     parts.serve()
     assert [call.needed for _, call in parts.compute.calls] == [needed(image), ()]
 
 
-def test_a_retry_whose_ramdisk_has_gone_meanwhile_is_not_made(parts: Parts) -> None:
+def test_retry_without_ramdisk_not_made(parts: Parts) -> None:
     image = add(parts.images)
     assert image.ramdisk_id
     request = ask(parts, image)
@@ -143,7 +141,7 @@ class Counting(fake.FakeImageService):
         return super().show(image_id)
 
 
-def test_an_image_is_looked_up_once_a_while_and_what_was_known_outlives_an_outage() -> None:
+def test_companions_cached_through_outage() -> None:
     images, now = Counting(), [100.0]
     image = add(images)
     needs = companions.CompanionLookup(images, lambda: now[0])
@@ -160,7 +158,7 @@ def test_an_image_is_looked_up_once_a_while_and_what_was_known_outlives_an_outag
     assert needs.get(image.id) == needed(image)[1:]
 
 
-def test_what_an_image_needs_is_not_known_without_an_answer() -> None:
+def test_companions_are_unknown_without_answer() -> None:
     images, now = Counting(), [100.0]
     image = add(images)
     needs = companions.CompanionLookup(images, lambda: now[0])
@@ -173,7 +171,7 @@ def test_what_an_image_needs_is_not_known_without_an_answer() -> None:
     images.may_answer.set()
 
 
-def test_no_more_images_are_remembered_than_there_is_room_for(
+def test_companion_cache_is_bounded(
     images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(companions, 'MOST_IMAGES', 2)
@@ -196,7 +194,7 @@ def test_no_more_images_are_remembered_than_there_is_room_for(
         (['cached', 'cached', 'error'], 'retry_wait', ERROR),
     ],
 )
-def test_a_nova_compute_is_sent_kernel_and_ramdisk_in_the_same_call(
+def test_nova_call_includes_kernel_and_ramdisk(
     parts: Parts, nova: FakeNova, words: list[str | None], status: str, reason: str | None
 ) -> None:
     image = add(parts.images)

@@ -44,7 +44,7 @@ def waited(parts: Parts) -> list[float]:
 
 @pytest.mark.parametrize('outcome', [CACHED, BROKEN])
 @pytest.mark.parametrize('method', ['next_job', 'retry', 'finish'])
-def test_an_outcome_is_kept_until_the_database_is_back_and_nothing_is_called_twice(
+def test_database_outage_repeats_no_call(
     parts: Parts, waited: list[float], monkeypatch: pytest.MonkeyPatch, method: str, outcome: Any
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
@@ -67,7 +67,7 @@ def test_an_outcome_is_kept_until_the_database_is_back_and_nothing_is_called_twi
     assert waited == sorted(waited)
 
 
-def test_what_is_asked_before_a_call_is_asked_again_and_the_call_is_made_once(
+def test_preparation_retried_and_called_once(
     parts: Parts, waited: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
@@ -83,7 +83,7 @@ def test_what_is_asked_before_a_call_is_asked_again_and_the_call_is_made_once(
 @pytest.mark.parametrize('error', [exception.DataRefused(), ValueError('no driver takes this')])
 @pytest.mark.parametrize('outcome', [CACHED, BROKEN])
 @pytest.mark.usefixtures('waited')
-def test_an_outcome_that_cannot_be_recorded_ends_the_task_and_the_next_request_goes_on(
+def test_unrecordable_outcome_ends_only_its_task(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: model.ImageOutcome
 ) -> None:
     refused = parts.world.planned(['h1'], ['i1'])
@@ -108,7 +108,7 @@ def test_an_outcome_that_cannot_be_recorded_ends_the_task_and_the_next_request_g
     assert parts.compute.called() == [('h1', 'i1'), ('h1', 'i2')]
 
 
-def test_a_conductor_that_stops_leaves_the_outcome_to_another(
+def test_stopping_conductor_hands_over_outcome(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts.world.living('h1')
@@ -119,7 +119,7 @@ def test_a_conductor_that_stops_leaves_the_outcome_to_another(
         parts.serve()
 
 
-def test_work_is_done_again_after_growing_pauses_until_the_database_is_back() -> None:
+def test_work_retried_with_growing_pauses() -> None:
     pauses: list[float] = []
 
     def wait(seconds: float) -> bool:
@@ -134,7 +134,7 @@ def test_work_is_done_again_after_growing_pauses_until_the_database_is_back() ->
     assert pauses[0] < pauses[-1] == max(database_wait.PAUSE_SECONDS)
 
 
-def test_a_compute_whose_call_could_not_be_confirmed_has_made_no_attempt(parts: Parts) -> None:
+def test_unconfirmed_call_counts_no_attempt(parts: Parts) -> None:
     parts.world.living('h1')
     request = parts.world.planned(['h1'], ['i1'])
     away = model.ImageOutcome('error', str(AWAY), model.Retry.LATER)

@@ -103,7 +103,7 @@ def _planned(parts: Parts, hosts: Sequence[str], image_id: str = 'i1') -> model.
 
 
 @pytest.mark.parametrize('limit', [1, 2, 3])
-def test_as_many_hosts_work_at_once_as_the_limit_says_and_never_more(
+def test_limit_bounds_working_hosts(
     parts: Parts, running: Running, images: list[str], limit: int
 ) -> None:
     crowd = Crowd(parts, full=limit)
@@ -142,9 +142,7 @@ def test_two_conductors_share_one_limit(parts: Parts, running: Running, images: 
     assert parts.announced.events().count('end') == 1
 
 
-def test_a_request_whose_message_was_lost_is_found(
-    parts: Parts, running: Running, images: list[str]
-) -> None:
+def test_request_with_lost_message_found(parts: Parts, running: Running, images: list[str]) -> None:
     running.start()
 
     _ask(parts, ['h1'], images)
@@ -152,7 +150,7 @@ def test_a_request_whose_message_was_lost_is_found(
     parts.announced.wait('end')
 
 
-def test_the_hosts_of_a_conductor_that_died_are_taken_over(parts: Parts, running: Running) -> None:
+def test_hosts_of_dead_conductor_taken_over(parts: Parts, running: Running) -> None:
     request = _planned(parts, ['h1', 'h2'])
     parts.world.begun('dead')
     parts.world.expire('h1')
@@ -166,9 +164,7 @@ def test_the_hosts_of_a_conductor_that_died_are_taken_over(parts: Parts, running
     assert parts.world.claimed() == 0
 
 
-def test_a_conductor_that_stops_gives_back_a_host_whose_call_goes_on(
-    parts: Parts, running: Running
-) -> None:
+def test_stopping_conductor_releases_busy_host(parts: Parts, running: Running) -> None:
     request = _planned(parts, ['h1'])
     gate = Gate(parts)
     parts.compute.script('h1', 'i1', gate.step)
@@ -185,9 +181,7 @@ def test_a_conductor_that_stops_gives_back_a_host_whose_call_goes_on(
     assert [task.attempts for task in parts.world.requests.tasks(request.id)] == [1]
 
 
-def test_a_conductor_that_stops_waits_for_its_calls_and_makes_no_more(
-    parts: Parts, running: Running
-) -> None:
+def test_stopping_conductor_waits_for_its_calls(parts: Parts, running: Running) -> None:
     request = _planned(parts, ['h1', 'h2'])
     gate = Gate(parts)
     parts.compute.script('h1', 'i1', gate.step)
@@ -204,7 +198,7 @@ def test_a_conductor_that_stops_waits_for_its_calls_and_makes_no_more(
     assert parts.world.statuses(request)['h1', 'i1'] == 'cached'
 
 
-def test_a_host_that_could_not_be_given_back_is_given_back_later(
+def test_unreleased_host_released_later(
     parts: Parts, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = _planned(parts, ['h1', 'h2'])
@@ -234,7 +228,7 @@ def test_a_host_that_could_not_be_given_back_is_given_back_later(
     assert not failures
 
 
-def test_a_step_that_fails_does_not_end_the_loop(
+def test_failing_step_does_not_end_loop(
     parts: Parts, running: Running, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     next_to_plan = parts.world.requests.next_to_plan
@@ -254,7 +248,7 @@ def test_a_step_that_fails_does_not_end_the_loop(
     assert not failures
 
 
-def test_a_host_that_leaves_the_aggregate_is_skipped_unless_its_transfer_runs(
+def test_departed_host_skipped_unless_transferring(
     parts: Parts, running: Running, images: list[str]
 ) -> None:
     gate = Gate(parts)
@@ -280,9 +274,7 @@ def test_a_host_that_leaves_the_aggregate_is_skipped_unless_its_transfer_runs(
     assert parts.world.status(request) == 'partial'
 
 
-def test_a_request_whose_aggregate_is_deleted_goes_on_with_what_was_planned(
-    parts: Parts, running: Running
-) -> None:
+def test_request_of_deleted_aggregate_continues(parts: Parts, running: Running) -> None:
     request = _planned(parts, ['h1', 'h2'])  # of an aggregate that never was
 
     running.start()
@@ -291,7 +283,7 @@ def test_a_request_whose_aggregate_is_deleted_goes_on_with_what_was_planned(
     assert parts.world.status(request) == 'completed'
 
 
-def test_a_request_that_nobody_ended_is_ended(parts: Parts, running: Running) -> None:
+def test_unended_request_is_ended(parts: Parts, running: Running) -> None:
     request = _planned(parts, ['h1'])
     assigned = parts.world.begun('dead')
     parts.world.jobs.finish(assigned.job_id, assigned.epoch, CACHED)
@@ -302,9 +294,7 @@ def test_a_request_that_nobody_ended_is_ended(parts: Parts, running: Running) ->
     assert parts.world.status(request) == 'completed'
 
 
-def test_a_dead_cell_holds_up_no_other_and_is_probed_by_one_call(
-    parts: Parts, running: Running
-) -> None:
+def test_dead_cell_gets_one_probe(parts: Parts, running: Running) -> None:
     dead = _planned(parts, ['d1', 'd2', 'd3'])
     cell = parts.world.inventory.create_cell('cell2', 'fake:///cell2')
     for host in ('a1', 'a2'):
@@ -328,7 +318,7 @@ def test_a_dead_cell_holds_up_no_other_and_is_probed_by_one_call(
     parts.announced.wait('end', 2)
 
 
-def test_with_free_slots_a_cell_is_still_probed_by_one_call(parts: Parts, running: Running) -> None:
+def test_dead_cell_probed_once_despite_slots(parts: Parts, running: Running) -> None:
     """The claims of one look must not all go to the cell before the first has failed."""
     _planned(parts, ['d1', 'd2', 'd3'])
     parts.breakers.failed(parts.world.cell.uuid)
@@ -344,7 +334,7 @@ def test_with_free_slots_a_cell_is_still_probed_by_one_call(parts: Parts, runnin
     assert len(parts.compute.calls) == 1
 
 
-def test_a_cell_whose_rest_ends_while_hosts_are_claimed_is_probed_by_one_call(
+def test_cell_reopened_during_claim_probed_once(
     parts: Parts, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _planned(parts, ['d1', 'd2', 'd3'])
@@ -372,9 +362,7 @@ def test_a_cell_whose_rest_ends_while_hosts_are_claimed_is_probed_by_one_call(
     assert len(parts.compute.calls) == 1
 
 
-def test_one_outage_of_a_cell_counts_one_attempt_however_many_calls_it_ends(
-    parts: Parts, running: Running
-) -> None:
+def test_cell_outage_counts_one_attempt(parts: Parts, running: Running) -> None:
     hosts = [f'd{number}' for number in range(1, 9)]
     request = _planned(parts, hosts)
     together = threading.Barrier(4)
@@ -392,7 +380,7 @@ def test_one_outage_of_a_cell_counts_one_attempt_however_many_calls_it_ends(
     assert [task.attempts for task in parts.world.requests.tasks(request.id)] == [1] * 8
 
 
-def test_an_image_service_that_gives_no_answer_holds_up_no_claim(
+def test_image_service_outage_blocks_no_claim(
     parts: Parts, running: Running, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = _planned(parts, ['h1'])
@@ -416,7 +404,7 @@ def test_an_image_service_that_gives_no_answer_holds_up_no_claim(
     parts.world.wait(lambda: parts.world.requests.get(stuck.id).reason == 'no answer')
 
 
-def test_a_conductor_whose_database_is_away_stops_and_says_that_leases_run_out(
+def test_stop_without_database_lets_leases_expire(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(conductor_id: str) -> None:
@@ -432,7 +420,7 @@ def test_a_conductor_whose_database_is_away_stops_and_says_that_leases_run_out(
         made._pool.submit(print)
 
 
-def test_the_planner_and_the_calls_share_the_time_to_stop(
+def test_planner_and_calls_share_stop_timeout(
     parts: Parts, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answered = threading.Event(), threading.Event()

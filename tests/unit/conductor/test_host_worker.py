@@ -32,7 +32,7 @@ def _task(parts: Parts, request: model.CacheRequest, host: str = 'h1') -> model.
 # Answers
 
 
-def test_all_due_jobs_of_a_host_are_called_in_turn_and_the_host_is_given_back(
+def test_due_jobs_called_in_turn(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2', 'i3'])
@@ -45,7 +45,7 @@ def test_all_due_jobs_of_a_host_are_called_in_turn_and_the_host_is_given_back(
     assert parts.world.claimed() == 0
 
 
-def test_a_call_carries_the_endpoint_and_a_token_that_no_log_shows(parts: Parts) -> None:
+def test_call_carries_endpoint_and_unlogged_token(parts: Parts) -> None:
     parts.world.planned(['h1'], ['i1'])
 
     parts.serve()
@@ -55,7 +55,7 @@ def test_a_call_carries_the_endpoint_and_a_token_that_no_log_shows(parts: Parts)
     assert 'token-1' not in repr(call)
 
 
-def test_an_error_that_can_pass_waits_for_its_next_attempt_and_the_host_is_left(
+def test_transient_error_waits_and_releases_host(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
@@ -69,7 +69,7 @@ def test_an_error_that_can_pass_waits_for_its_next_attempt_and_the_host_is_left(
     assert parts.world.claimed() == 0
 
 
-def test_a_compute_is_told_which_attempt_is_the_last_one(parts: Parts) -> None:
+def test_compute_knows_last_attempt(parts: Parts) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     for _ in range(POLICY.max_attempts):
@@ -82,7 +82,7 @@ def test_a_compute_is_told_which_attempt_is_the_last_one(parts: Parts) -> None:
     assert _task(parts, request).status == 'error'
 
 
-def test_an_attempt_that_a_stopping_compute_gave_up_is_told_again_to_be_the_last_one(
+def test_repeated_last_attempt_stays_last(
     parts: Parts,
 ) -> None:
     image = parts.images.add(b'data')
@@ -104,9 +104,7 @@ def test_an_attempt_that_a_stopping_compute_gave_up_is_told_again_to_be_the_last
         ('expired', 'the deadline of the request passed'),
     ],
 )
-def test_what_was_stopped_on_its_host_is_final_with_its_reason_and_no_attempt_follows(
-    parts: Parts, status: str, reason: str
-) -> None:
+def test_stopped_job_is_final_with_reason(parts: Parts, status: str, reason: str) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def stop(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
@@ -129,7 +127,7 @@ def test_what_was_stopped_on_its_host_is_final_with_its_reason_and_no_attempt_fo
     assert parts.world.depth() == 0
 
 
-def test_an_error_that_can_pass_is_final_after_the_last_attempt(parts: Parts) -> None:
+def test_last_transient_error_is_final(parts: Parts) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     for _ in range(POLICY.max_attempts):
@@ -142,7 +140,7 @@ def test_an_error_that_can_pass_is_final_after_the_last_attempt(parts: Parts) ->
     assert parts.world.status(request) == 'failed'
 
 
-def test_an_error_that_cannot_pass_is_final_at_once_and_the_next_image_goes_on(
+def test_permanent_error_is_final_at_once(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
@@ -155,7 +153,7 @@ def test_an_error_that_cannot_pass_is_final_at_once_and_the_next_image_goes_on(
     assert parts.world.status(request) == 'partial'
 
 
-def test_a_mismatch_is_tried_once_more_at_once(parts: Parts) -> None:
+def test_mismatch_retried_once_at_once(parts: Parts) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     parts.compute.script('h1', image.id, *[parts.compute.answers(MISMATCH)] * 3)
@@ -167,7 +165,7 @@ def test_a_mismatch_is_tried_once_more_at_once(parts: Parts) -> None:
     assert (task.status, task.attempts, task.reason) == ('error', 2, 'wrong hash')
 
 
-def test_a_mismatch_may_be_followed_by_a_success(parts: Parts) -> None:
+def test_mismatch_retry_can_succeed(parts: Parts) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     parts.compute.script('h1', image.id, parts.compute.answers(MISMATCH))
@@ -177,7 +175,7 @@ def test_a_mismatch_may_be_followed_by_a_success(parts: Parts) -> None:
     assert _task(parts, request).status == 'cached'
 
 
-def test_a_call_that_the_compute_could_not_confirm_is_repeated_at_once(parts: Parts) -> None:
+def test_unconfirmed_call_repeated_at_once(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.compute.script('h1', 'i1', lambda host, call: None)
 
@@ -189,7 +187,7 @@ def test_a_call_that_the_compute_could_not_confirm_is_repeated_at_once(parts: Pa
     assert first < second
 
 
-def test_a_call_that_the_compute_could_not_confirm_twice_is_tried_again_later(
+def test_call_unconfirmed_twice_waits(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
@@ -201,7 +199,7 @@ def test_a_call_that_the_compute_could_not_confirm_twice_is_tried_again_later(
     assert (task.status, task.reason) == ('retry_wait', 'the compute could not confirm the call')
 
 
-def test_a_version_that_may_not_be_sent_or_is_not_known_there_is_unsupported_and_not_retried(
+def test_unsupported_version_not_retried(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
@@ -217,7 +215,7 @@ def test_a_version_that_may_not_be_sent_or_is_not_known_there_is_unsupported_and
     assert parts.compute.called() == [('h1', 'i1'), ('h1', 'i2')]
 
 
-def test_the_answer_to_a_call_that_was_fenced_meanwhile_changes_nothing(parts: Parts) -> None:
+def test_answer_to_fenced_call_ignored(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def lose_the_claim(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
@@ -238,7 +236,7 @@ def test_the_answer_to_a_call_that_was_fenced_meanwhile_changes_nothing(parts: P
 # Silence
 
 
-def test_a_call_that_timed_out_while_bytes_move_is_repeated_and_counts_no_attempt(
+def test_timeout_with_progress_counts_no_attempt(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
@@ -255,7 +253,7 @@ def test_a_call_that_timed_out_while_bytes_move_is_repeated_and_counts_no_attemp
     assert (task.status, task.attempts) == ('cached', 1)
 
 
-def test_a_call_that_timed_out_in_silence_is_an_attempt_that_failed(parts: Parts) -> None:
+def test_timeout_without_progress_fails_attempt(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def fall_silent(host: str, call: rpcapi.CacheImageCall) -> None:
@@ -272,7 +270,7 @@ def test_a_call_that_timed_out_in_silence_is_an_attempt_that_failed(parts: Parts
     assert task.reason == 'no answer from the compute'
 
 
-def test_a_call_that_nobody_took_is_an_attempt_that_failed(parts: Parts) -> None:
+def test_undelivered_call_fails_attempt(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.compute.script('h1', 'i1', parts.compute.fails(TimeoutError()))
 
@@ -281,7 +279,7 @@ def test_a_call_that_nobody_took_is_an_attempt_that_failed(parts: Parts) -> None
     assert _task(parts, request).reason == 'no answer from the compute'
 
 
-def test_a_transfer_left_by_another_conductor_is_joined_without_an_attempt(parts: Parts) -> None:
+def test_inherited_transfer_joined_without_attempt(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.world.begun('dead')
     parts.world.jobs.release_all('dead')
@@ -295,7 +293,7 @@ def test_a_transfer_left_by_another_conductor_is_joined_without_an_attempt(parts
 # A host or a cell that is gone
 
 
-def test_a_host_that_is_down_is_not_called(parts: Parts) -> None:
+def test_down_host_not_called(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.world.dead('h1')
 
@@ -308,7 +306,7 @@ def test_a_host_that_is_down_is_not_called(parts: Parts) -> None:
     assert task.reason.startswith('host down: last report at')
 
 
-def test_a_dead_cell_is_left_alone_and_all_its_due_jobs_count_an_attempt(parts: Parts) -> None:
+def test_dead_cell_fails_all_due_jobs(parts: Parts) -> None:
     request = parts.world.planned(['h1', 'h2', 'h3'], ['i1'])
     unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
     parts.compute.script('h1', 'i1', unreachable)
@@ -323,7 +321,7 @@ def test_a_dead_cell_is_left_alone_and_all_its_due_jobs_count_an_attempt(parts: 
     assert parts.world.claimed() == 0
 
 
-def test_the_jobs_of_a_cell_that_stays_dead_end_in_error_with_that_reason(parts: Parts) -> None:
+def test_dead_cell_jobs_end_with_reason(parts: Parts) -> None:
     images = [parts.images.add(b'data').id]
     request = parts.world.planned(['h1', 'h2', 'h3'], images)
     unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))
@@ -342,7 +340,7 @@ def test_the_jobs_of_a_cell_that_stays_dead_end_in_error_with_that_reason(parts:
     assert parts.world.status(request) == 'failed'
 
 
-def test_a_dead_cell_does_not_count_attempts_for_another_one(parts: Parts) -> None:
+def test_dead_cell_spares_other_cell_attempts(parts: Parts) -> None:
     parts.world.planned(['h1'], ['i1'])
     other = parts.world.planned(['h2'], ['i1'], cell_uuid='alive')
     parts.compute.script('h1', 'i1', parts.compute.fails(exception.CellUnreachable('dead')))
@@ -355,7 +353,7 @@ def test_a_dead_cell_does_not_count_attempts_for_another_one(parts: Parts) -> No
 
 
 @pytest.mark.parametrize('answer', [CACHED, TimeoutError()], ids=['an answer', 'a timeout'])
-def test_a_cell_whose_broker_takes_calls_again_is_taken_back(
+def test_recovered_cell_called_again(
     parts: Parts, answer: model.ImageOutcome | TimeoutError
 ) -> None:
     parts.world.planned(['h1'], ['i1'])
@@ -370,7 +368,7 @@ def test_a_cell_whose_broker_takes_calls_again_is_taken_back(
     assert parts.breakers.avoid() == set()
 
 
-def test_a_cell_that_dies_between_two_calls_for_a_transfer_is_left_alone(parts: Parts) -> None:
+def test_cell_dying_between_calls_avoided(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.compute.script(
         'h1',
@@ -395,9 +393,7 @@ def test_a_cell_that_dies_between_two_calls_for_a_transfer_is_left_alone(parts: 
         exception.ImageUnauthorized('the credentials were refused'),
     ],
 )
-def test_without_access_to_the_images_the_attempt_fails_and_nothing_is_called(
-    parts: Parts, error: Exception
-) -> None:
+def test_without_image_access_attempt_fails_uncalled(parts: Parts, error: Exception) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def no_access() -> tuple[str | None, str | None]:
@@ -412,7 +408,7 @@ def test_without_access_to_the_images_the_attempt_fails_and_nothing_is_called(
     assert (task.status, task.reason) == ('retry_wait', str(error))
 
 
-def test_a_cell_that_is_not_mapped_any_more_fails_the_attempt(parts: Parts) -> None:
+def test_unmapped_cell_fails_attempt(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def no_cell(cell_uuid: str) -> host_worker.ComputeClient:
@@ -427,9 +423,7 @@ def test_a_cell_that_is_not_mapped_any_more_fails_the_attempt(parts: Parts) -> N
     assert task.reason == f'Cell {parts.world.cell.uuid} has no mapping.'
 
 
-def test_an_unexpected_error_fails_the_attempt_and_is_logged_once(
-    parts: Parts, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unexpected_error_logged_once(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
     """Without an outcome the job would be due again at once, and for ever."""
     request = parts.world.planned(['h1'], ['i1'])
     parts.compute.script('h1', 'i1', parts.compute.fails(RuntimeError('a bug')))
@@ -443,7 +437,7 @@ def test_an_unexpected_error_fails_the_attempt_and_is_logged_once(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-def test_a_conductor_that_stops_calls_nothing_and_gives_the_host_back(parts: Parts) -> None:
+def test_stopping_conductor_calls_nothing(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.world.claim('dead', limit=1)
     parts.world.expire('h1')
@@ -466,7 +460,7 @@ def _fail_once(parts: Parts, host: str, image_id: str) -> None:
     parts.world.make_due()
 
 
-def test_at_a_retry_each_request_is_asked_about_on_its_own(parts: Parts) -> None:
+def test_retry_checks_access_for_each_request(parts: Parts) -> None:
     image = parts.images.add(b'data', owner='p1')
     mine = parts.world.planned(['h1'], [image.id], project_id='p1')
     other = parts.world.planned(['h1'], [image.id], project_id='p2')
@@ -483,7 +477,7 @@ def test_at_a_retry_each_request_is_asked_about_on_its_own(parts: Parts) -> None
     assert parts.compute.called() == [('h1', image.id)]
 
 
-def test_an_image_that_nobody_may_have_any_more_is_not_tried_again(parts: Parts) -> None:
+def test_inaccessible_image_not_retried(parts: Parts) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id, 'i2'])
     _fail_once(parts, 'h1', image.id)
@@ -497,7 +491,7 @@ def test_an_image_that_nobody_may_have_any_more_is_not_tried_again(parts: Parts)
     assert parts.world.depth() == 0
 
 
-def test_a_transfer_in_work_is_joined_though_its_image_was_hidden_since(parts: Parts) -> None:
+def test_running_transfer_of_hidden_image_joined(parts: Parts) -> None:
     """Its bytes move already, and the conductor that takes it over must still fetch its outcome."""
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
@@ -512,7 +506,7 @@ def test_a_transfer_in_work_is_joined_though_its_image_was_hidden_since(parts: P
 
 
 @pytest.mark.parametrize('fault', ['unavailable', 'unauthorized'])
-def test_a_retry_goes_on_while_visibility_cannot_be_asked_for(
+def test_retry_continues_without_image_service(
     parts: Parts, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = parts.images.add(b'data')
@@ -533,7 +527,7 @@ def test_a_retry_goes_on_while_visibility_cannot_be_asked_for(
     assert _task(parts, request).status == 'cached'
 
 
-def test_a_compute_that_restarted_and_moves_again_is_called_again(parts: Parts) -> None:
+def test_restarted_moving_compute_called_again(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def start_anew(host: str, call: rpcapi.CacheImageCall) -> None:
@@ -548,7 +542,7 @@ def test_a_compute_that_restarted_and_moves_again_is_called_again(parts: Parts) 
     assert (task.status, task.attempts, len(parts.compute.calls)) == ('cached', 2, 3)
 
 
-def test_a_compute_that_restarts_at_each_call_ends_in_an_error(parts: Parts) -> None:
+def test_repeatedly_restarting_compute_ends_in_error(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def start_anew(host: str, call: rpcapi.CacheImageCall) -> None:
@@ -564,7 +558,7 @@ def test_a_compute_that_restarts_at_each_call_ends_in_an_error(parts: Parts) -> 
     assert len(parts.compute.calls) == POLICY.max_attempts + 1
 
 
-def test_a_compute_that_shuts_down_counts_no_attempt_and_the_host_is_left(parts: Parts) -> None:
+def test_compute_shutdown_counts_no_attempt(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
     stops = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
     parts.compute.script('h1', 'i1', lambda host, call: stops)
@@ -583,7 +577,7 @@ def _in_an_hour() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=1)
 
 
-def test_a_call_carries_the_rate_and_the_time_that_its_requests_leave(parts: Parts) -> None:
+def test_call_carries_rate_and_remaining_time(parts: Parts) -> None:
     options = model.RequestOptions(max_rate_bytes=1000, deadline=_in_an_hour())
     parts.world.planned(['h1'], ['i1'], options=options)
     parts.world.planned(['h2'], ['i1'], options=options)
@@ -599,7 +593,7 @@ def test_a_call_carries_the_rate_and_the_time_that_its_requests_leave(parts: Par
     assert (shared.max_rate_bytes, shared.deadline_seconds) == (None, None)
 
 
-def test_a_host_that_is_waited_for_is_put_off_with_all_its_jobs_and_counts_no_attempt(
+def test_awaited_host_postponed_without_attempt(
     parts: Parts,
 ) -> None:
     options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
@@ -616,7 +610,7 @@ def test_a_host_that_is_waited_for_is_put_off_with_all_its_jobs_and_counts_no_at
     assert parts.breakers.avoid() == set()
 
 
-def test_a_host_that_is_waited_for_is_called_however_often_it_was_down(parts: Parts) -> None:
+def test_awaited_host_called_after_many_outages(parts: Parts) -> None:
     options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
     request = parts.world.planned(['h1'], ['i1'], options=options)
     parts.world.dead('h1')
@@ -630,7 +624,7 @@ def test_a_host_that_is_waited_for_is_called_however_often_it_was_down(parts: Pa
     assert (_task(parts, request).status, _task(parts, request).attempts) == ('cached', 1)
 
 
-def test_an_unreachable_cell_counts_no_attempt_for_a_job_that_waits_for_its_host(
+def test_unreachable_cell_spares_awaiting_jobs(
     parts: Parts,
 ) -> None:
     options = model.RequestOptions(wait_for_down_hosts=True, deadline=_in_an_hour())
@@ -642,7 +636,7 @@ def test_an_unreachable_cell_counts_no_attempt_for_a_job_that_waits_for_its_host
     assert (_task(parts, request).status, _task(parts, request).attempts) == ('retry_wait', 0)
 
 
-def test_a_paused_transfer_waits_uncounted_until_its_request_is_resumed(parts: Parts) -> None:
+def test_paused_transfer_waits_until_resumed(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def pause(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
@@ -661,7 +655,7 @@ def test_a_paused_transfer_waits_uncounted_until_its_request_is_resumed(parts: P
     assert (_task(parts, request).status, _task(parts, request).attempts) == ('cached', 1)
 
 
-def test_what_was_cancelled_by_one_and_is_wanted_by_another_is_called_again(parts: Parts) -> None:
+def test_job_cancelled_by_one_request_repeated(parts: Parts) -> None:
     first = parts.world.planned(['h1'], ['i1'])
 
     def cancel(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
@@ -685,7 +679,7 @@ def test_what_was_cancelled_by_one_and_is_wanted_by_another_is_called_again(part
     assert parts.world.status(second) == 'completed'
 
 
-def test_a_call_that_goes_wrong_while_its_job_is_cancelled_ends_it_and_is_not_repeated(
+def test_failed_call_ends_cancelled_job(
     parts: Parts,
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])

@@ -25,44 +25,42 @@ def _is_usable(images: fake.FakeImageService, project: str | None, **fields: Any
 
 @pytest.mark.parametrize('project', ['p1', None])
 @pytest.mark.parametrize('visible_to', ['public', 'community'])
-def test_an_image_that_is_open_to_all_may_be_had_by_anybody(
+def test_public_image_accessible_to_all(
     images: fake.FakeImageService, visible_to: str, project: str | None
 ) -> None:
     assert _is_usable(images, project, visibility=visible_to)
 
 
 @pytest.mark.parametrize('visible_to', ['private', 'shared'])
-def test_an_owner_may_have_the_own_image(images: fake.FakeImageService, visible_to: str) -> None:
+def test_owner_can_access_own_image(images: fake.FakeImageService, visible_to: str) -> None:
     assert _is_usable(images, 'p1', visibility=visible_to, owner='p1')
 
 
 @pytest.mark.parametrize('visible_to', ['private', 'shared'])
-def test_another_project_may_not_have_it(images: fake.FakeImageService, visible_to: str) -> None:
+def test_other_project_cannot_access_image(images: fake.FakeImageService, visible_to: str) -> None:
     assert not _is_usable(images, 'p2', visibility=visible_to, owner='p1')
 
 
 @pytest.mark.parametrize('visible_to', ['private', 'shared'])
-def test_an_owned_image_may_not_be_had_without_a_project(
-    images: fake.FakeImageService, visible_to: str
-) -> None:
+def test_owned_image_needs_a_project(images: fake.FakeImageService, visible_to: str) -> None:
     assert not _is_usable(images, None, visibility=visible_to, owner='p1')
 
 
 @pytest.mark.parametrize('project', ['p1', None])
-def test_a_shared_image_without_owner_may_be_had_by_every_project(
+def test_ownerless_shared_image_is_accessible(
     images: fake.FakeImageService, project: str | None
 ) -> None:
     assert _is_usable(images, project, visibility='shared', owner=None)
 
 
-def test_a_private_image_without_owner_may_be_had_by_no_project(
+def test_ownerless_private_image_is_inaccessible(
     images: fake.FakeImageService,
 ) -> None:
     assert not _is_usable(images, 'p1', visibility='private', owner=None)
     assert _is_usable(images, None, visibility='private', owner=None)
 
 
-def test_a_member_may_have_a_shared_image_until_it_is_none_any_more(
+def test_member_access_ends_with_membership(
     images: fake.FakeImageService,
 ) -> None:
     image = images.add(b'data', visibility='shared', owner='p1')
@@ -75,7 +73,7 @@ def test_a_member_may_have_a_shared_image_until_it_is_none_any_more(
 
 
 @pytest.mark.parametrize('container_format', ['compressed', 'docker'])
-def test_an_image_that_no_driver_boots_may_be_had_by_nobody(
+def test_unbootable_image_is_inaccessible(
     images: fake.FakeImageService, container_format: str
 ) -> None:
     image = images.add(b'data', container_format=container_format)
@@ -84,7 +82,7 @@ def test_an_image_that_no_driver_boots_may_be_had_by_nobody(
         image_access.check(images, image.id, 'p1', is_admin=True)
 
 
-def test_a_member_of_an_image_that_became_private_may_not_have_it(
+def test_member_cannot_access_private_image(
     images: fake.FakeImageService,
 ) -> None:
     image = images.add(b'data', visibility='private', owner='p1')
@@ -94,28 +92,26 @@ def test_a_member_of_an_image_that_became_private_may_not_have_it(
         image_access.check(images, image.id, 'p2', is_admin=False)
 
 
-def test_an_admin_may_have_every_active_image(images: fake.FakeImageService) -> None:
+def test_admin_can_access_active_images(images: fake.FakeImageService) -> None:
     image = images.add(b'data', visibility='private', owner='p1')
 
     assert image_access.check(images, image.id, 'p2', is_admin=True) == image
 
 
 @pytest.mark.parametrize('status', ['queued', 'deactivated', 'deleted', 'importing'])
-def test_an_image_that_is_not_active_may_be_had_by_nobody(
-    images: fake.FakeImageService, status: str
-) -> None:
+def test_inactive_image_is_inaccessible(images: fake.FakeImageService, status: str) -> None:
     image = images.add(b'data', status=status)
 
     with pytest.raises(exception.ImageNotUsable, match=f'is {status}, not active'):
         image_access.check(images, image.id, 'p1', is_admin=True)
 
 
-def test_an_unknown_image_may_be_had_by_nobody(images: fake.FakeImageService) -> None:
+def test_unknown_image_is_inaccessible(images: fake.FakeImageService) -> None:
     with pytest.raises(exception.ImageNotUsable, match='could not be found'):
         image_access.check(images, 'none', 'p1', is_admin=True)
 
 
-def test_without_an_answer_nothing_is_decided(images: fake.FakeImageService) -> None:
+def test_without_answer_access_undecided(images: fake.FakeImageService) -> None:
     image = images.add(b'data')
     images.faults.unavailable = 1
 

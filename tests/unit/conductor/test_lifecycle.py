@@ -65,7 +65,7 @@ def _ends(parts: Parts, outcome: model.ImageOutcome) -> str:
 # Windows
 
 
-def test_what_is_not_to_begin_yet_may_be_called_when_its_time_has_come(
+def test_opening_window_makes_job_callable(
     parts: Parts, helm: lifecycle.LifecycleLoop, freed: threading.Event
 ) -> None:
     request = _planned(parts, 'h1', not_before=SOON)
@@ -80,7 +80,7 @@ def test_what_is_not_to_begin_yet_may_be_called_when_its_time_has_come(
     assert parts.world.claim('c1', limit=5) is not None
 
 
-def test_what_waits_when_its_deadline_passes_ends_expired_and_the_request_with_it(
+def test_deadline_expires_waiting_tasks_and_request(
     parts: Parts, helm: lifecycle.LifecycleLoop
 ) -> None:
     request = _planned(parts, 'h1', 'h2', deadline=SOON)
@@ -93,7 +93,7 @@ def test_what_waits_when_its_deadline_passes_ends_expired_and_the_request_with_i
     assert parts.announced.events() == ['start', 'progress', 'progress', 'end']
 
 
-def test_a_transfer_that_runs_when_its_deadline_passes_is_stopped_in_the_same_look(
+def test_deadline_stops_running_transfer_at_once(
     parts: Parts, helm: lifecycle.LifecycleLoop
 ) -> None:
     request = _planned(parts, 'h1', deadline=SOON)
@@ -110,7 +110,7 @@ def test_a_transfer_that_runs_when_its_deadline_passes_is_stopped_in_the_same_lo
 # Remains of a dead conductor, or of one of an earlier release
 
 
-def test_what_an_earlier_release_has_planned_is_taken_on(
+def test_request_planned_by_older_release_adopted(
     parts: Parts, helm: lifecycle.LifecycleLoop
 ) -> None:
     request = _planned(parts, 'h1')
@@ -122,7 +122,7 @@ def test_what_an_earlier_release_has_planned_is_taken_on(
     assert parts.world.requests.ids_to_complete() == [request.id]
 
 
-def test_a_canary_that_succeeded_unnoticed_lets_the_others_begin(
+def test_unnoticed_canary_success_starts_others(
     parts: Parts, helm: lifecycle.LifecycleLoop
 ) -> None:
     request = _planned(parts, 'h1', 'h2', canary=1)
@@ -137,7 +137,7 @@ def test_a_canary_that_succeeded_unnoticed_lets_the_others_begin(
     assert parts.world.status(request) == 'running'
 
 
-def test_failures_that_nobody_counted_cancel_what_waits(
+def test_uncounted_failures_cancel_waiting_tasks(
     parts: Parts, helm: lifecycle.LifecycleLoop
 ) -> None:
     request = _planned(parts, 'h1', 'h2', 'h3', max_failures=0)
@@ -152,7 +152,7 @@ def test_failures_that_nobody_counted_cancel_what_waits(
 # Hosts that come back
 
 
-def test_a_host_that_is_waited_for_is_called_as_soon_as_it_reports(
+def test_awaited_host_called_when_it_reports(
     parts: Parts, helm: lifecycle.LifecycleLoop, freed: threading.Event
 ) -> None:
     request = _planned(parts, 'h1', wait_for_down_hosts=True, deadline=SOON)
@@ -173,7 +173,7 @@ def test_a_host_that_is_waited_for_is_called_as_soon_as_it_reports(
 # The loop
 
 
-def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
+def test_failing_step_does_not_block_others(
     parts: Parts, helm: lifecycle.LifecycleLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = _planned(parts, 'h1', deadline=SOON)
@@ -189,7 +189,7 @@ def test_a_step_that_fails_does_not_keep_the_others_from_being_done(
     assert parts.world.status(request) == 'expired'
 
 
-def test_what_is_cancelled_is_stopped_by_the_loop(
+def test_loop_stops_cancelled_transfers(
     parts: Parts, start: Callable[[], lifecycle.LifecycleLoop]
 ) -> None:
     request = _planned(parts, 'h1')
@@ -203,9 +203,7 @@ def test_what_is_cancelled_is_stopped_by_the_loop(
     assert [(told.host, told.why) for told in parts.compute.told] == [('h1', 'cancelled')]
 
 
-def test_a_loop_that_is_stopped_looks_no_more(
-    parts: Parts, start: Callable[[], lifecycle.LifecycleLoop]
-) -> None:
+def test_stopped_loop_ends(parts: Parts, start: Callable[[], lifecycle.LifecycleLoop]) -> None:
     helm = start()
     helm.stop()
     assert not helm._loop.is_alive()

@@ -54,7 +54,7 @@ def endpoint(
     return endpoint_of(world.cell.uuid)
 
 
-def test_a_cast_of_the_api_wakes_the_conductor() -> None:
+def test_api_cast_wakes_conductor() -> None:
     woken: list[bool] = []
 
     manager.ApiEndpoint(lambda: woken.append(True)).work_available(CTXT, why='of a newer API')
@@ -62,9 +62,7 @@ def test_a_cast_of_the_api_wakes_the_conductor() -> None:
     assert woken == [True]
 
 
-def test_a_registered_agent_is_alive_and_its_host_mapped_to_the_cell(
-    world: World, endpoint: manager.CellEndpoint
-) -> None:
+def test_registered_agent_alive_and_mapped(world: World, endpoint: manager.CellEndpoint) -> None:
     endpoint.register(CTXT, STATE)
 
     assert world.inventory.cell_of_hosts(['h1']) == {'h1': world.cell.uuid}
@@ -73,7 +71,7 @@ def test_a_registered_agent_is_alive_and_its_host_mapped_to_the_cell(
     assert world.agents.down(['h1']) == {}
 
 
-def test_what_a_newer_compute_says_beyond_what_is_known_is_ignored(
+def test_unknown_fields_of_newer_compute_ignored(
     world: World, endpoint: manager.CellEndpoint
 ) -> None:
     endpoint.register(CTXT, {**STATE, 'mood': 'fine'}, priority=3)
@@ -81,9 +79,7 @@ def test_what_a_newer_compute_says_beyond_what_is_known_is_ignored(
     assert world.agents.get(['h1'])['h1'].agent_id == 'agent-1'
 
 
-def test_a_second_agent_of_a_living_host_is_refused(
-    world: World, endpoint: manager.CellEndpoint
-) -> None:
+def test_second_agent_of_live_host_refused(world: World, endpoint: manager.CellEndpoint) -> None:
     endpoint.register(CTXT, STATE)
 
     refusal = _refusal(endpoint, {**STATE, 'agent_id': 'agent-2'})
@@ -100,7 +96,7 @@ def _refusal(endpoint: manager.CellEndpoint, state: model.Json) -> BaseException
     return error
 
 
-def test_a_host_of_another_cell_is_refused_and_does_not_take_the_name_of_a_silent_one(
+def test_host_of_other_cell_refused(
     world: World,
     endpoint: manager.CellEndpoint,
     endpoint_of: Callable[[str], manager.CellEndpoint],
@@ -118,7 +114,7 @@ def test_a_host_of_another_cell_is_refused_and_does_not_take_the_name_of_a_silen
     assert 'h1' in world.agents.down(['h1'])
 
 
-def test_an_agent_whose_host_nova_has_not_mapped_is_refused_with_one_warning(
+def test_unmapped_host_refused_with_one_warning(
     world: World, reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = manager.CellEndpoint(
@@ -141,7 +137,7 @@ def test_an_agent_whose_host_nova_has_not_mapped_is_refused_with_one_warning(
     assert world.agents.get(['h1'])['h1'].cell_uuid == world.cell.uuid
 
 
-def test_a_report_keeps_a_host_alive(
+def test_report_keeps_host_alive(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
@@ -155,7 +151,7 @@ def test_a_report_keeps_a_host_alive(
 
 
 @pytest.mark.parametrize('total', [{'bytes_total': 80}, {}])
-def test_progress_reaches_the_job(
+def test_progress_reaches_job(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -173,7 +169,7 @@ def test_progress_reaches_the_job(
     assert job.bytes_total == total.get('bytes_total', 100)
 
 
-def test_a_step_that_only_a_newer_compute_knows_counts_its_bytes_and_ends_nothing(
+def test_unknown_newer_step_counts_bytes(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     request = world.planned(['h1'], ['i1'])
@@ -190,9 +186,7 @@ def test_a_step_that_only_a_newer_compute_knows_counts_its_bytes_and_ends_nothin
     assert (task.status, task.bytes_done, task.bytes_total) == ('downloading', 5, 9)
 
 
-def test_a_job_may_begin_under_its_epoch_alone(
-    world: World, endpoint: manager.CellEndpoint
-) -> None:
+def test_job_begins_only_under_its_epoch(world: World, endpoint: manager.CellEndpoint) -> None:
     world.planned(['h1'], ['i1'])
     world.claim('c1', limit=1)
     assigned = world.assign('c1', 'h1')
@@ -229,7 +223,7 @@ def _gone(endpoint: manager.CellEndpoint, job: jobs.Assignment) -> str:
         ({'container_format': 'compressed'}, 'has container_format compressed'),
     ],
 )
-def test_an_image_that_was_hidden_meanwhile_is_not_confirmed(
+def test_hidden_image_not_confirmed(
     world: World,
     parts: Parts,
     confirming: manager.CellEndpoint,
@@ -250,7 +244,7 @@ def test_an_image_that_was_hidden_meanwhile_is_not_confirmed(
     assert world.status(request) == 'failed'
 
 
-def test_a_member_that_was_removed_meanwhile_is_refused_and_the_owner_is_not(
+def test_removed_member_refused_not_owner(
     world: World, parts: Parts, confirming: manager.CellEndpoint
 ) -> None:
     image = parts.images.add(b'data', owner='p1', visibility='shared')
@@ -272,7 +266,7 @@ def test_a_member_that_was_removed_meanwhile_is_refused_and_the_owner_is_not(
     assert task.status == 'cached'
 
 
-def test_a_refused_job_ends_with_what_its_compute_says_of_it(
+def test_refused_job_ends_with_compute_reason(
     world: World, parts: Parts, confirming: manager.CellEndpoint
 ) -> None:
     image = parts.images.add(b'data', owner='p1', visibility='private')
@@ -286,7 +280,7 @@ def test_a_refused_job_ends_with_what_its_compute_says_of_it(
     assert (job.status, job.reason, job.active_key) == ('error', outcome.reason, None)
 
 
-def test_a_stale_call_and_a_job_of_another_cell_are_not_refused(
+def test_stale_or_foreign_job_not_refused(
     world: World,
     parts: Parts,
     confirming: manager.CellEndpoint,
@@ -305,7 +299,7 @@ def test_a_stale_call_and_a_job_of_another_cell_are_not_refused(
     assert task.status == 'downloading'
 
 
-def test_without_an_image_service_nothing_is_confirmed_and_nothing_ends(
+def test_without_image_service_nothing_confirmed(
     world: World, parts: Parts, confirming: manager.CellEndpoint
 ) -> None:
     image = parts.images.add(b'data')
@@ -330,9 +324,7 @@ def _token_refusal(endpoint: manager.CellEndpoint, **named: Any) -> str:
     return str(error)
 
 
-def test_a_compute_gets_a_token_for_the_job_that_it_works_on(
-    world: World, endpoint: manager.CellEndpoint
-) -> None:
+def test_compute_gets_token_for_its_job(world: World, endpoint: manager.CellEndpoint) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
 
@@ -366,7 +358,7 @@ def test_a_compute_gets_a_token_for_the_job_that_it_works_on(
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_a_job_that_is_not_named_as_it_is_gets_no_token(
+def test_misnamed_job_gets_no_token(
     world: World, endpoint: manager.CellEndpoint, job_id: Any, epoch: Any
 ) -> None:
     world.planned(['h1'], ['i1'])
@@ -385,9 +377,7 @@ def test_a_job_that_is_not_named_as_it_is_gets_no_token(
     assert said.isprintable()
 
 
-def test_a_stale_call_gets_no_token_and_the_newest_does(
-    world: World, endpoint: manager.CellEndpoint
-) -> None:
+def test_only_newest_call_gets_token(world: World, endpoint: manager.CellEndpoint) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
     again = world.jobs.assign_again('c1', begun)
@@ -398,9 +388,7 @@ def test_a_stale_call_gets_no_token_and_the_newest_does(
     assert endpoint.get_token(CTXT, job_id=again.job_id, epoch=again.epoch) == 'fresh-token'
 
 
-def test_a_job_that_has_not_begun_or_has_ended_gets_no_token(
-    world: World, endpoint: manager.CellEndpoint
-) -> None:
+def test_waiting_or_ended_job_without_token(world: World, endpoint: manager.CellEndpoint) -> None:
     world.planned(['h1'], ['i1'])
     world.claim('c1', limit=1)
     job = world.assign('c1', 'h1')
@@ -416,7 +404,7 @@ def test_a_job_that_has_not_begun_or_has_ended_gets_no_token(
     _token_refusal(endpoint, **named)
 
 
-def test_a_job_of_another_cell_gets_no_token(
+def test_other_cell_job_gets_no_token(
     world: World, endpoint_of: Callable[[str], manager.CellEndpoint]
 ) -> None:
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
@@ -426,7 +414,7 @@ def test_a_job_of_another_cell_gets_no_token(
     _token_refusal(endpoint_of(other.uuid), job_id=begun.job_id, epoch=begun.epoch)
 
 
-def test_an_older_compute_gets_a_token_while_its_cell_works_with_a_warning_a_host(
+def test_older_compute_gets_token_with_warning(
     world: World,
     endpoint: manager.CellEndpoint,
     endpoint_of: Callable[[str], manager.CellEndpoint],
@@ -452,7 +440,7 @@ def test_an_older_compute_gets_a_token_while_its_cell_works_with_a_warning_a_hos
     assert _token_refusal(endpoint) == 'no job is in flight in this cell'
 
 
-def test_a_warning_about_older_computes_is_short_however_many_there_are(
+def test_warning_about_older_computes_is_short(
     world: World, endpoint: manager.CellEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     hosts = [f'h{number:02}' for number in range(manager.SHOWN_HOSTS + 2)]
@@ -467,7 +455,7 @@ def test_a_warning_about_older_computes_is_short_however_many_there_are(
 
 
 @pytest.mark.parametrize(('told', 'rate'), [({'rate_bytes': 7}, 7), ({}, None)])
-def test_progress_may_tell_how_fast_it_goes_on(
+def test_progress_reports_rate(
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
     told: dict[str, int],
@@ -496,7 +484,7 @@ IMAGE = {
 }
 
 
-def test_what_a_host_has_cached_is_kept(
+def test_host_cache_is_stored(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
@@ -514,7 +502,7 @@ def test_what_a_host_has_cached_is_kept(
     assert (second.touched_at, second.used_by) == (touched_at.replace(microsecond=0), None)
 
 
-def test_changes_of_a_cache_and_parts_of_a_full_report_are_kept(
+def test_cache_changes_and_report_parts_stored(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     def names() -> list[str]:
@@ -535,7 +523,7 @@ def test_changes_of_a_cache_and_parts_of_a_full_report_are_kept(
 @pytest.mark.parametrize(
     'name', ['', f'{"a" * 40}_{"9" * 24}', 'swap_512', '../a', '\ud800', 'a\nb']
 )
-def test_a_name_that_cannot_be_kept_keeps_no_other_from_it(
+def test_refused_file_name_blocks_no_others(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer, name: str
 ) -> None:
     endpoint.register(CTXT, STATE)
@@ -546,7 +534,7 @@ def test_a_name_that_cannot_be_kept_keeps_no_other_from_it(
     assert [each.name for each in caches.Caches(world.database).of_host('h1')] == [A]
 
 
-def test_another_agent_than_the_registered_one_tells_nothing_of_a_cache(
+def test_unregistered_agent_reports_no_cache(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
@@ -561,7 +549,7 @@ def test_another_agent_than_the_registered_one_tells_nothing_of_a_cache(
 # Two agents of one name, and an older database
 
 
-def test_no_report_adds_an_agent(
+def test_report_adds_no_agent(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.report_state(CTXT, STATE)
@@ -570,7 +558,7 @@ def test_no_report_adds_an_agent(
     assert world.agents.list() == []
 
 
-def test_another_agent_than_the_registered_one_begins_no_job_and_reports_no_progress(
+def test_unregistered_agent_begins_and_reports_nothing(
     world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
 ) -> None:
     endpoint.register(CTXT, STATE)
@@ -592,7 +580,7 @@ def test_another_agent_than_the_registered_one_begins_no_job_and_reports_no_prog
     assert (job.status, job.bytes_done, job.attempts) == ('downloading', 0, 1)
 
 
-def test_a_ping_and_a_report_show_that_the_cell_is_heard(
+def test_ping_and_report_mark_cell_heard(
     world: World,
 ) -> None:
     heard: list[str] = []

@@ -39,7 +39,7 @@ def _value(made: registry.CollectorRegistry, name: str, **labels: str) -> float 
     return made.get_sample_value(f'nova_precache_conductor_{name}', labels)
 
 
-def test_outcomes_are_counted_by_status(made: registry.CollectorRegistry) -> None:
+def test_outcomes_counted_by_status(made: registry.CollectorRegistry) -> None:
     counters = metrics.Counters(made)
 
     counters.ended(2, CACHED)
@@ -50,7 +50,7 @@ def test_outcomes_are_counted_by_status(made: registry.CollectorRegistry) -> Non
     assert _value(made, 'task_outcomes_total', status='error') == 1
 
 
-def test_words_of_a_newer_compute_make_no_new_labels(made: registry.CollectorRegistry) -> None:
+def test_unknown_statuses_add_no_labels(made: registry.CollectorRegistry) -> None:
     counters = metrics.Counters(made)
 
     for word in ('cached-twice', 'melted'):
@@ -75,9 +75,7 @@ class Slow:
         return self._outcome
 
 
-def test_bytes_and_seconds_of_a_call_that_cached_an_image_are_counted_by_cell(
-    made: registry.CollectorRegistry, clock: Clock
-) -> None:
+def test_downloads_counted_by_cell(made: registry.CollectorRegistry, clock: Clock) -> None:
     slow = Slow(clock, 7, CACHED)
     measured = metrics.MeasuredCompute(slow, 'cell-1', metrics.Counters(made), clock)
 
@@ -93,7 +91,7 @@ def test_bytes_and_seconds_of_a_call_that_cached_an_image_are_counted_by_cell(
 @pytest.mark.parametrize(
     'outcome', [None, model.ImageOutcome('existing'), model.ImageOutcome('error')]
 )
-def test_a_call_that_cached_nothing_is_no_download(
+def test_call_without_caching_is_no_download(
     made: registry.CollectorRegistry, clock: Clock, outcome: model.ImageOutcome | None
 ) -> None:
     slow = Slow(clock, 7, outcome)
@@ -103,9 +101,7 @@ def test_a_call_that_cached_nothing_is_no_download(
     assert _value(made, 'download_seconds_count', cell='cell-1') is None
 
 
-def test_the_database_is_counted_at_most_every_few_seconds(
-    made: registry.CollectorRegistry, clock: Clock
-) -> None:
+def test_database_counts_cached_for_seconds(made: registry.CollectorRegistry, clock: Clock) -> None:
     counts = iter([7, 8])
     made.register(
         metrics.StateCollector(
@@ -122,7 +118,7 @@ def test_the_database_is_counted_at_most_every_few_seconds(
     assert (first, soon, later) == (7, 7, 8)
 
 
-def test_while_the_database_is_away_the_counters_are_still_served(
+def test_counters_served_without_database(
     made: registry.CollectorRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> statistics.Count:
@@ -137,9 +133,7 @@ def test_while_the_database_is_away_the_counters_are_still_served(
     assert 'the database is away' in caplog.text
 
 
-def test_hosts_that_the_database_does_not_know_are_counted_where_they_are(
-    made: registry.CollectorRegistry, clock: Clock
-) -> None:
+def test_unregistered_hosts_are_counted(made: registry.CollectorRegistry, clock: Clock) -> None:
     def count_hosts() -> dict[str, statistics.HostCount]:
         return {'cell-1': statistics.HostCount(up=3, down=2, unknown=1)}
 
@@ -153,7 +147,7 @@ def test_hosts_that_the_database_does_not_know_are_counted_where_they_are(
     assert _value(made, 'hosts', cell='cell-2', state='down') is None
 
 
-def test_while_the_hosts_cannot_be_counted_all_else_is_served(
+def test_metrics_served_without_host_counts(
     made: registry.CollectorRegistry, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> dict[str, statistics.HostCount]:
@@ -167,9 +161,7 @@ def test_while_the_hosts_cannot_be_counted_all_else_is_served(
     assert 'the inventory is away' in caplog.text
 
 
-def test_every_state_is_served_also_when_nothing_is_in_it(
-    made: registry.CollectorRegistry, clock: Clock
-) -> None:
+def test_empty_states_are_served(made: registry.CollectorRegistry, clock: Clock) -> None:
     made.register(metrics.StateCollector(lambda: NOBODY, clock))
 
     assert [_value(made, 'tasks', status=each) for each in model.TaskStatus] == [0] * 12
@@ -178,9 +170,7 @@ def test_every_state_is_served_also_when_nothing_is_in_it(
     assert _value(made, 'database_up') == 1
 
 
-def test_a_host_that_is_taken_over_is_counted(
-    parts: Parts, made: registry.CollectorRegistry
-) -> None:
+def test_taken_over_host_counted(parts: Parts, made: registry.CollectorRegistry) -> None:
     counters = metrics.Counters(made)
     parts.world.planned(['h1'], ['i1'])
     assert parts.world.claim('gone', limit=1) is not None
@@ -196,7 +186,7 @@ def test_a_host_that_is_taken_over_is_counted(
     assert _value(made, 'takeovers_total') == 1
 
 
-def test_an_outcome_that_two_requests_wait_for_counts_for_both(
+def test_shared_outcome_counts_for_both_requests(
     parts: Parts, made: registry.CollectorRegistry
 ) -> None:
     for _ in range(2):

@@ -121,7 +121,7 @@ def _sent_rows(parts: Parts) -> list[str]:
         (None, 'retry_wait', nova_backend.ERROR, 0),
     ],
 )
-def test_the_word_of_a_nova_compute_is_the_outcome(
+def test_nova_compute_answer_is_outcome(
     parts: Parts, nova: FakeNova, word: str, status: str, reason: str | None, bytes_done: int
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
@@ -136,7 +136,7 @@ def test_the_word_of_a_nova_compute_is_the_outcome(
     assert _sent_rows(parts) == []
 
 
-def test_an_error_is_tried_again_so_often_and_no_more(parts: Parts, nova: FakeNova) -> None:
+def test_error_retried_up_to_limit(parts: Parts, nova: FakeNova) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     for _ in range(POLICY.max_attempts):
@@ -148,7 +148,7 @@ def test_an_error_is_tried_again_so_often_and_no_more(parts: Parts, nova: FakeNo
     assert (task.status, task.reason, task.attempts) == ('error', nova_backend.ERROR, 3)
 
 
-def test_the_images_of_a_request_are_one_call_each(parts: Parts, nova: FakeNova) -> None:
+def test_each_image_is_one_call(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2', 'i3'])
 
     parts.serve()
@@ -157,7 +157,7 @@ def test_the_images_of_a_request_are_one_call_each(parts: Parts, nova: FakeNova)
     assert parts.world.requests.get(request.id).counts == {'cached': 3}
 
 
-def test_two_requests_for_one_image_on_one_host_are_one_call(parts: Parts, nova: FakeNova) -> None:
+def test_requests_for_same_image_share_call(parts: Parts, nova: FakeNova) -> None:
     first = parts.world.planned(['h1'], ['i1'])
     second = parts.world.planned(['h1'], ['i1'])
 
@@ -173,9 +173,7 @@ def test_two_requests_for_one_image_on_one_host_are_one_call(parts: Parts, nova:
 @pytest.mark.parametrize(
     'error', [TimeoutError('no reply'), exception.CellUnreachable('the broker was lost')]
 )
-def test_after_a_lost_call_all_images_of_the_host_wait_and_hold_no_slot(
-    parts: Parts, nova: FakeNova, error: Exception
-) -> None:
+def test_lost_call_delays_all_host_images(parts: Parts, nova: FakeNova, error: Exception) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
     nova.loses('h1', error)
 
@@ -196,9 +194,7 @@ def test_after_a_lost_call_all_images_of_the_host_wait_and_hold_no_slot(
         assert f'is not called before {over_at:%Y-%m-%dT%H:%M:%SZ}' in str(task.reason)
 
 
-def test_what_is_asked_of_the_host_later_waits_for_the_lost_call_too(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_lost_call_delays_later_request(parts: Parts, nova: FakeNova) -> None:
     parts.world.planned(['h1'], ['i1'])
     nova.loses('h1')
     parts.serve()
@@ -211,7 +207,7 @@ def test_what_is_asked_of_the_host_later_waits_for_the_lost_call_too(
     assert _task(parts, late, image='i9').attempts == 0
 
 
-def test_a_job_that_is_due_too_early_is_not_called(parts: Parts, nova: FakeNova) -> None:
+def test_job_due_too_early_not_called(parts: Parts, nova: FakeNova) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     nova.loses('h1')
@@ -225,9 +221,7 @@ def test_a_job_that_is_due_too_early_is_not_called(parts: Parts, nova: FakeNova)
     assert (task.status, task.attempts) == ('retry_wait', 1)
 
 
-def test_once_it_must_be_over_the_host_is_called_again_and_counts_an_attempt(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_host_called_after_lost_call_ends(parts: Parts, nova: FakeNova) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     nova.loses('h1')
@@ -242,9 +236,7 @@ def test_once_it_must_be_over_the_host_is_called_again_and_counts_an_attempt(
     assert _sent_rows(parts) == []
 
 
-def test_the_last_attempt_that_is_lost_is_an_error_and_the_host_is_left_alone_all_the_same(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_lost_last_attempt_ends_in_error(parts: Parts, nova: FakeNova) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id])
     for _ in range(POLICY.max_attempts):
@@ -262,9 +254,7 @@ def test_the_last_attempt_that_is_lost_is_an_error_and_the_host_is_left_alone_al
     assert len(nova.sent) == POLICY.max_attempts
 
 
-def test_a_conductor_that_is_killed_in_a_call_has_its_successor_wait_for_it(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_successor_waits_for_killed_conductors_call(parts: Parts, nova: FakeNova) -> None:
     image = parts.images.add(b'data')
     request = parts.world.planned(['h1'], [image.id, 'i2'])
     parts.world.claim('c1', limit=1)
@@ -291,9 +281,7 @@ def test_a_conductor_that_is_killed_in_a_call_has_its_successor_wait_for_it(
     assert set(parts.world.statuses(request).values()) == {'cached'}
 
 
-def test_a_call_that_was_over_before_anybody_looked_is_repeated_and_counted(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_call_ended_unseen_repeated_and_counted(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     nova.loses('h1', KeyboardInterrupt())  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
@@ -306,9 +294,7 @@ def test_a_call_that_was_over_before_anybody_looked_is_repeated_and_counted(
     assert (task.status, task.attempts) == ('cached', 2)
 
 
-def test_where_the_broker_is_gone_nothing_is_sent_and_no_host_has_to_wait_for_it(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_broker_outage_delays_no_host(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     nova.is_broker_up = False
 
@@ -363,7 +349,7 @@ def test_cancelled_before_repeated_begin(parts: Parts, nova: FakeNova) -> None:
     assert calls.occupied('h1') is None
 
 
-def test_an_error_of_the_compute_is_an_answer(parts: Parts, nova: FakeNova) -> None:
+def test_compute_error_is_an_answer(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
     nova.loses('h1', exception.VersionUnsupported('cache_images 6.0 is not known there'))
 
@@ -373,7 +359,7 @@ def test_an_error_of_the_compute_is_an_answer(parts: Parts, nova: FakeNova) -> N
     assert _sent_rows(parts) == []
 
 
-def test_where_nobody_can_tell_whether_a_host_is_alive_the_cell_is_left_alone(
+def test_unknown_host_state_avoids_cell(
     parts: Parts, nova: FakeNova, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = parts.world.planned(['h1'], ['i1'])
@@ -400,9 +386,7 @@ def _orders(parts: Parts, freed: list[None]) -> nova_backend.NovaStopOrders:
     )
 
 
-def test_a_call_that_runs_while_its_request_is_cancelled_keeps_its_outcome(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_cancelled_running_call_keeps_outcome(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1', 'i2'])
     freed: list[None] = []
 
@@ -422,9 +406,7 @@ def test_a_call_that_runs_while_its_request_is_cancelled_keeps_its_outcome(
     assert not _orders(parts, freed).stop_transfers()
 
 
-def test_a_call_that_is_lost_after_its_request_was_cancelled_ends_at_once(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_cancelled_lost_call_ends_at_once(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     def lose() -> str:
@@ -440,9 +422,7 @@ def test_a_call_that_is_lost_after_its_request_was_cancelled_ends_at_once(
     assert _sent_rows(parts) == ['h1']
 
 
-def test_what_is_cancelled_and_called_by_no_living_conductor_ends(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_cancelled_orphaned_call_ends(parts: Parts, nova: FakeNova) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     nova.loses('h1', KeyboardInterrupt())  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
@@ -475,9 +455,7 @@ class Away:
 
 
 @pytest.mark.parametrize('reason', ['host down: it is forced down', 'host disabled: fans'])
-def test_what_waits_for_a_host_is_due_when_it_is_back_and_known_to_be(
-    parts: Parts, nova: FakeNova, reason: str
-) -> None:
+def test_returning_host_makes_job_due(parts: Parts, nova: FakeNova, reason: str) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     assigned = parts.world.begun()
     parts.tracker.postpone(assigned, reason)
@@ -497,9 +475,7 @@ def test_what_waits_for_a_host_is_due_when_it_is_back_and_known_to_be(
     assert _task(parts, request).status == 'cached'
 
 
-def test_what_waits_for_a_lost_call_does_not_wait_for_the_host_to_be_back(
-    parts: Parts, nova: FakeNova
-) -> None:
+def test_lost_call_wait_ignores_host_return(parts: Parts, nova: FakeNova) -> None:
     parts.world.planned(['h1'], ['i1'])
     nova.loses('h1')
     parts.serve()

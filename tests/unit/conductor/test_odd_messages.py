@@ -61,7 +61,7 @@ def _assert_quiet(caplog: pytest.LogCaptureFixture, named: int = 1) -> list[str]
     return lines
 
 
-def test_an_odd_state_loses_no_other_report_and_names_its_host_once(
+def test_odd_state_loses_no_other_report(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -85,7 +85,7 @@ def test_an_odd_state_loses_no_other_report_and_names_its_host_once(
     assert all(f"host 'h1' of cell {world.cell.uuid}" in each for each in lines)
 
 
-def test_a_host_whose_name_cannot_be_is_kept_nowhere_and_not_shown_raw(
+def test_invalid_host_name_not_stored(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -111,7 +111,7 @@ def test_a_host_whose_name_cannot_be_is_kept_nowhere_and_not_shown_raw(
     assert all("'../../evil\\n\\x1b[31m'" in each for each in evil)
 
 
-def test_odd_progress_loses_no_other_and_names_the_host_of_its_job_once(
+def test_odd_progress_loses_no_other_report(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -143,7 +143,7 @@ def test_odd_progress_loses_no_other_and_names_the_host_of_its_job_once(
     assert lines[0].startswith(f'Refused progress from host {bad.host}: progress.status: ')
 
 
-def test_an_odd_inventory_loses_no_other_and_names_its_host_once(
+def test_odd_inventory_loses_no_other_report(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -178,7 +178,7 @@ def test_an_odd_inventory_loses_no_other_and_names_its_host_once(
     assert "an inventory from host 'h1'" in line
 
 
-def test_an_odd_beginning_begins_nothing(
+def test_odd_begin_begins_nothing(
     world: World, endpoint: manager.CellEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.planned(['h1'], ['i1'])
@@ -222,7 +222,7 @@ def served(world: World, reports: report_buffer.ReportBuffer) -> Iterator[rpc.Cl
     server.stop()
 
 
-def test_whatever_is_cast_no_traceback_is_logged(
+def test_odd_cast_logs_no_traceback(
     world: World,
     served: rpc.Client,
     reports: report_buffer.ReportBuffer,
@@ -264,7 +264,7 @@ def _is_json(arguments: object) -> bool:
         return False
 
 
-def test_a_refusal_arrives_as_one(served: rpc.Client) -> None:
+def test_refusal_arrives_as_refusal(served: rpc.Client) -> None:
     with pytest.raises(exception.InvalidInput, match=r'state\.host'):
         served.call(CTXT, 'register', '1.0', timeout_seconds=WAIT_SECONDS, state={'host': 'a b'})
 
@@ -272,7 +272,7 @@ def test_a_refusal_arrives_as_one(served: rpc.Client) -> None:
 # Limits
 
 
-def test_a_host_has_only_so_many_files_and_the_further_ones_are_told_once(
+def test_files_per_host_bounded(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -308,7 +308,7 @@ def test_a_host_has_only_so_many_files_and_the_further_ones_are_told_once(
     assert line == 'Refused some images from host h1: at most 30 are recorded per host'
 
 
-def test_a_cell_has_only_so_many_hosts_and_those_it_has_stay(
+def test_hosts_per_cell_bounded(
     world: World, reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = _endpoint(world, world.cell.uuid, reports, max_hosts=2)
@@ -332,7 +332,7 @@ def test_a_cell_has_only_so_many_hosts_and_those_it_has_stay(
 # Cells
 
 
-def test_a_cell_begins_and_reports_no_job_of_another(
+def test_cell_cannot_touch_jobs_of_another(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
@@ -358,7 +358,7 @@ def test_a_cell_begins_and_reports_no_job_of_another(
     assert world.requests.get(request.id).bytes_done == 40
 
 
-def test_a_cell_reports_no_state_and_no_cache_of_a_host_of_another(
+def test_cell_cannot_report_hosts_of_another(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
@@ -389,7 +389,7 @@ def test_a_cell_reports_no_state_and_no_cache_of_a_host_of_another(
         (0, 0, (0, 0)),
     ],
 )
-def test_bytes_are_never_beyond_what_glance_said(
+def test_bytes_never_exceed_glance_size(
     world: World,
     endpoint: manager.CellEndpoint,
     reports: report_buffer.ReportBuffer,
@@ -419,7 +419,7 @@ def test_bytes_are_never_beyond_what_glance_said(
         (model.ImageOutcome('cancelled', 'told to', bytes_done=10**12), (100, 100)),
     ],
 )
-def test_an_outcome_shows_no_more_bytes_than_there_are_and_none_that_moved_is_lost(
+def test_outcome_bytes_bounded_without_loss(
     world: World, outcome: model.ImageOutcome, shown: tuple[int, int]
 ) -> None:
     request = world.planned(['h1'], ['i1'])
@@ -435,7 +435,7 @@ def test_an_outcome_shows_no_more_bytes_than_there_are_and_none_that_moved_is_lo
     assert (task.status, task.bytes_done, task.bytes_total) == (outcome.status, *shown)
 
 
-def test_the_figures_of_what_has_ended_stay(world: World, endpoint: manager.CellEndpoint) -> None:
+def test_figures_of_ended_job_unchanged(world: World, endpoint: manager.CellEndpoint) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     cached = model.ImageOutcome('cached', bytes_done=100, bytes_total=100)
@@ -451,7 +451,7 @@ def test_the_figures_of_what_has_ended_stay(world: World, endpoint: manager.Cell
     assert (shown.bytes_done, shown.bytes_total, shown.counts) == (100, 100, {'cached': 1})
 
 
-def test_no_agent_is_known_of_a_report_alone_in_another_cell(world: World) -> None:
+def test_other_cell_report_adds_no_agent(world: World) -> None:
     world.living('h1')
     before = world.agents.get(['h1'])
 

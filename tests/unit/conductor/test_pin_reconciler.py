@@ -139,7 +139,7 @@ def _just_now(site: Site) -> datetime.datetime:
 # Requests
 
 
-def test_a_pin_asks_for_what_its_hosts_lack_after_all_that_people_ask_for(site: Site) -> None:
+def test_pin_requests_missing_images_last(site: Site) -> None:
     pin = site.pin(['h1', 'h2'], images=2, user_id='u1', is_admin=True, request_id='req-1')
 
     site.round()
@@ -156,7 +156,7 @@ def test_a_pin_asks_for_what_its_hosts_lack_after_all_that_people_ask_for(site: 
     assert looked_after.checked_at is not None
 
 
-def test_what_is_there_is_not_asked_for(site: Site) -> None:
+def test_cached_images_not_requested(site: Site) -> None:
     pin = site.pin(['h1', 'h2'], images=2)
     site.report('h1', pin.images, _just_now(site))
     site.report('h2', pin.images[:1], _just_now(site))
@@ -166,7 +166,7 @@ def test_what_is_there_is_not_asked_for(site: Site) -> None:
     assert site.files(pin) == [{('h2', pin.images[1])}]
 
 
-def test_where_nothing_is_missing_nothing_is_asked(site: Site) -> None:
+def test_nothing_missing_requests_nothing(site: Site) -> None:
     pin = site.pin(['h1'])
     site.report('h1', pin.images, _just_now(site))
 
@@ -176,9 +176,7 @@ def test_where_nothing_is_missing_nothing_is_asked(site: Site) -> None:
     assert site.wakes == []
 
 
-def test_hosts_are_looked_at_in_portions_and_all_of_them_are(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_hosts_checked_in_portions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, 'HOSTS_AT_ONCE', 2)
     pin = site.pin(['h1', 'h2', 'h3', 'h4', 'h5'])
     for host in ('h1', 'h4'):
@@ -189,7 +187,7 @@ def test_hosts_are_looked_at_in_portions_and_all_of_them_are(
     assert [request.hosts for request in site.asked(pin)] == [('h2', 'h3', 'h4', 'h5')]
 
 
-def test_hosts_that_need_different_images_are_asked_for_no_more_than_they_need(
+def test_hosts_get_only_their_missing_images(
     site: Site,
 ) -> None:
     pin = site.pin(['h1', 'h2', 'h3'], images=2)
@@ -205,7 +203,7 @@ def test_hosts_that_need_different_images_are_asked_for_no_more_than_they_need(
     ]
 
 
-def test_nothing_more_is_asked_for_while_a_request_of_the_pin_is_unfinished(site: Site) -> None:
+def test_unfinished_request_blocks_next_one(site: Site) -> None:
     pin = site.pin(['h1'])
     site.round()
     site.world.inventory.add_host(pin.aggregate_id, _living(site, 'h2'))
@@ -219,7 +217,7 @@ def test_nothing_more_is_asked_for_while_a_request_of_the_pin_is_unfinished(site
     assert site.files(pin)[1:] == [{('h2', pin.images[0])}]
 
 
-def test_a_paused_request_of_a_pin_is_what_is_wrong_with_it(site: Site) -> None:
+def test_paused_request_shows_as_fault(site: Site) -> None:
     pin = site.pin(['h1'])
     site.round()
     [request] = site.asked(pin)
@@ -230,7 +228,7 @@ def test_a_paused_request_of_a_pin_is_what_is_wrong_with_it(site: Site) -> None:
     assert site.now(pin).reason == f'request {request.id} is paused'
 
 
-def test_so_many_hosts_are_asked_for_in_a_round_and_the_others_in_the_next(site: Site) -> None:
+def test_hosts_per_round_bounded(site: Site) -> None:
     site.rules = dataclasses.replace(RULES, hosts_per_round=2)
     pin = site.pin(['h1', 'h2', 'h3', 'h4', 'h5'])
 
@@ -245,7 +243,7 @@ def test_so_many_hosts_are_asked_for_in_a_round_and_the_others_in_the_next(site:
     assert [request.hosts for request in site.asked(pin)] == [('h1', 'h2'), ('h3', 'h4'), ('h5',)]
 
 
-def test_hosts_that_fail_do_not_keep_the_others_waiting(site: Site) -> None:
+def test_failing_hosts_do_not_delay_others(site: Site) -> None:
     site.rules = dataclasses.replace(RULES, hosts_per_round=1)
     pin = site.pin(['h1', 'h2', 'h3'])
     began = _just_now(site) - HOUR
@@ -257,7 +255,7 @@ def test_hosts_that_fail_do_not_keep_the_others_waiting(site: Site) -> None:
     assert [request.hosts for request in site.asked(pin)] == [('h1',), ('h2',), ('h3',)]
 
 
-def test_hosts_that_cannot_be_reached_are_left_until_they_can(site: Site) -> None:
+def test_unreachable_hosts_left_for_later(site: Site) -> None:
     pin = site.pin(['up', 'down', 'unmapped'])
     site.world.dead('down')
     unmapped = cell_models.HostMapping.host == 'unmapped'
@@ -280,7 +278,7 @@ def test_hosts_that_cannot_be_reached_are_left_until_they_can(site: Site) -> Non
     assert site.now(pin).reason is None
 
 
-def test_the_hosts_of_a_disabled_cell_are_left(site: Site) -> None:
+def test_hosts_of_disabled_cell_left(site: Site) -> None:
     pin = site.pin(['h1'])
     is_it = cell_models.CellMapping.uuid == site.world.cell.uuid
     site.world.change(cell_models.CellMapping, is_it, disabled=True)
@@ -291,7 +289,7 @@ def test_the_hosts_of_a_disabled_cell_are_left(site: Site) -> None:
     assert site.now(pin).reason == 'hosts not reached: 1, such as h1: cell cell1 is disabled'
 
 
-def test_a_file_is_touched_at_half_of_the_age_at_which_it_would_be_removed(site: Site) -> None:
+def test_file_touched_at_half_expiry_age(site: Site) -> None:
     pin = site.pin(['old', 'young'])
     site.report('old', pin.images, _just_now(site) - 13 * HOUR)
     site.report('young', pin.images, _just_now(site) - 11 * HOUR)
@@ -301,7 +299,7 @@ def test_a_file_is_touched_at_half_of_the_age_at_which_it_would_be_removed(site:
     assert site.files(pin) == [{('old', pin.images[0])}]
 
 
-def test_of_a_large_aggregate_only_the_hosts_that_are_asked_for_count(site: Site) -> None:
+def test_request_quota_counts_only_requested_hosts(site: Site) -> None:
     site.rules = dataclasses.replace(RULES, hosts_per_round=2)
     pin = site.pin(['h1', 'h2', 'h3'])
 
@@ -310,7 +308,7 @@ def test_of_a_large_aggregate_only_the_hosts_that_are_asked_for_count(site: Site
     assert [request.hosts for request in site.asked(pin)] == [('h1', 'h2')]
 
 
-def test_a_pin_that_cannot_ask_says_why_and_asks_in_the_next_round(site: Site) -> None:
+def test_failing_pin_shows_reason_and_retries(site: Site) -> None:
     pin = site.pin(['h1'], images=2)
 
     site.reconciler(request_store=_limited(site, max_images_per_request=1)).run()
@@ -325,7 +323,7 @@ def test_a_pin_that_cannot_ask_says_why_and_asks_in_the_next_round(site: Site) -
 # Conductors
 
 
-def test_conductors_that_look_at_the_same_moment_make_one_request(site: Site) -> None:
+def test_concurrent_conductors_make_one_request(site: Site) -> None:
     made = [site.pin([f'h{number}']) for number in range(4)]
     barrier = threading.Barrier(3)
 
@@ -342,7 +340,7 @@ def test_conductors_that_look_at_the_same_moment_make_one_request(site: Site) ->
     assert [len(site.asked(pin)) for pin in made] == [1, 1, 1, 1]
 
 
-def test_a_conductor_whose_lease_ran_out_while_it_asked_asks_for_nothing_twice(
+def test_lease_lost_during_request_repeats_nothing(
     site: Site,
 ) -> None:
     pin = site.pin(['h1'])
@@ -355,7 +353,7 @@ def test_a_conductor_whose_lease_ran_out_while_it_asked_asks_for_nothing_twice(
     assert site.now(pin).reason is None
 
 
-def test_a_conductor_whose_lease_ran_out_before_it_asks_asks_for_nothing(site: Site) -> None:
+def test_lease_lost_before_request_requests_nothing(site: Site) -> None:
     pin = site.pin(['h1'])
     show = site.images.show
 
@@ -373,7 +371,7 @@ def test_a_conductor_whose_lease_ran_out_before_it_asks_asks_for_nothing(site: S
 # Ends
 
 
-def test_a_pin_whose_time_is_over_ends_and_asks_for_nothing(site: Site) -> None:
+def test_expired_pin_ends_without_request(site: Site) -> None:
     over = site.pin(['h1'], until=LONG_AGO)
     open_until_later = site.pin(['h2'], until=LONG_AGO + 10000 * 24 * HOUR * 10)
 
@@ -385,7 +383,7 @@ def test_a_pin_whose_time_is_over_ends_and_asks_for_nothing(site: Site) -> None:
     assert len(site.asked(open_until_later)) == 1
 
 
-def test_a_pin_ends_with_its_aggregate(site: Site) -> None:
+def test_pin_ends_with_its_aggregate(site: Site) -> None:
     pin = site.pin([])
     site.world.inventory.delete_aggregate(pin.aggregate_id)
 
@@ -394,7 +392,7 @@ def test_a_pin_ends_with_its_aggregate(site: Site) -> None:
     assert (site.now(pin).status, site.now(pin).reason) == ('ended', 'the aggregate was deleted')
 
 
-def test_a_pin_is_not_kept_on_another_aggregate_that_got_the_id(site: Site) -> None:
+def test_pin_ignores_aggregate_of_reused_id(site: Site) -> None:
     pin = site.pin(['h1'])
     is_it = cell_models.Aggregate.id == pin.aggregate_id
     site.world.change(cell_models.Aggregate, is_it, uuid='another')
@@ -405,7 +403,7 @@ def test_a_pin_is_not_kept_on_another_aggregate_that_got_the_id(site: Site) -> N
     assert site.asked(pin) == []
 
 
-def test_an_image_that_is_gone_is_no_longer_kept_and_the_others_are(site: Site) -> None:
+def test_missing_image_dropped_from_pin(site: Site) -> None:
     pin = site.pin(['h1'], images=2)
     site.images.delete(pin.images[0])
 
@@ -417,7 +415,7 @@ def test_an_image_that_is_gone_is_no_longer_kept_and_the_others_are(site: Site) 
     assert site.files(pin) == [{('h1', pin.images[1])}]
 
 
-def test_an_image_that_is_active_again_is_kept_again(site: Site) -> None:
+def test_reactivated_image_kept_again(site: Site) -> None:
     pin = site.pin(['h1'], images=2)
     site.images.update(pin.images[0], status='deactivated')
     site.report('h1', pin.images[1:], _just_now(site))
@@ -431,7 +429,7 @@ def test_an_image_that_is_active_again_is_kept_again(site: Site) -> None:
     assert site.files(pin) == [{('h1', pin.images[0])}]
 
 
-def test_a_pin_without_an_image_left_ends_and_says_why(site: Site) -> None:
+def test_pin_without_images_ends_with_reason(site: Site) -> None:
     pin = site.pin(['h1'], images=2)
     site.images.delete(pin.images[0])
     site.images.update(pin.images[1], visibility='private', owner='p2')
@@ -448,7 +446,7 @@ def test_a_pin_without_an_image_left_ends_and_says_why(site: Site) -> None:
     assert site.asked(pin) == []
 
 
-def test_a_private_image_is_kept_for_an_admin(site: Site) -> None:
+def test_admin_pin_keeps_private_image(site: Site) -> None:
     pin = site.pin(['h1'], is_admin=True)
     site.images.update(pin.images[0], visibility='private', owner='p2')
 
@@ -457,7 +455,7 @@ def test_a_private_image_is_kept_for_an_admin(site: Site) -> None:
     assert len(site.asked(pin)) == 1
 
 
-def test_nothing_is_concluded_while_the_image_service_does_not_answer(site: Site) -> None:
+def test_image_service_outage_decides_nothing(site: Site) -> None:
     pin = site.pin(['h1'], images=2)
     site.images.delete(pin.images[0])
     site.round()
@@ -476,9 +474,7 @@ def test_nothing_is_concluded_while_the_image_service_does_not_answer(site: Site
     assert len(site.asked(pin)) == 2
 
 
-def test_one_pin_that_fails_unexpectedly_does_not_stop_the_round(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_pin_does_not_stop_round(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     bad, good = site.pin(['h1']), site.pin(['h2'])
     show = site.images.show
 
@@ -499,7 +495,7 @@ def test_one_pin_that_fails_unexpectedly_does_not_stop_the_round(
 
 
 @pytest.mark.parametrize(('failures', 'minutes'), [(1, 2), (2, 4), (5, 32), (6, 60), (5000, 60)])
-def test_what_failed_is_tried_again_ever_later_up_to_an_hour(failures: int, minutes: int) -> None:
+def test_failed_image_retries_back_off(failures: int, minutes: int) -> None:
     tried = pins.AttemptHistory(NOW, None, failures, 0)
 
     assert _choose(NOW + (minutes - 1) * MINUTE, tried=tried) == ([], [('h1', 'i1')])
@@ -507,16 +503,14 @@ def test_what_failed_is_tried_again_ever_later_up_to_an_hour(failures: int, minu
 
 
 @pytest.mark.parametrize(('successes', 'minutes'), [(0, 1), (1, 1), (2, 2), (4, 8), (9, 10)])
-def test_what_vanishes_after_it_succeeded_is_repaired_ever_later_up_to_ten_minutes(
-    successes: int, minutes: int
-) -> None:
+def test_vanished_image_repairs_back_off(successes: int, minutes: int) -> None:
     tried = pins.AttemptHistory(NOW, NOW, failures=3, successes=successes)
 
     assert _choose(NOW + (minutes - 0.5) * MINUTE, tried=tried) == ([], [])
     assert _choose(NOW + minutes * MINUTE, tried=tried) == ([('h1', 'i1')], [])
 
 
-def test_what_was_touched_is_young_before_its_host_tells_so() -> None:
+def test_touched_file_counts_as_young() -> None:
     tried = pins.AttemptHistory(NOW, NOW, failures=0, successes=1)
 
     old = NOW - 20 * HOUR
@@ -525,7 +519,7 @@ def test_what_was_touched_is_young_before_its_host_tells_so() -> None:
     assert _choose(NOW + 13 * HOUR, present=NOW + 2 * HOUR, tried=tried) == ([], [])
 
 
-def test_a_host_that_tells_of_nothing_has_what_it_was_given_until_it_is_to_be_touched() -> None:
+def test_silent_host_counts_cached_until_touch() -> None:
     tried = pins.AttemptHistory(NOW, NOW, failures=0, successes=1)
 
     assert _choose(NOW + 11 * HOUR, tried=tried, has_told=False) == ([], [])
@@ -556,9 +550,7 @@ def _next_round(site: Site) -> None:
     site.round()
 
 
-def test_a_file_that_is_another_users_is_not_asked_for_again(
-    site: Site, not_ours: model.Pin
-) -> None:
+def test_foreign_file_not_requested_again(site: Site, not_ours: model.Pin) -> None:
     for _ in range(5):
         _next_round(site)
 
@@ -569,9 +561,7 @@ def test_a_file_that_is_another_users_is_not_asked_for_again(
     )
 
 
-def test_it_is_asked_for_once_its_compute_has_started_again(
-    site: Site, not_ours: model.Pin
-) -> None:
+def test_foreign_file_requested_after_restart(site: Site, not_ours: model.Pin) -> None:
     site.world.living('h1')  # it registers
     _next_round(site)
     assert len(site.asked(not_ours)) == 2
@@ -582,43 +572,39 @@ def test_it_is_asked_for_once_its_compute_has_started_again(
     assert len(site.asked(not_ours)) == 2
 
 
-def test_it_is_asked_for_when_it_is_gone(site: Site, not_ours: model.Pin) -> None:
+def test_removed_foreign_file_requested(site: Site, not_ours: model.Pin) -> None:
     site.report('h1', [], LONG_AGO)
     _next_round(site)
     assert len(site.asked(not_ours)) == 2
 
 
-def test_nothing_is_wrong_once_its_compute_has_touched_it(site: Site, not_ours: model.Pin) -> None:
+def test_touched_foreign_file_clears_fault(site: Site, not_ours: model.Pin) -> None:
     site.report('h1', not_ours.images, _just_now(site))
     _next_round(site)
     assert (len(site.asked(not_ours)), site.now(not_ours).reason) == (1, None)
 
 
-def test_it_is_touched_as_any_other_when_it_grows_old_after_that(
-    site: Site, not_ours: model.Pin
-) -> None:
+def test_touched_foreign_file_touched_when_old(site: Site, not_ours: model.Pin) -> None:
     site.report('h1', not_ours.images, _just_now(site) - 13 * HOUR)
     _next_round(site)
     assert len(site.asked(not_ours)) == 2
 
 
 @pytest.mark.parametrize('reason', [None, 'Touching it: Read-only file system', 'present'])
-def test_what_failed_for_another_reason_is_tried_again(
-    site: Site, not_ours: model.Pin, reason: str | None
-) -> None:
+def test_other_failure_is_retried(site: Site, not_ours: model.Pin, reason: str | None) -> None:
     site.world.change(models.Task, sa.true(), reason=reason)
     _next_round(site)
     assert len(site.asked(not_ours)) == 2
 
 
-def test_nothing_is_touched_where_unused_images_go_at_once() -> None:
+def test_nothing_touched_without_expiry_age() -> None:
     rules = keeping.PinRules(60, 10, minimum_age_seconds=0)
 
     assert _choose(NOW, present=LONG_AGO, rules=rules) == ([], [])
     assert _choose(NOW, rules=rules) == ([('h1', 'i1')], [])
 
 
-def test_what_fails_is_what_is_wrong_with_a_pin(site: Site) -> None:
+def test_failures_show_as_fault(site: Site) -> None:
     site.rules = dataclasses.replace(RULES, interval_seconds=60)
     pin = site.pin(['h1', 'h2'])
     site.round()
@@ -685,9 +671,7 @@ class _Interrupted(requests.Requests):
         return request
 
 
-def test_each_pin_is_looked_after_under_the_ids_of_its_own_request(
-    site: Site, lines: Lines
-) -> None:
+def test_pin_checked_under_its_request_ids(site: Site, lines: Lines) -> None:
     made = {site.pin([f'h{n}'], request_id=f'req-{n}').id: f'req-{n}' for n in (1, 2)}
 
     site.round()
@@ -708,7 +692,7 @@ def _with_kernel(site: Site) -> tuple[model.Pin, str, str]:
     return pin, image_id, kernel.id
 
 
-def test_a_pin_asks_for_an_image_whose_kernel_is_missing(site: Site) -> None:
+def test_missing_kernel_is_requested(site: Site) -> None:
     pin, image_id, kernel_id = _with_kernel(site)
     site.report('h1', [image_id], _just_now(site))
     site.round()
@@ -720,7 +704,7 @@ def test_a_pin_asks_for_an_image_whose_kernel_is_missing(site: Site) -> None:
     assert len(site.asked(pin)) == 1
 
 
-def test_a_pin_asks_for_an_image_whose_kernel_is_not_whole(site: Site) -> None:
+def test_partial_kernel_is_requested(site: Site) -> None:
     pin, image_id, kernel_id = _with_kernel(site)
     site.images.update(kernel_id, size=10)  # of which the host has 9 bytes
     site.report('h1', [image_id, kernel_id], _just_now(site))
@@ -728,7 +712,7 @@ def test_a_pin_asks_for_an_image_whose_kernel_is_not_whole(site: Site) -> None:
     assert site.files(pin) == [{('h1', image_id)}]
 
 
-def test_a_pin_keeps_a_kernel_young_that_is_older_than_its_image(site: Site) -> None:
+def test_older_kernel_of_image_kept_young(site: Site) -> None:
     pin, image_id, kernel_id = _with_kernel(site)
     now = _just_now(site)
     files = [
@@ -740,7 +724,7 @@ def test_a_pin_keeps_a_kernel_young_that_is_older_than_its_image(site: Site) -> 
     assert site.files(pin) == [{('h1', image_id)}]
 
 
-def test_an_image_whose_kernel_is_gone_cannot_be_kept(site: Site) -> None:
+def test_image_without_kernel_cannot_be_kept(site: Site) -> None:
     pin, image_id, kernel_id = _with_kernel(site)
     site.images.delete(kernel_id)
     site.round()

@@ -39,7 +39,7 @@ def _outcomes(**facts: Any) -> dict[tuple[str, str], tuple[str, str | None]]:
     return {(task.host, task.image_id): (task.status, task.reason) for task in _plan(**facts)}
 
 
-def test_every_image_is_queued_on_every_host_in_the_order_of_the_aggregate() -> None:
+def test_every_image_queued_on_every_host() -> None:
     assert _plan() == [
         request_plan.PlannedTask('h2', 'cell-2', 'i1', bytes_total=100),
         request_plan.PlannedTask('h2', 'cell-2', 'i2'),
@@ -48,15 +48,15 @@ def test_every_image_is_queued_on_every_host_in_the_order_of_the_aggregate() -> 
     ]
 
 
-def test_the_same_facts_give_the_same_plan() -> None:
+def test_same_facts_give_same_plan() -> None:
     assert _plan() == _plan()
 
 
-def test_an_aggregate_without_hosts_comes_to_nothing() -> None:
+def test_aggregate_without_hosts_plans_nothing() -> None:
     assert _plan(files=()) == []
 
 
-def test_an_image_that_may_not_be_cached_is_an_error_on_every_host() -> None:
+def test_uncacheable_image_fails_on_every_host() -> None:
     outcomes = _outcomes(refused={'i2': 'is not active'})
 
     assert outcomes == {
@@ -67,34 +67,34 @@ def test_an_image_that_may_not_be_cached_is_an_error_on_every_host() -> None:
     }
 
 
-def test_a_host_without_a_cell_is_skipped_and_the_others_go_on() -> None:
+def test_host_without_cell_skipped() -> None:
     outcomes = _outcomes(cells={'h1': 'cell-1'})
 
     assert outcomes['h2', 'i1'] == ('skipped', 'host is not mapped to a cell')
     assert outcomes['h1', 'i1'] == ('queued', None)
 
 
-def test_the_hosts_of_a_disabled_cell_are_skipped() -> None:
+def test_hosts_of_disabled_cell_skipped() -> None:
     outcomes = _outcomes(known=[TWO_IS_OFF])
 
     assert outcomes['h2', 'i1'] == ('skipped', 'cell two is disabled')
     assert outcomes['h1', 'i1'] == ('queued', None)
 
 
-def test_a_host_that_is_down_is_skipped_with_the_reason() -> None:
+def test_down_host_skipped_with_reason() -> None:
     outcomes = _outcomes(down={'h2': 'host down: it has never reported'})
 
     assert outcomes['h2', 'i1'] == ('skipped', 'host down: it has never reported')
     assert outcomes['h1', 'i1'] == ('queued', None)
 
 
-def test_with_a_pin_that_is_too_low_no_compute_is_called() -> None:
+def test_low_rpc_pin_calls_no_compute() -> None:
     outcomes = _outcomes(uncallable='the pin is too low')
 
     assert set(outcomes.values()) == {('unsupported', 'the pin is too low')}
 
 
-def test_what_the_image_is_comes_before_what_the_host_is() -> None:
+def test_image_reason_comes_before_host_reason() -> None:
     """Otherwise the reason would be to repair a host, which would not help."""
     outcomes = _outcomes(
         refused={'i1': 'was deleted'},
@@ -111,20 +111,20 @@ def test_what_the_image_is_comes_before_what_the_host_is() -> None:
     }
 
 
-def test_with_hosts_that_are_waited_for_one_that_is_down_is_queued_and_says_why() -> None:
+def test_awaited_down_host_queued_with_reason() -> None:
     outcomes = _outcomes(waits=True, down={'h2': 'host down: it has never reported'})
 
     assert outcomes['h2', 'i1'] == ('queued', 'host down: it has never reported')
     assert outcomes['h1', 'i1'] == ('queued', None)
 
 
-def test_a_host_that_is_not_mapped_is_not_waited_for() -> None:
+def test_unmapped_host_not_awaited() -> None:
     planned = _plan(waits=True, cells={'h1': 'cell-1'}, down={'h2': 'host down'})
 
     assert {task.host: task.status for task in planned} == {'h2': 'skipped', 'h1': 'queued'}
 
 
-def test_a_plan_made_anew_has_the_given_tasks_alone_and_skips_hosts_that_left() -> None:
+def test_replan_has_only_given_tasks() -> None:
     planned = _plan(files=[('h2', 'i2'), ('h1', 'i1')], left={'h1'})
 
     assert planned == [

@@ -43,11 +43,11 @@ def _make_plannable(parts: Parts) -> None:
     parts.world.change(models.CacheRequest, is_held, planner_lease_until=LONG_AGO)
 
 
-def test_nothing_waits_to_be_planned(parts: Parts) -> None:
+def test_no_request_waits_for_plan(parts: Parts) -> None:
     assert not parts.planning().plan_next()
 
 
-def test_a_plan_has_a_task_for_each_host_and_image_with_the_size(parts: Parts) -> None:
+def test_plan_has_task_per_host_image(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2'], images=2)
 
     assert parts.planning().plan_next()
@@ -62,7 +62,7 @@ def test_a_plan_has_a_task_for_each_host_and_image_with_the_size(parts: Parts) -
     assert not parts.planning().plan_next()
 
 
-def test_a_plan_in_many_chunks_is_whole(parts: Parts) -> None:
+def test_plan_in_chunks_is_complete(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'], images=3)
 
     assert parts.planning(chunk_tasks=2).plan_next()
@@ -70,7 +70,7 @@ def test_a_plan_in_many_chunks_is_whole(parts: Parts) -> None:
     assert parts.world.requests.get(asked.request.id).counts == {'queued': 9}
 
 
-def test_a_conductor_that_stops_hands_its_plan_back_at_once(parts: Parts) -> None:
+def test_stopping_conductor_hands_back_plan(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'])
     stops = iter([False, True])
 
@@ -84,7 +84,7 @@ def test_a_conductor_that_stops_hands_its_plan_back_at_once(parts: Parts) -> Non
     assert (whole.status, whole.counts, whole.reason) == ('planned', {'queued': 3}, None)
 
 
-def test_a_request_for_no_hosts_completes_at_once(parts: Parts) -> None:
+def test_request_without_hosts_completes_at_once(parts: Parts) -> None:
     asked = _ask(parts, [])
 
     parts.planning().plan_next()
@@ -93,7 +93,7 @@ def test_a_request_for_no_hosts_completes_at_once(parts: Parts) -> None:
     assert parts.announced.events() == ['start', 'end']
 
 
-def test_hosts_that_cannot_be_called_are_skipped_with_the_reason_and_announced(
+def test_uncallable_hosts_skipped_and_announced(
     parts: Parts,
 ) -> None:
     asked = _ask(parts, ['up', 'down', 'unmapped'])
@@ -118,7 +118,7 @@ def test_hosts_that_cannot_be_called_are_skipped_with_the_reason_and_announced(
     ]
 
 
-def test_the_hosts_of_a_disabled_cell_are_skipped(parts: Parts) -> None:
+def test_hosts_of_disabled_cell_skipped(parts: Parts) -> None:
     asked = _ask(parts, ['h1'])
     is_it = cell_models.CellMapping.uuid == parts.world.cell.uuid
     parts.world.change(cell_models.CellMapping, is_it, disabled=True)
@@ -129,7 +129,7 @@ def test_the_hosts_of_a_disabled_cell_are_skipped(parts: Parts) -> None:
     assert parts.world.status(asked.request) == 'failed'
 
 
-def test_an_image_that_was_deleted_since_is_an_error_and_the_others_go_on(parts: Parts) -> None:
+def test_deleted_image_fails_only_its_tasks(parts: Parts) -> None:
     asked = _ask(parts, ['h1'], images=2)
     parts.images.delete(asked.images[0])
 
@@ -141,7 +141,7 @@ def test_an_image_that_was_deleted_since_is_an_error_and_the_others_go_on(parts:
     assert gone.reason == f'Image {asked.images[0]} could not be found.'
 
 
-def test_an_image_hidden_from_the_project_since_is_an_error(parts: Parts) -> None:
+def test_hidden_image_fails_its_tasks(parts: Parts) -> None:
     asked = _ask(parts, ['h1'], project_id='p1')
     parts.images.update(asked.images[0], visibility='private', owner='p2')
 
@@ -151,7 +151,7 @@ def test_an_image_hidden_from_the_project_since_is_an_error(parts: Parts) -> Non
     assert (status, reason) == ('error', f'Image {asked.images[0]} is not visible to project p1')
 
 
-def test_with_a_pin_that_is_too_low_the_request_ends_unsupported(parts: Parts) -> None:
+def test_low_rpc_pin_ends_request_unsupported(parts: Parts) -> None:
     asked = _ask(parts, ['h1'])
     parts.why_no_call = lambda: 'the pin is too low'
 
@@ -161,7 +161,7 @@ def test_with_a_pin_that_is_too_low_the_request_ends_unsupported(parts: Parts) -
     assert parts.world.depth() == 0
 
 
-def test_while_the_image_service_is_away_a_request_waits_and_is_not_lost(parts: Parts) -> None:
+def test_request_waits_for_image_service(parts: Parts) -> None:
     asked = _ask(parts, ['h1'])
     parts.images.faults.unavailable = 1
 
@@ -174,7 +174,7 @@ def test_while_the_image_service_is_away_a_request_waits_and_is_not_lost(parts: 
     assert parts.world.status(asked.request) == 'planned'
 
 
-def test_after_an_outage_a_host_that_did_not_report_yet_makes_the_plan_wait(
+def test_unreported_host_delays_plan_after_outage(
     parts: Parts,
 ) -> None:
     parts.world.hears(for_seconds=1000)
@@ -192,7 +192,7 @@ def test_after_an_outage_a_host_that_did_not_report_yet_makes_the_plan_wait(
     assert _reasons(parts, asked) == {'h1': ('queued', None), 'h2': ('queued', None)}
 
 
-def test_after_an_outage_a_host_that_stays_silent_is_skipped_in_the_end(parts: Parts) -> None:
+def test_silent_host_skipped_after_outage(parts: Parts) -> None:
     parts.world.hears(for_seconds=1000)
     asked = _ask(parts, ['h1', 'h2', 'never'])
     parts.world.change(models.Agent, models.Agent.host == 'never', host='other')
@@ -210,7 +210,7 @@ def test_after_an_outage_a_host_that_stays_silent_is_skipped_in_the_end(parts: P
     }
 
 
-def test_a_request_made_right_after_an_outage_skips_no_host(parts: Parts) -> None:
+def test_request_after_outage_skips_no_host(parts: Parts) -> None:
     """No conductor has recorded yet that it hears the cell: the calls show which hosts are up."""
     parts.world.hears(for_seconds=1000)
     asked = _ask(parts, ['h1', 'h2', 'restored'])
@@ -224,7 +224,7 @@ def test_a_request_made_right_after_an_outage_skips_no_host(parts: Parts) -> Non
     assert _reasons(parts, asked) == dict.fromkeys(('h1', 'h2', 'restored'), ('cached', None))
 
 
-def test_a_request_whose_aggregate_was_deleted_fails_with_the_reason(parts: Parts) -> None:
+def test_deleted_aggregate_fails_request_with_reason(parts: Parts) -> None:
     asked = _ask(parts, [])
     parts.world.inventory.delete_aggregate(asked.aggregate.id)
 
@@ -240,7 +240,7 @@ def test_a_request_whose_aggregate_was_deleted_fails_with_the_reason(parts: Part
     ('error', 'traces'),
     [(exception.ImageUnauthorized('the token was refused'), 0), (RuntimeError('a bug'), 1)],
 )
-def test_a_request_that_cannot_be_planned_now_does_not_hold_up_the_others(
+def test_unplannable_request_does_not_block_others(
     parts: Parts,
     error: Exception,
     traces: int,
@@ -267,7 +267,7 @@ def test_a_request_that_cannot_be_planned_now_does_not_hold_up_the_others(
     assert len([record for record in caplog.records if record.exc_info]) == traces
 
 
-def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:
+def test_planner_without_lease_writes_nothing(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2'])
     taken_over: list[requests.ToPlan | None] = []
 
@@ -289,7 +289,7 @@ def test_a_planner_that_lost_its_lease_writes_no_more(parts: Parts) -> None:
     assert parts.world.requests.get(asked.request.id).counts == {'queued': 2}
 
 
-def test_a_plan_broken_off_in_its_middle_is_completed_by_another_conductor(parts: Parts) -> None:
+def test_interrupted_plan_completed_by_other_conductor(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'])
     assert parts.world.requests.next_to_plan('dead')
     done = request_plan.PlannedTask('h1', parts.world.cell.uuid, asked.images[0])
@@ -316,7 +316,7 @@ def _ask_for_hosts(parts: Parts, *hosts: str, **options: object) -> _Asked:
     return _Asked(parts.world.requests.accept(new), aggregate, [image])
 
 
-def test_hosts_that_a_request_names_are_planned_in_its_order_and_unknown_ones_skipped(
+def test_named_hosts_planned_in_order(
     parts: Parts,
 ) -> None:
     for host in ('h1', 'h2'):
@@ -332,7 +332,7 @@ def test_hosts_that_a_request_names_are_planned_in_its_order_and_unknown_ones_sk
     ]
 
 
-def test_a_host_that_is_waited_for_is_planned_though_not_all_had_time_to_report(
+def test_awaited_host_planned_without_report(
     parts: Parts,
 ) -> None:
     parts.world.living('h1')
@@ -349,7 +349,7 @@ def test_a_host_that_is_waited_for_is_planned_though_not_all_had_time_to_report(
 # Requests with actions before they had a plan, or after
 
 
-def test_a_request_that_was_paused_before_is_planned_and_paused_then(parts: Parts) -> None:
+def test_request_paused_before_plan_stays_paused(parts: Parts) -> None:
     asked = _ask(parts, ['h1'])
     parts.world.requests.get(asked.request.id)
     parts.steering.pause(asked.request.id)
@@ -376,7 +376,7 @@ def _fail_all(parts: Parts, asked: _Asked) -> None:
     assert parts.world.status(asked.request) == 'partial'
 
 
-def test_a_retry_plans_what_failed_and_leaves_what_succeeded(parts: Parts) -> None:
+def test_retry_plans_only_failed_tasks(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'])
     _fail_all(parts, asked)
     parts.world.living('h4')
@@ -394,7 +394,7 @@ def test_a_retry_plans_what_failed_and_leaves_what_succeeded(parts: Parts) -> No
     assert parts.world.status(asked.request) == 'completed'
 
 
-def test_a_retry_skips_hosts_that_left_the_aggregate_or_are_down(parts: Parts) -> None:
+def test_retry_skips_departed_and_down_hosts(parts: Parts) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3', 'h4'])
     _fail_all(parts, asked)
     parts.world.inventory.remove_host(asked.aggregate.id, 'h2')
@@ -409,7 +409,7 @@ def test_a_retry_skips_hosts_that_left_the_aggregate_or_are_down(parts: Parts) -
     assert reasons['h4'] == ('queued', None)
 
 
-def test_a_retry_of_a_request_whose_aggregate_was_deleted_goes_on_as_it_was_planned(
+def test_retry_after_aggregate_deletion_keeps_plan(
     parts: Parts,
 ) -> None:
     asked = _ask(parts, ['h1', 'h2'])
@@ -424,7 +424,7 @@ def test_a_retry_of_a_request_whose_aggregate_was_deleted_goes_on_as_it_was_plan
     assert _reasons(parts, asked)['h2'] == ('queued', None)
 
 
-def test_a_request_that_is_cancelled_while_it_is_planned_ends_with_what_was_planned(
+def test_request_cancelled_during_plan_ends_cancelled(
     parts: Parts,
 ) -> None:
     asked = _ask(parts, ['h1', 'h2', 'h3'])

@@ -26,7 +26,7 @@ def _agent(world: World, host: str, agent_id: str, free_bytes: int) -> model.Age
     return model.Agent(host, agent_id, world.cell.uuid, free_bytes=free_bytes)
 
 
-def test_a_report_from_another_cell_displaces_none_of_the_same_agent(
+def test_report_displaces_none_of_other_cell(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     world.living('h1')
@@ -39,7 +39,7 @@ def test_a_report_from_another_cell_displaces_none_of_the_same_agent(
     assert world.agents.get(['h1'])['h1'].free_bytes == 5
 
 
-def test_a_cell_that_reports_for_too_many_hosts_costs_another_none(
+def test_flooding_cell_costs_other_cell_nothing(
     world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_buffer, 'MAX_STATES', 3)
@@ -56,7 +56,7 @@ def test_a_cell_that_reports_for_too_many_hosts_costs_another_none(
     assert len(refused) == 3
 
 
-def test_a_cell_whose_reports_could_not_be_recorded_was_not_heard(
+def test_unrecorded_reports_leave_cell_unheard(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
@@ -76,9 +76,7 @@ def _fail(agents: object) -> None:
     raise ValueError('the table is damaged')
 
 
-def test_nothing_is_written_before_its_time(
-    world: World, reports: report_buffer.ReportBuffer
-) -> None:
+def test_nothing_written_before_interval(world: World, reports: report_buffer.ReportBuffer) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
     world.living('h1')
@@ -91,7 +89,7 @@ def test_nothing_is_written_before_its_time(
     assert 'h1' in world.agents.down(['h1'])
 
 
-def test_of_several_reports_the_newest_is_written(
+def test_newest_of_several_reports_written(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     world.planned(['h1'], ['i1'])
@@ -105,7 +103,7 @@ def test_of_several_reports_the_newest_is_written(
     assert (job.bytes_done, job.progress_sequence) == (30, 3)
 
 
-def test_a_report_under_a_newer_epoch_is_newer_whatever_its_sequence(
+def test_newer_epoch_beats_higher_sequence(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     world.planned(['h1'], ['i1'])
@@ -120,9 +118,7 @@ def test_a_report_under_a_newer_epoch_is_newer_whatever_its_sequence(
     assert world.job(old.job_id).bytes_done == 60
 
 
-def test_the_reports_of_many_jobs_are_written_together(
-    world: World, reports: report_buffer.ReportBuffer
-) -> None:
+def test_reports_of_many_jobs_batched(world: World, reports: report_buffer.ReportBuffer) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     for done in (10, 20):
         reports.add_progress(_report(world.begun(), 1, done))
@@ -132,7 +128,7 @@ def test_the_reports_of_many_jobs_are_written_together(
     assert [job.bytes_done for job in world.all_jobs()] == [10, 20]
 
 
-def test_the_newest_state_of_each_agent_is_written(
+def test_newest_state_of_each_agent_written(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     for host in ('h1', 'h2'):
@@ -147,7 +143,7 @@ def test_the_newest_state_of_each_agent_is_written(
     assert [agent.free_bytes for agent in world.agents.list()] == [2, 2]
 
 
-def test_a_second_agent_of_the_same_name_does_not_silence_the_first(
+def test_second_agent_does_not_silence_first(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     world.living('h1')
@@ -161,7 +157,7 @@ def test_a_second_agent_of_the_same_name_does_not_silence_the_first(
     assert world.agents.get(['h1'])['h1'].free_bytes == 1
 
 
-def test_agents_that_are_not_registered_are_refused_and_their_cells_are_heard(
+def test_unregistered_agents_refused_but_cells_heard(
     world: World,
 ) -> None:
     heard: list[str] = []
@@ -182,9 +178,7 @@ def test_agents_that_are_not_registered_are_refused_and_their_cells_are_heard(
     assert sorted(heard) == sorted([world.cell.uuid, 'cell-2'])
 
 
-def test_what_was_written_is_not_written_again(
-    world: World, reports: report_buffer.ReportBuffer
-) -> None:
+def test_written_reports_not_rewritten(world: World, reports: report_buffer.ReportBuffer) -> None:
     world.living('h1')
     reports.add_state(_agent(world, 'h1', 'agent-h1', 1))
     reports.write_states()
@@ -204,9 +198,7 @@ def _names(world: World, host: str) -> list[str]:
     return [each.name for each in caches.Caches(world.database).of_host(host)]
 
 
-def test_what_hosts_have_cached_is_written_together(
-    world: World, reports: report_buffer.ReportBuffer
-) -> None:
+def test_cached_images_written_together(world: World, reports: report_buffer.ReportBuffer) -> None:
     for host in ('h1', 'h2'):
         world.living(host)
         reports.add_images(f'agent-{host}', _told(host, 'a'))
@@ -218,7 +210,7 @@ def test_what_hosts_have_cached_is_written_together(
     assert (_names(world, 'h1'), _names(world, 'h2')) == (['a', 'b'], ['a'])
 
 
-def test_only_the_registered_agent_of_a_host_tells_what_it_has(
+def test_only_registered_agent_reports_cache(
     world: World, reports: report_buffer.ReportBuffer
 ) -> None:
     world.living('h1')
@@ -231,7 +223,7 @@ def test_only_the_registered_agent_of_a_host_tells_what_it_has(
     assert (_names(world, 'h1'), _names(world, 'h9')) == (['a'], [])
 
 
-def test_what_was_told_is_written_once(world: World, reports: report_buffer.ReportBuffer) -> None:
+def test_each_report_written_once(world: World, reports: report_buffer.ReportBuffer) -> None:
     world.living('h1')
     reports.add_images('agent-h1', _told('h1', 'a'))
     reports.write_images()
@@ -242,7 +234,7 @@ def test_what_was_told_is_written_once(world: World, reports: report_buffer.Repo
     assert _names(world, 'h1') == []
 
 
-def test_more_images_than_memory_is_for_are_written_at_once(
+def test_full_buffer_written_at_once(
     world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_buffer, 'MAX_IMAGES', 5)  # each report counts, too
@@ -255,7 +247,7 @@ def test_more_images_than_memory_is_for_are_written_at_once(
     assert _names(world, 'h1') == ['a', 'b', 'c']
 
 
-def test_what_is_told_later_is_not_written_before_what_is_being_written(
+def test_later_report_follows_running_write(
     world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.living('h1')

@@ -34,7 +34,7 @@ def _of_thread() -> Ids:
     return current.request_id, current.global_request_id
 
 
-def test_a_call_carries_the_ids_of_whoever_asked_first(parts: Parts) -> None:
+def test_call_carries_ids_of_first_requester(parts: Parts) -> None:
     parts.world.living('h1')
     compute = Compute(parts)
     parts.compute_of = lambda cell_uuid: compute
@@ -48,7 +48,7 @@ def test_a_call_carries_the_ids_of_whoever_asked_first(parts: Parts) -> None:
     assert oslo_context.get_current() is None, 'the thread goes on under the last ones'
 
 
-def test_who_asked_first_and_wants_it_no_more_is_not_named(parts: Parts) -> None:
+def test_withdrawn_first_requester_not_named(parts: Parts) -> None:
     image = parts.images.add(b'data')
     parts.world.living('h1')
     compute = Compute(parts)
@@ -65,7 +65,7 @@ def test_who_asked_first_and_wants_it_no_more_is_not_named(parts: Parts) -> None
     assert compute.ids == [('req-1', None), ('req-2', None)]
 
 
-def test_a_plan_is_made_under_the_ids_of_its_request(parts: Parts) -> None:
+def test_plan_logged_under_its_request_ids(parts: Parts) -> None:
     image = parts.images.add(b'data')
     parts.world.living('h1')
     asked: list[Ids] = []
@@ -86,9 +86,7 @@ def test_a_plan_is_made_under_the_ids_of_its_request(parts: Parts) -> None:
     assert oslo_context.get_current() is None
 
 
-def test_each_announcement_is_logged_under_the_ids_of_its_own_request(
-    parts: Parts, lines: Lines
-) -> None:
+def test_announcement_logged_under_its_request_ids(parts: Parts, lines: Lines) -> None:
     requests_of = {
         parts.world.planned([host], ['i1'], request_id=f'req-{host}').id: f'req-{host}'
         for host in ('h1', 'h2', 'h3')
@@ -107,9 +105,7 @@ def test_each_announcement_is_logged_under_the_ids_of_its_own_request(
     assert oslo_context.get_current() is None
 
 
-def test_requests_that_end_together_are_each_logged_under_their_own_ids(
-    parts: Parts, lines: Lines
-) -> None:
+def test_requests_ending_together_log_own_ids(parts: Parts, lines: Lines) -> None:
     parts.world.living('h1')
     requests_of = {
         parts.world.planned(['h1'], ['i1'], request_id=own).id: own for own in ('req-1', 'req-2')

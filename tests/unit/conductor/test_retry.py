@@ -13,54 +13,54 @@ def _error(how: str) -> model.ImageOutcome:
     return model.ImageOutcome(model.TaskStatus.ERROR, 'why', how)
 
 
-def test_the_delay_doubles_up_to_its_maximum_and_ends_with_the_last_attempt() -> None:
+def test_delay_doubles_up_to_maximum() -> None:
     delays = [POLICY.delay(_error('backoff'), attempts, 0) for attempts in range(1, 7)]
 
     assert delays == [10, 20, 35, 35, None, None]
 
 
-def test_what_was_not_tried_is_tried_later_or_at_once_where_it_was_only_paused() -> None:
+def test_postponed_attempt_waits_unless_paused() -> None:
     paused = model.ImageOutcome('error', 'paused', model.Retry.LATER, at_once=True)
 
     assert POLICY.delay(_error('later'), attempts=5, mismatches=0) == 10
     assert POLICY.delay(paused, attempts=5, mismatches=0) == 0
 
 
-def test_a_mismatch_is_tried_once_more_at_once() -> None:
+def test_mismatch_retried_once_at_once() -> None:
     assert POLICY.delay(_error('once'), attempts=1, mismatches=0) == 0
     assert POLICY.delay(_error('once'), attempts=2, mismatches=1) is None
 
 
-def test_a_mismatch_after_other_errors_is_still_tried_once_more() -> None:
+def test_late_mismatch_retried_once() -> None:
     assert POLICY.delay(_error('once'), attempts=3, mismatches=0) == 0
 
 
-def test_a_mismatch_at_the_last_attempt_is_final() -> None:
+def test_mismatch_of_last_attempt_is_final() -> None:
     assert POLICY.delay(_error('once'), attempts=5, mismatches=0) is None
 
 
 @pytest.mark.parametrize('how', ['never', 'a word of a newer release'])
-def test_an_error_that_cannot_pass_is_final(how: str) -> None:
+def test_permanent_error_is_final(how: str) -> None:
     assert POLICY.delay(_error(how), attempts=1, mismatches=0) is None
 
 
 @pytest.mark.parametrize(
     'status', ['cached', 'existing', 'unsupported', 'skipped', 'cancelled', 'expired']
 )
-def test_whatever_is_no_error_is_final(status: str) -> None:
+def test_non_error_outcome_is_final(status: str) -> None:
     outcome = model.ImageOutcome(status, retry=model.Retry.BACKOFF)
 
     assert POLICY.delay(outcome, attempts=1, mismatches=0) is None
 
 
-def test_without_a_delay_the_next_attempt_comes_at_once() -> None:
+def test_zero_delay_retries_at_once() -> None:
     policy = retry.RetryPolicy(max_attempts=2, delay_seconds=0, max_delay_seconds=0)
 
     assert policy.delay(_error('backoff'), attempts=1, mismatches=0) == 0
 
 
 @pytest.mark.parametrize('attempts', range(1, 8))
-def test_an_attempt_is_the_last_one_when_no_error_that_ends_it_is_tried_again(
+def test_last_attempt_means_no_retry(
     attempts: int,
 ) -> None:
     delays = [POLICY.delay(_error(how), attempts, 0) for how in ('backoff', 'once', 'never')]

@@ -58,23 +58,21 @@ def api(broker: Any, monkeypatch: pytest.MonkeyPatch) -> rpcapi.ConductorAPI:
     return rpcapi.ConductorAPI(broker)
 
 
-def test_each_request_is_told_of(api: rpcapi.ConductorAPI, broker: Broker) -> None:
+def test_each_request_is_cast(api: rpcapi.ConductorAPI, broker: Broker) -> None:
     for _ in range(2):
         api.work_available(CTXT)
 
     assert broker.casts == 2
 
 
-def test_a_broker_that_takes_nothing_is_told_to_whoever_asks(
-    api: rpcapi.ConductorAPI, broker: Broker
-) -> None:
+def test_full_broker_reported_to_caller(api: rpcapi.ConductorAPI, broker: Broker) -> None:
     broker.error = exception.CellUnreachable('no route to host')
 
     with pytest.raises(exception.CellUnreachable, match='no route to host'):
         api.work_available(CTXT)
 
 
-def test_a_silent_broker_is_not_waited_for_and_gets_one_cast_at_a_time(
+def test_silent_broker_gets_one_unawaited_cast(
     api: rpcapi.ConductorAPI, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpcapi, 'WAKE_SECONDS', 0.01)
@@ -151,9 +149,7 @@ NEWS = reporter.CacheNews(
 )
 
 
-def test_what_is_in_a_cache_is_told_in_plain_words(
-    transport: rpc.Transport, conductor: Conductor
-) -> None:
+def test_cache_report_is_plain_data(transport: rpc.Transport, conductor: Conductor) -> None:
     _reporter(transport).report_images('h1', 'agent-1', NEWS)
 
     assert conductor.told.get(timeout=WAIT_SECONDS) == {
@@ -175,7 +171,7 @@ def test_what_is_in_a_cache_is_told_in_plain_words(
     }
 
 
-def test_a_conductor_of_the_first_release_is_told_of_progress_and_not_of_a_cache(
+def test_older_conductor_gets_progress_without_cache(
     transport: rpc.Transport, conductor: Conductor
 ) -> None:
     old = _reporter(transport, '1.0')
@@ -192,7 +188,7 @@ def test_a_conductor_of_the_first_release_is_told_of_progress_and_not_of_a_cache
 
 
 @pytest.mark.parametrize('cap', ['1.0', '1.1', None])
-def test_a_compute_says_for_which_job_it_wants_a_token_to_whatever_conductor(
+def test_token_request_names_its_job(
     transport: rpc.Transport, conductor: Conductor, cap: str | None
 ) -> None:
     assert _reporter(transport, cap).get_token('j1', 3) == 'a-token'
@@ -200,7 +196,7 @@ def test_a_compute_says_for_which_job_it_wants_a_token_to_whatever_conductor(
     assert conductor.told.get(timeout=WAIT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
 
 
-def test_why_a_token_is_refused_reaches_the_compute(
+def test_token_refusal_reason_reaches_compute(
     transport: rpc.Transport, conductor: Conductor, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor.refusal = exception.TokenRefused('job j1 is not in flight')
@@ -218,7 +214,7 @@ class OldConductor(Conductor, version=rpcapi.OLDEST_VERSION):
         self.told.put({'ping': True})
 
 
-def test_conductors_that_keep_no_inventory_are_asked_before_they_are_told_all(
+def test_older_conductors_asked_before_full_report(
     transport: rpc.Transport,
 ) -> None:
     old = OldConductor()
@@ -235,7 +231,7 @@ def test_conductors_that_keep_no_inventory_are_asked_before_they_are_told_all(
     assert old.told.empty()
 
 
-def test_conductors_that_were_upgraded_are_told_all_the_next_time(
+def test_upgraded_conductors_get_next_full_report(
     transport: rpc.Transport, conductor: Conductor
 ) -> None:
     reports = _reporter(transport)
@@ -252,7 +248,7 @@ def test_conductors_that_were_upgraded_are_told_all_the_next_time(
 
 
 @pytest.mark.parametrize('answer', [None, 1, 'false', {}, [True]])
-def test_an_odd_answer_lets_no_call_begin(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+def test_odd_answer_begins_no_call(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     reporter = rpcapi.ConductorReporter(
         rpc.connect(options.new(config_files=[]), 'fake:///'), None, 1
     )
@@ -263,9 +259,7 @@ def test_an_odd_answer_lets_no_call_begin(monkeypatch: pytest.MonkeyPatch, answe
 
 
 @pytest.mark.parametrize('answer', [1, 'a\r\nX: y', {}, ['t'], 'x' * 100_000, '\ud800'])
-def test_an_odd_token_is_none_and_is_not_shown(
-    monkeypatch: pytest.MonkeyPatch, answer: Any
-) -> None:
+def test_odd_token_dropped_and_hidden(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     reporter = rpcapi.ConductorReporter(
         rpc.connect(options.new(config_files=[]), 'fake:///'), None, 1
     )
@@ -275,9 +269,7 @@ def test_an_odd_token_is_none_and_is_not_shown(
         reporter.get_token('a-job', 1)
 
 
-def test_an_agent_that_begins_a_job_or_reports_progress_names_itself(
-    transport: rpc.Transport, conductor: Conductor
-) -> None:
+def test_begin_and_progress_name_agent(transport: rpc.Transport, conductor: Conductor) -> None:
     reports = rpcapi.ConductorReporter(transport, '1.0', WAIT_SECONDS, agent_id='agent-1')
 
     assert reports.begin_job('j1', 3, True)
@@ -288,7 +280,7 @@ def test_an_agent_that_begins_a_job_or_reports_progress_names_itself(
     assert progress['agent_id'] == 'agent-1'
 
 
-def test_a_job_is_confirmed_or_refused_with_the_reason(
+def test_job_confirmed_or_refused_with_reason(
     transport: rpc.Transport, conductor: Conductor
 ) -> None:
     reports = _reporter(transport)
@@ -300,7 +292,7 @@ def test_a_job_is_confirmed_or_refused_with_the_reason(
         reports.confirm_job('j1', 3)
 
 
-def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport) -> None:
+def test_conductor_without_confirmation_recognized(transport: rpc.Transport) -> None:
     server = rpc.Server(transport, rpcapi.TOPIC, 'old', [OldConductor()])
     server.start()
     with pytest.raises(exception.VersionUnsupported, match='confirm_job'):
@@ -313,7 +305,7 @@ def test_a_conductor_that_knows_no_confirmation_says_so(transport: rpc.Transport
 # How a conductor knows that it can hear a cell
 
 
-def test_a_probe_reaches_the_conductors_of_every_release(transport: rpc.Transport) -> None:
+def test_probe_reaches_all_releases(transport: rpc.Transport) -> None:
     old = OldConductor()
     server = rpc.Server(transport, rpcapi.TOPIC, 'old', [old])
     server.start()

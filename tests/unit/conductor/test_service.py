@@ -73,7 +73,7 @@ def _answers(conf: Any, url: str) -> str | None:
         return None
 
 
-def test_a_cell_whose_url_changes_is_served_there_and_no_longer_where_it_was(
+def test_cell_with_new_url_served_there(
     world: World, conductor: service.Conductor, conf: Any, brokers: transports.CellTransports
 ) -> None:
     old, new = (f'fake:///{uuid.uuid4().hex}' for _ in range(2))
@@ -98,7 +98,7 @@ def _is_retired(transport: rpc.Transport) -> bool:
     return False
 
 
-def test_a_broker_that_does_not_let_go_is_not_waited_for(
+def test_blocked_broker_not_waited_for(
     world: World, conductor: service.Conductor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lets_go, is_left = threading.Event(), threading.Event()
@@ -118,7 +118,7 @@ def test_a_broker_that_does_not_let_go_is_not_waited_for(
     assert is_left.wait(WAIT_SECONDS)
 
 
-def test_a_disabled_cell_is_no_longer_served_and_an_enabled_one_again(
+def test_cell_unserved_while_disabled(
     world: World, conductor: service.Conductor, conf: Any
 ) -> None:
     url = f'fake:///{uuid.uuid4().hex}'

@@ -73,9 +73,7 @@ def _look(
 # Jobs to stop
 
 
-def test_a_cancelled_transfer_is_stopped_on_its_host_and_its_call_brings_the_outcome(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_cancelled_transfer_stops_with_outcome(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts)
 
     assert tell.stop_transfers()
@@ -89,7 +87,7 @@ def test_a_cancelled_transfer_is_stopped_on_its_host_and_its_call_brings_the_out
     assert not tell.stop_transfers()
 
 
-def test_what_is_to_be_kept_is_told(parts: Parts, tell: stop_orders.StopOrders) -> None:
+def test_order_says_whether_to_keep_partial(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts, keep_partial=True)
 
     _look(parts, tell)
@@ -97,9 +95,7 @@ def test_what_is_to_be_kept_is_told(parts: Parts, tell: stop_orders.StopOrders) 
     assert parts.compute.told == [Told('h1', running.order, 'cancelled', keep_partial=True)]
 
 
-def test_a_transfer_that_ended_well_meanwhile_is_cached(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_transfer_ended_meanwhile_cached(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts)
     _look(parts, tell)
 
@@ -109,18 +105,14 @@ def test_a_transfer_that_ended_well_meanwhile_is_cached(
     assert parts.world.status(running.request) == 'completed'
 
 
-def test_nothing_is_told_where_nothing_is_to_be_stopped(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_nothing_to_stop_sends_nothing(parts: Parts, tell: stop_orders.StopOrders) -> None:
     _run(parts)
 
     assert not tell.stop_transfers()
     assert parts.compute.told == []
 
 
-def test_an_order_is_not_sent_again_while_it_is_under_way_nor_soon_after(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_order_not_repeated_too_soon(parts: Parts, tell: stop_orders.StopOrders) -> None:
     _cancelled(parts)
     answered = threading.Event()
     parts.compute.answer['h1'] = lambda: answered.wait(WAIT_SECONDS)
@@ -138,9 +130,7 @@ def test_an_order_is_not_sent_again_while_it_is_under_way_nor_soon_after(
     assert len(parts.compute.told) == 2
 
 
-def test_a_host_that_gives_no_answer_delays_no_other(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_unresponsive_host_delays_no_other(parts: Parts, tell: stop_orders.StopOrders) -> None:
     hosts = [f'h{number}' for number in range(1, 6)]
     for host in hosts:
         _cancelled(parts, host)
@@ -158,9 +148,7 @@ def test_a_host_that_gives_no_answer_delays_no_other(
 # Jobs that no compute works on
 
 
-def test_what_no_compute_works_on_and_nobody_waits_for_ends_at_once(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_orphaned_unwanted_job_ends_at_once(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts)
     running.leave()
     _answers(parts, 'h1', False)
@@ -172,9 +160,7 @@ def test_what_no_compute_works_on_and_nobody_waits_for_ends_at_once(
     assert parts.world.depth() == 0
 
 
-def test_while_a_conductor_waits_for_the_outcome_it_has_time_to_come(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_waiting_conductor_has_time_for_outcome(parts: Parts, tell: stop_orders.StopOrders) -> None:
     """Another conductor may have ordered the stop; the compute may be about to report its end."""
     running = _cancelled(parts)
     _answers(parts, 'h1', False)
@@ -189,9 +175,7 @@ def test_while_a_conductor_waits_for_the_outcome_it_has_time_to_come(
     assert parts.world.status(running.request) == 'cancelled'
 
 
-def test_a_conductor_that_died_after_its_order_is_replaced(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_dead_conductor_replaced_after_order(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts)
     _look(parts, tell)  # by the one that dies
     running.leave()
@@ -202,9 +186,7 @@ def test_a_conductor_that_died_after_its_order_is_replaced(
     assert running.task().status == 'cancelled'
 
 
-def test_a_job_of_a_host_that_is_down_ends_without_a_call(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_down_host_job_ends_without_call(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts)
     parts.world.dead('h1')
 
@@ -215,7 +197,7 @@ def test_a_job_of_a_host_that_is_down_ends_without_a_call(
     assert parts.world.status(running.request) == 'cancelled'
 
 
-def test_a_paused_job_that_nobody_works_on_waits_and_work_may_go_on(parts: Parts) -> None:
+def test_paused_orphaned_job_waits(parts: Parts) -> None:
     freed = threading.Event()
     tell = parts.orders(freed.set)
     running = _run(parts)
@@ -239,7 +221,7 @@ def test_a_paused_job_that_nobody_works_on_waits_and_work_may_go_on(parts: Parts
         exception.CellNotFound('cell1'),
     ],
 )
-def test_a_compute_that_cannot_be_stopped_is_left_to_end(
+def test_compute_without_stop_runs_to_end(
     parts: Parts, tell: stop_orders.StopOrders, error: Exception
 ) -> None:
     running = _cancelled(parts)
@@ -253,9 +235,7 @@ def test_a_compute_that_cannot_be_stopped_is_left_to_end(
 # Computes that get no order
 
 
-def test_an_unreachable_cell_is_left_alone_and_told_later_while_others_are_told(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_unreachable_cell_ordered_later(parts: Parts, tell: stop_orders.StopOrders) -> None:
     other = parts.world.inventory.create_cell('cell2', 'fake:///cell2')
     dead = _cancelled(parts, 'h1')
     parts.world.living('h2', other)
@@ -282,9 +262,7 @@ def test_an_unreachable_cell_is_left_alone_and_told_later_while_others_are_told(
     assert parts.breakers.avoid() == set()
 
 
-def test_a_host_that_gave_no_answer_is_told_again_and_its_cell_is_not_left(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_unresponsive_host_gets_order_again(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _cancelled(parts)
     _answers(parts, 'h1', TimeoutError('no answer'))
     _look(parts, tell)
@@ -314,7 +292,7 @@ def _discarded(parts: Parts, host: str = 'h1') -> model.CacheRequest:
 
 
 @pytest.mark.parametrize('answer', [True, False, exception.VersionUnsupported('too low')])
-def test_a_host_is_told_once_to_forget_what_is_wanted_no_more(
+def test_host_discards_unwanted_partial_once(
     parts: Parts, tell: stop_orders.StopOrders, answer: bool | Exception
 ) -> None:
     _discarded(parts)
@@ -327,9 +305,7 @@ def test_a_host_is_told_once_to_forget_what_is_wanted_no_more(
     assert parts.steering.discards(10) == []
 
 
-def test_what_is_on_a_host_that_is_down_is_left_to_its_age(
-    parts: Parts, tell: stop_orders.StopOrders
-) -> None:
+def test_partial_of_down_host_expires(parts: Parts, tell: stop_orders.StopOrders) -> None:
     _discarded(parts)
     parts.world.dead('h1')
 
@@ -342,7 +318,7 @@ def test_what_is_on_a_host_that_is_down_is_left_to_its_age(
 @pytest.mark.parametrize(
     'error', [TimeoutError('no answer'), exception.CellUnreachable('the broker is away')]
 )
-def test_a_host_that_cannot_be_told_now_is_told_later(
+def test_unreachable_host_gets_order_later(
     parts: Parts, tell: stop_orders.StopOrders, error: Exception
 ) -> None:
     _discarded(parts)

@@ -23,7 +23,7 @@ def _attempt(parts: Parts, outcome: model.ImageOutcome) -> jobs.Assignment:
     return assigned
 
 
-def test_a_planned_request_is_announced_with_the_aggregate_as_it_is(parts: Parts) -> None:
+def test_planned_request_announced_with_aggregate(parts: Parts) -> None:
     aggregate = parts.world.aggregate(['h1'])
     new = requests.NewRequest(images=('i1',), aggregate=aggregate)
     request = parts.world.requests.accept(new)
@@ -38,7 +38,7 @@ def test_a_planned_request_is_announced_with_the_aggregate_as_it_is(parts: Parts
     assert (start['name'], start['hosts']) == (aggregate.name, ['h1'])
 
 
-def test_what_a_plan_finds_to_fail_counts_before_anything_is_called(parts: Parts) -> None:
+def test_plan_failures_count_before_calls(parts: Parts) -> None:
     request = parts.world.accept(['h1'], ['i1', 'i2'], options=model.RequestOptions(max_failures=0))
     assert parts.world.requests.next_to_plan(PLANNER)
     gone = request_plan.PlannedTask('h1', parts.world.cell.uuid, 'i2', 'error', 'it is gone')
@@ -52,7 +52,7 @@ def test_what_a_plan_finds_to_fail_counts_before_anything_is_called(parts: Parts
     assert parts.announced.events() == ['start', 'progress', 'end']
 
 
-def test_a_request_of_a_deleted_aggregate_is_announced_with_what_is_known(parts: Parts) -> None:
+def test_request_of_deleted_aggregate_announced(parts: Parts) -> None:
     request = parts.world.planned(['h2', 'h1'], ['i1'])
 
     parts.tracker.planned(request.id)
@@ -62,7 +62,7 @@ def test_a_request_of_a_deleted_aggregate_is_announced_with_what_is_known(parts:
     assert (start['hosts'], start['metadata']) == (['h2', 'h1'], {})
 
 
-def test_each_host_is_announced_once_when_its_last_image_is_done(parts: Parts) -> None:
+def test_host_announced_once_when_done(parts: Parts) -> None:
     request = parts.world.planned(['h1', 'h2'], ['i1', 'i2'])
     for outcome in (CACHED, BROKEN, CACHED):
         _attempt(parts, outcome if outcome is CACHED else model.ImageOutcome('error', 'unsafe'))
@@ -79,7 +79,7 @@ def test_each_host_is_announced_once_when_its_last_image_is_done(parts: Parts) -
     assert parts.world.status(request) == 'partial'
 
 
-def test_both_requests_that_share_a_job_are_announced(parts: Parts) -> None:
+def test_both_requests_of_shared_job_announced(parts: Parts) -> None:
     for _ in range(2):
         parts.world.planned(['h1'], ['i1'])
 
@@ -89,7 +89,7 @@ def test_both_requests_that_share_a_job_are_announced(parts: Parts) -> None:
     assert sorted(parts.announced.events()) == sorted(events * 2)
 
 
-def test_an_attempt_that_will_be_made_again_is_not_announced(parts: Parts) -> None:
+def test_retried_attempt_not_announced(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     _attempt(parts, BROKEN)
@@ -99,7 +99,7 @@ def test_an_attempt_that_will_be_made_again_is_not_announced(parts: Parts) -> No
     assert parts.world.statuses(request) == {('h1', 'i1'): 'retry_wait'}
 
 
-def test_a_request_ends_and_is_announced_though_every_task_failed(parts: Parts) -> None:
+def test_request_with_only_failures_ends(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
 
     _attempt(parts, model.ImageOutcome('error', 'unsafe image'))
@@ -108,7 +108,7 @@ def test_a_request_ends_and_is_announced_though_every_task_failed(parts: Parts) 
     assert parts.world.status(request) == 'failed'
 
 
-def test_a_late_outcome_is_not_announced_again(parts: Parts) -> None:
+def test_late_outcome_not_announced_again(parts: Parts) -> None:
     parts.world.planned(['h1'], ['i1'])
     assigned = _attempt(parts, CACHED)
     before = list(parts.announced.emitted)
@@ -119,7 +119,7 @@ def test_a_late_outcome_is_not_announced_again(parts: Parts) -> None:
     assert parts.announced.emitted == before
 
 
-def test_an_end_is_announced_by_whoever_ends_the_request(parts: Parts) -> None:
+def test_end_announced_by_ending_conductor(parts: Parts) -> None:
     request = parts.world.planned([], ['i1'])
 
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_an_end_is_announced_by_whoever_ends_the_request(parts: Parts) -> None:
     assert parts.announced.events() == ['start', 'end']
 
 
-def test_a_request_that_could_not_be_planned_has_a_start_and_an_end(parts: Parts) -> None:
+def test_unplannable_request_has_start_and_end(parts: Parts) -> None:
     request = parts.world.accept(['h1'], ['i1'])
     parts.world.requests.next_to_plan(PLANNER)
     parts.world.requests.fail(request.id, PLANNER, 'the aggregate was deleted')
@@ -138,7 +138,7 @@ def test_a_request_that_could_not_be_planned_has_a_start_and_an_end(parts: Parts
     assert parts.announced.events() == ['start', 'end']
 
 
-def test_hosts_known_at_planning_are_counted_before_those_that_come_later(parts: Parts) -> None:
+def test_planned_hosts_counted_first(parts: Parts) -> None:
     request = parts.world.accept(['h1', 'h2'], ['i1'])
     parts.world.requests.next_to_plan(PLANNER)
     down = request_plan.PlannedTask('h2', parts.world.cell.uuid, 'i1', 'skipped', 'host down')
@@ -156,7 +156,7 @@ def test_hosts_known_at_planning_are_counted_before_those_that_come_later(parts:
     assert parts.announced.events() == ['start', 'progress', 'progress', 'end']
 
 
-def test_a_dead_cell_ends_the_jobs_that_have_no_attempt_left(parts: Parts) -> None:
+def test_dead_cell_ends_exhausted_jobs(parts: Parts) -> None:
     request = parts.world.planned(['h1', 'h2'], ['i1'])
     for _ in range(POLICY.max_attempts):
         assert parts.world.status(request) == 'planned'
@@ -167,9 +167,7 @@ def test_a_dead_cell_ends_the_jobs_that_have_no_attempt_left(parts: Parts) -> No
     assert parts.announced.events() == ['start', 'progress', 'progress', 'end']
 
 
-def test_a_dead_cell_ends_its_jobs_though_they_are_many(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_cell_ends_many_jobs(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, 'CELL_BATCH_JOBS', 2)
     request = parts.world.planned([f'h{number}' for number in range(5)], ['i1'])
 
@@ -178,7 +176,7 @@ def test_a_dead_cell_ends_its_jobs_though_they_are_many(
     assert set(parts.world.statuses(request).values()) == {'retry_wait'}
 
 
-def test_the_jobs_of_a_dead_cell_that_wait_for_their_hosts_do_not_end(parts: Parts) -> None:
+def test_awaiting_jobs_of_dead_cell_stay(parts: Parts) -> None:
     request = parts.world.planned(
         ['h1'], ['i1'], options=model.RequestOptions(wait_for_down_hosts=True, deadline=SOON)
     )
@@ -192,7 +190,7 @@ def test_the_jobs_of_a_dead_cell_that_wait_for_their_hosts_do_not_end(parts: Par
 # Requests in which one task decides about the others
 
 
-def test_when_the_canary_has_failed_the_others_are_cancelled_at_once(parts: Parts) -> None:
+def test_failed_canary_cancels_others_at_once(parts: Parts) -> None:
     request = parts.world.planned(
         ['h1', 'h2', 'h3'], ['i1'], options=model.RequestOptions(canary=1)
     )
@@ -204,7 +202,7 @@ def test_when_the_canary_has_failed_the_others_are_cancelled_at_once(parts: Part
     assert parts.announced.events() == ['start', *['progress'] * 3, 'end']
 
 
-def test_the_canary_that_succeeds_lets_the_others_begin(parts: Parts) -> None:
+def test_successful_canary_starts_others(parts: Parts) -> None:
     request = parts.world.planned(['h1', 'h2'], ['i1'], options=model.RequestOptions(canary=1))
 
     assert [_attempt(parts, CACHED).host for _ in range(2)] == ['h1', 'h2']
@@ -212,9 +210,7 @@ def test_the_canary_that_succeeds_lets_the_others_begin(parts: Parts) -> None:
     assert parts.world.status(request) == 'completed'
 
 
-def test_a_request_without_such_options_is_looked_at_once_and_never_checked(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_without_guards_checked_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     outline = parts.world.requests.outline
 

@@ -41,7 +41,7 @@ def refused(compute: Compute, now: list[float]) -> unknown_hosts.UnknownHosts:
     return unknown_hosts.UnknownHosts(lambda cell_uuid: compute, breakers, lambda: now[0])
 
 
-def test_each_report_has_the_agent_asked_again_and_is_logged_once(
+def test_unknown_report_asks_agent_logs_once(
     compute: Compute,
     refused: unknown_hosts.UnknownHosts,
     now: list[float],
@@ -63,7 +63,7 @@ def test_each_report_has_the_agent_asked_again_and_is_logged_once(
 @pytest.mark.parametrize(
     'error', [exception.VersionUnsupported('the pin is 1.2'), exception.CellUnreachable('no route')]
 )
-def test_an_agent_that_cannot_be_asked_does_no_harm_and_is_asked_with_a_later_report(
+def test_unaskable_agent_asked_later(
     compute: Compute, refused: unknown_hosts.UnknownHosts, now: list[float], error: Exception
 ) -> None:
     compute.errors = [error]
@@ -76,7 +76,7 @@ def test_an_agent_that_cannot_be_asked_does_no_harm_and_is_asked_with_a_later_re
     wait_until(is_asked_again, 'it is asked again')
 
 
-def test_of_too_many_strangers_of_a_cell_some_are_asked_and_the_log_has_an_end(
+def test_unknown_hosts_per_cell_bounded(
     compute: Compute,
     refused: unknown_hosts.UnknownHosts,
     caplog: pytest.LogCaptureFixture,
@@ -92,7 +92,7 @@ def test_of_too_many_strangers_of_a_cell_some_are_asked_and_the_log_has_an_end(
     assert len(caplog.messages) == 8
 
 
-def test_an_agent_of_the_same_name_in_another_cell_is_another_stranger(
+def test_agents_distinguished_by_cell(
     compute: Compute, refused: unknown_hosts.UnknownHosts
 ) -> None:
     refused.refuse([LOST, model.Agent(LOST.host, LOST.agent_id, 'cell-2')])

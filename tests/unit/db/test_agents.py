@@ -25,7 +25,7 @@ AGENT = model.Agent(
 OTHER = dataclasses.replace(AGENT, agent_id='agent-2', boot_id='boot-2')
 
 
-def test_a_registered_agent_is_kept_with_all_that_it_said(world: World) -> None:
+def test_registered_agent_is_stored(world: World) -> None:
     world.agents.register(AGENT)
 
     [kept] = world.agents.list()
@@ -33,7 +33,7 @@ def test_a_registered_agent_is_kept_with_all_that_it_said(world: World) -> None:
     assert kept.started_at == kept.seen_at is not None
 
 
-def test_a_second_agent_of_a_living_host_is_refused_and_changes_nothing(world: World) -> None:
+def test_second_agent_of_live_host_refused(world: World) -> None:
     world.agents.register(AGENT)
 
     with pytest.raises(exception.AgentConflict, match='host1 has an agent with another id'):
@@ -42,7 +42,7 @@ def test_a_second_agent_of_a_living_host_is_refused_and_changes_nothing(world: W
     assert world.agents.get(['host1'])['host1'].boot_id == 'boot-1'
 
 
-def test_an_agent_may_register_again_after_a_restart(world: World) -> None:
+def test_restarted_agent_registers_again(world: World) -> None:
     world.agents.register(AGENT)
 
     world.agents.register(dataclasses.replace(AGENT, boot_id='boot-9'))
@@ -50,7 +50,7 @@ def test_an_agent_may_register_again_after_a_restart(world: World) -> None:
     assert world.agents.get(['host1'])['host1'].boot_id == 'boot-9'
 
 
-def test_another_agent_may_take_the_name_of_a_host_that_is_down(world: World) -> None:
+def test_other_agent_takes_down_host(world: World) -> None:
     world.agents.register(AGENT)
     world.dead('host1')
 
@@ -60,7 +60,7 @@ def test_another_agent_may_take_the_name_of_a_host_that_is_down(world: World) ->
     assert world.agents.down(['host1']) == {}
 
 
-def test_a_report_keeps_a_host_alive_and_updates_what_it_says(world: World) -> None:
+def test_report_updates_host_and_liveness(world: World) -> None:
     world.agents.register(AGENT)
     world.dead('host1')
 
@@ -70,7 +70,7 @@ def test_a_report_keeps_a_host_alive_and_updates_what_it_says(world: World) -> N
     assert world.agents.get(['host1'])['host1'].free_bytes == 5
 
 
-def test_the_report_of_an_agent_that_lost_its_name_is_left_out(world: World) -> None:
+def test_report_of_superseded_agent_ignored(world: World) -> None:
     world.agents.register(AGENT)
     world.dead('host1')
 
@@ -80,7 +80,7 @@ def test_the_report_of_an_agent_that_lost_its_name_is_left_out(world: World) -> 
     assert 'host1' in world.agents.down(['host1'])
 
 
-def test_hosts_that_are_down_come_with_the_reason(world: World) -> None:
+def test_down_hosts_come_with_reason(world: World) -> None:
     for host in ('host1', 'host2'):
         world.agents.register(dataclasses.replace(AGENT, host=host))
     world.dead('host2')
@@ -93,7 +93,7 @@ def test_hosts_that_are_down_come_with_the_reason(world: World) -> None:
     }
 
 
-def test_a_host_is_down_only_after_the_whole_time_without_a_report(world: World) -> None:
+def test_host_down_only_after_timeout(world: World) -> None:
     world.agents.register(AGENT)
     seen_at = world.agents.list()[0].seen_at
     assert seen_at is not None
@@ -103,7 +103,7 @@ def test_a_host_is_down_only_after_the_whole_time_without_a_report(world: World)
     assert world.agents.down(['host1']) == {}
 
 
-def test_more_hosts_can_be_asked_for_than_one_query_takes(world: World) -> None:
+def test_host_query_exceeds_one_statement(world: World) -> None:
     world.agents.register(AGENT)
     hosts = [f'host{number}' for number in range(1, 2001)]
 
@@ -111,14 +111,14 @@ def test_more_hosts_can_be_asked_for_than_one_query_takes(world: World) -> None:
     assert set(world.agents.down(hosts)) == set(hosts) - {'host1'}
 
 
-def test_agents_are_listed_by_host(world: World) -> None:
+def test_agents_listed_by_host(world: World) -> None:
     for host in ('b', 'c', 'a'):
         world.agents.register(dataclasses.replace(AGENT, host=host))
 
     assert [agent.host for agent in world.agents.list()] == ['a', 'b', 'c']
 
 
-def test_a_report_adds_no_agent_and_gives_those_that_have_to_register(world: World) -> None:
+def test_report_returns_unregistered_agents(world: World) -> None:
     """As after a restore of an older database, or if another agent has the name."""
     world.agents.register(dataclasses.replace(AGENT, host='host2'))
     reports = [AGENT, *(dataclasses.replace(each, host='host2') for each in (AGENT, OTHER))]
@@ -132,7 +132,7 @@ def test_a_report_adds_no_agent_and_gives_those_that_have_to_register(world: Wor
     assert [each.host for each in world.agents.list()] == ['host2']
 
 
-def test_a_report_from_another_cell_does_not_move_the_agent(world: World) -> None:
+def test_other_cell_report_moves_no_agent(world: World) -> None:
     world.agents.register(AGENT)
     world.dead('host1')
 
@@ -154,7 +154,7 @@ def test_agents_come_in_pages(world: World) -> None:
     assert len(first) == 3
 
 
-def test_agents_are_listed_that_report_or_that_do_not_or_of_a_cell(world: World) -> None:
+def test_agents_filtered_by_state_and_cell(world: World) -> None:
     for host, cell_uuid in (('a', 'cell-1'), ('b', 'cell-2'), ('c', 'cell-1')):
         world.agents.register(dataclasses.replace(AGENT, host=host, cell_uuid=cell_uuid))
     world.dead('c')
@@ -171,7 +171,7 @@ def test_agents_are_listed_that_report_or_that_do_not_or_of_a_cell(world: World)
     assert hosts(cell_uuid='cell-1', status=model.HostStatus.UP) == ['a']
 
 
-def test_how_a_host_is_comes_with_its_reason(world: World) -> None:
+def test_host_state_comes_with_reason(world: World) -> None:
     for host in ('a', 'b'):
         world.agents.register(dataclasses.replace(AGENT, host=host))
     world.dead('b')
@@ -187,7 +187,7 @@ def test_how_a_host_is_comes_with_its_reason(world: World) -> None:
 # Outages, in which no conductor could have heard a host
 
 
-def test_an_outage_is_not_counted_as_the_silence_of_a_host(world: World) -> None:
+def test_outage_does_not_count_as_silence(world: World) -> None:
     """Of the database, of the cell's broker, or of every conductor: none records the cell then."""
     world.hears('cell-1', for_seconds=1000)
     world.agents.register(AGENT)
@@ -208,7 +208,7 @@ def test_an_outage_is_not_counted_as_the_silence_of_a_host(world: World) -> None
     assert world.agents.down(['host1']) == {}
 
 
-def test_a_host_that_stays_silent_after_an_outage_loses_its_name_in_the_end(world: World) -> None:
+def test_silent_host_down_after_outage(world: World) -> None:
     world.hears('cell-1', for_seconds=1000)
     world.agents.register(AGENT)
     world.pass_time(10 * DOWN_SECONDS)
@@ -219,7 +219,7 @@ def test_a_host_that_stays_silent_after_an_outage_loses_its_name_in_the_end(worl
     assert _take(world) == 'host1 has another agent'
 
 
-def test_a_cell_that_is_noted_in_time_is_heard_all_along(world: World) -> None:
+def test_cell_noted_in_time_stays_heard(world: World) -> None:
     world.hears('cell-1', for_seconds=DOWN_SECONDS + 1)
     world.agents.register(AGENT)
     world.dead('host1')
@@ -230,7 +230,7 @@ def test_a_cell_that_is_noted_in_time_is_heard_all_along(world: World) -> None:
     assert list(world.agents.down(['host1'])) == ['host1']
 
 
-def test_a_cell_about_to_be_served_judges_nobody_before_it_was_heard(world: World) -> None:
+def test_new_cell_marks_no_host_down(world: World) -> None:
     world.agents.register(AGENT)
     world.dead('host1')
 
@@ -255,7 +255,7 @@ def _take(world: World) -> str:
 @pytest.mark.parametrize('heard_seconds', [None, 0, DOWN_SECONDS - 5, DOWN_SECONDS + 5])
 @pytest.mark.parametrize('silent_seconds', [0, DOWN_SECONDS - 5, DOWN_SECONDS + 5])
 @pytest.mark.parametrize('gap_seconds', [0, 1000])
-def test_every_question_about_a_host_has_the_same_answer(
+def test_host_queries_agree_on_state(
     world: World, heard_seconds: float | None, silent_seconds: float, gap_seconds: float
 ) -> None:
     world.agents.register(AGENT)
@@ -287,7 +287,7 @@ def test_every_question_about_a_host_has_the_same_answer(
     assert (shown.reason is None) == (shown.status == model.HostStatus.UP)
 
 
-def test_a_silent_host_of_a_cell_that_cannot_be_heard_is_unknown_with_the_reason(
+def test_unheard_cell_makes_silent_host_unknown(
     world: World,
 ) -> None:
     world.hears('cell-1')
@@ -308,7 +308,7 @@ def test_a_silent_host_of_a_cell_that_cannot_be_heard_is_unknown_with_the_reason
     )
 
 
-def test_a_host_that_never_reported_is_down_once_it_could_have_done_so(world: World) -> None:
+def test_never_reported_host_becomes_down(world: World) -> None:
     world.hears('cell-2', for_seconds=5)  # and is away for long now
     world.pass_time(10 * DOWN_SECONDS)
     world.hears('cell-1', for_seconds=DOWN_SECONDS - 5)
@@ -323,7 +323,7 @@ def test_a_host_that_never_reported_is_down_once_it_could_have_done_so(world: Wo
 # An agent that takes a name from another
 
 
-def test_the_outcome_of_an_agent_that_lost_its_name_is_not_recorded(world: World) -> None:
+def test_outcome_of_superseded_agent_ignored(world: World) -> None:
     request = world.planned(['host1'], ['i1'])
     world.agents.register(dataclasses.replace(AGENT, cell_uuid=world.cell.uuid))
     begun = world.begun()
@@ -338,7 +338,7 @@ def test_the_outcome_of_an_agent_that_lost_its_name_is_not_recorded(world: World
     assert (again.job_id, again.attempts, again.joins) == (begun.job_id, 1, False)
 
 
-def test_a_restarted_agent_of_the_same_id_goes_on_with_its_calls(world: World) -> None:
+def test_restarted_agent_keeps_its_calls(world: World) -> None:
     request = world.planned(['host1'], ['i1'])
     agent = dataclasses.replace(AGENT, cell_uuid=world.cell.uuid)
     world.agents.register(agent)
@@ -350,7 +350,7 @@ def test_a_restarted_agent_of_the_same_id_goes_on_with_its_calls(world: World) -
     assert world.statuses(request) == {('host1', 'i1'): 'cached'}
 
 
-def test_a_job_that_is_to_stop_is_left_to_its_order_when_the_name_is_taken(world: World) -> None:
+def test_stopping_job_survives_name_takeover(world: World) -> None:
     request = world.planned(['host1'], ['i1'])
     agent = dataclasses.replace(AGENT, cell_uuid=world.cell.uuid)
     world.agents.register(agent)

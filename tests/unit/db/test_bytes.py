@@ -30,7 +30,7 @@ def _again(world: World, call: jobs.Assignment) -> jobs.Assignment:
     return assigned
 
 
-def test_an_image_that_is_found_after_its_bytes_were_moved_keeps_them(world: World) -> None:
+def test_found_image_keeps_moved_bytes(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     call = world.begun()
     _report(world, call, 1, 100, 100)
@@ -44,7 +44,7 @@ def test_an_image_that_is_found_after_its_bytes_were_moved_keeps_them(world: Wor
     assert (shown.bytes_done, shown.bytes_total) == (100, 100)
 
 
-def test_an_image_that_was_there_all_along_had_nothing_to_move(world: World) -> None:
+def test_cached_image_moves_no_bytes(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     call = world.begun()
 
@@ -54,7 +54,7 @@ def test_an_image_that_was_there_all_along_had_nothing_to_move(world: World) -> 
     assert (task.bytes_done, task.bytes_total) == (0, 0)
 
 
-def test_what_was_moved_of_an_image_whose_size_is_not_known_is_in_the_sums(world: World) -> None:
+def test_bytes_of_unknown_size_summed(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     call = world.begun()
     world.change(jobs.models.Task, jobs.models.Task.host == 'h1', bytes_total=None)
@@ -66,9 +66,7 @@ def test_what_was_moved_of_an_image_whose_size_is_not_known_is_in_the_sums(world
 
 
 @pytest.mark.parametrize('seed', range(12))
-def test_in_any_order_of_events_bytes_only_grow_and_fit_their_total(
-    world: World, seed: int
-) -> None:
+def test_bytes_only_grow_up_to_total(world: World, seed: int) -> None:
     any_of = random.Random(seed)
     requests = [world.planned(['h1'], ['i1'])]
     call = world.begun()

@@ -40,7 +40,7 @@ def named(image_ids: Iterable[str], size_bytes: int = 2**40) -> dict[str, int]:
     return {name_of(image_id): size_bytes for image_id in image_ids}
 
 
-def test_a_file_is_kept_with_all_that_was_told_of_it(store: caches.Caches) -> None:
+def test_cached_file_stored_completely(store: caches.Caches) -> None:
     store.record([caches.Report('h1', [file('i1'), file('i2', used_by=None)], full=True)])
 
     found = {each.name: each for each in store.of_host('h1')}
@@ -54,7 +54,7 @@ def test_a_file_is_kept_with_all_that_was_told_of_it(store: caches.Caches) -> No
     assert found[name_of('i2')].used_by is None
 
 
-def test_a_full_report_replaces_all_that_was_known_of_its_host_alone(store: caches.Caches) -> None:
+def test_full_report_replaces_only_its_host(store: caches.Caches) -> None:
     for host in ('h1', 'h2'):
         store.record([caches.Report(host, [file('i1'), file('i2')], full=True)])
 
@@ -64,7 +64,7 @@ def test_a_full_report_replaces_all_that_was_known_of_its_host_alone(store: cach
     assert sizes(store, 'h2') == named(['i1', 'i2'])
 
 
-def test_a_change_leaves_the_rest_as_it_was(store: caches.Caches) -> None:
+def test_change_leaves_other_files(store: caches.Caches) -> None:
     store.record([caches.Report('h1', [file('i1'), file('i2'), file('i3')], full=True)])
 
     store.record(
@@ -74,7 +74,7 @@ def test_a_change_leaves_the_rest_as_it_was(store: caches.Caches) -> None:
     assert sizes(store, 'h1') == {name_of('i2'): 7, **named(['i3', 'i4'])}
 
 
-def test_an_empty_cache_is_one_that_is_known(store: caches.Caches) -> None:
+def test_empty_cache_is_known(store: caches.Caches) -> None:
     store.record([caches.Report('empty', [], full=True)])
     store.record([caches.Report('changing', [file('i1')])])
 
@@ -82,7 +82,7 @@ def test_an_empty_cache_is_one_that_is_known(store: caches.Caches) -> None:
     assert store.of_host('empty') == []
 
 
-def test_each_part_of_a_full_report_replaces_its_own_span_in_whatever_order(
+def test_report_parts_replace_their_span(
     store: caches.Caches,
 ) -> None:
     names = sorted(named(['i1', 'i2', 'i3', 'i4']))
@@ -98,7 +98,7 @@ def test_each_part_of_a_full_report_replaces_its_own_span_in_whatever_order(
     assert store.known_hosts() == {'h1'}
 
 
-def test_only_the_last_part_of_a_full_report_makes_a_cache_known(store: caches.Caches) -> None:
+def test_last_part_makes_cache_known(store: caches.Caches) -> None:
     store.record([caches.Report('h1', [file('i1')], full=True, until='9')])
     assert store.known_hosts() == frozenset()
 
@@ -106,7 +106,7 @@ def test_only_the_last_part_of_a_full_report_makes_a_cache_known(store: caches.C
     assert store.known_hosts() == {'h1'}
 
 
-def test_of_reports_that_are_written_together_the_later_one_counts(store: caches.Caches) -> None:
+def test_later_report_of_batch_wins(store: caches.Caches) -> None:
     store.record(
         [
             caches.Report('h2', [file('i1', 1)], full=True),
@@ -120,7 +120,7 @@ def test_of_reports_that_are_written_together_the_later_one_counts(store: caches
     assert sizes(store, 'h2') == {}
 
 
-def test_many_reports_are_written_in_transactions_of_some_rows(
+def test_reports_are_split_into_bounded_transactions(
     store: caches.Caches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caches, '_ROWS_AT_ONCE', 2)
@@ -132,9 +132,7 @@ def test_many_reports_are_written_in_transactions_of_some_rows(
     assert all(sizes(store, f'h{n}') == named(['i1', 'i2']) for n in range(5))
 
 
-def test_what_is_told_again_is_new_though_it_did_not_change(
-    world: World, store: caches.Caches
-) -> None:
+def test_repeated_report_refreshes_unchanged_file(world: World, store: caches.Caches) -> None:
     store.record([caches.Report('h1', [file('i1')], full=True)])
     world.change(models.CachedImage, models.CachedImage.host == 'h1', reported_at=LONG_AGO)
     [before] = store.of_host('h1')
@@ -161,9 +159,7 @@ def _writes(database: session.Database) -> list[str]:
     return written
 
 
-def test_files_have_the_ids_of_images_that_somebody_asked_for(
-    world: World, store: caches.Caches
-) -> None:
+def test_files_have_requested_image_ids(world: World, store: caches.Caches) -> None:
     _remember(world, ['i1'])
     resized = dataclasses.replace(file('i1'), name=f'{name_of("i1")}_20')
 
@@ -178,7 +174,7 @@ def _remember(world: World, image_ids: Sequence[str]) -> None:
     world.database.write(lambda s: s.execute(sa.insert(models.ImageName), rows))
 
 
-def test_the_files_of_a_host_come_in_pages(store: caches.Caches) -> None:
+def test_files_of_host_come_in_pages(store: caches.Caches) -> None:
     names = sorted(named(['i1', 'i2', 'i3', 'i4', 'i5']))
     store.record([caches.Report('h1', [file(f'i{n}') for n in range(1, 6)], full=True)])
     store.record([caches.Report('h2', [file('i6')], full=True)])
@@ -191,7 +187,7 @@ def test_the_files_of_a_host_come_in_pages(store: caches.Caches) -> None:
     assert pages == [names[:2], names[2:4], names[4:]]
 
 
-def test_the_hosts_of_an_image_come_in_pages(store: caches.Caches) -> None:
+def test_hosts_of_image_come_in_pages(store: caches.Caches) -> None:
     for number in range(5):
         store.record([caches.Report(f'h{number}', [file('i1', number), file('i2')], full=True)])
     store.record([caches.Report('without', [file('i2')], full=True)])
@@ -206,7 +202,7 @@ def test_the_hosts_of_an_image_come_in_pages(store: caches.Caches) -> None:
     assert store.hosts_of('i3') == []
 
 
-def test_what_hosts_have_of_images_is_found(store: caches.Caches) -> None:
+def test_hosts_with_images_found(store: caches.Caches) -> None:
     store.record([caches.Report('h1', [file('i1', 1), file('i2', 2)], full=True)])
     store.record([caches.Report('h2', [file('i2', 3), file('i3', 4)], full=True)])
     store.record([caches.Report('h3', [file('i1', 5)], full=True)])
@@ -222,7 +218,7 @@ def test_what_hosts_have_of_images_is_found(store: caches.Caches) -> None:
     assert store.present([], ['i1']) == store.present(['h1'], []) == {}
 
 
-def test_a_fleet_is_asked_about_in_a_few_statements(world: World, store: caches.Caches) -> None:
+def test_fleet_query_takes_few_statements(world: World, store: caches.Caches) -> None:
     store.record([caches.Report('h7', [file('i1')], full=True)])
     asked: list[str] = []
     sa.event.listen(
@@ -235,7 +231,7 @@ def test_a_fleet_is_asked_about_in_a_few_statements(world: World, store: caches.
     assert len([each for each in asked if each.startswith('SELECT')]) <= 10
 
 
-def test_a_file_that_another_conductor_added_at_the_same_moment_is_there_once(
+def test_concurrently_added_file_stored_once(
     world: World, store: caches.Caches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known, calls = caches._known, []

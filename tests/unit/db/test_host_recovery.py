@@ -26,7 +26,7 @@ def _waits(world: World, host: str) -> model.CacheRequest:
     return request
 
 
-def test_a_job_is_due_as_soon_as_its_host_reports(
+def test_reporting_host_makes_job_due(
     world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:
     request = _waits(world, 'h1')
@@ -44,7 +44,7 @@ def test_a_job_is_due_as_soon_as_its_host_reports(
     assert returned.hasten() == 0
 
 
-def test_a_job_that_waits_for_something_else_goes_on_waiting(
+def test_job_with_other_wait_reason_waits(
     world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:
     world.living('h1')
@@ -55,7 +55,7 @@ def test_a_job_that_waits_for_something_else_goes_on_waiting(
     assert returned.hasten() == 0
 
 
-def test_only_the_jobs_of_the_host_that_is_back_are_due(
+def test_recovery_makes_only_host_jobs_due(
     world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:
     for host in ('h1', 'h2'):

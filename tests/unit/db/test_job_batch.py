@@ -47,7 +47,7 @@ def _hosts(claimed: Sequence[job_batch.Claimed]) -> list[str]:
     return [each.claim.host for each in claimed]
 
 
-def test_each_of_many_ends_with_its_own_outcome(world: World) -> None:
+def test_each_job_gets_its_own_outcome(world: World) -> None:
     request = world.planned(['h1', 'h2', 'h3'], ['i1'])
     one, two, three = _assigned(world, 3)
 
@@ -69,7 +69,7 @@ def test_each_of_many_ends_with_its_own_outcome(world: World) -> None:
     assert world.to_announce(request) == ['start', 'h1', 'h2']
 
 
-def test_a_late_outcome_among_others_changes_nothing(world: World) -> None:
+def test_late_outcome_in_batch_changes_nothing(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     one, two = _assigned(world, 2)
     assert world.jobs.assign_again('c1', two) is not None  # under a newer epoch
@@ -83,7 +83,7 @@ def test_a_late_outcome_among_others_changes_nothing(world: World) -> None:
     assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h2', 'i1'): 'queued'}
 
 
-def test_a_call_does_not_begin_whose_host_was_given_back_by_then(world: World) -> None:
+def test_call_on_released_host_cannot_begin(world: World) -> None:
     world.planned(['h1'], ['i1'])
     (one,) = _assigned(world, 1)
     _execute(world, next_jobs=[NextJobRequest('c1', 'h1', goes_on=False)])
@@ -91,7 +91,7 @@ def test_a_call_does_not_begin_whose_host_was_given_back_by_then(world: World) -
     assert not _execute(world, begins=[Begin(one.job_id, one.epoch)]).begun
 
 
-def test_the_request_that_an_outcome_leaves_without_work_is_told(world: World) -> None:
+def test_outcome_reports_request_without_work(world: World) -> None:
     request = world.planned(['h1', 'h2', 'h3'], ['i1'])
     one, two, three = _assigned(world, 3)
 
@@ -102,7 +102,7 @@ def test_the_request_that_an_outcome_leaves_without_work_is_told(world: World) -
     assert [each.idle for each in others.values()] == [(request.id,), (request.id,)]
 
 
-def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
+def test_worker_gets_job_or_releases_host(
     world: World,
 ) -> None:
     world.planned(['h1'], ['i1', 'i2'])
@@ -120,7 +120,7 @@ def test_a_worker_is_given_the_next_job_of_its_host_or_the_host_is_given_back(
     assert world.claimed() == 1
 
 
-def test_the_next_jobs_of_many_hosts_are_looked_for_among_those_of_the_hosts(
+def test_next_jobs_belong_to_given_hosts(
     world: World,
 ) -> None:
     plans: list[str] = []
@@ -137,7 +137,7 @@ def test_the_next_jobs_of_many_hosts_are_looked_for_among_those_of_the_hosts(
     assert plans == ['SEARCH jobs USING INDEX jobs_host_idx (host=? AND status=?)']
 
 
-def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> None:
+def test_host_claimed_in_new_cell(world: World) -> None:
     other = world.inventory.create_cell('other', 'fake://').uuid
     world.planned(['h1', 'h2'], ['i1'])
     one, two = _assigned(world, 2)
@@ -156,7 +156,7 @@ def test_a_host_is_claimed_in_the_cell_that_it_was_moved_to(world: World) -> Non
         assert (row.cell_uuid, row.epoch) == (other, claimed[-1].claim.epoch)
 
 
-def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_assigned(
+def test_outcome_counts_after_host_takeover(
     world: World,
 ) -> None:
     request = world.planned(['h1'], ['i1', 'i2'])
@@ -172,7 +172,7 @@ def test_what_was_recorded_counts_though_the_host_was_taken_over_and_nothing_is_
     assert world.jobs.claimed_hosts('c2') == ['h1']
 
 
-def test_where_the_outcome_decides_on_the_rest_nothing_is_assigned_before_it_was_seen_to(
+def test_deciding_outcome_delays_assignment(
     world: World,
 ) -> None:
     options = model.RequestOptions(max_failures=0)
@@ -185,7 +185,7 @@ def test_where_the_outcome_decides_on_the_rest_nothing_is_assigned_before_it_was
     assert world.jobs.claimed_hosts('c1') == ['h1']
 
 
-def test_under_a_limit_no_more_hosts_are_called_at_once_than_it_says(world: World) -> None:
+def test_limit_bounds_concurrent_hosts(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     one, two = _assigned(world, 2)
     options = model.RequestOptions(max_parallel_hosts=1)
@@ -197,7 +197,7 @@ def test_under_a_limit_no_more_hosts_are_called_at_once_than_it_says(world: Worl
     assert [each and each.image_id for each in assigned] == ['i2', None]
 
 
-def test_all_that_is_free_is_claimed_at_once_the_most_urgent_first(world: World) -> None:
+def test_most_urgent_hosts_claimed_at_once(world: World) -> None:
     world.planned(['h1'], ['i1', 'i2'])
     world.planned(['h2', 'h3'], ['i1'], priority=5)
     world.planned(['h4'], ['i1'], priority=-5)
@@ -207,7 +207,7 @@ def test_all_that_is_free_is_claimed_at_once_the_most_urgent_first(world: World)
     assert world.claimed() == 3
 
 
-def test_a_claimed_host_has_its_most_urgent_job_assigned_under_the_epoch_of_the_claim(
+def test_claimed_host_gets_most_urgent_job(
     world: World,
 ) -> None:
     world.planned(['h1'], ['i1', 'i2'])
@@ -221,7 +221,7 @@ def test_a_claimed_host_has_its_most_urgent_job_assigned_under_the_epoch_of_the_
     assert world.jobs.begin(claimed.first.job_id, claimed.first.epoch)
 
 
-def test_what_is_less_urgent_waits_though_a_host_has_more_jobs_than_are_looked_at(
+def test_less_urgent_job_waits_beyond_lookahead(
     world: World,
 ) -> None:
     for number in range(5):
@@ -234,7 +234,7 @@ def test_what_is_less_urgent_waits_though_a_host_has_more_jobs_than_are_looked_a
     assert _hosts(world.jobs.claim_hosts('c1', limit=2, most=2)) == ['h2']
 
 
-def test_a_host_that_is_given_back_makes_room_for_another_in_the_same_transaction(
+def test_released_host_frees_slot_in_transaction(
     world: World,
 ) -> None:
     world.planned(['h1', 'h2'], ['i1'])
@@ -247,9 +247,7 @@ def test_a_host_that_is_given_back_makes_room_for_another_in_the_same_transactio
     assert world.claimed() == 1
 
 
-def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_conductor_leaves_batch_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
     one, two = _assigned(world, 2)
     lost = db_exception.DBError('the process was killed')
@@ -281,7 +279,7 @@ def test_a_conductor_that_dies_in_a_round_leaves_everything_to_be_done_again(
 LIMITED = model.RequestOptions(max_parallel_hosts=1)
 
 
-def test_a_late_outcome_frees_no_place_under_a_limit(world: World) -> None:
+def test_late_outcome_frees_no_slot(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
     late = world.begun()
     assert world.jobs.assign_again('c1', late) is not None
@@ -291,7 +289,7 @@ def test_a_late_outcome_frees_no_place_under_a_limit(world: World) -> None:
     assert _execute(world, next_jobs=[ended], claims=[wanted]).claimed == []
 
 
-def test_a_call_that_lost_its_place_under_a_limit_is_not_repeated(world: World) -> None:
+def test_call_without_slot_not_repeated(world: World) -> None:
     world.aggregate(['h1', 'h2'])
     world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
     lost = world.begun()
@@ -306,7 +304,7 @@ def test_a_call_that_lost_its_place_under_a_limit_is_not_repeated(world: World) 
     assert sum(job.status == 'downloading' for job in world.all_jobs()) == 1
 
 
-def test_a_limit_that_is_used_up_lets_the_next_urgent_request_come_next(world: World) -> None:
+def test_exhausted_limit_yields_to_next_request(world: World) -> None:
     hosts, others = [f'h{number}' for number in range(4)], [f'm{number}' for number in range(4)]
     world.planned(hosts, ['low'], priority=0)
     world.planned(hosts, ['top'], priority=10, options=LIMITED)
@@ -318,7 +316,7 @@ def test_a_limit_that_is_used_up_lets_the_next_urgent_request_come_next(world: W
     assert images == ['top', 'mid', 'mid', 'mid', 'mid']
 
 
-def test_with_all_places_taken_no_jobs_are_looked_for(world: World) -> None:
+def test_full_limits_skip_job_query(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
     world.begun()
     asked: list[str] = []

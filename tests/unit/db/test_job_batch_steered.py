@@ -70,7 +70,7 @@ def _pause_when_chosen(world: World) -> None:
 # Last attempts
 
 
-def test_last_attempts_that_are_lost_together_end_each_as_its_job_was_to(world: World) -> None:
+def test_lost_last_attempts_end_as_ordered(world: World) -> None:
     paused, cancelled, late, other = (world.planned([f'h{n}'], ['i1']) for n in range(1, 5))
     calls = _begun(world)
     world.steering.pause(paused.id)
@@ -98,7 +98,7 @@ def _numbered(*requests: model.CacheRequest) -> Sequence[tuple[int, model.CacheR
     return list(enumerate(requests, start=1))
 
 
-def test_an_attempt_that_a_pause_has_broken_off_is_made_again_by_a_newer_call(
+def test_paused_attempt_repeated_by_newer_call(
     world: World,
 ) -> None:
     request = world.planned(['h1'], ['i1'])
@@ -116,7 +116,7 @@ def test_an_attempt_that_a_pause_has_broken_off_is_made_again_by_a_newer_call(
     assert again.epoch > call.epoch
 
 
-def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_to_a_round(world: World) -> None:
+def test_held_job_loses_no_attempt(world: World) -> None:
     request, gone = world.planned(['h1'], ['i1']), world.planned(['h2'], ['i1'])
     other = world.accept(['h1'], ['i1'])
     calls = _calls(world)
@@ -134,7 +134,7 @@ def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_to_a_round(world
     assert _calls(world)['h1'].attempts == 1
 
 
-def test_what_succeeded_though_it_was_to_stop_has_succeeded(world: World) -> None:
+def test_success_beats_stop_order(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     call = _begun(world)['h1']
     world.steering.pause(request.id)
@@ -144,7 +144,7 @@ def test_what_succeeded_though_it_was_to_stop_has_succeeded(world: World) -> Non
     assert world.statuses(request) == {('h1', 'i1'): 'cached'}
 
 
-def test_what_a_deadline_leaves_to_a_paused_request_is_not_assigned(world: World) -> None:
+def test_expired_paused_job_not_assigned(world: World) -> None:
     late, other = world.planned(['h1'], ['i1']), world.planned(['h1'], ['i1'])
     call = _begun(world)['h1']
     world.steering.pause(other.id)
@@ -163,7 +163,7 @@ def test_what_a_deadline_leaves_to_a_paused_request_is_not_assigned(world: World
 # Calls
 
 
-def test_a_job_that_is_paused_while_it_is_chosen_for_a_worker_is_not_called(world: World) -> None:
+def test_job_paused_during_assignment_not_called(world: World) -> None:
     request = world.planned(['h1'], ['i1', 'i2'])
     call = _begun(world)['h1']
     _pause_when_chosen(world)
@@ -175,7 +175,7 @@ def test_a_job_that_is_paused_while_it_is_chosen_for_a_worker_is_not_called(worl
     assert world.tasks(request)['h1', 'i2'].attempts == 0
 
 
-def test_a_job_that_is_paused_while_its_host_is_claimed_is_not_called(world: World) -> None:
+def test_job_paused_during_claim_not_called(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     _pause_when_chosen(world)
 
@@ -186,7 +186,7 @@ def test_a_job_that_is_paused_while_its_host_is_claimed_is_not_called(world: Wor
     assert world.jobs.next_job('c1', 'h1').is_over
 
 
-def test_each_call_has_its_own_terms_and_one_that_nobody_wants_no_time_at_all(
+def test_each_call_has_own_terms(
     world: World,
 ) -> None:
     options = model.RequestOptions(max_rate_bytes=5)

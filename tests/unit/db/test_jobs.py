@@ -45,7 +45,7 @@ def _finish(
 # Claims
 
 
-def test_the_limit_counts_the_claimed_hosts_of_all_conductors(world: World) -> None:
+def test_limit_counts_hosts_of_all_conductors(world: World) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
 
     made = [world.claim(conductor, limit=2) for conductor in ('c1', 'c2', 'c3')]
@@ -54,7 +54,7 @@ def test_the_limit_counts_the_claimed_hosts_of_all_conductors(world: World) -> N
     assert world.claimed() == 2
 
 
-def test_a_host_is_claimed_once_however_much_work_it_has(world: World) -> None:
+def test_host_with_many_jobs_claimed_once(world: World) -> None:
     world.planned(['h1'], ['i1', 'i2'])
     world.planned(['h1'], ['i3'])
     _claim(world)
@@ -63,7 +63,7 @@ def test_a_host_is_claimed_once_however_much_work_it_has(world: World) -> None:
     assert world.claim('c2', limit=100) is None
 
 
-def test_a_released_host_leaves_its_slot_to_another_one(world: World) -> None:
+def test_released_host_frees_its_slot(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     assert world.claim('c1', limit=1)
     assigned = _assign(world)
@@ -76,14 +76,14 @@ def test_a_released_host_leaves_its_slot_to_another_one(world: World) -> None:
     assert _claim(world, 'c2', limit=1).host == 'h2'
 
 
-def test_the_most_urgent_work_is_claimed_first_then_the_oldest(world: World) -> None:
+def test_urgent_then_oldest_claimed_first(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     world.planned(['h3'], ['i1'], priority=5)
 
     assert [_claim(world).host for _ in range(3)] == ['h3', 'h1', 'h2']
 
 
-def test_a_host_whose_bytes_still_move_is_claimed_before_any_other(world: World) -> None:
+def test_host_with_moving_bytes_claimed_first(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     world.planned(['h3'], ['i1'], priority=5)
     world.change(models.Job, models.Job.host == 'h2', status='downloading')
@@ -91,7 +91,7 @@ def test_a_host_whose_bytes_still_move_is_claimed_before_any_other(world: World)
     assert _claim(world).host == 'h2'
 
 
-def test_the_hosts_of_a_cell_that_is_to_be_avoided_are_not_claimed(world: World) -> None:
+def test_avoided_cell_not_claimed(world: World) -> None:
     world.planned(['h1'], ['i1'], cell_uuid='dead')
     world.planned(['h2'], ['i1'], cell_uuid='alive')
 
@@ -101,7 +101,7 @@ def test_the_hosts_of_a_cell_that_is_to_be_avoided_are_not_claimed(world: World)
     assert world.claim('c1', limit=5, avoid_cells={'dead', 'alive'}) is None
 
 
-def test_every_claim_of_a_host_has_a_higher_epoch(world: World) -> None:
+def test_each_claim_raises_epoch(world: World) -> None:
     world.planned(['h1'], ['i1'])
     epochs = []
     for conductor in ('c1', 'c2', 'c1'):
@@ -111,14 +111,14 @@ def test_every_claim_of_a_host_has_a_higher_epoch(world: World) -> None:
     assert epochs == sorted(set(epochs))
 
 
-def test_a_living_claim_is_not_taken_over(world: World) -> None:
+def test_live_claim_not_taken_over(world: World) -> None:
     world.planned(['h1'], ['i1'])
     _claim(world)
 
     assert world.jobs.take_over('c2') == []
 
 
-def test_an_expired_claim_is_taken_over_with_its_slot_and_a_higher_epoch(world: World) -> None:
+def test_expired_claim_taken_over_with_slot(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     lost = _claim(world)
     world.expire('h1')
@@ -132,7 +132,7 @@ def test_an_expired_claim_is_taken_over_with_its_slot_and_a_higher_epoch(world: 
     assert world.jobs.take_over('c3') == []
 
 
-def test_a_conductor_that_lost_a_host_can_neither_release_nor_use_nor_renew_it(
+def test_conductor_cannot_use_lost_host(
     world: World,
 ) -> None:
     world.planned(['h1'], ['i1'])
@@ -146,7 +146,7 @@ def test_a_conductor_that_lost_a_host_can_neither_release_nor_use_nor_renew_it(
     assert world.jobs.claimed_hosts('c2') == ['h1']
 
 
-def test_a_conductor_does_not_take_over_from_itself(world: World) -> None:
+def test_conductor_does_not_take_over_itself(world: World) -> None:
     """Its worker still serves the host: two would call it at once."""
     world.planned(['h1'], ['i1'])
     _claim(world)
@@ -157,7 +157,7 @@ def test_a_conductor_does_not_take_over_from_itself(world: World) -> None:
     assert world.jobs.take_over('c2') == []
 
 
-def test_a_renewed_lease_is_measured_by_the_clock_of_the_database(world: World) -> None:
+def test_lease_measured_by_database_clock(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     _claim(world)
     _claim(world, 'c2')
@@ -175,7 +175,7 @@ def test_a_renewed_lease_is_measured_by_the_clock_of_the_database(world: World) 
     assert taken.host == 'h2'
 
 
-def test_a_conductor_that_stops_gives_back_its_own_hosts_alone(world: World) -> None:
+def test_stopping_conductor_releases_only_its_hosts(world: World) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
     for conductor in ('c1', 'c2', 'c1'):
         _claim(world, conductor)
@@ -187,9 +187,7 @@ def test_a_conductor_that_stops_gives_back_its_own_hosts_alone(world: World) -> 
 
 
 @pytest.mark.parametrize('wrong', [-3, 50])
-def test_a_counter_that_went_wrong_is_put_right_from_the_living_claims(
-    world: World, wrong: int
-) -> None:
+def test_wrong_counter_repaired_from_claims(world: World, wrong: int) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
     _claim(world)
     world.change(models.Counter, models.Counter.name == job_claim.CLAIMED_HOSTS, value=wrong)
@@ -203,7 +201,7 @@ def test_a_counter_that_went_wrong_is_put_right_from_the_living_claims(
 # Assignment
 
 
-def test_the_jobs_of_a_host_come_by_urgency_then_age(world: World) -> None:
+def test_host_jobs_ordered_by_urgency_age(world: World) -> None:
     world.planned(['h1'], ['i1', 'i2'])
     world.planned(['h1'], ['i3'], priority=9)
     _claim(world)
@@ -215,7 +213,7 @@ def test_the_jobs_of_a_host_come_by_urgency_then_age(world: World) -> None:
     assert order == ['i3', 'i1', 'i2']
 
 
-def test_a_job_in_work_comes_before_all_others_of_its_host(world: World) -> None:
+def test_running_job_comes_before_others(world: World) -> None:
     """Else a host that was taken over would download two images at once."""
     world.planned(['h1'], ['i1'])
     in_work = world.begun()
@@ -229,7 +227,7 @@ def test_a_job_in_work_comes_before_all_others_of_its_host(world: World) -> None
     assert joined.joins
 
 
-def test_an_attempt_is_counted_when_it_is_assigned_and_shown_in_the_tasks(world: World) -> None:
+def test_assignment_counts_attempt_in_tasks(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     _claim(world)
 
@@ -240,7 +238,7 @@ def test_an_attempt_is_counted_when_it_is_assigned_and_shown_in_the_tasks(world:
     assert (task.status, task.attempts) == ('queued', 1)
 
 
-def test_a_job_in_work_that_is_called_again_counts_no_attempt(world: World) -> None:
+def test_repeated_call_counts_no_attempt(world: World) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
 
@@ -251,7 +249,7 @@ def test_a_job_in_work_that_is_called_again_counts_no_attempt(world: World) -> N
     assert again.epoch > begun.epoch
 
 
-def test_calling_again_fences_the_older_call(world: World) -> None:
+def test_repeated_call_fences_older_call(world: World) -> None:
     world.planned(['h1'], ['i1'])
     old = world.begun()
     new = world.jobs.assign_again('c1', old)
@@ -263,7 +261,7 @@ def test_calling_again_fences_the_older_call(world: World) -> None:
     assert _finish(world, new).current
 
 
-def test_a_job_that_ended_is_not_called_again(world: World) -> None:
+def test_ended_job_not_called_again(world: World) -> None:
     world.planned(['h1'], ['i1', 'i2'])
     begun = world.begun()
     _finish(world, begun)
@@ -271,7 +269,7 @@ def test_a_job_that_ended_is_not_called_again(world: World) -> None:
     assert world.jobs.assign_again('c1', begun) is None
 
 
-def test_nothing_is_assigned_on_a_host_that_is_not_claimed(world: World) -> None:
+def test_unclaimed_host_gets_no_assignment(world: World) -> None:
     world.planned(['h1'], ['i1'])
 
     assert world.assign('c1', 'h1') is None
@@ -281,7 +279,7 @@ def test_nothing_is_assigned_on_a_host_that_is_not_claimed(world: World) -> None
 # The fence
 
 
-def test_a_begun_job_shows_in_its_tasks_and_starts_its_request(world: World) -> None:
+def test_begun_job_starts_tasks_and_request(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     world.begun()
 
@@ -292,7 +290,7 @@ def test_a_begun_job_shows_in_its_tasks_and_starts_its_request(world: World) -> 
     assert started.started_at is not None
 
 
-def test_a_call_of_a_released_claim_may_not_begin(world: World) -> None:
+def test_call_of_released_claim_cannot_begin(world: World) -> None:
     world.planned(['h1'], ['i1'])
     _claim(world)
     assigned = _assign(world)
@@ -301,7 +299,7 @@ def test_a_call_of_a_released_claim_may_not_begin(world: World) -> None:
     assert not world.jobs.begin(assigned.job_id, assigned.epoch)
 
 
-def test_a_call_of_a_claim_that_was_taken_over_may_not_begin(world: World) -> None:
+def test_call_of_superseded_claim_cannot_begin(world: World) -> None:
     """Not even before its new owner has assigned the job again, or has chosen another one."""
     world.planned(['h1'], ['i1'])
     _claim(world)
@@ -316,7 +314,7 @@ def test_a_call_of_a_claim_that_was_taken_over_may_not_begin(world: World) -> No
     assert not world.jobs.begin(lost.job_id, lost.epoch)
 
 
-def test_a_stale_call_can_do_nothing(world: World) -> None:
+def test_stale_call_changes_nothing(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     stale = world.begun()
     world.expire('h1')
@@ -333,11 +331,11 @@ def test_a_stale_call_can_do_nothing(world: World) -> None:
     assert world.jobs.begin(current.job_id, current.epoch)
 
 
-def test_an_unknown_job_may_not_begin(world: World) -> None:
+def test_unknown_job_cannot_begin(world: World) -> None:
     assert not world.jobs.begin('none', 1)
 
 
-def test_a_job_that_waits_for_its_next_attempt_may_not_begin(world: World) -> None:
+def test_waiting_job_cannot_begin(world: World) -> None:
     world.planned(['h1'], ['i1'])
     assigned = world.begun()
     assert world.jobs.retry(assigned.job_id, assigned.epoch, BROKEN, 0)
@@ -345,7 +343,7 @@ def test_a_job_that_waits_for_its_next_attempt_may_not_begin(world: World) -> No
     assert not world.jobs.begin(assigned.job_id, assigned.epoch)
 
 
-def test_a_second_start_keeps_the_time_of_the_first(world: World) -> None:
+def test_second_start_keeps_first_time(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     world.begun()
     for table in (models.Job, models.Task):
@@ -360,7 +358,7 @@ def test_a_second_start_keeps_the_time_of_the_first(world: World) -> None:
     assert world.tasks(request)['h1', 'i1'].started_at == LONG_AGO
 
 
-def test_a_job_whose_compute_started_anew_counts_an_attempt(world: World) -> None:
+def test_restart_of_compute_counts_attempt(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     again = world.jobs.assign_again('c1', begun)
@@ -373,9 +371,7 @@ def test_a_job_whose_compute_started_anew_counts_an_attempt(world: World) -> Non
 
 
 @pytest.mark.parametrize('calls', [1, 2])
-def test_a_job_that_starts_or_is_joined_counts_no_attempt_beyond_its_first(
-    world: World, calls: int
-) -> None:
+def test_start_or_join_counts_one_attempt(world: World, calls: int) -> None:
     world.planned(['h1'], ['i1'])
     _claim(world)
     assigned = _assign(world)
@@ -391,7 +387,7 @@ def test_a_job_that_starts_or_is_joined_counts_no_attempt_beyond_its_first(
 # Progress
 
 
-def test_progress_shows_in_the_tasks_and_the_request(world: World) -> None:
+def test_progress_shows_in_tasks_and_request(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
 
@@ -414,7 +410,7 @@ def test_progress_only_grows(world: World) -> None:
 
 
 @pytest.mark.parametrize('sequence', [1, 2])
-def test_progress_that_comes_late_or_twice_changes_nothing(world: World, sequence: int) -> None:
+def test_late_or_repeated_progress_changes_nothing(world: World, sequence: int) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     world.jobs.record_progress([_report(begun, 2, 40, 'converting')])
@@ -425,7 +421,7 @@ def test_progress_that_comes_late_or_twice_changes_nothing(world: World, sequenc
     assert (task.status, task.bytes_done) == ('converting', 40)
 
 
-def test_progress_counts_from_one_again_under_a_new_epoch(world: World) -> None:
+def test_progress_sequence_restarts_with_new_epoch(world: World) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
     world.jobs.record_progress([_report(begun, 500, 40)])
@@ -435,7 +431,7 @@ def test_progress_counts_from_one_again_under_a_new_epoch(world: World) -> None:
     assert world.jobs.record_progress([_report(again, 1, 50)]) == 1
 
 
-def test_progress_after_the_end_changes_nothing(world: World) -> None:
+def test_progress_after_end_changes_nothing(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     _finish(world, begun)
@@ -445,7 +441,7 @@ def test_progress_after_the_end_changes_nothing(world: World) -> None:
     assert world.statuses(request) == {('h1', 'i1'): 'cached'}
 
 
-def test_a_status_that_this_release_does_not_know_leaves_the_job_in_work(world: World) -> None:
+def test_unknown_status_leaves_job_running(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     progress = model.Progress('polishing', 60, 100)  # type: ignore[arg-type]
@@ -458,7 +454,7 @@ def test_a_status_that_this_release_does_not_know_leaves_the_job_in_work(world: 
     assert _finish(world, begun).current
 
 
-def test_one_bad_report_of_many_does_not_hold_up_the_others(world: World) -> None:
+def test_bad_report_does_not_block_others(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     first, second = world.begun(), world.begun()
     _finish(world, first)
@@ -468,7 +464,7 @@ def test_one_bad_report_of_many_does_not_hold_up_the_others(world: World) -> Non
     assert world.job(second.job_id).bytes_done == 7
 
 
-def test_a_job_moves_while_its_progress_is_young(world: World) -> None:
+def test_recent_progress_means_job_moves(world: World) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
     assert world.jobs.is_moving(begun.job_id, within_seconds=30)
@@ -480,7 +476,7 @@ def test_a_job_moves_while_its_progress_is_young(world: World) -> None:
     assert world.jobs.is_moving(begun.job_id, within_seconds=30)
 
 
-def test_a_job_that_was_never_begun_does_not_move(world: World) -> None:
+def test_job_not_begun_does_not_move(world: World) -> None:
     world.planned(['h1'], ['i1'])
 
     assert not world.jobs.is_moving(world.all_jobs()[0].uuid, within_seconds=1e6)
@@ -490,7 +486,7 @@ def test_a_job_that_was_never_begun_does_not_move(world: World) -> None:
 # Outcomes
 
 
-def test_all_requests_that_want_a_job_get_its_outcome(world: World) -> None:
+def test_all_requests_get_outcome_of_job(world: World) -> None:
     first = world.planned(['h1'], ['i1'])
     second = world.planned(['h1', 'h2'], ['i1'])
     begun = world.begun()
@@ -504,7 +500,7 @@ def test_all_requests_that_want_a_job_get_its_outcome(world: World) -> None:
         assert task.finished_at is not None
 
 
-def test_a_late_result_after_the_final_one_changes_no_row(world: World) -> None:
+def test_late_result_changes_no_row(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     assert _finish(world, begun).current
@@ -516,7 +512,7 @@ def test_a_late_result_after_the_final_one_changes_no_row(world: World) -> None:
     assert world.tasks(request) == before
 
 
-def test_a_failure_keeps_its_reason(world: World) -> None:
+def test_failure_keeps_its_reason(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
 
     _finish(world, world.begun(), BROKEN)
@@ -526,7 +522,7 @@ def test_a_failure_keeps_its_reason(world: World) -> None:
     assert world.all_jobs()[0].reason == 'the line is dead'
 
 
-def test_the_hosts_of_a_request_are_counted_as_they_get_done(world: World) -> None:
+def test_done_hosts_counted_in_request(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
     for done in (['h1'], ['h1', 'h2']):
         claim = _claim(world)
@@ -537,7 +533,7 @@ def test_the_hosts_of_a_request_are_counted_as_they_get_done(world: World) -> No
     assert world.requests.get(request.id).hosts_done == 2
 
 
-def test_a_job_that_waits_for_its_next_attempt_holds_no_slot(world: World) -> None:
+def test_waiting_job_holds_no_slot(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     begun = world.begun()
     assert world.jobs.retry(begun.job_id, begun.epoch, BROKEN, delay_seconds=100)
@@ -552,7 +548,7 @@ def test_a_job_that_waits_for_its_next_attempt_holds_no_slot(world: World) -> No
     assert task.next_attempt_at is not None
 
 
-def test_a_job_whose_wait_is_over_is_a_new_attempt(world: World) -> None:
+def test_retry_after_wait_counts_attempt(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     begun = world.begun()
     mismatch = model.ImageOutcome('error', 'wrong hash', model.Retry.ONCE)
@@ -569,7 +565,7 @@ def test_a_job_whose_wait_is_over_is_a_new_attempt(world: World) -> None:
 # Requests that no longer want a job
 
 
-def test_ending_the_tasks_of_one_request_leaves_the_transfer_to_the_other(world: World) -> None:
+def test_ended_tasks_keep_shared_transfer(world: World) -> None:
     first = world.planned(['h1'], ['i1'], project_id='p1')
     second = world.planned(['h1'], ['i1'], is_admin=True)
     begun = world.begun()
@@ -588,7 +584,7 @@ def test_ending_the_tasks_of_one_request_leaves_the_transfer_to_the_other(world:
     assert world.statuses(first) == {('h1', 'i1'): 'error'}
 
 
-def test_a_waiting_job_ends_with_the_last_task_that_wants_it(world: World) -> None:
+def test_waiting_job_ends_with_last_task(world: World) -> None:
     request = world.planned(['h1'], ['i1', 'i2'])
     job_id = world.all_jobs()[0].uuid
 
@@ -598,7 +594,7 @@ def test_a_waiting_job_ends_with_the_last_task_that_wants_it(world: World) -> No
     assert world.all_jobs()[0].active_key is None
 
 
-def test_the_waiting_tasks_of_hosts_that_left_end_skipped_and_those_in_work_go_on(
+def test_waiting_tasks_of_departed_hosts_skipped(
     world: World,
 ) -> None:
     request = world.planned(['h1', 'h2', 'h3'], ['i1', 'i2'])
@@ -621,7 +617,7 @@ def test_the_waiting_tasks_of_hosts_that_left_end_skipped_and_those_in_work_go_o
     assert world.depth() == 2
 
 
-def test_a_job_that_another_request_wants_is_not_skipped_with_the_first(world: World) -> None:
+def test_job_of_other_request_not_skipped(world: World) -> None:
     first = world.planned(['h1', 'h2'], ['i1'])
     second = world.planned(['h1'], ['i1'])
 
@@ -631,7 +627,7 @@ def test_a_job_that_another_request_wants_is_not_skipped_with_the_first(world: W
     assert [job.status for job in world.all_jobs()] == ['queued', 'skipped']
 
 
-def test_a_call_for_a_job_that_was_skipped_meanwhile_may_not_begin(world: World) -> None:
+def test_call_of_skipped_job_cannot_begin(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     _claim(world)
     assigned = _assign(world)
@@ -642,7 +638,7 @@ def test_a_call_for_a_job_that_was_skipped_meanwhile_may_not_begin(world: World)
     assert _finish(world, assigned) == job_outcome.STALE
 
 
-def test_thousands_of_hosts_that_leave_at_once_end_skipped(world: World) -> None:
+def test_thousands_of_departed_hosts_skipped(world: World) -> None:
     hosts = [f'h{number}' for number in range(1200)]
     request = world.planned(hosts, ['i1'])
 
@@ -656,7 +652,7 @@ def test_thousands_of_hosts_that_leave_at_once_end_skipped(world: World) -> None
 # A cell that is dead
 
 
-def test_the_due_jobs_of_a_cell_are_those_that_nobody_has_claimed(world: World) -> None:
+def test_due_jobs_of_cell_unclaimed(world: World) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'], cell_uuid='dead')
     world.planned(['h4'], ['i1'], cell_uuid='alive')
     waiting = world.begun()
@@ -667,7 +663,7 @@ def test_the_due_jobs_of_a_cell_are_those_that_nobody_has_claimed(world: World) 
     assert [job.host for job in world.jobs.due_in_cell('dead')] == ['h3']
 
 
-def test_an_attempt_that_was_not_made_is_counted(world: World) -> None:
+def test_missed_attempt_is_counted(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
 
@@ -679,7 +675,7 @@ def test_an_attempt_that_was_not_made_is_counted(world: World) -> None:
     assert world.claim('c1', limit=5) is None
 
 
-def test_the_last_attempt_that_was_not_made_ends_the_job(world: World) -> None:
+def test_missed_last_attempt_ends_job(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
 
@@ -690,9 +686,7 @@ def test_the_last_attempt_that_was_not_made_ends_the_job(world: World) -> None:
 
 
 @pytest.mark.parametrize('delay', [None, 100.0])
-def test_a_job_that_was_claimed_meanwhile_is_left_to_its_conductor(
-    world: World, delay: float | None
-) -> None:
+def test_reclaimed_job_left_to_its_conductor(world: World, delay: float | None) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
     _claim(world)
@@ -706,7 +700,7 @@ def test_a_job_that_was_claimed_meanwhile_is_left_to_its_conductor(
     assert world.jobs.begin(assigned.job_id, assigned.epoch)
 
 
-def test_the_depth_is_the_number_of_jobs_in_flight(world: World) -> None:
+def test_depth_counts_jobs_in_flight(world: World) -> None:
     world.planned(['h1', 'h2', 'h3'], ['i1'])
     world.planned(['h1'], ['i1'])
     _finish(world, world.begun())
@@ -765,7 +759,7 @@ def _conduct(world: World, conductor: str, watch: _Watch, together: threading.Ba
             watch.leave(claim.host)
 
 
-def test_conductors_that_race_never_exceed_the_limit_and_do_each_job_once(world: World) -> None:
+def test_racing_conductors_respect_limit(world: World) -> None:
     hosts = [f'h{number}' for number in range(8)]
     asked: Sequence[model.CacheRequest] = [
         world.planned(hosts, ['i1', 'i2']),
@@ -790,7 +784,7 @@ def test_conductors_that_race_never_exceed_the_limit_and_do_each_job_once(world:
         assert world.requests.complete(request.id)
 
 
-def test_hosts_are_taken_over_once_when_many_conductors_try(world: World) -> None:
+def test_racing_conductors_take_over_host_once(world: World) -> None:
     hosts = [f'h{number}' for number in range(6)]
     world.planned(hosts, ['i1'])
     for _ in hosts:
@@ -810,7 +804,7 @@ def test_hosts_are_taken_over_once_when_many_conductors_try(world: World) -> Non
     assert world.claimed() == 6
 
 
-def test_two_plans_that_make_the_same_jobs_at_once_share_them(world: World) -> None:
+def test_concurrent_plans_share_jobs(world: World) -> None:
     hosts = [f'h{number}' for number in range(50)]
     asked = [world.accept(hosts, ['i1']) for _ in range(2)]
     for number in range(2):
@@ -832,7 +826,7 @@ def test_two_plans_that_make_the_same_jobs_at_once_share_them(world: World) -> N
         assert len(world.tasks(request)) == 50
 
 
-def test_a_plan_that_joins_jobs_while_they_are_given_up_loses_none(world: World) -> None:
+def test_plan_joining_abandoned_jobs_loses_none(world: World) -> None:
     hosts = [f'h{number}' for number in range(20)]
     together = threading.Barrier(2)
 
@@ -860,7 +854,7 @@ def test_a_plan_that_joins_jobs_while_they_are_given_up_loses_none(world: World)
         assert wanted == set(hosts)
 
 
-def test_a_request_that_joins_a_running_transfer_shows_it_at_once(world: World) -> None:
+def test_joining_request_shows_running_transfer(world: World) -> None:
     world.planned(['h1'], ['i1'])
     begun = world.begun()
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 5, 10)
@@ -875,7 +869,7 @@ def test_a_request_that_joins_a_running_transfer_shows_it_at_once(world: World) 
     assert (request.status, request.started_at is not None) == ('running', True)
 
 
-def test_a_missed_call_is_counted_once_though_two_workers_saw_it(world: World) -> None:
+def test_missed_call_counted_once(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     [job] = world.jobs.due_in_cell(world.cell.uuid)
     missed = [jobs.MissedCall(job.job_id, job.attempts, 0)]
@@ -889,7 +883,7 @@ def test_a_missed_call_is_counted_once_though_two_workers_saw_it(world: World) -
 # The agent that a call has reached
 
 
-def test_only_the_registered_agent_of_a_host_begins_its_jobs(world: World) -> None:
+def test_only_registered_agent_begins_jobs(world: World) -> None:
     world.living('h1')
     request = world.planned(['h1'], ['i1'])
     _claim(world)
@@ -903,7 +897,7 @@ def test_only_the_registered_agent_of_a_host_begins_its_jobs(world: World) -> No
     assert world.jobs.begin(assigned.job_id, assigned.epoch, True, agent_id='agent-h1')
 
 
-def test_an_agent_that_is_in_no_table_begins_nothing(world: World) -> None:
+def test_unregistered_agent_begins_nothing(world: World) -> None:
     """An older database was restored: it has to register first."""
     world.planned(['h1'], ['i1'])
     _claim(world)
@@ -913,7 +907,7 @@ def test_an_agent_that_is_in_no_table_begins_nothing(world: World) -> None:
         world.jobs.begin(assigned.job_id, assigned.epoch, True, agent_id='agent-h1')
 
 
-def test_an_agent_of_the_release_before_which_does_not_name_itself_begins_jobs(
+def test_older_unnamed_agent_begins_jobs(
     world: World,
 ) -> None:
     world.living('h1')
@@ -924,7 +918,7 @@ def test_an_agent_of_the_release_before_which_does_not_name_itself_begins_jobs(
     assert world.jobs.begin(assigned.job_id, assigned.epoch, True)
 
 
-def test_the_progress_of_another_agent_changes_nothing(world: World) -> None:
+def test_progress_of_other_agent_ignored(world: World) -> None:
     world.living('h1')
     world.planned(['h1'], ['i1'])
     begun = world.begun()

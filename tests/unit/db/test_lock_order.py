@@ -94,7 +94,7 @@ def _finish(call: jobs.Assignment) -> job_finish.Finish:
     return job_finish.Finish(call.job_id, call.epoch, CACHED)
 
 
-def test_leases_are_renewed_when_nobody_else_changes_claims(world: World, writes: Writes) -> None:
+def test_uncontended_leases_are_renewed(world: World, writes: Writes) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     _calls(world, 2)
     writes.forget()
@@ -104,9 +104,7 @@ def test_leases_are_renewed_when_nobody_else_changes_claims(world: World, writes
     assert writes.tables() == ['counters', 'claims']
 
 
-def test_progress_is_written_to_jobs_that_were_all_locked_before(
-    world: World, writes: Writes
-) -> None:
+def test_progress_locks_jobs_before_writing(world: World, writes: Writes) -> None:
     world.planned(['h1', 'h2'], ['i1'])
     calls = _calls(world, 2)
     _execute(world, begins=[Begin(call.job_id, call.epoch) for call in calls])
@@ -134,7 +132,7 @@ def _fail_unclaimed(world: World, call: jobs.Assignment) -> None:
 
 
 @pytest.mark.parametrize('step', [_retry, _leave, _fail_unclaimed])
-def test_one_job_is_locked_as_many_are(
+def test_one_job_locks_like_many(
     world: World, writes: Writes, step: Callable[[World, jobs.Assignment], None]
 ) -> None:
     """A row that is locked through two indexes is a deadlock on MariaDB."""
@@ -147,9 +145,7 @@ def test_one_job_is_locked_as_many_are(
     assert set(writes.locked_jobs()) == {('h1/i1',)}
 
 
-def test_all_that_is_done_at_one_moment_locks_each_kind_at_once_and_in_order(
-    world: World, writes: Writes
-) -> None:
+def test_batch_locks_each_kind_in_order(world: World, writes: Writes) -> None:
     begun, ended = world.planned(['h1'], ['i1', 'i2']), world.planned(['h2'], ['i1', 'i2'])
     calls = {call.host: call for call in _calls(world, 2)}
     world.planned(['h3'], ['i1'])
@@ -170,9 +166,7 @@ def test_all_that_is_done_at_one_moment_locks_each_kind_at_once_and_in_order(
     assert writes.locked_requests() == sorted([begun.id, ended.id])
 
 
-def test_under_a_limit_all_jobs_that_may_be_called_next_are_locked_before_requests(
-    world: World, writes: Writes
-) -> None:
+def test_limit_locks_candidates_before_requests(world: World, writes: Writes) -> None:
     options = model.RequestOptions(max_parallel_hosts=2)
     world.planned(['h1', 'h2'], ['i1', 'i2'], options=options)
     calls = [world.begun(), world.begun()]
@@ -185,9 +179,7 @@ def test_under_a_limit_all_jobs_that_may_be_called_next_are_locked_before_reques
     assert writes.locked_jobs() == [('h1/i1', 'h1/i2', 'h2/i1', 'h2/i2')]
 
 
-def test_a_plan_locks_the_jobs_that_it_joins_before_its_request(
-    world: World, writes: Writes
-) -> None:
+def test_plan_locks_joined_jobs_before_request(world: World, writes: Writes) -> None:
     world.planned(['h1'], ['i1'])
     request = world.accept(['h1'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
@@ -201,7 +193,7 @@ def test_a_plan_locks_the_jobs_that_it_joins_before_its_request(
     assert writes.locked_jobs() == [('h1/i1',)]
 
 
-def test_a_plan_that_fails_locks_its_jobs_before_its_request(world: World, writes: Writes) -> None:
+def test_failing_plan_locks_jobs_before_request(world: World, writes: Writes) -> None:
     request = world.accept(['h1'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
     assert world.plan(request, ['h1'])
@@ -212,9 +204,7 @@ def test_a_plan_that_fails_locks_its_jobs_before_its_request(world: World, write
     assert writes.locked_jobs() == [('h1/i1',)]
 
 
-def test_jobs_whose_hosts_are_back_are_locked_as_others_lock_them(
-    world: World, writes: Writes
-) -> None:
+def test_recovered_jobs_follow_lock_order(world: World, writes: Writes) -> None:
     world.planned(['h1'], ['i1'])
     world.living('h1')
     [call] = _calls(world, 1)

@@ -61,7 +61,7 @@ def _now(world: World) -> datetime.datetime:
     return pin.created_at.replace(microsecond=0)
 
 
-def test_a_pin_is_found_again_with_all_that_was_said(store: pins.Pins) -> None:
+def test_pin_is_stored_completely(store: pins.Pins) -> None:
     until = datetime.datetime(2040, 1, 2, 3, tzinfo=datetime.timezone(HOUR))
 
     made = _create(
@@ -78,7 +78,7 @@ def test_a_pin_is_found_again_with_all_that_was_said(store: pins.Pins) -> None:
     assert made.created_at is not None
 
 
-def test_a_pin_of_another_project_is_not_found(store: pins.Pins) -> None:
+def test_pin_of_other_project_not_found(store: pins.Pins) -> None:
     made = _create(store, project_id='p1')
 
     for attempt in (lambda: store.get(made.id, 'p2'), lambda: store.end(made.id, 'no', 'p2')):
@@ -88,7 +88,7 @@ def test_a_pin_of_another_project_is_not_found(store: pins.Pins) -> None:
     assert store.get(made.id).status == 'active'
 
 
-def test_pins_are_listed_the_newest_first_in_pages(store: pins.Pins) -> None:
+def test_pins_paged_newest_first(store: pins.Pins) -> None:
     first, second, third = (_create(store).id for _ in range(3))
 
     assert [pin.id for pin in store.list(limit=2)] == [third, second]
@@ -97,7 +97,7 @@ def test_pins_are_listed_the_newest_first_in_pages(store: pins.Pins) -> None:
         store.list(marker='unknown')
 
 
-def test_pins_are_listed_by_project_status_and_aggregate(store: pins.Pins) -> None:
+def test_pins_filtered_by_project_status_aggregate(store: pins.Pins) -> None:
     mine = _create(store, project_id='p1').id
     other = _create(store, project_id='p2', aggregate=model.Aggregate(8, 'uuid-8', 'core')).id
     store.end(other, 'enough')
@@ -108,7 +108,7 @@ def test_pins_are_listed_by_project_status_and_aggregate(store: pins.Pins) -> No
     assert store.list(project_id='p1', aggregate=queries.AggregateFilter(id=8)) == []
 
 
-def test_a_pin_ends_once_with_its_reason(store: pins.Pins) -> None:
+def test_pin_ends_once_with_reason(store: pins.Pins) -> None:
     made = _create(store)
 
     ended = store.end(made.id, 'enough')
@@ -121,7 +121,7 @@ def test_a_pin_ends_once_with_its_reason(store: pins.Pins) -> None:
     assert store.get(made.id) == ended
 
 
-def test_the_pinned_images_of_aggregates_are_those_that_active_pins_still_keep(
+def test_only_active_pins_keep_images(
     store: pins.Pins,
 ) -> None:
     _create(store, ['i1', 'i2'])
@@ -136,7 +136,7 @@ def test_the_pinned_images_of_aggregates_are_those_that_active_pins_still_keep(
 # Keepers
 
 
-def test_of_two_conductors_one_gets_a_pin(store: pins.Pins) -> None:
+def test_one_of_two_conductors_gets_pin(store: pins.Pins) -> None:
     made = _create(store)
 
     taken = store.take(made.id, 'c1', 0)
@@ -148,7 +148,7 @@ def test_of_two_conductors_one_gets_a_pin(store: pins.Pins) -> None:
     assert store.due(0) == []
 
 
-def test_a_pin_is_due_again_only_after_so_many_seconds(world: World, store: pins.Pins) -> None:
+def test_pin_is_due_after_interval(world: World, store: pins.Pins) -> None:
     made = _create(store)
     assert store.take(made.id, 'c1', 60)
     assert store.checked(made.id, 'c1', 'a host is down', {'i1': 'deleted'})
@@ -163,7 +163,7 @@ def test_a_pin_is_due_again_only_after_so_many_seconds(world: World, store: pins
     assert store.take(made.id, 'c2', 60)
 
 
-def test_what_was_not_looked_after_for_longest_is_due_first(world: World, store: pins.Pins) -> None:
+def test_longest_unchecked_pin_comes_first(world: World, store: pins.Pins) -> None:
     ids = [_create(store).id for _ in range(3)]
     world.change(models.Pin, models.Pin.id == ids[0], checked_at=LONG_AGO + HOUR)
     world.change(models.Pin, models.Pin.id == ids[1], checked_at=LONG_AGO)
@@ -171,9 +171,7 @@ def test_what_was_not_looked_after_for_longest_is_due_first(world: World, store:
     assert store.due(60) == [ids[2], ids[1], ids[0]]
 
 
-def test_the_pin_of_a_dead_conductor_is_taken_over_and_lost_to_it(
-    world: World, store: pins.Pins
-) -> None:
+def test_pin_of_dead_conductor_taken_over(world: World, store: pins.Pins) -> None:
     made = _create(store)
     assert store.take(made.id, 'dead', 0)
     world.change(models.Pin, models.Pin.id == made.id, keeper_lease_until=LONG_AGO)
@@ -187,7 +185,7 @@ def test_the_pin_of_a_dead_conductor_is_taken_over_and_lost_to_it(
     assert store.get(made.id) == made
 
 
-def test_a_lease_that_is_renewed_is_not_taken_over(world: World, store: pins.Pins) -> None:
+def test_renewed_lease_not_taken_over(world: World, store: pins.Pins) -> None:
     made = _create(store)
     assert store.take(made.id, 'c1', 0)
     world.change(models.Pin, models.Pin.id == made.id, keeper_lease_until=LONG_AGO)
@@ -197,7 +195,7 @@ def test_a_lease_that_is_renewed_is_not_taken_over(world: World, store: pins.Pin
     assert store.take(made.id, 'c2', 0) is None
 
 
-def test_a_pin_that_somebody_ends_meanwhile_is_lost_to_its_keeper(store: pins.Pins) -> None:
+def test_ended_pin_lost_to_keeper(store: pins.Pins) -> None:
     made = _create(store)
     assert store.take(made.id, 'c1', 0)
     ended = store.end(made.id, 'enough')
@@ -210,7 +208,7 @@ def test_a_pin_that_somebody_ends_meanwhile_is_lost_to_its_keeper(store: pins.Pi
     assert store.due(0) == []
 
 
-def test_a_keeper_ends_a_pin_with_what_is_gone(store: pins.Pins) -> None:
+def test_keeper_ends_pin_of_missing_resource(store: pins.Pins) -> None:
     made = _create(store)
     assert store.take(made.id, 'c1', 0)
 
@@ -222,7 +220,7 @@ def test_a_keeper_ends_a_pin_with_what_is_gone(store: pins.Pins) -> None:
     assert ended.ended_at == ended.checked_at is not None
 
 
-def test_a_pin_knows_what_it_asked_for(world: World, store: pins.Pins) -> None:
+def test_pin_keeps_its_request(world: World, store: pins.Pins) -> None:
     made, other = _create(store), _create(store)
     assert store.asked(made.id) == pins.PinRequests(0, {})
     _add_request(world, made, 3, 'completed')
@@ -232,7 +230,7 @@ def test_a_pin_knows_what_it_asked_for(world: World, store: pins.Pins) -> None:
     assert store.asked(made.id) == pins.PinRequests(5, {running: 'running'})
 
 
-def test_what_came_of_a_pins_tasks_is_counted(world: World, store: pins.Pins) -> None:
+def test_outcomes_of_pin_tasks_counted(world: World, store: pins.Pins) -> None:
     made, now = _create(store), _now(world)
     ended = [
         ('cached', now - 30 * HOUR),
@@ -258,7 +256,7 @@ def test_what_came_of_a_pins_tasks_is_counted(world: World, store: pins.Pins) ->
     assert store.tried(made.id, 600) == {}
 
 
-def test_what_succeeded_last_has_not_failed(world: World, store: pins.Pins) -> None:
+def test_last_success_is_no_failure(world: World, store: pins.Pins) -> None:
     made, now = _create(store), _now(world)
     for number, (status, hours) in enumerate([('error', 3), ('existing', 2)], start=1):
         _add_task(world, _add_request(world, made, number, 'failed'), status, now - hours * HOUR)
@@ -269,9 +267,7 @@ def test_what_succeeded_last_has_not_failed(world: World, store: pins.Pins) -> N
     assert (tried.failures, tried.successes) == (1, 0)
 
 
-def test_what_failed_since_its_file_is_another_users_counts_until_its_agent_starts_again(
-    world: World, store: pins.Pins
-) -> None:
+def test_foreign_file_failure_counts_until_restart(world: World, store: pins.Pins) -> None:
     made, now = _create(store), _now(world)
     reason = str(exception.NotOurs('kept', 'owned by libvirt-qemu'))
     world.living('h1')

@@ -270,7 +270,7 @@ class Orders:
 
 
 @pytest.mark.parametrize('seed', range(6))
-def test_whatever_is_done_to_two_requests_nothing_is_lost(world: World, seed: int) -> None:
+def test_random_actions_lose_no_task(world: World, seed: int) -> None:
     orders = Orders(world, seed)
     done = []
     try:

@@ -50,7 +50,7 @@ def _plan_again(world: World, request: model.CacheRequest, *hosts: str) -> None:
 # Cancel
 
 
-def test_what_waits_ends_cancelled_at_once(world: World) -> None:
+def test_waiting_tasks_cancelled_at_once(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
 
     shown = world.steering.cancel(request.id)
@@ -62,7 +62,7 @@ def test_what_waits_ends_cancelled_at_once(world: World) -> None:
     assert _ended(world, request) == 'cancelled'
 
 
-def test_a_transfer_that_nobody_else_wants_is_told_to_stop(world: World) -> None:
+def test_unshared_transfer_ordered_to_stop(world: World) -> None:
     request = _planned(world)
     call = world.begun()
 
@@ -79,7 +79,7 @@ def test_a_transfer_that_nobody_else_wants_is_told_to_stop(world: World) -> None
     assert _ended(world, request) == 'cancelled'
 
 
-def test_a_transfer_that_is_done_before_it_stops_is_done(world: World) -> None:
+def test_transfer_done_before_stop_counts(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.steering.cancel(request.id)
@@ -90,7 +90,7 @@ def test_a_transfer_that_is_done_before_it_stops_is_done(world: World) -> None:
     assert _ended(world, request) == 'completed'
 
 
-def test_a_transfer_that_another_request_wants_goes_on(world: World) -> None:
+def test_transfer_of_other_request_continues(world: World) -> None:
     request, other = _planned(world), _planned(world)
     call = world.begun()
 
@@ -102,7 +102,7 @@ def test_a_transfer_that_another_request_wants_goes_on(world: World) -> None:
     assert world.statuses(other) == {('h1', 'i1'): 'cached'}
 
 
-def test_a_request_that_wants_what_is_being_stopped_has_it_called_again(world: World) -> None:
+def test_stopping_job_repeated_for_new_request(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.steering.cancel(request.id)
@@ -119,9 +119,7 @@ def test_a_request_that_wants_what_is_being_stopped_has_it_called_again(world: W
 
 
 @pytest.mark.parametrize('keep_partial', [True, False])
-def test_what_a_waiting_job_left_on_its_host_is_removed_unless_it_is_kept(
-    world: World, keep_partial: bool
-) -> None:
+def test_partial_of_waiting_job_removed(world: World, keep_partial: bool) -> None:
     request = _planned(world)
     call = world.begun()
     world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
@@ -134,7 +132,7 @@ def test_what_a_waiting_job_left_on_its_host_is_removed_unless_it_is_kept(
     assert world.steering.discards(10) == []
 
 
-def test_what_is_wanted_again_is_not_removed(world: World) -> None:
+def test_partial_of_wanted_image_kept(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
@@ -146,7 +144,7 @@ def test_what_is_wanted_again_is_not_removed(world: World) -> None:
 
 
 @pytest.mark.parametrize('keep_partial', [True, False])
-def test_a_transfer_that_was_lost_ends_as_it_was_to_stop(world: World, keep_partial: bool) -> None:
+def test_lost_transfer_ends_as_ordered(world: World, keep_partial: bool) -> None:
     request = _planned(world)
     call = world.begun()
     world.steering.cancel(request.id, keep_partial)
@@ -157,7 +155,7 @@ def test_a_transfer_that_was_lost_ends_as_it_was_to_stop(world: World, keep_part
     assert len(world.steering.discards(10)) == (0 if keep_partial else 1)
 
 
-def test_a_request_is_cancelled_before_it_is_planned(world: World) -> None:
+def test_request_cancelled_before_planning(world: World) -> None:
     request = world.accept(['h1', 'h2'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
     world.plan(request, ['h1'])
@@ -171,7 +169,7 @@ def test_a_request_is_cancelled_before_it_is_planned(world: World) -> None:
     assert world.to_announce(request) == ['start', 'cancel', 'h1', 'end']
 
 
-def test_a_request_that_is_cancelled_before_anything_is_known_of_it_is_cancelled(
+def test_unexamined_request_is_cancelled(
     world: World,
 ) -> None:
     request = world.accept(['h1'], ['i1'])
@@ -182,7 +180,7 @@ def test_a_request_that_is_cancelled_before_anything_is_known_of_it_is_cancelled
     assert world.steering.retry(request.id).status == 'accepted'
 
 
-def test_a_request_that_ended_is_not_cancelled(world: World) -> None:
+def test_ended_request_not_cancelled(world: World) -> None:
     request = world.planned([], ['i1'])
     world.requests.complete(request.id)
 
@@ -190,7 +188,7 @@ def test_a_request_that_ended_is_not_cancelled(world: World) -> None:
         world.steering.cancel(request.id)
 
 
-def test_a_request_is_cancelled_once(world: World) -> None:
+def test_request_is_cancelled_once(world: World) -> None:
     request = _planned(world)
 
     world.steering.cancel(request.id)
@@ -199,7 +197,7 @@ def test_a_request_is_cancelled_once(world: World) -> None:
     assert world.to_announce(request).count('cancel') == 1
 
 
-def test_another_projects_request_is_not_found(world: World) -> None:
+def test_request_of_other_project_not_found(world: World) -> None:
     request = world.planned(['h1'], ['i1'], project_id='p1')
 
     for step in (world.steering.pause, world.steering.resume, world.steering.retry):
@@ -212,7 +210,7 @@ def test_another_projects_request_is_not_found(world: World) -> None:
 # Pause and resume
 
 
-def test_nothing_of_a_paused_request_begins_until_it_is_resumed(world: World) -> None:
+def test_paused_request_begins_nothing_until_resumed(world: World) -> None:
     request = _planned(world)
 
     assert world.steering.pause(request.id).status == 'paused'
@@ -223,7 +221,7 @@ def test_nothing_of_a_paused_request_begins_until_it_is_resumed(world: World) ->
     assert world.to_announce(request) == ['start', 'pause', 'resume']
 
 
-def test_a_paused_transfer_stops_keeps_its_bytes_and_counts_no_attempt(world: World) -> None:
+def test_paused_transfer_keeps_bytes_and_attempts(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 60, 100, rate_bytes=7)
@@ -243,7 +241,7 @@ def test_a_paused_transfer_stops_keeps_its_bytes_and_counts_no_attempt(world: Wo
     assert world.begun().attempts == 1
 
 
-def test_a_paused_transfer_that_another_request_wants_goes_on(world: World) -> None:
+def test_paused_transfer_continues_for_other_request(world: World) -> None:
     request, _ = _planned(world), _planned(world)
     call = world.begun()
 
@@ -255,7 +253,7 @@ def test_a_paused_transfer_that_another_request_wants_goes_on(world: World) -> N
     assert _ended(world, request) == 'completed'
 
 
-def test_a_transfer_whose_compute_knows_nothing_of_it_waits_while_it_is_paused(
+def test_paused_unknown_transfer_waits(
     world: World,
 ) -> None:
     request = _planned(world)
@@ -269,7 +267,7 @@ def test_a_transfer_whose_compute_knows_nothing_of_it_waits_while_it_is_paused(
     assert not world.steering.stopped(call.job_id, call.epoch)
 
 
-def test_a_request_that_is_paused_before_it_is_planned_is_planned_and_waits(
+def test_request_paused_before_plan_waits_planned(
     world: World,
 ) -> None:
     request = world.accept(['h1'], ['i1'])
@@ -283,7 +281,7 @@ def test_a_request_that_is_paused_before_it_is_planned_is_planned_and_waits(
     assert world.claim('c1', limit=5) is not None
 
 
-def test_resuming_before_the_plan_has_it_planned_as_any_other(world: World) -> None:
+def test_request_resumed_before_plan_planned(world: World) -> None:
     request = world.accept(['h1'], ['i1'])
     world.steering.pause(request.id)
     assert world.requests.next_to_plan(PLANNER)
@@ -295,7 +293,7 @@ def test_resuming_before_the_plan_has_it_planned_as_any_other(world: World) -> N
     assert world.claim('c1', limit=5) is not None
 
 
-def test_resuming_makes_what_waits_for_its_next_attempt_due(world: World) -> None:
+def test_resume_makes_waiting_retries_due(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
@@ -307,7 +305,7 @@ def test_resuming_makes_what_waits_for_its_next_attempt_due(world: World) -> Non
     assert world.claim('c1', limit=5) is not None
 
 
-def test_pausing_and_resuming_twice_changes_nothing(world: World) -> None:
+def test_repeated_pause_and_resume_change_nothing(world: World) -> None:
     request = _planned(world)
 
     for step in (world.steering.pause, world.steering.pause):
@@ -318,7 +316,7 @@ def test_pausing_and_resuming_twice_changes_nothing(world: World) -> None:
     assert world.to_announce(request) == ['start', 'pause', 'resume']
 
 
-def test_a_request_that_is_being_cancelled_is_neither_paused_nor_resumed(world: World) -> None:
+def test_cancelling_request_not_paused_or_resumed(world: World) -> None:
     request = _planned(world)
     world.steering.cancel(request.id)
 
@@ -327,7 +325,7 @@ def test_a_request_that_is_being_cancelled_is_neither_paused_nor_resumed(world: 
             step(request.id)
 
 
-def test_a_last_attempt_that_a_pause_has_broken_off_is_none(world: World) -> None:
+def test_paused_last_attempt_not_counted(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.steering.pause(request.id)
@@ -339,7 +337,7 @@ def test_a_last_attempt_that_a_pause_has_broken_off_is_none(world: World) -> Non
     assert world.begun().attempts == 1
 
 
-def test_a_last_attempt_that_is_lost_while_it_is_stopped_ends_as_it_was_to(world: World) -> None:
+def test_lost_last_attempt_ends_as_ordered(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     world.steering.cancel(request.id)
@@ -349,7 +347,7 @@ def test_a_last_attempt_that_is_lost_while_it_is_stopped_ends_as_it_was_to(world
     assert world.tasks(request)['h1', 'i1'].reason == 'the request was cancelled'
 
 
-def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_by_that(world: World) -> None:
+def test_held_job_keeps_attempts(world: World) -> None:
     request, other = _planned(world), world.accept(['h1'], ['i1'])
     claim = world.claim('c1', limit=5)
     assert claim is not None
@@ -366,7 +364,7 @@ def test_what_is_held_until_a_plan_is_complete_loses_no_attempt_by_that(world: W
     assert world.begun().attempts == 1
 
 
-def test_a_job_that_is_paused_while_it_is_chosen_is_not_called(world: World) -> None:
+def test_job_paused_during_choice_not_called(world: World) -> None:
     _planned(world)
 
     def pause(connection: sa.Connection, _: object, statement: str, *rest: object) -> None:
@@ -379,7 +377,7 @@ def test_a_job_that_is_paused_while_it_is_chosen_is_not_called(world: World) -> 
     assert claimed.first is None
 
 
-def test_what_a_deadline_leaves_to_a_paused_request_waits_for_it(world: World) -> None:
+def test_expired_task_of_paused_request_waits(world: World) -> None:
     request = _planned(world)
     call = world.begun()
     other = _planned(world)
@@ -397,7 +395,7 @@ def test_what_a_deadline_leaves_to_a_paused_request_waits_for_it(world: World) -
 # Retry
 
 
-def test_a_retry_does_again_what_did_not_succeed(world: World) -> None:
+def test_retry_repeats_only_unsuccessful_tasks(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
     _finish(world, world.begun(), CACHED)
     _finish(world, world.begun(), REFUSED)
@@ -421,7 +419,7 @@ def test_a_retry_does_again_what_did_not_succeed(world: World) -> None:
     ]
 
 
-def test_what_the_plan_of_a_retry_leaves_out_is_skipped(world: World) -> None:
+def test_task_omitted_by_retry_skipped(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
     for _ in range(2):
         _finish(world, world.begun(), REFUSED)
@@ -434,7 +432,7 @@ def test_what_the_plan_of_a_retry_leaves_out_is_skipped(world: World) -> None:
     assert world.requests.get(request.id).hosts_done == 1
 
 
-def test_a_retried_task_may_be_planned_with_its_outcome(world: World) -> None:
+def test_retried_task_planned_with_outcome(world: World) -> None:
     request = _planned(world)
     _finish(world, world.begun(), REFUSED)
     world.requests.complete(request.id)
@@ -448,7 +446,7 @@ def test_a_retried_task_may_be_planned_with_its_outcome(world: World) -> None:
     assert (task.status, task.reason, task.finished_at is None) == ('skipped', 'host down', False)
 
 
-def test_nothing_is_retried_where_all_succeeded_or_work_goes_on(world: World) -> None:
+def test_retry_of_running_or_completed_refused(world: World) -> None:
     request = _planned(world)
     with pytest.raises(exception.StatusConflict, match='is planned: it cannot be retried'):
         world.steering.retry(request.id)
@@ -459,7 +457,7 @@ def test_nothing_is_retried_where_all_succeeded_or_work_goes_on(world: World) ->
         world.steering.retry(request.id)
 
 
-def test_a_retry_forgets_the_deadline_that_has_passed(world: World) -> None:
+def test_retry_drops_passed_deadline(world: World) -> None:
     request = _planned(world, deadline=LONG_AGO, wait_for_down_hosts=True)
     world.steering.expire()
     assert _ended(world, request) == 'expired'
@@ -471,7 +469,7 @@ def test_a_retry_forgets_the_deadline_that_has_passed(world: World) -> None:
     assert world.claim('c1', limit=5) is not None
 
 
-def test_a_retry_may_have_another_window(world: World) -> None:
+def test_retry_accepts_new_window(world: World) -> None:
     request = _planned(world, deadline=LONG_AGO)
     world.steering.expire()
     world.requests.complete(request.id)
@@ -487,7 +485,7 @@ def test_a_retry_may_have_another_window(world: World) -> None:
 # Windows
 
 
-def test_nothing_starts_before_the_window(world: World) -> None:
+def test_nothing_starts_before_window(world: World) -> None:
     request = _planned(world, not_before=FAR_AHEAD)
     assert world.claim('c1', limit=5) is None
     assert world.steering.open_windows() == []
@@ -501,7 +499,7 @@ def test_nothing_starts_before_the_window(world: World) -> None:
     assert world.requests.get(request.id).options.not_before == FAR_AHEAD
 
 
-def test_a_window_that_opens_while_a_request_is_paused_opens_with_it(world: World) -> None:
+def test_window_opens_during_pause(world: World) -> None:
     request = _planned(world, not_before=FAR_AHEAD)
     world.steering.pause(request.id)
     this = models.CacheRequest.id == request.id
@@ -514,7 +512,7 @@ def test_a_window_that_opens_while_a_request_is_paused_opens_with_it(world: Worl
     assert world.claim('c1', limit=5) is not None
 
 
-def test_at_the_deadline_what_waits_expires_and_what_moves_keeps_its_bytes(world: World) -> None:
+def test_deadline_expires_waiting_and_stops_moving(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
     call = world.begun()
 
@@ -530,7 +528,7 @@ def test_at_the_deadline_what_waits_expires_and_what_moves_keeps_its_bytes(world
     assert _ended(world, request) == 'expired'
 
 
-def test_a_transfer_with_a_deadline_goes_on_for_the_request_that_has_none(world: World) -> None:
+def test_transfer_outlives_deadline_for_other_request(world: World) -> None:
     request, other = _planned(world), _planned(world)
     call = world.begun()
 
@@ -547,7 +545,7 @@ def test_a_transfer_with_a_deadline_goes_on_for_the_request_that_has_none(world:
 # Canary and failures
 
 
-def test_the_others_start_when_the_canary_has_passed(world: World) -> None:
+def test_other_hosts_start_after_canary_passes(world: World) -> None:
     request = _planned(world, 'h1', 'h2', 'h3', canary=1)
     call = world.begun()
     assert call.host == 'h1'
@@ -560,7 +558,7 @@ def test_the_others_start_when_the_canary_has_passed(world: World) -> None:
     assert {world.begun().host, world.begun().host} == {'h2', 'h3'}
 
 
-def test_a_host_without_work_is_no_canary(world: World) -> None:
+def test_host_without_work_is_no_canary(world: World) -> None:
     request = world.accept(['h1', 'h2'], ['i1'], options=model.RequestOptions(canary=1))
     assert world.requests.next_to_plan(PLANNER)
     down = request_plan.PlannedTask('h1', None, 'i1', 'skipped', 'host down')
@@ -572,7 +570,7 @@ def test_a_host_without_work_is_no_canary(world: World) -> None:
     assert world.claim('c1', limit=5) is None
 
 
-def test_the_others_are_cancelled_when_the_canary_failed(world: World) -> None:
+def test_other_hosts_cancelled_after_canary_fails(world: World) -> None:
     request = _planned(world, 'h1', 'h2', canary=1)
     _finish(world, world.begun(), REFUSED)
 
@@ -583,7 +581,7 @@ def test_the_others_are_cancelled_when_the_canary_failed(world: World) -> None:
     assert _ended(world, request) == 'failed'
 
 
-def test_too_many_failures_cancel_what_waits_and_nothing_else(world: World) -> None:
+def test_failures_cancel_only_waiting_tasks(world: World) -> None:
     request = _planned(world, 'h1', 'h2', 'h3', 'h4', max_failures=1)
     first, second, third = world.begun(), world.begun(), world.begun()
     _finish(world, first, REFUSED)
@@ -602,7 +600,7 @@ def test_too_many_failures_cancel_what_waits_and_nothing_else(world: World) -> N
 # Hosts at a time
 
 
-def test_a_request_has_jobs_called_on_so_many_hosts_at_a_time(world: World) -> None:
+def test_request_limit_bounds_its_hosts(world: World) -> None:
     _planned(world, 'h1', 'h2', 'h3', max_parallel_hosts=2)
 
     first, second = world.begun(), world.begun()
@@ -613,7 +611,7 @@ def test_a_request_has_jobs_called_on_so_many_hosts_at_a_time(world: World) -> N
     _finish(world, second, CACHED)
 
 
-def test_a_host_that_is_claimed_counts_before_anything_is_called_there(world: World) -> None:
+def test_claimed_host_counts_before_call(world: World) -> None:
     _planned(world, 'h1', 'h2', max_parallel_hosts=1)
 
     assert world.claim('c1', limit=10)
@@ -621,7 +619,7 @@ def test_a_host_that_is_claimed_counts_before_anything_is_called_there(world: Wo
     assert world.claim('c2', limit=10) is None
 
 
-def test_a_host_claimed_for_another_request_is_not_called_beyond_the_limit(world: World) -> None:
+def test_host_of_other_request_respects_limit(world: World) -> None:
     world.planned(['h1', 'h2'], ['i2'])
     _planned(world, 'h1', 'h2', max_parallel_hosts=1)
     for host in ('h1', 'h2'):
@@ -636,7 +634,7 @@ def test_a_host_claimed_for_another_request_is_not_called_beyond_the_limit(world
     assert world.assign('c1', 'h2') is None
 
 
-def test_a_job_runs_when_one_of_its_requests_lets_it(world: World) -> None:
+def test_job_runs_when_one_request_allows(world: World) -> None:
     _planned(world, 'h1', 'h2', max_parallel_hosts=1)
     world.begun()
     assert world.claim('c1', limit=10) is None
@@ -649,7 +647,7 @@ def test_a_job_runs_when_one_of_its_requests_lets_it(world: World) -> None:
 # Terms
 
 
-def test_a_job_is_called_under_terms_that_suit_all_who_want_it(world: World) -> None:
+def test_call_terms_suit_all_requests(world: World) -> None:
     _planned(world, max_rate_bytes=5, deadline=FAR_AHEAD)
     job = world.all_jobs()[0].uuid
     terms = world.jobs.terms(job)
@@ -668,14 +666,14 @@ def test_a_job_is_called_under_terms_that_suit_all_who_want_it(world: World) -> 
     assert world.jobs.terms(job) == jobs.Terms(None, None, waits_for_host=True)
 
 
-def test_a_job_that_nobody_wants_any_more_is_called_for_no_time_at_all(world: World) -> None:
+def test_unwanted_job_gets_no_time(world: World) -> None:
     request = _planned(world, max_rate_bytes=5)
     world.change(models.CacheRequest, models.CacheRequest.id == request.id, deadline=LONG_AGO)
 
     assert world.jobs.terms(world.all_jobs()[0].uuid).deadline_seconds == 0
 
 
-def test_the_rate_of_a_host_is_that_of_its_last_jobs(world: World) -> None:
+def test_host_rate_comes_from_last_jobs(world: World) -> None:
     _planned(world, 'h1', 'h2')
     call = world.begun()
     _finish(world, call, CACHED)
@@ -691,7 +689,7 @@ def test_the_rate_of_a_host_is_that_of_its_last_jobs(world: World) -> None:
 # Mixed releases
 
 
-def test_a_request_that_an_earlier_release_has_planned_goes_on_to_its_end(world: World) -> None:
+def test_request_planned_by_older_release_completes(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
     mine = models.CacheRequest.id == request.id
     world.change(models.CacheRequest, mine, is_planned=False, announced=0)
@@ -707,7 +705,7 @@ def test_a_request_that_an_earlier_release_has_planned_goes_on_to_its_end(world:
     assert world.announced(request) == [(0, 'start', None), (4, 'h2', 2), (5, 'end', None)]
 
 
-def test_what_waits_for_a_plan_is_left_to_whoever_plans_it(world: World) -> None:
+def test_unplanned_tasks_left_to_planner(world: World) -> None:
     requests = [world.accept(['h1'], ['i1']) for _ in range(2)]
     world.steering.pause(requests[1].id)
 

@@ -37,7 +37,7 @@ def _finish_all(world: World, *outcomes: model.ImageOutcome) -> None:
 # Acceptance
 
 
-def test_an_accepted_request_is_kept_as_it_was_asked(world: World) -> None:
+def test_accepted_request_stored_completely(world: World) -> None:
     accepted = world.accept(
         ['h1'],
         ['i1', 'i2'],
@@ -56,14 +56,14 @@ def test_an_accepted_request_is_kept_as_it_was_asked(world: World) -> None:
     assert (kept.counts, kept.bytes_done, kept.bytes_total) == ({}, 0, 0)
 
 
-def test_too_many_images_are_refused_by_the_name_of_the_option(world: World) -> None:
+def test_too_many_images_error_names_option(world: World) -> None:
     with pytest.raises(exception.TooMany, match='4 asked, max_images_per_request is 3'):
         world.accept(['h1'], ['i1', 'i2', 'i3', 'i4'])
 
     assert world.requests.list() == []
 
 
-def test_too_many_tasks_are_refused_by_the_name_of_the_option(world: World) -> None:
+def test_too_many_tasks_error_names_option(world: World) -> None:
     hosts = [f'h{number}' for number in range(2501)]
 
     with pytest.raises(exception.TooMany, match='5002 asked, max_tasks_per_request is 5000'):
@@ -73,9 +73,7 @@ def test_too_many_tasks_are_refused_by_the_name_of_the_option(world: World) -> N
 
 
 @pytest.mark.parametrize('project', ['p1', None])
-def test_a_project_with_too_many_unfinished_requests_is_refused(
-    world: World, project: str | None
-) -> None:
+def test_project_over_request_quota_refused(world: World, project: str | None) -> None:
     limits = dataclasses.replace(LIMITS, max_active_requests_per_project=1)
     world.requests = requests.Requests(world.database, limits)
     world.accept(['h1'], ['i1'], project_id=project)
@@ -87,7 +85,7 @@ def test_a_project_with_too_many_unfinished_requests_is_refused(
     assert world.accept(['h1'], ['i1'], project_id='another')
 
 
-def test_an_ended_request_no_longer_counts_against_its_project(world: World) -> None:
+def test_ended_request_frees_quota(world: World) -> None:
     limits = dataclasses.replace(LIMITS, max_active_requests_per_project=1)
     world.requests = requests.Requests(world.database, limits)
     ended = world.planned([], ['i1'], project_id='p1')
@@ -96,12 +94,12 @@ def test_an_ended_request_no_longer_counts_against_its_project(world: World) -> 
     assert world.accept(['h1'], ['i1'], project_id='p1')
 
 
-def test_an_unknown_request_is_not_found(world: World) -> None:
+def test_unknown_request_not_found(world: World) -> None:
     with pytest.raises(exception.RequestNotFound):
         world.requests.get('none')
 
 
-def test_another_projects_request_is_not_found(world: World) -> None:
+def test_request_of_other_project_not_found(world: World) -> None:
     request = world.accept(['h1'], ['i1'], project_id='p1')
 
     assert world.requests.get(request.id, 'p1') == request
@@ -109,7 +107,7 @@ def test_another_projects_request_is_not_found(world: World) -> None:
         world.requests.get(request.id, 'p2')
 
 
-def test_a_request_keeps_how_it_is_to_be_worked_on(world: World) -> None:
+def test_request_keeps_its_settings(world: World) -> None:
     options = model.RequestOptions(
         max_parallel_hosts=3,
         max_rate_bytes=5,
@@ -131,7 +129,7 @@ def test_a_request_keeps_how_it_is_to_be_worked_on(world: World) -> None:
     assert (kept.pin_id, kept.hosts) == ('pin-1', None)
 
 
-def test_a_request_may_be_for_named_hosts(world: World) -> None:
+def test_request_accepts_named_hosts(world: World) -> None:
     named = requests.NewRequest(images=('i1',), hosts=('h2', 'h1'))
 
     kept = world.requests.get(world.requests.accept(named).id)
@@ -142,7 +140,7 @@ def test_a_request_may_be_for_named_hosts(world: World) -> None:
         world.requests.accept(dataclasses.replace(named, hosts=('h',) * 5001))
 
 
-def test_a_request_asked_for_again_is_the_same_in_its_project(world: World) -> None:
+def test_client_id_identifies_request_per_project(world: World) -> None:
     first = world.accept(['h1'], ['i1'], client_request_id='mine', project_id='p1')
 
     again = world.accept(['h1'], ['i2'], client_request_id='mine', project_id='p1')
@@ -157,7 +155,7 @@ def test_a_request_asked_for_again_is_the_same_in_its_project(world: World) -> N
     assert len({first.id, *(other.id for other in others)}) == 5
 
 
-def test_a_request_asked_for_many_times_at_once_is_saved_once(world: World) -> None:
+def test_concurrent_repeated_request_saved_once(world: World) -> None:
     together = threading.Barrier(6)
 
     def ask(number: int) -> str:
@@ -169,7 +167,7 @@ def test_a_request_asked_for_many_times_at_once_is_saved_once(world: World) -> N
     assert len(world.requests.list()) == 1
 
 
-def test_the_names_of_the_files_of_images_are_remembered(world: World) -> None:
+def test_image_file_names_stored(world: World) -> None:
     for _ in range(2):
         world.accept(['h1'], ['i1', 'i2'])
 
@@ -184,7 +182,7 @@ def test_the_names_of_the_files_of_images_are_remembered(world: World) -> None:
 # Planning
 
 
-def test_a_request_is_planned_by_one_conductor_at_a_time(world: World) -> None:
+def test_request_planned_by_one_conductor(world: World) -> None:
     request = world.accept(['h1'], ['i1'], is_admin=True)
 
     taken = world.requests.next_to_plan('c1')
@@ -193,7 +191,7 @@ def test_a_request_is_planned_by_one_conductor_at_a_time(world: World) -> None:
     assert world.requests.next_to_plan('c2') is None
 
 
-def test_a_request_whose_planner_died_is_planned_by_another_one(world: World) -> None:
+def test_request_of_dead_planner_replanned(world: World) -> None:
     request = world.accept(['h1', 'h2'], ['i1'])
     assert world.requests.next_to_plan('c1')
     _expire_planning(world, request)
@@ -211,7 +209,7 @@ def test_a_request_whose_planner_died_is_planned_by_another_one(world: World) ->
     assert world.tasks(request) == {}
 
 
-def test_a_planner_that_works_on_keeps_its_lease(world: World) -> None:
+def test_working_planner_keeps_lease(world: World) -> None:
     request = world.accept(['h1'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
     _expire_planning(world, request)
@@ -221,7 +219,7 @@ def test_a_planner_that_works_on_keeps_its_lease(world: World) -> None:
     assert world.requests.next_to_plan('c2') is None
 
 
-def test_the_most_urgent_request_is_planned_first_then_the_oldest(world: World) -> None:
+def test_most_urgent_request_planned_first(world: World) -> None:
     asked = [world.accept(['h1'], ['i1'], priority=priority) for priority in (0, 5, 5)]
 
     order = [world.requests.next_to_plan(f'c{number}') for number in range(3)]
@@ -233,7 +231,7 @@ def test_the_most_urgent_request_is_planned_first_then_the_oldest(world: World) 
     ]
 
 
-def test_a_postponed_request_is_left_alone_for_a_while_and_then_taken_by_anybody(
+def test_postponed_request_planned_later(
     world: World,
 ) -> None:
     request = world.accept(['h1'], ['i1'])
@@ -247,7 +245,7 @@ def test_a_postponed_request_is_left_alone_for_a_while_and_then_taken_by_anybody
     assert world.requests.next_to_plan('c2') is not None
 
 
-def test_planning_again_adds_only_what_is_missing(world: World) -> None:
+def test_replanning_adds_only_missing_tasks(world: World) -> None:
     request = world.accept(['h1', 'h2', 'h3'], ['i1', 'i2'])
     assert world.requests.next_to_plan(PLANNER)
     world.plan(request, ['h1'])
@@ -262,7 +260,7 @@ def test_planning_again_adds_only_what_is_missing(world: World) -> None:
     assert len(world.all_jobs()) == 6
 
 
-def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
+def test_no_job_claimed_before_plan_completes(world: World) -> None:
     request = world.accept(['h1', 'h2'], ['i1'])
     assert world.requests.next_to_plan(PLANNER)
     world.plan(request, ['h1'])
@@ -274,7 +272,7 @@ def test_no_job_is_claimed_before_the_plan_is_complete(world: World) -> None:
     assert world.claim('c1', limit=5) is not None
 
 
-def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) -> None:
+def test_planned_request_counts_its_hosts(world: World) -> None:
     request = world.accept(['h2', 'h1'], ['i1', 'i2'])
     assert world.requests.next_to_plan(PLANNER)
     task = request_plan.PlannedTask('h2', None, 'i1', 'skipped', 'host down')
@@ -294,7 +292,7 @@ def test_a_planned_request_knows_its_hosts_and_those_already_done(world: World) 
     assert skipped.finished_at is not None
 
 
-def test_two_requests_for_one_host_and_image_share_one_job(world: World) -> None:
+def test_requests_for_same_image_share_job(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'])
 
     world.planned(['h1'], ['i1', 'i2'])
@@ -303,7 +301,7 @@ def test_two_requests_for_one_host_and_image_share_one_job(world: World) -> None
     assert jobs == [('h1', 'i1'), ('h2', 'i1'), ('h1', 'i2')]
 
 
-def test_a_job_that_ended_is_not_joined_but_made_anew(world: World) -> None:
+def test_ended_job_replaced_not_joined(world: World) -> None:
     world.planned(['h1'], ['i1'])
     _finish_all(world, CACHED)
 
@@ -313,7 +311,7 @@ def test_a_job_that_ended_is_not_joined_but_made_anew(world: World) -> None:
     assert world.statuses(second) == {('h1', 'i1'): 'queued'}
 
 
-def test_a_joined_job_becomes_as_urgent_as_the_more_urgent_of_its_requests(world: World) -> None:
+def test_joined_job_takes_higher_priority(world: World) -> None:
     world.planned(['h1'], ['i1'], priority=2)
 
     world.planned(['h1'], ['i1'], priority=7)
@@ -322,7 +320,7 @@ def test_a_joined_job_becomes_as_urgent_as_the_more_urgent_of_its_requests(world
     assert [job.priority for job in world.all_jobs()] == [7]
 
 
-def test_joining_the_job_of_an_unfinished_plan_opens_it_with_the_first_complete_one(
+def test_joined_job_opens_with_complete_plan(
     world: World,
 ) -> None:
     unfinished = world.accept(['h1', 'h2'], ['i1'])
@@ -335,7 +333,7 @@ def test_joining_the_job_of_an_unfinished_plan_opens_it_with_the_first_complete_
     assert [(job.host, job.ready) for job in world.all_jobs()] == [('h1', True), ('h2', False)]
 
 
-def test_a_host_that_ends_during_the_planning_is_counted_once_when_the_plan_is_complete(
+def test_host_ending_during_plan_counted_once(
     world: World,
 ) -> None:
     world.planned(['h1'], ['i1'])
@@ -353,7 +351,7 @@ def test_a_host_that_ends_during_the_planning_is_counted_once_when_the_plan_is_c
     assert world.requests.get(second.id).hosts_done == 1
 
 
-def test_a_request_that_cannot_be_planned_fails_with_the_reason(world: World) -> None:
+def test_unplannable_request_fails_with_reason(world: World) -> None:
     request = world.accept(['h1'], ['i1'])
     assert world.requests.next_to_plan('c1')
 
@@ -365,7 +363,7 @@ def test_a_request_that_cannot_be_planned_fails_with_the_reason(world: World) ->
     assert world.to_announce(request) == ['start', 'end']
 
 
-def test_a_request_that_fails_in_the_middle_of_its_plan_leaves_nothing_in_flight(
+def test_failed_plan_leaves_no_jobs(
     world: World,
 ) -> None:
     other = world.planned(['h1'], ['i1'])
@@ -401,7 +399,7 @@ def test_a_request_that_fails_in_the_middle_of_its_plan_leaves_nothing_in_flight
         ((BROKEN, model.ImageOutcome('unsupported')), 'failed'),
     ],
 )
-def test_a_request_ends_as_its_tasks_did(
+def test_request_status_follows_its_tasks(
     world: World, outcomes: tuple[model.ImageOutcome, ...], status: str
 ) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
@@ -416,7 +414,7 @@ def test_a_request_ends_as_its_tasks_did(
     assert world.requests.ids_to_complete() == []
 
 
-def test_a_request_without_a_task_is_completed(world: World) -> None:
+def test_request_without_tasks_completed(world: World) -> None:
     request = world.planned([], ['i1'])
 
     assert world.requests.ids_to_complete() == [request.id]
@@ -425,7 +423,7 @@ def test_a_request_without_a_task_is_completed(world: World) -> None:
     assert world.status(request) == 'completed'
 
 
-def test_a_request_with_work_in_flight_does_not_end(world: World) -> None:
+def test_request_with_running_work_stays_open(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     _finish_all(world, CACHED)
 
@@ -435,13 +433,13 @@ def test_a_request_with_work_in_flight_does_not_end(world: World) -> None:
     assert world.status(request) == 'running'
 
 
-def test_a_request_ends_once(world: World) -> None:
+def test_request_ends_once(world: World) -> None:
     request = world.planned([], ['i1'])
 
     assert [world.requests.complete(request.id) for _ in range(2)] == [True, False]
 
 
-def test_a_request_that_was_not_planned_yet_does_not_end(world: World) -> None:
+def test_unplanned_request_does_not_end(world: World) -> None:
     request = world.accept([], ['i1'])
 
     assert world.requests.ids_to_complete() == []
@@ -452,7 +450,7 @@ def test_a_request_that_was_not_planned_yet_does_not_end(world: World) -> None:
 # Views
 
 
-def test_requests_are_listed_the_newest_first_page_by_page(world: World) -> None:
+def test_requests_paged_newest_first(world: World) -> None:
     asked = [world.accept(['h1'], ['i1']).id for _ in range(5)]
 
     first = [request.id for request in world.requests.list(limit=2)]
@@ -461,7 +459,7 @@ def test_requests_are_listed_the_newest_first_page_by_page(world: World) -> None
     assert first + second == asked[::-1]
 
 
-def test_requests_are_listed_by_project_and_by_status(world: World) -> None:
+def test_requests_filtered_by_project_and_status(world: World) -> None:
     done = world.planned([], ['i1'], project_id='p1')
     world.requests.complete(done.id)
     open_ = world.accept(['h1'], ['i1'], project_id='p1')
@@ -477,7 +475,7 @@ def test_requests_are_listed_by_project_and_by_status(world: World) -> None:
         world.requests.list(requests.RequestFilter(project_id='p1'), marker=other.id)
 
 
-def test_requests_are_listed_by_what_they_are_for(world: World) -> None:
+def test_requests_filtered_by_target(world: World) -> None:
     first = world.accept(['h1'], ['i1', 'i2'], pin_id='pin-1')
     named = world.requests.accept(requests.NewRequest(images=('i2',), hosts=('h1',)))
     assert first.created_at
@@ -495,9 +493,7 @@ def test_requests_are_listed_by_what_they_are_for(world: World) -> None:
 
 @pytest.mark.parametrize('sort_key', ['created_at', 'finished_at', 'priority', 'status'])
 @pytest.mark.parametrize('descending', [True, False])
-def test_requests_are_listed_by_any_key_page_by_page(
-    world: World, sort_key: str, descending: bool
-) -> None:
+def test_requests_paged_by_any_key(world: World, sort_key: str, descending: bool) -> None:
     for priority in (3, 1, 3, 2, 1):
         world.accept(['h1'], ['i1'], priority=priority)
     done = world.planned([], ['i1'], priority=9)
@@ -515,12 +511,12 @@ def test_requests_are_listed_by_any_key_page_by_page(
     assert keys == sorted(keys, reverse=descending)
 
 
-def test_requests_are_not_listed_by_what_they_have_not(world: World) -> None:
+def test_requests_not_matched_by_absent_values(world: World) -> None:
     with pytest.raises(exception.InvalidInput, match='sort_key: colour is not one of created_at'):
         world.requests.list(sort_key='colour')
 
 
-def test_tasks_are_listed_by_host_image_and_status(world: World) -> None:
+def test_tasks_filtered_by_host_image_status(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1', 'i2'])
     _finish_all(world, CACHED)
 
@@ -533,7 +529,7 @@ def test_tasks_are_listed_by_host_image_and_status(world: World) -> None:
     assert listed(status='cached', host='h2') == []
 
 
-def test_the_rate_of_a_request_is_that_of_its_transfers(world: World) -> None:
+def test_request_rate_sums_its_transfers(world: World) -> None:
     request = world.planned(['h1', 'h2', 'h3'], ['i1'])
     calls = [world.begun(), world.begun()]
     for number, call in enumerate(calls, start=1):
@@ -548,7 +544,7 @@ def test_the_rate_of_a_request_is_that_of_its_transfers(world: World) -> None:
     assert world.tasks(request)['h1', 'i1'].rate_bytes is None
 
 
-def test_tasks_are_listed_in_the_order_of_the_plan_page_by_page(world: World) -> None:
+def test_tasks_paged_in_plan_order(world: World) -> None:
     request = world.planned(['h2', 'h1'], ['i2', 'i1'])
 
     first = world.requests.tasks(request.id, limit=3)
@@ -562,7 +558,7 @@ def test_tasks_are_listed_in_the_order_of_the_plan_page_by_page(world: World) ->
     ]
 
 
-def test_the_counts_and_bytes_of_a_request_add_up_from_its_tasks(world: World) -> None:
+def test_counts_and_bytes_sum_over_tasks(world: World) -> None:
     request = world.planned(['h1', 'h2', 'h3'], ['i1'])
     _finish_all(world, CACHED, BROKEN)
 
@@ -573,7 +569,7 @@ def test_the_counts_and_bytes_of_a_request_add_up_from_its_tasks(world: World) -
     assert world.requests.list() == [shown]
 
 
-def test_the_hosts_that_wait_are_those_no_compute_has_begun_with(world: World) -> None:
+def test_waiting_hosts_have_not_begun(world: World) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     world.begun()
 
@@ -581,7 +577,7 @@ def test_the_hosts_that_wait_are_those_no_compute_has_begun_with(world: World) -
     assert [each.id for each in world.requests.with_waiting_tasks()] == [request.id]
 
 
-def test_a_request_without_waiting_tasks_asks_for_no_look_at_its_aggregate(world: World) -> None:
+def test_aggregate_unchecked_without_waiting_tasks(world: World) -> None:
     world.planned(['h1'], ['i1'])
     world.begun()
     world.accept(['h2'], ['i1'])
@@ -589,7 +585,7 @@ def test_a_request_without_waiting_tasks_asks_for_no_look_at_its_aggregate(world
     assert world.requests.with_waiting_tasks() == []
 
 
-def test_only_requests_that_ended_long_ago_are_purged_with_their_tasks_and_jobs(
+def test_only_old_ended_requests_purged(
     world: World,
 ) -> None:
     old = world.planned(['h1'], ['i1'])
@@ -610,7 +606,7 @@ def test_only_requests_that_ended_long_ago_are_purged_with_their_tasks_and_jobs(
         assert set(reader.scalars(sa.select(models.Task.host))) == {'h2', 'h3'}
 
 
-def test_the_jobs_that_a_retry_left_behind_are_purged_when_they_are_old(world: World) -> None:
+def test_old_jobs_of_retried_tasks_purged(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
     _finish_all(world, BROKEN)
     world.requests.complete(request.id)
@@ -625,7 +621,7 @@ def test_the_jobs_that_a_retry_left_behind_are_purged_when_they_are_old(world: W
     assert world.status(request) == 'accepted'
 
 
-def test_a_job_that_a_younger_request_refers_to_is_not_purged(world: World) -> None:
+def test_job_of_younger_request_not_purged(world: World) -> None:
     old = world.planned(['h1'], ['i1'])
     young = world.planned(['h1'], ['i1'])
     _finish_all(world, CACHED)
@@ -640,7 +636,7 @@ def test_a_job_that_a_younger_request_refers_to_is_not_purged(world: World) -> N
     assert world.statuses(young) == {('h1', 'i1'): 'cached'}
 
 
-def test_a_request_whose_plan_is_postponed_says_why_until_it_is_planned(world: World) -> None:
+def test_postponed_request_shows_reason_until_planned(world: World) -> None:
     request = world.accept(['h1'], ['i1'])
     assert world.requests.next_to_plan(PLANNER) is not None
     world.requests.postpone_plan(request.id, PLANNER, seconds=-1, reason='no answer')

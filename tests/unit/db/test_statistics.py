@@ -12,11 +12,11 @@ def _census(world: World) -> statistics.Statistics:
     return statistics.Statistics(world.database, DOWN_SECONDS)
 
 
-def test_where_nothing_is_there_are_zeros(world: World) -> None:
+def test_empty_database_counts_zeros(world: World) -> None:
     assert _census(world).take() == statistics.Count({}, {}, 0, 0, 0, 0, 0, {})
 
 
-def test_jobs_in_flight_are_counted_by_what_they_wait_for(world: World) -> None:
+def test_jobs_counted_by_wait_reason(world: World) -> None:
     world.planned(['h1', 'h2', 'h3', 'h4'], ['i1'])
     world.begun()
     tried = world.begun()
@@ -32,7 +32,7 @@ def test_jobs_in_flight_are_counted_by_what_they_wait_for(world: World) -> None:
     assert counted.tasks == {'downloading': 1, 'queued': 2, 'retry_wait': 1}
 
 
-def test_what_has_ended_is_not_counted_but_in_its_unfinished_request(world: World) -> None:
+def test_ended_tasks_count_in_unfinished_request(world: World) -> None:
     over = world.planned(['h1'], ['i1'])
     begun = world.begun()
     world.jobs.finish(begun.job_id, begun.epoch, CACHED)
@@ -49,7 +49,7 @@ def test_what_has_ended_is_not_counted_but_in_its_unfinished_request(world: Worl
     assert counted.tasks == {'cached': 1, 'queued': 1}
 
 
-def test_hosts_are_counted_by_cell_and_by_whether_they_report(world: World) -> None:
+def test_hosts_counted_by_cell_and_state(world: World) -> None:
     other = world.inventory.create_cell('cell2', 'fake:///cell2')
     for host in ('h1', 'h2', 'h3'):
         world.living(host)
@@ -62,7 +62,7 @@ def test_hosts_are_counted_by_cell_and_by_whether_they_report(world: World) -> N
     }
 
 
-def test_silent_hosts_of_a_cell_that_cannot_be_heard_are_counted_as_unknown(world: World) -> None:
+def test_unheard_cell_counts_silent_hosts_unknown(world: World) -> None:
     for host in ('h1', 'h2'):
         world.living(host)
     world.dead('h2')
@@ -74,7 +74,7 @@ def test_silent_hosts_of_a_cell_that_cannot_be_heard_are_counted_as_unknown(worl
     }
 
 
-def test_the_number_of_statements_does_not_depend_on_what_there_is(world: World) -> None:
+def test_statement_count_is_constant(world: World) -> None:
     statements: list[str] = []
 
     @sa.event.listens_for(world.database.engine, 'before_cursor_execute')

@@ -22,12 +22,12 @@ PAUSED = exception.Paused('later')
 pytestmark = pytest.mark.usefixtures('link', 'nothing_left')
 
 
-def test_an_image_comes_whole(link: Link, attempt: Attempt) -> None:
+def test_whole_image_is_downloaded(link: Link, attempt: Attempt) -> None:
     assert attempt.run(link.images(), link.image) == len(DATA)
     assert attempt.target.content == attempt.watcher.seen == DATA
 
 
-def test_each_cut_is_gone_on_from_at_exactly_its_byte(link: Link, attempt: Attempt) -> None:
+def test_cut_download_resumes_at_exact_byte(link: Link, attempt: Attempt) -> None:
     link.cuts = [1, 70_000, 2 * MIB, 3]
     attempt.run(link.images(), link.image, opens=5)
     assert attempt.target.content == attempt.watcher.seen == DATA
@@ -36,7 +36,7 @@ def test_each_cut_is_gone_on_from_at_exactly_its_byte(link: Link, attempt: Attem
 
 
 @pytest.mark.parametrize('refusal', [400, 416, 501])
-def test_where_no_part_is_given_all_of_it_comes_and_nothing_twice(
+def test_refused_range_downloads_all_without_duplicates(
     link: Link, attempt: Attempt, refusal: int
 ) -> None:
     link.no_parts = refusal
@@ -49,9 +49,7 @@ def test_where_no_part_is_given_all_of_it_comes_and_nothing_twice(
 
 
 @pytest.mark.parametrize('refusal', [400, 416, 501])
-def test_an_object_that_is_shorter_than_known_is_asked_for_only_so_often(
-    link: Link, attempt: Attempt, refusal: int
-) -> None:
+def test_shorter_object_requests_bounded(link: Link, attempt: Attempt, refusal: int) -> None:
     link.no_parts = refusal
     link.shown = image_of(DATA)
     link.data = DATA[:70_000]
@@ -62,7 +60,7 @@ def test_an_object_that_is_shorter_than_known_is_asked_for_only_so_often(
     assert link.ranges == [None, 'bytes=70000-', None, 'bytes=70000-', None]
 
 
-def test_a_token_that_ran_out_is_replaced_where_it_is_gone_on(link: Link, attempt: Attempt) -> None:
+def test_expired_token_replaced_on_resume(link: Link, attempt: Attempt) -> None:
     link.accepted = {'first'}
     link.cuts = [70_000]
 
@@ -79,9 +77,7 @@ def test_a_token_that_ran_out_is_replaced_where_it_is_gone_on(link: Link, attemp
     assert link.tokens[-1] == 'second'
 
 
-def test_a_token_that_stays_refused_ends_it_and_what_came_is_kept(
-    link: Link, attempt: Attempt
-) -> None:
+def test_refused_token_ends_and_keeps_partial(link: Link, attempt: Attempt) -> None:
     link.accepted = {'first'}
     link.cuts = [70_000]
     attempt.control.on_pause = link.accepted.clear
@@ -90,7 +86,7 @@ def test_a_token_that_stays_refused_ends_it_and_what_came_is_kept(
     assert attempt.target.log == [('keep', 70_000)]
 
 
-def test_an_image_that_changes_on_the_way_is_not_gone_on_with(link: Link, attempt: Attempt) -> None:
+def test_changed_image_not_resumed(link: Link, attempt: Attempt) -> None:
     image = link.image
     link.cuts = [70_000]
     attempt.control.on_pause = lambda: setattr(link, 'shown', image_of(DATA[:-1]))
@@ -100,9 +96,7 @@ def test_an_image_that_changes_on_the_way_is_not_gone_on_with(link: Link, attemp
     assert attempt.target.log == []
 
 
-def test_an_image_that_is_longer_than_known_is_not_gone_on_with(
-    link: Link, make_target: MakeTarget
-) -> None:
+def test_longer_image_not_resumed(link: Link, make_target: MakeTarget) -> None:
     """Its metadata are unchanged, but the answer is about other data."""
     image = link.image
     link.shown = image
@@ -114,9 +108,7 @@ def test_an_image_that_is_longer_than_known_is_not_gone_on_with(
 
 
 @pytest.mark.parametrize('silent_at', [0, 1000, 2 * MIB + 5])
-def test_cancelled_while_the_server_is_silent_it_ends_at_once(
-    link: Link, attempt: Attempt, silent_at: int
-) -> None:
+def test_cancel_ends_silent_download(link: Link, attempt: Attempt, silent_at: int) -> None:
     link.silent_at = silent_at
     running = Running(lambda: attempt.run(link.images(), link.image, opens=1))
     assert link.has_fallen_silent.wait(20)
@@ -127,7 +119,7 @@ def test_cancelled_while_the_server_is_silent_it_ends_at_once(
 
 
 @pytest.mark.parametrize('silent_at', [1000, MIB, 2 * MIB + 5])
-def test_paused_while_the_server_is_silent_all_that_came_is_kept(
+def test_pause_of_silent_download_keeps_partial(
     link: Link, attempt: Attempt, silent_at: int
 ) -> None:
     link.silent_at = silent_at
@@ -142,7 +134,7 @@ def test_paused_while_the_server_is_silent_all_that_came_is_kept(
     assert attempt.target.content == attempt.watcher.seen == DATA[:silent_at]
 
 
-def test_cancelled_while_there_is_no_answer_it_ends_at_once(link: Link, attempt: Attempt) -> None:
+def test_cancel_ends_wait_for_answer(link: Link, attempt: Attempt) -> None:
     link.silent_at = -1
     running = Running(lambda: attempt.run(link.images(), link.image))
     assert link.has_fallen_silent.wait(20)
@@ -152,9 +144,7 @@ def test_cancelled_while_there_is_no_answer_it_ends_at_once(link: Link, attempt:
     link.late.set()  # the answer is closed when it comes, since it is no longer wanted
 
 
-def test_cancelled_while_it_connects_it_ends_at_once(
-    dead_end: str, attempt: Attempt, link: Link
-) -> None:
+def test_cancel_ends_connecting(dead_end: str, attempt: Attempt, link: Link) -> None:
     settings = glance.GlanceSettings(connect_timeout_seconds=2)
     images = Overheard(glance.GlanceImageService.with_token(settings, endpoint=dead_end, token='t'))
     running = Running(lambda: attempt.run(images, link.image))
@@ -163,9 +153,7 @@ def test_cancelled_while_it_connects_it_ends_at_once(
     assert running.failure() is CANCELLED
 
 
-def test_cancelled_while_it_waits_for_a_buffer_it_ends_as_soon_as_the_write_does(
-    link: Link, attempt: Attempt
-) -> None:
+def test_cancel_in_buffer_wait_follows_write(link: Link, attempt: Attempt) -> None:
     link.data = DATA * 8  # more than the sockets hold
     attempt.target.stop_at = 0
     running = Running(lambda: attempt.run(link.images(), link.image, buffer_bytes=64 * 1024))
@@ -178,7 +166,7 @@ def test_cancelled_while_it_waits_for_a_buffer_it_ends_as_soon_as_the_write_does
     assert attempt.target.content == DATA[: 64 * 1024]
 
 
-def test_cancelled_while_the_pace_holds_it_up_it_ends_at_once(link: Link, attempt: Attempt) -> None:
+def test_cancel_ends_rate_limit_wait(link: Link, attempt: Attempt) -> None:
     attempt.control = controls.Control()
     host = rate_limit.HostRateLimit(max_rate_bytes=1)
     running = Running(lambda: attempt.run(link.images(), link.image, pace=host))
@@ -187,7 +175,7 @@ def test_cancelled_while_the_pace_holds_it_up_it_ends_at_once(link: Link, attemp
     assert running.failure() is CANCELLED
 
 
-def test_a_full_disk_cuts_a_connection_that_would_stay(link: Link, attempt: Attempt) -> None:
+def test_full_disk_closes_open_connection(link: Link, attempt: Attempt) -> None:
     link.silent_at = 2 * MIB
     attempt.target.refuse_at = MIB + MIB // 2
     with pytest.raises(exception.NotEnoughSpace):
@@ -196,7 +184,7 @@ def test_a_full_disk_cuts_a_connection_that_would_stay(link: Link, attempt: Atte
     assert attempt.target.log == []
 
 
-def test_an_unsafe_image_cuts_a_connection_that_would_stay(link: Link, attempt: Attempt) -> None:
+def test_unsafe_image_closes_open_connection(link: Link, attempt: Attempt) -> None:
     link.silent_at = 2 * MIB
     attempt.watcher.refuse_at = MIB
     with pytest.raises(exception.UnsafeImage):
@@ -204,7 +192,7 @@ def test_an_unsafe_image_cuts_a_connection_that_would_stay(link: Link, attempt: 
     link.wait_closed()
 
 
-def test_too_many_bytes_cut_a_connection_that_would_stay(link: Link, attempt: Attempt) -> None:
+def test_excess_bytes_close_open_connection(link: Link, attempt: Attempt) -> None:
     link.silent_at = 2 * MIB
     with pytest.raises(exception.ImageMismatch, match='more than 1048576 bytes'):
         attempt.run(link.images(), image_of(DATA[:MIB]))
@@ -212,7 +200,7 @@ def test_too_many_bytes_cut_a_connection_that_would_stay(link: Link, attempt: At
     assert len(attempt.target.content) <= MIB
 
 
-def test_a_full_disk_while_what_came_is_kept_keeps_nothing(link: Link, attempt: Attempt) -> None:
+def test_full_disk_while_keeping_keeps_nothing(link: Link, attempt: Attempt) -> None:
     link.silent_at = 2 * MIB
     attempt.target.refuse_at = MIB + 1
     attempt.target.stop_at = MIB + 1
@@ -224,9 +212,7 @@ def test_a_full_disk_while_what_came_is_kept_keeps_nothing(link: Link, attempt: 
     assert attempt.target.log == []
 
 
-def test_a_server_that_stays_silent_for_too_long_is_an_interruption(
-    link: Link, attempt: Attempt
-) -> None:
+def test_server_silence_is_an_interruption(link: Link, attempt: Attempt) -> None:
     link.silent_at = 0
     settings = glance.GlanceSettings(read_timeout_seconds=0.5)
     images = glance.GlanceImageService.with_token(settings, endpoint=link.url, token=None)

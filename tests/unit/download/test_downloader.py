@@ -34,13 +34,13 @@ CANCELLED = exception.Cancelled('nobody wants it')
 PAUSED = exception.Paused('later')
 
 
-def test_the_file_holds_the_image(attempt: Attempt, images: fake.FakeImageService) -> None:
+def test_file_holds_image(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     assert attempt.run(images, image) == len(DATA)
     assert attempt.target.content == DATA
 
 
-def test_progress_counts_up_to_the_size_and_ends_with_verifying(
+def test_progress_reaches_size_then_verifying(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
@@ -52,9 +52,7 @@ def test_progress_counts_up_to_the_size_and_ends_with_verifying(
     assert last == model.Progress(model.TaskStatus.VERIFYING, len(DATA), len(DATA))
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_cut_download_resumes_at_cut(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.faults.cuts = [1000, 70_000]
     attempt.run(images, image)
@@ -63,9 +61,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(
     assert images.served_bytes == len(DATA)
 
 
-def test_a_cut_behind_the_last_byte_costs_no_second_open(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_cut_after_last_byte_opens_once(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.faults.cuts = [len(DATA)]
     attempt.run(images, image)
@@ -73,9 +69,7 @@ def test_a_cut_behind_the_last_byte_costs_no_second_open(
     assert len(images.opens) == 1
 
 
-def test_a_download_that_is_cut_again_and_again_ends(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_repeatedly_cut_download_ends(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.faults.cuts = [10] * 9
     with pytest.raises(exception.DownloadInterrupted, match='cut'):
@@ -84,9 +78,7 @@ def test_a_download_that_is_cut_again_and_again_ends(
     assert attempt.control.pauses == [0.5, 1.0]
 
 
-def test_an_image_that_is_gone_is_not_tried_again(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_deleted_image_not_retried(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.delete(image.id)
     with pytest.raises(exception.ImageGone):
@@ -94,16 +86,14 @@ def test_an_image_that_is_gone_is_not_tried_again(
     assert attempt.control.pauses == []
 
 
-def test_wrong_bytes_are_a_mismatch(attempt: Attempt, images: fake.FakeImageService) -> None:
+def test_wrong_bytes_are_mismatch(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.faults.corrupt = 1
     with pytest.raises(exception.ImageMismatch, match='sha512'):
         attempt.run(images, image)
 
 
-def test_a_source_that_gives_too_much_is_stopped_at_once(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_excess_bytes_stop_at_once(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA, size=100_000)
     with pytest.raises(exception.ImageMismatch, match='more than 100000 bytes'):
         attempt.run(images, image)
@@ -111,15 +101,13 @@ def test_a_source_that_gives_too_much_is_stopped_at_once(
     assert images.served_bytes < len(DATA)
 
 
-def test_a_source_that_ends_early_is_an_interruption(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_early_end_is_interruption(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA, size=len(DATA) + 1)
     with pytest.raises(exception.DownloadInterrupted):
         attempt.run(images, image)
 
 
-def test_an_image_without_size_is_verified_by_its_hash(
+def test_image_without_size_verified_by_hash(
     new_attempt: NewAttempt, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA, size=None)
@@ -130,7 +118,7 @@ def test_an_image_without_size_is_verified_by_its_hash(
 
 
 @pytest.mark.parametrize('algorithm', ['sha256', 'sha512', 'sha3_512', 'blake2b'])
-def test_glance_may_choose_the_algorithm(
+def test_glance_chooses_hash_algorithm(
     new_attempt: NewAttempt, images: fake.FakeImageService, algorithm: str
 ) -> None:
     value = hashlib.new(algorithm, DATA).hexdigest()
@@ -141,7 +129,7 @@ def test_glance_may_choose_the_algorithm(
         new_attempt().run(images, image)
 
 
-def test_the_md5_checksum_decides_where_there_is_no_multihash(
+def test_md5_verifies_without_multihash(
     new_attempt: NewAttempt, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA, hash_algo=None, hash_value=None)
@@ -158,7 +146,7 @@ def test_the_md5_checksum_decides_where_there_is_no_multihash(
         {'hash_algo': 'shake_128', 'hash_value': 'abc'},
     ],
 )
-def test_an_image_that_cannot_be_verified_is_refused_before_the_first_byte(
+def test_unverifiable_image_refused_before_download(
     attempt: Attempt, images: fake.FakeImageService, known: dict[str, str | None]
 ) -> None:
     image = images.add(DATA, **known)
@@ -167,14 +155,14 @@ def test_an_image_that_cannot_be_verified_is_refused_before_the_first_byte(
     assert images.opens == []
 
 
-def test_an_image_that_cannot_be_verified_is_taken_where_that_is_allowed(
+def test_unverifiable_image_accepted_when_allowed(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA, hash_algo=None, hash_value=None, checksum=None)
     assert attempt.run(images, image, allow_unverified=True) == len(DATA)
 
 
-def test_a_wrong_hash_is_refused_also_where_unverified_images_are_allowed(
+def test_wrong_hash_refused_when_unverified_allowed(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -183,14 +171,14 @@ def test_a_wrong_hash_is_refused_also_where_unverified_images_are_allowed(
         attempt.run(images, image, allow_unverified=True)
 
 
-def test_a_full_disk_is_told(attempt: Attempt, images: fake.FakeImageService) -> None:
+def test_full_disk_is_reported(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.target.refuse_at = 100_000
     with pytest.raises(exception.NotEnoughSpace, match='No space left on device'):
         attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
     assert attempt.target.log == []
 
 
-def test_what_is_kept_is_read_again_and_only_the_rest_is_asked_for(
+def test_only_missing_rest_requested(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -208,7 +196,7 @@ def test_what_is_kept_is_read_again_and_only_the_rest_is_asked_for(
     assert steps[4][0] == model.TaskStatus.DOWNLOADING
 
 
-def test_where_all_is_kept_nothing_is_asked_for(
+def test_complete_partial_requests_nothing(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -219,7 +207,7 @@ def test_where_all_is_kept_nothing_is_asked_for(
     assert attempt.target.log == [('finish', len(DATA))]
 
 
-def test_kept_bytes_that_have_changed_are_a_mismatch(
+def test_changed_kept_bytes_are_mismatch(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     attempt = Attempt(make_target(b'x' + DATA[1:70_000]))
@@ -228,7 +216,7 @@ def test_kept_bytes_that_have_changed_are_a_mismatch(
 
 
 @pytest.mark.parametrize('size', [69_999, None])
-def test_more_kept_than_the_image_has_is_forgotten(
+def test_partial_longer_than_image_discarded(
     make_target: MakeTarget, images: fake.FakeImageService, size: int | None
 ) -> None:
     data = DATA[:69_999]
@@ -238,7 +226,7 @@ def test_more_kept_than_the_image_has_is_forgotten(
     assert attempt.target.log == ['restart', ('finish', len(data))]
 
 
-def test_kept_bytes_that_are_not_there_are_an_error(
+def test_missing_kept_bytes_raise_error(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     attempt = Attempt(make_target(DATA[:1000]))
@@ -247,7 +235,7 @@ def test_kept_bytes_that_are_not_there_are_an_error(
         attempt.run(images, images.add(DATA))
 
 
-def test_kept_bytes_of_an_unsafe_image_cost_no_open(
+def test_unsafe_kept_bytes_open_nothing(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     attempt = Attempt(make_target(DATA[:1000]))
@@ -257,9 +245,7 @@ def test_kept_bytes_of_an_unsafe_image_cost_no_open(
     assert images.opens == []
 
 
-def test_an_image_that_has_changed_is_not_gone_on_with(
-    make_target: MakeTarget, images: fake.FakeImageService
-) -> None:
+def test_changed_image_not_resumed(make_target: MakeTarget, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.update(image.id, hash_value='0' * 128)
     attempt = Attempt(make_target(DATA[:1000]))
@@ -269,7 +255,7 @@ def test_an_image_that_has_changed_is_not_gone_on_with(
     assert attempt.target.log == []
 
 
-def test_a_whole_answer_to_the_question_for_the_rest_is_taken_from_its_first_byte(
+def test_full_answer_to_range_starts_over(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -281,7 +267,7 @@ def test_a_whole_answer_to_the_question_for_the_rest_is_taken_from_its_first_byt
     assert attempt.target.log == ['restart', ('finish', len(DATA))]
 
 
-def test_an_answer_that_begins_elsewhere_is_not_read_and_all_is_asked_for_anew(
+def test_wrong_range_answer_restarts_unread(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -293,7 +279,7 @@ def test_an_answer_that_begins_elsewhere_is_not_read_and_all_is_asked_for_anew(
     assert images.served_bytes == len(DATA)
 
 
-def test_all_that_came_is_written_before_it_starts_over(
+def test_pending_bytes_written_before_restart(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -308,9 +294,7 @@ def test_all_that_came_is_written_before_it_starts_over(
     assert attempt.target.content == attempt.watcher.seen == DATA
 
 
-def test_what_came_is_kept_where_another_attempt_may_go_on(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_partial_kept_for_next_attempt(attempt: Attempt, images: fake.FakeImageService) -> None:
     images.faults.cuts = [1000, 70_000]
     with pytest.raises(exception.DownloadInterrupted):
         attempt.run(images, images.add(DATA), opens=2)
@@ -318,7 +302,7 @@ def test_what_came_is_kept_where_another_attempt_may_go_on(
     assert attempt.target.content == DATA[:71_000]
 
 
-def test_nothing_is_kept_after_the_last_attempt(
+def test_partial_discarded_after_last_attempt(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     attempt.control = Reins(is_last_attempt=True)
@@ -328,7 +312,7 @@ def test_nothing_is_kept_after_the_last_attempt(
     assert attempt.target.log == []
 
 
-def test_nothing_of_an_image_that_is_gone_is_kept(
+def test_partial_of_deleted_image_discarded(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -339,7 +323,7 @@ def test_nothing_of_an_image_that_is_gone_is_kept(
     assert attempt.target.log == []
 
 
-def test_a_target_that_cannot_keep_hides_no_error(
+def test_failing_target_hides_no_error(
     attempt: Attempt, images: fake.FakeImageService, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempt.target.keep_error = exception.StorageError('the disk is gone')
@@ -349,7 +333,7 @@ def test_a_target_that_cannot_keep_hides_no_error(
     assert 'the disk is gone' in caplog.text
 
 
-def test_an_unsafe_image_ends_it_at_once(attempt: Attempt, images: fake.FakeImageService) -> None:
+def test_unsafe_image_ends_at_once(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.watcher.refuse_at = 100_000
     with pytest.raises(exception.UnsafeImage):
         attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
@@ -357,22 +341,20 @@ def test_an_unsafe_image_ends_it_at_once(attempt: Attempt, images: fake.FakeImag
     assert attempt.target.log == []
 
 
-def test_a_fault_of_our_own_in_a_thread_is_told(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_unexpected_thread_error_reported(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.target.raises = ZeroDivisionError('a fault')
     with pytest.raises(exception.CacheError, match=r"write failed: ZeroDivisionError\('a fault'\)"):
         attempt.run(images, images.add(DATA))
     assert attempt.target.log == []
 
 
-def test_a_listener_that_fails_ends_it(attempt: Attempt, images: fake.FakeImageService) -> None:
+def test_failing_listener_ends_download(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.progress = Refusing()
     with pytest.raises(ZeroDivisionError):
         attempt.run(images, images.add(DATA))
 
 
-def test_pieces_are_as_big_as_the_buffers_whatever_a_read_gives(
+def test_pieces_fill_buffers_despite_short_reads(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024)
@@ -380,17 +362,13 @@ def test_pieces_are_as_big_as_the_buffers_whatever_a_read_gives(
     assert [length for _, length in attempt.target.written] == attempt.watcher.pieces
 
 
-def test_after_a_cut_amid_a_page_the_next_piece_but_one_begins_with_a_page(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_pieces_realign_to_pages_after_cut(attempt: Attempt, images: fake.FakeImageService) -> None:
     images.faults.cuts = [1000]
     attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024)
     assert [start for start, _ in attempt.target.written] == [0, 1000, 200 * 1024, 400 * 1024]
 
 
-def test_a_slow_link_fills_a_buffer_for_a_moment_only(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_slow_link_flushes_buffer_early(attempt: Attempt, images: fake.FakeImageService) -> None:
     def clock() -> float:
         return images.served_bytes / (64 * 1024) * engine.FILL_SECONDS / 2
 
@@ -399,9 +377,7 @@ def test_a_slow_link_fills_a_buffer_for_a_moment_only(
     assert attempt.target.content == DATA
 
 
-def test_the_pace_is_asked_before_and_told_after_each_share(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_rate_limit_applies_to_each_share(attempt: Attempt, images: fake.FakeImageService) -> None:
     pace = SmallSteps(50_000)
     attempt.run(images, images.add(DATA), pace=pace)
     assert sum(pace.taken) == len(DATA)
@@ -409,7 +385,7 @@ def test_the_pace_is_asked_before_and_told_after_each_share(
     assert attempt.watcher.pieces == [len(DATA)]
 
 
-def test_a_stop_while_the_pace_holds_it_up_keeps_what_came(
+def test_stop_during_rate_limit_keeps_partial(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     pace = SmallSteps(50_000)
@@ -420,7 +396,7 @@ def test_a_stop_while_the_pace_holds_it_up_keeps_what_came(
     assert attempt.target.log == [('keep', 50_000)]
 
 
-def test_a_stop_while_it_waits_to_open_again_keeps_what_came(
+def test_stop_before_reopening_keeps_partial(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
     images.faults.cuts = [1000]
@@ -431,7 +407,7 @@ def test_a_stop_while_it_waits_to_open_again_keeps_what_came(
     assert attempt.target.log == [('keep', 1000)]
 
 
-def test_a_stop_while_what_is_kept_is_read_again_keeps_it(
+def test_stop_during_reread_keeps_partial(
     make_target: MakeTarget, images: fake.FakeImageService
 ) -> None:
     attempt = Attempt(make_target(DATA[:200_000]))
@@ -442,9 +418,7 @@ def test_a_stop_while_what_is_kept_is_read_again_keeps_it(
     assert attempt.target.log == [('keep', 200_000)]
 
 
-def test_a_stop_before_the_start_opens_nothing(
-    attempt: Attempt, images: fake.FakeImageService
-) -> None:
+def test_stop_before_start_opens_nothing(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.control.stop(CANCELLED)
     with pytest.raises(exception.Cancelled):
         attempt.run(images, images.add(DATA))
@@ -452,14 +426,14 @@ def test_a_stop_before_the_start_opens_nothing(
     assert attempt.target.log == []
 
 
-def test_a_cancelled_image_is_not_kept(attempt: Attempt, images: fake.FakeImageService) -> None:
+def test_cancelled_image_not_kept(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.progress = Calling(lambda: attempt.control.stop(CANCELLED))
     with pytest.raises(exception.Cancelled):
         attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
     assert attempt.target.log == []
 
 
-def test_the_writer_alone_works_at_idle_priority(
+def test_only_writer_runs_at_idle_priority(
     attempt: Attempt, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within: list[str] = []
@@ -475,7 +449,7 @@ def test_the_writer_alone_works_at_idle_priority(
     assert set(within) == attempt.target.writers == {'image-write'}
 
 
-def test_the_hash_is_not_held_up_by_the_threads_beside_it(
+def test_other_threads_do_not_delay_hash(
     attempt: Attempt, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unhurried = {}
@@ -498,7 +472,7 @@ def test_the_hash_is_not_held_up_by_the_threads_beside_it(
 
 
 @pytest.mark.parametrize('cuts', [[], [1000] * 9])
-def test_its_buffers_go_when_it_has_ended(
+def test_buffers_freed_at_end(
     attempt: Attempt,
     images: fake.FakeImageService,
     monkeypatch: pytest.MonkeyPatch,
@@ -528,7 +502,7 @@ def test_its_buffers_go_when_it_has_ended(
     reads=strategies.lists(strategies.integers(1, 700), min_size=1, max_size=5),
     buffer_bytes=strategies.integers(1, 900),
 )
-def test_wherever_it_is_cut_each_byte_is_asked_for_once_and_arrives(
+def test_any_cut_requests_each_byte_once(
     tmp_path_factory: pytest.TempPathFactory,
     size: int,
     kept: int,

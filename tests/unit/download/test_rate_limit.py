@@ -118,7 +118,7 @@ def _bytes_together(downloads: list[Download], begin: float, end: float) -> int:
 @pytest.mark.parametrize('late_seconds', [0, 0.002], ids=['on time', 'late'])
 @pytest.mark.parametrize('number', [1, 3, 10])
 @pytest.mark.parametrize('rate', [50 * KILO, MEGA, 100 * MEGA, GIGA])
-def test_a_rate_is_held_by_all_downloads_together(
+def test_downloads_share_one_rate(
     time: SimulatedTime, rate: int, number: int, late_seconds: float
 ) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=rate, max_parallel=number, clock=time)
@@ -130,7 +130,7 @@ def test_a_rate_is_held_by_all_downloads_together(
     assert _bytes_together(downloads, 4, 5) == pytest.approx(rate, rel=0.1)
 
 
-def test_downloads_that_share_a_rate_get_the_same(time: SimulatedTime) -> None:
+def test_sharing_downloads_get_equal_rate(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, max_parallel=2, clock=time)
     downloads = [Download(time, host) for _ in range(2)]
     time.run([download.run for download in downloads])
@@ -138,14 +138,14 @@ def test_downloads_that_share_a_rate_get_the_same(time: SimulatedTime) -> None:
         assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA / 2, rel=0.05)
 
 
-def test_without_a_limit_nobody_waits(time: SimulatedTime) -> None:
+def test_unlimited_download_never_waits(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(clock=time)
     download = Download(time, host, 10 * MEGA)
     time.run([download.run])
     assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * 10 * MEGA, rel=0.02)
 
 
-def test_what_was_not_used_is_not_made_up_for(time: SimulatedTime) -> None:
+def test_unused_rate_does_not_accumulate(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=10 * MEGA, clock=time)
 
     def run() -> None:
@@ -157,7 +157,7 @@ def test_what_was_not_used_is_not_made_up_for(time: SimulatedTime) -> None:
     assert download.bytes_between(3600, 3601) < 1.25 * 10 * MEGA
 
 
-def test_a_download_keeps_to_its_own_limit_within_that_of_the_host(time: SimulatedTime) -> None:
+def test_own_limit_applies_within_host_limit(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, max_parallel=2, clock=time)
     slow = Download(time, host, max_rate_bytes=100 * KILO)
     fast = Download(time, host)
@@ -166,13 +166,13 @@ def test_a_download_keeps_to_its_own_limit_within_that_of_the_host(time: Simulat
     assert _bytes_together([slow, fast], 0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
 
 
-def test_a_download_has_a_limit_where_the_host_has_none(time: SimulatedTime) -> None:
+def test_own_limit_applies_without_host_limit(time: SimulatedTime) -> None:
     download = Download(time, rate_limit.HostRateLimit(clock=time), max_rate_bytes=MEGA)
     time.run([download.run])
     assert download.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
 
 
-def test_a_boot_is_not_limited_and_takes_nothing_from_the_limit_of_others(
+def test_boot_unlimited_and_uncounted(
     time: SimulatedTime,
 ) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, yield_share=1.0, clock=time)
@@ -183,7 +183,7 @@ def test_a_boot_is_not_limited_and_takes_nothing_from_the_limit_of_others(
     assert precaching.bytes_between(0, SECONDS) == pytest.approx(SECONDS * MEGA, rel=0.05)
 
 
-def test_limits_are_lifted_while_somebody_waits(time: SimulatedTime) -> None:
+def test_lifted_limit_wakes_waiters(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=MEGA, clock=time)
     download = Download(time, host, 50 * MEGA, max_rate_bytes=100 * KILO)
 
@@ -212,7 +212,7 @@ def _during_a_boot(
     time.run([lambda: precaching.run(18), boot])
 
 
-def test_precaching_yields_its_share_while_somebody_boots(time: SimulatedTime) -> None:
+def test_precache_yields_share_during_boot(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(yield_share=0.25, clock=time)
     precaching = Download(time, host, 100 * MEGA)
     _during_a_boot(time, host, precaching)
@@ -240,7 +240,7 @@ class BootsElsewhere:
         return begin <= self._time() < end
 
 
-def test_precaching_yields_to_boots_of_other_processes_which_see_those_of_this_one(
+def test_precache_yields_to_boots_across_processes(
     time: SimulatedTime,
 ) -> None:
     elsewhere = BootsElsewhere(time, 4, 8)
@@ -255,28 +255,28 @@ def test_precaching_yields_to_boots_of_other_processes_which_see_those_of_this_o
     assert elsewhere.seen == [True, False]
 
 
-def test_precaching_yields_a_share_of_its_limit_where_that_is_less(time: SimulatedTime) -> None:
+def test_precache_yields_lower_limit_share(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(max_rate_bytes=10 * MEGA, yield_share=0.25, clock=time)
     precaching = Download(time, host, 100 * MEGA)
     _during_a_boot(time, host, precaching)
     assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 2.5 * MEGA, rel=0.05)
 
 
-def test_precaching_yields_on_a_thin_link_too(time: SimulatedTime) -> None:
+def test_precache_yields_on_slow_link(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(yield_share=0.25, clock=time)
     precaching = Download(time, host, 800 * KILO)
     _during_a_boot(time, host, precaching)
     assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 200 * KILO, rel=0.05)
 
 
-def test_a_share_of_one_does_not_yield(time: SimulatedTime) -> None:
+def test_full_share_does_not_yield(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(yield_share=1.0, clock=time)
     precaching = Download(time, host, 100 * MEGA)
     _during_a_boot(time, host, precaching)
     assert precaching.bytes_between(4, 14) == pytest.approx(SECONDS * 100 * MEGA, rel=0.05)
 
 
-def test_precaching_that_somebody_waits_for_does_not_yield_and_others_yield_to_it(
+def test_awaited_precache_does_not_yield(
     time: SimulatedTime,
 ) -> None:
     host = rate_limit.HostRateLimit(yield_share=0.25, max_parallel=2, clock=time)
@@ -294,7 +294,7 @@ def test_precaching_that_somebody_waits_for_does_not_yield_and_others_yield_to_i
     assert other.bytes_between(9, 10) == pytest.approx(100 * MEGA, rel=0.05)
 
 
-def test_what_boots_reach_shows_what_the_host_can_do(time: SimulatedTime) -> None:
+def test_boot_rate_shows_host_capacity(time: SimulatedTime) -> None:
     host = rate_limit.HostRateLimit(yield_share=0.25, clock=time)
     boot = Download(time, host, 100 * MEGA, is_boot=True)
     precaching = Download(time, host)
@@ -321,7 +321,7 @@ def test_what_boots_reach_shows_what_the_host_can_do(time: SimulatedTime) -> Non
         (50 * KILO, 80 * KILO, 50 * KILO),
     ],
 )
-def test_what_precaching_may_take_while_somebody_boots(
+def test_precache_share_during_boot(
     max_rate: int | None, measured: int | None, expected: int
 ) -> None:
     assert rate_limit.yield_rate(max_rate, measured, 0.25) == expected
@@ -340,12 +340,12 @@ def _meter(
     return meter
 
 
-def test_the_best_rate_is_measured() -> None:
+def test_best_rate_is_measured() -> None:
     assert rate_limit.BestRate(0).best_rate_bytes is None
     assert _meter(4 * KILO, 8 * KILO, 4 * KILO).best_rate_bytes == 8 * KILO
 
 
-def test_what_a_link_does_not_reach_any_more_is_forgotten() -> None:
+def test_unreached_link_rate_forgotten() -> None:
     meter = _meter(8 * KILO)
     _meter(*[4 * KILO] * 59, meter=meter)
     assert meter.best_rate_bytes == 8 * KILO
@@ -353,7 +353,7 @@ def test_what_a_link_does_not_reach_any_more_is_forgotten() -> None:
     assert meter.best_rate_bytes == 4 * KILO
 
 
-def test_what_is_held_back_shows_at_least_what_it_reaches() -> None:
+def test_limited_download_raises_measured_minimum() -> None:
     meter = _meter(8 * KILO)
     _meter(*[4 * KILO] * 100, is_held=True, meter=meter)
     assert meter.best_rate_bytes == 8 * KILO
@@ -361,7 +361,7 @@ def test_what_is_held_back_shows_at_least_what_it_reaches() -> None:
     assert meter.best_rate_bytes == 12 * KILO
 
 
-def test_a_pause_is_not_measured() -> None:
+def test_pause_is_not_measured() -> None:
     meter = _meter(8 * KILO)
     meter.note(meter.began_at + 3600, 1, is_held=False)
     assert meter.best_rate_bytes == 8 * KILO
@@ -416,7 +416,7 @@ def _queued(control: transfer_control.Control) -> threading.Event:
     return queued
 
 
-def test_downloads_wait_for_a_slot_in_the_order_in_which_they_came() -> None:
+def test_downloads_get_slots_in_order() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
     with host.slot(transfer_control.Control()):
         first, second = _in_line(host, transfer_control.Control(), transfer_control.Control())
@@ -429,7 +429,7 @@ def test_downloads_wait_for_a_slot_in_the_order_in_which_they_came() -> None:
         pass  # nothing is left in the queue
 
 
-def test_as_many_run_at_a_time_as_may() -> None:
+def test_parallel_downloads_are_bounded() -> None:
     host = rate_limit.HostRateLimit(max_parallel=2)
     with host.slot(transfer_control.Control()), host.slot(transfer_control.Control()):
         (third,) = _in_line(host, transfer_control.Control())
@@ -438,7 +438,7 @@ def test_as_many_run_at_a_time_as_may() -> None:
     third.leave()
 
 
-def test_a_boot_takes_no_slot() -> None:
+def test_boot_takes_no_slot() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
     with (
         host.slot(transfer_control.Control(is_boot=True)),
@@ -448,7 +448,7 @@ def test_a_boot_takes_no_slot() -> None:
         pass
 
 
-def test_a_download_that_is_urgent_passes_those_that_wait() -> None:
+def test_urgent_download_overtakes_waiting_ones() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
     urgent = transfer_control.Control()
     with host.slot(transfer_control.Control()):
@@ -463,7 +463,7 @@ def test_a_download_that_is_urgent_passes_those_that_wait() -> None:
     first.leave()
 
 
-def test_a_stop_ends_the_wait_for_a_slot_and_leaves_the_line() -> None:
+def test_stop_ends_wait_and_leaves_queue() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
     stopped = transfer_control.Control()
     with host.slot(transfer_control.Control()):
@@ -475,7 +475,7 @@ def test_a_stop_ends_the_wait_for_a_slot_and_leaves_the_line() -> None:
     second.leave()
 
 
-def test_a_stopped_download_does_not_get_a_free_slot() -> None:
+def test_stopped_download_gets_no_slot() -> None:
     stopped = transfer_control.Control()
     stopped.stop(exception.Cancelled('not wanted'))
     host = rate_limit.HostRateLimit()
@@ -486,7 +486,7 @@ def test_a_stopped_download_does_not_get_a_free_slot() -> None:
 
 
 @pytest.mark.parametrize('end', ['stop', 'urgency'])
-def test_a_download_that_sleeps_is_woken(end: str) -> None:
+def test_sleeping_download_is_woken(end: str) -> None:
     # At this rate it would sleep for days.
     host = rate_limit.HostRateLimit(max_rate_bytes=1)
     reins = transfer_control.Control()
@@ -510,7 +510,7 @@ def test_a_download_that_sleeps_is_woken(end: str) -> None:
     assert bool(errors) == (end == 'stop')
 
 
-def test_another_rate_counts_for_what_is_being_taken_already() -> None:
+def test_new_rate_applies_to_running_wait() -> None:
     now = SimulatedTime()
     host = rate_limit.HostRateLimit(max_rate_bytes=KILO, yield_share=1.0, clock=now)
     taker = SimulatedControl(now)
@@ -527,7 +527,7 @@ def test_another_rate_counts_for_what_is_being_taken_already() -> None:
     assert 10 <= now() < 12
 
 
-def test_one_more_download_at_a_time_may_begin_at_once() -> None:
+def test_raised_slot_limit_starts_download() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
     second_runs, control = threading.Event(), transfer_control.Control()
     queued = _queued(control)

@@ -15,15 +15,13 @@ DATA = bytes(range(256))
 @pytest.mark.parametrize(
     ('status', 'reason'), [('deactivated', 'is deactivated'), ('queued', 'is queued')]
 )
-def test_an_image_that_is_not_active_is_not_looked_for(
-    images: fake.FakeImageService, status: str, reason: str
-) -> None:
+def test_inactive_image_not_opened(images: fake.FakeImageService, status: str, reason: str) -> None:
     image = images.add(DATA, status=status)
     with pytest.raises(exception.ImageGone, match=reason):
         source.ImageServiceSource.find(images, image.id)
 
 
-def test_an_unknown_image_is_gone_and_a_silent_service_an_interruption(
+def test_unknown_image_gone_and_outage_interruption(
     images: fake.FakeImageService,
 ) -> None:
     with pytest.raises(exception.ImageGone, match='could not be found'):
@@ -33,12 +31,12 @@ def test_an_unknown_image_is_gone_and_a_silent_service_an_interruption(
         source.ImageServiceSource.find(images, 'unknown')
 
 
-def test_an_empty_image_is_gone(images: fake.FakeImageService) -> None:
+def test_empty_image_is_gone(images: fake.FakeImageService) -> None:
     with pytest.raises(exception.ImageGone, match='has no data'):
         source.ImageServiceSource.find(images, images.add(b'').id)
 
 
-def test_the_rest_is_read_from_an_image_that_is_still_the_same(
+def test_unchanged_image_is_resumed(
     images: fake.FakeImageService,
 ) -> None:
     origin = source.ImageServiceSource.find(images, images.add(DATA).id)
@@ -58,9 +56,7 @@ def test_the_rest_is_read_from_an_image_that_is_still_the_same(
         {'checksum': '0' * 32},
     ],
 )
-def test_an_image_that_changed_is_not_gone_on_with(
-    images: fake.FakeImageService, change: dict[str, Any]
-) -> None:
+def test_changed_image_not_resumed(images: fake.FakeImageService, change: dict[str, Any]) -> None:
     image_id = images.add(DATA).id
     origin = source.ImageServiceSource.find(images, image_id)
     images.update(image_id, **change)
@@ -69,7 +65,7 @@ def test_an_image_that_changed_is_not_gone_on_with(
     assert images.opens == []
 
 
-def test_an_image_that_went_away_is_not_gone_on_with(images: fake.FakeImageService) -> None:
+def test_deleted_image_not_resumed(images: fake.FakeImageService) -> None:
     image_id = images.add(DATA).id
     origin = source.ImageServiceSource.find(images, image_id)
     images.update(image_id, status='deactivated')
@@ -83,7 +79,7 @@ def test_an_image_that_went_away_is_not_gone_on_with(images: fake.FakeImageServi
         pass
 
 
-def test_the_end_of_a_download_looks_the_image_up_again(images: fake.FakeImageService) -> None:
+def test_download_end_checks_image_again(images: fake.FakeImageService) -> None:
     origin = source.ImageServiceSource.find(images, images.add(DATA).id)
     origin.check_unchanged()
     images.update(origin.image.id, status='deactivated')
@@ -91,7 +87,7 @@ def test_the_end_of_a_download_looks_the_image_up_again(images: fake.FakeImageSe
         origin.check_unchanged()
 
 
-def test_a_download_that_begins_does_not_look_the_image_up_again(
+def test_download_start_reuses_image_lookup(
     images: fake.FakeImageService,
 ) -> None:
     origin = source.ImageServiceSource.find(images, images.add(DATA).id)

@@ -32,7 +32,7 @@ ALLOWED = 'http://glance.example:9292'
         ('http://xn--glnce-gra.example', 'http://xn--glnce-gra.example'),
     ],
 )
-def test_spellings_of_one_endpoint_are_alike(spelled: str, normal: str) -> None:
+def test_spellings_of_endpoint_are_equal(spelled: str, normal: str) -> None:
     assert endpoints.normalise(spelled) == normal
     assert endpoints.normalise(normal) == normal
 
@@ -92,7 +92,7 @@ NO_ENDPOINTS = [
 
 
 @pytest.mark.parametrize('url', NO_ENDPOINTS, ids=repr)
-def test_what_is_no_plain_url_is_refused_and_not_shown(url: object) -> None:
+def test_non_plain_url_refused_and_hidden(url: object) -> None:
     with pytest.raises(exception.InvalidInput) as refused:
         endpoints.normalise(url)
     assert 'secret' not in str(refused.value)
@@ -109,7 +109,7 @@ def _settings(allowed: str = '', override: str | None = None) -> glance.GlanceSe
 @pytest.mark.parametrize(
     'named', [ALLOWED, 'http://GLANCE.example:9292/v2/', f'{ALLOWED}/', f'{ALLOWED}/v2']
 )
-def test_an_endpoint_of_the_list_is_allowed_however_it_is_spelled(named: str) -> None:
+def test_listed_endpoint_allowed_in_any_spelling(named: str) -> None:
     settings = _settings(f'https://other.example,{ALLOWED}/v2')
     assert settings.endpoint_of_call(named) == ALLOWED
 
@@ -127,7 +127,7 @@ def test_an_endpoint_of_the_list_is_allowed_however_it_is_spelled(named: str) ->
         'http://127.0.0.1:9292',
     ],
 )
-def test_any_other_endpoint_is_refused_and_the_option_named(named: str) -> None:
+def test_unlisted_endpoint_refused_naming_option(named: str) -> None:
     with pytest.raises(exception.InvalidInput) as refused:
         _settings(ALLOWED).endpoint_of_call(named)
     shown = endpoints.normalise(named)
@@ -136,7 +136,7 @@ def test_any_other_endpoint_is_refused_and_the_option_named(named: str) -> None:
     )
 
 
-def test_without_a_list_any_plain_url_is_taken_and_others_are_refused() -> None:
+def test_without_list_only_plain_urls_allowed() -> None:
     settings = _settings()
     assert settings.endpoint_of_call('http://anywhere.example/v2') == 'http://anywhere.example'
     assert settings.endpoint_of_call(None) is None
@@ -145,12 +145,12 @@ def test_without_a_list_any_plain_url_is_taken_and_others_are_refused() -> None:
 
 
 @pytest.mark.parametrize('named', ['http://evil.example', 'garbage', None, 7])
-def test_where_glance_is_overridden_it_does_not_matter_what_a_call_names(named: object) -> None:
+def test_override_ignores_endpoint_of_call(named: object) -> None:
     assert _settings(ALLOWED, 'http://site.example').endpoint_of_call(named) is None
 
 
 @pytest.mark.parametrize('item', ['glance.example', 'http://user:secret@glance.example', '*'])
-def test_a_list_with_what_is_no_url_is_refused_at_the_start(item: str) -> None:
+def test_invalid_list_refused_at_start(item: str) -> None:
     with pytest.raises(exception.ConfigError, match='allowed_endpoints') as refused:
         _settings(f'{ALLOWED},{item}')
     assert 'secret' not in str(refused.value)
@@ -160,7 +160,7 @@ def test_a_list_with_what_is_no_url_is_refused_at_the_start(item: str) -> None:
     ('allowed', 'override', 'warnings'),
     [('', None, 1), (ALLOWED, None, 0), ('', ALLOWED, 0)],
 )
-def test_a_compute_that_goes_wherever_a_call_says_advises_an_option_at_the_start(
+def test_unrestricted_compute_recommends_option_at_start(
     caplog: pytest.LogCaptureFixture, allowed: str, override: str | None, warnings: int
 ) -> None:
     caplog.set_level(logging.WARNING, 'nova_precache')
@@ -195,7 +195,7 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def test_a_refused_endpoint_is_sent_neither_a_request_nor_the_token(
+def test_refused_endpoint_gets_no_request(
     elsewhere: tuple[str, list[str]],
 ) -> None:
     url, asked = elsewhere
@@ -212,9 +212,7 @@ def test_a_refused_endpoint_is_sent_neither_a_request_nor_the_token(
 @pytest.mark.parametrize(
     'image_id', ['../../evil', 'a/../../v2/tasks', '//evil.example/x', '@evil.example', '%2e%2e']
 )
-def test_an_image_id_leads_to_no_other_place(
-    elsewhere: tuple[str, list[str]], image_id: str
-) -> None:
+def test_image_id_cannot_change_path(elsewhere: tuple[str, list[str]], image_id: str) -> None:
     url, asked = elsewhere
     conf = options.new(config_files=[])
     conf.set_override('allowed_endpoints', [url], 'glance')

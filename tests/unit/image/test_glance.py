@@ -97,9 +97,7 @@ def read_on(connection: service.Connection, most_bytes: int | None = None) -> by
     return bytes(data)
 
 
-def test_metadata_are_read_with_the_token(
-    server: Server, images: glance.GlanceImageService
-) -> None:
+def test_metadata_requests_carry_token(server: Server, images: glance.GlanceImageService) -> None:
     server.answers = [document(size=7, os_hash_algo='sha512', os_hash_value='abc', owner='p1')]
     image = images.show(IMAGE_ID)
     assert (image.id, image.size, image.hash_algo, image.hash_value, image.owner) == (
@@ -113,13 +111,13 @@ def test_metadata_are_read_with_the_token(
     assert server.tokens() == ['secret-token']
 
 
-def test_without_a_token_none_is_sent(server: Server) -> None:
+def test_missing_token_not_sent(server: Server) -> None:
     server.answers = [document()]
     with_token(server, token=None).show(IMAGE_ID)
     assert server.tokens() == [None]
 
 
-def test_the_version_at_the_end_of_an_endpoint_is_left_out(server: Server) -> None:
+def test_version_suffix_of_endpoint_dropped(server: Server) -> None:
     server.answers = [document()]
     glance.GlanceImageService.with_token(SETTINGS, endpoint=f'{server.url}/v2/', token=None).show(
         IMAGE_ID
@@ -127,7 +125,7 @@ def test_the_version_at_the_end_of_an_endpoint_is_left_out(server: Server) -> No
     assert server.requests[0][0] == f'/v2/images/{IMAGE_ID}'
 
 
-def test_a_configured_endpoint_takes_precedence_over_that_of_the_call(server: Server) -> None:
+def test_configured_endpoint_overrides_call(server: Server) -> None:
     server.answers = [document()]
     settings = dataclasses.replace(SETTINGS, endpoint_override=server.url)
     glance.GlanceImageService.with_token(settings, endpoint='http://127.0.0.1:1', token=None).show(
@@ -136,12 +134,12 @@ def test_a_configured_endpoint_takes_precedence_over_that_of_the_call(server: Se
     assert len(server.requests) == 1
 
 
-def test_without_any_endpoint_the_option_is_named() -> None:
+def test_missing_endpoint_names_option() -> None:
     with pytest.raises(exception.ConfigError, match='endpoint_override'):
         glance.GlanceImageService.with_token(SETTINGS, endpoint=None, token='t')
 
 
-def test_credentials_of_keystoneauth_serve_as_well(server: Server) -> None:
+def test_keystoneauth_credentials_are_accepted(server: Server) -> None:
     server.answers = [document()]
     images = glance.GlanceImageService(SETTINGS, noauth.NoAuth(f'{server.url}/v2'))
     assert images.show(IMAGE_ID).id == IMAGE_ID
@@ -163,7 +161,7 @@ def test_credentials_of_keystoneauth_serve_as_well(server: Server) -> None:
         '\uff426a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1',
     ],
 )
-def test_what_is_not_an_image_id_does_not_reach_a_url(
+def test_invalid_image_id_never_reaches_url(
     server: Server, images: glance.GlanceImageService, odd: str
 ) -> None:
     with pytest.raises(exception.ImageNotUsable, match='could not be found'):
@@ -177,7 +175,7 @@ def test_what_is_not_an_image_id_does_not_reach_a_url(
 
 
 @pytest.mark.parametrize('project', ['', '.', '..'])
-def test_what_is_not_a_project_is_no_member(
+def test_invalid_project_is_no_member(
     server: Server, images: glance.GlanceImageService, project: str
 ) -> None:
     server.answers = [document(visibility='shared')]
@@ -192,7 +190,7 @@ def test_what_is_not_a_project_is_no_member(
         (b'{"member_id": "another", "status": "accepted"}', False),
     ],
 )
-def test_a_project_is_quoted(
+def test_project_id_is_quoted(
     server: Server, images: glance.GlanceImageService, answer: bytes, is_member: bool
 ) -> None:
     server.answers = [
@@ -221,7 +219,7 @@ def test_a_project_is_quoted(
         ),
     ],
 )
-def test_an_answer_without_metadata_has_its_own_error(
+def test_answer_without_metadata_has_own_error(
     server: Server, images: glance.GlanceImageService, answer: Answer, error: type[Exception]
 ) -> None:
     server.answers = [answer]
@@ -229,7 +227,7 @@ def test_an_answer_without_metadata_has_its_own_error(
         images.show(IMAGE_ID)
 
 
-def test_a_short_request_is_repeated_when_the_service_fails(server: Server) -> None:
+def test_short_request_retried_on_server_error(server: Server) -> None:
     server.answers = [
         Answer(503, headers={'Retry-After': '0'}),
         Answer(502, headers={'Retry-After': '0'}),
@@ -239,7 +237,7 @@ def test_a_short_request_is_repeated_when_the_service_fails(server: Server) -> N
     assert with_token(server, settings=settings).show(IMAGE_ID).id == IMAGE_ID
 
 
-def test_a_service_that_is_not_there_is_unavailable(free_port: Callable[[], int]) -> None:
+def test_unreachable_service_is_unavailable(free_port: Callable[[], int]) -> None:
     images = glance.GlanceImageService.with_token(
         SETTINGS, endpoint=f'http://127.0.0.1:{free_port()}', token='t'
     )
@@ -249,9 +247,7 @@ def test_a_service_that_is_not_there_is_unavailable(free_port: Callable[[], int]
         read(images)
 
 
-def test_data_are_read_whole_and_from_an_offset(
-    server: Server, images: glance.GlanceImageService
-) -> None:
+def test_data_read_whole_and_from_offset(server: Server, images: glance.GlanceImageService) -> None:
     total = len(DATA)
     server.answers = [
         Answer(body=DATA),
@@ -262,7 +258,7 @@ def test_data_are_read_whole_and_from_an_offset(
     assert [headers.get('range') for _, headers in server.requests] == [None, 'bytes=100-']
 
 
-def test_a_whole_answer_to_a_range_begins_with_the_first_byte(
+def test_full_answer_to_range_starts_over(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(body=DATA)]
@@ -283,7 +279,7 @@ def test_a_whole_answer_to_a_range_begins_with_the_first_byte(
         {'Content-Type': 'multipart/byteranges; boundary=b'},
     ],
 )
-def test_an_answer_with_another_range_begins_nowhere(
+def test_other_range_in_answer_rejected(
     server: Server, images: glance.GlanceImageService, headers: dict[str, str]
 ) -> None:
     server.answers = [Answer(206, DATA[100:], headers, content_type=None)]
@@ -292,7 +288,7 @@ def test_an_answer_with_another_range_begins_nowhere(
 
 
 @pytest.mark.parametrize('refusal', [400, 405, 406, 412, 413, 416, 417, 422, 431, 499, 501])
-def test_all_is_asked_for_where_no_part_is_given(
+def test_refused_range_requests_whole_image(
     server: Server, images: glance.GlanceImageService, refusal: int
 ) -> None:
     server.answers = [Answer(refusal), Answer(body=DATA)]
@@ -305,7 +301,7 @@ def test_all_is_asked_for_where_no_part_is_given(
 
 
 @pytest.mark.parametrize('refusal', [400, 416, 501])
-def test_a_refusal_of_all_of_it_is_an_interruption(
+def test_refused_whole_image_is_interruption(
     server: Server, images: glance.GlanceImageService, refusal: int
 ) -> None:
     server.answers = [Answer(refusal), Answer(refusal)]
@@ -318,7 +314,7 @@ def test_a_refusal_of_all_of_it_is_an_interruption(
 
 
 @pytest.mark.parametrize('offset_bytes', [len(DATA), len(DATA) + 1])
-def test_behind_the_end_all_of_it_is_asked_for_once(
+def test_offset_past_end_requests_whole_once(
     server: Server, images: glance.GlanceImageService, offset_bytes: int
 ) -> None:
     refused = Answer(416, headers={'Content-Range': f'bytes */{len(DATA)}'})
@@ -330,7 +326,7 @@ def test_behind_the_end_all_of_it_is_asked_for_once(
 
 
 @pytest.mark.parametrize('refusal', [400, 416, 501])
-def test_the_answer_that_refuses_a_part_is_closed(
+def test_range_refusal_response_closed(
     server: Server, images: glance.GlanceImageService, refusal: int
 ) -> None:
     server.answers = [Answer(refusal, b'no', length=1000, hang=True), Answer(body=DATA)]
@@ -349,7 +345,7 @@ def test_the_answer_that_refuses_a_part_is_closed(
         *((code, exception.DownloadInterrupted) for code in (407, 408, 425, 429, 451, 500, 503)),
     ],
 )
-def test_an_answer_that_says_nothing_of_ranges_is_taken_at_its_word(
+def test_answer_without_range_headers_trusted(
     server: Server,
     images: glance.GlanceImageService,
     code: int,
@@ -363,7 +359,7 @@ def test_an_answer_that_says_nothing_of_ranges_is_taken_at_its_word(
 
 @pytest.mark.parametrize('size_bytes', [None, len(DATA)])
 @pytest.mark.parametrize('total', ['*', str(len(DATA))])
-def test_an_answer_need_not_tell_the_size(
+def test_answer_may_omit_size(
     server: Server, images: glance.GlanceImageService, total: str, size_bytes: int | None
 ) -> None:
     headers = {'Content-Range': f'bytes 100-4194303/{total}'}
@@ -372,7 +368,7 @@ def test_an_answer_need_not_tell_the_size(
         assert connection.start_bytes == 100
 
 
-def test_compressed_data_are_not_taken(server: Server, images: glance.GlanceImageService) -> None:
+def test_compressed_data_is_refused(server: Server, images: glance.GlanceImageService) -> None:
     server.answers = [Answer(body=gzip.compress(DATA), headers={'Content-Encoding': 'gzip'})]
     with pytest.raises(exception.DownloadInterrupted, match="Content-Encoding 'gzip'"):
         read(images)
@@ -392,7 +388,7 @@ def test_compressed_data_are_not_taken(server: Server, images: glance.GlanceImag
         (503, exception.DownloadInterrupted),
     ],
 )
-def test_an_answer_without_data_has_its_own_error(
+def test_answer_without_data_has_own_error(
     server: Server, images: glance.GlanceImageService, status: int, error: type[Exception]
 ) -> None:
     server.answers = [Answer(status)]
@@ -400,22 +396,20 @@ def test_an_answer_without_data_has_its_own_error(
         read(images)
 
 
-def test_an_answer_that_is_cut_is_an_interruption(
-    server: Server, images: glance.GlanceImageService
-) -> None:
+def test_cut_answer_is_interruption(server: Server, images: glance.GlanceImageService) -> None:
     server.answers = [Answer(body=DATA[:1000], length=len(DATA))]
     with pytest.raises(exception.DownloadInterrupted, match='was interrupted'):
         read(images)
 
 
-def test_an_answer_that_stalls_is_an_interruption(server: Server) -> None:
+def test_stalled_answer_is_interruption(server: Server) -> None:
     server.answers = [Answer(body=DATA[:1000], length=len(DATA), hang=True)]
     impatient = dataclasses.replace(SETTINGS, read_timeout_seconds=0.2)
     with pytest.raises(exception.DownloadInterrupted, match='timed out'):
         read(with_token(server, settings=impatient))
 
 
-def test_leaving_closes_the_connection_at_once(
+def test_leaving_closes_connection_at_once(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(body=DATA, length=2 * len(DATA), hang=True)]
@@ -425,7 +419,7 @@ def test_leaving_closes_the_connection_at_once(
     assert server.connection_closed.wait(20)
 
 
-def test_what_is_there_is_given_before_the_buffer_is_full(
+def test_available_bytes_returned_before_buffer_full(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(body=DATA[:1000], length=len(DATA), hang=True)]
@@ -434,7 +428,7 @@ def test_what_is_there_is_given_before_the_buffer_is_full(
 
 
 @pytest.mark.parametrize('chunk_bytes', [1, 1000, 100_000])
-def test_data_without_length_are_read_to_their_end(
+def test_data_without_length_read_to_end(
     server: Server, images: glance.GlanceImageService, chunk_bytes: int
 ) -> None:
     data = DATA[:300_000] if chunk_bytes > 1 else DATA[:1000]
@@ -442,7 +436,7 @@ def test_data_without_length_are_read_to_their_end(
     assert read(images) == data
 
 
-def test_data_without_length_that_are_cut_are_an_interruption(
+def test_cut_data_without_length_is_interruption(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     body = chunked(DATA[:3000], 1000)
@@ -452,19 +446,19 @@ def test_data_without_length_that_are_cut_are_an_interruption(
             read(images)
 
 
-def test_whoever_reads_from_a_silent_server_is_told_of_a_cut_at_once(
+def test_cut_wakes_blocked_reader(
     server: Server,
 ) -> None:
     check_cut_while_reading(server, with_token(server, settings=PATIENT))
 
 
-def test_a_cut_ends_a_read_over_tls_too(
+def test_cut_wakes_blocked_tls_reader(
     tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path
 ) -> None:
     check_cut_while_reading(tls_server, trusting(tls_server, authority, tmp_path))
 
 
-def test_after_a_cut_nothing_encrypted_is_given(
+def test_cut_tls_reader_gets_no_ciphertext(
     tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path
 ) -> None:
     """A socket that is shut down loses its encryption while it still holds data."""
@@ -517,7 +511,7 @@ ASKED = {
 
 @pytest.mark.filterwarnings('ignore:Unverified HTTPS request')
 @pytest.mark.parametrize('what', ASKED)
-def test_glance_over_tls_must_be_vouched_for_by_the_authority_that_is_set(
+def test_tls_needs_configured_authority(
     tls_server: Server, authority: trustme.CA, tmp_path: pathlib.Path, what: str
 ) -> None:
     ask, refusal = ASKED[what]
@@ -534,7 +528,7 @@ def test_glance_over_tls_must_be_vouched_for_by_the_authority_that_is_set(
 
 
 @pytest.mark.parametrize('what', ASKED)
-def test_glance_over_tls_must_have_the_name_by_which_it_is_asked(
+def test_tls_needs_matching_host_name(
     authority: trustme.CA, tmp_path: pathlib.Path, what: str
 ) -> None:
     ask, refusal = ASKED[what]
@@ -549,7 +543,7 @@ def test_glance_over_tls_must_have_the_name_by_which_it_is_asked(
 
 
 @pytest.mark.parametrize('what', ASKED)
-def test_glance_may_ask_who_calls_by_a_certificate_too(
+def test_client_certificate_is_sent(
     authority: trustme.CA, tmp_path: pathlib.Path, what: str
 ) -> None:
     ask, refusal = ASKED[what]
@@ -582,7 +576,7 @@ def configured(server: Server, **options: object) -> glance.GlanceImageService:
     return with_token(server, settings=glance.GlanceSettings.from_conf(conf))
 
 
-def test_what_is_asked_carries_the_id_of_the_request_that_it_is_for(server: Server) -> None:
+def test_requests_carry_request_id(server: Server) -> None:
     server.answers = [document(), Answer(body=DATA), document()]
     own = glance.GlanceImageService.with_token(
         SETTINGS, endpoint=server.url, token=None, request_id='req-of-the-call'
@@ -596,7 +590,7 @@ def test_what_is_asked_carries_the_id_of_the_request_that_it_is_for(server: Serv
 
 
 @pytest.mark.parametrize('content_type', ['text/html', 'text/plain', 'application/json', None])
-def test_data_of_any_content_type_are_streamed(
+def test_any_content_type_streamed(
     server: Server,
     images: glance.GlanceImageService,
     caplog: pytest.LogCaptureFixture,
@@ -609,7 +603,7 @@ def test_data_of_any_content_type_are_streamed(
         assert DATA.startswith(read_on(connection, 100_000))
 
 
-def test_a_refused_token_is_replaced_once_and_the_request_goes_on(server: Server) -> None:
+def test_refused_token_replaced_once(server: Server) -> None:
     fresh = iter(['second', 'third'])
     images = with_token(server, 'first', lambda: next(fresh))
     server.answers = [Answer(401), document(), Answer(body=DATA), Answer(401), Answer(body=DATA)]
@@ -619,7 +613,7 @@ def test_a_refused_token_is_replaced_once_and_the_request_goes_on(server: Server
     assert server.tokens() == ['first', 'second', 'second', 'second', 'third']
 
 
-def test_a_token_that_is_refused_for_the_rest_is_replaced_and_the_rest_comes(
+def test_token_refused_on_resume_replaced(
     server: Server,
 ) -> None:
     images = with_token(server, 'first', lambda: 'second')
@@ -631,7 +625,7 @@ def test_a_token_that_is_refused_for_the_rest_is_replaced_and_the_rest_comes(
     assert server.tokens() == ['first', 'second']
 
 
-def test_a_fresh_token_that_is_refused_too_ends_it(server: Server) -> None:
+def test_refused_fresh_token_ends_download(server: Server) -> None:
     asked: list[str] = []
 
     def fresh_token() -> str:
@@ -659,7 +653,7 @@ class Credentials(noauth.NoAuth):
         return True
 
 
-def test_keystone_is_asked_for_a_fresh_token_at_most_once_in_a_while() -> None:
+def test_fresh_tokens_are_rate_limited() -> None:
     credentials, now = Credentials(), [1000.0]
     images = glance.GlanceImageService(SETTINGS, credentials, clock=lambda: now[0])
 
@@ -672,14 +666,14 @@ def test_keystone_is_asked_for_a_fresh_token_at_most_once_in_a_while() -> None:
     assert images.token() == 'token-2'
 
 
-def test_without_a_fresh_token_a_refusal_ends_it(server: Server) -> None:
+def test_refusal_without_fresh_token_ends_download(server: Server) -> None:
     server.answers = [Answer(401)]
     with pytest.raises(exception.ImageUnauthorized):
         read(with_token(server, 'first', lambda: None))
     assert len(server.requests) == 1
 
 
-def test_no_token_gets_into_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_token_is_never_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     images = with_token(server, 'first-secret', lambda: 'second-secret')
     server.answers = [Answer(401), document(), Answer(body=DATA), Answer(500)]
@@ -700,7 +694,7 @@ def test_no_token_gets_into_the_log(server: Server, caplog: pytest.LogCaptureFix
         ({'certfile': '/c.pem', 'keyfile': '/k.pem'}, True, ('/c.pem', '/k.pem')),
     ],
 )
-def test_settings_are_those_of_the_options(
+def test_settings_come_from_options(
     options: dict[str, object], verify: bool | str, certificate: tuple[str, str] | None
 ) -> None:
     conf = precache_conf.new([], [])
@@ -711,7 +705,7 @@ def test_settings_are_those_of_the_options(
     assert glance.new_session(settings).verify == verify
 
 
-def test_a_keystone_that_never_answers_is_given_up() -> None:
+def test_silent_keystone_times_out() -> None:
     settings = glance.GlanceSettings(read_timeout_seconds=0.1)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         auth = v3.Password(f'http://127.0.0.1:{silent.getsockname()[1]}/v3', 'user', 'secret')

@@ -43,7 +43,7 @@ def to(location: str, status: int = 302, **headers: str) -> Answer:
 
 
 @pytest.mark.parametrize('status', REDIRECTS)
-def test_data_come_from_another_origin_without_the_token(
+def test_redirected_data_request_omits_token(
     server: Server, elsewhere: Server, images: glance.GlanceImageService, status: int
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/mirror', status, **{'Set-Cookie': 'session=secret'})]
@@ -60,7 +60,7 @@ def test_data_come_from_another_origin_without_the_token(
 
 
 @pytest.mark.parametrize('status', REDIRECTS)
-def test_metadata_come_from_another_origin_without_the_token(
+def test_redirected_metadata_request_omits_token(
     server: Server, elsewhere: Server, images: glance.GlanceImageService, status: int
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/v2/images/{IMAGE_ID}', status)]
@@ -73,9 +73,7 @@ def test_metadata_come_from_another_origin_without_the_token(
     assert 'secret' not in str(headers)
 
 
-def test_another_name_of_the_same_address_is_another_origin(
-    server: Server, images: glance.GlanceImageService
-) -> None:
+def test_other_host_name_changes_origin(server: Server, images: glance.GlanceImageService) -> None:
     server.answers = [to(server.url.replace('127.0.0.1', 'localhost') + '/x'), Answer(body=DATA)]
     assert read(images) == DATA
     assert server.tokens() == ['secret-token', None]
@@ -94,7 +92,7 @@ def test_another_name_of_the_same_address_is_another_origin(
         ('/gr\u00fcn'.encode().decode('latin-1'), '/gr%C3%BCn'),
     ],
 )
-def test_a_relative_location_is_followed_with_the_token(
+def test_relative_location_keeps_token(
     server: Server, images: glance.GlanceImageService, location: str, path: str, status: int
 ) -> None:
     server.answers = [to(location, status), Answer(body=DATA)]
@@ -103,7 +101,7 @@ def test_a_relative_location_is_followed_with_the_token(
     assert server.tokens() == ['secret-token', 'secret-token']
 
 
-def test_a_location_without_scheme_may_lead_to_another_origin(
+def test_schemeless_location_may_change_origin(
     server: Server, elsewhere: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [to(f'{elsewhere.url.removeprefix("http:")}/mirror')]
@@ -112,7 +110,7 @@ def test_a_location_without_scheme_may_lead_to_another_origin(
     assert elsewhere.tokens() == [None]
 
 
-def test_the_same_origin_may_be_spelled_in_another_way(
+def test_same_origin_may_be_spelled_differently(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [to(server.url.replace('http:', 'HTTP:') + '/x'), document(size=5)]
@@ -120,7 +118,7 @@ def test_the_same_origin_may_be_spelled_in_another_way(
     assert server.tokens() == ['secret-token', 'secret-token']
 
 
-def test_what_is_redirected_back_has_no_token_any_more(
+def test_redirect_back_omits_token(
     server: Server, elsewhere: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/mirror'), Answer(body=DATA)]
@@ -129,7 +127,7 @@ def test_what_is_redirected_back_has_no_token_any_more(
     assert server.tokens() == ['secret-token', None]
 
 
-def test_the_rest_is_asked_for_wherever_it_is(
+def test_range_follows_redirect(
     server: Server, elsewhere: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [to('/moved'), to(f'{elsewhere.url}/mirror')]
@@ -140,7 +138,7 @@ def test_the_rest_is_asked_for_wherever_it_is(
 
 
 @pytest.mark.parametrize('refusal', [400, 416, 501])
-def test_another_origin_that_gives_no_part_is_asked_for_all_of_it(
+def test_redirected_range_refusal_requests_whole(
     server: Server, elsewhere: Server, images: glance.GlanceImageService, refusal: int
 ) -> None:
     server.answers = [to(f'{elsewhere.url}/mirror')] * 2
@@ -151,7 +149,7 @@ def test_another_origin_that_gives_no_part_is_asked_for_all_of_it(
 
 
 @pytest.mark.parametrize('status', REDIRECTS)
-def test_a_loop_ends_with_an_error_that_names_the_image(
+def test_redirect_loop_error_names_image(
     server: Server, images: glance.GlanceImageService, status: int
 ) -> None:
     why = f'{IMAGE_ID}.* redirected more than 10 times, the last time by {server.url}'
@@ -164,7 +162,7 @@ def test_a_loop_ends_with_an_error_that_names_the_image(
         images.show(IMAGE_ID)
 
 
-def test_so_many_redirects_as_are_followed_lead_to_the_data(
+def test_allowed_number_of_redirects_reaches_data(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [*[to('/again')] * 10, Answer(body=DATA)]
@@ -193,7 +191,7 @@ def test_so_many_redirects_as_are_followed_lead_to_the_data(
         '',
     ],
 )
-def test_a_location_that_is_no_place_ends_with_an_error_that_names_the_image(
+def test_invalid_location_error_names_image(
     server: Server, images: glance.GlanceImageService, location: str
 ) -> None:
     server.answers = [to(location)]
@@ -208,7 +206,7 @@ def test_a_location_that_is_no_place_ends_with_an_error_that_names_the_image(
     assert len(server.requests) == 2
 
 
-def test_a_redirect_without_location_says_so(
+def test_redirect_without_location_is_error(
     server: Server, images: glance.GlanceImageService
 ) -> None:
     server.answers = [Answer(307)]
@@ -217,7 +215,7 @@ def test_a_redirect_without_location_says_so(
 
 
 @pytest.mark.parametrize('status', [300, 304, 305, 306])
-def test_what_is_no_redirect_is_not_followed(
+def test_non_redirect_not_followed(
     server: Server, images: glance.GlanceImageService, status: int
 ) -> None:
     server.answers = [to('/other', status)]
@@ -227,7 +225,7 @@ def test_what_is_no_redirect_is_not_followed(
 
 
 @pytest.mark.parametrize('status', [401, 403, 404, 407, 410])
-def test_the_refusal_of_another_origin_is_not_the_word_of_glance(
+def test_refusal_by_other_origin_not_glances(
     server: Server, elsewhere: Server, images: glance.GlanceImageService, status: int
 ) -> None:
     why = f'redirected to {elsewhere.url}, which answers HTTP {status} without credentials'
@@ -240,9 +238,7 @@ def test_the_refusal_of_another_origin_is_not_the_word_of_glance(
     assert 'secret' not in f'{read_error.value} {show_error.value}'
 
 
-def test_the_address_of_what_cannot_be_reached_is_not_told(
-    server: Server, images: glance.GlanceImageService
-) -> None:
+def test_unreachable_address_is_hidden(server: Server, images: glance.GlanceImageService) -> None:
     with serving() as gone:
         pass
     server.answers = [to(f'{gone.url}/mirror?signature=secret')]
@@ -251,7 +247,7 @@ def test_the_address_of_what_cannot_be_reached_is_not_told(
     assert 'secret' not in str(error.value)
 
 
-def test_a_refused_token_is_replaced_after_a_redirect_too(server: Server) -> None:
+def test_token_replaced_after_redirect(server: Server) -> None:
     fresh = with_token(server, fresh_token=lambda: 'fresh-token')
     server.answers = [to('/moved'), Answer(401), Answer(body=DATA)]
     assert read(fresh) == DATA
@@ -286,7 +282,7 @@ def trusting(authority: trustme.CA) -> Iterator[glance.GlanceSettings]:
         yield dataclasses.replace(SETTINGS, verify=bundle, client_certificate=caller)
 
 
-def test_nothing_is_redirected_from_tls_to_plain_http(
+def test_tls_does_not_redirect_to_http(
     authority: trustme.CA, trusting: glance.GlanceSettings, elsewhere: Server
 ) -> None:
     with serving_tls(authority) as secure:
@@ -296,7 +292,7 @@ def test_nothing_is_redirected_from_tls_to_plain_http(
     assert elsewhere.requests == []
 
 
-def test_a_redirect_to_tls_leads_to_another_origin(
+def test_redirect_to_tls_changes_origin(
     authority: trustme.CA, trusting: glance.GlanceSettings, server: Server
 ) -> None:
     with serving_tls(authority) as secure:
@@ -306,7 +302,7 @@ def test_a_redirect_to_tls_leads_to_another_origin(
         assert secure.tokens() == [None]
 
 
-def test_the_client_certificate_is_for_glance_alone(
+def test_client_certificate_only_for_glance(
     authority: trustme.CA, trusting: glance.GlanceSettings
 ) -> None:
     with serving_tls(authority, asks=True) as first, serving_tls(authority, asks=True) as second:

@@ -65,7 +65,7 @@ def refused_whole(
     return None
 
 
-def test_a_whole_image_is_refused_for_its_reason_or_accepted(
+def test_whole_image_gets_expected_verdict(
     inspector: formats.ImageInspector, image: pathlib.Path, name: str
 ) -> None:
     for disk_format in image_corpus.DISK_FORMATS:
@@ -77,7 +77,7 @@ def test_a_whole_image_is_refused_for_its_reason_or_accepted(
             assert verdict.reason in str(reason), disk_format
 
 
-def test_an_arriving_image_is_refused_as_early_as_it_can_be(
+def test_arriving_image_refused_early(
     inspector: formats.ImageInspector, image: pathlib.Path, name: str
 ) -> None:
     """And never for a reason that does not hold for the whole image."""
@@ -92,7 +92,7 @@ def test_an_arriving_image_is_refused_as_early_as_it_can_be(
             assert refused_arriving(inspector, disk_format, data) is None, disk_format
 
 
-def test_an_accepted_image_becomes_what_qemu_img_makes_of_it(
+def test_accepted_image_equals_qemu_img_result(
     inspector: formats.ImageInspector, image: pathlib.Path, name: str, directory: pathlib.Path
 ) -> None:
     """Or is refused when its content turns out to be an image again."""
@@ -114,7 +114,7 @@ def test_an_accepted_image_becomes_what_qemu_img_makes_of_it(
         target.unlink()
 
 
-def test_what_is_taken_for_raw_is_raw_to_qemu_too(image: pathlib.Path, name: str) -> None:
+def test_assumed_raw_is_raw_to_qemu(image: pathlib.Path, name: str) -> None:
     """Otherwise a guest whose disk names no format would see another disk."""
     verdicts = [image_corpus.CASES[name].verdict(each) for each in image_corpus.RAW_FORMATS]
     if image_corpus.ACCEPTED in verdicts:
@@ -122,7 +122,7 @@ def test_what_is_taken_for_raw_is_raw_to_qemu_too(image: pathlib.Path, name: str
         assert guessed['format'] == 'raw'
 
 
-def test_the_inspectors_say_what_the_library_would_have_them_say(image: pathlib.Path) -> None:
+def test_inspectors_agree_with_library(image: pathlib.Path) -> None:
     try:
         found = content.recognise(str(image)).inspector
     except exception.UnsafeImage as exc:
@@ -165,7 +165,7 @@ NOT_SHOWN_TO_QEMU = {'vmdk that is its own extent'}
 REFUSED_ONLY_BY_NOVA = dict.fromkeys(('vhd', 'vhd of a geometry'), ('vhd',))
 
 
-def test_nova_takes_the_same_images(image: pathlib.Path, name: str) -> None:
+def test_nova_accepts_same_images(image: pathlib.Path, name: str) -> None:
     if name in NOT_SHOWN_TO_QEMU:
         return
     only_here, only_by_nova = [], []
@@ -218,7 +218,7 @@ def passes_safety_check(path: pathlib.Path, found: str) -> bool:
 
 
 @pytest.mark.parametrize('feed_bytes', [1, 511, 65537, 3 * disk_images.MIB])
-def test_it_does_not_matter_in_what_pieces_an_image_arrives(
+def test_piece_sizes_do_not_matter(
     inspector: formats.ImageInspector, tmp_path: pathlib.Path, feed_bytes: int
 ) -> None:
     for number, row in enumerate(('qcow2 with backing file', 'vmdk with extent path', 'iso')):
@@ -231,12 +231,12 @@ def test_it_does_not_matter_in_what_pieces_an_image_arrives(
         assert verdicts[0] == verdicts[1]
 
 
-def test_no_name_that_only_qemu_has_is_that_of_an_inspector() -> None:
+def test_qemu_only_names_are_no_inspectors() -> None:
     """A name that no inspector has checked must not pass as checked."""
     assert not set(content._QEMU_ONLY) & set(format_inspector.ALL_FORMATS)
 
 
-def test_the_table_has_images_of_all_verdicts() -> None:
+def test_corpus_covers_all_verdicts() -> None:
     every = [
         case.verdict(disk_format)
         for case, disk_format in itertools.product(

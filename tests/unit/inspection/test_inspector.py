@@ -48,7 +48,7 @@ def refusal(inspector: formats.ImageInspector, path: pathlib.Path, disk_format: 
         ('vdi', 'vdi', ()),
     ],
 )
-def test_an_image_of_each_supported_format_is_accepted(
+def test_each_supported_format_accepted(
     inspector: formats.ImageInspector,
     path: pathlib.Path,
     disk_format: str,
@@ -71,7 +71,7 @@ def test_data_and_partitioned_disks_are_raw(
 
 
 @pytest.mark.parametrize('disk_format', ['iso', 'ami'])
-def test_an_iso_is_raw_to_qemu(
+def test_iso_is_raw_to_qemu(
     inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str
 ) -> None:
     assert inspector.inspect(str(disk_images.iso(path)), disk_format).qemu_format == 'raw'
@@ -92,7 +92,7 @@ def test_an_iso_is_raw_to_qemu(
         ('raw', 'parallels', 'parallels'),
     ],
 )
-def test_content_of_another_format_than_glance_says_is_refused(
+def test_content_differing_from_declared_format_refused(
     inspector: formats.ImageInspector,
     path: pathlib.Path,
     disk_format: str,
@@ -109,7 +109,7 @@ def test_content_of_another_format_than_glance_says_is_refused(
     )
 
 
-def test_a_raw_image_that_begins_with_the_qcow2_magic_is_refused(
+def test_raw_with_qcow2_magic_refused(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     disk_images.patched(disk_images.raw(path), 0, b'QFI\xfb\x00\x00\x00\x02')
@@ -118,7 +118,7 @@ def test_a_raw_image_that_begins_with_the_qcow2_magic_is_refused(
     )
 
 
-def test_an_iso_with_a_partition_table_is_an_iso(
+def test_iso_with_partition_table_is_iso(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     disk_images.iso_with_gpt(path)
@@ -128,16 +128,14 @@ def test_an_iso_with_a_partition_table_is_an_iso(
     )
 
 
-def test_two_formats_at_once_are_refused(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
+def test_two_formats_at_once_refused(inspector: formats.ImageInspector, path: pathlib.Path) -> None:
     iso = disk_images.iso(path).read_bytes()
     disk_images.converted(path, 'qcow2')
     disk_images.patched(path, 32 * 1024, iso[32 * 1024 : 32 * 1024 + 6])
     assert 'several formats at once: iso, qcow2' in refusal(inspector, path, 'iso')
 
 
-def test_a_backing_file_is_refused(
+def test_backing_file_is_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     backing = disk_images.raw(tmp_path / 'secret')
@@ -145,37 +143,33 @@ def test_a_backing_file_is_refused(
     assert 'Image has a backing file' in refusal(inspector, path, 'qcow2')
 
 
-def test_a_data_file_is_refused(
+def test_data_file_is_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     disk_images.qcow2_with_data_file(path, tmp_path / 'secret')
     assert 'Image has data_file set' in refusal(inspector, path, 'qcow2')
 
 
-def test_an_unknown_feature_is_refused(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
+def test_unknown_feature_is_refused(inspector: formats.ImageInspector, path: pathlib.Path) -> None:
     disk_images.qcow2_with_unknown_feature(path)
     assert 'Unknown QCOW2 features found' in refusal(inspector, path, 'qcow2')
 
 
-def test_extended_l2_entries_are_refused_as_in_nova(
+def test_extended_l2_refused_as_in_nova(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     disk_images.converted(path, 'qcow2', '-o', 'extended_l2=on')
     assert 'Unknown QCOW2 features found' in refusal(inspector, path, 'qcow2')
 
 
-def test_an_absurd_table_is_refused_by_qemu_img(
+def test_absurd_table_refused_by_qemu_img(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     disk_images.qcow2_with_absurd_l1_size(path)
     assert 'qemu-img cannot read it as qcow2' in refusal(inspector, path, 'qcow2')
 
 
-def test_an_encrypted_qcow2_is_refused(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
+def test_encrypted_qcow2_is_refused(inspector: formats.ImageInspector, path: pathlib.Path) -> None:
     assert 'it is encrypted' in refusal(inspector, disk_images.qcow2_encrypted(path), 'qcow2')
 
 
@@ -187,7 +181,7 @@ def test_luks_is_refused(
 
 
 @pytest.mark.parametrize('disk_format', ['ploop', 'luks', 'qed', 'gpt', '', None])
-def test_a_format_that_nova_does_not_boot_is_refused(
+def test_unbootable_format_is_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str | None
 ) -> None:
     disk_images.raw(path)
@@ -196,20 +190,18 @@ def test_a_format_that_nova_does_not_boot_is_refused(
     )
 
 
-def test_a_vmdk_of_several_files_is_refused(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
+def test_multi_file_vmdk_refused(inspector: formats.ImageInspector, path: pathlib.Path) -> None:
     assert 'Unsupported subformat' in refusal(inspector, disk_images.vmdk_flat(path), 'vmdk')
 
 
-def test_a_vmdk_whose_extent_is_a_path_is_refused(
+def test_vmdk_with_path_extent_refused(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     disk_images.vmdk_with_extent_path(path)
     assert 'Invalid extent filenames found' in refusal(inspector, path, 'vmdk')
 
 
-def test_a_vmdk_type_that_is_not_allowed_is_refused(path: pathlib.Path) -> None:
+def test_disallowed_vmdk_type_refused(path: pathlib.Path) -> None:
     strict = formats.ImageInspector(qemu_img.QemuImg(), ['monolithicSparse'])
     disk_images.converted(path, 'vmdk', '-o', 'subformat=streamOptimized')
     assert refusal(strict, path, 'vmdk') == (
@@ -217,7 +209,7 @@ def test_a_vmdk_type_that_is_not_allowed_is_refused(path: pathlib.Path) -> None:
     )
 
 
-def test_a_vmdk_with_a_parent_is_refused(
+def test_vmdk_with_parent_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     parent = disk_images.converted(tmp_path / 'parent', 'vmdk')
@@ -233,7 +225,7 @@ def test_a_vmdk_with_a_parent_is_refused(
         (b'#!/bin/sh\n#V2.0 Format\nmodprobe cloop', 'cloop'),
     ],
 )
-def test_what_only_qemu_recognises_is_not_raw(
+def test_qemu_only_format_not_raw(
     inspector: formats.ImageInspector, path: pathlib.Path, magic: bytes, name: str
 ) -> None:
     disk_images.patched(disk_images.raw(path), 0, magic)
@@ -261,7 +253,7 @@ def test_what_only_qemu_recognises_is_not_raw(
         ),
     ],
 )
-def test_what_only_qemu_img_sees_is_refused_too(
+def test_qemu_img_findings_refused(
     path: pathlib.Path, tmp_path: pathlib.Path, told: dict[str, object], reason: str
 ) -> None:
     """A stand-in program reports what no image that passes the inspector can contain."""
@@ -285,7 +277,7 @@ def test_what_only_qemu_img_sees_is_refused_too(
         (lambda path: disk_images.converted(path, 'vpc'), 'vpc'),
     ],
 )
-def test_a_base_file_is_what_qemu_takes_it_for(
+def test_base_file_has_format_of_qemu(
     inspector: formats.ImageInspector,
     path: pathlib.Path,
     make: Callable[[pathlib.Path], pathlib.Path],
@@ -294,7 +286,7 @@ def test_a_base_file_is_what_qemu_takes_it_for(
     assert inspector.inspect_base(str(make(path))).qemu_format == qemu_format
 
 
-def test_a_base_file_that_reaches_other_files_is_refused(
+def test_base_file_referencing_files_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     disk_images.qcow2_with_data_file(path, tmp_path / 'secret')
@@ -302,14 +294,12 @@ def test_a_base_file_that_reaches_other_files_is_refused(
         inspector.inspect_base(str(path))
 
 
-def test_a_file_that_is_not_there_is_a_fault_of_the_storage(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
+def test_missing_file_faults_storage(inspector: formats.ImageInspector, path: pathlib.Path) -> None:
     with pytest.raises(exception.StorageError, match='No such file'):
         inspector.inspect(str(path), 'raw')
 
 
-def test_a_converted_image_is_what_qemu_img_makes_of_it(
+def test_converted_image_equals_qemu_img_output(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     disk_images.converted(path, 'qcow2')
@@ -320,7 +310,7 @@ def test_a_converted_image_is_what_qemu_img_makes_of_it(
 
 
 @pytest.mark.parametrize('directory', [None, '/dev/shm'])  # noqa: S108 - another file system
-def test_a_disk_of_any_size_keeps_it(
+def test_disk_keeps_any_size(
     inspector: formats.ImageInspector, path: pathlib.Path, directory: str | None
 ) -> None:
     """Some file systems lead qemu-img to fill the last block."""
@@ -335,7 +325,7 @@ def test_a_disk_of_any_size_keeps_it(
         assert target.read_bytes() == disk_images.content(size_bytes)
 
 
-def test_what_qemu_img_adds_to_a_disk_is_taken_off(
+def test_conversion_padding_is_removed(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     program = tmp_path / 'stand-in'
@@ -348,7 +338,7 @@ def test_what_qemu_img_adds_to_a_disk_is_taken_off(
     assert target.stat().st_size == 4608
 
 
-def test_an_image_within_an_image_is_refused(
+def test_nested_image_is_refused(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     secret = disk_images.raw(tmp_path / 'secret')
@@ -361,7 +351,7 @@ def test_an_image_within_an_image_is_refused(
 
 
 @pytest.mark.parametrize('is_stopped', [False, True])
-def test_what_came_out_of_a_conversion_is_read_no_further_than_is_needed(
+def test_conversion_output_read_only_where_needed(
     inspector: formats.ImageInspector, path: pathlib.Path, is_stopped: bool
 ) -> None:
     """Some formats need the end of the image, but a sparse disk may have many TiB."""
@@ -375,7 +365,7 @@ def test_what_came_out_of_a_conversion_is_read_no_further_than_is_needed(
         inspector.check_converted(str(path), held)
 
 
-def test_a_boot_sector_without_partitions_within_an_image_is_raw_to_qemu(
+def test_nested_boot_sector_is_raw(
     inspector: formats.ImageInspector, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     boot_sector = bytes(510) + b'\x55\xaa'
@@ -386,7 +376,7 @@ def test_a_boot_sector_without_partitions_within_an_image_is_raw_to_qemu(
     assert target.read_bytes()[:512] == boot_sector
 
 
-def test_every_format_that_qemu_guesses_is_known_to_the_inspector(
+def test_inspector_knows_every_qemu_format(
     inspector: formats.ImageInspector, path: pathlib.Path
 ) -> None:
     """A base file that qemu would not take for raw must not pass for raw."""

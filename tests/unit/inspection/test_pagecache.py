@@ -27,26 +27,26 @@ def refuse_direct(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(os, 'open', refusing)
 
 
-def test_trying_leaves_an_empty_file(path: pathlib.Path) -> None:
+def test_direct_write_probe_leaves_empty_file(path: pathlib.Path) -> None:
     assert pagecache.takes_direct_writes(str(path)) in (True, False)
     assert path.read_bytes() == b''
 
 
 @pytest.mark.parametrize('number', [errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_file_system_that_takes_no_direct_write_is_found_out(
+def test_filesystem_without_direct_writes_detected(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse_direct(monkeypatch, number)
     assert not pagecache.takes_direct_writes(str(path))
 
 
-def test_another_refusal_is_passed_on(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_error_is_raised(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_direct(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match='Input/output error'):
         pagecache.takes_direct_writes(str(path))
 
 
-def test_a_disk_that_refuses_all_leaves_no_open_file(
+def test_refusing_disk_leaves_no_open_file(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.open
@@ -61,7 +61,7 @@ def test_a_disk_that_refuses_all_leaves_no_open_file(
     assert os.listdir('/proc/self/fd') == before
 
 
-def test_what_was_just_written_is_cached_and_what_was_dropped_is_not(path: pathlib.Path) -> None:
+def test_written_pages_cached_and_dropped_not(path: pathlib.Path) -> None:
     disk_images.raw(path, 32 * disk_images.MIB)
     assert pagecache.is_mostly_cached(str(path))
     with path.open('rb') as file:
@@ -73,6 +73,6 @@ def test_what_was_just_written_is_cached_and_what_was_dropped_is_not(path: pathl
     assert not any(pagecache.is_mostly_cached(str(path)) for _ in range(4))
 
 
-def test_an_empty_file_is_cached(path: pathlib.Path) -> None:
+def test_empty_file_is_cached(path: pathlib.Path) -> None:
     path.touch()
     assert pagecache.is_mostly_cached(str(path))

@@ -30,7 +30,7 @@ def stand_in(tmp_path: pathlib.Path, script: str) -> str:
     return str(program)
 
 
-def test_an_image_is_described(image: pathlib.Path) -> None:
+def test_image_is_described(image: pathlib.Path) -> None:
     info = qemu_img.QemuImg().info(str(image), 'qcow2')
     assert info == qemu_img.DiskInfo(
         format='qcow2',
@@ -43,25 +43,25 @@ def test_an_image_is_described(image: pathlib.Path) -> None:
     )
 
 
-def test_the_format_is_taken_as_named_and_not_guessed(image: pathlib.Path) -> None:
+def test_named_format_used_without_probing(image: pathlib.Path) -> None:
     assert qemu_img.QemuImg().info(str(image), 'raw').format == 'raw'
     with pytest.raises(exception.UnsafeImage, match='cannot read it as vmdk'):
         qemu_img.QemuImg().info(str(image), 'vmdk')
 
 
-def test_a_path_with_a_colon_is_a_file(image: pathlib.Path) -> None:
+def test_path_with_colon_is_file(image: pathlib.Path) -> None:
     moved = image.rename(image.parent / 'nbd:image,format=raw')
     assert qemu_img.QemuImg().info(str(moved), 'qcow2').format == 'qcow2'
 
 
-def test_an_overlay_names_the_format_of_its_backing_file(image: pathlib.Path) -> None:
+def test_overlay_names_backing_format(image: pathlib.Path) -> None:
     overlay = image.parent / 'overlay, with=odd,characters'
     qemu_img.QemuImg().create_overlay(str(overlay), str(image), 'qcow2', 2 * disk_images.MIB)
     info = qemu_img.QemuImg().info(str(overlay), 'qcow2')
     assert (info.backing_file, info.virtual_size_bytes) == (str(image), 2 * disk_images.MIB)
 
 
-def test_too_little_memory_is_not_the_fault_of_the_image(image: pathlib.Path) -> None:
+def test_memory_limit_not_image_fault(image: pathlib.Path) -> None:
     small = qemu_img.QemuImg(qemu_img.QemuImgLimits(address_space_bytes=4 * disk_images.MIB))
     with pytest.raises(exception.ConversionFailed, match='4194304 bytes of address space'):
         small.info(str(image), 'qcow2')
@@ -74,7 +74,7 @@ def test_cpu_time_is_limited(image: pathlib.Path, tmp_path: pathlib.Path) -> Non
         endless.info(str(image), 'qcow2')
 
 
-def test_a_program_that_hangs_is_ended(
+def test_hanging_program_is_killed(
     image: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu_img, 'WALL_SECONDS_PER_CPU_SECOND', 1)
@@ -86,9 +86,7 @@ def test_a_program_that_hangs_is_ended(
     assert not psutil.pid_exists(int((tmp_path / 'pid').read_text()))
 
 
-def test_memory_that_is_used_up_on_the_way_is_told_from_a_fault_of_the_image(
-    image: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_exhausted_memory_not_image_fault(image: pathlib.Path, tmp_path: pathlib.Path) -> None:
     program = stand_in(tmp_path, 'echo "qemu-img: Cannot allocate memory" >&2; exit 1')
     with pytest.raises(exception.ConversionFailed, match='bytes of address space'):
         qemu_img.QemuImg(program=program).info(str(image), 'qcow2')
@@ -103,7 +101,7 @@ def hanging(tmp_path: pathlib.Path, **arguments: bool) -> tuple[qemu_img.QemuImg
 
 @pytest.mark.parametrize('command', ['info', 'convert'])
 @pytest.mark.parametrize('idle_priority', [False, True])
-def test_a_program_ends_at_once_when_the_work_is_stopped(
+def test_stop_kills_program_at_once(
     image: pathlib.Path, tmp_path: pathlib.Path, command: str, idle_priority: bool
 ) -> None:
     endless, ready = hanging(tmp_path, idle_priority=idle_priority)
@@ -121,9 +119,7 @@ def test_a_program_ends_at_once_when_the_work_is_stopped(
     assert not psutil.pid_exists(int(ready.read_text()))
 
 
-def test_no_program_is_started_for_work_that_was_stopped(
-    image: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_stopped_work_starts_no_program(image: pathlib.Path, tmp_path: pathlib.Path) -> None:
     never, ready = hanging(tmp_path)
     held = transfer_control.Control()
     held.stop(exception.Paused('later'))
@@ -139,7 +135,7 @@ qemu_img.QemuImg(program=sys.argv[1]).info('image', 'raw')
 """
 
 
-def test_a_program_ends_with_the_process_that_started_it(tmp_path: pathlib.Path) -> None:
+def test_program_dies_with_its_parent(tmp_path: pathlib.Path) -> None:
     endless, ready = hanging(tmp_path)
     parent = subprocess.Popen([sys.executable, '-c', _PARENT, endless._program])
     try:
@@ -151,9 +147,7 @@ def test_a_program_ends_with_the_process_that_started_it(tmp_path: pathlib.Path)
     service.wait_until(lambda: not psutil.pid_exists(program), 'the program has ended')
 
 
-def test_an_idle_program_gives_way_until_it_is_urgent(
-    image: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_idle_program_yields_until_urgent(image: pathlib.Path, tmp_path: pathlib.Path) -> None:
     endless, ready = hanging(tmp_path, idle_priority=True)
     held = transfer_control.Control()
     with futures.ThreadPoolExecutor() as threads:
@@ -178,7 +172,7 @@ def told_to_convert(tmp_path: pathlib.Path, source: pathlib.Path, target: pathli
     return (tmp_path / 'arguments').read_text()
 
 
-def test_what_is_converted_stays_out_of_the_page_cache(
+def test_conversion_bypasses_page_cache(
     image: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But a source that is there from the download is read from there."""
@@ -190,7 +184,7 @@ def test_what_is_converted_stays_out_of_the_page_cache(
     assert ' -W -t none -T none /' in told_to_convert(tmp_path, image, target)
 
 
-def test_a_file_system_without_direct_writes_is_written_to_as_any(
+def test_conversion_works_without_direct_writes(
     image: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pagecache, 'takes_direct_writes', lambda path: False)
@@ -198,12 +192,12 @@ def test_a_file_system_without_direct_writes_is_written_to_as_any(
     assert ' -W /' in told_to_convert(tmp_path, image, target)
 
 
-def test_a_target_that_cannot_be_made_is_a_fault_of_the_storage(image: pathlib.Path) -> None:
+def test_uncreatable_target_faults_storage(image: pathlib.Path) -> None:
     with pytest.raises(exception.StorageError, match='No such file'):
         qemu_img.QemuImg().convert_to_raw(str(image), 'qcow2', '/no-such-directory/target')
 
 
-def test_a_large_disk_is_converted_within_the_limits_and_stays_sparse(
+def test_large_disk_converted_sparse_within_limits(
     image: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     disk_images.qemu_img('resize', str(image), '10G')
@@ -215,7 +209,7 @@ def test_a_large_disk_is_converted_within_the_limits_and_stays_sparse(
         assert file.read(disk_images.MIB) == disk_images.content(disk_images.MIB)
 
 
-def test_an_image_that_has_endlessly_much_to_tell_is_cut_short(
+def test_endless_output_is_truncated(
     tmp_path: pathlib.Path,
 ) -> None:
     """Its output is held in memory, ours too."""
@@ -225,7 +219,7 @@ def test_an_image_that_has_endlessly_much_to_tell_is_cut_short(
     assert os.listdir(tmp_path) == ['image']
 
 
-def test_data_that_cannot_be_decompressed_is_a_fault_of_the_image(tmp_path: pathlib.Path) -> None:
+def test_undecodable_data_is_image_fault(tmp_path: pathlib.Path) -> None:
     """To qemu-img it is an input/output error, but another attempt would meet it again."""
     image = disk_images.qcow2_with_bad_compressed_data(tmp_path / 'image')
     with pytest.raises(exception.ConversionFailed, match='error while reading'):
@@ -233,7 +227,7 @@ def test_data_that_cannot_be_decompressed_is_a_fault_of_the_image(tmp_path: path
 
 
 @pytest.mark.parametrize('launcher', ['setpriv', 'prlimit', 'ionice'])
-def test_what_keeps_it_from_being_run_is_not_the_fault_of_the_image(
+def test_failure_to_start_not_image_fault(
     image: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -259,7 +253,7 @@ def test_what_keeps_it_from_being_run_is_not_the_fault_of_the_image(
         ('Image is corrupt', exception.ConversionFailed),
     ],
 )
-def test_a_refusal_of_the_file_system_is_told_from_a_fault_of_the_image(
+def test_filesystem_error_not_image_fault(
     image: pathlib.Path, tmp_path: pathlib.Path, message: str, error: type[Exception]
 ) -> None:
     program = stand_in(tmp_path, f'echo "qemu-img: error while writing: {message}" >&2; exit 1')
@@ -267,16 +261,16 @@ def test_a_refusal_of_the_file_system_is_told_from_a_fault_of_the_image(
         qemu_img.QemuImg(program=program).convert_to_raw(str(image), 'qcow2', f'{image}.raw')
 
 
-def test_the_program_that_is_installed_runs() -> None:
+def test_installed_program_runs() -> None:
     qemu_img.QemuImg().check_installed()
 
 
-def test_a_program_that_is_not_installed_is_named() -> None:
+def test_missing_program_is_named() -> None:
     with pytest.raises(exception.ConfigError, match='no-such-program is not installed'):
         qemu_img.QemuImg(program='no-such-program').check_installed()
 
 
-def test_paths_of_the_host_stay_out_of_the_reason(image: pathlib.Path) -> None:
+def test_host_paths_stay_out_of_reason(image: pathlib.Path) -> None:
     with pytest.raises(exception.UnsafeImage) as caught:
         qemu_img.QemuImg().info(str(image), 'vdi')
     assert os.fspath(image) not in str(caught.value)

@@ -34,7 +34,7 @@ def feed(watching: watch.ImageWatch, data: bytes) -> None:
 
 
 @pytest.mark.parametrize('disk_format', ['ploop', 'qed', 'luks', '', None])
-def test_a_format_that_is_not_supported_is_refused_before_the_first_byte(
+def test_unsupported_format_refused_before_download(
     inspector: formats.ImageInspector, sizes: list[int], disk_format: str | None
 ) -> None:
     with pytest.raises(exception.UnsafeImage, match=f'{disk_format} is not supported'):
@@ -53,7 +53,7 @@ def test_a_format_that_is_not_supported_is_refused_before_the_first_byte(
         ('vhd', disk_images.MIB),
     ],
 )
-def test_the_size_of_the_disk_is_told_once_as_soon_as_it_is_known(
+def test_disk_size_reported_once_when_known(
     inspector: formats.ImageInspector,
     path: pathlib.Path,
     sizes: list[int],
@@ -68,7 +68,7 @@ def test_the_size_of_the_disk_is_told_once_as_soon_as_it_is_known(
 
 
 @pytest.mark.usefixtures('qemu_img')
-def test_the_size_of_a_vhd_is_the_least_that_qemu_may_find(
+def test_vhd_size_is_minimum_for_qemu(
     inspector: formats.ImageInspector, path: pathlib.Path, sizes: list[int]
 ) -> None:
     disk_images.converted(path, 'vpc', '-o', 'subformat=dynamic', size_bytes=3 * disk_images.MIB)
@@ -79,7 +79,7 @@ def test_the_size_of_a_vhd_is_the_least_that_qemu_may_find(
 
 
 @pytest.mark.parametrize('make', [disk_images.raw, disk_images.gpt])
-def test_the_size_of_a_raw_disk_is_not_told(
+def test_raw_disk_size_not_reported(
     inspector: formats.ImageInspector,
     path: pathlib.Path,
     sizes: list[int],
@@ -90,9 +90,7 @@ def test_the_size_of_a_raw_disk_is_not_told(
 
 
 @pytest.mark.usefixtures('qemu_img')
-def test_what_does_not_like_the_size_stops_the_download(
-    inspector: formats.ImageInspector, path: pathlib.Path
-) -> None:
+def test_refused_size_stops_download(inspector: formats.ImageInspector, path: pathlib.Path) -> None:
     disk_images.qemu_img('create', '-f', 'qcow2', str(path), '40G')
 
     def refuse(size_bytes: int) -> None:
@@ -103,7 +101,7 @@ def test_what_does_not_like_the_size_stops_the_download(
 
 
 @pytest.mark.usefixtures('qemu_img')
-def test_after_a_restart_the_first_byte_comes_again(
+def test_restart_begins_at_first_byte(
     inspector: formats.ImageInspector, path: pathlib.Path, sizes: list[int]
 ) -> None:
     """A size that was reported is not reported again, but a different one is."""
@@ -121,7 +119,7 @@ def test_after_a_restart_the_first_byte_comes_again(
 
 
 @pytest.mark.parametrize('disk_format', ['raw', 'qcow2'])
-def test_once_all_is_told_further_bytes_cost_nothing(
+def test_watch_ends_at_known_size(
     inspector: formats.ImageInspector, path: pathlib.Path, disk_format: str
 ) -> None:
     """Compared with the half second to hash as much, this is invisible."""
@@ -138,7 +136,7 @@ def test_once_all_is_told_further_bytes_cost_nothing(
     assert time.thread_time() - before < 0.2
 
 
-def test_a_header_that_never_ends_is_left_to_the_inspection_of_the_file(
+def test_endless_header_left_to_file_inspection(
     inspector: formats.ImageInspector, sizes: list[int]
 ) -> None:
     """The tables of a VHDX may be anywhere."""

@@ -118,7 +118,7 @@ def _sample(event_type: str) -> pathlib.Path:
 
 
 @pytest.mark.parametrize('event_type', SENT)
-def test_a_notification_is_what_its_sample_shows(event_type: str, configure: Configure) -> None:
+def test_notification_matches_its_sample(event_type: str, configure: Configure) -> None:
     conf = configure()
     emitter.MessagingEmitter(conf).emit(SENT[event_type]())
     with Listener(conf, 'versioned_notifications') as listener:
@@ -133,28 +133,28 @@ def test_a_notification_is_what_its_sample_shows(event_type: str, configure: Con
 
 
 @pytest.mark.parametrize('event_type', SENT)
-def test_the_guide_explains_a_notification_and_shows_its_sample(event_type: str) -> None:
+def test_guide_explains_notification_with_sample(event_type: str) -> None:
     assert f'\n``{event_type}``\n' in GUIDE
     assert f'/notification_samples/{_sample(event_type).name}' in GUIDE
 
 
-def test_there_is_no_sample_of_what_is_not_sent() -> None:
+def test_every_sample_has_its_notification() -> None:
     assert set(SAMPLES.iterdir()) == {_sample(event_type) for event_type in SENT}
 
 
-def test_every_phase_of_a_request_has_a_notification_of_its_own() -> None:
+def test_each_request_phase_has_notification() -> None:
     of_hosts = {model.Phase.PROGRESS}  # their tasks are announced one by one
 
     assert {f'image_precache.request.{phase}' for phase in set(model.Phase) - of_hosts} <= set(SENT)
 
 
 @pytest.mark.parametrize('field', [each.name for each in dataclasses.fields(model.RequestOptions)])
-def test_every_option_of_a_request_is_told(field: str) -> None:
+def test_every_request_option_notified(field: str) -> None:
     told = SENT['image_precache.request.start']().payload['nova_object.data']['options']
 
     assert field in told['nova_object.data']
 
 
 @pytest.mark.parametrize('option', [each.name for each in options.OPTIONS])
-def test_the_guide_names_every_option(option: str) -> None:
+def test_guide_names_every_option(option: str) -> None:
     assert f'``[notifications] {option}``' in GUIDE

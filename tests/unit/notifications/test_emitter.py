@@ -40,7 +40,7 @@ def _sent(configure: Configure, *notifications: payloads.Notification) -> list[H
         return [listener.next() for _ in notifications]
 
 
-def test_notifications_are_sent_as_from_novas_services_on_this_host(configure: Configure) -> None:
+def test_publisher_matches_nova_services_on_host(configure: Configure) -> None:
     start, progress = _sent(configure, START, PROGRESS)
 
     assert start.event_type == 'aggregate.cache_images.start'
@@ -51,7 +51,7 @@ def test_notifications_are_sent_as_from_novas_services_on_this_host(configure: C
     assert (start.priority, progress.priority) == ('INFO', 'INFO')
 
 
-def test_the_context_says_who_asked_and_keeps_the_token_back(configure: Configure) -> None:
+def test_context_names_requester_without_token(configure: Configure) -> None:
     [start] = _sent(configure, START)
 
     asked = {key: start.context[key] for key in ('user_id', 'project_id', 'request_id')}
@@ -61,7 +61,7 @@ def test_the_context_says_who_asked_and_keeps_the_token_back(configure: Configur
     assert 'the-token-of-the-caller' not in str(start)
 
 
-def test_what_is_logged_afterwards_is_not_logged_as_the_askers(configure: Configure) -> None:
+def test_later_log_lines_omit_requester(configure: Configure) -> None:
     before = oslo_context.get_current()
 
     _sent(configure, START)
@@ -69,7 +69,7 @@ def test_what_is_logged_afterwards_is_not_logged_as_the_askers(configure: Config
     assert oslo_context.get_current() is before
 
 
-def test_every_topic_of_the_option_gets_them(configure: Configure) -> None:
+def test_every_configured_topic_sent(configure: Configure) -> None:
     conf = configure('[notifications]\nversioned_notifications_topics = mine,yours\n')
 
     emitter.MessagingEmitter(conf).emit(START)
@@ -80,7 +80,7 @@ def test_every_topic_of_the_option_gets_them(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize('form', ['versioned', 'both'])
-def test_they_are_sent_in_novas_forms_with_versions(configure: Configure, form: str) -> None:
+def test_nova_notifications_are_versioned(configure: Configure, form: str) -> None:
     conf = configure(f'[notifications]\nnotification_format = {form}\n')
 
     emitter.MessagingEmitter(conf).emit(START)
@@ -97,7 +97,7 @@ def test_they_are_sent_in_novas_forms_with_versions(configure: Configure, form: 
         ('', 'driver = noop'),
     ],
 )
-def test_they_are_not_sent_without_versions_or_without_a_driver(
+def test_unversioned_or_driverless_emitter_sends_nothing(
     configure: Configure, sections: str, driver: str
 ) -> None:
     silent = emitter.MessagingEmitter(configure(sections, driver))
@@ -112,9 +112,7 @@ def test_they_are_not_sent_without_versions_or_without_a_driver(
         assert listener.next().event_type == PROGRESS.event_type
 
 
-def test_the_tries_while_a_broker_is_away_are_those_of_the_option(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retries_follow_the_option(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int | None] = []
 
     def notify(self: object, ctxt: Any, message: Any, priority: str, retry: int | None) -> None:
@@ -128,7 +126,7 @@ def test_the_tries_while_a_broker_is_away_are_those_of_the_option(
     assert tries == [None, None, 0, 3]
 
 
-def test_a_notification_that_cannot_be_sent_is_logged_without_the_token(
+def test_failure_logged_without_token(
     configure: Configure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
@@ -144,7 +142,7 @@ def test_a_notification_that_cannot_be_sent_is_logged_without_the_token(
     assert 'the-token-of-the-caller' not in caplog.text
 
 
-def test_the_recording_emitter_keeps_the_order() -> None:
+def test_recording_emitter_keeps_order() -> None:
     made = emitter.RecordingEmitter()
 
     made.emit(START)

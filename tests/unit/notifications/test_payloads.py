@@ -24,7 +24,7 @@ REQUEST = model.CacheRequest(
 )
 
 
-def test_the_start_and_the_end_carry_the_aggregate_as_in_nova() -> None:
+def test_start_and_end_carry_aggregate() -> None:
     aggregate = model.Aggregate(4, 'uuid-4', 'edge', ('h2', 'h1'), {'availability_zone': 'az1'})
 
     for phase in (model.Phase.START, model.Phase.END):
@@ -51,7 +51,7 @@ def _progress(outcomes: Mapping[str, str]) -> Any:
     return made.payload
 
 
-def test_the_progress_carries_the_host_as_in_nova() -> None:
+def test_progress_carries_host_as_in_nova() -> None:
     assert _progress({'i1': 'cached', 'i2': 'error'}) == {
         'nova_object.name': 'AggregateCachePayload',
         'nova_object.namespace': 'nova',
@@ -69,7 +69,7 @@ def test_the_progress_carries_the_host_as_in_nova() -> None:
     }
 
 
-def test_whatever_is_not_on_the_host_counts_as_failed() -> None:
+def test_uncached_outcomes_count_as_failed() -> None:
     outcomes = {
         'i3': 'existing',
         'i4': 'skipped',
@@ -84,7 +84,7 @@ def test_whatever_is_not_on_the_host_counts_as_failed() -> None:
     assert data['images_failed'] == ['i4', 'i5', 'i2']
 
 
-def test_what_is_not_novas_is_in_a_namespace_of_its_own() -> None:
+def test_own_payloads_have_own_namespace() -> None:
     task = model.Task(1, 'r1', 'h1', None, 'i1', 'skipped', 'host h1 is down')
 
     for made in (
@@ -96,7 +96,7 @@ def test_what_is_not_novas_is_in_a_namespace_of_its_own() -> None:
         assert made.event_type.startswith('image_precache.')
 
 
-def test_a_request_for_named_hosts_says_which_and_has_no_aggregate() -> None:
+def test_named_hosts_replace_aggregate() -> None:
     request = dataclasses.replace(
         REQUEST,
         aggregate_id=None,
@@ -111,7 +111,7 @@ def test_a_request_for_named_hosts_says_which_and_has_no_aggregate() -> None:
     assert data['aggregate_id'] is None
 
 
-def test_a_task_says_how_long_its_bytes_took_and_why_it_failed() -> None:
+def test_task_has_duration_and_failure_reason() -> None:
     noon = datetime.datetime(2026, 3, 1, 12)  # noqa: DTZ001 - as the database keeps it
     task = model.Task(
         1,
@@ -133,7 +133,7 @@ def test_a_task_says_how_long_its_bytes_took_and_why_it_failed() -> None:
     assert data['finished_at'] == '2026-03-01T12:01:30Z'
 
 
-def test_a_task_that_was_never_begun_took_no_time() -> None:
+def test_unstarted_task_took_no_time() -> None:
     task = model.Task(1, 'r1', 'h1', None, 'i1', 'skipped', 'host h1 is down')
 
     data = payloads.task_outcome(task, ASKER).payload['nova_object.data']

@@ -20,22 +20,22 @@ from nova_precache.osc import arguments
         ('0', 0),
     ],
 )
-def test_a_size_is_bytes_or_has_a_unit(text: str, number: int) -> None:
+def test_size_is_bytes_or_has_unit(text: str, number: int) -> None:
     assert arguments.size(text) == number
 
 
 @pytest.mark.parametrize('text', ['', 'M', 'fast', '1X', '50 Mb', '-1M', '9' * 400])
-def test_what_is_no_size_is_refused_by_its_name(text: str) -> None:
+def test_invalid_size_refused_by_name(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as refused:
         arguments.size(text)
     assert repr(text) in str(refused.value)
 
 
-def test_a_rate_may_say_that_it_is_one() -> None:
+def test_rate_may_have_per_second_suffix() -> None:
     assert arguments.rate('50M/s') == arguments.rate('50M') == 50 * 2**20
 
 
-def test_a_rate_of_nothing_is_refused() -> None:
+def test_zero_rate_is_refused() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match='must be greater than zero'):
         arguments.rate('0')
 
@@ -49,7 +49,7 @@ def test_a_rate_of_nothing_is_refused() -> None:
         ('2026-05-01T22:00:00+02:00', '2026-05-01T20:00:00Z'),
     ],
 )
-def test_a_time_is_in_utc_unless_it_names_a_zone(text: str, iso: str) -> None:
+def test_time_is_utc_without_zone(text: str, iso: str) -> None:
     assert arguments.parse_time(text) == iso
     assert arguments.past_moment(text) == iso
 
@@ -57,7 +57,7 @@ def test_a_time_is_in_utc_unless_it_names_a_zone(text: str, iso: str) -> None:
 @pytest.mark.parametrize(
     ('text', 'seconds'), [('+2h', 7200), ('2h', 7200), ('+1h30m', 5400), ('+1d', 86400), ('0', 0)]
 )
-def test_a_duration_is_counted_from_now(text: str, seconds: int) -> None:
+def test_duration_counts_from_now(text: str, seconds: int) -> None:
     before = datetime.datetime.now(datetime.UTC)
     found = datetime.datetime.fromisoformat(arguments.parse_time(text))
     after = datetime.datetime.now(datetime.UTC)
@@ -67,7 +67,7 @@ def test_a_duration_is_counted_from_now(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize('text', ['2h', '-2h'])
-def test_a_duration_that_asks_for_the_past_goes_back(text: str) -> None:
+def test_past_duration_goes_back(text: str) -> None:
     found = datetime.datetime.fromisoformat(arguments.past_moment(text))
 
     assert found <= datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2)
@@ -77,7 +77,7 @@ def test_a_duration_that_asks_for_the_past_goes_back(text: str) -> None:
     'text',
     ['', 'tomorrow', '+2x', '2026-13-01', '+9999999999y', '+9000y', '0001-01-01T00:00+02:00'],
 )
-def test_what_is_no_time_is_refused_by_its_name(text: str) -> None:
+def test_invalid_time_refused_by_name(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as refused:
         arguments.parse_time(text)
     assert repr(text) in str(refused.value)

@@ -48,7 +48,7 @@ ESTIMATE = {
 }
 
 
-def test_create_sends_only_what_was_said(wire: Wire, openstack: OpenStack) -> None:
+def test_create_sends_only_given_options(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('POST', '/v1/requests', (202, {'request': request(status='accepted')}))
 
     said = openstack('precache', 'create', '--aggregate', 'edge', IMAGE_ID, '-f', 'json')
@@ -59,7 +59,7 @@ def test_create_sends_only_what_was_said(wire: Wire, openstack: OpenStack) -> No
     ]
 
 
-def test_create_sends_all_that_was_said(wire: Wire, openstack: OpenStack) -> None:
+def test_create_sends_all_options(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('POST', '/v1/requests', (202, {'request': request()}))
 
     said = openstack(
@@ -95,7 +95,7 @@ def test_create_sends_all_that_was_said(wire: Wire, openstack: OpenStack) -> Non
     'arguments',
     [(), ('--aggregate', 'edge', '--host', 'c1'), ('--host', 'c1', '--max-rate', 'fast')],
 )
-def test_what_cannot_be_asked_is_refused_before_anybody_is(
+def test_invalid_arguments_send_nothing(
     wire: Wire, openstack: OpenStack, arguments: tuple[str, ...]
 ) -> None:
     said = openstack('precache', 'create', *arguments, IMAGE_ID)
@@ -104,7 +104,7 @@ def test_what_cannot_be_asked_is_refused_before_anybody_is(
     assert wire.asked == []
 
 
-def test_the_message_of_a_refusal_is_all_that_is_shown(wire: Wire, openstack: OpenStack) -> None:
+def test_refusal_shows_only_its_message(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('POST', '/v1/requests', fault(400, 'badRequest', 'Image x is not active'))
 
     said = openstack('precache', 'create', '--aggregate', 'edge', IMAGE_ID)
@@ -112,7 +112,7 @@ def test_the_message_of_a_refusal_is_all_that_is_shown(wire: Wire, openstack: Op
     assert (said.status, said.out, said.err) == (1, '', 'Image x is not active\n')
 
 
-def test_the_page_of_a_proxy_is_not_shown(wire: Wire, openstack: OpenStack) -> None:
+def test_proxy_error_page_not_shown(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/requests/{REQUEST_ID}', (502, '<html>Bad Gateway</html>'))
 
     said = openstack('precache', 'show', REQUEST_ID)
@@ -129,7 +129,7 @@ def test_the_page_of_a_proxy_is_not_shown(wire: Wire, openstack: OpenStack) -> N
         ((200, ['something else']), 'No image pre-caching service found at {url}/v1/requests'),
     ],
 )
-def test_what_is_not_the_service_is_told_from_it(
+def test_foreign_service_is_recognized(
     answer: tuple[int, Any], told: str, wire: Wire, openstack: OpenStack
 ) -> None:
     wire.answer('GET', '/v1/requests', answer)
@@ -153,7 +153,7 @@ def test_list_follows_every_page(wire: Wire, openstack: OpenStack) -> None:
     assert [query.get('marker') for query in wire.queries('/v1/requests')] == [None, 'a']
 
 
-def test_list_stops_at_its_limit(wire: Wire, openstack: OpenStack) -> None:
+def test_list_stops_at_limit(wire: Wire, openstack: OpenStack) -> None:
     link = {'rel': 'next', 'href': 'http://elsewhere.example/v1/requests?marker=b'}
     wire.answer(
         *('GET', '/v1/requests'),
@@ -167,7 +167,7 @@ def test_list_stops_at_its_limit(wire: Wire, openstack: OpenStack) -> None:
     assert [query['limit'] for query in wire.queries('/v1/requests')] == ['3', '1']
 
 
-def test_list_asks_for_what_is_wanted(wire: Wire, openstack: OpenStack) -> None:
+def test_list_sends_filters(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', '/v1/requests', (200, {'requests': []}))
 
     said = openstack(
@@ -191,7 +191,7 @@ def test_list_asks_for_what_is_wanted(wire: Wire, openstack: OpenStack) -> None:
     ]
 
 
-def test_a_machine_reads_numbers(wire: Wire, openstack: OpenStack) -> None:
+def test_machine_output_has_numbers(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', '/v1/requests', (200, {'requests': [request()]}))
     list_them = ('precache', 'list', '--long', '-f')
 
@@ -208,7 +208,7 @@ def test_a_machine_reads_numbers(wire: Wire, openstack: OpenStack) -> None:
     assert openstack(*list_them, 'value', '-c', 'Bytes Done').out == '157286400\n'
 
 
-def test_a_person_reads_units(wire: Wire, openstack: OpenStack) -> None:
+def test_human_output_has_units(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/requests/{REQUEST_ID}', (200, {'request': request()}))
 
     table = openstack('precache', 'show', REQUEST_ID).out
@@ -218,7 +218,7 @@ def test_a_person_reads_units(wire: Wire, openstack: OpenStack) -> None:
     assert 'None' not in table
 
 
-def test_a_request_for_named_hosts_is_listed(wire: Wire, openstack: OpenStack) -> None:
+def test_named_host_request_listed(wire: Wire, openstack: OpenStack) -> None:
     shown = request(aggregate=None, hosts=['c1', 'c2'])
     wire.answer('GET', '/v1/requests', (200, {'requests': [shown]}))
 
@@ -239,7 +239,7 @@ def test_a_request_for_named_hosts_is_listed(wire: Wire, openstack: OpenStack) -
         ),
     ],
 )
-def test_an_action_is_sent_and_the_request_shown(
+def test_action_sent_and_request_shown(
     wire: Wire, openstack: OpenStack, arguments: tuple[str, ...], body: dict[str, Any]
 ) -> None:
     path = f'/v1/requests/{REQUEST_ID}/action'
@@ -251,7 +251,7 @@ def test_an_action_is_sent_and_the_request_shown(
     assert wire.bodies('POST', path) == [body]
 
 
-def test_tasks_are_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None:
+def test_tasks_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None:
     path = f'/v1/requests/{REQUEST_ID}/tasks'
     wire.answer('GET', path, (200, {'tasks': [task('c1', 'error', reason='the disk is full')]}))
 
@@ -265,7 +265,7 @@ def test_tasks_are_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None
     assert wire.queries(path) == [{'status': 'error', 'host': 'c1', 'image': IMAGE_ID}]
 
 
-def test_an_estimate_tells_of_every_host(wire: Wire, openstack: OpenStack) -> None:
+def test_estimate_shows_every_host(wire: Wire, openstack: OpenStack) -> None:
     down = {**ESTIMATED_HOST, 'host': 'c2', 'status': 'down', 'reason': 'host is down'}
     link = {'rel': 'next', 'href': 'http://elsewhere.example/v1/estimate?marker=c1'}
     pages = (
@@ -286,7 +286,7 @@ def test_an_estimate_tells_of_every_host(wire: Wire, openstack: OpenStack) -> No
     assert wire.queries('/v1/estimate')[-2:] == [{}, {'marker': 'c1'}]
 
 
-def test_hosts_and_their_images_are_listed(wire: Wire, openstack: OpenStack) -> None:
+def test_hosts_and_images_listed(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', '/v1/hosts', (200, {'hosts': [{'host': 'c/1', 'cache_bytes': 2**30}]}))
     held = {'image_id': IMAGE_ID, 'disk_bytes': 2**20, 'pinned': True}
     wire.answer('GET', '/v1/hosts/c%2F1/images', (200, {'images': [held]}))
@@ -299,7 +299,7 @@ def test_hosts_and_their_images_are_listed(wire: Wire, openstack: OpenStack) -> 
     assert wire.queries('/v1/hosts') == [{'status': 'up'}]
 
 
-def test_who_may_see_no_hosts_is_told_the_rule(wire: Wire, openstack: OpenStack) -> None:
+def test_forbidden_hosts_name_the_rule(wire: Wire, openstack: OpenStack) -> None:
     why = "Policy doesn't allow image_precache:hosts:list to be performed."
     wire.answer('GET', '/v1/hosts', (403, {'forbidden': {'code': 403, 'message': why}}))
 
@@ -308,7 +308,7 @@ def test_who_may_see_no_hosts_is_told_the_rule(wire: Wire, openstack: OpenStack)
     assert (said.status, said.out, said.err.strip()) == (1, '', why)
 
 
-def test_the_hosts_of_an_image_are_shown(wire: Wire, openstack: OpenStack) -> None:
+def test_hosts_of_image_shown(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': [{'host': 'c1'}]}))
 
     (row,) = openstack('precache', 'image', 'show', IMAGE_ID, '-f', 'json').json
@@ -316,7 +316,7 @@ def test_the_hosts_of_an_image_are_shown(wire: Wire, openstack: OpenStack) -> No
     assert row['Host'] == 'c1'
 
 
-def test_a_pin_is_made_listed_and_shown(wire: Wire, openstack: OpenStack) -> None:
+def test_pin_created_listed_and_shown(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('POST', '/v1/pins', (201, {'pin': PIN}))
     wire.answer('GET', '/v1/pins', (200, {'pins': [PIN]}))
     wire.answer('GET', '/v1/pins/pin-1', (200, {'pin': PIN}))
@@ -343,7 +343,7 @@ def test_a_pin_is_made_listed_and_shown(wire: Wire, openstack: OpenStack) -> Non
     assert 'cached: 3' in shown.out
 
 
-def test_one_pin_that_is_not_there_keeps_no_other(wire: Wire, openstack: OpenStack) -> None:
+def test_missing_pin_does_not_block_others(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('DELETE', '/v1/pins/a', fault(404, 'itemNotFound', 'Pin a could not be found.'))
     wire.answer('DELETE', '/v1/pins/b', (204, ''))
 

@@ -9,7 +9,7 @@ from tests.unit.osc.conftest import TOKEN, Wire
 
 
 @pytest.mark.parametrize(('version', 'header'), [('1', None), ('1.0', 'image-precache 1.0')])
-def test_a_microversion_is_asked_for_where_it_is_given(
+def test_given_microversion_is_requested(
     wire: Wire, openstack: OpenStack, version: str, header: str | None
 ) -> None:
     wire.answer('GET', '/v1/requests', (200, {'requests': []}))
@@ -20,9 +20,7 @@ def test_a_microversion_is_asked_for_where_it_is_given(
     assert wire.asked[0].headers.get('OpenStack-API-Version') == header
 
 
-def test_the_service_is_found_in_the_catalog(
-    wire: Wire, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_service_found_in_catalog(wire: Wire, capsys: pytest.CaptureFixture[str]) -> None:
     token = fixture.V3Token()
     token.set_project_scope()
     catalog = token.add_service('image-precache')

@@ -29,7 +29,7 @@ def service(server: Server) -> client.ApiClient:
 
 
 @pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
-def test_no_token_is_sent_to_another_host(
+def test_token_not_sent_to_other_host(
     server: Server, elsewhere: Server, service: client.ApiClient, status: int
 ) -> None:
     moved = Answer(status, headers={'Location': f'{elsewhere.url}/v1/requests?key=private'})
@@ -41,9 +41,7 @@ def test_no_token_is_sent_to_another_host(
     assert elsewhere.requests == []
 
 
-def test_a_redirect_to_another_path_of_the_same_host_is_followed(
-    server: Server, service: client.ApiClient
-) -> None:
+def test_redirect_within_host_followed(server: Server, service: client.ApiClient) -> None:
     server.answers = [
         Answer(308, headers={'Location': '/precache/v1/requests?limit=1'}),
         Answer(body=b'{"requests": []}'),
@@ -56,7 +54,7 @@ def test_a_redirect_to_another_path_of_the_same_host_is_followed(
     assert server.tokens() == ['secret-token', 'secret-token']
 
 
-def test_a_loop_ends_with_an_error(server: Server, service: client.ApiClient) -> None:
+def test_redirect_loop_is_error(server: Server, service: client.ApiClient) -> None:
     server.answers = [Answer(302, headers={'Location': '/again'})] * 11
     with pytest.raises(client.ApiError, match='redirected more than 10 times'):
         service.get('requests')

@@ -12,7 +12,7 @@ def _named(wire: Wire, *ids: str) -> None:
     wire.answer('GET', '/v2/images', (200, {'images': images}))
 
 
-def test_a_name_becomes_an_id(wire: Wire, openstack: OpenStack) -> None:
+def test_name_becomes_id(wire: Wire, openstack: OpenStack) -> None:
     _named(wire, IMAGE_ID)
     wire.answer('POST', '/v1/requests', (202, {'request': request()}))
 
@@ -22,7 +22,7 @@ def test_a_name_becomes_an_id(wire: Wire, openstack: OpenStack) -> None:
     assert wire.bodies('POST', '/v1/requests')[0]['request']['images'] == [IMAGE_ID]
 
 
-def test_a_name_of_two_images_is_refused(wire: Wire, openstack: OpenStack) -> None:
+def test_ambiguous_name_is_refused(wire: Wire, openstack: OpenStack) -> None:
     _named(wire, IMAGE_ID, '0b5f7c40-0000-4000-8000-000000000002')
 
     said = openstack('precache', 'create', '--aggregate', 'edge', 'debian')
@@ -31,7 +31,7 @@ def test_a_name_of_two_images_is_refused(wire: Wire, openstack: OpenStack) -> No
     assert said.err == 'More than one image is named debian: use an ID.\n'
 
 
-def test_a_name_of_no_image_is_refused(wire: Wire, openstack: OpenStack) -> None:
+def test_unknown_name_is_refused(wire: Wire, openstack: OpenStack) -> None:
     _named(wire)
 
     said = openstack('precache', 'image', 'show', 'debain')
@@ -39,7 +39,7 @@ def test_a_name_of_no_image_is_refused(wire: Wire, openstack: OpenStack) -> None
     assert (said.status, said.err) == (1, 'No image has the name or ID debain.\n')
 
 
-def test_an_id_needs_no_image_service(wire: Wire, openstack: OpenStack) -> None:
+def test_id_needs_no_image_service(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': []}))
 
     assert openstack('precache', 'image', 'show', IMAGE_ID).status == 0

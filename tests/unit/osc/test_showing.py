@@ -38,7 +38,7 @@ def _state(*tasks: model.Json) -> showing.HostState:
     return state
 
 
-def test_a_host_is_the_sum_of_its_tasks() -> None:
+def test_host_sums_its_tasks() -> None:
     state = _state(
         task('c1', 'existing', bytes_done=0),
         task('c1', 'downloading'),
@@ -51,7 +51,7 @@ def test_a_host_is_the_sum_of_its_tasks() -> None:
 
 
 @pytest.mark.parametrize('total', [None, 0])
-def test_a_size_that_is_not_known_is_at_least_what_was_moved(total: int | None) -> None:
+def test_unknown_size_moved_bytes(total: int | None) -> None:
     state = _state(task('c1', 'downloading', bytes_done=7, bytes_total=total))
 
     assert (state.bytes_done, state.bytes_total) == (7, 7)
@@ -67,11 +67,11 @@ def test_a_size_that_is_not_known_is_at_least_what_was_moved(total: int | None) 
         (['cached', 'what a newer release says'], 'what a newer release says'),
     ],
 )
-def test_the_word_for_a_host_is_what_tells_most(statuses: list[str], word: str) -> None:
+def test_host_status_is_most_informative(statuses: list[str], word: str) -> None:
     assert _state(*(task('c1', status) for status in statuses)).status == word
 
 
-def test_when_there_are_many_those_at_work_are_seen() -> None:
+def test_working_hosts_shown_first() -> None:
     waiting = [task(f'w{number}', 'queued') for number in range(30)]
     states = showing.host_states([*waiting, task('c1', 'downloading')])
 
@@ -81,7 +81,7 @@ def test_when_there_are_many_those_at_work_are_seen() -> None:
     assert seen[0].host == 'c1'
 
 
-def test_a_terminal_has_a_bar_for_each_host_and_one_for_all() -> None:
+def test_terminal_has_host_and_total_bars() -> None:
     screen = console.Console(file=io.StringIO(), force_terminal=True, width=150)
     with showing.view(screen) as view:
         view.show(_snapshot(task('c1', 'downloading'), task('c2', 'cached')))
@@ -90,7 +90,7 @@ def test_a_terminal_has_a_bar_for_each_host_and_one_for_all() -> None:
         assert words in _text(screen)
 
 
-def test_there_are_never_more_bars_than_there_is_room_for(screen: console.Console) -> None:
+def test_bars_fit_the_terminal(screen: console.Console) -> None:
     bars = progress.Progress(console=screen)
     view = showing.BarView(bars)
 
@@ -102,7 +102,7 @@ def test_there_are_never_more_bars_than_there_is_room_for(screen: console.Consol
     assert names == ['Total', *(f'c{200 + number}' for number in range(showing.MAX_HOSTS))]
 
 
-def test_a_bar_is_whole_where_nothing_had_to_come(screen: console.Console) -> None:
+def test_bar_is_full_without_download(screen: console.Console) -> None:
     bars = progress.Progress(console=screen)
     nothing = {'bytes_done': 0, 'bytes_total': 0}
 
@@ -118,7 +118,7 @@ def test_a_bar_is_whole_where_nothing_had_to_come(screen: console.Console) -> No
     assert shown == {'Total': (False, ''), 'c1': (True, ''), 'c2': (False, '')}
 
 
-def test_a_log_has_a_line_for_each_change(screen: console.Console) -> None:
+def test_log_has_line_for_each_change(screen: console.Console) -> None:
     clock = Clock()
     view = showing.LineView(screen, clock)
 
@@ -139,14 +139,14 @@ def test_a_log_has_a_line_for_each_change(screen: console.Console) -> None:
     ]
 
 
-def test_a_log_has_no_lines_for_the_hosts_of_a_large_request(screen: console.Console) -> None:
+def test_large_request_logs_no_hosts(screen: console.Console) -> None:
     showing.LineView(screen, Clock()).show(_snapshot(task('c1', 'downloading'), whole=False))
 
     assert _text(screen).startswith('Total: ')
     assert 'c1' not in _text(screen)
 
 
-def test_what_is_noted_twice_in_a_row_is_said_once(screen: console.Console) -> None:
+def test_repeated_log_line_omitted(screen: console.Console) -> None:
     views: tuple[showing.ProgressView, ...] = (
         showing.LineView(screen, Clock()),
         showing.BarView(progress.Progress(console=screen)),
@@ -159,7 +159,7 @@ def test_what_is_noted_twice_in_a_row_is_said_once(screen: console.Console) -> N
     assert _text(screen) == 'no answer; retrying\n' * len(views)
 
 
-def test_before_there_is_a_plan_there_is_only_a_word(screen: console.Console) -> None:
+def test_unplanned_request_shows_only_status(screen: console.Console) -> None:
     showing.LineView(screen, Clock()).show(_snapshot(status='accepted', counts={}))
 
     assert _text(screen) == 'Total: accepted\n'

@@ -58,7 +58,7 @@ def watched(wire: Wire, service: client.ApiClient) -> Watched:
     return Watched(service)
 
 
-def test_a_request_is_shown_until_it_has_ended(wire: Wire, watched: Watched) -> None:
+def test_request_shown_until_it_ends(wire: Wire, watched: Watched) -> None:
     wire.answer('GET', PATH, (200, {'request': request(status='paused')}), RUNNING, COMPLETED)
 
     ended = watched.watcher.watch(REQUEST_ID)
@@ -68,7 +68,7 @@ def test_a_request_is_shown_until_it_has_ended(wire: Wire, watched: Watched) -> 
     assert [it['host'] for it in watched.view.shown[1].tasks] == ['c1']
 
 
-def test_while_nothing_happens_it_asks_less_often(wire: Wire, watched: Watched) -> None:
+def test_polling_slows_while_nothing_changes(wire: Wire, watched: Watched) -> None:
     moved = (200, {'request': request(bytes_done=1)})
     wire.answer('GET', PATH, *[RUNNING] * 6, moved, COMPLETED)
 
@@ -77,7 +77,7 @@ def test_while_nothing_happens_it_asks_less_often(wire: Wire, watched: Watched) 
     assert watched.pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 0.5]
 
 
-def test_a_restart_of_the_service_is_waited_out(wire: Wire, watched: Watched) -> None:
+def test_service_restart_waited_out(wire: Wire, watched: Watched) -> None:
     wire.answer('GET', PATH, RUNNING, RESTARTING, (502, 'bad gateway'), COMPLETED)
 
     ended = watched.watcher.watch(REQUEST_ID)
@@ -89,7 +89,7 @@ def test_a_restart_of_the_service_is_waited_out(wire: Wire, watched: Watched) ->
     ]
 
 
-def test_a_request_that_is_gone_is_not_asked_for_again(wire: Wire, watched: Watched) -> None:
+def test_missing_request_not_polled(wire: Wire, watched: Watched) -> None:
     wire.answer('GET', PATH, RUNNING, fault(404, 'itemNotFound', 'It could not be found.'))
 
     with pytest.raises(client.ApiError, match='could not be found') as refused:
@@ -99,14 +99,14 @@ def test_a_request_that_is_gone_is_not_asked_for_again(wire: Wire, watched: Watc
     assert len(wire.queries(PATH)) == 2
 
 
-def test_patience_ends(wire: Wire, service: client.ApiClient) -> None:
+def test_waiting_times_out(wire: Wire, service: client.ApiClient) -> None:
     wire.answer('GET', PATH, RESTARTING)
 
     with pytest.raises(client.ApiUnavailable, match='starting'):
         Watched(service, patience_seconds=0).watcher.watch(REQUEST_ID)
 
 
-def test_a_service_that_does_not_listen_is_unavailable(free_port: Callable[[], int]) -> None:
+def test_refused_connection_is_unavailable(free_port: Callable[[], int]) -> None:
     url = f'http://127.0.0.1:{free_port()}'
     nobody = client_of(url)
 
@@ -116,7 +116,7 @@ def test_a_service_that_does_not_listen_is_unavailable(free_port: Callable[[], i
     assert str(refused.value) == f'Unable to establish connection to {url}/v1/requests'
 
 
-def test_of_a_large_request_only_what_is_worked_on_is_read(wire: Wire, watched: Watched) -> None:
+def test_large_request_reads_only_running_tasks(wire: Wire, watched: Watched) -> None:
     counts = {'cached': 5000, 'queued': 4998, 'downloading': 1, 'converting': 1}
     wire.answer('GET', PATH, (200, {'request': request(counts=counts)}), COMPLETED)
 
@@ -128,7 +128,7 @@ def test_of_a_large_request_only_what_is_worked_on_is_read(wire: Wire, watched: 
     assert not watched.view.shown[0].whole
 
 
-def test_show_wait_ends_well_when_all_is_cached(wire: Wire, openstack: OpenStack) -> None:
+def test_show_wait_exits_0_when_cached(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', PATH, COMPLETED)
     wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': [task('c1', 'cached')]}))
 
@@ -138,7 +138,7 @@ def test_show_wait_ends_well_when_all_is_cached(wire: Wire, openstack: OpenStack
     assert 'c1: cached' in said.err
 
 
-def test_show_wait_ends_badly_and_says_what_failed(wire: Wire, openstack: OpenStack) -> None:
+def test_show_wait_exits_1_with_failures(wire: Wire, openstack: OpenStack) -> None:
     counts = {'cached': 1, 'error': 1, 'skipped': 1}
     ended = request(status='partial', reason='a canary host failed', counts=counts)
     wire.answer('GET', PATH, (200, {'request': ended}))
@@ -161,7 +161,7 @@ def test_show_wait_ends_badly_and_says_what_failed(wire: Wire, openstack: OpenSt
     ]
 
 
-def test_many_failures_are_not_all_listed(wire: Wire, openstack: OpenStack) -> None:
+def test_many_failures_are_truncated(wire: Wire, openstack: OpenStack) -> None:
     ended = request(status='failed', counts={'error': 9000})
     wire.answer('GET', PATH, (200, {'request': ended}))
     failed = [task(f'c{number}', 'error') for number in range(60)]
@@ -173,9 +173,7 @@ def test_many_failures_are_not_all_listed(wire: Wire, openstack: OpenStack) -> N
     assert f'openstack precache task list {REQUEST_ID}' in said.err
 
 
-def test_a_request_cancelled_before_its_plan_did_not_succeed(
-    wire: Wire, openstack: OpenStack
-) -> None:
+def test_request_cancelled_before_plan_fails(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', PATH, (200, {'request': request(status='cancelled', counts={})}))
     wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
 
@@ -185,7 +183,7 @@ def test_a_request_cancelled_before_its_plan_did_not_succeed(
     assert said.err.splitlines()[-1] == f'Request {REQUEST_ID} is cancelled'
 
 
-def test_ctrl_c_leaves_the_request_running_and_says_so(
+def test_ctrl_c_leaves_request_running(
     wire: Wire, openstack: OpenStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire.answer('POST', '/v1/requests', (202, {'request': request()}))

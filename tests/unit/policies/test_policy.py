@@ -97,7 +97,7 @@ OPERATIONS = [
 
 @pytest.mark.parametrize('persona', TOKENS)
 @pytest.mark.parametrize('rule', [rule.name for rule in OPERATIONS])
-def test_each_rule_lets_pass_whom_it_should(make_site: MakeSite, rule: str, persona: str) -> None:
+def test_each_rule_admits_its_roles(make_site: MakeSite, rule: str, persona: str) -> None:
     site, guarded = make_site(), ROWS[rule]
     before = _everything(site)
 
@@ -128,9 +128,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize('rule', [rule.name for rule in OPERATIONS])
-def test_each_rule_keeps_apart_what_belongs_to_other_projects(
-    make_site: MakeSite, rule: str
-) -> None:
+def test_each_rule_separates_projects(make_site: MakeSite, rule: str) -> None:
     site, guarded = make_site(), ROWS[rule]
     before = _everything(site)
     for role in ('reader', 'member', 'manager', 'dreamer', ''):
@@ -145,7 +143,7 @@ def test_each_rule_keeps_apart_what_belongs_to_other_projects(
 
 
 @pytest.mark.parametrize('token', [None, 'garbage', ''])
-def test_nothing_is_for_who_has_not_logged_in(make_site: MakeSite, token: str | None) -> None:
+def test_unauthenticated_caller_refused_everywhere(make_site: MakeSite, token: str | None) -> None:
     site = make_site(strategy='keystone')
     before = _everything(site)
     for rule, guarded in ROWS.items():
@@ -155,7 +153,7 @@ def test_nothing_is_for_who_has_not_logged_in(make_site: MakeSite, token: str | 
     assert _everything(site) == before
 
 
-def test_the_table_has_every_rule_and_no_other() -> None:
+def test_table_has_exactly_every_rule() -> None:
     assert set(ROWS) == {rule.name for rule in OPERATIONS}
     assert set(PERSONAS) == {rule.name for rule in base.list_rules()}
     assert set(ELSEWHERE) == {rule for rule in ROWS if ROWS[rule].allowed == READERS}
@@ -171,7 +169,7 @@ def _everything(site: Site) -> tuple[Any, ...]:
     )
 
 
-def test_every_operation_has_a_rule_and_every_rule_an_operation() -> None:
+def test_operations_and_rules_correspond() -> None:
     served = {
         (method, re.sub(r'\{\w+\}', '{}', path), action)
         for path, methods in routes.RESOURCES.items()
@@ -196,13 +194,13 @@ def _parse(method: str, documented: str) -> tuple[str, str, str | None]:
 
 
 @pytest.mark.parametrize('path', [REQUEST, f'{REQUEST}/tasks', '/v1/pins/{pin}'])
-def test_what_is_another_projects_is_there_for_admins_only(make_site: MakeSite, path: str) -> None:
+def test_other_projects_data_needs_admin(make_site: MakeSite, path: str) -> None:
     site = make_site()
     assert site.ask('GET', path, None, 'u:p2:admin').status_int == 200
     assert site.ask('GET', path, None, 'u:p2:member').status_int == 404
 
 
-def test_only_admins_list_the_requests_of_other_projects(make_site: MakeSite) -> None:
+def test_only_admins_list_other_projects_requests(make_site: MakeSite) -> None:
     site = make_site()
 
     def listed(token: str) -> list[str]:
@@ -246,7 +244,7 @@ def enforcer() -> policy.Enforcer:
 
 
 @pytest.mark.parametrize('rule', [rule.name for rule in base.list_rules()])
-def test_each_persona_is_who_it_should_be(enforcer: policy.Enforcer, rule: str) -> None:
+def test_each_persona_has_expected_roles(enforcer: policy.Enforcer, rule: str) -> None:
     def met(project_id: str) -> set[str]:
         return {each for each in ROLES if _may(enforcer, each, rule, project_id)}
 
@@ -257,7 +255,7 @@ def test_each_persona_is_who_it_should_be(enforcer: policy.Enforcer, rule: str) 
 
 @pytest.mark.parametrize('rule', [rule.name for rule in OPERATIONS])
 @pytest.mark.parametrize('scope', [{'system_scope': 'all'}, {'domain_id': 'default'}])
-def test_a_token_for_the_system_or_a_domain_is_none_for_a_project(
+def test_unscoped_token_has_no_project(
     enforcer: policy.Enforcer, rule: str, scope: dict[str, str]
 ) -> None:
     assert _may(enforcer, 'admin', rule, PROJECT)
@@ -277,7 +275,7 @@ def _may(
     return True
 
 
-def test_every_rule_is_listed_once_and_described() -> None:
+def test_every_rule_listed_and_described() -> None:
     rules = policies.list_rules()
     assert len({rule.name for rule in rules}) == len(rules)
     assert all(rule.description for rule in rules)
@@ -330,7 +328,7 @@ TO_DO = {
         ('admin', 'index show update set_metadata add_host images'),
     ],
 )
-def test_a_policy_file_of_nova_carries_over(make_site: MakeSite, roles: str, may: str) -> None:
+def test_policy_file_of_nova_carries_over(make_site: MakeSite, roles: str, may: str) -> None:
     site = make_site(NOVAS_FILE)
     allowed = []
     for action, rule in TO_DO.items():
@@ -341,14 +339,14 @@ def test_a_policy_file_of_nova_carries_over(make_site: MakeSite, roles: str, may
     assert sorted(allowed) == sorted(may.split())
 
 
-def test_who_is_an_admin_by_the_file_sees_the_requests_of_all(make_site: MakeSite) -> None:
+def test_admin_of_policy_file_sees_everything(make_site: MakeSite) -> None:
     path = '/v1/requests/{request}'
     site = make_site(NOVAS_FILE)
     assert site.ask('GET', path, None, 'u:p2:operator').status_int == 200
     assert site.ask('GET', path, None, 'u:p2:precacher').status_int == 403
 
 
-def test_who_is_an_admin_may_depend_on_who_and_where(make_site: MakeSite) -> None:
+def test_admin_rule_may_depend_on_project(make_site: MakeSite) -> None:
     site = make_site(
         '"context_is_admin": "role:member and project_id:%(project_id)s"\n'
         '"os_compute_api:os-aggregates:show": "rule:admin_api"\n'
@@ -360,7 +358,7 @@ def test_who_is_an_admin_may_depend_on_who_and_where(make_site: MakeSite) -> Non
 @pytest.mark.parametrize(
     ('project', 'status', 'listed'), [(PROJECT, 200, 1), ('p2', 404, 0)], ids=['own', 'other']
 )
-def test_who_is_an_admin_in_a_project_sees_its_requests_and_no_others(
+def test_project_admin_sees_only_its_requests(
     make_site: MakeSite, project: str, status: int, listed: int
 ) -> None:
     site = make_site('"context_is_admin": "role:operator and project_id:%(project_id)s"')
@@ -370,14 +368,14 @@ def test_who_is_an_admin_in_a_project_sees_its_requests_and_no_others(
     assert len(site.ask('GET', '/v1/requests', None, token).json['requests']) == listed
 
 
-def test_an_admin_whom_the_rule_leaves_out_is_a_reader_of_the_project(make_site: MakeSite) -> None:
+def test_admin_outside_rule_becomes_reader(make_site: MakeSite) -> None:
     site = make_site('"image_precache:requests:list": "rule:project_reader_api"')
     assert len(site.ask('GET', '/v1/requests', None, TOKENS['admin']).json['requests']) == 1
     assert site.ask('GET', '/v1/requests', None, 'u:p2:admin').json['requests'] == []
     assert site.ask('GET', '/v1/requests', None, TOKENS['noauth']).status_int == 403
 
 
-def test_a_role_of_the_operators_own_may_see_the_requests_of_its_project(
+def test_custom_role_sees_project_requests(
     make_site: MakeSite,
 ) -> None:
     site = make_site('"image_precache:requests:show": "role:watcher"')
@@ -387,7 +385,7 @@ def test_a_role_of_the_operators_own_may_see_the_requests_of_its_project(
     assert site.ask('GET', path, None, 'u:p2:admin').status_int == 403
 
 
-def test_what_is_opened_to_members_they_do_to_what_is_their_projects(make_site: MakeSite) -> None:
+def test_rule_opened_to_members_respects_project(make_site: MakeSite) -> None:
     opened = {requests.CANCEL, pins.CREATE, pins.DELETE}
     site = make_site('\n'.join(f'"{rule}": "rule:project_member_or_admin"' for rule in opened))
     for rule in (requests.CANCEL, pins.DELETE):
@@ -402,9 +400,7 @@ def test_what_is_opened_to_members_they_do_to_what_is_their_projects(make_site: 
     assert made.json['pin']['project_id'] == 'p2'
 
 
-def test_a_changed_file_counts_from_the_next_request_on(
-    make_site: MakeSite, tmp_path: pathlib.Path
-) -> None:
+def test_changed_file_applies_to_next_request(make_site: MakeSite, tmp_path: pathlib.Path) -> None:
     site = make_site('"os_compute_api:os-aggregates:show": "@"')
     assert site.ask('GET', AGGREGATE, None, f'u:{PROJECT}').status_int == 200
     file = tmp_path / 'policy.yaml'
@@ -415,7 +411,7 @@ def test_a_changed_file_counts_from_the_next_request_on(
 
 
 @pytest.mark.parametrize('text', ['"a": [', '- "a"', '"a"', '"a": 5'])
-def test_a_file_that_is_no_policy_is_an_error_at_the_start(make_site: MakeSite, text: str) -> None:
+def test_invalid_policy_file_fails_at_start(make_site: MakeSite, text: str) -> None:
     with pytest.raises(
         exception.ConfigError, match=r'^\[oslo_policy\] policy_file = .*'
     ) as refused:

@@ -34,9 +34,7 @@ def listed(answer: webob.Response) -> list[str]:
 
 
 @pytest.mark.parametrize('path', LISTS)
-def test_a_filter_tells_no_reader_which_aggregates_there_are(
-    make_site: MakeSite, path: str
-) -> None:
+def test_filter_reveals_no_aggregates_to_reader(make_site: MakeSite, path: str) -> None:
     site = make_site()
     known = [site.aggregate.name, site.aggregate.uuid, site.aggregate.id, site.empty.name]
     unknown = ['nowhere', str(uuid.uuid4()), 77, '99999999999', 'edge2']
@@ -55,9 +53,7 @@ def test_a_filter_tells_no_reader_which_aggregates_there_are(
 
 
 @pytest.mark.parametrize('path', LISTS)
-def test_a_reader_still_finds_what_the_project_has_by_its_aggregate(
-    make_site: MakeSite, path: str
-) -> None:
+def test_reader_filters_own_requests_by_aggregate(make_site: MakeSite, path: str) -> None:
     site = make_site()
     own = listed(site.ask('GET', path, None, OWN))
     assert len(own) == 1
@@ -68,9 +64,7 @@ def test_a_reader_still_finds_what_the_project_has_by_its_aggregate(
 
 
 @pytest.mark.parametrize('path', LISTS)
-def test_a_new_name_of_an_aggregate_is_not_revealed_by_what_it_was_used_for(
-    make_site: MakeSite, path: str
-) -> None:
+def test_renamed_aggregate_not_revealed(make_site: MakeSite, path: str) -> None:
     site = make_site()
     site.api.inventory.update_aggregate(site.aggregate.id, name='secret')
     assert listed(site.ask('GET', f'{path}?aggregate=secret', None, OWN)) == []
@@ -79,15 +73,13 @@ def test_a_new_name_of_an_aggregate_is_not_revealed_by_what_it_was_used_for(
 
 
 @pytest.mark.parametrize('path', LISTS)
-def test_who_may_list_the_aggregates_is_told_of_a_name_that_there_is_not(
-    make_site: MakeSite, path: str
-) -> None:
+def test_aggregate_lister_learns_of_missing_name(make_site: MakeSite, path: str) -> None:
     site = make_site('"os_compute_api:os-aggregates:index": "role:reader"')
     assert site.ask('GET', f'{path}?aggregate=nowhere', None, OTHER).status_int == 400
     assert site.ask('GET', f'{path}?aggregate=edge', None, OTHER).status_int == 200
 
 
-def test_an_id_of_another_project_is_as_unknown_as_any_other(make_site: MakeSite) -> None:
+def test_foreign_id_equals_unknown_id(make_site: MakeSite) -> None:
     site = make_site('"image_precache:requests:cancel": "rule:project_member_or_admin"')
     never = str(uuid.uuid4())
     for method, path, body in (
@@ -131,7 +123,7 @@ def opened(make_site: MakeSite) -> Site:
     return site
 
 
-def test_where_hosts_are_opened_to_readers_ids_of_images_stay_with_admins(opened: Site) -> None:
+def test_opened_hosts_hide_image_ids(opened: Site) -> None:
     path = f'/v1/hosts/{HOST}/images'
     assert opened.ask('GET', '/v1/hosts', None, OTHER).status_int == 200
     answer = opened.ask('GET', path, None, OTHER)
@@ -142,7 +134,7 @@ def test_where_hosts_are_opened_to_readers_ids_of_images_stay_with_admins(opened
     assert shown['image_id'] == IMAGE
 
 
-def test_where_hosts_are_opened_to_readers_the_image_service_decides_which_images_they_see(
+def test_glance_decides_images_of_opened_hosts(
     opened: Site,
 ) -> None:
     hidden = str(uuid.uuid4())  # cached or not, the image service shows it to no caller here
@@ -155,7 +147,7 @@ def test_where_hosts_are_opened_to_readers_the_image_service_decides_which_image
     assert opened.ask('GET', path, None, 'u:p2:admin').json == {'hosts': []}
 
 
-def test_requests_of_named_hosts_belong_to_no_aggregate(make_site: MakeSite) -> None:
+def test_named_host_requests_have_no_aggregate(make_site: MakeSite) -> None:
     site = make_site()
     new = requests.NewRequest(aggregate=None, hosts=(HOST,), images=(IMAGE,), project_id=PROJECT)
     site.api.requests.accept(new)

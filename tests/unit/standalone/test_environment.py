@@ -33,9 +33,7 @@ def cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
     return tmp_path / 'cache' / 'nova-precache'
 
 
-def test_an_environment_holds_what_it_names_and_is_built_once(
-    wheel: pathlib.Path, cache: pathlib.Path
-) -> None:
+def test_environment_has_packages_and_builds_once(wheel: pathlib.Path, cache: pathlib.Path) -> None:
     pebble = environment.PythonEnvironment('pebble-1.0', (str(wheel),))
 
     path = pebble.ensure()
@@ -48,7 +46,7 @@ def test_an_environment_holds_what_it_names_and_is_built_once(
     assert (path / 'witness').exists()
 
 
-def test_what_an_interrupted_build_left_is_removed_first(wheel: pathlib.Path) -> None:
+def test_interrupted_build_removed_first(wheel: pathlib.Path) -> None:
     pebble = environment.PythonEnvironment('pebble-1.0', (str(wheel),))
     pebble.path.mkdir(parents=True)
     (pebble.path / 'half').touch()
@@ -58,7 +56,7 @@ def test_what_an_interrupted_build_left_is_removed_first(wheel: pathlib.Path) ->
     assert not (pebble.path / 'half').exists()
 
 
-def test_a_failed_build_names_the_command_and_leaves_nothing_that_looks_complete(
+def test_failed_build_named_and_incomplete(
     tmp_path: pathlib.Path,
 ) -> None:
     absent = tmp_path / 'absent-1.0-py3-none-any.whl'
@@ -74,7 +72,7 @@ def test_a_failed_build_names_the_command_and_leaves_nothing_that_looks_complete
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('kind', odd_files.IRREGULAR)
-def test_what_is_in_the_place_of_a_lock_is_named(cache: pathlib.Path, kind: str) -> None:
+def test_object_at_lock_named(cache: pathlib.Path, kind: str) -> None:
     pebble = environment.PythonEnvironment('pebble-1.0', ())
     path = cache / f'lock-pebble-1.0-python-{platform.python_version()}'
     cache.mkdir(parents=True)
@@ -87,7 +85,7 @@ def test_what_is_in_the_place_of_a_lock_is_named(cache: pathlib.Path, kind: str)
 
 
 @pytest.mark.timeout(60)
-def test_a_stamp_that_is_no_file_is_none(wheel: pathlib.Path) -> None:
+def test_non_file_stamp_is_no_stamp(wheel: pathlib.Path) -> None:
     pebble = environment.PythonEnvironment('pebble-1.0', (str(wheel),))
     pebble.path.mkdir(parents=True)
     os.mkfifo(pebble.path / 'complete')

@@ -39,7 +39,7 @@ def stub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> StubEnviron
     return stub
 
 
-def test_a_glance_that_dies_is_reported_with_its_last_words(
+def test_dead_glance_reported_with_last_output(
     stub: StubEnvironment, tmp_path: pathlib.Path
 ) -> None:
     stub.put('gunicorn', 'echo no such paste file; exit 3')
@@ -48,7 +48,7 @@ def test_a_glance_that_dies_is_reported_with_its_last_words(
         glance.GlanceServer(tmp_path / 'glance').start()
 
 
-def test_a_glance_that_never_answers_is_given_up_and_killed(
+def test_unresponsive_glance_is_killed(
     stub: StubEnvironment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub.put('gunicorn', 'trap "" QUIT TERM; echo $$ > "$OS_GLANCE_CONFIG_DIR/pid"; exec sleep 60')
@@ -62,7 +62,7 @@ def test_a_glance_that_never_answers_is_given_up_and_killed(
     assert not pathlib.Path('/proc', pid).exists()
 
 
-def test_a_failed_schema_is_reported_and_made_again_at_the_next_start(
+def test_failed_schema_reported_and_recreated(
     stub: StubEnvironment, tmp_path: pathlib.Path
 ) -> None:
     stub.put('glance-manage', 'echo "table is locked"; exit 1')
@@ -73,7 +73,7 @@ def test_a_failed_schema_is_reported_and_made_again_at_the_next_start(
             server.start()
 
 
-def test_a_port_that_is_taken_is_named(stub: StubEnvironment, tmp_path: pathlib.Path) -> None:
+def test_taken_port_is_named(stub: StubEnvironment, tmp_path: pathlib.Path) -> None:
     with socket.create_server((process.HOST, 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -81,7 +81,7 @@ def test_a_port_that_is_taken_is_named(stub: StubEnvironment, tmp_path: pathlib.
             glance.GlanceServer(tmp_path, port).start()
 
 
-def test_only_answers_with_data_of_the_image_are_counted(tmp_path: pathlib.Path) -> None:
+def test_only_image_data_answers_counted(tmp_path: pathlib.Path) -> None:
     server = glance.GlanceServer(tmp_path)
     lines = [
         f'GET /v2/images/{IMAGE} 200 760 "-"',
@@ -96,11 +96,11 @@ def test_only_answers_with_data_of_the_image_are_counted(tmp_path: pathlib.Path)
     assert server.served(IMAGE) == 2
 
 
-def test_a_glance_that_never_ran_served_nothing(tmp_path: pathlib.Path) -> None:
+def test_unstarted_glance_served_nothing(tmp_path: pathlib.Path) -> None:
     assert glance.GlanceServer(tmp_path).served(IMAGE) == 0
 
 
-def test_the_build_command_reports_a_failed_build(
+def test_build_command_reports_failed_build(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Broken:

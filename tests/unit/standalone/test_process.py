@@ -17,7 +17,7 @@ subprocess.run(process.dies_with_parent(command, 'TERM'))
 """
 
 
-def test_a_child_does_not_outlive_a_killed_parent() -> None:
+def test_child_dies_with_killed_parent() -> None:
     with subprocess.Popen([sys.executable, '-c', _PARENT], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
@@ -28,12 +28,12 @@ def test_a_child_does_not_outlive_a_killed_parent() -> None:
     assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
-def test_the_tail_of_a_log_is_its_last_lines(tmp_path: pathlib.Path) -> None:
+def test_log_tail_is_its_last_lines(tmp_path: pathlib.Path) -> None:
     log = tmp_path / 'some.log'
     log.write_text('one\ntwo\nthree\n')
 
     assert process.tail(log, 2) == 'two\nthree'
 
 
-def test_the_tail_of_a_missing_log_says_so(tmp_path: pathlib.Path) -> None:
+def test_missing_log_has_explaining_tail(tmp_path: pathlib.Path) -> None:
     assert 'was not written' in process.tail(tmp_path / 'none.log')

@@ -34,7 +34,7 @@ def _start(state_dir: pathlib.Path) -> None:
         service.Standalone(service.Shape(state_dir)).start()
 
 
-def test_only_its_owner_can_look_into_a_state_directory(
+def test_only_owner_can_read_state_directory(
     tmp_path: pathlib.Path, glance_ports: list[int]
 ) -> None:
     _start(tmp_path / 'state')
@@ -42,7 +42,7 @@ def test_only_its_owner_can_look_into_a_state_directory(
     assert stat.S_IMODE((tmp_path / 'state').stat().st_mode) == 0o700
 
 
-def test_a_state_directory_that_cannot_be_made_is_told_by_its_option(
+def test_uncreatable_state_directory_names_option(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / 'file').touch()
@@ -51,7 +51,7 @@ def test_a_state_directory_that_cannot_be_made_is_told_by_its_option(
         service.Standalone(service.Shape(tmp_path / 'file' / 'state')).start()
 
 
-def test_the_port_of_glance_is_kept(tmp_path: pathlib.Path, glance_ports: list[int]) -> None:
+def test_glance_port_is_kept(tmp_path: pathlib.Path, glance_ports: list[int]) -> None:
     _start(tmp_path)
     _start(tmp_path)
 
@@ -60,7 +60,7 @@ def test_the_port_of_glance_is_kept(tmp_path: pathlib.Path, glance_ports: list[i
 
 
 @pytest.mark.parametrize('content', [b'', b'nonsense', b'\xff'])
-def test_a_port_of_glance_that_cannot_be_read_is_chosen_again(
+def test_unreadable_glance_port_replaced(
     tmp_path: pathlib.Path, glance_ports: list[int], content: bytes
 ) -> None:
     kept = tmp_path / 'glance.port'
@@ -73,7 +73,7 @@ def test_a_port_of_glance_that_cannot_be_read_is_chosen_again(
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('kind', odd_files.IRREGULAR)
-def test_what_is_in_the_place_of_its_lock_is_named(tmp_path: pathlib.Path, kind: str) -> None:
+def test_object_at_lock_named(tmp_path: pathlib.Path, kind: str) -> None:
     odd_files.IRREGULAR[kind](tmp_path / 'lock')
 
     with pytest.raises(exception.ConfigError) as refusal:
@@ -94,7 +94,7 @@ def test_what_is_in_the_place_of_its_lock_is_named(tmp_path: pathlib.Path, kind:
         lambda path: path.write_text('65536'),
     ],
 )
-def test_a_port_that_is_none_is_chosen_again(
+def test_invalid_port_is_replaced(
     tmp_path: pathlib.Path, glance_ports: list[int], put: odd_files.Put
 ) -> None:
     put(tmp_path / 'glance.port')
@@ -106,7 +106,7 @@ def test_a_port_that_is_none_is_chosen_again(
     assert 0 < first == second < 65536
 
 
-def test_a_directory_in_the_place_of_the_port_is_named(tmp_path: pathlib.Path) -> None:
+def test_directory_at_port_file_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'glance.port').mkdir()
 
     with pytest.raises(exception.ConfigError, match=r'cannot be used: .*: Is a directory'):

@@ -28,7 +28,7 @@ def promised() -> contract.Contract:
         ('DELETE', '/7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4e5f', 204, None),
     ],
 )
-def test_what_is_documented_passes(
+def test_documented_answer_passes(
     promised: contract.Contract, method: str, path: str, status: int, body: Any
 ) -> None:
     text = '' if body is None else json.dumps(body)
@@ -48,7 +48,7 @@ def test_what_is_documented_passes(
         ('DELETE', '/a', 204, HEADERS, '{}', 'has a body'),
     ],
 )
-def test_what_is_not_documented_is_told(
+def test_undocumented_answer_is_reported(
     promised: contract.Contract,
     method: str,
     path: str,

@@ -21,7 +21,7 @@ def ignore(progress: model.Progress) -> None:
         ('fake.FakeDriverWithCaching', fake.FakeDriverWithCaching),
     ],
 )
-def test_a_driver_is_loaded_by_its_name(name: str, kind: type) -> None:
+def test_driver_loaded_by_name(name: str, kind: type) -> None:
     assert type(driver.load_driver(name, precache_conf.new([], []))) is kind
 
 
@@ -29,12 +29,12 @@ def test_a_driver_is_loaded_by_its_name(name: str, kind: type) -> None:
     'name',
     ['', 'libvirt', 'libvirt.NoDriver', 'nothing.Driver', 'os.system', '.', 'driver.CacheReport'],
 )
-def test_a_name_without_a_driver_is_told_with_its_option(name: str) -> None:
+def test_unknown_driver_error_names_option(name: str) -> None:
     with pytest.raises(exception.ConfigError, match=f'compute_driver {name!r}'):
         driver.load_driver(name, precache_conf.new([], []))
 
 
-def test_a_driver_caches_nothing_unless_it_says_how() -> None:
+def test_driver_caches_nothing_by_default() -> None:
     plain = fake.FakeDriver(precache_conf.new([], []))
     plain.init_host()
     assert plain.capabilities['supports_cache_image'] is False
@@ -49,7 +49,7 @@ def test_a_driver_caches_nothing_unless_it_says_how() -> None:
         plain.create_root_disk(fake_images.FakeImageService(), 'i', 'instance')
 
 
-def test_the_fake_driver_caches_each_image_once() -> None:
+def test_fake_driver_caches_image_once() -> None:
     images = fake_images.FakeImageService()
     image = images.add(b'data')
     caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
@@ -60,7 +60,7 @@ def test_the_fake_driver_caches_each_image_once() -> None:
     assert [each.name for each in caching.cached_images()] == [layout.base_name(image.id)]
 
 
-def test_the_fake_driver_does_nothing_when_it_is_stopped() -> None:
+def test_stopped_fake_driver_does_nothing() -> None:
     images = fake_images.FakeImageService()
     image = images.add(b'data')
     caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
@@ -71,14 +71,14 @@ def test_the_fake_driver_does_nothing_when_it_is_stopped() -> None:
     assert caching.cached_images() == []
 
 
-def test_the_fake_driver_tells_why_an_image_is_not_cached() -> None:
+def test_fake_driver_gives_failure_reason() -> None:
     caching = fake.FakeDriverWithCaching(precache_conf.new([], []))
     with pytest.raises(exception.ImageGone, match='could not be found'):
         caching.cache_image(fake_images.FakeImageService(), 'unknown', ignore)
     assert caching.cached_images() == []
 
 
-def test_the_fake_driver_lists_what_it_has_and_when_it_was_asked_for_last() -> None:
+def test_fake_driver_lists_images_with_times() -> None:
     images = fake_images.FakeImageService()
     image = images.add(b'data')
     caching = fake.FakeDriverWithCaching(precache_conf.new([], []))

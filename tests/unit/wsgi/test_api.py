@@ -55,7 +55,7 @@ endpoint = http://127.0.0.1:1
     return conf
 
 
-def test_the_application_answers_with_its_versions_and_closes_its_database_at_the_end(
+def test_application_lists_versions_and_closes_database(
     monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path
 ) -> None:
     at_exit: list[Callable[[], None]] = []
@@ -73,7 +73,7 @@ def test_the_application_answers_with_its_versions_and_closes_its_database_at_th
 
 
 @needs_eventlet
-def test_the_application_has_the_threads_that_the_configuration_names(
+def test_application_uses_configured_threads(
     directory: pathlib.Path,
 ) -> None:
     conf = _configure(directory, 'keystone', 'concurrency_backend = eventlet')
@@ -92,14 +92,14 @@ def test_the_application_has_the_threads_that_the_configuration_names(
     assert 'Concurrency backend: eventlet' in ran.stdout
 
 
-def test_noauth2_is_refused_because_nobody_knows_where_the_server_listens(
+def test_noauth2_refused_under_unknown_address(
     monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path
 ) -> None:
     with pytest.raises(exception.ConfigError, match='cannot check where its WSGI server listens'):
         _import(monkeypatch, directory, 'noauth2')
 
 
-def test_a_database_that_was_never_synced_is_refused(
+def test_unsynced_database_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(exception.ConfigError, match='run nova-precache-manage db sync'):

@@ -108,7 +108,7 @@ GOOD = {
 
 @pytest.mark.parametrize('name', GOOD)
 @pytest.mark.parametrize('piece_bytes', [1, 7, 65536])
-def test_a_request_is_handed_over_once_it_is_whole(link: Link, name: str, piece_bytes: int) -> None:
+def test_request_delivered_once_complete(link: Link, name: str, piece_bytes: int) -> None:
     data, body = GOOD[name]
     for begin in range(0, len(data), piece_bytes):
         assert link.served.take_request() is None
@@ -122,7 +122,7 @@ def test_a_request_is_handed_over_once_it_is_whole(link: Link, name: str, piece_
     assert link.served.events == 0
 
 
-def test_an_answer_is_sent_and_the_next_request_taken(link: Link) -> None:
+def test_next_request_follows_answer(link: Link) -> None:
     for _ in range(3):
         link.send(GOOD['a length'][0])
         link.answer()
@@ -141,7 +141,7 @@ def test_an_answer_is_sent_and_the_next_request_taken(link: Link) -> None:
         GOOD['chunks'][0],
     ],
 )
-def test_a_connection_ends_after_its_last_request(link: Link, data: bytes) -> None:
+def test_connection_closes_after_last_request(link: Link, data: bytes) -> None:
     link.send(data)
     link.answer()
     assert b'\r\nConnection: close\r\n' in link.received()
@@ -149,7 +149,7 @@ def test_a_connection_ends_after_its_last_request(link: Link, data: bytes) -> No
 
 
 @pytest.mark.parametrize('more', [b'GET /2 HTTP/1.1\r\nHost: x\r\n\r\n', b'\0\x16garbage'])
-def test_what_does_not_wait_for_an_answer_is_not_taken(link: Link, more: bytes) -> None:
+def test_pipelined_request_not_served(link: Link, more: bytes) -> None:
     link.send(GOOD['a length'][0] + more)
     link.answer()
     answer = link.received()
@@ -159,7 +159,7 @@ def test_what_does_not_wait_for_an_answer_is_not_taken(link: Link, more: bytes) 
     assert link.received() == b''
 
 
-def test_who_asks_whether_to_continue_is_asked_for_the_body(link: Link) -> None:
+def test_expect_continue_is_answered(link: Link) -> None:
     link.send(HEAD + b'Expect: 100-continue\r\nContent-Length: 5\r\n\r\n')
     assert link.received() == b'HTTP/1.1 100 Continue\r\n\r\n'
     link.send(b'12345')
@@ -167,12 +167,12 @@ def test_who_asks_whether_to_continue_is_asked_for_the_body(link: Link) -> None:
     assert _status(link.received()) == 200
 
 
-def test_who_asks_whether_to_continue_with_too_much_is_refused(link: Link) -> None:
+def test_expect_continue_with_excess_refused(link: Link) -> None:
     link.send(HEAD + b'Expect: 100-continue\r\nContent-Length: 1001\r\n\r\n')
     assert _refused(link) == 413
 
 
-def test_a_client_may_end_after_its_request(link: Link) -> None:
+def test_client_may_close_after_request(link: Link) -> None:
     link.send(GOOD['no body'][0])
     link.client.shutdown(socket.SHUT_WR)
     link.answer()
@@ -253,7 +253,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize('name', MALFORMED)
-def test_what_is_malformed_is_a_bad_request(link: Link, name: str) -> None:
+def test_malformed_request_is_bad_request(link: Link, name: str) -> None:
     link.send(MALFORMED[name])
     assert _refused(link) == 400
 
@@ -274,7 +274,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize('name', TOO_LARGE)
-def test_what_is_too_large_is_refused(link: Link, name: str) -> None:
+def test_too_large_request_refused(link: Link, name: str) -> None:
     link.send(TOO_LARGE[name])
     assert _refused(link) == 413
 
@@ -282,19 +282,19 @@ def test_what_is_too_large_is_refused(link: Link, name: str) -> None:
 @pytest.mark.parametrize(
     'data', [b'GET /\r\n'[:-1], HEAD, HEAD + b'Content-Length: 5\r\n\r\n1', CHUNKED + b'5\r\n1']
 )
-def test_who_ends_within_a_request_is_refused(link: Link, data: bytes) -> None:
+def test_truncated_request_is_refused(link: Link, data: bytes) -> None:
     link.send(data)
     assert link.served.phase is Phase.READING
     link.end()
     assert _refused(link) == 400
 
 
-def test_connect_is_for_proxies(link: Link) -> None:
+def test_connect_method_is_refused(link: Link) -> None:
     link.send(b'CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n')
     assert _refused(link) == 405
 
 
-def test_what_a_client_sent_is_not_in_the_answer(link: Link) -> None:
+def test_answer_does_not_echo_request(link: Link) -> None:
     link.send(HEAD + b'X-Auth-Token: secret\0\r\n\r\n')
     assert b'secret' not in link.received()
 
@@ -313,9 +313,7 @@ def test_what_a_client_sent_is_not_in_the_answer(link: Link) -> None:
         (HEAD + b'Expect: 100-continue\r\nContent-Length: 9\r\n\r\n', b''),
     ],
 )
-def test_a_request_that_is_not_whole_in_time_is_refused(
-    link: Link, first: bytes, byte: bytes
-) -> None:
+def test_incomplete_request_times_out(link: Link, first: bytes, byte: bytes) -> None:
     link.send(first)
     link.received()  # the permission to continue
     for _ in range(14):
@@ -329,14 +327,14 @@ def test_a_request_that_is_not_whole_in_time_is_refused(
     assert _refused(link) == 408
 
 
-def test_a_client_that_sends_nothing_is_parted_with(link: Link) -> None:
+def test_silent_client_is_disconnected(link: Link) -> None:
     link.pass_seconds(14.9)
     assert link.served.phase is Phase.READING
     link.pass_seconds(0.1)
     assert link.served.phase is Phase.CLOSED
 
 
-def test_a_connection_between_requests_ends_after_a_while(link: Link) -> None:
+def test_idle_connection_closes(link: Link) -> None:
     link.send(GOOD['no body'][0])
     link.answer()
     link.pass_seconds(59)
@@ -345,7 +343,7 @@ def test_a_connection_between_requests_ends_after_a_while(link: Link) -> None:
     assert link.served.phase is Phase.CLOSED
 
 
-def test_a_later_request_has_as_much_time_as_the_first(link: Link) -> None:
+def test_later_request_has_full_timeout(link: Link) -> None:
     link.send(GOOD['no body'][0])
     link.answer()
     link.received()
@@ -357,14 +355,14 @@ def test_a_later_request_has_as_much_time_as_the_first(link: Link) -> None:
     assert _refused(link) == 408
 
 
-def test_the_application_may_take_its_time(link: Link) -> None:
+def test_application_may_be_slow(link: Link) -> None:
     link.send(GOOD['no body'][0])
     link.pass_seconds(1000)
     link.answer()
     assert _status(link.received()) == 200
 
 
-def test_an_answer_must_be_taken_in_time_however_often_something_is(link: Link) -> None:
+def test_slow_reader_times_out_despite_progress(link: Link) -> None:
     link.send(GOOD['no body'][0])
     link.answer(dataclasses.replace(ANSWER, body=b'x' * 10_000_000))
     assert link.served.held_bytes > 1_000_000
@@ -379,7 +377,7 @@ def test_an_answer_must_be_taken_in_time_however_often_something_is(link: Link) 
     assert (link.served.phase, link.served.held_bytes) == (Phase.CLOSED, 0)
 
 
-def test_a_refused_client_is_parted_with_after_a_moment(link: Link) -> None:
+def test_refused_client_is_soon_disconnected(link: Link) -> None:
     link.send(MALFORMED['HTTP/0.9'])
     assert _refused(link) == 400
     link.send(b'more')
@@ -389,7 +387,7 @@ def test_a_refused_client_is_parted_with_after_a_moment(link: Link) -> None:
     assert link.served.phase is Phase.CLOSED
 
 
-def test_what_a_refused_client_still_sends_has_a_limit(link: Link) -> None:
+def test_bytes_after_refusal_limited(link: Link) -> None:
     link.send(TOO_LARGE['length'])
     assert _refused(link) == 413
     sent = 0
@@ -430,14 +428,14 @@ def test_no_content_has_no_length(link: Link) -> None:
         gateway.Answer(100, b'Continue', [], b''),
     ],
 )
-def test_an_answer_that_is_no_http_is_an_error_of_the_server(
+def test_non_http_answer_returns_500(
     link: Link, answer: gateway.Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert _status(_answered(link, answer)) == 500
     assert 'The application returned an invalid HTTP response' in caplog.text
 
 
-def test_an_answer_to_a_client_that_has_gone_is_dropped(link: Link) -> None:
+def test_answer_to_gone_client_dropped(link: Link) -> None:
     link.send(GOOD['no body'][0])
     link.client.close()
     link.answer(dataclasses.replace(ANSWER, body=b'x' * 10_000_000))

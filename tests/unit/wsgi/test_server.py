@@ -78,20 +78,20 @@ def _send(
         return response.status, response.read()
 
 
-def test_versions_of_two_services_may_have_a_header_each(serving: server.HttpServer) -> None:
+def test_both_microversion_headers_accepted(serving: server.HttpServer) -> None:
     name = 'OpenStack-API-Version'
     _, said = _send(serving, (name, 'compute 2.81'), (name, 'image-precache 1.0'))
     assert json.loads(said)['HTTP_OPENSTACK_API_VERSION'] == 'compute 2.81, image-precache 1.0'
 
 
-def test_a_header_with_an_underscore_is_not_taken_for_that_of_a_proxy(
+def test_underscore_header_not_proxy_header(
     serving: server.HttpServer,
 ) -> None:
     _, said = _send(serving, ('X-Forwarded-Host', 'proxy'), ('X_Forwarded_Host', 'somebody'))
     assert json.loads(said)['HTTP_X_FORWARDED_HOST'] == 'proxy'
 
 
-def test_two_lengths_are_none(serving: server.HttpServer) -> None:
+def test_two_content_lengths_refused(serving: server.HttpServer) -> None:
     lengths = [('Content-Length', '2'), ('Content-Length', '4')]
     status, _ = _send(serving, *lengths, method='POST', body=b'{}  ')
     assert status == 400
@@ -100,11 +100,11 @@ def test_two_lengths_are_none(serving: server.HttpServer) -> None:
 @pytest.mark.parametrize(
     ('length', 'status'), [(server.MAX_HEADER_BYTES - 1000, 200), (server.MAX_HEADER_BYTES, 413)]
 )
-def test_headers_have_a_limit(serving: server.HttpServer, length: int, status: int) -> None:
+def test_headers_are_limited(serving: server.HttpServer, length: int, status: int) -> None:
     assert _send(serving, ('X-Auth-Token', 'x' * length))[0] == status
 
 
-def test_what_is_unread_of_a_body_is_no_other_request(serving: server.HttpServer) -> None:
+def test_unread_body_not_next_request(serving: server.HttpServer) -> None:
     head = b'POST /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
     # The line before a chunk may look like the first line of a request.
     unread = b'F;X /quick HTTP/1.1\r\n' + b'Host: x\r\nX: x\r\n' + b'\r\n0\r\n\r\n'
@@ -116,9 +116,7 @@ def test_what_is_unread_of_a_body_is_no_other_request(serving: server.HttpServer
 
 
 @pytest.mark.parametrize('method', ['GET', 'OPTIONS', 'POST', 'DELETE'])
-def test_a_body_that_is_too_large_is_refused_before_the_application(
-    serving: server.HttpServer, method: str
-) -> None:
+def test_too_large_body_refused_before_application(serving: server.HttpServer, method: str) -> None:
     length = ('Content-Length', str(server.MAX_BODY_BYTES + 1))
     status, said = _send(serving, length, method=method)
     assert status == 413
@@ -127,13 +125,13 @@ def test_a_body_that_is_too_large_is_refused_before_the_application(
     )
 
 
-def test_a_body_may_be_as_large_as_it_may(serving: server.HttpServer) -> None:
+def test_body_of_maximum_size_accepted(serving: server.HttpServer) -> None:
     body = b'x' * server.MAX_BODY_BYTES
     status, _ = _send(serving, ('Content-Length', str(len(body))), method='POST', body=body)
     assert status == 200
 
 
-def test_an_application_that_fails_is_an_error_of_the_server(
+def test_failing_application_is_server_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def failing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -148,7 +146,7 @@ def test_an_application_that_fails_is_an_error_of_the_server(
     assert 'GET /a%0Ab failed' in caplog.text
 
 
-def test_a_port_that_is_taken_is_an_error_that_names_the_address(application: Application) -> None:
+def test_taken_port_error_names_address(application: Application) -> None:
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         made = server.HttpServer(application, '127.0.0.1', port, 1)
@@ -178,7 +176,7 @@ def _is_open(client: socket.socket) -> bool:
         return False
 
 
-def test_bad_clients_of_all_kinds_do_not_keep_others_from_being_served(
+def test_bad_clients_do_not_block_others(
     serving: server.HttpServer, application: Application
 ) -> None:
     application.may_answer.set()
@@ -188,7 +186,7 @@ def test_bad_clients_of_all_kinds_do_not_keep_others_from_being_served(
             bad.dribble()
 
 
-def test_of_too_many_connections_the_oldest_idle_one_goes(
+def test_excess_connections_close_oldest_idle_one(
     serving: server.HttpServer, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, 'MAX_CONNECTIONS', 4)
@@ -202,7 +200,7 @@ def test_of_too_many_connections_the_oldest_idle_one_goes(
         assert slow.result(WAIT_SECONDS) == '/slow'
 
 
-def test_a_connection_that_is_closed_for_a_new_one_in_the_moment_it_sends_ends_no_service(
+def test_connection_closed_midway_is_harmless(
     serving: server.HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, 'MAX_CONNECTIONS', 4)
@@ -228,7 +226,7 @@ def test_a_connection_that_is_closed_for_a_new_one_in_the_moment_it_sends_ends_n
         assert _get(serving, '/quick') == '/quick'
 
 
-def test_answers_that_clients_leave_take_a_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_answers_use_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_bytes, limit = 20_000_000, 30_000_000
 
     def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -256,7 +254,7 @@ def _count(client: socket.socket, up_to_bytes: int) -> int:
     return count
 
 
-def test_what_has_not_arrived_whole_does_not_keep_the_server_from_stopping(
+def test_incomplete_request_does_not_delay_stop(
     application: Application,
 ) -> None:
     application.may_answer.set()
@@ -266,7 +264,7 @@ def test_what_has_not_arrived_whole_does_not_keep_the_server_from_stopping(
         pool.submit(made.stop).result(WAIT_SECONDS)
 
 
-def test_a_slow_request_does_not_hold_up_another(
+def test_slow_request_does_not_block_others(
     serving: server.HttpServer, application: Application
 ) -> None:
     with futures.ThreadPoolExecutor() as pool:
@@ -280,7 +278,7 @@ def test_a_slow_request_does_not_hold_up_another(
         assert slow.result(WAIT_SECONDS) == '/slow'
 
 
-def test_the_reserved_path_is_answered_while_every_thread_is_at_work(
+def test_reserved_path_answers_under_full_load(
     serving: server.HttpServer, application: Application
 ) -> None:
     with futures.ThreadPoolExecutor() as pool:
@@ -294,14 +292,14 @@ def test_the_reserved_path_is_answered_while_every_thread_is_at_work(
         assert {each.result(WAIT_SECONDS) for each in slow} == {'/slow'}
 
 
-def test_more_requests_than_threads_are_all_served(serving: server.HttpServer) -> None:
+def test_more_requests_than_threads_served(serving: server.HttpServer) -> None:
     with futures.ThreadPoolExecutor(5 * THREADS) as pool:
         answers = [pool.submit(_get, serving, '/quick') for _ in range(25 * THREADS)]
 
     assert {answer.result() for answer in answers} == {'/quick'}
 
 
-def test_a_request_being_served_ends_before_the_server_has_stopped(
+def test_running_request_finishes_before_stop(
     application: Application,
 ) -> None:
     serving = server.HttpServer(application, '127.0.0.1', 0, THREADS)
@@ -345,9 +343,7 @@ def secure(
     made.stop()
 
 
-def test_with_a_certificate_the_server_speaks_tls_and_says_so(
-    secure: server.HttpServer, authority: pathlib.Path
-) -> None:
+def test_certificate_enables_tls(secure: server.HttpServer, authority: pathlib.Path) -> None:
     with requests.Session() as caller:  # so that a connection is used twice
         for _ in range(2):
             url = f'https://127.0.0.1:{secure.port}/headers'
@@ -355,12 +351,12 @@ def test_with_a_certificate_the_server_speaks_tls_and_says_so(
             assert answer.json()['scheme'] == 'https'
 
 
-def test_who_does_not_know_the_authority_is_not_served(secure: server.HttpServer) -> None:
+def test_client_distrusting_certificate_not_served(secure: server.HttpServer) -> None:
     with pytest.raises(requests.exceptions.SSLError):
         requests.get(f'https://127.0.0.1:{secure.port}/quick', timeout=WAIT_SECONDS)
 
 
-def test_who_speaks_no_tls_gets_nothing_and_holds_up_nobody(
+def test_plain_client_gets_nothing_over_tls(
     secure: server.HttpServer, authority: pathlib.Path
 ) -> None:
     with pytest.raises(requests.ConnectionError):
@@ -369,7 +365,7 @@ def test_who_speaks_no_tls_gets_nothing_and_holds_up_nobody(
     assert requests.get(url, verify=str(authority), timeout=WAIT_SECONDS).text == '/quick'
 
 
-def test_bad_clients_of_all_kinds_do_not_keep_others_from_tls(
+def test_bad_clients_do_not_block_tls(
     secure: server.HttpServer, authority: pathlib.Path, application: Application
 ) -> None:
     application.may_answer.set()
@@ -381,9 +377,7 @@ def test_bad_clients_of_all_kinds_do_not_keep_others_from_tls(
             bad.dribble()
 
 
-def test_an_answer_over_tls_may_be_large_and_slowly_read(
-    authority: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_large_tls_answer_read_slowly(authority: pathlib.Path, tmp_path: pathlib.Path) -> None:
     body = os.urandom(3_000_000)
 
     def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -402,7 +396,7 @@ def test_an_answer_over_tls_may_be_large_and_slowly_read(
     made.stop()
 
 
-def test_who_says_nothing_keeps_nobody_from_being_accepted(
+def test_silent_client_does_not_block_accept(
     application: Application, authority: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     certificate = server.Certificate(str(tmp_path / 'server.pem'))
@@ -416,7 +410,7 @@ def test_who_says_nothing_keeps_nobody_from_being_accepted(
 
 
 @pytest.mark.parametrize('content', [None, 'no certificate'])
-def test_a_certificate_that_is_of_no_use_is_named(
+def test_unusable_certificate_is_named(
     application: Application, tmp_path: pathlib.Path, content: str | None
 ) -> None:
     path = tmp_path / 'server.pem'

@@ -50,7 +50,7 @@ DATA = [
 
 @pytest.mark.parametrize('error', DATA, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize('bad', [{0}, {999}, {3, 500, 501}])
-def test_all_but_the_bad_ones_are_written_in_few_attempts(error: Exception, bad: set[int]) -> None:
+def test_only_bad_rows_left_out(error: Exception, bad: set[int]) -> None:
     writer = Writer(bad, error)
 
     counts = session.in_bulk(range(1000), writer.write, writer.refuse)
@@ -64,7 +64,7 @@ def test_all_but_the_bad_ones_are_written_in_few_attempts(error: Exception, bad:
 @pytest.mark.parametrize(
     'error', [db_exception.DBConnectionError(), db_exception.DBDeadlock()], ids=['away', 'deadlock']
 )
-def test_where_the_database_is_away_nothing_is_tried_one_by_one(error: Exception) -> None:
+def test_outage_stops_row_by_row_attempts(error: Exception) -> None:
     writer = Writer(set(range(1000)), error)
 
     with pytest.raises(type(error)):
@@ -74,7 +74,7 @@ def test_where_the_database_is_away_nothing_is_tried_one_by_one(error: Exception
 
 
 @pytest.mark.parametrize('error', DATA[-2:], ids=['error', 'operational'])
-def test_an_error_that_meets_all_is_raised_after_a_few(error: Exception) -> None:
+def test_error_of_all_rows_raised(error: Exception) -> None:
     writer = Writer(set(range(1000)), error)
 
     with pytest.raises(type(error)):
@@ -83,14 +83,14 @@ def test_an_error_that_meets_all_is_raised_after_a_few(error: Exception) -> None
     assert writer.attempts < 30
 
 
-def test_all_may_be_bad_where_it_is_the_data() -> None:
+def test_all_rows_may_be_bad_data() -> None:
     writer = Writer(set(range(40)), DATA[0])
 
     assert session.in_bulk(range(40), writer.write, writer.refuse) == []
     assert writer.refused == list(range(40))
 
 
-def test_nothing_is_written_of_nothing() -> None:
+def test_no_rows_write_nothing() -> None:
     writer = Writer(set(), DATA[0])
 
     assert session.in_bulk([], writer.write, writer.refuse) == []
@@ -102,7 +102,7 @@ def test_nothing_is_written_of_nothing() -> None:
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('value', [2**70, {'a': 1}, '\ud800'], ids=['large', 'object', 'surrogate'])
-def test_a_state_that_the_database_refuses_is_left_out_and_its_host_named_once(
+def test_refused_state_skipped_and_named_once(
     world: World, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     for host in ('h1', 'h2', 'h3'):
@@ -126,7 +126,7 @@ def test_a_state_that_the_database_refuses_is_left_out_and_its_host_named_once(
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_progress_and_files_that_the_database_refuses_lose_no_others(
+def test_refused_progress_loses_no_other_rows(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.planned(['h1', 'h2'], ['i1'])
@@ -156,7 +156,7 @@ def test_progress_and_files_that_the_database_refuses_lose_no_others(
     ]
 
 
-def test_a_report_is_one_statement_for_all_hosts(world: World) -> None:
+def test_report_takes_one_statement(world: World) -> None:
     hosts = [f'h{number}' for number in range(50)]
     for host in hosts:
         world.living(host)

@@ -40,18 +40,18 @@ def _kind(error: Exception) -> type[Exception] | None:
         *(1223, 1226, 1290, 1317, 1836, 1927, 1969, 2002, 2003, 2006, 2013, 3024, 3032),
     ],
 )
-def test_what_mariadb_says_when_it_cannot_serve_now_is_an_outage(code: int) -> None:
+def test_mariadb_unavailability_is_outage(code: int) -> None:
     for kind in (pymysql.err.OperationalError, pymysql.err.InternalError):
         assert _kind(kind(code, 'so it says')) is exception.DatabaseUnavailable
 
 
 @pytest.mark.parametrize('code', [1044, 1045, 1049, 1054, 1062, 1064, 1142, 1146, 1451])
-def test_what_is_wrong_with_the_service_or_its_rights_is_no_outage_of_mariadb(code: int) -> None:
+def test_mariadb_misconfiguration_is_no_outage(code: int) -> None:
     assert _kind(pymysql.err.OperationalError(code, 'so it says')) is None
 
 
 @pytest.mark.parametrize('code', [1153, 1264, 1366, 1406])
-def test_a_value_that_mariadb_refuses_is_told_apart(code: int) -> None:
+def test_mariadb_data_error_recognized(code: int) -> None:
     assert _kind(pymysql.err.DataError(code, 'so it says')) is exception.DataRefused
 
 
@@ -62,7 +62,7 @@ def test_a_value_that_mariadb_refuses_is_told_apart(code: int) -> None:
         pymysql.err.InternalError('Packet sequence number wrong - got 1 expected 2'),
     ],
 )
-def test_a_connection_that_was_lost_before_is_an_outage(error: Exception) -> None:
+def test_connection_lost_before_is_outage(error: Exception) -> None:
     assert _kind(error) is exception.DatabaseUnavailable
 
 
@@ -73,24 +73,24 @@ def test_a_connection_that_was_lost_before_is_an_outage(error: Exception) -> Non
         *('57014', '57P01', '57P02', '57P03', '57P05', '58030', 'XX001'),
     ],
 )
-def test_what_postgresql_says_when_it_cannot_serve_now_is_an_outage(state: str) -> None:
+def test_postgresql_unavailability_is_outage(state: str) -> None:
     error = psycopg.errors.lookup(state)('so it says')
     assert _kind(error) is exception.DatabaseUnavailable
 
 
 @pytest.mark.parametrize('state', ['23505', '28P01', '42501', '42601', '42P01', '54001', '3D000'])
-def test_what_is_wrong_with_the_service_or_its_rights_is_no_outage_of_postgresql(
+def test_postgresql_misconfiguration_is_no_outage(
     state: str,
 ) -> None:
     assert _kind(psycopg.errors.lookup(state)('so it says')) is None
 
 
 @pytest.mark.parametrize('state', ['22001', '22003', '22021', '22P05'])
-def test_a_value_that_postgresql_refuses_is_told_apart(state: str) -> None:
+def test_postgresql_data_error_recognized(state: str) -> None:
     assert _kind(psycopg.errors.lookup(state)('so it says')) is exception.DataRefused
 
 
-def test_what_psycopg_finds_itself_is_an_outage() -> None:
+def test_psycopg_client_error_is_outage() -> None:
     for kind in (psycopg.OperationalError, psycopg.InterfaceError):
         assert _kind(kind('the connection is lost')) is exception.DatabaseUnavailable
 
@@ -109,19 +109,19 @@ def test_what_psycopg_finds_itself_is_an_outage() -> None:
         (sqlite3.SQLITE_CONSTRAINT_UNIQUE, None),
     ],
 )
-def test_sqlite_tells_by_its_code(code: int, kind: type[Exception] | None) -> None:
+def test_sqlite_error_classified_by_code(code: int, kind: type[Exception] | None) -> None:
     error = sqlite3.OperationalError('so it says')
     error.sqlite_errorcode = code
     assert _kind(error) is kind
 
 
 @pytest.mark.parametrize('error', [sa.exc.TimeoutError('the pool is empty')])
-def test_a_pool_without_a_free_connection_is_an_outage(error: Exception) -> None:
+def test_exhausted_pool_is_outage(error: Exception) -> None:
     assert isinstance(errors.translate(error), exception.DatabaseUnavailable)
 
 
 @pytest.mark.parametrize(
     'error', [UnicodeEncodeError('utf-8', '\ud800', 0, 1, 'surrogates'), OverflowError('int')]
 )
-def test_a_value_that_the_driver_refuses_is_told_apart(error: Exception) -> None:
+def test_driver_data_error_recognized(error: Exception) -> None:
     assert isinstance(errors.translate(db_exception.DBError(error)), exception.DataRefused)

@@ -80,16 +80,14 @@ def _wait_gathered(group: Group, count: int) -> None:
     raise AssertionError('they did not gather')
 
 
-def test_one_that_is_alone_is_committed_by_itself_and_at_once(group: Group, store: Store) -> None:
+def test_lone_member_commits_at_once(group: Group, store: Store) -> None:
     store.opened.set()
 
     assert [group.add('a'), group.add('b')] == ['A', 'B']
     assert store.groups == [['a'], ['b']]
 
 
-def test_what_gathers_during_a_commit_is_committed_together_each_with_its_own_result(
-    group: Group, store: Store
-) -> None:
+def test_gathered_members_commit_together(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
         submitted = _submit_behind(group, store, pool, 'a', ['b', 'c', 'd'])
 
@@ -97,7 +95,7 @@ def test_what_gathers_during_a_commit_is_committed_together_each_with_its_own_re
     assert store.groups == [['a'], ['b', 'c', 'd']]
 
 
-def test_a_member_that_fails_fails_alone(group: Group, store: Store) -> None:
+def test_failing_member_fails_alone(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
         first, good, bad, last = _submit_behind(group, store, pool, 'a', ['b', 'bad c', 'd'])
 
@@ -107,9 +105,7 @@ def test_a_member_that_fails_fails_alone(group: Group, store: Store) -> None:
     assert store.groups == [['a'], ['b'], ['d']]
 
 
-def test_two_about_the_same_are_committed_one_after_the_other_as_they_came(
-    group: Group, store: Store
-) -> None:
+def test_same_key_members_commit_in_order(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(6) as pool:
         submitted = _submit_behind(group, store, pool, 'a', ['begin b', 'c', 'finish b', 'd'])
 
@@ -118,7 +114,7 @@ def test_two_about_the_same_are_committed_one_after_the_other_as_they_came(
     assert store.groups == [['a'], ['begin b', 'c'], ['finish b', 'd']]
 
 
-def test_a_group_is_of_bounded_size(group: Group, store: Store) -> None:
+def test_group_size_is_bounded(group: Group, store: Store) -> None:
     words = [chr(ord('b') + number) for number in range(group_commit.MOST_MEMBERS + 1)]
     with futures.ThreadPoolExecutor(len(words) + 1) as pool:
         for each in _submit_behind(group, store, pool, 'a', words):
@@ -127,7 +123,7 @@ def test_a_group_is_of_bounded_size(group: Group, store: Store) -> None:
     assert [len(each) for each in store.groups] == [1, group_commit.MOST_MEMBERS, 1]
 
 
-def test_after_a_failure_others_are_committed(group: Group, store: Store) -> None:
+def test_group_commits_after_failure(group: Group, store: Store) -> None:
     store.opened.set()
     with pytest.raises(ValueError, match='bad'):
         group.add('bad')
@@ -135,7 +131,7 @@ def test_after_a_failure_others_are_committed(group: Group, store: Store) -> Non
     assert group.add('a') == 'A'
 
 
-def test_what_no_member_is_to_blame_for_fails_all_of_them_and_none_is_tried_alone(
+def test_shared_failure_fails_all_members(
     store: Store,
 ) -> None:
     group = Group(store.commit, lambda word: [word[-1]], of_all=Lost)
@@ -154,9 +150,7 @@ def test_what_no_member_is_to_blame_for_fails_all_of_them_and_none_is_tried_alon
     assert group.add('d') == 'D'
 
 
-def test_whoever_is_interrupted_as_it_commits_leaves_the_others_to_the_next(
-    group: Group, store: Store
-) -> None:
+def test_interrupted_leader_hands_over(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
         first = pool.submit(group.add, 'a')
         assert store.committing.wait(WAIT_SECONDS)
@@ -174,7 +168,7 @@ def test_whoever_is_interrupted_as_it_commits_leaves_the_others_to_the_next(
 
 
 @pytest.mark.parametrize('is_heir', [False, True])
-def test_one_that_is_interrupted_as_it_waits_is_not_waited_for(
+def test_interrupted_waiter_not_waited_for(
     group: Group, store: Store, monkeypatch: pytest.MonkeyPatch, is_heir: bool
 ) -> None:
     class Dying(threading.Event):
@@ -208,7 +202,7 @@ def test_one_that_is_interrupted_as_it_waits_is_not_waited_for(
     assert store.groups == [['a'], ['c']]
 
 
-def test_it_lingers_for_more_where_several_came_of_late_and_for_nobody_who_comes_alone(
+def test_group_lingers_only_under_load(
     store: Store,
 ) -> None:
     lingered: list[int] = []

@@ -30,7 +30,7 @@ def _tables(database: session.Database) -> set[str]:
     return set(sa.inspect(database.engine).get_table_names())
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_models(
+def test_migrations_match_models(
     new_database: session.Database,
 ) -> None:
     schema.sync(new_database)
@@ -47,7 +47,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(
         assert autogenerate.compare_metadata(context, everything) == []
 
 
-def test_the_counters_that_transactions_compare_are_there(new_database: session.Database) -> None:
+def test_transaction_counters_exist(new_database: session.Database) -> None:
     schema.sync(new_database)
 
     with new_database.reader() as reader:
@@ -59,7 +59,7 @@ def test_the_counters_that_transactions_compare_are_there(new_database: session.
     }
 
 
-def test_a_second_sync_changes_nothing(new_database: session.Database) -> None:
+def test_second_sync_changes_nothing(new_database: session.Database) -> None:
     schema.sync(new_database)
     new_database.write(
         lambda writer: writer.execute(session.update(models.Counter).values(value=7))
@@ -79,7 +79,7 @@ def _set_revision(database: session.Database, revision: str) -> None:
         connection.execute(sa.update(version).values(version_num=revision))
 
 
-def test_the_tables_of_an_earlier_release_are_refused(new_database: session.Database) -> None:
+def test_older_schema_is_refused(new_database: session.Database) -> None:
     schema.sync(new_database)
     _set_revision(new_database, '0001')
 
@@ -87,7 +87,7 @@ def test_the_tables_of_an_earlier_release_are_refused(new_database: session.Data
         schema.require(new_database)
 
 
-def test_the_tables_of_a_later_release_are_taken(new_database: session.Database) -> None:
+def test_newer_schema_is_accepted(new_database: session.Database) -> None:
     schema.sync(new_database)
     _set_revision(new_database, '9999')
 
@@ -140,7 +140,7 @@ def _insert_running_request(database: session.Database) -> None:
     _insert(database, 'announcements', request_id='r1', position=1, phase='progress', host='h1')
 
 
-def test_an_older_database_is_brought_up_to_date_with_what_is_in_it(
+def test_older_database_upgraded_with_data(
     new_database: session.Database,
 ) -> None:
     _sync_to(new_database, '0002')
@@ -161,7 +161,7 @@ def test_an_older_database_is_brought_up_to_date_with_what_is_in_it(
     assert world.announced(request) == [(1, 'h1', 1), (4, 'h2', 2), (5, 'end', None)]
 
 
-def test_a_database_is_refused_until_it_was_synced(new_database: session.Database) -> None:
+def test_unsynced_database_is_refused(new_database: session.Database) -> None:
     with pytest.raises(exception.ConfigError, match='run nova-precache-manage db sync'):
         schema.require(new_database)
 
@@ -170,7 +170,7 @@ def test_a_database_is_refused_until_it_was_synced(new_database: session.Databas
     schema.require(new_database)
 
 
-def test_the_database_of_a_nova_is_refused_and_left_as_it_is(
+def test_nova_database_refused_unchanged(
     new_database: session.Database,
 ) -> None:
     with new_database.engine.begin() as connection:

@@ -33,7 +33,7 @@ def _read(database: session.Database) -> int:
         return _value(reader)
 
 
-def test_writers_that_first_read_take_turns_and_none_finds_the_database_locked(
+def test_concurrent_writers_never_locked_out(
     database: session.Database,
 ) -> None:
     together = threading.Barrier(4)
@@ -50,7 +50,7 @@ def test_writers_that_first_read_take_turns_and_none_finds_the_database_locked(
     assert _read(database) == 100
 
 
-def test_a_reader_does_not_wait_for_a_writer_and_sees_what_was_committed(
+def test_reader_does_not_wait_for_writer(
     database: session.Database,
 ) -> None:
     seen = []
@@ -67,7 +67,7 @@ def test_a_reader_does_not_wait_for_a_writer_and_sees_what_was_committed(
 
 
 @pytest.mark.parametrize('error', [db_exception.DBDeadlock, db_exception.DBConnectionError])
-def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_from_its_start(
+def test_transaction_retried_after_deadlock_or_disconnect(
     database: session.Database,
     error: type[Exception],
     monkeypatch: pytest.MonkeyPatch,
@@ -87,7 +87,7 @@ def test_a_transaction_that_met_a_deadlock_or_a_lost_connection_is_made_again_fr
     assert max(waited) < 0.5  # many may wait for it
 
 
-def test_a_transaction_that_fails_leaves_nothing(database: session.Database) -> None:
+def test_failed_transaction_leaves_nothing(database: session.Database) -> None:
     def work(writer: orm.Session) -> None:
         _add_one(writer)
         raise ValueError('no')
@@ -98,7 +98,7 @@ def test_a_transaction_that_fails_leaves_nothing(database: session.Database) -> 
     assert _read(database) == 0
 
 
-def test_sqlite_keeps_what_was_committed_through_a_loss_of_power(
+def test_sqlite_commit_survives_power_loss(
     database_path: pathlib.Path,
 ) -> None:
     database = open_database(database_path)
@@ -109,7 +109,7 @@ def test_sqlite_keeps_what_was_committed_through_a_loss_of_power(
     database.dispose()
 
 
-def test_the_clock_of_the_database_is_in_utc_without_a_zone(database: session.Database) -> None:
+def test_database_clock_is_naive_utc(database: session.Database) -> None:
     here = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
 
     with database.reader() as reader:
@@ -118,7 +118,7 @@ def test_the_clock_of_the_database_is_in_utc_without_a_zone(database: session.Da
     assert abs(now - here) < datetime.timedelta(seconds=10)
 
 
-def test_a_time_that_was_stored_compares_with_the_clock_of_the_database(
+def test_stored_time_compares_with_database_clock(
     database: session.Database,
 ) -> None:
     """SQLite compares text, so the spelling must be the same to the last digit."""
@@ -142,9 +142,7 @@ def test_a_time_that_was_stored_compares_with_the_clock_of_the_database(
         (postgresql.dialect, "(clock_timestamp() AT TIME ZONE 'UTC')"),
     ],
 )
-def test_each_database_is_asked_for_its_utc_with_fractions(
-    dialect: type[sa.Dialect], spelling: str
-) -> None:
+def test_database_clock_has_fractions(dialect: type[sa.Dialect], spelling: str) -> None:
     assert spelling in str(sa.select(session.database_now()).compile(dialect=dialect()))
 
 
@@ -167,9 +165,7 @@ def _connect(url: str | None) -> session.Database:
         ('mysql+nodriver://user:password@host/name', 'nodriver'),
     ],
 )
-def test_a_database_that_cannot_be_had_is_told_by_its_option_without_its_password(
-    url: str | None, why: str
-) -> None:
+def test_unreachable_database_names_option_without_password(url: str | None, why: str) -> None:
     with pytest.raises(exception.ConfigError, match=r'^\[database\] connection ') as refused:
         _connect(url)
 
@@ -179,7 +175,7 @@ def test_a_database_that_cannot_be_had_is_told_by_its_option_without_its_passwor
     assert 'word' not in message.removesuffix('and that its password is quoted')
 
 
-def test_what_a_driver_says_is_told_unless_it_takes_a_part_of_the_password_for_a_host(
+def test_driver_message_shown_unless_password_leaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def open_nothing(url: str, **options: object) -> None:
@@ -194,7 +190,7 @@ def test_what_a_driver_says_is_told_unless_it_takes_a_part_of_the_password_for_a
     assert 'word@host' not in str(refused.value)
 
 
-def test_what_a_statement_failed_with_does_not_tell_its_values(database: session.Database) -> None:
+def test_statement_error_omits_values(database: session.Database) -> None:
     def work(writer: orm.Session) -> None:
         writer.add(cell_models.CellMapping(uuid='u' * 36, transport_url='rabbit://u:secret@h/'))
         writer.add(cell_models.CellMapping(uuid='u' * 36, transport_url='rabbit://u:secret@h/'))
@@ -205,7 +201,7 @@ def test_what_a_statement_failed_with_does_not_tell_its_values(database: session
     assert 'secret' not in ''.join(traceback.format_exception(refused.value))
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: pathlib.Path) -> None:
+def test_file_without_database_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'precache.sqlite'
     path.write_text('A letter. ' * 1000)
 

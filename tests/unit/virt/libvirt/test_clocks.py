@@ -89,9 +89,7 @@ def _told(path: pathlib.Path, days: float) -> dict[str, Any]:
 
 @shifted
 @pytest.mark.usefixtures('qemu_img')
-def test_a_file_is_as_old_as_the_clock_says_that_stamps_it(
-    tmp_path: pathlib.Path, days: int
-) -> None:
+def test_file_age_uses_stamping_clock(tmp_path: pathlib.Path, days: int) -> None:
     told = _told(tmp_path / 'instances', days)
     host_now = told.pop('host_now')
     touched_at = datetime.datetime.fromisoformat(told.pop('touched_at'))

@@ -33,7 +33,7 @@ def sha1(image_id: str) -> str:
     return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
 
 
-def test_an_image_of_glance_is_cached_as_qemu_img_converts_it(
+def test_glance_image_cached_as_converted(
     make_driver: MakeDriver,
     instances_path: pathlib.Path,
     glance: GlanceServer,
@@ -60,7 +60,7 @@ def service_of(server: GlanceServer) -> glance_images.GlanceImageService:
 
 
 @pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
-def test_a_backend_without_files_is_unsupported(
+def test_backend_without_files_unsupported(
     make_driver: MakeDriver, instances_path: pathlib.Path, images_type: str
 ) -> None:
     without = make_driver(libvirt__images_type=images_type)
@@ -73,7 +73,7 @@ def test_a_backend_without_files_is_unsupported(
     assert not instances_path.exists()
 
 
-def test_starting_makes_the_directories_and_clears_what_was_left(
+def test_start_creates_directories_and_sweeps(
     make_driver: MakeDriver, instances_path: pathlib.Path
 ) -> None:
     base = instances_path / '_base'
@@ -85,7 +85,7 @@ def test_starting_makes_the_directories_and_clears_what_was_left(
     assert stat.S_IMODE((instances_path / 'locks').stat().st_mode) == 0o755
 
 
-def test_hosts_that_share_their_instances_path_report_the_same_store(
+def test_shared_instances_path_reports_same_store(
     make_driver: MakeDriver, images: fake.FakeImageService
 ) -> None:
     first, second = make_driver(), make_driver()
@@ -98,15 +98,13 @@ def test_hosts_that_share_their_instances_path_report_the_same_store(
     assert report.free_bytes
 
 
-def test_a_cache_that_vanished_is_not_reported(
-    make_driver: MakeDriver, instances_path: pathlib.Path
-) -> None:
+def test_missing_cache_not_reported(make_driver: MakeDriver, instances_path: pathlib.Path) -> None:
     started = make_driver()
     os.rmdir(instances_path / '_base')
     assert started.cache_report() == driver.CacheReport()
 
 
-def test_a_cache_that_was_removed_is_there_again_and_reported_as_empty(
+def test_removed_cache_recreated_and_empty(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -122,7 +120,7 @@ def test_a_cache_that_was_removed_is_there_again_and_reported_as_empty(
     assert not started.cache_image(images, image.id, ignore).existing
 
 
-def test_a_mount_that_is_gone_is_told_once_and_nothing_is_made_in_its_place(
+def test_lost_mount_reported_once_and_untouched(
     make_driver: MakeDriver, instances_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = make_driver()
@@ -141,7 +139,7 @@ def test_a_mount_that_is_gone_is_told_once_and_nothing_is_made_in_its_place(
     assert str(instances_path / '.nova-precache-store-id') in line
 
 
-def test_a_disk_too_full_for_a_new_store_id_leaves_the_host_reporting(
+def test_host_without_store_id_still_reports(
     make_driver: MakeDriver, instances_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: str, text: str) -> None:
@@ -153,7 +151,7 @@ def test_a_disk_too_full_for_a_new_store_id_leaves_the_host_reporting(
     assert started.cache_report() == driver.CacheReport()
 
 
-def test_an_instances_path_that_cannot_be_used_is_told(
+def test_unusable_instances_path_reported(
     make_driver: MakeDriver, instances_path: pathlib.Path
 ) -> None:
     instances_path.write_text('a file')
@@ -161,7 +159,7 @@ def test_an_instances_path_that_cannot_be_used_is_told(
         make_driver()
 
 
-def test_a_missing_qemu_img_is_told(
+def test_missing_qemu_img_reported(
     make_driver: MakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('PATH', '/nonexistent')
@@ -169,7 +167,7 @@ def test_a_missing_qemu_img_is_told(
         make_driver()
 
 
-def test_the_options_reach_their_parts(
+def test_options_reach_their_parts(
     make_driver: MakeDriver, instances_path: pathlib.Path, images: fake.FakeImageService
 ) -> None:
     data = disk_images.content(disk_images.MIB)
@@ -184,7 +182,7 @@ def test_the_options_reach_their_parts(
         full.cache_image(images, images.add(data).id, ignore)
 
 
-def test_an_image_with_a_larger_disk_than_is_allowed_is_refused(
+def test_oversized_disk_is_refused(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
@@ -194,7 +192,7 @@ def test_an_image_with_a_larger_disk_than_is_allowed_is_refused(
     assert os.listdir(instances_path / '_base') == []
 
 
-def test_precaching_is_limited_and_can_be_stopped_and_a_boot_is_not_limited(
+def test_only_precache_limited_and_stoppable(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
@@ -207,7 +205,7 @@ def test_precaching_is_limited_and_can_be_stopped_and_a_boot_is_not_limited(
     assert not slow.create_root_disk(images, image.id, 'instance').image_existing
 
 
-def test_precaching_gives_way_to_a_boot_that_is_seen_on_the_host(
+def test_precache_yields_to_boot_on_host(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
@@ -240,7 +238,7 @@ def unfinished(
     return image.id
 
 
-def test_what_is_unfinished_is_gone_on_with(
+def test_partial_is_resumed(
     make_driver: MakeDriver, images: fake.FakeImageService, unfinished: str
 ) -> None:
     make_driver().manage_image_cache()
@@ -259,7 +257,7 @@ def test_what_is_unfinished_is_gone_on_with(
         ({'image_cache__partial_max_age_seconds': 10**6}, True),
     ],
 )
-def test_what_is_unfinished_goes_when_it_is_too_old_beside_nova_compute_too(
+def test_old_partial_expires_beside_nova_compute(
     make_driver: MakeDriver,
     instances_path: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -278,14 +276,14 @@ def test_what_is_unfinished_goes_when_it_is_too_old_beside_nova_compute_too(
 
 
 @pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
-def test_a_backend_without_files_has_nothing_left_unfinished(
+def test_backend_without_files_leaves_no_partials(
     make_driver: MakeDriver, instances_path: pathlib.Path, images_type: str
 ) -> None:
     make_driver(libvirt__images_type=images_type).remove_leftovers()
     assert not instances_path.exists()
 
 
-def test_a_driver_is_made_without_touching_the_host(
+def test_driver_creation_does_not_touch_host(
     instances_path: pathlib.Path, make_driver: MakeDriver
 ) -> None:
     conf = precache_conf.new([], [])
@@ -312,7 +310,7 @@ def old_image(
     return two_days_old(instances_path, image.id)
 
 
-def test_an_image_goes_when_it_is_a_day_old_and_comes_again(
+def test_expired_image_cached_again(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
@@ -329,7 +327,7 @@ def test_an_image_goes_when_it_is_a_day_old_and_comes_again(
     assert path.exists()
 
 
-def test_the_image_of_a_disk_stays_and_is_young_when_the_disk_goes(
+def test_used_image_stays_and_ages_afterwards(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
@@ -345,7 +343,7 @@ def test_the_image_of_a_disk_stays_and_is_young_when_the_disk_goes(
     assert not path.exists()
 
 
-def test_a_resized_image_goes_at_an_age_of_its_own(
+def test_resized_image_has_own_expiry_age(
     make_driver: MakeDriver, instances_path: pathlib.Path
 ) -> None:
     made = make_driver(image_cache__remove_unused_resized_minimum_age_seconds=10**8)
@@ -358,7 +356,7 @@ def test_a_resized_image_goes_at_an_age_of_its_own(
     assert not resized.exists()
 
 
-def test_a_corrupt_disk_ends_the_round(
+def test_corrupt_disk_ends_round(
     make_driver: MakeDriver, instances_path: pathlib.Path, old_image: pathlib.Path
 ) -> None:
     disk = instances_path / 'instance' / 'disk'
@@ -373,7 +371,7 @@ def test_a_corrupt_disk_ends_the_round(
 
 
 @pytest.mark.parametrize('mark', ['instances/compute_nodes', 'compute_id'])
-def test_beside_nova_compute_images_are_left_to_it_unless_the_option_is_set(
+def test_nova_compute_expires_images_by_default(
     make_driver: MakeDriver, tmp_path: pathlib.Path, old_image: pathlib.Path, mark: str
 ) -> None:
     (tmp_path / mark).touch()
@@ -383,7 +381,7 @@ def test_beside_nova_compute_images_are_left_to_it_unless_the_option_is_set(
     assert not old_image.exists()
 
 
-def test_an_option_in_a_file_is_set(
+def test_option_in_file_is_set(
     make_driver: MakeDriver, tmp_path: pathlib.Path, old_image: pathlib.Path
 ) -> None:
     (tmp_path / 'compute_id').touch()
@@ -396,7 +394,7 @@ def test_an_option_in_a_file_is_set(
     assert not old_image.exists()
 
 
-def test_an_option_is_also_set_by_the_name_that_nova_had_for_it_once(
+def test_option_has_older_nova_name(
     make_driver: MakeDriver, tmp_path: pathlib.Path, old_image: pathlib.Path
 ) -> None:
     file = tmp_path / 'nova.conf'
@@ -411,15 +409,13 @@ def test_an_option_is_also_set_by_the_name_that_nova_had_for_it_once(
     assert not old_image.exists()
 
 
-def test_nothing_is_removed_where_the_option_says_so(
-    make_driver: MakeDriver, old_image: pathlib.Path
-) -> None:
+def test_disabled_removal_removes_nothing(make_driver: MakeDriver, old_image: pathlib.Path) -> None:
     make_driver(image_cache__remove_unused_base_images=False).manage_image_cache()
     assert old_image.exists()
 
 
 @pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
-def test_a_backend_without_files_has_no_cache_to_manage(
+def test_backend_without_files_manages_no_cache(
     make_driver: MakeDriver, old_image: pathlib.Path, images_type: str
 ) -> None:
     make_driver(libvirt__images_type=images_type).manage_image_cache()
@@ -429,7 +425,7 @@ def test_a_backend_without_files_has_no_cache_to_manage(
 # Inventory
 
 
-def test_what_is_cached_is_listed_with_its_sizes_its_age_and_its_disks(
+def test_cached_images_listed_with_details(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     sparse = images.add(b'data' + bytes(8 * disk_images.MIB))
@@ -455,7 +451,7 @@ def test_what_is_cached_is_listed_with_its_sizes_its_age_and_its_disks(
     assert found.disk_bytes < disk_images.MIB
 
 
-def test_disks_are_counted_when_that_is_asked_for_alone(
+def test_disks_counted_only_on_request(
     make_driver: MakeDriver, images: fake.FakeImageService
 ) -> None:
     image = images.add(disk_images.content(disk_images.MIB))
@@ -468,7 +464,7 @@ def test_disks_are_counted_when_that_is_asked_for_alone(
     assert [each.used_by for each in made.cached_images()] == [0]
 
 
-def test_a_disk_that_cannot_be_read_leaves_the_use_of_all_images_unknown(
+def test_unreadable_disk_makes_usage_unknown(
     make_driver: MakeDriver, instances_path: pathlib.Path, old_image: pathlib.Path
 ) -> None:
     (instances_path / 'instance').mkdir()
@@ -478,29 +474,25 @@ def test_a_disk_that_cannot_be_read_leaves_the_use_of_all_images_unknown(
 
 
 @pytest.mark.parametrize(('seconds', 'year'), [(-(2**33), 1970), (2**33, 2242), (2**60, 9999)])
-def test_a_time_that_no_calendar_has_is_told_as_the_nearest(seconds: int, year: int) -> None:
+def test_impossible_time_reported_as_nearest(seconds: int, year: int) -> None:
     assert driver_module._utc(seconds * 10**9).year == year
 
 
-def test_an_image_that_goes_is_not_listed_any_more(
-    make_driver: MakeDriver, old_image: pathlib.Path
-) -> None:
+def test_expired_image_not_listed(make_driver: MakeDriver, old_image: pathlib.Path) -> None:
     made = make_driver()
     assert [each.name for each in made.cached_images()] == [old_image.name]
     made.manage_image_cache()
     assert made.cached_images() == []
 
 
-def test_a_cache_that_vanished_is_not_an_empty_one(
-    make_driver: MakeDriver, instances_path: pathlib.Path
-) -> None:
+def test_missing_cache_not_empty(make_driver: MakeDriver, instances_path: pathlib.Path) -> None:
     made = make_driver()
     os.rmdir(instances_path / '_base')
     with pytest.raises(exception.StorageError, match='No such file'):
         made.cached_images()
 
 
-def test_what_is_unfinished_is_forgotten_unless_the_image_is_locked(
+def test_unlocked_partial_is_discarded(
     make_driver: MakeDriver, instances_path: pathlib.Path, unfinished: str
 ) -> None:
     made, other = make_driver(), make_driver()
@@ -511,7 +503,7 @@ def test_what_is_unfinished_is_forgotten_unless_the_image_is_locked(
     assert os.listdir(instances_path / '_base') == []
 
 
-def test_a_backend_without_files_has_nothing_to_tell_or_forget(
+def test_backend_without_files_lists_nothing(
     make_driver: MakeDriver, instances_path: pathlib.Path
 ) -> None:
     without = make_driver(libvirt__images_type='rbd')
@@ -520,7 +512,7 @@ def test_a_backend_without_files_has_nothing_to_tell_or_forget(
     assert not instances_path.exists()
 
 
-def test_a_running_driver_takes_other_ages_and_limits_over(
+def test_running_driver_adopts_new_limits(
     make_driver: MakeDriver, instances_path: pathlib.Path
 ) -> None:
     made = make_driver()
@@ -552,7 +544,7 @@ def bootable(images: fake.FakeImageService) -> model.Image:
     return images.add(data, kernel_id=kernel.id)
 
 
-def test_an_image_whose_kernel_is_gone_is_not_told_of_as_cached(
+def test_image_without_kernel_not_reported_cached(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image, made = bootable(images), make_driver()
@@ -565,7 +557,7 @@ def test_an_image_whose_kernel_is_gone_is_not_told_of_as_cached(
     assert len(made.cached_images()) == 2
 
 
-def test_the_kernel_of_an_instance_stays_and_goes_after_it(
+def test_kernel_outlives_its_last_instance(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image, made = bootable(images), make_driver()
@@ -590,7 +582,7 @@ def test_the_kernel_of_an_instance_stays_and_goes_after_it(
     assert os.listdir(instances_path / '_base') == []
 
 
-def test_a_root_disk_brings_the_kernel_into_the_cache(
+def test_root_disk_caches_kernel(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image, made = bootable(images), make_driver()

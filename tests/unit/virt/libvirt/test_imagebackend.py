@@ -37,7 +37,7 @@ def base_path(instances_path: pathlib.Path, image: model.Image) -> str:
     return layout.CacheLayout(str(instances_path)).base_path(image.id)
 
 
-def test_an_overlay_is_based_on_the_raw_base_file(
+def test_overlay_uses_raw_base_file(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -64,7 +64,7 @@ def test_an_overlay_is_based_on_the_raw_base_file(
         {'use_cow_images': False},
     ],
 )
-def test_a_flat_disk_is_a_copy_that_keeps_the_holes(
+def test_flat_disk_copy_keeps_holes(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -80,7 +80,7 @@ def test_a_flat_disk_is_a_copy_that_keeps_the_holes(
 
 
 @pytest.mark.parametrize('size_bytes', [None, 0, MIB])
-def test_without_a_size_a_disk_is_as_large_as_the_image(
+def test_disk_without_size_has_image_size(
     make_driver: MakeDriver, images: fake.FakeImageService, size_bytes: int | None
 ) -> None:
     image = images.add(DATA)
@@ -89,7 +89,7 @@ def test_without_a_size_a_disk_is_as_large_as_the_image(
 
 
 @pytest.mark.parametrize('options', [{}, {'use_cow_images': False}, {'force_raw_images': False}])
-def test_a_disk_is_never_smaller_than_what_the_image_holds(
+def test_disk_is_never_smaller_than_image(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -104,7 +104,7 @@ def test_a_disk_is_never_smaller_than_what_the_image_holds(
 
 
 @pytest.mark.parametrize('images_type', ['qcow2', 'raw'])
-def test_where_raw_is_not_forced_a_disk_is_made_from_the_qcow2_base_file(
+def test_disk_uses_qcow2_without_force_raw(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     tmp_path: pathlib.Path,
@@ -120,7 +120,7 @@ def test_where_raw_is_not_forced_a_disk_is_made_from_the_qcow2_base_file(
         assert 'backing file format: qcow2' in described
 
 
-def test_a_warmed_image_is_not_read_again(
+def test_warm_image_not_read_again(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -133,7 +133,7 @@ def test_a_warmed_image_is_not_read_again(
     assert os.stat(base_path(instances_path, image)).st_mtime > 1_000_000_000
 
 
-def test_a_boot_during_a_precache_joins_it(
+def test_boot_joins_running_precache(
     make_driver: MakeDriver, images: fake.FakeImageService
 ) -> None:
     image = images.add(DATA)
@@ -158,7 +158,7 @@ def test_a_boot_during_a_precache_joins_it(
     assert images.served_bytes == len(DATA)
 
 
-def test_a_disk_that_is_there_is_not_touched(
+def test_existing_disk_not_touched(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -170,7 +170,7 @@ def test_a_disk_that_is_there_is_not_touched(
     assert disk.read_bytes() == before
 
 
-def test_of_two_makers_of_one_disk_one_fails(
+def test_second_maker_of_disk_fails(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -188,7 +188,7 @@ def test_of_two_makers_of_one_disk_one_fails(
 
 
 @pytest.mark.parametrize('name', ['', '.', '..', '_base', 'locks', 'a/b', '../x', '.hidden', 'a\n'])
-def test_what_is_not_a_name_of_an_instance_is_refused(
+def test_invalid_instance_name_refused(
     make_driver: MakeDriver, images: fake.FakeImageService, name: str
 ) -> None:
     with pytest.raises(exception.InvalidInput, match='instance'):
@@ -196,7 +196,7 @@ def test_what_is_not_a_name_of_an_instance_is_refused(
     assert images.opens == []
 
 
-def test_a_failed_download_leaves_no_instance(
+def test_failed_download_leaves_no_instance(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -206,7 +206,7 @@ def test_a_failed_download_leaves_no_instance(
     assert not (instances_path / 'instance').exists()
 
 
-def test_a_disk_that_cannot_be_copied_leaves_no_instance(
+def test_uncopyable_disk_leaves_no_instance(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -217,7 +217,7 @@ def test_a_disk_that_cannot_be_copied_leaves_no_instance(
     assert not (instances_path / 'instance').exists()
 
 
-def test_a_boot_that_is_stopped_while_its_disk_is_copied_ends_at_once_and_leaves_no_instance(
+def test_stop_during_copy_leaves_no_instance(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -246,7 +246,7 @@ def test_a_boot_that_is_stopped_while_its_disk_is_copied_ends_at_once_and_leaves
     assert not (instances_path / 'instance').exists()
 
 
-def test_a_boot_that_is_stopped_before_it_begins_does_nothing(
+def test_stopped_boot_does_not_begin(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image = images.add(DATA)
@@ -258,7 +258,7 @@ def test_a_boot_that_is_stopped_before_it_begins_does_nothing(
     assert not (instances_path / 'instance').exists()
 
 
-def test_a_base_file_does_not_expire_while_a_disk_is_being_based_on_it(
+def test_base_file_stays_while_disk_created(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     monkeypatch: pytest.MonkeyPatch,
@@ -278,7 +278,7 @@ def test_a_base_file_does_not_expire_while_a_disk_is_being_based_on_it(
     assert guest_content(disk) == DATA
 
 
-def test_a_base_file_does_not_expire_by_a_round_that_looked_before_the_disk_was_there(
+def test_earlier_round_spares_new_base_file(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     monkeypatch: pytest.MonkeyPatch,
@@ -308,7 +308,7 @@ def test_a_base_file_does_not_expire_by_a_round_that_looked_before_the_disk_was_
     assert guest_content(disk) == DATA
 
 
-def test_a_base_file_that_expires_before_a_disk_is_based_on_it_is_told(
+def test_base_file_expiring_before_disk_reported(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -328,7 +328,7 @@ def test_a_base_file_that_expires_before_a_disk_is_based_on_it_is_told(
     assert not (instances_path / 'instance').exists()
 
 
-def test_a_qcow2_base_file_with_disks_stays_when_raw_comes_to_be_forced(
+def test_used_qcow2_stays_under_force_raw(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,

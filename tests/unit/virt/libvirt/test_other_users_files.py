@@ -84,7 +84,7 @@ def agent(instances_path: pathlib.Path) -> Agent:
     return Agent(instances_path)
 
 
-def test_with_the_capability_a_file_of_another_user_is_made_young(agent: Agent) -> None:
+def test_capability_allows_touching_foreign_file(agent: Agent) -> None:
     assert agent.cache(fowner=True) == ('existing', None, 0)
     assert agent.is_young
     assert agent.base.stat().st_uid == other_user.NOBODY
@@ -93,9 +93,7 @@ def test_with_the_capability_a_file_of_another_user_is_made_young(agent: Agent) 
 @pytest.mark.parametrize(
     ('owner', 'name'), [(other_user.NOBODY, 'nobody'), (other_user.NAMELESS, '64902'), (0, 'root')]
 )
-def test_without_it_the_task_names_the_owner_and_downloads_nothing(
-    agent: Agent, owner: int, name: str
-) -> None:
+def test_without_capability_task_names_owner(agent: Agent, owner: int, name: str) -> None:
     agent.give_to(owner)
     reason = f'owned by {name}, and this process lacks CAP_FOWNER ({agent.base})'
     assert agent.cache() == ('NotOurs', f'present, but cannot be kept: {reason}', 0)
@@ -103,20 +101,20 @@ def test_without_it_the_task_names_the_owner_and_downloads_nothing(
     assert exception.NotOurs.retry is model.Retry.NEVER
 
 
-def test_a_capability_that_has_no_effect_as_over_nfs_is_told_apart(agent: Agent) -> None:
+def test_ineffective_capability_over_nfs_recognized(agent: Agent) -> None:
     kind, reason, downloads = agent.cache(own_namespace=True)
     assert (kind, downloads) == ('NotOurs', 0)
     assert reason.startswith('present, but cannot be kept: owned by nobody, and CAP_FOWNER has no')
     assert not agent.is_young
 
 
-def test_what_may_be_written_may_be_touched_whoever_owns_it(agent: Agent) -> None:
+def test_writable_foreign_file_can_be_touched(agent: Agent) -> None:
     agent.give_to(other_user.NOBODY, mode=0o666)
     assert agent.cache() == ('existing', None, 0)
     assert agent.is_young
 
 
-def test_an_immutable_file_is_told(agent: Agent) -> None:
+def test_immutable_file_is_reported(agent: Agent) -> None:
     agent.give_to(other_user.AGENT)
     if subprocess.run(['chattr', '+i', str(agent.base)], check=False).returncode != 0:
         pytest.skip('this file system knows no immutable files')
@@ -130,9 +128,7 @@ def test_an_immutable_file_is_told(agent: Agent) -> None:
 
 @pytest.mark.parametrize('fowner', [False, True])
 @pytest.mark.parametrize('mode', [0o600, 0o000])
-def test_a_file_that_may_not_be_read_is_told_and_not_downloaded(
-    agent: Agent, mode: int, fowner: bool
-) -> None:
+def test_unreadable_file_reported_without_download(agent: Agent, mode: int, fowner: bool) -> None:
     """A nova-compute with another umask wrote it: its content cannot be judged here."""
     agent.give_to(other_user.NOBODY, mode)
     assert agent.cache(fowner=fowner) == (
@@ -153,9 +149,7 @@ def test_a_file_that_may_not_be_read_is_told_and_not_downloaded(
         (lambda base: None, False),
     ],
 )
-def test_a_file_that_could_not_be_touched_is_touched_once_it_has_changed(
-    agent: Agent, mends: Any, is_kept: bool
-) -> None:
+def test_untouchable_file_touched_once_changed(agent: Agent, mends: Any, is_kept: bool) -> None:
     def work() -> list[str]:
         driver = agent.driver()
         outcome = kill_harness.try_to_cache(driver, agent.images, agent.image_id)
@@ -177,7 +171,7 @@ def test_a_file_that_could_not_be_touched_is_touched_once_it_has_changed(
         os.close(descriptor)
 
 
-def test_a_boot_uses_a_file_that_cannot_be_touched(agent: Agent) -> None:
+def test_boot_uses_untouchable_file(agent: Agent) -> None:
     def work() -> tuple[bool, str]:
         disk = agent.driver().create_root_disk(agent.images, agent.image_id, 'instance')
         return disk.image_existing, str(disk.backing_file)
@@ -185,9 +179,7 @@ def test_a_boot_uses_a_file_that_cannot_be_touched(agent: Agent) -> None:
     assert other_user.run(work) == (True, str(agent.base))
 
 
-def test_a_file_of_another_user_on_which_a_disk_came_to_be_based_does_not_expire(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_used_foreign_file_does_not_expire(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """The round had checked the disks before, and the boot could not update the file's time."""
 
     def work() -> bool:
@@ -207,12 +199,12 @@ def test_a_file_of_another_user_on_which_a_disk_came_to_be_based_does_not_expire
     assert other_user.run(work)
 
 
-def test_an_unused_file_of_another_user_expires(agent: Agent) -> None:
+def test_unused_foreign_file_expires(agent: Agent) -> None:
     other_user.run(lambda: agent.driver(**EXPIRES).manage_image_cache())
     assert not agent.base.exists()
 
 
-def test_where_only_owners_remove_files_the_others_stay(agent: Agent) -> None:
+def test_sticky_directory_keeps_foreign_files(agent: Agent) -> None:
     os.chown(agent.base.parent, 0, 0)
     agent.base.parent.chmod(0o1777)
     assert other_user.run(lambda: agent.driver(**EXPIRES).manage_image_cache()) is None
@@ -222,7 +214,7 @@ def test_where_only_owners_remove_files_the_others_stay(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize(('rights', 'warns'), [({}, True), ({'fowner': True}, False)])
-def test_a_start_without_the_capability_is_warned_of_and_succeeds(
+def test_start_without_capability_warns(
     agent: Agent, rights: dict[str, bool], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work() -> list[str]:
@@ -236,7 +228,7 @@ def test_a_start_without_the_capability_is_warned_of_and_succeeds(
         assert 'AmbientCapabilities=CAP_FOWNER' in lines[0]
 
 
-def test_root_needs_no_capability_of_its_own(
+def test_root_needs_no_capability(
     instances_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     if os.geteuid() != 0:
@@ -245,7 +237,7 @@ def test_root_needs_no_capability_of_its_own(
     assert 'CAP_FOWNER' not in caplog.text
 
 
-def test_programs_that_read_images_do_not_inherit_the_capability() -> None:
+def test_image_readers_do_not_inherit_capability() -> None:
     def work() -> str:
         limits = sandbox.ResourceLimits(1024**3, cpu_seconds=10, wall_seconds=10)
         return sandbox.run(
@@ -256,7 +248,7 @@ def test_programs_that_read_images_do_not_inherit_the_capability() -> None:
     assert lines[1::2] == ['0' * 16] * 4
 
 
-def test_what_is_made_is_for_others_to_read(agent: Agent) -> None:
+def test_created_files_are_world_readable(agent: Agent) -> None:
     agent.base.unlink()
     assert agent.cache() == ('cached', None, 1)
     assert stat.S_IMODE(agent.base.stat().st_mode) == 0o644

@@ -44,11 +44,11 @@ def backing_names(paths: layout.CacheLayout) -> frozenset[str]:
     return usage.DiskUsage(paths).backing_names()
 
 
-def test_without_disks_nothing_is_used(paths: layout.CacheLayout, base: pathlib.Path) -> None:
+def test_without_disks_nothing_used(paths: layout.CacheLayout, base: pathlib.Path) -> None:
     assert backing_names(paths) == frozenset()
 
 
-def test_what_an_overlay_is_based_on_is_used_until_the_overlay_is_gone(
+def test_overlay_uses_base_file_until_removed(
     paths: layout.CacheLayout, base: pathlib.Path, disk: pathlib.Path
 ) -> None:
     assert backing_names(paths) == {NAME}
@@ -60,7 +60,7 @@ def test_what_an_overlay_is_based_on_is_used_until_the_overlay_is_gone(
 
 @pytest.mark.parametrize('directory', ['instance_resize', 'instance_del', 'snapshots'])
 @pytest.mark.parametrize('file', ['disk', 'disk.rescue', 'disk.swap', 'delta'])
-def test_every_file_of_every_directory_counts(
+def test_files_in_all_directories_count(
     paths: layout.CacheLayout, disk: pathlib.Path, directory: str, file: str
 ) -> None:
     (disk.parent.with_name(directory)).mkdir()
@@ -68,7 +68,7 @@ def test_every_file_of_every_directory_counts(
     assert backing_names(paths) == {NAME}
 
 
-def test_every_part_of_a_chain_is_used(paths: layout.CacheLayout, disk: pathlib.Path) -> None:
+def test_every_file_of_chain_used(paths: layout.CacheLayout, disk: pathlib.Path) -> None:
     snapshot = disk.with_name('disk.snapshot')
     disk_images.qemu_img(
         'create', '-f', 'qcow2', '-b', str(disk), '-F', 'qcow2', '-u', str(snapshot), '1M'
@@ -76,7 +76,7 @@ def test_every_part_of_a_chain_is_used(paths: layout.CacheLayout, disk: pathlib.
     assert backing_names(paths) == {NAME, 'disk'}
 
 
-def test_an_overlay_of_what_was_resized_uses_that_alone(
+def test_overlay_of_resized_uses_only_that(
     paths: layout.CacheLayout, base: pathlib.Path, instances_path: pathlib.Path
 ) -> None:
     resized = disk_images.raw(base.with_name(f'{NAME}_20'))
@@ -97,14 +97,14 @@ def test_an_overlay_of_what_was_resized_uses_that_alone(
         'json:' + json.dumps({'children': [{'file': {'filename': f'/instances/_base/{NAME}'}}]}),
     ],
 )
-def test_a_base_file_is_known_however_a_disk_spells_it(
+def test_base_file_recognized_in_any_spelling(
     paths: layout.CacheLayout, disk: pathlib.Path, backing_file: str
 ) -> None:
     disk_images.qemu_img('rebase', '-u', '-f', 'qcow2', '-F', 'raw', '-b', backing_file, str(disk))
     assert NAME in backing_names(paths)
 
 
-def test_a_link_to_a_base_file_is_followed_to_its_name(
+def test_link_to_base_file_resolved(
     paths: layout.CacheLayout, disk: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / 'link').symlink_to(base)
@@ -114,7 +114,7 @@ def test_a_link_to_a_base_file_is_followed_to_its_name(
     assert backing_names(paths) == {NAME, 'link'}
 
 
-def test_disks_behind_a_link_count(
+def test_disks_behind_link_count(
     paths: layout.CacheLayout, disk: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     disk.parent.rename(tmp_path / 'big-disk')
@@ -122,7 +122,7 @@ def test_disks_behind_a_link_count(
     assert backing_names(paths) == {NAME}
 
 
-def test_raw_encrypted_and_whole_disks_are_based_on_nothing(
+def test_standalone_disks_have_no_base(
     paths: layout.CacheLayout, instances_path: pathlib.Path
 ) -> None:
     directory = instances_path / 'instance'
@@ -135,7 +135,7 @@ def test_raw_encrypted_and_whole_disks_are_based_on_nothing(
     assert backing_names(paths) == frozenset()
 
 
-def test_downloads_and_locks_are_not_taken_for_disks(
+def test_downloads_and_locks_not_disks(
     paths: layout.CacheLayout, base: pathlib.Path, disk: pathlib.Path
 ) -> None:
     """A hostile image that is being downloaded would end every round."""
@@ -176,7 +176,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize('how', BROKEN)
-def test_a_broken_header_is_an_error_that_names_the_disk(
+def test_broken_header_error_names_disk(
     paths: layout.CacheLayout, disk: pathlib.Path, how: str
 ) -> None:
     break_it, reason = BROKEN[how]
@@ -190,7 +190,7 @@ def test_a_broken_header_is_an_error_that_names_the_disk(
 @pytest.mark.parametrize(
     'backing_file', ['json:{', 'json:' + 1018 * '[', r'json:["a\u0000"]', r'json:["\ud800"]']
 )
-def test_a_name_that_cannot_be_understood_is_an_error(
+def test_unintelligible_backing_name_is_error(
     paths: layout.CacheLayout, disk: pathlib.Path, backing_file: str
 ) -> None:
     disk_images.patched(disk, 16, len(backing_file).to_bytes(4))
@@ -199,9 +199,7 @@ def test_a_name_that_cannot_be_understood_is_an_error(
         backing_names(paths)
 
 
-def test_a_disk_that_nova_notes_as_qcow2_and_is_not_is_an_error(
-    paths: layout.CacheLayout, disk: pathlib.Path
-) -> None:
+def test_disk_must_match_nova_note(paths: layout.CacheLayout, disk: pathlib.Path) -> None:
     """Zeroed by a crash, it would pass for raw, without a base file."""
     notes = disk.with_name('disk.info')
     notes.write_text(json.dumps({f'/before/the/resize/{disk.name}': 'qcow2'}))
@@ -215,9 +213,7 @@ def test_a_disk_that_nova_notes_as_qcow2_and_is_not_is_an_error(
     assert backing_names(paths) == frozenset()
 
 
-def test_what_a_guest_writes_to_its_raw_disk_ends_no_round(
-    paths: layout.CacheLayout, disk: pathlib.Path
-) -> None:
+def test_guest_data_ends_no_round(paths: layout.CacheLayout, disk: pathlib.Path) -> None:
     raw = disk_images.raw(disk.with_name('disk.local'))
     disk_images.patched(raw, 0, b'QFI\xfb' + bytes(512))
     with pytest.raises(exception.StorageError, match=str(raw)):
@@ -227,7 +223,7 @@ def test_what_a_guest_writes_to_its_raw_disk_ends_no_round(
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '"qcow2"'])
-def test_notes_of_nova_that_cannot_be_read_are_an_error(
+def test_unreadable_nova_note_is_error(
     paths: layout.CacheLayout, disk: pathlib.Path, text: str
 ) -> None:
     notes = disk.with_name('disk.info')
@@ -239,7 +235,7 @@ def test_notes_of_nova_that_cannot_be_read_are_an_error(
 
 
 @pytest.mark.parametrize('error', [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_a_disk_that_the_system_will_not_read_is_an_error(
+def test_unreadable_disk_is_error(
     paths: layout.CacheLayout,
     disk: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -255,14 +251,12 @@ def test_a_disk_that_the_system_will_not_read_is_an_error(
 
 
 @pytest.mark.parametrize('log', ['console.log', 'console.log.0'])
-def test_a_console_log_is_no_disk_whatever_the_guest_writes_there(
-    paths: layout.CacheLayout, disk: pathlib.Path, log: str
-) -> None:
+def test_console_log_not_a_disk(paths: layout.CacheLayout, disk: pathlib.Path, log: str) -> None:
     disk.with_name(log).write_bytes(b'QFI\xfb' + bytes(3))
     assert backing_names(paths) == {NAME}
 
 
-def test_what_belongs_to_libvirt_or_root_and_is_no_disk_is_not_looked_into(
+def test_foreign_non_disks_not_read(
     paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, recovered = disk.with_name('console.log'), disk.parent.with_name('lost+found')
@@ -280,7 +274,7 @@ def test_what_belongs_to_libvirt_or_root_and_is_no_disk_is_not_looked_into(
     assert backing_names(paths) == {NAME}
 
 
-def test_a_disk_that_is_deleted_meanwhile_is_no_error(
+def test_disk_deleted_during_scan_ignored(
     paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def delete_first(path: str, mode: str, **more: Any) -> object:
@@ -292,7 +286,7 @@ def test_a_disk_that_is_deleted_meanwhile_is_no_error(
     assert backing_names(paths) == frozenset()
 
 
-def test_an_instance_that_is_deleted_meanwhile_is_no_error(
+def test_instance_deleted_during_scan_ignored(
     paths: layout.CacheLayout, disk: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = os.scandir
@@ -307,7 +301,7 @@ def test_an_instance_that_is_deleted_meanwhile_is_no_error(
 
 
 @pytest.mark.parametrize('what', ['disk', 'instance'])
-def test_a_link_to_what_is_not_mounted_is_an_error(
+def test_link_to_unmounted_path_fails(
     paths: layout.CacheLayout, disk: pathlib.Path, tmp_path: pathlib.Path, what: str
 ) -> None:
     link = disk if what == 'disk' else disk.parent
@@ -317,13 +311,13 @@ def test_a_link_to_what_is_not_mounted_is_an_error(
         backing_names(paths)
 
 
-def test_an_instances_path_that_is_gone_is_an_error(paths: layout.CacheLayout) -> None:
+def test_missing_instances_path_is_error(paths: layout.CacheLayout) -> None:
     shutil.rmtree(paths.instances_path)
     with pytest.raises(exception.StorageError, match='No such file or directory'):
         backing_names(paths)
 
 
-def test_the_disks_that_are_based_on_each_file_are_counted(
+def test_disks_counted_per_base_file(
     paths: layout.CacheLayout,
     base: pathlib.Path,
     disk: pathlib.Path,
@@ -354,7 +348,7 @@ def _copies(
 
 
 @pytest.mark.parametrize('name', ['kernel', 'ramdisk'])
-def test_a_kernel_is_used_while_the_instance_with_its_copy_is_there(
+def test_kernel_used_while_instance_has_copy(
     paths: layout.CacheLayout, instances_path: pathlib.Path, name: str
 ) -> None:
     directory = _copies(paths, instances_path, **{name: b'x' * 100_000})
@@ -368,7 +362,7 @@ def test_a_kernel_is_used_while_the_instance_with_its_copy_is_there(
     assert disk_usage.backing_names() == frozenset()
 
 
-def test_each_copy_counts_and_is_read_once(
+def test_each_copy_counts_and_read_once(
     paths: layout.CacheLayout, instances_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = _copies(paths, instances_path, kernel=b'k' * 1000, ramdisk=b'r' * 1000)
@@ -392,7 +386,7 @@ def test_each_copy_counts_and_is_read_once(
     assert len(read) == 7
 
 
-def test_what_the_image_of_a_disk_needs_is_used_and_counts_once(
+def test_companions_of_used_image_count_once(
     paths: layout.CacheLayout, instances_path: pathlib.Path, disk: pathlib.Path
 ) -> None:
     companion = model.Companion('kernel-image', 1000)
@@ -409,22 +403,20 @@ def test_what_the_image_of_a_disk_needs_is_used_and_counts_once(
 
 
 @pytest.mark.parametrize('damage', [b'', b'{}', b'\xff'])
-def test_a_damaged_note_says_nothing(
+def test_damaged_note_is_ignored(
     paths: layout.CacheLayout, disk: pathlib.Path, damage: bytes
 ) -> None:
     pathlib.Path(paths.note_path(NAME)).write_bytes(damage)
     assert usage.DiskUsage(paths).counts() == {NAME: 1}
 
 
-def test_a_kernel_is_the_backing_file_of_nothing(
-    paths: layout.CacheLayout, instances_path: pathlib.Path
-) -> None:
+def test_kernel_is_no_backing_file(paths: layout.CacheLayout, instances_path: pathlib.Path) -> None:
     """So a base file that Nova was killed over may be replaced, though it was copied."""
     _copies(paths, instances_path, kernel=b'half')
     assert not usage.DiskUsage(paths).is_backing(paths.base_path('kernel image'))
 
 
-def test_an_empty_kernel_and_one_without_a_base_file_use_nothing(
+def test_empty_or_baseless_kernel_uses_nothing(
     paths: layout.CacheLayout, instances_path: pathlib.Path, base: pathlib.Path
 ) -> None:
     directory = _copies(paths, instances_path, kernel=b'')

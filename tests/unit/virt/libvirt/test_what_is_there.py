@@ -105,7 +105,7 @@ def _try(driver: object, images: fake.FakeImageService, image: model.Image) -> s
 
 
 @pytest.mark.parametrize('kind', [*THERE, *NOT_THERE])
-def test_what_a_task_finds_there_is_what_the_host_reports(
+def test_task_and_report_agree_on_presence(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -128,7 +128,7 @@ def test_what_a_task_finds_there_is_what_the_host_reports(
 
 
 @pytest.mark.parametrize('kind', [kind for kind in NOT_THERE if ' in ' in kind or ' VMDK' in kind])
-def test_a_file_of_another_format_is_there_where_raw_is_not_forced(
+def test_other_format_counts_without_force_raw(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
@@ -140,7 +140,7 @@ def test_a_file_of_another_format_is_there_where_raw_is_not_forced(
     assert _try(driver, images, image) == 'existing'
 
 
-def test_a_file_that_changes_its_format_in_place_is_reported_as_it_is(
+def test_format_changed_in_place_reported(
     make_driver: MakeDriver, instances_path: pathlib.Path
 ) -> None:
     driver, path = make_driver(), instances_path / '_base' / sha1('image')
@@ -150,7 +150,7 @@ def test_a_file_that_changes_its_format_in_place_is_reported_as_it_is(
     assert driver.cached_images() == []
 
 
-def test_touching_a_link_makes_young_what_it_leads_to(
+def test_touch_follows_link_to_target(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     image, driver = images.add(DATA), make_driver()
@@ -165,7 +165,7 @@ def test_touching_a_link_makes_young_what_it_leads_to(
 
 
 @pytest.mark.parametrize('put', [_link, _relative_link, _link_to_a_link])
-def test_of_a_link_that_expires_the_link_goes_alone(
+def test_expiring_link_removed_alone(
     make_driver: MakeDriver, instances_path: pathlib.Path, put: Put
 ) -> None:
     driver, path = make_driver(), instances_path / '_base' / sha1('image')
@@ -176,7 +176,7 @@ def test_of_a_link_that_expires_the_link_goes_alone(
     assert (path.parents[2] / 'elsewhere' / 'target').read_bytes() == DATA
 
 
-def test_a_link_on_which_a_disk_is_based_stays_and_so_does_what_it_leads_to(
+def test_used_link_and_target_stay(
     make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
 ) -> None:
     driver, image, other = make_driver(), images.add(DATA), images.add(DATA)
@@ -194,7 +194,7 @@ def test_a_link_on_which_a_disk_is_based_stays_and_so_does_what_it_leads_to(
 
 
 @pytest.mark.parametrize('kind', ['a FIFO', 'a directory', 'a dangling link', 'a loop of links'])
-def test_what_is_no_file_never_expires_and_holds_up_no_other(
+def test_non_file_stays_and_blocks_none(
     make_driver: MakeDriver, instances_path: pathlib.Path, kind: str
 ) -> None:
     driver, path = make_driver(), instances_path / '_base' / sha1('image')
@@ -207,7 +207,7 @@ def test_what_is_no_file_never_expires_and_holds_up_no_other(
     assert not other.exists()
 
 
-def test_a_look_at_a_start_names_what_the_inspectors_name() -> None:
+def test_header_probe_agrees_with_inspectors() -> None:
     """It is another list of magics, and must stay in step with theirs."""
     among = content.format_inspector.ALL_FORMATS
     assert set(content._CONVERTED) | {'raw', 'gpt', 'iso', 'luks'} == set(among)
