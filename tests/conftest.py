@@ -59,7 +59,7 @@ def global_conf() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def secrets_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fail at the end of the session if a secret is where nobody may find it."""
+    """Fail at the end of the session if a secret leaked."""
     yield
     leaks = SECRETS.leaks(tmp_path_factory.getbasetemp())
     assert leaks == [], f'under {tmp_path_factory.getbasetemp()}'
@@ -121,7 +121,7 @@ def qemu_img() -> str:
 
 @pytest.fixture(scope='session')
 def free_port() -> Callable[[], int]:
-    """A function that finds a TCP port of the loopback that nobody listens on."""
+    """Return a function that finds an unused TCP port of the loopback."""
 
     def find() -> int:
         with socket.create_server(('127.0.0.1', 0)) as listener:
@@ -134,7 +134,7 @@ def free_port() -> Callable[[], int]:
 def glance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[glance_server.GlanceServer]:
     """A real Glance without authentication, for all tests of the session.
 
-    Nobody stops it or empties it: a test looks only at images that it uploaded. It
+    No test stops it or empties it: a test looks only at images that it uploaded. It
     takes data of any format under any name, since such images exist.
     """
     directory = tmp_path_factory.mktemp('glance')

@@ -13,7 +13,7 @@ _VMDK_DESCRIPTOR = slice(0x200, 0x200 + 20 * 512)
 
 
 def content(size_bytes: int, seed: int = 1) -> bytes:
-    """Give bytes that do not compress and are the same for the same seed."""
+    """Return bytes that do not compress and are the same for the same seed."""
     # The first sector is zero, so that no format is found in it by chance.
     return bytes(512) + random.Random(seed).randbytes(size_bytes - 512)
 

@@ -33,7 +33,7 @@ class Download:
 
 
 class Gateway:
-    """Stands before Glance at ``url``; the attributes say what is to happen to downloads.
+    """Stands before Glance at ``url``; the attributes control the downloads.
 
     :ivar cuts: bytes after which each of the next downloads is cut
     :ivar spoil: how many of the next downloads have their first byte wrong
@@ -87,24 +87,24 @@ class Gateway:
         self._server.server_close()
 
     def hold(self, at_byte: int = 0, let_pass: int = 0) -> None:
-        """Hold each download, but for so many first ones, when so many bytes were sent."""
+        """Hold each download at a byte, except the first ``let_pass`` ones."""
         with self._changed:
             self._hold_at_byte = at_byte
             self._let_pass = len(self.downloads) + let_pass
 
     def release(self) -> None:
-        """Let every download go on, and hold no other."""
+        """Release every held download, and hold no other."""
         with self._changed:
             self._hold_at_byte = None
             self._changed.notify_all()
 
     def running(self) -> list[Download]:
-        """Give the downloads that are going on."""
+        """List the running downloads."""
         with self._changed:
             return [download for download in self.downloads if not download.is_over]
 
     def wait_for(self, count: int, timeout_seconds: float = 30) -> None:
-        """Wait until so many downloads go on at once, each held where it is to be held."""
+        """Wait until ``count`` downloads run at once, each held at its byte."""
         with self._changed:
             reached = self._changed.wait_for(
                 lambda: sum(self._is_held(each) for each in self.downloads) >= count,
@@ -113,7 +113,7 @@ class Gateway:
         assert reached, f'{count} downloads were not held: {self.downloads}'
 
     def served(self, image_id: str) -> list[Download]:
-        """Give the downloads of an image that were answered with data."""
+        """List the downloads of an image that were answered with data."""
         return [
             each
             for each in self.downloads

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nobody may be told: the secrets that tests make, and where they are searched for.
+"""The secrets that tests make, and the search for leaks of them.
 
-Whatever makes a password or gets a token notes it here. What commands print, what the API
-answers and what is notified is searched as it comes, for all that is known by then; at the
-end of a session every log and every database that the processes left, and what the tests
-captured. A log that whoever writes it has named, and that is not there or empty by then, is
-told. Configuration is where secrets belong, and so are the cell mappings.
+Each part that makes a password or gets a token notes it here. Output of commands, answers of
+the API and notifications are searched as they arrive, for all secrets known by then; logs and
+databases that the processes leave, and the output that tests capture, at the end of a session.
+An expected log that is missing or empty by then is reported. Configuration files and cell
+mappings may hold secrets.
 """
 
 import dataclasses
@@ -39,27 +39,27 @@ class Secrets:
         self._searched: set[pathlib.Path] = set()
 
     def make(self, what: str) -> str:
-        """Make a secret such as is nowhere by accident."""
+        """Make a secret that cannot occur by accident."""
         return self.note(uuid.uuid4().hex, what)
 
     def note(self, secret: str, what: str) -> str:
-        """Have a secret searched for; it is given back."""
+        """Search for a secret, too; return it."""
         assert len(secret) >= 16, f'{what} may be anywhere by accident'
         self._names.setdefault(secret, what)
         return secret
 
     def look_into(self, text: str, where: str) -> None:
-        """Search what is not in a file."""
+        """Search text that is not in a file."""
         self._seen |= {Leak(where, name) for key, name in self._names.items() if key in text}
 
     def look_at(self, ended: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-        """Search what a command has printed, and give it back."""
+        """Search the output of a command, and return the command."""
         program = pathlib.Path(str(ended.args[0])).name
         self.look_into(f'{ended.stdout}{ended.stderr}', f'the output of {program}')
         return ended
 
     def look_into_database(self, url: str, where: str) -> None:
-        """Search the rows of a database of ours, but for those that have to have secrets."""
+        """Search the rows of a database of this service, except those that must hold secrets."""
         engine = sa.create_engine(url)
         try:
             with engine.connect() as connection:
@@ -68,16 +68,16 @@ class Secrets:
             engine.dispose()
 
     def expect(self, log: pathlib.Path) -> pathlib.Path:
-        """Have a log missed if it is not searched; its path is given back."""
+        """Require that a log is searched; return its path."""
         self._expected.add(log.resolve())
         return log
 
     def missed(self) -> list[pathlib.Path]:
-        """Tell which expected logs were not searched, where there were secrets at all."""
+        """List the expected logs that were not searched, if there were secrets."""
         return sorted(self._expected - self._searched) if self._names else []
 
     def leaks(self, directory: pathlib.Path) -> list[Leak]:
-        """Search the logs and databases in a directory, and tell what was seen at all."""
+        """Search the logs and databases in a directory; return every leak found so far."""
         if not self._names:
             return []
         for path in directory.rglob('*'):
@@ -102,7 +102,7 @@ SECRETS = Secrets()
 
 
 def _overlapping(path: pathlib.Path, overlap: int) -> Iterator[bytes]:
-    """Give a file in chunks, each of which begins with the end of the one before."""
+    """Yield a file in chunks, each of which begins with the end of the one before."""
     before = b''
     with path.open('rb') as file:
         while chunk := file.read(_CHUNK):

@@ -66,7 +66,7 @@ class OpenStack:
 
 
 class Terminal:
-    """A command in a terminal that nobody sees, where keys can be pressed."""
+    """A command in a hidden terminal, where keys can be pressed."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._main, side = pty.openpty()
@@ -129,7 +129,7 @@ class Terminal:
         return status
 
     def _read(self) -> None:
-        # Linux ends a terminal that nobody has open any more with an error.
+        # Linux ends a terminal that no process has open with an error.
         with contextlib.suppress(OSError):
             while data := os.read(self._main, 65536):
                 self.text += data.decode(errors='replace')

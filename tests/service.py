@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running service as its users see it: what is asked, and what is there afterwards."""
+"""A running service as its users see it: requests, and their results."""
 
 import dataclasses
 import hashlib
@@ -103,5 +103,5 @@ class Service:
         return dict(found)
 
     def outcomes(self, request_id: str) -> set[tuple[str, str | None]]:
-        """Give the distinct (status, reason) of a request's tasks."""
+        """Return the distinct (status, reason) of a request's tasks."""
         return {(task['status'], task['reason']) for task in self.tasks(request_id)}

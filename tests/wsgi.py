@@ -28,7 +28,7 @@ def uwsgi(directory: pathlib.Path, address: str) -> list[str]:
 
 
 def environment(configuration: pathlib.Path) -> dict[str, str]:
-    """Give what the application in a server is to find."""
+    """Return the environment of the application in a server."""
     return {
         **os.environ,
         'NOVA_PRECACHE_CONFIG_FILE': str(configuration),

@@ -99,7 +99,7 @@ def _table(widths: str, head: Sequence[str], rows: Iterator[Any] | Sequence[Any]
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    """Give the rows of the fields of a body, those inside of a field after it."""
+    """Yield the rows of the fields of a body, each followed by those inside it."""
     for inner in schema.get('oneOf', [schema]):
         content = inner.get('items', inner)
         properties, required = content.get('properties', {}), content.get('required', ())
@@ -136,7 +136,7 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Give the limits of a value as sentences."""
+    """Describe the limits of a value in sentences."""
     choices = [each for each in schema.get('oneOf', [schema]) if each != {'type': 'null'}]
     inner = choices[0] if len(choices) == 1 else {}
     if 'enum' in inner:

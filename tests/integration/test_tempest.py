@@ -101,7 +101,7 @@ def test_tempest_finds_the_plugin_as_the_guide_installs_it(
 
 
 def _add_tempest(home: pathlib.Path) -> None:
-    """Let an environment import what that of tempest has."""
+    """Add the packages of tempest's environment to another one."""
     (theirs,) = tempest.ENVIRONMENT.ensure().glob('lib/python*/site-packages')
     (ours,) = home.glob('lib/python*/site-packages')
     (ours / 'tempest.pth').write_text(f'{theirs}\n')

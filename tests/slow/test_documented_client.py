@@ -167,7 +167,7 @@ EXPECTED = {
 
 
 def _hold_a_download(started: Any, link: site_link.Gateway, images: dict[str, str]) -> None:
-    """Have the next request for the image take its time."""
+    """Delay the next request for the image."""
     for host in started.service.hosts:
         host.base_path(images['debian-12']).unlink(missing_ok=True)
     link.hold()

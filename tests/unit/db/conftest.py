@@ -64,7 +64,7 @@ def changes(database: db_session.Database) -> Changes:
 
 @pytest.fixture
 def handmade_rows(changes: Changes) -> Iterator[None]:
-    """Let a test insert rows in any status."""
+    """Allow a test to insert rows in any status."""
     yield
     changes.discard_new()
 
