@@ -21,6 +21,8 @@ _LOGGED = '_logged_as_outage'
 # name; at the level DEBUG the messages of the libraries are logged, too.
 _REPEATED = {
     'keystonemiddleware.auth_token': ('Unable to validate token: %s',),
+    # A connection that is returned to the pool, after its server was killed.
+    'sqlalchemy.pool.impl.QueuePool': ('Exception during reset or similar',),
     'oslo_db.sqlalchemy.exc_filters': ('DBAPIError exception wrapped.', 'DB exception wrapped.'),
     # The name that oslo.log uses.
     'oslo.messaging._drivers.impl_rabbit': (
@@ -48,7 +50,7 @@ class Outage:
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.Lock()
         self._since: float | None = None
         self._next_line = float('-inf')
@@ -58,7 +60,7 @@ class Outage:
     def began(self, error: BaseException) -> None:
         """Record a failure; log it if it is the first, of a new kind, or after a pause."""
         setattr(error, _LOGGED, True)
-        now = self._clock()
+        now = self.clock()
         with self._lock:
             is_new_kind = bool(self._kinds) and type(error) not in self._kinds
             self._since = now if self._since is None else self._since
@@ -71,18 +73,23 @@ class Outage:
         lasting = f' for {away_seconds:.0f} s' if away_seconds >= 1 else ''
         LOG.error('%s is unavailable%s: %s', self.name, lasting, first_line(error))
 
-    def over(self) -> None:
-        """Record that the service answers."""
+    def over(self, asked_at: float | None = None) -> None:
+        """Record that the service answers.
+
+        :param asked_at: by ``clock``; an answer to work that began before the outage is ignored
+        """
         if self._since is None:  # nearly always, so without the lock
             return
-        now = self._clock()
+        now = self.clock()
         with self._lock:
             was_logged, since = bool(self._kinds), self._since
+            if since is None or (asked_at is not None and asked_at < since):
+                return
             self._since, self._pause = None, 0.0
             self._kinds.clear()
             if was_logged:
                 self._next_line = now + CALM_SECONDS
-        if was_logged and since is not None:
+        if was_logged:
             LOG.warning('%s is available again, after %d s', self.name, now - since)
 
 
@@ -119,4 +126,4 @@ def _shorten(record: logging.LogRecord) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its class without a text."""
-    return str(error).partition('\n')[0] or type(error).__name__
+    return next(iter(str(error).splitlines()), '') or type(error).__name__

@@ -2,7 +2,7 @@
 """Estimates a request: bytes, space and time, host by host.
 
 Pure: the handler gathers the facts. Space is counted as a compute counts it before the
-first byte (``cache.filler``), time by measured rates, with the hosts in the order in which
+first byte (``cache.populator``), time by measured rates, with the hosts in the order in which
 conductors claim them.
 """
 

@@ -38,11 +38,15 @@ class CircuitBreaker:
         self._open_until = self._clock() + self._rest_seconds(self._failures)
         return opens
 
-    def succeeded(self) -> None:
-        """Close."""
+    def succeeded(self, *, closes: bool = True) -> None:
+        """Forget the failures.
+
+        :param closes: False if this may be a late answer: then it stays open for its time
+        """
         self._failures = 0
-        self._open_until = float('-inf')
         self.is_probed = False
+        if closes:
+            self._open_until = float('-inf')
 
 
 class CellBreakers:

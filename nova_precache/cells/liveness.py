@@ -249,7 +249,7 @@ class _Cell:
         else:
             if self._breaker.has_failed:
                 self._back_since = self._clock()
-            self._breaker.succeeded()
+            self._breaker.succeeded(closes=False)
             self._outage.over()
             return found
         finally:

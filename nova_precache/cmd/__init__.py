@@ -12,6 +12,9 @@ import sys
 
 from nova_precache import exception
 
+# Modules of the extra that no other service may have installed for us.
+_OF_SERVER = ('h11', 'inotify_simple', 'microversion_parse', 'oslo_messaging', 'routes')
+
 
 def choose_threads() -> None:
     """Choose the threads that the environment names; exit with the reason if that fails."""
@@ -28,7 +31,7 @@ def _require_server() -> None:
 
     The scripts are installed there, too: a wheel cannot leave out some of them.
     """
-    if importlib.util.find_spec('oslo_messaging') is None:
+    if any(importlib.util.find_spec(each) is None for each in _OF_SERVER):
         program = pathlib.Path(sys.argv[0]).name
         sys.exit(f'{program} needs the extra "server": install nova-precache[server]')
 

@@ -85,9 +85,7 @@ class NovaBackend:
         :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
         """
         self._nova.probe()
-        begun = self._database_wait.wait_out(
-            lambda: self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
-        )
+        begun = self._calls.begin(call.job_id, call.epoch, host, self._over_seconds)
         if begun is None:
             return None
         if isinstance(begun, nova_calls.Occupied):

@@ -53,6 +53,26 @@ def test_outage_logs_start_reminders_and_end(
     ]
 
 
+def test_late_answer_ends_no_outage(
+    outage: outages.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked_at = clock.now
+    clock.now += 1
+    outage.began(OSError('killed'))
+
+    outage.over(asked_at)
+    assert len(caplog.messages) == 1
+
+    outage.over(clock.now)
+    assert len(caplog.messages) == 2
+
+
+def test_first_line_ends_at_any_break() -> None:
+    assert outages.first_line(OSError('first\rsecond')) == 'first'
+    assert outages.first_line(OSError('first\u2028second')) == 'first'
+    assert outages.first_line(OSError()) == 'OSError'
+
+
 def test_other_failure_logged_at_once(
     outage: outages.Outage, caplog: pytest.LogCaptureFixture
 ) -> None:

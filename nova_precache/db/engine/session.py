@@ -168,6 +168,7 @@ class Database:
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         self._silence.refuse()
+        asked_at = self.outage.clock()
         try:
             yield
         except _REFUSALS as exc:
@@ -178,13 +179,13 @@ class Database:
                 self.outage.began(exc)
             raise error from exc
         except exception.PrecacheError:  # raised by the work: the server has answered
-            self._note_answer()
+            self._note_answer(asked_at)
             raise
-        self._note_answer()
+        self._note_answer(asked_at)
 
-    def _note_answer(self) -> None:
+    def _note_answer(self, asked_at: float) -> None:
         self._silence.forget()
-        self.outage.over()
+        self.outage.over(asked_at)
 
     def _write(self, work: Callable[[orm.Session], T]) -> T:
         """Run a transaction until it commits or the time for retries is over."""

@@ -130,6 +130,14 @@ _WAIT_JOBS = (
 _WAIT_TASKS = (
     sa.update(_TASKS).where(locking.THEIR_TASKS).values(attempts=_TASK.attempts + _MORE, **_WAIT)
 )
+_MAKE_JOBS_DUE = (
+    sa.update(_JOBS).where(locking.THE_JOBS).values(next_attempt_at=sa.bindparam('due_at'))
+)
+_MAKE_TASKS_DUE = (
+    sa.update(_TASKS)
+    .where(locking.THEIR_TASKS, _TASK.status == str(model.TaskStatus.RETRY_WAIT))
+    .values(next_attempt_at=sa.bindparam('due_at'))
+)
 
 
 class _Chosen:
@@ -281,13 +289,12 @@ def schedule_retry(
 
 def make_due(session: orm.Session, which: sa.ColumnElement[bool]) -> int:
     """Make those of the chosen jobs due now that wait for their next attempt; count them."""
-    job, task, now = models.Job, models.Task, db_session.now(session)
-    these = sa.and_(which, job.status == model.TaskStatus.RETRY_WAIT, job.next_attempt_at > now)
-    session.execute(
-        db_session.update(task)
-        .where(task.job_uuid.in_(sa.select(job.uuid).where(these)))
-        .where(task.status == model.TaskStatus.RETRY_WAIT)
-        .values(next_attempt_at=now)
-    )
-    due = session.execute(db_session.update(job).where(these).values(next_attempt_at=now))
-    return db_session.rowcount(due)
+    job, now = models.Job, db_session.now(session)
+    waiting = sa.and_(which, job.status == model.TaskStatus.RETRY_WAIT, job.next_attempt_at > now)
+    # By key: for a subquery, MariaDB would scan all tasks.
+    keys = session.scalars(sa.select(job.uuid).where(waiting)).all()
+    if keys:
+        due = {'keys': keys, 'due_at': now}
+        db_session.run(session, _MAKE_JOBS_DUE, due)
+        db_session.run(session, _MAKE_TASKS_DUE, due)
+    return len(keys)

@@ -24,6 +24,19 @@ def breakers(clock: Clock) -> breaker.CellBreakers:
     return breaker.CellBreakers(10, clock)
 
 
+def test_late_answer_closes_no_breaker(clock: Clock) -> None:
+    rests = breaker.CircuitBreaker(lambda failures: 10.0 * failures, clock)
+    rests.failed()
+
+    rests.succeeded(closes=False)
+    assert rests.is_open
+
+    clock.now += 11
+    rests.failed()
+    clock.now += 11
+    assert not rests.is_open
+
+
 def test_healthy_cell_is_never_avoided(
     breakers: breaker.CellBreakers,
 ) -> None:
