@@ -209,7 +209,7 @@ class FakeConnection:
         if self._gate is not None and self._at <= self._gate.at_byte < self._at + length:
             self._gate.hold(lambda: self._is_cut)
         if self._is_cut or (self._breaks and not length):
-            raise exception.DownloadInterrupted('The connection was cut')
+            raise exception.DownloadInterrupted('The connection was interrupted')
         buffer[:length] = self._data[self._at : self._at + length]
         self._at += length
         self._count(length)

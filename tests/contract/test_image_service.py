@@ -174,7 +174,7 @@ def test_cut_connection_yields_no_more(backend: Backend, read_bytes: int) -> Non
         if read_bytes:
             assert connection.read_into(buffer[:read_bytes])
         connection.cut()
-        with pytest.raises(exception.DownloadInterrupted, match='cut'):
+        with pytest.raises(exception.DownloadInterrupted, match='interrupted'):
             connection.read_into(buffer)
     assert read(backend.images, image_id) == DATA
 

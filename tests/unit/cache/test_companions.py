@@ -389,12 +389,15 @@ def test_kernel_fetched_by_nova_awaited(
 
 
 def test_full_disk_detected_before_any_download(
-    paths: layout.CacheLayout, images: fake.FakeImageService, bootable: Bootable
+    paths: layout.CacheLayout,
+    images: fake.FakeImageService,
+    bootable: Bootable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = Cache(paths)
+    full = Cache(paths, reserved_bytes=400 * KIB)
     total = len(DATA) + len(KERNEL) + len(RAMDISK)
-    free = cache.space.free_bytes()
-    full = Cache(paths, reserved_bytes=free - total + 400 * KIB)
+    monkeypatch.setattr(full.space, 'free_bytes', lambda: total)
     with pytest.raises(exception.NotEnoughSpace, match='needs'):
         fill(full, images, bootable.image)
     assert (images.opens, cache.names()) == ([], [])

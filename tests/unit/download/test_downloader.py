@@ -72,7 +72,7 @@ def test_cut_after_last_byte_opens_once(attempt: Attempt, images: fake.FakeImage
 def test_repeatedly_cut_download_ends(attempt: Attempt, images: fake.FakeImageService) -> None:
     image = images.add(DATA)
     images.faults.cuts = [10] * 9
-    with pytest.raises(exception.DownloadInterrupted, match='cut'):
+    with pytest.raises(exception.DownloadInterrupted, match='interrupted'):
         attempt.run(images, image)
     assert len(images.opens) == 3
     assert attempt.control.pauses == [0.5, 1.0]
