@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache.cells import models
-from tests import databases
+from tests.conftest import running_databases
 from tools import documentation
 from tools.documentation import Block
+from tools.servers import databases
 
 READ = ('aggregates', 'aggregate_hosts', 'aggregate_metadata', 'cell_mappings', 'host_mappings')
 
@@ -25,14 +26,16 @@ def _statements(block: Block) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def mariadb() -> Iterator[databases.Server]:
-    with databases.START[databases.MARIADB]() as server:
+def mariadb() -> Iterator[databases.DatabaseServer]:
+    with running_databases(databases.MARIADB) as server:
+        assert isinstance(server, databases.DatabaseServer)
         yield server
 
 
 @pytest.fixture(scope='module')
-def postgresql() -> Iterator[databases.Server]:
-    with databases.START[databases.POSTGRESQL]() as server:
+def postgresql() -> Iterator[databases.DatabaseServer]:
+    with running_databases(databases.POSTGRESQL) as server:
+        assert isinstance(server, databases.DatabaseServer)
         yield server
 
 
@@ -62,7 +65,7 @@ def _can_read(url: sa.URL, *tables: str) -> list[str]:
 
 
 def test_on_mariadb_the_user_for_the_inventory_reads_just_what_is_needed(
-    mariadb: databases.Server,
+    mariadb: databases.DatabaseServer,
 ) -> None:
     with mariadb.empty('nova_api') as api, mariadb.empty('nova_cell1') as cell:
         _make_tables(api)
@@ -81,7 +84,7 @@ def test_on_mariadb_the_user_for_the_inventory_reads_just_what_is_needed(
 
 
 def test_on_postgresql_the_user_for_the_inventory_reads_just_what_is_needed(
-    postgresql: databases.Server,
+    postgresql: databases.DatabaseServer,
 ) -> None:
     (block,) = [each for each in _blocks('postgresql') if each.language == 'sql']
     with postgresql.empty('nova_api') as api:
@@ -102,7 +105,7 @@ def test_on_postgresql_the_user_for_the_inventory_reads_just_what_is_needed(
 
 
 def test_on_postgresql_the_database_of_the_service_is_made_and_its_user_owns_it(
-    postgresql: databases.Server, tmp_path: pathlib.Path
+    postgresql: databases.DatabaseServer, tmp_path: pathlib.Path
 ) -> None:
     (block,) = [each for each in _blocks('postgresql') if each.language == 'shell']
     with postgresql.empty() as url:

@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache.standalone import glance as glance_server
-from tests import databases
-from tests.conftest import UploadImage, require_server
+from tests.conftest import UploadImage, require_server, running_databases
 from tests.functional.conftest import starting
 from tools import documentation, quickstart
 from tools.documentation import Block
+from tools.servers import databases
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +192,7 @@ def _options(kind: str, home: pathlib.Path) -> Iterator[dict[str, dict[str, str]
     if kind == 'sqlite':
         yield {}
         return
-    with databases.mariadb() as server, server.empty('nova_precache') as url:
+    with running_databases(databases.MARIADB) as server, server.empty('nova_precache') as url:
         found = sa.make_url(url)
         (home / '.my.cnf').write_text(
             f'[client]\nuser = {found.username}\nsocket = {found.query["unix_socket"]}\n'

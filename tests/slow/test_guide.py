@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,15 +20,17 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 
-from nova_precache.standalone import environment, glance as glance_server
-from tests import keystone as keystone_server, service
-from tests.conftest import RabbitMQ, require_server
-from tests.keystone_clients import GlanceUnderKeystone
+from nova_precache.standalone import glance as glance_server
+from tests import service
+from tests.conftest import require_environment, require_server, running
 from tests.leaks import SECRETS
 from tests.openstack import Terminal
 from tests.slow.machine import Machine, machine
-from tools import documentation, servers
+from tools import documentation
 from tools.documentation import ROOT, Block
+from tools.servers import databases, keystone as keystone_server
+from tools.servers.glance import GlanceUnderKeystone
+from tools.servers.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.slow
 
@@ -151,12 +154,9 @@ def own_keystone(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[keystone_server.KeystoneServer]:
     """A Keystone whose catalog the guide fills."""
-    for each in (glance_server.ENVIRONMENT, keystone_server.ENVIRONMENT):
-        try:
-            each.ensure()
-        except environment.EnvironmentFailed as exc:
-            require_server(each.name, False, str(exc))
-    with keystone_server.KeystoneServer(tmp_path_factory.mktemp('keystone')) as server:
+    require_environment(glance_server.ENVIRONMENT)
+    directory = tmp_path_factory.mktemp('keystone')
+    with running(keystone_server.KeystoneServer(directory, SECRETS.note)) as server:
         SECRETS.expect(server.log)
         yield server
 
@@ -172,10 +172,8 @@ def own_glance(
 
 
 @pytest.fixture(scope='module')
-def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.MariaDB]:
-    server = servers.MariaDB(tmp_path_factory.mktemp('mariadb'), 'unused')
-    with server:
-        server.wait()
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[databases.MariaDB]:
+    with running(databases.MariaDB(tmp_path_factory.mktemp('mariadb'))) as server:
         yield server
 
 
@@ -184,7 +182,7 @@ def machines(
     own_keystone: keystone_server.KeystoneServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Machine]]:
     require_server('root', os.geteuid() == 0, 'namespaces are for root')
-    login = own_keystone.environment(own_keystone.admin)
+    login = own_keystone.variables(own_keystone.admin)
     variables = {name: value for name, value in login.items() if name.startswith('OS_')}
     directory = tmp_path_factory.mktemp('machines')
     with contextlib.ExitStack() as stack:
@@ -198,7 +196,7 @@ def machines(
 def guide(
     machines: dict[str, Machine],
     rabbitmq: RabbitMQ,
-    mariadb: servers.MariaDB,
+    mariadb: databases.MariaDB,
     own_keystone: keystone_server.KeystoneServer,
     own_glance: GlanceUnderKeystone,
     wheel: pathlib.Path,
@@ -208,14 +206,14 @@ def guide(
     directory = tmp_path_factory.mktemp('here')
     port = free_port()
     passwords = {name: SECRETS.make(name) for name in PASSWORDS}
-    ctl = f'exec /usr/lib/rabbitmq/bin/rabbitmqctl -n {rabbitmq.nodename} "$@"'
-    socket = f'--socket={mariadb.directory}/data/mariadb.sock'
+    variables = rabbitmq._variables().items()
+    exported = ''.join(f'export {name}={shlex.quote(value)}\n' for name, value in variables)
+    ctl = f'{exported}exec /usr/lib/rabbitmq/bin/rabbitmqctl "$@"'
+    socket = f'--socket={mariadb._socket}'
     hosts: dict[str, Machine | Here] = {
         **machines,
         'server': machines['controller'],
-        'broker': Here(
-            directory / 'broker', rabbitmqctl=f'export HOME={rabbitmq.driver.tempdir}\n{ctl}'
-        ),
+        'broker': Here(directory / 'broker', rabbitmqctl=ctl),
         'db': Here(directory / 'db', mariadb=f'exec /usr/bin/mariadb --no-defaults {socket} "$@"'),
         'glance': Here(directory / 'glance', systemctl=f'touch {directory}/restart'),
     }
@@ -227,7 +225,7 @@ def guide(
                 ROOT / 'etc/nova-precache/constraints.txt'
             ),
             './nova-precache[': f'{wheel}[',
-            'broker:5672': f'127.0.0.1:{rabbitmq.driver.port}',
+            'broker:5672': f'127.0.0.1:{rabbitmq.port}',
             '@db/': f'@127.0.0.1:{mariadb.port}/',
             'https://keystone/v3': own_keystone.url,
             'https://glance:9292': own_glance.url,
