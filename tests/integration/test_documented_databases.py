@@ -42,7 +42,7 @@ def postgresql() -> Iterator[databases.DatabaseServer]:
 def _make_tables(url: str) -> None:
     """Make Nova's tables that are read, and one that is not."""
     engine = sa.create_engine(url)
-    models.Base.metadata.create_all(engine)
+    models.InventoryBase.metadata.create_all(engine)
     with engine.begin() as connection:
         connection.execute(sa.text('CREATE TABLE services (id int)'))
         connection.execute(sa.text('CREATE TABLE secrets (id int)'))

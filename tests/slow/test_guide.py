@@ -30,7 +30,7 @@ from tools import documentation
 from tools.documentation import ROOT, Block
 from tools.servers import databases, keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
-from tools.servers.rabbitmq import RabbitMQ
+from tools.servers.rabbitmq import Login, RabbitMQ
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +178,14 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[databases.Mari
 
 
 @pytest.fixture(scope='module')
+def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ to which the guide adds its user and its virtual hosts."""
+    login = Login('operator', ('operator',), SECRETS.make('password of the operator'))
+    with running(RabbitMQ(tmp_path_factory.mktemp('rabbitmq'), [login])) as server:
+        yield server
+
+
+@pytest.fixture(scope='module')
 def machines(
     own_keystone: keystone_server.KeystoneServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Machine]]:
@@ -195,7 +203,7 @@ def machines(
 @pytest.fixture(scope='module')
 def guide(
     machines: dict[str, Machine],
-    rabbitmq: RabbitMQ,
+    own_rabbitmq: RabbitMQ,
     mariadb: databases.MariaDB,
     own_keystone: keystone_server.KeystoneServer,
     own_glance: GlanceUnderKeystone,
@@ -206,7 +214,7 @@ def guide(
     directory = tmp_path_factory.mktemp('here')
     port = free_port()
     passwords = {name: SECRETS.make(name) for name in PASSWORDS}
-    variables = rabbitmq._variables().items()
+    variables = own_rabbitmq._variables().items()
     exported = ''.join(f'export {name}={shlex.quote(value)}\n' for name, value in variables)
     ctl = f'{exported}exec /usr/lib/rabbitmq/bin/rabbitmqctl "$@"'
     socket = f'--socket={mariadb._socket}'
@@ -225,7 +233,7 @@ def guide(
                 ROOT / 'etc/nova-precache/constraints.txt'
             ),
             './nova-precache[': f'{wheel}[',
-            'broker:5672': f'127.0.0.1:{rabbitmq.port}',
+            'broker:5672': f'127.0.0.1:{own_rabbitmq.port}',
             '@db/': f'@127.0.0.1:{mariadb.port}/',
             'https://keystone/v3': own_keystone.url,
             'https://glance:9292': own_glance.url,
