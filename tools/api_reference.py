@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import webob.util
+
 from nova_precache.api import microversion, openapi, routes
 from nova_precache.api.operations import ANY_METHOD, Operation
 
@@ -72,10 +74,11 @@ def section(
 
 
 def _statuses(success: int, reasons: Mapping[int, str]) -> Iterator[Sequence[str]]:
-    done = http.HTTPStatus(success)
-    yield f'{done} - {done.phrase}', f'{done.description}.'
+    # The phrases of the answers; those of http.HTTPStatus differ between Pythons.
+    phrases = webob.util.status_reasons
+    yield f'{success} - {phrases[success]}', f'{http.HTTPStatus(success).description}.'
     for status in sorted(reasons):
-        yield f'{status} - {http.HTTPStatus(status).phrase}', reasons[status]
+        yield f'{status} - {phrases[status]}', reasons[status]
 
 
 def _part(title: str, rows: Sequence[Sequence[str]], sample: str | None) -> Iterator[str]:

@@ -23,10 +23,10 @@ STATUSES = {
     *map(str, itertools.chain(model.RequestStatus, model.TaskStatus, model.HostStatus)),
 }
 _FORMAT = re.compile(r'%(?:\.?\d+)?[sdgrf]')
-# The message is on a line of its own.
+# The message is on one or more lines of its own.
 _LOG_LINE = re.compile(
     r'^\S+ (?:api|conductor|compute) +(?P<level>[A-Z]+) (?P<logger>[\w.]+) \[[^]]*\]\n'
-    r' +(?P<message>.*)$',
+    r'(?P<message>(?:^ +.*$\n?)+)',
     re.MULTILINE,
 )
 
@@ -137,9 +137,10 @@ def _is_logged(message: str, formats: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, message) for pattern in patterns)
 
 
-@pytest.mark.parametrize('line', _log_lines(), ids=lambda line: str(line['message'])[:40])
+@pytest.mark.parametrize('line', _log_lines(), ids=lambda line: str(line['message']).strip()[:40])
 def test_a_log_line_in_the_documentation_is_logged_by_its_module(line: re.Match[str]) -> None:
-    assert _is_logged(line['message'], _formats(line['logger'], line['level']))
+    message = ' '.join(line['message'].split())
+    assert _is_logged(message, _formats(line['logger'], line['level']))
 
 
 def test_the_log_lines_are_found() -> None:
