@@ -64,7 +64,7 @@ def _can_read(url: sa.URL, *tables: str) -> list[str]:
     return readable
 
 
-def test_on_mariadb_the_user_for_the_inventory_reads_just_what_is_needed(
+def test_mariadb_inventory_user_reads_only_needed(
     mariadb: databases.DatabaseServer,
 ) -> None:
     with mariadb.empty('nova_api') as api, mariadb.empty('nova_cell1') as cell:
@@ -83,7 +83,7 @@ def test_on_mariadb_the_user_for_the_inventory_reads_just_what_is_needed(
     assert read_in_cell == ['services']
 
 
-def test_on_postgresql_the_user_for_the_inventory_reads_just_what_is_needed(
+def test_postgresql_inventory_user_reads_only_needed(
     postgresql: databases.DatabaseServer,
 ) -> None:
     (block,) = [each for each in _blocks('postgresql') if each.language == 'sql']
@@ -104,7 +104,7 @@ def test_on_postgresql_the_user_for_the_inventory_reads_just_what_is_needed(
     assert tuple(read) == READ
 
 
-def test_on_postgresql_the_database_of_the_service_is_made_and_its_user_owns_it(
+def test_postgresql_user_owns_service_database(
     postgresql: databases.DatabaseServer, tmp_path: pathlib.Path
 ) -> None:
     (block,) = [each for each in _blocks('postgresql') if each.language == 'shell']

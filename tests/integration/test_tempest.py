@@ -77,9 +77,7 @@ def test_tempest_runs_every_plugin_test(stock_tempest: tempest.Tempest) -> None:
 @pytest.mark.parametrize(
     'block', [each for each in BLOCKS if 'pip install' in each.text], ids=lambda each: each.place
 )
-def test_tempest_finds_the_plugin_as_the_guide_installs_it(
-    block: Block, tmp_path: pathlib.Path
-) -> None:
+def test_tempest_finds_documented_installation(block: Block, tmp_path: pathlib.Path) -> None:
     home = tmp_path / 'environment'
     subprocess.run([sys.executable, '-m', 'venv', str(home)], check=True)
     if '--no-deps' in block.text:

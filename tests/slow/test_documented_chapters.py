@@ -77,7 +77,7 @@ def _require(*programs: str) -> None:
         require_server(program, shutil.which(program) is not None, f'apt-get install {program}')
 
 
-def test_these_are_all_pages_with_commands_that_are_run_here() -> None:
+def test_all_chapters_are_run() -> None:
     pages = {block.page for block in documentation.run_by('chapters')}
     assert pages == {*LOOKED_AT, BACKUP}
 
@@ -108,7 +108,7 @@ def running(
 
 @pytest.mark.parametrize('page', LOOKED_AT)
 @pytest.mark.timeout(600)
-def test_the_commands_of_a_page_print_what_it_says(
+def test_page_commands_print_as_shown(
     page: str, running: tuple[quickstart.Service, dict[str, str]], tmp_path: pathlib.Path
 ) -> None:
     _require('logrotate')
@@ -144,7 +144,7 @@ EXPECTED: Mapping[str, Sequence[str]] = {
 
 @pytest.mark.parametrize('kind', ['mariadb', 'sqlite'])
 @pytest.mark.timeout(600)
-def test_a_restored_database_has_the_requests_of_the_time_of_its_backup(
+def test_restored_database_has_old_requests(
     kind: str,
     glance: glance_server.GlanceServer,
     upload_image: UploadImage,

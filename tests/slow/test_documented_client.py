@@ -132,13 +132,13 @@ def _blocks(*arguments: str) -> list[Block]:
     return [each for each in documentation.run_by('client') if each.arguments == arguments]
 
 
-def test_these_are_all_pages_with_commands_of_the_client() -> None:
+def test_all_client_pages_are_run() -> None:
     assert {block.page for block in documentation.run_by('client')} == set(PAGES)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: pathlib.Path(page).stem)
 @pytest.mark.timeout(400)
-def test_the_commands_of_a_page_do_what_it_says(
+def test_page_commands_work(
     page: str, shell: Shell, started: Any, link: site_link.Gateway, images: dict[str, str]
 ) -> None:
     around: dict[str, Callable[[str], None]] = {

@@ -246,7 +246,7 @@ def guide(
 
 
 @pytest.mark.timeout(1800)  # it installs the package three times, and runs everything
-def test_the_guide_leads_from_a_wheel_to_an_image_on_a_compute_host(
+def test_guide_from_wheel_to_cached_image(
     guide: Guide,
     machines: dict[str, Machine],
     own_keystone: keystone_server.KeystoneServer,

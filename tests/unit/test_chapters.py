@@ -83,12 +83,12 @@ def test_there_are_symptoms() -> None:
 
 
 @pytest.mark.parametrize('status', _column(0))
-def test_a_status_in_the_table_of_symptoms_exists(status: str) -> None:
+def test_symptom_status_exists(status: str) -> None:
     assert status in STATUSES
 
 
 @pytest.mark.parametrize('reason', _column(1))
-def test_a_reason_in_the_table_of_symptoms_is_one_of_the_code(reason: str) -> None:
+def test_symptom_reason_is_in_code(reason: str) -> None:
     assert len(reason.replace(ANY, '')) >= SHORTEST
     assert _is_in_the_code(reason)
 
@@ -97,12 +97,12 @@ def test_a_reason_in_the_table_of_symptoms_is_one_of_the_code(reason: str) -> No
     'reason',
     ['host down: last seen at …', 'needs … gigabytes', 'unsafe picture: …', 'canary host failed'],
 )
-def test_a_reason_that_the_code_does_not_have_is_found(reason: str) -> None:
+def test_unknown_reason_is_found(reason: str) -> None:
     assert not _is_in_the_code(reason)
 
 
 @pytest.mark.parametrize('command', _column(2))
-def test_a_command_in_the_table_of_symptoms_is_in_a_block_of_its_page(command: str) -> None:
+def test_symptom_command_is_in_block(command: str) -> None:
     blocks = documentation.blocks('doc/source/troubleshooting.rst')
     assert command in [line for block in blocks for line in block.text.splitlines()]
 
@@ -138,7 +138,7 @@ def _is_logged(message: str, formats: Sequence[str]) -> bool:
 
 
 @pytest.mark.parametrize('line', _log_lines(), ids=lambda line: str(line['message']).strip()[:40])
-def test_a_log_line_in_the_documentation_is_logged_by_its_module(line: re.Match[str]) -> None:
+def test_quoted_log_line_is_logged(line: re.Match[str]) -> None:
     message = ' '.join(line['message'].split())
     assert _is_logged(message, _formats(line['logger'], line['level']))
 
@@ -154,9 +154,7 @@ def _sizes() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(('group', 'name', 'default'), _sizes())
-def test_a_default_in_the_chapter_on_sizing_is_that_of_the_option(
-    group: str, name: str, default: str
-) -> None:
+def test_sizing_quotes_option_defaults(group: str, name: str, default: str) -> None:
     conf = configuration.new(config_files=[])
     value = conf[name] if group == 'DEFAULT' else conf[group][name]
     assert float(value) == float(default)

@@ -77,11 +77,11 @@ def _place(block: Block) -> str:
     return block.place
 
 
-def test_each_block_is_run_or_parsed_by_a_test() -> None:
+def test_each_block_is_run_or_parsed() -> None:
     assert list(documentation.faults(BLOCKS)) == []
 
 
-def test_every_block_and_every_mark_of_the_pages_is_found() -> None:
+def test_every_block_and_mark_is_found() -> None:
     written = '\n'.join((ROOT / page).read_text() for page in documentation.pages())
 
     marked = [block for block in BLOCKS if block.test or block.not_run]
@@ -102,13 +102,13 @@ def test_every_block_and_every_mark_of_the_pages_is_found() -> None:
         ('1. Do:\n\n   .. code-block:: shell\n\n      ls', 'no test runs it'),
     ],
 )
-def test_a_block_that_no_test_runs_is_a_fault(text: str, fault: str) -> None:
+def test_block_without_test_is_fault(text: str, fault: str) -> None:
     (found,) = documentation.faults(documentation.parse('page.rst', text))
 
     assert fault in found
 
 
-def test_a_block_is_marked_by_the_comment_directly_above_it() -> None:
+def test_comment_above_marks_block() -> None:
     marked = '.. run: guide compute /a\n.. code-block:: ini\n\n   [a]'
     text = f'{marked}\n\nSo\n\n.. code-block:: ini\n\n   b'
 
@@ -119,7 +119,7 @@ def test_a_block_is_marked_by_the_comment_directly_above_it() -> None:
 
 
 @pytest.mark.parametrize(('count', 'faults'), [(10, 0), (11, 1)])
-def test_no_more_than_ten_blocks_may_be_marked_as_not_run(count: int, faults: int) -> None:
+def test_at_most_ten_blocks_not_run(count: int, faults: int) -> None:
     text = '\n\n'.join(['.. not run: a GPU\n.. code-block:: shell\n\n   ls'] * count)
 
     blocks = documentation.parse('page.rst', text)
@@ -186,7 +186,7 @@ def _configurations() -> list[Block]:
 
 
 @pytest.mark.parametrize('block', _configurations(), ids=_place)
-def test_a_configuration_has_only_options_that_exist_with_values_that_they_take(
+def test_documented_options_exist_and_parse(
     block: Block,
 ) -> None:
     assert _wrong_values(block.text) == []
@@ -203,9 +203,7 @@ def test_a_configuration_has_only_options_that_exist_with_values_that_they_take(
         ('[glance]\nuser = x', '[glance] user is no option'),
     ],
 )
-def test_a_configuration_with_an_unknown_option_or_a_bad_value_is_found(
-    text: str, wrong: str
-) -> None:
+def test_bad_documented_option_is_found(text: str, wrong: str) -> None:
     (found,) = _wrong_values(text)
     assert found.startswith(wrong)
 
@@ -214,7 +212,7 @@ def _help_of_options() -> list[str]:
     return [opt.help or '' for _, opts in configuration.list_opts() for opt in opts]
 
 
-def test_an_option_that_a_page_names_exists() -> None:
+def test_option_in_page_exists() -> None:
     plugins = {
         ('service_available', plugin_options.AVAILABLE.name),
         *((plugin_options.GROUP.name, opt.name) for opt in plugin_options.OPTIONS),
@@ -230,7 +228,7 @@ def test_an_option_that_a_page_names_exists() -> None:
     ] == []
 
 
-def test_an_option_that_the_help_of_another_names_exists() -> None:
+def test_option_in_help_exists() -> None:
     named = {found for text in _help_of_options() for found in re.findall(r'\[(\w+)\] (\w+)', text)}
 
     assert named
@@ -241,14 +239,14 @@ def test_an_option_that_the_help_of_another_names_exists() -> None:
 
 
 @pytest.mark.parametrize('block', [each for each in BLOCKS if each.language == 'json'], ids=_place)
-def test_a_body_is_one_that_the_api_takes(block: Block) -> None:
+def test_documented_body_matches_schema(block: Block) -> None:
     body = json.loads(block.text)
     schema = request_schemas.CREATE if 'request' in body else request_schemas.ACTION
     jsonschema.validate(body, schema)
 
 
 @pytest.mark.parametrize('block', _parsed('yaml'), ids=_place)
-def test_a_policy_has_only_rules_that_exist(block: Block) -> None:
+def test_documented_policy_rules_exist(block: Block) -> None:
     known = {rule.name for rule in policies.list_rules()}
 
     rules = yaml.safe_load(block.text)
@@ -273,9 +271,7 @@ def test_nginx_takes_its_configuration(block: Block, tmp_path: pathlib.Path) -> 
 @pytest.mark.parametrize(
     'unit', sorted((ROOT / 'etc/systemd').iterdir()), ids=lambda path: path.stem
 )
-def test_systemd_takes_each_unit_with_each_drop_in_for_it(
-    unit: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_systemd_accepts_units_with_drop_ins(unit: pathlib.Path, tmp_path: pathlib.Path) -> None:
     verify = shutil.which('systemd-analyze')
     require_server('systemd-analyze', verify is not None, 'apt-get install systemd')
     _write_unit(tmp_path / unit.name, unit.read_text())
@@ -322,7 +318,7 @@ def _is_tool(text: str) -> bool:
 
 
 @pytest.mark.parametrize('command', _commands(), ids=lambda text: text[:60])
-def test_a_command_in_a_sentence_exists_and_has_its_options(command: str) -> None:
+def test_inline_command_and_options_exist(command: str) -> None:
     program, *arguments = shlex.split(command)
     checks = {
         'nova-precache-manage': _check_manage,
@@ -406,7 +402,7 @@ def _parser_of(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def test_the_help_of_a_command_names_options_and_commands_that_exist() -> None:
+def test_help_names_existing_options() -> None:
     ours = [name for name in _openstack_commands() if name.startswith('precache')]
     helps = [_parser_of(name).format_help() for name in ours]
     helps += [parser.format_help() for _, parser in _manage_commands()]
@@ -463,7 +459,7 @@ def _check_systemctl(words: list[str]) -> None:
     assert [unit for unit in units if not (ROOT / f'etc/systemd/{unit}.service').exists()] == []
 
 
-def test_the_command_for_a_release_note_makes_one(tmp_path: pathlib.Path) -> None:
+def test_release_note_command_works(tmp_path: pathlib.Path) -> None:
     (command,) = [each for each in _commands() if 'bin/reno' in each]
     reno = pathlib.Path(sys.executable).parent / 'reno'
     require_server('reno', reno.exists(), 'pip install --requirement lint-requirements.txt')
@@ -507,7 +503,7 @@ def test_an_option_of_a_command_exists() -> None:
     'text',
     [each for each in LITERALS if CALL.fullmatch(each) or re.match(r'/v[12](\W|$)', each)],
 )
-def test_a_url_of_the_api_exists_with_its_method(text: str) -> None:
+def test_documented_url_and_method_exist(text: str) -> None:
     found = CALL.fullmatch(text)
     method, url = found.groups() if found else (None, text)
     path = re.sub(r'\?.*', '', url)

@@ -51,14 +51,14 @@ def test_packages_installed_except_developer_ones() -> None:
     assert set(_setup()['files']['packages'].split()) == there - STAYS_HERE
 
 
-def test_what_only_services_use_is_in_the_extra_for_them() -> None:
+def test_service_requirements_are_in_extra() -> None:
     assert {utils.canonicalize_name(each) for each in OF_SERVICES} <= set(_extra('server'))
     assert not set(_extra('server')) & set(_base())
     for extra in ('osc', 'tempest'):
         assert not set(_extra(extra)) & set(_extra('server'))
 
 
-def test_the_commands_of_the_openstack_client_import_only_what_the_base_brings() -> None:
+def test_plugin_imports_only_base() -> None:
     script = (
         'import pkgutil, sys\n'
         f'sys.modules.update(dict.fromkeys({sorted(OF_SERVICES)!r}))\n'
@@ -70,7 +70,7 @@ def test_the_commands_of_the_openstack_client_import_only_what_the_base_brings()
     assert _python(script).stderr == ''
 
 
-def test_a_command_of_a_service_without_the_extra_says_what_to_install() -> None:
+def test_missing_extra_named_by_command() -> None:
     ran = _python(WITHOUT_SERVER)
 
     assert (ran.returncode, ran.stderr) == (
@@ -99,7 +99,7 @@ def _pins() -> dict[str, str]:
 
 
 @pytest.mark.parametrize('extra', [None, 'eventlet', 'mysql', 'osc', 'postgresql', 'server'])
-def test_the_constraints_pin_what_is_required_to_a_version_that_may_be(extra: str | None) -> None:
+def test_constraints_pin_allowed_versions(extra: str | None) -> None:
     pins = _pins()
     required = _base() if extra is None else _extra(extra)
 
@@ -109,7 +109,7 @@ def test_the_constraints_pin_what_is_required_to_a_version_that_may_be(extra: st
         assert each.specifier.contains(pins[name]), f'{each}, but {name}=={pins[name]}'
 
 
-def test_all_that_is_tested_was_installed_with_the_constraints() -> None:
+def test_installed_versions_match_constraints() -> None:
     script = (ROOT / 'tools' / 'common.sh').read_text()
     installs = re.findall(r'^.*/bin/pip" install .*what.*$', script, re.MULTILINE)
 

@@ -102,7 +102,7 @@ BLOCKS = [block for page in PAGES for block in _blocks(page, page.read_text())]
 
 
 @pytest.mark.parametrize('block', BLOCKS, ids=str)
-def test_a_block_names_the_language_that_it_is_written_in(block: Block) -> None:
+def test_block_names_its_language(block: Block) -> None:
     lexer = pygments.lexers.get_lexer_by_name(block.language)
 
     wrong = [text for kind, text in lexer.get_tokens(block.text) if kind is token.Error]
@@ -111,7 +111,7 @@ def test_a_block_names_the_language_that_it_is_written_in(block: Block) -> None:
 
 
 @pytest.mark.parametrize('block', BLOCKS, ids=str)
-def test_the_lines_of_a_block_fit_into_a_window_of_800_pixels(block: Block) -> None:
+def test_block_lines_fit_800_pixels(block: Block) -> None:
     if block.language in WRAPPED:
         return
 

@@ -31,7 +31,7 @@ def test_every_status_can_be_reached(
 
 
 @KINDS
-def test_only_a_retry_leaves_a_final_status(
+def test_only_retry_leaves_final_status(
     transitions: states.Transitions[Any], statuses: Any, active: frozenset[str]
 ) -> None:
     final = set(statuses) - active

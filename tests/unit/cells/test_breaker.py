@@ -113,7 +113,7 @@ def test_successful_short_call_closes_breaker(breakers: breaker.CellBreakers, cl
     assert breakers.avoid() == set()
 
 
-def test_each_failure_in_a_row_rests_longer(clock: Clock) -> None:
+def test_repeated_failure_rests_longer(clock: Clock) -> None:
     one = breaker.CircuitBreaker(lambda failures: 10.0 * failures, clock)
 
     assert one.failed()

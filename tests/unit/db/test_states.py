@@ -236,9 +236,7 @@ def test_a_request_takes_the_arrow(
 
 
 @_arrows(SHARED)
-def test_a_job_and_its_task_take_the_arrow(
-    world: World, changes: Changes, arrow: states.Arrow[Task]
-) -> None:
+def test_job_and_task_take_arrow(world: World, changes: Changes, arrow: states.Arrow[Task]) -> None:
     driver = Driver(world, 'h1')
     assert arrow.origin is not None
     driver.run(TO_TASK[arrow.origin])

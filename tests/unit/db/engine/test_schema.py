@@ -94,7 +94,7 @@ def test_newer_schema_is_accepted(new_database: session.Database) -> None:
     schema.require(new_database)
 
 
-def test_the_tables_of_a_later_release_are_not_migrated(new_database: session.Database) -> None:
+def test_later_tables_not_migrated(new_database: session.Database) -> None:
     schema.sync(new_database)
     _set_revision(new_database, '9999')
 
