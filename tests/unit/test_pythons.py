@@ -107,7 +107,7 @@ def test_newer_python_used_with_warning(
 
     assert ran.stdout.split() == [newer]
     assert ran.stderr == (
-        f'== This is not tested with Python 3.15.0, but with Python {" ".join(_named())}\n'
+        f'== Untested with Python 3.15.0; tested with Python {" ".join(_named())}\n'
     )
 
 
