@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Run the tests that are too slow for tools/run-tests.sh: guests of a stock Nova, which are skipped
-# without root, tempest, and a whole deployment. Arguments go to pytest.
+# without root, a whole deployment, and beside them tempest and the commands of the documentation.
+# Arguments go to a single run of pytest.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -12,7 +13,15 @@ fi
 cd "$ROOT"
 # Built here, since it takes longer than a test may.
 python -W ignore -m tests.environments
-if [[ $# == 0 ]]; then
-    set -- -m slow tests/slow tests/integration
+if [[ $# -gt 0 ]]; then
+    exec pytest "$@"
 fi
-exec pytest "$@"
+
+failed=0
+documentation=(tests/slow/test_documented_*.py tests/slow/test_guide.py)
+documentation+=(tests/integration/test_tempest.py)
+say 'Two runs in parallel; the output of one comes later'
+beside documentation pytest -m slow "${documentation[@]}"
+pytest -m slow tests/slow tests/integration "${documentation[@]/#/--ignore=}" || failed=1
+collect documentation || failed=1
+exit $failed
