@@ -25,7 +25,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         requests=common.request_store(conf, database),
         actions=request_actions.RequestActions(database),
         agents=computes.host_store(conf, database, aggregates),
-        caches=common.told_caches(conf, database),
+        caches=common.reported_caches(conf, database),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         pins=pins.Pins(database),
         images_for=images.of_callers(conf),

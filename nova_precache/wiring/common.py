@@ -50,6 +50,6 @@ def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.A
     return agents.Agents(database, conf.service_down_time)
 
 
-def told_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
+def reported_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
     """Open the store of the hosts' cache inventories; stock nova-computes report none."""
     return caches.UnreportedCaches(database) if is_stock(conf) else caches.Caches(database)

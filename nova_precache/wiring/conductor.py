@@ -180,7 +180,7 @@ class ConductorParts:
             conductor_id=self.id,
             request_store=self.requests,
             pin_store=pins.Pins(self.database),
-            cache_store=common.told_caches(self.conf, self.database),
+            cache_store=common.reported_caches(self.conf, self.database),
             aggregates=self.inventory,
             alive=self.backend.liveness,
             images=self.images,

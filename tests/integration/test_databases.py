@@ -142,7 +142,7 @@ def test_random_actions_lose_no_task(database: session.Database) -> None:
     for _ in range(STEPS):
         orders.take_a_step()
         orders.look()
-    orders.go_on_to_the_end()
+    orders.wait_for_completion()
     orders.look()
 
 
@@ -235,7 +235,7 @@ class Fleet:
             self.world.accept(hosts, images, aggregate=aggregate, is_admin=True, **fields)
         )
 
-    def go_on_to_the_end(self) -> None:
+    def wait_for_completion(self) -> None:
         """Steer the running requests, and check the limits all the time."""
         self._wait_done(15)
         self._steer(1, self.world.steering.pause)
@@ -332,7 +332,7 @@ def test_two_conductors_do_each_task_once(url: str, database: session.Database) 
         processes = [running.enter_context(conducting.Process(each)) for each in orders]
         _all(processes)
         _all(processes, 'start')
-        fleet.go_on_to_the_end()
+        fleet.wait_for_completion()
         _all(processes, 'stop')
         stale = [_zombie(fleet.world, call) for call in fleet.dead]
         told = [each for each in _all(processes, 'announce') if each is not None]

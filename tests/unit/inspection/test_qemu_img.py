@@ -165,7 +165,7 @@ def test_idle_program_yields_until_urgent(image: pathlib.Path, tmp_path: pathlib
             running.result(timeout=60)
 
 
-def told_to_convert(tmp_path: pathlib.Path, source: pathlib.Path, target: pathlib.Path) -> str:
+def convert_command(tmp_path: pathlib.Path, source: pathlib.Path, target: pathlib.Path) -> str:
     """Convert with a program that only records its arguments."""
     program = stand_in(tmp_path, f'echo "$@" > {tmp_path}/arguments')
     qemu_img.QemuImg(program=program).convert_to_raw(str(source), 'qcow2', str(target))
@@ -179,9 +179,9 @@ def test_conversion_bypasses_page_cache(
     monkeypatch.setattr(pagecache, 'takes_direct_writes', lambda path: True)
     target = tmp_path / 'target'
     monkeypatch.setattr(pagecache, 'is_mostly_cached', lambda path: True)
-    assert ' -W -t none /' in told_to_convert(tmp_path, image, target)
+    assert ' -W -t none /' in convert_command(tmp_path, image, target)
     monkeypatch.setattr(pagecache, 'is_mostly_cached', lambda path: False)
-    assert ' -W -t none -T none /' in told_to_convert(tmp_path, image, target)
+    assert ' -W -t none -T none /' in convert_command(tmp_path, image, target)
 
 
 def test_conversion_works_without_direct_writes(
@@ -189,7 +189,7 @@ def test_conversion_works_without_direct_writes(
 ) -> None:
     monkeypatch.setattr(pagecache, 'takes_direct_writes', lambda path: False)
     target = tmp_path / 'target'
-    assert ' -W /' in told_to_convert(tmp_path, image, target)
+    assert ' -W /' in convert_command(tmp_path, image, target)
 
 
 def test_uncreatable_target_faults_storage(image: pathlib.Path) -> None:
