@@ -143,7 +143,7 @@ class Orders:
         self.world.change(models.CacheRequest, not_before.is_not(None), not_before=LONG_AGO)
         self.world.steering.open_windows()
 
-    def go_on_to_the_end(self) -> None:
+    def wait_for_completion(self) -> None:
         for request in self.asked:
             with contextlib.suppress(exception.StatusConflict):
                 self.world.steering.resume(request.id)
@@ -277,7 +277,7 @@ def test_random_actions_lose_no_task(world: World, seed: int) -> None:
         for _ in range(STEPS):
             done.append(orders.take_a_step())
             orders.look()
-        orders.go_on_to_the_end()
+        orders.wait_for_completion()
         orders.look()
     except Exception as exc:
         exc.add_note(f'after {", ".join(done)}')
