@@ -124,6 +124,14 @@ class PinStore(Protocol):
     def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]: ...
 
 
+class ExplanationStore(Protocol):
+    """Reasons and rates as of now; implemented by ``db.explanations.Explanations``."""
+
+    def requests(self, requests: Sequence[model.CacheRequest]) -> Sequence[model.CacheRequest]: ...
+
+    def tasks(self, tasks: Sequence[model.Task]) -> Sequence[model.Task]: ...
+
+
 class RateStore(Protocol):
     """Recent download rates of the hosts; implemented by ``db.jobs.Jobs``."""
 
@@ -153,6 +161,7 @@ class Services:
     caches: CachedImageStore
     pins: PinStore
     rates: RateStore
+    explanations: ExplanationStore
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]

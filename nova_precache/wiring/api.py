@@ -28,6 +28,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         caches=common.reported_caches(conf, database),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         pins=pins.Pins(database),
+        explanations=common.explanation_store(conf, database, aggregates),
         images_for=images.of_callers(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
         why_unsupported=_why_unsupported(conf, transport),
