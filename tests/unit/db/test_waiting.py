@@ -65,7 +65,9 @@ def service(**fields: Any) -> waiting.ServiceFacts:
     return dataclasses.replace(SERVICE, **fields)
 
 
-@pytest.mark.parametrize('status', ['error', 'cached', 'skipped', 'cancelled', 'of a newer release'])
+@pytest.mark.parametrize(
+    'status', ['error', 'cached', 'skipped', 'cancelled', 'of a newer release']
+)
 def test_final_task_keeps_its_reason(status: str) -> None:
     silent = service(conductor_seen_at=ago(1000))
 
