@@ -173,8 +173,8 @@ class Settings:
     """The options that handlers use.
 
     :ivar is_stock: stock nova-computes cache the images
-    :ivar force_raw_images: must be as on the computes, for estimates
-    :ivar reserved_disk_bytes: must be as on the computes, for estimates
+    :ivar force_raw_images: for estimates, of computes that do not report theirs
+    :ivar reserved_disk_bytes: the same
     :ivar precache_concurrency: returns the current value, for estimates
     """
 

@@ -241,7 +241,7 @@ def test_all_slots_taken(claimed: int) -> None:
 
 @pytest.mark.parametrize('status', sorted(model.TASK_WORKING))
 def test_silent_compute_has_no_rate(status: str) -> None:
-    silent = {
+    silent: dict[str, Any] = {
         'host': host(seen_at=ago(40)),
         'job': dataclasses.replace(READY, progress_at=ago(41)),
         'rate_bytes': 5000,
@@ -255,7 +255,7 @@ def test_silent_compute_has_no_rate(status: str) -> None:
     ('seen', 'progress'), [(14, 900), (900, 14)], ids=['its state', 'its progress']
 )
 def test_any_recent_report_keeps_rate(seen: float, progress: float) -> None:
-    slow = {
+    slow: dict[str, Any] = {
         'host': host(seen_at=ago(seen)),
         'job': dataclasses.replace(READY, progress_at=ago(progress)),
         'rate_bytes': 3,
@@ -266,7 +266,7 @@ def test_any_recent_report_keeps_rate(seen: float, progress: float) -> None:
 
 
 def test_restarted_compute_has_no_rate() -> None:
-    again = {
+    again: dict[str, Any] = {
         'host': host(registered_at=ago(3)),
         'job': dataclasses.replace(READY, progress_at=ago(9)),
         'rate_bytes': 5000,
