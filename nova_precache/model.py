@@ -274,7 +274,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """A compute host's agent as it last reported itself; sizes in bytes."""
+    """A compute host's agent as it last reported itself; sizes in bytes.
+
+    :ivar stopped_at: when it has stopped cleanly; None if it has started since
+    """
 
     host: str
     agent_id: str
@@ -288,10 +291,11 @@ class Agent:
     capabilities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     started_at: datetime.datetime | None = None
     seen_at: datetime.datetime | None = None
+    stopped_at: datetime.datetime | None = None
 
 
 class HostStatus(enum.StrEnum):
-    """Whether a compute host can be called, if known."""
+    """Whether a compute host can be called, or another service runs, if known."""
 
     UP = 'up'
     DOWN = 'down'
@@ -308,6 +312,55 @@ class Host:
     agent: Agent
     status: HostStatus = HostStatus.UP
     reason: str | None = None
+
+
+class CellStatus(enum.StrEnum):
+    """Whether the broker of a cell can be reached, if known."""
+
+    UP = 'up'
+    DOWN = 'down'
+    UNKNOWN = 'unknown'
+    DISABLED = 'disabled'
+
+
+class Binary(enum.StrEnum):
+    """The commands that run as services."""
+
+    API = 'nova-precache-api'
+    CONDUCTOR = 'nova-precache-conductor'
+    COMPUTE = 'nova-precache-compute'
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceProcess:
+    """A running conductor or API.
+
+    :ivar id: new for each process
+    """
+
+    id: str
+    binary: Binary
+    host: str
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A conductor, an API or a compute's agent: its last report, and its current status.
+
+    :ivar reason: why it is not up
+    :ivar cell_uuid: of a compute
+    """
+
+    id: str
+    binary: str
+    host: str
+    status: HostStatus
+    version: str | None
+    started_at: datetime.datetime
+    seen_at: datetime.datetime
+    reason: str | None = None
+    cell_uuid: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import hearing
+from nova_precache.db import standing
 from nova_precache.db.engine import models, session as db_session
 
 
@@ -72,6 +72,11 @@ class Statistics:
                 hosts=_hosts(session, self._down),
             )
 
+    def hosts(self) -> Mapping[str, HostCount]:
+        """Count the hosts of each cell."""
+        with self._database.reader() as session:
+            return _hosts(session, self._down)
+
 
 def _requests(session: orm.Session) -> dict[str, int]:
     row = models.CacheRequest
@@ -123,23 +128,19 @@ def _claimed_hosts(session: orm.Session) -> int:
 
 def _hosts(session: orm.Session, down: datetime.timedelta) -> dict[str, HostCount]:
     agent, now = models.Agent, db_session.now(session)
-    up = sa.func.sum(sa.case((agent.seen_at >= now - down, 1), else_=0))
-    query = sa.select(agent.cell_uuid, up, sa.func.count()).group_by(agent.cell_uuid)
-    counted = session.execute(query).all()
-    heard = hearing.of_cells(session, [cell_uuid for cell_uuid, _, _ in counted])
+    numbers = (
+        sa.func.sum(sa.case((_has(status, now, down), 1), else_=0)).label(status)
+        for status in model.HostStatus
+    )
+    query = sa.select(agent.cell_uuid, *numbers).group_by(agent.cell_uuid)
     return {
-        cell_uuid: _count(int(alive), total - int(alive), heard.get(cell_uuid), now, down)
-        for cell_uuid, alive, total in counted
+        row.cell_uuid: HostCount(up=int(row.up), down=int(row.down), unknown=int(row.unknown))
+        for row in session.execute(query)
     }
 
 
-def _count(
-    up: int,
-    silent: int,
-    heard: hearing.Heard | None,
-    now: datetime.datetime,
-    down: datetime.timedelta,
-) -> HostCount:
-    if heard is None or heard.may_judge(now, down):
-        return HostCount(up=up, down=silent)
-    return HostCount(up=up, down=0, unknown=silent)
+def _has(
+    status: model.HostStatus, now: datetime.datetime, down: datetime.timedelta
+) -> sa.ColumnElement[bool]:
+    agent = models.Agent
+    return standing.has_status(agent, agent.cell_uuid, status, now, down)

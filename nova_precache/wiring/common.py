@@ -5,10 +5,10 @@ from importlib import metadata
 
 from oslo_config import cfg
 
-from nova_precache import metrics, rpc
+from nova_precache import metrics, model, rpc, service_reporter
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conf import image_cache
-from nova_precache.db import agents, caches, requests
+from nova_precache.db import agents, caches, requests, services
 from nova_precache.db.engine import session as db_session
 
 
@@ -48,6 +48,27 @@ def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> reques
 
 def agent_store(conf: cfg.ConfigOpts, database: db_session.Database) -> agents.Agents:
     return agents.Agents(database, conf.service_down_time)
+
+
+def service_store(conf: cfg.ConfigOpts, database: db_session.Database) -> services.Services:
+    return services.Services(database, conf.service_down_time, conf.report_interval)
+
+
+def new_reporter(
+    conf: cfg.ConfigOpts,
+    database: db_session.Database,
+    binary: model.Binary,
+    first_seconds: float = 0,
+) -> service_reporter.ServiceReporter:
+    """Build the reporter that this process of a conductor or an API runs."""
+    return service_reporter.ServiceReporter(
+        service_store(conf, database),
+        binary,
+        conf.host,
+        version(),
+        conf.report_interval,
+        first_seconds,
+    )
 
 
 def reported_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:

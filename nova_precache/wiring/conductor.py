@@ -143,11 +143,16 @@ class ConductorParts:
                 progress_seconds=options.progress_write_interval_seconds,
                 heartbeat_seconds=options.heartbeat_write_interval_seconds,
                 cells_seconds=options.cell_refresh_seconds,
-                purge=lambda: self.requests.purge(self.conf.image_cache.request_retention_days),
+                purge=self._purge,
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),
         )
+
+    def _purge(self) -> None:
+        self.requests.purge(self.conf.image_cache.request_retention_days)
+        services = common.service_store(self.conf, self.database)
+        services.purge(self.conf.conductor.service_retention_days)
 
     def _dispatcher(self) -> dispatcher.Dispatcher:
         return dispatcher.Dispatcher(

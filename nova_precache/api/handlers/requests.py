@@ -94,9 +94,16 @@ def tasks(req: Request) -> Reply:
         host=paging.first(req, 'host'),
         image_id=_uuid(req, 'image'),
     )
-    path = f'{PATH}/{request.id}/tasks'
+    path, cells = f'{PATH}/{request.id}/tasks', req.services.cell_names.load()
     return Reply(
-        body=paging.page(req, path, 'tasks', found, serializers.task_to_json, lambda task: task.id)
+        body=paging.page(
+            req,
+            path,
+            'tasks',
+            found,
+            lambda task: serializers.task_to_json(task, cells),
+            lambda task: task.id,
+        )
     )
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model, states
-from nova_precache.db import hearing, rows as db_rows
+from nova_precache.db import hearing, rows as db_rows, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import claim as job_claim, demand, host_limits, locking
 
@@ -46,6 +46,7 @@ class Assignment:
     :ivar terms: at the time of assignment
     :ivar seen_at: last report of the host, by the clock of ``assigned_at``; None if it has none
     :ivar heard: when its cell could be heard; None if conductors do not record that
+    :ivar stopped_at: when the compute of the host has stopped; None if it has started since
     """
 
     job_id: str
@@ -60,6 +61,7 @@ class Assignment:
     seen_at: datetime.datetime | None = None
     assigned_at: datetime.datetime | None = None
     heard: hearing.Heard | None = None
+    stopped_at: datetime.datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,7 @@ _SEEN = (
     sa.select(
         models.Agent.host,
         models.Agent.seen_at,
+        standing.stopped_at(models.Agent).label('stopped_at'),
         db_session.database_now().label('now'),
         models.Hearing.since,
         models.Hearing.until,
@@ -288,7 +291,12 @@ def _complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignme
 
 def _seen(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
     heard = None if row.until is None else hearing.Heard(row.since, row.until)
-    return {'seen_at': row.seen_at, 'assigned_at': row.now, 'heard': heard}
+    return {
+        'seen_at': row.seen_at,
+        'assigned_at': row.now,
+        'heard': heard,
+        'stopped_at': row.stopped_at,
+    }
 
 
 def terms(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Terms]:
