@@ -293,6 +293,18 @@ class Agent:
     seen_at: datetime.datetime | None = None
     stopped_at: datetime.datetime | None = None
 
+    @property
+    def reserved_disk_bytes(self) -> int | None:
+        """Its option of this name; None from a compute of an earlier release."""
+        value = self.capabilities.get('reserved_disk_bytes')
+        return value if type(value) is int and value >= 0 else None
+
+    @property
+    def force_raw_images(self) -> bool | None:
+        """Its option of this name; None from a compute of an earlier release."""
+        value = self.capabilities.get('force_raw_images')
+        return value if type(value) is bool else None
+
 
 class HostStatus(enum.StrEnum):
     """Whether a compute host can be called, or another service runs, if known."""

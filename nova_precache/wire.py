@@ -298,6 +298,9 @@ def _capabilities(value: object) -> Mapping[str, Any]:
             f'state.capabilities: more than {CAPABILITIES_MAX} values, or nested more than '
             f'{_CAPABILITIES_DEPTH} deep'
         )
+    reserved, raw = 'reserved_disk_bytes', 'force_raw_images'
+    maybe(whole, known.get(reserved), f'state.capabilities.{reserved}', BYTES_MAX)
+    maybe(flag, known.get(raw), f'state.capabilities.{raw}')
     return known
 
 

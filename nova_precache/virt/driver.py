@@ -38,9 +38,13 @@ class RootDisk:
 
 
 class ComputeDriver:
-    """A hypervisor's image caching; by default it has none."""
+    """A hypervisor's image caching; by default it has none.
 
-    capabilities: dict[str, bool] = {'supports_cache_image': False}  # noqa: RUF012
+    :cvar capabilities: of the driver as configured on this host, for its reports; also the options
+        by which an estimate counts the space that it needs
+    """
+
+    capabilities: dict[str, bool | int] = {'supports_cache_image': False}  # noqa: RUF012
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         """Read the configuration; the host is not touched before ``init_host``."""
