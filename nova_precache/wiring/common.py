@@ -34,7 +34,7 @@ def conductor_cap(conf: cfg.ConfigOpts) -> str | None:
 
 def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
     """Build the metrics endpoint of this process, which serves if a port is set."""
-    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
+    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port, version())
 
 
 def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:

@@ -88,6 +88,7 @@ class ConductorParts:
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
         )
+        exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
         self.counters = self._counters(exposed)
