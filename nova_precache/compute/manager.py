@@ -207,7 +207,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         why = 'no job needs the image'
         for job_id, epoch in self._transfers.epochs(image_id).items():
             try:
-                return self._conductor.get_token(job_id, epoch)
+                token = self._conductor.get_token(job_id, epoch)
+                LOG.info('Glance refused the token for image %s: got a fresh one', image_id)
+                return token
             except exception.TokenRefused as exc:
                 why = str(exc)
             except (exception.CellUnreachable, exception.Unavailable) as exc:
