@@ -10,9 +10,9 @@ import microversion_parse
 from oslo_config import cfg
 
 from nova_precache import context as request_context, exception, model, policy
-from nova_precache.cells import inventory
+from nova_precache.cells import inventory, names
 from nova_precache.conf import image_cache
-from nova_precache.db import pins, requests
+from nova_precache.db import hearing, pins, requests, statistics
 from nova_precache.db.request import queries
 from nova_precache.image import service
 
@@ -138,6 +138,25 @@ class RateStore(Protocol):
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]: ...
 
 
+class ServiceStore(Protocol):
+    """The services of the deployment; implemented by ``db.services.Services``."""
+
+    def list_page(
+        self,
+        limit: int,
+        marker: str | None = None,
+        binary: str | None = None,
+        host: str | None = None,
+        status: model.HostStatus | None = None,
+    ) -> Sequence[model.Service]: ...
+
+
+class HearingStore(Protocol):
+    """Which cells the conductors hear; implemented by ``db.hearing.Hearings``."""
+
+    def load(self) -> hearing.AllHeard: ...
+
+
 class NoSuchResource(exception.NotFound):
     """No resource has this path, or not at this microversion."""
 
@@ -151,6 +170,7 @@ class Services:
 
     :param images_for: returns the image service with the caller's token
     :param wake: wakes the conductors; may fail
+    :param count_hosts: counts the hosts of each cell by status
     :param why_unsupported: returns why no compute may be called at all, None if they may
     """
 
@@ -161,6 +181,10 @@ class Services:
     caches: CachedImageStore
     pins: PinStore
     rates: RateStore
+    services: ServiceStore
+    hearings: HearingStore
+    cell_names: names.CellNames
+    count_hosts: Callable[[], Mapping[str, statistics.HostCount]]
     explanations: ExplanationStore
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]

@@ -16,16 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import hearing, rows
+from nova_precache.db import hearing, rows, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import host_limits
 from nova_precache.db.request import waiting
 
 LOG = logging.getLogger(__name__)
 
-WhyDown = Callable[
-    [datetime.datetime | None, datetime.datetime | None, hearing.Heard | None], str | None
-]
+_When = datetime.datetime | None
+WhyDown = Callable[[_When, _When, hearing.Heard | None, _When], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Explanations:
     """Explains the requests and tasks of one page in one read-only transaction.
 
     :param cells: lists all cells; called only if one of them is not heard
-    :param why_down: returns why a host is down, from its last report, the current time, and when
-        its cell could be heard
+    :param why_down: returns why a host is down, from its last report, the current time, when its
+        cell could be heard, and when its compute stopped
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Explanations:
                 host,
                 seen_at=row.seen_at,
                 registered_at=row.registered_at,
-                down=self._why_down(row.seen_at, now, heard),
+                down=self._why_down(row.seen_at, now, heard, row.stopped_at),
             )
         job = waiting.JobFacts(
             is_ready=bool(row.ready),
@@ -186,6 +185,7 @@ _JOINED = (
         models.Agent.seen_at,
         models.Agent.started_at.label('registered_at'),
         models.Agent.cell_uuid.label('agent_cell'),
+        standing.stopped_at(models.Agent).label('stopped_at'),
         _CLAIM.conductor_id.label('claimed_by'),
         models.StockCall.over_at,
     )
@@ -198,6 +198,9 @@ _SIGNS = sa.select(
     db_session.database_now(),
     sa.func.max(_CLAIM.lease_expires_at),
     sa.func.count(_CLAIM.conductor_id),
+    sa.select(sa.func.max(models.Service.seen_at))
+    .where(models.Service.binary == model.Binary.CONDUCTOR)
+    .scalar_subquery(),
 )
 
 
@@ -213,13 +216,15 @@ class _Page:
     def __init__(self, session: orm.Session, rules: Rules, request_ids: Collection[str]) -> None:
         self._session = session
         self._gap = datetime.timedelta(seconds=rules.hearing_gap_seconds)
-        now, leased_until, claimed = session.execute(_SIGNS).one()
+        now, leased_until, claimed, reported_at = session.execute(_SIGNS).one()
         self.heard = hearing.every(session)
         self.anywhere = hearing.latest(self.heard.values(), now)
         lease = datetime.timedelta(seconds=rules.claim_lease_seconds)
         signs = [self.heard_at(each) for each in self.heard.values()]
         if leased_until is not None:
             signs.append(leased_until - lease)
+        if reported_at is not None:
+            signs.append(reported_at)
         self.service = waiting.ServiceFacts(
             now=now,
             conductor_seen_at=max(signs, default=None),

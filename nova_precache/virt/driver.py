@@ -19,11 +19,14 @@ class CacheReport:
     """A driver's report on its cache; sizes in bytes.
 
     ``store_id`` is the same on hosts that share their cache directory.
+
+    :ivar reserved_bytes: of the free space, what precaching leaves free
     """
 
     store_id: str | None = None
     cache_bytes: int | None = None
     free_bytes: int | None = None
+    reserved_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

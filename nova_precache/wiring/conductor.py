@@ -88,6 +88,7 @@ class ConductorParts:
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
         )
+        exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
         self.counters = self._counters(exposed)
@@ -143,11 +144,16 @@ class ConductorParts:
                 progress_seconds=options.progress_write_interval_seconds,
                 heartbeat_seconds=options.heartbeat_write_interval_seconds,
                 cells_seconds=options.cell_refresh_seconds,
-                purge=lambda: self.requests.purge(self.conf.image_cache.request_retention_days),
+                purge=self._purge,
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),
         )
+
+    def _purge(self) -> None:
+        self.requests.purge(self.conf.image_cache.request_retention_days)
+        services = common.service_store(self.conf, self.database)
+        services.purge(self.conf.conductor.service_retention_days)
 
     def _dispatcher(self) -> dispatcher.Dispatcher:
         return dispatcher.Dispatcher(

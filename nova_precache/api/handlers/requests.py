@@ -99,10 +99,17 @@ def tasks(req: Request) -> Reply:
         host=paging.first(req, 'host'),
         image_id=_uuid(req, 'image'),
     )
-    path = f'{PATH}/{request.id}/tasks'
+    path, cells = f'{PATH}/{request.id}/tasks', req.services.cell_names.load()
     shown = req.services.explanations.tasks(found)
     return Reply(
-        body=paging.page(req, path, 'tasks', shown, serializers.task_to_json, lambda task: task.id)
+        body=paging.page(
+            req,
+            path,
+            'tasks',
+            shown,
+            lambda task: serializers.task_to_json(task, cells),
+            lambda task: task.id,
+        )
     )
 
 

@@ -252,6 +252,7 @@ class LibvirtDriver(driver.ComputeDriver):
                 store_id=self._store.store_id(),
                 cache_bytes=self._space.cache_bytes(),
                 free_bytes=self._space.free_bytes(),
+                reserved_bytes=self._settings.reserved_disk_bytes,
             )
             self._problem = None
         except exception.CacheError as exc:

@@ -62,6 +62,7 @@ def test_estimate_shows_hosts_totals_and_load(rebuild: Any, aggregate: Any) -> N
     assert first == {
         'host': 'host1',
         'cell': cell,
+        'cell_name': 'cell1',
         'status': 'up',
         'reason': None,
         'images': [

@@ -124,6 +124,7 @@ def test_tasks_shown_in_full_and_order(api: Any, make: Any) -> None:
         'id': first.id,
         'host': 'host1',
         'cell': first.cell_uuid,
+        'cell_name': 'cell1',
         'image_id': first.image_id,
         'status': 'queued',
         'reason': 'host down: it has never reported',
