@@ -10,6 +10,7 @@ History:
 * 1.2 - ``begin_job`` and ``report_progress`` take ``agent_id``; ``begin_job`` refuses an agent
   that is not registered for the host; ``get_token`` takes ``job_id`` and ``epoch``. An older
   conductor ignores these arguments; ``confirm_job``
+* 1.3 - ``goodbye`` of a compute that stops
 
 A new minor version adds methods or arguments; a conductor ignores unknown arguments, and
 unknown keys of a state or a progress. Nothing works without 1.0, so no pin may be lower.
@@ -24,11 +25,13 @@ from nova_precache.compute import reporter
 TOPIC = 'precache_conductor'
 # A separate topic: on one broker, all servers of a topic share its queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
-VERSION = '1.2'
+VERSION = '1.3'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
 # A compute that has the whole image waits no longer before it publishes it.
 CONFIRM_SECONDS = 10.0
+# A compute that stops waits no longer to be recorded as stopped.
+GOODBYE_SECONDS = 3.0
 
 
 class ConductorAPI:
@@ -145,6 +148,16 @@ class ConductorReporter:
             'begin_job', job_id=job_id, epoch=epoch, starts=starts, agent_id=self._agent_id
         )
         return wire.flag(begun, 'the answer')
+
+    def goodbye(self, host: str, agent_id: str, boot_id: str) -> None:
+        self._call(
+            'goodbye',
+            '1.3',
+            timeout_seconds=GOODBYE_SECONDS,
+            host=host,
+            agent_id=agent_id,
+            boot_id=boot_id,
+        )
 
     def get_token(self, job_id: str, epoch: int) -> str | None:
         token = self._call('get_token', job_id=job_id, epoch=epoch)
