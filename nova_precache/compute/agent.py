@@ -118,6 +118,11 @@ class ComputeAgent:
         self._driver.init_host()
         self._registering.start()
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether this agent is registered for its host, and serves."""
+        return self._registered.is_set()
+
     def wait_registered(self, timeout_seconds: float) -> bool:
         """Wait until this agent is registered for its host; False after a timeout."""
         return self._registered.wait(timeout_seconds)

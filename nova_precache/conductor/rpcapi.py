@@ -17,6 +17,8 @@ unknown keys of a state or a progress. Nothing works without 1.0, so no pin may 
 """
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
@@ -90,8 +92,11 @@ class ConductorReporter:
         version_cap: str | None,
         timeout_seconds: float,
         agent_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent_id = agent_id
+        self._clock = clock
+        self._answered_at: float | None = None
         self._client = rpc.Client(transport, TOPIC, version_cap, retries=1)
         self._timeout_seconds = timeout_seconds
         self._is_inventory_kept: bool | None = None
@@ -149,6 +154,17 @@ class ConductorReporter:
         )
         return wire.flag(begun, 'the answer')
 
+    def ask(self, seconds: float) -> None:
+        """Ask whether a conductor answers.
+
+        :raises nova_precache.exception.CellUnreachable: none does in time
+        """
+        self._call('ping', timeout_seconds=seconds)
+
+    def answered_seconds_ago(self) -> float | None:
+        """Return the age of the last answer of a conductor, None without one."""
+        return None if self._answered_at is None else self._clock() - self._answered_at
+
     def goodbye(self, host: str, agent_id: str, boot_id: str) -> None:
         self._call(
             'goodbye',
@@ -177,7 +193,7 @@ class ConductorReporter:
         **arguments: Any,
     ) -> Any:
         try:
-            return self._client.call(
+            answer = self._client.call(
                 context.admin_context(),
                 method,
                 version,
@@ -186,6 +202,8 @@ class ConductorReporter:
             )
         except TimeoutError as exc:
             raise exception.CellUnreachable(f'no conductor answered {method}: {exc}') from exc
+        self._answered_at = self._clock()
+        return answer
 
 
 def _to_wire(image: model.CachedImage) -> model.Json:

@@ -15,6 +15,8 @@ from nova_precache import model
 from nova_precache.db import hearing
 from nova_precache.db.engine import models
 
+STOPPED = 'stopped at'  # prefix of the reason of what has stopped cleanly
+
 Row = type[models.Agent] | type[models.Service]
 
 
@@ -48,7 +50,7 @@ def judge(
 def last_sign(seen_at: datetime.datetime | None, stopped_at: datetime.datetime | None) -> str:
     """Describe the last sign of life of what is down."""
     if stopped_at is not None:
-        return f'stopped at {_time(stopped_at)}'
+        return f'{STOPPED} {_time(stopped_at)}'
     return 'it has never reported' if seen_at is None else f'last report at {_time(seen_at)}'
 
 
