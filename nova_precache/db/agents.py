@@ -30,6 +30,8 @@ _REPORT = (
         _AGENT.c.host == sa.bindparam('of_host'),
         _AGENT.c.agent_id == sa.bindparam('of_agent'),
         _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
+        # A report may arrive after the goodbye.
+        sa.not_(standing.is_stopped(models.Agent)),
     )
     .values(seen_at=db_session.database_now(), **_REPORTS)
 )
@@ -67,7 +69,8 @@ class Agents:
         """Write reports in bulk; return the agents that are not registered for their hosts.
 
         Their reports change nothing: they have to register, as after the restore of an older
-        database, or another agent has their name. A report that the database refuses is skipped,
+        database, or another agent has their name. A late report of an agent that has stopped
+        changes nothing, either. A report that the database refuses is skipped,
         and its host is named in the log.
         """
 
@@ -86,7 +89,7 @@ class Agents:
             return [
                 agent
                 for agent in some
-                if (agent.host, agent.agent_id, agent.cell_uuid) not in registered
+                if not registered & {_reporter(agent), _reporter(agent, agent.boot_id)}
             ]
 
         def write(some: Sequence[model.Agent]) -> Sequence[model.Agent]:
@@ -95,6 +98,26 @@ class Agents:
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
         strangers = db_session.in_bulk(ordered, write, self._refuse)
         return [agent for some in strangers for agent in some]
+
+    def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
+        """Record that an agent has stopped: until it registers again, its host is down.
+
+        :raises nova_precache.exception.AgentConflict: the agent, as it was started at
+            ``boot_id``, is not registered for the host
+        """
+        agent = models.Agent
+        stopped = (
+            db_session.update(agent)
+            .where(
+                agent.host == host,
+                agent.agent_id == agent_id,
+                agent.cell_uuid == cell_uuid,
+                agent.boot_id == boot_id,
+            )
+            .values(stopped_at=db_session.database_now())
+        )
+        if not self._database.write(lambda s: db_session.rowcount(s.execute(stopped))):
+            raise exception.AgentConflict(f'Agent {agent_id} is not registered for host {host}')
 
     def _refuse(self, agent: model.Agent, error: Exception) -> None:
         self._senders.refused('a report', f'host {agent.host}', wire.line(str(error)))
@@ -239,7 +262,7 @@ class Agents:
 
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)
-        values = {'agent_id': agent.agent_id, 'started_at': now}
+        values = {'agent_id': agent.agent_id, 'started_at': now, 'stopped_at': None}
         if _update(session, agent, models.Agent.agent_id == agent.agent_id, **values):
             return
         is_down = self._has_status(model.HostStatus.DOWN, now)
@@ -260,12 +283,20 @@ def _why_down(seen_at: datetime.datetime | None, stopped_at: datetime.datetime |
     return f'host down: {standing.last_sign(seen_at, stopped_at)}'
 
 
-def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, str, str]]:
-    """Return host, id and cell of the registered agents."""
-    row, found = models.Agent, set[tuple[str, str, str]]()
+_Reporter = tuple[str, str, str, str | None]
+
+
+def _reporter(agent: model.Agent, stopped_boot: str | None = None) -> _Reporter:
+    return agent.host, agent.agent_id, agent.cell_uuid, stopped_boot
+
+
+def _registered(session: orm.Session, hosts: Sequence[str]) -> set[_Reporter]:
+    """Return host, id and cell of the registered agents; of a stopped one, also the boot id."""
+    row, found = models.Agent, set[_Reporter]()
+    boot_id = sa.case((standing.is_stopped(row), row.boot_id), else_=sa.null())
     for names in db_session.chunks(hosts):
-        query = sa.select(row.host, row.agent_id, row.cell_uuid).where(row.host.in_(names))
-        found.update((each.host, each.agent_id, each.cell_uuid) for each in session.execute(query))
+        query = sa.select(row.host, row.agent_id, row.cell_uuid, boot_id)
+        found.update(tuple(each) for each in session.execute(query.where(row.host.in_(names))))
     return found
 
 
