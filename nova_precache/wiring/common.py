@@ -13,6 +13,10 @@ from nova_precache.db import agents, caches, explanations, requests, services
 from nova_precache.db.engine import session as db_session
 
 
+# A compute reports progress every second.
+_LATE_PROGRESS_SECONDS = 1.5
+
+
 def version() -> str:
     """Return the version of this installation."""
     return metadata.version('nova-precache')
@@ -103,8 +107,8 @@ def explanation_store(
 
 def _compute_silent_seconds(conf: cfg.ConfigOpts) -> float:
     """Allow for the write of a report, so that a rate is 0 after two intervals without reports."""
-    late_seconds = conf.conductor.heartbeat_write_interval_seconds
-    return float(conf.report_interval + max(conf.report_interval / 2, late_seconds))
+    late_seconds = max(conf.report_interval / 2, conf.conductor.heartbeat_write_interval_seconds)
+    return float(max(conf.report_interval + late_seconds, _LATE_PROGRESS_SECONDS))
 
 
 def reported_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:
