@@ -217,7 +217,8 @@ REQUEST = described(
                 '``failed`` and others.',
             ),
             'reason': described(
-                _OPTIONAL_STRING, 'The reason for the status; null if the tasks have the reasons.'
+                _OPTIONAL_STRING,
+                'Why the request did not succeed: a summary of its failures; else null.',
             ),
             'aggregate': described(
                 nullable(common.RECORDED_AGGREGATE),
