@@ -17,10 +17,19 @@ _THREADS = 2
 
 
 class Exposition:
-    """The metrics of a process in their own registry; port 0 does not serve them."""
+    """The metrics of a process in their own registry; port 0 does not serve them.
 
-    def __init__(self, bind_host: str, port: int) -> None:
+    :param version: of this installation
+    """
+
+    def __init__(self, bind_host: str, port: int, version: str = '') -> None:
         self.registry = prometheus_client.CollectorRegistry()
+        prometheus_client.Gauge(
+            'nova_precache_build_info',
+            'Always 1; the label names the version of the process.',
+            ['version'],
+            registry=self.registry,
+        ).labels(version).set(1)
         self._bind_host = bind_host
         self._port = port
         self._server: server.HttpServer | None = None

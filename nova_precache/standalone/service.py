@@ -18,7 +18,15 @@ import fasteners
 import yaml
 from oslo_config import cfg
 
-from nova_precache import concurrency, conf as configuration, exception, files, metrics
+from nova_precache import (
+    concurrency,
+    conf as configuration,
+    exception,
+    files,
+    metrics,
+    model,
+    service_reporter,
+)
 from nova_precache.cells import inventory
 from nova_precache.compute import agent, metrics as compute_metrics
 from nova_precache.conductor import service as conductor_service
@@ -74,6 +82,7 @@ class Standalone:
         self._conductor: conductor_service.Conductor | None = None
         self._agents: list[agent.ComputeAgent] = []
         self._api: server.HttpServer | None = None
+        self._reporters: list[service_reporter.ServiceReporter] = []
         self._hosts = [
             StandaloneHost(f'{cell}-compute{number}', cell)
             for cell in self._cells()
@@ -105,6 +114,7 @@ class Standalone:
     def stop(self) -> None:
         """Stop all running parts; the state directory keeps all data."""
         self.ready_file.unlink(missing_ok=True)
+        concurrency.stop_all(self._reporters)
         if self._api is not None:
             self._api.stop()
         if self._conductor is not None:
@@ -156,6 +166,10 @@ class Standalone:
         api = wiring_api.new_server(conf, self._database)
         api.start()
         self._api = api
+        for binary in (model.Binary.CONDUCTOR, model.Binary.API):
+            reporter = common.new_reporter(conf, self._database, binary)
+            reporter.start()
+            self._reporters.append(reporter)
         self._write_clouds(conf, api.port)
         self._write_ready(conf, conf_path, api.port)
         LOG.info('Standalone is ready at http://%s:%d', ADDRESS, api.port)

@@ -274,6 +274,7 @@ TASK = described(
             'id': described(common.COUNT, 'The id of the task.'),
             'host': common.HOST_NAME,
             'cell': _CELL,
+            'cell_name': common.CELL_NAME,
             'image_id': _IMAGE_ID,
             'status': described(
                 common.STRING,
@@ -310,6 +311,7 @@ ESTIMATED_HOST = described(
         {
             'host': common.HOST_NAME,
             'cell': _CELL,
+            'cell_name': common.CELL_NAME,
             'status': described(
                 {'type': 'string', 'enum': ['up', 'down', 'unmapped']},
                 'Whether the host can be called.',
