@@ -7,6 +7,7 @@
     ├── InvalidInput
     │   ├── DataRefused
     │   ├── ImageNotUsable
+    │   ├── InvalidField
     │   ├── InvalidAggregateAction
     │   ├── RootDiskTooSmall
     │   └── TooMany
@@ -26,6 +27,7 @@
     │   ├── CellExists
     │   ├── InUse
     │   ├── RootDiskExists
+    │   ├── NothingToRetry
     │   ├── StatusConflict
     │   ├── NotByNova
     │   └── VersionUnsupported
@@ -69,9 +71,10 @@ Errors of other libraries are translated where they are called.
 """
 
 import errno
+from collections.abc import Collection
 from typing import ClassVar
 
-from nova_precache import model
+from nova_precache import model, shown
 
 
 class PrecacheError(Exception):
@@ -95,6 +98,15 @@ class ImageNotUsable(InvalidInput):
     def __init__(self, image_id: str, why: str) -> None:
         super().__init__(f'Image {image_id} {why}')
         self.image_id = image_id
+
+
+class InvalidField(InvalidInput):
+    """A field of a body has an invalid value, which no schema can express."""
+
+    def __init__(self, field: str, value: object, why: str) -> None:
+        super().__init__(
+            f'Invalid input for field/attribute {field}. Value: {shown.value(value)}. {why}'
+        )
 
 
 class InvalidAggregateAction(InvalidInput):
@@ -217,6 +229,13 @@ class StatusConflict(Conflict):
 
     def __init__(self, what: str, name: str, status: str, action: str) -> None:
         super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
+
+
+class NothingToRetry(Conflict):
+    """All tasks of the named hosts succeeded."""
+
+    def __init__(self, request_id: str, hosts: Collection[str]) -> None:
+        super().__init__(f'Cache request {request_id} has no task to retry on {shown.some(hosts)}.')
 
 
 class NotByNova(Conflict):
