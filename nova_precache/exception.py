@@ -9,6 +9,7 @@
     │   ├── ImageNotUsable
     │   ├── InvalidField
     │   ├── InvalidAggregateAction
+    │   ├── InvalidMarker
     │   ├── RootDiskTooSmall
     │   └── TooMany
     ├── NotFound
@@ -109,6 +110,16 @@ class InvalidField(InvalidInput):
         )
 
 
+class InvalidMarker(InvalidInput):
+    """No item of the list has this marker."""
+
+    def __init__(self, marker: str | int) -> None:
+        super().__init__(
+            f'Invalid input for query parameters marker. Value: {shown.value(marker)}. '
+            'It is not in the list.'
+        )
+
+
 class InvalidAggregateAction(InvalidInput):
     """This change or deletion of an aggregate is not allowed."""
 
@@ -117,10 +128,8 @@ class RootDiskTooSmall(InvalidInput):
     """The requested root disk is smaller than the disk of its image."""
 
     def __init__(self, image_id: str, size_bytes: int, virtual_size_bytes: int) -> None:
-        super().__init__(
-            f'Image {image_id} needs a root disk of at least {virtual_size_bytes} bytes, '
-            f'{size_bytes} asked'
-        )
+        least, asked = shown.excess(virtual_size_bytes, size_bytes)
+        super().__init__(f'Image {image_id} needs a root disk of at least {least}, not {asked}')
 
 
 class TooMany(InvalidInput):
@@ -166,14 +175,14 @@ class RequestNotFound(NotFound):
     """No cache request has this id, or it is another project's."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f'Cache request {request_id} could not be found.')
+        super().__init__(f'Cache request {shown.value(request_id)} could not be found.')
 
 
 class PinNotFound(NotFound):
     """No pin has this id, or it is another project's."""
 
     def __init__(self, pin_id: str) -> None:
-        super().__init__(f'Pin {pin_id} could not be found.')
+        super().__init__(f'Pin {shown.value(pin_id)} could not be found.')
 
 
 class Conflict(PrecacheError):
@@ -404,6 +413,8 @@ class StorageError(CacheError):
 def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
     """Build the error for an OSError that occurred while ``doing``."""
     reason = f'{doing}: {error.strerror or error}'
+    if error.filename is not None and str(error.filename) not in doing:
+        reason = f'{reason}: {error.filename}'
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughSpace(reason)
     return StorageError(reason)

@@ -16,6 +16,14 @@ from nova_precache import reasons
 Json = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class SortKey:
+    """A field by which a list is sorted."""
+
+    name: str
+    is_descending: bool = False
+
+
 class RequestStatus(enum.StrEnum):
     """The status of a request; the second group is final."""
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 _UNITS = ('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB', 'ZiB', 'YiB')
 _STEP = 1024
-LONGEST = 80
+LONGEST, LONGEST_MESSAGE = 80, 500
 MOST_ITEMS = 3
 
 
@@ -19,24 +19,34 @@ def size(count_bytes: float) -> str:
 
 
 def shortage(needed_bytes: int, free_bytes: int) -> str:
-    """Format a lack of space in one unit: needs 1.0 GiB, 0.4 GiB free.
+    """Format a lack of space: needs 1.0 GiB, 0.4 GiB free."""
+    needed, free = excess(needed_bytes, free_bytes)
+    return f'needs {needed}, {free} free'
 
-    The former is rounded up and the latter down, so that they differ.
+
+def excess(more_bytes: int, fewer_bytes: int) -> tuple[str, str]:
+    """Format two sizes in the unit of the first.
+
+    It is rounded up, and the other one down, so that they differ as the sizes do.
     """
-    power = _power(needed_bytes)
+    power = _power(more_bytes)
     if power == 0:
-        return f'needs {needed_bytes} B, {free_bytes} B free'
-    tenth = _STEP**power / 10
-    needed, free = math.ceil(needed_bytes / tenth) / 10, math.floor(free_bytes / tenth) / 10
-    return f'needs {needed:.1f} {_UNITS[power]}, {free:.1f} {_UNITS[power]} free'
+        return f'{more_bytes} B', f'{fewer_bytes} B'
+    tenth, unit = _STEP**power / 10, _UNITS[power]
+    more, fewer = math.ceil(more_bytes / tenth) / 10, math.floor(fewer_bytes / tenth) / 10
+    return f'{more:.1f} {unit}', f'{fewer:.1f} {unit}'
 
 
 def value(given: object) -> str:
     """Format an input: the beginning of a long text, the first items of a list."""
     if isinstance(given, list | tuple) and given:
         return some(given)
-    text = str(given)
-    return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
+    return _cut(str(given), LONGEST)
+
+
+def text(message: str) -> str:
+    """Cut a long message short, which may contain inputs."""
+    return _cut(message, LONGEST_MESSAGE)
 
 
 def some(items: Collection[object]) -> str:
@@ -44,6 +54,10 @@ def some(items: Collection[object]) -> str:
     first = ', '.join(value(each) for each in list(items)[:MOST_ITEMS])
     more = len(items) - MOST_ITEMS
     return first if more <= 0 else f'{first} and {more} more'
+
+
+def _cut(long: str, most: int) -> str:
+    return long if len(long) <= most else f'{long[:most]}...'
 
 
 def _power(count_bytes: float) -> int:

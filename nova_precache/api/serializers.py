@@ -54,6 +54,7 @@ def task_to_json(task: model.Task) -> model.Json:
     """Serialise a task of a request."""
     return {
         'id': task.id,
+        'request_id': task.request_id,
         'host': task.host,
         'cell': task.cell_uuid,
         'image_id': task.image_id,

@@ -7,6 +7,7 @@ import datetime
 import pytest
 
 from nova_precache import exception, model
+from nova_precache.db import pages
 from nova_precache.db.engine import models
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
 
@@ -147,8 +148,8 @@ def test_agents_come_in_pages(world: World) -> None:
     for number in range(5):
         world.agents.register(dataclasses.replace(AGENT, host=f'host{number}'))
 
-    first = world.agents.list_page(limit=3)
-    second = world.agents.list_page(limit=3, marker=first[-1].agent.host)
+    first = world.agents.list_page(pages.Page(limit=3))
+    second = world.agents.list_page(pages.Page(limit=3, marker=first[-1].agent.host))
 
     assert [host.agent.host for host in (*first, *second)] == [f'host{n}' for n in range(5)]
     assert len(first) == 3
