@@ -40,6 +40,14 @@ def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
     return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port, version())
 
 
+def silent_seconds(interval_seconds: float) -> float:
+    """Return the time without an answer after which a broker counts as away.
+
+    :param interval_seconds: of the messages to it, some of which may be late
+    """
+    return max(15.0, 3 * interval_seconds)
+
+
 def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:
     group = conf.image_cache
     limits = requests.RequestLimits(
