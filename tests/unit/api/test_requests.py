@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import jobs, requests as store
+from nova_precache.db import agents, jobs, requests as store
 from nova_precache.db.engine import models
 from nova_precache.db.request import plan as request_plan
 
@@ -99,6 +99,46 @@ def test_new_request_shown_in_full(api: Any, make: Any, aggregate: Any) -> None:
         'rate_bytes': 0,
         'eta_seconds': None,
     }
+
+
+def test_waiting_request_and_tasks_say_why(api: Any, make: Any) -> None:
+    request_id = make()
+    plan(api, request_id)
+    steered = api.post(f'/v1/requests/{request_id}/action', {'pause': None}).json['request']
+    shown = api.get(f'/v1/requests/{request_id}').json['request']
+    (listed,) = api.get('/v1/requests').json['requests']
+    tasks = api.get(f'/v1/requests/{request_id}/tasks').json['tasks']
+    assert {each['reason'] for each in (steered, shown, listed)} == {'it is paused'}
+    assert {task['reason'] for task in tasks} == {'its request is paused'}
+
+
+def test_silent_compute_shown_without_rate(api: Any, make: Any) -> None:
+    request_id = make()
+    plan(api, request_id)
+    cell = api.inventory.list_cells()[0].uuid
+    agents.Agents(api.database, 60).register(model.Agent('host1', 'agent-1', cell))
+    work = jobs.Jobs(api.database, 30)
+    (claimed,) = work.claim_hosts('c1', limit=1)
+    first = claimed.first
+    assert first is not None
+    assert work.begin(first.job_id, first.epoch)
+    progress = model.Progress('downloading', 10, 100, rate_bytes=9)
+    assert work.record_progress([jobs.ProgressReport(first.job_id, first.epoch, 1, progress)])
+    assert api.get(f'/v1/requests/{request_id}').json['request']['rate_bytes'] == 9
+    earlier = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - datetime.timedelta(
+        seconds=2 * api.conf.report_interval
+    )
+    with api.database.engine.begin() as connection:
+        connection.execute(sa.update(models.Agent).values(seen_at=earlier, started_at=earlier))
+        connection.execute(sa.update(models.Job).values(progress_at=earlier))
+
+    request = api.get(f'/v1/requests/{request_id}').json['request']
+    task = api.get(f'/v1/requests/{request_id}/tasks').json['tasks'][0]
+
+    assert (request['rate_bytes'], request['eta_seconds']) == (0, None)
+    assert (task['rate_bytes'], task['eta_seconds']) == (0, None)
+    assert task['reason'].startswith('no sign of the compute for 2')
+    assert request['reason'] == f'host1: {task["reason"]}'
 
 
 def test_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
