@@ -22,11 +22,18 @@ _THREADS = 3
 class Exposition:
     """The metrics of a process in their own registry, and its health; port 0 serves neither.
 
+    :param version: of this installation
     :ivar health: the parts of the process add their checks to it
     """
 
-    def __init__(self, bind_host: str, port: int) -> None:
+    def __init__(self, bind_host: str, port: int, version: str = '') -> None:
         self.registry = prometheus_client.CollectorRegistry()
+        prometheus_client.Gauge(
+            'nova_precache_build_info',
+            'Always 1; the label names the version of the process.',
+            ['version'],
+            registry=self.registry,
+        ).labels(version).set(1)
         self.health = health.Health()
         self._serve_metrics = prometheus_client.make_wsgi_app(self.registry)
         self._bind_host = bind_host

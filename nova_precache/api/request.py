@@ -124,6 +124,14 @@ class PinStore(Protocol):
     def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]: ...
 
 
+class ExplanationStore(Protocol):
+    """Reasons and rates as of now; implemented by ``db.explanations.Explanations``."""
+
+    def requests(self, requests: Sequence[model.CacheRequest]) -> Sequence[model.CacheRequest]: ...
+
+    def tasks(self, tasks: Sequence[model.Task]) -> Sequence[model.Task]: ...
+
+
 class RateStore(Protocol):
     """Recent download rates of the hosts; implemented by ``db.jobs.Jobs``."""
 
@@ -179,6 +187,7 @@ class Services:
     hearings: HearingStore
     cell_names: names.CellNames
     count_hosts: Callable[[], Mapping[str, statistics.HostCount]]
+    explanations: ExplanationStore
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]
@@ -190,8 +199,8 @@ class Settings:
     """The options that handlers use.
 
     :ivar is_stock: stock nova-computes cache the images
-    :ivar force_raw_images: must be as on the computes, for estimates
-    :ivar reserved_disk_bytes: must be as on the computes, for estimates
+    :ivar force_raw_images: for estimates, of computes that do not report theirs
+    :ivar reserved_disk_bytes: the same
     :ivar precache_concurrency: returns the current value, for estimates
     """
 

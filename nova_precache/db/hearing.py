@@ -112,16 +112,25 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
     return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
 
 
+def every(session: orm.Session) -> Mapping[str, Heard]:
+    """Map all cells with a row to when they could be heard."""
+    row = models.Hearing
+    query = sa.select(row.cell_uuid, row.since, row.until).where(row.cell_uuid != SERVICES)
+    return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
+
+
 def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
-    """Return when all heard cells could be heard, for a host without a row.
+    """Return when all heard cells could be heard, for a host without a row."""
+    return latest(every(session).values(), now)
+
+
+def latest(cells: Collection[Heard], now: datetime.datetime) -> Heard | None:
+    """Return when all heard cells could be heard.
 
     If no cell is heard now, use the one with the latest ``since``; None if no cell has a row.
     """
-    row = models.Hearing
-    cells = sa.select(row.since, row.until).where(row.cell_uuid != SERVICES)
-    every = [Heard(*each) for each in session.execute(cells)]
-    heard = [each for each in every if each.is_heard(now)]
-    return max(heard or every, key=lambda each: each.since, default=None)
+    heard = [each for each in cells if each.is_heard(now)]
+    return max(heard or cells, key=lambda each: each.since, default=None)
 
 
 def may_judge(

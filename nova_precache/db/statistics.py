@@ -42,6 +42,8 @@ class Count:
     :ivar jobs_working: jobs that a compute works on
     :ivar claimed_hosts: hosts that a conductor has claimed
     :ivar hosts: by cell uuid
+    :ivar oldest_ready_seconds: since the oldest job that may be called was planned; 0 without one
+    :ivar silent_seconds: for which a cell has not been heard, by cell uuid; 0 while it is
     """
 
     requests: Mapping[str, int]
@@ -52,6 +54,8 @@ class Count:
     jobs_working: int
     claimed_hosts: int
     hosts: Mapping[str, HostCount]
+    oldest_ready_seconds: float = 0.0
+    silent_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Statistics:
@@ -70,6 +74,8 @@ class Statistics:
                 **_jobs(session),
                 claimed_hosts=_claimed_hosts(session),
                 hosts=_hosts(session, self._down),
+                oldest_ready_seconds=_oldest_ready_seconds(session),
+                silent_seconds=_silent_seconds(session),
             )
 
     def hosts(self) -> Mapping[str, HostCount]:
@@ -118,6 +124,24 @@ def _waits_for(status: str, ready: bool) -> str:
     if not ready:
         return 'jobs_held'
     return 'jobs_retry_wait' if status == model.TaskStatus.RETRY_WAIT else 'jobs_ready'
+
+
+def _oldest_ready_seconds(session: orm.Session) -> float:
+    job = models.Job
+    ready = sa.and_(job.status == model.TaskStatus.QUEUED, job.ready)
+    query = sa.select(sa.func.min(job.created_at), db_session.database_now()).where(ready)
+    oldest, now = session.execute(query).one()
+    return 0.0 if oldest is None else _seconds(now - oldest)
+
+
+def _silent_seconds(session: orm.Session) -> dict[str, float]:
+    heard = models.Hearing
+    rows = session.execute(sa.select(heard.cell_uuid, heard.until, db_session.database_now()))
+    return {cell_uuid: _seconds(now - until) for cell_uuid, until, now in rows}
+
+
+def _seconds(age: datetime.timedelta) -> float:
+    return max(0.0, age.total_seconds())
 
 
 def _claimed_hosts(session: orm.Session) -> int:

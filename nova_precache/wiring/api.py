@@ -32,6 +32,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         hearings=hearing.Hearings(database),
         cell_names=names.CellNames(aggregates),
         count_hosts=computes.host_counter(conf, database, aggregates),
+        explanations=common.explanation_store(conf, database, aggregates),
         images_for=images.of_callers(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
         why_unsupported=_why_unsupported(conf, transport),

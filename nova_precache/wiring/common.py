@@ -6,10 +6,15 @@ from importlib import metadata
 from oslo_config import cfg
 
 from nova_precache import metrics, model, rpc, service_reporter
+from nova_precache.cells import inventory
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conf import image_cache
-from nova_precache.db import agents, caches, requests, services
+from nova_precache.db import agents, caches, explanations, requests, services
 from nova_precache.db.engine import session as db_session
+
+
+# A compute reports progress every second.
+_LATE_PROGRESS_SECONDS = 1.5
 
 
 def version() -> str:
@@ -33,7 +38,7 @@ def conductor_cap(conf: cfg.ConfigOpts) -> str | None:
 
 def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
     """Build the metrics endpoint of this process, which serves if a port is set."""
-    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port)
+    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port, version())
 
 
 def silent_seconds(interval_seconds: float) -> float:
@@ -77,6 +82,33 @@ def new_reporter(
         conf.report_interval,
         first_seconds,
     )
+
+
+def hearing_gap_seconds(conf: cfg.ConfigOpts) -> float:
+    """Allow for some late notes, but only for a small part of ``service_down_time``."""
+    notes_seconds = conf.conductor.heartbeat_write_interval_seconds
+    return float(max(3 * notes_seconds, min(2, conf.service_down_time / 2)))
+
+
+def explanation_store(
+    conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
+) -> explanations.Explanations:
+    rules = explanations.Rules(
+        hearing_gap_seconds=hearing_gap_seconds(conf),
+        claim_lease_seconds=conf.conductor.claim_lease_seconds,
+        compute_silent_seconds=_compute_silent_seconds(conf),
+        precache_concurrency=lambda: conf.image_cache.precache_concurrency,
+        is_stock=is_stock(conf),
+    )
+    return explanations.Explanations(
+        database, rules, aggregates.list_cells, agent_store(conf, database).why_down
+    )
+
+
+def _compute_silent_seconds(conf: cfg.ConfigOpts) -> float:
+    """Allow for the write of a report, so that a rate is 0 after two intervals without reports."""
+    late_seconds = max(conf.report_interval / 2, conf.conductor.heartbeat_write_interval_seconds)
+    return float(max(conf.report_interval + late_seconds, _LATE_PROGRESS_SECONDS))
 
 
 def reported_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:

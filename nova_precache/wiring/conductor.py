@@ -70,7 +70,7 @@ class ConductorParts:
         self.requests = common.request_store(conf, database)
         self.agents = common.agent_store(conf, database)
         self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
-        self.hearings = hearing.Hearings(database, _gap_seconds(conf))
+        self.hearings = hearing.Hearings(database, common.hearing_gap_seconds(conf))
         self.images: images.OwnImages = images.of_service(conf)
         self.policy = _retry_policy(conf)
         self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
@@ -89,6 +89,7 @@ class ConductorParts:
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
         )
+        exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
         self.health = exposed.health
@@ -270,12 +271,6 @@ def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
     return retry.RetryPolicy(
         group.precache_max_attempts, group.retry_delay_seconds, group.retry_max_delay_seconds
     )
-
-
-def _gap_seconds(conf: cfg.ConfigOpts) -> float:
-    """Allow for some late notes, but only for a small part of ``service_down_time``."""
-    notes_seconds = conf.conductor.heartbeat_write_interval_seconds
-    return float(max(3 * notes_seconds, min(2, conf.service_down_time / 2)))
 
 
 def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.PinRules:

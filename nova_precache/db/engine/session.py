@@ -303,7 +303,7 @@ def keys() -> sa.BindParameter[Any]:
     return sa.bindparam('keys', expanding=True)
 
 
-def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
+def chunks(keys: Sequence[M], size: int = CHUNK_KEYS) -> Iterator[Sequence[M]]:
     """Split keys for IN clauses, whose size databases limit."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
 

@@ -6,6 +6,7 @@ The epoch of an assignment fences its call: it begins only while that epoch is t
 
 import dataclasses
 import datetime
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Terms:
     :ivar deadline_seconds: from now; None if a task sets none
     :ivar waits_for_host: while the host is down, the job waits for it
     :ivar request_id: of the API call that first asked for the job, as ``global_request_id``
+    :ivar asked_by: the requests, for the log; the first few of many
     """
 
     max_rate_bytes: int | None = None
@@ -33,6 +35,7 @@ class Terms:
     waits_for_host: bool = False
     request_id: str | None = None
     global_request_id: str | None = None
+    asked_by: str | None = None
 
 
 _NO_TERMS = Terms()
@@ -133,6 +136,7 @@ _SEEN = (
 _WANTING = (
     sa.select(
         models.Task.job_uuid,
+        models.CacheRequest.id,
         models.CacheRequest.options,
         models.CacheRequest.deadline,
         models.CacheRequest.number,
@@ -311,7 +315,8 @@ def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
         return Terms(deadline_seconds=0)  # the last deadline has just passed
     options = [db_rows.options(row.options) for row in rows]
     rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
-    first = min(rows, key=lambda row: row.number)
+    rows = sorted(rows, key=operator.attrgetter('number'))
+    first = rows[0]
     left = [(row.deadline - row.now).total_seconds() for row in rows if row.deadline is not None]
     return Terms(
         max_rate_bytes=max(rates) if rates and len(rates) == len(rows) else None,
@@ -319,6 +324,7 @@ def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
         waits_for_host=any(each.wait_for_down_hosts for each in options),
         request_id=first.request_id,
         global_request_id=first.global_request_id,
+        asked_by=model.first_of([row.id for row in rows]),
     )
 
 

@@ -27,6 +27,7 @@ from nova_precache.db import (
 )
 from nova_precache.db.engine import models, schema, session
 from nova_precache.image import fake
+from nova_precache.wiring import common
 from tests.unit.api import described
 
 HOSTS = ('host1', 'host2', 'host3')
@@ -163,6 +164,7 @@ def make_api(
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
+        explanations=common.explanation_store(conf, database, stock),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         services=db_services.Services(database, conf.service_down_time, conf.report_interval),
         hearings=hearing.Hearings(database),

@@ -127,7 +127,7 @@ def test_tasks_shown_in_full_and_order(api: Any, make: Any) -> None:
         'cell_name': 'cell1',
         'image_id': first.image_id,
         'status': 'queued',
-        'reason': None,
+        'reason': 'host down: it has never reported',
         'attempts': 0,
         'bytes_done': 0,
         'bytes_total': None,
