@@ -218,8 +218,8 @@ REQUEST = described(
             ),
             'reason': described(
                 _OPTIONAL_STRING,
-                'Until the request has ended, why it does not move now; afterwards, a summary of its '
-                'failures. Null if there is none.',
+                'Until the request has ended, why it does not move now; afterwards, a summary of '
+                'its failures. Null if there is none.',
             ),
             'aggregate': described(
                 nullable(common.RECORDED_AGGREGATE),
