@@ -144,6 +144,8 @@ class ServiceStore(Protocol):
         status: model.HostStatus | None = None,
     ) -> Sequence[model.Service]: ...
 
+    def versions(self) -> Collection[str]: ...
+
 
 class HearingStore(Protocol):
     """Which cells the conductors hear; implemented by ``db.hearing.Hearings``."""
