@@ -48,6 +48,7 @@
     └── CacheError
         ├── ImageGone
         ├── ImageUnauthorized
+        │   └── CredentialsRefused
         ├── UnbootableImage
         ├── UnsafeImage
         ├── UnverifiedImage
@@ -356,6 +357,10 @@ class ImageUnauthorized(CacheError):
 
     retry = model.Retry.BACKOFF
     keeps_partial = True
+
+
+class CredentialsRefused(ImageUnauthorized):
+    """Keystone refuses this service's own credentials, which an operator must correct."""
 
 
 class UnbootableImage(CacheError):

@@ -29,7 +29,7 @@ def create(req: Request) -> Reply:
     request = _accepted(req, body.get('client_request_id')) or _accept_new(req, body)
     return Reply(
         status=202,
-        body={'request': serializers.request_to_json(request)},
+        body={'request': _shown(req, request)},
         headers={'Location': url(req, request)},
     )
 
@@ -61,14 +61,19 @@ def index(req: Request) -> Reply:
     found = req.services.requests.list(_filter(req, project_id), page=page)
     return Reply(
         body=paging.page(
-            req, PATH, 'requests', found, serializers.request_to_json, lambda request: request.id
+            req,
+            PATH,
+            'requests',
+            req.services.explanations.requests(found),
+            serializers.request_to_json,
+            lambda request: request.id,
         )
     )
 
 
 def show(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.SHOW)
-    return Reply(body={'request': serializers.request_to_json(_load(req, project_id))})
+    return Reply(body={'request': _shown(req, _load(req, project_id))})
 
 
 def tasks(req: Request) -> Reply:
@@ -97,8 +102,16 @@ def _tasks(req: Request, path: str, page: pages.Page, **of: str | None) -> Reply
     )
     marker = None if page.marker is None else int(page.marker)
     found = req.services.requests.list_tasks(chosen, dataclasses.replace(page, marker=marker))
+    cells = req.services.cell_names.load()
     return Reply(
-        body=paging.page(req, path, 'tasks', found, serializers.task_to_json, lambda task: task.id)
+        body=paging.page(
+            req,
+            path,
+            'tasks',
+            req.services.explanations.tasks(found),
+            lambda task: serializers.task_to_json(task, cells),
+            lambda task: task.id,
+        )
     )
 
 
@@ -185,7 +198,12 @@ def url(req: Request, request: model.CacheRequest) -> str:
 def _accepted_action(req: Request, request: model.CacheRequest) -> Reply:
     LOG.info('Request %s is %s', request.id, request.status)
     _wake(req, request)
-    return Reply(status=202, body={'request': serializers.request_to_json(request)})
+    return Reply(status=202, body={'request': _shown(req, request)})
+
+
+def _shown(req: Request, request: model.CacheRequest) -> model.Json:
+    (explained,) = req.services.explanations.requests([request])
+    return serializers.request_to_json(explained)
 
 
 def _wake(req: Request, request: model.CacheRequest) -> None:
