@@ -72,6 +72,8 @@ ROWS = {
     requests.LIST: row('GET', '/v1/requests', allowed=READERS),
     requests.SHOW: row('GET', REQUEST, allowed=READERS),
     requests.TASKS: row('GET', f'{REQUEST}/tasks', allowed=READERS),
+    requests.ALL_TASKS: row('GET', '/v1/tasks', allowed=READERS),
+    requests.CHANGE: row('PATCH', REQUEST, {'request': {'priority': 1}}),
     requests.CANCEL: row('POST', f'{REQUEST}/action', {'cancel': None}, status=202),
     requests.PAUSE: row('POST', f'{REQUEST}/action', {'pause': None}, status=202),
     requests.RESUME: row('POST', f'{REQUEST}/action', {'resume': None}, status=202),
@@ -124,6 +126,7 @@ ELSEWHERE = {
     requests.LIST: 200,
     requests.SHOW: 404,
     requests.TASKS: 404,
+    requests.ALL_TASKS: 200,
     pins.LIST: 200,
     pins.SHOW: 404,
 }
