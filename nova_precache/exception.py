@@ -45,6 +45,7 @@
     └── CacheError
         ├── ImageGone
         ├── ImageUnauthorized
+        │   └── CredentialsRefused
         ├── UnbootableImage
         ├── UnsafeImage
         ├── UnverifiedImage
@@ -328,6 +329,10 @@ class ImageUnauthorized(CacheError):
 
     retry = model.Retry.BACKOFF
     keeps_partial = True
+
+
+class CredentialsRefused(ImageUnauthorized):
+    """Keystone refuses this service's own credentials, which an operator must correct."""
 
 
 class UnbootableImage(CacheError):

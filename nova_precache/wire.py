@@ -38,6 +38,7 @@ ROLES_MAX = 100
 FILES_MAX = 10_000
 CAPABILITIES_MAX = 256
 COMPANIONS_MAX = 2  # a kernel and a ramdisk
+ASKED_BY_MAX = 255
 _CAPABILITIES_DEPTH = 4
 _TIME_MAX = 64
 _SHOWN_MAX = 60
@@ -235,6 +236,9 @@ def image_outcome(answer: object) -> model.ImageOutcome:
     whole(payload.get('bytes_done', 0), 'outcome.bytes_done', IMAGE_BYTES_MAX)
     maybe(whole, payload.get('bytes_total'), 'outcome.bytes_total', IMAGE_BYTES_MAX)
     flag(payload.get('at_once', False), 'outcome.at_once')
+    seconds = maybe(_seconds, payload.get('seconds'), 'outcome.seconds')
+    if seconds is not None and seconds < 0:
+        raise _invalid('outcome.seconds', seconds, 'a number of at least 0')
     return model.ImageOutcome.from_wire(payload)
 
 
@@ -298,6 +302,9 @@ def _capabilities(value: object) -> Mapping[str, Any]:
             f'state.capabilities: more than {CAPABILITIES_MAX} values, or nested more than '
             f'{_CAPABILITIES_DEPTH} deep'
         )
+    reserved, raw = 'reserved_disk_bytes', 'force_raw_images'
+    maybe(whole, known.get(reserved), f'state.capabilities.{reserved}', BYTES_MAX)
+    maybe(flag, known.get(raw), f'state.capabilities.{raw}')
     return known
 
 

@@ -10,9 +10,9 @@ import microversion_parse
 from oslo_config import cfg
 
 from nova_precache import context as request_context, exception, model, policy
-from nova_precache.cells import inventory
+from nova_precache.cells import inventory, names
 from nova_precache.conf import image_cache
-from nova_precache.db import pins, requests
+from nova_precache.db import hearing, pins, requests, statistics
 from nova_precache.db.request import queries
 from nova_precache.image import service
 
@@ -124,10 +124,37 @@ class PinStore(Protocol):
     def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]: ...
 
 
+class ExplanationStore(Protocol):
+    """Reasons and rates as of now; implemented by ``db.explanations.Explanations``."""
+
+    def requests(self, requests: Sequence[model.CacheRequest]) -> Sequence[model.CacheRequest]: ...
+
+    def tasks(self, tasks: Sequence[model.Task]) -> Sequence[model.Task]: ...
+
+
 class RateStore(Protocol):
     """Recent download rates of the hosts; implemented by ``db.jobs.Jobs``."""
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]: ...
+
+
+class ServiceStore(Protocol):
+    """The services of the deployment; implemented by ``db.services.Services``."""
+
+    def list_page(
+        self,
+        limit: int,
+        marker: str | None = None,
+        binary: str | None = None,
+        host: str | None = None,
+        status: model.HostStatus | None = None,
+    ) -> Sequence[model.Service]: ...
+
+
+class HearingStore(Protocol):
+    """Which cells the conductors hear; implemented by ``db.hearing.Hearings``."""
+
+    def load(self) -> hearing.AllHeard: ...
 
 
 class NoSuchResource(exception.NotFound):
@@ -143,6 +170,7 @@ class Services:
 
     :param images_for: returns the image service with the caller's token
     :param wake: wakes the conductors; may fail
+    :param count_hosts: counts the hosts of each cell by status
     :param why_unsupported: returns why no compute may be called at all, None if they may
     """
 
@@ -153,6 +181,11 @@ class Services:
     caches: CachedImageStore
     pins: PinStore
     rates: RateStore
+    services: ServiceStore
+    hearings: HearingStore
+    cell_names: names.CellNames
+    count_hosts: Callable[[], Mapping[str, statistics.HostCount]]
+    explanations: ExplanationStore
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]
@@ -164,8 +197,8 @@ class Settings:
     """The options that handlers use.
 
     :ivar is_stock: stock nova-computes cache the images
-    :ivar force_raw_images: must be as on the computes, for estimates
-    :ivar reserved_disk_bytes: must be as on the computes, for estimates
+    :ivar force_raw_images: for estimates, of computes that do not report theirs
+    :ivar reserved_disk_bytes: the same
     :ivar precache_concurrency: returns the current value, for estimates
     """
 

@@ -12,7 +12,16 @@ import microversion_parse
 
 from nova_precache import model
 from nova_precache.api import microversion, openapi
-from nova_precache.api.handlers import aggregates, estimate, hosts, images, pins, requests, versions
+from nova_precache.api.handlers import (
+    aggregates,
+    estimate,
+    hosts,
+    images,
+    pins,
+    requests,
+    services,
+    versions,
+)
 from nova_precache.api.operations import ANY_METHOD, Action, Operation, Table
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import (
@@ -21,6 +30,7 @@ from nova_precache.api.schemas import (
     hosts as host_schemas,
     pins as pin_schemas,
     requests as request_schemas,
+    services as service_schemas,
     versions as version_schemas,
 )
 
@@ -362,6 +372,26 @@ _PRECACHE: Table = {
             answer=common.page('hosts', host_schemas.IMAGE_HOST),
             errors={404: 'The id is not a UUID, or the image is not visible to the caller.'}
             | _NO_INVENTORY,
+        )
+    },
+    '/v1/services': {
+        'GET': Operation(
+            'listServices',
+            'List the services',
+            'services',
+            services.index,
+            query=service_schemas.INDEX,
+            answer=common.page('services', service_schemas.SERVICE),
+        )
+    },
+    '/v1/cells': {
+        'GET': Operation(
+            'listCells',
+            'List the cells',
+            'services',
+            services.cells,
+            query=service_schemas.CELLS,
+            answer=service_schemas.CELLS_ANSWER,
         )
     },
     '/v1/pins': {

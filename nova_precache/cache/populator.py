@@ -240,7 +240,7 @@ class CachePopulator:
                 )
             if not parts:  # only the note was missing or outdated
                 return model.CacheResult(existing=True)
-        LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)
+        LOG.debug('Image %s is cached, %d bytes', image_id, size_bytes)
         return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
 
     def _lacking_companions(

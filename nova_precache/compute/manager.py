@@ -7,7 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
-from nova_precache.compute import name as compute_name, outcomes, reporter, rpcapi, transfers
+from nova_precache.compute import (
+    name as compute_name,
+    outcomes,
+    reporter,
+    rpcapi,
+    transfer_log,
+    transfers,
+)
 from nova_precache.image import service
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver
@@ -38,7 +45,6 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         self._images_for = images_for
         self._transfers = running
         self._measured = measured
-        self._warned = False
 
     def cache_image(
         self,
@@ -50,6 +56,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         token: object = None,
         options: object = None,
         needed: object = None,
+        asked_by: object = None,
         **unknown: Any,
     ) -> model.Json | None:
         """Cache an image and return the outcome; None if the call is no longer current.
@@ -65,6 +72,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
                 wire.maybe(wire.secret, token, 'token'),
                 wire.transfer_options(options),
                 wire.maybe(wire.companions, needed, 'needed'),
+                wire.maybe(wire.text, asked_by, 'asked_by', wire.ASKED_BY_MAX),
             )
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
@@ -98,22 +106,22 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         call: rpcapi.CacheImageCall,
         images: service.ImageService,
     ) -> model.ImageOutcome:
-        outcome = self._transfers.run(
+        work = self._measured(functools.partial(self._cache, images, call))
+        if self._transfers.is_running(call.image_id):
+            LOG.info(
+                'Job %s (image %s on host %s) joins the running transfer, for request %s',
+                call.job_id,
+                call.image_id,
+                self._host,
+                call.asked_by or 'unknown',
+            )
+        return self._transfers.run(
             call.job_id,
             call.epoch,
             call.image_id,
-            self._measured(functools.partial(self._cache, ctxt, images, call)),
+            transfer_log.logged(work, ctxt, call, self._host),
             call.options,
         )
-        LOG.info(
-            'Image %s on host %s (job %s): %s%s',
-            call.image_id,
-            self._host,
-            call.job_id,
-            outcome.status,
-            f', {outcome.reason}' if outcome.reason else '',
-        )
-        return outcome
 
     def stop_image(
         self,
@@ -199,7 +207,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         why = 'no job needs the image'
         for job_id, epoch in self._transfers.epochs(image_id).items():
             try:
-                return self._conductor.get_token(job_id, epoch)
+                token = self._conductor.get_token(job_id, epoch)
+                LOG.info('Glance refused the token for image %s: got a fresh one', image_id)
+                return token
             except exception.TokenRefused as exc:
                 why = str(exc)
             except (exception.CellUnreachable, exception.Unavailable) as exc:
@@ -229,23 +239,16 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
 
     def _cache(
         self,
-        ctxt: context.RequestContext,
         images: service.ImageService,
         call: rpcapi.CacheImageCall,
         progress: model.ProgressCallback,
         control: Control,
     ) -> model.ImageOutcome:
-        ctxt.update_store()  # this is the thread of the transfer, which later calls join
         control.confirm = functools.partial(self._confirm, call.image_id)
         try:
             result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)
             return outcomes.of_result(result)
-        except NotImplementedError as exc:
-            if not self._warned:
-                self._warned = True
-                LOG.warning('Driver %s cannot cache images', self._driver_name)
-            return outcomes.of_error(exc, self._driver_name)
-        except exception.PrecacheError as exc:
+        except (NotImplementedError, exception.PrecacheError) as exc:
             return outcomes.of_error(exc, self._driver_name)
         except Exception as exc:
             LOG.exception('Caching image %s on host %s failed', call.image_id, self._host)

@@ -9,6 +9,8 @@ History:
 * 1.3 - ``register_again``
 * 1.4 - ``cache_image`` takes ``needed``, the kernel and ramdisk of the image
 
+``cache_image`` also takes ``asked_by``, and an outcome has ``seconds``: both are for the log.
+
 A new minor version adds methods or arguments; a compute ignores unknown arguments, a
 conductor unknown keys of the outcome. A call is sent at the lowest version that supports
 it, so that ``[upgrade_levels] compute`` forbids only the calls that it must.
@@ -29,6 +31,7 @@ class CacheImageCall:
 
     :ivar needed: the kernel and ramdisk that the image service names for the image now; None:
         it gave no answer, so the compute uses those that it recorded
+    :ivar asked_by: the requests that want the job, for the log
     """
 
     job_id: str
@@ -38,6 +41,7 @@ class CacheImageCall:
     token: str | None = dataclasses.field(default=None, repr=False)
     options: model.TransferOptions = dataclasses.field(default_factory=model.TransferOptions)
     needed: tuple[model.Companion, ...] | None = None
+    asked_by: str | None = None
 
 
 class ComputeAPI:
@@ -77,8 +81,9 @@ class ComputeAPI:
         if unsupported is not None:
             raise exception.VersionUnsupported(unsupported)
         arguments = dataclasses.asdict(call)
-        if call.needed is None:
-            del arguments['needed']
+        for name in ('needed', 'asked_by'):
+            if arguments[name] is None:
+                del arguments[name]
         answer = self._client.call(
             ctxt,
             'cache_image',

@@ -136,6 +136,12 @@ class Requests:
 
         return self._database.write(work)
 
+    def note_unplanned(self, conductor_id: str, reason: str) -> None:
+        """Record why no plan is made now for the requests that this conductor would plan."""
+        self._database.write(
+            lambda session: request_plan.note_unplanned(session, conductor_id, reason)
+        )
+
     def postpone_plan(
         self, request_id: str, conductor_id: str, seconds: float, reason: str
     ) -> None:

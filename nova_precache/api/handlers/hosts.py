@@ -26,12 +26,13 @@ def index(req: Request) -> Reply:
         status=None if status is None else model.HostStatus(status),
         cell_uuid=None if cell is None else parsing.canonical(cell),
     )
+    cells = req.services.cell_names.load()
     body = paging.page(
         req,
         '/v1/hosts',
         'hosts',
         found,
-        _host_to_json,
+        lambda host: _host_to_json(host, cells),
         marker_of=lambda host: host.agent.host,
     )
     return Reply(body=body)
@@ -43,7 +44,7 @@ def show(req: Request) -> Reply:
     host = req.services.agents.look([name]).get(name)
     if host is None:
         raise exception.ComputeHostNotFound(name)
-    return Reply(body={'host': _host_to_json(host)})
+    return Reply(body={'host': _host_to_json(host, req.services.cell_names.load())})
 
 
 def images(req: Request) -> Reply:
@@ -88,6 +89,11 @@ def of_image(req: Request) -> Reply:
     limit, marker = paging.limit(req) + 1, paging.first(req, 'marker')
     found = req.services.caches.hosts_of(image_id, limit, marker)
     agents, to_age = req.services.agents.get([cached.host for cached in found]), _ages()
+    cells = req.services.cell_names.load()
+
+    def cell_of(host: str) -> str | None:
+        return agents[host].cell_uuid if host in agents else None
+
     body = paging.page(
         req,
         f'/v1/images/{image_id}/hosts',
@@ -95,7 +101,8 @@ def of_image(req: Request) -> Reply:
         found,
         lambda cached: {
             'host': cached.host,
-            'cell': agents[cached.host].cell_uuid if cached.host in agents else None,
+            'cell': cell_of(cached.host),
+            'cell_name': cells.get(cell_of(cached.host) or ''),
             **_file_to_json(cached, to_age),
         },
         marker_of=lambda cached: cached.host,
@@ -143,11 +150,12 @@ def _ages() -> Callable[[datetime.datetime], int]:
     return lambda touched: max(0, int((now - touched).total_seconds()))
 
 
-def _host_to_json(host: model.Host) -> model.Json:
+def _host_to_json(host: model.Host, cells: Mapping[str, str]) -> model.Json:
     agent = host.agent
     return {
         'host': agent.host,
         'cell': agent.cell_uuid,
+        'cell_name': cells.get(agent.cell_uuid),
         'status': host.status,
         'reason': host.reason,
         'seen_at': times.to_text(agent.seen_at),

@@ -28,7 +28,7 @@ def create(req: Request) -> Reply:
     request = _accepted(req, body.get('client_request_id')) or _accept_new(req, body)
     return Reply(
         status=202,
-        body={'request': serializers.request_to_json(request)},
+        body={'request': _shown(req, request)},
         headers={'Location': url(req, request)},
     )
 
@@ -70,14 +70,19 @@ def index(req: Request) -> Reply:
         raise paging.bad_marker(marker, error) from error
     return Reply(
         body=paging.page(
-            req, PATH, 'requests', found, serializers.request_to_json, lambda request: request.id
+            req,
+            PATH,
+            'requests',
+            req.services.explanations.requests(found),
+            serializers.request_to_json,
+            lambda request: request.id,
         )
     )
 
 
 def show(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.SHOW)
-    return Reply(body={'request': serializers.request_to_json(_load(req, project_id))})
+    return Reply(body={'request': _shown(req, _load(req, project_id))})
 
 
 def tasks(req: Request) -> Reply:
@@ -94,9 +99,17 @@ def tasks(req: Request) -> Reply:
         host=paging.first(req, 'host'),
         image_id=_uuid(req, 'image'),
     )
-    path = f'{PATH}/{request.id}/tasks'
+    path, cells = f'{PATH}/{request.id}/tasks', req.services.cell_names.load()
+    shown = req.services.explanations.tasks(found)
     return Reply(
-        body=paging.page(req, path, 'tasks', found, serializers.task_to_json, lambda task: task.id)
+        body=paging.page(
+            req,
+            path,
+            'tasks',
+            shown,
+            lambda task: serializers.task_to_json(task, cells),
+            lambda task: task.id,
+        )
     )
 
 
@@ -171,7 +184,12 @@ def url(req: Request, request: model.CacheRequest) -> str:
 def _accepted_action(req: Request, request: model.CacheRequest) -> Reply:
     LOG.info('Request %s is %s', request.id, request.status)
     _wake(req, request)
-    return Reply(status=202, body={'request': serializers.request_to_json(request)})
+    return Reply(status=202, body={'request': _shown(req, request)})
+
+
+def _shown(req: Request, request: model.CacheRequest) -> model.Json:
+    (explained,) = req.services.explanations.requests([request])
+    return serializers.request_to_json(explained)
 
 
 def _wake(req: Request, request: model.CacheRequest) -> None:

@@ -95,6 +95,7 @@ LINKS: model.Json = items(
 PAGE_LINKS = described(LINKS, 'The link ``next`` to the next page; absent on the last one.')
 
 HOST_NAME = described(STRING, 'The name of the host.')
+CELL_NAME = described(nullable(STRING), 'The name of its cell; null if it has none.')
 FREE_BYTES = described(nullable(COUNT), 'Free bytes for the cache; null if not reported.')
 # The aggregate as it was when the request or pin was created.
 RECORDED_AGGREGATE: model.Json = whole(

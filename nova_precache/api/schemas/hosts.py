@@ -26,6 +26,7 @@ HOST = described(
         {
             'host': common.HOST_NAME,
             'cell': described(common.UUID, 'The UUID of its cell.'),
+            'cell_name': common.CELL_NAME,
             'status': described(
                 _STATUS,
                 '``unknown`` if it was silent while no conductor was connected to its cell '
@@ -90,6 +91,7 @@ IMAGE_HOST = described(
             'cell': described(
                 nullable(common.UUID), 'The UUID of its cell; null if it no longer reports.'
             ),
+            'cell_name': common.CELL_NAME,
             **_FILE,
         }
     ),

@@ -217,7 +217,9 @@ REQUEST = described(
                 '``failed`` and others.',
             ),
             'reason': described(
-                _OPTIONAL_STRING, 'The reason for the status; null if the tasks have the reasons.'
+                _OPTIONAL_STRING,
+                'Until the request has ended, why it does not move now; afterwards, a summary of its '
+                'failures. Null if there is none.',
             ),
             'aggregate': described(
                 nullable(common.RECORDED_AGGREGATE),
@@ -274,6 +276,7 @@ TASK = described(
             'id': described(common.COUNT, 'The id of the task.'),
             'host': common.HOST_NAME,
             'cell': _CELL,
+            'cell_name': common.CELL_NAME,
             'image_id': _IMAGE_ID,
             'status': described(
                 common.STRING,
@@ -282,12 +285,17 @@ TASK = described(
                 '``error``, ``skipped`` and others.',
             ),
             'reason': described(
-                _OPTIONAL_STRING, 'The reason for the status; null if there is none.'
+                _OPTIONAL_STRING,
+                'Until the task has ended, why it does not move now; afterwards, the reason for '
+                'the status. Null if there is none.',
             ),
             'attempts': described(common.COUNT, 'The number of attempts.'),
             'bytes_done': _BYTES_DONE,
             'bytes_total': described(_OPTIONAL_COUNT, 'Bytes to download; null if unknown.'),
-            'rate_bytes': described(_OPTIONAL_COUNT, 'Bytes per second; null without a transfer.'),
+            'rate_bytes': described(
+                _OPTIONAL_COUNT,
+                'Bytes per second; null without a transfer, 0 if its compute is silent.',
+            ),
             'eta_seconds': _ETA_SECONDS,
             'next_attempt_at': described(
                 _OPTIONAL_TIME, 'The time of the next attempt, in ``retry_wait``; else null.'
@@ -310,6 +318,7 @@ ESTIMATED_HOST = described(
         {
             'host': common.HOST_NAME,
             'cell': _CELL,
+            'cell_name': common.CELL_NAME,
             'status': described(
                 {'type': 'string', 'enum': ['up', 'down', 'unmapped']},
                 'Whether the host can be called.',

@@ -242,6 +242,22 @@ class Agent(Base):
     capabilities: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     started_at: Mapped[datetime.datetime]
     seen_at: Mapped[datetime.datetime]
+    stopped_at: Mapped[datetime.datetime | None]
+
+
+class Service(Base):
+    """A process of a conductor or an API, as last reported."""
+
+    __tablename__ = 'services'
+    __table_args__ = (sa.Index('services_host_idx', 'binary', 'host'),)
+
+    id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    binary: Mapped[str] = mapped_column(sa.String(64))
+    host: Mapped[str] = mapped_column(Host)
+    version: Mapped[str] = mapped_column(sa.String(64))
+    started_at: Mapped[datetime.datetime]
+    seen_at: Mapped[datetime.datetime]
+    stopped_at: Mapped[datetime.datetime | None]
 
 
 class Hearing(Base):

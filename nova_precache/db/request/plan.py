@@ -53,11 +53,7 @@ def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | 
     """Lease the planning of the most urgent, then oldest, request that no other conductor plans."""
     now = db_session.now(session)
     request = models.CacheRequest
-    unheld = sa.or_(
-        request.planner.is_(None),
-        request.planner == conductor_id,
-        request.planner_lease_until < now,
-    )
+    unheld = _unheld(conductor_id, now)
     query = (
         sa.select(request)
         .where(gating.awaits_plan(), unheld)
@@ -78,6 +74,24 @@ def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | 
     if db_session.rowcount(taken) != 1:
         return None
     return row
+
+
+def _unheld(conductor_id: str, now: datetime.datetime) -> sa.ColumnElement[bool]:
+    request = models.CacheRequest
+    return sa.or_(
+        request.planner.is_(None),
+        request.planner == conductor_id,
+        request.planner_lease_until < now,
+    )
+
+
+def note_unplanned(session: orm.Session, conductor_id: str, reason: str) -> None:
+    """Record a reason for every request that this conductor plans, or may plan next."""
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(gating.awaits_plan(), _unheld(conductor_id, db_session.now(session)))
+        .values(reason=reason)
+    )
 
 
 def planned_by(request_id: str, conductor_id: str) -> sa.Update:

@@ -181,7 +181,7 @@ class Parts:
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
         return self.world.agents.why_down(
-            assignment.seen_at, assignment.assigned_at, assignment.heard
+            assignment.seen_at, assignment.assigned_at, assignment.heard, assignment.stopped_at
         )
 
     def caller(self, conductor: str = 'c1') -> host_worker.HostWorker:

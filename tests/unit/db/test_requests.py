@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from nova_precache import exception, model
 from nova_precache.db import jobs as db_jobs, requests
 from nova_precache.db.engine import models
-from nova_precache.db.request import plan as request_plan, queries
+from nova_precache.db.request import completion, plan as request_plan, queries
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 
 EAST = datetime.timezone(datetime.timedelta(hours=2))
@@ -646,3 +646,72 @@ def test_postponed_request_shows_reason_until_planned(world: World) -> None:
     assert world.requests.mark_planned(request.id, PLANNER)
 
     assert world.requests.get(request.id).reason is None
+
+
+# Why it did not succeed
+
+
+def test_ended_request_sums_up_failures(world: World) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+    _finish_all(
+        world,
+        CACHED,
+        model.ImageOutcome('error', 'needs 10 bytes (including 0 reserved), 7 free'),
+        model.ImageOutcome('error', 'needs 20 bytes (including 0 reserved), 9 free'),
+    )
+
+    assert world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert (ended.status, ended.reason) == (
+        'partial',
+        '2 of 3 copies failed: 2 × not enough disk space',  # noqa: RUF001
+    )
+
+
+def test_completed_request_has_no_reason(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, CACHED)
+
+    assert world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert (ended.status, ended.reason) == ('completed', None)
+
+
+def test_retry_forgets_earlier_summary(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, model.ImageOutcome('error', 'unsafe image: x'))
+    assert world.requests.complete(request.id)
+    assert world.requests.get(request.id).reason == (
+        '1 of 1 copies failed: 1 × unsafe image'  # noqa: RUF001
+    )
+
+    assert world.steering.retry(request.id).reason is None
+
+
+@pytest.mark.parametrize(
+    ('hosts', 'reason'),
+    [(['h1', 'h2'], '2 of 2 copies cancelled'), (None, 'cancelled before it was planned')],
+)
+def test_cancelled_request_has_reason(world: World, hosts: list[str] | None, reason: str) -> None:
+    request = world.accept(['h1'], ['i1']) if hosts is None else world.planned(hosts, ['i1'])
+    world.steering.cancel(request.id)
+
+    world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert (ended.status, ended.reason) == ('cancelled', reason)
+
+
+def test_many_reasons_need_few_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, 'MOST_REASONS', 2)
+    request = world.planned([f'h{n}' for n in range(5)], ['i1'])
+    outcomes = [model.ImageOutcome('error', f'unsafe image: {word}') for word in 'abcde']
+    _finish_all(world, *outcomes)
+
+    assert world.requests.complete(request.id)
+
+    assert world.requests.get(request.id).reason == (
+        '5 of 5 copies failed: 3 × other reasons, 2 × unsafe image'  # noqa: RUF001
+    )
