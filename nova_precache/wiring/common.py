@@ -12,7 +12,6 @@ from nova_precache.conf import image_cache
 from nova_precache.db import agents, caches, explanations, requests, services
 from nova_precache.db.engine import session as db_session
 
-
 # A compute reports progress every second.
 _LATE_PROGRESS_SECONDS = 1.5
 

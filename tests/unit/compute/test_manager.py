@@ -596,6 +596,12 @@ def test_orders_with_odd_fields_refused(driver: ScriptedDriver, conductor: FakeR
     for value in odd.FLAG:
         with pytest.raises(exception.InvalidInput, match='keep_partial'):
             compute.stop_image(CTXT, 'j1', 1, 'paused', value)
+    for value in (None, 5, [], {}, {'number': 2**40}, {'number': True}):
+        with pytest.raises(exception.InvalidInput, match='change'):
+            compute.change_image(CTXT, 'j1', 1, value)
+    for field, value in (('max_rate_bytes', 0), ('deadline_seconds', 'soon')):
+        with pytest.raises(exception.InvalidInput, match=f'change.{field}'):
+            compute.change_image(CTXT, 'j1', 1, {'number': 1, field: value})
 
 
 # An agent that is not registered for its host
