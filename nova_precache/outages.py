@@ -61,6 +61,7 @@ class Outage:
         self._next_line = float('-inf')
         self._pause = 0.0
         self._kinds: set[type[BaseException]] = set()
+        self._why = ''
 
     def began(self, error: BaseException) -> None:
         """Record a failure; log it if it is the first, of a new kind, or after a pause."""
@@ -69,6 +70,7 @@ class Outage:
         with self._lock:
             is_new_kind = bool(self._kinds) and type(error) not in self._kinds
             self._since = now if self._since is None else self._since
+            self._why = first_line(error)
             if now < self._next_line and not is_new_kind:
                 return
             away_seconds = now - self._since
@@ -96,6 +98,12 @@ class Outage:
                 self._next_line = now + CALM_SECONDS
         if was_logged:
             LOG.warning('%s is available again, after %d s', self.name, now - since)
+
+    def describe(self) -> str | None:
+        """Describe the outage, None while there is none."""
+        with self._lock:
+            since, why = self._since, self._why
+        return None if since is None else f'unavailable for {self.clock() - since:.0f} s: {why}'
 
 
 def is_logged(error: BaseException | None) -> bool:

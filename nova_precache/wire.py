@@ -259,6 +259,19 @@ def transfer_options(value: object) -> model.TransferOptions:
     )
 
 
+def option_change(value: object) -> model.OptionChange:
+    """Read a change of the options of a running transfer.
+
+    :raises nova_precache.exception.InvalidInput: a value is out of range; names the field
+    """
+    get = mapping(value, 'change').get
+    return model.OptionChange(
+        whole(get('number'), 'change.number', COUNT_MAX),
+        maybe(_rate, get('max_rate_bytes'), 'change.max_rate_bytes'),
+        maybe(_seconds, get('deadline_seconds'), 'change.deadline_seconds'),
+    )
+
+
 def companions(value: object, field: str) -> tuple[model.Companion, ...]:
     """Read the companions of an image.
 

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 
-from nova_precache import exception
+from nova_precache import exception, shown
 from nova_precache.cache import layout, locks, store as cache_store
 
 LOG = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class CacheExpirer:
             tuple(file.name for file in removed), sum(file.bytes_on_disk for file in removed)
         )
         if removed:
-            LOG.info('Removed unused base files, %d bytes: %s', result.freed_bytes, result.removed)
+            freed = shown.size(result.freed_bytes)
+            LOG.info('Removed unused base files, %s: %s', freed, result.removed)
         return result
 
     def _act(self, decision: Decision) -> bool:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from nova_precache import context, exception, model, rpc, wire
+from nova_precache import context, exception, model, rpc, shown, wire
 from nova_precache.compute import (
     name as compute_name,
     outcomes,
@@ -148,6 +148,31 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             'it was running' if left else 'it was not running',
         )
         return left
+
+    def change_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: object = None,
+        epoch: object = None,
+        change: object = None,
+        **unknown: Any,
+    ) -> bool:
+        """Change the options of a running transfer; False if the call of that epoch is not.
+
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
+        asked = wire.option_change(change)
+        was_running = self._transfers.change(job, call, asked)
+        LOG.info(
+            'Changing job %s on host %s (rate limit %s, deadline %s): %s',
+            job,
+            self._host,
+            'none' if asked.max_rate_bytes is None else f'{shown.size(asked.max_rate_bytes)}/s',
+            'none' if asked.deadline_seconds is None else f'in {asked.deadline_seconds:.0f} s',
+            'done' if was_running else 'it was not running',
+        )
+        return was_running
 
     def forget_image(
         self, ctxt: context.RequestContext, image_id: object = None, **unknown: Any

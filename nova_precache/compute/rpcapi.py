@@ -8,6 +8,7 @@ History:
 * 1.2 - ``forget_image``; an outcome has ``at_once``
 * 1.3 - ``register_again``
 * 1.4 - ``cache_image`` takes ``needed``, the kernel and ramdisk of the image
+* 1.5 - ``change_image``
 
 ``cache_image`` also takes ``asked_by``, and an outcome has ``seconds``: both are for the log.
 
@@ -22,7 +23,7 @@ from typing import Any
 from nova_precache import context, exception, model, rpc, wire
 
 TOPIC = 'precache_compute'
-VERSION = '1.4'
+VERSION = '1.5'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,28 @@ class ComputeAPI:
         job = {'job_id': job_id, 'epoch': epoch}
         return self._ask(
             ctxt, host, 'stop_image', '1.1', **job, why=why.value, keep_partial=keep_partial
+        )
+
+    def change_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        job_id: str,
+        epoch: int,
+        change: model.OptionChange,
+    ) -> bool:
+        """Change the rate limit and the deadline of a job while its transfer continues.
+
+        :param epoch: of the job's call; no other one is changed
+        :returns: False if the host does not work on that call now
+        :raises TimeoutError: no answer in time
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        :raises nova_precache.exception.InvalidInput: the answer cannot be read
+        """
+        job = {'job_id': job_id, 'epoch': epoch}
+        return self._ask(
+            ctxt, host, 'change_image', '1.5', **job, change=dataclasses.asdict(change)
         )
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:

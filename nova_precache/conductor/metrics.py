@@ -225,7 +225,7 @@ def _families(counted: statistics.Count) -> Iterator[core.Metric]:
     )
     silent = core.GaugeMetricFamily(
         f'{_PREFIX}_cell_silent_seconds',
-        'Seconds since a conductor last heard a cell.',
+        'Seconds for which conductors have not heard a cell; 0 while they hear it.',
         labels=['cell'],
     )
     for cell_uuid, seconds in sorted(counted.silent_seconds.items()):

@@ -12,7 +12,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
-from nova_precache.db import hearing, standing
+from nova_precache.db import hearing, pages, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
@@ -22,6 +22,19 @@ _REPORTED = (
     'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
 )  # fmt: skip
 _AGENT = db_session.table(models.Agent)
+HOSTS = pages.Listing(
+    {
+        'host': models.Agent.host,
+        'cell': models.Agent.cell_uuid,
+        **{
+            name: getattr(models.Agent, name)
+            for name in ('seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
+        },
+    },
+    unique=models.Agent.host,
+    marker=models.Agent.host,
+)
+_ALL = pages.Page()
 _REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
 # Built once: each host reports every few seconds.
 _REPORT = (
@@ -30,6 +43,8 @@ _REPORT = (
         _AGENT.c.host == sa.bindparam('of_host'),
         _AGENT.c.agent_id == sa.bindparam('of_agent'),
         _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
+        # A report may arrive after the goodbye.
+        sa.not_(standing.is_stopped(models.Agent)),
     )
     .values(seen_at=db_session.database_now(), **_REPORTS)
 )
@@ -67,7 +82,8 @@ class Agents:
         """Write reports in bulk; return the agents that are not registered for their hosts.
 
         Their reports change nothing: they have to register, as after the restore of an older
-        database, or another agent has their name. A report that the database refuses is skipped,
+        database, or another agent has their name. A late report of an agent that has stopped
+        changes nothing, either. A report that the database refuses is skipped,
         and its host is named in the log.
         """
 
@@ -86,7 +102,7 @@ class Agents:
             return [
                 agent
                 for agent in some
-                if (agent.host, agent.agent_id, agent.cell_uuid) not in registered
+                if not registered & {_reporter(agent), _reporter(agent, agent.boot_id)}
             ]
 
         def write(some: Sequence[model.Agent]) -> Sequence[model.Agent]:
@@ -95,6 +111,26 @@ class Agents:
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
         strangers = db_session.in_bulk(ordered, write, self._refuse)
         return [agent for some in strangers for agent in some]
+
+    def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
+        """Record that an agent has stopped: until it registers again, its host is down.
+
+        :raises nova_precache.exception.AgentConflict: the agent, as it was started at
+            ``boot_id``, is not registered for the host
+        """
+        agent = models.Agent
+        stopped = (
+            db_session.update(agent)
+            .where(
+                agent.host == host,
+                agent.agent_id == agent_id,
+                agent.cell_uuid == cell_uuid,
+                agent.boot_id == boot_id,
+            )
+            .values(stopped_at=db_session.database_now())
+        )
+        if not self._database.write(lambda s: db_session.rowcount(s.execute(stopped))):
+            raise exception.AgentConflict(f'Agent {agent_id} is not registered for host {host}')
 
     def _refuse(self, agent: model.Agent, error: Exception) -> None:
         self._senders.refused('a report', f'host {agent.host}', wire.line(str(error)))
@@ -188,21 +224,23 @@ class Agents:
 
     def list_page(
         self,
-        limit: int | None = None,
-        marker: str | None = None,
+        page: pages.Page = _ALL,
         status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> Sequence[model.Host]:
-        """List hosts with an agent by name, after the host ``marker``.
+        """List hosts with an agent, by default by name; a marker is a name.
 
         :param status: only hosts with this status, by the database's clock
+        :param hosts: only these
+        :raises nova_precache.exception.InvalidMarker: to sort after it, the host is needed
         """
         row = models.Agent
         with self._database.reader() as session:
             now = db_session.now(session)
-            query = sa.select(row).order_by(row.host).limit(limit)
-            if marker is not None:
-                query = query.where(row.host > marker)
+            query = pages.select(session, sa.select(row), HOSTS, page)
+            if hosts is not None:
+                query = query.where(row.host.in_(list(hosts)))
             if status is not None:
                 query = query.where(self._has_status(status, now))
             if cell_uuid is not None:
@@ -239,7 +277,7 @@ class Agents:
 
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)
-        values = {'agent_id': agent.agent_id, 'started_at': now}
+        values = {'agent_id': agent.agent_id, 'started_at': now, 'stopped_at': None}
         if _update(session, agent, models.Agent.agent_id == agent.agent_id, **values):
             return
         is_down = self._has_status(model.HostStatus.DOWN, now)
@@ -260,12 +298,20 @@ def _why_down(seen_at: datetime.datetime | None, stopped_at: datetime.datetime |
     return f'host down: {standing.last_sign(seen_at, stopped_at)}'
 
 
-def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, str, str]]:
-    """Return host, id and cell of the registered agents."""
-    row, found = models.Agent, set[tuple[str, str, str]]()
+_Reporter = tuple[str, str, str, str | None]
+
+
+def _reporter(agent: model.Agent, stopped_boot: str | None = None) -> _Reporter:
+    return agent.host, agent.agent_id, agent.cell_uuid, stopped_boot
+
+
+def _registered(session: orm.Session, hosts: Sequence[str]) -> set[_Reporter]:
+    """Return host, id and cell of the registered agents; of a stopped one, also the boot id."""
+    row, found = models.Agent, set[_Reporter]()
+    boot_id = sa.case((standing.is_stopped(row), row.boot_id), else_=sa.null())
     for names in db_session.chunks(hosts):
-        query = sa.select(row.host, row.agent_id, row.cell_uuid).where(row.host.in_(names))
-        found.update((each.host, each.agent_id, each.cell_uuid) for each in session.execute(query))
+        query = sa.select(row.host, row.agent_id, row.cell_uuid, boot_id)
+        found.update(tuple(each) for each in session.execute(query.where(row.host.in_(names))))
     return found
 
 

@@ -15,6 +15,8 @@ from nova_precache import model
 from nova_precache.db import hearing
 from nova_precache.db.engine import models
 
+STOPPED = 'stopped at'  # prefix of the reason of what has stopped cleanly
+
 Row = type[models.Agent] | type[models.Service]
 
 
@@ -48,18 +50,18 @@ def judge(
 def last_sign(seen_at: datetime.datetime | None, stopped_at: datetime.datetime | None) -> str:
     """Describe the last sign of life of what is down."""
     if stopped_at is not None:
-        return f'stopped at {_time(stopped_at)}'
+        return f'{STOPPED} {_time(stopped_at)}'
     return 'it has never reported' if seen_at is None else f'last report at {_time(seen_at)}'
 
 
 def stopped_at(row: Row) -> sa.ColumnElement[datetime.datetime | None]:
     """Select the time of the clean stop that no start has followed, else NULL."""
-    return sa.case((_is_stopped(row), row.stopped_at), else_=sa.null())
+    return sa.case((is_stopped(row), row.stopped_at), else_=sa.null())
 
 
 def is_up(row: Row, now: datetime.datetime, down: datetime.timedelta) -> sa.ColumnElement[bool]:
     """Select rows that have reported recently and have not stopped."""
-    return sa.and_(row.seen_at >= now - down, sa.not_(_is_stopped(row)))
+    return sa.and_(row.seen_at >= now - down, sa.not_(is_stopped(row)))
 
 
 def has_status(
@@ -73,18 +75,19 @@ def has_status(
 
     :param cell_uuid: names the record that shows whether the row could be heard
     """
-    is_stopped, silent = _is_stopped(row), row.seen_at < now - down
+    silent = row.seen_at < now - down
     may_judge = hearing.may_judge(cell_uuid, now, down)
     match status:
         case model.HostStatus.UP:
             return is_up(row, now, down)
         case model.HostStatus.DOWN:
-            return sa.or_(is_stopped, sa.and_(silent, may_judge))
+            return sa.or_(is_stopped(row), sa.and_(silent, may_judge))
         case model.HostStatus.UNKNOWN:
-            return sa.and_(sa.not_(is_stopped), silent, sa.not_(may_judge))
+            return sa.and_(sa.not_(is_stopped(row)), silent, sa.not_(may_judge))
 
 
-def _is_stopped(row: Row) -> sa.ColumnElement[bool]:
+def is_stopped(row: Row) -> sa.ColumnElement[bool]:
+    """Select rows that have stopped and not started since."""
     return sa.and_(row.stopped_at.is_not(None), row.stopped_at >= row.started_at)
 
 

@@ -43,7 +43,7 @@ class Count:
     :ivar claimed_hosts: hosts that a conductor has claimed
     :ivar hosts: by cell uuid
     :ivar oldest_ready_seconds: since the oldest job that may be called was planned; 0 without one
-    :ivar silent_seconds: since a conductor last heard a cell, by cell uuid
+    :ivar silent_seconds: for which a cell has not been heard, by cell uuid; 0 while it is
     """
 
     requests: Mapping[str, int]
@@ -129,14 +129,15 @@ def _waits_for(status: str, ready: bool) -> str:
 def _oldest_ready_seconds(session: orm.Session) -> float:
     job = models.Job
     ready = sa.and_(job.status == model.TaskStatus.QUEUED, job.ready)
-    oldest = session.scalars(sa.select(sa.func.min(job.created_at)).where(ready)).one()
-    return 0.0 if oldest is None else _seconds(db_session.now(session) - oldest)
+    query = sa.select(sa.func.min(job.created_at), db_session.database_now()).where(ready)
+    oldest, now = session.execute(query).one()
+    return 0.0 if oldest is None else _seconds(now - oldest)
 
 
 def _silent_seconds(session: orm.Session) -> dict[str, float]:
-    now, heard = db_session.now(session), models.Hearing
-    rows = session.execute(sa.select(heard.cell_uuid, heard.until))
-    return {row.cell_uuid: _seconds(now - row.until) for row in rows}
+    heard = models.Hearing
+    rows = session.execute(sa.select(heard.cell_uuid, heard.until, db_session.database_now()))
+    return {cell_uuid: _seconds(now - until) for cell_uuid, until, now in rows}
 
 
 def _seconds(age: datetime.timedelta) -> float:

@@ -162,7 +162,7 @@ class Standalone:
         self._exposed.start()
         self._conductor = wiring_conductor.new_conductor(conf, self._database, self._exposed)
         self._conductor.start()
-        self._start_agents(conf_path, compute_metrics.ComputeMetrics(self._exposed.registry))
+        self._start_agents(conf_path, self._exposed)
         api = wiring_api.new_server(conf, self._database)
         api.start()
         self._api = api
@@ -208,14 +208,13 @@ class Standalone:
         """Return an exchange name unique to this state directory: a process shares exchanges."""
         return f'{uuid.uuid5(uuid.NAMESPACE_URL, str(self._state_dir))}-{name}'
 
-    def _start_agents(
-        self, conf_path: pathlib.Path, computes: compute_metrics.ComputeMetrics
-    ) -> None:
+    def _start_agents(self, conf_path: pathlib.Path, exposed: metrics.Exposition) -> None:
+        computes = compute_metrics.ComputeMetrics(exposed.registry)
         for host in self._hosts:
             conf = self._read_conf(conf_path)
             conf.set_override('host', host.name)
             conf.set_override('transport_url', f'fake:///{self._exchange(host.cell)}')
-            compute = wiring_compute.new_agent(conf, computes)
+            compute = wiring_compute.new_agent(conf, computes, exposed.health)
             compute.start()
             self._agents.append(compute)
         for compute in self._agents:

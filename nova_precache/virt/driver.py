@@ -61,6 +61,10 @@ class ComputeDriver:
         :raises nova_precache.exception.ConfigError: the host cannot be used as configured
         """
 
+    def why_unusable(self) -> str | None:
+        """Return why no image can be written on this host now, None if one can."""
+        return None
+
     def cache_image(
         self,
         images: service.ImageService,

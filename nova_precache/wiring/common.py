@@ -12,6 +12,9 @@ from nova_precache.conf import image_cache
 from nova_precache.db import agents, caches, explanations, requests, services
 from nova_precache.db.engine import session as db_session
 
+# A compute reports progress every second.
+_LATE_PROGRESS_SECONDS = 1.5
+
 
 def version() -> str:
     """Return the version of this installation."""
@@ -35,6 +38,14 @@ def conductor_cap(conf: cfg.ConfigOpts) -> str | None:
 def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
     """Build the metrics endpoint of this process, which serves if a port is set."""
     return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port, version())
+
+
+def silent_seconds(interval_seconds: float) -> float:
+    """Return the time without an answer after which a broker counts as away.
+
+    :param interval_seconds: of the messages to it, some of which may be late
+    """
+    return max(15.0, 3 * interval_seconds)
 
 
 def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:
@@ -95,8 +106,8 @@ def explanation_store(
 
 def _compute_silent_seconds(conf: cfg.ConfigOpts) -> float:
     """Allow for the write of a report, so that a rate is 0 after two intervals without reports."""
-    late_seconds = conf.conductor.heartbeat_write_interval_seconds
-    return float(conf.report_interval + max(conf.report_interval / 2, late_seconds))
+    late_seconds = max(conf.report_interval / 2, conf.conductor.heartbeat_write_interval_seconds)
+    return float(max(conf.report_interval + late_seconds, _LATE_PROGRESS_SECONDS))
 
 
 def reported_caches(conf: cfg.ConfigOpts, database: db_session.Database) -> caches.Caches:

@@ -14,6 +14,7 @@ from nova_precache.conductor import (
     announcer,
     database_wait,
     dispatcher,
+    health,
     host_worker,
     job_access,
     lifecycle,
@@ -91,6 +92,7 @@ class ConductorParts:
         exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
+        self.health = exposed.health
         self.counters = self._counters(exposed)
         self.announcer = self._announcer()
         self.tracker = tracker.Tracker(
@@ -129,7 +131,7 @@ class ConductorParts:
         loop = self._lifecycle_loop(dispatch.wake)
         reconciler = self._reconciler(dispatch.wake)
         self._follow_options(dispatch, loop, reconciler)
-        return service.Conductor(
+        conductor = service.Conductor(
             conductor_id=self.id,
             dispatch=dispatch,
             lifecycle_loop=loop,
@@ -149,6 +151,13 @@ class ConductorParts:
                 keep_pins=reconciler.run,
             ),
         )
+        checks = health.ConductorHealth(
+            self.database.ping,
+            conductor.brokers,
+            common.silent_seconds(options.heartbeat_write_interval_seconds),
+        )
+        self.health.add('conductor', checks.check)
+        return conductor
 
     def _purge(self) -> None:
         self.requests.purge(self.conf.image_cache.request_retention_days)

@@ -26,7 +26,7 @@ _REASONS = (
     sa.select(_FAILED.c.status, _FAILED.c.reason, sa.func.count().label('tasks'))
     .group_by(_FAILED.c.status, _FAILED.c.reason)
     .order_by(sa.desc('tasks'))
-    .limit(MOST_REASONS)
+    .limit(sa.bindparam('most', type_=sa.Integer()))
 )
 
 
@@ -70,7 +70,7 @@ def _reason(
         return None
     if not counts:
         return UNPLANNED
-    found = session.execute(_REASONS, {'request': request_id})
+    found = session.execute(_REASONS, {'request': request_id, 'most': MOST_REASONS})
     return failures.summary(counts, [(row.status, row.reason, row.tasks) for row in found])
 
 

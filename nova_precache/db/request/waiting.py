@@ -156,7 +156,7 @@ def _conductor_silence(service: ServiceFacts, request: RequestFacts) -> str | No
     silent = service.now - (service.conductor_seen_at or request.created_at)
     if silent <= service.conductor_silent:
         return None
-    return f'no conductor has answered for {_seconds(silent)}'
+    return f'no conductor has answered for {_seconds(silent)} s'
 
 
 def _why_waiting(service: ServiceFacts, facts: TaskFacts) -> str:
@@ -199,7 +199,7 @@ def _until_retry(service: ServiceFacts, facts: TaskFacts) -> str | None:
     reason = task.reason or 'the last attempt failed'
     if reason.startswith(_AWAY):
         return f'{reason}; waits until it is back'
-    return f'retry in {_seconds(task.next_attempt_at - service.now)}: {reason}'
+    return f'retry in {_seconds(task.next_attempt_at - service.now)} s: {reason}'
 
 
 def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
@@ -273,7 +273,7 @@ def _compute_silence(service: ServiceFacts, facts: TaskFacts) -> str | None:
     signs = [each for each in (facts.host.seen_at, facts.job.progress_at) if each is not None]
     if facts.host.seen_at is None or service.now - max(signs) <= service.compute_silent:
         return None
-    return f'no sign of the compute for {_seconds(service.now - max(signs))}'
+    return f'no sign of the compute for {_seconds(service.now - max(signs))} s'
 
 
 def _is_lost(facts: TaskFacts) -> bool:
@@ -288,11 +288,11 @@ def cell_problem(
     """Describe a cell that no conductor hears."""
     if disabled is not None:
         return disabled
-    return f'no conductor has heard cell {name} for {_seconds(now - heard_at)}'
+    return f'no conductor has heard cell {name} for {_seconds(now - heard_at)} s'
 
 
-def _seconds(time: datetime.timedelta) -> str:
-    return f'{max(1, math.ceil(time.total_seconds()))} s'
+def _seconds(time: datetime.timedelta) -> int:
+    return max(1, math.ceil(time.total_seconds()))
 
 
 def _time(time: datetime.datetime | None) -> str:

@@ -173,6 +173,22 @@ class LibvirtDriver(driver.ComputeDriver):
                 'CapabilityBoundingSet=CAP_FOWNER and AmbientCapabilities=CAP_FOWNER'
             )
 
+    def why_unusable(self) -> str | None:
+        if not self._has_file_cache():
+            return None
+        try:
+            self._store.check_mounted()
+        except exception.StorageError as exc:
+            return str(exc)
+        for directory in (
+            self._settings.layout.base_directory,
+            self._settings.layout.lock_directory,
+        ):
+            if not os.access(directory, os.W_OK | os.X_OK):
+                why = 'not writable' if os.path.isdir(directory) else 'not a directory'
+                return f'{directory} is {why}'
+        return None
+
     def cache_image(
         self,
         images: service.ImageService,

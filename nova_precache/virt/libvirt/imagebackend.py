@@ -15,7 +15,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 
-from nova_precache import exception, files, model
+from nova_precache import exception, files, model, shown
 from nova_precache.cache import layout, locks, populator, space as spaces, store as cache_store
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img
@@ -90,7 +90,7 @@ class RootDiskMaker:
         else:
             with _new_file(path) as temporary:
                 self._copy(base_path, base, temporary, size_bytes, control)
-        LOG.info('Created root disk %s from image %s, %d bytes', path, image_id, size_bytes)
+        LOG.info('Created root disk %s from image %s, %s', path, image_id, shown.size(size_bytes))
         return driver.RootDisk(
             path=path,
             format='qcow2' if self._overlay else 'raw',

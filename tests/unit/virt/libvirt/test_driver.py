@@ -610,3 +610,24 @@ def test_root_disk_caches_kernel(
     kernel.unlink()
     assert not made.create_root_disk(images, image.id, 'third').image_existing
     assert kernel.exists()
+
+
+def test_unwritable_cache_is_named(
+    make_driver: MakeDriver, instances_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_driver()
+    made.init_host()
+    assert made.why_unusable() is None
+
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
+
+    assert made.why_unusable() == f'{instances_path}/_base is not writable'
+
+
+def test_unmounted_cache_is_named(make_driver: MakeDriver, instances_path: pathlib.Path) -> None:
+    made = make_driver()
+    made.init_host()
+
+    shutil.rmtree(instances_path)
+
+    assert f'{instances_path}/_base' in str(made.why_unusable())
