@@ -93,7 +93,11 @@ _TABLE = (
         r'cannot cache images|not cache images in files|supported by the called service'
         r'|above the pinned version|too low for ',
     ),
-    _Row(Kind.UNAUTHORIZED, 'token refused', r'refuses the (token|credentials)|[Tt]oken .*refused'),
+    _Row(
+        Kind.UNAUTHORIZED,
+        'token refused',
+        r'refuses the (token|credentials|password)|[Tt]oken .*refused',
+    ),
     _Row(Kind.UNAUTHORIZED, 'token refused', r'No fresh token'),
     _Row(
         Kind.UNVERIFIED,
