@@ -27,6 +27,7 @@
     │   ├── InUse
     │   ├── RootDiskExists
     │   ├── StatusConflict
+    │   ├── RemovalRefused
     │   ├── NotByNova
     │   └── VersionUnsupported
     ├── Forbidden
@@ -37,6 +38,7 @@
     │   ├── DatabaseUnavailable
     │   ├── IdentityServiceUnavailable
     │   ├── ImageServiceUnavailable
+    │   ├── NoAnswer
     │   └── OutOfTime
     ├── ConfigError
     ├── CellUnreachable
@@ -219,6 +221,10 @@ class StatusConflict(Conflict):
         super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
 
 
+class RemovalRefused(Conflict):
+    """An image cannot be removed from the cache of a host now; the message says why."""
+
+
 class NotByNova(Conflict):
     """A stock nova-compute cannot do this, or does not report it."""
 
@@ -271,6 +277,10 @@ class IdentityServiceUnavailable(Unavailable):
 
 class ImageServiceUnavailable(Unavailable):
     """Glance could not be reached or answered with a server error."""
+
+
+class NoAnswer(Unavailable):
+    """No conductor or compute answered; what was requested may have been done anyway."""
 
 
 class OutOfTime(Unavailable):
