@@ -144,6 +144,8 @@ class Services:
     :param images_for: returns the image service with the caller's token
     :param wake: wakes the conductors; may fail
     :param why_unsupported: returns why no compute may be called at all, None if they may
+    :param remove: removes an image, by its id, from the cache of a host, as
+        ``conductor.rpcapi.ConductorAPI.remove_image``
     """
 
     inventory: inventory.Inventory
@@ -156,6 +158,7 @@ class Services:
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]
+    remove: Callable[[request_context.RequestContext, str, str], model.ImageRemoval]
     enforcer: policy.Enforcer
 
 

@@ -147,6 +147,7 @@ class ConductorParts:
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),
+            remove=self.backend.remover(self.inventory, self.jobs, self.reports),
         )
 
     def _dispatcher(self) -> dispatcher.Dispatcher:

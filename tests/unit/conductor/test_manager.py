@@ -13,7 +13,7 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.cells import inventory
-from nova_precache.conductor import job_access, manager, report_buffer
+from nova_precache.conductor import job_access, manager, report_buffer, rpcapi
 from nova_precache.db import caches, jobs
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import BROKEN, CACHED, World
@@ -57,9 +57,31 @@ def endpoint(
 def test_api_cast_wakes_conductor() -> None:
     woken: list[bool] = []
 
-    manager.ApiEndpoint(lambda: woken.append(True)).work_available(CTXT, why='of a newer API')
+    endpoint = manager.ApiEndpoint(lambda: woken.append(True), remove=_removes)
+    endpoint.work_available(CTXT, why='of a newer API')
 
     assert woken == [True]
+
+
+def _removes(ctxt: context.RequestContext, host: str, image_id: str) -> model.ImageRemoval:
+    return model.ImageRemoval('removed', freed_bytes=len(host + image_id), names=('file',))
+
+
+def test_removal_of_api_answered() -> None:
+    endpoint = manager.ApiEndpoint(lambda: None, remove=_removes)
+    answer = endpoint.remove_image(CTXT, host='h1', image_id='i1', why='of a newer API')
+    assert answer == {'status': 'removed', 'reason': None, 'freed_bytes': 4, 'names': ('file',)}
+
+
+@pytest.mark.parametrize(
+    ('host', 'image_id', 'field'),
+    [(None, 'i1', 'host'), ('../h', 'i1', 'host'), ('h1', None, 'image_id'), ('h1', 7, 'image_id')],
+)
+def test_odd_removal_names_field(host: object, image_id: object, field: str) -> None:
+    endpoint = manager.ApiEndpoint(lambda: None, remove=_removes)
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        endpoint.remove_image(CTXT, host=host, image_id=image_id)
+    assert str(answered.value.exc_info[1]).startswith(f'{field}: ')
 
 
 def test_registered_agent_alive_and_mapped(world: World, endpoint: manager.CellEndpoint) -> None:
@@ -591,7 +613,7 @@ def test_ping_and_report_mark_cell_heard(
         world.cell.uuid, world.inventory, world.agents, world.jobs, noting, lambda: None
     )
 
-    assert endpoint.ping(CTXT) == '1.2'
+    assert endpoint.ping(CTXT) == rpcapi.VERSION
     noting.write_states()
     endpoint.report_state(CTXT, STATE)
     noting.write_states()

@@ -81,6 +81,7 @@ ROWS = {
     hosts.LIST: row('GET', '/v1/hosts'),
     hosts.SHOW: row('GET', f'/v1/hosts/{HOST}'),
     hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images'),
+    hosts.REMOVE_IMAGE: row('DELETE', f'/v1/hosts/{HOST}/images/{IMAGE}'),
     hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts'),
     pins.CREATE: row(
         'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201
