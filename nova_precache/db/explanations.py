@@ -8,20 +8,17 @@ is not shown.
 
 import dataclasses
 import datetime
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model
+from nova_precache import model
 from nova_precache.db import hearing, rows, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import host_limits
 from nova_precache.db.request import waiting
-
-LOG = logging.getLogger(__name__)
 
 _When = datetime.datetime | None
 WhyDown = Callable[[_When, _When, hearing.Heard | None, _When], str | None]
@@ -47,7 +44,7 @@ class Rules:
 class Explanations:
     """Explains the requests and tasks of one page in one read-only transaction.
 
-    :param cells: lists all cells; called only if one of them is not heard
+    :param cells: returns the known cells; called only if one of them is not heard
     :param why_down: returns why a host is down, from its last report, the current time, when its
         cell could be heard, and when its compute stopped
     """
@@ -56,7 +53,7 @@ class Explanations:
         self,
         database: db_session.Database,
         rules: Rules,
-        cells: Callable[[], Sequence[model.Cell]],
+        cells: Callable[[], Mapping[str, model.Cell]],
         why_down: WhyDown,
     ) -> None:
         self._database = database
@@ -113,11 +110,7 @@ class Explanations:
         }
         if not unheard:
             return {}
-        try:
-            cells = {cell.uuid: cell for cell in self._cells()}
-        except exception.Unavailable as exc:
-            LOG.debug('Cells that are not heard are shown without names: %s', exc)
-            cells = {}
+        cells = self._cells()
         return {
             uuid: waiting.cell_problem(
                 cells[uuid].name if uuid in cells else uuid,
