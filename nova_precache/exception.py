@@ -7,7 +7,9 @@
     ├── InvalidInput
     │   ├── DataRefused
     │   ├── ImageNotUsable
+    │   ├── InvalidField
     │   ├── InvalidAggregateAction
+    │   ├── InvalidMarker
     │   ├── RootDiskTooSmall
     │   └── TooMany
     ├── NotFound
@@ -26,7 +28,9 @@
     │   ├── CellExists
     │   ├── InUse
     │   ├── RootDiskExists
+    │   ├── NothingToRetry
     │   ├── StatusConflict
+    │   ├── RemovalRefused
     │   ├── NotByNova
     │   └── VersionUnsupported
     ├── Forbidden
@@ -37,6 +41,7 @@
     │   ├── DatabaseUnavailable
     │   ├── IdentityServiceUnavailable
     │   ├── ImageServiceUnavailable
+    │   ├── NoAnswer
     │   └── OutOfTime
     ├── ConfigError
     ├── CellUnreachable
@@ -70,9 +75,10 @@ Errors of other libraries are translated where they are called.
 """
 
 import errno
+from collections.abc import Collection
 from typing import ClassVar
 
-from nova_precache import model
+from nova_precache import model, shown
 
 
 class PrecacheError(Exception):
@@ -98,6 +104,25 @@ class ImageNotUsable(InvalidInput):
         self.image_id = image_id
 
 
+class InvalidField(InvalidInput):
+    """A field of a body has an invalid value, which no schema can express."""
+
+    def __init__(self, field: str, value: object, why: str) -> None:
+        super().__init__(
+            f'Invalid input for field/attribute {field}. Value: {shown.value(value)}. {why}'
+        )
+
+
+class InvalidMarker(InvalidInput):
+    """No item of the list has this marker."""
+
+    def __init__(self, marker: str | int) -> None:
+        super().__init__(
+            f'Invalid input for query parameters marker. Value: {shown.value(marker)}. '
+            'It is not in the list.'
+        )
+
+
 class InvalidAggregateAction(InvalidInput):
     """This change or deletion of an aggregate is not allowed."""
 
@@ -106,10 +131,8 @@ class RootDiskTooSmall(InvalidInput):
     """The requested root disk is smaller than the disk of its image."""
 
     def __init__(self, image_id: str, size_bytes: int, virtual_size_bytes: int) -> None:
-        super().__init__(
-            f'Image {image_id} needs a root disk of at least {virtual_size_bytes} bytes, '
-            f'{size_bytes} asked'
-        )
+        least, asked = shown.excess(virtual_size_bytes, size_bytes)
+        super().__init__(f'Image {image_id} needs a root disk of at least {least}, not {asked}')
 
 
 class TooMany(InvalidInput):
@@ -155,14 +178,14 @@ class RequestNotFound(NotFound):
     """No cache request has this id, or it is another project's."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f'Cache request {request_id} could not be found.')
+        super().__init__(f'Cache request {shown.value(request_id)} could not be found.')
 
 
 class PinNotFound(NotFound):
     """No pin has this id, or it is another project's."""
 
     def __init__(self, pin_id: str) -> None:
-        super().__init__(f'Pin {pin_id} could not be found.')
+        super().__init__(f'Pin {shown.value(pin_id)} could not be found.')
 
 
 class Conflict(PrecacheError):
@@ -220,6 +243,17 @@ class StatusConflict(Conflict):
         super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
 
 
+class NothingToRetry(Conflict):
+    """All tasks of the named hosts succeeded."""
+
+    def __init__(self, request_id: str, hosts: Collection[str]) -> None:
+        super().__init__(f'Cache request {request_id} has no task to retry on {shown.some(hosts)}.')
+
+
+class RemovalRefused(Conflict):
+    """An image cannot be removed from the cache of a host now; the message says why."""
+
+
 class NotByNova(Conflict):
     """A stock nova-compute cannot do this, or does not report it."""
 
@@ -272,6 +306,10 @@ class IdentityServiceUnavailable(Unavailable):
 
 class ImageServiceUnavailable(Unavailable):
     """Glance could not be reached or answered with a server error."""
+
+
+class NoAnswer(Unavailable):
+    """No conductor or compute answered; what was requested may have been done anyway."""
 
 
 class OutOfTime(Unavailable):
@@ -390,6 +428,8 @@ class StorageError(CacheError):
 def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
     """Build the error for an OSError that occurred while ``doing``."""
     reason = f'{doing}: {error.strerror or error}'
+    if error.filename is not None and str(error.filename) not in doing:
+        reason = f'{reason}: {error.filename}'
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughSpace(reason)
     return StorageError(reason)

@@ -9,11 +9,19 @@ import dataclasses
 import datetime
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from nova_precache import reasons
 
 Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SortKey:
+    """A field by which a list is sorted."""
+
+    name: str
+    is_descending: bool = False
 
 
 class RequestStatus(enum.StrEnum):
@@ -71,6 +79,7 @@ class Phase(enum.StrEnum):
     PAUSE = 'pause'
     RESUME = 'resume'
     RETRY = 'retry'
+    CHANGE = 'change'
 
 
 REQUEST_ACTIVE = frozenset(
@@ -132,6 +141,19 @@ class TransferOptions:
     max_rate_bytes: int | None = None
     deadline_seconds: float | None = None
     is_last_attempt: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionChange:
+    """A change of the rate and the deadline of a running transfer.
+
+    :ivar number: a later change of the same call has a higher one
+    :ivar max_rate_bytes: as in ``TransferOptions``; likewise ``deadline_seconds``
+    """
+
+    number: int
+    max_rate_bytes: int | None = None
+    deadline_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -419,6 +441,38 @@ class CachedImage:
     reported_at: datetime.datetime | None = None
 
 
+class RemovalStatus(enum.StrEnum):
+    """Whether an image was removed from a cache on request, or why it was not."""
+
+    REMOVED = 'removed'
+    ABSENT = 'absent'
+    USED = 'used'
+    PINNED = 'pinned'
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRemoval:
+    """The result of a request to remove an image from the cache of a host.
+
+    :ivar reason: why it was not removed
+    :ivar freed_bytes: space that the removed files took on the disk
+    :ivar names: of the removed files, except partial ones
+    """
+
+    status: str
+    reason: str | None = None
+    freed_bytes: int = 0
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Clean the reason, before it reaches a log or a message."""
+        if self.reason is not None:
+            object.__setattr__(self, 'reason', reasons.clean(self.reason))
+
+    def to_wire(self) -> Json:
+        return dataclasses.asdict(self)
+
+
 @dataclasses.dataclass(frozen=True)
 class RequestOptions:
     """Options of a request; None sets no limit.
@@ -439,6 +493,15 @@ class RequestOptions:
     wait_for_down_hosts: bool = False
     canary: int | None = None
     max_failures: int | None = None
+
+
+class RequestChange(TypedDict, total=False):
+    """What is to change in a request that has not ended; None removes a limit."""
+
+    priority: int
+    max_rate_bytes: int | None
+    max_parallel_hosts: int | None
+    deadline: datetime.datetime | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from oslo_config import cfg
 from nova_precache import context as request_context, exception, model, policy
 from nova_precache.cells import inventory, names
 from nova_precache.conf import image_cache
-from nova_precache.db import hearing, pins, requests, statistics
+from nova_precache.db import hearing, pages, pins, requests, statistics
 from nova_precache.db.request import queries
 from nova_precache.image import service
 
@@ -32,21 +32,10 @@ class RequestStore(Protocol):
         self,
         which: requests.RequestFilter,
         /,
-        sort_key: str = 'created_at',
-        descending: bool = True,
-        limit: int = 1000,
-        marker: str | None = None,
+        page: pages.Page,
     ) -> Sequence[model.CacheRequest]: ...
 
-    def tasks(
-        self,
-        request_id: str,
-        limit: int = 1000,
-        marker: int | None = None,
-        status: str | None = None,
-        host: str | None = None,
-        image_id: str | None = None,
-    ) -> Sequence[model.Task]: ...
+    def list_tasks(self, chosen: requests.TaskFilter, page: pages.Page) -> Sequence[model.Task]: ...
 
 
 class ActionStore(Protocol):
@@ -66,6 +55,11 @@ class ActionStore(Protocol):
         not_before: datetime.datetime | None = None,
         deadline: datetime.datetime | None = None,
         project_id: str | None = None,
+        hosts: Collection[str] | None = None,
+    ) -> model.CacheRequest: ...
+
+    def change(
+        self, request_id: str, asked: model.RequestChange, project_id: str | None = None
     ) -> model.CacheRequest: ...
 
 
@@ -80,10 +74,10 @@ class AgentStore(Protocol):
 
     def list_page(
         self,
-        limit: int,
-        marker: str | None,
+        page: pages.Page,
         status: model.HostStatus | None,
         cell_uuid: str | None,
+        hosts: Collection[str] | None,
     ) -> Sequence[model.Host]: ...
 
 
@@ -94,10 +88,10 @@ class CachedImageStore(Protocol):
         self, hosts: Collection[str], image_ids: Collection[str]
     ) -> Mapping[tuple[str, str], model.CachedImage]: ...
 
-    def of_host(self, host: str, limit: int, marker: str | None) -> Sequence[model.CachedImage]: ...
+    def of_host(self, host: str, page: pages.Page) -> Sequence[model.CachedImage]: ...
 
     def hosts_of(
-        self, image_id: str, limit: int, marker: str | None
+        self, image_id: str, page: pages.Page, hosts: Collection[str] | None
     ) -> Sequence[model.CachedImage]: ...
 
     def known_hosts(self) -> Collection[str]: ...
@@ -115,8 +109,8 @@ class PinStore(Protocol):
         project_id: str | None = None,
         status: str | None = None,
         aggregate: queries.AggregateFilter | None = None,
-        limit: int = 1000,
-        marker: str | None = None,
+        *,
+        page: pages.Page,
     ) -> Sequence[model.Pin]: ...
 
     def end(self, pin_id: str, reason: str, project_id: str | None = None) -> model.Pin: ...
@@ -174,6 +168,8 @@ class Services:
     :param wake: wakes the conductors; may fail
     :param count_hosts: counts the hosts of each cell by status
     :param why_unsupported: returns why no compute may be called at all, None if they may
+    :param remove: removes an image, by its id, from the cache of a host, as
+        ``conductor.rpcapi.ConductorAPI.remove_image``
     """
 
     inventory: inventory.Inventory
@@ -191,6 +187,7 @@ class Services:
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]
+    remove: Callable[[request_context.RequestContext, str, str], model.ImageRemoval]
     enforcer: policy.Enforcer
 
 

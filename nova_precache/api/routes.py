@@ -251,7 +251,9 @@ _PRECACHE: Table = {
             answer=request_schemas.REQUEST_ANSWER,
             errors=_NEW_WORK,
             headers=['Location'],
-            links=dict.fromkeys(('showRequest', 'actOnRequest', 'listTasks'), '/request/id'),
+            links=dict.fromkeys(
+                ('showRequest', 'changeRequest', 'actOnRequest', 'listTasks'), '/request/id'
+            ),
         ),
         'GET': Operation(
             'listRequests',
@@ -271,6 +273,27 @@ _PRECACHE: Table = {
             path=request_schemas.BY_ID,
             answer=request_schemas.REQUEST_ANSWER,
             errors=_NOT_YOURS,
+        ),
+        'PATCH': Operation(
+            'changeRequest',
+            'Change a request that has not ended',
+            'requests',
+            requests.change,
+            path=request_schemas.BY_ID,
+            body=request_schemas.CHANGE,
+            example={'request': {'priority': 5, 'max_rate_bytes': None}},
+            answer=request_schemas.REQUEST_ANSWER,
+            errors=_NOT_YOURS | {409: 'The request has ended or is being cancelled.'},
+        ),
+    },
+    '/v1/tasks': {
+        'GET': Operation(
+            'listAllTasks',
+            'List the tasks of all requests',
+            'requests',
+            requests.all_tasks,
+            query=request_schemas.ALL_TASKS,
+            answer=request_schemas.TASKS_ANSWER,
         )
     },
     '/v1/requests/{id}/tasks': {
@@ -305,7 +328,10 @@ _PRECACHE: Table = {
                     'Retry a request',
                     requests.retry,
                     request_schemas.RETRY,
-                    {409: 'The request has not ended, or all of its tasks succeeded.'},
+                    {
+                        409: 'The request has not ended, or all of its tasks, or those of the '
+                        'named hosts, succeeded.'
+                    },
                 ),
             },
             path=request_schemas.BY_ID,
@@ -359,6 +385,22 @@ _PRECACHE: Table = {
             query=host_schemas.IMAGES,
             answer=common.page('images', host_schemas.HOST_IMAGE),
             errors=_NO_HOST | _NO_INVENTORY,
+        )
+    },
+    '/v1/hosts/{host}/images/{image_id}': {
+        'DELETE': Operation(
+            'removeHostImage',
+            'Remove an image from the cache of a host, unless it is used or pinned there',
+            'hosts',
+            hosts.remove,
+            path=host_schemas.BY_HOST_IMAGE,
+            answer=common.whole({'removal': host_schemas.REMOVAL}),
+            errors={
+                404: 'There is no such host, or the image id is not a UUID.',
+                409: 'The host is not up; its compute or the conductors are too old or held at an '
+                'older version by ``[upgrade_levels]``; its disk refuses; or it runs a stock '
+                'nova-compute.',
+            },
         )
     },
     '/v1/images/{id}/hosts': {

@@ -58,6 +58,7 @@ def task_to_json(task: model.Task, cells: Mapping[str, str]) -> model.Json:
     """
     return {
         'id': task.id,
+        'request_id': task.request_id,
         'host': task.host,
         'cell': task.cell_uuid,
         'cell_name': cells.get(task.cell_uuid or ''),

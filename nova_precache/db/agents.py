@@ -12,7 +12,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
-from nova_precache.db import hearing, standing
+from nova_precache.db import hearing, pages, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
@@ -22,6 +22,19 @@ _REPORTED = (
     'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
 )  # fmt: skip
 _AGENT = db_session.table(models.Agent)
+HOSTS = pages.Listing(
+    {
+        'host': models.Agent.host,
+        'cell': models.Agent.cell_uuid,
+        **{
+            name: getattr(models.Agent, name)
+            for name in ('seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
+        },
+    },
+    unique=models.Agent.host,
+    marker=models.Agent.host,
+)
+_ALL = pages.Page()
 _REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
 # Built once: each host reports every few seconds.
 _REPORT = (
@@ -137,6 +150,12 @@ class Agents:
                 found.update((row.host, _agent(row)) for row in session.scalars(query))
         return found
 
+    def sharing(self, store_id: str) -> Sequence[model.Agent]:
+        """List the agents whose hosts share a cache, by host name."""
+        query = sa.select(models.Agent).where(models.Agent.store_id == store_id)
+        with self._database.reader() as session:
+            return [_agent(row) for row in session.scalars(query.order_by(models.Agent.host))]
+
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map the hosts that are down to the reason, by the database's clock."""
         return {
@@ -211,21 +230,23 @@ class Agents:
 
     def list_page(
         self,
-        limit: int | None = None,
-        marker: str | None = None,
+        page: pages.Page = _ALL,
         status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> Sequence[model.Host]:
-        """List hosts with an agent by name, after the host ``marker``.
+        """List hosts with an agent, by default by name; a marker is a name.
 
         :param status: only hosts with this status, by the database's clock
+        :param hosts: only these
+        :raises nova_precache.exception.InvalidMarker: to sort after it, the host is needed
         """
         row = models.Agent
         with self._database.reader() as session:
             now = db_session.now(session)
-            query = sa.select(row).order_by(row.host).limit(limit)
-            if marker is not None:
-                query = query.where(row.host > marker)
+            query = pages.select(session, sa.select(row), HOSTS, page)
+            if hosts is not None:
+                query = query.where(row.host.in_(list(hosts)))
             if status is not None:
                 query = query.where(self._has_status(status, now))
             if cell_uuid is not None:

@@ -91,7 +91,7 @@ class Services:
         """List services and agents by binary, host and id, after the id ``marker``.
 
         :param status: only services with this status, by the database's clock
-        :raises nova_precache.exception.NotFound: no service has the id ``marker``
+        :raises nova_precache.exception.InvalidMarker: no service has the id ``marker``
         """
         with self._database.reader() as session:
             now = db_session.now(session)
@@ -170,7 +170,7 @@ class Services:
         # The last one: a copied disk may have given two hosts the same agent id.
         found = max((tuple(row) for row in session.execute(query)), default=None)
         if found is None:
-            raise exception.NotFound(f'Service {marker} could not be found.')
+            raise exception.InvalidMarker(marker)
         return found
 
     def _service(

@@ -9,8 +9,8 @@ from typing import Any
 
 from cliff import columns
 from osc_lib.cli import format_columns
-from rich import filesize
 
+from nova_precache import shown
 from nova_precache.osc.client import Json
 
 # Ids of images, and their names in the image service.
@@ -19,15 +19,11 @@ Names = Mapping[str, str]
 # The ends of the keys of times.
 _TIMES = ('_at', '_since', 'until', 'not_before', 'deadline')
 _FRACTION = re.compile(r'(?<=:\d\d)\.\d+')
-_UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB', 'ZiB', 'YiB']
 
 
 def size(value: float | None) -> str:
     """Format bytes for humans: 50.0 MiB."""
-    if value is None:
-        return ''
-    unit, suffix = filesize.pick_unit_and_suffix(int(value), _UNITS, 1024)
-    return f'{value / unit:.1f} {suffix}' if unit > 1 else f'{value:.0f} B'
+    return '' if value is None else shown.size(value)
 
 
 def rate(value: float | None) -> str:

@@ -124,6 +124,26 @@ def test_services_stop_and_replace(database: session.Database) -> None:
     assert found(binary=model.Binary.CONDUCTOR, host='ctl1') == [('c-2', 'up')]
 
 
+def test_failures_summed_up_and_measured(database: session.Database) -> None:
+    world = open_world(database)
+    world.hears()
+    request = world.planned([f'h{number}' for number in range(4)], ['i1'])
+    counted = statistics.Statistics(database, DOWN_SECONDS).take()
+    for reason in (None, 'needs 10 bytes, 7 free', 'needs 20 bytes, 9 free', 'host down: of late'):
+        begun = world.begun()
+        failed = model.ImageOutcome('error', reason)
+        world.jobs.finish(begun.job_id, begun.epoch, failed if reason else CACHED)
+        world.jobs.release('c1', [begun.host])
+
+    assert world.requests.complete(request.id)
+
+    assert world.requests.get(request.id).reason == (
+        '3 of 4 copies failed: 2 × not enough disk space, 1 × host down'  # noqa: RUF001
+    )
+    assert 0 <= counted.oldest_ready_seconds < WAIT_SECONDS
+    assert counted.silent_seconds == {world.cell.uuid: 0}
+
+
 def test_refused_report_dropped_from_batch(
     database: session.Database, caplog: pytest.LogCaptureFixture
 ) -> None:

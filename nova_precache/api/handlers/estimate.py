@@ -78,7 +78,7 @@ def _from_marker(
         return hosts
     names = [host.host for host in hosts]
     if marker not in names:
-        raise paging.bad_marker(marker, exception.ComputeHostNotFound(marker))
+        raise exception.InvalidMarker(marker)
     return hosts[names.index(marker) + 1 :]
 
 

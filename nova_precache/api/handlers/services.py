@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The services and the cells of the deployment."""
 
-from nova_precache import exception, model
+from nova_precache import model
 from nova_precache.api import cell_states, paging, times, validation
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import services as schemas
@@ -16,16 +16,13 @@ def index(req: Request) -> Reply:
     validation.check_query(req.query, schemas.INDEX)
     req.authorize(policies.LIST)
     status, marker = paging.first(req, 'status'), paging.first(req, 'marker')
-    try:
-        found = req.services.services.list_page(
-            limit=paging.limit(req) + 1,
-            marker=marker,
-            binary=paging.first(req, 'binary'),
-            host=paging.first(req, 'host'),
-            status=None if status is None else model.HostStatus(status),
-        )
-    except exception.NotFound as error:
-        raise paging.bad_marker(marker, error) from error
+    found = req.services.services.list_page(
+        limit=paging.limit(req) + 1,
+        marker=marker,
+        binary=paging.first(req, 'binary'),
+        host=paging.first(req, 'host'),
+        status=None if status is None else model.HostStatus(status),
+    )
     body = paging.page(
         req, '/v1/services', 'services', found, _service_to_json, lambda service: service.id
     )

@@ -16,11 +16,20 @@ def _least(least: int, description: str, most: int = 2**31 - 1) -> model.Json:
     return described(nullable({'type': 'integer', 'minimum': least, 'maximum': most}), description)
 
 
+_PRIORITY: model.Json = {'type': 'integer', 'minimum': -1000, 'maximum': 1000}
+
+
 def _either(statuses: type[model.RequestStatus | model.TaskStatus], description: str) -> model.Json:
     enum = [str(status) for status in statuses]
     return common.once(described({'type': 'string', 'enum': enum}, description))
 
 
+_HOSTS: model.Json = {
+    'type': 'array',
+    'items': common.HOST,
+    'minItems': 1,
+    'uniqueItems': True,
+}
 _NOT_BEFORE = described(nullable(common.TIME), 'The time before which no task starts.')
 _WINDOW: model.Json = {
     'not_before': _NOT_BEFORE,
@@ -42,14 +51,12 @@ CREATE = common.only(
                     'The id, UUID or name of the aggregate. Either this or ``hosts``.',
                 ),
                 'hosts': described(
-                    nullable(
-                        {'type': 'array', 'items': common.HOST, 'minItems': 1, 'uniqueItems': True}
-                    ),
+                    nullable(_HOSTS),
                     'The names of the hosts, each mapped to a cell. Either this or ``aggregate``.',
                 ),
                 'images': common.IMAGES,
                 'priority': described(
-                    nullable({'type': 'integer', 'minimum': -1000, 'maximum': 1000}),
+                    nullable(_PRIORITY),
                     'Requests with a higher priority are served first; 0 by default.',
                 ),
                 'max_parallel_hosts': _least(
@@ -85,6 +92,36 @@ CREATE = common.only(
     ),
 )
 
+# Here, null removes a limit.
+CHANGE = common.only(
+    'request',
+    described(
+        common.strict(
+            {
+                'priority': described(
+                    _PRIORITY, 'Requests with a higher priority are served first.'
+                ),
+                'max_rate_bytes': _least(
+                    1,
+                    'Bytes per second on each host, also of running transfers; null for no limit.',
+                    2**63 - 1,
+                ),
+                'max_parallel_hosts': _least(
+                    1,
+                    'The number of hosts that download at a time; null for the configured '
+                    'limit. Hosts that download continue.',
+                ),
+                'deadline': described(
+                    nullable(common.TIME),
+                    'The time, later than now, at which unfinished tasks end ``expired``; null '
+                    'for never, unless the request waits for hosts that are down.',
+                ),
+            },
+            minProperties=1,
+        ),
+        'The fields to change; others stay.',
+    ),
+)
 CANCEL = common.only(
     'cancel',
     described(
@@ -114,6 +151,10 @@ RETRY = common.only(
                     'deadline': described(
                         nullable(common.TIME),
                         'A new deadline; without one, the old one stays unless it has passed.',
+                    ),
+                    'hosts': described(
+                        nullable(_HOSTS),
+                        'Only the tasks of these hosts; without them, those of all hosts.',
                     ),
                 }
             )
@@ -146,17 +187,41 @@ INDEX = common.strict(
                 'The direction of sorting; ``desc`` by default.',
             )
         ),
+        'sort': common.sort(SORT_KEYS),
+        'project_id': common.PROJECT_FILTER,
         'limit': common.LIMIT,
         'marker': common.marker(common.UUID, 'id'),
     }
 )
-TASKS = common.strict(
+SORT_TASKS = (
+    'id',
+    'request_id',
+    'host',
+    'image_id',
+    'status',
+    'attempts',
+    'bytes_done',
+    'bytes_total',
+    'rate_bytes',
+    'next_attempt_at',
+    'created_at',
+    'started_at',
+    'finished_at',
+)
+_TASKS: model.Json = {
+    'status': _either(model.TaskStatus, 'Only tasks in this status.'),
+    'host': common.once(described(common.NAME, 'Only tasks of this host.')),
+    'image': common.once(described(common.UUID, 'Only tasks of this image.')),
+    'sort': common.sort(SORT_TASKS),
+    'limit': common.LIMIT,
+    'marker': common.marker(common.POSITIVE, 'id'),
+}
+TASKS = common.strict(_TASKS)
+ALL_TASKS = common.strict(
     {
-        'status': _either(model.TaskStatus, 'Only tasks in this status.'),
-        'host': common.once(described(common.NAME, 'Only tasks of this host.')),
-        'image': common.once(described(common.UUID, 'Only tasks of this image.')),
-        'limit': common.LIMIT,
-        'marker': common.marker(common.POSITIVE, 'id'),
+        **_TASKS,
+        'request': common.once(described(common.UUID, 'Only tasks of this request.')),
+        'project_id': common.PROJECT_FILTER,
     }
 )
 ESTIMATE_QUERY = common.strict(
@@ -274,6 +339,7 @@ TASK = described(
     common.whole(
         {
             'id': described(common.COUNT, 'The id of the task.'),
+            'request_id': _REQUEST_ID,
             'host': common.HOST_NAME,
             'cell': _CELL,
             'cell_name': common.CELL_NAME,

@@ -113,7 +113,12 @@ _FIRST = (
 _ALL_JOBS = 2**31 - 1
 # Of its host, which this transaction has just fenced.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
-_CALL = sa.update(_JOB).where(locking.THE_JOBS).values(epoch=_EPOCH, progress_sequence=0)
+_CALL = (
+    sa.update(_JOB)
+    .where(locking.THE_JOBS)
+    # The terms of a call are read in its transaction, with all changes so far.
+    .values(epoch=_EPOCH, progress_sequence=0, changes_sent=_JOB.c.changes)
+)
 _QUEUED: dict[str, object] = {
     'status': str(model.TaskStatus.QUEUED),
     'attempts': sa.bindparam('to_attempts'),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.cells import liveness, novahosts, services
-from nova_precache.db import statistics
+from nova_precache.db import pages, statistics
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, World
 
@@ -83,7 +83,8 @@ def test_hosts_paged_by_state_and_cell(world: World, shown: novahosts.NovaHosts)
     two = world.inventory.get_cell('two').uuid
 
     def names(**which: Any) -> list[str]:
-        return [host.agent.host for host in shown.list_page(**which)]
+        page = pages.Page(limit=which.pop('limit', None), marker=which.pop('marker', None))
+        return [host.agent.host for host in shown.list_page(page, **which)]
 
     assert names(limit=2) == ['a', 'b']
     assert names(limit=2, marker='b') == ['c', 'd']
@@ -95,7 +96,7 @@ def test_hosts_paged_by_state_and_cell(world: World, shown: novahosts.NovaHosts)
 
 
 def test_page_queries_its_hosts_once(shown: novahosts.NovaHosts, loads: list[list[str]]) -> None:
-    assert [host.agent.host for host in shown.list_page(limit=2)] == ['a', 'b']
+    assert [host.agent.host for host in shown.list_page(pages.Page(limit=2))] == ['a', 'b']
     assert loads == [['a', 'b']]
 
 
@@ -109,10 +110,10 @@ def test_filter_queries_each_host_once(
     hosts = _many(world, first, monkeypatch)
     shown = novahosts.NovaHosts(world.inventory, alive)
 
-    assert [host.agent.host for host in shown.list_page(status=DOWN, limit=2)] == ['h8']
+    assert [host.agent.host for host in shown.list_page(pages.Page(limit=2), DOWN)] == ['h8']
     assert loads == [hosts[:4], hosts[4:8], hosts[8:]]
     loads.clear()
-    assert [host.agent.host for host in shown.list_page(status=UP, limit=3)] == hosts[:3]
+    assert [host.agent.host for host in shown.list_page(pages.Page(limit=3), UP)] == hosts[:3]
     assert loads == [hosts[:4]]
 
 
@@ -172,3 +173,18 @@ def test_silent_cell_hosts_become_unknown(
         ('b', UNKNOWN, "cell two's database is unreachable (it does not answer)"),
     ]
     assert waited == [2.0]
+
+
+def test_hosts_sorted_and_limited_to_some(world: World, shown: novahosts.NovaHosts) -> None:
+    def names(sort: str, marker: str | None = None, **which: Any) -> list[str]:
+        page = pages.Page([model.SortKey(sort, is_descending=True)], 2, marker)
+        return [host.agent.host for host in shown.list_page(page, **which)]
+
+    assert names('host') == ['d', 'c']
+    assert names('host', 'c') == ['b', 'a']
+    assert names('version', 'c') == ['b', 'a'], 'all without one'
+    assert names('host', hosts=['a', 'c', 'x']) == ['c', 'a']
+    few = shown.list_page(pages.Page(limit=2, marker='a'), hosts=['a', 'c', 'd'])
+    assert [host.agent.host for host in few] == ['c', 'd']
+    with pytest.raises(exception.InvalidMarker):
+        names('version', 'x')

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import host_removal, statistics
+from nova_precache.db import host_removal, pages, statistics
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
 
@@ -151,8 +151,8 @@ def test_agents_come_in_pages(world: World) -> None:
     for number in range(5):
         world.agents.register(dataclasses.replace(AGENT, host=f'host{number}'))
 
-    first = world.agents.list_page(limit=3)
-    second = world.agents.list_page(limit=3, marker=first[-1].agent.host)
+    first = world.agents.list_page(pages.Page(limit=3))
+    second = world.agents.list_page(pages.Page(limit=3, marker=first[-1].agent.host))
 
     assert [host.agent.host for host in (*first, *second)] == [f'host{n}' for n in range(5)]
     assert len(first) == 3

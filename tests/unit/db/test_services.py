@@ -185,7 +185,7 @@ def test_list_filters_and_pages(world: World, known: services.Services) -> None:
 
 
 def test_unknown_marker_is_refused(known: services.Services) -> None:
-    with pytest.raises(exception.NotFound, match='Service nowhere could not be found'):
+    with pytest.raises(exception.InvalidMarker, match='Value: nowhere'):
         known.list_page(marker='nowhere')
 
 
