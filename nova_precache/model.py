@@ -496,7 +496,7 @@ class RequestOptions:
 
 
 class RequestChange(TypedDict, total=False):
-    """What is to change in a request that has not ended; None removes a limit."""
+    """New values for a request that has not ended; None removes a limit."""
 
     priority: int
     max_rate_bytes: int | None

@@ -186,7 +186,7 @@ def refuse_by_nova(req: Request, asked: Mapping[str, Any], field: str) -> None:
 
 
 def change(req: Request, asked: Mapping[str, Any]) -> model.RequestChange:
-    """Read what is to change in a request; null removes a limit.
+    """Read the new values for a request; null removes a limit.
 
     :raises nova_precache.exception.InvalidInput: the deadline has passed
     """

@@ -19,6 +19,7 @@ from nova_precache.cells import models as cell_models
 from nova_precache.db import caches, explanations, jobs, services, statistics
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
+from tests import sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -70,6 +71,13 @@ def test_migrations_match_models(database: session.Database) -> None:
             connection, opts={'version_table': schema.VERSION_TABLE, 'compare_type': True}
         )
         assert autogenerate.compare_metadata(context, everything) == []
+
+
+def test_sorted_pages_continue_across_nulls(database: session.Database) -> None:
+    world = open_world(database)
+    sorted_tasks.insert(world)
+
+    sorted_tasks.check_any_order(world, 7)
 
 
 def test_snapshot_stable_except_on_postgresql(

@@ -121,7 +121,8 @@ def change(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.CHANGE)
     asked = parsing.change(req, req.body['request'])
     request = req.services.actions.change(_id(req), asked, project_id=project_id)
-    LOG.info('Request %s: changed %s', request.id, ', '.join(sorted(asked)))
+    changes = ', '.join(f'{name} = {value}' for name, value in sorted(asked.items()))
+    LOG.info('Request %s: changed to %s', request.id, changes)
     _wake(req, request)
     return Reply(body={'request': serializers.request_to_json(request)})
 
