@@ -59,10 +59,16 @@ def stop_all(parts: Collection[Stoppable]) -> None:
 
 def stop_within(seconds: float, part: Stoppable) -> bool:
     """Stop a part and wait at most this long; return False if it still runs."""
-    thread = threading.Thread(target=part.stop, name='stop', daemon=True)
-    thread.start()
+    thread = in_background(part.stop, 'stop')
     thread.join(seconds)
     return not thread.is_alive()
+
+
+def in_background(work: Work, name: str) -> threading.Thread:
+    """Run work in a thread that does not keep the process alive."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _every(seconds: float, work: Work) -> tuple[Any, tuple[()], dict[str, Any]]:

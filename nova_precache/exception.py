@@ -7,7 +7,9 @@
     ├── InvalidInput
     │   ├── DataRefused
     │   ├── ImageNotUsable
+    │   ├── InvalidField
     │   ├── InvalidAggregateAction
+    │   ├── InvalidMarker
     │   ├── RootDiskTooSmall
     │   └── TooMany
     ├── NotFound
@@ -26,6 +28,7 @@
     │   ├── CellExists
     │   ├── InUse
     │   ├── RootDiskExists
+    │   ├── NothingToRetry
     │   ├── StatusConflict
     │   ├── RemovalRefused
     │   ├── NotByNova
@@ -47,6 +50,7 @@
     └── CacheError
         ├── ImageGone
         ├── ImageUnauthorized
+        │   └── CredentialsRefused
         ├── UnbootableImage
         ├── UnsafeImage
         ├── UnverifiedImage
@@ -71,9 +75,10 @@ Errors of other libraries are translated where they are called.
 """
 
 import errno
+from collections.abc import Collection
 from typing import ClassVar
 
-from nova_precache import model
+from nova_precache import model, shown
 
 
 class PrecacheError(Exception):
@@ -99,6 +104,25 @@ class ImageNotUsable(InvalidInput):
         self.image_id = image_id
 
 
+class InvalidField(InvalidInput):
+    """A field of a body has an invalid value, which no schema can express."""
+
+    def __init__(self, field: str, value: object, why: str) -> None:
+        super().__init__(
+            f'Invalid input for field/attribute {field}. Value: {shown.value(value)}. {why}'
+        )
+
+
+class InvalidMarker(InvalidInput):
+    """No item of the list has this marker."""
+
+    def __init__(self, marker: str | int) -> None:
+        super().__init__(
+            f'Invalid input for query parameters marker. Value: {shown.value(marker)}. '
+            'It is not in the list.'
+        )
+
+
 class InvalidAggregateAction(InvalidInput):
     """This change or deletion of an aggregate is not allowed."""
 
@@ -107,10 +131,8 @@ class RootDiskTooSmall(InvalidInput):
     """The requested root disk is smaller than the disk of its image."""
 
     def __init__(self, image_id: str, size_bytes: int, virtual_size_bytes: int) -> None:
-        super().__init__(
-            f'Image {image_id} needs a root disk of at least {virtual_size_bytes} bytes, '
-            f'{size_bytes} asked'
-        )
+        least, asked = shown.excess(virtual_size_bytes, size_bytes)
+        super().__init__(f'Image {image_id} needs a root disk of at least {least}, not {asked}')
 
 
 class TooMany(InvalidInput):
@@ -156,14 +178,14 @@ class RequestNotFound(NotFound):
     """No cache request has this id, or it is another project's."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f'Cache request {request_id} could not be found.')
+        super().__init__(f'Cache request {shown.value(request_id)} could not be found.')
 
 
 class PinNotFound(NotFound):
     """No pin has this id, or it is another project's."""
 
     def __init__(self, pin_id: str) -> None:
-        super().__init__(f'Pin {pin_id} could not be found.')
+        super().__init__(f'Pin {shown.value(pin_id)} could not be found.')
 
 
 class Conflict(PrecacheError):
@@ -219,6 +241,13 @@ class StatusConflict(Conflict):
 
     def __init__(self, what: str, name: str, status: str, action: str) -> None:
         super().__init__(f'{what} {name} is {status}: it cannot be {action}.')
+
+
+class NothingToRetry(Conflict):
+    """All tasks of the named hosts succeeded."""
+
+    def __init__(self, request_id: str, hosts: Collection[str]) -> None:
+        super().__init__(f'Cache request {request_id} has no task to retry on {shown.some(hosts)}.')
 
 
 class RemovalRefused(Conflict):
@@ -340,6 +369,10 @@ class ImageUnauthorized(CacheError):
     keeps_partial = True
 
 
+class CredentialsRefused(ImageUnauthorized):
+    """Keystone refuses this service's own credentials, which an operator must correct."""
+
+
 class UnbootableImage(CacheError):
     """The image is not a disk that an instance can boot from, such as an archive."""
 
@@ -395,6 +428,8 @@ class StorageError(CacheError):
 def storage_failure(doing: str, error: OSError) -> NotEnoughSpace | StorageError:
     """Build the error for an OSError that occurred while ``doing``."""
     reason = f'{doing}: {error.strerror or error}'
+    if error.filename is not None and str(error.filename) not in doing:
+        reason = f'{reason}: {error.filename}'
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughSpace(reason)
     return StorageError(reason)

@@ -8,12 +8,20 @@ strings, so that a value of a newer release passes through an older one.
 import dataclasses
 import datetime
 import enum
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 from nova_precache import reasons
 
 Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SortKey:
+    """A field by which a list is sorted."""
+
+    name: str
+    is_descending: bool = False
 
 
 class RequestStatus(enum.StrEnum):
@@ -71,6 +79,7 @@ class Phase(enum.StrEnum):
     PAUSE = 'pause'
     RESUME = 'resume'
     RETRY = 'retry'
+    CHANGE = 'change'
 
 
 REQUEST_ACTIVE = frozenset(
@@ -135,6 +144,19 @@ class TransferOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class OptionChange:
+    """A change of the rate and the deadline of a running transfer.
+
+    :ivar number: a later change of the same call has a higher one
+    :ivar max_rate_bytes: as in ``TransferOptions``; likewise ``deadline_seconds``
+    """
+
+    number: int
+    max_rate_bytes: int | None = None
+    deadline_seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class CacheResult:
     """A driver's result for one image: it existed already, or bytes were moved."""
 
@@ -147,7 +169,9 @@ class CacheResult:
 class ImageOutcome:
     """The result of one attempt at (host, image), as a compute reports it.
 
+    :ivar bytes_done: moved in this attempt
     :ivar at_once: if the attempt is repeated later, no delay is needed
+    :ivar seconds: what the transfer took on the compute, None if none ran or it is not known
     """
 
     status: str
@@ -156,11 +180,26 @@ class ImageOutcome:
     bytes_done: int = 0
     bytes_total: int | None = None
     at_once: bool = False
+    seconds: float | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Clean the reason, before it reaches a log, a message or a database."""
         if self.reason is not None:
             object.__setattr__(self, 'reason', reasons.clean(self.reason))
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the image was wanted and is not cached: a cancelled one is not wanted."""
+        return self.status not in TASK_SUCCEEDED and self.status != TaskStatus.CANCELLED
+
+    @property
+    def line(self) -> str:
+        """The outcome for a log: the status, bytes, seconds and rate, and the reason."""
+        text = f'{self.status}, {self.bytes_done} bytes'
+        if self.seconds is not None:
+            rate_bytes = int(self.bytes_done / max(self.seconds, 0.001))
+            text += f' in {self.seconds:.1f} s ({rate_bytes} bytes/s)'
+        return f'{text}: {self.reason}' if self.reason else text
 
     def to_wire(self) -> Json:
         return dataclasses.asdict(self)
@@ -170,6 +209,12 @@ class ImageOutcome:
         """Build an outcome from a payload with checked fields; ignore unknown keys."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in payload.items() if key in known})
+
+
+def first_of(ids: Sequence[str], most: int = 3) -> str:
+    """Name the first few of many objects, for a log."""
+    named = ', '.join(ids[:most])
+    return f'{named} and {len(ids) - most} more' if len(ids) > most else named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +319,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """A compute host's agent as it last reported itself; sizes in bytes."""
+    """A compute host's agent as it last reported itself; sizes in bytes.
+
+    :ivar stopped_at: when it has stopped cleanly; None if it has started since
+    """
 
     host: str
     agent_id: str
@@ -288,10 +336,23 @@ class Agent:
     capabilities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     started_at: datetime.datetime | None = None
     seen_at: datetime.datetime | None = None
+    stopped_at: datetime.datetime | None = None
+
+    @property
+    def reserved_disk_bytes(self) -> int | None:
+        """Its option of this name; None from a compute of an earlier release."""
+        value = self.capabilities.get('reserved_disk_bytes')
+        return value if type(value) is int and value >= 0 else None
+
+    @property
+    def force_raw_images(self) -> bool | None:
+        """Its option of this name; None from a compute of an earlier release."""
+        value = self.capabilities.get('force_raw_images')
+        return value if type(value) is bool else None
 
 
 class HostStatus(enum.StrEnum):
-    """Whether a compute host can be called, if known."""
+    """Whether a compute host can be called, or another service runs, if known."""
 
     UP = 'up'
     DOWN = 'down'
@@ -308,6 +369,55 @@ class Host:
     agent: Agent
     status: HostStatus = HostStatus.UP
     reason: str | None = None
+
+
+class CellStatus(enum.StrEnum):
+    """Whether the broker of a cell can be reached, if known."""
+
+    UP = 'up'
+    DOWN = 'down'
+    UNKNOWN = 'unknown'
+    DISABLED = 'disabled'
+
+
+class Binary(enum.StrEnum):
+    """The commands that run as services."""
+
+    API = 'nova-precache-api'
+    CONDUCTOR = 'nova-precache-conductor'
+    COMPUTE = 'nova-precache-compute'
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceProcess:
+    """A running conductor or API.
+
+    :ivar id: new for each process
+    """
+
+    id: str
+    binary: Binary
+    host: str
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A conductor, an API or a compute's agent: its last report, and its current status.
+
+    :ivar reason: why it is not up
+    :ivar cell_uuid: of a compute
+    """
+
+    id: str
+    binary: str
+    host: str
+    status: HostStatus
+    version: str | None
+    started_at: datetime.datetime
+    seen_at: datetime.datetime
+    reason: str | None = None
+    cell_uuid: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,6 +493,15 @@ class RequestOptions:
     wait_for_down_hosts: bool = False
     canary: int | None = None
     max_failures: int | None = None
+
+
+class RequestChange(TypedDict, total=False):
+    """What is to change in a request that has not ended; None removes a limit."""
+
+    priority: int
+    max_rate_bytes: int | None
+    max_parallel_hosts: int | None
+    deadline: datetime.datetime | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from nova_precache import exception
+
 LOG = logging.getLogger(__name__)
 
 CALM_SECONDS = 10.0  # before a new outage is logged, so that a flapping service logs less
@@ -17,6 +19,9 @@ FIRST_PAUSE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 3600.0
 
 _LOGGED = '_logged_as_outage'
+_EXPECTED = (exception.PrecacheError, TimeoutError)
+# Of oslo.messaging: it logs a notification that it could not send, with any error of the broker.
+_NOTIFICATIONS = 'oslo_messaging.notify.messaging'
 # Libraries log these at each try. We log each outage once, with the broker's or the database's
 # name; at the level DEBUG the messages of the libraries are logged, too.
 _REPEATED = {
@@ -56,6 +61,7 @@ class Outage:
         self._next_line = float('-inf')
         self._pause = 0.0
         self._kinds: set[type[BaseException]] = set()
+        self._why = ''
 
     def began(self, error: BaseException) -> None:
         """Record a failure; log it if it is the first, of a new kind, or after a pause."""
@@ -64,6 +70,7 @@ class Outage:
         with self._lock:
             is_new_kind = bool(self._kinds) and type(error) not in self._kinds
             self._since = now if self._since is None else self._since
+            self._why = first_line(error)
             if now < self._next_line and not is_new_kind:
                 return
             away_seconds = now - self._since
@@ -92,6 +99,12 @@ class Outage:
         if was_logged:
             LOG.warning('%s is available again, after %d s', self.name, now - since)
 
+    def describe(self) -> str | None:
+        """Describe the outage, None while there is none."""
+        with self._lock:
+            since, why = self._since, self._why
+        return None if since is None else f'unavailable for {self.clock() - since:.0f} s: {why}'
+
 
 def is_logged(error: BaseException | None) -> bool:
     """Return whether an error, or one of its causes, was recorded as an outage."""
@@ -106,7 +119,8 @@ def keep_short(handlers: Iterable[logging.Handler]) -> None:
     """Make handlers drop errors already logged as an outage, and repeated lines of libraries.
 
     So the outermost code of a thread can log every failure with its traceback. If debugging is
-    on, these lines are kept at that level, without a traceback.
+    on, these lines are kept at that level, without a traceback. Errors that this service raises
+    on purpose, and lost notifications, are logged without a traceback.
     """
     for handler in handlers:
         handler.addFilter(_shorten)
@@ -114,12 +128,16 @@ def keep_short(handlers: Iterable[logging.Handler]) -> None:
 
 def _shorten(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    if not is_logged(error) and not str(record.msg).startswith(_REPEATED.get(record.name, '\0')):
-        return True
-    if error is not None:
+    repeats = _REPEATED.get(record.name, '\0')
+    is_repeated = is_logged(error) or str(record.msg).startswith(repeats)
+    if error is not None and (
+        is_repeated or isinstance(error, _EXPECTED) or record.name == _NOTIFICATIONS
+    ):
         reason = f'{type(error).__name__}: {first_line(error)}'
         record.msg, record.args = f'{record.getMessage()}: {reason}', ()
         record.exc_info = record.exc_text = None
+    if not is_repeated:
+        return True
     record.levelno, record.levelname = logging.DEBUG, 'DEBUG'
     return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 

@@ -40,6 +40,7 @@ CAPABILITIES_MAX = 256
 # Images that are pinned on the hosts of one cache.
 KEPT_MAX = 10_000
 COMPANIONS_MAX = 2  # a kernel and a ramdisk
+ASKED_BY_MAX = 255
 _CAPABILITIES_DEPTH = 4
 _TIME_MAX = 64
 _SHOWN_MAX = 60
@@ -237,6 +238,9 @@ def image_outcome(answer: object) -> model.ImageOutcome:
     whole(payload.get('bytes_done', 0), 'outcome.bytes_done', IMAGE_BYTES_MAX)
     maybe(whole, payload.get('bytes_total'), 'outcome.bytes_total', IMAGE_BYTES_MAX)
     flag(payload.get('at_once', False), 'outcome.at_once')
+    seconds = maybe(_seconds, payload.get('seconds'), 'outcome.seconds')
+    if seconds is not None and seconds < 0:
+        raise _invalid('outcome.seconds', seconds, 'a number of at least 0')
     return model.ImageOutcome.from_wire(payload)
 
 
@@ -274,6 +278,19 @@ def transfer_options(value: object) -> model.TransferOptions:
         max_rate_bytes=maybe(_rate, get('max_rate_bytes'), 'options.max_rate_bytes'),
         deadline_seconds=maybe(_seconds, get('deadline_seconds'), 'options.deadline_seconds'),
         is_last_attempt=maybe(flag, get('is_last_attempt'), 'options.is_last_attempt') or False,
+    )
+
+
+def option_change(value: object) -> model.OptionChange:
+    """Read a change of the options of a running transfer.
+
+    :raises nova_precache.exception.InvalidInput: a value is out of range; names the field
+    """
+    get = mapping(value, 'change').get
+    return model.OptionChange(
+        whole(get('number'), 'change.number', COUNT_MAX),
+        maybe(_rate, get('max_rate_bytes'), 'change.max_rate_bytes'),
+        maybe(_seconds, get('deadline_seconds'), 'change.deadline_seconds'),
     )
 
 
@@ -320,6 +337,9 @@ def _capabilities(value: object) -> Mapping[str, Any]:
             f'state.capabilities: more than {CAPABILITIES_MAX} values, or nested more than '
             f'{_CAPABILITIES_DEPTH} deep'
         )
+    reserved, raw = 'reserved_disk_bytes', 'force_raw_images'
+    maybe(whole, known.get(reserved), f'state.capabilities.{reserved}', BYTES_MAX)
+    maybe(flag, known.get(raw), f'state.capabilities.{raw}')
     return known
 
 

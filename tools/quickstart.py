@@ -128,7 +128,7 @@ def show(service: Service) -> None:
     show_outcomes(service, cache(service))
     step('List the hosts that report the image')
     wait_for_inventory(service, image_id)
-    service.show_command('precache', 'image', 'show', NAME)
+    service.show_command('precache', 'image', 'host', 'list', NAME)
     boot(service, image_id)
 
 

@@ -56,8 +56,8 @@ class FleetFacts:
 class EstimateRules:
     """The options that affect an estimate.
 
-    :ivar force_raw_images: computes convert images that are not raw
-    :ivar reserved_disk_bytes: bytes that computes leave free
+    :ivar force_raw_images: computes that report no such option convert images that are not raw
+    :ivar reserved_disk_bytes: bytes that computes which report no such option leave free
     :ivar precache_concurrency: number of hosts that download at a time
     """
 
@@ -160,10 +160,13 @@ class _FleetEstimator:
         facts: FleetFacts,
         rules: EstimateRules,
     ) -> None:
-        self._costs = {image.id: _costs(image, rules.force_raw_images) for image in images}
+        self._costs_by_option: Mapping[bool, _Costs] = {
+            option: {image.id: _costs(image, option) for image in images}
+            for option in (False, True)
+        }
         self._options = options
         self._facts = facts
-        self._reserved_disk_bytes = rules.reserved_disk_bytes
+        self._rules = rules
         self._median_rate = statistics.median(facts.rates.values()) if facts.rates else None
         self._stored: dict[str, set[str]] = collections.defaultdict(set)
         for host, part_id in facts.present:
@@ -181,7 +184,8 @@ class _FleetEstimator:
     def _estimate(self, host: str) -> HostEstimate:
         facts = self._facts.hosts[host]
         decision = planner.decide(facts, self._options)
-        downloads = self._choose_downloads(host) if decision.is_queued else {}
+        costs = self._costs(host)
+        downloads = self._choose_downloads(host, costs) if decision.is_queued else {}
         agent = self._facts.agents.get(host)
         free_bytes = agent.free_bytes if agent is not None else None
         space_needed_bytes = _most_space(downloads.values())
@@ -191,15 +195,21 @@ class _FleetEstimator:
             status=_reach(facts),
             reason=decision.reason or self._shares_with(host),
             is_worked_on=decision.is_queued,
-            images=self._images(host, downloads),
+            images=self._images(host, costs, downloads),
             bytes_to_move=sum(map(_download_bytes, downloads.values())),
             space_needed_bytes=space_needed_bytes,
             free_bytes=free_bytes,
-            fits=self._fits(space_needed_bytes, free_bytes),
+            fits=self._fits(host, space_needed_bytes, free_bytes),
             rate_bytes=self._rate(host),
         )
 
-    def _choose_downloads(self, host: str) -> dict[str, Sequence['_Cost']]:
+    def _costs(self, host: str) -> '_Costs':
+        """Return the costs of each image, by the host's own option or else by that of the API."""
+        agent = self._facts.agents.get(host)
+        own = None if agent is None else agent.force_raw_images
+        return self._costs_by_option[self._rules.force_raw_images if own is None else own]
+
+    def _choose_downloads(self, host: str, costs_on: '_Costs') -> dict[str, Sequence['_Cost']]:
         """Choose the parts that are neither in the host's store nor chosen already for it.
 
         :returns: image id to the parts that the host downloads; images may share a kernel
@@ -207,7 +217,7 @@ class _FleetEstimator:
         store = self._store(host)
         stored, coming = self._stored[store], self._coming[store]
         chosen: dict[str, Sequence[_Cost]] = {}
-        for image_id, costs in self._costs.items():
+        for image_id, costs in costs_on.items():
             lacking = [cost for cost in costs if cost.part_id not in stored | coming.keys()]
             coming.update({cost.part_id: host for cost in lacking})
             chosen[image_id] = lacking
@@ -218,7 +228,7 @@ class _FleetEstimator:
         return f'shares its cache with {", ".join(others)}' if others else None
 
     def _images(
-        self, host: str, downloads: Mapping[str, Sequence['_Cost']]
+        self, host: str, costs_on: '_Costs', downloads: '_Costs'
     ) -> tuple[ImageEstimate, ...]:
         stored = self._stored[self._store(host)]
         absent = ImageState.MISSING if host in self._facts.known_hosts else ImageState.UNKNOWN
@@ -233,15 +243,17 @@ class _FleetEstimator:
                 bytes_to_move=_download_bytes(downloads.get(image_id, ())),
                 space_needed_bytes=_space_bytes(downloads.get(image_id, ())),
             )
-            for image_id, costs in self._costs.items()
+            for image_id, costs in costs_on.items()
         )
 
-    def _fits(self, space_needed_bytes: int, free_bytes: int | None) -> bool | None:
+    def _fits(self, host: str, space_needed_bytes: int, free_bytes: int | None) -> bool | None:
         if not space_needed_bytes:
             return True
         if free_bytes is None:
             return None
-        return space_needed_bytes + self._reserved_disk_bytes <= free_bytes
+        own = self._facts.agents[host].reserved_disk_bytes
+        reserved_bytes = self._rules.reserved_disk_bytes if own is None else own
+        return space_needed_bytes + reserved_bytes <= free_bytes
 
     def _rate(self, host: str) -> float | None:
         """Return the expected rate: measured there, else the median, up to the limit."""
@@ -267,6 +279,10 @@ class _Cost:
     @property
     def space_bytes(self) -> int:
         return self.download_bytes + self.converted_bytes
+
+
+_Costs = Mapping[str, Sequence[_Cost]]
+"""Image id to the costs of its parts."""
 
 
 def _costs(image: model.Image, force_raw_images: bool) -> Sequence[_Cost]:

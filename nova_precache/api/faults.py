@@ -11,7 +11,7 @@ import webob
 import webob.dec
 from oslo_middleware import request_id
 
-from nova_precache import exception
+from nova_precache import exception, shown
 from nova_precache.api import dispatch, microversion
 
 LOG = logging.getLogger(__name__)
@@ -79,8 +79,10 @@ def find(error: Exception, api: microversion.Api) -> Fault:
 
 
 def _answer(error: Exception, request: webob.Request) -> webob.Response:
-    fault = find(error, microversion.api_for_path(request.environ.get('PATH_INFO', '')))
-    message = str(error)
+    api = microversion.api_for_path(request.environ.get('PATH_INFO', ''))
+    fault = find(error, api)
+    # Nova's messages show inputs of any length.
+    message = shown.text(str(error)) if api is microversion.PRECACHE else str(error)
     if fault is UNEXPECTED:
         LOG.error('%s %s failed', request.method, request.environ.get('PATH_INFO'), exc_info=error)
         message = _unexpected(request)

@@ -10,12 +10,12 @@ import datetime
 import functools
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from oslo_utils import timeutils, uuidutils
 
-from nova_precache import exception, model
-from nova_precache.api import times, validation
+from nova_precache import exception, model, shown
+from nova_precache.api import times
 from nova_precache.api.request import Request
 from nova_precache.db.request import queries
 from nova_precache.image import companions, service
@@ -65,8 +65,9 @@ def read(req: Request, body: Mapping[str, Any]) -> RequestBody:
     refuse_unsupported(req)
     aggregate = find_aggregate(req, asked['aggregate']) if 'aggregate' in asked else None
     named = _mapped_hosts(req, asked['hosts']) if 'hosts' in asked else None
-    hosts = named if aggregate is None else aggregate.hosts
-    _check_tasks(req, len(asked['images']) * len(hosts or ()))
+    hosts = (named if aggregate is None else aggregate.hosts) or ()
+    _check_tasks(req, len(asked['images']) * len(hosts))
+    _check_canary(options, len(hosts))
     return RequestBody(aggregate, named, usable_images(req, asked['images']), options)
 
 
@@ -85,7 +86,7 @@ def find_aggregate(req: Request, asked: float | str) -> model.Aggregate:
     by_name = [aggregate for aggregate in known if aggregate.name == asked]
     for aggregate in (*by_uuid, *by_name):
         return aggregate
-    raise exception.AggregateNotFound(asked)
+    raise exception.AggregateNotFound(shown.value(asked))
 
 
 def aggregate_filter(req: Request, asked: str) -> queries.AggregateFilter:
@@ -106,9 +107,14 @@ def aggregate_filter(req: Request, asked: str) -> queries.AggregateFilter:
     except exception.AggregateNotFound as error:
         if number is not None:
             return queries.AggregateFilter(id=number)
-        raise exception.InvalidInput(
-            f'Invalid input for query parameters aggregate. Value: {asked}. {error}'
-        ) from error
+        raise bad_aggregate(asked, error) from error
+
+
+def bad_aggregate(asked: str, error: exception.AggregateNotFound) -> exception.InvalidInput:
+    """Return the error for a query that names no aggregate."""
+    return exception.InvalidInput(
+        f'Invalid input for query parameters aggregate. Value: {shown.value(asked)}. {error}'
+    )
 
 
 def canonical(asked: Any) -> str:
@@ -174,7 +180,24 @@ def refuse_by_nova(req: Request, asked: Mapping[str, Any], field: str) -> None:
     :raises nova_precache.exception.InvalidInput: names the field
     """
     if req.settings.is_stock and asked.get(field):
-        raise validation.refusal(field, asked[field], 'A stock nova-compute does not support it.')
+        raise exception.InvalidField(
+            field, asked[field], 'A stock nova-compute does not support it.'
+        )
+
+
+def change(req: Request, asked: Mapping[str, Any]) -> model.RequestChange:
+    """Read what is to change in a request; null removes a limit.
+
+    :raises nova_precache.exception.InvalidInput: the deadline has passed
+    """
+    refuse_by_nova(req, asked, 'max_rate_bytes')
+    numbers = {
+        name: None if asked[name] is None else int(asked[name])
+        for name in ('priority', 'max_rate_bytes', 'max_parallel_hosts')
+        if name in asked
+    }
+    times_asked = {'deadline': window(asked).deadline} if 'deadline' in asked else {}
+    return cast(model.RequestChange, {**numbers, **times_asked})
 
 
 def window(asked: Mapping[str, Any]) -> Window:
@@ -185,9 +208,11 @@ def window(asked: Mapping[str, Any]) -> Window:
     read = Window(_time(asked.get('not_before')), _time(asked.get('deadline')))
     if read.deadline is not None:
         if read.deadline <= timeutils.utcnow():
-            raise validation.refusal('deadline', asked['deadline'], 'It must be later than now.')
+            raise exception.InvalidField(
+                'deadline', asked['deadline'], 'It must be later than now.'
+            )
         if read.not_before is not None and read.deadline <= read.not_before:
-            raise validation.refusal(
+            raise exception.InvalidField(
                 'deadline', asked['deadline'], 'It must be later than not_before.'
             )
     return read
@@ -201,7 +226,7 @@ def _options(asked: Mapping[str, Any]) -> model.RequestOptions:
     when = window(asked)
     waits = asked.get('wait_for_down_hosts', False)
     if waits and when.deadline is None:
-        raise validation.refusal('wait_for_down_hosts', waits, 'It requires a deadline.')
+        raise exception.InvalidField('wait_for_down_hosts', waits, 'It requires a deadline.')
     return model.RequestOptions(
         not_before=when.not_before,
         deadline=when.deadline,
@@ -216,10 +241,18 @@ def _time(text: str | None) -> datetime.datetime | None:
 
 def _mapped_hosts(req: Request, asked: Sequence[str]) -> tuple[str, ...]:
     mapped = req.services.inventory.cell_of_hosts(asked)
-    for host in asked:
-        if host not in mapped:
-            raise validation.refusal('hosts', host, 'The host is not mapped to a cell.')
+    unknown = [host for host in asked if host not in mapped]
+    if unknown:
+        are = 'host is' if len(unknown) == 1 else 'hosts are'
+        raise exception.InvalidField('hosts', unknown, f'The {are} not mapped to a cell.')
     return tuple(asked)
+
+
+def _check_canary(options: model.RequestOptions, hosts: int) -> None:
+    """Refuse a canary of more hosts than there are; nothing is done in an empty aggregate."""
+    if hosts and (options.canary or 0) > hosts:
+        number = '1 host' if hosts == 1 else f'{hosts} hosts'
+        raise exception.InvalidField('canary', options.canary, f'The request is for {number}.')
 
 
 def _check_tasks(req: Request, tasks: int) -> None:

@@ -10,9 +10,9 @@ import microversion_parse
 from oslo_config import cfg
 
 from nova_precache import context as request_context, exception, model, policy
-from nova_precache.cells import inventory
+from nova_precache.cells import inventory, names
 from nova_precache.conf import image_cache
-from nova_precache.db import pins, requests
+from nova_precache.db import hearing, pages, pins, requests, statistics
 from nova_precache.db.request import queries
 from nova_precache.image import service
 
@@ -32,21 +32,10 @@ class RequestStore(Protocol):
         self,
         which: requests.RequestFilter,
         /,
-        sort_key: str = 'created_at',
-        descending: bool = True,
-        limit: int = 1000,
-        marker: str | None = None,
+        page: pages.Page,
     ) -> Sequence[model.CacheRequest]: ...
 
-    def tasks(
-        self,
-        request_id: str,
-        limit: int = 1000,
-        marker: int | None = None,
-        status: str | None = None,
-        host: str | None = None,
-        image_id: str | None = None,
-    ) -> Sequence[model.Task]: ...
+    def list_tasks(self, chosen: requests.TaskFilter, page: pages.Page) -> Sequence[model.Task]: ...
 
 
 class ActionStore(Protocol):
@@ -66,6 +55,11 @@ class ActionStore(Protocol):
         not_before: datetime.datetime | None = None,
         deadline: datetime.datetime | None = None,
         project_id: str | None = None,
+        hosts: Collection[str] | None = None,
+    ) -> model.CacheRequest: ...
+
+    def change(
+        self, request_id: str, asked: model.RequestChange, project_id: str | None = None
     ) -> model.CacheRequest: ...
 
 
@@ -80,10 +74,10 @@ class AgentStore(Protocol):
 
     def list_page(
         self,
-        limit: int,
-        marker: str | None,
+        page: pages.Page,
         status: model.HostStatus | None,
         cell_uuid: str | None,
+        hosts: Collection[str] | None,
     ) -> Sequence[model.Host]: ...
 
 
@@ -94,10 +88,10 @@ class CachedImageStore(Protocol):
         self, hosts: Collection[str], image_ids: Collection[str]
     ) -> Mapping[tuple[str, str], model.CachedImage]: ...
 
-    def of_host(self, host: str, limit: int, marker: str | None) -> Sequence[model.CachedImage]: ...
+    def of_host(self, host: str, page: pages.Page) -> Sequence[model.CachedImage]: ...
 
     def hosts_of(
-        self, image_id: str, limit: int, marker: str | None
+        self, image_id: str, page: pages.Page, hosts: Collection[str] | None
     ) -> Sequence[model.CachedImage]: ...
 
     def known_hosts(self) -> Collection[str]: ...
@@ -115,8 +109,8 @@ class PinStore(Protocol):
         project_id: str | None = None,
         status: str | None = None,
         aggregate: queries.AggregateFilter | None = None,
-        limit: int = 1000,
-        marker: str | None = None,
+        *,
+        page: pages.Page,
     ) -> Sequence[model.Pin]: ...
 
     def end(self, pin_id: str, reason: str, project_id: str | None = None) -> model.Pin: ...
@@ -124,10 +118,37 @@ class PinStore(Protocol):
     def pinned_images(self, aggregate_ids: Collection[int]) -> Mapping[int, frozenset[str]]: ...
 
 
+class ExplanationStore(Protocol):
+    """Reasons and rates as of now; implemented by ``db.explanations.Explanations``."""
+
+    def requests(self, requests: Sequence[model.CacheRequest]) -> Sequence[model.CacheRequest]: ...
+
+    def tasks(self, tasks: Sequence[model.Task]) -> Sequence[model.Task]: ...
+
+
 class RateStore(Protocol):
     """Recent download rates of the hosts; implemented by ``db.jobs.Jobs``."""
 
     def measured_rates(self, hosts: Collection[str]) -> Mapping[str, float]: ...
+
+
+class ServiceStore(Protocol):
+    """The services of the deployment; implemented by ``db.services.Services``."""
+
+    def list_page(
+        self,
+        limit: int,
+        marker: str | None = None,
+        binary: str | None = None,
+        host: str | None = None,
+        status: model.HostStatus | None = None,
+    ) -> Sequence[model.Service]: ...
+
+
+class HearingStore(Protocol):
+    """Which cells the conductors hear; implemented by ``db.hearing.Hearings``."""
+
+    def load(self) -> hearing.AllHeard: ...
 
 
 class NoSuchResource(exception.NotFound):
@@ -143,6 +164,7 @@ class Services:
 
     :param images_for: returns the image service with the caller's token
     :param wake: wakes the conductors; may fail
+    :param count_hosts: counts the hosts of each cell by status
     :param why_unsupported: returns why no compute may be called at all, None if they may
     :param remove: removes an image, by its id, from the cache of a host, as
         ``conductor.rpcapi.ConductorAPI.remove_image``
@@ -155,6 +177,11 @@ class Services:
     caches: CachedImageStore
     pins: PinStore
     rates: RateStore
+    services: ServiceStore
+    hearings: HearingStore
+    cell_names: names.CellNames
+    count_hosts: Callable[[], Mapping[str, statistics.HostCount]]
+    explanations: ExplanationStore
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]
@@ -167,8 +194,8 @@ class Settings:
     """The options that handlers use.
 
     :ivar is_stock: stock nova-computes cache the images
-    :ivar force_raw_images: must be as on the computes, for estimates
-    :ivar reserved_disk_bytes: must be as on the computes, for estimates
+    :ivar force_raw_images: for estimates, of computes that do not report theirs
+    :ivar reserved_disk_bytes: the same
     :ivar precache_concurrency: returns the current value, for estimates
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs one line per request."""
+"""Logs one line per request: at DEBUG if it only reads, as polling clients do."""
 
 import logging
 import time
@@ -14,6 +14,8 @@ from oslo_middleware import request_id
 from nova_precache import context
 
 LOG = logging.getLogger(__name__)
+
+_READS = frozenset({'GET', 'HEAD', 'OPTIONS'})
 
 
 class RequestLog:
@@ -34,7 +36,9 @@ class RequestLog:
     def _answer(self, request: webob.Request) -> webob.Response:
         started = time.monotonic()
         response = request.get_response(self._application)
-        LOG.info(
+        is_read = request.method in _READS and response.status_int < 400
+        LOG.log(
+            logging.DEBUG if is_read else logging.INFO,
             '%s "%s %s" status: %s length: %s seconds: %.3f',
             request.remote_addr,
             request.method,

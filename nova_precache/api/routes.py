@@ -12,7 +12,16 @@ import microversion_parse
 
 from nova_precache import model
 from nova_precache.api import microversion, openapi
-from nova_precache.api.handlers import aggregates, estimate, hosts, images, pins, requests, versions
+from nova_precache.api.handlers import (
+    aggregates,
+    estimate,
+    hosts,
+    images,
+    pins,
+    requests,
+    services,
+    versions,
+)
 from nova_precache.api.operations import ANY_METHOD, Action, Operation, Table
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import (
@@ -21,6 +30,7 @@ from nova_precache.api.schemas import (
     hosts as host_schemas,
     pins as pin_schemas,
     requests as request_schemas,
+    services as service_schemas,
     versions as version_schemas,
 )
 
@@ -241,7 +251,9 @@ _PRECACHE: Table = {
             answer=request_schemas.REQUEST_ANSWER,
             errors=_NEW_WORK,
             headers=['Location'],
-            links=dict.fromkeys(('showRequest', 'actOnRequest', 'listTasks'), '/request/id'),
+            links=dict.fromkeys(
+                ('showRequest', 'changeRequest', 'actOnRequest', 'listTasks'), '/request/id'
+            ),
         ),
         'GET': Operation(
             'listRequests',
@@ -261,6 +273,27 @@ _PRECACHE: Table = {
             path=request_schemas.BY_ID,
             answer=request_schemas.REQUEST_ANSWER,
             errors=_NOT_YOURS,
+        ),
+        'PATCH': Operation(
+            'changeRequest',
+            'Change a request that has not ended',
+            'requests',
+            requests.change,
+            path=request_schemas.BY_ID,
+            body=request_schemas.CHANGE,
+            example={'request': {'priority': 5, 'max_rate_bytes': None}},
+            answer=request_schemas.REQUEST_ANSWER,
+            errors=_NOT_YOURS | {409: 'The request has ended or is being cancelled.'},
+        ),
+    },
+    '/v1/tasks': {
+        'GET': Operation(
+            'listAllTasks',
+            'List the tasks of all requests',
+            'requests',
+            requests.all_tasks,
+            query=request_schemas.ALL_TASKS,
+            answer=request_schemas.TASKS_ANSWER,
         )
     },
     '/v1/requests/{id}/tasks': {
@@ -295,7 +328,10 @@ _PRECACHE: Table = {
                     'Retry a request',
                     requests.retry,
                     request_schemas.RETRY,
-                    {409: 'The request has not ended, or all of its tasks succeeded.'},
+                    {
+                        409: 'The request has not ended, or all of its tasks, or those of the '
+                        'named hosts, succeeded.'
+                    },
                 ),
             },
             path=request_schemas.BY_ID,
@@ -378,6 +414,26 @@ _PRECACHE: Table = {
             answer=common.page('hosts', host_schemas.IMAGE_HOST),
             errors={404: 'The id is not a UUID, or the image is not visible to the caller.'}
             | _NO_INVENTORY,
+        )
+    },
+    '/v1/services': {
+        'GET': Operation(
+            'listServices',
+            'List the services',
+            'services',
+            services.index,
+            query=service_schemas.INDEX,
+            answer=common.page('services', service_schemas.SERVICE),
+        )
+    },
+    '/v1/cells': {
+        'GET': Operation(
+            'listCells',
+            'List the cells',
+            'services',
+            services.cells,
+            query=service_schemas.CELLS,
+            answer=service_schemas.CELLS_ANSWER,
         )
     },
     '/v1/pins': {

@@ -5,6 +5,7 @@ The parts that they share with pins and estimates are public, too.
 """
 
 import math
+from collections.abc import Mapping
 
 from nova_precache import model
 from nova_precache.api import times
@@ -50,12 +51,17 @@ def request_to_json(request: model.CacheRequest) -> model.Json:
     }
 
 
-def task_to_json(task: model.Task) -> model.Json:
-    """Serialise a task of a request."""
+def task_to_json(task: model.Task, cells: Mapping[str, str]) -> model.Json:
+    """Serialise a task of a request.
+
+    :param cells: the names of cells by uuid
+    """
     return {
         'id': task.id,
+        'request_id': task.request_id,
         'host': task.host,
         'cell': task.cell_uuid,
+        'cell_name': cells.get(task.cell_uuid or ''),
         'image_id': task.image_id,
         'status': task.status,
         'reason': task.reason,

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 from oslo_utils import uuidutils
 
-from nova_precache import exception, model
+from nova_precache import exception, model, shown
 from nova_precache.api import times
 
 _FORMATS = jsonschema.FormatChecker(formats=())
@@ -42,7 +42,7 @@ def check_document(body: Any, schema: model.Json) -> None:
     error = _find_error(body, schema)
     if error is not None:
         field = '.'.join(map(str, error.path)) or None
-        raise _to_invalid(error, 'field/attribute', field)
+        raise _to_invalid(_cut_short(error), 'field/attribute', field)
 
 
 def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
@@ -53,14 +53,7 @@ def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
     error = _find_error(dict(query), schema)
     if error is not None:
         parameter = error.path[0] if error.path else None
-        raise _to_invalid(error, 'query parameters', parameter)
-
-
-def refusal(field: str, value: object, why: str) -> exception.InvalidInput:
-    """Return the error for a check that no schema can express, worded as in :func:`check_body`."""
-    return exception.InvalidInput(
-        f'Invalid input for field/attribute {field}. Value: {value}. {why}'
-    )
+        raise _to_invalid(_cut_short(error), 'query parameters', parameter)
 
 
 def to_integer(text: str, name: str) -> int:
@@ -91,6 +84,15 @@ def _to_invalid(
     return exception.InvalidInput(
         f'Invalid input for {kind} {where}. Value: {error.instance}. {error.message}'
     )
+
+
+def _cut_short(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    """Leave the beginning of a long value, unlike Nova."""
+    value = shown.value(error.instance)
+    if value != str(error.instance):
+        error.message = error.message.replace(repr(error.instance), repr(value))
+        error.instance = value
+    return error
 
 
 @_FORMATS.checks('uuid')

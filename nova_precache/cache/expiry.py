@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 
-from nova_precache import exception, model
+from nova_precache import exception, model, shown
 from nova_precache.cache import layout, locks, store as cache_store
 
 LOG = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class CacheExpirer:
             tuple(file.name for file in removed), sum(file.bytes_on_disk for file in removed)
         )
         if removed:
-            LOG.info('Removed unused base files, %d bytes: %s', result.freed_bytes, result.removed)
+            freed = shown.size(result.freed_bytes)
+            LOG.info('Removed unused base files, %s: %s', freed, result.removed)
         return result
 
     def remove(
@@ -141,7 +142,7 @@ class CacheExpirer:
     ) -> str | None:
         needing = self._store.images_needing(name)
         if needing:
-            return f'images in this cache need it as kernel or ramdisk: {", ".join(needing)}'
+            return f'images in this cache need it as kernel or ramdisk: {shown.some(needing)}'
         age_seconds = min(file.age_seconds(self._now()) for file in files)
         if age_seconds < min_age_seconds:
             return (

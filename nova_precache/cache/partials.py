@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
-from nova_precache import exception, files, model
+from nova_precache import exception, files, model, shown
 from nova_precache.cache import journal as journals, layout, store as cache_store
 
 LOG = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Partial:
         :raises nova_precache.exception.NotEnoughSpace: they do not
         :raises nova_precache.exception.StorageError: the file system refused
         """
-        with cache_store.storage_errors(f'Creating a file of {size_bytes} bytes'):
+        with cache_store.storage_errors(f'Growing {self.path} to {shown.size(size_bytes)}'):
             os.ftruncate(self._descriptor, max(min(size_bytes, _MAX_FILE_BYTES), self._kept_bytes))
             os.ftruncate(self._descriptor, self._kept_bytes)
 
@@ -165,7 +165,8 @@ class Partial:
 
         Raises as :meth:`check_size`.
         """
-        with cache_store.storage_errors(f'Creating a file of {size_bytes} bytes'):
+        creating = f'Creating {self.converted_path} with {shown.size(size_bytes)}'
+        with cache_store.storage_errors(creating):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             descriptor = os.open(self.converted_path, flags, 0o666)
             try:

@@ -28,7 +28,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from nova_precache import exception, model, transfer_control as controls
+from nova_precache import exception, model, shown, transfer_control as controls
 from nova_precache.cache import layout, locks, partials, space as spaces, store as cache_store
 from nova_precache.download import engine, rate_limit as paces, source, target
 from nova_precache.image import service
@@ -240,7 +240,7 @@ class CachePopulator:
                 )
             if not parts:  # only the note was missing or outdated
                 return model.CacheResult(existing=True)
-        LOG.info('Image %s is cached, %d bytes', image_id, size_bytes)
+        LOG.debug('Image %s is cached, %s', image_id, shown.size(size_bytes))
         return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
 
     def _lacking_companions(
@@ -370,9 +370,9 @@ class CachePopulator:
 
     def _check_virtual_size(self, virtual_size_bytes: int) -> None:
         if 0 < self._max_virtual_size_bytes < virtual_size_bytes:
+            size, most = shown.excess(virtual_size_bytes, self._max_virtual_size_bytes)
             raise exception.UnsafeImage(
-                f'virtual size of {virtual_size_bytes} bytes exceeds '
-                f'max_virtual_size_bytes ({self._max_virtual_size_bytes})'
+                f'virtual size of {size} exceeds max_virtual_size_bytes ({most})'
             )
 
     def _keeps_pages(self, image: model.Image) -> bool:

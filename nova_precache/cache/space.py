@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from nova_precache import exception
+from nova_precache import exception, shown
 from nova_precache.cache import layout, store
 
 _BLOCK_BYTES = 512
@@ -55,11 +55,16 @@ class CacheSpace:
             still_needed = needed_bytes - reservation.written_bytes() + self._reserved_bytes
             if still_needed > free:
                 raise exception.NotEnoughSpace(
-                    f'needs {still_needed} bytes (including {self._reserved_bytes} reserved), '
-                    f'{max(0, free)} free'
+                    f'{shown.shortage(still_needed, max(0, free))} in {self._directory}'
+                    f'{self._reserve()}'
                 )
             reservation.needed_bytes = needed_bytes
             self._reservations.add(reservation)
+
+    def _reserve(self) -> str:
+        if not self._reserved_bytes:
+            return ''
+        return f' ({shown.size(self._reserved_bytes)} must stay free)'
 
     def free_bytes(self) -> int:
         """Return how many bytes the file system has free for this process.

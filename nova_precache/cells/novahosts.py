@@ -5,13 +5,18 @@ Their state is looked up in chunks, each host once.
 """
 
 import collections
-from collections.abc import Collection, Iterator, Mapping
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.cells import inventory, liveness
-from nova_precache.db import statistics
+from nova_precache.db import pages, statistics
 
 CHUNK_HOSTS = 1000
+_ALL = pages.Page()
+_BY_NAME = (model.SortKey('host'),)
+_FIELDS = {'cell': 'cell_uuid'}  # of an agent, where its name is not that of the sort key
 
 
 class NovaHosts:
@@ -40,19 +45,25 @@ class NovaHosts:
 
     def list_page(
         self,
-        limit: int | None = None,
-        marker: str | None = None,
+        page: pages.Page = _ALL,
         status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> list[model.Host]:
         """See ``db.agents.Agents.list_page``."""
+        sort = tuple(page.sort) or _BY_NAME
+        if hosts is not None or sort != _BY_NAME:
+            known = self._all(cell_uuid) if hosts is None else self.look(hosts).values()
+            after = _after(known, sort, page.marker)
+            return [host for host in after if _matches(host, status, cell_uuid)][: page.limit]
         found: list[model.Host] = []
-        needed = CHUNK_HOSTS if limit is None or status is not None else limit
+        needed = CHUNK_HOSTS if page.limit is None or status is not None else page.limit
+        marker = None if page.marker is None else str(page.marker)
         for chunk in self._chunks(min(needed, CHUNK_HOSTS), marker, cell_uuid):
-            found.extend(host for host in chunk if status in (None, host.status))
-            if limit is not None and len(found) >= limit:
+            found.extend(host for host in chunk if _matches(host, status, cell_uuid))
+            if page.limit is not None and len(found) >= page.limit:
                 break
-        return found[:limit]
+        return found[: page.limit]
 
     def count(self) -> Mapping[str, statistics.HostCount]:
         """Count the hosts of each cell by state."""
@@ -67,6 +78,9 @@ class NovaHosts:
             for cell_uuid, hosts in counted.items()
         }
 
+    def _all(self, cell_uuid: str | None) -> Collection[model.Host]:
+        return [host for chunk in self._chunks(CHUNK_HOSTS, None, cell_uuid) for host in chunk]
+
     def _chunks(
         self, size: int, marker: str | None = None, cell_uuid: str | None = None
     ) -> Iterator[Collection[model.Host]]:
@@ -80,6 +94,33 @@ class NovaHosts:
     def _look_at(self, cells: Mapping[str, str]) -> Mapping[str, model.Host]:
         look = self._liveness.look_at(cells)
         return {host: _host(_agent(host, uuid, look), look) for host, uuid in cells.items()}
+
+
+def _matches(host: model.Host, status: model.HostStatus | None, cell_uuid: str | None) -> bool:
+    return status in (None, host.status) and cell_uuid in (None, host.agent.cell_uuid)
+
+
+def _after(
+    hosts: Collection[model.Host], sort: Sequence[model.SortKey], marker: str | int | None
+) -> Sequence[model.Host]:
+    """Sort hosts as ``db.pages`` sorts rows, and return those after a marker."""
+    ordered = sorted(hosts, key=lambda host: host.agent.host, reverse=sort[-1].is_descending)
+    for key in reversed(sort):
+        rank = functools.partial(_rank, _FIELDS.get(key.name, key.name))
+        ordered.sort(key=rank, reverse=key.is_descending)
+    if marker is None:
+        return ordered
+    if sort == _BY_NAME:
+        return [host for host in ordered if host.agent.host > str(marker)]
+    names = [host.agent.host for host in ordered]
+    if marker not in names:
+        raise exception.InvalidMarker(marker)
+    return ordered[names.index(str(marker)) + 1 :]
+
+
+def _rank(field: str, host: model.Host) -> tuple[bool, Any]:
+    value = getattr(host.agent, field)
+    return value is None, value
 
 
 def _agent(host: str, cell_uuid: str, look: liveness.Look | None = None) -> model.Agent:

@@ -17,6 +17,6 @@ def _main() -> int:
     conf = running.read_configuration(sys.argv[1:])
     backend.refuse_eventlet(conf, 'nova-precache-compute')
     exposed = common.exposition(conf)
-    agent = wiring_compute.new_agent(conf, metrics.ComputeMetrics(exposed.registry))
+    agent = wiring_compute.new_agent(conf, metrics.ComputeMetrics(exposed.registry), exposed.health)
     running.run([exposed, agent], conf)
     return 0

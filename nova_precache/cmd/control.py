@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from oslo_config import cfg
 
-from nova_precache import backend
+from nova_precache import backend, model
 from nova_precache.cmd import running
 from nova_precache.db.engine import schema, session, timeouts
 from nova_precache.wiring import api as wiring_api, common, conductor as wiring_conductor
@@ -15,18 +15,23 @@ Build = Callable[[cfg.ConfigOpts, session.Database], Sequence[running.Running]]
 
 
 def run_api() -> None:
-    running.exit_with(
-        lambda: _run(lambda conf, db: [wiring_api.new_server(conf, db)], timeouts.API)
-    )
+    running.exit_with(lambda: _run(_api, timeouts.API))
 
 
 def run_conductor() -> None:
     running.exit_with(lambda: _run(_conductor, timeouts.SERVICE))
 
 
+def _api(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
+    reporter = common.new_reporter(conf, database, model.Binary.API)
+    return [wiring_api.new_server(conf, database), reporter]
+
+
 def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
     exposed = common.exposition(conf)
-    return [exposed, wiring_conductor.new_conductor(conf, database, exposed)]
+    conductor = wiring_conductor.new_conductor(conf, database, exposed)
+    # The last to start is the first to stop: while a conductor stops, it counts as stopped.
+    return [exposed, conductor, common.new_reporter(conf, database, model.Binary.CONDUCTOR)]
 
 
 def _run(build: Build, limits: timeouts.TimeLimits) -> int:

@@ -3,16 +3,17 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from oslo_config import cfg
 from oslo_log import log
 from oslo_upgradecheck import common_checks, upgradecheck
 from packaging import version
 
-from nova_precache import conf as configuration, exception, outages, policy, rpc
+from nova_precache import conf as configuration, exception, model, outages, policy
 from nova_precache.cells import novadb
-from nova_precache.cmd import running
+from nova_precache.cmd import reachability, running
+from nova_precache.db import standing
 from nova_precache.db.engine import errors, schema, session
 from nova_precache.wiring import common
 
@@ -44,6 +45,7 @@ class Checks(upgradecheck.UpgradeCommands):
     def check(self) -> upgradecheck.Code:
         log.setup(self._conf, configuration.PROJECT)
         outages.keep_short(logging.getLogger().handlers)
+        logging.getLogger(outages.__name__).setLevel(logging.CRITICAL)  # the table has them
         return super().check()
 
     def _check_schema(self) -> upgradecheck.Result:
@@ -74,38 +76,80 @@ class Checks(upgradecheck.UpgradeCommands):
         return _success()
 
     def _check_cells(self) -> upgradecheck.Result:
-        """Check that the URL of each cell's broker can be parsed."""
-        with schema.open_current(self._conf) as database:
-            cells = novadb.open_inventory(self._conf, database).list_cells()
-        problems = [
-            f'{cell.name} ({cell.transport_problem or "the URL cannot be parsed"})'
-            for cell in cells
-            if rpc.describe_url(self._conf, cell.transport_url) in {'', rpc.UNREADABLE}
-        ]
-        if problems:
-            return _failure(f'Cells whose broker cannot be reached: {_some(problems)}.')
+        """Check that the broker of each enabled cell takes a message."""
+        cells = self._enabled_cells()
         if not cells:
             return _warning('There are no cells: create one with nova-precache-manage cell create.')
+        asks = {_label(cell): reachability.broker(self._conf, cell) for cell in cells}
+        return _unreachable('broker', reachability.ask_all(asks), may_fail=True)
+
+    def _check_cell_databases(self) -> upgradecheck.Result:
+        """Check that the database of each enabled cell can be read.
+
+        Only with stock nova-computes the conductors need it.
+        """
+        is_needed = common.is_stock(self._conf)
+        asks = {
+            _label(cell): reachability.database(cell)
+            for cell in self._enabled_cells()
+            if is_needed or cell.database_connection
+        }
+        return _unreachable('database', reachability.ask_all(asks), may_fail=is_needed)
+
+    def _enabled_cells(self) -> Sequence[model.Cell]:
+        with schema.open_current(self._conf) as database:
+            cells = novadb.open_inventory(self._conf, database).list_cells()
+        return [cell for cell in cells if not cell.disabled]
+
+    def _check_conductors(self) -> upgradecheck.Result:
+        """Check that a conductor is up, and that none has ended without a clean stop."""
+        conductors = self._list_services(model.Binary.CONDUCTOR)
+        if not conductors:
+            return upgradecheck.Result(
+                upgradecheck.Code.SUCCESS, 'No conductor has reported to this database yet.'
+            )
+        away = [each for each in conductors if each.status is not model.HostStatus.UP]
+        named = _some([f'{each.host} ({each.reason})' for each in away])
+        if len(away) == len(conductors):
+            return _warning(f'No conductor is up: {named}. Until one is, no request moves on.')
+        if any(not (each.reason or '').startswith(standing.STOPPED) for each in away):
+            return _warning(f'{len(away)} of {len(conductors)} conductors are not up: {named}.')
         return _success()
 
+    def _check_services(self) -> upgradecheck.Result:
+        """Check that the conductors and APIs that are up are of this release."""
+        found = [
+            *self._list_services(model.Binary.CONDUCTOR),
+            *self._list_services(model.Binary.API),
+        ]
+        versions = [
+            (f'{each.binary} on {each.host}', each.version)
+            for each in found
+            if each.status is model.HostStatus.UP
+        ]
+        advice = 'Restart them with this release: the conductors first.'
+        return _differing('conductors and APIs', versions, advice)
+
+    def _list_services(self, binary: model.Binary) -> Sequence[model.Service]:
+        with schema.open_current(self._conf) as database:
+            return common.service_store(self._conf, database).list_page(binary=binary)
+
     def _check_agents(self) -> upgradecheck.Result:
-        """Check that no compute is of an earlier release."""
+        """Check that the computes are of this release."""
         with schema.open_current(self._conf) as database:
             agents = common.agent_store(self._conf, database).list()
-        older = [f'{agent.host} ({agent.version})' for agent in agents if _is_older(agent.version)]
-        if older:
-            return _warning(
-                f'{len(older)} of {len(agents)} computes are of an earlier release than '
-                f'{common.version()}: {_some(older)}. They continue to work; upgrade them after '
-                'the conductors.'
-            )
-        return _success()
+        versions = [(agent.host, agent.version) for agent in agents]
+        advice = 'They continue to work; upgrade them after the conductors.'
+        return _differing('computes', versions, advice)
 
     _upgrade_checks = (
         ('Database schema', lambda self: _run_check(self._check_schema)),
         ('Policy file format', lambda self: _run_check(self._check_policy_format)),
         ('Policy rules', lambda self: _run_check(self._check_policy_names)),
+        ('Conductors', lambda self: _run_check(self._check_conductors)),
+        ('Conductors and APIs', lambda self: _run_check(self._check_services)),
         ('Cells', lambda self: _run_check(self._check_cells)),
+        ('Cell databases', lambda self: _run_check(self._check_cell_databases)),
         ('Computes', lambda self: _run_check(self._check_agents)),
     )
 
@@ -119,11 +163,44 @@ def _run_check(check: Callable[[], upgradecheck.Result]) -> upgradecheck.Result:
         return _failure(str(exc))
 
 
-def _is_older(found: str | None) -> bool:
+def _label(cell: model.Cell) -> str:
+    return f'{cell.name} {cell.uuid}'.strip()
+
+
+def _unreachable(
+    what: str, problems: Mapping[str, reachability.Problem], *, may_fail: bool
+) -> upgradecheck.Result:
+    """Name the cells with a problem; those that an operator must change come first."""
+    if not problems:
+        return _success()
+    ordered = sorted(problems.items(), key=lambda item: not item[1].is_refused)
+    named = _some([f'{cell} ({problem.reason})' for cell, problem in ordered])
+    details = f'Cells whose {what} cannot be reached: {named}.'
+    is_failure = may_fail and ordered[0][1].is_refused
+    return _failure(details) if is_failure else _warning(details)
+
+
+def _differing(
+    what: str, versions: Sequence[tuple[str, str | None]], advice: str
+) -> upgradecheck.Result:
+    """Name those that are of an earlier release, and those that are of a later one."""
+    own = version.Version(common.version())
+    found = [(f'{name} ({text})', _parse(text)) for name, text in versions]
+    older = [shown for shown, parsed in found if parsed is None or parsed < own]
+    newer = [shown for shown, parsed in found if parsed is not None and parsed > own]
+    details = [
+        f'{len(some)} of {len(versions)} {what} are of {which} release than {own}: {_some(some)}.'
+        for which, some in (('an earlier', older), ('a later', newer))
+        if some
+    ]
+    return _warning(' '.join([*details, advice])) if details else _success()
+
+
+def _parse(found: str | None) -> version.Version | None:
     try:
-        return version.Version(found or '') < version.Version(common.version())
+        return version.Version(found or '')
     except version.InvalidVersion:
-        return True
+        return None
 
 
 def _some(names: list[str]) -> str:

@@ -17,6 +17,8 @@ LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
 STOP_SECONDS = 10.0
+# For the goodbye, from the start of the stop; a broker that is away holds it up for longer.
+GOODBYE_SECONDS = 4.0
 _REGISTER_WAIT_SECONDS = 2.0
 _UNMAPPED_WAIT_SECONDS = 30.0
 LEFTOVERS_SECONDS = 2400.0
@@ -116,20 +118,46 @@ class ComputeAgent:
         self._driver.init_host()
         self._registering.start()
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether this agent is registered for its host, and serves."""
+        return self._registered.is_set()
+
     def wait_registered(self, timeout_seconds: float) -> bool:
         """Wait until this agent is registered for its host; False after a timeout."""
         return self._registered.wait(timeout_seconds)
 
     def stop(self) -> None:
-        """Stop reporting, abort the transfers, and stop serving calls."""
+        """Say goodbye, stop reporting, abort the transfers, and stop serving calls.
+
+        The goodbye comes first, so that no conductor calls again what is aborted.
+        """
         self._stopping.set()
         self._name.close()
+        leaving = concurrency.in_background(self._say_goodbye, f'goodbye-{self.host}')
+        leaving.join(GOODBYE_SECONDS)
         self._transfers.stop()
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._stop_soon(self._periodic, 'its periodic tasks are running')
         if self._server is not None:
             self._stop_soon(self._server, 'a call is running')
+
+    def _say_goodbye(self) -> None:
+        """Report that this host stops; without that, it is down only once it has been silent."""
+        if not self._registered.is_set():
+            return
+        try:
+            self._conductor.goodbye(
+                self.host, str(self._identity['agent_id']), str(self._identity['boot_id'])
+            )
+        except exception.VersionUnsupported as exc:
+            LOG.debug('Host %s stops without a goodbye: %s', self.host, exc)
+        except exception.PrecacheError as exc:
+            level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
+            LOG.log(level, 'Host %s stops without a goodbye: %s', self.host, exc)
+        except Exception:
+            LOG.exception('Host %s stops without a goodbye', self.host)
 
     def _stop_soon(self, part: concurrency.Stoppable, otherwise: str) -> None:
         """Stop a part, but do not wait long for a running call or a silent broker."""

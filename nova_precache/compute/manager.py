@@ -6,8 +6,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from nova_precache import context, exception, model, rpc, wire
-from nova_precache.compute import name as compute_name, outcomes, reporter, rpcapi, transfers
+from nova_precache import context, exception, model, rpc, shown, wire
+from nova_precache.compute import (
+    name as compute_name,
+    outcomes,
+    reporter,
+    rpcapi,
+    transfer_log,
+    transfers,
+)
 from nova_precache.image import service
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver
@@ -44,7 +51,6 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         self._transfers = running
         self._measured = measured
         self._cache_changed = cache_changed
-        self._warned = False
 
     def cache_image(
         self,
@@ -56,6 +62,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         token: object = None,
         options: object = None,
         needed: object = None,
+        asked_by: object = None,
         **unknown: Any,
     ) -> model.Json | None:
         """Cache an image and return the outcome; None if the call is no longer current.
@@ -71,6 +78,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
                 wire.maybe(wire.secret, token, 'token'),
                 wire.transfer_options(options),
                 wire.maybe(wire.companions, needed, 'needed'),
+                wire.maybe(wire.text, asked_by, 'asked_by', wire.ASKED_BY_MAX),
             )
         except exception.InvalidInput as exc:
             return outcomes.of_error(exc, self._driver_name).to_wire()
@@ -104,22 +112,22 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         call: rpcapi.CacheImageCall,
         images: service.ImageService,
     ) -> model.ImageOutcome:
-        outcome = self._transfers.run(
+        work = self._measured(functools.partial(self._cache, images, call))
+        if self._transfers.is_running(call.image_id):
+            LOG.info(
+                'Job %s (image %s on host %s) joins the running transfer, for request %s',
+                call.job_id,
+                call.image_id,
+                self._host,
+                call.asked_by or 'unknown',
+            )
+        return self._transfers.run(
             call.job_id,
             call.epoch,
             call.image_id,
-            self._measured(functools.partial(self._cache, ctxt, images, call)),
+            transfer_log.logged(work, ctxt, call, self._host),
             call.options,
         )
-        LOG.info(
-            'Image %s on host %s (job %s): %s%s',
-            call.image_id,
-            self._host,
-            call.job_id,
-            outcome.status,
-            f', {outcome.reason}' if outcome.reason else '',
-        )
-        return outcome
 
     def stop_image(
         self,
@@ -146,6 +154,31 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             'it was running' if left else 'it was not running',
         )
         return left
+
+    def change_image(
+        self,
+        ctxt: context.RequestContext,
+        job_id: object = None,
+        epoch: object = None,
+        change: object = None,
+        **unknown: Any,
+    ) -> bool:
+        """Change the options of a running transfer; False if the call of that epoch is not.
+
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        job, call = wire.identifier(job_id, 'job_id'), wire.whole(epoch, 'epoch')
+        asked = wire.option_change(change)
+        was_running = self._transfers.change(job, call, asked)
+        LOG.info(
+            'Changing job %s on host %s (rate limit %s, deadline %s): %s',
+            job,
+            self._host,
+            'none' if asked.max_rate_bytes is None else f'{shown.size(asked.max_rate_bytes)}/s',
+            'none' if asked.deadline_seconds is None else f'in {asked.deadline_seconds:.0f} s',
+            'done' if was_running else 'it was not running',
+        )
+        return was_running
 
     def forget_image(
         self, ctxt: context.RequestContext, image_id: object = None, **unknown: Any
@@ -193,11 +226,11 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         finally:
             self._cache_changed()
         LOG.info(
-            'Removal of image %s from the cache of host %s: %s, %d bytes freed%s',
+            'Removal of image %s from the cache of host %s: %s, %s freed%s',
             image,
             self._host,
             removal.status,
-            removal.freed_bytes,
+            shown.size(removal.freed_bytes),
             f': {removal.reason}' if removal.reason else '',
         )
         return removal.to_wire()
@@ -241,7 +274,9 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         why = 'no job needs the image'
         for job_id, epoch in self._transfers.epochs(image_id).items():
             try:
-                return self._conductor.get_token(job_id, epoch)
+                token = self._conductor.get_token(job_id, epoch)
+                LOG.info('Glance refused the token for image %s: got a fresh one', image_id)
+                return token
             except exception.TokenRefused as exc:
                 why = str(exc)
             except (exception.CellUnreachable, exception.Unavailable) as exc:
@@ -271,23 +306,16 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
 
     def _cache(
         self,
-        ctxt: context.RequestContext,
         images: service.ImageService,
         call: rpcapi.CacheImageCall,
         progress: model.ProgressCallback,
         control: Control,
     ) -> model.ImageOutcome:
-        ctxt.update_store()  # this is the thread of the transfer, which later calls join
         control.confirm = functools.partial(self._confirm, call.image_id)
         try:
             result = self._driver.cache_image(images, call.image_id, progress, control, call.needed)
             return outcomes.of_result(result)
-        except NotImplementedError as exc:
-            if not self._warned:
-                self._warned = True
-                LOG.warning('Driver %s cannot cache images', self._driver_name)
-            return outcomes.of_error(exc, self._driver_name)
-        except exception.PrecacheError as exc:
+        except (NotImplementedError, exception.PrecacheError) as exc:
             return outcomes.of_error(exc, self._driver_name)
         except Exception as exc:
             LOG.exception('Caching image %s on host %s failed', call.image_id, self._host)

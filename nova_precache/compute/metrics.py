@@ -129,13 +129,21 @@ class _Caches(registry.Collector):
         free = core.GaugeMetricFamily(
             f'{_PREFIX}_free_bytes', 'Free bytes on the file system of the cache.', labels=['host']
         )
+        reserved = core.GaugeMetricFamily(
+            f'{_PREFIX}_reserved_bytes',
+            'Bytes that precaching leaves free on the file system of the cache.',
+            labels=['host'],
+        )
         for host, report in self._recent().items():
             if report.cache_bytes is not None:
                 used.add_metric([host], report.cache_bytes)
             if report.free_bytes is not None:
                 free.add_metric([host], report.free_bytes)
+            if report.reserved_bytes is not None:
+                reserved.add_metric([host], report.reserved_bytes)
         yield used
         yield free
+        yield reserved
 
     def _recent(self) -> dict[str, driver.CacheReport]:
         with self._lock:

@@ -62,6 +62,13 @@ class Reporter(Protocol):
         :raises nova_precache.exception.ImageGone: no remaining request may use the image
         """
 
+    def goodbye(self, host: str, agent_id: str, boot_id: str) -> None:
+        """Report that this agent stops, so that its host counts as down at once.
+
+        :raises nova_precache.exception.AgentConflict: it is not registered for the host
+        :raises nova_precache.exception.VersionUnsupported: the conductor is older, or pinned
+        """
+
     def get_token(self, job_id: str, epoch: int) -> str | None:
         """Fetch a fresh token for the image service, None if none is needed.
 

@@ -8,7 +8,10 @@ History:
 * 1.2 - ``forget_image``; an outcome has ``at_once``
 * 1.3 - ``register_again``
 * 1.4 - ``cache_image`` takes ``needed``, the kernel and ramdisk of the image
+* 1.5 - ``change_image``
 * 1.6 - ``remove_image``
+
+``cache_image`` also takes ``asked_by``, and an outcome has ``seconds``: both are for the log.
 
 A new minor version adds methods or arguments; a compute ignores unknown arguments, a
 conductor unknown keys of the outcome. A call is sent at the lowest version that supports
@@ -34,6 +37,7 @@ class CacheImageCall:
 
     :ivar needed: the kernel and ramdisk that the image service names for the image now; None:
         it gave no answer, so the compute uses those that it recorded
+    :ivar asked_by: the requests that want the job, for the log
     """
 
     job_id: str
@@ -43,6 +47,7 @@ class CacheImageCall:
     token: str | None = dataclasses.field(default=None, repr=False)
     options: model.TransferOptions = dataclasses.field(default_factory=model.TransferOptions)
     needed: tuple[model.Companion, ...] | None = None
+    asked_by: str | None = None
 
 
 class ComputeAPI:
@@ -82,8 +87,9 @@ class ComputeAPI:
         if unsupported is not None:
             raise exception.VersionUnsupported(unsupported)
         arguments = dataclasses.asdict(call)
-        if call.needed is None:
-            del arguments['needed']
+        for name in ('needed', 'asked_by'):
+            if arguments[name] is None:
+                del arguments[name]
         answer = self._client.call(
             ctxt,
             'cache_image',
@@ -120,6 +126,28 @@ class ComputeAPI:
         job = {'job_id': job_id, 'epoch': epoch}
         return self._ask(
             ctxt, host, 'stop_image', '1.1', **job, why=why.value, keep_partial=keep_partial
+        )
+
+    def change_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        job_id: str,
+        epoch: int,
+        change: model.OptionChange,
+    ) -> bool:
+        """Change the rate limit and the deadline of a job while its transfer continues.
+
+        :param epoch: of the job's call; no other one is changed
+        :returns: False if the host does not work on that call now
+        :raises TimeoutError: no answer in time
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        :raises nova_precache.exception.InvalidInput: the answer cannot be read
+        """
+        job = {'job_id': job_id, 'epoch': epoch}
+        return self._ask(
+            ctxt, host, 'change_image', '1.5', **job, change=dataclasses.asdict(change)
         )
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:

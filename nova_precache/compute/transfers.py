@@ -29,10 +29,14 @@ Work = Callable[[model.ProgressCallback, Control], model.ImageOutcome]
 
 @dataclasses.dataclass(eq=False)
 class Subscriber:
-    """A job that wants a transfer, with the epoch and options of its newest call."""
+    """A job that wants a transfer, with the epoch and options of its newest call.
+
+    :ivar changes: number of the last change of the options since that call
+    """
 
     epoch: int
     options: model.TransferOptions
+    changes: int = 0
     deadline: threading.Timer | None = None
     outcome: futures.Future[model.ImageOutcome] = dataclasses.field(default_factory=futures.Future)
 
@@ -162,6 +166,30 @@ class Transfers:
             transfer.stop(error)
         return True
 
+    def change(self, job_id: str, epoch: int, change: model.OptionChange) -> bool:
+        """Change the options of a job while its transfer continues.
+
+        :param epoch: of the job's call
+        :param change: ignored if the job has a newer one
+        :returns: whether the call was running
+        """
+        with self._lock:
+            running = self._running.values()
+            transfer = next((each for each in running if job_id in each.followers), None)
+            if transfer is None or transfer.followers[job_id].epoch != epoch:
+                return False
+            follower = transfer.followers[job_id]
+            if change.number > follower.changes:
+                follower.changes = change.number
+                options = dataclasses.replace(
+                    follower.options,
+                    max_rate_bytes=change.max_rate_bytes,
+                    deadline_seconds=change.deadline_seconds,
+                )
+                self._set_options(job_id, follower, options)
+                transfer.adjust()
+            return True
+
     def stop(self, why: exception.TransferStopped | None = None) -> None:
         """Stop every transfer at once, and refuse new ones.
 
@@ -230,12 +258,18 @@ class Transfers:
     ) -> Subscriber:
         follower = transfer.followers.setdefault(job_id, Subscriber(epoch, options))
         if epoch >= follower.epoch:  # an older call may arrive late
-            follower.epoch, follower.options = epoch, options
-            follower.cancel_deadline()
-            follower.deadline = self._start_deadline(job_id, epoch, options.deadline_seconds)
+            follower.epoch, follower.changes = epoch, 0
+            self._set_options(job_id, follower, options)
         transfer.adjust()
         transfer.reported = None  # report the current progress to the new job, too
         return follower
+
+    def _set_options(
+        self, job_id: str, follower: Subscriber, options: model.TransferOptions
+    ) -> None:
+        follower.options = options
+        follower.cancel_deadline()
+        follower.deadline = self._start_deadline(job_id, follower.epoch, options.deadline_seconds)
 
     def _start_deadline(
         self, job_id: str, epoch: int, seconds: float | None

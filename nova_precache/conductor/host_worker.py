@@ -158,6 +158,14 @@ class HostWorker:
         at once. A conductor that stops may lose a compute's query: so the first unconfirmed
         call is repeated, too.
         """
+        LOG.info(
+            'Job %s (image %s on host %s), attempt %d: calling the host, for request %s',
+            assignment.job_id,
+            assignment.image_id,
+            assignment.host,
+            assignment.attempts,
+            assignment.terms.asked_by or 'none',
+        )
         may_ask_again = True
         while True:
             try:
@@ -222,6 +230,7 @@ class HostWorker:
                 is_last_attempt=self._tracker.is_last_attempt(assignment),
             ),
             needed=self._companions.get(assignment.image_id),
+            asked_by=terms.asked_by,
         )
         compute = self._computes(assignment.cell_uuid)
         outcome = compute.cache_image(context.admin_context(), assignment.host, call)

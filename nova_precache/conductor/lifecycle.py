@@ -15,16 +15,19 @@ from nova_precache.db import request_actions
 
 LOG = logging.getLogger(__name__)
 
-# While computes are being stopped: the next poll may find that one has stopped.
+# While orders are sent: the next poll may find that a compute has carried one out.
 STOPPING_POLL_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 
 class StopOrderSender(Protocol):
-    """Carries out stop orders; ``conductor.stop_orders.StopOrders`` sends them to computes."""
+    """Carries out orders; ``conductor.stop_orders.StopOrders`` sends them to computes."""
 
     def stop_transfers(self) -> bool:
         """Stop the transfers that no request wants; False if there are none."""
+
+    def change_transfers(self) -> bool:
+        """Change the options of running transfers; False if all are current."""
 
     def discard_partials(self) -> None: ...
 
@@ -60,7 +63,7 @@ class LifecycleLoop:
         self._orders = orders
         self.poll_seconds = poll_seconds
         self._freed = freed
-        self._is_stopping_transfers = False
+        self._is_stopping_transfers = self._is_changing_transfers = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._loop = threading.Thread(target=self._run, name='lifecycle', daemon=True)
@@ -85,6 +88,7 @@ class LifecycleLoop:
         """Run every step; a step that fails does not hold up the others, and is retried."""
         for step in (
             self._stop_transfers,  # first: a user may wait for it
+            self._change_transfers,
             self._adopt,
             self._check,
             self._expire,
@@ -105,12 +109,15 @@ class LifecycleLoop:
             self._wake.wait(self._seconds_to_wait())
 
     def _seconds_to_wait(self) -> float:
-        if self._is_stopping_transfers:
+        if self._is_stopping_transfers or self._is_changing_transfers:
             return min(STOPPING_POLL_SECONDS, self.poll_seconds)
         return self.poll_seconds
 
     def _stop_transfers(self) -> None:
         self._is_stopping_transfers = self._orders.stop_transfers()
+
+    def _change_transfers(self) -> None:
+        self._is_changing_transfers = self._orders.change_transfers()
 
     def _adopt(self) -> None:
         self._tracker.settle(self._store.adopt())

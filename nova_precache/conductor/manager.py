@@ -19,6 +19,8 @@ SHOWN_HOSTS = 10
 ANSWER_SECONDS = 20.0
 # Before the compute gives up and publishes.
 CONFIRM_SECONDS = rpcapi.CONFIRM_SECONDS / 2
+# Before the compute ends.
+GOODBYE_SECONDS = rpcapi.GOODBYE_SECONDS
 
 
 Remove = Callable[[context.RequestContext, str, str], model.ImageRemoval]
@@ -142,6 +144,30 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         with self._refusing('a report', _host_of(state)):
             agent = wire.agent(state, self._cell_uuid)
         self._reports.add_state(agent)
+
+    @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.DatabaseUnavailable)
+    def goodbye(
+        self,
+        ctxt: context.RequestContext,
+        host: object = None,
+        agent_id: object = None,
+        boot_id: object = None,
+        **unknown: Any,
+    ) -> None:
+        """Record that an agent stops: its host is down until it registers again.
+
+        :param boot_id: the start of the agent that stops; a newer one may serve already
+        :raises nova_precache.exception.AgentConflict: it is not registered for the host
+        :raises nova_precache.exception.DatabaseUnavailable: the database gives no answer now
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        """
+        with self._refusing('a goodbye', host):
+            name = wire.host(host)
+            agent = wire.text(agent_id, 'agent_id', wire.ID_MAX, 1)
+            boot = wire.maybe(wire.text, boot_id, 'boot_id', wire.BOOT_ID_MAX)
+        with deadline.within(GOODBYE_SECONDS):
+            self._agents.stop(name, agent, self._cell_uuid, boot)
+        LOG.info('Agent %s of host %s has stopped', agent, name)
 
     @rpc.refuses(exception.InvalidInput)
     def report_progress(

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 import prometheus_client
 from prometheus_client import core, registry
 
-from nova_precache import context, model, outages
+from nova_precache import context, failures, model, outages
 from nova_precache.compute import rpcapi
-from nova_precache.conductor import host_worker
+from nova_precache.conductor import host_worker, report_buffer
 from nova_precache.db import statistics
 from nova_precache.metrics import DOWNLOAD_BUCKETS_SECONDS
 
@@ -41,6 +41,18 @@ class Counters:
             ['status'],
             registry=metrics,
         )
+        self._failures = prometheus_client.Counter(
+            f'{_PREFIX}_task_failures',
+            'Tasks that failed with a call to a compute, by the kind of the reason.',
+            ['kind'],
+            registry=metrics,
+        )
+        # A rate needs the value before the first event.
+        for status in model.TaskStatus:
+            if status not in model.TASK_IN_FLIGHT:
+                self._outcomes.labels(status)
+        for kind in failures.Kind:
+            self._failures.labels(kind)
         self._bytes = prometheus_client.Counter(
             f'{_PREFIX}_cached_bytes',
             'Bytes of the images that computes have cached.',
@@ -63,6 +75,8 @@ class Counters:
         """Count the tasks that an outcome ended."""
         known = outcome.status in set(model.TaskStatus)
         self._outcomes.labels(outcome.status if known else 'other').inc(tasks)
+        if outcome.is_failure:
+            self._failures.labels(failures.kind(outcome.reason)).inc(tasks)
 
     def answered(self, cell_uuid: str, outcome: model.ImageOutcome | None, seconds: float) -> None:
         """Count the bytes and seconds of a call that cached an image."""
@@ -93,6 +107,26 @@ class MeasuredCompute:
         outcome = self._computes.cache_image(ctxt, host, call)
         self._counters.answered(self._cell_uuid, outcome, self._clock() - began)
         return outcome
+
+
+class ReportCollector(registry.Collector):
+    """Collects how many reports of computes wait to be written, and how many were dropped."""
+
+    def __init__(self, reports: report_buffer.ReportBuffer) -> None:
+        self._reports = reports
+
+    def collect(self) -> Iterator[core.Metric]:
+        yield _gauge(
+            'buffered_reports',
+            'Reports of computes that wait to be written; of cached images, the files.',
+            'kind',
+            self._reports.sizes(),
+        )
+        yield core.CounterMetricFamily(
+            f'{_PREFIX}_dropped_reports',
+            'Heartbeats that were dropped, because their cell had sent too many.',
+            value=self._reports.dropped,
+        )
 
 
 class StateCollector(registry.Collector):
@@ -184,10 +218,23 @@ def _families(counted: statistics.Count) -> Iterator[core.Metric]:
         'Hosts that conductors are calling now, at most precache_concurrency.',
         value=counted.claimed_hosts,
     )
+    yield core.GaugeMetricFamily(
+        f'{_PREFIX}_oldest_ready_seconds',
+        'Seconds since the oldest job that may be called was planned; 0 without one.',
+        value=counted.oldest_ready_seconds,
+    )
+    silent = core.GaugeMetricFamily(
+        f'{_PREFIX}_cell_silent_seconds',
+        'Seconds for which conductors have not heard a cell; 0 while they hear it.',
+        labels=['cell'],
+    )
+    for cell_uuid, seconds in sorted(counted.silent_seconds.items()):
+        silent.add_metric([cell_uuid], seconds)
+    yield silent
     yield _hosts(counted)
 
 
-def _gauge(name: str, help_text: str, label: str, values: dict[str, int]) -> core.Metric:
+def _gauge(name: str, help_text: str, label: str, values: Mapping[str, int]) -> core.Metric:
     family = core.GaugeMetricFamily(f'{_PREFIX}_{name}', help_text, labels=[label])
     for value, number in values.items():
         family.add_metric([str(value)], number)

@@ -189,6 +189,10 @@ class NovaStopOrders:
                 self._freed()
         return True
 
+    def change_transfers(self) -> bool:
+        """Return False: calls to nova-computes have no options."""
+        return False
+
     def discard_partials(self) -> None:
         """Leave the partial downloads of cancelled calls to Nova."""
         for discard in self._store.discards(DISCARDS):

@@ -4,7 +4,10 @@
 import contextlib
 import itertools
 import logging
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Self
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
@@ -16,6 +19,8 @@ from nova_precache.image import service
 LOG = logging.getLogger(__name__)
 
 POSTPONE_SECONDS = 2.0
+# While Glance gives no answer; well below the limit for its answers.
+NOTE_SECONDS = 5.0
 
 
 class Planning:
@@ -73,9 +78,10 @@ class Planning:
         request = taken.request
         queued = self._queued_again(request)
         hosts, left = self._hosts(request, queued)
-        images = image_access.check_all(
-            self._images, request.images, request.project_id, taken.is_admin
-        )
+        with _SilenceNotes(self._note_silence) as notes:
+            images = image_access.check_all(
+                self._images, notes.each(request.images), request.project_id, taken.is_admin
+            )
         host_facts = planner.host_facts(
             hosts,
             self._inventory.cell_of_hosts(hosts),
@@ -97,6 +103,10 @@ class Planning:
         )
         tasks = planner.plan(files, host_facts, images, request.options)
         self._write(request, tasks, is_stopping)
+
+    def _note_silence(self, seconds: float) -> None:
+        reason = f'no answer from Glance for {seconds:.0f} s'
+        self._requests.note_unplanned(self._conductor_id, reason)
 
     def _write(
         self,
@@ -156,6 +166,40 @@ class Planning:
         level = logging.DEBUG if is_logged else logging.WARNING
         LOG.log(level, 'Planning of request %s is postponed: %s', request_id, reason)
         self._requests.postpone_plan(request_id, self._conductor_id, seconds, reason)
+
+
+class _SilenceNotes:
+    """Notes every ``NOTE_SECONDS``, in its own thread, that a check has no result yet.
+
+    :param note: called with the seconds for which the current check has waited
+    """
+
+    def __init__(self, note: Callable[[float], None]) -> None:
+        self._note = note
+        self._began = time.monotonic()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='silence-notes', daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def each(self, checked: Iterable[str]) -> Iterator[str]:
+        """Yield what is to be checked; the check of each begins when it is yielded."""
+        for one in checked:
+            self._began = time.monotonic()
+            yield one
+
+    def _run(self) -> None:
+        while not self._is_over.wait(NOTE_SECONDS):
+            try:
+                self._note(time.monotonic() - self._began)
+            except Exception:
+                LOG.exception('Noting that a check has no result yet failed')
 
 
 def _chunks(

@@ -2,7 +2,7 @@
 """Buffers the reports of computes, so that they are written in bulk and not one by one."""
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nova_precache import model
 from nova_precache.db import agents, caches, jobs
@@ -18,6 +18,7 @@ class ReportBuffer:
 
     :param note_heard: records the cells from which messages have arrived
     :param refuse: called with agents that reported but are not registered for their hosts
+    :ivar dropped: number of heartbeats that were dropped, because their cell had sent too many
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ReportBuffer:
         self._note_heard = note_heard
         self._refuse = refuse
         self._lock = threading.Lock()
+        self.dropped = 0
         self._heard: set[str] = set()
         self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
         self._progress: dict[_Call, jobs.ProgressReport] = {}
@@ -54,6 +56,8 @@ class ReportBuffer:
             states = self._states.setdefault(agent.cell_uuid, {})
             if key in states or len(states) < MAX_STATES:
                 states[key] = agent
+            else:
+                self.dropped += 1
 
     def add_progress(self, report: jobs.ProgressReport) -> None:
         """Buffer a progress report; drop it if a newer one of the same call is buffered."""
@@ -71,6 +75,15 @@ class ReportBuffer:
             is_full = self._images_count >= MAX_IMAGES
         if is_full:
             self.write_images()
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the number of buffered reports by kind; of images, the number of files."""
+        with self._lock:
+            return {
+                'state': sum(map(len, self._states.values())),
+                'progress': len(self._progress),
+                'images': self._images_count,
+            }
 
     def write_states(self) -> None:
         """Write the buffered heartbeats, and which cells were heard."""

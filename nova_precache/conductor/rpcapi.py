@@ -10,6 +10,7 @@ History:
 * 1.2 - ``begin_job`` and ``report_progress`` take ``agent_id``; ``begin_job`` refuses an agent
   that is not registered for the host; ``get_token`` takes ``job_id`` and ``epoch``. An older
   conductor ignores these arguments; ``confirm_job``
+* 1.3 - ``goodbye`` of a compute that stops
 * 1.4 - ``remove_image``, which the API calls
 
 A new minor version adds methods or arguments; a conductor ignores unknown arguments, and
@@ -17,6 +18,8 @@ unknown keys of a state or a progress. Nothing works without 1.0, so no pin may 
 """
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
@@ -30,6 +33,8 @@ OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
 # A compute that has the whole image waits no longer before it publishes it.
 CONFIRM_SECONDS = 10.0
+# A compute that stops waits no longer to be recorded as stopped.
+GOODBYE_SECONDS = 3.0
 # A caller of the API waits for the answer, which comes after that of the compute.
 REMOVE_SECONDS = 7.5
 REMOVE_SEND_SECONDS = 2.0
@@ -126,8 +131,11 @@ class ConductorReporter:
         version_cap: str | None,
         timeout_seconds: float,
         agent_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent_id = agent_id
+        self._clock = clock
+        self._answered_at: float | None = None
         self._client = rpc.Client(transport, TOPIC, version_cap, retries=1)
         self._timeout_seconds = timeout_seconds
         self._is_inventory_kept: bool | None = None
@@ -185,6 +193,27 @@ class ConductorReporter:
         )
         return wire.flag(begun, 'the answer')
 
+    def ask(self, seconds: float) -> None:
+        """Ask whether a conductor answers.
+
+        :raises nova_precache.exception.CellUnreachable: none does in time
+        """
+        self._call('ping', timeout_seconds=seconds)
+
+    def answered_seconds_ago(self) -> float | None:
+        """Return the age of the last answer of a conductor, None without one."""
+        return None if self._answered_at is None else self._clock() - self._answered_at
+
+    def goodbye(self, host: str, agent_id: str, boot_id: str) -> None:
+        self._call(
+            'goodbye',
+            '1.3',
+            timeout_seconds=GOODBYE_SECONDS,
+            host=host,
+            agent_id=agent_id,
+            boot_id=boot_id,
+        )
+
     def get_token(self, job_id: str, epoch: int) -> str | None:
         token = self._call('get_token', job_id=job_id, epoch=epoch)
         return wire.maybe(wire.secret, token, 'the answer')
@@ -203,7 +232,7 @@ class ConductorReporter:
         **arguments: Any,
     ) -> Any:
         try:
-            return self._client.call(
+            answer = self._client.call(
                 context.admin_context(),
                 method,
                 version,
@@ -212,6 +241,8 @@ class ConductorReporter:
             )
         except TimeoutError as exc:
             raise exception.CellUnreachable(f'no conductor answered {method}: {exc}') from exc
+        self._answered_at = self._clock()
+        return answer
 
 
 def _to_wire(image: model.CachedImage) -> model.Json:

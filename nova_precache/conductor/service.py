@@ -4,7 +4,7 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nova_precache import concurrency, exception, model, outages, rpc
 from nova_precache.cells import transports
@@ -87,6 +87,7 @@ class Conductor:
         self._cell_endpoint = cell_endpoint
         self._remove = remove
         self._served: dict[str, _Served] = {}
+        self._cell_names: dict[str, str] = {}
         self._periodic = concurrency.Periodic(
             'periodic',
             [
@@ -142,6 +143,7 @@ class Conductor:
     def serve_all(self) -> None:
         """Serve the API and every enabled cell at its current URL; stop serving the others."""
         enabled = {cell.uuid: cell for cell in self._transports.refresh()}
+        self._cell_names = {cell.uuid: cell.name or cell.uuid for cell in enabled.values()}
         for gone in self._served.keys() - enabled.keys() - {API}:
             self._in_background(self._served.pop(gone).stop)
         if API not in self._served:
@@ -153,6 +155,18 @@ class Conductor:
             except exception.PrecacheError as exc:
                 if not outages.is_logged(exc):
                     LOG.error('Cell %s (%s) cannot be served: %s', cell.name, cell.uuid, exc)
+
+    def brokers(self) -> Mapping[str | None, rpc.Transport | None]:
+        """Map None to the transport of the API, and the name of each enabled cell to its own.
+
+        A cell that cannot be served has no transport.
+        """
+        served = dict(self._served)
+        found: dict[str | None, rpc.Transport | None] = {
+            name: served[uuid].transport if uuid in served else None
+            for uuid, name in self._cell_names.items()
+        }
+        return {None: self._api_transport, **found}
 
     def _wake(self) -> None:
         """Wake all loops that may have to act on a new or steered request."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orders computes to stop transfers and to discard partial downloads.
+"""Orders computes to stop transfers, to change their options, and to discard partial downloads.
 
 The orders are in the database, for any conductor; the state here only keeps one from sending
 the same order again and again. Each cell has its own threads: a host or broker that does not
@@ -45,12 +45,22 @@ class SteeredCompute(Protocol):
     ) -> bool:
         """See ``compute.rpcapi.ComputeAPI.stop_image``."""
 
+    def change_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        job_id: str,
+        epoch: int,
+        change: model.OptionChange,
+    ) -> bool:
+        """See ``compute.rpcapi.ComputeAPI.change_image``."""
+
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
         """See ``compute.rpcapi.ComputeAPI.forget_image``."""
 
 
 class StopOrders:
-    """Sends the stop and discard orders of one conductor, and records their results.
+    """Sends the orders of one conductor, and records their results.
 
     :param computes: returns the client of a cell by its uuid
     :param clock: monotonic seconds
@@ -76,6 +86,7 @@ class StopOrders:
         self._breakers = breakers
         self._freed = freed
         self._stops = CellCallPool(breakers, clock, UNANSWERED_SECONDS)
+        self._changes = CellCallPool(breakers, clock, UNANSWERED_SECONDS)
         self._discards = CellCallPool(breakers, clock, DISCARD_UNANSWERED_SECONDS)
         self._idle_once: set[Hashable] = set()
 
@@ -99,6 +110,20 @@ class StopOrders:
                 self._has_stopped(order, down[order.host])
         return True
 
+    def change_transfers(self) -> bool:
+        """Send computes the options that changed after their calls; False if all have them.
+
+        A host that is down is left out: its next call has the current options.
+        """
+        orders = self._store.change_orders()
+        down = self._agents.down({order.host for order in orders})
+        orders = [order for order in orders if order.host not in down]
+        self._changes.forget_all_but({_change_key(order) for order in orders})
+        for order in orders:
+            change = functools.partial(self._change, order)
+            self._changes.run(_change_key(order), order.cell_uuid, change)
+        return bool(orders)
+
     def discard_partials(self) -> None:
         """Order hosts to remove the partial downloads of cancelled transfers."""
         discards = self._store.discards(DISCARDS)
@@ -116,6 +141,7 @@ class StopOrders:
     def stop(self) -> None:
         """Stop sending orders; do not wait for hosts that have not answered."""
         self._stops.stop()
+        self._changes.stop()
         self._discards.stop()
 
     def _stop(self, order: job_stop.StopOrder, is_waited_for: bool) -> float:
@@ -151,6 +177,27 @@ class StopOrders:
         self._tracker.settle(self._store.stopped(order.job_id, order.epoch))
         self._freed()
 
+    def _change(self, order: job_stop.ChangeOrder) -> float:
+        try:
+            was_running = self._computes(order.cell_uuid).change_image(
+                context.admin_context(), order.host, order.job_id, order.epoch, order.change
+            )
+        except (exception.VersionUnsupported, exception.CellNotFound) as exc:
+            LOG.info(
+                'Job %s of host %s keeps the rate and deadline of its call until it ends: %s',
+                order.job_id,
+                order.host,
+                exc,
+            )
+            self._store.changed(order)
+            return 0
+        self._breakers.succeeded(order.cell_uuid)
+        if not was_running:
+            return UNANSWERED_SECONDS  # its call may still arrive, or has just ended
+        LOG.info('Changed the options of job %s of host %s', order.job_id, order.host)
+        self._store.changed(order)
+        return 0
+
     def _discard(self, discard: job_stop.Discard) -> float:
         try:
             self._computes(discard.cell_uuid).forget_image(
@@ -177,6 +224,10 @@ class StopOrders:
 
 def _key(order: job_stop.StopOrder) -> Hashable:
     return order.job_id, order.epoch, order.why
+
+
+def _change_key(order: job_stop.ChangeOrder) -> Hashable:
+    return order.job_id, order.epoch, order.change.number
 
 
 class CellCallPool:

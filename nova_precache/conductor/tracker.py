@@ -66,7 +66,7 @@ class Tracker:
             finished = self.database_wait.wait_out(
                 lambda: self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
             )
-            self._settle_final(finished, outcome)
+            self._settle_final(assignment, finished, outcome)
             return
         self._record_retry(assignment, outcome, delay)
 
@@ -108,11 +108,17 @@ class Tracker:
             lambda: self._jobs.next_job(conductor_id, assignment.host, ended, goes_on)
         )
         if ended is not None:
-            self._settle_final(result.recorded, outcome)
+            self._settle_final(assignment, result.recorded, outcome)
         return result
 
-    def _settle_final(self, recorded: job_outcome.Recorded, outcome: model.ImageOutcome) -> None:
+    def _settle_final(
+        self,
+        assignment: jobs.Assignment,
+        recorded: job_outcome.Recorded,
+        outcome: model.ImageOutcome,
+    ) -> None:
         self._count(len(recorded.requests), outcome)  # a request has one task of a job
+        _log_end(assignment, recorded, outcome)
         self.settle(recorded)
 
     def postpone(self, assignment: jobs.Assignment, why: str) -> None:
@@ -142,9 +148,7 @@ class Tracker:
             lambda: self._jobs.retry(assignment.job_id, assignment.epoch, outcome, delay)
         )
         if recorded.current:
-            # A job that is only postponed has not failed.
-            LOG.log(
-                logging.INFO if outcome.retry == model.Retry.LATER else logging.WARNING,
+            LOG.info(  # a warning only if it fails for good
                 'Job %s (image %s on host %s), attempt %d: %s; next attempt in %g s',
                 assignment.job_id,
                 assignment.image_id,
@@ -164,7 +168,10 @@ class Tracker:
         ):
             last = batch[-1].job_id
             missed = [wait_out(functools.partial(self._missed, job, outcome)) for job in batch]
-            self.settle(*wait_out(functools.partial(self._jobs.fail_unclaimed, missed, outcome)))
+            ended = wait_out(functools.partial(self._jobs.fail_unclaimed, missed, outcome))
+            for job, recorded in zip(batch, ended, strict=True):
+                _log_end(job, recorded, outcome)
+            self.settle(*ended)
 
     def _missed(self, job: jobs.Assignment, outcome: model.ImageOutcome) -> jobs.MissedCall:
         delay = self.policy.delay(outcome, job.attempts + 1, job.mismatches)
@@ -198,8 +205,7 @@ class Tracker:
             if self._requests.complete(request_id):
                 request = self._requests.get(request_id)
                 with context.bind_request_id(request.request_id, request.global_request_id):
-                    counts = dict(request.counts)
-                    LOG.info('Request %s is %s: %s', request.id, request.status, counts)
+                    _log_request_end(request)
                 self._announce()
 
     def opened(self, request_id: str) -> None:
@@ -210,8 +216,40 @@ class Tracker:
 
     def failed(self, request_id: str) -> None:
         """Log and announce a request that failed without a plan."""
-        LOG.error('Request %s failed: %s', request_id, self._requests.get(request_id).reason)
+        _log_request_end(self._requests.get(request_id))
         self._announce()
+
+
+def _log_end(
+    assignment: jobs.Assignment, recorded: job_outcome.Recorded, outcome: model.ImageOutcome
+) -> None:
+    """Log the one line about the end of a job, if this outcome has ended it."""
+    if recorded.requests:
+        LOG.log(
+            logging.WARNING if outcome.is_failure else logging.INFO,
+            'Job %s (image %s on host %s), attempt %d ended for request %s: %s',
+            assignment.job_id,
+            assignment.image_id,
+            assignment.host,
+            assignment.attempts,
+            model.first_of(recorded.requests),
+            outcome.line,
+        )
+
+
+def _log_request_end(request: model.CacheRequest) -> None:
+    is_failure = request.status not in (
+        model.RequestStatus.COMPLETED,
+        model.RequestStatus.CANCELLED,
+    )
+    LOG.log(
+        logging.WARNING if is_failure else logging.INFO,
+        'Request %s is %s: %s%s',
+        request.id,
+        request.status,
+        dict(request.counts),
+        f', {request.reason}' if request.reason else '',
+    )
 
 
 def _is_guarded(options: model.RequestOptions) -> bool:

@@ -75,6 +75,13 @@ at a time checks a pin, and none checks it again within half of this time.
 """,
     ),
     cfg.IntOpt(
+        'service_retention_days',
+        mutable=True,
+        default=7,
+        min=1,
+        help='Days for which a conductor or an API is listed that does not report any longer.',
+    ),
+    cfg.IntOpt(
         'max_hosts_per_cell',
         default=20000,
         min=1,

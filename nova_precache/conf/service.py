@@ -36,17 +36,17 @@ must be the host name that nova-compute uses.
         'report_interval',
         default=10,
         min=0.1,
-        help='Seconds between two state reports of a compute.',
+        help='Seconds between two reports of a compute, a conductor or an API that it runs.',
     ),
     cfg.FloatOpt(
         'service_down_time',
         default=60,
         min=0.2,
         help="""
-Seconds without a report after which a compute counts as down and another agent
-may take its name. Time during which no conductor was connected to its cell does
-not count. Must be several times report_interval and [conductor]
-heartbeat_write_interval_seconds.
+Seconds without a report after which a compute, a conductor or an API counts as
+down, and another agent may take the name of a compute. Time during which no
+conductor was connected to the cell of a compute does not count. Must be several
+times report_interval and [conductor] heartbeat_write_interval_seconds.
 """,
     ),
 ]

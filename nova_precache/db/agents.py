@@ -3,16 +3,16 @@
 
 import dataclasses
 import datetime
-import enum
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
-from nova_precache.db import hearing
+from nova_precache.db import hearing, pages, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
@@ -22,6 +22,19 @@ _REPORTED = (
     'boot_id', 'version', 'driver', 'store_id', 'cache_bytes', 'free_bytes', 'capabilities',
 )  # fmt: skip
 _AGENT = db_session.table(models.Agent)
+HOSTS = pages.Listing(
+    {
+        'host': models.Agent.host,
+        'cell': models.Agent.cell_uuid,
+        **{
+            name: getattr(models.Agent, name)
+            for name in ('seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
+        },
+    },
+    unique=models.Agent.host,
+    marker=models.Agent.host,
+)
+_ALL = pages.Page()
 _REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
 # Built once: each host reports every few seconds.
 _REPORT = (
@@ -30,19 +43,17 @@ _REPORT = (
         _AGENT.c.host == sa.bindparam('of_host'),
         _AGENT.c.agent_id == sa.bindparam('of_agent'),
         _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
+        # A report may arrive after the goodbye.
+        sa.not_(standing.is_stopped(models.Agent)),
     )
     .values(seen_at=db_session.database_now(), **_REPORTS)
 )
+# Why the state of a silent host is not known.
+UNHEARD = 'no conductor is connected to its cell'
+SETTLING = 'conductors have just reconnected to its cell'
 _TAKEN_OVER = model.ImageOutcome(
     model.TaskStatus.ERROR, 'another agent has registered for the host', model.Retry.LATER
 )
-
-
-class _Standing(enum.Enum):
-    UP = enum.auto()
-    DOWN = enum.auto()
-    UNHEARD = enum.auto()  # silent, and so is its cell
-    SETTLING = enum.auto()  # silent, but its cell has been heard only for a moment
 
 
 class Agents:
@@ -71,7 +82,8 @@ class Agents:
         """Write reports in bulk; return the agents that are not registered for their hosts.
 
         Their reports change nothing: they have to register, as after the restore of an older
-        database, or another agent has their name. A report that the database refuses is skipped,
+        database, or another agent has their name. A late report of an agent that has stopped
+        changes nothing, either. A report that the database refuses is skipped,
         and its host is named in the log.
         """
 
@@ -90,7 +102,7 @@ class Agents:
             return [
                 agent
                 for agent in some
-                if (agent.host, agent.agent_id, agent.cell_uuid) not in registered
+                if not registered & {_reporter(agent), _reporter(agent, agent.boot_id)}
             ]
 
         def write(some: Sequence[model.Agent]) -> Sequence[model.Agent]:
@@ -99,6 +111,26 @@ class Agents:
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
         strangers = db_session.in_bulk(ordered, write, self._refuse)
         return [agent for some in strangers for agent in some]
+
+    def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
+        """Record that an agent has stopped: until it registers again, its host is down.
+
+        :raises nova_precache.exception.AgentConflict: the agent, as it was started at
+            ``boot_id``, is not registered for the host
+        """
+        agent = models.Agent
+        stopped = (
+            db_session.update(agent)
+            .where(
+                agent.host == host,
+                agent.agent_id == agent_id,
+                agent.cell_uuid == cell_uuid,
+                agent.boot_id == boot_id,
+            )
+            .values(stopped_at=db_session.database_now())
+        )
+        if not self._database.write(lambda s: db_session.rowcount(s.execute(stopped))):
+            raise exception.AgentConflict(f'Agent {agent_id} is not registered for host {host}')
 
     def _refuse(self, agent: model.Agent, error: Exception) -> None:
         self._senders.refused('a report', f'host {agent.host}', wire.line(str(error)))
@@ -127,9 +159,9 @@ class Agents:
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map the hosts that are down to the reason, by the database's clock."""
         return {
-            host: _why_down(seen_at)
-            for host, (standing, seen_at) in self._stand(hosts).items()
-            if standing is _Standing.DOWN
+            host: why
+            for host, (stands, why) in self._stand(hosts).items()
+            if stands is standing.Standing.DOWN
         }
 
     def settling(self, hosts: Collection[str]) -> Collection[str]:
@@ -137,27 +169,31 @@ class Agents:
 
         Their cells are heard again, but not for long enough yet.
         """
-        standings = self._stand(hosts).items()
-        return [host for host, (standing, _) in standings if standing is _Standing.SETTLING]
+        settling = standing.Standing.SETTLING
+        return [host for host, (stands, _) in self._stand(hosts).items() if stands is settling]
 
-    def _stand(
-        self, hosts: Collection[str]
-    ) -> Mapping[str, tuple[_Standing, datetime.datetime | None]]:
-        """Map hosts to their standing and the time of their last report."""
+    def _stand(self, hosts: Collection[str]) -> Mapping[str, tuple[standing.Standing, str]]:
+        """Map hosts to their standing, and to the reason if they are down."""
         agent = models.Agent
-        found: dict[str, tuple[str, datetime.datetime]] = {}
+        stopped_at = standing.stopped_at(agent).label('stopped_at')
+        found: dict[str, sa.Row[*tuple[Any, ...]]] = {}
         with self._database.reader() as session:
             now = db_session.now(session)
             for names in db_session.chunks(sorted(hosts)):
-                query = sa.select(agent.host, agent.cell_uuid, agent.seen_at)
+                query = sa.select(agent.host, agent.cell_uuid, agent.seen_at, stopped_at)
                 rows = session.execute(query.where(agent.host.in_(names)))
-                found.update((row.host, (row.cell_uuid, row.seen_at)) for row in rows)
-            heard = hearing.of_cells(session, {cell_uuid for cell_uuid, _ in found.values()})
+                found.update((row.host, row) for row in rows)
+            heard = hearing.of_cells(session, {row.cell_uuid for row in found.values()})
             anywhere = hearing.anywhere(session, now)
-        never = _standing(None, now, anywhere, self._down), None
+        never = standing.judge(None, None, now, anywhere, self._down), _why_down(None, None)
         known = {
-            host: (_standing(seen_at, now, heard.get(cell_uuid), self._down), seen_at)
-            for host, (cell_uuid, seen_at) in found.items()
+            host: (
+                standing.judge(
+                    row.seen_at, row.stopped_at, now, heard.get(row.cell_uuid), self._down
+                ),
+                _why_down(row.seen_at, row.stopped_at),
+            )
+            for host, row in found.items()
         }
         return {host: known.get(host, never) for host in hosts}
 
@@ -173,16 +209,18 @@ class Agents:
         seen_at: datetime.datetime | None,
         now: datetime.datetime | None,
         heard: hearing.Heard | None = None,
+        stopped_at: datetime.datetime | None = None,
     ) -> str | None:
         """Return why a host with this last report is down, None if it is not.
 
         :param now: by the database's clock; None counts as a host that never reported
         :param heard: when its cell could be heard; None if conductors do not record that
+        :param stopped_at: when its compute has stopped; None if it has started since
         """
         if now is None:
-            return _why_down(None)
-        is_down = _standing(seen_at, now, heard, self._down) is _Standing.DOWN
-        return _why_down(seen_at) if is_down else None
+            return _why_down(None, None)
+        stands = standing.judge(seen_at, stopped_at, now, heard, self._down)
+        return _why_down(seen_at, stopped_at) if stands is standing.Standing.DOWN else None
 
     def list(self) -> Sequence[model.Agent]:
         """List every agent, by host name."""
@@ -192,21 +230,23 @@ class Agents:
 
     def list_page(
         self,
-        limit: int | None = None,
-        marker: str | None = None,
+        page: pages.Page = _ALL,
         status: model.HostStatus | None = None,
         cell_uuid: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> Sequence[model.Host]:
-        """List hosts with an agent by name, after the host ``marker``.
+        """List hosts with an agent, by default by name; a marker is a name.
 
         :param status: only hosts with this status, by the database's clock
+        :param hosts: only these
+        :raises nova_precache.exception.InvalidMarker: to sort after it, the host is needed
         """
         row = models.Agent
         with self._database.reader() as session:
             now = db_session.now(session)
-            query = sa.select(row).order_by(row.host).limit(limit)
-            if marker is not None:
-                query = query.where(row.host > marker)
+            query = pages.select(session, sa.select(row), HOSTS, page)
+            if hosts is not None:
+                query = query.where(row.host.in_(list(hosts)))
             if status is not None:
                 query = query.where(self._has_status(status, now))
             if cell_uuid is not None:
@@ -216,15 +256,8 @@ class Agents:
     def _has_status(
         self, status: model.HostStatus, now: datetime.datetime
     ) -> sa.ColumnElement[bool]:
-        silent = models.Agent.seen_at < now - self._down
-        may_judge = hearing.may_judge(models.Agent.cell_uuid, now, self._down)
-        match status:
-            case model.HostStatus.UP:
-                return sa.not_(silent)
-            case model.HostStatus.DOWN:
-                return sa.and_(silent, may_judge)
-            case model.HostStatus.UNKNOWN:
-                return sa.and_(silent, sa.not_(may_judge))
+        agent = models.Agent
+        return standing.has_status(agent, agent.cell_uuid, status, now, self._down)
 
     def _hosts(
         self, session: orm.Session, agents: Collection[model.Agent], now: datetime.datetime
@@ -235,21 +268,22 @@ class Agents:
     def _host(
         self, agent: model.Agent, now: datetime.datetime, heard: hearing.Heard | None
     ) -> model.Host:
-        match _standing(agent.seen_at, now, heard, self._down):
-            case _Standing.UP:
+        seen_at, stopped_at = agent.seen_at, agent.stopped_at
+        match standing.judge(seen_at, stopped_at, now, heard, self._down):
+            case standing.Standing.UP:
                 return model.Host(agent)
-            case _Standing.DOWN:
-                return model.Host(agent, model.HostStatus.DOWN, _why_down(agent.seen_at))
-            case _Standing.UNHEARD:
-                why = 'no conductor is connected to its cell'
-            case _Standing.SETTLING:
-                why = 'conductors have just reconnected to its cell'
-        reason = f'last report at {_time(agent.seen_at)}, and {why}'
+            case standing.Standing.DOWN:
+                return model.Host(agent, model.HostStatus.DOWN, _why_down(seen_at, stopped_at))
+            case standing.Standing.UNHEARD:
+                why = UNHEARD
+            case standing.Standing.SETTLING:
+                why = SETTLING
+        reason = f'{standing.last_sign(seen_at, None)}, and {why}'
         return model.Host(agent, model.HostStatus.UNKNOWN, reason)
 
     def _register(self, session: orm.Session, agent: model.Agent) -> None:
         now = db_session.now(session)
-        values = {'agent_id': agent.agent_id, 'started_at': now}
+        values = {'agent_id': agent.agent_id, 'started_at': now, 'stopped_at': None}
         if _update(session, agent, models.Agent.agent_id == agent.agent_id, **values):
             return
         is_down = self._has_status(model.HostStatus.DOWN, now)
@@ -266,35 +300,24 @@ class Agents:
         _take_over(session, agent.host)  # from an agent whose row is gone
 
 
-def _standing(
-    seen_at: datetime.datetime | None,
-    now: datetime.datetime,
-    heard: hearing.Heard | None,
-    down: datetime.timedelta,
-) -> _Standing:
-    if seen_at is not None and now - seen_at <= down:
-        return _Standing.UP
-    if heard is None or heard.may_judge(now, down):
-        return _Standing.DOWN
-    return _Standing.SETTLING if heard.is_heard(now) else _Standing.UNHEARD
+def _why_down(seen_at: datetime.datetime | None, stopped_at: datetime.datetime | None) -> str:
+    return f'host down: {standing.last_sign(seen_at, stopped_at)}'
 
 
-def _why_down(seen_at: datetime.datetime | None) -> str:
-    if seen_at is None:
-        return 'host down: it has never reported'
-    return f'host down: last report at {_time(seen_at)}'
+_Reporter = tuple[str, str, str, str | None]
 
 
-def _time(seen_at: datetime.datetime | None) -> str:
-    return f'{seen_at:%Y-%m-%dT%H:%M:%SZ}'
+def _reporter(agent: model.Agent, stopped_boot: str | None = None) -> _Reporter:
+    return agent.host, agent.agent_id, agent.cell_uuid, stopped_boot
 
 
-def _registered(session: orm.Session, hosts: Sequence[str]) -> set[tuple[str, str, str]]:
-    """Return host, id and cell of the registered agents."""
-    row, found = models.Agent, set[tuple[str, str, str]]()
+def _registered(session: orm.Session, hosts: Sequence[str]) -> set[_Reporter]:
+    """Return host, id and cell of the registered agents; of a stopped one, also the boot id."""
+    row, found = models.Agent, set[_Reporter]()
+    boot_id = sa.case((standing.is_stopped(row), row.boot_id), else_=sa.null())
     for names in db_session.chunks(hosts):
-        query = sa.select(row.host, row.agent_id, row.cell_uuid).where(row.host.in_(names))
-        found.update((each.host, each.agent_id, each.cell_uuid) for each in session.execute(query))
+        query = sa.select(row.host, row.agent_id, row.cell_uuid, boot_id)
+        found.update(tuple(each) for each in session.execute(query.where(row.host.in_(names))))
     return found
 
 
@@ -352,4 +375,6 @@ def _reported(agent: model.Agent) -> dict[str, object]:
 
 def _agent(row: models.Agent) -> model.Agent:
     names = [field.name for field in dataclasses.fields(model.Agent)]
-    return model.Agent(**{name: getattr(row, name) for name in names})
+    agent = model.Agent(**{name: getattr(row, name) for name in names})
+    has_started_since = row.stopped_at is not None and row.stopped_at < row.started_at
+    return dataclasses.replace(agent, stopped_at=None) if has_started_since else agent

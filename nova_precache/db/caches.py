@@ -17,6 +17,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
+from nova_precache.db import pages
 from nova_precache.db.engine import models, session as db_session
 
 LOG = logging.getLogger(__name__)
@@ -29,6 +30,17 @@ _HOSTS_AT_ONCE = 2000
 _ROWS_AT_ONCE = 2000
 _WHOLE = ''
 
+
+_SORTED = ('size_bytes', 'disk_bytes', 'touched_at', 'used_by')
+FILES_OF_HOST, FILES_OF_IMAGE = (
+    pages.Listing(
+        {name: getattr(models.CachedImage, name) for name in (unique, *_SORTED)},
+        unique=getattr(models.CachedImage, unique),
+        marker=getattr(models.CachedImage, unique),
+    )
+    for unique in ('name', 'host')
+)
+_ALL = pages.Page()
 
 Present = Mapping[tuple[str, str], model.CachedImage]
 
@@ -86,27 +98,33 @@ class Caches:
         except db_exception.DBDuplicateEntry:  # another conductor added the same first
             return self._database.write(functools.partial(_record, reports=reports))
 
-    def of_host(
-        self, host: str, limit: int | None = None, marker: str | None = None
-    ) -> Sequence[model.CachedImage]:
-        """List the files in a host's cache by name, after the file ``marker``."""
-        query = _FILES.where(_ROW.host == host).order_by(_ROW.name).limit(limit)
-        if marker is not None:
-            query = query.where(_ROW.name > marker)
+    def of_host(self, host: str, page: pages.Page = _ALL) -> Sequence[model.CachedImage]:
+        """List the files in a host's cache, by default by name; a marker is a name.
+
+        :raises nova_precache.exception.InvalidMarker: to sort after it, the file is needed
+        """
+        its = _ROW.host == host
         with self._database.reader() as session:
+            query = pages.select(session, _FILES.where(its), FILES_OF_HOST, page, its)
             rows = session.execute(query).all()
             ids = _image_ids(session, [row.name for row in rows])
             return list(_cached_images(session, rows, ids))
 
     def hosts_of(
-        self, image_id: str, limit: int | None = None, marker: str | None = None
+        self, image_id: str, page: pages.Page = _ALL, hosts: Collection[str] | None = None
     ) -> Sequence[model.CachedImage]:
-        """List the files of an image by host, after the host ``marker``."""
+        """List the files of an image, by default by host; a marker is a host.
+
+        :param hosts: only on these
+        :raises nova_precache.exception.InvalidMarker: to sort after it, the file is needed
+        """
         name = _base_name(image_id)
-        query = _FILES.where(_ROW.name == name).order_by(_ROW.host).limit(limit)
-        if marker is not None:
-            query = query.where(_ROW.host > marker)
+        its = _ROW.name == name
+        query = _FILES.where(its)
+        if hosts is not None:
+            query = query.where(_ROW.host.in_(list(hosts)))
         with self._database.reader() as session:
+            query = pages.select(session, query, FILES_OF_IMAGE, page, its)
             rows = session.execute(query).all()
             return list(_cached_images(session, rows, {name: image_id}))
 
@@ -142,13 +160,11 @@ class UnreportedCaches(Caches):
     What computes of this service reported earlier is ignored: the files may be gone.
     """
 
-    def of_host(
-        self, host: str, limit: int | None = None, marker: str | None = None
-    ) -> Sequence[model.CachedImage]:
+    def of_host(self, host: str, page: pages.Page = _ALL) -> Sequence[model.CachedImage]:
         raise exception.NotByNova(_UNREPORTED)
 
     def hosts_of(
-        self, image_id: str, limit: int | None = None, marker: str | None = None
+        self, image_id: str, page: pages.Page = _ALL, hosts: Collection[str] | None = None
     ) -> Sequence[model.CachedImage]:
         raise exception.NotByNova(_UNREPORTED)
 

@@ -20,6 +20,9 @@ from sqlalchemy import orm
 
 from nova_precache.db.engine import models, session as db_session
 
+# Stands for a cell: whether the reports of conductors and APIs can be written.
+SERVICES = 'services'
+
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
@@ -39,13 +42,21 @@ class Heard:
         return self.is_heard(now) and now - self.since > down
 
 
+@dataclasses.dataclass(frozen=True)
+class AllHeard:
+    """When each cell with a record could be heard, and the database's time of the query."""
+
+    now: datetime.datetime
+    cells: Mapping[str, Heard]
+
+
 class Hearings:
     """Records of the cells that conductors hear; every method is one short transaction.
 
     :param gap_seconds: time after a record at which a cell counts as not heard
     """
 
-    def __init__(self, database: db_session.Database, gap_seconds: float) -> None:
+    def __init__(self, database: db_session.Database, gap_seconds: float = 0) -> None:
         self._database = database
         self._gap = datetime.timedelta(seconds=gap_seconds)
 
@@ -59,6 +70,14 @@ class Hearings:
         From now on, none of their hosts counts as down before it could be heard for long enough.
         """
         self._write(lambda session: _add(session, sorted(cell_uuids), db_session.now(session)))
+
+    def load(self) -> AllHeard:
+        """Load the records of all cells."""
+        row = models.Hearing
+        with self._database.reader() as session:
+            rows = session.execute(sa.select(row.cell_uuid, row.since, row.until)).all()
+            now = db_session.now(session)
+        return AllHeard(now, {uuid: Heard(since, until) for uuid, since, until in rows})
 
     def _write(self, work: Callable[[orm.Session], None]) -> None:
         try:
@@ -93,19 +112,31 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
     return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
 
 
+def every(session: orm.Session) -> Mapping[str, Heard]:
+    """Map all cells with a row to when they could be heard."""
+    row = models.Hearing
+    query = sa.select(row.cell_uuid, row.since, row.until).where(row.cell_uuid != SERVICES)
+    return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
+
+
 def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:
-    """Return when all heard cells could be heard, for a host without a row.
+    """Return when all heard cells could be heard, for a host without a row."""
+    return latest(every(session).values(), now)
+
+
+def latest(cells: Collection[Heard], now: datetime.datetime) -> Heard | None:
+    """Return when all heard cells could be heard.
 
     If no cell is heard now, use the one with the latest ``since``; None if no cell has a row.
     """
-    row = models.Hearing
-    every = [Heard(*each) for each in session.execute(sa.select(row.since, row.until))]
-    heard = [each for each in every if each.is_heard(now)]
-    return max(heard or every, key=lambda each: each.since, default=None)
+    heard = [each for each in cells if each.is_heard(now)]
+    return max(heard or cells, key=lambda each: each.since, default=None)
 
 
 def may_judge(
-    cell_uuid: orm.InstrumentedAttribute[str], now: datetime.datetime, down: datetime.timedelta
+    cell_uuid: orm.InstrumentedAttribute[str] | str,
+    now: datetime.datetime,
+    down: datetime.timedelta,
 ) -> sa.ColumnElement[bool]:
     """Select rows whose silence may be judged: as in ``Heard``, or their cell has no row."""
     row = models.Hearing

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
+from nova_precache.db import standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
@@ -39,7 +40,7 @@ class AgentHostRecovery:
     def _returned(self, session: orm.Session) -> sa.Select[str]:
         now = db_session.now(session)
         is_up = sa.exists().where(
-            models.Agent.host == models.Job.host, models.Agent.seen_at >= now - self._down
+            models.Agent.host == models.Job.host, standing.is_up(models.Agent, now, self._down)
         )
         waits = sa.and_(
             models.Job.status == model.TaskStatus.RETRY_WAIT,

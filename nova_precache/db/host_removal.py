@@ -10,8 +10,8 @@ import datetime
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception
-from nova_precache.db import hearing
+from nova_precache import exception, model
+from nova_precache.db import standing
 from nova_precache.db.engine import models, session as db_session
 
 
@@ -47,12 +47,11 @@ class Departures:
             return session.scalars(query).one()
 
     def _forget(self, session: orm.Session, host: str) -> None:
-        now = db_session.now(session)
-        is_down = sa.and_(
-            models.Agent.seen_at < now - self._down,
-            hearing.may_judge(models.Agent.cell_uuid, now, self._down),
+        now, agent = db_session.now(session), models.Agent
+        is_down = standing.has_status(
+            agent, agent.cell_uuid, model.HostStatus.DOWN, now, self._down
         )
-        session.execute(sa.delete(models.Agent).where(models.Agent.host == host, is_down))
+        session.execute(sa.delete(agent).where(agent.host == host, is_down))
         if session.get(models.Agent, host) is not None:
             raise exception.InUse(
                 f'Host {host} has reported recently, or its cell is not connected: it may '

@@ -16,9 +16,19 @@ from oslo_utils import timeutils
 from sqlalchemy import orm
 
 from nova_precache import exception, model
+from nova_precache.db import pages
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.request import queries
 
+PINS = pages.Listing(
+    {
+        name: getattr(models.Pin, name)
+        for name in ('created_at', 'until', 'status', 'checked_at', 'ended_at')
+    },
+    unique=models.Pin.number,
+    marker=models.Pin.id,
+)
+NEWEST = pages.Page([model.SortKey('created_at', is_descending=True)], limit=1000)
 LEASE_SECONDS = 120
 FAILURES_COUNT_SECONDS = 24 * 3600
 SUCCESSES_COUNT_SECONDS = 3600
@@ -112,22 +122,22 @@ class Pins:
         project_id: str | None = None,
         status: str | None = None,
         aggregate: queries.AggregateFilter | None = None,
-        limit: int = 1000,
-        marker: str | None = None,
+        page: pages.Page = NEWEST,
     ) -> Sequence[model.Pin]:
-        """List pins after ``marker``, the newest first.
+        """List pins, by default the newest first.
 
-        :raises nova_precache.exception.PinNotFound: the marker is unknown
+        :raises nova_precache.exception.InvalidMarker: unknown, or another project's
         """
         row = models.Pin
         wanted = {row.project_id: project_id, row.status: status}
-        query = sa.select(row).order_by(row.number.desc()).limit(limit)
-        query = query.where(*(each == value for each, value in wanted.items() if value is not None))
+        query = sa.select(row).where(
+            *(each == value for each, value in wanted.items() if value is not None)
+        )
         if aggregate is not None:
             query = query.where(aggregate.matches(row))
         with self._database.reader() as session:
-            if marker is not None:
-                query = query.where(row.number < _load(session, marker, project_id).number)
+            visible = None if project_id is None else row.project_id == project_id
+            query = pages.select(session, query, PINS, page, visible)
             return [_pin(each) for each in session.scalars(query)]
 
     def end(self, pin_id: str, reason: str, project_id: str | None = None) -> model.Pin:

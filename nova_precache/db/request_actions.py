@@ -27,6 +27,7 @@ from nova_precache.db.request import actions, rollout
 T = TypeVar('T')
 
 StopOrder = job_stop.StopOrder
+ChangeOrder = job_stop.ChangeOrder
 Discard = job_stop.Discard
 
 
@@ -69,13 +70,28 @@ class RequestActions:
         not_before: datetime.datetime | None = None,
         deadline: datetime.datetime | None = None,
         project_id: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> model.CacheRequest:
         """Queue the tasks that did not succeed for a new plan, in a new window if one is given.
 
+        :param hosts: only the tasks of these hosts; None: of all
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         :raises nova_precache.exception.StatusConflict: it has not ended, or all of it succeeded
+        :raises nova_precache.exception.NothingToRetry: no task of the hosts can be retried
+        :raises nova_precache.exception.InvalidField: the request has no such hosts
         """
-        return self._steer(request_id, project_id, actions.retry, not_before, deadline)
+        return self._steer(request_id, project_id, actions.retry, not_before, deadline, hosts)
+
+    def change(
+        self, request_id: str, asked: model.RequestChange, project_id: str | None = None
+    ) -> model.CacheRequest:
+        """Change the priority, limits or deadline of a request, also of its running transfers.
+
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+        :raises nova_precache.exception.StatusConflict: it has ended, or is being cancelled
+        :raises nova_precache.exception.InvalidField: the deadline contradicts other options
+        """
+        return self._steer(request_id, project_id, actions.change, asked)
 
     def adopt(self) -> job_outcome.Recorded:
         """Take over requests that conductors of an earlier release plan while both releases run."""
@@ -137,6 +153,21 @@ class RequestActions:
             return job_finish.stop(session, job)
 
         return self._database.write(work)
+
+    def change_orders(self) -> Sequence[ChangeOrder]:
+        """List the jobs whose computes do not have their current options, the oldest first."""
+        with self._database.reader() as session:
+            return job_stop.change_orders(session)
+
+    def changed(self, order: ChangeOrder) -> None:
+        """Record that the compute has the options of an order, or cannot change them."""
+
+        def work(session: orm.Session) -> None:
+            job = locking.lock(session, [order.job_id]).get(order.job_id)
+            if job is not None and job.epoch == order.epoch:
+                job_stop.note_change(session, order.job_id, order.change.number)
+
+        self._database.write(work)
 
     def discards(self, limit: int) -> Sequence[Discard]:
         """List ended jobs whose partial files are to be removed from their hosts."""

@@ -11,7 +11,7 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import outbox, rows
+from nova_precache.db import outbox, pages, rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, outcome as job_outcome
 from nova_precache.db.request import (
@@ -27,6 +27,8 @@ _RACES = 5
 RequestLimits = create.RequestLimits
 NewRequest = create.NewRequest
 RequestFilter = queries.RequestFilter
+TaskFilter = queries.TaskFilter
+NEWEST = pages.Page([model.SortKey('created_at', is_descending=True)], limit=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,22 +95,17 @@ class Requests:
     def list(
         self,
         filter: queries.RequestFilter | None = None,  # noqa: A002
-        sort_key: str = 'created_at',
-        descending: bool = True,
-        limit: int = 1000,
-        marker: str | None = None,
+        page: pages.Page = NEWEST,
     ) -> Sequence[model.CacheRequest]:
-        """List requests after ``marker``, by default the newest first.
+        """List requests, by default the newest first.
 
-        :param sort_key: created_at, finished_at, priority or status
-        :raises nova_precache.exception.InvalidInput: unknown sort key
-        :raises nova_precache.exception.RequestNotFound: the marker is unknown
+        :raises nova_precache.exception.InvalidMarker: unknown, or another project's
         """
         chosen = filter or queries.RequestFilter()
-        query = queries.requests(chosen, sort_key, descending, limit, marker)
+        row, project_id = models.CacheRequest, chosen.project_id
+        visible = None if project_id is None else row.project_id == project_id
         with self._database.reader() as session:
-            if marker is not None:
-                load(session, marker, chosen.project_id)
+            query = pages.select(session, queries.requests(chosen), queries.REQUESTS, page, visible)
             return rows.requests(session, session.scalars(query).all())
 
     def tasks(
@@ -121,8 +118,22 @@ class Requests:
         image_id: str | None = None,
     ) -> Sequence[model.Task]:
         """List the tasks of a request after ``marker``, in the order of the plan."""
-        query = queries.tasks(request_id, limit, marker, status, host, image_id)
+        chosen = queries.TaskFilter(request_id, None, status, host, image_id)
+        return self.list_tasks(chosen, pages.Page(limit=limit, marker=marker))
+
+    def list_tasks(self, chosen: queries.TaskFilter, page: pages.Page) -> Sequence[model.Task]:
+        """List the tasks of all requests that match.
+
+        :raises nova_precache.exception.InvalidMarker: no visible task has this id
+        """
         with self._database.reader() as session:
+            query = pages.select(
+                session,
+                queries.tasks(chosen),
+                queries.TASKS,
+                page,
+                queries.visible_tasks(chosen),
+            )
             return [rows.task(row) for row in session.scalars(query)]
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
@@ -135,6 +146,12 @@ class Requests:
             return ToPlan(rows.requests(session, [row])[0], row.is_admin)
 
         return self._database.write(work)
+
+    def note_unplanned(self, conductor_id: str, reason: str) -> None:
+        """Record why no plan is made now for the requests that this conductor would plan."""
+        self._database.write(
+            lambda session: request_plan.note_unplanned(session, conductor_id, reason)
+        )
 
     def postpone_plan(
         self, request_id: str, conductor_id: str, seconds: float, reason: str

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import hearing
+from nova_precache.db import standing
 from nova_precache.db.engine import models, session as db_session
 
 
@@ -42,6 +42,8 @@ class Count:
     :ivar jobs_working: jobs that a compute works on
     :ivar claimed_hosts: hosts that a conductor has claimed
     :ivar hosts: by cell uuid
+    :ivar oldest_ready_seconds: since the oldest job that may be called was planned; 0 without one
+    :ivar silent_seconds: for which a cell has not been heard, by cell uuid; 0 while it is
     """
 
     requests: Mapping[str, int]
@@ -52,6 +54,8 @@ class Count:
     jobs_working: int
     claimed_hosts: int
     hosts: Mapping[str, HostCount]
+    oldest_ready_seconds: float = 0.0
+    silent_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Statistics:
@@ -70,7 +74,14 @@ class Statistics:
                 **_jobs(session),
                 claimed_hosts=_claimed_hosts(session),
                 hosts=_hosts(session, self._down),
+                oldest_ready_seconds=_oldest_ready_seconds(session),
+                silent_seconds=_silent_seconds(session),
             )
+
+    def hosts(self) -> Mapping[str, HostCount]:
+        """Count the hosts of each cell."""
+        with self._database.reader() as session:
+            return _hosts(session, self._down)
 
 
 def _requests(session: orm.Session) -> dict[str, int]:
@@ -115,6 +126,24 @@ def _waits_for(status: str, ready: bool) -> str:
     return 'jobs_retry_wait' if status == model.TaskStatus.RETRY_WAIT else 'jobs_ready'
 
 
+def _oldest_ready_seconds(session: orm.Session) -> float:
+    job = models.Job
+    ready = sa.and_(job.status == model.TaskStatus.QUEUED, job.ready)
+    query = sa.select(sa.func.min(job.created_at), db_session.database_now()).where(ready)
+    oldest, now = session.execute(query).one()
+    return 0.0 if oldest is None else _seconds(now - oldest)
+
+
+def _silent_seconds(session: orm.Session) -> dict[str, float]:
+    heard = models.Hearing
+    rows = session.execute(sa.select(heard.cell_uuid, heard.until, db_session.database_now()))
+    return {cell_uuid: _seconds(now - until) for cell_uuid, until, now in rows}
+
+
+def _seconds(age: datetime.timedelta) -> float:
+    return max(0.0, age.total_seconds())
+
+
 def _claimed_hosts(session: orm.Session) -> int:
     claim = models.Claim
     held = sa.select(sa.func.count()).where(claim.conductor_id.is_not(None))
@@ -123,23 +152,19 @@ def _claimed_hosts(session: orm.Session) -> int:
 
 def _hosts(session: orm.Session, down: datetime.timedelta) -> dict[str, HostCount]:
     agent, now = models.Agent, db_session.now(session)
-    up = sa.func.sum(sa.case((agent.seen_at >= now - down, 1), else_=0))
-    query = sa.select(agent.cell_uuid, up, sa.func.count()).group_by(agent.cell_uuid)
-    counted = session.execute(query).all()
-    heard = hearing.of_cells(session, [cell_uuid for cell_uuid, _, _ in counted])
+    numbers = (
+        sa.func.sum(sa.case((_has(status, now, down), 1), else_=0)).label(status)
+        for status in model.HostStatus
+    )
+    query = sa.select(agent.cell_uuid, *numbers).group_by(agent.cell_uuid)
     return {
-        cell_uuid: _count(int(alive), total - int(alive), heard.get(cell_uuid), now, down)
-        for cell_uuid, alive, total in counted
+        row.cell_uuid: HostCount(up=int(row.up), down=int(row.down), unknown=int(row.unknown))
+        for row in session.execute(query)
     }
 
 
-def _count(
-    up: int,
-    silent: int,
-    heard: hearing.Heard | None,
-    now: datetime.datetime,
-    down: datetime.timedelta,
-) -> HostCount:
-    if heard is None or heard.may_judge(now, down):
-        return HostCount(up=up, down=silent)
-    return HostCount(up=up, down=0, unknown=silent)
+def _has(
+    status: model.HostStatus, now: datetime.datetime, down: datetime.timedelta
+) -> sa.ColumnElement[bool]:
+    agent = models.Agent
+    return standing.has_status(agent, agent.cell_uuid, status, now, down)

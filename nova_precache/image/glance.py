@@ -127,6 +127,7 @@ class GlanceImageService:
         calling thread works
     :param clock: in seconds; limits how often a fresh token is requested
     :param outage: to share the log of outages of Glance and Keystone
+    :param credentials: what Keystone refuses if it does not accept ``auth``
     """
 
     def __init__(
@@ -137,9 +138,11 @@ class GlanceImageService:
         request_id: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         outage: outages.Outage | None = None,
+        credentials: str = 'the credentials',
     ) -> None:
         self._settings = settings
         self._outage = outage or new_outage()
+        self._credentials = credentials
         self._auth = auth
         self._session = session or new_session(settings)
         self._request_id = request_id
@@ -197,7 +200,7 @@ class GlanceImageService:
 
         :param fresh: the last one was refused; another is requested at most once per
             ``FRESH_TOKEN_SECONDS``
-        :raises nova_precache.exception.ImageUnauthorized: the credentials are refused
+        :raises nova_precache.exception.CredentialsRefused: Keystone refuses the credentials
         :raises nova_precache.exception.ImageServiceUnavailable: Keystone does not answer
         """
         with self._noted(), _keystone_errors(), deadline.within(ANSWER_SECONDS):
@@ -265,12 +268,19 @@ class GlanceImageService:
 
     @contextlib.contextmanager
     def _noted(self) -> Iterator[None]:
-        """Record outages for the log; a success proves nothing, as the answer may be cached."""
+        """Record outages for the log; a success proves nothing, as the answer may be cached.
+
+        :raises nova_precache.exception.CredentialsRefused: the login at Keystone was refused
+        """
         try:
             yield
         except exception.ImageServiceUnavailable as exc:
             self._outage.began(exc)
             raise
+        except ksa_exceptions.Unauthorized as exc:
+            refusal = exception.CredentialsRefused(f'Keystone refuses {self._credentials}')
+            self._outage.began(refusal)
+            raise refusal from exc
         except exception.ImageNotUsable:
             self._outage.over()
             raise
@@ -297,7 +307,7 @@ class GlanceImageService:
         if offset_bytes:
             headers['Range'] = f'bytes={offset_bytes}-'
         LOG.debug('Reading image %s from byte %d', image_id, offset_bytes)
-        with _open_errors(image_id):
+        with self._noted(), _open_errors(image_id):
             # The client's own get() reads a response into memory unless it is an octet stream,
             # and a proxy may label it otherwise.
             return adapter.Adapter.request(
@@ -373,8 +383,8 @@ def _image(document: dict[str, Any]) -> model.Image:
 def _keystone_errors() -> Iterator[None]:
     try:
         yield
-    except ksa_exceptions.Unauthorized as exc:
-        raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except ksa_exceptions.Unauthorized:
+        raise  # by Keystone; see _noted
     except (exception.OutOfTime, ksa_exceptions.ClientException) as exc:
         raise exception.ImageServiceUnavailable(f'Keystone: {exc}') from exc
 
@@ -385,8 +395,8 @@ def _show_errors(image_id: str) -> Iterator[None]:
         yield
     except glanceclient.exc.HTTPException as exc:
         raise _show_failure(image_id, exc) from exc
-    except ksa_exceptions.Unauthorized as exc:
-        raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except ksa_exceptions.Unauthorized:
+        raise  # by Keystone; see _noted
     except redirects.RedirectFailed as exc:
         raise exception.ImageServiceUnavailable(
             f'Image {image_id} cannot be looked up: {exc}'
@@ -417,8 +427,8 @@ def _show_failure(image_id: str, error: glanceclient.exc.HTTPException) -> excep
 def _open_errors(image_id: str) -> Iterator[None]:
     try:
         yield
-    except ksa_exceptions.Unauthorized as exc:
-        raise exception.ImageUnauthorized(f'Keystone refuses the credentials: {exc}') from exc
+    except ksa_exceptions.Unauthorized:
+        raise  # by Keystone; see _noted
     except (
         exception.OutOfTime,
         ksa_exceptions.ClientException,

@@ -18,7 +18,7 @@ from typing import Any
 from oslo_config import cfg
 from oslo_serialization import jsonutils
 
-from nova_precache import exception
+from nova_precache import exception, shown
 from nova_precache.inspection import pagecache, sandbox
 from nova_precache.transfer_control import Control
 
@@ -194,12 +194,12 @@ class QemuImg:
         """Build the error: distinguish limits and file system errors from a faulty image."""
         reason = _last_line(ended.errors)
         if ended.exit_code == -signal.SIGXFSZ:
-            return QemuImgFailed(f'its description exceeds {_MAX_INFO_BYTES} bytes')
+            return QemuImgFailed(f'its description exceeds {shown.size(_MAX_INFO_BYTES)}')
         was_ended = ended.exit_code != _EXIT_ERROR or _LAUNCHER.match(reason)
         if was_ended or os.strerror(errno.ENOMEM) in reason:
             return exception.ConversionFailed(
                 f'qemu-img {command} was ended with exit code {ended.exit_code} (limits: '
-                f'{self._limits.address_space_bytes} bytes of address space, '
+                f'{shown.size(self._limits.address_space_bytes)} of address space, '
                 f'{cpu_seconds} s of CPU time): {reason}'
             )
         if reason.startswith(_BAD_CONTENT):

@@ -3,8 +3,11 @@
 
 import argparse
 import datetime
+import functools
+from collections.abc import Sequence
 
 import durationpy
+from osc_lib import exceptions
 from oslo_utils import strutils
 
 from nova_precache.osc.client import Json
@@ -43,6 +46,18 @@ def past_moment(text: str) -> str:
     """Parse a time, or a duration before now, and return it as ISO 8601 in UTC."""
     span = _span(text.removeprefix('-'))
     return _to_iso(-span if span is not None else _time(text), text)
+
+
+def seconds(text: str) -> float:
+    """Parse a duration: 90, 90s, 1h30m."""
+    span = _span(f'{text}s' if text.isdecimal() else text)
+    if span is None:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a duration: expected seconds, or a duration such as 1h30m'
+        )
+    if span <= datetime.timedelta():
+        raise argparse.ArgumentTypeError(f'{text!r} must be greater than zero')
+    return span.total_seconds()
 
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
@@ -124,9 +139,81 @@ def add_window(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Add the options that a request can change while it waits or runs, and their ends."""
+    add = parser.add_argument
+    add('--priority', metavar='<n>', type=int, help='priority from -1000 to 1000')
+    for name, kind, parse, what in (
+        ('max-rate', '<rate>', rate, f'maximum rate of each host, per second: {_SIZE_HELP}'),
+        ('max-parallel-hosts', '<n>', int, 'maximum number of hosts that work at the same time'),
+        ('deadline', '<time>', parse_time, f'stop at this time: {_TIME_HELP}'),
+    ):
+        add(f'--{name}', metavar=kind, type=parse, help=what)
+        add(f'--no-{name}', action='store_true', help=f'remove the value of --{name}')
+
+
+def changes(parsed: argparse.Namespace) -> Json:
+    """Build the API's body from the arguments of add_changes; null removes an option.
+
+    :raises osc_lib.exceptions.CommandError: none is given, or both a value and its removal
+    """
+    said = given({'priority': parsed.priority})
+    for option, key, value, is_removed in (
+        ('max-rate', 'max_rate_bytes', parsed.max_rate, parsed.no_max_rate),
+        (
+            'max-parallel-hosts',
+            'max_parallel_hosts',
+            parsed.max_parallel_hosts,
+            parsed.no_max_parallel_hosts,
+        ),
+        ('deadline', 'deadline', parsed.deadline, parsed.no_deadline),
+    ):
+        if value is not None and is_removed:
+            raise exceptions.CommandError(f'--{option} is not allowed with --no-{option}')
+        if value is not None or is_removed:
+            said[key] = value
+    if not said:
+        raise exceptions.CommandError(
+            'Nothing to change: give --priority, --max-rate, --max-parallel-hosts or --deadline'
+        )
+    return said
+
+
 def add_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--until', metavar='<time>', type=parse_time, help=f'end the pin at this time: {_TIME_HELP}'
+    )
+
+
+def add_cell(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        '--cell', metavar='<cell>', help=f'list only {what} in this cell (name or UUID)'
+    )
+
+
+def add_aggregate(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        '--aggregate',
+        metavar='<aggregate>',
+        help=f'list only {what} of this aggregate (name, ID or UUID)',
+    )
+
+
+def add_project(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        '--project',
+        metavar='<project>',
+        help=f'list only {what} of this project (name or ID; for admins)',
+    )
+
+
+def add_sort(parser: argparse.ArgumentParser, keys: Sequence[str]) -> None:
+    parser.add_argument(
+        '--sort',
+        metavar='<key>[:<direction>]',
+        type=functools.partial(_sort, keys),
+        help='sort by one or several keys, separated by commas, each with a direction, asc '
+        f'(default) or desc; keys: {", ".join(keys)}',
     )
 
 
@@ -143,6 +230,13 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
         '--wait',
         action='store_true',
         help='show progress until the request ends; exit 0 if every image is cached, else 1',
+    )
+    parser.add_argument(
+        '--timeout',
+        metavar='<seconds>',
+        type=seconds,
+        help='with --wait: stop waiting after this time, in seconds or such as 1h30m; the '
+        'request continues to run; exit 124',
     )
 
 
@@ -196,6 +290,21 @@ def _to_iso(when: datetime.datetime | datetime.timedelta, text: str) -> str:
     except OverflowError:
         raise argparse.ArgumentTypeError(f'{text!r} is outside the years 1 to 9999') from None
     return f'{in_utc.isoformat()}Z'
+
+
+def _sort(keys: Sequence[str], text: str) -> str:
+    """Parse a list of keys to sort by, each with an optional direction."""
+    for part in text.split(','):
+        key, _, direction = part.partition(':')
+        if key not in keys:
+            raise argparse.ArgumentTypeError(
+                f'{key!r} is not a key to sort by: expected one of {", ".join(keys)}'
+            )
+        if direction not in ('asc', 'desc') and part != key:
+            raise argparse.ArgumentTypeError(
+                f'{direction!r} is not a direction of {key}: expected asc or desc'
+            )
+    return ','.join(part if ':' in part else f'{part}:asc' for part in text.split(','))
 
 
 def _count(text: str) -> int:

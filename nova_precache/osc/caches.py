@@ -2,17 +2,16 @@
 """openstack precache cache remove: remove images from the caches of hosts."""
 
 import argparse
-import os
+from typing import Any
 
 from osc_lib.command import command
 
-from nova_precache.osc import client, columns, resolving
+from nova_precache.osc import client, columns, resolving, tables
 from nova_precache.osc.client import Json
 
 # A host without the image counts as success, so that the command can be repeated.
 _GONE = frozenset({'removed', 'absent'})
 _FAILED = 'error'
-_WIDTH = 80
 
 
 class Remove(command.Lister):
@@ -26,7 +25,7 @@ class Remove(command.Lister):
         columns.Column('Image', 'image'),
         columns.Column('Status', 'status'),
         columns.Column('Freed', 'freed_bytes', columns.Size),
-        columns.Column('Reason', 'reason'),
+        columns.Column('Reason', 'reason', elastic=True),
     )
     _is_done = True
 
@@ -48,8 +47,6 @@ class Remove(command.Lister):
             metavar='<aggregate>',
             help='remove from the hosts of this aggregate that have the image (name, ID or UUID)',
         )
-        if 'CLIFF_MAX_TERM_WIDTH' not in os.environ:
-            parser.set_defaults(max_width=_WIDTH)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
@@ -63,7 +60,13 @@ class Remove(command.Lister):
         ]
         rows = [self._remove(*each) for each in wanted]
         self._is_done = all(row['status'] in _GONE for row in rows)
-        return columns.table(self._columns, rows)
+        return columns.table(self._columns, rows, {})
+
+    def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
+        if parsed_args.formatter == 'table':
+            elastic = {each.title for each in self._columns if each.elastic}
+            self.formatter = tables.FittedTable(elastic)
+        return super().produce_output(parsed_args, *shown)
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         return super().run(parsed_args) or int(not self._is_done)

@@ -42,6 +42,9 @@ class ApiClient:
     def post(self, *path: str, body: Json, query: Query | None = None) -> Json:
         return self._json('POST', path, params=_given(query), json=body)
 
+    def patch(self, *path: str, body: Json) -> Json:
+        return self._json('PATCH', path, json=body)
+
     def delete(self, *path: str) -> None:
         self._send('DELETE', path)
 

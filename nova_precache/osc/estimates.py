@@ -5,9 +5,8 @@ import argparse
 from typing import Any
 
 from cliff import columns as cliff
-from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, resolving
+from nova_precache.osc import arguments, client, columns, resolving, tables
 
 
 class Hosts(cliff.FormattableColumn[list[client.Json]]):
@@ -17,7 +16,7 @@ class Hosts(cliff.FormattableColumn[list[client.Json]]):
         return '\n'.join(_line(host) for host in self._value)
 
 
-class Estimate(command.ShowOne):
+class Estimate(tables.ShowOne):
     """Estimate the bytes to move, the space needed and the duration of a request."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -30,7 +29,7 @@ class Estimate(command.ShowOne):
         body = {'request': arguments.subject(parsed_args, images)}
         estimate = _ask(client.of(self.app), body)
         glance = {f'glance_{key}': value for key, value in estimate['glance'].items()}
-        names, values = columns.record({**estimate['totals'], **glance})
+        names, values = self.record({**estimate['totals'], **glance}, parsed_args)
         return (*names, 'by_host'), (*values, Hosts(estimate['hosts']))
 
 

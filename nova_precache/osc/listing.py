@@ -2,24 +2,31 @@
 """The base of the commands that list a collection of the API, page by page."""
 
 import argparse
+import sys
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns
+from nova_precache.osc import arguments, client, columns, naming, tables
 
 
 class Lister(command.Lister):
     """Lists the items of a collection.
 
+    The first columns fit a terminal of 80.
+
     :cvar collection: the key of the list in each answer, and the noun in the help
     :cvar more_columns: shown in addition with ``--long``; without any there is no such option
+    :cvar sort_keys: the fields to sort by; without any there is no such option
+    :cvar is_paged: the API returns it page by page, not at once
     """
 
     collection: ClassVar[str]
     first_columns: ClassVar[Sequence[columns.Column]]
     more_columns: ClassVar[Sequence[columns.Column]] = ()
+    sort_keys: ClassVar[Sequence[str]] = ()
+    is_paged: ClassVar[bool] = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the arguments that choose the items."""
@@ -35,15 +42,36 @@ class Lister(command.Lister):
         self.add_arguments(parser)
         if self.more_columns:
             parser.add_argument('--long', action='store_true', help='show additional columns')
-        arguments.add_paging(parser, self.collection)
+        if self.sort_keys:
+            arguments.add_sort(parser, self.sort_keys)
+        if self.is_paged:
+            arguments.add_paging(parser, self.collection)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> columns.Table:
+        options = {key: getattr(parsed_args, key, None) for key in ('sort', 'marker')}
         found = client.of(self.app).pages(
             *self.path(parsed_args),
             collection=self.collection,
-            query={**self.query(parsed_args), 'marker': parsed_args.marker},
-            limit=parsed_args.limit,
+            query={**self.query(parsed_args), **options},
+            limit=getattr(parsed_args, 'limit', None),
         )
-        more = self.more_columns if self.more_columns and parsed_args.long else ()
-        return columns.table((*self.first_columns, *more), found)
+        more = self.more_columns if _is_long(parsed_args) else ()
+        shown = (*self.first_columns, *more)
+        if parsed_args.formatter != 'table':
+            return columns.table(shown, found, {})
+        items = list(found)
+        names = naming.image_names(self.app, columns.image_ids(shown, items))
+        return columns.table(shown, items, names)
+
+    def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
+        # The long form is as wide as it needs to be, unless it meets a terminal.
+        fits = not _is_long(parsed_args) or parsed_args.max_width > 0 or sys.stdout.isatty()
+        if parsed_args.formatter == 'table' and fits:
+            every = (*self.first_columns, *self.more_columns)
+            self.formatter = tables.FittedTable({each.title for each in every if each.elastic})
+        return super().produce_output(parsed_args, *shown)
+
+
+def _is_long(parsed_args: argparse.Namespace) -> bool:
+    return bool(getattr(parsed_args, 'long', False))

@@ -7,10 +7,10 @@ from typing import Any
 from osc_lib import exceptions
 from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, listing, resolving
+from nova_precache.osc import arguments, client, columns, listing, resolving, tables
 
 
-class Create(command.ShowOne):
+class Create(tables.ShowOne):
     """Keep images cached on every host of an aggregate, including hosts added later."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -36,38 +36,41 @@ class Create(command.ShowOne):
             'description': parsed_args.description,
         }
         answer = client.of(self.app).post('pins', body={'pin': arguments.given(said)})
-        return columns.record(answer['pin'])
+        return self.record(answer['pin'], parsed_args)
 
 
 class List(listing.Lister):
     """List pins."""
 
     collection = 'pins'
+    sort_keys = ('created_at', 'status', 'until')
     first_columns = (
         columns.Column('ID', 'id'),
         columns.Column('Status', 'status'),
-        columns.Column('Aggregate', lambda pin: pin['aggregate']['name']),
-        columns.Column('Images', 'images', columns.Lines),
-        columns.Column('Until', 'until'),
-        columns.Column('Reason', 'reason'),
-        columns.Column('Description', 'description'),
+        columns.Column('Aggregate', lambda pin: pin['aggregate']['name'], elastic=True),
+        columns.Column('Images', 'images', columns.Lines, elastic=True, named=True),
+    )
+    more_columns = (
+        columns.Column('Until', 'until', columns.Time),
+        columns.Column('Reason', 'reason', elastic=True),
+        columns.Column('Description', 'description', elastic=True),
+        columns.Column('Image IDs', 'images', columns.Lines),
+        columns.Column('Project', 'project_id'),
+        columns.Column('User', 'user_id'),
+        columns.Column('Created At', 'created_at', columns.Time),
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             '--status', choices=('active', 'ended'), help='list only pins in this state'
         )
-        parser.add_argument(
-            '--aggregate',
-            metavar='<aggregate>',
-            help='list only pins of this aggregate (name, ID or UUID)',
-        )
+        arguments.add_aggregate(parser, 'pins')
 
     def query(self, parsed_args: argparse.Namespace) -> client.Json:
         return {'status': parsed_args.status, 'aggregate': parsed_args.aggregate}
 
 
-class Show(command.ShowOne):
+class Show(tables.ShowOne):
     """Show a pin and how many of its required images are cached."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -77,7 +80,7 @@ class Show(command.ShowOne):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         answer = client.of(self.app).get('pins', parsed_args.pin)
-        return columns.record(answer['pin'])
+        return self.record(answer['pin'], parsed_args)
 
 
 class Delete(command.Command):

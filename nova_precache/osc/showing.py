@@ -3,11 +3,12 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from rich import console, progress
+from rich import console, progress, table
 
 from nova_precache import model
 from nova_precache.osc import columns
@@ -18,6 +19,13 @@ LINE_SECONDS = 5.0
 # The order in which a task's status becomes that of its host; failures come after these.
 _ORDER = ('converting', 'verifying', 'downloading', 'retry_wait', 'queued')
 _TOTAL = 'Total'
+# Terminals at least this wide show sizes, too.
+_WIDE = 120
+_NAME_WIDTH = 26
+_BAR_WIDTH = 8
+# The total, the command line, and one to spare.
+_OTHER_LINES = 3
+_SECONDS = re.compile(r'\d+(?= s\b)')
 _WHOLE = model.TASK_SUCCEEDED | {model.RequestStatus.COMPLETED}
 
 
@@ -29,10 +37,19 @@ class Snapshot:
     tasks: Sequence[Json]
     whole: bool
 
+    @property
+    def progress(self) -> object:
+        """What changes if the request moves: no rates, and no reasons, which count seconds."""
+        tasks = [(task['host'], task['status'], task['bytes_done']) for task in self.tasks]
+        return self.request['status'], self.request['counts'], self.request['bytes_done'], tasks
+
 
 @dataclasses.dataclass(frozen=True)
 class HostState:
-    """The combined state of a host's tasks; sizes in bytes."""
+    """The combined state of a host's tasks; sizes in bytes.
+
+    :ivar reason: why the tasks that have not ended do not move
+    """
 
     host: str
     status: str
@@ -42,11 +59,30 @@ class HostState:
     bytes_total: int
     rate_bytes: int
     eta_seconds: float | None
+    reason: str | None = None
 
     @property
     def words(self) -> str:
-        """The status and, for several tasks, how many are done."""
-        return self.status if self.tasks == 1 else f'{self.status} {self.tasks_done}/{self.tasks}'
+        """The status, for several tasks how many are done, and why they wait."""
+        return self._with_reason(self._status)
+
+    @property
+    def words_and_pace(self) -> str:
+        """The same, with the rate and the time to go before the reason."""
+        return self._with_reason(', '.join(filter(None, (self._status, self.pace))))
+
+    @property
+    def pace(self) -> str:
+        """The rate and the time to go, as far as they are known."""
+        said = (columns.rate(self.rate_bytes), columns.duration(self.eta_seconds))
+        return ', '.join(filter(None, said))
+
+    @property
+    def _status(self) -> str:
+        return self.status if self.tasks <= 1 else f'{self.status} {self.tasks_done}/{self.tasks}'
+
+    def _with_reason(self, text: str) -> str:
+        return f'{text}: {self.reason}' if self.reason else text
 
 
 class ProgressView(Protocol):
@@ -63,15 +99,7 @@ def view(screen: console.Console) -> Iterator[ProgressView]:
     if not screen.is_terminal:
         yield LineView(screen)
         return
-    shown = (
-        progress.TextColumn('{task.description}', markup=False),
-        progress.BarColumn(),
-        progress.TextColumn('{task.fields[size]}', justify='right'),
-        progress.TextColumn('{task.fields[rate]}', justify='right'),
-        progress.TextColumn('{task.fields[eta]}', justify='right'),
-        progress.TextColumn('{task.fields[words]}', markup=False),
-    )
-    with progress.Progress(*shown, console=screen) as bars:
+    with progress.Progress(*_bar_columns(screen.width), console=screen) as bars:
         yield BarView(bars)
 
 
@@ -84,7 +112,9 @@ class BarView:
         self._noted = ''
 
     def show(self, snapshot: Snapshot) -> None:
-        states = [total_state(snapshot.request), *visible(host_states(snapshot.tasks))]
+        most = min(MAX_HOSTS, max(1, self._bars.console.height - _OTHER_LINES))
+        hosts = visible(host_states(snapshot.tasks, snapshot.whole), most)
+        states = [total_state(snapshot.request), *hosts]
         names = {state.host for state in states}
         for gone in self._known.keys() - names:
             self._bars.remove_task(self._known.pop(gone))
@@ -100,9 +130,9 @@ class BarView:
         fields: dict[str, Any] = {
             **_bar(state),
             'size': _size(state),
-            'rate': columns.rate(state.rate_bytes),
-            'eta': columns.duration(state.eta_seconds),
+            'pace': state.pace,
             'words': state.words,
+            'words_and_pace': state.words_and_pace,
         }
         if state.host not in self._known:
             self._known[state.host] = self._bars.add_task(state.host, **fields)
@@ -119,23 +149,45 @@ class LineView:
         self._clock = clock
         self._said: dict[str, str] = {}
         self._next_total = clock()
+        self._next_unplanned = clock() + LINE_SECONDS
 
     def show(self, snapshot: Snapshot) -> None:
         if snapshot.whole:
-            for state in visible(host_states(snapshot.tasks)):
+            for state in visible(host_states(snapshot.tasks, snapshot.whole)):
                 self._say(state.host, state.words)
-        ended = snapshot.request['status'] not in model.REQUEST_ACTIVE
-        if ended or self._clock() >= self._next_total:
-            self._next_total = self._clock() + LINE_SECONDS
-            self._say(_TOTAL, _sentence(total_state(snapshot.request)))
+        total = total_state(snapshot.request)
+        ended = total.status not in model.REQUEST_ACTIVE
+        next_total = self._next_total if total.tasks else self._next_unplanned
+        if (ended and total.tasks) or (not ended and self._clock() >= next_total):
+            self._next_total = self._next_unplanned = self._clock() + LINE_SECONDS
+            self._say(_TOTAL, _sentence(total))
 
     def note(self, text: str) -> None:
         self._say('', text)
 
     def _say(self, who: str, text: str) -> None:
-        if self._said.get(who) != text:
-            self._said[who] = text
-            self._screen.print(f'{who}: {text}' if who else text, markup=False)
+        # A reason counts the seconds; that alone is no new line.
+        steady = _SECONDS.sub('', text)
+        if self._said.get(who) != steady:
+            self._said[who] = steady
+            said = f'{who}: {text}' if who else text
+            self._screen.print(said, markup=False, soft_wrap=True)
+
+
+def _bar_columns(width: int) -> Iterator[progress.ProgressColumn]:
+    """Yield the columns for a terminal of some width: only the last one wraps."""
+    name = table.Column(max_width=_NAME_WIDTH, overflow='fold')
+    rest = table.Column(overflow='fold')
+    yield progress.TextColumn('{task.description}', markup=False, table_column=name)
+    if width < _WIDE:
+        yield progress.BarColumn(bar_width=_BAR_WIDTH)
+        yield progress.TextColumn('{task.percentage:>3.0f}%')
+        yield progress.TextColumn('{task.fields[words_and_pace]}', markup=False, table_column=rest)
+    else:
+        yield progress.BarColumn()
+        yield progress.TextColumn('{task.fields[size]}', justify='right')
+        yield progress.TextColumn('{task.fields[pace]}', justify='right')
+        yield progress.TextColumn('{task.fields[words]}', markup=False, table_column=rest)
 
 
 def total_state(request: Json) -> HostState:
@@ -150,35 +202,57 @@ def total_state(request: Json) -> HostState:
         bytes_total=request['bytes_total'],
         rate_bytes=request['rate_bytes'] or 0,
         eta_seconds=request['eta_seconds'],
+        reason=request['reason'] if request['status'] in model.REQUEST_ACTIVE else None,
     )
 
 
-def host_states(tasks: Sequence[Json]) -> Sequence[HostState]:
-    """Combine the tasks of each host, in the order of the plan."""
+def host_states(tasks: Sequence[Json], whole: bool) -> Sequence[HostState]:
+    """Combine the tasks of each host, in the order of the plan.
+
+    :param whole: these are all tasks; of some, the time to go would be too short
+    """
+    sizes = {task['image_id']: task['bytes_total'] for task in tasks if task['bytes_total']}
     by_host: dict[str, list[Json]] = {}
     for task in tasks:
-        by_host.setdefault(task['host'], []).append(task)
-    return [_host_state(host, its) for host, its in by_host.items()]
+        total = task['bytes_total'] or sizes.get(task['image_id'])
+        by_host.setdefault(task['host'], []).append({**task, 'bytes_total': total})
+    states = (_host_state(host, its) for host, its in by_host.items())
+    return [state if whole else dataclasses.replace(state, eta_seconds=None) for state in states]
 
 
-def visible(states: Sequence[HostState]) -> Sequence[HostState]:
-    """Choose at most ``MAX_HOSTS`` hosts, those at work first."""
-    if len(states) <= MAX_HOSTS:
+def visible(states: Sequence[HostState], most: int = MAX_HOSTS) -> Sequence[HostState]:
+    """Choose some hosts, those at work first."""
+    if len(states) <= most:
         return states
-    return sorted(states, key=lambda state: state.status not in model.TASK_WORKING)[:MAX_HOSTS]
+    return sorted(states, key=lambda state: state.status not in model.TASK_WORKING)[:most]
 
 
 def _host_state(host: str, tasks: Sequence[Json]) -> HostState:
+    status = _status([task['status'] for task in tasks])
+    rate_bytes = sum(task['rate_bytes'] or 0 for task in tasks)
+    in_flight = [task for task in tasks if task['status'] in model.TASK_IN_FLIGHT]
     return HostState(
         host=host,
-        status=_status([task['status'] for task in tasks]),
+        status=status,
         tasks=len(tasks),
-        tasks_done=sum(task['status'] not in model.TASK_IN_FLIGHT for task in tasks),
+        tasks_done=len(tasks) - len(in_flight),
         bytes_done=sum(_done(task) for task in tasks),
         bytes_total=sum(max(task['bytes_total'] or 0, _done(task)) for task in tasks),
-        rate_bytes=sum(task['rate_bytes'] or 0 for task in tasks),
-        eta_seconds=max((task['eta_seconds'] or 0 for task in tasks), default=0) or None,
+        rate_bytes=rate_bytes,
+        eta_seconds=_eta(in_flight, rate_bytes),
+        reason=next(
+            (task['reason'] for task in in_flight if task['status'] == status and task['reason']),
+            None,
+        ),
     )
+
+
+def _eta(in_flight: Sequence[Json], rate_bytes: int) -> float | None:
+    """Return the seconds for the remaining bytes of a host, None if some are unknown."""
+    if not rate_bytes or any(task['bytes_total'] is None for task in in_flight):
+        return None
+    left = sum(max(0, int(task['bytes_total'] - task['bytes_done'])) for task in in_flight)
+    return left / rate_bytes
 
 
 def _status(statuses: Sequence[str]) -> str:
@@ -211,7 +285,7 @@ def _size(state: HostState) -> str:
 
 def _sentence(state: HostState) -> str:
     if state.tasks == 0:
-        return state.status
+        return state.words
     said = [f'{state.status}, {state.tasks_done} of {state.tasks} done']
     if state.bytes_total:
         said.append(_size(state))
@@ -219,4 +293,4 @@ def _sentence(state: HostState) -> str:
         said.append(columns.rate(state.rate_bytes))
     if state.eta_seconds is not None:
         said.append(f'{columns.duration(state.eta_seconds)} to go')
-    return ', '.join(said)
+    return f'{", ".join(said)}{f": {state.reason}" if state.reason else ""}'

@@ -74,6 +74,7 @@ class Transport:
         self._probing = probing
         self._probe: futures.Future[None] | None = None
         self._failed_probes = self._pauses = 0
+        self._answered_at: float | None = None
         # In-memory brokers are always available.
         self._is_ready_for_replies = exchange is not None
 
@@ -177,7 +178,29 @@ class Transport:
             self.outage.began(exc)
             raise
         else:
+            self._answered_at = self.outage.clock()
             self.outage.over()
+
+    def why_away(self, silent_seconds: float) -> str | None:
+        """Return why the broker cannot be used, None if it can.
+
+        :param silent_seconds: it is away, too, if it has taken no message for so long
+        """
+        if (why := self.outage.describe()) is not None:
+            return why
+        age = self._answer_age()
+        if age is None:
+            return 'not connected yet'
+        return f'no answer for {age:.0f} s' if age > silent_seconds else None
+
+    def answered(self, name: str) -> dict[str, float]:
+        """Map the name to the seconds since the last answer; empty without one."""
+        age = self._answer_age()
+        return {} if age is None else {name: age}
+
+    def _answer_age(self) -> float | None:
+        at = self._answered_at
+        return None if at is None else self.outage.clock() - at
 
     def _use(self, work: Callable[[], T]) -> T:
         """Keep the connections open during the work.

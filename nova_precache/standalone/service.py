@@ -18,7 +18,15 @@ import fasteners
 import yaml
 from oslo_config import cfg
 
-from nova_precache import concurrency, conf as configuration, exception, files, metrics
+from nova_precache import (
+    concurrency,
+    conf as configuration,
+    exception,
+    files,
+    metrics,
+    model,
+    service_reporter,
+)
 from nova_precache.cells import inventory
 from nova_precache.compute import agent, metrics as compute_metrics
 from nova_precache.conductor import service as conductor_service
@@ -74,6 +82,7 @@ class Standalone:
         self._conductor: conductor_service.Conductor | None = None
         self._agents: list[agent.ComputeAgent] = []
         self._api: server.HttpServer | None = None
+        self._reporters: list[service_reporter.ServiceReporter] = []
         self._hosts = [
             StandaloneHost(f'{cell}-compute{number}', cell)
             for cell in self._cells()
@@ -105,6 +114,7 @@ class Standalone:
     def stop(self) -> None:
         """Stop all running parts; the state directory keeps all data."""
         self.ready_file.unlink(missing_ok=True)
+        concurrency.stop_all(self._reporters)
         if self._api is not None:
             self._api.stop()
         if self._conductor is not None:
@@ -152,10 +162,14 @@ class Standalone:
         self._exposed.start()
         self._conductor = wiring_conductor.new_conductor(conf, self._database, self._exposed)
         self._conductor.start()
-        self._start_agents(conf_path, compute_metrics.ComputeMetrics(self._exposed.registry))
+        self._start_agents(conf_path, self._exposed)
         api = wiring_api.new_server(conf, self._database)
         api.start()
         self._api = api
+        for binary in (model.Binary.CONDUCTOR, model.Binary.API):
+            reporter = common.new_reporter(conf, self._database, binary)
+            reporter.start()
+            self._reporters.append(reporter)
         self._write_clouds(conf, api.port)
         self._write_ready(conf, conf_path, api.port)
         LOG.info('Standalone is ready at http://%s:%d', ADDRESS, api.port)
@@ -194,14 +208,13 @@ class Standalone:
         """Return an exchange name unique to this state directory: a process shares exchanges."""
         return f'{uuid.uuid5(uuid.NAMESPACE_URL, str(self._state_dir))}-{name}'
 
-    def _start_agents(
-        self, conf_path: pathlib.Path, computes: compute_metrics.ComputeMetrics
-    ) -> None:
+    def _start_agents(self, conf_path: pathlib.Path, exposed: metrics.Exposition) -> None:
+        computes = compute_metrics.ComputeMetrics(exposed.registry)
         for host in self._hosts:
             conf = self._read_conf(conf_path)
             conf.set_override('host', host.name)
             conf.set_override('transport_url', f'fake:///{self._exchange(host.cell)}')
-            compute = wiring_compute.new_agent(conf, computes)
+            compute = wiring_compute.new_agent(conf, computes, exposed.health)
             compute.start()
             self._agents.append(compute)
         for compute in self._agents:

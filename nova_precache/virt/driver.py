@@ -19,11 +19,14 @@ class CacheReport:
     """A driver's report on its cache; sizes in bytes.
 
     ``store_id`` is the same on hosts that share their cache directory.
+
+    :ivar reserved_bytes: of the free space, what precaching leaves free
     """
 
     store_id: str | None = None
     cache_bytes: int | None = None
     free_bytes: int | None = None
+    reserved_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +41,13 @@ class RootDisk:
 
 
 class ComputeDriver:
-    """A hypervisor's image caching; by default it has none."""
+    """A hypervisor's image caching; by default it has none.
 
-    capabilities: dict[str, bool] = {'supports_cache_image': False}  # noqa: RUF012
+    :cvar capabilities: of the driver as configured on this host, for its reports; also the options
+        by which an estimate counts the space that it needs
+    """
+
+    capabilities: dict[str, bool | int] = {'supports_cache_image': False}  # noqa: RUF012
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         """Read the configuration; the host is not touched before ``init_host``."""
@@ -53,6 +60,10 @@ class ComputeDriver:
 
         :raises nova_precache.exception.ConfigError: the host cannot be used as configured
         """
+
+    def why_unusable(self) -> str | None:
+        """Return why no image can be written on this host now, None if one can."""
+        return None
 
     def cache_image(
         self,

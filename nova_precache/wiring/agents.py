@@ -74,7 +74,9 @@ class AgentComputes:
         return self._api(transport).why_unsupported()
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
-        return self.liveness.why_down(assignment.seen_at, assignment.assigned_at, assignment.heard)
+        return self.liveness.why_down(
+            assignment.seen_at, assignment.assigned_at, assignment.heard, assignment.stopped_at
+        )
 
     def refuse(self, unregistered: Collection[model.Agent]) -> None:
         """Request agents to register again that report for a host without being registered."""

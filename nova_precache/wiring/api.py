@@ -7,9 +7,9 @@ from oslo_config import cfg
 
 from nova_precache import context, policy, rpc
 from nova_precache.api import app, auth, request
-from nova_precache.cells import novadb
+from nova_precache.cells import names, novadb
 from nova_precache.conductor import rpcapi as conductor_rpcapi
-from nova_precache.db import jobs, pins, request_actions
+from nova_precache.db import hearing, jobs, pins, request_actions
 from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, computes, images, stock
 from nova_precache.wsgi import origins, server
@@ -28,6 +28,11 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         caches=common.reported_caches(conf, database),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         pins=pins.Pins(database),
+        services=common.service_store(conf, database),
+        hearings=hearing.Hearings(database),
+        cell_names=names.CellNames(aggregates),
+        count_hosts=computes.host_counter(conf, database, aggregates),
+        explanations=common.explanation_store(conf, database, aggregates),
         images_for=images.of_callers(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
         why_unsupported=_why_unsupported(conf, transport),

@@ -6,10 +6,11 @@ import uuid
 
 from oslo_config import cfg
 
-from nova_precache import exception, model, rpc, wire
+from nova_precache import exception, health, model, rpc, wire
 from nova_precache.compute import (
     agent,
     cache_reporter,
+    health as compute_health,
     manager,
     metrics,
     name as compute_name,
@@ -22,11 +23,14 @@ from nova_precache.wiring import common, images
 
 
 def new_agent(
-    conf: cfg.ConfigOpts, computes: metrics.ComputeMetrics | None = None
+    conf: cfg.ConfigOpts,
+    computes: metrics.ComputeMetrics | None = None,
+    healthy: health.Health | None = None,
 ) -> agent.ComputeAgent:
     """Build the compute of ``[DEFAULT] host``.
 
     :param computes: the metrics of the computes of this process
+    :param healthy: the health of this process
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
     identity = _identity(conf)
@@ -58,7 +62,7 @@ def new_agent(
         measured.measured,
         inventory.require_check,
     )
-    return agent.ComputeAgent(
+    compute = agent.ComputeAgent(
         identity=identity,
         name=name,
         driver=driver,
@@ -69,6 +73,15 @@ def new_agent(
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )
+    checks = compute_health.ComputeHealth(
+        lambda: compute.is_registered,
+        transport,
+        reporter,
+        driver,
+        common.silent_seconds(conf.report_interval),
+    )
+    (healthy or health.Health()).add(f'compute {conf.host}', checks.check)
+    return compute
 
 
 def _identity(conf: cfg.ConfigOpts) -> model.Json:

@@ -19,7 +19,7 @@ from nova_precache.conductor import (
     report_buffer,
     tracker,
 )
-from nova_precache.db import jobs, request_actions
+from nova_precache.db import jobs, request_actions, statistics
 from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, stock
 
@@ -70,6 +70,15 @@ def choose(
     if common.is_stock(conf):
         return stock.StockComputes(conf, database, cells, aggregates, waiting)
     return agents.AgentComputes(conf, database, cells, breakers)
+
+
+def host_counter(
+    conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
+) -> metrics.HostsCount:
+    """Build the counter of the hosts that the API shows for each cell."""
+    if common.is_stock(conf):
+        return stock.host_store(conf, database, aggregates, stock.COUNT_SECONDS).count
+    return statistics.Statistics(database, conf.service_down_time).hosts
 
 
 def host_store(

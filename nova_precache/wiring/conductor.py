@@ -14,6 +14,7 @@ from nova_precache.conductor import (
     announcer,
     database_wait,
     dispatcher,
+    health,
     host_worker,
     job_access,
     lifecycle,
@@ -69,7 +70,7 @@ class ConductorParts:
         self.requests = common.request_store(conf, database)
         self.agents = common.agent_store(conf, database)
         self.jobs = jobs.Jobs(database, conf.conductor.claim_lease_seconds)
-        self.hearings = hearing.Hearings(database, _gap_seconds(conf))
+        self.hearings = hearing.Hearings(database, common.hearing_gap_seconds(conf))
         self.images: images.OwnImages = images.of_service(conf)
         self.policy = _retry_policy(conf)
         self.breakers = breaker.CellBreakers(self.policy.delay_seconds, time.monotonic)
@@ -88,8 +89,10 @@ class ConductorParts:
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
         )
+        exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
+        self.health = exposed.health
         self.counters = self._counters(exposed)
         self.announcer = self._announcer()
         self.tracker = tracker.Tracker(
@@ -128,7 +131,7 @@ class ConductorParts:
         loop = self._lifecycle_loop(dispatch.wake)
         reconciler = self._reconciler(dispatch.wake)
         self._follow_options(dispatch, loop, reconciler)
-        return service.Conductor(
+        conductor = service.Conductor(
             conductor_id=self.id,
             dispatch=dispatch,
             lifecycle_loop=loop,
@@ -143,12 +146,24 @@ class ConductorParts:
                 progress_seconds=options.progress_write_interval_seconds,
                 heartbeat_seconds=options.heartbeat_write_interval_seconds,
                 cells_seconds=options.cell_refresh_seconds,
-                purge=lambda: self.requests.purge(self.conf.image_cache.request_retention_days),
+                purge=self._purge,
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),
             remove=self.backend.remover(self.inventory, self.jobs, self.reports),
         )
+        checks = health.ConductorHealth(
+            self.database.ping,
+            conductor.brokers,
+            common.silent_seconds(options.heartbeat_write_interval_seconds),
+        )
+        self.health.add('conductor', checks.check)
+        return conductor
+
+    def _purge(self) -> None:
+        self.requests.purge(self.conf.image_cache.request_retention_days)
+        services = common.service_store(self.conf, self.database)
+        services.purge(self.conf.conductor.service_retention_days)
 
     def _dispatcher(self) -> dispatcher.Dispatcher:
         return dispatcher.Dispatcher(
@@ -257,12 +272,6 @@ def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:
     return retry.RetryPolicy(
         group.precache_max_attempts, group.retry_delay_seconds, group.retry_max_delay_seconds
     )
-
-
-def _gap_seconds(conf: cfg.ConfigOpts) -> float:
-    """Allow for some late notes, but only for a small part of ``service_down_time``."""
-    notes_seconds = conf.conductor.heartbeat_write_interval_seconds
-    return float(max(3 * notes_seconds, min(2, conf.service_down_time / 2)))
 
 
 def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.PinRules:

@@ -42,7 +42,19 @@ def of_service(
         return glance.GlanceImageService.with_token(
             settings, endpoint=None, token=None, outage=outage
         )
-    return glance.GlanceImageService(settings, credentials, outage=outage)
+    return glance.GlanceImageService(
+        settings, credentials, outage=outage, credentials=_described(conf)
+    )
+
+
+def _described(conf: cfg.ConfigOpts) -> str:
+    """Return the options with the credentials, and the name of the user if they have one."""
+    username = getattr(conf.glance, 'username', None)  # an option of some plugins
+    return (
+        f'the password of [glance] username {username}'
+        if username
+        else 'the credentials of [glance]'
+    )
 
 
 def of_boots(conf: cfg.ConfigOpts) -> service.ImageService:
@@ -90,7 +102,7 @@ def of_callers(
     def images_for(ctxt: context.RequestContext) -> service.ImageService:
         try:
             endpoint = own.endpoint()
-        except exception.ImageUnauthorized as exc:  # this service's credentials, not the caller's
+        except exception.CredentialsRefused as exc:  # this service's, not the caller's
             raise exception.ImageServiceUnavailable(
                 'Cannot look up the image service: Keystone refuses the credentials of [glance]'
             ) from exc

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from nova_precache import shown
 from nova_precache.wsgi import connection, gateway
 
 LOG = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ class Loop:
         held = sum(each.held_bytes for each in self._connections)
         if held <= MAX_HELD_BYTES:
             return
-        self._warn('Connections hold more than %d bytes: closing the oldest', MAX_HELD_BYTES)
+        most = shown.size(MAX_HELD_BYTES)
+        self._warn('Connections hold more than %s: closing the oldest', most)
         for each in [each for each in self._oldest() if each.held_bytes][:-1]:
             if held > MAX_HELD_BYTES:
                 held -= each.held_bytes

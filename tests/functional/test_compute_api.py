@@ -22,6 +22,7 @@ from nova_precache.cells import inventory
 from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
 from nova_precache.db.engine import schema, session
 from nova_precache.image import fake
+from nova_precache.wiring import common
 
 GABBITS = pathlib.Path(__file__).parent / 'gabbits'
 HOSTS = ('host1', 'host2', 'host3')
@@ -61,6 +62,7 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
+        explanations=common.explanation_store(conf, database, stock),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         images_for=lambda context: images,
         wake=lambda: None,

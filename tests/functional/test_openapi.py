@@ -23,6 +23,7 @@ from nova_precache.api import app
 from nova_precache.cells import inventory
 from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
 from nova_precache.db.engine import schema, session
+from nova_precache.wiring import common
 from nova_precache.wsgi import server
 
 LEAST_CALLS = 2000
@@ -117,6 +118,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
+        explanations=common.explanation_store(conf, database, inventory.Inventory(database)),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         images_for=lambda context: AnyImage(),  # type: ignore[return-value]
         wake=lambda: None,

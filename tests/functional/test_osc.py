@@ -170,7 +170,8 @@ def test_failure_shows_reason_and_exit_status(
     (request,) = site('precache', 'list', '--image', image_id)
     (task,) = site('precache', 'task', 'list', request['ID'])
     assert task['Status'] == 'error'
-    assert f'  {host} {image_id} error: {task["Reason"]}\n' in said
+    assert 'The image is not cached on 1 of 1 hosts:\n' in said
+    assert f'  {host} test-{image_id} error: {task["Reason"]}\n' in said
 
 
 def test_wait_survives_service_restart(
@@ -218,7 +219,7 @@ def _wait_for_inventory(site: Site, image_id: str, hosts: list[str]) -> None:
     """Wait until hosts have reported that they have an image."""
 
     def reported() -> bool:
-        having = site('precache', 'image', 'show', image_id)
+        having = site('precache', 'image', 'host', 'list', image_id)
         return sorted(row['Host'] for row in having) == sorted(hosts)
 
     wait_until(reported, f'{hosts} reported {image_id}')

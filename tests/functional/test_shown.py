@@ -45,7 +45,7 @@ def test_request_watched_cancelled_and_retried(
 
     assert watcher.returncode == 1
     assert 'Total: cancelled, 12 of 12 done' in said
-    assert '8 of 12 images are not cached:' in said
+    assert '8 of 12 copies are not cached (3 images, 4 hosts):' in said
     assert [host.base_files() for host in service.hosts] == [
         [host.base_path(done).name] for host in service.hosts
     ]

@@ -118,6 +118,8 @@ def test_page_commands_print_as_shown(
         '-C nova-precache-compute': '-C nova-precache-standalone',
         '/var/log/nova-precache': str(service.directory),
         '/etc/logrotate.d': str(tmp_path),
+        # The request was cancelled.
+        'show --wait "$request"': 'show --wait "$request" || [ $? = 1 ]',
     }
     (rotation,) = (
         block.text

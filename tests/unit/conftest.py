@@ -80,6 +80,11 @@ class World:
         """Set the last report of a host's agent long into the past."""
         self.change(models.Agent, models.Agent.host == host, seen_at=LONG_AGO)
 
+    def stopped(self, host: str) -> None:
+        """Register a host's agent, and let it stop cleanly."""
+        self.living(host)
+        self.agents.stop(host, f'agent-{host}', self.cell.uuid, None)
+
     def pass_time(self, seconds: float) -> None:
         """Move all records of agents and of heard cells this far into the past."""
         for table, names in ((models.Agent, ['seen_at']), (models.Hearing, ['since', 'until'])):

@@ -42,6 +42,8 @@ STATE: Mapping[str, Sequence[Any]] = {
     'capabilities': (
         None, 'all', 5, ['a'], _DEEP, {'a': math.nan}, {'a': '\ud800'}, {'\0': 1}, {'a': 2**70},
         {'a': 'x' * 10_000}, {str(n): n for n in range(1000)}, {'a': [[[[[1]]]]]}, {'a': b'x'},
+        {'reserved_disk_bytes': -1}, {'reserved_disk_bytes': '5'}, {'reserved_disk_bytes': 2**63},
+        {'reserved_disk_bytes': True}, {'force_raw_images': 1}, {'force_raw_images': 'yes'},
         {'a': list(range(100_000))}, {5: 1}, {'a': {str(n): list(range(20)) for n in range(20)}},
     ),
 }  # fmt: skip

@@ -18,11 +18,11 @@ import pytest
 from oslo_utils import timeutils
 
 from nova_precache import model
-from nova_precache.db import caches, jobs
+from nova_precache.db import caches, jobs, services as db_services
 from nova_precache.db.engine import models
 from nova_precache.image import fake
 from tests.unit.api import conftest as api_parts
-from tests.unit.conftest import CACHED, World
+from tests.unit.conftest import CACHED, DOWN_SECONDS, World
 from tools import api_reference
 
 API_REF = pathlib.Path(__file__).resolve().parents[2] / 'doc' / 'api-ref'
@@ -106,6 +106,7 @@ def test_samples_match_service(
     one = _requests(player, world)
     _actions(player, world, one)
     _hosts(player, world, monkeypatch)
+    _services(player, world)
     _estimate(player, world)
     _pins(player)
     assert player.played == {
@@ -219,6 +220,17 @@ def _hosts(player: Player, world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     player.play('GET', '/v1/hosts/compute-1/images', 'hosts/images-response')
     player.play('GET', f'/v1/images/{IMAGE}/hosts', 'hosts/of-image-response')
     player.play('DELETE', f'/v1/hosts/compute-1/images/{IMAGE}', 'hosts/remove-image-response')
+
+
+def _services(player: Player, world: World) -> None:
+    known = db_services.Services(world.database, DOWN_SECONDS, 10)
+    for number, binary in enumerate((model.Binary.API, model.Binary.CONDUCTOR), start=1):
+        ids = uuid.uuid5(uuid.NAMESPACE_DNS, binary)
+        process = model.ServiceProcess(str(ids), binary, f'controller-{number}', '1.0.0')
+        known.report(process, replaces=True)
+    world.hears()
+    player.play('GET', '/v1/services?limit=3', 'services/list-response')
+    player.play('GET', '/v1/cells', 'services/cells-response')
 
 
 def _estimate(player: Player, world: World) -> None:

@@ -31,17 +31,25 @@ _LOG_LINE = re.compile(
 )
 
 
-def _rows() -> list[list[str]]:
-    """Return the cells of the tables of symptoms, without their heads."""
+def _rows(head: str = 'Status') -> list[list[str]]:
+    """Return the cells of the tables whose heads begin with a word, without their heads.
+
+    :param head: of the tables of symptoms; that of the cases, whose texts a test with real
+        processes waits for, begins with ``Case``
+    """
     text = (SOURCE / 'troubleshooting.rst').read_text()
-    rows = re.split(r'^   \* - ', text, flags=re.MULTILINE)[1:]
-    cells = [re.split(r'^     - ', row, flags=re.MULTILINE) for row in rows]
-    return [row for row in cells if row[0].strip() != 'Status']
+    tables = text.split(f'   * - {head}\n')[1:]
+    rows = itertools.chain.from_iterable(
+        re.split(r'^   \* - ', re.split(r'\n\n', table)[0], flags=re.MULTILINE)[1:]
+        for table in tables
+    )
+    return [re.split(r'^     - ', row, flags=re.MULTILINE) for row in rows]
 
 
-def _column(number: int) -> list[str]:
+def _column(number: int, *heads: str) -> list[str]:
     """Return what is in double backquotes in a column."""
-    found = (re.findall(r'``(.+?)``', ' '.join(row[number].split())) for row in _rows())
+    rows = itertools.chain.from_iterable(map(_rows, heads or ('Status',)))
+    found = (re.findall(r'``(.+?)``', ' '.join(row[number].split())) for row in rows)
     return sorted(set(itertools.chain.from_iterable(found)))
 
 
@@ -80,6 +88,7 @@ def _is_in_the_code(reason: str) -> bool:
 
 def test_there_are_symptoms() -> None:
     assert len(_rows()) > 30
+    assert len(_rows('Case')) > 20
 
 
 @pytest.mark.parametrize('status', _column(0))
@@ -101,7 +110,7 @@ def test_unknown_reason_is_found(reason: str) -> None:
     assert not _is_in_the_code(reason)
 
 
-@pytest.mark.parametrize('command', _column(2))
+@pytest.mark.parametrize('command', _column(2, 'Status', 'Case'))
 def test_symptom_command_is_in_block(command: str) -> None:
     blocks = documentation.blocks('doc/source/troubleshooting.rst')
     assert command in [line for block in blocks for line in block.text.splitlines()]

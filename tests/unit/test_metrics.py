@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import prometheus_client
 import pytest
@@ -14,7 +15,7 @@ from prometheus_client import registry
 
 from nova_precache import conf as options, exception, metrics
 from nova_precache.compute import metrics as compute_metrics
-from nova_precache.conductor import metrics as conductor_metrics
+from nova_precache.conductor import metrics as conductor_metrics, report_buffer
 from nova_precache.db import statistics
 from nova_precache.virt import driver
 from tests import bad_clients
@@ -64,7 +65,7 @@ def test_bad_clients_do_not_block_prometheus(
         for _ in range(3):
             assert requests.get(url, timeout=20).status_code == 200
             bad.dribble()
-        assert threading.active_count() <= threads + 2
+        assert threading.active_count() <= threads + 3
 
 
 def test_metrics_request_body_limited(served: tuple[metrics.Exposition, str]) -> None:
@@ -97,11 +98,14 @@ def test_loopback_served_by_default() -> None:
 
 def _everything() -> registry.CollectorRegistry:
     """A registry with every metric of this service, each with a value."""
-    made = registry.CollectorRegistry()
+    made = metrics.Exposition(ADDRESS, 0, '1.0').registry
     conductor_metrics.Counters(made)
-    counted = statistics.Count({}, {}, 0, 0, 0, 0, 0, {'cell-1': statistics.HostCount(1, 0)})
+    hosts = {'cell-1': statistics.HostCount(1, 0)}
+    counted = statistics.Count({}, {}, 0, 0, 0, 0, 0, hosts, silent_seconds={'cell-1': 1})
     made.register(conductor_metrics.StateCollector(lambda: counted, lambda: 0.0))
-    report = driver.CacheReport(cache_bytes=1, free_bytes=1)
+    buffer = report_buffer.ReportBuffer(mock.Mock(), mock.Mock(), mock.Mock())
+    made.register(conductor_metrics.ReportCollector(buffer))
+    report = driver.CacheReport(cache_bytes=1, free_bytes=1, reserved_bytes=1)
     compute_metrics.ComputeMetrics(made).host('host-1', lambda: report)
     return made
 
@@ -128,5 +132,5 @@ def test_no_missing_metric_documented() -> None:
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_metrics_have_prefix_and_help(name: str) -> None:
-    assert re.match(r'nova_precache_(conductor|compute)_[a-z_]+\Z', name)
+    assert re.match(r'nova_precache_(conductor|compute|build)_[a-z_]+\Z', name)
     assert FAMILIES[name].documentation.endswith('.')

@@ -7,10 +7,12 @@ import pathlib
 import threading
 from collections.abc import Iterator
 
+import oslo_messaging
 import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from oslo_messaging._drivers import impl_rabbit
+from oslo_messaging.notify import messaging as notify
 
 from nova_precache import concurrency, exception, outages
 from nova_precache.db.engine import session
@@ -125,6 +127,45 @@ def test_logged_outage_error_not_repeated(
     ]
     assert 'ValueError: a fault' in short.text
     assert 'RuntimeError' not in short.text
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        exception.CellUnreachable('its broker\nis away'),
+        exception.BrokerRefused('its broker'),
+        exception.DatabaseUnavailable('its broker'),
+        exception.ImageServiceUnavailable('its broker'),
+        exception.NotEnoughSpace('its broker'),
+        TimeoutError('its broker'),
+    ],
+)
+def test_expected_error_logged_without_traceback(
+    short: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    try:
+        raise error
+    except Exception:
+        logging.getLogger('edge').exception('Step %s failed', 'one')
+
+    [record] = short.records
+    assert (record.levelname, record.exc_info) == ('ERROR', None)
+    assert record.getMessage() == (
+        f'Step one failed: {type(error).__name__}: {outages.first_line(error)}'
+    )
+    assert 'Traceback' not in short.text
+
+
+def test_lost_notification_has_no_traceback(short: pytest.LogCaptureFixture) -> None:
+    try:
+        raise oslo_messaging.MessageDeliveryFailure('its broker is away')
+    except oslo_messaging.MessageDeliveryFailure:
+        notify.LOG.exception('Could not send notification to %(topic)s.', {'topic': 't.info'})
+
+    assert short.messages == [
+        'Could not send notification to t.info.: MessageDeliveryFailure: its broker is away'
+    ]
+    assert 'Traceback' not in short.text
 
 
 @pytest.fixture

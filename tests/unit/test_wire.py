@@ -27,7 +27,11 @@ STATE: model.Json = {
     'store_id': 'store-1',
     'cache_bytes': 0,
     'free_bytes': 2**63 - 1,
-    'capabilities': {'supports_cache_image': True, 'formats': ['raw', 1, None, 0.5, {'a': 'ä'}]},
+    'capabilities': {
+        'supports_cache_image': True,
+        'reserved_disk_bytes': 5,
+        'formats': ['raw', 1, None, 0.5, {'a': 'ä'}],
+    },
 }
 PROGRESS: model.Json = {'status': 'converting', 'bytes_done': 1, 'bytes_total': 2, 'rate_bytes': 3}
 IMAGE: model.Json = {

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates of requests; nothing is saved or started."""
 
+from collections.abc import Mapping
+
 from nova_precache import exception, model
 from nova_precache.api import estimator, paging, parsing, serializers, validation
 from nova_precache.api.request import Reply, Request
@@ -50,8 +52,10 @@ def _facts(req: Request, asked: parsing.RequestBody) -> estimator.FleetFacts:
 
 
 def _to_json(req: Request, estimate: estimator.Estimate) -> model.Json:
-    found = _from_marker(req, estimate.hosts)
-    page = paging.page(req, PATH, 'hosts', found, _host_to_json, lambda host: host.host)
+    found, cells = _from_marker(req, estimate.hosts), req.services.cell_names.load()
+    page = paging.page(
+        req, PATH, 'hosts', found, lambda host: _host_to_json(host, cells), lambda host: host.host
+    )
     return {
         'estimate': {
             'hosts': page.pop('hosts'),
@@ -74,7 +78,7 @@ def _from_marker(
         return hosts
     names = [host.host for host in hosts]
     if marker not in names:
-        raise paging.bad_marker(marker, exception.ComputeHostNotFound(marker))
+        raise exception.InvalidMarker(marker)
     return hosts[names.index(marker) + 1 :]
 
 
@@ -92,10 +96,11 @@ def _totals_to_json(estimate: estimator.Estimate) -> model.Json:
     }
 
 
-def _host_to_json(host: estimator.HostEstimate) -> model.Json:
+def _host_to_json(host: estimator.HostEstimate, cells: Mapping[str, str]) -> model.Json:
     return {
         'host': host.host,
         'cell': host.cell_uuid,
+        'cell_name': cells.get(host.cell_uuid or ''),
         'status': host.status,
         'reason': host.reason,
         'images': [

@@ -3,37 +3,38 @@
 
 import datetime
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from oslo_utils import timeutils, uuidutils
 
-from nova_precache import exception, model
-from nova_precache.api import paging, parsing, times, validation
+from nova_precache import exception, model, shown
+from nova_precache.api import paging, parsing, times
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import hosts as schemas
 from nova_precache.cache import layout
-from nova_precache.policies import hosts as policies
+from nova_precache.policies import aggregates as aggregate_policies, hosts as policies
 
 _UUID_LENGTH = 36  # other spellings than the canonical one name another file
 
 
 def index(req: Request) -> Reply:
-    """List the hosts by name."""
-    validation.check_query(req.query, schemas.INDEX)
+    """List the hosts, by name unless the query says otherwise."""
+    page = paging.read(req, schemas.INDEX, schemas.SORT_KEYS)
     req.authorize(policies.LIST)
     status, cell = paging.first(req, 'status'), paging.first(req, 'cell')
     found = req.services.agents.list_page(
-        limit=paging.limit(req) + 1,
-        marker=paging.first(req, 'marker'),
+        page,
         status=None if status is None else model.HostStatus(status),
         cell_uuid=None if cell is None else parsing.canonical(cell),
+        hosts=_of_aggregate(req),
     )
+    cells = req.services.cell_names.load()
     body = paging.page(
         req,
         '/v1/hosts',
         'hosts',
         found,
-        _host_to_json,
+        lambda host: _host_to_json(host, cells),
         marker_of=lambda host: host.agent.host,
     )
     return Reply(body=body)
@@ -44,17 +45,16 @@ def show(req: Request) -> Reply:
     name = req.path['host']
     host = req.services.agents.look([name]).get(name)
     if host is None:
-        raise exception.ComputeHostNotFound(name)
-    return Reply(body={'host': _host_to_json(host)})
+        raise exception.ComputeHostNotFound(shown.value(name))
+    return Reply(body={'host': _host_to_json(host, req.services.cell_names.load())})
 
 
 def images(req: Request) -> Reply:
-    """List the images in the cache of a host, by file name."""
-    validation.check_query(req.query, schemas.IMAGES)
+    """List the images in the cache of a host, by file name unless the query says otherwise."""
+    page = paging.read(req, schemas.IMAGES, schemas.SORT_IMAGES)
     req.authorize(policies.IMAGES)
     host = _known(req)
-    limit, marker = paging.limit(req) + 1, paging.first(req, 'marker')
-    found = req.services.caches.of_host(host, limit, marker)
+    found = req.services.caches.of_host(host, page)
     pinned, to_age = _pinned_on(req, host), _ages()
 
     def image_of(cached: model.CachedImage) -> str | None:
@@ -101,17 +101,21 @@ def remove(req: Request) -> Reply:
 
 
 def of_image(req: Request) -> Reply:
-    """List the hosts that have an image in their cache, by name."""
-    validation.check_query(req.query, schemas.IMAGE_HOSTS)
+    """List the hosts that have an image in their cache, by name unless the query differs."""
+    page = paging.read(req, schemas.IMAGE_HOSTS, schemas.SORT_IMAGE_HOSTS)
     req.authorize(policies.IMAGE_HOSTS)
     image_id = req.path['id']
     if not uuidutils.is_uuid_like(image_id):
         raise _image_not_found(image_id)
     if not req.context.is_admin:
         _check_visible(req, image_id)
-    limit, marker = paging.limit(req) + 1, paging.first(req, 'marker')
-    found = req.services.caches.hosts_of(image_id, limit, marker)
+    found = req.services.caches.hosts_of(image_id, page, _of_aggregate(req))
     agents, to_age = req.services.agents.get([cached.host for cached in found]), _ages()
+    cells = req.services.cell_names.load()
+
+    def cell_of(host: str) -> str | None:
+        return agents[host].cell_uuid if host in agents else None
+
     body = paging.page(
         req,
         f'/v1/images/{image_id}/hosts',
@@ -119,7 +123,8 @@ def of_image(req: Request) -> Reply:
         found,
         lambda cached: {
             'host': cached.host,
-            'cell': agents[cached.host].cell_uuid if cached.host in agents else None,
+            'cell': cell_of(cached.host),
+            'cell_name': cells.get(cell_of(cached.host) or ''),
             **_file_to_json(cached, to_age),
         },
         marker_of=lambda cached: cached.host,
@@ -139,13 +144,25 @@ def _check_visible(req: Request, image_id: str) -> None:
 
 
 def _image_not_found(image_id: str) -> exception.NotFound:
-    return exception.NotFound(f'Image {image_id} could not be found.')
+    return exception.NotFound(f'Image {shown.value(image_id)} could not be found.')
+
+
+def _of_aggregate(req: Request) -> Collection[str] | None:
+    """Return the hosts of the aggregate that the query names; None without one."""
+    asked = paging.first(req, 'aggregate')
+    if asked is None:
+        return None
+    req.authorize(aggregate_policies.INDEX)
+    try:
+        return parsing.find_aggregate(req, asked).hosts
+    except exception.AggregateNotFound as error:
+        raise parsing.bad_aggregate(asked, error) from error
 
 
 def _known(req: Request) -> str:
     host = req.path['host']
     if host not in req.services.agents.get([host]):
-        raise exception.ComputeHostNotFound(host)
+        raise exception.ComputeHostNotFound(shown.value(host))
     return host
 
 
@@ -167,11 +184,12 @@ def _ages() -> Callable[[datetime.datetime], int]:
     return lambda touched: max(0, int((now - touched).total_seconds()))
 
 
-def _host_to_json(host: model.Host) -> model.Json:
+def _host_to_json(host: model.Host, cells: Mapping[str, str]) -> model.Json:
     agent = host.agent
     return {
         'host': agent.host,
         'cell': agent.cell_uuid,
+        'cell_name': cells.get(agent.cell_uuid),
         'status': host.status,
         'reason': host.reason,
         'seen_at': times.to_text(agent.seen_at),

@@ -44,20 +44,16 @@ def create(req: Request) -> Reply:
 
 
 def index(req: Request) -> Reply:
-    """List the pins, the newest first."""
-    validation.check_query(req.query, schemas.INDEX)
+    """List the pins, the newest first unless the query says otherwise."""
+    page = paging.read(req, schemas.INDEX, schemas.SORT_KEYS, pins.NEWEST.sort)
     project_id = visibility.authorize(req, policies.LIST)
-    marker, aggregate = paging.first(req, 'marker'), paging.first(req, 'aggregate')
-    try:
-        found = req.services.pins.list(
-            project_id=project_id,
-            status=paging.first(req, 'status'),
-            aggregate=None if aggregate is None else parsing.aggregate_filter(req, aggregate),
-            limit=paging.limit(req) + 1,
-            marker=marker,
-        )
-    except exception.PinNotFound as error:
-        raise paging.bad_marker(marker, error) from error
+    aggregate = paging.first(req, 'aggregate')
+    found = req.services.pins.list(
+        project_id=project_id,
+        status=paging.first(req, 'status'),
+        aggregate=None if aggregate is None else parsing.aggregate_filter(req, aggregate),
+        page=page,
+    )
     return Reply(body=paging.page(req, '/v1/pins', 'pins', found, _to_json, lambda pin: pin.id))
 
 
@@ -88,7 +84,7 @@ def _until(text: str | None) -> datetime.datetime | None:
         return None
     until = times.from_text(text)
     if until <= timeutils.utcnow():
-        raise validation.refusal('until', text, 'It must be later than now.')
+        raise exception.InvalidField('until', text, 'It must be later than now.')
     return until
 
 

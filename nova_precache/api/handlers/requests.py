@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates, lists, shows and steers requests, and lists their tasks."""
 
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oslo_utils import timeutils, uuidutils
@@ -11,7 +12,7 @@ from nova_precache import exception, model
 from nova_precache.api import paging, parsing, serializers, times, validation, visibility
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import requests as schemas
-from nova_precache.db import requests
+from nova_precache.db import pages, requests
 from nova_precache.policies import requests as policies
 
 LOG = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def create(req: Request) -> Reply:
     request = _accepted(req, body.get('client_request_id')) or _accept_new(req, body)
     return Reply(
         status=202,
-        body={'request': serializers.request_to_json(request)},
+        body={'request': _shown(req, request)},
         headers={'Location': url(req, request)},
     )
 
@@ -55,49 +56,74 @@ def _accept_new(req: Request, body: Mapping[str, Any]) -> model.CacheRequest:
 
 def index(req: Request) -> Reply:
     """List requests, the newest first unless the query says otherwise."""
-    validation.check_query(req.query, schemas.INDEX)
-    project_id = visibility.authorize(req, policies.LIST)
-    marker = paging.first(req, 'marker')
-    try:
-        found = req.services.requests.list(
-            _filter(req, project_id),
-            sort_key=paging.first(req, 'sort_key') or 'created_at',
-            descending=paging.first(req, 'sort_dir') != 'asc',
-            limit=paging.limit(req) + 1,
-            marker=marker,
-        )
-    except exception.RequestNotFound as error:
-        raise paging.bad_marker(marker, error) from error
+    page = paging.read(req, schemas.INDEX, schemas.SORT_KEYS, _default_sort(req))
+    project_id = visibility.project(req, policies.LIST)
+    found = req.services.requests.list(_filter(req, project_id), page=page)
     return Reply(
         body=paging.page(
-            req, PATH, 'requests', found, serializers.request_to_json, lambda request: request.id
+            req,
+            PATH,
+            'requests',
+            req.services.explanations.requests(found),
+            serializers.request_to_json,
+            lambda request: request.id,
         )
     )
 
 
 def show(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.SHOW)
-    return Reply(body={'request': serializers.request_to_json(_load(req, project_id))})
+    return Reply(body={'request': _shown(req, _load(req, project_id))})
 
 
 def tasks(req: Request) -> Reply:
-    """List the tasks of a request, in the order of its plan."""
-    validation.check_query(req.query, schemas.TASKS)
+    """List the tasks of a request, in the order of its plan unless the query says otherwise."""
+    page = paging.read(req, schemas.TASKS, schemas.SORT_TASKS)
     project_id = visibility.authorize(req, policies.TASKS)
     request = _load(req, project_id)
-    marker = paging.first(req, 'marker')
-    found = req.services.requests.tasks(
-        request.id,
-        limit=paging.limit(req) + 1,
-        marker=None if marker is None else int(marker),
+    return _tasks(req, f'{PATH}/{request.id}/tasks', page, request_id=request.id)
+
+
+def all_tasks(req: Request) -> Reply:
+    """List the tasks of all requests, the newest first unless the query says otherwise."""
+    newest = [model.SortKey('id', is_descending=True)]
+    page = paging.read(req, schemas.ALL_TASKS, schemas.SORT_TASKS, newest)
+    project_id = visibility.project(req, policies.ALL_TASKS)
+    request_id = _uuid(req, 'request')
+    return _tasks(req, '/v1/tasks', page, request_id=request_id, project_id=project_id)
+
+
+def _tasks(req: Request, path: str, page: pages.Page, **of: str | None) -> Reply:
+    chosen = requests.TaskFilter(
         status=paging.first(req, 'status'),
         host=paging.first(req, 'host'),
         image_id=_uuid(req, 'image'),
+        **of,
     )
-    path = f'{PATH}/{request.id}/tasks'
+    marker = None if page.marker is None else int(page.marker)
+    found = req.services.requests.list_tasks(chosen, dataclasses.replace(page, marker=marker))
+    cells = req.services.cell_names.load()
     return Reply(
-        body=paging.page(req, path, 'tasks', found, serializers.task_to_json, lambda task: task.id)
+        body=paging.page(
+            req,
+            path,
+            'tasks',
+            req.services.explanations.tasks(found),
+            lambda task: serializers.task_to_json(task, cells),
+            lambda task: task.id,
+        )
     )
+
+
+def change(req: Request) -> Reply:
+    """Change the priority, the limits and the deadline of a request that has not ended."""
+    validation.check_document(req.body, schemas.CHANGE)
+    project_id = visibility.authorize(req, policies.CHANGE)
+    asked = parsing.change(req, req.body['request'])
+    request = req.services.actions.change(_id(req), asked, project_id=project_id)
+    LOG.info('Request %s: changed %s', request.id, ', '.join(sorted(asked)))
+    _wake(req, request)
+    return Reply(body={'request': serializers.request_to_json(request)})
 
 
 def cancel(req: Request) -> Reply:
@@ -135,6 +161,7 @@ def retry(req: Request) -> Reply:
         not_before=window.not_before,
         deadline=window.deadline,
         project_id=project_id,
+        hosts=(req.body['retry'] or {}).get('hosts'),
     )
     return _accepted_action(req, request)
 
@@ -171,7 +198,12 @@ def url(req: Request, request: model.CacheRequest) -> str:
 def _accepted_action(req: Request, request: model.CacheRequest) -> Reply:
     LOG.info('Request %s is %s', request.id, request.status)
     _wake(req, request)
-    return Reply(status=202, body={'request': serializers.request_to_json(request)})
+    return Reply(status=202, body={'request': _shown(req, request)})
+
+
+def _shown(req: Request, request: model.CacheRequest) -> model.Json:
+    (explained,) = req.services.explanations.requests([request])
+    return serializers.request_to_json(explained)
 
 
 def _wake(req: Request, request: model.CacheRequest) -> None:
@@ -205,10 +237,20 @@ def _window(req: Request, project_id: str | None) -> parsing.Window:
     if window.not_before is None or window.deadline is not None or deadline is None:
         return window
     if timeutils.utcnow() < deadline <= window.not_before:
-        raise validation.refusal(
+        raise exception.InvalidField(
             'not_before', asked['not_before'], f'The deadline is {times.to_text(deadline)}.'
         )
     return window
+
+
+def _default_sort(req: Request) -> Sequence[model.SortKey]:
+    """Return the order without the parameter ``sort``, which excludes the older two."""
+    key, direction = paging.first(req, 'sort_key'), paging.first(req, 'sort_dir')
+    if 'sort' in req.query and (key or direction):
+        raise exception.InvalidInput(
+            'Invalid input for query parameters sort. It excludes sort_key and sort_dir.'
+        )
+    return [model.SortKey(key or 'created_at', is_descending=direction != 'asc')]
 
 
 def _filter(req: Request, project_id: str | None) -> requests.RequestFilter:

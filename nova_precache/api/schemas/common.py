@@ -4,6 +4,8 @@
 The descriptions of properties are shown in the OpenAPI document and in the API reference.
 """
 
+from collections.abc import Sequence
+
 from nova_precache import model
 
 
@@ -95,6 +97,7 @@ LINKS: model.Json = items(
 PAGE_LINKS = described(LINKS, 'The link ``next`` to the next page; absent on the last one.')
 
 HOST_NAME = described(STRING, 'The name of the host.')
+CELL_NAME = described(nullable(STRING), 'The name of its cell; null if it has none.')
 FREE_BYTES = described(nullable(COUNT), 'Free bytes for the cache; null if not reported.')
 # The aggregate as it was when the request or pin was created.
 RECORDED_AGGREGATE: model.Json = whole(
@@ -120,6 +123,10 @@ LIMIT = once(
         'examples': ['10'],
     }
 )
+AGGREGATE_HOSTS = once(described(NAME, 'Only hosts of this aggregate, by its id, UUID or name.'))
+PROJECT_FILTER = once(
+    described(NAME, 'Only those of this project; only admins may name another than their own.')
+)
 AGGREGATE_FILTER = once(
     described(
         NAME,
@@ -128,6 +135,21 @@ AGGREGATE_FILTER = once(
         'pins for it, or an empty list.',
     )
 )
+
+
+def sort(keys: Sequence[str]) -> model.Json:
+    """Build the query parameter that sorts a list; the handler parses it."""
+    key = f'({"|".join(keys)})(:(asc|desc))?'
+    return once(
+        {
+            'type': 'string',
+            'pattern': f'^{key}(,{key})*$(?!\\n)',
+            'description': 'Fields to sort by, each ``key:asc`` or ``key:desc``, separated by '
+            f'commas. Keys: {", ".join(f"``{each}``" for each in keys)}. Items without a value '
+            'come last, or first with ``desc``.',
+            'examples': [f'{keys[0]}:desc'],
+        }
+    )
 
 
 def marker(schema: model.Json, of: str) -> model.Json:

@@ -10,16 +10,35 @@ _STATUS: model.Json = {'type': 'string', 'enum': list(map(str, model.HostStatus)
 BY_HOST = {'host': described(common.HOST, 'The name of the host.')}
 BY_HOST_IMAGE = {**BY_HOST, 'image_id': described(common.UUID, 'The id of the image.')}
 BY_IMAGE = {'id': described(common.UUID, 'The id of the image.')}
+SORT_KEYS = ('host', 'cell', 'seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
+_SORT_FILES = ('size_bytes', 'disk_bytes', 'touched_at', 'used_by')
+SORT_IMAGES = ('name', *_SORT_FILES)
+SORT_IMAGE_HOSTS = ('host', *_SORT_FILES)
 INDEX = common.strict(
     {
         'limit': common.LIMIT,
         'marker': common.marker(common.HOST, 'name'),
+        'sort': common.sort(SORT_KEYS),
+        'aggregate': common.AGGREGATE_HOSTS,
         'status': common.once(described(_STATUS, 'Only hosts in this status.')),
         'cell': common.once(described(common.UUID, 'Only hosts of this cell.')),
     }
 )
-IMAGES = common.strict({'limit': common.LIMIT, 'marker': common.marker(common.NAME, 'name')})
-IMAGE_HOSTS = common.strict({'limit': common.LIMIT, 'marker': common.marker(common.HOST, 'name')})
+IMAGES = common.strict(
+    {
+        'limit': common.LIMIT,
+        'marker': common.marker(common.NAME, 'name'),
+        'sort': common.sort(SORT_IMAGES),
+    }
+)
+IMAGE_HOSTS = common.strict(
+    {
+        'limit': common.LIMIT,
+        'marker': common.marker(common.HOST, 'name'),
+        'sort': common.sort(SORT_IMAGE_HOSTS),
+        'aggregate': common.AGGREGATE_HOSTS,
+    }
+)
 
 _REPORTED_STRING = nullable(common.STRING)
 HOST = described(
@@ -27,6 +46,7 @@ HOST = described(
         {
             'host': common.HOST_NAME,
             'cell': described(common.UUID, 'The UUID of its cell.'),
+            'cell_name': common.CELL_NAME,
             'status': described(
                 _STATUS,
                 '``unknown`` if it was silent while no conductor was connected to its cell '
@@ -91,6 +111,7 @@ IMAGE_HOST = described(
             'cell': described(
                 nullable(common.UUID), 'The UUID of its cell; null if it no longer reports.'
             ),
+            'cell_name': common.CELL_NAME,
             **_FILE,
         }
     ),

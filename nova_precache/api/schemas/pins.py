@@ -28,8 +28,10 @@ CREATE = common.only(
         'The pin.',
     ),
 )
+SORT_KEYS = ('created_at', 'until', 'status', 'checked_at', 'ended_at')
 INDEX = common.strict(
     {
+        'sort': common.sort(SORT_KEYS),
         'limit': common.LIMIT,
         'marker': common.marker(common.UUID, 'id'),
         'status': common.once(described(_STATUS, 'Only pins in this status.')),

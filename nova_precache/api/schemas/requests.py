@@ -16,11 +16,20 @@ def _least(least: int, description: str, most: int = 2**31 - 1) -> model.Json:
     return described(nullable({'type': 'integer', 'minimum': least, 'maximum': most}), description)
 
 
+_PRIORITY: model.Json = {'type': 'integer', 'minimum': -1000, 'maximum': 1000}
+
+
 def _either(statuses: type[model.RequestStatus | model.TaskStatus], description: str) -> model.Json:
     enum = [str(status) for status in statuses]
     return common.once(described({'type': 'string', 'enum': enum}, description))
 
 
+_HOSTS: model.Json = {
+    'type': 'array',
+    'items': common.HOST,
+    'minItems': 1,
+    'uniqueItems': True,
+}
 _NOT_BEFORE = described(nullable(common.TIME), 'The time before which no task starts.')
 _WINDOW: model.Json = {
     'not_before': _NOT_BEFORE,
@@ -42,14 +51,12 @@ CREATE = common.only(
                     'The id, UUID or name of the aggregate. Either this or ``hosts``.',
                 ),
                 'hosts': described(
-                    nullable(
-                        {'type': 'array', 'items': common.HOST, 'minItems': 1, 'uniqueItems': True}
-                    ),
+                    nullable(_HOSTS),
                     'The names of the hosts, each mapped to a cell. Either this or ``aggregate``.',
                 ),
                 'images': common.IMAGES,
                 'priority': described(
-                    nullable({'type': 'integer', 'minimum': -1000, 'maximum': 1000}),
+                    nullable(_PRIORITY),
                     'Requests with a higher priority are served first; 0 by default.',
                 ),
                 'max_parallel_hosts': _least(
@@ -85,6 +92,36 @@ CREATE = common.only(
     ),
 )
 
+# Here, null removes a limit.
+CHANGE = common.only(
+    'request',
+    described(
+        common.strict(
+            {
+                'priority': described(
+                    _PRIORITY, 'Requests with a higher priority are served first.'
+                ),
+                'max_rate_bytes': _least(
+                    1,
+                    'Bytes per second on each host, also of running transfers; null for no limit.',
+                    2**63 - 1,
+                ),
+                'max_parallel_hosts': _least(
+                    1,
+                    'The number of hosts that download at a time; null for the configured '
+                    'limit. Hosts that download continue.',
+                ),
+                'deadline': described(
+                    nullable(common.TIME),
+                    'The time, later than now, at which unfinished tasks end ``expired``; null '
+                    'for never, unless the request waits for hosts that are down.',
+                ),
+            },
+            minProperties=1,
+        ),
+        'The fields to change; others stay.',
+    ),
+)
 CANCEL = common.only(
     'cancel',
     described(
@@ -114,6 +151,10 @@ RETRY = common.only(
                     'deadline': described(
                         nullable(common.TIME),
                         'A new deadline; without one, the old one stays unless it has passed.',
+                    ),
+                    'hosts': described(
+                        nullable(_HOSTS),
+                        'Only the tasks of these hosts; without them, those of all hosts.',
                     ),
                 }
             )
@@ -146,17 +187,41 @@ INDEX = common.strict(
                 'The direction of sorting; ``desc`` by default.',
             )
         ),
+        'sort': common.sort(SORT_KEYS),
+        'project_id': common.PROJECT_FILTER,
         'limit': common.LIMIT,
         'marker': common.marker(common.UUID, 'id'),
     }
 )
-TASKS = common.strict(
+SORT_TASKS = (
+    'id',
+    'request_id',
+    'host',
+    'image_id',
+    'status',
+    'attempts',
+    'bytes_done',
+    'bytes_total',
+    'rate_bytes',
+    'next_attempt_at',
+    'created_at',
+    'started_at',
+    'finished_at',
+)
+_TASKS: model.Json = {
+    'status': _either(model.TaskStatus, 'Only tasks in this status.'),
+    'host': common.once(described(common.NAME, 'Only tasks of this host.')),
+    'image': common.once(described(common.UUID, 'Only tasks of this image.')),
+    'sort': common.sort(SORT_TASKS),
+    'limit': common.LIMIT,
+    'marker': common.marker(common.POSITIVE, 'id'),
+}
+TASKS = common.strict(_TASKS)
+ALL_TASKS = common.strict(
     {
-        'status': _either(model.TaskStatus, 'Only tasks in this status.'),
-        'host': common.once(described(common.NAME, 'Only tasks of this host.')),
-        'image': common.once(described(common.UUID, 'Only tasks of this image.')),
-        'limit': common.LIMIT,
-        'marker': common.marker(common.POSITIVE, 'id'),
+        **_TASKS,
+        'request': common.once(described(common.UUID, 'Only tasks of this request.')),
+        'project_id': common.PROJECT_FILTER,
     }
 )
 ESTIMATE_QUERY = common.strict(
@@ -217,7 +282,9 @@ REQUEST = described(
                 '``failed`` and others.',
             ),
             'reason': described(
-                _OPTIONAL_STRING, 'The reason for the status; null if the tasks have the reasons.'
+                _OPTIONAL_STRING,
+                'Until the request has ended, why it does not move now; afterwards, a summary of '
+                'its failures. Null if there is none.',
             ),
             'aggregate': described(
                 nullable(common.RECORDED_AGGREGATE),
@@ -272,8 +339,10 @@ TASK = described(
     common.whole(
         {
             'id': described(common.COUNT, 'The id of the task.'),
+            'request_id': _REQUEST_ID,
             'host': common.HOST_NAME,
             'cell': _CELL,
+            'cell_name': common.CELL_NAME,
             'image_id': _IMAGE_ID,
             'status': described(
                 common.STRING,
@@ -282,12 +351,17 @@ TASK = described(
                 '``error``, ``skipped`` and others.',
             ),
             'reason': described(
-                _OPTIONAL_STRING, 'The reason for the status; null if there is none.'
+                _OPTIONAL_STRING,
+                'Until the task has ended, why it does not move now; afterwards, the reason for '
+                'the status. Null if there is none.',
             ),
             'attempts': described(common.COUNT, 'The number of attempts.'),
             'bytes_done': _BYTES_DONE,
             'bytes_total': described(_OPTIONAL_COUNT, 'Bytes to download; null if unknown.'),
-            'rate_bytes': described(_OPTIONAL_COUNT, 'Bytes per second; null without a transfer.'),
+            'rate_bytes': described(
+                _OPTIONAL_COUNT,
+                'Bytes per second; null without a transfer, 0 if its compute is silent.',
+            ),
             'eta_seconds': _ETA_SECONDS,
             'next_attempt_at': described(
                 _OPTIONAL_TIME, 'The time of the next attempt, in ``retry_wait``; else null.'
@@ -310,6 +384,7 @@ ESTIMATED_HOST = described(
         {
             'host': common.HOST_NAME,
             'cell': _CELL,
+            'cell_name': common.CELL_NAME,
             'status': described(
                 {'type': 'string', 'enum': ['up', 'down', 'unmapped']},
                 'Whether the host can be called.',

@@ -103,6 +103,8 @@ class Job(Base):
     ``active_key`` makes it unique while active. It may be claimed while it is ``ready``: a
     task in flight of a complete plan wants it and is ``open``. ``stop_why`` is the reason why
     a compute is to stop it; for an ended job, it orders the removal of its partial file.
+    ``changes`` counts the changes of its rate and deadline during its calls; its compute has
+    those up to ``changes_sent``.
     """
 
     __tablename__ = 'jobs'
@@ -129,6 +131,8 @@ class Job(Base):
     rate_bytes: Mapped[int | None] = mapped_column(Bytes)
     stop_why: Mapped[str | None] = mapped_column(Status)
     stop_keep: Mapped[bool] = mapped_column(sa.Boolean, default=False, server_default=sa.false())
+    changes: Mapped[int] = mapped_column(sa.Integer, default=0, server_default='0')
+    changes_sent: Mapped[int] = mapped_column(sa.Integer, default=0, server_default='0')
     progress_sequence: Mapped[int] = mapped_column(BigId, default=0)
     progress_at: Mapped[datetime.datetime | None]
     next_attempt_at: Mapped[datetime.datetime | None]
@@ -153,6 +157,9 @@ class Task(Base):
         sa.UniqueConstraint('request_id', 'host', 'image_id', name='cache_tasks_once'),
         sa.Index('cache_tasks_status_idx', 'request_id', 'status'),
         sa.Index('cache_tasks_job_idx', 'job_uuid'),
+        sa.Index('cache_tasks_host_idx', 'host', 'id'),
+        sa.Index('cache_tasks_image_idx', 'image_id', 'id'),
+        sa.Index('cache_tasks_state_idx', 'status', 'id'),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -242,6 +249,22 @@ class Agent(Base):
     capabilities: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     started_at: Mapped[datetime.datetime]
     seen_at: Mapped[datetime.datetime]
+    stopped_at: Mapped[datetime.datetime | None]
+
+
+class Service(Base):
+    """A process of a conductor or an API, as last reported."""
+
+    __tablename__ = 'services'
+    __table_args__ = (sa.Index('services_host_idx', 'binary', 'host'),)
+
+    id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    binary: Mapped[str] = mapped_column(sa.String(64))
+    host: Mapped[str] = mapped_column(Host)
+    version: Mapped[str] = mapped_column(sa.String(64))
+    started_at: Mapped[datetime.datetime]
+    seen_at: Mapped[datetime.datetime]
+    stopped_at: Mapped[datetime.datetime | None]
 
 
 class Hearing(Base):

@@ -209,6 +209,14 @@ class Database:
             session.commit()
             return result
 
+    def ping(self) -> None:
+        """Query the server.
+
+        :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
+        """
+        with self.reader() as session:
+            now(session)
+
     def closes(self, close: Callable[[], object]) -> None:
         """Add a callback for when this database closes, as to close another one beside it."""
         self._closing.callback(close)
@@ -240,7 +248,7 @@ def connect(
         return _open(url, conf[group], read_only, f'[{group}] connection', limits)
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
-        raise exception.ConfigError(f'[{group}] connection {_what_is_wrong(url, exc)}') from None
+        raise exception.ConfigError(f'[{group}] connection {what_is_wrong(url, exc)}') from None
 
 
 @contextlib.contextmanager
@@ -295,7 +303,7 @@ def keys() -> sa.BindParameter[Any]:
     return sa.bindparam('keys', expanding=True)
 
 
-def chunks(keys: Sequence[str], size: int = CHUNK_KEYS) -> Iterator[Sequence[str]]:
+def chunks(keys: Sequence[M], size: int = CHUNK_KEYS) -> Iterator[Sequence[M]]:
     """Split keys for IN clauses, whose size databases limit."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
 
@@ -426,7 +434,7 @@ def _not_made(url: str) -> str:
     return only_read.render_as_string(hide_password=False)
 
 
-def _what_is_wrong(url: str, error: Exception) -> str:
+def what_is_wrong(url: str, error: Exception) -> str:
     """Describe why a database cannot be opened, without its URL, which has a password."""
     # If the password contains an @, its rest is taken for the host.
     telling = (

@@ -6,6 +6,7 @@ The epoch of an assignment fences its call: it begins only while that epoch is t
 
 import dataclasses
 import datetime
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model, states
-from nova_precache.db import hearing, rows as db_rows
+from nova_precache.db import hearing, rows as db_rows, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import claim as job_claim, demand, host_limits, locking
 
@@ -26,6 +27,7 @@ class Terms:
     :ivar deadline_seconds: from now; None if a task sets none
     :ivar waits_for_host: while the host is down, the job waits for it
     :ivar request_id: of the API call that first asked for the job, as ``global_request_id``
+    :ivar asked_by: the requests, for the log; the first few of many
     """
 
     max_rate_bytes: int | None = None
@@ -33,6 +35,7 @@ class Terms:
     waits_for_host: bool = False
     request_id: str | None = None
     global_request_id: str | None = None
+    asked_by: str | None = None
 
 
 _NO_TERMS = Terms()
@@ -46,6 +49,7 @@ class Assignment:
     :ivar terms: at the time of assignment
     :ivar seen_at: last report of the host, by the clock of ``assigned_at``; None if it has none
     :ivar heard: when its cell could be heard; None if conductors do not record that
+    :ivar stopped_at: when the compute of the host has stopped; None if it has started since
     """
 
     job_id: str
@@ -60,6 +64,7 @@ class Assignment:
     seen_at: datetime.datetime | None = None
     assigned_at: datetime.datetime | None = None
     heard: hearing.Heard | None = None
+    stopped_at: datetime.datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +113,12 @@ _FIRST = (
 _ALL_JOBS = 2**31 - 1
 # Of its host, which this transaction has just fenced.
 _EPOCH = sa.select(_CLAIM.c.epoch).where(_CLAIM.c.host == _JOB.c.host).scalar_subquery()
-_CALL = sa.update(_JOB).where(locking.THE_JOBS).values(epoch=_EPOCH, progress_sequence=0)
+_CALL = (
+    sa.update(_JOB)
+    .where(locking.THE_JOBS)
+    # The terms of a call are read in its transaction, with all changes so far.
+    .values(epoch=_EPOCH, progress_sequence=0, changes_sent=_JOB.c.changes)
+)
 _QUEUED: dict[str, object] = {
     'status': str(model.TaskStatus.QUEUED),
     'attempts': sa.bindparam('to_attempts'),
@@ -120,6 +130,7 @@ _SEEN = (
     sa.select(
         models.Agent.host,
         models.Agent.seen_at,
+        standing.stopped_at(models.Agent).label('stopped_at'),
         db_session.database_now().label('now'),
         models.Hearing.since,
         models.Hearing.until,
@@ -130,6 +141,7 @@ _SEEN = (
 _WANTING = (
     sa.select(
         models.Task.job_uuid,
+        models.CacheRequest.id,
         models.CacheRequest.options,
         models.CacheRequest.deadline,
         models.CacheRequest.number,
@@ -288,7 +300,12 @@ def _complete(session: orm.Session, made: Sequence[Assignment]) -> list[Assignme
 
 def _seen(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
     heard = None if row.until is None else hearing.Heard(row.since, row.until)
-    return {'seen_at': row.seen_at, 'assigned_at': row.now, 'heard': heard}
+    return {
+        'seen_at': row.seen_at,
+        'assigned_at': row.now,
+        'heard': heard,
+        'stopped_at': row.stopped_at,
+    }
 
 
 def terms(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Terms]:
@@ -303,7 +320,8 @@ def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
         return Terms(deadline_seconds=0)  # the last deadline has just passed
     options = [db_rows.options(row.options) for row in rows]
     rates = [each.max_rate_bytes for each in options if each.max_rate_bytes is not None]
-    first = min(rows, key=lambda row: row.number)
+    rows = sorted(rows, key=operator.attrgetter('number'))
+    first = rows[0]
     left = [(row.deadline - row.now).total_seconds() for row in rows if row.deadline is not None]
     return Terms(
         max_rate_bytes=max(rates) if rates and len(rates) == len(rows) else None,
@@ -311,6 +329,7 @@ def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:
         waits_for_host=any(each.wait_for_down_hosts for each in options),
         request_id=first.request_id,
         global_request_id=first.global_request_id,
+        asked_by=model.first_of([row.id for row in rows]),
     )
 
 

@@ -42,6 +42,7 @@ class Verdict(enum.StrEnum):
 class View:
     """An active job, and the combined demand of its tasks in flight.
 
+    :ivar priority: of the job; ``wanted_priority`` is the highest of the requests that want it
     :ivar may_run: a task of a complete plan wants it, and is open
     :ivar unwanted: at least one of its tasks no longer wants it
     """
@@ -53,6 +54,8 @@ class View:
     was_begun: bool
     is_ready: bool
     stop_why: str | None
+    priority: int
+    wanted_priority: int | None
     wanted: bool
     open: bool
     may_run: bool
@@ -126,7 +129,10 @@ def give_up(
 def reconcile(
     session: orm.Session, keys: Sequence[str], leave: Leave | None = None
 ) -> job_outcome.Recorded:
-    """Ready, hold, stop or end active jobs as wanted; the caller holds their locks."""
+    """Ready, hold, stop or end active jobs as wanted, and follow priorities and options.
+
+    The caller holds their locks.
+    """
     now = db_session.now(session)
     recorded = [job_outcome.Recorded(current=True)]
     for chunk in db_session.chunks(keys):
@@ -167,9 +173,22 @@ def _look(session: orm.Session, keys: Sequence[str], now: datetime.datetime) -> 
         sa.and_(in_flight, is_cancelling()),
         sa.and_(in_flight, has_passed(now)),
     )
-    columns = (job.id, job.uuid, job.status, job.epoch, job.started_at, job.ready, job.stop_why)
+    columns = (
+        job.id,
+        job.uuid,
+        job.status,
+        job.epoch,
+        job.started_at,
+        job.ready,
+        job.stop_why,
+        job.priority,
+    )
     query = (
-        sa.select(*columns, *(sa.func.max(sa.case((flag, 1), else_=0)) for flag in flags))
+        sa.select(
+            *columns,
+            sa.func.max(sa.case((wanting, request.priority))),
+            *(sa.func.max(sa.case((flag, 1), else_=0)) for flag in flags),
+        )
         .outerjoin(task, sa.and_(task.job_uuid == job.uuid, task.status.in_(model.TASK_IN_FLIGHT)))
         .outerjoin(request, request.id == task.request_id)
         .where(job.active_key.in_(keys))
@@ -186,6 +205,8 @@ def _view(
     started_at: datetime.datetime | None,
     ready: bool,
     stop_why: str | None,
+    priority: int,
+    wanted_priority: int | None,
     *flags: int,
 ) -> View:
     is_working = status in model.TASK_WORKING
@@ -197,6 +218,8 @@ def _view(
         started_at is not None,
         ready,
         stop_why,
+        priority,
+        wanted_priority,
         *map(bool, flags),
     )
 
@@ -217,6 +240,19 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
     _change(session, called, ready=False, stop_why=model.StopWhy.PAUSED, stop_keep=True)
     _stop(session, [view for view in views[Verdict.STOP] if view.stop_why not in UNWANTED], leave)
     _end(session, views[Verdict.END], leave)
+    _follow(session, [*views[Verdict.GO], *views[Verdict.HOLD], *pause])
+
+
+def _follow(session: orm.Session, views: Sequence[View]) -> None:
+    """Give wanted jobs the priority of their requests, and their computes the options."""
+    by_priority: dict[int, list[View]] = {}
+    for view in views:
+        if view.wanted_priority is not None and view.wanted_priority != view.priority:
+            by_priority.setdefault(view.wanted_priority, []).append(view)
+    for priority, some in by_priority.items():
+        _change(session, some, priority=priority)
+    called = [view for view in views if view.is_called and view.verdict != Verdict.PAUSE]
+    _change(session, called, changes=models.Job.changes + 1)
 
 
 def _stop(session: orm.Session, views: Sequence[View], leave: Leave) -> None:

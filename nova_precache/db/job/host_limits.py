@@ -45,6 +45,10 @@ class HostLimits:
     def __bool__(self) -> bool:
         return bool(self.limits)
 
+    def busy_hosts(self, request_id: str) -> Collection[str]:
+        """Return the hosts on which a request with a limit is busy."""
+        return frozenset(self._busy.get(request_id, ()))
+
     def saturated(self) -> list[SaturatedRequest]:
         """Return the requests at their limit of busy hosts."""
         return [

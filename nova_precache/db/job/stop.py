@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orders to computes, inside a transaction: to stop jobs, and to remove partial files."""
+"""Orders to computes, inside a transaction.
+
+They stop jobs, change the options of running transfers, and remove partial files.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +12,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand
+from nova_precache.db.job import call, demand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,17 @@ class StopOrder:
     epoch: int | None
     why: model.StopWhy
     keep_partial: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangeOrder:
+    """A job at work whose compute does not have the current options."""
+
+    job_id: str
+    host: str
+    cell_uuid: str
+    epoch: int
+    change: model.OptionChange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +59,40 @@ def orders(session: orm.Session) -> list[StopOrder]:
     return [
         StopOrder(*row[:4], model.StopWhy(str(row[4])), row[5]) for row in session.execute(query)
     ]
+
+
+def change_orders(session: orm.Session) -> list[ChangeOrder]:
+    job = models.Job
+    query = (
+        sa.select(job.uuid, job.host, job.cell_uuid, job.epoch, job.changes)
+        .where(job.status.in_(model.TASK_WORKING), job.changes > job.changes_sent)
+        .where(job.epoch.is_not(None), job.stop_why.is_(None))
+        .order_by(job.id)
+    )
+    rows = session.execute(query).all()
+    # Only now: options that change in between are sent again, under a higher number.
+    agreed = call.terms(session, [row.uuid for row in rows]) if rows else {}
+    return [
+        ChangeOrder(
+            row.uuid,
+            row.host,
+            row.cell_uuid,
+            row.epoch or 0,
+            model.OptionChange(
+                row.changes, agreed[row.uuid].max_rate_bytes, agreed[row.uuid].deadline_seconds
+            ),
+        )
+        for row in rows
+    ]
+
+
+def note_change(session: orm.Session, job_id: str, number: int) -> None:
+    """Record that a compute has the options up to a change; the caller holds the job's lock."""
+    session.execute(
+        db_session.update(models.Job)
+        .where(models.Job.uuid == job_id, models.Job.changes_sent < number)
+        .values(changes_sent=number)
+    )
 
 
 def discards(session: orm.Session, limit: int) -> list[Discard]:

@@ -6,7 +6,7 @@ The locks keep the request's row valid until all consequences are written.
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -15,7 +15,7 @@ from nova_precache import exception, model, states
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
-from nova_precache.db.request import gating, plan as request_plan
+from nova_precache.db.request import gating, plan as request_plan, rollout
 
 
 def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | None, Sequence[str]]:
@@ -115,10 +115,18 @@ def retry(
     keys: Sequence[str],
     not_before: datetime.datetime | None,
     deadline: datetime.datetime | None,
+    hosts: Collection[str] | None,
 ) -> None:
-    may = row.status in states.REQUESTS.origins(states.Event.RETRY)
-    if not may or not _queue_anew(session, row):
-        raise exception.StatusConflict('Cache request', row.id, row.status, 'retried')
+    conflict = exception.StatusConflict('Cache request', row.id, row.status, 'retried')
+    if row.status not in states.REQUESTS.origins(states.Event.RETRY):
+        raise conflict
+    if hosts is not None:
+        _check_hosts(session, row, hosts)
+    if not _queue_anew(session, row, hosts):
+        raise conflict if hosts is None else exception.NothingToRetry(row.id, hosts)
+    # Failures that are not retried do not count again.
+    most = rows.options(row.options).max_failures
+    row.max_failures = None if most is None else most + rollout.count_failures(session, row)
     _set_window(row, not_before, deadline, db_session.now(session))
     row.status, row.reason = model.RequestStatus.ACCEPTED, None
     row.started_at = row.finished_at = None
@@ -127,6 +135,44 @@ def retry(
     row.hosts_done = row.hosts_total - sum(map(bool, in_flight))
     session.flush()
     outbox.add(session, row.id, model.Phase.RETRY)
+
+
+def change(
+    session: orm.Session,
+    row: models.CacheRequest,
+    keys: Sequence[str],
+    asked: model.RequestChange,
+) -> None:
+    if row.status not in states.STEERABLE:
+        raise exception.StatusConflict('Cache request', row.id, row.status, 'changed')
+    old = rows.options(row.options)
+    options = rows.in_utc(
+        dataclasses.replace(
+            old,
+            max_rate_bytes=asked.get('max_rate_bytes', old.max_rate_bytes),
+            max_parallel_hosts=asked.get('max_parallel_hosts', old.max_parallel_hosts),
+            deadline=asked.get('deadline', old.deadline),
+        )
+    )
+    if options.deadline != old.deadline:
+        _check_deadline(row, options)
+    row.priority = asked.get('priority', row.priority)
+    row.options = rows.options_to_save(options)
+    row.max_parallel_hosts, row.deadline = options.max_parallel_hosts, options.deadline
+    session.flush()
+    outbox.add(session, row.id, model.Phase.CHANGE)
+    demand.reconcile(session, keys)
+
+
+def _check_deadline(row: models.CacheRequest, options: model.RequestOptions) -> None:
+    if options.deadline is None and options.wait_for_down_hosts:
+        raise exception.InvalidField('deadline', None, 'wait_for_down_hosts requires one.')
+    # The column, since the option stays when the window has begun.
+    begins = row.not_before
+    if options.deadline is not None and begins is not None and options.deadline <= begins:
+        raise exception.InvalidField(
+            'deadline', f'{options.deadline}Z', f'It must be later than not_before ({begins}Z).'
+        )
 
 
 def _changes(row: models.CacheRequest, event: states.Event, to: str) -> bool:
@@ -151,12 +197,37 @@ def _open(
     demand.reconcile(session, keys)
 
 
-def _queue_anew(session: orm.Session, row: models.CacheRequest) -> bool:
+def _check_hosts(session: orm.Session, row: models.CacheRequest, hosts: Collection[str]) -> None:
+    known = set[str]()
+    for chunk in db_session.chunks(sorted(hosts)):
+        query = sa.select(models.Task.host).where(
+            models.Task.request_id == row.id, models.Task.host.in_(chunk)
+        )
+        known.update(session.scalars(query.distinct()))
+    unknown = [host for host in hosts if host not in known]
+    if unknown:
+        raise exception.InvalidField('hosts', unknown, 'The request has no such hosts.')
+
+
+def _queue_anew(
+    session: orm.Session, row: models.CacheRequest, hosts: Collection[str] | None
+) -> bool:
     """Queue the tasks that did not succeed; return False if there is nothing to do."""
     retried = states.TASKS.origins(states.Event.RETRY)
+    which = sa.and_(models.Task.request_id == row.id, models.Task.status.in_(retried))
+    if hosts is None:
+        return _queue(session, which) or row.planned_at is None
+    queued = [
+        _queue(session, sa.and_(which, models.Task.host.in_(chunk)))
+        for chunk in db_session.chunks(sorted(hosts))
+    ]
+    return any(queued)
+
+
+def _queue(session: orm.Session, which: sa.ColumnElement[bool]) -> bool:
     queued = session.execute(
         db_session.update(models.Task)
-        .where(models.Task.request_id == row.id, models.Task.status.in_(retried))
+        .where(which)
         .values(
             status=model.TaskStatus.QUEUED,
             job_uuid=None,
@@ -170,7 +241,7 @@ def _queue_anew(session: orm.Session, row: models.CacheRequest) -> bool:
             finished_at=None,
         )
     )
-    return db_session.rowcount(queued) > 0 or row.planned_at is None
+    return db_session.rowcount(queued) > 0
 
 
 def _set_window(

@@ -6,10 +6,28 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model, states
+from nova_precache import failures, model, states
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import outcome as job_outcome
+
+MOST_REASONS = 10_000  # of one request, the most frequent first: each host may have its own
+REASON_LENGTH = 200
+UNPLANNED = 'cancelled before it was planned'
+
+_TASK = db_session.table(models.Task).c
+# A subquery, since PostgreSQL takes the expressions of two clauses for different ones.
+_FAILED = (
+    sa.select(_TASK.status, sa.func.substr(_TASK.reason, 1, REASON_LENGTH).label('reason'))
+    .where(_TASK.request_id == sa.bindparam('request'), _TASK.status.not_in(model.TASK_SUCCEEDED))
+    .subquery()
+)
+_REASONS = (
+    sa.select(_FAILED.c.status, _FAILED.c.reason, sa.func.count().label('tasks'))
+    .group_by(_FAILED.c.status, _FAILED.c.reason)
+    .order_by(sa.desc('tasks'))
+    .limit(sa.bindparam('most', type_=sa.Integer()))
+)
 
 
 def is_completable() -> sa.ColumnElement[bool]:
@@ -28,11 +46,13 @@ def complete(session: orm.Session, request_id: str) -> bool:
         return False
     is_cancelled = row.status == model.RequestStatus.CANCELLING
     counts = rows.counts(session, request_id)
+    status = final_status(counts, is_cancelled, row.planned_at is not None)
     changed = session.execute(
         db_session.update(models.CacheRequest)
         .where(this, models.CacheRequest.status == row.status)
         .values(
-            status=final_status(counts, is_cancelled, row.planned_at is not None),
+            status=status,
+            reason=_reason(session, request_id, counts, status),
             finished_at=db_session.now(session),
         )
     )
@@ -40,6 +60,18 @@ def complete(session: orm.Session, request_id: str) -> bool:
         return False
     outbox.add(session, request_id, model.Phase.END)
     return True
+
+
+def _reason(
+    session: orm.Session, request_id: str, counts: Mapping[str, int], status: model.RequestStatus
+) -> str | None:
+    """Sum up why a request did not succeed; None if it did."""
+    if status == model.RequestStatus.COMPLETED:
+        return None
+    if not counts:
+        return UNPLANNED
+    found = session.execute(_REASONS, {'request': request_id, 'most': MOST_REASONS})
+    return failures.summary(counts, [(row.status, row.reason, row.tasks) for row in found])
 
 
 def final_status(

@@ -43,21 +43,21 @@ class PlannedTask:
 
 @dataclasses.dataclass(frozen=True)
 class _Jobs:
-    """Values that tasks copy from their jobs, and which jobs were to stop, by active key."""
+    """Values that tasks copy from their jobs, by active key.
+
+    :ivar steered: keys of the jobs that were to stop, or whose computes work with the options
+        of other requests
+    """
 
     shown: Mapping[str, model.Json]
-    stopping: Sequence[str] = ()
+    steered: Sequence[str] = ()
 
 
 def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | None:
     """Lease the planning of the most urgent, then oldest, request that no other conductor plans."""
     now = db_session.now(session)
     request = models.CacheRequest
-    unheld = sa.or_(
-        request.planner.is_(None),
-        request.planner == conductor_id,
-        request.planner_lease_until < now,
-    )
+    unheld = _unheld(conductor_id, now)
     query = (
         sa.select(request)
         .where(gating.awaits_plan(), unheld)
@@ -78,6 +78,24 @@ def take_next(session: orm.Session, conductor_id: str) -> models.CacheRequest | 
     if db_session.rowcount(taken) != 1:
         return None
     return row
+
+
+def _unheld(conductor_id: str, now: datetime.datetime) -> sa.ColumnElement[bool]:
+    request = models.CacheRequest
+    return sa.or_(
+        request.planner.is_(None),
+        request.planner == conductor_id,
+        request.planner_lease_until < now,
+    )
+
+
+def note_unplanned(session: orm.Session, conductor_id: str, reason: str) -> None:
+    """Record a reason for every request that this conductor plans, or may plan next."""
+    session.execute(
+        db_session.update(models.CacheRequest)
+        .where(gating.awaits_plan(), _unheld(conductor_id, db_session.now(session)))
+        .values(reason=reason)
+    )
 
 
 def planned_by(request_id: str, conductor_id: str) -> sa.Update:
@@ -112,8 +130,8 @@ def add_tasks(
         session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
     if anew:
         _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
-    if jobs.stopping:  # wanted again, so they continue
-        demand.reconcile(session, jobs.stopping)
+    if jobs.steered:  # those that were to stop are wanted again
+        demand.reconcile(session, jobs.steered)
     return True
 
 
@@ -188,8 +206,8 @@ def _join_jobs(
         job_stop.keep_what_is_left(session, [row['active_key'] for row in rows])
         session.execute(sa.insert(models.Job), rows)
     made = {row['active_key']: {'job_uuid': row['uuid']} for row in rows}
-    stopping = sorted(str(job.active_key) for job in active if job.stop_why is not None)
-    return _Jobs({**joined, **made}, stopping)
+    steered = [job for job in active if job.stop_why is not None or job.epoch is not None]
+    return _Jobs({**joined, **made}, sorted(str(job.active_key) for job in steered))
 
 
 def _job_row(task: PlannedTask, priority: int, now: datetime.datetime) -> model.Json:

@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries that list requests and tasks: filters, order and pages.
-
-A page continues after the key and the number of the last request of the page before, so
-that requests added or ended in between neither hide nor repeat others.
-"""
+"""Queries that list requests and tasks: filters, and the keys to sort by."""
 
 import dataclasses
 import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
-from nova_precache import exception
+from nova_precache.db import pages
 from nova_precache.db.engine import models
 
-# Sorts unfinished requests after all finished ones.
-_NOT_YET = datetime.datetime(9999, 12, 31)  # noqa: DTZ001 - as the database keeps it
-_REQUEST = models.CacheRequest
-_SORT_KEYS: dict[str, Any] = {
-    'created_at': _REQUEST.created_at,
-    'finished_at': sa.func.coalesce(_REQUEST.finished_at, _NOT_YET),
-    'priority': _REQUEST.priority,
-    'status': _REQUEST.status,
-}
+_REQUEST, _TASK = models.CacheRequest, models.Task
+REQUESTS = pages.Listing(
+    {name: getattr(_REQUEST, name) for name in ('created_at', 'finished_at', 'priority', 'status')},
+    unique=_REQUEST.number,
+    marker=_REQUEST.id,
+)
+_TASK_KEYS = (
+    'id',
+    'request_id',
+    'host',
+    'image_id',
+    'status',
+    'attempts',
+    'bytes_done',
+    'bytes_total',
+    'rate_bytes',
+    'next_attempt_at',
+    'created_at',
+    'started_at',
+    'finished_at',
+)
+TASKS = pages.Listing(
+    {name: getattr(_TASK, name) for name in _TASK_KEYS}, unique=_TASK.id, marker=_TASK.id
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,28 +72,18 @@ class RequestFilter:
     pin_id: str | None = None
 
 
-def requests(
-    chosen: RequestFilter, sort_key: str, descending: bool, limit: int, marker: str | None
-) -> sa.Select[models.CacheRequest]:
-    """Select requests after ``marker``, sorted by a key and then by age.
+@dataclasses.dataclass(frozen=True)
+class TaskFilter:
+    """Conditions on tasks; None matches any."""
 
-    :raises nova_precache.exception.InvalidInput: unknown sort key
-    """
-    if sort_key not in _SORT_KEYS:
-        raise exception.InvalidInput(f'sort_key: {sort_key} is not one of {", ".join(_SORT_KEYS)}')
-    key, number = _SORT_KEYS[sort_key], _REQUEST.number
-    order = (key.desc(), number.desc()) if descending else (key.asc(), number.asc())
-    query = _matching(chosen).order_by(*order).limit(limit)
-    if marker is None:
-        return query
-    last = sa.select(key, number).where(_REQUEST.id == marker).subquery().alias('last')
-    last_key, last_number = last.c
-    further = key < last_key if descending else key > last_key
-    beyond = number < last_number if descending else number > last_number
-    return query.join(last, sa.true()).where(sa.or_(further, sa.and_(key == last_key, beyond)))
+    request_id: str | None = None
+    project_id: str | None = None
+    status: str | None = None
+    host: str | None = None
+    image_id: str | None = None
 
 
-def _matching(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
+def requests(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
     query = sa.select(_REQUEST)
     for column, value in (
         (_REQUEST.project_id, chosen.project_id),
@@ -104,20 +104,27 @@ def _matching(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
     )
 
 
-def tasks(
-    request_id: str,
-    limit: int,
-    marker: int | None,
-    status: str | None,
-    host: str | None,
-    image_id: str | None,
-) -> sa.Select[models.Task]:
-    """Select the tasks of a request after ``marker``, in the order of the plan."""
-    row = models.Task
-    query = sa.select(row).where(row.request_id == request_id).order_by(row.id).limit(limit)
-    if marker is not None:
-        query = query.where(row.id > marker)
-    for column, value in ((row.status, status), (row.host, host), (row.image_id, image_id)):
+def tasks(chosen: TaskFilter) -> sa.Select[models.Task]:
+    query = sa.select(_TASK)
+    for column, value in (
+        (_TASK.status, chosen.status),
+        (_TASK.host, chosen.host),
+        (_TASK.image_id, chosen.image_id),
+    ):
         if value is not None:
             query = query.where(column == value)
-    return query
+    return query.where(visible_tasks(chosen))
+
+
+def visible_tasks(chosen: TaskFilter) -> sa.ColumnElement[bool]:
+    """Select the tasks of the request and the project that a filter names."""
+    conditions: list[sa.ColumnElement[bool]] = [sa.true()]
+    if chosen.request_id is not None:
+        conditions.append(_TASK.request_id == chosen.request_id)
+    if chosen.project_id is not None:
+        conditions.append(
+            sa.exists().where(
+                _REQUEST.id == _TASK.request_id, _REQUEST.project_id == chosen.project_id
+            )
+        )
+    return sa.and_(*conditions)

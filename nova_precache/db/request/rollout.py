@@ -72,14 +72,20 @@ def _ends(request_id: str, finding: Finding) -> sa.ColumnElement[bool]:
 def _too_many_failures(session: orm.Session, row: models.CacheRequest) -> Finding | None:
     if row.max_failures is None:
         return None
-    failed = session.scalars(
+    failed = count_failures(session, row)
+    if failed <= row.max_failures:
+        return None
+    asked = row.options.get('max_failures', row.max_failures)
+    earlier = row.max_failures - asked  # of hosts that the last retry left out
+    return Finding(f'{failed - earlier} tasks failed, max_failures is {asked}')
+
+
+def count_failures(session: orm.Session, row: models.CacheRequest) -> int:
+    return session.scalars(
         sa.select(sa.func.count())
         .select_from(models.Task)
         .where(models.Task.request_id == row.id, models.Task.status.in_(_FAILED))
     ).one()
-    if failed <= row.max_failures:
-        return None
-    return Finding(f'{failed} tasks failed, max_failures is {row.max_failures}')
 
 
 def _canary(session: orm.Session, row: models.CacheRequest) -> Finding | None:

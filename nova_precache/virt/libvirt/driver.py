@@ -84,12 +84,15 @@ class LibvirtSettings:
 class LibvirtDriver(driver.ComputeDriver):
     """The libvirt driver; it manages only images, not instances."""
 
-    capabilities = {'supports_cache_image': True}  # noqa: RUF012
-
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         super().__init__(conf)
         settings = LibvirtSettings.from_conf(conf)
         self._settings = settings
+        self.capabilities = {
+            'supports_cache_image': self._has_file_cache(),
+            'force_raw_images': settings.force_raw_images,
+            'reserved_disk_bytes': settings.reserved_disk_bytes,
+        }
         self._qemu = qemu_img.QemuImg(settings.qemu_img_limits)
         self._store = store.CacheStore(
             settings.layout,
@@ -171,6 +174,22 @@ class LibvirtDriver(driver.ComputeDriver):
                 'to the user of QEMU, so they may expire early. Set in the systemd unit: '
                 'CapabilityBoundingSet=CAP_FOWNER and AmbientCapabilities=CAP_FOWNER'
             )
+
+    def why_unusable(self) -> str | None:
+        if not self._has_file_cache():
+            return None
+        try:
+            self._store.check_mounted()
+        except exception.StorageError as exc:
+            return str(exc)
+        for directory in (
+            self._settings.layout.base_directory,
+            self._settings.layout.lock_directory,
+        ):
+            if not os.access(directory, os.W_OK | os.X_OK):
+                why = 'not writable' if os.path.isdir(directory) else 'not a directory'
+                return f'{directory} is {why}'
+        return None
 
     def cache_image(
         self,
@@ -270,6 +289,7 @@ class LibvirtDriver(driver.ComputeDriver):
                 store_id=self._store.store_id(),
                 cache_bytes=self._space.cache_bytes(),
                 free_bytes=self._space.free_bytes(),
+                reserved_bytes=self._settings.reserved_disk_bytes,
             )
             self._problem = None
         except exception.CacheError as exc:

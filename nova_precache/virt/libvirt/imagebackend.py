@@ -15,7 +15,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 
-from nova_precache import exception, files, model
+from nova_precache import exception, files, model, shown
 from nova_precache.cache import layout, locks, populator, space as spaces, store as cache_store
 from nova_precache.image import service
 from nova_precache.inspection import formats, qemu_img
@@ -94,7 +94,7 @@ class RootDiskMaker:
                 f'The base file of image {image_id} was removed {_MOST_FETCHES} times during the '
                 'boot'
             )
-        LOG.info('Created root disk %s from image %s, %d bytes', path, image_id, size_bytes)
+        LOG.info('Created root disk %s from image %s, %s', path, image_id, shown.size(size_bytes))
         return driver.RootDisk(
             path=path,
             format='qcow2' if self._overlay else 'raw',

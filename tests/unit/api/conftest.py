@@ -13,10 +13,21 @@ from oslo_config import cfg
 
 from nova_precache import conf as options, model, policy
 from nova_precache.api import app
-from nova_precache.cells import inventory
-from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
+from nova_precache.cells import inventory, names
+from nova_precache.db import (
+    agents,
+    caches,
+    hearing,
+    jobs,
+    pins,
+    request_actions,
+    requests,
+    services as db_services,
+    statistics,
+)
 from nova_precache.db.engine import models, schema, session
 from nova_precache.image import fake
+from nova_precache.wiring import common
 from tests.unit.api import described
 
 HOSTS = ('host1', 'host2', 'host3')
@@ -153,7 +164,12 @@ def make_api(
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
+        explanations=common.explanation_store(conf, database, stock),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
+        services=db_services.Services(database, conf.service_down_time, conf.report_interval),
+        hearings=hearing.Hearings(database),
+        cell_names=names.CellNames(stock),
+        count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: images,
         wake=lambda: wakes.append(None),
         why_unsupported=lambda: None,

@@ -62,6 +62,7 @@ def test_estimate_shows_hosts_totals_and_load(rebuild: Any, aggregate: Any) -> N
     assert first == {
         'host': 'host1',
         'cell': cell,
+        'cell_name': 'cell1',
         'status': 'up',
         'reason': None,
         'images': [
@@ -103,6 +104,19 @@ def test_estimate_saves_and_casts_nothing(api: Any, aggregate: Any) -> None:
     assert api.saved_requests() == 0
     assert api.wakes == []
     assert api.images.served_bytes == 0
+
+
+@pytest.mark.usefixtures('living')
+def test_reported_reserve_of_host_counts(api: Any, aggregate: Any) -> None:
+    cell = api.inventory.list_cells()[0].uuid
+    reserves = {'reserved_disk_bytes': 10 * 1024**3}
+    full = model.Agent('host1', 'agent-host1', cell, free_bytes=10 * 1024**3, capabilities=reserves)
+    assert agents.Agents(api.database, 60).report([full]) == []
+    image = api.images.add(b'data').id
+
+    told = estimated(estimate(api, aggregate='edge', images=[image]))
+
+    assert {host['host']: host['fits'] for host in told['hosts']} == {'host1': False, 'host2': True}
 
 
 @pytest.mark.usefixtures('living')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates of a request: bytes and space as computes count them, time by rates."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,29 @@ def test_reserve_stays_free(free_bytes: int | None, fits: bool | None) -> None:
     known = facts('h1', agents={'h1': agent('h1', free_bytes=free_bytes)})
     (host,) = estimated(known).hosts
     assert (host.free_bytes, host.fits) == (free_bytes, fits)
+
+
+@pytest.mark.parametrize(
+    ('reserved', 'fits'),
+    [(0, True), (99, True), (101, False), (None, True), ('5', True), (-1, True), (True, True)],
+)
+def test_own_reserve_of_host_counts(reserved: object, fits: bool) -> None:
+    own = agent('h1', free_bytes=1100, capabilities={'reserved_disk_bytes': reserved})
+    old = agent('h2', free_bytes=1099)
+    found = estimated(facts('h1', 'h2', agents={'h1': own, 'h2': old}))
+    assert [host.fits for host in found.hosts] == [fits, False]
+
+
+@pytest.mark.parametrize('of_api', [True, False])
+def test_own_conversion_of_host_counts(of_api: bool) -> None:
+    agents = {
+        'raw': agent('raw', capabilities={'force_raw_images': True}),
+        'kept': agent('kept', capabilities={'force_raw_images': False}),
+        'old': agent('old'),
+    }
+    rules = dataclasses.replace(RULES, force_raw_images=of_api)
+    found = estimated(facts('raw', 'kept', 'old', agents=agents), QCOW2, rules=rules)
+    assert [host.space_needed_bytes for host in found.hosts] == [2300, 300, 2300 if of_api else 300]
 
 
 def test_shared_store_downloads_once() -> None:

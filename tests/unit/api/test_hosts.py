@@ -90,6 +90,7 @@ def test_host_shown_in_full(api: Any, report: Any) -> None:
     assert shown == {
         'host': 'host1',
         'cell': api.inventory.list_cells()[0].uuid,
+        'cell_name': 'cell1',
         'status': 'up',
         'reason': None,
         'version': '1.0',
@@ -237,6 +238,7 @@ def test_image_hosts_shown_in_full_pages(
         {
             'host': 'host1',
             'cell': api.inventory.list_cells()[0].uuid,
+            'cell_name': 'cell1',
             'size_bytes': 100,
             'disk_bytes': 60,
             'touched_at': '2030-01-02T03:04:05.000000Z',

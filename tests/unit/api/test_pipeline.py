@@ -174,7 +174,7 @@ def test_unexpected_error_shows_only_request_id(
 
 
 def test_request_logged_once_without_query(api: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, 'nova_precache.api.requestlog'):
+    with caplog.at_level(logging.DEBUG, 'nova_precache.api.requestlog'):
         api.get('/v1/requests?limit=1', token='secret')
     lines = [r.getMessage() for r in caplog.records if r.name == 'nova_precache.api.requestlog']
     assert len(lines) == 1
@@ -187,12 +187,12 @@ def test_request_logged_once_without_query(api: Any, caplog: pytest.LogCaptureFi
 def test_log_lines_carry_request_ids(api: Any, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     logged: list[tuple[str, str | None]] = []
 
-    def note(*line: object) -> None:
+    def note(level: int, *line: object) -> None:
         current = oslo_context.get_current()
         assert current is not None
         logged.append((current.request_id, current.global_request_id))
 
-    monkeypatch.setattr(requestlog.LOG, 'info', note)
+    monkeypatch.setattr(requestlog.LOG, 'log', note)
     callers = f'req-{uuid.uuid4()}'
     first = api.get(path, headers={'X-Openstack-Request-Id': callers})
     second = api.get(path, headers={'X-Openstack-Request-Id': 'forged'})
@@ -200,6 +200,26 @@ def test_log_lines_carry_request_ids(api: Any, monkeypatch: pytest.MonkeyPatch, 
         (first.headers['X-Openstack-Request-Id'], callers),
         (second.headers['X-Openstack-Request-Id'], None),
     ]
+
+
+@pytest.mark.parametrize(
+    ('method', 'path', 'level'),
+    [
+        ('GET', '/v1/requests', 'DEBUG'),
+        ('HEAD', '/v1/', 'DEBUG'),
+        ('GET', '/v1/requests/unknown', 'INFO'),
+        ('GET', '/v1/nothing', 'INFO'),
+        ('POST', '/v2.1/os-aggregates', 'INFO'),
+        ('DELETE', '/v2.1/os-aggregates/77', 'INFO'),
+    ],
+)
+def test_only_successful_reads_are_debug(
+    api: Any, caplog: pytest.LogCaptureFixture, method: str, path: str, level: str
+) -> None:
+    with caplog.at_level(logging.DEBUG, 'nova_precache.api.requestlog'):
+        api.call(method, path)
+    lines = [r for r in caplog.records if r.name == 'nova_precache.api.requestlog']
+    assert [(r.levelname, f'"{method} {path}"' in r.getMessage()) for r in lines] == [(level, True)]
 
 
 def test_path_cannot_forge_log_line(api: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.cells import liveness, novahosts, services
-from nova_precache.db import statistics
+from nova_precache.db import pages, statistics
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, World
 
@@ -83,7 +83,8 @@ def test_hosts_paged_by_state_and_cell(world: World, shown: novahosts.NovaHosts)
     two = world.inventory.get_cell('two').uuid
 
     def names(**which: Any) -> list[str]:
-        return [host.agent.host for host in shown.list_page(**which)]
+        page = pages.Page(limit=which.pop('limit', None), marker=which.pop('marker', None))
+        return [host.agent.host for host in shown.list_page(page, **which)]
 
     assert names(limit=2) == ['a', 'b']
     assert names(limit=2, marker='b') == ['c', 'd']
@@ -95,7 +96,7 @@ def test_hosts_paged_by_state_and_cell(world: World, shown: novahosts.NovaHosts)
 
 
 def test_page_queries_its_hosts_once(shown: novahosts.NovaHosts, loads: list[list[str]]) -> None:
-    assert [host.agent.host for host in shown.list_page(limit=2)] == ['a', 'b']
+    assert [host.agent.host for host in shown.list_page(pages.Page(limit=2))] == ['a', 'b']
     assert loads == [['a', 'b']]
 
 
@@ -109,10 +110,10 @@ def test_filter_queries_each_host_once(
     hosts = _many(world, first, monkeypatch)
     shown = novahosts.NovaHosts(world.inventory, alive)
 
-    assert [host.agent.host for host in shown.list_page(status=DOWN, limit=2)] == ['h8']
+    assert [host.agent.host for host in shown.list_page(pages.Page(limit=2), DOWN)] == ['h8']
     assert loads == [hosts[:4], hosts[4:8], hosts[8:]]
     loads.clear()
-    assert [host.agent.host for host in shown.list_page(status=UP, limit=3)] == hosts[:3]
+    assert [host.agent.host for host in shown.list_page(pages.Page(limit=3), UP)] == hosts[:3]
     assert loads == [hosts[:4]]
 
 

@@ -37,6 +37,8 @@ class FakeReporter:
         self.token_errors: list[Exception] = []
         self.confirmed: list[tuple[str, int]] = []
         self.confirm_errors: list[Exception] = []
+        self.goodbyes: list[tuple[str, str, str]] = []
+        self.goodbye_errors: list[Exception] = []
 
     def register(self, state: model.Json) -> None:
         if self.register_errors:
@@ -77,6 +79,11 @@ class FakeReporter:
         self.confirmed.append((job_id, epoch))
         if self.confirm_errors:
             raise self.confirm_errors.pop(0)
+
+    def goodbye(self, host: str, agent_id: str, boot_id: str) -> None:
+        if self.goodbye_errors:
+            raise self.goodbye_errors.pop(0)
+        self.goodbyes.append((host, agent_id, boot_id))
 
     def get_token(self, job_id: str, epoch: int) -> str | None:
         self.token_calls.append((job_id, epoch))

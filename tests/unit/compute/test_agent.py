@@ -598,3 +598,80 @@ def test_invalid_host_name_error_names_option(host: str, tmp_path: pathlib.Path)
         wiring_compute.new_agent(options)
 
     assert not (tmp_path / 'state').exists()
+
+
+# The goodbye
+
+
+def test_stopping_compute_says_goodbye(
+    compute: agent.ComputeAgent, conductor: FakeReporter
+) -> None:
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+
+    compute.stop()
+
+    assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
+
+
+def test_unregistered_compute_says_no_goodbye(
+    compute: agent.ComputeAgent, conductor: FakeReporter
+) -> None:
+    conductor.register_errors = [exception.CellUnreachable('away')] * 10_000
+    compute.start()
+
+    compute.stop()
+
+    assert conductor.goodbyes == []
+
+
+@pytest.mark.parametrize(
+    ('error', 'warnings'),
+    [
+        (exception.VersionUnsupported('goodbye 1.3 is not supported'), []),
+        (
+            exception.CellUnreachable('no conductor answered'),
+            ['Host h1 stops without a goodbye: no conductor answered'],
+        ),
+        (
+            exception.AgentConflict('it is not registered'),
+            ['Host h1 stops without a goodbye: it is not registered'],
+        ),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_compute_stops_without_goodbye(
+    compute: agent.ComputeAgent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    warnings: list[str],
+) -> None:
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+    conductor.goodbye_errors = [error]
+
+    compute.stop()
+
+    assert not server.serves
+    assert _errors(caplog, logging.WARNING) == warnings
+
+
+def test_silent_conductor_delays_stop_briefly(
+    compute: agent.ComputeAgent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(agent, 'GOODBYE_SECONDS', 0.05)
+    monkeypatch.setattr(conductor, 'goodbye', lambda *_: answered.wait(WAIT_SECONDS))
+    compute.start()
+    assert compute.wait_registered(WAIT_SECONDS)
+
+    compute.stop()
+
+    assert not answered.is_set()
+    assert not server.serves
+    answered.set()

@@ -298,7 +298,7 @@ def test_outcome_during_confirmation_repeated(
     assert driver.asked == ['i1']
 
 
-def test_driver_without_cache_warns_once_unsupported(
+def test_driver_without_cache_is_unsupported(
     conductor: FakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor.current = {'j1': 1, 'j2': 1}
@@ -309,8 +309,10 @@ def test_driver_without_cache_warns_once_unsupported(
 
     expected = model.ImageOutcome('unsupported', 'driver FakeDriver cannot cache images')
     assert outcomes == [expected, expected]
-    assert [record.message for record in caplog.records] == [
-        'Driver FakeDriver cannot cache images'
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text.endswith(': driver FakeDriver cannot cache images') for text in texts] == [
+        True,
+        True,
     ]
 
 
@@ -595,6 +597,12 @@ def test_orders_with_odd_fields_refused(driver: ScriptedDriver, conductor: FakeR
     for value in odd.FLAG:
         with pytest.raises(exception.InvalidInput, match='keep_partial'):
             compute.stop_image(CTXT, 'j1', 1, 'paused', value)
+    for value in (None, 5, [], {}, {'number': 2**40}, {'number': True}):
+        with pytest.raises(exception.InvalidInput, match='change'):
+            compute.change_image(CTXT, 'j1', 1, value)
+    for field, value in (('max_rate_bytes', 0), ('deadline_seconds', 'soon')):
+        with pytest.raises(exception.InvalidInput, match=f'change.{field}'):
+            compute.change_image(CTXT, 'j1', 1, {'number': 1, field: value})
 
 
 # An agent that is not registered for its host

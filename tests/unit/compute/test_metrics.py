@@ -127,9 +127,10 @@ def test_transfer_counts_as_running_until_end(
 def test_cache_size_measured_on_cached_scrape(
     made: registry.CollectorRegistry, clock: Clock
 ) -> None:
-    reports = iter([driver.CacheReport('s', 10, 90), driver.CacheReport('s', 20, 80)])
+    reports = iter([driver.CacheReport('s', 10, 90, 5), driver.CacheReport('s', 20, 80, 5)])
     metrics.ComputeMetrics(made, clock).host('h1', lambda: next(reports))
 
+    assert _value(made, 'reserved_bytes') == 5
     first = _value(made, 'cache_bytes'), _value(made, 'free_bytes')
     clock.now += metrics.REPORTED_FOR_SECONDS
     later = _value(made, 'cache_bytes'), _value(made, 'free_bytes')

@@ -134,6 +134,32 @@ def test_pin_prevents_stop(transport: rpc.Transport) -> None:
         _api(transport, '1.0').stop_image(CTXT, 'h1', 'j1', 1, model.StopWhy.PAUSED)
 
 
+def test_rate_of_waiting_call_changed(transport: rpc.Transport, served: ScriptedDriver) -> None:
+    served.opened.clear()
+    api = _api(transport)
+    with futures.ThreadPoolExecutor(1) as pool:
+        made = pool.submit(api.cache_image, CTXT, 'h1', CALL)
+        assert served.begun.wait(WAIT_SECONDS)
+
+        changed = api.change_image(CTXT, 'h1', 'j1', 1, model.OptionChange(1, 700, 3600.0))
+        stale = api.change_image(CTXT, 'h1', 'j1', 0, model.OptionChange(2, 900))
+
+        served.opened.set()
+        made.result(WAIT_SECONDS)
+    assert (changed, stale) == (True, False)
+    assert served.controls[0].max_rate_bytes == 700
+
+
+def test_older_compute_cannot_change(transport: rpc.Transport, old: OldCompute) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'change_image 1\.5 is not supported'):
+        _api(transport).change_image(CTXT, 'old', 'j1', 1, model.OptionChange(1))
+
+
+def test_pin_prevents_change(transport: rpc.Transport) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.4'):
+        _api(transport, '1.4').change_image(CTXT, 'h1', 'j1', 1, model.OptionChange(1))
+
+
 @pytest.mark.parametrize('is_forgotten', [True, False])
 def test_compute_discards_partial_of_image(
     transport: rpc.Transport, served: ScriptedDriver, is_forgotten: bool

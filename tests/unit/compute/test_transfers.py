@@ -509,3 +509,95 @@ def test_last_attempt_needs_all_jobs(running: transfers.Transfers, call: Call) -
     assert work.control.is_last_attempt
     running.stop()
     assert not work.control.is_last_attempt, 'what is made again could not go on from it'
+
+
+# Changed options
+
+
+def _change(number: int, **options: Any) -> model.OptionChange:
+    return model.OptionChange(number, **options)
+
+
+def test_rate_changed_while_work_continues(running: transfers.Transfers, call: Call) -> None:
+    work = Held()
+    made = call('j1', 1, work, max_rate_bytes=100, is_last_attempt=True)
+
+    assert running.change('j1', 1, _change(1, max_rate_bytes=700))
+    assert (work.control.max_rate_bytes, work.control.is_last_attempt) == (700, True)
+    assert running.change('j1', 1, _change(2))
+    assert work.control.max_rate_bytes is None
+
+    work.opened.set()
+    assert made.result(WAIT_SECONDS) == CACHED
+    assert work.times == 1
+
+
+def test_older_change_ignored(running: transfers.Transfers, call: Call) -> None:
+    work = Held()
+    call('j1', 1, work)
+
+    assert running.change('j1', 1, _change(2, max_rate_bytes=200))
+    assert running.change('j1', 1, _change(1, max_rate_bytes=100))
+
+    assert work.control.max_rate_bytes == 200
+    work.opened.set()
+
+
+@pytest.mark.parametrize(('job_id', 'epoch'), [('j1', 1), ('j1', 3), ('j2', 2)])
+def test_change_of_other_call_refused(
+    running: transfers.Transfers, call: Call, job_id: str, epoch: int
+) -> None:
+    work = Held()
+    call('j1', 2, work, max_rate_bytes=100)
+
+    assert not running.change(job_id, epoch, _change(9, max_rate_bytes=900))
+
+    assert work.control.max_rate_bytes == 100
+    work.opened.set()
+
+
+def test_repeated_call_supersedes_changes(running: transfers.Transfers, call: Call) -> None:
+    work = Held()
+    call('j1', 1, work)
+    running.change('j1', 1, _change(5, max_rate_bytes=500))
+
+    call('j1', 2, work, max_rate_bytes=200)
+    assert work.control.max_rate_bytes == 200
+    assert running.change('j1', 2, _change(1, max_rate_bytes=100))
+
+    assert work.control.max_rate_bytes == 100
+    work.opened.set()
+
+
+def test_shared_transfer_keeps_highest_rate(running: transfers.Transfers, call: Call) -> None:
+    work = Held()
+    call('j1', 1, work, max_rate_bytes=100)
+    call('j2', 1, work, max_rate_bytes=300)
+
+    running.change('j1', 1, _change(1, max_rate_bytes=200))
+    assert work.control.max_rate_bytes == 300
+    running.change('j1', 1, _change(2, max_rate_bytes=400))
+
+    assert work.control.max_rate_bytes == 400
+    work.opened.set()
+
+
+def test_removed_deadline_ends_nothing(running: transfers.Transfers, call: Call) -> None:
+    work = Held()
+    made = call('j1', 1, work, deadline_seconds=3600)
+    [timer] = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+
+    assert running.change('j1', 1, _change(1))
+
+    timer.join(WAIT_SECONDS)
+    assert not timer.is_alive()
+    work.opened.set()
+    assert made.result(WAIT_SECONDS) == CACHED
+
+
+def test_earlier_deadline_ends_work(running: transfers.Transfers, call: Call) -> None:
+    made = call('j1', 1, Held(), deadline_seconds=3600)
+
+    assert running.change('j1', 1, _change(1, deadline_seconds=0))
+
+    assert made.result(WAIT_SECONDS).status == 'expired'

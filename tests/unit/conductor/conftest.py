@@ -37,7 +37,7 @@ Step = Callable[[str, rpcapi.CacheImageCall], model.ImageOutcome | None]
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """An order to a host outside its calls: to stop a job, or to forget an image."""
+    """An order to a host outside its calls: to stop or change a job, or to forget an image."""
 
     host: str
     what: str
@@ -71,6 +71,17 @@ class FakeCompute:
         keep_partial: bool = False,
     ) -> bool:
         return self._tell(Told(host, f'{job_id} {epoch}', why.value, keep_partial))
+
+    def change_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        job_id: str,
+        epoch: int,
+        change: model.OptionChange,
+    ) -> bool:
+        said = f'{change.number} {change.max_rate_bytes} {change.deadline_seconds is not None}'
+        return self._tell(Told(host, f'{job_id} {epoch}', said))
 
     def forget_image(self, ctxt: context.RequestContext, host: str, image_id: str) -> bool:
         return self._tell(Told(host, image_id))
@@ -181,7 +192,7 @@ class Parts:
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
         return self.world.agents.why_down(
-            assignment.seen_at, assignment.assigned_at, assignment.heard
+            assignment.seen_at, assignment.assigned_at, assignment.heard, assignment.stopped_at
         )
 
     def caller(self, conductor: str = 'c1') -> host_worker.HostWorker:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conductors at work: real threads and a real database, and computes behind gates."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from nova_precache import exception, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import dispatcher
 from nova_precache.db import jobs, requests
+from tests.service import wait_until
 from tests.unit.conductor.conftest import REST_SECONDS, WAIT_SECONDS, Parts
 from tests.unit.conftest import CACHED
 
@@ -446,3 +448,31 @@ def test_planner_and_calls_share_stop_timeout(
     assert waited == [0]  # the planner had it all
     answered.set()
     made._planner.join(WAIT_SECONDS)
+
+
+def test_many_hosts_log_few_lines(
+    parts: Parts, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hosts = [f'h{number}' for number in range(200)]
+    for host in hosts:
+        parts.world.living(host)
+    request = parts.world.planned(hosts, ['i1'])
+    refused = model.ImageOutcome('error', 'unsafe image: x')
+    for host in hosts[:50]:
+        parts.compute.script(host, 'i1', parts.compute.answers(refused))
+    for host in hosts[50:100]:
+        parts.compute.script(host, 'i1', parts.compute.fails(exception.PrecacheError('odd')))
+
+    running.start(limit=8)
+    parts.compute.wait_called(len(hosts))
+    wait_until(
+        lambda: 'queued' not in parts.world.requests.get(request.id).counts, 'all were called'
+    )
+    parts.steering.cancel(request.id)  # those that wait for another attempt
+    wait_until(lambda: parts.world.status(request) == 'cancelled', 'it has ended')
+
+    lines = [r for r in caplog.records if r.name.startswith('nova_precache')]
+    assert len(lines) <= 2 * len(hosts) + 10
+    assert sum(r.levelno >= logging.WARNING for r in lines) <= 50 + 10
+    assert [r for r in lines if r.exc_info] == []

@@ -306,6 +306,33 @@ def test_down_host_not_called(parts: Parts) -> None:
     assert task.reason.startswith('host down: last report at')
 
 
+def test_stopped_host_not_called(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1'])
+    parts.world.stopped('h1')
+
+    parts.serve()
+
+    assert parts.compute.calls == []
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('retry_wait', 1)
+    assert (task.reason or '').startswith('host down: stopped at 2')
+
+
+def test_stopped_host_is_waited_for(parts: Parts) -> None:
+    waiting = model.RequestOptions(deadline=_in_an_hour(), wait_for_down_hosts=True)
+    request = parts.world.planned(['h1'], ['i1'], options=waiting)
+    parts.world.stopped('h1')
+    parts.serve()
+    task = _task(parts, request)
+    assert (task.status, task.attempts) == ('retry_wait', 0)
+
+    parts.world.living('h1')
+    parts.helm().run_once()
+    parts.serve()
+
+    assert _task(parts, request).status == 'cached'
+
+
 def test_dead_cell_fails_all_due_jobs(parts: Parts) -> None:
     request = parts.world.planned(['h1', 'h2', 'h3'], ['i1'])
     unreachable = parts.compute.fails(exception.CellUnreachable('no route to host'))

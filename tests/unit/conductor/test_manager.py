@@ -619,3 +619,63 @@ def test_ping_and_report_mark_cell_heard(
     noting.write_states()
 
     assert heard == [world.cell.uuid] * 2
+
+
+# The goodbye of a compute
+
+
+def _goodbye(endpoint: manager.CellEndpoint, **changed: Any) -> None:
+    told = {name: STATE[name] for name in ('host', 'agent_id', 'boot_id')}
+    endpoint.goodbye(CTXT, **{**told, **changed}, mood='fine')
+
+
+def test_goodbye_takes_host_down(
+    world: World, endpoint: manager.CellEndpoint, reports: report_buffer.ReportBuffer
+) -> None:
+    endpoint.register(CTXT, STATE)
+    endpoint.report_state(CTXT, STATE)
+
+    _goodbye(endpoint)
+    reports.write_states()
+
+    assert world.agents.down(['h1'])['h1'].startswith('host down: stopped at')
+
+
+@pytest.mark.parametrize(
+    ('changed', 'error'),
+    [
+        ({'agent_id': 'agent-2'}, 'Agent agent-2 is not registered for host h1'),
+        ({'boot_id': 'boot-2'}, 'Agent agent-1 is not registered for host h1'),
+        ({'boot_id': None}, 'Agent agent-1 is not registered for host h1'),
+        ({'host': 'h2'}, 'Agent agent-1 is not registered for host h2'),
+        ({'host': ['h1']}, 'host: '),
+        ({'agent_id': None}, 'agent_id: '),
+        ({'boot_id': 5}, 'boot_id: '),
+        ({'boot_id': 'x' * 100}, 'boot_id: '),
+    ],
+    ids=str,
+)
+def test_false_goodbye_changes_nothing(
+    world: World, endpoint: manager.CellEndpoint, changed: dict[str, Any], error: str
+) -> None:
+    endpoint.register(CTXT, STATE)
+
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        _goodbye(endpoint, **changed)
+
+    assert error in str(answered.value.exc_info[1])
+    assert world.agents.down(['h1']) == {}
+
+
+def test_goodbye_from_other_cell_refused(
+    world: World,
+    endpoint: manager.CellEndpoint,
+    endpoint_of: Callable[[str], manager.CellEndpoint],
+) -> None:
+    endpoint.register(CTXT, STATE)
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+
+    with pytest.raises(oslo_messaging.ExpectedException):
+        _goodbye(endpoint_of(other.uuid))
+
+    assert world.agents.down(['h1']) == {}

@@ -50,6 +50,19 @@ def test_outcomes_counted_by_status(made: registry.CollectorRegistry) -> None:
     assert _value(made, 'task_outcomes_total', status='error') == 1
 
 
+def test_failures_counted_by_kind(made: registry.CollectorRegistry) -> None:
+    counters = metrics.Counters(made)
+    assert _value(made, 'task_failures_total', kind='disk_full') == 0  # before the first failure
+
+    counters.ended(2, model.ImageOutcome('error', 'needs 10 bytes (including 0 reserved), 7 free'))
+    counters.ended(1, model.ImageOutcome('error', 'a new kind'))
+    counters.ended(1, model.ImageOutcome('cancelled', 'the request was cancelled'))
+
+    assert _value(made, 'task_failures_total', kind='disk_full') == 2
+    assert _value(made, 'task_failures_total', kind='other') == 1
+    assert _value(made, 'task_failures_total', kind='cancelled') == 0
+
+
 def test_unknown_statuses_add_no_labels(made: registry.CollectorRegistry) -> None:
     counters = metrics.Counters(made)
 

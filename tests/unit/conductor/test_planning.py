@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -10,12 +11,13 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.conductor import planner
+from nova_precache.conductor import planner, planning
 from nova_precache.db import requests
 from nova_precache.db.engine import models
 from nova_precache.db.request import plan as request_plan
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
 
 @dataclasses.dataclass
@@ -256,15 +258,40 @@ def test_unplannable_request_does_not_block_others(
         return show(image_id)
 
     monkeypatch.setattr(parts.images, 'show', show_or_fail)
-    planning = parts.planning()
+    plans = parts.planning()
 
     with caplog.at_level(logging.WARNING):
-        assert [planning.plan_next() for _ in range(3)] == [True, True, False]
+        assert [plans.plan_next() for _ in range(3)] == [True, True, False]
 
     assert parts.world.status(bad.request) == 'accepted'
     assert parts.world.status(good.request) == 'planned'
     assert f'Planning of request {bad.request.id} is postponed' in caplog.text
     assert len([record for record in caplog.records if record.exc_info]) == traces
+
+
+def test_silent_glance_is_reason_meanwhile(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, 'NOTE_SECONDS', 0.01)
+    asked = [_ask(parts, ['h1']).request.id, _ask(parts, ['h2']).request.id]
+    answers, show = threading.Event(), parts.images.show
+
+    def show_later(image_id: str) -> model.Image:
+        answers.wait(TIMEOUT_SECONDS)
+        return show(image_id)
+
+    def reasons() -> set[str | None]:
+        return {parts.world.requests.get(request_id).reason for request_id in asked}
+
+    monkeypatch.setattr(parts.images, 'show', show_later)
+    waits = threading.Thread(target=parts.planning().plan_next)
+    waits.start()
+    try:
+        wait_until(lambda: reasons() == {'no answer from Glance for 0 s'}, 'both have the reason')
+    finally:
+        answers.set()
+        waits.join()
+
+    assert parts.planning().plan_next()
+    assert reasons() == {None}
 
 
 def test_planner_without_lease_writes_nothing(parts: Parts) -> None:

@@ -50,10 +50,12 @@ def test_flooding_cell_costs_other_cell_nothing(
     for number in range(50):
         reports.add_state(model.Agent(f'h{number}', 'made-up', 'another-cell'))
     reports.add_state(_agent(world, 'h1', 'agent-h1', 5))
+    assert (reports.sizes(), reports.dropped) == ({'state': 4, 'progress': 0, 'images': 0}, 47)
     reports.write_states()
 
     assert world.agents.get(['h1'])['h1'].free_bytes == 5
     assert len(refused) == 3
+    assert reports.sizes()['state'] == 0
 
 
 def test_unrecorded_reports_leave_cell_unheard(

@@ -103,6 +103,9 @@ class Conductor(rpc.Endpoint, version=rpcapi.VERSION):
     def report_progress(self, ctxt: context.RequestContext, **told: Any) -> None:
         self.told.put(told)
 
+    def goodbye(self, ctxt: context.RequestContext, **told: Any) -> None:
+        self.told.put(told)
+
     @rpc.refuses(exception.TokenRefused)
     def get_token(self, ctxt: context.RequestContext, **told: Any) -> str:
         if self.refusal is not None:
@@ -207,8 +210,27 @@ def test_token_refusal_reason_reaches_compute(
     assert not [each for each in caplog.records if each.exc_info]
 
 
+def test_goodbye_names_boot(transport: rpc.Transport, conductor: Conductor) -> None:
+    _reporter(transport).goodbye('h1', 'agent-1', 'boot-1')
+
+    told = conductor.told.get(timeout=WAIT_SECONDS)
+    assert told == {'host': 'h1', 'agent_id': 'agent-1', 'boot_id': 'boot-1'}
+
+
+def test_older_conductor_gets_no_goodbye(transport: rpc.Transport) -> None:
+    server = rpc.Server(transport, rpcapi.TOPIC, 'old', [OldConductor()])
+    server.start()
+    with pytest.raises(exception.VersionUnsupported, match='goodbye'):
+        _reporter(transport).goodbye('h1', 'agent-1', 'boot-1')
+    with pytest.raises(exception.VersionUnsupported, match=r'above the pinned version 1\.2'):
+        _reporter(transport, '1.2').goodbye('h1', 'agent-1', 'boot-1')
+    server.stop()
+
+
 class OldConductor(Conductor, version=rpcapi.OLDEST_VERSION):
     """A conductor that serves the methods of the first release, and records its calls."""
+
+    goodbye = None  # type: ignore[assignment]
 
     def ping(self, ctxt: context.RequestContext) -> None:  # type: ignore[override]
         self.told.put({'ping': True})

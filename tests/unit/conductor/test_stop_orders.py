@@ -2,8 +2,11 @@
 """Orders to computes outside their calls, and the effect of each answer and silence."""
 
 import dataclasses
+import datetime
+import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from nova_precache.db import jobs
 from tests.service import wait_until
 from tests.unit.conductor.conftest import REST_SECONDS, WAIT_SECONDS, Parts, Told
 from tests.unit.conftest import CACHED
+
+FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keeps it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,8 @@ def _look(
 ) -> None:
     """Look once, and wait until all orders have been sent."""
     (what or tell.stop_transfers)()
-    wait_until(lambda: not tell._stops._running | tell._discards._running, 'all was told')
+    pools = (tell._stops, tell._changes, tell._discards)
+    wait_until(lambda: not any(pool._running for pool in pools), 'all was told')
 
 
 # Jobs to stop
@@ -332,3 +338,79 @@ def test_unreachable_host_gets_order_later(
 
     assert len(parts.compute.told) == 2
     assert parts.steering.discards(10) == []
+
+
+# Changed options
+
+
+def _changed(parts: Parts, **asked: Any) -> Running:
+    running = _run(parts)
+    parts.steering.change(running.request.id, model.RequestChange(**asked))
+    return running
+
+
+def test_changed_options_sent_once(parts: Parts, tell: stop_orders.StopOrders) -> None:
+    running = _changed(parts, max_rate_bytes=700, deadline=FAR_AHEAD)
+
+    assert tell.change_transfers()
+    _look(parts, tell, tell.change_transfers)
+
+    assert parts.compute.told == [Told('h1', running.order, '1 700 True')]
+    assert not tell.change_transfers()
+
+
+def test_later_change_sent_again(parts: Parts, tell: stop_orders.StopOrders) -> None:
+    running = _changed(parts, max_rate_bytes=700)
+    _look(parts, tell, tell.change_transfers)
+
+    parts.steering.change(running.request.id, {'max_rate_bytes': None})
+    _look(parts, tell, tell.change_transfers)
+
+    assert [told.why for told in parts.compute.told] == ['1 700 False', '2 None False']
+
+
+def test_change_repeated_until_call_runs(parts: Parts, tell: stop_orders.StopOrders) -> None:
+    _changed(parts, max_rate_bytes=700)
+    _answers(parts, 'h1', False)
+    _look(parts, tell, tell.change_transfers)
+    _answers(parts, 'h1', True)
+    parts.now[0] += stop_orders.UNANSWERED_SECONDS + 1
+
+    _look(parts, tell, tell.change_transfers)
+
+    assert len(parts.compute.told) == 2
+    assert not tell.change_transfers()
+
+
+def test_change_of_older_compute_given_up(
+    parts: Parts, tell: stop_orders.StopOrders, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = _changed(parts, max_rate_bytes=700)
+    _answers(parts, 'h1', exception.VersionUnsupported('change_image 1.5 is not supported'))
+
+    with caplog.at_level(logging.INFO):
+        _look(parts, tell, tell.change_transfers)
+
+    assert not tell.change_transfers()
+    assert (
+        f'Job {running.assigned.job_id} of host h1 keeps the rate and deadline of its call until '
+        'it ends: change_image 1.5 is not supported'
+    ) in caplog.messages
+
+
+def test_down_host_not_sent_changes(parts: Parts, tell: stop_orders.StopOrders) -> None:
+    _changed(parts, max_rate_bytes=700)
+    parts.world.dead('h1')
+
+    assert not tell.change_transfers()
+    assert parts.compute.told == []
+
+
+def test_next_call_has_changed_options(parts: Parts, tell: stop_orders.StopOrders) -> None:
+    running = _changed(parts, max_rate_bytes=700)
+
+    again = parts.world.jobs.assign_again('c1', running.assigned)
+
+    assert again is not None
+    assert again.terms.max_rate_bytes == 700
+    assert not tell.change_transfers()

@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+import logging
 
 import pytest
 
@@ -230,3 +231,84 @@ def test_request_without_guards_checked_once(parts: Parts, monkeypatch: pytest.M
         _attempt(parts, CACHED)
 
     assert looked == [request.id]
+
+
+# The log
+
+
+def _logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == tracker.__name__]
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'level', 'text'),
+    [
+        (
+            dataclasses.replace(CACHED, seconds=2.0),
+            'INFO',
+            'cached, 100 bytes in 2.0 s (50 bytes/s)',
+        ),
+        (
+            model.ImageOutcome('error', 'unsafe image: x'),
+            'WARNING',
+            'error, 0 bytes: unsafe image: x',
+        ),
+        (
+            model.ImageOutcome('unsupported', 'no cache'),
+            'WARNING',
+            'unsupported, 0 bytes: no cache',
+        ),
+    ],
+)
+def test_end_of_job_has_one_line(
+    parts: Parts,
+    caplog: pytest.LogCaptureFixture,
+    outcome: model.ImageOutcome,
+    level: str,
+    text: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    request = parts.world.planned(['h1'], ['i1'])
+
+    assigned = _attempt(parts, outcome)
+    parts.tracker.attempted(assigned, outcome)  # it comes late
+
+    job = f'Job {assigned.job_id} (image i1 on host h1), attempt 1 ended for request {request.id}'
+    assert [line for line in _logged(caplog) if line[1].startswith('Job ')] == [
+        (level, f'{job}: {text}')
+    ]
+
+
+def test_many_requests_of_job_abbreviated(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ids = sorted(parts.world.planned(['h1'], ['i1']).id for _ in range(5))
+
+    _attempt(parts, CACHED)
+
+    [line] = [text for _, text in _logged(caplog) if text.startswith('Job ')]
+    assert f'for request {", ".join(ids[:3])} and 2 more: cached' in line
+
+
+def test_retried_failure_is_info(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    parts.world.planned(['h1'], ['i1'])
+
+    _attempt(parts, BROKEN)
+
+    [(level, text)] = _logged(caplog)
+    assert (level, text.endswith('attempt 1: the line is dead; next attempt in 10 s')) == (
+        'INFO',
+        True,
+    )
+
+
+def test_failed_request_warns_with_summary(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    request = parts.world.planned(['h1'], ['i1'])
+
+    _attempt(parts, model.ImageOutcome('error', 'unsafe image: x'))
+
+    assert _logged(caplog)[-1] == (
+        'WARNING',
+        f"Request {request.id} is failed: {{'error': 1}}, 1 of 1 copies failed: 1 × unsafe image",  # noqa: RUF001
+    )

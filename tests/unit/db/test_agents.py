@@ -3,11 +3,15 @@
 
 import dataclasses
 import datetime
+import re
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db.engine import models
+from nova_precache.db import host_removal, pages, statistics
+from nova_precache.db.engine import models, session
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
 
 AGENT = model.Agent(
@@ -147,8 +151,8 @@ def test_agents_come_in_pages(world: World) -> None:
     for number in range(5):
         world.agents.register(dataclasses.replace(AGENT, host=f'host{number}'))
 
-    first = world.agents.list_page(limit=3)
-    second = world.agents.list_page(limit=3, marker=first[-1].agent.host)
+    first = world.agents.list_page(pages.Page(limit=3))
+    second = world.agents.list_page(pages.Page(limit=3, marker=first[-1].agent.host))
 
     assert [host.agent.host for host in (*first, *second)] == [f'host{n}' for n in range(5)]
     assert len(first) == 3
@@ -362,3 +366,108 @@ def test_stopping_job_survives_name_takeover(world: World) -> None:
 
     [order] = world.steering.stop_orders()
     assert (order.job_id, order.epoch) == (begun.job_id, begun.epoch)
+
+
+# An agent that stops cleanly
+
+
+def _stop(world: World, agent: model.Agent = AGENT) -> None:
+    world.agents.stop(agent.host, agent.agent_id, agent.cell_uuid, agent.boot_id)
+
+
+def test_stopped_host_is_down_everywhere(world: World) -> None:
+    world.agents.register(AGENT)
+    world.hears('cell-1')  # only now: its silence could not be judged
+
+    _stop(world)
+
+    why = world.agents.down(['host1'])['host1']
+    assert re.fullmatch(r'host down: stopped at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', why)
+    shown = world.agents.look(['host1'])['host1']
+    assert (shown.status, shown.reason) == ('down', why)
+    for status, hosts in (('down', ['host1']), ('up', []), ('unknown', [])):
+        listed = world.agents.list_page(status=model.HostStatus(status))
+        assert [each.agent.host for each in listed] == hosts
+    assert statistics.Statistics(world.database, DOWN_SECONDS).hosts() == {
+        'cell-1': statistics.HostCount(up=0, down=1)
+    }
+
+
+def test_late_report_leaves_host_down(world: World) -> None:
+    world.agents.register(AGENT)
+    _stop(world)
+
+    assert world.agents.report([dataclasses.replace(AGENT, version='9.9')]) == []
+
+    assert 'stopped at' in world.agents.down(['host1'])['host1']
+    assert world.agents.get(['host1'])['host1'].version == '1.2'
+
+
+def test_registration_brings_host_back(world: World) -> None:
+    world.agents.register(AGENT)
+    _stop(world)
+
+    world.agents.register(dataclasses.replace(AGENT, boot_id='boot-9'))
+
+    assert world.agents.down(['host1']) == {}
+    assert world.agents.get(['host1'])['host1'].stopped_at is None
+
+
+def test_older_conductor_brings_host_back(world: World) -> None:
+    world.agents.register(AGENT)
+    _stop(world)
+
+    # It does not know the column, but records the start.
+    started = sa.update(models.Agent).values(started_at=session.database_now(), boot_id='boot-9')
+    world.database.write(lambda writer: writer.execute(started))
+    world.agents.report([dataclasses.replace(AGENT, boot_id='boot-9')])
+
+    assert world.agents.down(['host1']) == {}
+    assert world.agents.look(['host1'])['host1'].status == 'up'
+
+
+def test_restored_goodbye_is_corrected(world: World) -> None:
+    world.agents.register(AGENT)
+    _stop(world)
+    later = dataclasses.replace(AGENT, boot_id='boot-9')
+
+    assert world.agents.report([later]) == [later]  # so it has to register
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {'agent_id': 'agent-2'},
+        {'cell_uuid': 'cell-2'},
+        {'boot_id': 'boot-9'},
+        {'boot_id': None},
+        {'host': 'host2'},
+    ],
+    ids=str,
+)
+def test_goodbye_of_other_agent_refused(world: World, changed: dict[str, Any]) -> None:
+    world.agents.register(AGENT)
+
+    with pytest.raises(exception.AgentConflict, match='is not registered for host'):
+        _stop(world, dataclasses.replace(AGENT, **changed))
+
+    assert world.agents.down(['host1']) == {}
+
+
+def test_name_of_stopped_agent_is_free(world: World) -> None:
+    world.agents.register(AGENT)
+    _stop(world)
+
+    world.agents.register(OTHER)
+
+    assert world.agents.get(['host1'])['host1'].agent_id == 'agent-2'
+    assert world.agents.down(['host1']) == {}
+
+
+def test_stopped_host_can_be_removed(world: World) -> None:
+    world.agents.register(AGENT)
+    _stop(world)
+
+    host_removal.Departures(world.database, DOWN_SECONDS).forget('host1')
+
+    assert world.agents.list() == []

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import caches
+from nova_precache.db import caches, pages
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import LONG_AGO, World
 
@@ -179,12 +179,12 @@ def test_files_of_host_come_in_pages(store: caches.Caches) -> None:
     store.record([caches.Report('h1', [file(f'i{n}') for n in range(1, 6)], full=True)])
     store.record([caches.Report('h2', [file('i6')], full=True)])
 
-    pages, marker = [], None
-    while page := [each.name for each in store.of_host('h1', 2, marker)]:
-        pages.append(page)
+    found, marker = [], None
+    while page := [each.name for each in store.of_host('h1', pages.Page((), 2, marker))]:
+        found.append(page)
         marker = page[-1]
 
-    assert pages == [names[:2], names[2:4], names[4:]]
+    assert found == [names[:2], names[2:4], names[4:]]
 
 
 def test_hosts_of_image_come_in_pages(store: caches.Caches) -> None:
@@ -192,8 +192,8 @@ def test_hosts_of_image_come_in_pages(store: caches.Caches) -> None:
         store.record([caches.Report(f'h{number}', [file('i1', number), file('i2')], full=True)])
     store.record([caches.Report('without', [file('i2')], full=True)])
 
-    first = store.hosts_of('i1', 3)
-    second = store.hosts_of('i1', 3, first[-1].host)
+    first = store.hosts_of('i1', pages.Page((), 3))
+    second = store.hosts_of('i1', pages.Page((), 3, first[-1].host))
 
     assert [(each.host, each.size_bytes) for each in (*first, *second)] == [
         (f'h{number}', number) for number in range(5)

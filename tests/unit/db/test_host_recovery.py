@@ -44,6 +44,16 @@ def test_reporting_host_makes_job_due(
     assert returned.hasten() == 0
 
 
+def test_job_of_stopped_host_waits(world: World, returned: host_recovery.AgentHostRecovery) -> None:
+    _waits(world, 'h1')
+    world.stopped('h1')
+
+    assert returned.hasten() == 0
+
+    world.living('h1')
+    assert returned.hasten() == 1
+
+
 def test_job_with_other_wait_reason_waits(
     world: World, returned: host_recovery.AgentHostRecovery
 ) -> None:

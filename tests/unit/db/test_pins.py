@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins are found again, end once, and have one keeper at a time."""
 
+import dataclasses
 import datetime
 import uuid
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.db import pins
+from nova_precache.db import pages, pins
 from nova_precache.db.engine import models
 from nova_precache.db.request import queries
 from tests.unit.conftest import LONG_AGO, World
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.usefixtures('handmade_rows')
 @pytest.fixture
 def store(world: World) -> pins.Pins:
     return pins.Pins(world.database)
+
+
+def _newest(**fields: Any) -> pages.Page:
+    return dataclasses.replace(pins.NEWEST, **fields)
 
 
 def _create(store: pins.Pins, images: Sequence[str] = ('i1',), **fields: Any) -> model.Pin:
@@ -91,10 +96,10 @@ def test_pin_of_other_project_not_found(store: pins.Pins) -> None:
 def test_pins_paged_newest_first(store: pins.Pins) -> None:
     first, second, third = (_create(store).id for _ in range(3))
 
-    assert [pin.id for pin in store.list(limit=2)] == [third, second]
-    assert [pin.id for pin in store.list(limit=2, marker=second)] == [first]
-    with pytest.raises(exception.PinNotFound):
-        store.list(marker='unknown')
+    assert [pin.id for pin in store.list(page=_newest(limit=2))] == [third, second]
+    assert [pin.id for pin in store.list(page=_newest(limit=2, marker=second))] == [first]
+    with pytest.raises(exception.InvalidMarker):
+        store.list(page=_newest(marker='unknown'))
 
 
 def test_pins_filtered_by_project_status_aggregate(store: pins.Pins) -> None:

@@ -12,13 +12,17 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import jobs as db_jobs, requests
+from nova_precache.db import jobs as db_jobs, pages, requests
 from nova_precache.db.engine import models
-from nova_precache.db.request import plan as request_plan, queries
+from nova_precache.db.request import completion, plan as request_plan, queries
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 
 EAST = datetime.timezone(datetime.timedelta(hours=2))
 FOREVER = datetime.datetime(9999, 1, 1)  # noqa: DTZ001 - as the database keeps it
+
+
+def _newest(**fields: Any) -> pages.Page:
+    return dataclasses.replace(requests.NEWEST, **fields)
 
 
 def _expire_planning(world: World, request: model.CacheRequest) -> None:
@@ -453,8 +457,10 @@ def test_unplanned_request_does_not_end(world: World) -> None:
 def test_requests_paged_newest_first(world: World) -> None:
     asked = [world.accept(['h1'], ['i1']).id for _ in range(5)]
 
-    first = [request.id for request in world.requests.list(limit=2)]
-    second = [request.id for request in world.requests.list(limit=10, marker=first[-1])]
+    first = [request.id for request in world.requests.list(page=_newest(limit=2))]
+    second = [
+        request.id for request in world.requests.list(page=_newest(limit=10, marker=first[-1]))
+    ]
 
     assert first + second == asked[::-1]
 
@@ -471,8 +477,8 @@ def test_requests_filtered_by_project_and_status(world: World) -> None:
     assert ids() == [other.id, open_.id, done.id]
     assert ids(project_id='p1') == [open_.id, done.id]
     assert ids(project_id='p1', status='completed') == [done.id]
-    with pytest.raises(exception.RequestNotFound):
-        world.requests.list(requests.RequestFilter(project_id='p1'), marker=other.id)
+    with pytest.raises(exception.InvalidMarker):
+        world.requests.list(requests.RequestFilter(project_id='p1'), _newest(marker=other.id))
 
 
 def test_requests_filtered_by_target(world: World) -> None:
@@ -499,21 +505,18 @@ def test_requests_paged_by_any_key(world: World, sort_key: str, descending: bool
     done = world.planned([], ['i1'], priority=9)
     world.requests.complete(done.id)
 
-    in_order = world.requests.list(None, sort_key, descending)
+    sort = [model.SortKey(sort_key, descending)]
+
+    in_order = world.requests.list(page=pages.Page(sort))
     paged: list[str] = []
     while page := world.requests.list(
-        None, sort_key, descending, limit=2, marker=paged[-1] if paged else None
+        page=pages.Page(sort, limit=2, marker=paged[-1] if paged else None)
     ):
         paged += [request.id for request in page]
 
     assert paged == [request.id for request in in_order]
     keys = [getattr(request, sort_key) or FOREVER for request in in_order]
     assert keys == sorted(keys, reverse=descending)
-
-
-def test_requests_not_matched_by_absent_values(world: World) -> None:
-    with pytest.raises(exception.InvalidInput, match='sort_key: colour is not one of created_at'):
-        world.requests.list(sort_key='colour')
 
 
 def test_tasks_filtered_by_host_image_status(world: World) -> None:
@@ -646,3 +649,72 @@ def test_postponed_request_shows_reason_until_planned(world: World) -> None:
     assert world.requests.mark_planned(request.id, PLANNER)
 
     assert world.requests.get(request.id).reason is None
+
+
+# Why it did not succeed
+
+
+def test_ended_request_sums_up_failures(world: World) -> None:
+    request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+    _finish_all(
+        world,
+        CACHED,
+        model.ImageOutcome('error', 'needs 10 bytes (including 0 reserved), 7 free'),
+        model.ImageOutcome('error', 'needs 20 bytes (including 0 reserved), 9 free'),
+    )
+
+    assert world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert (ended.status, ended.reason) == (
+        'partial',
+        '2 of 3 copies failed: 2 × not enough disk space',  # noqa: RUF001
+    )
+
+
+def test_completed_request_has_no_reason(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, CACHED)
+
+    assert world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert (ended.status, ended.reason) == ('completed', None)
+
+
+def test_retry_forgets_earlier_summary(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, model.ImageOutcome('error', 'unsafe image: x'))
+    assert world.requests.complete(request.id)
+    assert world.requests.get(request.id).reason == (
+        '1 of 1 copies failed: 1 × unsafe image'  # noqa: RUF001
+    )
+
+    assert world.steering.retry(request.id).reason is None
+
+
+@pytest.mark.parametrize(
+    ('hosts', 'reason'),
+    [(['h1', 'h2'], '2 of 2 copies cancelled'), (None, 'cancelled before it was planned')],
+)
+def test_cancelled_request_has_reason(world: World, hosts: list[str] | None, reason: str) -> None:
+    request = world.accept(['h1'], ['i1']) if hosts is None else world.planned(hosts, ['i1'])
+    world.steering.cancel(request.id)
+
+    world.requests.complete(request.id)
+
+    ended = world.requests.get(request.id)
+    assert (ended.status, ended.reason) == ('cancelled', reason)
+
+
+def test_many_reasons_need_few_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, 'MOST_REASONS', 2)
+    request = world.planned([f'h{n}' for n in range(5)], ['i1'])
+    outcomes = [model.ImageOutcome('error', f'unsafe image: {word}') for word in 'abcde']
+    _finish_all(world, *outcomes)
+
+    assert world.requests.complete(request.id)
+
+    assert world.requests.get(request.id).reason == (
+        '5 of 5 copies failed: 3 × other reasons, 2 × unsafe image'  # noqa: RUF001
+    )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts of the service's objects, by the database."""
 
+import datetime
+
 import sqlalchemy as sa
 
 from nova_precache.db import statistics
 from nova_precache.db.engine import models
-from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, World
+from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, GAP_SECONDS, WAIT_SECONDS, World
 
 
 def _census(world: World) -> statistics.Statistics:
@@ -89,3 +91,30 @@ def test_statement_count_is_constant(world: World) -> None:
     _census(world).take()
 
     assert len(statements) == few
+
+
+def test_age_is_of_oldest_ready_job(world: World) -> None:
+    world.planned(['h1', 'h2', 'h3'], ['i1'])
+    assert 0 <= _census(world).take().oldest_ready_seconds < WAIT_SECONDS
+    held, ready, _ = [job.uuid for job in world.all_jobs()]
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    for job, hours in ((held, 5), (ready, 2)):
+        earlier = now - datetime.timedelta(hours=hours)
+        world.change(models.Job, models.Job.uuid == job, created_at=earlier)
+    world.change(models.Job, models.Job.uuid == held, ready=False)
+
+    seconds = _census(world).take().oldest_ready_seconds
+
+    assert 2 * 3600 - 1 <= seconds < 2 * 3600 + WAIT_SECONDS
+
+
+def test_silence_counted_by_cell(world: World) -> None:
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+    world.hears(world.cell.uuid, other.uuid)
+    world.pass_time(500)
+    world.hears(other.uuid)
+
+    silent = _census(world).take().silent_seconds
+
+    assert silent[world.cell.uuid] >= 500 - GAP_SECONDS
+    assert silent[other.uuid] == 0

@@ -22,6 +22,7 @@ from keystoneauth1.identity import v3
 
 from nova_precache import conf as precache_conf, context, exception
 from nova_precache.image import glance, service
+from nova_precache.wiring import images as wiring_images
 from tests.scripted_server import Answer, Server, serving
 
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
@@ -671,6 +672,37 @@ def test_refusal_without_fresh_token_ends_download(server: Server) -> None:
     with pytest.raises(exception.ImageUnauthorized):
         read(with_token(server, 'first', lambda: None))
     assert len(server.requests) == 1
+
+
+def _service_with_credentials(url: str, path: pathlib.Path) -> glance.GlanceImageService:
+    """Return a conductor's image service that logs in at a Keystone under the same URL."""
+    path.write_text(
+        f"""[glance]
+endpoint_override = {url}
+auth_type = v3password
+auth_url = {url}/v3
+username = precacher
+password = wrong-secret
+project_name = service
+user_domain_name = Default
+project_domain_name = Default
+"""
+    )
+    return wiring_images.of_service(precache_conf.new(config_files=[str(path)]))
+
+
+def test_refused_login_names_user_once(
+    server: Server, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = _service_with_credentials(server.url, tmp_path / 'conductor.conf')
+    why = 'Keystone refuses the password of [glance] username precacher'
+    for use in (lambda: own.show(IMAGE_ID), own.token, lambda: read(own)):
+        server.answers = [Answer(401)]
+        with pytest.raises(exception.CredentialsRefused) as refused:
+            use()
+        assert str(refused.value) == why
+
+    assert caplog.messages == [f'Image service of [glance] is unavailable: {why}']
 
 
 def test_token_is_never_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -179,7 +179,7 @@ def _handler(wire: Wire) -> type[http.server.BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_DELETE = _serve  # noqa: N815 the library's names
+        do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 the library's names
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -81,3 +81,21 @@ def test_invalid_time_refused_by_name(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as refused:
         arguments.parse_time(text)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize(('text', 'number'), [('90', 90), ('90s', 90), ('1h30m', 5400)])
+def test_timeout_is_seconds_or_duration(text: str, number: float) -> None:
+    assert arguments.seconds(text) == number
+
+
+@pytest.mark.parametrize('text', ['', 'soon', '0', '-5', '-1h', '9' * 40])
+def test_invalid_timeout_refused_by_name(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}'"):
+        arguments.seconds(text)
+
+
+def test_sort_has_direction_for_each() -> None:
+    parser = argparse.ArgumentParser()
+    arguments.add_sort(parser, ['host', 'status'])
+
+    assert parser.parse_args(['--sort', 'status:desc,host']).sort == 'status:desc,host:asc'

@@ -3,6 +3,7 @@
 
 import csv
 import io
+import json
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ PIN = {
     'description': 'golden',
     'coverage': {'wanted': 4, 'cached': 3},
 }
+PROJECT = '6a1f0c9e4b7d42f5a8e3c0d1b2f39475'
 ESTIMATED_HOST = {
     'host': 'c1',
     'cell': 'cell1',
@@ -172,7 +174,7 @@ def test_list_sends_filters(wire: Wire, openstack: OpenStack) -> None:
 
     said = openstack(
         *('precache', 'list', '--status', 'failed', '--aggregate', 'edge', '--image', IMAGE_ID),
-        *('--since', '2026-01-01', '--sort-key', 'priority', '--sort-dir', 'asc'),
+        *('--since', '2026-01-01', '--sort', 'priority:desc,created_at', '--project', PROJECT),
         *('--marker', 'm', '--pin', 'p'),
     )
 
@@ -183,8 +185,8 @@ def test_list_sends_filters(wire: Wire, openstack: OpenStack) -> None:
             'aggregate': 'edge',
             'image': IMAGE_ID,
             'since': '2026-01-01T00:00:00Z',
-            'sort_key': 'priority',
-            'sort_dir': 'asc',
+            'sort': 'priority:desc,created_at:asc',
+            'project_id': PROJECT,
             'marker': 'm',
             'pin': 'p',
         }
@@ -233,6 +235,7 @@ def test_named_host_request_listed(wire: Wire, openstack: OpenStack) -> None:
         (('pause',), {'pause': None}),
         (('resume',), {'resume': None}),
         (('retry',), {'retry': None}),
+        (('retry', '--host', 'c1', '--host', 'c2'), {'retry': {'hosts': ['c1', 'c2']}}),
         (
             ('retry', '--deadline', '2026-05-02'),
             {'retry': {'deadline': '2026-05-02T00:00:00Z'}},
@@ -249,6 +252,97 @@ def test_action_sent_and_request_shown(
 
     assert said.json['status'] == 'cancelling'
     assert wire.bodies('POST', path) == [body]
+
+
+def test_action_attempted_for_each_request(wire: Wire, openstack: OpenStack) -> None:
+    gone = fault(404, 'itemNotFound', 'Request b could not be found.')
+    ended = fault(409, 'conflict', 'It has ended.')
+    for request_id, answer in (('a', None), ('b', gone), ('c', ended), ('d', None)):
+        accepted = (202, {'request': request(id=request_id, status='paused')})
+        wire.answer('POST', f'/v1/requests/{request_id}/action', answer or accepted)
+
+    said = openstack('precache', 'pause', 'a', 'b', 'c', 'd', 'a', '-f', 'json')
+
+    assert said.status == 1
+    assert json.loads(said.out) == {'a': 'paused', 'd': 'paused'}
+    assert said.err.splitlines() == ['Request b could not be found.', 'c: It has ended.']
+    assert [asked.path.split('/')[3] for asked in wire.asked] == ['a', 'b', 'c', 'd']
+
+
+def test_action_refused_for_all(wire: Wire, openstack: OpenStack) -> None:
+    said = openstack('precache', 'cancel', 'a', 'b')
+
+    assert (said.status, said.out, len(said.err.splitlines())) == (1, '', 2)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'body'),
+    [
+        (('--priority', '5'), {'priority': 5}),
+        (('--max-rate', '1M', '--no-deadline'), {'max_rate_bytes': 2**20, 'deadline': None}),
+        (
+            ('--max-parallel-hosts', '3', '--deadline', '2026-05-02', '--no-max-rate'),
+            {'max_parallel_hosts': 3, 'deadline': '2026-05-02T00:00:00Z', 'max_rate_bytes': None},
+        ),
+        (('--no-max-parallel-hosts',), {'max_parallel_hosts': None}),
+    ],
+)
+def test_request_changes_sent(
+    wire: Wire, openstack: OpenStack, arguments: tuple[str, ...], body: dict[str, Any]
+) -> None:
+    path = f'/v1/requests/{REQUEST_ID}'
+    wire.answer('PATCH', path, (200, {'request': request(priority=5)}))
+
+    said = openstack('precache', 'request', 'set', REQUEST_ID, *arguments, '-f', 'json')
+
+    assert said.json['priority'] == 5
+    assert wire.bodies('PATCH', path) == [{'request': body}]
+
+
+def test_empty_change_is_refused(wire: Wire, openstack: OpenStack) -> None:
+    said = openstack('precache', 'request', 'set', REQUEST_ID)
+
+    assert (said.status, wire.asked) == (1, [])
+    assert said.err.startswith('Nothing to change: give --priority')
+
+
+def test_tasks_of_all_requests_listed(wire: Wire, openstack: OpenStack) -> None:
+    found = [task('c1', 'cached', request_id=name) for name in 'ab']
+    wire.answer('GET', '/v1/tasks', (200, {'tasks': found}))
+
+    said = openstack(
+        *('precache', 'task', 'list', '--host', 'c1', '--project', PROJECT, '--sort', 'host'),
+        *('--long', '-f', 'json'),
+    )
+
+    assert [row['Request'] for row in said.json] == ['a', 'b']
+    assert wire.queries('/v1/tasks') == [{'host': 'c1', 'project_id': PROJECT, 'sort': 'host:asc'}]
+
+
+def test_request_given_as_option(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', f'/v1/requests/{REQUEST_ID}/tasks', (200, {'tasks': []}))
+
+    said = openstack('precache', 'task', 'list', '--request', REQUEST_ID)
+
+    assert said.status == 0, said.err
+    assert openstack('precache', 'task', 'list', 'a', '--request', 'b').status == 2
+
+
+def test_who_asked_is_listed(wire: Wire, openstack: OpenStack) -> None:
+    found = request(project_id=PROJECT, user_id='me')
+    wire.answer('GET', '/v1/requests', (200, {'requests': [found]}))
+
+    (row,) = openstack('precache', 'list', '--long', '-f', 'json').json
+
+    assert (row['Project'], row['User']) == (PROJECT, 'me')
+
+
+@pytest.mark.parametrize('sort', ['colour', 'status:up', 'status:', ',', ':asc'])
+def test_bad_sort_names_option(wire: Wire, openstack: OpenStack, sort: str) -> None:
+    said = openstack('precache', 'list', '--sort', sort)
+
+    assert (said.status, wire.asked) == (2, [])
+    assert 'argument --sort: ' in said.err
 
 
 def test_tasks_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None:
@@ -279,7 +373,8 @@ def test_estimate_shows_every_host(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('POST', '/v1/estimate', *pages)
     raw = openstack(*estimate, '-f', 'json').json
 
-    assert 'c1: 1.0 GiB to move, 2.0 GiB free, 0:01:30, NOT ENOUGH SPACE: needs 3.0 GiB' in table
+    assert 'c1: 1.0 GiB to move, 2.0 GiB free, 0:01:30, NOT' in table
+    assert 'ENOUGH SPACE: needs 3.0 GiB' in table
     assert 'c2: host is down' in table
     assert (raw['bytes_to_move'], raw['seconds'], raw['glance_bytes']) == (2**30, 90.0, 2**30)
     assert [host['host'] for host in raw['by_host']] == ['c1', 'c2']
@@ -291,8 +386,10 @@ def test_hosts_and_images_listed(wire: Wire, openstack: OpenStack) -> None:
     held = {'image_id': IMAGE_ID, 'disk_bytes': 2**20, 'pinned': True}
     wire.answer('GET', '/v1/hosts/c%2F1/images', (200, {'images': [held]}))
 
-    (host,) = openstack('precache', 'host', 'list', '--status', 'up', '-f', 'json').json
-    (image,) = openstack('precache', 'image', 'list', '--host', 'c/1', '-f', 'json').json
+    (host,) = openstack('precache', 'host', 'list', '--status', 'up', '--long', '-f', 'json').json
+    (image,) = openstack(
+        *('precache', 'image', 'list', '--host', 'c/1', '--long', '-f', 'json')
+    ).json
 
     assert (host['Host'], host['Cache']) == ('c/1', 2**30)
     assert (image['Image'], image['On Disk'], image['Pinned']) == (IMAGE_ID, 2**20, True)
@@ -311,9 +408,68 @@ def test_forbidden_hosts_name_the_rule(wire: Wire, openstack: OpenStack) -> None
 def test_hosts_of_image_shown(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': [{'host': 'c1'}]}))
 
-    (row,) = openstack('precache', 'image', 'show', IMAGE_ID, '-f', 'json').json
+    (row,) = openstack('precache', 'image', 'host', 'list', IMAGE_ID, '-f', 'json').json
 
     assert row['Host'] == 'c1'
+
+
+def test_host_is_shown(wire: Wire, openstack: OpenStack) -> None:
+    found = {'host': 'c1', 'free_bytes': 2**30, 'seen_at': '2026-01-01T00:00:01.234567Z'}
+    wire.answer('GET', '/v1/hosts/c1', (200, {'host': found}))
+
+    table = openstack('precache', 'host', 'show', 'c1').out
+
+    assert '1.0 GiB' in table
+    assert ' 2026-01-01T00:00:01Z ' in table
+    assert openstack('precache', 'host', 'show', 'c1', '-f', 'json').json == found
+
+
+def test_image_is_shown(wire: Wire, openstack: OpenStack) -> None:
+    image = {'id': IMAGE_ID, 'name': 'debian', 'status': 'active', 'size': 2**20}
+    wire.answer('GET', '/v2/images', (200, {'images': [image]}))
+    holders = [{'host': name, 'disk_bytes': 2**20} for name in ('c1', 'c2')]
+    wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': holders}))
+    wire.answer('GET', '/v1/hosts', (200, {'hosts': [{'host': f'c{n}'} for n in range(3)]}))
+    wire.answer('GET', '/v1/pins', (200, {'pins': [PIN, {**PIN, 'id': 'b', 'images': []}]}))
+
+    shown = openstack('precache', 'image', 'show', IMAGE_ID, '-f', 'json').json
+
+    assert shown == {
+        'id': IMAGE_ID,
+        'name': 'debian',
+        'status': 'active',
+        'size_bytes': 2**20,
+        'hosts_cached': 2,
+        'hosts_total': 3,
+        'disk_bytes': 2**21,
+        'pinned_by': ['pin-1'],
+    }
+
+
+def test_cell_chosen_by_name(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', '/v1/cells', (200, {'cells': [{'id': 'a-uuid', 'name': 'cell1'}]}))
+    wire.answer('GET', '/v1/hosts', (200, {'hosts': []}))
+
+    openstack('precache', 'host', 'list', '--cell', 'cell1', '--aggregate', 'edge')
+    unknown = openstack('precache', 'host', 'list', '--cell', 'cell2')
+
+    assert wire.queries('/v1/hosts') == [{'cell': 'a-uuid', 'aggregate': 'edge'}]
+    assert unknown.err == '--cell: no cell has the name or UUID cell2.\n'
+
+
+def test_services_and_cells_listed(wire: Wire, openstack: OpenStack) -> None:
+    agent = {'binary': 'nova-precache-compute', 'host': 'c1', 'seen_at': '2026-01-01T00:00:00.5Z'}
+    wire.answer('GET', '/v1/services', (200, {'services': [agent]}))
+    cell = {'name': 'cell1', 'status': 'down', 'hosts': 4, 'hosts_up': 3, 'reason': 'silent'}
+    wire.answer('GET', '/v1/cells', (200, {'cells': [cell]}))
+
+    services = openstack('precache', 'service', 'list', '--binary', 'compute').out
+    cells = openstack('precache', 'cell', 'list').out
+
+    assert '| compute | c1 ' in services
+    assert ' 2026-01-01T00:00:00Z ' in services
+    assert wire.queries('/v1/services') == [{'binary': 'nova-precache-compute'}]
+    assert '| cell1 | down   | 3 of 4 ' in cells
 
 
 def test_pin_created_listed_and_shown(wire: Wire, openstack: OpenStack) -> None:

@@ -42,5 +42,5 @@ def test_unknown_name_is_refused(wire: Wire, openstack: OpenStack) -> None:
 def test_id_needs_no_image_service(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', f'/v1/images/{IMAGE_ID}/hosts', (200, {'hosts': []}))
 
-    assert openstack('precache', 'image', 'show', IMAGE_ID).status == 0
+    assert openstack('precache', 'image', 'host', 'list', IMAGE_ID).status == 0
     assert [asked.path for asked in wire.asked] == [f'/v1/images/{IMAGE_ID}/hosts']

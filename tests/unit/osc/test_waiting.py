@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waiting for a request: how often it asks, what it survives, how it ends."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -40,11 +41,21 @@ class View:
 class Watched:
     """A watcher whose pauses take no time and are recorded."""
 
-    def __init__(self, service: client.ApiClient, patience_seconds: float = 60) -> None:
+    def __init__(
+        self,
+        service: client.ApiClient,
+        patience_seconds: float = 60,
+        ends_at: float | None = None,
+    ) -> None:
         self.view = View()
         self.pauses: list[float] = []
         self.watcher = waiting.RequestWatcher(
-            service, self.view, sleep=self.pauses.append, patience_seconds=patience_seconds
+            service,
+            self.view,
+            sleep=self.pauses.append,
+            clock=lambda: sum(self.pauses),
+            patience_seconds=patience_seconds,
+            ends_at=ends_at,
         )
 
     @property
@@ -75,6 +86,37 @@ def test_polling_slows_while_nothing_changes(wire: Wire, watched: Watched) -> No
     watched.watcher.watch(REQUEST_ID)
 
     assert watched.pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 0.5]
+
+
+def test_counted_seconds_are_no_change(wire: Wire, watched: Watched) -> None:
+    later = [
+        (200, {'tasks': [task('c1', 'queued', reason=f'no sign of it for {seconds} s')]})
+        for seconds in range(4)
+    ]
+    wire.answer('GET', PATH, *[RUNNING] * 4, COMPLETED)
+    wire.answer('GET', f'{PATH}/tasks', *later)
+
+    watched.watcher.watch(REQUEST_ID)
+
+    assert watched.pauses == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_watch_ends_in_time(wire: Wire, service: client.ApiClient) -> None:
+    wire.answer('GET', PATH, RUNNING)
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+    watched = Watched(service, ends_at=4)
+
+    assert watched.watcher.watch(REQUEST_ID)['status'] == 'running'
+    assert watched.pauses == [0.5, 1.0, 2.0, 0.5]
+
+
+def test_last_state_kept_over_outage(wire: Wire, service: client.ApiClient) -> None:
+    wire.answer('GET', PATH, RUNNING, RESTARTING)
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+
+    ended = Watched(service, ends_at=0.5).watcher.watch(REQUEST_ID)
+
+    assert ended['status'] == 'running'
 
 
 def test_service_restart_waited_out(wire: Wire, watched: Watched) -> None:
@@ -116,14 +158,14 @@ def test_refused_connection_is_unavailable(free_port: Callable[[], int]) -> None
     assert str(refused.value) == f'Unable to establish connection to {url}/v1/requests'
 
 
-def test_large_request_reads_only_running_tasks(wire: Wire, watched: Watched) -> None:
-    counts = {'cached': 5000, 'queued': 4998, 'downloading': 1, 'converting': 1}
+def test_large_request_reads_some_tasks(wire: Wire, watched: Watched) -> None:
+    counts = {'cached': 5000, 'queued': 4998, 'downloading': 1, 'converting': 1, 'retry_wait': 0}
     wire.answer('GET', PATH, (200, {'request': request(counts=counts)}), COMPLETED)
 
     watched.watcher.watch(REQUEST_ID)
 
-    asked = wire.queries(f'{PATH}/tasks')[:2]
-    assert sorted(query['status'] for query in asked) == ['converting', 'downloading']
+    asked = wire.queries(f'{PATH}/tasks')[:3]
+    assert [query['status'] for query in asked] == ['downloading', 'converting', 'queued']
     assert {query['limit'] for query in asked} == {'20'}
     assert not watched.view.shown[0].whole
 
@@ -155,10 +197,89 @@ def test_show_wait_exits_1_with_failures(wire: Wire, openstack: OpenStack) -> No
     assert said.out.startswith('{')
     assert said.err.splitlines()[-4:] == [
         f'Request {REQUEST_ID} is partial: a canary host failed',
-        '2 of 3 images are not cached:',
+        'The image is not cached on 2 of 3 hosts:',
         f'  c1 {IMAGE_ID} error: the disk is full',
         f'  c2 {IMAGE_ID} skipped',
     ]
+
+
+@pytest.mark.parametrize(
+    ('images', 'hosts', 'missing', 'said'),
+    [
+        (1, 4, 1, 'The image is not cached on 1 of 4 hosts'),
+        (3, 1, 2, '2 of 3 images are not cached on the host'),
+        (3, 4, 8, '8 of 12 copies are not cached (3 images, 4 hosts)'),
+    ],
+)
+def test_missing_copies_are_counted(images: int, hosts: int, missing: int, said: str) -> None:
+    counts = {'cached': images * hosts - missing, 'error': missing}
+    ended = request(images=['x'] * images, hosts_total=hosts, counts=counts)
+
+    assert waiting.missing_copies(ended, missing) == said
+
+
+def test_failures_have_image_names(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', PATH, (200, {'request': request(status='failed', counts={'error': 1})}))
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': [task('c1', 'error', reason='full')]}))
+    wire.answer('GET', '/v2/images', (200, {'images': [{'id': IMAGE_ID, 'name': 'debian'}]}))
+
+    said = openstack('precache', 'show', '--wait', REQUEST_ID)
+
+    assert said.err.splitlines()[-1] == '  c1 debian error: full'
+
+
+def test_empty_aggregate_warned_about(wire: Wire, openstack: OpenStack) -> None:
+    empty = request(status='completed', counts={}, hosts_total=0)
+    wire.answer('POST', '/v1/requests', (202, {'request': request(status='accepted', counts={})}))
+    wire.answer('GET', PATH, (200, {'request': empty}))
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+
+    said = openstack('precache', 'create', '--wait', '--aggregate', 'edge', IMAGE_ID)
+
+    assert said.status == 0
+    assert said.err == 'Aggregate edge has no hosts: nothing was cached.\n'
+
+
+def test_timeout_leaves_request_running(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', PATH, RUNNING)
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+
+    said = openstack(
+        *('precache', 'show', '--wait', '--timeout', '0.001s', REQUEST_ID, '-f', 'json')
+    )
+
+    assert said.status == waiting.EXIT_TIMED_OUT
+    assert json.loads(said.out)['status'] == 'running'
+    assert said.err.splitlines()[-1] == (
+        'Not ended within 0.001 s. The request continues to run. '
+        f'To follow it: openstack precache show --wait {REQUEST_ID}'
+    )
+
+
+def test_timeout_needs_wait(wire: Wire, openstack: OpenStack) -> None:
+    said = openstack('precache', 'retry', '--timeout', '60', REQUEST_ID)
+
+    assert (said.status, said.err, wire.asked) == (1, '--timeout: needs --wait\n', [])
+
+
+def test_several_requests_waited_for(wire: Wire, openstack: OpenStack) -> None:
+    ends = {'a': ('completed', {'cached': 2}), 'b': ('failed', {'error': 2})}
+    for name, (status, counts) in ends.items():
+        path = f'/v1/requests/{name}'
+        running, ended = (
+            request(id=name),
+            request(id=name, status=status, counts=counts),
+        )
+        wire.answer('POST', f'{path}/action', (202, {'request': running}))
+        wire.answer('GET', path, (200, {'request': ended}))
+        wire.answer('GET', f'{path}/tasks', (200, {'tasks': [task('c1', next(iter(counts)))]}))
+
+    said = openstack('precache', 'retry', '--wait', 'a', 'b', '-f', 'json')
+
+    assert said.status == 1
+    assert json.loads(said.out) == {'a': 'completed', 'b': 'failed'}
+    assert 'Request a:\n' in said.err
+    assert 'Request b is failed\n' in said.err
 
 
 def test_many_failures_are_truncated(wire: Wire, openstack: OpenStack) -> None:

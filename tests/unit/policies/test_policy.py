@@ -19,7 +19,7 @@ from nova_precache import (
 )
 from nova_precache.api import routes
 from nova_precache.db import pins as pin_store
-from nova_precache.policies import aggregates, base, estimate, hosts, pins, requests
+from nova_precache.policies import aggregates, base, estimate, hosts, pins, requests, services
 from tests.unit.policies.conftest import FREE_HOST, HOST, IMAGE, PROJECT, MakeSite, Site
 
 # The token that each kind of caller sends, as noauth2 reads it.
@@ -82,6 +82,8 @@ ROWS = {
     hosts.SHOW: row('GET', f'/v1/hosts/{HOST}'),
     hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images'),
     hosts.REMOVE_IMAGE: row('DELETE', f'/v1/hosts/{HOST}/images/{IMAGE}'),
+    services.LIST: row('GET', '/v1/services'),
+    services.LIST_CELLS: row('GET', '/v1/cells'),
     hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts'),
     pins.CREATE: row(
         'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201

@@ -59,6 +59,23 @@ def service_of(server: GlanceServer) -> glance_images.GlanceImageService:
     )
 
 
+@pytest.mark.parametrize(('images_type', 'supports'), [('default', True), ('rbd', False)])
+def test_capabilities_follow_options_of_host(
+    make_driver: MakeDriver, images_type: str, supports: bool
+) -> None:
+    made = make_driver(
+        libvirt__images_type=images_type,
+        force_raw_images=False,
+        image_cache__reserved_disk_bytes=77,
+    )
+
+    assert made.capabilities == {
+        'supports_cache_image': supports,
+        'force_raw_images': False,
+        'reserved_disk_bytes': 77,
+    }
+
+
 @pytest.mark.parametrize('images_type', ['lvm', 'rbd', 'ploop'])
 def test_backend_without_files_unsupported(
     make_driver: MakeDriver, instances_path: pathlib.Path, images_type: str
@@ -593,3 +610,24 @@ def test_root_disk_caches_kernel(
     kernel.unlink()
     assert not made.create_root_disk(images, image.id, 'third').image_existing
     assert kernel.exists()
+
+
+def test_unwritable_cache_is_named(
+    make_driver: MakeDriver, instances_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_driver()
+    made.init_host()
+    assert made.why_unusable() is None
+
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
+
+    assert made.why_unusable() == f'{instances_path}/_base is not writable'
+
+
+def test_unmounted_cache_is_named(make_driver: MakeDriver, instances_path: pathlib.Path) -> None:
+    made = make_driver()
+    made.init_host()
+
+    shutil.rmtree(instances_path)
+
+    assert f'{instances_path}/_base' in str(made.why_unusable())
