@@ -22,7 +22,7 @@ class Remove(command.Lister):
 
     _columns = (
         columns.Column('Host', 'host'),
-        columns.Column('Image', 'image'),
+        columns.Column('Image', 'image', elastic=True),
         columns.Column('Status', 'status'),
         columns.Column('Freed', 'freed_bytes', columns.Size),
         columns.Column('Reason', 'reason', elastic=True),
