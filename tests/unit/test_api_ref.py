@@ -221,6 +221,7 @@ def _hosts(player: Player, world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     player.play('GET', '/v1/hosts/compute-1', 'hosts/show-response')
     player.play('GET', '/v1/hosts/compute-1/images', 'hosts/images-response')
     player.play('GET', f'/v1/images/{IMAGE}/hosts', 'hosts/of-image-response')
+    player.play('DELETE', f'/v1/hosts/compute-1/images/{IMAGE}', 'hosts/remove-image-response')
 
 
 def _services(player: Player, world: World) -> None:

@@ -85,6 +85,7 @@ ROWS = {
     hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images'),
     services.LIST: row('GET', '/v1/services'),
     services.LIST_CELLS: row('GET', '/v1/cells'),
+    hosts.REMOVE_IMAGE: row('DELETE', f'/v1/hosts/{HOST}/images/{IMAGE}'),
     hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts'),
     pins.CREATE: row(
         'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201
