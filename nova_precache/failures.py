@@ -188,7 +188,7 @@ def _part(verb: str, phrases: collections.Counter[str], total: int) -> str:
 
 
 def _plain_phrase(verb: str) -> str | None:
-    """Return the phrase that says no more than the verb."""
+    """Return the phrase that only repeats the verb."""
     return {'expired': 'deadline passed', 'cancelled': 'cancelled'}.get(verb)
 
 

@@ -52,7 +52,7 @@ class Service:
 
     def openstack(self, *arguments: str, watched: bool = False) -> str:
         """Show and run a command of the openstack client."""
-        return run(['openstack', *arguments], self._environment(), watched=watched)
+        return run(['openstack', *arguments], self.environment(), watched=watched)
 
     def show_command(self, *arguments: str) -> None:
         """Run the openstack client and show what it prints."""
@@ -79,7 +79,7 @@ class Service:
         name = hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
         return paths[host] / '_base' / name
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         clouds = str(self.directory / 'clouds.yaml')
         return {'OS_CLIENT_CONFIG_FILE': clouds, 'OS_CLOUD': 'precache'}
 

@@ -174,6 +174,116 @@ def test_failure_shows_reason_and_exit_status(
     assert f'  {host} test-{image_id} error: {task["Reason"]}\n' in said
 
 
+def test_empty_aggregate_is_reported(site: Site, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(1024))
+    name = f'empty-{uuid.uuid4().hex}'
+    site.service.aggregate(name, ())
+
+    said = site.run('precache', 'create', '--aggregate', name, '--wait', image_id, '-f', 'json')
+
+    assert said.json['status'] == 'completed'
+    assert said.err == f'Aggregate {name} has no hosts: nothing was cached.\n'
+
+
+def test_timeout_leaves_request_running(
+    site: Site, upload_image: UploadImage, link: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(4 * MIB))
+    host = site.service.hosts[0].name
+    link.hold(MIB)
+
+    said = site.run(
+        *('precache', 'create', '--host', host, '--wait', '--timeout', '2', image_id),
+        *('-f', 'value', '-c', 'id'),
+    )
+
+    assert said.status == 124
+    assert 'Not ended within 2 s. The request continues to run.' in said.err
+    link.release()
+    assert site.service.wait(said.out.strip())['status'] == 'completed'
+
+
+def test_window_is_shown_while_waiting(site: Site, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    host = site.service.hosts[0].name
+
+    said = site.run(
+        *('precache', 'create', '--host', host, '--not-before', '2098-01-01T02:00'),
+        *('--wait', '--timeout', '3', image_id, '-f', 'value', '-c', 'id'),
+    )
+
+    assert said.status == 124
+    assert f'{host}: queued: waits for its window' in said.err
+    assert '2098-01-01T02:00:00Z' in said.err
+    site('precache', 'cancel', said.out.strip())
+
+
+def test_several_requests_cancelled(site: Site, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    host = site.service.hosts[0].name
+    ids = [
+        site('precache', 'create', '--host', host, '--not-before', '+1h', image_id)['id']
+        for _ in range(2)
+    ]
+
+    said = site.run('precache', 'cancel', ids[0], 'no-such-request', ids[1], '-f', 'json')
+
+    assert said.status == 1
+    assert 'no-such-request' in said.err
+    assert [site.service.wait(each)['status'] for each in ids] == ['cancelled'] * 2
+
+
+def test_host_and_image_are_shown(site: Site, edge: str, upload_image: UploadImage) -> None:
+    name = f'shown-{uuid.uuid4().hex}'
+    image_id = upload_image(os.urandom(MIB), name=name)
+    hosts = [host.name for host in site.service.hosts]
+    pin = site('precache', 'pin', 'create', '--aggregate', edge, name)
+    _wait_for_inventory(site, image_id, hosts)
+
+    image = site('precache', 'image', 'show', name)
+    host = site('precache', 'host', 'show', hosts[0])
+
+    assert (image['id'], image['name'], image['size_bytes']) == (image_id, name, MIB)
+    assert (image['hosts_cached'], image['hosts_total']) == (4, 4)
+    assert image['pinned_by'] == [pin['id']]
+    assert (host['host'], host['status']) == (hosts[0], 'up')
+    site.run('precache', 'pin', 'delete', pin['id'])
+
+
+def test_default_lists_fit_80_columns(
+    site: Site, upload_image: UploadImage, link: site_link.Gateway
+) -> None:
+    """Each list, with long names of aggregates and images, and a failure with a long reason."""
+    aggregate = f'{uuid.uuid4().hex} {"edge-racks-" * 15}'
+    site.service.aggregate(aggregate)
+    name = f'{uuid.uuid4().hex}-{"debian-12-genericcloud-amd64-" * 5}'
+    cached, failed = upload_image(os.urandom(MIB), name=name), upload_image(os.urandom(MIB))
+    hosts = [host.name for host in site.service.hosts]
+    site('precache', 'pin', 'create', '--aggregate', aggregate, name)
+    _wait_for_inventory(site, cached, hosts)
+    link.refuse = 404
+    ended = site.run(
+        *('precache', 'create', '--aggregate', aggregate, '--wait', failed),
+        *('-f', 'value', '-c', 'id'),
+    )
+    assert ended.status == 1
+
+    for command in (
+        'list',
+        f'task list {ended.out.strip()}',
+        'host list',
+        f'image list --host {hosts[0]}',
+        f'image host list {cached}',
+        'pin list',
+        'service list',
+        'cell list',
+    ):
+        said = site.run('precache', *command.split())
+        assert said.status == 0, (command, said.err)
+        assert said.out.startswith('+--'), command
+        assert max(map(len, said.out.splitlines())) <= 80, said.out
+
+
 def test_wait_survives_service_restart(
     start: Start,
     upload_image: UploadImage,
