@@ -82,9 +82,7 @@ def page(
 
 
 def _bad_sort(text: str, why: str) -> exception.InvalidInput:
-    return exception.InvalidInput(
-        f'Invalid input for query parameters sort. Value: {shown.value(text)}. {why}'
-    )
+    return exception.InvalidField('sort', text, why, 'query parameters')
 
 
 def _next_query(req: Request, marker: object, most: int) -> str:
