@@ -5,7 +5,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from nova_precache import exception, model, shown
+from nova_precache import exception, model
 from nova_precache.api import validation
 from nova_precache.api.request import Request
 from nova_precache.db import pages
