@@ -20,7 +20,7 @@ IMAGE = '0b5f7c40-0000-4000-8000-000000000001'
         ({'aggregate': 'nowhere'}, 'aggregate', 'Aggregate nowhere could not be found.'),
         ({'images': ['debian']}, 'images', 'It must be a UUID.'),
         ({'images': []}, 'images', 'It must not be empty.'),
-        ({'images': [IMAGE, IMAGE]}, 'images', f'{IMAGE!r} is listed twice.'),
+        ({'images': [IMAGE, IMAGE]}, 'images', f'{IMAGE} is listed twice.'),
         ({'images': [UNKNOWN]}, 'images', f'Image {UNKNOWN} could not be found.'),
         ({'not_before': 'noon'}, 'not_before', 'It must be an ISO 8601 time.'),
         ({'deadline': '2020-01-01T00:00:00Z'}, 'deadline', 'It must be later than now.'),
@@ -47,11 +47,8 @@ def test_wrong_field_named_with_detail(
     [
         ('requests?limit=0', 'limit', 'It must be a positive integer.'),
         ('requests?marker=xyz', 'marker', 'It must be a UUID.'),
-        (
-            f'requests?marker={UNKNOWN}',
-            'marker',
-            f'Cache request {UNKNOWN} could not be found.',
-        ),
+        (f'requests?marker={UNKNOWN}', 'marker', 'It is not in the list.'),
+        ('requests?sort=size', 'sort', 'The keys are'),
         ('requests?aggregate=nowhere', 'aggregate', 'Aggregate nowhere could not be found.'),
         ('requests?sort_dir=up', 'sort_dir', 'It must be one of asc, desc.'),
         (f'requests/{UNKNOWN}', 'request', f'Cache request {UNKNOWN} could not be found.'),
@@ -62,7 +59,8 @@ def test_wrong_field_named_with_detail(
 def test_wrong_parameter_named_with_detail(api: Any, path: str, field: str, detail: str) -> None:
     (fault,) = api.get(f'/v1/{path}').json.values()
 
-    assert (fault['field'], fault['detail']) == (field, detail)
+    assert fault['field'] == field
+    assert fault['detail'].startswith(detail)
 
 
 @pytest.mark.parametrize(
