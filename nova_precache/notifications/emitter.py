@@ -80,6 +80,10 @@ def _connect(conf: cfg.ConfigOpts) -> tuple[messaging.Transport, messaging.Trans
         transport = messaging.get_notification_transport(conf)  # it registers the options
         url = conf.oslo_messaging_notifications.transport_url
         return transport, messaging.TransportURL.parse(conf, url)
+    except ImportError as exc:
+        raise exception.ConfigError(
+            f'{option} needs the Python module {exc.name}, which is not installed'
+        ) from None
     except messaging.DriverLoadFailure as exc:
         raise exception.ConfigError(f'{option} cannot be used: {exc}') from None
     except (messaging.InvalidTransportURL, ValueError):  # their texts contain the URL

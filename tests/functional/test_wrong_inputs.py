@@ -101,7 +101,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (('resume', UNKNOWN), f'<request>: Cache request {UNKNOWN} could not be found.'),
     (('retry', UNKNOWN), f'<request>: Cache request {UNKNOWN} could not be found.'),
     (('retry', '--deadline', 'noon', UNKNOWN), "argument --deadline: 'noon' is not a time"),
-    (('retry', '--deadline', '2020-01-01', UNKNOWN), '--deadline: It must be later than now.'),
+    (('retry', '--deadline', '2020-01-01', UNKNOWN), f'{UNKNOWN}: --deadline: It must be'),
     (('list', '--status', 'bogus'), '…--status: '),
     (('list', '--status', LONG), '…--status: '),
     (('list', '--aggregate', 'nowhere'), '--aggregate: Aggregate nowhere could not be found.'),

@@ -493,7 +493,7 @@ def test_cell_chosen_by_name(wire: Wire, openstack: OpenStack) -> None:
     unknown = openstack('precache', 'host', 'list', '--cell', 'cell2')
 
     assert wire.queries('/v1/hosts') == [{'cell': 'a-uuid', 'aggregate': 'edge'}]
-    assert unknown.err == '--cell: no cell has the name or UUID cell2.\n'
+    assert unknown.err == "--cell: no cell has the name or UUID 'cell2'\n"
 
 
 def test_services_and_cells_listed(wire: Wire, openstack: OpenStack) -> None:
