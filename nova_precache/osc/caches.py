@@ -62,15 +62,14 @@ class Remove(command.Lister):
         self._is_done = all(row['status'] in _GONE for row in rows)
         return columns.table(self._columns, rows, {})
 
-    def run(self, parsed_args: argparse.Namespace) -> int:
-        return super().run(parsed_args) or int(not self._is_done)
-
     def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
         if parsed_args.formatter == 'table':
-            self.formatter = tables.FittedTable(
-                {each.title for each in self._columns if each.elastic}
-            )
+            elastic = {each.title for each in self._columns if each.elastic}
+            self.formatter = tables.FittedTable(elastic)
         return super().produce_output(parsed_args, *shown)
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        return super().run(parsed_args) or int(not self._is_done)
 
     def _hosts(self, name: str, image_id: str, parsed_args: argparse.Namespace) -> list[str]:
         """Return the named hosts, or those of the aggregate that have the image."""

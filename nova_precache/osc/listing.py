@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from osc_lib.command import command
-
-from nova_precache.osc import arguments, client, columns, naming, tables
+from nova_precache.osc import arguments, client, columns, command, naming, tables
 
 
 class Lister(command.Lister):
