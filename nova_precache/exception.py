@@ -30,6 +30,7 @@
     │   ├── RootDiskExists
     │   ├── NothingToRetry
     │   ├── StatusConflict
+    │   ├── RemovalRefused
     │   ├── NotByNova
     │   └── VersionUnsupported
     ├── Forbidden
@@ -40,6 +41,7 @@
     │   ├── DatabaseUnavailable
     │   ├── IdentityServiceUnavailable
     │   ├── ImageServiceUnavailable
+    │   ├── NoAnswer
     │   └── OutOfTime
     ├── ConfigError
     ├── CellUnreachable
@@ -248,6 +250,10 @@ class NothingToRetry(Conflict):
         super().__init__(f'Cache request {request_id} has no task to retry on {shown.some(hosts)}.')
 
 
+class RemovalRefused(Conflict):
+    """An image cannot be removed from the cache of a host now; the message says why."""
+
+
 class NotByNova(Conflict):
     """A stock nova-compute cannot do this, or does not report it."""
 
@@ -300,6 +306,10 @@ class IdentityServiceUnavailable(Unavailable):
 
 class ImageServiceUnavailable(Unavailable):
     """Glance could not be reached or answered with a server error."""
+
+
+class NoAnswer(Unavailable):
+    """No conductor or compute answered; what was requested may have been done anyway."""
 
 
 class OutOfTime(Unavailable):

@@ -93,7 +93,11 @@ _TABLE = (
         r'cannot cache images|not cache images in files|supported by the called service'
         r'|above the pinned version|too low for ',
     ),
-    _Row(Kind.UNAUTHORIZED, 'token refused', r'refuses the (token|credentials)|[Tt]oken .*refused'),
+    _Row(
+        Kind.UNAUTHORIZED,
+        'token refused',
+        r'refuses the (token|credentials|password)|[Tt]oken .*refused',
+    ),
     _Row(Kind.UNAUTHORIZED, 'token refused', r'No fresh token'),
     _Row(
         Kind.UNVERIFIED,
@@ -184,7 +188,7 @@ def _part(verb: str, phrases: collections.Counter[str], total: int) -> str:
 
 
 def _plain_phrase(verb: str) -> str | None:
-    """Return the phrase that says no more than the verb."""
+    """Return the phrase that only repeats the verb."""
     return {'expired': 'deadline passed', 'cancelled': 'cancelled'}.get(verb)
 
 

@@ -441,6 +441,38 @@ class CachedImage:
     reported_at: datetime.datetime | None = None
 
 
+class RemovalStatus(enum.StrEnum):
+    """Whether an image was removed from a cache on request, or why it was not."""
+
+    REMOVED = 'removed'
+    ABSENT = 'absent'
+    USED = 'used'
+    PINNED = 'pinned'
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRemoval:
+    """The result of a request to remove an image from the cache of a host.
+
+    :ivar reason: why it was not removed
+    :ivar freed_bytes: space that the removed files took on the disk
+    :ivar names: of the removed files, except partial ones
+    """
+
+    status: str
+    reason: str | None = None
+    freed_bytes: int = 0
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Clean the reason, before it reaches a log or a message."""
+        if self.reason is not None:
+            object.__setattr__(self, 'reason', reasons.clean(self.reason))
+
+    def to_wire(self) -> Json:
+        return dataclasses.asdict(self)
+
+
 @dataclasses.dataclass(frozen=True)
 class RequestOptions:
     """Options of a request; None sets no limit.

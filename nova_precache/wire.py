@@ -37,6 +37,8 @@ ROLES_MAX = 100
 # For one message, and for the stored files of one host.
 FILES_MAX = 10_000
 CAPABILITIES_MAX = 256
+# Images that are pinned on the hosts of one cache.
+KEPT_MAX = 10_000
 COMPANIONS_MAX = 2  # a kernel and a ramdisk
 ASKED_BY_MAX = 255
 _CAPABILITIES_DEPTH = 4
@@ -240,6 +242,26 @@ def image_outcome(answer: object) -> model.ImageOutcome:
     if seconds is not None and seconds < 0:
         raise _invalid('outcome.seconds', seconds, 'a number of at least 0')
     return model.ImageOutcome.from_wire(payload)
+
+
+def image_removal(answer: object) -> model.ImageRemoval:
+    """Read the result of the removal of an image; accept any text as its reason.
+
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
+    """
+    get = mapping(answer, 'removal').get
+    reason = get('reason')
+    if not isinstance(reason, str | None):
+        raise _invalid('removal.reason', reason, 'a text')
+    return model.ImageRemoval(
+        status=_word(get('status'), 'removal.status'),
+        reason=reason,
+        freed_bytes=whole(get('freed_bytes', 0), 'removal.freed_bytes', BYTES_MAX),
+        names=tuple(
+            text(each, 'removal.names', FILE_NAME_MAX)
+            for each in items(get('names', []), 'removal.names', FILES_MAX)
+        ),
+    )
 
 
 def transfer_options(value: object) -> model.TransferOptions:

@@ -3,6 +3,7 @@
 
 import re
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from nova_precache.api import (
     dispatch,
     faults,
     microversion,
+    readiness,
     request,
     requestlog,
     routes,
@@ -77,6 +79,19 @@ class Healthcheck(oslo_middleware.Healthcheck):
         return self._inner(environ, start_response)
 
 
+class ReadyCheck(Healthcheck):
+    """Reports whether requests can be served to their end, which needs more than this process."""
+
+    PATH = f'{Healthcheck.PATH}/ready'
+
+    def __init__(
+        self, application: Application, conf: cfg.ConfigOpts, services: request.Services
+    ) -> None:
+        super().__init__(application, conf)
+        ready = types.SimpleNamespace(obj=readiness.Readiness(services))
+        self._backends = [*self._backends, ready]  # type: ignore[assignment]
+
+
 class RequestId(request_id.RequestId):
     """Assigns an id to every request, and returns it under Nova's older header, too."""
 
@@ -107,6 +122,7 @@ def build(conf: cfg.ConfigOpts, services: request.Services) -> Application:
     """Build the application; the first layer in the list is the outermost."""
     layers: list[Callable[[Application], Application]] = [
         lambda inner: Healthcheck(inner, conf),
+        lambda inner: ReadyCheck(inner, conf, services),
         lambda inner: _cors(inner, conf),
         lambda inner: RequestId(inner, conf),
         lambda inner: http_proxy_to_wsgi.HTTPProxyToWSGI(inner, conf),

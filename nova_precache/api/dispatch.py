@@ -21,7 +21,7 @@ from nova_precache.context import RequestContext
 
 CONTENT_TYPES = ('application/json', 'application/vnd.openstack.compute+json')
 
-_METHODS_WITH_BODY = frozenset({'POST', 'PUT'})
+_METHODS_WITH_BODY = frozenset({'POST', 'PUT', 'PATCH'})
 _METHODS_WITH_QUERY = frozenset({'GET', 'HEAD'})
 # A parameter of a media type, such as version=2.1, which is ignored; but not its weight.
 _PARAMETER = re.compile(r';(?!\s*q=)[^;,]*')

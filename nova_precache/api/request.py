@@ -144,6 +144,8 @@ class ServiceStore(Protocol):
         status: model.HostStatus | None = None,
     ) -> Sequence[model.Service]: ...
 
+    def versions(self) -> Collection[str]: ...
+
 
 class HearingStore(Protocol):
     """Which cells the conductors hear; implemented by ``db.hearing.Hearings``."""
@@ -166,6 +168,8 @@ class Services:
     :param wake: wakes the conductors; may fail
     :param count_hosts: counts the hosts of each cell by status
     :param why_unsupported: returns why no compute may be called at all, None if they may
+    :param remove: removes an image, by its id, from the cache of a host, as
+        ``conductor.rpcapi.ConductorAPI.remove_image``
     """
 
     inventory: inventory.Inventory
@@ -183,6 +187,7 @@ class Services:
     images_for: Callable[[request_context.RequestContext], service.ImageService]
     wake: Callable[[], None]
     why_unsupported: Callable[[], str | None]
+    remove: Callable[[request_context.RequestContext, str, str], model.ImageRemoval]
     enforcer: policy.Enforcer
 
 

@@ -387,6 +387,22 @@ _PRECACHE: Table = {
             errors=_NO_HOST | _NO_INVENTORY,
         )
     },
+    '/v1/hosts/{host}/images/{image_id}': {
+        'DELETE': Operation(
+            'removeHostImage',
+            'Remove an image from the cache of a host, unless it is used or pinned there',
+            'hosts',
+            hosts.remove,
+            path=host_schemas.BY_HOST_IMAGE,
+            answer=common.whole({'removal': host_schemas.REMOVAL}),
+            errors={
+                404: 'There is no such host, or the image id is not a UUID.',
+                409: 'The host is not up; its compute or the conductors are too old or held at an '
+                'older version by ``[upgrade_levels]``; its disk refuses; or it runs a stock '
+                'nova-compute.',
+            },
+        )
+    },
     '/v1/images/{id}/hosts': {
         'GET': Operation(
             'listImageHosts',

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose and remove expired base files.
+"""Choose and remove expired base files, and those of an image that is to be removed.
 
 A file's age counts from its mtime, as in Nova: a boot, a precache request and every round
-in which some disk is based on the file update it. A file with an old mtime is unused.
+in which some disk is based on the file update it. A file with an old mtime is unused. An
+image that is removed on request may be young: its files are unused if no disk is based on
+them while their locks are held.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 
-from nova_precache import exception, shown
+from nova_precache import exception, model, shown
 from nova_precache.cache import layout, locks, store as cache_store
 
 LOG = logging.getLogger(__name__)
@@ -94,23 +96,85 @@ class CacheExpirer:
             LOG.info('Removed unused base files, %s: %s', freed, result.removed)
         return result
 
+    def remove(
+        self, image_id: str, kept_ids: Collection[str] = (), min_age_seconds: float = 0
+    ) -> model.ImageRemoval:
+        """Remove an image unless it is used: its base file, resized copies and companions.
+
+        A companion stays if it is used, or another image in the cache needs it.
+
+        :param kept_ids: images that stay even if they are companions of this one
+        :param min_age_seconds: a younger file counts as used by a boot that has not created its
+            disk yet
+        :raises nova_precache.exception.CacheError: some files may be left, for this reason
+        """
+        name = layout.base_name(image_id)
+        files = [each for each in self._store.base_files() if layout.image_name(each.name) == name]
+        if not files:
+            return model.ImageRemoval(model.RemovalStatus.ABSENT)
+        why_used = self._why_used(name, files, min_age_seconds)
+        if why_used is not None:
+            return model.ImageRemoval(model.RemovalStatus.USED, why_used)
+        companions = self._store.noted(name) or ()
+        # The resized copies first: a part of the image is left until its base file is gone.
+        ordered = sorted(files, key=lambda file: file.name == name)
+        removed = [file for file in ordered if self._remove(file, looks=True)]
+        result = model.ImageRemoval(
+            model.RemovalStatus.REMOVED,
+            freed_bytes=sum(file.bytes_on_disk for file in removed),
+            names=tuple(file.name for file in removed),
+        )
+        if len(removed) < len(files):
+            why = 'a boot or a transfer uses it now'
+            return dataclasses.replace(result, status=model.RemovalStatus.USED, reason=why)
+        for companion in companions:
+            if companion.id not in kept_ids:
+                other = self.remove(companion.id, kept_ids, min_age_seconds)
+                result = dataclasses.replace(
+                    result,
+                    freed_bytes=result.freed_bytes + other.freed_bytes,
+                    names=result.names + other.names,
+                )
+        return result
+
+    def _why_used(
+        self, name: str, files: Iterable[cache_store.BaseFile], min_age_seconds: float
+    ) -> str | None:
+        needing = self._store.images_needing(name)
+        if needing:
+            return f'images in this cache need it as kernel or ramdisk: {", ".join(needing)}'
+        age_seconds = min(file.age_seconds(self._now()) for file in files)
+        if age_seconds < min_age_seconds:
+            return (
+                f'it was touched {max(0.0, age_seconds):.0f} s ago, and a boot of nova-compute '
+                f'may need it for {min_age_seconds:g} s'
+            )
+        used = self._used_names()
+        return 'an instance uses it' if any(file.name in used for file in files) else None
+
     def _act(self, decision: Decision) -> bool:
         name = decision.file.name
         LOG.debug('Base file %s is %s: %s', name, decision.verdict, decision.reason)
         try:
             if decision.verdict is ExpiryVerdict.USED:
                 self._store.touch_file(name)
-            return decision.verdict is ExpiryVerdict.EXPIRED and self._remove(decision.file)
+            # A boot that may not touch the file still holds the lock while it creates its disk.
+            looks = decision.file.owner != os.geteuid()
+            is_expired = decision.verdict is ExpiryVerdict.EXPIRED
+            return is_expired and self._remove(decision.file, looks=looks)
         except exception.CacheError as exc:  # affects this file only
             LOG.warning('Cannot touch or remove base file %s: %s', name, exc)
             return False
 
-    def _remove(self, file: cache_store.BaseFile) -> bool:
+    def _remove(self, file: cache_store.BaseFile, *, looks: bool) -> bool:
+        """Remove a file, unless it is locked or was touched since it was listed.
+
+        :param looks: look again, under its lock, whether a disk is based on it
+        """
         with self._locks.try_hold(file.name) as held:
-            # A boot that may not touch the file still holds the lock while it creates its disk.
             removed = (
                 held
-                and (file.owner == os.geteuid() or file.name not in self._used_names())
+                and not (looks and file.name in self._used_names())
                 and self._store.remove_unchanged(file)
             )
         if not removed:

@@ -92,6 +92,11 @@ def is_resized_name(name: str) -> bool:
     return re.fullmatch(_RESIZED, name) is not None
 
 
+def image_name(name: str) -> str:
+    """Return the name of the original of an image, by the name of that or of a resized copy."""
+    return name.partition('_')[0]
+
+
 def base_name_of_partial(name: str) -> str | None:
     """Return the base file of one of our partial files; None: it is not ours."""
     match = _PARTIAL_NAME.fullmatch(name)

@@ -21,7 +21,7 @@ from nova_precache.inspection import content
 
 LOG = logging.getLogger(__name__)
 
-_BLOCK_BYTES = 512
+BLOCK_BYTES = 512
 # Errors of a link that resolves to no file.
 _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES})
 # Two clocks never agree exactly, and a file system's clock advances in steps.
@@ -326,6 +326,18 @@ class CacheStore:
                 found[base_name] = None
         return found
 
+    def images_needing(self, name: str) -> list[str]:
+        """List the base files in the cache whose images need the file ``name`` as a companion.
+
+        :raises nova_precache.exception.StorageError: they cannot be listed
+        """
+        return sorted(
+            image
+            for image, needed in self._all_noted().items()
+            if any(layout.base_name(each.id) == name for each in needed or ())
+            and os.path.lexists(self.layout.path_of(image))
+        )
+
     def _is_whole(self, needed: tuple[model.Companion, ...] | None) -> bool:
         try:
             return needed is not None and all(map(self.has_companion, needed))
@@ -343,7 +355,7 @@ class CacheStore:
             return True
 
     def remove_unchanged(self, file: BaseFile) -> bool:
-        """Remove a base file unless it was touched or replaced since it was listed.
+        """Remove a base file and its note unless it was touched or replaced since it was listed.
 
         It is renamed before the last check. A process that touches it without the lock did so
         before the rename, and is seen, or finds no file.
@@ -361,6 +373,7 @@ class CacheStore:
                 os.rename(aside, path)
                 return False
             os.unlink(aside)
+            files.remove_if_there(self.layout.note_path(file.name))
             return True
 
     def check_place(self, image_id: str) -> None:
@@ -433,7 +446,7 @@ def _base_file(name: str, path: str) -> BaseFile | None:
         name=name,
         inode=status.st_ino,
         mtime_ns=status.st_mtime_ns,
-        bytes_on_disk=status.st_blocks * _BLOCK_BYTES,
+        bytes_on_disk=status.st_blocks * BLOCK_BYTES,
         size_bytes=status.st_size,
         changed_ns=status.st_ctime_ns,
         owner=status.st_uid,

@@ -71,6 +71,20 @@ class Sweeper:
                 self._sweep_stem(path, is_wanted=False)
             return not self._journal_paths(base_name)
 
+    def partial_bytes(self, image_id: str) -> int:
+        """Return the space that the partial files of an image take on the disk.
+
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        base_name, found_bytes = layout.base_name(image_id), 0
+        with store.storage_errors(f'Listing partial files of image {image_id}'):
+            for name in os.listdir(self._layout.base_directory):
+                if layout.base_name_of_partial(name) == base_name:
+                    with contextlib.suppress(FileNotFoundError):  # it is published or removed
+                        blocks = os.lstat(self._layout.path_of(name)).st_blocks
+                        found_bytes += blocks * store.BLOCK_BYTES
+        return found_bytes
+
     def _journal_paths(self, base_name: str) -> set[str]:
         """Return the paths of the journals, existing or not, of an image's partial files."""
         names = os.listdir(self._layout.base_directory)

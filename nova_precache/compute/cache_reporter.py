@@ -21,7 +21,9 @@ _Images = Mapping[str, model.CachedImage]
 
 
 class CacheReporter:
-    """Reports one host's cache, and remembers the last report; used by one thread at a time.
+    """Reports one host's cache, and remembers the last report.
+
+    Only :meth:`require_check` may be called by other threads than the one that reports.
 
     :param changes_seconds: interval between two checks for changes
     :param full_seconds: interval between two full reports
@@ -68,6 +70,10 @@ class CacheReporter:
     def require_full_report(self) -> None:
         """Make a full report due: the conductors may have recorded another machine's cache."""
         self._reported = None
+        self._changes_due = self._clock()
+
+    def require_check(self) -> None:
+        """Make a check for changes due; any thread may call it after it has changed the cache."""
         self._changes_due = self._clock()
 
     def _report_all(self, now: float) -> None:

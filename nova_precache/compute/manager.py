@@ -36,7 +36,12 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         images_for: ImagesFor,
         running: transfers.Transfers,
         measured: Callable[[transfers.Work], transfers.Work] = lambda work: work,
+        cache_changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """Build the endpoint.
+
+        :param cache_changed: called after files were removed from the cache
+        """
         self._name = name
         self._host = name.host
         self._driver = driver
@@ -45,6 +50,7 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         self._images_for = images_for
         self._transfers = running
         self._measured = measured
+        self._cache_changed = cache_changed
 
     def cache_image(
         self,
@@ -192,6 +198,42 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
             'removed' if discarded else 'kept: the image is in use',
         )
         return discarded
+
+    @rpc.refuses(exception.InvalidInput, exception.CacheError)
+    def remove_image(
+        self,
+        ctxt: context.RequestContext,
+        image_id: object = None,
+        kept_ids: object = (),
+        **unknown: Any,
+    ) -> model.Json:
+        """Remove an image from the cache, unless it is used.
+
+        :param kept_ids: images that stay even if they are the kernel or ramdisk of this one
+        :raises nova_precache.exception.InvalidInput: an id is malformed
+        :raises nova_precache.exception.CacheError: some files may be left, for this reason
+        """
+        image = wire.identifier(image_id, 'image_id')
+        kept = [
+            wire.identifier(each, 'kept_ids')
+            for each in wire.items(kept_ids, 'kept_ids', wire.KEPT_MAX)
+        ]
+        if self._transfers.is_running(image):
+            why = 'a transfer of it is running'
+            return model.ImageRemoval(model.RemovalStatus.USED, why).to_wire()
+        try:
+            removal = self._driver.remove_image(image, kept)
+        finally:
+            self._cache_changed()
+        LOG.info(
+            'Removal of image %s from the cache of host %s: %s, %d bytes freed%s',
+            image,
+            self._host,
+            removal.status,
+            removal.freed_bytes,
+            f': {removal.reason}' if removal.reason else '',
+        )
+        return removal.to_wire()
 
     def register_again(
         self, ctxt: context.RequestContext, agent_id: object = None, **unknown: Any

@@ -9,6 +9,7 @@ History:
 * 1.3 - ``register_again``
 * 1.4 - ``cache_image`` takes ``needed``, the kernel and ramdisk of the image
 * 1.5 - ``change_image``
+* 1.6 - ``remove_image``
 
 ``cache_image`` also takes ``asked_by``, and an outcome has ``seconds``: both are for the log.
 
@@ -18,12 +19,16 @@ it, so that ``[upgrade_levels] compute`` forbids only the calls that it must.
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from nova_precache import context, exception, model, rpc, wire
 
 TOPIC = 'precache_compute'
-VERSION = '1.5'
+VERSION = '1.6'
+# A caller of the API waits for the answer.
+REMOVE_SECONDS = 4.5
+REMOVE_SEND_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,38 @@ class ComputeAPI:
         :raises nova_precache.exception.InvalidInput: the answer cannot be read
         """
         return self._ask(ctxt, host, 'forget_image', '1.2', image_id=image_id)
+
+    def remove_image(
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        image_id: str,
+        kept_ids: Collection[str] = (),
+    ) -> model.ImageRemoval:
+        """Request a host to remove an image from its cache, unless it is used there.
+
+        :param kept_ids: images that stay even if they are the kernel or ramdisk of this one
+        :raises TimeoutError: no answer in time; the image may still be removed
+        :raises nova_precache.exception.CellUnreachable: the cell's broker took no message
+        :raises nova_precache.exception.VersionUnsupported: by the pin or by the compute
+        :raises nova_precache.exception.CacheError: some files may be left, for this reason
+        :raises nova_precache.exception.InvalidInput: the answer cannot be read
+        """
+        if not self._client.can_send('1.6'):
+            raise exception.VersionUnsupported(
+                f'[upgrade_levels] compute = {self._version_cap} is too low for remove_image'
+            )
+        answer = self._client.call(
+            ctxt,
+            'remove_image',
+            '1.6',
+            server=host,
+            timeout_seconds=REMOVE_SECONDS,
+            send_seconds=REMOVE_SEND_SECONDS,
+            image_id=image_id,
+            kept_ids=sorted(kept_ids),
+        )
+        return wire.image_removal(answer)
 
     def register_again(self, ctxt: context.RequestContext, host: str, agent_id: str) -> None:
         """Request an agent that is not registered for its host to register again; not answered.

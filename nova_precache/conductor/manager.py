@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nova_precache import context, deadline, exception, rpc, wire
+from nova_precache import context, deadline, exception, model, rpc, wire
 from nova_precache.cache import layout
 from nova_precache.cells import inventory
 from nova_precache.conductor import report_buffer, rpcapi
@@ -23,15 +23,40 @@ CONFIRM_SECONDS = rpcapi.CONFIRM_SECONDS / 2
 GOODBYE_SECONDS = rpcapi.GOODBYE_SECONDS
 
 
-class ApiEndpoint(rpc.Endpoint):
+Remove = Callable[[context.RequestContext, str, str], model.ImageRemoval]
+"""Removes an image, by host and image id; see ``conductor.removals.Removals.remove``."""
+
+
+class ApiEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     """RPC methods that the API calls on a conductor."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], remove: Remove) -> None:
         self._wake = wake
+        self._remove = remove
 
     def work_available(self, ctxt: context.RequestContext, **unknown: Any) -> None:
         """Look for work now."""
         self._wake()
+
+    @rpc.refuses(
+        exception.InvalidInput, exception.NotFound, exception.Conflict, exception.Unavailable
+    )
+    def remove_image(
+        self,
+        ctxt: context.RequestContext,
+        host: object = None,
+        image_id: object = None,
+        **unknown: Any,
+    ) -> model.Json:
+        """Remove an image from the cache of a host, unless it is pinned or used there.
+
+        :raises nova_precache.exception.InvalidInput: a field is out of range
+        :raises nova_precache.exception.NotFound: there is no such host
+        :raises nova_precache.exception.Conflict: the host or its compute cannot do it
+        :raises nova_precache.exception.Unavailable: the database, broker or compute cannot answer
+        """
+        name, image = wire.host(host), wire.identifier(image_id, 'image_id')
+        return self._remove(ctxt, name, image).to_wire()
 
 
 class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):

@@ -11,6 +11,7 @@ History:
   that is not registered for the host; ``get_token`` takes ``job_id`` and ``epoch``. An older
   conductor ignores these arguments; ``confirm_job``
 * 1.3 - ``goodbye`` of a compute that stops
+* 1.4 - ``remove_image``, which the API calls
 
 A new minor version adds methods or arguments; a conductor ignores unknown arguments, and
 unknown keys of a state or a progress. Nothing works without 1.0, so no pin may be lower.
@@ -27,20 +28,24 @@ from nova_precache.compute import reporter
 TOPIC = 'precache_conductor'
 # A separate topic: on one broker, all servers of a topic share its queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
-VERSION = '1.3'
+VERSION = '1.4'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
 # A compute that has the whole image waits no longer before it publishes it.
 CONFIRM_SECONDS = 10.0
 # A compute that stops waits no longer to be recorded as stopped.
 GOODBYE_SECONDS = 3.0
+# A caller of the API waits for the answer, which comes after that of the compute.
+REMOVE_SECONDS = 7.5
+REMOVE_SEND_SECONDS = 2.0
 
 
 class ConductorAPI:
-    """Wakes the conductors when a request was saved."""
+    """The client of the API: wakes the conductors, and requests removals from caches."""
 
     def __init__(self, transport: rpc.Transport, version_cap: str | None = None) -> None:
         self._client = rpc.Client(transport, API_TOPIC, version_cap, retries=0)
+        self._version_cap = version_cap
         self._lock = threading.Lock()
         self._last: _Cast | None = None
 
@@ -62,6 +67,40 @@ class ConductorAPI:
             raise exception.CellUnreachable(f'no answer from the broker in {WAKE_SECONDS:g} s')
         if cast.error is not None:
             raise cast.error
+
+    def remove_image(
+        self, ctxt: context.RequestContext, host: str, image_id: str
+    ) -> model.ImageRemoval:
+        """Request a conductor to have an image removed from the cache of a host.
+
+        :raises nova_precache.exception.NotFound: there is no such host
+        :raises nova_precache.exception.Conflict: the host or its compute cannot do it
+        :raises nova_precache.exception.Unavailable: no conductor or compute answers now
+        """
+        if not self._client.can_send('1.4'):
+            raise exception.VersionUnsupported(
+                f'[upgrade_levels] conductor = {self._version_cap} is too low for remove_image'
+            )
+        try:
+            answer = self._client.call(
+                ctxt,
+                'remove_image',
+                '1.4',
+                timeout_seconds=REMOVE_SECONDS,
+                send_seconds=REMOVE_SEND_SECONDS,
+                host=host,
+                image_id=image_id,
+            )
+        except TimeoutError as exc:
+            raise exception.NoAnswer(
+                f'No conductor has answered within {REMOVE_SECONDS:g} s; image {image_id} may '
+                f'still be removed from host {host}.'
+            ) from exc
+        except exception.CellUnreachable as exc:
+            raise exception.NoAnswer(
+                f'The message broker of the conductors does not answer: {exc}'
+            ) from exc
+        return wire.image_removal(answer)
 
 
 class _Cast:

@@ -74,6 +74,7 @@ class Conductor:
         cell_transports: transports.CellTransports,
         cell_endpoint: Callable[[str], manager.CellEndpoint],
         periods: Periods,
+        remove: manager.Remove,
     ) -> None:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
@@ -84,6 +85,7 @@ class Conductor:
         self._api_transport = api_transport
         self._transports = cell_transports
         self._cell_endpoint = cell_endpoint
+        self._remove = remove
         self._served: dict[str, _Served] = {}
         self._cell_names: dict[str, str] = {}
         self._periodic = concurrency.Periodic(
@@ -145,7 +147,7 @@ class Conductor:
         for gone in self._served.keys() - enabled.keys() - {API}:
             self._in_background(self._served.pop(gone).stop)
         if API not in self._served:
-            api = manager.ApiEndpoint(self._wake)
+            api = manager.ApiEndpoint(self._wake, self._remove)
             self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
         for cell in enabled.values():
             try:

@@ -150,6 +150,12 @@ class Agents:
                 found.update((row.host, _agent(row)) for row in session.scalars(query))
         return found
 
+    def sharing(self, store_id: str) -> Sequence[model.Agent]:
+        """List the agents whose hosts share a cache, by host name."""
+        query = sa.select(models.Agent).where(models.Agent.store_id == store_id)
+        with self._database.reader() as session:
+            return [_agent(row) for row in session.scalars(query.order_by(models.Agent.host))]
+
     def down(self, hosts: Collection[str]) -> Mapping[str, str]:
         """Map the hosts that are down to the reason, by the database's clock."""
         return {

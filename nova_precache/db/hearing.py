@@ -73,11 +73,8 @@ class Hearings:
 
     def load(self) -> AllHeard:
         """Load the records of all cells."""
-        row = models.Hearing
         with self._database.reader() as session:
-            rows = session.execute(sa.select(row.cell_uuid, row.since, row.until)).all()
-            now = db_session.now(session)
-        return AllHeard(now, {uuid: Heard(since, until) for uuid, since, until in rows})
+            return AllHeard(db_session.now(session), every(session))
 
     def _write(self, work: Callable[[orm.Session], None]) -> None:
         try:

@@ -58,6 +58,15 @@ class Asker:
     is_admin: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class WantingTask:
+    """A task in flight that wants an image on a host."""
+
+    request_id: str
+    host: str
+    status: str
+
+
 class Jobs:
     """The jobs and claims in the database; every method is one short transaction."""
 
@@ -294,6 +303,20 @@ class Jobs:
             return step(session, job)
 
         return self._database.write(work)
+
+    def wanting(self, hosts: Collection[str], image_id: str) -> WantingTask | None:
+        """Return the oldest task in flight for an image on any of the hosts."""
+        job, task = models.Job, models.Task
+        query = (
+            sa.select(task.request_id, task.host, task.status)
+            .join(job, job.uuid == task.job_uuid)
+            .where(job.host.in_(list(hosts)), job.status.in_(model.TASK_IN_FLIGHT))
+            .where(job.image_id == image_id, task.status.in_(model.TASK_IN_FLIGHT))
+            .order_by(task.id)
+        )
+        with self._database.reader() as session:
+            row = session.execute(query).first()
+        return None if row is None else WantingTask(*row)
 
     def terms(self, job_id: str) -> Terms:
         """Return the terms of a job that is about to be called."""

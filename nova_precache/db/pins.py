@@ -168,6 +168,15 @@ class Pins:
                 found.setdefault(aggregate_id, set()).update(set(images) - set(gone))
         return {aggregate_id: frozenset(images) for aggregate_id, images in found.items()}
 
+    def active(self, aggregate_ids: Collection[int]) -> Sequence[model.Pin]:
+        """List the active pins of the given aggregates, the oldest first."""
+        row = models.Pin
+        query = sa.select(row).where(
+            row.status == model.PinStatus.ACTIVE, row.aggregate_id.in_(list(aggregate_ids))
+        )
+        with self._database.reader() as session:
+            return [_pin(each) for each in session.scalars(query.order_by(row.number))]
+
     # For keepers
 
     def due(self, seconds: float) -> Sequence[str]:

@@ -7,7 +7,7 @@ restart leaves no second row, and two processes of a host that run are two rows.
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -108,6 +108,13 @@ class Services:
             rows = session.execute(query).all()
             heard = hearing.of_cells(session, {row.heard_by for row in rows})
         return [self._service(row, now, heard.get(row.heard_by)) for row in rows]
+
+    def versions(self) -> Collection[str]:
+        """Return the releases of all services and agents that are up."""
+        with self._database.reader() as session:
+            every = self._every(db_session.now(session), model.HostStatus.UP)
+            found = session.scalars(sa.select(every.c.version).distinct())
+            return {each for each in found if each is not None}
 
     def _report(self, session: orm.Session, process: model.ServiceProcess, replaces: bool) -> bool:
         row, now = models.Service, db_session.now(session)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import standing
+from nova_precache.db import hearing, standing
 from nova_precache.db.engine import models, session as db_session
 
 
@@ -135,9 +135,9 @@ def _oldest_ready_seconds(session: orm.Session) -> float:
 
 
 def _silent_seconds(session: orm.Session) -> dict[str, float]:
-    heard = models.Hearing
-    rows = session.execute(sa.select(heard.cell_uuid, heard.until, db_session.database_now()))
-    return {cell_uuid: _seconds(now - until) for cell_uuid, until, now in rows}
+    now = db_session.now(session)
+    cells = hearing.every(session)
+    return {cell_uuid: _seconds(now - heard.until) for cell_uuid, heard in cells.items()}
 
 
 def _seconds(age: datetime.timedelta) -> float:

@@ -407,7 +407,10 @@ def _show_errors(image_id: str) -> Iterator[None]:
         ksa_exceptions.ClientException,
         requests.RequestException,
     ) as exc:
-        raise exception.ImageServiceUnavailable(f'Glance does not answer: {exc}') from exc
+        # The client wraps the text of keystoneauth, which has the URL, in the URL once more.
+        is_wrapped = isinstance(exc.__context__, ksa_exceptions.ClientException)
+        why = exc.__context__ if is_wrapped else exc
+        raise exception.ImageServiceUnavailable(f'Glance does not answer: {why}') from exc
     except (AttributeError, LookupError, ValueError) as exc:
         # The client fails on an error whose body Glance would not send.
         raise exception.ImageServiceUnavailable(

@@ -48,6 +48,10 @@ class ApiClient:
     def delete(self, *path: str) -> None:
         self._send('DELETE', path)
 
+    def delete_and_read(self, *path: str) -> Json:
+        """Delete what is at a path, and return the answer, which describes the result."""
+        return self._json('DELETE', path)
+
     def pages(
         self, *path: str, collection: str, query: Query | None = None, limit: int | None = None
     ) -> Iterator[Json]:

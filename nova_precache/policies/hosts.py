@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see the hosts and their cache inventories: admins, as hosts belong to no project."""
+"""Who may see the hosts and their caches, and remove images: admins; hosts have no project."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,7 @@ from nova_precache.policies import base
 LIST = 'image_precache:hosts:list'
 SHOW = 'image_precache:hosts:show'
 IMAGES = 'image_precache:hosts:images'
+REMOVE_IMAGE = 'image_precache:hosts:remove_image'
 IMAGE_HOSTS = 'image_precache:images:hosts'
 
 
@@ -21,6 +22,13 @@ def list_rules() -> Sequence[policy.RuleDefault]:
             IMAGES,
             'List the images in the cache of a host; their ids are shown to admins only',
             '/v1/hosts/{host}/images',
+        ),
+        base.operation(
+            REMOVE_IMAGE,
+            base.ADMIN,
+            'Remove an image from the cache of a host, unless it is used or pinned there',
+            'DELETE',
+            '/v1/hosts/{host}/images/{image_id}',
         ),
         _rule(
             IMAGE_HOSTS,

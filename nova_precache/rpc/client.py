@@ -46,10 +46,12 @@ class Client:
         server: str | None = None,
         timeout_seconds: float | None = None,
         monitor_seconds: float | None = None,
+        send_seconds: float | None = None,
         **arguments: Any,
     ) -> Any:
         """Call and wait; ``monitor_seconds`` without a heartbeat end the wait early.
 
+        :param send_seconds: limit for the broker to take the message; None: ``SEND_SECONDS``
         :raises TimeoutError: no answer arrived in time
         :raises nova_precache.exception.CellUnreachable: the broker did not take the message
         :raises nova_precache.exception.VersionUnsupported: the pin forbids the version, or the
@@ -65,11 +67,12 @@ class Client:
         )
         what = f'{method} {version}'
         answer_seconds = timeout_seconds or self._client.conf.rpc_response_timeout
-        self._transport.make_ready_for_replies()
+        taken_seconds = transports.SEND_SECONDS if send_seconds is None else send_seconds
+        self._transport.make_ready_for_replies(taken_seconds)
         return self._transport.send(
             ctxt,
             what,
-            answer_seconds + transports.SEND_SECONDS,
+            answer_seconds + taken_seconds,
             lambda: errors.read_answer(lambda: prepared.call(ctxt, method, **arguments), what),
         )
 

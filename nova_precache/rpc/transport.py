@@ -105,13 +105,13 @@ class Transport:
                     f'{MOST_UNANSWERED} messages'
                 )
 
-    def make_ready_for_replies(self) -> None:
+    def make_ready_for_replies(self, seconds: float) -> None:
         """Create the reply queue by a probe, since oslo.messaging creates it at the first call.
 
         :raises nova_precache.exception.CellUnreachable: the broker is unavailable
         """
         if not self._is_ready_for_replies:
-            self.probe()
+            self.probe(seconds)
 
     def probe(self, seconds: float = SEND_SECONDS) -> None:
         """Send a message that no server reads, and check that the broker takes it.

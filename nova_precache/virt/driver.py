@@ -2,7 +2,7 @@
 """The base class of virt drivers, and loading one by its configured name."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from oslo_config import cfg
 from oslo_utils import importutils
@@ -129,6 +129,17 @@ class ComputeDriver:
         :raises nova_precache.exception.CacheError: some may be left, for this reason
         """
         return True
+
+    def remove_image(self, image_id: str, kept_ids: Collection[str] = ()) -> model.ImageRemoval:
+        """Remove the image and its partial files from the cache, unless it is used.
+
+        Its kernel and ramdisk are removed, too, unless something else needs them.
+
+        :param kept_ids: images that stay even if they are the kernel or ramdisk of this one
+        :raises nova_precache.exception.BackendUnsupported: there is no cache to remove it from
+        :raises nova_precache.exception.CacheError: some files may be left, for this reason
+        """
+        raise exception.BackendUnsupported(f'{type(self).__name__} caches no images')
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
         """List the images in the cache, without host and image ids; by default none.

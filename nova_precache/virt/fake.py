@@ -4,7 +4,7 @@
 import dataclasses
 import datetime
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from oslo_config import cfg
 
@@ -52,6 +52,18 @@ class FakeDriverWithCaching(FakeDriver):
         with self._lock:
             self.cached.update((each.id, _cached_image(each)) for each in image.parts)
         return model.CacheResult(existing=False, bytes_done=size_bytes, bytes_total=size_bytes)
+
+    def remove_image(self, image_id: str, kept_ids: Collection[str] = ()) -> model.ImageRemoval:
+        with self._lock:
+            image = self.cached.get(image_id)
+            if image is None:
+                return model.ImageRemoval(model.RemovalStatus.ABSENT)
+            if image.used_by:
+                return model.ImageRemoval(model.RemovalStatus.USED, 'an instance uses it')
+            del self.cached[image_id]
+        return model.ImageRemoval(
+            model.RemovalStatus.REMOVED, freed_bytes=image.disk_bytes, names=(image.name,)
+        )
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
         with self._lock:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Collection
 from oslo_config import cfg
 
 from nova_precache import model, rpc
-from nova_precache.cells import breaker, transports
+from nova_precache.cells import breaker, inventory, transports
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import (
     lifecycle,
+    manager,
+    removals,
+    report_buffer,
     stop_orders,
     tracker,
     unknown_hosts,
 )
-from nova_precache.db import agents, host_recovery, jobs, request_actions
+from nova_precache.db import agents, host_recovery, jobs, pins, request_actions
 from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import common
 
@@ -103,6 +106,23 @@ class AgentComputes:
             clock=time.monotonic,
             freed=freed,
         )
+
+    def remover(
+        self,
+        aggregates: inventory.Inventory,
+        job_store: jobs.Jobs,
+        reports: report_buffer.ReportBuffer,
+    ) -> manager.Remove:
+        """Build the removal of images from caches."""
+        return removals.Removals(
+            agent_store=self.liveness,
+            aggregates=aggregates,
+            pin_store=pins.Pins(self._database),
+            job_store=job_store,
+            reports=reports,
+            computes=self.client,
+            breakers=self._breakers,
+        ).remove
 
     def _steered(self, cell_uuid: str) -> rpcapi.ComputeAPI:
         """Return a client with a short timeout, for stop orders and other short calls."""

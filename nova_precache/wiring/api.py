@@ -36,6 +36,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         images_for=images.of_callers(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
         why_unsupported=_why_unsupported(conf, transport),
+        remove=stock.refuse_removal if common.is_stock(conf) else conductor.remove_image,
         enforcer=policy.Enforcer(conf),
     )
     return app.build(conf, services)

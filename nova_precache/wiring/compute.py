@@ -45,8 +45,22 @@ def new_agent(
     measured = (computes or metrics.ComputeMetrics(common.exposition(conf).registry)).host(
         conf.host, driver.cache_report
     )
+    inventory = cache_reporter.CacheReporter(
+        host=conf.host,
+        agent_id=identity['agent_id'],
+        driver=driver,
+        conductor=reporter,
+        changes_seconds=conf.report_interval,
+        full_seconds=conf.image_cache.inventory_interval_seconds,
+    )
     endpoint = manager.ComputeManager(
-        name, driver, reporter, images.of_calls(conf), running, measured.measured
+        name,
+        driver,
+        reporter,
+        images.of_calls(conf),
+        running,
+        measured.measured,
+        inventory.require_check,
     )
     compute = agent.ComputeAgent(
         identity=identity,
@@ -55,14 +69,7 @@ def new_agent(
         conductor=reporter,
         new_server=lambda: rpc.Server(transport, rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
-        images=cache_reporter.CacheReporter(
-            host=conf.host,
-            agent_id=identity['agent_id'],
-            driver=driver,
-            conductor=reporter,
-            changes_seconds=conf.report_interval,
-            full_seconds=conf.image_cache.inventory_interval_seconds,
-        ),
+        images=inventory,
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )

@@ -14,7 +14,9 @@ from nova_precache.conductor import (
     host_worker,
     lifecycle,
     liveness,
+    manager,
     metrics,
+    report_buffer,
     tracker,
 )
 from nova_precache.db import jobs, request_actions, statistics
@@ -47,6 +49,13 @@ class ComputeBackend(Protocol):
         track: tracker.Tracker,
         freed: Callable[[], None],
     ) -> lifecycle.StopOrderSender: ...
+
+    def remover(
+        self,
+        aggregates: inventory.Inventory,
+        job_store: jobs.Jobs,
+        reports: report_buffer.ReportBuffer,
+    ) -> manager.Remove: ...
 
 
 def choose(

@@ -150,6 +150,7 @@ class ConductorParts:
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),
+            remove=self.backend.remover(self.inventory, self.jobs, self.reports),
         )
         checks = health.ConductorHealth(
             self.database.ping,

@@ -7,10 +7,18 @@ from collections.abc import Callable, Collection
 
 from oslo_config import cfg
 
-from nova_precache import model, rpc
+from nova_precache import context, exception, model, rpc
 from nova_precache.cells import inventory, liveness, novahosts, transports
 from nova_precache.compute import novarpc
-from nova_precache.conductor import database_wait, lifecycle, metrics, nova_backend, tracker
+from nova_precache.conductor import (
+    database_wait,
+    lifecycle,
+    manager,
+    metrics,
+    nova_backend,
+    report_buffer,
+    tracker,
+)
 from nova_precache.db import host_recovery, jobs, nova_calls, request_actions
 from nova_precache.db.engine import session as db_session
 
@@ -57,6 +65,17 @@ def _liveness(
     )
     database.closes(opened.close)
     return opened
+
+
+def refuse_removal(ctxt: context.RequestContext, host: str, image_id: str) -> model.ImageRemoval:
+    """Refuse to remove an image from the cache of a nova-compute.
+
+    :raises nova_precache.exception.NotByNova: always
+    """
+    raise exception.NotByNova(
+        'With compute_backend = nova, images are not removed on request: each nova-compute '
+        'removes those that are unused.'
+    )
 
 
 class StockComputes:
@@ -114,6 +133,15 @@ class StockComputes:
     ) -> lifecycle.StopOrderSender:
         """Build the handler of stop orders."""
         return nova_backend.NovaStopOrders(store, job_store, track, freed)
+
+    def remover(
+        self,
+        aggregates: inventory.Inventory,
+        job_store: jobs.Jobs,
+        reports: report_buffer.ReportBuffer,
+    ) -> manager.Remove:
+        """Return :func:`refuse_removal`: the conductor does not remove images either."""
+        return refuse_removal
 
     @functools.cache  # noqa: B019 - one client a transport, for the life of the process
     def _api(self, transport: rpc.Transport) -> novarpc.NovaComputeAPI:

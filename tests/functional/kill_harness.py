@@ -71,7 +71,7 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """The work of one process: start a compute's driver and cache an image."""
+    """The work of one process: start a compute's driver, and cache or remove an image."""
 
     instances_path: str
     image: model.Image
@@ -81,6 +81,7 @@ class Attempt:
     options: tuple[tuple[str, object], ...] = ()
     init_host: bool = False
     synced: str | None = None
+    removes: bool = False
 
 
 @dataclasses.dataclass
@@ -169,7 +170,11 @@ def _live(attempt: Attempt, told: connection.Connection) -> None:
     with disk.watched():
         if attempt.init_host:
             driver.init_host()
-        status, reason = try_to_cache(driver, link, attempt.image.id)
+        if attempt.removes:
+            removal = driver.remove_image(attempt.image.id)
+            status, reason = removal.status, removal.reason
+        else:
+            status, reason = try_to_cache(driver, link, attempt.image.id)
     told.send((status, reason, disk.operations, disk.lines))
 
 

@@ -447,6 +447,28 @@ def test_process_may_die_at_any_operation(
     assert nth > 10, 'it did not die at all'
 
 
+@pytest.mark.parametrize('when', [When.BEFORE, When.AFTER])
+def test_process_may_die_during_removal(tmp_path: pathlib.Path, when: When) -> None:
+    """Afterwards the image is there, whole, or gone; the next start removes what is left."""
+    image = made('some buffers')
+    nth, outcomes = 0, set()
+    while True:
+        nth += 1
+        cache = _Cache(tmp_path / str(nth), image)
+        assert kill_harness.run(cache.attempt()).status == 'cached'
+        death = kill_harness.Death(when, nth)
+        ended = kill_harness.run(dataclasses.replace(cache.attempt(), removes=True, death=death))
+        if ended.status != 'died':
+            break
+        cache.start()
+        names = _names(cache.base_directory)
+        assert names in ([], [layout.base_name(cache.image.id)])
+        outcomes.add(len(names))
+        cache.assert_recovers()
+    assert ended.status == 'removed', ended.reason
+    assert outcomes == {0, 1}, 'it died only before or only after the removal'
+
+
 @pytest.mark.parametrize('kind', ['some buffers', 'small qcow2'])
 def test_removed_lock_file_lets_processes_coexist(tmp_path: pathlib.Path, kind: str) -> None:
     """Nova's cache manager does that; the second process starts while the first is at work."""

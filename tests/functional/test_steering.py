@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import pathlib
@@ -10,10 +11,12 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent import futures
+from typing import Any
 
 import pytest
 import requests
 import sqlalchemy as sa
+from oslo_utils import timeutils
 
 from nova_precache import conf as configuration, context, model, rpc
 from nova_precache.cells import inventory
@@ -230,6 +233,58 @@ def test_deadline_ends_download_and_keeps_partial(held: Held) -> None:
     held.gateway.release()
     assert held.started.service.wait(held.request_id)['counts'] == {'cached': 1}
     assert held.ranges() == [None, f'bytes={2 * MIB}-']
+
+
+# Changed options
+
+
+def _paced(started: Started, image_id: str, **options: Any) -> str:
+    """Request an image at a pace at which it would take hours; wait for its first bytes."""
+    service = started.service
+    host = service.hosts[0].name
+    asked = {'hosts': [host], 'images': [image_id], 'max_rate_bytes': 1024, **options}
+    url = f'{service.precache_url}/requests'
+    answer = requests.post(url, json={'request': asked}, timeout=60)
+    answer.raise_for_status()
+    request_id = str(answer.json()['request']['id'])
+    wait_until(lambda: service.request(request_id)['bytes_done'] > 0, 'it has begun')
+    return request_id
+
+
+def _change(started: Started, request_id: str, **asked: Any) -> None:
+    url = f'{started.service.precache_url}/requests/{request_id}'
+    requests.patch(url, json={'request': asked}, timeout=60).raise_for_status()
+
+
+def test_lifted_rate_applies_to_running_transfer(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    data = os.urandom(8 * MIB)
+    image_id = upload_image(data)
+    started = start()
+    request_id = _paced(started, image_id)
+
+    _change(started, request_id, max_rate_bytes=None)
+
+    assert started.service.wait(request_id)['counts'] == {'cached': 1}
+    assert started.service.tasks(request_id)[0]['attempts'] == 1
+    [served] = gateway.served(image_id)
+    assert (served.requested_range, served.bytes_sent) == (None, len(data))
+    assert started.service.hosts[0].base_path(image_id).read_bytes() == data
+
+
+def test_earlier_deadline_ends_running_transfer(
+    start: Start, upload_image: UploadImage, gateway: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(8 * MIB))
+    started = start()
+    request_id = _paced(started, image_id, deadline='2096-01-01T00:00:00Z')
+    soon = timeutils.utcnow() + datetime.timedelta(seconds=2)
+
+    _change(started, request_id, deadline=f'{soon.isoformat()}Z')
+
+    assert started.service.wait(request_id)['status'] == 'expired'
+    assert len(gateway.served(image_id)) == 1
 
 
 # Attempts

@@ -32,6 +32,7 @@ BIN = pathlib.Path(sys.executable).parent
 CELLS = ('cell1', 'cell2')
 CONDUCTORS = ('conductor1', 'conductor2')
 API = 'api'
+REPORT_SECONDS = 1
 
 Changes = Mapping[str, Mapping[str, object]]
 
@@ -275,7 +276,7 @@ class Deployment:
                 'host': name,
                 'state_path': self.directory / name,
                 'transport_url': self.urls[host.cell if host else API],
-                'report_interval': 1,
+                'report_interval': REPORT_SECONDS,
                 'service_down_time': 20,
                 'rpc_response_timeout': 6,
                 'debug': True,

@@ -15,7 +15,7 @@ from alembic.runtime import migration
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import caches, jobs
+from nova_precache.db import caches, jobs, statistics
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
 from tests.conftest import running_databases
@@ -83,6 +83,26 @@ def test_snapshot_stable_except_on_postgresql(
         after = reader.scalars(total).one()
 
     assert (after == before) == (database.engine.dialect.name != 'postgresql')
+
+
+def test_failures_summed_up_and_measured(database: session.Database) -> None:
+    world = open_world(database)
+    world.hears()
+    request = world.planned([f'h{number}' for number in range(4)], ['i1'])
+    counted = statistics.Statistics(database, DOWN_SECONDS).take()
+    for reason in (None, 'needs 10 bytes, 7 free', 'needs 20 bytes, 9 free', 'host down: of late'):
+        begun = world.begun()
+        failed = model.ImageOutcome('error', reason)
+        world.jobs.finish(begun.job_id, begun.epoch, failed if reason else CACHED)
+        world.jobs.release('c1', [begun.host])
+
+    assert world.requests.complete(request.id)
+
+    assert world.requests.get(request.id).reason == (
+        '3 of 4 copies failed: 2 × not enough disk space, 1 × host down'  # noqa: RUF001
+    )
+    assert 0 <= counted.oldest_ready_seconds < WAIT_SECONDS
+    assert counted.silent_seconds == {world.cell.uuid: 0}
 
 
 def test_refused_report_dropped_from_batch(

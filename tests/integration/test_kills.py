@@ -3,11 +3,15 @@
 
 import os
 import pathlib
+import re
 import shutil
+import time
+
+import requests
 
 from tests import disk_images
 from tests.conftest import UploadImage
-from tests.integration.conftest import CONDUCTORS, Deployment
+from tests.integration.conftest import CONDUCTORS, REPORT_SECONDS, Deployment
 from tests.service import wait_until
 
 MIB = 1024**2
@@ -140,3 +144,52 @@ def _slow_converter(directory: pathlib.Path, qemu_img: str) -> pathlib.Path:
     program.chmod(0o755)
     assert shutil.which('qemu-img', path=str(directory)) == str(program)
     return converting
+
+
+def test_killed_compute_named_within_two_reports(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(8 * MIB))
+    service = deployment.service
+    host = service.hosts[0]
+    asked = {'hosts': [host.name], 'images': [image_id], 'max_rate_bytes': MIB // 8}
+    made = requests.post(f'{service.precache_url}/requests', json={'request': asked}, timeout=60)
+    request_id = made.json()['request']['id']
+
+    def rates() -> list[int | None]:
+        shown = [*service.tasks(request_id), service.request(request_id)]
+        return [each['rate_bytes'] for each in shown]
+
+    wait_until(lambda: all(rates()), 'bytes arrive')
+    deployment.kill(host.name)
+    killed_at = time.monotonic()
+    wait_until(lambda: rates() == [0, 0], 'the rate is 0')
+    seconds = time.monotonic() - killed_at
+    [task], request = service.tasks(request_id), service.request(request_id)
+    action = f'{service.precache_url}/requests/{request_id}/action'
+    requests.post(action, json={'cancel': None}, timeout=60).raise_for_status()
+
+    assert seconds < 2 * REPORT_SECONDS + 1
+    assert task['status'] == 'downloading'
+    assert re.fullmatch(r'no sign of the compute for \d+ s', task['reason'])
+    assert re.fullmatch(rf'{host.name}: no sign of the compute for \d+ s', request['reason'])
+    assert (task['eta_seconds'], request['eta_seconds']) == (None, None)
+    deployment.start(host.name)
+    service.wait(request_id)
+    deployment.assert_tidy()
+
+
+def test_killed_conductors_named(deployment: Deployment, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = deployment.service
+    for name in CONDUCTORS:
+        deployment.kill(name)
+    request_id = service.cache(service.aggregate('named'), image_id)
+
+    wait_until(lambda: service.request(request_id)['reason'], 'the request says why it waits')
+
+    why = service.request(request_id)['reason']
+    assert re.fullmatch(r'no conductor has answered for \d+ s', why)
+    deployment.start(CONDUCTORS[0])
+    assert service.wait(request_id)['counts'] == {'cached': 4}
+    deployment.assert_tidy()

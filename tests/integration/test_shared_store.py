@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
@@ -83,6 +84,29 @@ def test_other_host_resumes_killed_hosts_download(
     assert second.bytes_sent == len(data) - noted_bytes
     deployment.assert_cached(image_id, data, pair)
     assert _unfinished(pair[0]) == []
+
+
+def test_removal_counts_for_both_hosts(
+    deployment: Deployment, pair: tuple[Host, Host], upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = deployment.service
+    service.wait(service.cache(service.aggregate('removed'), image_id))
+    names = sorted(host.name for host in service.hosts)
+    wait_until(lambda: _holding(deployment, image_id) == names, 'all hosts have reported it')
+
+    url = f'{service.precache_url}/hosts/{pair[0].name}/images/{image_id}'
+    removal = requests.delete(url, timeout=60).json()['removal']
+
+    assert (removal['status'], removal['reason']) == ('removed', None)
+    assert not pair[0].base_path(image_id).exists()
+    others = sorted(set(names) - {host.name for host in pair})
+    assert _holding(deployment, image_id) == others
+
+
+def _holding(deployment: Deployment, image_id: str) -> list[str]:
+    found = deployment.service.get(f'/images/{image_id}/hosts')['hosts']
+    return [each['host'] for each in found]
 
 
 def _with_lock_open(deployment: Deployment, hosts: tuple[Host, ...], image_id: str) -> list[Host]:

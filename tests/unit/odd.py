@@ -68,6 +68,12 @@ OUTCOME: Mapping[str, Sequence[Any]] = {
     'bytes_total': IMAGE_BYTES,
     'at_once': FLAG,
 }
+REMOVAL: Mapping[str, Sequence[Any]] = {
+    'status': (None, *_NO_TEXTS, *_BAD_TEXTS, '', 'x' * 33, 'a b'),
+    'reason': (5, ['a'], {'a': 1}, True, b'x'),
+    'freed_bytes': (None, *BYTES),
+    'names': (None, 5, 'name', {'a': 1}, [None], ['a\0b'], ['x' * 256], ['a'] * 10_001),
+}
 OPTIONS: Mapping[str, Sequence[Any]] = {
     'max_rate_bytes': (0, *_NO_NUMBERS),
     'deadline_seconds': ('5', True, math.nan, math.inf, [5], {'a': 5}),

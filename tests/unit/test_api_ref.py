@@ -160,6 +160,8 @@ def _requests(player: Player, world: World) -> str:
     player.play('GET', '/v1/requests?limit=1', 'requests/list-response')
     player.play('GET', one, 'requests/show-response')
     player.play('GET', f'{one}/tasks?limit=1', 'requests/tasks-response')
+    player.play('GET', '/v1/tasks?sort=id:asc&limit=1', 'requests/all-tasks-response')
+    player.play('PATCH', one, 'requests/change-response', asks='requests/change-request')
     return one
 
 
@@ -219,6 +221,7 @@ def _hosts(player: Player, world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     player.play('GET', '/v1/hosts/compute-1', 'hosts/show-response')
     player.play('GET', '/v1/hosts/compute-1/images', 'hosts/images-response')
     player.play('GET', f'/v1/images/{IMAGE}/hosts', 'hosts/of-image-response')
+    player.play('DELETE', f'/v1/hosts/compute-1/images/{IMAGE}', 'hosts/remove-image-response')
 
 
 def _services(player: Player, world: World) -> None:

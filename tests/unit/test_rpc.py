@@ -564,10 +564,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     answers.set()
 
 
-def test_call_fails_without_reply_queue(
-    conf: Any, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rpc.Transport.probe, '__defaults__', (0.1,))
+def test_call_fails_without_reply_queue(conf: Any, hanging: threading.Event) -> None:
     transport = rpc.connect(conf, 'rabbit://127.0.0.1:1/')
     client = rpc.Client(transport, TOPIC, retries=0)
 
@@ -577,6 +574,19 @@ def test_call_fails_without_reply_queue(
     hanging.set()
 
     assert client.call(CTXT, 'name', '1.0', timeout_seconds=WAIT_SECONDS) == 'answered'
+
+
+def test_call_limits_wait_for_broker(
+    conf: Any,
+    connect: Callable[[str], rpc.Transport],
+    hanging: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', WAIT_SECONDS)
+    for at, waited in ((rpc.connect(conf, 'rabbit://127.0.0.1:1/'), '0.1'), (connect('a'), '0.3')):
+        client = rpc.Client(at, TOPIC, retries=0)
+        with pytest.raises(exception.CellUnreachable, match=f'broker in {waited} s'):
+            client.call(CTXT, 'name', '1.0', timeout_seconds=0.2, send_seconds=0.1)
 
 
 def test_hanging_call_ends_at_timeout(

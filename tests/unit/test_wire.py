@@ -42,11 +42,13 @@ IMAGE: model.Json = {
     'used_by': 2**31 - 1,
 }
 OUTCOME = model.ImageOutcome('error', 'cut\n\ud800', model.Retry.BACKOFF, 5, 9, at_once=True)
+REMOVAL = model.ImageRemoval('used', 'cut\n\ud800', 5, ('name',))
 ODD_FIELDS = [
     *odd.fields(wire.agent, STATE, odd.STATE, 'cell-1'),
     *odd.fields(wire.progress, PROGRESS, odd.PROGRESS),
     *odd.fields(lambda value: wire.cached_image('h1', value), IMAGE, odd.IMAGE),
     *odd.fields(wire.image_outcome, OUTCOME.to_wire(), odd.OUTCOME),
+    *odd.fields(wire.image_removal, REMOVAL.to_wire(), odd.REMOVAL),
     *odd.fields(wire.transfer_options, {}, odd.OPTIONS),
 ]
 
@@ -82,6 +84,7 @@ def test_valid_message_read_completely() -> None:
         2**31 - 1,
     )
     assert wire.image_outcome({**OUTCOME.to_wire(), 'mood': 'fine'}) == OUTCOME
+    assert wire.image_removal({**REMOVAL.to_wire(), 'mood': 'fine'}) == REMOVAL
 
 
 def test_optional_field_has_default() -> None:

@@ -14,6 +14,8 @@ from nova_precache.api.schemas import hosts as schemas
 from nova_precache.cache import layout
 from nova_precache.policies import aggregates as aggregate_policies, hosts as policies
 
+_UUID_LENGTH = 36  # other spellings than the canonical one name another file
+
 
 def index(req: Request) -> Reply:
     """List the hosts, by name unless the query says otherwise."""
@@ -74,6 +76,28 @@ def images(req: Request) -> Reply:
         marker_of=lambda cached: cached.name,
     )
     return Reply(body=body)
+
+
+def remove(req: Request) -> Reply:
+    """Remove an image from the cache of a host, unless it is used or pinned there."""
+    req.authorize(policies.REMOVE_IMAGE)
+    host, image_id = req.path['host'], req.path['image_id']
+    if not uuidutils.is_uuid_like(image_id) or len(image_id) != _UUID_LENGTH:
+        raise _image_not_found(image_id)
+    known = req.services.agents.look([host]).get(host)
+    if known is None:
+        raise exception.ComputeHostNotFound(host)
+    if known.status is not model.HostStatus.UP:
+        raise exception.RemovalRefused(f'Host {host} is {known.status}: {known.reason}')
+    removal = req.services.remove(req.context, host, image_id)
+    body = {
+        'host': host,
+        'image_id': image_id,
+        'status': removal.status,
+        'reason': removal.reason,
+        'freed_bytes': removal.freed_bytes,
+    }
+    return Reply(body={'removal': body})
 
 
 def of_image(req: Request) -> Reply:

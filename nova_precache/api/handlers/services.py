@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The services and the cells of the deployment."""
 
-import datetime
-
 from nova_precache import model
-from nova_precache.api import paging, times, validation
+from nova_precache.api import cell_states, paging, times, validation
 from nova_precache.api.request import Reply, Request
 from nova_precache.api.schemas import services as schemas
 from nova_precache.db import hearing, statistics
@@ -69,7 +67,7 @@ def _cell_to_json(
     has_conductor: bool,
 ) -> model.Json:
     heard = hearings.cells.get(cell.uuid)
-    status, reason = _status(cell, heard, hearings.now, has_conductor)
+    status, reason = cell_states.judge(cell, heard, hearings.now, has_conductor=has_conductor)
     is_up = heard is not None and status is model.CellStatus.UP
     return {
         'id': cell.uuid,
@@ -80,24 +78,3 @@ def _cell_to_json(
         'hosts_up': hosts.up,
         'heard_since': times.to_text(heard.since) if heard is not None and is_up else None,
     }
-
-
-def _status(
-    cell: model.Cell,
-    heard: hearing.Heard | None,
-    now: datetime.datetime,
-    has_conductor: bool,
-) -> tuple[model.CellStatus, str | None]:
-    """Return the status of a cell, and why it is not up."""
-    if cell.disabled:
-        return model.CellStatus.DISABLED, cell.disabled_reason
-    if cell.disabled_reason is not None:
-        return model.CellStatus.DOWN, cell.disabled_reason
-    if heard is not None and heard.is_heard(now):
-        return model.CellStatus.UP, None
-    if not has_conductor:
-        return model.CellStatus.UNKNOWN, 'no conductor is up'
-    if heard is None:
-        return model.CellStatus.UNKNOWN, 'no conductor has connected to its broker yet'
-    since = f'{heard.until:%Y-%m-%dT%H:%M:%SZ}'
-    return model.CellStatus.DOWN, f'no message of its broker has reached a conductor since {since}'

@@ -8,6 +8,7 @@ from nova_precache.api.schemas.common import described, nullable
 _STATUS: model.Json = {'type': 'string', 'enum': list(map(str, model.HostStatus))}
 
 BY_HOST = {'host': described(common.HOST, 'The name of the host.')}
+BY_HOST_IMAGE = {**BY_HOST, 'image_id': described(common.UUID, 'The id of the image.')}
 BY_IMAGE = {'id': described(common.UUID, 'The id of the image.')}
 SORT_KEYS = ('host', 'cell', 'seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
 _SORT_FILES = ('size_bytes', 'disk_bytes', 'touched_at', 'used_by')
@@ -115,4 +116,21 @@ IMAGE_HOST = described(
         }
     ),
     'A host that has the image.',
+)
+REMOVAL = described(
+    common.whole(
+        {
+            'host': common.HOST_NAME,
+            'image_id': described(common.UUID, 'The id of the image.'),
+            'status': described(
+                {'type': 'string', 'enum': list(map(str, model.RemovalStatus))},
+                '``removed``; ``absent`` if the host does not have it; ``used`` if an instance, '
+                'a boot, a transfer, a request or another image in the cache needs it; '
+                '``pinned`` if a pin keeps it on the host. ``used`` and ``pinned`` images stay.',
+            ),
+            'reason': described(nullable(common.STRING), 'Why it stays; null if it does not.'),
+            'freed_bytes': described(common.COUNT, 'Bytes that were freed on the disk.'),
+        }
+    ),
+    'The result of the removal.',
 )

@@ -214,9 +214,9 @@ def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
             'its nova-compute has not answered an earlier call, which may run until '
             f'{_time(host.unanswered_until)}'
         )
-    if host.down is not None:
-        waits = request.waits_for_down_hosts
-        return f'{host.down}; waits until it is back' if waits else host.down
+    down = host.down or _recorded_absence(facts)
+    if down is not None:
+        return f'{down}; waits until it is back' if request.waits_for_down_hosts else down
     limit, busy = request.max_parallel_hosts, request.busy_hosts
     if limit is not None and len(busy) >= limit and host.name not in busy:
         return f'waits for a slot of its request: {len(busy)} of {limit} hosts are at work'
@@ -228,6 +228,13 @@ def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
     if task.reason is not None and task.status == model.TaskStatus.RETRY_WAIT:
         return f'retry now: {task.reason}'
     return 'waits for a conductor to call its host'
+
+
+def _recorded_absence(facts: TaskFacts) -> str | None:
+    """Return why a nova-compute was away when the task was planned: only conductors ask Nova."""
+    reason = facts.task.reason
+    is_agent = facts.host.seen_at is not None
+    return None if is_agent or reason is None or not reason.startswith(_AWAY) else reason
 
 
 def _until_served(facts: TaskFacts) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from oslo_config import cfg
 
@@ -21,6 +21,8 @@ from nova_precache.virt.libvirt import imagebackend, usage
 LOG = logging.getLogger(__name__)
 
 _WITHOUT_FILE_CACHE = frozenset({'lvm', 'rbd', 'ploop'})
+# Between the touch of a base file and the creation of its disk, nova-compute holds no lock.
+NOVA_BOOT_SECONDS = 30.0
 _EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - in UTC, as times are kept
 _LATEST = datetime.datetime(9999, 12, 31)  # noqa: DTZ001
 _LAST_MICROSECOND = (_LATEST - _EPOCH) // datetime.timedelta(microseconds=1)
@@ -217,8 +219,7 @@ class LibvirtDriver(driver.ComputeDriver):
         if not self._has_file_cache():
             return
         self._sweeper.sweep()
-        is_novas = any(map(os.path.exists, self._settings.layout.nova_marks))
-        if is_novas and not self._settings.expiry_set:
+        if self._is_novas() and not self._settings.expiry_set:
             LOG.debug('nova-compute uses this cache, too, and removes the unused base files')
             return
         self._expirer.run()
@@ -229,6 +230,26 @@ class LibvirtDriver(driver.ComputeDriver):
 
     def discard_partial(self, image_id: str) -> bool:
         return not self._has_file_cache() or self._sweeper.discard_partial(image_id)
+
+    def remove_image(self, image_id: str, kept_ids: Collection[str] = ()) -> model.ImageRemoval:
+        self._check_backend()
+        min_age_seconds = NOVA_BOOT_SECONDS if self._is_novas() else 0
+        removal = self._expirer.remove(image_id, kept_ids, min_age_seconds)
+        partial_bytes = self._sweeper.partial_bytes(image_id)
+        if removal.status == model.RemovalStatus.USED or not partial_bytes:
+            return removal
+        if not self._sweeper.discard_partial(image_id):
+            why = 'a transfer uses its partial download'
+            return dataclasses.replace(removal, status=model.RemovalStatus.USED, reason=why)
+        return dataclasses.replace(
+            removal,
+            status=model.RemovalStatus.REMOVED,
+            freed_bytes=removal.freed_bytes + partial_bytes,
+        )
+
+    def _is_novas(self) -> bool:
+        """Return whether a nova-compute uses this cache, too."""
+        return any(map(os.path.exists, self._settings.layout.nova_marks))
 
     def cached_images(self, *, recount: bool = True) -> Sequence[model.CachedImage]:
         if not self._has_file_cache():

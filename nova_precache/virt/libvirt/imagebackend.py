@@ -26,6 +26,8 @@ LOG = logging.getLogger(__name__)
 
 DISK_NAME = 'disk'
 _COPY_SECONDS = 3600
+# How often the base file may be removed between its download and the creation of the disk.
+_MOST_FETCHES = 5
 
 _INSTANCE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,254}')
 
@@ -80,24 +82,40 @@ class RootDiskMaker:
         progress: model.ProgressCallback,
         control: Control,
     ) -> driver.RootDisk:
-        filled = self._populator.fill(images, image_id, progress, control)
-        base_path = self._store.layout.base_path(image_id)
-        base = self._inspector.inspect_base(base_path)
-        size_bytes = _disk_size(image_id, size_bytes, base.virtual_size_bytes)
-        if self._overlay:
-            with self._kept(image_id, control), _new_file(path) as temporary:
-                self._qemu.create_overlay(temporary, base_path, base.qemu_format, size_bytes)
+        for _ in range(_MOST_FETCHES):
+            filled = self._populator.fill(images, image_id, progress, control)
+            with self._kept(image_id, control) as is_kept:
+                if is_kept:
+                    size_bytes = self._create_from_base(image_id, path, size_bytes, control)
+                    break
+            LOG.info('The base file of image %s was removed during a boot', image_id)
         else:
-            with _new_file(path) as temporary:
-                self._copy(base_path, base, temporary, size_bytes, control)
+            raise exception.StorageError(
+                f'The base file of image {image_id} was removed {_MOST_FETCHES} times during the '
+                'boot'
+            )
         LOG.info('Created root disk %s from image %s, %s', path, image_id, shown.size(size_bytes))
         return driver.RootDisk(
             path=path,
             format='qcow2' if self._overlay else 'raw',
             size_bytes=size_bytes,
-            backing_file=base_path if self._overlay else None,
+            backing_file=self._store.layout.base_path(image_id) if self._overlay else None,
             image_existing=filled.existing,
         )
+
+    def _create_from_base(
+        self, image_id: str, path: str, size_bytes: int | None, control: Control
+    ) -> int:
+        """Create a root disk from a base file that is kept meanwhile; return the disk's size."""
+        base_path = self._store.layout.base_path(image_id)
+        base = self._inspector.inspect_base(base_path)
+        disk_bytes = _disk_size(image_id, size_bytes, base.virtual_size_bytes)
+        with _new_file(path) as temporary:
+            if self._overlay:
+                self._qemu.create_overlay(temporary, base_path, base.qemu_format, disk_bytes)
+            else:
+                self._copy(base_path, base, temporary, disk_bytes, control)
+        return disk_bytes
 
     def _disk_path(self, instance: str) -> str:
         paths = self._store.layout
@@ -107,16 +125,17 @@ class RootDiskMaker:
         return os.path.join(paths.instances_path, instance, DISK_NAME)
 
     @contextlib.contextmanager
-    def _kept(self, image_id: str, control: Control) -> Iterator[None]:
-        """Keep a base file from expiring until the disk based on it exists."""
+    def _kept(self, image_id: str, control: Control) -> Iterator[bool]:
+        """Keep a base file from being removed until its disk exists; yield whether it is there.
+
+        As in Nova, its lock is held, so that boots from one image create their disks in turn.
+        """
         with self._locks.hold(layout.base_name(image_id), control):
-            if not self._store.touch(image_id, is_boot=True):
-                raise exception.StorageError(
-                    f'The base file of image {image_id} was removed during the boot'
-                )
-            yield
+            is_there = self._store.touch(image_id, is_boot=True)
+            yield is_there
             # An expiry round that listed the file before the disk existed now keeps it.
-            self._store.touch(image_id, is_boot=True)
+            if is_there:
+                self._store.touch(image_id, is_boot=True)
 
     def _copy(
         self,

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from oslo_utils import timeutils
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.api.schemas import hosts as schemas
 from nova_precache.db import agents, caches, pins
 from nova_precache.db.engine import models, session as db_session
@@ -319,3 +319,87 @@ def test_cache_page_takes_constant_statements(
         return len(sent)
 
     assert statements(1) == statements(300)
+
+
+def removal_path(host: str = 'host1', image: str = IMAGE) -> str:
+    return f'/v1/hosts/{host}/images/{image}'
+
+
+def test_removal_shown_in_full(api: Any, report: Any) -> None:
+    report('host1')
+    answer = api.call('DELETE', removal_path())
+    assert answer.json == {
+        'removal': {
+            'host': 'host1',
+            'image_id': IMAGE,
+            'status': 'removed',
+            'reason': None,
+            'freed_bytes': 2048,
+        }
+    }
+
+
+@pytest.mark.parametrize('status', ['absent', 'used', 'pinned'])
+def test_kept_image_is_an_answer(api: Any, rebuild: Any, report: Any, status: str) -> None:
+    asked = []
+
+    def remove(ctxt: Any, host: str, image_id: str) -> model.ImageRemoval:
+        asked.append((ctxt.request_id, host, image_id))
+        return model.ImageRemoval(status, 'so it is')
+
+    report('host1')
+    answer = rebuild(remove=remove).call('DELETE', removal_path())
+    shown = answer.json['removal']
+    assert (shown['status'], shown['reason']) == (status, 'so it is')
+    assert asked == [(answer.headers['x-openstack-request-id'], 'host1', IMAGE)]
+
+
+def refuse_to_remove(error: Exception) -> Any:
+    def remove(ctxt: Any, host: str, image_id: str) -> model.ImageRemoval:
+        raise error
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'title'),
+    [
+        (exception.NoAnswer('no conductor'), 503, 'serviceUnavailable'),
+        (exception.RemovalRefused('the disk'), 409, 'conflictingRequest'),
+        (exception.VersionUnsupported('too old'), 409, 'conflictingRequest'),
+        (exception.NotByNova('by Nova'), 409, 'conflictingRequest'),
+        (exception.NotFound('no such host'), 404, 'itemNotFound'),
+    ],
+)
+def test_failed_removal_keeps_message(
+    api: Any, rebuild: Any, report: Any, error: Exception, status: int, title: str
+) -> None:
+    report('host1')
+    answer = rebuild(remove=refuse_to_remove(error)).call('DELETE', removal_path())
+    assert answer.status_int == status
+    assert answer.json == {title: {'code': status, 'message': str(error)}}
+
+
+def test_removal_from_down_host_refused(api: Any, rebuild: Any, report: Any) -> None:
+    report('host1')
+    silence(api, 'host1')
+    answer = rebuild(remove=refuse_to_remove(AssertionError())).call('DELETE', removal_path())
+    assert (answer.status_int, answer.json['conflictingRequest']['message']) == (
+        409,
+        'Host host1 is down: host down: last report at 2001-01-01T00:00:00Z',
+    )
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        (removal_path('host9'), 'Compute host host9 could not be found.'),
+        (removal_path(image='cirros'), 'Image cirros could not be found.'),
+        (removal_path(image=IMAGE.replace('-', '')), 'could not be found.'),
+    ],
+)
+def test_removal_of_unknown_refused(api: Any, report: Any, path: str, message: str) -> None:
+    report('host1')
+    answer = api.call('DELETE', path)
+    assert answer.status_int == 404
+    assert message in answer.json['itemNotFound']['message']

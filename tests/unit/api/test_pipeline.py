@@ -15,8 +15,10 @@ import webob
 from oslo_context import context as oslo_context
 from oslo_middleware.healthcheck import opts as healthcheck_opts
 
-from nova_precache import exception
+from nova_precache import exception, model
 from nova_precache.api import app, auth, requestlog
+from nova_precache.db import agents, hearing, services
+from nova_precache.db.engine import session
 from nova_precache.wsgi import gateway
 
 
@@ -320,6 +322,93 @@ def test_health_hidden_from_other_networks(rebuild: Any, api: Any, conf: Any) ->
     allowed = rebuild().call('GET', '/healthcheck', environ={'REMOTE_ADDR': '192.0.2.1'})
 
     assert (response.status_int, allowed.status_int) == (300, 200)  # as any path unknown here
+
+
+@pytest.fixture
+def known(database: session.Database) -> services.Services:
+    return services.Services(database, 60, 10)
+
+
+CONDUCTOR = model.ServiceProcess('c-1', model.Binary.CONDUCTOR, 'ctl1', '1.0')
+
+
+def test_api_without_conductor_is_live(api: Any) -> None:
+    assert api.get('/healthcheck').status_int == 200
+
+    answer = api.get('/healthcheck/ready')
+
+    assert answer.status_int == 503
+    assert answer.text == 'no conductor is up; 1 of 1 cells are not up'
+
+
+def test_api_with_conductor_is_ready(
+    api: Any, known: services.Services, database: session.Database
+) -> None:
+    known.report(CONDUCTOR, replaces=True)
+    hearing.Hearings(database, 30).note([api.inventory.list_cells()[0].uuid])
+
+    answer = api.get('/healthcheck/ready')
+
+    assert (answer.status_int, answer.text) == (200, 'OK')
+    assert api.call('HEAD', '/healthcheck/ready').status_int == 204
+
+
+def test_dead_cell_keeps_api_ready(api: Any, known: services.Services) -> None:
+    known.report(CONDUCTOR, replaces=True)
+    cell = api.inventory.list_cells()[0]
+    api.inventory.create_cell('secret-site', 'fake:///cell2')
+    agents.Agents(api.database, 60).register(model.Agent('h1', 'a', cell.uuid, version='0.9'))
+
+    answer = api.get('/healthcheck/ready')
+
+    assert answer.status_int == 200
+    assert answer.text == 'OK; 2 of 2 cells are not up; services of 2 releases run'
+
+
+def test_detailed_health_names_cells(
+    rebuild: Any, api: Any, conf: Any, known: services.Services
+) -> None:
+    known.report(CONDUCTOR, replaces=True)
+    conf.set_override('detailed', True, 'healthcheck')
+
+    answer = rebuild().get('/healthcheck/ready', headers={'Accept': 'application/json'})
+
+    [ready] = answer.json['reasons']
+    assert ready['details'] == 'cell cell1: no conductor has connected to its broker yet'
+
+
+def test_api_without_database_is_not_ready(
+    rebuild: Any, api: Any, known: services.Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(**which: Any) -> None:
+        raise exception.DatabaseUnavailable('the server has gone away')
+
+    monkeypatch.setattr(known, 'list_page', away)
+    again = rebuild(services=known)
+
+    answer = again.get('/healthcheck/ready')
+
+    assert (answer.status_int, answer.text) == (503, 'the database is unavailable')
+    assert again.get('/healthcheck').status_int == 200
+
+
+def test_ready_check_asks_rarely(
+    rebuild: Any, api: Any, known: services.Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    listing = known.list_page
+
+    def count(**which: Any) -> Any:
+        asked.append(which)
+        return listing(**which)
+
+    monkeypatch.setattr(known, 'list_page', count)
+    again = rebuild(services=known)
+
+    for _ in range(5):
+        again.get('/healthcheck/ready')
+
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import model
-from nova_precache.db import jobs, requests as store
+from nova_precache.db import agents, jobs, requests as store
 from nova_precache.db.engine import models
 from nova_precache.db.request import plan as request_plan
 
@@ -101,6 +101,46 @@ def test_new_request_shown_in_full(api: Any, make: Any, aggregate: Any) -> None:
     }
 
 
+def test_waiting_request_and_tasks_say_why(api: Any, make: Any) -> None:
+    request_id = make()
+    plan(api, request_id)
+    steered = api.post(f'/v1/requests/{request_id}/action', {'pause': None}).json['request']
+    shown = api.get(f'/v1/requests/{request_id}').json['request']
+    (listed,) = api.get('/v1/requests').json['requests']
+    tasks = api.get(f'/v1/requests/{request_id}/tasks').json['tasks']
+    assert {each['reason'] for each in (steered, shown, listed)} == {'it is paused'}
+    assert {task['reason'] for task in tasks} == {'its request is paused'}
+
+
+def test_silent_compute_shown_without_rate(api: Any, make: Any) -> None:
+    request_id = make()
+    plan(api, request_id)
+    cell = api.inventory.list_cells()[0].uuid
+    agents.Agents(api.database, 60).register(model.Agent('host1', 'agent-1', cell))
+    work = jobs.Jobs(api.database, 30)
+    (claimed,) = work.claim_hosts('c1', limit=1)
+    first = claimed.first
+    assert first is not None
+    assert work.begin(first.job_id, first.epoch)
+    progress = model.Progress('downloading', 10, 100, rate_bytes=9)
+    assert work.record_progress([jobs.ProgressReport(first.job_id, first.epoch, 1, progress)])
+    assert api.get(f'/v1/requests/{request_id}').json['request']['rate_bytes'] == 9
+    earlier = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - datetime.timedelta(
+        seconds=2 * api.conf.report_interval
+    )
+    with api.database.engine.begin() as connection:
+        connection.execute(sa.update(models.Agent).values(seen_at=earlier, started_at=earlier))
+        connection.execute(sa.update(models.Job).values(progress_at=earlier))
+
+    request = api.get(f'/v1/requests/{request_id}').json['request']
+    task = api.get(f'/v1/requests/{request_id}/tasks').json['tasks'][0]
+
+    assert (request['rate_bytes'], request['eta_seconds']) == (0, None)
+    assert (task['rate_bytes'], task['eta_seconds']) == (0, None)
+    assert task['reason'].startswith('no sign of the compute for 2')
+    assert request['reason'] == f'host1: {task["reason"]}'
+
+
 def test_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
     request_id = make(images=2)
     plan(api, request_id)
@@ -122,6 +162,7 @@ def test_tasks_shown_in_full_and_order(api: Any, make: Any) -> None:
     assert shown.pop('created_at').endswith('Z')
     assert shown == {
         'id': first.id,
+        'request_id': request_id,
         'host': 'host1',
         'cell': first.cell_uuid,
         'cell_name': 'cell1',
@@ -334,3 +375,77 @@ def test_reader_role_is_needed(api: Any, rest: str) -> None:
     response = api.get(f'/v1/requests{rest}', token='u:p1')
     assert response.status_int == 403
     assert "Policy doesn't allow image_precache:requests:" in response.json['forbidden']['message']
+
+
+# Sorted, and tasks of all requests
+
+
+def test_requests_sorted_by_several_keys(api: Any, make: Any) -> None:
+    made = [make(priority=priority) for priority in (1, 2, 1)]
+
+    listed = ids(api.get('/v1/requests?sort=priority:asc,created_at:desc'))
+    assert listed == [made[2], made[0], made[1]]
+    first = api.get('/v1/requests?sort=priority:asc,created_at:desc&limit=2')
+    assert ids(first) == listed[:2]
+    assert ids(api.get(follow(first, 'requests'))) == listed[2:]
+
+
+@pytest.mark.parametrize(
+    ('query', 'why'),
+    [
+        ('requests?sort=colour:asc', 'The keys are created_at, finished_at, priority, status.'),
+        ('requests?sort=priority:up', 'The directions are asc and desc.'),
+        ('requests?sort=priority:', 'The directions are asc and desc.'),
+        ('requests?sort=', 'The keys are '),
+        ('requests?sort=priority,priority:asc', 'The key priority is listed twice.'),
+        ('requests?sort=priority&sort_key=status', 'It excludes sort_key and sort_dir.'),
+        ('tasks?sort=cell:asc', 'The keys are id, request_id, host, '),
+        ('hosts?sort=id:asc', 'The keys are host, cell, '),
+        ('pins?sort=id:asc', 'The keys are created_at, '),
+        ('hosts/host1/images?sort=host:asc', 'The keys are name, size_bytes, '),
+        (f'images/{uuid.uuid4()}/hosts?sort=name:asc', 'The keys are host, size_bytes, '),
+    ],
+)
+def test_unknown_sort_lists_keys(api: Any, query: str, why: str) -> None:
+    response = api.get(f'/v1/{query}')
+
+    assert response.status_int == 400
+    assert 'Invalid input for query parameters sort. ' in response.text
+    assert why in response.json['badRequest']['message']
+
+
+def test_tasks_of_all_requests_listed(api: Any, make: Any) -> None:
+    mine, other = make(), make(project_id='p2')
+    for request_id in (mine, other):
+        plan(api, request_id)
+
+    def listed(query: str = '', **more: Any) -> list[tuple[str, str]]:
+        response = api.get(f'/v1/tasks{query}', **more)
+        assert response.status_int == 200
+        return [(task['request_id'], task['host']) for task in response.json['tasks']]
+
+    both = [(other, 'host2'), (other, 'host1'), (mine, 'host2'), (mine, 'host1')]
+    assert listed() == both
+    assert listed('?sort=id:asc') == both[::-1]
+    assert listed('?project_id=p1') == both[2:]
+    assert listed(f'?request={other}&host=host1') == [(other, 'host1')]
+    assert listed('?status=cached') == []
+    assert listed(token='u1:p1:reader') == both[2:]
+    assert listed('?project_id=p1', token='u1:p1:reader') == both[2:]
+    first = api.get('/v1/tasks?limit=3')
+    assert [task['host'] for task in api.get(follow(first, 'tasks')).json['tasks']] == ['host1']
+
+
+@pytest.mark.parametrize('path', ['tasks', 'requests'])
+def test_other_project_filter_forbidden(api: Any, make: Any, path: str) -> None:
+    make(project_id='p2')
+
+    assert api.get(f'/v1/{path}?project_id=p2', token='u1:p1:reader').status_int == 403
+    assert len(api.get(f'/v1/{path}?project_id=p3').json[path]) == 0
+
+
+def test_requests_of_one_project_listed(api: Any, make: Any) -> None:
+    mine, other = make(), make(project_id='p2')
+
+    assert ids(api.get('/v1/requests')) == [other, mine]
+    assert ids(api.get('/v1/requests?project_id=p1')) == [mine]

@@ -187,3 +187,13 @@ def test_retry_below_rpc_pin_refused(api: Any, rebuild: Any, planned: Any) -> No
     pinned = rebuild(why_unsupported=lambda: 'the pin is too low')
     assert message(act(pinned, request_id, 'retry'), 409) == 'the pin is too low'
     assert api.requests.get(request_id).status == 'cancelled'
+
+
+def test_named_hosts_retried(api: Any, planned: Any) -> None:
+    request_id = planned()
+    cancelled(api, request_id)
+
+    assert 'host9' in message(act(api, request_id, 'retry', {'hosts': ['host1', 'host9']}), 400)
+    assert 'hosts' in message(act(api, request_id, 'retry', {'hosts': []}), 400)
+    assert status(act(api, request_id, 'retry', {'hosts': ['host1']})) == 'accepted'
+    assert counts(api, request_id) == {'queued': 1, 'cancelled': 1}

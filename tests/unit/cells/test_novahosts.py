@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.cells import liveness, novahosts, services
 from nova_precache.db import pages, statistics
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
@@ -173,3 +173,18 @@ def test_silent_cell_hosts_become_unknown(
         ('b', UNKNOWN, "cell two's database is unreachable (it does not answer)"),
     ]
     assert waited == [2.0]
+
+
+def test_hosts_sorted_and_limited_to_some(world: World, shown: novahosts.NovaHosts) -> None:
+    def names(sort: str, marker: str | None = None, **which: Any) -> list[str]:
+        page = pages.Page([model.SortKey(sort, is_descending=True)], 2, marker)
+        return [host.agent.host for host in shown.list_page(page, **which)]
+
+    assert names('host') == ['d', 'c']
+    assert names('host', 'c') == ['b', 'a']
+    assert names('version', 'c') == ['b', 'a'], 'all without one'
+    assert names('host', hosts=['a', 'c', 'x']) == ['c', 'a']
+    few = shown.list_page(pages.Page(limit=2, marker='a'), hosts=['a', 'c', 'd'])
+    assert [host.agent.host for host in few] == ['c', 'd']
+    with pytest.raises(exception.InvalidMarker):
+        names('version', 'x')

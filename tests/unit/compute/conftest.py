@@ -2,7 +2,7 @@
 """The neighbours of a compute: a conductor in memory, and a driver that a test scripts."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -121,6 +121,8 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         self.confirms = False
         self.forgotten: list[str] = []
         self.forgets = True
+        self.removed: list[tuple[str, Sequence[str]]] = []
+        self.removal = model.ImageRemoval('removed', freed_bytes=7, names=('file',))
         self.begun = threading.Event()
         self.opened = threading.Event()
         self.opened.set()
@@ -152,6 +154,12 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         if self.error is not None:
             raise self.error
         return self.forgets
+
+    def remove_image(self, image_id: str, kept_ids: Collection[str] = ()) -> model.ImageRemoval:
+        self.removed.append((image_id, list(kept_ids)))
+        if self.error is not None:
+            raise self.error
+        return self.removal
 
 
 @pytest.fixture

@@ -194,3 +194,15 @@ def test_many_changes_reported_in_parts(host: Host, monkeypatch: pytest.MonkeyPa
         reporter.CacheNews([image('d')], ['a', 'b']),
         reporter.CacheNews([], ['c']),
     ]
+
+
+def test_required_check_reports_removal_soon(host: Host) -> None:
+    host.driver.put(image('a'))
+    host.after(0)
+    del host.driver.images['a']
+    assert host.after(1) == []
+
+    host.inventory.require_check()
+
+    assert host.after(1) == [reporter.CacheNews([], ['a'])]
+    assert host.after(1) == []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
+import oslo_messaging
 import pytest
 
 from nova_precache import conf, context, exception, model
@@ -688,3 +689,52 @@ def test_invalid_companions_named_and_nothing_done(
     assert answer['status'] == 'error'
     assert answer['reason'].startswith(f'{field}: ')
     assert driver.asked == []
+
+
+def test_removal_reported_soon(driver: ScriptedDriver, conductor: FakeReporter) -> None:
+    changed: list[None] = []
+    compute = manager.ComputeManager(
+        name.Name('h1', 'agent-1'),
+        driver,
+        conductor,
+        Access(),
+        transfers.Transfers(),
+        cache_changed=lambda: changed.append(None),
+    )
+    answer = compute.remove_image(CTXT, 'i1', ['i2'], why='of a newer conductor')
+    assert answer == driver.removal.to_wire()
+    assert (driver.removed, changed) == ([('i1', ['i2'])], [None])
+
+
+def test_image_in_transfer_not_removed(driver: ScriptedDriver, conductor: FakeReporter) -> None:
+    conductor.current = {'j1': 1}
+    driver.opened.clear()
+    compute = _manager(driver, conductor)
+    with futures.ThreadPoolExecutor() as pool:
+        call = pool.submit(_call, compute)
+        assert driver.begun.wait(WAIT_SECONDS)
+        answer = compute.remove_image(CTXT, 'i1')
+        driver.opened.set()
+        assert call.result() is not None
+    assert (answer['status'], answer['reason']) == ('used', 'a transfer of it is running')
+    assert driver.removed == []
+
+
+@pytest.mark.parametrize(
+    ('image_id', 'kept_ids', 'field'),
+    [(None, [], 'image_id'), ('../i1', [], 'image_id'), ('i1', 'i2', 'kept_ids')],
+)
+def test_odd_removal_changes_nothing(
+    driver: ScriptedDriver, conductor: FakeReporter, image_id: object, kept_ids: object, field: str
+) -> None:
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        _manager(driver, conductor).remove_image(CTXT, image_id, kept_ids)
+    assert str(answered.value.exc_info[1]).startswith(f'{field}: ')
+    assert driver.removed == []
+
+
+def test_driver_without_cache_removes_nothing(conductor: FakeReporter) -> None:
+    driver = fake_driver.FakeDriver(conf.new(config_files=[]))
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        _manager(driver, conductor).remove_image(CTXT, 'i1')
+    assert str(answered.value.exc_info[1]) == 'FakeDriver caches no images'

@@ -297,3 +297,28 @@ def test_low_pin_allows_images_without_companions(
 
     assert served.asked == []
     assert _api(transport, cap).cache_image(CTXT, 'h1', CALL) is not None
+
+
+def test_removal_reaches_driver(transport: rpc.Transport, served: ScriptedDriver) -> None:
+    removal = _api(transport).remove_image(CTXT, 'h1', 'i1', {'i3', 'i2'})
+
+    assert removal == model.ImageRemoval('removed', freed_bytes=7, names=('file',))
+    assert served.removed == [('i1', ['i2', 'i3'])]
+
+
+def test_failed_removal_keeps_its_reason(transport: rpc.Transport, served: ScriptedDriver) -> None:
+    served.error = exception.StorageError('the disk refuses')
+
+    with pytest.raises(exception.StorageError, match='the disk refuses'):
+        _api(transport).remove_image(CTXT, 'h1', 'i1')
+
+
+def test_pin_too_low_for_removal(transport: rpc.Transport, served: ScriptedDriver) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'\[upgrade_levels\] compute = 1.4'):
+        _api(transport, '1.4').remove_image(CTXT, 'h1', 'i1')
+    assert served.removed == []
+
+
+def test_first_release_compute_removes_nothing(transport: rpc.Transport, old: OldCompute) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'remove_image 1\.6 is not supported'):
+        _api(transport).remove_image(CTXT, 'old', 'i1')

@@ -57,9 +57,31 @@ def endpoint(
 def test_api_cast_wakes_conductor() -> None:
     woken: list[bool] = []
 
-    manager.ApiEndpoint(lambda: woken.append(True)).work_available(CTXT, why='of a newer API')
+    endpoint = manager.ApiEndpoint(lambda: woken.append(True), remove=_removes)
+    endpoint.work_available(CTXT, why='of a newer API')
 
     assert woken == [True]
+
+
+def _removes(ctxt: context.RequestContext, host: str, image_id: str) -> model.ImageRemoval:
+    return model.ImageRemoval('removed', freed_bytes=len(host + image_id), names=('file',))
+
+
+def test_removal_of_api_answered() -> None:
+    endpoint = manager.ApiEndpoint(lambda: None, remove=_removes)
+    answer = endpoint.remove_image(CTXT, host='h1', image_id='i1', why='of a newer API')
+    assert answer == {'status': 'removed', 'reason': None, 'freed_bytes': 4, 'names': ('file',)}
+
+
+@pytest.mark.parametrize(
+    ('host', 'image_id', 'field'),
+    [(None, 'i1', 'host'), ('../h', 'i1', 'host'), ('h1', None, 'image_id'), ('h1', 7, 'image_id')],
+)
+def test_odd_removal_names_field(host: object, image_id: object, field: str) -> None:
+    endpoint = manager.ApiEndpoint(lambda: None, remove=_removes)
+    with pytest.raises(oslo_messaging.ExpectedException) as answered:
+        endpoint.remove_image(CTXT, host=host, image_id=image_id)
+    assert str(answered.value.exc_info[1]).startswith(f'{field}: ')
 
 
 def test_registered_agent_alive_and_mapped(world: World, endpoint: manager.CellEndpoint) -> None:

@@ -336,3 +336,96 @@ def test_probe_reaches_all_releases(transport: rpc.Transport) -> None:
 
     assert old.told.get(timeout=WAIT_SECONDS) == {'ping': True}
     server.stop()
+
+
+# Removals for the API
+
+
+class RemovingConductor(rpc.Endpoint, version=rpcapi.VERSION):
+    """Answers the API as scripted."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.refusal: Exception | None = None
+
+    @rpc.refuses(exception.NotFound, exception.Conflict, exception.Unavailable)
+    def remove_image(
+        self, ctxt: context.RequestContext, host: str, image_id: str, **unknown: Any
+    ) -> model.Json:
+        self.asked.append((host, image_id))
+        if self.refusal is not None:
+            raise self.refusal
+        return REMOVAL.to_wire()
+
+
+REMOVAL = model.ImageRemoval('used', 'an instance uses it', 5, ('file',))
+
+
+@pytest.fixture
+def removing(transport: rpc.Transport) -> Iterator[RemovingConductor]:
+    endpoint = RemovingConductor()
+    server = rpc.Server(transport, rpcapi.API_TOPIC, 'conductor', [endpoint])
+    server.start()
+    yield endpoint
+    server.stop()
+
+
+def test_removal_answered_by_conductor(
+    transport: rpc.Transport, removing: RemovingConductor
+) -> None:
+    assert rpcapi.ConductorAPI(transport).remove_image(CTXT, 'h1', 'i1') == REMOVAL
+    assert removing.asked == [('h1', 'i1')]
+
+
+@pytest.mark.parametrize(
+    ('refusal', 'raised'),
+    [
+        (exception.ComputeHostNotFound('h1'), exception.NotFound),
+        (exception.RemovalRefused('the disk'), exception.RemovalRefused),
+        (exception.NoAnswer('the cell'), exception.NoAnswer),
+        (exception.DatabaseUnavailable('db1: refused'), exception.Unavailable),
+        (exception.NotByNova('by Nova'), exception.NotByNova),
+    ],
+)
+def test_refused_removal_keeps_its_kind(
+    transport: rpc.Transport,
+    removing: RemovingConductor,
+    refusal: Exception,
+    raised: type[Exception],
+) -> None:
+    removing.refusal = refusal
+    with pytest.raises(raised, match=str(refusal)):
+        rpcapi.ConductorAPI(transport).remove_image(CTXT, 'h1', 'i1')
+
+
+def test_removal_without_conductor_is_unavailable(
+    transport: rpc.Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpcapi, 'REMOVE_SECONDS', 0.1)
+    with pytest.raises(exception.NoAnswer, match=r'No conductor has answered within 0\.1 s'):
+        rpcapi.ConductorAPI(transport).remove_image(CTXT, 'h1', 'i1')
+
+
+def test_removal_without_broker_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = rpc.connect(options.new(config_files=[]), 'rabbit://127.0.0.1:1/')
+    monkeypatch.setattr(rpcapi, 'REMOVE_SEND_SECONDS', 0.1)
+    with pytest.raises(exception.NoAnswer, match='message broker of the conductors'):
+        rpcapi.ConductorAPI(away).remove_image(CTXT, 'h1', 'i1')
+
+
+def test_removal_below_pin_is_refused(
+    transport: rpc.Transport, removing: RemovingConductor
+) -> None:
+    with pytest.raises(exception.VersionUnsupported, match=r'\[upgrade_levels\] conductor = 1\.2'):
+        rpcapi.ConductorAPI(transport, '1.2').remove_image(CTXT, 'h1', 'i1')
+    assert removing.asked == []
+
+
+def test_removal_by_older_conductor_refused(transport: rpc.Transport) -> None:
+    server = rpc.Server(transport, rpcapi.API_TOPIC, 'old', [OldConductor()])
+    server.start()
+    try:
+        with pytest.raises(exception.VersionUnsupported, match=r'remove_image 1\.4'):
+            rpcapi.ConductorAPI(transport).remove_image(CTXT, 'h1', 'i1')
+    finally:
+        server.stop()

@@ -57,6 +57,7 @@ def conductor(world: World, conf: Any, brokers: transports.CellTransports) -> se
         periods=service.Periods(
             60, 60, 60, 60, purge=lambda: None, pin_seconds=60, keep_pins=lambda: None
         ),
+        remove=nothing,
     )
 
 

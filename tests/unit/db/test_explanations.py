@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import explanations, jobs, nova_calls
+from nova_precache.db import explanations, jobs, nova_calls, services
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import BROKEN, CACHED, GAP_SECONDS, LEASE_SECONDS, World
 
@@ -268,6 +268,20 @@ def test_absent_conductors_named(living: World) -> None:
 
     for why in (reasons(living, request)['h1'], shown(living, request).reason):
         assert str(why).startswith('no conductor has answered for 4')
+
+
+@pytest.mark.parametrize(
+    ('binary', 'silent'), [(model.Binary.CONDUCTOR, False), (model.Binary.API, True)]
+)
+def test_reporting_conductor_is_a_sign(living: World, binary: model.Binary, silent: bool) -> None:
+    request = living.planned(['h1'], ['i1'])
+    living.pass_time(40)
+    process = model.ServiceProcess('s1', binary, 'controller', '1')
+    services.Services(living.database, 60, 10).report(process, replaces=False)
+
+    assert str(reasons(living, request)['h1']).startswith(
+        'no conductor has answered for 4' if silent else 'no conductor has heard cell cell1 for 4'
+    )
 
 
 def test_never_started_conductors_named(world: World) -> None:

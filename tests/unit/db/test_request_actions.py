@@ -713,3 +713,243 @@ def test_unplanned_tasks_left_to_planner(world: World) -> None:
 
     assert [world.status(each) for each in requests] == ['accepted', 'paused']
     assert world.requests.next_to_plan(PLANNER)
+
+
+# Change
+
+
+def _call_of(world: World) -> jobs.Assignment:
+    call = world.begun()
+    world.jobs.release('c1', [call.host])
+    return call
+
+
+def test_waiting_job_follows_priority(world: World) -> None:
+    low = world.planned(['h1'], ['i1'])
+    high = world.planned(['h2'], ['i1'], priority=1)
+
+    shown = world.steering.change(low.id, {'priority': 5})
+
+    assert (shown.priority, world.requests.get(high.id).priority) == (5, 1)
+    assert world.claim('c1', 1).host == 'h1'  # type: ignore[union-attr]
+    assert world.to_announce(low) == ['start', 'change']
+
+
+def test_shared_job_keeps_highest_priority(world: World) -> None:
+    first = world.planned(['h1'], ['i1'], priority=5)
+    second = world.planned(['h1'], ['i1'], priority=3)
+
+    world.steering.change(first.id, {'priority': -1})
+    assert [job.priority for job in world.all_jobs()] == [3]
+    world.steering.cancel(second.id)
+
+    assert [job.priority for job in world.all_jobs()] == [-1]
+
+
+def test_raised_host_limit_frees_hosts(world: World) -> None:
+    request = _planned(world, 'h1', 'h2', max_parallel_hosts=1)
+    world.begun()
+    assert world.claim('c1', 100) is None
+
+    world.steering.change(request.id, {'max_parallel_hosts': 2})
+
+    assert world.claim('c1', 100) is not None
+
+
+def test_changed_options_saved_and_null_removes(world: World) -> None:
+    request = _planned(world, max_parallel_hosts=3, max_rate_bytes=100, canary=1)
+
+    shown = world.steering.change(request.id, {'max_rate_bytes': 7, 'deadline': FAR_AHEAD})
+    assert shown.options == model.RequestOptions(3, 7, deadline=FAR_AHEAD, canary=1)
+    shown = world.steering.change(
+        request.id, {'max_rate_bytes': None, 'max_parallel_hosts': None, 'deadline': None}
+    )
+
+    assert shown.options == model.RequestOptions(canary=1)
+
+
+def test_running_job_gets_change_order(world: World) -> None:
+    request = _planned(world, 'h1', 'h2', max_rate_bytes=100)
+    call = world.begun()
+
+    world.steering.change(request.id, {'max_rate_bytes': 900})
+
+    [order] = world.steering.change_orders()
+    assert (order.job_id, order.host, order.epoch) == (call.job_id, 'h1', call.epoch)
+    assert order.change == model.OptionChange(1, 900)
+    world.steering.changed(order)
+    assert world.steering.change_orders() == []
+
+
+def test_change_during_order_sent_again(world: World) -> None:
+    request = _planned(world)
+    world.begun()
+    world.steering.change(request.id, {'max_rate_bytes': 900})
+    [order] = world.steering.change_orders()
+    world.steering.change(request.id, {'max_rate_bytes': 100})
+
+    world.steering.changed(order)
+
+    assert [each.change.max_rate_bytes for each in world.steering.change_orders()] == [100]
+
+
+def test_change_agrees_with_sharing_requests(world: World) -> None:
+    request = _planned(world, max_rate_bytes=100)
+    call = world.begun()
+    other = _planned(world, max_rate_bytes=300)
+    [order] = world.steering.change_orders()
+    assert order.change.max_rate_bytes == 300
+
+    world.steering.change(request.id, {'max_rate_bytes': 500})
+    world.steering.cancel(request.id)
+
+    [order] = world.steering.change_orders()
+    assert (order.job_id, order.change.max_rate_bytes) == (call.job_id, 300)
+    assert world.status(other) == 'running'
+
+
+def test_extended_deadline_withdraws_stop(world: World) -> None:
+    request = _planned(world, deadline=FAR_AHEAD)
+    call = world.begun()
+    _expire(world, request)
+    assert [order.why for order in world.steering.stop_orders()] == ['deadline']
+
+    world.steering.change(request.id, {'deadline': FAR_AHEAD})
+
+    assert world.steering.stop_orders() == []
+    _finish(world, call, CACHED)
+    assert world.statuses(request) == {('h1', 'i1'): 'cached'}
+
+
+def test_earlier_deadline_expires_waiting_tasks(world: World) -> None:
+    request = _planned(world)
+    world.steering.change(request.id, {'deadline': LONG_AGO})
+
+    assert world.statuses(request) == {('h1', 'i1'): 'expired'}
+
+
+@pytest.mark.parametrize('is_paused', [True, False])
+def test_unplanned_request_changed_before_plan(world: World, is_paused: bool) -> None:
+    request = world.accept(['h1'], ['i1'])
+    if is_paused:
+        world.steering.pause(request.id)
+
+    world.steering.change(request.id, {'priority': 7})
+    assert world.requests.next_to_plan(PLANNER)
+    assert world.plan(request, ['h1'])
+
+    assert [job.priority for job in world.all_jobs()] == [7]
+
+
+def test_change_between_chunks_reaches_all_jobs(world: World) -> None:
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    assert world.plan(request, ['h1'])
+
+    world.steering.change(request.id, {'priority': 7})
+    assert world.plan(request, ['h2'])
+
+    assert [job.priority for job in world.all_jobs()] == [7, 7]
+
+
+def test_ended_request_not_changed(world: World) -> None:
+    request = _planned(world)
+    _finish(world, world.begun(), CACHED)
+    assert _ended(world, request) == 'completed'
+
+    with pytest.raises(exception.StatusConflict, match='is completed: it cannot be changed'):
+        world.steering.change(request.id, {'priority': 5})
+
+
+def test_request_being_cancelled_not_changed(world: World) -> None:
+    request = _planned(world)
+    world.begun()
+    world.steering.cancel(request.id)
+
+    with pytest.raises(exception.StatusConflict, match='is cancelling'):
+        world.steering.change(request.id, {'priority': 5})
+
+
+def test_request_of_other_project_not_changed(world: World) -> None:
+    request = world.accept(['h1'], ['i1'], project_id='p1')
+
+    with pytest.raises(exception.RequestNotFound):
+        world.steering.change(request.id, {'priority': 5}, project_id='p2')
+    assert world.requests.get(request.id).priority == 0
+
+
+def test_deadline_before_window_refused(world: World) -> None:
+    begins = datetime.datetime(2099, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    request = _planned(world, not_before=begins, deadline=FAR_AHEAD)
+
+    with pytest.raises(exception.InvalidField, match=r'deadline.*later than not_before'):
+        world.steering.change(request.id, {'deadline': begins})
+
+    assert world.requests.get(request.id).options.deadline == FAR_AHEAD
+
+
+def test_deadline_of_waiting_request_kept(world: World) -> None:
+    request = _planned(world, wait_for_down_hosts=True, deadline=FAR_AHEAD)
+
+    with pytest.raises(exception.InvalidField, match='wait_for_down_hosts requires one'):
+        world.steering.change(request.id, {'deadline': None})
+    world.steering.change(request.id, {'priority': 5})
+
+    assert world.requests.get(request.id).options.deadline == FAR_AHEAD
+
+
+# Retry of some hosts
+
+
+def _failed(world: World, *hosts: str, **options: object) -> model.CacheRequest:
+    request = _planned(world, *hosts, **options)
+    for _ in hosts:
+        _finish(world, world.begun(), REFUSED)
+    _ended(world, request)
+    return request
+
+
+def test_only_tasks_of_named_hosts_retried(world: World) -> None:
+    request = _failed(world, 'h1', 'h2', 'h3')
+
+    world.steering.retry(request.id, hosts=['h1', 'h3'])
+    _plan_again(world, request, 'h1', 'h3')
+
+    assert world.statuses(request) == {
+        ('h1', 'i1'): 'queued',
+        ('h2', 'i1'): 'error',
+        ('h3', 'i1'): 'queued',
+    }
+    for _ in range(2):
+        _finish(world, world.begun(), CACHED)
+    assert _ended(world, request) == 'partial'
+
+
+def test_unknown_hosts_not_retried(world: World) -> None:
+    request = _failed(world, 'h1')
+
+    with pytest.raises(exception.InvalidField, match=r'hosts\. Value: h8, h9. The request has no'):
+        world.steering.retry(request.id, hosts=['h1', 'h8', 'h9'])
+
+    assert world.status(request) == 'failed'
+
+
+def test_succeeded_host_not_retried(world: World) -> None:
+    request = _planned(world, 'h1', 'h2')
+    call = world.begun()
+    _finish(world, call, CACHED)
+    _finish(world, world.begun(), REFUSED)
+    _ended(world, request)
+
+    with pytest.raises(exception.NothingToRetry, match=f'no task to retry on {call.host}'):
+        world.steering.retry(request.id, hosts=[call.host])
+
+
+def test_failures_of_other_hosts_not_counted(world: World) -> None:
+    request = _failed(world, 'h1', 'h2', max_failures=1)
+    world.steering.retry(request.id, hosts=['h1'])
+    _plan_again(world, request, 'h1')
+
+    world.steering.check([request.id])
+
+    assert world.statuses(request)['h1', 'i1'] == 'queued'

@@ -707,6 +707,24 @@ def test_cancelled_request_has_reason(world: World, hosts: list[str] | None, rea
     assert (ended.status, ended.reason) == ('cancelled', reason)
 
 
+def test_numbers_of_hosts_need_one_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, 'MOST_REASONS', 1)
+    request = world.planned([f'h{n}' for n in range(5)], ['i1'])
+    _finish_all(
+        world,
+        *(
+            model.ImageOutcome('error', f'needs {n}7 bytes (including 0 reserved), {9 - n} free')
+            for n in range(1, 6)
+        ),
+    )
+
+    assert world.requests.complete(request.id)
+
+    assert world.requests.get(request.id).reason == (
+        '5 of 5 copies failed: 5 × not enough disk space'  # noqa: RUF001
+    )
+
+
 def test_many_reasons_need_few_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completion, 'MOST_REASONS', 2)
     request = world.planned([f'h{n}' for n in range(5)], ['i1'])

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.db import hearing, services
+from nova_precache.db import hearing, services, statistics
 from nova_precache.db.engine import models
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO, World
 
@@ -144,6 +144,9 @@ def test_services_do_not_vouch_for_cells(world: World, known: services.Services)
     world.hears()
 
     assert world.agents.down(['never']) == {}
+    assert list(world.hearings.load().cells) == [world.cell.uuid]
+    counted = statistics.Statistics(world.database, DOWN_SECONDS).take()
+    assert list(counted.silent_seconds) == [world.cell.uuid]
 
 
 def test_agents_are_listed_with_services(world: World, known: services.Services) -> None:

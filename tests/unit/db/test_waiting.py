@@ -168,6 +168,19 @@ def test_queued_task_of_down_host(waits: bool, why: str) -> None:
     assert reason(host=down, request=request(waits_for_down_hosts=waits)) == why
 
 
+@pytest.mark.parametrize('seen_at', [None, ago(5)])
+def test_absence_of_stock_compute_kept(seen_at: datetime.datetime | None) -> None:
+    waits = request(waits_for_down_hosts=True)
+
+    why = reason(reason='host disabled: mended', host=host(seen_at=seen_at), request=waits)
+
+    assert why == (
+        'host disabled: mended; waits until it is back'
+        if seen_at is None
+        else 'waits for a conductor to call its host'
+    )
+
+
 @pytest.mark.parametrize('status', ['queued', 'retry_wait', 'downloading', 'converting'])
 def test_unheard_cell_named(status: str) -> None:
     unheard = waiting.cell_problem('site7', None, ago(33), NOW)

@@ -238,6 +238,19 @@ def test_short_request_retried_on_server_error(server: Server) -> None:
     assert with_token(server, settings=settings).show(IMAGE_ID).id == IMAGE_ID
 
 
+def test_unanswered_request_names_url_once() -> None:
+    with socket.create_server(('127.0.0.1', 0)) as silent:  # it answers nothing
+        url = f'http://127.0.0.1:{silent.getsockname()[1]}'
+        settings = glance.GlanceSettings(read_timeout_seconds=0.1, num_retries=0)
+        images = glance.GlanceImageService.with_token(settings, endpoint=url, token=None)
+        with pytest.raises(exception.ImageServiceUnavailable) as raised:
+            images.show(IMAGE_ID)
+
+    assert str(raised.value) == (
+        f'Glance does not answer: Request to {url}/v2/images/{IMAGE_ID} timed out'
+    )
+
+
 def test_unreachable_service_is_unavailable(free_port: Callable[[], int]) -> None:
     images = glance.GlanceImageService.with_token(
         SETTINGS, endpoint=f'http://127.0.0.1:{free_port()}', token='t'

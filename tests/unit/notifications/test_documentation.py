@@ -106,6 +106,9 @@ SENT: dict[str, Callable[[], payloads.Notification]] = {
     ),
     'image_precache.request.pause': lambda: _request(PHASE.PAUSE, **_running(status='paused')),
     'image_precache.request.resume': lambda: _request(PHASE.RESUME, **_running(status='running')),
+    'image_precache.request.change': lambda: _request(
+        PHASE.CHANGE, **_running(status='running', priority=5)
+    ),
     'image_precache.request.retry': lambda: _request(
         PHASE.RETRY, status='accepted', counts={'cached': 2, 'queued': 2}, bytes_done=64 * MIB
     ),

@@ -72,6 +72,8 @@ ROWS = {
     requests.LIST: row('GET', '/v1/requests', allowed=READERS),
     requests.SHOW: row('GET', REQUEST, allowed=READERS),
     requests.TASKS: row('GET', f'{REQUEST}/tasks', allowed=READERS),
+    requests.ALL_TASKS: row('GET', '/v1/tasks', allowed=READERS),
+    requests.CHANGE: row('PATCH', REQUEST, {'request': {'priority': 1}}),
     requests.CANCEL: row('POST', f'{REQUEST}/action', {'cancel': None}, status=202),
     requests.PAUSE: row('POST', f'{REQUEST}/action', {'pause': None}, status=202),
     requests.RESUME: row('POST', f'{REQUEST}/action', {'resume': None}, status=202),
@@ -83,6 +85,7 @@ ROWS = {
     hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images'),
     services.LIST: row('GET', '/v1/services'),
     services.LIST_CELLS: row('GET', '/v1/cells'),
+    hosts.REMOVE_IMAGE: row('DELETE', f'/v1/hosts/{HOST}/images/{IMAGE}'),
     hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts'),
     pins.CREATE: row(
         'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201
@@ -124,6 +127,7 @@ ELSEWHERE = {
     requests.LIST: 200,
     requests.SHOW: 404,
     requests.TASKS: 404,
+    requests.ALL_TASKS: 200,
     pins.LIST: 200,
     pins.SHOW: 404,
 }

@@ -5,13 +5,14 @@ import os
 import pathlib
 import stat
 import threading
+from typing import Any
 
 import pytest
 
 from nova_precache import exception, model
-from nova_precache.cache import layout
+from nova_precache.cache import layout, populator
 from nova_precache.image import fake
-from nova_precache.inspection import formats, qemu_img as qemu
+from nova_precache.inspection import qemu_img as qemu
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
 from nova_precache.virt.libvirt import usage
@@ -308,22 +309,49 @@ def test_earlier_round_spares_new_base_file(
     assert guest_content(disk) == DATA
 
 
-def test_base_file_expiring_before_disk_reported(
+def remove_after_fills(
+    monkeypatch: pytest.MonkeyPatch, instances_path: pathlib.Path, count: int
+) -> None:
+    """Remove the base file after each of the first fills of a cache."""
+    fill = populator.CachePopulator.fill
+    left = [None] * count
+
+    def fill_then_remove(
+        filler: populator.CachePopulator, images: fake.FakeImageService, image_id: str, *rest: Any
+    ) -> model.CacheResult:
+        filled = fill(filler, images, image_id, *rest)
+        if left:
+            left.pop()
+            os.unlink(layout.CacheLayout(str(instances_path)).base_path(image_id))
+        return filled
+
+    monkeypatch.setattr(populator.CachePopulator, 'fill', fill_then_remove)
+
+
+@pytest.mark.parametrize('use_cow_images', [True, False])
+def test_removed_base_file_fetched_again(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use_cow_images: bool,
+) -> None:
+    image = images.add(DATA)
+    remove_after_fills(monkeypatch, instances_path, 2)
+    disk = make_driver(use_cow_images=use_cow_images).create_root_disk(images, image.id, 'instance')
+    assert guest_content(disk) == DATA
+    assert len(images.opens) == 3
+
+
+def test_always_removed_base_file_reported(
     make_driver: MakeDriver,
     images: fake.FakeImageService,
     instances_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = images.add(DATA)
-    inspect = formats.ImageInspector.inspect_base
-
-    def inspect_then_expire(*arguments: object) -> formats.InspectedImage:
-        found = inspect(*arguments)  # type: ignore[arg-type]
-        os.unlink(base_path(instances_path, image))
-        return found
-
-    monkeypatch.setattr(formats.ImageInspector, 'inspect_base', inspect_then_expire)
-    with pytest.raises(exception.StorageError, match='removed during the boot'):
+    remove_after_fills(monkeypatch, instances_path, 100)
+    with pytest.raises(exception.StorageError, match='removed 5 times during the boot'):
         make_driver().create_root_disk(images, image.id, 'instance')
     assert not (instances_path / 'instance').exists()
 

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sorted pages neither hide nor repeat rows: any key and direction, nulls, changes in between."""
+
+import datetime
+import itertools
+import operator
+
+import pytest
+import sqlalchemy as sa
+
+from nova_precache import exception, model
+from nova_precache.db import agents, caches, pages, pins, requests
+from nova_precache.db.engine import models
+from nova_precache.db.request import queries
+from tests.unit.conftest import World
+
+LISTINGS = (
+    queries.REQUESTS,
+    queries.TASKS,
+    pins.PINS,
+    agents.HOSTS,
+    caches.FILES_OF_HOST,
+    caches.FILES_OF_IMAGE,
+)
+TIMES = [datetime.datetime(2026, 1, day) for day in (1, 2)]  # noqa: DTZ001
+
+pytestmark = pytest.mark.usefixtures('handmade_rows')
+
+
+def _tasks(world: World) -> None:
+    """Insert tasks with all combinations of values and nulls, in no order."""
+    request = world.accept([], ['i1'])
+    combinations = itertools.product([None, 3, 7], [None, *TIMES], ['error', 'cached'])
+    rows = [
+        {
+            'request_id': request.id,
+            'host': f'h{number}',
+            'image_id': 'i1',
+            'status': status,
+            'rate_bytes': rate_bytes,
+            'finished_at': finished_at,
+            'created_at': TIMES[0],
+        }
+        for number, (rate_bytes, finished_at, status) in enumerate(combinations)
+    ]
+    rows = rows[1::2] + rows[::2]
+    world.database.write(lambda session: session.execute(sa.insert(models.Task), rows))
+
+
+def _all(world: World, sort: list[model.SortKey], size: int) -> list[model.Task]:
+    found: list[model.Task] = []
+    while page := world.requests.list_tasks(
+        requests.TaskFilter(), pages.Page(sort, size, found[-1].id if found else None)
+    ):
+        found += page
+    return found
+
+
+def test_pages_continue_across_nulls(world: World) -> None:
+    _tasks(world)
+    names = ('rate_bytes', 'finished_at', 'status')
+    for order in itertools.permutations(names):
+        for directions in itertools.product([False, True], repeat=len(names)):
+            sort = [model.SortKey(*each) for each in zip(order, directions, strict=True)]
+
+            found = _all(world, sort, 4)
+
+            assert len({task.id for task in found}) == len(found) == 18
+            assert found == _sorted(found, sort)
+
+
+def _sorted(tasks: list[model.Task], sort: list[model.SortKey]) -> list[model.Task]:
+    ordered = sorted(tasks, key=lambda task: task.id, reverse=sort[-1].is_descending)
+    for key in reversed(sort):
+        by = operator.attrgetter(key.name)
+        ordered.sort(
+            key=lambda task, by=by: (by(task) is None, by(task)),  # type: ignore[misc]
+            reverse=key.is_descending,
+        )
+    return ordered
+
+
+def test_every_key_of_lists_works(world: World) -> None:
+    for listing in LISTINGS:
+        for key, is_descending in itertools.product(listing.keys, (False, True)):
+            page = pages.Page([model.SortKey(key, is_descending)], 5)
+            with world.database.reader() as session:
+                query = pages.select(session, sa.select(listing.unique), listing, page)
+                assert session.scalars(query).all() == []
+
+
+def test_rows_added_and_deleted_between_pages(world: World) -> None:
+    _tasks(world)
+    sort = [model.SortKey('finished_at', is_descending=True)]
+    before = _all(world, sort, 100)
+    first = world.requests.list_tasks(requests.TaskFilter(), pages.Page(sort, 6))
+    world.database.write(
+        lambda session: session.execute(
+            sa.delete(models.Task).where(models.Task.id.in_([first[0].id, before[8].id]))
+        )
+    )
+
+    rest = world.requests.list_tasks(requests.TaskFilter(), pages.Page(sort, 100, first[-1].id))
+
+    assert [task.id for task in rest] == [task.id for task in (*before[6:8], *before[9:])]
+
+
+def test_unknown_marker_refused(world: World) -> None:
+    page = pages.Page([model.SortKey('status')], 5, 99)
+
+    with pytest.raises(exception.InvalidMarker, match=r'99\. It is not in the list'):
+        world.requests.list_tasks(requests.TaskFilter(), page)
+
+
+def test_marker_of_other_project_refused(world: World) -> None:
+    world.planned(['h1'], ['i1'], project_id='p2')
+    [task] = world.requests.list_tasks(requests.TaskFilter(), pages.Page())
+    page = pages.Page([model.SortKey('status')], 5, task.id)
+
+    with pytest.raises(exception.InvalidMarker):
+        world.requests.list_tasks(requests.TaskFilter(project_id='p1'), page)
+
+
+def test_tasks_listed_over_all_requests(world: World) -> None:
+    first = world.planned(['h1', 'h2'], ['i1'], project_id='p1')
+    second = world.planned(['h1'], ['i2'], project_id='p2')
+
+    def found(**which: str) -> list[tuple[str, str]]:
+        listed = world.requests.list_tasks(requests.TaskFilter(**which), pages.Page())
+        return [(task.request_id, task.host) for task in listed]
+
+    assert found() == [(first.id, 'h1'), (first.id, 'h2'), (second.id, 'h1')]
+    assert found(host='h1') == [(first.id, 'h1'), (second.id, 'h1')]
+    assert found(image_id='i2') == [(second.id, 'h1')]
+    assert found(project_id='p1', host='h1') == [(first.id, 'h1')]
+    assert found(request_id=second.id) == [(second.id, 'h1')]
+    assert found(request_id=second.id, project_id='p1') == []
+    assert found(status='cached') == []
