@@ -5,9 +5,8 @@ import argparse
 from typing import Any
 
 from osc_lib import exceptions
-from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, listing, resolving, tables
+from nova_precache.osc import arguments, client, columns, command, listing, resolving, tables
 
 
 class Create(tables.ShowOne):

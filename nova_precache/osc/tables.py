@@ -13,10 +13,9 @@ from typing import Any, TextIO
 
 from cliff import columns as cliff
 from cliff.formatters import table
-from osc_lib.command import command
 from rich import cells
 
-from nova_precache.osc import columns, naming
+from nova_precache.osc import columns, command, naming
 from nova_precache.osc.client import Json
 
 # Columns are not made narrower.
