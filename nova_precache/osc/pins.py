@@ -42,7 +42,7 @@ class List(listing.Lister):
     """List pins."""
 
     collection = 'pins'
-    sort_keys = ('created_at', 'status', 'until')
+    sort_keys = ('created_at', 'until', 'status', 'checked_at', 'ended_at')
     first_columns = (
         columns.Column('ID', 'id'),
         columns.Column('Status', 'status'),

@@ -74,11 +74,10 @@ def project_id(app: Any, name: str | None) -> str | None:
     """
     if name is None or uuidutils.is_uuid_like(name):
         return name
-    identity = app.client_manager.sdk_connection.identity
     try:
-        found = identity.find_project(name)
+        found = app.client_manager.sdk_connection.identity.find_project(name)
     except exceptions.DuplicateResource:
-        ids = _ids(identity.projects(name=name))
+        ids = _ids(app.client_manager.sdk_connection.identity.projects(name=name))
         raise NameNotFound(f'--project: {_several("projects", name, ids)}') from None
     except (exceptions.SDKException, keystone.ClientException):
         return name

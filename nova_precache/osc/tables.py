@@ -68,6 +68,23 @@ class FittedTable(table.TableFormatter):
         super().emit_one(column_names, fitted, stdout, parsed_args)
 
 
+class Lister(command.Lister):
+    """The base of the commands that show a list."""
+
+    def elastic(self) -> Collection[str]:
+        """Return the titles of the columns that wrap before others."""
+        return ()
+
+    def fits(self, parsed_args: argparse.Namespace) -> bool:
+        """Whether the table has to fit the terminal."""
+        return True
+
+    def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
+        if parsed_args.formatter == 'table' and self.fits(parsed_args):
+            self.formatter = FittedTable(self.elastic())
+        return super().produce_output(parsed_args, *shown)
+
+
 class ShowOne(command.ShowOne):
     """The base of the commands that show one thing."""
 

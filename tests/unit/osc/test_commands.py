@@ -9,6 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from nova_precache.api.schemas import (
+    hosts as host_schemas,
+    pins as pin_schemas,
+    requests as request_schemas,
+)
+from nova_precache.osc import hosts, images, pins, requests, tasks
 from tests.openstack import OpenStack
 from tests.unit.osc.conftest import (
     IMAGE_ID,
@@ -382,6 +388,15 @@ def test_bad_sort_names_option(wire: Wire, openstack: OpenStack, sort: str) -> N
 
     assert (said.status, wire.asked) == (2, [])
     assert 'argument --sort: ' in said.err
+
+
+def test_sort_keys_are_those_of_api() -> None:
+    assert requests.List.sort_keys == request_schemas.SORT_KEYS
+    assert tasks.List.sort_keys == request_schemas.SORT_TASKS
+    assert hosts.List.sort_keys == host_schemas.SORT_KEYS
+    assert images.List.sort_keys == host_schemas.SORT_IMAGES
+    assert images.ListHosts.sort_keys == host_schemas.SORT_IMAGE_HOSTS
+    assert pins.List.sort_keys == pin_schemas.SORT_KEYS
 
 
 def test_tasks_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None:

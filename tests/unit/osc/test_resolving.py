@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+from keystoneauth1 import fixture
 
 from tests.openstack import OpenStack
 from tests.unit.osc.conftest import IMAGE_ID, Wire, request
@@ -79,3 +80,43 @@ def test_id_needs_no_image_service(wire: Wire, openstack: OpenStack) -> None:
 
     assert openstack('precache', 'image', 'host', 'list', IMAGE_ID).status == 0
     assert [asked.path for asked in wire.asked] == [f'/v1/images/{IMAGE_ID}/hosts']
+
+
+def test_project_name_is_resolved(wire: Wire, capsys: pytest.CaptureFixture[str]) -> None:
+    token = fixture.V3Token()
+    token.set_project_scope()
+    for service, url in (('image-precache', f'{wire.url}/v1'), ('identity', f'{wire.url}/v3')):
+        catalog = token.add_service(service)
+        catalog.add_standard_endpoints(public=url, region='RegionOne')
+    wire.answer('GET', '/v3', (200, {'version': fixture.V3Discovery(f'{wire.url}/v3')}))
+    wire.answer('POST', '/v3/auth/tokens', (201, token))
+    found = [{'id': 'a-project-id', 'name': 'mine'}]
+    wire.answer('GET', '/v3/projects', (200, {'projects': found}), (200, {'projects': []}))
+    wire.answer('GET', '/v1/requests', (200, {'requests': []}))
+    openstack = OpenStack('keystone', capsys)
+
+    known = openstack('precache', 'list', '--project', 'mine')
+    unknown = openstack('precache', 'list', '--project', 'theirs')
+
+    assert known.status == 0, known.err
+    assert wire.queries('/v1/requests') == [{'project_id': 'a-project-id'}]
+    assert unknown.err == "--project: no project has the name or ID 'theirs'\n"
+
+
+def test_project_used_as_typed_without_keystone(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', '/v1/requests', (200, {'requests': []}))
+
+    said = openstack('precache', 'list', '--project', 'mine')
+
+    assert said.status == 0, said.err
+    assert wire.queries('/v1/requests') == [{'project_id': 'mine'}]
+
+
+def test_ambiguous_cell_lists_uuids(wire: Wire, openstack: OpenStack) -> None:
+    cells = [{'id': each, 'name': 'cell1'} for each in ('a', 'b')]
+    wire.answer('GET', '/v1/cells', (200, {'cells': cells}))
+
+    said = openstack('precache', 'host', 'list', '--cell', 'cell1')
+
+    assert said.status == 1
+    assert said.err == "--cell: several cells are named 'cell1': a, b; use an ID\n"
