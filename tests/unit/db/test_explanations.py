@@ -324,6 +324,18 @@ def test_only_host_killed_explains_request(living: World) -> None:
     assert str(reasons(living, request)['h1 i2']).startswith('no sign of the compute for 4')
 
 
+def test_progress_of_other_image_is_a_sign(living: World) -> None:
+    request = living.planned(['h1'], ['i1', 'i2'])
+    living.begun()
+    silence(living, 'h1', 40)
+    report(living, 'h1', 5)
+
+    assert reasons(living, request) == {
+        'h1 i1': None,
+        'h1 i2': 'waits for image i1 on the same host',
+    }
+
+
 def test_slow_transfer_keeps_its_rate(living: World) -> None:
     request = living.planned(['h1'], ['i1'])
     living.begun()
