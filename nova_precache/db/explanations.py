@@ -8,20 +8,17 @@ is not shown.
 
 import dataclasses
 import datetime
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model
+from nova_precache import model
 from nova_precache.db import hearing, rows, standing
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import host_limits
 from nova_precache.db.request import waiting
-
-LOG = logging.getLogger(__name__)
 
 _When = datetime.datetime | None
 WhyDown = Callable[[_When, _When, hearing.Heard | None, _When], str | None]
@@ -47,7 +44,7 @@ class Rules:
 class Explanations:
     """Explains the requests and tasks of one page in one read-only transaction.
 
-    :param cells: lists all cells; called only if one of them is not heard
+    :param cells: returns the known cells; called only if one of them is not heard
     :param why_down: returns why a host is down, from its last report, the current time, when its
         cell could be heard, and when its compute stopped
     """
@@ -56,7 +53,7 @@ class Explanations:
         self,
         database: db_session.Database,
         rules: Rules,
-        cells: Callable[[], Sequence[model.Cell]],
+        cells: Callable[[], Mapping[str, model.Cell]],
         why_down: WhyDown,
     ) -> None:
         self._database = database
@@ -113,11 +110,7 @@ class Explanations:
         }
         if not unheard:
             return {}
-        try:
-            cells = {cell.uuid: cell for cell in self._cells()}
-        except exception.Unavailable as exc:
-            LOG.debug('Cells that are not heard are shown without names: %s', exc)
-            cells = {}
+        cells = self._cells()
         return {
             uuid: waiting.cell_problem(
                 cells[uuid].name if uuid in cells else uuid,
@@ -131,19 +124,19 @@ class Explanations:
     def _of_task(
         self, page: '_Page', loaded: '_Loaded', problems: Mapping[str | None, str]
     ) -> waiting.TaskFacts:
-        row, now = loaded.row, page.service.now
+        row, now, at_work = loaded.row, page.service.now, page.at_work.get(loaded.task.host)
         host = waiting.HostFacts(
             name=loaded.task.host,
             cell_problem=problems.get(loaded.task.cell_uuid),
             is_claimed=row.claimed_by is not None,
-            image_at_work=page.images_at_work.get(loaded.task.host),
+            image_at_work=None if at_work is None else at_work.image_id,
             unanswered_until=row.over_at,
         )
         if not self._rules.is_stock:
             heard = page.heard.get(row.agent_cell) if row.agent_cell else page.anywhere
             host = dataclasses.replace(
                 host,
-                seen_at=row.seen_at,
+                seen_at=_last_sign(row, at_work),
                 registered_at=row.registered_at,
                 down=self._why_down(row.seen_at, now, heard, row.stopped_at),
             )
@@ -154,6 +147,15 @@ class Explanations:
             progress_at=row.progress_at,
         )
         return waiting.TaskFacts(loaded.task, page.requests[loaded.task.request_id], host, job)
+
+
+def _last_sign(
+    row: sa.Row[*tuple[Any, ...]], at_work: sa.Row[*tuple[Any, ...]] | None
+) -> datetime.datetime | None:
+    """Return when an agent reported last, its state or the progress of any image."""
+    if row.seen_at is None or at_work is None or at_work.progress_at is None:
+        return row.seen_at  # type: ignore[no-any-return]
+    return max(row.seen_at, at_work.progress_at)  # type: ignore[no-any-return]
 
 
 def _explained(
@@ -210,7 +212,7 @@ class _Page:
     :ivar requests: request id to its facts, for those that are still active
     :ivar heard: cell uuid to when it could be heard
     :ivar anywhere: the same, for a host without an agent
-    :ivar images_at_work: host to the image for which it is called
+    :ivar at_work: host to the image for which it is called, and its last progress
     """
 
     def __init__(self, session: orm.Session, rules: Rules, request_ids: Collection[str]) -> None:
@@ -233,7 +235,7 @@ class _Page:
             claimed_hosts=claimed,
             precache_concurrency=rules.precache_concurrency(),
         )
-        self.images_at_work: dict[str, str] = {}
+        self.at_work: dict[str, sa.Row[*tuple[Any, ...]]] = {}
         self.requests = self._load_requests(sorted(request_ids))
 
     def heard_at(self, heard: hearing.Heard) -> datetime.datetime:
@@ -304,11 +306,11 @@ class _Page:
         found = self._chunked(_JOINED, _TASK.id, list(by_id))
         loaded = [_Loaded(by_id[row.id], row) for row in found]
         claimed = {each.task.host for each in loaded if each.row.claimed_by is not None}
-        called = sa.select(_JOB.host, _JOB.image_id).where(
+        called = sa.select(_JOB.host, _JOB.image_id, _JOB.progress_at).where(
             _JOB.status.in_(model.TASK_IN_FLIGHT), _JOB.epoch.is_not(None)
         )
-        self.images_at_work.update(
-            (row.host, row.image_id) for row in self._chunked(called, _JOB.host, sorted(claimed))
+        self.at_work.update(
+            (row.host, row) for row in self._chunked(called, _JOB.host, sorted(claimed))
         )
         return loaded
 

@@ -20,6 +20,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
     transport = rpc.connect_own(conf)
     conductor = conductor_rpcapi.ConductorAPI(transport, common.conductor_cap(conf))
     aggregates = novadb.open_inventory(conf, database)
+    cells = names.CellNames(aggregates)
     services = request.Services(
         inventory=aggregates,
         requests=common.request_store(conf, database),
@@ -30,9 +31,9 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         pins=pins.Pins(database),
         services=common.service_store(conf, database),
         hearings=hearing.Hearings(database),
-        cell_names=names.CellNames(aggregates),
+        cell_names=cells,
         count_hosts=computes.host_counter(conf, database, aggregates),
-        explanations=common.explanation_store(conf, database, aggregates),
+        explanations=common.explanation_store(conf, database, cells),
         images_for=images.of_callers(conf),
         wake=lambda: conductor.work_available(context.admin_context()),
         why_unsupported=_why_unsupported(conf, transport),

@@ -6,7 +6,7 @@ from importlib import metadata
 from oslo_config import cfg
 
 from nova_precache import metrics, model, rpc, service_reporter
-from nova_precache.cells import inventory
+from nova_precache.cells import names
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conf import image_cache
 from nova_precache.db import agents, caches, explanations, requests, services
@@ -90,7 +90,7 @@ def hearing_gap_seconds(conf: cfg.ConfigOpts) -> float:
 
 
 def explanation_store(
-    conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
+    conf: cfg.ConfigOpts, database: db_session.Database, cells: names.CellNames
 ) -> explanations.Explanations:
     rules = explanations.Rules(
         hearing_gap_seconds=hearing_gap_seconds(conf),
@@ -100,7 +100,7 @@ def explanation_store(
         is_stock=is_stock(conf),
     )
     return explanations.Explanations(
-        database, rules, aggregates.list_cells, agent_store(conf, database).why_down
+        database, rules, cells.cells, agent_store(conf, database).why_down
     )
 
 

@@ -64,6 +64,7 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
     images = fake.FakeImageService()
     for image_id, status in IMAGES.items():
         images.add(b'some bytes', id=image_id, status=status)
+    cells = names.CellNames(stock)
     services = app.Services(
         inventory=stock,
         requests=requests.Requests(database, requests.RequestLimits(32, 1000, 100)),
@@ -71,15 +72,16 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
-        explanations=common.explanation_store(conf, database, stock),
+        explanations=common.explanation_store(conf, database, cells),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         services=common.service_store(conf, database),
         hearings=hearing.Hearings(database),
-        cell_names=names.CellNames(stock),
+        cell_names=cells,
         count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: images,
         wake=lambda: None,
         why_unsupported=lambda: None,
+        remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=2048),
         enforcer=policy.Enforcer(conf),
     )
     yield app.build(conf, services)

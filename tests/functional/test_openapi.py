@@ -120,6 +120,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
     conf.set_override('connection', f'sqlite:///{tmp_path}/precache.sqlite', 'database')
     database = session.connect(conf)
     schema.sync(database)
+    cells = names.CellNames(inventory.Inventory(database))
     services = app.Services(
         inventory=inventory.Inventory(database),
         requests=requests.Requests(database, requests.RequestLimits(32, 1000, 10_000)),
@@ -127,15 +128,16 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
-        explanations=common.explanation_store(conf, database, inventory.Inventory(database)),
+        explanations=common.explanation_store(conf, database, cells),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         services=common.service_store(conf, database),
         hearings=hearing.Hearings(database),
-        cell_names=names.CellNames(inventory.Inventory(database)),
+        cell_names=cells,
         count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: AnyImage(),  # type: ignore[return-value]
         wake=lambda: None,
         why_unsupported=lambda: None,
+        remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=2048),
         enforcer=policy.Enforcer(conf),
     )
     _populate(services, database)

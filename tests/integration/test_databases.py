@@ -15,7 +15,7 @@ from alembic import autogenerate
 from alembic.runtime import migration
 
 from nova_precache import conf as options, exception, model
-from nova_precache.cells import models as cell_models
+from nova_precache.cells import models as cell_models, names
 from nova_precache.db import caches, explanations, jobs, services, statistics
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
@@ -483,7 +483,7 @@ def test_waits_explained(database: session.Database) -> None:
     explained = explanations.Explanations(
         database,
         explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
-        world.inventory.list_cells,
+        names.CellNames(world.inventory).cells,
         world.agents.why_down,
     )
 

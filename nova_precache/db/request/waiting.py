@@ -62,7 +62,7 @@ class HostFacts:
 
     :ivar cell_problem: why no conductor can call the hosts of its cell
     :ivar down: why the host counts as down
-    :ivar seen_at: last report of its agent; None for a stock nova-compute
+    :ivar seen_at: last report of its agent, of any kind; None for a stock nova-compute
     :ivar registered_at: last registration of its agent
     :ivar is_claimed: a conductor calls it
     :ivar image_at_work: the image for which it is called now

@@ -164,7 +164,7 @@ def make_api(
         agents=agents.Agents(database, conf.service_down_time),
         caches=caches.Caches(database),
         pins=pins.Pins(database),
-        explanations=common.explanation_store(conf, database, stock),
+        explanations=common.explanation_store(conf, database, names.CellNames(stock)),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
         services=db_services.Services(database, conf.service_down_time, conf.report_interval),
         hearings=hearing.Hearings(database),
