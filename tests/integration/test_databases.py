@@ -16,9 +16,10 @@ from alembic.runtime import migration
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import caches, jobs, services, statistics
+from nova_precache.db import caches, explanations, jobs, services, statistics
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
+from tests import sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -70,6 +71,13 @@ def test_migrations_match_models(database: session.Database) -> None:
             connection, opts={'version_table': schema.VERSION_TABLE, 'compare_type': True}
         )
         assert autogenerate.compare_metadata(context, everything) == []
+
+
+def test_sorted_pages_continue_across_nulls(database: session.Database) -> None:
+    world = open_world(database)
+    sorted_tasks.insert(world)
+
+    sorted_tasks.check_any_order(world, 7)
 
 
 def test_snapshot_stable_except_on_postgresql(
@@ -460,3 +468,42 @@ def _check_announced(announced: Sequence[tuple[str, ...]], fleet: Fleet) -> None
     for word, asked in itertools.product(('start', 'end'), fleet.asked):
         assert words[word, asked.id] == 1
     assert fleet.world.to_announce(fleet.asked[0]) == []
+
+
+def test_waits_explained(database: session.Database) -> None:
+    world = open_world(database)
+    options = model.RequestOptions(canary=1, max_parallel_hosts=1)
+    for host in ('h1', 'h2'):
+        world.living(host)
+    request = world.planned(['h1', 'h2'], list(SHARED), options=options)
+    assigned = world.begun()
+    progress = model.Progress('downloading', 10, 100, rate_bytes=9)
+    report = jobs.ProgressReport(assigned.job_id, assigned.epoch, 1, progress)
+    assert world.jobs.record_progress([report]) == 1
+    explained = explanations.Explanations(
+        database,
+        explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
+        world.inventory.list_cells,
+        world.agents.why_down,
+    )
+
+    def reasons() -> list[str | None]:
+        return [task.reason for task in explained.tasks(world.requests.tasks(request.id))]
+
+    assert reasons() == [
+        None,
+        'waits for image i1 on the same host',
+        'waits for the canary hosts: 0 of 1 done',
+        'waits for the canary hosts: 0 of 1 done',
+    ]
+    (shown,) = explained.requests([world.requests.get(request.id)])
+    assert (shown.reason, shown.rate_bytes) == (None, 9)
+    world.dead('h1')
+    world.change(models.Agent, models.Agent.host == 'h1', started_at=LONG_AGO)
+    world.change(models.Job, models.Job.host == 'h1', progress_at=LONG_AGO)
+
+    (shown,) = explained.requests([world.requests.get(request.id)])
+
+    assert shown.rate_bytes == 0
+    assert str(shown.reason).startswith('h1: no sign of the compute for ')
+    assert str(reasons()[1]).startswith('no sign of the compute for ')
