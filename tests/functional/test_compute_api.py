@@ -80,6 +80,7 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
         images_for=lambda context: images,
         wake=lambda: None,
         why_unsupported=lambda: None,
+        remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=2048),
         enforcer=policy.Enforcer(conf),
     )
     yield app.build(conf, services)

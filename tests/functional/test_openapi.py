@@ -136,6 +136,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
         images_for=lambda context: AnyImage(),  # type: ignore[return-value]
         wake=lambda: None,
         why_unsupported=lambda: None,
+        remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=2048),
         enforcer=policy.Enforcer(conf),
     )
     _populate(services, database)
