@@ -97,6 +97,8 @@ TASK_IN_FLIGHT = TASK_WAITING | TASK_WORKING
 TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
 # Begins the reason of a task whose file exists but may not be used by the compute.
 NOT_OURS = 'present, but cannot be'
+# Without bytes for so long, a download stands still.
+STILL_SECONDS = 10.0
 
 
 class Retry(enum.StrEnum):

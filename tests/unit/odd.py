@@ -67,6 +67,7 @@ OUTCOME: Mapping[str, Sequence[Any]] = {
     'bytes_done': (None, *IMAGE_BYTES),
     'bytes_total': IMAGE_BYTES,
     'at_once': FLAG,
+    'seconds': ('5', True, math.nan, math.inf, -1, [5], {'a': 5}),
 }
 REMOVAL: Mapping[str, Sequence[Any]] = {
     'status': (None, *_NO_TEXTS, *_BAD_TEXTS, '', 'x' * 33, 'a b'),

@@ -248,8 +248,11 @@ def _default_sort(req: Request) -> Sequence[model.SortKey]:
     """Return the order without the parameter ``sort``, which excludes the older two."""
     key, direction = paging.first(req, 'sort_key'), paging.first(req, 'sort_dir')
     if 'sort' in req.query and (key or direction):
-        raise exception.InvalidInput(
-            'Invalid input for query parameters sort. It excludes sort_key and sort_dir.'
+        raise exception.InvalidField(
+            'sort',
+            paging.first(req, 'sort'),
+            'It excludes sort_key and sort_dir.',
+            'query parameters',
         )
     return [model.SortKey(key or 'created_at', is_descending=direction != 'asc')]
 

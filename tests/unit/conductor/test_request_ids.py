@@ -48,6 +48,17 @@ def test_call_carries_ids_of_first_requester(parts: Parts) -> None:
     assert oslo_context.get_current() is None, 'the thread goes on under the last ones'
 
 
+def test_call_names_first_requests(parts: Parts) -> None:
+    parts.world.living('h1')
+    ids = [parts.world.planned(['h1'], ['i1']).id for _ in range(5)]
+    alone = parts.world.planned(['h1'], ['i2']).id
+
+    parts.serve()
+
+    shared = f'{", ".join(ids[:3])} and 2 more'
+    assert [call.asked_by for _, call in parts.compute.calls] == [shared, alone]
+
+
 def test_withdrawn_first_requester_not_named(parts: Parts) -> None:
     image = parts.images.add(b'data')
     parts.world.living('h1')
