@@ -75,6 +75,7 @@ images = {{values = ["{IMAGE}"]}}
 [[operations]]
 include-operation-id = [
     "createRequest", "listRequests", "actOnRequest", "estimateRequest", "createPin", "listPins",
+    "changeRequest", "listTasks", "listAllTasks", "listHosts", "listHostImages", "listImageHosts",
 ]
 checks.positive_data_acceptance.enabled = false
 """
@@ -136,6 +137,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
         count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: AnyImage(),  # type: ignore[return-value]
         wake=lambda: None,
+        remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=1),
         why_unsupported=lambda: None,
         remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=2048),
         enforcer=policy.Enforcer(conf),

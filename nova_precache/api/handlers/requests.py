@@ -124,7 +124,7 @@ def change(req: Request) -> Reply:
     changes = ', '.join(f'{name} = {value}' for name, value in sorted(asked.items()))
     LOG.info('Request %s: changed to %s', request.id, changes)
     _wake(req, request)
-    return Reply(body={'request': serializers.request_to_json(request)})
+    return Reply(body={'request': _shown(req, request)})
 
 
 def cancel(req: Request) -> Reply:
