@@ -394,7 +394,7 @@ _PRECACHE: Table = {
             answer=common.whole({'removal': host_schemas.REMOVAL}),
             errors={
                 404: 'There is no such host, or the image id is not a UUID.',
-                409: 'The host is not up; its compute or the conductors are too old or held at an '
+                409: 'The host is down; its compute or the conductors are too old or held at an '
                 'older version by ``[upgrade_levels]``; its disk refuses; or it runs a stock '
                 'nova-compute.',
             },

@@ -88,7 +88,10 @@ def remove(req: Request) -> Reply:
     if known is None:
         raise exception.ComputeHostNotFound(host)
     if known.status is not model.HostStatus.UP:
-        raise exception.RemovalRefused(f'Host {host} is {known.status}: {known.reason}')
+        # An unknown one may be up, and cannot be called now.
+        is_down = known.status is model.HostStatus.DOWN
+        kind = exception.RemovalRefused if is_down else exception.NoAnswer
+        raise kind(f'Host {host} is {known.status}: {known.reason}')
     removal = req.services.remove(req.context, host, image_id)
     body = {
         'host': host,

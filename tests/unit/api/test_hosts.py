@@ -3,6 +3,7 @@
 
 import datetime
 import hashlib
+import types
 from typing import Any
 
 import jsonschema
@@ -387,6 +388,17 @@ def test_removal_from_down_host_refused(api: Any, rebuild: Any, report: Any) -> 
     assert (answer.status_int, answer.json['conflictingRequest']['message']) == (
         409,
         'Host host1 is down: host down: last report at 2001-01-01T00:00:00Z',
+    )
+
+
+def test_removal_from_unheard_host_retried(api: Any, rebuild: Any) -> None:
+    agent = model.Agent('host1', 'agent-1', api.inventory.list_cells()[0].uuid)
+    unheard = model.Host(agent, model.HostStatus.UNKNOWN, 'no conductor is connected')
+    known = types.SimpleNamespace(look=lambda hosts: {'host1': unheard})
+    answer = rebuild(agents=known).call('DELETE', removal_path())
+    assert (answer.status_int, answer.headers['Retry-After']) == (503, '10')
+    assert answer.json['serviceUnavailable']['message'] == (
+        'Host host1 is unknown: no conductor is connected'
     )
 
 
