@@ -179,5 +179,7 @@ def _import_eventlet(chosen: Choice) -> Any:
     try:
         import eventlet
     except ImportError as exc:
-        raise exception.ConfigError(f'{chosen}: eventlet is not installed') from exc
+        raise exception.ConfigError(
+            f'{chosen}: eventlet is not installed: install nova-precache[eventlet]'
+        ) from exc
     return eventlet

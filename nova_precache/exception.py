@@ -7,9 +7,9 @@
     ├── InvalidInput
     │   ├── DataRefused
     │   ├── ImageNotUsable
-    │   ├── InvalidField
     │   ├── InvalidAggregateAction
-    │   ├── InvalidMarker
+    │   ├── InvalidField
+    │   │   └── InvalidMarker
     │   ├── RootDiskTooSmall
     │   └── TooMany
     ├── NotFound
@@ -82,7 +82,15 @@ from nova_precache import model, shown
 
 
 class PrecacheError(Exception):
-    """The base of all errors that this service raises on purpose."""
+    """The base of all errors that this service raises on purpose.
+
+    :ivar field: the field of a body or a query that caused it, if it was one, by its innermost
+        name: ``images`` for the first of the images
+    :ivar detail: what is wrong with the field, without its name and value; None: the message
+    """
+
+    field: str | None = None
+    detail: str | None = None
 
 
 class InvalidInput(PrecacheError):
@@ -99,28 +107,26 @@ class DataRefused(InvalidInput):
 class ImageNotUsable(InvalidInput):
     """An image is unknown, not visible to the caller, not active, or cannot be booted."""
 
+    field = 'images'
+
     def __init__(self, image_id: str, why: str) -> None:
         super().__init__(f'Image {image_id} {why}')
         self.image_id = image_id
 
 
 class InvalidField(InvalidInput):
-    """A field of a body has an invalid value, which no schema can express."""
+    """A field of a body or a query has an invalid value, which no schema can express."""
 
-    def __init__(self, field: str, value: object, why: str) -> None:
-        super().__init__(
-            f'Invalid input for field/attribute {field}. Value: {shown.value(value)}. {why}'
-        )
+    def __init__(self, field: str, value: object, why: str, kind: str = 'field/attribute') -> None:
+        super().__init__(f'Invalid input for {kind} {field}. Value: {shown.value(value)}. {why}')
+        self.field, self.detail = field, why
 
 
-class InvalidMarker(InvalidInput):
+class InvalidMarker(InvalidField):
     """No item of the list has this marker."""
 
     def __init__(self, marker: str | int) -> None:
-        super().__init__(
-            f'Invalid input for query parameters marker. Value: {shown.value(marker)}. '
-            'It is not in the list.'
-        )
+        super().__init__('marker', marker, 'It is not in the list.', 'query parameters')
 
 
 class InvalidAggregateAction(InvalidInput):
@@ -149,6 +155,8 @@ class NotFound(PrecacheError):
 class AggregateNotFound(NotFound):
     """No aggregate has this id."""
 
+    field = 'aggregate'
+
     def __init__(self, aggregate_id: object) -> None:
         super().__init__(f'Aggregate {aggregate_id} could not be found.')
 
@@ -163,12 +171,16 @@ class AggregateHostNotFound(NotFound):
 class ComputeHostNotFound(NotFound):
     """No compute host of this name is mapped to a cell."""
 
+    field = 'host'
+
     def __init__(self, host: str) -> None:
         super().__init__(f'Compute host {host} could not be found.')
 
 
 class CellNotFound(NotFound):
     """No cell mapping has this uuid or name."""
+
+    field = 'cell'
 
     def __init__(self, cell: str) -> None:
         super().__init__(f'Cell {cell} has no mapping.')
@@ -177,12 +189,16 @@ class CellNotFound(NotFound):
 class RequestNotFound(NotFound):
     """No cache request has this id, or it is another project's."""
 
+    field = 'request'
+
     def __init__(self, request_id: str) -> None:
         super().__init__(f'Cache request {shown.value(request_id)} could not be found.')
 
 
 class PinNotFound(NotFound):
     """No pin has this id, or it is another project's."""
+
+    field = 'pin'
 
     def __init__(self, pin_id: str) -> None:
         super().__init__(f'Pin {shown.value(pin_id)} could not be found.')

@@ -97,6 +97,8 @@ TASK_IN_FLIGHT = TASK_WAITING | TASK_WORKING
 TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
 # Begins the reason of a task whose file exists but may not be used by the compute.
 NOT_OURS = 'present, but cannot be'
+# Without bytes for so long, a download stands still.
+STILL_SECONDS = 10.0
 
 
 class Retry(enum.StrEnum):
@@ -496,7 +498,7 @@ class RequestOptions:
 
 
 class RequestChange(TypedDict, total=False):
-    """What is to change in a request that has not ended; None removes a limit."""
+    """New values for a request that has not ended; None removes a limit."""
 
     priority: int
     max_rate_bytes: int | None

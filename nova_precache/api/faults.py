@@ -11,7 +11,7 @@ import webob
 import webob.dec
 from oslo_middleware import request_id
 
-from nova_precache import exception, shown
+from nova_precache import exception, model, shown
 from nova_precache.api import dispatch, microversion
 
 LOG = logging.getLogger(__name__)
@@ -88,12 +88,21 @@ def _answer(error: Exception, request: webob.Request) -> webob.Response:
         message = _unexpected(request)
     elif isinstance(error, exception.DatabaseUnavailable):
         LOG.debug('%s: %s', error, error.reason)  # logged as an outage already
-    body = {fault.title: {'code': fault.status, 'message': message}}
+    content: model.Json = {'code': fault.status, 'message': message}
+    if api is microversion.PRECACHE:  # the bodies of /v2.1 are Nova's
+        content |= _field(error)
     return webob.Response(
         status=fault.status,
-        body=json.dumps(body).encode(),
+        body=json.dumps({fault.title: content}).encode(),
         headerlist=[('Content-Type', 'application/json; charset=UTF-8'), *_headers(error)],
     )
+
+
+def _field(error: Exception) -> model.Json:
+    """Name the field that is wrong, for a client that calls it something else."""
+    if not isinstance(error, exception.PrecacheError) or error.field is None:
+        return {}
+    return {'field': error.field, 'detail': shown.text(error.detail or str(error))}
 
 
 def _unexpected(request: webob.Request) -> str:

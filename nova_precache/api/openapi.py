@@ -112,6 +112,16 @@ _VERSION_PARAMETER: model.Json = {
     'schema': common.STRING,
     'example': _VERSION,
 }
+_WRONG_FIELD: Mapping[str, model.Json] = {
+    'field': {
+        'type': 'string',
+        'description': 'The field of the body, or the parameter, that is wrong, if one is.',
+    },
+    'detail': {
+        'type': 'string',
+        'description': 'What is wrong with the field, without its name and value.',
+    },
+}
 _TOKEN: model.Json = {
     'type': 'apiKey',
     'in': 'header',
@@ -226,7 +236,11 @@ def _error(error: Error) -> model.Json:
 def _error_schema(error: Error) -> model.Json:
     fault: model.Json = {
         'type': 'object',
-        'properties': {'code': {'const': error.status}, 'message': {'type': 'string'}},
+        'properties': {
+            'code': {'const': error.status},
+            'message': {'type': 'string'},
+            **_WRONG_FIELD,
+        },
         'required': ['code', 'message'],
     }
     if error.title is None:

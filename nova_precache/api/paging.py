@@ -5,7 +5,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from nova_precache import exception, model, shown
+from nova_precache import exception, model
 from nova_precache.api import validation
 from nova_precache.api.request import Request
 from nova_precache.db import pages
@@ -82,9 +82,7 @@ def page(
 
 
 def _bad_sort(text: str, why: str) -> exception.InvalidInput:
-    return exception.InvalidInput(
-        f'Invalid input for query parameters sort. Value: {shown.value(text)}. {why}'
-    )
+    return exception.InvalidField('sort', text, why, 'query parameters')
 
 
 def _next_query(req: Request, marker: object, most: int) -> str:

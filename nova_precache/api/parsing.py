@@ -112,9 +112,7 @@ def aggregate_filter(req: Request, asked: str) -> queries.AggregateFilter:
 
 def bad_aggregate(asked: str, error: exception.AggregateNotFound) -> exception.InvalidInput:
     """Return the error for a query that names no aggregate."""
-    return exception.InvalidInput(
-        f'Invalid input for query parameters aggregate. Value: {shown.value(asked)}. {error}'
-    )
+    return exception.InvalidField('aggregate', asked, str(error), 'query parameters')
 
 
 def canonical(asked: Any) -> str:
@@ -129,10 +127,15 @@ def check_images(req: Request, asked: Sequence[str]) -> None:
     :raises nova_precache.exception.InvalidInput: an image is listed twice
     """
     if len(set(asked)) < len(asked):
-        raise exception.InvalidInput('Duplicate images in request')
+        raise _of_images(exception.InvalidInput('Duplicate images in request'))
     limit = req.settings.max_images_per_request
     if len(asked) > limit:
-        raise exception.TooMany('images', len(asked), 'max_images_per_request', limit)
+        raise _of_images(exception.TooMany('images', len(asked), 'max_images_per_request', limit))
+
+
+def _of_images(error: exception.InvalidInput) -> exception.InvalidInput:
+    error.field = 'images'
+    return error
 
 
 def usable_images(req: Request, asked: Sequence[str]) -> tuple[model.Image, ...]:
@@ -150,8 +153,11 @@ def usable_images(req: Request, asked: Sequence[str]) -> tuple[model.Image, ...]
     for spelling in asked:
         image = companions.look_up(_active(images, spelling), functools.partial(_active, images))
         if image.id in found:
-            raise exception.InvalidInput(
-                f'Duplicate images in request: {spellings[image.id]} and {spelling} are the same'
+            raise _of_images(
+                exception.InvalidInput(
+                    f'Duplicate images in request: {spellings[image.id]} and {spelling} are the '
+                    'same'
+                )
             )
         found[image.id], spellings[image.id] = image, spelling
     return tuple(found.values())
@@ -186,7 +192,7 @@ def refuse_by_nova(req: Request, asked: Mapping[str, Any], field: str) -> None:
 
 
 def change(req: Request, asked: Mapping[str, Any]) -> model.RequestChange:
-    """Read what is to change in a request; null removes a limit.
+    """Read the new values for a request; null removes a limit.
 
     :raises nova_precache.exception.InvalidInput: the deadline has passed
     """
@@ -213,7 +219,9 @@ def window(asked: Mapping[str, Any]) -> Window:
             )
         if read.not_before is not None and read.deadline <= read.not_before:
             raise exception.InvalidField(
-                'deadline', asked['deadline'], 'It must be later than not_before.'
+                'deadline',
+                asked['deadline'],
+                f'It must be later than the start, {times.to_text(read.not_before)}.',
             )
     return read
 
@@ -243,8 +251,10 @@ def _mapped_hosts(req: Request, asked: Sequence[str]) -> tuple[str, ...]:
     mapped = req.services.inventory.cell_of_hosts(asked)
     unknown = [host for host in asked if host not in mapped]
     if unknown:
-        are = 'host is' if len(unknown) == 1 else 'hosts are'
-        raise exception.InvalidField('hosts', unknown, f'The {are} not mapped to a cell.')
+        are = 'is' if len(unknown) == 1 else 'are'
+        raise exception.InvalidField(
+            'hosts', unknown, f'{shown.some(unknown)} {are} not mapped to a cell.'
+        )
     return tuple(asked)
 
 

@@ -328,10 +328,7 @@ _PRECACHE: Table = {
                     'Retry a request',
                     requests.retry,
                     request_schemas.RETRY,
-                    {
-                        409: 'The request has not ended, or all of its tasks, or those of the '
-                        'named hosts, succeeded.'
-                    },
+                    {409: 'The request has not ended, or all of the tasks to retry succeeded.'},
                 ),
             },
             path=request_schemas.BY_ID,

@@ -10,6 +10,7 @@ from oslo_utils import uuidutils
 
 from nova_precache import exception, model, shown
 from nova_precache.api import times
+from nova_precache.api.schemas import common
 
 _FORMATS = jsonschema.FormatChecker(formats=())
 # Nova's regular expressions exclude all characters above this one, and so all rarer scripts.
@@ -42,7 +43,7 @@ def check_document(body: Any, schema: model.Json) -> None:
     error = _find_error(body, schema)
     if error is not None:
         field = '.'.join(map(str, error.path)) or None
-        raise _to_invalid(_cut_short(error), 'field/attribute', field)
+        raise _of_field(error, 'field/attribute', field)
 
 
 def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
@@ -53,7 +54,7 @@ def check_query(query: Mapping[str, Sequence[str]], schema: model.Json) -> None:
     error = _find_error(dict(query), schema)
     if error is not None:
         parameter = error.path[0] if error.path else None
-        raise _to_invalid(_cut_short(error), 'query parameters', parameter)
+        raise _of_field(error, 'query parameters', parameter)
 
 
 def to_integer(text: str, name: str) -> int:
@@ -84,6 +85,58 @@ def _to_invalid(
     return exception.InvalidInput(
         f'Invalid input for {kind} {where}. Value: {error.instance}. {error.message}'
     )
+
+
+def _of_field(
+    error: jsonschema.ValidationError, kind: str, where: object
+) -> exception.InvalidInput:
+    """Build an error of /v1, which names the field and cuts its value short."""
+    names = [name for name in error.path if isinstance(name, str)]
+    detail = _detail(error)
+    invalid = _to_invalid(_cut_short(error), kind, where)
+    if names:
+        invalid.field, invalid.detail = names[-1], detail
+    return invalid
+
+
+def _detail(error: jsonschema.ValidationError) -> str:
+    """Return what is wrong in a sentence that repeats neither the field nor its value."""
+    # A field of several types: the error of the type that it has.
+    best = jsonschema.exceptions.best_match([error]) or error
+    make = _DETAILS.get(str(best.validator))
+    return 'It is not valid.' if make is None else make(best.validator_value, best.instance)
+
+
+def _named_types(types: str | Sequence[str]) -> str:
+    return types if isinstance(types, str) else ' or '.join(t for t in types if t != 'null')
+
+
+def _repeated(items: Sequence[Any]) -> str:
+    repeated = next(item for item in items if items.count(item) > 1)
+    return f'{shown.value(repeated)} is listed twice.'
+
+
+_FORMAT_NAMES = {'uuid': 'a UUID', 'date-time': 'an ISO 8601 time'}
+# By the keyword of the schema: makes the sentence from its value and the field's.
+_DETAILS: Mapping[str, Callable[[Any, Any], str]] = {
+    'minimum': lambda least, value: f'It must be at least {least}.',
+    'maximum': lambda most, value: f'It must be at most {most}.',
+    'minLength': lambda least, value: 'It must not be empty.',
+    'maxLength': lambda most, value: f'It has {len(value)} characters; {most} are allowed.',
+    'minItems': lambda least, value: 'It must not be empty.',
+    'maxItems': lambda most, value: f'It has {len(value)} items; {most} are allowed.',
+    'uniqueItems': lambda unique, value: _repeated(value),
+    'enum': lambda values, value: f'It must be one of {", ".join(map(str, values))}.',
+    'type': lambda types, value: f'It must be of type {_named_types(types)}.',
+    'format': lambda name, value: f'It must be {_FORMAT_NAMES.get(name, "printable text")}.',
+    'required': lambda names, value: f'It must have {", ".join(names)}.',
+    'pattern': lambda pattern, value: (
+        'It must be a positive integer.'
+        if pattern == common.POSITIVE['pattern']
+        else 'It contains characters that are not allowed.'
+    ),
+    'additionalProperties': lambda allowed, value: 'It has an unknown field.',
+}
 
 
 def _cut_short(error: jsonschema.ValidationError) -> jsonschema.ValidationError:

@@ -142,7 +142,7 @@ class CacheExpirer:
     ) -> str | None:
         needing = self._store.images_needing(name)
         if needing:
-            return f'images in this cache need it as kernel or ramdisk: {", ".join(needing)}'
+            return f'images in this cache need it as kernel or ramdisk: {shown.some(needing)}'
         age_seconds = min(file.age_seconds(self._now()) for file in files)
         if age_seconds < min_age_seconds:
             return (

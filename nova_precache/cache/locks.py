@@ -78,7 +78,9 @@ class ImageLocks:
                     stack.pop_all()
                     return lock
             # The file was removed during the wait: newcomers lock its replacement.
-        raise exception.StorageError(f'Locking {base_name}: the lock file keeps being replaced')
+        raise exception.StorageError(
+            f'{_locking(lock, base_name)}: the lock file keeps being replaced'
+        )
 
     @contextlib.contextmanager
     def try_hold(self, base_name: str) -> Iterator[bool]:
@@ -112,8 +114,7 @@ class ImageLocks:
         try:
             files.open_lock(lock)
         except OSError as exc:
-            path = os.fsdecode(lock.path)
-            raise exception.storage_failure(f'Locking {base_name} with {path}', exc) from exc
+            raise exception.storage_failure(_locking(lock, base_name), exc) from exc
         return lock
 
     @contextlib.contextmanager
@@ -150,9 +151,9 @@ def _try_acquire(lock: fasteners.InterProcessLock, base_name: str) -> bool:
     try:
         return bool(lock.acquire(blocking=False))
     except OSError as exc:
-        raise exception.storage_failure(f'Locking {base_name}', exc) from exc
+        raise exception.storage_failure(_locking(lock, base_name), exc) from exc
     except threading.ThreadError as exc:
-        raise exception.StorageError(f'Locking {base_name}: {exc}') from exc
+        raise exception.StorageError(f'{_locking(lock, base_name)}: {exc}') from exc
 
 
 def _is_in_place(lock: fasteners.InterProcessLock, base_name: str) -> bool:
@@ -163,7 +164,11 @@ def _is_in_place(lock: fasteners.InterProcessLock, base_name: str) -> bool:
         # Over NFS, a file that another machine removed is stale.
         if exc.errno in (errno.ENOENT, errno.ESTALE):
             return False
-        raise exception.storage_failure(f'Locking {base_name}', exc) from exc
+        raise exception.storage_failure(_locking(lock, base_name), exc) from exc
+
+
+def _locking(lock: fasteners.InterProcessLock, base_name: str) -> str:
+    return f'Locking {base_name} with {os.fsdecode(lock.path)}'
 
 
 def _close(lock: fasteners.InterProcessLock) -> None:

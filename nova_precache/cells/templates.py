@@ -53,11 +53,11 @@ def fill(template: str, url: str | None) -> str:
 
     :raises nova_precache.exception.InvalidInput: the URL lacks parts, which it names
     """
-    names = _names(template)
-    if not names:
+    fields = names(template)
+    if not fields:
         return template
     parts = _parts(url or '')
-    missing = sorted(name for name in names if parts.get(name) is None)
+    missing = sorted(name for name in fields if parts.get(name) is None)
     if missing:
         raise exception.InvalidInput(', '.join(f'{{{name}}}' for name in missing))
     return template.format_map(parts)
@@ -73,7 +73,7 @@ def _try_to_fill(column: str, template: str, url: str | None) -> tuple[str, str 
         )
 
 
-def _names(template: str) -> Set[str]:
+def names(template: str) -> Set[str]:
     """Return the names in a template; none if the braces belong to a literal URL."""
     try:
         pieces = [piece[1:] for piece in string.Formatter().parse(template)]
@@ -82,8 +82,8 @@ def _names(template: str) -> Set[str]:
     asked = [piece for piece in pieces if piece[0] is not None]
     if any(specification or conversion for _, specification, conversion in asked):
         return frozenset()
-    names = {str(name) for name, _, _ in asked}
-    return names if all(map(_NAME.fullmatch, names)) else frozenset()
+    found = {str(name) for name, _, _ in asked}
+    return found if all(map(_NAME.fullmatch, found)) else frozenset()
 
 
 def _parts(url: str) -> Parts:

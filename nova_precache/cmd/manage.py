@@ -89,7 +89,9 @@ def _add_disks(group: Any) -> None:
     create.add_argument('--image', required=True, help='id of the image')
     create.add_argument('--instance', required=True, help="name of the instance's directory")
     create.add_argument(
-        '--size-gib', type=int, help='size of the disk (default: that of the image)'
+        '--size-gib',
+        type=_whole_number,
+        help='size of the disk in GiB (default: that of the image)',
     )
 
 

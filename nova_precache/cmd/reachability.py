@@ -10,7 +10,7 @@ from oslo_config import cfg
 
 from nova_precache import exception, model, rpc
 from nova_precache.cells import services
-from nova_precache.db.engine import errors, session
+from nova_precache.db.engine import errors, urls
 
 ASK_SECONDS = 5.0
 # A hundred cells that do not answer take about two turns.
@@ -78,6 +78,6 @@ def _ask_database(cell: model.Cell) -> Problem | None:
             engine.dispose()
     except Exception as exc:  # noqa: BLE001 - each driver has its own error for a bad URL
         is_away = isinstance(errors.translate(exc), exception.DatabaseUnavailable)
-        reason = session.what_is_wrong(cell.database_connection, exc)
+        reason = urls.what_is_wrong(cell.database_connection, exc)
         return Problem(reason, is_refused=not is_away)
     return None

@@ -44,6 +44,7 @@ def _main() -> int:
         hosts_per_cell=conf.hosts_per_cell,
         image_url=conf.image_url,
         config_files=conf.config_file,
+        config_dirs=conf.config_dir,
     )
     standalone = service.Standalone(shape)
     running.run([standalone], ready=lambda: print(f'Ready: {standalone.ready_file}', flush=True))

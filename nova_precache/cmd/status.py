@@ -4,6 +4,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from oslo_config import cfg
 from oslo_log import log
@@ -30,9 +31,21 @@ def _main() -> int:
     conf = cfg.ConfigOpts()
     configuration.register(conf)
     conf.set_default('use_stderr', True)  # as for the other commands
-    # Alembic logs the kind of database at each check.
-    log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'alembic=WARN'])
-    return upgradecheck.main(conf, configuration.PROJECT, Checks(conf), sys.argv[1:])
+    checks = Checks(conf)
+    conf.register_cli_opt(
+        cfg.SubCommandOpt('command', title='Commands', handler=lambda group: _add(group, checks))
+    )
+    configuration.read(conf, sys.argv[1:])
+    upgradecheck.CONF = conf  # as its own main does
+    return upgradecheck.run(conf)
+
+
+def _add(subparsers: Any, checks: 'Checks') -> None:
+    text = 'check whether the deployment is ready for the services of this release'
+    parser = subparsers.add_parser('upgrade', help=text, description=text)
+    parser.set_defaults(action_fn=checks.check)
+    parser.add_argument('check', choices=['check'], help='the only action')
+    parser.add_argument('--json', action='store_true', help='print the results as JSON')
 
 
 class Checks(upgradecheck.UpgradeCommands):

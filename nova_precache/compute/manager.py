@@ -226,11 +226,11 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         finally:
             self._cache_changed()
         LOG.info(
-            'Removal of image %s from the cache of host %s: %s, %d bytes freed%s',
+            'Removal of image %s from the cache of host %s: %s, %s freed%s',
             image,
             self._host,
             removal.status,
-            removal.freed_bytes,
+            shown.size(removal.freed_bytes),
             f': {removal.reason}' if removal.reason else '',
         )
         return removal.to_wire()

@@ -14,7 +14,6 @@ from nova_precache import model
 SMOOTHING_SECONDS = 5.0
 # A shorter time says little: bytes arrive in chunks of up to a MiB.
 _LEAST_SECONDS = 0.5
-_STILL_SECONDS = 10.0
 
 
 class TransferMeter:
@@ -53,7 +52,7 @@ class TransferMeter:
             if now - self._since >= _LEAST_SECONDS:
                 self._smooth(now - self._since)
                 self._since, self._bytes = now, 0
-            if now - self._came_at >= _STILL_SECONDS:
+            if now - self._came_at >= model.STILL_SECONDS:
                 return 0
             return None if self._rate is None else round(self._rate)
 

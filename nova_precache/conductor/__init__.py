@@ -8,7 +8,8 @@
 - Work: ``dispatcher`` claims hosts, ``host_worker`` calls one, ``tracker`` records the outcome,
   ``retry`` decides whether another attempt follows. ``job_access`` and ``companions`` supply a
   call; ``database_wait`` waits out an outage.
-- Without a call: ``lifecycle`` opens and expires windows; ``stop_orders`` stops transfers.
+- Without a call: ``lifecycle`` opens and expires windows; ``stop_orders`` stops transfers and
+  changes their options.
 - Hosts: ``report_buffer`` writes their reports, ``unknown_hosts`` makes them register again,
   ``liveness`` is the interface to their state; ``nova_backend`` calls stock nova-computes.
 - Notifications: ``announcer``.

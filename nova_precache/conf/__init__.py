@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options, one module a group; each is registered on a conf passed in."""
 
+import functools
 import logging
 from collections.abc import Sequence
+from importlib import metadata
 from types import ModuleType
+from typing import Any
 
 import oslo_messaging
 from keystoneauth1 import loading
@@ -15,7 +18,7 @@ from oslo_messaging import opts as messaging_opts
 from oslo_messaging._metrics import client as messaging_metrics
 from oslo_messaging._tracing import client as messaging_tracing
 
-from nova_precache import outages
+from nova_precache import exception, outages
 from nova_precache.conf import (
     api,
     api_database,
@@ -52,17 +55,20 @@ def new(
     args: Sequence[str] = (),
     config_files: Sequence[str] | None = None,
     program: str | None = None,
+    config_dirs: Sequence[str] = (),
 ) -> cfg.ConfigOpts:
     """Create a separate conf with every option registered.
 
     :param args: command line arguments, such as ``--config-file PATH``
-    :param config_files: files to read instead of the default ones
+    :param config_files: files to read instead of the default ones, which are in files and
+        directories
     :param program: its own file is one of the default ones; None: the running program
+    :param config_dirs: directories to read after ``config_files``
     :raises oslo_config.cfg.Error: for an unknown argument or a bad value
     """
     conf = cfg.ConfigOpts()
     register(conf)
-    _read(conf, args, config_files, program)
+    read(conf, args, config_files, program, config_dirs)
     return conf
 
 
@@ -86,26 +92,68 @@ def set_up_process(
     register(conf)
     conf.register_cli_opts(cli_options)
     conf.set_default('use_stderr', use_stderr)
-    _read(conf, args, config_files, program)
+    read(conf, args, config_files, program)
     if not conf.oslo_concurrency.lock_path:
         conf.set_default('lock_path', f'{conf.state_path}/locks', 'oslo_concurrency')
-    log.setup(conf, PROJECT)
+    try:
+        log.setup(conf, PROJECT)
+    except (OSError, log.LogConfigError) as exc:
+        raise exception.ConfigError(f'The log cannot be set up: {exc}') from exc
     outages.keep_short(logging.getLogger().handlers)
     return conf
 
 
-def _read(
+def read(
     conf: cfg.ConfigOpts,
     args: Sequence[str],
-    config_files: Sequence[str] | None,
-    program: str | None,
+    config_files: Sequence[str] | None = None,
+    program: str | None = None,
+    config_dirs: Sequence[str] = (),
 ) -> None:
-    conf(
-        list(args),
-        project=PROJECT,
-        prog=program,
-        default_config_files=None if config_files is None else list(config_files),
+    """Read the command line and the configuration files; the parameters are those of :func:`new`.
+
+    ``--version`` and ``--help`` end the process.
+    """
+    # oslo.config's help lists the files that it found, and None if it found none.
+    conf.__dict__['_make_config_options'] = functools.partial(
+        _described_options, has_defaults=config_files is None
     )
+    try:
+        conf(
+            list(args),
+            project=PROJECT,
+            prog=program,
+            version=metadata.version(PROJECT),
+            default_config_files=None if config_files is None else list(config_files),
+            default_config_dirs=None if config_files is None else list(config_dirs),
+        )
+    except (OSError, UnicodeDecodeError) as exc:
+        raise exception.ConfigError(f'A configuration file cannot be read: {exc}') from exc
+
+
+def _described_options(files: list[str], directories: list[str], has_defaults: bool) -> list[Any]:
+    """Describe --config-file and --config-dir by what is read without them."""
+    options = cfg.ConfigOpts._make_config_options(files, directories)
+    described = {
+        'config-file': (
+            'Configuration file; if given several times, later files take precedence.',
+            '.conf',
+            files,
+        ),
+        'config-dir': (
+            'Directory whose *.conf files take precedence over the files before it.',
+            '.conf.d',
+            directories,
+        ),
+    }
+    for option in options:
+        what, suffix, found = described[option.name]
+        places = (
+            f'the first {PROJECT}{suffix} and the first %(prog)s{suffix} that exist in '
+            f'~/.{PROJECT}, ~, /etc/{PROJECT} and /etc; now {", ".join(found) or "none"}'
+        )
+        option.help = f'{what} Default: {places if has_defaults else "none"}.'
+    return options
 
 
 def register(conf: cfg.ConfigOpts) -> None:
@@ -158,6 +206,8 @@ def _refuse_bad_values(files: list[str], directories: list[str]) -> None:
 def set_defaults() -> None:
     """Change defaults of the libraries; oslo.config's sample generator calls this, too."""
     oslo_messaging.set_transport_defaults(EXCHANGE)
+    # Alembic logs the kind of the database each time that its schema is looked at.
+    log.set_defaults(default_log_levels=[*log.get_default_log_levels(), 'alembic=WARN'])
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:

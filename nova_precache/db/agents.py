@@ -185,13 +185,13 @@ class Agents:
                 found.update((row.host, row) for row in rows)
             heard = hearing.of_cells(session, {row.cell_uuid for row in found.values()})
             anywhere = hearing.anywhere(session, now)
-        never = standing.judge(None, None, now, anywhere, self._down), _why_down(None, None)
+        never = standing.judge(None, None, now, anywhere, self._down), standing.why_down(None, None)
         known = {
             host: (
                 standing.judge(
                     row.seen_at, row.stopped_at, now, heard.get(row.cell_uuid), self._down
                 ),
-                _why_down(row.seen_at, row.stopped_at),
+                standing.why_down(row.seen_at, row.stopped_at),
             )
             for host, row in found.items()
         }
@@ -218,9 +218,9 @@ class Agents:
         :param stopped_at: when its compute has stopped; None if it has started since
         """
         if now is None:
-            return _why_down(None, None)
+            return standing.why_down(None, None)
         stands = standing.judge(seen_at, stopped_at, now, heard, self._down)
-        return _why_down(seen_at, stopped_at) if stands is standing.Standing.DOWN else None
+        return standing.why_down(seen_at, stopped_at) if stands is standing.Standing.DOWN else None
 
     def list(self) -> Sequence[model.Agent]:
         """List every agent, by host name."""
@@ -273,7 +273,9 @@ class Agents:
             case standing.Standing.UP:
                 return model.Host(agent)
             case standing.Standing.DOWN:
-                return model.Host(agent, model.HostStatus.DOWN, _why_down(seen_at, stopped_at))
+                return model.Host(
+                    agent, model.HostStatus.DOWN, standing.why_down(seen_at, stopped_at)
+                )
             case standing.Standing.UNHEARD:
                 why = UNHEARD
             case standing.Standing.SETTLING:
@@ -298,10 +300,6 @@ class Agents:
             )
         _add(session, agent)
         _take_over(session, agent.host)  # from an agent whose row is gone
-
-
-def _why_down(seen_at: datetime.datetime | None, stopped_at: datetime.datetime | None) -> str:
-    return f'host down: {standing.last_sign(seen_at, stopped_at)}'
 
 
 _Reporter = tuple[str, str, str, str | None]

@@ -15,7 +15,7 @@ from nova_precache import model
 from nova_precache.db import hearing
 from nova_precache.db.engine import models
 
-STOPPED = 'stopped at'  # prefix of the reason of what has stopped cleanly
+STOPPED = 'stopped at'  # prefix of the last sign of what has stopped cleanly
 
 Row = type[models.Agent] | type[models.Service]
 
@@ -47,11 +47,18 @@ def judge(
     return Standing.SETTLING if heard.is_heard(now) else Standing.UNHEARD
 
 
+def why_down(seen_at: datetime.datetime | None, stopped_at: datetime.datetime | None) -> str:
+    """Return why a host is down."""
+    if stopped_at is not None:
+        return f'host down: stopped at {_time(stopped_at)}'
+    if seen_at is None:
+        return 'host down: it has never reported'
+    return f'host down: last report at {_time(seen_at)}'
+
+
 def last_sign(seen_at: datetime.datetime | None, stopped_at: datetime.datetime | None) -> str:
     """Describe the last sign of life of what is down."""
-    if stopped_at is not None:
-        return f'{STOPPED} {_time(stopped_at)}'
-    return 'it has never reported' if seen_at is None else f'last report at {_time(seen_at)}'
+    return why_down(seen_at, stopped_at).removeprefix('host down: ')
 
 
 def stopped_at(row: Row) -> sa.ColumnElement[datetime.datetime | None]:

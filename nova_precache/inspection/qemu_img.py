@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from oslo_config import cfg
@@ -187,12 +187,14 @@ class QemuImg:
         except OSError as exc:
             raise exception.storage_failure('Starting qemu-img', exc) from exc
         if ended.exit_code != 0:
-            raise self._failure(arguments[0], ended, cpu_seconds)
+            raise self._failure(arguments, ended, cpu_seconds)
         return ended.output
 
-    def _failure(self, command: str, ended: sandbox.Ended, cpu_seconds: int) -> Exception:
+    def _failure(
+        self, arguments: Sequence[str], ended: sandbox.Ended, cpu_seconds: int
+    ) -> Exception:
         """Build the error: distinguish limits and file system errors from a faulty image."""
-        reason = _last_line(ended.errors)
+        command, reason = arguments[0], _last_line(ended.errors)
         if ended.exit_code == -signal.SIGXFSZ:
             return QemuImgFailed(f'its description exceeds {shown.size(_MAX_INFO_BYTES)}')
         was_ended = ended.exit_code != _EXIT_ERROR or _LAUNCHER.match(reason)
@@ -206,8 +208,10 @@ class QemuImg:
             return QemuImgFailed(reason)
         for number in _REASON_ERRNOS:
             if os.strerror(number) in reason:
-                refusal = OSError(number, os.strerror(number))
-                return exception.storage_failure(f'qemu-img {command}', refusal)
+                # The last file is the one that it writes, if it writes one.
+                paths = [each for each in arguments if os.path.isabs(each)]
+                doing = ' '.join(['qemu-img', command, *paths[-1:]])
+                return exception.storage_failure(doing, OSError(number, os.strerror(number)))
         return QemuImgFailed(reason)
 
 

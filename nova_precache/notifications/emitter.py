@@ -31,13 +31,14 @@ class MessagingEmitter:
     """Sends to the drivers of ``[oslo_messaging_notifications]``, none by default.
 
     While a broker is away, it waits for the number of tries that ``retry`` there sets.
+
+    :raises nova_precache.exception.ConfigError: its transport_url cannot be used
     """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._host = conf.host
         is_off = conf.notifications.notification_format == 'unversioned'
-        transport = messaging.get_notification_transport(conf)
-        url = messaging.TransportURL.parse(conf, conf.oslo_messaging_notifications.transport_url)
+        transport, url = _connect(conf)
         place = rpc.describe_url(conf, str(url))
         self._outage = outages.Outage(f'Broker {place} (notifications)')
         self._notifier = messaging.Notifier(
@@ -71,6 +72,24 @@ class MessagingEmitter:
         finally:
             timer.cancel()
         self._outage.over()
+
+
+def _connect(conf: cfg.ConfigOpts) -> tuple[messaging.Transport, messaging.TransportURL]:
+    option = '[oslo_messaging_notifications] transport_url'
+    try:
+        transport = messaging.get_notification_transport(conf)  # it registers the options
+        url = conf.oslo_messaging_notifications.transport_url
+        return transport, messaging.TransportURL.parse(conf, url)
+    except ImportError as exc:
+        raise exception.ConfigError(
+            f'{option} needs the Python module {exc.name}, which is not installed'
+        ) from None
+    except messaging.DriverLoadFailure as exc:
+        raise exception.ConfigError(f'{option} cannot be used: {exc}') from None
+    except (messaging.InvalidTransportURL, ValueError):  # their texts contain the URL
+        raise exception.ConfigError(
+            f'{option} cannot be parsed; is the password percent-encoded?'
+        ) from None
 
 
 class RecordingEmitter:

@@ -4,6 +4,7 @@
 import argparse
 import datetime
 import functools
+import re
 from collections.abc import Sequence
 
 import durationpy
@@ -13,6 +14,11 @@ from oslo_utils import strutils
 from nova_precache.osc.client import Json
 
 _TIME_HELP = 'ISO 8601 (default zone: UTC) or an offset from now, such as +2h or +1h30m'
+# The fields of the API whose arguments have another name.
+_FIELDS = {'max_rate': 'max_rate_bytes', 'project': 'project_id'}
+_SHOWN = 60
+_MOST_BYTES = 2**63 - 1
+_MOST_DIGITS = 18
 _SIZE_HELP = 'plain bytes or a binary unit, such as 50M or 1G'
 
 
@@ -22,17 +28,30 @@ def size(text: str) -> int:
         number = text if text.endswith('B') else f'{text}B'
         found = int(strutils.string_to_bytes(number, unit_system='IEC', return_int=True))
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a size: expected {_SIZE_HELP}') from None
+        raise argparse.ArgumentTypeError(
+            f'{shown(text)} is not a size: expected {_SIZE_HELP}'
+        ) from None
     if found < 0:
-        raise argparse.ArgumentTypeError(f'{text!r} must not be negative')
+        raise argparse.ArgumentTypeError(f'{shown(text)} must not be negative')
+    if found > _MOST_BYTES:
+        raise argparse.ArgumentTypeError(f'{shown(text)} must be less than 8 EiB')
     return found
+
+
+def integer(text: str) -> int:
+    """Parse an integer that fits into 64 bits."""
+    if re.fullmatch('[+-]?[0-9]+', text) is None:
+        raise argparse.ArgumentTypeError(f'{shown(text)} is not an integer')
+    if len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f'{shown(text)} has more than {_MOST_DIGITS} digits')
+    return int(text)
 
 
 def rate(text: str) -> int:
     """Parse a number of bytes per second: 50M, 50M/s."""
     found = size(text.removesuffix('/s'))
     if found == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} must be greater than zero')
+        raise argparse.ArgumentTypeError(f'{shown(text)} must be greater than zero')
     return found
 
 
@@ -53,11 +72,30 @@ def seconds(text: str) -> float:
     span = _span(f'{text}s' if text.isdecimal() else text)
     if span is None:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not a duration: expected seconds, or a duration such as 1h30m'
+            f'{shown(text)} is not a duration: expected seconds, or a duration such as 1h30m'
         )
     if span <= datetime.timedelta():
-        raise argparse.ArgumentTypeError(f'{text!r} must be greater than zero')
+        raise argparse.ArgumentTypeError(f'{shown(text)} must be greater than zero')
     return span.total_seconds()
+
+
+def shown(text: str) -> str:
+    """Quote what was typed, for an error; cut a long text."""
+    return repr(text) if len(text) <= _SHOWN else f'{text[:_SHOWN]!r}…'
+
+
+def names(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Map fields of the API to the command's own options and arguments.
+
+    An argument has the name of its field, except those of ``_FIELDS``; several of a kind have
+    their plural.
+    """
+    found: dict[str, str] = {}
+    for action in parser._actions:
+        field = _FIELDS.get(action.dest, action.dest)
+        name = action.option_strings[-1] if action.option_strings else str(action.metavar)
+        found |= {field.removesuffix('s'): name, field: name}
+    return found
 
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +124,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         '--priority',
         metavar='<n>',
-        type=int,
+        type=integer,
         help='priority from -1000 to 1000; requests with a higher one run first',
     )
     add(
         '--max-parallel-hosts',
         metavar='<n>',
-        type=int,
+        type=integer,
         help='maximum number of hosts that work at the same time',
     )
     add(
@@ -111,13 +149,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         '--canary',
         metavar='<n>',
-        type=int,
+        type=integer,
         help='number of hosts that must succeed before the others start',
     )
     add(
         '--max-failures',
         metavar='<n>',
-        type=int,
+        type=integer,
         help='cancel the tasks that have not started when more than this number have failed',
     )
     add('--description', metavar='<text>', help='description of the request')
@@ -142,7 +180,7 @@ def add_window(parser: argparse.ArgumentParser) -> None:
 def add_changes(parser: argparse.ArgumentParser) -> None:
     """Add the options that a request can change while it waits or runs, and their ends."""
     add = parser.add_argument
-    add('--priority', metavar='<n>', type=int, help='priority from -1000 to 1000')
+    add('--priority', metavar='<n>', type=integer, help='priority from -1000 to 1000')
     for name, kind, parse, what in (
         ('max-rate', '<rate>', rate, f'maximum rate of each host, per second: {_SIZE_HELP}'),
         ('max-parallel-hosts', '<n>', int, 'maximum number of hosts that work at the same time'),
@@ -278,7 +316,9 @@ def _time(text: str) -> datetime.datetime:
     try:
         found = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a time: expected {_TIME_HELP}') from None
+        raise argparse.ArgumentTypeError(
+            f'{shown(text)} is not a time: expected {_TIME_HELP}'
+        ) from None
     return found if found.tzinfo is not None else found.replace(tzinfo=datetime.UTC)
 
 
@@ -288,7 +328,7 @@ def _to_iso(when: datetime.datetime | datetime.timedelta, text: str) -> str:
             when = datetime.datetime.now(datetime.UTC) + when
         in_utc = when.astimezone(datetime.UTC).replace(tzinfo=None)
     except OverflowError:
-        raise argparse.ArgumentTypeError(f'{text!r} is outside the years 1 to 9999') from None
+        raise argparse.ArgumentTypeError(f'{shown(text)} is outside the years 1 to 9999') from None
     return f'{in_utc.isoformat()}Z'
 
 
@@ -298,16 +338,17 @@ def _sort(keys: Sequence[str], text: str) -> str:
         key, _, direction = part.partition(':')
         if key not in keys:
             raise argparse.ArgumentTypeError(
-                f'{key!r} is not a key to sort by: expected one of {", ".join(keys)}'
+                f'{shown(key)} is not a key to sort by: expected one of {", ".join(keys)}'
             )
         if direction not in ('asc', 'desc') and part != key:
             raise argparse.ArgumentTypeError(
-                f'{direction!r} is not a direction of {key}: expected asc or desc'
+                f'{shown(direction)} is not a direction of {key}: expected asc or desc'
             )
     return ','.join(part if ':' in part else f'{part}:asc' for part in text.split(','))
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
-    return int(text)
+    found = integer(text)
+    if found < 1:
+        raise argparse.ArgumentTypeError(f'{shown(text)} must be greater than zero')
+    return found

@@ -2,9 +2,7 @@
 """openstack precache cache remove: remove images from the caches of hosts."""
 
 import argparse
-from typing import Any
-
-from osc_lib.command import command
+from collections.abc import Collection
 
 from nova_precache.osc import client, columns, resolving, tables
 from nova_precache.osc.client import Json
@@ -14,7 +12,7 @@ _GONE = frozenset({'removed', 'absent'})
 _FAILED = 'error'
 
 
-class Remove(command.Lister):
+class Remove(tables.Lister):
     """Remove images from the caches of hosts, except images that are used or pinned there.
 
     Exit 0 if no host has an image any more, else 1.
@@ -60,17 +58,13 @@ class Remove(command.Lister):
         ]
         rows = [self._remove(*each) for each in wanted]
         self._is_done = all(row['status'] in _GONE for row in rows)
-        return columns.table(self._columns, rows, {})
+        return columns.table(self._columns, rows)
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         return super().run(parsed_args) or int(not self._is_done)
 
-    def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
-        if parsed_args.formatter == 'table':
-            self.formatter = tables.FittedTable(
-                {each.title for each in self._columns if each.elastic}
-            )
-        return super().produce_output(parsed_args, *shown)
+    def elastic(self) -> Collection[str]:
+        return {each.title for each in self._columns if each.elastic}
 
     def _hosts(self, name: str, image_id: str, parsed_args: argparse.Namespace) -> list[str]:
         """Return the named hosts, or those of the aggregate that have the image."""

@@ -15,6 +15,7 @@ Query = Mapping[str, str | int | None]
 
 SERVICE_TYPE = 'image-precache'
 TIMEOUT_SECONDS = 60
+MOST_CHARACTERS = 300
 _PASSING = frozenset({429, 500, 502, 503, 504})
 
 
@@ -27,10 +28,14 @@ class ApiUnavailable(ApiError):
 
 
 class ApiClient:
-    """The service's API for commands; paths are below /v1."""
+    """The service's API for commands; paths are below /v1.
+
+    :ivar names: what the command calls the fields of the API, for errors
+    """
 
     def __init__(self, endpoint: adapter.Adapter) -> None:
         self._endpoint = endpoint
+        self.names: Mapping[str, str] = {}
 
     def get(self, *path: str, query: Query | None = None) -> Json:
         """Get the document at a path.
@@ -79,6 +84,8 @@ class ApiClient:
             raise ApiError(f'No image pre-caching service found at {answer.url}') from None
 
     def _send(self, method: str, path: tuple[str, ...], **arguments: Any) -> requests.Response:
+        if not all(path):
+            raise ApiError('An ID or a name in the command is empty')
         url = ''.join(f'/{urllib.parse.quote(part, safe="")}' for part in path)
 
         def send_on(to: str, is_elsewhere: bool) -> requests.Response:
@@ -99,11 +106,21 @@ class ApiClient:
             # The text after the colon is an internal of the HTTP library.
             raise ApiUnavailable(str(error).split(': ')[0]) from error
         if answer.status_code in _PASSING:
-            raise ApiUnavailable(_message(answer))
+            raise ApiUnavailable(self._message(answer))
         # A server that offers a choice of versions lacks the requested one.
         if answer.status_code >= requests.codes.multiple_choices:
-            raise ApiError(_message(answer))
+            raise ApiError(self._message(answer))
         return answer
+
+    def _message(self, answer: requests.Response) -> str:
+        """Extract the message of an error; never print a proxy's error page."""
+        try:
+            (fault,) = answer.json().values()
+            name = self.names.get(fault.get('field'))
+            said = str(fault['message']) if name is None else f'{name}: {fault["detail"]}'
+        except (ValueError, AttributeError, TypeError, KeyError):
+            return f'The image pre-caching service answered {answer.status_code} {answer.reason}'
+        return shorten(said)
 
     def _ask(self, url: str, method: str, **arguments: Any) -> requests.Response:
         answer: requests.Response = self._endpoint.request(
@@ -137,10 +154,7 @@ def _given(query: Query | None) -> Json:
     return {key: value for key, value in (query or {}).items() if value is not None}
 
 
-def _message(answer: requests.Response) -> str:
-    """Extract the message of an error; never print a proxy's error page."""
-    try:
-        (fault,) = answer.json().values()
-        return str(fault['message'])
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return f'The image pre-caching service answered {answer.status_code} {answer.reason}'
+def shorten(text: str) -> str:
+    """Return a text on one line that fits a terminal; what is cut is marked."""
+    line = ' '.join(text.split())
+    return line if len(line) <= MOST_CHARACTERS else f'{line[:MOST_CHARACTERS]}…'

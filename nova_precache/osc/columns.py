@@ -157,9 +157,9 @@ Table = tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]
 Record = tuple[tuple[str, ...], tuple[Any, ...]]
 
 
-def table(shown: Sequence[Column], items: Iterable[Json], names: Names) -> Table:
+def table(shown: Sequence[Column], items: Iterable[Json], names: Names | None = None) -> Table:
     """Return a list in cliff's form; rows are built lazily."""
-    rows = (tuple(_cell(column, item, names) for column in shown) for item in items)
+    rows = (tuple(_cell(column, item, names or {}) for column in shown) for item in items)
     return tuple(column.title for column in shown), rows
 
 

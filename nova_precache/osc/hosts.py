@@ -11,7 +11,7 @@ class List(listing.Lister):
     """List hosts with their cell, their status and their free space."""
 
     collection = 'hosts'
-    sort_keys = ('host', 'status', 'seen_at', 'cache_bytes', 'free_bytes')
+    sort_keys = ('host', 'cell', 'seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
     first_columns = (
         columns.Column('Host', 'host'),
         columns.Column('Cell', 'cell_name'),

@@ -3,15 +3,13 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any, ClassVar
-
-from osc_lib.command import command
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 from nova_precache.osc import arguments, client, columns, naming, tables
 
 
-class Lister(command.Lister):
+class Lister(tables.Lister):
     """Lists the items of a collection.
 
     The first columns fit a terminal of 80.
@@ -59,18 +57,17 @@ class Lister(command.Lister):
         more = self.more_columns if _is_long(parsed_args) else ()
         shown = (*self.first_columns, *more)
         if parsed_args.formatter != 'table':
-            return columns.table(shown, found, {})
+            return columns.table(shown, found)
         items = list(found)
         names = naming.image_names(self.app, columns.image_ids(shown, items))
         return columns.table(shown, items, names)
 
-    def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
+    def elastic(self) -> Collection[str]:
+        return {each.title for each in (*self.first_columns, *self.more_columns) if each.elastic}
+
+    def fits(self, parsed_args: argparse.Namespace) -> bool:
         # The long form is as wide as it needs to be, unless it meets a terminal.
-        fits = not _is_long(parsed_args) or parsed_args.max_width > 0 or sys.stdout.isatty()
-        if parsed_args.formatter == 'table' and fits:
-            every = (*self.first_columns, *self.more_columns)
-            self.formatter = tables.FittedTable({each.title for each in every if each.elastic})
-        return super().produce_output(parsed_args, *shown)
+        return not _is_long(parsed_args) or parsed_args.max_width > 0 or sys.stdout.isatty()
 
 
 def _is_long(parsed_args: argparse.Namespace) -> bool:

@@ -5,9 +5,8 @@ import argparse
 from typing import Any
 
 from osc_lib import exceptions
-from osc_lib.command import command
 
-from nova_precache.osc import arguments, client, columns, listing, resolving, tables
+from nova_precache.osc import arguments, client, columns, command, listing, resolving, tables
 
 
 class Create(tables.ShowOne):
@@ -43,7 +42,7 @@ class List(listing.Lister):
     """List pins."""
 
     collection = 'pins'
-    sort_keys = ('created_at', 'status', 'until')
+    sort_keys = ('created_at', 'until', 'status', 'checked_at', 'ended_at')
     first_columns = (
         columns.Column('ID', 'id'),
         columns.Column('Status', 'status'),

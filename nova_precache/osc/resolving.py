@@ -4,14 +4,18 @@
 The pre-caching service itself resolves aggregates, hosts and pins.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keystoneauth1 import exceptions as keystone
 from openstack import exceptions
 from oslo_utils import uuidutils
 
-from nova_precache.osc import client
+from nova_precache.osc import arguments, client
+
+LISTED = 5
+LONGEST = 255
 
 
 class NameNotFound(Exception):
@@ -33,11 +37,17 @@ def image_id(app: Any, name: str) -> str:
     if uuidutils.is_uuid_like(name):
         return name
     try:
-        found = app.client_manager.sdk_connection.image.find_image(name)
+        found = _find(app, name)
     except exceptions.DuplicateResource:
-        raise NameNotFound(f'More than one image is named {name}: use an ID.') from None
+        ids = _ids(app.client_manager.sdk_connection.image.images(name=name))
+        raise NameNotFound(f'{_typed(app)}: {_several("images", name, ids)}') from None
+    except (exceptions.SDKException, keystone.ClientException) as error:
+        raise NameNotFound(
+            f'{_typed(app)}: {arguments.shown(name)} cannot be looked up: '
+            f'{client.shorten(str(error))}'
+        ) from None
     if found is None:
-        raise NameNotFound(f'No image has the name or ID {name}.')
+        raise NameNotFound(f'{_typed(app)}: no image has the name or ID {arguments.shown(name)}')
     return str(found.id)
 
 
@@ -51,9 +61,9 @@ def cell_id(app: Any, name: str | None) -> str | None:
     cells = client.of(app).get('cells')['cells']
     found = [str(cell['id']) for cell in cells if cell['name'] == name]
     if not found:
-        raise NameNotFound(f'--cell: no cell has the name or UUID {name}.')
+        raise NameNotFound(f'--cell: no cell has the name or UUID {arguments.shown(name)}')
     if len(found) > 1:
-        raise NameNotFound(f'--cell: several cells are named {name}: {", ".join(found)}')
+        raise NameNotFound(f'--cell: {_several("cells", name, found)}')
     return found[0]
 
 
@@ -67,9 +77,34 @@ def project_id(app: Any, name: str | None) -> str | None:
     try:
         found = app.client_manager.sdk_connection.identity.find_project(name)
     except exceptions.DuplicateResource:
-        raise NameNotFound(f'--project: several projects are named {name}: use an ID.') from None
+        ids = _ids(app.client_manager.sdk_connection.identity.projects(name=name))
+        raise NameNotFound(f'--project: {_several("projects", name, ids)}') from None
     except (exceptions.SDKException, keystone.ClientException):
         return name
     if found is None:
-        raise NameNotFound(f'--project: no project has the name or ID {name}.')
+        raise NameNotFound(f'--project: no project has the name or ID {arguments.shown(name)}')
     return str(found.id)
+
+
+def _find(app: Any, name: str) -> Any:
+    if not 0 < len(name) <= LONGEST:
+        return None
+    return app.client_manager.sdk_connection.image.find_image(name)
+
+
+def _typed(app: Any) -> str:
+    """Return what the command calls an image."""
+    return client.of(app).names.get('image', '<image>')
+
+
+def _ids(found: Iterable[Any]) -> list[str]:
+    return [str(each.id) for each in itertools.islice(found, LISTED + 1)]
+
+
+def _several(kind: str, name: str, ids: Sequence[str]) -> str:
+    """List the first things that share a name."""
+    more = ' and more' if len(ids) > LISTED else ''
+    return (
+        f'several {kind} are named {arguments.shown(name)}: {", ".join(ids[:LISTED])}{more}; '
+        'use an ID'
+    )

@@ -13,10 +13,9 @@ from typing import Any, TextIO
 
 from cliff import columns as cliff
 from cliff.formatters import table
-from osc_lib.command import command
 from rich import cells
 
-from nova_precache.osc import columns, naming
+from nova_precache.osc import columns, command, naming
 from nova_precache.osc.client import Json
 
 # Columns are not made narrower.
@@ -67,6 +66,23 @@ class FittedTable(table.TableFormatter):
         width = max(2 * LEAST_WIDTH, _columns(parsed_args) - _BORDER - 2 * _PADDING - names)
         fitted = [wrap(_readable(value), width) for value in data]
         super().emit_one(column_names, fitted, stdout, parsed_args)
+
+
+class Lister(command.Lister):
+    """The base of the commands that show a list."""
+
+    def elastic(self) -> Collection[str]:
+        """Return the titles of the columns that wrap before others."""
+        return ()
+
+    def fits(self, parsed_args: argparse.Namespace) -> bool:
+        """Whether the table has to fit the terminal."""
+        return True
+
+    def produce_output(self, parsed_args: argparse.Namespace, *shown: Any) -> int:
+        if parsed_args.formatter == 'table' and self.fits(parsed_args):
+            self.formatter = FittedTable(self.elastic())
+        return super().produce_output(parsed_args, *shown)
 
 
 class ShowOne(command.ShowOne):

@@ -18,7 +18,11 @@ class List(listing.Lister):
     """List tasks, each an image on a host: its status, and why it waits or failed."""
 
     collection = 'tasks'
-    sort_keys = ('id', 'host', 'image', 'status')
+    sort_keys = (
+        *('id', 'request_id', 'host', 'image_id', 'status', 'attempts'),
+        *('bytes_done', 'bytes_total', 'rate_bytes', 'next_attempt_at'),
+        *('created_at', 'started_at', 'finished_at'),
+    )
     first_columns = (
         columns.Column('Host', 'host'),
         columns.Column('Image', 'image_id', elastic=True, named=True),

@@ -152,7 +152,7 @@ def _tasks(client: ApiClient, request: Json, status: str | None, limit: int) -> 
 
 def _trouble(state: tenacity.RetryCallState) -> str:
     error = state.outcome.exception() if state.outcome else None
-    return f'{error}; retrying'
+    return f'{str(error).rstrip(".")}; retrying'
 
 
 def _print_result(app: Any, screen: console.Console, request: Json) -> None:

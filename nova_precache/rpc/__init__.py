@@ -16,6 +16,9 @@ from nova_precache.rpc.transport import (
     connect_own,
     connect_retries,
     describe_url,
+    is_in_memory,
+    names_broker,
+    url_problem,
 )
 
 __all__ = [
@@ -29,6 +32,9 @@ __all__ = [
     'connect_own',
     'connect_retries',
     'describe_url',
+    'is_in_memory',
+    'names_broker',
     'refuses',
+    'url_problem',
     'version_cap',
 ]

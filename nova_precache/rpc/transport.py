@@ -39,6 +39,10 @@ MOST_UNANSWERED = 32
 MOST_PAUSES = 12
 # No server listens to it.
 PROBE_TOPIC = 'precache_probe'
+# The drivers of oslo.messaging that have RPC; the part of a scheme after a + is for theirs.
+_BROKERS = frozenset({'rabbit', 'kombu'})
+_IN_MEMORY = 'fake'
+_MOST_PORT = 65535
 
 
 class Transport:
@@ -263,9 +267,11 @@ def _wait(result: 'futures.Future[T]', seconds: float) -> T:
 def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKER) -> Transport:
     """Create the transport for ``url`` or ``[DEFAULT] transport_url``; it connects on first use.
 
-    :param whose: shown in the log beside the URL
+    :param whose: shown in the log beside the URL, and in an error
     :raises nova_precache.exception.ConfigError: the URL cannot be used
     """
+    if (problem := url_problem(conf, url or conf.transport_url)) is not None:
+        raise exception.ConfigError(f'{_option(whose)} {problem}')
     try:
         parsed = messaging.TransportURL.parse(conf, url)
         # Each connects on first use.
@@ -274,7 +280,9 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKE
             for _ in range(3)
         )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
-        raise exception.ConfigError(f'transport_url: {type(exc).__name__}') from None
+        raise exception.ConfigError(
+            f'{_option(whose)} cannot be used: {type(exc).__name__}'
+        ) from None
     except RuntimeError as exc:  # its text names options of the driver
         raise exception.ConfigError(f'[oslo_messaging_rabbit] {exc}') from exc
     outage = outages.Outage(f'Broker {describe_url(conf, str(parsed))} ({whose})')
@@ -316,9 +324,43 @@ def connect_retries(retries: int | None, hosts: int) -> int | None:
 
 def exchange_of(url: messaging.TransportURL) -> str | None:
     """Return the exchange of an in-memory URL; None means the configured one."""
-    if url.transport not in ('fake', 'kombu+memory'):
+    if not is_in_memory(url.transport):
         return None
     return f'nova-precache-{url.virtual_host or "api"}'
+
+
+def _option(whose: str) -> str:
+    return whose if whose == OWN_BROKER else f'transport_url of {whose}'
+
+
+def url_problem(conf: cfg.ConfigOpts, url: str) -> str | None:
+    """Return why no driver can use a URL, without its user and password; None if one can."""
+    if not url:
+        return 'is empty'
+    if len(url.split()) != 1:
+        return 'contains white space'
+    if describe_url(conf, url) == UNREADABLE:
+        return 'cannot be parsed; is the password percent-encoded?'
+    parsed = messaging.TransportURL.parse(conf, url)
+    driver = parsed.transport.partition('+')[0]
+    if driver not in _BROKERS | {_IN_MEMORY}:
+        return f'has the scheme {parsed.transport[:20]!r}, but must begin with rabbit://'
+    for host in parsed.hosts:
+        if not host.hostname:
+            return 'has no host name before a port or a user'
+        if host.port is not None and not 0 < host.port <= _MOST_PORT:
+            return f'has a port outside 1 to {_MOST_PORT}'
+    return None
+
+
+def is_in_memory(url: str) -> bool:
+    """Return whether a URL names exchanges in the memory of one process instead of a broker."""
+    return url.lower().partition(':')[0] in (_IN_MEMORY, 'kombu+memory')
+
+
+def names_broker(conf: cfg.ConfigOpts, url: str) -> bool:
+    """Return whether a valid URL has a host; without one, a driver uses its own machine."""
+    return bool(messaging.TransportURL.parse(conf, url).hosts)
 
 
 def describe_url(conf: cfg.ConfigOpts, url: str) -> str:

@@ -51,7 +51,12 @@ _PORT_MAX_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The parts to run; ``image_url`` None starts a Glance, ``config_files`` override ours."""
+    """The parts to run.
+
+    :ivar image_url: of the image service; None: start a Glance
+    :ivar config_files: files that take precedence over that of standalone
+    :ivar config_dirs: directories of files that take precedence over these
+    """
 
     state_dir: pathlib.Path
     port: int = 8774
@@ -59,6 +64,7 @@ class Shape:
     hosts_per_cell: int = 2
     image_url: str | None = None
     config_files: Sequence[str] = ()
+    config_dirs: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +230,10 @@ class Standalone:
                 )
 
     def _read_conf(self, path: pathlib.Path) -> cfg.ConfigOpts:
-        return configuration.new(config_files=[str(path), *self._shape.config_files])
+        return configuration.new(
+            config_files=[str(path), *self._shape.config_files],
+            config_dirs=self._shape.config_dirs,
+        )
 
     def _write_conf(self, image_url: str, port: int) -> pathlib.Path:
         path = self._state_dir / 'nova-precache.conf'

@@ -18,8 +18,17 @@ from gabbi import handlers, suitemaker, utils
 
 from nova_precache import conf as options, model, policy
 from nova_precache.api import app
-from nova_precache.cells import inventory
-from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
+from nova_precache.cells import inventory, names
+from nova_precache.db import (
+    agents,
+    caches,
+    hearing,
+    jobs,
+    pins,
+    request_actions,
+    requests,
+    statistics,
+)
 from nova_precache.db.engine import schema, session
 from nova_precache.image import fake
 from nova_precache.wiring import common
@@ -64,6 +73,10 @@ def application(tmp_path: pathlib.Path) -> Iterator[Application]:
         pins=pins.Pins(database),
         explanations=common.explanation_store(conf, database, stock),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
+        services=common.service_store(conf, database),
+        hearings=hearing.Hearings(database),
+        cell_names=names.CellNames(stock),
+        count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: images,
         wake=lambda: None,
         why_unsupported=lambda: None,

@@ -74,7 +74,7 @@ def test_down_host_skipped_and_others_continue(start: Start, upload_image: Uploa
     assert (request['status'], request['counts']) == ('partial', {'cached': 3, 'skipped': 1})
     skipped = [t for t in started.service.tasks(request_id) if t['status'] == 'skipped']
     assert skipped[0]['host'] == gone.host
-    assert skipped[0]['reason'].startswith('host down: last report at ')
+    assert skipped[0]['reason'].startswith('host down: stopped at ')
 
 
 def test_cut_download_resumes_at_its_byte(

@@ -341,7 +341,7 @@ def test_awaited_down_host_delays_no_others(
     )
     [waiting] = [t for t in started.service.tasks(request_id) if t['status'] == 'retry_wait']
     assert (waiting['host'], waiting['attempts']) == (gone.host, 0)
-    assert waiting['reason'].startswith('host down: last report at ')
+    assert waiting['reason'].startswith('host down: stopped at ')
     started.stop()
     again = start(**times)
 

@@ -20,8 +20,17 @@ import requests as http
 
 from nova_precache import conf as options, model, policy
 from nova_precache.api import app
-from nova_precache.cells import inventory
-from nova_precache.db import agents, caches, jobs, pins, request_actions, requests
+from nova_precache.cells import inventory, names
+from nova_precache.db import (
+    agents,
+    caches,
+    hearing,
+    jobs,
+    pins,
+    request_actions,
+    requests,
+    statistics,
+)
 from nova_precache.db.engine import schema, session
 from nova_precache.wiring import common
 from nova_precache.wsgi import server
@@ -120,6 +129,10 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
         pins=pins.Pins(database),
         explanations=common.explanation_store(conf, database, inventory.Inventory(database)),
         rates=jobs.Jobs(database, conf.conductor.claim_lease_seconds),
+        services=common.service_store(conf, database),
+        hearings=hearing.Hearings(database),
+        cell_names=names.CellNames(inventory.Inventory(database)),
+        count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: AnyImage(),  # type: ignore[return-value]
         wake=lambda: None,
         why_unsupported=lambda: None,

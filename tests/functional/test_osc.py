@@ -233,6 +233,59 @@ def test_several_requests_cancelled(site: Site, upload_image: UploadImage) -> No
     assert [site.service.wait(each)['status'] for each in ids] == ['cancelled'] * 2
 
 
+def test_waiting_request_is_changed(site: Site, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    hosts = [host.name for host in site.service.hosts[:2]]
+    ask = ('precache', 'create', '--host', hosts[0], '--host', hosts[1], '--max-rate', '1M')
+    request_id = site(*ask, '--not-before', '+1h', '--deadline', '+2h', image_id)['id']
+
+    changed = site(
+        *('precache', 'request', 'set', request_id, '--priority', '7', '--no-max-rate'),
+        *('--max-parallel-hosts', '1', '--no-deadline'),
+    )
+    site('precache', 'cancel', request_id)
+    assert site.service.wait(request_id)['status'] == 'cancelled'
+    late = site.run('precache', 'request', 'set', request_id, '--priority', '8')
+
+    options = changed['options']
+    assert (changed['priority'], options['max_parallel_hosts']) == (7, 1)
+    assert (options['max_rate_bytes'], options['deadline']) == (None, None)
+    assert (late.status, late.out, late.err.count('\n')) == (1, '', 1)
+    assert request_id in late.err
+
+
+def test_tasks_listed_over_requests(site: Site, edge: str, upload_image: UploadImage) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    host = site.service.hosts[0].name
+    ids = [
+        site('precache', 'create', '--aggregate', edge, '--wait', image_id)['id'] for _ in range(2)
+    ]
+
+    rows = site(
+        *('precache', 'task', 'list', '--image', image_id, '--host', host),
+        *('--sort', 'request_id:desc', '--long'),
+    )
+
+    assert [row['Request'] for row in rows] == sorted(ids, reverse=True)
+    assert {row['Host'] for row in rows} == {host}
+
+
+def test_retry_is_limited_to_host(
+    site: Site, upload_image: UploadImage, link: site_link.Gateway
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    first, second = (host.name for host in site.service.hosts[:2])
+    link.refuse = 404
+    ask = ('precache', 'create', '--host', first, '--host', second, '--wait', image_id)
+    request_id = site.run(*ask, '-f', 'value', '-c', 'id').out.strip()
+    link.refuse = None
+
+    site.run('precache', 'retry', '--host', second, '--wait', request_id)
+
+    tasks = {row['Host']: row['Status'] for row in site('precache', 'task', 'list', request_id)}
+    assert tasks == {first: 'error', second: 'cached'}
+
+
 def test_host_and_image_are_shown(site: Site, edge: str, upload_image: UploadImage) -> None:
     name = f'shown-{uuid.uuid4().hex}'
     image_id = upload_image(os.urandom(MIB), name=name)
@@ -270,6 +323,7 @@ def test_default_lists_fit_80_columns(
 
     for command in (
         'list',
+        'task list',
         f'task list {ended.out.strip()}',
         'host list',
         f'image list --host {hosts[0]}',

@@ -210,6 +210,21 @@ def test_dead_conductor_answered_in_time(
     assert 'No conductor has answered within' in answer.json()['serviceUnavailable']['message']
 
 
+def test_command_removes_from_aggregate(
+    started: Started, image_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = started.service
+    first, second, outside = service.hosts[:3]
+    cache(service, image_id, first, outside)
+    aggregate = f'edge-{uuid.uuid4().hex}'
+    service.aggregate(aggregate, (first, second))
+    rows = Site(service, started.conf, capsys)(
+        *('precache', 'cache', 'remove', image_id, '--aggregate', aggregate)
+    )
+    assert [(row['Host'], row['Status']) for row in rows] == [(first.name, 'removed')]
+    assert holding(service, image_id) == [outside.name]
+
+
 def test_command_removes_from_named_hosts(
     started: Started, image_id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

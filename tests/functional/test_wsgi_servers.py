@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import requests
 
-from nova_precache import conf as options
+from nova_precache import conf as options, model
+from nova_precache.db import services
 from nova_precache.db.engine import schema, session
 from tests import wsgi
 from tests.leaks import SECRETS
@@ -118,7 +119,9 @@ def test_gunicorn_and_uwsgi_serve_several_processes(
     ):
         for served in (by_gunicorn, by_uwsgi):
             _check(served)
+        wait_until(lambda: _up(directory) == 2 * wsgi.WORKERS, 'every process is registered')
         _check_reload(directory, by_gunicorn, by_uwsgi)
+        wait_until(lambda: _up(directory) == 2 * wsgi.WORKERS, 'only the new ones are up')
         anew = 2 * wsgi.WORKERS
         wait_until(lambda: _ready(by_uwsgi) == anew, 'no process of uwsgi misses its end')
         (directory / 'off').touch()
@@ -126,6 +129,28 @@ def test_gunicorn_and_uwsgi_serve_several_processes(
             503,
             503,
         ]
+    assert _up(directory) == 0  # they have stopped cleanly
+
+
+def test_servers_that_fork_register_workers(
+    directory: pathlib.Path, free_port: Callable[[], int]
+) -> None:
+    uwsgi_address, gunicorn_address = (f'127.0.0.1:{free_port()}' for _ in range(2))
+    gunicorn = [str(wsgi.BIN / 'gunicorn'), '--preload', '--bind', gunicorn_address]
+    gunicorn += ['--workers', str(wsgi.WORKERS), 'nova_precache.wsgi.api:application']
+    uwsgi = wsgi.uwsgi(directory, uwsgi_address)
+    file = directory / 'uwsgi.ini'
+    file.write_text(file.read_text().replace('lazy-apps = true\n', ''))
+
+    with (
+        _serving(gunicorn, directory, 'gunicorn', f'http://{gunicorn_address}') as by_gunicorn,
+        _serving(uwsgi, directory, 'uwsgi', f'http://{uwsgi_address}') as by_uwsgi,
+    ):
+        for served in (by_gunicorn, by_uwsgi):
+            wait_until(served.answers, f'{served.log_path.name}: it answers', 120)
+        wait_until(lambda: _up(directory) == 2 * wsgi.WORKERS, 'each worker is registered')
+        assert by_gunicorn.get('/healthcheck/ready').status_code == 503  # there is no conductor
+    assert _up(directory) == 0
 
 
 def _check(served: Served) -> None:
@@ -161,6 +186,14 @@ def _check_reload(directory: pathlib.Path, *servers: Served) -> None:
 def _has_loaded_anew(served: Served) -> bool:
     assert served.process.poll() is None, f'it ended; its log is {served.log_path}'
     return len(_processes(served)) == 2 * wsgi.WORKERS
+
+
+def _up(directory: pathlib.Path) -> int:
+    """Count the processes of the API that are listed as up."""
+    conf = options.new(config_files=[str(directory / 'nova-precache.conf')])
+    with session.connect(conf) as database:
+        known = services.Services(database, conf.service_down_time, conf.report_interval)
+        return len(known.list_page(binary=model.Binary.API, status=model.HostStatus.UP))
 
 
 def _ready(served: Served) -> int:

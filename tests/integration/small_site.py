@@ -22,7 +22,7 @@ from typing import Any, Self
 import pytest
 import yaml
 
-from nova_precache import conf as options
+from nova_precache import conf as options, model
 from nova_precache.cells import inventory
 from nova_precache.db.engine import schema, session
 from nova_precache.standalone import process
@@ -217,7 +217,8 @@ class Site(keystone_site.Site):
 
     def restart(self, name: str, changes: Changes) -> float:
         """Restart a process with options changed, until the test ends; return when it began."""
-        self.kill(name)
+        if name in self.processes:
+            self.kill(name)
         self.configure(name, changes)
         self.start(name)
         return time.monotonic()
@@ -241,7 +242,20 @@ class Site(keystone_site.Site):
         for name in started:
             self.wait_until_serves(name)
         wait_until(self._all_are_up, f'all hosts are up; logs in {self.directory}')
+        self._cancel_requests()
         self.forgotten = {name: len(self._whole_log(name)) for name in self.names}
+
+    def _cancel_requests(self) -> None:
+        """End the requests of earlier tests, which would hold the slots."""
+        token = self.token(self.admin)
+
+        def active() -> list[str]:
+            found = self.ask(token, 'GET', '/v1/requests').json()['requests']
+            return [each['id'] for each in found if each['status'] in model.REQUEST_ACTIVE]
+
+        for request_id in active():
+            self.ask(token, 'POST', f'/v1/requests/{request_id}/action', {'cancel': None})
+        wait_until(lambda: not active(), 'every request has ended')
 
     def wait_until_serves(self, name: str) -> None:
         """Wait until a process that has been started in this test serves."""
@@ -289,7 +303,7 @@ retry_max_delay_seconds = 3
 reserved_disk_bytes = 0
 [glance]
 connect_timeout_seconds = 2
-read_timeout_seconds = 6
+read_timeout_seconds = 8
 num_retries = 0
 [oslo_messaging_rabbit]
 heartbeat_timeout_threshold = 6

@@ -2,12 +2,18 @@
 """A cell loses its broker: its tasks end in errors that say so, the other cell is not delayed."""
 
 import os
+import time
+from typing import Any
+
+import requests
 
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Changes, Deployment
+from tests.service import wait_until
 
 MIB = 1024**2
 ATTEMPTS = 3
+ANSWER_SECONDS = 15.0  # promised by the API
 CONTROL_PLANE = (API, *CONDUCTORS)
 
 
@@ -36,6 +42,36 @@ def test_long_cell_outage_ends_in_errors(deployment: Deployment, upload_image: U
     assert again['counts'] == {'cached': 2, 'existing': 2}
     deployment.assert_cached(image_id, data, deployment.hosts)
     deployment.assert_tidy()
+
+
+def test_removal_in_dead_cell_answered_in_time(
+    deployment: Deployment, upload_image: UploadImage
+) -> None:
+    image_id = upload_image(os.urandom(MIB))
+    service = deployment.service
+    host = next(each for each in service.hosts if each.cell == 'cell1')
+    service.wait(service.cache(service.aggregate('kept', (host,)), image_id))
+    url = f'{service.precache_url}/hosts/{host.name}/images/{image_id}'
+    with deployment.configured(CONTROL_PLANE, _impatient(deployment)):
+        deployment.links['cell1'].cut()
+        begun = time.monotonic()
+        away = requests.delete(url, timeout=60)
+        seconds = time.monotonic() - begun
+        deployment.links['cell1'].restore()
+        deployment.wait_until_hosts_are_up()
+        removal = wait_until(lambda: _removed(url), 'it is removed afterwards')
+
+    assert away.status_code == 503, away.text
+    message = away.json()['serviceUnavailable']['message']
+    assert f'The message broker of the cell of host {host.name} does not answer' in message
+    assert seconds < ANSWER_SECONDS
+    assert removal['status'] in {'removed', 'absent'}
+    assert not host.base_path(image_id).exists()
+
+
+def _removed(url: str) -> dict[str, Any] | None:
+    answer = requests.delete(url, timeout=60)
+    return dict(answer.json()['removal']) if answer.status_code == 200 else None
 
 
 def test_missing_vhost_fails_only_its_cell(

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,9 +16,10 @@ from alembic.runtime import migration
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import caches, jobs, statistics
+from nova_precache.db import caches, explanations, jobs, services, statistics
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
+from tests import sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -71,6 +73,13 @@ def test_migrations_match_models(database: session.Database) -> None:
         assert autogenerate.compare_metadata(context, everything) == []
 
 
+def test_sorted_pages_continue_across_nulls(database: session.Database) -> None:
+    world = open_world(database)
+    sorted_tasks.insert(world)
+
+    sorted_tasks.check_any_order(world, 7)
+
+
 def test_snapshot_stable_except_on_postgresql(
     database: session.Database,
 ) -> None:
@@ -83,6 +92,44 @@ def test_snapshot_stable_except_on_postgresql(
         after = reader.scalars(total).one()
 
     assert (after == before) == (database.engine.dialect.name != 'postgresql')
+
+
+def test_services_stop_and_replace(database: session.Database) -> None:
+    world = open_world(database)
+    known = services.Services(database, DOWN_SECONDS, 10)
+    first, second, third = (
+        model.ServiceProcess(f'c-{number}', model.Binary.CONDUCTOR, 'ctl1', '1.0')
+        for number in range(3)
+    )
+    for process in (first, second):
+        assert not known.report(process, replaces=True)
+    for host in ('h1', 'h2'):
+        world.living(host)
+    known.stop(first.id)
+    world.agents.stop('h1', 'agent-h1', world.cell.uuid, None)
+
+    def found(**which: Any) -> list[tuple[str, str]]:
+        return [(each.id, str(each.status)) for each in known.list_page(**which)]
+
+    everything = [('agent-h1', 'down'), ('agent-h2', 'up'), ('c-0', 'down'), ('c-1', 'up')]
+    assert found() == everything
+    assert [found(limit=1, marker=marker) for marker, _ in everything] == [
+        *([each] for each in everything[1:]),
+        [],
+    ]
+    for status in model.HostStatus:
+        assert found(status=status) == [each for each in everything if each[1] == status]
+    assert world.agents.down(['h1'])['h1'].startswith('host down: stopped at ')
+    assert statistics.Statistics(database, DOWN_SECONDS).hosts() == {
+        world.cell.uuid: statistics.HostCount(up=1, down=1)
+    }
+    assert known.report(third, replaces=True)
+    world.living('h1')
+    assert found() == [('agent-h1', 'up'), ('agent-h2', 'up'), ('c-1', 'up'), ('c-2', 'up')]
+    assert known.versions() == {'1.0'}
+    world.change(models.Service, models.Service.id == second.id, seen_at=LONG_AGO)
+    known.purge(7)
+    assert found(binary=model.Binary.CONDUCTOR, host='ctl1') == [('c-2', 'up')]
 
 
 def test_failures_summed_up_and_measured(database: session.Database) -> None:
@@ -421,3 +468,42 @@ def _check_announced(announced: Sequence[tuple[str, ...]], fleet: Fleet) -> None
     for word, asked in itertools.product(('start', 'end'), fleet.asked):
         assert words[word, asked.id] == 1
     assert fleet.world.to_announce(fleet.asked[0]) == []
+
+
+def test_waits_explained(database: session.Database) -> None:
+    world = open_world(database)
+    options = model.RequestOptions(canary=1, max_parallel_hosts=1)
+    for host in ('h1', 'h2'):
+        world.living(host)
+    request = world.planned(['h1', 'h2'], list(SHARED), options=options)
+    assigned = world.begun()
+    progress = model.Progress('downloading', 10, 100, rate_bytes=9)
+    report = jobs.ProgressReport(assigned.job_id, assigned.epoch, 1, progress)
+    assert world.jobs.record_progress([report]) == 1
+    explained = explanations.Explanations(
+        database,
+        explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
+        world.inventory.list_cells,
+        world.agents.why_down,
+    )
+
+    def reasons() -> list[str | None]:
+        return [task.reason for task in explained.tasks(world.requests.tasks(request.id))]
+
+    assert reasons() == [
+        None,
+        'waits for image i1 on the same host',
+        'waits for the canary hosts: 0 of 1 done',
+        'waits for the canary hosts: 0 of 1 done',
+    ]
+    (shown,) = explained.requests([world.requests.get(request.id)])
+    assert (shown.reason, shown.rate_bytes) == (None, 9)
+    world.dead('h1')
+    world.change(models.Agent, models.Agent.host == 'h1', started_at=LONG_AGO)
+    world.change(models.Job, models.Job.host == 'h1', progress_at=LONG_AGO)
+
+    (shown,) = explained.requests([world.requests.get(request.id)])
+
+    assert shown.rate_bytes == 0
+    assert str(shown.reason).startswith('h1: no sign of the compute for ')
+    assert str(reasons()[1]).startswith('no sign of the compute for ')

@@ -317,7 +317,7 @@ def test_section_shows_limits_and_types() -> None:
 def test_section_shows_one_action() -> None:
     lines = _render('actOnRequest', 'retry', '')
     assert lines[0] == 'Retry a request (retry)'
-    assert '     - The request has not ended, or all of its tasks succeeded.' in lines
+    assert '     - The request has not ended, or all of the tasks to retry succeeded.' in lines
     assert not any('keep_partial' in line for line in lines)
 
 

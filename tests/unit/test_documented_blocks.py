@@ -22,8 +22,8 @@ from keystoneauth1 import loading
 from oslo_config import cfg
 from oslo_policy import policy
 
-from nova_precache import conf as configuration, policies
-from nova_precache.api import routes
+from nova_precache import conf as configuration, health, policies
+from nova_precache.api import app, routes
 from nova_precache.api.schemas import requests as request_schemas
 from nova_precache.cmd import manage
 from nova_precache_tempest_plugin import config as plugin_options
@@ -33,6 +33,7 @@ from tools.documentation import ROOT, Block
 
 pytestmark = pytest.mark.filterwarnings('ignore:The osc_lib.version module is deprecated')
 
+HEALTH = (*(each.PATH for each in (app.Healthcheck, app.ReadyCheck)), health.PATH, health.LIVE_PATH)
 BLOCKS = documentation.blocks()
 LITERALS = sorted({each.text for each in documentation.literals()})
 # Options of Nova, Keystone and tempest.
@@ -241,7 +242,10 @@ def test_option_in_help_exists() -> None:
 @pytest.mark.parametrize('block', [each for each in BLOCKS if each.language == 'json'], ids=_place)
 def test_documented_body_matches_schema(block: Block) -> None:
     body = json.loads(block.text)
-    schema = request_schemas.CREATE if 'request' in body else request_schemas.ACTION
+    asked = body.get('request')
+    schema = request_schemas.ACTION
+    if asked is not None:
+        schema = request_schemas.CREATE if 'images' in asked else request_schemas.CHANGE
     jsonschema.validate(body, schema)
 
 
@@ -507,7 +511,7 @@ def test_documented_url_and_method_exist(text: str) -> None:
     found = CALL.fullmatch(text)
     method, url = found.groups() if found else (None, text)
     path = re.sub(r'\?.*', '', url)
-    if path in {'/healthcheck', '/metrics', '/v2'}:  # /v2 is Glance's
+    if path in {'/metrics', '/v2', *HEALTH}:  # /v2 is Glance's
         return
 
     matching = [

@@ -16,8 +16,8 @@ K = failures.Kind
 @pytest.mark.parametrize(
     ('reason', 'kind'),
     [
-        ('needs 1073741824 bytes (including 0 reserved), 4096 free', K.DISK_FULL),
-        ('needs 1.0 GiB (including 0.5 GiB reserved), 0.4 GiB free', K.DISK_FULL),
+        ('needs 1.0 GiB, 0.4 GiB free in /var/lib/nova/instances/_base', K.DISK_FULL),
+        ('needs 9 B, 0 B free in /x (2.0 GiB must stay free)', K.DISK_FULL),
         ('Writing /var/lib/x: No space left on device', K.DISK_FULL),
         ('Writing /var/lib/x: Disk quota exceeded', K.DISK_FULL),
         ('host down: last report at 2026-11-29T02:00:00Z', K.HOST_DOWN),

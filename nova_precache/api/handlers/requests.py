@@ -121,7 +121,8 @@ def change(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.CHANGE)
     asked = parsing.change(req, req.body['request'])
     request = req.services.actions.change(_id(req), asked, project_id=project_id)
-    LOG.info('Request %s: changed %s', request.id, ', '.join(sorted(asked)))
+    changes = ', '.join(f'{name} = {value}' for name, value in sorted(asked.items()))
+    LOG.info('Request %s: changed to %s', request.id, changes)
     _wake(req, request)
     return Reply(body={'request': serializers.request_to_json(request)})
 
@@ -247,8 +248,11 @@ def _default_sort(req: Request) -> Sequence[model.SortKey]:
     """Return the order without the parameter ``sort``, which excludes the older two."""
     key, direction = paging.first(req, 'sort_key'), paging.first(req, 'sort_dir')
     if 'sort' in req.query and (key or direction):
-        raise exception.InvalidInput(
-            'Invalid input for query parameters sort. It excludes sort_key and sort_dir.'
+        raise exception.InvalidField(
+            'sort',
+            paging.first(req, 'sort'),
+            'It excludes sort_key and sort_dir.',
+            'query parameters',
         )
     return [model.SortKey(key or 'created_at', is_descending=direction != 'asc')]
 

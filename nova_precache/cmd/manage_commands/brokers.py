@@ -11,6 +11,7 @@ import sys
 from oslo_config import cfg
 
 from nova_precache import exception, rpc
+from nova_precache.cells import templates
 
 OPTION = '--transport-url'
 STANDARD_INPUT = '-'
@@ -53,6 +54,19 @@ def _read() -> str:
 
 
 def _checked(conf: cfg.ConfigOpts, url: str, source: str) -> str:
-    if len(url.split()) != 1 or rpc.describe_url(conf, url) in {'', rpc.UNREADABLE}:
-        raise exception.InvalidInput(f'{source} cannot be parsed; is the password percent-encoded?')
+    if (problem := _problem(conf, url)) is not None:
+        raise exception.InvalidInput(f'{source} {problem}')
     return url
+
+
+def _problem(conf: cfg.ConfigOpts, url: str) -> str | None:
+    if names := templates.names(url):
+        fields = ', '.join(f'{{{name}}}' for name in sorted(names))
+        return f'is a template ({fields}), as only the cells of Nova can have'
+    if problem := rpc.url_problem(conf, url):
+        return problem
+    if rpc.is_in_memory(url):
+        # Only standalone has such cells: no other process can reach them.
+        is_standalone = rpc.is_in_memory(conf.transport_url)
+        return None if is_standalone else 'is in the memory of one process; it must name a broker'
+    return None if rpc.names_broker(conf, url) else 'names no host'

@@ -6,7 +6,8 @@ import uuid
 from oslo_config import cfg
 from oslo_utils import uuidutils
 
-from nova_precache import exception, model, rpc
+from nova_precache import exception, model, rpc, wire
+from nova_precache.cells import mappings
 from nova_precache.cmd import manage_commands
 from nova_precache.cmd.manage_commands import brokers, hosts
 
@@ -26,6 +27,8 @@ def create(conf: cfg.ConfigOpts) -> int:
 def _name(name: str) -> str:
     if not 0 < len(name.strip()) <= NAME_CHARACTERS:
         raise exception.InvalidInput(f'--name must have 1 to {NAME_CHARACTERS} characters')
+    if not name.isprintable():
+        raise exception.InvalidInput('--name must have printable characters only')
     return name
 
 
@@ -33,8 +36,11 @@ def _uuid(text: str | None) -> str | None:
     if text is None:
         return None
     if not uuidutils.is_uuid_like(text):
-        raise exception.InvalidInput(f'--uuid {text!r} is not a UUID')
-    return str(uuid.UUID(text))
+        raise exception.InvalidInput(f'--uuid {wire.shown(text)} is not a UUID')
+    found = str(uuid.UUID(text))
+    if found == mappings.CELL0_UUID:
+        raise exception.InvalidInput('--uuid is that of cell0, which has no hosts')
+    return found
 
 
 def show_all(conf: cfg.ConfigOpts) -> int:

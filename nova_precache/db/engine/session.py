@@ -26,7 +26,7 @@ from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
 
 from nova_precache import deadline, exception, outages
-from nova_precache.db.engine import errors, texts, timeouts
+from nova_precache.db.engine import errors, texts, timeouts, urls
 
 LOG = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -241,14 +241,18 @@ def connect(
     :raises nova_precache.exception.ConfigError: the option is unset or malformed, or the
         database cannot be opened
     """
-    url = conf[group].connection
+    url, name = conf[group].connection, f'[{group}] connection'
     if not url:
-        raise exception.ConfigError(f'[{group}] connection is not set')
+        raise exception.ConfigError(f'{name} is not set')
+    if (problem := urls.problem(url)) is not None:
+        raise exception.ConfigError(f'{name} {problem}')
     try:
-        return _open(url, conf[group], read_only, f'[{group}] connection', limits)
+        return _open(url, conf[group], read_only, name, limits)
+    except cfg.Error:
+        raise  # it names the option, and may be a ValueError, too
     except (db_exception.DBError, ImportError, sa.exc.SQLAlchemyError, ValueError) as exc:
         # Not chained: a part of the password may be in the message.
-        raise exception.ConfigError(f'[{group}] connection {what_is_wrong(url, exc)}') from None
+        raise exception.ConfigError(f'{name} {urls.what_is_wrong(url, exc)}') from None
 
 
 @contextlib.contextmanager
@@ -432,19 +436,6 @@ def _not_made(url: str) -> str:
     file = f'file:{urllib.parse.quote(made.database or "")}'
     only_read = made.set(database=file).update_query_dict({'mode': 'ro', 'uri': 'true'})
     return only_read.render_as_string(hide_password=False)
-
-
-def what_is_wrong(url: str, error: Exception) -> str:
-    """Describe why a database cannot be opened, without its URL, which has a password."""
-    # If the password contains an @, its rest is taken for the host.
-    telling = (
-        db_exception.DBError | ImportError | sa.exc.NoSuchModuleError | sa.exc.OperationalError
-    )
-    is_telling = isinstance(error, telling)
-    if is_telling and url.count('@') <= 1:
-        first_line, _, _ = str(error).partition('\n')
-        return f'cannot be used: {first_line}'
-    return 'cannot be used; check that it is a URL and that its password is quoted'
 
 
 def _see_what_others_commit(engine: sa.Engine) -> None:

@@ -122,9 +122,6 @@ def visible_tasks(chosen: TaskFilter) -> sa.ColumnElement[bool]:
     if chosen.request_id is not None:
         conditions.append(_TASK.request_id == chosen.request_id)
     if chosen.project_id is not None:
-        conditions.append(
-            sa.exists().where(
-                _REQUEST.id == _TASK.request_id, _REQUEST.project_id == chosen.project_id
-            )
-        )
+        its = sa.select(_REQUEST.id).where(_REQUEST.project_id == chosen.project_id)
+        conditions.append(_TASK.request_id.in_(its))
     return sa.and_(*conditions)

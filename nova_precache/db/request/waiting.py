@@ -261,18 +261,23 @@ def _why_stuck(service: ServiceFacts, facts: TaskFacts) -> str | None:
             return 'its request is paused; the transfer is being stopped'
         case model.StopWhy.DEADLINE:
             return 'the deadline of its request has passed; the transfer is being stopped'
-    task = facts.task
-    if task.status == model.TaskStatus.DOWNLOADING and _is_still(service, facts):
-        return 'no bytes are arriving'
-    return None
+    still = _still(service, facts)
+    return None if still is None else f'no bytes have arrived for {_seconds(still)} s'
 
 
-def _is_still(service: ServiceFacts, facts: TaskFacts) -> bool:
-    """Return whether a download stands still; a nova-compute reports no progress at all."""
+def _still(service: ServiceFacts, facts: TaskFacts) -> datetime.timedelta | None:
+    """Return for how long a download has stood still; None if it does not.
+
+    A compute reports that once. A nova-compute reports no progress at all.
+    """
     progress_at, rate = facts.job.progress_at, facts.task.rate_bytes
-    if facts.host.seen_at is None or progress_at is None:
-        return False
-    return rate == 0 or (rate is None and service.now - progress_at > service.compute_silent)
+    is_downloading = facts.task.status == model.TaskStatus.DOWNLOADING
+    if not is_downloading or facts.host.seen_at is None or progress_at is None:
+        return None
+    since = service.now - progress_at
+    if rate == 0:
+        return since + datetime.timedelta(seconds=model.STILL_SECONDS)
+    return since if rate is None and since > service.compute_silent else None
 
 
 def _compute_silence(service: ServiceFacts, facts: TaskFacts) -> str | None:

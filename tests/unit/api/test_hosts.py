@@ -403,3 +403,58 @@ def test_removal_of_unknown_refused(api: Any, report: Any, path: str, message: s
     answer = api.call('DELETE', path)
     assert answer.status_int == 404
     assert message in answer.json['itemNotFound']['message']
+
+
+@pytest.mark.parametrize('by', ['id', 'uuid', 'name'])
+def test_hosts_of_aggregate_listed(
+    api: Any, aggregate: Any, report: Any, hold: Any, by: str
+) -> None:
+    for host in ('host1', 'host2', 'host3'):
+        report(host)
+        hold(host, IMAGE)
+    asked = getattr(aggregate, by)
+
+    for path in ('hosts', f'images/{IMAGE}/hosts'):
+        listed = api.get(f'/v1/{path}?aggregate={asked}&sort=host:desc').json['hosts']
+        assert [each['host'] for each in listed] == ['host2', 'host1']
+
+
+def test_unknown_aggregate_of_hosts_refused(api: Any, report: Any) -> None:
+    report('host1')
+
+    for path in ('hosts', f'images/{IMAGE}/hosts'):
+        response = api.get(f'/v1/{path}?aggregate=nowhere')
+        assert response.status_int == 400
+        assert 'aggregate. Value: nowhere' in response.json['badRequest']['message']
+
+
+def test_sorted_hosts_continue_across_nulls(api: Any, report: Any) -> None:
+    for host, free_bytes in (('host1', None), ('host2', 5), ('host3', None), ('host4', 9)):
+        report(host, free_bytes=free_bytes)
+
+    def walk(query: str) -> list[str]:
+        seen: list[str] = []
+        path = f'/v1/hosts?{query}&limit=1'
+        while path:
+            page = api.get(path).json
+            seen += [each['host'] for each in page['hosts']]
+            links = page.get('hosts_links', [])
+            path = links[0]['href'].removeprefix('http://api.example:8774') if links else ''
+        return seen
+
+    assert walk('sort=free_bytes:asc') == ['host2', 'host4', 'host1', 'host3']
+    assert walk('sort=free_bytes:desc') == ['host3', 'host1', 'host4', 'host2']
+    assert walk('sort=free_bytes:desc,host:asc') == ['host1', 'host3', 'host4', 'host2']
+
+
+def test_images_of_host_sorted(api: Any, report: Any, hold: Any) -> None:
+    report('host1')
+    hold('host1', 'a', 'b')
+    names = sorted(map(_name, 'ab'))
+
+    by_name = api.get('/v1/hosts/host1/images?sort=name:desc').json['images']
+    by_size = api.get('/v1/hosts/host1/images?sort=size_bytes:asc&limit=1').json
+
+    assert [each['name'] for each in by_name] == names[::-1]
+    assert [each['name'] for each in by_size['images']] == names[:1]
+    assert f'marker={names[0]}' in by_size['images_links'][0]['href']

@@ -14,6 +14,7 @@ from nova_precache import model
 from nova_precache.api.schemas import hosts as schemas
 from nova_precache.cells import liveness, novahosts
 from nova_precache.db import agents, caches
+from nova_precache.wiring import stock
 from tests.unit.api.conftest import Api
 from tests.unit.cells.conftest import CellDatabase
 
@@ -26,7 +27,7 @@ UNTOLD = (
 @pytest.fixture
 def beside(conf: cfg.ConfigOpts, api: Api, rebuild: Callable[..., Api]) -> Api:
     conf.set_override('compute_backend', 'nova', 'image_cache')
-    return rebuild(caches=caches.UnreportedCaches(api.database))
+    return rebuild(caches=caches.UnreportedCaches(api.database), remove=stock.refuse_removal)
 
 
 @pytest.fixture
@@ -118,6 +119,15 @@ def test_caches_are_not_available(beside: Api, asked: dict[str, Any], of: str) -
     answer = beside.get(paths[of])
 
     assert (answer.status_int, answer.json['conflictingRequest']['message']) == (409, UNTOLD)
+
+
+def test_removal_is_not_available(beside: Api, asked: dict[str, Any]) -> None:
+    _have_living_hosts(beside)
+
+    answer = beside.call('DELETE', f'/v1/hosts/host1/images/{asked["images"][0]}')
+
+    assert answer.status_int == 409
+    assert answer.json['conflictingRequest']['message'].startswith('With compute_backend = nova, ')
 
 
 def test_estimate_is_unknown(beside: Api, asked: dict[str, Any]) -> None:

@@ -172,7 +172,9 @@ def test_too_large_image_refused_before_download(
 ) -> None:
     cache = Cache(paths, reserved_bytes=1024**5)
     image = images.add(DATA)
-    with pytest.raises(exception.NotEnoughSpace, match=r'needs \d+ bytes .*, \d+ free'):
+    with pytest.raises(
+        exception.NotEnoughSpace, match=r'needs \S+ PiB, 0\.\d PiB free in /.*must stay free'
+    ):
         cache.filler.fill(images, image.id, ignore)
     assert images.opens == []
     assert cache.names() == []
@@ -896,7 +898,7 @@ def test_unfitting_disk_refused_at_header(
     data = huge_qcow2(tmp_path / 'image', '1P')
     image = images.add(data, disk_format='qcow2', virtual_size=1024**2)
     images.faults.gate = fake.Gate(6 * 1024**2)
-    with pytest.raises(exception.NotEnoughSpace, match=r'needs \d{16} bytes'):
+    with pytest.raises(exception.NotEnoughSpace, match=r'needs 1\.\d PiB, 0\.\d PiB free'):
         cache.filler.fill(images, image.id, ignore)
     assert images.served_bytes < len(data)
     assert cache.names() == []

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sorted pages neither hide nor repeat rows: any key and direction, nulls, changes in between."""
 
-import datetime
 import itertools
-import operator
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +10,7 @@ from nova_precache import exception, model
 from nova_precache.db import agents, caches, pages, pins, requests
 from nova_precache.db.engine import models
 from nova_precache.db.request import queries
+from tests import sorted_tasks
 from tests.unit.conftest import World
 
 LISTINGS = (
@@ -22,62 +21,14 @@ LISTINGS = (
     caches.FILES_OF_HOST,
     caches.FILES_OF_IMAGE,
 )
-TIMES = [datetime.datetime(2026, 1, day) for day in (1, 2)]  # noqa: DTZ001
 
 pytestmark = pytest.mark.usefixtures('handmade_rows')
 
 
-def _tasks(world: World) -> None:
-    """Insert tasks with all combinations of values and nulls, in no order."""
-    request = world.accept([], ['i1'])
-    combinations = itertools.product([None, 3, 7], [None, *TIMES], ['error', 'cached'])
-    rows = [
-        {
-            'request_id': request.id,
-            'host': f'h{number}',
-            'image_id': 'i1',
-            'status': status,
-            'rate_bytes': rate_bytes,
-            'finished_at': finished_at,
-            'created_at': TIMES[0],
-        }
-        for number, (rate_bytes, finished_at, status) in enumerate(combinations)
-    ]
-    rows = rows[1::2] + rows[::2]
-    world.database.write(lambda session: session.execute(sa.insert(models.Task), rows))
-
-
-def _all(world: World, sort: list[model.SortKey], size: int) -> list[model.Task]:
-    found: list[model.Task] = []
-    while page := world.requests.list_tasks(
-        requests.TaskFilter(), pages.Page(sort, size, found[-1].id if found else None)
-    ):
-        found += page
-    return found
-
-
 def test_pages_continue_across_nulls(world: World) -> None:
-    _tasks(world)
-    names = ('rate_bytes', 'finished_at', 'status')
-    for order in itertools.permutations(names):
-        for directions in itertools.product([False, True], repeat=len(names)):
-            sort = [model.SortKey(*each) for each in zip(order, directions, strict=True)]
+    sorted_tasks.insert(world)
 
-            found = _all(world, sort, 4)
-
-            assert len({task.id for task in found}) == len(found) == 18
-            assert found == _sorted(found, sort)
-
-
-def _sorted(tasks: list[model.Task], sort: list[model.SortKey]) -> list[model.Task]:
-    ordered = sorted(tasks, key=lambda task: task.id, reverse=sort[-1].is_descending)
-    for key in reversed(sort):
-        by = operator.attrgetter(key.name)
-        ordered.sort(
-            key=lambda task, by=by: (by(task) is None, by(task)),  # type: ignore[misc]
-            reverse=key.is_descending,
-        )
-    return ordered
+    sorted_tasks.check_any_order(world, 4)
 
 
 def test_every_key_of_lists_works(world: World) -> None:
@@ -90,9 +41,9 @@ def test_every_key_of_lists_works(world: World) -> None:
 
 
 def test_rows_added_and_deleted_between_pages(world: World) -> None:
-    _tasks(world)
+    sorted_tasks.insert(world)
     sort = [model.SortKey('finished_at', is_descending=True)]
-    before = _all(world, sort, 100)
+    before = sorted_tasks.listed(world, sort, 100)
     first = world.requests.list_tasks(requests.TaskFilter(), pages.Page(sort, 6))
     world.database.write(
         lambda session: session.execute(

@@ -292,8 +292,8 @@ def test_restarted_compute_has_no_rate() -> None:
 @pytest.mark.parametrize(
     ('status', 'rate', 'progress', 'why'),
     [
-        ('downloading', 0, 1, 'no bytes are arriving'),
-        ('downloading', None, 16, 'no bytes are arriving'),
+        ('downloading', 0, 1, 'no bytes have arrived for 11 s'),
+        ('downloading', None, 16, 'no bytes have arrived for 16 s'),
         ('downloading', None, 1, None),
         ('downloading', 1, 1, None),
         ('verifying', 0, 1, None),

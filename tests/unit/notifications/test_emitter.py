@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+import sys
 from typing import Any
 
 import oslo_messaging as messaging
@@ -10,7 +11,7 @@ import pytest
 from oslo_context import context as oslo_context
 from oslo_messaging.notify import _impl_noop
 
-from nova_precache import context
+from nova_precache import context, exception
 from nova_precache.notifications import emitter, payloads
 from tests.unit.notifications.conftest import Configure, Heard, Listener
 
@@ -110,6 +111,27 @@ def test_unversioned_or_driverless_emitter_sends_nothing(
 
     with Listener(conf, TOPIC) as listener:
         assert listener.next().event_type == PROGRESS.event_type
+
+
+@pytest.mark.parametrize(
+    ('url', 'why'),
+    [
+        ('nosuch://u:s3cret@host/', 'cannot be used: Failed to load transport driver "nosuch"'),
+        ('rabbit://u:s3cret@host:port/', 'cannot be parsed; is the password percent-encoded?'),
+        ('kafka://u:s3cret@host/', 'needs the Python module confluent_kafka, which is not'),
+    ],
+)
+def test_unusable_url_names_option(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    monkeypatch.setitem(sys.modules, 'confluent_kafka', None)
+    conf = configure(driver=f'driver = messagingv2\ntransport_url = {url}')
+
+    with pytest.raises(exception.ConfigError) as refused:
+        emitter.MessagingEmitter(conf)
+
+    assert str(refused.value).startswith(f'[oslo_messaging_notifications] transport_url {why}')
+    assert 's3cret' not in str(refused.value)
 
 
 def test_retries_follow_the_option(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

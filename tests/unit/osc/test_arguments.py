@@ -3,6 +3,7 @@
 
 import argparse
 import datetime
+from collections.abc import Callable
 
 import pytest
 
@@ -24,11 +25,36 @@ def test_size_is_bytes_or_has_unit(text: str, number: int) -> None:
     assert arguments.size(text) == number
 
 
-@pytest.mark.parametrize('text', ['', 'M', 'fast', '1X', '50 Mb', '-1M', '9' * 400])
+@pytest.mark.parametrize('text', ['', 'M', 'fast', '1X', '50 Mb', '-1M', '8E', '9' * 50])
 def test_invalid_size_refused_by_name(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as refused:
         arguments.size(text)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'why'),
+    [
+        ('', "'' is not an integer"),
+        ('1.5', "'1.5' is not an integer"),
+        ('1_000', "'1_000' is not an integer"),
+        ('\u0663', "'\u0663' is not an integer"),
+        ('9' * 19, f"'{'9' * 19}' has more than 18 digits"),
+        ('x' * 5000, f"'{'x' * 60}'… is not an integer"),
+    ],
+)
+def test_invalid_integer_refused_by_name(text: str, why: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        arguments.integer(text)
+    assert str(refused.value) == why
+
+
+@pytest.mark.parametrize('parse', [arguments.size, arguments.rate, arguments.parse_time])
+def test_long_value_is_cut(parse: Callable[[str], object]) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        parse('x' * 5000)
+    assert str(refused.value).startswith(f"'{'x' * 60}'… is not a ")
+    assert len(str(refused.value)) < 250
 
 
 def test_rate_may_have_per_second_suffix() -> None:

@@ -9,6 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from nova_precache.api.schemas import (
+    hosts as host_schemas,
+    pins as pin_schemas,
+    requests as request_schemas,
+)
+from nova_precache.osc import hosts, images, pins, requests, tasks
 from tests.openstack import OpenStack
 from tests.unit.osc.conftest import (
     IMAGE_ID,
@@ -112,6 +118,45 @@ def test_refusal_shows_only_its_message(wire: Wire, openstack: OpenStack) -> Non
     said = openstack('precache', 'create', '--aggregate', 'edge', IMAGE_ID)
 
     assert (said.status, said.out, said.err) == (1, '', 'Image x is not active\n')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'field', 'name'),
+    [
+        (('--aggregate', 'edge'), 'max_rate_bytes', '--max-rate'),
+        (('--aggregate', 'edge'), 'not_before', '--not-before'),
+        (('--aggregate', 'edge'), 'images', '<image>'),
+        (('--host', 'c1'), 'hosts', '--host'),
+    ],
+)
+def test_refusal_names_typed_option(
+    wire: Wire, openstack: OpenStack, arguments: tuple[str, ...], field: str, name: str
+) -> None:
+    status, body = fault(400, 'badRequest', f'Invalid input for field/attribute {field}. Value: 0')
+    body['badRequest'] |= {'field': field, 'detail': 'It is wrong.'}
+    wire.answer('POST', '/v1/requests', (status, body))
+
+    said = openstack('precache', 'create', *arguments, IMAGE_ID)
+
+    assert (said.status, said.err) == (1, f'{name}: It is wrong.\n')
+
+
+def test_unknown_field_shows_message(wire: Wire, openstack: OpenStack) -> None:
+    status, body = fault(400, 'badRequest', 'The colour is wrong')
+    body['badRequest'] |= {'field': 'colour', 'detail': 'It is wrong.'}
+    wire.answer('GET', '/v1/requests', (status, body))
+
+    assert openstack('precache', 'list').err == 'The colour is wrong\n'
+
+
+def test_long_refusal_is_cut(wire: Wire, openstack: OpenStack) -> None:
+    wire.answer('GET', '/v1/requests', fault(400, 'badRequest', 'line\n' * 1000))
+
+    said = openstack('precache', 'list')
+
+    assert said.err.startswith('line line line ')
+    assert said.err.endswith('…\n')
+    assert len(said.err) < 400
 
 
 def test_proxy_error_page_not_shown(wire: Wire, openstack: OpenStack) -> None:
@@ -345,6 +390,15 @@ def test_bad_sort_names_option(wire: Wire, openstack: OpenStack, sort: str) -> N
     assert 'argument --sort: ' in said.err
 
 
+def test_sort_keys_are_those_of_api() -> None:
+    assert requests.List.sort_keys == request_schemas.SORT_KEYS
+    assert tasks.List.sort_keys == request_schemas.SORT_TASKS
+    assert hosts.List.sort_keys == host_schemas.SORT_KEYS
+    assert images.List.sort_keys == host_schemas.SORT_IMAGES
+    assert images.ListHosts.sort_keys == host_schemas.SORT_IMAGE_HOSTS
+    assert pins.List.sort_keys == pin_schemas.SORT_KEYS
+
+
 def test_tasks_listed_with_reasons(wire: Wire, openstack: OpenStack) -> None:
     path = f'/v1/requests/{REQUEST_ID}/tasks'
     wire.answer('GET', path, (200, {'tasks': [task('c1', 'error', reason='the disk is full')]}))
@@ -454,7 +508,7 @@ def test_cell_chosen_by_name(wire: Wire, openstack: OpenStack) -> None:
     unknown = openstack('precache', 'host', 'list', '--cell', 'cell2')
 
     assert wire.queries('/v1/hosts') == [{'cell': 'a-uuid', 'aggregate': 'edge'}]
-    assert unknown.err == '--cell: no cell has the name or UUID cell2.\n'
+    assert unknown.err == "--cell: no cell has the name or UUID 'cell2'\n"
 
 
 def test_services_and_cells_listed(wire: Wire, openstack: OpenStack) -> None:

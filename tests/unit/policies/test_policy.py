@@ -83,9 +83,9 @@ ROWS = {
     hosts.LIST: row('GET', '/v1/hosts'),
     hosts.SHOW: row('GET', f'/v1/hosts/{HOST}'),
     hosts.IMAGES: row('GET', f'/v1/hosts/{HOST}/images'),
+    hosts.REMOVE_IMAGE: row('DELETE', f'/v1/hosts/{HOST}/images/{IMAGE}'),
     services.LIST: row('GET', '/v1/services'),
     services.LIST_CELLS: row('GET', '/v1/cells'),
-    hosts.REMOVE_IMAGE: row('DELETE', f'/v1/hosts/{HOST}/images/{IMAGE}'),
     hosts.IMAGE_HOSTS: row('GET', f'/v1/images/{IMAGE}/hosts'),
     pins.CREATE: row(
         'POST', '/v1/pins', {'pin': {'aggregate': 'edge', 'images': [IMAGE]}}, status=201
