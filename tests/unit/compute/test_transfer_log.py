@@ -35,7 +35,8 @@ def _run(outcome: model.ImageOutcome, *, is_last: bool = False) -> model.ImageOu
         return outcome
 
     logged = transfer_log.logged(work, CTXT, CALL, 'h1', lambda: next(seconds))
-    return logged(lambda now: None, control)
+    with context.bind_request_id(None):  # this thread keeps its own ids afterwards
+        return logged(lambda now: None, control)
 
 
 def _lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
