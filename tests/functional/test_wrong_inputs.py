@@ -152,7 +152,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
         ('request', 'set', UNKNOWN, '--max-rate', 'fast'),
         "argument --max-rate: 'fast' is not a size",
     ),
-    (('task', 'list', '--request', 'xyz'), '--request: '),
+    (('task', 'list', '--request', 'xyz'), '…Cache request xyz could not be found.'),
     (('task', 'list', '--status', 'bogus'), '…--status: '),
     (('task', 'list', '--image', 'nosuch'), "--image: no image has the name or ID 'nosuch'"),
     (('task', 'list', '--marker', 'xyz'), '--marker: It must be'),
@@ -161,6 +161,12 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (('image', 'host', 'list', 'nosuch'), "<image>: no image has the name or ID 'nosuch'"),
     (('service', 'list', '--status', 'sideways'), '…--status: '),
     (('service', 'list', '--limit', 'x'), "argument --limit: 'x' is not an integer"),
+    (('cache', 'remove', IMAGE), 'one of the arguments --host --aggregate is required'),
+    (
+        ('cache', 'remove', '--host', HOST, 'nosuch'),
+        "<image>: no image has the name or ID 'nosuch'",
+    ),
+    (('cache', 'remove', '--aggregate', 'nowhere', IMAGE), '…nowhere could not be found.'),
 ]
 
 

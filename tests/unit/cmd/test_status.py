@@ -274,7 +274,7 @@ def test_unknown_broker_driver_is_failure(run: Run, site: session.Database) -> N
     code, found = run()
 
     assert (code, found['Cells'][0]) == (2, 'Failure')
-    assert 'transport_url: DriverLoadFailure' in str(found['Cells'][1])
+    assert "has the scheme 'amqq', but must begin with rabbit://" in str(found['Cells'][1])
 
 
 def test_disabled_cells_are_not_asked(run: Run, site: session.Database) -> None:
