@@ -19,7 +19,7 @@ class Remove(tables.Lister):
     """
 
     _columns = (
-        columns.Column('Host', 'host', elastic=True),
+        columns.Column('Host', 'host'),
         columns.Column('Image', 'image', elastic=True),
         columns.Column('Status', 'status'),
         columns.Column('Freed', 'freed_bytes', columns.Size),
