@@ -5,8 +5,8 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypedDict
 
 from rich import console, progress, table
 
@@ -27,6 +27,11 @@ _BAR_WIDTH = 8
 _OTHER_LINES = 3
 _SECONDS = re.compile(r'\d+(?= s\b)')
 _WHOLE = model.TASK_SUCCEEDED | {model.RequestStatus.COMPLETED}
+
+
+class _Fill(TypedDict):
+    completed: int
+    total: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +132,10 @@ class BarView:
             self._bars.console.print(text, markup=False)
 
     def _update(self, state: HostState) -> None:
+        bar = _bar(state)
         fields: dict[str, Any] = {
-            **_bar(state),
+            **bar,
+            'percent': f'{columns.percent(bar["completed"], bar["total"]) or 0}%',
             'size': _size(state),
             'pace': state.pace,
             'words': state.words,
@@ -181,7 +188,7 @@ def _bar_columns(width: int) -> Iterator[progress.ProgressColumn]:
     yield progress.TextColumn('{task.description}', markup=False, table_column=name)
     if width < _WIDE:
         yield progress.BarColumn(bar_width=_BAR_WIDTH)
-        yield progress.TextColumn('{task.percentage:>3.0f}%')
+        yield progress.TextColumn('{task.fields[percent]}', justify='right')
         yield progress.TextColumn('{task.fields[words_and_pace]}', markup=False, table_column=rest)
     else:
         yield progress.BarColumn()
@@ -270,7 +277,7 @@ def _done(task: Json) -> int:
     return int((task['bytes_total'] if whole else None) or task['bytes_done'])
 
 
-def _bar(state: HostState) -> Mapping[str, int | None]:
+def _bar(state: HostState) -> _Fill:
     """Return the fill of the bar: full, too, if all images existed and no byte was moved."""
     if state.bytes_total == 0 and state.status in _WHOLE:
         return {'completed': 1, 'total': 1}

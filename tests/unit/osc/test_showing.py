@@ -162,6 +162,16 @@ def test_bars_fit_80_columns() -> None:
     assert '10.0 MiB/s, 0:00:10' in said
 
 
+def test_unfinished_bar_is_below_100(screen: console.Console) -> None:
+    bars = progress.Progress(console=screen)
+
+    showing.BarView(bars).show(
+        _snapshot(task('c1', 'downloading', bytes_done=999, bytes_total=1000))
+    )
+
+    assert [bar.fields['percent'] for bar in bars.tasks] == ['75%', '99%']
+
+
 def test_bars_leave_room_for_prompt() -> None:
     screen = console.Console(file=io.StringIO(), force_terminal=True, width=80, height=10)
     bars = progress.Progress(console=screen)
