@@ -223,6 +223,13 @@ class Site(keystone_site.Site):
         self.start(name)
         return time.monotonic()
 
+    def tear_down(self) -> None:
+        """Stop what runs as an operator would; some processes were to end by themselves."""
+        for name, each in list(self.processes.items()):
+            if each.poll() is not None:
+                del self.processes[name]
+        super().tear_down()
+
     def mend(self) -> None:
         """Restore the running state that each test expects."""
         self.gateway.release()
