@@ -76,6 +76,7 @@ images = {{values = ["{IMAGE}"]}}
 include-operation-id = [
     "createRequest", "listRequests", "actOnRequest", "estimateRequest", "createPin", "listPins",
     "changeRequest", "listTasks", "listAllTasks", "listHosts", "listHostImages", "listImageHosts",
+    "listServices",
 ]
 checks.positive_data_acceptance.enabled = false
 """
