@@ -137,7 +137,6 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
         count_hosts=statistics.Statistics(database, conf.service_down_time).hosts,
         images_for=lambda context: AnyImage(),  # type: ignore[return-value]
         wake=lambda: None,
-        remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=1),
         why_unsupported=lambda: None,
         remove=lambda ctxt, host, image_id: model.ImageRemoval('removed', freed_bytes=2048),
         enforcer=policy.Enforcer(conf),
