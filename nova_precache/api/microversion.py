@@ -9,7 +9,7 @@ from typing import Any
 import microversion_parse
 from microversion_parse import Version
 
-from nova_precache import exception
+from nova_precache import exception, shown
 
 HEADER = 'OpenStack-API-Version'
 ENVIRON = 'nova_precache.microversion'
@@ -111,5 +111,6 @@ def _parse(asked: str | None, api: Api) -> Version:
         return api.maximum
     match = _FORMAT.fullmatch(asked)
     if match is None:
-        raise InvalidVersion(asked)
+        # Nova's message shows an input of any length.
+        raise InvalidVersion(shown.value(asked) if api is PRECACHE else asked)
     return Version(int(match[1]), int(match[2]))

@@ -160,7 +160,7 @@ class TestDiskFillsUp:
         status, reason = compute.cache(image_id)
 
         assert status == 'NotEnoughSpace'
-        assert '0 free' in reason
+        assert '0.0 MiB free' in reason
         assert compute.link.served_bytes == 0
         (small_disk / 'filler').unlink()
         compute.assert_recovers(image_id, data)

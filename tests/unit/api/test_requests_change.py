@@ -130,7 +130,7 @@ def test_few_of_many_unknown_hosts_named(api: Any, path: str) -> None:
     body = {'request': {'hosts': ['host1', *unknown], 'images': [IMAGE]}}
     assert message(api.post(path, body), 400) == (
         'Invalid input for field/attribute hosts. Value: no-0, no-1, no-2 and 97 more. '
-        'The hosts are not mapped to a cell.'
+        'no-0, no-1, no-2 and 97 more are not mapped to a cell.'
     )
 
 
