@@ -33,7 +33,7 @@ def test_killed_broker_costs_no_transfer(deployment: Deployment, upload_image: U
     try:
         gateway.release()
         # The transfer ends while its outcome cannot be sent.
-        deployment.wait_for_log(host.name, f'Image {image_id} on host {host.name}')
+        deployment.wait_for_log(host.name, f'(image {image_id} on host {host.name}) ended')
     finally:
         deployment.rabbitmq.restart()
     request = service.wait(request_id, timeout_seconds=120)
