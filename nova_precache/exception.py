@@ -352,9 +352,9 @@ class BrokerRefused(CellUnreachable):
 
 
 class HostOccupied(PrecacheError):
-    """A host may not be called now: an earlier call without an answer may still run there.
+    """A host may not be called now: an earlier call may still run there, or it is restarting.
 
-    :ivar seconds: until that call has certainly ended
+    :ivar seconds: until it may be called or counts as gone
     :ivar is_lost: the call without an answer is the current one, which counts as an attempt
     """
 

@@ -222,6 +222,25 @@ class Agents:
         stands = standing.judge(seen_at, stopped_at, now, heard, self._down)
         return standing.why_down(seen_at, stopped_at) if stands is standing.Standing.DOWN else None
 
+    def why_no_call(
+        self,
+        seen_at: datetime.datetime | None,
+        now: datetime.datetime | None,
+        heard: hearing.Heard | None = None,
+        stopped_at: datetime.datetime | None = None,
+    ) -> str | None:
+        """Return why a host must not be called, as :meth:`why_down`; None if it may.
+
+        :raises nova_precache.exception.HostOccupied: its compute has just stopped; it may be
+            restarting, which costs its jobs no attempt
+        """
+        why = self.why_down(seen_at, now, heard, stopped_at)
+        if why is not None and now is not None and stopped_at is not None:
+            left = stopped_at + self._down - now
+            if left > datetime.timedelta(0):
+                raise exception.HostOccupied(why, left.total_seconds())
+        return why
+
     def list(self) -> Sequence[model.Agent]:
         """List every agent, by host name."""
         with self._database.reader() as session:

@@ -74,7 +74,7 @@ class AgentComputes:
         return self._api(transport).why_unsupported()
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
-        return self.liveness.why_down(
+        return self.liveness.why_no_call(
             assignment.seen_at, assignment.assigned_at, assignment.heard, assignment.stopped_at
         )
 

@@ -191,7 +191,7 @@ class Parts:
     compute_of: Callable[[str], host_worker.ComputeClient] | None = None
 
     def why_down(self, assignment: jobs.Assignment) -> str | None:
-        return self.world.agents.why_down(
+        return self.world.agents.why_no_call(
             assignment.seen_at, assignment.assigned_at, assignment.heard, assignment.stopped_at
         )
 

@@ -309,6 +309,8 @@ def test_down_host_not_called(parts: Parts) -> None:
 def test_stopped_host_not_called(parts: Parts) -> None:
     request = parts.world.planned(['h1'], ['i1'])
     parts.world.stopped('h1')
+    times = dict.fromkeys(('started_at', 'seen_at', 'stopped_at'), LONG_AGO)
+    parts.world.change(models.Agent, models.Agent.host == 'h1', **times)
 
     parts.serve()
 
@@ -316,6 +318,23 @@ def test_stopped_host_not_called(parts: Parts) -> None:
     task = _task(parts, request)
     assert (task.status, task.attempts) == ('retry_wait', 1)
     assert (task.reason or '').startswith('host down: stopped at 2')
+
+
+def test_restart_costs_no_attempt(parts: Parts) -> None:
+    request = parts.world.planned(['h1'], ['i1', 'i2'])
+    parts.world.stopped('h1')
+    parts.serve()
+    assert parts.compute.calls == []
+    waiting = parts.world.requests.tasks(request.id)
+    assert [(task.status, task.attempts) for task in waiting] == [('retry_wait', 0)] * 2
+    assert (waiting[0].reason or '').startswith('host down: stopped at 2')
+
+    parts.world.living('h1')
+    parts.helm().run_once()
+    parts.serve()
+
+    done = parts.world.requests.tasks(request.id)
+    assert [(task.status, task.attempts) for task in done] == [('cached', 1)] * 2
 
 
 def test_stopped_host_is_waited_for(parts: Parts) -> None:
