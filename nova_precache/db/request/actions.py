@@ -209,6 +209,9 @@ def _check_hosts(session: orm.Session, row: models.CacheRequest, hosts: Collecti
     unknown = [host for host in hosts if host not in known]
     if unknown:
         raise exception.InvalidField('hosts', unknown, 'The request has no such hosts.')
+    if row.planned_at is None:  # the planner would plan all of them
+        why = 'The request ended before it was planned: all its hosts must be retried.'
+        raise exception.InvalidField('hosts', list(hosts), why)
 
 
 def _queue_anew(

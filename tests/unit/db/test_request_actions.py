@@ -935,6 +935,20 @@ def test_unknown_hosts_not_retried(world: World) -> None:
     assert world.status(request) == 'failed'
 
 
+def test_hosts_of_unfinished_plan_not_retried(world: World) -> None:
+    """The planner would plan all hosts of the request."""
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1'])
+    world.steering.cancel(request.id)
+    _ended(world, request)
+
+    with pytest.raises(exception.InvalidField, match='ended before it was planned'):
+        world.steering.retry(request.id, hosts=['h1'])
+
+    assert world.steering.retry(request.id).status == 'accepted'
+
+
 def test_succeeded_host_not_retried(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
     call = world.begun()
