@@ -6,7 +6,7 @@ constraints and foreign keys raise, and the caller retries.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 import sqlalchemy as sa
@@ -45,11 +45,14 @@ def load(session: orm.Session, aggregate_id: int) -> model.Aggregate:
     raise exception.AggregateNotFound(aggregate_id)
 
 
-def ids_of_host(session: orm.Session, host: str) -> list[int]:
-    member = models.AggregateHost
-    query = sa.select(member.aggregate_id, member.host).where(member.host == host)
-    # Not every database distinguishes case, but RPC does.
-    return [row.aggregate_id for row in session.execute(query) if row.host == host]
+def ids_of_hosts(session: orm.Session, hosts: Collection[str]) -> set[int]:
+    member, wanted = models.AggregateHost, set(hosts)
+    found = set[int]()
+    for chunk in db_session.chunks(sorted(wanted)):
+        query = sa.select(member.aggregate_id, member.host).where(member.host.in_(chunk))
+        # Not every database distinguishes case, but RPC does.
+        found.update(row.aggregate_id for row in session.execute(query) if row.host in wanted)
+    return found
 
 
 def create(session: orm.Session, name: str, zone: str | None) -> model.Aggregate:

@@ -56,10 +56,10 @@ class Inventory:
             raise exception.AggregateNotFound(aggregate_id)
         return aggregate
 
-    def aggregates_of_host(self, host: str) -> Collection[int]:
-        """Return the ids of the aggregates that hold a host."""
+    def aggregates_of_hosts(self, hosts: Collection[str]) -> Collection[int]:
+        """Return the ids of the aggregates that hold any of the hosts."""
         with self._database.reader() as session:
-            return aggregates.ids_of_host(session, host)
+            return aggregates.ids_of_hosts(session, hosts)
 
     def create_aggregate(self, name: str, availability_zone: str | None = None) -> model.Aggregate:
         """Create an aggregate without hosts.

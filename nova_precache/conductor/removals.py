@@ -76,7 +76,7 @@ class Removals:
                 raise exception.ComputeHostNotFound(host)
             sharing = [agent] if agent.store_id is None else self._agents.sharing(agent.store_id)
             hosts = [each.host for each in sharing]
-            kept_by = self._pins_on(hosts)
+            kept_by = self._pins.active(self._inventory.aggregates_of_hosts(hosts))
             wanting = self._jobs.wanting(hosts, image_id)
         kept = {image: pin for pin in kept_by for image in set(pin.images) - set(pin.images_gone)}
         if image_id in kept:
@@ -89,12 +89,6 @@ class Removals:
         removal = self._call(ctxt, agent, image_id, kept)
         self._record(sharing, image_id, removal)
         return removal
-
-    def _pins_on(self, hosts: Sequence[str]) -> Sequence[model.Pin]:
-        aggregates = {
-            aggregate for host in hosts for aggregate in self._inventory.aggregates_of_host(host)
-        }
-        return self._pins.active(aggregates)
 
     def _call(
         self,

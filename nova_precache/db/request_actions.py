@@ -78,7 +78,8 @@ class RequestActions:
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         :raises nova_precache.exception.StatusConflict: it has not ended, or all of it succeeded
         :raises nova_precache.exception.NothingToRetry: no task of the hosts can be retried
-        :raises nova_precache.exception.InvalidField: the request has no such hosts
+        :raises nova_precache.exception.InvalidField: the request has no such hosts, or ended
+            before it was planned
         """
         return self._steer(request_id, project_id, actions.retry, not_before, deadline, hosts)
 

@@ -226,7 +226,11 @@ class Requests:
         with self._database.reader() as session:
             if job_outcome.has_work(session, request_id):
                 return False  # without a writer's lock
-        return self._database.write(lambda session: completion.complete(session, request_id))
+            ended = completion.ended(session, request_id)
+        summary = ended.sum_up()
+        return self._database.write(
+            lambda session: completion.complete(session, request_id, summary)
+        )
 
     def ids_to_complete(self) -> Sequence[str]:
         """List the planned requests without a task in flight."""

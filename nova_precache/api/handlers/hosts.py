@@ -171,7 +171,7 @@ def _known(req: Request) -> str:
 
 def _pinned_on(req: Request, host: str) -> Mapping[str, str]:
     """Map the file names of the images that pins keep on the host to the image ids."""
-    aggregates = req.services.inventory.aggregates_of_host(host)
+    aggregates = req.services.inventory.aggregates_of_hosts([host])
     pinned = req.services.pins.pinned_images(aggregates)
     return {layout.base_name(image): image for images in pinned.values() for image in images}
 

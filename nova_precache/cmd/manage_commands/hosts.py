@@ -73,7 +73,7 @@ def refuse_used(site: manage_commands.Site, host: str) -> None:
             f'Cannot verify that host {host} is down ({known.reason}): try again after a conductor '
             'has received reports from its cell for [DEFAULT] service_down_time.'
         )
-    if aggregates := sorted(site.inventory.aggregates_of_host(host)):
+    if aggregates := sorted(site.inventory.aggregates_of_hosts([host])):
         names = ', '.join(map(str, aggregates))
         raise exception.InUse(
             f'Host {host} is in the aggregates with id {names}: remove it from them first.'

@@ -124,6 +124,8 @@ def retry(
         _check_hosts(session, row, hosts)
     if not _queue_anew(session, row, hosts):
         raise conflict if hosts is None else exception.NothingToRetry(row.id, hosts)
+    if hosts is not None and not row.canary_passed:
+        _release_canary(session, row)
     # Failures that are not retried do not count again.
     most = rows.options(row.options).max_failures
     row.max_failures = None if most is None else most + rollout.count_failures(session, row)
@@ -207,6 +209,9 @@ def _check_hosts(session: orm.Session, row: models.CacheRequest, hosts: Collecti
     unknown = [host for host in hosts if host not in known]
     if unknown:
         raise exception.InvalidField('hosts', unknown, 'The request has no such hosts.')
+    if row.planned_at is None:  # the planner would plan all of them
+        why = 'The request ended before it was planned: all its hosts must be retried.'
+        raise exception.InvalidField('hosts', list(hosts), why)
 
 
 def _queue_anew(
@@ -242,6 +247,15 @@ def _queue(session: orm.Session, which: sa.ColumnElement[bool]) -> bool:
         )
     )
     return db_session.rowcount(queued) > 0
+
+
+def _release_canary(session: orm.Session, row: models.CacheRequest) -> None:
+    """Make the retried hosts the canary: hosts that are left out have no work any longer."""
+    session.execute(
+        db_session.update(models.Task)
+        .where(models.Task.request_id == row.id, models.Task.job_uuid.is_not(None))
+        .values(job_uuid=None)
+    )
 
 
 def _set_window(

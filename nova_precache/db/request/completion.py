@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Completion of requests, inside a transaction: once, when no task of theirs is in flight."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -43,7 +44,39 @@ def is_completable() -> sa.ColumnElement[bool]:
     return sa.and_(models.CacheRequest.is_planned, models.CacheRequest.status.in_(ending))
 
 
-def complete(session: orm.Session, request_id: str) -> bool:
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Why tasks of a request did not succeed, while these are its tasks by status."""
+
+    counts: Mapping[str, int]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """The tasks of a request by status, and those that did not succeed by reason."""
+
+    counts: Mapping[str, int]
+    reasons: Sequence[tuple[str, str | None, int]]
+
+    def sum_up(self) -> Summary:
+        return Summary(self.counts, failures.summary(self.counts, self.reasons))
+
+
+def ended(session: orm.Session, request_id: str) -> Ended:
+    """Load why tasks of a request did not succeed; of many, this takes seconds."""
+    counts = rows.counts(session, request_id)
+    if not counts.keys() - model.TASK_SUCCEEDED:
+        return Ended(counts, ())
+    found = session.execute(_REASONS, {'request': request_id, 'most': MOST_REASONS})
+    return Ended(counts, [(row.status, row.reason, row.tasks) for row in found])
+
+
+def complete(session: orm.Session, request_id: str, summary: Summary) -> bool:
+    """End a request unless a task is in flight; return whether this call ended it.
+
+    :param summary: from before the transaction, which on SQLite holds up all other writers
+    """
     if job_outcome.has_work(session, request_id):
         return False
     this = sa.and_(models.CacheRequest.id == request_id, is_completable())
@@ -53,13 +86,15 @@ def complete(session: orm.Session, request_id: str) -> bool:
         return False
     is_cancelled = row.status == model.RequestStatus.CANCELLING
     counts = rows.counts(session, request_id)
+    if counts != summary.counts:  # it was retried meanwhile, or ended in another way
+        summary = ended(session, request_id).sum_up()
     status = final_status(counts, is_cancelled, row.planned_at is not None)
     changed = session.execute(
         db_session.update(models.CacheRequest)
         .where(this, models.CacheRequest.status == row.status)
         .values(
             status=status,
-            reason=_reason(session, request_id, counts, status),
+            reason=_reason(summary, status),
             finished_at=db_session.now(session),
         )
     )
@@ -69,16 +104,11 @@ def complete(session: orm.Session, request_id: str) -> bool:
     return True
 
 
-def _reason(
-    session: orm.Session, request_id: str, counts: Mapping[str, int], status: model.RequestStatus
-) -> str | None:
-    """Sum up why a request did not succeed; None if it did."""
+def _reason(summary: Summary, status: model.RequestStatus) -> str | None:
+    """Return why a request did not succeed; None if it did."""
     if status == model.RequestStatus.COMPLETED:
         return None
-    if not counts:
-        return UNPLANNED
-    found = session.execute(_REASONS, {'request': request_id, 'most': MOST_REASONS})
-    return failures.summary(counts, [(row.status, row.reason, row.tasks) for row in found])
+    return summary.text if summary.counts else UNPLANNED
 
 
 def final_status(

@@ -569,6 +569,17 @@ def test_repeated_call_supersedes_changes(running: transfers.Transfers, call: Ca
     work.opened.set()
 
 
+def test_call_received_twice_keeps_changes(running: transfers.Transfers, call: Call) -> None:
+    work = Held()
+    call('j1', 1, work, max_rate_bytes=100)
+    running.change('j1', 1, _change(1, max_rate_bytes=500))
+
+    call('j1', 1, work, max_rate_bytes=100)
+
+    assert work.control.max_rate_bytes == 500
+    work.opened.set()
+
+
 def test_shared_transfer_keeps_highest_rate(running: transfers.Transfers, call: Call) -> None:
     work = Held()
     call('j1', 1, work, max_rate_bytes=100)

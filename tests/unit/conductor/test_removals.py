@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Collection, Sequence
 
 import pytest
+import sqlalchemy as sa
 
 from nova_precache import context, exception, model
 from nova_precache.cache import layout
@@ -122,6 +123,22 @@ def test_shared_cache_recorded_for_all(site: Site) -> None:
     site.remove()
     assert site.calls == [('h1', IMAGE, [])]
     assert site.hosts_of(IMAGE) == ['h3']
+
+
+def test_shared_cache_takes_constant_statements(site: Site) -> None:
+    def statements(hosts: int) -> int:
+        names = [f'h{n}' for n in range(1, hosts + 1)]
+        for name in names:
+            site.world.living(name)
+        site.share(*names)
+        sent: list[str] = []
+        listen = lambda *what: sent.append(what[2])  # noqa: E731
+        sa.event.listen(site.world.database.engine, 'before_cursor_execute', listen)
+        assert site.remove().status == 'removed'
+        sa.event.remove(site.world.database.engine, 'before_cursor_execute', listen)
+        return len(sent)
+
+    assert statements(2) == statements(9)
 
 
 @pytest.mark.parametrize('pinned_host', ['h1', 'h2'])

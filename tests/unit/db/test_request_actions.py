@@ -935,6 +935,20 @@ def test_unknown_hosts_not_retried(world: World) -> None:
     assert world.status(request) == 'failed'
 
 
+def test_hosts_of_unfinished_plan_not_retried(world: World) -> None:
+    """The planner would plan all hosts of the request."""
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    world.plan(request, ['h1'])
+    world.steering.cancel(request.id)
+    _ended(world, request)
+
+    with pytest.raises(exception.InvalidField, match='ended before it was planned'):
+        world.steering.retry(request.id, hosts=['h1'])
+
+    assert world.steering.retry(request.id).status == 'accepted'
+
+
 def test_succeeded_host_not_retried(world: World) -> None:
     request = _planned(world, 'h1', 'h2')
     call = world.begun()
@@ -954,3 +968,22 @@ def test_failures_of_other_hosts_not_counted(world: World) -> None:
     world.steering.check([request.id])
 
     assert world.statuses(request)['h1', 'i1'] == 'queued'
+
+
+def test_failed_canary_left_out_of_retry(world: World) -> None:
+    request = _planned(world, 'h1', 'h2', 'h3', canary=1)
+    _finish(world, world.begun(), REFUSED)
+    world.steering.check()
+    _ended(world, request)
+
+    world.steering.retry(request.id, hosts=['h2', 'h3'])
+    _plan_again(world, request, 'h2', 'h3')
+    world.steering.check()
+
+    call = world.begun()
+    assert call.host == 'h2'
+    assert world.claim('c1', limit=5) is None
+    _finish(world, call, CACHED)
+    world.steering.check()
+    _finish(world, world.begun(), CACHED)
+    assert _ended(world, request) == 'partial'

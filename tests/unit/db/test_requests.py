@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import exception, model
+from nova_precache import exception, failures, model
 from nova_precache.db import jobs as db_jobs, pages, requests
 from nova_precache.db.engine import models
 from nova_precache.db.request import completion, plan as request_plan, queries
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 
+WRITE_SECONDS = 5.0
 EAST = datetime.timezone(datetime.timedelta(hours=2))
 FOREVER = datetime.datetime(9999, 1, 1)  # noqa: DTZ001 - as the database keeps it
 
@@ -735,4 +736,33 @@ def test_many_reasons_need_few_rows(world: World, monkeypatch: pytest.MonkeyPatc
 
     assert world.requests.get(request.id).reason == (
         '5 of 5 copies failed: 3 × other reasons, 2 × unsafe image'  # noqa: RUF001
+    )
+
+
+def test_summing_up_blocks_no_writer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, BROKEN)
+    summary = failures.summary
+
+    def sum_up(*given: Any) -> str:
+        writer = threading.Thread(target=world.living, args=('h9',), daemon=True)
+        writer.start()
+        writer.join(WRITE_SECONDS)
+        assert not writer.is_alive()
+        return summary(*given)
+
+    monkeypatch.setattr(failures, 'summary', sum_up)
+
+    assert world.requests.complete(request.id)
+
+
+def test_outdated_summary_is_replaced(world: World) -> None:
+    request = world.planned(['h1'], ['i1'])
+    _finish_all(world, model.ImageOutcome('error', 'unsafe image: x'))
+    outdated = completion.Summary({'error': 2}, 'outdated')
+
+    assert world.database.write(lambda s: completion.complete(s, request.id, outdated))
+
+    assert world.requests.get(request.id).reason == (
+        '1 of 1 copies failed: 1 × unsafe image'  # noqa: RUF001
     )
