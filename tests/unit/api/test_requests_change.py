@@ -124,13 +124,18 @@ def test_empty_aggregate_accepts_canary(api: Any) -> None:
     assert api.post('/v1/requests', body).status_int == 202
 
 
+def test_empty_change_says_so(api: Any, made: Any) -> None:
+    (fault,) = patch(api, made, {}).json.values()
+    assert (fault['field'], fault['detail']) == ('request', 'It must not be empty.')
+
+
 @pytest.mark.parametrize('path', ['/v1/requests', '/v1/estimate'])
 def test_few_of_many_unknown_hosts_named(api: Any, path: str) -> None:
     unknown = [f'no-{number}' for number in range(100)]
     body = {'request': {'hosts': ['host1', *unknown], 'images': [IMAGE]}}
     assert message(api.post(path, body), 400) == (
         'Invalid input for field/attribute hosts. Value: no-0, no-1, no-2 and 97 more. '
-        'The hosts are not mapped to a cell.'
+        'no-0, no-1, no-2 and 97 more are not mapped to a cell.'
     )
 
 
