@@ -124,6 +124,7 @@ _DETAILS: Mapping[str, Callable[[Any, Any], str]] = {
     'minLength': lambda least, value: 'It must not be empty.',
     'maxLength': lambda most, value: f'It has {len(value)} characters; {most} are allowed.',
     'minItems': lambda least, value: 'It must not be empty.',
+    'minProperties': lambda least, value: 'It must not be empty.',
     'maxItems': lambda most, value: f'It has {len(value)} items; {most} are allowed.',
     'uniqueItems': lambda unique, value: _repeated(value),
     'enum': lambda values, value: f'It must be one of {", ".join(map(str, values))}.',

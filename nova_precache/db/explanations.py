@@ -129,7 +129,7 @@ class Explanations:
             name=loaded.task.host,
             cell_problem=problems.get(loaded.task.cell_uuid),
             is_claimed=row.claimed_by is not None,
-            image_at_work=None if at_work is None else at_work.image_id,
+            is_at_work=at_work is not None,
             unanswered_until=row.over_at,
         )
         if not self._rules.is_stock:
@@ -212,7 +212,7 @@ class _Page:
     :ivar requests: request id to its facts, for those that are still active
     :ivar heard: cell uuid to when it could be heard
     :ivar anywhere: the same, for a host without an agent
-    :ivar at_work: host to the image for which it is called, and its last progress
+    :ivar at_work: host to the last progress of the image for which it is called
     """
 
     def __init__(self, session: orm.Session, rules: Rules, request_ids: Collection[str]) -> None:
@@ -306,7 +306,7 @@ class _Page:
         found = self._chunked(_JOINED, _TASK.id, list(by_id))
         loaded = [_Loaded(by_id[row.id], row) for row in found]
         claimed = {each.task.host for each in loaded if each.row.claimed_by is not None}
-        called = sa.select(_JOB.host, _JOB.image_id, _JOB.progress_at).where(
+        called = sa.select(_JOB.host, _JOB.progress_at).where(
             _JOB.status.in_(model.TASK_IN_FLIGHT), _JOB.epoch.is_not(None)
         )
         self.at_work.update(

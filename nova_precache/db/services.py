@@ -23,7 +23,7 @@ _REASONS = {
     standing.Standing.UP: None,
     standing.Standing.DOWN: '{sign}',
     standing.Standing.UNHEARD: '{sign}, and no service has reported since',
-    standing.Standing.SETTLING: '{sign}, and the services report again only since a moment',
+    standing.Standing.SETTLING: '{sign}, and services have just begun to report again',
 }
 _AGENT_REASONS = {
     standing.Standing.UP: None,

@@ -183,7 +183,12 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     add('--priority', metavar='<n>', type=integer, help='priority from -1000 to 1000')
     for name, kind, parse, what in (
         ('max-rate', '<rate>', rate, f'maximum rate of each host, per second: {_SIZE_HELP}'),
-        ('max-parallel-hosts', '<n>', int, 'maximum number of hosts that work at the same time'),
+        (
+            'max-parallel-hosts',
+            '<n>',
+            integer,
+            'maximum number of hosts that work at the same time',
+        ),
         ('deadline', '<time>', parse_time, f'stop at this time: {_TIME_HELP}'),
     ):
         add(f'--{name}', metavar=kind, type=parse, help=what)

@@ -75,7 +75,10 @@ def project_id(app: Any, name: str | None) -> str | None:
     if name is None or uuidutils.is_uuid_like(name):
         return name
     try:
-        found = app.client_manager.sdk_connection.identity.find_project(name)
+        identity = app.client_manager.sdk_connection.identity
+        if not hasattr(identity, 'find_project'):  # no Keystone answers there, as in standalone
+            return name
+        found = identity.find_project(name)
     except exceptions.DuplicateResource:
         ids = _ids(app.client_manager.sdk_connection.identity.projects(name=name))
         raise NameNotFound(f'--project: {_several("projects", name, ids)}') from None

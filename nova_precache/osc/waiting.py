@@ -120,12 +120,13 @@ class RequestWatcher:
         return float('inf') if self._ends_at is None else self._ends_at - self._clock()
 
     def _patiently(self, ask: Callable[[str], showing.Snapshot], of: str) -> showing.Snapshot:
+        impatient = tenacity.stop_after_delay(self._patience_seconds)
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(ApiUnavailable),
-            stop=tenacity.stop_after_delay(max(0, min(self._patience_seconds, self._left()))),
+            stop=lambda state: impatient(state) or self._left() <= 0,
             wait=tenacity.wait_exponential(POLL_SECONDS, max=QUIET_POLL_SECONDS),
             before_sleep=lambda state: self._view.note(_trouble(state)),
-            sleep=self._sleep,
+            sleep=lambda seconds: self._sleep(max(0, min(seconds, self._left()))),
             reraise=True,
         )
         return attempts(ask, of)

@@ -492,7 +492,7 @@ def test_waits_explained(database: session.Database) -> None:
 
     assert reasons() == [
         None,
-        'waits for image i1 on the same host',
+        'waits for another image on the same host',
         'waits for the canary hosts: 0 of 1 done',
         'waits for the canary hosts: 0 of 1 done',
     ]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception, model, states
+from nova_precache import exception, model, shown, states
 from nova_precache.db import outbox, rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
@@ -168,12 +168,16 @@ def change(
 
 def _check_deadline(row: models.CacheRequest, options: model.RequestOptions) -> None:
     if options.deadline is None and options.wait_for_down_hosts:
-        raise exception.InvalidField('deadline', None, 'wait_for_down_hosts requires one.')
+        raise exception.InvalidField(
+            'deadline', None, 'A request that waits for hosts that are down needs one.'
+        )
     # The column, since the option stays when the window has begun.
     begins = row.not_before
     if options.deadline is not None and begins is not None and options.deadline <= begins:
         raise exception.InvalidField(
-            'deadline', f'{options.deadline}Z', f'It must be later than not_before ({begins}Z).'
+            'deadline',
+            f'{options.deadline:%Y-%m-%dT%H:%M:%SZ}',
+            f'It must be later than the start, {begins:%Y-%m-%dT%H:%M:%SZ}.',
         )
 
 
@@ -208,7 +212,9 @@ def _check_hosts(session: orm.Session, row: models.CacheRequest, hosts: Collecti
         known.update(session.scalars(query.distinct()))
     unknown = [host for host in hosts if host not in known]
     if unknown:
-        raise exception.InvalidField('hosts', unknown, 'The request has no such hosts.')
+        raise exception.InvalidField(
+            'hosts', unknown, f'The request has no task on {shown.some(unknown)}.'
+        )
     if row.planned_at is None:  # the planner would plan all of them
         why = 'The request ended before it was planned: all its hosts must be retried.'
         raise exception.InvalidField('hosts', list(hosts), why)

@@ -65,7 +65,7 @@ class HostFacts:
     :ivar seen_at: last report of its agent, of any kind; None for a stock nova-compute
     :ivar registered_at: last registration of its agent
     :ivar is_claimed: a conductor calls it
-    :ivar image_at_work: the image for which it is called now
+    :ivar is_at_work: it is called for an image now, maybe one of another project
     :ivar unanswered_until: an earlier call to its nova-compute may still run until then
     """
 
@@ -75,7 +75,7 @@ class HostFacts:
     seen_at: datetime.datetime | None = None
     registered_at: datetime.datetime | None = None
     is_claimed: bool = False
-    image_at_work: str | None = None
+    is_at_work: bool = False
     unanswered_until: datetime.datetime | None = None
 
 
@@ -240,8 +240,8 @@ def _recorded_absence(facts: TaskFacts) -> str | None:
 def _until_served(facts: TaskFacts) -> str:
     if facts.job.is_called:
         return 'its host has been called and has not begun yet'
-    if facts.host.image_at_work is not None:
-        return f'waits for image {facts.host.image_at_work} on the same host'
+    if facts.host.is_at_work:
+        return 'waits for another image on the same host'
     return 'waits for another call to its host'
 
 

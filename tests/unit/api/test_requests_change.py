@@ -124,6 +124,11 @@ def test_empty_aggregate_accepts_canary(api: Any) -> None:
     assert api.post('/v1/requests', body).status_int == 202
 
 
+def test_empty_change_says_so(api: Any, made: Any) -> None:
+    (fault,) = patch(api, made, {}).json.values()
+    assert (fault['field'], fault['detail']) == ('request', 'It must not be empty.')
+
+
 @pytest.mark.parametrize('path', ['/v1/requests', '/v1/estimate'])
 def test_few_of_many_unknown_hosts_named(api: Any, path: str) -> None:
     unknown = [f'no-{number}' for number in range(100)]

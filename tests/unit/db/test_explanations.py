@@ -155,7 +155,7 @@ def test_task_waits_for_image_before(living: World) -> None:
 
     assert reasons(living, request) == {
         'h1 i1': None,
-        'h1 i2': 'waits for image i1 on the same host',
+        'h1 i2': 'waits for another image on the same host',
     }
     assert shown(living, request).reason is None
 
@@ -332,7 +332,7 @@ def test_progress_of_other_image_is_a_sign(living: World) -> None:
 
     assert reasons(living, request) == {
         'h1 i1': None,
-        'h1 i2': 'waits for image i1 on the same host',
+        'h1 i2': 'waits for another image on the same host',
     }
 
 

@@ -883,7 +883,9 @@ def test_deadline_before_window_refused(world: World) -> None:
     begins = datetime.datetime(2099, 1, 1)  # noqa: DTZ001 - as the database keeps it
     request = _planned(world, not_before=begins, deadline=FAR_AHEAD)
 
-    with pytest.raises(exception.InvalidField, match=r'deadline.*later than not_before'):
+    with pytest.raises(
+        exception.InvalidField, match=r'deadline.*later than the start, 2099-01-01T00:00:00Z'
+    ):
         world.steering.change(request.id, {'deadline': begins})
 
     assert world.requests.get(request.id).options.deadline == FAR_AHEAD
@@ -892,7 +894,7 @@ def test_deadline_before_window_refused(world: World) -> None:
 def test_deadline_of_waiting_request_kept(world: World) -> None:
     request = _planned(world, wait_for_down_hosts=True, deadline=FAR_AHEAD)
 
-    with pytest.raises(exception.InvalidField, match='wait_for_down_hosts requires one'):
+    with pytest.raises(exception.InvalidField, match='waits for hosts that are down needs one'):
         world.steering.change(request.id, {'deadline': None})
     world.steering.change(request.id, {'priority': 5})
 
@@ -929,7 +931,7 @@ def test_only_tasks_of_named_hosts_retried(world: World) -> None:
 def test_unknown_hosts_not_retried(world: World) -> None:
     request = _failed(world, 'h1')
 
-    with pytest.raises(exception.InvalidField, match=r'hosts\. Value: h8, h9. The request has no'):
+    with pytest.raises(exception.InvalidField, match='The request has no task on h8, h9'):
         world.steering.retry(request.id, hosts=['h1', 'h8', 'h9'])
 
     assert world.status(request) == 'failed'

@@ -134,7 +134,7 @@ def test_database_outage_is_no_silence(world: World, known: services.Services) -
     first, second = known.list_page()
     assert (first.status, second.status) == ('unknown', 'up')
     assert first.reason == (
-        'last report at 2001-01-01T00:00:00Z, and the services report again only since a moment'
+        'last report at 2001-01-01T00:00:00Z, and services have just begun to report again'
     )
 
 

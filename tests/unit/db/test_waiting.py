@@ -197,9 +197,9 @@ def test_disabled_cell_named() -> None:
 
 
 def test_task_waits_for_image_before() -> None:
-    claimed = host(is_claimed=True, image_at_work='i0')
+    claimed = host(is_claimed=True, is_at_work=True)
 
-    assert reason(host=claimed) == 'waits for image i0 on the same host'
+    assert reason(host=claimed) == 'waits for another image on the same host'
 
 
 def test_task_waits_for_another_call() -> None:
@@ -209,13 +209,13 @@ def test_task_waits_for_another_call() -> None:
 def test_called_task_not_begun() -> None:
     called = dataclasses.replace(READY, is_called=True)
 
-    assert reason(host=host(is_claimed=True, image_at_work='i1'), job=called) == (
+    assert reason(host=host(is_claimed=True, is_at_work=True), job=called) == (
         'its host has been called and has not begun yet'
     )
 
 
 def test_claimed_silent_host_named() -> None:
-    silent = host(is_claimed=True, image_at_work='i0', seen_at=ago(40))
+    silent = host(is_claimed=True, is_at_work=True, seen_at=ago(40))
 
     assert reason(host=silent, job=waiting.JobFacts(is_ready=True)) == (
         'no sign of the compute for 40 s'
@@ -309,7 +309,7 @@ def test_still_download_named(
 
 
 def test_stock_compute_reports_no_progress() -> None:
-    stock = waiting.HostFacts('h1', is_claimed=True, image_at_work='i1')
+    stock = waiting.HostFacts('h1', is_claimed=True, is_at_work=True)
     job = dataclasses.replace(READY, progress_at=ago(500))
 
     assert reason('downloading', host=stock, job=job) is None

@@ -351,6 +351,15 @@ def test_empty_change_is_refused(wire: Wire, openstack: OpenStack) -> None:
     assert said.err.startswith('Nothing to change: give --priority')
 
 
+@pytest.mark.parametrize('typed', ['1_0', '9' * 5000])
+def test_wrong_number_is_refused(wire: Wire, openstack: OpenStack, typed: str) -> None:
+    said = openstack('precache', 'request', 'set', REQUEST_ID, '--max-parallel-hosts', typed)
+
+    assert (said.status, wire.asked) == (2, [])
+    assert said.err.startswith(f"argument --max-parallel-hosts: '{typed[:60]}'")
+    assert len(said.err) < 250
+
+
 def test_tasks_of_all_requests_listed(wire: Wire, openstack: OpenStack) -> None:
     found = [task('c1', 'cached', request_id=name) for name in 'ab']
     wire.answer('GET', '/v1/tasks', (200, {'tasks': found}))

@@ -112,6 +112,18 @@ def test_project_used_as_typed_without_keystone(wire: Wire, openstack: OpenStack
     assert wire.queries('/v1/requests') == [{'project_id': 'mine'}]
 
 
+def test_project_used_as_typed_in_standalone(wire: Wire, openstack: OpenStack) -> None:
+    nova = {'id': 'v2.1', 'status': 'CURRENT', 'version': '2.81', 'min_version': '2.1'}
+    links = [{'rel': 'self', 'href': f'{wire.url}/nowhere'}]
+    wire.answer('GET', '/nowhere', (200, {'version': {**nova, 'links': links}}))
+    wire.answer('GET', '/v1/requests', (200, {'requests': []}))
+
+    said = openstack('precache', 'list', '--project', 'mine')
+
+    assert said.status == 0, said.err
+    assert wire.queries('/v1/requests') == [{'project_id': 'mine'}]
+
+
 def test_ambiguous_cell_lists_uuids(wire: Wire, openstack: OpenStack) -> None:
     cells = [{'id': each, 'name': 'cell1'} for each in ('a', 'b')]
     wire.answer('GET', '/v1/cells', (200, {'cells': cells}))

@@ -240,6 +240,15 @@ def test_empty_aggregate_warned_about(wire: Wire, openstack: OpenStack) -> None:
     assert said.err == 'Aggregate edge has no hosts: nothing was cached.\n'
 
 
+def test_retries_end_at_timeout(wire: Wire, service: client.ApiClient) -> None:
+    wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
+    wire.answer('GET', PATH, RUNNING, RESTARTING)
+    watched = Watched(service, ends_at=2.25)
+
+    assert watched.watcher.watch(REQUEST_ID)['status'] == 'running'
+    assert sum(watched.pauses) == pytest.approx(2.25)
+
+
 def test_timeout_leaves_request_running(wire: Wire, openstack: OpenStack) -> None:
     wire.answer('GET', PATH, RUNNING)
     wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
