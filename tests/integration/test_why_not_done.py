@@ -144,15 +144,17 @@ def test_hanging_glance_is_named(user: User, site: Site) -> None:
     with site.frozen(CONDUCTOR):
         user.create(image_id)
         site.gateway.hang()
+    since = time.monotonic()
     with user.waiting():
-        user.assert_shown('Glance hangs before the download', time.monotonic())
+        user.assert_shown('Glance hangs before the download', since)
 
 
 def test_hanging_download_is_named(user: User, site: Site) -> None:
     _start_download(user)
+    site.gateway.hang()
+    since = time.monotonic()
     with user.waiting():
-        site.gateway.hang()
-        user.assert_shown('Glance hangs during the download', time.monotonic())
+        user.assert_shown('Glance hangs during the download', since)
 
 
 def test_wrong_glance_password_is_named(user: User, site: Site) -> None:
