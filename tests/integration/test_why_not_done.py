@@ -6,6 +6,7 @@ which these tests read.
 """
 
 import contextlib
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,12 @@ def _start_download(user: User, *arguments: str) -> str:
     user.create(image_id, *arguments)
     user.site.gateway.wait_for(1)
     return image_id
+
+
+def test_every_case_is_tested() -> None:
+    tested = pathlib.Path(__file__).read_text()
+    assert [case for case in small_site.answers() if case not in tested] == []
+    assert len(small_site.answers()) > 20
 
 
 def test_killed_host_is_named(user: User, site: Site) -> None:
