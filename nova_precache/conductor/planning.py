@@ -188,11 +188,11 @@ class _SilenceNotes:
         self._is_over.set()
         self._thread.join()
 
-    def each(self, checked: Iterable[str]) -> Iterator[str]:
-        """Yield what is to be checked; the check of each begins when it is yielded."""
-        for one in checked:
+    def each(self, image_ids: Iterable[str]) -> Iterator[str]:
+        """Yield ids of images; the check of an image begins when its id is yielded."""
+        for image_id in image_ids:
             self._began = time.monotonic()
-            yield one
+            yield image_id
 
     def _run(self) -> None:
         while not self._is_over.wait(NOTE_SECONDS):

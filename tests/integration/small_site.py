@@ -387,15 +387,21 @@ class User:
         self._waiting = None
 
     def assert_shown(self, case: str, since: float, host: str = 'host1') -> None:
-        """Check each row of a case: its text is shown there in time, counted from ``since``."""
+        """Check each row of a case: a command that was started in time shows its text.
+
+        :param since: when the fault began
+        """
         for answer in answers()[case]:
 
-            def is_shown(answer: Answer = answer) -> bool:
-                return answer.pattern.search(self._look(answer.where, host)) is not None
+            def found_at(answer: Answer = answer) -> float | None:
+                asked_at = time.monotonic()
+                seen = self._look(answer.where, host)
+                return asked_at if answer.pattern.search(seen) else None
 
             left = answer.seconds - (time.monotonic() - since)
-            wait_until(is_shown, f'{answer}; last seen:\n{self._look(answer.where, host)}', left)
-            self.measured.append((answer, time.monotonic() - since))
+            seconds = wait_until(found_at, str(answer), left) - since
+            self.measured.append((answer, seconds))
+            assert seconds <= answer.seconds, answer
 
     def _look(self, where: str, host: str) -> str:
         """Return what a command of the documentation shows now."""
