@@ -352,8 +352,8 @@ def _changed(parts: Parts, **asked: Any) -> Running:
 def test_changed_options_sent_once(parts: Parts, tell: stop_orders.StopOrders) -> None:
     running = _changed(parts, max_rate_bytes=700, deadline=FAR_AHEAD)
 
-    assert tell.change_transfers()
-    _look(parts, tell, tell.change_transfers)
+    for _ in range(2):
+        _look(parts, tell, tell.change_transfers)
 
     assert parts.compute.told == [Told('h1', running.order, '1 700 True')]
     assert not tell.change_transfers()
