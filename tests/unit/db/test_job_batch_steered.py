@@ -190,10 +190,10 @@ def test_each_call_has_own_terms(
     world: World,
 ) -> None:
     options = model.RequestOptions(max_rate_bytes=5)
-    world.planned(['h1'], ['i1'], options=options)
+    request = world.planned(['h1'], ['i1'], options=options)
     _pass_deadline(world, world.planned(['h2'], ['i1'], options=options))
 
     calls = _calls(world)
 
-    assert calls['h1'].terms == jobs.Terms(max_rate_bytes=5)
+    assert calls['h1'].terms == jobs.Terms(max_rate_bytes=5, asked_by=request.id)
     assert calls['h2'].terms == jobs.Terms(deadline_seconds=0)
