@@ -182,10 +182,10 @@ def test_joining_host_warmed_unasked(running: Running, image_id: str) -> None:
         pin.wait_warm(*service.hosts, fifth)
 
         assert fifth.base_path(image_id).stat().st_size == MIB
+        assert (pin.now()['status'], pin.now()['reason']) == ('active', None)
 
     assert len(running.gateway.served(image_id)) == 5
     assert pin.fetched() == sorted(host.name for host in (*service.hosts, fifth))
-    assert (pin.now()['status'], pin.now()['reason']) == ('active', None)
 
 
 def test_deleted_file_comes_back(running: Running, image_id: str) -> None:
