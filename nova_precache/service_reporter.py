@@ -47,6 +47,7 @@ class ServiceReporter:
         self._report_seconds = report_seconds
         self._first_seconds = first_seconds
         self._running: _Running | None = None
+        self._is_over = False
 
     def start(self) -> None:
         """Start to report, in the background and under a new id."""
@@ -58,6 +59,7 @@ class ServiceReporter:
 
     def stop(self) -> None:
         """Report that this process stops; do not wait long for a database that is away."""
+        self._is_over = True
         running, self._running = self._running, None
         if running is not None and not concurrency.stop_within(STOP_SECONDS, running):
             LOG.warning('The database did not take in time that %s stops', running.process.binary)
@@ -67,8 +69,12 @@ class ServiceReporter:
 
         A process that forks others serves nothing itself, so it does not report any longer.
         """
-        os.register_at_fork(after_in_parent=self._leave, after_in_child=self.start)
+        os.register_at_fork(after_in_parent=self._leave, after_in_child=self._start_in_child)
         self.start()
+
+    def _start_in_child(self) -> None:
+        if not self._is_over:
+            self.start()
 
     def _leave(self) -> None:
         """Stop without waiting: no lock may be taken between two forks."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import conf as options, model
+from nova_precache import conf as options, model, outages
 from nova_precache.cells import inventory
 from nova_precache.db import agents, hearing, jobs as db_jobs, request_actions, requests
 from nova_precache.db.engine import models, schema, session
@@ -312,8 +312,9 @@ def open_database(path: pathlib.Path) -> session.Database:
 @pytest.fixture
 def root_logger_as_it_was() -> Iterator[None]:
     """Restore the root logger, since the tested code configures logging for the whole process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, ours = logging.getLogger(), logging.getLogger(outages.__name__)
+    handlers, level, our_level = root.handlers[:], root.level, ours.level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    ours.setLevel(our_level)

@@ -169,7 +169,8 @@ def test_missing_eventlet_is_refused() -> None:
     ran = _python(f"sys.modules['eventlet'] = None\n{CHOOSE}", variable='eventlet')
 
     assert ran.stderr == (
-        'refused: NOVA_PRECACHE_CONCURRENCY = eventlet: eventlet is not installed\n'
+        'refused: NOVA_PRECACHE_CONCURRENCY = eventlet: eventlet is not installed: '
+        'install nova-precache[eventlet]\n'
     )
 
 

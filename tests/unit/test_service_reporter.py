@@ -164,3 +164,8 @@ def test_forked_worker_reports_for_itself(tmp_path: pathlib.Path) -> None:
 
     assert os.waitpid(child, 0)[1] == 0
     assert {line.split()[0] for line in path.read_text().splitlines()} == {str(child)}
+    forking.stop()
+    child = os.fork()
+    if not child:
+        os._exit(threading.active_count() - 1)
+    assert os.waitpid(child, 0)[1] == 0, 'a stopped reporter starts no thread'

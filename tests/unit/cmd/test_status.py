@@ -23,6 +23,8 @@ from nova_precache.db.engine import models, schema, session
 from nova_precache.wiring import common
 from tests.unit.conftest import LONG_AGO, open_database
 
+pytestmark = pytest.mark.usefixtures('root_logger_as_it_was')
+
 Run = Callable[[], tuple[int, dict[str, tuple[str, str | None]]]]
 
 CHECKS = (

@@ -67,7 +67,7 @@ def test_application_lists_versions_and_closes_database(
     assert answer.status_int == 200
     assert {version['id'] for version in answer.json['versions']} >= {'v2.1'}
     assert unclosed.databases(directory)
-    for close in at_exit:
+    for close in reversed(at_exit):
         close()
     assert not unclosed.databases(directory)
 
