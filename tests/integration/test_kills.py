@@ -95,8 +95,11 @@ def test_stopped_awaited_compute_served_later(
     deployment.stop(queued.name)
     deployment.gateway.release()
     wait_until(
-        lambda: ('retry_wait', 'no answer from the compute') in service.outcomes(request_id),
-        'its call was missed',
+        lambda: any(
+            status == 'retry_wait' and str(reason).startswith('host down: stopped at')
+            for status, reason in service.outcomes(request_id)
+        ),
+        'it waits for its compute',
     )
     deployment.start(queued.name)
     request = service.wait(request_id)
@@ -119,6 +122,7 @@ def test_compute_killed_in_conversion_converts_again(
     converting = _slow_converter(tmp_path, qemu_img)
     deployment.stop(host.name)
     deployment.start(host.name, PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    wait_until(lambda: service.get(f'/hosts/{host.name}')['host']['status'] == 'up', 'it is back')
     request_id = service.cache(service.aggregate('convert', (host,)), image_id)
     wait_until(converting.exists, 'the conversion runs')
 
