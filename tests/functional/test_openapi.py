@@ -104,6 +104,7 @@ class Counted:
     def __call__(self, environ: dict[str, Any], start_response: Application) -> Any:
         def count(status: str, *more: Any) -> Any:
             path = re.sub(r'^/v1/(\w+)/[^/]+', r'/v1/\1/{}', environ['PATH_INFO'])
+            path = re.sub(r'^/v1/hosts/{}/images/[^/]+', '/v1/hosts/{}/images/{}', path)
             self.answers[environ['REQUEST_METHOD'], path, int(status[:3])] += 1
             return start_response(status, *more)
 
@@ -120,6 +121,7 @@ def counted(tmp_path: pathlib.Path) -> Iterator[Counted]:
     conf = options.new(config_files=[])
     conf.set_override('auth_strategy', 'noauth2', 'api')
     conf.set_override('connection', f'sqlite:///{tmp_path}/precache.sqlite', 'database')
+    conf.set_override('service_down_time', 3600)  # no host reports during the calls
     database = session.connect(conf)
     schema.sync(database)
     cells = names.CellNames(inventory.Inventory(database))
