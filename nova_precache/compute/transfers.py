@@ -256,10 +256,9 @@ class Transfers:
     def _join(
         self, transfer: Transfer, job_id: str, epoch: int, options: model.TransferOptions
     ) -> Subscriber:
-        is_new = job_id not in transfer.followers
         follower = transfer.followers.setdefault(job_id, Subscriber(epoch, options))
         # An older call may arrive late, and the same one twice, after its options were changed.
-        if is_new or epoch > follower.epoch:
+        if (epoch, 0) >= (follower.epoch, follower.changes):
             follower.epoch, follower.changes = epoch, 0
             self._set_options(job_id, follower, options)
         transfer.adjust()
