@@ -127,25 +127,27 @@ class Services:
     def _replace(
         self, session: orm.Session, process: model.ServiceProcess, now: datetime.datetime
     ) -> bool:
-        """Delete one row of the host and the binary that was down before the process started."""
-        row, down = models.Service, model.HostStatus.DOWN
-        started_at = sa.select(row.started_at).where(row.id == process.id)
-        before = (
-            sa.select(row.id)
-            .where(
-                row.binary == process.binary,
-                row.host == process.host,
-                row.id != process.id,
-                row.seen_at <= session.scalars(started_at).one(),
-                standing.has_status(row, hearing.SERVICES, down, now, self._down),
-            )
-            .order_by(row.stopped_at.is_(None), row.seen_at, row.id)
+        """Delete the row of the process whose place this one takes, once that is down.
+
+        It is the last one of the host and the binary that was seen before this one started. A
+        process that died before it replaced another leaves that one to its own successor.
+        """
+        row = models.Service
+        started_at = session.scalars(sa.select(row.started_at).where(row.id == process.id)).one()
+        down = standing.has_status(row, hearing.SERVICES, model.HostStatus.DOWN, now, self._down)
+        earlier = (
+            sa.select(row.id, row.started_at, down.label('is_down'))
+            .where(row.binary == process.binary, row.host == process.host, row.id != process.id)
+            .order_by(row.seen_at.desc(), row.id)
             .limit(1)
         )
-        found = session.scalars(before).first()
-        if found is None:
-            return False
-        return db_session.rowcount(session.execute(sa.delete(row).where(row.id == found))) == 1
+        has_replaced = False
+        while True:
+            found = session.execute(earlier.where(row.seen_at <= started_at)).first()
+            if found is None or not found.is_down:
+                return has_replaced
+            session.execute(sa.delete(row).where(row.id == found.id))
+            has_replaced, started_at = True, found.started_at
 
     def _every(self, now: datetime.datetime, status: model.HostStatus | None) -> sa.Subquery:
         process, agent = models.Service, models.Agent

@@ -86,7 +86,7 @@ def test_restart_replaces_killed_process(world: World, known: services.Services)
 
 def test_process_replaces_only_one(world: World, known: services.Services) -> None:
     third = dataclasses.replace(CONDUCTOR, id='c-3')
-    for process in (CONDUCTOR, SECOND, third):
+    for process in (CONDUCTOR, SECOND, CONDUCTOR, third):
         known.report(process, replaces=False)
     for process in (CONDUCTOR, SECOND):
         known.stop(process.id)
@@ -95,6 +95,19 @@ def test_process_replaces_only_one(world: World, known: services.Services) -> No
     assert not known.report(third, replaces=False)
 
     assert sorted(_statuses(known).values()) == ['down', 'up']
+
+
+def test_crashing_process_leaves_no_rows(world: World, known: services.Services) -> None:
+    third = dataclasses.replace(CONDUCTOR, id='c-3')
+    known.report(CONDUCTOR, replaces=True)
+    assert not known.report(SECOND, replaces=True)  # it dies before the first one is down
+    assert not known.report(third, replaces=True)
+    for process in (CONDUCTOR, SECOND):
+        _silence(world, process)
+
+    assert known.report(third, replaces=True)
+
+    assert _statuses(known) == {'c-3': 'up'}
 
 
 def test_process_replaces_no_later_one(world: World, known: services.Services) -> None:
