@@ -123,6 +123,8 @@ def test_services_stop_and_replace(database: session.Database) -> None:
     assert statistics.Statistics(database, DOWN_SECONDS).hosts() == {
         world.cell.uuid: statistics.HostCount(up=1, down=1)
     }
+    assert not known.report(third, replaces=True)  # in place of the second, as far as is known
+    known.report(second, replaces=False)
     assert known.report(third, replaces=True)
     world.living('h1')
     assert found() == [('agent-h1', 'up'), ('agent-h2', 'up'), ('c-1', 'up'), ('c-2', 'up')]
