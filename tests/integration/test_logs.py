@@ -15,7 +15,7 @@ from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Changes, Deployment
 from tests.service import wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MIB = 1024**2
 QUIET: Changes = {'DEFAULT': {'debug': False}, 'image_cache': {'precache_max_attempts': 2}}

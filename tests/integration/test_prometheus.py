@@ -21,7 +21,7 @@ from tests.service import wait_until
 from tools import waiting
 from tools.servers import prometheus
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RULES = ROOT / 'etc' / 'prometheus' / 'nova-precache.rules.yaml'

@@ -24,7 +24,7 @@ from tools.servers.glance import GlanceUnderKeystone
 from tools.servers.rabbitmq import RabbitMQ
 
 MIB = 1024**2
-pytestmark = pytest.mark.timeout(600)  # the servers are started for the first test
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test starts servers
 
 
 @pytest.fixture(scope='module')
