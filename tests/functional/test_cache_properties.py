@@ -449,7 +449,7 @@ def test_process_may_die_at_any_operation(
 
 @pytest.mark.parametrize('when', [When.BEFORE, When.AFTER])
 def test_process_may_die_during_removal(tmp_path: pathlib.Path, when: When) -> None:
-    """Afterwards the image is there, whole, or gone; the next start removes what is left."""
+    """The image is then whole or removed; the next start removes leftovers."""
     image = made('some buffers')
     nth, outcomes = 0, set()
     while True:

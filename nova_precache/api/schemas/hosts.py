@@ -4,16 +4,16 @@
 from nova_precache import model
 from nova_precache.api.schemas import common
 from nova_precache.api.schemas.common import described, nullable
+from nova_precache.db import agents, caches
 
 _STATUS: model.Json = {'type': 'string', 'enum': list(map(str, model.HostStatus))}
 
 BY_HOST = {'host': described(common.HOST, 'The name of the host.')}
 BY_HOST_IMAGE = {**BY_HOST, 'image_id': described(common.UUID, 'The id of the image.')}
 BY_IMAGE = {'id': described(common.UUID, 'The id of the image.')}
-SORT_KEYS = ('host', 'cell', 'seen_at', 'version', 'driver', 'cache_bytes', 'free_bytes')
-_SORT_FILES = ('size_bytes', 'disk_bytes', 'touched_at', 'used_by')
-SORT_IMAGES = ('name', *_SORT_FILES)
-SORT_IMAGE_HOSTS = ('host', *_SORT_FILES)
+SORT_KEYS = tuple(agents.HOSTS.keys)
+SORT_IMAGES = tuple(caches.FILES_OF_HOST.keys)
+SORT_IMAGE_HOSTS = tuple(caches.FILES_OF_IMAGE.keys)
 INDEX = common.strict(
     {
         'limit': common.LIMIT,

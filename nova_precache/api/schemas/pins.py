@@ -4,6 +4,7 @@
 from nova_precache import model
 from nova_precache.api.schemas import common
 from nova_precache.api.schemas.common import described, nullable
+from nova_precache.db import pins
 
 _STATUS: model.Json = {'type': 'string', 'enum': [str(status) for status in model.PinStatus]}
 _PIN_ID = described(common.UUID, 'The id of the pin.')
@@ -28,7 +29,7 @@ CREATE = common.only(
         'The pin.',
     ),
 )
-SORT_KEYS = ('created_at', 'until', 'status', 'checked_at', 'ended_at')
+SORT_KEYS = tuple(pins.PINS.keys)
 INDEX = common.strict(
     {
         'sort': common.sort(SORT_KEYS),

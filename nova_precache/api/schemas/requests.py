@@ -7,6 +7,7 @@ A null field in a body counts as absent. Query parameters are lists of their val
 from nova_precache import model
 from nova_precache.api.schemas import common
 from nova_precache.api.schemas.common import described, nullable
+from nova_precache.db.request import queries
 
 _REQUEST_ID = described(common.UUID, 'The id of the request.')
 BY_ID = {'id': _REQUEST_ID}
@@ -164,7 +165,7 @@ RETRY = common.only(
 )
 ACTION: model.Json = {'oneOf': [CANCEL, PAUSE, RESUME, RETRY]}
 
-SORT_KEYS = ('created_at', 'finished_at', 'priority', 'status')
+SORT_KEYS = tuple(queries.REQUESTS.keys)
 
 INDEX = common.strict(
     {
@@ -193,21 +194,7 @@ INDEX = common.strict(
         'marker': common.marker(common.UUID, 'id'),
     }
 )
-SORT_TASKS = (
-    'id',
-    'request_id',
-    'host',
-    'image_id',
-    'status',
-    'attempts',
-    'bytes_done',
-    'bytes_total',
-    'rate_bytes',
-    'next_attempt_at',
-    'created_at',
-    'started_at',
-    'finished_at',
-)
+SORT_TASKS = tuple(queries.TASKS.keys)
 _TASKS: model.Json = {
     'status': _either(model.TaskStatus, 'Only tasks in this status.'),
     'host': common.once(described(common.NAME, 'Only tasks of this host.')),
