@@ -327,28 +327,20 @@ class _Page:
             rank = status not in model.TASK_WORKING, task_id
             first[request_id] = min(rank, first.get(request_id, rank))
         ids = [task_id for _, task_id in first.values()]
-        tasks: list[model.Task] = []
-        for chunk in db_session.chunks(ids):
-            tasks += map(
-                rows.task, self._session.scalars(sa.select(_TASK).where(_TASK.id.in_(chunk)))
-            )
-        return tasks
+        return [rows.task(row) for (row,) in self._chunked(sa.select(_TASK), _TASK.id, ids)]
 
     def stale_rates(self) -> Mapping[str, int]:
         """Map requests to the sum of the rates that silent or restarted computes reported."""
         silent = self.service.now - self.service.compute_silent
         agent = models.Agent
-        is_stale = sa.and_(
-            agent.host.is_not(None),
-            sa.or_(
-                sa.and_(agent.seen_at < silent, _JOB.progress_at < silent),
-                agent.started_at > _JOB.progress_at,
-            ),
+        is_stale = sa.or_(
+            sa.and_(agent.seen_at < silent, _JOB.progress_at < silent),
+            agent.started_at > _JOB.progress_at,
         )
         query = (
             sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes))
             .join(_JOB, _JOB.uuid == _TASK.job_uuid)
-            .outerjoin(agent, agent.host == _TASK.host)
+            .join(agent, agent.host == _TASK.host)
             .where(_TASK.status.in_(model.TASK_WORKING), _TASK.rate_bytes > 0, is_stale)
             .group_by(_TASK.request_id)
         )

@@ -30,7 +30,7 @@ def new_agent(
     """Build the compute of ``[DEFAULT] host``.
 
     :param computes: the metrics of the computes of this process
-    :param healthy: the health of this process
+    :param healthy: the health of this process, if it is served
     :raises nova_precache.exception.ConfigError: an option cannot be used on this host
     """
     identity = _identity(conf)
@@ -73,14 +73,15 @@ def new_agent(
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )
-    checks = compute_health.ComputeHealth(
-        lambda: compute.is_registered,
-        transport,
-        reporter,
-        driver,
-        common.silent_seconds(conf.report_interval),
-    )
-    (healthy or health.Health()).add(f'compute {conf.host}', checks.check)
+    if healthy is not None:
+        checks = compute_health.ComputeHealth(
+            lambda: compute.is_registered,
+            transport,
+            reporter,
+            driver,
+            common.silent_seconds(conf.report_interval),
+        )
+        healthy.add(f'compute {conf.host}', checks.check)
     return compute
 
 
