@@ -188,7 +188,10 @@ class Deployment:
 
     def wait_until_hosts_are_up(self) -> None:
         """Wait until all have read their files and answer, and each host has just reported."""
-        fresh = "SELECT host FROM agents WHERE seen_at > datetime('now', '-2 seconds')"
+        fresh = """
+            SELECT host FROM agents
+            WHERE seen_at > datetime('now', '-2 seconds') AND coalesce(stopped_at < started_at, 1)
+        """
 
         def are_up() -> bool:
             ended = {name: each.poll() for name, each in self.processes.items()}
@@ -260,8 +263,7 @@ class Deployment:
         for name in names:
             self.configure(name, changes)
             self.start(name)
-        if API in names:
-            doors.wait_until(self._answers, 'the API answers')
+        self.wait_until_hosts_are_up()
         try:
             yield
         finally:

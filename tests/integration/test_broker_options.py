@@ -33,7 +33,6 @@ def test_services_work_with_queue_manager(
         'oslo_messaging_rabbit': {'use_queue_manager': True, 'processname': f'{prefix}-$host'}
     }
     with deployment.configured(deployment.names, changes):
-        deployment.wait_until_hosts_are_up()
         request = service.wait(service.cache(service.aggregate('queue manager'), image_id))
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})

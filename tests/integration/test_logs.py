@@ -31,7 +31,6 @@ def quiet(deployment: Deployment) -> Iterator[Deployment]:
     """A deployment that logs at the default level; the disk of its last host is full."""
     *others, full = deployment.names
     with deployment.configured(others, QUIET), deployment.configured([full], FULL):
-        deployment.wait_until_hosts_are_up()
         deployment.forget_logs()
         yield deployment
 

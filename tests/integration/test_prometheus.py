@@ -112,7 +112,6 @@ def _scraped(
             targets[job].append(f'{process.HOST}:{port}')
             changes = {'metrics': {'port': port}, **(FULL if name == full else {})}
             stack.enter_context(deployment.configured([name], changes))
-        deployment.wait_until_hosts_are_up()
         yield stack.enter_context(running(prometheus.Prometheus(directory, targets)))
 
 

@@ -250,7 +250,6 @@ def test_download_survives_glance_restart(
     local_link.hold(at_byte=4 * MIB)
     here = {'glance': {'endpoint_override': local_link.url}}
     with deployment.configured([host.name], here):
-        deployment.wait_until_hosts_are_up()
         request_id = service.cache(service.aggregate(image_id, (host,)), image_id)
         local_link.wait_for(1)
 

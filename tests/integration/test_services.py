@@ -151,7 +151,6 @@ def health(deployment: Deployment, free_port: Callable[[], int]) -> Any:
         deployment.configured(names[:1], {'metrics': {'port': ports[names[0]]}}),
         deployment.configured(names[1:], {'metrics': {'port': ports[names[1]]}}),
     ):
-        deployment.wait_until_hosts_are_up()
         yield names, ask, parts
 
 

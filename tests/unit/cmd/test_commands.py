@@ -199,7 +199,7 @@ def test_unknown_threads_reported_in_one_line(command: str) -> None:
     ('command', 'database', 'said'),
     [
         ('manage', '', '[database] connection is not set'),
-        ('manage', 'connection = sqlite:////nonexistent/x.sqlite', 'unable to open database file'),
+        ('manage', 'connection = sqlite:////dev/null/x.sqlite', 'unable to open database file'),
         ('manage', 'connection = sqlite:///{directory}/x.sqlite', 'nova-precache-manage db sync'),
         ('api', 'connection = sqlite:///{directory}/x.sqlite', 'nova-precache-manage db sync'),
         (

@@ -18,6 +18,7 @@ from tests.unit.conftest import open_database
 
 COMMANDS = ('api', 'compute', 'conductor', 'manage', 'standalone', 'status')
 PASSWORD = 's3cret'
+NOWHERE = '/dev/null/nowhere'  # no process can create it
 # Imports fail as where the modules are not installed.
 _WITHOUT = """
 import sys
@@ -30,7 +31,7 @@ sys.argv[0] = 'nova-precache-{command}'
 
 
 def _run(
-    command: str, *arguments: object, missing: tuple[str, ...] = (), home: object = '/nonexistent'
+    command: str, *arguments: object, missing: tuple[str, ...] = (), home: object = NOWHERE
 ) -> subprocess.CompletedProcess[str]:
     code = _WITHOUT.format(missing=missing, command=command)
     return subprocess.run(
@@ -116,7 +117,7 @@ DATABASES = [
     ('mysql+pymysql://u:{password}@127.0.0.1:1/x', (), "Can't connect to MySQL server on"),
     ('mysql+pymysql://u:{password}@no.invalid/x', (), "server on 'no.invalid'"),
     ('postgresql+psycopg://u:{password}@127.0.0.1:1/x', (), 'Connection refused'),
-    ('sqlite:////nonexistent/x.sqlite', (), 'there is no directory /nonexistent'),
+    (f'sqlite:///{NOWHERE}/x.sqlite', (), f'there is no directory {NOWHERE}'),
     ('sqlite:///{directory}', (), '{directory}: (sqlite3.OperationalError) unable to open'),
     ('sqlite:///{directory}/nova-precache.conf', (), 'nova-precache.conf: (sqlite3.DatabaseError)'),
 ]
@@ -243,12 +244,13 @@ def test_wrong_schema_names_remedy(
 @pytest.mark.parametrize(
     ('arguments', 'why'),
     [
-        (('--config-file', '/nonexistent.conf'), '/nonexistent.conf'),
-        (('--config-file', '/dev/null/x.conf'), '/dev/null/x.conf'),
-        (('--config-dir', '/nonexistent'), '/nonexistent'),
+        (('--config-file', '/proc/x.conf'), '/proc/x.conf'),
+        (('--config-file', NOWHERE), NOWHERE),
+        (('--config-dir', '/proc/x'), '/proc/x'),
+        (('--config-dir', NOWHERE), NOWHERE),
         (('--config-file', '/dev'), "Is a directory: '/dev'"),
-        (('--log-file', '/nonexistent/x.log'), 'The log cannot be set up: [Errno 2] No such file'),
-        (('--log-config-append', '/nonexistent.yaml'), 'The log cannot be set up: '),
+        (('--log-file', '/proc/x/x.log'), 'The log cannot be set up: [Errno 2] No such file'),
+        (('--log-config-append', '/proc/x.yaml'), 'The log cannot be set up: '),
     ],
 )
 def test_unreadable_configuration_reported(arguments: tuple[str, ...], why: str) -> None:

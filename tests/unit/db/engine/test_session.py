@@ -160,7 +160,7 @@ def _connect(url: str | None) -> session.Database:
         ('', 'is not set'),
         ('nonsense', 'check that it is a URL'),
         ('sqlite+pysqlite://user:pass@host:word/name', 'check that it is a URL'),
-        ('sqlite+pysqlite:////nonexistent/precache.sqlite', 'unable to open database file'),
+        ('sqlite+pysqlite:////dev/null/x.sqlite', 'unable to open database file'),
         ('nodb://user:password@host/name', 'nodb'),
         ('mysql+nodriver://user:password@host/name', 'nodriver'),
     ],
