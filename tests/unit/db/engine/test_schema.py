@@ -56,6 +56,7 @@ def test_transaction_counters_exist(new_database: session.Database) -> None:
         'claimed_hosts': 0,
         'requests': 0,
         'pins': 0,
+        'counts_checked': 0,
     }
 
 
