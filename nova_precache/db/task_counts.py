@@ -250,7 +250,7 @@ def _to_check(session: orm.Session, every_seconds: float) -> Sequence[str]:
     )
     if db_session.rowcount(taken) != 1:
         return ()
-    since = _1970 + datetime.timedelta(seconds=last) - ENDED
+    since = _1970 + datetime.timedelta(seconds=min(last, now)) - ENDED
     may_differ = sa.or_(request.status.in_(model.REQUEST_ACTIVE), request.finished_at >= since)
     return session.scalars(sa.select(request.id).where(may_differ).order_by(request.number)).all()
 

@@ -56,6 +56,11 @@ class Changes:
             if origin != target
         }
 
+    def discard(self, status: str) -> None:
+        """Allow changes to a status of a later release."""
+        with self._database.engine.begin() as connection:
+            connection.execute(sa.text('DELETE FROM changes WHERE target = :s'), {'s': status})
+
     def discard_new(self) -> None:
         with self._database.engine.begin() as connection:
             connection.execute(sa.text('DELETE FROM changes WHERE origin IS NULL'))
