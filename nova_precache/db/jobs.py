@@ -291,9 +291,9 @@ class Jobs:
             return bool(job_claim.most_urgent(session, avoid_cells, 1, limits))
 
     def postpone_due(self, host: str, why: model.ImageOutcome, delay_seconds: float) -> int:
-        """Postpone the due jobs of a claimed host that wait; return their number.
+        """Postpone the due jobs of a host that are assigned to no call; return their number.
 
-        They were not called, so this does not count as an attempt.
+        This does not count as an attempt.
         """
         job = models.Job
         due = job_claim.due(db_session.database_now(), model.TASK_WAITING)
@@ -304,7 +304,7 @@ class Jobs:
             delays = {
                 each: delay_seconds
                 for each in locked.values()
-                if each.is_due and each.status in model.TASK_WAITING
+                if each.is_due and each.status in model.TASK_WAITING and each.epoch is None
             }
             job_outcome.schedule_retry(session, delays, why)
             return len(delays)

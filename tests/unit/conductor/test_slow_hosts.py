@@ -8,6 +8,7 @@ import pytest
 from nova_precache import model
 from nova_precache.compute import rpcapi
 from nova_precache.db.engine import models
+from tests import counting
 from tests.unit.conductor.conftest import POLICY, Parts, Step
 from tests.unit.conftest import BROKEN
 
@@ -62,6 +63,7 @@ def test_slow_host_gives_slot_to_another(parts: Parts) -> None:
         assert POLICY.max_delay_seconds - 10 < _wait_seconds(parts, job)
         assert _wait_seconds(parts, job) <= POLICY.max_delay_seconds
     assert parts.world.claim('c1', 100) is None, 'it takes no second turn'
+    assert counting.counters(parts.world.database) == counting.sums(parts.world.database)
     assert parts.world.claimed() == 0
 
 
@@ -209,3 +211,16 @@ def test_cancel_during_slow_call_ends_task(parts: Parts) -> None:
     parts.serve()
 
     assert parts.world.statuses(request) == {('h1', 'i1'): 'cancelled'}
+
+
+def test_assigned_job_of_slow_host_stays(parts: Parts) -> None:
+    """Another conductor has taken over the host, and calls it for the other image."""
+    parts.world.planned(['h1'], ['i1', 'i2'])
+    first = parts.world.begun('c1')
+    parts.world.jobs.release('c1', ['h1'])
+    other = _job(parts, 'h1', 'i2')
+    parts.world.change(models.Job, models.Job.uuid == other.uuid, epoch=first.epoch + 1)
+
+    assert parts.world.jobs.postpone_due('h1', CRAWLS, 100) == 0
+
+    assert _job(parts, 'h1', 'i2').status == 'queued'
