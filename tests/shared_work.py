@@ -19,7 +19,7 @@ _COMPILED: LRUCache[object, object] = LRUCache(_MOST_STATEMENTS)
 
 
 class Dialect(pysqlite.SQLiteDialect_pysqlite):
-    """SQLite's, whose engines share what they have compiled: all dialects of a process are equal."""
+    """SQLite's, whose engines share compiled statements: all dialects of a process are equal."""
 
     supports_statement_cache = True
 
