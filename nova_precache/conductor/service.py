@@ -13,6 +13,7 @@ from nova_precache.conductor import (
     dispatcher,
     lifecycle,
     manager,
+    pin_loop,
     report_buffer,
     rpcapi,
 )
@@ -30,7 +31,6 @@ class Periods:
     """Periodic work of a conductor, with intervals in seconds.
 
     :ivar purge: removes requests that are too old
-    :ivar keep_pins: requests the files that pins lack
     """
 
     lease_seconds: float
@@ -38,8 +38,6 @@ class Periods:
     heartbeat_seconds: float
     cells_seconds: float
     purge: Callable[[], object]
-    pin_seconds: float
-    keep_pins: Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Conductor:
         conductor_id: str,
         dispatch: dispatcher.Dispatcher,
         lifecycle_loop: lifecycle.LifecycleLoop,
+        keep_pins: pin_loop.PinLoop,
         announce: announcer.Announcer,
         reports: report_buffer.ReportBuffer,
         job_store: jobs.Jobs,
@@ -79,6 +78,7 @@ class Conductor:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
         self._lifecycle_loop = lifecycle_loop
+        self._pin_loop = keep_pins
         self._announcer = announce
         self._reports = reports
         self._jobs = job_store
@@ -98,7 +98,6 @@ class Conductor:
                 (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
-                (periods.pin_seconds, periods.keep_pins),
             ],
         )
 
@@ -108,6 +107,7 @@ class Conductor:
         self._periodic.start()
         self._announcer.start()
         self._lifecycle_loop.start()
+        self._pin_loop.start()
         self._dispatcher.start()
         LOG.info('Conductor %s runs', self._conductor_id)
 
@@ -134,7 +134,8 @@ class Conductor:
             LOG.exception('Stopping a part of the conductor failed')
 
     def _stop_the_others(self) -> None:
-        concurrency.stop_all([self._lifecycle_loop, self._announcer, *self._served.values()])
+        loops = (self._lifecycle_loop, self._pin_loop, self._announcer)
+        concurrency.stop_all([*loops, *self._served.values()])
         if not concurrency.stop_within(PART_STOP_SECONDS, self._periodic):
             LOG.warning(
                 'Periodic work of the conductor did not stop within %g s', PART_STOP_SECONDS

@@ -20,7 +20,7 @@ from nova_precache.image import fake
 from tests.unit.conductor.conftest import Lines
 from tests.unit.conftest import LIMITS, LONG_AGO, World
 
-RULES = keeping.PinRules(interval_seconds=0, hosts_per_round=10, minimum_age_seconds=24 * 3600)
+RULES = keeping.PinRules(interval_seconds=0, slots=10, minimum_age_seconds=24 * 3600)
 NOW = datetime.datetime(2030, 1, 1)  # noqa: DTZ001 - as the database keeps it
 HOUR = datetime.timedelta(hours=1)
 MINUTE = datetime.timedelta(minutes=1)
@@ -229,7 +229,7 @@ def test_paused_request_shows_as_fault(site: Site) -> None:
 
 
 def test_hosts_per_round_bounded(site: Site) -> None:
-    site.rules = dataclasses.replace(RULES, hosts_per_round=2)
+    site.rules = dataclasses.replace(RULES, slots=2)
     pin = site.pin(['h1', 'h2', 'h3', 'h4', 'h5'])
 
     for _ in range(3):
@@ -244,7 +244,7 @@ def test_hosts_per_round_bounded(site: Site) -> None:
 
 
 def test_failing_hosts_do_not_delay_others(site: Site) -> None:
-    site.rules = dataclasses.replace(RULES, hosts_per_round=1)
+    site.rules = dataclasses.replace(RULES, slots=1)
     pin = site.pin(['h1', 'h2', 'h3'])
     began = _just_now(site) - HOUR
 
@@ -300,7 +300,7 @@ def test_file_touched_at_half_expiry_age(site: Site) -> None:
 
 
 def test_request_quota_counts_only_requested_hosts(site: Site) -> None:
-    site.rules = dataclasses.replace(RULES, hosts_per_round=2)
+    site.rules = dataclasses.replace(RULES, slots=2)
     pin = site.pin(['h1', 'h2', 'h3'])
 
     site.reconciler(request_store=_limited(site, max_tasks_per_request=2)).run()
