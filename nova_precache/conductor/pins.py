@@ -184,11 +184,13 @@ class _Backlog:
     """Hosts that seemed to need images of a pin when this conductor last checked it.
 
     :ivar aggregate: without its hosts
+    :ivar last_number: of the pin's newest request at that time
     """
 
     pin: model.Pin
     aggregate: model.Aggregate
     hosts: collections.deque[str]
+    last_number: int
 
     def take(self, count: int) -> list[str]:
         return [self.hosts.popleft() for _ in range(min(count, len(self.hosts)))]
@@ -306,10 +308,12 @@ class Reconciler:
         unreached = self._unreached(aggregate.hosts)
         hosts = [host for host in aggregate.hosts if host not in unreached]
         choice = self._choose(taken, hosts, left)
-        reason = _problems(self._pins.asked(pin.id).unfinished, unreached, choice)
+        asked = self._pins.asked(pin.id)
+        reason = _problems(asked.unfinished, unreached, choice)
         if self._pins.checked(pin.id, self._conductor_id, reason, gone) and choice.wanted:
             without_hosts = dataclasses.replace(aggregate, hosts=())
-            self._backlogs[pin.id] = _Backlog(pin, without_hosts, collections.deque(choice.wanted))
+            hosts_left = collections.deque(choice.wanted)
+            self._backlogs[pin.id] = _Backlog(pin, without_hosts, hosts_left, asked.last_number)
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that would get no task now to the reason."""
@@ -394,7 +398,8 @@ class Reconciler:
                 return
             # Before the batch is chosen: a request of this pin that is made meanwhile, by
             # another conductor, has this key, and is returned instead of a duplicate.
-            key = f'pin {pin.id} after {self._pins.asked(pin.id).last_number}'
+            asked = self._pins.asked(pin.id, backlog.last_number)
+            key = f'pin {pin.id} after {asked.last_number}'
             batch = self._next_batch(read, backlog, images, most - requested)
             if batch is None:
                 return
@@ -408,17 +413,17 @@ class Reconciler:
         self, read: pins.PinAt, backlog: _Backlog, images: Sequence[model.Image], most: int
     ) -> Batch | None:
         """Take the next hosts that need the same images; None if no host needs any."""
-        portion = limit = min(most, HOSTS_AT_ONCE)
+        portion = most
         while some := backlog.take(portion):
             unreached = self._unreached(some)
             hosts = [host for host in some if host not in unreached]
             choice = self._choose(read, hosts, images)
             if choice.wanted:
                 first = choice.batches[0]
-                batch = dataclasses.replace(first, hosts=first.hosts[:limit])
+                batch = dataclasses.replace(first, hosts=first.hosts[:most])
                 backlog.put_back([host for host in choice.wanted if host not in batch.hosts])
                 return batch
-            portion = min(2 * portion, HOSTS_AT_ONCE)  # they were filled meanwhile
+            portion *= 2  # they were filled meanwhile, and so may be many of the next
         return None
 
     def _request(self, backlog: _Backlog, batch: Batch, key: str) -> bool:
