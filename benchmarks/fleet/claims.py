@@ -54,10 +54,11 @@ def measure(
     with site.opened(case, database_url) as world:
         computes = SimulatedComputes(world.parts.jobs)
         world.simulate(computes)
+        locks = _locks(world.parts.database)
         with world.conducting():
             _do_once(world)
             computes.called.clear()
-            locks = _locks(world.parts.database)
+            locks.clear()
             request = world.ask(world.new_request(1, world.site.fleet))
             poll = site.StatusPoll(world.parts.database, request.id)
             poll.until_planned()

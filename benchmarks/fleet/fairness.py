@@ -28,7 +28,7 @@ URGENT_HOSTS = 10
 URGENT_BESIDE_HOSTS = 5
 STALLING_HOSTS, FAST_HOSTS = 99, 101
 BESIDE_CRAWLING = 5
-# After so many images, the results are read.
+# The results are read after this number of images.
 ENOUGH_IMAGES = 20
 URGENT_AFTER_IMAGES = 5
 CRAWLED_IMAGES = 2

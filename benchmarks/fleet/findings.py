@@ -103,11 +103,21 @@ def read(found: Reads) -> Table:
 
 def watched(found: Reads) -> Table:
     """Return a table of what clients cost that wait for a request."""
-    head = ('clients that wait', 'reads a second', 'p50 ms', 'API: cores', 'MariaDB: cores')
+    head = (
+        'clients that wait',
+        'reads a second',
+        'answered 304',
+        'failed',
+        'p50 ms',
+        'API: cores',
+        'MariaDB: cores',
+    )
     each = found.watched
     row = (
         f'{each.watchers:,}',
         f'{each.reads:.0f}',
+        f'{each.unchanged_share * 100:.0f} %',
+        f'{each.failed_share * 100:.0f} %',
         f'{each.p50_ms:.1f}',
         f'{each.api_cores:.2f}',
         f'{each.database_cores:.2f}',

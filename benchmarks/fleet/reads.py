@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Self
 
@@ -51,6 +51,7 @@ _PROGRESS_SECONDS = 1.0
 _RATE_BYTES = 10 * 1024**2
 _API_THREADS = 16
 _STOP_SECONDS = 60.0
+_NOT_MODIFIED, _FAILED = 304, 500
 
 _CONFIGURATION = """\
 [DEFAULT]
@@ -93,10 +94,14 @@ class Watched:
     """What clients that wait for the request cost.
 
     :ivar reads: of all of them, a second
+    :ivar unchanged_share: of these reads, those answered with 304
+    :ivar failed_share: likewise, those answered with 500 and above
     """
 
     watchers: int
     reads: float
+    unchanged_share: float
+    failed_share: float
     p50_ms: float
     api_cores: float
     database_cores: float
@@ -104,6 +109,15 @@ class Watched:
     @property
     def cores(self) -> float:
         return self.api_cores + self.database_cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer: its status, when it was complete, and the seconds since its request."""
+
+    status: int
+    ended: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,14 +250,14 @@ class Client:
 
     The session of the ``openstack`` command would take more than the API.
 
-    :ivar taken: the end and the duration of each request
+    :ivar answers: all of them
     """
 
-    def __init__(self, port: int, taken: list[tuple[float, float]] | None = None) -> None:
+    def __init__(self, port: int, answers: list[Answer] | None = None) -> None:
         self._connection = http.client.HTTPConnection(
             process.HOST, port, timeout=osc_client.TIMEOUT_SECONDS
         )
-        self.taken = [] if taken is None else taken
+        self.answers = [] if answers is None else answers
 
     def __enter__(self) -> Self:
         return self
@@ -271,7 +285,7 @@ class Client:
             self._connection.close()
             raise keystone.ConnectFailure(str(exc)) from exc
         ended = time.monotonic()
-        self.taken.append((ended, ended - began))
+        self.answers.append(Answer(got.status, ended, ended - began))
         answer = requests.Response()
         answer.status_code, answer.reason, answer.url = got.status, got.reason, url
         answer.headers.update(got.getheaders())
@@ -298,12 +312,12 @@ class _Bench:
         """Read one thing again and again."""
         with Client(self.api.port) as client:
             self._read(client, path, _FIRST_READS)
-            client.taken.clear()
+            client.answers.clear()
             statements, api, database = self._statements(), *self._cpu()
             self._read(client, path, self.count)
             api_seconds, database_seconds = self._cpu()
-        count = len(client.taken)
-        taken_ms = [seconds * 1000 for _, seconds in client.taken]
+        count = len(client.answers)
+        taken_ms = [each.seconds * 1000 for each in client.answers]
         return Read(
             what,
             p50_ms=statistics.median(taken_ms),
@@ -315,20 +329,23 @@ class _Bench:
 
     def _read(self, client: Client, path: str, most: int) -> None:
         ends_at = time.monotonic() + _READ_SECONDS
-        while len(client.taken) < 2 or (len(client.taken) < most and time.monotonic() < ends_at):
+        while len(client.answers) < 2 or (
+            len(client.answers) < most and time.monotonic() < ends_at
+        ):
             client.request(path).raise_for_status()
 
     def watch(self, request_id: str, watchers: int, seconds: float) -> Watched:
         """Let clients wait for the request, and measure the second half of the time."""
-        taken: list[tuple[float, float]] = []
+        answers: list[Answer] = []
         began = time.monotonic()
 
         def wait(number: int) -> None:
             time.sleep(number / watchers)  # they do not start at the same time
-            with Client(self.api.port, taken) as client:
+            with Client(self.api.port, answers) as client:
                 asks = osc_client.ApiClient(client)  # type: ignore[arg-type] # all that it uses
                 watcher = waiting.RequestWatcher(asks, _NoView(), ends_at=began + seconds)
-                watcher.watch(request_id)
+                with contextlib.suppress(osc_client.ApiUnavailable):  # until the end
+                    watcher.watch(request_id)
 
         with futures.ThreadPoolExecutor(watchers) as pool:
             waits = [pool.submit(wait, number) for number in range(watchers)]
@@ -336,13 +353,15 @@ class _Bench:
             since, (api, database) = time.monotonic(), self._cpu()
             time.sleep(max(0.0, began + seconds - since))
             passed, (api_seconds, database_seconds) = time.monotonic() - since, self._cpu()
-            counted = [took for ended, took in list(taken) if since <= ended <= since + passed]
+            counted = [each for each in list(answers) if since <= each.ended <= since + passed]
             for each in waits:
                 each.result()  # raises its error
         return Watched(
             watchers,
             reads=len(counted) / passed,
-            p50_ms=statistics.median(counted or [0.0]) * 1000,
+            unchanged_share=_share(counted, lambda status: status == _NOT_MODIFIED),
+            failed_share=_share(counted, lambda status: status >= _FAILED),
+            p50_ms=statistics.median([each.seconds for each in counted] or [0.0]) * 1000,
             api_cores=(api_seconds - api) / passed,
             database_cores=(database_seconds - database) / passed,
         )
@@ -360,3 +379,7 @@ class _Bench:
             return 0
         with engine.connect() as connection:
             return int(connection.execute(_STATEMENTS, {'user': API_USER}).scalar_one())
+
+
+def _share(answers: Sequence[Answer], is_so: Callable[[int], bool]) -> float:
+    return sum(is_so(each.status) for each in answers) / max(1, len(answers))

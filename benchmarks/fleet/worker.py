@@ -115,8 +115,9 @@ def measure(
     with site.opened(case, database_url, transport_url) as world:
         if not case.broker:
             world.simulate(SimulatedComputes(world.parts.jobs, case.delay_ms / 1000))
+        meter = CostMeter(Statements(world.parts.database), servers or {})
         with _running_computes(case, transport_url, world.site.fleet) as rpc, world.conducting():
-            return _measure(case, world, servers or {}, rpc)
+            return _measure(case, world, meter, rpc)
 
 
 @contextlib.contextmanager
@@ -131,10 +132,8 @@ def _running_computes(
 
 
 def _measure(
-    case: Case, world: site.World, servers: Mapping[str, int], rpc: broker.Computes | None
+    case: Case, world: site.World, meter: CostMeter, rpc: broker.Computes | None
 ) -> Outcome:
-    store = world.parts.requests
-    meter = CostMeter(Statements(world.parts.database), servers)
     meter.lap()
     _, once = _run(world, world.new_request(1, world.site.few), meter)
     once_cpu_seconds = once.cpu_seconds + meter.lap().cpu_seconds
@@ -154,7 +153,7 @@ def _measure(
         planning=median.planning,
         first_cpu_seconds=once_cpu_seconds,
         idle=idle,
-        get_seconds=_time_get(store, median.request_id),
+        get_seconds=_time_get(world.parts.requests, median.request_id),
         peak_bytes=peak_bytes,
         idle_bytes=idle_bytes,
         rpc=None if rpc is None else rpc.measure(case.parallel),

@@ -111,7 +111,9 @@ def test_cpu_of_servers_shown_apart() -> None:
 def _reads(request_ms: float, page_ms: float, api_cores: float) -> reads.Reads:
     taken = {reads.REQUEST: request_ms, reads.TASKS: page_ms, reads.ALL_TASKS: page_ms}
     each = [reads.Read(what, p50, 2 * p50, 3.0, 1.5, 0.5) for what, p50 in taken.items()]
-    return reads.Reads('mariadb', 100_000, each, reads.Watched(200, 250.0, 1.2, api_cores, 0.1))
+    return reads.Reads(
+        'mariadb', 100_000, each, reads.Watched(200, 250.0, 0.9, 0.0, 1.2, api_cores, 0.1)
+    )
 
 
 def test_fast_reads_meet_targets() -> None:
@@ -119,7 +121,7 @@ def test_fast_reads_meet_targets() -> None:
 
     assert all(each.is_met for each in findings.targets(looked=[found]))
     assert findings.read(found).rows[0] == ('a request', '5.0', '10.0', '3.0', '1.5', '0.5')
-    assert findings.watched(found).rows == (('200', '250', '1.2', '0.40', '0.10'),)
+    assert findings.watched(found).rows == (('200', '250', '90 %', '0 %', '1.2', '0.40', '0.10'),)
 
 
 def test_slow_reads_are_reported() -> None:
