@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records outcomes, as the only place that does; announces the changes after the commit."""
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from nova_precache import context, exception, model, reasons
 from nova_precache.conductor import database_wait, retry
@@ -22,6 +23,7 @@ class Tracker:
     :param announce: called after a write that made notifications due
     :param policy: may be replaced at any time
     :param count: called with the number of tasks that the outcome of a call has ended
+    :param avoid: returns the cells whose hosts must not be claimed now
     :ivar database_wait: waits out an outage with an outcome to record
     """
 
@@ -34,6 +36,7 @@ class Tracker:
         policy: retry.RetryPolicy,
         count: Callable[[int, model.ImageOutcome], None] = lambda tasks, outcome: None,
         waiting: database_wait.DatabaseWait | None = None,
+        avoid: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.database_wait = waiting or database_wait.DatabaseWait()
         self._jobs = job_store
@@ -42,6 +45,7 @@ class Tracker:
         self._announce = announce
         self.policy = policy
         self._count = count
+        self._avoid = avoid
         # The options of a request never change: query them once per request, not once per task.
         self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(
             lambda request_id: _is_guarded(request_store.outline(request_id).options)
@@ -61,7 +65,7 @@ class Tracker:
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record the outcome of an attempt: final, or to be retried."""
-        delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        delay = self._delay(assignment, outcome)
         if delay is None:
             finished = self.database_wait.wait_out(
                 lambda: self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
@@ -69,6 +73,15 @@ class Tracker:
             self._settle_final(assignment, finished, outcome)
             return
         self._record_retry(assignment, outcome, delay)
+
+    def _delay(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> float | None:
+        """Return the seconds until the next attempt; None if the outcome is final."""
+        others_wait = outcome.is_slow and self.database_wait.wait_out(
+            lambda: self._jobs.others_wait(assignment.job_id, assignment.epoch, self._avoid())
+        )
+        return self.policy.delay(
+            outcome, assignment.attempts, assignment.mismatches, others_wait=others_wait
+        )
 
     def record_and_get_next(
         self,
@@ -98,7 +111,7 @@ class Tracker:
         outcome: model.ImageOutcome,
         goes_on: bool,
     ) -> jobs.NextJobResult:
-        delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        delay = self._delay(assignment, outcome)
         ended = None
         if delay is None:
             ended = jobs.Finish(assignment.job_id, assignment.epoch, outcome)
@@ -157,7 +170,17 @@ class Tracker:
                 outcome.reason,
                 delay,
             )
+            if outcome.is_slow and delay:
+                self._postpone_others(assignment, outcome, delay)
         self.settle(recorded)  # the job has ended if no request wants it any more
+
+    def _postpone_others(
+        self, assignment: jobs.Assignment, outcome: model.ImageOutcome, delay: float
+    ) -> None:
+        """Postpone the other due jobs of a slow host, which must not take the next slot either."""
+        rate = (outcome.reason or 'slow').partition(';')[0]
+        why = dataclasses.replace(outcome, reason=f'another image on this host is {rate}')
+        self.database_wait.wait_out(lambda: self._jobs.postpone_due(assignment.host, why, delay))
 
     def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
         """Count a failed attempt for every due job of a cell that cannot be called."""

@@ -103,6 +103,7 @@ class ConductorParts:
             self.policy,
             count=self.counters.ended,
             waiting=waiting,
+            avoid=self.breakers.avoid,
         )
 
     def _counters(self, exposed: metrics.Exposition) -> conductor_metrics.Counters:
