@@ -225,7 +225,7 @@ class _Download:
             finally:
                 close(connection)
         except exception.DownloadInterrupted:
-            self._stop_if_slow()  # The silence may have lasted that long, too.
+            self._stop_if_slow()  # A read timeout ends a silence before the guard does.
             self.control.check()  # The cut may be due to a stop.
             raise
 
