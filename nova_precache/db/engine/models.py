@@ -143,6 +143,8 @@ class Job(Base):
 
 # In claim order, so that the next job is found without a scan.
 sa.Index('jobs_due_idx', Job.status, Job.ready, Job.priority.desc(), Job.id)
+# The same for one cell, whose hosts wait for each other.
+sa.Index('jobs_cell_idx', Job.cell_uuid, Job.status, Job.ready, Job.priority.desc(), Job.id)
 
 
 class Task(Base):
@@ -155,7 +157,8 @@ class Task(Base):
     __tablename__ = 'cache_tasks'
     __table_args__ = (
         sa.UniqueConstraint('request_id', 'host', 'image_id', name='cache_tasks_once'),
-        sa.Index('cache_tasks_status_idx', 'request_id', 'status'),
+        sa.Index('cache_tasks_status_idx', 'request_id', 'status', 'id'),
+        sa.Index('cache_tasks_request_idx', 'request_id', 'id'),
         sa.Index('cache_tasks_job_idx', 'job_uuid'),
         sa.Index('cache_tasks_host_idx', 'host', 'id'),
         sa.Index('cache_tasks_image_idx', 'image_id', 'id'),

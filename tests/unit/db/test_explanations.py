@@ -189,7 +189,7 @@ def test_all_slots_taken(living: World) -> None:
     living.begun()
 
     assert reasons(living, request, precache_concurrency=lambda: 1)['h2'] == (
-        'waits for a slot: 1 of 1 hosts are at work'
+        'waits for a slot: 1 of 1 hosts are at work, 0 hosts before it'
     )
 
 
