@@ -21,6 +21,7 @@ from nova_precache.db import jobs
 LOG = logging.getLogger(__name__)
 
 PURGE_SECONDS = 3600.0
+COUNTS_SECONDS = 60.0
 PART_STOP_SECONDS = 10.0
 API = 'api'
 
@@ -30,6 +31,7 @@ class Periods:
     """Periodic work of a conductor, with intervals in seconds.
 
     :ivar purge: removes requests that are too old
+    :ivar check_counts: corrects the counters of tasks, unless another conductor did this recently
     :ivar keep_pins: requests the files that pins lack
     """
 
@@ -38,6 +40,7 @@ class Periods:
     heartbeat_seconds: float
     cells_seconds: float
     purge: Callable[[], object]
+    check_counts: Callable[[], object]
     pin_seconds: float
     keep_pins: Callable[[], object]
 
@@ -98,6 +101,7 @@ class Conductor:
                 (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
+                (COUNTS_SECONDS, periods.check_counts),
                 (periods.pin_seconds, periods.keep_pins),
             ],
         )

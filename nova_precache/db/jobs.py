@@ -362,10 +362,11 @@ class Jobs:
         chosen = sa.and_(
             models.Task.request_id == request_id,
             models.Task.host.in_(list(hosts)),
-            models.Task.status.in_(model.TASK_WAITING),
         )
         outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, reason)
-        return self._database.write(lambda session: demand.give_up(session, chosen, outcome))
+        return self._database.write(
+            lambda session: demand.give_up(session, chosen, outcome, model.TASK_WAITING)
+        )
 
     def due_in_cell(
         self, cell_uuid: str, limit: int = 1000, after: str = ''

@@ -1,44 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model objects from rows; the totals of a request are sums over its tasks."""
+"""Model objects from rows."""
 
 import dataclasses
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import sqlalchemy as sa
 from oslo_utils import timeutils
 from sqlalchemy import orm
 
 from nova_precache import model
+from nova_precache.db import task_counts
 from nova_precache.db.engine import models
 
 _TIMES = ('not_before', 'deadline')
 
 
-@dataclasses.dataclass(frozen=True)
-class Total:
-    """Sums over the tasks of one request in one status."""
-
-    tasks: int
-    bytes_done: int
-    bytes_total: int
-    rate_bytes: int
-
-
 def requests(session: orm.Session, rows: Sequence[models.CacheRequest]) -> list[model.CacheRequest]:
     """Return requests with their totals, by one query for all."""
-    by_request = _totals(session, [row.id for row in rows])
+    by_request = task_counts.load(session, [row.id for row in rows])
     return [request(row, by_request.get(row.id, {})) for row in rows]
 
 
 def counts(session: orm.Session, request_id: str) -> dict[str, int]:
     """Map each status to the number of a request's tasks."""
-    by_status = _totals(session, [request_id]).get(request_id, {})
+    by_status = task_counts.load(session, [request_id]).get(request_id, {})
     return {status: total.tasks for status, total in by_status.items()}
 
 
-def request(row: models.CacheRequest, by_status: Mapping[str, Total]) -> model.CacheRequest:
+def request(
+    row: models.CacheRequest, by_status: Mapping[str, task_counts.Total]
+) -> model.CacheRequest:
     totals = by_status.values()
     return model.CacheRequest(
         id=row.id,
@@ -118,25 +110,3 @@ def in_utc(asked: model.RequestOptions) -> model.RequestOptions:
 
 def _in_utc(time: datetime.datetime | None) -> datetime.datetime | None:
     return None if time is None else timeutils.normalize_time(time)
-
-
-def _totals(session: orm.Session, request_ids: Iterable[str]) -> dict[str, dict[str, Total]]:
-    row = models.Task
-    # An unknown size, or one that an earlier release set too low, counts as the bytes done.
-    total = sa.func.coalesce(row.bytes_total, row.bytes_done)
-    at_least = sa.case((total < row.bytes_done, row.bytes_done), else_=total)
-    sums = (row.bytes_done, at_least, row.rate_bytes)
-    query = (
-        sa.select(
-            row.request_id,
-            row.status,
-            sa.func.count(),
-            *(sa.func.coalesce(sa.func.sum(column), 0) for column in sums),
-        )
-        .where(row.request_id.in_(list(request_ids)))
-        .group_by(row.request_id, row.status)
-    )
-    totals: dict[str, dict[str, Total]] = {}
-    for request_id, status, count, *added in session.execute(query):
-        totals.setdefault(request_id, {})[status] = Total(count, *map(int, added))
-    return totals

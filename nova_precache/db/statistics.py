@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import hearing, standing
+from nova_precache.db import hearing, standing, task_counts
 from nova_precache.db.engine import models, session as db_session
 
 
@@ -95,14 +95,11 @@ def _requests(session: orm.Session) -> dict[str, int]:
 
 
 def _tasks(session: orm.Session) -> dict[str, int]:
-    request, task = models.CacheRequest, models.Task
+    request = models.CacheRequest
     active = sa.select(request.id).where(request.status.in_(model.REQUEST_ACTIVE))
-    query = (
-        sa.select(task.status, sa.func.count())
-        .where(task.request_id.in_(active))
-        .group_by(task.status)
-    )
-    return dict(session.execute(query).all())
+    each = task_counts.totals(active).subquery()
+    query = sa.select(each.c.status, sa.func.sum(each.c.tasks)).group_by(each.c.status)
+    return {status: int(tasks) for status, tasks in session.execute(query) if tasks > 0}
 
 
 def _jobs(session: orm.Session) -> dict[str, int]:

@@ -35,6 +35,7 @@ from nova_precache.db import (
     pins,
     request_actions,
     statistics,
+    task_counts,
 )
 from nova_precache.db.engine import session as db_session
 from nova_precache.notifications import emitter
@@ -147,6 +148,9 @@ class ConductorParts:
                 heartbeat_seconds=options.heartbeat_write_interval_seconds,
                 cells_seconds=options.cell_refresh_seconds,
                 purge=self._purge,
+                check_counts=functools.partial(
+                    task_counts.TaskCounts(self.database).check, service.COUNTS_SECONDS
+                ),
                 pin_seconds=options.pin_interval_seconds,
                 keep_pins=reconciler.run,
             ),

@@ -217,12 +217,26 @@ class Deployment:
         return dict(self.query('SELECT host, epoch FROM claims'))
 
     def assert_tidy(self) -> None:
-        """Check that nothing is claimed or counted, and that no host has a partial file."""
+        """Check that nothing is claimed or counted, and that no host has a partial file.
+
+        The counters of tasks are the sums over the tasks.
+        """
         doors.wait_until(lambda: not self.claimed_hosts(), 'every claim was given back')
         counted = self.query("SELECT value FROM counters WHERE name = 'claimed_hosts'")
         assert counted == [(0,)]
         assert self.query('SELECT host, status FROM jobs WHERE active_key IS NOT NULL') == []
+        assert self._counters() == self._sums()
         doors.wait_until(self._has_no_partials, 'every partial file was published or removed')
+
+    def _counters(self) -> list[tuple[Any, ...]]:
+        columns = 'request_id, status, tasks, bytes_done, bytes_total'
+        return self.query(f'SELECT {columns} FROM task_counts WHERE tasks > 0 ORDER BY 1, 2')  # noqa: S608
+
+    def _sums(self) -> list[tuple[Any, ...]]:
+        """Return the same of the tasks, all of which have ended."""
+        known = 'max(bytes_done, coalesce(bytes_total, bytes_done))'
+        columns = f'request_id, status, count(*), sum(bytes_done), sum({known})'
+        return self.query(f'SELECT {columns} FROM cache_tasks GROUP BY 1, 2 ORDER BY 1, 2')  # noqa: S608
 
     def _has_no_partials(self) -> bool:
         """Return whether every file is published or removed, also those awaiting confirmation."""

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import pytest
@@ -16,10 +17,19 @@ from alembic.runtime import migration
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models, names
-from nova_precache.db import caches, explanations, jobs, services, statistics
+from nova_precache.db import (
+    caches,
+    explanations,
+    job_batch,
+    jobs,
+    services,
+    statistics,
+    task_counts,
+)
 from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import outcome as job_outcome
-from tests import sorted_tasks
+from nova_precache.db.job.call import Begin
+from tests import counting, sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -33,6 +43,7 @@ SEED, STEPS = 6, 40
 CONDUCTORS = ('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002')
 DEAD = '00000000-0000-0000-0000-00000000dead'
 WAIT_SECONDS = 60
+TURNS = 15
 
 
 @pytest.fixture(scope='session', params=databases.KINDS)
@@ -213,6 +224,7 @@ def test_random_actions_lose_no_task(database: session.Database) -> None:
         orders.look()
     orders.wait_for_completion()
     orders.look()
+    assert counting.counters(database) == counting.sums(database)
 
 
 def test_outage_costs_no_agent_its_name(
@@ -447,6 +459,7 @@ def _check_calls(calls: Sequence[conducting.Call], fleet: Fleet) -> None:
 def _check_rows(fleet: Fleet) -> None:
     """Check that everything is final, and that the totals are the sums of the tasks."""
     world = fleet.world
+    assert counting.counters(world.database) == counting.sums(world.database)
     assert _claims(world, fleet.asked[3].id) == (0, 0, 0)
     assert world.depth() == 0
     for asked in fleet.asked:
@@ -470,6 +483,63 @@ def _check_announced(announced: Sequence[tuple[str, ...]], fleet: Fleet) -> None
     for word, asked in itertools.product(('start', 'end'), fleet.asked):
         assert words[word, asked.id] == 1
     assert fleet.world.to_announce(fleet.asked[0]) == []
+
+
+def test_counters_add_up_in_any_order(database: session.Database) -> None:
+    """One thread ends tasks of a request and begins those of another, a second the reverse.
+
+    A third one corrects the counters meanwhile.
+    """
+    world = open_world(database)
+    ends, begins = (
+        [_hosts(0, TURNS), _hosts(30, 30 + TURNS)],
+        [_hosts(60, 60 + TURNS), _hosts(80, 80 + TURNS)],
+    )
+    asked = [
+        world.planned([*ends[0], *begins[1], 'lost'], ['i1']),
+        world.planned([*ends[1], *begins[0]], ['i2']),
+    ]
+    claimed = world.jobs.claim_hosts(CONDUCTORS[0], limit=100, most=100)
+    calls = {each.claim.host: each.first for each in claimed if each.first is not None}
+    begin = {host: Begin(made.job_id, made.epoch) for host, made in calls.items()}
+    finish = {host: jobs.Finish(made.job_id, made.epoch, CACHED) for host, made in calls.items()}
+    _submit(database, begins=[begin[host] for host in (*ends[0], *ends[1])])
+    world.change(models.Task, models.Task.host == 'lost', status='skipped')  # uncounted
+    errors: list[str] = []
+    sa.event.listen(database.engine, 'handle_error', lambda met: errors.append(str(met)))
+    together = threading.Barrier(3)
+    working = threading.Event()
+
+    def work(number: int) -> None:
+        together.wait(WAIT_SECONDS)
+        for ending, beginning in zip(ends[number], begins[number], strict=True):
+            _submit(database, finishes=[finish[ending]], begins=[begin[beginning]])
+
+    def correct() -> int:
+        together.wait(WAIT_SECONDS)
+        corrected = 0
+        while not working.is_set():
+            corrected += task_counts.TaskCounts(database).check(0)
+        return corrected
+
+    with futures.ThreadPoolExecutor(3) as pool:
+        correcting = pool.submit(correct)
+        for each in [pool.submit(work, number) for number in range(2)]:
+            each.result()
+        working.set()
+
+    assert errors == []
+    assert correcting.result() == 1
+    assert counting.counters(database) == counting.sums(database)
+    assert [world.requests.get(each.id).counts for each in asked] == [
+        {'cached': TURNS, 'downloading': TURNS, 'skipped': 1},
+        {'cached': TURNS, 'downloading': TURNS},
+    ]
+
+
+def _submit(database: session.Database, **members: Sequence[Any]) -> None:
+    batch = job_batch.Batch(**members)
+    database.write(lambda writer: job_batch.execute_batch(writer, batch))
 
 
 def test_waits_explained(database: session.Database) -> None:

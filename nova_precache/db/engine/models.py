@@ -186,6 +186,23 @@ class Task(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
+class TaskCount(Base):
+    """The tasks of a request in one status that is not at work; see ``db.task_counts``.
+
+    The sums of bytes are those that are shown: an unknown size counts as the bytes done.
+    """
+
+    __tablename__ = 'task_counts'
+
+    request_id: Mapped[str] = mapped_column(
+        Uuid, sa.ForeignKey('cache_requests.id', ondelete='CASCADE'), primary_key=True
+    )
+    status: Mapped[str] = mapped_column(Status, primary_key=True)
+    tasks: Mapped[int] = mapped_column(Bytes)
+    bytes_done: Mapped[int] = mapped_column(Bytes)
+    bytes_total: Mapped[int] = mapped_column(Bytes)
+
+
 class Announcement(Base):
     """A notification that is still to be sent; see :mod:`nova_precache.db.outbox`."""
 
@@ -227,7 +244,7 @@ class StockCall(Base):
 
 
 class Counter(Base):
-    """The number of claimed hosts, locked by each claim, or the last number handed out."""
+    """The number of claimed hosts, locked by each claim, the last number handed out, or a time."""
 
     __tablename__ = 'counters'
 

@@ -42,6 +42,7 @@ _REFUSALS = (
 _PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
 CHUNK_KEYS = 500
 _CONNECTION = 'connection'
+_LAST = 'last'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
 _MYSQLS = frozenset({'mysql', 'mariadb'})
@@ -207,6 +208,8 @@ class Database:
             # Kept: asking the session for it takes longer than some statements.
             session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
             result = work(session)
+            for last in session.info.get(_LAST, ()):
+                last(session)
             session.commit()
             return result
 
@@ -285,6 +288,11 @@ def by_index(query: S, entity: type[Any], name: str) -> S:
 def table(entity: type[Any]) -> sa.Table:
     """Return the bare table, for frequent statements that are built once."""
     return sa.inspect(entity).local_table  # type: ignore[no-any-return]
+
+
+def before_commit(session: orm.Session, work: Callable[[orm.Session], None]) -> None:
+    """Run ``work`` at the end of this transaction, after all else that it does."""
+    session.info.setdefault(_LAST, []).append(work)
 
 
 def run(

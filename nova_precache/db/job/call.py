@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model, states
-from nova_precache.db import hearing, rows as db_rows, standing
+from nova_precache.db import hearing, rows as db_rows, standing, task_counts
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import claim as job_claim, demand, host_limits, locking
 
@@ -236,7 +236,7 @@ def assign(
     locked: Mapping[str, locking.Locked],
 ) -> dict[str, Assignment]:
     """Assign the chosen jobs of hosts, fenced; leave out those that are no longer due."""
-    made, again, attempts = [], [], []
+    made, again, attempts, requeued = [], [], [], []
     for each in chosen.values():
         job = locked.get(each.job_id)
         if job is None or not job.is_due:
@@ -247,6 +247,9 @@ def assign(
             again.append((job.job_id, dict[str, object]()))
         else:
             attempts.append((job.job_id, {'to_attempts': assigned.attempts}))
+            if job.status != model.TaskStatus.QUEUED:
+                requeued.append(job.job_id)
+    task_counts.note_moves(session, requeued, model.TaskStatus.QUEUED)
     db_session.run_alike(session, _CALL, again)
     db_session.run_alike(session, _ATTEMPT, attempts)
     db_session.run_alike(session, _ATTEMPT_TASKS, attempts)
@@ -359,6 +362,7 @@ def begin(
     if not rows:
         return set()
     starting = to_start(session, begins, locked) if starting is None else starting
+    task_counts.note_moves(session, [job_id for job_id, _ in rows], model.TaskStatus.DOWNLOADING)
     db_session.run_alike(session, _BEGIN_JOBS, rows)
     db_session.run_alike(session, _BEGIN_TASKS, rows)
     if starting:

@@ -9,7 +9,7 @@ by their active keys, as a plan does, and reconciles them.
 import dataclasses
 import datetime
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -117,12 +117,19 @@ def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[st
 
 
 def give_up(
-    session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
+    session: orm.Session,
+    chosen: sa.ColumnElement[bool],
+    outcome: model.ImageOutcome,
+    statuses: Collection[str] = model.TASK_IN_FLIGHT,
 ) -> job_outcome.Recorded:
-    """End the chosen tasks that are in flight, and reconcile their jobs."""
-    keys = active_keys(session, chosen)
-    locking.lock_keys(session, keys)
-    recorded = job_outcome.end_tasks(session, chosen, outcome)
+    """End the chosen tasks that are in flight, and reconcile their jobs.
+
+    :param statuses: end only tasks in these, once the jobs of all chosen ones are locked
+    """
+    locking.lock_keys(session, active_keys(session, chosen))
+    ending = sa.and_(chosen, models.Task.status.in_(statuses))
+    keys = active_keys(session, ending)
+    recorded = job_outcome.end_tasks(session, ending, outcome)
     return job_outcome.together([recorded, reconcile(session, keys)])
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
+from nova_precache.db import task_counts
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
 
@@ -96,7 +97,9 @@ def leave(
 ) -> job_outcome.Recorded:
     """End a job that a compute has stopped; if a task still wants it, schedule another call."""
     moved = {'keys': [job.job_id], 'moved': outcome.bytes_done, 'total': outcome.bytes_total}
-    db_session.run(session, _NOTE_SIZES, moved)
+    its_tasks = sa.and_(_TASK.c.job_uuid == job.job_id, _TASK.c.status.in_(model.TASK_IN_FLIGHT))
+    with task_counts.changing(session, its_tasks):
+        db_session.run(session, _NOTE_SIZES, moved)
     recorded = demand.end_unwanting(session, [job.job_id], job.read_at)
     if not job_outcome.wanting(session, [job.job_id]):
         job_outcome.end_jobs(session, {job.job_id: outcome}, stop_why)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import outbox
+from nova_precache.db import outbox, task_counts
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import locking
 
@@ -98,7 +98,7 @@ _LOCK_REQUESTS = (
     .values(hosts_done=_REQUEST.hosts_done)
 )
 # Not by status: SQLite would scan all tasks of the request that are in flight.
-_ON_HOSTS = sa.select(_TASK.host, _TASK.status).where(
+_ON_HOSTS = sa.select(_TASK.host, *task_counts.COLUMNS).where(
     _TASK.request_id == sa.bindparam('request'),
     _TASK.host.in_(sa.bindparam('hosts', expanding=True)),
 )
@@ -146,7 +146,7 @@ class _Chosen:
     def __init__(self, which: sa.ColumnElement[bool], *columns: sa.ColumnElement[Any]) -> None:
         where = sa.and_(which, _TASK.status.in_(model.TASK_IN_FLIGHT))
         self.requests = sa.select(_TASK.request_id).distinct().where(where)
-        self.tasks = sa.select(_TASK.request_id, _TASK.host, *columns).distinct().where(where)
+        self.tasks = sa.select(_TASK.host, *task_counts.COLUMNS, *columns).where(where)
         self.end = _END_TASKS.where(which)
 
 
@@ -209,7 +209,7 @@ def _end_tasks(
     ended = db_session.run(session, chosen.tasks, keys).all()
     rows = [(job_id, _row(outcome)) for job_id, outcome in outcomes.items()]
     db_session.run_alike(session, chosen.end, rows)
-    return ended, count_done(session, sorted({(row.request_id, row.host) for row in ended}))
+    return ended, _count_done(session, ended)
 
 
 def _row(outcome: model.ImageOutcome) -> dict[str, object]:
@@ -235,15 +235,24 @@ def lock_requests(session: orm.Session, request_ids: Collection[str]) -> None:
         db_session.run(session, _LOCK_REQUESTS, rows)
 
 
-def count_done(session: orm.Session, touched: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Count hosts as done that have no task of a request left in flight.
+def _count_done(session: orm.Session, ended: Sequence[sa.Row[*tuple[Any, ...]]]) -> tuple[str, ...]:
+    """Count ended tasks, and as done the hosts with no task of a request left in flight.
 
-    :param touched: each (request, host) of tasks that ended, sorted
+    :param ended: the tasks as they were before
     :returns: the requests with no task in flight on any host
     """
     idle = []
-    for request_id, pairs in itertools.groupby(touched, key=operator.itemgetter(0)):
-        done = _without_work(session, request_id, [host for _, host in pairs])
+    by_request = operator.attrgetter('request_id')
+    for request_id, tasks in itertools.groupby(sorted(ended, key=by_request), by_request):
+        before = {row.id: row for row in tasks}
+        hosts = sorted({row.host for row in before.values()})
+        after = _on_hosts(session, request_id, hosts)
+        for row in after:
+            if row.id in before and row.status not in model.TASK_IN_FLIGHT:
+                task_counts.note_task(session, before[row.id], -1)
+                task_counts.note_task(session, row, 1)
+        busy = {row.host for row in after if row.status in model.TASK_IN_FLIGHT}
+        done = [host for host in hosts if host not in busy]
         may_be_last = bool(done) and outbox.add_hosts(session, request_id, done)
         if may_be_last and not has_work(session, request_id):
             idle.append(request_id)
@@ -255,12 +264,14 @@ def has_work(session: orm.Session, request_id: str) -> bool:
     return db_session.run(session, _WORK, {'request': request_id}).first() is not None
 
 
-def _without_work(session: orm.Session, request_id: str, hosts: Sequence[str]) -> list[str]:
-    busy: set[str] = set()
-    for chunk in db_session.chunks(hosts):
-        rows = db_session.run(session, _ON_HOSTS, {'request': request_id, 'hosts': chunk})
-        busy.update(row.host for row in rows if row.status in model.TASK_IN_FLIGHT)
-    return [host for host in hosts if host not in busy]
+def _on_hosts(
+    session: orm.Session, request_id: str, hosts: Sequence[str]
+) -> list[sa.Row[*tuple[Any, ...]]]:
+    return [
+        row
+        for chunk in db_session.chunks(hosts)
+        for row in db_session.run(session, _ON_HOSTS, {'request': request_id, 'hosts': chunk})
+    ]
 
 
 def schedule_retry(
@@ -283,6 +294,7 @@ def schedule_retry(
         (job.job_id, {**more, 'due_at': job.read_at + datetime.timedelta(seconds=seconds)})
         for job, seconds in delays.items()
     ]
+    task_counts.note_moves(session, [job_id for job_id, _ in rows], model.TaskStatus.RETRY_WAIT)
     db_session.run_alike(session, _WAIT_JOBS, rows)
     db_session.run_alike(session, _WAIT_TASKS, rows)
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import exception, model, shown, states
-from nova_precache.db import outbox, rows
+from nova_precache.db import outbox, rows, task_counts
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome
 from nova_precache.db.request import gating, plan as request_plan, rollout
@@ -224,8 +224,7 @@ def _queue_anew(
     session: orm.Session, row: models.CacheRequest, hosts: Collection[str] | None
 ) -> bool:
     """Queue the tasks that did not succeed; return False if there is nothing to do."""
-    retried = states.TASKS.origins(states.Event.RETRY)
-    which = sa.and_(models.Task.request_id == row.id, models.Task.status.in_(retried))
+    which = models.Task.request_id == row.id
     if hosts is None:
         return _queue(session, which) or row.planned_at is None
     queued = [
@@ -236,22 +235,24 @@ def _queue_anew(
 
 
 def _queue(session: orm.Session, which: sa.ColumnElement[bool]) -> bool:
-    queued = session.execute(
-        db_session.update(models.Task)
-        .where(which)
-        .values(
-            status=model.TaskStatus.QUEUED,
-            job_uuid=None,
-            reason=None,
-            attempts=0,
-            bytes_done=0,
-            rate_bytes=None,
-            open=False,
-            next_attempt_at=None,
-            started_at=None,
-            finished_at=None,
+    retried = states.TASKS.origins(states.Event.RETRY)
+    with task_counts.changing(session, which):
+        queued = session.execute(
+            db_session.update(models.Task)
+            .where(which, models.Task.status.in_(retried))
+            .values(
+                status=model.TaskStatus.QUEUED,
+                job_uuid=None,
+                reason=None,
+                attempts=0,
+                bytes_done=0,
+                rate_bytes=None,
+                open=False,
+                next_attempt_at=None,
+                started_at=None,
+                finished_at=None,
+            )
         )
-    )
     return db_session.rowcount(queued) > 0
 
 

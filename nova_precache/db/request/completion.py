@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import failures, model, states
-from nova_precache.db import outbox, rows
+from nova_precache.db import outbox, rows, task_counts
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import outcome as job_outcome
 
@@ -65,7 +65,7 @@ class Ended:
 
 def ended(session: orm.Session, request_id: str) -> Ended:
     """Load why tasks of a request did not succeed; of many, this takes seconds."""
-    counts = rows.counts(session, request_id)
+    counts = task_counts.count_each(session, request_id)
     if not counts.keys() - model.TASK_SUCCEEDED:
         return Ended(counts, ())
     found = session.execute(_REASONS, {'request': request_id, 'most': MOST_REASONS})
@@ -85,10 +85,10 @@ def complete(session: orm.Session, request_id: str, summary: Summary) -> bool:
     if row is None:
         return False
     is_cancelled = row.status == model.RequestStatus.CANCELLING
-    counts = rows.counts(session, request_id)
-    if counts != summary.counts:  # it was retried meanwhile, or ended in another way
+    # It was retried meanwhile, ended in another way, or its counters are to be corrected.
+    if rows.counts(session, request_id) != summary.counts:
         summary = ended(session, request_id).sum_up()
-    status = final_status(counts, is_cancelled, row.planned_at is not None)
+    status = final_status(summary.counts, is_cancelled, row.planned_at is not None)
     changed = session.execute(
         db_session.update(models.CacheRequest)
         .where(this, models.CacheRequest.status == row.status)

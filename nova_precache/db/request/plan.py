@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model, states
-from nova_precache.db import outbox
+from nova_precache.db import outbox, task_counts
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, locking, outcome as job_outcome, stop as job_stop
 from nova_precache.db.request import gating
@@ -125,11 +125,13 @@ def add_tasks(
     queued = [task for task in (*new, *anew) if _is_queued(task)]
     jobs = _join_jobs(session, queued, request.priority, now)
     is_open = gating.opens_at_once(request, now)
-    if new:
-        rows = [_task_row(request_id, task, jobs.shown, now) for task in new]
-        session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
-    if anew:
-        _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
+    task_counts.make(session, request_id)
+    with task_counts.changing(session, _on_hosts(request_id, tasks)):
+        if new:
+            rows = [_task_row(request_id, task, jobs.shown, now) for task in new]
+            session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
+        if anew:
+            _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
     if jobs.steered:  # those that were to stop are wanted again
         demand.reconcile(session, jobs.steered)
     return True
@@ -147,10 +149,9 @@ def _not_yet_planned(
     session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
 ) -> tuple[list[PlannedTask], list[PlannedTask]]:
     """Return the tasks to insert, and those that a retry has queued again."""
-    hosts = {task.host for task in tasks}
     row = models.Task
     query = sa.select(row.host, row.image_id, row.status, row.job_uuid).where(
-        row.request_id == request_id, row.host.in_(hosts)
+        _on_hosts(request_id, tasks)
     )
     planned = states.TASKS.origins(states.Event.PLAN)
     known = {
@@ -159,6 +160,12 @@ def _not_yet_planned(
     }
     new = [task for task in tasks if (task.host, task.image_id) not in known]
     return new, [task for task in tasks if known.get((task.host, task.image_id))]
+
+
+def _on_hosts(request_id: str, tasks: Sequence[PlannedTask]) -> sa.ColumnElement[bool]:
+    """Select all tasks of a request on the hosts of the given ones."""
+    hosts = sorted({task.host for task in tasks})
+    return sa.and_(models.Task.request_id == request_id, models.Task.host.in_(hosts))
 
 
 def _plan_anew(session: orm.Session, rows: Sequence[model.Json]) -> None:

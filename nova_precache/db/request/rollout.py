@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model, states
+from nova_precache.db import rows
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import demand, outcome as job_outcome
 from nova_precache.db.request import gating
@@ -81,11 +82,8 @@ def _too_many_failures(session: orm.Session, row: models.CacheRequest) -> Findin
 
 
 def count_failures(session: orm.Session, row: models.CacheRequest) -> int:
-    return session.scalars(
-        sa.select(sa.func.count())
-        .select_from(models.Task)
-        .where(models.Task.request_id == row.id, models.Task.status.in_(_FAILED))
-    ).one()
+    counts = rows.counts(session, row.id)
+    return sum(counts.get(status, 0) for status in _FAILED)
 
 
 def _canary(session: orm.Session, row: models.CacheRequest) -> Finding | None:

@@ -55,7 +55,14 @@ def conductor(world: World, conf: Any, brokers: transports.CellTransports) -> se
         cell_transports=brokers,
         cell_endpoint=Endpoint,  # type: ignore[arg-type]
         periods=service.Periods(
-            60, 60, 60, 60, purge=lambda: None, pin_seconds=60, keep_pins=lambda: None
+            60,
+            60,
+            60,
+            60,
+            purge=lambda: None,
+            check_counts=lambda: None,
+            pin_seconds=60,
+            keep_pins=lambda: None,
         ),
         remove=nothing,
     )

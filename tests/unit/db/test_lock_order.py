@@ -2,7 +2,7 @@
 """All transactions lock rows in one order, or servers find them in deadlocks.
 
 The order is that of the statements, which SQLite shares: the counter, claims, jobs by
-their active keys, requests by their ids.
+their active keys, requests by their ids, counters of tasks by request and status.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from nova_precache.db.job.call import Begin
 from nova_precache.db.job_batch import NextJobRequest
 from tests.unit.conftest import BROKEN, CACHED, PLANNER, World
 
-ORDER = ('counters', 'claims', 'jobs', 'cache_requests')
+ORDER = ('counters', 'claims', 'jobs', 'cache_requests', 'task_counts')
 LEASE = datetime.timedelta(seconds=30)
 
 
@@ -65,6 +65,13 @@ class Writes:
             if isinstance(value, str) and len(value) == 36
         ]
         return list(dict.fromkeys(found))
+
+    def counted(self) -> list[tuple[str, str]]:
+        """Return the counters of the last statement, each as request and status."""
+        sql, values = self._statements[-1]
+        assert sql.startswith('UPDATE task_counts')
+        rows = values if isinstance(values, list) else [values]
+        return [row[-2:] for row in rows]
 
 
 def _locks_jobs(sql: str) -> bool:
@@ -164,6 +171,8 @@ def test_batch_locks_each_kind_in_order(world: World, writes: Writes) -> None:
     assert writes.locked_jobs() == [('h1/i1', 'h2/i1', 'h2/i2', 'h3/i1')]
     assert writes.locks_of_jobs() == 1
     assert writes.locked_requests() == sorted([begun.id, ended.id])
+    changed = [(begun.id, 'queued'), (ended.id, 'cached'), (ended.id, 'queued')]
+    assert writes.counted() == sorted(changed)
 
 
 def test_limit_locks_candidates_before_requests(world: World, writes: Writes) -> None:
@@ -226,6 +235,18 @@ def test_stopped_jobs_are_locked_by_key(world: World, writes: Writes) -> None:
     assert world.steering.stopped(call.job_id, call.epoch).current
 
     assert writes.locked_jobs() == [('h1/i1',)]
+
+
+def test_skipped_hosts_lock_working_jobs(world: World, writes: Writes) -> None:
+    """A working job may wait again before the tasks of the waiting ones end."""
+    request = world.planned(['h1'], ['i1', 'i2'])
+    world.begun()
+    writes.forget()
+
+    world.jobs.skip_waiting(request.id, ['h1'], 'host left')
+
+    assert writes.locked_jobs() == [('h1/i1', 'h1/i2')]
+    assert world.requests.get(request.id).counts == {'downloading': 1, 'skipped': 1}
 
 
 def test_missed_calls_lock_requests_in_order(world: World, writes: Writes) -> None:

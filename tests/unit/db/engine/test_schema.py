@@ -14,8 +14,9 @@ from alembic.runtime import migration
 
 from nova_precache import exception, model
 from nova_precache.cells import models as cell_models
-from nova_precache.db import requests
+from nova_precache.db import requests, task_counts
 from nova_precache.db.engine import models, schema, session
+from tests import counting
 from tests.unit.conftest import CACHED, open_database, open_world
 
 
@@ -56,6 +57,7 @@ def test_transaction_counters_exist(new_database: session.Database) -> None:
         'claimed_hosts': 0,
         'requests': 0,
         'pins': 0,
+        'counts_checked': 0,
     }
 
 
@@ -140,6 +142,23 @@ def _insert_running_request(database: session.Database) -> None:
     _insert(database, 'announcements', request_id='r1', position=1, phase='progress', host='h1')
 
 
+def _insert_tasks(database: session.Database) -> None:
+    """Insert tasks of r1 with all kinds of sizes, one of them at work."""
+    now = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    common = {'request_id': 'r1', 'image_id': 'i1', 'attempts': 0, 'created_at': now}
+    for number, (status, done, total) in enumerate(
+        [
+            ('error', 5, None),
+            ('error', 7, 3),
+            ('cached', 20, 20),
+            ('queued', 0, 40),
+            ('downloading', 9, 90),
+        ]
+    ):
+        sizes = {'bytes_done': done, 'bytes_total': total}
+        _insert(database, 'cache_tasks', host=f'x{number}', status=status, **common, **sizes)
+
+
 def test_older_database_upgraded_with_data(
     new_database: session.Database,
 ) -> None:
@@ -159,6 +178,27 @@ def test_older_database_upgraded_with_data(
     world.jobs.finish(begun.job_id, begun.epoch, CACHED)
     assert world.requests.complete(request.id)
     assert world.announced(request) == [(1, 'h1', 1), (4, 'h2', 2), (5, 'end', None)]
+
+
+def test_counters_filled_from_tasks(new_database: session.Database) -> None:
+    _sync_to(new_database, '0008')
+    _insert_running_request(new_database)
+    _insert_tasks(new_database)
+
+    schema.sync(new_database)
+
+    counted = counting.counters(new_database)
+    assert counted == counting.sums(new_database)
+    assert (counted['r1 error tasks'], counted['r1 error bytes_total']) == (2, 12)
+    with new_database.reader() as reader:
+        made = set(reader.scalars(sa.select(models.TaskCount.status)))
+    assert made == task_counts.COUNTED
+    assert open_world(new_database).requests.get('r1').counts == {
+        'cached': 2,
+        'downloading': 1,
+        'error': 2,
+        'queued': 2,
+    }
 
 
 def test_unsynced_database_is_refused(new_database: session.Database) -> None:

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters of tasks by request and status.
+
+One statement fills them, for each status that a task has while no compute works on it.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = '0009'
+down_revision = '0008'
+
+STATUSES = (
+    'queued',
+    'retry_wait',
+    'cached',
+    'existing',
+    'unsupported',
+    'error',
+    'skipped',
+    'cancelled',
+    'expired',
+)
+BYTES = ('bytes_done', 'bytes_total')
+
+
+def upgrade() -> None:
+    op.create_table(
+        'task_counts',
+        sa.Column('request_id', sa.String(length=36), nullable=False),
+        sa.Column('status', sa.String(length=32), nullable=False),
+        sa.Column('tasks', sa.BigInteger(), nullable=False),
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in BYTES),
+        sa.ForeignKeyConstraint(['request_id'], ['cache_requests.id'], ondelete='CASCADE'),
+        sa.PrimaryKeyConstraint('request_id', 'status'),
+    )
+    _fill()
+    # The time of the last check, in seconds since 1970.
+    op.bulk_insert(
+        sa.table('counters', sa.column('name'), sa.column('value')),
+        [{'name': 'counts_checked', 'value': 0}],
+    )
+
+
+def _fill() -> None:
+    requests = sa.table('cache_requests', sa.column('id'))
+    tasks = sa.table('cache_tasks', *map(sa.column, ('request_id', 'status', *BYTES)))
+    task = tasks.c
+    statuses = sa.union_all(
+        *(sa.select(sa.cast(sa.literal(each), sa.String(32)).label('status')) for each in STATUSES)
+    ).subquery()
+    known = sa.func.coalesce(task.bytes_total, task.bytes_done)
+    bytes_total = sa.case((task.bytes_done > known, task.bytes_done), else_=known)
+    filled = (
+        sa.select(
+            requests.c.id,
+            statuses.c.status,
+            sa.func.count(task.request_id),
+            sa.func.coalesce(sa.func.sum(task.bytes_done), 0),
+            sa.func.coalesce(sa.func.sum(bytes_total), 0),
+        )
+        .select_from(requests)
+        .join(statuses, sa.true())
+        .outerjoin(
+            tasks, sa.and_(task.request_id == requests.c.id, task.status == statuses.c.status)
+        )
+        .group_by(requests.c.id, statuses.c.status)
+    )
+    names = ('request_id', 'status', 'tasks', *BYTES)
+    counts = sa.table('task_counts', *map(sa.column, names))
+    op.execute(sa.insert(counts).from_select(names, filled))
