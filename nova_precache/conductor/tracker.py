@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from nova_precache import context, exception, model, reasons
 from nova_precache.conductor import database_wait, retry
 from nova_precache.db import jobs, request_actions, requests
-from nova_precache.db.job import outcome as job_outcome
+from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 
 LOG = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Tracker:
         assignment: jobs.Assignment,
         outcome: model.ImageOutcome,
         goes_on: bool,
+        slots: job_claim.Slots | None = None,
     ) -> jobs.NextJobResult:
         """Record an outcome and, in the same step, assign the host's next job or release the host.
 
@@ -83,13 +84,13 @@ class Tracker:
         cannot be recorded ends the job with a plain reason, or it would be due again for ever.
         """
         try:
-            return self._record_and_assign(conductor_id, assignment, outcome, goes_on)
+            return self._record_and_assign(conductor_id, assignment, outcome, goes_on, slots)
         except exception.DatabaseUnavailable:
             raise
         except Exception:
             LOG.exception('Recording the outcome of job %s failed', assignment.job_id)
             plain = model.ImageOutcome(model.TaskStatus.ERROR, reasons.UNRECORDED)
-            return self._record_and_assign(conductor_id, assignment, plain, goes_on)
+            return self._record_and_assign(conductor_id, assignment, plain, goes_on, slots)
 
     def _record_and_assign(
         self,
@@ -97,6 +98,7 @@ class Tracker:
         assignment: jobs.Assignment,
         outcome: model.ImageOutcome,
         goes_on: bool,
+        slots: job_claim.Slots | None,
     ) -> jobs.NextJobResult:
         delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
         ended = None
@@ -105,7 +107,7 @@ class Tracker:
         else:
             self._record_retry(assignment, outcome, delay)
         result = self.database_wait.wait_out(
-            lambda: self._jobs.next_job(conductor_id, assignment.host, ended, goes_on)
+            lambda: self._jobs.next_job(conductor_id, assignment.host, ended, goes_on, slots)
         )
         if ended is not None:
             self._settle_final(assignment, result.recorded, outcome)

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from oslo_utils import timeutils
 from sqlalchemy import orm
 

@@ -141,10 +141,9 @@ class Job(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
-# In claim order, so that the next job is found without a scan.
+# In claim order, so that the next job is found without a scan: of all, and of each cell.
 sa.Index('jobs_due_idx', Job.status, Job.ready, Job.priority.desc(), Job.id)
-# The same for one cell, whose hosts wait for each other.
-sa.Index('jobs_cell_idx', Job.cell_uuid, Job.status, Job.ready, Job.priority.desc(), Job.id)
+sa.Index('jobs_share_idx', Job.ready, Job.cell_uuid, Job.priority.desc(), Job.id)
 
 
 class Task(Base):

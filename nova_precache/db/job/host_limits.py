@@ -41,6 +41,7 @@ class HostLimits:
     def __init__(self, limits: Mapping[str, int], busy: Mapping[str, Collection[str]]) -> None:
         self.limits = limits
         self._busy = {request_id: set(busy.get(request_id, ())) for request_id in limits}
+        self._full = {each for each in limits if len(self._busy[each]) >= limits[each]}
 
     def __bool__(self) -> bool:
         return bool(self.limits)
@@ -53,9 +54,11 @@ class HostLimits:
         """Return the requests at their limit of busy hosts."""
         return [
             SaturatedRequest(request_id, sorted(self._busy[request_id]))
-            for request_id, limit in sorted(self.limits.items())
-            if len(self._busy[request_id]) >= limit
+            for request_id in sorted(self._full)
         ]
+
+    def count_saturated(self) -> int:
+        return len(self._full)
 
     def take(self, host: str, wanted_by: Mapping[str, bool]) -> bool:
         """Count a call for the requests that want its job; return False if none lets it run.
@@ -64,17 +67,15 @@ class HostLimits:
         """
         may_run = (
             is_open
-            and (
-                each not in self.limits
-                or host in self._busy[each]
-                or len(self._busy[each]) < self.limits[each]
-            )
+            and (each not in self.limits or host in self._busy[each] or each not in self._full)
             for each, is_open in wanted_by.items()
         )
         if not any(may_run):
             return False
         for each in self.limits.keys() & wanted_by.keys():
             self._busy[each].add(host)
+            if len(self._busy[each]) >= self.limits[each]:
+                self._full.add(each)
         return True
 
 

@@ -61,9 +61,9 @@ def to_come(job: type[models.Job]) -> sa.ColumnElement[int]:
 
 
 def _first_jobs(
-    status: str, index: str, *which: sa.ColumnElement[bool]
+    index: str, statuses: Collection[str], *which: sa.ColumnElement[bool]
 ) -> sa.Select[*tuple[Any, ...]]:
-    """Select the first jobs of unclaimed hosts in one status.
+    """Select the first jobs of unclaimed hosts, with their number, in the order of an index.
 
     Whether they are due is checked later: few of many that wait for a retry may be.
     """
@@ -77,30 +77,29 @@ def _first_jobs(
             # In this order, jobs are claimed.
             (_JOB.id - _JOB.priority * _MOST_IDS).label('turn'),
         )
-        .where(_JOB.status == status, _JOB.ready, job_claim.unclaimed(), *which)
+        .where(_JOB.status.in_(statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
         .limit(sa.bindparam('most', type_=sa.Integer()))
     )
-    return sa.select(db_session.by_index(jobs, _JOB, index).subquery())
+    page = db_session.by_index(jobs, _JOB, index).subquery()
+    return sa.select(page, sa.func.count().over().label('jobs'))
 
 
-def _due(index: str, *which: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, ...]]:
-    pages = (_first_jobs(status, index, *which) for status in sorted(model.TASK_WAITING))
-    jobs = sa.union_all(*pages).subquery()
+def _due(jobs: sa.Subquery) -> sa.Subquery:
     now = sa.bindparam('now', type_=sa.DateTime())
-    return sa.select(jobs).where(
-        sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now)
-    )
+    is_due = sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now)
+    return sa.select(jobs).where(is_due).subquery()
 
 
 def _places() -> sa.Select[*tuple[Any, ...]]:
-    due = _due('jobs_cell_idx', _JOB.cell_uuid == sa.bindparam('cell')).subquery()
+    in_cell = _JOB.cell_uuid == sa.bindparam('cell')
+    due = _due(_first_jobs('jobs_share_idx', model.TASK_WAITING, in_cell).subquery())
     hosts = (
         sa.select(
             due.c.host,
             sa.func.min(due.c.turn).label('turn'),
             sa.func.max(due.c.priority).label('priority'),
-            sa.func.count().label('jobs'),
+            sa.func.max(due.c.jobs).label('jobs'),
             sa.func.sum(due.c.bytes).label('bytes'),
         )
         .group_by(due.c.host)
@@ -114,7 +113,7 @@ def _places() -> sa.Select[*tuple[Any, ...]]:
         (up_to - hosts.c.bytes).label('bytes_before'),
         hosts.c.bytes,
         sa.func.count().over().label('hosts'),
-        sa.func.sum(hosts.c.jobs).over().label('jobs'),
+        hosts.c.jobs,
     ).subquery()
     is_last = queue.c.hosts_before == queue.c.hosts - 1
     return sa.select(queue).where(
@@ -124,7 +123,11 @@ def _places() -> sa.Select[*tuple[Any, ...]]:
 
 def _more_urgent() -> sa.Select[*tuple[Any, ...]]:
     is_more_urgent = _JOB.priority > sa.bindparam('lowest', type_=sa.Integer())
-    due = _due('jobs_due_idx', is_more_urgent).subquery()
+    pages = (
+        _first_jobs('jobs_due_idx', [status], is_more_urgent)
+        for status in sorted(model.TASK_WAITING)
+    )
+    due = _due(sa.union_all(*pages).subquery())
     return sa.select(
         due.c.cell_uuid,
         due.c.priority,

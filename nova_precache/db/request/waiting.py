@@ -72,8 +72,11 @@ class Turn:
     seconds: float | None = None
 
     def __str__(self) -> str:
+        """Return the end of a sentence; empty if nothing is known."""
+        if self.is_beyond and not self.hosts_before:
+            return ''
         hosts = '1 host' if self.hosts_before == 1 else f'{self.hosts_before:,} hosts'
-        return f'more than {hosts} before it' if self.is_beyond else f'{hosts} before it'
+        return f', more than {hosts} before it' if self.is_beyond else f', {hosts} before it'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +283,7 @@ def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
     if facts.host.is_claimed:
         return _until_served(facts)
     if service.claimed_hosts >= service.precache_concurrency:
-        turn = '' if facts.host.turn is None else f', {facts.host.turn}'
+        turn = '' if facts.host.turn is None else str(facts.host.turn)
         return (
             f'waits for a slot: {service.claimed_hosts} of {service.precache_concurrency} hosts '
             f'are at work{turn}'
