@@ -18,7 +18,7 @@ from sqlalchemy import orm
 from nova_precache import model, pace
 from nova_precache.db import hearing, rows, standing
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import host_limits, progress, turns
+from nova_precache.db.job import claim as job_claim, host_limits, progress, turns
 from nova_precache.db.request import gating, waiting
 
 _When = datetime.datetime | None
@@ -225,7 +225,7 @@ _SIGNS = sa.select(
     sa.select(sa.func.max(models.Service.seen_at))
     .where(models.Service.binary == model.Binary.CONDUCTOR)
     .scalar_subquery(),
-).where(_CLAIM.conductor_id.is_not(None))
+).where(job_claim.held())
 _REQUESTS = sa.select(
     _REQUEST.id,
     _REQUEST.status,

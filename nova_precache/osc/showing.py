@@ -259,10 +259,10 @@ def _eta(in_flight: Sequence[Json], rate_bytes: int) -> float | None:
 
     A host that waits for its turn has them when its last task has.
     """
-    if not rate_bytes:
-        expected = [task['eta_seconds'] for task in in_flight]
-        return None if not expected or None in expected else max(expected)
-    if any(task['bytes_total'] is None for task in in_flight):
+    if all(task['status'] in model.TASK_WAITING for task in in_flight):
+        expected = [task.get('eta_seconds') for task in in_flight]
+        return None if not expected or None in expected else max(map(float, expected))
+    if not rate_bytes or any(task['bytes_total'] is None for task in in_flight):
         return None
     left = sum(max(0, int(task['bytes_total'] - task['bytes_done'])) for task in in_flight)
     return left / rate_bytes
