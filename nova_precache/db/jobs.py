@@ -374,7 +374,7 @@ class Jobs:
         A host to which no byte was moved recently is left out.
         """
         with self._database.reader() as session:
-            return progress.measured_rates(session, hosts)
+            return progress.measured_rates(session, hosts, db_session.now(session))
 
     def askers(self, job_id: str) -> Sequence[Asker]:
         """List the requests that still want a job, with their owners."""

@@ -156,7 +156,8 @@ class Task(Base):
     __tablename__ = 'cache_tasks'
     __table_args__ = (
         sa.UniqueConstraint('request_id', 'host', 'image_id', name='cache_tasks_once'),
-        sa.Index('cache_tasks_status_idx', 'request_id', 'status'),
+        sa.Index('cache_tasks_status_idx', 'request_id', 'status', 'id'),
+        sa.Index('cache_tasks_request_idx', 'request_id', 'id'),
         sa.Index('cache_tasks_job_idx', 'job_uuid'),
         sa.Index('cache_tasks_host_idx', 'host', 'id'),
         sa.Index('cache_tasks_image_idx', 'image_id', 'id'),

@@ -214,6 +214,11 @@ def due(
     )
 
 
+def held() -> sa.ColumnElement[bool]:
+    """Select the claims that conductors hold; SQLite uses no index for IS NOT NULL."""
+    return models.Claim.conductor_id > ''
+
+
 def unclaimed() -> sa.ColumnElement[bool]:
     return ~sa.exists().where(
         models.Claim.host == models.Job.host, models.Claim.conductor_id.is_not(None)

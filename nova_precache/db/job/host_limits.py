@@ -16,6 +16,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import claim as job_claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequ
     )
     if session.scalars(others.limit(1)).first() is not None:
         return None
-    claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
+    claimed = sa.select(models.Claim.host).where(job_claim.held())
     busy = {host for each in full for host in each.hosts}
     return sorted(busy - set(session.scalars(claimed)))
 
@@ -145,7 +146,7 @@ def _busy(
 ) -> Mapping[str, Collection[str]]:
     """Map requests to the hosts where a compute works on, or is called for, a job they want."""
     job, hosts = models.Job, dict[str, str]()
-    claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
+    claimed = sa.select(models.Claim.host).where(job_claim.held())
     is_called = sa.and_(
         job.host.in_(claimed), job.status.in_(model.TASK_WAITING), job.epoch.is_not(None)
     )
