@@ -531,6 +531,7 @@ class CacheRequest:
 
     :ivar rate_bytes: per second, of all its running transfers
     :ivar bytes_to_come: remaining bytes of its tasks in flight
+    :ivar expected_seconds: until they are received, while none of its transfers runs
     """
 
     id: str
@@ -561,16 +562,21 @@ class CacheRequest:
     client_request_id: str | None = None
     pin_id: str | None = None
     global_request_id: str | None = None
+    expected_seconds: float | None = None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until all its bytes are received at the current rate; None if that is 0."""
-        return _eta(self.bytes_to_come, self.rate_bytes)
+        """Seconds until all its bytes are received; None if not known."""
+        eta = _eta(self.bytes_to_come, self.rate_bytes)
+        return self.expected_seconds if eta is None else eta
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One (request, host, image) and its result; sizes in bytes."""
+    """One (request, host, image) and its result; sizes in bytes.
+
+    :ivar expected_seconds: until the bytes of a waiting task are received
+    """
 
     id: int
     request_id: str
@@ -587,11 +593,14 @@ class Task:
     started_at: datetime.datetime | None = None
     finished_at: datetime.datetime | None = None
     rate_bytes: int | None = None
+    expected_seconds: float | None = None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until its bytes are received at the current rate; None if not known."""
-        if self.status not in TASK_WORKING or self.bytes_total is None:
+        """Seconds until its bytes are received; None if not known."""
+        if self.status not in TASK_WORKING:
+            return self.expected_seconds
+        if self.bytes_total is None:
             return None
         return _eta(self.bytes_total - self.bytes_done, self.rate_bytes)
 

@@ -77,17 +77,6 @@ be stopped or slowed down.
         min=1,
         help='Days for which an ended request is kept.',
     ),
-    cfg.IntOpt(
-        'pin_hosts_per_round',
-        mutable=True,
-        default=10,
-        min=1,
-        help="""
-Maximum number of hosts that a pin requests images for in one round (see
-``[conductor] pin_interval_seconds``), so that a rack that comes back does not
-overload the image service.
-""",
-    ),
     cfg.StrOpt(
         'subdirectory_name',
         default='_base',
