@@ -83,8 +83,12 @@ def totals(which: Any) -> sa.CompoundSelect[*tuple[Any, ...]]:
 
     :param which: the ids of the requests, as the right side of IN
     """
-    working = _SUMS.where(_TASK.request_id.in_(which), _TASK.status.in_(model.TASK_WORKING))
-    return _COUNTERS.where(_COUNT.request_id.in_(which)).union_all(working)
+    # Each status by itself: with IN, MariaDB may read all tasks of one request.
+    working = (
+        _SUMS.where(_TASK.request_id.in_(which), _TASK.status == str(status))
+        for status in sorted(model.TASK_WORKING)
+    )
+    return _COUNTERS.where(_COUNT.request_id.in_(which)).union_all(*working)
 
 
 _REQUESTS: sa.BindParameter[Any] = sa.bindparam('requests', expanding=True)
